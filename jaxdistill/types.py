@@ -1,0 +1,188 @@
+"""The nouns of a run: plain data and pairs of pure functions, one signature for every part.
+
+*This student learns from these teachers, fused like this, matched by these terms, updated by this step, on this
+mesh.* Everything below is a pytree or a tuple of functions; nothing here knows about configs, devices or files.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+T = TypeVar("T")
+
+
+def struct(cls: type[T]) -> type[T]:
+    """Registers a frozen dataclass as a pytree whose fields are all data."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@struct
+class Factored:
+    """Logits that are not multiplied out yet: `features @ kernel + bias`.
+
+    A vocabulary of 150,000 makes logits the largest array of a run; kept in this form, the objective forms them a
+    chunk of rows at a time.
+
+    Args:
+        features: `[*batch, width]`
+        kernel: `[width, classes]`
+        bias: `[classes]`, or None
+    """
+
+    features: Array
+    kernel: Array
+    bias: Array | None = None
+
+    def dense(self) -> Array:
+        """The logits, `[*batch, classes]`."""
+        logits = self.features @ self.kernel
+        return logits if self.bias is None else logits + self.bias
+
+
+@struct
+class Outputs:
+    """Everything a model returns. Nothing is hooked: under `jit`, what no term reads is removed by the compiler.
+
+    Args:
+        logits: `[*batch, classes]`, or a `Factored` head
+        hidden_states: one array per layer, `[*batch, width]`, the embedding (stem) first: 12 layers give 13. Layers
+            with a spatial extent keep it: `[batch, height, width, channels]`
+        attentions: one array per layer, `[batch, heads, queries, keys]`; only where a term needs them
+        embedding: the pooled or projected representation, `[batch, width]`
+    """
+
+    logits: Array | Factored | None = None
+    hidden_states: tuple[Array, ...] = ()
+    attentions: tuple[Array, ...] = ()
+    embedding: Array | None = None
+
+
+@struct
+class Signals:
+    """All that a term or a fusion may look at, for ONE stream of the batch.
+
+    Args:
+        student: outputs of the student
+        teachers: outputs of each teacher, in the order of the config
+        teacher: the fused teacher, at this term's temperature; None while fusing, and without teachers
+        batch: the stream's arrays
+        mask: `[*batch]`, 1 for a row (or token) that counts, 0 for padding
+        step: the step number, int32 scalar
+        temperature: the temperature of the term that is being computed
+        params: parameters by role: `student`, `teachers` (a tuple)
+    """
+
+    student: Outputs
+    teachers: tuple[Outputs, ...]
+    teacher: Outputs | None
+    batch: Mapping[str, Array]
+    mask: Array
+    step: Array
+    temperature: Array | float
+    params: Mapping[str, PyTree]
+
+
+@struct
+class TrainState:
+    """All that training changes. Frozen teachers are NOT in it: they would be donated and saved.
+
+    Args:
+        step: int32 scalar
+        params: trainable parameters by role: `student`, `fusion`, `terms`, ...
+        state: what is not trained, by role: running statistics, banks, adaptive coefficients
+        opt_state: the optimisers' state
+        key: the run's PRNG key; step n draws from `fold_in(key, n)`, so that a resumed run repeats itself
+    """
+
+    step: Array
+    params: dict[str, PyTree]
+    state: dict[str, PyTree]
+    opt_state: PyTree
+    key: Array
+
+
+class Model(NamedTuple):
+    """A network as two pure functions.
+
+    init: `(key, batch) -> (params, state)`, both flat: `{"blocks/0/mlp/up/kernel": array}`
+    apply: `(params, state, batch, *, train, key) -> (Outputs, state)`
+    """
+
+    init: Callable[..., tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[Outputs, PyTree]]
+
+
+class Variables(NamedTuple):
+    """A model's values: its parameters and its state. How frozen teachers are handed to a step."""
+
+    params: PyTree
+    state: PyTree
+
+
+class Fusion(NamedTuple):
+    """Many teachers -> one, at `signals.temperature`: `softmax(logits / temperature)` is the fused distribution.
+
+    Averaging probabilities first and softening them afterwards was 33 % off, which is why the temperature is an input.
+
+    init: `(key, signals) -> (params, state)`; params hold gates
+    apply: `(params, state, signals, *, key) -> (Outputs, state)`
+    """
+
+    init: Callable[..., tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[Outputs, PyTree]]
+
+
+class Term(NamedTuple):
+    """One thing to match, or to regularise.
+
+    init: `(key, signals) -> (params, state)`; params hold projectors, state holds banks and adaptive coefficients
+    apply: `(params, state, signals, *, key) -> (out, state)`. `out` is unweighted: values `[*batch]`, or
+        `(values, mask)` where the term knows better what counts, or a scalar regulariser
+    stream: which stream of the batch it reads
+    local: every row stands for itself, so that rows may be cut into chunks
+    needs: what it reads beyond the student's logits: "teacher", "attentions"
+    temperature: schedule of the temperature at which its teacher is fused
+    """
+
+    init: Callable[..., tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[Any, PyTree]]
+    stream: str = "train"
+    local: bool = True
+    needs: frozenset[str] = frozenset()
+    temperature: Callable[[Array], Array] | None = None
+
+
+class Objective(NamedTuple):
+    """Fusion, terms, weights, schedules and the reduction.
+
+    init: `(key, {stream: signals}) -> (params, state)`, each with the roles `fusion` and `terms`
+    apply: `(params, state, {stream: signals}, *, key) -> ({term: Mean}, state)`; one mean per term, so that a step may
+        take one gradient per term
+    fuse: `(params, state, signals, *, key) -> signals` with its teacher fused, for steps that train a gate
+    total: `({term: Mean}, step) -> ` the weighted scalar to differentiate
+    streams: the streams that its terms read
+    """
+
+    init: Callable[..., tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[dict[str, Any], PyTree]]
+    fuse: Callable[..., Signals]
+    total: Callable[..., Array]
+    streams: frozenset[str]
+
+
+class Step(NamedTuple):
+    """The swappable algorithm.
+
+    init: `(key, teachers, batch) -> TrainState`
+    update: `(train_state, teachers, batch) -> (train_state, metrics)`; pure, compiled by `parallel/compile.py`. `teachers`
+        is a tuple of `Variables`, `batch` a dict with one entry per stream, metrics a dict of `Mean`
+    streams: the streams of the batch it reads
+    """
+
+    init: Callable[..., TrainState]
+    update: Callable[..., tuple[TrainState, dict[str, Any]]]
+    streams: frozenset[str]

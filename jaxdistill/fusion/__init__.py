@@ -1,0 +1,5 @@
+"""Many teachers -> one: one strategy, one file. Adding one is a file here and a line below."""
+
+from jaxdistill.fusion import average, single
+
+__all__ = ["average", "single"]

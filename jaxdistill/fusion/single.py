@@ -1,0 +1,20 @@
+"""One teacher: the identity."""
+
+from jaxdistill.registry import fusions
+from jaxdistill.types import Fusion
+
+
+@fusions.register
+def single(teacher: int = 0) -> Fusion:
+    """Hands on one teacher as it is.
+
+    Args:
+        teacher: its number, in the order of the config.
+    """
+
+    def apply(params, state, signals, *, key):
+        if not -len(signals.teachers) <= teacher < len(signals.teachers):
+            raise ValueError(f"there is no teacher {teacher}; there are {len(signals.teachers)}")
+        return signals.teachers[teacher], state
+
+    return Fusion(lambda key, signals: ({}, {}), apply)

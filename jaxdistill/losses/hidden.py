@@ -1,0 +1,92 @@
+"""Hints: Romero et al., FitNets, 2015 (arxiv.org/abs/1412.6550); layer by layer as in Sun et al., Patient KD, 2019
+(arxiv.org/abs/1908.09355).
+
+    mean over layer pairs of mean (projector(h_s) - h_t)^2, or of 1 - cos(projector(h_s), h_t)
+
+The projector belongs to training only; it learns with the student and is thrown away afterwards. Hints hurt some pairs of networks, so the
+weight deserves a sweep.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.losses.layers import LayerMap, layer_pairs
+from jaxdistill.registry import losses
+from jaxdistill.types import Array, Signals, Term
+
+
+def squared_distance(student: Array, teacher: Array) -> Array:
+    """Mean squared difference over the last axis: `[..., width] -> [...]`, in float32."""
+    return jnp.mean((student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2, axis=-1)
+
+
+def cosine_distance(student: Array, teacher: Array) -> Array:
+    """1 - cosine over the last axis: `[..., width] -> [...]`, in float32; 1 with a gradient of 0 for a zero vector."""
+
+    def unit(x: Array) -> Array:
+        square = jnp.sum(x**2, axis=-1, keepdims=True)
+        return x * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+    return 1 - jnp.sum(unit(student.astype(jnp.float32)) * unit(teacher.astype(jnp.float32)), axis=-1)
+
+
+DISTANCES = {"mse": squared_distance, "cosine": cosine_distance}
+
+
+@losses.register
+def hidden(
+    layers: LayerMap = "uniform",
+    projector: Literal["linear", "none"] = "linear",
+    distance: Literal["mse", "cosine"] = "mse",
+    teacher: int = 0,
+) -> Term:
+    """Hidden states of chosen layers, through a projector where widths differ.
+
+    Where the states' spatial extents differ, both are averaged over them first.
+
+    Args:
+        layers: the layer map, see `losses/layers.py`.
+        projector: "linear" learns a kernel per pair; "none" compares as they are and needs equal widths.
+        distance: "mse" or "cosine".
+        teacher: which teacher. Hidden states of unlike teachers have no mean, so one is chosen.
+    """
+    layer_pairs(layers, 10**4, 10**4)  # a misspelt map fails here, before any model exists
+
+    def pairs(signals: Signals) -> list[tuple[Array, Array]]:
+        students, teachers = signals.student.hidden_states, signals.teachers[teacher].hidden_states
+        chosen = layer_pairs(layers, len(students), len(teachers))
+        return [_aligned(students[i], teachers[j], signals.mask.ndim) for i, j in chosen]
+
+    def init(key, signals):
+        if projector == "none":
+            return {}, {}
+        params = {}
+        for number, (student, target) in enumerate(pairs(signals)):
+            shape = (student.shape[-1], target.shape[-1])
+            kernel = jax.random.normal(jax.random.fold_in(key, number), shape) / shape[0] ** 0.5
+            params[f"{number}/kernel"] = kernel
+        return params, {}
+
+    def apply(params, state, signals, *, key):
+        values = []
+        for number, (student, target) in enumerate(pairs(signals)):
+            if projector == "linear":
+                student = student @ params[f"{number}/kernel"].astype(student.dtype)
+            if student.shape[-1] != target.shape[-1]:
+                widths = f"student {student.shape[-1]}, teacher {target.shape[-1]}"
+                raise ValueError(f"widths differ ({widths}) and projector='none'; use projector='linear'")
+            value = DISTANCES[distance](student, target)
+            values.append(jnp.mean(value, axis=tuple(range(signals.mask.ndim, value.ndim))))
+        return jnp.mean(jnp.stack(values), axis=0), state
+
+    return Term(init, apply, needs=frozenset({"teacher"}))
+
+
+def _aligned(student: Array, teacher: Array, batch_dims: int) -> tuple[Array, Array]:
+    """Both `[*batch, *extent, width]` with the same extent: averaged over the extent where it differs."""
+    if student.shape[batch_dims:-1] == teacher.shape[batch_dims:-1]:
+        return student, teacher
+    pool = lambda x: jnp.mean(x, axis=tuple(range(batch_dims, x.ndim - 1)))  # noqa: E731
+    return pool(student), pool(teacher)

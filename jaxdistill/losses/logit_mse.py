@@ -1,0 +1,33 @@
+"""Logit matching: Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014 (arxiv.org/abs/1312.6184).
+
+    mean_c (s_c - t_c)^2
+
+The limit of soft targets as T grows, up to each row's mean.
+"""
+
+import jax.numpy as jnp
+
+from jaxdistill.losses.term import stateless
+from jaxdistill.registry import losses
+from jaxdistill.types import Array, Signals, Term
+
+
+def mean_squared_error(student: Array, teacher: Array) -> Array:
+    """Mean over the last axis of the squared difference, in float32: `[*batch, classes] -> [*batch]`.
+
+    Where the teacher's logit is -inf the class is masked: it adds nothing and is not counted.
+    """
+    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+    known = jnp.isfinite(teacher)
+    difference = jnp.where(known, student, 0.0) - jnp.where(known, teacher, 0.0)
+    return jnp.sum(difference**2, axis=-1) / jnp.maximum(jnp.sum(known, axis=-1), 1)
+
+
+@losses.register
+def logit_mse() -> Term:
+    """Mean squared error between the logits of the student and of the fused teacher."""
+
+    def values(signals: Signals) -> Array:
+        return mean_squared_error(signals.student.logits, signals.teacher.logits)
+
+    return stateless(values, needs=frozenset({"teacher"}))

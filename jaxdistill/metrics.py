@@ -1,0 +1,223 @@
+"""A metric is a pytree of SUMS plus `compute()`: batches, devices and hosts are joined by adding.
+
+The functions return the sums of the rows they are given: local to the device under pmap, where the caller `psum`s the
+tree. They compute in float32 whatever the logits are; `mask` SELECTS rows, because NaN * 0 is NaN. Top-1 agreement and
+CKA hardly tell a distilled student from one trained on labels; `agreement_on_errors` and `rank_correlation` do.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.parallel import collectives
+from jaxdistill.types import Array, PyTree, struct
+
+
+def _ratio(top: Array, bottom: Array) -> Array:
+    """`top / bottom`; where nothing was counted, 0 for jax arrays and nan for numpy totals.
+
+    In a step an empty mask must give a zero with a zero gradient; in a report a zero would look like a measurement.
+    """
+    xp, nothing = (jnp, 0.0) if isinstance(bottom, jax.Array) else (np, np.nan)
+    empty = bottom == 0
+    return xp.where(empty, nothing, top / xp.where(empty, 1.0, bottom))[()]
+
+
+@struct
+class Mean:
+    """A sum and how many values are in it; both scalars."""
+
+    sum: Array
+    count: Array
+
+    def compute(self) -> Array:
+        """The mean. With count 0: nan on the host (numpy totals), 0 for jax arrays, inside and outside `jit`."""
+        return _ratio(self.sum, self.count)
+
+
+@struct
+class Calibration:
+    """Rows sorted by confidence into bins of equal width `(low, high]`; all fields `[bins]`.
+
+    Args:
+        count: rows per bin
+        confidence: sum of the probabilities of the predicted class
+        correct: rows whose predicted class is the label
+
+    References:
+        Guo et al., "On Calibration of Modern Neural Networks", 2017, https://arxiv.org/abs/1706.04599
+    """
+
+    count: Array
+    confidence: Array
+    correct: Array
+
+    def compute(self) -> Array:
+        """The expected calibration error: |confidence - accuracy| of each bin, averaged over rows."""
+        return _ratio(abs(self.confidence - self.correct).sum(), self.count.sum())
+
+    def curve(self) -> tuple[Array, Array, Array]:
+        """Confidence, accuracy and count of each bin, `[bins]`: a reliability diagram. Empty bins as in `Mean`."""
+        return _ratio(self.confidence, self.count), _ratio(self.correct, self.count), self.count
+
+
+@struct
+class Alignment:
+    """Centred kernel alignment from minibatches: sums of unbiased HSIC estimates, scalars.
+
+    The estimates are added first and divided last: a mean of the batches' own ratios depends on the batch size.
+
+    Args:
+        xy, xx, yy: HSIC of the two representations with each other and with themselves
+
+    References:
+        Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019, https://arxiv.org/abs/1905.00414
+        Nguyen et al., "Do Wide and Deep Networks Learn the Same Things?", 2021, https://arxiv.org/abs/2010.15327
+    """
+
+    xy: Array
+    xx: Array
+    yy: Array
+
+    def compute(self) -> Array:
+        """`xy / sqrt(xx yy)`: 1 for the same representation up to rotation and scale, about 0 for unrelated ones."""
+        return _ratio(self.xy, self.xx**0.5 * self.yy**0.5)
+
+
+def _selected(mask: Array, shape: tuple[int, ...]) -> Array:
+    """The mask as booleans of `shape`, broadcast over the trailing dimensions it lacks."""
+    mask = jnp.asarray(mask) != 0
+    return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
+
+
+def mean_of(values: Array, mask: Array) -> Mean:
+    """Sums the values that the mask selects.
+
+    Args:
+        values: `[*batch]`, any real type or bool
+        mask: `[*batch]`, or its leading dimensions; what is not 0 counts once
+    """
+    values = jnp.asarray(values).astype(jnp.float32)
+    mask = _selected(mask, values.shape)
+    return Mean(jnp.where(mask, values, 0.0).sum(), mask.sum(dtype=jnp.float32))
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """Adds two trees of metrics on the host, in numpy float64: a float32 count stops at 2^24."""
+    return jax.tree.map(lambda x, y: np.asarray(x, np.float64) + np.asarray(y, np.float64), a, b)
+
+
+def accuracy(logits: Array, labels: Array, mask: Array) -> Mean:
+    """Share of rows whose largest logit is the label: `[*batch, classes]`, `[*batch]`, `[*batch]`."""
+    return mean_of(logits.argmax(-1) == labels, mask)
+
+
+def nll(logits: Array, labels: Array, mask: Array) -> Mean:
+    """Negative log-likelihood of the labels in nats: `[*batch, classes]`, `[*batch]`, `[*batch]`."""
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return mean_of(-jnp.take_along_axis(logp, labels[..., None], -1)[..., 0], mask)
+
+
+def calibration(logits: Array, labels: Array, mask: Array, bins: int = 15) -> Calibration:
+    """Confidence beside accuracy, in bins: `[*batch, classes]`, `[*batch]`, `[*batch]`."""
+    confidence = jax.nn.softmax(logits.astype(jnp.float32)).max(-1)
+    correct = (logits.argmax(-1) == labels).ravel()
+    valid = _selected(mask, confidence.shape).ravel()
+    confidence = confidence.ravel()
+    which = jnp.searchsorted(jnp.arange(1, bins) / bins, confidence, side="left")  # a row on an edge: the lower bin
+    inside = (which[:, None] == jnp.arange(bins)) & valid[:, None]
+    count, correct = (jnp.sum(x, 0, dtype=jnp.float32) for x in (inside, inside & correct[:, None]))
+    return Calibration(count, jnp.where(inside, confidence[:, None], 0.0).sum(0), correct)
+
+
+def agreement(student: Array, teacher: Array, mask: Array) -> Mean:
+    """Share of rows with the same top-1: `[*batch, classes]` twice, `[*batch]`.
+
+    References:
+        Stanton et al., "Does Knowledge Distillation Really Work?", 2021, https://arxiv.org/abs/2106.05945
+    """
+    return mean_of(student.argmax(-1) == teacher.argmax(-1), mask)
+
+
+def agreement_on_errors(student: Array, teacher: Array, labels: Array, mask: Array) -> Mean:
+    """`agreement` where the teacher's top-1 is wrong: what only the teacher can have taught."""
+    top = teacher.argmax(-1)
+    return mean_of(student.argmax(-1) == top, _selected(mask, top.shape) & (top != labels))
+
+
+def divergence(student: Array, teacher: Array, mask: Array) -> Mean:
+    """KL(teacher || student) at temperature 1, in nats: `[*batch, classes]` twice, `[*batch]`.
+
+    Classes to which the teacher gives no probability (a logit of -inf) add nothing: 0 log 0 = 0.
+    """
+    log_p, log_q = (jax.nn.log_softmax(z.astype(jnp.float32)) for z in (teacher, student))
+    p = jnp.exp(log_p)
+    # `p == 0` and not `p > 0`: a NaN of the teacher must show, not count as a class without probability
+    return mean_of(jnp.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1), mask)
+
+
+def rank_correlation(student: Array, teacher: Array, labels: Array, mask: Array) -> Mean:
+    """Spearman's rank correlation over the classes that are not the label, averaged over rows.
+
+    `1 - 6 sum d^2 / (n (n^2 - 1))` with d the difference of ranks among the n = classes - 1 others. Ties are ranked by
+    class index, in student and teacher alike: classes that are tied in BOTH count as agreeing, so a block of equal
+    logits (a masked vocabulary) raises the number. Fewer than 3 classes have no order to compare: count 0.
+
+    Args:
+        student: `[*batch, classes]`
+        teacher: `[*batch, classes]`
+        labels: `[*batch]`, the class that is left out
+        mask: `[*batch]`
+    """
+    others = student.shape[-1] - 1
+    if others < 2:
+        return mean_of(jnp.zeros(labels.shape), jnp.zeros(labels.shape))
+
+    def ranks(logits: Array) -> Array:
+        rank = logits.argsort(-1).argsort(-1)
+        target = jnp.take_along_axis(rank, labels[..., None], -1)
+        return rank - (rank > target)  # the ranks above the label's close the gap that it leaves
+
+    # Float before the square: 46,341 classes overflow int32. The label's own d is taken out by `where`.
+    d = (ranks(student) - ranks(teacher)).astype(jnp.float32)
+    d = jnp.where(labels[..., None] == jnp.arange(others + 1), 0.0, d)
+    return mean_of(1.0 - 6.0 * (d**2).sum(-1) / (others * (others**2 - 1.0)), mask)
+
+
+def _u_centred(features: Array, valid: Array) -> Array:
+    """Gram matrix without its diagonal whose rows sum to zero: `[rows, width]`, `[rows]` -> `[rows, rows]`."""
+    n = jnp.maximum(valid.sum(dtype=jnp.float32), 4.0)
+    x = jnp.where(valid[:, None], features.astype(jnp.float32), 0.0)
+    # The result does not depend on the mean, float32 does: features after a ReLU would cancel in the sums below.
+    x = jnp.where(valid[:, None], x - x.sum(0) / n, 0.0)
+    pairs = valid[:, None] & valid & ~jnp.eye(len(valid), dtype=bool)
+    gram = jnp.where(pairs, jnp.matmul(x, x.T, precision="highest"), 0.0)  # "highest": TPUs multiply in bfloat16
+    row = gram.sum(1) / (n - 2.0)
+    return jnp.where(pairs, gram - row[:, None] - row + gram.sum() / ((n - 1.0) * (n - 2.0)), 0.0)
+
+
+def cka(x: Array, y: Array, mask: Array) -> Alignment:
+    """Unbiased HSIC of one batch; the biased one gives 0.76 for noise (20 rows, width 64).
+
+    Written as the inner product of U-centred Gram matrices over n(n - 3) (Szekely & Rizzo 2014), which equals eq. 5 of
+    Song et al. and keeps `xx` and `yy` from going negative by rounding. Fewer than 4 rows have no estimate: they add 0.
+
+    Args:
+        x: the student's features, `[rows, ...]`, flattened to one vector per row of the mask
+        y: the teacher's, `[rows, ...]`; the width may differ
+        mask: `[rows]`; `[batch, length]` makes every token a row. Rows with 0 are left out, and n with them
+
+    Returns:
+        The sums. Rows are gathered under pmap and each device returns its share, so that `psum` is right here too.
+
+    References:
+        Song et al., "Feature Selection via Dependence Maximization", 2012, https://jmlr.org/papers/v13/song12a.html
+        Szekely & Rizzo, "Partial distance correlation", 2014, https://arxiv.org/abs/1310.2926
+    """
+    mask = jnp.asarray(mask)
+    x, y, mask = collectives.gather((x.reshape(mask.size, -1), y.reshape(mask.size, -1), mask.ravel()))
+    rows = (mask != 0).sum(dtype=jnp.float32)
+    n = jnp.maximum(rows, 4.0)
+    scale = (rows >= 4) / (n * (n - 3.0)) / collectives.psum(1.0)
+    k, m = (_u_centred(z, mask != 0) for z in (x, y))
+    return Alignment(*((a * b).sum() * scale for a, b in ((k, m), (k, k), (m, m))))

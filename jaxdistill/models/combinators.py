@@ -1,0 +1,62 @@
+"""Behaviour added from Model to Model, not by flags inside the models."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.types import Array, Factored, Model, PyTree
+
+
+def in_dtype(model: Model, dtype: str) -> Model:
+    """Computes in `dtype` (such as "bfloat16") over float32 parameters: they are cast on the way in, gradients come back in float32.
+
+    State keeps its dtype: running statistics in bfloat16 would stop moving.
+    """
+
+    def cast(x: Array) -> Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    def apply(params, state, batch, *, train, key):
+        return model.apply(jax.tree.map(cast, params), state, batch, train=train, key=key)
+
+    return Model(model.init, apply)
+
+
+def microbatched(model: Model, parts: int) -> Model:
+    """Runs the batch in `parts` pieces, keeping only one piece's activations: gradient accumulation inside the model.
+
+    Terms still see the whole batch: averaging the gradients of separate small batches was 35 % off with relational losses. Batch statistics are
+    those of a piece.
+
+    Args:
+        model: any model whose outputs have the batch as first axis (a `Factored` kernel excepted).
+        parts: how many pieces; it must divide the batch (on a mesh, each device's share of it).
+    """
+
+    def cut(x: Array) -> Array:  # strided, so that each piece stays spread over the devices
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+    def joined(outputs: PyTree) -> PyTree:
+        def each(leaf: Any) -> Any:
+            if isinstance(leaf, Factored):  # kernel and bias have no rows; every piece saw the same ones
+                bias = None if leaf.bias is None else leaf.bias[-1]
+                return Factored(join(leaf.features), leaf.kernel[-1], bias)
+            return join(leaf)
+
+        return jax.tree.map(each, outputs, is_leaf=lambda leaf: isinstance(leaf, Factored))
+
+    def apply(params, state, batch, *, train, key):
+        @jax.checkpoint
+        def piece(state, numbered):
+            rows, number = numbered
+            outputs, state = model.apply(params, state, rows, train=train, key=jax.random.fold_in(key, number))
+            return state, outputs
+
+        state, outputs = jax.lax.scan(piece, state, (jax.tree.map(cut, batch), jnp.arange(parts)))
+        return joined(outputs), state
+
+    return Model(model.init, apply)

@@ -1,0 +1,82 @@
+"""Flax NNX is the layer library, the core is functional: a module becomes a `Model` of two pure functions.
+
+The module is split once into a graph definition and flat dicts `{"blocks/0/mlp/up/kernel": array}`, and merged inside
+`jit`, which costs nothing there. (`nnx.jit(module)` is 4 times slower and recompiles when it records intermediates.)
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdistill.types import Array, Model, Outputs, PyTree
+
+Batch = Mapping[str, Array]
+Call = Callable[[Any, Batch, bool, Array], Outputs]
+
+
+def _call(module: Any, batch: Batch, train: bool, key: Array) -> Outputs:
+    return module(batch, train=train, key=key)
+
+
+def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) -> Model:
+    """A Flax NNX module as a `Model`.
+
+    `nnx.Param` variables become params, random streams are renewed from the key of each call, and all other variables (running
+    statistics, counters) become state.
+
+    Args:
+        make: `(rngs, batch) -> module`; `batch` has the shapes that the layers need.
+        call: `(module, batch, train, key) -> Outputs`. Ours take `module(batch, train=, key=)`; for a module of your own, e.g.
+            `lambda module, batch, train, key: Outputs(logits=module(batch["image"]))`.
+    """
+    skeletons: dict[Any, tuple[Any, list[tuple[Any, Any]]]] = {}
+
+    def skeleton(batch: Batch) -> tuple[Any, list[tuple[Any, Any]]]:
+        shapes = tuple((name, x.shape[1:], x.dtype) for name, x in sorted(batch.items()))
+        if shapes not in skeletons:  # an abstract trace, tens of milliseconds
+            graph, variables = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0), batch)))
+            skeletons[shapes] = graph, list(nnx.to_flat_state(variables))
+        return skeletons[shapes]
+
+    def init(key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
+        return _collect(make(nnx.Rngs(key), batch))
+
+    def apply(params: PyTree, state: PyTree, batch: Batch, *, train: bool, key: Array) -> tuple[Outputs, PyTree]:
+        graph, variables = skeleton(batch)
+        values = []
+        for path, variable in variables:
+            if isinstance(variable, nnx.RngState):
+                value = _renewed(variable, key)
+            else:
+                name = _name(path)
+                value = params[name] if isinstance(variable, nnx.Param) else state[name]
+            values.append((path, variable.replace(value)))
+        module = nnx.merge(graph, nnx.from_flat_state(values))
+        out = call(module, batch, train, key)
+        return out, _collect(module)[1] if train and state else state
+
+    return Model(init, apply)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path))
+
+
+def _collect(module: nnx.Module) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Params and state of a module, as flat dicts."""
+    params, state = {}, {}
+    for path, variable in nnx.to_flat_state(nnx.state(module)):
+        if isinstance(variable, nnx.RngState):
+            continue
+        (params if isinstance(variable, nnx.Param) else state)[_name(path)] = variable.get_value()
+    return params, state
+
+
+def _renewed(variable: nnx.Variable, key: Array) -> Array:
+    """A module's own random stream, set anew for this call: its key is the call's, its counter 0."""
+    if isinstance(variable, nnx.RngKey):
+        return jax.random.fold_in(key, 0)
+    return jnp.zeros(variable.get_value().shape, jnp.uint32)

@@ -1,0 +1,69 @@
+"""Optimisers: directions by name, and how rate, clipping and roles are put together.
+
+A registered factory gives the DIRECTION of a step, without a rate: the rate is a schedule of its own, so that it is one key of a config
+and one axis of a sweep.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import optax
+
+from jaxdistill.registry import optimizers
+from jaxdistill.schedules import Scalar, as_schedule
+from jaxdistill.types import PyTree
+
+
+def _decay(weight_decay: float) -> optax.GradientTransformation:
+    """Decoupled decay of matrices only: scales and biases have no reason to be small."""
+    matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
+    return optax.add_decayed_weights(weight_decay, matrices) if weight_decay else optax.identity()
+
+
+@optimizers.register
+def sgd(momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Stochastic gradient descent with momentum; L2 decay is added to the gradient, as vision recipes mean it."""
+    return optax.chain(_decay(weight_decay), optax.trace(momentum, nesterov) if momentum else optax.identity())
+
+
+@optimizers.register
+def adamw(
+    weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arxiv.org/abs/1711.05101)."""
+    return optax.chain(optax.scale_by_adam(b1, b2, eps), _decay(weight_decay))
+
+
+@optimizers.register
+def lion(weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
+    """The sign of a momentum (Chen et al. 2023, arxiv.org/abs/2302.06675)."""
+    return optax.chain(optax.scale_by_lion(b1, b2), _decay(weight_decay))
+
+
+def optimizer(
+    direction: optax.GradientTransformation,
+    rate: Scalar,
+    clip_norm: float = 0.0,
+    roles: Mapping[str, tuple[optax.GradientTransformation, Scalar]] | None = None,
+) -> optax.GradientTransformation:
+    """The whole optimiser of a train state.
+
+    Args:
+        direction: for every role that is not named in `roles`.
+        rate: its learning rate, a number or a schedule.
+        clip_norm: greatest global norm of the gradient of all roles together; 0 leaves it as it is.
+        roles: role of `TrainState.params` (`student`, `fusion`, `terms`, ...) -> its own direction and rate.
+    """
+
+    def scaled(direction: optax.GradientTransformation, rate: Scalar) -> optax.GradientTransformation:
+        return optax.chain(direction, optax.scale_by_learning_rate(as_schedule(rate)))
+
+    whole = scaled(direction, rate)
+    if roles:
+        parts = {"others": whole, **{role: scaled(*own) for role, own in roles.items()}}
+
+        def labels(params: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
+            return {r: jax.tree.map(lambda _, r=r: r if r in roles else "others", tree) for r, tree in params.items()}
+
+        whole = optax.partition(parts, labels)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), whole) if clip_norm else whole

@@ -1,0 +1,167 @@
+"""Compilation: the only place that jits, donates and shards. `jit` over a mesh is the engine, `pmap` a thin second backend.
+
+Both give an `Engine` with the same functions, and parameters that agree to float32 rounding.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS, psum
+from jaxdistill.parallel.mesh import row_shards
+from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings
+from jaxdistill.types import Array, PyTree, Step, TrainState, Variables
+
+Batch = Mapping[str, Mapping[str, Any]]
+Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], PyTree]
+
+
+class Engine(NamedTuple):
+    """A step compiled for its devices.
+
+    init: `(key, batch) -> TrainState`, never whole on one device
+    update: `(train_state, batch) -> (train_state, metrics)`; donates the train state
+    evaluate: `(train_state, rows) -> metrics`, sums over the whole batch
+    put: `batch of host arrays -> batch of device arrays`
+    export: `train_state ->` the same as a tree of global arrays, for checkpoints and reports
+    restore: inverse of `export`
+    abstract: shapes and shardings of what `export` gives
+    rows: the rows of the global batch that this process must supply
+    compiled: `() -> {function: how many programs it was compiled into}`
+    """
+
+    init: Callable[[Array, Batch], TrainState]
+    update: Callable[[TrainState, Batch], tuple[TrainState, PyTree]]
+    evaluate: Callable[[TrainState, Mapping[str, Any]], PyTree]
+    put: Callable[[PyTree], PyTree]
+    export: Callable[[TrainState], TrainState]
+    restore: Callable[[TrainState], TrainState]
+    abstract: TrainState
+    rows: Callable[[int], slice]
+    compiled: Callable[[], dict[str, int]]
+
+
+def place(variables: Variables, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Variables:
+    """Lays a model's variables out on the mesh by its rule table."""
+    return jax.device_put(variables, shardings(variables, mesh, rules))
+
+
+def local_rows(mesh: Mesh, total: int) -> slice:
+    """The rows of a batch of `total` that live on this process's devices, as one range."""
+    indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((total,))
+    ranges = [index[0].indices(total) for index in indices.values() if index is not None]
+    return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
+
+
+def jit_engine(
+    step: Step,
+    evaluate: Evaluate,
+    mesh: Mesh,
+    teachers: tuple[Variables, ...],
+    references: tuple[Variables, ...],
+    batch: Batch,
+    *,
+    rules: Rules = DEFAULT_RULES,
+) -> Engine:
+    """`jit` over a mesh.
+
+    Args:
+        step: the algorithm.
+        evaluate: `(params, state, teachers, rows) -> metrics`.
+        mesh: axes data, fsdp, tensor.
+        teachers: frozen variables, already placed. They are arguments of the compiled program: as a closure they grew it 50-fold.
+        references: the teachers beside whom `evaluate` measures; a control has them, and learns from none.
+        batch: shapes of a global batch, by stream.
+        rules: layout of the train state.
+    """
+    rows, whole = NamedSharding(mesh, ROWS), NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch)
+    layout = shardings(shapes, mesh, rules)
+    placed, beside = (jax.tree.map(lambda x: x.sharding, models) for models in (teachers, references))
+
+    init = jax.jit(step.init, out_shardings=layout)
+    # out_shardings are pinned: left open, XLA re-sharded gradients and compiled twice
+    update = jax.jit(
+        step.update, in_shardings=(layout, placed, rows), out_shardings=(layout, whole), donate_argnums=0
+    )
+    measure = jax.jit(evaluate, in_shardings=(layout.params, layout.state, beside, rows), out_shardings=whole)
+
+    def on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            with jax.set_mesh(mesh):  # `by_rows` reads the ambient mesh while tracing
+                return function(*args)
+
+        return call
+
+    def put(tree: PyTree) -> PyTree:
+        def each(x: np.ndarray) -> Array:
+            if jax.process_count() == 1:
+                return jax.device_put(x, rows)
+            # x holds this process's rows only
+            processes_rows = jax.process_count() * x.shape[0] if _splits(mesh) else x.shape[0]
+            return jax.make_array_from_process_local_data(rows, x, (processes_rows, *x.shape[1:]))
+
+        return jax.tree.map(each, tree)
+
+    return Engine(
+        init=on_mesh(lambda key, batch: init(key, teachers, batch)),
+        update=on_mesh(lambda ts, batch: update(ts, teachers, batch)),
+        evaluate=on_mesh(lambda ts, batch: measure(ts.params, ts.state, references, batch)),
+        put=put,
+        export=lambda ts: ts,
+        restore=lambda ts: ts,
+        abstract=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout),
+        rows=lambda total: local_rows(mesh, total),
+        compiled=lambda: {"update": update._cache_size(), "evaluate": measure._cache_size()},
+    )
+
+
+def _splits(mesh: Mesh) -> bool:
+    """Whether the processes hold different rows (else every process holds all of them)."""
+    shards = row_shards(mesh)
+    return local_rows(mesh, shards) != slice(0, shards)
+
+
+def pmap_engine(
+    step: Step,
+    evaluate: Evaluate,
+    devices: Sequence[jax.Device],
+    teachers: tuple[Variables, ...],
+    references: tuple[Variables, ...],
+    batch: Batch,
+) -> Engine:
+    """`pmap` over the rows of the batch: everything else is a copy on every device.
+
+    Args:
+        step, evaluate, teachers, references, batch: as for `jit_engine`.
+        devices: of this process; pmap runs in one process here.
+    """
+    count = len(devices)
+    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch)
+    copies = lambda tree: jax.device_put_replicated(tree, devices)  # noqa: E731
+    first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
+    split = lambda tree: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)  # noqa: E731
+
+    init = jax.jit(step.init)
+    update = jax.pmap(step.update, axis_name=PMAP_AXIS, donate_argnums=0, devices=devices)
+    measure = jax.pmap(lambda *args: psum(evaluate(*args)), axis_name=PMAP_AXIS, devices=devices)
+    frozen, beside = copies(teachers), copies(references)
+
+    def updated(ts: TrainState, batch: Batch) -> tuple[TrainState, PyTree]:
+        ts, metrics = update(ts, frozen, batch)
+        return ts, first(metrics)
+
+    return Engine(
+        init=lambda key, batch: copies(init(key, teachers, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch))),
+        update=updated,
+        evaluate=lambda ts, batch: first(measure(ts.params, ts.state, beside, batch)),
+        put=split,
+        export=first,
+        restore=copies,
+        abstract=shapes,
+        rows=lambda total: slice(0, total),
+        compiled=lambda: {"update": update._cache_size(), "evaluate": measure._cache_size()},
+    )

@@ -1,0 +1,66 @@
+"""What every step begins and ends with: looking at the batch, and reporting."""
+
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdistill.metrics import Mean
+from jaxdistill.parallel.collectives import psum
+from jaxdistill.types import Array, Model, PyTree, Signals, Variables
+
+
+def observe(
+    student: Model,
+    teachers: tuple[Model, ...],
+    params: Mapping[str, PyTree],
+    state: Mapping[str, PyTree],
+    frozen: tuple[Variables, ...],
+    batch: Mapping[str, Mapping[str, Array]],
+    streams: Iterable[str],
+    *,
+    step: Array,
+    key: Array,
+) -> tuple[dict[str, Signals], PyTree]:
+    """Runs the student, and the teachers without gradient, on each stream.
+
+    Args:
+        params, state: the train state's, by role; the role `student` is read.
+        frozen: the teachers' variables.
+        batch: a dict of arrays per stream.
+
+    Returns:
+        Signals by stream, and the student's new state, to which only the stream `train` contributes.
+    """
+    signals, student_state = {}, state["student"]
+    for number, stream in enumerate(sorted(streams)):
+        rows, draw = batch[stream], jax.random.fold_in(key, number)
+        out, new_state = student.apply(params["student"], state["student"], rows, train=True, key=draw)
+        seen = [teacher.apply(*values, rows, train=False, key=draw)[0] for teacher, values in zip(teachers, frozen, strict=True)]
+        signals[stream] = Signals(
+            student=out,
+            teachers=tuple(jax.lax.stop_gradient(outputs) for outputs in seen),
+            teacher=None,
+            batch=rows,
+            mask=rows["mask"],
+            step=step,
+            temperature=1.0,
+            params={"student": params["student"], "teachers": tuple(values.params for values in frozen)},
+        )
+        if stream == "train":
+            student_state = new_state
+    return signals, student_state
+
+
+def report(means: Mapping[str, Mean], loss: Array, gradients: PyTree) -> dict[str, Mean]:
+    """Metrics of one step: every term's mean, the weighted loss, and the norm of the gradient, summed over devices.
+
+    Args:
+        means: a local sum over a global count per term.
+        loss: the local part of the weighted loss.
+        gradients: already summed over devices.
+    """
+    one = jnp.ones(())
+    terms = {f"terms/{name}": Mean(psum(mean.sum), mean.count) for name, mean in means.items()}
+    return {"loss": Mean(psum(loss), one), **terms, "grad_norm": Mean(optax.global_norm(gradients), one)}

@@ -1,0 +1,261 @@
+"""Metrics: numbers worked out by hand, or by plain numpy and scipy; sums that add; masked rows that change nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxdistill import metrics
+from jaxdistill.parallel import collectives
+
+LOGITS = ("student", "teacher")
+METRICS = {  # name -> the arguments it takes
+    "accuracy": ("student", "labels"),
+    "nll": ("student", "labels"),
+    "calibration": ("student", "labels"),
+    "agreement": LOGITS,
+    "divergence": LOGITS,
+    "agreement_on_errors": (*LOGITS, "labels"),
+    "rank_correlation": (*LOGITS, "labels"),
+    "cka": LOGITS,
+}
+SUMS = sorted(set(METRICS) - {"cka"})
+
+
+def data(rows=24, classes=7, seed=0):
+    """Student beside teacher, labels that the teacher often gets right, and a mask of half the rows."""
+    rng = np.random.default_rng(seed)
+    teacher = 2 * rng.normal(size=(rows, classes))
+    labels = np.where(rng.random(rows) < 0.6, teacher.argmax(-1), rng.integers(0, classes, rows))
+    batch = {
+        "student": (teacher + rng.normal(size=teacher.shape)).astype(np.float32),
+        "teacher": teacher.astype(np.float32),
+        "labels": labels.astype(np.int32),
+        "mask": (rng.permutation(rows) < rows // 2).astype(np.float32),
+    }
+    return {key: jnp.asarray(value) for key, value in batch.items()}
+
+
+def eager(name, batch):
+    return getattr(metrics, name)(*(batch[key] for key in METRICS[name]), batch["mask"])
+
+
+@jax.jit  # one program per shape: metric by metric and op by op this file takes five times as long
+def everything(batch):
+    return {name: eager(name, batch) for name in METRICS}
+
+
+def call(name, batch):
+    return everything(batch)[name]
+
+
+cka = jax.jit(metrics.cka)
+
+
+@jax.jit
+def over_devices(shards):
+    """What each device has after `psum`: a named vmap has the collectives of pmap, and needs no devices."""
+    return jax.vmap(lambda batch: collectives.psum(everything(batch)), axis_name=collectives.PMAP_AXIS)(shards)
+
+
+def assert_close(a, b, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def test_by_hand():
+    half = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]]))
+    other = jnp.log(jnp.array([[0.25, 0.5, 0.25], [0.2, 0.6, 0.2], [0.7, 0.2, 0.1]]))
+    labels, ones = jnp.array([0, 1, 0]), jnp.ones(3)
+    assert_close(metrics.accuracy(half, labels, ones), metrics.Mean(2.0, 3.0))
+    assert_close(metrics.nll(half, labels, ones), metrics.Mean(-np.log(0.5 * 0.7 * 0.1), 3.0))
+    assert_close(metrics.agreement(half, other, ones), metrics.Mean(1.0, 3.0))
+    # KL(teacher || student) of row 1: .2 ln(.2/.2) + .6 ln(.6/.7) + .2 ln(.2/.1); the other way round it is .0386
+    row = jnp.array([0, 1, 0])
+    assert_close(metrics.divergence(half, other, row), metrics.Mean(0.6 * np.log(0.6 / 0.7) + 0.2 * np.log(2), 1.0))
+    # As a teacher `half` errs in row 2 only (says 2, not 0), where the student `other` says 0: no agreement
+    assert_close(metrics.agreement_on_errors(other, half, labels, ones), metrics.Mean(0.0, 1.0))
+    assert_close(metrics.agreement_on_errors(half, half, labels, ones), metrics.Mean(1.0, 1.0))
+    # Others of label 1 in row 1: (.2, .1) beside (.2, .2), a tie that class order makes 0 < 2, so the reverse: -1
+    assert_close(metrics.rank_correlation(half, other, labels, row), metrics.Mean(-1.0, 1.0))
+
+
+def test_mean_selects_and_broadcasts_over_trailing_dimensions():
+    values = jnp.array([[1.0, 2.0], [jnp.nan, jnp.inf], [3.0, 4.0]])
+    mean = metrics.mean_of(values, jnp.array([1, 0, 1]))
+    assert (mean.sum, mean.count, mean.compute()) == (10.0, 4.0, 2.5)
+    assert metrics.mean_of(values > 1, jnp.array([True, False, True])).compute() == 0.75
+
+
+def test_nothing_counted_is_nan_on_the_host_and_zero_with_zero_gradient_in_a_step():
+    empty = metrics.mean_of(jnp.ones(3), jnp.zeros(3))
+    host = metrics.add(empty, empty)
+    assert np.isnan(host.compute()) and f"{host.compute():.2f}" == "nan"
+    loss = jax.jit(jax.value_and_grad(lambda v: metrics.mean_of(v, jnp.zeros(3)).compute()))
+    value, gradient = loss(jnp.ones(3))
+    assert value == 0 and not gradient.any()
+    assert np.isnan(metrics.Alignment(*np.zeros(3)).compute())
+
+
+def test_calibration_equals_a_plain_loop():
+    batch = data(rows=200)
+    got = jax.jit(lambda: eager("calibration", batch))()
+    got = metrics.add(got, got)  # twice the rows, the same error
+    logits, labels, mask = (np.asarray(batch[key], np.float64) for key in ("student", "labels", "mask"))
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    confidence, correct = probs.max(-1), probs.argmax(-1) == labels
+    error = 0.0
+    for i in range(15):
+        rows = (mask > 0) & (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        assert got.curve()[2][i] == 2 * rows.sum()
+        if rows.any():
+            np.testing.assert_allclose(got.curve()[0][i], confidence[rows].mean(), rtol=1e-5)
+            np.testing.assert_allclose(got.curve()[1][i], correct[rows].mean(), rtol=1e-5)
+            error += rows.sum() / mask.sum() * abs(confidence[rows].mean() - correct[rows].mean())
+    np.testing.assert_allclose(got.compute(), error, rtol=1e-5)
+    assert np.isnan(got.curve()[0][0]) and 0.01 < error < 0.5
+
+
+def test_confidence_on_an_edge_falls_into_the_lower_bin():
+    logits = jnp.array([[0.0, 0.0], [50.0, 0.0]])  # confidence 1/2 and 1
+    got = jax.jit(metrics.calibration, static_argnames="bins")(logits, jnp.array([0, 0]), jnp.ones(2), bins=4)
+    np.testing.assert_array_equal(got.count, [0, 1, 0, 1])
+    np.testing.assert_allclose(got.compute(), 0.25)
+
+
+def test_divergence_is_finite_where_the_teacher_has_no_probability():
+    teacher = jnp.array([[0.0, -jnp.inf, 0.0]])
+    uniform = metrics.divergence(jnp.zeros((1, 3)), teacher, jnp.ones(1))
+    np.testing.assert_allclose(uniform.compute(), np.log(1.5), rtol=1e-6)
+    assert metrics.divergence(teacher, teacher, jnp.ones(1)).compute() == 0
+    assert metrics.divergence(teacher, jnp.zeros((1, 3)), jnp.ones(1)).compute() == jnp.inf
+
+
+def test_rank_correlation_equals_scipy_without_the_label():
+    batch = data()
+    student, teacher, labels, mask = (np.asarray(batch[key]) for key in ("student", "teacher", "labels", "mask"))
+    rows = [np.delete(np.stack(row), label, axis=1) for *row, label in zip(student, teacher, labels, strict=True)]
+    expected = np.array([scipy.stats.spearmanr(*row)[0] for row in rows])
+    got = call("rank_correlation", batch)
+    assert_close(got, metrics.Mean((expected * mask).sum(), mask.sum()))
+    # What the models say of the label itself must not matter
+    moved = student + np.linspace(-9, 9, 24, dtype=np.float32)[:, None] * (labels[:, None] == np.arange(7))
+    assert_close(call("rank_correlation", batch | {"student": jnp.asarray(moved)}), got)
+
+
+def test_rank_correlation_needs_three_classes_and_bears_a_vocabulary():
+    assert_close(eager("rank_correlation", data(classes=2)), metrics.Mean(0.0, 0.0))
+    logits = jnp.arange(50_000.0)[None]
+    got = metrics.rank_correlation(logits, -logits, jnp.array([7]), jnp.ones(1))
+    np.testing.assert_allclose(got.compute(), -1, rtol=1e-5)
+
+
+def song(x, y):
+    """Unbiased HSIC as printed in Song et al. 2012, eq. 5, in float64."""
+    k, m = x @ x.T, y @ y.T
+    np.fill_diagonal(k, 0), np.fill_diagonal(m, 0)
+    n = len(k)
+    mixed = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(0) @ m.sum(0))
+    return (np.trace(k @ m) + mixed) / (n * (n - 3))
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_cka_sums_equal_the_published_estimator_of_the_valid_rows(offset):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(15, 2, 4)) + offset
+    y = np.tanh(x.reshape(15, -1)[:, :5] - offset + rng.normal(size=(15, 5)))
+    valid = np.arange(15) % 5 != 2
+    got = cka(jnp.asarray(x), jnp.asarray(y), jnp.asarray(valid))
+    x, y = x.reshape(15, -1)[valid], y[valid]
+    assert_close(got, metrics.Alignment(song(x, y), song(x, x), song(y, y)), rtol=1e-4, atol=1e-4)
+
+
+def test_cka_of_noise_is_zero_where_the_biased_one_is_not():
+    total, biased = None, []
+    centre = np.eye(20) - 1 / 20
+    for seed in range(50):
+        x, y = np.random.default_rng(seed).normal(size=(2, 20, 64)).astype(np.float32)
+        new = cka(x, y, np.ones(20))
+        total = metrics.add(total, new) if total else new
+        k, m = (centre @ z @ z.T @ centre for z in (x, y))
+        biased.append((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
+        assert abs(new.compute()) < 0.4  # one batch of 20 is noisy, but centred on zero
+    assert abs(total.compute()) < 0.02 and np.min(biased) > 0.5
+
+
+def test_cka_of_a_rotated_and_scaled_copy_is_one():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 8)).astype(np.float32)
+    rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0].astype(np.float32)
+    np.testing.assert_allclose(cka(x, 3 * x @ rotation + 1, np.ones(20)).compute(), 1, rtol=1e-5)
+    tokens = cka(x.reshape(5, 4, 8), x.reshape(5, 4, 8), np.ones((5, 4)))
+    assert_close(tokens, cka(x, x, np.ones(20)))
+
+
+def test_cka_of_fewer_than_four_rows_adds_nothing():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
+    for n in range(4):
+        assert_close(cka(x, x, jnp.arange(6) < n), metrics.Alignment(0.0, 0.0, 0.0), atol=0)
+    assert cka(x, x, jnp.arange(6) < 4).xx > 0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_masked_rows_change_nothing(name):
+    batch = data()
+    off = batch["mask"] == 0
+    rows = {key: value[~off] for key, value in batch.items()}
+    spoilt = {key: jnp.where(off[:, None], jnp.nan, batch[key]) for key in LOGITS}
+    labels = jnp.where(off, -100, batch["labels"])
+    assert_close(call(name, batch), call(name, rows))
+    assert_close(call(name, batch | spoilt | {"labels": labels}), call(name, rows))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_nan_that_counts_is_not_hidden(name):
+    batch = data()
+    rows = {key: batch[key].at[0].set(jnp.nan) for key in ("student",)} | {"mask": jnp.ones(24)}
+    if name in ("nll", "calibration", "divergence", "cka"):  # the others only compare order
+        assert np.isnan(call(name, batch | rows).compute())
+    if name in ("divergence", "cka"):
+        assert np.isnan(call(name, batch | {"teacher": rows["student"], "mask": rows["mask"]}).compute())
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_two_half_batches_add_up_to_the_whole(name):
+    batch = data()
+    first, second = ({key: value[rows] for key, value in batch.items()} for rows in (slice(0, 12), slice(12, None)))
+    assert_close(metrics.add(call(name, first), call(name, second)), call(name, batch))
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_tokens_are_rows(name):
+    batch = data()
+    tokens = {key: value.reshape(4, 6, *value.shape[1:]) for key, value in batch.items()}
+    sequences = jnp.array([1.0, 0, 1, 1])  # one entry masks a whole sequence
+    assert_close(call(name, tokens | {"mask": sequences}), call(name, batch | {"mask": jnp.repeat(sequences, 6)}))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_jit_equals_eager_and_bfloat16_is_computed_in_float32(name):
+    batch = data()
+    assert_close(call(name, batch), eager(name, batch))
+    assert_close(jax.jit(lambda metric: metric.compute())(call(name, batch)), call(name, batch).compute())
+    half = batch | {key: batch[key].astype(jnp.bfloat16) for key in LOGITS}
+    same = batch | {key: half[key].astype(jnp.float32) for key in LOGITS}
+    assert_close(call(name, half), call(name, same))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(call(name, half)))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_sums_over_devices_are_those_of_the_whole_batch(name):
+    batch = data()
+    shards = {key: value.reshape(3, 8, *value.shape[1:]) for key, value in batch.items()}
+    assert_close(jax.tree.map(lambda x: x[0], over_devices(shards)[name]), call(name, batch))
+
+
+def test_host_totals_count_past_a_float32():
+    full = metrics.Mean(jnp.float32(2**24), jnp.float32(2**24))
+    one = metrics.Mean(jnp.float32(1), jnp.float32(1))
+    assert jax.tree.map(jnp.add, full, one).count == 2**24  # the trap
+    total = metrics.add({"a": full}, {"a": one})["a"]
+    assert total.count == 2**24 + 1 and total.count.dtype == np.float64 and total.compute() == 1

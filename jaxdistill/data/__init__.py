@@ -1,0 +1,25 @@
+"""Records -> batches: data sets, the stream of a run, transforms.
+
+Light: Grain and TensorFlow Datasets are imported when they are used.
+"""
+
+from jaxdistill.data import images
+from jaxdistill.data.datasets import default_folder, known, open_records
+from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.records import Records
+from jaxdistill.data.stream import Batch, Batches, Transform, evaluation_batches, train_stream
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Description",
+    "Records",
+    "Transform",
+    "default_folder",
+    "describe",
+    "evaluation_batches",
+    "images",
+    "known",
+    "open_records",
+    "train_stream",
+]

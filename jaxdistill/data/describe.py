@@ -1,0 +1,52 @@
+"""What a data set looks like, without reading it: shapes, classes and sizes.
+
+Opening a data set takes seconds (TensorFlow Datasets, Grain, decoding); a wrong config must fail sooner. So the first opening leaves a note
+beside the prepared data, and later runs read that.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdistill.data.datasets import open_records
+from jaxdistill.data.records import Records
+from jaxdistill.registry import datasets
+
+
+class Description(NamedTuple):
+    """A split at a glance.
+
+    records: how many
+    fields: shape and dtype of one record's arrays, by name
+    classes: how many labels there are; None if the data set does not say
+    """
+
+    records: int
+    fields: dict[str, tuple[tuple[int, ...], str]]
+    classes: int | None
+
+
+def describe(name: str, split: str, folder: Path, path: str, key: str) -> Description:
+    """The description of a split, from the note where there is one; arguments as of `open_records`."""
+    registered = name.partition("(")[0].strip() in datasets  # may change with its code: no note
+    note = folder / "descriptions" / f"{hashlib.sha256(f'{name} {split}'.encode()).hexdigest()[:16]}.json"
+    if not registered and note.is_file():
+        content = json.loads(note.read_text())
+        fields = {field: (tuple(shape), dtype) for field, (shape, dtype) in content["fields"].items()}
+        return Description(content["records"], fields, content["classes"])
+    found = _look(open_records(name, split, folder, path, key))
+    if not registered:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({**found._asdict(), "data set": name, "split": split}))
+    return found
+
+
+def _look(records: Records) -> Description:
+    one = {field: value for field, value in records.take(np.zeros(1, np.int64)).items() if value.dtype != object}
+    fields = {field: (value.shape[1:], str(value.dtype)) for field, value in one.items()}
+    if "label" in fields:
+        fields["label"] = (fields["label"][0], "int32")
+    return Description(len(records), {**fields, "mask": ((), "float32"), "index": ((), "int32")}, records.classes)

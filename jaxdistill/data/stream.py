@@ -1,0 +1,140 @@
+"""Batches of a run. A batch is a pure function of (seed, batch number): there is nothing to save but the number.
+
+Grain keeps that number, works ahead in a thread and resumes. All draws come from Philox, a counter-based generator:
+any batch can be drawn without those before it, and numpy promises that its raw bits never change.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jaxdistill.data.records import Records
+from jaxdistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    import grain
+
+Batch = dict[str, np.ndarray]
+ORDER, AUGMENTATION = 0, 1  # what is drawn: two sequences of a key, 2^192 draws apart
+
+
+class Transform(NamedTuple):
+    """A change of a batch, on the host.
+
+    draws: how many random numbers it needs for a row; with 0 it is a part of evaluation too
+    apply: `(batch, uniforms) -> batch`, uniforms `[rows, draws]` in [0, 1); pure, it leaves its input alone
+    """
+
+    draws: int
+    apply: Callable[[Batch, np.ndarray], Batch]
+
+
+def _raw(seed: int, number: int, purpose: int, count: int) -> np.ndarray:
+    """Random 64-bit words, `[count]`."""
+    key = np.array([seed, number], np.uint64)
+    return np.random.Philox(key=key, counter=[0, 0, 0, purpose]).random_raw(count)
+
+
+@functools.lru_cache(maxsize=4)  # a batch may meet two epochs, and threads work ahead
+def permutation(seed: int, epoch: int, records: int) -> np.ndarray:
+    """The order of an epoch, `[records]`; shared, so never write to it."""
+    return np.argsort(_raw(seed, epoch, ORDER, records), kind="stable")
+
+
+def uniforms(seed: int, number: int, rows: int, draws: int) -> np.ndarray:
+    """The random numbers of a batch, `[rows, draws]` in [0, 1)."""
+    return (_raw(seed, number, AUGMENTATION, rows * draws) >> 11).reshape(rows, draws) * 2.0**-53
+
+
+class Batches:
+    """The run as a random-access source for Grain: item i is batch i, `{field: [rows, ...]}`.
+
+    Row r of the run is record `permutation(epoch r // n)[r % n]`, so that every batch is full and an epoch may end
+    inside one. Beside the records' fields a batch holds `mask` (float32 ones) and `index` (int32, the record's
+    number); `label` is int32.
+
+    Args:
+        records: what to draw from.
+        batch_size: rows of the global batch.
+        seed: 0 or more.
+        transforms: applied in order. Their draws are made for all rows of the global batch, so that its content is the
+            same however many processes share it.
+        rows: which rows of the global batch this process needs.
+    """
+
+    def __init__(
+        self, records: Records, *, batch_size: int, seed: int, transforms: Sequence[Transform], rows: slice
+    ) -> None:
+        self.records, self.batch_size, self.seed = records, batch_size, seed
+        self.transforms, self.rows = tuple(transforms), rows
+
+    def __len__(self) -> int:
+        return sys.maxsize // self.batch_size  # a run has no end of its own, but its rows must be countable
+
+    def __getitem__(self, number: int) -> Batch:
+        index = self._records_of(number)
+        batch = _gather(self.records, index, np.ones(len(index), np.float32))
+        draws = uniforms(self.seed, number, self.batch_size, sum(t.draws for t in self.transforms))[self.rows]
+        return _numbers(_transformed(batch, self.transforms, draws))
+
+    def _records_of(self, number: int) -> np.ndarray:
+        """The record of each row of a batch, `[rows]`."""
+        rows = number * self.batch_size + np.arange(self.batch_size)[self.rows]
+        epochs, places = np.divmod(rows, len(self.records))
+        orders = {epoch: permutation(self.seed, epoch, len(self.records)) for epoch in np.unique(epochs).tolist()}
+        return np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()])
+
+
+def train_stream(
+    records: Records, *, batch_size: int, seed: int, transforms: Sequence[Transform], rows: slice
+) -> "grain.DatasetIterator[Batch]":
+    """`Batches` as an endless iterator that works ahead; `get_state()` and `set_state(state)` resume it exactly."""
+    import grain
+
+    batches = Batches(records, batch_size=batch_size, seed=seed, transforms=transforms, rows=rows)
+    # For arrays in memory one thread hides all the work, and a second one would only fight it for the interpreter;
+    # files are waited for, by as many threads as Grain's own default. A buffer element is a whole batch: keep few.
+    threads = 1 if records.in_memory else 16
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
+    return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+
+def evaluation_batches(
+    records: Records, *, batch_size: int, rows: slice, transforms: Sequence[Transform] = ()
+) -> Iterator[Batch]:
+    """All records once, in order; the last batch is filled with repeats of mask 0, since a new shape would compile.
+
+    Transforms that draw are left out: a student is measured on data as they are.
+    """
+    fixed = [transform for transform in transforms if transform.draws == 0]
+    for first in range(0, len(records), batch_size):
+        index = first + np.arange(batch_size)[rows]
+        mask = (index < len(records)).astype(np.float32)
+        batch = _gather(records, np.minimum(index, len(records) - 1), mask)
+        yield _numbers(_transformed(batch, fixed, np.zeros((len(index), 0))))
+
+
+def _gather(records: Records, index: np.ndarray, mask: np.ndarray) -> Batch:
+    batch = records.take(index)
+    if "label" in batch:
+        batch["label"] = batch["label"].astype(np.int32)
+    return batch | {"mask": mask, "index": index.astype(np.int32)}
+
+
+def _transformed(batch: Batch, transforms: Sequence[Transform], draws: np.ndarray) -> Batch:
+    for transform in transforms:
+        own, draws = draws[:, : transform.draws], draws[:, transform.draws :]
+        batch = transform.apply(batch, own)
+    return batch
+
+
+def _numbers(batch: Batch) -> Batch:
+    """Drops text, such as a record's file name, which cannot go to a device; refuses arrays that cannot be stacked."""
+    for field, value in batch.items():
+        if value.dtype == object and not isinstance(value[0], str | bytes):
+            cure = "Add a transform that gives it one shape."
+            raise ConfigError("data.augment", f"the shape of {field!r} differs from record to record. {cure}")
+    return {field: value for field, value in batch.items() if value.dtype != object}

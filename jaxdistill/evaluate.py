@@ -1,0 +1,115 @@
+"""A student measured on held-out data, beside its teachers: what it knows, what it costs, and what was really transferred."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill import metrics
+from jaxdistill.types import Array, Factored, Model, Objective, Outputs, PyTree, Signals, Variables
+
+Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], dict[str, Any]]
+
+
+def evaluator(
+    student: Model, teachers: Sequence[Model], objective: Objective | None, layers: Sequence[tuple[int, int]]
+) -> Evaluate:
+    """The metrics of one evaluation batch, as sums.
+
+    Args:
+        student: measured.
+        teachers: beside whom; the fused teacher is the reference, and the first one's layers.
+        objective: which fuses them; not needed without teachers.
+        layers: (student layer, teacher layer) pairs whose CKA is measured.
+
+    Returns:
+        `(params, state, frozen, rows) -> {name: metric}`; params and state by role.
+    """
+
+    def evaluate(params, state, frozen, rows):
+        key, mask, labels = jax.random.key(0), rows["mask"], rows["label"]
+        out, _ = student.apply(params["student"], state["student"], rows, train=False, key=key)
+        seen = tuple(t.apply(*v, rows, train=False, key=key)[0] for t, v in zip(teachers, frozen, strict=True))
+        logits = _dense(out)
+        found = {
+            "accuracy": metrics.accuracy(logits, labels, mask),
+            "nll": metrics.nll(logits, labels, mask),
+            "ece": metrics.calibration(logits, labels, mask),
+        }
+        if not seen or objective is None:
+            return found
+        signals = Signals(out, seen, None, rows, mask, jnp.zeros((), jnp.int32), 1.0, {})
+        fused, _ = objective.fuse(params, state, signals, key=key)
+        return {**found, **_beside(logits, fused.teacher.logits, labels, mask), **_layers(out, seen[0], layers, mask)}
+
+    return evaluate
+
+
+def _dense(outputs: Outputs) -> Array:
+    return outputs.logits.dense() if isinstance(outputs.logits, Factored) else outputs.logits
+
+
+def _beside(student: Array, teacher: Array, labels: Array, mask: Array) -> dict[str, Any]:
+    return {
+        "agreement": metrics.agreement(student, teacher, mask),
+        "kl": metrics.divergence(student, teacher, mask),
+        "agreement_on_errors": metrics.agreement_on_errors(student, teacher, labels, mask),
+        "rank_correlation": metrics.rank_correlation(student, teacher, labels, mask),
+    }
+
+
+def _layers(student: Outputs, teacher: Outputs, layers: Sequence[tuple[int, int]], mask: Array) -> dict[str, Any]:
+    pairs = {f"cka/{i}-{j}": (student.hidden_states[i], teacher.hidden_states[j]) for i, j in layers}
+    return {name: metrics.cka(x, y, mask) for name, (x, y) in pairs.items()}
+
+
+def totals(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Sums the metrics of all batches on the host, in float64."""
+    total: dict[str, Any] = {}
+    for batch in batches:
+        total = metrics.add(total, batch) if total else jax.tree.map(lambda x: np.asarray(x, np.float64), batch)
+    return total
+
+
+def scores(total: Mapping[str, Any]) -> dict[str, float]:
+    """One number for each metric."""
+    return {name: float(metric.compute()) for name, metric in total.items()}
+
+
+def reliability(total: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The bins of a reliability diagram."""
+    confidence, accuracy, count = total["ece"].curve()
+    return {"confidence": confidence.tolist(), "accuracy": accuracy.tolist(), "count": count.tolist()}
+
+
+def cost(model: Model, variables: Variables, rows: Mapping[str, Any], repeats: int = 20) -> dict[str, float | None]:
+    """What a forward pass of one example costs.
+
+    Args:
+        variables: on one device.
+        rows: a batch of one example.
+        repeats: timed calls; the median is reported.
+
+    Returns:
+        parameters (count), bytes (of parameters and state), flops (as the compiler counts them; None where it does not), latency_ms.
+    """
+    forward = jax.jit(lambda v, b: _dense(model.apply(*v, b, train=False, key=jax.random.key(0))[0]))
+    compiled = forward.lower(variables, rows).compile()
+    analysis = compiled.cost_analysis() or {}
+    jax.block_until_ready(compiled(variables, rows))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(variables, rows))
+        times.append(time.perf_counter() - start)
+    leaves = jax.tree.leaves(variables)
+    return {
+        "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
+        "bytes": sum(x.nbytes for x in leaves),
+        "flops": analysis.get("flops"),
+        "latency_ms": 1000 * statistics.median(times),
+    }

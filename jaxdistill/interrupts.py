@@ -1,0 +1,43 @@
+"""SIGTERM and Ctrl-C: ask the loop to save and stop."""
+
+import signal
+from typing import Any
+
+import jax
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and saved its state; the same command goes on from there."""
+
+
+class Interrupts:
+    """While this context is open, SIGTERM and Ctrl-C only ask; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if jax.process_count() == 1:  # several processes agree through JAX, which listens to SIGTERM itself
+            try:
+                self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+            except ValueError:  # not the main thread: signals are somebody else's
+                self._before = {}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number).name
+
+    def stop(self, step: int) -> bool:
+        """Whether to stop after this step; all processes give the same answer."""
+        if jax.process_count() == 1:
+            return bool(self.asked)
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)

@@ -1,0 +1,50 @@
+"""Starts JAX as the config says, runs it, and turns what can go wrong into a message and an exit code."""
+
+import os
+import sys
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxdistill.checkpoint import CheckpointError
+from jaxdistill.errors import ConfigError
+from jaxdistill.interrupts import Stopped
+from jaxdistill.log import NonFiniteError
+from jaxdistill.run import distill
+
+
+def launch(config: ConfigDict, workdir: str, source: str) -> int:
+    """Runs a config. Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no usable checkpoint.
+
+    Raises:
+        ConfigError: for a mistake in the config.
+    """
+    _start(config)
+    try:
+        distill(config, workdir, source=os.path.abspath(source) if source else "")
+    except Stopped as stopped:
+        print(f"stopped: {stopped}. The same command goes on from there.", file=sys.stderr)
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
+    return 0
+
+
+def _start(config: ConfigDict) -> None:
+    """What must happen before JAX touches a device."""
+    if config.logging.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.logging.compilation_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    place = config.distributed
+    if not place.coordinator:
+        return
+    try:
+        if place.coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(place.coordinator, place.processes, place.process)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError("distributed", f"the processes did not find each other: {error}") from None

@@ -1,0 +1,155 @@
+"""What a person sees while a run goes on: a progress bar with rate and ETA, a JSON-lines log, TensorBoard, Weights & Biases.
+
+Metrics stay on the device until a logging interval is over, and then are read one step late, so that the device never waits for the host.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient became NaN or infinite; the message names it, and the step."""
+
+
+class Log:
+    """The log of one stage. Use as a context manager; only process 0 writes.
+
+    Args:
+        folder: for `log.jsonl` and TensorBoard events.
+        name: of the stage.
+        start, steps: where the run starts and ends.
+        settings: the config's section `logging`.
+        schedules: `step -> value` by name, logged beside the losses.
+        console: to draw on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        start: int,
+        steps: int,
+        settings: Any,
+        schedules: Mapping[str, Callable[[Any], Any]],
+        console: Console,
+    ):
+        self.name, self.steps, self.schedules, self.console = name, steps, schedules, console
+        self._folder, self._start, self._traced = folder, start, settings.trace
+        self._pending: list[tuple[int, Any]] = []
+        self._since, self._last = time.perf_counter(), start
+        self._sinks: list[Callable[[str, int, dict[str, float]], None]] = []
+        self._closers: list[Callable[[], None]] = []
+        self._progress = Progress(
+            TextColumn(f"{name:>12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.0f} steps/s"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal or jax.process_index() != 0,
+        )
+        self._task = self._progress.add_task(name, total=steps, completed=start, rate=0.0, note="compiling")
+        if jax.process_index() == 0:
+            self._open(folder, start, settings)
+
+    def _open(self, folder: Path, start: int, settings: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = (folder / "log.jsonl").open("a", buffering=1)
+        if start:
+            lines.write("\n")  # a kill may have cut the last line short; a new one must not be glued to it
+        self._sinks.append(lambda kind, step, values: _line(lines, kind, step, values))
+        self._closers.append(lines.close)
+        if settings.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            self._sinks.append(
+                lambda kind, step, values: [board.add_scalar(f"{kind}/{key}", v, step) for key, v in values.items()]
+            )
+            self._closers.append(board.close)
+        if settings.wandb:
+            import wandb
+
+            run = wandb.init(project=settings.wandb, name=self.name, dir=str(folder), resume="allow")
+            self._sinks.append(lambda kind, step, values: run.log({f"{kind}/{k}": v for k, v in values.items()}, step))
+            self._closers.append(run.finish)
+
+    def __enter__(self) -> "Log":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.stop()
+        for close in self._closers:
+            close()
+
+    def trace(self, step: int) -> None:
+        """Starts and stops the profiler around the steps that the config asks for, once 10 steps have warmed up."""
+        if self._traced and step == self._start + 10:
+            jax.profiler.start_trace(str(self._folder / "trace"))
+        elif self._traced and step == self._start + 10 + self._traced:
+            jax.profiler.stop_trace()
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Keeps a step's metrics, still on the device."""
+        self._pending.append((step, metrics))
+
+    def flush(self, keep: int = 0) -> None:
+        """Reads, checks and writes what is pending, but the newest `keep` steps, which may still be running.
+
+        Raises:
+            NonFiniteError: naming the first term, and step, that is not finite.
+        """
+        ready, self._pending = self._pending[: len(self._pending) - keep], self._pending[len(self._pending) - keep :]
+        if not ready:
+            return
+        rows = jax.device_get([metrics for _, metrics in ready])
+        values = [{name: float(mean.compute()) for name, mean in row.items()} for row in rows]
+        for (step, _), row in zip(ready, values, strict=True):
+            _check_finite(self.name, step, row)
+        step = ready[-1][0]
+        now = time.perf_counter()
+        rate, self._since, self._last = (step - self._last) / max(now - self._since, 1e-9), now, step
+        averages = {name: float(np.mean([row[name] for row in values])) for name in values[-1]}
+        curves = {name: float(curve(step - 1)) for name, curve in self.schedules.items()}
+        self._write("train", step, {**averages, **curves, "steps_per_second": rate})
+        self._progress.update(self._task, completed=step, rate=rate, note=f"loss {averages['loss']:.3f}")
+
+    def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
+        """Writes an evaluation's numbers, and a line for whoever watches."""
+        self._write("eval", step, dict(scores))
+        if jax.process_index() == 0:
+            shown = f"accuracy {100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.3f}"
+            self.console.print(f"{self.name:>12}  step {step}/{self.steps}: {shown}")
+        self._since, self._last = time.perf_counter(), step  # the rate is that of training alone
+
+    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        for sink in self._sinks:
+            sink(kind, step, values)
+
+
+def _line(file: Any, kind: str, step: int, values: dict[str, float]) -> None:
+    clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
+
+
+def _check_finite(stage: str, step: int, row: Mapping[str, float]) -> None:
+    # terms before their sum: the message shall name the culprit
+    for name in sorted(row, key=lambda name: (not name.startswith("terms/"), name == "loss", name)):
+        if not math.isfinite(row[name]):
+            what = name.removeprefix("terms/")
+            raise NonFiniteError(
+                f"{stage}: {what} is {row[name]} at step {step}. The last good checkpoint is kept; lower the rate, set clip_norm, or look at the data of that step"
+            )

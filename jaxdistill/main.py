@@ -1,0 +1,69 @@
+"""python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart [--config.a.b=value ...]"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jaxdistill.config import describe, load, override
+from jaxdistill.errors import ConfigError
+
+EPILOG = """
+examples:
+  python -m jaxdistill.main --config configs/quickstart.py --workdir runs/one
+  python -m jaxdistill.main --config configs/quickstart.py --workdir runs/two --config.steps=500 \\
+      "--config.objective.kd.term=kd(temperature=linear(start=8, end=2))"
+  python -m jaxdistill.main --config runs/two/config.json --workdir runs/again      the same run once more
+
+The same command resumes a run that was stopped or killed. Exit codes: 0 done, or stopped and saved; 2 a mistake in
+the config; 3 the loss is not finite; 4 no usable checkpoint.
+
+every key, with its default:
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; `--config.a.b=value` words are left over for `override`."""
+    keys = "\n".join(f"  --config.{path}={default}\n        {doc}" if default else f"\n  {path}: {doc}" for path, default, doc in describe())
+    words = argparse.ArgumentParser(
+        prog="python -m jaxdistill.main",
+        description="Distils a student from its teachers, as a config says.",
+        epilog=EPILOG + keys,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    words.add_argument("--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved config.json")
+    words.add_argument("--workdir", required=True, metavar="DIR", help="for checkpoints, logs, results.json, report.html")
+    return words
+
+
+def changes(words: Sequence[str]) -> list[tuple[str, str]]:
+    """`--config.a.b=value` words as ("a.b", "value") pairs."""
+    found = []
+    for word in words:
+        path, equals, value = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config.") or not equals:
+            raise ConfigError(word, "unknown word on the command line. Changes are written --config.a.b=value; see --help.")
+        found.append((path, value))
+    return found
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    known, rest = parser().parse_known_args(argv)
+    try:
+        config = override(load(known.config), changes(rest))
+        from jaxdistill import launch  # JAX starts here: a mistake in the words above shows at once
+
+        return launch.launch(config, known.workdir, known.config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def main() -> None:
+    """The command."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

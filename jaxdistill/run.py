@@ -1,0 +1,239 @@
+"""A run: teachers that have no checkpoint are trained, the student distilled, the control trained, all of them measured."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from jaxdistill import build
+from jaxdistill.build import Parts, Stage
+from jaxdistill.checkpoint import load_variables, write_json
+from jaxdistill.config import conflicts
+from jaxdistill.data.datasets import open_records
+from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.stream import evaluation_batches
+from jaxdistill.errors import ConfigError
+from jaxdistill.evaluate import cost, evaluator, reliability, scores, totals
+from jaxdistill.interrupts import Interrupts
+from jaxdistill.parallel.compile import place
+from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.parallel.sharding import DEFAULT_RULES
+from jaxdistill.provenance import provenance
+from jaxdistill.report import page, table
+from jaxdistill.schedules import Horizon
+from jaxdistill.train import Around, Data, Trained, train
+from jaxdistill.types import Model, Variables
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+class Result(NamedTuple):
+    """What a run gives back.
+
+    rows: the table, one dict per model: name, accuracy, nll, ece, parameters, bytes, flops, latency_ms, and what was transferred
+    variables: of every model, by the name of its row
+    workdir: where all of it lies
+    """
+
+    rows: list[dict[str, Any]]
+    variables: dict[str, Variables]
+    workdir: Path
+
+
+class Planned(NamedTuple):
+    """A run whose config is known to be good.
+
+    stages: with their parts
+    described: the training data
+    mesh_shape: along data, fsdp, tensor
+    """
+
+    stages: list[tuple[Stage, Parts]]
+    described: Description
+    mesh_shape: tuple[int, int, int]
+
+
+def check(config: ConfigDict, workdir: str | Path) -> Planned:
+    """Everything that can be known to be wrong before anything compiles.
+
+    Raises:
+        ConfigError: naming the path, the value and the cure.
+    """
+    workdir = Path(workdir)
+    _check_workdir(workdir, config)
+    mesh_shape = build.check_mesh(config)
+    build.check_data(config)
+    folder = build.data_folder(config)
+    described = describe(config.data.name, config.data.train, folder, "data", "train")
+    describe(config.data.name, config.data.test, folder, "data", "test")
+    stages = [(stage, _plan(stage.config, described)) for stage in build.stages(config, workdir)]
+    build.check_checkpoints(config, _reference(stages), batch_shapes(config, described))
+    return Planned(stages, described, mesh_shape)
+
+
+def distill(config: ConfigDict, workdir: str | Path, console: Console | None = None, source: str = "") -> Result:
+    """Runs a config. A workdir with an unfinished run of the same config is resumed, to the bit.
+
+    Args:
+        config: from `jaxdistill.make(...)`, or of a config file.
+        workdir: for checkpoints, logs, results.json and report.html.
+        console: to draw on.
+        source: the config file, kept with the results so that parts registered there are found again.
+
+    Raises:
+        ConfigError: before any compilation, for whatever is wrong with the config, the data, the mesh or the workdir.
+        NonFiniteError, Stopped, CheckpointError: see `train.train`.
+    """
+    workdir, console = Path(workdir), console or Console()
+    planned = check(config, workdir)
+    record = {"config": config.to_dict(), "provenance": provenance(config.seed), "source": source}
+    if jax.process_index() == 0:
+        write_json(workdir / "config.json", record)
+    run = _Run(config, planned, console)
+    with Interrupts() as interrupts:
+        run.teachers_from_checkpoints()
+        for stage, plan in planned.stages:
+            run.stage(stage, plan, interrupts)
+    return run.finish(workdir, record)
+
+
+def batch_shapes(config: ConfigDict, described: Description) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global training batch."""
+    fields = described.fields.items()
+    return {name: jax.ShapeDtypeStruct((config.batch_size, *shape), kind) for name, (shape, kind) in fields}
+
+
+def _plan(config: ConfigDict, described: Description) -> Parts:
+    horizon = Horizon(config.steps, described.records / config.batch_size)
+    return build.parts(config, batch_shapes(config, described), described.classes, horizon)
+
+
+def _reference(stages: list[tuple[Stage, Parts]]) -> Parts:
+    return next(plan for stage, plan in stages if stage.name == "student")
+
+
+def _check_workdir(workdir: Path, config: ConfigDict) -> None:
+    saved = workdir / "config.json"
+    if not saved.is_file():
+        return
+    try:
+        old = json.loads(saved.read_text())["config"]
+    except (ValueError, KeyError) as error:
+        raise ConfigError("--workdir", f"{saved} is not a saved config ({error}); choose another folder.") from None
+    changed = conflicts(old, config)
+    if changed:
+        cure = f"Choose another --workdir, or go on with --config {saved}"
+        raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:4])}). {cure}")
+
+
+class _Run:
+    """The stages of one run, and what they hand to each other: the teachers' variables."""
+
+    def __init__(self, config: ConfigDict, planned: Planned, console: Console):
+        self.config, self.console, self.reference = config, console, _reference(planned.stages)
+        folder = build.data_folder(config)
+        train_set = open_records(config.data.name, config.data.train, folder, "data", "train")
+        test_set = open_records(config.data.name, config.data.test, folder, "data", "test")
+        shapes = batch_shapes(config, planned.described)
+        self.data = Data(train_set, test_set, build.transforms(config), shapes)
+        self.mesh = make_mesh(planned.mesh_shape)
+        self.teachers: dict[str, Variables] = {}
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.variables: dict[str, Variables] = {}
+
+    def teachers_from_checkpoints(self) -> None:
+        """Loads and measures the teachers that are there already."""
+        for name, model in zip(self.reference.teacher_names, self.reference.teachers, strict=True):
+            if not self.config.teachers[name].checkpoint:
+                continue
+            values = load_variables(*build.teacher_checkpoint(self.config, name), _abstract(model, self.data.shapes))
+            trained = Trained(values, _judge(model, values, self.data, self.config), {})
+            self._keep(f"teacher {name}", model, trained, 0.0)
+
+    def stage(self, stage: Stage, plan: Parts, interrupts: Interrupts) -> None:
+        """Trains a stage, or takes it over if it was finished before."""
+        done = stage.folder / "result.json"
+        before = json.loads(done.read_text()) if done.is_file() else {}
+        if before.get("step") == stage.config.steps:
+            self.console.print(f"{stage.name:>12}  was finished before, at step {stage.config.steps}")
+            abstract = _abstract(plan.student, self.data.shapes)
+            self._remember(stage.name, before, load_variables(stage.folder / "checkpoints", "last", abstract))
+            return
+        start = time.perf_counter()
+        around = Around(self.data, self.mesh, self.reference, self.console, interrupts)
+        beside = () if stage.name.startswith("teacher ") else self._placed()
+        trained = train(stage.name, stage.folder, stage.config, plan, beside, around)
+        outcome = self._keep(stage.name, plan.student, trained, time.perf_counter() - start)
+        if jax.process_index() == 0:
+            write_json(done, {**outcome, "step": stage.config.steps})
+
+    def _placed(self) -> tuple[Variables, ...]:
+        """The teachers in their order, each laid out on the mesh by its own table."""
+        rules = {name: self.config.teachers[name].rules or DEFAULT_RULES for name in self.reference.teacher_names}
+        return tuple(place(self.teachers[name], self.mesh, rules[name]) for name in self.reference.teacher_names)
+
+    def _keep(self, name: str, model: Model, trained: Trained, seconds: float) -> dict[str, Any]:
+        row = {"name": name, **_nested(scores(trained.total)), **self._cost(model, trained.variables)}
+        outcome = {"row": row, "reliability": reliability(trained.total), "seconds": seconds, "compiled": trained.compiled}
+        self._remember(name, outcome, trained.variables)
+        return outcome
+
+    def _remember(self, name: str, outcome: dict[str, Any], variables: Variables) -> None:
+        self.outcomes[name], self.variables[name] = outcome, variables
+        if name.startswith("teacher "):
+            self.teachers[name.removeprefix("teacher ")] = variables
+
+    def _cost(self, model: Model, variables: Variables) -> dict[str, Any]:
+        if jax.process_count() > 1:  # no process holds all of it
+            return {"parameters": sum(x.size for x in jax.tree.leaves(variables.params))}
+        here = jax.device_put(variables, jax.devices()[0])
+        one = {key: np.zeros((1, *x.shape[1:]), x.dtype) for key, x in self.data.shapes.items()}
+        return cost(model, here, one)
+
+    def finish(self, workdir: Path, record: Mapping[str, Any]) -> Result:
+        """Writes results.json and report.html, and prints the table."""
+        names = [f"teacher {name}" for name in self.reference.teacher_names]
+        names += [name for name in ("student", "control") if name in self.outcomes]
+        rows = [self.outcomes[name]["row"] for name in names]
+        results = {
+            "title": self.config.title or f"Distillation on {self.config.data.name}",
+            "summary": table.sentence(rows),
+            "rows": rows,
+            "reliability": {name: self.outcomes[name]["reliability"] for name in names},
+            "seconds": {name: self.outcomes[name]["seconds"] for name in names},
+            **record,
+        }
+        if jax.process_index() == 0:
+            write_json(workdir / "results.json", results)
+            self.console.print(table.table(rows))
+            self.console.print(results["summary"])
+            self.console.print(f"The page: {page.write_page(workdir)}")
+        return Result(rows, {name: self.variables[name] for name in names}, workdir)
+
+
+def _nested(scores: Mapping[str, float]) -> dict[str, Any]:
+    """`cka/1-2` -> `cka: {"1-2": ...}`, as the page reads it."""
+    plain = {name: value for name, value in scores.items() if "/" not in name}
+    return {**plain, "cka": {name.removeprefix("cka/"): v for name, v in scores.items() if name.startswith("cka/")}}
+
+
+def _abstract(model: Model, shapes: Shapes) -> Variables:
+    """Shapes of a model's variables, to lie on this process's first device."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    values = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), values)
+
+
+def _judge(model: Model, variables: Variables, data: Data, config: ConfigDict) -> dict[str, Any]:
+    """The metrics of a model that was not trained here, as sums."""
+    evaluate = jax.jit(evaluator(model, (), None, ()))
+    params, state = {"student": variables.params}, {"student": variables.state}
+    size = config.evaluate.batch_size
+    batches = evaluation_batches(data.test, batch_size=size, rows=slice(0, size))
+    return totals(jax.device_get(evaluate(params, state, (), rows)) for rows in batches)

@@ -13,7 +13,13 @@ def get_config():
         steps=1500,
         batch_size=128,
         student={"model": "mlp(widths=(64, 64), classes=10)"},
-        teachers={"resnet": {"model": "resnet(widths=(16, 32, 64), blocks=1, classes=10)", "steps": 600, "rate": "cosine(start=0.005)"}},
+        teachers={
+            "resnet": {
+                "model": "resnet(widths=(16, 32, 64), blocks=1, classes=10)",
+                "steps": 600,
+                "rate": "cosine(start=0.005)",
+            }
+        },
         objective={
             "kd": {"term": "kd(temperature=4.0)", "weight": 0.9},
             "cross_entropy": {"weight": 0.1},

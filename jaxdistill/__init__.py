@@ -1,7 +1,7 @@
 """jaxdistill: knowledge distillation in JAX. Small models inherit from large ones.
 
-`distill(config, workdir)` runs a config and `make(...)` makes one; `jaxdistill.registry` takes parts of your own. Everything is imported on
-first use, so that `import jaxdistill` costs nothing.
+`distill(config, workdir)` runs a config and `make(...)` makes one; `jaxdistill.registry` takes parts of your own.
+Everything is imported on first use, so that `import jaxdistill` costs nothing.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""config -> objects: the only module that turns names into functions. Everything that can be wrong is found here, before any compilation.
+"""config -> objects: the only module that turns names into functions, and finds what is wrong before any compilation.
 
-A run has stages: each teacher without a checkpoint is trained first, then the student, then the control. A stage is a config too, so that one loop
-serves all of them.
+A run has stages: each teacher without a checkpoint is trained first, then the student, then the control. A stage is a
+config too, so that one loop serves all of them.
 """
 
 import re
@@ -25,7 +25,7 @@ from jaxdistill.models.combinators import in_dtype, microbatched
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.parallel.mesh import mesh_shape
-from jaxdistill.schedules import Horizon, Scalar, Schedule, resolve
+from jaxdistill.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
 from jaxdistill.types import Model, Objective, Outputs, Signals, Step, Variables
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
@@ -51,7 +51,7 @@ class Parts(NamedTuple):
     teachers: tuple[Model, ...]
     objective: Objective
     step: Step
-    schedules: Mapping[str, Schedule]
+    schedules: Mapping[str, Any]
 
 
 def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
@@ -114,8 +114,9 @@ def parts(config: ConfigDict, shapes: Shapes, classes: int | None, horizon: Hori
     direction = registry.optimizers.build(config.optimizer, "optimizer")
     update = optimizer(direction, rate, config.clip_norm, roles)
     make_step = _with_arguments(config.step, "step")
-    weights = {f"weights/{name}": weighted.weight for name, weighted in terms.items()}
-    warmth = {f"temperature/{name}": t.temperature for name, (t, _) in terms.items() if t.temperature is not None}
+    weights = {f"weights/{name}": as_schedule(weighted.weight) for name, weighted in terms.items()}
+    softened = {name: term.temperature for name, (term, _) in terms.items() if term.temperature is not None}
+    warmth = {f"temperature/{name}": temperature for name, temperature in softened.items()}
     step = make_step(student, teachers, minimised, update)
     return Parts(student, names, teachers, minimised, step, {"rate": rate, **weights, **warmth})
 
@@ -185,7 +186,7 @@ def _check_shapes(config, student, teachers, terms, fused, shapes, classes) -> N
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     by_role = {"student": variables.params, "teachers": tuple(params)}
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    signals = Signals(seen, tuple(outputs), None, dict(shapes), shapes["mask"], step, scalar, by_role)
+    signals: Any = Signals(seen, tuple(outputs), None, shapes, shapes["mask"], step, scalar, by_role)  # type: ignore[arg-type]
     constant = Weighted(registry.losses.build("cross_entropy", ""), 1.0)
     if teachers:
         _try_objective({"cross_entropy": constant}, fused, signals, "fusion")
@@ -197,7 +198,7 @@ def _check_shapes(config, student, teachers, terms, fused, shapes, classes) -> N
 def _try_objective(terms: Mapping[str, Weighted], fused, signals: Signals, path: str) -> None:
     """Initialises and applies an objective of one term on shapes."""
     tried = objective(terms, fused)
-    every = {stream: signals for stream in tried.streams}
+    every = dict.fromkeys(tried.streams, signals)
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         params, state = jax.eval_shape(tried.init, key, every)
@@ -235,7 +236,9 @@ def check_mesh(config: ConfigDict) -> tuple[int, int, int]:
     except ValueError as error:
         raise ConfigError("mesh", f"{error}.") from None
     if mesh.backend == "pmap" and (shape[1:] != (1, 1) or jax.process_count() > 1):
-        raise ConfigError("mesh", "the pmap backend splits rows only, in one process; set fsdp=1 and tensor=1, or backend='jit'.")
+        raise ConfigError(
+            "mesh", "the pmap backend splits rows only, in one process; set fsdp=1 and tensor=1, or backend='jit'."
+        )
     pieces = shape[0] * shape[1]
     for path, size, needed in (
         ("batch_size", config.batch_size, pieces * config.accumulate),
@@ -243,7 +246,8 @@ def check_mesh(config: ConfigDict) -> tuple[int, int, int]:
     ):
         if size % needed:
             cure = f"choose a multiple of {needed}"
-            why = f"{size} rows do not divide by {needed} (data {shape[0]} x fsdp {shape[1]}, accumulate {config.accumulate})"
+            split = f"data {shape[0]} x fsdp {shape[1]}, accumulate {config.accumulate}"
+            why = f"{size} rows do not divide by {needed} ({split})"
             raise ConfigError(path, f"{why}; {cure}.")
     return shape
 

@@ -1,10 +1,11 @@
 """Checkpoints: Orbax writes and reads them, a manifest of checksums beside each tells a good one from a damaged one.
 
     FOLDER/steps/<n>/            Orbax, asynchronous, committed by a rename
-    FOLDER/manifests/<n>.json    sizes and SHA-256 of its files, shapes of its arrays, its metrics; written after the commit
-    FOLDER/damaged/<n>-<k>/      what was found damaged, kept for whoever wants to know why
+    FOLDER/manifests/<n>.json    sizes and SHA-256 of its files, shapes of its arrays, its metrics; written after the
+    commit FOLDER/damaged/<n>-<k>/      what was found damaged, kept for whoever wants to know why
 
-Orbax alone restores a flipped bit silently. A step without a manifest was never finished, and is not used. Nothing is ever unpickled.
+Orbax alone restores a flipped bit silently. A step without a manifest was never finished, and is not used. Nothing is
+ever unpickled.
 """
 
 import hashlib
@@ -83,7 +84,8 @@ def manifests(folder: Path) -> dict[int, Manifest]:
     found = {}
     for file in (folder / "manifests").glob("*.json"):
         try:
-            found[int(file.stem)] = json.loads(file.read_text())
+            if (folder / "steps" / file.stem).is_dir():
+                found[int(file.stem)] = json.loads(file.read_text())
         except ValueError:
             continue  # a damaged manifest vouches for nothing: its step counts as never finished
     return dict(sorted(found.items()))
@@ -109,7 +111,9 @@ def mismatches(manifest: Manifest, abstract: PyTree) -> list[str]:
     lines = [f"{name} {want[name][0]} is missing" for name in want if name not in have]
     lines += [f"{name} {have[name][0]} is surplus" for name in have if name not in want]
     both = [name for name in want if name in have and have[name] != want[name]]
-    return lines + [f"{name} is {have[name][0]} {have[name][1]}, needed {want[name][0]} {want[name][1]}" for name in both]
+    return lines + [
+        f"{name} is {have[name][0]} {have[name][1]}, needed {want[name][0]} {want[name][1]}" for name in both
+    ]
 
 
 class Checkpoints:
@@ -146,7 +150,9 @@ class Checkpoints:
     def _set_aside(self, report) -> None:
         """Moves damaged steps away and removes unfinished ones, so that they are neither restored nor in the way."""
         known = manifests(self.folder)
-        for step in sorted((int(p.name) for p in (self.folder / "steps").glob("[0-9]*") if p.name.isdigit()), reverse=True):
+        for step in sorted(
+            (int(p.name) for p in (self.folder / "steps").glob("[0-9]*") if p.name.isdigit()), reverse=True
+        ):
             path = self.folder / "steps" / str(step)
             wrong = problems(self.folder, step, known[step]) if step in known else None
             if wrong is None:
@@ -157,9 +163,7 @@ class Checkpoints:
                 number = sum(1 for _ in (self.folder / "damaged").glob(f"{step}-*"))
                 path.rename(self.folder / "damaged" / f"{step}-{number}")
                 (self.folder / "manifests" / f"{step}.json").unlink()
-        for step in known:
-            if not (self.folder / "steps" / str(step)).exists():
-                (self.folder / "manifests" / f"{step}.json").unlink(missing_ok=True)
+        self._forget_deleted()
 
     def _commit(self) -> None:
         """Runs in Orbax's thread when a step is committed: vouches for its files."""
@@ -168,7 +172,16 @@ class Checkpoints:
         step, arrays, metrics = self._pending
         root = self.folder / "steps" / str(step)
         files = {str(file.relative_to(root)): _digest(file) for file in sorted(root.rglob("*")) if file.is_file()}
-        write_json(self.folder / "manifests" / f"{step}.json", {"files": files, "arrays": arrays, "metrics": dict(metrics)})
+        write_json(
+            self.folder / "manifests" / f"{step}.json", {"files": files, "arrays": arrays, "metrics": dict(metrics)}
+        )
+        self._forget_deleted()
+
+    def _forget_deleted(self) -> None:
+        """Removes the manifests of steps that Orbax has deleted since."""
+        for file in (self.folder / "manifests").glob("*.json"):
+            if not (self.folder / "steps" / file.stem).exists():
+                file.unlink(missing_ok=True)
 
     def save(self, step: int, tree: PyTree, data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Saves a step in the background; the tree may be donated as soon as this returns.
@@ -208,7 +221,9 @@ class Checkpoints:
         """
         wrong = mismatches(manifests(self.folder)[step], abstract)
         if wrong:
-            raise CheckpointError(f"{self.folder}, step {step}: the checkpoint of another model: {'; '.join(wrong[:8])}")
+            raise CheckpointError(
+                f"{self.folder}, step {step}: the checkpoint of another model: {'; '.join(wrong[:8])}"
+            )
         args = self._ocp.args
         wanted = args.PyTreeRestore(item=(flat := flatten(abstract)), restore_args=_restore_args(self._ocp, flat))
         items = self._manager.restore(step, args=args.Composite(state=wanted, data=args.JsonRestore()))
@@ -251,7 +266,9 @@ def choose_step(folder: Path, which: str) -> int:
     if which == "best":
         return max(known, key=lambda step: (known[step]["metrics"].get("accuracy", float("-inf")), step))
     if not which.isdigit() or int(which) not in known:
-        raise CheckpointError(f"there is no step {which!r} in {folder}; there are last, best, {', '.join(map(str, known))}")
+        raise CheckpointError(
+            f"there is no step {which!r} in {folder}; there are last, best, {', '.join(map(str, known))}"
+        )
     return int(which)
 
 

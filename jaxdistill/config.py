@@ -1,5 +1,6 @@
-"""The schema of a run: every key, its default, its kind and its meaning, in one place. Imports no JAX, so that mistakes show at once.
+"""The schema of a run: every key, its default, its kind and its meaning, in one place.
 
+Imports no JAX, so that mistakes show at once.
 A config file holds differences only:
 
     from jaxdistill.config import make
@@ -57,7 +58,9 @@ SCHEMA: dict[str, Any] = {
     "teachers": Open(
         {
             "model": Key("", "spec", "the network"),
-            "checkpoint": Key("", "text", "folder of a run of ours, with @best, @last or @STEP; empty: train it here first"),
+            "checkpoint": Key(
+                "", "text", "folder of a run of ours, with @best, @last or @STEP; empty: train it here first"
+            ),
             "steps": Key(0, "count", "steps of its training here; 0: needs a checkpoint"),
             "rate": Key("", "schedule", "learning rate of its training here; empty: as the student's"),
             "rules": Key((), "rules", RULES_DOC),
@@ -138,11 +141,15 @@ KINDS: dict[str, tuple[Any, str]] = {
     "dtype": (lambda v: v in ("float32", "bfloat16", "float16"), "'float32', 'bfloat16' or 'float16'"),
     "backend": (lambda v: v in ("jit", "pmap"), "'jit' or 'pmap'"),
     "pairs": (
-        lambda v: isinstance(v, tuple) and all(isinstance(p, tuple) and len(p) == 2 and all(map(_is(int), p)) for p in v),
+        lambda v: (
+            isinstance(v, tuple) and all(isinstance(p, tuple) and len(p) == 2 and all(map(_is(int), p)) for p in v)
+        ),
         "pairs of layers such as ((-1, -1),)",
     ),
     "rules": (
-        lambda v: isinstance(v, tuple) and all(isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], tuple) for r in v),
+        lambda v: (
+            isinstance(v, tuple) and all(isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], tuple) for r in v)
+        ),
         "(regex, axes) pairs such as (('kernel$', ('fsdp', 'tensor')),)",
     ),
 }
@@ -250,7 +257,8 @@ def _read(key: Key, text: str, path: str) -> Any:
 def load(path: str) -> ConfigDict:
     """The config of a file: a Python module with `get_config()`, or the `config.json` of an earlier run.
 
-    `FILE.py:WORD` calls `get_config("WORD")`. A JSON names the Python file that it came from; that file is run again, because it may register parts.
+    `FILE.py:WORD` calls `get_config("WORD")`. A JSON names the Python file that it came from; that file is run again,
+    because it may register parts.
 
     Raises:
         ConfigError: if there is no such file, or it gives no config.

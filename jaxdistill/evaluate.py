@@ -1,4 +1,4 @@
-"""A student measured on held-out data, beside its teachers: what it knows, what it costs, and what was really transferred."""
+"""A student on held-out data, beside its teachers: what it knows, what it costs, and what was really transferred."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import metrics
-from jaxdistill.types import Array, Factored, Model, Objective, Outputs, PyTree, Signals, Variables
+from jaxdistill.types import Array, Model, Objective, Outputs, PyTree, Signals, Variables
 
 Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], dict[str, Any]]
 
@@ -34,7 +34,7 @@ def evaluator(
         key, mask, labels = jax.random.key(0), rows["mask"], rows["label"]
         out, _ = student.apply(params["student"], state["student"], rows, train=False, key=key)
         seen = tuple(t.apply(*v, rows, train=False, key=key)[0] for t, v in zip(teachers, frozen, strict=True))
-        logits = _dense(out)
+        logits = out.dense().logits
         found = {
             "accuracy": metrics.accuracy(logits, labels, mask),
             "nll": metrics.nll(logits, labels, mask),
@@ -47,10 +47,6 @@ def evaluator(
         return {**found, **_beside(logits, fused.teacher.logits, labels, mask), **_layers(out, seen[0], layers, mask)}
 
     return evaluate
-
-
-def _dense(outputs: Outputs) -> Array:
-    return outputs.logits.dense() if isinstance(outputs.logits, Factored) else outputs.logits
 
 
 def _beside(student: Array, teacher: Array, labels: Array, mask: Array) -> dict[str, Any]:
@@ -95,9 +91,10 @@ def cost(model: Model, variables: Variables, rows: Mapping[str, Any], repeats: i
         repeats: timed calls; the median is reported.
 
     Returns:
-        parameters (count), bytes (of parameters and state), flops (as the compiler counts them; None where it does not), latency_ms.
+        parameters (count), bytes (of parameters and state), flops (as the compiler counts them; None where it does
+        not), latency_ms.
     """
-    forward = jax.jit(lambda v, b: _dense(model.apply(*v, b, train=False, key=jax.random.key(0))[0]))
+    forward = jax.jit(lambda v, b: model.apply(*v, b, train=False, key=jax.random.key(0))[0].dense().logits)
     compiled = forward.lower(variables, rows).compile()
     analysis = compiled.cost_analysis() or {}
     jax.block_until_ready(compiled(variables, rows))

@@ -1,6 +1,7 @@
-"""What a person sees while a run goes on: a progress bar with rate and ETA, a JSON-lines log, TensorBoard, Weights & Biases.
+"""What a person sees while a run goes on: a progress bar, a JSON-lines log, TensorBoard, Weights & Biases.
 
-Metrics stay on the device until a logging interval is over, and then are read one step late, so that the device never waits for the host.
+Metrics stay on the device until a logging interval is over, and then are read one step late, so that the device never
+waits for the host.
 """
 
 import json
@@ -75,9 +76,7 @@ class Log:
             from tensorboardX import SummaryWriter
 
             board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
-            self._sinks.append(
-                lambda kind, step, values: [board.add_scalar(f"{kind}/{key}", v, step) for key, v in values.items()]
-            )
+            self._sinks.append(lambda kind, step, values: _scalars(board, kind, step, values))
             self._closers.append(board.close)
         if settings.wandb:
             import wandb
@@ -140,6 +139,11 @@ class Log:
             sink(kind, step, values)
 
 
+def _scalars(board: Any, kind: str, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        board.add_scalar(f"{kind}/{name}", value, step)
+
+
 def _line(file: Any, kind: str, step: int, values: dict[str, float]) -> None:
     clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
     file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
@@ -151,5 +155,6 @@ def _check_finite(stage: str, step: int, row: Mapping[str, float]) -> None:
         if not math.isfinite(row[name]):
             what = name.removeprefix("terms/")
             raise NonFiniteError(
-                f"{stage}: {what} is {row[name]} at step {step}. The last good checkpoint is kept; lower the rate, set clip_norm, or look at the data of that step"
+                f"{stage}: {what} is {row[name]} at step {step}. The last good checkpoint is kept. "
+                "Lower the rate, set clip_norm, or look at the data of that step."
             )

@@ -1,4 +1,7 @@
-"""python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart [--config.a.b=value ...]"""
+"""The command line.
+
+python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart [--config.a.b=value ...]
+"""
 
 import argparse
 import sys
@@ -23,7 +26,10 @@ every key, with its default:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; `--config.a.b=value` words are left over for `override`."""
-    keys = "\n".join(f"  --config.{path}={default}\n        {doc}" if default else f"\n  {path}: {doc}" for path, default, doc in describe())
+    keys = "\n".join(
+        f"  --config.{path}={default}\n        {doc}" if default else f"\n  {path}: {doc}"
+        for path, default, doc in describe()
+    )
     words = argparse.ArgumentParser(
         prog="python -m jaxdistill.main",
         description="Distils a student from its teachers, as a config says.",
@@ -31,8 +37,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    words.add_argument("--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved config.json")
-    words.add_argument("--workdir", required=True, metavar="DIR", help="for checkpoints, logs, results.json, report.html")
+    words.add_argument(
+        "--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved config.json"
+    )
+    words.add_argument(
+        "--workdir", required=True, metavar="DIR", help="for checkpoints, logs, results.json, report.html"
+    )
     return words
 
 
@@ -42,7 +52,9 @@ def changes(words: Sequence[str]) -> list[tuple[str, str]]:
     for word in words:
         path, equals, value = word.removeprefix("--config.").partition("=")
         if not word.startswith("--config.") or not equals:
-            raise ConfigError(word, "unknown word on the command line. Changes are written --config.a.b=value; see --help.")
+            raise ConfigError(
+                word, "unknown word on the command line. Changes are written --config.a.b=value; see --help."
+            )
         found.append((path, value))
     return found
 

@@ -1,4 +1,4 @@
-"""What is minimised: teachers fused, terms computed, each reduced to one mean, weighted by its schedule. The only place that reduces."""
+"""What is minimised: teachers fused, terms computed, reduced and weighted. The only place that reduces."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxdistill.metrics import Mean, mean_of
 from jaxdistill.parallel.collectives import psum
 from jaxdistill.schedules import Scalar, as_schedule
-from jaxdistill.types import Array, Factored, Fusion, Objective, Outputs, Signals, Term
+from jaxdistill.types import Array, Fusion, Objective, PyTree, Signals, Term
 
 
 class Weighted(NamedTuple):
@@ -21,7 +21,7 @@ class Weighted(NamedTuple):
 
 
 def reduce(out: Any, mask: Array) -> Mean:
-    """One mean from what a term returned: a LOCAL sum over the GLOBAL count, so that gradients may be summed over devices.
+    """One mean from what a term returned: a LOCAL sum over the GLOBAL count, since gradients are summed over devices.
 
     Args:
         out: values `[*batch]`, or `(values, mask)`, or a scalar regulariser.
@@ -35,10 +35,6 @@ def reduce(out: Any, mask: Array) -> Mean:
     return Mean(mean.sum, psum(mean.count))
 
 
-def _dense(outputs: Outputs) -> Outputs:
-    return replace(outputs, logits=outputs.logits.dense()) if isinstance(outputs.logits, Factored) else outputs
-
-
 def objective(terms: Mapping[str, Weighted], fusion: Fusion) -> Objective:
     """`sum_k weight_k(step) * mean(term_k)`; `alpha L_distill + beta L_task + gamma L_reg` is one case.
 
@@ -49,8 +45,8 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion) -> Objective:
 
     def seen(signals: Signals, temperature: Scalar | None = None) -> Signals:
         at = jnp.ones((), jnp.float32) if temperature is None else as_schedule(temperature)(signals.step)
-        teachers = tuple(_dense(teacher) for teacher in signals.teachers)
-        return replace(signals, student=_dense(signals.student), teachers=teachers, temperature=at)
+        teachers = tuple(teacher.dense() for teacher in signals.teachers)
+        return replace(signals, student=signals.student.dense(), teachers=teachers, temperature=at)
 
     def fuse(params, state, signals, *, key, temperature=None):
         signals = seen(signals, temperature)
@@ -61,7 +57,8 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion) -> Objective:
 
     def init(key, signals):
         first = seen(signals["train"])
-        params, state = {"fusion": {}, "terms": {}}, {"fusion": {}, "terms": {}}
+        params: dict[str, PyTree] = {"fusion": {}, "terms": {}}
+        state: dict[str, PyTree] = {"fusion": {}, "terms": {}}
         if first.teachers:
             params["fusion"], state["fusion"] = fusion.init(key, first)
         for number, (name, (term, _)) in enumerate(terms.items()):
@@ -85,7 +82,8 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion) -> Objective:
 
     def total(means, step):
         weighted = [
-            as_schedule(terms[name].weight)(step) * mean.sum / jnp.maximum(mean.count, 1) for name, mean in means.items()
+            as_schedule(terms[name].weight)(step) * mean.sum / jnp.maximum(mean.count, 1)
+            for name, mean in means.items()
         ]
         return jnp.sum(jnp.stack(weighted))
 

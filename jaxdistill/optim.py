@@ -1,7 +1,7 @@
 """Optimisers: directions by name, and how rate, clipping and roles are put together.
 
-A registered factory gives the DIRECTION of a step, without a rate: the rate is a schedule of its own, so that it is one key of a config
-and one axis of a sweep.
+A registered factory gives the DIRECTION of a step, without a rate: the rate is a schedule of its own, so that it is
+one key of a config and one axis of a sweep.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from jaxdistill.types import PyTree
 
 def _decay(weight_decay: float) -> optax.GradientTransformation:
     """Decoupled decay of matrices only: scales and biases have no reason to be small."""
-    matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
+    matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
     return optax.add_decayed_weights(weight_decay, matrices) if weight_decay else optax.identity()
 
 

@@ -1,6 +1,7 @@
 """Names in a config are spec strings: a registered name with literal arguments, parsed by `ast`, never evaluated.
 
-`"kd(temperature=4.0)"`, `"cosine(start=0.9, end=0.1)"`, `"resnet(widths=(16, 32))"`, or nested where an argument is itself a
+`"kd(temperature=4.0)"`, `"cosine(start=0.9, end=0.1)"`, `"resnet(widths=(16, 32))"`, or nested where an argument is
+itself a
 part: `"kd(temperature=linear(start=8, end=2))"`. One string is one value on the command line and one axis of a sweep.
 """
 
@@ -113,8 +114,8 @@ class Registry:
         Args:
             spec: the spec string, or a parsed one.
             path: the config path, for messages.
-            convert: for parameters annotated with a key of it, how to turn `(literal, path)` into a value: this is how a
-                number or `"cosine(...)"` becomes a schedule.
+            convert: for parameters annotated with a key of it, how to turn `(literal, path)` into a value: this is
+                how a number or `"cosine(...)"` becomes a schedule.
 
         Raises:
             ConfigError: unknown name, misspelt or missing argument, wrong type, or what the factory itself refuses.
@@ -140,7 +141,9 @@ class Registry:
                 raise ConfigError(path, f"{spec.name}({name}={value!r}): expected {_say(annotation)}.")
         for name, parameter in signature.parameters.items():
             if name not in bound.arguments and convert and parameter.annotation in convert:
-                bound.arguments[name] = convert[parameter.annotation](parameter.default, f"{path}: {spec.name}({name}=...)")
+                bound.arguments[name] = convert[parameter.annotation](
+                    parameter.default, f"{path}: {spec.name}({name}=...)"
+                )
         try:
             return factory(*bound.args, **bound.kwargs)
         except ConfigError:

@@ -1,4 +1,4 @@
-"""A run: teachers that have no checkpoint are trained, the student distilled, the control trained, all of them measured."""
+"""A run: teachers without a checkpoint are trained, the student distilled, the control trained, all measured."""
 
 import json
 import time
@@ -36,7 +36,8 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 class Result(NamedTuple):
     """What a run gives back.
 
-    rows: the table, one dict per model: name, accuracy, nll, ece, parameters, bytes, flops, latency_ms, and what was transferred
+    rows: the table, one dict per model: name, accuracy, nll, ece, parameters, bytes, flops, latency_ms, and what was
+        transferred
     variables: of every model, by the name of its row
     workdir: where all of it lies
     """
@@ -180,7 +181,12 @@ class _Run:
 
     def _keep(self, name: str, model: Model, trained: Trained, seconds: float) -> dict[str, Any]:
         row = {"name": name, **_nested(scores(trained.total)), **self._cost(model, trained.variables)}
-        outcome = {"row": row, "reliability": reliability(trained.total), "seconds": seconds, "compiled": trained.compiled}
+        outcome = {
+            "row": row,
+            "reliability": reliability(trained.total),
+            "seconds": seconds,
+            "compiled": trained.compiled,
+        }
         self._remember(name, outcome, trained.variables)
         return outcome
 

@@ -1,7 +1,8 @@
 """Curves over a run, for the learning rate, the weights of terms and their temperatures: the one owner of curves.
 
-A schedule factory returns a function of the run's `Horizon`, so that a config can speak of fractions and epochs and stay true
-when the number of steps changes. A schedule knows its extremes, so that a negative temperature is refused before compilation.
+A schedule factory returns a function of the run's `Horizon`, so that a config can speak of fractions and epochs and
+stay true when the number of steps changes. A schedule knows its extremes, so that a negative temperature is refused
+before compilation.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxdistill.registry import ConfigError, Spec, parse, schedules
+from jaxdistill.errors import ConfigError
+from jaxdistill.registry import Spec, parse, schedules
 from jaxdistill.types import Array
 
 
@@ -23,7 +25,7 @@ class Horizon(NamedTuple):
 class Schedule(NamedTuple):
     """A curve `step -> value` and the least and greatest values it takes during the run."""
 
-    curve: Callable[[Array], Array]
+    curve: Callable[[Array], Array | float]
     low: float
     high: float
 
@@ -48,15 +50,19 @@ def resolve(value: float | str | Spec, horizon: Horizon, path: str) -> Schedule:
         ConfigError: if it is neither a number nor the spec of a schedule.
     """
     if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            value = parse(value, path)
+        value = _number_or_spec(value, path)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return as_schedule(float(value))
     if not isinstance(value, Spec):
         raise ConfigError(path, f"{value!r} is neither a number nor a schedule. Schedules: {', '.join(schedules)}.")
     return schedules.build(value, path)(horizon)
+
+
+def _number_or_spec(text: str, path: str) -> float | Spec:
+    try:
+        return float(text)
+    except ValueError:
+        return parse(text, path)
 
 
 def require_positive(name: str, schedule: Schedule) -> Schedule:
@@ -94,7 +100,7 @@ def linear(start: float, end: float, begin: float = 0.0, until: float = 1.0) -> 
 
     def over(horizon: Horizon) -> Schedule:
         first, last = begin * horizon.steps, until * horizon.steps
-        curve = lambda step: start + (end - start) * _progress(step, first, last)  # noqa: E731
+        curve = lambda step: start + (end - start) * _progress(step, first, last)
         return Schedule(curve, min(start, end), max(start, end))
 
     return over
@@ -102,7 +108,7 @@ def linear(start: float, end: float, begin: float = 0.0, until: float = 1.0) -> 
 
 @schedules.register
 def cosine(start: float, end: float = 0.0, warmup: float = 0.0) -> Timed:
-    """Half a cosine from `start` to `end`, after a linear rise from 0 over the fraction `warmup` (SGDR, Loshchilov 2017)."""
+    """Half a cosine from `start` to `end` (SGDR, Loshchilov 2017), after a linear rise over the fraction `warmup`."""
     _fractions(warmup=warmup)
 
     def over(horizon: Horizon) -> Schedule:
@@ -125,7 +131,7 @@ def step(start: float, factor: float, every: float) -> Timed:
         raise ValueError(f"every and factor must be positive; got every={every}, factor={factor}")
 
     def over(horizon: Horizon) -> Schedule:
-        drops = lambda step: jnp.floor(step / (every * horizon.epoch))  # noqa: E731
+        drops = lambda step: jnp.floor(step / (every * horizon.epoch))
         last = start * factor ** int(horizon.steps / (every * horizon.epoch))
         return Schedule(lambda step: start * factor ** drops(step), min(start, last), max(start, last))
 
@@ -143,7 +149,7 @@ def phases(values: tuple[float, ...], at: tuple[float, ...]) -> Timed:
 
     def over(horizon: Horizon) -> Schedule:
         borders = jnp.asarray([point * horizon.steps for point in at])
-        curve = lambda step: jnp.asarray(values)[jnp.sum(step >= borders)]  # noqa: E731
+        curve = lambda step: jnp.asarray(values)[jnp.sum(step >= borders)]
         return Schedule(curve, min(values), max(values))
 
     return over

@@ -1,6 +1,5 @@
-"""The loop: one model trained to the end of its config, from the newest good checkpoint, measured and saved on the way."""
+"""The loop: one model trained to the end, from the newest good checkpoint on, measured and saved on the way."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from jaxdistill.build import Parts
 from jaxdistill.checkpoint import Checkpoints
-from jaxdistill.data.datasets import Records
+from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Transform, evaluation_batches, train_stream
 from jaxdistill.evaluate import evaluator, scores, totals
 from jaxdistill.interrupts import Interrupts, Stopped
@@ -77,7 +76,8 @@ def train(
         folder: for its checkpoints and logs.
         config: the stage's.
         plan: its parts.
-        teachers: their variables, laid out on the mesh. It learns from them if its config names teachers, and is measured beside them anyway.
+        teachers: their variables, laid out on the mesh. It learns from them if its config names teachers, and is
+            measured beside them anyway.
         around: what it shares with the other stages.
 
     Raises:

@@ -6,16 +6,16 @@ mesh.* Everything below is a pytree or a tuple of functions; nothing here knows 
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, dataclass_transform
 
 import jax
 
 Array = jax.Array
 PyTree = Any
-T = TypeVar("T")
 
 
-def struct(cls: type[T]) -> type[T]:
+@dataclass_transform(frozen_default=True)
+def struct[T](cls: type[T]) -> type[T]:
     """Registers a frozen dataclass as a pytree whose fields are all data."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
@@ -37,6 +37,11 @@ class Factored:
     kernel: Array
     bias: Array | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the logits, `(*batch, classes)`."""
+        return (*self.features.shape[:-1], self.kernel.shape[-1])
+
     def dense(self) -> Array:
         """The logits, `[*batch, classes]`."""
         logits = self.features @ self.kernel
@@ -55,10 +60,14 @@ class Outputs:
         embedding: the pooled or projected representation, `[batch, width]`
     """
 
-    logits: Array | Factored | None = None
+    logits: Array | Factored
     hidden_states: tuple[Array, ...] = ()
     attentions: tuple[Array, ...] = ()
     embedding: Array | None = None
+
+    def dense(self) -> "Outputs":
+        """The same with its logits multiplied out."""
+        return dataclasses.replace(self, logits=self.logits.dense()) if isinstance(self.logits, Factored) else self
 
 
 @struct
@@ -162,14 +171,14 @@ class Objective(NamedTuple):
     init: `(key, {stream: signals}) -> (params, state)`, each with the roles `fusion` and `terms`
     apply: `(params, state, {stream: signals}, *, key) -> ({term: Mean}, state)`; one mean per term, so that a step may
         take one gradient per term
-    fuse: `(params, state, signals, *, key) -> signals` with its teacher fused, for steps that train a gate
+    fuse: `(params, state, signals, *, key) -> (signals, state)` with the teacher fused, for steps that train a gate
     total: `({term: Mean}, step) -> ` the weighted scalar to differentiate
     streams: the streams that its terms read
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[dict[str, Any], PyTree]]
-    fuse: Callable[..., Signals]
+    fuse: Callable[..., tuple[Signals, PyTree]]
     total: Callable[..., Array]
     streams: frozenset[str]
 
@@ -178,8 +187,8 @@ class Step(NamedTuple):
     """The swappable algorithm.
 
     init: `(key, teachers, batch) -> TrainState`
-    update: `(train_state, teachers, batch) -> (train_state, metrics)`; pure, compiled by `parallel/compile.py`. `teachers`
-        is a tuple of `Variables`, `batch` a dict with one entry per stream, metrics a dict of `Mean`
+    update: `(train_state, teachers, batch) -> (train_state, metrics)`; pure, compiled by `parallel/compile.py`.
+        `teachers` is a tuple of `Variables`, `batch` a dict with one entry per stream, metrics a dict of `Mean`
     streams: the streams of the batch it reads
     """
 

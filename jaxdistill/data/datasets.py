@@ -4,7 +4,9 @@ TensorFlow Datasets prepares and reads without TensorFlow, as long as files are 
 `tf.data.Dataset`. It takes a second to import, so it is imported where it is used.
 """
 
+import contextlib
 import difflib
+import importlib
 import os
 import re
 import sys
@@ -19,6 +21,8 @@ from jaxdistill.errors import ConfigError, suggest
 from jaxdistill.registry import datasets, parse
 
 SHIPPED = ("clothes", "mnist5k")  # the builders of digits.py
+# Without TensorFlow, version 4.9.10 stops registering at the first group of builders that needs it; these come after.
+LATE_GROUPS = ("structured", "summarization", "text", "text_simplification", "translate", "video", "vision_language")
 
 
 def default_folder() -> Path:
@@ -32,14 +36,14 @@ def known(name: str, folder: str | Path, path: str = "data.name") -> None:
     Raises:
         ConfigError: neither registered, nor shipped, nor prepared in the folder, nor known to TensorFlow Datasets.
     """
-    base = re.split(r"[(/:]", name)[0].strip()  # of my_data(size=3), glue/sst2, mnist:3.0.1
+    base = _base(name)
     if base in datasets:
         parse(name, path)
         return
     ours = {*datasets, *SHIPPED, *_prepared(Path(folder).expanduser())}
     if base in ours:
         return
-    theirs = _tfds().list_builders(with_community_datasets=False)
+    theirs = _tfds(base).list_builders(with_community_datasets=False)
     if base not in theirs:
         near = [close for close in difflib.get_close_matches(base, theirs, n=1) if close not in ours]
         hint = f" TensorFlow Datasets has {near[0]!r}." if near else ""
@@ -63,7 +67,7 @@ def open_records(name: str, split: str, folder: str | Path, path: str, key: str)
     """
     folder, named = Path(folder).expanduser(), f"{path}.name"
     known(name, folder, named)
-    if name.partition("(")[0].strip() in datasets:
+    if _base(name) in datasets:
         source = _registered(name, split, named)
         return Records(source, getattr(source, "classes", None))
     builder = _prepare(name, folder, named)
@@ -72,8 +76,8 @@ def open_records(name: str, split: str, folder: str | Path, path: str, key: str)
     except ValueError:
         cure = f"{suggest(split, builder.info.splits)} A slice is written train[:80%], and may not be empty."
         raise ConfigError(f"{path}.{key}", f"{split!r} is no split of {name!r}. {cure}") from None
-    label = builder.info.features.get("label")
-    return Records(source, getattr(label, "num_classes", None))
+    features = builder.info.features
+    return Records(source, getattr(features["label"], "num_classes", None) if "label" in features else None)
 
 
 def _registered(name: str, split: str, path: str) -> Any:
@@ -87,24 +91,37 @@ def _registered(name: str, split: str, path: str) -> Any:
     return source
 
 
+def _builder(name: str, folder: Path, path: str) -> Any:
+    try:
+        return _tfds(_base(name)).builder(name, data_dir=str(folder), file_format="array_record")
+    except Exception as error:  # asserts and lookups of foreign code: version, configuration, another file format
+        why = re.sub(r'^Failed to construct .*?}": ', "", _one_line(error))
+        cure = "Correct its version or configuration, or choose another data.folder."
+        raise ConfigError(path, f"{name!r} cannot be opened in {folder} ({why}). {cure}") from error
+
+
 def _prepare(name: str, folder: Path, path: str) -> Any:
     """The builder of a name, with its files in place."""
-    tfds = _tfds()
-    try:
-        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-        if not builder.is_prepared():
-            sys.stderr.write(f"Preparing {name!r} in {folder}; this happens once.\n")
-            builder.download_and_prepare()
+    builder = _builder(name, folder, path)
+    if builder.is_prepared():
         return builder
+    sys.stderr.write(f"Preparing {name!r} in {folder}; this happens once.\n")
+    try:
+        builder.download_and_prepare()
     except FileExistsError:  # another process was faster
-        return tfds.builder(name, data_dir=folder, file_format="array_record")
+        return _builder(name, folder, path)
     except FetchError as error:
         raise ConfigError(path, f"{name!r} cannot be prepared: {error}.") from None
-    except Exception as error:  # foreign code: downloads, parsers, asserts, a TensorFlow that is not there
-        why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    except Exception as error:  # foreign code: downloads, parsers, a TensorFlow that is not there
+        why = f"{type(error).__name__}: {_one_line(error)[:300]}"
         build = f"tfds build {name} --file_format=array_record"
         cure = f"Where there are internet and TensorFlow, run `{build}`, and copy what it wrote into {folder}."
         raise ConfigError(path, f"{name!r} cannot be prepared ({why}). {cure}") from error
+    return builder
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _prepared(folder: Path) -> set[str]:
@@ -113,10 +130,19 @@ def _prepared(folder: Path) -> set[str]:
     return {file.relative_to(folder).parts[0] for file in found}
 
 
-def _tfds() -> ModuleType:
-    """TensorFlow Datasets, with the builders that we ship registered."""
+def _tfds(base: str) -> ModuleType:
+    """TensorFlow Datasets, with the builder of a name registered if there is one."""
     import tensorflow_datasets as tfds
 
-    from jaxdistill.data import digits  # noqa: F401  (importing registers them)
+    from jaxdistill.data import digits  # noqa: F401  (importing registers the builders that we ship)
 
+    if base not in SHIPPED:
+        for group in LATE_GROUPS:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"tensorflow_datasets.{group}")
     return tfds
+
+
+def _base(name: str) -> str:
+    """`my_data` of my_data(size=3), `glue` of glue/sst2, `mnist` of mnist:3.0.1."""
+    return re.split(r"[(/:]", name)[0].strip()

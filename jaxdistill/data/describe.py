@@ -1,7 +1,7 @@
 """What a data set looks like, without reading it: shapes, classes and sizes.
 
-Opening a data set takes seconds (TensorFlow Datasets, Grain, decoding); a wrong config must fail sooner. So the first opening leaves a note
-beside the prepared data, and later runs read that.
+Opening a data set takes seconds (TensorFlow Datasets, Grain, decoding); a wrong config must fail sooner. So the first
+opening leaves a note beside the prepared data, and later runs read that.
 """
 
 import hashlib

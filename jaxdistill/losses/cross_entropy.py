@@ -1,4 +1,7 @@
-"""Hard labels: the task loss. Label smoothing (Szegedy et al. 2016, arxiv.org/abs/1512.00567) is the teacher-free control."""
+"""Hard labels: the task loss.
+
+Label smoothing (Szegedy et al. 2016, arxiv.org/abs/1512.00567) is the teacher-free control of soft targets.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,10 +1,12 @@
-"""Hints: Romero et al., FitNets, 2015 (arxiv.org/abs/1412.6550); layer by layer as in Sun et al., Patient KD, 2019
+"""Hints: hidden states of chosen layers.
+
+Romero et al., FitNets, 2015 (arxiv.org/abs/1412.6550); layer by layer as in Sun et al., Patient KD, 2019
 (arxiv.org/abs/1908.09355).
 
     mean over layer pairs of mean (projector(h_s) - h_t)^2, or of 1 - cos(projector(h_s), h_t)
 
-The projector belongs to training only; it learns with the student and is thrown away afterwards. Hints hurt some pairs of networks, so the
-weight deserves a sweep.
+The projector belongs to training only; it learns with the student and is thrown away afterwards. Hints hurt some
+pairs of networks, so the weight deserves a sweep.
 """
 
 from typing import Literal
@@ -88,5 +90,5 @@ def _aligned(student: Array, teacher: Array, batch_dims: int) -> tuple[Array, Ar
     """Both `[*batch, *extent, width]` with the same extent: averaged over the extent where it differs."""
     if student.shape[batch_dims:-1] == teacher.shape[batch_dims:-1]:
         return student, teacher
-    pool = lambda x: jnp.mean(x, axis=tuple(range(batch_dims, x.ndim - 1)))  # noqa: E731
+    pool = lambda x: jnp.mean(x, axis=tuple(range(batch_dims, x.ndim - 1)))
     return pool(student), pool(teacher)

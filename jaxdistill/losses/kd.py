@@ -1,9 +1,11 @@
-"""Soft targets: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015 (arxiv.org/abs/1503.02531).
+"""Soft targets.
+
+Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015 (arxiv.org/abs/1503.02531).
 
     T^2 KL(softmax(t / T) || softmax(s / T))
 
-T^2 keeps the size of the gradient when T changes. Dark knowledge needs T of 4 and more: with T = 2 a student that never saw
-a class recalls it almost as badly as one trained on argmax labels.
+T^2 keeps the size of the gradient when T changes. Dark knowledge needs T of 4 and more: with T = 2 a student that
+never saw a class recalls it almost as badly as one trained on argmax labels.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """Layer maps: which of the student's layers learns from which of the teacher's.
 
-Layers count as in `Outputs.hidden_states`: 0 is the embedding (or stem), 1 the first layer. A uniform map beat top and bottom
-layers in TinyBERT's ablation (75.6 / 70.9 / 71.3).
+Layers count as in `Outputs.hidden_states`: 0 is the embedding (or stem), 1 the first layer. A uniform map beat top
+and bottom layers in TinyBERT's ablation (75.6 / 70.9 / 71.3).
 """
 
 import re
@@ -13,9 +13,9 @@ def layer_pairs(layers: LayerMap, students: int, teachers: int) -> list[tuple[in
     """Pairs (student layer, teacher layer).
 
     Args:
-        layers: "uniform" (student layer i of n learns from teacher layer round(i N / n)), "last", a range of teacher layers such
-            as "6-9" (each taught to the student's layer at the same relative depth), or explicit pairs `((1, 2), (2, 4))`;
-            negative numbers count from the end.
+        layers: "uniform" (student layer i of n learns from teacher layer round(i N / n)), "last", a range of teacher
+            layers such as "6-9" (each taught to the student's layer at the same relative depth), or explicit pairs
+            `((1, 2), (2, 4))`; negative numbers count from the end.
         students: how many hidden states the student returns, the embedding included.
         teachers: the same for the teacher.
 
@@ -24,7 +24,9 @@ def layer_pairs(layers: LayerMap, students: int, teachers: int) -> list[tuple[in
     """
     depth, height = students - 1, teachers - 1
     if depth < 1 or height < 1:
-        raise ValueError(f"student has {students} and teacher {teachers} hidden states; at least an embedding and a layer are needed")
+        raise ValueError(
+            f"student has {students} and teacher {teachers} hidden states; at least an embedding and a layer are needed"
+        )
     if not isinstance(layers, str):
         return [(_at(i, students, "student"), _at(j, teachers, "teacher")) for i, j in layers]
     if layers == "last":
@@ -33,7 +35,9 @@ def layer_pairs(layers: LayerMap, students: int, teachers: int) -> list[tuple[in
         return [(i, max(1, round(i * height / depth))) for i in range(1, students)]
     span = re.fullmatch(r"(\d+)-(\d+)", layers)
     if not span or int(span[1]) > int(span[2]):
-        raise ValueError(f"unknown layer map {layers!r}. Known: 'uniform', 'last', a range like '6-9', pairs like ((1, 2), (2, 4))")
+        raise ValueError(
+            f"unknown layer map {layers!r}. Known: 'uniform', 'last', a range like '6-9', pairs like ((1, 2), (2, 4))"
+        )
     chosen = [_at(j, teachers, "teacher") for j in range(int(span[1]), int(span[2]) + 1)]
     return [(max(1, round(j * depth / height)), j) for j in chosen]
 

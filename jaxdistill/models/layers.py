@@ -1,7 +1,7 @@
 """Layers that our families share: what must know about masks, devices and dtypes.
 
-Modules compute in the dtype of their parameters, so that `in_dtype(model, "bfloat16")` needs no flag inside them. Statistics and
-losses are float32 throughout.
+Modules compute in the dtype of their parameters, so that `in_dtype(model, "bfloat16")` needs no flag inside them.
+Statistics and losses are float32 throughout.
 """
 
 import jax
@@ -29,7 +29,8 @@ def dropout(x: Array, rate: float, *, train: bool, key: Array) -> Array:
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) over the rows of the GLOBAL batch that the mask counts.
 
-    Own code because `nnx.BatchNorm(axis_name)` gave NaN under pmap, and knows no mask: padding would shift the statistics.
+    Own code because `nnx.BatchNorm(axis_name)` gave NaN under pmap, and knows no mask: padding would shift the
+    statistics.
     """
 
     def __init__(self, width: int, *, momentum: float = 0.9, epsilon: float = 1e-5):
@@ -56,6 +57,6 @@ class BatchNorm(nnx.Module):
         axes = tuple(range(y.ndim - 1))
         weight = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (y.ndim - mask.ndim)), (*y.shape[:-1], 1))
         count = jnp.maximum(psum(jnp.sum(weight)), 1.0)
-        average = lambda z: psum(jnp.sum(jnp.where(weight > 0, z, 0.0), axis=axes)) / count  # noqa: E731
+        average = lambda z: psum(jnp.sum(jnp.where(weight > 0, z, 0.0), axis=axes)) / count
         mean = average(y)
         return mean, average((y - mean) ** 2)

@@ -1,5 +1,6 @@
 """Multilayer perceptron over flattened pixels: the smallest student."""
 
+import itertools
 import math
 
 import jax
@@ -13,11 +14,11 @@ from jaxdistill.types import Model, Outputs
 
 
 class Mlp(nnx.Module):
-    """Linear layers with ReLU; hidden states are the activations of each layer, the first standing for the embedding."""
+    """Linear layers with ReLU; hidden states are their activations, the first standing for the embedding."""
 
     def __init__(self, inputs: int, widths: tuple[int, ...], classes: int, rate: float, *, rngs: nnx.Rngs):
         sizes = (inputs, *widths)
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
         self.head = nnx.Linear(sizes[-1], classes, rngs=rngs)
         self.rate = rate
 

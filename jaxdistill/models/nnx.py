@@ -24,13 +24,13 @@ def _call(module: Any, batch: Batch, train: bool, key: Array) -> Outputs:
 def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) -> Model:
     """A Flax NNX module as a `Model`.
 
-    `nnx.Param` variables become params, random streams are renewed from the key of each call, and all other variables (running
-    statistics, counters) become state.
+    `nnx.Param` variables become params, random streams are renewed from the key of each call, and all other variables
+    (running statistics, counters) become state.
 
     Args:
         make: `(rngs, batch) -> module`; `batch` has the shapes that the layers need.
-        call: `(module, batch, train, key) -> Outputs`. Ours take `module(batch, train=, key=)`; for a module of your own, e.g.
-            `lambda module, batch, train, key: Outputs(logits=module(batch["image"]))`.
+        call: `(module, batch, train, key) -> Outputs`. Ours take `module(batch, train=, key=)`; for a module of your
+            own, e.g. `lambda module, batch, train, key: Outputs(logits=module(batch["image"]))`.
     """
     skeletons: dict[Any, tuple[Any, list[tuple[Any, Any]]]] = {}
 
@@ -67,7 +67,8 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def _collect(module: nnx.Module) -> tuple[dict[str, Array], dict[str, Array]]:
     """Params and state of a module, as flat dicts."""
-    params, state = {}, {}
+    params: dict[str, Array] = {}
+    state: dict[str, Array] = {}
     for path, variable in nnx.to_flat_state(nnx.state(module)):
         if isinstance(variable, nnx.RngState):
             continue

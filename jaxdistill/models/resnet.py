@@ -1,7 +1,7 @@
 """ResNet for small images: He et al., Deep Residual Learning, 2016 (arxiv.org/abs/1512.03385), section 4.2.
 
-A 3x3 stem without pooling and stages of basic blocks, each stage halving the extent. `widths=(16, 32, 64), blocks=3` is the paper's ResNet-20,
-`widths=(64, 128, 256)` with a factor 4 the "x4" of the CIFAR-100 distillation tables.
+A 3x3 stem without pooling and stages of basic blocks, each stage halving the extent. `widths=(16, 32, 64), blocks=3`
+is the paper's ResNet-20, `widths=(64, 128, 256)` with a factor 4 the "x4" of the CIFAR-100 distillation tables.
 """
 
 import jax
@@ -17,7 +17,13 @@ from jaxdistill.types import Array, Model, Outputs
 
 def _conv(inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
     return nnx.Conv(
-        inputs, outputs, (size, size), strides=stride, use_bias=False, kernel_init=nnx.initializers.he_normal(), rngs=rngs
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        use_bias=False,
+        kernel_init=nnx.initializers.he_normal(),
+        rngs=rngs,
     )
 
 
@@ -34,7 +40,7 @@ class Block(nnx.Module):
     def __call__(self, x: Array, mask: Array, train: bool) -> Array:
         y = by_rows(jax.nn.relu(self.first_norm(self.first(x), mask, train)))
         y = by_rows(self.second_norm(self.second(y), mask, train))
-        if self.shortcut is not None:
+        if self.shortcut is not None and self.shortcut_norm is not None:
             x = self.shortcut_norm(self.shortcut(x), mask, train)
         return by_rows(jax.nn.relu(x + y))
 

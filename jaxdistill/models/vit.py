@@ -1,6 +1,7 @@
 """Vision transformer: Dosovitskiy et al., An Image is Worth 16x16 Words, 2021 (arxiv.org/abs/2010.11929).
 
-Pre-norm blocks, learned positions, the mean over patches instead of a class token (Beyer et al. 2022, arxiv.org/abs/2205.01580).
+Pre-norm blocks, learned positions, the mean over patches instead of a class token (Beyer et al. 2022,
+arxiv.org/abs/2205.01580).
 """
 
 import jax
@@ -22,7 +23,7 @@ class Attention(nnx.Module):
         self.heads = heads
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)  # noqa: E731
+        split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
         q, k, v = (split(by_rows(project(x))) for project in (self.query, self.key, self.value))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         weights = by_rows(jax.nn.softmax(scores).astype(x.dtype))
@@ -50,7 +51,9 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """Hidden states: the patch embeddings, then every block, `[batch, patches, width]`."""
 
-    def __init__(self, image, patch: int, width: int, depth: int, heads: int, rate: float, classes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, image, patch: int, width: int, depth: int, heads: int, rate: float, classes: int, *, rngs: nnx.Rngs
+    ):
         height, length, channels = image
         patches = (height // patch) * (length // patch)
         self.embed = nnx.Conv(channels, width, (patch, patch), strides=patch, padding="VALID", rngs=rngs)

@@ -1,7 +1,8 @@
 """Collectives that are ambient: `pmap`'s axis where there is one, the identity elsewhere.
 
-Under `jit` a batch is one global array and a sum over it is already a sum over all devices. Under `pmap` each device sees
-its own rows. Written with these functions, a loss or a layer is the same code for both, and no axis name is threaded through.
+Under `jit` a batch is one global array and a sum over it is already a sum over all devices. Under `pmap` each device
+sees its own rows. Written with these functions, a loss or a layer is the same code for both, and no axis name is
+threaded through.
 """
 
 import jax
@@ -43,7 +44,8 @@ def row_keys(key: Array, rows: int) -> Array:
 def by_rows(x: Array) -> Array:
     """Keeps an activation split by rows over the mesh; the identity without one.
 
-    Every layer of every model needs it: left to XLA's partitioner, a two-layer MLP on a (2, 2, 2) mesh had a right forward
+    Every layer of every model needs it: left to XLA's partitioner, a two-layer MLP on a (2, 2, 2) mesh had a right
+        forward
     pass and gradients wrong by 2.0, without any error (jax 0.11.2 and 0.12).
     """
     mesh = jax.sharding.get_abstract_mesh()

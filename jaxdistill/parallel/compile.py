@@ -1,5 +1,6 @@
-"""Compilation: the only place that jits, donates and shards. `jit` over a mesh is the engine, `pmap` a thin second backend.
+"""Compilation: the only place that jits, donates and shards.
 
+`jit` over a mesh is the engine, `pmap` a thin second backend.
 Both give an `Engine` with the same functions, and parameters that agree to float32 rounding.
 """
 
@@ -44,6 +45,11 @@ class Engine(NamedTuple):
     compiled: Callable[[], dict[str, int]]
 
 
+def _once() -> dict[str, int] | None:
+    """Options for a program that runs once: XLA on CPU takes 6 s to optimise a ResNet's random draws, 1 s without."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
 def place(variables: Variables, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Variables:
     """Lays a model's variables out on the mesh by its rule table."""
     return jax.device_put(variables, shardings(variables, mesh, rules))
@@ -72,7 +78,8 @@ def jit_engine(
         step: the algorithm.
         evaluate: `(params, state, teachers, rows) -> metrics`.
         mesh: axes data, fsdp, tensor.
-        teachers: frozen variables, already placed. They are arguments of the compiled program: as a closure they grew it 50-fold.
+        teachers: frozen variables, already placed. They are arguments of the compiled program: as a closure they grew
+            it 50-fold.
         references: the teachers beside whom `evaluate` measures; a control has them, and learns from none.
         batch: shapes of a global batch, by stream.
         rules: layout of the train state.
@@ -82,11 +89,9 @@ def jit_engine(
     layout = shardings(shapes, mesh, rules)
     placed, beside = (jax.tree.map(lambda x: x.sharding, models) for models in (teachers, references))
 
-    init = jax.jit(step.init, out_shardings=layout)
+    init = jax.jit(step.init, out_shardings=layout, compiler_options=_once())
     # out_shardings are pinned: left open, XLA re-sharded gradients and compiled twice
-    update = jax.jit(
-        step.update, in_shardings=(layout, placed, rows), out_shardings=(layout, whole), donate_argnums=0
-    )
+    update = jax.jit(step.update, in_shardings=(layout, placed, rows), out_shardings=(layout, whole), donate_argnums=0)
     measure = jax.jit(evaluate, in_shardings=(layout.params, layout.state, beside, rows), out_shardings=whole)
 
     def on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,8 +120,12 @@ def jit_engine(
         restore=lambda ts: ts,
         abstract=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout),
         rows=lambda total: local_rows(mesh, total),
-        compiled=lambda: {"update": update._cache_size(), "evaluate": measure._cache_size()},
+        compiled=lambda: _programs(update=update, evaluate=measure),
     )
+
+
+def _programs(**functions: Any) -> dict[str, int]:
+    return {name: function._cache_size() for name, function in functions.items()}
 
 
 def _splits(mesh: Mesh) -> bool:
@@ -141,11 +150,11 @@ def pmap_engine(
     """
     count = len(devices)
     shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch)
-    copies = lambda tree: jax.device_put_replicated(tree, devices)  # noqa: E731
-    first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
-    split = lambda tree: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)  # noqa: E731
+    copies = lambda tree: jax.device_put_replicated(tree, devices)
+    first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    split = lambda tree: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 
-    init = jax.jit(step.init)
+    init = jax.jit(step.init, compiler_options=_once())
     update = jax.pmap(step.update, axis_name=PMAP_AXIS, donate_argnums=0, devices=devices)
     measure = jax.pmap(lambda *args: psum(evaluate(*args)), axis_name=PMAP_AXIS, devices=devices)
     frozen, beside = copies(teachers), copies(references)
@@ -163,5 +172,5 @@ def pmap_engine(
         restore=copies,
         abstract=shapes,
         rows=lambda total: slice(0, total),
-        compiled=lambda: {"update": update._cache_size(), "evaluate": measure._cache_size()},
+        compiled=lambda: _programs(update=update, evaluate=measure),
     )

@@ -16,11 +16,15 @@ def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
     """
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"sizes are positive, and at most one is -1 (all that are left); got {dict(zip(AXES, sizes, strict=True))}")
+        raise ValueError(
+            f"sizes are positive, and at most one is -1 (all that are left); got {dict(zip(AXES, sizes, strict=True))}"
+        )
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         if devices % fixed:
-            raise ValueError(f"{devices} devices do not divide by {fixed}; choose sizes whose product divides {devices}")
+            raise ValueError(
+                f"{devices} devices do not divide by {fixed}; choose sizes whose product divides {devices}"
+            )
         sizes[sizes.index(-1)] = devices // fixed
     elif fixed > devices:
         raise ValueError(f"the mesh needs {fixed} devices, there are {devices}; lower a size, or set one to -1")

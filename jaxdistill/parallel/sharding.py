@@ -1,6 +1,7 @@
 """Which array lies where: a table of (path regex, axes) per model, first match wins.
 
-The axes of an entry are those of the array's LAST dimensions, so that one line serves a matrix, a convolution and a stack of layers. An axis
+The axes of an entry are those of the array's LAST dimensions, so that one line serves a matrix, a convolution and a
+stack of layers. An axis
 that does not divide its dimension is left out: the array is then whole along it, which is right and only costs memory.
 """
 
@@ -38,7 +39,7 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> Par
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> PyTree:
-    """A sharding for each leaf of a tree of arrays or shapes. Optimiser moments carry their parameter's name and follow it."""
+    """A sharding for each leaf of a tree. Optimiser moments carry their parameter's name and follow it."""
 
     def each(path, leaf):
         return NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules))

@@ -39,9 +39,12 @@ def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     said = f"The student reaches {100 * student['accuracy']:.2f} %"
     if control:
         points = 100 * (student["accuracy"] - control["accuracy"])
-        said += f", {abs(points):.2f} points {'above' if points >= 0 else 'below'} the same network trained on labels alone"
+        said += (
+            f", {abs(points):.2f} points {'above' if points >= 0 else 'below'} the same network trained on labels alone"
+        )
     if teachers:
         best = max(teachers, key=lambda row: row["accuracy"])
         share = student["parameters"] / best["parameters"]
-        said += f"; its best teacher reaches {100 * best['accuracy']:.2f} % and the student has {100 * share:.1f} % of its parameters"
+        said += f"; its best teacher reaches {100 * best['accuracy']:.2f} %"
+        said += f" and the student has {100 * share:.1f} % of its parameters"
     return said + "."

@@ -37,7 +37,10 @@ def observe(
     for number, stream in enumerate(sorted(streams)):
         rows, draw = batch[stream], jax.random.fold_in(key, number)
         out, new_state = student.apply(params["student"], state["student"], rows, train=True, key=draw)
-        seen = [teacher.apply(*values, rows, train=False, key=draw)[0] for teacher, values in zip(teachers, frozen, strict=True)]
+        seen = [
+            teacher.apply(*values, rows, train=False, key=draw)[0]
+            for teacher, values in zip(teachers, frozen, strict=True)
+        ]
         signals[stream] = Signals(
             student=out,
             teachers=tuple(jax.lax.stop_gradient(outputs) for outputs in seen),

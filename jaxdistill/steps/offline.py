@@ -1,9 +1,9 @@
 """Offline distillation: frozen teachers, one student (Hinton et al., 2015, arxiv.org/abs/1503.02531).
 
-    for each batch:
-        signals   <- student(batch), sg(teacher_k(batch)) for each k
-        loss      <- sum over terms of weight(step) * mean(term(signals))
-        params    <- optimizer(grad loss)           # student, gates and projectors, each role with its own optimiser
+for each batch:
+    signals   <- student(batch), sg(teacher_k(batch)) for each k
+    loss      <- sum over terms of weight(step) * mean(term(signals))
+    params    <- optimizer(grad loss)           # student, gates and projectors, each role with its own optimiser
 """
 
 import jax

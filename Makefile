@@ -1,0 +1,49 @@
+# Every target installs what it needs first, into .venv; nothing is installed twice.
+EXTRAS ?= test,lint
+WORKERS ?= 2
+
+python := .venv/bin/python
+installed := .venv/.installed-$(EXTRAS)
+
+.PHONY: help install demo test lint laws test-slow gain bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "jaxdistill: knowledge distillation in JAX. Start with: make demo"
+	@echo
+	@awk -F ': .*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "Your own run:   $(python) -m jaxdistill.main --config configs/quickstart.py --workdir runs/mine --config.seed=1"
+	@echo "With a GPU:     make install EXTRAS=test,lint,gpu     (other extras: tpu hf quant litert wandb)"
+
+demo: $(installed) ## distil a student on real images, in minutes on a laptop; results in runs/quickstart
+	$(python) -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart
+
+test: lint laws ## all fast checks: lint, types, import contract, tests
+
+lint: $(installed) ## style, types, who may import whom
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+	$(python) -m mypy
+	.venv/bin/lint-imports
+
+laws: $(installed) ## the fast tests alone
+	$(python) -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup
+
+test-slow: $(installed) ## the slow tests: kills at ten moments, experiments
+	$(python) -m pytest -m slow
+
+gain: $(installed) ## what distillation is worth: 5 seeds beside the same student without a teacher
+	$(python) -m experiments.gain
+
+bench: $(installed) ## the loop beside the bare jitted step
+	$(python) -m experiments.benchmarks.loop
+
+install: $(installed) ## only the environment
+
+$(installed): pyproject.toml constraints.txt setup.sh
+	@sh setup.sh $(EXTRAS)
+	@touch $@
+
+clean: ## remove the environment and the caches, never runs/
+	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -1,8 +1,8 @@
 """Checkpoints: Orbax writes and reads them, a manifest of checksums beside each tells a good one from a damaged one.
 
-    FOLDER/steps/<n>/            Orbax, asynchronous, committed by a rename
-    FOLDER/manifests/<n>.json    sizes and SHA-256 of its files, shapes of its arrays, its metrics; written after the
-    commit FOLDER/damaged/<n>-<k>/      what was found damaged, kept for whoever wants to know why
+    FOLDER/steps/<n>/           Orbax, asynchronous, committed by a rename
+    FOLDER/manifests/<n>.json   written after that: sizes and SHA-256 of its files, shapes of its arrays, its metrics
+    FOLDER/damaged/<n>-<k>      what was found damaged, with its manifest, for whoever wants to know why
 
 Orbax alone restores a flipped bit silently. A step without a manifest was never finished, and is not used. Nothing is
 ever unpickled.
@@ -11,8 +11,8 @@ ever unpickled.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,25 @@ def write_json(file: Path, content: Any) -> None:
     temporary.replace(file)
 
 
+def _seal(manifest: Manifest) -> str:
+    """The checksum that a manifest carries of itself."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(file: Path) -> Manifest:
+    manifest = json.loads(file.read_text())
+    if manifest.pop("seal", None) != _seal(manifest):
+        raise ValueError("checksum differs")
+    return manifest
+
+
 def manifests(folder: Path) -> dict[int, Manifest]:
     """The manifests of all finished steps, oldest first; needs no Orbax."""
     found = {}
     for file in (folder / "manifests").glob("*.json"):
         try:
             if (folder / "steps" / file.stem).is_dir():
-                found[int(file.stem)] = json.loads(file.read_text())
+                found[int(file.stem)] = _read_manifest(file)
         except ValueError:
             continue  # a damaged manifest vouches for nothing: its step counts as never finished
     return dict(sorted(found.items()))
@@ -130,7 +142,8 @@ class Checkpoints:
         from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
         self.folder, self._ocp = folder.absolute(), ocp
-        self._pending: tuple[int, dict[str, list[Any]], Mapping[str, float]] | None = None
+        self._vouching, self._vouched = ThreadPoolExecutor(1, "manifest"), Future[None]()
+        self._vouched.set_result(None)
         if jax.process_index() == 0:
             self._set_aside(report)
         _barrier("checkpoints are checked")
@@ -143,38 +156,40 @@ class Checkpoints:
                 preservation_policy=keep.AnyPreservationPolicy(policies),
                 best_fn=(lambda metrics: metrics[best]) if best else None,
                 cleanup_tmp_directories=True,
-                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._commit),
             ),
         )
 
     def _set_aside(self, report) -> None:
-        """Moves damaged steps away and removes unfinished ones, so that they are neither restored nor in the way."""
+        """Moves away what is damaged or was never finished, so that it is neither restored nor in the way."""
         known = manifests(self.folder)
-        for step in sorted(
-            (int(p.name) for p in (self.folder / "steps").glob("[0-9]*") if p.name.isdigit()), reverse=True
-        ):
-            path = self.folder / "steps" / str(step)
-            wrong = problems(self.folder, step, known[step]) if step in known else None
-            if wrong is None:
-                shutil.rmtree(path)
-            elif wrong:
-                report(f"checkpoint of step {step} is damaged and set aside: {'; '.join(wrong)}")
-                (self.folder / "damaged").mkdir(exist_ok=True)
-                number = sum(1 for _ in (self.folder / "damaged").glob(f"{step}-*"))
-                path.rename(self.folder / "damaged" / f"{step}-{number}")
-                (self.folder / "manifests" / f"{step}.json").unlink()
+        found = (int(path.name) for path in (self.folder / "steps").glob("*") if path.name.isdigit())
+        for step in sorted(found, reverse=True):
+            manifest = self.folder / "manifests" / f"{step}.json"
+            if step in known:
+                wrong = problems(self.folder, step, known[step])
+            else:
+                why = "is damaged" if manifest.is_file() else "is missing: the save was never finished"
+                wrong = [f"{manifest} {why}"]
+            if not wrong:
+                continue
+            report(f"checkpoint of step {step} is set aside: {'; '.join(wrong)}")
+            damaged = self.folder / "damaged"
+            damaged.mkdir(exist_ok=True)
+            aside = damaged / f"{step}-{sum(path.is_dir() for path in damaged.glob(f'{step}-*'))}"
+            if manifest.is_file():
+                manifest.rename(aside.with_suffix(".json"))
+            (self.folder / "steps" / str(step)).rename(aside)
         self._forget_deleted()
 
-    def _commit(self) -> None:
-        """Runs in Orbax's thread when a step is committed: vouches for its files."""
-        if jax.process_index() != 0 or self._pending is None:
+    def _vouch(self, step: int, arrays: dict[str, list[Any]], metrics: Mapping[str, float]) -> None:
+        """Vouches for a step once Orbax has committed it, in a thread: Orbax's own callback comes BEFORE the rename."""
+        self._manager.wait_until_finished()
+        if jax.process_index() != 0:
             return
-        step, arrays, metrics = self._pending
         root = self.folder / "steps" / str(step)
         files = {str(file.relative_to(root)): _digest(file) for file in sorted(root.rglob("*")) if file.is_file()}
-        write_json(
-            self.folder / "manifests" / f"{step}.json", {"files": files, "arrays": arrays, "metrics": dict(metrics)}
-        )
+        manifest = {"files": files, "arrays": arrays, "metrics": dict(metrics)}
+        write_json(self.folder / "manifests" / f"{step}.json", {**manifest, "seal": _seal(manifest)})
         self._forget_deleted()
 
     def _forget_deleted(self) -> None:
@@ -196,10 +211,10 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         flat = flatten(tree)
-        self._pending = step, _describe(flat), metrics
         args = self._ocp.args
         items = args.Composite(state=args.PyTreeSave(flat), data=args.JsonSave(dict(data)))
         self._manager.save(step, args=items, metrics=dict(metrics), force=True)
+        self._vouched = self._vouching.submit(self._vouch, step, _describe(flat), metrics)
 
     def latest(self) -> int | None:
         """The newest good step; None before the first.
@@ -208,7 +223,7 @@ class Checkpoints:
             CheckpointError: if there were checkpoints, and every one is damaged.
         """
         step = self._manager.latest_step()
-        if step is None and (self.folder / "damaged").exists():
+        if step is None and any((self.folder / "damaged").glob("*.json")):  # others were never finished
             cure = "restore it from a copy, or start in another workdir"
             raise CheckpointError(f"{self.folder}: every checkpoint is damaged, none is left to resume from; {cure}")
         return step
@@ -231,12 +246,19 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until the save under way is committed and vouched for."""
-        self._manager.wait_until_finished()
+        self._vouched.result()
 
     def close(self) -> None:
-        """Waits for the last save and frees Orbax's threads."""
+        """Waits for the last save and frees the threads."""
         self.wait()
         self._manager.close()
+        self._vouching.shutdown()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
 
 
 def _restore_args(ocp: Any, flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,21 @@ tree. They compute in float32 whatever the logits are; `mask` SELECTS rows, beca
 CKA hardly tell a distilled student from one trained on labels; `agreement_on_errors` and `rank_correlation` do.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Integer, Shaped
 
 from jaxdistill.parallel import collectives
 from jaxdistill.types import Array, PyTree, struct
 
+Total = Any  # a sum: a jax array in a step, numpy float64 on the host, a shape under `eval_shape`
+Mask = Shaped[Array, "..."]  # `[*batch]` or its leading dimensions; what is not 0 counts once
 
-def _ratio(top: Array, bottom: Array) -> Array:
+
+def _ratio(top: Total, bottom: Total) -> Total:
     """`top / bottom`; where nothing was counted, 0 for jax arrays and nan for numpy totals.
 
     In a step an empty mask must give a zero with a zero gradient; in a report a zero would look like a measurement.
@@ -27,10 +33,10 @@ def _ratio(top: Array, bottom: Array) -> Array:
 class Mean:
     """A sum and how many values are in it; both scalars."""
 
-    sum: Array
-    count: Array
+    sum: Total
+    count: Total
 
-    def compute(self) -> Array:
+    def compute(self) -> Total:
         """The mean. With count 0: nan on the host (numpy totals), 0 for jax arrays, inside and outside `jit`."""
         return _ratio(self.sum, self.count)
 
@@ -48,15 +54,15 @@ class Calibration:
         Guo et al., "On Calibration of Modern Neural Networks", 2017, https://arxiv.org/abs/1706.04599
     """
 
-    count: Array
-    confidence: Array
-    correct: Array
+    count: Total
+    confidence: Total
+    correct: Total
 
-    def compute(self) -> Array:
+    def compute(self) -> Total:
         """The expected calibration error: |confidence - accuracy| of each bin, averaged over rows."""
         return _ratio(abs(self.confidence - self.correct).sum(), self.count.sum())
 
-    def curve(self) -> tuple[Array, Array, Array]:
+    def curve(self) -> tuple[Total, Total, Total]:
         """Confidence, accuracy and count of each bin, `[bins]`: a reliability diagram. Empty bins as in `Mean`."""
         return _ratio(self.confidence, self.count), _ratio(self.correct, self.count), self.count
 
@@ -75,28 +81,23 @@ class Alignment:
         Nguyen et al., "Do Wide and Deep Networks Learn the Same Things?", 2021, https://arxiv.org/abs/2010.15327
     """
 
-    xy: Array
-    xx: Array
-    yy: Array
+    xy: Total
+    xx: Total
+    yy: Total
 
-    def compute(self) -> Array:
+    def compute(self) -> Total:
         """`xy / sqrt(xx yy)`: 1 for the same representation up to rotation and scale, about 0 for unrelated ones."""
         return _ratio(self.xy, self.xx**0.5 * self.yy**0.5)
 
 
-def _selected(mask: Array, shape: tuple[int, ...]) -> Array:
+def _selected(mask: Mask, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """The mask as booleans of `shape`, broadcast over the trailing dimensions it lacks."""
     mask = jnp.asarray(mask) != 0
     return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
 
 
-def mean_of(values: Array, mask: Array) -> Mean:
-    """Sums the values that the mask selects.
-
-    Args:
-        values: `[*batch]`, any real type or bool
-        mask: `[*batch]`, or its leading dimensions; what is not 0 counts once
-    """
+def mean_of(values: Shaped[Array, "..."], mask: Mask) -> Mean:
+    """Sums the values, of any real type or bool, that the mask selects."""
     values = jnp.asarray(values).astype(jnp.float32)
     mask = _selected(mask, values.shape)
     return Mean(jnp.where(mask, values, 0.0).sum(), mask.sum(dtype=jnp.float32))
@@ -107,19 +108,21 @@ def add(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: np.asarray(x, np.float64) + np.asarray(y, np.float64), a, b)
 
 
-def accuracy(logits: Array, labels: Array, mask: Array) -> Mean:
-    """Share of rows whose largest logit is the label: `[*batch, classes]`, `[*batch]`, `[*batch]`."""
+def accuracy(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask) -> Mean:
+    """Share of rows whose largest logit is the label."""
     return mean_of(logits.argmax(-1) == labels, mask)
 
 
-def nll(logits: Array, labels: Array, mask: Array) -> Mean:
-    """Negative log-likelihood of the labels in nats: `[*batch, classes]`, `[*batch]`, `[*batch]`."""
+def nll(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask) -> Mean:
+    """Negative log-likelihood of the labels in nats."""
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
     return mean_of(-jnp.take_along_axis(logp, labels[..., None], -1)[..., 0], mask)
 
 
-def calibration(logits: Array, labels: Array, mask: Array, bins: int = 15) -> Calibration:
-    """Confidence beside accuracy, in bins: `[*batch, classes]`, `[*batch]`, `[*batch]`."""
+def calibration(
+    logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask, bins: int = 15
+) -> Calibration:
+    """Confidence beside accuracy, in bins."""
     confidence = jax.nn.softmax(logits.astype(jnp.float32)).max(-1)
     correct = (logits.argmax(-1) == labels).ravel()
     valid = _selected(mask, confidence.shape).ravel()
@@ -130,8 +133,8 @@ def calibration(logits: Array, labels: Array, mask: Array, bins: int = 15) -> Ca
     return Calibration(count, jnp.where(inside, confidence[:, None], 0.0).sum(0), correct)
 
 
-def agreement(student: Array, teacher: Array, mask: Array) -> Mean:
-    """Share of rows with the same top-1: `[*batch, classes]` twice, `[*batch]`.
+def agreement(student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch classes"], mask: Mask) -> Mean:
+    """Share of rows with the same top-1.
 
     References:
         Stanton et al., "Does Knowledge Distillation Really Work?", 2021, https://arxiv.org/abs/2106.05945
@@ -139,14 +142,19 @@ def agreement(student: Array, teacher: Array, mask: Array) -> Mean:
     return mean_of(student.argmax(-1) == teacher.argmax(-1), mask)
 
 
-def agreement_on_errors(student: Array, teacher: Array, labels: Array, mask: Array) -> Mean:
+def agreement_on_errors(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"],
+    mask: Mask,
+) -> Mean:
     """`agreement` where the teacher's top-1 is wrong: what only the teacher can have taught."""
     top = teacher.argmax(-1)
     return mean_of(student.argmax(-1) == top, _selected(mask, top.shape) & (top != labels))
 
 
-def divergence(student: Array, teacher: Array, mask: Array) -> Mean:
-    """KL(teacher || student) at temperature 1, in nats: `[*batch, classes]` twice, `[*batch]`.
+def divergence(student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch classes"], mask: Mask) -> Mean:
+    """KL(teacher || student) at temperature 1, in nats.
 
     Classes to which the teacher gives no probability (a logit of -inf) add nothing: 0 log 0 = 0.
     """
@@ -156,24 +164,23 @@ def divergence(student: Array, teacher: Array, mask: Array) -> Mean:
     return mean_of(jnp.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1), mask)
 
 
-def rank_correlation(student: Array, teacher: Array, labels: Array, mask: Array) -> Mean:
+def rank_correlation(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    labels: Integer[Array, "*batch"],
+    mask: Mask,
+) -> Mean:
     """Spearman's rank correlation over the classes that are not the label, averaged over rows.
 
     `1 - 6 sum d^2 / (n (n^2 - 1))` with d the difference of ranks among the n = classes - 1 others. Ties are ranked by
     class index, in student and teacher alike: classes that are tied in BOTH count as agreeing, so a block of equal
     logits (a masked vocabulary) raises the number. Fewer than 3 classes have no order to compare: count 0.
-
-    Args:
-        student: `[*batch, classes]`
-        teacher: `[*batch, classes]`
-        labels: `[*batch]`, the class that is left out
-        mask: `[*batch]`
     """
     others = student.shape[-1] - 1
     if others < 2:
         return mean_of(jnp.zeros(labels.shape), jnp.zeros(labels.shape))
 
-    def ranks(logits: Array) -> Array:
+    def ranks(logits: Float[Array, "*batch classes"]) -> Integer[Array, "*batch classes"]:
         rank = logits.argsort(-1).argsort(-1)
         target = jnp.take_along_axis(rank, labels[..., None], -1)
         return rank - (rank > target)  # the ranks above the label's close the gap that it leaves
@@ -184,8 +191,8 @@ def rank_correlation(student: Array, teacher: Array, labels: Array, mask: Array)
     return mean_of(1.0 - 6.0 * (d**2).sum(-1) / (others * (others**2 - 1.0)), mask)
 
 
-def _u_centred(features: Array, valid: Array) -> Array:
-    """Gram matrix without its diagonal whose rows sum to zero: `[rows, width]`, `[rows]` -> `[rows, rows]`."""
+def _u_centred(features: Float[Array, "rows width"], valid: Bool[Array, " rows"]) -> Float32[Array, "rows rows"]:
+    """Gram matrix without its diagonal whose rows sum to zero."""
     n = jnp.maximum(valid.sum(dtype=jnp.float32), 4.0)
     x = jnp.where(valid[:, None], features.astype(jnp.float32), 0.0)
     # The result does not depend on the mean, float32 does: features after a ReLU would cancel in the sums below.
@@ -196,15 +203,15 @@ def _u_centred(features: Array, valid: Array) -> Array:
     return jnp.where(pairs, gram - row[:, None] - row + gram.sum() / ((n - 1.0) * (n - 2.0)), 0.0)
 
 
-def cka(x: Array, y: Array, mask: Array) -> Alignment:
+def cka(x: Float[Array, "rows ..."], y: Float[Array, "rows ..."], mask: Mask) -> Alignment:
     """Unbiased HSIC of one batch; the biased one gives 0.76 for noise (20 rows, width 64).
 
     Written as the inner product of U-centred Gram matrices over n(n - 3) (Szekely & Rizzo 2014), which equals eq. 5 of
     Song et al. and keeps `xx` and `yy` from going negative by rounding. Fewer than 4 rows have no estimate: they add 0.
 
     Args:
-        x: the student's features, `[rows, ...]`, flattened to one vector per row of the mask
-        y: the teacher's, `[rows, ...]`; the width may differ
+        x: the student's features, flattened to one vector per row of the mask
+        y: the teacher's; the width may differ
         mask: `[rows]`; `[batch, length]` makes every token a row. Rows with 0 are left out, and n with them
 
     Returns:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxdistill import build
 from jaxdistill.build import Parts, Stage
-from jaxdistill.checkpoint import load_variables, write_json
+from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
 from jaxdistill.config import conflicts
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description, describe
@@ -75,6 +75,8 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     describe(config.data.name, config.data.test, folder, "data", "test")
     stages = [(stage, _plan(stage.config, described)) for stage in build.stages(config, workdir)]
     build.check_checkpoints(config, _reference(stages), batch_shapes(config, described))
+    for stage, _ in stages:
+        _check_reached(stage)
     return Planned(stages, described, mesh_shape)
 
 
@@ -133,6 +135,13 @@ def _check_workdir(workdir: Path, config: ConfigDict) -> None:
         raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:4])}). {cure}")
 
 
+def _check_reached(stage: Stage) -> None:
+    reached = max(manifests(stage.folder / "checkpoints"), default=0)
+    if reached > stage.config.steps:
+        cure = f"Choose another --workdir, or --config.steps={reached} or more"
+        raise ConfigError("steps", f"{stage.config.steps} are fewer than the {reached} of {stage.folder}. {cure}.")
+
+
 class _Run:
     """The stages of one run, and what they hand to each other: the teachers' variables."""
 
@@ -159,12 +168,8 @@ class _Run:
 
     def stage(self, stage: Stage, plan: Parts, interrupts: Interrupts) -> None:
         """Trains a stage, or takes it over if it was finished before."""
-        done = stage.folder / "result.json"
-        before = json.loads(done.read_text()) if done.is_file() else {}
-        if before.get("step") == stage.config.steps:
+        if self._finished(stage, plan):
             self.console.print(f"{stage.name:>12}  was finished before, at step {stage.config.steps}")
-            abstract = _abstract(plan.student, self.data.shapes)
-            self._remember(stage.name, before, load_variables(stage.folder / "checkpoints", "last", abstract))
             return
         start = time.perf_counter()
         around = Around(self.data, self.mesh, self.reference, self.console, interrupts)
@@ -172,7 +177,20 @@ class _Run:
         trained = train(stage.name, stage.folder, stage.config, plan, beside, around)
         outcome = self._keep(stage.name, plan.student, trained, time.perf_counter() - start)
         if jax.process_index() == 0:
-            write_json(done, {**outcome, "step": stage.config.steps})
+            write_json(stage.folder / "result.json", {**outcome, "step": stage.config.steps})
+
+    def _finished(self, stage: Stage, plan: Parts) -> bool:
+        """Takes over what an earlier run of this stage left, if it is complete and whole."""
+        try:
+            outcome = json.loads((stage.folder / "result.json").read_text())
+            if outcome["step"] != stage.config.steps:
+                return False
+            abstract = _abstract(plan.student, self.data.shapes)
+            variables = load_variables(stage.folder / "checkpoints", str(stage.config.steps), abstract)
+        except (OSError, ValueError, KeyError, CheckpointError):  # the loop says what is damaged, and mends it
+            return False
+        self._remember(stage.name, outcome, variables)
+        return True
 
     def _placed(self) -> tuple[Variables, ...]:
         """The teachers in their order, each laid out on the mesh by its own table."""

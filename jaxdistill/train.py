@@ -102,7 +102,7 @@ def train(
         ts = engine.init(jax.random.key(config.seed), engine.put({"train": _rows(zeros, engine, config.batch_size)}))
 
     total: dict[str, Any] = {}
-    with Log(folder, name, step, config.steps, config.logging, plan.schedules, console) as log:
+    with checkpoints, Log(folder, name, step, config.steps, config.logging, plan.schedules, console) as log:
         while step < config.steps:
             log.trace(step)
             ts, metrics = engine.update(ts, engine.put({"train": next(stream)}))
@@ -117,9 +117,7 @@ def train(
                 log.evaluation(step, scores(total))
                 checkpoints.save(step, engine.export(ts), stream.get_state(), scores(total))
             if stop and step < config.steps:
-                checkpoints.close()
                 raise Stopped(f"{name}: saved at step {step} of {config.steps}")
-    checkpoints.close()
     total = total or measure(engine, ts, data.test, config.evaluate.batch_size)
     exported = engine.export(ts)
     return Trained(Variables(exported.params["student"], exported.state["student"]), total, engine.compiled())

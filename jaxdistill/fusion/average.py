@@ -9,22 +9,18 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from jaxdistill.registry import fusions
 from jaxdistill.types import Array, Fusion, Outputs
 
 
-def mixture_logits(logits: Array, weights: Array, temperature: Array | float) -> Array:
-    """Logits z with softmax(z / T) = sum_k w_k softmax(t_k / T).
-
-    Args:
-        logits: `[teachers, *batch, classes]`
-        weights: `[teachers]`, or `[teachers, *batch]` for weights per row; they sum to 1 over the teachers
-        temperature: positive scalar
-
-    Returns:
-        `[*batch, classes]`, float32.
-    """
+def mixture_logits(
+    logits: Float[Array, "teachers *batch classes"],
+    weights: Float[Array, "teachers ..."],
+    temperature: Float[Array, ""] | float,
+) -> Float32[Array, "*batch classes"]:
+    """Logits z with softmax(z / T) = sum_k w_k softmax(t_k / T); the weights, of teachers or also of rows, sum to 1."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     weights = weights.reshape(weights.shape + (1,) * (log_p.ndim - weights.ndim))
     return temperature * jax.nn.logsumexp(log_p, axis=0, b=weights)

@@ -5,23 +5,17 @@ Label smoothing (Szegedy et al. 2016, arxiv.org/abs/1512.00567) is the teacher-f
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Integer
 
 from jaxdistill.losses.term import stateless
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
 
-def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
-    """Cross-entropy with integer labels, in float32.
-
-    Args:
-        logits: `[*batch, classes]`
-        labels: `[*batch]`, integers
-        label_smoothing: the share of probability spread evenly over all classes
-
-    Returns:
-        `[*batch]`
-    """
+def softmax_cross_entropy(
+    logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], label_smoothing: float = 0.0
+) -> Float32[Array, "*batch"]:
+    """Cross-entropy in float32; `label_smoothing` is the share of probability spread evenly over all classes."""
     log_q = jax.nn.log_softmax(logits.astype(jnp.float32))
     hard = -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
     if label_smoothing == 0.0:  # a class masked with -inf would make the mean infinite

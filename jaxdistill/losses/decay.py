@@ -5,17 +5,21 @@
 Towards the teacher it is L2-SP: Li, Grandvalet and Davoine, 2018 (arxiv.org/abs/1802.01483).
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from jaxdistill.losses.term import stateless
 from jaxdistill.registry import losses
-from jaxdistill.types import Array, PyTree, Signals, Term
+from jaxdistill.types import Array, Signals, Term
 
 
-def half_squared_norm(params: PyTree, anchors: PyTree) -> Array:
-    """0.5 sum ||w - a||^2 over two flat dicts with the same names; a scalar, in float32."""
+def half_squared_norm(
+    params: Mapping[str, Float[Array, "..."]], anchors: Mapping[str, Float[Array, "..."]]
+) -> Float32[Array, ""]:
+    """0.5 sum ||w - a||^2 over the names of `params`, in float32."""
     squares = [jnp.sum((params[name] - anchors[name]).astype(jnp.float32) ** 2) for name in params]
     return 0.5 * jnp.sum(jnp.stack(squares))
 

@@ -13,19 +13,24 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from jaxdistill.losses.layers import LayerMap, layer_pairs
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
 
-def squared_distance(student: Array, teacher: Array) -> Array:
-    """Mean squared difference over the last axis: `[..., width] -> [...]`, in float32."""
+def squared_distance(
+    student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
+) -> Float32[Array, "*rows"]:
+    """Mean over the width of the squared difference, in float32."""
     return jnp.mean((student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2, axis=-1)
 
 
-def cosine_distance(student: Array, teacher: Array) -> Array:
-    """1 - cosine over the last axis: `[..., width] -> [...]`, in float32; 1 with a gradient of 0 for a zero vector."""
+def cosine_distance(
+    student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
+) -> Float32[Array, "*rows"]:
+    """1 - cosine, in float32; 1 with a gradient of 0 for a zero vector."""
 
     def unit(x: Array) -> Array:
         square = jnp.sum(x**2, axis=-1, keepdims=True)

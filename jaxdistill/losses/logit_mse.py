@@ -6,14 +6,17 @@ The limit of soft targets as T grows, up to each row's mean.
 """
 
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from jaxdistill.losses.term import stateless
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
 
-def mean_squared_error(student: Array, teacher: Array) -> Array:
-    """Mean over the last axis of the squared difference, in float32: `[*batch, classes] -> [*batch]`.
+def mean_squared_error(
+    student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch classes"]
+) -> Float32[Array, "*batch"]:
+    """Mean over the classes of the squared difference, in float32.
 
     Where the teacher's logit is -inf the class is masked: it adds nothing and is not counted.
     """

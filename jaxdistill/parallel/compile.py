@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -150,7 +151,10 @@ def pmap_engine(
     """
     count = len(devices)
     shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch)
-    copies = lambda tree: jax.device_put_replicated(tree, devices)
+    each = NamedSharding(Mesh(np.asarray(devices), (PMAP_AXIS,)), PartitionSpec(PMAP_AXIS))
+    copies = jax.jit(
+        lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree), out_shardings=each
+    )
     first = lambda tree: jax.tree.map(lambda x: x[0], tree)
     split = lambda tree: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 

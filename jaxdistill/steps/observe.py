@@ -66,4 +66,4 @@ def report(means: Mapping[str, Mean], loss: Array, gradients: PyTree) -> dict[st
     """
     one = jnp.ones(())
     terms = {f"terms/{name}": Mean(psum(mean.sum), mean.count) for name, mean in means.items()}
-    return {"loss": Mean(psum(loss), one), **terms, "grad_norm": Mean(optax.global_norm(gradients), one)}
+    return {"loss": Mean(psum(loss), one), **terms, "grad_norm": Mean(optax.tree.norm(gradients), one)}

@@ -1,0 +1,17 @@
+"""What every test runs under: the CPU as 8 devices, and shapes that are checked wherever a pure function is called."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before anything imports jax; a laptop's result and a TPU host's are the same
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import hypothesis
+from jaxtyping import install_import_hook
+
+# Not `types`: a pytree of arrays is also one of shapes, shardings and specs. The numeric tower: 1 is a float in a spec.
+PURE = ("jaxdistill.losses", "jaxdistill.fusion", "jaxdistill.metrics")
+install_import_hook(PURE, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+# The same examples for everybody, on machines of any speed.
+hypothesis.settings.register_profile("laws", max_examples=10, deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("laws")

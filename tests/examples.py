@@ -1,0 +1,179 @@
+"""An example of every registered part, and a small world for it to live in. The laws are in `test_laws.py`.
+
+A new part needs a line in its table here (a test says so), and is then held to every law of its kind.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdistill.data
+import jaxdistill.fusion
+import jaxdistill.losses
+import jaxdistill.models
+import jaxdistill.optim
+import jaxdistill.steps  # noqa: F401  (importing registers the parts)
+from jaxdistill import registry
+from jaxdistill.schedules import Horizon, Scalar, resolve
+from jaxdistill.types import Array, Outputs, Signals, Term
+
+HORIZON = Horizon(steps=100, epoch=10.0)
+
+
+class Example(NamedTuple):
+    """A spec, and what the part claims.
+
+    Args:
+        least: a loss has its least value where the student equals its teacher.
+        symmetric: a fusion treats its teachers alike.
+        hidden_states: how many a model returns.
+    """
+
+    spec: str
+    least: bool = False
+    symmetric: bool = False
+    hidden_states: int = 0
+
+
+LOSSES = {
+    "cross_entropy": [Example("cross_entropy"), Example("cross_entropy(label_smoothing=0.1)")],
+    "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
+    "hidden": [
+        Example("hidden"),
+        Example("hidden(layers='last', distance='cosine')"),
+        Example("hidden(projector='none')", least=True),
+        Example("hidden(projector='none', distance='cosine')", least=True),
+    ],
+    "kd": [
+        Example("kd", least=True),
+        Example("kd(temperature=1.0, scale_t2=False)", least=True),
+        Example("kd(temperature=linear(start=8.0, end=2.0))", least=True),
+    ],
+    "logit_mse": [Example("logit_mse", least=True)],
+}
+
+FUSIONS = {
+    "average": [Example("average", symmetric=True), Example("average(of='logits')", symmetric=True)],
+    "single": [Example("single")],
+}
+
+STEPS = {"offline": [Example("offline")]}
+
+MODELS = {
+    "mlp": [Example("mlp(widths=(12, 8), classes=5)", hidden_states=2)],
+    "resnet": [Example("resnet(widths=(4, 8), blocks=1, classes=5)", hidden_states=3)],
+    "vit": [Example("vit(patch=4, width=8, depth=2, heads=2, classes=5)", hidden_states=3)],
+}
+
+SCHEDULES = {
+    "constant": [Example("constant(value=0.5)")],
+    "cosine": [Example("cosine(start=0.9, end=0.1, warmup=0.13)"), Example("cosine(start=-1.0, end=-2.0, warmup=0.4)")],
+    "linear": [Example("linear(start=8, end=2, begin=0.25, until=0.75)"), Example("linear(start=0.1, end=0.9)")],
+    "phases": [Example("phases(values=(1, 0.5, 2), at=(0.3, 0.6))")],
+    "step": [Example("step(start=0.001, factor=0.9, every=3)"), Example("step(start=1, factor=2, every=4)")],
+}
+
+OPTIMIZERS = {
+    "adamw": [Example("adamw(weight_decay=0.01)")],
+    "lion": [Example("lion")],
+    "sgd": [Example("sgd"), Example("sgd(momentum=0.0)"), Example("sgd(nesterov=True)")],
+}
+
+TABLES = {
+    "losses": LOSSES,
+    "fusions": FUSIONS,
+    "steps": STEPS,
+    "models": MODELS,
+    "schedules": SCHEDULES,
+    "optimizers": OPTIMIZERS,
+}
+
+
+def every(table: Mapping[str, list[Example]], **claims: bool) -> Any:
+    """`@every(LOSSES, least=True)` runs a test for each example that makes the claims; each is named by its spec."""
+    examples = [example for name in table for example in table[name]]
+    chosen = [e for e in examples if all(getattr(e, claim) == value for claim, value in claims.items())]
+    return pytest.mark.parametrize("example", chosen, ids=[e.spec for e in chosen])
+
+
+def build_loss(spec: str) -> Term:
+    """A loss as a config would build it."""
+    return registry.losses.build(spec, "objective", {Scalar: lambda value, path: resolve(value, HORIZON, path)})
+
+
+def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: int, width: int, depth: int) -> Outputs:
+    """Everything that a model may return, drawn at random."""
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    attentions = tuple(jax.nn.softmax(draw(batch[0], 2, 3, 3)) for _ in range(depth))
+    hidden = tuple(draw(*batch, *extent, width) for _ in range(depth + 1))
+    return Outputs(2 * draw(*batch, classes), hidden, attentions, draw(batch[0], width))
+
+
+def signals(
+    seed: int = 0,
+    batch: tuple[int, ...] = (6,),
+    extent: tuple[int, ...] = (),
+    classes: int = 5,
+    width: int = 4,
+    depths: Iterable[int] = (4,),
+) -> Signals:
+    """What a term sees in a step: a student of 2 layers and one teacher for each of `depths`, all drawn at random."""
+    rng = np.random.default_rng(seed)
+    kernels = lambda: {name: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for name in ("a/kernel", "b/kernel")}
+    teachers = tuple(outputs(rng, batch, extent, classes, width, depth) for depth in depths)
+    return Signals(
+        student=outputs(rng, batch, extent, classes, width, 2),
+        teachers=teachers,
+        teacher=None,
+        batch={"label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32)},
+        mask=jnp.ones(batch),
+        step=jnp.asarray(50, jnp.int32),
+        temperature=1.0,
+        params={"student": kernels() | {"a/bias": jnp.ones(4)}, "teachers": tuple(kernels() for _ in teachers)},
+    )
+
+
+def taught(seen: Signals) -> Signals:
+    """The same with a student that has become its first teacher."""
+    params = seen.params | {"student": seen.params["student"] | seen.params["teachers"][0]}
+    return replace(seen, student=seen.teachers[0], params=params)
+
+
+def at_rows(seen: Signals, chosen: Array) -> Signals:
+    """Only these rows, in this order."""
+    take = lambda tree: jax.tree.map(lambda x: x[chosen], tree)
+    by_rows = {name: take(getattr(seen, name)) for name in ("student", "teachers", "batch", "mask")}
+    return replace(seen, **by_rows)
+
+
+def images(rows: int = 8, size: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
+    """A batch of images whose label is a linear function of them; the last quarter of the rows is padding."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(rows, size, size, 1))
+    label = (image.reshape(rows, -1) @ rng.normal(size=(size * size, classes))).argmax(-1)
+    mask = np.arange(rows) < rows - rows // 4
+    return {
+        "image": jnp.asarray(image, jnp.float32),
+        "label": jnp.asarray(label, jnp.int32),
+        "mask": jnp.asarray(mask, jnp.float32),
+    }
+
+
+def assert_close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    """Equal structure, and numbers that agree."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal to the bit."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def all_finite(tree: Any) -> bool:
+    """Whether no number of the tree is NaN or infinite."""
+    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))

@@ -1,0 +1,528 @@
+"""Laws: what must hold for every loss, fusion, step and optimiser that is registered, now and later."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from examples import FUSIONS, LOSSES, OPTIMIZERS, STEPS, TABLES, all_finite, assert_close, assert_same, every, taught
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdistill import registry
+from jaxdistill.checkpoint import flatten, unflatten
+from jaxdistill.objective import Weighted, objective, reduce
+from jaxdistill.optim import optimizer
+from jaxdistill.types import Array, Model, Outputs, Signals, Step, Variables
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_no_part_escapes_the_laws(kind):
+    parts = getattr(registry, kind).factories
+    ours = {name for name, factory in parts.items() if factory.__module__.startswith("jaxdistill.")}
+    assert ours == set(TABLES[kind]), f"tests/examples.py: each of the {kind} needs a line"
+    for name in ours:
+        assert TABLES[kind][name] and all(registry.parse(e.spec, "").name == name for e in TABLES[kind][name])
+
+
+# Losses
+
+
+class Law(NamedTuple):
+    """A loss, compiled: its values, its mean, and the mean's gradient with respect to all that may learn."""
+
+    eager: Callable[[Signals], Any]
+    values: Callable[[Signals], Any]
+    mean: Callable[[Signals], Any]
+    gradient: Callable[[Signals], Any]
+
+
+@functools.cache
+def law(spec: str) -> Law:
+    term = examples.build_loss(spec)
+    minimised = objective({"term": Weighted(term)}, registry.fusions.build("single", ""))
+
+    def values(seen):
+        params, state = minimised.init(KEY, {"train": seen})
+        fused, _ = minimised.fuse(params, state, seen, key=KEY, temperature=term.temperature)
+        return term.apply(params["terms"]["term"], state["terms"]["term"], fused, key=KEY)[0]
+
+    def mean(seen):
+        params, state = minimised.init(KEY, {"train": seen})
+        return minimised.apply(params, state, {"train": seen}, key=KEY)[0]["term"]
+
+    def gradient(seen):
+        loss = lambda learned: mean(replace(seen, **learned)).compute()
+        return jax.grad(loss)({name: getattr(seen, name) for name in ("student", "teachers", "params")})
+
+    return Law(values, jax.jit(values), jax.jit(mean), jax.jit(gradient))
+
+
+def float_leaves(function, tree):
+    return jax.tree.map(lambda x: function(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def on_outputs(function, seen: Signals) -> Signals:
+    """The same with every array of the student's and the teachers' outputs changed."""
+    return replace(seen, student=float_leaves(function, seen.student), teachers=float_leaves(function, seen.teachers))
+
+
+def on_logits(function, outputs: Outputs) -> Outputs:
+    return replace(outputs, logits=function(outputs.logits))
+
+
+def one_hot(logits: Array) -> Array:
+    return 1e4 * jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
+
+
+def without_odd_classes(logits: Array) -> Array:
+    return jnp.where(jnp.arange(logits.shape[-1]) % 2 == 1, -jnp.inf, logits)
+
+
+HARD_CASES = {
+    "random": lambda seen: seen,
+    "equal": taught,
+    "zeros": lambda seen: on_outputs(jnp.zeros_like, seen),
+    "one-hot": lambda seen: replace(seen, teachers=tuple(on_logits(one_hot, t) for t in seen.teachers)),
+    "huge": lambda seen: on_outputs(lambda x: 1e4 * x, seen),
+    "masked": lambda seen: replace(seen, teachers=tuple(on_logits(without_odd_classes, t) for t in seen.teachers)),
+}
+
+
+def equally_deep(**fields) -> Signals:
+    """A student and a teacher of 2 layers each, so that one can become the other."""
+    return examples.signals(depths=(2,), **fields)
+
+
+@every(LOSSES)
+@pytest.mark.parametrize("case", HARD_CASES)
+def test_value_and_gradient_of_a_loss_are_finite(example, case):
+    seen = HARD_CASES[case](equally_deep())
+    assert all_finite(law(example.spec).values(seen))
+    assert all_finite(law(example.spec).gradient(seen))
+
+
+BATCHES = st.one_of(st.tuples(st.integers(1, 5)), st.tuples(st.integers(1, 3), st.integers(1, 4)))
+
+
+@every(LOSSES)
+@given(
+    batch=BATCHES,
+    extent=st.sampled_from([(), (2, 3)]),
+    classes=st.integers(2, 6),
+    width=st.integers(1, 5),
+    depth=st.integers(2, 5),
+)
+def test_a_loss_gives_one_value_per_row_or_one_scalar(example, batch, extent, classes, width, depth):
+    seen = examples.signals(batch=batch, extent=extent, classes=classes, width=width, depths=(depth,))
+    out = jax.eval_shape(law(example.spec).eager, seen)
+    for values in out if isinstance(out, tuple) else [out]:
+        assert values.shape in (batch, ())
+    assert jax.tree.leaves(out)[0].dtype == jnp.float32
+
+
+@every(LOSSES, least=True)
+@given(seed=st.integers(0, 99), size=st.floats(0.01, 10.0))
+def test_a_loss_is_least_where_the_student_equals_the_teacher(example, seed, size):
+    equal = taught(equally_deep(seed=seed))
+    draw = np.random.default_rng(seed + 1)
+    away = lambda tree: float_leaves(lambda x: x + size * jnp.asarray(draw.normal(size=x.shape), jnp.float32), tree)
+    params = equal.params | {"student": away(equal.params["student"])}
+    other = replace(equal, student=away(equal.student), params=params)
+    least = law(example.spec).values(equal)
+    assert (np.asarray(law(example.spec).values(other)) > least).all()
+    assert np.abs(least).max() < 1e-5
+    slope = law(example.spec).gradient(equal)
+    for leaf in jax.tree.leaves((slope["student"], slope["params"]["student"])):
+        assert np.abs(leaf).max() < 1e-5
+
+
+def padded(seen: Signals, valid: int, student: float, teachers: float) -> Signals:
+    """The same with the rows from `valid` on masked; the student's and the teachers' outputs there are these numbers."""
+
+    def fill(tree, filler):
+        counts = lambda x: jnp.arange(x.shape[0]).reshape(-1, *[1] * (x.ndim - 1)) < valid
+        return jax.tree.map(lambda x: jnp.where(counts(x), x, jnp.asarray(filler, x.dtype)), tree)
+
+    return replace(
+        seen,
+        student=fill(seen.student, student),
+        teachers=fill(seen.teachers, teachers),
+        batch=fill(seen.batch, 0),
+        mask=fill(seen.mask, 0),
+    )
+
+
+@every(LOSSES)
+def test_what_padded_rows_hold_changes_no_bit_of_a_loss(example):
+    seen, nan = equally_deep(batch=(10,)), float("nan")
+    mean = lambda *fillers: law(example.spec).mean(padded(seen, 4, *fillers))
+    gradient = lambda *fillers: law(example.spec).gradient(padded(seen, 4, *fillers))
+    assert_same(mean(1e6, -1e6), mean(0.0, 0.0))
+    assert_same(mean(nan, nan), mean(0.0, 0.0))
+    assert_same(gradient(1e6, -1e6), gradient(0.0, 0.0))
+    assert_same(gradient(0.0, nan), gradient(0.0, 0.0))
+
+
+@every(LOSSES)
+def test_more_padding_does_not_change_a_loss(example):
+    seen = equally_deep(batch=(10,))
+    few = law(example.spec).mean(examples.at_rows(seen, jnp.arange(4)))
+    assert_close(law(example.spec).mean(padded(seen, 4, 7.0, 3.0)).compute(), few.compute(), rtol=1e-6)
+
+
+@every(LOSSES)
+def test_permuting_the_batch_permutes_the_values_of_a_loss(example):
+    order = jnp.asarray([3, 0, 5, 1, 4, 2])
+    values, permuted = (law(example.spec).values(s) for s in (equally_deep(), examples.at_rows(equally_deep(), order)))
+    assert_close(permuted, values[order] if values.ndim else values)
+
+
+@every(LOSSES)
+def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_learns(example):
+    """Finite differences: a `stop_gradient` inside a term would make meta-learning silently zero."""
+    seen, needs = equally_deep(), examples.build_loss(example.spec).needs
+    gradient = law(example.spec).gradient(seen)
+    slopes = {}
+    for number, role in enumerate(("student", "teachers", "params")):
+        draw = np.random.default_rng(number)
+        direction = jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32), getattr(seen, role))
+        along = lambda size: law(example.spec).mean(
+            replace(seen, **{role: jax.tree.map(lambda x, d: x + size * d, getattr(seen, role), direction)})
+        )
+        measured = (along(0.01).compute() - along(-0.01).compute()) / 0.02
+        slopes[role] = sum(
+            jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient[role], direction)), strict=True)
+        )
+        assert_close(slopes[role], measured, rtol=5e-3, atol=2e-3)
+    if "teacher" in needs:
+        assert any(jnp.any(x) for x in jax.tree.leaves((gradient["teachers"], gradient["params"]["teachers"])))
+
+
+@every(LOSSES)
+def test_a_loss_is_the_same_under_jit(example):
+    assert_close(law(example.spec).values(equally_deep()), law(example.spec).eager(equally_deep()))
+
+
+@every(LOSSES)
+def test_a_loss_of_bfloat16_outputs_is_computed_in_float32(example):
+    halves = on_outputs(lambda x: x.astype(jnp.bfloat16), equally_deep())
+    values = law(example.spec).values(halves)
+    expected = law(example.spec).values(on_outputs(lambda x: x.astype(jnp.float32), halves))
+    assert values.dtype == jnp.float32
+    assert (np.abs(values - expected) <= 2e-2 * np.maximum(1, np.abs(expected))).all()
+
+
+# Fusions
+
+
+def fuse(spec: str, seen: Signals, temperature: float = 1.0) -> Outputs:
+    fusion = registry.fusions.build(spec, "fusion")
+    seen = replace(seen, temperature=jnp.asarray(temperature))
+    params, state = fusion.init(KEY, seen)
+    return fusion.apply(params, state, seen, key=KEY)[0]
+
+
+def softened(outputs: Outputs, temperature: float) -> Array:
+    return jax.nn.softmax(outputs.logits / temperature)
+
+
+TEMPERATURES = pytest.mark.parametrize("temperature", [1.0, 4.0])
+
+
+@every(FUSIONS)
+@TEMPERATURES
+def test_fusing_one_teacher_is_the_identity(example, temperature):
+    seen = examples.signals()
+    fused = softened(fuse(example.spec, seen, temperature), temperature)
+    assert_close(fused, softened(seen.teachers[0], temperature))
+
+
+@every(FUSIONS)
+@TEMPERATURES
+def test_fusing_identical_teachers_gives_one_of_them(example, temperature):
+    seen = examples.signals()
+    seen = replace(seen, teachers=seen.teachers * 3)
+    fused = softened(fuse(example.spec, seen, temperature), temperature)
+    assert_close(fused, softened(seen.teachers[0], temperature))
+
+
+@every(FUSIONS, symmetric=True)
+@TEMPERATURES
+def test_the_order_of_equal_teachers_does_not_matter(example, temperature):
+    seen = examples.signals(depths=(4, 3, 2))
+    other = replace(seen, teachers=seen.teachers[::-1])
+    assert_close(
+        softened(fuse(example.spec, other, temperature), temperature),
+        softened(fuse(example.spec, seen, temperature), temperature),
+    )
+
+
+@every(FUSIONS)
+@TEMPERATURES
+@pytest.mark.parametrize("change", [lambda z: z, lambda z: 1e4 * z, one_hot, without_odd_classes])
+def test_fused_teachers_are_a_distribution_with_a_finite_gradient(example, temperature, change):
+    seen = examples.signals(depths=(4, 3, 2))
+    seen = replace(seen, teachers=tuple(on_logits(change, teacher) for teacher in seen.teachers))
+
+    def likelihood(teachers):
+        fused = softened(fuse(example.spec, replace(seen, teachers=teachers), temperature), temperature)
+        return jnp.sum(jnp.log(fused[:, 0] + 1e-3)), fused
+
+    (_, fused), gradient = jax.value_and_grad(likelihood, has_aux=True)(seen.teachers)
+    assert (fused >= 0).all()
+    assert_close(fused.sum(-1), np.ones(6))
+    assert all_finite(gradient)
+
+
+@TEMPERATURES
+def test_the_mixture_is_the_mean_of_the_teachers_probabilities_at_the_temperature(temperature):
+    seen = examples.signals(depths=(4, 3))
+    p, q = (softened(teacher, temperature) for teacher in seen.teachers)
+    even, uneven = (fuse(spec, seen, temperature) for spec in ("average", "average(weights=(3, 1))"))
+    assert_close(jnp.exp(even.logits / temperature), (p + q) / 2)
+    assert_close(jnp.exp(uneven.logits / temperature), 0.75 * p + 0.25 * q)
+
+
+def test_the_mean_of_logits_is_weighted_too():
+    seen = examples.signals(depths=(4, 3))
+    fused = fuse("average(of='logits', weights=(1, 3))", seen)
+    assert_close(fused.logits, 0.25 * seen.teachers[0].logits + 0.75 * seen.teachers[1].logits)
+
+
+@pytest.mark.parametrize("of", ["probabilities", "logits"])
+def test_a_teacher_of_weight_zero_is_absent_whatever_it_says(of):
+    seen = examples.signals(depths=(4, 3))
+    said = fuse(f"average(of='{of}', weights=(1, 0))", seen)
+    for nonsense in (jnp.nan, -jnp.inf, jnp.inf):
+        spoilt = on_logits(lambda z, x=nonsense: z.at[:, 0].set(x), seen.teachers[1])
+        spoilt = fuse(f"average(of='{of}', weights=(1, 0))", replace(seen, teachers=(seen.teachers[0], spoilt)))
+        assert_same(spoilt, said)
+
+
+def test_weights_must_fit_the_teachers():
+    seen = examples.signals(depths=(4, 3))
+    for spec, problem in {
+        "average(weights=(1, 2, 3))": "3 weights for 2 teachers",
+        "average(weights=(-1, 2))": "at least 0",
+        "average(weights=(0, 0))": "not all 0",
+        "single(teacher=2)": "no teacher 2",
+    }.items():
+        with pytest.raises(ValueError, match=problem):
+            fuse(spec, seen)
+    assert_same(fuse("single(teacher=-1)", seen), seen.teachers[1])
+
+
+# Steps
+
+
+class World(NamedTuple):
+    """A step with all that it needs, compiled."""
+
+    step: Step
+    frozen: tuple[Variables, ...]
+    batch: dict[str, dict[str, Array]]
+    init: Callable[..., Any]
+    update: Any
+
+
+def build_step(spec: str, student: Model, teachers: tuple[Model, ...], update: optax.GradientTransformation) -> Step:
+    terms = {
+        "kd": Weighted(examples.build_loss("kd(temperature=linear(start=8.0, end=2.0))"), 0.5),
+        "cross_entropy": Weighted(examples.build_loss("cross_entropy"), 0.5),
+        "hidden": Weighted(examples.build_loss("hidden(layers='last')"), 0.1),
+        "decay": Weighted(examples.build_loss("decay(towards='teacher')"), 1e-4),
+    }
+    minimised = objective(terms, registry.fusions.build("average", "fusion"))
+    parsed = registry.parse(spec, "step")
+    parts = {"student": student, "teachers": teachers, "objective": minimised, "optimizer": update}
+    return registry.steps.build(parsed._replace(kwargs=parsed.kwargs | parts), "step")
+
+
+MODELS = tuple(
+    registry.models.build(spec, "model")
+    for spec in (
+        "resnet(widths=(6,), blocks=1, classes=4)",
+        "resnet(widths=(6, 8), blocks=1, classes=4)",
+        "mlp(widths=(12, 16), classes=4)",
+    )
+)
+
+
+@functools.cache
+def world(spec: str, direction: str = "adamw", poison: bool = False) -> World:
+    student, *teachers = MODELS
+    rows = examples.images(rows=32, size=4, classes=4)
+    frozen = tuple(Variables(*jax.jit(t.init)(jax.random.key(n), rows)) for n, t in enumerate(teachers, 1))
+    if poison:
+        teachers = [poisoned(teacher) for teacher in teachers]
+    update = optimizer(registry.optimizers.build(direction, "optimizer"), 0.01, clip_norm=10.0)
+    step = build_step(spec, student, tuple(teachers), update)
+    batch = dict.fromkeys(step.streams, rows)
+    return World(step, frozen, batch, jax.jit(step.init), jax.jit(step.update, donate_argnums=0))
+
+
+def poisoned(model: Model) -> Model:
+    """The model, except that it says NaN wherever the mask is 0."""
+
+    def apply(params, state, batch, *, train, key):
+        out, state = model.apply(params, state, batch, train=train, key=key)
+        spoil = lambda x: jnp.where(batch["mask"].reshape(-1, *[1] * (x.ndim - 1)) > 0, x, jnp.nan)
+        return jax.tree.map(spoil, out), state
+
+    return Model(model.init, apply)
+
+
+def run(world: World, updates: int, state=None):
+    """The train state after some updates, from the start or from a state, and the loss of each."""
+    state, losses = state or world.init(KEY, world.frozen, world.batch), []
+    for _ in range(updates):
+        state, metrics = world.update(state, world.frozen, world.batch)
+        losses.append(float(metrics["loss"].compute()))
+    return state, losses
+
+
+def raw(tree: Any) -> dict[str, np.ndarray]:
+    """A tree's numbers on the host, by name; what a checkpoint holds."""
+    return jax.device_get(flatten(tree))
+
+
+def buffers(tree: Any) -> list[int]:
+    return [x.unsafe_buffer_pointer() for x in flatten(tree).values()]
+
+
+@every(STEPS)
+def test_the_loss_falls_on_learnable_data(example):
+    _, losses = run(world(example.spec), 40)
+    assert losses[-1] < 0.6 * losses[0]
+    assert np.isfinite(losses).all()
+
+
+@every(STEPS)
+def test_a_step_reports_every_term_its_loss_and_the_norm_of_its_gradient(example):
+    w = world(example.spec)
+    _, metrics = w.update(w.init(KEY, w.frozen, w.batch), w.frozen, w.batch)
+    assert {"loss", "grad_norm", "terms/kd", "terms/cross_entropy", "terms/hidden", "terms/decay"} <= set(metrics)
+    assert all_finite(metrics)
+    assert metrics["terms/kd"].count == 24  # rows that count
+
+
+@every(STEPS)
+def test_the_train_state_is_donated_and_frozen_teachers_are_untouched(example):
+    w = world(example.spec)
+    before = raw(w.frozen)
+    state = w.init(KEY, w.frozen, w.batch)
+    run(w, 2, state)
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))
+    assert_same(raw(w.frozen), before)
+
+
+@every(STEPS)
+def test_no_gradient_reaches_a_frozen_teacher(example):
+    w = world(example.spec)
+    state = w.init(KEY, w.frozen, w.batch)
+    loss = lambda params: w.step.update(
+        state, [v._replace(params=p) for v, p in zip(w.frozen, params, strict=True)], w.batch
+    )[1]["loss"].compute()
+    gradient = jax.jit(jax.grad(loss))([values.params for values in w.frozen])
+    assert not any(x.any() for x in jax.tree.leaves(gradient))
+
+
+@every(STEPS)
+def test_a_step_is_compiled_once_because_its_state_is_typed(example):
+    world.cache_clear()
+    w = world(example.spec)
+    state, _ = run(w, 3)
+    assert w.update._cache_size() == 1
+    assert not any(x.weak_type for x in jax.tree.leaves(state))
+    assert not any(x.weak_type for x in jax.tree.leaves(jax.eval_shape(w.step.init, KEY, w.frozen, w.batch)))
+
+
+@every(STEPS)
+def test_no_array_is_in_the_state_twice_for_it_could_not_be_donated_twice(example):
+    w = world(example.spec)
+    state = w.init(KEY, w.frozen, w.batch)
+    owned = buffers(state)
+    assert len(set(owned)) == len(owned)
+    assert not set(owned) & set(buffers((w.frozen, w.batch)))
+
+
+@every(STEPS)
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(example):
+    w = world(example.spec)
+    whole, _ = run(w, 4)
+    half, _ = run(w, 2)
+    saved = {name: x.copy() for name, x in raw(half).items()}
+    resumed, _ = run(w, 2, jax.device_put(unflatten(half, saved)))
+    assert_same(raw(resumed), raw(whole))
+    assert whole.step == 4
+
+
+@every(STEPS)
+def test_a_teachers_nan_in_a_row_that_does_not_count_changes_nothing(example):
+    clean, losses = run(world(example.spec), 2)
+    spoilt, same = run(world(example.spec, poison=True), 2)
+    assert all_finite(flatten(spoilt))
+    assert_same(raw(spoilt), raw(clean))
+    assert same == losses
+
+
+# Optimisers
+
+
+@every(OPTIMIZERS)
+def test_an_optimiser_descends_and_its_state_is_typed_and_distinct(example):
+    update = optimizer(registry.optimizers.build(example.spec, "optimizer"), 0.02)
+    params = {"student": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))
+
+    @jax.jit
+    def one(params, state):
+        updates, state = update.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.jit(update.init)(params)
+    assert len(set(buffers(state))) == len(jax.tree.leaves(state))
+    start = loss(params)
+    for _ in range(10):
+        params, state = one(params, state)
+    assert loss(params) < 0.9 * start
+    assert one._cache_size() == 1 and not any(x.weak_type for x in jax.tree.leaves(state))
+
+
+def step_of(update: optax.GradientTransformation, params: Any, gradient: Any) -> Any:
+    return update.update(gradient, update.init(params), params)[0]
+
+
+def test_plain_descent_moves_by_the_rate_times_the_gradient():
+    sgd = registry.optimizers.build("sgd(momentum=0.0)", "optimizer")
+    gradient = {"student": jnp.array([3.0, 4.0])}
+    params = {"student": jnp.zeros(2)}
+    assert_close(step_of(optimizer(sgd, 0.1), params, gradient), {"student": jnp.array([-0.3, -0.4])})
+    # a norm of 5 is clipped to 1
+    assert_close(step_of(optimizer(sgd, 0.1, clip_norm=1.0), params, gradient), {"student": jnp.array([-0.06, -0.08])})
+
+
+def test_weights_decay_but_biases_do_not():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    still = jax.tree.map(jnp.zeros_like, params)
+    for spec in ("sgd(weight_decay=0.5)", "adamw(weight_decay=0.5)", "lion(weight_decay=0.5)"):
+        moved = step_of(optimizer(registry.optimizers.build(spec, "optimizer"), 0.1), params, still)
+        assert_close(moved, {"kernel": jnp.full((2, 2), -0.05), "bias": jnp.zeros(2)})
+
+
+def test_a_role_has_its_own_optimiser_and_rate():
+    sgd = registry.optimizers.build("sgd(momentum=0.0)", "optimizer")
+    lion = registry.optimizers.build("lion", "optimizer")
+    params = {"student": {"a": jnp.zeros(2)}, "fusion": {"gate": jnp.zeros(1)}, "terms": {}}
+    gradient = {"student": {"a": jnp.array([3.0, -4.0])}, "fusion": {"gate": jnp.array([5.0])}, "terms": {}}
+    moved = step_of(optimizer(sgd, 0.1, roles={"fusion": (lion, 0.5)}), params, gradient)
+    assert_close(moved, {"student": {"a": jnp.array([-0.3, 0.4])}, "fusion": {"gate": jnp.array([-0.5])}, "terms": {}})

@@ -1,0 +1,103 @@
+"""One step is the same step on one device, on every mesh, and under pmap: loss, metrics, state and gradients."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxdistill.fusion
+import jaxdistill.losses
+import jaxdistill.models
+import jaxdistill.steps
+from jaxdistill import registry
+from jaxdistill.evaluate import evaluator
+from jaxdistill.objective import Weighted, objective
+from jaxdistill.optim import optimizer
+from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
+from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.types import Variables
+
+# three layers and more: an unconstrained network is silently wrong on (2, 2, 2) from two layers on
+FAMILIES = {
+    "mlp": "mlp(widths=(16, 24, 16), classes=10, dropout=0.3)",
+    "resnet": "resnet(widths=(8, 16, 16), blocks=1, classes=10)",
+    "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
+}
+MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
+ROWS, VALID = 32, 19  # 19 rows that count: devices hold 4, 3 or 0 of them
+
+
+def batch() -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    image = draw.integers(0, 255, (ROWS, 8, 8, 1), dtype=np.uint8)
+    mask = (np.arange(ROWS) < VALID).astype(np.float32)
+    return {"image": image, "label": draw.integers(0, 10, ROWS, dtype=np.int32), "mask": mask}
+
+
+def parts(family: str):
+    student = registry.models.build(FAMILIES[family], "")
+    others = ("mlp", "resnet") if family == "resnet" else ("mlp", "vit")  # unlike teachers, with and without state
+    teachers = tuple(registry.models.build(FAMILIES[name], "") for name in others)
+    terms = {
+        "kd": Weighted(registry.losses.build("kd(temperature=3.0)", "")),
+        "cross_entropy": Weighted(registry.losses.build("cross_entropy()", "")),
+        "hidden": Weighted(registry.losses.build("hidden(layers='last')", ""), 0.1),
+        "decay": Weighted(registry.losses.build("decay()", ""), 0.01),
+    }
+    minimised = objective(terms, registry.fusions.build("average()", ""))
+    # plain descent at rate 1: the change of the parameters IS the gradient
+    update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
+    step = registry.steps["offline"](student, teachers, minimised, update)
+    values = tuple(Variables(*jax.jit(t.init)(jax.random.key(n), batch())) for n, t in enumerate(teachers))
+    return step, evaluator(student, teachers, minimised, ((-1, -1),)), values
+
+
+def one_step(family: str, layout: str):
+    """Train state before and after one step, its metrics, and an evaluation, on the host."""
+    step, evaluate, values = parts(family)
+    shapes = {"train": {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch().items()}}
+    if layout == "pmap":
+        engine = pmap_engine(step, evaluate, jax.devices()[:8], values, values, shapes)
+    else:
+        mesh = make_mesh(MESHES.get(layout, (1, 1, 1)))
+        placed = tuple(place(value, mesh) for value in values)
+        engine = jit_engine(step, evaluate, mesh, placed, placed, shapes)
+    rows = engine.put({"train": batch()})
+    before = engine.init(jax.random.key(0), rows)
+    start = jax.device_get(engine.export(before).params)
+    after, metrics = engine.update(before, rows)
+    scores = {name: metric.compute() for name, metric in jax.device_get(engine.evaluate(after, rows["train"])).items()}
+    means = {name: metric.compute() for name, metric in jax.device_get(metrics).items()}
+    exported = jax.device_get(engine.export(after))
+    gradients = jax.tree.map(lambda a, b: a - b, start, exported.params)
+    return {"gradients": gradients, "state": exported.state, "metrics": means, "scores": scores}, engine
+
+
+@pytest.fixture(scope="module")
+def reference():
+    found = {}
+
+    def of(family: str):
+        if family not in found:
+            found[family] = one_step(family, "one")[0]
+        return found[family]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [*(("mlp", layout) for layout in MESHES), *((family, "mixed") for family in ("resnet", "vit")), ("resnet", "data")]
+    + [(family, "pmap") for family in FAMILIES],
+)
+def test_a_step_is_the_same_on_every_layout(family, layout, reference):
+    found, _ = one_step(family, layout)
+    for name, want in reference(family).items():
+        for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(found[name]), strict=True):
+            np.testing.assert_allclose(y, x, atol=1e-5, rtol=1e-5, err_msg=f"{name} {jax.tree_util.keystr(path)}")
+
+
+def test_parameters_are_split_and_never_whole_on_one_device():
+    _, engine = one_step("mlp", "mixed")
+    kernel = engine.abstract.params["student"]["layers/1/kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (kernel.shape[0] // 2, kernel.shape[1] // 2)
+    assert engine.compiled() == {"update": 1, "evaluate": 1}

@@ -4,45 +4,66 @@ A run has stages: each teacher without a checkpoint is trained first, then the s
 config too, so that one loop serves all of them.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import jaxdistill.fusion
 import jaxdistill.losses
 import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
-from jaxdistill import checkpoint, registry
+from jaxdistill import checkpoint, fits, registry
 from jaxdistill.config import differ
 from jaxdistill.data import datasets
+from jaxdistill.data.describe import Description
+from jaxdistill.data.stream import Transform
 from jaxdistill.errors import ConfigError
 from jaxdistill.models.combinators import in_dtype, microbatched
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.parallel.mesh import mesh_shape
 from jaxdistill.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
-from jaxdistill.types import Model, Objective, Outputs, Signals, Step, Variables
+from jaxdistill.types import Model, Objective, Shapes, Step
 
-Shapes = Mapping[str, jax.ShapeDtypeStruct]
+
+class Split(NamedTuple):
+    """Which records a stream reads, and where the config says so: `text` at `path.key`."""
+
+    text: str
+    path: str
+    key: str
 
 
 class Stage(NamedTuple):
-    """One model to train: its name, the folder of its run, and its config."""
+    """One model to train.
+
+    name: for people
+    folder: of its checkpoints and logs
+    config: of this stage
+    origins: (path in this config, path in the run's config) pairs, so that a mistake is reported where it was made
+    """
 
     name: str
     folder: Path
     config: ConfigDict
+    origins: tuple[tuple[str, str], ...] = ()
+
+    def origin(self, path: str) -> str:
+        """Where in the run's config a path of this stage's comes from."""
+        for here, there in self.origins:
+            if path == here or path.startswith(f"{here}."):
+                return there + path.removeprefix(here)
+        return path
 
 
 class Parts(NamedTuple):
     """What a stage's config says, as objects.
 
     teacher_names, teachers: in the order of the config
+    transforms: augmentation, by stream
     schedules: what the log shows beside the losses, by name
     """
 
@@ -51,6 +72,7 @@ class Parts(NamedTuple):
     teachers: tuple[Model, ...]
     objective: Objective
     step: Step
+    transforms: Mapping[str, tuple[Transform, ...]]
     schedules: Mapping[str, Any]
 
 
@@ -68,12 +90,16 @@ def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
             steps=teacher.steps or 1,
             rate=teacher.rate or config.rate,
             seed=config.seed + number + 1,  # teachers of one architecture shall differ
+            data={**config.data.to_dict(), "augment": teacher.augment},
         )
-        found.append(Stage(f"teacher {name}", workdir / "teachers" / name, learned))
+        origins = [("student", f"teachers.{name}"), ("objective", "task"), ("data.augment", f"teachers.{name}.augment")]
+        if teacher.rate:
+            origins.append(("rate", f"teachers.{name}.rate"))
+        found.append(Stage(f"teacher {name}", workdir / "teachers" / name, learned, tuple(origins)))
     found.append(Stage("student", workdir / "student", config))
     if config.control and config.teachers:
         alone = differ(config, teachers={}, objective=config.task.to_dict())
-        found.append(Stage("control", workdir / "control", alone))
+        found.append(Stage("control", workdir / "control", alone, (("objective", "task"),)))
     return found
 
 
@@ -86,12 +112,28 @@ def model(spec: str, path: str, dtype: str, pieces: int = 1) -> Model:
     return microbatched(built, pieces) if pieces > 1 else built
 
 
-def parts(config: ConfigDict, shapes: Shapes, classes: int | None, horizon: Horizon) -> Parts:
+def splits(config: ConfigDict) -> dict[str, Split]:
+    """What every stream of a run reads."""
+    further = {name: Split(entry.split, f"streams.{name}", "split") for name, entry in config.streams.items()}
+    return {"train": Split(config.data.train, "data", "train"), **further}
+
+
+def batch_shapes(config: ConfigDict, described: Mapping[str, Description]) -> dict[str, Shapes]:
+    """Shapes of the global batch, by stream."""
+
+    def one(stream: str, looks: Description) -> Shapes:
+        rows = config.batch_size if stream == "train" else config.streams[stream].batch_size or config.batch_size
+        return {name: jax.ShapeDtypeStruct((rows, *shape), kind) for name, (shape, kind) in looks.fields.items()}
+
+    return {stream: one(stream, looks) for stream, looks in described.items()}
+
+
+def parts(config: ConfigDict, shapes: Mapping[str, Shapes], classes: int | None, horizon: Horizon) -> Parts:
     """Everything a stage needs, checked on shapes alone.
 
     Args:
         config: the stage's.
-        shapes: of one global batch.
+        shapes: of the global batch, by stream.
         classes: how many labels the data has, if it says.
         horizon: steps of the run, and of an epoch.
 
@@ -106,19 +148,28 @@ def parts(config: ConfigDict, shapes: Shapes, classes: int | None, horizon: Hori
         raise ConfigError("objective", f"no terms. Name at least one; losses: {', '.join(registry.losses)}.")
     _check_teachers(config, terms)
     fused = registry.fusions.build(config.fusion, "fusion")
-    _check_shapes(config, student, dict(zip(names, teachers, strict=True)), terms, fused, shapes, classes)
+    fits.check_shapes(config, student, dict(zip(names, teachers, strict=True)), terms, fused, shapes, classes)
 
     minimised = objective(terms, fused)
     rate = resolve(config.rate, horizon, "rate")
     roles = {role: _role(entry, f"roles.{role}", horizon) for role, entry in config.roles.items()}
     direction = registry.optimizers.build(config.optimizer, "optimizer")
     update = optimizer(direction, rate, config.clip_norm, roles)
-    make_step = _with_arguments(config.step, "step")
     weights = {f"weights/{name}": as_schedule(weighted.weight) for name, weighted in terms.items()}
     softened = {name: term.temperature for name, (term, _) in terms.items() if term.temperature is not None}
     warmth = {f"temperature/{name}": temperature for name, temperature in softened.items()}
-    step = make_step(student, teachers, minimised, update)
-    return Parts(student, names, teachers, minimised, step, {"rate": rate, **weights, **warmth})
+    given = {"student": student, "teachers": teachers, "objective": minimised, "optimizer": update}
+    named = registry.parse(config.step, "step")
+    step = registry.steps.build(named._replace(kwargs={**named.kwargs, **given}), "step")
+    _check_streams(config, step)
+    if roles:
+        fits.check_roles(roles, step, shapes, teachers)
+    return Parts(student, names, teachers, minimised, step, transforms(config), {"rate": rate, **weights, **warmth})
+
+
+def _check_streams(config: ConfigDict, step: Step) -> None:
+    for stream in sorted(step.streams - set(splits(config))):
+        raise ConfigError("streams", f"{config.step!r} reads the stream {stream!r}; add streams.{stream}.split.")
 
 
 def _term(entry: ConfigDict, path: str, name: str, horizon: Horizon) -> Weighted:
@@ -132,18 +183,6 @@ def _role(entry: ConfigDict, path: str, horizon: Horizon) -> tuple[Any, Schedule
     return direction, resolve(entry.rate, horizon, f"{path}.rate")
 
 
-def _with_arguments(spec: str, path: str) -> Callable[..., Step]:
-    """A step factory with the spec's arguments; the parts come later."""
-    parsed = registry.parse(spec, path)
-    parts = dict.fromkeys(("student", "teachers", "objective", "optimizer"))
-
-    def make(student: Model, teachers: tuple[Model, ...], minimised: Objective, update: Any) -> Step:
-        parts.update(student=student, teachers=teachers, objective=minimised, optimizer=update)
-        return registry.steps.build(registry.Spec(parsed.name, parsed.args, {**parsed.kwargs, **parts}), path)
-
-    return make
-
-
 def _check_teachers(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
     if not config.teachers:
         for name, (term, _) in terms.items():
@@ -154,74 +193,6 @@ def _check_teachers(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
         if not teacher.checkpoint and not teacher.steps:
             cure = f"Set teachers.{name}.checkpoint to the folder of a run, or teachers.{name}.steps to train it here."
             raise ConfigError(f"teachers.{name}", f"has neither a checkpoint nor steps. {cure}")
-
-
-def _outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, Variables]:
-    """Shapes of a model's outputs and variables."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    try:
-        values = jax.eval_shape(model.init, key, shapes)
-        out, _ = jax.eval_shape(lambda v, b, k: model.apply(*v, b, train=True, key=k), values, shapes, key)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-        raise ConfigError(path, _short(error)) from error
-    return out, Variables(*values)
-
-
-def _short(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error).strip().split("\n\n")[0])[:400] or type(error).__name__
-
-
-def _check_shapes(config, student, teachers, terms, fused, shapes, classes) -> None:
-    """Runs every part on shapes, so that what does not fit is named by its config path."""
-    seen, variables = _outputs(student, "student.model", shapes)
-    _check_classes("student.model", config.student.model, seen, classes)
-    outputs, params = [], []
-    for name, teacher in teachers.items():
-        out, values = _outputs(teacher, f"teachers.{name}.model", shapes)
-        _check_classes(f"teachers.{name}.model", config.teachers[name].model, out, seen.logits.shape[-1])
-        outputs.append(out)
-        params.append(values.params)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    by_role = {"student": variables.params, "teachers": tuple(params)}
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    signals: Any = Signals(seen, tuple(outputs), None, shapes, shapes["mask"], step, scalar, by_role)  # type: ignore[arg-type]
-    constant = Weighted(registry.losses.build("cross_entropy", ""), 1.0)
-    if teachers:
-        _try_objective({"cross_entropy": constant}, fused, signals, "fusion")
-    for name, weighted in terms.items():
-        _try_objective({name: weighted}, fused, signals, f"objective.{name}")
-    _check_layers(config, seen, outputs)
-
-
-def _try_objective(terms: Mapping[str, Weighted], fused, signals: Signals, path: str) -> None:
-    """Initialises and applies an objective of one term on shapes."""
-    tried = objective(terms, fused)
-    every = dict.fromkeys(tried.streams, signals)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    try:
-        params, state = jax.eval_shape(tried.init, key, every)
-        jax.eval_shape(lambda p, s, x, k: tried.apply(p, s, x, key=k), params, state, every, key)
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
-        raise ConfigError(path, _short(error)) from error
-
-
-def _check_classes(path: str, spec: str, outputs: Outputs, classes: int | None) -> None:
-    given = outputs.logits.shape[-1]
-    if classes is not None and given != classes:
-        raise ConfigError(path, f"{spec!r} has {given} classes, {classes} are needed; set classes={classes}.")
-
-
-def _check_layers(config: ConfigDict, student: Outputs, teachers: list[Outputs]) -> None:
-    if not teachers:
-        return
-    for pair in config.evaluate.layers:
-        for layer, states, whose in zip(pair, (student, teachers[0]), ("student", "teacher"), strict=True):
-            count = len(states.hidden_states)
-            if not -count <= layer < count:
-                cure = f"it has layers 0 (the embedding) to {count - 1}"
-                raise ConfigError("evaluate.layers", f"{pair}: the {whose} has no layer {layer}; {cure}.")
 
 
 def check_mesh(config: ConfigDict) -> tuple[int, int, int]:
@@ -243,6 +214,7 @@ def check_mesh(config: ConfigDict) -> tuple[int, int, int]:
     for path, size, needed in (
         ("batch_size", config.batch_size, pieces * config.accumulate),
         ("evaluate.batch_size", config.evaluate.batch_size, pieces),
+        *((f"streams.{n}.batch_size", s.batch_size or config.batch_size, pieces) for n, s in config.streams.items()),
     ):
         if size % needed:
             cure = f"choose a multiple of {needed}"
@@ -254,8 +226,10 @@ def check_mesh(config: ConfigDict) -> tuple[int, int, int]:
 
 def teacher_checkpoint(config: ConfigDict, name: str) -> tuple[Path, str]:
     """Folder and step ("best", "last" or a number) of a teacher's checkpoint."""
-    folder, _, which = config.teachers[name].checkpoint.partition("@")
-    return Path(folder).expanduser() / "checkpoints", which or "last"
+    given, _, which = config.teachers[name].checkpoint.partition("@")
+    folder = Path(given).expanduser()
+    student = folder / "student"  # a whole run stands for its student
+    return (student if student.is_dir() else folder) / "checkpoints", which or "last"
 
 
 def check_checkpoints(config: ConfigDict, built: Parts, shapes: Shapes) -> None:
@@ -267,16 +241,22 @@ def check_checkpoints(config: ConfigDict, built: Parts, shapes: Shapes) -> None:
     for name, teacher in zip(built.teacher_names, built.teachers, strict=True):
         if config.teachers[name].checkpoint:
             path = f"teachers.{name}.checkpoint"
-            _, values = _outputs(teacher, path, shapes)
+            _, values = fits.outputs(teacher, path, shapes)
             try:
                 checkpoint.check_variables(*teacher_checkpoint(config, name), values)
             except checkpoint.CheckpointError as error:
-                raise ConfigError(path, f"{config.teachers[name].checkpoint!r}: {error}.") from None
+                cure = "Give the folder of a run, or RUN/teachers/NAME, with @best, @last or @STEP"
+                raise ConfigError(path, f"{config.teachers[name].checkpoint!r}: {error}. {cure}.") from None
 
 
-def transforms(config: ConfigDict) -> tuple[Any, ...]:
-    """The augmentation of training batches."""
-    return tuple(registry.transforms.build(spec, "data.augment") for spec in config.data.augment)
+def transforms(config: ConfigDict) -> dict[str, tuple[Transform, ...]]:
+    """The augmentation of each stream's batches."""
+
+    def built(specs: tuple[str, ...], path: str) -> tuple[Transform, ...]:
+        return tuple(registry.transforms.build(spec, path) for spec in specs)
+
+    further = {name: built(entry.augment, f"streams.{name}.augment") for name, entry in config.streams.items()}
+    return {"train": built(config.data.augment, "data.augment"), **further}
 
 
 def check_data(config: ConfigDict) -> None:

@@ -12,8 +12,11 @@ A config file holds differences only:
 import ast
 import importlib.util
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +66,7 @@ SCHEMA: dict[str, Any] = {
             ),
             "steps": Key(0, "count", "steps of its training here; 0: needs a checkpoint"),
             "rate": Key("", "schedule", "learning rate of its training here; empty: as the student's"),
+            "augment": Key((), "specs", "transforms of its training batches here"),
             "rules": Key((), "rules", RULES_DOC),
         },
         {},
@@ -93,8 +97,17 @@ SCHEMA: dict[str, Any] = {
         "train": Key("train", "text", "split to learn from, such as 'train[:80%]'"),
         "test": Key("test", "text", "split to be judged on"),
         "folder": Key("", "text", "where prepared data lies; empty: $JAXDISTILL_DATA or ~/.cache/jaxdistill/data"),
-        "augment": Key((), "specs", "transforms of a training batch, such as ('shift(pixels=2)',)"),
+        "augment": Key((), "specs", "transforms of the student's training batches, such as ('shift(pixels=2)',)"),
     },
+    "streams": Open(
+        {
+            "split": Key("", "text", "which records, such as 'train[90%:]'"),
+            "batch_size": Key(0, "count", "rows of its batches; 0: as the training batches"),
+            "augment": Key((), "specs", "transforms of its batches"),
+        },
+        {},
+        "further streams that a step or a term reads beside the training batches, by name, such as quiz",
+    ),
     "evaluate": {
         "every": Key(200, "positive", "steps from one evaluation (and checkpoint) to the next"),
         "batch_size": Key(500, "positive", "rows of an evaluation batch"),
@@ -128,6 +141,15 @@ def _is(*types: type) -> Any:
     return lambda v: isinstance(v, types) and not (isinstance(v, bool) and bool not in types)
 
 
+def _is_rule(v: Any) -> bool:
+    try:
+        pattern, axes = v
+        re.compile(pattern)
+        return isinstance(axes, tuple) and set(axes) <= {"data", "fsdp", "tensor", None}
+    except (TypeError, ValueError, re.error):
+        return False
+
+
 KINDS: dict[str, tuple[Any, str]] = {
     "text": (_is(str), "text"),
     "spec": (_is(str), "a spec string such as 'name(key=1.0)'"),
@@ -147,10 +169,8 @@ KINDS: dict[str, tuple[Any, str]] = {
         "pairs of layers such as ((-1, -1),)",
     ),
     "rules": (
-        lambda v: (
-            isinstance(v, tuple) and all(isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], tuple) for r in v)
-        ),
-        "(regex, axes) pairs such as (('kernel$', ('fsdp', 'tensor')),)",
+        lambda v: isinstance(v, tuple) and all(map(_is_rule, v)),
+        "(regex, axes) pairs such as (('kernel$', ('fsdp', 'tensor')),), an axis being data, fsdp, tensor or None",
     ),
 }
 
@@ -272,7 +292,8 @@ def load(path: str) -> ConfigDict:
     module = _run(file)
     if not hasattr(module, "get_config"):
         raise ConfigError("--config", f"{name!r} has no function get_config().")
-    config = module.get_config(word) if word else module.get_config()
+    with _mistakes_of(file):
+        config = module.get_config(word) if word else module.get_config()
     if not isinstance(config, ConfigDict):
         raise ConfigError("--config", f"get_config() in {name!r} returned {type(config).__name__}; return make(...).")
     return make(**config.to_dict())
@@ -281,7 +302,7 @@ def load(path: str) -> ConfigDict:
 def _from_json(file: Path) -> ConfigDict:
     try:
         content = json.loads(file.read_text())
-        tree, source = content["config"], content.get("source", "")
+        tree, source = dict(content["config"]), content.get("source", "")
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("--config", f"{str(file)!r} is not a saved config.json ({error}).") from None
     if source and Path(source).suffix == ".py" and Path(source).is_file():
@@ -296,8 +317,23 @@ def _run(file: Path) -> Any:
         raise ConfigError("--config", f"{str(file)!r} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    with _mistakes_of(file):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _mistakes_of(file: Path) -> Iterator[None]:
+    """Turns whatever a user's file raises into one line that says where."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else 1)
+        why = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+        raise ConfigError("--config", f"{str(file)!r} fails in line {line} ({why}); correct it there.") from error
 
 
 def conflicts(saved: Mapping[str, Any], config: ConfigDict) -> list[str]:

@@ -8,6 +8,7 @@ class ConfigError(ValueError):
     """A mistake in a config or a command line; shown without a traceback, exit code 2."""
 
     def __init__(self, path: str, message: str):
+        self.path, self.message = path, message
         super().__init__(f"{path}: {message}" if path else message)
 
 

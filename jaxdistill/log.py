@@ -44,7 +44,8 @@ class Log:
         console: Console,
     ):
         self.name, self.steps, self.schedules, self.console = name, steps, schedules, console
-        self._folder, self._start, self._traced = folder, start, settings.trace
+        self._folder, self._start = folder, start
+        self._traced, self._tracing = settings.trace if name == "student" else 0, False
         self._pending: list[tuple[int, Any]] = []
         self._since, self._last = time.perf_counter(), start
         self._sinks: list[Callable[[str, int, dict[str, float]], None]] = []
@@ -68,7 +69,7 @@ class Log:
     def _open(self, folder: Path, start: int, settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lines = (folder / "log.jsonl").open("a", buffering=1)
-        if start:
+        if lines.tell():
             lines.write("\n")  # a kill may have cut the last line short; a new one must not be glued to it
         self._sinks.append(lambda kind, step, values: _line(lines, kind, step, values))
         self._closers.append(lines.close)
@@ -91,15 +92,23 @@ class Log:
 
     def __exit__(self, *error: Any) -> None:
         self._progress.stop()
+        self._end_trace()
         for close in self._closers:
             close()
 
     def trace(self, step: int) -> None:
         """Starts and stops the profiler around the steps that the config asks for, once 10 steps have warmed up."""
-        if self._traced and step == self._start + 10:
+        first = self._start + 10
+        if self._traced and step == first:
             jax.profiler.start_trace(str(self._folder / "trace"))
-        elif self._traced and step == self._start + 10 + self._traced:
+            self._tracing = True
+        elif step == first + self._traced:
+            self._end_trace()
+
+    def _end_trace(self) -> None:
+        if self._tracing:
             jax.profiler.stop_trace()
+        self._tracing = False
 
     def add(self, step: int, metrics: Any) -> None:
         """Keeps a step's metrics, still on the device."""

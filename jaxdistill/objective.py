@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxdistill.metrics import Mean, mean_of
 from jaxdistill.parallel.collectives import psum
 from jaxdistill.schedules import Scalar, as_schedule
-from jaxdistill.types import Array, Fusion, Objective, PyTree, Signals, Term
+from jaxdistill.types import Array, Fusion, Objective, Outputs, PyTree, Signals, Term
 
 
 class Weighted(NamedTuple):
@@ -35,6 +35,22 @@ def reduce(out: Any, mask: Array) -> Mean:
     return Mean(mean.sum, psum(mean.count))
 
 
+def _counted(outputs: Outputs, mask: Array) -> Outputs:
+    """Says 0 of rows that do not count: in a gradient, a teacher's NaN there would survive the 0 of its weight."""
+
+    def select(tree: PyTree, mask: Array) -> PyTree:
+        shaped = lambda x: mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+        return jax.tree.map(lambda x: jnp.where(shaped(x) != 0, x, 0), tree)
+
+    examples = jnp.any(mask != 0, axis=tuple(range(1, mask.ndim)))  # of a sequence, if any token counts
+    return Outputs(
+        logits=select(outputs.logits, mask),
+        hidden_states=select(outputs.hidden_states, mask),
+        attentions=select(outputs.attentions, examples),
+        embedding=select(outputs.embedding, examples),
+    )
+
+
 def objective(terms: Mapping[str, Weighted], fusion: Fusion) -> Objective:
     """`sum_k weight_k(step) * mean(term_k)`; `alpha L_distill + beta L_task + gamma L_reg` is one case.
 
@@ -45,7 +61,7 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion) -> Objective:
 
     def seen(signals: Signals, temperature: Scalar | None = None) -> Signals:
         at = jnp.ones((), jnp.float32) if temperature is None else as_schedule(temperature)(signals.step)
-        teachers = tuple(teacher.dense() for teacher in signals.teachers)
+        teachers = tuple(_counted(teacher.dense(), signals.mask) for teacher in signals.teachers)
         return replace(signals, student=signals.student.dense(), teachers=teachers, temperature=at)
 
     def fuse(params, state, signals, *, key, temperature=None):

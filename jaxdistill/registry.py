@@ -42,7 +42,8 @@ def parse(text: str, path: str) -> Spec:
             return Spec(node.id, (), {})
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ValueError
-        if any(keyword.arg is None for keyword in node.keywords):
+        names = [keyword.arg for keyword in node.keywords]
+        if None in names or len(set(names)) < len(names):  # a splat, or a name twice: `ast` alone lets both pass
             raise ValueError
         kwargs = {keyword.arg: literal(keyword.value) for keyword in node.keywords if keyword.arg}
         return Spec(node.func.id, tuple(literal(arg) for arg in node.args), kwargs)
@@ -63,7 +64,9 @@ def _matches(value: Any, annotation: Any) -> bool:
         return value in typing.get_args(annotation)
     if origin is tuple:
         args = typing.get_args(annotation)
-        return isinstance(value, tuple) and (args[-1] is not ... or all(_matches(v, args[0]) for v in value))
+        if isinstance(value, tuple) and args[-1] is ...:
+            args = args[:1] * len(value)
+        return isinstance(value, tuple) and len(value) == len(args) and all(map(_matches, value, args))
     if annotation is None or annotation is type(None):
         return value is None
     if annotation is float:

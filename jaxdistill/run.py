@@ -28,9 +28,7 @@ from jaxdistill.provenance import provenance
 from jaxdistill.report import page, table
 from jaxdistill.schedules import Horizon
 from jaxdistill.train import Around, Data, Trained, train
-from jaxdistill.types import Model, Variables
-
-Shapes = Mapping[str, jax.ShapeDtypeStruct]
+from jaxdistill.types import Model, Shapes, Variables
 
 
 class Result(NamedTuple):
@@ -51,12 +49,12 @@ class Planned(NamedTuple):
     """A run whose config is known to be good.
 
     stages: with their parts
-    described: the training data
+    described: the data, by stream
     mesh_shape: along data, fsdp, tensor
     """
 
     stages: list[tuple[Stage, Parts]]
-    described: Description
+    described: Mapping[str, Description]
     mesh_shape: tuple[int, int, int]
 
 
@@ -71,10 +69,13 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     mesh_shape = build.check_mesh(config)
     build.check_data(config)
     folder = build.data_folder(config)
-    described = describe(config.data.name, config.data.train, folder, "data", "train")
+    described = {
+        stream: describe(config.data.name, split.text, folder, split.path, split.key)
+        for stream, split in build.splits(config).items()
+    }
     describe(config.data.name, config.data.test, folder, "data", "test")
-    stages = [(stage, _plan(stage.config, described)) for stage in build.stages(config, workdir)]
-    build.check_checkpoints(config, _reference(stages), batch_shapes(config, described))
+    stages = [(stage, _plan(stage, described)) for stage in build.stages(config, workdir)]
+    build.check_checkpoints(config, _reference(stages), build.batch_shapes(config, described)["train"])
     for stage, _ in stages:
         _check_reached(stage)
     return Planned(stages, described, mesh_shape)
@@ -93,11 +94,11 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
         ConfigError: before any compilation, for whatever is wrong with the config, the data, the mesh or the workdir.
         NonFiniteError, Stopped, CheckpointError: see `train.train`.
     """
-    workdir, console = Path(workdir), console or Console()
+    workdir, console = Path(workdir), console or Console(quiet=jax.process_index() > 0)
     planned = check(config, workdir)
     record = {"config": config.to_dict(), "provenance": provenance(config.seed), "source": source}
     if jax.process_index() == 0:
-        write_json(workdir / "config.json", record)
+        _claim(workdir, record)
     run = _Run(config, planned, console)
     with Interrupts() as interrupts:
         run.teachers_from_checkpoints()
@@ -106,15 +107,13 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
     return run.finish(workdir, record)
 
 
-def batch_shapes(config: ConfigDict, described: Description) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global training batch."""
-    fields = described.fields.items()
-    return {name: jax.ShapeDtypeStruct((config.batch_size, *shape), kind) for name, (shape, kind) in fields}
-
-
-def _plan(config: ConfigDict, described: Description) -> Parts:
-    horizon = Horizon(config.steps, described.records / config.batch_size)
-    return build.parts(config, batch_shapes(config, described), described.classes, horizon)
+def _plan(stage: Stage, described: Mapping[str, Description]) -> Parts:
+    config = stage.config
+    horizon = Horizon(config.steps, described["train"].records / config.batch_size)
+    try:
+        return build.parts(config, build.batch_shapes(config, described), described["train"].classes, horizon)
+    except ConfigError as error:
+        raise ConfigError(stage.origin(error.path), error.message) from None
 
 
 def _reference(stages: list[tuple[Stage, Parts]]) -> Parts:
@@ -135,6 +134,13 @@ def _check_workdir(workdir: Path, config: ConfigDict) -> None:
         raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:4])}). {cure}")
 
 
+def _claim(workdir: Path, record: Mapping[str, Any]) -> None:
+    try:
+        write_json(workdir / "config.json", record)
+    except OSError as error:
+        raise ConfigError("--workdir", f"{str(workdir)!r} cannot be written ({error}); choose another.") from None
+
+
 def _check_reached(stage: Stage) -> None:
     reached = max(manifests(stage.folder / "checkpoints"), default=0)
     if reached > stage.config.steps:
@@ -148,10 +154,12 @@ class _Run:
     def __init__(self, config: ConfigDict, planned: Planned, console: Console):
         self.config, self.console, self.reference = config, console, _reference(planned.stages)
         folder = build.data_folder(config)
-        train_set = open_records(config.data.name, config.data.train, folder, "data", "train")
+        streams = {
+            stream: open_records(config.data.name, split.text, folder, split.path, split.key)
+            for stream, split in build.splits(config).items()
+        }
         test_set = open_records(config.data.name, config.data.test, folder, "data", "test")
-        shapes = batch_shapes(config, planned.described)
-        self.data = Data(train_set, test_set, build.transforms(config), shapes)
+        self.data = Data(streams, test_set, build.batch_shapes(config, planned.described))
         self.mesh = make_mesh(planned.mesh_shape)
         self.teachers: dict[str, Variables] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
@@ -162,7 +170,9 @@ class _Run:
         for name, model in zip(self.reference.teacher_names, self.reference.teachers, strict=True):
             if not self.config.teachers[name].checkpoint:
                 continue
-            values = load_variables(*build.teacher_checkpoint(self.config, name), _abstract(model, self.data.shapes))
+            values = load_variables(
+                *build.teacher_checkpoint(self.config, name), _abstract(model, self.data.shapes["train"])
+            )
             trained = Trained(values, _judge(model, values, self.data, self.config), {})
             self._keep(f"teacher {name}", model, trained, 0.0)
 
@@ -185,7 +195,7 @@ class _Run:
             outcome = json.loads((stage.folder / "result.json").read_text())
             if outcome["step"] != stage.config.steps:
                 return False
-            abstract = _abstract(plan.student, self.data.shapes)
+            abstract = _abstract(plan.student, self.data.shapes["train"])
             variables = load_variables(stage.folder / "checkpoints", str(stage.config.steps), abstract)
         except (OSError, ValueError, KeyError, CheckpointError):  # the loop says what is damaged, and mends it
             return False
@@ -217,7 +227,7 @@ class _Run:
         if jax.process_count() > 1:  # no process holds all of it
             return {"parameters": sum(x.size for x in jax.tree.leaves(variables.params))}
         here = jax.device_put(variables, jax.devices()[0])
-        one = {key: np.zeros((1, *x.shape[1:]), x.dtype) for key, x in self.data.shapes.items()}
+        one = {key: np.zeros((1, *x.shape[1:]), x.dtype) for key, x in self.data.shapes["train"].items()}
         return cost(model, here, one)
 
     def finish(self, workdir: Path, record: Mapping[str, Any]) -> Result:

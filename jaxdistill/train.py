@@ -1,6 +1,6 @@
 """The loop: one model trained to the end, from the newest good checkpoint on, measured and saved on the way."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from jaxdistill.build import Parts
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data.records import Records
-from jaxdistill.data.stream import Transform, evaluation_batches, train_stream
+from jaxdistill.data.stream import evaluation_batches, train_stream
 from jaxdistill.evaluate import evaluator, scores, totals
 from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.log import Log
@@ -25,21 +25,20 @@ from jaxdistill.types import TrainState, Variables
 class Data(NamedTuple):
     """What a run reads.
 
-    train, test: records
-    transforms: augmentation of training batches
-    shapes: of a global training batch
+    streams: records to learn from, by stream; `train` is one of them
+    test: records to be judged on
+    shapes: of the global batch, by stream
     """
 
-    train: Records
+    streams: Mapping[str, Records]
     test: Records
-    transforms: tuple[Transform, ...]
-    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
 
 
 class Around(NamedTuple):
     """What a stage shares with the other stages of its run.
 
-    data: records and transforms
+    data: records
     mesh: of devices
     reference: the student's parts, which know how the teachers are fused
     console: to draw on
@@ -86,36 +85,32 @@ def train(
         CheckpointError: there are checkpoints, and none can be used.
     """
     data, console = around.data, around.console
-    engine = _engine(config, plan, teachers, around)
+    engine = make_engine(config, plan, teachers, around)
     checkpoints = Checkpoints(folder / "checkpoints", best="accuracy", report=console.print)
-    draw = {"batch_size": config.batch_size, "seed": config.seed, "transforms": data.transforms}
-    stream = train_stream(data.train, **draw, rows=engine.rows(config.batch_size))
+    streams = open_streams(config, plan, data, engine)
 
     step = checkpoints.latest() or 0
     if step:
         ts, position = checkpoints.restore(step, engine.abstract)
         ts = engine.restore(ts)
-        stream.set_state(position)
+        for stream, state in position.items():
+            streams[stream].set_state(state)
         console.print(f"{name:>12}  resumed at step {step}")
     else:
-        zeros = {key: np.zeros((config.batch_size, *x.shape[1:]), x.dtype) for key, x in data.shapes.items()}
-        ts = engine.init(jax.random.key(config.seed), engine.put({"train": _rows(zeros, engine, config.batch_size)}))
+        ts = engine.init(jax.random.key(config.seed), engine.put(_zeros(data.shapes, plan.step.streams, engine)))
 
     total: dict[str, Any] = {}
     with checkpoints, Log(folder, name, step, config.steps, config.logging, plan.schedules, console) as log:
         while step < config.steps:
-            log.trace(step)
-            ts, metrics = engine.update(ts, engine.put({"train": next(stream)}))
+            ts = advance(engine, ts, streams, log, step, config.logging.every)
             step += 1
-            log.add(step, metrics)
-            if step % config.logging.every == 0:
-                log.flush(keep=1)
             stop = around.interrupts.stop(step)
             if stop or step % config.evaluate.every == 0 or step == config.steps:
                 log.flush()  # a state whose loss is not finite is never saved
                 total = measure(engine, ts, data.test, config.evaluate.batch_size)
                 log.evaluation(step, scores(total))
-                checkpoints.save(step, engine.export(ts), stream.get_state(), scores(total))
+                position = {stream: iterator.get_state() for stream, iterator in streams.items()}
+                checkpoints.save(step, engine.export(ts), position, scores(total))
             if stop and step < config.steps:
                 raise Stopped(f"{name}: saved at step {step} of {config.steps}")
     total = total or measure(engine, ts, data.test, config.evaluate.batch_size)
@@ -123,19 +118,46 @@ def train(
     return Trained(Variables(exported.params["student"], exported.state["student"]), total, engine.compiled())
 
 
-def _engine(config: ConfigDict, plan: Parts, teachers: tuple[Variables, ...], around: Around) -> Engine:
+def advance(engine: Engine, ts: TrainState, streams: Mapping[str, Any], log: Log, step: int, every: int) -> TrainState:
+    """One turn of the loop: a batch fetched, a step dispatched, its metrics kept on the device for `every` steps."""
+    log.trace(step)
+    ts, metrics = engine.update(ts, engine.put({stream: next(batches) for stream, batches in streams.items()}))
+    log.add(step + 1, metrics)
+    if (step + 1) % every == 0:
+        log.flush(keep=1)
+    return ts
+
+
+def open_streams(config: ConfigDict, plan: Parts, data: Data, engine: Engine) -> dict[str, Any]:
+    """An endless, resumable iterator for each stream that the step reads."""
+    streams = {}
+    for number, stream in enumerate(sorted(plan.step.streams)):
+        size = data.shapes[stream]["mask"].shape[0]
+        draw = {"batch_size": size, "seed": config.seed + number * 2**20, "transforms": plan.transforms[stream]}
+        streams[stream] = train_stream(data.streams[stream], **draw, rows=engine.rows(size))
+    return streams
+
+
+def make_engine(config: ConfigDict, plan: Parts, teachers: tuple[Variables, ...], around: Around) -> Engine:
+    """The step and the evaluation of a stage, compiled for the config's backend when first called."""
     beside = around.reference.teachers if teachers else ()
     evaluate = evaluator(plan.student, beside, around.reference.objective, config.evaluate.layers)
     learning = teachers if config.teachers else ()
-    batch = {"train": around.data.shapes}
+    batch = {stream: around.data.shapes[stream] for stream in plan.step.streams}
     if config.mesh.backend == "pmap":
         return pmap_engine(plan.step, evaluate, list(around.mesh.devices.flat), learning, teachers, batch)
     rules = config.student.rules or DEFAULT_RULES
     return jit_engine(plan.step, evaluate, around.mesh, learning, teachers, batch, rules=rules)
 
 
-def _rows(batch: Mapping[str, np.ndarray], engine: Engine, size: int) -> dict[str, np.ndarray]:
-    return {name: x[engine.rows(size)] for name, x in batch.items()}
+def _zeros(shapes: Mapping[str, Any], streams: Iterable[str], engine: Engine) -> dict[str, dict[str, np.ndarray]]:
+    """A batch of zeros, this process's rows of it: enough to initialise from."""
+
+    def each(x: Any) -> np.ndarray:
+        rows = engine.rows(x.shape[0])
+        return np.zeros((rows.stop - rows.start, *x.shape[1:]), x.dtype)
+
+    return {stream: {name: each(x) for name, x in shapes[stream].items()} for stream in streams}
 
 
 def measure(engine: Engine, ts: TrainState, test: Records, size: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax
 
 Array = jax.Array
 PyTree = Any
+Shapes = Mapping[str, jax.ShapeDtypeStruct]  # of a batch of one stream
 
 
 @dataclass_transform(frozen_default=True)

@@ -3,6 +3,7 @@
 A new part needs a line in its table here (a test says so), and is then held to every law of its kind.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from jaxdistill import registry
 from jaxdistill.schedules import Horizon, Scalar, resolve
 from jaxdistill.types import Array, Outputs, Signals, Term
 
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # quick to compile
 HORIZON = Horizon(steps=100, epoch=10.0)
 
 
@@ -32,12 +34,14 @@ class Example(NamedTuple):
         least: a loss has its least value where the student equals its teacher.
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
+        statistics: a model normalises by its batch; they are its state.
     """
 
     spec: str
     least: bool = False
     symmetric: bool = False
     hidden_states: int = 0
+    statistics: bool = False
 
 
 LOSSES = {
@@ -66,7 +70,7 @@ STEPS = {"offline": [Example("offline")]}
 
 MODELS = {
     "mlp": [Example("mlp(widths=(12, 8), classes=5)", hidden_states=2)],
-    "resnet": [Example("resnet(widths=(4, 8), blocks=1, classes=5)", hidden_states=3)],
+    "resnet": [Example("resnet(widths=(4, 8), blocks=1, classes=5)", hidden_states=3, statistics=True)],
     "vit": [Example("vit(patch=4, width=8, depth=2, heads=2, classes=5)", hidden_states=3)],
 }
 
@@ -75,7 +79,7 @@ SCHEDULES = {
     "cosine": [Example("cosine(start=0.9, end=0.1, warmup=0.13)"), Example("cosine(start=-1.0, end=-2.0, warmup=0.4)")],
     "linear": [Example("linear(start=8, end=2, begin=0.25, until=0.75)"), Example("linear(start=0.1, end=0.9)")],
     "phases": [Example("phases(values=(1, 0.5, 2), at=(0.3, 0.6))")],
-    "step": [Example("step(start=0.001, factor=0.9, every=3)"), Example("step(start=1, factor=2, every=4)")],
+    "step": [Example("step(start=0.001, factor=0.9, every=3)"), Example("step(start=1, factor=1.1, every=4)")],
 }
 
 OPTIMIZERS = {

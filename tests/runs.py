@@ -1,38 +1,87 @@
-"""What the run-level tests share: how to start the tiny run, here or as a command of its own, and how to read what it left."""
+"""What the run-level tests share: how to start the tiny run, here or as a command, and how to read what it left."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from ml_collections import ConfigDict
 
-from jaxdistill import main
+from jaxdistill import config, main
 from jaxdistill.checkpoint import manifests
 from jaxdistill.report.logs import Log, read_log
+
+compilations: list[str] = []  # the names of all programs that XLA has compiled in this process
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **about: (
+        compilations.append(about["fun_name"]) if event == "/jax/core/compile/backend_compile_duration" else None
+    )
+)
 
 TINY = Path(__file__).with_name("tiny.py")
 ROOT = TINY.parents[1]
 
 
-def run(workdir: Path, *words: str, config: Path = TINY) -> int:
+@contextmanager
+def compilation_cache(folder: Path) -> Iterator[None]:
+    """Keeps compiled programs for further runs, here and in processes started here: XLA takes most of their time."""
+    settings = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        reset_cache()  # else JAX remembers that it had none
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()
+
+
+def run(workdir: Path, *words: str, source: Path = TINY) -> int:
     """Runs the command line in this process; returns its exit code."""
-    return main.run(["--config", str(config), "--workdir", str(workdir), *words])
+    return main.run(["--config", str(source), "--workdir", str(workdir), *words])
 
 
-def spawn(workdir: Path, *words: str, config: Path = TINY, devices: int = 1, **environment: str) -> subprocess.Popen:
-    """Starts the command in a process of its own, on virtual devices of its own."""
+def spawn(workdir: Path, *words: str, source: Path = TINY, devices: int = 1, package: Path = ROOT) -> subprocess.Popen:
+    """Starts the command in a process of its own, on virtual devices of its own, with the package of this folder."""
     variables = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-        **environment,
+        "PYTHONPATH": str(package),
     }
-    command = [sys.executable, "-m", "jaxdistill.main", "--config", str(config), "--workdir", str(workdir), *words]
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "jaxdistill.main", "--config", str(source), "--workdir", str(workdir), *words]
+    return subprocess.Popen(
+        command, cwd=package, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def load() -> ConfigDict:
+    """The tiny run's config."""
+    return config.load(str(TINY))
+
+
+def damage(step: Path, how: str) -> Path:
+    """Damages the largest file of a checkpoint's step, and says which: "flipped bit", "truncated" or "missing"."""
+    file = max((file for file in step.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if how == "missing":
+        file.unlink()
+    elif how == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    return file
 
 
 def results(workdir: Path) -> dict[str, Any]:
@@ -48,7 +97,7 @@ def log(stage: Path) -> Log:
 
 
 def saved(stage: Path, step: int | None = None) -> dict[str, np.ndarray]:
-    """Every array of a stage's checkpoint, by name: parameters, state, optimiser, key; the newest step if none is given."""
+    """Every array of a stage's checkpoint, by name: parameters, state, optimiser, key. By default of the newest."""
     import orbax.checkpoint as ocp
 
     folder = stage / "checkpoints"
@@ -62,7 +111,11 @@ def saved(stage: Path, step: int | None = None) -> dict[str, np.ndarray]:
 
 def differences(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:
     """The names whose arrays are not the same to the bit."""
-    return [name for name in sorted(a.keys() | b.keys()) if name not in a or name not in b or _bits(a[name]) != _bits(b[name])]
+    return [
+        name
+        for name in sorted(a.keys() | b.keys())
+        if name not in a or name not in b or _bits(a[name]) != _bits(b[name])
+    ]
 
 
 def _bits(array: np.ndarray) -> tuple[Any, ...]:

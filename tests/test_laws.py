@@ -1,6 +1,7 @@
 """Laws: what must hold for every loss, fusion, step and optimiser that is registered, now and later."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,13 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import FUSIONS, LOSSES, OPTIMIZERS, STEPS, TABLES, all_finite, assert_close, assert_same, every, taught
+from examples import (
+    FUSIONS,
+    LOSSES,
+    OPTIMIZERS,
+    STEPS,
+    TABLES,
+    all_finite,
+    assert_close,
+    assert_same,
+    every,
+    quick_jit,
+    taught,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdistill import registry
 from jaxdistill.checkpoint import flatten, unflatten
-from jaxdistill.objective import Weighted, objective, reduce
+from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.types import Array, Model, Outputs, Signals, Step, Variables
 
@@ -63,11 +76,16 @@ def law(spec: str) -> Law:
         loss = lambda learned: mean(replace(seen, **learned)).compute()
         return jax.grad(loss)({name: getattr(seen, name) for name in ("student", "teachers", "params")})
 
-    return Law(values, jax.jit(values), jax.jit(mean), jax.jit(gradient))
+    return Law(values, quick_jit(values), quick_jit(mean), quick_jit(gradient))
 
 
 def float_leaves(function, tree):
     return jax.tree.map(lambda x: function(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def noise(seed: int, tree: Any) -> Any:
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32), tree)
 
 
 def on_outputs(function, seen: Signals) -> Signals:
@@ -133,8 +151,7 @@ def test_a_loss_gives_one_value_per_row_or_one_scalar(example, batch, extent, cl
 @given(seed=st.integers(0, 99), size=st.floats(0.01, 10.0))
 def test_a_loss_is_least_where_the_student_equals_the_teacher(example, seed, size):
     equal = taught(equally_deep(seed=seed))
-    draw = np.random.default_rng(seed + 1)
-    away = lambda tree: float_leaves(lambda x: x + size * jnp.asarray(draw.normal(size=x.shape), jnp.float32), tree)
+    away = lambda tree: jax.tree.map(lambda x, n: x + size * n, tree, noise(seed + 1, tree))
     params = equal.params | {"student": away(equal.params["student"])}
     other = replace(equal, student=away(equal.student), params=params)
     least = law(example.spec).values(equal)
@@ -146,7 +163,7 @@ def test_a_loss_is_least_where_the_student_equals_the_teacher(example, seed, siz
 
 
 def padded(seen: Signals, valid: int, student: float, teachers: float) -> Signals:
-    """The same with the rows from `valid` on masked; the student's and the teachers' outputs there are these numbers."""
+    """The same with rows from `valid` on masked; what the student and the teachers say there are these numbers."""
 
     def fill(tree, filler):
         counts = lambda x: jnp.arange(x.shape[0]).reshape(-1, *[1] * (x.ndim - 1)) < valid
@@ -187,24 +204,32 @@ def test_permuting_the_batch_permutes_the_values_of_a_loss(example):
 
 
 @every(LOSSES)
-def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_learns(example):
+@pytest.mark.parametrize("role", ["student", "teachers", "params"])
+def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_learns(example, role):
     """Finite differences: a `stop_gradient` inside a term would make meta-learning silently zero."""
-    seen, needs = equally_deep(), examples.build_loss(example.spec).needs
+    seen = equally_deep()
+    learned = getattr(seen, role)
+    direction = noise(1, learned)
+    moved = lambda size: replace(seen, **{role: jax.tree.map(lambda x, d: x + size * d, learned, direction)})
+    ahead, behind = (law(example.spec).mean(moved(size)).compute() for size in (0.01, -0.01))
     gradient = law(example.spec).gradient(seen)
-    slopes = {}
-    for number, role in enumerate(("student", "teachers", "params")):
-        draw = np.random.default_rng(number)
-        direction = jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32), getattr(seen, role))
-        along = lambda size: law(example.spec).mean(
-            replace(seen, **{role: jax.tree.map(lambda x, d: x + size * d, getattr(seen, role), direction)})
-        )
-        measured = (along(0.01).compute() - along(-0.01).compute()) / 0.02
-        slopes[role] = sum(
-            jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient[role], direction)), strict=True)
-        )
-        assert_close(slopes[role], measured, rtol=5e-3, atol=2e-3)
+    along = jax.tree.map(jnp.vdot, gradient[role], direction)
+    assert_close(sum(jax.tree.leaves(along)), (ahead - behind) / 0.02, rtol=5e-3, atol=2e-3)
+    if "teacher" in examples.build_loss(example.spec).needs:
+        assert any(x.any() for x in jax.tree.leaves((gradient["teachers"], gradient["params"]["teachers"])))
+
+
+@every(LOSSES)
+def test_a_nan_that_counts_is_not_hidden(example):
+    """A run stops at a loss that is not finite; one that swallows it trains on."""
+    seen, needs = equally_deep(), examples.build_loss(example.spec).needs
+    spoil = lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)
+    broken = replace(seen, student=spoil(seen.student), params=seen.params | {"student": spoil(seen.params["student"])})
+    assert np.isnan(law(example.spec).mean(broken).compute())
     if "teacher" in needs:
-        assert any(jnp.any(x) for x in jax.tree.leaves((gradient["teachers"], gradient["params"]["teachers"])))
+        params = seen.params | {"teachers": spoil(seen.params["teachers"])}
+        broken = replace(seen, teachers=spoil(seen.teachers), params=params)
+        assert np.isnan(law(example.spec).mean(broken).compute())
 
 
 @every(LOSSES)
@@ -318,6 +343,12 @@ def test_weights_must_fit_the_teachers():
     }.items():
         with pytest.raises(ValueError, match=problem):
             fuse(spec, seen)
+
+
+def test_a_single_teacher_is_handed_on_with_all_that_it_says():
+    seen = examples.signals(depths=(4, 3))
+    assert_same(fuse("single", seen), seen.teachers[0])
+    assert_same(fuse("single(teacher=1)", seen), seen.teachers[1])
     assert_same(fuse("single(teacher=-1)", seen), seen.teachers[1])
 
 
@@ -351,7 +382,7 @@ MODELS = tuple(
     registry.models.build(spec, "model")
     for spec in (
         "resnet(widths=(6,), blocks=1, classes=4)",
-        "resnet(widths=(6, 8), blocks=1, classes=4)",
+        "resnet(widths=(6,), blocks=2, classes=4)",
         "mlp(widths=(12, 16), classes=4)",
     )
 )
@@ -361,13 +392,27 @@ MODELS = tuple(
 def world(spec: str, direction: str = "adamw", poison: bool = False) -> World:
     student, *teachers = MODELS
     rows = examples.images(rows=32, size=4, classes=4)
-    frozen = tuple(Variables(*jax.jit(t.init)(jax.random.key(n), rows)) for n, t in enumerate(teachers, 1))
+    frozen = tuple(Variables(*quick_jit(t.init)(jax.random.key(n), rows)) for n, t in enumerate(teachers, 1))
     if poison:
         teachers = [poisoned(teacher) for teacher in teachers]
     update = optimizer(registry.optimizers.build(direction, "optimizer"), 0.01, clip_norm=10.0)
-    step = build_step(spec, student, tuple(teachers), update)
+    step = build_step(spec, remembering_its_draw(student), tuple(teachers), update)
     batch = dict.fromkeys(step.streams, rows)
-    return World(step, frozen, batch, jax.jit(step.init), jax.jit(step.update, donate_argnums=0))
+    return World(step, frozen, batch, quick_jit(step.init), quick_jit(step.update, donate_argnums=0))
+
+
+def remembering_its_draw(model: Model) -> Model:
+    """The model, except that its state holds a mean of what it drew at random in its last calls."""
+
+    def init(key, batch):
+        params, state = model.init(key, batch)
+        return params, state | {"draw": jnp.zeros(())}
+
+    def apply(params, state, batch, *, train, key):
+        out, new = model.apply(params, state, batch, train=train, key=key)
+        return out, new | {"draw": state["draw"] / 2 + jax.random.uniform(key)}
+
+    return Model(init, apply)
 
 
 def poisoned(model: Model) -> Model:
@@ -432,18 +477,17 @@ def test_no_gradient_reaches_a_frozen_teacher(example):
     loss = lambda params: w.step.update(
         state, [v._replace(params=p) for v, p in zip(w.frozen, params, strict=True)], w.batch
     )[1]["loss"].compute()
-    gradient = jax.jit(jax.grad(loss))([values.params for values in w.frozen])
+    gradient = quick_jit(jax.grad(loss))([values.params for values in w.frozen])
     assert not any(x.any() for x in jax.tree.leaves(gradient))
 
 
 @every(STEPS)
 def test_a_step_is_compiled_once_because_its_state_is_typed(example):
-    world.cache_clear()
     w = world(example.spec)
     state, _ = run(w, 3)
     assert w.update._cache_size() == 1
-    assert not any(x.weak_type for x in jax.tree.leaves(state))
-    assert not any(x.weak_type for x in jax.tree.leaves(jax.eval_shape(w.step.init, KEY, w.frozen, w.batch)))
+    assert not any(x.weak_type for x in flatten(state).values())
+    assert not any(x.weak_type for x in flatten(w.init(KEY, w.frozen, w.batch)).values())
 
 
 @every(STEPS)
@@ -475,6 +519,22 @@ def test_a_teachers_nan_in_a_row_that_does_not_count_changes_nothing(example):
     assert same == losses
 
 
+@every(STEPS)
+def test_every_update_draws_anew_and_keeps_the_students_state(example):
+    w = world(example.spec)
+    start = w.init(KEY, w.frozen, w.batch)
+    states = [jax.device_get(start.state["student"])]
+    for _ in range(3):
+        start, _ = run(w, 1, start)
+        states.append(jax.device_get(start.state["student"]))
+    for name in states[0]:  # batch statistics
+        assert len({state[name].tobytes() for state in states}) == 4, name
+    draws = [state["draw"] - before["draw"] / 2 for before, state in itertools.pairwise(states)]
+    assert np.abs(np.diff(draws)).min() > 1e-3 and draws[0] != draws[2]
+    again, _ = run(w, 3)
+    assert_same(jax.device_get(again.state["student"]), states[-1])
+
+
 # Optimisers
 
 
@@ -489,7 +549,7 @@ def test_an_optimiser_descends_and_its_state_is_typed_and_distinct(example):
         updates, state = update.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    state = jax.jit(update.init)(params)
+    state = quick_jit(update.init)(params)
     assert len(set(buffers(state))) == len(jax.tree.leaves(state))
     start = loss(params)
     for _ in range(10):

@@ -4,10 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-import jaxdistill.fusion
-import jaxdistill.losses
-import jaxdistill.models
-import jaxdistill.steps
 from jaxdistill import registry
 from jaxdistill.evaluate import evaluator
 from jaxdistill.objective import Weighted, objective

@@ -1,9 +1,12 @@
 """The config of the run-level tests: made-up images, three small perceptrons, 40 steps; all of it in seconds."""
 
+import time
+
 import numpy as np
 
 from jaxdistill.config import make
-from jaxdistill.registry import datasets
+from jaxdistill.data.stream import Transform
+from jaxdistill.registry import datasets, losses, transforms
 
 
 class Blobs(list):
@@ -16,10 +19,32 @@ class Blobs(list):
 def blobs(split: str) -> Blobs:
     """Four patterns of 8 x 8 pixels under noise. 250 and 90 are multiples of no batch size."""
     patterns = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1))
-    draw, rows = (np.random.default_rng(1), 250) if split == "train" else (np.random.default_rng(2), 90)
+    seed, rows = {"train": (1, 250), "test": (2, 90)}[split]
     labels = np.arange(rows) % 4
-    images = np.clip(patterns[labels] + draw.normal(0, 120, (rows, 8, 8, 1)), 0, 255).astype(np.uint8)
+    noise = np.random.default_rng(seed).normal(0, 120, (rows, 8, 8, 1))
+    images = np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8)
     return Blobs({"image": image, "label": label} for image, label in zip(images, labels, strict=True))
+
+
+@transforms.register
+def pause(seconds: float) -> Transform:
+    """Changes nothing, but slows a run down, so that it can be met in the middle."""
+
+    def apply(batch, uniforms):
+        time.sleep(seconds)
+        return batch
+
+    return Transform(0, apply)
+
+
+@losses.register
+def breaks(at: int):
+    """Zero up to a step, and then not a number."""
+    import jax.numpy as jnp
+
+    from jaxdistill.losses.term import stateless
+
+    return stateless(lambda signals: jnp.where(signals.step >= at, jnp.nan, 0.0 * signals.mask))
 
 
 def get_config():

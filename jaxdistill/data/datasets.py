@@ -68,7 +68,7 @@ def open_records(name: str, split: str, folder: str | Path, path: str, key: str)
     folder, named = Path(folder).expanduser(), f"{path}.name"
     known(name, folder, named)
     if _base(name) in datasets:
-        source = _registered(name, split, named)
+        source = _registered(name, split, path, key)
         return Records(source, getattr(source, "classes", None))
     builder = _prepare(name, folder, named)
     try:
@@ -80,10 +80,14 @@ def open_records(name: str, split: str, folder: str | Path, path: str, key: str)
     return Records(source, getattr(features["label"], "num_classes", None) if "label" in features else None)
 
 
-def _registered(name: str, split: str, path: str) -> Any:
+def _registered(name: str, split: str, section: str, key: str) -> Any:
     """The source that a user's factory makes."""
+    path = f"{section}.name"
     spec = parse(name, path)
-    source = datasets.build(spec._replace(kwargs={**spec.kwargs, "split": split}), path)
+    try:
+        source = datasets.build(spec._replace(kwargs={**spec.kwargs, "split": split}), path)
+    except KeyError as error:  # what a dict of splits says
+        raise ConfigError(f"{section}.{key}", f"{name!r} has no split {split!r} (KeyError: {error}).") from error
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise ConfigError(path, f"{name!r} made a {type(source).__name__}; return a list, or what has len() and [i].")
     if len(source) == 0 or not isinstance(source[0], Mapping):

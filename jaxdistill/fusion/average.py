@@ -23,7 +23,9 @@ def mixture_logits(
     """Logits z with softmax(z / T) = sum_k w_k softmax(t_k / T); the weights, of teachers or also of rows, sum to 1."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     weights = weights.reshape(weights.shape + (1,) * (log_p.ndim - weights.ndim))
-    return temperature * jax.nn.logsumexp(log_p, axis=0, b=weights)
+    masked = jnp.all(log_p == -jnp.inf, axis=0)  # by every teacher: selected first, the gradient of log 0 is NaN
+    mixed = jax.nn.logsumexp(jnp.where(masked, 0.0, log_p), axis=0, b=weights)
+    return jnp.where(masked, -jnp.inf, temperature * mixed)
 
 
 @fusions.register
@@ -41,8 +43,9 @@ def average(of: Literal["probabilities", "logits"] = "probabilities", weights: t
         count = len(signals.teachers)
         if weights and len(weights) != count:
             raise ValueError(f"{len(weights)} weights for {count} teachers")
-        shares = jnp.asarray(weights or (1.0,) * count) / (sum(weights) or count)
-        logits = jnp.stack([teacher.logits for teacher in signals.teachers])
+        heard = [(w, t.logits) for w, t in zip(weights or (1.0,) * count, signals.teachers, strict=True) if w > 0]
+        shares = jnp.asarray([weight for weight, _ in heard]) / sum(weight for weight, _ in heard)
+        logits = jnp.stack([logits for _, logits in heard])  # of weight 0 nothing is heard, for 0 * NaN is NaN
         if of == "probabilities":
             return Outputs(mixture_logits(logits, shares, signals.temperature)), state
         return Outputs(jnp.tensordot(shares, logits.astype(jnp.float32), axes=1)), state

@@ -11,7 +11,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Float, Float32
 
-from jaxdistill.losses.term import stateless
+from jaxdistill.losses.term import one_of, stateless
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
@@ -37,7 +37,7 @@ def decay(towards: Literal["zero", "teacher"] = "zero", teacher: int = 0) -> Ter
         kernels = {name: w for name, w in signals.params["student"].items() if name.endswith("kernel")}
         if towards == "zero":
             return half_squared_norm(kernels, {name: jnp.zeros((), w.dtype) for name, w in kernels.items()})
-        anchors = signals.params["teachers"][teacher]
+        anchors = one_of(signals.params["teachers"], teacher)
         shared = {name: w for name, w in kernels.items() if name in anchors and anchors[name].shape == w.shape}
         if not shared:
             raise ValueError("student and teacher share no kernel of the same name and shape; decay towards 'zero'")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32
 
 from jaxdistill.losses.layers import LayerMap, layer_pairs
+from jaxdistill.losses.term import one_of
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
@@ -62,7 +63,7 @@ def hidden(
     layer_pairs(layers, 10**4, 10**4)  # a misspelt map fails here, before any model exists
 
     def pairs(signals: Signals) -> list[tuple[Array, Array]]:
-        students, teachers = signals.student.hidden_states, signals.teachers[teacher].hidden_states
+        students, teachers = signals.student.hidden_states, one_of(signals.teachers, teacher).hidden_states
         chosen = layer_pairs(layers, len(students), len(teachers))
         return [_aligned(students[i], teachers[j], signals.mask.ndim) for i, j in chosen]
 

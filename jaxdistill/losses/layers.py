@@ -27,6 +27,8 @@ def layer_pairs(layers: LayerMap, students: int, teachers: int) -> list[tuple[in
         raise ValueError(
             f"student has {students} and teacher {teachers} hidden states; at least an embedding and a layer are needed"
         )
+    if not layers:
+        raise ValueError("no layers are named; at least one pair is needed")
     if not isinstance(layers, str):
         return [(_at(i, students, "student"), _at(j, teachers, "teacher")) for i, j in layers]
     if layers == "last":

@@ -52,6 +52,9 @@ def microbatched(model: Model, parts: int) -> Model:
         return jax.tree.map(each, outputs, is_leaf=lambda leaf: isinstance(leaf, Factored))
 
     def apply(params, state, batch, *, train, key):
+        if not train:  # nothing is kept for a gradient, and any number of rows will do
+            return model.apply(params, state, batch, train=False, key=key)
+
         @jax.checkpoint
         def piece(state, numbered):
             rows, number = numbered

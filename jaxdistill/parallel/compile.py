@@ -159,8 +159,18 @@ def pmap_engine(
     split = lambda tree: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 
     init = jax.jit(step.init, compiler_options=_once())
-    update = jax.pmap(step.update, axis_name=PMAP_AXIS, donate_argnums=0, devices=devices)
-    measure = jax.pmap(lambda *args: psum(evaluate(*args)), axis_name=PMAP_AXIS, devices=devices)
+    traced = {"update": 0, "evaluate": 0}
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def trace(*args: Any) -> Any:  # once for each program; pmap itself tells no number
+            traced[name] += 1
+            return function(*args)
+
+        return trace
+
+    summed = lambda *args: psum(evaluate(*args))
+    update = jax.pmap(counted("update", step.update), axis_name=PMAP_AXIS, donate_argnums=0, devices=devices)
+    measure = jax.pmap(counted("evaluate", summed), axis_name=PMAP_AXIS, devices=devices)
     frozen, beside = copies(teachers), copies(references)
 
     def updated(ts: TrainState, batch: Batch) -> tuple[TrainState, PyTree]:
@@ -176,5 +186,5 @@ def pmap_engine(
         restore=copies,
         abstract=shapes,
         rows=lambda total: slice(0, total),
-        compiled=lambda: _programs(update=update, evaluate=measure),
+        compiled=lambda: dict(traced),
     )

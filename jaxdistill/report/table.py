@@ -3,28 +3,33 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 COLUMNS = (
-    ("accuracy", "accuracy %", lambda x: f"{100 * x:.2f}"),
+    ("accuracy", "acc %", lambda x: f"{100 * x:.2f}"),
     ("nll", "NLL", lambda x: f"{x:.3f}"),
     ("ece", "ECE %", lambda x: f"{100 * x:.2f}"),
-    ("agreement_on_errors", "teacher's errors %", lambda x: f"{100 * x:.1f}"),
-    ("rank_correlation", "rank corr.", lambda x: f"{x:.3f}"),
-    ("parameters", "parameters", lambda x: f"{x:,}"),
+    ("agreement_on_errors", "errors %", lambda x: f"{100 * x:.1f}"),
+    ("rank_correlation", "rank", lambda x: f"{x:.3f}"),
+    ("parameters", "params", lambda x: f"{x / 1000:,.1f}k"),
     ("bytes", "kB", lambda x: f"{x / 1000:,.0f}"),
     ("flops", "MFLOP", lambda x: f"{x / 1e6:,.2f}"),
     ("latency_ms", "ms", lambda x: f"{x:.2f}"),
 )
+CAPTION = (
+    "On held-out data. errors: agreement with the teacher where it errs; rank: correlation with its order of the wrong "
+    "classes; MFLOP and ms: one example."
+)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Every model with what it knows and what it costs; what was not measured shows as a dash."""
+    """Every model with what it knows and what it costs; what was not measured shows as a dash. Fits 80 columns."""
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
-    found = Table(title="held-out data, per example", title_justify="left")
-    found.add_column("model")
+    found = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=CAPTION, caption_justify="left")
+    found.add_column("model", no_wrap=True)
     for _, heading, _ in shown:
-        found.add_column(heading, justify="right")
+        found.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = ["-" if row.get(key) is None else write(row[key]) for key, _, write in shown]
         found.add_row(row["name"], *cells)

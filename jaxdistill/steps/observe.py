@@ -33,7 +33,7 @@ def observe(
     Returns:
         Signals by stream, and the student's new state, to which only the stream `train` contributes.
     """
-    signals, student_state = {}, state["student"]
+    signals, student_state, frozen = {}, state["student"], jax.lax.stop_gradient(frozen)
     for number, stream in enumerate(sorted(streams)):
         rows, draw = batch[stream], jax.random.fold_in(key, number)
         out, new_state = student.apply(params["student"], state["student"], rows, train=True, key=draw)
@@ -43,7 +43,7 @@ def observe(
         ]
         signals[stream] = Signals(
             student=out,
-            teachers=tuple(jax.lax.stop_gradient(outputs) for outputs in seen),
+            teachers=tuple(seen),
             teacher=None,
             batch=rows,
             mask=rows["mask"],

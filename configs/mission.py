@@ -1,0 +1,21 @@
+"""The mission's staging: distillation leads early (0.7), the task late (0.6); rate 0.001, times 0.9 every 3 epochs; T = 2.
+
+Paper: none. These numbers have no source in the literature and are a preset to sweep from: dark knowledge needs T >= 4.
+Command: python -m jaxdistill.main --config configs/mission.py --workdir runs/mission
+"""
+
+from pathlib import Path
+
+from jaxdistill.config import differ, load
+
+
+def get_config():
+    return differ(
+        load(str(Path(__file__).with_name("quickstart.py"))),
+        title="The mission's staging",
+        objective={
+            "kd": {"term": "kd(temperature=2.0)", "weight": "phases(values=(0.7, 0.4), at=(0.5,))"},
+            "cross_entropy": {"weight": "phases(values=(0.3, 0.6), at=(0.5,))"},
+        },
+        rate="step(start=0.001, factor=0.9, every=3)",
+    )

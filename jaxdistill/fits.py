@@ -1,0 +1,108 @@
+"""Whether the parts of a stage fit together: each is run on shapes alone, what does not fit is named by its path."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxdistill import registry
+from jaxdistill.errors import ConfigError, suggest
+from jaxdistill.objective import Weighted, objective
+from jaxdistill.types import Fusion, Model, Outputs, Shapes, Signals, Step, Variables
+
+
+def outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, Variables]:
+    """Shapes of a model's outputs and variables."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        values = jax.eval_shape(model.init, key, shapes)
+        out, _ = jax.eval_shape(lambda v, b, k: model.apply(*v, b, train=True, key=k), values, shapes, key)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        raise ConfigError(path, _short(error)) from error
+    return out, Variables(*values)
+
+
+def _short(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error).strip().split("\n\n")[0])[:400] or type(error).__name__
+
+
+def check_shapes(
+    config: ConfigDict,
+    student: Model,
+    teachers: Mapping[str, Model],
+    terms: Mapping[str, Weighted],
+    fused: Fusion,
+    shapes: Mapping[str, Shapes],
+    classes: int | None,
+) -> None:
+    """Runs every part on shapes, so that what does not fit is named by its config path."""
+    signals = {stream: _signals(config, student, teachers, rows) for stream, rows in shapes.items()}
+    seen = signals["train"]
+    _check_classes("student.model", config.student.model, seen.student, classes)
+    for name, out in zip(teachers, seen.teachers, strict=True):
+        spec = config.teachers[name].model
+        _check_classes(f"teachers.{name}.model", spec, out, seen.student.logits.shape[-1])
+    if teachers:
+        constant = Weighted(registry.losses.build("cross_entropy", ""), 1.0)
+        _try_objective({"cross_entropy": constant}, fused, signals, "fusion")
+    for name, weighted in terms.items():
+        _try_objective({name: weighted}, fused, signals, f"objective.{name}")
+    _check_layers(config, seen.student, seen.teachers)
+
+
+def _signals(config: ConfigDict, student: Model, teachers: Mapping[str, Model], rows: Shapes) -> Any:
+    """What a term would see of one stream, as shapes."""
+    seen, variables = outputs(student, "student.model", rows)
+    found = [outputs(teacher, f"teachers.{name}.model", rows) for name, teacher in teachers.items()]
+    params = {"student": variables.params, "teachers": tuple(values.params for _, values in found)}
+    scalar, step = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    every: tuple[Any, ...] = (tuple(out for out, _ in found), None, rows, rows["mask"], step, scalar, params)
+    return Signals(seen, *every)
+
+
+def _try_objective(terms: Mapping[str, Weighted], fused: Fusion, signals: Mapping[str, Any], path: str) -> None:
+    """Initialises and applies an objective of one term on shapes."""
+    tried = objective(terms, fused)
+    for stream in tried.streams - set(signals):
+        raise ConfigError(path, f"reads the stream {stream!r}; add streams.{stream}.split.")
+    every = {stream: signals[stream] for stream in tried.streams}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        params, state = jax.eval_shape(tried.init, key, every)
+        jax.eval_shape(lambda p, s, x, k: tried.apply(p, s, x, key=k), params, state, every, key)
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ConfigError(path, _short(error)) from error
+
+
+def _check_classes(path: str, spec: str, outputs: Outputs, classes: int | None) -> None:
+    given = outputs.logits.shape[-1]
+    if classes is not None and given != classes:
+        raise ConfigError(path, f"{spec!r} has {given} classes, {classes} are needed; set classes={classes}.")
+
+
+def _check_layers(config: ConfigDict, student: Outputs, teachers: tuple[Outputs, ...]) -> None:
+    if not teachers:
+        return
+    for pair in config.evaluate.layers:
+        for layer, states, whose in zip(pair, (student, teachers[0]), ("student", "teacher"), strict=True):
+            count = len(states.hidden_states)
+            if not -count <= layer < count:
+                cure = f"it has layers 0 (the embedding) to {count - 1}"
+                raise ConfigError("evaluate.layers", f"{pair}: the {whose} has no layer {layer}; {cure}.")
+
+
+def check_roles(
+    roles: Mapping[str, Any], step: Step, shapes: Mapping[str, Shapes], teachers: tuple[Model, ...]
+) -> None:
+    """Every role with an optimiser of its own is one that the step trains."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    frozen = tuple(Variables(*jax.eval_shape(teacher.init, key, shapes["train"])) for teacher in teachers)
+    known = jax.eval_shape(step.init, key, frozen, {stream: shapes[stream] for stream in step.streams}).params
+    for role in roles:
+        if role not in known:
+            raise ConfigError(f"roles.{role}", f"the step has no role {role!r}. {suggest(role, known)}")

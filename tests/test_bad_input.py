@@ -1,0 +1,353 @@
+"""A mistake is one message with path, value and cure, before anything compiles or a file is written; exit code 2."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import runs
+
+from jaxdistill.build import model
+from jaxdistill.checkpoint import Checkpoints
+from jaxdistill.config import override
+from jaxdistill.run import check
+
+pytestmark = pytest.mark.xdist_group("bad input")
+
+# what is wrong: (changes of the tiny run, the path that is named, what the message says: the value, the cure)
+MISTAKES = {
+    "an unknown key": (["stepss=3"], "stepss", "'stepss'", "Did you mean 'steps'?"),
+    "an unknown key of a section": (["evaluate.everyy=3"], "evaluate.everyy", "'everyy'", "Did you mean 'every'?"),
+    "an unknown key of an entry": (["teachers.big.modl=mlp()"], "teachers.big.modl", "'modl'", "Did you mean 'model'?"),
+    "an unknown section": (["evalute.every=3"], "evalute", "'evalute'", "Did you mean 'evaluate'?"),
+    "a section as a value": (["objective=kd"], "objective", "'objective' is a section", "--config.objective.KEY=VALUE"),
+    "a value as a section": (["steps.kd=3"], "steps", "'steps' is a key", "--config.steps=VALUE"),
+    "an unknown term": (["objective.kdd.weight=1"], "objective.kdd", "unknown loss 'kdd'", "Did you mean 'kd'?"),
+    "an unknown model": (["student.model=mpl(classes=4)"], "student.model", "'mpl'", "Did you mean 'mlp'?"),
+    "an unknown fusion": (["fusion=avrage()"], "fusion", "'avrage'", "Did you mean 'average'?"),
+    "an unknown step": (["step=ofline()"], "step", "'ofline'", "Did you mean 'offline'?"),
+    "an unknown optimizer": (["optimizer=adam()"], "optimizer", "'adam'", "Did you mean 'adamw'?"),
+    "an unknown schedule": (["rate=cosin(start=1)"], "rate", "'cosin'", "Did you mean 'cosine'?"),
+    "an unknown transform": (["data.augment=('shft(pixels=1)',)"], "data.augment", "'shft'", "Did you mean 'shift'?"),
+    "an unknown role": (["roles.term.rate=0.1"], "roles.term", "'term'", "Did you mean 'terms'?"),
+    "a misspelt argument": (
+        ["objective.kd.term=kd(temprature=2)"],
+        "objective.kd",
+        "'temprature'",
+        "Did you mean 'temperature'?",
+    ),
+    "a missing argument": (["student.model=mlp(classes=4)"], "student.model", "mlp(widths: ", "argument: 'widths'"),
+    "text for a number": (["steps=many"], "steps", "'many'", "a whole number, 1 or more"),
+    "a fraction for a count": (["batch_size=1.5"], "batch_size", "1.5", "a whole number, 1 or more"),
+    "a negative count": (["seed=-1"], "seed", "-1", "a whole number, 0 or more"),
+    "text for a flag": (["control=maybe"], "control", "'maybe'", "True or False"),
+    "an unknown dtype": (["dtype=float8"], "dtype", "'float8'", "'bfloat16'"),
+    "a number for a tuple": (["student.model=mlp(widths=8, classes=4)"], "student.model", "widths=8", "tuple[int"),
+    "text for a temperature": (["objective.kd.term=kd(temperature='hot')"], "objective.kd", "'hot'", "Known: constant"),
+    "one layer for pairs": (["evaluate.layers=3"], "evaluate.layers", "3", "pairs of layers such as"),
+    "a rule for no axis": (["student.rules=(('kernel', ('fdsp',)),)"], "student.rules", "'fdsp'", "data, fsdp, tensor"),
+    "a negative temperature": (
+        ["objective.kd.term=kd(temperature=-1)"],
+        "objective.kd",
+        "it reaches -1",
+        "temperature must stay above 0",
+    ),
+    "a temperature that turns negative": (
+        ["objective.kd.term=kd(temperature=linear(start=4, end=-2))"],
+        "objective.kd",
+        "it reaches -2",
+        "temperature must stay above 0",
+    ),
+    "a layer that does not exist": (
+        ["objective.kd.term=hidden(layers=((5, 1),))"],
+        "objective.kd",
+        "the student has no layer 5",
+        "it has layers 0 (the embedding) to 1",
+    ),
+    "a teacher's layer that does not exist": (
+        ["objective.kd.term=hidden(layers=((1, 7),))"],
+        "objective.kd",
+        "the teacher has no layer 7",
+        "it has layers 0 (the embedding) to 1",
+    ),
+    "a layer to evaluate that does not exist": (
+        ["evaluate.layers=((9, 1),)"],
+        "evaluate.layers",
+        "the student has no layer 9",
+        "it has layers 0 (the embedding) to 1",
+    ),
+    "unlike widths without a projector": (
+        ["objective.kd.term=hidden(projector='none')"],
+        "objective.kd",
+        "student 8, teacher 16",
+        "use projector='linear'",
+    ),
+    "a teacher that does not exist": (
+        ["objective.kd.term=hidden(teacher=4)"],
+        "objective.kd",
+        "there is no teacher 4",
+        "count from 0, and there are 1",
+    ),
+    "the wrong number of classes": (
+        ["student.model=mlp(widths=(8, 8), classes=3)"],
+        "student.model",
+        "'mlp(widths=(8, 8), classes=3)' has 3 classes",
+        "set classes=4",
+    ),
+    "a teacher's wrong number of classes": (
+        ["teachers.big.model=mlp(widths=(16,), classes=7)"],
+        "teachers.big.model",
+        "has 7 classes",
+        "set classes=4",
+    ),
+    "no model": (["student.model="], "student.model", "no model is named", "Known: mlp, resnet, vit"),
+    "a batch that does not divide by the mesh": (
+        ["mesh.data=8", "batch_size=36"],
+        "batch_size",
+        "36 rows do not divide by 8",
+        "choose a multiple of 8",
+    ),
+    "an evaluation batch that does not": (
+        ["mesh.data=4", "mesh.fsdp=2", "evaluate.batch_size=30"],
+        "evaluate.batch_size",
+        "30 rows do not divide by 8",
+        "choose a multiple of 8",
+    ),
+    "pieces that do not divide the batch": (["accumulate=5"], "batch_size", "32 rows", "choose a multiple of 5"),
+    "more devices than there are": (["mesh.data=16"], "mesh", "needs 16 devices, there are 8", "lower a size"),
+    "a mesh that pmap has not": (["mesh.backend=pmap", "mesh.fsdp=2"], "mesh", "pmap", "set fsdp=1 and tensor=1"),
+    "a missing data set": (["data.name=mnist5"], "data.name", "unknown data set 'mnist5'", "Did you mean 'mnist5k'?"),
+    "a data set that nobody has": (["data.name=nonesuch"], "data.name", "'nonesuch'", "Known: blobs, clothes, mnist5k"),
+    "an unknown split": (["data.test=tset"], "data.test", "'blobs' has no split 'tset'", "(KeyError: 'tset')"),
+    "a checkpoint that is not there": (
+        ["teachers.big.checkpoint=/no/run@best"],
+        "teachers.big.checkpoint",
+        "there is no finished checkpoint in /no/run/checkpoints",
+        "Give the folder of a run",
+    ),
+    "neither a checkpoint nor steps": (
+        ["teachers.big.steps=0"],
+        "teachers.big",
+        "has neither a checkpoint nor steps",
+        "Set teachers.big.checkpoint to the folder of a run, or teachers.big.steps",
+    ),
+    "a task that needs a teacher": (["task.kd.weight=1"], "task.kd", "needs a teacher", "Add teachers.NAME.model"),
+    "a spec string that runs code": (
+        ["objective.kd.term=__import__('os').system('touch pwned')"],
+        "objective.kd",
+        "touch pwned",
+        "Write a registered name with literal arguments",
+    ),
+    "a spec string that runs code in an argument": (
+        ["student.model=mlp(widths=open('pwned', 'w'), classes=4)"],
+        "student.model",
+        "widths=Spec(name='open'",
+        "expected tuple[int",
+    ),
+}
+
+
+def refused(capsys, workdir: Path, *words: str, source: Path = runs.TINY) -> str:
+    """The message of a run that must be refused, which compiles nothing and leaves the workdir as it was."""
+    files = sorted(workdir.rglob("*"))
+    before = len(runs.compilations)
+    assert runs.run(workdir, *words, source=source) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: "), said.err
+    assert said.err.count("\n") == 1, said.err
+    assert runs.compilations[before:] == []
+    assert sorted(workdir.rglob("*")) == files
+    return said.err.removeprefix("error: ").strip()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_message_with_path_value_and_cure(mistake, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    changes, path, value, cure = MISTAKES[mistake]
+    message = refused(capsys, tmp_path / "run", *(f"--config.{change}" for change in changes))
+    assert message.startswith(f"{path}: ")
+    assert value in message
+    assert cure in message
+    assert list(tmp_path.iterdir()) == []  # no workdir, and nobody touched `pwned`
+
+
+@pytest.mark.parametrize("word", ["--config.steps", "steps=3", "--steps=3", "--verbose"])
+def test_a_word_that_is_no_change_is_shown_how_changes_are_written(word, tmp_path, capsys):
+    message = refused(capsys, tmp_path / "run", word)
+    assert message.startswith(f"{word}: unknown word")
+    assert "--config.a.b=value" in message
+
+
+# what is wrong with a config file: (its text, what the message says)
+FILES = {
+    "no get_config": ("steps = 3\n", "has no function get_config()"),
+    "get_config of something else": ("def get_config():\n    return {'steps': 3}\n", "returned dict; return make(...)"),
+    "a syntax error": ("def get_config():\n    return make(steps=\n", "fails in line 2 (SyntaxError"),
+    "an import that fails": ("import nonesuch\n", "fails in line 1 (ModuleNotFoundError: No module named 'nonesuch')"),
+    "an error in get_config": ("\ndef get_config():\n    return [][1]\n", "fails in line 3 (IndexError"),
+}
+
+
+@pytest.mark.parametrize("mistake", FILES)
+def test_a_config_file_that_cannot_be_used_is_named(mistake, tmp_path, capsys):
+    text, expected = FILES[mistake]
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    message = refused(capsys, tmp_path / "run", source=file)
+    assert message.startswith("--config: ")
+    assert str(file) in message
+    assert expected in message
+
+
+def test_a_mistake_inside_a_config_file_has_its_path(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("from jaxdistill.config import make\ndef get_config():\n    return make(evaluate={'evry': 3})\n")
+    assert refused(capsys, tmp_path / "run", source=file).startswith("evaluate.evry: unknown key 'evry'.")
+
+
+def test_a_config_file_that_is_not_there_is_named(tmp_path, capsys):
+    message = refused(capsys, tmp_path / "run", source=tmp_path / "none.py")
+    assert message.startswith(f"--config: there is no file '{tmp_path / 'none.py'}'")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": 3}', '{"config": {"steps": "many"}}'])
+def test_a_broken_config_json_is_named(text, tmp_path, capsys):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    message = refused(capsys, tmp_path / "run", source=file)
+    assert "is not" in message
+
+
+def written(folder: Path, **differences) -> Path:
+    """A config file: the tiny run with other sections."""
+    file = folder / "other.py"
+    file.write_text(
+        f"from jaxdistill.config import differ, load\n"
+        f"def get_config():\n    return differ(load({str(runs.TINY)!r}), **{differences!r})\n"
+    )
+    return file
+
+
+def test_no_teacher_where_one_is_needed(tmp_path, capsys):
+    message = refused(capsys, tmp_path / "run", source=written(tmp_path, teachers={}))
+    assert message.startswith("objective.kd: needs a teacher, and the config has none. Add teachers.NAME.model")
+
+
+def test_an_empty_objective(tmp_path, capsys):
+    message = refused(capsys, tmp_path / "run", source=written(tmp_path, objective={}))
+    assert message.startswith("objective: no terms. Name at least one; losses: ")
+
+
+def test_a_workdir_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "run").write_text("")
+    message = refused(capsys, tmp_path / "run")
+    assert message.startswith("--workdir: ")
+    assert str(tmp_path / "run") in message
+    assert "choose another" in message
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """The folder of a run that trained the tiny run's teacher."""
+    folder = tmp_path_factory.mktemp("teacher")
+    image = {"image": jax.ShapeDtypeStruct((32, 8, 8, 1), "uint8")}
+    params, state = jax.jit(lambda key: network().init(key, image))(jax.random.key(0))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        tree = {"params": {"student": params}, "state": {"student": state}}
+        checkpoints.save(7, tree, {}, {"accuracy": 0.5})
+    return folder
+
+
+def network():
+    return model("mlp(widths=(16, 16), classes=4)", "", "float32")
+
+
+def test_a_checkpoint_of_another_model_names_its_arrays(teacher, tmp_path, capsys):
+    other = "--config.teachers.big.model=mlp(widths=(16, 12), classes=4)"
+    message = refused(capsys, tmp_path / "run", f"--config.teachers.big.checkpoint={teacher}", other)
+    assert message.startswith(f"teachers.big.checkpoint: '{teacher}': the checkpoint belongs to another model: ")
+    assert "params/student/layers/1/kernel is [16, 16] float32, needed [16, 12] float32" in message
+    assert "Give the folder of a run" in message
+
+
+def test_a_step_that_a_checkpoint_has_not(teacher, tmp_path, capsys):
+    message = refused(capsys, tmp_path / "run", f"--config.teachers.big.checkpoint={teacher}@8")
+    assert message.startswith(f"teachers.big.checkpoint: '{teacher}@8': there is no step '8' in ")
+    assert "there are last, best, 7" in message
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "missing"])
+def test_an_unreadable_checkpoint_names_the_file(damage, teacher, tmp_path, capsys):
+    folder = shutil.copytree(teacher, tmp_path / "teacher")
+    file = runs.damage(folder / "checkpoints" / "steps" / "7", damage)
+    message = refused(capsys, tmp_path / "run", f"--config.teachers.big.checkpoint={folder}")
+    assert message.startswith(f"teachers.big.checkpoint: '{folder}': the checkpoint of step 7 is damaged: {file} ")
+    assert "Give the folder of a run" in message
+
+
+@pytest.fixture
+def begun(tmp_path) -> Path:
+    """A workdir that belongs to the tiny run."""
+    (tmp_path / "run").mkdir()
+    config = runs.load().to_dict()
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"config": config}))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("seed=1", "seed: 0 -> 1"),
+        ("rate=0.1", "rate: 'cosine(start=0.01)' -> '0.1'"),
+        ("teachers.small.model=mlp(widths=(4,), classes=4)", "teachers.small.model: None -> "),
+    ],
+)
+def test_a_workdir_of_another_config(change, expected, begun, capsys):
+    words = [f"--config.{change}", "--config.teachers.small.steps=1"] if "small" in change else [f"--config.{change}"]
+    message = refused(capsys, begun, *words)
+    assert message.startswith(f"--workdir: {str(begun)!r} belongs to another config (")
+    assert expected in message
+    assert f"Choose another --workdir, or go on with --config {begun}/config.json" in message
+
+
+@pytest.mark.parametrize("change", ["steps=80", "logging.every=7", "mesh.data=8", "evaluate.every=3", "title=again"])
+def test_a_workdir_may_be_resumed_with_other_steps_logging_and_mesh(change, begun):
+    words = change.partition("=")
+    check(override(runs.load(), [(words[0], words[2])]), begun)
+
+
+def test_fewer_steps_than_a_workdir_has_reached(begun, teacher, capsys):
+    shutil.copytree(teacher, begun / "student")
+    message = refused(capsys, begun, "--config.steps=6")
+    assert message.startswith(f"steps: 6 are fewer than the 7 of {begun / 'student'}. Choose another --workdir")
+
+
+@pytest.mark.parametrize("mistake", ["an unknown key", "an unknown term", "a layer that does not exist"])
+def test_a_process_of_its_own_says_the_same(mistake, tmp_path):
+    changes, path, value, cure = MISTAKES[mistake]
+    process = runs.spawn(tmp_path / "run", *(f"--config.{change}" for change in changes))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith(f"error: {path}: ")
+    assert err.count("\n") == 1
+    assert value in err
+    assert cure in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_of_the_schema_imports_no_jax():
+    """Three seconds are easily kept where JAX is not even imported."""
+    code = f"""
+import sys
+from jaxdistill.main import run
+assert run(["--config", {str(runs.TINY)!r}, "--workdir", "none", "--config.stepss=3"]) == 2
+sys.exit(int("jax" in sys.modules))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(runs.ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

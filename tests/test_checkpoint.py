@@ -1,0 +1,270 @@
+"""Checkpoints: what is damaged is noticed, named and set aside, and the last good step is used."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxdistill.checkpoint import CheckpointError, Checkpoints, load_variables, manifests, problems
+from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.parallel.sharding import shardings
+from jaxdistill.types import TrainState, Variables
+
+pytestmark = pytest.mark.xdist_group("checkpoint")
+
+ACCURACIES = {10: 0.9, 20: 0.1, 30: 0.3, 40: 0.2}  # the best is not among the last two
+
+
+def state(number: int) -> TrainState:
+    """A train state that tells its number."""
+    draw = lambda name, *shape: jax.random.normal(jax.random.key(number + len(name)), shape)
+    params = {"student": {"up/kernel": draw("up", 8, 4), "up/bias": draw("bias", 4)}, "terms": {"kd": {}}}
+    moving = {"student": {"norm/mean": draw("mean", 8)}}
+    moments = optax.adam(0.1).init(params)
+    return TrainState(jnp.asarray(number, jnp.int32), params, moving, moments, jax.random.key(number))
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def same(a, b) -> bool:
+    bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.asarray(bits(x)).tobytes() == np.asarray(bits(y)).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Checkpoints of four steps, of which the best and the last two are kept."""
+    folder = tmp_path_factory.mktemp("whole") / "checkpoints"
+    with Checkpoints(folder, best="accuracy") as checkpoints:
+        for step, accuracy in ACCURACIES.items():
+            checkpoints.save(step, state(step), {"next": step}, {"accuracy": accuracy})
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(whole, tmp_path / "checkpoints")
+
+
+def reopened(folder):
+    """`(newest good step, its state, what was reported)`."""
+    said = []
+    with Checkpoints(folder, best="accuracy", report=said.append) as checkpoints:
+        step = checkpoints.latest()
+        restored, data = checkpoints.restore(step, abstract(state(0)))
+        assert data == {"next": step}
+    return step, restored, said
+
+
+def test_a_state_comes_back_to_the_bit(folder):
+    step, restored, said = reopened(folder)
+    assert (step, said) == (40, [])
+    assert same(restored, state(40))
+
+
+def test_keys_survive(folder):
+    _, restored, _ = reopened(folder)
+    assert np.array_equal(jax.random.uniform(restored.key, (5,)), jax.random.uniform(state(40).key, (5,)))
+
+
+def test_best_and_last_two_are_kept(folder):
+    assert list(manifests(folder)) == [10, 30, 40]
+    assert sorted(path.name for path in (folder / "steps").iterdir()) == ["10", "30", "40"]
+
+
+def test_a_saved_state_may_be_donated_at_once(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        tree = {"x": jnp.arange(1000.0)}
+        checkpoints.save(1, tree, {}, {})
+        jax.jit(lambda tree: {"x": tree["x"] * 0}, donate_argnums=0)(tree)
+        checkpoints.wait()
+        assert np.array_equal(checkpoints.restore(1, {"x": jnp.zeros(1000)})[0]["x"], np.arange(1000.0))
+
+
+@pytest.mark.parametrize("how", ["flipped bit", "truncated", "missing"])
+def test_damage_in_the_newest_step_is_named_and_the_last_good_step_is_used(how, folder):
+    file = runs.damage(folder / "steps" / "40", how)
+    step, restored, said = reopened(folder)
+    assert (step, len(said)) == (30, 1)
+    assert said[0].startswith(f"checkpoint of step 40 is set aside: {file} ")
+    assert same(restored, state(30))
+
+
+def test_damage_in_two_steps_leads_to_the_third(folder):
+    runs.damage(folder / "steps" / "40", "truncated")
+    runs.damage(folder / "steps" / "30", "missing")
+    step, restored, said = reopened(folder)
+    assert (step, len(said)) == (10, 2)
+    assert same(restored, state(10))
+
+
+def test_one_flipped_bit_in_any_file_is_noticed(folder):
+    root = folder / "steps" / "40"
+    files = [file for file in root.rglob("*") if file.is_file()]
+    assert {str(file.relative_to(root)) for file in files} == set(manifests(folder)[40]["files"])
+    for file in files:
+        content = file.read_bytes()
+        for place in {0, len(content) // 3, len(content) - 1}:
+            changed = bytearray(content)
+            changed[place] ^= 0x10
+            file.write_bytes(changed)
+            assert problems(folder, 40, manifests(folder)[40]) == [
+                f"{file} has changed since it was written (checksum differs)"
+            ]
+        file.write_bytes(content)
+    assert problems(folder, 40, manifests(folder)[40]) == []
+
+
+@pytest.mark.parametrize("place", [1, 100, -2])
+def test_a_damaged_manifest_vouches_for_nothing(place, folder):
+    manifest = folder / "manifests" / "40.json"
+    content = bytearray(manifest.read_bytes())
+    content[place] ^= 1
+    manifest.write_bytes(content)
+    step, restored, said = reopened(folder)
+    assert (step, said) == (30, [f"checkpoint of step 40 is set aside: {manifest} is damaged"])
+    assert same(restored, state(30))
+
+
+def test_a_truncated_manifest_vouches_for_nothing(folder):
+    manifest = folder / "manifests" / "40.json"
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    assert reopened(folder)[0] == 30
+
+
+def test_a_step_without_a_manifest_was_never_finished(folder):
+    (folder / "manifests" / "40.json").unlink()
+    step, _, said = reopened(folder)
+    missing = f"{folder / 'manifests' / '40.json'} is missing: the save was never finished"
+    assert (step, said) == (30, [f"checkpoint of step 40 is set aside: {missing}"])
+
+
+def test_a_half_written_step_is_cleaned_away(folder):
+    """What a SIGKILL leaves in the middle of a save: the folder before its renaming, some files missing."""
+    half = folder / "steps" / "50.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "steps" / "40", half)
+    (half / "commit_success.txt").unlink()
+    runs.damage(half, "missing")
+    step, _, said = reopened(folder)
+    assert (step, said) == (40, [])
+    assert not half.exists()
+
+
+def test_a_run_killed_in_its_first_save_begins_anew(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(10, state(10), {}, {})
+    (tmp_path / "manifests" / "10.json").unlink()
+    for _ in range(2):
+        with Checkpoints(tmp_path, report=lambda line: None) as checkpoints:
+            assert checkpoints.latest() is None
+
+
+def test_what_was_damaged_is_kept_and_its_number_can_be_saved_again(folder):
+    for attempt in range(2):
+        file = runs.damage(folder / "steps" / "40", "flipped bit")
+        with Checkpoints(folder, report=lambda line: None) as checkpoints:
+            assert checkpoints.latest() == 30
+            checkpoints.save(40, state(99), {"next": 40}, {"accuracy": 0.5})
+        aside = folder / "damaged" / f"40-{attempt}"
+        assert (aside / file.relative_to(folder / "steps" / "40")).is_file()
+        assert "files" in json.loads(aside.with_suffix(".json").read_text())
+    step, restored, said = reopened(folder)
+    assert (step, said) == (40, [])
+    assert same(restored, state(99))
+
+
+def test_with_none_left_there_is_a_clear_error(folder):
+    for step in ("10", "30", "40"):
+        runs.damage(folder / "steps" / step, "flipped bit")
+    for _ in range(2):  # also when it is tried again
+        with Checkpoints(folder, report=lambda line: None) as checkpoints, pytest.raises(CheckpointError) as error:
+            checkpoints.latest()
+        assert str(error.value).startswith(f"{folder}: every checkpoint is damaged, none is left to resume from")
+        assert "start in another workdir" in str(error.value)
+
+
+def test_with_none_left_the_command_says_so_with_exit_code_4(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "run" / "teachers" / "big" / "checkpoints")
+    steps = tmp_path / "run" / "teachers" / "big" / "checkpoints" / "steps"
+    files = [runs.damage(step, "truncated") for step in steps.iterdir()]
+    assert runs.run(tmp_path / "run") == 4
+    said = capsys.readouterr()
+    assert said.err == (
+        f"error: {steps.parent}: every checkpoint is damaged, none is left to resume from; "
+        "restore it from a copy, or start in another workdir\n"
+    )
+    flat = "".join(said.out.split())
+    assert all(str(file) in flat for file in files)
+
+
+def test_a_checkpoint_of_another_model_names_the_arrays(folder):
+    other = state(0)
+    other.params["student"] = {"up/kernel": jnp.zeros((8, 5)), "down/kernel": jnp.zeros((5, 3))}
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match="of another model") as error:
+        checkpoints.restore(40, abstract(other))
+    said = str(error.value)
+    assert "params/student/down/kernel [5, 3] is missing" in said
+    assert "params/student/up/bias [4] is surplus" in said
+    assert "params/student/up/kernel is [8, 4] float32, needed [8, 5] float32" in said
+
+
+@pytest.mark.parametrize(("written", "read"), [((1, 1, 1), (2, 2, 2)), ((2, 2, 2), (1, 1, 1)), ((2, 2, 2), (8, 1, 1))])
+def test_another_mesh_restores_the_same_bits(written, read, tmp_path):
+    def laid_out(shape):
+        mesh = make_mesh(shape)
+        layout = shardings(state(0), mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state(0), layout), layout
+
+    _, layout = laid_out(written)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, jax.device_put(state(7), layout), {}, {})
+    wanted, layout = laid_out(read)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, _ = checkpoints.restore(1, wanted)
+    assert same(restored, state(7))
+    assert restored.params["student"]["up/kernel"].sharding == layout.params["student"]["up/kernel"]
+    if read == (2, 2, 2):
+        axes = PartitionSpec("fsdp", "tensor")
+        assert restored.params["student"]["up/kernel"].sharding == NamedSharding(make_mesh(read), axes)
+
+
+def student(tree: TrainState) -> Variables:
+    return Variables(tree.params["student"], tree.state["student"])
+
+
+@pytest.mark.parametrize(("which", "step"), [("best", 10), ("last", 40), ("30", 30)])
+def test_a_teacher_is_read_by_its_step(which, step, folder):
+    values = load_variables(folder, which, abstract(student(state(0))))
+    assert same(values, student(state(step)))
+
+
+def test_a_step_that_is_not_there_is_named_with_those_that_are(folder):
+    with pytest.raises(CheckpointError, match=r"there is no step '20' in .*; there are last, best, 10, 30, 40"):
+        load_variables(folder, "20", abstract(student(state(0))))
+
+
+def test_a_teacher_is_never_read_from_a_damaged_step(folder):
+    file = runs.damage(folder / "steps" / "40", "flipped bit")
+    with pytest.raises(CheckpointError, match="the checkpoint of step 40 is damaged") as error:
+        load_variables(folder, "last", abstract(student(state(0))))
+    assert str(file) in str(error.value)
+
+
+def test_a_teacher_of_another_model_names_the_arrays(folder):
+    other = Variables({"up/kernel": jnp.zeros((8, 5))}, {})
+    with pytest.raises(CheckpointError, match="belongs to another model") as error:
+        load_variables(folder, "last", abstract(other))
+    assert "params/student/up/bias [4] is surplus" in str(error.value)
+    assert "state/student/norm/mean [8] is surplus" in str(error.value)

@@ -1,0 +1,335 @@
+"""Losses against plain float64 numpy, against the published code, and layer maps by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import examples
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from examples import all_finite, assert_close, signals
+
+from jaxdistill.errors import ConfigError
+from jaxdistill.fusion.average import mixture_logits
+from jaxdistill.losses.cross_entropy import softmax_cross_entropy
+from jaxdistill.losses.hidden import cosine_distance, squared_distance
+from jaxdistill.losses.kd import kl_divergence
+from jaxdistill.losses.layers import layer_pairs
+from jaxdistill.losses.logit_mse import mean_squared_error
+from jaxdistill.types import Outputs, Signals
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
+KEY = jax.random.key(0)
+
+
+def values(spec: str, seen: Signals) -> np.ndarray:
+    """A term's values where its teacher is the first one."""
+    term = examples.build_loss(spec)
+    temperature = term.temperature(seen.step) if term.temperature else 1.0
+    seen = replace(seen, teacher=seen.teachers[0], temperature=temperature)
+    params, state = term.init(KEY, seen)
+    return np.asarray(term.apply(params, state, seen, key=KEY)[0])
+
+
+def float64(x) -> np.ndarray:
+    return np.asarray(x, np.float64)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def kl(student: np.ndarray, teacher: np.ndarray, temperature: float) -> np.ndarray:
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    return (p * (np.log(p) - np.log(q))).sum(-1)
+
+
+# Soft targets
+
+
+def test_kd_by_hand():
+    student, teacher = jnp.zeros((1, 2)), jnp.log(jnp.array([[3.0, 1.0]]))
+    by_hand = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
+    assert_close(kl_divergence(student, teacher), [by_hand])
+    # softened at T = 2 the teacher says sqrt 3 : 1
+    p = np.sqrt(3) / (np.sqrt(3) + 1)
+    softened = p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p))
+    seen = replace(signals(batch=(1,), classes=2), student=Outputs(student), teachers=(Outputs(teacher),))
+    assert_close(values("kd(temperature=2.0)", seen), [4 * softened])
+    assert_close(values("kd(temperature=2.0, scale_t2=False)", seen), [softened])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("batch", [(6,), (2, 3)])
+def test_kd_is_t_squared_times_the_divergence_of_teacher_from_student(temperature, batch):
+    seen = signals(batch=batch)
+    expected = kl(float64(seen.student.logits), float64(seen.teachers[0].logits), temperature)
+    assert_close(values(f"kd(temperature={temperature})", seen), temperature**2 * expected)
+    assert_close(values(f"kd(temperature={temperature}, scale_t2=False)", seen), expected)
+
+
+def test_kd_follows_its_temperatures_schedule():
+    seen = signals()  # step 50 of 100
+    assert_close(values("kd(temperature=linear(start=8, end=2))", seen), values("kd(temperature=5)", seen))
+
+
+@pytest.mark.parametrize("temperature", [2, 4])
+def test_kd_equals_the_published_code_in_value_and_gradient(temperature):
+    student, teacher, value, gradient = (
+        GOLDEN[f"kd_T{temperature}/{n}"] for n in ("student", "teacher", "value", "grad")
+    )
+    seen = replace(signals(batch=(16,), classes=10), teachers=(Outputs(jnp.asarray(teacher, jnp.float32)),))
+    term = examples.build_loss(f"kd(temperature={temperature})")
+
+    def loss(logits):
+        fused = replace(seen, student=Outputs(logits), teacher=seen.teachers[0], temperature=float(temperature))
+        return term.apply({}, {}, fused, key=KEY)[0].mean()
+
+    got = jax.jit(jax.value_and_grad(loss))(jnp.asarray(student, jnp.float32))
+    assert_close(got, (value, gradient), rtol=2e-5)
+
+
+def test_the_gradient_of_kd_keeps_its_size_when_the_temperature_changes():
+    """T^2 makes up for 1/T^2: at high temperatures it tends to (s - t) / classes of centred logits."""
+    rng = np.random.default_rng(0)
+    student, teacher = (jnp.asarray(z - z.mean(-1, keepdims=True), jnp.float32) for z in rng.normal(size=(2, 6, 5)))
+    scaled = lambda s: jnp.sum(200.0**2 * kl_divergence(s, teacher, 200.0))
+    assert_close(jax.grad(scaled)(student), (student - teacher) / 5, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("loss", [kl_divergence, mean_squared_error])
+def test_a_class_that_student_and_teacher_mask_counts_nothing(loss):
+    seen = signals(classes=6)
+    student, teacher = seen.student.logits, seen.teachers[0].logits
+    masked = jnp.arange(6) < 4
+    hide = lambda z: jnp.where(masked, z, -jnp.inf)
+    value, gradients = jax.value_and_grad(lambda s, t: loss(hide(s), hide(t)).sum(), argnums=(0, 1))(student, teacher)
+    assert_close(value, loss(student[:, :4], teacher[:, :4]).sum())
+    assert all_finite(gradients)
+
+
+def test_a_divergence_in_bfloat16_is_never_negative():
+    """In bfloat16 itself it came out at -0.014."""
+    close = jax.random.normal(KEY, (64, 100), jnp.bfloat16)
+    divergence = kl_divergence(close, close + jnp.bfloat16(0.01), 1.0)
+    assert divergence.dtype == jnp.float32 and divergence.min() > -1e-6
+
+
+# Logits and labels
+
+
+def test_logit_mse_is_the_mean_over_classes():
+    seen = signals()
+    expected = ((float64(seen.student.logits) - float64(seen.teachers[0].logits)) ** 2).mean(-1)
+    assert_close(values("logit_mse", seen), expected)
+    assert_close(mean_squared_error(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, -1.0]])), [(4 + 9) / 2])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("batch", [(6,), (2, 3)])
+def test_cross_entropy_is_that_of_smoothed_labels(smoothing, batch):
+    seen = signals(batch=batch)
+    log_q = np.log(softmax(float64(seen.student.logits)))
+    target = (1 - smoothing) * np.eye(5)[np.asarray(seen.batch["label"])] + smoothing / 5
+    assert_close(values(f"cross_entropy(label_smoothing={smoothing})", seen), -(target * log_q).sum(-1))
+
+
+def test_cross_entropy_by_hand():
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.2, 0.7, 0.1]]))
+    assert_close(softmax_cross_entropy(logits, jnp.array([1, 1])), [np.log(4), -np.log(0.7)])
+    masked = jnp.array([[0.0, 0.0, -jnp.inf]])
+    assert_close(softmax_cross_entropy(masked, jnp.array([0])), [np.log(2)])
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 2])
+def test_cross_entropy_refuses_to_smooth_everything(smoothing):
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        examples.build_loss(f"cross_entropy(label_smoothing={smoothing})")
+
+
+# Hidden states
+
+
+def mse(student, teacher):
+    return ((float64(student) - float64(teacher)) ** 2).mean(-1)
+
+
+def cosine(student, teacher):
+    s, t = float64(student), float64(teacher)
+    return 1 - (s * t).sum(-1) / np.linalg.norm(s, axis=-1) / np.linalg.norm(t, axis=-1)
+
+
+@pytest.mark.parametrize("distance", [mse, cosine], ids=["mse", "cosine"])
+@pytest.mark.parametrize(("batch", "extent"), [((6,), ()), ((2, 3), ()), ((6,), (2, 3))])
+def test_hidden_is_the_mean_over_its_pairs_and_the_extent(distance, batch, extent):
+    seen = signals(batch=batch, extent=extent)  # 2 layers learn from 4: (1, 2) and (2, 4)
+    student, teacher = seen.student.hidden_states, seen.teachers[0].hidden_states
+    pairs = [distance(student[1], teacher[2]), distance(student[2], teacher[4])]
+    expected = np.mean([pair.mean(tuple(range(len(batch), pair.ndim))) for pair in pairs], axis=0)
+    name = distance.__name__
+    assert_close(values(f"hidden(projector='none', distance='{name}')", seen), expected)
+    assert_close(
+        values(f"hidden('last', 'none', '{name}')", seen), pairs[1].mean(tuple(range(len(batch), pairs[1].ndim)))
+    )
+
+
+def test_hidden_compares_unlike_extents_by_their_means():
+    seen = signals(extent=(4, 4))
+    coarse = signals(seed=1, extent=(2, 2)).teachers
+    expected = mse(seen.student.hidden_states[2].mean((1, 2)), coarse[0].hidden_states[4].mean((1, 2)))
+    assert_close(values("hidden(layers='last', projector='none')", replace(seen, teachers=coarse)), expected)
+
+
+def test_a_projector_learns_to_undo_what_keeps_student_and_teacher_apart():
+    """Hidden states that are a linear image of the student's are matched to 0 by the right kernels."""
+    seen = signals(batch=(20,), width=3)
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7)), jnp.float32)
+    taught = replace(
+        seen.teachers[0], hidden_states=tuple(seen.student.hidden_states[i] @ kernel for i in (0, 0, 1, 1, 2))
+    )
+    seen = replace(seen, teachers=(taught,))
+    term = examples.build_loss("hidden")
+    params, _ = term.init(KEY, seen)
+    assert {name: x.shape for name, x in params.items()} == {"0/kernel": (3, 7), "1/kernel": (3, 7)}
+    assert not np.array_equal(params["0/kernel"], params["1/kernel"])
+    assert term.apply(params, {}, seen, key=KEY)[0].mean() > 1
+    assert_close(term.apply(dict.fromkeys(params, kernel), {}, seen, key=KEY)[0], np.zeros(20))
+
+
+def test_hidden_learns_from_the_teacher_that_it_names():
+    seen = signals(depths=(4, 3))
+    other = replace(seen, teachers=seen.teachers[1:])
+    spec = "hidden(layers='last', projector='none', teacher={})"
+    assert_close(values(spec.format(1), seen), values(spec.format(0), other))
+    assert_close(values(spec.format(-1), seen), values(spec.format(0), other))
+    with pytest.raises(ValueError, match="no teacher 2"):
+        values(spec.format(2), seen)
+
+
+def test_unlike_widths_without_a_projector_are_refused_with_the_cure():
+    seen = replace(signals(width=4), teachers=signals(width=5).teachers)
+    with pytest.raises(ValueError, match=r"student 4, teacher 5.*use projector='linear'"):
+        values("hidden(projector='none')", seen)
+
+
+def test_distances_by_hand():
+    a, b = jnp.array([[3.0, 4.0], [1.0, 0.0]]), jnp.array([[4.0, 3.0], [0.0, 2.0]])
+    assert_close(squared_distance(a, b), [1.0, 2.5])
+    assert_close(cosine_distance(a, b), [1 - 24 / 25, 1.0])
+    assert_close(cosine_distance(a, 7 * a), [0.0, 0.0])
+
+
+def test_the_cosine_of_a_zero_vector_is_0_with_no_gradient():
+    distance, gradient = jax.value_and_grad(lambda x: cosine_distance(x, jnp.ones((1, 3))).sum())(jnp.zeros((1, 3)))
+    assert distance == 1 and not gradient.any()
+
+
+# Layer maps: layers count from 1, 0 is the embedding
+
+
+@pytest.mark.parametrize(
+    ("layers", "student", "teacher", "pairs"),
+    [
+        ("uniform", 4, 12, [(1, 3), (2, 6), (3, 9), (4, 12)]),
+        ("uniform", 6, 12, [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10), (6, 12)]),
+        ("uniform", 3, 3, [(1, 1), (2, 2), (3, 3)]),
+        ("uniform", 3, 2, [(1, 1), (2, 1), (3, 2)]),
+        ("uniform", 12, 2, [(i, 1) for i in range(1, 9)] + [(i, 2) for i in range(9, 13)]),
+        ("uniform", 1, 12, [(1, 12)]),
+        ("last", 4, 12, [(4, 12)]),
+        ("last", 1, 1, [(1, 1)]),
+        ("6-9", 4, 12, [(2, 6), (2, 7), (3, 8), (3, 9)]),
+        ("6-9", 12, 12, [(6, 6), (7, 7), (8, 8), (9, 9)]),
+        ("12-12", 4, 12, [(4, 12)]),
+        ("1-1", 4, 12, [(1, 1)]),
+        (((1, 2), (2, 4)), 4, 12, [(1, 2), (2, 4)]),
+        (((0, 0), (4, 1)), 4, 12, [(0, 0), (4, 1)]),
+        (((-1, -1), (-2, -5)), 4, 12, [(4, 12), (3, 8)]),
+        (((-5, -13),), 4, 12, [(0, 0)]),
+    ],
+)
+def test_layer_maps_by_hand(layers, student, teacher, pairs):
+    assert layer_pairs(layers, student + 1, teacher + 1) == pairs
+
+
+@pytest.mark.parametrize(
+    ("layers", "problem"),
+    [
+        ("6-13", "teacher has no layer 13; it has layers 0 .* to 12"),
+        ("9-6", "unknown layer map '9-6'"),
+        ("first", "unknown layer map 'first'"),
+        ("", "no layers are named"),
+        ("-1", "unknown layer map '-1'"),
+        ((), "no layers are named"),
+        (((5, 1),), "student has no layer 5; it has layers 0 .* to 4"),
+        (((-6, 1),), "student has no layer -6"),
+        (((1, 13),), "teacher has no layer 13"),
+        (((1, -14),), "teacher has no layer -14"),
+    ],
+)
+def test_a_layer_that_does_not_exist_is_refused(layers, problem):
+    with pytest.raises(ValueError, match=problem):
+        layer_pairs(layers, 5, 13)
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(ValueError, match="at least an embedding and a layer"):
+        layer_pairs("last", 1, 13)
+
+
+def test_a_misspelt_layer_map_fails_before_any_model_exists():
+    with pytest.raises(ConfigError, match="unknown layer map 'unifrom'"):
+        examples.build_loss("hidden(layers='unifrom')")
+
+
+# Decay
+
+
+def test_decay_is_half_the_squared_norm_of_the_kernels():
+    seen = signals()
+    kernels = [float64(seen.params["student"][name]) for name in ("a/kernel", "b/kernel")]  # and not a/bias
+    assert_close(values("decay", seen), 0.5 * sum((w**2).sum() for w in kernels))
+
+
+def test_decay_towards_a_teacher_is_over_the_kernels_that_both_have():
+    seen = signals(depths=(4, 3))
+    student, teachers = seen.params["student"], seen.params["teachers"]
+    square = lambda name, anchor: 0.5 * ((float64(student[name]) - float64(anchor[name])) ** 2).sum()
+    assert_close(
+        values("decay(towards='teacher')", seen), sum(square(n, teachers[0]) for n in ("a/kernel", "b/kernel"))
+    )
+    assert_close(values("decay('teacher', 1)", seen), sum(square(n, teachers[1]) for n in ("a/kernel", "b/kernel")))
+    wider = teachers[0] | {"b/kernel": jnp.ones((3, 5)), "c/kernel": jnp.ones((3, 4))}
+    seen = replace(seen, params=seen.params | {"teachers": (wider,)})
+    assert_close(values("decay(towards='teacher')", seen), square("a/kernel", teachers[0]))
+
+
+def test_decay_towards_a_teacher_that_shares_no_kernel_is_refused():
+    seen = replace(signals(), params=signals().params | {"teachers": ({"c/kernel": jnp.ones((3, 4))},)})
+    with pytest.raises(ValueError, match="share no kernel"):
+        values("decay(towards='teacher')", seen)
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("loss", [kl_divergence, mean_squared_error, squared_distance, cosine_distance])
+def test_shapes_are_checked_in_tests(loss):
+    with pytest.raises(jaxtyping.TypeCheckError):
+        loss(jnp.zeros((6, 5)), jnp.zeros((6, 4)))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        loss(jnp.zeros((6, 5)), jnp.zeros((1, 5)))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        loss(jnp.zeros((6, 5)), jnp.zeros((6, 5), int))
+
+
+def test_shapes_of_labels_and_weights_are_checked_in_tests():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        softmax_cross_entropy(jnp.zeros((6, 5)), jnp.zeros(5, int))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        softmax_cross_entropy(jnp.zeros((6, 5)), jnp.zeros(6))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        mixture_logits(jnp.zeros((3, 6, 5)), jnp.ones(2) / 2, 1.0)

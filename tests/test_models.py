@@ -1,0 +1,376 @@
+"""Models: pure functions over flat dictionaries, blind to padding, the same in pieces and almost in bfloat16."""
+
+import functools
+from dataclasses import replace
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import MODELS, all_finite, assert_close, assert_same, every, quick_jit
+from flax import nnx
+
+from jaxdistill import registry
+from jaxdistill.errors import ConfigError
+from jaxdistill.models.combinators import in_dtype, microbatched
+from jaxdistill.models.layers import BatchNorm, dropout, pixels
+from jaxdistill.models.nnx import from_nnx
+from jaxdistill.parallel.collectives import PMAP_AXIS
+from jaxdistill.types import Factored, Model, Outputs
+
+KEY = jax.random.key(0)
+ROWS, CLASSES = 8, 5
+
+
+@functools.cache
+def batch():
+    return examples.images(rows=ROWS, size=8, classes=CLASSES)  # the last 2 rows are padding
+
+
+@functools.cache
+def built(spec: str):
+    """A model and its variables."""
+    model = registry.models.build(spec, "student.model")
+    return model, *quick_jit(model.init)(KEY, batch())
+
+
+@functools.cache
+def compiled(spec: str, train: bool):
+    model, *_ = built(spec)
+    return quick_jit(lambda params, state, batch: model.apply(params, state, batch, train=train, key=KEY))
+
+
+def loss_of(model: Model, state, batch, train: bool = True):
+    """A number that depends on everything which the model returns for the rows that count."""
+
+    def loss(params):
+        out, _ = model.apply(params, state, batch, train=train, key=KEY)
+        counts = lambda x: (batch["mask"] > 0).reshape(-1, *[1] * (x.ndim - 1))
+        parts = jax.tree.map(lambda x: jnp.mean(jnp.where(counts(x), jnp.sin(x.astype(jnp.float32)), 0)), out)
+        return sum(jax.tree.leaves(parts))
+
+    return loss
+
+
+@every(MODELS)
+def test_a_model_returns_logits_and_all_its_hidden_states(example):
+    _, params, state = built(example.spec)
+    out, _ = compiled(example.spec, False)(params, state, batch())
+    assert out.logits.shape == (ROWS, CLASSES)
+    assert len(out.hidden_states) == example.hidden_states
+    assert out.embedding.shape[0] == ROWS and out.embedding.ndim == 2
+    assert all(x.shape[0] == ROWS and x.ndim >= 2 for x in out.hidden_states + out.attentions)
+    assert all_finite(out) and all(x.dtype == jnp.float32 for x in jax.tree.leaves(out))
+
+
+@every(MODELS)
+def test_params_and_state_are_flat_dictionaries_of_float32(example):
+    for tree in built(example.spec)[1:]:
+        assert all(isinstance(name, str) and isinstance(x, jax.Array) for name, x in tree.items())
+        assert all(x.dtype == jnp.float32 and not x.weak_type for x in tree.values())
+    assert any(name.endswith("kernel") for name in built(example.spec)[1])
+
+
+@every(MODELS)
+def test_shapes_are_known_without_computing(example):
+    model, params, state = built(example.spec)
+    shapes = jax.eval_shape(model.init, KEY, batch())
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, (params, state))
+
+
+@every(MODELS)
+def test_a_model_in_use_leaves_its_state_alone_and_in_training_keeps_its_form(example):
+    _, params, state = built(example.spec)
+    _, same = compiled(example.spec, False)(params, state, batch())
+    assert_same(same, state)
+    _, new = compiled(example.spec, True)(params, state, batch())
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert not state or any(not np.array_equal(new[name], state[name]) for name in state)
+
+
+@every(MODELS)
+@pytest.mark.parametrize("train", [True, False])
+def test_rows_that_do_not_count_change_neither_the_others_nor_the_statistics(example, train):
+    _, params, state = built(example.spec)
+    padding = batch()["mask"] == 0
+    other = batch() | {"image": jnp.where(padding[:, None, None, None], 1e3, batch()["image"])}
+    (out, new), (same, same_new) = (compiled(example.spec, train)(params, state, rows) for rows in (batch(), other))
+    counted = lambda tree: jax.tree.map(lambda x: x[~padding], tree)
+    assert_same(counted(same), counted(out))
+    assert_same(same_new, new)
+
+
+@every(MODELS)
+def test_the_order_of_rows_does_not_matter(example):
+    _, params, state = built(example.spec)
+    order = jnp.asarray([5, 3, 7, 1, 0, 2, 6, 4])
+    permute = lambda tree: jax.tree.map(lambda x: x[order], tree)
+    out, _ = compiled(example.spec, True)(params, state, batch())
+    permuted, _ = compiled(example.spec, True)(params, state, permute(batch()))
+    assert_close(permuted, permute(out), rtol=1e-4, atol=1e-5)
+
+
+@every(MODELS)
+def test_every_seed_is_another_model_and_the_same_seed_the_same(example):
+    model, params, _ = built(example.spec)
+    again, _ = quick_jit(model.init)(KEY, batch())
+    assert_same(again, params)
+    other, _ = quick_jit(model.init)(jax.random.key(1), batch())
+    assert all(not np.array_equal(other[name], params[name]) for name in params if name.endswith("kernel"))
+
+
+@every(MODELS)
+def test_bfloat16_computes_over_float32_parameters_with_float32_gradients(example):
+    model, params, state = built(example.spec)
+    half = in_dtype(model, "bfloat16")
+    out, new = quick_jit(lambda p: half.apply(p, state, batch(), train=True, key=KEY))(params)
+    whole, _ = compiled(example.spec, True)(params, state, batch())
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves((out.logits, out.hidden_states, out.embedding)))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new))
+    assert_close(out.logits.astype(jnp.float32), whole.logits, rtol=0.1, atol=0.1)
+    gradient = quick_jit(jax.grad(loss_of(half, state, batch())))(params)
+    expected = quick_jit(jax.grad(loss_of(model, state, batch())))(params)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(gradient))
+    a, b = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (gradient, expected))
+    assert jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b) > 0.98
+    assert_same(quick_jit(half.init)(KEY, batch()), (params, state))
+
+
+@every(MODELS)
+def test_only_models_with_statistics_have_state(example):
+    assert bool(built(example.spec)[2]) == example.statistics
+
+
+@every(MODELS, statistics=False)  # batch statistics are those of a piece
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_pieces_is_the_whole_batch(example, parts):
+    model, params, state = built(example.spec)
+    pieces = microbatched(model, parts)
+    out, _ = quick_jit(lambda p: pieces.apply(p, state, batch(), train=True, key=KEY))(params)
+    assert_close(out, compiled(example.spec, True)(params, state, batch())[0])
+    got, expected = (quick_jit(jax.value_and_grad(loss_of(m, state, batch())))(params) for m in (pieces, model))
+    assert_close(got, expected)
+
+
+def test_the_statistics_of_pieces_add_up_one_after_the_other():
+    model, params, state = built("resnet(widths=(4, 8), blocks=1, classes=5)")
+    _, new = quick_jit(lambda: microbatched(model, 2).apply(params, state, batch(), train=True, key=KEY))()
+    one_by_one = state
+    for piece in (0, 1):
+        rows = jax.tree.map(lambda x, first=piece: x[first::2], batch())
+        _, one_by_one = compiled("resnet(widths=(4, 8), blocks=1, classes=5)", True)(params, one_by_one, rows)
+    assert_close(new, one_by_one)
+
+
+def test_a_factored_head_in_pieces_keeps_one_kernel():
+    def apply(params, state, rows, *, train, key):
+        features = rows["image"].reshape(len(rows["mask"]), -1)
+        return Outputs(Factored(features, params["kernel"], None)), state
+
+    params = {"kernel": jnp.ones((64, 3))}
+    model = Model(lambda key, rows: (params, {}), apply)
+    out, _ = microbatched(model, 4).apply(params, {}, batch(), train=True, key=KEY)
+    assert_same(out.logits, model.apply(params, {}, batch(), train=True, key=KEY)[0].logits)
+
+
+# Dropout
+
+
+def test_dropout_drops_a_share_and_keeps_the_mean():
+    x = jnp.ones((64, 1000))
+    y = dropout(x, 0.25, train=True, key=KEY)
+    assert set(np.unique(y)) == {0.0, np.float32(4 / 3)}
+    assert abs((y == 0).mean() - 0.25) < 0.01 and abs(y.mean() - 1) < 0.01
+    assert_same(dropout(x, 0.25, train=False, key=KEY), x)
+    assert_same(dropout(x, 0.0, train=True, key=KEY), x)
+    assert dropout(x.astype(jnp.bfloat16), 0.25, train=True, key=KEY).dtype == jnp.bfloat16
+
+
+def test_dropout_draws_by_row_so_that_pmap_draws_what_jit_draws():
+    x = jnp.ones((8, 20, 3))
+    whole = dropout(x, 0.5, train=True, key=KEY)
+    assert len({row.tobytes() for row in np.asarray(whole)}) == 8
+    assert_same(dropout(x[:3], 0.5, train=True, key=KEY), whole[:3])
+    shards = x.reshape(4, 2, 20, 3)  # a named vmap has the collectives of pmap
+    mapped = jax.vmap(lambda rows: dropout(rows, 0.5, train=True, key=KEY), axis_name=PMAP_AXIS)(shards)
+    assert_same(mapped.reshape(x.shape), whole)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["mlp(widths=(12, 8), classes=5, dropout=0.5)", "vit(patch=4, width=8, depth=2, heads=2, classes=5, dropout=0.5)"],
+)
+def test_a_models_dropout_depends_on_the_key_and_the_row_and_is_off_in_use(spec):
+    model, params, state = built(spec)
+    same_rows = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), batch())
+    apply = quick_jit(model.apply, static_argnames="train")
+    logits = lambda rows, train, seed: apply(params, state, rows, train=train, key=jax.random.key(seed))[0].logits
+    trained = logits(same_rows, True, 0)
+    assert len({row.tobytes() for row in np.asarray(trained)}) == ROWS
+    assert_same(logits(same_rows, True, 0), trained)
+    assert not np.array_equal(logits(same_rows, True, 1), trained)
+    assert_close(logits(jax.tree.map(lambda x: x[:4], same_rows), True, 0), trained[:4])
+    in_use = logits(same_rows, False, 0)
+    assert_close(in_use, jnp.broadcast_to(in_use[:1], in_use.shape))
+    assert_same(logits(same_rows, False, 1), in_use)
+
+
+def test_every_place_of_dropout_draws_anew():
+    """With kernels of 0 and biases of 1, what a branch adds is its dropout: 0 or 2."""
+
+    def hidden_states(spec):
+        model, params, state = built(spec)
+        params = {name: jnp.zeros_like(x) if "kernel" in name else jnp.ones_like(x) for name, x in params.items()}
+        return quick_jit(model.apply, static_argnames="train")(params, state, batch(), train=True, key=KEY)[
+            0
+        ].hidden_states
+
+    first, second = hidden_states("mlp(widths=(16, 16), classes=5, dropout=0.5)")
+    assert set(np.unique(first)) == set(np.unique(second)) == {0, 2} and not np.array_equal(first, second)
+    start, middle, end = hidden_states("vit(patch=4, width=8, depth=2, heads=2, classes=5, dropout=0.5)")
+    first, second = middle - start, end - middle
+    assert not np.array_equal(first, second)
+    assert set(np.unique(first)) == set(np.unique(second)) == {0, 2, 4}  # 2: one branch of a block, not both
+
+
+# Batch normalisation
+
+
+def normalise(x, mask, train=True, module=None):
+    module = module or BatchNorm(x.shape[-1])
+    return module(jnp.asarray(x), jnp.asarray(mask, jnp.float32), train), module
+
+
+def test_batch_normalisation_by_hand():
+    x = np.random.default_rng(0).normal(3, 2, (6, 4, 4, 3)).astype(np.float32)
+    y, module = normalise(x, [1, 1, 1, 1, 0, 0])
+    mean, var = x[:4].mean((0, 1, 2)), x[:4].var((0, 1, 2))
+    assert_close(y, (x - mean) / np.sqrt(var + 1e-5), rtol=1e-4, atol=1e-5)
+    assert_close(module.mean.get_value(), 0.1 * mean)
+    assert_close(module.var.get_value(), 0.9 + 0.1 * var)
+    used, _ = normalise(x, np.ones(6), train=False, module=module)
+    assert_close(used, (x - 0.1 * mean) / np.sqrt(0.9 + 0.1 * var + 1e-5), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_statistics_are_those_of_the_whole_batch_over_devices():
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (8, 5)), jnp.float32)
+    mask = jnp.asarray([1, 1, 1, 0, 1, 0, 0, 0], jnp.float32)  # the last device has none
+    run = lambda x, mask: (lambda y, module: (y, module.mean.get_value()))(*normalise(x, mask))
+    whole, mean = run(x, mask)
+    shards, means = jax.vmap(run, axis_name=PMAP_AXIS)(x.reshape(4, 2, 5), mask.reshape(4, 2))
+    assert_close(shards.reshape(8, 5), whole)
+    assert_close(means, jnp.broadcast_to(mean, (4, 5)))
+
+
+def test_batch_normalisation_of_padding_alone_is_finite():
+    y, module = normalise(np.ones((4, 3), np.float32), np.zeros(4))
+    assert all_finite((y, module.mean.get_value(), module.var.get_value()))
+
+
+# Layers and families by hand
+
+
+def test_bytes_become_numbers_from_minus_1_to_1():
+    assert_close(pixels(jnp.asarray([0, 51, 255], jnp.uint8), jnp.float32), [-1.0, -0.6, 1.0])
+    assert_same(pixels(jnp.asarray([0.5, 3.0]), jnp.float32), jnp.asarray([0.5, 3.0]))
+    assert pixels(jnp.asarray([0, 255], jnp.uint8), jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_a_perceptron_by_hand():
+    model, params, _ = built("mlp(widths=(12, 8), classes=5)")
+    x = np.asarray(batch()["image"], np.float64).reshape(ROWS, -1)
+    w = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    first = np.maximum(x @ w["layers/0/kernel"] + w["layers/0/bias"], 0)
+    second = np.maximum(first @ w["layers/1/kernel"] + w["layers/1/bias"], 0)
+    out, _ = model.apply(params, {}, batch(), train=False, key=KEY)
+    assert_close(out.hidden_states, (first, second))
+    assert_close(out.embedding, second)
+    assert_close(out.logits, second @ w["head/kernel"] + w["head/bias"], atol=1e-5)
+
+
+def test_residual_stages_halve_the_extent():
+    _, params, state = built("resnet(widths=(4, 8), blocks=1, classes=5)")
+    out, _ = compiled("resnet(widths=(4, 8), blocks=1, classes=5)", False)(params, state, batch())
+    assert [x.shape[1:] for x in out.hidden_states] == [(8, 8, 4), (8, 8, 4), (4, 4, 8)]
+    assert_close(out.embedding, out.hidden_states[-1].mean((1, 2)))
+
+
+def test_the_papers_resnet_20_has_its_270_thousand_parameters():
+    model = registry.models.build("resnet(widths=(16, 32, 64), blocks=3, classes=10)", "")
+    rows = {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32), "mask": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    params, _ = jax.eval_shape(model.init, KEY, rows)
+    assert 270_000 < sum(x.size for x in params.values()) < 276_000  # ours projects its two shortcuts
+
+
+def test_attentions_are_distributions_over_patches():
+    _, params, state = built("vit(patch=4, width=8, depth=2, heads=2, classes=5)")
+    out, _ = compiled("vit(patch=4, width=8, depth=2, heads=2, classes=5)", False)(params, state, batch())
+    assert [x.shape for x in out.attentions] == [(ROWS, 2, 4, 4)] * 2
+    assert [x.shape for x in out.hidden_states] == [(ROWS, 4, 8)] * 3
+    assert_close(sum(x.sum(-1) for x in out.attentions), 2 * np.ones((ROWS, 2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ("mlp(widths=(), classes=5)", "at least one positive width"),
+        ("mlp(widths=(0,), classes=5)", "at least one positive width"),
+        ("resnet(widths=(), blocks=1, classes=5)", "must be positive"),
+        ("resnet(widths=(4,), blocks=0, classes=5)", "must be positive"),
+        ("vit(patch=4, width=9, depth=2, heads=2, classes=5)", "2 heads do not divide a width of 9"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused(spec, problem):
+    with pytest.raises(ConfigError, match=f"student.model: .*{problem}"):
+        registry.models.build(spec, "student.model")
+
+
+def test_a_patch_that_does_not_divide_the_image_is_refused():
+    model = registry.models.build("vit(patch=3, width=8, depth=1, heads=2, classes=5)", "")
+    with pytest.raises(ValueError, match="patch of 3 does not divide an image of 8 x 8"):
+        model.init(KEY, batch())
+
+
+# A module of one's own
+
+
+class Own(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(64, 5, rngs=rngs)
+        self.norm = nnx.BatchNorm(5, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, train):
+        self.norm.use_running_average = not train
+        self.dropout.deterministic = not train
+        return self.dropout(self.norm(self.linear(x.reshape(len(x), -1))))
+
+
+def test_any_flax_module_is_a_model_and_its_dropout_is_drawn_from_the_key_of_each_call():
+    model = from_nnx(
+        lambda rngs, rows: Own(rngs), lambda module, rows, train, key: Outputs(module(rows["image"], train))
+    )
+    params, state = quick_jit(model.init)(KEY, batch())
+    assert set(params) == {"linear/kernel", "linear/bias", "norm/scale", "norm/bias"} and set(state) == {
+        "norm/mean",
+        "norm/var",
+    }
+    apply = quick_jit(model.apply, static_argnames="train")
+    once, new = apply(params, state, batch(), train=True, key=KEY)
+    assert_same(apply(params, state, batch(), train=True, key=KEY)[0], once)
+    assert not np.array_equal(apply(params, state, batch(), train=True, key=jax.random.key(1))[0].logits, once.logits)
+    assert not np.array_equal(new["norm/mean"], state["norm/mean"])
+    used, same = apply(params, new, batch(), train=False, key=KEY)
+    assert_same(same, new)
+    by_hand = batch()["image"].reshape(ROWS, -1) @ params["linear/kernel"]
+    by_hand = (by_hand - new["norm/mean"]) / jnp.sqrt(new["norm/var"] + 1e-5)
+    assert_close(used.logits, by_hand, rtol=1e-4, atol=1e-5)
+    assert_close(replace(used, logits=jnp.zeros(())), Outputs(jnp.zeros(())))
+
+
+def test_one_model_serves_batches_of_unlike_fields_and_sizes():
+    model, params, state = built("mlp(widths=(12, 8), classes=5)")
+    small = {name: batch()[name][:3] for name in ("image", "mask")}
+    out, _ = model.apply(params, state, small, train=False, key=KEY)
+    assert_close(out.logits, model.apply(params, state, batch(), train=False, key=KEY)[0].logits[:3])

@@ -1,0 +1,331 @@
+"""A whole run: what it leaves, what it repeats to the bit, and how it fails."""
+
+import contextlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from jaxdistill import train
+
+pytestmark = pytest.mark.xdist_group("run")
+
+STAGES = ("teachers/big", "student", "control")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    with runs.compilation_cache(tmp_path_factory.getbasetemp() / "programs"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, with what it printed and compiled beside it."""
+    workdir = tmp_path_factory.mktemp("finished")
+    before, printed = len(runs.compilations), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert runs.run(workdir, "--config.logging.tensorboard=True") == 0
+    (workdir / "printed.txt").write_text(printed.getvalue())
+    (workdir / "compiled.json").write_text(json.dumps(runs.compilations[before:]))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def taught(finished):
+    """Words that take the teacher from the finished run, and leave out the control."""
+    return f"--config.teachers.big.checkpoint={finished / 'teachers/big'}", "--config.control=False"
+
+
+def rows(workdir: Path) -> dict[str, dict]:
+    return {row["name"]: row for row in runs.results(workdir)["rows"]}
+
+
+def without_latency(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name != "latency_ms"}
+
+
+def test_the_table_has_teacher_student_and_control(finished):
+    found = rows(finished)
+    assert list(found) == ["teacher big", "student", "control"]
+    for row in found.values():
+        assert {"accuracy", "nll", "ece", "parameters", "bytes", "flops", "latency_ms"} <= row.keys()
+        assert 0 < row["accuracy"] < 1
+        assert row["flops"] > 0
+        assert row["latency_ms"] > 0
+    assert found["teacher big"]["parameters"] == (64 * 16 + 16) + (16 * 16 + 16) + (16 * 4 + 4)
+    assert found["student"]["parameters"] == found["control"]["parameters"] == (64 * 8 + 8) + (8 * 8 + 8) + (8 * 4 + 4)
+    assert found["student"]["bytes"] == 4 * found["student"]["parameters"]
+
+
+def test_student_and_control_are_measured_beside_the_teacher(finished):
+    found = rows(finished)
+    for name in ("student", "control"):
+        assert {"agreement", "kl", "agreement_on_errors", "rank_correlation"} <= found[name].keys()
+        assert list(found[name]["cka"]) == ["-1--1"]
+    assert "agreement" not in found["teacher big"]
+    assert found["student"]["kl"] < found["control"]["kl"]  # what distillation is for
+
+
+def test_results_say_where_they_come_from(finished):
+    results = runs.results(finished)
+    assert {"git", "versions", "device", "seed", "date", "command"} <= results["provenance"].keys()
+    assert results["provenance"]["versions"]["jax"] == jax.__version__
+    assert results["config"]["student"]["model"] == "mlp(widths=(8, 8), classes=4, dropout=0.1)"
+    saved = json.loads((finished / "config.json").read_text())
+    assert saved["config"] == results["config"]
+    assert saved["source"] == str(runs.TINY)
+
+
+def test_the_page_opens_from_disk(finished):
+    page = (finished / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert all(name in page for name in ("teacher big", "student", "control", "<svg"))
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_terminal_shows_progress_and_the_table(finished):
+    printed = (finished / "printed.txt").read_text()
+    assert "teacher big  step 10/40: accuracy " in printed
+    assert "held-out data, per example" in printed
+    assert "The student reaches " in printed
+    assert "report.html" in printed
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_log_has_every_interval_and_evaluation(stage, finished):
+    log = runs.log(finished / stage)
+    assert [line["step"] for line in log.eval] == [10, 20, 30, 40]
+    assert [line["step"] for line in log.train] == [4, 9, 10, 14, 19, 20, 24, 29, 30, 34, 39, 40]
+    last = log.train[-1]
+    assert last["loss"] == pytest.approx(
+        sum(
+            last[f"weights/{name}"] * last[f"terms/{name}"]
+            for name in ("kd", "cross_entropy")
+            if f"terms/{name}" in last
+        ),
+        rel=1e-5,
+    )
+    assert list((finished / stage / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_schedules_are_in_the_log(finished):
+    log = runs.log(finished / "student")
+    weights = {line["step"]: line["weights/kd"] for line in log.train}
+    assert weights[10] == pytest.approx(0.9 - 0.4 * 9 / 40)
+    assert weights[40] == pytest.approx(0.9 - 0.4 * 39 / 40)
+    assert {line["temperature/kd"] for line in log.train} == {4.0}
+    assert runs.log(finished / "control").train[-1]["weights/cross_entropy"] == 1.0
+
+
+def test_every_function_is_compiled_once(finished):
+    compiled = json.loads((finished / "compiled.json").read_text())
+    for stage in STAGES:
+        assert json.loads((finished / stage / "result.json").read_text())["compiled"] == {"update": 1, "evaluate": 1}
+    for function in ("jit(init)", "jit(update)", "jit(evaluate)"):
+        assert compiled.count(function) == len(STAGES), compiled
+
+
+def test_a_run_repeats_from_its_saved_config_alone(finished, tmp_path):
+    assert runs.run(tmp_path, source=finished / "config.json") == 0
+    for stage in STAGES:
+        assert runs.differences(runs.saved(finished / stage), runs.saved(tmp_path / stage)) == []
+    assert list(map(without_latency, runs.results(tmp_path)["rows"])) == list(
+        map(without_latency, runs.results(finished)["rows"])
+    )
+
+
+def test_a_teacher_from_a_checkpoint_gives_the_same_row_and_student(finished, taught, tmp_path):
+    assert runs.run(tmp_path, *taught) == 0
+    assert without_latency(rows(tmp_path)["teacher big"]) == without_latency(rows(finished)["teacher big"])
+    assert runs.differences(runs.saved(finished / "student"), runs.saved(tmp_path / "student")) == []
+    assert not (tmp_path / "teachers").exists()
+
+
+def test_a_finished_run_is_taken_over_as_it_is(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    before = len(runs.compilations)
+    assert runs.run(workdir, "--config.logging.every=3") == 0
+    assert runs.compilations[before:] == []
+    assert rows(workdir) == rows(finished)
+
+
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_mended(finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    file = runs.damage(workdir / "teachers/big/checkpoints/steps/40", "flipped bit")
+    assert runs.run(workdir) == 0
+    printed = "".join(capsys.readouterr().out.split())
+    assert f"checkpointofstep40issetaside:{file}haschanged" in printed
+    assert "teacherbigresumedatstep30" in printed
+    assert "studentwasfinishedbefore" in printed
+    assert runs.differences(runs.saved(finished / "teachers/big"), runs.saved(workdir / "teachers/big")) == []
+
+
+def test_student_and_control_begin_alike_and_see_the_same_rows(finished, tmp_path, monkeypatch):
+    seen: list[list[list[int]]] = []
+    original = train.train_stream
+
+    class Watched:
+        def __init__(self, *args, **kwargs):
+            self.stream, rows = original(*args, **kwargs), []
+            self.rows = rows
+            seen.append(rows)
+
+        def __next__(self):
+            batch = next(self.stream)
+            self.rows.append(batch["index"].tolist())
+            return batch
+
+        def __getattr__(self, name):
+            return getattr(self.stream, name)
+
+    monkeypatch.setattr(train, "train_stream", Watched)
+    teacher = f"--config.teachers.big.checkpoint={finished / 'teachers/big'}"
+    assert runs.run(tmp_path, teacher, "--config.rate=0", "--config.steps=10") == 0
+    student, control = seen
+    assert len(student) == 10
+    assert student == control
+    ends = [runs.saved(tmp_path / stage) for stage in ("student", "control")]
+    beginning = [{name: x for name, x in end.items() if name.startswith(("params/student", "key"))} for end in ends]
+    assert len(beginning[0]) == 7
+    assert runs.differences(*beginning) == []
+
+
+def test_a_run_that_blows_up_stops_with_exit_code_3(taught, tmp_path, capsys):
+    assert runs.run(tmp_path, *taught, "--config.rate=1e30", "--config.clip_norm=0.0") == 3
+    said = capsys.readouterr().err
+    assert said.startswith("error: student: ")
+    assert said.count("\n") == 1
+    assert "The last good checkpoint is kept" in said
+
+
+def test_a_loss_that_turns_nan_is_named_with_its_step_and_the_last_checkpoint_is_good(taught, tmp_path, capsys):
+    words = "--config.objective.breaks.weight=0.1", "--config.objective.breaks.term=breaks(at=13)"
+    assert runs.run(tmp_path, *taught, *words) == 3
+    assert capsys.readouterr().err.startswith(
+        "error: student: breaks is nan at step 14. The last good checkpoint is kept"
+    )
+    assert max(line["step"] for line in runs.log(tmp_path / "student").train) < 15  # within one logging interval
+    left = runs.saved(tmp_path / "student")
+    assert left["step"] == 10
+    assert all(np.isfinite(x).all() for x in left.values() if x.dtype.kind == "f")
+    # it is loaded, and goes on to the same end
+    assert runs.run(tmp_path, *taught, *words) == 3
+    assert "student  resumed at step 10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["dtype=bfloat16", "accumulate=2", "step=offline", "clip_norm=0.1"])
+def test_a_variant_runs(change, taught, tmp_path):
+    assert runs.run(tmp_path, *taught, f"--config.{change}", "--config.steps=10") == 0
+    assert np.isfinite(rows(tmp_path)["student"]["nll"])
+    assert {x.dtype for name, x in runs.saved(tmp_path / "student").items() if name.startswith("params")} == {
+        np.dtype("float32")
+    }
+
+
+def test_several_teachers_are_fused(taught, tmp_path):
+    words = (
+        "--config.teachers.small.model=mlp(widths=(4,), classes=4)",
+        "--config.teachers.small.steps=10",
+        "--config.teachers.small.rate=0.01",
+        "--config.fusion=average(weights=(0.7, 0.3))",
+        "--config.evaluate.layers=()",
+        "--config.steps=10",
+    )
+    assert runs.run(tmp_path, *taught, *words) == 0
+    found = rows(tmp_path)
+    assert list(found) == ["teacher big", "teacher small", "student"]
+    assert found["teacher small"]["parameters"] == 64 * 4 + 4 + 4 * 4 + 4
+
+
+def test_pmap_ends_where_jit_ends(taught, tmp_path):
+    ends = []
+    for backend in ("jit", "pmap"):
+        words = (
+            f"--config.mesh.backend={backend}",
+            "--config.mesh.data=8",
+            "--config.steps=10",
+            "--config.optimizer=sgd()",
+        )
+        assert runs.run(tmp_path / backend, *taught, *words) == 0
+        ends.append(runs.saved(tmp_path / backend / "student"))
+    assert ends[0].keys() == ends[1].keys()
+    for name in ends[0]:
+        if name.startswith(("params", "state")):
+            np.testing.assert_allclose(ends[1][name], ends[0][name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_steps_of_the_student_are_traced(taught, tmp_path):
+    assert runs.run(tmp_path, *taught, "--config.steps=12", "--config.logging.trace=5") == 0
+    assert list((tmp_path / "student" / "trace").rglob("*.xplane.pb"))
+
+
+LOSS = '''
+"""The absolute difference of logits."""
+import jax.numpy as jnp
+from jaxdistill.losses.term import stateless
+from jaxdistill.registry import losses
+
+@losses.register
+def l1():
+    return stateless(lambda s: jnp.abs(s.student.logits - s.teacher.logits).mean(-1), needs=frozenset({"teacher"}))
+'''
+FUSION = '''
+"""The surest teacher's logits."""
+import jax.numpy as jnp
+from jaxdistill.registry import fusions
+from jaxdistill.types import Fusion, Outputs
+
+@fusions.register
+def largest():
+    most = lambda signals: jnp.max(jnp.stack([teacher.logits for teacher in signals.teachers]), axis=0)
+    apply = lambda params, state, signals, *, key: (Outputs(most(signals)), state)
+    return Fusion(lambda key, signals: ({}, {}), apply)
+'''
+MODEL = '''
+"""A linear classifier."""
+import math
+from flax import nnx
+from jaxdistill.models.layers import pixels
+from jaxdistill.models.nnx import from_nnx
+from jaxdistill.registry import models
+from jaxdistill.types import Outputs
+
+@models.register
+def straight(classes: int):
+    def call(module, batch, train, key):
+        x = pixels(batch["image"], module.kernel.dtype).reshape(batch["image"].shape[0], -1)
+        return Outputs(module(x), (x, x))
+
+    return from_nnx(lambda rngs, batch: nnx.Linear(math.prod(batch["image"].shape[1:]), classes, rngs=rngs), call)
+'''
+
+
+def test_a_loss_a_fusion_and_a_model_are_each_one_file_and_one_import(finished, tmp_path):
+    package = shutil.copytree(
+        runs.ROOT / "jaxdistill", tmp_path / "jaxdistill", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for kind, text in {"losses": LOSS, "fusion": FUSION, "models": MODEL}.items():
+        (package / kind / "mine.py").write_text(text)
+        with (package / kind / "__init__.py").open("a") as lines:
+            lines.write(f"from jaxdistill.{kind} import mine\n")
+    process = runs.spawn(
+        tmp_path / "run",
+        f"--config.teachers.big.checkpoint={finished / 'teachers/big'}",
+        "--config.control=False",
+        "--config.student.model=straight(classes=4)",
+        "--config.objective.l1.weight=0.5",
+        "--config.fusion=largest()",
+        "--config.steps=5",
+        package=tmp_path,
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "student  step 5/5" in out
+    assert rows(tmp_path / "run")["student"]["parameters"] == 64 * 4 + 4
+    assert "terms/l1" in runs.log(tmp_path / "run" / "student").train[-1]

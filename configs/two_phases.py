@@ -15,8 +15,8 @@ def get_config():
         title="TinyBERT's two phases",
         student={"model": "mlp(widths=(128, 128), classes=10)"},
         objective={
-            "hidden": {"term": "hidden(layers='uniform')", "weight": "phases(values=(1.0, 0.0), at=(0.5,))"},
-            "kd": {"term": "kd(temperature=4.0)", "weight": "phases(values=(0.0, 1.0), at=(0.5,))"},
+            "hidden": {"term": "hidden(layers='uniform')", "weight": "phases(values=(1.0, 0.0), at=(0.2,))"},
+            "kd": {"term": "kd(temperature=4.0)", "weight": "phases(values=(0.0, 1.0), at=(0.2,))"},
         },
         rate="linear(start=0.003, end=0.0003)",
     )

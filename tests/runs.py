@@ -19,6 +19,7 @@ from jaxdistill import config, main
 from jaxdistill.checkpoint import manifests
 from jaxdistill.report.logs import Log, read_log
 
+processes: list[subprocess.Popen] = []  # started by `spawn`
 compilations: list[str] = []  # the names of all programs that XLA has compiled in this process
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **about: (
@@ -60,9 +61,17 @@ def spawn(workdir: Path, *words: str, source: Path = TINY, devices: int = 1, pac
         "PYTHONPATH": str(package),
     }
     command = [sys.executable, "-m", "jaxdistill.main", "--config", str(source), "--workdir", str(workdir), *words]
-    return subprocess.Popen(
-        command, cwd=package, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipe = subprocess.PIPE
+    processes.append(subprocess.Popen(command, cwd=package, env=variables, stdout=pipe, stderr=pipe, text=True))
+    return processes[-1]
+
+
+def end_processes() -> None:
+    """Ends what a failed test has left running."""
+    for process in processes:
+        process.kill()
+        process.communicate()
+    processes.clear()
 
 
 def load() -> ConfigDict:

@@ -29,6 +29,12 @@ def programs(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def ended():
+    yield
+    runs.end_processes()
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """The run that nobody disturbed."""

@@ -19,7 +19,7 @@ DEFAULT_RULES: Rules = (
     (r"(down|out)/kernel$", ("tensor", "fsdp")),  # the second of a pair: its input is already split by tensor
     (r"kernel$", ("fsdp", "tensor")),
     (r"embedding$", ("tensor", "fsdp")),
-    (r"bank", ("data",)),
+    (r"bank", ("data", None)),  # a memory bank: one row per example
 )
 
 

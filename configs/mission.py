@@ -1,4 +1,4 @@
-"""The mission's staging: distillation leads early (0.7), the task late (0.6); rate 0.001, times 0.9 every 3 epochs; T = 2.
+"""The mission's staging: distillation leads early (0.7), the task late (0.6); rate 0.001, x 0.9 every 3 epochs; T = 2.
 
 Paper: none. These numbers have no source in the literature and are a preset to sweep from: dark knowledge needs T >= 4.
 Command: python -m jaxdistill.main --config configs/mission.py --workdir runs/mission

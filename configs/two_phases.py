@@ -1,7 +1,8 @@
 """TinyBERT's two phases: first the hidden states of mapped layers, then the soft targets; all weights 1.
 
 Paper: Jiao et al., TinyBERT, 2020 (arxiv.org/abs/1909.10351), here from a residual network to a perceptron.
-Command: python -m jaxdistill.main --config configs/two_phases.py --workdir runs/two_phases
+Command: python -m jaxdistill.main --config configs/two_phases.py --workdir runs/two_phases (2 minutes on 2 cores)
+Result: TWO_RESULT
 """
 
 from pathlib import Path

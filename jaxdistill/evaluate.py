@@ -59,7 +59,7 @@ def _beside(student: Array, teacher: Array, labels: Array, mask: Array) -> dict[
 
 
 def _layers(student: Outputs, teacher: Outputs, layers: Sequence[tuple[int, int]], mask: Array) -> dict[str, Any]:
-    pairs = {f"cka/{i}-{j}": (student.hidden_states[i], teacher.hidden_states[j]) for i, j in layers}
+    pairs = {f"cka/{i}:{j}": (student.hidden_states[i], teacher.hidden_states[j]) for i, j in layers}
     return {name: metrics.cka(x, y, mask) for name, (x, y) in pairs.items()}
 
 
@@ -72,8 +72,11 @@ def totals(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def scores(total: Mapping[str, Any]) -> dict[str, float]:
-    """One number for each metric."""
-    return {name: float(metric.compute()) for name, metric in total.items()}
+    """One number for each metric, and on how many errors of the teacher `agreement_on_errors` rests."""
+    found = {name: float(metric.compute()) for name, metric in total.items()}
+    if "agreement_on_errors" in total:
+        found["teacher_errors"] = float(total["agreement_on_errors"].count)
+    return found
 
 
 def reliability(total: Mapping[str, Any]) -> dict[str, list[float]]:

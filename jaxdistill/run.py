@@ -21,14 +21,14 @@ from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost, evaluator, reliability, scores, totals
 from jaxdistill.interrupts import Interrupts
-from jaxdistill.parallel.compile import place
+from jaxdistill.parallel.compile import jit_evaluate, local_rows, place
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.parallel.sharding import DEFAULT_RULES
+from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings
 from jaxdistill.provenance import provenance
 from jaxdistill.report import page, table
 from jaxdistill.schedules import Horizon
 from jaxdistill.train import Around, Data, Trained, train
-from jaxdistill.types import Model, Shapes, Variables
+from jaxdistill.types import Model, Variables
 
 
 class Result(NamedTuple):
@@ -170,10 +170,9 @@ class _Run:
         for name, model in zip(self.reference.teacher_names, self.reference.teachers, strict=True):
             if not self.config.teachers[name].checkpoint:
                 continue
-            values = load_variables(
-                *build.teacher_checkpoint(self.config, name), _abstract(model, self.data.shapes["train"])
-            )
-            trained = Trained(values, _judge(model, values, self.data, self.config), {})
+            abstract = self._abstract(model, self.config.teachers[name].rules)
+            values = load_variables(*build.teacher_checkpoint(self.config, name), abstract)
+            trained = Trained(values, self._judge(model, values), {})
             self._keep(f"teacher {name}", model, trained, 0.0)
 
     def stage(self, stage: Stage, plan: Parts, interrupts: Interrupts) -> None:
@@ -195,7 +194,7 @@ class _Run:
             outcome = json.loads((stage.folder / "result.json").read_text())
             if outcome["step"] != stage.config.steps:
                 return False
-            abstract = _abstract(plan.student, self.data.shapes["train"])
+            abstract = self._abstract(plan.student, stage.config.student.rules)
             variables = load_variables(stage.folder / "checkpoints", str(stage.config.steps), abstract)
         except (OSError, ValueError, KeyError, CheckpointError):  # the loop says what is damaged, and mends it
             return False
@@ -206,6 +205,21 @@ class _Run:
         """The teachers in their order, each laid out on the mesh by its own table."""
         rules = {name: self.config.teachers[name].rules or DEFAULT_RULES for name in self.reference.teacher_names}
         return tuple(place(self.teachers[name], self.mesh, rules[name]) for name in self.reference.teacher_names)
+
+    def _abstract(self, model: Model, rules: Rules) -> Variables:
+        """Shapes of a model's variables, and how its rule table lays them out on the mesh."""
+        values = Variables(*jax.eval_shape(model.init, jax.random.key(0), self.data.shapes["train"]))
+        layout = shardings(values, self.mesh, rules or DEFAULT_RULES)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), values, layout)
+
+    def _judge(self, model: Model, variables: Variables) -> dict[str, Any]:
+        """The metrics of a model that was not trained here, as sums."""
+        evaluate = jit_evaluate(evaluator(model, (), None, ()), variables, self.mesh)
+        size = self.config.evaluate.batch_size
+        fixed = self.reference.transforms["train"]
+        rows = local_rows(self.mesh, size)
+        batches = evaluation_batches(self.data.test, batch_size=size, rows=rows, transforms=fixed)
+        return totals(jax.device_get(evaluate(batch)) for batch in batches)
 
     def _keep(self, name: str, model: Model, trained: Trained, seconds: float) -> dict[str, Any]:
         row = {"name": name, **_nested(scores(trained.total)), **self._cost(model, trained.variables)}
@@ -255,19 +269,3 @@ def _nested(scores: Mapping[str, float]) -> dict[str, Any]:
     """`cka/1-2` -> `cka: {"1-2": ...}`, as the page reads it."""
     plain = {name: value for name, value in scores.items() if "/" not in name}
     return {**plain, "cka": {name.removeprefix("cka/"): v for name, v in scores.items() if name.startswith("cka/")}}
-
-
-def _abstract(model: Model, shapes: Shapes) -> Variables:
-    """Shapes of a model's variables, to lie on this process's first device."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    values = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), values)
-
-
-def _judge(model: Model, variables: Variables, data: Data, config: ConfigDict) -> dict[str, Any]:
-    """The metrics of a model that was not trained here, as sums."""
-    evaluate = jax.jit(evaluator(model, (), None, ()))
-    params, state = {"student": variables.params}, {"student": variables.state}
-    size = config.evaluate.batch_size
-    batches = evaluation_batches(data.test, batch_size=size, rows=slice(0, size))
-    return totals(jax.device_get(evaluate(params, state, (), rows)) for rows in batches)

@@ -1,6 +1,6 @@
 """The loop: one model trained to the end, from the newest good checkpoint on, measured and saved on the way."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from jaxdistill.build import Parts
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data.records import Records
-from jaxdistill.data.stream import evaluation_batches, train_stream
+from jaxdistill.data.stream import Transform, evaluation_batches, train_stream
 from jaxdistill.evaluate import evaluator, scores, totals
 from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.log import Log
@@ -107,13 +107,13 @@ def train(
             stop = around.interrupts.stop(step)
             if stop or step % config.evaluate.every == 0 or step == config.steps:
                 log.flush()  # a state whose loss is not finite is never saved
-                total = measure(engine, ts, data.test, config.evaluate.batch_size)
+                total = measure(engine, ts, data.test, config.evaluate.batch_size, plan.transforms["train"])
                 log.evaluation(step, scores(total))
                 position = {stream: iterator.get_state() for stream, iterator in streams.items()}
                 checkpoints.save(step, engine.export(ts), position, scores(total))
             if stop and step < config.steps:
                 raise Stopped(f"{name}: saved at step {step} of {config.steps}")
-    total = total or measure(engine, ts, data.test, config.evaluate.batch_size)
+    total = total or measure(engine, ts, data.test, config.evaluate.batch_size, plan.transforms["train"])
     exported = engine.export(ts)
     return Trained(Variables(exported.params["student"], exported.state["student"]), total, engine.compiled())
 
@@ -160,7 +160,9 @@ def _zeros(shapes: Mapping[str, Any], streams: Iterable[str], engine: Engine) ->
     return {stream: {name: each(x) for name, x in shapes[stream].items()} for stream in streams}
 
 
-def measure(engine: Engine, ts: TrainState, test: Records, size: int) -> dict[str, Any]:
-    """The metrics of all test records, as sums."""
-    batches = evaluation_batches(test, batch_size=size, rows=engine.rows(size))
+def measure(
+    engine: Engine, ts: TrainState, test: Records, size: int, transforms: Sequence[Transform] = ()
+) -> dict[str, Any]:
+    """The metrics of all test records, as sums; of the transforms, those that draw nothing are applied here too."""
+    batches = evaluation_batches(test, batch_size=size, rows=engine.rows(size), transforms=transforms)
     return totals(jax.device_get(engine.evaluate(ts, engine.put(rows))) for rows in batches)

@@ -197,6 +197,16 @@ def test_two_processes_end_like_one(mesh, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_take_a_teacher_from_a_checkpoint_of_one(reference, tmp_path):
+    words = *MESHES["data and fsdp"], "--config.steps=10", f"--config.teachers.big.checkpoint={reference / STAGES[0]}"
+    for _, err in map(finish, together(tmp_path, *words)):
+        assert "Error" not in err
+    teacher, before = (runs.results(workdir)["rows"][0] for workdir in (tmp_path, reference))
+    for metric in ("accuracy", "nll", "ece", "parameters"):
+        assert teacher[metric] == pytest.approx(before[metric], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(tmp_path):
     words = *MESHES["data and fsdp"], *SLOWLY, "--config.optimizer=sgd()"
     finish(runs.spawn(tmp_path / "one", *words, devices=4))

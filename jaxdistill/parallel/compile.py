@@ -4,6 +4,7 @@
 Both give an `Engine` with the same functions, and parameters that agree to float32 rounding.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -95,28 +96,13 @@ def jit_engine(
     update = jax.jit(step.update, in_shardings=(layout, placed, rows), out_shardings=(layout, whole), donate_argnums=0)
     measure = jax.jit(evaluate, in_shardings=(layout.params, layout.state, beside, rows), out_shardings=whole)
 
-    def on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            with jax.set_mesh(mesh):  # `by_rows` reads the ambient mesh while tracing
-                return function(*args)
-
-        return call
-
-    def put(tree: PyTree) -> PyTree:
-        def each(x: np.ndarray) -> Array:
-            if jax.process_count() == 1:
-                return jax.device_put(x, rows)
-            # x holds this process's rows only
-            processes_rows = jax.process_count() * x.shape[0] if _splits(mesh) else x.shape[0]
-            return jax.make_array_from_process_local_data(rows, x, (processes_rows, *x.shape[1:]))
-
-        return jax.tree.map(each, tree)
+    on_mesh = lambda function: _on_mesh(function, mesh)
 
     return Engine(
         init=on_mesh(lambda key, batch: init(key, teachers, batch)),
         update=on_mesh(lambda ts, batch: update(ts, teachers, batch)),
         evaluate=on_mesh(lambda ts, batch: measure(ts.params, ts.state, references, batch)),
-        put=put,
+        put=lambda batch: put_rows(batch, mesh),
         export=lambda ts: ts,
         restore=lambda ts: ts,
         abstract=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout),
@@ -125,14 +111,51 @@ def jit_engine(
     )
 
 
+def jit_evaluate(evaluate: Evaluate, variables: Variables, mesh: Mesh) -> Callable[[Mapping[str, Any]], PyTree]:
+    """`rows of this process -> metrics of the whole batch`, for a model that is not trained here.
+
+    Args:
+        evaluate: `(params, state, teachers, rows) -> metrics`.
+        variables: of the model, already placed; it is measured as the student, beside nobody.
+        mesh: axes data, fsdp, tensor.
+    """
+    measure = jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    params, state = {"student": variables.params}, {"student": variables.state}
+    return _on_mesh(lambda rows: measure(params, state, (), put_rows(rows, mesh)), mesh)
+
+
+def _on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """The function under the ambient mesh, which `by_rows` reads while it is traced."""
+
+    def call(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return function(*args)
+
+    return call
+
+
+def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Lays this process's rows of a batch out on the mesh."""
+    rows = NamedSharding(mesh, ROWS)
+
+    def each(x: np.ndarray) -> Array:
+        if jax.process_count() == 1:
+            return jax.device_put(x, rows)
+        return jax.make_array_from_process_local_data(rows, x, (_shares(mesh) * x.shape[0], *x.shape[1:]))
+
+    return jax.tree.map(each, tree)
+
+
 def _programs(**functions: Any) -> dict[str, int]:
     return {name: function._cache_size() for name, function in functions.items()}
 
 
-def _splits(mesh: Mesh) -> bool:
-    """Whether the processes hold different rows (else every process holds all of them)."""
+@functools.cache
+def _shares(mesh: Mesh) -> int:
+    """How many times this process's rows make a whole batch: 1 where every process holds all of them."""
     shards = row_shards(mesh)
-    return local_rows(mesh, shards) != slice(0, shards)
+    mine = local_rows(mesh, shards)
+    return shards // (mine.stop - mine.start)
 
 
 def pmap_engine(

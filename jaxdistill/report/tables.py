@@ -60,8 +60,9 @@ TRANSFER = (
         percent,
         1,
         "Same top answer as the teacher where the teacher is wrong. Labels do not teach this: "
-        "what stands above the control was transferred.",
+        "what stands above the control was transferred, if the errors are many.",
     ),
+    Column("teacher_errors", "The teacher's errors", "{:.0f}".format, 0, "On so many examples the line above rests."),
     Column(
         "rank_correlation",
         "Rank correlation of non-target classes",
@@ -73,7 +74,7 @@ TRANSFER = (
 )
 
 CKA = (
-    "Likeness of hidden states (student layer-teacher layer), 0 to 1. "
+    "Likeness of hidden states (student layer : teacher layer), 0 to 1. "
     "High for any two networks trained on the same data, distilled or not."
 )
 

@@ -28,7 +28,7 @@ lint: $(installed) ## style, types, who may import whom
 	.venv/bin/lint-imports
 
 laws: $(installed) ## the fast tests alone
-	$(python) -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup
+	$(python) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: $(installed) ## the slow tests: kills at ten moments, experiments
 	$(python) -m pytest -m slow

@@ -16,8 +16,6 @@ from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.config import override
 from jaxdistill.run import check
 
-pytestmark = pytest.mark.xdist_group("bad input")
-
 # what is wrong: (changes of the tiny run, the path that is named, what the message says: the value, the cure)
 MISTAKES = {
     "an unknown key": (["stepss=3"], "stepss", "'stepss'", "Did you mean 'steps'?"),

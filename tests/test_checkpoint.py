@@ -16,8 +16,6 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
 from jaxdistill.types import TrainState, Variables
 
-pytestmark = pytest.mark.xdist_group("checkpoint")
-
 ACCURACIES = {10: 0.9, 20: 0.1, 30: 0.3, 40: 0.2}  # the best is not among the last two
 
 

@@ -12,8 +12,6 @@ import runs
 
 import jaxdistill
 
-pytestmark = pytest.mark.xdist_group("library")
-
 PARTS = '''
 """A user's own parts, in the module of a config."""
 

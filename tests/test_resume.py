@@ -14,8 +14,6 @@ import runs
 
 from jaxdistill.interrupts import Interrupts
 
-pytestmark = pytest.mark.xdist_group("resume")
-
 STAGES = ("teachers/big", "student", "control")
 SLOWLY = (  # a batch in 20 ms, so that a signal meets what it is meant for
     "--config.data.augment=('shift(pixels=1)', 'pause(seconds=0.02)')",

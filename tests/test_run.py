@@ -13,8 +13,6 @@ import runs
 
 from jaxdistill import train
 
-pytestmark = pytest.mark.xdist_group("run")
-
 STAGES = ("teachers/big", "student", "control")
 
 
@@ -29,7 +27,8 @@ def finished(tmp_path_factory):
     """A finished run, with what it printed and compiled beside it."""
     workdir = tmp_path_factory.mktemp("finished")
     before, printed = len(runs.compilations), io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
         assert runs.run(workdir, "--config.logging.tensorboard=True") == 0
     (workdir / "printed.txt").write_text(printed.getvalue())
     (workdir / "compiled.json").write_text(json.dumps(runs.compilations[before:]))
@@ -67,7 +66,7 @@ def test_student_and_control_are_measured_beside_the_teacher(finished):
     found = rows(finished)
     for name in ("student", "control"):
         assert {"agreement", "kl", "agreement_on_errors", "rank_correlation"} <= found[name].keys()
-        assert list(found[name]["cka"]) == ["-1--1"]
+        assert len(found[name]["cka"]) == 1
     assert "agreement" not in found["teacher big"]
     assert found["student"]["kl"] < found["control"]["kl"]  # what distillation is for
 
@@ -92,7 +91,8 @@ def test_the_page_opens_from_disk(finished):
 def test_the_terminal_shows_progress_and_the_table(finished):
     printed = (finished / "printed.txt").read_text()
     assert "teacher big  step 10/40: accuracy " in printed
-    assert "held-out data, per example" in printed
+    for name, row in rows(finished).items():
+        assert any(name in line and f"{100 * row['accuracy']:.2f}" in line for line in printed.splitlines())
     assert "The student reaches " in printed
     assert "report.html" in printed
 

@@ -152,6 +152,8 @@ def parts(config: ConfigDict, shapes: Mapping[str, Shapes], classes: int | None,
 
     minimised = objective(terms, fused)
     rate = resolve(config.rate, horizon, "rate")
+    if rate.low < 0:
+        raise ConfigError("rate", f"{config.rate!r} reaches {rate.low:g}; a learning rate is 0 or more.")
     roles = {role: _role(entry, f"roles.{role}", horizon) for role, entry in config.roles.items()}
     direction = registry.optimizers.build(config.optimizer, "optimizer")
     update = optimizer(direction, rate, config.clip_norm, roles)
@@ -160,6 +162,9 @@ def parts(config: ConfigDict, shapes: Mapping[str, Shapes], classes: int | None,
     warmth = {f"temperature/{name}": temperature for name, temperature in softened.items()}
     given = {"student": student, "teachers": teachers, "objective": minimised, "optimizer": update}
     named = registry.parse(config.step, "step")
+    for name in given:
+        if named.args or name in named.kwargs:
+            raise ConfigError("step", f"{config.step!r}: {', '.join(given)} are given by the config; leave them out.")
     step = registry.steps.build(named._replace(kwargs={**named.kwargs, **given}), "step")
     _check_streams(config, step)
     if roles:
@@ -214,7 +219,10 @@ def check_mesh(config: ConfigDict) -> tuple[int, int, int]:
     for path, size, needed in (
         ("batch_size", config.batch_size, pieces * config.accumulate),
         ("evaluate.batch_size", config.evaluate.batch_size, pieces),
-        *((f"streams.{n}.batch_size", s.batch_size or config.batch_size, pieces) for n, s in config.streams.items()),
+        *(
+            (f"streams.{n}.batch_size", s.batch_size or config.batch_size, pieces * config.accumulate)
+            for n, s in config.streams.items()
+        ),
     ):
         if size % needed:
             cure = f"choose a multiple of {needed}"

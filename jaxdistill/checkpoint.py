@@ -148,13 +148,14 @@ class Checkpoints:
             self._set_aside(report)
         _barrier("checkpoints are checked")
         policies = [keep.LatestN(2)]
+        score = lambda metrics: metrics.get(best, float("-inf"))  # stopped before its evaluation, a step has none
         if best:
-            policies.append(keep.BestN(get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False))
+            policies.append(keep.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
         self._manager = ocp.CheckpointManager(
             self.folder / "steps",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep.AnyPreservationPolicy(policies),
-                best_fn=(lambda metrics: metrics[best]) if best else None,
+                best_fn=score if best else None,
                 cleanup_tmp_directories=True,
             ),
         )
@@ -205,7 +206,7 @@ class Checkpoints:
             step: its number; saving it twice does nothing.
             tree: arrays of any sharding.
             data: the position of the data, as JSON.
-            metrics: of the evaluation at this step.
+            metrics: of the evaluation at this step; empty if there was none, and then it is never the best.
         """
         self.wait()
         if step in self._manager.all_steps():

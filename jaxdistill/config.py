@@ -134,7 +134,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 # What may differ between a workdir and the config that resumes it.
-FREE = ("title", "steps", "control", "evaluate", "logging", "mesh", "distributed")
+FREE = ("steps", "logging", "mesh", "distributed")
 
 
 def _is(*types: type) -> Any:
@@ -160,7 +160,7 @@ KINDS: dict[str, tuple[Any, str]] = {
     "positive": (lambda v: _is(int)(v) and v > 0, "a whole number, 1 or more"),
     "size": (lambda v: _is(int)(v) and (v > 0 or v == -1), "a whole number, 1 or more, or -1"),
     "share": (lambda v: _is(int, float)(v) and v >= 0, "a number, 0 or more"),
-    "dtype": (lambda v: v in ("float32", "bfloat16", "float16"), "'float32', 'bfloat16' or 'float16'"),
+    "dtype": (lambda v: v in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
     "backend": (lambda v: v in ("jit", "pmap"), "'jit' or 'pmap'"),
     "pairs": (
         lambda v: (
@@ -234,7 +234,8 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
 
     Args:
         config: a whole config.
-        changes: `("a.b", "value")` pairs. `objective`, `teachers`, `task` and `roles` accept new names.
+        changes: `("a.b", "value")` pairs. `objective`, `teachers`, `task`, `roles` and `streams`
+            accept new names.
 
     Raises:
         ConfigError: for an unknown key, or a value of the wrong kind.
@@ -297,6 +298,12 @@ def load(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise ConfigError("--config", f"get_config() in {name!r} returned {type(config).__name__}; return make(...).")
     return make(**config.to_dict())
+
+
+def source(path: str) -> str:
+    """The Python file that `load(path)` runs, absolute; of a saved config.json, the one that it came from."""
+    file = Path(path.partition(":")[0])
+    return str(json.loads(file.read_text()).get("source", "")) if file.suffix == ".json" else str(file.absolute())
 
 
 def _from_json(file: Path) -> ConfigDict:

@@ -75,7 +75,7 @@ def _try_objective(terms: Mapping[str, Weighted], fused: Fusion, signals: Mappin
     try:
         params, state = jax.eval_shape(tried.init, key, every)
         jax.eval_shape(lambda p, s, x, k: tried.apply(p, s, x, key=k), params, state, every, key)
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         raise ConfigError(path, _short(error)) from error
 
 
@@ -92,7 +92,11 @@ def _check_layers(config: ConfigDict, student: Outputs, teachers: tuple[Outputs,
         for layer, states, whose in zip(pair, (student, teachers[0]), ("student", "teacher"), strict=True):
             count = len(states.hidden_states)
             if not -count <= layer < count:
-                cure = f"it has layers 0 (the embedding) to {count - 1}"
+                cure = (
+                    f"it has layers 0 (the embedding) to {count - 1}"
+                    if count
+                    else "it returns none; set evaluate.layers=()"
+                )
                 raise ConfigError("evaluate.layers", f"{pair}: the {whose} has no layer {layer}; {cure}.")
 
 

@@ -14,7 +14,7 @@ class Interrupts:
     """While this context is open, SIGTERM and Ctrl-C only ask; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
-        self.asked = ""
+        self.asked, self._turns = "", 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -34,10 +34,11 @@ class Interrupts:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number).name
 
-    def stop(self, step: int) -> bool:
-        """Whether to stop after this step; all processes give the same answer."""
+    def stop(self) -> bool:
+        """Whether to stop now; asked once a step, by all processes, which get the same answer."""
         if jax.process_count() == 1:
             return bool(self.asked)
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        self._turns += 1  # of the whole run: steps begin anew with each stage, and the point agreed upon must come
+        return multihost_utils.reached_preemption_sync_point(self._turns)

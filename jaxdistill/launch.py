@@ -1,6 +1,5 @@
 """Starts JAX as the config says, runs it, and turns what can go wrong into a message and an exit code."""
 
-import os
 import sys
 
 import jax
@@ -21,7 +20,7 @@ def launch(config: ConfigDict, workdir: str, source: str) -> int:
     """
     _start(config)
     try:
-        distill(config, workdir, source=os.path.abspath(source) if source else "")
+        distill(config, workdir, source=source)
     except Stopped as stopped:
         print(f"stopped: {stopped}. The same command goes on from there.", file=sys.stderr)
     except NonFiniteError as error:

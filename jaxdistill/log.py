@@ -124,7 +124,7 @@ class Log:
         if not ready:
             return
         rows = jax.device_get([metrics for _, metrics in ready])
-        values = [{name: float(mean.compute()) for name, mean in row.items()} for row in rows]
+        values = [{name: float(mean.sum / max(mean.count, 1)) for name, mean in row.items()} for row in rows]
         for (step, _), row in zip(ready, values, strict=True):
             _check_finite(self.name, step, row)
         step = ready[-1][0]
@@ -136,7 +136,12 @@ class Log:
         self._progress.update(self._task, completed=step, rate=rate, note=f"loss {averages['loss']:.3f}")
 
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
-        """Writes an evaluation's numbers, and a line for whoever watches."""
+        """Writes an evaluation's numbers, and a line for whoever watches.
+
+        Raises:
+            NonFiniteError: the loss is that of the parameters BEFORE the last update; this is the first look at them.
+        """
+        _check_finite(self.name, step, {"nll": scores["nll"]})
         self._write("eval", step, dict(scores))
         if jax.process_index() == 0:
             shown = f"accuracy {100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.3f}"

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jaxdistill.config import describe, load, override
+from jaxdistill.config import describe, load, override, source
 from jaxdistill.errors import ConfigError
 
 EPILOG = """
@@ -66,7 +66,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         config = override(load(known.config), changes(rest))
         from jaxdistill import launch  # JAX starts here: a mistake in the words above shows at once
 
-        return launch.launch(config, known.workdir, known.config)
+        return launch.launch(config, known.workdir, source(known.config))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

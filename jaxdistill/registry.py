@@ -7,6 +7,7 @@ part: `"kd(temperature=linear(start=8, end=2))"`. One string is one value on the
 
 import ast
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -35,7 +36,10 @@ def parse(text: str, path: str) -> Spec:
             return call(node)
         if isinstance(node, ast.Tuple | ast.List):
             return tuple(literal(item) for item in node.elts)
-        return ast.literal_eval(node)
+        value = ast.literal_eval(node)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError
+        return value
 
     def call(node: ast.expr) -> Spec:
         if isinstance(node, ast.Name):
@@ -57,6 +61,8 @@ def parse(text: str, path: str) -> Spec:
 
 def _matches(value: Any, annotation: Any) -> bool:
     """Whether a literal fits a factory's annotation; annotations that are not plain types admit everything."""
+    if isinstance(value, Spec):  # a part where a literal is wanted
+        return False
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(_matches(value, option) for option in typing.get_args(annotation))

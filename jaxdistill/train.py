@@ -19,6 +19,7 @@ from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.log import Log
 from jaxdistill.parallel.compile import Engine, jit_engine, pmap_engine
 from jaxdistill.parallel.sharding import DEFAULT_RULES
+from jaxdistill.steps.observe import stream_number
 from jaxdistill.types import TrainState, Variables
 
 
@@ -104,13 +105,15 @@ def train(
         while step < config.steps:
             ts = advance(engine, ts, streams, log, step, config.logging.every)
             step += 1
-            stop = around.interrupts.stop(step)
-            if stop or step % config.evaluate.every == 0 or step == config.steps:
+            stop = around.interrupts.stop()
+            due = step % config.evaluate.every == 0 or step == config.steps
+            if due or stop:
                 log.flush()  # a state whose loss is not finite is never saved
-                total = measure(engine, ts, data.test, config.evaluate.batch_size, plan.transforms["train"])
-                log.evaluation(step, scores(total))
+                if due:
+                    total = measure(engine, ts, data.test, config.evaluate.batch_size, plan.transforms["train"])
+                    log.evaluation(step, scores(total))
                 position = {stream: iterator.get_state() for stream, iterator in streams.items()}
-                checkpoints.save(step, engine.export(ts), position, scores(total))
+                checkpoints.save(step, engine.export(ts), position, scores(total) if due else {})
             if stop and step < config.steps:
                 raise Stopped(f"{name}: saved at step {step} of {config.steps}")
     total = total or measure(engine, ts, data.test, config.evaluate.batch_size, plan.transforms["train"])
@@ -131,9 +134,9 @@ def advance(engine: Engine, ts: TrainState, streams: Mapping[str, Any], log: Log
 def open_streams(config: ConfigDict, plan: Parts, data: Data, engine: Engine) -> dict[str, Any]:
     """An endless, resumable iterator for each stream that the step reads."""
     streams = {}
-    for number, stream in enumerate(sorted(plan.step.streams)):
+    for stream in sorted(plan.step.streams):
         size = data.shapes[stream]["mask"].shape[0]
-        draw = {"batch_size": size, "seed": config.seed + number * 2**20, "transforms": plan.transforms[stream]}
+        draw = {"batch_size": size, "seed": config.seed + stream_number(stream), "transforms": plan.transforms[stream]}
         streams[stream] = train_stream(data.streams[stream], **draw, rows=engine.rows(size))
     return streams
 

@@ -79,9 +79,9 @@ def load() -> ConfigDict:
     return config.load(str(TINY))
 
 
-def damage(step: Path, how: str) -> Path:
-    """Damages the largest file of a checkpoint's step, and says which: "flipped bit", "truncated" or "missing"."""
-    file = max((file for file in step.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+def damage(step: Path, how: str, file: Path | None = None) -> Path:
+    """Damages a file, by default the largest of a step, and says which: "flipped bit", "truncated" or "missing"."""
+    file = file or max((file for file in step.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
     content = bytearray(file.read_bytes())
     if how == "missing":
         file.unlink()

@@ -143,8 +143,14 @@ MISTAKES = {
     "a spec string that runs code in an argument": (
         ["student.model=mlp(widths=open('pwned', 'w'), classes=4)"],
         "student.model",
-        "widths=Spec(name='open'",
+        "open",
         "expected tuple[int",
+    ),
+    "a spec string that runs code without a call": (
+        ["student.model=mlp(widths=[open('pwned', 'w') for _ in (1,)], classes=4)"],
+        "student.model",
+        "open('pwned', 'w') for _ in (1,)",
+        "Write a registered name with literal arguments",
     ),
 }
 
@@ -301,6 +307,7 @@ def begun(tmp_path) -> Path:
     ("change", "expected"),
     [
         ("seed=1", "seed: 0 -> 1"),
+        ("evaluate.every=3", "evaluate.every: 10 -> 3"),
         ("rate=0.1", "rate: 'cosine(start=0.01)' -> '0.1'"),
         ("teachers.small.model=mlp(widths=(4,), classes=4)", "teachers.small.model: None -> "),
     ],
@@ -313,7 +320,7 @@ def test_a_workdir_of_another_config(change, expected, begun, capsys):
     assert f"Choose another --workdir, or go on with --config {begun}/config.json" in message
 
 
-@pytest.mark.parametrize("change", ["steps=80", "logging.every=7", "mesh.data=8", "evaluate.every=3", "title=again"])
+@pytest.mark.parametrize("change", ["steps=80", "logging.every=7", "mesh.data=8"])
 def test_a_workdir_may_be_resumed_with_other_steps_logging_and_mesh(change, begun):
     words = change.partition("=")
     check(override(runs.load(), [(words[0], words[2])]), begun)

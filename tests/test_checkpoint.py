@@ -11,7 +11,7 @@ import pytest
 import runs
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdistill.checkpoint import CheckpointError, Checkpoints, load_variables, manifests, problems
+from jaxdistill.checkpoint import CheckpointError, Checkpoints, choose_step, load_variables, manifests, problems
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
 from jaxdistill.types import TrainState, Variables
@@ -80,6 +80,15 @@ def test_keys_survive(folder):
 def test_best_and_last_two_are_kept(folder):
     assert list(manifests(folder)) == [10, 30, 40]
     assert sorted(path.name for path in (folder / "steps").iterdir()) == ["10", "30", "40"]
+
+
+def test_a_step_that_was_not_evaluated_is_the_last_but_never_the_best(folder):
+    for step in (50, 60):  # a run may be stopped twice between two evaluations
+        with Checkpoints(folder, best="accuracy") as checkpoints:
+            checkpoints.save(step, state(step), {"next": step}, {})
+    assert list(manifests(folder)) == [10, 50, 60]
+    assert reopened(folder)[0] == 60
+    assert choose_step(folder, "best") == 10
 
 
 def test_a_saved_state_may_be_donated_at_once(tmp_path):
@@ -155,9 +164,12 @@ def test_a_half_written_step_is_cleaned_away(folder):
     shutil.copytree(folder / "steps" / "40", half)
     (half / "commit_success.txt").unlink()
     runs.damage(half, "missing")
-    step, _, said = reopened(folder)
-    assert (step, said) == (40, [])
+    said = []
+    with Checkpoints(folder, report=said.append) as checkpoints:
+        assert (checkpoints.latest(), said) == (40, [])
+        checkpoints.save(50, state(50), {"next": 50}, {"accuracy": 0.5})
     assert not half.exists()
+    assert same(reopened(folder)[1], state(50))
 
 
 def test_a_run_killed_in_its_first_save_begins_anew(tmp_path):

@@ -135,6 +135,8 @@ def test_bfloat16_computes_over_float32_parameters_with_float32_gradients(exampl
     a, b = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (gradient, expected))
     assert jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b) > 0.98
     assert_same(quick_jit(half.init)(KEY, batch()), (params, state))
+    odd = jax.tree.map(lambda x: x + 1e-4, state)  # lost in bfloat16
+    assert_same(quick_jit(lambda s: half.apply(params, s, batch(), train=False, key=KEY)[1])(odd), odd)
 
 
 @every(MODELS)

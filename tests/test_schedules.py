@@ -130,7 +130,6 @@ def test_what_is_no_schedule_is_refused_with_its_path(value, problem):
     [
         "0",
         "-1.0",
-        "linear(start=1e999, end=1)",
         "linear(start=4, end=0)",
         "linear(start=4, end=-1)",
         "cosine(start=4)",

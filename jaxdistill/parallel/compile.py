@@ -61,7 +61,12 @@ def local_rows(mesh: Mesh, total: int) -> slice:
     """The rows of a batch of `total` that live on this process's devices, as one range."""
     indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((total,))
     ranges = [index[0].indices(total) for index in indices.values() if index is not None]
-    return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
+    first, last = min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges)
+    if sum(stop - start for start, stop, _ in set(ranges)) != last - first:
+        raise ValueError(
+            "the rows of this process's devices are not neighbours; choose mesh sizes that keep them together"
+        )
+    return slice(first, last)
 
 
 def jit_engine(
@@ -194,7 +199,8 @@ def pmap_engine(
     summed = lambda *args: psum(evaluate(*args))
     update = jax.pmap(counted("update", step.update), axis_name=PMAP_AXIS, donate_argnums=0, devices=devices)
     measure = jax.pmap(counted("evaluate", summed), axis_name=PMAP_AXIS, devices=devices)
-    frozen, beside = copies(teachers), copies(references)
+    frozen = copies(teachers)
+    beside = frozen if references is teachers else copies(references)
 
     def updated(ts: TrainState, batch: Batch) -> tuple[TrainState, PyTree]:
         ts, metrics = update(ts, frozen, batch)

@@ -1,5 +1,6 @@
 """What every step begins and ends with: looking at the batch, and reporting."""
 
+import zlib
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -9,6 +10,11 @@ import optax
 from jaxdistill.metrics import Mean
 from jaxdistill.parallel.collectives import psum
 from jaxdistill.types import Array, Model, PyTree, Signals, Variables
+
+
+def stream_number(stream: str) -> int:
+    """What a stream's draws are keyed by: its name, so that a further stream changes nothing for `train`."""
+    return 0 if stream == "train" else zlib.crc32(stream.encode()) & 0x7FFFFFFF
 
 
 def observe(
@@ -34,8 +40,8 @@ def observe(
         Signals by stream, and the student's new state, to which only the stream `train` contributes.
     """
     signals, student_state, frozen = {}, state["student"], jax.lax.stop_gradient(frozen)
-    for number, stream in enumerate(sorted(streams)):
-        rows, draw = batch[stream], jax.random.fold_in(key, number)
+    for stream in sorted(streams):
+        rows, draw = batch[stream], jax.random.fold_in(key, stream_number(stream))
         out, new_state = student.apply(params["student"], state["student"], rows, train=True, key=draw)
         seen = [
             teacher.apply(*values, rows, train=False, key=draw)[0]

@@ -36,11 +36,11 @@ def offline(
         return TrainState(step, params, state, optimizer.init(params), run_key)
 
     def update(ts, frozen, batch):
-        key = jax.random.fold_in(ts.key, ts.step)
+        models_key, terms_key = jax.random.split(jax.random.fold_in(ts.key, ts.step))
 
         def loss(params):
-            signals, student_state = see(params, ts.state, frozen, batch, ts.step, key)
-            means, objective_state = objective.apply(params, ts.state, signals, key=key)
+            signals, student_state = see(params, ts.state, frozen, batch, ts.step, models_key)
+            means, objective_state = objective.apply(params, ts.state, signals, key=terms_key)
             return objective.total(means, ts.step), (means, {"student": student_state, **objective_state})
 
         (value, (means, state)), gradients = jax.value_and_grad(loss, has_aux=True)(ts.params)

@@ -4,6 +4,7 @@ import itertools
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,21 @@ MOMENTS = (
 )
 
 
+def standing(workdir: Path) -> str:
+    """How far a killed run has come: the steps of each stage's checkpoints, vouched for or not, and of its log."""
+    found = []
+    for stage in filter(lambda stage: (workdir / stage).exists(), STAGES):
+        folder, log = workdir / stage / "checkpoints", runs.log(workdir / stage)
+        steps = [
+            f"{p.name}{'' if (folder / 'manifests' / f'{p.name}.json').is_file() else '?'}"
+            for p in folder.glob("steps/*")
+        ]
+        found.append(
+            f"{stage}: checkpoints {sorted(steps)}, logged {max((line['step'] for line in log.train), default=0)}"
+        )
+    return "; ".join(found) or "nothing yet"
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_ten_moments_ends_the_same(uninterrupted, tmp_path):
     for moment in MOMENTS:
@@ -138,6 +154,7 @@ def test_a_run_killed_at_ten_moments_ends_the_same(uninterrupted, tmp_path):
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, f"the run ended before {moment}"
+        sys.stdout.write(f"killed after {moment.file}: {standing(tmp_path)}\n")  # shown by `pytest -rP`
     finish(runs.spawn(tmp_path, *SLOWLY))
     assert_same_end(tmp_path, uninterrupted)
     for stage in STAGES:

@@ -4,6 +4,7 @@ Opening a data set takes seconds (TensorFlow Datasets, Grain, decoding); a wrong
 opening leaves a note beside the prepared data, and later runs read that.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdistill.checkpoint import write_json
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.records import Records
 from jaxdistill.registry import datasets
@@ -33,14 +35,15 @@ def describe(name: str, split: str, folder: Path, path: str, key: str) -> Descri
     """The description of a split, from the note where there is one; arguments as of `open_records`."""
     registered = name.partition("(")[0].strip() in datasets  # may change with its code: no note
     note = folder / "descriptions" / f"{hashlib.sha256(f'{name} {split}'.encode()).hexdigest()[:16]}.json"
-    if not registered and note.is_file():
-        content = json.loads(note.read_text())
-        fields = {field: (tuple(shape), dtype) for field, (shape, dtype) in content["fields"].items()}
-        return Description(content["records"], fields, content["classes"])
+    if not registered:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no note, or half of one: look again
+            content = json.loads(note.read_text())
+            fields = {field: (tuple(shape), dtype) for field, (shape, dtype) in content["fields"].items()}
+            return Description(content["records"], fields, content["classes"])
     found = _look(open_records(name, split, folder, path, key))
     if not registered:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({**found._asdict(), "data set": name, "split": split}))
+        with contextlib.suppress(OSError):  # a folder that cannot be written costs time, not the run
+            write_json(note, {**found._asdict(), "data set": name, "split": split})
     return found
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float32
 
 from jaxdistill.losses.layers import LayerMap, layer_pairs
 from jaxdistill.losses.term import one_of
+from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
@@ -81,7 +82,7 @@ def hidden(
         values = []
         for number, (student, target) in enumerate(pairs(signals)):
             if projector == "linear":
-                student = student @ params[f"{number}/kernel"].astype(student.dtype)
+                student = by_rows(student @ params[f"{number}/kernel"].astype(student.dtype))
             if student.shape[-1] != target.shape[-1]:
                 widths = f"student {student.shape[-1]}, teacher {target.shape[-1]}"
                 raise ValueError(f"widths differ ({widths}) and projector='none'; use projector='linear'")

@@ -41,7 +41,7 @@ class Block(nnx.Module):
         y = by_rows(jax.nn.relu(self.first_norm(self.first(x), mask, train)))
         y = by_rows(self.second_norm(self.second(y), mask, train))
         if self.shortcut is not None and self.shortcut_norm is not None:
-            x = self.shortcut_norm(self.shortcut(x), mask, train)
+            x = by_rows(self.shortcut_norm(self.shortcut(x), mask, train))
         return by_rows(jax.nn.relu(x + y))
 
 

@@ -44,7 +44,7 @@ class Block(nnx.Module):
         first, second = jax.random.split(key)
         mixed, weights = self.attention(self.attention_norm(x))
         x = by_rows(x + dropout(mixed, self.rate, train=train, key=first))
-        y = self.down(by_rows(jax.nn.gelu(self.up(self.mlp_norm(x)))))
+        y = by_rows(self.down(by_rows(jax.nn.gelu(self.up(self.mlp_norm(x))))))
         return by_rows(x + dropout(y, self.rate, train=train, key=second)), weights
 
 

@@ -7,12 +7,12 @@ opening leaves a note beside the prepared data, and later runs read that.
 import contextlib
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxdistill.checkpoint import write_json
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.records import Records
 from jaxdistill.registry import datasets
@@ -43,7 +43,10 @@ def describe(name: str, split: str, folder: Path, path: str, key: str) -> Descri
     found = _look(open_records(name, split, folder, path, key))
     if not registered:
         with contextlib.suppress(OSError):  # a folder that cannot be written costs time, not the run
-            write_json(note, {**found._asdict(), "data set": name, "split": split})
+            note.parent.mkdir(parents=True, exist_ok=True)
+            half = note.with_suffix(f".{os.getpid()}")  # renamed when whole: several processes may look at once
+            half.write_text(json.dumps({**found._asdict(), "data set": name, "split": split}))
+            half.replace(note)
     return found
 
 

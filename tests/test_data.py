@@ -25,7 +25,17 @@ from jaxdistill.registry import datasets, transforms
 PLAIN = {"batch_size": 4, "seed": 3, "transforms": ()}
 
 
-@datasets.register
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    """The sets below, for as long as this file's tests run: a message that lists what is known must not depend on order."""
+    ours = (counting, nothing, nonsense)
+    for factory in ours:
+        datasets.register(factory)
+    yield
+    for factory in ours:
+        del datasets.factories[factory.__name__]
+
+
 def counting(split: str, size: int = 10):
     """Record i holds i in every field; text and shapes vary."""
     if split not in ("train", "ragged"):
@@ -34,12 +44,10 @@ def counting(split: str, size: int = 10):
     return [{"image": np.full((h, 3, 1), i, np.uint8), "label": i, "name": f"no. {i}"} for i, h in enumerate(heights)]
 
 
-@datasets.register
 def nothing(split: str):
     return []
 
 
-@datasets.register
 def nonsense(split: str):
     return 7
 

@@ -27,7 +27,7 @@ PLAIN = {"batch_size": 4, "seed": 3, "transforms": ()}
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-    """The sets below, for as long as this file's tests run: a message that lists what is known must not depend on order."""
+    """The sets below, while this file runs: a message that lists what is known must not depend on other tests."""
     ours = (counting, nothing, nonsense)
     for factory in ours:
         datasets.register(factory)

@@ -26,7 +26,7 @@ from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.parallel.mesh import mesh_shape
 from jaxdistill.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
-from jaxdistill.types import Model, Objective, Shapes, Step
+from jaxdistill.types import Fusion, Model, Objective, Shapes, Signals, Step
 
 
 class Split(NamedTuple):
@@ -63,6 +63,7 @@ class Parts(NamedTuple):
     """What a stage's config says, as objects.
 
     teacher_names, teachers: in the order of the config
+    reference: the fused teacher that students are measured beside
     transforms: augmentation, by stream
     schedules: what the log shows beside the losses, by name
     """
@@ -72,6 +73,7 @@ class Parts(NamedTuple):
     teachers: tuple[Model, ...]
     objective: Objective
     step: Step
+    reference: Fusion
     transforms: Mapping[str, tuple[Transform, ...]]
     schedules: Mapping[str, Any]
 
@@ -148,9 +150,9 @@ def parts(config: ConfigDict, shapes: Mapping[str, Shapes], classes: int | None,
         raise ConfigError("objective", f"no terms. Name at least one; losses: {', '.join(registry.losses)}.")
     _check_teachers(config, terms)
     fused = registry.fusions.build(config.fusion, "fusion")
-    fits.check_shapes(config, student, dict(zip(names, teachers, strict=True)), terms, fused, shapes, classes)
+    signals = fits.check_shapes(config, student, dict(zip(names, teachers, strict=True)), terms, fused, shapes, classes)
 
-    minimised = objective(terms, fused)
+    minimised = objective(terms, fused, config.chunks)
     rate = resolve(config.rate, horizon, "rate")
     if rate.low < 0:
         raise ConfigError("rate", f"{config.rate!r} reaches {rate.low:g}; a learning rate is 0 or more.")
@@ -169,7 +171,25 @@ def parts(config: ConfigDict, shapes: Mapping[str, Shapes], classes: int | None,
     _check_streams(config, step)
     if roles:
         fits.check_roles(roles, step, shapes, teachers)
-    return Parts(student, names, teachers, minimised, step, transforms(config), {"rate": rate, **weights, **warmth})
+    return Parts(
+        student,
+        names,
+        teachers,
+        minimised,
+        step,
+        _reference(fused, signals),
+        transforms(config),
+        {"rate": rate, **weights, **warmth},
+    )
+
+
+def _reference(fused: Fusion, signals: Signals) -> Fusion:
+    """The fusion, if it is a fixed function of the teachers; else the mean of their probabilities.
+
+    A gate reads the student that it was trained with; a control has none, and both must be measured beside the same.
+    """
+    learned = fits.variables_of(fused, signals) if signals.teachers else ()
+    return registry.fusions["average"]() if learned else fused
 
 
 def _check_streams(config: ConfigDict, step: Step) -> None:

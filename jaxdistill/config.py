@@ -53,6 +53,7 @@ SCHEMA: dict[str, Any] = {
     "steps": Key(1000, "positive", "optimiser steps of the student, and of the control"),
     "batch_size": Key(128, "positive", "rows of the global batch"),
     "accumulate": Key(1, "positive", "pieces in which the student runs through a batch; saves memory"),
+    "chunks": Key(1, "positive", "pieces of a sequence in which a factored head (of a language model) is computed"),
     "dtype": Key("float32", "dtype", "what students and teachers compute in; parameters stay float32"),
     "student": {
         "model": Key("", "spec", "the network, such as 'mlp(widths=(64,), classes=10)'"),

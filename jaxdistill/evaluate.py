@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import metrics
-from jaxdistill.types import Array, Model, Objective, Outputs, PyTree, Signals, Variables
+from jaxdistill.types import Array, Fusion, Model, Outputs, PyTree, Signals, Variables
 
 Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], dict[str, Any]]
 
 
 def evaluator(
-    student: Model, teachers: Sequence[Model], objective: Objective | None, layers: Sequence[tuple[int, int]]
+    student: Model, teachers: Sequence[Model], fusion: Fusion | None, layers: Sequence[tuple[int, int]]
 ) -> Evaluate:
     """The metrics of one evaluation batch, as sums.
 
     Args:
         student: measured.
         teachers: beside whom; the fused teacher is the reference, and the first one's layers.
-        objective: which fuses them; not needed without teachers.
+        fusion: how they become one, without parameters; not needed without teachers.
         layers: (student layer, teacher layer) pairs whose CKA is measured.
 
     Returns:
@@ -33,18 +33,19 @@ def evaluator(
     def evaluate(params, state, frozen, rows):
         key, mask, labels = jax.random.key(0), rows["mask"], rows["label"]
         out, _ = student.apply(params["student"], state["student"], rows, train=False, key=key)
-        seen = tuple(t.apply(*v, rows, train=False, key=key)[0] for t, v in zip(teachers, frozen, strict=True))
+        said = (t.apply(*v, rows, train=False, key=key)[0] for t, v in zip(teachers, frozen, strict=True))
+        seen = tuple(outputs.dense() for outputs in said)
         logits = out.dense().logits
         found = {
             "accuracy": metrics.accuracy(logits, labels, mask),
             "nll": metrics.nll(logits, labels, mask),
             "ece": metrics.calibration(logits, labels, mask),
         }
-        if not seen or objective is None:
+        if not seen or fusion is None:
             return found
         signals = Signals(out, seen, None, rows, mask, jnp.zeros((), jnp.int32), 1.0, {})
-        fused, _ = objective.fuse(params, state, signals, key=key)
-        return {**found, **_beside(logits, fused.teacher.logits, labels, mask), **_layers(out, seen[0], layers, mask)}
+        fused, _ = fusion.apply({}, {}, signals, key=key)
+        return {**found, **_beside(logits, fused.logits, labels, mask), **_layers(out, seen[0], layers, mask)}
 
     return evaluate
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -39,8 +40,8 @@ def check_shapes(
     fused: Fusion,
     shapes: Mapping[str, Shapes],
     classes: int | None,
-) -> None:
-    """Runs every part on shapes, so that what does not fit is named by its config path."""
+) -> Any:
+    """Runs every part on shapes, so that what does not fit is named by its config path; the signals of `train`."""
     signals = {stream: _signals(config, student, teachers, rows) for stream, rows in shapes.items()}
     seen = signals["train"]
     _check_classes("student.model", config.student.model, seen.student, classes)
@@ -53,6 +54,7 @@ def check_shapes(
     for name, weighted in terms.items():
         _try_objective({name: weighted}, fused, signals, f"objective.{name}")
     _check_layers(config, seen.student, seen.teachers)
+    return seen
 
 
 def _signals(config: ConfigDict, student: Model, teachers: Mapping[str, Model], rows: Shapes) -> Any:
@@ -77,6 +79,12 @@ def _try_objective(terms: Mapping[str, Weighted], fused: Fusion, signals: Mappin
         jax.eval_shape(lambda p, s, x, k: tried.apply(p, s, x, key=k), params, state, every, key)
     except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         raise ConfigError(path, _short(error)) from error
+
+
+def variables_of(fused: Fusion, signals: Any) -> list[Any]:
+    """What a fusion learns or remembers, as shapes; empty for a fixed function of the teachers."""
+    dense = replace(signals, teachers=tuple(jax.eval_shape(lambda o: o.dense(), o) for o in signals.teachers))
+    return jax.tree.leaves(jax.eval_shape(fused.init, jax.eval_shape(lambda: jax.random.key(0)), dense))
 
 
 def _check_classes(path: str, spec: str, outputs: Outputs, classes: int | None) -> None:

@@ -1,6 +1,6 @@
 """What is minimised: teachers fused, terms computed, reduced and weighted. The only place that reduces."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxdistill.metrics import Mean, mean_of
 from jaxdistill.parallel.collectives import psum
 from jaxdistill.schedules import Scalar, as_schedule
-from jaxdistill.types import Array, Fusion, Objective, Outputs, PyTree, Signals, Term
+from jaxdistill.types import Array, Factored, Fusion, Objective, Outputs, PyTree, Signals, Term
 
 
 class Weighted(NamedTuple):
@@ -51,12 +51,56 @@ def _counted(outputs: Outputs, mask: Array) -> Outputs:
     )
 
 
-def objective(terms: Mapping[str, Weighted], fusion: Fusion) -> Objective:
+def _is_factored(signals: Signals) -> bool:
+    return isinstance(signals.student.logits, Factored)
+
+
+def _cut(signals: Signals, chunks: int) -> tuple[PyTree, Callable[[PyTree], Signals]]:
+    """All that has a row per token, `[batch, length, ...] -> [chunks, batch, length / chunks, ...]`, and the way back.
+
+    Along the sequence, so that a chunk stays spread over the devices as the batch is. Pooled embeddings and
+    attentions belong to no chunk and are left out; a local term reads neither.
+    """
+    length = signals.mask.shape[1]
+    if length % chunks:
+        raise ValueError(f"{chunks} chunks do not divide a sequence of {length} tokens")
+
+    def each(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, length // chunks, *x.shape[2:]), 1, 0)
+
+    def tokens(outputs: Outputs) -> tuple[PyTree, ...]:
+        logits = outputs.logits
+        return (logits.features if isinstance(logits, Factored) else logits), outputs.hidden_states
+
+    def outputs(like: Outputs, rows: tuple[PyTree, ...]) -> Outputs:
+        head = replace(like.logits, features=rows[0]) if isinstance(like.logits, Factored) else rows[0]
+        return Outputs(head, rows[1])
+
+    per_token = {k: x for k, x in signals.batch.items() if x.shape[:2] == signals.mask.shape}
+    rows = (tokens(signals.student), [tokens(teacher) for teacher in signals.teachers], per_token, signals.mask)
+
+    def join(rows: PyTree) -> Signals:
+        student, teachers, batch, mask = rows
+        return replace(
+            signals,
+            student=outputs(signals.student, student),
+            teachers=tuple(outputs(like, x) for like, x in zip(signals.teachers, teachers, strict=True)),
+            batch={**signals.batch, **batch},
+            mask=mask,
+        )
+
+    return jax.tree.map(each, rows), join
+
+
+def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) -> Objective:
     """`sum_k weight_k(step) * mean(term_k)`; `alpha L_distill + beta L_task + gamma L_reg` is one case.
 
     Args:
         terms: by name.
         fusion: how several teachers become one, for the terms that read `signals.teacher`.
+        chunks: where the student's head is `Factored`, fusion and all local terms run over this many pieces of the
+            sequence in one pass, and the logits of one piece exist at a time, in the gradient too. Terms that are not
+            local see the whole.
     """
 
     def seen(signals: Signals, temperature: Scalar | None = None) -> Signals:
@@ -84,17 +128,40 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion) -> Objective:
         return params, state
 
     def apply(params, state, signals, *, key):
-        means, new = {}, {"fusion": state["fusion"], "terms": {}}
-        for number, (name, (term, _)) in enumerate(terms.items()):
-            # fused anew at each term's temperature; what is the same, XLA computes once
-            fused, fusion_state = fuse(params, state, signals[term.stream], key=key, temperature=term.temperature)
-            if term.stream == "train":
-                new["fusion"] = fusion_state
-            out, new["terms"][name] = term.apply(
-                params["terms"][name], state["terms"][name], fused, key=jax.random.fold_in(key, number)
-            )
-            means[name] = reduce(out, fused.mask)
+        pieces = {stream: local_names(stream) for stream, seen in signals.items() if chunks > 1 and _is_factored(seen)}
+        means = {}
+        for stream, names in pieces.items():
+            means.update(in_chunks(names, params, state, signals[stream], key))
+        new = {"fusion": state["fusion"], "terms": {name: state["terms"][name] for name in means}}
+        for name, (term, _) in terms.items():
+            if name not in means:
+                means[name], new["terms"][name], fusion_state = one(name, params, state, signals[term.stream], key)
+                new["fusion"] = fusion_state if term.stream == "train" else new["fusion"]
         return means, new
+
+    def one(name, params, state, signals, key):
+        term, number = terms[name].term, list(terms).index(name)
+        # fused anew at each term's temperature; what is the same, XLA computes once
+        fused, fusion_state = fuse(params, state, signals, key=key, temperature=term.temperature)
+        own = jax.random.fold_in(key, number)
+        out, term_state = term.apply(params["terms"][name], state["terms"][name], fused, key=own)
+        return reduce(out, fused.mask), term_state, fusion_state
+
+    def local_names(stream):
+        return [name for name, (term, _) in terms.items() if term.local and term.stream == stream]
+
+    def in_chunks(names, params, state, signals, key):
+        rows, join = _cut(signals, chunks)
+
+        @jax.checkpoint  # the logits of a piece are formed again for its gradient, and never kept
+        def piece(totals, numbered):
+            rows, number = numbered
+            drawn = jax.random.fold_in(key, number)
+            means = {name: one(name, params, state, join(rows), drawn)[0] for name in names}
+            return jax.tree.map(jnp.add, totals, means), None
+
+        zeros = {name: Mean(jnp.zeros(()), jnp.zeros(())) for name in names}
+        return jax.lax.scan(piece, zeros, (rows, jnp.arange(chunks)))[0]
 
     def total(means, step):
         weighted = [

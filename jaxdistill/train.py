@@ -144,7 +144,7 @@ def open_streams(config: ConfigDict, plan: Parts, data: Data, engine: Engine) ->
 def make_engine(config: ConfigDict, plan: Parts, teachers: tuple[Variables, ...], around: Around) -> Engine:
     """The step and the evaluation of a stage, compiled for the config's backend when first called."""
     beside = around.reference.teachers if teachers else ()
-    evaluate = evaluator(plan.student, beside, around.reference.objective, config.evaluate.layers)
+    evaluate = evaluator(plan.student, beside, around.reference.reference, config.evaluate.layers)
     learning = teachers if config.teachers else ()
     batch = {stream: around.data.shapes[stream] for stream in plan.step.streams}
     if config.mesh.backend == "pmap":

@@ -153,8 +153,8 @@ class Term(NamedTuple):
     apply: `(params, state, signals, *, key) -> (out, state)`. `out` is unweighted: values `[*batch]`, or
         `(values, mask)` where the term knows better what counts, or a scalar regulariser
     stream: which stream of the batch it reads
-    local: every row stands for itself, so that rows may be cut into chunks
-    needs: what it reads beyond the student's logits: "teacher", "attentions"
+    local: every row stands for itself and no state is kept, so that rows may be cut into chunks
+    needs: what it cannot do without: "teacher"
     temperature: schedule of the temperature at which its teacher is fused
     """
 

@@ -1,16 +1,20 @@
 """One step is the same step on one device, on every mesh, and under pmap: loss, metrics, state and gradients."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxdistill import registry
 from jaxdistill.evaluate import evaluator
+from jaxdistill.models.nnx import from_nnx
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.types import Variables
+from jaxdistill.types import Outputs, Variables
 
 # three layers and more: an unconstrained network is silently wrong on (2, 2, 2) from two layers on
 FAMILIES = {
@@ -44,7 +48,7 @@ def parts(family: str):
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
     step = registry.steps["offline"](student, teachers, minimised, update)
     values = tuple(Variables(*jax.jit(t.init)(jax.random.key(n), batch())) for n, t in enumerate(teachers))
-    return step, evaluator(student, teachers, minimised, ((-1, -1),)), values
+    return step, evaluator(student, teachers, registry.fusions["average"](), ((-1, -1),)), values
 
 
 def one_step(family: str, layout: str):
@@ -97,3 +101,28 @@ def test_parameters_are_split_and_never_whole_on_one_device():
     kernel = engine.abstract.params["student"]["layers/1/kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (kernel.shape[0] // 2, kernel.shape[1] // 2)
     assert engine.compiled() == {"update": 1, "evaluate": 1}
+
+
+class Plain(nnx.Module):
+    """A user's module: it has never heard of meshes, but returns what it computes."""
+
+    def __init__(self, rngs):
+        sizes = (64, 16, 24, 16)
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
+        self.head = nnx.Linear(16, 10, rngs=rngs)
+
+    def __call__(self, image):
+        states, x = [], image.reshape(image.shape[0], -1) / 255.0
+        for layer in self.layers:
+            x = jax.nn.relu(layer(x))
+            states.append(x)
+        return Outputs(self.head(x), tuple(states))
+
+
+def test_a_module_of_somebody_elses_is_right_on_a_mesh_if_it_returns_its_hidden_states(monkeypatch):
+    plain = lambda: from_nnx(lambda rngs, batch: Plain(rngs), lambda m, batch, train, key: m(batch["image"]))
+    monkeypatch.setitem(registry.models.factories, "plain", plain)
+    monkeypatch.setitem(FAMILIES, "plain", "plain()")
+    want, found = one_step("plain", "one")[0], one_step("plain", "mixed")[0]
+    for x, y in zip(jax.tree.leaves(want), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(y, x, atol=1e-5, rtol=1e-5)

@@ -5,13 +5,15 @@ The module is split once into a graph definition and flat dicts `{"blocks/0/mlp/
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.types import Array, Model, Outputs, PyTree
+from jaxdistill.parallel.collectives import by_rows
+from jaxdistill.types import Array, Factored, Model, Outputs, PyTree
 
 Batch = Mapping[str, Array]
 Call = Callable[[Any, Batch, bool, Array], Outputs]
@@ -55,10 +57,21 @@ def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) 
                 value = params[name] if isinstance(variable, nnx.Param) else state[name]
             values.append((path, variable.replace(value)))
         module = nnx.merge(graph, nnx.from_flat_state(values))
-        out = call(module, batch, train, key)
+        out = _split_by_rows(call(module, batch, train, key))
         return out, _collect(module)[1] if train and state else state
 
     return Model(init, apply)
+
+
+def _split_by_rows(outputs: Outputs) -> Outputs:
+    """Keeps whatever a module returns split by rows on a mesh, a head's kernel aside.
+
+    A module of somebody else's knows nothing of `by_rows`; with all its hidden states returned, this is enough.
+    """
+    head = outputs.logits
+    logits = replace(head, features=by_rows(head.features)) if isinstance(head, Factored) else by_rows(head)
+    rest = jax.tree.map(by_rows, (outputs.hidden_states, outputs.attentions, outputs.embedding))
+    return Outputs(logits, *rest)
 
 
 def _name(path: tuple[Any, ...]) -> str:

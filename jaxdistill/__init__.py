@@ -14,6 +14,7 @@ _HOMES = {
     "distill": "run",
     **dict.fromkeys(("Factored", "Fusion", "Model", "Outputs", "Signals", "Step", "Term", "TrainState"), "types"),
     "from_nnx": "models.nnx",
+    "by_rows": "parallel.collectives",
     "ConfigError": "errors",
 }
 

@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
-from jaxdistill import config, main
+from jaxdistill import config, main, registry
 from jaxdistill.checkpoint import manifests
 from jaxdistill.report.logs import Log, read_log
 
@@ -45,6 +45,17 @@ def compilation_cache(folder: Path) -> Iterator[None]:
         for name, value in before.items():
             jax.config.update(name, value)
         reset_cache()
+
+
+@contextmanager
+def registries_as_found() -> Iterator[None]:
+    """Takes away again what config files register: a message that lists what is known must not depend on order."""
+    kinds = [kind for kind in vars(registry).values() if isinstance(kind, registry.Registry)]
+    before = [dict(kind.factories) for kind in kinds]
+    yield
+    for kind, factories in zip(kinds, before, strict=True):
+        kind.factories.clear()
+        kind.factories.update(factories)
 
 
 def run(workdir: Path, *words: str, source: Path = TINY) -> int:

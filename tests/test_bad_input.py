@@ -102,6 +102,12 @@ MISTAKES = {
         "has 7 classes",
         "set classes=4",
     ),
+    "a share above 1": (
+        ["student.model=mlp(widths=(8, 8), classes=4, dropout=1.5)"],
+        "student.model",
+        "got 1.5",
+        "dropout is a share, from 0 to below 1",
+    ),
     "no model": (["student.model="], "student.model", "no model is named", "Known: mlp, resnet, vit"),
     "a batch that does not divide by the mesh": (
         ["mesh.data=8", "batch_size=36"],
@@ -153,6 +159,12 @@ MISTAKES = {
         "Write a registered name with literal arguments",
     ),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings():
+    with runs.registries_as_found():
+        yield
 
 
 def refused(capsys, workdir: Path, *words: str, source: Path = runs.TINY) -> str:

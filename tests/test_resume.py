@@ -24,8 +24,8 @@ SLOWLY = (  # a batch in 20 ms, so that a signal meets what it is meant for
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    with runs.compilation_cache(tmp_path_factory.getbasetemp() / "programs"):
+def surroundings(tmp_path_factory):
+    with runs.registries_as_found(), runs.compilation_cache(tmp_path_factory.getbasetemp() / "programs"):
         yield
 
 

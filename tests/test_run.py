@@ -17,8 +17,8 @@ STAGES = ("teachers/big", "student", "control")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    with runs.compilation_cache(tmp_path_factory.getbasetemp() / "programs"):
+def surroundings(tmp_path_factory):
+    with runs.registries_as_found(), runs.compilation_cache(tmp_path_factory.getbasetemp() / "programs"):
         yield
 
 

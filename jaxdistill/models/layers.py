@@ -18,6 +18,16 @@ def pixels(image: Array, dtype: jnp.dtype) -> Array:
     return scaled.astype(dtype)
 
 
+def require_share(name: str, value: float) -> None:
+    """Refuses what is no share to be dropped.
+
+    Raises:
+        ValueError: it is negative, or 1 and more.
+    """
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is a share, from 0 to below 1; got {value}")
+
+
 def dropout(x: Array, rate: float, *, train: bool, key: Array) -> Array:
     """Inverted dropout of `[batch, ...]` with a key per row, so that pmap drops what jit drops."""
     if not train or rate == 0.0:

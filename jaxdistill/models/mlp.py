@@ -6,7 +6,7 @@ import math
 import jax
 from flax import nnx
 
-from jaxdistill.models.layers import dropout, pixels
+from jaxdistill.models.layers import dropout, pixels, require_share
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import models
@@ -44,6 +44,8 @@ def mlp(widths: tuple[int, ...], classes: int, dropout: float = 0.0) -> Model:
     """
     if not widths or min(widths) < 1:
         raise ValueError(f"widths names at least one positive width; got {widths}")
+
+    require_share("dropout", dropout)
 
     def make(rngs: nnx.Rngs, batch) -> Mlp:
         return Mlp(math.prod(batch["image"].shape[1:]), widths, classes, dropout, rngs=rngs)

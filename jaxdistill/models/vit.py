@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.models.layers import dropout, pixels
+from jaxdistill.models.layers import dropout, pixels, require_share
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import models
@@ -88,6 +88,8 @@ def vit(patch: int, width: int, depth: int, heads: int, classes: int, dropout: f
     """
     if width % heads:
         raise ValueError(f"{heads} heads do not divide a width of {width}")
+
+    require_share("dropout", dropout)
 
     def make(rngs: nnx.Rngs, batch) -> ViT:
         image = batch["image"].shape[1:]

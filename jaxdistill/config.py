@@ -111,7 +111,7 @@ SCHEMA: dict[str, Any] = {
     ),
     "evaluate": {
         "every": Key(200, "positive", "steps from one evaluation (and checkpoint) to the next"),
-        "batch_size": Key(500, "positive", "rows of an evaluation batch"),
+        "batch_size": Key(512, "positive", "rows of an evaluation batch"),
         "layers": Key(((-1, -1),), "pairs", "(student layer, teacher layer) pairs whose CKA is measured"),
     },
     "mesh": {
@@ -313,8 +313,13 @@ def _from_json(file: Path) -> ConfigDict:
         tree, source = dict(content["config"]), content.get("source", "")
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("--config", f"{str(file)!r} is not a saved config.json ({error}).") from None
-    if source and Path(source).suffix == ".py" and Path(source).is_file():
-        _run(Path(source))
+    if source and Path(source).suffix == ".py":
+        if Path(source).is_file():
+            _run(Path(source))
+        else:
+            sys.stderr.write(
+                f"note: {source}, which made this config, is gone; parts that it registered are unknown now\n"
+            )
     return make(**tree)
 
 

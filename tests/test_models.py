@@ -376,3 +376,27 @@ def test_one_model_serves_batches_of_unlike_fields_and_sizes():
     small = {name: batch()[name][:3] for name in ("image", "mask")}
     out, _ = model.apply(params, state, small, train=False, key=KEY)
     assert_close(out.logits, model.apply(params, state, batch(), train=False, key=KEY)[0].logits[:3])
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "mlp(widths=(64, 64), classes=10)",
+        "resnet(widths=(32, 64, 128), blocks=1, classes=10)",  # wide enough for the sums that XLA miscompiled
+        "vit(patch=7, width=32, depth=2, heads=2, classes=10)",
+    ],
+)
+def test_a_family_in_bfloat16_is_close_to_itself_in_float32(spec, train):
+    """Compiled: XLA on CPU made 1e36 of a residual sum in bfloat16 that was right when run eagerly."""
+    model = registry.models.build(spec, "")
+    draw = np.random.default_rng(0)
+    rows = {"image": draw.integers(0, 255, (64, 28, 28, 1), dtype=np.uint8), "mask": np.ones(64, np.float32)}
+    values = model.init(KEY, rows)
+
+    def logits(model, values):
+        return model.apply(*values, rows, train=train, key=KEY)[0].logits.astype(jnp.float32)
+
+    want = jax.jit(lambda v: logits(model, v))(values)
+    found = jax.jit(lambda v: logits(in_dtype(model, "bfloat16"), v))(values)
+    assert float(jnp.abs(found - want).max()) < 0.1 * float(jnp.abs(want).max())

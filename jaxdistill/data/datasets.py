@@ -47,7 +47,9 @@ def known(name: str, folder: str | Path, path: str = "data.name") -> None:
     if base not in theirs:
         near = [close for close in difflib.get_close_matches(base, theirs, n=1) if close not in ours]
         hint = f" TensorFlow Datasets has {near[0]!r}." if near else ""
-        raise ConfigError(path, f"unknown data set {name!r}. {suggest(base, ours)}{hint}")
+        raise ConfigError(
+            path, f"unknown data set {name!r}. {suggest(base, ours)}{hint} Any name of TensorFlow Datasets will do."
+        )
 
 
 def open_records(name: str, split: str, folder: str | Path, path: str, key: str) -> Records:

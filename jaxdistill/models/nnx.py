@@ -32,8 +32,8 @@ def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) 
     Args:
         make: `(rngs, batch) -> module`; `batch` has the shapes that the layers need.
         call: `(module, batch, train, key) -> Outputs`. Ours take `module(batch, train=, key=)`; for a module of your
-            own, e.g. `lambda module, batch, train, key: Outputs(logits=module(batch["image"]))`. On a mesh with fsdp and
-            tensor, a module that does not return its hidden states must constrain them itself, by
+            own, e.g. `lambda module, batch, train, key: Outputs(logits=module(batch["image"]))`. On a mesh with fsdp
+            and tensor, a module that does not return its hidden states must constrain them itself, by
             `parallel.collectives.by_rows`: where nothing is constrained, XLA's gradients can be silently wrong.
     """
     skeletons: dict[Any, tuple[Any, list[tuple[Any, Any]]]] = {}

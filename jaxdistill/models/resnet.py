@@ -42,7 +42,7 @@ class Block(nnx.Module):
         y = by_rows(self.second_norm(self.second(y), mask, train))
         if self.shortcut is not None and self.shortcut_norm is not None:
             x = by_rows(self.shortcut_norm(self.shortcut(x), mask, train))
-        # Added in float32: XLA on CPU (jax 0.12.0.1) made 1e36 of a bfloat16 sum after two convolutions, once a mean followed
+        # in float32: XLA on CPU (jax 0.12.0.1) made 1e36 of a bfloat16 sum of convolutions, where a mean followed
         total = x.astype(jnp.float32) + y.astype(jnp.float32)
         return by_rows(jax.nn.relu(total).astype(x.dtype))
 

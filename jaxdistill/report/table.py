@@ -13,8 +13,8 @@ COLUMNS = (
     ("agreement_on_errors", "errors %", lambda x: f"{100 * x:.1f}"),
     ("rank_correlation", "rank", lambda x: f"{x:.3f}"),
     ("parameters", "params", lambda x: f"{x / 1000:,.1f}k"),
-    ("bytes", "kB", lambda x: f"{x / 1000:,.0f}"),
-    ("flops", "MFLOP", lambda x: f"{x / 1e6:,.2f}"),
+    ("bytes", "MB", lambda x: f"{x / 1e6:.2f}"),
+    ("flops", "MFLOP", lambda x: f"{x / 1e6:,.1f}"),
     ("latency_ms", "ms", lambda x: f"{x:.2f}"),
 )
 CAPTION = (
@@ -26,8 +26,16 @@ CAPTION = (
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Every model with what it knows and what it costs; what was not measured shows as a dash. Fits 80 columns."""
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
-    found = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=CAPTION, caption_justify="left")
-    found.add_column("model", no_wrap=True)
+    found = Table(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        collapse_padding=True,
+        caption=CAPTION,
+        caption_justify="left",
+    )
+    found.add_column("model", overflow="fold")  # the one that gives way where 80 columns are few
     for _, heading, _ in shown:
         found.add_column(heading, justify="right", no_wrap=True)
     for row in rows:

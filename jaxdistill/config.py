@@ -182,7 +182,15 @@ def make(**differences: Any) -> ConfigDict:
     Raises:
         ConfigError: for an unknown key, or a value of the wrong kind.
     """
-    return ConfigDict(_merge(SCHEMA, differences, ""), type_safe=False).lock()
+    return _ordered(_merge(SCHEMA, differences, "")).lock()
+
+
+def _ordered(tree: Mapping[str, Any]) -> ConfigDict:
+    """A ConfigDict in the order in which it was written: teachers are numbered as they are named."""
+    found = ConfigDict(type_safe=False, sort_keys=False)
+    for key, value in tree.items():
+        found[key] = _ordered(value) if isinstance(value, Mapping) else value
+    return found
 
 
 def differ(config: ConfigDict, **differences: Any) -> ConfigDict:

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build
+from jaxdistill import build, fits
 from jaxdistill.build import Parts, Stage
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
 from jaxdistill.config import conflicts
@@ -73,8 +73,8 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
         stream: describe(config.data.name, split.text, folder, split.path, split.key)
         for stream, split in build.splits(config).items()
     }
-    describe(config.data.name, config.data.test, folder, "data", "test")
-    stages = [(stage, _plan(stage, described)) for stage in build.stages(config, workdir)]
+    _check_fields(config, described["train"], describe(config.data.name, config.data.test, folder, "data", "test"))
+    stages = [(stage, _plan(stage, described, mesh_shape)) for stage in build.stages(config, workdir)]
     build.check_checkpoints(config, _reference(stages), build.batch_shapes(config, described)["train"])
     for stage, _ in stages:
         _check_reached(stage)
@@ -107,11 +107,24 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
     return run.finish(workdir, record)
 
 
-def _plan(stage: Stage, described: Mapping[str, Description]) -> Parts:
+def _check_fields(config: ConfigDict, learned: Description, judged: Description) -> None:
+    """What is measured needs labels, and records of one shape."""
+    if "label" not in judged.fields:
+        raise ConfigError(
+            "data.name", f"the records of {config.data.name!r} have no field 'label', which accuracy needs."
+        )
+    if learned.fields != judged.fields:
+        raise ConfigError("data.test", f"{config.data.test!r} differs from {config.data.train!r} in fields or shapes.")
+
+
+def _plan(stage: Stage, described: Mapping[str, Description], mesh_shape: tuple[int, int, int]) -> Parts:
     config = stage.config
     horizon = Horizon(config.steps, described["train"].records / config.batch_size)
     try:
-        return build.parts(config, build.batch_shapes(config, described), described["train"].classes, horizon)
+        shapes = build.batch_shapes(config, described)
+        plan = build.parts(config, shapes, described["train"].classes, horizon)
+        fits.check_constrained(plan.student, shapes["train"], make_mesh(mesh_shape))
+        return plan
     except ConfigError as error:
         raise ConfigError(stage.origin(error.path), error.message) from None
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdistill import registry
+import jaxdistill.build  # noqa: F401  (registers the parts)
+from jaxdistill import fits, registry
+from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import evaluator
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.objective import Weighted, objective
@@ -104,7 +106,7 @@ def test_parameters_are_split_and_never_whole_on_one_device():
 
 
 class Plain(nnx.Module):
-    """A user's module: it has never heard of meshes, but returns what it computes."""
+    """A user's module that has never heard of meshes."""
 
     def __init__(self, rngs):
         sizes = (64, 16, 24, 16)
@@ -119,10 +121,13 @@ class Plain(nnx.Module):
         return Outputs(self.head(x), tuple(states))
 
 
-def test_a_module_of_somebody_elses_is_right_on_a_mesh_if_it_returns_its_hidden_states(monkeypatch):
-    plain = lambda: from_nnx(lambda rngs, batch: Plain(rngs), lambda m, batch, train, key: m(batch["image"]))
-    monkeypatch.setitem(registry.models.factories, "plain", plain)
-    monkeypatch.setitem(FAMILIES, "plain", "plain()")
-    want, found = one_step("plain", "one")[0], one_step("plain", "mixed")[0]
-    for x, y in zip(jax.tree.leaves(want), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(y, x, atol=1e-5, rtol=1e-5)
+def test_a_model_that_constrains_nothing_is_refused_where_its_gradients_would_be_wrong():
+    """Its gradients were wrong by 0.1 on (2, 2, 2), and right on every mesh with an axis of 1."""
+    plain = from_nnx(lambda rngs, batch: Plain(rngs), lambda m, batch, train, key: m(batch["image"]))
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch().items()}
+    with pytest.raises(ConfigError, match="by_rows"):
+        fits.check_constrained(plain, shapes, make_mesh((2, 2, 2)))
+    for shape in ((8, 1, 1), (1, 4, 2), (4, 2, 1)):
+        fits.check_constrained(plain, shapes, make_mesh(shape))
+    for family in FAMILIES:
+        fits.check_constrained(registry.models.build(FAMILIES[family], ""), shapes, make_mesh((2, 2, 2)))

@@ -5,15 +5,13 @@ The module is split once into a graph definition and flat dicts `{"blocks/0/mlp/
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.types import Array, Factored, Model, Outputs, PyTree
+from jaxdistill.types import Array, Model, Outputs, PyTree
 
 Batch = Mapping[str, Array]
 Call = Callable[[Any, Batch, bool, Array], Outputs]
@@ -32,9 +30,8 @@ def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) 
     Args:
         make: `(rngs, batch) -> module`; `batch` has the shapes that the layers need.
         call: `(module, batch, train, key) -> Outputs`. Ours take `module(batch, train=, key=)`; for a module of your
-            own, e.g. `lambda module, batch, train, key: Outputs(logits=module(batch["image"]))`. On a mesh with fsdp
-            and tensor, a module that does not return its hidden states must constrain them itself, by
-            `parallel.collectives.by_rows`: where nothing is constrained, XLA's gradients can be silently wrong.
+            own, e.g. `lambda module, batch, train, key: Outputs(logits=module(batch["image"]))`. To be trained on a
+            mesh of three axes, a module passes each layer's activations through `jaxdistill.by_rows`.
     """
     skeletons: dict[Any, tuple[Any, list[tuple[Any, Any]]]] = {}
 
@@ -59,21 +56,10 @@ def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) 
                 value = params[name] if isinstance(variable, nnx.Param) else state[name]
             values.append((path, variable.replace(value)))
         module = nnx.merge(graph, nnx.from_flat_state(values))
-        out = _split_by_rows(call(module, batch, train, key))
+        out = call(module, batch, train, key)
         return out, _collect(module)[1] if train and state else state
 
     return Model(init, apply)
-
-
-def _split_by_rows(outputs: Outputs) -> Outputs:
-    """Keeps whatever a module returns split by rows on a mesh, a head's kernel aside.
-
-    A module of somebody else's knows nothing of `by_rows`; with all its hidden states returned, this is enough.
-    """
-    head = outputs.logits
-    logits = replace(head, features=by_rows(head.features)) if isinstance(head, Factored) else by_rows(head)
-    rest = jax.tree.map(by_rows, (outputs.hidden_states, outputs.attentions, outputs.embedding))
-    return Outputs(logits, *rest)
 
 
 def _name(path: tuple[Any, ...]) -> str:

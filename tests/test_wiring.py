@@ -1,0 +1,235 @@
+"""What a config says reaches the part that it speaks of, and an engine does with arrays what it promises."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import PartitionSpec
+
+from jaxdistill import build, launch, provenance, registry
+from jaxdistill.config import differ, make
+from jaxdistill.data.records import Records
+from jaxdistill.evaluate import cost, evaluator
+from jaxdistill.interrupts import Interrupts
+from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
+from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.schedules import Horizon
+from jaxdistill.train import Data, open_streams
+from jaxdistill.types import Variables
+
+KEY = jax.random.key(0)
+ROWS = {
+    "image": np.zeros((32, 8, 8, 1), np.uint8),
+    "label": np.zeros(32, np.int32),
+    "mask": np.ones(32, np.float32),
+    "index": np.zeros(32, np.int32),
+}
+SHAPES = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in ROWS.items()}
+TEACHERS = {
+    "zed": {"model": "mlp(widths=(16, 16), classes=4)", "steps": 7, "rate": "0.5", "augment": ("flip()",)},
+    "amy": {"model": "mlp(widths=(12, 12), classes=4)", "steps": 5},
+}
+
+
+def planned(**differences) -> build.Parts:
+    config = differ(tiny.get_config(), **differences)
+    shapes = dict.fromkeys(build.splits(config), SHAPES)
+    return build.parts(config, shapes, 4, Horizon(config.steps, 8.0))
+
+
+def engine_of(plan: build.Parts, backend: str, shape=(2, 2, 2), rules=()):
+    values = [Variables(*teacher.init(KEY, ROWS)) for teacher in plan.teachers]
+    evaluate = evaluator(plan.student, plan.teachers, plan.reference, ())
+    if backend == "pmap":
+        return pmap_engine(plan.step, evaluate, jax.devices()[:8], tuple(values), tuple(values), {"train": SHAPES})
+    mesh = make_mesh(shape)
+    placed = tuple(place(value, mesh) for value in values)
+    return jit_engine(
+        plan.step, evaluate, mesh, placed, placed, {"train": SHAPES}, **({"rules": rules} if rules else {})
+    )
+
+
+def updated(plan: build.Parts, steps: int = 1):
+    """Parameters before and after some steps on random images."""
+    engine = engine_of(plan, "jit", (1, 1, 1))
+    image = np.random.default_rng(0).integers(0, 255, ROWS["image"].shape, dtype=np.uint8)
+    batch = engine.put({"train": {**ROWS, "image": image}})
+    ts = engine.init(KEY, batch)
+    before = jax.device_get(ts.params)
+    for _ in range(steps):
+        ts, metrics = engine.update(ts, batch)
+    return before, jax.device_get(ts.params), jax.device_get(metrics)
+
+
+# --- engines
+
+
+def test_every_array_of_a_train_state_is_born_in_its_shards_optimiser_moments_included():
+    engine = engine_of(planned(student={"model": "mlp(widths=(8, 8), classes=4)"}), "jit")
+    ts = engine.init(KEY, engine.put({"train": ROWS}))
+    kernels = [
+        (path, x)
+        for path, x in jax.tree_util.tree_leaves_with_path(ts)
+        if "layers/0/kernel" in jax.tree_util.keystr(path)
+    ]
+    assert len(kernels) == 3  # the parameter and two moments of Adam
+    for _, x in kernels:
+        assert x.sharding.shard_shape(x.shape) == (x.shape[0] // 2, x.shape[1] // 2)
+
+
+@pytest.mark.parametrize("backend", ["jit", "pmap"])
+def test_an_update_donates_the_train_state_and_keeps_the_teachers(backend):
+    engine = engine_of(planned(), backend)
+    batch = engine.put({"train": ROWS})
+    ts = engine.init(KEY, batch)
+    kernel = ts.params["student"]["layers/0/kernel"]
+    ts, _ = engine.update(ts, batch)
+    assert kernel.is_deleted()
+    engine.update(ts, batch)  # needs the teachers once more
+
+
+def test_rule_tables_are_obeyed():
+    mesh = make_mesh((1, 2, 2))
+    teacher = registry.models.build("mlp(widths=(8, 8), classes=4)", "")
+    values = Variables(*teacher.init(KEY, ROWS))
+    placed = place(values, mesh, (("layers/0/kernel$", ("tensor", None)),))
+    assert placed.params["layers/0/kernel"].sharding.spec == PartitionSpec("tensor", None)
+    assert placed.params["layers/1/kernel"].sharding.is_fully_replicated
+    engine = engine_of(planned(), "jit", (1, 2, 2), rules=(("layers/0/kernel$", (None, "fsdp")),))
+    assert engine.abstract.params["student"]["layers/0/kernel"].sharding.spec == PartitionSpec(None, "fsdp")
+
+
+# --- what a stage is given
+
+
+def test_teachers_are_numbered_as_they_are_named_and_train_as_they_say():
+    config = differ(tiny.get_config(), teachers=TEACHERS)
+    assert list(config.teachers) == ["zed", "amy"]
+    assert list(make(**config.to_dict()).teachers) == ["zed", "amy"]
+    zed, amy, student, control = build.stages(config, Path())
+    assert [stage.name for stage in (zed, amy, student, control)] == [
+        "teacher zed",
+        "teacher amy",
+        "student",
+        "control",
+    ]
+    assert (zed.config.rate, amy.config.rate) == ("0.5", config.rate)
+    assert (zed.config.steps, amy.config.steps, control.config.steps) == (7, 5, config.steps)
+    assert (zed.config.data.augment, amy.config.data.augment) == (("flip()",), ())
+    assert student.config.data.augment == control.config.data.augment == ("shift(pixels=1)",)
+    assert len({zed.config.seed, amy.config.seed, student.config.seed}) == 3
+    assert control.config.seed == student.config.seed
+    assert planned(teachers=TEACHERS).teacher_names == ("zed", "amy")
+
+
+def test_a_further_teacher_leaves_the_seeds_of_those_before_it():
+    alone = build.stages(differ(tiny.get_config(), teachers={"zed": TEACHERS["zed"]}), Path())[0]
+    first = build.stages(differ(tiny.get_config(), teachers=TEACHERS), Path())[0]
+    assert alone.config.seed == first.config.seed
+
+
+def test_the_dtype_reaches_student_and_teachers():
+    plan = planned(dtype="bfloat16")
+    for model in (plan.student, *plan.teachers):
+        values = jax.eval_shape(model.init, KEY, SHAPES)
+        out, _ = jax.eval_shape(lambda v, b, m=model: m.apply(*v, b, train=True, key=KEY), values, SHAPES)
+        assert out.logits.dtype == "bfloat16"
+
+
+def test_accumulation_runs_the_student_in_pieces_and_the_teachers_at_once():
+    plan = planned(accumulate=4)
+    for model, pieces in ((plan.student, 1), (plan.teachers[0], 0)):
+        values = jax.eval_shape(model.init, KEY, SHAPES)
+        traced = jax.make_jaxpr(lambda v, b, m=model: m.apply(*v, b, train=True, key=KEY)[0].logits)(values, SHAPES)
+        assert str(traced).count("length=4") == pieces
+
+
+def test_chunks_reach_the_objective(monkeypatch):
+    seen = []
+    original = build.objective
+    monkeypatch.setattr(
+        build, "objective", lambda terms, fusion, chunks: seen.append(chunks) or original(terms, fusion)
+    )
+    planned(chunks=3)
+    assert seen == [3]
+
+
+def test_roles_have_optimisers_of_their_own():
+    objective = {"hidden": {}, "cross_entropy": {}}
+    roles = {"terms": {"optimizer": "sgd(momentum=0.0)", "rate": "0.0"}}
+    before, after, _ = updated(planned(objective=objective, roles=roles))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
+    assert all(jax.tree.leaves(same["terms"]))
+    assert not any(jax.tree.leaves(same["student"]))
+
+
+def test_clipping_bounds_the_step():
+    plain = {"optimizer": "sgd(momentum=0.0)", "rate": "1.0"}
+    before, after, metrics = updated(planned(**plain, clip_norm=0.01))
+    moved = np.sqrt(
+        sum(float(((a - b) ** 2).sum()) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+    )
+    assert float(metrics["grad_norm"].sum) > 0.05
+    np.testing.assert_allclose(moved, 0.01, rtol=1e-3)
+
+
+def test_every_stream_has_an_order_and_an_augmentation_of_its_own():
+    streams = {"quiz": {"split": "train", "batch_size": 32, "augment": ("flip()",)}}
+    config = differ(tiny.get_config(), streams=streams)
+    assert [len(found) for found in (build.transforms(config)["train"], build.transforms(config)["quiz"])] == [1, 1]
+    assert build.transforms(config)["train"][0].draws != build.transforms(config)["quiz"][0].draws
+    plan = planned(streams=streams)
+    plan = plan._replace(step=plan.step._replace(streams=frozenset({"train", "quiz"})))
+    records = Records(tiny.blobs("train"), 4)
+    shapes = dict.fromkeys(("train", "quiz"), SHAPES)
+    engine = engine_of(planned(), "jit", (1, 1, 1))
+    found = open_streams(config, plan, Data({"train": records, "quiz": records}, records, shapes), engine)
+    assert (next(found["train"])["index"] != next(found["quiz"])["index"]).any()
+
+
+# --- what a run says of itself
+
+
+def test_cost_is_that_of_one_example():
+    model = registry.models.build("mlp(widths=(32,), classes=10)", "")
+    one = {name: x[:1] for name, x in ROWS.items()}
+    found = cost(model, Variables(*model.init(KEY, one)), one, repeats=2)
+    products = 2 * (64 * 32 + 32 * 10)
+    assert products <= found["flops"] <= 1.2 * products
+    assert found["parameters"] == 64 * 32 + 32 + 32 * 10 + 10
+
+
+def test_the_layers_of_the_config_are_compared():
+    plan = planned()
+    evaluate = jax.jit(evaluator(plan.student, plan.teachers, plan.reference, ((0, 1), (1, 0))))
+    student, teacher = (Variables(*m.init(KEY, ROWS)) for m in (plan.student, plan.teachers[0]))
+    found = evaluate({"student": student.params}, {"student": student.state}, (teacher,), ROWS)
+    assert {name for name in found if name.startswith("cka/")} == {"cka/0:1", "cka/1:0"}
+
+
+def test_the_commit_is_recorded():
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        pytest.skip("not a repository")
+    head = subprocess.run(("git", "rev-parse", "HEAD"), cwd=here, capture_output=True, text=True, check=True).stdout
+    assert provenance.git_hash().removesuffix("+changes") == head.strip()
+
+
+def test_the_compilation_cache_is_where_the_config_says(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        launch._start(differ(tiny.get_config(), logging={"compilation_cache": str(tmp_path)}))
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_signals_are_given_back():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with Interrupts() as interrupts:
+        assert signal.getsignal(signal.SIGTERM) == interrupts._ask
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

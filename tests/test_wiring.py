@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny
+import runs
 from jax.sharding import PartitionSpec
 
 from jaxdistill import build, launch, provenance, registry
@@ -35,8 +35,14 @@ TEACHERS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _registries():
+    with runs.registries_as_found():
+        yield
+
+
 def planned(**differences) -> build.Parts:
-    config = differ(tiny.get_config(), **differences)
+    config = differ(runs.load(), **differences)
     shapes = dict.fromkeys(build.splits(config), SHAPES)
     return build.parts(config, shapes, 4, Horizon(config.steps, 8.0))
 
@@ -107,7 +113,7 @@ def test_rule_tables_are_obeyed():
 
 
 def test_teachers_are_numbered_as_they_are_named_and_train_as_they_say():
-    config = differ(tiny.get_config(), teachers=TEACHERS)
+    config = differ(runs.load(), teachers=TEACHERS)
     assert list(config.teachers) == ["zed", "amy"]
     assert list(make(**config.to_dict()).teachers) == ["zed", "amy"]
     zed, amy, student, control = build.stages(config, Path())
@@ -127,8 +133,8 @@ def test_teachers_are_numbered_as_they_are_named_and_train_as_they_say():
 
 
 def test_a_further_teacher_leaves_the_seeds_of_those_before_it():
-    alone = build.stages(differ(tiny.get_config(), teachers={"zed": TEACHERS["zed"]}), Path())[0]
-    first = build.stages(differ(tiny.get_config(), teachers=TEACHERS), Path())[0]
+    alone = build.stages(differ(runs.load(), teachers={"zed": TEACHERS["zed"]}), Path())[0]
+    first = build.stages(differ(runs.load(), teachers=TEACHERS), Path())[0]
     assert alone.config.seed == first.config.seed
 
 
@@ -179,12 +185,12 @@ def test_clipping_bounds_the_step():
 
 def test_every_stream_has_an_order_and_an_augmentation_of_its_own():
     streams = {"quiz": {"split": "train", "batch_size": 32, "augment": ("flip()",)}}
-    config = differ(tiny.get_config(), streams=streams)
+    config = differ(runs.load(), streams=streams)
     assert [len(found) for found in (build.transforms(config)["train"], build.transforms(config)["quiz"])] == [1, 1]
     assert build.transforms(config)["train"][0].draws != build.transforms(config)["quiz"][0].draws
     plan = planned(streams=streams)
     plan = plan._replace(step=plan.step._replace(streams=frozenset({"train", "quiz"})))
-    records = Records(tiny.blobs("train"), 4)
+    records = Records(registry.datasets["blobs"]("train"), 4)
     shapes = dict.fromkeys(("train", "quiz"), SHAPES)
     engine = engine_of(planned(), "jit", (1, 1, 1))
     found = open_streams(config, plan, Data({"train": records, "quiz": records}, records, shapes), engine)
@@ -222,7 +228,7 @@ def test_the_commit_is_recorded():
 def test_the_compilation_cache_is_where_the_config_says(tmp_path):
     before = jax.config.jax_compilation_cache_dir
     try:
-        launch._start(differ(tiny.get_config(), logging={"compilation_cache": str(tmp_path)}))
+        launch._start(differ(runs.load(), logging={"compilation_cache": str(tmp_path)}))
         assert jax.config.jax_compilation_cache_dir == str(tmp_path)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -6,6 +6,7 @@ waits for the host.
 
 import json
 import math
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,7 +83,11 @@ class Log:
         if settings.wandb:
             import wandb
 
-            run = wandb.init(project=settings.wandb, name=self.name, dir=str(folder), resume="allow")
+            known = folder / "wandb-id"  # so that a resumed run goes on in its own curves
+            if not known.exists():
+                known.write_text(secrets.token_hex(8))
+            whose = {"project": settings.wandb, "name": self.name, "id": known.read_text()}
+            run = wandb.init(**whose, dir=str(folder), resume="allow")
             self._sinks.append(lambda kind, step, values: run.log({f"{kind}/{k}": v for k, v in values.items()}, step))
             self._closers.append(run.finish)
 

@@ -103,8 +103,8 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
             local see the whole.
     """
 
-    def seen(signals: Signals, temperature: Scalar | None = None) -> Signals:
-        at = jnp.ones((), jnp.float32) if temperature is None else as_schedule(temperature)(signals.step)
+    def seen(signals: Signals, temperature: Callable[[Array], Array] | None = None) -> Signals:
+        at = jnp.ones((), jnp.float32) if temperature is None else temperature(signals.step)
         teachers = tuple(_counted(teacher.dense(), signals.mask) for teacher in signals.teachers)
         return replace(signals, student=signals.student.dense(), teachers=teachers, temperature=at)
 

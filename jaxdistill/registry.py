@@ -1,8 +1,8 @@
 """Names in a config are spec strings: a registered name with literal arguments, parsed by `ast`, never evaluated.
 
 `"kd(temperature=4.0)"`, `"cosine(start=0.9, end=0.1)"`, `"resnet(widths=(16, 32))"`, or nested where an argument is
-itself a
-part: `"kd(temperature=linear(start=8, end=2))"`. One string is one value on the command line and one axis of a sweep.
+itself a part: `"kd(temperature=linear(start=8, end=2))"`. One string is one value on the command line and one axis of
+a sweep.
 """
 
 import ast
@@ -85,7 +85,7 @@ def _matches(value: Any, annotation: Any) -> bool:
 def _say(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return "one of " + ", ".join(repr(option) for option in typing.get_args(annotation))
-    return getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)  # type: ignore[return-value]
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 class Registry:

@@ -1,6 +1,7 @@
 """A run: teachers without a checkpoint are trained, the student distilled, the control trained, all measured."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -279,6 +280,7 @@ class _Run:
 
 
 def _nested(scores: Mapping[str, float]) -> dict[str, Any]:
-    """`cka/1-2` -> `cka: {"1-2": ...}`, as the page reads it."""
-    plain = {name: value for name, value in scores.items() if "/" not in name}
-    return {**plain, "cka": {name.removeprefix("cka/"): v for name, v in scores.items() if name.startswith("cka/")}}
+    """`cka/1:2` -> `cka: {"1:2": ...}`, as the page reads it; what cannot be told (agreement on no errors) is None."""
+    told = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+    plain = {name: value for name, value in told.items() if "/" not in name}
+    return {**plain, "cka": {name.removeprefix("cka/"): v for name, v in told.items() if name.startswith("cka/")}}

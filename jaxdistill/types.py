@@ -155,7 +155,7 @@ class Term(NamedTuple):
     stream: which stream of the batch it reads
     local: every row stands for itself and no state is kept, so that rows may be cut into chunks
     needs: what it cannot do without: "teacher"
-    temperature: schedule of the temperature at which its teacher is fused
+    temperature: `step -> temperature` at which its teacher is fused; None: 1
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]

@@ -11,8 +11,8 @@ from jaxdistill.types import Array, Factored, Model, PyTree
 def in_dtype(model: Model, dtype: str) -> Model:
     """Computes in `dtype`, such as "bfloat16", over float32 parameters.
 
-    They are cast on the way in, so that gradients come back in float32.
-    State keeps its dtype: running statistics in bfloat16 would stop moving.
+    They are cast on the way in, so that gradients come back in float32. State keeps its dtype: running statistics in
+    bfloat16 would stop moving.
     """
 
     def cast(x: Array) -> Array:
@@ -28,8 +28,7 @@ def microbatched(model: Model, parts: int) -> Model:
     """Runs the batch in `parts` pieces, keeping only one piece's activations: gradient accumulation inside the model.
 
     Terms still see the whole batch: averaging the gradients of separate small batches was 35 % off with relational
-        losses. Batch statistics are
-    those of a piece.
+    losses. Batch statistics are those of a piece.
 
     Args:
         model: any model whose outputs have the batch as first axis (a `Factored` kernel excepted).

@@ -59,8 +59,7 @@ def by_rows(x: Array) -> Array:
     """Keeps an activation split by rows over the mesh; the identity without one.
 
     Every layer of every model needs it: left to XLA's partitioner, a two-layer MLP on a (2, 2, 2) mesh had a right
-        forward
-    pass and gradients wrong by 2.0, without any error (jax 0.11.2 and 0.12).
+    forward pass and gradients wrong by 2.0, without any error (jax 0.11.2 and 0.12).
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or "data" not in mesh.axis_names or in_pmap():

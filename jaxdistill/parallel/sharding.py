@@ -1,8 +1,8 @@
 """Which array lies where: a table of (path regex, axes) per model, first match wins.
 
 The axes of an entry are those of the array's LAST dimensions, so that one line serves a matrix, a convolution and a
-stack of layers. An axis
-that does not divide its dimension is left out: the array is then whole along it, which is right and only costs memory.
+stack of layers. An axis that does not divide its dimension is left out: the array is then whole along it, which is
+right and only costs memory.
 """
 
 import re

@@ -80,10 +80,11 @@ def scores(total: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def reliability(total: Mapping[str, Any]) -> dict[str, list[float]]:
-    """The bins of a reliability diagram."""
+def reliability(total: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    """The bins of a reliability diagram; an empty one has a count of 0 and neither confidence nor accuracy."""
     confidence, accuracy, count = total["ece"].curve()
-    return {"confidence": confidence.tolist(), "accuracy": accuracy.tolist(), "count": count.tolist()}
+    told = lambda values: [value if n else None for value, n in zip(values.tolist(), count, strict=True)]
+    return {"confidence": told(confidence), "accuracy": told(accuracy), "count": count.tolist()}
 
 
 def cost(model: Model, variables: Variables, rows: Mapping[str, Any], repeats: int = 20) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ from examples import all_finite, assert_close, assert_same, build_loss, signals
 from jaxdistill import registry
 from jaxdistill.losses.term import stateless
 from jaxdistill.objective import Weighted, objective, reduce
-from jaxdistill.schedules import Horizon, resolve
+from jaxdistill.schedules import Horizon, as_schedule, resolve
 from jaxdistill.types import Factored, Fusion, Outputs, Term
 
 KEY = jax.random.key(0)
@@ -138,7 +138,7 @@ def test_teachers_are_fused_at_the_temperature_of_each_term():
     evaluate(
         {
             "one": listener("one", None),
-            "four": listener("four", 4.0),
+            "four": listener("four", as_schedule(4.0)),
             "cooling": listener("cooling", cooling),
         },
         {"train": seen},

@@ -120,10 +120,13 @@ class Model(NamedTuple):
 
     init: `(key, batch) -> (params, state)`, both flat: `{"blocks/0/mlp/up/kernel": array}`
     apply: `(params, state, batch, *, train, key) -> (Outputs, state)`
+    load: of a pretrained model, `(Variables of jax.ShapeDtypeStruct) -> Variables` that were read from its checkpoint,
+        each array laid out as its shape says; arrays that the checkpoint lacks (a new head) are left out
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Outputs, PyTree]]
+    load: Callable[[Any], Any] | None = None
 
 
 class Variables(NamedTuple):

@@ -21,7 +21,7 @@ def in_dtype(model: Model, dtype: str) -> Model:
     def apply(params, state, batch, *, train, key):
         return model.apply(jax.tree.map(cast, params), state, batch, train=train, key=key)
 
-    return Model(model.init, apply)
+    return model._replace(apply=apply)
 
 
 def microbatched(model: Model, parts: int) -> Model:
@@ -63,4 +63,4 @@ def microbatched(model: Model, parts: int) -> Model:
         state, outputs = jax.lax.scan(piece, state, (jax.tree.map(cut, batch), jnp.arange(parts)))
         return joined(outputs), state
 
-    return Model(model.init, apply)
+    return model._replace(apply=apply)

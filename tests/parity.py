@@ -1,0 +1,95 @@
+"""What published code said on seeded weights (`golden/record.py`), and the same weights in a network of ours."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from golden.weights import weight
+from safetensors.numpy import save_file
+
+from jaxdistill import registry
+from jaxdistill.hub import family as hub_family
+from jaxdistill.hub.source import Safetensors
+from jaxdistill.hub.weights import load, plan
+from jaxdistill.registry import Spec
+from jaxdistill.types import Model, Outputs, Variables
+
+GOLDEN = Path(__file__).parent / "golden"
+KEY = jax.random.key(0)
+
+
+class Reference(NamedTuple):
+    """What the published code was given, and what it said."""
+
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    batch: dict[str, jax.Array]
+    said: dict[str, np.ndarray]
+    gradients: dict[str, float]
+
+
+def reference(name: str) -> Reference:
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        about = json.loads(str(file["about"]))
+        part = lambda kind: {n.removeprefix(f"{kind}/"): file[n] for n in file.files if n.startswith(f"{kind}/")}
+        batch = {n: jnp.asarray(x) for n, x in part("in").items()}
+        rows = next(iter(batch.values())).shape[0]
+        batch = {"mask": jnp.ones(rows), **batch}
+        shapes = {n: tuple(shape) for n, shape in about["shapes"].items()}
+        return Reference(about["config"], shapes, batch, part("out"), {n: float(x) for n, x in part("grad").items()})
+
+
+def write_folder(folder: Path, ref: Reference, dtype: Any = np.float32) -> Path:
+    """A Hugging Face folder with the reference's seeded weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(ref.config))
+    save_file({n: weight(n, s).astype(dtype) for n, s in ref.shapes.items()}, folder / "model.safetensors")
+    return folder
+
+
+def ours(folder: Path, batch: Mapping[str, jax.Array], **options: Any) -> tuple[str, dict[str, Any], Model, Variables]:
+    """The network that a folder's config asks for, with the folder's weights; whatever is fresh is an error."""
+    source = Safetensors(folder)
+    name = hub_family.of_config(source.config)
+    family = hub_family.families[name]
+    arguments = {**family.arguments(source.config), **options}
+    model = registry.models.build(Spec(name, (), arguments), "model")
+    shapes = Variables(*jax.eval_shape(model.init, KEY, batch))
+    planned = plan(source, family, arguments, shapes)
+    assert not planned.fresh, planned.fresh
+    return name, arguments, model, load(source, planned, shapes)
+
+
+def run(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> Outputs:
+    return model.apply(*variables, batch, train=False, key=KEY)[0].dense()
+
+
+def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None:
+    """Logits, embedding and every hidden state, to the tolerance relative to the largest value."""
+    found = {"logits": out.logits, "embedding": out.embedding}
+    found |= {f"hidden/{i}": x for i, x in enumerate(out.hidden_states)}
+    found |= {f"attention/{i}": x for i, x in enumerate(out.attentions)}
+    assert {n for n in ref.said if n.startswith("hidden/")} == {n for n in found if n.startswith("hidden/")}
+    for name, said in ref.said.items():
+        error = float(np.max(np.abs(np.asarray(found[name], np.float64) - said))) / max(1.0, float(np.abs(said).max()))
+        assert error <= tolerance, f"{name} differs by {error:.2e}"
+
+
+def check_gradients(ref: Reference, folder: Path, tolerance: float = 1e-4, **options: Any) -> None:
+    """The gradient of `sum(sin(logits))`, as its product with a direction for each array of theirs."""
+    name, arguments, model, variables = ours(folder, ref.batch, **options)
+    loss = lambda params: jnp.sum(jnp.sin(run(model, Variables(params, variables.state), ref.batch).logits))
+    gradients = jax.grad(loss)(variables.params)
+    from jaxdistill.hub.weights import dump
+
+    theirs = dump(hub_family.families[name], arguments, Variables(gradients, {}))
+    missing = set(ref.gradients) - set(theirs)
+    assert not missing, f"no gradient for {sorted(missing)[:5]}"
+    scale = max(1.0, max(abs(x) for x in ref.gradients.values()))
+    for n, said in ref.gradients.items():
+        found = float((theirs[n].astype(np.float64) * weight(f"direction/{n}", theirs[n].shape)).sum())
+        assert abs(found - said) <= tolerance * max(abs(said), 1e-2 * scale), f"gradient of {n}: {found} and {said}"

@@ -71,6 +71,13 @@ FUSIONS = {
 STEPS = {"offline": [Example("offline")]}
 
 MODELS = {
+    "efficientnet_lite": [
+        Example(
+            "efficientnet_lite(stem=4, stages=((4, 1, 3, 1, 1), (8, 2, 5, 2, 6)), top=12, classes=5)",
+            hidden_states=4,
+            statistics=True,
+        )
+    ],
     "mlp": [Example("mlp(widths=(12, 8), classes=5)", hidden_states=2)],
     "resnet": [Example("resnet(widths=(4, 8), blocks=1, classes=5)", hidden_states=3, statistics=True)],
     "vit": [Example("vit(patch=4, width=8, depth=2, heads=2, classes=5)", hidden_states=3)],

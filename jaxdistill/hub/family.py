@@ -61,6 +61,17 @@ def find(rules: tuple[Rule, ...], name: str) -> tuple[Rule, tuple[str, ...]] | N
     return None
 
 
+def batch_norm(ours: str, theirs: str, axis: str = "") -> tuple[Rule, ...]:
+    """Rules of a batch normalisation as PyTorch names it; its `num_batches_tracked` has no meaning here."""
+    pairs = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    return tuple(Rule(f"{ours}/{mine}", f"{theirs}.{yours}", axes=(axis,)) for mine, yours in pairs.items())
+
+
+def classes(config: Mapping[str, Any], default: int = 2) -> int:
+    """How many labels: transformers writes their names instead of a number, and means 2 where it writes neither."""
+    return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", default)
+
+
 families: dict[str, Family] = {}
 
 

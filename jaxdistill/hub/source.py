@@ -41,6 +41,8 @@ class Source(Protocol):
         """A part of an array, as a numpy array; of the whole file, nothing else is read."""
 
 
+# What PyTorch's first BERTs called the arrays of a norm, as transformers reads them too.
+LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -55,18 +57,28 @@ class Safetensors:
         self.where = str(folder)
         self.config = read_json(folder / "config.json")
         self._files = {file: _open(file) for file in _weight_files(folder)}
-        self._home = {name: file for file, tensors in self._files.items() for name in tensors.keys()}  # noqa: SIM118
+        every = ((name, file) for file, tensors in self._files.items() for name in tensors.keys())  # noqa: SIM118
+        self._home = {_current(name): (name, file) for name, file in every}
         slices = {name: self._slice(name) for name in self._home}
         self.arrays = {
             name: Look(tuple(s.get_shape()), DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()
         }
 
     def _slice(self, name: str) -> Any:
-        return self._files[self._home[name]].get_slice(name)
+        stored, file = self._home[name]
+        return self._files[file].get_slice(stored)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A part of an array."""
-        return self._slice(name)[index] if index else self._files[self._home[name]].get_tensor(name)
+        if index:
+            return self._slice(name)[index]
+        stored, file = self._home[name]
+        return self._files[file].get_tensor(stored)
+
+
+def _current(name: str) -> str:
+    old = next((old for old in LEGACY if name.endswith(old)), "")
+    return name.removesuffix(old) + LEGACY.get(old, "")
 
 
 def _open(file: Path) -> Any:

@@ -80,7 +80,21 @@ MODELS = {
     ],
     "mlp": [Example("mlp(widths=(12, 8), classes=5)", hidden_states=2)],
     "resnet": [Example("resnet(widths=(4, 8), blocks=1, classes=5)", hidden_states=3, statistics=True)],
-    "vit": [Example("vit(patch=4, width=8, depth=2, heads=2, classes=5)", hidden_states=3)],
+    "resnet_imagenet": [
+        Example(
+            "resnet_imagenet(widths=(8,), depths=(2,), classes=5, stem=4, channels=1)", hidden_states=2, statistics=True
+        )
+    ],
+    "deit": [
+        Example("deit(patch=4, width=8, depth=2, heads=2, classes=5, image=8, channels=1)", hidden_states=3),
+    ],
+    "vit": [
+        Example("vit(patch=4, width=8, depth=2, heads=2, classes=5)", hidden_states=3),
+        Example(
+            "vit(patch=4, width=16, depth=2, heads=2, classes=5, pool='token', image=8, channels=1)",
+            hidden_states=3,
+        ),
+    ],
 }
 
 SCHEDULES = {

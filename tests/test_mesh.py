@@ -23,6 +23,8 @@ FAMILIES = {
     "efficientnet_lite": "efficientnet_lite(stem=8, stages=((8, 2, 3, 2, 2),), top=16, classes=10)",
     "mlp": "mlp(widths=(16, 24, 16), classes=10, dropout=0.3)",
     "resnet": "resnet(widths=(8, 16, 16), blocks=1, classes=10)",
+    "resnet_imagenet": "resnet_imagenet(widths=(8, 16), depths=(1, 1), classes=10, stem=8, channels=1)",
+    "deit": "deit(patch=4, width=16, depth=3, heads=2, classes=10, image=8, channels=1, dropout=0.2)",
     "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
 }
 TOKENS = ()  # families with a label for each token

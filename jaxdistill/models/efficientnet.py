@@ -147,15 +147,16 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    full = family.complete(efficientnet_lite, arguments)
     return {
-        "model_type": "efficientnet_lite",
+        "model_type": "efficientnet_lite",  # ours: transformers knows only the EfficientNets that are not Lite
         "architectures": ["EfficientNetLite"],
-        "num_labels": arguments.get("classes", 1000),
-        "stem_size": arguments.get("stem", 32),
-        "stages": [list(stage) for stage in arguments.get("stages", LITE0)],
-        "top_size": arguments.get("top", 1280),
-        "dropout_rate": arguments.get("dropout", 0.0),
-        "num_channels": arguments.get("channels", 3),
+        "num_labels": full["classes"],
+        "stem_size": full["stem"],
+        "stages": full["stages"],
+        "top_size": full["top"],
+        "dropout_rate": full["dropout"],
+        "num_channels": full["channels"],
     }
 
 

@@ -5,6 +5,7 @@ Statistics and losses are float32 throughout.
 """
 
 import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,15 @@ from flax import nnx
 
 from jaxdistill.parallel.collectives import psum, row_keys
 from jaxdistill.types import Array
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # by the names of transformers' configs
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
 
 
 def pixels(image: Array, dtype: jnp.dtype) -> Array:

@@ -1,5 +1,6 @@
 """Vision families as transformers and timm have them, tiny; needs torch. Run by `record.py`."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -83,4 +84,74 @@ def efficientnet() -> tuple[Any, dict[str, Any], dict[str, np.ndarray], Callable
     return published, config, {"image": image}, lambda: efficientnet_said(model, image)
 
 
-REFERENCES = {"efficientnet_lite": efficientnet}
+# Transformers
+
+DISK = {  # a vision transformer's names in memory, and on disk since 2021
+    r"\.layers\.": ".encoder.layer.",
+    r"attention\.q_proj": "attention.attention.query",
+    r"attention\.k_proj": "attention.attention.key",
+    r"attention\.v_proj": "attention.attention.value",
+    r"attention\.o_proj": "attention.output.dense",
+    r"mlp\.fc1": "intermediate.dense",
+    r"mlp\.fc2": "output.dense",
+}
+
+
+def on_disk(name: str) -> str:
+    for memory, disk in DISK.items() if name.startswith(("vit.", "deit.")) else ():
+        name = re.sub(memory, disk, name)
+    return name
+
+
+def made(model: torch.nn.Module, image: np.ndarray, said: Callable[[Any], Mapping[str, torch.Tensor]], **options: bool):
+    """A classifier of transformers with its config as it is on disk; `said` picks the embedding and the states."""
+
+    def run() -> dict[str, torch.Tensor]:
+        out = model(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), output_hidden_states=True, **options)
+        return {"logits": out.logits, **said(out)}
+
+    config = model.config.to_diff_dict() | {"architectures": [type(model).__name__]}
+    return Published(model, on_disk), config, {"image": image}, run
+
+
+def transformer(kind: str, **settings: Any):
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    every = sizes | {"image_size": 32, "patch_size": 8, "num_labels": 5, "attn_implementation": "eager"} | settings
+    config = {"vit": transformers.ViTConfig, "deit": transformers.DeiTConfig}[kind](**every)
+    title = {"vit": "ViTForImageClassification", "deit": "DeiTForImageClassificationWithTeacher"}[kind]
+    model = getattr(transformers, title)(config)
+    states = []
+    getattr(model, kind).layernorm.register_forward_hook(lambda module, args, out: states.append(out))
+
+    def said(out: Any) -> dict[str, torch.Tensor]:
+        every = {f"hidden/{n}": x for n, x in enumerate(out.hidden_states)}
+        every |= {f"attention/{n}": x for n, x in enumerate(out.attentions)}
+        return every | {"embedding": states[-1][:, 0]}
+
+    return made(model, images(2, 32), said, output_attentions=True)
+
+
+def resnet(**settings: Any):
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    sizes = {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [2, 1], "num_labels": 5}
+    model = ResNetForImageClassification(ResNetConfig(**sizes | settings))
+
+    def said(out: Any) -> dict[str, torch.Tensor]:
+        states = {f"hidden/{n}": channels_last(x) for n, x in enumerate(out.hidden_states)}
+        return states | {"embedding": out.hidden_states[-1].mean((2, 3))}
+
+    return made(model, images(2, 30), said)
+
+
+REFERENCES = {
+    "efficientnet_lite": efficientnet,
+    "vit": partial(transformer, "vit"),
+    "vit_variant": partial(transformer, "vit", hidden_act="gelu_new", qkv_bias=False, layer_norm_eps=1e-6),
+    "deit": partial(transformer, "deit"),
+    "resnet_bottleneck": resnet,
+    "resnet_variant": partial(resnet, downsample_in_bottleneck=True, downsample_in_first_stage=True),
+    "resnet_basic": partial(resnet, layer_type="basic", hidden_sizes=[8, 16]),
+}

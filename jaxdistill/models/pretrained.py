@@ -81,6 +81,8 @@ def form_of(
     """
     name = families.of_config(source.config)
     arguments = families.families[name].arguments(source.config)
+    if layers and "depth" not in arguments:
+        raise WeightsError(f"{source.where} is a {name}, whose layers are no single stack; leave out layers={layers}")
     for layer in layers:
         if not 0 <= layer < arguments["depth"]:
             raise WeightsError(f"there is no layer {layer}; {source.where} has 0 to {arguments['depth'] - 1}")

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,15 @@ from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost, evaluator, reliability, scores, totals
+from jaxdistill.hub.write import write
 from jaxdistill.interrupts import Interrupts
+from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.parallel.compile import jit_evaluate, local_rows, place
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings
 from jaxdistill.provenance import provenance
 from jaxdistill.report import page, table
+from jaxdistill.report.card import card as model_card
 from jaxdistill.schedules import Horizon
 from jaxdistill.train import Around, Data, Trained, train
 from jaxdistill.types import Model, Variables
@@ -105,7 +108,7 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
         run.teachers_from_checkpoints()
         for stage, plan in planned.stages:
             run.stage(stage, plan, interrupts)
-    return run.finish(workdir, record)
+    return run.finish(workdir, record, [stage for stage, _ in planned.stages])
 
 
 def _check_fields(config: ConfigDict, learned: Description, judged: Description) -> None:
@@ -182,10 +185,14 @@ class _Run:
     def teachers_from_checkpoints(self) -> None:
         """Loads and measures the teachers that are there already."""
         for name, model in zip(self.reference.teacher_names, self.reference.teachers, strict=True):
-            if not self.config.teachers[name].checkpoint:
+            teacher = self.config.teachers[name]
+            abstract = self._abstract(model, teacher.rules)
+            if teacher.checkpoint:
+                values = load_variables(*build.teacher_checkpoint(self.config, name), abstract)
+            elif model.load and not teacher.steps:
+                values = model.load(abstract).read()
+            else:  # it is trained here, in a stage of its own
                 continue
-            abstract = self._abstract(model, self.config.teachers[name].rules)
-            values = load_variables(*build.teacher_checkpoint(self.config, name), abstract)
             trained = Trained(values, self._judge(model, values), {})
             self._keep(f"teacher {name}", model, trained, 0.0)
 
@@ -258,8 +265,16 @@ class _Run:
         one = {key: np.zeros((1, *x.shape[1:]), x.dtype) for key, x in self.data.shapes["train"].items()}
         return cost(model, here, one)
 
-    def finish(self, workdir: Path, record: Mapping[str, Any]) -> Result:
-        """Writes results.json and report.html, and prints the table."""
+    def _write(self, stage: Stage, results: Mapping[str, Any]) -> None:
+        """What was trained, as a folder that transformers loads, if the world has a format for its family."""
+        form = form_of_spec(stage.config.student.model)
+        if form is not None:
+            card = model_card(stage.name, results)
+            write(stage.folder / "hub", form.family, form.arguments, self.variables[stage.name], card)
+            self.console.print(f"{stage.name:>12}  for transformers: {stage.folder / 'hub'}")
+
+    def finish(self, workdir: Path, record: Mapping[str, Any], stages: Sequence[Stage]) -> Result:
+        """Writes results.json and report.html, prints the table, and hands out what was trained here."""
         names = [f"teacher {name}" for name in self.reference.teacher_names]
         names += [name for name in ("student", "control") if name in self.outcomes]
         rows = [self.outcomes[name]["row"] for name in names]
@@ -276,6 +291,8 @@ class _Run:
             self.console.print(table.table(rows))
             self.console.print(results["summary"])
             self.console.print(f"The page: {page.write_page(workdir)}")
+        for stage in stages:
+            self._write(stage, results)
         return Result(rows, {name: self.variables[name] for name in names}, workdir)
 
 

@@ -23,16 +23,19 @@ class Look(NamedTuple):
 
 
 class Source(Protocol):
-    """A checkpoint that is open.
+    """A checkpoint that is open."""
 
-    where: for messages
-    config: as transformers writes it, with `model_type`
-    arrays: shape and dtype of every array, by name
-    """
+    @property
+    def where(self) -> str:
+        """For messages."""
 
-    where: str
-    config: Mapping[str, Any]
-    arrays: Mapping[str, Look]
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """As transformers writes it, with `model_type`."""
+
+    @property
+    def arrays(self) -> Mapping[str, Look]:
+        """Shape and dtype of every array, by name."""
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A part of an array, as a numpy array; of the whole file, nothing else is read."""

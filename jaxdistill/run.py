@@ -269,7 +269,7 @@ class _Run:
         """What was trained, as a folder that transformers loads, if the world has a format for its family."""
         form = form_of_spec(stage.config.student.model)
         if form is not None:
-            card = model_card(stage.name, results)
+            card = model_card(stage.name, stage.config.to_dict(), results)
             write(stage.folder / "hub", form.family, form.arguments, self.variables[stage.name], card)
             self.console.print(f"{stage.name:>12}  for transformers: {stage.folder / 'hub'}")
 

@@ -71,6 +71,14 @@ FUSIONS = {
 STEPS = {"offline": [Example("offline")]}
 
 MODELS = {
+    "bert": [
+        Example("bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5)", hidden_states=3, inputs="text"),
+        Example(
+            "bert(vocabulary=13, width=8, depth=1, heads=2, ffn=16, classes=5, style='roberta', attentions=True)",
+            hidden_states=2,
+            inputs="text",
+        ),
+    ],
     "mlp": [Example("mlp(widths=(12, 8), classes=5)", hidden_states=2)],
     "resnet": [Example("resnet(widths=(4, 8), blocks=1, classes=5)", hidden_states=3, statistics=True)],
     "vit": [Example("vit(patch=4, width=8, depth=2, heads=2, classes=5)", hidden_states=3)],

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from examples import quick_jit
 from golden.weights import weight
 from safetensors.numpy import save_file
 
@@ -84,7 +85,7 @@ def check_gradients(ref: Reference, folder: Path, tolerance: float = 1e-4, **opt
     """The gradient of `sum(sin(logits))`, as its product with a direction for each array of theirs."""
     name, arguments, model, variables = ours(folder, ref.batch, **options)
     loss = lambda params: jnp.sum(jnp.sin(run(model, Variables(params, variables.state), ref.batch).logits))
-    gradients = jax.grad(loss)(variables.params)
+    gradients = quick_jit(jax.grad(loss))(variables.params)
     family = hub_family.families[name]
     theirs = dump(family, arguments, Variables(gradients, {}))
     theirs |= {re.sub(f"^(?:{family.prefix})", "", n): x for n, x in theirs.items()}  # theirs may be the base model

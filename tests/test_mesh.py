@@ -20,6 +20,7 @@ from jaxdistill.types import Outputs, Variables
 
 # three layers and more: an unconstrained network is silently wrong on (2, 2, 2) from two layers on
 FAMILIES = {
+    "bert": "bert(vocabulary=10, width=16, depth=3, heads=2, ffn=24, classes=10, dropout=0.2)",
     "mlp": "mlp(widths=(16, 24, 16), classes=10, dropout=0.3)",
     "resnet": "resnet(widths=(8, 16, 16), blocks=1, classes=10)",
     "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
@@ -94,7 +95,11 @@ def reference():
 
 @pytest.mark.parametrize(
     ("family", "layout"),
-    [*(("mlp", layout) for layout in MESHES), *((family, "mixed") for family in ("resnet", "vit")), ("resnet", "data")]
+    [
+        *(("mlp", layout) for layout in MESHES),
+        *((family, "mixed") for family in ("resnet", "vit", "bert")),
+        ("resnet", "data"),
+    ]
     + [(family, "pmap") for family in FAMILIES],
 )
 def test_a_step_is_the_same_on_every_layout(family, layout, reference):

@@ -20,7 +20,11 @@ from jaxdistill.data.records import Records
 from jaxdistill.errors import ConfigError, suggest
 from jaxdistill.registry import datasets, parse
 
-SHIPPED = ("clothes", "mnist5k")  # the builders of digits.py
+SHIPPED = (  # the builders of digits.py, texts.py and corpora.py
+    *("clothes", "mnist5k"),
+    *("newsgroups", "reuters", "spam", "vader"),
+    "plain_english",
+)
 # Without TensorFlow, version 4.9.10 stops registering at the first group of builders that needs it; these come after.
 LATE_GROUPS = ("structured", "summarization", "text", "text_simplification", "translate", "video", "vision_language")
 
@@ -140,7 +144,7 @@ def _tfds(base: str) -> ModuleType:
     """TensorFlow Datasets, with the builder of a name registered if there is one."""
     import tensorflow_datasets as tfds
 
-    from jaxdistill.data import digits  # noqa: F401  (importing registers the builders that we ship)
+    from jaxdistill.data import corpora, digits  # noqa: F401  (importing registers the builders that we ship)
 
     if base not in SHIPPED:
         for group in LATE_GROUPS:

@@ -1,10 +1,11 @@
-"""Plain English to model, from Debian packages: `plain_english/kjv`, `foldoc`, `python_docs`, `gcide`, `austen`, `wordnet`.
+"""Plain English to model, from Debian packages: the six configurations of `plain_english`.
 
 Corpora of clearly different styles, for teachers and students that learn to go on with a text. A record is a document;
 one in ten, drawn by the hash of its text, is for the test. Importing this module registers the builder.
 """
 
 import gzip
+import itertools
 import re
 import struct
 import subprocess
@@ -38,7 +39,7 @@ def _kjv(root: Path) -> Iterator[str]:
     _, _, windows, first = struct.unpack_from(">4I", content, 0x50)
     starts = (first, *struct.unpack_from(f">{windows}I", content, 0x60))
     header = b"\x1f\x9d\x90"  # compress, in blocks, of at most 16 bits
-    pieces = (header + content[start:stop] for start, stop in zip(starts, starts[1:], strict=False))
+    pieces = (header + content[start:stop] for start, stop in itertools.pairwise(starts))
     text = b"".join(subprocess.run(["gzip", "-dc"], input=p, capture_output=True, check=True).stdout for p in pieces)
     chapters: dict[str, list[str]] = {}
     for chapter, verse in re.findall(r"^(\w+):\d+ (.*)$", text.decode("latin-1"), re.MULTILINE):
@@ -120,9 +121,7 @@ CORPORA = {
         "The GNU Collaborative International Dictionary of English, from Webster's of 1913 and WordNet",
     ),
     "austen": Corpus("r-cran-janeaustenr", _austen, "public domain", "The six novels of Jane Austen, 1811 to 1817"),
-    "wordnet": Corpus(
-        "wordnet-base", _wordnet, "WordNet-3.0", "Miller: WordNet: A lexical database for English, 1995"
-    ),
+    "wordnet": Corpus("wordnet-base", _wordnet, "WordNet-3.0", "Miller: WordNet: A lexical database for English, 1995"),
 }
 
 

@@ -84,8 +84,10 @@ def _downloader() -> list[str]:
 def _unpack(folder: Path) -> None:
     """Unpacks the one archive of a folder there."""
     archive = next(file for file in folder.iterdir() if file.suffix in (".zip", ".gz", ".tgz"))
-    options = {} if archive.suffix == ".zip" else {"filter": "data"}
-    shutil.unpack_archive(archive, folder, **options)
+    if archive.suffix == ".zip":
+        shutil.unpack_archive(archive, folder)
+    else:
+        shutil.unpack_archive(archive, folder, filter="data")
 
 
 def _run(command: list[str], folder: Path, cure: str) -> None:

@@ -33,14 +33,14 @@ NEWSGROUPS = (
     "alt.atheism comp.graphics comp.os.ms-windows.misc comp.sys.ibm.pc.hardware comp.sys.mac.hardware comp.windows.x "
     "misc.forsale rec.autos rec.motorcycles rec.sport.baseball rec.sport.hockey sci.crypt sci.electronics sci.med "
     "sci.space soc.religion.christian talk.politics.guns talk.politics.mideast talk.politics.misc talk.religion.misc"
-).split()
-R8 = "acq crude earn grain interest money-fx ship trade".split()
+)
+R8 = "acq crude earn grain interest money-fx ship trade"
 R52 = (
     "acq alum bop carcass cocoa coffee copper cotton cpi cpu crude dlr earn fuel gas gnp gold grain heat housing "
     "income instal-debt interest ipi iron-steel jet jobs lead lei livestock lumber meal-feed money-fx money-supply "
     "nat-gas nickel orange pet-chem platinum potato reserves retail rubber ship strategic-metal sugar tea tin trade "
     "veg-oil wpi zinc"
-).split()
+)
 
 
 def place(text: str) -> int:
@@ -95,7 +95,7 @@ class Vader(Texts):
 
     BUILDER_CONFIGS = _configs(*DOMAINS, "all")
     LICENCE = "MIT"
-    CITATION = "Hutto, Gilbert: VADER: A parsimonious rule-based model for sentiment analysis of social media text, 2014"
+    CITATION = "Hutto, Gilbert: VADER: A parsimonious rule-based model for sentiment analysis. ICWSM, 2014"
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -121,7 +121,8 @@ def _rated(files: tarfile.TarFile, domain: str) -> Iterable[Record]:
     """The rated texts of a domain; joined by id, because the two files of `amazon` are in different orders."""
 
     def table(kind: str) -> dict[str, list[str]]:
-        content = files.extractfile(f"hutto_ICWSM_2014/{DOMAINS[domain]}_{kind}.txt").read().decode("utf-8-sig")
+        member = files.extractfile(f"hutto_ICWSM_2014/{DOMAINS[domain]}_{kind}.txt")
+        content = member.read().decode("utf-8-sig") if member else ""
         rows = (line.split("\t") for line in content.splitlines() if line.strip())
         return {row[0]: row for row in rows}
 
@@ -145,8 +146,8 @@ class _Orange(Texts):
 
     LICENCE = "free for research"
 
-    def _labelled(self, description: str, labels: list[str]) -> tfds.core.DatasetInfo:
-        return self._described(description, {"label": tfds.features.ClassLabel(names=labels)})
+    def _labelled(self, description: str, labels: str) -> tfds.core.DatasetInfo:
+        return self._described(description, {"label": tfds.features.ClassLabel(names=labels.split())})
 
     def _tables(self, name: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import jaxdistill.fusion
@@ -121,11 +122,15 @@ def splits(config: ConfigDict) -> dict[str, Split]:
 
 
 def batch_shapes(config: ConfigDict, described: Mapping[str, Description]) -> dict[str, Shapes]:
-    """Shapes of the global batch, by stream."""
+    """Shapes of the global batch, by stream: a transform may change them, or add fields."""
+    augment = transforms(config)
 
     def one(stream: str, looks: Description) -> Shapes:
         rows = config.batch_size if stream == "train" else config.streams[stream].batch_size or config.batch_size
-        return {name: jax.ShapeDtypeStruct((rows, *shape), kind) for name, (shape, kind) in looks.fields.items()}
+        pair = {name: np.zeros((2, *shape), kind) for name, (shape, kind) in looks.fields.items()}
+        for transform in augment[stream]:
+            pair = transform.apply(pair, np.zeros((2, transform.draws)))
+        return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in pair.items()}
 
     return {stream: one(stream, looks) for stream, looks in described.items()}
 
@@ -294,6 +299,8 @@ def transforms(config: ConfigDict) -> dict[str, tuple[Transform, ...]]:
 def check_data(config: ConfigDict) -> None:
     """The data set is known; nothing is read or fetched yet."""
     datasets.known(config.data.name, data_folder(config))
+    if config.data.tokens:
+        registry.tokenizations.build(config.data.tokens, "data.tokens")
     transforms(config)
 
 

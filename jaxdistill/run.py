@@ -73,11 +73,12 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     mesh_shape = build.check_mesh(config)
     build.check_data(config)
     folder = build.data_folder(config)
+    name, tokens = config.data.name, config.data.tokens
     described = {
-        stream: describe(config.data.name, split.text, folder, split.path, split.key)
+        stream: describe(name, split.text, folder, split.path, split.key, tokens)
         for stream, split in build.splits(config).items()
     }
-    _check_fields(config, described["train"], describe(config.data.name, config.data.test, folder, "data", "test"))
+    _check_fields(config, described["train"], describe(name, config.data.test, folder, "data", "test", tokens))
     stages = [(stage, _plan(stage, described, mesh_shape)) for stage in build.stages(config, workdir)]
     build.check_checkpoints(config, _reference(stages), build.batch_shapes(config, described)["train"])
     for stage, _ in stages:
@@ -170,12 +171,13 @@ class _Run:
 
     def __init__(self, config: ConfigDict, planned: Planned, console: Console):
         self.config, self.console, self.reference = config, console, _reference(planned.stages)
-        folder = build.data_folder(config)
+        folder, name, tokens = build.data_folder(config), config.data.name, config.data.tokens
         streams = {
-            stream: open_records(config.data.name, split.text, folder, split.path, split.key)
+            stream: open_records(name, split.text, folder, split.path, split.key, tokens)
             for stream, split in build.splits(config).items()
         }
-        test_set = open_records(config.data.name, config.data.test, folder, "data", "test")
+        test_set = open_records(name, config.data.test, folder, "data", "test", tokens)
+        self.described = planned.described
         self.data = Data(streams, test_set, build.batch_shapes(config, planned.described))
         self.mesh = make_mesh(planned.mesh_shape)
         self.teachers: dict[str, Variables] = {}
@@ -202,7 +204,8 @@ class _Run:
             self.console.print(f"{stage.name:>12}  was finished before, at step {stage.config.steps}")
             return
         start = time.perf_counter()
-        around = Around(self.data, self.mesh, self.reference, self.console, interrupts)
+        data = self.data._replace(shapes=build.batch_shapes(stage.config, self.described))  # with its own augmentation
+        around = Around(data, self.mesh, self.reference, self.console, interrupts)
         beside = () if stage.name.startswith("teacher ") else self._placed()
         trained = train(stage.name, stage.folder, stage.config, plan, beside, around)
         outcome = self._keep(stage.name, plan.student, trained, time.perf_counter() - start)
@@ -269,7 +272,7 @@ class _Run:
         """What was trained, as a folder that transformers loads, if the world has a format for its family."""
         form = form_of_spec(stage.config.student.model)
         if form is not None:
-            card = model_card(stage.name, results)
+            card = model_card(stage.name, stage.config.to_dict(), results)
             write(stage.folder / "hub", form.family, form.arguments, self.variables[stage.name], card)
             self.console.print(f"{stage.name:>12}  for transformers: {stage.folder / 'hub'}")
 

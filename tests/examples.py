@@ -47,7 +47,11 @@ class Example(NamedTuple):
 
 
 LOSSES = {
-    "cross_entropy": [Example("cross_entropy"), Example("cross_entropy(label_smoothing=0.1)")],
+    "cross_entropy": [
+        Example("cross_entropy"),
+        Example("cross_entropy(label_smoothing=0.1)"),
+        Example("cross_entropy(target='label_probs')"),
+    ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
     "hidden": [
         Example("hidden"),
@@ -144,7 +148,10 @@ def signals(
         student=outputs(rng, batch, extent, classes, width, 2),
         teachers=teachers,
         teacher=None,
-        batch={"label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32)},
+        batch={
+            "label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
+            "label_probs": jnp.asarray(rng.dirichlet(np.ones(classes), batch), jnp.float32),
+        },
         mask=jnp.ones(batch),
         step=jnp.asarray(50, jnp.int32),
         temperature=1.0,

@@ -35,6 +35,7 @@ class Example(NamedTuple):
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
         statistics: a model normalises by its batch; they are its state.
+        inputs: what a model reads: "image", "text" (a label for each row) or "tokens" (one for each token).
     """
 
     spec: str
@@ -42,6 +43,7 @@ class Example(NamedTuple):
     symmetric: bool = False
     hidden_states: int = 0
     statistics: bool = False
+    inputs: str = "image"
 
 
 LOSSES = {
@@ -166,6 +168,33 @@ def images(rows: int = 8, size: int = 8, classes: int = 5, seed: int = 0) -> dic
         "label": jnp.asarray(label, jnp.int32),
         "mask": jnp.asarray(mask, jnp.float32),
     }
+
+
+def texts(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> dict[str, Array]:
+    """A batch of sentences of uneven lengths with token numbers below 13; the last quarter of the rows is padding."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, length + 1, rows)
+    return {
+        "input_ids": jnp.asarray(rng.integers(0, 13, (rows, length)), jnp.int32),
+        "attention_mask": jnp.asarray(np.arange(length) < lengths[:, None], jnp.int32),
+        "label": jnp.asarray(rng.integers(0, classes, rows), jnp.int32),
+        "mask": jnp.asarray(np.arange(rows) < rows - rows // 4, jnp.float32),
+    }
+
+
+def tokens(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> dict[str, Array]:
+    """A batch of running text in a vocabulary of `classes`, each token labelled by the next; padded as `texts`."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, classes, (rows, length + 1))
+    lengths = np.where(np.arange(rows) < rows - rows // 4, rng.integers(2, length + 1, rows), 0)
+    return {
+        "input_ids": jnp.asarray(ids[:, :-1], jnp.int32),
+        "label": jnp.asarray(ids[:, 1:], jnp.int32),
+        "mask": jnp.asarray(np.arange(length) < lengths[:, None], jnp.float32),
+    }
+
+
+BATCHES = {"image": images, "text": texts, "tokens": tokens}
 
 
 def assert_close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:

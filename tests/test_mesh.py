@@ -24,21 +24,27 @@ FAMILIES = {
     "resnet": "resnet(widths=(8, 16, 16), blocks=1, classes=10)",
     "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
 }
+TOKENS = ()  # families with a label for each token
+TEACHERS = {"resnet": ("mlp", "resnet")}  # unlike each other, with and without state; else an mlp and a vit
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
 ROWS, VALID = 32, 19  # 19 rows that count: devices hold 4, 3 or 0 of them
 
 
-def batch() -> dict[str, np.ndarray]:
+def batch(family: str = "mlp") -> dict[str, np.ndarray]:
+    """Whatever a family may read; of the tokens, ever fewer count from row to row."""
     draw = np.random.default_rng(0)
     image = draw.integers(0, 255, (ROWS, 8, 8, 1), dtype=np.uint8)
     mask = (np.arange(ROWS) < VALID).astype(np.float32)
-    return {"image": image, "label": draw.integers(0, 10, ROWS, dtype=np.int32), "mask": mask}
+    label, ids = draw.integers(0, 10, ROWS, dtype=np.int32), draw.integers(0, 10, (ROWS, 8), dtype=np.int32)
+    real = (np.arange(8) < 1 + np.arange(ROWS)[:, None] % 8).astype(np.int32)
+    if family in TOKENS:
+        return {"input_ids": ids, "label": np.roll(ids, -1, axis=1), "mask": real * mask[:, None]}
+    return {"image": image, "input_ids": ids, "attention_mask": real, "label": label, "mask": mask}
 
 
 def parts(family: str):
     student = registry.models.build(FAMILIES[family], "")
-    others = ("mlp", "resnet") if family == "resnet" else ("mlp", "vit")  # unlike teachers, with and without state
-    teachers = tuple(registry.models.build(FAMILIES[name], "") for name in others)
+    teachers = tuple(registry.models.build(FAMILIES[name], "") for name in TEACHERS.get(family, ("mlp", "vit")))
     terms = {
         "kd": Weighted(registry.losses.build("kd(temperature=3.0)", "")),
         "cross_entropy": Weighted(registry.losses.build("cross_entropy()", "")),
@@ -49,21 +55,21 @@ def parts(family: str):
     # plain descent at rate 1: the change of the parameters IS the gradient
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
     step = registry.steps["offline"](student, teachers, minimised, update)
-    values = tuple(Variables(*jax.jit(t.init)(jax.random.key(n), batch())) for n, t in enumerate(teachers))
+    values = tuple(Variables(*jax.jit(t.init)(jax.random.key(n), batch(family))) for n, t in enumerate(teachers))
     return step, evaluator(student, teachers, registry.fusions["average"](), ((-1, -1),)), values
 
 
 def one_step(family: str, layout: str):
     """Train state before and after one step, its metrics, and an evaluation, on the host."""
     step, evaluate, values = parts(family)
-    shapes = {"train": {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch().items()}}
+    shapes = {"train": {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch(family).items()}}
     if layout == "pmap":
         engine = pmap_engine(step, evaluate, jax.devices()[:8], values, values, shapes)
     else:
         mesh = make_mesh(MESHES.get(layout, (1, 1, 1)))
         placed = tuple(place(value, mesh) for value in values)
         engine = jit_engine(step, evaluate, mesh, placed, placed, shapes)
-    rows = engine.put({"train": batch()})
+    rows = engine.put({"train": batch(family)})
     before = engine.init(jax.random.key(0), rows)
     start = jax.device_get(engine.export(before).params)
     after, metrics = engine.update(before, rows)
@@ -124,10 +130,11 @@ class Plain(nnx.Module):
 def test_a_model_that_constrains_nothing_is_refused_where_its_gradients_would_be_wrong():
     """Its gradients were wrong by 0.1 on (2, 2, 2), and right on every mesh with an axis of 1."""
     plain = from_nnx(lambda rngs, batch: Plain(rngs), lambda m, batch, train, key: m(batch["image"]))
-    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch().items()}
+    look = lambda family: {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch(family).items()}
+    shapes = look("mlp")
     with pytest.raises(ConfigError, match="by_rows"):
         fits.check_constrained(plain, shapes, make_mesh((2, 2, 2)))
     for shape in ((8, 1, 1), (1, 4, 2), (4, 2, 1)):
         fits.check_constrained(plain, shapes, make_mesh(shape))
     for family in FAMILIES:
-        fits.check_constrained(registry.models.build(FAMILIES[family], ""), shapes, make_mesh((2, 2, 2)))
+        fits.check_constrained(registry.models.build(FAMILIES[family], ""), look(family), make_mesh((2, 2, 2)))

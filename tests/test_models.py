@@ -23,30 +23,42 @@ KEY = jax.random.key(0)
 ROWS, CLASSES = 8, 5
 
 
+INPUTS = {example.spec: example.inputs for table in MODELS.values() for example in table}
+
+
 @functools.cache
-def batch():
-    return examples.images(rows=ROWS, size=8, classes=CLASSES)  # the last 2 rows are padding
+def batch(inputs: str = "image"):
+    return examples.BATCHES[inputs](rows=ROWS, classes=CLASSES)  # the last 2 rows are padding
+
+
+def counted_rows(rows):
+    return jnp.any(rows["mask"].reshape(ROWS, -1) > 0, axis=1)
 
 
 @functools.cache
 def built(spec: str):
     """A model and its variables."""
     model = registry.models.build(spec, "student.model")
-    return model, *quick_jit(model.init)(KEY, batch())
+    return model, *quick_jit(model.init)(KEY, batch(INPUTS.get(spec, "image")))
 
 
 @functools.cache
 def compiled(spec: str, train: bool):
     model, *_ = built(spec)
-    return quick_jit(lambda params, state, batch: model.apply(params, state, batch, train=train, key=KEY))
+
+    def dense(params, state, batch):
+        out, state = model.apply(params, state, batch, train=train, key=KEY)
+        return out.dense(), state
+
+    return quick_jit(dense)
 
 
 def loss_of(model: Model, state, batch, train: bool = True):
     """A number that depends on everything which the model returns for the rows that count."""
 
     def loss(params):
-        out, _ = model.apply(params, state, batch, train=train, key=KEY)
-        counts = lambda x: (batch["mask"] > 0).reshape(-1, *[1] * (x.ndim - 1))
+        out = model.apply(params, state, batch, train=train, key=KEY)[0].dense()
+        counts = lambda x: counted_rows(batch).reshape(-1, *[1] * (x.ndim - 1))
         parts = jax.tree.map(lambda x: jnp.mean(jnp.where(counts(x), jnp.sin(x.astype(jnp.float32)), 0)), out)
         return sum(jax.tree.leaves(parts))
 
@@ -56,10 +68,11 @@ def loss_of(model: Model, state, batch, train: bool = True):
 @every(MODELS)
 def test_a_model_returns_logits_and_all_its_hidden_states(example):
     _, params, state = built(example.spec)
-    out, _ = compiled(example.spec, False)(params, state, batch())
-    assert out.logits.shape == (ROWS, CLASSES)
+    out, _ = compiled(example.spec, False)(params, state, batch(example.inputs))
+    assert out.logits.shape == (*batch(example.inputs)["mask"].shape, CLASSES)
     assert len(out.hidden_states) == example.hidden_states
-    assert out.embedding.shape[0] == ROWS and out.embedding.ndim == 2
+    if example.inputs != "tokens":
+        assert out.embedding.shape[0] == ROWS and out.embedding.ndim == 2
     assert all(x.shape[0] == ROWS and x.ndim >= 2 for x in out.hidden_states + out.attentions)
     assert all_finite(out) and all(x.dtype == jnp.float32 for x in jax.tree.leaves(out))
 
@@ -75,16 +88,16 @@ def test_params_and_state_are_flat_dictionaries_of_float32(example):
 @every(MODELS)
 def test_shapes_are_known_without_computing(example):
     model, params, state = built(example.spec)
-    shapes = jax.eval_shape(model.init, KEY, batch())
+    shapes = jax.eval_shape(model.init, KEY, batch(example.inputs))
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, (params, state))
 
 
 @every(MODELS)
 def test_a_model_in_use_leaves_its_state_alone_and_in_training_keeps_its_form(example):
     _, params, state = built(example.spec)
-    _, same = compiled(example.spec, False)(params, state, batch())
+    _, same = compiled(example.spec, False)(params, state, batch(example.inputs))
     assert_same(same, state)
-    _, new = compiled(example.spec, True)(params, state, batch())
+    _, new = compiled(example.spec, True)(params, state, batch(example.inputs))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert not state or any(not np.array_equal(new[name], state[name]) for name in state)
 
@@ -93,9 +106,12 @@ def test_a_model_in_use_leaves_its_state_alone_and_in_training_keeps_its_form(ex
 @pytest.mark.parametrize("train", [True, False])
 def test_rows_that_do_not_count_change_neither_the_others_nor_the_statistics(example, train):
     _, params, state = built(example.spec)
-    padding = batch()["mask"] == 0
-    other = batch() | {"image": jnp.where(padding[:, None, None, None], 1e3, batch()["image"])}
-    (out, new), (same, same_new) = (compiled(example.spec, train)(params, state, rows) for rows in (batch(), other))
+    rows = batch(example.inputs)
+    padding = ~counted_rows(rows)
+    foreign = lambda x: (x + 1) % CLASSES if x.dtype == jnp.int32 else jnp.full_like(x, 1e3)
+    select = lambda x: jnp.where(padding.reshape(-1, *[1] * (x.ndim - 1)), foreign(x), x)
+    other = {name: x if name.endswith("mask") else select(x) for name, x in rows.items()}
+    (out, new), (same, same_new) = (compiled(example.spec, train)(params, state, each) for each in (rows, other))
     counted = lambda tree: jax.tree.map(lambda x: x[~padding], tree)
     assert_same(counted(same), counted(out))
     assert_same(same_new, new)
@@ -106,17 +122,17 @@ def test_the_order_of_rows_does_not_matter(example):
     _, params, state = built(example.spec)
     order = jnp.asarray([5, 3, 7, 1, 0, 2, 6, 4])
     permute = lambda tree: jax.tree.map(lambda x: x[order], tree)
-    out, _ = compiled(example.spec, True)(params, state, batch())
-    permuted, _ = compiled(example.spec, True)(params, state, permute(batch()))
+    out, _ = compiled(example.spec, True)(params, state, batch(example.inputs))
+    permuted, _ = compiled(example.spec, True)(params, state, permute(batch(example.inputs)))
     assert_close(permuted, permute(out), rtol=1e-4, atol=1e-5)
 
 
 @every(MODELS)
 def test_every_seed_is_another_model_and_the_same_seed_the_same(example):
     model, params, _ = built(example.spec)
-    again, _ = quick_jit(model.init)(KEY, batch())
+    again, _ = quick_jit(model.init)(KEY, batch(example.inputs))
     assert_same(again, params)
-    other, _ = quick_jit(model.init)(jax.random.key(1), batch())
+    other, _ = quick_jit(model.init)(jax.random.key(1), batch(example.inputs))
     assert all(not np.array_equal(other[name], params[name]) for name in params if name.endswith("kernel"))
 
 
@@ -124,19 +140,20 @@ def test_every_seed_is_another_model_and_the_same_seed_the_same(example):
 def test_bfloat16_computes_over_float32_parameters_with_float32_gradients(example):
     model, params, state = built(example.spec)
     half = in_dtype(model, "bfloat16")
-    out, new = quick_jit(lambda p: half.apply(p, state, batch(), train=True, key=KEY))(params)
-    whole, _ = compiled(example.spec, True)(params, state, batch())
+    rows = batch(example.inputs)
+    out, new = quick_jit(lambda p: half.apply(p, state, rows, train=True, key=KEY))(params)
+    whole, _ = compiled(example.spec, True)(params, state, batch(example.inputs))
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves((out.logits, out.hidden_states, out.embedding)))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new))
-    assert_close(out.logits.astype(jnp.float32), whole.logits, rtol=0.1, atol=0.1)
-    gradient = quick_jit(jax.grad(loss_of(half, state, batch())))(params)
-    expected = quick_jit(jax.grad(loss_of(model, state, batch())))(params)
+    assert_close(out.dense().logits.astype(jnp.float32), whole.logits, rtol=0.1, atol=0.1)
+    gradient = quick_jit(jax.grad(loss_of(half, state, batch(example.inputs))))(params)
+    expected = quick_jit(jax.grad(loss_of(model, state, batch(example.inputs))))(params)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(gradient))
     a, b = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (gradient, expected))
     assert jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b) > 0.98
-    assert_same(quick_jit(half.init)(KEY, batch()), (params, state))
+    assert_same(quick_jit(half.init)(KEY, batch(example.inputs)), (params, state))
     odd = jax.tree.map(lambda x: x + 1e-4, state)  # lost in bfloat16
-    assert_same(quick_jit(lambda s: half.apply(params, s, batch(), train=False, key=KEY)[1])(odd), odd)
+    assert_same(quick_jit(lambda s: half.apply(params, s, batch(example.inputs), train=False, key=KEY)[1])(odd), odd)
 
 
 @every(MODELS)
@@ -149,18 +166,21 @@ def test_only_models_with_statistics_have_state(example):
 def test_a_batch_in_pieces_is_the_whole_batch(example, parts):
     model, params, state = built(example.spec)
     pieces = microbatched(model, parts)
-    out, _ = quick_jit(lambda p: pieces.apply(p, state, batch(), train=True, key=KEY))(params)
-    assert_close(out, compiled(example.spec, True)(params, state, batch())[0])
-    got, expected = (quick_jit(jax.value_and_grad(loss_of(m, state, batch())))(params) for m in (pieces, model))
+    out, _ = quick_jit(lambda p: pieces.apply(p, state, batch(example.inputs), train=True, key=KEY))(params)
+    assert_close(out.dense(), compiled(example.spec, True)(params, state, batch(example.inputs))[0])
+    got, expected = (
+        quick_jit(jax.value_and_grad(loss_of(m, state, batch(example.inputs))))(params) for m in (pieces, model)
+    )
     assert_close(got, expected)
 
 
 def test_the_statistics_of_pieces_add_up_one_after_the_other():
     model, params, state = built("resnet(widths=(4, 8), blocks=1, classes=5)")
-    _, new = quick_jit(lambda: microbatched(model, 2).apply(params, state, batch(), train=True, key=KEY))()
+    whole = batch()
+    _, new = quick_jit(lambda: microbatched(model, 2).apply(params, state, whole, train=True, key=KEY))()
     one_by_one = state
     for piece in (0, 1):
-        rows = jax.tree.map(lambda x, first=piece: x[first::2], batch())
+        rows = jax.tree.map(lambda x, first=piece: x[first::2], whole)
         _, one_by_one = compiled("resnet(widths=(4, 8), blocks=1, classes=5)", True)(params, one_by_one, rows)
     assert_close(new, one_by_one)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from examples import quick_jit
 from golden.weights import weight
 from safetensors.numpy import save_file
 
@@ -64,8 +65,12 @@ def ours(folder: Path, batch: Mapping[str, jax.Array], **options: Any) -> tuple[
     return name, arguments, model, load(source, planned, shapes)
 
 
-def run(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> Outputs:
+def said_by(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> Outputs:
     return model.apply(*variables, batch, train=False, key=KEY)[0].dense()
+
+
+def run(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> Outputs:
+    return quick_jit(lambda variables: said_by(model, variables, batch))(variables)
 
 
 def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None:
@@ -82,8 +87,8 @@ def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None
 def check_gradients(ref: Reference, folder: Path, tolerance: float = 1e-4, **options: Any) -> None:
     """The gradient of `sum(sin(logits))`, as its product with a direction for each array of theirs."""
     name, arguments, model, variables = ours(folder, ref.batch, **options)
-    loss = lambda params: jnp.sum(jnp.sin(run(model, Variables(params, variables.state), ref.batch).logits))
-    gradients = jax.grad(loss)(variables.params)
+    loss = lambda params: jnp.sum(jnp.sin(said_by(model, Variables(params, variables.state), ref.batch).logits))
+    gradients = quick_jit(jax.grad(loss))(variables.params)
     from jaxdistill.hub.weights import dump
 
     theirs = dump(hub_family.families[name], arguments, Variables(gradients, {}))

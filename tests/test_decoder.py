@@ -42,4 +42,6 @@ def built(options: str = "", batch=None):
 
 
 def logits(model, values, batch):
-    return jax.jit(lambda values, batch: model.apply(*values, batch, train=False, key=KEY)[0].dense().logits)(values, batch)
+    return jax.jit(lambda values, batch: model.apply(*values, batch, train=False, key=KEY)[0].dense().logits)(
+        values, batch
+    )

@@ -141,7 +141,7 @@ class Decoder(nnx.Module):
 
     def __call__(self, batch: Mapping[str, Array], *, train: bool, key: Array) -> Outputs:
         shared = self._shared(batch)
-        x = by_rows(self.embed(batch["input_ids"]))
+        x = by_rows(jnp.take(self.embed.embedding.get_value(), batch["input_ids"], axis=0))
         states, attentions = self._layers(x, shared)
         features = by_rows(self.norm(states[-1]))
         kernel = self.embed.embedding.get_value().T if self.head is None else self.head.kernel.get_value()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import jaxdistill.fusion
@@ -82,14 +83,14 @@ def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
     """What a run trains, in order."""
     found = []
     for number, (name, teacher) in enumerate(config.teachers.items()):
-        if teacher.checkpoint:
+        if teacher.checkpoint or not teacher.steps:
             continue
         learned = differ(
             config,
             student={"model": teacher.model, "rules": teacher.rules},
             teachers={},
             objective=config.task.to_dict(),
-            steps=teacher.steps or 1,
+            steps=teacher.steps,
             rate=teacher.rate or config.rate,
             seed=config.seed + number + 1,  # teachers of one architecture shall differ
             data={**config.data.to_dict(), "augment": teacher.augment},
@@ -121,11 +122,15 @@ def splits(config: ConfigDict) -> dict[str, Split]:
 
 
 def batch_shapes(config: ConfigDict, described: Mapping[str, Description]) -> dict[str, Shapes]:
-    """Shapes of the global batch, by stream."""
+    """Shapes of the global batch, by stream: a transform may change them, or add fields."""
+    augment = transforms(config)
 
     def one(stream: str, looks: Description) -> Shapes:
         rows = config.batch_size if stream == "train" else config.streams[stream].batch_size or config.batch_size
-        return {name: jax.ShapeDtypeStruct((rows, *shape), kind) for name, (shape, kind) in looks.fields.items()}
+        pair = {name: np.zeros((2, *shape), kind) for name, (shape, kind) in looks.fields.items()}
+        for transform in augment[stream]:
+            pair = transform.apply(pair, np.zeros((2, transform.draws)))
+        return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in pair.items()}
 
     return {stream: one(stream, looks) for stream, looks in described.items()}
 
@@ -148,7 +153,7 @@ def parts(config: ConfigDict, shapes: Mapping[str, Shapes], classes: int | None,
     terms = {name: _term(entry, f"objective.{name}", name, horizon) for name, entry in config.objective.items()}
     if not terms:
         raise ConfigError("objective", f"no terms. Name at least one; losses: {', '.join(registry.losses)}.")
-    _check_teachers(config, terms)
+    _check_teachers(config, terms, dict(zip(names, teachers, strict=True)))
     fused = registry.fusions.build(config.fusion, "fusion")
     signals = fits.check_shapes(config, student, dict(zip(names, teachers, strict=True)), terms, fused, shapes, classes)
 
@@ -208,14 +213,14 @@ def _role(entry: ConfigDict, path: str, horizon: Horizon) -> tuple[Any, Schedule
     return direction, resolve(entry.rate, horizon, f"{path}.rate")
 
 
-def _check_teachers(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
+def _check_teachers(config: ConfigDict, terms: Mapping[str, Weighted], teachers: Mapping[str, Model]) -> None:
     if not config.teachers:
         for name, (term, _) in terms.items():
             if "teacher" in term.needs:
                 cure = "Add teachers.NAME.model with a checkpoint, or with steps to train it here."
                 raise ConfigError(f"objective.{name}", f"needs a teacher, and the config has none. {cure}")
     for name, teacher in config.teachers.items():
-        if not teacher.checkpoint and not teacher.steps:
+        if not teacher.checkpoint and not teacher.steps and not teachers[name].load:
             cure = f"Set teachers.{name}.checkpoint to the folder of a run, or teachers.{name}.steps to train it here."
             raise ConfigError(f"teachers.{name}", f"has neither a checkpoint nor steps. {cure}")
 
@@ -261,11 +266,15 @@ def teacher_checkpoint(config: ConfigDict, name: str) -> tuple[Path, str]:
 
 
 def check_checkpoints(config: ConfigDict, built: Parts, shapes: Shapes) -> None:
-    """Every teacher's checkpoint is there, whole, and of its model.
+    """Every teacher's checkpoint is there, whole, and of its model; so is what a network starts from.
 
     Raises:
         ConfigError: naming what is wrong with which file.
     """
+    fits.check_pretrained(built.student, "student.model", shapes, complete=False)
+    for name, teacher in zip(built.teacher_names, built.teachers, strict=True):
+        untrained = not config.teachers[name].checkpoint and not config.teachers[name].steps
+        fits.check_pretrained(teacher, f"teachers.{name}.model", shapes, complete=untrained)
     for name, teacher in zip(built.teacher_names, built.teachers, strict=True):
         if config.teachers[name].checkpoint:
             path = f"teachers.{name}.checkpoint"
@@ -290,6 +299,8 @@ def transforms(config: ConfigDict) -> dict[str, tuple[Transform, ...]]:
 def check_data(config: ConfigDict) -> None:
     """The data set is known; nothing is read or fetched yet."""
     datasets.known(config.data.name, data_folder(config))
+    if config.data.tokens:
+        registry.tokenizations.build(config.data.tokens, "data.tokens")
     transforms(config)
 
 

@@ -98,6 +98,9 @@ SCHEMA: dict[str, Any] = {
         "train": Key("train", "text", "split to learn from, such as 'train[:80%]'"),
         "test": Key("test", "text", "split to be judged on"),
         "folder": Key("", "text", "where prepared data lies; empty: $JAXDISTILL_DATA or ~/.cache/jaxdistill/data"),
+        "tokens": Key(
+            "", "spec", "how text becomes numbers, such as \"sentences(tokenizer='FOLDER', length=64)\"; empty: no text"
+        ),
         "augment": Key((), "specs", "transforms of the student's training batches, such as ('shift(pixels=2)',)"),
     },
     "streams": Open(

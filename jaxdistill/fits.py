@@ -109,6 +109,19 @@ def _check_layers(config: ConfigDict, student: Outputs, teachers: tuple[Outputs,
                 raise ConfigError("evaluate.layers", f"{pair}: the {whose} has no layer {layer}; {cure}.")
 
 
+def check_pretrained(model: Model, path: str, shapes: Shapes, *, complete: bool) -> None:
+    """A model's checkpoint of the world fits it; where nothing will be trained, it has weights for every array."""
+    if model.load is None:
+        return
+    try:
+        found = model.load(outputs(model, path, shapes)[1])
+    except ValueError as error:
+        raise ConfigError(path, f"{error}.") from None
+    if complete and found.fresh:
+        cure = f"Train it here: {path.removesuffix('.model')}.steps=1000"
+        raise ConfigError(path, f"its checkpoint has no weights for {', '.join(found.fresh[:4])}. {cure}.")
+
+
 def check_constrained(model: Model, rows: Shapes, mesh: Mesh) -> None:
     """A model that is trained on all three axes constrains its activations.
 

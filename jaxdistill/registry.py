@@ -134,8 +134,9 @@ class Registry:
             raise ConfigError(path, f"unknown {self.kind} {spec.name!r}. {suggest(spec.name, self.factories)}")
         factory = self.factories[spec.name]
         signature = inspect.signature(factory, eval_str=True)
+        further = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
         for name in spec.kwargs:
-            if name not in signature.parameters:
+            if name not in signature.parameters and not further:
                 cure = suggest(name, signature.parameters)
                 raise ConfigError(path, f"{self.kind} {spec.name!r} has no argument {name!r}. {cure}")
         try:
@@ -155,8 +156,8 @@ class Registry:
                 )
         try:
             return factory(*bound.args, **bound.kwargs)
-        except ConfigError:
-            raise
+        except ConfigError as error:
+            raise error if error.path else ConfigError(path, error.message) from None
         except (ValueError, TypeError) as error:
             raise ConfigError(path, f"{spec.name}: {error}") from error
 
@@ -169,3 +170,4 @@ schedules = Registry("schedule")
 optimizers = Registry("optimizer")
 datasets = Registry("data set")
 transforms = Registry("transform")
+tokenizations = Registry("tokenization")

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,15 @@ from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost, evaluator, reliability, scores, totals
+from jaxdistill.hub.write import write
 from jaxdistill.interrupts import Interrupts
+from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.parallel.compile import jit_evaluate, local_rows, place
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings
 from jaxdistill.provenance import provenance
 from jaxdistill.report import page, table
+from jaxdistill.report.card import card as model_card
 from jaxdistill.schedules import Horizon
 from jaxdistill.train import Around, Data, Trained, train
 from jaxdistill.types import Model, Variables
@@ -70,11 +73,12 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     mesh_shape = build.check_mesh(config)
     build.check_data(config)
     folder = build.data_folder(config)
+    name, tokens = config.data.name, config.data.tokens
     described = {
-        stream: describe(config.data.name, split.text, folder, split.path, split.key)
+        stream: describe(name, split.text, folder, split.path, split.key, tokens)
         for stream, split in build.splits(config).items()
     }
-    _check_fields(config, described["train"], describe(config.data.name, config.data.test, folder, "data", "test"))
+    _check_fields(config, described["train"], describe(name, config.data.test, folder, "data", "test", tokens))
     stages = [(stage, _plan(stage, described, mesh_shape)) for stage in build.stages(config, workdir)]
     build.check_checkpoints(config, _reference(stages), build.batch_shapes(config, described)["train"])
     for stage, _ in stages:
@@ -105,7 +109,7 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
         run.teachers_from_checkpoints()
         for stage, plan in planned.stages:
             run.stage(stage, plan, interrupts)
-    return run.finish(workdir, record)
+    return run.finish(workdir, record, [stage for stage, _ in planned.stages])
 
 
 def _check_fields(config: ConfigDict, learned: Description, judged: Description) -> None:
@@ -167,12 +171,13 @@ class _Run:
 
     def __init__(self, config: ConfigDict, planned: Planned, console: Console):
         self.config, self.console, self.reference = config, console, _reference(planned.stages)
-        folder = build.data_folder(config)
+        folder, name, tokens = build.data_folder(config), config.data.name, config.data.tokens
         streams = {
-            stream: open_records(config.data.name, split.text, folder, split.path, split.key)
+            stream: open_records(name, split.text, folder, split.path, split.key, tokens)
             for stream, split in build.splits(config).items()
         }
-        test_set = open_records(config.data.name, config.data.test, folder, "data", "test")
+        test_set = open_records(name, config.data.test, folder, "data", "test", tokens)
+        self.described = planned.described
         self.data = Data(streams, test_set, build.batch_shapes(config, planned.described))
         self.mesh = make_mesh(planned.mesh_shape)
         self.teachers: dict[str, Variables] = {}
@@ -182,10 +187,14 @@ class _Run:
     def teachers_from_checkpoints(self) -> None:
         """Loads and measures the teachers that are there already."""
         for name, model in zip(self.reference.teacher_names, self.reference.teachers, strict=True):
-            if not self.config.teachers[name].checkpoint:
+            teacher = self.config.teachers[name]
+            abstract = self._abstract(model, teacher.rules)
+            if teacher.checkpoint:
+                values = load_variables(*build.teacher_checkpoint(self.config, name), abstract)
+            elif model.load and not teacher.steps:
+                values = model.load(abstract).read()
+            else:  # it is trained here, in a stage of its own
                 continue
-            abstract = self._abstract(model, self.config.teachers[name].rules)
-            values = load_variables(*build.teacher_checkpoint(self.config, name), abstract)
             trained = Trained(values, self._judge(model, values), {})
             self._keep(f"teacher {name}", model, trained, 0.0)
 
@@ -195,7 +204,8 @@ class _Run:
             self.console.print(f"{stage.name:>12}  was finished before, at step {stage.config.steps}")
             return
         start = time.perf_counter()
-        around = Around(self.data, self.mesh, self.reference, self.console, interrupts)
+        data = self.data._replace(shapes=build.batch_shapes(stage.config, self.described))  # with its own augmentation
+        around = Around(data, self.mesh, self.reference, self.console, interrupts)
         beside = () if stage.name.startswith("teacher ") else self._placed()
         trained = train(stage.name, stage.folder, stage.config, plan, beside, around)
         outcome = self._keep(stage.name, plan.student, trained, time.perf_counter() - start)
@@ -258,8 +268,16 @@ class _Run:
         one = {key: np.zeros((1, *x.shape[1:]), x.dtype) for key, x in self.data.shapes["train"].items()}
         return cost(model, here, one)
 
-    def finish(self, workdir: Path, record: Mapping[str, Any]) -> Result:
-        """Writes results.json and report.html, and prints the table."""
+    def _write(self, stage: Stage, results: Mapping[str, Any]) -> None:
+        """What was trained, as a folder that transformers loads, if the world has a format for its family."""
+        form = form_of_spec(stage.config.student.model)
+        if form is not None:
+            card = model_card(stage.name, stage.config.to_dict(), results)
+            write(stage.folder / "hub", form.family, form.arguments, self.variables[stage.name], card)
+            self.console.print(f"{stage.name:>12}  for transformers: {stage.folder / 'hub'}")
+
+    def finish(self, workdir: Path, record: Mapping[str, Any], stages: Sequence[Stage]) -> Result:
+        """Writes results.json and report.html, prints the table, and hands out what was trained here."""
         names = [f"teacher {name}" for name in self.reference.teacher_names]
         names += [name for name in ("student", "control") if name in self.outcomes]
         rows = [self.outcomes[name]["row"] for name in names]
@@ -276,6 +294,8 @@ class _Run:
             self.console.print(table.table(rows))
             self.console.print(results["summary"])
             self.console.print(f"The page: {page.write_page(workdir)}")
+        for stage in stages:
+            self._write(stage, results)
         return Result(rows, {name: self.variables[name] for name in names}, workdir)
 
 

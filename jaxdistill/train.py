@@ -20,7 +20,7 @@ from jaxdistill.log import Log
 from jaxdistill.parallel.compile import Engine, jit_engine, pmap_engine
 from jaxdistill.parallel.sharding import DEFAULT_RULES
 from jaxdistill.steps.observe import stream_number
-from jaxdistill.types import TrainState, Variables
+from jaxdistill.types import NOTHING, Model, TrainState, Variables
 
 
 class Data(NamedTuple):
@@ -98,7 +98,8 @@ def train(
             streams[stream].set_state(state)
         console.print(f"{name:>12}  resumed at step {step}")
     else:
-        ts = engine.init(jax.random.key(config.seed), engine.put(_zeros(data.shapes, plan.step.streams, engine)))
+        zeros = engine.put(_zeros(data.shapes, plan.step.streams, engine))
+        ts = engine.init(jax.random.key(config.seed), zeros, _start(plan.student, engine.abstract))
 
     total: dict[str, Any] = {}
     with checkpoints, Log(folder, name, step, config.steps, config.logging, plan.schedules, console) as log:
@@ -119,6 +120,13 @@ def train(
     total = total or measure(engine, ts, data.test, config.evaluate.batch_size, plan.transforms["train"])
     exported = engine.export(ts)
     return Trained(Variables(exported.params["student"], exported.state["student"]), total, engine.compiled())
+
+
+def _start(student: Model, abstract: TrainState) -> Variables:
+    """What a checkpoint of the world gives the student to begin with."""
+    if student.load is None:
+        return NOTHING
+    return student.load(Variables(abstract.params["student"], abstract.state["student"])).read()
 
 
 def advance(engine: Engine, ts: TrainState, streams: Mapping[str, Any], log: Log, step: int, every: int) -> TrainState:

@@ -120,13 +120,12 @@ class Model(NamedTuple):
 
     init: `(key, batch) -> (params, state)`, both flat: `{"blocks/0/mlp/up/kernel": array}`
     apply: `(params, state, batch, *, train, key) -> (Outputs, state)`
-    load: of a pretrained model, `(Variables of jax.ShapeDtypeStruct) -> Variables` that were read from its checkpoint,
-        each array laid out as its shape says; arrays that the checkpoint lacks (a new head) are left out
+    load: of a pretrained model, `(Variables of jax.ShapeDtypeStruct) -> Pretrained`, checked and not read yet
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Outputs, PyTree]]
-    load: Callable[[Any], Any] | None = None
+    load: "Callable[[Variables], Pretrained] | None" = None
 
 
 class Variables(NamedTuple):
@@ -134,6 +133,20 @@ class Variables(NamedTuple):
 
     params: PyTree
     state: PyTree
+
+
+NOTHING = Variables({}, {})
+
+
+class Pretrained(NamedTuple):
+    """A checkpoint of the world that fits a model.
+
+    fresh: names of the arrays that it lacks because they belong to the task, such as a new head
+    read: `() -> Variables` without those, each array read straight into its shards
+    """
+
+    fresh: tuple[str, ...]
+    read: Callable[[], Variables]
 
 
 class Fusion(NamedTuple):
@@ -190,7 +203,8 @@ class Objective(NamedTuple):
 class Step(NamedTuple):
     """The swappable algorithm.
 
-    init: `(key, teachers, batch) -> TrainState`
+    init: `(key, teachers, batch, start) -> TrainState`; `start` are `Variables` of the student by name, all, some or
+        none of them, which take the place of its first values (see `steps.observe.begin`)
     update: `(train_state, teachers, batch) -> (train_state, metrics)`; pure, compiled by `parallel/compile.py`.
         `teachers` is a tuple of `Variables`, `batch` a dict with one entry per stream, metrics a dict of `Mean`
     streams: the streams of the batch it reads

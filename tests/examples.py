@@ -73,6 +73,14 @@ STEPS = {"offline": [Example("offline")]}
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
 
 MODELS = {
+    "bert": [
+        Example("bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5)", hidden_states=3, inputs="text"),
+        Example(
+            "bert(vocabulary=13, width=8, depth=1, heads=2, ffn=16, classes=5, style='roberta', attentions=True)",
+            hidden_states=2,
+            inputs="text",
+        ),
+    ],
     "decoder": [
         Example(f"decoder({DECODER}, {options})", hidden_states=3, inputs="tokens")
         for options in ("layers='scan', remat='full'", "layers='unroll', tied=False, qk_norm=True, attentions=True")

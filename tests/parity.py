@@ -1,6 +1,7 @@
 """What published code said on seeded weights (`golden/record.py`), and the same weights in a network of ours."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from safetensors.numpy import save_file
 from jaxdistill import registry
 from jaxdistill.hub import family as hub_family
 from jaxdistill.hub.source import Safetensors
-from jaxdistill.hub.weights import load, plan
+from jaxdistill.hub.weights import dump, load, plan
 from jaxdistill.registry import Spec
 from jaxdistill.types import Model, Outputs, Variables
 
@@ -65,12 +66,8 @@ def ours(folder: Path, batch: Mapping[str, jax.Array], **options: Any) -> tuple[
     return name, arguments, model, load(source, planned, shapes)
 
 
-def said_by(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> Outputs:
-    return model.apply(*variables, batch, train=False, key=KEY)[0].dense()
-
-
 def run(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> Outputs:
-    return quick_jit(lambda variables: said_by(model, variables, batch))(variables)
+    return model.apply(*variables, batch, train=False, key=KEY)[0].dense()
 
 
 def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None:
@@ -87,11 +84,11 @@ def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None
 def check_gradients(ref: Reference, folder: Path, tolerance: float = 1e-4, **options: Any) -> None:
     """The gradient of `sum(sin(logits))`, as its product with a direction for each array of theirs."""
     name, arguments, model, variables = ours(folder, ref.batch, **options)
-    loss = lambda params: jnp.sum(jnp.sin(said_by(model, Variables(params, variables.state), ref.batch).logits))
+    loss = lambda params: jnp.sum(jnp.sin(run(model, Variables(params, variables.state), ref.batch).logits))
     gradients = quick_jit(jax.grad(loss))(variables.params)
-    from jaxdistill.hub.weights import dump
-
-    theirs = dump(hub_family.families[name], arguments, Variables(gradients, {}))
+    family = hub_family.families[name]
+    theirs = dump(family, arguments, Variables(gradients, {}))
+    theirs |= {re.sub(f"^(?:{family.prefix})", "", n): x for n, x in theirs.items()}  # theirs may be the base model
     missing = set(ref.gradients) - set(theirs)
     assert not missing, f"no gradient for {sorted(missing)[:5]}"
     scale = max(1.0, max(abs(x) for x in ref.gradients.values()))

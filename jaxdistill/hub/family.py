@@ -28,14 +28,15 @@ class Rule(NamedTuple):
 
 
 class Family(NamedTuple):
-    """One architecture as the world writes it: a factory of ours, and the way to and from its configs and names.
+    r"""One architecture as the world writes it: a factory of ours, and the way to and from its configs and names.
 
     factory: `(**arguments) -> Model`, registered in `registry.models` too
     model_types: `model_type` of the configs that it reads
     arguments: `(config) -> arguments` of the factory; raises ValueError for a setting that the network does not have
     config: `(arguments) -> config` that transformers reads, with `model_type` and `architectures`
     rules: `(arguments) -> rules`
-    prefix: of the base model, such as "bert."; a checkpoint of the bare base model lacks it in all names
+    prefix: regex of what names of the base model begin with, `r"bert\."`; a checkpoint of the bare base model lacks it
+        in all names
     fresh: regex of our names that a checkpoint may lack, because they belong to a task: they keep their first values
     ignored: regex of their names that have no meaning here: buffers, heads of other tasks
     """

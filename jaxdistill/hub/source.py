@@ -23,21 +23,26 @@ class Look(NamedTuple):
 
 
 class Source(Protocol):
-    """A checkpoint that is open.
+    """A checkpoint that is open."""
 
-    where: for messages
-    config: as transformers writes it, with `model_type`
-    arrays: shape and dtype of every array, by name
-    """
+    @property
+    def where(self) -> str:
+        """For messages."""
 
-    where: str
-    config: Mapping[str, Any]
-    arrays: Mapping[str, Look]
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """As transformers writes it, with `model_type`."""
+
+    @property
+    def arrays(self) -> Mapping[str, Look]:
+        """Shape and dtype of every array, by name."""
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A part of an array, as a numpy array; of the whole file, nothing else is read."""
 
 
+# What PyTorch's first BERTs called the arrays of a norm, as transformers reads them too.
+LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -52,18 +57,28 @@ class Safetensors:
         self.where = str(folder)
         self.config = read_json(folder / "config.json")
         self._files = {file: _open(file) for file in _weight_files(folder)}
-        self._home = {name: file for file, tensors in self._files.items() for name in tensors.keys()}  # noqa: SIM118
+        every = ((name, file) for file, tensors in self._files.items() for name in tensors.keys())  # noqa: SIM118
+        self._home = {_current(name): (name, file) for name, file in every}
         slices = {name: self._slice(name) for name in self._home}
         self.arrays = {
             name: Look(tuple(s.get_shape()), DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()
         }
 
     def _slice(self, name: str) -> Any:
-        return self._files[self._home[name]].get_slice(name)
+        stored, file = self._home[name]
+        return self._files[file].get_slice(stored)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A part of an array."""
-        return self._slice(name)[index] if index else self._files[self._home[name]].get_tensor(name)
+        if index:
+            return self._slice(name)[index]
+        stored, file = self._home[name]
+        return self._files[file].get_tensor(stored)
+
+
+def _current(name: str) -> str:
+    old = next((old for old in LEGACY if name.endswith(old)), "")
+    return name.removesuffix(old) + LEGACY.get(old, "")
 
 
 def _open(file: Path) -> Any:

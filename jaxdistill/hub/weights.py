@@ -78,8 +78,12 @@ def plan(
     return Plan(parts, tuple(fresh), selections)
 
 
+def _bare(family: Family, name: str) -> str:
+    return re.sub(f"^(?:{family.prefix})", "", name)
+
+
 def _is_bare(source: Source, family: Family) -> bool:
-    return not any(name.startswith(family.prefix) for name in source.arrays)
+    return not any(re.match(family.prefix, name) for name in source.arrays)
 
 
 def _part(
@@ -94,16 +98,16 @@ def _part(
         groups = (str(layers[int(groups[0])]), *groups[1:])
     numbers = (layers or range(shape[0])) if stacked else (0,)
     names = (rule.theirs.format(*groups, layer=number) for number in numbers)
-    return Part(rule, tuple(each.removeprefix(family.prefix) if bare else each for each in names), stacked)
+    return Part(rule, tuple(_bare(family, each) if bare else each for each in names), stacked)
 
 
 def _surplus(
     source: Source, family: Family, rules: tuple[Rule, ...], used: set[str], layers: tuple[int, ...]
 ) -> list[str]:
     """Their arrays that nobody reads; of a student with fewer layers, the other layers are left out on purpose."""
-    escaped = (re.escape(rule.theirs.removeprefix(family.prefix)) for rule in rules if layers)
+    escaped = (re.escape(_bare(family, rule.theirs)) for rule in rules if layers)
     other = [re.sub(r"\\\{\w+\\\}", r"\\d+", pattern) for pattern in escaped]
-    known = re.compile("|".join([f"(?:{re.escape(family.prefix)})?(?:{p})" for p in [*other, family.ignored]]))
+    known = re.compile("|".join([f"(?:{family.prefix})?(?:{p})" for p in [*other, family.ignored]]))
     left = {name: look for name, look in source.arrays.items() if name not in used and not known.fullmatch(name)}
     return [f"{name} {list(look.shape)} is surplus" for name, look in left.items()]
 

@@ -188,10 +188,10 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
     stacked = arguments.get("layers", "scan") == "scan"
     ours, theirs = ("blocks/", "model.layers.{layer}.") if stacked else (r"blocks/(\d+)/", "model.layers.{0}.")
     return (
-        Rule("embed/embedding", "model.embed_tokens.weight", axes=("vocabulary", "width")),
+        Rule("embed/embedding", "model.embed_tokens.weight", axes=("vocab", "width")),
         *(rule._replace(ours=ours + rule.ours, theirs=theirs + rule.theirs) for rule in IN_LAYER),
         Rule("norm/scale", "model.norm.weight", axes=("width",)),
-        Rule("head/kernel", "lm_head.weight", "linear", ("width", "vocabulary")),
+        Rule("head/kernel", "lm_head.weight", "linear", ("width", "vocab")),
     )
 
 
@@ -202,7 +202,7 @@ family.add(
         arguments=_arguments,
         config=_config,
         rules=_rules,
-        prefix="model.",
+        prefix=r"model\.",
         ignored=r"lm_head\.weight|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",  # the head of a tied one: a copy
     )
 )

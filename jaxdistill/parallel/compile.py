@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS, psum
 from jaxdistill.parallel.mesh import row_shards
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings
-from jaxdistill.types import Array, PyTree, Step, TrainState, Variables
+from jaxdistill.types import NOTHING, Array, PyTree, Step, TrainState, Variables
 
 Batch = Mapping[str, Mapping[str, Any]]
 Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], PyTree]
@@ -25,7 +25,7 @@ Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]]
 class Engine(NamedTuple):
     """A step compiled for its devices.
 
-    init: `(key, batch) -> TrainState`, never whole on one device
+    init: `(key, batch, start) -> TrainState`, never whole on one device; `start` as of `Step.init`, and donated
     update: `(train_state, batch) -> (train_state, metrics)`; donates the train state
     evaluate: `(train_state, rows) -> metrics`, sums over the whole batch
     put: `batch of host arrays -> batch of device arrays`
@@ -36,7 +36,7 @@ class Engine(NamedTuple):
     compiled: `() -> {function: how many programs it was compiled into}`
     """
 
-    init: Callable[[Array, Batch], TrainState]
+    init: Callable[[Array, Batch, Variables], TrainState]
     update: Callable[[TrainState, Batch], tuple[TrainState, PyTree]]
     evaluate: Callable[[TrainState, Mapping[str, Any]], PyTree]
     put: Callable[[PyTree], PyTree]
@@ -92,11 +92,11 @@ def jit_engine(
         rules: layout of the train state.
     """
     rows, whole = NamedSharding(mesh, ROWS), NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch)
+    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NOTHING)
     layout = shardings(shapes, mesh, rules)
     placed, beside = (jax.tree.map(lambda x: x.sharding, models) for models in (teachers, references))
 
-    init = jax.jit(step.init, out_shardings=layout, compiler_options=_once())
+    init = jax.jit(step.init, out_shardings=layout, compiler_options=_once(), donate_argnums=3)
     # out_shardings are pinned: left open, XLA re-sharded gradients and compiled twice
     update = jax.jit(step.update, in_shardings=(layout, placed, rows), out_shardings=(layout, whole), donate_argnums=0)
     measure = jax.jit(evaluate, in_shardings=(layout.params, layout.state, beside, rows), out_shardings=whole)
@@ -104,7 +104,7 @@ def jit_engine(
     on_mesh = lambda function: _on_mesh(function, mesh)
 
     return Engine(
-        init=on_mesh(lambda key, batch: init(key, teachers, batch)),
+        init=on_mesh(lambda key, batch, start=NOTHING: init(key, teachers, batch, start)),
         update=on_mesh(lambda ts, batch: update(ts, teachers, batch)),
         evaluate=on_mesh(lambda ts, batch: measure(ts.params, ts.state, references, batch)),
         put=lambda batch: put_rows(batch, mesh),
@@ -178,15 +178,16 @@ def pmap_engine(
         devices: of this process; pmap runs in one process here.
     """
     count = len(devices)
-    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch)
+    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NOTHING)
     each = NamedSharding(Mesh(np.asarray(devices), (PMAP_AXIS,)), PartitionSpec(PMAP_AXIS))
     copies = jax.jit(
         lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree), out_shardings=each
     )
     first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    joined = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
     split = lambda tree: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 
-    init = jax.jit(step.init, compiler_options=_once())
+    init = jax.jit(step.init, compiler_options=_once(), donate_argnums=3)
     traced = {"update": 0, "evaluate": 0}
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -202,12 +203,15 @@ def pmap_engine(
     frozen = copies(teachers)
     beside = frozen if references is teachers else copies(references)
 
+    def started(key: Array, batch: Batch, start: Variables = NOTHING) -> TrainState:
+        return copies(init(key, teachers, joined(batch), start))
+
     def updated(ts: TrainState, batch: Batch) -> tuple[TrainState, PyTree]:
         ts, metrics = update(ts, frozen, batch)
         return ts, first(metrics)
 
     return Engine(
-        init=lambda key, batch: copies(init(key, teachers, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch))),
+        init=started,
         update=updated,
         evaluate=lambda ts, batch: first(measure(ts.params, ts.state, beside, batch)),
         put=split,

@@ -17,6 +17,12 @@ def stream_number(stream: str) -> int:
     return 0 if stream == "train" else zlib.crc32(stream.encode()) & 0x7FFFFFFF
 
 
+def begin(student: Model, key: Array, rows: Mapping[str, Array], start: Variables) -> tuple[PyTree, PyTree]:
+    """The student's first params and state: drawn at random, but for what a checkpoint gave."""
+    params, state = student.init(key, rows)
+    return {**params, **start.params} if start.params else params, {**state, **start.state} if start.state else state
+
+
 def observe(
     student: Model,
     teachers: tuple[Model, ...],

@@ -12,8 +12,8 @@ import optax
 
 from jaxdistill.parallel.collectives import psum
 from jaxdistill.registry import steps
-from jaxdistill.steps.observe import observe, report
-from jaxdistill.types import Model, Objective, Step, TrainState
+from jaxdistill.steps.observe import begin, observe, report
+from jaxdistill.types import NOTHING, Model, Objective, Step, TrainState
 
 
 @steps.register
@@ -25,9 +25,9 @@ def offline(
     def see(params, state, frozen, batch, step, key):
         return observe(student, teachers, params, state, frozen, batch, objective.streams, step=step, key=key)
 
-    def init(key, frozen, batch):
+    def init(key, frozen, batch, start=NOTHING):
         student_key, objective_key, run_key = jax.random.split(key, 3)
-        student_params, student_state = student.init(student_key, batch["train"])
+        student_params, student_state = begin(student, student_key, batch["train"], start)
         params, state = {"student": student_params}, {"student": student_state}
         step = jnp.zeros((), jnp.int32)
         signals, _ = see(params, state, frozen, batch, step, run_key)

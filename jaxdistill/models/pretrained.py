@@ -1,0 +1,112 @@
+"""A network of the world with its weights: the architecture is read from the checkpoint's own config.
+
+    pretrained('google-bert/bert-base-uncased', classes=2)      a teacher to be fine-tuned: its head is new
+    pretrained('runs/teacher/teachers/bert/hub')                a teacher as it is
+    pretrained('...', layers=(0, 3, 7, 11))                     a student of four of its layers
+    pretrained('...', cut=(('ffn', 'evenly', 768),))            a narrower one
+
+Students made of their teacher's layers: Sanh et al., DistilBERT, 2019 (arxiv.org/abs/1910.01108).
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxdistill.hub import family as families
+from jaxdistill.hub.cut import Selection, averaged, blocks_of, evenly
+from jaxdistill.hub.folders import open_source
+from jaxdistill.hub.source import Source, WeightsError
+from jaxdistill.hub.weights import load, plan
+from jaxdistill.registry import Spec, models, parse
+from jaxdistill.types import Model, Pretrained, Variables
+
+CUTS = {"evenly": evenly, "average": averaged}
+AXES = ("width", "ffn", "heads", "kv_heads")
+Layers = tuple[int, ...] | tuple[str, int]  # numbers, or how many are taken from where
+
+
+class Form(NamedTuple):
+    """What a checkpoint becomes: a family's network with arguments, and what of the checkpoint is kept."""
+
+    family: str
+    arguments: dict[str, Any]
+    layers: tuple[int, ...]
+    selections: Mapping[str, Selection]
+
+
+@models.register
+def pretrained(source: str, layers: Layers = (), cut: tuple[tuple[str, str, int], ...] = (), **options: Any) -> Model:
+    """The network of a checkpoint, with its weights.
+
+    Args:
+        source: a Hugging Face folder, a hub id, or a GGUF file.
+        layers: which of its layers make up this network: numbers in order, or ("uniform", 3), ("first", 3),
+            ("last", 3); empty: all.
+        cut: (axis, "evenly" or "average", how many are left) for what shall be narrower: width, ffn, heads.
+        options: arguments of the family's own factory, such as `classes=2` or `dropout=0.1`.
+    """
+    opened = open_source(source)
+    form = form_of(opened, layers, cut, options)
+    network = models.build(Spec(form.family, (), form.arguments), "")
+
+    def find(shapes: Variables) -> Pretrained:
+        family = families.families[form.family]
+        found = plan(opened, family, form.arguments, shapes, form.layers, form.selections)
+        return Pretrained(found.fresh, lambda: load(opened, found, shapes))
+
+    return network._replace(load=find)
+
+
+def form_of_spec(spec: str) -> Form | None:
+    """The form of whatever a config names as a model; None for a network that the world has no format for."""
+    named = parse(spec, "")
+    factory = models[named.name]
+    given = inspect.signature(factory).bind(*named.args, **named.kwargs)
+    given.apply_defaults()
+    if named.name == "pretrained":
+        source, layers, cut, options = given.args[0], given.args[1], given.args[2], given.kwargs
+        found = form_of(open_source(source), layers, cut, options)
+        own = inspect.signature(models[found.family]).bind(**found.arguments)
+        own.apply_defaults()
+        return found._replace(arguments=dict(own.arguments))
+    return Form(named.name, dict(given.arguments), (), {}) if named.name in families.families else None
+
+
+def form_of(source: Source, layers: Layers, cut: tuple[tuple[str, str, int], ...], options: Mapping[str, Any]) -> Form:
+    """What `pretrained` makes of a checkpoint.
+
+    Raises:
+        WeightsError: an unknown architecture, a setting that the network does not have, an impossible cut.
+    """
+    name = families.of_config(source.config)
+    arguments = families.families[name].arguments(source.config)
+    chosen = _numbers(layers, arguments["depth"], source.where) if layers else ()
+    selections: dict[str, Selection] = {}
+    smaller: dict[str, Any] = {"depth": len(chosen)} if layers else {}
+    for axis, how, left in cut:
+        if how not in CUTS or axis not in AXES or axis not in arguments:
+            known = ", ".join(key for key in AXES if key in arguments)
+            raise WeightsError(f"cut {(axis, how, left)} is none of (AXIS, {' or '.join(CUTS)}, N); axes: {known}")
+        selections[axis], smaller[axis] = CUTS[how](arguments[axis], left), left
+    for axis in ("heads", "kv_heads"):
+        if axis in selections:
+            selections[axis] = blocks_of(selections[axis], _head_size(arguments))
+    return Form(name, {**arguments, **smaller, **options}, chosen, selections)
+
+
+def _numbers(layers: Layers, depth: int, where: str) -> tuple[int, ...]:
+    """The numbers of the chosen layers."""
+    match layers:
+        case ("uniform" | "first" | "last" as how, int(count)):
+            if not 1 <= count <= depth:
+                raise WeightsError(f"{count} layers cannot be chosen; {where} has {depth}")
+            rows = {"uniform": [i * depth // count for i in range(count)], "first": range(count)}
+            return tuple(rows.get(how, range(depth - count, depth)))
+    for layer in layers:
+        if not isinstance(layer, int) or not 0 <= layer < depth:
+            raise WeightsError(f"there is no layer {layer!r}; {where} has 0 to {depth - 1}, or say ('uniform', 3)")
+    return tuple(layer for layer in layers if isinstance(layer, int))
+
+
+def _head_size(arguments: Mapping[str, Any]) -> int:
+    return arguments.get("head_size") or arguments["width"] // arguments["heads"]

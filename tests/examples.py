@@ -83,7 +83,7 @@ MODELS = {
     ],
     "decoder": [
         Example(f"decoder({DECODER}, {options})", hidden_states=3, inputs="tokens")
-        for options in ("layers='scan', remat='full'", "layers='unroll', tied=False, qk_norm=True, attentions=True")
+        for options in ("remat='full'", "scan_layers=False, tied=False, qk_norm=True, attentions=True")
     ],
     "mlp": [Example("mlp(widths=(12, 8), classes=5)", hidden_states=2)],
     "resnet": [Example("resnet(widths=(4, 8), blocks=1, classes=5)", hidden_states=3, statistics=True)],

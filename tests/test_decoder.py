@@ -38,29 +38,29 @@ def read(batch, options: str = "", values=None):
     return quick_jit(lambda values: parity.run(model, values, batch))(values or own)
 
 
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_and_gradients_are_those_of_transformers(name, layers, tmp_path):
+def test_outputs_and_gradients_are_those_of_transformers(name, scan, tmp_path):
     ref = parity.reference(name)
     folder = parity.write_folder(tmp_path, ref)
-    options = {"layers": layers, "attentions": "attention/0" in ref.said}
+    options = {"scan_layers": scan, "attentions": "attention/0" in ref.said}
     _, _, model, variables = parity.ours(folder, ref.batch, **options)
     out = quick_jit(lambda variables: parity.run(model, variables, ref.batch))(variables)
     parity.check_outputs(ref, out)
     assert len(out.attentions) == 2 * options["attentions"]
-    parity.check_gradients(ref, folder, layers=layers)
+    parity.check_gradients(ref, folder, scan_layers=scan)
 
 
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("name", ["llama_tied", "qwen3"])
-def test_what_is_written_is_read_again_to_the_bit(name, layers, tmp_path):
+def test_what_is_written_is_read_again_to_the_bit(name, scan, tmp_path):
     ref = parity.reference(name)
     folder = parity.write_folder(tmp_path / "a", ref)
-    _, arguments, _, variables = parity.ours(folder, ref.batch, layers=layers)
+    _, arguments, _, variables = parity.ours(folder, ref.batch, scan_layers=scan)
     written = dump(FAMILY, arguments, variables)
     assert {n: x.shape for n, x in written.items()} == ref.shapes
     save_file(written, folder / "model.safetensors")
-    _, _, _, again = parity.ours(folder, ref.batch, layers=layers)
+    _, _, _, again = parity.ours(folder, ref.batch, scan_layers=scan)
     assert_same(again, variables)
 
 
@@ -137,8 +137,8 @@ def unstacked(params):
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
-def test_scanned_unrolled_and_rematerialised_are_the_same_network(layers, remat):
+@pytest.mark.parametrize("scan", [True, False])
+def test_scanned_unrolled_and_rematerialised_are_the_same_network(scan, remat):
     batch = {"input_ids": tokens(2, 6, 64)}
 
     def measured(model, params):
@@ -148,14 +148,14 @@ def test_scanned_unrolled_and_rematerialised_are_the_same_network(layers, remat)
 
         return quick_jit(jax.value_and_grad(loss))(params)
 
-    (model, values), (other, _) = built(), built(f", layers={layers!r}, remat={remat!r}")
-    shape = unstacked if layers == "unroll" else dict
+    (model, values), (other, _) = built(), built(f", scan_layers={scan}, remat={remat!r}")
+    shape = dict if scan else unstacked
     value, gradient = measured(model, values.params)
     assert_close(measured(other, shape(values.params)), (value, shape(gradient)), rtol=1e-4, atol=1e-5)
 
 
 def test_scanned_and_unrolled_decoders_have_the_same_first_values():
-    assert_close(built(", layers='unroll'")[1].params, unstacked(built()[1].params))
+    assert_close(built(", scan_layers=False")[1].params, unstacked(built()[1].params))
 
 
 def test_rematerialising_keeps_less():
@@ -240,12 +240,12 @@ def test_a_saved_copy_of_a_tied_head_is_no_surplus_and_layers_can_be_chosen(tmp_
     ref = parity.reference("llama_tied")
     shapes = {**ref.shapes, "lm_head.weight": ref.shapes["model.embed_tokens.weight"]}
     folder = parity.write_folder(tmp_path, ref._replace(shapes=shapes))
-    _, arguments, _, variables = parity.ours(folder, ref.batch, layers="unroll")
-    for layers in ("scan", "unroll"):
-        student = {**arguments, "depth": 1, "layers": layers}
+    _, arguments, _, variables = parity.ours(folder, ref.batch, scan_layers=False)
+    for scan in (True, False):
+        student = {**arguments, "depth": 1, "scan_layers": scan}
         model = FAMILY.factory(**student)
         abstract = Variables(*jax.eval_shape(model.init, KEY, ref.batch))
         source = Safetensors(folder)
         found = load(source, plan(source, FAMILY, student, abstract, layers=(1,)), abstract).params
-        kernel = found["blocks/up/kernel"][0] if layers == "scan" else found["blocks/0/up/kernel"]
+        kernel = found["blocks/up/kernel"][0] if scan else found["blocks/0/up/kernel"]
         assert_same(kernel, variables.params["blocks/1/up/kernel"])

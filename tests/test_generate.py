@@ -29,7 +29,7 @@ def logits(model, params, ids):
     return out.dense().logits
 
 
-@pytest.mark.parametrize("options", [", layers='scan', qkv_bias=True", ", layers='unroll', qk_norm=True, tied=False"])
+@pytest.mark.parametrize("options", [", qkv_bias=True", ", scan_layers=False, qk_norm=True, tied=False"])
 def test_cached_steps_give_the_logits_of_the_whole_text(options):
     model, params = built(options)
     ids = tokens(3, 9, 64)

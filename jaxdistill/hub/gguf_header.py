@@ -4,6 +4,7 @@ Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md. Our own, since the re
 array for every token of the vocabulary: 160 MB and 1.7 s for one of 49,152.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,6 +102,8 @@ def _read(data: _Bytes) -> Header:
         fields[name] = data.value(data.number("u4"))
     described = [_describe(data) for _ in range(tensor_count)]
     grain = fields.get("general.alignment", 32)
+    if not isinstance(grain, int) or grain < 1:
+        raise WeightsError(f"{data.where} is damaged: its alignment is {grain!r}; fetch it again")
     start = -(-(data.size - data.left) // grain) * grain
     tensors = {name: stored._replace(offset=start + stored.offset) for name, stored in described}
     if any(stored.offset + stored.size > data.size for stored in tensors.values()):
@@ -120,4 +123,4 @@ def _describe(data: _Bytes) -> tuple[str, Stored]:
     except ValueError:
         raise WeightsError(f"{data.where}: the encoding {number} of {name} is not known; update gguf") from None
     values, size = GGML_QUANT_SIZES[kind]
-    return name, Stored(shape, kind, offset, int(np.prod(shape)) // values * size)
+    return name, Stored(shape, kind, offset, math.prod(shape) // values * size)

@@ -196,7 +196,7 @@ def test_a_student_is_cut_from_a_teacher_along_every_axis(known):
         "width": cut.evenly(32, 16),
         "heads": cut.blocks_of(cut.chosen((0, 2)), 8),
         "ffn": cut.averaged(48, 24),
-        "vocab": cut.chosen(tuple(range(59))),
+        "vocabulary": cut.chosen(tuple(range(59))),
     }
     less = arguments | {"width": 16, "heads": 2, "ffn": 24, "vocabulary": 59, "depth": 2}
     model, shapes, source, planned = plan_of(folder, less, ref.batch, layers=(0, 2), selections=cuts)
@@ -278,3 +278,13 @@ def test_attention_dropout_leaves_the_returned_probabilities_whole():
     batch = {"input_ids": jax.random.randint(KEY, (4, 6), 1, 60)}
     out, _ = quick_jit(model.apply, static_argnames="train")(*variables, batch, train=True, key=KEY)
     assert_close([x.sum(-1) for x in out.attentions], [np.ones((4, 2, 6))] * 2)
+
+
+# Real weights
+
+
+@pytest.mark.slow
+def test_minilm_embeds_sentences_as_pytorch_does(tmp_path):
+    from experiments.parity import minilm
+
+    assert minilm.cosines(minilm.fetched(tmp_path)).min() >= 0.9999

@@ -15,6 +15,7 @@ from examples import assert_close, assert_same
 from golden.weights import weight
 from tokenizers import pre_tokenizers
 
+from jaxdistill import registry
 from jaxdistill.data import fetch
 from jaxdistill.hub.family import families
 from jaxdistill.hub.folders import open_source
@@ -88,6 +89,16 @@ def test_a_file_gives_the_network_that_safetensors_give(name, tmp_path):
     assert FAMILY.arguments(source.config) == FAMILY.arguments(ref.config)
     *_, expected = parity.ours(parity.write_folder(tmp_path, ref), ref.batch)
     assert_same(values(source, ref.batch), expected)
+
+
+def test_a_student_is_made_of_some_of_its_layers(tmp_path):
+    ref = parity.reference("llama_tied")
+    file = write(tmp_path / "tiny.gguf", ref)
+    student = registry.models.build(f"pretrained({str(file)!r}, layers=(1,), cut=(('ffn', 'evenly', 24),))", "student")
+    found = student.load(Variables(*jax.eval_shape(student.init, parity.KEY, ref.batch)))
+    kernel = weight("model.layers.1.mlp.down_proj.weight", (32, 48))
+    assert not found.fresh
+    assert_close(found.read().params["blocks/down/kernel"], kernel.T[None, ::2])
 
 
 def test_a_quantised_file_is_read_to_what_its_bits_say_in_whole_and_in_parts(tmp_path):

@@ -35,13 +35,7 @@ class Labelled(list):
 
 def remarks(split: str, texts: tuple[str, ...] = ("a b", "c d e f g", "", "b")):
     return Labelled(
-        {
-            "text": text.encode(),
-            "other": "g f",
-            "label": i % 2,
-            "label_probs": np.array([0.25, 0.75]),
-            "rating": 0.5 * i,
-        }
+        {"text": text.encode(), "other": "g f", "label": i % 2, "label_probs": np.array([0.25, 0.75]), "rating": i / 2}
         for i, text in enumerate(texts)
     )
 

@@ -322,7 +322,7 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
         *((rf"blocks/(\d+)/{row[0]}", f"{name}.{style.blocks}.{{0}}.{row[style.column]}", row[3]) for row in PARTS),
     ]
     rules = [
-        Rule("embed/token/embedding", f"{embeddings}.word_embeddings.weight", axes=("vocab", "width")),
+        Rule("embed/token/embedding", f"{embeddings}.word_embeddings.weight", axes=("vocabulary", "width")),
         Rule("embed/position/embedding", f"{embeddings}.position_embeddings.weight", axes=("", "width")),
         Rule("embed/type/embedding", f"{embeddings}.token_type_embeddings.weight", axes=("", "width")),
     ]

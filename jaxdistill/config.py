@@ -65,7 +65,8 @@ SCHEMA: dict[str, Any] = {
             "checkpoint": Key(
                 "", "text", "folder of a run of ours, with @best, @last or @STEP; empty: train it here first"
             ),
-            "steps": Key(0, "count", "steps of its training here; 0: needs a checkpoint"),
+            "cache": Key("", "spec", "its outputs, written by jaxdistill.cache: 'outputs(folder=...)'; empty: live"),
+            "steps": Key(0, "count", "steps of its training here; 0: needs a checkpoint, or a pretrained model"),
             "rate": Key("", "schedule", "learning rate of its training here; empty: as the student's"),
             "augment": Key((), "specs", "transforms of its training batches here"),
             "rules": Key((), "rules", RULES_DOC),
@@ -274,6 +275,19 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
             raise ConfigError(path, f"unknown key {last!r}. {suggest(last, inner)}")
         node[last] = _read(schema[last], text, path)
     return make(**tree)
+
+
+def changes(words: Iterable[str]) -> list[tuple[str, str]]:
+    """`--config.a.b=value` words as ("a.b", "value") pairs."""
+    found = []
+    for word in words:
+        path, equals, value = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config.") or not equals:
+            raise ConfigError(
+                word, "unknown word on the command line. Changes are written --config.a.b=value; see --help."
+            )
+        found.append((path, value))
+    return found
 
 
 def _read(key: Key, text: str, path: str) -> Any:

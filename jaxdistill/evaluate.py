@@ -65,7 +65,8 @@ def _layers(
     student: Outputs, teacher: Outputs, layers: Sequence[tuple[int, int]], rows: Mapping[str, Array]
 ) -> dict[str, Any]:
     states = lambda outputs, layer: _without_padding(outputs.hidden_states[layer], rows)
-    pairs = {f"cka/{i}:{j}": (states(student, i), states(teacher, j)) for i, j in layers}
+    kept = [(i, j) for i, j in layers if teacher.hidden_states[j] is not None]  # a cached teacher has not all
+    pairs = {f"cka/{i}:{j}": (states(student, i), states(teacher, j)) for i, j in kept}
     return {name: metrics.cka(x, y, rows["mask"]) for name, (x, y) in pairs.items()}
 
 

@@ -1,7 +1,7 @@
 """Arrays of many rows on disk: ArrayRecord shards, each with its checksum, written once and resumed where it stopped.
 
     FOLDER/manifest.json            the layout of a row, how many there are, whatever the writer wants to remember
-    FOLDER/<number>.array_record    rows, `ROWS` to a shard; renamed into place when whole
+    FOLDER/<number>.array_record    a shard; renamed into place when whole
     FOLDER/<number>.json            its SHA-256, written after it
 
 What was cut short is begun again at the first shard that is not sealed.
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ROWS = 4096
 Fields = Mapping[str, tuple[tuple[int, ...], str]]  # shape and dtype of one row's arrays, by name
 
 
@@ -28,11 +27,13 @@ class Manifest(NamedTuple):
     """What a store holds.
 
     rows: how many
+    shard: how many to a shard
     fields: shape and dtype of one row's arrays
     about: what the writer says of them; a reader compares it with what it needs
     """
 
     rows: int
+    shard: int
     fields: dict[str, tuple[tuple[int, ...], str]]
     about: dict[str, Any]
 
@@ -61,17 +62,22 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(file.read_text())
         fields = {name: (tuple(shape), dtype) for name, (shape, dtype) in content["fields"].items()}
-        return Manifest(content["rows"], fields, content["about"])
+        return Manifest(content["rows"], content["shard"], fields, content["about"])
     except FileNotFoundError:
         raise StoreError(f"{folder} holds no store") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{file} is damaged ({error})") from None
 
 
-def missing(folder: Path, rows: int) -> list[tuple[int, slice]]:
+def missing(folder: Path, manifest: Manifest) -> list[tuple[int, slice]]:
     """The shards that are not written yet: (number, its rows)."""
-    shards = [(number, slice(first, min(first + ROWS, rows))) for number, first in enumerate(range(0, rows, ROWS))]
+    firsts = enumerate(range(0, manifest.rows, manifest.shard))
+    shards = [(number, slice(first, min(first + manifest.shard, manifest.rows))) for number, first in firsts]
     return [(number, part) for number, part in shards if not _seal(folder, number).exists()]
+
+
+def _shards(manifest: Manifest) -> range:
+    return range(-(-manifest.rows // manifest.shard))
 
 
 def write_shard(folder: Path, number: int, columns: Mapping[str, np.ndarray]) -> None:
@@ -114,11 +120,10 @@ def check(folder: Path) -> Manifest:
         StoreError: naming the shard that is missing or damaged.
     """
     manifest = read_manifest(folder)
-    left = missing(folder, manifest.rows)
+    left, total = missing(folder, manifest), len(_shards(manifest))
     if left:
-        total = -(-manifest.rows // ROWS)
         raise StoreError(f"{folder} is not finished: {total - len(left)} of {total} shards are written")
-    for number in range(-(-manifest.rows // ROWS)):
+    for number in _shards(manifest):
         file = _shard(folder, number)
         wanted = json.loads(_seal(folder, number).read_text())["sha256"]
         if not file.is_file() or _digest(file) != wanted:
@@ -137,8 +142,7 @@ class Store:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.manifest = check(folder)
-        shards = [str(_shard(folder, number)) for number in range(-(-self.manifest.rows // ROWS))]
-        self._source = ArrayRecordDataSource(shards)
+        self._source = ArrayRecordDataSource([str(_shard(folder, number)) for number in _shards(self.manifest)])
 
     def __len__(self) -> int:
         return self.manifest.rows

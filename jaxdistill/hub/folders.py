@@ -1,5 +1,6 @@
 """Finding a checkpoint: a Hugging Face folder, a hub id, or one file of another format."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -19,6 +20,25 @@ def open_source(text: str) -> Source:
     """
     path = Path(text).expanduser()
     return Gguf(path) if path.suffix == ".gguf" else Safetensors(folder_of(text))
+
+
+def fingerprint(text: str) -> str:
+    """Tells one checkpoint from another: of each file its size and 64 pieces of it, at even distances.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    path = Path(text).expanduser()
+    files = [path] if path.is_file() else sorted(folder_of(text).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as stream:
+            for piece in range(64):
+                stream.seek(piece * size // 64)
+                digest.update(stream.read(4096))
+    return digest.hexdigest()
 
 
 def folder_of(text: str) -> Path:

@@ -66,6 +66,9 @@ def hidden(
     def pairs(signals: Signals) -> list[tuple[Array, Array]]:
         students, teachers = signals.student.hidden_states, one_of(signals.teachers, teacher).hidden_states
         chosen = layer_pairs(layers, len(students), len(teachers))
+        if lost := [j for _, j in chosen if teachers[j] is None]:
+            kept = [number for number, states in enumerate(teachers) if states is not None]
+            raise ValueError(f"layers {lost} of the teacher are not in its cache, which holds {kept}")
         return [_aligned(students[i], teachers[j], signals) for i, j in chosen]
 
     def init(key, signals):

@@ -74,6 +74,8 @@ FUSIONS = {
 
 STEPS = {"offline": [Example("offline")]}
 
+DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
+
 MODELS = {
     "bert": [
         Example("bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5)", hidden_states=3, inputs="text"),
@@ -82,6 +84,10 @@ MODELS = {
             hidden_states=2,
             inputs="text",
         ),
+    ],
+    "decoder": [
+        Example(f"decoder({DECODER}, {options})", hidden_states=3, inputs="tokens")
+        for options in ("remat='full'", "scan_layers=False, tied=False, qk_norm=True, attentions=True")
     ],
     "mlp": [Example("mlp(widths=(12, 8), classes=5)", hidden_states=2)],
     "resnet": [Example("resnet(widths=(4, 8), blocks=1, classes=5)", hidden_states=3, statistics=True)],

@@ -21,12 +21,16 @@ from jaxdistill.types import Outputs, Variables
 # three layers and more: an unconstrained network is silently wrong on (2, 2, 2) from two layers on
 FAMILIES = {
     "bert": "bert(vocabulary=10, width=16, depth=3, heads=2, ffn=24, classes=10, dropout=0.2)",
+    "decoder": "decoder(vocabulary=10, width=16, depth=3, heads=4, kv_heads=2, head_size=8, ffn=16)",
     "mlp": "mlp(widths=(16, 24, 16), classes=10, dropout=0.3)",
     "resnet": "resnet(widths=(8, 16, 16), blocks=1, classes=10)",
     "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
 }
-TOKENS = ()  # families with a label for each token
-TEACHERS = {"resnet": ("mlp", "resnet")}  # unlike each other, with and without state; else an mlp and a vit
+TOKENS = ("decoder",)  # families with a label for each token
+TEACHERS = {
+    "resnet": ("mlp", "resnet"),
+    "decoder": ("decoder", "decoder"),
+}  # unlike each other, with and without state; else an mlp and a vit
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
 ROWS, VALID = 32, 19  # 19 rows that count: devices hold 4, 3 or 0 of them
 
@@ -39,7 +43,7 @@ def batch(family: str = "mlp") -> dict[str, np.ndarray]:
     label, ids = draw.integers(0, 10, ROWS, dtype=np.int32), draw.integers(0, 10, (ROWS, 8), dtype=np.int32)
     real = (np.arange(8) < 1 + np.arange(ROWS)[:, None] % 8).astype(np.int32)
     if family in TOKENS:
-        return {"input_ids": ids, "label": np.roll(ids, -1, axis=1), "mask": real * mask[:, None]}
+        return {"input_ids": ids, "label": np.roll(ids, -1, axis=1), "mask": np.float32(real * mask[:, None])}
     return {"image": image, "input_ids": ids, "attention_mask": real, "label": label, "mask": mask}
 
 
@@ -97,7 +101,7 @@ def reference():
     ("family", "layout"),
     [
         *(("mlp", layout) for layout in MESHES),
-        *((family, "mixed") for family in ("resnet", "vit", "bert")),
+        *((family, "mixed") for family in ("resnet", "vit", "bert", "decoder")),
         ("resnet", "data"),
     ]
     + [(family, "pmap") for family in FAMILIES],

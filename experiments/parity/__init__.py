@@ -1,0 +1,1 @@
+"""Other people's pretrained networks in ours, on real inputs."""

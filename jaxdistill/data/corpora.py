@@ -33,16 +33,24 @@ class Corpus(NamedTuple):
     citation: str
 
 
-def _kjv(root: Path) -> Iterator[str]:
-    """Chapters. The file holds windows of 64 KiB as Unix `compress` would write them, each without its header."""
+def bible(root: Path) -> str:
+    """The King James Bible, a title and then a verse in each line, `Ge1:1 In the beginning ...`.
+
+    The file holds windows of 64 KiB as Unix `compress` would write them, each without its header.
+    """
     content = (root / "usr/lib/bible.data").read_bytes()
     _, _, windows, first = struct.unpack_from(">4I", content, 0x50)
     starts = (first, *struct.unpack_from(f">{windows}I", content, 0x60))
     header = b"\x1f\x9d\x90"  # compress, in blocks, of at most 16 bits
     pieces = (header + content[start:stop] for start, stop in itertools.pairwise(starts))
     text = b"".join(subprocess.run(["gzip", "-dc"], input=p, capture_output=True, check=True).stdout for p in pieces)
+    return text.decode("latin-1")
+
+
+def _kjv(root: Path) -> Iterator[str]:
+    """Chapters."""
     chapters: dict[str, list[str]] = {}
-    for chapter, verse in re.findall(r"^(\w+):\d+ (.*)$", text.decode("latin-1"), re.MULTILINE):
+    for chapter, verse in re.findall(r"^(\w+):\d+ (.*)$", bible(root), re.MULTILINE):
         chapters.setdefault(chapter, []).append(verse)
     return map("\n".join, chapters.values())
 
@@ -73,8 +81,8 @@ def _python_docs(root: Path) -> Iterator[str]:
     return (file.read_text("utf-8").strip() for file in sorted(sources.rglob("*.rst.txt")))
 
 
-def _austen(root: Path) -> Iterator[str]:
-    """Chapters of the six novels, with the lines of the print.
+def novels(root: Path) -> Iterator[str]:
+    """Jane Austen's six novels, with the lines of the print.
 
     R keeps each as a vector of lines: its length, then zlib; inside, a header that ends with the name of the encoding,
     then type, number of lines, and for each line flags, length and characters.
@@ -90,7 +98,13 @@ def _austen(root: Path) -> Iterator[str]:
             length = max(0, struct.unpack_from(">i", novel, at + 4)[0])  # -1 is a missing line
             lines.append(novel[at + 8 : at + 8 + length].decode())
             at += 8 + length
-        chapters = re.split(r"^(?:CHAPTER|Chapter) [IVXL\d]+$", "\n".join(lines), flags=re.MULTILINE)
+        yield "\n".join(lines)
+
+
+def _austen(root: Path) -> Iterator[str]:
+    """Chapters."""
+    for novel in novels(root):
+        chapters = re.split(r"^(?:CHAPTER|Chapter) [IVXL\d]+$", novel, flags=re.MULTILINE)
         yield from (chapter.strip() for chapter in chapters[1:])  # before the first: title and author
 
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from jaxdistill.hub.gguf import Gguf
 from jaxdistill.hub.source import Safetensors, Source, WeightsError
 
 
@@ -17,7 +18,8 @@ def open_source(text: str) -> Source:
     Raises:
         WeightsError: there is none, or it is damaged.
     """
-    return Safetensors(folder_of(text))
+    path = Path(text).expanduser()
+    return Gguf(path) if path.suffix == ".gguf" else Safetensors(folder_of(text))
 
 
 def fingerprint(text: str) -> str:

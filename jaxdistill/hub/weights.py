@@ -149,7 +149,9 @@ def load(source: Source, plan: Plan, abstract: Variables) -> Variables:
         return jax.make_array_from_callback(leaf.shape, here, read)
 
     def every(leaves: Mapping[str, Any]) -> dict[str, Array]:
-        return {name: each(name, leaf) for name, leaf in leaves.items() if name in plan.parts}
+        # The largest first: what reading takes beside the array itself is taken while little else is held
+        largest_first = sorted(leaves.items(), key=lambda item: -item[1].size)
+        return {name: each(name, leaf) for name, leaf in largest_first if name in plan.parts}
 
     return Variables(every(abstract.params), every(abstract.state))
 

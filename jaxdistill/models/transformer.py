@@ -3,8 +3,9 @@
 Vaswani et al., Attention Is All You Need, 2017 (arxiv.org/abs/1706.03762), normalised before each branch.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,14 +92,20 @@ class Block(nnx.Module):
 
 
 class Patches(nnx.Module):
-    """Patches as vectors behind `tokens` learned ones, with their positions: `[batch, tokens + patches, width]`."""
+    """Patches as vectors behind `tokens` learned ones, with their positions: `[batch, tokens + patches, width]`.
 
-    def __init__(self, image, patch: int, width: int, tokens: int, bias: bool = True, *, rngs: nnx.Rngs):
+    `flat`: learned arrays are [width] and [positions, width], as checkpoints of CLIP have them, without axes of 1.
+    """
+
+    def __init__(
+        self, image, patch: int, width: int, tokens: int, bias: bool = True, flat: bool = False, *, rngs: nnx.Rngs
+    ):
         height, length, channels = image
-        normal = lambda count: nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, count, width)))
+        normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+        ones = () if flat else (1,)
         self.conv = nnx.Conv(channels, width, (patch, patch), strides=patch, padding="VALID", use_bias=bias, rngs=rngs)
-        self.tokens = nnx.List([normal(1) for _ in range(tokens)])
-        self.position = normal(tokens + (height // patch) * (length // patch))
+        self.tokens = nnx.List([normal(*ones, *ones, width) for _ in range(tokens)])
+        self.position = normal(*ones, tokens + (height // patch) * (length // patch), width)
 
     def __call__(self, image: Array) -> Array:
         x = by_rows(self.conv(pixels(image, self.conv.kernel.dtype)))
@@ -118,6 +125,17 @@ def require_image(found: tuple[int, ...], patch: int, image: int | None, channel
     wanted = (image or found[0], image or found[1], channels or found[2])
     if found != wanted:
         raise ValueError(f"the network has positions for images of {list(wanted)}, not {list(found)}; resize them")
+
+
+def require_squares(config: Mapping[str, Any]) -> None:
+    """Refuses a config of images or patches that are no squares.
+
+    Raises:
+        ValueError: with key and value.
+    """
+    for key in ("image_size", "patch_size"):
+        if not isinstance(config.get(key), int | None):
+            raise ValueError(f"{key}={config[key]!r}: this network knows squares; take another checkpoint")
 
 
 def pair(ours: str, theirs: str, axes: tuple[str, ...]) -> tuple[Rule, Rule]:

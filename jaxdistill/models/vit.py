@@ -17,7 +17,16 @@ from jaxdistill.hub import family
 from jaxdistill.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.models.transformer import Activation, Block, Patches, Stack, layer_norm, pair, require_image
+from jaxdistill.models.transformer import (
+    Activation,
+    Block,
+    Patches,
+    Stack,
+    layer_norm,
+    pair,
+    require_image,
+    require_squares,
+)
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import models
 from jaxdistill.types import Model, Outputs
@@ -155,9 +164,7 @@ OWN = "jaxdistill_vit"  # the mean over patches: transformers has no such networ
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Attention dropout is left out: it belongs to a training that is over."""
     family.require(config, {"hidden_act": ACTIVATIONS})
-    for key in ("image_size", "patch_size"):
-        if not isinstance(config.get(key, 0), int | None):
-            raise ValueError(f"{key}={config[key]!r}: this network knows squares; take another checkpoint")
+    require_squares(config)
     found = {ours: config.get(theirs, default) for ours, (theirs, default) in SETTINGS.items()}
     pool = {"vit": {"pool": "token"}, OWN: {"pool": "mean"}}
     return found | {"classes": family.classes(config)} | pool.get(config["model_type"], {})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import jaxdistill.fusion
@@ -21,6 +22,7 @@ from jaxdistill.data import datasets
 from jaxdistill.data.describe import Description
 from jaxdistill.data.stream import Transform
 from jaxdistill.errors import ConfigError
+from jaxdistill.fetch import default_folder
 from jaxdistill.models.combinators import in_dtype, microbatched
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
@@ -120,17 +122,33 @@ def splits(config: ConfigDict) -> dict[str, Split]:
     return {"train": Split(config.data.train, "data", "train"), **further}
 
 
+def stream_batch_size(config: ConfigDict, stream: str) -> int:
+    """Rows of a stream's global batch."""
+    further = config.streams[stream].batch_size if stream in config.streams else 0
+    return further or config.batch_size
+
+
 def batch_shapes(config: ConfigDict, described: Mapping[str, Description]) -> dict[str, Shapes]:
-    """Shapes of the global batch, by stream."""
+    """Shapes of the global batch, by stream: a transform may change them, or add fields."""
+    augment = transforms(config)
 
     def one(stream: str, looks: Description) -> Shapes:
-        rows = config.batch_size if stream == "train" else config.streams[stream].batch_size or config.batch_size
-        return {name: jax.ShapeDtypeStruct((rows, *shape), kind) for name, (shape, kind) in looks.fields.items()}
+        rows = stream_batch_size(config, stream)
+        pair = {name: np.zeros((2, *shape), kind) for name, (shape, kind) in looks.fields.items()}
+        for transform in augment[stream]:
+            pair = transform.apply(pair, np.zeros((2, transform.draws)))
+        return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in pair.items()}
 
     return {stream: one(stream, looks) for stream, looks in described.items()}
 
 
-def parts(config: ConfigDict, shapes: Mapping[str, Shapes], classes: int | None, horizon: Horizon) -> Parts:
+def parts(
+    config: ConfigDict,
+    shapes: Mapping[str, Shapes],
+    classes: int | None,
+    horizon: Horizon,
+    cached: Mapping[str, Model],
+) -> Parts:
     """Everything a stage needs, checked on shapes alone.
 
     Args:
@@ -138,13 +156,15 @@ def parts(config: ConfigDict, shapes: Mapping[str, Shapes], classes: int | None,
         shapes: of the global batch, by stream.
         classes: how many labels the data has, if it says.
         horizon: steps of the run, and of an epoch.
+        cached: teachers that are read from the batch, by name.
 
     Raises:
         ConfigError: naming the path, the value and the cure.
     """
     student = model(config.student.model, "student.model", config.dtype, config.accumulate)
     names = tuple(config.teachers)
-    teachers = tuple(model(config.teachers[name].model, f"teachers.{name}.model", config.dtype) for name in names)
+    living = lambda name: model(config.teachers[name].model, f"teachers.{name}.model", config.dtype)
+    teachers = tuple(cached[name] if name in cached else living(name) for name in names)
     terms = {name: _term(entry, f"objective.{name}", name, horizon) for name, entry in config.objective.items()}
     if not terms:
         raise ConfigError("objective", f"no terms. Name at least one; losses: {', '.join(registry.losses)}.")
@@ -200,6 +220,7 @@ def _check_streams(config: ConfigDict, step: Step) -> None:
 def _term(entry: ConfigDict, path: str, name: str, horizon: Horizon) -> Weighted:
     convert = {Scalar: lambda value, where: resolve(value, horizon, where)}
     term = registry.losses.build(entry.term or name, path, convert)
+    term = term._replace(stream=entry.stream) if entry.stream else term
     return Weighted(term, resolve(entry.weight, horizon, f"{path}.weight"))
 
 
@@ -215,7 +236,7 @@ def _check_teachers(config: ConfigDict, terms: Mapping[str, Weighted], teachers:
                 cure = "Add teachers.NAME.model with a checkpoint, or with steps to train it here."
                 raise ConfigError(f"objective.{name}", f"needs a teacher, and the config has none. {cure}")
     for name, teacher in config.teachers.items():
-        if not teacher.checkpoint and not teacher.steps and not teachers[name].load:
+        if not (teacher.checkpoint or teacher.steps or teacher.cache or teachers[name].load):
             cure = f"Set teachers.{name}.checkpoint to the folder of a run, or teachers.{name}.steps to train it here."
             raise ConfigError(f"teachers.{name}", f"has neither a checkpoint nor steps. {cure}")
 
@@ -268,10 +289,12 @@ def check_checkpoints(config: ConfigDict, built: Parts, shapes: Shapes) -> None:
     """
     fits.check_pretrained(built.student, "student.model", shapes, complete=False)
     for name, teacher in zip(built.teacher_names, built.teachers, strict=True):
+        if config.teachers[name].cache:
+            continue
         untrained = not config.teachers[name].checkpoint and not config.teachers[name].steps
         fits.check_pretrained(teacher, f"teachers.{name}.model", shapes, complete=untrained)
     for name, teacher in zip(built.teacher_names, built.teachers, strict=True):
-        if config.teachers[name].checkpoint:
+        if config.teachers[name].checkpoint and not config.teachers[name].cache:
             path = f"teachers.{name}.checkpoint"
             _, values = fits.outputs(teacher, path, shapes)
             try:
@@ -294,9 +317,11 @@ def transforms(config: ConfigDict) -> dict[str, tuple[Transform, ...]]:
 def check_data(config: ConfigDict) -> None:
     """The data set is known; nothing is read or fetched yet."""
     datasets.known(config.data.name, data_folder(config))
+    if config.data.tokens:
+        registry.tokenizations.build(config.data.tokens, "data.tokens")
     transforms(config)
 
 
 def data_folder(config: ConfigDict) -> Path:
     """Where prepared data lies."""
-    return Path(config.data.folder).expanduser() if config.data.folder else datasets.default_folder()
+    return Path(config.data.folder).expanduser() if config.data.folder else default_folder()

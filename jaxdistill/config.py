@@ -44,6 +44,7 @@ class Open(NamedTuple):
 TERM = {
     "term": Key("", "spec", "the loss, such as 'kd(temperature=4.0)'; empty: the entry's own name"),
     "weight": Key("1.0", "schedule", "its weight, a number or a schedule"),
+    "stream": Key("", "text", "the stream that it reads; empty: as the loss says, which is train unless told otherwise"),
 }
 RULES_DOC = "(path regex, axes of the last dimensions) pairs; empty: parallel/sharding.py's table"
 
@@ -65,7 +66,8 @@ SCHEMA: dict[str, Any] = {
             "checkpoint": Key(
                 "", "text", "folder of a run of ours, with @best, @last or @STEP; empty: train it here first"
             ),
-            "steps": Key(0, "count", "steps of its training here; 0: needs a checkpoint"),
+            "cache": Key("", "spec", "its outputs, written by jaxdistill.cache: 'outputs(folder=...)'; empty: live"),
+            "steps": Key(0, "count", "steps of its training here; 0: needs a checkpoint, or a pretrained model"),
             "rate": Key("", "schedule", "learning rate of its training here; empty: as the student's"),
             "augment": Key((), "specs", "transforms of its training batches here"),
             "rules": Key((), "rules", RULES_DOC),
@@ -98,6 +100,9 @@ SCHEMA: dict[str, Any] = {
         "train": Key("train", "text", "split to learn from, such as 'train[:80%]'"),
         "test": Key("test", "text", "split to be judged on"),
         "folder": Key("", "text", "where prepared data lies; empty: $JAXDISTILL_DATA or ~/.cache/jaxdistill/data"),
+        "tokens": Key(
+            "", "spec", "how text becomes numbers, such as \"sentences(tokenizer='FOLDER', length=64)\"; empty: no text"
+        ),
         "augment": Key((), "specs", "transforms of the student's training batches, such as ('shift(pixels=2)',)"),
     },
     "streams": Open(
@@ -271,6 +276,19 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
             raise ConfigError(path, f"unknown key {last!r}. {suggest(last, inner)}")
         node[last] = _read(schema[last], text, path)
     return make(**tree)
+
+
+def changes(words: Iterable[str]) -> list[tuple[str, str]]:
+    """`--config.a.b=value` words as ("a.b", "value") pairs."""
+    found = []
+    for word in words:
+        path, equals, value = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config.") or not equals:
+            raise ConfigError(
+                word, "unknown word on the command line. Changes are written --config.a.b=value; see --help."
+            )
+        found.append((path, value))
+    return found
 
 
 def _read(key: Key, text: str, path: str) -> Any:

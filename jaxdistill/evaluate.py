@@ -41,11 +41,13 @@ def evaluator(
             "nll": metrics.nll(logits, labels, mask),
             "ece": metrics.calibration(logits, labels, mask),
         }
+        if labels.ndim > 1:  # of tokens
+            found["perplexity"] = metrics.perplexity(logits, labels, mask)
         if not seen or fusion is None:
             return found
         signals = Signals(out, seen, None, rows, mask, jnp.zeros((), jnp.int32), 1.0, {})
         fused, _ = fusion.apply({}, {}, signals, key=key)
-        return {**found, **_beside(logits, fused.logits, labels, mask), **_layers(out, seen[0], layers, mask)}
+        return {**found, **_beside(logits, fused.logits, labels, mask), **_layers(out, seen[0], layers, rows)}
 
     return evaluate
 
@@ -59,9 +61,21 @@ def _beside(student: Array, teacher: Array, labels: Array, mask: Array) -> dict[
     }
 
 
-def _layers(student: Outputs, teacher: Outputs, layers: Sequence[tuple[int, int]], mask: Array) -> dict[str, Any]:
-    pairs = {f"cka/{i}:{j}": (student.hidden_states[i], teacher.hidden_states[j]) for i, j in layers}
-    return {name: metrics.cka(x, y, mask) for name, (x, y) in pairs.items()}
+def _layers(
+    student: Outputs, teacher: Outputs, layers: Sequence[tuple[int, int]], rows: Mapping[str, Array]
+) -> dict[str, Any]:
+    states = lambda outputs, layer: _without_padding(outputs.hidden_states[layer], rows)
+    kept = [(i, j) for i, j in layers if teacher.hidden_states[j] is not None]  # a cached teacher has not all
+    pairs = {f"cka/{i}:{j}": (states(student, i), states(teacher, j)) for i, j in kept}
+    return {name: metrics.cka(x, y, rows["mask"]) for name, (x, y) in pairs.items()}
+
+
+def _without_padding(states: Array, rows: Mapping[str, Array]) -> Array:
+    """Zeros where a text is padded: in a Gram matrix they add nothing, however long the padding."""
+    real = rows.get("attention_mask")
+    if real is None or real.shape != states.shape[: real.ndim] or states.ndim != real.ndim + 1:
+        return states
+    return jnp.where(real[..., None] != 0, states, 0)
 
 
 def totals(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:

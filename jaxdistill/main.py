@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jaxdistill.config import describe, load, override, source
+from jaxdistill.config import changes, describe, load, override, source
 from jaxdistill.errors import ConfigError
 
 EPILOG = """
@@ -44,19 +44,6 @@ def parser() -> argparse.ArgumentParser:
         "--workdir", required=True, metavar="DIR", help="for checkpoints, logs, results.json, report.html"
     )
     return words
-
-
-def changes(words: Sequence[str]) -> list[tuple[str, str]]:
-    """`--config.a.b=value` words as ("a.b", "value") pairs."""
-    found = []
-    for word in words:
-        path, equals, value = word.removeprefix("--config.").partition("=")
-        if not word.startswith("--config.") or not equals:
-            raise ConfigError(
-                word, "unknown word on the command line. Changes are written --config.a.b=value; see --help."
-            )
-        found.append((path, value))
-    return found
 
 
 def run(argv: Sequence[str] | None = None) -> int:

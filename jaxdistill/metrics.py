@@ -42,6 +42,15 @@ class Mean:
 
 
 @struct
+class Perplexity(Mean):
+    """A mean of nats; computed, the number of equally likely tokens that would surprise as much."""
+
+    def compute(self) -> Total:
+        """`exp(mean)`; with count 0 as `Mean`: nan on the host."""
+        return np.e ** super().compute()  # of numpy and JAX alike
+
+
+@struct
 class Calibration:
     """Rows sorted by confidence into bins of equal width `(low, high]`; all fields `[bins]`.
 
@@ -117,6 +126,12 @@ def nll(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
     """Negative log-likelihood of the labels in nats."""
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
     return mean_of(-jnp.take_along_axis(logp, labels[..., None], -1)[..., 0], mask)
+
+
+def perplexity(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask) -> Perplexity:
+    """The exponential of `nll`: of a language model, per token."""
+    surprise = nll(logits, labels, mask)
+    return Perplexity(surprise.sum, surprise.count)
 
 
 def calibration(

@@ -12,8 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, fits
+from jaxdistill import build, cached, fits
 from jaxdistill.build import Parts, Stage
+from jaxdistill.cached import Cached
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
 from jaxdistill.config import conflicts
 from jaxdistill.data.datasets import open_records
@@ -32,7 +33,7 @@ from jaxdistill.report import page, table
 from jaxdistill.report.card import card as model_card
 from jaxdistill.schedules import Horizon
 from jaxdistill.train import Around, Data, Trained, train
-from jaxdistill.types import Model, Variables
+from jaxdistill.types import NOTHING, Model, Variables
 
 
 class Result(NamedTuple):
@@ -55,11 +56,13 @@ class Planned(NamedTuple):
     stages: with their parts
     described: the data, by stream
     mesh_shape: along data, fsdp, tensor
+    caches: of the teachers that are read
     """
 
     stages: list[tuple[Stage, Parts]]
     described: Mapping[str, Description]
     mesh_shape: tuple[int, int, int]
+    caches: Mapping[str, Cached]
 
 
 def check(config: ConfigDict, workdir: str | Path) -> Planned:
@@ -73,16 +76,19 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     mesh_shape = build.check_mesh(config)
     build.check_data(config)
     folder = build.data_folder(config)
+    name, tokens = config.data.name, config.data.tokens
     described = {
-        stream: describe(config.data.name, split.text, folder, split.path, split.key)
+        stream: describe(name, split.text, folder, split.path, split.key, tokens)
         for stream, split in build.splits(config).items()
     }
-    _check_fields(config, described["train"], describe(config.data.name, config.data.test, folder, "data", "test"))
-    stages = [(stage, _plan(stage, described, mesh_shape)) for stage in build.stages(config, workdir)]
-    build.check_checkpoints(config, _reference(stages), build.batch_shapes(config, described)["train"])
+    judged = describe(name, config.data.test, folder, "data", "test", tokens)
+    _check_fields(config, described["train"], judged)
+    caches = cached.find(config, {**described, "test": judged})
+    stages = [(stage, _plan(stage, described, mesh_shape, caches)) for stage in build.stages(config, workdir)]
+    build.check_checkpoints(config, _reference(stages), _shapes(config, described, caches)["train"])
     for stage, _ in stages:
         _check_reached(stage)
-    return Planned(stages, described, mesh_shape)
+    return Planned(stages, described, mesh_shape, caches)
 
 
 def distill(config: ConfigDict, workdir: str | Path, console: Console | None = None, source: str = "") -> Result:
@@ -121,12 +127,31 @@ def _check_fields(config: ConfigDict, learned: Description, judged: Description)
         raise ConfigError("data.test", f"{config.data.test!r} differs from {config.data.train!r} in fields or shapes.")
 
 
-def _plan(stage: Stage, described: Mapping[str, Description], mesh_shape: tuple[int, int, int]) -> Parts:
+def _shapes(
+    config: ConfigDict, described: Mapping[str, Description], caches: Mapping[str, Cached]
+) -> dict[str, dict[str, Any]]:
+    """Shapes of a stage's global batches, with what cached teachers add to them if it has teachers."""
+    found = {}
+    for stream, fields in build.batch_shapes(config, described).items():
+        rows = fields["mask"].shape[0]
+        more = cached.fields(caches, stream).items() if config.teachers else ()
+        said = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in more}
+        found[stream] = {**fields, **said}
+    return found
+
+
+def _plan(
+    stage: Stage,
+    described: Mapping[str, Description],
+    mesh_shape: tuple[int, int, int],
+    caches: Mapping[str, Cached],
+) -> Parts:
     config = stage.config
     horizon = Horizon(config.steps, described["train"].records / config.batch_size)
     try:
-        shapes = build.batch_shapes(config, described)
-        plan = build.parts(config, shapes, described["train"].classes, horizon)
+        shapes = _shapes(config, described, caches)
+        living = {name: cache.model for name, cache in caches.items()}
+        plan = build.parts(config, shapes, described["train"].classes, horizon, living)
         fits.check_constrained(plan.student, shapes["train"], make_mesh(mesh_shape))
         return plan
     except ConfigError as error:
@@ -170,13 +195,15 @@ class _Run:
 
     def __init__(self, config: ConfigDict, planned: Planned, console: Console):
         self.config, self.console, self.reference = config, console, _reference(planned.stages)
-        folder = build.data_folder(config)
+        folder, name, tokens = build.data_folder(config), config.data.name, config.data.tokens
         streams = {
-            stream: open_records(config.data.name, split.text, folder, split.path, split.key)
+            stream: open_records(name, split.text, folder, split.path, split.key, tokens)
             for stream, split in build.splits(config).items()
         }
-        test_set = open_records(config.data.name, config.data.test, folder, "data", "test")
-        self.data = Data(streams, test_set, build.batch_shapes(config, planned.described))
+        test_set = open_records(name, config.data.test, folder, "data", "test", tokens)
+        self.caches, self.described = planned.caches, planned.described
+        shapes = _shapes(config, planned.described, planned.caches)
+        self.data = Data(streams, test_set, shapes, cached.open_beside(config, planned.caches))
         self.mesh = make_mesh(planned.mesh_shape)
         self.teachers: dict[str, Variables] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
@@ -187,7 +214,9 @@ class _Run:
         for name, model in zip(self.reference.teacher_names, self.reference.teachers, strict=True):
             teacher = self.config.teachers[name]
             abstract = self._abstract(model, teacher.rules)
-            if teacher.checkpoint:
+            if teacher.cache:
+                values = NOTHING
+            elif teacher.checkpoint:
                 values = load_variables(*build.teacher_checkpoint(self.config, name), abstract)
             elif model.load and not teacher.steps:
                 values = model.load(abstract).read()
@@ -202,7 +231,10 @@ class _Run:
             self.console.print(f"{stage.name:>12}  was finished before, at step {stage.config.steps}")
             return
         start = time.perf_counter()
-        around = Around(self.data, self.mesh, self.reference, self.console, interrupts)
+        shapes = _shapes(stage.config, self.described, self.caches)  # with its own augmentation
+        written = self.data.beside if stage.config.teachers else {"test": self.data.beside["test"]}
+        data = self.data._replace(shapes=shapes, beside=written)
+        around = Around(data, self.mesh, self.reference, self.console, interrupts)
         beside = () if stage.name.startswith("teacher ") else self._placed()
         trained = train(stage.name, stage.folder, stage.config, plan, beside, around)
         outcome = self._keep(stage.name, plan.student, trained, time.perf_counter() - start)
@@ -239,11 +271,14 @@ class _Run:
         size = self.config.evaluate.batch_size
         fixed = self.reference.transforms["train"]
         rows = local_rows(self.mesh, size)
-        batches = evaluation_batches(self.data.test, batch_size=size, rows=rows, transforms=fixed)
+        said = self.data.beside["test"]
+        batches = evaluation_batches(self.data.test, batch_size=size, rows=rows, transforms=fixed, beside=said)
         return totals(jax.device_get(evaluate(batch)) for batch in batches)
 
     def _keep(self, name: str, model: Model, trained: Trained, seconds: float) -> dict[str, Any]:
-        row = {"name": name, **_nested(scores(trained.total)), **self._cost(model, trained.variables)}
+        cache = self.caches.get(name.removeprefix("teacher "))
+        costs = cache.cost if cache else self._cost(model, trained.variables)
+        row = {"name": name, **_nested(scores(trained.total)), **costs}
         outcome = {
             "row": row,
             "reliability": reliability(trained.total),
@@ -269,7 +304,7 @@ class _Run:
         """What was trained, as a folder that transformers loads, if the world has a format for its family."""
         form = form_of_spec(stage.config.student.model)
         if form is not None:
-            card = model_card(stage.name, results)
+            card = model_card(stage.name, stage.config.to_dict(), results)
             write(stage.folder / "hub", form.family, form.arguments, self.variables[stage.name], card)
             self.console.print(f"{stage.name:>12}  for transformers: {stage.folder / 'hub'}")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from rich.console import Console
 from jaxdistill.build import Parts
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data.records import Records
-from jaxdistill.data.stream import Transform, evaluation_batches, train_stream
+from jaxdistill.data.stream import Beside, Transform, evaluation_batches, train_stream
 from jaxdistill.evaluate import evaluator, scores, totals
 from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.log import Log
@@ -29,11 +30,13 @@ class Data(NamedTuple):
     streams: records to learn from, by stream; `train` is one of them
     test: records to be judged on
     shapes: of the global batch, by stream
+    beside: what cached teachers said of these records, by stream; of the test records under "test"
     """
 
     streams: Mapping[str, Records]
     test: Records
     shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
+    beside: Mapping[str, tuple[Beside, ...]] = MappingProxyType({})
 
 
 class Around(NamedTuple):
@@ -111,13 +114,13 @@ def train(
             if due or stop:
                 log.flush()  # a state whose loss is not finite is never saved
                 if due:
-                    total = measure(engine, ts, data.test, config.evaluate.batch_size, plan.transforms["train"])
+                    total = measure(engine, ts, data, config.evaluate.batch_size, plan.transforms["train"])
                     log.evaluation(step, scores(total))
                 position = {stream: iterator.get_state() for stream, iterator in streams.items()}
                 checkpoints.save(step, engine.export(ts), position, scores(total) if due else {})
             if stop and step < config.steps:
                 raise Stopped(f"{name}: saved at step {step} of {config.steps}")
-    total = total or measure(engine, ts, data.test, config.evaluate.batch_size, plan.transforms["train"])
+    total = total or measure(engine, ts, data, config.evaluate.batch_size, plan.transforms["train"])
     exported = engine.export(ts)
     return Trained(Variables(exported.params["student"], exported.state["student"]), total, engine.compiled())
 
@@ -145,7 +148,8 @@ def open_streams(config: ConfigDict, plan: Parts, data: Data, engine: Engine) ->
     for stream in sorted(plan.step.streams):
         size = data.shapes[stream]["mask"].shape[0]
         draw = {"batch_size": size, "seed": config.seed + stream_number(stream), "transforms": plan.transforms[stream]}
-        streams[stream] = train_stream(data.streams[stream], **draw, rows=engine.rows(size))
+        beside = data.beside.get(stream, ())
+        streams[stream] = train_stream(data.streams[stream], **draw, rows=engine.rows(size), beside=beside)
     return streams
 
 
@@ -172,8 +176,9 @@ def _zeros(shapes: Mapping[str, Any], streams: Iterable[str], engine: Engine) ->
 
 
 def measure(
-    engine: Engine, ts: TrainState, test: Records, size: int, transforms: Sequence[Transform] = ()
+    engine: Engine, ts: TrainState, data: Data, size: int, transforms: Sequence[Transform] = ()
 ) -> dict[str, Any]:
     """The metrics of all test records, as sums; of the transforms, those that draw nothing are applied here too."""
-    batches = evaluation_batches(test, batch_size=size, rows=engine.rows(size), transforms=transforms)
+    rows, said = engine.rows(size), data.beside.get("test", ())
+    batches = evaluation_batches(data.test, batch_size=size, rows=rows, transforms=transforms, beside=said)
     return totals(jax.device_get(engine.evaluate(ts, engine.put(rows))) for rows in batches)

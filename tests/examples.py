@@ -47,7 +47,11 @@ class Example(NamedTuple):
 
 
 LOSSES = {
-    "cross_entropy": [Example("cross_entropy"), Example("cross_entropy(label_smoothing=0.1)")],
+    "cross_entropy": [
+        Example("cross_entropy"),
+        Example("cross_entropy(label_smoothing=0.1)"),
+        Example("cross_entropy(target='label_probs')"),
+    ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
     "hidden": [
         Example("hidden"),
@@ -70,7 +74,21 @@ FUSIONS = {
 
 STEPS = {"offline": [Example("offline")]}
 
+DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
+
 MODELS = {
+    "bert": [
+        Example("bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5)", hidden_states=3, inputs="text"),
+        Example(
+            "bert(vocabulary=13, width=8, depth=1, heads=2, ffn=16, classes=5, style='roberta', attentions=True)",
+            hidden_states=2,
+            inputs="text",
+        ),
+    ],
+    "decoder": [
+        Example(f"decoder({DECODER}, {options})", hidden_states=3, inputs="tokens")
+        for options in ("remat='full'", "scan_layers=False, tied=False, qk_norm=True, attentions=True")
+    ],
     "efficientnet_lite": [
         Example(
             "efficientnet_lite(stem=4, stages=((4, 1, 3, 1, 1), (8, 2, 5, 2, 6)), top=12, classes=5)",
@@ -157,7 +175,10 @@ def signals(
         student=outputs(rng, batch, extent, classes, width, 2),
         teachers=teachers,
         teacher=None,
-        batch={"label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32)},
+        batch={
+            "label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
+            "label_probs": jnp.asarray(rng.dirichlet(np.ones(classes), batch), jnp.float32),
+        },
         mask=jnp.ones(batch),
         step=jnp.asarray(50, jnp.int32),
         temperature=1.0,

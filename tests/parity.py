@@ -85,7 +85,7 @@ def check_gradients(ref: Reference, folder: Path, tolerance: float = 1e-4, **opt
     """The gradient of `sum(sin(logits))`, as its product with a direction for each array of theirs."""
     name, arguments, model, variables = ours(folder, ref.batch, **options)
     loss = lambda params: jnp.sum(jnp.sin(run(model, Variables(params, variables.state), ref.batch).logits))
-    gradients = jax.grad(loss)(variables.params)
+    gradients = quick_jit(jax.grad(loss))(variables.params)
     family = hub_family.families[name]
     theirs = dump(family, arguments, Variables(gradients, {}))
     theirs |= {re.sub(f"^(?:{family.prefix})", "", n): x for n, x in theirs.items()}  # theirs may be the base model

@@ -61,7 +61,7 @@ def test_what_is_loaded_is_written_as_it_was(known, name):
     written, theirs = dump(families[family], arguments, variables), parity.Safetensors(folder)
     assert set(written) == set(theirs.arrays)
     for n, x in written.items():
-        np.testing.assert_array_equal(x, theirs.read(n, ()), err_msg=n)
+        np.testing.assert_array_equal(x, theirs.read(n, ()), err_msg=n, strict=True)
 
 
 @every_reference

@@ -20,6 +20,8 @@ from jaxdistill.types import Outputs, Variables
 
 # three layers and more: an unconstrained network is silently wrong on (2, 2, 2) from two layers on
 FAMILIES = {
+    "bert": "bert(vocabulary=10, width=16, depth=3, heads=2, ffn=24, classes=10, dropout=0.2)",
+    "decoder": "decoder(vocabulary=10, width=16, depth=3, heads=4, kv_heads=2, head_size=8, ffn=16)",
     "efficientnet_lite": "efficientnet_lite(stem=8, stages=((8, 2, 3, 2, 2),), top=16, classes=10)",
     "mlp": "mlp(widths=(16, 24, 16), classes=10, dropout=0.3)",
     "resnet": "resnet(widths=(8, 16, 16), blocks=1, classes=10)",
@@ -27,8 +29,11 @@ FAMILIES = {
     "deit": "deit(patch=4, width=16, depth=3, heads=2, classes=10, image=8, channels=1, dropout=0.2)",
     "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
 }
-TOKENS = ()  # families with a label for each token
-TEACHERS = {"resnet": ("mlp", "resnet")}  # unlike each other, with and without state; else an mlp and a vit
+TOKENS = ("decoder",)  # families with a label for each token
+TEACHERS = {
+    "resnet": ("mlp", "resnet"),
+    "decoder": ("decoder", "decoder"),
+}  # unlike each other, with and without state; else an mlp and a vit
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
 ROWS, VALID = 32, 19  # 19 rows that count: devices hold 4, 3 or 0 of them
 
@@ -41,7 +46,7 @@ def batch(family: str = "mlp") -> dict[str, np.ndarray]:
     label, ids = draw.integers(0, 10, ROWS, dtype=np.int32), draw.integers(0, 10, (ROWS, 8), dtype=np.int32)
     real = (np.arange(8) < 1 + np.arange(ROWS)[:, None] % 8).astype(np.int32)
     if family in TOKENS:
-        return {"input_ids": ids, "label": np.roll(ids, -1, axis=1), "mask": real * mask[:, None]}
+        return {"input_ids": ids, "label": np.roll(ids, -1, axis=1), "mask": np.float32(real * mask[:, None])}
     return {"image": image, "input_ids": ids, "attention_mask": real, "label": label, "mask": mask}
 
 

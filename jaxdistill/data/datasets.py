@@ -6,8 +6,9 @@ TensorFlow Datasets prepares and reads without TensorFlow, as long as files are 
 
 import contextlib
 import difflib
+import functools
+import hashlib
 import importlib
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -15,19 +16,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxdistill.data.fetch import FetchError
 from jaxdistill.data.records import Records
+from jaxdistill.data.token_cache import fingerprint, tokenised
 from jaxdistill.errors import ConfigError, suggest
-from jaxdistill.registry import datasets, parse
+from jaxdistill.fetch import FetchError
+from jaxdistill.registry import datasets, parse, tokenizations
 
-SHIPPED = ("clothes", "mnist5k")  # the builders of digits.py
+SHIPPED = (  # the builders of digits.py, texts.py and corpora.py
+    *("clothes", "mnist5k"),
+    *("newsgroups", "reuters", "spam", "vader"),
+    "plain_english",
+)
 # Without TensorFlow, version 4.9.10 stops registering at the first group of builders that needs it; these come after.
 LATE_GROUPS = ("structured", "summarization", "text", "text_simplification", "translate", "video", "vision_language")
-
-
-def default_folder() -> Path:
-    """Where prepared data lies unless a config says otherwise: `$JAXDISTILL_DATA`, or a folder in the user's cache."""
-    return Path(os.environ.get("JAXDISTILL_DATA") or Path.home() / ".cache" / "jaxdistill" / "data")
 
 
 def known(name: str, folder: str | Path, path: str = "data.name") -> None:
@@ -52,7 +53,7 @@ def known(name: str, folder: str | Path, path: str = "data.name") -> None:
         )
 
 
-def open_records(name: str, split: str, folder: str | Path, path: str, key: str) -> Records:
+def open_records(name: str, split: str, folder: str | Path, path: str, key: str, tokens: str = "") -> Records:
     """Opens one split of a data set, which is prepared in the folder if it is not there yet.
 
     Args:
@@ -63,11 +64,26 @@ def open_records(name: str, split: str, folder: str | Path, path: str, key: str)
         folder: where TensorFlow Datasets keeps prepared data.
         path: the config's section, for messages: a wrong name is reported at `<path>.name`,
         key: and a wrong split at `<path>.<key>`.
+        tokens: the spec of a tokenization, for sets of text; empty: as they are.
 
     Raises:
-        ConfigError: unknown name or split, or preparation failed.
+        ConfigError: unknown name or split, preparation failed, or no such tokenizer or text.
     """
-    folder, named = Path(folder).expanduser(), f"{path}.name"
+    folder = Path(folder).expanduser()
+    if not tokens:
+        return _plain(name, split, folder, path, key)
+    how = tokenizations.build(tokens, "data.tokens")
+    known(name, folder, f"{path}.name")
+    read = functools.cache(lambda: _plain(name, split, folder, path, key))
+    if not _version(name, folder):
+        read()  # which prepares it, if it can be prepared
+    source = _version(name, folder) or fingerprint(read())
+    return tokenised(how, f"{name} {split} {source}", read, folder, f"{name!r} ({split})")
+
+
+def _plain(name: str, split: str, folder: Path, path: str, key: str) -> Records:
+    """The records as the data set gives them."""
+    named = f"{path}.name"
     known(name, folder, named)
     if _base(name) in datasets:
         source = _registered(name, split, path, key)
@@ -130,6 +146,14 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 
+def _version(name: str, folder: Path) -> str:
+    """What tells the prepared files of a name from others; empty if it is registered, or not prepared."""
+    if _base(name) in datasets:
+        return ""
+    notes = sorted((folder / name.partition(":")[0]).glob("**/dataset_info.json"))
+    return hashlib.sha256(b"".join(note.read_bytes() for note in notes)).hexdigest() if notes else ""
+
+
 def _prepared(folder: Path) -> set[str]:
     """Names that the folder holds, as `name/version/dataset_info.json` or `name/config/version/dataset_info.json`."""
     found = (file for depth in ("*/*", "*/*/*") for file in folder.glob(f"{depth}/dataset_info.json"))
@@ -140,7 +164,7 @@ def _tfds(base: str) -> ModuleType:
     """TensorFlow Datasets, with the builder of a name registered if there is one."""
     import tensorflow_datasets as tfds
 
-    from jaxdistill.data import digits  # noqa: F401  (importing registers the builders that we ship)
+    from jaxdistill.data import corpora, digits  # noqa: F401  (importing registers the builders that we ship)
 
     if base not in SHIPPED:
         for group in LATE_GROUPS:

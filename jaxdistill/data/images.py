@@ -49,6 +49,66 @@ def flip() -> Transform:
     return Transform(1, apply)
 
 
+@transforms.register
+def mixup(alpha: float, classes: int) -> Transform:
+    """Mixes each image with its neighbour, `share x + (1 - share) x'`, and what they show; share ~ Beta(alpha, alpha).
+
+    Writes `label_probs` `[rows, classes]` for `cross_entropy(target='label_probs')`: a mixture of the labels, or of the
+    records' own `label_probs`; `label` stays what it was. Teacher and student see the same mixture.
+
+    Rows 0 and 1 are partners, rows 2 and 3, and so on, each with a share of its own. The order of an epoch is a random
+    one, so a neighbour is as random a partner as any, and it is in the same process, whichever rows that holds. A share
+    is the inverse of the distribution function at one uniform number: no rejection, so that the draws of the next row
+    are where they were.
+
+    Args:
+        alpha: positive; 0.2 for ImageNet, 1 for CIFAR (all shares are as likely).
+        classes: how many labels there are.
+
+    Raises:
+        ValueError: `alpha` or `classes` is not positive.
+        ConfigError: on a batch without images, with an odd number of rows, or with another number of classes.
+
+    References:
+        Zhang, Cisse, Dauphin, Lopez-Paz: mixup: Beyond empirical risk minimization, 2018.
+        https://arxiv.org/abs/1710.09412
+    """
+    from scipy.special import betaincinv  # here, because it is slow to import
+
+    if alpha <= 0 or classes < 1:
+        raise ValueError(f"alpha {alpha}, {classes} classes; give positive numbers.")
+
+    def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
+        images, probs = _images(batch, "mixup"), _distributions(batch, classes)
+        if len(images) % 2:
+            cure = "Choose a batch_size that gives every process an even number"
+            raise ConfigError("data.augment", f"'mixup' pairs rows, and {len(images)} are odd. {cure}.")
+        partner = np.arange(len(images)) ^ 1
+        share = betaincinv(alpha, alpha, uniforms[:, 0]).astype(np.float32)
+
+        def mixed(x: np.ndarray) -> np.ndarray:
+            own = share.reshape(-1, *[1] * (x.ndim - 1))
+            both = own * x + (1 - own) * x[partner]
+            return (both if x.dtype.kind == "f" else np.rint(both)).astype(x.dtype)
+
+        return batch | {"image": mixed(images), "label_probs": mixed(probs)}
+
+    return Transform(1, apply)
+
+
+def _distributions(batch: Batch, classes: int) -> np.ndarray:
+    """What each row shows, `[rows, classes]`: what raters said, or its label alone."""
+    if "label_probs" not in batch:
+        if "label" not in batch:
+            raise ConfigError("data.augment", "'mixup' needs label or label_probs; remove it, or give the records one.")
+        return (batch["label"][:, None] == np.arange(classes)).astype(np.float32)
+    probs = batch["label_probs"]
+    if probs.shape[1:] != (classes,):
+        found = f"label_probs {list(probs.shape)}; set classes={probs.shape[-1]}"
+        raise ConfigError("data.augment", f"'mixup' for {classes} classes, and the batch has {found}.")
+    return probs
+
+
 def _windows(name: str, margin: int, border: Literal["constant", "reflect"]) -> Transform:
     """A random window of each padded image; uniforms of 0.5 pick the middle, which is the image itself."""
     if margin < 0:

@@ -1,6 +1,6 @@
 """Random access to the records of a split, in stacks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,22 @@ class Records:
 
     Args:
         source: random access to records: `len(source)` and `source[i]`, a dict of arrays, numbers or text; also
-            `source.__getitems__([i, ...])` where reading many at once is faster.
+            `source.__getitems__([i, ...])` where reading many at once is faster. Or the fields as arrays that are
+            stacked already, `{field: [records, ...]}`, perhaps mapped from files.
         classes: how many labels there are; None if the data set does not say.
+        vocabulary: how many tokens there are; None where no text was tokenised.
 
     Attributes:
-        in_memory: whether all of it was decoded when it was opened.
+        in_memory: whether nothing has to be decoded any more.
     """
 
-    def __init__(self, source: Any, classes: int | None):
-        self._source, self._length, self.classes = source, len(source), classes
+    def __init__(self, source: Any, classes: int | None, vocabulary: int | None = None):
+        self.classes, self.vocabulary = classes, vocabulary
+        if isinstance(source, Mapping):
+            self._columns, self.in_memory = dict(source), True
+            self._length = len(next(iter(source.values())))
+            return
+        self._source, self._length = source, len(source)
         decoded = self._length * sum(np.asarray(value).nbytes for value in source[0].values())
         self.in_memory = decoded < IN_MEMORY
         self._columns = self._read(range(self._length)) if self.in_memory else {}
@@ -35,7 +42,7 @@ class Records:
         Text, and arrays whose shape differs from record to record, come as an object array `[rows]`.
         """
         if self.in_memory:
-            return {field: column.take(indices, axis=0) for field, column in self._columns.items()}
+            return {field: column[indices] for field, column in self._columns.items()}
         return self._read(indices.tolist())
 
     def _read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:

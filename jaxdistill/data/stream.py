@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import grain
 
 Batch = dict[str, np.ndarray]
+NARROW = {np.dtype("int64"): np.dtype("int32"), np.dtype("float64"): np.dtype("float32")}
 ORDER, AUGMENTATION = 0, 1  # what is drawn: two sequences of a key, 2^192 draws apart
 
 
@@ -49,12 +50,25 @@ def uniforms(seed: int, number: int, rows: int, draws: int) -> np.ndarray:
     return (_raw(seed, number, AUGMENTATION, rows * draws) >> 11).reshape(rows, draws) * 2.0**-53
 
 
+class Beside(NamedTuple):
+    """Further fields of a batch that were written ahead: outputs of a cached teacher.
+
+    records: to take them from
+    by_row: whether row r of the run has entry r, because augmentation made it what it is; else a record has the entry
+        of its number
+    """
+
+    records: Records
+    by_row: bool = False
+
+
 class Batches:
     """The run as a random-access source for Grain: item i is batch i, `{field: [rows, ...]}`.
 
     Row r of the run is record `permutation(epoch r // n)[r % n]`, so that every batch is full and an epoch may end
     inside one. Beside the records' fields a batch holds `mask` (float32 ones) and `index` (int32, the record's
-    number); `label` is int32.
+    number). A mask of the records' own, such as one of tokens, is kept where the row counts. Numbers of 64 bits come as
+    32.
 
     Args:
         records: what to draw from.
@@ -63,65 +77,103 @@ class Batches:
         transforms: applied in order. Their draws are made for all rows of the global batch, so that its content is the
             same however many processes share it.
         rows: which rows of the global batch this process needs.
+        beside: further fields, written ahead for these records or rows.
     """
 
     def __init__(
-        self, records: Records, *, batch_size: int, seed: int, transforms: Sequence[Transform], rows: slice
+        self,
+        records: Records,
+        *,
+        batch_size: int,
+        seed: int,
+        transforms: Sequence[Transform],
+        rows: slice,
+        beside: Sequence[Beside] = (),
     ) -> None:
         self.records, self.batch_size, self.seed = records, batch_size, seed
-        self.transforms, self.rows = tuple(transforms), rows
+        self.transforms, self.rows, self.beside = tuple(transforms), rows, tuple(beside)
 
     def __len__(self) -> int:
         return sys.maxsize // self.batch_size  # a run has no end of its own, but its rows must be countable
 
     def __getitem__(self, number: int) -> Batch:
-        index = self._records_of(number)
-        batch = _gather(self.records, index, np.ones(len(index), np.float32))
+        numbers = number * self.batch_size + np.arange(self.batch_size)[self.rows]
+        index = self._records_of(numbers)
+        batch = gather(self.records, index, np.ones(len(index), np.float32))
         draws = uniforms(self.seed, number, self.batch_size, sum(t.draws for t in self.transforms))[self.rows]
-        return _numbers(_transformed(batch, self.transforms, draws))
+        batch = _numbers(_transformed(batch, self.transforms, draws))
+        for entries, by_row in self.beside:
+            batch |= entries.take(numbers if by_row else index)
+        return batch
 
-    def _records_of(self, number: int) -> np.ndarray:
-        """The record of each row of a batch, `[rows]`."""
-        rows = number * self.batch_size + np.arange(self.batch_size)[self.rows]
+    def _records_of(self, rows: np.ndarray) -> np.ndarray:
+        """The records of these rows of the run, `[rows]`."""
         epochs, places = np.divmod(rows, len(self.records))
         orders = {epoch: permutation(self.seed, epoch, len(self.records)) for epoch in np.unique(epochs).tolist()}
         return np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()])
 
 
 def train_stream(
-    records: Records, *, batch_size: int, seed: int, transforms: Sequence[Transform], rows: slice
+    records: Records,
+    *,
+    batch_size: int,
+    seed: int,
+    transforms: Sequence[Transform],
+    rows: slice,
+    beside: Sequence[Beside] = (),
 ) -> "grain.DatasetIterator[Batch]":
     """`Batches` as an endless iterator that works ahead; `get_state()` and `set_state(state)` resume it exactly."""
     import grain
 
-    batches = Batches(records, batch_size=batch_size, seed=seed, transforms=transforms, rows=rows)
+    batches = Batches(records, batch_size=batch_size, seed=seed, transforms=transforms, rows=rows, beside=beside)
     # For arrays in memory one thread hides all the work, and a second one would only fight it for the interpreter;
     # files are waited for, by as many threads as Grain's own default. A buffer element is a whole batch: keep few.
-    threads = 1 if records.in_memory else 16
+    threads = 1 if all(source.in_memory for source in (records, *(entries for entries, _ in beside))) else 16
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
 
 def evaluation_batches(
-    records: Records, *, batch_size: int, rows: slice, transforms: Sequence[Transform] = ()
+    records: Records,
+    *,
+    batch_size: int,
+    rows: slice,
+    transforms: Sequence[Transform] = (),
+    beside: Sequence[Beside] = (),
+    begin: int = 0,
 ) -> Iterator[Batch]:
     """All records once, in order; the last batch is filled with repeats of mask 0, since a new shape would compile.
 
-    Transforms that draw are left out: a student is measured on data as they are.
+    Transforms that draw are left out: a student is measured on data as they are. `begin` is the first record.
     """
     fixed = [transform for transform in transforms if transform.draws == 0]
-    for first in range(0, len(records), batch_size):
+    for first in range(begin, len(records), batch_size):
         index = first + np.arange(batch_size)[rows]
         mask = (index < len(records)).astype(np.float32)
-        batch = _gather(records, np.minimum(index, len(records) - 1), mask)
-        yield _numbers(_transformed(batch, fixed, np.zeros((len(index), 0))))
+        index = np.minimum(index, len(records) - 1)
+        batch = _numbers(_transformed(gather(records, index, mask), fixed, np.zeros((len(index), 0))))
+        for entries, _ in beside:
+            batch |= entries.take(index)
+        yield batch
 
 
-def _gather(records: Records, index: np.ndarray, mask: np.ndarray) -> Batch:
-    batch = records.take(index)
-    if "label" in batch:
-        batch["label"] = batch["label"].astype(np.int32)
-    return batch | {"mask": mask, "index": index.astype(np.int32)}
+def gather(records: Records, index: np.ndarray, mask: np.ndarray) -> Batch:
+    """The records of these numbers, with their numbers and what counts of them.
+
+    Args:
+        index: `[rows]`.
+        mask: `[rows]`, float32; 0 for a row that only fills a batch.
+    """
+    batch = {field: _narrow(field, column) for field, column in records.take(index).items()}
+    own = batch.get("mask", np.ones(len(index), np.float32))
+    counts = mask.reshape(-1, *[1] * (own.ndim - 1)) * own.astype(np.float32)
+    return batch | {"mask": counts, "index": index.astype(np.int32)}
+
+
+def _narrow(field: str, column: np.ndarray) -> np.ndarray:
+    """Labels as int32, and no numbers of 64 bits, which JAX would cut on the device."""
+    narrow = np.dtype("int32") if field == "label" else NARROW.get(column.dtype, column.dtype)
+    return column.astype(narrow, copy=False)
 
 
 def _transformed(batch: Batch, transforms: Sequence[Transform], draws: np.ndarray) -> Batch:

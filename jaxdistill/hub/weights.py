@@ -149,7 +149,9 @@ def load(source: Source, plan: Plan, abstract: Variables) -> Variables:
         return jax.make_array_from_callback(leaf.shape, here, read)
 
     def every(leaves: Mapping[str, Any]) -> dict[str, Array]:
-        return {name: each(name, leaf) for name, leaf in leaves.items() if name in plan.parts}
+        # The largest first: what reading takes beside the array itself is taken while little else is held
+        largest_first = sorted(leaves.items(), key=lambda item: -item[1].size)
+        return {name: each(name, leaf) for name, leaf in largest_first if name in plan.parts}
 
     return Variables(every(abstract.params), every(abstract.state))
 
@@ -181,5 +183,5 @@ def dump(family: Family, arguments: Mapping[str, Any], variables: Variables) -> 
         part = _part(family, rules, name, value.shape, (), bare=False)
         rows = np.asarray(value) if part.stacked else np.asarray(value)[None]
         for theirs, row in zip(part.theirs, rows, strict=True):
-            found[theirs] = np.ascontiguousarray(row.transpose(np.argsort(_permutation(part.rule, row.ndim))))
+            found[theirs] = np.asarray(row.transpose(np.argsort(_permutation(part.rule, row.ndim))), order="C")
     return found

@@ -23,17 +23,47 @@ def softmax_cross_entropy(
     return (1 - label_smoothing) * hard - label_smoothing * jnp.mean(log_q, axis=-1)
 
 
+def soft_cross_entropy(
+    logits: Float[Array, "*batch classes"], target: Float[Array, "*batch classes"], label_smoothing: float = 0.0
+) -> Float32[Array, "*batch"]:
+    """Cross-entropy with a distribution, in float32: what raters said, or the labels of a mixed image.
+
+    A class of probability 0 adds nothing, whatever its logit.
+    """
+    log_q = jax.nn.log_softmax(logits.astype(jnp.float32))
+    target = target.astype(jnp.float32)
+    if label_smoothing > 0.0:
+        target = (1 - label_smoothing) * target + label_smoothing / target.shape[-1]
+    # selected BEFORE the product: 0 * (-inf) is NaN, in the value and in its gradient
+    return -jnp.sum(target * jnp.where(target > 0, log_q, 0.0), axis=-1)
+
+
 @losses.register
-def cross_entropy(label_smoothing: float = 0.0) -> Term:
-    """Cross-entropy of the student with the batch's `label`.
+def cross_entropy(label_smoothing: float = 0.0, target: str = "label") -> Term:
+    """Cross-entropy of the student with a field of the batch.
 
     Args:
         label_smoothing: between 0 and 1.
+        target: the field: classes `[*batch]`, such as `label`, or distributions `[*batch, classes]`, such as
+            `label_probs`.
+
+    Raises:
+        ValueError: `label_smoothing` is out of range; when it is applied, the batch has no such field, or of another
+            shape.
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing lies between 0 and 1; got {label_smoothing}")
 
     def values(signals: Signals) -> Array:
-        return softmax_cross_entropy(signals.student.logits, signals.batch["label"], label_smoothing)
+        logits, wanted = signals.student.logits, signals.batch.get(target)
+        if wanted is None:
+            known = ", ".join(sorted(signals.batch))
+            raise ValueError(f"the batch has no field {target!r}; it has {known}. Name one of them as target")
+        if wanted.shape == logits.shape:
+            return soft_cross_entropy(logits, wanted, label_smoothing)
+        if wanted.shape == logits.shape[:-1]:
+            return softmax_cross_entropy(logits, wanted, label_smoothing)
+        shapes = f"{target} has shape {list(wanted.shape)} beside logits of {list(logits.shape)}"
+        raise ValueError(f"{shapes}; a target holds classes [*batch], or distributions [*batch, classes]")
 
     return stateless(values)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32
 
 from jaxdistill.losses.layers import LayerMap, layer_pairs
-from jaxdistill.losses.term import one_of
+from jaxdistill.losses.term import extent_mean, one_of
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
@@ -53,7 +53,7 @@ def hidden(
 ) -> Term:
     """Hidden states of chosen layers, through a projector where widths differ.
 
-    Where the states' spatial extents differ, both are averaged over them first.
+    Where the states' extents (positions, tokens) differ, both are averaged over them first. Padding counts nothing.
 
     Args:
         layers: the layer map, see `losses/layers.py`.
@@ -66,7 +66,10 @@ def hidden(
     def pairs(signals: Signals) -> list[tuple[Array, Array]]:
         students, teachers = signals.student.hidden_states, one_of(signals.teachers, teacher).hidden_states
         chosen = layer_pairs(layers, len(students), len(teachers))
-        return [_aligned(students[i], teachers[j], signals.mask.ndim) for i, j in chosen]
+        if lost := [j for _, j in chosen if teachers[j] is None]:
+            kept = [number for number, states in enumerate(teachers) if states is not None]
+            raise ValueError(f"layers {lost} of the teacher are not in its cache, which holds {kept}")
+        return [_aligned(students[i], teachers[j], signals) for i, j in chosen]
 
     def init(key, signals):
         if projector == "none":
@@ -87,15 +90,15 @@ def hidden(
                 widths = f"student {student.shape[-1]}, teacher {target.shape[-1]}"
                 raise ValueError(f"widths differ ({widths}) and projector='none'; use projector='linear'")
             value = DISTANCES[distance](student, target)
-            values.append(jnp.mean(value, axis=tuple(range(signals.mask.ndim, value.ndim))))
+            values.append(extent_mean(value, signals.batch, signals.mask.ndim))
         return jnp.mean(jnp.stack(values), axis=0), state
 
     return Term(init, apply, needs=frozenset({"teacher"}))
 
 
-def _aligned(student: Array, teacher: Array, batch_dims: int) -> tuple[Array, Array]:
+def _aligned(student: Array, teacher: Array, signals: Signals) -> tuple[Array, Array]:
     """Both `[*batch, *extent, width]` with the same extent: averaged over the extent where it differs."""
-    if student.shape[batch_dims:-1] == teacher.shape[batch_dims:-1]:
+    if student.shape[:-1] == teacher.shape[:-1]:
         return student, teacher
-    pool = lambda x: jnp.mean(x, axis=tuple(range(batch_dims, x.ndim - 1)))
+    pool = lambda x: extent_mean(x, signals.batch, signals.mask.ndim, trailing=1)
     return pool(student), pool(teacher)

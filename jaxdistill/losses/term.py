@@ -1,7 +1,9 @@
 """The common case of a term: a pure function of the signals, without parameters or state."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import jax.numpy as jnp
 
 from jaxdistill.types import Array, Signals, Term
 
@@ -13,6 +15,24 @@ def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields
         return values(signals), state
 
     return Term(lambda key, signals: ({}, {}), apply, **fields)
+
+
+def extent_mean(values: Array, batch: Mapping[str, Array], batch_dims: int, trailing: int = 0) -> Array:
+    """`[*batch, *extent, *trailing] -> [*batch, *trailing]`: the mean over positions, over real tokens where known.
+
+    Args:
+        values: what is averaged; a text's padding, by the batch's `attention_mask` `[batch, length]`, counts nothing.
+        batch: the stream's arrays.
+        batch_dims: how many dimensions the mask of the stream has.
+        trailing: how many dimensions stay, such as a width.
+    """
+    last = values.ndim - trailing
+    axes = tuple(range(batch_dims, last))
+    real = batch.get("attention_mask")
+    if real is None or not axes or real.shape != values.shape[:last]:
+        return jnp.mean(values, axis=axes)
+    real = real.reshape(real.shape + (1,) * trailing) != 0
+    return jnp.sum(jnp.where(real, values, 0), axis=axes) / jnp.maximum(jnp.sum(real, axis=axes), 1)
 
 
 def one_of[T](teachers: Sequence[T], number: int) -> T:

@@ -28,6 +28,11 @@ _table = partial(nnx.Embed, embedding_init=_normal)
 _norm = partial(nnx.LayerNorm, use_fast_variance=False)
 
 
+def _rows(table: nnx.Embed, numbers: Array) -> Array:
+    """In the table's dtype, where `nnx.Embed` keeps the one it was made with. NaN for a number beyond the table."""
+    return jnp.take(table.embedding.get_value(), numbers, axis=0)
+
+
 class Embed(nnx.Module):
     """Tokens, their positions and their types, added up and normalised: `[batch, length, width]`.
 
@@ -45,9 +50,9 @@ class Embed(nnx.Module):
         ids = batch["input_ids"]
         if ids.shape[1] > self.limit:
             raise ValueError(f"texts of {ids.shape[1]} tokens, and positions for {self.limit}; cut the texts")
-        x = self.token(ids) + by_rows(self.position(self._positions(ids)))
+        x = by_rows(_rows(self.token, ids)) + by_rows(_rows(self.position, self._positions(ids)))
         if self.type is not None:
-            x = x + by_rows(self.type(batch.get("token_type_ids", jnp.zeros_like(ids))))
+            x = x + by_rows(_rows(self.type, batch.get("token_type_ids", jnp.zeros_like(ids))))
         return by_rows(drop(self.norm(by_rows(x)), self.rate, train=train, key=key))
 
     def _positions(self, ids: Array) -> Array:
@@ -309,7 +314,7 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
         *((rf"blocks/(\d+)/{row[0]}", f"{name}.{style.blocks}.{{0}}.{row[style.column]}", row[3]) for row in PARTS),
     ]
     rules = [
-        Rule("embed/token/embedding", f"{embeddings}.word_embeddings.weight", axes=("vocab", "width")),
+        Rule("embed/token/embedding", f"{embeddings}.word_embeddings.weight", axes=("vocabulary", "width")),
         Rule("embed/position/embedding", f"{embeddings}.position_embeddings.weight", axes=("", "width")),
         Rule("embed/type/embedding", f"{embeddings}.token_type_embeddings.weight", axes=("", "width")),
     ]

@@ -25,7 +25,7 @@ def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) 
     """A Flax NNX module as a `Model`.
 
     `nnx.Param` variables become params, random streams are renewed from the key of each call, and all other variables
-    (running statistics, counters) become state.
+    (running statistics, counters, caches) become state. Training alone changes state, but for an `nnx.Cache`.
 
     Args:
         make: `(rngs, batch) -> module`; `batch` has the shapes that the layers need.
@@ -57,7 +57,7 @@ def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) 
             values.append((path, variable.replace(value)))
         module = nnx.merge(graph, nnx.from_flat_state(values))
         out = call(module, batch, train, key)
-        return out, _collect(module)[1] if train and state else state
+        return out, {**state, **_collect(module, nnx.Variable if train else nnx.Cache)[1]}
 
     return Model(init, apply)
 
@@ -66,11 +66,11 @@ def _name(path: tuple[Any, ...]) -> str:
     return "/".join(map(str, path))
 
 
-def _collect(module: nnx.Module) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Params and state of a module, as flat dicts."""
+def _collect(module: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Params and state of a module, as flat dicts; of its variables those of one kind."""
     params: dict[str, Array] = {}
     state: dict[str, Array] = {}
-    for path, variable in nnx.to_flat_state(nnx.state(module)):
+    for path, variable in nnx.to_flat_state(nnx.state(module, kind)):
         if isinstance(variable, nnx.RngState):
             continue
         (params if isinstance(variable, nnx.Param) else state)[_name(path)] = variable.get_value()

@@ -21,6 +21,8 @@ from jaxdistill.registry import Spec, models, parse
 from jaxdistill.types import Model, Pretrained, Variables
 
 CUTS = {"evenly": evenly, "average": averaged}
+AXES = ("width", "ffn", "heads", "kv_heads")
+Layers = tuple[int, ...] | tuple[str, int]  # numbers, or how many are taken from where
 
 
 class Form(NamedTuple):
@@ -33,14 +35,13 @@ class Form(NamedTuple):
 
 
 @models.register
-def pretrained(
-    source: str, layers: tuple[int, ...] = (), cut: tuple[tuple[str, str, int], ...] = (), **options: Any
-) -> Model:
+def pretrained(source: str, layers: Layers = (), cut: tuple[tuple[str, str, int], ...] = (), **options: Any) -> Model:
     """The network of a checkpoint, with its weights.
 
     Args:
         source: a Hugging Face folder, a hub id, or a GGUF file.
-        layers: which of its layers make up this network, in order; empty: all.
+        layers: which of its layers make up this network: numbers in order, or ("uniform", 3), ("first", 3),
+            ("last", 3); empty: all.
         cut: (axis, "evenly" or "average", how many are left) for what shall be narrower: width, ffn, heads.
         options: arguments of the family's own factory, such as `classes=2` or `dropout=0.1`.
     """
@@ -71,9 +72,7 @@ def form_of_spec(spec: str) -> Form | None:
     return Form(named.name, dict(given.arguments), (), {}) if named.name in families.families else None
 
 
-def form_of(
-    source: Source, layers: tuple[int, ...], cut: tuple[tuple[str, str, int], ...], options: Mapping[str, Any]
-) -> Form:
+def form_of(source: Source, layers: Layers, cut: tuple[tuple[str, str, int], ...], options: Mapping[str, Any]) -> Form:
     """What `pretrained` makes of a checkpoint.
 
     Raises:
@@ -83,20 +82,32 @@ def form_of(
     arguments = families.families[name].arguments(source.config)
     if layers and "depth" not in arguments:
         raise WeightsError(f"{source.where} is a {name}, whose layers are no single stack; leave out layers={layers}")
-    for layer in layers:
-        if not 0 <= layer < arguments["depth"]:
-            raise WeightsError(f"there is no layer {layer}; {source.where} has 0 to {arguments['depth'] - 1}")
+    chosen = _numbers(layers, arguments["depth"], source.where) if layers else ()
     selections: dict[str, Selection] = {}
-    smaller: dict[str, Any] = {"depth": len(layers)} if layers else {}
+    smaller: dict[str, Any] = {"depth": len(chosen)} if layers else {}
     for axis, how, left in cut:
-        if how not in CUTS or axis not in arguments:
-            known = ", ".join(key for key in ("width", "ffn", "heads", "kv_heads") if key in arguments)
+        if how not in CUTS or axis not in AXES or axis not in arguments:
+            known = ", ".join(key for key in AXES if key in arguments)
             raise WeightsError(f"cut {(axis, how, left)} is none of (AXIS, {' or '.join(CUTS)}, N); axes: {known}")
         selections[axis], smaller[axis] = CUTS[how](arguments[axis], left), left
     for axis in ("heads", "kv_heads"):
         if axis in selections:
             selections[axis] = blocks_of(selections[axis], _head_size(arguments))
-    return Form(name, {**arguments, **smaller, **options}, layers, selections)
+    return Form(name, {**arguments, **smaller, **options}, chosen, selections)
+
+
+def _numbers(layers: Layers, depth: int, where: str) -> tuple[int, ...]:
+    """The numbers of the chosen layers."""
+    match layers:
+        case ("uniform" | "first" | "last" as how, int(count)):
+            if not 1 <= count <= depth:
+                raise WeightsError(f"{count} layers cannot be chosen; {where} has {depth}")
+            rows = {"uniform": [i * depth // count for i in range(count)], "first": range(count)}
+            return tuple(rows.get(how, range(depth - count, depth)))
+    for layer in layers:
+        if not isinstance(layer, int) or not 0 <= layer < depth:
+            raise WeightsError(f"there is no layer {layer!r}; {where} has 0 to {depth - 1}, or say ('uniform', 3)")
+    return tuple(layer for layer in layers if isinstance(layer, int))
 
 
 def _head_size(arguments: Mapping[str, Any]) -> int:

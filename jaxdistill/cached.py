@@ -1,0 +1,188 @@
+"""Cached teachers: which store belongs to which teacher, data and augmentation, and what it puts into the batches."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxdistill import build, registry
+from jaxdistill.checkpoint import CheckpointError, choose_step, manifests
+from jaxdistill.data.describe import Description
+from jaxdistill.data.records import Records
+from jaxdistill.data.store import Manifest, Store, StoreError, read_manifest
+from jaxdistill.data.stream import Beside
+from jaxdistill.errors import ConfigError
+from jaxdistill.hub.folders import fingerprint
+from jaxdistill.models.cached import Keep, from_batch
+from jaxdistill.registry import parse
+from jaxdistill.types import Model
+
+
+class Cached(NamedTuple):
+    """A teacher that is read.
+
+    model: which finds its outputs in the batch
+    cost: what a forward pass of the living teacher costs, as in the table
+    stores: the manifest of each stream, and of the test records under "test"
+    by_row: the streams whose entries belong to the rows of a run, since their augmentation draws
+    """
+
+    model: Model
+    cost: dict[str, Any]
+    stores: dict[str, Manifest]
+    by_row: frozenset[str]
+
+
+def keep_of(config: ConfigDict, name: str) -> Keep:
+    """What the config keeps of a teacher."""
+    return registry.caches.build(config.teachers[name].cache, f"teachers.{name}.cache")
+
+
+def folder_of(keep: Keep, stream: str) -> Path:
+    """Where a stream's entries lie."""
+    return Path(keep.folder).expanduser() / stream
+
+
+def streams(config: ConfigDict) -> dict[str, build.Split]:
+    """Whatever a run reads: its streams, and the test records under "test"."""
+    return {**build.splits(config), "test": build.Split(config.data.test, "data", "test")}
+
+
+def draws(config: ConfigDict, stream: str) -> bool:
+    """Whether the augmentation of a stream draws, so that no two epochs are alike."""
+    return stream != "test" and any(transform.draws for transform in build.transforms(config)[stream])
+
+
+def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
+    """All that decides what a teacher says of a stream: a store of another identity is stale.
+
+    Raises:
+        ConfigError: the teacher is neither a checkpoint nor pretrained, or its weights are not there.
+    """
+    entry, keep = config.teachers[name], keep_of(config, name)
+    augment = config.streams[stream].augment if stream in config.streams else config.data.augment
+    said = {
+        "teacher": {"model": entry.model, "weights": _weights(config, name), "dtype": config.dtype},
+        "data": {"name": config.data.name, "tokens": config.data.tokens, "split": streams(config)[stream].text},
+        "augmentation": list(augment),
+        "kept": {"dtype": keep.dtype, "top": keep.top, "layers": list(keep.layers)},
+    }
+    if draws(config, stream):
+        size = build.stream_batch_size(config, stream)
+        said["draws"] = {"seed": config.seed, "batch_size": size}
+    return said
+
+
+def _weights(config: ConfigDict, name: str) -> str:
+    """Tells one set of weights from another, without reading them all."""
+    entry, path = config.teachers[name], f"teachers.{name}"
+    try:
+        if entry.checkpoint:
+            folder, which = build.teacher_checkpoint(config, name)
+            files = manifests(folder)[choose_step(folder, which)]["files"]
+            return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        spec = parse(entry.model, f"{path}.model")
+        if spec.name == "pretrained" and not entry.steps:
+            return fingerprint(str(spec.args[0] if spec.args else spec.kwargs["source"]))
+    except (CheckpointError, ValueError) as error:
+        raise ConfigError(path, f"{error}.") from None
+    cure = "Train it in a run of its own, and name that run as its checkpoint"
+    raise ConfigError(f"{path}.cache", f"its weights do not exist before the run. {cure}.")
+
+
+def find(config: ConfigDict, described: Mapping[str, Description]) -> dict[str, Cached]:
+    """The cached teachers of a config, by name, checked without reading an entry.
+
+    Raises:
+        ConfigError: a store is missing, unfinished, damaged, stale, or too short for the run.
+    """
+    return {name: _find(config, name, described) for name, entry in config.teachers.items() if entry.cache}
+
+
+def _find(config: ConfigDict, name: str, described: Mapping[str, Description]) -> Cached:
+    keep, path, stores = keep_of(config, name), f"teachers.{name}.cache", {}
+    cure = "Write it: python -m jaxdistill.cache --config ... (the same config)"
+    for stream in streams(config):
+        folder = folder_of(keep, stream)
+        try:
+            stores[stream] = found = read_manifest(folder)
+        except StoreError as error:
+            raise ConfigError(path, f"{error}. {cure}.") from None
+        other = _differences(found.about["identity"], identity(config, name, stream))
+        if other:
+            raise ConfigError(path, f"{folder} is stale: {'; '.join(other)}. Give another folder. {cure}.")
+        needed = rows_of(config, stream, described)
+        if found.rows < needed:
+            short = f"{folder} holds {found.rows} rows, {needed} are needed"
+            raise ConfigError(path, f"{short}. Give another folder. {cure}.")
+    about = stores["train"].about
+    model = from_batch(f"cached/{name}/", about["classes"], about["states"])
+    return Cached(model, about["cost"], stores, frozenset(s for s in stores if draws(config, s)))
+
+
+def rows_of(config: ConfigDict, stream: str, described: Mapping[str, Description]) -> int:
+    """How many entries a run needs: one for each record, or for each row of the run where augmentation draws."""
+    if not draws(config, stream):
+        return described[stream].records
+    return config.steps * build.stream_batch_size(config, stream)
+
+
+def _differences(written: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> list[str]:
+    found = []
+    for key in sorted({*written, *wanted}):
+        a, b = written.get(key), wanted.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, f"{path}{key}.")
+        elif a != b:
+            found.append(f"{path}{key} was {_short(a)}, is {_short(b)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def fields(caches: Mapping[str, Cached], stream: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What cached teachers add to a record of a stream: shape and dtype by name."""
+    return {
+        f"cached/{name}/{field}": look
+        for name, cache in caches.items()
+        for field, look in cache.stores[stream].fields.items()
+    }
+
+
+class _Named:
+    """A store whose fields carry their teacher's name."""
+
+    def __init__(self, store: Store, prefix: str):
+        self._store, self._prefix = store, prefix
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        return [{f"{self._prefix}{name}": x for name, x in row.items()} for row in self._store.__getitems__(rows)]
+
+
+def open_beside(config: ConfigDict, caches: Mapping[str, Cached]) -> dict[str, tuple[Beside, ...]]:
+    """What cached teachers put beside the records of each stream, every shard checked.
+
+    Raises:
+        ConfigError: a shard is damaged or missing.
+    """
+
+    def one(name: str, cache: Cached, stream: str) -> Beside:
+        try:
+            store = Store(folder_of(keep_of(config, name), stream))
+        except StoreError as error:
+            raise ConfigError(f"teachers.{name}.cache", f"{error}, and write it again.") from None
+        return Beside(Records(_Named(store, f"cached/{name}/"), None), stream in cache.by_row)
+
+    return {stream: tuple(one(*item, stream) for item in caches.items()) for stream in streams(config)}

@@ -1,0 +1,214 @@
+"""The network of decoder language models: causal attention with grouped queries, layers scanned or unrolled.
+
+Pre-norm blocks with root mean square norms, rotary positions, grouped queries (Ainslie et al. 2023,
+arxiv.org/abs/2305.13245) and a gated perceptron (Shazeer 2020, arxiv.org/abs/2002.05202).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdistill.models.rotary import Llama3, frequencies, restarted, rotate
+from jaxdistill.parallel.collectives import by_rows
+from jaxdistill.types import Array, Factored, Outputs
+
+POLICIES = {  # what a layer keeps for its backward pass, beside its input
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Sizes(NamedTuple):
+    """What a block is made of; the words are those of `decoder`."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    ffn: int
+    epsilon: float
+    qkv_bias: bool
+    qk_norm: bool
+    attentions: bool
+
+
+class Shared(NamedTuple):
+    """What all layers of one call look at.
+
+    angles: of rotation, `[rows or 1, length, head_size / 2]`
+    positions: where the keys go in the cache, `[rows, length]`; None without one
+    mask: which key a query may see, `[rows, 1, length or 1, keys]`; None: all
+    causal: a query sees no later key, whatever the mask says
+    """
+
+    angles: Array
+    positions: Array | None
+    mask: Array | None
+    causal: bool
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with grouped queries; with `slots`, `(rows, length)`, keys and values are cached."""
+
+    def __init__(self, sizes: Sizes, slots: tuple[int, ...] | None, *, rngs: nnx.Rngs):
+        project = lambda heads: nnx.Linear(sizes.width, heads * sizes.head_size, use_bias=sizes.qkv_bias, rngs=rngs)
+        self.query, self.key, self.value = project(sizes.heads), project(sizes.kv_heads), project(sizes.kv_heads)
+        self.out = nnx.Linear(sizes.heads * sizes.head_size, sizes.width, use_bias=False, rngs=rngs)
+        norm = lambda: nnx.RMSNorm(sizes.head_size, epsilon=sizes.epsilon, rngs=rngs) if sizes.qk_norm else None
+        self.query_norm, self.key_norm = norm(), norm()
+        empty = lambda: nnx.Cache(jnp.zeros((*slots, sizes.kv_heads, sizes.head_size))) if slots else None
+        self.keys, self.values = empty(), empty()
+        self.sizes = sizes
+
+    def __call__(self, x: Array, shared: Shared) -> tuple[Array, Array | None]:
+        split = lambda y: by_rows(y).reshape(*y.shape[:-1], -1, self.sizes.head_size)
+        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = rotate(q, shared.angles), rotate(k, shared.angles)
+        if self.keys is not None and self.values is not None:
+            k, v = (_written(cache, new, shared.positions) for cache, new in ((self.keys, k), (self.values, v)))
+        if self.sizes.attentions:
+            mixed, weights = attend(q, k, v, shared)
+        else:
+            mixed = jax.nn.dot_product_attention(q, k, v, mask=shared.mask, is_causal=shared.causal)
+            weights = None
+        return by_rows(self.out(by_rows(mixed).reshape(*x.shape[:-1], -1))), weights
+
+
+def _written(cache: nnx.Variable, new: Array, positions: Array | None) -> Array:
+    """The cache with new rows at their positions, in the dtype of the new ones."""
+    old = cache.get_value()
+    cache.set_value(old.at[jnp.arange(old.shape[0])[:, None], positions].set(new.astype(old.dtype)))
+    return cache.get_value().astype(new.dtype)
+
+
+def attend(q: Array, k: Array, v: Array, shared: Shared) -> tuple[Array, Array]:
+    """Attention that also returns its probabilities, `[rows, heads, queries, keys]`."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    allowed = jnp.tri(q.shape[1], k.shape[1], dtype=bool) if shared.causal else jnp.bool(True)
+    allowed = allowed if shared.mask is None else shared.mask & allowed
+    weights = jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", by_rows(weights), v), weights
+
+
+class Block(nnx.Module):
+    """Attention and a gated perceptron, each on a normalised input and added to it."""
+
+    def __init__(self, sizes: Sizes, slots: tuple[int, ...] | None, *, rngs: nnx.Rngs):
+        norm = lambda: nnx.RMSNorm(sizes.width, epsilon=sizes.epsilon, rngs=rngs)
+        linear = lambda inputs, outputs: nnx.Linear(inputs, outputs, use_bias=False, rngs=rngs)
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention = Attention(sizes, slots, rngs=rngs)
+        self.gate, self.up = linear(sizes.width, sizes.ffn), linear(sizes.width, sizes.ffn)
+        self.down = linear(sizes.ffn, sizes.width)
+
+    def __call__(self, x: Array, shared: Shared) -> tuple[Array, Array | None]:
+        mixed, weights = self.attention(by_rows(self.attention_norm(x)), shared)
+        x = by_rows(x + mixed)
+        y = by_rows(self.mlp_norm(x))
+        y = by_rows(jax.nn.silu(by_rows(self.gate(y))) * by_rows(self.up(y)))
+        return by_rows(x + by_rows(self.down(y))), weights
+
+
+class Decoder(nnx.Module):
+    """Hidden states as transformers counts them: the embeddings, all layers but the last, the last one normalised."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        vocabulary: int,
+        depth: int,
+        tied: bool,
+        rope: tuple[int, float, Llama3 | None],
+        scan_layers: bool,
+        remat: str,
+        slots: tuple[int, ...] | None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        block = lambda key: Block(sizes, slots, rngs=nnx.Rngs(key))
+        keys = jax.random.split(rngs.params(), depth)
+        self.embed = nnx.Embed(vocabulary, sizes.width, rngs=rngs)
+        self.blocks = nnx.vmap(block)(keys) if scan_layers else nnx.List([block(key) for key in keys])
+        self.norm = nnx.RMSNorm(sizes.width, epsilon=sizes.epsilon, rngs=rngs)
+        self.head = None if tied else nnx.Linear(sizes.width, vocabulary, use_bias=False, rngs=rngs)
+        self.rope, self.remat, self.head_size = rope, remat, sizes.head_size
+
+    def __call__(self, batch: Mapping[str, Array], *, train: bool, key: Array) -> Outputs:
+        shared = self._shared(batch)
+        x = by_rows(jnp.take(self.embed.embedding.get_value(), batch["input_ids"], axis=0))
+        states, attentions = self._layers(x, shared)
+        features = by_rows(self.norm(states[-1]))
+        kernel = self.embed.embedding.get_value().T if self.head is None else self.head.kernel.get_value()
+        return Outputs(
+            Factored(features, kernel),
+            (x, *states[:-1], features),
+            attentions,
+            features[jnp.arange(x.shape[0]), _last(batch)],
+        )
+
+    def _shared(self, batch: Mapping[str, Array]) -> Shared:
+        longest, theta, scaling = self.rope
+        length = batch["slots" if "slots" in batch else "input_ids"].shape[1]
+        if length > longest:
+            raise ValueError(f"{length} tokens are more than the {longest} positions of this decoder; cut them")
+        positions = _positions(batch)
+        angles = positions[..., None] * frequencies(self.head_size, theta, scaling)
+        if "slots" in batch:  # what a later token will overwrite lies behind every query until then
+            seen = batch["slots"][:, None, None, :] <= positions[:, None, :, None]
+            return Shared(angles, positions, seen, causal=False)
+        mask = None
+        if "attention_mask" in batch:
+            mask = batch["attention_mask"][:, None, None, :] > 0
+        if "segment_ids" in batch:
+            own = batch["segment_ids"][:, None, :, None] == batch["segment_ids"][:, None, None, :]
+            mask = own if mask is None else mask & own
+        return Shared(angles, None, mask, causal=True)
+
+    def _layers(self, x: Array, shared: Shared) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Every layer's output, and its attention probabilities where they are asked for."""
+
+        def layer_of(graph: Any) -> Callable[[Array, Any], Any]:
+            def layer(x: Array, variables: Any) -> Any:
+                block = nnx.merge(graph, variables)
+                x, weights = block(x, shared)
+                return x, (x, weights, nnx.state(block, nnx.Cache))
+
+            if self.remat == "none":
+                return layer
+            # Inside a scan nothing could undo the rematerialisation, and the barriers against it would cost
+            return jax.checkpoint(layer, policy=POLICIES[self.remat], prevent_cse=not isinstance(self.blocks, Block))
+
+        if isinstance(self.blocks, Block):  # all of them, stacked
+            graph, variables = nnx.split(self.blocks)
+            _, (states, attentions, caches) = jax.lax.scan(layer_of(graph), x, variables)
+            nnx.update(self.blocks, caches)
+            return tuple(states), () if attentions is None else tuple(attentions)
+        states, attentions = [], []
+        for block in self.blocks:
+            graph, variables = nnx.split(block)
+            x, (_, weights, cache) = layer_of(graph)(x, variables)
+            nnx.update(block, cache)
+            states.append(x)
+            attentions += [] if weights is None else [weights]
+        return tuple(states), tuple(attentions)
+
+
+def _positions(batch: Mapping[str, Array]) -> Array:
+    """Of every token, `[rows or 1, length]`."""
+    if "positions" in batch:
+        return batch["positions"]
+    if "segment_ids" in batch:
+        return restarted(batch["segment_ids"])
+    return jnp.arange(batch["input_ids"].shape[1])[None]
+
+
+def _last(batch: Mapping[str, Array]) -> Array:
+    """The index of the last token that is none of padding, `[rows]`."""
+    real = batch.get("attention_mask", jnp.ones_like(batch["input_ids"]))
+    return jnp.max(jnp.where(real > 0, jnp.arange(real.shape[1]), 0), axis=1)

@@ -1,0 +1,439 @@
+"""Text as arrays: what is in a row, that it is made once, that rows and documents lose nothing, and every mistake."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from flax import nnx
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import jaxdistill
+from jaxdistill.data import Batches, evaluation_batches, open_records, token_cache, tokenizer
+from jaxdistill.data.describe import describe
+from jaxdistill.data.tokens import packed
+from jaxdistill.data.unigram import unigram_nll
+from jaxdistill.errors import ConfigError
+from jaxdistill.evaluate import evaluator
+from jaxdistill.fusion.average import average
+from jaxdistill.models.nnx import from_nnx
+from jaxdistill.registry import datasets
+from jaxdistill.registry import models as networks
+from jaxdistill.types import Outputs, Variables
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] <end> a b c d e f g".split()  # noqa: SIM905
+A, B, C, D, E, F, G = range(5, 12)
+CLS, SEP = 2, 3
+
+
+class Labelled(list):
+    """Records of two classes."""
+
+    classes = 2
+
+
+def remarks(split: str, texts: tuple[str, ...] = ("a b", "c d e f g", "", "b")):
+    told = {"other": "g f", "label_probs": np.array([0.25, 0.75])}
+    return Labelled({"text": text.encode(), "label": i % 2, "rating": i / 2, **told} for i, text in enumerate(texts))
+
+
+def stories(split: str):
+    return [{"text": text} for text in ("a b c", "d e f g", "a")]
+
+
+def letters(split: str, size: int = 64):
+    """Texts in which the next letter is known, and a label that the first letter tells."""
+    alphabet = ("a b c d e f g " * 3).split()
+    texts = (" ".join(alphabet[i % 7 : i % 7 + 4 + i % 8]) for i in range(size))
+    return Labelled({"text": text, "label": i % 7 % 2} for i, text in enumerate(texts))
+
+
+def bag(classes: int, width: int = 8):
+    """A network that adds up words."""
+    return reader(classes, width, pooled=True)
+
+
+def bigram(classes: int, width: int = 8):
+    """A network that guesses the next word from this one."""
+    return reader(classes, width, pooled=False)
+
+
+def reader(classes: int, width: int, pooled: bool):
+    class Reader(nnx.Module):
+        def __init__(self, rngs):
+            self.words = nnx.Embed(12, width, rngs=rngs)
+            self.head = nnx.Linear(width, classes, rngs=rngs)
+
+        def __call__(self, batch, *, train, key):
+            states = self.words(batch["input_ids"])
+            top = states
+            if pooled:
+                real = batch["attention_mask"][..., None]
+                top = jnp.sum(states * real, 1) / jnp.maximum(jnp.sum(real, 1), 1)
+            return Outputs(self.head(top), (states, states))
+
+    return from_nnx(lambda rngs, batch: Reader(rngs))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    with runs.registries_as_found():
+        for factory in (remarks, stories, letters):
+            datasets.register(factory)
+        for factory in (bag, bigram):
+            networks.register(factory)
+        yield
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> Path:
+    return written(tmp_path_factory.mktemp("words"), WORDS)
+
+
+def written(folder: Path, vocabulary: list[str], padding: dict | None = None) -> Path:
+    """A folder with a tokenizer of these words, which cuts and pads, as published ones do."""
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = [(word, vocabulary.index(word)) for word in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
+    made.enable_truncation(4)
+    if padding:
+        made.enable_padding(**padding)
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def sentences(words: Path, length: int = 5, more: str = "") -> str:
+    return f"sentences(tokenizer='{words}', length={length}{more})"
+
+
+def documents(words: Path, length: int = 4, more: str = "") -> str:
+    return f"documents(tokenizer='{words}', length={length}{more})"
+
+
+def opened(tokens: str, folder: Path, name: str = "remarks", split: str = "train"):
+    return open_records(name, split, folder, "data", "train", tokens)
+
+
+def everything(records):
+    return records.take(np.arange(len(records)))
+
+
+def manifests(folder: Path) -> list[dict]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("tokens/*/manifest.json"))]
+
+
+# Sentences
+
+
+def test_a_sentence_is_cut_or_padded_and_keeps_what_else_its_record_holds(words, tmp_path):
+    found = everything(opened(sentences(words), tmp_path))
+    assert found["input_ids"].tolist() == [
+        [CLS, A, B, SEP, 0],
+        [CLS, C, D, E, SEP],
+        [CLS, SEP, 0, 0, 0],
+        [CLS, B, SEP, 0, 0],
+    ]
+    assert np.array_equal(found["attention_mask"], found["input_ids"] != 0)
+    assert found["input_ids"].dtype == found["attention_mask"].dtype == np.int32
+    assert set(found) == {"input_ids", "attention_mask", "label", "label_probs", "rating"}
+    assert found["label"].tolist() == [0, 1, 0, 1]
+    (about,) = manifests(tmp_path)
+    assert (about["texts"], about["cut"], about["tokens"], about["vocabulary"]) == (4, 1, 14, 12)
+
+
+def test_of_a_pair_the_longer_text_is_cut_first(words, tmp_path):
+    found = everything(opened(sentences(words, 8, ", fields=('text', 'other')"), tmp_path))
+    assert found["input_ids"].tolist() == [
+        [CLS, A, B, SEP, G, F, SEP, 0],
+        [CLS, C, D, E, SEP, G, F, SEP],
+        [CLS, SEP, G, F, SEP, 0, 0, 0],
+        [CLS, B, SEP, G, F, SEP, 0, 0],
+    ]
+    assert found["token_type_ids"][1].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert found["attention_mask"].sum(1).tolist() == [7, 8, 5, 6]
+
+
+@pytest.mark.parametrize(("padding", "number"), [({"pad_id": 1, "pad_token": "<pad>"}, 1), (None, 3)])
+def test_padding_is_the_tokenizers_own(tmp_path, padding, number):
+    vocabulary = ["[CLS]", "<pad>", "[SEP]", "[PAD]", "[UNK]", "a", "b"] if padding is None else [*WORDS[2:], "<pad>"]
+    found = everything(opened(sentences(written(tmp_path, vocabulary, padding), 5), tmp_path))
+    assert found["input_ids"][2, 2:].tolist() == [number] * 3
+
+
+def test_batches_of_sentences(words, tmp_path):
+    records = opened(sentences(words), tmp_path)
+    batch = Batches(records, batch_size=4, seed=0, transforms=(), rows=slice(4))[3]
+    assert {field: (value.dtype.name, value.shape) for field, value in batch.items()} == {
+        "input_ids": ("int32", (4, 5)),
+        "attention_mask": ("int32", (4, 5)),
+        "label": ("int32", (4,)),
+        "label_probs": ("float32", (4, 2)),
+        "rating": ("float32", (4,)),
+        "mask": ("float32", (4,)),
+        "index": ("int32", (4,)),
+    }
+    looks = describe("remarks", "train", tmp_path, "data", "train", sentences(words))
+    assert looks.records == 4 and looks.classes == 2 and looks.vocabulary == 12
+    assert looks.fields == {field: (value.shape[1:], value.dtype.name) for field, value in batch.items()}
+
+
+# Documents
+
+
+def test_documents_by_hand(words, tmp_path):
+    found = everything(opened(documents(words), tmp_path, "stories"))
+    assert {field: rows.tolist() for field, rows in found.items()} == {
+        "input_ids": [[A, B, C, D], [E, F, G, A]],
+        "label": [[B, C, 0, E], [F, G, 0, 0]],
+        "mask": [[1, 1, 0, 1], [1, 1, 0, 0]],
+        "segment_ids": [[1, 1, 1, 2], [1, 1, 1, 2]],
+    }
+    apart = everything(opened(documents(words, more=", pack=False, end='<end>'"), tmp_path, "stories"))
+    assert {field: rows.tolist() for field, rows in apart.items()} == {
+        "input_ids": [[A, B, C, 4], [D, E, F, G], [4, 0, 0, 0], [A, 4, 0, 0]],
+        "label": [[B, C, 4, 0], [E, F, G, 4], [0, 0, 0, 0], [4, 0, 0, 0]],
+        "mask": [[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]],
+        "segment_ids": [[1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]],
+    }
+    assert sorted((about["cut"], about["tokens"]) for about in manifests(tmp_path)) == [(0, 8), (1, 11)]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("length", [1, 3, 8, 64])
+def test_every_token_but_the_first_of_a_document_is_predicted_once(share, length):
+    rng = np.random.default_rng(length)
+    texts = [rng.integers(1, 50, size, dtype=np.int32) for size in rng.integers(1, 30, 40)]
+    rows = packed(texts, length, share)
+    assert all(field.shape == rows["mask"].shape and field.shape[1] == length for field in rows.values())
+    assert rows["mask"].dtype == np.float32 and {rows[n].dtype for n in rows if n != "mask"} == {np.dtype("int32")}
+    real, counts = rows["segment_ids"] > 0, rows["mask"] > 0
+    assert np.array_equal(rows["input_ids"][real], np.concatenate(texts))
+    assert np.array_equal(rows["label"][counts], np.concatenate([text[1:] for text in texts]))
+    assert not rows["label"][~counts].any() and not rows["input_ids"][~real].any() and not (counts & ~real).any()
+    inside = counts[:, :-1] & (rows["segment_ids"][:, 1:] == rows["segment_ids"][:, :-1])
+    assert np.array_equal(rows["label"][:, :-1][inside], rows["input_ids"][:, 1:][inside])
+    assert (real.sum() / real.size > 0.95) if share and length < 64 else True
+    assert share or not (np.diff(rows["segment_ids"], axis=1) > 0).any()
+
+
+def test_the_mask_of_a_token_counts_where_its_row_does(words, tmp_path):
+    records = opened(documents(words), tmp_path, "stories")
+    batch = next(evaluation_batches(records, batch_size=4, rows=slice(4)))
+    assert batch["mask"].tolist() == [[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert Batches(records, batch_size=2, seed=0, transforms=(), rows=slice(2))[0]["mask"].sum() == 5
+    looks = describe("stories", "train", tmp_path, "data", "train", documents(words))
+    assert looks.fields["mask"] == ((4,), "float32") and looks.classes is None and looks.vocabulary == 12
+
+
+def test_the_unigram_model_by_hand(words, tmp_path):
+    train, test = (opened(documents(words, length), tmp_path, "stories") for length in (4, 8))
+    seen = {B: 1, C: 1, E: 1, F: 1, G: 1}  # as labels that count: once each
+    expected = -sum(np.log((count + 0.5) / (5 + 0.5 * 12)) for count in seen.values()) / 5
+    assert unigram_nll(train, test, 12, smoothing=0.5) == pytest.approx(expected)
+
+
+# Once
+
+
+def test_tokenised_once_and_mapped_from_files(words, tmp_path, monkeypatch):
+    first = everything(opened(sentences(words), tmp_path))
+    monkeypatch.setattr(tokenizer, "load", lambda file: pytest.fail("tokenised again"))
+    again = opened(sentences(words), tmp_path)
+    assert all(isinstance(column, np.memmap) for column in again._columns.values()) and again.in_memory
+    assert all(np.array_equal(first[field], column) for field, column in everything(again).items())
+
+
+def test_whatever_changes_the_rows_has_a_folder_of_its_own(words, tmp_path):
+    other = written(tmp_path, [*WORDS, "h"])
+    for name in ("remarks", "remarks(texts=('a', 'b'))", "remarks(texts=('a', 'c'))"):
+        opened(sentences(words), tmp_path, name)
+    for tokens in (sentences(words, 6), sentences(other), sentences(words, more=", fields=('other',)")):
+        opened(tokens, tmp_path)
+    opened(documents(words), tmp_path)
+    opened(sentences(words, more=", fields=('text',)"), tmp_path)  # the default, spelt out
+    opened(sentences(words / "tokenizer.json"), tmp_path)  # the same file
+    assert len(manifests(tmp_path)) == 7
+    assert not [entry for entry in (tmp_path / "tokens").iterdir() if not (entry / "manifest.json").exists()]
+
+
+def test_a_prepared_set_is_not_read_where_its_arrays_are_there(words, tmp_path, monkeypatch):
+    note = tmp_path / "theirs" / "1.0.0" / "dataset_info.json"
+    note.parent.mkdir(parents=True)
+    note.write_text("first")
+    reads = []
+
+    def plain(name, split, *_):
+        reads.append((name, split))
+        return token_cache.Records(remarks(split), 2)
+
+    monkeypatch.setattr(jaxdistill.data.datasets, "_plain", plain)
+    for _ in range(2):
+        assert opened(sentences(words), tmp_path, "theirs").classes == 2
+    assert reads == [("theirs", "train")]
+    opened(sentences(words), tmp_path, "theirs", "train[:50%]")
+    note.write_text("prepared anew")
+    opened(sentences(words), tmp_path, "theirs")
+    assert len(reads) == 3
+
+
+def test_several_processes_may_tokenise_at_once(words, tmp_path, monkeypatch):
+    rename = os.rename
+
+    def slower(source, target):
+        monkeypatch.undo()
+        opened(sentences(words), tmp_path)  # the other process
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", slower)
+    assert len(opened(sentences(words), tmp_path)) == 4
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_written_costs_time_and_not_the_run(words, tmp_path):
+    (tmp_path / "tokens").write_text("a file in the way")
+    records = opened(sentences(words), tmp_path)
+    assert len(records) == 4 and records.vocabulary == 12 and records.classes == 2
+
+
+def test_long_work_is_announced(words, tmp_path, monkeypatch, capfd):
+    opened(sentences(words), tmp_path)
+    assert "Tokenising" not in capfd.readouterr().err
+    monkeypatch.setattr(token_cache, "PIECE", 1)
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(token_cache.time, "perf_counter", lambda: next(clock))
+    opened(sentences(words, 7), tmp_path)
+    assert capfd.readouterr().err.count("Tokenising 'remarks' (train) with") == 1
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ("sentence(tokenizer='x', length=4)", ["unknown tokenization 'sentence'", "Did you mean 'sentences'?"]),
+        ("sentences(tokenizer='{words}')", ["length"]),
+        ("sentences(tokenizer='{words}', length=0)", ["a length of 0", "1 or more"]),
+        ("sentences(tokenizer='{words}', length=2)", ["no room beside 2 special tokens"]),
+        ("sentences(tokenizer='{words}', length=8, fields=('text', 'other', 'text'))", ["3 fields", "two for a pair"]),
+        ("sentences(tokenizer='{words}', length=8, fields=('body',))", ["no text 'body'", "name one of text, other"]),
+        ("sentences(tokenizer='{words}', length=8, fields=('label',))", ["no text 'label'"]),
+        ("sentences(tokenizer='no/such/folder', length=8)", ["there is no 'no/such/folder'", "or a hub id"]),
+        ("sentences(tokenizer='{empty}', length=8)", ["tokenizer.json'", "a folder that holds one"]),
+        ("sentences(tokenizer='{broken}', length=8)", ["is no tokenizer", "save_pretrained"]),
+        ("documents(tokenizer='{words}', length=8, end='</s>')", ["no token '</s>'"]),
+        ("documents(tokenizer='{words}', length=8, field='body')", ["no text 'body'"]),
+    ],
+)
+def test_a_mistake_names_path_value_and_cure(words, tmp_path, tokens, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.json").write_text("{}")
+    tokens = tokens.format(words=words, empty=tmp_path / "empty", broken=tmp_path / "broken.json")
+    with pytest.raises(ConfigError) as error:
+        opened(tokens, tmp_path)
+    assert str(error.value).startswith("data.tokens: ")
+    assert all(word in str(error.value) for word in said), str(error.value)
+
+
+def test_numbers_are_no_text_and_damage_is_noticed(words, tmp_path, monkeypatch):
+    monkeypatch.setitem(datasets.factories, "remarks", lambda split: [{"label": 1}])
+    with pytest.raises(ConfigError, match=r"no text 'text'; choose another data set, or leave data.tokens out"):
+        opened(sentences(words), tmp_path)
+    monkeypatch.undo()
+    opened(sentences(words), tmp_path)
+    (array,) = tmp_path.glob("tokens/*/input_ids.npy")
+    array.write_bytes(array.read_bytes()[:-8])
+    with pytest.raises(ConfigError, match=r"data.tokens: .* is damaged .*; delete it"):
+        opened(sentences(words), tmp_path)
+
+
+def test_a_tokenizer_of_the_hub(words, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *what: asked.append(what) or str(words / "tokenizer.json")
+    )
+    assert len(opened(sentences(Path("someone/model")), tmp_path)) == 4
+    assert asked == [("someone/model", "tokenizer.json")]
+
+    def offline(*what):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(ConfigError, match=r"data.tokens: .*'someone/model' is no folder here.*no route to host"):
+        opened(sentences(Path("someone/model")), tmp_path)
+
+
+# Runs
+
+
+def test_the_likeness_of_layers_does_not_see_padding(words, tmp_path):
+    """Padding of its own kind in each network would look like something that they share."""
+    networks = [bag(2), bag(2, width=4)]
+    found = []
+    for length in (13, 26):  # enough for every text
+        records = open_records("letters(size=10)", "train", tmp_path, "data", "train", sentences(words, length))
+        batch = next(evaluation_batches(records, batch_size=16, rows=slice(16)))
+        student, teacher = (Variables(*n.init(jax.random.key(i), batch)) for i, n in enumerate(networks))
+        measure = evaluator(networks[0], networks[1:], average(), ((-1, -1),))
+        params, state = {"student": student.params}, {"student": student.state}
+        found.append(jax.jit(measure)(params, state, (teacher,), batch)["cka/-1:-1"])
+    jax.tree.map(lambda short, long: np.testing.assert_allclose(short, long, rtol=1e-4), *found)
+    assert 0 < found[0].compute() < 1
+
+
+def config(words: Path, folder: Path, **differences):
+    data = {"name": "letters", "folder": str(folder), "test": "test", **differences.pop("data")}
+    common = {"batch_size": 8, "control": False, "rate": 0.05, "mesh": {"data": 1}, "logging": {"tensorboard": False}}
+    return jaxdistill.make(**common, evaluate={"batch_size": 8, "every": 40}, data=data, **differences)
+
+
+def test_a_run_on_sentences(words, tmp_path):
+    learned = config(
+        words,
+        tmp_path,
+        steps=20,
+        student={"model": "bag(classes=2)"},
+        teachers={"wide": {"model": "bag(classes=2, width=16)", "steps": 20}},
+        objective={"kd": {}, "hidden": {"term": "hidden(layers='last')"}, "raters": {"term": "cross_entropy"}},
+        data={"tokens": sentences(words, 9)},
+    )
+    rows = jaxdistill.distill(learned, tmp_path / "run").rows
+    assert [row["name"] for row in rows] == ["teacher wide", "student"]
+    assert all(np.isfinite(row["nll"]) and row.get("perplexity") is None for row in rows)
+
+
+def test_a_run_on_running_text_beats_the_unigram_model(words, tmp_path):
+    learned = config(
+        words,
+        tmp_path,
+        steps=40,
+        student={"model": "bigram(classes=12)"},
+        objective={"cross_entropy": {}},
+        data={"tokens": documents(words, 16)},
+    )
+    (row,) = jaxdistill.distill(learned, tmp_path / "run").rows
+    records = open_records("letters", "test", tmp_path, "data", "test", documents(words, 16))
+    unigram = unigram_nll(records, records, 12)
+    assert row["perplexity"] == pytest.approx(np.exp(row["nll"])) and row["nll"] < 0.5 < unigram
+    assert row["accuracy"] > 0.95  # the next letter is known
+
+
+def test_a_run_reports_what_is_wrong_before_it_compiles(words, tmp_path):
+    wrong = config(
+        words,
+        tmp_path,
+        student={"model": "bag(classes=2)"},
+        objective={"raters": {"term": "cross_entropy(target='label_probs')"}},
+        data={"tokens": sentences(words, 9)},
+    )
+    with pytest.raises(ConfigError, match=r"objective.raters: the batch has no field 'label_probs'; it has attention"):
+        jaxdistill.distill(wrong, tmp_path / "run")

@@ -47,7 +47,7 @@ class Perplexity(Mean):
 
     def compute(self) -> Total:
         """`exp(mean)`; with count 0 as `Mean`: nan on the host."""
-        return np.exp(super().compute())
+        return np.e ** super().compute()  # of numpy and JAX alike
 
 
 @struct

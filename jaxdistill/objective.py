@@ -48,6 +48,7 @@ def _counted(outputs: Outputs, mask: Array) -> Outputs:
         hidden_states=select(outputs.hidden_states, mask),
         attentions=select(outputs.attentions, examples),
         embedding=select(outputs.embedding, examples),
+        text_embedding=select(outputs.text_embedding, examples),
     )
 
 

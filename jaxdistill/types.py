@@ -59,12 +59,14 @@ class Outputs:
             with a spatial extent keep it: `[batch, height, width, channels]`
         attentions: one array per layer, `[batch, heads, queries, keys]`; only where a term needs them
         embedding: the pooled or projected representation, `[batch, width]`
+        text_embedding: of a model with two towers, that of the other one; `embedding` is then the image's
     """
 
     logits: Array | Factored
     hidden_states: tuple[Array, ...] = ()
     attentions: tuple[Array, ...] = ()
     embedding: Array | None = None
+    text_embedding: Array | None = None
 
     def dense(self) -> "Outputs":
         """The same with its logits multiplied out."""

@@ -47,7 +47,11 @@ class Example(NamedTuple):
 
 
 LOSSES = {
-    "cross_entropy": [Example("cross_entropy"), Example("cross_entropy(label_smoothing=0.1)")],
+    "cross_entropy": [
+        Example("cross_entropy"),
+        Example("cross_entropy(label_smoothing=0.1)"),
+        Example("cross_entropy(target='label_probs')"),
+    ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
     "hidden": [
         Example("hidden"),
@@ -85,9 +89,30 @@ MODELS = {
         Example(f"decoder({DECODER}, {options})", hidden_states=3, inputs="tokens")
         for options in ("remat='full'", "scan_layers=False, tied=False, qk_norm=True, attentions=True")
     ],
+    "efficientnet_lite": [
+        Example(
+            "efficientnet_lite(stem=4, stages=((4, 1, 3, 1, 1), (8, 2, 5, 2, 6)), top=12, classes=5)",
+            hidden_states=4,
+            statistics=True,
+        )
+    ],
     "mlp": [Example("mlp(widths=(12, 8), classes=5)", hidden_states=2)],
     "resnet": [Example("resnet(widths=(4, 8), blocks=1, classes=5)", hidden_states=3, statistics=True)],
-    "vit": [Example("vit(patch=4, width=8, depth=2, heads=2, classes=5)", hidden_states=3)],
+    "resnet_imagenet": [
+        Example(
+            "resnet_imagenet(widths=(8,), depths=(2,), classes=5, stem=4, channels=1)", hidden_states=2, statistics=True
+        )
+    ],
+    "deit": [
+        Example("deit(patch=4, width=8, depth=2, heads=2, classes=5, image=8, channels=1)", hidden_states=3),
+    ],
+    "vit": [
+        Example("vit(patch=4, width=8, depth=2, heads=2, classes=5)", hidden_states=3),
+        Example(
+            "vit(patch=4, width=16, depth=2, heads=2, classes=5, pool='token', image=8, channels=1)",
+            hidden_states=3,
+        ),
+    ],
 }
 
 SCHEDULES = {
@@ -150,7 +175,10 @@ def signals(
         student=outputs(rng, batch, extent, classes, width, 2),
         teachers=teachers,
         teacher=None,
-        batch={"label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32)},
+        batch={
+            "label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
+            "label_probs": jnp.asarray(rng.dirichlet(np.ones(classes), batch), jnp.float32),
+        },
         mask=jnp.ones(batch),
         step=jnp.asarray(50, jnp.int32),
         temperature=1.0,

@@ -13,7 +13,7 @@ from examples import all_finite, assert_close, signals
 
 from jaxdistill.errors import ConfigError
 from jaxdistill.fusion.average import mixture_logits
-from jaxdistill.losses.cross_entropy import softmax_cross_entropy
+from jaxdistill.losses.cross_entropy import soft_cross_entropy, softmax_cross_entropy
 from jaxdistill.losses.hidden import cosine_distance, squared_distance
 from jaxdistill.losses.kd import kl_divergence
 from jaxdistill.losses.layers import layer_pairs
@@ -137,6 +137,43 @@ def test_cross_entropy_is_that_of_smoothed_labels(smoothing, batch):
     assert_close(values(f"cross_entropy(label_smoothing={smoothing})", seen), -(target * log_q).sum(-1))
 
 
+def test_soft_labels_are_labels_where_they_are_sure():
+    seen = signals()
+    sure = replace(seen, batch={"label": seen.batch["label"], "sure": jax.nn.one_hot(seen.batch["label"], 5)})
+    for smoothing in (0.0, 0.3):
+        hard, soft = (f"cross_entropy(label_smoothing={smoothing}, target='{target}')" for target in ("label", "sure"))
+        assert_close(values(soft, sure), values(hard, sure))
+
+
+def test_soft_labels_are_learned_from_as_from_a_teacher():
+    """Cross-entropy with a distribution is its divergence plus its entropy, which no student can change."""
+    seen = signals()
+    target = float64(seen.batch["label_probs"])
+    entropy = -(target * np.log(target)).sum(-1)
+    expected = kl(float64(seen.student.logits), np.log(target), 1.0) + entropy
+    assert_close(values("cross_entropy(target='label_probs')", seen), expected)
+    assert_close(soft_cross_entropy(jnp.log(jnp.array([[0.2, 0.8]])), jnp.array([[0.5, 0.5]])), [-np.log(0.4)])
+
+
+def test_a_class_that_nobody_named_adds_nothing_whatever_its_logit():
+    target = jnp.array([[0.5, 0.5, 0.0]])
+    loss = lambda z: soft_cross_entropy(jnp.where(jnp.arange(3) < 2, z, -jnp.inf), target).sum()
+    value, gradient = jax.value_and_grad(loss)(jnp.zeros((1, 3)))
+    assert_close((value, gradient), (np.log(2), jnp.zeros((1, 3))))
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("labels", "no field 'labels'; it has label, label_probs"), ("wide", r"wide has shape \[6, 4\] .* \[6, 5\]")],
+)
+def test_a_target_that_does_not_fit_is_told_with_the_cure(target, said):
+    seen = signals()
+    if target == "wide":
+        seen = replace(seen, batch=seen.batch | {"wide": jnp.ones((6, 4))})
+    with pytest.raises(ValueError, match=said):
+        values(f"cross_entropy(target='{target}')", seen)
+
+
 def test_cross_entropy_by_hand():
     logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.2, 0.7, 0.1]]))
     assert_close(softmax_cross_entropy(logits, jnp.array([1, 1])), [np.log(4), -np.log(0.7)])
@@ -225,6 +262,42 @@ def test_distances_by_hand():
 def test_the_cosine_of_a_zero_vector_is_0_with_no_gradient():
     distance, gradient = jax.value_and_grad(lambda x: cosine_distance(x, jnp.ones((1, 3))).sum())(jnp.zeros((1, 3)))
     assert distance == 1 and not gradient.any()
+
+
+def padded(seen: Signals, padding: int) -> Signals:
+    """The same texts with more positions behind them, in which anything may stand."""
+
+    def longer(outputs: Outputs) -> Outputs:
+        fill = lambda x: jnp.concatenate([x, jnp.full((x.shape[0], padding, x.shape[2]), 7.0)], 1)
+        return replace(outputs, hidden_states=tuple(map(fill, outputs.hidden_states)))
+
+    real = jnp.pad(seen.batch["attention_mask"], ((0, 0), (0, padding)))
+    teachers = tuple(map(longer, seen.teachers))
+    return replace(seen, student=longer(seen.student), teachers=teachers, batch=seen.batch | {"attention_mask": real})
+
+
+@pytest.mark.parametrize("distance", ["mse", "cosine"])
+def test_hidden_does_not_see_padding(distance):
+    lengths = jnp.array([3, 1, 5, 4])
+    text = signals(batch=(4,), extent=(5,), width=3)
+    text = replace(text, batch=text.batch | {"attention_mask": (jnp.arange(5) < lengths[:, None]).astype(jnp.int32)})
+    spec = f"hidden(projector='none', distance='{distance}', layers='last')"
+    assert_close(values(spec, padded(text, 5)), values(spec, text))
+    student, teacher = (x.hidden_states[-1] for x in (text.student, text.teachers[0]))
+    measure = squared_distance if distance == "mse" else cosine_distance
+    by_hand = [float64(measure(student[i, :n], teacher[i, :n])).mean() for i, n in enumerate(lengths.tolist())]
+    assert_close(values(spec, text), by_hand)
+
+
+def test_unlike_extents_are_averaged_without_padding_too():
+    text = signals(batch=(2,), extent=(4,), width=3)
+    real = jnp.array([[1, 1, 0, 0], [1, 1, 1, 0]])
+    pooled = signals(seed=1, batch=(2,), extent=(1,), width=3)
+    seen = replace(text, teachers=pooled.teachers, batch=text.batch | {"attention_mask": real})
+    states, teacher = text.student.hidden_states[-1], pooled.teachers[0].hidden_states[-1]
+    means = jnp.stack([states[0, :2].mean(0), states[1, :3].mean(0)])
+    expected = squared_distance(means, teacher[:, 0])
+    assert_close(values("hidden(projector='none', layers='last')", seen), expected)
 
 
 # Layer maps: layers count from 1, 0 is the embedding

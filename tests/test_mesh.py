@@ -22,8 +22,11 @@ from jaxdistill.types import Outputs, Variables
 FAMILIES = {
     "bert": "bert(vocabulary=10, width=16, depth=3, heads=2, ffn=24, classes=10, dropout=0.2)",
     "decoder": "decoder(vocabulary=10, width=16, depth=3, heads=4, kv_heads=2, head_size=8, ffn=16)",
+    "efficientnet_lite": "efficientnet_lite(stem=8, stages=((8, 2, 3, 2, 2),), top=16, classes=10)",
     "mlp": "mlp(widths=(16, 24, 16), classes=10, dropout=0.3)",
     "resnet": "resnet(widths=(8, 16, 16), blocks=1, classes=10)",
+    "resnet_imagenet": "resnet_imagenet(widths=(8, 16), depths=(1, 1), classes=10, stem=8, channels=1)",
+    "deit": "deit(patch=4, width=16, depth=3, heads=2, classes=10, image=8, channels=1, dropout=0.2)",
     "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
 }
 TOKENS = ("decoder",)  # families with a label for each token
@@ -101,7 +104,7 @@ def reference():
     ("family", "layout"),
     [
         *(("mlp", layout) for layout in MESHES),
-        *((family, "mixed") for family in ("resnet", "vit", "bert", "decoder")),
+        *((family, "mixed") for family in FAMILIES if family != "mlp"),
         ("resnet", "data"),
     ]
     + [(family, "pmap") for family in FAMILIES],

@@ -13,6 +13,7 @@ LOGITS = ("student", "teacher")
 METRICS = {  # name -> the arguments it takes
     "accuracy": ("student", "labels"),
     "nll": ("student", "labels"),
+    "perplexity": ("student", "labels"),
     "calibration": ("student", "labels"),
     "agreement": LOGITS,
     "divergence": LOGITS,
@@ -259,3 +260,12 @@ def test_host_totals_count_past_a_float32():
     assert jax.tree.map(jnp.add, full, one).count == 2**24  # the trap
     total = metrics.add({"a": full}, {"a": one})["a"]
     assert total.count == 2**24 + 1 and total.count.dtype == np.float64 and total.compute() == 1
+
+
+def test_perplexity_is_the_exponential_of_the_mean_and_adds_up():
+    logits, labels = jnp.log(jnp.array([[[0.25, 0.75], [0.5, 0.5]]])), jnp.array([[0, 1]])
+    one, other = (metrics.perplexity(logits, labels, jnp.array([mask])) for mask in ([1, 0], [0, 1]))
+    total = metrics.add(one, other)
+    assert one.compute() == pytest.approx(4) and other.compute() == pytest.approx(2)
+    assert total.compute() == pytest.approx(8**0.5)
+    assert np.isnan(metrics.add(*2 * [metrics.perplexity(logits, labels, jnp.zeros((1, 2)))]).compute())

@@ -326,8 +326,9 @@ def test_the_papers_resnet_20_has_its_270_thousand_parameters():
 
 
 def test_attentions_are_distributions_over_patches():
-    _, params, state = built("vit(patch=4, width=8, depth=2, heads=2, classes=5)")
-    out, _ = compiled("vit(patch=4, width=8, depth=2, heads=2, classes=5)", False)(params, state, batch())
+    spec = "vit(patch=4, width=8, depth=2, heads=2, classes=5, attentions=True)"
+    _, params, state = built(spec)
+    out, _ = compiled(spec, False)(params, state, batch())
     assert [x.shape for x in out.attentions] == [(ROWS, 2, 4, 4)] * 2
     assert [x.shape for x in out.hidden_states] == [(ROWS, 4, 8)] * 3
     assert_close(sum(x.sum(-1) for x in out.attentions), 2 * np.ones((ROWS, 2, 4)))

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from jaxdistill.data.describe import describe
 from jaxdistill.data.tokens import packed
 from jaxdistill.data.unigram import unigram_nll
 from jaxdistill.errors import ConfigError
+from jaxdistill.evaluate import evaluator
+from jaxdistill.fusion.average import average
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.registry import datasets
 from jaxdistill.registry import models as networks
-from jaxdistill.types import Outputs
+from jaxdistill.types import Outputs, Variables
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] <end> a b c d e f g".split()  # noqa: SIM905
 A, B, C, D, E, F, G = range(5, 12)
@@ -34,20 +37,19 @@ class Labelled(list):
 
 
 def remarks(split: str, texts: tuple[str, ...] = ("a b", "c d e f g", "", "b")):
-    return Labelled(
-        {"text": text.encode(), "other": "g f", "label": i % 2, "label_probs": np.array([0.25, 0.75]), "rating": i / 2}
-        for i, text in enumerate(texts)
-    )
+    told = {"other": "g f", "label_probs": np.array([0.25, 0.75])}
+    return Labelled({"text": text.encode(), "label": i % 2, "rating": i / 2, **told} for i, text in enumerate(texts))
 
 
 def stories(split: str):
     return [{"text": text} for text in ("a b c", "d e f g", "a")]
 
 
-def letters(split: str):
+def letters(split: str, size: int = 64):
     """Texts in which the next letter is known, and a label that the first letter tells."""
     alphabet = ("a b c d e f g " * 3).split()
-    return Labelled({"text": " ".join(alphabet[i % 7 : i % 7 + 12]), "label": i % 7 % 2} for i in range(64))
+    texts = (" ".join(alphabet[i % 7 : i % 7 + 4 + i % 8]) for i in range(size))
+    return Labelled({"text": text, "label": i % 7 % 2} for i, text in enumerate(texts))
 
 
 def bag(classes: int, width: int = 8):
@@ -371,6 +373,21 @@ def test_a_tokenizer_of_the_hub(words, tmp_path, monkeypatch):
 
 
 # Runs
+
+
+def test_the_likeness_of_layers_does_not_see_padding(words, tmp_path):
+    """Padding of its own kind in each network would look like something that they share."""
+    networks = [bag(2), bag(2, width=4)]
+    found = []
+    for length in (13, 26):  # enough for every text
+        records = open_records("letters(size=10)", "train", tmp_path, "data", "train", sentences(words, length))
+        batch = next(evaluation_batches(records, batch_size=16, rows=slice(16)))
+        student, teacher = (Variables(*n.init(jax.random.key(i), batch)) for i, n in enumerate(networks))
+        measure = evaluator(networks[0], networks[1:], average(), ((-1, -1),))
+        params, state = {"student": student.params}, {"student": student.state}
+        found.append(jax.jit(measure)(params, state, (teacher,), batch)["cka/-1:-1"])
+    jax.tree.map(lambda short, long: np.testing.assert_allclose(short, long, rtol=1e-4), *found)
+    assert 0 < found[0].compute() < 1
 
 
 def config(words: Path, folder: Path, **differences):

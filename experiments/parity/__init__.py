@@ -1,1 +1,1 @@
-"""Other people's pretrained networks in ours, on real inputs."""
+"""Do other people's weights say here what they say where they were published?"""

@@ -1,7 +1,8 @@
 """What a model file says about the checkpoints of its family, so that one loader and one writer serve all of them."""
 
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 from jaxdistill.hub.source import WeightsError
@@ -60,6 +61,42 @@ def find(rules: tuple[Rule, ...], name: str) -> tuple[Rule, tuple[str, ...]] | N
         if found := re.fullmatch(rule.ours, name):
             return rule, found.groups()
     return None
+
+
+def batch_norm(ours: str, theirs: str, axis: str = "") -> tuple[Rule, ...]:
+    """Rules of a batch normalisation as PyTorch names it; its `num_batches_tracked` has no meaning here."""
+    pairs = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    return tuple(Rule(f"{ours}/{mine}", f"{theirs}.{yours}", axes=(axis,)) for mine, yours in pairs.items())
+
+
+def classes(config: Mapping[str, Any], default: int = 2) -> int:
+    """How many labels: transformers writes their names instead of a number, and means 2 where it writes neither."""
+    return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", default)
+
+
+def labels(classes: int) -> dict[str, Any]:
+    """Names of labels, as transformers writes them."""
+    names = [f"LABEL_{number}" for number in range(classes)]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
+def require(config: Mapping[str, Any], known: Mapping[str, Collection[Any]]) -> None:
+    """Refuses a config with a setting that a network does not have.
+
+    Raises:
+        ValueError: with key, value and what is known.
+    """
+    for key, choices in known.items():
+        if key in config and config[key] not in choices:
+            cure = f"this network knows {', '.join(map(repr, choices))}; take another checkpoint"
+            raise ValueError(f"{key}={config[key]!r}: {cure}")
+
+
+def complete(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a factory with its defaults filled in."""
+    bound = inspect.signature(factory).bind(**arguments)
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 families: dict[str, Family] = {}

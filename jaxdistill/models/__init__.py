@@ -1,5 +1,5 @@
 """Networks: one family, one file. Adding one is a file here and a line below."""
 
-from jaxdistill.models import bert, decoder, mlp, pretrained, resnet, vit
+from jaxdistill.models import bert, clip, decoder, efficientnet, mlp, pretrained, resnet, resnet_imagenet, vit
 
-__all__ = ["bert", "decoder", "mlp", "pretrained", "resnet", "vit"]
+__all__ = ["bert", "clip", "decoder", "efficientnet", "mlp", "pretrained", "resnet", "resnet_imagenet", "vit"]

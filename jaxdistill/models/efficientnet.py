@@ -1,0 +1,191 @@
+"""EfficientNet-Lite: Tan and Le, EfficientNet, 2019 (arxiv.org/abs/1905.11946), in its form for phones (2020).
+
+Lite leaves out squeeze-and-excitation and has ReLU6 for swish (github.com/tensorflow/tpu/tree/master/models/official/
+efficientnet/lite). Checkpoints have the names of the PyTorch port by Luke Melas-Kyriazi; weights that were trained in
+TensorFlow pad as it does ("SAME": where a stride leaves one pixel over, it is added below and to the right).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdistill.hub import family
+from jaxdistill.hub.family import Family, Rule, batch_norm
+from jaxdistill.models.layers import BatchNorm, Depthwise, dropout, pixels, require_share
+from jaxdistill.models.nnx import from_nnx
+from jaxdistill.parallel.collectives import by_rows
+from jaxdistill.registry import models
+from jaxdistill.types import Array, Model, Outputs
+
+Stages = tuple[tuple[int, int, int, int, int], ...]
+LITE0: Stages = (
+    (16, 1, 3, 1, 1),
+    (24, 2, 3, 2, 6),
+    (40, 2, 5, 2, 6),
+    (80, 3, 3, 2, 6),
+    (112, 3, 5, 1, 6),
+    (192, 4, 5, 2, 6),
+    (320, 1, 3, 1, 6),
+)
+
+
+def _conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, stride: int = 1) -> nnx.Conv:
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        use_bias=False,
+        kernel_init=nnx.initializers.he_normal(),
+        rngs=rngs,
+    )
+
+
+def _norm(width: int) -> BatchNorm:
+    return BatchNorm(width, momentum=0.99, epsilon=1e-3)  # as published
+
+
+class Block(nnx.Module):
+    """Inverted bottleneck (Sandler et al. 2018): widen, filter each channel, narrow without a nonlinearity."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, *, rngs: nnx.Rngs):
+        hidden = inputs * expansion
+        self.up = _conv(inputs, hidden, 1, rngs) if expansion > 1 else None
+        self.up_norm = _norm(hidden) if expansion > 1 else None
+        self.depthwise, self.depthwise_norm = Depthwise(hidden, kernel, stride, rngs=rngs), _norm(hidden)
+        self.down, self.down_norm = _conv(hidden, outputs, 1, rngs), _norm(outputs)
+        self.skips = stride == 1 and inputs == outputs
+
+    def __call__(self, x: Array, mask: Array, train: bool) -> Array:
+        y = x
+        if self.up is not None and self.up_norm is not None:
+            y = by_rows(jax.nn.relu6(self.up_norm(by_rows(self.up(y)), mask, train)))
+        y = by_rows(jax.nn.relu6(self.depthwise_norm(by_rows(self.depthwise(y)), mask, train)))
+        y = by_rows(self.down_norm(by_rows(self.down(y)), mask, train))
+        if not self.skips:
+            return y
+        # in float32, as in resnet.py: XLA on CPU miscompiled such sums in bfloat16
+        return by_rows((x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype))
+
+
+class EfficientNet(nnx.Module):
+    """Hidden states: the stem and every block, `[batch, height, width, channels]`; the embedding is the pooled top."""
+
+    def __init__(
+        self, channels: int, stem: int, stages: Stages, top: int, rate: float, classes: int, *, rngs: nnx.Rngs
+    ):
+        self.stem, self.stem_norm = _conv(channels, stem, 3, rngs, stride=2), _norm(stem)
+        layers, width = [], stem
+        for outputs, blocks, kernel, stride, expansion in stages:
+            for number in range(blocks):
+                layers.append(Block(width, outputs, kernel, 1 if number else stride, expansion, rngs=rngs))
+                width = outputs
+        self.blocks = nnx.List(layers)
+        self.top, self.top_norm = _conv(width, top, 1, rngs), _norm(top)
+        self.head = nnx.Linear(top, classes, rngs=rngs)
+        self.rate = rate
+
+    def __call__(self, batch, *, train: bool, key) -> Outputs:
+        mask = batch["mask"]
+        x = pixels(batch["image"], self.head.kernel.dtype)
+        x = by_rows(jax.nn.relu6(self.stem_norm(by_rows(self.stem(x)), mask, train)))
+        states = [x]
+        for block in self.blocks:
+            x = block(x, mask, train)
+            states.append(x)
+        x = by_rows(jax.nn.relu6(self.top_norm(by_rows(self.top(x)), mask, train)))
+        pooled = by_rows(jnp.mean(x, axis=(1, 2)))
+        kept = dropout(pooled, self.rate, train=train, key=key)
+        return Outputs(by_rows(self.head(kept)), tuple(states), embedding=pooled)
+
+
+@models.register
+def efficientnet_lite(
+    classes: int = 1000,
+    stem: int = 32,
+    stages: Stages = LITE0,
+    top: int = 1280,
+    dropout: float = 0.0,
+    channels: int | None = None,
+) -> Model:
+    """EfficientNet-Lite over `image`; its defaults are Lite0, 4.65 M parameters. Its running statistics are state.
+
+    Args:
+        classes: how many logits.
+        stem: channels of the first convolution.
+        stages: for each stage its width, number of blocks, kernel size, stride and expansion inside a block.
+        top: channels of the last convolution, which is pooled.
+        dropout: the share of the pooled features dropped in training; 0.2 where Lite0 was published.
+        channels: of the image; None: those of the batch.
+    """
+    sizes = (stem, top, *(size for stage in stages for size in stage))
+    if not stages or min(sizes) < 1:
+        raise ValueError(f"there is at least one stage and all sizes are positive; got {stem=}, {stages=}, {top=}")
+    require_share("dropout", dropout)
+
+    def make(rngs: nnx.Rngs, batch) -> EfficientNet:
+        found = batch["image"].shape[-1]
+        if channels not in (None, found):
+            raise ValueError(f"the images have {found} channels, not {channels}")
+        return EfficientNet(found, stem, stages, top, dropout, classes, rngs=rngs)
+
+    return from_nnx(make)
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "classes": family.classes(config, default=1000),
+        "stem": config.get("stem_size", 32),
+        "stages": tuple(tuple(stage) for stage in config.get("stages", LITE0)),
+        "top": config.get("top_size", 1280),
+        "dropout": config.get("dropout_rate", 0.0),
+        "channels": config.get("num_channels", 3),
+    }
+
+
+def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    full = family.complete(efficientnet_lite, arguments)
+    return {
+        "model_type": "efficientnet_lite",  # ours: transformers knows only the EfficientNets that are not Lite
+        "architectures": ["EfficientNetLite"],
+        "num_labels": full["classes"],
+        "stem_size": full["stem"],
+        "stages": full["stages"],
+        "top_size": full["top"],
+        "dropout_rate": full["dropout"],
+        "num_channels": full["channels"],
+    }
+
+
+def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
+    block = r"blocks/(\d+)/"
+    return (
+        Rule("stem/kernel", "_conv_stem.weight", "conv"),
+        *batch_norm("stem_norm", "_bn0"),
+        Rule(f"{block}up/kernel", "_blocks.{0}._expand_conv.weight", "conv"),
+        *batch_norm(f"{block}up_norm", "_blocks.{0}._bn0"),
+        Rule(f"{block}depthwise/kernel", "_blocks.{0}._depthwise_conv.weight", "conv"),
+        *batch_norm(f"{block}depthwise_norm", "_blocks.{0}._bn1"),
+        Rule(f"{block}down/kernel", "_blocks.{0}._project_conv.weight", "conv"),
+        *batch_norm(f"{block}down_norm", "_blocks.{0}._bn2"),
+        Rule("top/kernel", "_conv_head.weight", "conv"),
+        *batch_norm("top_norm", "_bn1"),
+        Rule("head/kernel", "_fc.weight", "linear"),
+        Rule("head/bias", "_fc.bias"),
+    )
+
+
+family.add(
+    Family(
+        efficientnet_lite,
+        ("efficientnet_lite0", "efficientnet_lite"),
+        _arguments,
+        _config,
+        _rules,
+        fresh="head/.*",
+        ignored=r".*num_batches_tracked",
+    )
+)

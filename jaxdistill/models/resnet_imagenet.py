@@ -1,0 +1,198 @@
+"""ResNet for photographs: He et al., Deep Residual Learning, 2016 (arxiv.org/abs/1512.03385), section 4.1.
+
+A file of its own beside `resnet.py`, whose networks for small images have another stem, blocks without bottlenecks,
+"SAME" padding and a hidden state for every block: one module for both would ask at every line which of them it is.
+Here a stride pads both sides alike, as PyTorch does, and a stage is one hidden state, as transformers has it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdistill.hub import family
+from jaxdistill.hub.family import Family, Rule, batch_norm
+from jaxdistill.models.layers import BatchNorm, pixels
+from jaxdistill.models.nnx import from_nnx
+from jaxdistill.parallel.collectives import by_rows
+from jaxdistill.registry import models
+from jaxdistill.types import Array, Model, Outputs
+
+BOTH = ((1, 1), (1, 1))  # sides that are padded
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias and its batch normalisation."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, *, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (size, size),
+            strides=stride,
+            padding=[(size // 2, size // 2)] * 2,
+            use_bias=False,
+            kernel_init=nnx.initializers.he_normal(),
+            rngs=rngs,
+        )
+        self.norm = BatchNorm(outputs)
+
+    def __call__(self, x: Array, mask: Array, train: bool) -> Array:
+        return by_rows(self.norm(by_rows(self.conv(x)), mask, train))
+
+
+class Block(nnx.Module):
+    """Convolutions with ReLU between them beside a shortcut, which is a 1x1 convolution where width or extent changes.
+
+    `sizes` holds (outputs, kernel size, stride) of each.
+    """
+
+    def __init__(self, inputs: int, sizes: tuple[tuple[int, int, int], ...], stride: int, *, rngs: nnx.Rngs):
+        layers, width = [], inputs
+        for outputs, size, step in sizes:
+            layers.append(ConvNorm(width, outputs, size, step, rngs=rngs))
+            width = outputs
+        self.layers = nnx.List(layers)
+        changes = stride != 1 or inputs != width
+        self.shortcut = ConvNorm(inputs, width, 1, stride, rngs=rngs) if changes else None
+
+    def __call__(self, x: Array, mask: Array, train: bool) -> Array:
+        y = x
+        for number, layer in enumerate(self.layers):
+            y = layer(by_rows(jax.nn.relu(y)) if number else y, mask, train)
+        if self.shortcut is not None:
+            x = self.shortcut(x, mask, train)
+        # in float32, as in resnet.py: XLA on CPU miscompiled such sums in bfloat16
+        return by_rows(jax.nn.relu(x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype))
+
+
+class ResNet(nnx.Module):
+    """Hidden states: the pooled stem, then every stage, `[batch, height, width, channels]`."""
+
+    def __init__(
+        self, channels: int, stem: int, stages: list[list[Block]], classes: int, width: int, *, rngs: nnx.Rngs
+    ):
+        self.stem = ConvNorm(channels, stem, 7, 2, rngs=rngs)
+        self.stages = nnx.List([nnx.List(blocks) for blocks in stages])
+        self.head = nnx.Linear(width, classes, rngs=rngs)
+
+    def __call__(self, batch, *, train: bool, key) -> Outputs:
+        mask = batch["mask"]
+        x = pixels(batch["image"], self.head.kernel.dtype)
+        x = by_rows(nnx.max_pool(by_rows(jax.nn.relu(self.stem(x, mask, train))), (3, 3), (2, 2), BOTH))
+        states = [x]
+        for blocks in self.stages:
+            for block in blocks:
+                x = block(x, mask, train)
+            states.append(x)
+        pooled = by_rows(jnp.mean(x, axis=(1, 2)))
+        return Outputs(by_rows(self.head(pooled)), tuple(states), embedding=pooled)
+
+
+@models.register
+def resnet_imagenet(
+    widths: tuple[int, ...],
+    depths: tuple[int, ...],
+    classes: int,
+    block: Literal["basic", "bottleneck"] = "bottleneck",
+    stem: int = 64,
+    channels: int = 3,
+    early_stride: bool = False,
+    first_stride: int = 1,
+) -> Model:
+    """A residual network over `image`; its running statistics are state.
+
+    ResNet-50 is `widths=(256, 512, 1024, 2048), depths=(3, 4, 6, 3)`, ResNet-18 `widths=(64, 128, 256, 512),
+    depths=(2, 2, 2, 2), block='basic'`.
+
+    Args:
+        widths: channels of each stage.
+        depths: blocks of each stage.
+        classes: how many logits.
+        block: two 3x3 convolutions, or 1x1, 3x3 and 1x1 over a quarter of the channels.
+        stem: channels of the first convolution.
+        channels: of an image.
+        early_stride: a bottleneck's stride is that of its first convolution, as published first, not of its second.
+        first_stride: of the first stage; the others have 2.
+    """
+    if not widths or len(widths) != len(depths) or min(*widths, *depths, stem) < 1:
+        raise ValueError(f"every stage has a width and a depth, all positive; got {widths=}, {depths=}, {stem=}")
+
+    def sizes(width: int, stride: int) -> tuple[tuple[int, int, int], ...]:
+        if block == "basic":
+            return (width, 3, stride), (width, 3, 1)
+        strides = (stride, 1) if early_stride else (1, stride)
+        return (width // 4, 1, strides[0]), (width // 4, 3, strides[1]), (width, 1, 1)
+
+    def make(rngs: nnx.Rngs, batch) -> ResNet:
+        if batch["image"].shape[-1] != channels:
+            raise ValueError(f"the images have {batch['image'].shape[-1]} channels, not {channels}")
+        stages, before = [], stem
+        for number, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            stride = 2 if number else first_stride
+            first = Block(before, sizes(width, stride), stride, rngs=rngs)
+            stages.append([first, *(Block(width, sizes(width, 1), 1, rngs=rngs) for _ in range(depth - 1))])
+            before = width
+        return ResNet(channels, stem, stages, classes, before, rngs=rngs)
+
+    return from_nnx(make)
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    family.require(config, {"hidden_act": ("relu",), "layer_type": ("basic", "bottleneck")})
+    return {
+        "widths": tuple(config.get("hidden_sizes", (256, 512, 1024, 2048))),
+        "depths": tuple(config.get("depths", (3, 4, 6, 3))),
+        "classes": family.classes(config),
+        "block": config.get("layer_type", "bottleneck"),
+        "stem": config.get("embedding_size", 64),
+        "channels": config.get("num_channels", 3),
+        "early_stride": config.get("downsample_in_bottleneck", False),
+        "first_stride": 2 if config.get("downsample_in_first_stage", False) else 1,
+    }
+
+
+def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    full = family.complete(resnet_imagenet, arguments)
+    return {
+        "model_type": "resnet",
+        "architectures": ["ResNetForImageClassification"],
+        "hidden_sizes": list(full["widths"]),
+        "depths": list(full["depths"]),
+        "layer_type": full["block"],
+        "embedding_size": full["stem"],
+        "num_channels": full["channels"],
+        "hidden_act": "relu",
+        "downsample_in_bottleneck": full["early_stride"],
+        "downsample_in_first_stage": full["first_stride"] == 2,
+        **family.labels(full["classes"]),
+    }
+
+
+def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
+    ours, theirs = r"stages/(\d+)/(\d+)/", "resnet.encoder.stages.{0}.layers.{1}."
+    pairs = {
+        "stem": "resnet.embedder.embedder",
+        rf"{ours}layers/(\d+)": f"{theirs}layer.{{2}}",
+        f"{ours}shortcut": f"{theirs}shortcut",
+    }
+    convs = (Rule(f"{mine}/conv/kernel", f"{yours}.convolution.weight", "conv") for mine, yours in pairs.items())
+    norms = (rule for mine, yours in pairs.items() for rule in batch_norm(f"{mine}/norm", f"{yours}.normalization"))
+    head = Rule("head/kernel", "classifier.1.weight", "linear"), Rule("head/bias", "classifier.1.bias")
+    return (*convs, *norms, *head)
+
+
+family.add(
+    Family(
+        resnet_imagenet,
+        ("resnet",),
+        _arguments,
+        _config,
+        _rules,
+        prefix=r"resnet\.",
+        fresh=r"head/.*",
+        ignored=r".*num_batches_tracked",
+    )
+)

@@ -1,0 +1,130 @@
+"""The towers of CLIP and of SigLIP (`clip.py`): images and texts as vectors of one space, and their products."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdistill.models.layers import ACTIVATIONS
+from jaxdistill.models.transformer import Block, Patches, Stack, layer_norm
+from jaxdistill.parallel.collectives import by_rows, gather
+from jaxdistill.types import Array, Outputs
+
+NO_CANDIDATE = -1e9  # of a text that does not count; finite, so that its probability of 0 times it is 0
+
+
+class Texts(nnx.Module):
+    """A text's vector, `[batch, projection]`; with `end`, reading is causal and the first such token is pooled.
+
+    The vocabulary's highest token is the end where a config says 2, as CLIP's first ones do.
+    """
+
+    def __init__(
+        self, stack: Stack, vocabulary: int, positions: int, projection: int, end: int | None, *, rngs: nnx.Rngs
+    ):
+        self.token = nnx.Embed(vocabulary, stack.width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.position = nnx.Embed(positions, stack.width, embedding_init=nnx.initializers.normal(0.01), rngs=rngs)
+        self.blocks = nnx.List([Block(stack, rngs=rngs) for _ in range(stack.depth)])
+        self.norm = layer_norm(stack.width, epsilon=stack.epsilon, rngs=rngs)
+        self.projection = nnx.Linear(stack.width, projection, use_bias=end is None, rngs=rngs)
+        self.end = end
+
+    def __call__(self, batch: Mapping[str, Array], train: bool, key: Array) -> Array:
+        ids = batch["input_ids"]
+        length, positions = ids.shape[1], self.position.num_embeddings
+        if length > positions:
+            raise ValueError(f"texts of {length} tokens, and positions for {positions}; cut the texts")
+        mask = batch.get("attention_mask", jnp.ones_like(ids))[:, None, None, :] > 0
+        if self.end is not None:
+            mask = mask & jnp.tril(jnp.ones((length, length), bool))
+        x = by_rows(self.token(ids) + self.position(jnp.arange(length)))
+        for number, block in enumerate(self.blocks):
+            x, _ = block(x, train, jax.random.fold_in(key, number), mask)
+        x = by_rows(self.norm(x))
+        last = jnp.take_along_axis(x, self._last(ids)[:, None, None], axis=1)[:, 0]
+        return by_rows(self.projection(by_rows(last)))
+
+    def _last(self, ids: Array) -> Array:
+        if self.end is None:
+            return jnp.full(ids.shape[0], ids.shape[1] - 1)
+        return jnp.argmax(ids if self.end == 2 else ids == self.end, axis=1)
+
+
+class Probe(nnx.Module):
+    """Pools `[batch, patches, width]` by attention from a learned query, then a perceptron: `[batch, width]`."""
+
+    def __init__(self, stack: Stack, *, rngs: nnx.Rngs):
+        self.probe = nnx.Param(jax.random.normal(rngs.params(), (1, 1, stack.width)) * stack.width**-0.5)
+        self.project = nnx.Linear(stack.width, 3 * stack.width, rngs=rngs)  # queries, keys and values side by side
+        self.out = nnx.Linear(stack.width, stack.width, rngs=rngs)
+        self.norm = layer_norm(stack.width, epsilon=stack.epsilon, rngs=rngs)
+        self.up = nnx.Linear(stack.width, stack.ffn, rngs=rngs)
+        self.down = nnx.Linear(stack.ffn, stack.width, rngs=rngs)
+        self.heads, self.activation = stack.heads, ACTIVATIONS[stack.activation]
+
+    def __call__(self, x: Array) -> Array:
+        split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
+        query, _, _ = jnp.split(self.project(self.probe[...]), 3, axis=-1)
+        _, keys, values = jnp.split(by_rows(self.project(x)), 3, axis=-1)
+        query = by_rows(jnp.broadcast_to(query, (x.shape[0], *query.shape[1:])))
+        mixed = by_rows(jax.nn.dot_product_attention(split(query), split(keys), split(values)))
+        x = by_rows(self.out(mixed.reshape(query.shape)))
+        y = by_rows(self.activation(self.up(by_rows(self.norm(x)))))
+        return by_rows(x + self.down(y))[:, 0]
+
+
+class Images(nnx.Module):
+    """An image's vector, `[batch, projection]`, from its class token or a probe; and what the blocks said."""
+
+    def __init__(self, stack: Stack, image, patch: int, projection: int | None, *, rngs: nnx.Rngs):
+        norm = partial(layer_norm, stack.width, epsilon=stack.epsilon, rngs=rngs)
+        classed = projection is not None
+        self.embed = Patches(image, patch, stack.width, int(classed), bias=not classed, flat=True, rngs=rngs)
+        self.before, self.norm = norm() if classed else None, norm()
+        self.blocks = nnx.List([Block(stack, rngs=rngs) for _ in range(stack.depth)])
+        self.pool = None if classed else Probe(stack, rngs=rngs)
+        self.projection = nnx.Linear(stack.width, projection, use_bias=False, rngs=rngs) if projection else None
+
+    def __call__(self, image: Array, train: bool, key: Array) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
+        x = self.embed(image)
+        x = x if self.before is None else by_rows(self.before(x))
+        states, attentions = [x], []
+        for number, block in enumerate(self.blocks):
+            x, weights = block(x, train, jax.random.fold_in(key, number))
+            states.append(x)
+            attentions += [] if weights is None else [weights]
+        pooled = by_rows(self.norm(by_rows(x[:, 0]))) if self.pool is None else self.pool(by_rows(self.norm(x)))
+        pooled = pooled if self.projection is None else by_rows(self.projection(pooled))
+        return pooled, tuple(states), tuple(attentions)
+
+
+class TwoTowers(nnx.Module):
+    """Logits `[batch, texts]` compare each image with the texts of the whole batch, over all devices.
+
+    A text of a row that does not count is no candidate. Both embeddings have length 1; hidden states and attentions
+    are the images'.
+    """
+
+    def __init__(self, images: Images, texts: Texts, scale: Array, bias: Array | None):
+        self.images, self.texts = images, texts
+        self.logit_scale = nnx.Param(scale)
+        self.logit_bias = None if bias is None else nnx.Param(bias)
+
+    def __call__(self, batch, *, train: bool, key) -> Outputs:
+        first, second = jax.random.split(key)
+        pooled, states, attentions = self.images(batch["image"], train, first)
+        image, text = _unit(pooled), _unit(self.texts(batch, train, second))
+        logits = jnp.exp(self.logit_scale[...].astype(jnp.float32)) * by_rows(image @ gather(text).T)
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias[...]
+        logits = by_rows(jnp.where(gather(batch["mask"]) > 0, logits, NO_CANDIDATE))
+        as_given = lambda x: x.astype(pooled.dtype)
+        return Outputs(as_given(logits), states, attentions, as_given(image), as_given(text))
+
+
+def _unit(x: Array) -> Array:
+    """Vectors of length 1, in float32."""
+    x = x.astype(jnp.float32)
+    return by_rows(x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-24)))

@@ -1,0 +1,112 @@
+"""Mixed images: a mixture of neighbours with their labels, the same on one process as on many, and in a run."""
+
+import jaxtyping  # noqa: F401  (a test of shapes would otherwise import it in the middle of a run)
+import numpy as np
+import pytest
+import runs
+import tiny
+from scipy import stats
+
+import jaxdistill
+from jaxdistill.data import Batches, Records
+from jaxdistill.errors import ConfigError
+from jaxdistill.registry import transforms
+
+
+def build(spec: str):
+    return transforms.build(spec, "data.augment")
+
+
+def batch(rows: int = 6, dtype: type = np.float32) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {"image": rng.integers(0, 255, (rows, 2, 3, 1)).astype(dtype), "label": np.arange(rows) % 4}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_mixture_is_of_neighbours_with_their_labels(dtype):
+    before = batch(dtype=dtype)
+    kept = before["image"].copy()
+    uniforms = np.array([[0.3], [0.9], [0.0], [0.5], [1 - 2**-53], [0.5]])
+    out = build("mixup(alpha=1.0, classes=4)").apply(before, uniforms)  # Beta(1, 1): the share is the number itself
+    partner = kept[[1, 0, 3, 2, 5, 4]].astype(float)
+    expected = uniforms[:, :, None, None] * kept + (1 - uniforms[:, :, None, None]) * partner
+    assert np.allclose(out["image"], np.rint(expected) if dtype == np.uint8 else expected, rtol=1e-6)
+    assert np.allclose(out["label_probs"][0], [0.3, 0.7, 0, 0]) and np.allclose(out["label_probs"][1], [0.1, 0.9, 0, 0])
+    assert out["image"].dtype == dtype and out["label_probs"].dtype == np.float32
+    assert np.array_equal(out["image"][4], kept[4]) and np.allclose(out["image"][2], kept[3])
+    assert out["label"] is before["label"] and np.array_equal(before["image"], kept) and "label_probs" not in before
+
+
+def test_what_raters_said_is_mixed_too():
+    raters = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    out = build("mixup(alpha=1.0, classes=2)").apply(batch(2) | {"label_probs": raters}, np.array([[0.5], [0.25]]))
+    assert np.allclose(out["label_probs"], [[0.55, 0.45], [0.725, 0.275]])
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_shares_follow_the_beta_distribution(alpha):
+    rows = 4000
+    ends = {"image": np.tile(np.array([0.0, 1.0], np.float32), rows // 2).reshape(-1, 1, 1, 1), "label": np.zeros(rows)}
+    uniforms = np.random.default_rng(0).random((rows, 1))
+    mixed = build(f"mixup(alpha={alpha}, classes=2)").apply(ends, uniforms)["image"].ravel()
+    shares = np.where(np.arange(rows) % 2, mixed, 1 - mixed).astype(np.float64)
+    assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 0.01
+
+
+def test_processes_mix_one_batch():
+    records = Records([{"image": np.full((2, 2, 1), i, np.float32), "label": i % 3} for i in range(50)], 3)
+    draw = {"batch_size": 24, "seed": 1, "transforms": (build("mixup(alpha=0.4, classes=3)"),)}
+    whole = Batches(records, rows=slice(24), **draw)[4]  # ends one epoch and begins the next
+    for processes in (2, 3, 4):
+        size = 24 // processes
+        parts = [Batches(records, rows=slice(p * size, (p + 1) * size), **draw)[4] for p in range(processes)]
+        assert all(np.array_equal(whole[field], np.concatenate([part[field] for part in parts])) for field in whole)
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields", "said"),
+    [
+        ("mixup(alpha=0.0, classes=4)", {}, "alpha 0.0, 4 classes; give positive numbers"),
+        ("mixup(alpha=1.0, classes=0)", {}, "0 classes"),
+        ("mixup(alpha=1.0)", {}, "classes"),
+        ("mixup(alpha=1.0, classes=4)", {"image": np.ones((3, 2, 2, 1)), "label": np.ones(3)}, "3 are odd. Choose a"),
+        ("mixup(alpha=1.0, classes=4)", {"tokens": np.ones((2, 5))}, "'mixup' needs image"),
+        ("mixup(alpha=1.0, classes=4)", {"image": np.ones((2, 2, 2, 1))}, "needs label or label_probs"),
+        (
+            "mixup(alpha=1.0, classes=4)",
+            {"image": np.ones((2, 2, 2, 1)), "label_probs": np.ones((2, 3))},
+            "label_probs [2, 3]; set classes=3",
+        ),
+    ],
+)
+def test_a_mistake_is_told_with_its_cure(spec, fields, said):
+    with pytest.raises(ConfigError) as error:
+        build(spec).apply(fields, np.zeros((len(next(iter(fields.values()))), 1)))
+    assert str(error.value).startswith("data.augment") and said in str(error.value)
+
+
+@pytest.fixture
+def blobs():
+    with runs.registries_as_found():
+        jaxdistill.registry.datasets.register(tiny.blobs)
+        yield
+
+
+def test_a_run_learns_from_mixed_labels_beside_a_teacher_that_does_not(blobs, tmp_path):
+    config = jaxdistill.make(
+        steps=4,
+        batch_size=32,
+        student={"model": "mlp(widths=(8,), classes=4)"},
+        teachers={"big": {"model": "mlp(widths=(16,), classes=4)", "steps": 4}},
+        objective={"kd": {}, "mixed": {"term": "cross_entropy(target='label_probs')"}},
+        control=False,
+        data={"name": "blobs", "augment": ("mixup(alpha=0.4, classes=4)",)},
+        evaluate={"every": 4, "batch_size": 32, "layers": ()},
+        mesh={"data": 1},
+        logging={"tensorboard": False},
+    )
+    rows = jaxdistill.distill(config, tmp_path).rows
+    assert [row["name"] for row in rows] == ["teacher big", "student"] and all(np.isfinite(row["nll"]) for row in rows)
+    unmixed = jaxdistill.config.differ(config, data={**config.data.to_dict(), "augment": ()})
+    with pytest.raises(ConfigError, match=r"objective.mixed: the batch has no field 'label_probs'; it has image"):
+        jaxdistill.distill(unmixed, tmp_path / "unmixed")

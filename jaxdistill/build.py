@@ -22,6 +22,7 @@ from jaxdistill.data import datasets
 from jaxdistill.data.describe import Description
 from jaxdistill.data.stream import Transform
 from jaxdistill.errors import ConfigError
+from jaxdistill.fetch import default_folder
 from jaxdistill.models.combinators import in_dtype, microbatched
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
@@ -219,6 +220,7 @@ def _check_streams(config: ConfigDict, step: Step) -> None:
 def _term(entry: ConfigDict, path: str, name: str, horizon: Horizon) -> Weighted:
     convert = {Scalar: lambda value, where: resolve(value, horizon, where)}
     term = registry.losses.build(entry.term or name, path, convert)
+    term = term._replace(stream=entry.stream) if entry.stream else term
     return Weighted(term, resolve(entry.weight, horizon, f"{path}.weight"))
 
 
@@ -322,4 +324,4 @@ def check_data(config: ConfigDict) -> None:
 
 def data_folder(config: ConfigDict) -> Path:
     """Where prepared data lies."""
-    return Path(config.data.folder).expanduser() if config.data.folder else datasets.default_folder()
+    return Path(config.data.folder).expanduser() if config.data.folder else default_folder()

@@ -7,19 +7,19 @@ import sys
 import numpy as np
 import pytest
 
+from jaxdistill import fetch
 from jaxdistill.data import (
     Batches,
     Transform,
-    default_folder,
     digits,
     evaluation_batches,
-    fetch,
     known,
     open_records,
     records,
     train_stream,
 )
 from jaxdistill.errors import ConfigError
+from jaxdistill.fetch import default_folder
 from jaxdistill.registry import datasets, transforms
 
 PLAIN = {"batch_size": 4, "seed": 3, "transforms": ()}
@@ -101,8 +101,9 @@ def test_clothes_are_read_from_idx_files(tmp_path):
 
 def test_tensorflow_is_not_imported_and_the_package_alone_is_light():
     code = (
-        "import sys, jaxdistill.data as d; slow = {'grain', 'tensorflow_datasets', 'jax'} & set(sys.modules);"
-        "r = d.open_records('mnist5k', 'test', d.default_folder(), 'data', 'test');"
+        "import sys, jaxdistill.data as d, jaxdistill.fetch as f;"
+        "slow = {'grain', 'tensorflow_datasets', 'jax'} & set(sys.modules);"
+        "r = d.open_records('mnist5k', 'test', f.default_folder(), 'data', 'test');"
         "next(d.train_stream(r, batch_size=8, seed=0, transforms=(), rows=slice(8)));"
         "sys.exit(str(slow) if slow else 'tensorflow' in sys.modules)"
     )

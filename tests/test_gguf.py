@@ -15,8 +15,7 @@ from examples import assert_close, assert_same
 from golden.weights import weight
 from tokenizers import pre_tokenizers
 
-from jaxdistill import registry
-from jaxdistill.data import fetch
+from jaxdistill import fetch, registry
 from jaxdistill.hub.family import families
 from jaxdistill.hub.folders import open_source
 from jaxdistill.hub.gguf import NAMES, Gguf

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdistill.data import corpora, default_folder, fetch, known, open_records, texts
+from jaxdistill import fetch
+from jaxdistill.data import corpora, known, open_records, texts
 from jaxdistill.errors import ConfigError
+from jaxdistill.fetch import default_folder
 
 DOMAINS = {  # texts to train on and to test on: negative, positive
     "movie": ([4291, 4134], [1035, 1108]),

@@ -12,7 +12,7 @@ import numpy as np
 
 import jaxdistill.models  # noqa: F401  (registers the families)
 from experiments.parity.photographs import NAMES, REQUIREMENT, photographs
-from jaxdistill.data.fetch import wheel
+from jaxdistill.fetch import wheel
 from jaxdistill.hub.family import families
 from jaxdistill.hub.legacy import convert
 from jaxdistill.hub.source import Safetensors

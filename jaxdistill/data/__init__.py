@@ -4,7 +4,7 @@ Light: Grain and TensorFlow Datasets are imported when they are used.
 """
 
 from jaxdistill.data import images, tokens
-from jaxdistill.data.datasets import default_folder, known, open_records
+from jaxdistill.data.datasets import known, open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batch, Batches, Transform, evaluation_batches, train_stream
@@ -15,7 +15,6 @@ __all__ = [
     "Description",
     "Records",
     "Transform",
-    "default_folder",
     "describe",
     "evaluation_batches",
     "images",

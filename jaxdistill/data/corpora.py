@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from jaxdistill.data import fetch
+from jaxdistill import fetch
 from jaxdistill.data.texts import Texts
 
 

@@ -9,7 +9,6 @@ import difflib
 import functools
 import hashlib
 import importlib
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -17,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxdistill.data.fetch import FetchError
 from jaxdistill.data.records import Records
 from jaxdistill.data.token_cache import fingerprint, tokenised
 from jaxdistill.errors import ConfigError, suggest
+from jaxdistill.fetch import FetchError
 from jaxdistill.registry import datasets, parse, tokenizations
 
 SHIPPED = (  # the builders of digits.py, texts.py and corpora.py
@@ -30,11 +29,6 @@ SHIPPED = (  # the builders of digits.py, texts.py and corpora.py
 )
 # Without TensorFlow, version 4.9.10 stops registering at the first group of builders that needs it; these come after.
 LATE_GROUPS = ("structured", "summarization", "text", "text_simplification", "translate", "video", "vision_language")
-
-
-def default_folder() -> Path:
-    """Where prepared data lies unless a config says otherwise: `$JAXDISTILL_DATA`, or a folder in the user's cache."""
-    return Path(os.environ.get("JAXDISTILL_DATA") or Path.home() / ".cache" / "jaxdistill" / "data")
 
 
 def known(name: str, folder: str | Path, path: str = "data.name") -> None:

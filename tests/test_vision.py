@@ -45,7 +45,7 @@ def test_what_is_loaded_is_written_as_it_was(name, folder):
     theirs = parity.Safetensors(folder(name))
     assert set(written) == set(theirs.arrays)
     for n, x in written.items():
-        np.testing.assert_array_equal(x, theirs.read(n, ()), err_msg=n)
+        np.testing.assert_array_equal(x, theirs.read(n, ()), err_msg=n, strict=True)
 
 
 @every_reference

@@ -144,7 +144,7 @@ def convert(path: Path, folder: Path, config: Mapping[str, Any]) -> None:
         WeightsError: as `LegacyTorch`; nothing is written then.
     """
     source = LegacyTorch(path, config)
-    arrays = {name: np.ascontiguousarray(source.read(name, ())) for name in source.arrays}
+    arrays = {name: np.asarray(source.read(name, ()), order="C") for name in source.arrays}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(arrays, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(dict(config), indent=2))

@@ -183,5 +183,5 @@ def dump(family: Family, arguments: Mapping[str, Any], variables: Variables) -> 
         part = _part(family, rules, name, value.shape, (), bare=False)
         rows = np.asarray(value) if part.stacked else np.asarray(value)[None]
         for theirs, row in zip(part.theirs, rows, strict=True):
-            found[theirs] = np.ascontiguousarray(row.transpose(np.argsort(_permutation(part.rule, row.ndim))))
+            found[theirs] = np.asarray(row.transpose(np.argsort(_permutation(part.rule, row.ndim))), order="C")
     return found

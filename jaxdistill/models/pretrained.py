@@ -80,6 +80,8 @@ def form_of(source: Source, layers: Layers, cut: tuple[tuple[str, str, int], ...
     """
     name = families.of_config(source.config)
     arguments = families.families[name].arguments(source.config)
+    if layers and "depth" not in arguments:
+        raise WeightsError(f"{source.where} is a {name}, whose layers are no single stack; leave out layers={layers}")
     chosen = _numbers(layers, arguments["depth"], source.where) if layers else ()
     selections: dict[str, Selection] = {}
     smaller: dict[str, Any] = {"depth": len(chosen)} if layers else {}

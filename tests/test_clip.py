@@ -1,0 +1,205 @@
+"""CLIP and SigLIP are what transformers computes; each image is compared with every text that counts, over devices."""
+
+import functools
+import json
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+from examples import all_finite, assert_close, quick_jit
+
+import jaxdistill.models  # noqa: F401  (registers the families)
+from jaxdistill.hub.family import families
+from jaxdistill.hub.weights import dump
+from jaxdistill.models.combinators import in_dtype
+from jaxdistill.models.towers import NO_CANDIDATE
+from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS
+from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.parallel.sharding import shardings
+
+REFERENCES = ("clip", "clip_first", "siglip")
+every_reference = pytest.mark.parametrize("name", REFERENCES)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """Of a reference by its name: it, its folder, and our network with its weights."""
+
+    @functools.cache
+    def of(name):
+        ref = parity.reference(name)
+        folder = parity.write_folder(tmp_path_factory.mktemp(name), ref)
+        return ref, folder, *parity.ours(folder, ref.batch)
+
+    return of
+
+
+# Parity
+
+
+@every_reference
+def test_outputs_are_those_of_transformers(known, name):
+    ref, _, _, _, model, variables = known(name)
+    out = parity.run(model, variables, ref.batch)
+    parity.check_outputs(ref, out)
+    assert_close(jnp.linalg.norm(out.embedding, axis=1), jnp.ones(3))
+    assert_close(jnp.linalg.norm(out.text_embedding, axis=1), jnp.ones(3))
+
+
+@every_reference
+def test_gradients_are_those_of_transformers(known, name):
+    parity.check_gradients(known(name)[0], known(name)[1])
+
+
+@every_reference
+def test_what_is_loaded_is_written_as_it_was(known, name):
+    _, folder, family, arguments, _, variables = known(name)
+    written, theirs = dump(families[family], arguments, variables), parity.Safetensors(folder)
+    assert set(written) == set(theirs.arrays)
+    for n, x in written.items():
+        np.testing.assert_array_equal(x, theirs.read(n, ()), err_msg=n, strict=True)
+
+
+@every_reference
+def test_a_config_and_the_arguments_say_the_same(known, name):
+    ref, _, family, arguments, *_ = known(name)
+    again = json.loads(json.dumps(families[family].config(arguments)))
+    assert families[family].arguments(again) == arguments
+    assert again["model_type"] == ref.config["model_type"] and again["architectures"] == ref.config["architectures"]
+    for tower in ("vision_config", "text_config"):
+        for key in set(again[tower]) & set(ref.config[tower]):
+            assert again[tower][key] == ref.config[tower][key], key
+
+
+@every_reference
+def test_attentions_are_those_of_images_and_change_nothing_else(known, name):
+    ref, folder, _, _, model, variables = known(name)
+    _, _, asked, _ = parity.ours(folder, ref.batch, attentions=True)
+    plain, out = (parity.run(m, variables, ref.batch) for m in (model, asked))
+    patches = 16 + (name != "siglip")
+    assert plain.attentions == () and [x.shape for x in out.attentions] == [(3, 4, patches, patches)] * 2
+    assert_close(sum(x.sum(-1) for x in out.attentions), 2 * np.ones((3, 4, patches)))
+    assert_close((out.logits, out.hidden_states), (plain.logits, plain.hidden_states), rtol=1e-4, atol=1e-5)
+
+
+@every_reference
+def test_bfloat16_stays_close(known, name):
+    ref, _, _, _, model, variables = known(name)
+    half = parity.run(in_dtype(model, "bfloat16"), variables, ref.batch)
+    assert half.logits.dtype == half.embedding.dtype == half.text_embedding.dtype == jnp.bfloat16
+    assert np.abs(half.embedding.astype(np.float32) - ref.said["embedding"]).max() < 0.05
+    assert np.abs(half.text_embedding.astype(np.float32) - ref.said["text_embedding"]).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"vision_config": {"hidden_act": "gelu"}}, "hidden_act is 'gelu' for images and 'quick_gelu' for texts"),
+        ({"text_config": {"eos_token_id": [1, 2]}}, r"eos_token_id=\[1, 2\]: this network knows one token"),
+        ({"vision_config": {"image_size": [224, 192]}}, r"image_size=\[224, 192\]: this network knows squares"),
+        ({"model_type": "siglip", "vision_config": {"vision_use_head": False}}, "vision_use_head=False: this network"),
+        ({"model_type": "siglip", "text_config": {"projection_size": 64}}, "projection_size=64: this network"),
+    ],
+)
+def test_settings_that_a_network_does_not_have_are_refused(config, said):
+    config = {"model_type": "clip"} | config
+    with pytest.raises(ValueError, match=said):
+        families[parity.hub_family.of_config(config)].arguments(config)
+
+
+def assert_near(found, expected):
+    """To 1e-5 of an array's largest value: positions start small, and their gradients are in the hundreds."""
+    scaled = lambda tree: jax.tree.map(lambda x, like: x / (1 + np.abs(like).max()), tree, expected)
+    assert_close(scaled(jax.device_get(found)), scaled(jax.device_get(expected)), rtol=0, atol=1e-5)
+
+
+# What compares rows with each other
+
+
+def small(kind):
+    sizes = {"vision_width": 16, "vision_depth": 2, "vision_heads": 2, "vision_ffn": 24}
+    sizes |= {name.replace("vision", "text"): value for name, value in sizes.items()}
+    own = {"projection": 8, "end": 12} if kind == "clip" else {}
+    return families[kind].factory(vocabulary=13, patch=4, image=8, channels=1, positions=6, **sizes, **own)
+
+
+@functools.cache
+def world(kind):
+    """A model, its variables, and a batch of 16 pairs of which 4 do not count."""
+    batch = examples.images(rows=16) | examples.texts(rows=16)
+    model = small(kind)
+    return model, quick_jit(model.init)(KEY, batch), batch
+
+
+def outputs(kind, batch):
+    model, variables, _ = world(kind)
+    return quick_jit(lambda rows: model.apply(*variables, rows, train=True, key=KEY)[0])(batch)
+
+
+both = pytest.mark.parametrize("kind", ["clip", "siglip"])
+
+
+@both
+def test_each_image_is_compared_with_the_texts_that_count(kind):
+    _, _, batch = world(kind)
+    out = outputs(kind, batch)
+    assert out.logits.shape == (16, 16) and all_finite(out)
+    assert (out.logits[:, 12:] == NO_CANDIDATE).all() and (out.logits[:, :12] > NO_CANDIDATE).all()
+    foreign = {"image": batch["image"].at[12:].set(1e3), "input_ids": batch["input_ids"].at[12:].set(3)}
+    changed = outputs(kind, batch | foreign)
+    for name in ("logits", "embedding", "text_embedding", "hidden_states"):
+        assert_close(*(jax.tree.map(lambda x: x[:12], getattr(each, name)) for each in (changed, out)))
+
+
+@both
+def test_the_order_of_pairs_is_that_of_rows_and_columns(kind):
+    _, _, batch = world(kind)
+    order = np.random.default_rng(0).permutation(16)
+    out, permuted = outputs(kind, batch), outputs(kind, {name: x[order] for name, x in batch.items()})
+    assert_close(permuted.logits, out.logits[order][:, order], rtol=1e-4, atol=1e-4)
+    assert_close(permuted.text_embedding, out.text_embedding[order], rtol=1e-4, atol=1e-5)
+
+
+def contrast(kind, variables, batch):
+    """A sum over this device's images, of everything that they are compared with."""
+    out, _ = world(kind)[0].apply(*variables, batch, train=True, key=KEY)
+    return jnp.sum(jnp.sin(jnp.where(out.logits > NO_CANDIDATE, out.logits, 0.0)) * batch["mask"][:, None])
+
+
+@both
+def test_texts_of_other_devices_are_compared_under_pmap_too(kind):
+    _, (params, state), batch = world(kind)
+    shards = {name: x.reshape(4, 4, *x.shape[1:]) for name, x in batch.items()}  # a named vmap has pmap's collectives
+    one = jax.device_get(quick_jit(jax.value_and_grad(lambda p: contrast(kind, (p, state), batch)))(params))
+    each = jax.vmap(lambda p, rows: contrast(kind, (p, state), rows), (None, 0), axis_name=PMAP_AXIS)
+    found = quick_jit(jax.value_and_grad(lambda p: each(p, shards).sum()))(params)
+    assert_near(found, one)
+
+
+@both
+def test_gradients_on_a_mesh_of_three_axes_are_those_of_one_device(kind):
+    _, (params, state), batch = world(kind)
+    one = jax.device_get(quick_jit(jax.value_and_grad(lambda p, rows: contrast(kind, (p, state), rows)))(params, batch))
+    mesh = make_mesh((2, 2, 2))
+    laid = shardings(params, mesh)
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(batch, jax.NamedSharding(mesh, ROWS))
+        value = jax.value_and_grad(lambda p, rows: contrast(kind, (p, state), rows))
+        found = quick_jit(value, out_shardings=(jax.NamedSharding(mesh, jax.P()), laid))(
+            jax.device_put(params, laid), rows
+        )
+    assert_near(found, one)
+
+
+@both
+def test_texts_that_are_too_long_and_images_of_another_size_are_refused(kind):
+    model, variables, batch = world(kind)
+    with pytest.raises(ValueError, match="texts of 12 tokens, and positions for 6; cut the texts"):
+        longer = {name: jnp.tile(batch[name], 2) for name in ("input_ids", "attention_mask")}
+        model.apply(*variables, batch | longer, train=False, key=KEY)
+    with pytest.raises(ValueError, match=r"images of \[8, 8, 1\], not \[12, 12, 1\]"):
+        model.init(KEY, batch | {"image": jnp.zeros((16, 12, 12, 1))})

@@ -44,9 +44,7 @@ class Open(NamedTuple):
 TERM = {
     "term": Key("", "spec", "the loss, such as 'kd(temperature=4.0)'; empty: the entry's own name"),
     "weight": Key("1.0", "schedule", "its weight, a number or a schedule"),
-    "stream": Key(
-        "", "text", "the stream that it reads; empty: as the loss says, which is train unless told otherwise"
-    ),
+    "stream": Key("", "text", "the stream that it reads; empty: as the loss says, mostly train"),
 }
 RULES_DOC = "(path regex, axes of the last dimensions) pairs; empty: parallel/sharding.py's table"
 

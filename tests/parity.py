@@ -67,7 +67,7 @@ def ours(folder: Path, batch: Mapping[str, jax.Array], **options: Any) -> tuple[
 
 
 def run(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> Outputs:
-    return quick_jit(lambda values: model.apply(*values, batch, train=False, key=KEY)[0].dense())(variables)
+    return jax.jit(lambda values: model.apply(*values, batch, train=False, key=KEY)[0].dense())(variables)
 
 
 def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None:

@@ -108,7 +108,7 @@ MISTAKES = {
         "got 1.5",
         "dropout is a share, from 0 to below 1",
     ),
-    "no model": (["student.model="], "student.model", "no model is named", "Known: mlp, resnet, vit"),
+    "no model": (["student.model="], "student.model", "no model is named", "Known: bert, "),
     "a batch that does not divide by the mesh": (
         ["mesh.data=8", "batch_size=36"],
         "batch_size",

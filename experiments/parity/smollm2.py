@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from jaxdistill.data import corpora, fetch
+from jaxdistill import fetch
+from jaxdistill.data import corpora
 from jaxdistill.generate import generate
 from jaxdistill.hub.family import families, of_config
 from jaxdistill.hub.gguf import Gguf

@@ -119,7 +119,7 @@ def _model(
         require_image(found, patch, image, channels)
         towers = Images(vision, found, patch, projection, rngs=rngs), Texts(text, *texts, rngs=rngs)
         if projection is None:
-            return TwoTowers(*towers, jnp.full(1, scale), jnp.full(1, -10.0))
+            return TwoTowers(*towers, jnp.full(1, scale, jnp.float32), jnp.full(1, -10.0, jnp.float32))
         return TwoTowers(*towers, jnp.asarray(scale, jnp.float32), None)
 
     return from_nnx(make)

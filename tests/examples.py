@@ -35,7 +35,8 @@ class Example(NamedTuple):
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
         statistics: a model normalises by its batch; they are its state.
-        inputs: what a model reads: "image", "text" (a label for each row) or "tokens" (one for each token).
+        inputs: what a model reads: "image", "text" (a label for each row), "tokens" (one for each token) or "pairs" of
+            image and text, whose logits compare each row with every row.
     """
 
     spec: str
@@ -76,6 +77,9 @@ STEPS = {"offline": [Example("offline")]}
 
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
 
+VISION = "patch=4, image=8, channels=1, vision_width=16, vision_depth=2, vision_heads=2, vision_ffn=24"
+TOWERS = f"vocabulary=13, positions=6, {VISION}, text_width=16, text_depth=2, text_heads=2, text_ffn=24"
+
 MODELS = {
     "bert": [
         Example("bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5)", hidden_states=3, inputs="text"),
@@ -85,6 +89,7 @@ MODELS = {
             inputs="text",
         ),
     ],
+    "clip": [Example(f"clip({TOWERS}, projection=8, end=12)", hidden_states=3, inputs="pairs")],
     "decoder": [
         Example(f"decoder({DECODER}, {options})", hidden_states=3, inputs="tokens")
         for options in ("remat='full'", "scan_layers=False, tied=False, qk_norm=True, attentions=True")
@@ -106,6 +111,7 @@ MODELS = {
     "deit": [
         Example("deit(patch=4, width=8, depth=2, heads=2, classes=5, image=8, channels=1)", hidden_states=3),
     ],
+    "siglip": [Example(f"siglip({TOWERS})", hidden_states=3, inputs="pairs")],
     "vit": [
         Example("vit(patch=4, width=8, depth=2, heads=2, classes=5)", hidden_states=3),
         Example(
@@ -236,7 +242,12 @@ def tokens(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> d
     }
 
 
-BATCHES = {"image": images, "text": texts, "tokens": tokens}
+def pairs(rows: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
+    """A batch of images, each with a sentence; padded as both."""
+    return texts(rows, classes=classes, seed=seed) | images(rows, classes=classes, seed=seed)
+
+
+BATCHES = {"image": images, "text": texts, "tokens": tokens, "pairs": pairs}
 
 
 def assert_close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:

@@ -84,7 +84,8 @@ def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None
 def check_gradients(ref: Reference, folder: Path, tolerance: float = 1e-4, **options: Any) -> None:
     """The gradient of `sum(sin(logits))`, as its product with a direction for each array of theirs."""
     name, arguments, model, variables = ours(folder, ref.batch, **options)
-    loss = lambda params: jnp.sum(jnp.sin(run(model, Variables(params, variables.state), ref.batch).logits))
+    apply = lambda params: model.apply(params, variables.state, ref.batch, train=False, key=KEY)[0]
+    loss = lambda params: jnp.sum(jnp.sin(apply(params).dense().logits))
     gradients = quick_jit(jax.grad(loss))(variables.params)
     family = hub_family.families[name]
     theirs = dump(family, arguments, Variables(gradients, {}))

@@ -10,9 +10,10 @@ import runs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from jaxdistill import registry, vocabulary
-from jaxdistill.config import make
+from jaxdistill.config import differ, make
 from jaxdistill.errors import ConfigError
 from jaxdistill.hub.vocabulary import kept, read, reduced, used
+from jaxdistill.run import check
 from jaxdistill.types import Variables
 
 CORPUS = ["the cat sat on the mat", "a dog ran to the cat", "mats and dogs and cats", "sitting dogs run on mats"]
@@ -127,7 +128,7 @@ def test_a_network_cut_alike_says_the_same_to_the_bit(world, capsys):
 
 
 def test_mistakes_are_named(world, tmp_path, capsys):
-    folder, hub, _ = world
+    folder, hub, config = world
     with pytest.raises(ConfigError, match=r"is no vocabulary .*; write it by python -m jaxdistill\.vocabulary"):
         registry.models.build(f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})", "student.model")
     (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": [0, 1], "size": 59}))
@@ -136,6 +137,10 @@ def test_mistakes_are_named(world, tmp_path, capsys):
     (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": [1, 0], "size": 60}))
     with pytest.raises(ConfigError, match="numbers do not rise"):
         registry.models.build(f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})", "student.model")
+    spec = "bert(vocabulary=59, width=8, depth=1, heads=2, ffn=8, classes=3)"
+    narrow = differ(config, student={"model": spec}, batch_size=8)
+    with pytest.raises(ConfigError, match=r"student\.model: has an embedding of 59 rows, the tokenizer 60 tokens"):
+        check(narrow, tmp_path / "never")
     words = ["--config", str(folder / "config.json"), "--out", str(tmp_path / "x")]
     assert vocabulary.run([*words, "--config.data.tokens="]) == 2
     assert "error: data.tokens: is empty" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxdistill.errors import ConfigError
 from jaxdistill.hub import family as families
 from jaxdistill.hub import vocabulary
 from jaxdistill.hub.cut import Selection, averaged, blocks_of, evenly
@@ -62,19 +63,25 @@ def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", 
     return network._replace(load=find)
 
 
-def form_of_spec(spec: str) -> Form | None:
-    """The form of whatever a config names as a model; None for a network that the world has no format for."""
-    named = parse(spec, "")
-    factory = models[named.name]
-    given = inspect.signature(factory).bind(*named.args, **named.kwargs)
+def form_of_spec(spec: str, path: str = "") -> Form | None:
+    """The form of whatever a config names as a model; None for a network that the world has no format for.
+
+    Raises:
+        ConfigError: at `path`, for a spec that names no model, or a checkpoint that is not there.
+    """
+    named = parse(spec, path)
+    if named.name not in {"pretrained", *families.families}:
+        return None
+    given = inspect.signature(models[named.name]).bind(*named.args, **named.kwargs)
     given.apply_defaults()
-    if named.name == "pretrained":
-        source, layers, cut, keep = given.args
+    if named.name != "pretrained":
+        return Form(named.name, dict(given.arguments), (), {})
+    source, layers, cut, keep = given.args
+    try:
         found = form_of(open_source(source), layers, cut, keep, given.kwargs)
-        own = inspect.signature(models[found.family]).bind(**found.arguments)
-        own.apply_defaults()
-        return found._replace(arguments=dict(own.arguments))
-    return Form(named.name, dict(given.arguments), (), {}) if named.name in families.families else None
+    except WeightsError as error:
+        raise ConfigError(path, f"{error}.") from None
+    return found._replace(arguments=families.complete(models[found.family], found.arguments))
 
 
 def form_of(source: Source, layers: Layers, cut: Cut, keep: str, options: Mapping[str, Any]) -> Form:

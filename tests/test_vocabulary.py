@@ -138,7 +138,8 @@ def test_mistakes_are_named(world, tmp_path, capsys):
     with pytest.raises(ConfigError, match="numbers do not rise"):
         registry.models.build(f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})", "student.model")
     spec = "bert(vocabulary=59, width=8, depth=1, heads=2, ffn=8, classes=3)"
-    narrow = differ(config, student={"model": spec}, batch_size=8)
+    terms = {"cross_entropy": {}}
+    narrow = differ(config, student={"model": spec}, batch_size=8, objective=terms)
     with pytest.raises(ConfigError, match=r"student\.model: has an embedding of 59 rows, the tokenizer 60 tokens"):
         check(narrow, tmp_path / "never")
     words = ["--config", str(folder / "config.json"), "--out", str(tmp_path / "x")]

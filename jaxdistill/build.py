@@ -24,6 +24,7 @@ from jaxdistill.data.stream import Transform
 from jaxdistill.errors import ConfigError
 from jaxdistill.fetch import default_folder
 from jaxdistill.models.combinators import in_dtype, microbatched
+from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.parallel.mesh import mesh_shape
@@ -312,6 +313,22 @@ def transforms(config: ConfigDict) -> dict[str, tuple[Transform, ...]]:
 
     further = {name: built(entry.augment, f"streams.{name}.augment") for name, entry in config.streams.items()}
     return {"train": built(config.data.augment, "data.augment"), **further}
+
+
+def check_vocabulary(config: ConfigDict, size: int | None) -> None:
+    """Every network that is written in a format of the world has a row of its embedding for each token.
+
+    Raises:
+        ConfigError: the tokenizer has more tokens.
+    """
+    models = {"student.model": config.student.model}
+    models |= {f"teachers.{name}.model": teacher.model for name, teacher in config.teachers.items()}
+    for path, spec in models.items() if size else ():
+        form = form_of_spec(spec, path)
+        rows = form.arguments.get("vocabulary") if form else None
+        if rows is not None and size is not None and rows < size:
+            cure = "Take the tokenizer of this network, or one cut for it (keep=)"
+            raise ConfigError(path, f"has an embedding of {rows} rows, the tokenizer {size} tokens. {cure}.")
 
 
 def check_data(config: ConfigDict) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, fits
+from jaxdistill import build, cached, fits, registry
 from jaxdistill.build import Parts, Stage
 from jaxdistill.cached import Cached
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
@@ -85,6 +85,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     _check_fields(config, described["train"], judged)
     caches = cached.find(config, {**described, "test": judged})
     stages = [(stage, _plan(stage, described, mesh_shape, caches)) for stage in build.stages(config, workdir)]
+    build.check_vocabulary(config, described["train"].vocabulary)
     build.check_checkpoints(config, _reference(stages), _shapes(config, described, caches)["train"])
     for stage, _ in stages:
         _check_reached(stage)
@@ -305,7 +306,9 @@ class _Run:
         form = form_of_spec(stage.config.student.model)
         if form is not None:
             card = model_card(stage.name, stage.config.to_dict(), results)
-            write(stage.folder / "hub", form.family, form.arguments, self.variables[stage.name], card)
+            tokens = self.config.data.tokens
+            words = registry.tokenizations.build(tokens, "data.tokens").file.parent if tokens else None
+            write(stage.folder / "hub", form.family, form.arguments, self.variables[stage.name], card, words)
             self.console.print(f"{stage.name:>12}  for transformers: {stage.folder / 'hub'}")
 
     def finish(self, workdir: Path, record: Mapping[str, Any], stages: Sequence[Stage]) -> Result:

@@ -149,7 +149,7 @@ def test_a_new_head_is_trained_here_on_top_of_what_was_loaded(folder, tmp_path):
 def test_layers_are_chosen_by_number_or_place(folder, layers, numbers):
     source = open_source(str(folder))
     source.config = source.config | {"num_hidden_layers": 6}
-    form = form_of(source, layers, (), {})
+    form = form_of(source, layers, (), "", {})
     assert form.layers == numbers and form.arguments["depth"] == len(numbers)
 
 

@@ -12,8 +12,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxdistill.errors import ConfigError
 from jaxdistill.hub import family as families
+from jaxdistill.hub import vocabulary
 from jaxdistill.hub.cut import Selection, averaged, blocks_of, evenly
+from jaxdistill.hub.cut import chosen as one_by_one
 from jaxdistill.hub.folders import open_source
 from jaxdistill.hub.source import Source, WeightsError
 from jaxdistill.hub.weights import load, plan
@@ -22,6 +25,7 @@ from jaxdistill.types import Model, Pretrained, Variables
 
 CUTS = {"evenly": evenly, "average": averaged}
 AXES = ("width", "ffn", "heads", "kv_heads")
+Cut = tuple[tuple[str, str, int], ...]
 Layers = tuple[int, ...] | tuple[str, int]  # numbers, or how many are taken from where
 
 
@@ -35,7 +39,7 @@ class Form(NamedTuple):
 
 
 @models.register
-def pretrained(source: str, layers: Layers = (), cut: tuple[tuple[str, str, int], ...] = (), **options: Any) -> Model:
+def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", **options: Any) -> Model:
     """The network of a checkpoint, with its weights.
 
     Args:
@@ -43,10 +47,12 @@ def pretrained(source: str, layers: Layers = (), cut: tuple[tuple[str, str, int]
         layers: which of its layers make up this network: numbers in order, or ("uniform", 3), ("first", 3),
             ("last", 3); empty: all.
         cut: (axis, "evenly" or "average", how many are left) for what shall be narrower: width, ffn, heads.
+        keep: folder of a vocabulary that was cut to a corpus, by `python -m jaxdistill.vocabulary`. The rows of its
+            tokens are kept, and texts must be tokenised by its tokenizer; a teacher that is cut alike says the same.
         options: arguments of the family's own factory, such as `classes=2` or `dropout=0.1`.
     """
     opened = open_source(source)
-    form = form_of(opened, layers, cut, options)
+    form = form_of(opened, layers, cut, keep, options)
     network = models.build(Spec(form.family, (), form.arguments), "")
 
     def find(shapes: Variables) -> Pretrained:
@@ -57,22 +63,28 @@ def pretrained(source: str, layers: Layers = (), cut: tuple[tuple[str, str, int]
     return network._replace(load=find)
 
 
-def form_of_spec(spec: str) -> Form | None:
-    """The form of whatever a config names as a model; None for a network that the world has no format for."""
-    named = parse(spec, "")
-    factory = models[named.name]
-    given = inspect.signature(factory).bind(*named.args, **named.kwargs)
+def form_of_spec(spec: str, path: str = "") -> Form | None:
+    """The form of whatever a config names as a model; None for a network that the world has no format for.
+
+    Raises:
+        ConfigError: at `path`, for a spec that names no model, or a checkpoint that is not there.
+    """
+    named = parse(spec, path)
+    if named.name not in {"pretrained", *families.families}:
+        return None
+    given = inspect.signature(models[named.name]).bind(*named.args, **named.kwargs)
     given.apply_defaults()
-    if named.name == "pretrained":
-        source, layers, cut, options = given.args[0], given.args[1], given.args[2], given.kwargs
-        found = form_of(open_source(source), layers, cut, options)
-        own = inspect.signature(models[found.family]).bind(**found.arguments)
-        own.apply_defaults()
-        return found._replace(arguments=dict(own.arguments))
-    return Form(named.name, dict(given.arguments), (), {}) if named.name in families.families else None
+    if named.name != "pretrained":
+        return Form(named.name, dict(given.arguments), (), {})
+    source, layers, cut, keep = given.args
+    try:
+        found = form_of(open_source(source), layers, cut, keep, given.kwargs)
+    except WeightsError as error:
+        raise ConfigError(path, f"{error}.") from None
+    return found._replace(arguments=families.complete(models[found.family], found.arguments))
 
 
-def form_of(source: Source, layers: Layers, cut: tuple[tuple[str, str, int], ...], options: Mapping[str, Any]) -> Form:
+def form_of(source: Source, layers: Layers, cut: Cut, keep: str, options: Mapping[str, Any]) -> Form:
     """What `pretrained` makes of a checkpoint.
 
     Raises:
@@ -90,6 +102,11 @@ def form_of(source: Source, layers: Layers, cut: tuple[tuple[str, str, int], ...
             known = ", ".join(key for key in AXES if key in arguments)
             raise WeightsError(f"cut {(axis, how, left)} is none of (AXIS, {' or '.join(CUTS)}, N); axes: {known}")
         selections[axis], smaller[axis] = CUTS[how](arguments[axis], left), left
+    if keep:
+        ids, size = vocabulary.read(keep)
+        if size != arguments.get("vocabulary"):
+            raise WeightsError(f"{keep} was cut from {size} tokens; {source.where} has {arguments.get('vocabulary')}")
+        selections["vocabulary"], smaller["vocabulary"] = one_by_one(ids), len(ids)
     for axis in ("heads", "kv_heads"):
         if axis in selections:
             selections[axis] = blocks_of(selections[axis], _head_size(arguments))

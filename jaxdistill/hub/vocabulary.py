@@ -1,7 +1,7 @@
 """A vocabulary cut to a corpus: the tokens that it uses, and a tokenizer of those alone.
 
-Texts of the corpus come out as the same tokens under new numbers: what cuts them greedily (WordPiece) or by merges (byte
-pairs) finds every piece that it found before. Other texts are spelt in smaller pieces, or with the unknown token.
+Texts of the corpus come out as the same tokens under new numbers: what cuts them greedily (WordPiece) or by merges
+(byte pairs) finds every piece that it found before. Other texts are spelt in smaller pieces, or as unknown.
 """
 
 import copy
@@ -114,26 +114,34 @@ def _renumber(node: Any, new: dict[int, int]) -> None:
             node[name] = [token, new[number]]
 
 
-def mapping(ids: Sequence[int], size: int, unknown: int) -> np.ndarray:
-    """The new number of each old token, `[size]` int32; that of `unknown` for what was not kept."""
-    table = np.full(size, list(ids).index(unknown) if unknown in ids else 0, np.int32)
-    table[np.asarray(ids)] = np.arange(len(ids))
-    return table
+def write(folder: Path, tokenizer: dict[str, Any], ids: Sequence[int], size: int) -> None:
+    """Writes `tokenizer.json`, and `vocabulary.json` for `pretrained(..., keep=FOLDER)`.
+
+    Args:
+        folder: to be written.
+        tokenizer: the content of the whole tokenizer.json.
+        ids: from `kept`.
+        size: of the whole vocabulary.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(reduced(tokenizer, ids), ensure_ascii=False, indent=1)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    (folder / "vocabulary.json").write_text(json.dumps({"ids": list(ids), "size": size}))
 
 
-def read(file: str | Path) -> dict[str, Any]:
-    """A vocabulary that `python -m jaxdistill.vocabulary` wrote: `ids`, `size` and `unknown`, old numbers all.
+def read(folder: str) -> tuple[tuple[int, ...], int]:
+    """The kept tokens, by their old numbers, and the size of the whole vocabulary.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the folder holds none.
     """
+    file = Path(folder).expanduser() / "vocabulary.json"
     try:
-        content = json.loads(Path(file).expanduser().read_text())
-        ids = content["ids"]
-        if ids != sorted(set(ids)) or not 0 <= ids[0] <= ids[-1] < content["size"]:
-            raise ValueError("its ids do not rise, or exceed its size")
-        return {"ids": ids, "size": content["size"], "unknown": content["unknown"]}
+        content = json.loads(file.read_text())
+        ids, size = tuple(content["ids"]), content["size"]
+        if list(ids) != sorted(set(ids)) or not 0 <= ids[0] <= ids[-1] < size:
+            raise ValueError("its numbers do not rise, or exceed its size")
+        return ids, size
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        why = f"{type(error).__name__}: {error}"
         cure = "write it by python -m jaxdistill.vocabulary"
-        raise ValueError(f"{str(file)!r} is no vocabulary ({why}); {cure}") from None
+        raise ValueError(f"{file} is no vocabulary ({type(error).__name__}: {error}); {cure}") from None

@@ -1,0 +1,72 @@
+"""Cuts a vocabulary to the texts of a config: fewer rows in the embedding, which is most of a small language model.
+
+python -m jaxdistill.vocabulary --config configs/x.py --out FOLDER [--most 8000] [--config.a.b=value ...]
+
+The tokens that the config's training texts use stay, with the special ones and the single characters. FOLDER gets a
+tokenizer.json with new numbers, for `data.tokens`, and the list of what was kept, for `pretrained(..., keep=FOLDER)`
+of the student and of its teachers alike.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxdistill import build, registry
+from jaxdistill.config import changes, load, override
+from jaxdistill.data.datasets import open_records
+from jaxdistill.errors import ConfigError
+from jaxdistill.hub.vocabulary import kept, used, write
+
+
+def cut(config: ConfigDict, out: Path, most: int) -> str:
+    """Writes the vocabulary of a config's training texts; returns what was done, in a sentence.
+
+    Raises:
+        ConfigError: the config names no tokenizer, or its data are not to be had.
+    """
+    if not config.data.tokens:
+        raise ConfigError("data.tokens", "is empty: there is no tokenizer whose vocabulary could be cut.")
+    build.check_data(config)
+    how = registry.tokenizations.build(config.data.tokens, "data.tokens")
+    name, folder = config.data.name, build.data_folder(config)
+    tokenizer, columns, size = json.loads(how.file.read_text(encoding="utf-8")), [], 0
+    for split in build.splits(config).values():
+        records = open_records(name, split.text, folder, split.path, split.key, config.data.tokens)
+        rows = records.take(np.arange(len(records)))
+        columns.append(rows["input_ids"])
+        size = records.vocabulary or 0
+    try:
+        ids = kept(tokenizer, used(columns, size), most)
+    except ValueError as error:
+        raise ConfigError("data.tokens", f"{error}.") from None
+    write(out, tokenizer, ids, size)
+    return f"{len(ids)} of {size} tokens are kept, in {out}"
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    words = argparse.ArgumentParser(
+        prog="python -m jaxdistill.vocabulary",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    words.add_argument("--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved .json")
+    words.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="for the cut vocabulary")
+    words.add_argument("--most", default=0, metavar="N", type=int, help="how many tokens at most; 0: all that occur")
+    known, rest = words.parse_known_args(argv)
+    try:
+        sys.stdout.write(cut(override(load(known.config), changes(rest)), known.out, known.most) + "\n")
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

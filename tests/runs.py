@@ -15,6 +15,7 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
+import jaxdistill.build  # noqa: F401  (registers the parts: what comes later, `registries_as_found` takes away)
 from jaxdistill import config, main, registry
 from jaxdistill.checkpoint import manifests
 from jaxdistill.report.logs import Log, read_log

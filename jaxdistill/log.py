@@ -160,7 +160,8 @@ class Log:
 
 def _scalars(board: Any, kind: str, step: int, values: dict[str, float]) -> None:
     for name, value in values.items():
-        board.add_scalar(f"{kind}/{name}", value, step)
+        if math.isfinite(value):  # what cannot be told, such as agreement on no errors, has no point on a curve
+            board.add_scalar(f"{kind}/{name}", value, step)
 
 
 def _line(file: Any, kind: str, step: int, values: dict[str, float]) -> None:

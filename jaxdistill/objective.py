@@ -49,6 +49,8 @@ def _counted(outputs: Outputs, mask: Array) -> Outputs:
         attentions=select(outputs.attentions, examples),
         embedding=select(outputs.embedding, examples),
         text_embedding=select(outputs.text_embedding, examples),
+        input_gradients=select(outputs.input_gradients, examples),
+        state_gradients=select(outputs.state_gradients, mask),
     )
 
 
@@ -59,8 +61,8 @@ def _is_factored(signals: Signals) -> bool:
 def _cut(signals: Signals, chunks: int) -> tuple[PyTree, Callable[[PyTree], Signals]]:
     """All that has a row per token, `[batch, length, ...] -> [chunks, batch, length / chunks, ...]`, and the way back.
 
-    Along the sequence, so that a chunk stays spread over the devices as the batch is. Pooled embeddings and
-    attentions belong to no chunk and are left out; a local term reads neither.
+    Along the sequence, so that a chunk stays spread over the devices as the batch is. Pooled embeddings, attentions
+    and gradients belong to no chunk and are left out; a local term reads none of them.
     """
     length = signals.mask.shape[1]
     if length % chunks:

@@ -50,6 +50,25 @@ class Factored:
 
 
 @struct
+class Heads:
+    """What the heads of one layer attend with. Under rotary positions, queries and keys are turned already.
+
+    A model forms these anyway, so that returning them costs nothing; scores and relations are made of them by the
+    terms that want them.
+
+    Args:
+        query: `[batch, queries, heads, head_size]`
+        key, value: `[batch, keys, kv_heads, head_size]`; with grouped queries there are fewer heads
+        probabilities: `[batch, heads, queries, keys]`, of a model that was asked for them by `attentions=True`
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    probabilities: Array | None = None
+
+
+@struct
 class Outputs:
     """Everything a model returns. Nothing is hooked: under `jit`, what no term reads is removed by the compiler.
 
@@ -57,16 +76,22 @@ class Outputs:
         logits: `[*batch, classes]`, or a `Factored` head
         hidden_states: one array per layer, `[*batch, width]`, the embedding (stem) first: 12 layers give 13. Layers
             with a spatial extent keep it: `[batch, height, width, channels]`
-        attentions: one array per layer, `[batch, heads, queries, keys]`; only where a term needs them
+        attentions: what each layer's heads attend with
         embedding: the pooled or projected representation, `[batch, width]`
         text_embedding: of a model with two towers, that of the other one; `embedding` is then the image's
+        input_gradients: of a random mixture of the logits with respect to the input, `[batch, *input]`; where a term
+            needs them, see `models/derivatives.py`
+        state_gradients: of each row's task loss with respect to each hidden state, shaped like these; where a term
+            needs them
     """
 
     logits: Array | Factored
     hidden_states: tuple[Array, ...] = ()
-    attentions: tuple[Array, ...] = ()
+    attentions: tuple[Heads, ...] = ()
     embedding: Array | None = None
     text_embedding: Array | None = None
+    input_gradients: Array | None = None
+    state_gradients: tuple[Array, ...] = ()
 
     def dense(self) -> "Outputs":
         """The same with its logits multiplied out."""
@@ -172,7 +197,8 @@ class Term(NamedTuple):
         `(values, mask)` where the term knows better what counts, or a scalar regulariser
     stream: which stream of the batch it reads
     local: every row stands for itself and no state is kept, so that rows may be cut into chunks
-    needs: what it cannot do without: "teacher"
+    needs: what it cannot do without: "teacher"; "input_gradients" or "state_gradients", which models are made to
+        return where a term says so
     temperature: `step -> temperature` at which its teacher is fused; None: 1
     """
 

@@ -19,9 +19,9 @@ import jaxdistill.losses
 import jaxdistill.models
 import jaxdistill.optim
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
-from jaxdistill import registry
-from jaxdistill.schedules import Horizon, Scalar, resolve
-from jaxdistill.types import Array, Outputs, Signals, Term
+from jaxdistill.build import loss
+from jaxdistill.schedules import Horizon
+from jaxdistill.types import Array, Heads, Outputs, Signals, Term
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # quick to compile
 HORIZON = Horizon(steps=100, epoch=10.0)
@@ -154,15 +154,23 @@ def every(table: Mapping[str, list[Example]], **claims: bool) -> Any:
 
 def build_loss(spec: str) -> Term:
     """A loss as a config would build it."""
-    return registry.losses.build(spec, "objective", {Scalar: lambda value, path: resolve(value, HORIZON, path)})
+    return loss(spec, "objective", HORIZON)
 
 
 def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: int, width: int, depth: int) -> Outputs:
     """Everything that a model may return, drawn at random."""
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    attentions = tuple(jax.nn.softmax(draw(batch[0], 2, 3, 3)) for _ in range(depth))
+    heads = lambda: Heads(*draw(3, batch[0], 3, 2, 4), jax.nn.softmax(draw(batch[0], 2, 3, 3)))
+    attentions = tuple(heads() for _ in range(depth))
     hidden = tuple(draw(*batch, *extent, width) for _ in range(depth + 1))
-    return Outputs(2 * draw(*batch, classes), hidden, attentions, draw(batch[0], width))
+    return Outputs(
+        2 * draw(*batch, classes),
+        hidden,
+        attentions,
+        draw(batch[0], width),
+        input_gradients=draw(batch[0], 7),
+        state_gradients=tuple(draw(*x.shape) for x in hidden),
+    )
 
 
 def signals(

@@ -111,6 +111,8 @@ def test_what_a_teacher_says_of_rows_that_do_not_count_is_not_heard(batch):
         spoil(clean.hidden_states, mask),
         spoil(clean.attentions, example),
         spoil(clean.embedding, example),
+        input_gradients=spoil(clean.input_gradients, example),
+        state_gradients=spoil(clean.state_gradients, mask),
     )
     minimised = objective({"a": Weighted(build_loss("kd"))}, registry.fusions.build("single", ""))
     for teacher in (clean, spoilt):
@@ -120,6 +122,8 @@ def test_what_a_teacher_says_of_rows_that_do_not_count_is_not_heard(batch):
         assert_same(heard.hidden_states, zero(clean.hidden_states, mask))
         assert_same(heard.attentions, zero(clean.attentions, example))
         assert_same(heard.embedding, zero(clean.embedding, example))
+        assert_same(heard.input_gradients, zero(clean.input_gradients, example))
+        assert_same(heard.state_gradients, zero(clean.state_gradients, mask))
 
 
 def test_teachers_are_fused_at_the_temperature_of_each_term():

@@ -9,8 +9,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
+from jaxdistill.losses.term import precise
 from jaxdistill.registry import fusions
 from jaxdistill.types import Array, Fusion, Outputs
 
@@ -19,9 +20,9 @@ def mixture_logits(
     logits: Float[Array, "teachers *batch classes"],
     weights: Float[Array, "teachers ..."],
     temperature: Float[Array, ""] | float,
-) -> Float32[Array, "*batch classes"]:
+) -> Float[Array, "*batch classes"]:
     """Logits z with softmax(z / T) = sum_k w_k softmax(t_k / T); the weights, of teachers or also of rows, sum to 1."""
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    log_p = jax.nn.log_softmax(precise(logits) / temperature)
     weights = weights.reshape(weights.shape + (1,) * (log_p.ndim - weights.ndim))
     masked = jnp.all(log_p == -jnp.inf, axis=0)  # by every teacher: selected first, the gradient of log 0 is NaN
     mixed = jax.nn.logsumexp(jnp.where(masked, 0.0, log_p), axis=0, b=weights)
@@ -48,6 +49,6 @@ def average(of: Literal["probabilities", "logits"] = "probabilities", weights: t
         logits = jnp.stack([logits for _, logits in heard])  # of weight 0 nothing is heard, for 0 * NaN is NaN
         if of == "probabilities":
             return Outputs(mixture_logits(logits, shares, signals.temperature)), state
-        return Outputs(jnp.tensordot(shares, logits.astype(jnp.float32), axes=1)), state
+        return Outputs(jnp.tensordot(shares, precise(logits), axes=1)), state
 
     return Fusion(lambda key, signals: ({}, {}), apply)

@@ -13,10 +13,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
 from jaxdistill.losses.layers import LayerMap, layer_pairs
-from jaxdistill.losses.term import extent_mean, one_of
+from jaxdistill.losses.term import extent_mean, one_of, precise
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
@@ -24,21 +24,21 @@ from jaxdistill.types import Array, Signals, Term
 
 def squared_distance(
     student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
-) -> Float32[Array, "*rows"]:
-    """Mean over the width of the squared difference, in float32."""
-    return jnp.mean((student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2, axis=-1)
+) -> Float[Array, "*rows"]:
+    """Mean over the width of the squared difference."""
+    return jnp.mean((precise(student) - precise(teacher)) ** 2, axis=-1)
 
 
 def cosine_distance(
     student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
-) -> Float32[Array, "*rows"]:
-    """1 - cosine, in float32; 1 with a gradient of 0 for a zero vector."""
+) -> Float[Array, "*rows"]:
+    """1 - cosine; 1 with a gradient of 0 for a zero vector."""
 
     def unit(x: Array) -> Array:
         square = jnp.sum(x**2, axis=-1, keepdims=True)
         return x * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
-    return 1 - jnp.sum(unit(student.astype(jnp.float32)) * unit(teacher.astype(jnp.float32)), axis=-1)
+    return 1 - jnp.sum(unit(precise(student)) * unit(precise(teacher)), axis=-1)
 
 
 DISTANCES = {"mse": squared_distance, "cosine": cosine_distance}

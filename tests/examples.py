@@ -32,6 +32,8 @@ class Example(NamedTuple):
 
     Args:
         least: a loss has its least value where the student equals its teacher.
+        extent: of the hidden states that a loss reads, if it cannot do without one; else it is tried with and without.
+        draws: a loss draws at random, so that permuted rows meet other draws.
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
         statistics: a model normalises by its batch; they are its state.
@@ -41,6 +43,8 @@ class Example(NamedTuple):
 
     spec: str
     least: bool = False
+    extent: tuple[int, ...] | None = None
+    draws: bool = False
     symmetric: bool = False
     hidden_states: int = 0
     statistics: bool = False

@@ -81,6 +81,7 @@ class Outputs:
         text_embedding: of a model with two towers, that of the other one; `embedding` is then the image's
         input_gradients: of a random mixture of the logits with respect to the input, `[batch, *input]`; where a term
             needs them, see `models/derivatives.py`
+        weights: of a fused teacher, what share each teacher has in it, `[teachers, *batch]`
         state_gradients: of each row's task loss with respect to each hidden state, shaped like these; where a term
             needs them
     """
@@ -90,6 +91,7 @@ class Outputs:
     attentions: tuple[Heads, ...] = ()
     embedding: Array | None = None
     text_embedding: Array | None = None
+    weights: Array | None = None
     input_gradients: Array | None = None
     state_gradients: tuple[Array, ...] = ()
 

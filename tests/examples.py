@@ -74,6 +74,9 @@ LOSSES = {
 
 FUSIONS = {
     "average": [Example("average", symmetric=True), Example("average(of='logits')", symmetric=True)],
+    "confidence": [Example("confidence", symmetric=True)],
+    "entropy": [Example("entropy", symmetric=True), Example("entropy(of='logits')", symmetric=True)],
+    "sampled": [Example("sampled", draws=True)],
     "single": [Example("single")],
 }
 

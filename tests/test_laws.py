@@ -342,6 +342,39 @@ def test_fused_teachers_are_a_distribution_with_a_finite_gradient(example, tempe
     assert all_finite(gradient)
 
 
+@every(FUSIONS, draws=False)
+def test_permuting_the_teachers_permutes_their_weights(example):
+    seen = examples.signals(depths=(4, 3, 2))
+    weights = fuse(example.spec, seen).weights
+    if weights is None:  # one teacher, chosen by its number
+        return
+    assert weights.shape == (3, 6)
+    assert_close(weights.sum(0), np.ones(6))
+    order = [2, 0, 1]
+    permuted = fuse(example.spec, replace(seen, teachers=tuple(seen.teachers[k] for k in order)))
+    if example.symmetric:
+        assert_close(permuted.weights, weights[jnp.asarray(order)])
+
+
+@every(FUSIONS)
+@pytest.mark.parametrize("nonsense", [0.0, jnp.nan])
+def test_an_absent_teacher_has_no_weight_and_is_not_heard(example, nonsense):
+    seen = examples.signals(depths=(4, 3, 2))
+    if fuse(example.spec, seen).weights is None:
+        return
+    there = jnp.asarray([[1, 0, 1], [1, 0, 0]] * 3)
+    spoilt = on_logits(lambda z: z * nonsense, seen.teachers[1])
+    here = replace(seen, batch=seen.batch | {"present": there})
+    fused = fuse(example.spec, replace(here, teachers=(seen.teachers[0], spoilt, seen.teachers[2])))
+    assert not fused.weights[1].any() and not fused.weights[2, 1::2].any()
+    assert_close(fused.weights.sum(0), np.ones(6))
+    assert_close(softened(fused, 1.0)[1::2], softened(seen.teachers[0], 1.0)[1::2])
+    gradient = jax.grad(lambda teachers: fuse(example.spec, replace(here, teachers=teachers)).logits[:, 0].sum())
+    assert all_finite(gradient((seen.teachers[0], spoilt, seen.teachers[2])))
+    nobody = replace(seen, batch=seen.batch | {"present": jnp.zeros((6, 3))})
+    assert_close(softened(fuse(example.spec, nobody), 1.0), np.full((6, 5), 0.2))
+
+
 @TEMPERATURES
 def test_the_mixture_is_the_mean_of_the_teachers_probabilities_at_the_temperature(temperature):
     seen = examples.signals(depths=(4, 3))

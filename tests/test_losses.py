@@ -11,7 +11,7 @@ import pytest
 from examples import all_finite, assert_close, signals
 
 from jaxdistill.errors import ConfigError
-from jaxdistill.fusion.average import mixture_logits
+from jaxdistill.fusion.mixture import mixture_logits
 from jaxdistill.losses.cross_entropy import soft_cross_entropy, softmax_cross_entropy
 from jaxdistill.losses.hidden import cosine_distance, squared_distance
 from jaxdistill.losses.kd import kl_divergence

@@ -184,11 +184,13 @@ class Fusion(NamedTuple):
     Averaging probabilities first and softening them afterwards was 33 % off, which is why the temperature is an input.
 
     init: `(key, signals) -> (params, state)`; params hold gates
-    apply: `(params, state, signals, *, key) -> (Outputs, state)`
+    apply: `(params, state, signals, *, key) -> (Outputs, state)`; `Outputs.weights` are the teachers' shares
+    by_step: its params must not be trained by the loss that it weighs; only a step that `gates` may have it
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Outputs, PyTree]]
+    by_step: bool = False
 
 
 class Term(NamedTuple):
@@ -241,8 +243,10 @@ class Step(NamedTuple):
     update: `(train_state, teachers, batch) -> (train_state, metrics)`; pure, compiled by `parallel/compile.py`.
         `teachers` is a tuple of `Variables`, `batch` a dict with one entry per stream, metrics a dict of `Mean`
     streams: the streams of the batch it reads
+    gates: it trains a fusion's params by something else than the loss that they weigh
     """
 
     init: Callable[..., TrainState]
     update: Callable[..., tuple[TrainState, dict[str, Any]]]
     streams: frozenset[str]
+    gates: bool = False

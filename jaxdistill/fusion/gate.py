@@ -1,14 +1,13 @@
 """A learned gate: weights that depend on the input, row by row (token by token where rows are texts).
 
-Jacobs, Jordan, Nowlan and Hinton, Adaptive Mixtures of Local Experts, 1991; for distillation You et al. 2017 and Yuan et
-al., Reinforced Multi-Teacher Selection, 2021 (arxiv.org/abs/2012.06048).
+Jacobs, Jordan, Nowlan and Hinton, Adaptive Mixtures of Local Experts, 1991; for distillation Yuan et al., Reinforced
+Multi-Teacher Selection, 2021 (arxiv.org/abs/2012.06048).
 
     w(x) = softmax(head(relu(hidden(standardised features of x))))
 
-A gate must not be trained by the loss that it weighs: it then chooses the teacher that is easiest to match, and put weight
-1.00 on a dead layer. So it only goes with a step that trains it otherwise, see `steps/routing.py`. Its head begins at
-zero: all teachers weigh the same at first. What it reads has no gradient, which is the step's business: it hands in
-signals of a student and of teachers that are frozen.
+A gate must not be trained by the loss that it weighs: it then chooses the teacher that is easiest to match, and put
+weight 1.00 on a dead layer. So it only goes with a step that trains it otherwise, see `steps/routing.py`. Its head
+begins at zero: all teachers weigh the same at first. That what it reads has no gradient is the step's business.
 """
 
 from typing import Literal

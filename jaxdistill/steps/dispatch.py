@@ -18,9 +18,9 @@ def dispatched(
 ) -> Outputs:
     """The logits of each row's own teacher.
 
-    Rows are sorted by their teacher into blocks of one teacher each, and a block runs through that teacher alone: of B
-    rows and K teachers, at most B + K * block rows are computed, whoever is chosen. Hidden states of unlike teachers have
-    no common form, so logits are all that comes back.
+    Rows are sorted by their teacher into blocks of one teacher each, and a block runs through that teacher alone: of
+    B rows and K teachers, at most B + K * block rows are computed, whoever is chosen. Hidden states of unlike teachers
+    have no common form, so logits are all that comes back.
 
     Args:
         teachers: the models.

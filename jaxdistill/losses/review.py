@@ -22,7 +22,8 @@ those after it.
 
 Config: objective.review.term = "review(layers=((1, 5), (2, 10), (3, 15)))"; objective.review.weight = 20.0
 When: convolutional student and teacher of several stages. It costs a 3x3 convolution to the teacher's width at each.
-Checked: published code (golden/layer_losses.npz), in value and in the gradient of all that learns.
+Checked: published blocks and HCL (golden/layer_losses.npz; the loop over the layers, which is tied to CUDA there, is
+    restated in the script), in value and in the gradient of all that learns.
 """
 
 import itertools

@@ -106,6 +106,7 @@ def repdistiller(folder: Path) -> None:
 
 
 def reviewkd(folder: Path) -> None:
+    """Its blocks and its loss; the loop that joins them moves itself to CUDA, so that it is restated here."""
     sys.path.insert(0, str(folder / "CIFAR-100"))
     from model.reviewkd import ABF, hcl
 

@@ -52,12 +52,14 @@ class Example(NamedTuple):
 
 
 LOSSES = {
+    "attention_transfer": [Example("attention_transfer", least=True, extent=(2, 3))],
     "cross_entropy": [
         Example("cross_entropy"),
         Example("cross_entropy(label_smoothing=0.1)"),
         Example("cross_entropy(target='label_probs')"),
     ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
+    "fsp": [Example("fsp", least=True, extent=(2, 3))],
     "hidden": [
         Example("hidden"),
         Example("hidden(layers='last', distance='cosine')"),
@@ -70,6 +72,10 @@ LOSSES = {
         Example("kd(temperature=linear(start=8.0, end=2.0))", least=True),
     ],
     "logit_mse": [Example("logit_mse", least=True)],
+    "nst": [Example("nst", least=True, extent=(2, 3))],
+    "review": [Example("review", extent=(2, 3))],
+    "semckd": [Example("semckd(layers=((2, 1), (2, 2)), size=3)")],
+    "vid": [Example("vid")],
 }
 
 FUSIONS = {

@@ -13,12 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill.losses.attention_transfer import attention_map
 from jaxdistill.losses.kd import kl_divergence
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
 
+
+def positions(x):
+    """Maps `[batch, channels, height, width]` as `[batch, positions, channels]`."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], -1), 1, -1)
+
+
 # name -> (student, teacher, labels or None) -> the scalar that the source reports
 PUBLISHED: dict[str, Callable[..., Any]] = {
+    "attention_transfer": lambda s, t, _: jnp.mean((attention_map(positions(s)) - attention_map(positions(t))) ** 2),
     "kd_T2": lambda s, t, _: jnp.mean(4.0 * kl_divergence(s, t, 2.0)),
     "kd_T4": lambda s, t, _: jnp.mean(16.0 * kl_divergence(s, t, 4.0)),
 }

@@ -1,7 +1,13 @@
 """Terms of an objective: one method, one file. Adding one is a file here and a line below."""
 
+from jaxdistill.losses import attention_transfer as attention_transfer
 from jaxdistill.losses import cross_entropy as cross_entropy
 from jaxdistill.losses import decay as decay
+from jaxdistill.losses import fsp as fsp
 from jaxdistill.losses import hidden as hidden
 from jaxdistill.losses import kd as kd
 from jaxdistill.losses import logit_mse as logit_mse
+from jaxdistill.losses import nst as nst
+from jaxdistill.losses import review as review
+from jaxdistill.losses import semckd as semckd
+from jaxdistill.losses import vid as vid

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.losses.layers import LayerMap, layer_pairs
-from jaxdistill.losses.term import extent_mean, one_of, precise
+from jaxdistill.losses.layers import LayerMap, paired_states, require_layer_map
+from jaxdistill.losses.term import extent_mean, precise
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
@@ -61,15 +61,10 @@ def hidden(
         distance: "mse" or "cosine".
         teacher: which teacher. Hidden states of unlike teachers have no mean, so one is chosen.
     """
-    layer_pairs(layers, 10**4, 10**4)  # a misspelt map fails here, before any model exists
+    require_layer_map(layers)
 
     def pairs(signals: Signals) -> list[tuple[Array, Array]]:
-        students, teachers = signals.student.hidden_states, one_of(signals.teachers, teacher).hidden_states
-        chosen = layer_pairs(layers, len(students), len(teachers))
-        if lost := [j for _, j in chosen if teachers[j] is None]:
-            kept = [number for number, states in enumerate(teachers) if states is not None]
-            raise ValueError(f"layers {lost} of the teacher are not in its cache, which holds {kept}")
-        return [_aligned(students[i], teachers[j], signals) for i, j in chosen]
+        return [_aligned(*pair, signals) for pair in paired_states(signals, layers, teacher)]
 
     def init(key, signals):
         if projector == "none":

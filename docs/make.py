@@ -3,8 +3,9 @@
 python docs/make.py            writes docs/methods/*.md
 python docs/make.py --check    says which pages are not what the files say, and exits with 1
 
-A docstring of a module gives title, paper, formula and traps; its lines `When:`, `Config:` and `Checked:` are what a page
-begins with; the factory's docstring and signature are the arguments. Results are those of `experiments/methods`.
+A docstring of a module gives title, paper, formula and traps; its lines `When:`, `Config:` and `Checked:` are what a
+page begins with; the docstring and signature of the factory are the arguments. Results are those of
+`experiments/methods`.
 """
 
 import importlib

@@ -58,18 +58,25 @@ LOSSES = {
         Example("cross_entropy(target='label_probs')"),
     ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
+    "fisher_hints": [Example("fisher_hints"), Example("fisher_hints(projector='none')", least=True)],
     "hidden": [
         Example("hidden"),
         Example("hidden(layers='last', distance='cosine')"),
         Example("hidden(projector='none')", least=True),
         Example("hidden(projector='none', distance='cosine')", least=True),
     ],
+    "jacobian": [Example("jacobian", least=True)],
     "kd": [
         Example("kd", least=True),
         Example("kd(temperature=1.0, scale_t2=False)", least=True),
         Example("kd(temperature=linear(start=8.0, end=2.0))", least=True),
     ],
     "logit_mse": [Example("logit_mse", least=True)],
+    "loss_gradients": [
+        Example("loss_gradients(projector='fixed')"),
+        Example("loss_gradients(projector='none')", least=True),
+    ],
+    "sobolev": [Example("sobolev", least=True)],
 }
 
 FUSIONS = {

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.losses.layers import LayerMap, layer_pairs
+from jaxdistill.losses.layers import LayerMap, aligned, layer_pairs
 from jaxdistill.losses.term import extent_mean, one_of, precise
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import losses
@@ -69,7 +69,7 @@ def hidden(
         if lost := [j for _, j in chosen if teachers[j] is None]:
             kept = [number for number, states in enumerate(teachers) if states is not None]
             raise ValueError(f"layers {lost} of the teacher are not in its cache, which holds {kept}")
-        return [_aligned(students[i], teachers[j], signals) for i, j in chosen]
+        return [aligned(students[i], teachers[j], signals) for i, j in chosen]
 
     def init(key, signals):
         if projector == "none":
@@ -94,11 +94,3 @@ def hidden(
         return jnp.mean(jnp.stack(values), axis=0), state
 
     return Term(init, apply, needs=frozenset({"teacher"}))
-
-
-def _aligned(student: Array, teacher: Array, signals: Signals) -> tuple[Array, Array]:
-    """Both `[*batch, *extent, width]` with the same extent: averaged over the extent where it differs."""
-    if student.shape[:-1] == teacher.shape[:-1]:
-        return student, teacher
-    pool = lambda x: extent_mean(x, signals.batch, signals.mask.ndim, trailing=1)
-    return pool(student), pool(teacher)

@@ -6,6 +6,9 @@ and bottom layers in TinyBERT's ablation (75.6 / 70.9 / 71.3).
 
 import re
 
+from jaxdistill.losses.term import extent_mean
+from jaxdistill.types import Array, Signals
+
 LayerMap = str | tuple[tuple[int, int], ...]
 
 
@@ -42,6 +45,14 @@ def layer_pairs(layers: LayerMap, students: int, teachers: int) -> list[tuple[in
         )
     chosen = [_at(j, teachers, "teacher") for j in range(int(span[1]), int(span[2]) + 1)]
     return [(max(1, round(j * depth / height)), j) for j in chosen]
+
+
+def aligned(student: Array, teacher: Array, signals: Signals) -> tuple[Array, Array]:
+    """Both `[*batch, *extent, width]` with the same extent: averaged over the extent where it differs."""
+    if student.shape[:-1] == teacher.shape[:-1]:
+        return student, teacher
+    pool = lambda x: extent_mean(x, signals.batch, signals.mask.ndim, trailing=1)
+    return pool(student), pool(teacher)
 
 
 def _at(layer: int, count: int, whose: str) -> int:

@@ -35,6 +35,11 @@ def reduce(out: Any, mask: Array) -> Mean:
     return Mean(mean.sum, psum(mean.count))
 
 
+def weighted(means: Mapping[str, Mean], weights: Mapping[str, Array]) -> Array:
+    """`sum over terms of weight * mean`; a local share of it where sums are local."""
+    return jnp.sum(jnp.stack([weights[name] * mean.sum / jnp.maximum(mean.count, 1) for name, mean in means.items()]))
+
+
 def _counted(outputs: Outputs, mask: Array) -> Outputs:
     """Says 0 of rows that do not count: in a gradient, a teacher's NaN there would survive the 0 of its weight."""
 
@@ -166,12 +171,11 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
         zeros = {name: Mean(jnp.zeros(()), jnp.zeros(())) for name in names}
         return jax.lax.scan(piece, zeros, (rows, jnp.arange(chunks)))[0]
 
+    def weights(step):
+        return {name: as_schedule(weight)(step) for name, (_, weight) in terms.items()}
+
     def total(means, step):
-        weighted = [
-            as_schedule(terms[name].weight)(step) * mean.sum / jnp.maximum(mean.count, 1)
-            for name, mean in means.items()
-        ]
-        return jnp.sum(jnp.stack(weighted))
+        return weighted(means, weights(step))
 
     streams = frozenset({"train"} | {term.stream for term, _ in terms.values()})
-    return Objective(init, apply, fuse, total, streams)
+    return Objective(init, apply, fuse, weights, total, tuple(terms), streams)

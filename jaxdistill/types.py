@@ -217,14 +217,18 @@ class Objective(NamedTuple):
     apply: `(params, state, {stream: signals}, *, key) -> ({term: Mean}, state)`; one mean per term, so that a step may
         take one gradient per term
     fuse: `(params, state, signals, *, key) -> (signals, state)` with the teacher fused, for steps that train a gate
+    weights: `step -> {term: weight}`, as the config says
     total: `({term: Mean}, step) -> ` the weighted scalar to differentiate
+    terms: their names, in order
     streams: the streams that its terms read
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[dict[str, Any], PyTree]]
     fuse: Callable[..., tuple[Signals, PyTree]]
+    weights: Callable[[Array], dict[str, Array]]
     total: Callable[..., Array]
+    terms: tuple[str, ...]
     streams: frozenset[str]
 
 

@@ -84,7 +84,14 @@ FUSIONS = {
     "single": [Example("single")],
 }
 
-STEPS = {"offline": [Example("offline")]}
+TASKS = "terms=('kd', 'cross_entropy', 'hidden')"  # of the laws' objective, in which decay is none
+
+STEPS = {
+    "gradnorm": [Example(f"gradnorm({TASKS})")],
+    "mgda": [Example(f"mgda({TASKS})")],
+    "offline": [Example("offline")],
+    "uncertainty": [Example(f"uncertainty({TASKS})")],
+}
 
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
 

@@ -23,7 +23,7 @@ from jaxdistill.data.describe import Description
 from jaxdistill.data.stream import Transform
 from jaxdistill.errors import ConfigError
 from jaxdistill.fetch import default_folder
-from jaxdistill.models.combinators import in_dtype, microbatched
+from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.derivatives import NEEDED, with_needed
 from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.objective import Weighted, objective
@@ -110,13 +110,12 @@ def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
     return found
 
 
-def model(spec: str, path: str, dtype: str, pieces: int = 1) -> Model:
-    """The model of a spec, in its dtype and number of pieces."""
+def model(spec: str, path: str, dtype: str, needs: frozenset[str] = frozenset(), pieces: int = 1) -> Model:
+    """The model of a spec, in its dtype and number of pieces, with the gradients that terms need."""
     if not spec:
         raise ConfigError(path, f"no model is named. Known: {', '.join(registry.models)}.")
     built = registry.models.build(spec, path)
-    built = in_dtype(built, dtype) if dtype != "float32" else built
-    return microbatched(built, pieces) if pieces > 1 else built
+    return with_needed(in_dtype(built, dtype) if dtype != "float32" else built, needs, pieces)
 
 
 def splits(config: ConfigDict) -> dict[str, Split]:
@@ -168,10 +167,10 @@ def parts(
     if not terms:
         raise ConfigError("objective", f"no terms. Name at least one; losses: {', '.join(registry.losses)}.")
     needs = frozenset[str]().union(*(weighted.term.needs for weighted in terms.values()))
-    student = with_needed(model(config.student.model, "student.model", config.dtype, config.accumulate), needs)
+    student = model(config.student.model, "student.model", config.dtype, needs, config.accumulate)
     names = tuple(config.teachers)
-    living = lambda name: model(config.teachers[name].model, f"teachers.{name}.model", config.dtype)
-    teachers = tuple(cached[name] if name in cached else with_needed(living(name), needs) for name in names)
+    living = lambda name: model(config.teachers[name].model, f"teachers.{name}.model", config.dtype, needs)
+    teachers = tuple(cached[name] if name in cached else living(name) for name in names)
     _check_teachers(config, terms, dict(zip(names, teachers, strict=True)))
     fused = registry.fusions.build(config.fusion, "fusion")
     signals = fits.check_shapes(config, student, dict(zip(names, teachers, strict=True)), terms, fused, shapes, classes)
@@ -247,7 +246,7 @@ def _check_teachers(config: ConfigDict, terms: Mapping[str, Weighted], teachers:
         if "teacher" in term.needs and not config.teachers:
             cure = "Add teachers.NAME.model with a checkpoint, or with steps to train it here."
             raise ConfigError(f"objective.{name}", f"needs a teacher, and the config has none. {cure}")
-        if read and (gradients := sorted(term.needs & set(NEEDED))):
+        if read and (gradients := sorted(term.needs & NEEDED)):
             cure = f"Remove teachers.{read[0]}.cache"
             raise ConfigError(f"objective.{name}", f"needs {gradients[0]}, which no cache holds. {cure}.")
     for name, teacher in config.teachers.items():

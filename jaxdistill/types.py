@@ -220,10 +220,12 @@ class Objective(NamedTuple):
     init: `(key, {stream: signals}) -> (params, state)`, each with the roles `fusion` and `terms`
     apply: `(params, state, {stream: signals}, *, key) -> ({term: Mean}, state)`; one mean per term, so that a step may
         take one gradient per term
-    loss: `(params, state, {stream: signals}, *, key) -> (scalar, ({term: Mean}, state))`, the weighted scalar to
-        differentiate; where a head is factored, its value and gradient are taken in one pass
+    loss: `(params, state, {stream: signals}, {term: weight}, *, key) -> (scalar, ({term: Mean}, state))`, the weighted
+        sum to differentiate; where a head is factored, its value and gradient are taken in one pass
     fuse: `(params, state, signals, *, key) -> (signals, state)` with the teacher fused, for steps that train a gate
-    total: `({term: Mean}, step) -> ` the same scalar from the means
+    weights: `step -> {term: weight}`, as the config says
+    total: `({term: Mean}, step) -> ` the weighted scalar, from the means
+    terms: their names, in order
     streams: the streams that its terms read
     """
 
@@ -231,7 +233,9 @@ class Objective(NamedTuple):
     apply: Callable[..., tuple[dict[str, Any], PyTree]]
     loss: Callable[..., tuple[Array, tuple[dict[str, Any], PyTree]]]
     fuse: Callable[..., tuple[Signals, PyTree]]
+    weights: Callable[[Array], dict[str, Array]]
     total: Callable[..., Array]
+    terms: tuple[str, ...]
     streams: frozenset[str]
 
 

@@ -60,12 +60,14 @@ LOSSES = {
     ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
     "fsp": [Example("fsp", least=True, extent=(2, 3))],
+    "fisher_hints": [Example("fisher_hints"), Example("fisher_hints(projector='none')", least=True)],
     "hidden": [
         Example("hidden"),
         Example("hidden(layers='last', distance='cosine')"),
         Example("hidden(projector='none')", least=True),
         Example("hidden(projector='none', distance='cosine')", least=True),
     ],
+    "jacobian": [Example("jacobian", least=True)],
     "kd": [
         Example("kd", least=True),
         Example("kd(temperature=1.0, scale_t2=False)", least=True),
@@ -76,6 +78,11 @@ LOSSES = {
     "review": [Example("review", extent=(2, 3))],
     "semckd": [Example("semckd(layers=((2, 1), (2, 2)), size=3)")],
     "vid": [Example("vid")],
+    "loss_gradients": [
+        Example("loss_gradients(projector='fixed')"),
+        Example("loss_gradients(projector='none')", least=True),
+    ],
+    "sobolev": [Example("sobolev", least=True)],
 }
 
 FUSIONS = {
@@ -86,7 +93,14 @@ FUSIONS = {
     "single": [Example("single")],
 }
 
-STEPS = {"offline": [Example("offline")]}
+TASKS = "terms=('kd', 'cross_entropy', 'hidden')"  # of the laws' objective, in which decay is none
+
+STEPS = {
+    "gradnorm": [Example(f"gradnorm({TASKS})")],
+    "mgda": [Example(f"mgda({TASKS})")],
+    "offline": [Example("offline")],
+    "uncertainty": [Example(f"uncertainty({TASKS})")],
+}
 
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.losses.layers import LayerMap, paired_states, require_layer_map
+from jaxdistill.losses.layers import LayerMap, aligned, paired_states, require_layer_map
 from jaxdistill.losses.term import extent_mean, precise
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import losses
@@ -64,7 +64,7 @@ def hidden(
     require_layer_map(layers)
 
     def pairs(signals: Signals) -> list[tuple[Array, Array]]:
-        return [_aligned(*pair, signals) for pair in paired_states(signals, layers, teacher)]
+        return [aligned(*pair, signals) for pair in paired_states(signals, layers, teacher)]
 
     def init(key, signals):
         if projector == "none":
@@ -89,11 +89,3 @@ def hidden(
         return jnp.mean(jnp.stack(values), axis=0), state
 
     return Term(init, apply, needs=frozenset({"teacher"}))
-
-
-def _aligned(student: Array, teacher: Array, signals: Signals) -> tuple[Array, Array]:
-    """Both `[*batch, *extent, width]` with the same extent: averaged over the extent where it differs."""
-    if student.shape[:-1] == teacher.shape[:-1]:
-        return student, teacher
-    pool = lambda x: extent_mean(x, signals.batch, signals.mask.ndim, trailing=1)
-    return pool(student), pool(teacher)

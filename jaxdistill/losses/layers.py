@@ -6,7 +6,7 @@ and bottom layers in TinyBERT's ablation (75.6 / 70.9 / 71.3).
 
 import re
 
-from jaxdistill.losses.term import one_of
+from jaxdistill.losses.term import extent_mean, one_of
 from jaxdistill.types import Array, Signals
 
 LayerMap = str | tuple[tuple[int, int], ...]
@@ -74,6 +74,14 @@ def paired_states(signals: Signals, layers: LayerMap, teacher: int) -> list[tupl
     """The hidden states (student, teacher) of `chosen_pairs`."""
     students, teachers = signals.student.hidden_states, one_of(signals.teachers, teacher).hidden_states
     return [(students[i], teachers[j]) for i, j in chosen_pairs(signals, layers, teacher)]
+
+
+def aligned(student: Array, teacher: Array, signals: Signals) -> tuple[Array, Array]:
+    """Both `[*batch, *extent, width]` with the same extent: averaged over the extent where it differs."""
+    if student.shape[:-1] == teacher.shape[:-1]:
+        return student, teacher
+    pool = lambda x: extent_mean(x, signals.batch, signals.mask.ndim, trailing=1)
+    return pool(student), pool(teacher)
 
 
 def _at(layer: int, count: int, whose: str) -> int:

@@ -44,6 +44,15 @@ def layer_pairs(layers: LayerMap, students: int, teachers: int) -> list[tuple[in
     return [(max(1, round(j * depth / height)), j) for j in chosen]
 
 
+def check_layers(layers: LayerMap) -> None:
+    """A misspelt layer map fails here, before any model exists.
+
+    Raises:
+        ValueError: for a word that is no layer map.
+    """
+    layer_pairs(layers, 10**4, 10**4)
+
+
 def _at(layer: int, count: int, whose: str) -> int:
     if not -count <= layer < count:
         raise ValueError(f"the {whose} has no layer {layer}; it has layers 0 (the embedding) to {count - 1}")

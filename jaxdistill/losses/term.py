@@ -33,11 +33,17 @@ def extent_mean(values: Array, batch: Mapping[str, Array], batch_dims: int, trai
     """
     last = values.ndim - trailing
     axes = tuple(range(batch_dims, last))
-    real = batch.get("attention_mask")
-    if real is None or not axes or real.shape != values.shape[:last]:
+    real = real_tokens(batch, values.shape[:last]) if axes else None
+    if real is None:
         return jnp.mean(values, axis=axes)
-    real = real.reshape(real.shape + (1,) * trailing) != 0
+    real = real.reshape(real.shape + (1,) * trailing)
     return jnp.sum(jnp.where(real, values, 0), axis=axes) / jnp.maximum(jnp.sum(real, axis=axes), 1)
+
+
+def real_tokens(batch: Mapping[str, Array], positions: tuple[int, ...]) -> Array | None:
+    """Which of the positions `(batch, length)` hold a token and no padding; None where the batch does not tell."""
+    real = batch.get("attention_mask")
+    return None if real is None or real.shape != positions else real != 0
 
 
 def one_of[T](teachers: Sequence[T], number: int) -> T:

@@ -1,0 +1,108 @@
+"""Projectors: what makes a student's hidden state as wide as its teacher's. They learn with it and are thrown away.
+
+    linear   h W
+    mlp      relu(h U + b) V + c, inside as wide as the teacher
+    conv     h * W over 3 positions along each axis of the extent, in strides where the teacher's extent is shorter
+
+A convolution sees neighbours, as FitNets' regressor does (Romero et al., 2015, arxiv.org/abs/1412.6550), and brings a
+longer extent to the teacher's; the others project each position by itself. "none" compares as it is.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.parallel.collectives import by_rows
+from jaxdistill.types import Array
+
+Kind = Literal["linear", "mlp", "conv", "none"]
+Params = Mapping[str, Array]
+
+
+class Projector(NamedTuple):
+    """A small network on hidden states `[*batch, *extent, width]`.
+
+    init: `(key, student, target, batch_dims) -> params`; of the states it reads the shapes
+    apply: `(params, student, target) ->` the student's state, as wide as the target
+    """
+
+    init: Callable[[Array, Array, Array, int], dict[str, Array]]
+    apply: Callable[[Params, Array, Array], Array]
+
+
+def _drawn(key: Array, *shape: int) -> Array:
+    return jax.random.normal(key, shape) / math.prod(shape[:-1]) ** 0.5
+
+
+def _times(x: Array, kernel: Array) -> Array:
+    return by_rows(x @ kernel.astype(x.dtype))
+
+
+def _linear_init(key: Array, student: Array, target: Array, batch_dims: int) -> dict[str, Array]:
+    return {"kernel": _drawn(key, student.shape[-1], target.shape[-1])}
+
+
+def _linear(params: Params, student: Array, target: Array) -> Array:
+    return _times(student, params["kernel"])
+
+
+def _mlp_init(key: Array, student: Array, target: Array, batch_dims: int) -> dict[str, Array]:
+    first, second = jax.random.split(key)
+    width = target.shape[-1]
+    return {
+        "up/kernel": _drawn(first, student.shape[-1], width),
+        "up/bias": jnp.zeros(width),
+        "down/kernel": _drawn(second, width, width),
+        "down/bias": jnp.zeros(width),
+    }
+
+
+def _mlp(params: Params, student: Array, target: Array) -> Array:
+    bias = lambda name: params[f"{name}/bias"].astype(student.dtype)
+    inside = by_rows(jax.nn.relu(_times(student, params["up/kernel"]) + bias("up")))
+    return by_rows(_times(inside, params["down/kernel"]) + bias("down"))
+
+
+def _conv_init(key: Array, student: Array, target: Array, batch_dims: int) -> dict[str, Array]:
+    axes = student.ndim - batch_dims - 1
+    if not axes:
+        raise ValueError("projector='conv' needs hidden states with an extent; use projector='linear'")
+    return {"kernel": _drawn(key, *(3,) * axes, student.shape[-1], target.shape[-1])}
+
+
+def _conv(params: Params, student: Array, target: Array) -> Array:
+    kernel = params["kernel"].astype(student.dtype)
+    axes = kernel.ndim - 2
+    ours, theirs = student.shape[-axes - 1 : -1], target.shape[-axes - 1 : -1]
+    if student.ndim != target.ndim or any(n % m for n, m in zip(ours, theirs, strict=True)):
+        extents = f"student {list(ours)}, teacher {list(theirs)}"
+        cure = "use projector='linear', before which unlike extents are averaged"
+        raise ValueError(f"projector='conv' brings an extent to a divisor of it, not these ({extents}); {cure}")
+    strides = tuple(n // m for n, m in zip(ours, theirs, strict=True))
+    letters = "DHW"[-axes:]
+    layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    rows = by_rows(student.reshape(-1, *student.shape[-axes - 1 :]))
+    convolved = by_rows(jax.lax.conv_general_dilated(rows, kernel, strides, "SAME", dimension_numbers=layout))
+    return by_rows(convolved.reshape(*target.shape[:-1], -1))
+
+
+PROJECTORS: Mapping[str, Projector] = {
+    "linear": Projector(_linear_init, _linear),
+    "mlp": Projector(_mlp_init, _mlp),
+    "conv": Projector(_conv_init, _conv),
+    "none": Projector(lambda key, student, target, batch_dims: {}, lambda params, student, target: student),
+}
+
+
+def require_equal_widths(student: Array, target: Array) -> None:
+    """Refuses hidden states that cannot be compared.
+
+    Raises:
+        ValueError: their widths differ.
+    """
+    if student.shape[-1] != target.shape[-1]:
+        widths = f"student {student.shape[-1]}, teacher {target.shape[-1]}"
+        raise ValueError(f"widths differ ({widths}) and projector='none'; use projector='linear'")

@@ -72,6 +72,9 @@ LOSSES = {
         Example("kd(temperature=linear(start=8.0, end=2.0))", least=True),
     ],
     "logit_mse": [Example("logit_mse", least=True)],
+    "minilm": [Example("minilm", least=True)],
+    "minilm2": [Example("minilm2(relation_heads=4)", least=True)],
+    "tinybert": [Example("tinybert"), Example("tinybert(projector='none')", least=True)],
 }
 
 FUSIONS = {

@@ -5,3 +5,6 @@ from jaxdistill.losses import decay as decay
 from jaxdistill.losses import hidden as hidden
 from jaxdistill.losses import kd as kd
 from jaxdistill.losses import logit_mse as logit_mse
+from jaxdistill.losses import minilm as minilm
+from jaxdistill.losses import minilm2 as minilm2
+from jaxdistill.losses import tinybert as tinybert

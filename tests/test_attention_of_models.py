@@ -1,0 +1,87 @@
+"""Attention of real models: terms see what the heads see, and a small student learns to look where its teacher does."""
+
+from dataclasses import replace
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from examples import BATCHES, assert_close, quick_jit, signals
+
+from jaxdistill import registry
+from jaxdistill.losses.self_attention import head_divergence, products, visible_keys
+from jaxdistill.objective import Weighted, objective
+from jaxdistill.types import Signals
+
+KEY = jax.random.key(0)
+
+
+def sharp(params):
+    """Fresh parameters whose queries and keys are large, so that heads look at few tokens."""
+    large = lambda x: 1.5 * x / jnp.std(x) / x.shape[-2] ** 0.5
+    return {name: large(x) if name.endswith(("query/kernel", "key/kernel")) else x for name, x in params.items()}
+
+
+DOCUMENTS = {"segment_ids": jnp.asarray(np.arange(6) // 2 + np.zeros((8, 1)), jnp.int32)}
+READERS = [
+    ("bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5, attentions=True)", "text", {}),
+    (f"decoder({examples.DECODER}, attentions=True)", "tokens", {}),
+    (f"decoder({examples.DECODER}, attentions=True)", "tokens", DOCUMENTS),
+    ("vit(patch=4, width=8, depth=2, heads=2, classes=5, attentions=True)", "image", {}),
+]
+
+
+@pytest.mark.parametrize(("spec", "kind", "fields"), READERS, ids=["bert", "decoder", "documents", "vit"])
+def test_distributions_are_those_that_the_model_attends_with(spec, kind, fields):
+    """Under rotary positions, with grouped keys, over packed documents: products and visible keys say the same."""
+    model, batch = registry.models.build(spec, ""), BATCHES[kind]() | fields
+    params, state = quick_jit(model.init)(KEY, batch)
+    said, _ = quick_jit(lambda p: model.apply(p, state, batch, train=False, key=KEY))(sharp(params))
+    seen = replace(signals(), batch=batch, mask=batch["mask"])
+    for heads in said.attentions:
+        scores = jnp.where(visible_keys(heads, seen), products(heads.query, heads.key), -jnp.inf)
+        assert_close(jax.nn.softmax(scores), heads.probabilities, rtol=1e-4, atol=1e-5)
+        assert np.abs(heads.probabilities - np.mean(heads.probabilities, 2, keepdims=True)).max() > 0.05
+
+
+def divergence_after(*specs: str) -> float:
+    """A teacher of 4 layers that looks sharply, a student of 2: the KL of their last layers on texts that are new."""
+    spec = "bert(vocabulary=13, width={}, depth={}, heads=2, ffn=32, classes=5)"
+    teacher, student = (registry.models.build(spec.format(*sizes), "") for sizes in ((16, 4), (12, 2)))
+    train, held_out = (BATCHES["text"](rows=rows, seed=seed) for rows, seed in ((128, 0), (64, 1)))
+    frozen, update = sharp(quick_jit(teacher.init)(jax.random.key(1), train)[0]), optax.adam(0.01)
+    minimised = objective(
+        {spec: Weighted(examples.build_loss(spec)) for spec in specs}, registry.fusions.build("single", "")
+    )
+
+    def seen(params, batch):
+        say = lambda model, params: model.apply(params, {}, batch, train=False, key=KEY)[0]
+        counts = (batch["mask"], jnp.zeros((), jnp.int32), 1.0)
+        return Signals(say(student, params), (say(teacher, frozen),), None, batch, *counts, {})
+
+    @quick_jit
+    def run(params):
+        learned, state = minimised.init(KEY, {"train": seen(params, train)})
+
+        def loss(params):
+            means, _ = minimised.apply(learned, state, {"train": seen(params, train)}, key=KEY)
+            return minimised.total(means, 0)
+
+        def one(carry, _):
+            updates, memory = update.update(jax.grad(loss)(carry[0]), carry[1])
+            return (optax.apply_updates(carry[0], updates), memory), None
+
+        return jax.lax.scan(one, (params, update.init(params)), None, 100)[0][0]
+
+    rows = seen(run(quick_jit(student.init)(jax.random.key(2), train)[0]), held_out)
+    ours, theirs = rows.student.attentions[-1], rows.teachers[0].attentions[-1]
+    scores = [products(side.query, side.key) for side in (ours, theirs)]
+    apart, real = head_divergence(*scores, visible_keys(ours, rows)), held_out["attention_mask"] > 0
+    return float(jnp.sum(jnp.where(real, apart, 0)) / jnp.sum(real))
+
+
+def test_a_student_of_two_layers_learns_where_its_teacher_of_four_looks():
+    """On texts that neither training saw: 0.38 without, 0.05 with it."""
+    assert divergence_after("kd", "minilm") < 0.3 * divergence_after("kd")

@@ -74,6 +74,7 @@ LOSSES = {
     "logit_mse": [Example("logit_mse", least=True)],
     "minilm": [Example("minilm", least=True)],
     "minilm2": [Example("minilm2(relation_heads=4)", least=True)],
+    "pkd": [Example("pkd", least=True, extent=(2,)), Example("pkd('uniform', 'mlp')", extent=(2,))],
     "tinybert": [Example("tinybert"), Example("tinybert(projector='none')", least=True)],
 }
 

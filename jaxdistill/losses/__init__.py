@@ -7,4 +7,5 @@ from jaxdistill.losses import kd as kd
 from jaxdistill.losses import logit_mse as logit_mse
 from jaxdistill.losses import minilm as minilm
 from jaxdistill.losses import minilm2 as minilm2
+from jaxdistill.losses import pkd as pkd
 from jaxdistill.losses import tinybert as tinybert

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.losses.layers import LayerMap, check_layers, layer_pairs
-from jaxdistill.losses.projectors import PROJECTORS, Kind, require_equal_widths
+from jaxdistill.losses.projectors import Kind, init_each, project_each
 from jaxdistill.losses.term import extent_mean, one_of, precise, real_tokens
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
@@ -77,27 +77,17 @@ def hidden(
     check_layers(layers)
     if weights and (min(weights) < 0 or not any(weights)):
         raise ValueError(f"weights must be at least 0, and not all 0; got {weights}")
-    project = PROJECTORS[projector]
 
     def pairs(signals: Signals) -> list[tuple[Array, Array]]:
         found = pairs_of_states(layers, signals, teacher)
         return found if projector == "conv" else [_aligned(*pair, signals) for pair in found]
 
     def init(key, signals):
-        params: dict[str, Array] = {}
-        for number, pair in enumerate(pairs(signals)):
-            own = project.init(jax.random.fold_in(key, number), *pair, signals.mask.ndim)
-            params |= {f"{number}/{name}": x for name, x in own.items()}
-        return params, {}
+        return init_each(projector, key, pairs(signals), signals.mask.ndim), {}
 
     def apply(params, state, signals, *, key):
-        values = []
-        for number, (student, target) in enumerate(pairs(signals)):
-            own = {name.removeprefix(f"{number}/"): x for name, x in params.items() if name.startswith(f"{number}/")}
-            student = project.apply(own, student, target)
-            require_equal_widths(student, target)
-            value = DISTANCES[distance](student, target)
-            values.append(extent_mean(value, signals.batch, signals.mask.ndim))
+        found = [DISTANCES[distance](*pair) for pair in project_each(projector, params, pairs(signals))]
+        values = [extent_mean(value, signals.batch, signals.mask.ndim) for value in found]
         if len(weights) not in (0, len(values)):
             raise ValueError(f"{len(weights)} weights for {len(values)} pairs of layers; give one for each pair")
         return jnp.average(jnp.stack(values), axis=0, weights=jnp.asarray(weights) if weights else None), state

@@ -13,9 +13,10 @@ def layer_pairs(layers: LayerMap, students: int, teachers: int) -> list[tuple[in
     """Pairs (student layer, teacher layer).
 
     Args:
-        layers: "uniform" (student layer i of n learns from teacher layer round(i N / n)), "last", a range of teacher
-            layers such as "6-9" (each taught to the student's layer at the same relative depth), or explicit pairs
-            `((1, 2), (2, 4))`; negative numbers count from the end.
+        layers: "uniform" (student layer i of n learns from teacher layer round(i N / n)), "skip" (the same without its
+            last pair, as in Patient KD), "last", a range of teacher layers such as "6-9" (each taught to the student's
+            layer at the same relative depth), or explicit pairs `((1, 2), (2, 4))`; negative numbers count from the
+            end.
         students: how many hidden states the student returns, the embedding included.
         teachers: the same for the teacher.
 
@@ -33,13 +34,15 @@ def layer_pairs(layers: LayerMap, students: int, teachers: int) -> list[tuple[in
         return [(_at(i, students, "student"), _at(j, teachers, "teacher")) for i, j in layers]
     if layers == "last":
         return [(depth, height)]
-    if layers == "uniform":
-        return [(i, max(1, round(i * height / depth))) for i in range(1, students)]
+    if layers in ("uniform", "skip"):
+        pairs = [(i, max(1, round(i * height / depth))) for i in range(1, students)]
+        if layers == "skip" and depth == 1:
+            raise ValueError("layers='skip' leaves the last layer out, and the student has no other; use 'last'")
+        return pairs if layers == "uniform" else pairs[:-1]
     span = re.fullmatch(r"(\d+)-(\d+)", layers)
     if not span or int(span[1]) > int(span[2]):
-        raise ValueError(
-            f"unknown layer map {layers!r}. Known: 'uniform', 'last', a range like '6-9', pairs like ((1, 2), (2, 4))"
-        )
+        known = "'uniform', 'skip', 'last', a range like '6-9', pairs like ((1, 2), (2, 4))"
+        raise ValueError(f"unknown layer map {layers!r}. Known: {known}")
     chosen = [_at(j, teachers, "teacher") for j in range(int(span[1]), int(span[2]) + 1)]
     return [(max(1, round(j * depth / height)), j) for j in chosen]
 

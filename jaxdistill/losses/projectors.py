@@ -9,7 +9,7 @@ longer extent to the teacher's; the others project each position by itself. "non
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -97,12 +97,29 @@ PROJECTORS: Mapping[str, Projector] = {
 }
 
 
-def require_equal_widths(student: Array, target: Array) -> None:
-    """Refuses hidden states that cannot be compared.
+Pairs = Sequence[tuple[Array, Array]]  # hidden states of student and teacher
+
+
+def init_each(kind: Kind, key: Array, pairs: Pairs, batch_dims: int) -> dict[str, Array]:
+    """Params of a projector for each pair, `{"0/kernel": ..., "1/kernel": ...}`."""
+    each = [PROJECTORS[kind].init(jax.random.fold_in(key, n), *pair, batch_dims) for n, pair in enumerate(pairs)]
+    return {f"{number}/{name}": x for number, own in enumerate(each) for name, x in own.items()}
+
+
+def project_each(kind: Kind, params: Params, pairs: Pairs) -> list[tuple[Array, Array]]:
+    """The pairs with their student's states projected."""
+    own = lambda n: {name.removeprefix(f"{n}/"): x for name, x in params.items() if name.startswith(f"{n}/")}
+    return [(project(kind, own(number), *pair), pair[1]) for number, pair in enumerate(pairs)]
+
+
+def project(kind: Kind, params: Params, student: Array, target: Array) -> Array:
+    """A student's state as wide as its target.
 
     Raises:
-        ValueError: their widths differ.
+        ValueError: it is not, and "none" projects nothing.
     """
-    if student.shape[-1] != target.shape[-1]:
-        widths = f"student {student.shape[-1]}, teacher {target.shape[-1]}"
+    out = PROJECTORS[kind].apply(params, student, target)
+    if out.shape[-1] != target.shape[-1]:
+        widths = f"student {out.shape[-1]}, teacher {target.shape[-1]}"
         raise ValueError(f"widths differ ({widths}) and projector='none'; use projector='linear'")
+    return out

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from jaxdistill.losses.hidden import pairs_of_states, squared_distance
 from jaxdistill.losses.layers import LayerMap, check_layers
-from jaxdistill.losses.projectors import PROJECTORS, require_equal_widths
+from jaxdistill.losses.projectors import PROJECTORS, project
 from jaxdistill.losses.self_attention import (
     over_queries,
     pairs_of_heads,
@@ -54,10 +54,10 @@ def tinybert(layers: LayerMap = "uniform", projector: Literal["linear", "none"] 
         teacher: which teacher.
     """
     check_layers(layers)
-    project = PROJECTORS[projector]
 
     def init(key, signals):
-        return project.init(key, *pairs_of_states(EMBEDDING, signals, teacher)[0], signals.mask.ndim), {}
+        (embeddings,) = pairs_of_states(EMBEDDING, signals, teacher)
+        return PROJECTORS[projector].init(key, *embeddings, signals.mask.ndim), {}
 
     def apply(params, state, signals, *, key):
         values = []
@@ -67,9 +67,8 @@ def tinybert(layers: LayerMap = "uniform", projector: Literal["linear", "none"] 
             values.append(over_queries(score_distance(student, target, visible_keys(ours, signals)), signals))
         for map_ in (EMBEDDING, layers):
             for student, target in pairs_of_states(map_, signals, teacher):
-                student = project.apply(params, student, target)
-                require_equal_widths(student, target)
-                values.append(extent_mean(squared_distance(student, target), signals.batch, signals.mask.ndim))
+                distance = squared_distance(project(projector, params, student, target), target)
+                values.append(extent_mean(distance, signals.batch, signals.mask.ndim))
         return jnp.sum(jnp.stack(values), axis=0), state
 
     return Term(init, apply, local=False, needs=frozenset({"teacher"}))

@@ -58,6 +58,10 @@ LOSSES = {
         Example("cross_entropy(target='label_probs')"),
     ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
+    "heads": [
+        Example("heads(((2, 1), (1, 0), (2, 0), (1, 1)))"),
+        Example("heads(((2, 1), (1, 0)), student_heads=((2, 1), (1, 0)), match='scores')", least=True),
+    ],
     "hidden": [
         Example("hidden"),
         Example("hidden(layers='last', distance='cosine')"),

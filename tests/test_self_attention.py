@@ -180,7 +180,9 @@ def test_of_several_pairs_it_is_the_mean():
 # What is wrong is visible
 
 
-ALL = pytest.mark.parametrize("spec", ["minilm", "minilm2(relation_heads=2)", "tinybert(projector='none')"])
+NAMED = "((2, 1), (2, 0), (1, 0))"
+TERMS = ["minilm", "minilm2(relation_heads=2)", "tinybert(projector='none')", f"heads({NAMED}, {NAMED})"]
+ALL = pytest.mark.parametrize("spec", TERMS, ids=["minilm", "minilm2", "tinybert", "heads"])
 
 
 def twin(change) -> Signals:

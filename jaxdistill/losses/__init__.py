@@ -2,6 +2,7 @@
 
 from jaxdistill.losses import cross_entropy as cross_entropy
 from jaxdistill.losses import decay as decay
+from jaxdistill.losses import heads as heads
 from jaxdistill.losses import hidden as hidden
 from jaxdistill.losses import kd as kd
 from jaxdistill.losses import logit_mse as logit_mse

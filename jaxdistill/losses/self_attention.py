@@ -48,18 +48,27 @@ def score_distance(
     return jnp.sum(square, axis=-1) / jnp.maximum(jnp.sum(visible[:, 0], axis=-1), 1)
 
 
+def attentions_of(signals: Signals, teacher: int) -> tuple[tuple[Heads, ...], tuple[Heads, ...]]:
+    """What each layer attends with, the student's and the teacher's.
+
+    Raises:
+        ValueError: one of them returns nothing of the kind.
+    """
+    students, teachers = signals.student.attentions, one_of(signals.teachers, teacher).attentions
+    if not students:
+        raise ValueError("the student returns no attention heads; take a transformer")
+    if not teachers:
+        raise ValueError("the teacher returns no attention heads; take a transformer that runs here: caches hold none")
+    return students, teachers
+
+
 def pairs_of_heads(layers: LayerMap, signals: Signals, teacher: int) -> list[tuple[Heads, Heads]]:
     """What the layers of a map attend with, the student's and the teacher's; padding holds zeros.
 
     Raises:
         ValueError: one of them returns nothing of the kind, has no such layer, or reads other tokens.
     """
-    sides = {"student": signals.student.attentions, "teacher": one_of(signals.teachers, teacher).attentions}
-    for whose, found in sides.items():
-        if not found:
-            cure = "take a transformer" if whose == "student" else "take a transformer that runs here: caches hold none"
-            raise ValueError(f"the {whose} returns no attention heads; {cure}")
-    students, teachers = sides.values()
+    students, teachers = attentions_of(signals, teacher)
     chosen = layer_pairs(layers, len(students) + 1, len(teachers) + 1)
     if any(0 in pair for pair in chosen):
         raise ValueError(f"layer 0 is the embedding, which has no heads; layers count from 1, and the map is {layers}")

@@ -61,9 +61,15 @@ LOSSES = {
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
     "fsp": [Example("fsp", least=True, extent=(2, 3))],
     "fisher_hints": [Example("fisher_hints"), Example("fisher_hints(projector='none')", least=True)],
+    "heads": [
+        Example("heads(((2, 1), (1, 0), (2, 0), (1, 1)))"),
+        Example("heads(((2, 1), (1, 0)), student_heads=((2, 1), (1, 0)), match='scores')", least=True),
+    ],
     "hidden": [
         Example("hidden"),
         Example("hidden(layers='last', distance='cosine')"),
+        Example("hidden(projector='mlp', weights=(1, 3))"),
+        Example("hidden(layers='last', projector='conv')", extent=(2, 3)),
         Example("hidden(projector='none')", least=True),
         Example("hidden(projector='none', distance='cosine')", least=True),
     ],
@@ -83,6 +89,10 @@ LOSSES = {
         Example("loss_gradients(projector='none')", least=True),
     ],
     "sobolev": [Example("sobolev", least=True)],
+    "minilm": [Example("minilm", least=True)],
+    "minilm2": [Example("minilm2(relation_heads=4)", least=True)],
+    "pkd": [Example("pkd", least=True, extent=(2,)), Example("pkd('uniform', 'mlp')", extent=(2,))],
+    "tinybert": [Example("tinybert"), Example("tinybert(projector='none')", least=True)],
 }
 
 FUSIONS = {
@@ -184,10 +194,14 @@ def build_loss(spec: str) -> Term:
     return loss(spec, "objective", HORIZON)
 
 
+POSITIONS = 3  # tokens of a text, of which 2 or 3 are real
+
+
 def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: int, width: int, depth: int) -> Outputs:
     """Everything that a model may return, drawn at random."""
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    heads = lambda: Heads(*draw(3, batch[0], 3, 2, 4), jax.nn.softmax(draw(batch[0], 2, 3, 3)))
+    length = batch[1] if len(batch) == 2 else POSITIONS
+    heads = lambda: Heads(*draw(3, batch[0], length, 2, 4), jax.nn.softmax(draw(batch[0], 2, length, length)))
     attentions = tuple(heads() for _ in range(depth))
     hidden = tuple(draw(*batch, *extent, width) for _ in range(depth + 1))
     return Outputs(
@@ -212,6 +226,8 @@ def signals(
     rng = np.random.default_rng(seed)
     kernels = lambda: {name: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for name in ("a/kernel", "b/kernel")}
     teachers = tuple(outputs(rng, batch, extent, classes, width, depth) for depth in depths)
+    lengths = 2 + np.arange(batch[0])[:, None] % 2
+    text = {"attention_mask": jnp.asarray(np.arange(POSITIONS) < lengths, jnp.int32)}
     return Signals(
         student=outputs(rng, batch, extent, classes, width, 2),
         teachers=teachers,
@@ -219,6 +235,7 @@ def signals(
         batch={
             "label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
             "label_probs": jnp.asarray(rng.dirichlet(np.ones(classes), batch), jnp.float32),
+            **(text if len(batch) == 1 else {}),
         },
         mask=jnp.ones(batch),
         step=jnp.asarray(50, jnp.int32),

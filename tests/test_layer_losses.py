@@ -16,10 +16,11 @@ from jaxdistill import registry
 from jaxdistill.errors import ConfigError
 from jaxdistill.losses import attention_transfer, fsp, nst, review, semckd, vid
 from jaxdistill.losses.attention_transfer import attention_map
-from jaxdistill.losses.extent import pooled, unit
+from jaxdistill.losses.extent import pooled
 from jaxdistill.losses.fsp import flow
 from jaxdistill.losses.nst import squared_mmd
 from jaxdistill.losses.review import hierarchical_context, nearest
+from jaxdistill.losses.term import unit
 from jaxdistill.losses.vid import negative_log_likelihood
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer

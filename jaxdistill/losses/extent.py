@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxdistill.losses.term import precise
+from jaxdistill.losses.term import precise, real_tokens, without_padding
 from jaxdistill.types import Array, Signals
 
 
@@ -65,14 +65,6 @@ def positions(states: Array, signals: Signals) -> tuple[Float[Array, "*batch pos
         found = f"a hidden state has the extent {extent}, and one with positions is needed"
         raise ValueError(f"{found}. Choose layers such as [batch, height, width, channels], or use 'hidden'")
     flat = precise(states).reshape(*states.shape[:dims], -1, states.shape[-1])
-    real = signals.batch.get("attention_mask")
-    if real is None or real.shape != flat.shape[:-1]:
-        return flat, flat.shape[-2]
-    return jnp.where(real[..., None] != 0, flat, 0), jnp.maximum(jnp.sum(real != 0, axis=-1), 1)
-
-
-def unit(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """Divided by the norm along an axis; a vector of zeros stays one, with a gradient of 0."""
-    square = jnp.sum(x**2, axis=axis, keepdims=True)
-    # selected twice: the gradient of a root at 0 is infinite, and 0 * inf is NaN
-    return x * jnp.where(square > 0, 1 / jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    real = real_tokens(signals.batch, flat.shape[:-1])
+    count = flat.shape[-2] if real is None else jnp.maximum(jnp.sum(real, axis=-1), 1)
+    return without_padding(flat, signals.batch), count

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.losses.extent import positions, same_extent
-from jaxdistill.losses.layers import LayerMap, paired_states, require_layer_map
+from jaxdistill.losses.layers import LayerMap, check_layers, paired_states
 from jaxdistill.losses.term import precise, stateless
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
@@ -52,7 +52,7 @@ def fsp(layers: LayerMap = "uniform", teacher: int = 0) -> Term:
         ValueError: for a misspelt map; when it is applied, for fewer than two pairs, for unlike widths, and for states
             without positions.
     """
-    require_layer_map(layers)
+    check_layers(layers)
 
     def values(signals: Signals) -> Array:
         def network(first: Array, second: Array) -> Array:

@@ -24,9 +24,9 @@ Checked: published code (golden/layer_losses.npz), in value and gradient.
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.losses.extent import positions, same_extent, unit
-from jaxdistill.losses.layers import LayerMap, paired_states, require_layer_map
-from jaxdistill.losses.term import precise, stateless
+from jaxdistill.losses.extent import positions, same_extent
+from jaxdistill.losses.layers import LayerMap, check_layers, paired_states
+from jaxdistill.losses.term import precise, stateless, unit
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
@@ -56,7 +56,7 @@ def nst(layers: LayerMap = "uniform", teacher: int = 0) -> Term:
         ValueError: for a misspelt map; when it is applied, for states without positions or with extents that do not
             fit each other.
     """
-    require_layer_map(layers)
+    check_layers(layers)
 
     def values(signals: Signals) -> Array:
         def discrepancy(student: Array, target: Array) -> Array:

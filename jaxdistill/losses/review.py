@@ -32,9 +32,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.losses.convolution import convolved, kernel, normalised
 from jaxdistill.losses.extent import pooled as averaged
-from jaxdistill.losses.layers import LayerMap, paired_states, require_layer_map
-from jaxdistill.losses.projector import convolved, kernel, normalised
+from jaxdistill.losses.layers import LayerMap, check_layers, paired_states
 from jaxdistill.losses.term import precise
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import losses
@@ -79,7 +79,7 @@ def review(layers: LayerMap = "uniform", width: int = 512, pooled: bool = True, 
     Raises:
         ValueError: for a misspelt map or no width; when it is applied, for states that are no maps.
     """
-    require_layer_map(layers)
+    check_layers(layers)
     if width < 1:
         raise ValueError(f"blocks need a width of at least 1; got {width}")
 

@@ -36,10 +36,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.losses.extent import same_extent, unit
-from jaxdistill.losses.layers import LayerMap, chosen_pairs, require_layer_map
-from jaxdistill.losses.projector import convolved, kernel, normalised
-from jaxdistill.losses.term import extent_mean, one_of, precise
+from jaxdistill.losses.convolution import convolved, kernel, normalised
+from jaxdistill.losses.extent import same_extent
+from jaxdistill.losses.layers import LayerMap, check_layers, chosen_pairs
+from jaxdistill.losses.term import extent_mean, one_of, precise, unit
 from jaxdistill.parallel.collectives import by_rows, gather
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
@@ -78,7 +78,7 @@ def semckd(layers: LayerMap = "uniform", size: int = 16, teacher: int = 0) -> Te
     Raises:
         ValueError: for a misspelt map or no size; when it is applied, for extents that do not fit each other.
     """
-    require_layer_map(layers)
+    check_layers(layers)
     if size < 1:
         raise ValueError(f"queries and keys need a size of at least 1; got {size}")
 

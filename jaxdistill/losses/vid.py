@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxdistill.losses.convolution import convolved, kernel
 from jaxdistill.losses.extent import same_extent
-from jaxdistill.losses.layers import LayerMap, paired_states, require_layer_map
-from jaxdistill.losses.projector import convolved, kernel
+from jaxdistill.losses.layers import LayerMap, check_layers, paired_states
 from jaxdistill.losses.term import extent_mean, precise
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
@@ -58,7 +58,7 @@ def vid(layers: LayerMap = "uniform", variance: float = 5.0, minimum: float = 1e
         ValueError: for a misspelt map, or unless 0 < minimum < variance; when it is applied, for extents that do not
             fit each other.
     """
-    require_layer_map(layers)
+    check_layers(layers)
     if not 0 < minimum < variance:
         raise ValueError(f"variances need 0 < minimum < variance; got minimum={minimum}, variance={variance}")
 

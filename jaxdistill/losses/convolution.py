@@ -1,4 +1,4 @@
-"""What the projectors of terms are made of. They learn with the student and are thrown away after training."""
+"""What projectors are made of: kernels with or without a window, and normalisation by the batch."""
 
 import math
 from collections.abc import Mapping
@@ -15,17 +15,20 @@ def kernel(key: Array, *shape: int) -> Array:
     return jax.random.normal(key, shape) / math.prod(shape[:-1]) ** 0.5
 
 
-def convolved(x: Array, kernel: Array) -> Array:
+def convolved(x: Array, kernel: Array, strides: tuple[int, ...] = ()) -> Array:
     """`[*batch, *extent, inputs] -> [*batch, *extent, outputs]` by a kernel `[*window, inputs, outputs]`.
 
-    A kernel `[inputs, outputs]` has no window and serves any extent; one with a window is for maps, "SAME" padding.
+    A kernel `[inputs, outputs]` has no window and serves any extent; one with a window pads "SAME". Strides are of the
+    window's axes; (): 1.
     """
-    kernel = kernel.astype(x.dtype)
-    if kernel.ndim == 2:
+    kernel, axes = kernel.astype(x.dtype), kernel.ndim - 2
+    if not axes:
         return by_rows(x @ kernel)
-    rows = x.reshape(-1, *x.shape[-kernel.ndim + 1 :])
-    y = jax.lax.conv_general_dilated(rows, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return by_rows(y.reshape(*x.shape[:-1], -1))
+    letters = "DHW"[-axes:]
+    layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    rows = by_rows(x.reshape(-1, *x.shape[-axes - 1 :]))
+    y = jax.lax.conv_general_dilated(rows, kernel, strides or (1,) * axes, "SAME", dimension_numbers=layout)
+    return by_rows(y.reshape(*x.shape[: -axes - 1], *y.shape[1:]))
 
 
 def normalised(x: Array, counts: Array, params: Mapping[str, Array], name: str) -> Array:

@@ -48,7 +48,7 @@ def real_tokens(batch: Mapping[str, Array], positions: tuple[int, ...]) -> Array
 
 def without_padding(states: Array, batch: Mapping[str, Array]) -> Array:
     """`[batch, length, ...]` with zeros where the batch says that there is no token; anything else as it is."""
-    real = real_tokens(batch, states.shape[:2])
+    real = real_tokens(batch, states.shape[:2]) if states.ndim > 2 else None  # `[batch, width]` has no tokens
     return states if real is None else jnp.where(real.reshape(real.shape + (1,) * (states.ndim - 2)), states, 0)
 
 

@@ -52,6 +52,7 @@ class Example(NamedTuple):
 
 
 LOSSES = {
+    "cc": [Example("cc", least=True)],
     "cross_entropy": [
         Example("cross_entropy"),
         Example("cross_entropy(label_smoothing=0.1)"),
@@ -70,6 +71,12 @@ LOSSES = {
         Example("kd(temperature=linear(start=8.0, end=2.0))", least=True),
     ],
     "logit_mse": [Example("logit_mse", least=True)],
+    "pkt": [Example("pkt", least=True)],
+    "rkd": [
+        Example("rkd", least=True),
+        Example("rkd(triplets=50, layers=(-1, -1))", draws=True),
+    ],
+    "similarity": [Example("similarity(layers=(-1, -1))", least=True)],
 }
 
 FUSIONS = {

@@ -14,13 +14,24 @@ import numpy as np
 import pytest
 
 from jaxdistill.losses.kd import kl_divergence
+from jaxdistill.losses.pkt import neighbour_divergence
+from jaxdistill.losses.relations import pairs_of
+from jaxdistill.losses.rkd import angle_difference, distance_difference
+from jaxdistill.losses.similarity import gram_difference
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
+
+every_row = lambda x: jnp.ones(x.shape[0], bool)
 
 # name -> (student, teacher, labels or None) -> the scalar that the source reports
 PUBLISHED: dict[str, Callable[..., Any]] = {
     "kd_T2": lambda s, t, _: jnp.mean(4.0 * kl_divergence(s, t, 2.0)),
     "kd_T4": lambda s, t, _: jnp.mean(16.0 * kl_divergence(s, t, 4.0)),
+    "pkt": lambda s, t, _: neighbour_divergence(s, t, every_row(s)),
+    "rkd_25_50": lambda s, t, _: (
+        25 * distance_difference(s, t, pairs_of(every_row(s))) + 50 * angle_difference(s, t, every_row(s))
+    ),
+    "similarity": lambda s, t, _: gram_difference(s, t, pairs_of(every_row(s))),
 }
 
 

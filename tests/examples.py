@@ -34,6 +34,7 @@ class Example(NamedTuple):
         least: a loss has its least value where the student equals its teacher.
         extent: of the hidden states that a loss reads, if it cannot do without one; else it is tried with and without.
         draws: a loss draws at random, so that permuted rows meet other draws.
+        detaches: a loss holds a part of its value constant, because its paper does, such as Z of crd.
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
         statistics: a model normalises by its batch; they are its state.
@@ -45,6 +46,7 @@ class Example(NamedTuple):
     least: bool = False
     extent: tuple[int, ...] | None = None
     draws: bool = False
+    detaches: bool = False
     symmetric: bool = False
     hidden_states: int = 0
     statistics: bool = False
@@ -53,6 +55,7 @@ class Example(NamedTuple):
 
 LOSSES = {
     "cc": [Example("cc", least=True)],
+    "crd": [Example("crd(records=20, negatives=8, width=3)", draws=True, detaches=True)],
     "cross_entropy": [
         Example("cross_entropy"),
         Example("cross_entropy(label_smoothing=0.1)"),
@@ -203,6 +206,7 @@ def signals(
         batch={
             "label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
             "label_probs": jnp.asarray(rng.dirichlet(np.ones(classes), batch), jnp.float32),
+            "index": jnp.arange(batch[0], dtype=jnp.int32),
         },
         mask=jnp.ones(batch),
         step=jnp.asarray(50, jnp.int32),

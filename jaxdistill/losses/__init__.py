@@ -1,6 +1,7 @@
 """Terms of an objective: one method, one file. Adding one is a file here and a line below."""
 
 from jaxdistill.losses import cc as cc
+from jaxdistill.losses import crd as crd
 from jaxdistill.losses import cross_entropy as cross_entropy
 from jaxdistill.losses import decay as decay
 from jaxdistill.losses import hidden as hidden

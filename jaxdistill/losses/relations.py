@@ -33,7 +33,12 @@ class Compared(NamedTuple):
 
 
 def compared(signals: Signals, layers: Layers, teacher: int, *, flat: bool = False) -> Compared:
-    """The rows of the global batch as a term's config names them, in float32 at least.
+    """The rows of the global batch as a term's config names them; arguments as of `own`."""
+    return Compared(*gather(own(signals, layers, teacher, flat=flat)))
+
+
+def own(signals: Signals, layers: Layers, teacher: int, *, flat: bool = False) -> Compared:
+    """This device's rows, in float32 at least.
 
     Args:
         signals: of the stream.
@@ -50,11 +55,10 @@ def compared(signals: Signals, layers: Layers, teacher: int, *, flat: bool = Fal
         rows = [_embedding(outputs, whose) for outputs, whose in zip(pair, ("student", "teacher"), strict=True)]
     else:
         ((i, j),) = layer_pairs((layers,), len(pair[0].hidden_states), len(pair[1].hidden_states))
-        rows = [
-            _per_row(states, signals, flat) for states in (pair[0].hidden_states[i], _kept(pair[1].hidden_states, j))
-        ]
+        chosen = pair[0].hidden_states[i], _kept(pair[1].hidden_states, j)
+        rows = [_per_row(states, signals, flat) for states in chosen]
     student, target = (jnp.where(counts[:, None], precise(x), 0) for x in rows)
-    return Compared(*gather((student, target, counts)))
+    return Compared(student, target, counts)
 
 
 def row_counts(signals: Signals) -> Bool[Array, " rows"]:
@@ -119,7 +123,7 @@ def length(x: Float[Array, "*some width"]) -> Float[Array, " *some"]:
 def unit(x: Float[Array, "*some width"]) -> Float[Array, "*some width"]:
     """The vector divided by its length; zeros, with a gradient of 0, for a zero vector."""
     size = length(x)[..., None]
-    return x / jnp.where(size == 0, 1, size)
+    return x * jnp.where(size == 0, 0, 1 / jnp.where(size == 0, 1, size))
 
 
 def smooth_l1(difference: Float[Array, "*some"]) -> Float[Array, "*some"]:

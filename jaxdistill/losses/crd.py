@@ -129,7 +129,7 @@ def crd(
             params[f"{side}/bias"] = jnp.zeros(width)
             border = (3 / width) ** 0.5  # rows of length 1 on average
             state[f"{side}/bank"] = jax.random.uniform(bank_key, (records, width), minval=-border, maxval=border)
-            state[f"{side}/log_z"] = jnp.full((), -jnp.inf)  # not known yet
+            state[f"{side}/log_z"] = jnp.full((), -jnp.inf, jnp.float32)  # not known yet
         return params, state
 
     def apply(params, state, signals, *, key):

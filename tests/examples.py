@@ -62,6 +62,10 @@ LOSSES = {
         Example("cross_entropy(target='label_probs')"),
     ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
+    "graph": [
+        Example("graph(edges=((0, 1), (1, 2, 0.5), (2, 0), (3, 5), (3, 3)), node='index')", least=True),
+        Example("graph(edges=((0, 1), (1, 2), (2, 3)), relation='similarity', level='classes', node='index')"),
+    ],
     "hidden": [
         Example("hidden"),
         Example("hidden(layers='last', distance='cosine')"),
@@ -75,6 +79,7 @@ LOSSES = {
     ],
     "logit_mse": [Example("logit_mse", least=True)],
     "pkt": [Example("pkt", least=True)],
+    "related_labels": [Example("related_labels(edges=((0, 1), (1, 1, 0.5)), share=0.3)")],
     "rkd": [
         Example("rkd", least=True),
         Example("rkd(triplets=50, layers=(-1, -1))", draws=True),

@@ -146,7 +146,10 @@ def test_a_class_that_nobody_named_adds_nothing_whatever_its_logit():
 
 @pytest.mark.parametrize(
     ("target", "said"),
-    [("labels", "no field 'labels'; it has label, label_probs"), ("wide", r"wide has shape \[6, 4\] .* \[6, 5\]")],
+    [
+        ("labels", "no field 'labels'; it has index, label, label_probs"),
+        ("wide", r"wide has shape \[6, 4\] .* \[6, 5\]"),
+    ],
 )
 def test_a_target_that_does_not_fit_is_told_with_the_cure(target, said):
     seen = signals()

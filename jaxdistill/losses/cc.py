@@ -30,7 +30,7 @@ def correlation(x: Float[Array, "rows width"], gamma: float, order: int) -> Floa
     """The Gaussian kernel between rows, brought to unit length, by its series up to a power of their cosine."""
     cosine = gram(unit(x))
     powers = [(2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(order + 1)]
-    return math.exp(-2 * gamma) * sum(powers)
+    return math.exp(-2 * gamma) * sum(powers[1:], start=powers[0])
 
 
 def correlation_difference(

@@ -146,10 +146,9 @@ def crd(
             log_z = jnp.where(jnp.isneginf(state[f"{side}/log_z"]), first, state[f"{side}/log_z"])
             values += contrast(scores - jnp.where(jnp.isneginf(log_z), 0, log_z), records)
             new[f"{side}/log_z"] = log_z
-        every = gather((rows, index, counts))
+        rows, index, counts, values = gather((rows, index, counts, values))
         for side in SIDES:
-            new[f"{side}/bank"] = written(state[f"{side}/bank"], every[0][side], *every[1:], momentum)
-        values, counts = gather((values, counts))
+            new[f"{side}/bank"] = written(state[f"{side}/bank"], rows[side], index, counts, momentum)
         return jnp.sum(jnp.where(counts, values, 0)) / jnp.maximum(jnp.sum(counts), 1), new
 
     return Term(init, apply, local=False, needs=frozenset({"teacher"}))

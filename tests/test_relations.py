@@ -31,6 +31,16 @@ def value(spec: str, seen: Signals, key=KEY) -> float:
     return float(out)
 
 
+def gradient(spec: str, seen: Signals) -> np.ndarray:
+    """Of the value, in the student's embeddings."""
+    term = examples.build_loss(spec)
+
+    def loss(embedding):
+        return term.apply({}, {}, replace(seen, student=replace(seen.student, embedding=embedding)), key=KEY)[0]
+
+    return np.asarray(examples.quick_jit(jax.grad(loss))(seen.student.embedding))
+
+
 def of_rows(student, teacher, mask=None) -> Signals:
     """Signals whose embeddings are these."""
     student, teacher = (jnp.asarray(x, jnp.float32) for x in (student, teacher))
@@ -96,6 +106,9 @@ def test_a_relational_loss_is_that_of_the_rows_that_count(name, padding):
     filled = lambda x: np.insert(x, [2] * padding, np.nan, axis=0)
     seen = of_rows(filled(student), filled(teacher), np.insert(np.ones(7), [2] * padding, 0))
     assert_close(value(name, seen), expected, rtol=1e-5)
+    slope = gradient(name, seen)
+    assert_close(np.delete(slope, range(2, 2 + padding), axis=0), gradient(name, of_rows(student, teacher)))
+    assert not slope[2 : 2 + padding].any()
 
 
 def test_rkd_by_hand():

@@ -10,6 +10,7 @@ import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import runs
 from examples import assert_close, assert_same, signals
@@ -226,6 +227,43 @@ def test_records_without_numbers_are_refused():
     term = examples.build_loss(SPEC)
     with pytest.raises(ValueError, match="no field 'index'"):
         term.apply(*term.init(KEY, seen), replace(seen, batch={}), key=KEY)
+
+
+def retrieved(own_number: bool) -> float:
+    """How often a student that had nothing but crd to learn from is nearest to its own record of the teacher."""
+    draw = np.random.default_rng(0)
+    records, steps, size = 48, 500, 16
+    seen = jnp.asarray(draw.normal(size=(records, 12)), jnp.float32)
+    teacher = jnp.tanh(seen[:, :3] @ jnp.asarray(draw.normal(size=(3, 6)), jnp.float32))  # knows 3 of 12 features
+    term = examples.build_loss(f"crd(records={records}, negatives=24, width=8)")
+    rows = jnp.stack([jnp.asarray(draw.permutation(records)[:size]) for _ in range(steps)])
+    named = rows if own_number else jnp.asarray(draw.integers(0, records, rows.shape))
+    params, state = term.init(KEY, of_rows(seen[:size, :5], teacher[:size], range(size)))
+    learned = {"student": jnp.zeros((12, 5)).at[:5].set(jnp.eye(5)), "terms": params}
+    update = optax.adam(0.02)
+
+    def step(carry, turn):
+        (learned, state, moments), (number, rows, index) = carry, turn
+
+        def loss(learned):
+            batch = of_rows(seen[rows] @ learned["student"], teacher[rows], index)
+            return term.apply(learned["terms"], state, batch, key=jax.random.fold_in(KEY, number))
+
+        slope, state = jax.grad(loss, has_aux=True)(learned)
+        moved, moments = update.update(slope, moments)
+        return (optax.apply_updates(learned, moved), state, moments), None
+
+    start = learned, state, update.init(learned)
+    (learned, _, _), _ = jax.jit(lambda start: jax.lax.scan(step, start, (jnp.arange(steps), rows, named)))(start)
+    project = lambda side, x: crd._projected(learned["terms"], side, x)
+    nearest = jnp.argmax(project("student", seen @ learned["student"]) @ project("teacher", teacher).T, axis=1)
+    return float(jnp.mean(nearest == jnp.arange(records)))
+
+
+def test_a_student_learns_to_know_its_record_if_it_is_told_which():
+    """With numbers at random, the likeliest mistake of a data pipeline, nothing is learned."""
+    assert retrieved(own_number=True) > 0.6
+    assert retrieved(own_number=False) < 0.2
 
 
 # Layouts and runs

@@ -73,7 +73,7 @@ def _embedding(outputs: Outputs, whose: str) -> Array:
     return outputs.embedding
 
 
-def _kept(states: tuple[Array, ...], layer: int) -> Array:
+def _kept(states: tuple[Array | None, ...], layer: int) -> Array:
     if states[layer] is None:
         kept = [number for number, each in enumerate(states) if each is not None]
         raise ValueError(f"layer {layer} of the teacher is not in its cache, which holds {kept}")
@@ -84,8 +84,8 @@ def _per_row(states: Array, signals: Signals, flat: bool) -> Array:
     """`[*batch, *extent, width] -> [rows, width]`, of sequences over the tokens that count."""
     mask, states = signals.mask, precise(states)
     if flat:
-        real = signals.batch.get("attention_mask", mask)
-        real = real if real.shape == states.shape[: real.ndim] else mask
+        real = signals.batch.get("attention_mask", mask) if mask.ndim == 1 else mask
+        real = real if real.shape == states.shape[: real.ndim] else mask  # an image has no such positions
         real = real.reshape(real.shape + (1,) * (states.ndim - real.ndim))
         return jnp.where(real != 0, states, 0).reshape(states.shape[0], -1)
     pooled = extent_mean(states, signals.batch, mask.ndim, trailing=1)

@@ -74,10 +74,11 @@ def _embedding(outputs: Outputs, whose: str) -> Array:
 
 
 def _kept(states: tuple[Array | None, ...], layer: int) -> Array:
-    if states[layer] is None:
+    found = states[layer]
+    if found is None:
         kept = [number for number, each in enumerate(states) if each is not None]
         raise ValueError(f"layer {layer} of the teacher is not in its cache, which holds {kept}")
-    return states[layer]
+    return found
 
 
 def _per_row(states: Array, signals: Signals, flat: bool) -> Array:

@@ -34,6 +34,7 @@ class Example(NamedTuple):
         least: a loss has its least value where the student equals its teacher.
         extent: of the hidden states that a loss reads, if it cannot do without one; else it is tried with and without.
         draws: a loss draws at random, so that permuted rows meet other draws.
+        detaches: a loss holds a part of its value constant, because its paper does, such as Z of crd.
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
         statistics: a model normalises by its batch; they are its state.
@@ -45,6 +46,7 @@ class Example(NamedTuple):
     least: bool = False
     extent: tuple[int, ...] | None = None
     draws: bool = False
+    detaches: bool = False
     symmetric: bool = False
     hidden_states: int = 0
     statistics: bool = False
@@ -53,14 +55,20 @@ class Example(NamedTuple):
 
 LOSSES = {
     "attention_transfer": [Example("attention_transfer", least=True, extent=(2, 3))],
+    "cc": [Example("cc", least=True)],
+    "crd": [Example("crd(records=20, negatives=8, width=3)", draws=True, detaches=True)],
     "cross_entropy": [
         Example("cross_entropy"),
         Example("cross_entropy(label_smoothing=0.1)"),
         Example("cross_entropy(target='label_probs')"),
     ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
-    "fsp": [Example("fsp", least=True, extent=(2, 3))],
     "fisher_hints": [Example("fisher_hints"), Example("fisher_hints(projector='none')", least=True)],
+    "fsp": [Example("fsp", least=True, extent=(2, 3))],
+    "graph": [
+        Example("graph(edges=((0, 1), (1, 2, 0.5), (2, 0), (3, 5), (3, 3)), node='index')", least=True),
+        Example("graph(edges=((0, 1), (1, 2), (2, 3)), relation='similarity', level='classes', node='index')"),
+    ],
     "heads": [
         Example("heads(((2, 1), (1, 0), (2, 0), (1, 1)))"),
         Example("heads(((2, 1), (1, 0)), student_heads=((2, 1), (1, 0)), match='scores')", least=True),
@@ -80,19 +88,26 @@ LOSSES = {
         Example("kd(temperature=linear(start=8.0, end=2.0))", least=True),
     ],
     "logit_mse": [Example("logit_mse", least=True)],
-    "nst": [Example("nst", least=True, extent=(2, 3))],
-    "review": [Example("review", extent=(2, 3))],
-    "semckd": [Example("semckd(layers=((2, 1), (2, 2)), size=3)")],
-    "vid": [Example("vid")],
     "loss_gradients": [
         Example("loss_gradients(projector='fixed')"),
         Example("loss_gradients(projector='none')", least=True),
     ],
-    "sobolev": [Example("sobolev", least=True)],
     "minilm": [Example("minilm", least=True)],
     "minilm2": [Example("minilm2(relation_heads=4)", least=True)],
+    "nst": [Example("nst", least=True, extent=(2, 3))],
     "pkd": [Example("pkd", least=True, extent=(2,)), Example("pkd('uniform', 'mlp')", extent=(2,))],
+    "pkt": [Example("pkt", least=True)],
+    "related_labels": [Example("related_labels(edges=((0, 1), (1, 1, 0.5)), share=0.3)")],
+    "review": [Example("review", extent=(2, 3))],
+    "rkd": [
+        Example("rkd", least=True),
+        Example("rkd(triplets=50, layers=(-1, -1))", draws=True),
+    ],
+    "semckd": [Example("semckd(layers=((2, 1), (2, 2)), size=3)")],
+    "similarity": [Example("similarity(layers=(-1, -1))", least=True)],
+    "sobolev": [Example("sobolev", least=True)],
     "tinybert": [Example("tinybert"), Example("tinybert(projector='none')", least=True)],
+    "vid": [Example("vid")],
 }
 
 FUSIONS = {
@@ -236,6 +251,7 @@ def signals(
             "label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
             "label_probs": jnp.asarray(rng.dirichlet(np.ones(classes), batch), jnp.float32),
             **(text if len(batch) == 1 else {}),
+            "index": jnp.arange(batch[0], dtype=jnp.int32),
         },
         mask=jnp.ones(batch),
         step=jnp.asarray(50, jnp.int32),

@@ -15,6 +15,10 @@ import pytest
 
 from jaxdistill.losses.attention_transfer import attention_map
 from jaxdistill.losses.kd import kl_divergence
+from jaxdistill.losses.pkt import neighbour_divergence
+from jaxdistill.losses.relations import pairs_of
+from jaxdistill.losses.rkd import angle_difference, distance_difference
+from jaxdistill.losses.similarity import gram_difference
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
 
@@ -24,11 +28,18 @@ def positions(x):
     return jnp.moveaxis(x.reshape(*x.shape[:2], -1), 1, -1)
 
 
+every_row = lambda x: jnp.ones(x.shape[0], bool)
+
 # name -> (student, teacher, labels or None) -> the scalar that the source reports
 PUBLISHED: dict[str, Callable[..., Any]] = {
     "attention_transfer": lambda s, t, _: jnp.mean((attention_map(positions(s)) - attention_map(positions(t))) ** 2),
     "kd_T2": lambda s, t, _: jnp.mean(4.0 * kl_divergence(s, t, 2.0)),
     "kd_T4": lambda s, t, _: jnp.mean(16.0 * kl_divergence(s, t, 4.0)),
+    "pkt": lambda s, t, _: neighbour_divergence(s, t, every_row(s)),
+    "rkd_25_50": lambda s, t, _: (
+        25 * distance_difference(s, t, pairs_of(every_row(s))) + 50 * angle_difference(s, t, every_row(s))
+    ),
+    "similarity": lambda s, t, _: gram_difference(s, t, pairs_of(every_row(s))),
 }
 
 

@@ -209,7 +209,7 @@ def test_permuting_the_batch_permutes_the_values_of_a_loss(example):
     assert_close(permuted, values[order] if values.ndim else values)
 
 
-@every(LOSSES)
+@every(LOSSES, detaches=False)
 @pytest.mark.parametrize("role", ["student", "teachers", "params"])
 def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_learns(example, role):
     """Finite differences: a `stop_gradient` inside a term would make meta-learning silently zero."""

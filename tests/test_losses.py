@@ -147,7 +147,7 @@ def test_a_class_that_nobody_named_adds_nothing_whatever_its_logit():
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("labels", "no field 'labels'; it has attention_mask, label, label_probs"),
+        ("labels", "no field 'labels'; it has attention_mask, index, label, label_probs"),
         ("wide", r"wide has shape \[6, 4\] .* \[6, 5\]"),
     ],
 )

@@ -56,8 +56,8 @@ def unit(x: Array, axis: int = -1) -> Array:
     """Divided by the norm along an axis; a vector of zeros stays one, with a gradient of 0."""
     x = precise(x)
     square = jnp.sum(x**2, axis=axis, keepdims=True)
-    # selected twice: the gradient of a root at 0 is infinite, and 0 * inf is NaN
-    return x * jnp.where(square > 0, 1 / jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    zero = square == 0  # selected twice: the gradient of a root at 0 is infinite, and 0 * inf is NaN
+    return x * jnp.where(zero, 0.0, 1 / jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def one_of[T](teachers: Sequence[T], number: int) -> T:

@@ -192,6 +192,9 @@ def parts(
             raise ConfigError("step", f"{config.step!r}: {', '.join(given)} are given by the config; leave them out.")
     step = registry.steps.build(named._replace(kwargs={**named.kwargs, **given}), "step")
     _check_streams(config, step)
+    if fused.by_step and config.teachers and not step.gates:
+        cure = "Set step='routing()', with a stream of labelled records for it"
+        raise ConfigError("step", f"{config.step!r} would train {config.fusion!r} by the loss that it weighs. {cure}.")
     if roles:
         fits.check_roles(roles, step, shapes, teachers)
     return Parts(

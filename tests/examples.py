@@ -113,6 +113,11 @@ LOSSES = {
 FUSIONS = {
     "average": [Example("average", symmetric=True), Example("average(of='logits')", symmetric=True)],
     "confidence": [Example("confidence", symmetric=True)],
+    "gate": [
+        Example("gate", symmetric=True),
+        Example("gate(inputs=('student',), width=3, top=1)"),
+        Example("gate(inputs=('teachers', 'disagreement'), top=2)", symmetric=True),
+    ],
     "entropy": [Example("entropy", symmetric=True), Example("entropy(of='logits')", symmetric=True)],
     "sampled": [Example("sampled", draws=True)],
     "single": [Example("single")],
@@ -124,8 +129,10 @@ STEPS = {
     "gradnorm": [Example(f"gradnorm({TASKS})")],
     "mgda": [Example(f"mgda({TASKS})")],
     "offline": [Example("offline")],
+    "routing": [Example("routing"), Example("routing(by='quiz')"), Example("routing(by='reinforce')")],
     "uncertainty": [Example(f"uncertainty({TASKS})")],
 }
+FUSED_BY = {"routing": "gate(width=8)"}  # of the steps' worlds; else the average
 
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
 

@@ -439,8 +439,8 @@ def build_step(spec: str, student: Model, teachers: tuple[Model, ...], update: o
         "hidden": Weighted(examples.build_loss("hidden(layers='last')"), 0.1),
         "decay": Weighted(examples.build_loss("decay(towards='teacher')"), 1e-4),
     }
-    minimised = objective(terms, registry.fusions.build("average", "fusion"))
     parsed = registry.parse(spec, "step")
+    minimised = objective(terms, registry.fusions.build(examples.FUSED_BY.get(parsed.name, "average"), "fusion"))
     parts = {"student": student, "teachers": teachers, "objective": minimised, "optimizer": update}
     return registry.steps.build(parsed._replace(kwargs=parsed.kwargs | parts), "step")
 

@@ -3,4 +3,5 @@
 from jaxdistill.steps import gradnorm as gradnorm
 from jaxdistill.steps import mgda as mgda
 from jaxdistill.steps import offline as offline
+from jaxdistill.steps import routing as routing
 from jaxdistill.steps import uncertainty as uncertainty

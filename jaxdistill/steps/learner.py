@@ -36,12 +36,21 @@ class Learner(NamedTuple):
 
 
 def learner(
-    student: Model, teachers: tuple[Model, ...], objective: Objective, optimizer: optax.GradientTransformation
+    student: Model,
+    teachers: tuple[Model, ...],
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    look: Callable[..., Any] = observe,
 ) -> Learner:
-    """The parts of a step, put together. Gradients and means are summed over devices."""
+    """The parts of a step, put together. Gradients and means are summed over devices.
+
+    Args:
+        student, teachers, objective, optimizer: as the step has them.
+        look: how the models are run on the batch.
+    """
 
     def see(params, state, frozen, batch, step, key):
-        return observe(student, teachers, params, state, frozen, batch, objective.streams, step=step, key=key)
+        return look(student, teachers, params, state, frozen, batch, objective.streams, step=step, key=key)
 
     def init(key, frozen, batch, start=NOTHING, more=NOTHING):
         student_key, objective_key, run_key = jax.random.split(key, 3)

@@ -195,6 +195,8 @@ def parts(
     if fused.by_step and config.teachers and not step.gates:
         cure = "Set step='routing()', with a stream of labelled records for it"
         raise ConfigError("step", f"{config.step!r} would train {config.fusion!r} by the loss that it weighs. {cure}.")
+    if step.gates and not fused.by_step:
+        raise ConfigError("step", f"{config.fusion!r} learns nothing from {config.step!r}; set fusion='gate()'.")
     if roles:
         fits.check_roles(roles, step, shapes, teachers)
     return Parts(

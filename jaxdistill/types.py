@@ -82,6 +82,7 @@ class Outputs:
         input_gradients: of a random mixture of the logits with respect to the input, `[batch, *input]`; where a term
             needs them, see `models/derivatives.py`
         weights: of a fused teacher, what share each teacher has in it, `[teachers, *batch]`
+        routes: of a gated teacher, what share each path between layers has, `[paths, *batch]`
         state_gradients: of each row's task loss with respect to each hidden state, shaped like these; where a term
             needs them
     """
@@ -92,6 +93,7 @@ class Outputs:
     embedding: Array | None = None
     text_embedding: Array | None = None
     weights: Array | None = None
+    routes: Array | None = None
     input_gradients: Array | None = None
     state_gradients: tuple[Array, ...] = ()
 

@@ -103,6 +103,10 @@ LOSSES = {
         Example("rkd", least=True),
         Example("rkd(triplets=50, layers=(-1, -1))", draws=True),
     ],
+    "routed_hidden": [
+        Example("routed_hidden(layers=((1, 1), (2, 2)))"),
+        Example("routed_hidden(layers=((1, 1), (2, 2)), projector='none')", least=True),
+    ],
     "semckd": [Example("semckd(layers=((2, 1), (2, 2)), size=3)")],
     "similarity": [Example("similarity(layers=(-1, -1))", least=True)],
     "sobolev": [Example("sobolev", least=True)],
@@ -116,7 +120,7 @@ FUSIONS = {
     "gate": [
         Example("gate", symmetric=True),
         Example("gate(inputs=('student',), width=3, top=1)"),
-        Example("gate(inputs=('teachers', 'disagreement'), top=2)", symmetric=True),
+        Example("gate(inputs=('teachers', 'disagreement'), top=2)"),
     ],
     "entropy": [Example("entropy", symmetric=True), Example("entropy(of='logits')", symmetric=True)],
     "sampled": [Example("sampled", draws=True)],
@@ -132,7 +136,8 @@ STEPS = {
     "routing": [Example("routing"), Example("routing(by='quiz')"), Example("routing(by='reinforce')")],
     "uncertainty": [Example(f"uncertainty({TASKS})")],
 }
-FUSED_BY = {"routing": "gate(width=8)"}  # of the steps' worlds; else the average
+# in the worlds of steps, else the average, and of losses, else the first teacher
+FUSED_BY = {"routing": "gate(width=8)", "routed_hidden": "gate(inputs=('student',), width=3, paths=2)"}
 
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
 

@@ -66,7 +66,8 @@ class Law(NamedTuple):
 @functools.cache
 def law(spec: str) -> Law:
     term = examples.build_loss(spec)
-    minimised = objective({"term": Weighted(term)}, registry.fusions.build("single", ""))
+    fusion = examples.FUSED_BY.get(registry.parse(spec, "").name, "single")
+    minimised = objective({"term": Weighted(term)}, registry.fusions.build(fusion, ""))
 
     def values(seen):
         params, state = minimised.init(KEY, {"train": seen})

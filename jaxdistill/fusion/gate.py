@@ -10,6 +10,7 @@ weight 1.00 on a dead layer. So it only goes with a step that trains it otherwis
 begins at zero: all teachers weigh the same at first. That what it reads has no gradient is the step's business.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -86,7 +87,10 @@ READ = {
 
 @fusions.register
 def gate(
-    inputs: tuple[Input, ...] = ("student", "teachers", "entropies", "disagreement"), width: int = 64, top: int = 0
+    inputs: tuple[Input, ...] = ("student", "teachers", "entropies", "disagreement"),
+    width: int = 64,
+    top: int = 0,
+    paths: int = 0,
 ) -> Fusion:
     """Weights from a perceptron of one hidden layer over what is known of the row.
 
@@ -95,24 +99,27 @@ def gate(
             "entropies", their pairwise "disagreement". Without the last three, teachers need not be run to be chosen.
         width: of the hidden layer.
         top: how many teachers a row hears, those of the largest weights; 0: all.
+        paths: how many paths between layers it weighs too, for the term `routed_hidden`.
     """
-    if not inputs or width < 1 or top < 0:
-        raise ValueError(f"a gate reads something through a positive width; got {inputs=}, {width=}, {top=}")
+    if not inputs or width < 1 or top < 0 or paths < 0:
+        raise ValueError(f"a gate reads something through a positive width; got {inputs=}, {width=}, {top=}, {paths=}")
 
     def init(key, signals):
         size = features(signals, inputs).shape[-1]
         kernel = jax.random.normal(key, (size, width)) * (2 / size) ** 0.5
-        head = jnp.zeros((width, len(signals.teachers)))
+        head = jnp.zeros((width, len(signals.teachers) + paths))
         return {"hidden/kernel": kernel, "hidden/bias": jnp.zeros(width), "head/kernel": head}, {}
 
     def apply(params, state, signals, *, key):
         x = features(signals, inputs)
         x = by_rows(jax.nn.relu(x @ params["hidden/kernel"] + params["hidden/bias"]))
-        scores = by_rows(x @ params["head/kernel"])
+        scores, of_paths = jnp.split(by_rows(x @ params["head/kernel"]), [len(signals.teachers)], axis=-1)
         scores = jnp.where(jnp.moveaxis(present(signals), 0, -1), scores, -1e9)
         if 0 < top < scores.shape[-1]:
-            least = jax.lax.top_k(scores, top)[0][..., -1:]
-            scores = jnp.where(scores >= least, scores, -1e9)
-        return mixed(signals, jnp.moveaxis(jax.nn.softmax(scores), -1, 0)), state
+            _, chosen = jax.lax.top_k(scores, top)  # of equals the first: not one more than `top`
+            heard = jnp.any(chosen[..., None] == jnp.arange(scores.shape[-1]), axis=-2)
+            scores = jnp.where(heard, scores, -1e9)
+        fused = mixed(signals, jnp.moveaxis(jax.nn.softmax(scores), -1, 0))
+        return replace(fused, routes=jnp.moveaxis(jax.nn.softmax(of_paths), -1, 0) if paths else None), state
 
     return Fusion(init, apply, by_step=True)

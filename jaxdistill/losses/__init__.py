@@ -22,6 +22,7 @@ from jaxdistill.losses import pkt as pkt
 from jaxdistill.losses import related_labels as related_labels
 from jaxdistill.losses import review as review
 from jaxdistill.losses import rkd as rkd
+from jaxdistill.losses import routed_hidden as routed_hidden
 from jaxdistill.losses import semckd as semckd
 from jaxdistill.losses import similarity as similarity
 from jaxdistill.losses import sobolev as sobolev

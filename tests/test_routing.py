@@ -1,0 +1,269 @@
+"""Routing: who is weighed by whom. Laws of steps and fusions hold it too (`test_laws.py`)."""
+
+from dataclasses import replace
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+from examples import assert_close, assert_same
+
+from jaxdistill import build, registry
+from jaxdistill.config import differ
+from jaxdistill.errors import ConfigError
+from jaxdistill.objective import Weighted, objective
+from jaxdistill.optim import optimizer
+from jaxdistill.schedules import Horizon
+from jaxdistill.steps.dispatch import dispatched
+from jaxdistill.types import Model, Outputs, Variables
+
+KEY = jax.random.key(0)
+WIDTH, CLASSES = 6, 4
+STUDENT = f"mlp(widths=(16, 16), classes={CLASSES})"
+GATE = "gate(inputs=('image',), width=16)"
+
+
+def talker(rule, calls: list | None = None) -> Model:
+    """A teacher without parameters that says `rule(batch)` probabilities."""
+
+    def apply(params, state, batch, *, train, key):
+        if calls is not None:
+            jax.debug.callback(lambda rows: calls.append(len(rows)), batch["image"])
+        said = rule(batch)
+        return Outputs(jnp.log(said), (said, said), embedding=said), state
+
+    return Model(lambda key, batch: ({}, {}), apply)
+
+
+def rows(seed: int = 0, count: int = 64) -> dict[str, jax.Array]:
+    """Two domains, told by the first pixel; the label is told by the next ones."""
+    draw = np.random.default_rng(seed)
+    label, domain = draw.integers(0, CLASSES, count), draw.integers(0, 2, count)
+    image = draw.normal(0, 0.1, (count, WIDTH))
+    image[np.arange(count), 1 + label] += 1
+    image[:, 0] = 2 * domain - 1
+    given = {
+        "image": image.reshape(count, WIDTH, 1, 1),
+        "label": label,
+        "truth": label,
+        "domain": domain,
+        "mask": np.ones(count),
+    }
+    return {name: jnp.asarray(x, jnp.float32 if x.dtype == float else jnp.int32) for name, x in given.items()}
+
+
+def right_on(domain: int):
+    """Right on one domain and sure of the next class on the other."""
+
+    def rule(batch):
+        said = jnp.where(batch["domain"] == domain, batch["truth"], (batch["truth"] + 1) % CLASSES)
+        return 0.9 * jax.nn.one_hot(said, CLASSES) + 0.1 / CLASSES
+
+    return rule
+
+
+def world(spec: str, teachers, fusion: str = GATE, terms=("kd",), direction="adamw"):
+    student = registry.models.build(STUDENT, "")
+    weighted = {name: Weighted(examples.build_loss(name)) for name in terms}
+    minimised = objective(weighted, registry.fusions.build(fusion, ""))
+    update = optimizer(registry.optimizers.build(direction, ""), 0.02)
+    parsed = registry.parse(spec, "")
+    parts = {"student": student, "teachers": tuple(teachers), "objective": minimised, "optimizer": update}
+    step = registry.steps.build(parsed._replace(kwargs=parsed.kwargs | parts), "")
+    frozen = tuple(Variables({}, {}) for _ in teachers)
+    return step, frozen, student
+
+
+def trained(step, frozen, batches, updates: int = 150):
+    state = jax.jit(step.init)(KEY, frozen, batches)
+    update = jax.jit(step.update)
+    for _ in range(updates):
+        state, metrics = update(state, frozen, batches)
+    return state, {name: float(metric.compute()) for name, metric in jax.device_get(metrics).items()}
+
+
+BOTH = (talker(right_on(0)), talker(right_on(1)))
+
+
+def fused(state, fusion: str, teachers, batch) -> Outputs:
+    """What the trained gate makes of the teachers."""
+    student = registry.models.build(STUDENT, "")
+    out, _ = student.apply(state.params["student"], {}, batch, train=False, key=KEY)
+    said = tuple(teacher.apply({}, {}, batch, train=False, key=KEY)[0] for teacher in teachers)
+    seen = replace(examples.signals(), student=out, teachers=said, batch=batch, mask=batch["mask"])
+    return registry.fusions.build(fusion, "").apply(state.params["fusion"], {}, seen, key=KEY)[0]
+
+
+def weight_on_the_right_one(state, batch) -> float:
+    return float(fused(state, GATE, BOTH, batch).weights[batch["domain"], jnp.arange(len(batch["domain"]))].mean())
+
+
+def accuracy(student: Model, state, batch) -> float:
+    out, _ = student.apply(state.params["student"], state.state["student"], batch, train=False, key=KEY)
+    return float((out.logits.argmax(-1) == batch["label"]).mean())
+
+
+@pytest.mark.parametrize("by", ["calibration", "reinforce"])
+def test_each_domain_is_routed_to_the_teacher_that_is_right_there(by):
+    step, frozen, student = world(f"routing(by='{by}')", BOTH)
+    batches = {"train": rows(0, 256), "calibration": rows(1)}
+    state, metrics = trained(step, frozen, batches, 300)
+    assert accuracy(student, state, rows(2, 256)) > 0.95
+    assert weight_on_the_right_one(state, rows(2, 256)) > 0.95
+    assert metrics["gate/entropy"] < 0.2 and 0.3 < metrics["gate/share/0"] < 0.7
+
+
+def test_with_labels_of_others_nothing_is_routed():
+    """The broken twin: what calibrates must belong to its rows."""
+    step, frozen, _ = world("routing", BOTH)
+    calibration = rows(1)
+    calibration["label"] = jnp.roll(calibration["label"], 7)
+    state, _ = trained(step, frozen, {"train": rows(0, 256), "calibration": calibration}, 300)
+    assert weight_on_the_right_one(state, rows(2, 256)) < 0.7
+
+
+def test_no_gradient_crosses_between_gate_and_student():
+    step, frozen, _ = world("routing", BOTH, terms=("kd", "cross_entropy"))
+    batches = {"train": rows(0), "calibration": rows(1)}
+    start = jax.jit(step.init)(KEY, frozen, batches)
+    update = jax.jit(step.update)
+    moved = lambda batches: update(start, frozen, batches)[0].params
+    other = {"train": rows(2), "calibration": rows(1)}
+    assert_same(moved(batches)["fusion"], moved(other)["fusion"])  # the gate never sees what the student minimises
+    other = {"train": rows(0), "calibration": rows(3)}
+    assert_same(moved(batches)["student"], moved(other)["student"])
+    nothing = rows(1) | {"mask": jnp.zeros(64)}
+    silent, _ = update(start, frozen, {"train": rows(0), "calibration": nothing})
+    assert_close(silent.params["fusion"], start.params["fusion"])
+
+
+def test_the_quiz_trains_the_gate_by_what_one_update_of_the_student_brings():
+    """Finite differences, in float64, of the student's loss on the quiz after its update, in the gate's parameters."""
+    with jax.enable_x64(True):
+        step, frozen, student = world(
+            "routing(by='quiz', inner_lr=0.5, floor=0.0)", BOTH, direction="sgd(momentum=0.0)"
+        )
+        double = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
+        batches = double({"train": rows(0), "quiz": rows(1)})
+        start = step.init(KEY, frozen, batches)
+        start = replace(start, params=double(start.params))
+        noise = lambda n, x: x + 0.3 * jax.random.normal(jax.random.fold_in(KEY, n), x.shape, x.dtype)
+        fusion = {name: noise(n, x) for n, (name, x) in enumerate(sorted(start.params["fusion"].items()))}
+        start = replace(start, params=start.params | {"fusion": fusion})
+        after, _ = jax.jit(step.update)(start, frozen, batches)
+        slope = jax.tree.map(lambda a, b: (a - b) / 0.02, start.params["fusion"], after.params["fusion"])
+
+        def quiz(fusion):
+            state = replace(start, params=start.params | {"fusion": fusion})
+            pilot = _descended(step, state, frozen, batches, 0.5)
+            out, _ = student.apply(pilot, {}, batches["quiz"], train=False, key=KEY)
+            return optax.softmax_cross_entropy_with_integer_labels(out.logits, batches["quiz"]["label"]).mean()
+
+        direction = {name: noise(9 + n, jnp.zeros_like(x)) for n, (name, x) in enumerate(sorted(fusion.items()))}
+        at = lambda size: quiz(jax.tree.map(lambda x, d: x + size * d, fusion, direction))
+        expected = (at(1e-5) - at(-1e-5)) / 2e-5
+        np.testing.assert_allclose(optax.tree.vdot(slope, direction), expected, rtol=1e-6)
+
+
+def _descended(step, state, frozen, batches, rate):
+    """The student's parameters after one plain update by the step itself, whose rate is 0.02."""
+    after, _ = step.update(state, frozen, batches)
+    return jax.tree.map(lambda a, b: a + (b - a) * rate / 0.02, state.params["student"], after.params["student"])
+
+
+def test_a_dead_layer_gets_no_weight():
+    """By its own loss the gate would choose it; by the quiz it does not."""
+    informative = lambda batch: 0.9 * jax.nn.one_hot(batch["truth"], CLASSES) + 0.1 / CLASSES
+
+    def apply(params, state, batch, *, train, key):
+        said = informative(batch)
+        return Outputs(jnp.log(said), (said, jnp.zeros_like(said), 4 * said), embedding=said), state
+
+    teacher = Model(lambda key, batch: ({}, {}), apply)
+    gate, term = "gate(inputs=('student',), width=8, paths=2)", "routed_hidden(layers=((1, 1), (1, 2)))"
+    dead = {}
+    for spec in ("routing(by='quiz', inner_lr=1.0)", "offline"):
+        step, frozen, _ = world(spec, (teacher,), gate, (term, "kd"))
+        state, _ = trained(step, frozen, {"train": rows(0, 32), "quiz": rows(1)}, 150)
+        dead[spec] = float(fused(state, gate, (teacher,), rows(3)).routes[0].mean())
+    by_quiz, by_its_own_loss = dead.values()
+    assert by_quiz < 0.1 and by_its_own_loss > 0.9
+
+
+# Hard routing: only the chosen teacher runs
+
+
+def test_every_row_hears_its_own_teacher_and_no_other_runs_on_it():
+    calls: list[list[int]] = [[], [], []]
+    rules = [
+        lambda batch, k=k: jax.nn.softmax(batch["image"].reshape(-1, WIDTH)[:, :CLASSES] * (k + 1)) for k in range(3)
+    ]
+    teachers = [talker(rule, calls[k]) for k, rule in enumerate(rules)]
+    batch, choice = rows(0, 50), jnp.asarray(np.random.default_rng(1).choice([0, 2], 50, p=[0.8, 0.2]))
+    run = jax.jit(lambda batch, choice: dispatched(teachers, [Variables({}, {})] * 3, batch, choice, KEY))
+    said = jax.block_until_ready(run(batch, choice))
+    every = jnp.stack([jnp.log(rule(batch)) for rule in rules])
+    assert_close(said.logits, every[choice, jnp.arange(50)])
+    jax.effects_barrier()
+    chosen = np.bincount(choice, minlength=3)
+    assert calls[1] == [] and [sum(x) for x in calls] == [8 * -(-n // 8) for n in chosen]
+
+
+@pytest.mark.parametrize("choice", [[1] * 5, [0, 1, 0, 1, 2]])
+def test_few_rows_are_dispatched_too(choice):
+    teachers = [talker(lambda batch, k=k: jnp.full((batch["image"].shape[0], CLASSES), k + 1.0)) for k in range(3)]
+    said = dispatched(teachers, [Variables({}, {})] * 3, rows(0, 5), jnp.asarray(choice), KEY)
+    assert_close(said.logits[:, 0], np.log(np.asarray(choice) + 1.0))
+
+
+def test_hard_routing_equals_a_gate_that_hears_one():
+    """Of a gate that reads the image alone; the student learns from the same teacher, whoever runs."""
+    gate = "gate(inputs=('image',), width=16, top=1)"
+    batches = {"train": rows(0), "calibration": rows(1)}
+    soft, hard = (world(spec, BOTH, gate) for spec in ("routing", "routing(hard=True)"))
+    after = [trained(step, frozen, batches, 20)[0] for step, frozen, _ in (soft, hard)]
+    assert_close(after[0].params, after[1].params, rtol=1e-4, atol=1e-5)
+
+
+# What does not go together is refused
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registries():
+    with runs.registries_as_found():
+        yield
+
+
+IMAGES = {"image": jnp.zeros((32, 8, 8, 1), jnp.uint8), "label": jnp.zeros(32, jnp.int32), "mask": jnp.ones(32)}
+
+
+def planned(**differences) -> build.Parts:
+    config = differ(runs.load(), **differences)
+    looks = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in IMAGES.items()}
+    return build.parts(config, dict.fromkeys(build.splits(config), looks), 4, Horizon(40, 8.0), {})
+
+
+@pytest.mark.parametrize(
+    ("differences", "path", "said"),
+    [
+        ({"fusion": "gate()"}, "step", "would train 'gate()' by the loss that it weighs. Set step='routing()'"),
+        (
+            {"fusion": "gate()", "step": "routing()"},
+            "streams",
+            "reads the stream 'calibration'; add streams.calibration",
+        ),
+        (
+            {"step": "routing()", "streams": {"calibration": {"split": "train"}}},
+            "step",
+            "'single()' learns nothing from 'routing()'; set fusion='gate()'",
+        ),
+        ({"fusion": "gate(inputs=())", "step": "routing()"}, "fusion", "a gate reads something"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(differences, path, said):
+    with pytest.raises(ConfigError) as error:
+        planned(**differences)
+    assert str(error.value).startswith(f"{path}: ") and said in str(error.value)

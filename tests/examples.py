@@ -137,7 +137,7 @@ STEPS = {
     "uncertainty": [Example(f"uncertainty({TASKS})")],
 }
 # in the worlds of steps, else the average, and of losses, else the first teacher
-FUSED_BY = {"routing": "gate(width=8)", "routed_hidden": "gate(inputs=('student',), width=3, paths=2)"}
+FUSED_BY = {"routing": "gate(width=8)", "routed_hidden": "gate(inputs=('teachers',), width=3, paths=2)"}
 
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
 

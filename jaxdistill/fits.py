@@ -141,9 +141,7 @@ def check_constrained(model: Model, rows: Shapes, mesh: Mesh) -> None:
         )
 
 
-def check_step(
-    step: Step, roles: Mapping[str, Any], shapes: Mapping[str, Shapes], teachers: tuple[Model, ...]
-) -> None:
+def check_step(step: Step, roles: Mapping[str, Any], shapes: Mapping[str, Shapes], teachers: tuple[Model, ...]) -> None:
     """The step begins, and every role with an optimiser of its own is one that it trains."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     frozen = tuple(Variables(*jax.eval_shape(teacher.init, key, shapes["train"])) for teacher in teachers)

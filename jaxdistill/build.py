@@ -84,16 +84,17 @@ class Parts(NamedTuple):
 
 
 def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
-    """What a run trains, in order."""
+    """What a run trains, in order. What has no teacher learns by the plain step, whatever the student's is."""
+    roles = {role: entry for role, entry in config.roles.to_dict().items() if role in ("student", "fusion", "terms")}
+    plain = {"step": "offline()", "roles": roles, "teachers": {}, "objective": config.task.to_dict()}
     found = []
     for number, (name, teacher) in enumerate(config.teachers.items()):
         if teacher.checkpoint or not teacher.steps:
             continue
         learned = differ(
             config,
+            **plain,
             student={"model": teacher.model, "rules": teacher.rules},
-            teachers={},
-            objective=config.task.to_dict(),
             steps=teacher.steps,
             rate=teacher.rate or config.rate,
             seed=config.seed + number + 1,  # teachers of one architecture shall differ
@@ -105,8 +106,7 @@ def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
         found.append(Stage(f"teacher {name}", workdir / "teachers" / name, learned, tuple(origins)))
     found.append(Stage("student", workdir / "student", config))
     if config.control and config.teachers:
-        alone = differ(config, teachers={}, objective=config.task.to_dict())
-        found.append(Stage("control", workdir / "control", alone, (("objective", "task"),)))
+        found.append(Stage("control", workdir / "control", differ(config, **plain), (("objective", "task"),)))
     return found
 
 
@@ -197,8 +197,8 @@ def parts(
         raise ConfigError("step", f"{config.step!r} would train {config.fusion!r} by the loss that it weighs. {cure}.")
     if step.gates and not fused.by_step:
         raise ConfigError("step", f"{config.fusion!r} learns nothing from {config.step!r}; set fusion='gate()'.")
-    if roles:
-        fits.check_roles(roles, step, shapes, teachers)
+    if roles or named.args or named.kwargs:  # an abstract trace: not for nothing
+        fits.check_step(step, roles, shapes, teachers)
     return Parts(
         student,
         names,

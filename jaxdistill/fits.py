@@ -141,13 +141,14 @@ def check_constrained(model: Model, rows: Shapes, mesh: Mesh) -> None:
         )
 
 
-def check_roles(
-    roles: Mapping[str, Any], step: Step, shapes: Mapping[str, Shapes], teachers: tuple[Model, ...]
-) -> None:
-    """Every role with an optimiser of its own is one that the step trains."""
+def check_step(step: Step, roles: Mapping[str, Any], shapes: Mapping[str, Shapes], teachers: tuple[Model, ...]) -> None:
+    """The step begins, and every role with an optimiser of its own is one that it trains."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     frozen = tuple(Variables(*jax.eval_shape(teacher.init, key, shapes["train"])) for teacher in teachers)
-    known = jax.eval_shape(step.init, key, frozen, {stream: shapes[stream] for stream in step.streams}).params
+    try:
+        known = jax.eval_shape(step.init, key, frozen, {stream: shapes[stream] for stream in step.streams}).params
+    except (ValueError, TypeError) as error:
+        raise ConfigError("step", _short(error)) from error
     for role in roles:
         if role not in known:
             raise ConfigError(f"roles.{role}", f"the step has no role {role!r}. {suggest(role, known)}")

@@ -31,6 +31,8 @@ MISTAKES = {
     "an unknown optimizer": (["optimizer=adam()"], "optimizer", "'adam'", "Did you mean 'adamw'?"),
     "an unknown schedule": (["rate=cosin(start=1)"], "rate", "'cosin'", "Did you mean 'cosine'?"),
     "an unknown transform": (["data.augment=('shft(pixels=1)',)"], "data.augment", "'shft'", "Did you mean 'shift'?"),
+    "a term that a step cannot weigh": (["step=mgda(terms=('kdd',))"], "step", "no term 'kdd'", "it has kd, cross_ent"),
+    "a layer that a step cannot look at": (["step=gradnorm(layer='hed')"], "step", "layer='hed'", "head/kernel"),
     "an unknown role": (["roles.term.rate=0.1"], "roles.term", "'term'", "Did you mean 'terms'?"),
     "a misspelt argument": (
         ["objective.kd.term=kd(temprature=2)"],

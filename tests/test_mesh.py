@@ -1,16 +1,19 @@
 """One step is the same step on one device, on every mesh, and under pmap: loss, metrics, state and gradients."""
 
 import itertools
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from examples import STEPS
 from flax import nnx
 
 import jaxdistill.build  # noqa: F401  (registers the parts)
 from jaxdistill import fits, registry
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import evaluator
+from jaxdistill.models.derivatives import with_needed
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
@@ -36,6 +39,27 @@ TEACHERS = {
     "decoder": ("decoder", "decoder"),
     "chunked": ("decoder", "decoder"),
 }  # unlike each other, with and without state; else an mlp and a vit
+DERIVATIVES = ("jacobian", "loss_gradients(layers='last')")
+
+
+class Case(NamedTuple):
+    """What one step is made of, and whether what came of it is evaluated."""
+
+    family: str
+    teachers: tuple[str, ...]
+    step: str = "offline()"
+    terms: tuple[str, ...] = ()
+    evaluated: bool = False
+
+
+CASES = {family: Case(family, TEACHERS.get(family, ("mlp", "vit")), evaluated=True) for family in FAMILIES}
+CASES |= {
+    f"{family}, derivatives": Case(family, (teacher,), terms=DERIVATIVES)
+    for family, teacher in {"decoder": "decoder", "mlp": "vit", "resnet": "mlp", "vit": "mlp"}.items()
+}
+CASES |= {f"mlp, {e.spec}": Case("mlp", ("mlp",), e.spec) for each in STEPS.values() for e in each}
+del CASES["mlp, offline"]  # all of the above
+SLOW = ("resnet, derivatives",)
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
 ROWS, VALID = 32, 19  # 19 rows that count: devices hold 4, 3 or 0 of them
 
@@ -52,10 +76,13 @@ def batch(family: str = "mlp") -> dict[str, np.ndarray]:
     return {"image": image, "input_ids": ids, "attention_mask": real, "label": label, "mask": mask}
 
 
-def parts(family: str):
-    student = registry.models.build(FAMILIES[family], "")
-    teachers = tuple(registry.models.build(FAMILIES[name], "") for name in TEACHERS.get(family, ("mlp", "vit")))
-    terms = {
+def parts(case: Case):
+    family = case.family
+    further = {name: Weighted(registry.losses.build(name, ""), 0.5) for name in case.terms}
+    needs = frozenset[str]().union(*(weighted.term.needs for weighted in further.values()))
+    model = lambda name: with_needed(registry.models.build(FAMILIES[name], ""), needs)
+    student, teachers = model(family), tuple(map(model, case.teachers))
+    terms = further | {
         "kd": Weighted(registry.losses.build("kd(temperature=3.0)", "")),
         "cross_entropy": Weighted(registry.losses.build("cross_entropy()", "")),
         "hidden": Weighted(registry.losses.build("hidden(layers='last')", ""), 0.1),
@@ -64,56 +91,71 @@ def parts(family: str):
     minimised = objective(terms, registry.fusions.build("average()", ""), chunks=4 if family == "chunked" else 1)
     # plain descent at rate 1: the change of the parameters IS the gradient
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
-    step = registry.steps["offline"](student, teachers, minimised, update)
+    named, given = registry.parse(case.step, ""), (student, teachers, minimised, update)
+    step = registry.steps.build(named._replace(args=given), "")
     values = tuple(Variables(*jax.jit(t.init)(jax.random.key(n), batch(family))) for n, t in enumerate(teachers))
     return step, evaluator(student, teachers, registry.fusions["average"](), ((-1, -1),)), values
 
 
-def one_step(family: str, layout: str):
+def one_step(case: str, layout: str):
     """Train state before and after one step, its metrics, and an evaluation, on the host."""
-    step, evaluate, values = parts(family)
-    shapes = {"train": {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch(family).items()}}
+    step, evaluate, values = parts(CASES[case])
+    rows = batch(CASES[case].family)
+    looks = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in rows.items()}
+    shapes = dict.fromkeys(step.streams, looks)
     if layout == "pmap":
         engine = pmap_engine(step, evaluate, jax.devices()[:8], values, values, shapes)
     else:
         mesh = make_mesh(MESHES.get(layout, (1, 1, 1)))
         placed = tuple(place(value, mesh) for value in values)
         engine = jit_engine(step, evaluate, mesh, placed, placed, shapes)
-    rows = engine.put({"train": batch(family)})
+    rows = engine.put(dict.fromkeys(step.streams, rows))
     before = engine.init(jax.random.key(0), rows)
     start = jax.device_get(engine.export(before).params)
     after, metrics = engine.update(before, rows)
-    scores = {name: metric.compute() for name, metric in jax.device_get(engine.evaluate(after, rows["train"])).items()}
+    judged = jax.device_get(engine.evaluate(after, rows["train"])) if CASES[case].evaluated else {}
+    scores = {name: metric.compute() for name, metric in judged.items()}
     means = {name: metric.compute() for name, metric in jax.device_get(metrics).items()}
     exported = jax.device_get(engine.export(after))
     gradients = jax.tree.map(lambda a, b: a - b, start, exported.params)
     return {"gradients": gradients, "state": exported.state, "metrics": means, "scores": scores}, engine
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quick_to_compile():
+    """Half the time. The wrong gradient of a model without constraints is as wrong as ever: it comes before."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def reference():
     found = {}
 
-    def of(family: str):
-        if family not in found:
-            found[family] = one_step(family, "one")[0]
-        return found[family]
+    def of(case: str):
+        if case not in found:
+            found[case] = one_step(case, "one")[0]
+        return found[case]
 
     return of
 
 
+LAYOUTS = [
+    *(("mlp", layout) for layout in MESHES),
+    ("resnet", "data"),
+    *((case, "mixed") for case in CASES if case != "mlp"),
+    *((case, "pmap") for case in CASES),
+]
+
+
 @pytest.mark.parametrize(
-    ("family", "layout"),
-    [
-        *(("mlp", layout) for layout in MESHES),
-        *((family, "mixed") for family in FAMILIES if family != "mlp"),
-        ("resnet", "data"),
-    ]
-    + [(family, "pmap") for family in FAMILIES],
+    ("case", "layout"),
+    [pytest.param(*each, marks=[pytest.mark.slow] if each[0] in SLOW else []) for each in LAYOUTS],
 )
-def test_a_step_is_the_same_on_every_layout(family, layout, reference):
-    found, _ = one_step(family, layout)
-    for name, want in reference(family).items():
+def test_a_step_is_the_same_on_every_layout(case, layout, reference):
+    found, _ = one_step(case, layout)
+    for name, want in reference(case).items():
         for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(found[name]), strict=True):
             np.testing.assert_allclose(y, x, atol=1e-5, rtol=1e-5, err_msg=f"{name} {jax.tree_util.keystr(path)}")
 

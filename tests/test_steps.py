@@ -155,16 +155,13 @@ def test_terms_that_mgda_does_not_weigh_are_added():
 def test_what_belongs_to_one_term_follows_that_term_alone():
     """Its own parameters, such as a projector, learn from its whole gradient, whatever share the student gets."""
 
-    def own(signals_key, seen):
-        return {"y": jnp.ones(())}, {}
-
-    def apply(params, state, seen, *, key):
-        return 0.5 * (params["y"] ** 2 + jnp.sum(seen.params["student"]["x"] ** 2)), state
-
-    terms = {"a": bowl((-1.0, 0.0)), "b": Weighted(Term(own, apply, local=False), 0.5)}
+    own = lambda key, seen: ({"y": jnp.ones(())}, {})
+    longer = lambda params, x: 0.5 * (params["y"] ** 2 + jnp.sum((x - jnp.asarray([-1.0, 0.0])) ** 2))
+    apply = lambda params, state, seen, *, key: (longer(params, seen.params["student"]["x"]), state)
+    terms = {"a": Weighted(Term(own, apply, local=False), 0.7), "b": Weighted(bowl((0.0, 0.0)), 0.5)}
     ts, metrics = run(world("mgda", (1.0, 0.0), terms), 1)
     assert metrics["weights/a"] == 0 and metrics["weights/b"] == pytest.approx(0.5)  # one way: the shorter
-    assert ts.params["terms"]["b"]["y"] == pytest.approx(1 - 0.1 * 0.5)
+    assert ts.params["terms"]["a"]["y"] == pytest.approx(1 - 0.1 * 0.7)
     assert_close(x(ts), np.asarray([1 - 0.1 * 0.5, 0.0]))
 
 

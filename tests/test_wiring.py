@@ -173,6 +173,25 @@ def test_roles_have_optimisers_of_their_own():
     assert not any(jax.tree.leaves(same["student"]))
 
 
+def test_weights_that_a_step_learns_have_an_optimiser_of_their_own():
+    roles = {"weights": {"optimizer": "sgd(momentum=0.0)", "rate": "0.5"}}
+    before, after, metrics = updated(planned(step="uncertainty(terms=('kd',))", roles=roles))
+    slope = 0.5 * 0.9 * (1 - float(metrics["terms/kd"].compute()))
+    np.testing.assert_allclose(after["weights"], before["weights"] - 0.5 * slope, rtol=1e-5)
+    assert float(metrics["weights/kd"].sum) == pytest.approx(0.9 / 2)
+    assert float(metrics["weights/cross_entropy"].sum) == pytest.approx(0.1)
+
+
+def test_what_has_no_teacher_learns_by_the_plain_step():
+    """A step that weighs terms would not find them there."""
+    roles = {"weights": {"rate": "0.01"}, "student": {"rate": "0.02"}}
+    config = differ(runs.load(), step="mgda(terms=('kd', 'cross_entropy'))", roles=roles)
+    teacher, student, control = (stage.config for stage in build.stages(config, Path()))
+    assert student.step == config.step and set(student.roles) == {"weights", "student"}
+    for alone in (teacher, control):
+        assert alone.step == "offline()" and set(alone.roles) == {"student"}
+
+
 def test_clipping_bounds_the_step():
     plain = {"optimizer": "sgd(momentum=0.0)", "rate": "1.0"}
     before, after, metrics = updated(planned(**plain, clip_norm=0.01))

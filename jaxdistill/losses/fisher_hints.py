@@ -12,11 +12,12 @@ Dense Networks and Fisher Pruning, 2018 (arxiv.org/abs/1801.05787) choose the un
 
 F is divided by its mean over the rows that count, positions and widths, which is ours: the weight then means what it
 means for `hidden`, whatever the teacher's confidence. A teacher that is sure of nearly all rows puts nearly all weight
-on the few others: look at labels that it has not learned by heart, or smooth it. The published code adds 1 to |g| for
-that reason; here `hidden` beside it does the same.
+on the few others: look at labels that it has not learned by heart. The published code adds 1 to |g|, which evens that
+out; here `hidden` beside it does.
 
 Config: objective.fisher_hints.term = "fisher_hints(layers='uniform')"
-When: a student too narrow for all that its teacher's layers hold.
+When: a student too narrow for all that its teacher's layers hold, and measured: on 100 digits it gained no more than
+`hidden` (`experiments/jacobian`).
 Checked: by hand, by plain float64 numpy; with equal gradients it is `hidden`.
 """
 

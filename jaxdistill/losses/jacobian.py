@@ -4,18 +4,17 @@ Srinivas and Fleuret, Knowledge Transfer with Jacobian Matching, 2018 (arxiv.org
 
     || J_s^T v / ||J_s^T v|| - J_t^T v / ||J_t^T v|| ||^2 = 2 - 2 cos(J_s^T v, J_t^T v)
 
-They match the gradients of single outputs. Here v is a random mixture of all logits, drawn
-for each row and step, and one and the same for both networks (Czarnecki et al., Sobolev training, 2017,
-arxiv.org/abs/1706.04859): over the steps every class is reached, at the price of one backward pass. A teacher whose
-v is another one teaches noise: `experiments/jacobian` measures it.
+They match the gradients of single outputs. Here v is a random mixture of all logits, drawn for each row and step, and
+one and the same for both networks (Czarnecki et al., Sobolev training, 2017, arxiv.org/abs/1706.04859): over the steps
+every class is reached, at the price of one backward pass. A teacher whose v is another one teaches noise.
 
 A step costs about two more of them for the student and one for each teacher, and needs an input that has gradients: an
 image, or an embedding of one width in both. Of a sequence with a label for each token, every token stands for its
 sequence. Teachers live: a cache holds no gradients. Networks with ReLU have a Jacobian that is constant almost
-everywhere; it is learned through the weights all the same, and smooth activations learn it better.
+everywhere; it is learned through the weights all the same.
 
 Config: objective.jacobian.term = "jacobian"
-When: few images, and a teacher that saw many.
+When: few images, and a teacher that saw many; on 100 digits it took a student from 79 to 92 % (`experiments/jacobian`).
 Checked: by hand, by plain float64 numpy, and by its experiment with a broken twin.
 """
 

@@ -17,7 +17,7 @@ with the field `label`, whatever the objective's task is: beside `mixup` they ar
 which a network is perfectly sure has a gradient of zero, and counts 1 without a gradient.
 
 Config: objective.loss_gradients.term = "loss_gradients(layers='last')"
-When: labels are there and the teacher is uncertain of some of them; beside hints, as their derivative.
+When: beside hints, as their derivative, and measured: on 100 digits it gained nothing (`experiments/jacobian`).
 Checked: by hand, by plain float64 numpy.
 """
 

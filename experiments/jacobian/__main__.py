@@ -1,0 +1,106 @@
+"""What do the teacher's derivatives teach? python -m experiments.jacobian [--workdir DIR] [--seeds 3]
+
+A student learns from 100 digits and a teacher that saw 4,000, by soft targets and by soft targets beside one more term.
+The broken twin asks student and teacher along unlike directions. A run that was stopped goes on.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxdistill
+from jaxdistill import make, registry
+from jaxdistill.config import differ
+
+KD = {"kd": {"term": "kd(temperature=4.0)"}}
+TERMS = {  # beside soft targets; weights as they came to mind, none was searched
+    "jacobian": {"term": "jacobian", "weight": 10.0},
+    "sobolev": {"term": "sobolev", "weight": 10.0},
+    "hidden": {"term": "hidden(layers='last')"},
+    "fisher_hints": {"term": "fisher_hints(layers='last')"},
+    "loss_gradients": {"term": "loss_gradients(layers='last')"},
+}
+
+
+@registry.steps.register
+def other_directions(student, teachers, objective, optimizer):
+    """The broken twin of `offline`: every teacher is asked along directions of its own."""
+
+    def elsewhere(teacher):
+        def apply(params, state, batch, *, train, key):
+            return teacher.apply(params, state, batch, train=train, key=jax.random.fold_in(key, 1))
+
+        return teacher._replace(apply=apply)
+
+    return registry.steps["offline"](student, tuple(map(elsewhere, teachers)), objective, optimizer)
+
+
+def base():
+    return make(
+        title="Derivatives of a teacher, on 100 digits",
+        steps=300,
+        batch_size=100,
+        student={"model": "mlp(widths=(128, 128), classes=10)"},
+        teachers={
+            "wide": {
+                "model": "mlp(widths=(256, 256), classes=10)",
+                "steps": 600,
+                "rate": "cosine(start=0.005)",
+                "augment": ("shift(pixels=2)",),
+            }
+        },
+        objective=KD,
+        control=False,
+        optimizer="adamw(weight_decay=0.0001)",
+        rate="cosine(start=0.003)",
+        data={"name": "mnist5k", "train": "train[:100]"},
+        evaluate={"every": 300, "batch_size": 500},
+        logging={"tensorboard": False},
+        mesh={"data": 1},
+    )
+
+
+def arms(config, teacher: Path):
+    """The configs that are compared, by name."""
+    learned = differ(config, teachers={"wide": {**config.teachers.wide.to_dict(), "checkpoint": str(teacher)}})
+    beside = {f"kd + {name}": differ(learned, objective=KD | {name: term}) for name, term in TERMS.items()}
+    return {
+        "labels": differ(config, teachers={}, objective={"cross_entropy": {}}),
+        "kd": learned,
+        **beside,
+        "kd + jacobian, other directions": differ(beside["kd + jacobian"], step="other_directions()"),
+    }
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--workdir", default="runs/jacobian", type=Path)
+    words.add_argument("--seeds", default=3, type=int)
+    known = words.parse_args()
+    console, quiet, config = Console(), Console(quiet=True), base()
+
+    everything = differ(config, steps=1, data={**config.data.to_dict(), "train": "train"})
+    (teacher, _) = jaxdistill.distill(everything, known.workdir / "teacher", quiet).rows
+    console.print(f"teacher: {100 * teacher['accuracy']:.1f} %")
+    found = {}
+    for arm, each in arms(config, known.workdir / "teacher" / "teachers" / "wide").items():
+        folder = known.workdir / arm.replace(" ", "").replace("+", "-").replace(",", "-")
+        runs = [jaxdistill.distill(differ(each, seed=seed), folder / str(seed), quiet) for seed in range(known.seeds)]
+        found[arm] = [100 * next(r["accuracy"] for r in run.rows if r["name"] == "student") for run in runs]
+        console.print(f"{arm}: {', '.join(f'{accuracy:.1f}' for accuracy in found[arm])}")
+
+    table = Table("learns from", "accuracy %", "beside kd")
+    for arm, accuracies in found.items():
+        gain = np.subtract(accuracies, found["kd"])
+        table.add_row(arm, f"{np.mean(accuracies):.1f} +- {np.std(accuracies, ddof=1):.1f}", f"{gain.mean():+.1f}")
+    console.print(table)
+    (known.workdir / "jacobian.json").write_text(json.dumps({"teacher": teacher["accuracy"], **found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

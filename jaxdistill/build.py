@@ -23,13 +23,15 @@ from jaxdistill.data.describe import Description
 from jaxdistill.data.stream import Transform
 from jaxdistill.errors import ConfigError
 from jaxdistill.fetch import default_folder
-from jaxdistill.models.combinators import in_dtype, microbatched
+from jaxdistill.models.combinators import in_dtype
+from jaxdistill.models.derivatives import NEEDED, with_needed
 from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.parallel.mesh import mesh_shape
+from jaxdistill.registry import Spec
 from jaxdistill.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
-from jaxdistill.types import Fusion, Model, Objective, Shapes, Signals, Step
+from jaxdistill.types import Fusion, Model, Objective, Shapes, Signals, Step, Term
 
 
 class Split(NamedTuple):
@@ -108,13 +110,12 @@ def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
     return found
 
 
-def model(spec: str, path: str, dtype: str, pieces: int = 1) -> Model:
-    """The model of a spec, in its dtype and number of pieces."""
+def model(spec: str, path: str, dtype: str, needs: frozenset[str] = frozenset(), pieces: int = 1) -> Model:
+    """The model of a spec, in its dtype and number of pieces, with the gradients that terms need."""
     if not spec:
         raise ConfigError(path, f"no model is named. Known: {', '.join(registry.models)}.")
     built = registry.models.build(spec, path)
-    built = in_dtype(built, dtype) if dtype != "float32" else built
-    return microbatched(built, pieces) if pieces > 1 else built
+    return with_needed(in_dtype(built, dtype) if dtype != "float32" else built, needs, pieces)
 
 
 def splits(config: ConfigDict) -> dict[str, Split]:
@@ -162,13 +163,14 @@ def parts(
     Raises:
         ConfigError: naming the path, the value and the cure.
     """
-    student = model(config.student.model, "student.model", config.dtype, config.accumulate)
-    names = tuple(config.teachers)
-    living = lambda name: model(config.teachers[name].model, f"teachers.{name}.model", config.dtype)
-    teachers = tuple(cached[name] if name in cached else living(name) for name in names)
     terms = {name: _term(entry, f"objective.{name}", name, horizon) for name, entry in config.objective.items()}
     if not terms:
         raise ConfigError("objective", f"no terms. Name at least one; losses: {', '.join(registry.losses)}.")
+    needs = frozenset[str]().union(*(weighted.term.needs for weighted in terms.values()))
+    student = model(config.student.model, "student.model", config.dtype, needs, config.accumulate)
+    names = tuple(config.teachers)
+    living = lambda name: model(config.teachers[name].model, f"teachers.{name}.model", config.dtype, needs)
+    teachers = tuple(cached[name] if name in cached else living(name) for name in names)
     _check_teachers(config, terms, dict(zip(names, teachers, strict=True)))
     fused = registry.fusions.build(config.fusion, "fusion")
     signals = fits.check_shapes(config, student, dict(zip(names, teachers, strict=True)), terms, fused, shapes, classes)
@@ -218,9 +220,17 @@ def _check_streams(config: ConfigDict, step: Step) -> None:
         raise ConfigError("streams", f"{config.step!r} reads the stream {stream!r}; add streams.{stream}.split.")
 
 
+def loss(spec: str | Spec, path: str, horizon: Horizon) -> Term:
+    """The term of a spec, whose arguments may be schedules, and terms again."""
+    convert = {
+        Scalar: lambda value, where: resolve(value, horizon, where),
+        Term: lambda value, where: loss(value, where, horizon),
+    }
+    return registry.losses.build(spec, path, convert)
+
+
 def _term(entry: ConfigDict, path: str, name: str, horizon: Horizon) -> Weighted:
-    convert = {Scalar: lambda value, where: resolve(value, horizon, where)}
-    term = registry.losses.build(entry.term or name, path, convert)
+    term = loss(entry.term or name, path, horizon)
     term = term._replace(stream=entry.stream) if entry.stream else term
     return Weighted(term, resolve(entry.weight, horizon, f"{path}.weight"))
 
@@ -231,11 +241,14 @@ def _role(entry: ConfigDict, path: str, horizon: Horizon) -> tuple[Any, Schedule
 
 
 def _check_teachers(config: ConfigDict, terms: Mapping[str, Weighted], teachers: Mapping[str, Model]) -> None:
-    if not config.teachers:
-        for name, (term, _) in terms.items():
-            if "teacher" in term.needs:
-                cure = "Add teachers.NAME.model with a checkpoint, or with steps to train it here."
-                raise ConfigError(f"objective.{name}", f"needs a teacher, and the config has none. {cure}")
+    read = [name for name, teacher in config.teachers.items() if teacher.cache]
+    for name, (term, _) in terms.items():
+        if "teacher" in term.needs and not config.teachers:
+            cure = "Add teachers.NAME.model with a checkpoint, or with steps to train it here."
+            raise ConfigError(f"objective.{name}", f"needs a teacher, and the config has none. {cure}")
+        if read and (gradients := sorted(term.needs & NEEDED)):
+            cure = f"Remove teachers.{read[0]}.cache"
+            raise ConfigError(f"objective.{name}", f"needs {gradients[0]}, which no cache holds. {cure}.")
     for name, teacher in config.teachers.items():
         if not (teacher.checkpoint or teacher.steps or teacher.cache or teachers[name].load):
             cure = f"Set teachers.{name}.checkpoint to the folder of a run, or teachers.{name}.steps to train it here."

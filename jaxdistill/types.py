@@ -50,6 +50,25 @@ class Factored:
 
 
 @struct
+class Heads:
+    """What the heads of one layer attend with. Under rotary positions, queries and keys are turned already.
+
+    A model forms these anyway, so that returning them costs nothing; scores and relations are made of them by the
+    terms that want them.
+
+    Args:
+        query: `[batch, queries, heads, head_size]`
+        key, value: `[batch, keys, kv_heads, head_size]`; with grouped queries there are fewer heads
+        probabilities: `[batch, heads, queries, keys]`, of a model that was asked for them by `attentions=True`
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    probabilities: Array | None = None
+
+
+@struct
 class Outputs:
     """Everything a model returns. Nothing is hooked: under `jit`, what no term reads is removed by the compiler.
 
@@ -57,16 +76,24 @@ class Outputs:
         logits: `[*batch, classes]`, or a `Factored` head
         hidden_states: one array per layer, `[*batch, width]`, the embedding (stem) first: 12 layers give 13. Layers
             with a spatial extent keep it: `[batch, height, width, channels]`
-        attentions: one array per layer, `[batch, heads, queries, keys]`; only where a term needs them
+        attentions: what each layer's heads attend with
         embedding: the pooled or projected representation, `[batch, width]`
         text_embedding: of a model with two towers, that of the other one; `embedding` is then the image's
+        input_gradients: of a random mixture of the logits with respect to the input, `[batch, *input]`; where a term
+            needs them, see `models/derivatives.py`
+        weights: of a fused teacher, what share each teacher has in it, `[teachers, *batch]`
+        state_gradients: of each row's task loss with respect to each hidden state, shaped like these; where a term
+            needs them
     """
 
     logits: Array | Factored
     hidden_states: tuple[Array, ...] = ()
-    attentions: tuple[Array, ...] = ()
+    attentions: tuple[Heads, ...] = ()
     embedding: Array | None = None
     text_embedding: Array | None = None
+    weights: Array | None = None
+    input_gradients: Array | None = None
+    state_gradients: tuple[Array, ...] = ()
 
     def dense(self) -> "Outputs":
         """The same with its logits multiplied out."""
@@ -157,11 +184,13 @@ class Fusion(NamedTuple):
     Averaging probabilities first and softening them afterwards was 33 % off, which is why the temperature is an input.
 
     init: `(key, signals) -> (params, state)`; params hold gates
-    apply: `(params, state, signals, *, key) -> (Outputs, state)`
+    apply: `(params, state, signals, *, key) -> (Outputs, state)`; `Outputs.weights` are the teachers' shares
+    by_step: its params must not be trained by the loss that it weighs; only a step that `gates` may have it
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Outputs, PyTree]]
+    by_step: bool = False
 
 
 class Term(NamedTuple):
@@ -172,7 +201,8 @@ class Term(NamedTuple):
         `(values, mask)` where the term knows better what counts, or a scalar regulariser
     stream: which stream of the batch it reads
     local: every row stands for itself and no state is kept, so that rows may be cut into chunks
-    needs: what it cannot do without: "teacher"
+    needs: what it cannot do without: "teacher"; "input_gradients" or "state_gradients", which models are made to
+        return where a term says so
     temperature: `step -> temperature` at which its teacher is fused; None: 1
     """
 
@@ -190,15 +220,22 @@ class Objective(NamedTuple):
     init: `(key, {stream: signals}) -> (params, state)`, each with the roles `fusion` and `terms`
     apply: `(params, state, {stream: signals}, *, key) -> ({term: Mean}, state)`; one mean per term, so that a step may
         take one gradient per term
+    loss: `(params, state, {stream: signals}, {term: weight}, *, key) -> (scalar, ({term: Mean}, state))`, the weighted
+        sum to differentiate; where a head is factored, its value and gradient are taken in one pass
     fuse: `(params, state, signals, *, key) -> (signals, state)` with the teacher fused, for steps that train a gate
-    total: `({term: Mean}, step) -> ` the weighted scalar to differentiate
+    weights: `step -> {term: weight}`, as the config says
+    total: `({term: Mean}, step) -> ` the weighted scalar, from the means
+    terms: their names, in order
     streams: the streams that its terms read
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[dict[str, Any], PyTree]]
+    loss: Callable[..., tuple[Array, tuple[dict[str, Any], PyTree]]]
     fuse: Callable[..., tuple[Signals, PyTree]]
+    weights: Callable[[Array], dict[str, Array]]
     total: Callable[..., Array]
+    terms: tuple[str, ...]
     streams: frozenset[str]
 
 
@@ -210,8 +247,10 @@ class Step(NamedTuple):
     update: `(train_state, teachers, batch) -> (train_state, metrics)`; pure, compiled by `parallel/compile.py`.
         `teachers` is a tuple of `Variables`, `batch` a dict with one entry per stream, metrics a dict of `Mean`
     streams: the streams of the batch it reads
+    gates: it trains a fusion's params by something else than the loss that they weigh
     """
 
     init: Callable[..., TrainState]
     update: Callable[..., tuple[TrainState, dict[str, Any]]]
     streams: frozenset[str]
+    gates: bool = False

@@ -19,9 +19,9 @@ import jaxdistill.losses
 import jaxdistill.models
 import jaxdistill.optim
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
-from jaxdistill import registry
-from jaxdistill.schedules import Horizon, Scalar, resolve
-from jaxdistill.types import Array, Outputs, Signals, Term
+from jaxdistill.build import loss
+from jaxdistill.schedules import Horizon
+from jaxdistill.types import Array, Heads, Outputs, Signals, Term
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # quick to compile
 HORIZON = Horizon(steps=100, epoch=10.0)
@@ -32,6 +32,9 @@ class Example(NamedTuple):
 
     Args:
         least: a loss has its least value where the student equals its teacher.
+        extent: of the hidden states that a loss reads, if it cannot do without one; else it is tried with and without.
+        draws: a loss draws at random, so that permuted rows meet other draws.
+        detaches: a loss holds a part of its value constant, because its paper does, such as Z of crd.
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
         statistics: a model normalises by its batch; they are its state.
@@ -41,6 +44,9 @@ class Example(NamedTuple):
 
     spec: str
     least: bool = False
+    extent: tuple[int, ...] | None = None
+    draws: bool = False
+    detaches: bool = False
     symmetric: bool = False
     hidden_states: int = 0
     statistics: bool = False
@@ -48,32 +54,78 @@ class Example(NamedTuple):
 
 
 LOSSES = {
+    "attention_transfer": [Example("attention_transfer", least=True, extent=(2, 3))],
+    "cc": [Example("cc", least=True)],
+    "crd": [Example("crd(records=20, negatives=8, width=3)", draws=True, detaches=True)],
     "cross_entropy": [
         Example("cross_entropy"),
         Example("cross_entropy(label_smoothing=0.1)"),
         Example("cross_entropy(target='label_probs')"),
     ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
+    "fisher_hints": [Example("fisher_hints"), Example("fisher_hints(projector='none')", least=True)],
+    "fsp": [Example("fsp", least=True, extent=(2, 3))],
+    "graph": [
+        Example("graph(edges=((0, 1), (1, 2, 0.5), (2, 0), (3, 5), (3, 3)), node='index')", least=True),
+        Example("graph(edges=((0, 1), (1, 2), (2, 3)), relation='similarity', level='classes', node='index')"),
+    ],
+    "heads": [
+        Example("heads(((2, 1), (1, 0), (2, 0), (1, 1)))"),
+        Example("heads(((2, 1), (1, 0)), student_heads=((2, 1), (1, 0)), match='scores')", least=True),
+    ],
     "hidden": [
         Example("hidden"),
         Example("hidden(layers='last', distance='cosine')"),
+        Example("hidden(projector='mlp', weights=(1, 3))"),
+        Example("hidden(layers='last', projector='conv')", extent=(2, 3)),
         Example("hidden(projector='none')", least=True),
         Example("hidden(projector='none', distance='cosine')", least=True),
     ],
+    "jacobian": [Example("jacobian", least=True)],
     "kd": [
         Example("kd", least=True),
         Example("kd(temperature=1.0, scale_t2=False)", least=True),
         Example("kd(temperature=linear(start=8.0, end=2.0))", least=True),
     ],
     "logit_mse": [Example("logit_mse", least=True)],
+    "loss_gradients": [
+        Example("loss_gradients(projector='fixed')"),
+        Example("loss_gradients(projector='none')", least=True),
+    ],
+    "minilm": [Example("minilm", least=True)],
+    "minilm2": [Example("minilm2(relation_heads=4)", least=True)],
+    "nst": [Example("nst", least=True, extent=(2, 3))],
+    "pkd": [Example("pkd", least=True, extent=(2,)), Example("pkd('uniform', 'mlp')", extent=(2,))],
+    "pkt": [Example("pkt", least=True)],
+    "related_labels": [Example("related_labels(edges=((0, 1), (1, 1, 0.5)), share=0.3)")],
+    "review": [Example("review", extent=(2, 3))],
+    "rkd": [
+        Example("rkd", least=True),
+        Example("rkd(triplets=50, layers=(-1, -1))", draws=True),
+    ],
+    "semckd": [Example("semckd(layers=((2, 1), (2, 2)), size=3)")],
+    "similarity": [Example("similarity(layers=(-1, -1))", least=True)],
+    "sobolev": [Example("sobolev", least=True)],
+    "tinybert": [Example("tinybert"), Example("tinybert(projector='none')", least=True)],
+    "vid": [Example("vid")],
 }
 
 FUSIONS = {
     "average": [Example("average", symmetric=True), Example("average(of='logits')", symmetric=True)],
+    "confidence": [Example("confidence", symmetric=True)],
+    "entropy": [Example("entropy", symmetric=True), Example("entropy(of='logits')", symmetric=True)],
+    "sampled": [Example("sampled", draws=True)],
     "single": [Example("single")],
 }
 
-STEPS = {"offline": [Example("offline")]}
+TASKS = "terms=('kd', 'cross_entropy', 'hidden')"  # of the laws' objective, in which decay is none
+
+STEPS = {
+    "gradnorm": [Example(f"gradnorm({TASKS})")],
+    "mgda": [Example(f"mgda({TASKS})")],
+    "offline": [Example("offline")],
+    "uncertainty": [Example(f"uncertainty({TASKS})")],
+}
 
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
 
@@ -154,15 +206,27 @@ def every(table: Mapping[str, list[Example]], **claims: bool) -> Any:
 
 def build_loss(spec: str) -> Term:
     """A loss as a config would build it."""
-    return registry.losses.build(spec, "objective", {Scalar: lambda value, path: resolve(value, HORIZON, path)})
+    return loss(spec, "objective", HORIZON)
+
+
+POSITIONS = 3  # tokens of a text, of which 2 or 3 are real
 
 
 def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: int, width: int, depth: int) -> Outputs:
     """Everything that a model may return, drawn at random."""
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    attentions = tuple(jax.nn.softmax(draw(batch[0], 2, 3, 3)) for _ in range(depth))
+    length = batch[1] if len(batch) == 2 else POSITIONS
+    heads = lambda: Heads(*draw(3, batch[0], length, 2, 4), jax.nn.softmax(draw(batch[0], 2, length, length)))
+    attentions = tuple(heads() for _ in range(depth))
     hidden = tuple(draw(*batch, *extent, width) for _ in range(depth + 1))
-    return Outputs(2 * draw(*batch, classes), hidden, attentions, draw(batch[0], width))
+    return Outputs(
+        2 * draw(*batch, classes),
+        hidden,
+        attentions,
+        draw(batch[0], width),
+        input_gradients=draw(batch[0], 7),
+        state_gradients=tuple(draw(*x.shape) for x in hidden),
+    )
 
 
 def signals(
@@ -177,6 +241,8 @@ def signals(
     rng = np.random.default_rng(seed)
     kernels = lambda: {name: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for name in ("a/kernel", "b/kernel")}
     teachers = tuple(outputs(rng, batch, extent, classes, width, depth) for depth in depths)
+    lengths = 2 + np.arange(batch[0])[:, None] % 2
+    text = {"attention_mask": jnp.asarray(np.arange(POSITIONS) < lengths, jnp.int32)}
     return Signals(
         student=outputs(rng, batch, extent, classes, width, 2),
         teachers=teachers,
@@ -184,6 +250,8 @@ def signals(
         batch={
             "label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
             "label_probs": jnp.asarray(rng.dirichlet(np.ones(classes), batch), jnp.float32),
+            **(text if len(batch) == 1 else {}),
+            "index": jnp.arange(batch[0], dtype=jnp.int32),
         },
         mask=jnp.ones(batch),
         step=jnp.asarray(50, jnp.int32),

@@ -70,11 +70,16 @@ def run(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> O
     return jax.jit(lambda values: model.apply(*values, batch, train=False, key=KEY)[0].dense())(variables)
 
 
+def probabilities(out: Outputs) -> list[jax.Array]:
+    """Those of every layer's attention; empty where they were not asked for."""
+    return [heads.probabilities for heads in out.attentions if heads.probabilities is not None]
+
+
 def check_outputs(ref: Reference, out: Outputs, tolerance: float = 1e-5) -> None:
     """Logits, embedding and every hidden state, to the tolerance relative to the largest value."""
     found = {"logits": out.logits, "embedding": out.embedding, "text_embedding": out.text_embedding}
     found |= {f"hidden/{i}": x for i, x in enumerate(out.hidden_states)}
-    found |= {f"attention/{i}": x for i, x in enumerate(out.attentions)}
+    found |= {f"attention/{i}": x for i, x in enumerate(probabilities(out))}
     assert {n for n in ref.said if n.startswith("hidden/")} == {n for n in found if n.startswith("hidden/")}
     for name, said in ref.said.items():
         error = float(np.max(np.abs(np.asarray(found[name], np.float64) - said))) / max(1.0, float(np.abs(said).max()))

@@ -65,7 +65,7 @@ def test_attentions_asked_for_change_nothing_else_and_are_those_of_transformers(
     ref, folder, *_ = known("bert_classifier")
     *_, model, variables = parity.ours(folder, ref.batch, attentions=True)
     out = run(model, variables, ref.batch)
-    assert [x.shape for x in out.attentions] == [(4, 4, 9, 9)] * 2
+    assert [x.shape for x in parity.probabilities(out)] == [(4, 4, 9, 9)] * 2
     parity.check_outputs(ref, out)
 
 
@@ -223,8 +223,8 @@ def test_more_padding_changes_nothing_that_was_there(spec):
     more = run(model, variables, {"input_ids": pad(ids), "attention_mask": pad(real)})
     assert_close(more.logits, out.logits, atol=1e-5)
     assert_close([x[:, :6] for x in more.hidden_states], list(out.hidden_states), atol=1e-5)
-    assert_close([x[:, :, :6, :6] for x in more.attentions], list(out.attentions), atol=1e-5)
-    assert all(not x[..., 6:].any() for x in more.attentions)
+    assert_close([x[:, :, :6, :6] for x in parity.probabilities(more)], parity.probabilities(out), atol=1e-5)
+    assert all(not x[..., 6:].any() for x in parity.probabilities(more))
 
 
 @pytest.mark.parametrize("spec", ["classes=0", "classes=0, pool='cls', attentions=True"])
@@ -277,7 +277,7 @@ def test_attention_dropout_leaves_the_returned_probabilities_whole():
     model, variables = small("classes=3, attention_dropout=0.5, attentions=True")
     batch = {"input_ids": jax.random.randint(KEY, (4, 6), 1, 60)}
     out, _ = quick_jit(model.apply, static_argnames="train")(*variables, batch, train=True, key=KEY)
-    assert_close([x.sum(-1) for x in out.attentions], [np.ones((4, 2, 6))] * 2)
+    assert_close([x.sum(-1) for x in parity.probabilities(out)], [np.ones((4, 2, 6))] * 2)
 
 
 # Real weights

@@ -27,11 +27,14 @@ from examples import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding
 
 from jaxdistill import registry
 from jaxdistill.checkpoint import flatten, unflatten
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
+from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS, psum
+from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.types import Array, Model, Outputs, Signals, Step, Variables
 
 KEY = jax.random.key(0)
@@ -51,9 +54,10 @@ def test_no_part_escapes_the_laws(kind):
 
 
 class Law(NamedTuple):
-    """A loss, compiled: its values, its mean, and the mean's gradient with respect to all that may learn."""
+    """A loss: its values as they are; compiled, its values, its mean, and the mean's gradient in all that may learn."""
 
     eager: Callable[[Signals], Any]
+    plain: Callable[[Signals], Any]
     values: Callable[[Signals], Any]
     mean: Callable[[Signals], Any]
     gradient: Callable[[Signals], Any]
@@ -77,7 +81,7 @@ def law(spec: str) -> Law:
         loss = lambda learned: mean(replace(seen, **learned)).compute()
         return jax.grad(loss)({name: getattr(seen, name) for name in ("student", "teachers", "params")})
 
-    return Law(values, quick_jit(values), quick_jit(mean), quick_jit(gradient))
+    return Law(values, mean, quick_jit(values), quick_jit(mean), quick_jit(gradient))
 
 
 def float_leaves(function, tree):
@@ -116,15 +120,15 @@ HARD_CASES = {
 }
 
 
-def equally_deep(**fields) -> Signals:
+def equally_deep(example: examples.Example, **fields) -> Signals:
     """A student and a teacher of 2 layers each, so that one can become the other."""
-    return examples.signals(depths=(2,), **fields)
+    return examples.signals(depths=(2,), extent=example.extent or (), **fields)
 
 
 @every(LOSSES)
 @pytest.mark.parametrize("case", HARD_CASES)
 def test_value_and_gradient_of_a_loss_are_finite(example, case):
-    seen = HARD_CASES[case](equally_deep())
+    seen = HARD_CASES[case](equally_deep(example))
     assert all_finite(law(example.spec).values(seen))
     assert all_finite(law(example.spec).gradient(seen))
 
@@ -141,6 +145,7 @@ BATCHES = st.one_of(st.tuples(st.integers(1, 5)), st.tuples(st.integers(1, 3), s
     depth=st.integers(2, 5),
 )
 def test_a_loss_gives_one_value_per_row_or_one_scalar(example, batch, extent, classes, width, depth):
+    extent = extent if example.extent is None else example.extent
     seen = examples.signals(batch=batch, extent=extent, classes=classes, width=width, depths=(depth,))
     out = jax.eval_shape(law(example.spec).eager, seen)
     for values in out if isinstance(out, tuple) else [out]:
@@ -151,7 +156,7 @@ def test_a_loss_gives_one_value_per_row_or_one_scalar(example, batch, extent, cl
 @every(LOSSES, least=True)
 @given(seed=st.integers(0, 99), size=st.floats(0.01, 10.0))
 def test_a_loss_is_least_where_the_student_equals_the_teacher(example, seed, size):
-    equal = taught(equally_deep(seed=seed))
+    equal = taught(equally_deep(example, seed=seed))
     away = lambda tree: jax.tree.map(lambda x, n: x + size * n, tree, noise(seed + 1, tree))
     params = equal.params | {"student": away(equal.params["student"])}
     other = replace(equal, student=away(equal.student), params=params)
@@ -181,7 +186,7 @@ def padded(seen: Signals, valid: int, student: float, teachers: float) -> Signal
 
 @every(LOSSES)
 def test_what_padded_rows_hold_changes_no_bit_of_a_loss(example):
-    seen, nan = equally_deep(batch=(10,)), float("nan")
+    seen, nan = equally_deep(example, batch=(10,)), float("nan")
     mean = lambda *fillers: law(example.spec).mean(padded(seen, 4, *fillers))
     gradient = lambda *fillers: law(example.spec).gradient(padded(seen, 4, *fillers))
     assert_same(mean(1e6, -1e6), mean(0.0, 0.0))
@@ -192,23 +197,23 @@ def test_what_padded_rows_hold_changes_no_bit_of_a_loss(example):
 
 @every(LOSSES)
 def test_more_padding_does_not_change_a_loss(example):
-    seen = equally_deep(batch=(10,))
+    seen = equally_deep(example, batch=(10,))
     few = law(example.spec).mean(examples.at_rows(seen, jnp.arange(4)))
     assert_close(law(example.spec).mean(padded(seen, 4, 7.0, 3.0)).compute(), few.compute(), rtol=1e-6)
 
 
-@every(LOSSES)
+@every(LOSSES, draws=False)
 def test_permuting_the_batch_permutes_the_values_of_a_loss(example):
-    order = jnp.asarray([3, 0, 5, 1, 4, 2])
-    values, permuted = (law(example.spec).values(s) for s in (equally_deep(), examples.at_rows(equally_deep(), order)))
+    order, seen = jnp.asarray([3, 0, 5, 1, 4, 2]), equally_deep(example)
+    values, permuted = law(example.spec).values(seen), law(example.spec).values(examples.at_rows(seen, order))
     assert_close(permuted, values[order] if values.ndim else values)
 
 
-@every(LOSSES)
+@every(LOSSES, detaches=False)
 @pytest.mark.parametrize("role", ["student", "teachers", "params"])
 def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_learns(example, role):
     """Finite differences: a `stop_gradient` inside a term would make meta-learning silently zero."""
-    seen = equally_deep()
+    seen = equally_deep(example)
     learned = getattr(seen, role)
     direction = noise(1, learned)
     moved = lambda size: replace(seen, **{role: jax.tree.map(lambda x, d: x + size * d, learned, direction)})
@@ -223,7 +228,7 @@ def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_lear
 @every(LOSSES)
 def test_a_nan_that_counts_is_not_hidden(example):
     """A run stops at a loss that is not finite; one that swallows it trains on."""
-    seen, needs = equally_deep(), examples.build_loss(example.spec).needs
+    seen, needs = equally_deep(example), examples.build_loss(example.spec).needs
     spoil = lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)
     broken = replace(seen, student=spoil(seen.student), params=seen.params | {"student": spoil(seen.params["student"])})
     assert np.isnan(law(example.spec).mean(broken).compute())
@@ -235,16 +240,44 @@ def test_a_nan_that_counts_is_not_hidden(example):
 
 @every(LOSSES)
 def test_a_loss_is_the_same_under_jit(example):
-    assert_close(law(example.spec).values(equally_deep()), law(example.spec).eager(equally_deep()))
+    assert_close(law(example.spec).values(equally_deep(example)), law(example.spec).eager(equally_deep(example)))
 
 
 @every(LOSSES)
 def test_a_loss_of_bfloat16_outputs_is_computed_in_float32(example):
-    halves = on_outputs(lambda x: x.astype(jnp.bfloat16), equally_deep())
+    halves = on_outputs(lambda x: x.astype(jnp.bfloat16), equally_deep(example))
     values = law(example.spec).values(halves)
     expected = law(example.spec).values(on_outputs(lambda x: x.astype(jnp.float32), halves))
     assert values.dtype == jnp.float32
     assert (np.abs(values - expected) <= 2e-2 * np.maximum(1, np.abs(expected))).all()
+
+
+@every(LOSSES)
+@pytest.mark.parametrize("layout", ["mesh", "pmap"])
+def test_a_loss_is_the_same_on_8_devices(example, layout):
+    """Value and gradient, where devices hold 2, 1 or 0 rows that count: whoever compares rows must gather them."""
+    seen = padded(equally_deep(example, batch=(16,)), 11, 0.0, 0.0)
+    value, gradient = law(example.spec).mean(seen).compute(), law(example.spec).gradient(seen)["student"]
+    rows = (seen.student, seen.teachers, seen.batch, seen.mask)
+    join = lambda rows: replace(seen, student=rows[0], teachers=rows[1], batch=rows[2], mask=rows[3])
+
+    def both(rows):
+        def loss(student):
+            mean = law(example.spec).plain(replace(join(rows), student=student))
+            return mean.sum / jnp.maximum(mean.count, 1)
+
+        local, slope = jax.value_and_grad(loss)(rows[0])
+        return psum(local), slope
+
+    if layout == "mesh":
+        mesh = make_mesh((2, 2, 2))
+        with jax.set_mesh(mesh):
+            found = quick_jit(both)(jax.device_put(rows, NamedSharding(mesh, ROWS)))
+    else:
+        split = lambda tree: jax.tree.map(lambda x: x.reshape(8, 2, *x.shape[1:]), tree)
+        values, slopes = jax.pmap(both, axis_name=PMAP_AXIS)(split(rows))
+        found = values[0], jax.tree.map(lambda x: x.reshape(16, *x.shape[2:]), slopes)
+    assert_close(found, (value, gradient), rtol=1e-4, atol=1e-5)
 
 
 # Fusions
@@ -307,6 +340,39 @@ def test_fused_teachers_are_a_distribution_with_a_finite_gradient(example, tempe
     assert (fused >= 0).all()
     assert_close(fused.sum(-1), np.ones(6))
     assert all_finite(gradient)
+
+
+@every(FUSIONS, draws=False)
+def test_permuting_the_teachers_permutes_their_weights(example):
+    seen = examples.signals(depths=(4, 3, 2))
+    weights = fuse(example.spec, seen).weights
+    if weights is None:  # one teacher, chosen by its number
+        return
+    assert weights.shape == (3, 6)
+    assert_close(weights.sum(0), np.ones(6))
+    order = [2, 0, 1]
+    permuted = fuse(example.spec, replace(seen, teachers=tuple(seen.teachers[k] for k in order)))
+    if example.symmetric:
+        assert_close(permuted.weights, weights[jnp.asarray(order)])
+
+
+@every(FUSIONS)
+@pytest.mark.parametrize("nonsense", [0.0, jnp.nan])
+def test_an_absent_teacher_has_no_weight_and_is_not_heard(example, nonsense):
+    seen = examples.signals(depths=(4, 3, 2))
+    if fuse(example.spec, seen).weights is None:
+        return
+    there = jnp.asarray([[1, 0, 1], [1, 0, 0]] * 3)
+    spoilt = on_logits(lambda z: z * nonsense, seen.teachers[1])
+    here = replace(seen, batch=seen.batch | {"present": there})
+    fused = fuse(example.spec, replace(here, teachers=(seen.teachers[0], spoilt, seen.teachers[2])))
+    assert not fused.weights[1].any() and not fused.weights[2, 1::2].any()
+    assert_close(fused.weights.sum(0), np.ones(6))
+    assert_close(softened(fused, 1.0)[1::2], softened(seen.teachers[0], 1.0)[1::2])
+    gradient = jax.grad(lambda teachers: fuse(example.spec, replace(here, teachers=teachers)).logits[:, 0].sum())
+    assert all_finite(gradient((seen.teachers[0], spoilt, seen.teachers[2])))
+    nobody = replace(seen, batch=seen.batch | {"present": jnp.zeros((6, 3))})
+    assert_close(softened(fuse(example.spec, nobody), 1.0), np.full((6, 5), 0.2))
 
 
 @TEMPERATURES

@@ -1,7 +1,6 @@
-"""Losses against plain float64 numpy, against the published code, and layer maps by hand."""
+"""Losses against plain float64 numpy, and layer maps by hand; `test_golden.py` has the published code."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import examples
 import jax
@@ -12,7 +11,7 @@ import pytest
 from examples import all_finite, assert_close, signals
 
 from jaxdistill.errors import ConfigError
-from jaxdistill.fusion.average import mixture_logits
+from jaxdistill.fusion.mixture import mixture_logits
 from jaxdistill.losses.cross_entropy import soft_cross_entropy, softmax_cross_entropy
 from jaxdistill.losses.hidden import cosine_distance, squared_distance
 from jaxdistill.losses.kd import kl_divergence
@@ -20,7 +19,6 @@ from jaxdistill.losses.layers import layer_pairs
 from jaxdistill.losses.logit_mse import mean_squared_error
 from jaxdistill.types import Outputs, Signals
 
-GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
 KEY = jax.random.key(0)
 
 
@@ -74,22 +72,6 @@ def test_kd_is_t_squared_times_the_divergence_of_teacher_from_student(temperatur
 def test_kd_follows_its_temperatures_schedule():
     seen = signals()  # step 50 of 100
     assert_close(values("kd(temperature=linear(start=8, end=2))", seen), values("kd(temperature=5)", seen))
-
-
-@pytest.mark.parametrize("temperature", [2, 4])
-def test_kd_equals_the_published_code_in_value_and_gradient(temperature):
-    student, teacher, value, gradient = (
-        GOLDEN[f"kd_T{temperature}/{n}"] for n in ("student", "teacher", "value", "grad")
-    )
-    seen = replace(signals(batch=(16,), classes=10), teachers=(Outputs(jnp.asarray(teacher, jnp.float32)),))
-    term = examples.build_loss(f"kd(temperature={temperature})")
-
-    def loss(logits):
-        fused = replace(seen, student=Outputs(logits), teacher=seen.teachers[0], temperature=float(temperature))
-        return term.apply({}, {}, fused, key=KEY)[0].mean()
-
-    got = jax.jit(jax.value_and_grad(loss))(jnp.asarray(student, jnp.float32))
-    assert_close(got, (value, gradient), rtol=2e-5)
 
 
 def test_the_gradient_of_kd_keeps_its_size_when_the_temperature_changes():
@@ -164,7 +146,10 @@ def test_a_class_that_nobody_named_adds_nothing_whatever_its_logit():
 
 @pytest.mark.parametrize(
     ("target", "said"),
-    [("labels", "no field 'labels'; it has label, label_probs"), ("wide", r"wide has shape \[6, 4\] .* \[6, 5\]")],
+    [
+        ("labels", "no field 'labels'; it has attention_mask, index, label, label_probs"),
+        ("wide", r"wide has shape \[6, 4\] .* \[6, 5\]"),
+    ],
 )
 def test_a_target_that_does_not_fit_is_told_with_the_cure(target, said):
     seen = signals()

@@ -7,6 +7,7 @@ import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from examples import MODELS, all_finite, assert_close, assert_same, every, quick_jit
 from flax import nnx
@@ -75,7 +76,7 @@ def test_a_model_returns_logits_and_all_its_hidden_states(example):
     assert len(out.hidden_states) == example.hidden_states
     if example.inputs != "tokens":
         assert out.embedding.shape[0] == ROWS and out.embedding.ndim == 2
-    assert all(x.shape[0] == ROWS and x.ndim >= 2 for x in out.hidden_states + out.attentions)
+    assert all(x.shape[0] == ROWS and x.ndim >= 2 for x in jax.tree.leaves((out.hidden_states, out.attentions)))
     assert all_finite(out) and all(x.dtype == jnp.float32 for x in jax.tree.leaves(out))
 
 
@@ -332,9 +333,9 @@ def test_attentions_are_distributions_over_patches():
     spec = "vit(patch=4, width=8, depth=2, heads=2, classes=5, attentions=True)"
     _, params, state = built(spec)
     out, _ = compiled(spec, False)(params, state, batch())
-    assert [x.shape for x in out.attentions] == [(ROWS, 2, 4, 4)] * 2
+    assert [x.shape for x in parity.probabilities(out)] == [(ROWS, 2, 4, 4)] * 2
     assert [x.shape for x in out.hidden_states] == [(ROWS, 4, 8)] * 3
-    assert_close(sum(x.sum(-1) for x in out.attentions), 2 * np.ones((ROWS, 2, 4)))
+    assert_close(sum(x.sum(-1) for x in parity.probabilities(out)), 2 * np.ones((ROWS, 2, 4)))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def _registries():
 def planned(**differences) -> build.Parts:
     config = differ(runs.load(), **differences)
     shapes = dict.fromkeys(build.splits(config), SHAPES)
-    return build.parts(config, shapes, 4, Horizon(config.steps, 8.0))
+    return build.parts(config, shapes, 4, Horizon(config.steps, 8.0), {})
 
 
 def engine_of(plan: build.Parts, backend: str, shape=(2, 2, 2), rules=()):

@@ -5,18 +5,18 @@ Label smoothing (Szegedy et al. 2016, arxiv.org/abs/1512.00567) is the teacher-f
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32, Integer
+from jaxtyping import Float, Integer
 
-from jaxdistill.losses.term import stateless
+from jaxdistill.losses.term import precise, stateless
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
 
 def softmax_cross_entropy(
     logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], label_smoothing: float = 0.0
-) -> Float32[Array, "*batch"]:
-    """Cross-entropy in float32; `label_smoothing` is the share of probability spread evenly over all classes."""
-    log_q = jax.nn.log_softmax(logits.astype(jnp.float32))
+) -> Float[Array, "*batch"]:
+    """Cross-entropy; `label_smoothing` is the share of probability spread evenly over all classes."""
+    log_q = jax.nn.log_softmax(precise(logits))
     hard = -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
     if label_smoothing == 0.0:  # a class masked with -inf would make the mean infinite
         return hard
@@ -25,13 +25,13 @@ def softmax_cross_entropy(
 
 def soft_cross_entropy(
     logits: Float[Array, "*batch classes"], target: Float[Array, "*batch classes"], label_smoothing: float = 0.0
-) -> Float32[Array, "*batch"]:
-    """Cross-entropy with a distribution, in float32: what raters said, or the labels of a mixed image.
+) -> Float[Array, "*batch"]:
+    """Cross-entropy with a distribution: what raters said, or the labels of a mixed image.
 
     A class of probability 0 adds nothing, whatever its logit.
     """
-    log_q = jax.nn.log_softmax(logits.astype(jnp.float32))
-    target = target.astype(jnp.float32)
+    log_q = jax.nn.log_softmax(precise(logits))
+    target = precise(target)
     if label_smoothing > 0.0:
         target = (1 - label_smoothing) * target + label_smoothing / target.shape[-1]
     # selected BEFORE the product: 0 * (-inf) is NaN, in the value and in its gradient

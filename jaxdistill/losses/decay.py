@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
-from jaxdistill.losses.term import one_of, stateless
+from jaxdistill.losses.term import one_of, precise, stateless
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
 
 def half_squared_norm(
     params: Mapping[str, Float[Array, "..."]], anchors: Mapping[str, Float[Array, "..."]]
-) -> Float32[Array, ""]:
-    """0.5 sum ||w - a||^2 over the names of `params`, in float32."""
-    squares = [jnp.sum((params[name] - anchors[name]).astype(jnp.float32) ** 2) for name in params]
+) -> Float[Array, ""]:
+    """0.5 sum ||w - a||^2 over the names of `params`."""
+    squares = [jnp.sum(precise(params[name] - anchors[name]) ** 2) for name in params]
     return 0.5 * jnp.sum(jnp.stack(squares))
 
 

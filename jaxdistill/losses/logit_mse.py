@@ -6,21 +6,21 @@ The limit of soft targets as T grows, up to each row's mean.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
-from jaxdistill.losses.term import stateless
+from jaxdistill.losses.term import precise, stateless
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
 
 def mean_squared_error(
     student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch classes"]
-) -> Float32[Array, "*batch"]:
-    """Mean over the classes of the squared difference, in float32.
+) -> Float[Array, "*batch"]:
+    """Mean over the classes of the squared difference.
 
     Where the teacher's logit is -inf the class is masked: it adds nothing and is not counted.
     """
-    student, teacher = student.astype(jnp.float32), teacher.astype(jnp.float32)
+    student, teacher = precise(student), precise(teacher)
     known = teacher != -jnp.inf  # not `isfinite`: a NaN of the teacher must show
     difference = jnp.where(known, student, 0.0) - jnp.where(known, teacher, 0.0)
     return jnp.sum(difference**2, axis=-1) / jnp.maximum(jnp.sum(known, axis=-1), 1)

@@ -1,5 +1,11 @@
 """Networks: one family, one file. Adding one is a file here and a line below."""
 
-from jaxdistill.models import bert, clip, decoder, efficientnet, mlp, pretrained, resnet, resnet_imagenet, vit
-
-__all__ = ["bert", "clip", "decoder", "efficientnet", "mlp", "pretrained", "resnet", "resnet_imagenet", "vit"]
+from jaxdistill.models import bert as bert
+from jaxdistill.models import clip as clip
+from jaxdistill.models import decoder as decoder
+from jaxdistill.models import efficientnet as efficientnet
+from jaxdistill.models import mlp as mlp
+from jaxdistill.models import pretrained as pretrained
+from jaxdistill.models import resnet as resnet
+from jaxdistill.models import resnet_imagenet as resnet_imagenet
+from jaxdistill.models import vit as vit

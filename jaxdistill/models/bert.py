@@ -15,12 +15,12 @@ from flax import nnx
 
 from jaxdistill.hub import family
 from jaxdistill.hub.family import Family, Rule
-from jaxdistill.models.layers import ACTIVATIONS, require_share
+from jaxdistill.models.layers import ACTIVATIONS, nudged, require_share
 from jaxdistill.models.layers import dropout as drop
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import models
-from jaxdistill.types import Array, Model, Outputs
+from jaxdistill.types import Array, Heads, Model, Outputs
 
 _normal = nnx.initializers.normal(0.02)
 _linear = partial(nnx.Linear, kernel_init=_normal)
@@ -65,14 +65,14 @@ class Embed(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention over the tokens that are `real`, `[batch, length]`.
 
-    Its probabilities `[batch, heads, queries, keys]`, before dropout, are formed where they are returned or dropped.
+    Its probabilities, before dropout, are formed where they are returned or dropped.
     """
 
     def __init__(self, width: int, heads: int, rate: float, returned: bool, *, rngs: nnx.Rngs):
         self.query, self.key, self.value, self.out = (_linear(width, width, rngs=rngs) for _ in range(4))
         self.heads, self.rate, self.returned = heads, rate, returned
 
-    def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, Array | None]:
+    def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, Heads]:
         split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
         q, k, v = (split(by_rows(project(x))) for project in (self.query, self.key, self.value))
         mask, weights = real[:, None, None, :], None
@@ -83,7 +83,7 @@ class Attention(nnx.Module):
             mixed = jnp.einsum("bhqk,bkhd->bqhd", drop(weights, self.rate, train=train, key=key), v)
         else:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return by_rows(self.out(by_rows(mixed).reshape(x.shape))), weights if self.returned else None
+        return by_rows(self.out(by_rows(mixed).reshape(x.shape))), Heads(q, k, v, weights if self.returned else None)
 
 
 class Block(nnx.Module):
@@ -95,12 +95,12 @@ class Block(nnx.Module):
         self.up, self.down = _linear(width, ffn, rngs=rngs), _linear(ffn, width, rngs=rngs)
         self.activation, self.rate = activation, rate
 
-    def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, Array | None]:
+    def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, Heads]:
         first, second, third = jax.random.split(key, 3)
-        mixed, weights = self.attention(x, real, train, first)
+        mixed, heads = self.attention(x, real, train, first)
         x = by_rows(self.attention_norm(x + drop(mixed, self.rate, train=train, key=second)))
         y = by_rows(self.down(by_rows(self.activation(self.up(x)))))
-        return by_rows(self.mlp_norm(x + drop(y, self.rate, train=train, key=third))), weights
+        return by_rows(self.mlp_norm(x + drop(y, self.rate, train=train, key=third))), heads
 
 
 class Head(nnx.Module):
@@ -142,12 +142,13 @@ class Bert(nnx.Module):
     def __call__(self, batch, *, train: bool, key) -> Outputs:
         real = batch.get("attention_mask", jnp.ones_like(batch["input_ids"])) > 0
         before, within, after = jax.random.split(key, 3)
-        x = self.embed(batch, train, before)
+        x = nudged(self.embed(batch, train, before), batch, 0)
         states, attentions = [x], []
         for number, block in enumerate(self.blocks):
-            x, weights = block(x, real, train, jax.random.fold_in(within, number))
+            x, heads = block(x, real, train, jax.random.fold_in(within, number))
+            x = nudged(x, batch, number + 1)
             states.append(x)
-            attentions += [] if weights is None else [weights]
+            attentions.append(heads)
         logits, embedding = self.head(x, real, train, after)
         return Outputs(logits, tuple(states), tuple(attentions), embedding)
 

@@ -5,15 +5,17 @@ arxiv.org/abs/2305.13245) and a gated perceptron (Shazeer 2020, arxiv.org/abs/20
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdistill.models.layers import nudged
 from jaxdistill.models.rotary import Llama3, frequencies, restarted, rotate
 from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.types import Array, Factored, Outputs
+from jaxdistill.types import Array, Factored, Heads, Outputs
 
 POLICIES = {  # what a layer keeps for its backward pass, beside its input
     "full": None,
@@ -63,20 +65,21 @@ class Attention(nnx.Module):
         self.keys, self.values = empty(), empty()
         self.sizes = sizes
 
-    def __call__(self, x: Array, shared: Shared) -> tuple[Array, Array | None]:
+    def __call__(self, x: Array, shared: Shared) -> tuple[Array, Heads]:
         split = lambda y: by_rows(y).reshape(*y.shape[:-1], -1, self.sizes.head_size)
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = rotate(q, shared.angles), rotate(k, shared.angles)
+        own = Heads(q, k, v)  # of these tokens, not of those in the cache
         if self.keys is not None and self.values is not None:
             k, v = (_written(cache, new, shared.positions) for cache, new in ((self.keys, k), (self.values, v)))
         if self.sizes.attentions:
             mixed, weights = attend(q, k, v, shared)
+            own = replace(own, probabilities=weights)
         else:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=shared.mask, is_causal=shared.causal)
-            weights = None
-        return by_rows(self.out(by_rows(mixed).reshape(*x.shape[:-1], -1))), weights
+        return by_rows(self.out(by_rows(mixed).reshape(*x.shape[:-1], -1))), own
 
 
 def _written(cache: nnx.Variable, new: Array, positions: Array | None) -> Array:
@@ -107,12 +110,12 @@ class Block(nnx.Module):
         self.gate, self.up = linear(sizes.width, sizes.ffn), linear(sizes.width, sizes.ffn)
         self.down = linear(sizes.ffn, sizes.width)
 
-    def __call__(self, x: Array, shared: Shared) -> tuple[Array, Array | None]:
-        mixed, weights = self.attention(by_rows(self.attention_norm(x)), shared)
+    def __call__(self, x: Array, shared: Shared) -> tuple[Array, Heads]:
+        mixed, heads = self.attention(by_rows(self.attention_norm(x)), shared)
         x = by_rows(x + mixed)
         y = by_rows(self.mlp_norm(x))
         y = by_rows(jax.nn.silu(by_rows(self.gate(y))) * by_rows(self.up(y)))
-        return by_rows(x + by_rows(self.down(y))), weights
+        return by_rows(x + by_rows(self.down(y))), heads
 
 
 class Decoder(nnx.Module):
@@ -142,8 +145,9 @@ class Decoder(nnx.Module):
     def __call__(self, batch: Mapping[str, Array], *, train: bool, key: Array) -> Outputs:
         shared = self._shared(batch)
         x = by_rows(jnp.take(self.embed.embedding.get_value(), batch["input_ids"], axis=0))
-        states, attentions = self._layers(x, shared)
-        features = by_rows(self.norm(states[-1]))
+        x = nudged(x, batch, 0)
+        states, attentions = self._layers(x, shared, batch)
+        features = nudged(by_rows(self.norm(states[-1])), batch, len(states))
         kernel = self.embed.embedding.get_value().T if self.head is None else self.head.kernel.get_value()
         return Outputs(
             Factored(features, kernel),
@@ -170,14 +174,18 @@ class Decoder(nnx.Module):
             mask = own if mask is None else mask & own
         return Shared(angles, None, mask, causal=True)
 
-    def _layers(self, x: Array, shared: Shared) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """Every layer's output, and its attention probabilities where they are asked for."""
+    def _layers(
+        self, x: Array, shared: Shared, batch: Mapping[str, Array]
+    ) -> tuple[tuple[Array, ...], tuple[Heads, ...]]:
+        """Every layer's output, and what its heads attend with."""
 
         def layer_of(graph: Any) -> Callable[[Array, Any], Any]:
-            def layer(x: Array, variables: Any) -> Any:
+            def layer(x: Array, given: Any) -> Any:
+                variables, nudge = given
                 block = nnx.merge(graph, variables)
-                x, weights = block(x, shared)
-                return x, (x, weights, nnx.state(block, nnx.Cache))
+                x, heads = block(x, shared)
+                x = nudged(x, nudge, 0)
+                return x, (x, heads, nnx.state(block, nnx.Cache))
 
             if self.remat == "none":
                 return layer
@@ -186,17 +194,26 @@ class Decoder(nnx.Module):
 
         if isinstance(self.blocks, Block):  # all of them, stacked
             graph, variables = nnx.split(self.blocks)
-            _, (states, attentions, caches) = jax.lax.scan(layer_of(graph), x, variables)
+            depth = jax.tree.leaves(variables)[0].shape[0]
+            nudges = jax.tree.map(lambda *each: jnp.stack(each), *(_nudge(batch, n, depth) for n in range(depth)))
+            _, (states, attentions, caches) = jax.lax.scan(layer_of(graph), x, (variables, nudges))
             nnx.update(self.blocks, caches)
-            return tuple(states), () if attentions is None else tuple(attentions)
+            apart = lambda tree: tuple(jax.tree.map(lambda leaf, n=n: leaf[n], tree) for n in range(depth))
+            return apart(states), apart(attentions)
         states, attentions = [], []
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             graph, variables = nnx.split(block)
-            x, (_, weights, cache) = layer_of(graph)(x, variables)
+            x, (_, heads, cache) = layer_of(graph)(x, (variables, _nudge(batch, number, len(self.blocks))))
             nnx.update(block, cache)
             states.append(x)
-            attentions += [] if weights is None else [weights]
+            attentions.append(heads)
         return tuple(states), tuple(attentions)
+
+
+def _nudge(batch: Mapping[str, Array], number: int, depth: int) -> dict[str, Array]:
+    """What is added to a block's output; nothing to the last one's, whose hidden state is the normalised one."""
+    nudge = batch.get(f"nudge/{number + 1}")
+    return {} if nudge is None else {"nudge/0": nudge if number + 1 < depth else jnp.zeros_like(nudge)}
 
 
 def _positions(batch: Mapping[str, Array]) -> Array:

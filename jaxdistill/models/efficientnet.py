@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxdistill.hub import family
 from jaxdistill.hub.family import Family, Rule, batch_norm
-from jaxdistill.models.layers import BatchNorm, Depthwise, dropout, pixels, require_share
+from jaxdistill.models.layers import BatchNorm, Depthwise, dropout, nudged, pixels, require_share
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import models
@@ -92,9 +92,10 @@ class EfficientNet(nnx.Module):
         mask = batch["mask"]
         x = pixels(batch["image"], self.head.kernel.dtype)
         x = by_rows(jax.nn.relu6(self.stem_norm(by_rows(self.stem(x)), mask, train)))
+        x = nudged(x, batch, 0)
         states = [x]
-        for block in self.blocks:
-            x = block(x, mask, train)
+        for number, block in enumerate(self.blocks, 1):
+            x = nudged(block(x, mask, train), batch, number)
             states.append(x)
         x = by_rows(jax.nn.relu6(self.top_norm(by_rows(self.top(x)), mask, train)))
         pooled = by_rows(jnp.mean(x, axis=(1, 2)))

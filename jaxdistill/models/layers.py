@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.parallel.collectives import psum, row_keys
+from jaxdistill.parallel.collectives import by_rows, psum, row_keys
 from jaxdistill.types import Array
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # by the names of transformers' configs
@@ -28,6 +28,15 @@ def pixels(image: Array, dtype: jnp.dtype) -> Array:
     """Images as numbers from -1 to 1; uint8 travels to the device and is converted there, a quarter of the bytes."""
     scaled = image.astype(jnp.float32) / 127.5 - 1 if image.dtype == jnp.uint8 else image
     return scaled.astype(dtype)
+
+
+def nudged(x: Array, batch: Mapping[str, Array], layer: int) -> Array:
+    """A hidden state as a model returns it and reads on, with `nudge/<layer>` of the batch added where there is one.
+
+    The gradient with respect to a nudge of zeros is that with respect to the hidden state: see `derivatives.py`.
+    """
+    nudge = batch.get(f"nudge/{layer}")
+    return x if nudge is None else by_rows(x + nudge.astype(x.dtype))
 
 
 def require_share(name: str, value: float) -> None:

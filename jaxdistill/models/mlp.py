@@ -6,7 +6,7 @@ import math
 import jax
 from flax import nnx
 
-from jaxdistill.models.layers import dropout, pixels, require_share
+from jaxdistill.models.layers import dropout, nudged, pixels, require_share
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import models
@@ -28,7 +28,7 @@ class Mlp(nnx.Module):
         states = []
         for number, layer in enumerate(self.layers):
             x = by_rows(jax.nn.relu(layer(x)))
-            x = dropout(x, self.rate, train=train, key=jax.random.fold_in(key, number))
+            x = nudged(dropout(x, self.rate, train=train, key=jax.random.fold_in(key, number)), batch, number)
             states.append(x)
         return Outputs(by_rows(self.head(x)), tuple(states), embedding=x)
 

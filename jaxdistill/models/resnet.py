@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.models.layers import BatchNorm, pixels
+from jaxdistill.models.layers import BatchNorm, nudged, pixels
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import models
@@ -64,9 +64,10 @@ class ResNet(nnx.Module):
         mask = batch["mask"]
         x = pixels(batch["image"], self.head.kernel.dtype)
         x = by_rows(jax.nn.relu(self.stem_norm(self.stem(x), mask, train)))
+        x = nudged(x, batch, 0)
         states = [x]
-        for block in self.blocks:
-            x = block(x, mask, train)
+        for number, block in enumerate(self.blocks, 1):
+            x = nudged(block(x, mask, train), batch, number)
             states.append(x)
         x = by_rows(jnp.mean(x, axis=(1, 2)))
         return Outputs(by_rows(self.head(x)), tuple(states), embedding=x)

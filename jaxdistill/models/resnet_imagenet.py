@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxdistill.hub import family
 from jaxdistill.hub.family import Family, Rule, batch_norm
-from jaxdistill.models.layers import BatchNorm, pixels
+from jaxdistill.models.layers import BatchNorm, nudged, pixels
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import models
@@ -82,10 +82,12 @@ class ResNet(nnx.Module):
         mask = batch["mask"]
         x = pixels(batch["image"], self.head.kernel.dtype)
         x = by_rows(nnx.max_pool(by_rows(jax.nn.relu(self.stem(x, mask, train))), (3, 3), (2, 2), BOTH))
+        x = nudged(x, batch, 0)
         states = [x]
-        for blocks in self.stages:
+        for number, blocks in enumerate(self.stages, 1):
             for block in blocks:
                 x = block(x, mask, train)
+            x = nudged(x, batch, number)
             states.append(x)
         pooled = by_rows(jnp.mean(x, axis=(1, 2)))
         return Outputs(by_rows(self.head(pooled)), tuple(states), embedding=pooled)

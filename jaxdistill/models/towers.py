@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.models.layers import ACTIVATIONS
+from jaxdistill.models.layers import ACTIVATIONS, nudged
 from jaxdistill.models.transformer import Block, Patches, Stack, layer_norm
 from jaxdistill.parallel.collectives import by_rows, gather
-from jaxdistill.types import Array, Outputs
+from jaxdistill.types import Array, Heads, Outputs
 
 NO_CANDIDATE = -1e9  # of a text that does not count; finite, so that its probability of 0 times it is 0
 
@@ -87,14 +87,17 @@ class Images(nnx.Module):
         self.pool = None if classed else Probe(stack, rngs=rngs)
         self.projection = nnx.Linear(stack.width, projection, use_bias=False, rngs=rngs) if projection else None
 
-    def __call__(self, image: Array, train: bool, key: Array) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
-        x = self.embed(image)
-        x = x if self.before is None else by_rows(self.before(x))
+    def __call__(
+        self, batch: Mapping[str, Array], train: bool, key: Array
+    ) -> tuple[Array, tuple[Array, ...], tuple[Heads, ...]]:
+        x = self.embed(batch["image"])
+        x = nudged(x if self.before is None else by_rows(self.before(x)), batch, 0)
         states, attentions = [x], []
         for number, block in enumerate(self.blocks):
-            x, weights = block(x, train, jax.random.fold_in(key, number))
+            x, heads = block(x, train, jax.random.fold_in(key, number))
+            x = nudged(x, batch, number + 1)
             states.append(x)
-            attentions += [] if weights is None else [weights]
+            attentions.append(heads)
         pooled = by_rows(self.norm(by_rows(x[:, 0]))) if self.pool is None else self.pool(by_rows(self.norm(x)))
         pooled = pooled if self.projection is None else by_rows(self.projection(pooled))
         return pooled, tuple(states), tuple(attentions)
@@ -114,7 +117,7 @@ class TwoTowers(nnx.Module):
 
     def __call__(self, batch, *, train: bool, key) -> Outputs:
         first, second = jax.random.split(key)
-        pooled, states, attentions = self.images(batch["image"], train, first)
+        pooled, states, attentions = self.images(batch, train, first)
         image, text = _unit(pooled), _unit(self.texts(batch, train, second))
         logits = jnp.exp(self.logit_scale[...].astype(jnp.float32)) * by_rows(image @ gather(text).T)
         if self.logit_bias is not None:

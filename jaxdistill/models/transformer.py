@@ -15,7 +15,7 @@ from jaxdistill.hub.family import Layout, Rule
 from jaxdistill.models.layers import ACTIVATIONS, pixels, require_share
 from jaxdistill.models.layers import dropout as drop
 from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.types import Array
+from jaxdistill.types import Array, Heads
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"]
 layer_norm = partial(nnx.LayerNorm, use_fast_variance=False)  # the fast one cancels where a mean is large
@@ -47,7 +47,7 @@ class Stack(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; its probabilities `[batch, heads, queries, keys]` are formed where they are asked for.
+    """Multi-head self-attention; its probabilities are formed where they are asked for.
 
     `mask` is true for the keys that a query may see, `[batch, 1, 1 or queries, keys]`.
     """
@@ -58,18 +58,18 @@ class Attention(nnx.Module):
         self.out = linear()
         self.heads, self.returned = stack.heads, stack.attentions
 
-    def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Array | None]:
+    def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Heads]:
         split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
         q, k, v = (split(by_rows(project(x))) for project in (self.query, self.key, self.value))
         if not self.returned:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
-            return by_rows(self.out(by_rows(mixed).reshape(x.shape))), None
+            return by_rows(self.out(by_rows(mixed).reshape(x.shape))), Heads(q, k, v)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
         weights = by_rows(jax.nn.softmax(scores).astype(x.dtype))
         mixed = by_rows(jnp.einsum("bhqk,bkhd->bqhd", weights, v))
-        return by_rows(self.out(mixed.reshape(x.shape))), weights
+        return by_rows(self.out(mixed.reshape(x.shape))), Heads(q, k, v, weights)
 
 
 class Block(nnx.Module):
@@ -83,12 +83,12 @@ class Block(nnx.Module):
         self.down = nnx.Linear(stack.ffn, stack.width, rngs=rngs)
         self.activation, self.rate = ACTIVATIONS[stack.activation], stack.dropout
 
-    def __call__(self, x: Array, train: bool, key: Array, mask: Array | None = None) -> tuple[Array, Array | None]:
+    def __call__(self, x: Array, train: bool, key: Array, mask: Array | None = None) -> tuple[Array, Heads]:
         first, second = jax.random.split(key)
-        mixed, weights = self.attention(self.attention_norm(x), mask)
+        mixed, heads = self.attention(self.attention_norm(x), mask)
         x = by_rows(x + drop(mixed, self.rate, train=train, key=first))
         y = by_rows(self.down(by_rows(self.activation(self.up(self.mlp_norm(x))))))
-        return by_rows(x + drop(y, self.rate, train=train, key=second)), weights
+        return by_rows(x + drop(y, self.rate, train=train, key=second)), heads
 
 
 class Patches(nnx.Module):

@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxdistill.hub import family
 from jaxdistill.hub.family import Family, Rule
-from jaxdistill.models.layers import ACTIVATIONS
+from jaxdistill.models.layers import ACTIVATIONS, nudged
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.models.transformer import (
     Activation,
@@ -44,12 +44,13 @@ class ViT(nnx.Module):
         self.tokens = tokens
 
     def __call__(self, batch, *, train: bool, key) -> Outputs:
-        x = self.embed(batch["image"])
+        x = nudged(self.embed(batch["image"]), batch, 0)
         states, attentions = [x], []
         for number, block in enumerate(self.blocks):
-            x, weights = block(x, train, jax.random.fold_in(key, number))
+            x, heads = block(x, train, jax.random.fold_in(key, number))
+            x = nudged(x, batch, number + 1)
             states.append(x)
-            attentions += [] if weights is None else [weights]
+            attentions.append(heads)
         x = by_rows(self.norm(x))
         pooled = x[:, 0] if self.tokens else by_rows(jnp.mean(x, axis=1))
         logits = by_rows(self.head(pooled))

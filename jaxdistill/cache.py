@@ -8,6 +8,7 @@ already are kept, so that the same command goes on where it was stopped.
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from jaxdistill.config import changes, load, override
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.records import Records
-from jaxdistill.data.store import Manifest, StoreError, missing, read_manifest, write_manifest, write_shard
+from jaxdistill.data.store import Fields, Manifest, StoreError, missing, read_manifest, write_manifest, write_shard
 from jaxdistill.data.stream import Batches, evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost
@@ -34,7 +35,8 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.steps.observe import stream_number
 from jaxdistill.types import Model, Variables
 
-SHARD = 4096  # rows, rounded up to whole batches
+SHARD = 4096  # rows at most, in whole batches
+SHARD_BYTES = 2**26  # about as many at most: a shard is gathered in memory, and what was not sealed is made again
 
 
 def write(config: ConfigDict, console: Console) -> None:
@@ -70,14 +72,15 @@ class _Teacher:
         self.batch = build.batch_shapes(config, {s: d for s, d in described.items() if s != "test"})["train"]
         said, variables = fits.outputs(self.model, path, self.batch)
         self.classes, self.states = said.logits.shape[-1], len(said.hidden_states)
+        streams = cached.streams(config)
         try:
-            self.fields = _fields(self.keep, said)
+            self.fields = {stream: _fields(cached.kept(self.keep, stream), said) for stream in streams}
         except ValueError as error:
             raise ConfigError(f"teachers.{name}.cache", f"{error}.") from None
         fits.check_pretrained(self.model, path, self.batch, complete=not config.teachers[name].checkpoint)
-        self.identities = {stream: cached.identity(config, name, stream) for stream in cached.streams(config)}
+        self.identities = {stream: cached.identity(config, name, stream) for stream in streams}
         self.variables = teachers.load(config, name, self.model, variables, mesh)
-        self.say = _said_by(self.model, self.keep, self.variables, mesh)
+        self.say = {s: _said_by(self.model, cached.kept(self.keep, s), self.variables, mesh) for s in streams}
 
     def write(self, stream: str, records: Records, console: Console) -> None:
         """Fills the store of a stream."""
@@ -89,7 +92,7 @@ class _Teacher:
             "states": self.states,
             "cost": self._cost(folder),
         }
-        manifest = Manifest(rows, -(-SHARD // size) * size, self.fields, about)
+        manifest = Manifest(rows, _shard_rows(self.fields[stream], size), self.fields[stream], about)
         try:
             write_manifest(folder, manifest)
         except StoreError as error:
@@ -114,10 +117,10 @@ class _Teacher:
             return cost(self.model, here, one)
 
     def _shard(self, stream: str, records: Records, size: int, part: slice, advance: Any) -> dict[str, np.ndarray]:
-        found: dict[str, list[np.ndarray]] = {name: [] for name in self.fields}
+        found: dict[str, list[np.ndarray]] = {name: [] for name in self.fields[stream]}
         count = part.stop - part.start
         for batch in _batches(self.config, stream, records, size, part, local_rows(self.mesh, size)):
-            for name, x in jax.device_get(self.say(batch)).items():
+            for name, x in jax.device_get(self.say[stream](batch)).items():
                 found[name].append(x)
             advance(min(size, count))
         return {name: np.concatenate(parts)[:count] for name, parts in found.items()}
@@ -140,6 +143,12 @@ def _batches(
 def _fields(keep: Keep, said: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     shapes = jax.eval_shape(lambda outputs: encode(outputs, keep), said)
     return {name: (tuple(x.shape[1:]), str(x.dtype)) for name, x in shapes.items()}
+
+
+def _shard_rows(fields: Fields, size: int) -> int:
+    """Rows of a shard, a multiple of a batch's `size`; a row of a language model may take megabytes."""
+    row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in fields.values())
+    return -(-min(SHARD, max(1, SHARD_BYTES // row)) // size) * size
 
 
 def _said_by(model: Model, keep: Keep, variables: Variables, mesh: Any) -> Any:

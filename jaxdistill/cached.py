@@ -41,6 +41,14 @@ def keep_of(config: ConfigDict, name: str) -> Keep:
     return registry.caches.build(config.teachers[name].cache, f"teachers.{name}.cache")
 
 
+def kept(keep: Keep, stream: str) -> Keep:
+    """What is kept of a stream. Of the test records all logits: a bucket's even share of the rest is no likelihood.
+
+    Of SmolLM2 on the Bible the largest 128 of 7,312 hold 95 %, and yet its 3.21 nats a token would read as 3.35.
+    """
+    return keep._replace(top=0) if stream == "test" else keep
+
+
 def folder_of(keep: Keep, stream: str) -> Path:
     """Where a stream's entries lie."""
     return Path(keep.folder).expanduser() / stream
@@ -62,7 +70,7 @@ def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
     Raises:
         ConfigError: the teacher is neither a checkpoint nor pretrained, or its weights are not there.
     """
-    entry, keep = config.teachers[name], keep_of(config, name)
+    entry, keep = config.teachers[name], kept(keep_of(config, name), stream)
     augment = config.streams[stream].augment if stream in config.streams else config.data.augment
     said = {
         "teacher": {"model": entry.model, "weights": _weights(config, name), "dtype": config.dtype},

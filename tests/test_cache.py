@@ -77,6 +77,20 @@ def test_smaller_caches_end_close_to_the_whole(taught, tmp_path, words):
     assert abs(live["nll"] - read["nll"]) < 0.02
 
 
+def test_of_the_test_records_all_logits_are_kept(taught, tmp_path):
+    made = with_cache(differ(taught, objective={"kd": {}}), tmp_path / "cache", ", top=2")
+    cache.write(made, quiet())
+    assert set(store.Store(tmp_path / "cache" / "train")[0]) == {"top", "classes", "tail"}
+    measured = [student(config, tmp_path / name)[1].rows[0] for name, config in (("live", taught), ("read", made))]
+    assert measured[0]["nll"] == pytest.approx(measured[1]["nll"], rel=1e-6)
+
+
+def test_a_shard_of_large_rows_holds_few_of_them():
+    assert cache._shard_rows({"logits": ((4,), "float32")}, 60) == 4140
+    assert cache._shard_rows({"logits": ((256, 49152), "float16"), "tail": ((256,), "float16")}, 4) == 4
+    assert cache._shard_rows({"top": ((256, 128), "float16"), "classes": ((256, 128), "int32")}, 8) == 344
+
+
 def test_an_interrupted_cache_goes_on_where_it_stopped(taught, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "SHARD", 64)
     folder = tmp_path / "cache"

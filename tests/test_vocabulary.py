@@ -127,6 +127,24 @@ def test_a_network_cut_alike_says_the_same_to_the_bit(world, capsys):
     np.testing.assert_array_equal(said[0], said[1])
 
 
+@pytest.mark.parametrize("name", ["llama_tied", "llama_untied"])
+def test_a_language_model_that_is_cut_says_the_same_of_the_kept_tokens(name, tmp_path):
+    ref = parity.reference(name)
+    hub, size = parity.write_folder(tmp_path / "hub", ref), ref.config["vocab_size"]
+    (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": [*range(1, size, 2)], "size": size}))
+    batch = {field: ref.batch[field] for field in ("mask", "input_ids")}
+    of_kept = {**batch, "input_ids": batch["input_ids"] | 1}  # the kept tokens are the odd ones
+    said = []
+    for options, seen in (
+        ("", of_kept),
+        (f", keep={str(tmp_path)!r}", {**batch, "input_ids": of_kept["input_ids"] // 2}),
+    ):
+        model = registry.models.build(f"pretrained({str(hub)!r}{options})", "model")
+        shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), seen))
+        said.append(parity.run(model, model.load(shapes).read(), seen).logits)
+    np.testing.assert_allclose(said[1], said[0][..., 1::2], rtol=1e-5, atol=1e-6)
+
+
 def test_mistakes_are_named(world, tmp_path, capsys):
     folder, hub, config = world
     with pytest.raises(ConfigError, match=r"is no vocabulary .*; write it by python -m jaxdistill\.vocabulary"):

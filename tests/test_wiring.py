@@ -228,6 +228,16 @@ def test_cost_is_that_of_one_example():
     assert found["parameters"] == 64 * 32 + 32 + 32 * 10 + 10
 
 
+def test_every_layer_of_a_scanned_stack_costs():
+    sizes = "vocabulary=64, width=32, depth=4, heads=4, kv_heads=2, head_size=8, ffn=48"
+    one, found = {"input_ids": np.zeros((1, 16), np.int32)}, {}
+    for options in ("scan_layers=False", "scan_layers=True", "scan_layers=True, remat='full'"):
+        model = registry.models.build(f"decoder({sizes}, {options})", "")
+        found[options] = cost(model, Variables(*model.init(KEY, one)), one, repeats=1)["flops"]
+    unrolled, *scanned = found.values()
+    assert scanned == [pytest.approx(unrolled, rel=0.01)] * 2
+
+
 def test_the_layers_of_the_config_are_compared():
     plan = planned()
     evaluate = jax.jit(evaluator(plan.student, plan.teachers, plan.reference, ((0, 1), (1, 0))))

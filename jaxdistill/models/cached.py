@@ -32,7 +32,8 @@ def outputs(
     Args:
         folder: where they are.
         dtype: of what is written. Trained from float32, a student equals one of a live teacher to the bit.
-        top: how many of the largest logits are kept, with the mass of the rest; 0: all.
+        top: how many of the largest logits are kept, with the mass of the rest; 0: all. Of the test records all are
+            kept anyway, because students are measured beside them.
         layers: the hidden states that are kept, by number from 0, the embedding.
     """
     if not folder or top < 0 or any(layer < 0 for layer in layers):

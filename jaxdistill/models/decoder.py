@@ -188,10 +188,10 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
     stacked = arguments.get("scan_layers", True)
     ours, theirs = ("blocks/", "model.layers.{layer}.") if stacked else (r"blocks/(\d+)/", "model.layers.{0}.")
     return (
-        Rule("embed/embedding", "model.embed_tokens.weight", axes=("vocab", "width")),
+        Rule("embed/embedding", "model.embed_tokens.weight", axes=("vocabulary", "width")),
         *(rule._replace(ours=ours + rule.ours, theirs=theirs + rule.theirs) for rule in IN_LAYER),
         Rule("norm/scale", "model.norm.weight", axes=("width",)),
-        Rule("head/kernel", "lm_head.weight", "linear", ("width", "vocab")),
+        Rule("head/kernel", "lm_head.weight", "linear", ("width", "vocabulary")),
     )
 
 

@@ -1,0 +1,114 @@
+"""What does SmolLM2-135M teach 11 M parameters? python -m experiments.smollm2 [--workdir DIR] [--seeds 3]
+
+The student of configs/smollm2.py beside the same network trained on the same tokens alone, and a unigram model. On few
+tokens the control is at its best long before the student is, so its rate and number of steps are searched, on tokens
+that belong neither to training nor to the test. A run that was stopped goes on.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+import jaxdistill
+from jaxdistill import build, cache, vocabulary
+from jaxdistill.config import differ, load
+from jaxdistill.data import open_records
+from jaxdistill.data.unigram import unigram_nll
+
+CONFIG = Path(__file__).parents[2] / "configs" / "smollm2.py"
+VOCABULARY = Path("runs/smollm2/vocabulary")  # where the config looks for it
+RATES, STEPS = (0.0005, 0.001), (310, 465)  # two epochs, and three
+SEARCH_SEED, HELD_OUT = 100, "train[90%:92%]"
+
+Row = dict[str, Any]
+
+
+def alone(config, rate: float, steps: int):
+    """The control: the same network and tokens, no teacher."""
+    shorter = {"rate": f"cosine(start={rate}, warmup=0.1)", "steps": steps}
+    return differ(config, teachers={}, objective=config.task.to_dict(), **shorter)
+
+
+def measured(config, folder: Path) -> dict[str, Row]:
+    """Trains one student, or takes over what was trained before; the rows of its table, by name."""
+    return {row["name"]: row for row in jaxdistill.distill(config, folder, Console(quiet=True)).rows}
+
+
+def search(config, workdir: Path, console: Console) -> list[dict[str, float]]:
+    """The control's nats per token on the tokens held out for it, the best first."""
+    data, found = {**config.data.to_dict(), "test": HELD_OUT}, []
+    for rate in RATES:
+        for steps in STEPS:
+            tried = differ(alone(config, rate, steps), data=data, seed=SEARCH_SEED)
+            nll = measured(tried, workdir / f"search-{rate}-{steps}")["student"]["nll"]
+            found.append({"rate": rate, "steps": steps, "nll": nll})
+            console.print(f"control: rate {rate}, {steps} steps: {nll:.3f} nats on {HELD_OUT}")
+    return sorted(found, key=lambda tried: tried["nll"])
+
+
+def unigram(config) -> tuple[Row, dict[str, int]]:
+    """The unigram model, and how many tokens it was counted on and asked."""
+    data, folder = config.data, build.data_folder(config)
+    train, test = (open_records(data.name, data[key], folder, "data", key, data.tokens) for key in ("train", "test"))
+    tokens = {key: int(r.take(np.arange(len(r)))["mask"].sum()) for key, r in (("train", train), ("test", test))}
+    return {"name": "unigram", "nll": unigram_nll(train, test, train.vocabulary)}, tokens
+
+
+def told(values: Sequence[float], digits: int) -> str:
+    spread = f" +- {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def show(found: dict[str, list[Row]], console: Console) -> None:
+    table = Table("model", "parameters", "nats per token", "perplexity", "accuracy %")
+    for name, rows in found.items():
+        nats, right = [row["nll"] for row in rows], [100 * row["accuracy"] for row in rows if "accuracy" in row]
+        size = f"{rows[0]['parameters'] / 1e6:.1f} M" if "parameters" in rows[0] else "-"
+        table.add_row(name, size, told(nats, 3), told([*map(math.exp, nats)], 2), told(right, 2) if right else "-")
+    console.print(table)
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--workdir", default="runs/smollm2", type=Path)
+    words.add_argument("--seeds", default=3, type=int)
+    known = words.parse_args()
+    console = Console()
+
+    if not (VOCABULARY / "vocabulary.json").is_file():
+        console.print(vocabulary.cut(load(f"{CONFIG}:whole"), VOCABULARY, 0))
+    config = load(str(CONFIG))
+    cache.write(config, console)
+    logged = {**config.logging.to_dict(), "compilation_cache": str(known.workdir / "compiled")}
+    config = differ(config, control=False, logging=logged)  # seeds share their programs
+
+    tried = search(config, known.workdir, console)
+    arms = {"student": config, "control": alone(config, tried[0]["rate"], tried[0]["steps"])}
+    found: dict[str, list[Row]] = {arm: [] for arm in arms}
+    for seed in range(known.seeds):
+        for arm, chosen in arms.items():
+            rows = measured(differ(chosen, seed=seed), known.workdir / f"{arm}-{seed}")
+            found[arm].append(rows.pop("student"))
+            found |= {name: [row] for name, row in rows.items()}  # the teacher, beside whom the student is measured
+            console.print(f"{arm}, seed {seed}: {found[arm][-1]['nll']:.3f} nats per token")
+
+    counted, tokens = unigram(config)
+    found["unigram"] = [counted]
+    show(found, console)
+    gain = np.subtract(*([row["nll"] for row in found[arm]] for arm in ("control", "student")))
+    low, high = stats.t.interval(0.95, len(gain) - 1, gain.mean(), stats.sem(gain))
+    console.print(f"gain: {gain.mean():.3f} nats, 95 % interval {low:.3f} to {high:.3f} (paired, {len(gain)} seeds)")
+    summary = {"tokens": tokens, "search": tried, "models": found, "gain": gain.tolist(), "interval": [low, high]}
+    (known.workdir / "smollm2.json").write_text(json.dumps(summary, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import pytest
 import runs
 
 import jaxdistill
-from jaxdistill.data import Batches, Records, evaluation_batches
+from jaxdistill.data import Batches, Records, evaluation_batches, processors
 from jaxdistill.errors import ConfigError
 from jaxdistill.models.layers import pixels
 from jaxdistill.registry import datasets, transforms
@@ -191,6 +191,16 @@ def run_config(**differences):
     )
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_handed_out_says_what_was_read(folder, name):
+    path, found = folder(CONFIGS[name]), images()
+    told = theirs(path, found)
+    if len({image.shape for image in told}) == 1:
+        config = processors.config_of(("flip()", f"processed({str(path)!r})"), told[0].shape, np.dtype(np.float32))
+        again = theirs(folder(json.loads(json.dumps(config))), found)
+        np.testing.assert_allclose(np.stack(again), np.stack(told), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("how", ["resize(size=8, filter='bilinear')", "processed(source={!r}, size=8)"])
 def test_a_run_on_images_of_many_sizes_is_handed_out_with_its_processor(registered, folder, tmp_path, how):
     """transformers makes of an image what the network was given here."""
@@ -231,6 +241,10 @@ def test_a_run_on_images_of_other_forms_is_refused(registered, tmp_path, differe
     [
         ({"image_processor_type": "LayoutLMv2ImageProcessor"}, "'LayoutLMv2ImageProcessor', and none of ours. Known: "),
         ({"size": 4}, "processed by '', and none of ours. Known: BitImageProcessor, CLIP"),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "do_center_crop": True},
+            "are cut twice, which we do not do",
+        ),
         (
             {"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 4, "longest_edge": 8}},
             "shall have the size {'shortest_edge': 4, 'longest_edge': 8}; known are height and width, shortest_edge",

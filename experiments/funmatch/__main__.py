@@ -50,7 +50,7 @@ def renamed(spec: str, folder: Path) -> str:
 
 
 def runs(seed: int, taught: Path, workdir: Path, steps: int, console: Console) -> dict[str, dict]:
-    """The rows of every arm under a seed; the control, which learns from all labels, sees what plain distillation does."""
+    """The rows of every arm under a seed; the control, which has all labels, sees what plain distillation sees."""
     found = {}
     for recipe in RECIPES:
         config = configured(recipe)

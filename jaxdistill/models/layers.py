@@ -25,7 +25,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # by the names of trans
 
 
 def pixels(image: Array, dtype: jnp.dtype) -> Array:
-    """Images as numbers: uint8 from -1 to 1, and floats as they are, for `processed` has made them (data/processors.py).
+    """Images as numbers: uint8 from -1 to 1, and floats as they are (`processed` of data/processors.py makes them).
 
     uint8 travels to the device and is converted there, a quarter of the bytes.
     """

@@ -20,7 +20,8 @@ from jaxdistill import checkpoint, fits, registry
 from jaxdistill.config import differ
 from jaxdistill.data import datasets
 from jaxdistill.data.describe import Description
-from jaxdistill.data.stream import Transform
+from jaxdistill.data.processors import forms
+from jaxdistill.data.stream import Transform, as_numbers
 from jaxdistill.errors import ConfigError
 from jaxdistill.fetch import default_folder
 from jaxdistill.models.combinators import in_dtype
@@ -136,12 +137,20 @@ def batch_shapes(config: ConfigDict, described: Mapping[str, Description]) -> di
 
     def one(stream: str, looks: Description) -> Shapes:
         rows = stream_batch_size(config, stream)
-        pair = {name: np.zeros((2, *shape), kind) for name, (shape, kind) in looks.fields.items()}
+        pair = {name: _pair(shape, kind) for name, (shape, kind) in looks.fields.items()}
         for transform in augment[stream]:
             pair = transform.apply(pair, np.zeros((2, transform.draws)))
-        return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in pair.items()}
+        return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in as_numbers(pair).items()}
 
     return {stream: one(stream, looks) for stream, looks in described.items()}
+
+
+def _pair(shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """Two records' arrays; where a size differs from record to record, it differs here."""
+    if -1 not in shape:
+        return np.zeros((2, *shape), kind)
+    two = (np.zeros([other if size < 0 else size for size in shape], kind) for other in (8, 9))
+    return np.fromiter(two, dtype=object, count=2)
 
 
 def parts(
@@ -355,6 +364,20 @@ def check_data(config: ConfigDict) -> None:
     if config.data.tokens:
         registry.tokenizations.build(config.data.tokens, "data.tokens")
     transforms(config)
+    _check_forms(config)
+
+
+def _check_forms(config: ConfigDict) -> None:
+    """Whatever learns here sees images of the form in which the student and its teachers see them later."""
+    trained = {name: entry for name, entry in config.teachers.items() if entry.steps and not entry.checkpoint}
+    others = {f"teachers.{name}.augment": entry.augment for name, entry in trained.items()}
+    others |= {f"streams.{name}.augment": entry.augment for name, entry in config.streams.items()}
+    wanted = forms(config.data.augment)
+    for path, augment in others.items():
+        if forms(augment) != wanted:
+            theirs, ours = (", ".join(each) or "as they are" for each in (forms(augment), wanted))
+            cure = "What draws nothing must be the same in both"
+            raise ConfigError(path, f"its images are {theirs}, those of data.augment {ours}. {cure}.")
 
 
 def data_folder(config: ConfigDict) -> Path:

@@ -19,6 +19,7 @@ from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, wr
 from jaxdistill.config import conflicts
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.processors import config_of
 from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost, evaluator, reliability, scores, totals
@@ -308,7 +309,9 @@ class _Run:
             card = model_card(stage.name, stage.config.to_dict(), results)
             tokens = self.config.data.tokens
             words = registry.tokenizations.build(tokens, "data.tokens").file.parent if tokens else None
-            write(stage.folder / "hub", form.family, form.arguments, self.variables[stage.name], card, words)
+            variables, seen = self.variables[stage.name], self.data.shapes["train"].get("image")
+            images = config_of(self.config.data.augment, seen.shape[1:], seen.dtype) if seen else None
+            write(stage.folder / "hub", form.family, form.arguments, variables, card, words, images)
             self.console.print(f"{stage.name:>12}  for transformers: {stage.folder / 'hub'}")
 
     def finish(self, workdir: Path, record: Mapping[str, Any], stages: Sequence[Stage]) -> Result:

@@ -127,7 +127,12 @@ MISTAKES = {
     "more devices than there are": (["mesh.data=16"], "mesh", "needs 16 devices, there are 8", "lower a size"),
     "a mesh that pmap has not": (["mesh.backend=pmap", "mesh.fsdp=2"], "mesh", "pmap", "set fsdp=1 and tensor=1"),
     "a missing data set": (["data.name=mnist5"], "data.name", "unknown data set 'mnist5'", "Did you mean 'mnist5k'?"),
-    "a data set that nobody has": (["data.name=nonesuch"], "data.name", "'nonesuch'", "Known: blobs, clothes, mnist5k"),
+    "a data set that nobody has": (
+        ["data.name=nonesuch"],
+        "data.name",
+        "'nonesuch'",
+        "Known: blobs, clothes, emoji",
+    ),
     "an unknown split": (["data.test=tset"], "data.test", "'blobs' has no split 'tset'", "(KeyError: 'tset')"),
     "a checkpoint that is not there": (
         ["teachers.big.checkpoint=/no/run@best"],

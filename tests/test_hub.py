@@ -106,6 +106,22 @@ def test_the_bare_base_model_lacks_prefix_and_head(tmp_path):
     assert load(source, planned, shapes()).params.keys() == PARAMS.keys() - {"head/kernel"}
 
 
+def test_a_head_for_other_classes_is_new_and_one_of_another_width_is_wrong(tmp_path):
+    counting = TOY._replace(arguments=lambda config: {"classes": config["classes"]})
+    source = Safetensors(folder(tmp_path, config={"model_type": "toy", "classes": 5}))
+    three = shapes({**PARAMS, "head/kernel": (4, 3)})
+    planned = plan(source, counting, {"classes": 3}, three)
+    assert planned.fresh == ("head/kernel",)
+    assert load(source, planned, three).params.keys() == PARAMS.keys() - {"head/kernel"}
+    assert not plan(source, counting, {"classes": 5}, shapes()).fresh
+    with pytest.raises(
+        WeightsError, match=r"head.weight is \[4, 5\] in our order of axes, our head/kernel is \[4, 3\]"
+    ):
+        plan(source, counting, {"classes": 5}, three)
+    with pytest.raises(WeightsError, match=r"toy\.words\.weight is"):
+        plan(source, counting, {"classes": 3}, shapes({**PARAMS, "embedding": (13, 4)}))
+
+
 def test_each_device_reads_its_own_shard_and_no_more(tmp_path, monkeypatch):
     mesh, asked = make_mesh((1, 4, 2)), []
     source = Safetensors(folder(tmp_path))

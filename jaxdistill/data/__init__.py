@@ -3,7 +3,7 @@
 Light: Grain and TensorFlow Datasets are imported when they are used.
 """
 
-from jaxdistill.data import images, tokens
+from jaxdistill.data import images, processors, tokens
 from jaxdistill.data.datasets import known, open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.records import Records
@@ -20,6 +20,7 @@ __all__ = [
     "images",
     "known",
     "open_records",
+    "processors",
     "tokens",
     "train_stream",
 ]

@@ -22,8 +22,9 @@ from jaxdistill.errors import ConfigError, suggest
 from jaxdistill.fetch import FetchError
 from jaxdistill.registry import datasets, parse, tokenizations
 
-SHIPPED = (  # the builders of digits.py, texts.py and corpora.py
+SHIPPED = (  # the builders of digits.py, emoji.py, texts.py and corpora.py
     *("clothes", "mnist5k"),
+    "emoji",
     *("newsgroups", "reuters", "spam", "vader"),
     "plain_english",
 )
@@ -164,7 +165,7 @@ def _tfds(base: str) -> ModuleType:
     """TensorFlow Datasets, with the builder of a name registered if there is one."""
     import tensorflow_datasets as tfds
 
-    from jaxdistill.data import corpora, digits  # noqa: F401  (importing registers the builders that we ship)
+    from jaxdistill.data import corpora, digits, emoji  # noqa: F401  (importing registers the builders that we ship)
 
     if base not in SHIPPED:
         for group in LATE_GROUPS:

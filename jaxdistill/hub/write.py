@@ -23,8 +23,9 @@ def write(
     variables: Variables,
     card: str,
     tokenizer: Path | None = None,
+    images: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `config.json`, `model.safetensors`, the tokenizer's files and a model card.
+    """Writes `config.json`, `model.safetensors`, the files of tokenizer and image processor, and a model card.
 
     The folder appears whole or not at all; one that is there already is replaced.
 
@@ -35,6 +36,7 @@ def write(
         variables: of the network, of any sharding.
         card: the model card, Markdown.
         tokenizer: folder whose tokenizer goes with the network.
+        images: how an image becomes what the network sees, as transformers writes it.
     """
     from safetensors.numpy import save_file
 
@@ -51,6 +53,8 @@ def write(
     for file in (tokenizer / name for name in TOKENIZER_FILES) if tokenizer else ():
         if file.is_file():
             shutil.copyfile(file, half / file.name)
+    if images:
+        (half / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     half.rename(folder)
 

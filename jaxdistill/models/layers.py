@@ -25,7 +25,10 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # by the names of trans
 
 
 def pixels(image: Array, dtype: jnp.dtype) -> Array:
-    """Images as numbers from -1 to 1; uint8 travels to the device and is converted there, a quarter of the bytes."""
+    """Images as numbers: uint8 from -1 to 1, and floats as they are (`processed` of data/processors.py makes them).
+
+    uint8 travels to the device and is converted there, a quarter of the bytes.
+    """
     scaled = image.astype(jnp.float32) / 127.5 - 1 if image.dtype == jnp.uint8 else image
     return scaled.astype(dtype)
 

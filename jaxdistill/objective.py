@@ -140,6 +140,10 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
             if name not in means:
                 means[name], new["terms"][name], fusion_state = one(name, params, state, signals[term.stream], key)
                 new["fusion"] = fusion_state if term.stream == "train" else new["fusion"]
+        for name, (term, _) in terms.items():
+            if term.follow is not None:
+                mean = Mean(psum(means[name].sum), means[name].count)
+                new["terms"][name] = term.follow(new["terms"][name], mean, signals[term.stream].step)
         return means, new
 
     def one(name, params, state, signals, key):

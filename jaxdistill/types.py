@@ -200,6 +200,8 @@ class Term(NamedTuple):
     needs: what it cannot do without: "teacher"; "input_gradients" or "state_gradients", which models are made to
         return where a term says so
     temperature: `step -> temperature` at which its teacher is fused; None: 1
+    follow: `(state, mean, step) -> state` of a term whose state follows its own mean over the whole batch, a `Mean`;
+        what it remembers then depends on no row, and it may be local
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
@@ -208,6 +210,7 @@ class Term(NamedTuple):
     local: bool = True
     needs: frozenset[str] = frozenset()
     temperature: Callable[[Array], Array] | None = None
+    follow: Callable[..., PyTree] | None = None
 
 
 class Objective(NamedTuple):

@@ -33,6 +33,8 @@ class Example(NamedTuple):
     Args:
         least: a loss has its least value where the student equals its teacher.
         extent: of the hidden states that a loss reads, if it cannot do without one; else it is tried with and without.
+        detached: a loss holds a copy of its student fixed, as its paper does, so that its gradient in the student is
+            not that of its value.
         draws: a loss draws at random, so that permuted rows meet other draws.
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
@@ -44,6 +46,7 @@ class Example(NamedTuple):
     spec: str
     least: bool = False
     extent: tuple[int, ...] | None = None
+    detached: bool = False
     draws: bool = False
     symmetric: bool = False
     hidden_states: int = 0
@@ -58,11 +61,17 @@ LOSSES = {
         Example("cross_entropy(target='label_probs')"),
     ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
+    "dist": [Example("dist", least=True)],
+    "dkd": [Example("dkd", least=True)],
     "hidden": [
         Example("hidden"),
         Example("hidden(layers='last', distance='cosine')"),
         Example("hidden(projector='none')", least=True),
         Example("hidden(projector='none', distance='cosine')", least=True),
+    ],
+    "jsd": [
+        Example("jsd(temperature=2.0)", least=True),
+        Example("jsd(beta=0.9, normalized=True)", least=True),
     ],
     "kd": [
         Example("kd", least=True),
@@ -70,6 +79,14 @@ LOSSES = {
         Example("kd(temperature=linear(start=8.0, end=2.0))", least=True),
     ],
     "logit_mse": [Example("logit_mse", least=True)],
+    "reverse_kl": [Example("reverse_kl(temperature=2.0)", least=True)],
+    "skew_kl": [Example("skew_kl", least=True), Example("skew_kl(version='v1', temperature=2.0)")],
+    "skew_reverse_kl": [
+        Example("skew_reverse_kl(temperature=2.0)", least=True),
+        Example("skew_reverse_kl(version='v2')", least=True, detached=True),
+    ],
+    "standardized": [Example("standardized(loss=kd(temperature=2.0))", least=True)],
+    "taid": [Example("taid(floor=linear(start=0.4, end=1.0))", detached=True)],
 }
 
 FUSIONS = {

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxdistill.metrics import Mean, mean_of
 from jaxdistill.parallel.collectives import psum
 from jaxdistill.schedules import Scalar, as_schedule
+from jaxdistill.streamed import streamed
 from jaxdistill.types import Array, Factored, Fusion, Objective, Outputs, PyTree, Signals, Term
 
 
@@ -58,12 +59,23 @@ def _is_factored(signals: Signals) -> bool:
     return isinstance(signals.student.logits, Factored)
 
 
-def _cut(signals: Signals, chunks: int) -> tuple[PyTree, Callable[[PyTree], Signals]]:
-    """All that has a row per token, `[batch, length, ...] -> [chunks, batch, length / chunks, ...]`, and the way back.
+class _Pieces(NamedTuple):
+    """Signals apart: what all pieces of a sequence read, and what has a row per token.
 
-    Along the sequence, so that a chunk stays spread over the devices as the batch is. Pooled embeddings, attentions
-    and gradients belong to no chunk and are left out; a local term reads none of them.
+    shared: with None where the rows belong
+    rows: `[chunks, batch, length / chunks, ...]`
     """
+
+    shared: Signals
+    rows: PyTree
+
+
+def _cut(signals: Signals, chunks: int) -> _Pieces:
+    """Pieces along the sequence, so that each stays spread over the devices as the batch is.
+
+    Pooled embeddings, attentions and gradients belong to no piece and are left out; a local term reads none of them.
+    """
+    nothing: Any = None
     length = signals.mask.shape[1]
     if length % chunks:
         raise ValueError(f"{chunks} chunks do not divide a sequence of {length} tokens")
@@ -75,24 +87,69 @@ def _cut(signals: Signals, chunks: int) -> tuple[PyTree, Callable[[PyTree], Sign
         logits = outputs.logits
         return (logits.features if isinstance(logits, Factored) else logits), outputs.hidden_states
 
-    def outputs(like: Outputs, rows: tuple[PyTree, ...]) -> Outputs:
-        head = replace(like.logits, features=rows[0]) if isinstance(like.logits, Factored) else rows[0]
-        return Outputs(head, rows[1])
+    def others(outputs: Outputs) -> Outputs:
+        return Outputs(replace(outputs.logits, features=nothing) if isinstance(outputs.logits, Factored) else nothing)
 
     per_token = {k: x for k, x in signals.batch.items() if x.shape[:2] == signals.mask.shape}
     rows = (tokens(signals.student), [tokens(teacher) for teacher in signals.teachers], per_token, signals.mask)
+    shared = replace(
+        signals,
+        student=others(signals.student),
+        teachers=tuple(map(others, signals.teachers)),
+        batch={k: x for k, x in signals.batch.items() if k not in per_token},
+        mask=nothing,
+    )
+    return _Pieces(shared, jax.tree.map(each, rows))
 
-    def join(rows: PyTree) -> Signals:
-        student, teachers, batch, mask = rows
-        return replace(
-            signals,
-            student=outputs(signals.student, student),
-            teachers=tuple(outputs(like, x) for like, x in zip(signals.teachers, teachers, strict=True)),
-            batch={**signals.batch, **batch},
-            mask=mask,
+
+def _joined(shared: Signals, rows: PyTree) -> Signals:
+    """The signals of one piece."""
+
+    def outputs(like: Outputs, rows: tuple[PyTree, ...]) -> Outputs:
+        return Outputs(
+            replace(like.logits, features=rows[0]) if isinstance(like.logits, Factored) else rows[0], rows[1]
         )
 
-    return jax.tree.map(each, rows), join
+    student, teachers, batch, mask = rows
+    return replace(
+        shared,
+        student=outputs(shared.student, student),
+        teachers=tuple(outputs(like, x) for like, x in zip(shared.teachers, teachers, strict=True)),
+        batch={**shared.batch, **batch},
+        mask=mask,
+    )
+
+
+PieceOfMeans = Callable[[PyTree, PyTree], dict[str, Mean]]
+
+
+def _summed(piece: PieceOfMeans, shared: PyTree, rows: PyTree) -> dict[str, Mean]:
+    """The means of all pieces. The logits of a piece are formed again for its gradient, and never kept."""
+    kept = jax.checkpoint(piece)
+
+    def add(means: PyTree, rows: PyTree) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, means, kept(shared, rows)), None
+
+    zeros = jax.eval_shape(piece, shared, jax.tree.map(lambda x: x[0], rows))
+    return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros), rows)[0]
+
+
+def _in_one_pass(
+    piece: PieceOfMeans, shared: PyTree, rows: PyTree, weights: Mapping[str, Array]
+) -> tuple[Array, dict[str, Mean]]:
+    """The weighted sum of the means, whose gradient is taken with its value, and the means."""
+
+    def counted(shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
+        return jnp.zeros(()), {name: mean.count for name, mean in piece(shared, rows).items()}
+
+    def weighted(given: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
+        shared, scales = given
+        means = piece(shared, rows)
+        return sum((scales[name] * mean.sum for name, mean in means.items()), jnp.zeros(())), means
+
+    counts = streamed(counted, shared, rows)[1]  # of masks alone: nothing else of a piece is formed for it
+    scales = {name: weight / jnp.maximum(counts[name], 1) for name, weight in weights.items()}
+    return streamed(weighted, (shared, scales), rows)
 
 
 def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) -> Objective:
@@ -131,11 +188,27 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
         return params, state
 
     def apply(params, state, signals, *, key):
-        pieces = {stream: local_names(stream) for stream, seen in signals.items() if chunks > 1 and _is_factored(seen)}
-        means = {}
-        for stream, names in pieces.items():
-            means.update(in_chunks(names, params, state, signals[stream], key))
-        new = {"fusion": state["fusion"], "terms": {name: state["terms"][name] for name in means}}
+        means: dict[str, Mean] = {}
+        for stream, names in in_pieces(signals).items():
+            means |= _summed(*pieces(names, params, state, signals[stream], key))
+        return whole(means, params, state, signals, key)
+
+    def loss(params, state, signals, *, key):
+        step, values = signals["train"].step, []
+        found: dict[str, Mean] = {}
+        for stream, names in in_pieces(signals).items():
+            weights = {name: as_schedule(terms[name].weight)(step) for name in names}
+            piece, shared, rows = pieces(names, params, state, signals[stream], key)
+            value, means = _in_one_pass(piece, shared, rows, weights)
+            values.append(value)
+            found |= means
+        means, new = whole(found, params, state, signals, key)
+        rest = total({name: mean for name, mean in means.items() if name not in found}, step)
+        return sum(values, rest), (means, new)
+
+    def whole(means, params, state, signals, key):
+        """The means of all terms, some of them found already, and the new state."""
+        means, new = dict(means), {"fusion": state["fusion"], "terms": {name: state["terms"][name] for name in means}}
         for name, (term, _) in terms.items():
             if name not in means:
                 means[name], new["terms"][name], fusion_state = one(name, params, state, signals[term.stream], key)
@@ -154,28 +227,31 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
         out, term_state = term.apply(params["terms"][name], state["terms"][name], fused, key=own)
         return reduce(out, fused.mask), term_state, fusion_state
 
-    def local_names(stream):
-        return [name for name, (term, _) in terms.items() if term.local and term.stream == stream]
+    def in_pieces(signals):
+        """Of each stream whose head is factored, the terms that are computed piece by piece."""
+        factored = [stream for stream, seen in signals.items() if chunks > 1 and _is_factored(seen)]
+        local = {s: [n for n, (term, _) in terms.items() if term.local and term.stream == s] for s in factored}
+        return {stream: names for stream, names in local.items() if names}
 
-    def in_chunks(names, params, state, signals, key):
-        rows, join = _cut(signals, chunks)
+    def pieces(names, params, state, signals, key):
+        """A function of one piece that gives the means of the terms, what all pieces read, and the pieces."""
+        cut = _cut(signals, chunks)
 
-        @jax.checkpoint  # the logits of a piece are formed again for its gradient, and never kept
-        def piece(totals, numbered):
+        def piece(shared, numbered):
+            signals, params, state, key = shared
             rows, number = numbered
             drawn = jax.random.fold_in(key, number)
-            means = {name: one(name, params, state, join(rows), drawn)[0] for name in names}
-            return jax.tree.map(jnp.add, totals, means), None
+            return {name: one(name, params, state, _joined(signals, rows), drawn)[0] for name in names}
 
-        zeros = {name: Mean(jnp.zeros(()), jnp.zeros(())) for name in names}
-        return jax.lax.scan(piece, zeros, (rows, jnp.arange(chunks)))[0]
+        own = {"fusion": params["fusion"], "terms": {name: params["terms"][name] for name in names}}
+        return piece, (cut.shared, own, state, key), (cut.rows, jnp.arange(chunks))
 
     def total(means, step):
         weighted = [
             as_schedule(terms[name].weight)(step) * mean.sum / jnp.maximum(mean.count, 1)
             for name, mean in means.items()
         ]
-        return jnp.sum(jnp.stack(weighted))
+        return jnp.sum(jnp.stack(weighted)) if weighted else jnp.zeros(())
 
     streams = frozenset({"train"} | {term.stream for term, _ in terms.values()})
-    return Objective(init, apply, fuse, total, streams)
+    return Objective(init, apply, loss, fuse, total, streams)

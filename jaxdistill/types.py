@@ -219,13 +219,16 @@ class Objective(NamedTuple):
     init: `(key, {stream: signals}) -> (params, state)`, each with the roles `fusion` and `terms`
     apply: `(params, state, {stream: signals}, *, key) -> ({term: Mean}, state)`; one mean per term, so that a step may
         take one gradient per term
+    loss: `(params, state, {stream: signals}, *, key) -> (scalar, ({term: Mean}, state))`, the weighted scalar to
+        differentiate; where a head is factored, its value and gradient are taken in one pass
     fuse: `(params, state, signals, *, key) -> (signals, state)` with the teacher fused, for steps that train a gate
-    total: `({term: Mean}, step) -> ` the weighted scalar to differentiate
+    total: `({term: Mean}, step) -> ` the same scalar from the means
     streams: the streams that its terms read
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[dict[str, Any], PyTree]]
+    loss: Callable[..., tuple[Array, tuple[dict[str, Any], PyTree]]]
     fuse: Callable[..., tuple[Signals, PyTree]]
     total: Callable[..., Array]
     streams: frozenset[str]

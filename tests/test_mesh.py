@@ -22,6 +22,7 @@ from jaxdistill.types import Outputs, Variables
 FAMILIES = {
     "bert": "bert(vocabulary=10, width=16, depth=3, heads=2, ffn=24, classes=10, dropout=0.2)",
     "decoder": "decoder(vocabulary=10, width=16, depth=3, heads=4, kv_heads=2, head_size=8, ffn=16)",
+    "chunked": "decoder(vocabulary=10, width=16, depth=1, heads=4, kv_heads=2, head_size=8, ffn=16, tied=False)",
     "efficientnet_lite": "efficientnet_lite(stem=8, stages=((8, 2, 3, 2, 2),), top=16, classes=10)",
     "mlp": "mlp(widths=(16, 24, 16), classes=10, dropout=0.3)",
     "resnet": "resnet(widths=(8, 16, 16), blocks=1, classes=10)",
@@ -29,10 +30,11 @@ FAMILIES = {
     "deit": "deit(patch=4, width=16, depth=3, heads=2, classes=10, image=8, channels=1, dropout=0.2)",
     "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
 }
-TOKENS = ("decoder",)  # families with a label for each token
+TOKENS = ("decoder", "chunked")  # families with a label for each token
 TEACHERS = {
     "resnet": ("mlp", "resnet"),
     "decoder": ("decoder", "decoder"),
+    "chunked": ("decoder", "decoder"),
 }  # unlike each other, with and without state; else an mlp and a vit
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
 ROWS, VALID = 32, 19  # 19 rows that count: devices hold 4, 3 or 0 of them
@@ -59,7 +61,7 @@ def parts(family: str):
         "hidden": Weighted(registry.losses.build("hidden(layers='last')", ""), 0.1),
         "decay": Weighted(registry.losses.build("decay()", ""), 0.01),
     }
-    minimised = objective(terms, registry.fusions.build("average()", ""))
+    minimised = objective(terms, registry.fusions.build("average()", ""), chunks=4 if family == "chunked" else 1)
     # plain descent at rate 1: the change of the parameters IS the gradient
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
     step = registry.steps["offline"](student, teachers, minimised, update)

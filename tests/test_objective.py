@@ -1,5 +1,6 @@
 """The objective reduces as by hand: weights, schedules, masks, temperatures, tuples, scalars, streams and state."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -7,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import all_finite, assert_close, assert_same, build_loss, signals
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill import registry
 from jaxdistill.losses.term import stateless
 from jaxdistill.objective import Weighted, objective, reduce
+from jaxdistill.parallel.collectives import ROWS
+from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.schedules import Horizon, as_schedule, resolve
 from jaxdistill.types import Factored, Fusion, Outputs, Term
 
@@ -254,35 +258,108 @@ def test_a_factored_head_is_the_head_multiplied_out():
 def of_tokens(vocabulary: int = 512):
     """A sequence seen by a student and two unlike teachers, all with heads that are not multiplied out."""
     draw = lambda number, *shape: jax.random.normal(jax.random.fold_in(KEY, number), shape)
-    head = lambda number, width: Outputs(Factored(draw(number, 4, 16, width), draw(number + 9, width, vocabulary)))
-    base = signals(batch=(4, 16), classes=8)
-    label = jax.random.randint(KEY, (4, 16), 0, vocabulary)
-    mask = (jax.random.uniform(KEY, (4, 16)) < 0.7).astype(jnp.float32)
+    head = lambda number, width: Outputs(Factored(draw(number, 8, 16, width), draw(number + 9, width, vocabulary)))
+    base = signals(batch=(8, 16), classes=8)
+    label = jax.random.randint(KEY, (8, 16), 0, vocabulary)
+    mask = (jax.random.uniform(KEY, (8, 16)) < 0.7).astype(jnp.float32)
     return replace(base, student=head(1, 8), teachers=(head(2, 12), head(3, 10)), batch={"label": label}, mask=mask)
 
 
-def chunked(chunks: int):
-    """Loss and gradient in the student's features and kernel, of three local terms and one that is not."""
+def objective_of_tokens(chunks: int):
+    """Three local terms and one that is not."""
     terms = {name: Weighted(build_loss(name)) for name in ("kd(temperature=2.0)", "logit_mse", "cross_entropy")}
     batchwise = lambda s: jnp.broadcast_to(jnp.std(s.student.logits), s.mask.shape)
     terms["std"] = Weighted(stateless(batchwise, local=False), 0.5)
-    minimised, whole = objective(terms, AVERAGE, chunks), of_tokens()
-    params, state = minimised.init(KEY, {"train": whole})
+    return objective(terms, AVERAGE, chunks)
 
-    def loss(head):
-        seen = {"train": replace(whole, student=Outputs(head))}
-        means, _ = minimised.apply(params, state, seen, key=KEY)
+
+def loss_of_tokens(chunks: int, how: str):
+    """`(student, teachers) -> (loss, means)`, as a weighted sum of means or in one pass."""
+    minimised, seen = objective_of_tokens(chunks), of_tokens()
+    params, state = minimised.init(KEY, {"train": seen})
+
+    def loss(student, teachers):
+        given = {"train": replace(seen, student=Outputs(student), teachers=tuple(map(Outputs, teachers)))}
+        if how == "one pass":
+            value, (means, _) = minimised.loss(params, state, given, key=KEY)
+            return value, means
+        means, _ = minimised.apply(params, state, given, key=KEY)
         return minimised.total(means, 0), means
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True)), whole.student.logits
+    return loss
+
+
+def heads_of_tokens():
+    seen = of_tokens()
+    return seen.student.logits, tuple(teacher.logits for teacher in seen.teachers)
 
 
 @pytest.mark.parametrize("chunks", [2, 16])
-def test_a_factored_head_in_chunks_is_the_head_in_one(chunks):
-    whole, head = chunked(1)
-    pieces, _ = chunked(chunks)
-    for found, want in zip(jax.tree.leaves(pieces(head)), jax.tree.leaves(whole(head)), strict=True):
-        np.testing.assert_allclose(found, want, rtol=2e-5, atol=1e-5)
+@pytest.mark.parametrize("how", ["means", "one pass"])
+@pytest.mark.parametrize("learns", [(0,), (0, 1)], ids=["student", "both"])
+def test_a_factored_head_in_chunks_is_the_head_in_one(chunks, how, learns):
+    """Loss, means, and the gradients of features and kernels, of the teachers' too where they learn."""
+    differ = lambda *case: jax.value_and_grad(loss_of_tokens(*case), learns, has_aux=True)
+    gradient = lambda *case: jax.jit(differ(*case))(*heads_of_tokens())
+    found, want = gradient(chunks, how), gradient(1, "means")
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (8, 1, 1)])
+def test_in_one_pass_every_device_goes_over_its_own_rows(shape):
+    """The same numbers, and a kernel's gradient crosses the devices once, not in every piece."""
+    student, teachers = heads_of_tokens()
+    both = jax.value_and_grad(loss_of_tokens(4, "one pass"), (0, 1), has_aux=True)
+    mesh = make_mesh(shape)
+    lay = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+    put = lambda head: Factored(lay(head.features, *ROWS), lay(head.kernel, "fsdp", "tensor"))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(both).lower(put(student), tuple(map(put, teachers))).compile()
+        found = compiled(put(student), tuple(map(put, teachers)))
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(both(student, teachers)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-5)
+    reduced = [line for line in compiled.as_text().splitlines() if " all-reduce(" in line]
+    sizes = lambda line: [int(size) for shape in re.findall(r"f32\[([\d,]+)\]", line) for size in shape.split(",")]
+    inside, outside = ([max(sizes(x), default=0) for x in reduced if ("/while/body" in x) == loop] for loop in (1, 0))
+    assert max(outside) >= 512 / shape[2] and max(inside, default=0) < 512 / shape[2]
+
+
+def test_a_gradient_through_the_gradient_in_one_pass_is_that_of_the_plain_form():
+    """Meta-learning: the teacher's gradient through the student's."""
+
+    def meta(how):
+        loss = loss_of_tokens(4, how)
+        inner = lambda teachers: jax.grad(loss, has_aux=True)(heads_of_tokens()[0], teachers)[0]
+        outer = lambda teachers: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(inner(teachers)))
+        return jax.jit(jax.grad(outer))(heads_of_tokens()[1])
+
+    for x, y in zip(jax.tree.leaves(meta("one pass")), jax.tree.leaves(meta("means")), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+        assert x.any()
+
+
+def test_in_one_pass_a_frozen_teacher_costs_no_gradient():
+    """Of the student's head three products, of a frozen teacher's one: what the plain form takes, nothing twice."""
+    seen = of_tokens(4096)
+
+    def products(how):
+        minimised = objective({"kd": Weighted(build_loss("kd"))}, AVERAGE, 16)
+        params, state = minimised.init(KEY, {"train": seen})
+
+        def loss(student, teachers):
+            frozen = tuple(map(Outputs, jax.lax.stop_gradient(teachers)))
+            given = {"train": replace(seen, student=Outputs(student), teachers=frozen)}
+            if how == "one pass":
+                return minimised.loss(params, state, given, key=KEY)[0]
+            return minimised.total(minimised.apply(params, state, given, key=KEY)[0], 0)
+
+        heads = seen.student.logits, tuple(teacher.logits for teacher in seen.teachers)
+        text = jax.jit(jax.value_and_grad(loss)).lower(*heads).compile().as_text()
+        return len(re.findall(r" dot\(", text)) + len(re.findall(r"__onednn\$matmul", text))
+
+    assert products("one pass") == 3 + 2  # of a scan one piece is counted
+    assert products("means") == 4 + 2 * 2
 
 
 def test_chunks_keep_the_logits_of_one_piece_at_a_time():

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 from jaxdistill.types import Array, PyTree
 
 PMAP_AXIS = "devices"
-ROWS = PartitionSpec(("data", "fsdp"))  # how every batch and every activation is laid out
+ROW_AXES = ("data", "fsdp")
+ROWS = PartitionSpec(ROW_AXES)  # how every batch and every activation is laid out
 
 
 def in_pmap() -> bool:
@@ -49,19 +50,28 @@ def own_rows(tree: PyTree) -> PyTree:
     return jax.tree.map(each, tree) if in_pmap() else tree
 
 
+def has_row_shards() -> bool:
+    """Whether the rows of a batch are split over an ambient mesh, and not yet given to each device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and set(ROW_AXES) <= set(mesh.axis_names) and not _is_manual(mesh) and not in_pmap()
+
+
+def _is_manual(mesh: jax.sharding.AbstractMesh) -> bool:
+    """Whether the code being traced runs on one device's own rows, inside `shard_map`."""
+    return bool(set(ROW_AXES) & set(mesh.manual_axes))
+
+
 def row_keys(key: Array, rows: int) -> Array:
     """One key per row of the global batch, `[rows]`, so that pmap draws what jit draws."""
-    first = lax.axis_index(PMAP_AXIS) * rows if in_pmap() else 0
+    axes = PMAP_AXIS if in_pmap() else ROW_AXES if _is_manual(jax.sharding.get_abstract_mesh()) else ()
+    first = lax.axis_index(axes) * rows if axes else 0
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
 
 
 def by_rows(x: Array) -> Array:
-    """Keeps an activation split by rows over the mesh; the identity without one.
+    """Keeps an activation split by rows over the mesh; the identity without one, and on a device's own rows.
 
     Every layer of every model needs it: left to XLA's partitioner, a two-layer MLP on a (2, 2, 2) mesh had a right
     forward pass and gradients wrong by 2.0, without any error (jax 0.11.2 and 0.12).
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or "data" not in mesh.axis_names or in_pmap():
-        return x
-    return lax.with_sharding_constraint(x, ROWS)
+    return lax.with_sharding_constraint(x, ROWS) if has_row_shards() else x

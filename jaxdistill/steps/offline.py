@@ -40,8 +40,8 @@ def offline(
 
         def loss(params):
             signals, student_state = see(params, ts.state, frozen, batch, ts.step, models_key)
-            means, objective_state = objective.apply(params, ts.state, signals, key=terms_key)
-            return objective.total(means, ts.step), (means, {"student": student_state, **objective_state})
+            value, (means, objective_state) = objective.loss(params, ts.state, signals, key=terms_key)
+            return value, (means, {"student": student_state, **objective_state})
 
         (value, (means, state)), gradients = jax.value_and_grad(loss, has_aux=True)(ts.params)
         gradients = psum(gradients)

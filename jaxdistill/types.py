@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, dataclass_transform
 
 import jax
+import numpy as np
 
 Array = jax.Array
 PyTree = Any
@@ -69,6 +70,22 @@ class Heads:
 
 
 @struct
+class Spans:
+    """Where the predictions of a teacher that reads other tokens than its student lie in their common text.
+
+    A span reaches from one place where tokens of both end to the next: of one token each where they agree, of more
+    where they do not.
+
+    Args:
+        number: `[batch, length]`, the span that the predicted token belongs to, rising from 1 in each row; 0: none
+        label: `[batch, length]`, the predicted token
+    """
+
+    number: Array
+    label: Array
+
+
+@struct
 class Outputs:
     """Everything a model returns. Nothing is hooked: under `jit`, what no term reads is removed by the compiler.
 
@@ -83,6 +100,7 @@ class Outputs:
             needs them, see `models/derivatives.py`
         state_gradients: of each row's task loss with respect to each hidden state, shaped like these; where a term
             needs them
+        spans: of a teacher that reads tokens of its own; its logits are then as long as these
     """
 
     logits: Array | Factored
@@ -92,6 +110,7 @@ class Outputs:
     text_embedding: Array | None = None
     input_gradients: Array | None = None
     state_gradients: tuple[Array, ...] = ()
+    spans: Spans | None = None
 
     def dense(self) -> "Outputs":
         """The same with its logits multiplied out."""
@@ -176,6 +195,16 @@ class Pretrained(NamedTuple):
     read: Callable[[], Variables]
 
 
+class Shared(NamedTuple):
+    """Which tokens of two vocabularies are the same text: the i-th numbers of both name one.
+
+    student, teacher: `[tokens]`, each number at most once
+    """
+
+    student: np.ndarray
+    teacher: np.ndarray
+
+
 class Fusion(NamedTuple):
     """Many teachers -> one, at `signals.temperature`: `softmax(logits / temperature)` is the fused distribution.
 
@@ -198,7 +227,7 @@ class Term(NamedTuple):
     stream: which stream of the batch it reads
     local: every row stands for itself and no state is kept, so that rows may be cut into chunks
     needs: what it cannot do without: "teacher"; "input_gradients" or "state_gradients", which models are made to
-        return where a term says so
+        return where a term says so; "alignment", of a term that compares teachers of other tokens and classes
     temperature: `step -> temperature` at which its teacher is fused; None: 1
     follow: `(state, mean, step) -> state` of a term whose state follows its own mean over the whole batch, a `Mean`;
         what it remembers then depends on no row, and it may be local

@@ -63,6 +63,7 @@ LOSSES = {
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
     "dist": [Example("dist", least=True)],
     "dkd": [Example("dkd", least=True)],
+    "gold": [Example("gold(temperature=2.0)", least=True), Example("gold(beta=0.5)", least=True)],
     "hidden": [
         Example("hidden"),
         Example("hidden(layers='last', distance='cosine')"),
@@ -87,6 +88,7 @@ LOSSES = {
     ],
     "standardized": [Example("standardized(loss=kd(temperature=2.0))", least=True)],
     "taid": [Example("taid(floor=linear(start=0.4, end=1.0))", detached=True)],
+    "uld": [Example("uld", least=True)],
 }
 
 FUSIONS = {

@@ -4,6 +4,7 @@ from jaxdistill.losses import cross_entropy as cross_entropy
 from jaxdistill.losses import decay as decay
 from jaxdistill.losses import dist as dist
 from jaxdistill.losses import dkd as dkd
+from jaxdistill.losses import gold as gold
 from jaxdistill.losses import hidden as hidden
 from jaxdistill.losses import jsd as jsd
 from jaxdistill.losses import kd as kd
@@ -13,3 +14,4 @@ from jaxdistill.losses import skew_kl as skew_kl
 from jaxdistill.losses import skew_reverse_kl as skew_reverse_kl
 from jaxdistill.losses import standardized as standardized
 from jaxdistill.losses import taid as taid
+from jaxdistill.losses import uld as uld

@@ -53,7 +53,8 @@ def standardized(loss: Term) -> Term:
 
     def seen(signals: Signals) -> Signals:
         teacher = None if signals.teacher is None else scored(signals.teacher)
-        return replace(signals, student=scored(signals.student), teacher=teacher)
+        teachers = tuple(map(scored, signals.teachers))
+        return replace(signals, student=scored(signals.student), teachers=teachers, teacher=teacher)
 
     def apply(params, state, signals, *, key):
         return loss.apply(params, state, seen(signals), key=key)

@@ -22,6 +22,7 @@ from jaxdistill.config import differ
 from jaxdistill.data import datasets
 from jaxdistill.data.describe import Description
 from jaxdistill.data.stream import Transform
+from jaxdistill.data.surfaces import Shared
 from jaxdistill.data.tokens import Tokenization
 from jaxdistill.errors import ConfigError
 from jaxdistill.fetch import default_folder
@@ -33,7 +34,7 @@ from jaxdistill.optim import optimizer
 from jaxdistill.parallel.mesh import mesh_shape
 from jaxdistill.registry import Spec
 from jaxdistill.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
-from jaxdistill.types import Fusion, Model, Objective, Shapes, Shared, Signals, Step, Term
+from jaxdistill.types import Fusion, Model, Objective, Shapes, Signals, Step, Term
 
 
 class Split(NamedTuple):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, dataclass_transform
 
 import jax
-import numpy as np
 
 Array = jax.Array
 PyTree = Any
@@ -193,16 +192,6 @@ class Pretrained(NamedTuple):
 
     fresh: tuple[str, ...]
     read: Callable[[], Variables]
-
-
-class Shared(NamedTuple):
-    """Which tokens of two vocabularies are the same text: the i-th numbers of both name one.
-
-    student, teacher: `[tokens]`, each number at most once
-    """
-
-    student: np.ndarray
-    teacher: np.ndarray
 
 
 class Fusion(NamedTuple):

@@ -13,6 +13,7 @@ from examples import all_finite, assert_close, assert_same, build_loss, quick_ji
 from jax.sharding import NamedSharding
 
 from jaxdistill import registry
+from jaxdistill.data.surfaces import Shared
 from jaxdistill.errors import ConfigError
 from jaxdistill.losses import gold as gold_file
 from jaxdistill.losses.alignment import aligned, measure, partners
@@ -22,7 +23,7 @@ from jaxdistill.losses.uld import sorted_distance
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS, psum
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.types import Array, Factored, Outputs, Shared, Signals, Spans
+from jaxdistill.types import Array, Factored, Outputs, Signals, Spans
 
 KEY = jax.random.key(0)
 GOLDEN = np.load(Path(__file__).parent / "golden" / "logits.npz")

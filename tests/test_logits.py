@@ -200,8 +200,8 @@ def test_a_factored_head_in_pieces_is_the_head_in_one():
         minimised = objective(terms, registry.fusions.build("single", ""), chunks)
         given = {"train": replace(seen, student=student, teachers=teachers)}
         params, state = minimised.init(KEY, given)
-        means, state = minimised.apply(params, state, given, key=KEY)
-        return minimised.total(means, 0), ({name: mean.compute() for name, mean in means.items()}, state)
+        value, (means, state) = minimised.loss(params, state, given, key=KEY)
+        return value, ({name: mean.compute() for name, mean in means.items()}, state)
 
     gradient = lambda chunks: quick_jit(jax.value_and_grad(lambda *heads: run(chunks, *heads), (0, 1), has_aux=True))
     whole = gradient(1)(seen.student, seen.teachers)

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.data import tokenizer as tokenizers
-from jaxdistill.data.surfaces import shared_tokens
+from jaxdistill.data.surfaces import Shared, shared_tokens
 from jaxdistill.data.tokenizer import PATH
 from jaxdistill.data.tokens import TEACHER, Columns, Tokenization, Tokenized, positive, texts_of
 from jaxdistill.errors import ConfigError
 from jaxdistill.registry import tokenizations
-from jaxdistill.types import Shared
 
 
 class Text(NamedTuple):

@@ -1,25 +1,34 @@
 """Which tokens of two vocabularies are the same text, however each tokenizer spells it.
 
 GPT-2's kind writes bytes as other characters, SentencePiece a space as ▁ and a byte as <0x0A>, WordPiece marks with ##
-what goes on, and leaves out the space before what begins a word. As bytes they can be compared. A tokenizer that changes
-the text has the tokens of what it makes of it: one of lower case alone shares "the", and means "The" by it too.
+what goes on, and leaves out the space before what begins a word. As bytes they can be compared. A tokenizer that
+changes the text has the tokens of what it makes of it: one of lower case alone has "the", and means "The" by it too.
 """
 
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdistill.data import tokenizer as tokenizers
-from jaxdistill.types import Shared
 
 SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that GPT-2's alphabet leaves as they are
 HIDDEN = [byte for byte in range(256) if byte not in SHOWN]
 BYTES = {chr(byte): byte for byte in SHOWN} | {chr(256 + number): byte for number, byte in enumerate(HIDDEN)}
 
 BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+
+class Shared(NamedTuple):
+    """Which tokens of two vocabularies are the same text: the i-th numbers of both name one.
+
+    student, teacher: `[tokens]`, each number at most once
+    """
+
+    student: np.ndarray
+    teacher: np.ndarray
 
 
 def shared_tokens(student: Any, teacher: Any, pairs: Iterable[tuple[str, str]] = ()) -> Shared:

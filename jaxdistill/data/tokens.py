@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.data import tokenizer as tokenizers
+from jaxdistill.data.surfaces import Shared
 from jaxdistill.data.tokenizer import PATH
 from jaxdistill.errors import ConfigError
 from jaxdistill.registry import tokenizations
-from jaxdistill.types import Shared
 
 Columns = dict[str, np.ndarray]
 TEACHER = "teacher/"  # how the names of the fields begin that a teacher with a tokenizer of its own reads

@@ -34,13 +34,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxdistill.data.surfaces import Shared
 from jaxdistill.losses.alignment import aligned
 from jaxdistill.losses.jsd import kl_to_mixture
 from jaxdistill.losses.term import one_of, stateless
 from jaxdistill.losses.uld import sorted_distance
 from jaxdistill.registry import losses
 from jaxdistill.schedules import Scalar, as_schedule, require_positive
-from jaxdistill.types import Array, Shared, Signals, Term
+from jaxdistill.types import Array, Signals, Term
 
 Vocabularies = Shared | None  # what build.py fills in from the data's tokenization
 

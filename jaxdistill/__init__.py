@@ -15,6 +15,7 @@ _HOMES = {
     **dict.fromkeys(("Factored", "Fusion", "Model", "Outputs", "Signals", "Step", "Term", "TrainState"), "types"),
     "from_nnx": "models.nnx",
     "by_rows": "parallel.collectives",
+    "nudged": "models.layers",
     "ConfigError": "errors",
 }
 

@@ -27,7 +27,7 @@ from jaxdistill.data.tokens import Tokenization
 from jaxdistill.errors import ConfigError
 from jaxdistill.fetch import default_folder
 from jaxdistill.losses.gold import Vocabularies
-from jaxdistill.models.combinators import in_dtype, microbatched, reading
+from jaxdistill.models.combinators import in_dtype, reading
 from jaxdistill.models.derivatives import NEEDED, with_needed
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
@@ -113,13 +113,12 @@ def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
     return found
 
 
-def model(spec: str, path: str, dtype: str, pieces: int = 1) -> Model:
-    """The model of a spec, in its dtype and number of pieces."""
+def model(spec: str, path: str, dtype: str, needs: frozenset[str] = frozenset(), pieces: int = 1) -> Model:
+    """The model of a spec, in its dtype and number of pieces, with the gradients that terms need."""
     if not spec:
         raise ConfigError(path, f"no model is named. Known: {', '.join(registry.models)}.")
     built = registry.models.build(spec, path)
-    built = in_dtype(built, dtype) if dtype != "float32" else built
-    return microbatched(built, pieces) if pieces > 1 else built
+    return with_needed(in_dtype(built, dtype) if dtype != "float32" else built, needs, pieces)
 
 
 def teacher(config: ConfigDict, name: str, needs: frozenset[str] = frozenset(), cached: Model | None = None) -> Model:
@@ -129,7 +128,7 @@ def teacher(config: ConfigDict, name: str, needs: frozenset[str] = frozenset(), 
         cached: what takes its place where its outputs are read.
     """
     entry, path = config.teachers[name], f"teachers.{name}"
-    built = cached or with_needed(model(entry.model, f"{path}.model", config.dtype), needs)
+    built = cached or model(entry.model, f"{path}.model", config.dtype, needs)
     if not entry.reads:
         return built
     how = tokenization(config)
@@ -200,7 +199,7 @@ def parts(
     if not terms:
         raise ConfigError("objective", f"no terms. Name at least one; losses: {', '.join(registry.losses)}.")
     needs = frozenset[str]().union(*(weighted.term.needs for weighted in terms.values()))
-    student = with_needed(model(config.student.model, "student.model", config.dtype, config.accumulate), needs)
+    student = model(config.student.model, "student.model", config.dtype, needs, config.accumulate)
     names = tuple(config.teachers)
     teachers = tuple(teacher(config, name, needs, cached.get(name)) for name in names)
     _check_teachers(config, terms, dict(zip(names, teachers, strict=True)))
@@ -288,7 +287,7 @@ def _check_teachers(config: ConfigDict, terms: Mapping[str, Weighted], teachers:
         if "teacher" in term.needs and not config.teachers:
             cure = "Add teachers.NAME.model with a checkpoint, or with steps to train it here."
             raise ConfigError(f"objective.{name}", f"needs a teacher, and the config has none. {cure}")
-        if read and (gradients := sorted(term.needs & set(NEEDED))):
+        if read and (gradients := sorted(term.needs & NEEDED)):
             cure = f"Remove teachers.{read[0]}.cache"
             raise ConfigError(f"objective.{name}", f"needs {gradients[0]}, which no cache holds. {cure}.")
     for name, teacher in config.teachers.items():

@@ -19,8 +19,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdistill import build, cached, fits
-from jaxdistill.checkpoint import load_variables
+from jaxdistill import build, cached, fits, teachers
 from jaxdistill.config import changes, load, override
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description, describe
@@ -32,7 +31,6 @@ from jaxdistill.evaluate import cost
 from jaxdistill.models.cached import Keep, encode
 from jaxdistill.parallel.compile import jit_evaluate, local_rows
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.parallel.sharding import DEFAULT_RULES, shardings
 from jaxdistill.steps.observe import stream_number
 from jaxdistill.types import Model, Variables
 
@@ -78,7 +76,7 @@ class _Teacher:
             raise ConfigError(f"teachers.{name}.cache", f"{error}.") from None
         fits.check_pretrained(self.model, path, self.batch, complete=not config.teachers[name].checkpoint)
         self.identities = {stream: cached.identity(config, name, stream) for stream in cached.streams(config)}
-        self.variables = _load(config, name, self.model, variables, mesh)
+        self.variables = teachers.load(config, name, self.model, variables, mesh)
         self.say = _said_by(self.model, self.keep, self.variables, mesh)
 
     def write(self, stream: str, records: Records, console: Console) -> None:
@@ -142,15 +140,6 @@ def _batches(
 def _fields(keep: Keep, said: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     shapes = jax.eval_shape(lambda outputs: encode(outputs, keep), said)
     return {name: (tuple(x.shape[1:]), str(x.dtype)) for name, x in shapes.items()}
-
-
-def _load(config: ConfigDict, name: str, model: Model, shapes: Variables, mesh: Any) -> Variables:
-    layout = shardings(shapes, mesh, config.teachers[name].rules or DEFAULT_RULES)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
-    if config.teachers[name].checkpoint:
-        return load_variables(*build.teacher_checkpoint(config, name), abstract)
-    assert model.load is not None  # else `identity` has refused it
-    return model.load(abstract).read()
 
 
 def _said_by(model: Model, keep: Keep, variables: Variables, mesh: Any) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import metrics
+from jaxdistill.losses.term import without_padding
 from jaxdistill.models.combinators import view
 from jaxdistill.types import Array, Fusion, Model, Outputs, PyTree, Signals, Variables
 
@@ -76,18 +77,11 @@ def _beside(student: Array, teacher: Array, labels: Array, mask: Array) -> dict[
 def _layers(
     student: Outputs, teacher: Outputs, layers: Sequence[tuple[int, int]], rows: Mapping[str, Array]
 ) -> dict[str, Any]:
-    states = lambda outputs, layer: _without_padding(outputs.hidden_states[layer], rows)
+    # in a Gram matrix zeros add nothing, however long the padding
+    states = lambda outputs, layer: without_padding(outputs.hidden_states[layer], rows)
     kept = [(i, j) for i, j in layers if teacher.hidden_states[j] is not None]  # a cached teacher has not all
     pairs = {f"cka/{i}:{j}": (states(student, i), states(teacher, j)) for i, j in kept}
     return {name: metrics.cka(x, y, rows["mask"]) for name, (x, y) in pairs.items()}
-
-
-def _without_padding(states: Array, rows: Mapping[str, Array]) -> Array:
-    """Zeros where a text is padded: in a Gram matrix they add nothing, however long the padding."""
-    real = rows.get("attention_mask")
-    if real is None or real.shape != states.shape[: real.ndim] or states.ndim != real.ndim + 1:
-        return states
-    return jnp.where(real[..., None] != 0, states, 0)
 
 
 def totals(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:

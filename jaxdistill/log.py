@@ -137,7 +137,8 @@ class Log:
         rate, self._since, self._last = (step - self._last) / max(now - self._since, 1e-9), now, step
         averages = {name: float(np.mean([row[name] for row in values])) for name in values[-1]}
         curves = {name: float(curve(step - 1)) for name, curve in self.schedules.items()}
-        self._write("train", step, {**averages, **curves, "steps_per_second": rate})
+        # a weight that the step chose goes before the one that the config says
+        self._write("train", step, {**curves, **averages, "steps_per_second": rate})
         self._progress.update(self._task, completed=step, rate=rate, note=f"loss {averages['loss']:.3f}")
 
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:

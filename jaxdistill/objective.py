@@ -36,6 +36,12 @@ def reduce(out: Any, mask: Array) -> Mean:
     return Mean(mean.sum, psum(mean.count))
 
 
+def weighted(means: Mapping[str, Mean], weights: Mapping[str, Array]) -> Array:
+    """`sum over terms of weight * mean`; a local share of it where sums are local."""
+    parts = [weights[name] * mean.sum / jnp.maximum(mean.count, 1) for name, mean in means.items()]
+    return jnp.sum(jnp.stack(parts)) if parts else jnp.zeros(())
+
+
 def _counted(outputs: Outputs, mask: Array) -> Outputs:
     """Says 0 of rows that do not count: in a gradient, a teacher's NaN there would survive the 0 of its weight."""
 
@@ -56,12 +62,6 @@ def _counted(outputs: Outputs, mask: Array) -> Outputs:
         state_gradients=select(outputs.state_gradients, mask),
         spans=outputs.spans,
     )
-
-
-def _reads_other_tokens(signals: Signals) -> bool:
-    """Whether the fused teacher is, or was made of, one that reads other tokens than the student."""
-    heard = [teacher for teacher in signals.teachers if teacher is signals.teacher] or signals.teachers
-    return any(teacher.spans is not None for teacher in heard)
 
 
 def _is_factored(signals: Signals) -> bool:
@@ -156,14 +156,14 @@ def _in_one_pass(
     def counted(shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
         return jnp.zeros(()), {name: mean.count for name, mean in piece(shared, rows).items()}
 
-    def weighted(given: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
+    def scaled(given: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
         shared, scales = given
         means = piece(shared, rows)
         return sum((scales[name] * mean.sum for name, mean in means.items()), jnp.zeros(())), means
 
     counts = streamed(counted, shared, rows)[1]  # of masks alone: nothing else of a piece is formed for it
     scales = {name: weight / jnp.maximum(counts[name], 1) for name, weight in weights.items()}
-    return streamed(weighted, (shared, scales), rows)
+    return streamed(scaled, (shared, scales), rows)
 
 
 def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) -> Objective:
@@ -207,17 +207,16 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
             means |= _summed(*pieces(names, params, state, signals[stream], key))
         return whole(means, params, state, signals, key)
 
-    def loss(params, state, signals, *, key):
-        step, values = signals["train"].step, []
+    def loss(params, state, signals, weights, *, key):
+        values: list[Array] = []
         found: dict[str, Mean] = {}
         for stream, names in in_pieces(signals).items():
-            weights = {name: as_schedule(terms[name].weight)(step) for name in names}
             piece, shared, rows = pieces(names, params, state, signals[stream], key)
-            value, means = _in_one_pass(piece, shared, rows, weights)
+            value, means = _in_one_pass(piece, shared, rows, {name: weights[name] for name in names})
             values.append(value)
             found |= means
         means, new = whole(found, params, state, signals, key)
-        rest = total({name: mean for name, mean in means.items() if name not in found}, step)
+        rest = weighted({name: mean for name, mean in means.items() if name not in found}, weights)
         return sum(values, rest), (means, new)
 
     def whole(means, params, state, signals, key):
@@ -237,7 +236,7 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
         term, number = terms[name].term, list(terms).index(name)
         # fused anew at each term's temperature; what is the same, XLA computes once
         fused, fusion_state = fuse(params, state, signals, key=key, temperature=term.temperature)
-        if {"teacher", "alignment"} & term.needs == {"teacher"} and _reads_other_tokens(fused):
+        if {"teacher", "alignment"} & term.needs == {"teacher"} and fused.teacher.spans is not None:
             raise ValueError("the teacher reads other tokens than the student; gold and uld compare such models alone")
         own = jax.random.fold_in(key, number)
         out, term_state = term.apply(params["terms"][name], state["terms"][name], fused, key=own)
@@ -262,12 +261,11 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
         own = {"fusion": params["fusion"], "terms": {name: params["terms"][name] for name in names}}
         return piece, (cut.shared, own, state, key), (cut.rows, jnp.arange(chunks))
 
+    def weights(step):
+        return {name: as_schedule(weight)(step) for name, (_, weight) in terms.items()}
+
     def total(means, step):
-        weighted = [
-            as_schedule(terms[name].weight)(step) * mean.sum / jnp.maximum(mean.count, 1)
-            for name, mean in means.items()
-        ]
-        return jnp.sum(jnp.stack(weighted)) if weighted else jnp.zeros(())
+        return weighted(means, weights(step))
 
     streams = frozenset({"train"} | {term.stream for term, _ in terms.values()})
-    return Objective(init, apply, loss, fuse, total, streams)
+    return Objective(init, apply, loss, fuse, weights, total, tuple(terms), streams)

@@ -97,6 +97,7 @@ class Outputs:
         text_embedding: of a model with two towers, that of the other one; `embedding` is then the image's
         input_gradients: of a random mixture of the logits with respect to the input, `[batch, *input]`; where a term
             needs them, see `models/derivatives.py`
+        weights: of a fused teacher, what share each teacher has in it, `[teachers, *batch]`
         state_gradients: of each row's task loss with respect to each hidden state, shaped like these; where a term
             needs them
         spans: of a teacher that reads tokens of its own; its logits are then as long as these
@@ -107,6 +108,7 @@ class Outputs:
     attentions: tuple[Heads, ...] = ()
     embedding: Array | None = None
     text_embedding: Array | None = None
+    weights: Array | None = None
     input_gradients: Array | None = None
     state_gradients: tuple[Array, ...] = ()
     spans: Spans | None = None
@@ -200,11 +202,13 @@ class Fusion(NamedTuple):
     Averaging probabilities first and softening them afterwards was 33 % off, which is why the temperature is an input.
 
     init: `(key, signals) -> (params, state)`; params hold gates
-    apply: `(params, state, signals, *, key) -> (Outputs, state)`
+    apply: `(params, state, signals, *, key) -> (Outputs, state)`; `Outputs.weights` are the teachers' shares
+    by_step: its params must not be trained by the loss that it weighs; only a step that `gates` may have it
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Outputs, PyTree]]
+    by_step: bool = False
 
 
 class Term(NamedTuple):
@@ -237,10 +241,12 @@ class Objective(NamedTuple):
     init: `(key, {stream: signals}) -> (params, state)`, each with the roles `fusion` and `terms`
     apply: `(params, state, {stream: signals}, *, key) -> ({term: Mean}, state)`; one mean per term, so that a step may
         take one gradient per term
-    loss: `(params, state, {stream: signals}, *, key) -> (scalar, ({term: Mean}, state))`, the weighted scalar to
-        differentiate; where a head is factored, its value and gradient are taken in one pass
+    loss: `(params, state, {stream: signals}, {term: weight}, *, key) -> (scalar, ({term: Mean}, state))`, the weighted
+        sum to differentiate; where a head is factored, its value and gradient are taken in one pass
     fuse: `(params, state, signals, *, key) -> (signals, state)` with the teacher fused, for steps that train a gate
-    total: `({term: Mean}, step) -> ` the same scalar from the means
+    weights: `step -> {term: weight}`, as the config says
+    total: `({term: Mean}, step) -> ` the weighted scalar, from the means
+    terms: their names, in order
     streams: the streams that its terms read
     """
 
@@ -248,7 +254,9 @@ class Objective(NamedTuple):
     apply: Callable[..., tuple[dict[str, Any], PyTree]]
     loss: Callable[..., tuple[Array, tuple[dict[str, Any], PyTree]]]
     fuse: Callable[..., tuple[Signals, PyTree]]
+    weights: Callable[[Array], dict[str, Array]]
     total: Callable[..., Array]
+    terms: tuple[str, ...]
     streams: frozenset[str]
 
 
@@ -260,8 +268,10 @@ class Step(NamedTuple):
     update: `(train_state, teachers, batch) -> (train_state, metrics)`; pure, compiled by `parallel/compile.py`.
         `teachers` is a tuple of `Variables`, `batch` a dict with one entry per stream, metrics a dict of `Mean`
     streams: the streams of the batch it reads
+    gates: it trains a fusion's params by something else than the loss that they weigh
     """
 
     init: Callable[..., TrainState]
     update: Callable[..., tuple[TrainState, dict[str, Any]]]
     streams: frozenset[str]
+    gates: bool = False

@@ -33,9 +33,9 @@ class Example(NamedTuple):
     Args:
         least: a loss has its least value where the student equals its teacher.
         extent: of the hidden states that a loss reads, if it cannot do without one; else it is tried with and without.
-        detached: a loss holds a copy of its student fixed, as its paper does, so that its gradient in the student is
-            not that of its value.
         draws: a loss draws at random, so that permuted rows meet other draws.
+        detaches: in whose outputs a loss's gradient is not that of its value, because its paper holds a part constant:
+            a copy of the student, or Z of crd.
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
         statistics: a model normalises by its batch; they are its state.
@@ -46,8 +46,8 @@ class Example(NamedTuple):
     spec: str
     least: bool = False
     extent: tuple[int, ...] | None = None
-    detached: bool = False
     draws: bool = False
+    detaches: tuple[str, ...] = ()
     symmetric: bool = False
     hidden_states: int = 0
     statistics: bool = False
@@ -55,6 +55,9 @@ class Example(NamedTuple):
 
 
 LOSSES = {
+    "attention_transfer": [Example("attention_transfer", least=True, extent=(2, 3))],
+    "cc": [Example("cc", least=True)],
+    "crd": [Example("crd(records=20, negatives=8, width=3)", draws=True, detaches=("student", "teachers"))],
     "cross_entropy": [
         Example("cross_entropy"),
         Example("cross_entropy(label_smoothing=0.1)"),
@@ -63,13 +66,26 @@ LOSSES = {
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
     "dist": [Example("dist", least=True)],
     "dkd": [Example("dkd", least=True)],
+    "fisher_hints": [Example("fisher_hints"), Example("fisher_hints(projector='none')", least=True)],
+    "fsp": [Example("fsp", least=True, extent=(2, 3))],
     "gold": [Example("gold(temperature=2.0)", least=True), Example("gold(beta=0.5)", least=True)],
+    "graph": [
+        Example("graph(edges=((0, 1), (1, 2, 0.5), (2, 0), (3, 5), (3, 3)), node='index')", least=True),
+        Example("graph(edges=((0, 1), (1, 2), (2, 3)), relation='similarity', level='classes', node='index')"),
+    ],
+    "heads": [
+        Example("heads(((2, 1), (1, 0), (2, 0), (1, 1)))"),
+        Example("heads(((2, 1), (1, 0)), student_heads=((2, 1), (1, 0)), match='scores')", least=True),
+    ],
     "hidden": [
         Example("hidden"),
         Example("hidden(layers='last', distance='cosine')"),
+        Example("hidden(projector='mlp', weights=(1, 3))"),
+        Example("hidden(layers='last', projector='conv')", extent=(2, 3)),
         Example("hidden(projector='none')", least=True),
         Example("hidden(projector='none', distance='cosine')", least=True),
     ],
+    "jacobian": [Example("jacobian", least=True)],
     "jsd": [
         Example("jsd(temperature=2.0)", least=True),
         Example("jsd(beta=0.9, normalized=True)", least=True),
@@ -80,23 +96,53 @@ LOSSES = {
         Example("kd(temperature=linear(start=8.0, end=2.0))", least=True),
     ],
     "logit_mse": [Example("logit_mse", least=True)],
+    "loss_gradients": [
+        Example("loss_gradients(projector='fixed')"),
+        Example("loss_gradients(projector='none')", least=True),
+    ],
+    "minilm": [Example("minilm", least=True)],
+    "minilm2": [Example("minilm2(relation_heads=4)", least=True)],
+    "nst": [Example("nst", least=True, extent=(2, 3))],
+    "pkd": [Example("pkd", least=True, extent=(2,)), Example("pkd('uniform', 'mlp')", extent=(2,))],
+    "pkt": [Example("pkt", least=True)],
+    "related_labels": [Example("related_labels(edges=((0, 1), (1, 1, 0.5)), share=0.3)")],
     "reverse_kl": [Example("reverse_kl(temperature=2.0)", least=True)],
+    "review": [Example("review", extent=(2, 3))],
+    "rkd": [
+        Example("rkd", least=True),
+        Example("rkd(triplets=50, layers=(-1, -1))", draws=True),
+    ],
+    "semckd": [Example("semckd(layers=((2, 1), (2, 2)), size=3)")],
+    "similarity": [Example("similarity(layers=(-1, -1))", least=True)],
     "skew_kl": [Example("skew_kl", least=True), Example("skew_kl(version='v1', temperature=2.0)")],
     "skew_reverse_kl": [
         Example("skew_reverse_kl(temperature=2.0)", least=True),
-        Example("skew_reverse_kl(version='v2')", least=True, detached=True),
+        Example("skew_reverse_kl(version='v2')", least=True, detaches=("student",)),
     ],
+    "sobolev": [Example("sobolev", least=True)],
     "standardized": [Example("standardized(loss=kd(temperature=2.0))", least=True)],
-    "taid": [Example("taid(floor=linear(start=0.4, end=1.0))", detached=True)],
+    "taid": [Example("taid(floor=linear(start=0.4, end=1.0))", detaches=("student",))],
+    "tinybert": [Example("tinybert"), Example("tinybert(projector='none')", least=True)],
     "uld": [Example("uld", least=True)],
+    "vid": [Example("vid")],
 }
 
 FUSIONS = {
     "average": [Example("average", symmetric=True), Example("average(of='logits')", symmetric=True)],
+    "confidence": [Example("confidence", symmetric=True)],
+    "entropy": [Example("entropy", symmetric=True), Example("entropy(of='logits')", symmetric=True)],
+    "sampled": [Example("sampled", draws=True)],
     "single": [Example("single")],
 }
 
-STEPS = {"offline": [Example("offline")]}
+TASKS = "terms=('kd', 'cross_entropy', 'hidden')"  # of the laws' objective, in which decay is none
+
+STEPS = {
+    "gradnorm": [Example(f"gradnorm({TASKS})")],
+    "mgda": [Example(f"mgda({TASKS})")],
+    "offline": [Example("offline")],
+    "uncertainty": [Example(f"uncertainty({TASKS})")],
+}
 
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
 
@@ -180,10 +226,14 @@ def build_loss(spec: str) -> Term:
     return loss(spec, "objective", HORIZON)
 
 
+POSITIONS = 3  # tokens of a text, of which 2 or 3 are real
+
+
 def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: int, width: int, depth: int) -> Outputs:
     """Everything that a model may return, drawn at random."""
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    heads = lambda: Heads(*draw(3, batch[0], 3, 2, 4), jax.nn.softmax(draw(batch[0], 2, 3, 3)))
+    length = batch[1] if len(batch) == 2 else POSITIONS
+    heads = lambda: Heads(*draw(3, batch[0], length, 2, 4), jax.nn.softmax(draw(batch[0], 2, length, length)))
     attentions = tuple(heads() for _ in range(depth))
     hidden = tuple(draw(*batch, *extent, width) for _ in range(depth + 1))
     return Outputs(
@@ -208,6 +258,8 @@ def signals(
     rng = np.random.default_rng(seed)
     kernels = lambda: {name: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for name in ("a/kernel", "b/kernel")}
     teachers = tuple(outputs(rng, batch, extent, classes, width, depth) for depth in depths)
+    lengths = 2 + np.arange(batch[0])[:, None] % 2
+    text = {"attention_mask": jnp.asarray(np.arange(POSITIONS) < lengths, jnp.int32)}
     return Signals(
         student=outputs(rng, batch, extent, classes, width, 2),
         teachers=teachers,
@@ -215,6 +267,8 @@ def signals(
         batch={
             "label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
             "label_probs": jnp.asarray(rng.dirichlet(np.ones(classes), batch), jnp.float32),
+            **(text if len(batch) == 1 else {}),
+            "index": jnp.arange(batch[0], dtype=jnp.int32),
         },
         mask=jnp.ones(batch),
         step=jnp.asarray(50, jnp.int32),

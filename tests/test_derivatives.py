@@ -1,18 +1,25 @@
-"""Models that return gradients of themselves: against JAX's own, for every family, and the same on every layout."""
+"""Models that return gradients of themselves: against JAX's own, for every family, whole and in pieces."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import BATCHES, MODELS, assert_close, every, quick_jit
+from examples import BATCHES, MODELS, assert_close, assert_same, every, quick_jit
+from flax import nnx
 
-from jaxdistill import registry
-from jaxdistill.models.combinators import microbatched
-from jaxdistill.models.derivatives import with_input_gradients, with_needed, with_state_gradients
+from jaxdistill import nudged, registry
+from jaxdistill.models.combinators import in_dtype
+from jaxdistill.models.derivatives import with_needed
 from jaxdistill.models.layers import pixels
+from jaxdistill.models.nnx import from_nnx
 from jaxdistill.types import Outputs
 
 KEY = jax.random.key(3)
+INPUT, STATES = frozenset({"input_gradients"}), frozenset({"state_gradients"})
+MLP = "mlp(widths=(64, 64), classes=5)"  # wide: with few live units a direction is not determined
+BERT = "bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5)"
+DECODER = "decoder(vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12)"
+VIT = "vit(patch=4, width=8, depth=2, heads=2, classes=5)"
 
 
 def world(spec: str, inputs: str = "image"):
@@ -28,8 +35,11 @@ def said(model, variables, batch, train=False) -> Outputs:
 def test_gradients_with_respect_to_hidden_states_are_those_of_what_follows(example):
     """What a nudge adds to a hidden state is read on, and moves the loss by the gradient's share of it."""
     model, batch, variables = world(example.spec, example.inputs)
-    plain, out = said(model, variables, batch), said(with_state_gradients(model), variables, batch)
+    if "image" in batch:
+        batch["image"] = (64 * batch["image"] + 128).astype(jnp.uint8)
+    plain, out = said(model, variables, batch), said(with_needed(model, INPUT | STATES), variables, batch)
     assert_close((out.logits, out.hidden_states), (plain.logits, plain.hidden_states), rtol=1e-4, atol=1e-5)
+    assert out.input_gradients.shape == (batch.get("image", out.hidden_states[0])).shape
     assert [x.shape for x in out.state_gradients] == [x.shape for x in out.hidden_states]
     draw, none = np.random.default_rng(1), {f"nudge/{n}": jnp.zeros(x.shape) for n, x in enumerate(out.hidden_states)}
 
@@ -44,15 +54,15 @@ def test_gradients_with_respect_to_hidden_states_are_those_of_what_follows(examp
         _, (change, states) = moved({f"nudge/{layer}": along})
         assert_close(states[layer], along)
         np.testing.assert_allclose(change, jnp.vdot(out.state_gradients[layer], along), rtol=1e-3, atol=1e-5)
-    real = np.asarray(batch["mask"]) != 0
-    for gradient in out.state_gradients:
-        padding = np.asarray(gradient)[~real.reshape(len(real), -1).any(1)]
-        assert not padding.any() and np.asarray(gradient).any()
+    real = np.asarray(batch["mask"]).reshape(8, -1).any(1)
+    for gradient in (out.input_gradients, *out.state_gradients):
+        assert not np.asarray(gradient)[~real].any() and np.asarray(gradient)[real].any()
 
 
 def test_input_gradients_are_the_jacobian_times_one_direction_for_each_row():
-    model, batch, variables = world("mlp(widths=(64, 64), classes=5)")  # wide: with few live units v is not determined
-    out = said(with_input_gradients(model), variables, batch)
+    model, batch, variables = world(MLP)
+    batch["mask"] = jnp.ones(8)
+    out = said(with_needed(model, INPUT), variables, batch)
     image = pixels(batch["image"], jnp.dtype("float32"))
     one = lambda x: model.apply(*variables, {"image": x[None]}, train=False, key=KEY)[0].logits[0]
     jacobian = jax.vmap(jax.jacrev(one))(image).reshape(8, 5, -1)
@@ -64,29 +74,82 @@ def test_input_gradients_are_the_jacobian_times_one_direction_for_each_row():
     assert np.abs(v - v[:1]).max() > 0.1  # a direction for each row
 
 
-def test_student_and_teacher_are_asked_along_the_same_direction():
-    """Of a network and its double in pieces, equal gradients: the direction depends on the step's key and the row."""
-    model, batch, variables = world("vit(patch=4, width=8, depth=2, heads=2, classes=5)")
-    whole, pieces = (
-        said(with_input_gradients(m), variables, batch, train=True) for m in (model, microbatched(model, 2))
-    )
-    assert_close(pieces.input_gradients, whole.input_gradients, rtol=1e-4, atol=1e-6)
+def test_in_pieces_a_student_is_asked_along_the_same_directions_as_its_teacher():
+    """A direction depends on the step's key and the row, not on the piece that the row is in."""
+    model, batch, variables = world(VIT)
+    whole, pieces = (said(with_needed(model, INPUT | STATES, n), variables, batch, train=True) for n in (1, 2))
+    assert_close(pieces, whole, rtol=1e-4, atol=1e-6)
     assert np.abs(whole.input_gradients).max() > 1e-3
 
 
-def test_of_a_text_the_input_is_its_embedding():
-    spec = "bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5)"
-    model, batch, variables = world(spec, "text")
-    out = said(with_input_gradients(model), variables, batch)
+def test_pieces_save_memory_where_a_term_learns_from_gradients_too():
+    """Gradients taken of the whole batch kept what its pieces save: 12 times as much as without them."""
+    model = registry.models.build("vit(patch=4, width=16, depth=1, heads=2, classes=5)", "")
+    batch = {"image": jnp.zeros((32, 16, 16, 1)), "mask": jnp.ones(32)}
+    params, state = jax.eval_shape(model.init, KEY, batch)
+
+    def temporaries(pieces: int) -> int:
+        asked = with_needed(model, INPUT, pieces)
+        loss = lambda p: jnp.sum(asked.apply(p, state, batch, train=True, key=KEY)[0].input_gradients ** 2)
+        return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < 0.3 * temporaries(1)
+
+
+def test_of_a_text_the_input_is_its_embedding_whatever_else_the_batch_holds():
+    model, batch, variables = world(BERT, "text")
+    out = said(with_needed(model, INPUT), variables, batch)
     assert out.input_gradients.shape == out.hidden_states[0].shape
-    real = np.asarray(batch["attention_mask"]) > 0
+    real = np.asarray(batch["attention_mask"] * batch["mask"][:, None]) > 0
     assert not np.asarray(out.input_gradients)[~real].any() and np.asarray(out.input_gradients)[real].any()
+    beside = said(with_needed(model, INPUT), variables, batch | {"image": jnp.ones((8, 4, 4, 1))})
+    assert_same(beside, out)
 
 
-@pytest.mark.parametrize("needs", [frozenset({"input_gradients"}), frozenset({"state_gradients"})])
+def test_both_kinds_of_gradient_at_once_are_each_of_them_alone():
+    """Of a text both are taken in the embedding."""
+    model, batch, variables = world(BERT, "text")
+    both, inputs, states = (said(with_needed(model, n), variables, batch) for n in (INPUT | STATES, INPUT, STATES))
+    assert_close(both.input_gradients, inputs.input_gradients)
+    assert_close(both.state_gradients, states.state_gradients)
+    assert all(np.asarray(x).any() for x in states.state_gradients)
+
+
+def test_what_tokens_that_do_not_count_hold_changes_no_gradient_of_those_before_them():
+    """Logits of padding look back at real tokens: what is asked of them is nothing."""
+    model, batch, variables = world(DECODER, "tokens")
+    counts = batch["mask"] > 0
+    other = batch | {"input_ids": jnp.where(counts, batch["input_ids"], (batch["input_ids"] + 1) % 5)}
+    asked = with_needed(model, INPUT | STATES)
+    found, changed = (said(asked, variables, rows) for rows in (batch, other))
+    assert_close(changed.input_gradients, found.input_gradients)
+    assert_close(changed.state_gradients, found.state_gradients)
+    assert np.abs(found.logits - changed.logits).max() > 0.1
+
+
+def test_padding_changes_no_gradient_where_a_model_normalises_by_its_batch():
+    model, batch, variables = world("resnet(widths=(4, 8), blocks=1, classes=5)")
+    other = batch | {"image": jnp.where(batch["mask"].reshape(-1, 1, 1, 1) > 0, batch["image"], 7.0)}
+    found, changed = (said(with_needed(model, INPUT), variables, rows, train=True) for rows in (batch, other))
+    assert_close(changed.input_gradients, found.input_gradients)
+
+
+def test_gradients_of_a_bfloat16_model_are_those_of_the_float32_one_up_to_its_rounding():
+    model, batch, variables = world(VIT)
+    whole = said(with_needed(model, INPUT | STATES), variables, batch)
+    halves = said(with_needed(in_dtype(model, "bfloat16"), INPUT | STATES), variables, batch)
+    assert halves.logits.dtype == jnp.bfloat16
+    for x, y in zip(
+        (halves.input_gradients, *halves.state_gradients), (whole.input_gradients, *whole.state_gradients), strict=True
+    ):
+        assert x.dtype == jnp.float32
+        assert np.abs(x - y).max() < 0.05 * np.abs(y).max()
+
+
+@pytest.mark.parametrize("needs", [INPUT, STATES])
 def test_what_a_term_needs_is_learned_from(needs):
-    """The student's parameters have a gradient through its own gradients."""
-    model, batch, variables = world("mlp(widths=(12, 8), classes=5)")
+    """The student's parameters have a gradient through its own gradients, and it is that of finite differences."""
+    model, batch, variables = world(VIT)
     wrapped = with_needed(model, needs)
 
     def loss(params):
@@ -95,5 +158,46 @@ def test_what_a_term_needs_is_learned_from(needs):
         return sum(jnp.sum(x**2) for x in jax.tree.leaves(found))
 
     slope = quick_jit(jax.grad(loss))(variables[0])
-    assert all(np.isfinite(x).all() for x in slope.values()) and slope["layers/0/kernel"].any()
+    draw = np.random.default_rng(0)
+    along = {name: jnp.asarray(draw.normal(size=x.shape), jnp.float32) for name, x in variables[0].items()}
+    moved = lambda size: quick_jit(loss)(jax.tree.map(lambda x, d: x + size * d, variables[0], along))
+    expected = (moved(1e-3) - moved(-1e-3)) / 2e-3
+    np.testing.assert_allclose(sum(jnp.vdot(slope[n], along[n]) for n in along), expected, rtol=2e-2)
     assert with_needed(model, frozenset({"teacher"})) is model
+
+
+class Own(nnx.Module):
+    """A user's module, whose hidden states are nudged or not."""
+
+    def __init__(self, rngs, nudge: bool):
+        self.first, self.second, self.nudge = nnx.Linear(64, 6, rngs=rngs), nnx.Linear(6, 5, rngs=rngs), nudge
+
+    def __call__(self, batch):
+        x = jax.nn.tanh(self.first(batch["image"].reshape(-1, 64)))
+        x = nudged(x, batch, 0) if self.nudge else x
+        return Outputs(self.second(x), (x,))
+
+
+def test_a_model_whose_hidden_states_have_no_gradient_is_refused():
+    """It would be zero, and a term would learn nothing from it."""
+    batch = BATCHES["image"]()
+    for nudge in (True, False):
+        model = from_nnx(lambda rngs, batch, n=nudge: Own(rngs, n), lambda m, batch, train, key: m(batch))
+        variables = quick_jit(model.init)(KEY, batch)
+        asked = with_needed(model, STATES)
+        if nudge:
+            assert np.asarray(said(asked, variables, batch).state_gradients[0]).any()
+        else:
+            with pytest.raises(ValueError, match=r"reads no nudge/0.*jaxdistill\.nudged"):
+                said(asked, variables, batch)
+    call = lambda m, batch, train, key: Outputs(m(batch | {"image": batch["pixels"]}).logits)
+    blind = from_nnx(lambda rngs, batch: Own(rngs, True), call)
+    with pytest.raises(ValueError, match="an image or an embedding"):
+        said(with_needed(blind, INPUT), variables, {"pixels": batch["image"], "mask": batch["mask"]})
+
+
+def test_gradients_of_the_task_need_its_label():
+    model, batch, variables = world(MLP)
+    del batch["label"]
+    with pytest.raises(ValueError, match="need the field label; the batch has image, mask"):
+        said(with_needed(model, STATES), variables, batch)

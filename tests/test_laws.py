@@ -220,7 +220,7 @@ def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_lear
     ahead, behind = (law(example.spec).mean(moved(size)).compute() for size in (0.01, -0.01))
     gradient = law(example.spec).gradient(seen)
     along = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient[role], direction)))
-    if example.detached and role == "student":  # the claim is not made idly
+    if role in example.detaches:  # the claim is not made idly
         assert along and np.abs(along - (ahead - behind) / 0.02) > 0.01
     else:
         assert_close(along, (ahead - behind) / 0.02, rtol=5e-3, atol=2e-3)
@@ -343,6 +343,39 @@ def test_fused_teachers_are_a_distribution_with_a_finite_gradient(example, tempe
     assert (fused >= 0).all()
     assert_close(fused.sum(-1), np.ones(6))
     assert all_finite(gradient)
+
+
+@every(FUSIONS, draws=False)
+def test_permuting_the_teachers_permutes_their_weights(example):
+    seen = examples.signals(depths=(4, 3, 2))
+    weights = fuse(example.spec, seen).weights
+    if weights is None:  # one teacher, chosen by its number
+        return
+    assert weights.shape == (3, 6)
+    assert_close(weights.sum(0), np.ones(6))
+    order = [2, 0, 1]
+    permuted = fuse(example.spec, replace(seen, teachers=tuple(seen.teachers[k] for k in order)))
+    if example.symmetric:
+        assert_close(permuted.weights, weights[jnp.asarray(order)])
+
+
+@every(FUSIONS)
+@pytest.mark.parametrize("nonsense", [0.0, jnp.nan])
+def test_an_absent_teacher_has_no_weight_and_is_not_heard(example, nonsense):
+    seen = examples.signals(depths=(4, 3, 2))
+    if fuse(example.spec, seen).weights is None:
+        return
+    there = jnp.asarray([[1, 0, 1], [1, 0, 0]] * 3)
+    spoilt = on_logits(lambda z: z * nonsense, seen.teachers[1])
+    here = replace(seen, batch=seen.batch | {"present": there})
+    fused = fuse(example.spec, replace(here, teachers=(seen.teachers[0], spoilt, seen.teachers[2])))
+    assert not fused.weights[1].any() and not fused.weights[2, 1::2].any()
+    assert_close(fused.weights.sum(0), np.ones(6))
+    assert_close(softened(fused, 1.0)[1::2], softened(seen.teachers[0], 1.0)[1::2])
+    gradient = jax.grad(lambda teachers: fuse(example.spec, replace(here, teachers=teachers)).logits[:, 0].sum())
+    assert all_finite(gradient((seen.teachers[0], spoilt, seen.teachers[2])))
+    nobody = replace(seen, batch=seen.batch | {"present": jnp.zeros((6, 3))})
+    assert_close(softened(fuse(example.spec, nobody), 1.0), np.full((6, 5), 0.2))
 
 
 @TEMPERATURES

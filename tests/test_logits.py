@@ -200,7 +200,7 @@ def test_a_factored_head_in_pieces_is_the_head_in_one():
         minimised = objective(terms, registry.fusions.build("single", ""), chunks)
         given = {"train": replace(seen, student=student, teachers=teachers)}
         params, state = minimised.init(KEY, given)
-        value, (means, state) = minimised.loss(params, state, given, key=KEY)
+        value, (means, state) = minimised.loss(params, state, given, minimised.weights(0), key=KEY)
         return value, ({name: mean.compute() for name, mean in means.items()}, state)
 
     gradient = lambda chunks: quick_jit(jax.value_and_grad(lambda *heads: run(chunks, *heads), (0, 1), has_aux=True))

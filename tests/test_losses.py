@@ -11,7 +11,7 @@ import pytest
 from examples import all_finite, assert_close, signals
 
 from jaxdistill.errors import ConfigError
-from jaxdistill.fusion.average import mixture_logits
+from jaxdistill.fusion.mixture import mixture_logits
 from jaxdistill.losses.cross_entropy import soft_cross_entropy, softmax_cross_entropy
 from jaxdistill.losses.hidden import cosine_distance, squared_distance
 from jaxdistill.losses.kd import kl_divergence
@@ -146,7 +146,10 @@ def test_a_class_that_nobody_named_adds_nothing_whatever_its_logit():
 
 @pytest.mark.parametrize(
     ("target", "said"),
-    [("labels", "no field 'labels'; it has label, label_probs"), ("wide", r"wide has shape \[6, 4\] .* \[6, 5\]")],
+    [
+        ("labels", "no field 'labels'; it has attention_mask, index, label, label_probs"),
+        ("wide", r"wide has shape \[6, 4\] .* \[6, 5\]"),
+    ],
 )
 def test_a_target_that_does_not_fit_is_told_with_the_cure(target, said):
     seen = signals()

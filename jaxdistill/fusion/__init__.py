@@ -1,4 +1,7 @@
 """Many teachers -> one: one strategy, one file. Adding one is a file here and a line below."""
 
 from jaxdistill.fusion import average as average
+from jaxdistill.fusion import confidence as confidence
+from jaxdistill.fusion import entropy as entropy
+from jaxdistill.fusion import sampled as sampled
 from jaxdistill.fusion import single as single

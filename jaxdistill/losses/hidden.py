@@ -1,23 +1,27 @@
 """Hints: hidden states of chosen layers.
 
-Romero et al., FitNets, 2015 (arxiv.org/abs/1412.6550); layer by layer as in Sun et al., Patient KD, 2019
-(arxiv.org/abs/1908.09355).
+Romero et al., FitNets: Hints for Thin Deep Nets, 2015 (arxiv.org/abs/1412.6550), for any number of layers at once.
 
-    mean over layer pairs of mean (projector(h_s) - h_t)^2, or of 1 - cos(projector(h_s), h_t)
+    weighted mean over layer pairs of mean (projector(h_s) - h_t)^2, or of 1 - cos(projector(h_s), h_t)
 
-The projector belongs to training only; it learns with the student and is thrown away afterwards. Hints hurt some
-pairs of networks, so the weight deserves a sweep.
+The projector belongs to training only (`losses/projectors.py`); it learns with the student and is thrown away
+afterwards. Hints hurt some pairs of networks, so the weight deserves a sweep. FitNets takes one pair in the middle
+(`layers=((2, 3),)`), a convolution, half the sum of squares where this is a mean, and a first phase of its own: a
+weight of "phases(values=(1.0, 0.0), at=(0.3,))".
+
+Config: objective.hidden.term = "hidden(layers='uniform', projector='mlp', weights=(1, 2, 1))"
+When: student and teacher are alike in kind, so that their layers mean similar things; with few labels most of all.
+Checked: against plain float64 numpy, distances, maps, weights and padding; projectors by what they can learn to undo.
 """
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.losses.layers import LayerMap, layer_pairs
-from jaxdistill.losses.term import extent_mean, one_of, precise
-from jaxdistill.parallel.collectives import by_rows
+from jaxdistill.losses.layers import LayerMap, aligned, check_layers, paired_states
+from jaxdistill.losses.projectors import Kind, init_each, project_each
+from jaxdistill.losses.term import extent_mean, precise, unit
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
@@ -33,12 +37,7 @@ def cosine_distance(
     student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
 ) -> Float[Array, "*rows"]:
     """1 - cosine; 1 with a gradient of 0 for a zero vector."""
-
-    def unit(x: Array) -> Array:
-        square = jnp.sum(x**2, axis=-1, keepdims=True)
-        return x * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-
-    return 1 - jnp.sum(unit(precise(student)) * unit(precise(teacher)), axis=-1)
+    return 1 - jnp.sum(unit(student) * unit(teacher), axis=-1)
 
 
 DISTANCES = {"mse": squared_distance, "cosine": cosine_distance}
@@ -47,58 +46,42 @@ DISTANCES = {"mse": squared_distance, "cosine": cosine_distance}
 @losses.register
 def hidden(
     layers: LayerMap = "uniform",
-    projector: Literal["linear", "none"] = "linear",
+    projector: Kind = "linear",
     distance: Literal["mse", "cosine"] = "mse",
     teacher: int = 0,
+    weights: tuple[float, ...] = (),
 ) -> Term:
     """Hidden states of chosen layers, through a projector where widths differ.
 
-    Where the states' extents (positions, tokens) differ, both are averaged over them first. Padding counts nothing.
+    Where the states' extents (positions, tokens) differ, both are averaged over them first, but for a convolution,
+    which brings one to the other. Padding counts nothing.
 
     Args:
         layers: the layer map, see `losses/layers.py`.
-        projector: "linear" learns a kernel per pair; "none" compares as they are and needs equal widths.
+        projector: "linear", "mlp" or "conv" learn for each pair; "none" compares as they are and needs equal widths.
         distance: "mse" or "cosine".
         teacher: which teacher. Hidden states of unlike teachers have no mean, so one is chosen.
+        weights: of the pairs, one for each, of which the values are the weighted mean; (): all alike.
+
+    Raises:
+        ValueError: weights that are negative or all 0.
     """
-    layer_pairs(layers, 10**4, 10**4)  # a misspelt map fails here, before any model exists
+    check_layers(layers)
+    if weights and (min(weights) < 0 or not any(weights)):
+        raise ValueError(f"weights must be at least 0, and not all 0; got {weights}")
 
     def pairs(signals: Signals) -> list[tuple[Array, Array]]:
-        students, teachers = signals.student.hidden_states, one_of(signals.teachers, teacher).hidden_states
-        chosen = layer_pairs(layers, len(students), len(teachers))
-        if lost := [j for _, j in chosen if teachers[j] is None]:
-            kept = [number for number, states in enumerate(teachers) if states is not None]
-            raise ValueError(f"layers {lost} of the teacher are not in its cache, which holds {kept}")
-        return [_aligned(students[i], teachers[j], signals) for i, j in chosen]
+        found = paired_states(signals, layers, teacher)
+        return found if projector == "conv" else [aligned(*pair, signals) for pair in found]
 
     def init(key, signals):
-        if projector == "none":
-            return {}, {}
-        params = {}
-        for number, (student, target) in enumerate(pairs(signals)):
-            shape = (student.shape[-1], target.shape[-1])
-            kernel = jax.random.normal(jax.random.fold_in(key, number), shape) / shape[0] ** 0.5
-            params[f"{number}/kernel"] = kernel
-        return params, {}
+        return init_each(projector, key, pairs(signals), signals.mask.ndim), {}
 
     def apply(params, state, signals, *, key):
-        values = []
-        for number, (student, target) in enumerate(pairs(signals)):
-            if projector == "linear":
-                student = by_rows(student @ params[f"{number}/kernel"].astype(student.dtype))
-            if student.shape[-1] != target.shape[-1]:
-                widths = f"student {student.shape[-1]}, teacher {target.shape[-1]}"
-                raise ValueError(f"widths differ ({widths}) and projector='none'; use projector='linear'")
-            value = DISTANCES[distance](student, target)
-            values.append(extent_mean(value, signals.batch, signals.mask.ndim))
-        return jnp.mean(jnp.stack(values), axis=0), state
+        found = [DISTANCES[distance](*pair) for pair in project_each(projector, params, pairs(signals))]
+        values = [extent_mean(value, signals.batch, signals.mask.ndim) for value in found]
+        if len(weights) not in (0, len(values)):
+            raise ValueError(f"{len(weights)} weights for {len(values)} pairs of layers; give one for each pair")
+        return jnp.average(jnp.stack(values), axis=0, weights=jnp.asarray(weights) if weights else None), state
 
     return Term(init, apply, needs=frozenset({"teacher"}))
-
-
-def _aligned(student: Array, teacher: Array, signals: Signals) -> tuple[Array, Array]:
-    """Both `[*batch, *extent, width]` with the same extent: averaged over the extent where it differs."""
-    if student.shape[:-1] == teacher.shape[:-1]:
-        return student, teacher
-    pool = lambda x: extent_mean(x, signals.batch, signals.mask.ndim, trailing=1)
-    return pool(student), pool(teacher)

@@ -1,4 +1,4 @@
-"""The common case of a term: a pure function of the signals, without parameters or state."""
+"""What terms share. Their common case is a pure function of the signals, without parameters or state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,11 +33,31 @@ def extent_mean(values: Array, batch: Mapping[str, Array], batch_dims: int, trai
     """
     last = values.ndim - trailing
     axes = tuple(range(batch_dims, last))
-    real = batch.get("attention_mask")
-    if real is None or not axes or real.shape != values.shape[:last]:
+    real = real_tokens(batch, values.shape[:last]) if axes else None
+    if real is None:
         return jnp.mean(values, axis=axes)
-    real = real.reshape(real.shape + (1,) * trailing) != 0
+    real = real.reshape(real.shape + (1,) * trailing)
     return jnp.sum(jnp.where(real, values, 0), axis=axes) / jnp.maximum(jnp.sum(real, axis=axes), 1)
+
+
+def real_tokens(batch: Mapping[str, Array], positions: tuple[int, ...]) -> Array | None:
+    """Which of the positions `(batch, length)` hold a token and no padding; None where the batch does not tell."""
+    real = batch.get("attention_mask")
+    return None if real is None or real.shape != positions else real != 0
+
+
+def without_padding(states: Array, batch: Mapping[str, Array]) -> Array:
+    """`[batch, length, ...]` with zeros where the batch says that there is no token; anything else as it is."""
+    real = real_tokens(batch, states.shape[:2]) if states.ndim > 2 else None  # `[batch, width]` has no tokens
+    return states if real is None else jnp.where(real.reshape(real.shape + (1,) * (states.ndim - 2)), states, 0)
+
+
+def unit(x: Array, axis: int = -1) -> Array:
+    """Divided by the norm along an axis; a vector of zeros stays one, with a gradient of 0."""
+    x = precise(x)
+    square = jnp.sum(x**2, axis=axis, keepdims=True)
+    zero = square == 0  # selected twice: the gradient of a root at 0 is infinite, and 0 * inf is NaN
+    return x * jnp.where(zero, 0.0, 1 / jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def one_of[T](teachers: Sequence[T], number: int) -> T:

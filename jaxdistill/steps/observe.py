@@ -2,13 +2,13 @@
 
 import zlib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxdistill.metrics import Mean
-from jaxdistill.parallel.collectives import psum
 from jaxdistill.types import Array, Model, PyTree, Signals, Variables
 
 
@@ -68,14 +68,18 @@ def observe(
     return signals, student_state
 
 
-def report(means: Mapping[str, Mean], loss: Array, gradients: PyTree) -> dict[str, Mean]:
-    """Metrics of one step: every term's mean, the weighted loss, and the norm of the gradient, summed over devices.
+def report(
+    means: Mapping[str, Mean], loss: Array, gradient: PyTree, weights: Mapping[str, Array] = MappingProxyType({})
+) -> dict[str, Mean]:
+    """Metrics of one step: every term's mean, the loss, the norm of the gradient, and the weights that a step chose.
 
     Args:
-        means: a local sum over a global count per term.
-        loss: the local part of the weighted loss.
-        gradients: already summed over devices.
+        means: by term, of the global batch.
+        loss: what the config asks for, `objective.total`, whatever a step makes of its weights: runs compare by it.
+        gradient: summed over devices.
+        weights: what the terms' gradients were multiplied by, where it is not what the config says.
     """
     one = jnp.ones(())
-    terms = {f"terms/{name}": Mean(psum(mean.sum), mean.count) for name, mean in means.items()}
-    return {"loss": Mean(psum(loss), one), **terms, "grad_norm": Mean(optax.tree.norm(gradients), one)}
+    terms = {f"terms/{name}": mean for name, mean in means.items()}
+    chosen = {f"weights/{name}": Mean(weight, one) for name, weight in weights.items()}
+    return {"loss": Mean(loss, one), **terms, **chosen, "grad_norm": Mean(optax.tree.norm(gradient), one)}

@@ -1,0 +1,37 @@
+"""One teacher for each row, drawn anew at every step: Fukuda et al., Efficient Knowledge Distillation, 2017.
+
+In expectation over the draws a forward KL is that to the mixture, up to a constant: the student sees the diversity that
+an average hides, at more noise.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.fusion.mixture import mixed, present, shares
+from jaxdistill.parallel.collectives import row_keys
+from jaxdistill.registry import fusions
+from jaxdistill.types import Fusion
+
+
+@fusions.register
+def sampled(weights: tuple[float, ...] = ()) -> Fusion:
+    """A random teacher for each row (of text, for each sequence) and step, of those that are present.
+
+    Args:
+        weights: how often each teacher is drawn, one for each; equally often if empty.
+    """
+    if any(weight < 0 for weight in weights) or (weights and sum(weights) == 0):
+        raise ValueError(f"weights must be at least 0 and not all 0; got {weights}")
+
+    def apply(params, state, signals, *, key):
+        count = len(signals.teachers)
+        if weights and len(weights) != count:
+            raise ValueError(f"{len(weights)} weights for {count} teachers")
+        there = present(signals)
+        often = jnp.asarray(weights or (1,) * count, jnp.float32).reshape(-1, *[1] * (there.ndim - 1))
+        log_share = jnp.log(jnp.moveaxis(shares(jnp.broadcast_to(often, there.shape), there), 0, -1))
+        draw = lambda each, logits: jax.random.categorical(each, logits)
+        chosen = jax.vmap(draw)(row_keys(key, there.shape[1]), log_share)
+        return mixed(signals, jax.nn.one_hot(chosen, count, axis=0)), state
+
+    return Fusion(lambda key, signals: ({}, {}), apply)

@@ -1,0 +1,75 @@
+"""Fusions by hand; the laws of `test_laws.py` hold all of them."""
+
+from dataclasses import replace
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import assert_close
+
+from jaxdistill import registry
+from jaxdistill.types import Outputs
+
+KEY = jax.random.key(0)
+
+
+def fused(spec: str, *probabilities, temperature=1.0, key=KEY, **batch) -> Outputs:
+    """What a fusion makes of teachers that say these probabilities, `[rows, classes]`."""
+    teachers = tuple(Outputs(jnp.log(jnp.asarray(p))) for p in probabilities)
+    rows = len(probabilities[0])
+    seen = examples.signals(batch=(rows,), classes=len(probabilities[0][0]))
+    given = {name: jnp.asarray(value) for name, value in batch.items()}
+    seen = replace(seen, teachers=teachers, batch=seen.batch | given, temperature=temperature)
+    fusion = registry.fusions.build(spec, "fusion")
+    return fusion.apply(*fusion.init(key, seen), seen, key=key)[0]
+
+
+def test_surer_teachers_weigh_more():
+    sure, even = [0.97, 0.01, 0.02], [1 / 3, 1 / 3, 1 / 3]
+    entropy = -sum(p * np.log(p) for p in sure)
+    said = fused("entropy", [sure], [even])
+    assert_close(said.weights[:, 0], [np.log(3) / (entropy + np.log(3)), entropy / (entropy + np.log(3))])
+    assert_close(jnp.exp(said.logits), said.weights[0] * np.asarray([sure]) + said.weights[1] * np.asarray([even]))
+    thrice = fused("entropy", [sure], [even], [even])
+    assert_close(thrice.weights[0], [(1 - entropy / (entropy + 2 * np.log(3))) / 2])
+
+
+def test_the_entropies_are_those_of_unsoftened_teachers():
+    hot, cold = (fused("entropy", [[0.9, 0.1]], [[0.5, 0.5]], temperature=t) for t in (1.0, 8.0))
+    assert_close(hot.weights, cold.weights)
+
+
+def test_teachers_weigh_by_the_probability_of_the_label():
+    said = fused("confidence", [[0.9, 0.1]], [[0.2, 0.8]], label=[0])
+    losses = -np.log([0.9, 0.2])
+    softmax = np.exp(losses) / np.exp(losses).sum()
+    assert_close(said.weights[:, 0], 1 - softmax)
+    thrice = fused("confidence", [[1 - 1e-6, 1e-6]], [[1e-6, 1 - 1e-6]], [[1e-6, 1 - 1e-6]], label=[0])
+    assert_close(thrice.weights[:, 0], [0.5, 0.25, 0.25], atol=1e-5)  # the right one never has more than 1 / (K - 1)
+
+
+def test_one_teacher_is_drawn_for_each_row_in_proportion_to_the_weights():
+    rows = 4000
+    alone = [np.tile(np.eye(3)[k] * 0.97 + 0.01, (rows, 1)).tolist() for k in range(3)]
+    said = fused("sampled(weights=(1, 2, 5))", *alone)
+    assert set(np.unique(said.weights)) == {0.0, 1.0}
+    assert_close(said.weights.mean(1), [1 / 8, 2 / 8, 5 / 8], atol=0.02)
+    other = fused("sampled(weights=(1, 2, 5))", *alone, key=jax.random.key(1))
+    assert 0.3 < (said.weights == other.weights).all(0).mean() < 0.7
+    there = np.tile([1, 1, 0], (rows, 1))
+    assert_close(
+        fused("sampled(weights=(1, 2, 5))", *alone, present=there).weights.mean(1), [1 / 3, 2 / 3, 0], atol=0.03
+    )
+
+
+@pytest.mark.parametrize("spec", ["sampled(weights=(1, 2))", "average(weights=(1, 2))"])
+def test_weights_must_be_one_for_each_teacher(spec):
+    with pytest.raises(ValueError, match="2 weights for 3 teachers"):
+        fused(spec, *[[[0.5, 0.5]]] * 3)
+
+
+def test_who_is_present_is_told_for_every_row():
+    with pytest.raises(ValueError, match=r"present is \[1, 2\], needed \[1, 3\]"):
+        fused("average", *[[[0.5, 0.5]]] * 3, present=np.ones((1, 2)))

@@ -1,0 +1,83 @@
+"""Patient KD beside the published reduction in float64, and its layer map by hand."""
+
+from dataclasses import replace
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import assert_close, signals
+
+from jaxdistill.losses.layers import layer_pairs
+from jaxdistill.types import Array, Signals
+
+KEY = jax.random.key(0)
+
+
+def values(spec: str, seen: Signals) -> Array:
+    term = examples.build_loss(spec)
+    return term.apply(term.init(KEY, seen)[0], {}, seen, key=KEY)[0]
+
+
+def published(student: list[np.ndarray], teacher: list[np.ndarray]) -> tuple[float, np.ndarray]:
+    """The mean over rows, layers and width of squared differences of directions; its gradient in the student."""
+    ours, theirs = (np.stack(side, axis=1) for side in (student, teacher))
+    size = np.linalg.norm(ours, axis=2, keepdims=True)
+    unit, target = ours / size, theirs / np.linalg.norm(theirs, axis=2, keepdims=True)
+    slope = 2 * (unit - target) / unit.size
+    along = unit * np.sum(unit * slope, axis=2, keepdims=True)
+    return np.mean((unit - target) ** 2), (slope - along) / size
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_pkd_is_the_published_reduction_in_value_and_gradient(precision):
+    with jax.enable_x64(precision == "float64"):
+        seen = signals(extent=(5,), width=7)
+        wide = lambda said: replace(said, hidden_states=tuple(x.astype(precision) for x in said.hidden_states))
+        seen = replace(seen, student=wide(seen.student), teachers=tuple(map(wide, seen.teachers)))
+        loss = lambda student: jnp.mean(values("pkd(layers=((1, 1), (2, 3)))", replace(seen, student=student)))
+        value, slope = jax.value_and_grad(loss)(seen.student)
+        first = lambda said, layers: [np.asarray(said.hidden_states[n], np.float64)[:, 0] for n in layers]
+        said, gradient = published(first(seen.student, (1, 2)), first(seen.teachers[0], (1, 3)))
+        tolerance = 1e-12 if precision == "float64" else 1e-5
+        assert abs(float(value) - said) <= tolerance
+        for n, layer in enumerate((1, 2)):
+            assert np.abs(np.float64(slope.hidden_states[layer][:, 0]) - gradient[:, n]).max() <= tolerance
+            assert not np.asarray(slope.hidden_states[layer][:, 1:]).any()
+        assert np.abs(gradient).max() > 1e-3
+
+
+def test_lengths_do_not_matter_but_directions_do():
+    seen = signals(extent=(5,), depths=(2,))
+    scaled = lambda size: replace(
+        seen, student=replace(seen.teachers[0], hidden_states=tuple(size * x for x in seen.teachers[0].hidden_states))
+    )
+    assert_close(values("pkd", scaled(3.0)), np.zeros(6))
+    assert_close(values("pkd", scaled(-3.0)), np.full(6, 4 / 4))  # the squared distance is 4, over a width of 4
+
+
+def test_of_running_text_every_token_is_matched():
+    seen = signals(batch=(2, 3))
+    flat = lambda said: replace(said, hidden_states=tuple(x.reshape(6, 4) for x in said.hidden_states))
+    rows = replace(seen, student=flat(seen.student), teachers=tuple(map(flat, seen.teachers)), mask=jnp.ones(6))
+    assert_close(values("pkd", seen).reshape(6), values("pkd", rows))
+
+
+def test_hidden_states_without_a_first_token_are_refused():
+    with pytest.raises(ValueError, match=r"of \[2, 3\] positions have no first token; use hidden"):
+        values("pkd", signals(extent=(2, 3)))
+
+
+def test_unlike_widths_need_a_projector():
+    seen = replace(signals(width=4), teachers=signals(width=5).teachers)
+    with pytest.raises(ValueError, match=r"student 4, teacher 5.*use projector='linear'"):
+        values("pkd", seen)
+    assert values("pkd(projector='linear')", seen).shape == (6,)
+
+
+def test_the_map_skip_is_the_papers():
+    assert layer_pairs("skip", 7, 13) == [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]
+    assert layer_pairs("skip", 4, 13) == [(1, 4), (2, 8)]
+    with pytest.raises(ValueError, match="the student has no other; use 'last'"):
+        layer_pairs("skip", 2, 13)

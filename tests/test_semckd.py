@@ -1,0 +1,117 @@
+"""The assignment of semckd, which is not the published one: its formula, batches of any size, and where it goes.
+
+`test_layer_losses.py` holds all else of the method to the published code.
+"""
+
+from dataclasses import replace
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from examples import assert_close, quick_jit, signals
+
+from jaxdistill.losses import semckd
+from jaxdistill.types import Array, Outputs, Signals
+
+KEY = jax.random.key(0)
+SPEC = "semckd(size=3)"
+
+
+def float64(x) -> np.ndarray:
+    return np.asarray(x, np.float64)
+
+
+def values(seen: Signals, params) -> Array:
+    term = examples.build_loss(SPEC)
+    return quick_jit(lambda seen: term.apply(params, {}, seen, key=KEY)[0])(seen)
+
+
+def weights_of(seen: Signals, params, spec: str = SPEC) -> np.ndarray:
+    """`[rows, student layers, teacher layers]` as the term forms them."""
+    term, mean = examples.build_loss(spec), semckd.assigned_mean
+
+    def seen_on_the_way(seen: Signals) -> Array:
+        found = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(semckd, "assigned_mean", lambda table, weights: found.append(weights) or mean(table, weights))
+            term.apply(params, {}, seen, key=KEY)
+        return found[0]
+
+    return np.asarray(quick_jit(seen_on_the_way)(seen))
+
+
+def drawn(seen: Signals):
+    return examples.build_loss(SPEC).init(KEY, seen)[0]
+
+
+def test_the_assignment_is_that_of_float64():
+    seen = signals(extent=(2, 3), depths=(3,))  # teacher layers 2 and 3
+    params = drawn(seen)
+    p = {name: float64(x) for name, x in params.items()}
+
+    def embedded(states, name):
+        rows = float64(states).reshape(6, -1)
+        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        entries = np.maximum((rows @ rows.T)[:, :, None] * p[f"{name}/entry/kernel"][0] + p[f"{name}/entry/bias"], 0)
+        e = entries.mean(1) @ p[f"{name}/mean/kernel"] + p[f"{name}/mean/bias"]
+        return e / np.linalg.norm(e, axis=1, keepdims=True)
+
+    student, teacher = seen.student.hidden_states, seen.teachers[0].hidden_states
+    q = [embedded(student[layer], f"query/{n}") for n, layer in enumerate((1, 2))]
+    k = [embedded(teacher[layer], f"key/{n}") for n, layer in enumerate((2, 3))]
+    energy = np.einsum("ibs,jbs->bij", q, k)
+    expected = np.exp(energy) / np.exp(energy).sum(-1, keepdims=True)
+    assert_close(weights_of(seen, params), expected)
+    # a regressor that says 0 leaves the teacher's mean squares, under these weights
+    silent = {name: 0 * x if name.endswith("2/kernel") else x for name, x in params.items()}
+    squares = np.stack([(float64(teacher[layer]) ** 2).mean((1, 2, 3)) for layer in (2, 3)], -1)
+    assert_close(values(seen, silent), (expected * squares[:, None]).sum(-1).mean(-1))
+
+
+def test_an_assignment_does_not_know_how_large_the_batch_is():
+    """Parameters of 6 rows serve 12; with each row twice, all stays as it was. Published ones would not even fit."""
+    seen = signals(extent=(2, 3), depths=(3,))
+    params, twice = drawn(seen), examples.at_rows(seen, jnp.tile(jnp.arange(6), 2))
+    assert_close(weights_of(twice, params), np.tile(weights_of(seen, params), (2, 1, 1)))
+    assert_close(values(twice, params), np.tile(values(seen, params), 2), rtol=1e-4)
+
+    def inner_products(states, everyone):  # of states that are not normalised, as published
+        flat = lambda x: x.reshape(x.shape[0], -1)
+        return flat(states) @ flat(everyone).T
+
+    large = lambda out: replace(out, hidden_states=tuple(30 * x for x in out.hidden_states))
+    scaled = replace(seen, student=large(seen.student), teachers=tuple(map(large, seen.teachers)))
+    assert_close(weights_of(scaled, params), weights_of(seen, params), rtol=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(semckd, "similarity", inner_products)
+        assert np.abs(weights_of(scaled, params) - weights_of(seen, params)).max() > 1e-2
+
+
+def trained(spec: str, seen: Signals, steps: int = 60):
+    """A term's parameters before and after they have learned, the student as it is."""
+    term, update = examples.build_loss(spec), optax.adam(0.02)
+    loss = lambda params: term.apply(params, {}, seen, key=KEY)[0].mean()
+
+    def step(carry, _):
+        params, state = carry
+        change, state = update.update(jax.grad(loss)(params), state)
+        return (optax.apply_updates(params, change), state), None
+
+    params = term.init(KEY, seen)[0]
+    return params, quick_jit(lambda p: jax.lax.scan(step, (p, update.init(p)), None, steps)[0][0])(params)
+
+
+def test_an_assignment_goes_where_matching_is_easy_which_may_be_a_layer_that_says_nothing():
+    draw = np.random.default_rng(0)
+    states = jnp.asarray(draw.normal(size=(32, 3)), jnp.float32)
+    noise, taught = jnp.asarray(draw.normal(size=(32, 3)), jnp.float32), states @ jnp.asarray(draw.normal(size=(3, 3)))
+    for easy in (taught, jnp.zeros_like(taught)):
+        outputs = lambda *layers: Outputs(jnp.zeros((32, 2)), (states, *layers))
+        seen = replace(signals(batch=(32,)), student=outputs(states), teachers=(outputs(noise, easy),), batch={})
+        spec = "semckd(layers=((1, 1), (1, 2)), size=3)"
+        first, last = (weights_of(seen, params, spec)[..., 1].mean() for params in trained(spec, seen))
+        assert last > 0.75 and last > first
+        assert last < np.e**2 / (np.e**2 + 1)  # queries and keys are units

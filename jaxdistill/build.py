@@ -4,7 +4,8 @@ A run has stages: each teacher without a checkpoint is trained first, then the s
 config too, so that one loop serves all of them.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +23,13 @@ from jaxdistill.data import datasets
 from jaxdistill.data.describe import Description
 from jaxdistill.data.processors import forms
 from jaxdistill.data.stream import Transform, as_numbers
+from jaxdistill.data.surfaces import Shared
+from jaxdistill.data.tokens import Tokenization
 from jaxdistill.errors import ConfigError
 from jaxdistill.fetch import default_folder
-from jaxdistill.models.combinators import in_dtype
+from jaxdistill.losses.gold import Vocabularies
+from jaxdistill.models.combinators import in_dtype, reading
 from jaxdistill.models.derivatives import NEEDED, with_needed
-from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.parallel.mesh import mesh_shape
@@ -119,6 +122,33 @@ def model(spec: str, path: str, dtype: str, needs: frozenset[str] = frozenset(),
     return with_needed(in_dtype(built, dtype) if dtype != "float32" else built, needs, pieces)
 
 
+def teacher(config: ConfigDict, name: str, needs: frozenset[str] = frozenset(), cached: Model | None = None) -> Model:
+    """A teacher of a config, with the gradients that terms need, and its view of the batch.
+
+    Args:
+        cached: what takes its place where its outputs are read.
+    """
+    entry, path = config.teachers[name], f"teachers.{name}"
+    built = cached or model(entry.model, f"{path}.model", config.dtype, needs)
+    if not entry.reads:
+        return built
+    how = tokenization(config)
+    known = how.others if how else {}
+    if entry.reads not in known:
+        cure = f"Known: {', '.join(map(repr, known))}" if known else "data.tokens=\"aligned(...)\" gives 'teacher/'"
+        raise ConfigError(f"{path}.reads", f"{entry.reads!r}: the data have no such fields. {cure}.")
+    if entry.steps and not entry.checkpoint:
+        cure = f"Train it in a run on its own tokens, and name that run: {path}.checkpoint"
+        raise ConfigError(f"{path}.steps", f"it reads other tokens than a stage of this run trains on. {cure}.")
+    return reading(built, entry.reads)
+
+
+def tokenization(config: ConfigDict) -> Tokenization | None:
+    """How a config's texts become arrays; None where it says nothing of it."""
+    spec = config.data.tokens
+    return registry.tokenizations.build(spec, "data.tokens") if spec else None
+
+
 def splits(config: ConfigDict) -> dict[str, Split]:
     """What every stream of a run reads."""
     further = {name: Split(entry.split, f"streams.{name}", "split") for name, entry in config.streams.items()}
@@ -172,14 +202,15 @@ def parts(
     Raises:
         ConfigError: naming the path, the value and the cure.
     """
-    terms = {name: _term(entry, f"objective.{name}", name, horizon) for name, entry in config.objective.items()}
+    how = tokenization(config)
+    shared = functools.cache(how.shared) if how and how.shared else None
+    terms = {name: _term(entry, f"objective.{name}", name, horizon, shared) for name, entry in config.objective.items()}
     if not terms:
         raise ConfigError("objective", f"no terms. Name at least one; losses: {', '.join(registry.losses)}.")
     needs = frozenset[str]().union(*(weighted.term.needs for weighted in terms.values()))
     student = model(config.student.model, "student.model", config.dtype, needs, config.accumulate)
     names = tuple(config.teachers)
-    living = lambda name: model(config.teachers[name].model, f"teachers.{name}.model", config.dtype, needs)
-    teachers = tuple(cached[name] if name in cached else living(name) for name in names)
+    teachers = tuple(teacher(config, name, needs, cached.get(name)) for name in names)
     _check_teachers(config, terms, dict(zip(names, teachers, strict=True)))
     fused = registry.fusions.build(config.fusion, "fusion")
     signals = fits.check_shapes(config, student, dict(zip(names, teachers, strict=True)), terms, fused, shapes, classes)
@@ -234,17 +265,27 @@ def _check_streams(config: ConfigDict, step: Step) -> None:
         raise ConfigError("streams", f"{config.step!r} reads the stream {stream!r}; add streams.{stream}.split.")
 
 
-def loss(spec: str | Spec, path: str, horizon: Horizon) -> Term:
+Sharing = Callable[[], Shared] | None  # what student and teacher share, where the data know it
+
+
+def loss(spec: str | Spec, path: str, horizon: Horizon, shared: Sharing = None) -> Term:
     """The term of a spec, whose arguments may be schedules, and terms again."""
-    convert = {
+
+    def vocabulary(value: Any, where: str) -> Shared | None:
+        if value is not None:
+            raise ConfigError(where, "comes from the tokenizers of data.tokens; leave it out.")
+        return shared() if shared else None
+
+    convert: dict[Any, Callable[[Any, str], Any]] = {
         Scalar: lambda value, where: resolve(value, horizon, where),
-        Term: lambda value, where: loss(value, where, horizon),
+        Term: lambda value, where: loss(value, where, horizon, shared),
+        Vocabularies: vocabulary,
     }
     return registry.losses.build(spec, path, convert)
 
 
-def _term(entry: ConfigDict, path: str, name: str, horizon: Horizon) -> Weighted:
-    term = loss(entry.term or name, path, horizon)
+def _term(entry: ConfigDict, path: str, name: str, horizon: Horizon, shared: Sharing) -> Weighted:
+    term = loss(entry.term or name, path, horizon, shared)
     term = term._replace(stream=entry.stream) if entry.stream else term
     return Weighted(term, resolve(entry.weight, horizon, f"{path}.weight"))
 
@@ -342,27 +383,10 @@ def transforms(config: ConfigDict) -> dict[str, tuple[Transform, ...]]:
     return {"train": built(config.data.augment, "data.augment"), **further}
 
 
-def check_vocabulary(config: ConfigDict, size: int | None) -> None:
-    """Every network that is written in a format of the world has a row of its embedding for each token.
-
-    Raises:
-        ConfigError: the tokenizer has more tokens.
-    """
-    models = {"student.model": config.student.model}
-    models |= {f"teachers.{name}.model": teacher.model for name, teacher in config.teachers.items()}
-    for path, spec in models.items() if size else ():
-        form = form_of_spec(spec, path)
-        rows = form.arguments.get("vocabulary") if form else None
-        if rows is not None and size is not None and rows < size:
-            cure = "Take the tokenizer of this network, or one cut for it (keep=)"
-            raise ConfigError(path, f"has an embedding of {rows} rows, the tokenizer {size} tokens. {cure}.")
-
-
 def check_data(config: ConfigDict) -> None:
     """The data set is known; nothing is read or fetched yet."""
     datasets.known(config.data.name, data_folder(config))
-    if config.data.tokens:
-        registry.tokenizations.build(config.data.tokens, "data.tokens")
+    tokenization(config)
     transforms(config)
     _check_forms(config)
 

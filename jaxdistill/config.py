@@ -67,6 +67,7 @@ SCHEMA: dict[str, Any] = {
                 "", "text", "folder of a run of ours, with @best, @last or @STEP; empty: train it here first"
             ),
             "cache": Key("", "spec", "its outputs, written by jaxdistill.cache: 'outputs(folder=...)'; empty: live"),
+            "reads": Key("", "text", "how the names of the fields begin that it reads, such as 'teacher/' of aligned"),
             "steps": Key(0, "count", "steps of its training here; 0: needs a checkpoint, or a pretrained model"),
             "rate": Key("", "schedule", "learning rate of its training here; empty: as the student's"),
             "augment": Key((), "specs", "transforms of its training batches here"),

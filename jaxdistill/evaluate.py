@@ -12,27 +12,34 @@ from jax.extend.core import jaxpr_as_fun
 
 from jaxdistill import metrics
 from jaxdistill.losses.term import without_padding
+from jaxdistill.models.combinators import view
 from jaxdistill.types import Array, Fusion, Model, Outputs, PyTree, Signals, Variables
 
 Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], dict[str, Any]]
 
 
 def evaluator(
-    student: Model, teachers: Sequence[Model], fusion: Fusion | None, layers: Sequence[tuple[int, int]]
+    student: Model,
+    teachers: Sequence[Model],
+    fusion: Fusion | None,
+    layers: Sequence[tuple[int, int]],
+    reads: str = "",
 ) -> Evaluate:
-    """The metrics of one evaluation batch, as sums.
+    """The metrics of one evaluation batch, as sums; beside teachers of other tokens or classes, the student's alone.
 
     Args:
         student: measured.
         teachers: beside whom; the fused teacher is the reference, and the first one's layers.
         fusion: how they become one, without parameters; not needed without teachers.
         layers: (student layer, teacher layer) pairs whose CKA is measured.
+        reads: how the names of the fields begin that it reads, if it has fields of its own.
 
     Returns:
         `(params, state, frozen, rows) -> {name: metric}`; params and state by role.
     """
 
     def evaluate(params, state, frozen, rows):
+        rows = view(rows, reads) if reads else rows
         key, mask, labels = jax.random.key(0), rows["mask"], rows["label"]
         out, _ = student.apply(params["student"], state["student"], rows, train=False, key=key)
         said = (t.apply(*v, rows, train=False, key=key)[0] for t, v in zip(teachers, frozen, strict=True))
@@ -45,13 +52,18 @@ def evaluator(
         }
         if labels.ndim > 1:  # of tokens
             found["perplexity"] = metrics.perplexity(logits, labels, mask)
-        if not seen or fusion is None:
+        if fusion is None or not _comparable(logits, seen):
             return found
         signals = Signals(out, seen, None, rows, mask, jnp.zeros((), jnp.int32), 1.0, {})
         fused, _ = fusion.apply({}, {}, signals, key=key)
         return {**found, **_beside(logits, fused.logits, labels, mask), **_layers(out, seen[0], layers, rows)}
 
     return evaluate
+
+
+def _comparable(student: Array, teachers: Sequence[Outputs]) -> bool:
+    """Whether there are teachers, and all speak of the student's own rows (or tokens) and classes."""
+    return bool(teachers) and all(t.spans is None and t.logits.shape == student.shape for t in teachers)
 
 
 def _beside(student: Array, teacher: Array, labels: Array, mask: Array) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxdistill import registry
+from jaxdistill.data import tokenizer as tokenizers
+from jaxdistill.data.tokens import Tokenization
 from jaxdistill.errors import ConfigError, suggest
+from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.types import Fusion, Model, Outputs, Shapes, Signals, Step, Variables
 
@@ -46,9 +49,11 @@ def check_shapes(
     signals = {stream: _signals(config, student, teachers, rows) for stream, rows in shapes.items()}
     seen = signals["train"]
     _check_classes("student.model", config.student.model, seen.student, classes)
+    aligned = any("alignment" in term.needs for term, _ in terms.values())
     for name, out in zip(teachers, seen.teachers, strict=True):
-        spec = config.teachers[name].model
-        _check_classes(f"teachers.{name}.model", spec, out, seen.student.logits.shape[-1])
+        if not aligned and out.spans is None:  # else the terms say what they cannot compare
+            spec = config.teachers[name].model
+            _check_classes(f"teachers.{name}.model", spec, out, seen.student.logits.shape[-1])
     if teachers:
         constant = Weighted(registry.losses.build("cross_entropy", ""), 1.0)
         _try_objective({"cross_entropy": constant}, fused, signals, "fusion")
@@ -152,3 +157,27 @@ def check_step(step: Step, roles: Mapping[str, Any], shapes: Mapping[str, Shapes
     for role in roles:
         if role not in known:
             raise ConfigError(f"roles.{role}", f"the step has no role {role!r}. {suggest(role, known)}")
+
+
+def check_vocabulary(config: ConfigDict, how: Tokenization | None, size: int | None) -> None:
+    """Every network that is written in a format of the world has a row of its embedding for each token.
+
+    Args:
+        how: the data's tokenization.
+        size: how many tokens its own tokenizer has.
+
+    Raises:
+        ConfigError: the tokenizer that a network reads has more.
+    """
+    if how is None:
+        return
+    others = {prefix: tokenizers.vocabulary(tokenizers.load(file)) for prefix, file in how.others.items()}
+    models = {"student.model": (config.student.model, size or 0)}
+    for name, entry in config.teachers.items():
+        models[f"teachers.{name}.model"] = (entry.model, others.get(entry.reads, size or 0))
+    for path, (spec, tokens) in models.items():
+        form = form_of_spec(spec, path)
+        rows = form.arguments.get("vocabulary") if form else None
+        if rows is not None and rows < tokens:
+            cure = "Take the tokenizer of this network, or one cut for it (keep=)"
+            raise ConfigError(path, f"has an embedding of {rows} rows, the tokenizer {tokens} tokens. {cure}.")

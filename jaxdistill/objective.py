@@ -50,6 +50,8 @@ def _counted(outputs: Outputs, mask: Array) -> Outputs:
         return jax.tree.map(lambda x: jnp.where(shaped(x) != 0, x, 0), tree)
 
     examples = jnp.any(mask != 0, axis=tuple(range(1, mask.ndim)))  # of a sequence, if any token counts
+    if outputs.spans is not None:  # of tokens of its own
+        mask = (outputs.spans.number != 0) & examples[:, None]
     return Outputs(
         logits=select(outputs.logits, mask),
         hidden_states=select(outputs.hidden_states, mask),
@@ -58,6 +60,7 @@ def _counted(outputs: Outputs, mask: Array) -> Outputs:
         text_embedding=select(outputs.text_embedding, examples),
         input_gradients=select(outputs.input_gradients, examples),
         state_gradients=select(outputs.state_gradients, mask),
+        spans=outputs.spans,
     )
 
 
@@ -80,6 +83,7 @@ def _cut(signals: Signals, chunks: int) -> _Pieces:
     """Pieces along the sequence, so that each stays spread over the devices as the batch is.
 
     Pooled embeddings, attentions and gradients belong to no piece and are left out; a local term reads none of them.
+    Nor does it read teachers of other tokens, of which nothing is left.
     """
     nothing: Any = None
     length = signals.mask.shape[1]
@@ -90,10 +94,14 @@ def _cut(signals: Signals, chunks: int) -> _Pieces:
         return jnp.moveaxis(x.reshape(x.shape[0], chunks, length // chunks, *x.shape[2:]), 1, 0)
 
     def tokens(outputs: Outputs) -> tuple[PyTree, ...]:
+        if outputs.spans is not None:
+            return nothing, ()
         logits = outputs.logits
         return (logits.features if isinstance(logits, Factored) else logits), outputs.hidden_states
 
     def others(outputs: Outputs) -> Outputs:
+        if outputs.spans is not None:
+            return Outputs(nothing)
         return Outputs(replace(outputs.logits, features=nothing) if isinstance(outputs.logits, Factored) else nothing)
 
     per_token = {k: x for k, x in signals.batch.items() if x.shape[:2] == signals.mask.shape}
@@ -218,12 +226,18 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
             if name not in means:
                 means[name], new["terms"][name], fusion_state = one(name, params, state, signals[term.stream], key)
                 new["fusion"] = fusion_state if term.stream == "train" else new["fusion"]
+        for name, (term, _) in terms.items():
+            if term.follow is not None:
+                mean = Mean(psum(means[name].sum), means[name].count)
+                new["terms"][name] = term.follow(new["terms"][name], mean, signals[term.stream].step)
         return means, new
 
     def one(name, params, state, signals, key):
         term, number = terms[name].term, list(terms).index(name)
         # fused anew at each term's temperature; what is the same, XLA computes once
         fused, fusion_state = fuse(params, state, signals, key=key, temperature=term.temperature)
+        if {"teacher", "alignment"} & term.needs == {"teacher"} and fused.teacher.spans is not None:
+            raise ValueError("the teacher reads other tokens than the student; gold and uld compare such models alone")
         own = jax.random.fold_in(key, number)
         out, term_state = term.apply(params["terms"][name], state["terms"][name], fused, key=own)
         return reduce(out, fused.mask), term_state, fusion_state

@@ -86,7 +86,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     _check_fields(config, described["train"], judged)
     caches = cached.find(config, {**described, "test": judged})
     stages = [(stage, _plan(stage, described, mesh_shape, caches)) for stage in build.stages(config, workdir)]
-    build.check_vocabulary(config, described["train"].vocabulary)
+    fits.check_vocabulary(config, build.tokenization(config), described["train"].vocabulary)
     build.check_checkpoints(config, _reference(stages), _shapes(config, described, caches)["train"])
     for stage, _ in stages:
         _check_reached(stage)
@@ -224,7 +224,7 @@ class _Run:
                 values = model.load(abstract).read()
             else:  # it is trained here, in a stage of its own
                 continue
-            trained = Trained(values, self._judge(model, values), {})
+            trained = Trained(values, self._judge(name, model, values), {})
             self._keep(f"teacher {name}", model, trained, 0.0)
 
     def stage(self, stage: Stage, plan: Parts, interrupts: Interrupts) -> None:
@@ -267,9 +267,10 @@ class _Run:
         layout = shardings(values, self.mesh, rules or DEFAULT_RULES)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), values, layout)
 
-    def _judge(self, model: Model, variables: Variables) -> dict[str, Any]:
-        """The metrics of a model that was not trained here, as sums."""
-        evaluate = jit_evaluate(evaluator(model, (), None, ()), variables, self.mesh)
+    def _judge(self, name: str, model: Model, variables: Variables) -> dict[str, Any]:
+        """The metrics of a teacher that was not trained here, as sums."""
+        measure = evaluator(model, (), None, (), self.config.teachers[name].reads)
+        evaluate = jit_evaluate(measure, variables, self.mesh)
         size = self.config.evaluate.batch_size
         fixed = self.reference.transforms["train"]
         rows = local_rows(self.mesh, size)

@@ -69,6 +69,22 @@ class Heads:
 
 
 @struct
+class Spans:
+    """Where the predictions of a teacher that reads other tokens than its student lie in their common text.
+
+    A span reaches from one place where tokens of both end to the next: of one token each where they agree, of more
+    where they do not.
+
+    Args:
+        number: `[batch, length]`, the span that the predicted token belongs to, rising from 1 in each row; 0: none
+        label: `[batch, length]`, the predicted token
+    """
+
+    number: Array
+    label: Array
+
+
+@struct
 class Outputs:
     """Everything a model returns. Nothing is hooked: under `jit`, what no term reads is removed by the compiler.
 
@@ -85,6 +101,7 @@ class Outputs:
         routes: of a gated teacher, what share each path between layers has, `[paths, *batch]`
         state_gradients: of each row's task loss with respect to each hidden state, shaped like these; where a term
             needs them
+        spans: of a teacher that reads tokens of its own; its logits are then as long as these
     """
 
     logits: Array | Factored
@@ -96,6 +113,7 @@ class Outputs:
     routes: Array | None = None
     input_gradients: Array | None = None
     state_gradients: tuple[Array, ...] = ()
+    spans: Spans | None = None
 
     def dense(self) -> "Outputs":
         """The same with its logits multiplied out."""
@@ -204,8 +222,10 @@ class Term(NamedTuple):
     stream: which stream of the batch it reads
     local: every row stands for itself and no state is kept, so that rows may be cut into chunks
     needs: what it cannot do without: "teacher"; "input_gradients" or "state_gradients", which models are made to
-        return where a term says so
+        return where a term says so; "alignment", of a term that compares teachers of other tokens and classes
     temperature: `step -> temperature` at which its teacher is fused; None: 1
+    follow: `(state, mean, step) -> state` of a term whose state follows its own mean over the whole batch, a `Mean`;
+        what it remembers then depends on no row, and it may be local
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
@@ -214,6 +234,7 @@ class Term(NamedTuple):
     local: bool = True
     needs: frozenset[str] = frozenset()
     temperature: Callable[[Array], Array] | None = None
+    follow: Callable[..., PyTree] | None = None
 
 
 class Objective(NamedTuple):

@@ -34,7 +34,8 @@ class Example(NamedTuple):
         least: a loss has its least value where the student equals its teacher.
         extent: of the hidden states that a loss reads, if it cannot do without one; else it is tried with and without.
         draws: a loss draws at random, so that permuted rows meet other draws.
-        detaches: a loss holds a part of its value constant, because its paper does, such as Z of crd.
+        detaches: in whose outputs a loss's gradient is not that of its value, because its paper holds a part constant:
+            a copy of the student, or Z of crd.
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
         statistics: a model normalises by its batch; they are its state.
@@ -46,7 +47,7 @@ class Example(NamedTuple):
     least: bool = False
     extent: tuple[int, ...] | None = None
     draws: bool = False
-    detaches: bool = False
+    detaches: tuple[str, ...] = ()
     symmetric: bool = False
     hidden_states: int = 0
     statistics: bool = False
@@ -56,15 +57,18 @@ class Example(NamedTuple):
 LOSSES = {
     "attention_transfer": [Example("attention_transfer", least=True, extent=(2, 3))],
     "cc": [Example("cc", least=True)],
-    "crd": [Example("crd(records=20, negatives=8, width=3)", draws=True, detaches=True)],
+    "crd": [Example("crd(records=20, negatives=8, width=3)", draws=True, detaches=("student", "teachers"))],
     "cross_entropy": [
         Example("cross_entropy"),
         Example("cross_entropy(label_smoothing=0.1)"),
         Example("cross_entropy(target='label_probs')"),
     ],
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
+    "dist": [Example("dist", least=True)],
+    "dkd": [Example("dkd", least=True)],
     "fisher_hints": [Example("fisher_hints"), Example("fisher_hints(projector='none')", least=True)],
     "fsp": [Example("fsp", least=True, extent=(2, 3))],
+    "gold": [Example("gold(temperature=2.0)", least=True), Example("gold(beta=0.5)", least=True)],
     "graph": [
         Example("graph(edges=((0, 1), (1, 2, 0.5), (2, 0), (3, 5), (3, 3)), node='index')", least=True),
         Example("graph(edges=((0, 1), (1, 2), (2, 3)), relation='similarity', level='classes', node='index')"),
@@ -82,6 +86,10 @@ LOSSES = {
         Example("hidden(projector='none', distance='cosine')", least=True),
     ],
     "jacobian": [Example("jacobian", least=True)],
+    "jsd": [
+        Example("jsd(temperature=2.0)", least=True),
+        Example("jsd(beta=0.9, normalized=True)", least=True),
+    ],
     "kd": [
         Example("kd", least=True),
         Example("kd(temperature=1.0, scale_t2=False)", least=True),
@@ -98,6 +106,7 @@ LOSSES = {
     "pkd": [Example("pkd", least=True, extent=(2,)), Example("pkd('uniform', 'mlp')", extent=(2,))],
     "pkt": [Example("pkt", least=True)],
     "related_labels": [Example("related_labels(edges=((0, 1), (1, 1, 0.5)), share=0.3)")],
+    "reverse_kl": [Example("reverse_kl(temperature=2.0)", least=True)],
     "review": [Example("review", extent=(2, 3))],
     "rkd": [
         Example("rkd", least=True),
@@ -109,8 +118,16 @@ LOSSES = {
     ],
     "semckd": [Example("semckd(layers=((2, 1), (2, 2)), size=3)")],
     "similarity": [Example("similarity(layers=(-1, -1))", least=True)],
+    "skew_kl": [Example("skew_kl", least=True), Example("skew_kl(version='v1', temperature=2.0)")],
+    "skew_reverse_kl": [
+        Example("skew_reverse_kl(temperature=2.0)", least=True),
+        Example("skew_reverse_kl(version='v2')", least=True, detaches=("student",)),
+    ],
     "sobolev": [Example("sobolev", least=True)],
+    "standardized": [Example("standardized(loss=kd(temperature=2.0))", least=True)],
+    "taid": [Example("taid(floor=linear(start=0.4, end=1.0))", detaches=("student",))],
     "tinybert": [Example("tinybert"), Example("tinybert(projector='none')", least=True)],
+    "uld": [Example("uld", least=True)],
     "vid": [Example("vid")],
 }
 

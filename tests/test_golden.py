@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from jaxdistill.losses.attention_transfer import attention_map
+from jaxdistill.losses.dist import relation_difference
+from jaxdistill.losses.dkd import other_divergence, target_divergence
+from jaxdistill.losses.jsd import generalized_jsd
 from jaxdistill.losses.kd import kl_divergence
 from jaxdistill.losses.pkt import neighbour_divergence
 from jaxdistill.losses.relations import pairs_of
@@ -21,6 +24,11 @@ from jaxdistill.losses.rkd import angle_difference, distance_difference
 from jaxdistill.losses.similarity import gram_difference
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
+
+
+def over_tokens(values, labels):
+    """The mean where the label is none of the padding."""
+    return jnp.sum(jnp.where(labels != -100, values, 0.0)) / jnp.sum(labels != -100)
 
 
 def positions(x):
@@ -33,6 +41,13 @@ every_row = lambda x: jnp.ones(x.shape[0], bool)
 # name -> (student, teacher, labels or None) -> the scalar that the source reports
 PUBLISHED: dict[str, Callable[..., Any]] = {
     "attention_transfer": lambda s, t, _: jnp.mean((attention_map(positions(s)) - attention_map(positions(t))) ** 2),
+    "dist_b1_g2": lambda s, t, _: relation_difference(s, t, jnp.ones(16, bool), 1.0, 2.0),
+    "dkd_a1_b8_T4": lambda s, t, y: (
+        16.0 * jnp.mean(target_divergence(s, t, y, 4.0) + 8.0 * other_divergence(s, t, y, 4.0))
+    ),
+    "jsd_b0.5_T1.5_no_T2": lambda s, t, y: over_tokens(generalized_jsd(s, t, 0.5, 1.5), y),
+    "jsd_b0_T1.5_no_T2": lambda s, t, y: over_tokens(generalized_jsd(s, t, 0.0, 1.5), y),
+    "jsd_b1_T1.5_no_T2": lambda s, t, y: over_tokens(generalized_jsd(s, t, 1.0, 1.5), y),
     "kd_T2": lambda s, t, _: jnp.mean(4.0 * kl_divergence(s, t, 2.0)),
     "kd_T4": lambda s, t, _: jnp.mean(16.0 * kl_divergence(s, t, 4.0)),
     "pkt": lambda s, t, _: neighbour_divergence(s, t, every_row(s)),

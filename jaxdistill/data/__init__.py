@@ -3,7 +3,7 @@
 Light: Grain and TensorFlow Datasets are imported when they are used.
 """
 
-from jaxdistill.data import images, processors, tokens
+from jaxdistill.data import aligned, images, processors, tokens
 from jaxdistill.data.datasets import known, open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.records import Records
@@ -15,6 +15,7 @@ __all__ = [
     "Description",
     "Records",
     "Transform",
+    "aligned",
     "describe",
     "evaluation_batches",
     "images",

@@ -165,9 +165,10 @@ def gather(records: Records, index: np.ndarray, mask: np.ndarray) -> Batch:
         mask: `[rows]`, float32; 0 for a row that only fills a batch.
     """
     batch = {field: _narrow(field, column) for field, column in records.take(index).items()}
-    own = batch.get("mask", np.ones(len(index), np.float32))
-    counts = mask.reshape(-1, *[1] * (own.ndim - 1)) * own.astype(np.float32)
-    return batch | {"mask": counts, "index": index.astype(np.int32)}
+    masks = {field: own for field, own in batch.items() if field.rpartition("/")[2] == "mask"}
+    masks.setdefault("mask", np.ones(len(index), np.float32))
+    counts = {name: mask.reshape(-1, *[1] * (own.ndim - 1)) * own.astype(np.float32) for name, own in masks.items()}
+    return {**batch, **counts, "index": index.astype(np.int32)}
 
 
 def _narrow(field: str, column: np.ndarray) -> np.ndarray:

@@ -39,7 +39,8 @@ def tokenised(how: Tokenization, source: str, read: Callable[[], Records], folde
     Raises:
         ConfigError: no such tokenizer, no such text, or a damaged folder.
     """
-    sha = hashlib.sha256(how.file.read_bytes()).hexdigest()
+    files = (how.file, *how.others.values())
+    sha = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     key = hashlib.sha256(json.dumps([FORMAT, source, sha, how.spec]).encode()).hexdigest()[:16]
     home = folder / "tokens" / key
     if home.is_dir():
@@ -90,7 +91,9 @@ def _write(home: Path, columns: Columns, about: dict[str, Any]) -> None:
         whole = Path(draft, "whole")
         whole.mkdir()
         for field, column in columns.items():
-            np.save(whole / f"{field}.npy", column, allow_pickle=False)
+            file = whole / f"{field}.npy"
+            file.parent.mkdir(exist_ok=True)  # of teacher/input_ids
+            np.save(file, column, allow_pickle=False)
         (whole / "manifest.json").write_text(json.dumps({**about, "fields": list(columns)}, indent=1))
         try:
             os.rename(whole, home)

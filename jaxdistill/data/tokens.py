@@ -4,18 +4,21 @@ Lengths are fixed, so that a run compiles once: sentences are cut or padded, doc
 token_cache.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdistill.data import tokenizer as tokenizers
+from jaxdistill.data.surfaces import Shared
 from jaxdistill.data.tokenizer import PATH
 from jaxdistill.errors import ConfigError
 from jaxdistill.registry import tokenizations
 
 Columns = dict[str, np.ndarray]
+TEACHER = "teacher/"  # how the names of the fields begin that a teacher with a tokenizer of its own reads
 
 
 class Tokenized(NamedTuple):
@@ -38,51 +41,76 @@ class Tokenization(NamedTuple):
     spec: whatever else decides what comes out
     encode: `(tokenizer, records by pieces) -> Tokenized`
     labelled: whether a row is a record still, with its label
+    others: tokenizers of what teachers read, by how the names of their fields begin
+    shared: `() ->` the tokens that such a teacher shares with the student
     """
 
     file: Path
     spec: str
     encode: Callable[[Any, Iterator[Columns]], Tokenized]
     labelled: bool
+    others: Mapping[str, Path] = MappingProxyType({})
+    shared: Callable[[], Shared] | None = None
 
 
 @tokenizations.register
-def sentences(tokenizer: str, length: int, fields: tuple[str, ...] = ("text",)) -> Tokenization:
+def sentences(
+    tokenizer: str, length: int, fields: tuple[str, ...] = ("text",), teacher: str = "", teacher_length: int = 0
+) -> Tokenization:
     """A row for each text, or each pair of texts, with the tokenizer's special tokens: for encoders.
 
     Gives `input_ids` and `attention_mask` `[rows, length]` (int32; 1 for a real token), of a pair `token_type_ids`
     too, and whatever else a record holds, such as `label` and `label_probs`. Of a pair, the longer text is cut first.
+    A teacher with a tokenizer of its own finds the same fields under `teacher/` (`teachers.NAME.reads`).
 
     Args:
         tokenizer: a folder with a tokenizer.json, the file itself, or an id of the Hugging Face hub.
         length: tokens of a row; longer texts are cut, and shorter ones padded.
         fields: which of a record's texts: one, or two for a pair.
+        teacher: as `tokenizer`, the teacher's; empty: the same one.
+        teacher_length: the teacher's tokens of a row; 0: as many.
 
     Raises:
         ValueError: no such tokenizer, no length, or another number of fields.
     """
     if len(fields) not in (1, 2):
         raise ValueError(f"{len(fields)} fields; name one text, or two for a pair.")
+    others = {TEACHER: tokenizers.find(teacher)} if teacher else {}
+    lengths = {"": positive(length)} | dict.fromkeys(others, positive(teacher_length or length))
 
     def encode(tokenizer: Any, pieces: Iterator[Columns]) -> Tokenized:
-        special = tokenizer.num_special_tokens_to_add(len(fields) == 2)
-        if length <= special:
-            raise ConfigError(
-                PATH, f"a length of {length} leaves no room beside {special} special tokens; choose more."
-            )
-        padding = tokenizers.padding(tokenizer)
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(length)
+        words = {"": tokenizer} | {prefix: tokenizers.load(file) for prefix, file in others.items()}
+        filling = {prefix: _prepared(each, lengths[prefix], len(fields) == 2) for prefix, each in words.items()}
         parts, cut = [], 0
         for records in pieces:
-            texts = [_texts(records, field) for field in fields]
-            encoded = tokenizer.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
-            cut += sum(bool(one.overflowing) for one in encoded)
-            parts.append({**_without_text(records), **_padded(encoded, length, padding, len(fields) == 2)})
+            texts = [texts_of(records, field) for field in fields]
+            part = _without_text(records)
+            for prefix, each in words.items():
+                encoded = each.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
+                cut += sum(bool(one.overflowing) for one in encoded) if not prefix else 0
+                padded = _padded(encoded, lengths[prefix], filling[prefix], len(fields) == 2)
+                part |= {f"{prefix}{field}": values for field, values in padded.items()}
+            parts.append(part)
         columns = {field: np.concatenate([part[field] for part in parts]) for field in parts[0]}
         return Tokenized(columns, int(columns["attention_mask"].sum()), cut)
 
-    return Tokenization(tokenizers.find(tokenizer), f"sentences {_positive(length)} {fields}", encode, labelled=True)
+    spec = f"sentences {length} {fields}" + (f" {lengths[TEACHER]}" if teacher else "")
+    return Tokenization(tokenizers.find(tokenizer), spec, encode, labelled=True, others=others)
+
+
+def _prepared(tokenizer: Any, length: int, pair: bool) -> int:
+    """Makes a tokenizer cut texts to a length and leave them unpadded; returns what to fill them up with.
+
+    Raises:
+        ConfigError: nothing of a text would be left.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair)
+    if length <= special:
+        raise ConfigError(PATH, f"a length of {length} leaves no room beside {special} special tokens; choose more.")
+    padding = tokenizers.padding(tokenizer)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(length)
+    return padding
 
 
 @tokenizations.register
@@ -110,14 +138,14 @@ def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", fie
         tokenizer.no_truncation()
         found: list[np.ndarray] = []
         for records in pieces:
-            encoded = tokenizer.encode_batch_fast(_texts(records, field), add_special_tokens=False)
+            encoded = tokenizer.encode_batch_fast(texts_of(records, field), add_special_tokens=False)
             found += [np.array([*one.ids, *ending], np.int32) for one in encoded if one.ids]
         if not found:
             raise ConfigError(PATH, f"the tokenizer finds no token in any {field!r}; choose another tokenizer.")
         sizes = [len(document) for document in found]
         return Tokenized(packed(found, length, pack), sum(sizes), sum(size > length for size in sizes))
 
-    spec = f"documents {_positive(length)} {pack} {end!r} {field!r}"
+    spec = f"documents {positive(length)} {pack} {end!r} {field!r}"
     return Tokenization(tokenizers.find(tokenizer), spec, encode, labelled=False)
 
 
@@ -142,7 +170,12 @@ def packed(texts: Sequence[np.ndarray], length: int, share: bool) -> Columns:
     return {**rows, "segment_ids": np.where(number > 0, number - number[:, :1] + 1, 0)}
 
 
-def _texts(records: Columns, field: str) -> list[str]:
+def texts_of(records: Columns, field: str) -> list[str]:
+    """The texts of a field.
+
+    Raises:
+        ConfigError: the records have none.
+    """
     column = records.get(field)
     if column is None or not _is_text(column):
         texts = [name for name, values in records.items() if _is_text(values)]
@@ -172,7 +205,12 @@ def _padded(encoded: Sequence[Any], length: int, padding: int, pair: bool) -> Co
     return {"input_ids": ids, "attention_mask": real, **({"token_type_ids": types} if pair else {})}
 
 
-def _positive(length: int) -> int:
+def positive(length: int) -> int:
+    """A length.
+
+    Raises:
+        ValueError: it is none.
+    """
     if length < 1:
         raise ValueError(f"a length of {length}; give 1 or more.")
     return length

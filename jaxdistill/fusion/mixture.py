@@ -41,7 +41,14 @@ def present(signals: Signals) -> Bool[Array, "teachers ..."]:
 
 
 def spoken(signals: Signals) -> Float[Array, "teachers *batch classes"]:
-    """What every teacher says; 0 of rows where it is absent, for in a gradient a NaN would survive a weight of 0."""
+    """What every teacher says; 0 of rows where it is absent, for in a gradient a NaN would survive a weight of 0.
+
+    Raises:
+        ValueError: one of them reads other tokens than the student.
+    """
+    if any(teacher.spans is not None for teacher in signals.teachers):
+        cure = "name one by fusion='single(teacher=0)'; gold and uld name theirs themselves"
+        raise ValueError(f"teachers that read other tokens than the student have no mean; {cure}")
     said = jnp.stack([jnp.asarray(teacher.logits) for teacher in signals.teachers])
     return jnp.where(present(signals)[..., None], said, 0)
 

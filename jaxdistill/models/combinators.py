@@ -1,11 +1,13 @@
 """Behaviour added from Model to Model, not by flags inside the models."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.types import Array, Factored, Model, PyTree
+from jaxdistill.types import Array, Factored, Model, Outputs, PyTree, Spans
 
 
 def in_dtype(model: Model, dtype: str) -> Model:
@@ -64,3 +66,27 @@ def microbatched(model: Model, parts: int) -> Model:
         return joined(outputs), state
 
     return model._replace(apply=apply)
+
+
+def view(batch: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    """A batch as a model with fields of its own sees it: `teacher/input_ids` in place of `input_ids`."""
+    return {**batch, **{name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}}
+
+
+def reading(model: Model, prefix: str) -> Model:
+    """Reads the fields of a batch whose names begin with `prefix` in place of those of the same name without it.
+
+    What is said of single tokens has no counterpart in a student that reads others, so that hidden states and
+    attentions are not handed on. Where the fields hold spans of text, as of `aligned`, the logits come with them.
+    """
+
+    def init(key, batch):
+        return model.init(key, view(batch, prefix))
+
+    def apply(params, state, batch, *, train, key):
+        own = view(batch, prefix)
+        out, state = model.apply(params, state, own, train=train, key=key)
+        pooled = Outputs(out.logits, embedding=out.embedding, text_embedding=out.text_embedding)
+        return replace(pooled, spans=Spans(own["span"], own["label"]) if "span" in own else None), state
+
+    return model._replace(init=init, apply=apply)

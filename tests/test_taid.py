@@ -1,0 +1,116 @@
+"""TAID: published code over its steps, the coefficient by hand, and what a step and its devices keep of it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import assert_close, build_loss, quick_jit, signals
+
+from jaxdistill import registry
+from jaxdistill.losses.kd import kl_divergence
+from jaxdistill.losses.taid import interpolated_cross_entropy, next_coefficient
+from jaxdistill.objective import Weighted, objective
+from jaxdistill.parallel.collectives import PMAP_AXIS
+
+KEY = jax.random.key(0)
+GOLDEN = np.load(Path(__file__).parent / "golden" / "logits.npz")
+
+
+def drawn(seed: int) -> tuple[Any, Any]:
+    student, teacher = 2 * np.random.default_rng(seed).normal(size=(2, 4, 6))
+    return jnp.asarray(student, jnp.float32), jnp.asarray(teacher, jnp.float32)
+
+
+def softmax(z: Any) -> np.ndarray:
+    e = np.exp(np.asarray(z, np.float64))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_taid_equals_the_published_code_over_its_steps():
+    """In the first two updates the floor decides, in the last the student's progress."""
+    with jax.enable_x64(True):
+        state = {"coefficient": jnp.asarray(0.4), "momentum": jnp.asarray(0.0), "loss": jnp.asarray(jnp.inf)}
+        for step in range(4):
+            said = {key: GOLDEN[f"taid/{step}/{key}"] for key in ("student", "teacher", "before", "after", "momentum")}
+            assert np.abs(state["coefficient"] - said["before"]) < 1e-12
+            teacher, m = jnp.asarray(said["teacher"]), state["coefficient"]
+            loss = lambda s, t=teacher, m=m: jnp.mean(interpolated_cross_entropy(s, t, m))
+            value, gradient = jax.value_and_grad(loss)(jnp.asarray(said["student"]))
+            assert np.abs(value - GOLDEN[f"taid/{step}/value"]) < 1e-12
+            assert np.abs(gradient - GOLDEN[f"taid/{step}/grad"]).max() < 1e-12
+            floor = jnp.asarray(0.4 + 0.6 * step / 20)
+            state = next_coefficient(state, value, floor, 1.0, rate=0.3, decay=0.99)
+            assert np.abs(state["coefficient"] - said["after"]) < 1e-12
+            assert np.abs(state["momentum"] - said["momentum"]) < 1e-12
+            assert (state["coefficient"] > floor + 1e-6) == (step > 0)
+
+
+def taid_run(spec: str, sizes: tuple[float, ...], **fields: Any) -> list[float]:
+    """The coefficient before each step of a student that is scaled like this."""
+    minimised = objective({"taid": Weighted(build_loss(spec))}, registry.fusions.build("single", ""))
+    seen, found = replace(signals(), **fields), []
+    params, state = minimised.init(KEY, {"train": seen})
+    for number, size in enumerate(sizes):
+        at = replace(
+            seen, student=replace(seen.student, logits=size * seen.student.logits), step=jnp.asarray(number, jnp.int32)
+        )
+        found.append(float(state["terms"]["taid"]["coefficient"]))
+        state = minimised.apply(params, state, {"train": at}, key=KEY)[1]
+    return found
+
+
+def test_taid_begins_at_its_floor_and_never_falls_below():
+    line = "floor=linear(start=0.4, end=1.0)"  # over 100 steps
+    floors = [0.4, 0.4, 0.406, 0.412, 0.418]
+    assert_close(taid_run(f"taid({line}, rate=0.0)", (1.0,) * 5), floors)
+    ahead = taid_run(f"taid({line}, rate=0.5)", (1.0,) * 5)
+    assert ahead[:2] == pytest.approx([0.4, 0.4]) and (np.diff(ahead[1:]) > 0.05).all() and max(ahead) < 1
+    assert max(taid_run("taid(floor=linear(start=0.4, end=0.6), rate=0.9)", (1.0,) * 9)) == pytest.approx(0.6)
+
+
+def test_taid_hurries_while_its_loss_falls():
+    state = {name: jnp.asarray(x) for name, x in {"coefficient": 0.4, "momentum": 0.0, "loss": 2.0}.items()}
+    after = lambda loss: next_coefficient(state, jnp.asarray(loss), jnp.asarray(0.4), 1.0, rate=0.5, decay=0.0)
+    by_hand = lambda change: 0.4 + 0.5 * 0.6 / (1 + np.exp(-change))
+    for loss, change in ((1.0, 0.5), (2.0, 0.0), (8.0, -3.0)):
+        assert_close(after(loss), {"coefficient": by_hand(change), "momentum": change, "loss": loss})
+
+
+def test_what_taid_remembers_is_the_same_on_every_device():
+    minimised = objective({"taid": Weighted(build_loss("taid(floor=0.4)"))}, registry.fusions.build("single", ""))
+    seen = replace(signals(batch=(16,)), mask=jnp.arange(16) < 11)
+    params, state = minimised.init(KEY, {"train": seen})
+    assert not any(x.weak_type for x in jax.tree.leaves(state))
+    after = lambda seen: minimised.apply(params, state, {"train": seen}, key=KEY)[1]["terms"]["taid"]
+    rows = lambda seen: (seen.student, seen.teachers, seen.batch, seen.mask)
+    join = lambda r: replace(seen, student=r[0], teachers=r[1], batch=r[2], mask=r[3])
+    split = jax.tree.map(lambda x: x.reshape(8, 2, *x.shape[1:]), rows(seen))
+    apart = jax.pmap(lambda r: after(join(r)), axis_name=PMAP_AXIS)(split)
+    whole = quick_jit(after)(seen)
+    assert not any(x.weak_type for x in jax.tree.leaves(whole)) and whole["loss"] > 0.1
+    assert_close(apart, jax.tree.map(lambda x: jnp.broadcast_to(x, (8,)), whole))
+
+
+def test_a_batch_of_padding_does_not_move_taid():
+    still = taid_run("taid(floor=0.4, rate=0.5)", (1.0,) * 4, mask=jnp.zeros(6))
+    assert still == pytest.approx([0.4] * 4)
+
+
+def test_taids_gradient_is_towards_a_target_that_stays():
+    student, teacher = drawn(15)
+    slope = jax.grad(lambda s: interpolated_cross_entropy(s, teacher, 0.4).sum())(student)
+    target = softmax(0.6 * np.asarray(student, np.float64) + 0.4 * np.asarray(teacher, np.float64))
+    assert_close(slope, softmax(student) - target, rtol=1e-4)
+    same = jax.grad(lambda s: interpolated_cross_entropy(s, student, 0.4).sum())(student)
+    assert np.abs(same).max() < 1e-6
+
+
+def test_the_same_teacher_is_taid_at_its_end():
+    student, teacher = drawn(16)
+    p = softmax(teacher)
+    entropy = -(p * np.log(p)).sum(-1)
+    assert_close(interpolated_cross_entropy(student, teacher, 1.0), kl_divergence(student, teacher) + entropy)

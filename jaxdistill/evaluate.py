@@ -13,6 +13,7 @@ from jax.extend.core import jaxpr_as_fun
 from jaxdistill import metrics
 from jaxdistill.losses.term import without_padding
 from jaxdistill.models.combinators import view
+from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.types import Array, Fusion, Model, Outputs, PyTree, Signals, Variables
 
 Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], dict[str, Any]]
@@ -121,9 +122,12 @@ def cost(model: Model, variables: Variables, rows: Mapping[str, Any], repeats: i
         scan; None where it does not), latency_ms.
     """
     forward = jax.jit(lambda v, b: model.apply(*v, b, train=False, key=jax.random.key(0))[0].dense().logits)
-    traced = forward.trace(variables, rows)
-    compiled = traced.lower().compile()
-    flops = (compiled.cost_analysis() or {}).get("flops")
+    # of silu and the like JAX keeps a trace that was made under another mesh; its mesh must be one that is there
+    with jax.set_mesh(make_mesh((1, 1, 1))):
+        traced = forward.trace(variables, rows)
+        compiled = traced.lower().compile()
+        flops = (compiled.cost_analysis() or {}).get("flops")
+        more = _further_turns(traced.jaxpr)
     jax.block_until_ready(compiled(variables, rows))
     times = []
     for _ in range(repeats):
@@ -134,7 +138,7 @@ def cost(model: Model, variables: Variables, rows: Mapping[str, Any], repeats: i
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
         "bytes": sum(x.nbytes for x in leaves),
-        "flops": flops and flops + _further_turns(traced.jaxpr),
+        "flops": flops and flops + more,
         "latency_ms": 1000 * statistics.median(times),
     }
 

@@ -237,12 +237,11 @@ def test_every_layer_of_a_scanned_stack_costs():
     unrolled, *scanned = found.values()
     assert scanned == [pytest.approx(unrolled, rel=0.01)] * 2
 
-    def logits(rows):
-        return model.apply(*model.init(KEY, rows), rows, train=False, key=KEY)[0].dense().logits
-
-    with jax.set_mesh(make_mesh((1, 1, 1))):  # as a run does before: JAX then keeps traces that name the mesh
-        jax.eval_shape(logits, one)
-    again = cost(model, Variables(*model.init(KEY, one)), one, repeats=1)
+    variables, mesh = Variables(*model.init(KEY, one)), make_mesh((1, 1, 1))
+    logits = lambda v: model.apply(*v, one, train=False, key=KEY)[0].dense().logits
+    with jax.set_mesh(mesh):  # as a run does before: JAX then keeps traces that name the mesh
+        jax.eval_shape(logits, variables)
+    again = cost(model, jax.device_put(place(variables, mesh), jax.devices()[0]), one, repeats=1)
     assert again["flops"] == scanned[-1]
 
 

@@ -41,7 +41,7 @@ def importance(config: ConfigDict, name: str, records: int) -> np.ndarray:
     folder, data, path = build.data_folder(config), config.data, f"teachers.{name}.model"
     train = describe(data.name, data.train, folder, "data", "train", data.tokens)
     shapes = build.batch_shapes(config, {"train": train})["train"]
-    model = build.model(config.teachers[name].model, path, config.dtype)
+    model = build.teacher(config, name)
     said, variables = fits.outputs(model, path, shapes)
     if train.classes not in (None, said.logits.shape[-1]):
         raise ConfigError(path, f"has {said.logits.shape[-1]} classes, and the data {train.classes}.")

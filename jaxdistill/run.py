@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, fits, registry
+from jaxdistill import build, cached, fits, registry, teachers
 from jaxdistill.build import Parts, Stage
 from jaxdistill.cached import Cached
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
@@ -215,15 +215,10 @@ class _Run:
         """Loads and measures the teachers that are there already."""
         for name, model in zip(self.reference.teacher_names, self.reference.teachers, strict=True):
             teacher = self.config.teachers[name]
-            abstract = self._abstract(model, teacher.rules)
-            if teacher.cache:
-                values = NOTHING
-            elif teacher.checkpoint:
-                values = load_variables(*build.teacher_checkpoint(self.config, name), abstract)
-            elif model.load and not teacher.steps:
-                values = model.load(abstract).read()
-            else:  # it is trained here, in a stage of its own
+            if teacher.steps and not teacher.checkpoint and not teacher.cache:  # it is trained here, in its own stage
                 continue
+            shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), self.data.shapes["train"]))
+            values = NOTHING if teacher.cache else teachers.load(self.config, name, model, shapes, self.mesh)
             trained = Trained(values, self._judge(name, model, values), {})
             self._keep(f"teacher {name}", model, trained, 0.0)
 

@@ -140,6 +140,7 @@ FUSIONS = {
         Example("gate(inputs=('teachers', 'disagreement'), top=2)"),
     ],
     "entropy": [Example("entropy", symmetric=True), Example("entropy(of='logits')", symmetric=True)],
+    "min_norm": [Example("min_norm", symmetric=True), Example("min_norm(each='row')", symmetric=True)],
     "sampled": [Example("sampled", draws=True)],
     "single": [Example("single")],
 }

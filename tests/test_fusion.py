@@ -73,3 +73,40 @@ def test_weights_must_be_one_for_each_teacher(spec):
 def test_who_is_present_is_told_for_every_row():
     with pytest.raises(ValueError, match=r"present is \[1, 2\], needed \[1, 3\]"):
         fused("average", *[[[0.5, 0.5]]] * 3, present=np.ones((1, 2)))
+
+
+def gradients(said: np.ndarray, teachers: list[np.ndarray]) -> np.ndarray:
+    """In float64, `[teachers, rows * classes]`."""
+    softmax = lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    return np.stack([(softmax(said) - p).reshape(-1) for p in teachers])
+
+
+def test_two_teachers_gradients_are_combined_to_the_shortest():
+    seen = examples.signals(batch=(3,), classes=3, depths=(2, 3))
+    fusion = registry.fusions.build("min_norm(normalize=False)", "fusion")
+    weights = fusion.apply({}, {}, seen, key=KEY)[0].weights
+    student, *teachers = (np.asarray(x.logits, np.float64) for x in (seen.student, *seen.teachers))
+    softmax = lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    a, b = gradients(student, [softmax(t) for t in teachers])
+    share = np.clip((b - a) @ b / ((a - b) @ (a - b)), 0, 1)
+    assert 0.05 < share < 0.95
+    assert_close(weights, np.tile([[share], [1 - share]], 3))
+    masked = replace(seen, mask=jnp.asarray([1.0, 1.0, 0.0]))
+    a, b = (x.reshape(3, 3)[:2].reshape(-1) for x in (a, b))
+    share = np.clip((b - a) @ b / ((a - b) @ (a - b)), 0, 1)
+    assert_close(fusion.apply({}, {}, masked, key=KEY)[0].weights[0, 0], share)
+
+
+@pytest.mark.parametrize("each", ["batch", "row"])
+def test_of_three_teachers_two_that_say_the_same_share_one_vote(each):
+    good, bad = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]), np.array([[0.1, 0.2, 0.7], [0.3, 0.1, 0.6]])
+    said = fused(f"min_norm(each='{each}')", good, bad, bad)
+    assert_close(said.weights, np.tile([[0.5], [0.25], [0.25]], 2), atol=1e-4)
+
+
+def test_each_row_may_have_weights_of_its_own():
+    one, other = np.array([[0.8, 0.1, 0.1], [0.4, 0.5, 0.1]]), np.array([[0.3, 0.4, 0.3], [0.1, 0.1, 0.8]])
+    whole = fused("min_norm(normalize=False, each='row')", one, other).weights
+    alone = fused("min_norm(normalize=False)", one[:1], other[:1]).weights  # the same student says the same of row 0
+    assert_close(whole[:, 0], alone[:, 0])
+    assert np.abs(whole[:, 0] - whole[:, 1]).max() > 0.05

@@ -357,7 +357,7 @@ def test_permuting_the_teachers_permutes_their_weights(example):
     order = [2, 0, 1]
     permuted = fuse(example.spec, replace(seen, teachers=tuple(seen.teachers[k] for k in order)))
     if example.symmetric:
-        assert_close(permuted.weights, weights[jnp.asarray(order)])
+        assert_close(permuted.weights, weights[jnp.asarray(order)], atol=2e-5)  # some are found by iteration
 
 
 @every(FUSIONS)

@@ -127,6 +127,17 @@ def test_soft_labels_are_labels_where_they_are_sure():
         assert_close(values(soft, sure), values(hard, sure))
 
 
+@pytest.mark.parametrize("target", ["label", "sure"])
+def test_smoothing_leaves_out_a_class_that_the_student_masks(target):
+    seen = signals(classes=4)
+    seen = replace(seen, batch=seen.batch | {"sure": jax.nn.one_hot(seen.batch["label"], 4)})
+    wide = jnp.pad(seen.student.logits, ((0, 0), (0, 1)), constant_values=-jnp.inf)
+    sure = jnp.pad(seen.batch["sure"], ((0, 0), (0, 1)))
+    masked = replace(seen, student=replace(seen.student, logits=wide), batch=seen.batch | {"sure": sure})
+    spec = f"cross_entropy(label_smoothing=0.2, target='{target}')"
+    assert_close(values(spec, masked), values(spec, seen))
+
+
 def test_soft_labels_are_learned_from_as_from_a_teacher():
     """Cross-entropy with a distribution is its divergence plus its entropy, which no student can change."""
     seen = signals()

@@ -12,11 +12,11 @@ from scipy.optimize import minimize
 import jaxdistill.build  # noqa: F401  (registers the parts)
 from jaxdistill import registry
 from jaxdistill.errors import ConfigError
+from jaxdistill.fusion.min_norm import min_norm_weights
 from jaxdistill.losses.term import stateless
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.schedules import Horizon, resolve
-from jaxdistill.steps.mgda import min_norm_weights
 from jaxdistill.types import Model, Outputs, Term, TrainState
 
 BATCH = {"train": {"mask": jnp.ones(2)}}

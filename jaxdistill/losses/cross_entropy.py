@@ -15,12 +15,13 @@ from jaxdistill.types import Array, Signals, Term
 def softmax_cross_entropy(
     logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], label_smoothing: float = 0.0
 ) -> Float[Array, "*batch"]:
-    """Cross-entropy; `label_smoothing` is the share of probability spread evenly over all classes."""
+    """Cross-entropy; `label_smoothing` is the share of probability spread evenly over all classes that are not -inf."""
     log_q = jax.nn.log_softmax(precise(logits))
     hard = -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
-    if label_smoothing == 0.0:  # a class masked with -inf would make the mean infinite
+    if label_smoothing == 0.0:
         return hard
-    return (1 - label_smoothing) * hard - label_smoothing * jnp.mean(log_q, axis=-1)
+    even = _evenly(logits)
+    return (1 - label_smoothing) * hard - label_smoothing * jnp.sum(even * jnp.where(even > 0, log_q, 0.0), axis=-1)
 
 
 def soft_cross_entropy(
@@ -33,9 +34,15 @@ def soft_cross_entropy(
     log_q = jax.nn.log_softmax(precise(logits))
     target = precise(target)
     if label_smoothing > 0.0:
-        target = (1 - label_smoothing) * target + label_smoothing / target.shape[-1]
+        target = (1 - label_smoothing) * target + label_smoothing * _evenly(logits)
     # selected BEFORE the product: 0 * (-inf) is NaN, in the value and in its gradient
     return -jnp.sum(target * jnp.where(target > 0, log_q, 0.0), axis=-1)
+
+
+def _evenly(logits: Array) -> Array:
+    """The uniform distribution over the classes that the student has; one that it masks with -inf gets no share."""
+    has = (logits > -jnp.inf).astype(precise(logits).dtype)
+    return has / jnp.sum(has, axis=-1, keepdims=True)
 
 
 @losses.register

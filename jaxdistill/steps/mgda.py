@@ -28,42 +28,14 @@ Checked: by closed form for two gradients, beside a solver for more; all terms f
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Float
 
+from jaxdistill.fusion.min_norm import min_norm_weights
 from jaxdistill.registry import steps
 from jaxdistill.steps.learner import combine, learner, weighed
 from jaxdistill.steps.observe import report
-from jaxdistill.types import Array, Model, Objective, Step
-
-
-def min_norm_weights(products: Float[Array, "terms terms"], iterations: int = 250) -> Float[Array, " terms"]:
-    """The weights of the shortest convex combination of vectors, by Frank-Wolfe with exact line search.
-
-    Vectors of length 0 take no part. For two vectors one iteration is exact.
-
-    Args:
-        products: their inner products.
-        iterations: at most; it ends where the weights do not move any more.
-    """
-    takes_part = jnp.diagonal(products) > 0
-    products = products / jnp.maximum(jnp.max(jnp.diagonal(products)), jnp.finfo(products.dtype).tiny)
-    start = jnp.where(takes_part, 1.0, 0.0) / jnp.maximum(jnp.sum(takes_part), 1)
-
-    def improve(carry):
-        weights, _, number = carry
-        slope = jnp.sum(products * weights, axis=1)  # sums: a matrix product is bfloat16 on a TPU
-        best = jnp.argmin(jnp.where(takes_part, slope, jnp.inf))
-        towards = jnp.where(jnp.arange(len(weights)) == best, 1 - weights, -weights)
-        bend = jnp.sum(products * jnp.outer(towards, towards))
-        share = jnp.where(bend > 0, -jnp.sum(towards * slope) / jnp.where(bend > 0, bend, 1.0), 0.0)
-        share = jnp.clip(share, 0.0, 1.0)  # where ||weights + share * towards|| is least
-        return weights + share * towards, share, number + 1
-
-    moves = lambda carry: (carry[1] > 1e-6) & (carry[2] < iterations)
-    return jax.lax.while_loop(moves, improve, (start, jnp.ones_like(start[0]), 0))[0]
+from jaxdistill.types import Model, Objective, Step
 
 
 @steps.register

@@ -105,8 +105,11 @@ def test_of_three_teachers_two_that_say_the_same_share_one_vote(each):
 
 
 def test_each_row_may_have_weights_of_its_own():
-    one, other = np.array([[0.8, 0.1, 0.1], [0.4, 0.5, 0.1]]), np.array([[0.3, 0.4, 0.3], [0.1, 0.1, 0.8]])
-    whole = fused("min_norm(normalize=False, each='row')", one, other).weights
-    alone = fused("min_norm(normalize=False)", one[:1], other[:1]).weights  # the same student says the same of row 0
-    assert_close(whole[:, 0], alone[:, 0])
+    seen = examples.signals(batch=(2,), depths=(2, 3))
+    weights = lambda each, seen: (
+        registry.fusions.build(f"min_norm(normalize=False, each='{each}')", "").apply({}, {}, seen, key=KEY)[0].weights
+    )
+    whole = weights("row", seen)
+    for row in range(2):
+        assert_close(whole[:, row], weights("batch", examples.at_rows(seen, jnp.asarray([row])))[:, 0])
     assert np.abs(whole[:, 0] - whole[:, 1]).max() > 0.05

@@ -28,7 +28,7 @@ from jaxdistill.data.tokens import Tokenization
 from jaxdistill.errors import ConfigError
 from jaxdistill.fetch import default_folder
 from jaxdistill.losses.gold import Vocabularies
-from jaxdistill.models.combinators import in_dtype, reading
+from jaxdistill.models.combinators import in_dtype, reading, relabelled
 from jaxdistill.models.derivatives import NEEDED, with_needed
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
@@ -114,12 +114,20 @@ def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
     return found
 
 
-def model(spec: str, path: str, dtype: str, needs: frozenset[str] = frozenset(), pieces: int = 1) -> Model:
-    """The model of a spec, in its dtype and number of pieces, with the gradients that terms need."""
+def model(
+    spec: str,
+    path: str,
+    dtype: str,
+    needs: frozenset[str] = frozenset(),
+    pieces: int = 1,
+    classes: tuple[int, ...] = (),
+) -> Model:
+    """The model of a spec, in its dtype and number of pieces, with the data's classes and the gradients of terms."""
     if not spec:
         raise ConfigError(path, f"no model is named. Known: {', '.join(registry.models)}.")
     built = registry.models.build(spec, path)
-    return with_needed(in_dtype(built, dtype) if dtype != "float32" else built, needs, pieces)
+    built = in_dtype(built, dtype) if dtype != "float32" else built
+    return with_needed(relabelled(built, classes) if classes else built, needs, pieces)
 
 
 def teacher(config: ConfigDict, name: str, needs: frozenset[str] = frozenset(), cached: Model | None = None) -> Model:
@@ -129,7 +137,9 @@ def teacher(config: ConfigDict, name: str, needs: frozenset[str] = frozenset(), 
         cached: what takes its place where its outputs are read.
     """
     entry, path = config.teachers[name], f"teachers.{name}"
-    built = cached or model(entry.model, f"{path}.model", config.dtype, needs)
+    if entry.classes and entry.steps and not entry.checkpoint:
+        raise ConfigError(f"{path}.classes", "it is trained here, on the data's own classes; leave its map out.")
+    built = cached or model(entry.model, f"{path}.model", config.dtype, needs, classes=entry.classes)
     if not entry.reads:
         return built
     how = tokenization(config)

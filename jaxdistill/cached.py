@@ -73,6 +73,7 @@ def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
     entry, keep = config.teachers[name], kept(keep_of(config, name), stream)
     augment = config.streams[stream].augment if stream in config.streams else config.data.augment
     reads = {"reads": entry.reads} if entry.reads else {}
+    reads |= {"classes": list(entry.classes)} if entry.classes else {}
     said = {
         "teacher": {"model": entry.model, "weights": _weights(config, name), "dtype": config.dtype, **reads},
         "data": {"name": config.data.name, "tokens": config.data.tokens, "split": streams(config)[stream].text},

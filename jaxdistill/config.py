@@ -68,6 +68,9 @@ SCHEMA: dict[str, Any] = {
             ),
             "cache": Key("", "spec", "its outputs, written by jaxdistill.cache: 'outputs(folder=...)'; empty: live"),
             "reads": Key("", "text", "how the names of the fields begin that it reads, such as 'teacher/' of aligned"),
+            "classes": Key(
+                (), "classes", "its number of each class of the data, -1 for one that it does not know; empty: the same"
+            ),
             "steps": Key(0, "count", "steps of its training here; 0: needs a checkpoint, or a pretrained model"),
             "rate": Key("", "schedule", "learning rate of its training here; empty: as the student's"),
             "augment": Key((), "specs", "transforms of its training batches here"),
@@ -169,6 +172,10 @@ KINDS: dict[str, tuple[Any, str]] = {
     "share": (lambda v: _is(int, float)(v) and v >= 0, "a number, 0 or more"),
     "dtype": (lambda v: v in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
     "backend": (lambda v: v in ("jit", "pmap"), "'jit' or 'pmap'"),
+    "classes": (
+        lambda v: isinstance(v, tuple) and all(_is(int)(c) and c >= -1 for c in v),
+        "a tuple of numbers of classes, such as (1, 0, -1)",
+    ),
     "pairs": (
         lambda v: (
             isinstance(v, tuple) and all(isinstance(p, tuple) and len(p) == 2 and all(map(_is(int), p)) for p in v)

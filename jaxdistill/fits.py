@@ -53,7 +53,10 @@ def check_shapes(
     for name, out in zip(teachers, seen.teachers, strict=True):
         if not aligned and out.spans is None:  # else the terms say what they cannot compare
             spec = config.teachers[name].model
-            _check_classes(f"teachers.{name}.model", spec, out, seen.student.logits.shape[-1])
+            path, ours = f"teachers.{name}.", seen.student.logits.shape[-1]
+            if config.teachers[name].classes:
+                _check_map(f"{path}classes", config.teachers[name].classes, ours)
+            _check_classes(f"{path}model", spec, out, ours, f", or map them by {path}classes")
     if teachers:
         constant = Weighted(registry.losses.build("cross_entropy", ""), 1.0)
         _try_objective({"cross_entropy": constant}, fused, signals, "fusion")
@@ -93,10 +96,16 @@ def variables_of(fused: Fusion, signals: Any) -> list[Any]:
     return jax.tree.leaves(jax.eval_shape(fused.init, jax.eval_shape(lambda: jax.random.key(0)), dense))
 
 
-def _check_classes(path: str, spec: str, outputs: Outputs, classes: int | None) -> None:
+def _check_classes(path: str, spec: str, outputs: Outputs, classes: int | None, cure: str = "") -> None:
     given = outputs.logits.shape[-1]
     if classes is not None and given != classes:
-        raise ConfigError(path, f"{spec!r} has {given} classes, {classes} are needed; set classes={classes}.")
+        raise ConfigError(path, f"{spec!r} has {given} classes, {classes} are needed; set classes={classes}{cure}.")
+
+
+def _check_map(path: str, classes: tuple[int, ...], needed: int) -> None:
+    if len(classes) != needed:
+        cure = "Give a number of the teacher's for each class of the student, -1 for one that it does not know"
+        raise ConfigError(path, f"{classes} maps {len(classes)} classes, {needed} are needed. {cure}.")
 
 
 def _check_layers(config: ConfigDict, student: Outputs, teachers: tuple[Outputs, ...]) -> None:

@@ -175,7 +175,7 @@ def _check_workdir(workdir: Path, config: ConfigDict) -> None:
     changed = conflicts(old, config)
     if changed:
         cure = f"Choose another --workdir, or go on with --config {saved}"
-        raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:4])}). {cure}")
+        raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:6])}). {cure}")
 
 
 def _claim(workdir: Path, record: Mapping[str, Any]) -> None:

@@ -104,6 +104,24 @@ MISTAKES = {
         "has 7 classes",
         "set classes=4",
     ),
+    "a teacher's classes without a map": (
+        ["teachers.big.model=mlp(widths=(16,), classes=7)", "teachers.big.checkpoint=somewhere"],
+        "teachers.big.model",
+        "has 7 classes",
+        "set classes=4, or map them by teachers.big.classes",
+    ),
+    "a map of another number of classes": (
+        ["teachers.big.classes=(1, 0)", "teachers.big.checkpoint=somewhere"],
+        "teachers.big.classes",
+        "(1, 0) maps 2 classes, 4 are needed",
+        "-1 for one that it does not know",
+    ),
+    "a map for a teacher that learns the data's classes": (
+        ["teachers.big.classes=(1, 0, 3, 2)"],
+        "teachers.big.classes",
+        "trained here",
+        "leave its map out",
+    ),
     "a share above 1": (
         ["student.model=mlp(widths=(8, 8), classes=4, dropout=1.5)"],
         "student.model",

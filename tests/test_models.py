@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxdistill import registry
 from jaxdistill.errors import ConfigError
-from jaxdistill.models.combinators import in_dtype, microbatched
+from jaxdistill.models.combinators import in_dtype, microbatched, relabelled
 from jaxdistill.models.layers import BatchNorm, dropout, pixels
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.collectives import PMAP_AXIS
@@ -425,3 +425,18 @@ def test_a_family_in_bfloat16_is_close_to_itself_in_float32(spec, train):
     want = jax.jit(lambda v: logits(model, v))(values)
     found = jax.jit(lambda v: logits(in_dtype(model, "bfloat16"), v))(values)
     assert float(jnp.abs(found - want).max()) < 0.1 * float(jnp.abs(want).max())
+
+
+@pytest.mark.parametrize("spec", ["mlp(widths=(12, 8), classes=5)", MODELS["decoder"][0].spec])
+def test_a_teacher_of_other_classes_speaks_of_ours(spec):
+    """Its class 2 is our class 0, its 4 our 1; of our class 2 it knows nothing. The head may stay factored."""
+    model, params, state = built(spec)
+    rows = batch(INPUTS[spec])
+    say = lambda model: model.apply(params, state, rows, train=False, key=KEY)[0].logits
+    theirs, ours = say(model), say(relabelled(model, (2, 4, -1)))
+    assert type(ours) is type(theirs)
+    dense = lambda logits: np.asarray(logits.dense() if isinstance(logits, Factored) else logits)
+    assert_close(dense(ours)[..., :2], dense(theirs)[..., [2, 4]])
+    assert (dense(ours)[..., 2] == -np.inf).all()
+    with pytest.raises(ValueError, match="classes names 5, and it has the classes 0 to 4"):
+        say(relabelled(model, (5, 0)))

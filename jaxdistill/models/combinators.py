@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdistill.types import Array, Factored, Model, Outputs, PyTree, Spans
 
@@ -64,6 +65,30 @@ def microbatched(model: Model, parts: int) -> Model:
 
         state, outputs = jax.lax.scan(piece, state, (jax.tree.map(cut, batch), jnp.arange(parts)))
         return joined(outputs), state
+
+    return model._replace(apply=apply)
+
+
+def relabelled(model: Model, classes: tuple[int, ...]) -> Model:
+    """Says its logits in another order of classes: class c of ours is class `classes[c]` of the model's.
+
+    Args:
+        model: a classifier whose classes are not, or not in this order, those of the data.
+        classes: one number for each class of the data; -1 for one that the model does not know, whose logit is -inf.
+    """
+    chosen, known = np.maximum(classes, 0), np.asarray(classes) >= 0  # of NumPy: nothing compiles before a run does
+
+    def ours(logits: Array | Factored) -> Array | Factored:
+        if logits.shape[-1] <= max(classes):
+            raise ValueError(f"classes names {max(classes)}, and it has the classes 0 to {logits.shape[-1] - 1}")
+        if isinstance(logits, Factored):
+            bias = jnp.zeros(logits.shape[-1], logits.kernel.dtype) if logits.bias is None else logits.bias
+            return replace(logits, kernel=logits.kernel[:, chosen], bias=jnp.where(known, bias[chosen], -jnp.inf))
+        return jnp.where(known, logits[..., chosen], -jnp.inf)
+
+    def apply(params, state, batch, *, train, key):
+        out, state = model.apply(params, state, batch, train=train, key=key)
+        return replace(out, logits=ours(out.logits)), state
 
     return model._replace(apply=apply)
 

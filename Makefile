@@ -14,7 +14,7 @@ help:
 	@awk -F ': .*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Your own run:   $(python) -m jaxdistill.main --config configs/quickstart.py --workdir runs/mine --config.seed=1"
-	@echo "With a GPU:     make install EXTRAS=test,lint,gpu     (other extras: tpu hf quant litert wandb)"
+	@echo "With a GPU:     make install EXTRAS=test,lint,gpu     (other extras: tpu hf wandb)"
 
 demo: $(installed) ## distil a student on real images, in minutes on a laptop; results in runs/quickstart
 	$(python) -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart

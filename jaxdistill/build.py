@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 import jaxdistill.fusion
@@ -66,6 +67,21 @@ class Stage(NamedTuple):
             if path == here or path.startswith(f"{here}."):
                 return there + path.removeprefix(here)
         return path
+
+
+class Named(NamedTuple):
+    """What the spec strings of a stage's config name; nothing is known of the data yet.
+
+    terms: with their weights
+    fusion: of the teachers
+    update: the whole optimiser
+    schedules: what the log shows beside the losses, by name
+    """
+
+    terms: dict[str, Weighted]
+    fusion: Fusion
+    update: optax.GradientTransformation
+    schedules: dict[str, Any]
 
 
 class Parts(NamedTuple):
@@ -212,53 +228,92 @@ def parts(
     Raises:
         ConfigError: naming the path, the value and the cure.
     """
+    found = named(config, horizon)
+    needs = frozenset[str]().union(*(weighted.term.needs for weighted in found.terms.values()))
+    student = model(config.student.model, "student.model", config.dtype, needs, config.accumulate)
+    teachers = {name: teacher(config, name, needs, cached.get(name)) for name in config.teachers}
+    _check_teachers(config, found.terms, teachers)
+    signals = fits.check_shapes(config, student, teachers, found.terms, found.fusion, shapes, classes)
+    minimised, models = objective(found.terms, found.fusion, config.chunks), tuple(teachers.values())
+    given = {"student": student, "teachers": models, "objective": minimised, "optimizer": found.update}
+    step = registry.steps.build(_step(config, given), "step")
+    _check_streams(config, step)
+    _check_gate(config, found.fusion, step)
+    if config.roles or registry.parse(config.step, "step").kwargs:  # an abstract trace: not for nothing
+        fits.check_step(step, config.roles, shapes, models)
+    return Parts(
+        student,
+        tuple(teachers),
+        models,
+        minimised,
+        step,
+        _reference(found.fusion, signals),
+        transforms(config),
+        found.schedules,
+    )
+
+
+def named(config: ConfigDict, horizon: Horizon) -> Named:
+    """What the spec strings of a stage's config name.
+
+    Raises:
+        ConfigError: naming the path, the value and the cure.
+    """
     how = tokenization(config)
     shared = functools.cache(how.shared) if how and how.shared else None
     terms = {name: _term(entry, f"objective.{name}", name, horizon, shared) for name, entry in config.objective.items()}
     if not terms:
         raise ConfigError("objective", f"no terms. Name at least one; losses: {', '.join(registry.losses)}.")
-    needs = frozenset[str]().union(*(weighted.term.needs for weighted in terms.values()))
-    student = model(config.student.model, "student.model", config.dtype, needs, config.accumulate)
-    names = tuple(config.teachers)
-    teachers = tuple(teacher(config, name, needs, cached.get(name)) for name in names)
-    _check_teachers(config, terms, dict(zip(names, teachers, strict=True)))
-    fused = registry.fusions.build(config.fusion, "fusion")
-    signals = fits.check_shapes(config, student, dict(zip(names, teachers, strict=True)), terms, fused, shapes, classes)
-
-    minimised = objective(terms, fused, config.chunks)
     rate = resolve(config.rate, horizon, "rate")
     if rate.low < 0:
         raise ConfigError("rate", f"{config.rate!r} reaches {rate.low:g}; a learning rate is 0 or more.")
     roles = {role: _role(entry, f"roles.{role}", horizon) for role, entry in config.roles.items()}
     direction = registry.optimizers.build(config.optimizer, "optimizer")
-    update = optimizer(direction, rate, config.clip_norm, roles)
     weights = {f"weights/{name}": as_schedule(weighted.weight) for name, weighted in terms.items()}
-    softened = {name: term.temperature for name, (term, _) in terms.items() if term.temperature is not None}
-    warmth = {f"temperature/{name}": temperature for name, temperature in softened.items()}
-    given = {"student": student, "teachers": teachers, "objective": minimised, "optimizer": update}
-    named = registry.parse(config.step, "step")
-    for name in given:
-        if named.args or name in named.kwargs:
-            raise ConfigError("step", f"{config.step!r}: {', '.join(given)} are given by the config; leave them out.")
-    step = registry.steps.build(named._replace(kwargs={**named.kwargs, **given}), "step")
-    _check_streams(config, step)
+    softened = {f"temperature/{name}": term.temperature for name, (term, _) in terms.items() if term.temperature}
+    update = optimizer(direction, rate, config.clip_norm, roles)
+    fused = registry.fusions.build(config.fusion, "fusion")
+    return Named(terms, fused, update, {"rate": rate, **weights, **softened})
+
+
+def check_specs(config: ConfigDict) -> None:
+    """Finds what is wrong with a stage's names and arguments before any data are looked at, fetched or prepared.
+
+    Raises:
+        ConfigError: naming the path, the value and the cure.
+    """
+    named(config, Horizon(config.steps, config.steps))  # how long an epoch is, only the data know: no curve is shorter
+    nothing = {"student": None, "teachers": (), "objective": None, "optimizer": None}  # bound, and not called
+    registry.steps.bind(_step(config, nothing), "step")
+    model(config.student.model, "student.model", config.dtype)
+    for name, entry in config.teachers.items():
+        teacher(config, name)
+        if entry.checkpoint and not entry.cache:
+            try:
+                checkpoint.choose_step(*teacher_checkpoint(config, name))
+            except checkpoint.CheckpointError as error:
+                raise _no_checkpoint(config, name, error) from None
+
+
+def _no_checkpoint(config: ConfigDict, name: str, error: Exception) -> ConfigError:
+    cure = "Give the folder of a run, or RUN/teachers/NAME, with @best, @last or @STEP"
+    return ConfigError(f"teachers.{name}.checkpoint", f"{config.teachers[name].checkpoint!r}: {error}. {cure}.")
+
+
+def _step(config: ConfigDict, given: Mapping[str, Any]) -> Spec:
+    """The step's spec, with what the config gives it."""
+    spec = registry.parse(config.step, "step")
+    if spec.args or set(given) & set(spec.kwargs):
+        raise ConfigError("step", f"{config.step!r}: {', '.join(given)} are given by the config; leave them out.")
+    return spec._replace(kwargs={**spec.kwargs, **given})
+
+
+def _check_gate(config: ConfigDict, fused: Fusion, step: Step) -> None:
     if fused.by_step and config.teachers and not step.gates:
         cure = "Set step='routing()', with a stream of labelled records for it"
         raise ConfigError("step", f"{config.step!r} would train {config.fusion!r} by the loss that it weighs. {cure}.")
     if step.gates and not fused.by_step:
         raise ConfigError("step", f"{config.fusion!r} learns nothing from {config.step!r}; set fusion='gate()'.")
-    if roles or named.args or named.kwargs:  # an abstract trace: not for nothing
-        fits.check_step(step, roles, shapes, teachers)
-    return Parts(
-        student,
-        names,
-        teachers,
-        minimised,
-        step,
-        _reference(fused, signals),
-        transforms(config),
-        {"rate": rate, **weights, **warmth},
-    )
 
 
 def _reference(fused: Fusion, signals: Signals) -> Fusion:
@@ -379,8 +434,7 @@ def check_checkpoints(config: ConfigDict, built: Parts, shapes: Shapes) -> None:
             try:
                 checkpoint.check_variables(*teacher_checkpoint(config, name), values)
             except checkpoint.CheckpointError as error:
-                cure = "Give the folder of a run, or RUN/teachers/NAME, with @best, @last or @STEP"
-                raise ConfigError(path, f"{config.teachers[name].checkpoint!r}: {error}. {cure}.") from None
+                raise _no_checkpoint(config, name, error) from None
 
 
 def transforms(config: ConfigDict) -> dict[str, tuple[Transform, ...]]:

@@ -10,10 +10,12 @@ from ml_collections import ConfigDict
 
 from jaxdistill import build, registry
 from jaxdistill.checkpoint import CheckpointError, choose_step, manifests
+from jaxdistill.data.datasets import contents
 from jaxdistill.data.describe import Description
 from jaxdistill.data.records import Records
 from jaxdistill.data.store import Manifest, Store, StoreError, read_manifest
 from jaxdistill.data.stream import Beside
+from jaxdistill.data.token_cache import words
 from jaxdistill.errors import ConfigError
 from jaxdistill.hub.folders import fingerprint
 from jaxdistill.models.cached import Keep, from_batch
@@ -70,13 +72,13 @@ def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
     Raises:
         ConfigError: the teacher is neither a checkpoint nor pretrained, or its weights are not there.
     """
-    entry, keep = config.teachers[name], kept(keep_of(config, name), stream)
+    entry, keep, read = config.teachers[name], kept(keep_of(config, name), stream), streams(config)[stream]
     augment = config.streams[stream].augment if stream in config.streams else config.data.augment
     reads = {"reads": entry.reads} if entry.reads else {}
     reads |= {"classes": list(entry.classes)} if entry.classes else {}
     said = {
         "teacher": {"model": entry.model, "weights": _weights(config, name), "dtype": config.dtype, **reads},
-        "data": {"name": config.data.name, "tokens": config.data.tokens, "split": streams(config)[stream].text},
+        "data": {"name": config.data.name, "tokens": config.data.tokens, "split": read.text, **_texts(config, read)},
         "augmentation": list(augment),
         "kept": {"dtype": keep.dtype, "top": keep.top, "layers": list(keep.layers)},
     }
@@ -86,8 +88,15 @@ def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
     return said
 
 
+def _texts(config: ConfigDict, read: build.Split) -> dict[str, str]:
+    """What the names of data set and tokenizers do not say: what they hold now."""
+    held = contents(config.data.name, read.text, build.data_folder(config), read.path, read.key)
+    how = build.tokenization(config)
+    return {"contents": held, **({"words": words(how)} if how else {})}
+
+
 def _weights(config: ConfigDict, name: str) -> str:
-    """Tells one set of weights from another, without reading them all."""
+    """Tells one set of weights from another, and one vocabulary that is kept of them."""
     entry, path = config.teachers[name], f"teachers.{name}"
     try:
         if entry.checkpoint:
@@ -96,8 +105,10 @@ def _weights(config: ConfigDict, name: str) -> str:
             return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         spec = parse(entry.model, f"{path}.model")
         if spec.name == "pretrained" and not entry.steps:
-            return fingerprint(str(spec.args[0] if spec.args else spec.kwargs["source"]))
-    except (CheckpointError, ValueError) as error:
+            held = fingerprint(str(spec.args[0] if spec.args else spec.kwargs["source"]))
+            cut = Path(str(spec.kwargs.get("keep", ""))).expanduser() / "vocabulary.json"
+            return held + (hashlib.sha256(cut.read_bytes()).hexdigest() if spec.kwargs.get("keep") else "")
+    except (CheckpointError, ValueError, OSError) as error:
         raise ConfigError(path, f"{error}.") from None
     cure = "Train it in a run of its own, and name that run as its checkpoint"
     raise ConfigError(f"{path}.cache", f"its weights do not exist before the run. {cure}.")

@@ -10,8 +10,10 @@ A config file holds differences only:
 """
 
 import ast
+import hashlib
 import importlib.util
 import json
+import math
 import re
 import sys
 import traceback
@@ -155,10 +157,13 @@ def _is_rule(v: Any) -> bool:
     try:
         pattern, axes = v
         re.compile(pattern)
-        return isinstance(axes, tuple) and set(axes) <= {"data", "fsdp", "tensor", None}
+        named = [axis for axis in axes if axis is not None]  # no axis can split two dimensions of one array
+        return isinstance(axes, tuple) and set(named) <= {"data", "fsdp", "tensor"} and len(set(named)) == len(named)
     except (TypeError, ValueError, re.error):
         return False
 
+
+LIMIT = 2**31  # steps are counted in int32, and seeds are one
 
 KINDS: dict[str, tuple[Any, str]] = {
     "text": (_is(str), "text"),
@@ -166,10 +171,10 @@ KINDS: dict[str, tuple[Any, str]] = {
     "specs": (lambda v: isinstance(v, tuple) and all(isinstance(x, str) for x in v), "a tuple of spec strings"),
     "schedule": (_is(str), "a number, or a schedule such as 'cosine(start=0.9, end=0.1)'"),
     "flag": (_is(bool), "True or False"),
-    "count": (lambda v: _is(int)(v) and v >= 0, "a whole number, 0 or more"),
-    "positive": (lambda v: _is(int)(v) and v > 0, "a whole number, 1 or more"),
+    "count": (lambda v: _is(int)(v) and 0 <= v < LIMIT, "a whole number, 0 or more, below 2^31"),
+    "positive": (lambda v: _is(int)(v) and 0 < v < LIMIT, "a whole number, 1 or more, below 2^31"),
     "size": (lambda v: _is(int)(v) and (v > 0 or v == -1), "a whole number, 1 or more, or -1"),
-    "share": (lambda v: _is(int, float)(v) and v >= 0, "a number, 0 or more"),
+    "share": (lambda v: _is(int, float)(v) and 0 <= v < math.inf, "a finite number, 0 or more"),
     "dtype": (lambda v: v in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
     "backend": (lambda v: v in ("jit", "pmap"), "'jit' or 'pmap'"),
     "classes": (
@@ -232,8 +237,11 @@ def _value(part: Any, given: Any, path: str) -> Any:
         entries = part.default if given is None else given
         if not isinstance(entries, Mapping):
             raise ConfigError(path, f"{entries!r} is not a section of named entries.")
+        for name in entries:
+            if not re.fullmatch(r"[A-Za-z_][\w-]*", str(name)):
+                raise ConfigError(path, f"{name!r} names an entry; a name is letters, digits, _ and -, a letter first.")
         return {name: _merge(part.entry, entry, _join(path, name)) for name, entry in entries.items()}
-    return _merge(part, given or {}, path)
+    return _merge(part, {} if given is None else given, path)
 
 
 def _frozen(value: Any) -> Any:
@@ -306,15 +314,15 @@ def _read(key: Key, text: str, path: str) -> Any:
         text = {"true": "True", "false": "False"}.get(text.lower(), text)
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that a literal can do
         raise ConfigError(path, f"{text!r} is not {KINDS[key.kind][1]}. It is: {key.doc}.") from None
 
 
 def load(path: str) -> ConfigDict:
     """The config of a file: a Python module with `get_config()`, or the `config.json` of an earlier run.
 
-    `FILE.py:WORD` calls `get_config("WORD")`. A JSON names the Python file that it came from; that file is run again,
-    because it may register parts.
+    `FILE.py:WORD` calls `get_config("WORD")`. Beside a JSON lies a copy of the Python file that it came from; that copy
+    is run again, because it may register parts.
 
     Raises:
         ConfigError: if there is no such file, or it gives no config.
@@ -336,30 +344,48 @@ def load(path: str) -> ConfigDict:
 
 
 def source(path: str) -> str:
-    """The Python file that `load(path)` runs, absolute; of a saved config.json, the one that it came from."""
-    file = Path(path.partition(":")[0])
-    return str(json.loads(file.read_text()).get("source", "")) if file.suffix == ".json" else str(file.absolute())
+    """The Python file that `load(path)` runs, absolute; of a saved config.json, the copy beside it."""
+    file = Path(path.partition(":")[0]).absolute()
+    if file.suffix != ".json":
+        return str(file)
+    name = json.loads(file.read_text()).get("source", "")
+    return str(file.parent / name) if name and (file.parent / name).is_file() else ""
+
+
+def keep_source(source: str, workdir: Path) -> dict[str, str]:
+    """Copies the Python file of a config into a workdir; its name there and its SHA-256, for config.json."""
+    if not source:
+        return {"source": ""}
+    content, kept = Path(source).read_bytes(), workdir / Path(source).name
+    if not kept.is_file() or kept.read_bytes() != content:
+        workdir.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(content)
+    return {"source": kept.name, "source_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _from_json(file: Path) -> ConfigDict:
     try:
         content = json.loads(file.read_text())
-        tree, source = dict(content["config"]), content.get("source", "")
+        tree, source, sha = dict(content["config"]), content.get("source", ""), content.get("source_sha256", "")
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("--config", f"{str(file)!r} is not a saved config.json ({error}).") from None
-    if source and Path(source).suffix == ".py":
-        if Path(source).is_file():
-            _run(Path(source))
-        else:
+    if source:
+        kept = file.parent / Path(source).name  # never a file elsewhere: a config that is handed on is data
+        if not kept.is_file():
             sys.stderr.write(
-                f"note: {source}, which made this config, is gone; parts that it registered are unknown now\n"
+                f"note: {kept}, which made this config, is gone; parts that it registered are unknown now\n"
             )
+        elif hashlib.sha256(kept.read_bytes()).hexdigest() != sha:
+            cure = f"Give it as --config {kept} to run what it says now"
+            raise ConfigError("--config", f"{str(kept)!r} was changed since {str(file)!r} was written. {cure}.")
+        else:
+            _run(kept)
     return make(**tree)
 
 
 def _run(file: Path) -> Any:
     """Executes a config file as a module; what it defines stays importable under its name."""
-    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file.resolve())
     if spec is None or spec.loader is None:
         raise ConfigError("--config", f"{str(file)!r} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
@@ -377,7 +403,8 @@ def _mistakes_of(file: Path) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file.resolve())]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else 1)
         why = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
         raise ConfigError("--config", f"{str(file)!r} fails in line {line} ({why}); correct it there.") from error

@@ -55,7 +55,7 @@ class Log:
             TextColumn(f"{name:>12}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.0f} steps/s"),
+            TextColumn("{task.fields[rate]:.3g} steps/s"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),

@@ -4,19 +4,30 @@ A registered factory gives the DIRECTION of a step, without a rate: the rate is 
 one key of a config and one axis of a sweep.
 """
 
+import re
 from collections.abc import Mapping
 
 import jax
 import optax
 
+from jaxdistill.parallel.sharding import path_name
 from jaxdistill.registry import optimizers
 from jaxdistill.schedules import Scalar, as_schedule
-from jaxdistill.types import PyTree
+from jaxdistill.types import Array, PyTree
 
 
 def _decay(weight_decay: float) -> optax.GradientTransformation:
-    """Decoupled decay of matrices only: scales and biases have no reason to be small."""
-    matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+    """Decoupled decay of matrices only: scales and biases have no reason to be small.
+
+    They are told by name: of a stack of layers, a scale has two dimensions as well.
+    """
+
+    def matrices(params: PyTree) -> PyTree:
+        def each(path: tuple, x: Array) -> bool:
+            return x.ndim > 1 and not re.search(r"(scale|bias)$", path_name(path))
+
+        return jax.tree_util.tree_map_with_path(each, params)
+
     return optax.add_decayed_weights(weight_decay, matrices) if weight_decay else optax.identity()
 
 

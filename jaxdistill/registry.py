@@ -10,7 +10,8 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxdistill.errors import ConfigError, suggest
@@ -88,6 +89,9 @@ def _say(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
+Conversions = Mapping[Any, Callable[[Any, str], Any]]  # an annotation -> `(literal, path) -> value`
+
+
 class Registry:
     """The parts of one kind, by name. Registering is decorating; the name is the factory's."""
 
@@ -117,8 +121,20 @@ class Registry:
     def __iter__(self):
         return iter(sorted(self.factories))
 
-    def build(self, spec: str | Spec, path: str, convert: dict[Any, Callable[[Any, str], Any]] | None = None) -> Any:
-        """Calls the named factory with the spec's arguments.
+    def build(self, spec: str | Spec, path: str, convert: Conversions = MappingProxyType({})) -> Any:
+        """Calls the named factory with the spec's arguments; as `bind`, and what the factory itself refuses."""
+        factory, bound = self.bind(spec, path, convert)
+        try:
+            return factory(*bound.args, **bound.kwargs)
+        except ConfigError as error:
+            raise error if error.path else ConfigError(path, error.message) from None
+        except (ValueError, TypeError) as error:
+            raise ConfigError(path, f"{factory.__name__}: {error}") from error
+
+    def bind(
+        self, spec: str | Spec, path: str, convert: Conversions = MappingProxyType({})
+    ) -> tuple[Callable[..., Any], inspect.BoundArguments]:
+        """The named factory, and the spec's arguments as it takes them.
 
         Args:
             spec: the spec string, or a parsed one.
@@ -127,7 +143,7 @@ class Registry:
                 how a number or `"cosine(...)"` becomes a schedule.
 
         Raises:
-            ConfigError: unknown name, misspelt or missing argument, wrong type, or what the factory itself refuses.
+            ConfigError: unknown name, misspelt or missing argument, wrong type.
         """
         spec = parse(spec, path) if isinstance(spec, str) else spec
         if spec.name not in self.factories:
@@ -145,21 +161,16 @@ class Registry:
             raise ConfigError(path, f"{spec.name}{signature}: {error}.") from None
         for name, value in bound.arguments.items():
             annotation = signature.parameters[name].annotation
-            if convert and annotation in convert:
+            if annotation in convert:
                 bound.arguments[name] = convert[annotation](value, f"{path}: {spec.name}({name}=...)")
             elif not _matches(value, annotation):
                 raise ConfigError(path, f"{spec.name}({name}={value!r}): expected {_say(annotation)}.")
         for name, parameter in signature.parameters.items():
-            if name not in bound.arguments and convert and parameter.annotation in convert:
+            if name not in bound.arguments and parameter.annotation in convert:
                 bound.arguments[name] = convert[parameter.annotation](
                     parameter.default, f"{path}: {spec.name}({name}=...)"
                 )
-        try:
-            return factory(*bound.args, **bound.kwargs)
-        except ConfigError as error:
-            raise error if error.path else ConfigError(path, error.message) from None
-        except (ValueError, TypeError) as error:
-            raise ConfigError(path, f"{spec.name}: {error}") from error
+        return factory, bound
 
 
 losses = Registry("loss")

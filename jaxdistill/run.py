@@ -1,9 +1,10 @@
 """A run: teachers without a checkpoint are trained, the student distilled, the control trained, all measured."""
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jaxdistill import build, cached, fits, registry, teachers
 from jaxdistill.build import Parts, Stage
 from jaxdistill.cached import Cached
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
-from jaxdistill.config import conflicts
+from jaxdistill.config import conflicts, keep_source, make
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.processors import config_of
@@ -75,6 +76,10 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     workdir = Path(workdir)
     _check_workdir(workdir, config)
     mesh_shape = build.check_mesh(config)
+    planned = build.stages(config, workdir)
+    for stage in planned:
+        with _reported(stage):
+            build.check_specs(stage.config)
     build.check_data(config)
     folder = build.data_folder(config)
     name, tokens = config.data.name, config.data.tokens
@@ -85,7 +90,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     judged = describe(name, config.data.test, folder, "data", "test", tokens)
     _check_fields(config, described["train"], judged)
     caches = cached.find(config, {**described, "test": judged})
-    stages = [(stage, _plan(stage, described, mesh_shape, caches)) for stage in build.stages(config, workdir)]
+    stages = [(stage, _plan(stage, described, mesh_shape, caches)) for stage in planned]
     fits.check_vocabulary(config, build.tokenization(config), described["train"].vocabulary)
     build.check_checkpoints(config, _reference(stages), _shapes(config, described, caches)["train"])
     for stage, _ in stages:
@@ -108,9 +113,9 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
     """
     workdir, console = Path(workdir), console or Console(quiet=jax.process_index() > 0)
     planned = check(config, workdir)
-    record = {"config": config.to_dict(), "provenance": provenance(config.seed), "source": source}
+    record = {"config": config.to_dict(), "provenance": provenance(config.seed)}
     if jax.process_index() == 0:
-        _claim(workdir, record)
+        record |= _claim(workdir, record, source)
     run = _Run(config, planned, console)
     with Interrupts() as interrupts:
         run.teachers_from_checkpoints()
@@ -150,12 +155,19 @@ def _plan(
 ) -> Parts:
     config = stage.config
     horizon = Horizon(config.steps, described["train"].records / config.batch_size)
-    try:
+    with _reported(stage):
         shapes = _shapes(config, described, caches)
         living = {name: cache.model for name, cache in caches.items()}
         plan = build.parts(config, shapes, described["train"].classes, horizon, living)
         fits.check_constrained(plan.student, shapes["train"], make_mesh(mesh_shape))
         return plan
+
+
+@contextlib.contextmanager
+def _reported(stage: Stage) -> Iterator[None]:
+    """Mistakes of a stage's config are told at the path of the run's where they were made."""
+    try:
+        yield
     except ConfigError as error:
         raise ConfigError(stage.origin(error.path), error.message) from None
 
@@ -172,15 +184,20 @@ def _check_workdir(workdir: Path, config: ConfigDict) -> None:
         old = json.loads(saved.read_text())["config"]
     except (ValueError, KeyError) as error:
         raise ConfigError("--workdir", f"{saved} is not a saved config ({error}); choose another folder.") from None
+    with contextlib.suppress(ConfigError):  # a key that came to the schema since then has its default
+        old = make(**old).to_dict()
     changed = conflicts(old, config)
     if changed:
         cure = f"Choose another --workdir, or go on with --config {saved}"
         raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:6])}). {cure}")
 
 
-def _claim(workdir: Path, record: Mapping[str, Any]) -> None:
+def _claim(workdir: Path, record: Mapping[str, Any], source: str) -> dict[str, str]:
+    """Writes config.json and the Python file that it came from; what it says of that file."""
     try:
-        write_json(workdir / "config.json", record)
+        kept = keep_source(source, workdir)
+        write_json(workdir / "config.json", {**record, **kept})
+        return kept
     except OSError as error:
         raise ConfigError("--workdir", f"{str(workdir)!r} cannot be written ({error}); choose another.") from None
 
@@ -274,7 +291,7 @@ class _Run:
         return totals(jax.device_get(evaluate(batch)) for batch in batches)
 
     def _keep(self, name: str, model: Model, trained: Trained, seconds: float) -> dict[str, Any]:
-        cache = self.caches.get(name.removeprefix("teacher "))
+        cache = self.caches.get(name.removeprefix("teacher ")) if name.startswith("teacher ") else None
         costs = cache.cost if cache else self._cost(model, trained.variables)
         row = {"name": name, **_nested(scores(trained.total)), **costs}
         outcome = {
@@ -308,7 +325,7 @@ class _Run:
             variables, seen = self.variables[stage.name], self.data.shapes["train"].get("image")
             images = config_of(self.config.data.augment, seen.shape[1:], seen.dtype) if seen else None
             write(stage.folder / "hub", form.family, form.arguments, variables, card, words, images)
-            self.console.print(f"{stage.name:>12}  for transformers: {stage.folder / 'hub'}")
+            self.console.print(f"{stage.name:>12}  handed out in {stage.folder / 'hub'}")
 
     def finish(self, workdir: Path, record: Mapping[str, Any], stages: Sequence[Stage]) -> Result:
         """Writes results.json and report.html, prints the table, and hands out what was trained here."""

@@ -56,7 +56,10 @@ def resolve(value: float | str | Spec, horizon: Horizon, path: str) -> Schedule:
         return as_schedule(float(value))
     if not isinstance(value, Spec):
         raise ConfigError(path, f"{value!r} is no finite number and no schedule. Schedules: {', '.join(schedules)}.")
-    return schedules.build(value, path)(horizon)
+    try:
+        return schedules.build(value, path)(horizon)
+    except ArithmeticError as error:
+        raise ConfigError(path, f"this curve cannot be computed over {horizon.steps} steps ({error}).") from None
 
 
 def _number_or_spec(text: str, path: str) -> float | Spec:

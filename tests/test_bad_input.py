@@ -104,18 +104,6 @@ MISTAKES = {
         "has 7 classes",
         "set classes=4",
     ),
-    "a teacher's classes without a map": (
-        ["teachers.big.model=mlp(widths=(16,), classes=7)", "teachers.big.checkpoint=somewhere"],
-        "teachers.big.model",
-        "has 7 classes",
-        "set classes=4, or map them by teachers.big.classes",
-    ),
-    "a map of another number of classes": (
-        ["teachers.big.classes=(1, 0)", "teachers.big.checkpoint=somewhere"],
-        "teachers.big.classes",
-        "(1, 0) maps 2 classes, 4 are needed",
-        "-1 for one that it does not know",
-    ),
     "a map for a teacher that learns the data's classes": (
         ["teachers.big.classes=(1, 0, 3, 2)"],
         "teachers.big.classes",
@@ -177,6 +165,22 @@ MISTAKES = {
         "open",
         "expected tuple[int",
     ),
+    "a literal that cannot be": (["steps={[]: 1}"], "steps", "'{[]: 1}'", "a whole number, 1 or more"),
+    "a seed beyond its range": (["seed=99999999999999999999"], "seed", "99999999999999999999", "below 2^31"),
+    "an infinite norm": (["clip_norm=1e999"], "clip_norm", "inf", "a finite number"),
+    "a curve beyond all numbers": (
+        ["rate=step(start=1.0, factor=2.0, every=1e-9)"],
+        "rate",
+        "this curve cannot be computed",
+        "over 40 steps",
+    ),
+    "a rule that splits two dimensions along one axis": (
+        ["student.rules=(('kernel$', ('fsdp', 'fsdp')),)"],
+        "student.rules",
+        "('fsdp', 'fsdp')",
+        "an axis being data, fsdp, tensor or None",
+    ),
+    "a name that is no name": (["teachers.3rd.model=mlp()"], "teachers", "'3rd' names an entry", "a letter first"),
     "a spec string that runs code without a call": (
         ["student.model=mlp(widths=[open('pwned', 'w') for _ in (1,)], classes=4)"],
         "student.model",
@@ -244,6 +248,37 @@ def test_a_config_file_that_cannot_be_used_is_named(mistake, tmp_path, capsys):
     assert message.startswith("--config: ")
     assert str(file) in message
     assert expected in message
+
+
+def test_a_line_is_found_in_a_file_that_is_named_from_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("\ndef get_config():\n    return [][1]\n")
+    assert "'mine.py' fails in line 3 (IndexError" in refused(capsys, Path("run"), source=Path("mine.py"))
+
+
+@pytest.mark.parametrize(
+    "change", ["objective.kd.term=kdd", "rate=fast", "fusion=avrage", "step=online()", "teachers.big.checkpoint=gone"]
+)
+def test_names_are_judged_before_any_data_are_made(change, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxdistill.run.describe", lambda *_: pytest.fail("data were looked at"))
+    assert refused(capsys, tmp_path / "run", f"--config.{change}").startswith(
+        change.split("=")[0].removesuffix(".term")
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("model=mlp(widths=(16,), classes=7)", "has 7 classes, 4 are needed; set classes=4, or map them by"),
+        ("classes=(1, 0)", "(1, 0) maps 2 classes, 4 are needed. Give a number of the teacher's for each class"),
+    ],
+)
+def test_a_teacher_of_other_classes_needs_a_whole_map(change, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxdistill.build.checkpoint.choose_step", lambda *_: 1)  # as if it were there
+    words = (f"--config.teachers.big.{change}", "--config.teachers.big.checkpoint=somewhere")
+    message = refused(capsys, tmp_path / "run", *words)
+    assert message.startswith(f"teachers.big.{change.split('=')[0]}: ")
+    assert said in message
 
 
 def test_a_mistake_inside_a_config_file_has_its_path(tmp_path, capsys):

@@ -128,6 +128,21 @@ def test_a_stale_cache_is_refused(taught, tmp_path, differences, said):
         check(differ(made, **differences), tmp_path / "never")
 
 
+def test_a_cache_of_data_that_have_changed_is_refused(taught, tmp_path, monkeypatch):
+    made = with_cache(taught, tmp_path / "cache")
+    cache.write(made, quiet())
+    blobs = registry.datasets["blobs"]
+
+    def changed(**words):
+        records = [dict(record) for record in blobs(**words)]
+        records[3]["image"] = records[3]["image"] + 1
+        return records
+
+    monkeypatch.setitem(registry.datasets.factories, "blobs", changed)
+    with pytest.raises(ConfigError, match=r"is stale: data\.contents was"):
+        check(made, tmp_path / "never")
+
+
 def test_a_cache_of_another_teacher_is_refused(taught, tmp_path):
     made = with_cache(taught, tmp_path / "cache")
     cache.write(made, quiet())

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from jaxdistill.hub.cut import averaged, blocks_of, chosen, cut, evenly
 from jaxdistill.hub.family import Family, Rule, of_config
-from jaxdistill.hub.folders import open_source
+from jaxdistill.hub.folders import fingerprint, open_source
 from jaxdistill.hub.source import Safetensors, WeightsError
 from jaxdistill.hub.weights import dump, load, plan
 from jaxdistill.parallel.mesh import make_mesh
@@ -180,6 +180,25 @@ def test_a_damaged_file_is_named_and_nothing_is_loaded(tmp_path, damage, said):
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(WeightsError, match=said):
         Safetensors(tmp_path)
+
+
+def test_a_fingerprint_is_of_every_byte(tmp_path):
+    weights = {"large": np.zeros((512, 1024), np.float32), "small": np.zeros(3, np.float32)}
+    prints = []
+    for number in range(2):
+        weights["small"][1] = number
+        (tmp_path / str(number)).mkdir()
+        save_file(weights, tmp_path / str(number) / "model.safetensors")
+        prints.append(fingerprint(str(tmp_path / str(number))))
+    assert prints[0] != prints[1]
+    assert prints[1] == fingerprint(str(tmp_path / "1"))
+
+
+def test_a_folder_that_is_not_there_is_not_looked_for_on_a_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    with pytest.raises(WeightsError, match="there is no folder 'runs/teacher'"):
+        open_source("runs/teacher")
 
 
 def test_a_pickle_is_never_opened(tmp_path):

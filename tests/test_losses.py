@@ -127,6 +127,14 @@ def test_soft_labels_are_labels_where_they_are_sure():
         assert_close(values(soft, sure), values(hard, sure))
 
 
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_label_that_is_no_class_is_not_taken_for_one(label):
+    seen = signals()
+    wrong = replace(seen, batch=seen.batch | {"label": seen.batch["label"].at[1].set(label)})
+    assert np.isnan(values("cross_entropy", wrong)[1])
+    assert_close(np.delete(values("cross_entropy", wrong), 1), np.delete(values("cross_entropy", seen), 1))
+
+
 @pytest.mark.parametrize("target", ["label", "sure"])
 def test_smoothing_leaves_out_a_class_that_the_student_masks(target):
     seen = signals(classes=4)

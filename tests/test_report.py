@@ -56,7 +56,6 @@ RESULTS = {
     "summary": "The student beats its control by 1.47 points.",
     "rows": ROWS,
     "reliability": {row["name"]: BINS for row in ROWS},
-    "confusion": {"student": [[5, 1], [0, 6]]},
     "classes": ["zero", "one"],
     "config": {"objective": {"kd": {"weight": "cosine(start=0.9, end=0.1)"}}},
     "provenance": {
@@ -199,7 +198,6 @@ def test_hostile_text_is_escaped(tmp_path):
         "summary": EVIL,
         "rows": [row],
         "reliability": {EVIL: BINS},
-        "confusion": {EVIL: [[1, 0], [0, 1]]},
         "classes": [EVIL, "$"],
         "config": {EVIL: EVIL},
         "provenance": {EVIL: {EVIL: EVIL}, "command": EVIL},

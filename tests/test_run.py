@@ -80,7 +80,8 @@ def test_results_say_where_they_come_from(finished):
     json.loads((finished / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN: JSON knows none
     saved = json.loads((finished / "config.json").read_text())
     assert saved["config"] == results["config"]
-    assert saved["source"] == str(runs.TINY)
+    assert saved["source"] == runs.TINY.name
+    assert (finished / saved["source"]).read_bytes() == runs.TINY.read_bytes()
 
 
 def test_the_page_opens_from_disk(finished):
@@ -141,6 +142,15 @@ def test_a_run_repeats_from_its_saved_config_alone(finished, tmp_path, monkeypat
     assert list(map(without_latency, runs.results(tmp_path)["rows"])) == list(
         map(without_latency, runs.results(finished)["rows"])
     )
+
+
+def test_a_config_whose_source_was_changed_is_refused(finished, tmp_path, capsys):
+    for name in ("config.json", runs.TINY.name):
+        shutil.copy(finished / name, tmp_path)
+    with (tmp_path / runs.TINY.name).open("a") as file:
+        file.write("# another day\n")
+    assert runs.run(tmp_path / "again", source=tmp_path / "config.json") == 2
+    assert "was changed since" in capsys.readouterr().err
 
 
 def test_a_teacher_from_a_checkpoint_gives_the_same_row_and_student(finished, taught, tmp_path):

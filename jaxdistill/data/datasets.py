@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,10 +76,23 @@ def open_records(name: str, split: str, folder: str | Path, path: str, key: str,
     how = tokenizations.build(tokens, "data.tokens")
     known(name, folder, f"{path}.name")
     read = functools.cache(lambda: _plain(name, split, folder, path, key))
-    if not _version(name, folder):
-        read()  # which prepares it, if it can be prepared
-    source = _version(name, folder) or fingerprint(read())
+    source = _contents(name, folder, read)
     return tokenised(how, f"{name} {split} {source}", read, folder, f"{name!r} ({split})")
+
+
+def contents(name: str, split: str, folder: str | Path, path: str, key: str) -> str:
+    """Tells what a split holds from what it held before it was prepared, or its code was changed, once more.
+
+    Args and errors are those of `open_records`.
+    """
+    folder = Path(folder).expanduser()
+    return _contents(name, folder, lambda: _plain(name, split, folder, path, key))
+
+
+def _contents(name: str, folder: Path, read: Callable[[], Records]) -> str:
+    if not version(name, folder):
+        read()  # which prepares it, if it can be prepared
+    return version(name, folder) or fingerprint(read())
 
 
 def _plain(name: str, split: str, folder: Path, path: str, key: str) -> Records:
@@ -147,7 +160,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 
-def _version(name: str, folder: Path) -> str:
+def version(name: str, folder: Path) -> str:
     """What tells the prepared files of a name from others; empty if it is registered, or not prepared."""
     if _base(name) in datasets:
         return ""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdistill.data.datasets import open_records
+from jaxdistill.data.datasets import open_records, version
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import gather
 from jaxdistill.registry import datasets
@@ -41,20 +41,26 @@ def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: s
     if tokens:  # kept as arrays, which are opened as quickly as a note
         return _look(open_records(name, split, folder, path, key, tokens))
     registered = name.partition("(")[0].strip() in datasets  # may change with its code: no note
-    note = folder / "descriptions" / f"{hashlib.sha256(f'{name} {split}'.encode()).hexdigest()[:16]}.json"
     if not registered:
+        note = _note(name, split, folder)
         with contextlib.suppress(OSError, ValueError, KeyError):  # no note, or half of one: look again
             content = json.loads(note.read_text())
             fields = {field: (tuple(shape), dtype) for field, (shape, dtype) in content["fields"].items()}
             return Description(content["records"], fields, content["classes"], None)
     found = _look(open_records(name, split, folder, path, key))
     if not registered:
+        note = _note(name, split, folder)  # of the files as they are prepared by now
         with contextlib.suppress(OSError):  # a folder that cannot be written costs time, not the run
             note.parent.mkdir(parents=True, exist_ok=True)
             half = note.with_suffix(f".{os.getpid()}")  # renamed when whole: several processes may look at once
             half.write_text(json.dumps({**found._asdict(), "data set": name, "split": split}))
             half.replace(note)
     return found
+
+
+def _note(name: str, split: str, folder: Path) -> Path:
+    key = f"{name} {split} {version(name, folder)}"
+    return folder / "descriptions" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _look(records: Records) -> Description:

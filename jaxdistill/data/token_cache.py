@@ -39,14 +39,13 @@ def tokenised(how: Tokenization, source: str, read: Callable[[], Records], folde
     Raises:
         ConfigError: no such tokenizer, no such text, or a damaged folder.
     """
-    files = (how.file, *how.others.values())
-    sha = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    sha = words(how)
     key = hashlib.sha256(json.dumps([FORMAT, source, sha, how.spec]).encode()).hexdigest()[:16]
     home = folder / "tokens" / key
     if home.is_dir():
         return _opened(home)
-    records, words = read(), tokenizer.load(how.file)
-    found = how.encode(words, _pieces(records, f"Tokenising {title} with {how.file}; this happens once.\n"))
+    records, loaded = read(), tokenizer.load(how.file)
+    found = how.encode(loaded, _pieces(records, f"Tokenising {title} with {how.file}; this happens once.\n"))
     about: dict[str, Any] = {
         "source": source,
         "tokenizer": str(how.file),
@@ -56,13 +55,18 @@ def tokenised(how: Tokenization, source: str, read: Callable[[], Records], folde
         "cut": found.cut,
         "tokens": found.tokens,
         "classes": records.classes if how.labelled else None,  # a next token is one of the vocabulary
-        "vocabulary": tokenizer.vocabulary(words),
+        "vocabulary": tokenizer.vocabulary(loaded),
     }
     try:
         _write(home, found.columns, about)
     except OSError:  # a folder that cannot be written costs time, not the run
         return Records(found.columns, about["classes"], about["vocabulary"])
     return _opened(home)
+
+
+def words(how: Tokenization) -> str:
+    """Tells one set of tokenizers from another, whatever their files are called."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in (how.file, *how.others.values()))).hexdigest()
 
 
 def fingerprint(records: Records) -> str:

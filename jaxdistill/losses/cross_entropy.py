@@ -15,9 +15,14 @@ from jaxdistill.types import Array, Signals, Term
 def softmax_cross_entropy(
     logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], label_smoothing: float = 0.0
 ) -> Float[Array, "*batch"]:
-    """Cross-entropy; `label_smoothing` is the share of probability spread evenly over all classes that are not -inf."""
+    """Cross-entropy; `label_smoothing` is the share of probability spread evenly over all classes that are not -inf.
+
+    NaN for a label that is no class.
+    """
     log_q = jax.nn.log_softmax(precise(logits))
     hard = -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
+    # -1, as hidden labels are written, would silently be the last class; NaN stops a run and names this term
+    hard = jnp.where((labels >= 0) & (labels < logits.shape[-1]), hard, jnp.nan)
     if label_smoothing == 0.0:
         return hard
     even = _evenly(logits)

@@ -4,7 +4,6 @@ RoBERTa (Liu et al. 2019, arxiv.org/abs/1907.11692) counts positions from the nu
 (Sanh et al. 2019, arxiv.org/abs/1910.01108) has no token types. Post-norm blocks, learned positions.
 """
 
-import inspect
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -272,36 +271,29 @@ def _keys(style: str) -> dict[str, str]:
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     style = config["model_type"]
-    for key, choices in ONLY.items():
-        if key in config and config[key] not in choices:
-            cure = f"this network knows {', '.join(map(repr, choices))}; take another checkpoint"
-            raise ValueError(f"{key}={config[key]!r}: {cure}")
+    family.require(config, ONLY)
     known = {"pad_token_id": STYLES[style].pad, "classifier_dropout": config.get("hidden_dropout_prob")}
     known |= {key: value for key, value in config.items() if value is not None}
     missing = [key for key in _keys(style).values() if key not in known]
     if missing:
         raise ValueError(f"the config has no {', '.join(missing)}; add what the network was trained with")
     classifies = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
-    labels = len(config.get("id2label") or range(config.get("num_labels", 2)))
     own = {"token_types": 0} if style == "distilbert" else {}
     return own | {
         "style": style,
-        "classes": labels if classifies else 0,
+        "classes": family.classes(config) if classifies else 0,
         **{ours: known[theirs] for ours, theirs in _keys(style).items()},
     }
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(bert).bind(**arguments)
-    bound.apply_defaults()
-    full = bound.arguments
-    style, labels = full["style"], [f"LABEL_{number}" for number in range(full["classes"])]
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
+    full = family.complete(bert, arguments)
+    style, labels = full["style"], full["classes"]
     return {
         "model_type": style,
         "architectures": [STYLES[style].title + ("ForSequenceClassification" if labels else "Model")],
         **{theirs: full[ours] for ours, theirs in _keys(style).items()},
-        **(names if labels else {}),
+        **(family.labels(labels) if labels else {}),
     }
 
 

@@ -4,7 +4,6 @@ Touvron et al. 2023 (arxiv.org/abs/2302.13971); Yang et al. 2024 (arxiv.org/abs/
 (arxiv.org/abs/2505.09388).
 """
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -147,9 +146,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[float, ...] | None]:
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(decoder).bind(**arguments)
-    bound.apply_defaults()
-    ours = bound.arguments
+    ours = family.complete(decoder, arguments)
     kind = "qwen2" if ours["qkv_bias"] else "qwen3" if ours["qk_norm"] else "llama"
     scaling = ours["rope_scaling"]
     return {

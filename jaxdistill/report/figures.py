@@ -119,37 +119,6 @@ def reliability(bins: Mapping[str, list[float]], style: Style) -> Markup:
     return _svg(draw, TALL)
 
 
-def confusion(matrix: list[list[int]], classes: list[str] | None) -> Markup:
-    """True classes down, answers across; the colour is the share of the true class."""
-    import numpy as np
-
-    counts = np.asarray(matrix)
-    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    few = len(counts) <= 12
-
-    def draw(figure: "Figure") -> None:
-        from matplotlib.colors import PowerNorm
-        from matplotlib.ticker import MaxNLocator
-
-        axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="none")
-        bar = figure.colorbar(image, location="top", shrink=0.8, aspect=30, ticks=(0, 5, 20, 50, 100))
-        bar.set_label("share of the true class (%)")
-        axes.grid(visible=False)
-        axes.set(xlabel="answer", ylabel="true class")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
-        if classes and len(classes) <= 30:
-            names = [_short(name, 14) for name in classes]
-            axes.set_xticks(range(len(names)), names, rotation=90)
-            axes.set_yticks(range(len(names)), names)
-        for (row, column), n in np.ndenumerate(counts) if few else ():
-            ink = "white" if shares[row, column] > 40 else "#333333"
-            axes.text(column, row, f"{n}", ha="center", va="center", fontsize=6.5, color=ink)
-
-    return _svg(draw, (4.8, 5.2))
-
-
 def _svg(draw: Callable[["Figure"], None], size: tuple[float, float]) -> Markup:
     """Runs `draw` on an empty figure of `size` inches, in our style whatever the user's is."""
     import matplotlib.style

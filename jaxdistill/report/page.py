@@ -36,8 +36,7 @@ def write_page(workdir: Path) -> Path:
 def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
     """The page as text."""
     names = [row["name"] for row in results.get("rows") or ()]
-    measured = [name for kind in ("reliability", "confusion") for name in results.get(kind) or ()]
-    styles = figures.network_styles([*logs, *names, *measured])
+    styles = figures.network_styles([*logs, *names, *(results.get("reliability") or ())])
     title = results.get("title") or "A run of jaxdistill"
     body = (
         element("h1", title),
@@ -47,7 +46,6 @@ def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
         progress(logs, styles),
         objective(logs),
         calibration(results, styles),
-        confusions(results),
         config(results),
         provenance(results),
         command(results),
@@ -141,25 +139,12 @@ def objective(logs: Mapping[str, Log]) -> Markup:
     return section("The student's objective", grid(*cards))
 
 
-def measurements(results: Mapping[str, Any], kind: str) -> list[tuple[str, Any]]:
-    """`(name, measurement)` of every network that has one, in the order of the table."""
-    return sorted((results.get(kind) or {}).items(), key=lambda item: tables.rank(item[0]))
-
-
 def calibration(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> Markup:
     """A reliability diagram for each network."""
     note = "On the dotted line confidence is deserved; below it a network is too sure. Bars show the gap."
-    measured = measurements(results, "reliability")
+    measured = sorted((results.get("reliability") or {}).items(), key=lambda item: tables.rank(item[0]))
     cards = (figure(name, "", figures.reliability(bins, styles[name])) for name, bins in measured)
     return section("Reliability", grid(*cards, small=True), note)
-
-
-def confusions(results: Mapping[str, Any]) -> Markup:
-    """A confusion matrix for each network that has one."""
-    note = "True classes down, answers across. The colour scale is a square root, so that rare confusions show."
-    measured = measurements(results, "confusion")
-    cards = (figure(name, "", figures.confusion(matrix, results.get("classes"))) for name, matrix in measured)
-    return section("Confusions", grid(*cards), note)
 
 
 def config(results: Mapping[str, Any]) -> Markup:

@@ -34,9 +34,6 @@ def launch(config: ConfigDict, workdir: str, source: str) -> int:
 
 def _start(config: ConfigDict) -> None:
     """What must happen before JAX touches a device."""
-    if config.logging.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.logging.compilation_cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     place = config.distributed
     if not place.coordinator:
         return

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -113,6 +114,7 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
     """
     workdir, console = Path(workdir), console or Console(quiet=jax.process_index() > 0)
     planned = check(config, workdir)
+    _keep_programs(config.logging.compilation_cache)
     record = {"config": config.to_dict(), "provenance": provenance(config.seed)}
     if jax.process_index() == 0:
         record |= _claim(workdir, record, source)
@@ -122,6 +124,14 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
         for stage, plan in planned.stages:
             run.stage(stage, plan, interrupts)
     return run.finish(workdir, record, [stage for stage, _ in planned.stages])
+
+
+def _keep_programs(folder: str) -> None:
+    """Compiled programs are kept in a folder for the next run, from the command line as from Python."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        compilation_cache.reset_cache()  # JAX opens its cache at the first compilation, and never looks again
 
 
 def _check_fields(config: ConfigDict, learned: Description, judged: Description) -> None:

@@ -10,7 +10,7 @@ import pytest
 import runs
 from jax.sharding import PartitionSpec
 
-from jaxdistill import build, launch, provenance, registry
+from jaxdistill import build, provenance, registry, run
 from jaxdistill.config import differ, make
 from jaxdistill.data.records import Records
 from jaxdistill.evaluate import cost, evaluator
@@ -261,13 +261,13 @@ def test_the_commit_is_recorded():
     assert provenance.git_hash().removesuffix("+changes") == head.strip()
 
 
-def test_the_compilation_cache_is_where_the_config_says(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        launch._start(differ(runs.load(), logging={"compilation_cache": str(tmp_path)}))
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+def test_programs_are_kept_where_the_config_says(tmp_path):
+    jax.jit(lambda x: x + 1)(1.0).block_until_ready()  # JAX has compiled before, and has opened its cache
+    with runs.compilation_cache(tmp_path / "before"):
+        run._keep_programs(str(tmp_path / "kept"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.jit(lambda x: x * 2)(1.0).block_until_ready()
+    assert any((tmp_path / "kept").iterdir())
 
 
 def test_signals_are_given_back():

@@ -5,7 +5,7 @@ WORKERS ?= 2
 python := .venv/bin/python
 installed := .venv/.installed-$(EXTRAS)
 
-.PHONY: help install demo test lint laws test-slow gain bench clean
+.PHONY: help install demo test lint laws test-slow gain bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +38,9 @@ gain: $(installed) ## what distillation is worth: 5 seeds beside the same studen
 
 bench: $(installed) ## the loop beside the bare jitted step
 	$(python) -m experiments.benchmarks.loop
+
+docs: $(installed) ## a page for every method, from its docstrings; docs/methods/README.md lists them
+	$(python) docs/make.py
 
 install: $(installed) ## only the environment
 

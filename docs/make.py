@@ -3,15 +3,16 @@
 python docs/make.py            writes docs/methods/*.md
 python docs/make.py --check    says which pages are not what the files say, and exits with 1
 
-A docstring of a module gives title, paper, formula and traps; its lines `When:`, `Config:` and `Checked:` are what a
-page begins with; the docstring and signature of the factory are the arguments. Results are those of
-`experiments/methods`.
+A docstring of a module gives title, paper, formula and traps; its lines `When:`, `Config:`, `Checked:`, `Experiment:`
+and, where there is no paper, `Own:` are what a page begins with; the docstring and signature of the factory are the
+arguments. Results are those that `experiments/methods` wrote.
 """
 
 import importlib
 import inspect
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,18 @@ from jaxdistill import registry
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
 KINDS = {"losses": registry.losses, "fusion": registry.fusions, "steps": registry.steps}
-WORDS = ("When", "Config", "Checked", "Experiment")
+WORDS = ("When", "Config", "Own", "Checked", "Experiment")
 RESULTS = ROOT / "experiments" / "methods" / "results.json"
+
+MARKED = r"^{}: (.*(?:\n(?!\w+:|\n).*)*)\n?"
+ASSIGNED = re.compile(r"([a-z]\w*(?:\.\w+)*) = (?:\"([^\"]*)\"|([\d.]+\d))")
+LINK = re.compile(r"(?<![/\w.-])((?:[\w-]+\.)+(?:org|com|net|cc|space|html)/[\w./-]*[\w/])")
+
+INDEX = """# Methods
+
+Made by `make docs` from the docstrings: change these. A config line `a.b = value` is `--config.a.b=value` on the
+command line, and `make(a={"b": value})` in a file.
+"""
 
 
 def parts() -> Iterator[tuple[str, str, Any]]:
@@ -38,29 +49,44 @@ def parts() -> Iterator[tuple[str, str, Any]]:
 def said(factory: Any) -> tuple[str, str, dict[str, str]]:
     """Title, body and the marked lines of the module's docstring."""
     text = inspect.cleandoc(importlib.import_module(factory.__module__).__doc__ or "")
-    marked = {
-        word: found[1] for word in WORDS if (found := re.search(rf"^{word}: (.*(?:\n(?!\w+:|\n).*)*)", text, re.M))
-    }
-    for word in marked:
-        text = re.sub(rf"^{word}: .*(?:\n(?!\w+:|\n).*)*\n?", "", text, flags=re.M)
+    found = {word: re.search(MARKED.format(word), text, re.M) for word in WORDS}
+    for word in WORDS:
+        text = re.sub(MARKED.format(word), "", text, flags=re.M)
     title, _, body = text.strip().partition("\n")
-    return title, body.strip(), {word: " ".join(line.split()) for word, line in marked.items()}
+    return title, body.strip("\n"), {word: " ".join(line[1].split()) for word, line in found.items() if line}
 
 
-def page(kind: str, name: str, factory: Any, results: dict[str, Any]) -> str:
+def assignments(config: str) -> list[tuple[str, str]]:
+    """The (path, value) pairs of a `Config:` line, as the command line takes them."""
+    return [(path, text or number) for path, text, number in ASSIGNED.findall(config)]
+
+
+def page(kind: str, name: str, factory: Any, results: dict[str, list[float]]) -> str:
     """The page of one part."""
     title, body, marked = said(factory)
     lines = [f"# {name}", "", title, ""]
     for word in WORDS:
         if word in marked:
-            text = f"`{marked[word]}`" if word == "Config" else marked[word]
+            text = ASSIGNED.sub(r"`\g<0>`", marked[word]) if word == "Config" else _sentence(marked[word])
             lines += [f"**{word}.** {text}", ""]
-    if name in results:
-        lines += [f"**Result.** {results[name]}", ""]
+    if kind == "losses" and name in results:
+        lines += [f"**Result.** {_result(name, results)}", ""]
+    body = re.sub(r"(?m)^(?! {4})(.+)\n(?= {4})", r"\1\n\n", body)  # else Markdown takes a block for a paragraph
     signature = str(inspect.signature(factory)).partition(" -> ")[0]
-    lines += [body, "", "## Arguments", "", "```python", f"{name}{signature}", "```", ""]
+    lines += [LINK.sub(r"[\1](https://\1)", body), "", "## Arguments", "", "```python", f"{name}{signature}", "```", ""]
     lines += ["```text", inspect.cleandoc(factory.__doc__ or ""), "```", ""]
     return "\n".join([*lines, f"Source: [`{_source(factory)}`](../../{_source(factory)})", ""])
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _result(name: str, results: dict[str, list[float]]) -> str:
+    say = lambda found: f"{statistics.mean(found):.1f} +- {statistics.stdev(found):.1f} %"
+    seeds = len(results[name])
+    beside = f"its control {say(results['control'])}, beside `kd` where it stands beside others"
+    return f"{say(results[name])} over {seeds} seeds, {beside} ([table](../../experiments/methods/README.md))."
 
 
 def _source(factory: Any) -> str:
@@ -69,7 +95,7 @@ def _source(factory: Any) -> str:
 
 def index() -> str:
     """The page that lists the pages."""
-    lines = ["# Methods", "", "Made from the docstrings by `python docs/make.py`: change these.", ""]
+    lines = [INDEX]
     for kind in KINDS:
         lines += [f"## {kind}", "", "| name | what it is |", "|---|---|"]
         rows = [(name, said(factory)[0]) for found, name, factory in parts() if found == kind]
@@ -89,7 +115,7 @@ def main() -> int:
     if "--check" in sys.argv:
         have = {file.name: file.read_text() for file in PAGES.glob("*.md")}
         stale = sorted(name for name in {*wanted, *have} if wanted.get(name) != have.get(name))
-        sys.stdout.write("".join(f"{name} is not what its file says; run python docs/make.py\n" for name in stale))
+        sys.stdout.write("".join(f"docs/methods/{name} is not what its file says; run make docs\n" for name in stale))
         return 1 if stale else 0
     PAGES.mkdir(parents=True, exist_ok=True)
     for file in PAGES.glob("*.md"):

@@ -6,6 +6,10 @@ Confidence-Aware Multi-Teacher Knowledge Distillation (arxiv.org/abs/2201.00007)
 
 It needs the label of every row it weighs, and no teacher ever weighs more than 1 / (K - 1): of two unlike teachers the
 right one rules, of three it cannot.
+
+Config: fusion = "confidence()"
+When: every row has a label, and teachers are right on unlike rows.
+Checked: against float64 numpy; by law.
 """
 
 import jax

@@ -6,6 +6,10 @@ ieeexplore.ieee.org/document/9054698; the form of Zhang et al. 2022 (arxiv.org/a
 
 It needs no labels, and no teacher ever weighs more than 1 / (K - 1). A teacher that is sure and wrong is believed: two
 that agree on a wrong answer took a student of digits from 91 % to 3 %.
+
+Config: fusion = "entropy()"
+When: no labels, and teachers that know what they do not know, such as specialists of some classes.
+Checked: against float64 numpy; by law.
 """
 
 import jax

@@ -1,6 +1,10 @@
 """Hard labels: the task loss.
 
 Label smoothing (Szegedy et al. 2016, arxiv.org/abs/1512.00567) is the teacher-free control of soft targets.
+
+Config: objective.cross_entropy.term = "cross_entropy(label_smoothing=0.1)"
+When: the labels are to be trusted: beside soft targets at a small weight, and alone as the control of every student.
+Checked: against float64 numpy, smoothed and not, classes and distributions; by hand.
 """
 
 import jax

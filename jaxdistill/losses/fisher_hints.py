@@ -19,6 +19,7 @@ Config: objective.fisher_hints.term = "fisher_hints(layers='uniform')"
 When: a student too narrow for all that its teacher's layers hold, and measured: on 100 digits it gained no more than
 `hidden` (`experiments/jacobian`).
 Checked: by hand, by plain float64 numpy; with equal gradients it is `hidden`.
+Experiment: `experiments/jacobian`.
 """
 
 from typing import Literal

@@ -12,6 +12,7 @@ weight of "phases(values=(1.0, 0.0), at=(0.3,))".
 Config: objective.hidden.term = "hidden(layers='uniform', projector='mlp', weights=(1, 2, 1))"
 When: student and teacher are alike in kind, so that their layers mean similar things; with few labels most of all.
 Checked: against plain float64 numpy, distances, maps, weights and padding; projectors by what they can learn to undo.
+Experiment: `experiments/jacobian`.
 """
 
 from typing import Literal

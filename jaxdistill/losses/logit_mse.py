@@ -3,6 +3,10 @@
     mean_c (s_c - t_c)^2
 
 The limit of soft targets as T grows, up to each row's mean.
+
+Config: objective.logit_mse.term = "logit_mse"
+When: a student that can follow its teacher closely, and no temperature to search for.
+Checked: by hand, a masked class included.
 """
 
 import jax.numpy as jnp

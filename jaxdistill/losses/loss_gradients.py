@@ -19,6 +19,7 @@ which a network is perfectly sure has a gradient of zero, and counts 1 without a
 Config: objective.loss_gradients.term = "loss_gradients(layers='last')"
 When: beside hints, as their derivative, and measured: on 100 digits it gained nothing (`experiments/jacobian`).
 Checked: by hand, by plain float64 numpy.
+Experiment: `experiments/jacobian`.
 """
 
 from typing import Literal

@@ -14,7 +14,7 @@ zero, without a gradient.
 The first token stands for a text only if all others can be seen from it. Of running text, where it sees itself alone,
 every token is matched instead.
 
-Config: objective.pkd = {"term": "pkd", "weight": 100.0}
+Config: objective.pkd.term = "pkd"; objective.pkd.weight = 100.0
 When: an encoder of fewer layers is fine-tuned beside its teacher, with soft targets and labels.
 Checked: against the published reduction, restated in float64, in value and gradient.
 """

@@ -6,7 +6,10 @@ As `hidden`, but with a weight for each path and row in place of the mean. SemCK
 this very loss, and a path to a layer that says nothing is then the cheapest: here the gate (`fusion/gate.py` with
 `paths=`) is trained by what the student gains on a quiz (`steps/routing.py` with `by='quiz'`).
 
-Config: objective.hints.term = "routed_hidden(layers=((1, 2), (1, 4)))", with gate(paths=2) and routing(by='quiz')
+Own: the pairs are those of FitNets and SemCKD, that a quiz weighs them is ours.
+
+Config: objective.hints.term = "routed_hidden(layers=((1, 2), (1, 4)))", with
+fusion = "gate(paths=2)" and step = "routing(by='quiz')"
 When: it is not known which layers of the teacher are worth learning from.
 Checked: equal weights are `hidden`, by law; a dead layer gets none of the weight in experiments/routing.
 """

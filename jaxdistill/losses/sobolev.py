@@ -14,6 +14,7 @@ Config: objective.sobolev.term = "sobolev"
 When: the student's logits shall have the teacher's size too (its logits are matched, as by `logit_mse`); else
 `jacobian`.
 Checked: by hand, by plain float64 numpy; its mean over v is the squared distance of the Jacobians.
+Experiment: `experiments/jacobian`.
 """
 
 import jax.numpy as jnp

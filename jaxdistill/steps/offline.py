@@ -4,6 +4,10 @@ for each batch:
     signals   <- student(batch), sg(teacher_k(batch)) for each k
     loss      <- sum over terms of weight(step) * mean(term(signals))
     params    <- optimizer(grad loss)           # student, gates and projectors, each role with its own optimiser
+
+Config: step = "offline()"
+When: always, unless terms are to weigh themselves or teachers are to be chosen: no other step is as cheap.
+Checked: by the laws of steps: frozen teachers, jit and pmap, 1 and 8 devices, resumed to the bit.
 """
 
 import optax

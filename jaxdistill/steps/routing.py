@@ -8,9 +8,9 @@
         quiz          CE(student - lr grad_student objective(w), y)      # hypergradient: what one update would bring
         reinforce     -(log p_k(y) - mean) log w_k,  k drawn from w      # Williams 1992; Yuan et al. 2021
 
-Likelihood of a mixture: Jacobs et al., Adaptive Mixtures of Local Experts, 1991. Never the loss that it weighs: that is
-least where the teacher is easiest to match, and put weight 1.00 on a dead layer. The choice of paths is trained by
-`quiz` alone.
+Likelihood of a mixture: Jacobs et al., Adaptive Mixtures of Local Experts, 1991 (doi.org/10.1162/neco.1991.3.1.79).
+Never the loss that it weighs: that is least where the teacher is easiest to match, and put weight 1.00 on a dead layer.
+The choice of paths is trained by `quiz` alone.
 
 Collapse is guarded by a floor of the entropy of the mean weights, `+ max(0, floor - H(mean w))`, and watched: the log
 has `gate/loss`, `gate/entropy` (of a row's weights, in nats) and `gate/share/<k>` (the mean weight of each teacher).

@@ -1,0 +1,67 @@
+"""Does transformers read what we write? Each family as a student would be handed out, tiny and drawn here.
+
+    python -m experiments.parity.written FOLDER                      # writes a folder for each family, and what ours says
+    python experiments/parity/written_torch.py FOLDER                # where torch and transformers are: reads and compares
+
+EfficientNet-Lite is not among transformers' architectures; `efficientnet.py` compares it with timm's.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxdistill.build  # noqa: F401  (registers the parts)
+from jaxdistill import registry
+from jaxdistill.hub.family import families, of_config
+from jaxdistill.hub.write import write
+from jaxdistill.registry import Spec
+from jaxdistill.types import Variables
+
+GOLDEN = Path(__file__).parents[2] / "tests" / "golden"  # configs and inputs of every family, as transformers has them
+
+
+def drawn(shapes: Variables) -> Variables:
+    """Weights around those of a network that was trained; variances are positive."""
+    draw = np.random.default_rng(0)
+    value = lambda x: jnp.asarray(draw.normal(scale=0.3, size=x.shape), x.dtype)
+    state = {name: jnp.abs(value(x)) + 0.5 if name.endswith("var") else value(x) for name, x in shapes.state.items()}
+    return Variables(jax.tree.map(value, shapes.params), state)
+
+
+def hand_out(name: str, config: dict[str, Any], batch: dict[str, np.ndarray], folder: Path) -> None:
+    """Writes a network of the config's family, and beside it the inputs and what it says."""
+    family = of_config(config)
+    arguments = families[family].arguments(config)
+    model = registry.models.build(Spec(family, (), arguments), name)
+    rows = len(next(iter(batch.values())))
+    whole, key = {"mask": np.ones(rows, np.float32), **batch}, jax.random.key(0)
+    variables = drawn(Variables(*jax.eval_shape(model.init, key, whole)))
+    out = jax.jit(lambda values: model.apply(*values, whole, train=False, key=key)[0].dense())(variables)
+    write(folder / name, family, arguments, variables, f"# {name}, drawn\n")
+    said = {"logits": out.logits, **{f"hidden/{number}": x for number, x in enumerate(out.hidden_states)}}
+    inputs = {f"in/{field}": x for field, x in batch.items()}
+    np.savez(folder / f"{name}.npz", **inputs, **{f"out/{field}": np.asarray(x) for field, x in said.items()})
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("folder", type=Path)
+    folder = words.parse_args().folder
+    for path in sorted(GOLDEN.glob("*.npz")):
+        with np.load(path) as file:
+            if "about" not in file or path.stem.startswith("efficientnet"):
+                continue
+            config = json.loads(str(file["about"]))["config"]
+            batch = {field.removeprefix("in/"): file[field] for field in file.files if field.startswith("in/")}
+        if "model_type" in config:
+            hand_out(path.stem, config, batch, folder)
+            print(f"wrote {folder / path.stem}")
+
+
+if __name__ == "__main__":
+    main()

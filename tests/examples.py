@@ -127,6 +127,7 @@ LOSSES = {
     "standardized": [Example("standardized(loss=kd(temperature=2.0))", least=True)],
     "taid": [Example("taid(floor=linear(start=0.4, end=1.0))", detaches=("student",))],
     "tinybert": [Example("tinybert"), Example("tinybert(projector='none')", least=True)],
+    "ttm": [Example("ttm"), Example("ttm(temperature=1.0, weighted=True)", least=True)],
     "uld": [Example("uld", least=True)],
     "vid": [Example("vid")],
 }

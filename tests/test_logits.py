@@ -305,6 +305,29 @@ def test_nothing_that_counts_is_no_loss():
     assert not any(x.any() for x in found)
 
 
+# Transformed teacher
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_transformed_teacher_is_a_power_of_itself_and_the_student_is_as_it_is(weighted):
+    seen = signals()
+    powers = softmax(seen.teachers[0].logits) ** (1 / 3)  # as published code writes it
+    total = powers.sum(-1)
+    p, q = powers / total[:, None], softmax(seen.student.logits)
+    expected = (p * np.log(p / q)).sum(-1) * (total if weighted else 1)
+    assert_close(values(f"ttm(temperature=3.0, weighted={weighted})", seen), expected)
+
+
+def test_a_transformed_teacher_by_hand():
+    seen = signals(classes=2)
+    even = jnp.zeros_like(seen.student.logits)
+    four = even.at[:, 0].set(np.log(4.0))  # (0.8, 0.2), whose roots are as 2 to 1 and add up to 3 / sqrt(5)
+    seen = replace(seen, student=replace(seen.student, logits=even), teachers=(Outputs(four),))
+    divergence = np.log(2) - (np.log(3) - 2 / 3 * np.log(2))
+    assert_close(values("ttm(temperature=2.0)", seen), np.full(6, divergence))
+    assert_close(values("ttm(temperature=2.0, weighted=True)", seen), np.full(6, divergence * 3 / np.sqrt(5)))
+
+
 # Standardised
 
 

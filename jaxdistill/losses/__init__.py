@@ -36,5 +36,6 @@ from jaxdistill.losses import sobolev as sobolev
 from jaxdistill.losses import standardized as standardized
 from jaxdistill.losses import taid as taid
 from jaxdistill.losses import tinybert as tinybert
+from jaxdistill.losses import ttm as ttm
 from jaxdistill.losses import uld as uld
 from jaxdistill.losses import vid as vid

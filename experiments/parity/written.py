@@ -1,7 +1,7 @@
 """Does transformers read what we write? Each family as a student would be handed out, tiny and drawn here.
 
-    python -m experiments.parity.written FOLDER                      # writes a folder for each family, and what ours says
-    python experiments/parity/written_torch.py FOLDER                # where torch and transformers are: reads and compares
+    python -m experiments.parity.written FOLDER          # writes a folder for each family, and what ours says
+    python experiments/parity/written_torch.py FOLDER    # where torch and transformers are: reads and compares
 
 EfficientNet-Lite is not among transformers' architectures; `efficientnet.py` compares it with timm's.
 """

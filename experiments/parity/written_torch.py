@@ -42,7 +42,7 @@ def main(folder: Path) -> int:
     worst = 0.0
     for path in sorted(folder.glob("*.npz")):
         with np.load(path) as file:
-            part = lambda kind: {n.removeprefix(kind): file[n] for n in file.files if n.startswith(kind)}  # noqa: B023
+            part = lambda kind: {n.removeprefix(kind): file[n] for n in file.files if n.startswith(kind)}
             inputs, ours = part("in/"), part("out/")
         theirs = said(folder / path.stem, inputs)
         assert set(ours) == set(theirs), (path.stem, sorted(set(ours) ^ set(theirs)))

@@ -73,6 +73,10 @@ LOSSES = {
         Example("graph(edges=((0, 1), (1, 2, 0.5), (2, 0), (3, 5), (3, 3)), node='index')", least=True),
         Example("graph(edges=((0, 1), (1, 2), (2, 3)), relation='similarity', level='classes', node='index')"),
     ],
+    "hard": [
+        Example("hard(loss=kd(temperature=1.0))", detaches=("teachers",)),
+        Example("hard(loss=cross_entropy(), by='loss', share=0.8, power=2.0)", detaches=("student",)),
+    ],
     "heads": [
         Example("heads(((2, 1), (1, 0), (2, 0), (1, 1)))"),
         Example("heads(((2, 1), (1, 0)), student_heads=((2, 1), (1, 0)), match='scores')", least=True),

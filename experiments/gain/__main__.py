@@ -6,29 +6,19 @@ was stopped goes on.
 """
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
-from scipy import stats
 
 import jaxdistill
-from jaxdistill.config import differ
+from experiments.compare import paired, spread
+from jaxdistill.config import differ, load
 
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 RATES = (0.001, 0.003, 0.01)
 SEARCH_SEED = 100
 TASK = {"cross_entropy": {}}
-
-
-def quickstart():
-    """The config of the repository's quickstart."""
-    file = Path(__file__).parents[2] / "configs" / "quickstart.py"
-    spec = importlib.util.spec_from_file_location("quickstart", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 def accuracy(config, folder: Path, console: Console) -> float:
@@ -51,7 +41,7 @@ def main() -> None:
     known = words.parse_args()
     console, quiet = Console(), Console(quiet=True)
 
-    config = quickstart()
+    config = load(str(QUICKSTART))
     console.print("training the teacher")
     jaxdistill.distill(differ(config, steps=1, control=False), known.workdir / "teacher", console)
     (name,) = config.teachers
@@ -71,13 +61,11 @@ def main() -> None:
             console.print(f"{arm}: rate {best}, seed {seed}: {values[-1]:.2f} %")
         found[arm] = {"rate": best, "search": tried, "accuracy": values}
 
-    gain = np.subtract(found["student"]["accuracy"], found["control"]["accuracy"])
-    low, high = stats.t.interval(0.95, len(gain) - 1, gain.mean(), stats.sem(gain))
+    gain = paired(found["student"]["accuracy"], found["control"]["accuracy"])
     for arm, result in found.items():
-        mean, spread = np.mean(result["accuracy"]), np.std(result["accuracy"], ddof=1)
-        console.print(f"{arm}: {mean:.2f} +- {spread:.2f} % at rate {result['rate']}")
-    console.print(f"gain: {gain.mean():.2f} points, 95 % interval {low:.2f} to {high:.2f} (paired, {len(gain)} seeds)")
-    summary = {**found, "gain": gain.tolist(), "interval": [low, high]}
+        console.print(f"{arm}: {spread(result['accuracy'])} % at rate {result['rate']}")
+    console.print(f"gain in points: {gain}")
+    summary = {**found, "gain": gain.differences, "interval": [gain.low, gain.high]}
     (known.workdir / "gain.json").write_text(json.dumps(summary, indent=1))
 
 

@@ -8,16 +8,15 @@ that belong neither to training nor to the test. A run that was stopped goes on.
 import argparse
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 import jaxdistill
+from experiments.compare import paired, spread
 from jaxdistill import build, cache, vocabulary
 from jaxdistill.config import differ, load
 from jaxdistill.data import open_records
@@ -62,17 +61,14 @@ def unigram(config) -> tuple[Row, dict[str, int]]:
     return {"name": "unigram", "nll": unigram_nll(train, test, train.vocabulary)}, tokens
 
 
-def told(values: Sequence[float], digits: int) -> str:
-    spread = f" +- {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
-
-
 def show(found: dict[str, list[Row]], console: Console) -> None:
     table = Table("model", "parameters", "nats per token", "perplexity", "accuracy %")
     for name, rows in found.items():
         nats, right = [row["nll"] for row in rows], [100 * row["accuracy"] for row in rows if "accuracy" in row]
         size = f"{rows[0]['parameters'] / 1e6:.1f} M" if "parameters" in rows[0] else "-"
-        table.add_row(name, size, told(nats, 3), told([*map(math.exp, nats)], 2), told(right, 2) if right else "-")
+        table.add_row(
+            name, size, spread(nats, 3), spread([*map(math.exp, nats)], 2), spread(right, 2) if right else "-"
+        )
     console.print(table)
 
 
@@ -103,10 +99,9 @@ def main() -> None:
     counted, tokens = unigram(config)
     found["unigram"] = [counted]
     show(found, console)
-    gain = np.subtract(*([row["nll"] for row in found[arm]] for arm in ("control", "student")))
-    low, high = stats.t.interval(0.95, len(gain) - 1, gain.mean(), stats.sem(gain))
-    console.print(f"gain: {gain.mean():.3f} nats, 95 % interval {low:.3f} to {high:.3f} (paired, {len(gain)} seeds)")
-    summary = {"tokens": tokens, "search": tried, "models": found, "gain": gain.tolist(), "interval": [low, high]}
+    gain = paired(*([row["nll"] for row in found[arm]] for arm in ("control", "student")))
+    console.print(f"gain in nats per token: {gain}")
+    summary = {"tokens": tokens, "search": tried, "models": found, "gain": gain._asdict()}
     (known.workdir / "smollm2.json").write_text(json.dumps(summary, indent=1))
 
 

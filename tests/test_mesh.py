@@ -17,6 +17,7 @@ from jaxdistill.models.derivatives import with_needed
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
+from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.types import Outputs, Variables
@@ -168,28 +169,33 @@ def test_parameters_are_split_and_never_whole_on_one_device():
 
 
 class Plain(nnx.Module):
-    """A user's module that has never heard of meshes."""
+    """A user's module that has never heard of meshes, or only in its first layers."""
 
-    def __init__(self, rngs):
+    def __init__(self, rngs, constrained=0):
+        self.constrained = constrained
         sizes = (64, 16, 24, 16)
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
         self.head = nnx.Linear(16, 10, rngs=rngs)
 
     def __call__(self, image):
         states, x = [], image.reshape(image.shape[0], -1) / 255.0
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             x = jax.nn.relu(layer(x))
+            x = by_rows(x) if number < self.constrained else x
             states.append(x)
         return Outputs(self.head(x), tuple(states))
 
 
 def test_a_model_that_constrains_nothing_is_refused_where_its_gradients_would_be_wrong():
     """Its gradients were wrong by 0.1 on (2, 2, 2), and right on every mesh with an axis of 1."""
-    plain = from_nnx(lambda rngs, batch: Plain(rngs), lambda m, batch, train, key: m(batch["image"]))
+    module = lambda n: from_nnx(lambda rngs, batch: Plain(rngs, n), lambda m, batch, train, key: m(batch["image"]))
+    plain = module(0)
     look = lambda family: {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch(family).items()}
     shapes = look("mlp")
-    with pytest.raises(ConfigError, match="by_rows"):
-        fits.check_constrained(plain, shapes, make_mesh((2, 2, 2)))
+    for constrained in range(3):
+        with pytest.raises(ConfigError, match=rf"constrains {constrained} of its 3 activations.*by_rows"):
+            fits.check_constrained(module(constrained), shapes, make_mesh((2, 2, 2)))
+    fits.check_constrained(module(3), shapes, make_mesh((2, 2, 2)))
     for shape in ((8, 1, 1), (1, 4, 2), (4, 2, 1)):
         fits.check_constrained(plain, shapes, make_mesh(shape))
     for family in FAMILIES:

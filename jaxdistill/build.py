@@ -23,6 +23,7 @@ from jaxdistill.config import differ
 from jaxdistill.data import datasets
 from jaxdistill.data.describe import Description
 from jaxdistill.data.processors import forms
+from jaxdistill.data.selections import Selection
 from jaxdistill.data.stream import Transform, as_numbers
 from jaxdistill.data.surfaces import Shared
 from jaxdistill.data.tokens import Tokenization
@@ -118,7 +119,7 @@ def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
             steps=teacher.steps,
             rate=teacher.rate or config.rate,
             seed=config.seed + number + 1,  # teachers of one architecture shall differ
-            data={**config.data.to_dict(), "augment": teacher.augment},
+            data={**config.data.to_dict(), "augment": teacher.augment, "select": ""},
         )
         origins = [("student", f"teachers.{name}"), ("objective", "task"), ("data.augment", f"teachers.{name}.augment")]
         if teacher.rate:
@@ -173,6 +174,12 @@ def tokenization(config: ConfigDict) -> Tokenization | None:
     """How a config's texts become arrays; None where it says nothing of it."""
     spec = config.data.tokens
     return registry.tokenizations.build(spec, "data.tokens") if spec else None
+
+
+def selection(config: ConfigDict) -> Selection | None:
+    """Which of the training records are learned from; None: all."""
+    spec = config.data.select
+    return registry.selections.build(spec, "data.select") if spec else None
 
 
 def splits(config: ConfigDict) -> dict[str, Split]:
@@ -452,6 +459,7 @@ def check_data(config: ConfigDict) -> None:
     datasets.known(config.data.name, data_folder(config))
     tokenization(config)
     transforms(config)
+    selection(config)
     _check_forms(config)
 
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdistill import build, cached, fits, teachers
+from jaxdistill import build, cached, fits, selected, teachers
 from jaxdistill.config import changes, load, override
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description, describe
@@ -54,6 +54,7 @@ def write(config: ConfigDict, console: Console) -> None:
     folder, data = build.data_folder(config), config.data
     reads = cached.streams(config)
     described = {s: describe(data.name, r.text, folder, r.path, r.key, data.tokens) for s, r in reads.items()}
+    selected.check(config, described["train"])
     mesh = make_mesh(build.check_mesh(config))
     for name in names:
         teacher = _Teacher(config, name, described, mesh)
@@ -133,7 +134,8 @@ def _batches(
     transforms = build.transforms(config)["train" if stream == "test" else stream]
     if cached.draws(config, stream):
         seed = config.seed + stream_number(stream)
-        run = Batches(records, batch_size=size, seed=seed, transforms=transforms, rows=rows)
+        chosen = selected.chosen(config, records) if stream == "train" else None
+        run = Batches(records, batch_size=size, seed=seed, transforms=transforms, rows=rows, chosen=chosen)
         yield from (run[number] for number in range(part.start // size, -(-part.stop // size)))
         return
     batches = evaluation_batches(records, batch_size=size, rows=rows, transforms=transforms, begin=part.start)

@@ -78,21 +78,34 @@ def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
     reads |= {"classes": list(entry.classes)} if entry.classes else {}
     said = {
         "teacher": {"model": entry.model, "weights": _weights(config, name), "dtype": config.dtype, **reads},
-        "data": {"name": config.data.name, "tokens": config.data.tokens, "split": read.text, **_texts(config, read)},
+        "data": data_identity(config, read),
         "augmentation": list(augment),
         "kept": {"dtype": keep.dtype, "top": keep.top, "layers": list(keep.layers)},
     }
     if draws(config, stream):
         size = build.stream_batch_size(config, stream)
-        said["draws"] = {"seed": config.seed, "batch_size": size}
+        said["draws"] = {"seed": config.seed, "batch_size": size, **_selected(config, stream)}
     return said
 
 
-def _texts(config: ConfigDict, read: build.Split) -> dict[str, str]:
-    """What the names of data set and tokenizers do not say: what they hold now."""
+def data_identity(config: ConfigDict, read: build.Split) -> dict[str, str]:
+    """What the records of a split are, and what data set and tokenizers hold now, which their names do not say."""
     held = contents(config.data.name, read.text, build.data_folder(config), read.path, read.key)
     how = build.tokenization(config)
-    return {"contents": held, **({"words": words(how)} if how else {})}
+    named = {"name": config.data.name, "tokens": config.data.tokens, "split": read.text}
+    return {**named, "contents": held, **({"words": words(how)} if how else {})}
+
+
+def _selected(config: ConfigDict, stream: str) -> dict[str, Any]:
+    """Which records are drawn: the selection, and who is asked for it."""
+    selection = build.selection(config) if stream == "train" else None
+    if selection is None:
+        return {}
+    try:
+        asked = [read_manifest(Path(cache).expanduser() / "train").about["identity"] for cache in selection.caches]
+    except StoreError as error:
+        raise ConfigError("data.select", f"{error}.") from None
+    return {"select": config.data.select, "asked": asked}
 
 
 def _weights(config: ConfigDict, name: str) -> str:
@@ -132,7 +145,7 @@ def _find(config: ConfigDict, name: str, described: Mapping[str, Description]) -
             stores[stream] = found = read_manifest(folder)
         except StoreError as error:
             raise ConfigError(path, f"{error}. {cure}.") from None
-        other = _differences(found.about["identity"], identity(config, name, stream))
+        other = differences(found.about["identity"], identity(config, name, stream))
         if other:
             raise ConfigError(path, f"{folder} is stale: {'; '.join(other)}. Give another folder. {cure}.")
         needed = rows_of(config, stream, described)
@@ -151,12 +164,13 @@ def rows_of(config: ConfigDict, stream: str, described: Mapping[str, Description
     return config.steps * build.stream_batch_size(config, stream)
 
 
-def _differences(written: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> list[str]:
+def differences(written: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> list[str]:
+    """Where two identities differ, in words."""
     found = []
     for key in sorted({*written, *wanted}):
         a, b = written.get(key), wanted.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differences(a, b, f"{path}{key}.")
+            found += differences(a, b, f"{path}{key}.")
         elif a != b:
             found.append(f"{path}{key} was {_short(a)}, is {_short(b)}")
     return found

@@ -105,6 +105,12 @@ SCHEMA: dict[str, Any] = {
         "name": Key("mnist5k", "text", "a TensorFlow Datasets name, or the spec of a registered data set"),
         "train": Key("train", "text", "split to learn from, such as 'train[:80%]'"),
         "test": Key("test", "text", "split to be judged on"),
+        "select": Key(
+            "",
+            "spec",
+            "which of the training records the student and its control learn from, such as 'random(share=0.1)' or "
+            "\"hardest(share=0.1, cache='FOLDER')\"; empty: all",
+        ),
         "folder": Key("", "text", "where prepared data lies; empty: $JAXDISTILL_DATA or ~/.cache/jaxdistill/data"),
         "tokens": Key(
             "", "spec", "how text becomes numbers, such as \"sentences(tokenizer='FOLDER', length=64)\"; empty: no text"

@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, fits, registry, teachers
+from jaxdistill import build, cached, fits, registry, selected, teachers
 from jaxdistill.build import Parts, Stage
 from jaxdistill.cached import Cached
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
@@ -90,6 +90,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     }
     judged = describe(name, config.data.test, folder, "data", "test", tokens)
     _check_fields(config, described["train"], judged)
+    selected.check(config, described["train"])
     caches = cached.find(config, {**described, "test": judged})
     stages = [(stage, _plan(stage, described, mesh_shape, caches)) for stage in planned]
     fits.check_vocabulary(config, build.tokenization(config), described["train"].vocabulary)
@@ -119,6 +120,7 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
     if jax.process_index() == 0:
         record |= _claim(workdir, record, source)
     run = _Run(config, planned, console)
+    selected.hold(workdir, config, run.data.chosen)
     with Interrupts() as interrupts:
         run.teachers_from_checkpoints()
         for stage, plan in planned.stages:
@@ -164,7 +166,7 @@ def _plan(
     caches: Mapping[str, Cached],
 ) -> Parts:
     config = stage.config
-    horizon = Horizon(config.steps, described["train"].records / config.batch_size)
+    horizon = Horizon(config.steps, selected.count(config, described["train"].records) / config.batch_size)
     with _reported(stage):
         shapes = _shapes(config, described, caches)
         living = {name: cache.model for name, cache in caches.items()}
@@ -232,7 +234,8 @@ class _Run:
         test_set = open_records(name, config.data.test, folder, "data", "test", tokens)
         self.caches, self.described = planned.caches, planned.described
         shapes = _shapes(config, planned.described, planned.caches)
-        self.data = Data(streams, test_set, shapes, cached.open_beside(config, planned.caches))
+        chosen = selected.chosen(config, streams["train"])
+        self.data = Data(streams, test_set, shapes, cached.open_beside(config, planned.caches), chosen)
         self.mesh = make_mesh(planned.mesh_shape)
         self.teachers: dict[str, Variables] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
@@ -257,7 +260,8 @@ class _Run:
         start = time.perf_counter()
         shapes = _shapes(stage.config, self.described, self.caches)  # with its own augmentation
         written = self.data.beside if stage.config.teachers else {"test": self.data.beside["test"]}
-        data = self.data._replace(shapes=shapes, beside=written)
+        chosen = self.data.chosen if stage.config.data.select else None
+        data = self.data._replace(shapes=shapes, beside=written, chosen=chosen)
         around = Around(data, self.mesh, self.reference, self.console, interrupts)
         beside = () if stage.name.startswith("teacher ") else self._placed()
         trained = train(stage.name, stage.folder, stage.config, plan, beside, around)

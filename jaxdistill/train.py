@@ -31,12 +31,14 @@ class Data(NamedTuple):
     test: records to be judged on
     shapes: of the global batch, by stream
     beside: what cached teachers said of these records, by stream; of the test records under "test"
+    chosen: the numbers of the records of `train` that are learned from; None: all
     """
 
     streams: Mapping[str, Records]
     test: Records
     shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
     beside: Mapping[str, tuple[Beside, ...]] = MappingProxyType({})
+    chosen: np.ndarray | None = None
 
 
 class Around(NamedTuple):
@@ -148,8 +150,8 @@ def open_streams(config: ConfigDict, plan: Parts, data: Data, engine: Engine) ->
     for stream in sorted(plan.step.streams):
         size = data.shapes[stream]["mask"].shape[0]
         draw = {"batch_size": size, "seed": config.seed + stream_number(stream), "transforms": plan.transforms[stream]}
-        beside = data.beside.get(stream, ())
-        streams[stream] = train_stream(data.streams[stream], **draw, rows=engine.rows(size), beside=beside)
+        draw |= {"beside": data.beside.get(stream, ()), "chosen": data.chosen if stream == "train" else None}
+        streams[stream] = train_stream(data.streams[stream], **draw, rows=engine.rows(size))
     return streams
 
 

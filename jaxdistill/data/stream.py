@@ -7,7 +7,7 @@ any batch can be drawn without those before it, and numpy promises that its raw 
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 NARROW = {np.dtype("int64"): np.dtype("int32"), np.dtype("float64"): np.dtype("float32")}
-ORDER, AUGMENTATION = 0, 1  # what is drawn: two sequences of a key, 2^192 draws apart
+ORDER, AUGMENTATION, SELECTION = 0, 1, 2  # what is drawn: sequences of a key, 2^192 draws apart
 
 
 class Transform(NamedTuple):
@@ -33,7 +33,7 @@ class Transform(NamedTuple):
     apply: Callable[[Batch, np.ndarray], Batch]
 
 
-def _raw(seed: int, number: int, purpose: int, count: int) -> np.ndarray:
+def raw(seed: int, number: int, purpose: int, count: int) -> np.ndarray:
     """Random 64-bit words, `[count]`."""
     key = np.array([seed, number], np.uint64)
     return np.random.Philox(key=key, counter=[0, 0, 0, purpose]).random_raw(count)
@@ -42,12 +42,12 @@ def _raw(seed: int, number: int, purpose: int, count: int) -> np.ndarray:
 @functools.lru_cache(maxsize=4)  # a batch may meet two epochs, and threads work ahead
 def permutation(seed: int, epoch: int, records: int) -> np.ndarray:
     """The order of an epoch, `[records]`; shared, so never write to it."""
-    return np.argsort(_raw(seed, epoch, ORDER, records), kind="stable")
+    return np.argsort(raw(seed, epoch, ORDER, records), kind="stable")
 
 
 def uniforms(seed: int, number: int, rows: int, draws: int) -> np.ndarray:
     """The random numbers of a batch, `[rows, draws]` in [0, 1)."""
-    return (_raw(seed, number, AUGMENTATION, rows * draws) >> 11).reshape(rows, draws) * 2.0**-53
+    return (raw(seed, number, AUGMENTATION, rows * draws) >> 11).reshape(rows, draws) * 2.0**-53
 
 
 class Beside(NamedTuple):
@@ -65,8 +65,8 @@ class Beside(NamedTuple):
 class Batches:
     """The run as a random-access source for Grain: item i is batch i, `{field: [rows, ...]}`.
 
-    Row r of the run is record `permutation(epoch r // n)[r % n]`, so that every batch is full and an epoch may end
-    inside one. Beside the records' fields a batch holds `mask` (float32 ones) and `index` (int32, the record's
+    Row r of the run is record `chosen[permutation(epoch r // n)[r % n]]`, so that every batch is full and an epoch may
+    end inside one. Beside the records' fields a batch holds `mask` (float32 ones) and `index` (int32, the record's
     number). A mask of the records' own, such as one of tokens, is kept where the row counts. Numbers of 64 bits come as
     32.
 
@@ -78,6 +78,7 @@ class Batches:
             same however many processes share it.
         rows: which rows of the global batch this process needs.
         beside: further fields, written ahead for these records or rows.
+        chosen: the numbers of the records to draw from, rising; None: all. `index` and `beside` keep to the numbers.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class Batches:
         transforms: Sequence[Transform],
         rows: slice,
         beside: Sequence[Beside] = (),
+        chosen: np.ndarray | None = None,
     ) -> None:
         self.records, self.batch_size, self.seed = records, batch_size, seed
+        self.chosen = np.arange(len(records)) if chosen is None else chosen
         self.transforms, self.rows, self.beside = tuple(transforms), rows, tuple(beside)
 
     def __len__(self) -> int:
@@ -108,9 +111,9 @@ class Batches:
 
     def _records_of(self, rows: np.ndarray) -> np.ndarray:
         """The records of these rows of the run, `[rows]`."""
-        epochs, places = np.divmod(rows, len(self.records))
-        orders = {epoch: permutation(self.seed, epoch, len(self.records)) for epoch in np.unique(epochs).tolist()}
-        return np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()])
+        epochs, places = np.divmod(rows, len(self.chosen))
+        orders = {epoch: permutation(self.seed, epoch, len(self.chosen)) for epoch in np.unique(epochs).tolist()}
+        return self.chosen[np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()])]
 
 
 def train_stream(
@@ -121,11 +124,13 @@ def train_stream(
     transforms: Sequence[Transform],
     rows: slice,
     beside: Sequence[Beside] = (),
+    chosen: np.ndarray | None = None,
 ) -> "grain.DatasetIterator[Batch]":
     """`Batches` as an endless iterator that works ahead; `get_state()` and `set_state(state)` resume it exactly."""
     import grain
 
-    batches = Batches(records, batch_size=batch_size, seed=seed, transforms=transforms, rows=rows, beside=beside)
+    draw: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "transforms": transforms}
+    batches = Batches(records, **draw, rows=rows, beside=beside, chosen=chosen)
     # For arrays in memory one thread hides all the work, and a second one would only fight it for the interpreter;
     # files are waited for, by as many threads as Grain's own default. A buffer element is a whole batch: keep few.
     threads = 1 if all(source.in_memory for source in (records, *(entries for entries, _ in beside))) else 16

@@ -1,0 +1,135 @@
+"""Which records a run learns from, by its config's `data.select`; what it asks of caches is checked without reading."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxdistill import build, cached
+from jaxdistill.checkpoint import write_json
+from jaxdistill.data.describe import Description
+from jaxdistill.data.records import Records
+from jaxdistill.data.selections import Selection, hard_by
+from jaxdistill.data.store import Manifest, Store, StoreError, read_manifest
+from jaxdistill.errors import ConfigError
+from jaxdistill.models.cached import decode
+
+PATH = "data.select"
+PIECE = 2**23  # logits that are looked at at once
+CURE = "Write it: python -m jaxdistill.cache --config ... with the same data, and data.augment=()"
+
+
+def check(config: ConfigDict, described: Description) -> None:
+    """What a selection needs is there.
+
+    Args:
+        config: of a run.
+        described: its training records.
+
+    Raises:
+        ConfigError: a cache is missing, of other data, of augmented rows or of other classes; or there are no labels.
+    """
+    selection = build.selection(config)
+    if selection is None:
+        return
+    manifests = [_manifest(folder) for folder in selection.caches]
+    for folder, manifest in zip(selection.caches, manifests, strict=True):
+        identity = manifest.about["identity"]
+        if "draws" in identity:
+            raise ConfigError(PATH, f"{folder!r} holds rows of an augmented run, and no record's. {CURE}.")
+        other = cached.differences(identity["data"], cached.data_identity(config, build.splits(config)["train"]))
+        if other:
+            raise ConfigError(PATH, f"{folder!r} is of other data: {'; '.join(other)}. {CURE}.")
+        if manifest.about["classes"] != manifests[0].about["classes"]:
+            both = " and ".join(map(repr, (selection.caches[0], folder)))
+            raise ConfigError(PATH, f"the teachers of {both} have unlike classes. Choose others.")
+    if selection.by == "loss" and "label" not in described.fields:
+        raise ConfigError(PATH, "by='loss' needs labels, and the records have none. Choose by='entropy'.")
+
+
+def _manifest(folder: str) -> Manifest:
+    try:
+        return read_manifest(_train(folder))
+    except StoreError as error:
+        raise ConfigError(PATH, f"{error}. {CURE}.") from None
+
+
+def _train(folder: str) -> Path:
+    return Path(folder).expanduser() / "train"
+
+
+def count(config: ConfigDict, records: int) -> int:
+    """How many of the training records a run (or a stage of it) learns from."""
+    selection = build.selection(config)
+    return selection.count(records) if selection else records
+
+
+def chosen(config: ConfigDict, records: Records) -> np.ndarray | None:
+    """The numbers of the records that a run learns from, rising; None for all.
+
+    Raises:
+        ConfigError: a cache is damaged, or says nothing of a record.
+    """
+    selection = build.selection(config)
+    if selection is None:
+        return None
+    return selection.chosen(config.seed, len(records), _hard(selection, records) if selection.caches else None)
+
+
+def _hard(selection: Selection, records: Records) -> np.ndarray:
+    try:
+        stores = [Store(_train(folder)) for folder in selection.caches]
+    except StoreError as error:
+        raise ConfigError(PATH, f"{error}, and write it again.") from None
+    size = max(1, PIECE // _numbers(stores[0]))
+    pieces = [np.arange(first, min(first + size, len(records))) for first in range(0, len(records), size)]
+    found = np.concatenate([_of(selection, stores, records, piece) for piece in pieces])
+    if np.isnan(found).any():
+        where = f"by={selection.by!r} is not a number for record {int(np.flatnonzero(np.isnan(found))[0])}"
+        raise ConfigError(PATH, f"{where}: it has no label, or its teacher is broken. Choose another cache, or by.")
+    return found
+
+
+def _numbers(store: Store) -> int:
+    """How many logits a record has, over all tokens."""
+    fields = store.manifest.fields
+    positions = fields["logits"][0][:-1] if "logits" in fields else fields["tail"][0]
+    return int(np.prod(positions)) * store.manifest.about["classes"]
+
+
+def _of(selection: Selection, stores: list[Store], records: Records, piece: np.ndarray) -> np.ndarray:
+    logits = np.stack([_logits(store, piece) for store in stores])
+    some = records.take(piece)
+    return hard_by(selection.by, logits, some.get("label"), some.get("mask"))
+
+
+def _logits(store: Store, piece: np.ndarray) -> np.ndarray:
+    rows = store.__getitems__(piece.tolist())
+    written: Any = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return np.asarray(decode(written, store.manifest.about["classes"], 0).logits)
+
+
+def hold(workdir: Path, config: ConfigDict, numbers: np.ndarray | None) -> None:
+    """Notes in a workdir which records its run learns from; a run that goes on must find the same.
+
+    Raises:
+        ConfigError: it finds others, since a cache was written anew.
+    """
+    if numbers is None:
+        return
+    file = workdir / "selection.json"
+    said = {
+        "select": config.data.select,
+        "records": len(numbers),
+        "sha256": hashlib.sha256(numbers.astype(np.int64).tobytes()).hexdigest(),
+    }
+    if file.is_file() and json.loads(file.read_text()) != said:
+        cure = "Choose another --workdir, or bring back the cache that it began with"
+        why = f"{str(workdir)!r} began with other records than {config.data.select!r} gives now"
+        raise ConfigError(PATH, f"{why}. {cure}.")
+    if jax.process_index() == 0:
+        write_json(file, said)

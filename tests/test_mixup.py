@@ -1,4 +1,4 @@
-"""Mixed images: a mixture of neighbours with their labels, the same on one process as on many, and in a run."""
+"""Mixed images: neighbours and their labels, by shares or areas, the same on one process as on many, and in a run."""
 
 import numpy as np
 import parity
@@ -54,9 +54,34 @@ def test_shares_follow_the_beta_distribution(alpha):
     assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 0.01
 
 
-def test_processes_mix_one_batch():
+def test_a_box_is_pasted_and_the_label_has_the_share_of_its_area():
+    """Beta(1, 1), so that 0.75 is the share itself, and the side is half of the image's."""
+    images = np.stack([np.zeros((4, 8, 1), np.uint8), np.full((4, 8, 1), 9, np.uint8)])
+    apply = build("cutmix(alpha=1.0, classes=2)").apply
+    out = apply({"image": images, "label": np.arange(2)}, np.array([[0.75, 0.5, 0.5], [0.75, 0.0, 0.99]]))
+    first, second = np.zeros((4, 8)), np.full((4, 8), 9)
+    first[1:3, 2:6] = 9
+    second[0:1, 6:8] = 0  # of what lies outside nothing counts
+    assert np.array_equal(out["image"][..., 0], [first, second]) and out["image"].dtype == np.uint8
+    assert np.allclose(out["label_probs"], [[0.75, 0.25], [2 / 32, 30 / 32]])
+    assert out["label"].tolist() == [0, 1] and not images[0].any()
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_what_is_pasted_is_what_the_label_says(alpha):
+    rows, rng = 200, np.random.default_rng(0)
+    label = np.arange(rows) % 2
+    images = np.broadcast_to(label.astype(np.float32)[:, None, None, None], (rows, 7, 5, 3))
+    apply = build(f"cutmix(alpha={alpha}, classes=2)").apply
+    out = apply({"image": images, "label": label}, rng.random((rows, 3)))
+    assert np.allclose(out["image"].mean((1, 2, 3)), out["label_probs"][:, 1], atol=1e-6)
+    assert 0.1 < out["label_probs"][::2, 1].mean() < 0.45 and out["label_probs"][:, 1].std() > 0.2
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_processes_mix_one_batch(name):
     records = Records([{"image": np.full((2, 2, 1), i, np.float32), "label": i % 3} for i in range(50)], 3)
-    draw = {"batch_size": 24, "seed": 1, "transforms": (build("mixup(alpha=0.4, classes=3)"),)}
+    draw = {"batch_size": 24, "seed": 1, "transforms": (build(f"{name}(alpha=0.4, classes=3)"),)}
     whole = Batches(records, rows=slice(24), **draw)[4]  # ends one epoch and begins the next
     for processes in (2, 3, 4):
         size = 24 // processes
@@ -70,6 +95,8 @@ def test_processes_mix_one_batch():
         ("mixup(alpha=0.0, classes=4)", {}, "alpha 0.0, 4 classes; give positive numbers"),
         ("mixup(alpha=1.0, classes=0)", {}, "0 classes"),
         ("mixup(alpha=1.0)", {}, "classes"),
+        ("cutmix(alpha=-1.0, classes=4)", {}, "give positive numbers"),
+        ("cutmix(alpha=1.0, classes=4)", {"image": np.ones((3, 2, 2, 1)), "label": np.ones(3)}, "'cutmix' pairs rows"),
         ("mixup(alpha=1.0, classes=4)", {"image": np.ones((3, 2, 2, 1)), "label": np.ones(3)}, "3 are odd. Choose a"),
         ("mixup(alpha=1.0, classes=4)", {"tokens": np.ones((2, 5))}, "'mixup' needs image"),
         ("mixup(alpha=1.0, classes=4)", {"image": np.ones((2, 2, 2, 1))}, "needs label or label_probs"),
@@ -82,7 +109,7 @@ def test_processes_mix_one_batch():
 )
 def test_a_mistake_is_told_with_its_cure(spec, fields, said):
     with pytest.raises(ConfigError) as error:
-        build(spec).apply(fields, np.zeros((len(next(iter(fields.values()))), 1)))
+        build(spec).apply(fields, np.zeros((len(next(iter(fields.values()))), 3)))
     assert str(error.value).startswith("data.augment") and said in str(error.value)
 
 
@@ -134,6 +161,7 @@ def test_a_pretrained_teacher_sees_the_view_of_its_student(registered, tmp_path,
     vit = parity.reference("vit")
     size, classes = vit.batch["image"].shape[1], vit.said["logits"].shape[1]
     datasets.register(noise(size, classes))
+    mixed = (f"mixup(alpha=1.0, classes={classes})", f"cutmix(alpha=1.0, classes={classes})")
     same = f"pretrained({str(parity.write_folder(tmp_path / 'vit', vit))!r})"
     config = jaxdistill.make(
         steps=5,
@@ -143,7 +171,7 @@ def test_a_pretrained_teacher_sees_the_view_of_its_student(registered, tmp_path,
         objective={"kd": {"term": "kd(temperature=1.0)"}},
         control=False,
         rate="0",
-        data={"name": "noise", "augment": ("flip", "crop(padding=2)", f"mixup(alpha=1.0, classes={classes})")},
+        data={"name": "noise", "augment": ("flip", "crop(padding=2)", *mixed)},
         evaluate={"every": 5, "batch_size": 16, "layers": ()},
         mesh={"data": 1},
         logging={"every": 1, "tensorboard": False},

@@ -4,6 +4,7 @@ A batch holds them as `image`, `[rows, height, width, channels]`. Draws come as 
 same on one process as on many, and after a resume.
 """
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -75,37 +76,86 @@ def mixup(alpha: float, classes: int) -> Transform:
     """
     from scipy.special import betaincinv  # here, because it is slow to import
 
-    if alpha <= 0 or classes < 1:
-        raise ValueError(f"alpha {alpha}, {classes} classes; give positive numbers.")
+    _positive(alpha, classes)
 
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
-        images, probs = _images(batch, "mixup"), _distributions(batch, classes)
-        if len(images) % 2:
-            cure = "Choose a batch_size that gives every process an even number"
-            raise ConfigError("data.augment", f"'mixup' pairs rows, and {len(images)} are odd. {cure}.")
-        partner = np.arange(len(images)) ^ 1
+        images, probs = _images(batch, "mixup"), _distributions(batch, classes, "mixup")
+        partner = _partners(len(images), "mixup")
         share = betaincinv(alpha, alpha, uniforms[:, 0]).astype(np.float32)
-
-        def mixed(x: np.ndarray) -> np.ndarray:
-            own = share.reshape(-1, *[1] * (x.ndim - 1))
-            both = own * x + (1 - own) * x[partner]
-            return (both if x.dtype.kind == "f" else np.rint(both)).astype(x.dtype)
-
+        mixed = functools.partial(_mixed, share=share, partner=partner)
         return batch | {"image": mixed(images), "label_probs": mixed(probs)}
 
     return Transform(1, apply)
 
 
-def _distributions(batch: Batch, classes: int) -> np.ndarray:
+@transforms.register
+def cutmix(alpha: float, classes: int) -> Transform:
+    """Pastes a box of its neighbour into each image; the labels are mixed as the areas are.
+
+    Partners, labels, arguments and errors are those of `mixup`. The box has the image's proportions and its centre
+    anywhere; what of it lies outside is cut off, and its share is that of the pixels that are left.
+
+    References:
+        Yun et al.: CutMix: Regularization strategy to train strong classifiers with localizable features, 2019.
+        https://arxiv.org/abs/1905.04899
+    """
+    from scipy.special import betaincinv  # here, because it is slow to import
+
+    _positive(alpha, classes)
+
+    def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
+        images, probs = _images(batch, "cutmix"), _distributions(batch, classes, "cutmix")
+        partner = _partners(len(images), "cutmix")
+        side = np.sqrt(1 - betaincinv(alpha, alpha, uniforms[:, 0]))
+        rows, columns = (
+            _within(side * size, centre * size, size)
+            for size, centre in zip(images.shape[1:3], uniforms[:, 1:].T, strict=True)
+        )
+        pasted = rows[:, :, None] & columns[:, None, :]
+        own = (1 - pasted.mean((1, 2))).astype(np.float32)
+        image = np.where(pasted[..., None], images[partner], images)
+        return batch | {"image": image, "label_probs": _mixed(probs, own, partner)}
+
+    return Transform(3, apply)
+
+
+def _within(length: np.ndarray, centre: np.ndarray, size: int) -> np.ndarray:
+    """Which of `size` pixels lie in a stretch, `[rows, size]`."""
+    first, last = np.rint(centre - length / 2)[:, None], np.rint(centre + length / 2)[:, None]
+    return (np.arange(size) >= first) & (np.arange(size) < last)
+
+
+def _positive(alpha: float, classes: int) -> None:
+    if alpha <= 0 or classes < 1:
+        raise ValueError(f"alpha {alpha}, {classes} classes; give positive numbers.")
+
+
+def _partners(rows: int, name: str) -> np.ndarray:
+    """The neighbour of each row, `[rows]`."""
+    if rows % 2:
+        cure = "Choose a batch_size that gives every process an even number"
+        raise ConfigError("data.augment", f"{name!r} pairs rows, and {rows} are odd. {cure}.")
+    return np.arange(rows) ^ 1
+
+
+def _mixed(x: np.ndarray, share: np.ndarray, partner: np.ndarray) -> np.ndarray:
+    """Of each row its share, and of its partner the rest."""
+    own = share.reshape(-1, *[1] * (x.ndim - 1))
+    both = own * x + (1 - own) * x[partner]
+    return (both if x.dtype.kind == "f" else np.rint(both)).astype(x.dtype)
+
+
+def _distributions(batch: Batch, classes: int, name: str) -> np.ndarray:
     """What each row shows, `[rows, classes]`: what raters said, or its label alone."""
     if "label_probs" not in batch:
         if "label" not in batch:
-            raise ConfigError("data.augment", "'mixup' needs label or label_probs; remove it, or give the records one.")
+            cure = "remove it, or give the records one"
+            raise ConfigError("data.augment", f"{name!r} needs label or label_probs; {cure}.")
         return (batch["label"][:, None] == np.arange(classes)).astype(np.float32)
     probs = batch["label_probs"]
     if probs.shape[1:] != (classes,):
         found = f"label_probs {list(probs.shape)}; set classes={probs.shape[-1]}"
-        raise ConfigError("data.augment", f"'mixup' for {classes} classes, and the batch has {found}.")
+        raise ConfigError("data.augment", f"{name!r} for {classes} classes, and the batch has {found}.")
     return probs
 
 

@@ -79,6 +79,12 @@ def padding(tokenizer: Any) -> int:
     return next((number for number in named if number is not None), 0)
 
 
+def special(tokenizer: Any) -> list[int]:
+    """The ids of tokens that are no text, such as `[CLS]`, the one that fills rows among them."""
+    added = tokenizer.get_added_tokens_decoder()
+    return sorted({number for number, token in added.items() if token.special} | {padding(tokenizer)})
+
+
 def number(tokenizer: Any, word: str) -> int:
     """The id of a token.
 

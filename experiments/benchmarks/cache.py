@@ -1,0 +1,154 @@
+"""What is a cached teacher worth? python -m experiments.benchmarks.cache [--rounds 5] [--seeds 3]
+
+On digits, a residual network teaches a thin one whose forward pass costs less than a quarter of its own. Time: epochs
+beside the living teacher and from its cache, in turns in one process; the ratio of the medians. Accuracy: students
+trained from caches in float32, in float16, and of the largest 3 of 10 classes with the mass of the rest.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxdistill
+from jaxdistill import build, cache, cached, run, teachers, train
+from jaxdistill.config import differ, make
+from jaxdistill.data.datasets import open_records
+from jaxdistill.interrupts import Interrupts
+from jaxdistill.parallel.compile import place
+from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.types import NOTHING, Variables
+
+BATCH = 128
+TEACHER = "resnet(widths=(16, 32, 64, 128), blocks=1, classes=10)"
+STUDENT = "resnet(widths=(6, 12, 24, 48), blocks=1, classes=10)"
+KEPT = {"float32": "", "float16": ", dtype='float16'", "top 3 + tail": ", top=3, dtype='float16'"}
+QUIET = Console(quiet=True)
+
+
+def digits(**differences):
+    """What all runs have in common."""
+    common = {"batch_size": BATCH, "rate": "cosine(start=0.003)", "control": False, "data": {"name": "mnist5k"}}
+    return make(**common | differences)
+
+
+def beside(taught: Path, kept: str = "", **differences):
+    """A student of the teacher that lies in a folder; `kept` is the spec of its cache."""
+    entry = {"model": TEACHER, "checkpoint": str(taught), "cache": kept}
+    terms = {"kd": {"term": "kd(temperature=4.0)"}}
+    return digits(student={"model": STUDENT}, teachers={"resnet": entry}, objective=terms, **differences)
+
+
+def forward(model, values: Variables, batch) -> Callable[[], None]:
+    """A teacher's or student's forward pass."""
+    call = jax.jit(lambda v, b: model.apply(*v, b, train=False, key=jax.random.key(0))[0].dense().logits)
+    return lambda: jax.block_until_ready(call(values, batch))
+
+
+class Loop:
+    """A run of the loop that is advanced an epoch at a time, without evaluation."""
+
+    def __init__(self, config, folder: Path):
+        planned = run.check(config, folder)
+        self.plan = planned.stages[-1][1]
+        mesh = make_mesh(planned.mesh_shape)
+        records = open_records(config.data.name, "train", build.data_folder(config), "data", "train")
+        shapes = build.batch_shapes(config, planned.described)
+        said = cached.fields(planned.caches, "train").items()
+        shapes["train"] |= {name: jax.ShapeDtypeStruct((BATCH, *shape), dtype) for name, (shape, dtype) in said}
+        data = train.Data({"train": records}, records, shapes, cached.open_beside(config, planned.caches))
+        (model,), (entry,) = self.plan.teachers, config.teachers.values()
+        looks = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes["train"]))
+        self.teacher = NOTHING if entry.cache else teachers.load(config, "resnet", model, looks, mesh)
+        around = train.Around(data, mesh, self.plan, QUIET, Interrupts())
+        self.engine = train.make_engine(config, self.plan, (place(self.teacher, mesh),), around)
+        self.streams = train.open_streams(config, self.plan, data, self.engine)
+        self.steps = len(records) // BATCH
+        self.batch = self.next()
+        self.ts = self.engine.init(jax.random.key(0), self.batch)
+        self.epoch()  # compiles
+
+    def next(self):
+        return self.engine.put({name: next(stream) for name, stream in self.streams.items()})
+
+    def epoch(self) -> None:
+        for _ in range(self.steps):
+            self.ts, metrics = self.engine.update(self.ts, self.next())
+        jax.block_until_ready((self.ts, metrics))
+
+
+def timed(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, in turns."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            found[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def speed(taught: Path, home: Path, rounds: int) -> dict[str, float]:
+    """Seconds of a forward pass of teacher and student, and of an epoch beside the living teacher and its cache."""
+    kept = beside(taught, f"outputs(folder={str(home / 'float32')!r})")
+    cache.write(kept, QUIET)
+    live, read = Loop(beside(taught), home / "live"), Loop(kept, home / "read")
+    batch = live.batch["train"]
+    student = Variables(live.ts.params["student"], live.ts.state["student"])
+    passes = {
+        "teacher": forward(live.plan.teachers[0], live.teacher, batch),
+        "student": forward(live.plan.student, jax.tree.map(np.asarray, student), batch),
+    }
+    timed(passes, 1)  # compiles
+    return timed(passes, 10 * rounds) | timed({"live": live.epoch, "cached": read.epoch}, rounds)
+
+
+def accuracies(taught: Path, home: Path, steps: int, seeds: int) -> dict[str, list[float]]:
+    """The final accuracy in % of students from each cache, by seed."""
+    found: dict[str, list[float]] = {}
+    for number, (name, words) in enumerate(KEPT.items()):
+        config = beside(taught, f"outputs(folder={str(home / f'kept-{number}')!r}{words})", steps=steps)
+        config = differ(config, evaluate={"every": steps, "batch_size": 500, "layers": ()})
+        cache.write(config, QUIET)
+        found[name] = []
+        for seed in range(seeds):
+            rows = jaxdistill.distill(differ(config, seed=seed), home / f"{number}-{seed}", QUIET).rows
+            found[name].append(100 * rows[-1]["accuracy"])
+    return found
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--rounds", default=5, type=int)
+    words.add_argument("--seeds", default=3, type=int)
+    words.add_argument("--steps", default=400, type=int, help="of the teacher, and of the students that are judged")
+    known = words.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        alone = digits(student={"model": TEACHER}, objective={"cross_entropy": {}}, steps=known.steps)
+        jaxdistill.distill(alone, home / "teacher", QUIET)
+        took = speed(home / "teacher", home, known.rounds)
+        right = accuracies(home / "teacher", home, known.steps, known.seeds)
+    costs, faster = took["teacher"] / took["student"], took["live"] / took["cached"]
+    print(
+        f"forward: teacher {1000 * took['teacher']:.1f} ms, student {1000 * took['student']:.1f} ms, ratio {costs:.2f}"
+    )
+    print(f"epoch: live {took['live']:.2f} s, cached {took['cached']:.2f} s: {faster:.2f} times faster")
+    table = Table("cache", "accuracy %", "beside float32", "each seed")
+    for name, values in right.items():
+        apart = np.mean(values) - np.mean(right["float32"])
+        table.add_row(name, f"{np.mean(values):.2f}", f"{apart:+.2f}", ", ".join(f"{value:.1f}" for value in values))
+    Console().print(table)
+    print(json.dumps({"seconds": took, "accuracy": right}))
+
+
+if __name__ == "__main__":
+    main()

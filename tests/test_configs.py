@@ -1,0 +1,108 @@
+"""Every preset is one that a run would take, and every command that a document gives can be given."""
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import runs
+import spelt
+
+from jaxdistill import build, cache, cached, main, vocabulary
+from jaxdistill.config import changes, load, override
+from jaxdistill.data import tokenizer
+from jaxdistill.models import pretrained
+
+CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))
+MINILM = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
+MINILM |= {"intermediate_size": 1536, "vocab_size": 30522, "layer_norm_eps": 1e-12, "max_position_embeddings": 512}
+SMOLLM2 = {"model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9}
+SMOLLM2 |= {"num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True}
+LITE0 = {"model_type": "efficientnet_lite0"}
+WORLD = {"minilm": MINILM, "topics": MINILM, "smollm2": SMOLLM2, "lite0": LITE0, "emoji": LITE0}  # by part of the name
+VOCABULARIES = {"runs/topics/vocabulary": 30522, "runs/smollm2/vocabulary": 49152}
+
+
+def words(file: Path) -> list[str]:
+    """What may follow the file's name: the keys of the table that its get_config looks a word up in."""
+    (made,) = (node for node in ast.parse(file.read_text()).body if getattr(node, "name", "") == "get_config")
+    if not made.args.args:
+        return [""]
+    tables = [
+        node.value for node in ast.walk(made) if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Dict)
+    ]
+    found = [str(key.value) for table in tables for key in table.keys if isinstance(key, ast.Constant)]
+    assert found, f"{file.name} takes a word, and names none"
+    return found
+
+
+PRESETS = [f"{file}:{word}".removesuffix(":") for file in CONFIGS for word in words(file)]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Checkpoints that are nothing but their configs, and what earlier commands would have left in the folder."""
+
+    def opened(text):
+        return SimpleNamespace(
+            where=text, arrays={}, config=next(WORLD[part] for part in WORLD if part in text.lower())
+        )
+
+    (folder,) = [spelt.written(tmp_path)["few"]]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "open_source", opened)
+    monkeypatch.setattr(tokenizer, "path_of", lambda text: folder)
+    for name, size in VOCABULARIES.items():
+        Path(name).mkdir(parents=True)
+        Path(name, "vocabulary.json").write_text(json.dumps({"ids": [0, 1, 2], "size": size}))
+        Path(name, "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.rpartition("/")[2])
+def test_a_preset_is_sound(preset, world):
+    config = load(preset)
+    assert config.title
+    build.check_specs(config)
+    for name, teacher in config.teachers.items():
+        assert teacher.cache == "" or cached.keep_of(config, name).folder
+
+
+DOCUMENTS = [runs.ROOT / "README.md", *(runs.ROOT / "experiments").rglob("*.md"), *CONFIGS]
+
+
+def commands(file: Path) -> list[str]:
+    """What a document gives after `python -m`: until the line, the quotation or the remark ends."""
+    text = file.read_text() if file.suffix == ".md" else ast.get_docstring(ast.parse(file.read_text())) or ""
+    found = re.findall(r"python -m (\w[^`\n]*)", text.replace("\\\n", " "))
+    return [re.split(r"\s+#|\s+\(|\s{3,}[a-z]", command)[0].strip() for command in found]
+
+
+GIVEN = [(file, command) for file in DOCUMENTS for command in commands(file)]
+
+
+@pytest.mark.parametrize(("file", "command"), GIVEN, ids=lambda each: getattr(each, "name", str(each)[:60]))
+def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
+    module, *rest = shlex.split(command.replace("configs/x.py", "configs/quickstart.py"))
+    monkeypatch.chdir(runs.ROOT)
+    taken = []
+    monkeypatch.setattr(cache, "write", lambda config, console: taken.append(config))
+    monkeypatch.setattr(vocabulary, "cut", lambda config, out, most: taken.append(config) or "")
+    if "--help" in rest:
+        return
+    if module == "jaxdistill.main":
+        known, more = main.parser().parse_known_args(rest)
+        if not known.config.startswith("runs/"):  # a config that an earlier command has left
+            override(load(known.config), changes(more))
+    elif module in ("jaxdistill.cache", "jaxdistill.vocabulary"):
+        assert {"cache": cache, "vocabulary": vocabulary}[module.partition(".")[2]].run(rest) == 0
+        assert taken
+    else:
+        spec = importlib.util.find_spec(module)
+        home = importlib.util.find_spec(f"{module}.__main__") if spec and spec.submodule_search_locations else spec
+        assert home and home.origin
+        options = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        assert all(f'"{option}"' in Path(home.origin).read_text() for option in options)

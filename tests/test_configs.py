@@ -18,13 +18,16 @@ from jaxdistill.data import tokenizer
 from jaxdistill.models import pretrained
 
 CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))
-MINILM = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
-MINILM |= {"intermediate_size": 1536, "vocab_size": 30522, "layer_norm_eps": 1e-12, "max_position_embeddings": 512}
-SMOLLM2 = {"model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9}
-SMOLLM2 |= {"num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True}
+MINILM = json.loads("""{"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
+    "intermediate_size": 1536, "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+    "pad_token_id": 0}""")
+SMOLLM2 = json.loads("""{"model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152, "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "hidden_act": "silu", "tie_word_embeddings": true}""")
 LITE0 = {"model_type": "efficientnet_lite0"}
 WORLD = {"minilm": MINILM, "topics": MINILM, "smollm2": SMOLLM2, "lite0": LITE0, "emoji": LITE0}  # by part of the name
-VOCABULARIES = {"runs/topics/vocabulary": 30522, "runs/smollm2/vocabulary": 49152}
+VOCABULARIES = {"runs/topics/used": 30522, "runs/topics/most": 30522, "runs/smollm2/vocabulary": 49152}
 
 
 def words(file: Path) -> list[str]:
@@ -52,7 +55,7 @@ def world(tmp_path, monkeypatch):
             where=text, arrays={}, config=next(WORLD[part] for part in WORLD if part in text.lower())
         )
 
-    (folder,) = [spelt.written(tmp_path)["few"]]
+    folder = spelt.written(tmp_path)["few"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrained, "open_source", opened)
     monkeypatch.setattr(tokenizer, "path_of", lambda text: folder)

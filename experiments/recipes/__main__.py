@@ -1,7 +1,7 @@
 """Which recipe teaches best from few labels? python -m experiments.recipes [--seeds 3] [--only plain,control]
 
 Every preset of configs/topics.py: for each seed the same data order, and the same initialisation of what is new. What
-is missing is made first: the teacher, the cut vocabulary, and the caches. A run that was stopped goes on, and a
+is missing is made first: the teacher, the cut vocabularies, and the caches. A run that was stopped goes on, and a
 finished one is taken over.
 """
 
@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from scipy import stats
 
 import jaxdistill
+from experiments.compare import paired, spread
 from jaxdistill import cache, vocabulary
 from jaxdistill.config import differ, load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "topics.py"
 HOME = Path("runs/topics")  # where the config looks for teacher, vocabulary and caches
+VOCABULARIES = {"used": 0, "most": 7000}
 CONTROLS = {"small": "small_control"}  # of every other recipe: control
 ARMS = ("plain", "control", "small", "small_control", "distilbert", "minilm", "tinybert", "all_labels")
 
@@ -43,61 +44,43 @@ def trained(config, folder: Path) -> Row:
 
 
 def prepared(console: Console) -> Row:
-    """The row of the teacher, after it, the cut vocabulary and the caches have been made."""
-    row = trained(configured("teacher"), HOME / "teacher")
+    """The row of the teacher, after it, the students' vocabularies and the caches have been made."""
+    config = configured("teacher")
+    row = trained(config, HOME / "teacher")
     console.print(f"teacher: {100 * row['accuracy']:.2f} %, {row['seconds']:.0f} s")
-    if not (HOME / "vocabulary" / "vocabulary.json").is_file():
-        console.print(vocabulary.cut(configured("plain"), HOME / "vocabulary", 5000))
+    whole = differ(config, data={**config.data.to_dict(), "train": "train"})
+    for name, most in VOCABULARIES.items():
+        if not (HOME / name / "vocabulary.json").is_file():
+            console.print(vocabulary.cut(whole, HOME / name, most))
     for word in ("distilbert", "small"):
         cache.write(configured(word), console)
     return row
 
 
-def interval(values: np.ndarray) -> list[float]:
-    """Of the mean, 95 %, by Student's t."""
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    return [float(low), float(high)]
-
-
 def summary(teacher: Row, rows: dict[str, list[Row]]) -> dict[str, Row]:
-    """Of each arm: mean, spread, share of the teacher's accuracy and size, and gain over its control, seed by seed."""
-    right = {arm: 100 * np.array([row["accuracy"] for row in found]) for arm, found in rows.items()}
+    """Of each arm: accuracy by seed, its share of the teacher's, sizes, and the gain over its control."""
+    right = {arm: [100 * row["accuracy"] for row in found] for arm, found in rows.items()}
     told: dict[str, Row] = {}
     for arm, values in right.items():
-        one = rows[arm][0]
-        told[arm] = {
-            "accuracy": float(values.mean()),
-            "spread": float(values.std(ddof=1)),
-            "kept": float(values.mean() / (100 * teacher["accuracy"])),
-            "parameters": one["parameters"] / teacher["parameters"],
-            "body": one["body"] / teacher["body"],
-            "seconds": float(np.mean([row["seconds"] for row in rows[arm]])),
-        }
-        other = right.get(CONTROLS.get(arm, "control"))
-        if "control" not in arm and other is not None:
-            gain = values - other
-            told[arm] |= {"gain": float(gain.mean()), "interval": interval(gain)}
+        sizes = {size: 100 * rows[arm][0][size] / teacher[size] for size in ("parameters", "body")}
+        seconds = float(np.mean([row["seconds"] for row in rows[arm]]))
+        told[arm] = {"accuracy": values, "kept": float(np.mean(values) / teacher["accuracy"]), **sizes, "s": seconds}
+        other = CONTROLS.get(arm, "control")
+        if "control" not in arm and other in right:
+            told[arm]["gain"] = paired(values, right[other])._asdict()
     return told
 
 
 def show(teacher: Row, told: dict[str, Row], console: Console) -> None:
     """A table in Markdown, to be pasted."""
-    heads = (
-        "learns by",
-        "accuracy %",
-        "of the teacher's %",
-        "over its control",
-        "parameters %",
-        "beside embedding %",
-        "s",
-    )
-    lines = [("teacher", f"{100 * teacher['accuracy']:.2f}", "100", "", "100", "100", f"{teacher['seconds']:.0f}")]
+    lines = [("learns by", "accuracy %", "% of teacher", "over its control", "% parameters", "% body", "s")]
+    lines.append(("---",) * 7)
+    lines.append(("teacher", f"{100 * teacher['accuracy']:.2f}", "100", "", "100", "100", f"{teacher['seconds']:.0f}"))
     for arm, row in told.items():
-        gain = "{:+.2f} ({:.2f} to {:.2f})".format(row["gain"], *row["interval"]) if "gain" in row else ""
-        share = f"{100 * row['parameters']:.1f}", f"{100 * row['body']:.1f}"
-        accuracy = f"{row['accuracy']:.2f} +- {row['spread']:.2f}"
-        lines.append((arm, accuracy, f"{100 * row['kept']:.1f}", gain, *share, f"{row['seconds']:.0f}"))
-    console.print("\n".join("| " + " | ".join(line) + " |" for line in (heads, ("---",) * len(heads), *lines)))
+        gain = "{mean:+.2f} ({low:.2f} to {high:.2f})".format(**row["gain"]) if "gain" in row else ""
+        shares = [f"{row[share]:.1f}" for share in ("kept", "parameters", "body")]
+        lines.append((arm, spread(row["accuracy"]), shares[0], gain, *shares[1:], f"{row['s']:.0f}"))
+    console.print("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, fits, registry, selected, teachers
+from jaxdistill import build, cached, fits, selected, teachers
 from jaxdistill.build import Parts, Stage
 from jaxdistill.cached import Cached
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
@@ -334,8 +334,8 @@ class _Run:
         form = form_of_spec(stage.config.student.model)
         if form is not None:
             card = model_card(stage.name, stage.config.to_dict(), results)
-            tokens = self.config.data.tokens
-            words = registry.tokenizations.build(tokens, "data.tokens").file.parent if tokens else None
+            tokens = build.tokenization(self.config)
+            words = tokens.file.parent if tokens else None
             variables, seen = self.variables[stage.name], self.data.shapes["train"].get("image")
             images = config_of(self.config.data.augment, seen.shape[1:], seen.dtype) if seen else None
             write(stage.folder / "hub", form.family, form.arguments, variables, card, words, images)

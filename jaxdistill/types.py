@@ -201,7 +201,7 @@ class Pretrained(NamedTuple):
 class Fusion(NamedTuple):
     """Many teachers -> one, at `signals.temperature`: `softmax(logits / temperature)` is the fused distribution.
 
-    Averaging probabilities first and softening them afterwards was 33 % off, which is why the temperature is an input.
+    Averaging probabilities first and softening them afterwards is another objective, so the temperature is an input.
 
     init: `(key, signals) -> (params, state)`; params hold gates
     apply: `(params, state, signals, *, key) -> (Outputs, state)`; `Outputs.weights` are the teachers' shares

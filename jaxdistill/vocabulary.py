@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdistill import build, registry
+from jaxdistill import build
 from jaxdistill.config import changes, load, override
 from jaxdistill.data.datasets import open_records
 from jaxdistill.errors import ConfigError
@@ -29,10 +29,10 @@ def cut(config: ConfigDict, out: Path, most: int) -> str:
     Raises:
         ConfigError: the config names no tokenizer, or its data are not to be had.
     """
-    if not config.data.tokens:
+    how = build.tokenization(config)
+    if how is None:
         raise ConfigError("data.tokens", "is empty: there is no tokenizer whose vocabulary could be cut.")
     build.check_data(config)
-    how = registry.tokenizations.build(config.data.tokens, "data.tokens")
     name, folder = config.data.name, build.data_folder(config)
     tokenizer, columns, size = json.loads(how.file.read_text(encoding="utf-8")), [], 0
     for split in build.splits(config).values():

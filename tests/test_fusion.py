@@ -113,3 +113,15 @@ def test_each_row_may_have_weights_of_its_own():
     for row in range(2):
         assert_close(whole[:, row], weights("batch", examples.at_rows(seen, jnp.asarray([row])))[:, 0])
     assert np.abs(whole[:, 0] - whole[:, 1]).max() > 0.05
+
+
+def test_mixing_first_and_softening_afterwards_is_another_objective():
+    """Also in its gradient, by a third: that of kd in the student's logits is q - p, and p is what is mixed."""
+    one, other, temperature = np.array([[0.98, 0.015, 0.005]]), np.array([[0.02, 0.08, 0.9]]), 4.0
+    soft = lambda p: p ** (1 / temperature) / (p ** (1 / temperature)).sum(-1, keepdims=True)
+    mixed = (soft(one) + soft(other)) / 2
+    out = fused("average", one, other, temperature=temperature)
+    np.testing.assert_allclose(jax.nn.softmax(out.logits / temperature), mixed, rtol=1e-5)
+    uniform = np.full_like(one, 1 / 3)
+    right, twin = uniform - mixed, uniform - soft((one + other) / 2)
+    assert np.linalg.norm(right - twin) > 0.3 * np.linalg.norm(right)

@@ -1,8 +1,8 @@
 """The mean of several teachers: of their probabilities (the mixture), or of their logits (the geometric mean).
 
 The mean of forward KLs to several teachers is, up to a constant, the KL to the mean of their probabilities, not of
-their logits. The mixture is taken at the term's temperature; mixing first and softening afterwards was 33 % off in
-the gradient.
+their logits. The mixture is taken at the term's temperature: mixing first and softening afterwards has another
+gradient (`tests/test_fusion.py`).
 
 You, Xu, Xu and Tao, Learning from Multiple Teacher Networks, 2017 (doi.org/10.1145/3097983.3098135).
 

@@ -30,8 +30,8 @@ def in_dtype(model: Model, dtype: str) -> Model:
 def microbatched(model: Model, parts: int) -> Model:
     """Runs the batch in `parts` pieces, keeping only one piece's activations: gradient accumulation inside the model.
 
-    Terms still see the whole batch: averaging the gradients of separate small batches was 35 % off with relational
-    losses. Batch statistics are those of a piece.
+    Terms still see the whole batch: the mean of the gradients of separate small batches is another gradient where a
+    loss compares rows. Batch statistics are those of a piece.
 
     Args:
         model: any model whose outputs have the batch as first axis (a `Factored` kernel excepted).

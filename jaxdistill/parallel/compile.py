@@ -85,8 +85,8 @@ def jit_engine(
         step: the algorithm.
         evaluate: `(params, state, teachers, rows) -> metrics`.
         mesh: axes data, fsdp, tensor.
-        teachers: frozen variables, already placed. They are arguments of the compiled program: as a closure they grew
-            it 50-fold.
+        teachers: frozen variables, already placed. They are arguments of the compiled program: as a closure they
+            would be constants in it, as large as they are.
         references: the teachers beside whom `evaluate` measures; a control has them, and learns from none.
         batch: shapes of a global batch, by stream.
         rules: layout of the train state.

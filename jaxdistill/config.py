@@ -99,7 +99,7 @@ SCHEMA: dict[str, Any] = {
             "rate": Key("0.001", "schedule", "learning rate"),
         },
         {},
-        "an optimiser of its own for a role: student, terms (projectors), fusion (gates)",
+        "an optimiser of its own for a role: student, terms (projectors), fusion (gates), teachers that learn, weights",
     ),
     "data": {
         "name": Key("mnist5k", "text", "a TensorFlow Datasets name, or the spec of a registered data set"),

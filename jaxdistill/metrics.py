@@ -107,7 +107,8 @@ def _selected(mask: Mask, shape: tuple[int, ...]) -> Bool[Array, "..."]:
 
 def mean_of(values: Shaped[Array, "..."], mask: Mask) -> Mean:
     """Sums the values, of any real type or bool, that the mask selects."""
-    values = jnp.asarray(values).astype(jnp.float32)
+    values = jnp.asarray(values)
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))  # float64 stays: a derivative is checked in it
     mask = _selected(mask, values.shape)
     return Mean(jnp.where(mask, values, 0.0).sum(), mask.sum(dtype=jnp.float32))
 

@@ -178,7 +178,7 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
     """
 
     def seen(signals: Signals, temperature: Callable[[Array], Array] | None = None) -> Signals:
-        at = jnp.ones((), jnp.float32) if temperature is None else temperature(signals.step)
+        at = jnp.ones((), jnp.float32) if temperature is None else temperature(signals.step) * signals.temperature
         teachers = tuple(_counted(teacher.dense(), signals.mask) for teacher in signals.teachers)
         return replace(signals, student=signals.student.dense(), teachers=teachers, temperature=at)
 

@@ -131,7 +131,7 @@ class Signals:
         batch: the stream's arrays
         mask: `[*batch]`, 1 for a row (or token) that counts, 0 for padding
         step: the step number, int32 scalar
-        temperature: the temperature of the term that is being computed
+        temperature: the temperature of the term that is being computed; to the objective, a factor on those of all
         params: parameters by role: `student`, `teachers` (a tuple)
     """
 

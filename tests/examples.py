@@ -41,6 +41,7 @@ class Example(NamedTuple):
         statistics: a model normalises by its batch; they are its state.
         inputs: what a model reads: "image", "text" (a label for each row), "tokens" (one for each token) or "pairs" of
             image and text, whose logits compare each row with every row.
+        falls: the metric that a step makes fall on learnable data; not its loss where what is matched moves.
     """
 
     spec: str
@@ -52,6 +53,7 @@ class Example(NamedTuple):
     hidden_states: int = 0
     statistics: bool = False
     inputs: str = "image"
+    falls: str = "loss"
 
 
 LOSSES = {
@@ -154,9 +156,12 @@ TASKS = "terms=('kd', 'cross_entropy', 'hidden')"  # of the laws' objective, in 
 
 STEPS = {
     "gradnorm": [Example(f"gradnorm({TASKS})")],
+    "meta": [Example("meta(learns=('teachers', 'weights', 'temperature'), inner_steps=2)")],
     "mgda": [Example(f"mgda({TASKS})")],
     "offline": [Example("offline")],
+    "pseudo_labels": [Example("pseudo_labels", falls="quiz/loss")],
     "routing": [Example("routing"), Example("routing(by='quiz')"), Example("routing(by='reinforce')")],
+    "tuned_teacher": [Example("tuned_teacher(updates=4)")],
     "uncertainty": [Example(f"uncertainty({TASKS})")],
 }
 # in the worlds of steps, else the average, and of losses, else the first teacher

@@ -45,14 +45,28 @@ def observe(
     Returns:
         Signals by stream, and the student's new state, to which only the stream `train` contributes.
     """
-    signals, student_state, frozen = {}, state["student"], jax.lax.stop_gradient(frozen)
+    frozen = jax.lax.stop_gradient(frozen)
+    return look(student, teachers, params, state, frozen, batch, streams, step=step, key=key)
+
+
+def look(
+    student: Model,
+    teachers: tuple[Model, ...],
+    params: Mapping[str, PyTree],
+    state: Mapping[str, PyTree],
+    values: tuple[Variables, ...],
+    batch: Mapping[str, Mapping[str, Array]],
+    streams: Iterable[str],
+    *,
+    step: Array,
+    key: Array,
+) -> tuple[dict[str, Signals], PyTree]:
+    """As `observe`, with a gradient for whoever differentiates the teachers' `values`."""
+    signals, student_state = {}, state["student"]
     for stream in sorted(streams):
         rows, draw = batch[stream], jax.random.fold_in(key, stream_number(stream))
         out, new_state = student.apply(params["student"], state["student"], rows, train=True, key=draw)
-        seen = [
-            teacher.apply(*values, rows, train=False, key=draw)[0]
-            for teacher, values in zip(teachers, frozen, strict=True)
-        ]
+        seen = [teacher.apply(*v, rows, train=False, key=draw)[0] for teacher, v in zip(teachers, values, strict=True)]
         signals[stream] = Signals(
             student=out,
             teachers=tuple(seen),
@@ -61,7 +75,7 @@ def observe(
             mask=rows["mask"],
             step=step,
             temperature=1.0,
-            params={"student": params["student"], "teachers": tuple(values.params for values in frozen)},
+            params={"student": params["student"], "teachers": tuple(v.params for v in values)},
         )
         if stream == "train":
             student_state = new_state

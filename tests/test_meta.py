@@ -1,0 +1,251 @@
+"""Steps in which a quiz teaches: hypergradients, signs, and who moves when. Laws of steps hold it too."""
+
+import itertools
+from dataclasses import replace
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from examples import assert_close, assert_same, quick_jit
+
+from jaxdistill import registry
+from jaxdistill.objective import Weighted, objective
+from jaxdistill.optim import optimizer
+from jaxdistill.steps import meta
+from jaxdistill.steps.observe import observe
+from jaxdistill.types import Factored, Model, Outputs, TrainState, Variables
+
+KEY = jax.random.key(0)
+CLASSES, WIDTH = 3, 4
+TERMS = {"kd": ("kd(temperature=2.0)", 0.75), "cross_entropy": ("cross_entropy", 0.25)}
+ALL = "('teachers', 'weights', 'temperature')"
+
+
+def speak(params, image):
+    return jnp.tanh(image @ params["a"]) @ params["b"]
+
+
+def perceptron(width: int, tokens: bool = False) -> Model:
+    def init(key, batch):
+        draw = lambda n, *shape: jax.random.normal(jax.random.fold_in(key, n), shape, batch["image"].dtype)
+        return {"a": draw(0, WIDTH, width), "b": draw(1, width, CLASSES)}, {}
+
+    def apply(params, state, batch, *, train, key):
+        if tokens:
+            return Outputs(Factored(jnp.tanh(batch["image"] @ params["a"]), params["b"])), state
+        return Outputs(speak(params, batch["image"])), state
+
+    return Model(init, apply)
+
+
+def rows(seed: int, *shape: int) -> dict[str, jax.Array]:
+    draw = np.random.default_rng(seed)
+    mask = np.arange(shape[0]) < shape[0] - 2
+    return {
+        "image": jnp.asarray(draw.normal(size=(*shape, WIDTH))),
+        "label": jnp.asarray(draw.integers(0, CLASSES, shape), jnp.int32),
+        "mask": jnp.asarray(np.broadcast_to(mask.reshape(-1, *[1] * (len(shape) - 1)), shape), jnp.float32),
+    }
+
+
+class World:
+    """A step on two perceptrons; plain descent at rate 1, so that a role's change is its gradient."""
+
+    def __init__(self, spec: str, *shape: int, chunks: int = 1, rates: dict[str, float] | None = None):
+        shape = shape or (8,)
+        self.models = perceptron(4, len(shape) > 1), perceptron(5, len(shape) > 1)
+        student, teacher = self.models
+        self.batch = {"train": rows(0, *shape), "quiz": rows(1, *shape)}
+        terms = {name: Weighted(examples.build_loss(term), weight) for name, (term, weight) in TERMS.items()}
+        plain = registry.optimizers.build("sgd(momentum=0.0)", "")
+        update = optimizer(plain, 1.0, roles={role: (plain, rate) for role, rate in (rates or {}).items()})
+        minimised = objective(terms, registry.fusions["single"](), chunks)
+        parsed = registry.parse(spec, "")
+        self.step = registry.steps.build(parsed._replace(args=(student, (teacher,), minimised, update)), "step")
+        self.frozen = (Variables(*teacher.init(jax.random.key(1), self.batch["train"])),)
+        self.start = quick_jit(self.step.init)(KEY, self.frozen, self.batch)
+        self.update = quick_jit(self.step.update)
+
+    def after(self, start: TrainState | None = None, **batch) -> TrainState:
+        return self.update(start or self.start, self.frozen, self.batch | batch)[0]
+
+    def slope(self) -> dict:
+        """What the quiz asks of every role that it teaches."""
+        after = self.after()
+        taught = [role for role in ("teachers", "weights", "temperature") if role in after.params]
+        return {role: jax.tree.map(jnp.subtract, self.start.params[role], after.params[role]) for role in taught}
+
+
+@pytest.fixture
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def counted(values, batch):
+    return jnp.sum(jnp.where(batch["mask"] != 0, values, 0)) / jnp.sum(batch["mask"])
+
+
+def learned_loss(student, taught, batch):
+    """What the student minimises, written out."""
+    temperature = 2.0 * jnp.exp(taught["temperature"])
+    said, heard = speak(student, batch["image"]), speak(taught["teachers"][0], batch["image"])
+    log_p, log_q = jax.nn.log_softmax(heard / temperature), jax.nn.log_softmax(said / temperature)
+    kd = temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+    hard = optax.softmax_cross_entropy_with_integer_labels(said, batch["label"])
+    terms = {"kd": 0.75 * kd, "cross_entropy": 0.25 * hard}
+    return sum(jnp.exp(taught["weights"][name]) * counted(values, batch) for name, values in terms.items())
+
+
+def quiz_loss(student, batch):
+    return counted(
+        optax.softmax_cross_entropy_with_integer_labels(speak(student, batch["image"]), batch["label"]), batch
+    )
+
+
+def unrolled(world: World, taught, steps: int, rate: float):
+    """The quiz loss of a pilot that took some steps, each on every so-manieth row."""
+    pilot = world.start.params["student"]
+    for number in range(steps):
+        part = {name: x[number::steps] for name, x in world.batch["train"].items()}
+        slope = jax.grad(learned_loss)(pilot, taught, part)
+        pilot = jax.tree.map(lambda p, g: p - rate * g, pilot, slope)
+    return quiz_loss(pilot, world.batch["quiz"])
+
+
+def test_hypergradients_agree_with_finite_differences_and_with_the_unrolled_steps(double, monkeypatch):
+    world = World(f"meta(learns={ALL}, inner_steps=2, inner_lr=0.5)")
+    taught = {role: world.start.params[role] for role in ("teachers", "weights", "temperature")}
+    quiz = jax.jit(lambda taught: unrolled(world, taught, 2, 0.5))
+    slope = world.slope()
+    for role, own in taught.items():
+        leaves, structure = jax.tree.flatten(own)
+        noise = [jax.random.normal(jax.random.fold_in(KEY, n), x.shape, x.dtype) for n, x in enumerate(leaves)]
+        direction = jax.tree.unflatten(structure, noise)
+        moved = lambda size, own=own, direction=direction: optax.tree.add_scale(own, size, direction)
+        expected = (quiz(taught | {role: moved(1e-5)}) - quiz(taught | {role: moved(-1e-5)})) / 2e-5
+        assert abs(expected) > 1e-3
+        np.testing.assert_allclose(optax.tree.vdot(slope[role], direction), expected, rtol=1e-6, err_msg=role)
+    assert_close(slope, jax.jit(jax.grad(quiz))(taught), rtol=1e-9, atol=1e-12)
+    monkeypatch.setattr(jax, "checkpoint", lambda function, **_: function)
+    assert_close(World(f"meta(learns={ALL}, inner_steps=2, inner_lr=0.5)").slope(), slope, rtol=1e-9, atol=1e-12)
+
+
+def test_one_inner_step_is_the_mixed_second_derivative(double):
+    """-eta (d2 L / dT dS)' grad L_quiz, with the whole matrix."""
+    world = World("meta(inner_lr=0.5)")
+    student, teacher = world.start.params["student"], world.start.params["teachers"][0]
+    taught = lambda teacher: {"teachers": (teacher,), "temperature": 0.0, "weights": dict.fromkeys(TERMS, 0.0)}
+    inner = jax.grad(lambda s, t: learned_loss(s, taught(t), world.batch["train"]))
+    mixed = jax.jit(jax.jacobian(inner, argnums=1))(student, teacher)
+    pilot = jax.tree.map(lambda p, g: p - 0.5 * g, student, inner(student, teacher))
+    outer = jax.grad(quiz_loss)(pilot, world.batch["quiz"])
+    for name, found in world.slope()["teachers"][0].items():
+        expected = -0.5 * sum(jnp.tensordot(outer[own], mixed[own][name], 2) for own in outer)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_with_a_stop_gradient_inside_nothing_reaches_the_teacher(monkeypatch):
+    assert optax.tree.norm(World("meta").slope()) > 1e-3
+    monkeypatch.setattr(meta, "look", observe)
+    assert optax.tree.norm(World("meta").slope()) == 0
+
+
+def test_the_hypergradient_passes_through_a_head_in_pieces(double):
+    whole, pieces = (World("meta(inner_lr=0.5)", 4, 6, chunks=chunks).slope() for chunks in (1, 3))
+    assert optax.tree.norm(whole) > 1e-3
+    assert_close(pieces, whole, rtol=1e-6, atol=1e-9)
+
+
+def test_a_teacher_that_does_not_learn_teaches_as_a_frozen_one_to_the_bit():
+    still, plain = World("meta", rates={"teachers": 0.0}), World("offline")
+    states = still.start, plain.start
+    assert_same(states[0].params["student"], states[1].params["student"])
+    for _ in range(3):
+        states = still.after(states[0]), plain.after(states[1])
+    assert_same(states[0].params["student"], states[1].params["student"])
+    assert_same(states[0].params["teachers"][0], plain.frozen[0].params)
+
+
+def test_the_student_hears_of_the_quiz_through_what_was_taught_alone():
+    world = World(f"meta(learns={ALL})", rates={"teachers": 0.0, "weights": 0.0, "temperature": 0.0})
+    assert_same(world.after().params["student"], world.after(quiz=rows(2, 8)).params["student"])
+
+
+def test_the_student_learns_from_the_teacher_as_it_is_now():
+    world = World(f"meta(learns={ALL})")
+    after = world.after()
+    slope = quick_jit(jax.grad(learned_loss))
+    own = lambda state: {role: state.params[role] for role in ("teachers", "weights", "temperature")}
+    before, now = (slope(world.start.params["student"], own(s), world.batch["train"]) for s in (world.start, after))
+    moved = jax.tree.map(jnp.subtract, world.start.params["student"], after.params["student"])
+    assert_close(moved, now, rtol=1e-4, atol=1e-5)
+    assert optax.tree.norm(optax.tree.sub(before, now)) > 1e-2
+    silent = world.batch["quiz"] | {"mask": jnp.zeros(8)}  # nor is it taught by the loss that it shapes
+    assert_same(own(world.after(quiz=silent)), own(world.start))
+
+
+# Pseudo labels
+
+
+def share_of(world: World, state: TrainState, label) -> float:
+    """The teacher's mean log-probability of labels, of rows that count."""
+    said = jax.nn.log_softmax(speak(state.params["teachers"][0], world.batch["train"]["image"]))
+    return float(counted(jnp.take_along_axis(said, label[:, None], -1)[:, 0], world.batch["train"]))
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_teacher_moves_towards_labels_that_helped_and_away_from_those_that_hurt(helps):
+    """It always draws its first choice; the quiz has these labels, or others."""
+    world = World("pseudo_labels(supervised=0.0)", rates={"student": 0.1})
+    sure = jax.tree.map(lambda x: 4 * x, world.start.params["teachers"])
+    start = replace(world.start, params=world.start.params | {"teachers": sure})
+    image = world.batch["train"]["image"]
+    drawn = speak(sure[0], image).argmax(-1)
+    quiz = world.batch["train"] | {"label": drawn if helps else (drawn + 1) % CLASSES}
+    after, metrics = world.update(start, world.frozen, world.batch | {"quiz": quiz})
+    gain = float(metrics["quiz/gain"].compute())
+    old, new = (float(quiz_loss(state.params["student"], quiz)) for state in (start, after))
+    assert gain == pytest.approx(old - new, rel=1e-4)
+    assert (gain > 0) is helps
+    moved = share_of(world, after, drawn) - share_of(world, start, drawn)
+    assert (moved > 0) is helps and abs(moved) > 1e-4
+
+
+def test_what_labels_were_worth_is_the_papers_product_of_gradients():
+    """To the first order: h = rate grad CE(quiz) . grad of what the student minimised."""
+    world = World("pseudo_labels(supervised=0.0)", rates={"student": 1e-3})
+    after, metrics = world.update(world.start, world.frozen, world.batch)
+    student = world.start.params["student"]
+    moved = optax.tree.sub(student, after.params["student"])
+    expected = optax.tree.vdot(quick_jit(jax.grad(quiz_loss))(student, world.batch["quiz"]), moved)
+    assert float(metrics["quiz/gain"].compute()) == pytest.approx(float(expected), rel=2e-2)
+
+
+def test_labels_of_the_training_rows_are_not_read():
+    world = World("pseudo_labels")
+    other = world.batch["train"] | {"label": (world.batch["train"]["label"] + 1) % CLASSES}
+    assert_same(world.after().params, world.after(train=other).params)
+
+
+# The control
+
+
+def test_the_teacher_is_tuned_first_and_then_the_student_learns_from_it():
+    world, plain = World("tuned_teacher(updates=2)", rates={"student": 0.1}), World("offline", rates={"student": 0.1})
+    states = [world.start]
+    for _ in range(4):
+        states.append(world.after(states[-1]))
+    for old, new in itertools.pairwise(states[:3]):
+        slope = quick_jit(jax.grad(quiz_loss))(old.params["teachers"][0], world.batch["quiz"])
+        assert_close(new.params["teachers"][0], jax.tree.map(jnp.subtract, old.params["teachers"][0], slope))
+        assert_same(new.params["student"], world.start.params["student"])
+    tuned = states[2].params["teachers"]
+    assert_same(states[4].params["teachers"], tuned)
+    then = replace(plain.start, step=states[2].step)
+    for _ in range(2):
+        then, _ = plain.update(then, (Variables(tuned[0], {}),), world.batch)
+    assert_close(states[4].params["student"], then.params["student"])

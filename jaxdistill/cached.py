@@ -77,7 +77,7 @@ def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
     reads = {"reads": entry.reads} if entry.reads else {}
     reads |= {"classes": list(entry.classes)} if entry.classes else {}
     said = {
-        "teacher": {"model": entry.model, "weights": _weights(config, name), "dtype": config.dtype, **reads},
+        "teacher": {"model": entry.model, "weights": weights(config, name), "dtype": config.dtype, **reads},
         "data": data_identity(config, read),
         "augmentation": list(augment),
         "kept": {"dtype": keep.dtype, "top": keep.top, "layers": list(keep.layers)},
@@ -108,7 +108,7 @@ def _selected(config: ConfigDict, stream: str) -> dict[str, Any]:
     return {"select": config.data.select, "asked": asked}
 
 
-def _weights(config: ConfigDict, name: str) -> str:
+def weights(config: ConfigDict, name: str) -> str:
     """Tells one set of weights from another, and one vocabulary that is kept of them."""
     entry, path = config.teachers[name], f"teachers.{name}"
     try:

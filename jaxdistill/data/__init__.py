@@ -3,7 +3,7 @@
 Light: Grain and TensorFlow Datasets are imported when they are used.
 """
 
-from jaxdistill.data import aligned, images, processors, selections, tokens, words
+from jaxdistill.data import aligned, images, processors, selections, synthesis, tokens, words
 from jaxdistill.data.datasets import known, open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.records import Records
@@ -23,6 +23,7 @@ __all__ = [
     "open_records",
     "processors",
     "selections",
+    "synthesis",
     "tokens",
     "train_stream",
     "words",

@@ -1,0 +1,161 @@
+"""Text that a teacher writes: how it is asked, what is read out of it, the same where it goes on, and a run on it."""
+
+import functools
+import io
+import json
+
+import jax
+import numpy as np
+import parity
+import pytest
+import runs
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import jaxdistill
+from jaxdistill import registry, synthesize
+from jaxdistill.config import differ
+from jaxdistill.data import synthesis
+from jaxdistill.data.synthesis import Ask, synthetic
+from jaxdistill.errors import ConfigError
+from jaxdistill.generate import generate
+from jaxdistill.synthesize import Settings
+from jaxdistill.types import Variables
+
+QUIZ = Ask("{text}\nQuestion:", r"Question:(?P<question>.+)\nAnswer:(?P<answer>.+)", "\n\n")
+
+
+def test_a_question_and_its_answer_are_read_out_of_what_was_said():
+    assert QUIZ.prompt("Cats purr.") == "Cats purr.\nQuestion:"
+    text = "Question: Who purrs?\nAnswer: Cats."
+    assert QUIZ.record(" Who purrs?\nAnswer: Cats.\n\nQuestion: and then") == {
+        "text": text,
+        "question": "Who purrs?",
+        "answer": "Cats.",
+    }
+    for other in (" Who purrs?", " Who?\nAnswer:", "\n\n Who?\nAnswer: Cats."):
+        assert QUIZ.record(other) is None
+
+
+def test_of_a_prompt_without_a_real_text_the_whole_is_a_record():
+    assert Ask("The").record(" cat purrs. ") == {"text": "The cat purrs."}
+    assert Ask("{text}").record(" \n") is None and Ask("{text}").record("a\nb") == {"text": "a\nb"}
+
+
+TEXTS = ["BCDEFG", "HI", "JKLMNOPQRS", "TU"]
+
+
+def remarks(split: str):
+    return [{"text": text} for text in (TEXTS if split == "train" else ["VWX", "YZ"])]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A language model of the world, a tokenizer of as many tokens, and a config."""
+    folder = tmp_path_factory.mktemp("world")
+    ref = parity.reference("llama_tied")
+    hub = parity.write_folder(folder / "hub", ref)
+    vocabulary = ref.config["vocab_size"]
+    made = Tokenizer(models.WordLevel({chr(65 + i): i for i in range(vocabulary)}, unk_token="A"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
+    made.save(str(folder / "tokenizer.json"))
+    with runs.registries_as_found(), runs.compilation_cache(folder / "compiled"):
+        registry.datasets.register(remarks)
+        yield jaxdistill.make(
+            steps=3,
+            batch_size=4,
+            student={"model": f"pretrained({str(hub)!r})"},
+            teachers={"llama": {"model": f"pretrained({str(hub)!r})"}},
+            objective={"kd": {}},
+            control=False,
+            data={"name": "remarks", "tokens": f"documents(tokenizer={str(folder / 'tokenizer.json')!r}, length=5)"},
+            evaluate={"every": 3, "batch_size": 4, "layers": ()},
+            logging={"tensorboard": False},
+            mesh={"data": 1},
+        )
+
+
+GO_ON = Ask("{text}")
+HOW = Settings("llama", rows=5, part=2, length=6, steps=4)
+
+
+def write(config, out, ask=GO_ON, how=HOW):
+    synthesize.synthesize(config, out, ask, how, Console(file=io.StringIO()))
+    return [json.loads(line) for file in sorted(out.glob("0*.jsonl")) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def written(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("written") / "texts"
+    return out, write(world, out)
+
+
+def test_records_are_what_the_teacher_says_of_real_texts_cut_to_fit(world, written):
+    model = registry.models.build(world.teachers.llama.model, "")
+    shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), {"input_ids": np.zeros((2, 6), np.int32)}))
+    params = model.load(shapes).read().params
+    prompts = np.zeros((2, 6), np.int32)
+    prompts[0], prompts[1, :2] = [ord(c) - 65 for c in "JKLMNO"], [ord(c) - 65 for c in "TU"]
+    key = jax.random.fold_in(jax.random.key(0), 1)  # of part 1
+    said = jax.jit(functools.partial(generate, model, steps=4, temperature=1.0, top_p=0.95))
+    tokens = said(params, prompts, np.array([6, 2]), key).tokens
+    expected = [{"text": "".join(chr(65 + token) for token in row)} for row in tokens.tolist()]
+    out, records = written
+    assert len(records) == 5 and records[2:4] == expected
+    assert [json.loads(line)["text"] for line in (out / "test.jsonl").read_text().splitlines()] == ["VWX", "YZ"]
+
+
+def test_what_was_cut_short_goes_on_to_the_same_and_other_settings_are_refused(world, written, tmp_path, monkeypatch):
+    honest, parts = synthesis.write, []
+
+    def dies(folder, number, records):
+        if len(parts) == 1:
+            raise KeyboardInterrupt
+        parts.append(number)
+        honest(folder, number, records)
+
+    monkeypatch.setattr(synthesis, "write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write(world, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"is not finished: 1 of 3 parts are written"):
+        synthetic(str(tmp_path / "out"), "train")
+    monkeypatch.setattr(synthesis, "write", honest)
+    assert write(world, tmp_path / "out") == written[1] == synthetic(str(tmp_path / "out"), "train")
+    for other in ({"how": HOW._replace(temperature=0.5)}, {"ask": Ask("{text}A")}, {"config": differ(world, seed=1)}):
+        with pytest.raises(ConfigError, match=r"--out: .* begun with other settings \((temperature|ask|seed)\)"):
+            write(**{"config": world, "out": tmp_path / "out", **other})
+
+
+def test_a_student_learns_from_what_was_written_and_is_judged_on_what_is_real(world, written, tmp_path):
+    config = differ(world, data={**world.data.to_dict(), "name": f"synthetic(folder={str(written[0])!r})"})
+    (teacher, student) = jaxdistill.distill(config, tmp_path, Console(quiet=True)).rows
+    assert np.isfinite(student["nll"]) and np.isfinite(teacher["nll"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--teacher", "lama"], "--teacher: the config has no teacher 'lama'. Did you mean 'llama'?"),
+        (["--form", "(a"], "--form: '(a' is no regular expression"),
+        (["--rows", "0"], "--rows: 0 rows"),
+        (["--ask", "ABCDEFGH"], "--ask: 'ABCDEFGH' makes 8 tokens; it needs 1 to 6"),
+        (["--ask", ""], "--ask: '' makes 0 tokens"),
+        (["--top-p", "0.0"], "teachers.llama.model: writes no text so: steps and top_k are positive"),
+        (["--stop", "<end>"], "the tokenizer has no token '<end>'"),
+        (["--field", "title"], "the records have no text 'title'; name one of text"),
+        (["--config.data.tokens="], "data.tokens: is empty: there is no tokenizer"),
+        (["--config.teachers.llama.model=mlp(widths=(4,), classes=64)"], "teachers.llama.model"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_compiles(world, tmp_path, capsys, words, said):
+    file, before = tmp_path / "config.json", len(runs.compilations)
+    file.write_text(json.dumps({"config": world.to_dict()}))
+    given = ["--config", str(file), "--out", str(tmp_path / "out"), "--teacher", "llama", "--ask", "{text}"]
+    assert synthesize.run([*given, "--length", "6", "--part", "2", "--steps", "4", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not {"generate"} & set(runs.compilations[before:])
+
+
+def test_a_folder_that_is_none_is_told():
+    with pytest.raises(ConfigError, match=r"data\.name: synthetic: 'nowhere' holds no manifest\.json; write it"):
+        registry.datasets.build("synthetic(folder='nowhere', split='train')", "data.name")

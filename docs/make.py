@@ -69,7 +69,7 @@ def page(kind: str, name: str, factory: Any, results: dict[str, list[float]]) ->
         if word in marked:
             text = ASSIGNED.sub(r"`\g<0>`", marked[word]) if word == "Config" else _sentence(marked[word])
             lines += [f"**{word}.** {text}", ""]
-    if kind == "losses" and name in results:
+    if any(arm.endswith(f"/{name}") for arm in results):
         lines += [f"**Result.** {_result(name, results)}", ""]
     body = re.sub(r"(?m)^(?! {4})(.+)\n(?= {4})", r"\1\n\n", body)  # else Markdown takes a block for a paragraph
     signature = str(inspect.signature(factory)).partition(" -> ")[0]
@@ -83,10 +83,11 @@ def _sentence(text: str) -> str:
 
 
 def _result(name: str, results: dict[str, list[float]]) -> str:
-    say = lambda found: f"{statistics.mean(found):.1f} +- {statistics.stdev(found):.1f} %"
-    seeds = len(results[name])
-    beside = f"its control {say(results['control'])}, beside `kd` where it stands beside others"
-    return f"{say(results[name])} over {seeds} seeds, {beside} ([table](../../experiments/methods/README.md))."
+    say = lambda arm: f"{statistics.mean(results[arm]):.1f} +- {statistics.stdev(results[arm]):.1f} %"
+    arm = next(arm for arm in results if arm.endswith(f"/{name}"))  # of kd, the first
+    pair, seeds = arm.partition("/")[0], len(results[arm])
+    control = f"the same student on labels alone {say(f'{pair}/control')}"
+    return f"{say(arm)} over {seeds} seeds, {control} ([table](../../experiments/methods/README.md))."
 
 
 def _source(factory: Any) -> str:

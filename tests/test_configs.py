@@ -32,12 +32,15 @@ VOCABULARIES = {"runs/topics/used": 30522, "runs/topics/most": 30522, "runs/smol
 
 def words(file: Path) -> list[str]:
     """What may follow the file's name: the keys of the table that its get_config looks a word up in."""
-    (made,) = (node for node in ast.parse(file.read_text()).body if getattr(node, "name", "") == "get_config")
+    body = ast.parse(file.read_text()).body
+    (made,) = (node for node in body if getattr(node, "name", "") == "get_config")
     if not made.args.args:
         return [""]
-    tables = [
-        node.value for node in ast.walk(made) if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Dict)
-    ]
+    assigned = [node for node in body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+    named = {node.targets[0].id: node.value for node in assigned}
+    looked_in = [node.value for node in ast.walk(made) if isinstance(node, ast.Subscript)]
+    tables = [x if isinstance(x, ast.Dict) else named.get(getattr(x, "id", None)) for x in looked_in]
+    tables = [table for table in tables if isinstance(table, ast.Dict)]
     found = [str(key.value) for table in tables for key in table.keys if isinstance(key, ast.Constant)]
     assert found, f"{file.name} takes a word, and names none"
     return found

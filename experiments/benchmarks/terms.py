@@ -129,6 +129,16 @@ def taid(s, p):
     return -jnp.mean(jnp.sum(sm(0.6 * jax.lax.stop_gradient(q) + 0.4 * t) * ls(q), -1))
 
 
+def hard(s, p):
+    log_q, log_p = (ls(z / 4) for z in logits(s))
+    hardness = jax.lax.stop_gradient(-jnp.sum(jnp.exp(log_p) * log_p, -1))
+    return 16 * jnp.sum(hardness * kl(log_p, log_q)) / jnp.sum(hardness)
+
+
+def jacobian(s, p):
+    return jnp.mean(jnp.sum((unit(s.student.input_gradients) - unit(s.teacher.input_gradients)) ** 2, -1))
+
+
 def rkd(s, p):
     def parts(x):
         distance = jnp.sqrt(jnp.sum((x[:, None] - x[None, :]) ** 2, -1) + 1e-12)
@@ -342,6 +352,7 @@ CASES = {
     "skew_reverse_kl": Case("rows", "skew_reverse_kl", soft(1, 1, lambda q, p: skew(p, q))),
     "taid": Case("rows", "taid(floor=0.4)", taid),
     "ttm": Case("rows", "ttm(temperature=4.0, weighted=True)", weighted_ttm),
+    "hard": Case("rows", "hard(loss=kd(temperature=4.0), by='entropy')", hard),
     "uld": Case("rows", "uld", lambda s, p: ranked(s)),
     "gold": Case("rows", "gold", None),
     "related_labels": Case("rows", f"related_labels(edges={EDGES})", None),
@@ -355,7 +366,7 @@ CASES = {
     "hidden": Case("rows", "hidden(layers='last')", hints),
     "fisher_hints": Case("rows", "fisher_hints(layers='last')", fisher),
     "loss_gradients": Case("rows", "loss_gradients(layers='last')", loss_gradients),
-    "jacobian": Case("rows", "jacobian", None),
+    "jacobian": Case("rows", "jacobian", jacobian),
     "sobolev": Case(
         "rows",
         "sobolev",

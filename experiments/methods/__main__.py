@@ -68,7 +68,8 @@ def said(found: dict[str, list[float]], methods, console: Console) -> None:
             table.add_section()
             table.add_row(f"({pair}: teacher)", f"{values[0]:.1f}", "", "")
             continue
-        beside = [f"{mean(arm) - mean(f'{pair}/{other}'):+.1f}" if name != other else "" for other in ("control", "kd")]
+        others = [f"{pair}/{other}" for other in ("control", "kd")]
+        beside = [f"{mean(arm) - mean(o):+.1f}" if o in found and o != arm else "" for o in others]
         spread = f" +- {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
         table.add_row(f"{pair}: {name}", f"{mean(arm):.1f}{spread}", *beside)
     console.print(table)
@@ -81,19 +82,18 @@ def main() -> None:
     words.add_argument("--only", nargs="*", help="pair/name, such as mlp/kd; their results are told and not written")
     known = words.parse_args()
     console, methods, found = Console(width=120), configs(), {}
-    for arm, config in arms(methods).items():
-        if known.only and arm not in known.only:
-            continue
-        began = time.perf_counter()
-        pair, _ = arm.split("/")
-        teacher = known.workdir / pair / "teacher" / "0"
-        if f"{pair}/teacher" not in found:  # trained as a run of the config would train it
-            alone = differ(methods.beside_labels(pair, {}), steps=1)
-            found[f"{pair}/teacher"] = [accuracy(alone, "teacher", teacher)]
-        one = by_teacher(config, teacher / "teachers" / "taught")
-        seeds = range(known.seeds)
-        found[arm] = [accuracy(differ(one, seed=seed), "student", known.workdir / arm / str(seed)) for seed in seeds]
-        console.print(f"{arm}: {', '.join(map(str, found[arm]))} ({time.perf_counter() - began:.0f} s)")
+    chosen = {arm: config for arm, config in arms(methods).items() if not known.only or arm in known.only}
+    for seed in range(known.seeds):
+        for arm, config in chosen.items():
+            began = time.perf_counter()
+            pair, _ = arm.split("/")
+            teacher = known.workdir / pair / "teacher" / "0"
+            if f"{pair}/teacher" not in found:  # trained as a run of the config would train it
+                alone = differ(methods.beside_labels(pair, {}), steps=1)
+                found[f"{pair}/teacher"] = [accuracy(alone, "teacher", teacher)]
+            one = differ(by_teacher(config, teacher / "teachers" / "taught"), seed=seed)
+            found.setdefault(arm, []).append(accuracy(one, "student", known.workdir / arm / str(seed)))
+            console.print(f"{arm}, seed {seed}: {found[arm][-1]} % ({time.perf_counter() - began:.0f} s)")
     said(found, methods, console)
     if not known.only:
         RESULTS.write_text(json.dumps(found, indent=0) + "\n")

@@ -91,16 +91,14 @@ def main() -> None:
     console = Console(width=200)
 
     teacher = prepared(console)
-    rows: dict[str, list[Row]] = {}
-    for arm in known.only.split(","):
-        rows[arm] = []
-        for seed in range(known.seeds):
-            rows[arm].append(trained(differ(configured(arm), seed=seed), HOME / "runs" / f"{arm}-{seed}"))
-            console.print(f"{arm}, seed {seed}: {100 * rows[arm][-1]['accuracy']:.2f} %")
+    rows: dict[str, list[Row]] = {arm: [] for arm in known.only.split(",")}
+    for seed in range(known.seeds):  # of all arms, so that what was stopped is a smaller study
+        for arm, found in rows.items():
+            found.append(trained(differ(configured(arm), seed=seed), HOME / "runs" / f"{arm}-{seed}"))
+            console.print(f"{arm}, seed {seed}: {100 * found[-1]['accuracy']:.2f} %, {found[-1]['seconds']:.0f} s")
     told = summary(teacher, rows)
     show(teacher, told, console)
-    found = {"teacher": teacher, "runs": rows, "summary": told}
-    (HOME / "results.json").write_text(json.dumps(found, indent=1))
+    (HOME / "results.json").write_text(json.dumps({"teacher": teacher, "runs": rows, "summary": told}, indent=1))
 
 
 if __name__ == "__main__":

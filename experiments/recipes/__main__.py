@@ -73,13 +73,15 @@ def summary(teacher: Row, rows: dict[str, list[Row]]) -> dict[str, Row]:
 
 def show(teacher: Row, told: dict[str, Row], console: Console) -> None:
     """A table in Markdown, to be pasted."""
-    lines = [("learns by", "accuracy %", "% of teacher", "over its control", "% parameters", "% body", "s")]
-    lines.append(("---",) * 7)
-    lines.append(("teacher", f"{100 * teacher['accuracy']:.2f}", "100", "", "100", "100", f"{teacher['seconds']:.0f}"))
+    lines = [("learns by", "accuracy %", "% of the teacher's", "over its control", "% of parameters", "% of the body")]
+    lines.append(("---",) * 6)
+    lines.append(("teacher", f"{100 * teacher['accuracy']:.2f}", "100", "", "100", "100"))
     for arm, row in told.items():
-        gain = "{mean:+.2f} ({low:.2f} to {high:.2f})".format(**row["gain"]) if "gain" in row else ""
-        shares = [f"{row[share]:.1f}" for share in ("kept", "parameters", "body")]
-        lines.append((arm, spread(row["accuracy"]), shares[0], gain, *shares[1:], f"{row['s']:.0f}"))
+        several = len(row["accuracy"]) > 1
+        form = "{mean:+.2f} ({low:.2f} to {high:.2f})" if several else "{mean:+.2f} (one seed)"
+        gain = form.format(**row["gain"]) if "gain" in row else ""
+        kept, size, body = (f"{row[share]:.1f}" for share in ("kept", "parameters", "body"))
+        lines.append((arm, spread(row["accuracy"]), kept, gain, size, body))
     console.print("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 

@@ -29,7 +29,8 @@ Commands (`python -m experiments.recipes` does all of it):
     python -m jaxdistill.cache --config configs/topics.py:distilbert
     python -m jaxdistill.cache --config configs/topics.py:small
     python -m jaxdistill.main --config configs/topics.py:distilbert --workdir runs/topics/mine
-Result: not measured yet.
+Result (one seed, 2 CPU cores): teacher 90.22 %, plain 89.54 % (99.2 % of it), control 84.92 %. Not measured yet: the
+others, and the spread over seeds.
 """
 
 from jaxdistill.config import differ, make

@@ -357,7 +357,7 @@ CASES = {
     "gold": Case("rows", "gold", None),
     "related_labels": Case("rows", f"related_labels(edges={EDGES})", None),
     "rkd": Case("rows", "rkd", rkd),
-    "rkd, sampled": Case("rows", "rkd(triplets=4096)", sampled),
+    "rkd_sampled": Case("rows", "rkd(triplets=4096)", sampled),
     "similarity": Case("rows", "similarity", similarity),
     "pkt": Case("rows", "pkt", pkt),
     "cc": Case("rows", "cc", cc),

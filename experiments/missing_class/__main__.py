@@ -54,7 +54,7 @@ def argmax_labels():
 def base():
     return make(
         title=f"Digits without a {MISSING}",
-        steps=1000,
+        steps=500,
         batch_size=100,
         student={"model": STUDENT},
         teachers={

@@ -4,8 +4,9 @@ Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015 (ar
 
     T^2 KL(softmax(t / T) || softmax(s / T))
 
-T^2 keeps the size of the gradient when T changes. Dark knowledge needs T of 4 and more: with T = 2 a student that
-never saw a class recalls it almost as badly as one trained on argmax labels.
+T^2 keeps the size of the gradient when T changes. Dark knowledge grows with T, up to about 4: of a digit that it never
+saw, a student names 24 % where T = 1, 43 % at 2, 54 % at 4 and 55 % at 8, and 9 % if it learns from the teacher's
+argmax (`experiments/missing_class`).
 
 Config: objective.kd.term = "kd(temperature=4.0)"; objective.kd.weight = 0.9
 When: always first: classification or language, whatever the networks are; other losses are judged beside it.

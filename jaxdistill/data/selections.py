@@ -54,7 +54,8 @@ def random(share: float) -> Selection:
 def hardest(share: float, cache: str | tuple[str, ...], by: By = "entropy") -> Selection:
     """The hardest records; of equals, the first.
 
-    What is wrong in the data is hard, too. Of digits, the hardest tenth taught less than a drawn one (experiments/data).
+    What is wrong in the data is hard, too; and of digits, the hardest tenth taught less than a drawn one
+    (experiments/data).
 
     Args:
         share: of the records, above 0 and at most 1.

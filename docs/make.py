@@ -83,11 +83,12 @@ def _sentence(text: str) -> str:
 
 
 def _result(name: str, results: dict[str, list[float]]) -> str:
-    say = lambda arm: f"{statistics.mean(results[arm]):.1f} +- {statistics.stdev(results[arm]):.1f} %"
+    spread = lambda values: f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    say = lambda arm: f"{statistics.mean(results[arm]):.1f}{spread(results[arm])} %"
     arm = next(arm for arm in results if arm.endswith(f"/{name}"))  # of kd, the first
     pair, seeds = arm.partition("/")[0], len(results[arm])
     control = f"the same student on labels alone {say(f'{pair}/control')}"
-    return f"{say(arm)} over {seeds} seeds, {control} ([table](../../experiments/methods/README.md))."
+    return f"{say(arm)} over {seeds} seed{'s' * (seeds > 1)}, {control} ([table](../../experiments/methods/README.md))."
 
 
 def _source(factory: Any) -> str:

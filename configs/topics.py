@@ -81,7 +81,7 @@ def teacher():
         student={"model": f"pretrained({MINILM!r}, {SHAPE})"},
         objective={"cross_entropy": {}},
     )
-    return differ(config, data={**config.data.to_dict(), "train": LABELLED})
+    return differ(config, data={"train": LABELLED})
 
 
 def distilled(vocabulary, tokens, teacher):
@@ -95,7 +95,7 @@ def distilled(vocabulary, tokens, teacher):
         teachers={"minilm": teacher},
         objective={"kd": {"term": "kd(temperature=1.0)"}},
     )
-    return differ(config, data={**config.data.to_dict(), "tokens": tokens})
+    return differ(config, data={"tokens": tokens})
 
 
 def plain():
@@ -139,7 +139,7 @@ def minilm():
 def on_labels(config, vocabulary, split, title):
     """The same student, for as many steps, without a teacher."""
     tokens = f"sentences(tokenizer={vocabulary!r}, length=24)"
-    data = {**config.data.to_dict(), "train": split, "tokens": tokens}
+    data = {"train": split, "tokens": tokens}
     return differ(config, title=title, teachers={}, objective={"cross_entropy": {}}, data=data)
 
 

@@ -27,7 +27,7 @@ KINDS = {"losses": registry.losses, "fusion": registry.fusions, "steps": registr
 WORDS = ("When", "Config", "Own", "Checked", "Experiment")
 RESULTS = ROOT / "experiments" / "methods" / "results.json"
 
-MARKED = r"^{}: (.*(?:\n(?!\w+:|\n).*)*)\n?"
+MARKED = rf"^{{}}: (.*(?:\n(?!(?:{'|'.join(WORDS)}):|\n).*)*)\n?"
 ASSIGNED = re.compile(r"([a-z]\w*(?:\.\w+)*) = (?:\"([^\"]*)\"|([\d.]+\d))")
 LINK = re.compile(r"(?<![/\w.-])((?:[\w-]+\.)+(?:org|com|net|cc|space|html)/[\w./-]*[\w/])")
 

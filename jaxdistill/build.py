@@ -37,7 +37,7 @@ from jaxdistill.optim import optimizer
 from jaxdistill.parallel.mesh import mesh_shape
 from jaxdistill.registry import Spec
 from jaxdistill.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
-from jaxdistill.types import Fusion, Model, Objective, Shapes, Signals, Step, Term
+from jaxdistill.types import Factored, Fusion, Model, Objective, Shapes, Signals, Step, Term
 
 
 class Split(NamedTuple):
@@ -119,7 +119,7 @@ def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
             steps=teacher.steps,
             rate=teacher.rate or config.rate,
             seed=config.seed + number + 1,  # teachers of one architecture shall differ
-            data={**config.data.to_dict(), "augment": teacher.augment, "select": ""},
+            data={"augment": teacher.augment, "select": ""},
         )
         origins = [("student", f"teachers.{name}"), ("objective", "task"), ("data.augment", f"teachers.{name}.augment")]
         if teacher.rate:
@@ -335,6 +335,30 @@ def _reference(fused: Fusion, signals: Signals) -> Fusion:
 def _check_streams(config: ConfigDict, step: Step) -> None:
     for stream in sorted(step.streams - set(splits(config))):
         raise ConfigError("streams", f"{config.step!r} reads the stream {stream!r}; add streams.{stream}.split.")
+
+
+def check_used(config: ConfigDict, plan: Parts, shapes: Shapes) -> None:
+    """What a config asks for beside its parts changes something in the student's stage.
+
+    Args:
+        config: the run's.
+        plan: the student's parts.
+        shapes: of its batches.
+
+    Raises:
+        ConfigError: a setting would change nothing.
+    """
+    for stream in config.streams:
+        if stream not in plan.step.streams:
+            cure = f"{config.step!r} and the terms read {', '.join(sorted(plan.step.streams))}; leave it out"
+            raise ConfigError(f"streams.{stream}", f"nothing reads it. {cure}.")
+    head = fits.outputs(plan.student, "student.model", shapes)[0].logits if config.chunks > 1 else None
+    if config.chunks > 1 and not isinstance(head, Factored):
+        cure = "It is for language models, such as decoder(...); leave chunks at 1"
+        raise ConfigError("chunks", f"{config.chunks} pieces of a head that is no factored one. {cure}.")
+    if config.distributed.processes > 1 and not config.distributed.coordinator:
+        cure = "Set distributed.coordinator to host:port of process 0, or to 'auto'"
+        raise ConfigError("distributed.processes", f"{config.distributed.processes} processes, and none leads. {cure}.")
 
 
 Sharing = Callable[[], Shared] | None  # what student and teacher share, where the data know it

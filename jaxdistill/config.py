@@ -92,7 +92,7 @@ SCHEMA: dict[str, Any] = {
     "step": Key("offline()", "spec", "the algorithm"),
     "optimizer": Key("adamw()", "spec", "direction of a step"),
     "rate": Key("0.001", "schedule", "learning rate, a number or a schedule"),
-    "clip_norm": Key(0.0, "share", "greatest global norm of the gradient; 0: as it is"),
+    "clip_norm": Key(0.0, "share", "greatest norm of the gradient of each role, such as the student; 0: as it is"),
     "roles": Open(
         {
             "optimizer": Key("adamw()", "spec", "direction of a step"),
@@ -138,7 +138,7 @@ SCHEMA: dict[str, Any] = {
         "tensor": Key(1, "size", "devices along tensor: parameters"),
     },
     "distributed": {
-        "coordinator": Key("", "text", "host:port of process 0; 'auto': found from the cluster; empty: one process"),
+        "coordinator": Key("", "address", "host:port of process 0; 'auto': found from the cluster; empty: one process"),
         "processes": Key(1, "positive", "how many there are"),
         "process": Key(0, "count", "which of them this is"),
     },
@@ -179,6 +179,10 @@ KINDS: dict[str, tuple[Any, str]] = {
     "flag": (_is(bool), "True or False"),
     "count": (lambda v: _is(int)(v) and 0 <= v < LIMIT, "a whole number, 0 or more, below 2^31"),
     "positive": (lambda v: _is(int)(v) and 0 < v < LIMIT, "a whole number, 1 or more, below 2^31"),
+    "address": (
+        lambda v: v in ("", "auto") or (isinstance(v, str) and re.fullmatch(r"[^\s:]+:\d{1,5}", v) is not None),
+        "'auto', or the host:port of process 0, such as 'node0:1234'",
+    ),
     "size": (lambda v: _is(int)(v) and (v > 0 or v == -1), "a whole number, 1 or more, or -1"),
     "share": (lambda v: _is(int, float)(v) and 0 <= v < math.inf, "a finite number, 0 or more"),
     "dtype": (lambda v: v in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
@@ -218,8 +222,18 @@ def _ordered(tree: Mapping[str, Any]) -> ConfigDict:
 
 
 def differ(config: ConfigDict, **differences: Any) -> ConfigDict:
-    """A copy of a config with other values for some of its top-level keys."""
-    return make(**{**config.to_dict(), **differences})
+    """A copy of a config with other values for some of its keys.
+
+    A section with keys of its own, such as `data`, keeps those that are not given; one whose entries the user names,
+    such as `teachers` or `objective`, is replaced.
+    """
+    old = config.to_dict()
+
+    def other(key: str, given: Any) -> Any:
+        whole = isinstance(SCHEMA.get(key), Mapping) and isinstance(given, Mapping)
+        return {**old[key], **given} if whole else given
+
+    return make(**{**old, **{key: other(key, given) for key, given in differences.items()}})
 
 
 def _join(path: str, key: str) -> str:

@@ -62,7 +62,8 @@ def optimizer(
     Args:
         direction: for every role that is not named in `roles`.
         rate: its learning rate, a number or a schedule.
-        clip_norm: greatest global norm of the gradient of all roles together; 0 leaves it as it is.
+        clip_norm: greatest norm of each role's gradient; 0 leaves it as it is. Each for itself, so that what moves the
+            student does not depend on who learns beside it.
         roles: role of `TrainState.params` (`student`, `fusion`, `terms`, ...) -> its own direction and rate.
     """
 
@@ -77,4 +78,13 @@ def optimizer(
             return {r: jax.tree.map(lambda _, r=r: r if r in roles else "others", tree) for r, tree in params.items()}
 
         whole = optax.partition(parts, labels)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), whole) if clip_norm else whole
+    return optax.chain(_clipped(clip_norm), whole) if clip_norm else whole
+
+
+def _clipped(norm: float) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(gradient: Mapping[str, PyTree], state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        return {role: clip.update(tree, state)[0] for role, tree in gradient.items()}, state
+
+    return optax.GradientTransformation(clip.init, update)

@@ -95,6 +95,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     stages = [(stage, _plan(stage, described, mesh_shape, caches)) for stage in planned]
     fits.check_vocabulary(config, build.tokenization(config), described["train"].vocabulary)
     build.check_checkpoints(config, _reference(stages), _shapes(config, described, caches)["train"])
+    build.check_used(config, _reference(stages), _shapes(config, described, caches)["train"])
     for stage, _ in stages:
         _check_reached(stage)
     return Planned(stages, described, mesh_shape, caches)

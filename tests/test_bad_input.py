@@ -199,6 +199,15 @@ MISTAKES = {
         "('fsdp', 'fsdp')",
         "an axis being data, fsdp, tensor or None",
     ),
+    "a coordinator without a port": (
+        ["distributed.coordinator=localhost"],
+        "distributed.coordinator",
+        "localhost",
+        "node0:1234",
+    ),
+    "processes that nobody leads": (["distributed.processes=2"], "distributed.processes", "2 processes", "host:port"),
+    "a stream that nothing reads": (["streams.spare.split=train"], "streams.spare", "nothing reads it", "leave it out"),
+    "pieces of a head that is multiplied out": (["chunks=2"], "chunks", "2 pieces", "leave chunks at 1"),
     "a name that is no name": (["teachers.3rd.model=mlp()"], "teachers", "'3rd' names an entry", "a letter first"),
     "a spec string that runs code without a call": (
         ["student.model=mlp(widths=[open('pwned', 'w') for _ in (1,)], classes=4)"],

@@ -38,7 +38,7 @@ def taught(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("teacher")
     with runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
         config = differ(runs.load(), steps=10, control=False)
-        config = differ(config, data={**config.data.to_dict(), "augment": ()})
+        config = differ(config, data={"augment": ()})
         jaxdistill.distill(config, workdir, console=quiet())
         teacher = {**config.teachers["big"].to_dict(), "steps": 0, "checkpoint": str(workdir / "teachers" / "big")}
         yield differ(config, teachers={"big": teacher}, objective={"kd": {}, "hidden": {"weight": 0.1}})
@@ -56,7 +56,7 @@ def student(config, workdir):
 
 @pytest.mark.parametrize("augment", [(), ("shift(pixels=1)",)])
 def test_float32_trains_as_the_living_teacher_does_to_the_bit(taught, tmp_path, augment):
-    taught = differ(taught, data={**taught.data.to_dict(), "augment": augment})
+    taught = differ(taught, data={"augment": augment})
     made = with_cache(taught, tmp_path / "cache", ", layers=(0, 1)")
     cache.write(made, quiet())
     live, _ = student(taught, tmp_path / "live")

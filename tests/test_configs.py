@@ -77,13 +77,14 @@ def test_a_preset_is_sound(preset, world):
         assert teacher.cache == "" or cached.keep_of(config, name).folder
 
 
-DOCUMENTS = [runs.ROOT / "README.md", *(runs.ROOT / "experiments").rglob("*.md"), *CONFIGS]
+DOCUMENTS = [runs.ROOT / "README.md", runs.ROOT / "Makefile", *(runs.ROOT / "experiments").rglob("*.md"), *CONFIGS]
 
 
 def commands(file: Path) -> list[str]:
     """What a document gives after `python -m`: until the line, the quotation or the remark ends."""
-    text = file.read_text() if file.suffix == ".md" else ast.get_docstring(ast.parse(file.read_text())) or ""
-    found = re.findall(r"python -m (\w[^`\n]*)", text.replace("\\\n", " "))
+    text = file.read_text() if file.suffix != ".py" else ast.get_docstring(ast.parse(file.read_text())) or ""
+    text = re.sub(r"(?m)^\t@echo .*", "", text.replace("\\\n", " "))
+    found = re.findall(r"(?:python|\(python\)) -m ((?:jaxdistill|experiments)[^`\n]*)", text)
     return [re.split(r"\s+#|\s+\(|\s{3,}[a-z]", command)[0].strip() for command in found]
 
 
@@ -110,5 +111,6 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
         spec = importlib.util.find_spec(module)
         home = importlib.util.find_spec(f"{module}.__main__") if spec and spec.submodule_search_locations else spec
         assert home and home.origin
+        importlib.import_module(home.name)  # which an earlier change may have broken
         options = [word.partition("=")[0] for word in rest if word.startswith("--")]
         assert all(f'"{option}"' in Path(home.origin).read_text() for option in options)

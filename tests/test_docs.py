@@ -71,3 +71,20 @@ def test_every_config_line_is_one(part):
             given = dict.fromkeys(("student", "teachers", "objective", "optimizer"), ())
             registry.steps.bind(Spec(spec.name, (), given | spec.kwargs), path)
     assert name in named, "the line shows another part"
+
+
+STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_a_study_has_a_readme_and_one_row_of_the_list(study):
+    listed = (ROOT / "experiments" / "README.md").read_text().splitlines()
+    assert sum(line.startswith(f"| [{study.name}](") for line in listed) == 1
+    assert (study / "README.md").is_file()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_a_page_refers_to_is_there(part):
+    named = re.findall(r"\b((?:experiments|tests|configs|jaxdistill)/[\w/]+(?:\.py)?)", DOCS.page(*PARTS[part], {}))
+    missing = {path for path in named if not ((ROOT / path).exists() or (ROOT / f"{path}.py").exists())}
+    assert not missing

@@ -410,6 +410,17 @@ def test_weights_decay_but_biases_do_not():
         assert_close(moved, still | {"kernel": jnp.full((2, 2), -0.05)})
 
 
+def test_each_role_is_clipped_for_itself():
+    """Else what moves the student would depend on how much a gate learns beside it."""
+    sgd = registry.optimizers.build("sgd(momentum=0.0)", "optimizer")
+    params = {"student": {"a": jnp.zeros(2)}, "fusion": {"gate": jnp.zeros(1)}}
+    gradient = {"student": {"a": jnp.array([3.0, -4.0])}, "fusion": {"gate": jnp.array([100.0])}}
+    moved = step_of(optimizer(sgd, 0.1, clip_norm=1.0), params, gradient)
+    assert_close(moved, {"student": {"a": jnp.array([-0.06, 0.08])}, "fusion": {"gate": jnp.array([-0.1])}})
+    short = {"student": {"a": jnp.array([0.3, -0.4])}, "fusion": gradient["fusion"]}
+    assert_close(step_of(optimizer(sgd, 0.1, clip_norm=1.0), params, short)["student"]["a"], [-0.03, 0.04])
+
+
 def test_a_role_has_its_own_optimiser_and_rate():
     sgd = registry.optimizers.build("sgd(momentum=0.0)", "optimizer")
     lion = registry.optimizers.build("lion", "optimizer")

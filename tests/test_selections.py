@@ -121,17 +121,17 @@ def taught(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("teacher")
     with runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
         config = differ(runs.load(), steps=1, control=False)
-        config = differ(config, data={**config.data.to_dict(), "name": "faint"})
+        config = differ(config, data={"name": "faint"})
         jaxdistill.distill(config, workdir, quiet())
         entry = {**config.teachers["big"].to_dict(), "steps": 0, "checkpoint": str(workdir / "teachers" / "big")}
-        plain = {**config.data.to_dict(), "augment": ()}
+        plain = {"augment": ()}
         said = {**entry, "cache": f"outputs(folder={str(workdir / 'said')!r})"}
         cache.write(differ(config, teachers={"big": said}, data=plain), quiet())
         yield differ(config, teachers={"big": entry}, steps=12, rate="0.01", objective={"kd": {}}), workdir / "said"
 
 
 def selecting(config, select: str, **data):
-    return differ(config, data={**config.data.to_dict(), "select": select, **data})
+    return differ(config, data={"select": select, **data})
 
 
 def test_a_selection_is_enriched_in_the_errors_of_its_teacher_and_one_of_shuffled_teachers_is_not(taught):

@@ -14,15 +14,16 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments.gain.__main__ import quickstart
 from jaxdistill import build, run, train
-from jaxdistill.config import differ
+from jaxdistill.config import differ, load
 from jaxdistill.data.datasets import open_records
 from jaxdistill.interrupts import Interrupts
 from jaxdistill.log import Log
 from jaxdistill.parallel.compile import place
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.types import Variables
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     words.add_argument("--steps", default=100, type=int)
     known = words.parse_args()
     console = Console(quiet=True)
-    config = differ(quickstart(), control=False)
+    config = differ(load(str(QUICKSTART)), control=False)
     with tempfile.TemporaryDirectory() as folder:
         planned = run.check(config, folder)
         _, plan = planned.stages[-1]

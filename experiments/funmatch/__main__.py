@@ -51,7 +51,7 @@ def runs(seed: int, taught: Path, workdir: Path, steps: int, console: Console) -
             steps=steps or config.steps,
             teachers={name: {**teacher.to_dict(), **model} for name, teacher in config.teachers.items()},
             control=recipe == "plain",
-            logging={**config.logging.to_dict(), "compilation_cache": str(workdir / "compiled")},
+            logging={"compilation_cache": str(workdir / "compiled")},
         )
         rows = jaxdistill.distill(final, workdir / f"{recipe}-{final.steps}-seed-{seed}", Console(quiet=True)).rows
         found |= {recipe if row["name"] == "student" else row["name"]: row for row in rows}

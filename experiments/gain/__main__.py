@@ -47,7 +47,7 @@ def main() -> None:
     (name,) = config.teachers
     found = {}
     for arm, base in arms(config, known.workdir / "teacher" / "teachers" / name).items():
-        held_out = {**base.data.to_dict(), "train": "train[:80%]", "test": "train[80%:]"}
+        held_out = {"train": "train[:80%]", "test": "train[80%:]"}
         tried = {}
         for rate in RATES:
             searched = differ(base, rate=f"cosine(start={rate})", seed=SEARCH_SEED, data=held_out)

@@ -84,7 +84,7 @@ def main() -> None:
     known = words.parse_args()
     console, quiet, config = Console(), Console(quiet=True), base()
 
-    everything = differ(config, steps=1, data={**config.data.to_dict(), "train": "train"})
+    everything = differ(config, steps=1, data={"train": "train"})
     (teacher, _) = jaxdistill.distill(everything, known.workdir / "teacher", quiet).rows
     console.print(f"teacher: {100 * teacher['accuracy']:.1f} %")
     found = {}

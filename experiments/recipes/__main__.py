@@ -30,7 +30,7 @@ Row = dict[str, Any]
 def configured(word: str):
     """A preset; runs share their compiled programs."""
     config = load(f"{CONFIG}:{word}")
-    return differ(config, logging={**config.logging.to_dict(), "compilation_cache": str(HOME / "compiled")})
+    return differ(config, logging={"compilation_cache": str(HOME / "compiled")})
 
 
 def trained(config, folder: Path) -> Row:
@@ -48,7 +48,7 @@ def prepared(console: Console) -> Row:
     config = configured("teacher")
     row = trained(config, HOME / "teacher")
     console.print(f"teacher: {100 * row['accuracy']:.2f} %, {row['seconds']:.0f} s")
-    whole = differ(config, data={**config.data.to_dict(), "train": "train"})
+    whole = differ(config, data={"train": "train"})
     for name, most in VOCABULARIES.items():
         if not (HOME / name / "vocabulary.json").is_file():
             console.print(vocabulary.cut(whole, HOME / name, most))

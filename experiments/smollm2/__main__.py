@@ -43,7 +43,7 @@ def measured(config, folder: Path) -> dict[str, Row]:
 
 def search(config, workdir: Path, console: Console) -> list[dict[str, float]]:
     """The control's nats per token on the tokens held out for it, the best first."""
-    data, found = {**config.data.to_dict(), "test": HELD_OUT}, []
+    data, found = {"test": HELD_OUT}, []
     for rate in RATES:
         for steps in STEPS:
             tried = differ(alone(config, rate, steps), data=data, seed=SEARCH_SEED)
@@ -83,7 +83,7 @@ def main() -> None:
         console.print(vocabulary.cut(load(f"{CONFIG}:whole"), VOCABULARY, 0))
     config = load(str(CONFIG))
     cache.write(config, console)
-    logged = {**config.logging.to_dict(), "compilation_cache": str(known.workdir / "compiled")}
+    logged = {"compilation_cache": str(known.workdir / "compiled")}
     config = differ(config, control=False, logging=logged)  # seeds share their programs
 
     tried = search(config, known.workdir, console)

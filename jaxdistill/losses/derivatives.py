@@ -1,6 +1,5 @@
 """What terms that match derivatives share: `models/derivatives.py` makes them, by vjp."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -26,9 +25,3 @@ def input_gradients(signals: Signals, teacher: int) -> tuple[Array, Array]:
 def for_each_token(values: Float[Array, " rows"], mask: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """One value per row as one per token, where rows are sequences of them: every token stands for its sequence."""
     return jnp.broadcast_to(values.reshape(values.shape + (1,) * (mask.ndim - 1)), mask.shape)
-
-
-def unit(x: Float[Array, "*rows dims"]) -> Float[Array, "*rows dims"]:
-    """At length 1; a zero stays zero, with a gradient of 0."""
-    square = jnp.sum(x**2, axis=-1, keepdims=True)
-    return x * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1.0)), 0.0)

@@ -22,8 +22,8 @@ Experiment: `experiments/jacobian`.
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.losses.derivatives import for_each_token, input_gradients, unit
-from jaxdistill.losses.term import precise, stateless
+from jaxdistill.losses.derivatives import for_each_token, input_gradients
+from jaxdistill.losses.term import precise, stateless, unit
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 

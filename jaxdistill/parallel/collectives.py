@@ -36,20 +36,6 @@ def gather(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: lax.all_gather(x, PMAP_AXIS, tiled=True), tree) if in_pmap() else tree
 
 
-def own_rows(tree: PyTree) -> PyTree:
-    """Inverse of `gather`: this device's rows of a global array.
-
-    Whatever a step keeps in its state is the same on every device: rows are gathered before they are kept, and cut
-    again when they are used.
-    """
-
-    def each(x: Array) -> Array:
-        rows = x.shape[0] // lax.axis_size(PMAP_AXIS)
-        return lax.dynamic_slice_in_dim(x, lax.axis_index(PMAP_AXIS) * rows, rows)
-
-    return jax.tree.map(each, tree) if in_pmap() else tree
-
-
 def has_row_shards() -> bool:
     """Whether the rows of a batch are split over an ambient mesh, and not yet given to each device."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -1,4 +1,4 @@
-"""Compilation: the only place that jits, donates and shards.
+"""Compilation of steps: where they are jitted, their state donated, and everything laid out on the mesh.
 
 `jit` over a mesh is the engine, `pmap` a thin second backend.
 Both give an `Engine` with the same functions, and parameters that agree to float32 rounding.

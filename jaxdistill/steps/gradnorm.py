@@ -18,8 +18,8 @@ are priorities. A term whose weight they put to 0, as in phases, has no part in 
 update takes below 0 is 0.
 
 Traps: one backward pass for each term, up to W. A term whose gradient does not reach W is not weighed: with hints, W
-is all of the student. Losses are positive, or r^alpha is not a number. `clip_norm` is of all roles together, and the
-slope of w is as long as the gradients that it measures. A regulariser is no task: name the `terms` that are.
+is all of the student. Losses are positive, or r^alpha is not a number. A regulariser is no task: name the `terms` that
+are.
 
 Config: step = "gradnorm(alpha=1.5, terms=('kd', 'cross_entropy'))", and roles.weights.rate for the weights' own
 optimiser

@@ -52,7 +52,7 @@ def wheel(requirement: str, folder: Path) -> None:
     Raises:
         FetchError: without network, or without pip and uv.
     """
-    options = ["--no-deps", "--only-binary", ":all:", "--target", str(folder)]
+    options = ["--no-deps", "--only-binary", ":all:", "--target", str(folder.resolve())]
     _run([*_installer(), *options, requirement], folder, f"pip install --no-deps {requirement}")
 
 
@@ -62,7 +62,7 @@ def sdist(requirement: str, folder: Path) -> None:
     Raises:
         FetchError: without network, or without pip and uv.
     """
-    options = ["--no-deps", "--no-binary", ":all:", "--dest", str(folder)]
+    options = ["--no-deps", "--no-binary", ":all:", "--dest", str(folder.resolve())]
     _run([*_downloader(), *options, requirement], folder, f"pip download --no-deps --no-binary :all: {requirement}")
     _unpack(folder)
 
@@ -87,7 +87,7 @@ def debian(package: str, folder: Path) -> None:
     # For root: apt would otherwise download as its own user, who may not write into our folder.
     _run(["apt-get", "download", "-o", "APT::Sandbox::User=root", package], folder, cure)
     archive = next(folder.glob("*.deb"))
-    _run(["dpkg-deb", "-x", str(archive), str(folder)], folder, cure)
+    _run(["dpkg-deb", "-x", str(archive.resolve()), str(folder.resolve())], folder, cure)
 
 
 def _installer() -> list[str]:

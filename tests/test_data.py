@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,3 +326,16 @@ def test_the_default_folder_follows_the_environment(monkeypatch):
     assert str(default_folder()) == "somewhere"
     monkeypatch.delenv("JAXDISTILL_DATA")
     assert default_folder().parts[-3:] == (".cache", "jaxdistill", "data")
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "debian"])
+def test_a_client_that_runs_inside_a_relative_folder_writes_there(kind, tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.chdir(tmp_path)
+    folder = Path("here")
+    folder.mkdir()
+    (folder / "a.deb").touch()
+    monkeypatch.setattr(fetch.subprocess, "run", lambda command, **options: commands.append(command))
+    monkeypatch.setattr(fetch, "_unpack", lambda folder: None)
+    getattr(fetch, kind)("some==1.0", folder)
+    assert str(tmp_path / "here") in commands[-1]

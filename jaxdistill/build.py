@@ -22,6 +22,7 @@ from jaxdistill import checkpoint, fits, registry
 from jaxdistill.config import differ
 from jaxdistill.data import datasets
 from jaxdistill.data.describe import Description
+from jaxdistill.data.orders import Order
 from jaxdistill.data.processors import forms
 from jaxdistill.data.selections import Selection
 from jaxdistill.data.stream import Transform, as_numbers
@@ -119,7 +120,7 @@ def stages(config: ConfigDict, workdir: Path) -> list[Stage]:
             steps=teacher.steps,
             rate=teacher.rate or config.rate,
             seed=config.seed + number + 1,  # teachers of one architecture shall differ
-            data={"augment": teacher.augment, "select": ""},
+            data={"augment": teacher.augment, "select": "", "order": ""},
         )
         origins = [("student", f"teachers.{name}"), ("objective", "task"), ("data.augment", f"teachers.{name}.augment")]
         if teacher.rate:
@@ -182,6 +183,12 @@ def selection(config: ConfigDict) -> Selection | None:
     return registry.selections.build(spec, "data.select") if spec else None
 
 
+def order(config: ConfigDict) -> Order | None:
+    """In which order training records come; None: shuffled over and over."""
+    spec = config.data.order
+    return registry.orders.build(spec, "data.order") if spec else None
+
+
 def splits(config: ConfigDict) -> dict[str, Split]:
     """What every stream of a run reads."""
     further = {name: Split(entry.split, f"streams.{name}", "split") for name, entry in config.streams.items()}
@@ -239,14 +246,16 @@ def parts(
     needs = frozenset[str]().union(*(weighted.term.needs for weighted in found.terms.values()))
     student = model(config.student.model, "student.model", config.dtype, needs, config.accumulate)
     teachers = {name: teacher(config, name, needs, cached.get(name)) for name in config.teachers}
-    _check_teachers(config, found.terms, teachers)
+    _check_terms(config, found.terms)
     signals = fits.check_shapes(config, student, teachers, found.terms, found.fusion, shapes, classes)
     minimised, models = objective(found.terms, found.fusion, config.chunks), tuple(teachers.values())
     given = {"student": student, "teachers": models, "objective": minimised, "optimizer": found.update}
-    step = registry.steps.build(_step(config, given), "step")
+    timed = {Scalar: lambda value, where: resolve(value, horizon, where)}
+    step = registry.steps.build(_step(config, given), "step", timed)
+    _check_beginnings(config, teachers, step)
     _check_streams(config, step)
     _check_gate(config, found.fusion, step)
-    if config.roles or registry.parse(config.step, "step").kwargs:  # an abstract trace: not for nothing
+    if config.roles or step.grown or registry.parse(config.step, "step").kwargs:  # an abstract trace: not for nothing
         fits.check_step(step, config.roles, shapes, models)
     return Parts(
         student,
@@ -291,7 +300,8 @@ def check_specs(config: ConfigDict) -> None:
     """
     named(config, Horizon(config.steps, config.steps))  # how long an epoch is, only the data know: no curve is shorter
     nothing = {"student": None, "teachers": (), "objective": None, "optimizer": None}  # bound, and not called
-    registry.steps.bind(_step(config, nothing), "step")
+    timed = {Scalar: lambda value, where: resolve(value, Horizon(config.steps, config.steps), where)}
+    registry.steps.bind(_step(config, nothing), "step", timed)
     model(config.student.model, "student.model", config.dtype)
     for name, entry in config.teachers.items():
         teacher(config, name)
@@ -391,7 +401,7 @@ def _role(entry: ConfigDict, path: str, horizon: Horizon) -> tuple[Any, Schedule
     return direction, resolve(entry.rate, horizon, f"{path}.rate")
 
 
-def _check_teachers(config: ConfigDict, terms: Mapping[str, Weighted], teachers: Mapping[str, Model]) -> None:
+def _check_terms(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
     read = [name for name, teacher in config.teachers.items() if teacher.cache]
     for name, (term, _) in terms.items():
         if "teacher" in term.needs and not config.teachers:
@@ -400,10 +410,22 @@ def _check_teachers(config: ConfigDict, terms: Mapping[str, Weighted], teachers:
         if read and (gradients := sorted(term.needs & NEEDED)):
             cure = f"Remove teachers.{read[0]}.cache"
             raise ConfigError(f"objective.{name}", f"needs {gradients[0]}, which no cache holds. {cure}.")
-    for name, teacher in config.teachers.items():
-        if not (teacher.checkpoint or teacher.steps or teacher.cache or teachers[name].load):
-            cure = f"Set teachers.{name}.checkpoint to the folder of a run, or teachers.{name}.steps to train it here."
-            raise ConfigError(f"teachers.{name}", f"has neither a checkpoint nor steps. {cure}")
+
+
+def begins_here(entry: ConfigDict, step: Step) -> bool:
+    """Whether a teacher begins as the student does, since the step makes it what it becomes."""
+    return step.grown is not None and not (entry.checkpoint or entry.steps or entry.cache)
+
+
+def _check_beginnings(config: ConfigDict, teachers: Mapping[str, Model], step: Step) -> None:
+    for name, entry in config.teachers.items():
+        path = f"teachers.{name}"
+        if begins_here(entry, step):
+            if entry.classes:
+                raise ConfigError(f"{path}.classes", "it learns here, the data's own classes; leave its map out.")
+        elif not (entry.checkpoint or entry.steps or entry.cache or teachers[name].load):
+            cure = f"Set {path}.checkpoint to the folder of a run, or {path}.steps to train it here."
+            raise ConfigError(path, f"has neither a checkpoint nor steps. {cure}")
 
 
 def check_mesh(config: ConfigDict) -> tuple[int, int, int]:
@@ -456,7 +478,8 @@ def check_checkpoints(config: ConfigDict, built: Parts, shapes: Shapes) -> None:
     for name, teacher in zip(built.teacher_names, built.teachers, strict=True):
         if config.teachers[name].cache:
             continue
-        untrained = not config.teachers[name].checkpoint and not config.teachers[name].steps
+        entry = config.teachers[name]
+        untrained = not entry.checkpoint and not entry.steps and not begins_here(entry, built.step)
         fits.check_pretrained(teacher, f"teachers.{name}.model", shapes, complete=untrained)
     for name, teacher in zip(built.teacher_names, built.teachers, strict=True):
         if config.teachers[name].checkpoint and not config.teachers[name].cache:
@@ -484,6 +507,7 @@ def check_data(config: ConfigDict) -> None:
     tokenization(config)
     transforms(config)
     selection(config)
+    order(config)
     _check_forms(config)
 
 

@@ -98,14 +98,16 @@ def data_identity(config: ConfigDict, read: build.Split) -> dict[str, str]:
 
 def _selected(config: ConfigDict, stream: str) -> dict[str, Any]:
     """Which records are drawn: the selection, and who is asked for it."""
-    selection = build.selection(config) if stream == "train" else None
-    if selection is None:
+    if stream != "train":
         return {}
+    ordered, selection = {"order": config.data.order} if config.data.order else {}, build.selection(config)
+    if selection is None:
+        return ordered
     try:
         asked = [read_manifest(Path(cache).expanduser() / "train").about["identity"] for cache in selection.caches]
     except StoreError as error:
         raise ConfigError("data.select", f"{error}.") from None
-    return {"select": config.data.select, "asked": asked}
+    return {"select": config.data.select, "asked": asked, **ordered}
 
 
 def weights(config: ConfigDict, name: str) -> str:

@@ -111,6 +111,12 @@ SCHEMA: dict[str, Any] = {
             "which of the training records the student and its control learn from, such as 'random(share=0.1)' or "
             "\"hardest(share=0.1, cache='FOLDER')\"; empty: all",
         ),
+        "order": Key(
+            "",
+            "spec",
+            "in which order they come, such as 'tasks(groups=((0, 1), (2, 3)), steps=100)', to the student and its "
+            "control; empty: shuffled over and over",
+        ),
         "folder": Key("", "text", "where prepared data lies; empty: $JAXDISTILL_DATA or ~/.cache/jaxdistill/data"),
         "tokens": Key(
             "", "spec", "how text becomes numbers, such as \"sentences(tokenizer='FOLDER', length=64)\"; empty: no text"

@@ -62,6 +62,11 @@ def evaluator(
     return evaluate
 
 
+def beside_grown(evaluate: Evaluate, grown: Callable[..., tuple[Variables, ...]]) -> Evaluate:
+    """The same, beside the teachers as the step has made them by now; `grown` as of `Step`."""
+    return lambda params, state, given, rows: evaluate(params, state, grown(params, state, given), rows)
+
+
 def _comparable(student: Array, teachers: Sequence[Outputs]) -> bool:
     """Whether there are teachers, and all speak of the student's own rows (or tokens) and classes."""
     return bool(teachers) and all(t.spans is None and t.logits.shape == student.shape for t in teachers)

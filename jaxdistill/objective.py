@@ -267,5 +267,8 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
     def total(means, step):
         return weighted(means, weights(step))
 
+    def only(names):
+        return objective({name: terms[name] for name in names}, fusion, chunks)
+
     streams = frozenset({"train"} | {term.stream for term, _ in terms.values()})
-    return Objective(init, apply, loss, fuse, weights, total, tuple(terms), streams)
+    return Objective(init, apply, loss, fuse, weights, total, tuple(terms), streams, only)

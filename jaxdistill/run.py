@@ -249,6 +249,10 @@ class _Run:
             if teacher.steps and not teacher.checkpoint and not teacher.cache:  # it is trained here, in its own stage
                 continue
             shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), self.data.shapes["train"]))
+            if build.begins_here(teacher, self.reference.step):  # it is measured when it has become something
+                rows = self.data.shapes["train"]
+                self.teachers[name] = teachers.begin(self.config, name, model, shapes, self.mesh, rows)
+                continue
             values = NOTHING if teacher.cache else teachers.load(self.config, name, model, shapes, self.mesh)
             trained = Trained(values, self._judge(name, model, values), {})
             self._keep(f"teacher {name}", model, trained, 0.0)
@@ -261,17 +265,21 @@ class _Run:
         start = time.perf_counter()
         shapes = _shapes(stage.config, self.described, self.caches)  # with its own augmentation
         written = self.data.beside if stage.config.teachers else {"test": self.data.beside["test"]}
-        chosen = self.data.chosen if stage.config.data.select else None
+        chosen = self.data.chosen if stage.config.data.select or stage.config.data.order else None
         data = self.data._replace(shapes=shapes, beside=written, chosen=chosen)
         around = Around(data, self.mesh, self.reference, self.console, interrupts)
         beside = () if stage.name.startswith("teacher ") else self._placed()
         trained = train(stage.name, stage.folder, stage.config, plan, beside, around)
         outcome = self._keep(stage.name, plan.student, trained, time.perf_counter() - start)
+        for name, model, values in zip(plan.teacher_names, plan.teachers, trained.teachers, strict=False):
+            self._keep(f"teacher {name}", model, Trained(values, self._judge(name, model, values), {}), 0.0)
         if jax.process_index() == 0:
             write_json(stage.folder / "result.json", {**outcome, "step": stage.config.steps})
 
     def _finished(self, stage: Stage, plan: Parts) -> bool:
         """Takes over what an earlier run of this stage left, if it is complete and whole."""
+        if plan.step.grown:  # the loop knows how to read the teachers that have grown
+            return False
         try:
             outcome = json.loads((stage.folder / "result.json").read_text())
             if outcome["step"] != stage.config.steps:

@@ -1,4 +1,4 @@
-"""Which records a run learns from, by its config's `data.select`; what it asks of caches is checked without reading."""
+"""Which records a run learns from, and when: its config's `data.select` and `data.order`, checked without reading."""
 
 import hashlib
 import json
@@ -15,10 +15,11 @@ from jaxdistill.data.describe import Description
 from jaxdistill.data.records import Records
 from jaxdistill.data.selections import Selection, hard_by
 from jaxdistill.data.store import Manifest, Store, StoreError, read_manifest
+from jaxdistill.data.stream import Phases
 from jaxdistill.errors import ConfigError
 from jaxdistill.models.cached import decode
 
-PATH = "data.select"
+PATH, ORDER = "data.select", "data.order"
 PIECE = 2**23  # logits that are looked at at once
 CURE = "Write it: python -m jaxdistill.cache --config ... with the same data, and data.augment=()"
 
@@ -33,6 +34,7 @@ def check(config: ConfigDict, described: Description) -> None:
     Raises:
         ConfigError: a cache is missing, of other data, of augmented rows or of other classes; or there are no labels.
     """
+    _check_order(config, described)
     selection = build.selection(config)
     if selection is None:
         return
@@ -49,6 +51,21 @@ def check(config: ConfigDict, described: Description) -> None:
             raise ConfigError(PATH, f"the teachers of {both} have unlike classes. Choose others.")
     if selection.by == "loss" and "label" not in described.fields:
         raise ConfigError(PATH, "by='loss' needs labels, and the records have none. Choose by='entropy'.")
+
+
+def _check_order(config: ConfigDict, described: Description) -> None:
+    order = build.order(config)
+    if order is None:
+        return
+    shape, kind = described.fields.get(order.field, ((-1,), "O"))
+    if shape or np.dtype(kind).kind not in "iu":
+        known = ", ".join(name for name, (shape, kind) in described.fields.items() if not shape)
+        raise ConfigError(ORDER, f"the records have no whole number {order.field!r}. Choose one of {known}.")
+    if order.field == "label" and described.classes is not None:
+        beyond = sorted({c for group in order.groups for c in group if not 0 <= c < described.classes})
+        if beyond:
+            why = f"no record has the class {beyond[0]}; there are {described.classes}, from 0"
+            raise ConfigError(ORDER, f"{config.data.order!r}: {why}. Leave it out.")
 
 
 def _manifest(folder: str) -> Manifest:
@@ -68,12 +85,23 @@ def count(config: ConfigDict, records: int) -> int:
     return selection.count(records) if selection else records
 
 
-def chosen(config: ConfigDict, records: Records) -> np.ndarray | None:
-    """The numbers of the records that a run learns from, rising; None for all.
+def chosen(config: ConfigDict, records: Records) -> np.ndarray | Phases | None:
+    """The numbers of the records that a run learns from, rising, or phases of them; None for all.
 
     Raises:
-        ConfigError: a cache is damaged, or says nothing of a record.
+        ConfigError: a cache is damaged, or says nothing of a record; or a phase has no records.
     """
+    numbers, order = _selected(config, records), build.order(config)
+    if order is None:
+        return numbers
+    every = np.arange(len(records))
+    try:
+        return order.phases(records.take(every)[order.field], every if numbers is None else numbers)
+    except ValueError as error:
+        raise ConfigError(ORDER, f"{config.data.order!r}: {error}.") from None
+
+
+def _selected(config: ConfigDict, records: Records) -> np.ndarray | None:
     selection = build.selection(config)
     if selection is None:
         return None
@@ -113,14 +141,15 @@ def _logits(store: Store, piece: np.ndarray) -> np.ndarray:
     return np.asarray(decode(written, store.manifest.about["classes"], 0).logits)
 
 
-def hold(workdir: Path, config: ConfigDict, numbers: np.ndarray | None) -> None:
+def hold(workdir: Path, config: ConfigDict, found: np.ndarray | Phases | None) -> None:
     """Notes in a workdir which records its run learns from; a run that goes on must find the same.
 
     Raises:
         ConfigError: it finds others, since a cache was written anew.
     """
-    if numbers is None:
+    if found is None:
         return
+    numbers = np.concatenate(found.pools) if isinstance(found, Phases) else found
     file = workdir / "selection.json"
     said = {
         "select": config.data.select,

@@ -1,6 +1,9 @@
-"""A teacher that was trained before, read into its shards: of an earlier run, or of the world."""
+"""A teacher's values before a run, in their shards: of an earlier run, of the world, or at random."""
+
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -8,7 +11,8 @@ from jaxdistill import build
 from jaxdistill.checkpoint import CheckpointError, load_variables
 from jaxdistill.errors import ConfigError
 from jaxdistill.parallel.sharding import DEFAULT_RULES, shardings
-from jaxdistill.types import Model, Variables
+from jaxdistill.steps.observe import begin as first_values
+from jaxdistill.types import NOTHING, Model, Shapes, Variables
 
 
 def load(config: ConfigDict, name: str, model: Model, shapes: Variables, mesh: Mesh) -> Variables:
@@ -35,3 +39,18 @@ def load(config: ConfigDict, name: str, model: Model, shapes: Variables, mesh: M
         cure = "Train it in a run of its own, and name that run as its checkpoint"
         raise ConfigError(f"teachers.{name}", f"its weights do not exist before the run. {cure}.")
     return model.load(abstract).read()
+
+
+def begin(config: ConfigDict, name: str, model: Model, shapes: Variables, mesh: Mesh, rows: Shapes) -> Variables:
+    """The values of a teacher that begins beside its student: at random, but for what a checkpoint of the world gives.
+
+    Args:
+        config, name, model, shapes, mesh: as for `load`.
+        rows: shapes of a batch.
+    """
+    layout = shardings(shapes, mesh, config.teachers[name].rules or DEFAULT_RULES)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
+    start = NOTHING if model.load is None else model.load(abstract).read()
+    key = jax.random.key(config.seed + list(config.teachers).index(name) + 1)  # as one that is trained here first
+    zeros = {field: jnp.zeros(x.shape, x.dtype) for field, x in rows.items()}
+    return Variables(*jax.jit(partial(first_values, model), out_shardings=tuple(layout))(key, zeros, start))

@@ -14,8 +14,8 @@ from rich.console import Console
 from jaxdistill.build import Parts
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data.records import Records
-from jaxdistill.data.stream import Beside, Transform, evaluation_batches, train_stream
-from jaxdistill.evaluate import evaluator, scores, totals
+from jaxdistill.data.stream import Beside, Phases, Transform, evaluation_batches, train_stream
+from jaxdistill.evaluate import beside_grown, evaluator, scores, totals
 from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.log import Log
 from jaxdistill.parallel.compile import Engine, jit_engine, pmap_engine
@@ -31,14 +31,14 @@ class Data(NamedTuple):
     test: records to be judged on
     shapes: of the global batch, by stream
     beside: what cached teachers said of these records, by stream; of the test records under "test"
-    chosen: the numbers of the records of `train` that are learned from; None: all
+    chosen: the numbers of the records of `train` that are learned from, or phases of them; None: all
     """
 
     streams: Mapping[str, Records]
     test: Records
     shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
     beside: Mapping[str, tuple[Beside, ...]] = MappingProxyType({})
-    chosen: np.ndarray | None = None
+    chosen: np.ndarray | Phases | None = None
 
 
 class Around(NamedTuple):
@@ -64,11 +64,13 @@ class Trained(NamedTuple):
     variables: of the model
     total: the metrics of the last evaluation, as sums
     compiled: how many programs each function was compiled into
+    teachers: as they have become, where the step makes them; else none
     """
 
     variables: Variables
     total: dict[str, Any]
     compiled: dict[str, int]
+    teachers: tuple[Variables, ...] = ()
 
 
 def train(
@@ -124,7 +126,8 @@ def train(
                 raise Stopped(f"{name}: saved at step {step} of {config.steps}")
     total = total or measure(engine, ts, data, config.evaluate.batch_size, plan.transforms["train"])
     exported = engine.export(ts)
-    return Trained(Variables(exported.params["student"], exported.state["student"]), total, engine.compiled())
+    made = plan.step.grown(exported.params, exported.state, teachers) if plan.step.grown else ()
+    return Trained(Variables(exported.params["student"], exported.state["student"]), total, engine.compiled(), made)
 
 
 def _start(student: Model, abstract: TrainState) -> Variables:
@@ -159,6 +162,7 @@ def make_engine(config: ConfigDict, plan: Parts, teachers: tuple[Variables, ...]
     """The step and the evaluation of a stage, compiled for the config's backend when first called."""
     beside = around.reference.teachers if teachers else ()
     evaluate = evaluator(plan.student, beside, around.reference.reference, config.evaluate.layers)
+    evaluate = beside_grown(evaluate, plan.step.grown) if plan.step.grown else evaluate
     learning = teachers if config.teachers else ()
     batch = {stream: around.data.shapes[stream] for stream in plan.step.streams}
     if config.mesh.backend == "pmap":

@@ -250,6 +250,7 @@ class Objective(NamedTuple):
     total: `({term: Mean}, step) -> ` the weighted scalar, from the means
     terms: their names, in order
     streams: the streams that its terms read
+    only: `names -> Objective` of these terms alone, for models that learn beside the student
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
@@ -260,6 +261,7 @@ class Objective(NamedTuple):
     total: Callable[..., Array]
     terms: tuple[str, ...]
     streams: frozenset[str]
+    only: "Callable[[tuple[str, ...]], Objective]"
 
 
 class Step(NamedTuple):
@@ -271,9 +273,12 @@ class Step(NamedTuple):
         `teachers` is a tuple of `Variables`, `batch` a dict with one entry per stream, metrics a dict of `Mean`
     streams: the streams of the batch it reads
     gates: it trains a fusion's params by something else than the loss that they weigh
+    grown: `(params, state, teachers) -> teachers` as they are by now, from params and state by role, where the step
+        makes them: it asks for no checkpoint of them. None: they come as they are
     """
 
     init: Callable[..., TrainState]
     update: Callable[..., tuple[TrainState, dict[str, Any]]]
     streams: frozenset[str]
     gates: bool = False
+    grown: "Callable[..., tuple[Variables, ...]] | None" = None

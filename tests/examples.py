@@ -20,11 +20,12 @@ import jaxdistill.models
 import jaxdistill.optim
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
 from jaxdistill.build import loss
-from jaxdistill.schedules import Horizon
+from jaxdistill.schedules import Horizon, Scalar, resolve
 from jaxdistill.types import Array, Heads, Outputs, Signals, Term
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # quick to compile
 HORIZON = Horizon(steps=100, epoch=10.0)
+TIMED = {Scalar: lambda value, path: resolve(value, HORIZON, path)}
 
 
 class Example(NamedTuple):
@@ -42,6 +43,7 @@ class Example(NamedTuple):
         inputs: what a model reads: "image", "text" (a label for each row), "tokens" (one for each token) or "pairs" of
             image and text, whose logits compare each row with every row.
         falls: the metric that a step makes fall on learnable data; not its loss where what is matched moves.
+        alike: a step's first teacher is its student's network.
     """
 
     spec: str
@@ -54,6 +56,7 @@ class Example(NamedTuple):
     statistics: bool = False
     inputs: str = "image"
     falls: str = "loss"
+    alike: bool = False
 
 
 LOSSES = {
@@ -155,11 +158,20 @@ FUSIONS = {
 TASKS = "terms=('kd', 'cross_entropy', 'hidden')"  # of the laws' objective, in which decay is none
 
 STEPS = {
+    "averaged": [
+        Example("averaged(momentum=0.9)", alike=True),
+        Example("averaged(momentum=linear(start=0.0, end=1.0), every=3)", alike=True),
+    ],
     "gradnorm": [Example(f"gradnorm({TASKS})")],
     "meta": [Example("meta(learns=('teachers', 'weights', 'temperature'), inner_steps=2)")],
     "mgda": [Example(f"mgda({TASKS})")],
+    "mutual": [
+        Example("mutual(terms=('kd', 'cross_entropy'))"),
+        Example("mutual(terms=('cross_entropy',))", falls="peers/1/loss"),
+    ],
     "offline": [Example("offline")],
     "pseudo_labels": [Example("pseudo_labels", falls="quiz/loss")],
+    "replay": [Example("replay(size=20)")],
     "routing": [Example("routing"), Example("routing(by='quiz')"), Example("routing(by='reinforce')")],
     "tuned_teacher": [Example("tuned_teacher(updates=4)")],
     "uncertainty": [Example(f"uncertainty({TASKS})")],

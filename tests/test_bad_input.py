@@ -123,6 +123,43 @@ MISTAKES = {
         "has 7 classes",
         "set classes=4",
     ),
+    "a peer with other classes": (
+        ["step=mutual()", "teachers.big.steps=0", "teachers.big.model=mlp(widths=(16,), classes=7)"],
+        "teachers.big.model",
+        "has 7 classes",
+        "set classes=4",
+    ),
+    "a map for a peer": (
+        ["step=mutual()", "teachers.big.steps=0", "teachers.big.classes=(1, 0, 3, 2)"],
+        "teachers.big.classes",
+        "it learns here",
+        "leave its map out",
+    ),
+    "a buffer that holds nothing": (["step=replay(size=0)"], "step", "size is 1 or more", "got 0"),
+    "a task of nothing": (
+        ["data.order=tasks(groups=((0, 1), ()), steps=5)"],
+        "data.order",
+        "((0, 1), ())",
+        "every task",
+    ),
+    "a task of a class that is not there": (
+        ["data.order=tasks(groups=((0, 1), (7,)), steps=5)"],
+        "data.order",
+        "no record has the class 7",
+        "there are 4, from 0",
+    ),
+    "tasks by a field that is not there": (
+        ["data.order=tasks(groups=((0,), (1,)), steps=5, field='domain')"],
+        "data.order",
+        "no whole number 'domain'",
+        "Choose one of label",
+    ),
+    "an average of another network": (
+        ["step=averaged()", "teachers.big.steps=0"],
+        "step",
+        "the student's own network",
+        "give it the model of the student",
+    ),
     "a map for a teacher that learns the data's classes": (
         ["teachers.big.classes=(1, 0, 3, 2)"],
         "teachers.big.classes",

@@ -69,7 +69,7 @@ def test_every_config_line_is_one(part):
             registry.fusions.build(spec, path)
         else:
             given = dict.fromkeys(("student", "teachers", "objective", "optimizer"), ())
-            registry.steps.bind(Spec(spec.name, (), given | spec.kwargs), path)
+            registry.steps.bind(Spec(spec.name, (), given | spec.kwargs), path, examples.TIMED)
     assert name in named, "the line shows another part"
 
 

@@ -206,7 +206,7 @@ def build_step(spec: str, student: Model, teachers: tuple[Model, ...], update: o
     parsed = registry.parse(spec, "step")
     minimised = objective(terms, registry.fusions.build(examples.FUSED_BY.get(parsed.name, "average"), "fusion"))
     parts = {"student": student, "teachers": teachers, "objective": minimised, "optimizer": update}
-    return registry.steps.build(parsed._replace(kwargs=parsed.kwargs | parts), "step")
+    return registry.steps.build(parsed._replace(kwargs=parsed.kwargs | parts), "step", examples.TIMED)
 
 
 MODELS = tuple(
@@ -222,6 +222,8 @@ MODELS = tuple(
 @functools.cache
 def world(spec: str, direction: str = "adamw", poison: bool = False) -> World:
     student, *teachers = MODELS
+    if any(example.alike for each in STEPS.values() for example in each if example.spec == spec):
+        teachers[0] = student
     rows = examples.images(rows=32, size=4, classes=4)
     frozen = tuple(Variables(*quick_jit(t.init)(jax.random.key(n), rows)) for n, t in enumerate(teachers, 1))
     if poison:

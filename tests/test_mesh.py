@@ -3,6 +3,7 @@
 import itertools
 from typing import NamedTuple
 
+import examples
 import jax
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def parts(case: Case):
     # plain descent at rate 1: the change of the parameters IS the gradient
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
     named, given = registry.parse(case.step, ""), (student, teachers, minimised, update)
-    step = registry.steps.build(named._replace(args=given), "")
+    step = registry.steps.build(named._replace(args=given), "", examples.TIMED)
     values = tuple(Variables(*jax.jit(t.init)(jax.random.key(n), batch(family))) for n, t in enumerate(teachers))
     return step, evaluator(student, teachers, registry.fusions["average"](), ((-1, -1),)), values
 

@@ -62,13 +62,24 @@ class Beside(NamedTuple):
     by_row: bool = False
 
 
+class Phases(NamedTuple):
+    """Records that come one pool after the other.
+
+    pools: of each phase, the numbers of its records
+    steps: batches of a phase; the last one goes on
+    """
+
+    pools: tuple[np.ndarray, ...]
+    steps: int
+
+
 class Batches:
     """The run as a random-access source for Grain: item i is batch i, `{field: [rows, ...]}`.
 
     Row r of the run is record `chosen[permutation(epoch r // n)[r % n]]`, so that every batch is full and an epoch may
-    end inside one. Beside the records' fields a batch holds `mask` (float32 ones) and `index` (int32, the record's
-    number). A mask of the records' own, such as one of tokens, is kept where the row counts. Numbers of 64 bits come as
-    32.
+    end inside one. In phases, each has its own `chosen`, and its rows and epochs count from where it begins. Beside the
+    records' fields a batch holds `mask` (float32 ones) and `index` (int32, the record's number). A mask of the records'
+    own, such as one of tokens, is kept where the row counts. Numbers of 64 bits come as 32.
 
     Args:
         records: what to draw from.
@@ -78,7 +89,8 @@ class Batches:
             same however many processes share it.
         rows: which rows of the global batch this process needs.
         beside: further fields, written ahead for these records or rows.
-        chosen: the numbers of the records to draw from, rising; None: all. `index` and `beside` keep to the numbers.
+        chosen: the numbers of the records to draw from, rising, or phases of them; None: all. `index` and `beside` keep
+            to the numbers.
     """
 
     def __init__(
@@ -90,10 +102,11 @@ class Batches:
         transforms: Sequence[Transform],
         rows: slice,
         beside: Sequence[Beside] = (),
-        chosen: np.ndarray | None = None,
+        chosen: np.ndarray | Phases | None = None,
     ) -> None:
         self.records, self.batch_size, self.seed = records, batch_size, seed
-        self.chosen = np.arange(len(records)) if chosen is None else chosen
+        whole = np.arange(len(records)) if chosen is None else chosen
+        self.phases = whole if isinstance(whole, Phases) else Phases((whole,), sys.maxsize)
         self.transforms, self.rows, self.beside = tuple(transforms), rows, tuple(beside)
 
     def __len__(self) -> int:
@@ -101,7 +114,7 @@ class Batches:
 
     def __getitem__(self, number: int) -> Batch:
         numbers = number * self.batch_size + np.arange(self.batch_size)[self.rows]
-        index = self._records_of(numbers)
+        index = self._records_of(numbers, min(number // self.phases.steps, len(self.phases.pools) - 1))
         batch = gather(self.records, index, np.ones(len(index), np.float32))
         draws = uniforms(self.seed, number, self.batch_size, sum(t.draws for t in self.transforms))[self.rows]
         batch = as_numbers(_transformed(batch, self.transforms, draws))
@@ -109,11 +122,14 @@ class Batches:
             batch |= entries.take(numbers if by_row else index)
         return batch
 
-    def _records_of(self, rows: np.ndarray) -> np.ndarray:
-        """The records of these rows of the run, `[rows]`."""
-        epochs, places = np.divmod(rows, len(self.chosen))
-        orders = {epoch: permutation(self.seed, epoch, len(self.chosen)) for epoch in np.unique(epochs).tolist()}
-        return self.chosen[np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()])]
+    def _records_of(self, rows: np.ndarray, phase: int) -> np.ndarray:
+        """The records of these rows of the run, `[rows]`; a batch lies in one phase."""
+        pool = self.phases.pools[phase]
+        begin = phase * self.phases.steps * self.batch_size if phase else 0
+        epochs, places = np.divmod(rows - begin, len(pool))
+        # epochs of unlike phases are drawn apart: there are fewer of them than there are rows
+        orders = {epoch: permutation(self.seed, begin + epoch, len(pool)) for epoch in np.unique(epochs).tolist()}
+        return pool[np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()])]
 
 
 def train_stream(
@@ -124,7 +140,7 @@ def train_stream(
     transforms: Sequence[Transform],
     rows: slice,
     beside: Sequence[Beside] = (),
-    chosen: np.ndarray | None = None,
+    chosen: np.ndarray | Phases | None = None,
 ) -> "grain.DatasetIterator[Batch]":
     """`Batches` as an endless iterator that works ahead; `get_state()` and `set_state(state)` resume it exactly."""
     import grain

@@ -1,10 +1,13 @@
 """Algorithms: one per file, one signature. Adding one is a file here and a line below."""
 
+from jaxdistill.steps import averaged as averaged
 from jaxdistill.steps import gradnorm as gradnorm
 from jaxdistill.steps import meta as meta
 from jaxdistill.steps import mgda as mgda
+from jaxdistill.steps import mutual as mutual
 from jaxdistill.steps import offline as offline
 from jaxdistill.steps import pseudo_labels as pseudo_labels
+from jaxdistill.steps import replay as replay
 from jaxdistill.steps import routing as routing
 from jaxdistill.steps import tuned_teacher as tuned_teacher
 from jaxdistill.steps import uncertainty as uncertainty

@@ -1,0 +1,19 @@
+"""Teacher assistant: a student too small for its teacher learns from one between them, which learned from the teacher.
+
+Paper: Mirzadeh, Farajtabar, Li, Levine, Matsukawa and Ghasemzadeh, Improved Knowledge Distillation via Teacher
+Assistant, 2020 (arxiv.org/abs/1902.03393). A chain is a run for each link; this one's student is the assistant.
+Command: python -m jaxdistill.main --config configs/assistant.py --workdir runs/assistant (3 minutes on 2 cores)
+The student: python -m jaxdistill.main --config configs/assistant.py --workdir runs/assisted \
+    "--config.student.model=mlp(widths=(16,), classes=10)" \
+    "--config.teachers.above.model=mlp(widths=(128,), classes=10)" --config.teachers.above.checkpoint=runs/assistant
+Result: not run yet.
+"""
+
+from pathlib import Path
+
+from jaxdistill.config import differ, load
+
+
+def get_config():
+    config = load(str(Path(__file__).with_name("quickstart.py")))
+    return differ(config, title="Teacher assistant: digits", teachers={"above": config.teachers.resnet.to_dict()})

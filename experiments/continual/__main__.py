@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -21,17 +22,18 @@ import jaxdistill
 from experiments.compare import spread
 from jaxdistill import make, registry
 from jaxdistill.config import differ
-from jaxdistill.data import open_records
-from jaxdistill.fetch import default_folder
+from jaxdistill.metrics import Mean
+from jaxdistill.schedules import Scalar
 
 TASKS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
-STEPS, BATCH, SIZE = 200, 20, 200  # of a task, of a batch, of the buffer: 5 epochs of a task, 20 rows of a class
+STEPS, BATCH, RATE = 200, 20, 0.01  # of a task: 5 epochs
+SIZE, MORE, ALPHA, BETA = 200, 500, 0.5, 0.5  # of the buffer: 20 rows of a class, or 50
 MODEL = "mlp(widths=(100, 100), classes=10)"
 BEFORE = {"before": {"model": MODEL}}
 
 
 @registry.steps.register
-def newest(student, teachers, objective, optimizer, size: int = SIZE, alpha: float = 0.5, beta: float = 0.5):
+def newest(student, teachers, objective, optimizer, size: int = SIZE, alpha: float = ALPHA, beta: float = BETA):
     """The broken twin of `replay`: its buffer is filled from the beginning again and again."""
     step = registry.steps["replay"](student, teachers, objective, optimizer, size=size, alpha=alpha, beta=beta)
 
@@ -43,6 +45,33 @@ def newest(student, teachers, objective, optimizer, size: int = SIZE, alpha: flo
     return step._replace(update=update)
 
 
+@registry.steps.register
+def judged(student, teachers, objective, optimizer, inner: str):
+    """A step of this spec, and at the end of each task what its student knows of every task, of the stream `test`."""
+    given = {"student": student, "teachers": teachers, "objective": objective, "optimizer": optimizer}
+    spec = registry.parse(inner, "step")
+    numbers = {Scalar: lambda value, path: value}
+    step = registry.steps.build(spec._replace(kwargs=spec.kwargs | given), "step", numbers)
+
+    def judge(ts, rows):
+        out, _ = student.apply(ts.params["student"], ts.state["student"], rows, train=False, key=ts.key)
+        label, found = rows["label"], {}
+        for number, task in enumerate(TASKS):
+            own = jnp.isin(label, jnp.asarray(task))
+            among = jnp.asarray(task)[out.logits[:, task].argmax(1)]
+            for name, said in (("all", out.logits.argmax(1)), ("own", among)):
+                found[f"{name}/{number}"] = Mean(jnp.sum(own & (said == label)) * 100.0, jnp.sum(own) * 1.0)
+        return found
+
+    def update(ts, frozen, batch):
+        new, metrics = step.update(ts, frozen, {stream: batch[stream] for stream in step.streams})
+        looks = jax.eval_shape(judge, new, batch["test"])
+        nothing = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), looks)
+        return new, metrics | jax.lax.cond(new.step % STEPS == 0, judge, nothing, new, batch["test"])
+
+    return step._replace(update=update, streams=step.streams | {"test"})
+
+
 def base(workdir: Path):
     return make(
         title="Split digits",
@@ -52,8 +81,9 @@ def base(workdir: Path):
         objective={"cross_entropy": {}},
         control=False,
         optimizer="sgd(momentum=0.0)",
-        rate=0.1,
+        rate=RATE,
         data={"name": "mnist5k", "order": f"tasks(groups={TASKS}, steps={STEPS})"},
+        streams={"test": {"split": "test", "batch_size": 1000}},  # all of it in a batch; only looked at
         evaluate={"every": STEPS, "batch_size": 500},
         logging={"tensorboard": False, "every": STEPS, "compilation_cache": str(workdir / "programs")},
         mesh={"data": 1},
@@ -62,38 +92,33 @@ def base(workdir: Path):
 
 def arms(config):
     """The configs that are compared, by name."""
-    forgetful = {"cross_entropy": {}, "kd": {"term": "kd(temperature=2.0)"}}
-    shuffled = {**config.data.to_dict(), "order": ""}
-    return {
-        "plain descent": config,
-        "DER++": differ(config, step=f"replay(size={SIZE}, alpha=0.5, beta=0.5)"),
-        "replay of labels alone": differ(config, step=f"replay(size={SIZE}, alpha=0.0, beta=1.0)"),
-        "a buffer of the newest": differ(config, step="newest()"),
-        "LwF": differ(config, step=f"averaged(momentum=0.0, every={STEPS})", teachers=BEFORE, objective=forgetful),
-        "all at once": differ(config, data=shuffled),
+    beside = {"objective": {"cross_entropy": {}, "kd": {"term": "kd(temperature=2.0)"}}, "teachers": BEFORE}
+    shuffled = {"data": {**config.data.to_dict(), "order": ""}}
+    found = {
+        "plain descent": ("offline()", {}),
+        "DER++": (f"replay(size={SIZE}, alpha={ALPHA}, beta={BETA})", {}),
+        "DER++, more": (f"replay(size={MORE}, alpha={ALPHA}, beta={BETA})", {}),
+        "labels replayed": (f"replay(size={SIZE}, alpha=0.0, beta={BETA})", {}),
+        "the newest replayed": ("newest()", {}),
+        "EWC": (f"ewc(weight=100.0, every={STEPS})", {}),
+        "LwF": (f"averaged(momentum=0.0, every={STEPS})", beside),
+        "all at once": ("offline()", shuffled),
     }
+    return {name: differ(config, step=f"judged({step!r})", **more) for name, (step, more) in found.items()}
 
 
-def judged(variables, records) -> np.ndarray:
-    """Accuracy in % on the records of each task, among all classes and among its own, `[2, tasks]`."""
-    model = registry.models.build(MODEL, "student.model")
-    out, _ = model.apply(*variables, {"image": records["image"]}, train=False, key=jax.random.key(0))
-    logits, label = np.asarray(out.logits), records["label"]
-    found = np.zeros((2, len(TASKS)))
-    for number, task in enumerate(TASKS):
-        own = np.isin(label, task)
-        among = np.asarray(task)[logits[own][:, task].argmax(1)]
-        found[:, number] = [100 * np.mean(guess == label[own]) for guess in (logits[own].argmax(1), among)]
-    return found
+def table_of(folder: Path) -> np.ndarray:
+    """Accuracy in % on every task after every task, among all classes and among its own, `[tasks, 2, tasks]`."""
+    lines = [json.loads(line) for line in (folder / "student" / "log.jsonl").read_text().splitlines() if line]
+    at = {line["step"]: line for line in lines if line["kind"] == "train"}  # the step of an evaluation has its own line
+    each = [at[number * STEPS] for number in range(1, len(TASKS) + 1)]
+    return np.asarray([[[line[f"{name}/{k}"] for k in range(len(TASKS))] for name in ("all", "own")] for line in each])
 
 
-def study(config, folder: Path, records) -> dict[str, list]:
-    """One run, from task to task: accuracy after each, `[tasks, 2, tasks]`."""
-    seen = []
-    for number in range(1, len(TASKS) + 1):
-        result = jaxdistill.distill(differ(config, steps=number * STEPS), folder, Console(quiet=True))
-        seen.append(judged(result.variables["student"], records))
-    table = np.stack(seen)
+def study(config, folder: Path) -> dict[str, list]:
+    """What one run knows at its end, and what it lost."""
+    jaxdistill.distill(config, folder, Console(quiet=True))
+    table = table_of(folder)
     lost = (table[:-1].max(0) - table[-1])[:, :-1].mean(1)
     return {"accuracy": table[-1].mean(1).tolist(), "forgetting": lost.tolist(), "table": table.tolist()}
 
@@ -106,13 +131,12 @@ def main() -> None:
     known = words.parse_args()
     console, config = Console(), base(known.workdir)
 
-    test = open_records("mnist5k", "test", default_folder(), "data", "test")
-    records, found = test.take(np.arange(len(test))), {}
+    found = {}
     for arm, each in arms(config).items():
         if known.only and not arm.startswith(tuple(known.only)):
             continue
         folder = known.workdir / arm.replace(" ", "-")
-        found[arm] = [study(differ(each, seed=seed), folder / str(seed), records) for seed in range(known.seeds)]
+        found[arm] = [study(differ(each, seed=seed), folder / str(seed)) for seed in range(known.seeds)]
         console.print(f"{arm}: {[round(run['accuracy'][0], 1) for run in found[arm]]}")
 
     table = Table("learns by", "of all classes %", "forgotten", "of its task's %", "forgotten ")

@@ -93,7 +93,7 @@ def base(workdir: Path):
 def arms(config):
     """The configs that are compared, by name."""
     beside = {"objective": {"cross_entropy": {}, "kd": {"term": "kd(temperature=2.0)"}}, "teachers": BEFORE}
-    shuffled = {"data": {**config.data.to_dict(), "order": ""}}
+    shuffled = {"data": {"order": ""}}
     found = {
         "plain descent": ("offline()", {}),
         "DER++": (f"replay(size={SIZE}, alpha={ALPHA}, beta={BETA})", {}),
@@ -104,7 +104,7 @@ def arms(config):
         "LwF": (f"averaged(momentum=0.0, every={STEPS})", beside),
         "all at once": ("offline()", shuffled),
     }
-    return {name: differ(config, step=f"judged({step!r})", **more) for name, (step, more) in found.items()}
+    return {name: differ(config, step=f"judged(inner={step!r})", **more) for name, (step, more) in found.items()}
 
 
 def table_of(folder: Path) -> np.ndarray:

@@ -44,7 +44,7 @@ def arms(config):
         teachers={f"peer{number}": {"model": model} for number, model in enumerate(models)},
         objective=BESIDE,
         fusion="average()",
-        evaluate={**config.evaluate.to_dict(), "layers": ()},
+        evaluate={"layers": ()},
         **more,
     )
     return {

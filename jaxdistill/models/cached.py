@@ -50,7 +50,8 @@ def encode(said: Outputs, keep: Keep) -> dict[str, Array]:
     logits, states = jnp.asarray(said.dense().logits, jnp.float32), said.hidden_states
     for layer in keep.layers:
         if layer >= len(states):
-            raise ValueError(f"the teacher has no layer {layer}; it has layers 0 (the embedding) to {len(states) - 1}")
+            has = f"it has layers 0 (the embedding) to {len(states) - 1}" if states else "it returns no hidden states"
+            raise ValueError(f"the teacher has no layer {layer}; {has}")
     hidden = {f"hidden/{layer}": states[layer].astype(keep.dtype) for layer in keep.layers}
     if not keep.top:
         return {"logits": logits.astype(keep.dtype), **hidden}

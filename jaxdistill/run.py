@@ -26,7 +26,7 @@ from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost, evaluator, reliability, scores, totals
 from jaxdistill.hub.write import write
-from jaxdistill.interrupts import Interrupts
+from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.parallel.compile import jit_evaluate, local_rows, place
 from jaxdistill.parallel.mesh import make_mesh
@@ -126,6 +126,8 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
         run.teachers_from_checkpoints()
         for stage, plan in planned.stages:
             run.stage(stage, plan, interrupts)
+        if interrupts.asked:  # when the last stage was at its end already: a study of many runs must not go on
+            raise Stopped("all models are trained; only the table and the page are missing")
     return run.finish(workdir, record, [stage for stage, _ in planned.stages])
 
 

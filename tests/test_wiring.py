@@ -14,7 +14,7 @@ from jaxdistill import build, provenance, registry, run
 from jaxdistill.config import differ, make
 from jaxdistill.data.records import Records
 from jaxdistill.evaluate import cost, evaluator
-from jaxdistill.interrupts import Interrupts
+from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.schedules import Horizon
@@ -275,3 +275,11 @@ def test_signals_are_given_back():
     with Interrupts() as interrupts:
         assert signal.getsignal(signal.SIGTERM) == interrupts._ask
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_signal_at_the_very_end_stops_what_comes_after(tmp_path, monkeypatch):
+    """Else a study of many runs would go on with the next one."""
+    monkeypatch.setattr(run._Run, "teachers_from_checkpoints", lambda self: None)
+    monkeypatch.setattr(run._Run, "stage", lambda self, stage, plan, interrupts: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped, match="all models are trained"):
+        run.distill(runs.load(), tmp_path)

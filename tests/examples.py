@@ -162,6 +162,7 @@ STEPS = {
         Example("averaged(momentum=0.9)", alike=True),
         Example("averaged(momentum=linear(start=0.0, end=1.0), every=3)", alike=True),
     ],
+    "ewc": [Example("ewc(weight=10.0, every=3)")],
     "gradnorm": [Example(f"gradnorm({TASKS})")],
     "meta": [Example("meta(learns=('teachers', 'weights', 'temperature'), inner_steps=2)")],
     "mgda": [Example(f"mgda({TASKS})")],

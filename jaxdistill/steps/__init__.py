@@ -1,6 +1,7 @@
 """Algorithms: one per file, one signature. Adding one is a file here and a line below."""
 
 from jaxdistill.steps import averaged as averaged
+from jaxdistill.steps import ewc as ewc
 from jaxdistill.steps import gradnorm as gradnorm
 from jaxdistill.steps import meta as meta
 from jaxdistill.steps import mgda as mgda

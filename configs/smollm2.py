@@ -7,6 +7,8 @@ Commands:
     python -m jaxdistill.vocabulary --config configs/smollm2.py:whole --out runs/smollm2/vocabulary
     python -m jaxdistill.cache --config configs/smollm2.py
     python -m jaxdistill.main --config configs/smollm2.py --workdir runs/smollm2/recipe
+Cost: 20 minutes for the cache, 10 for the student, on one core.
+Result (3 seeds): 3.853 nats a token, the same network without a teacher 4.184, the teacher 3.190.
 """
 
 from jaxdistill.config import make

@@ -356,7 +356,8 @@ def load(path: str) -> ConfigDict:
     name, _, word = path.partition(":")
     file = Path(name)
     if not file.is_file():
-        raise ConfigError("--config", f"there is no file {name!r}. Try configs/quickstart.py.")
+        kind = "is a folder" if Path(name).is_dir() else "is no file"
+        raise ConfigError("--config", f"{name!r} {kind}. Try configs/quickstart.py.")
     if file.suffix == ".json":
         return _from_json(file)
     module = _run(file)

@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C: ask the loop to save and stop."""
 
 import signal
+import sys
 from typing import Any
 
 import jax
@@ -33,6 +34,9 @@ class Interrupts:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number).name
+        sys.stderr.write(
+            f"\n{self.asked}: saving after this step, then stopping. Ctrl-C again stops at once, unsaved.\n"
+        )
 
     def stop(self) -> bool:
         """Whether to stop now; asked once a step, by all processes, which get the same answer."""

@@ -9,6 +9,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+QUIET = 15  # seconds without a line, where no bar is drawn
 
 
 class NonFiniteError(RuntimeError):
@@ -49,6 +52,7 @@ class Log:
         self._traced, self._tracing = settings.trace if name == "student" else 0, False
         self._pending: list[tuple[int, Any]] = []
         self._since, self._last = time.perf_counter(), start
+        self._said = self._since
         self._sinks: list[Callable[[str, int, dict[str, float]], None]] = []
         self._closers: list[Callable[[], None]] = []
         self._progress = Progress(
@@ -93,7 +97,15 @@ class Log:
 
     def __enter__(self) -> "Log":
         self._progress.start()
+        if self._progress.disable:
+            self._say(f"{self.steps - self._start} steps to go; compiling")
         return self
+
+    def _say(self, text: str) -> None:
+        """A line of progress for a file or a pipe, where no bar can be drawn."""
+        self._said = time.perf_counter()
+        if jax.process_index() == 0:
+            self.console.print(f"{self.name:>12}  {text}")
 
     def __exit__(self, *error: Any) -> None:
         self._progress.stop()
@@ -139,7 +151,11 @@ class Log:
         curves = {name: float(curve(step - 1)) for name, curve in self.schedules.items()}
         # a weight that the step chose goes before the one that the config says
         self._write("train", step, {**curves, **averages, "steps_per_second": rate})
-        self._progress.update(self._task, completed=step, rate=rate, note=f"loss {averages['loss']:.3f}")
+        note = f"loss {averages['loss']:.3f}"
+        self._progress.update(self._task, completed=step, rate=rate, note=note)
+        if self._progress.disable and now - self._said > QUIET:
+            left = timedelta(seconds=round((self.steps - step) / rate))
+            self._say(f"step {step}/{self.steps}: {note}, {rate:.3g} steps/s, ETA {left}")
 
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
         """Writes an evaluation's numbers, and a line for whoever watches.
@@ -149,9 +165,7 @@ class Log:
         """
         _check_finite(self.name, step, {"nll": scores["nll"]})
         self._write("eval", step, dict(scores))
-        if jax.process_index() == 0:
-            shown = f"accuracy {100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.3f}"
-            self.console.print(f"{self.name:>12}  step {step}/{self.steps}: {shown}")
+        self._say(f"step {step}/{self.steps}: accuracy {100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.3f}")
         self._since, self._last = time.perf_counter(), step  # the rate is that of training alone
 
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:

@@ -193,6 +193,8 @@ def _reference(stages: list[tuple[Stage, Parts]]) -> Parts:
 
 def _check_workdir(workdir: Path, config: ConfigDict) -> None:
     saved = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError("--workdir", f"{str(workdir)!r} is no folder; choose another.")
     if not saved.is_file():
         return
     try:

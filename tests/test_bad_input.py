@@ -354,7 +354,7 @@ def test_a_mistake_inside_a_config_file_has_its_path(tmp_path, capsys):
 
 def test_a_config_file_that_is_not_there_is_named(tmp_path, capsys):
     message = refused(capsys, tmp_path / "run", source=tmp_path / "none.py")
-    assert message.startswith(f"--config: there is no file '{tmp_path / 'none.py'}'")
+    assert message.startswith(f"--config: '{tmp_path / 'none.py'}' is no file")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": 3}', '{"config": {"steps": "many"}}'])

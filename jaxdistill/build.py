@@ -412,15 +412,16 @@ def _check_terms(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
             raise ConfigError(f"objective.{name}", f"needs {gradients[0]}, which no cache holds. {cure}.")
 
 
-def begins_here(entry: ConfigDict, step: Step) -> bool:
+def begins_here(config: ConfigDict, name: str, step: Step) -> bool:
     """Whether a teacher begins as the student does, since the step makes it what it becomes."""
-    return step.grown is not None and not (entry.checkpoint or entry.steps or entry.cache)
+    entry = config.teachers[name]
+    return list(config.teachers).index(name) in step.makes and not (entry.checkpoint or entry.steps or entry.cache)
 
 
 def _check_beginnings(config: ConfigDict, teachers: Mapping[str, Model], step: Step) -> None:
     for name, entry in config.teachers.items():
         path = f"teachers.{name}"
-        if begins_here(entry, step):
+        if begins_here(config, name, step):
             if entry.classes:
                 raise ConfigError(f"{path}.classes", "it learns here, the data's own classes; leave its map out.")
         elif not (entry.checkpoint or entry.steps or entry.cache or teachers[name].load):
@@ -479,7 +480,7 @@ def check_checkpoints(config: ConfigDict, built: Parts, shapes: Shapes) -> None:
         if config.teachers[name].cache:
             continue
         entry = config.teachers[name]
-        untrained = not entry.checkpoint and not entry.steps and not begins_here(entry, built.step)
+        untrained = not entry.checkpoint and not entry.steps and not begins_here(config, name, built.step)
         fits.check_pretrained(teacher, f"teachers.{name}.model", shapes, complete=untrained)
     for name, teacher in zip(built.teacher_names, built.teachers, strict=True):
         if config.teachers[name].checkpoint and not config.teachers[name].cache:

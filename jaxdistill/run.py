@@ -253,7 +253,7 @@ class _Run:
             if teacher.steps and not teacher.checkpoint and not teacher.cache:  # it is trained here, in its own stage
                 continue
             shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), self.data.shapes["train"]))
-            if build.begins_here(teacher, self.reference.step):  # it is measured when it has become something
+            if build.begins_here(self.config, name, self.reference.step):  # it is measured when it has become something
                 rows = self.data.shapes["train"]
                 self.teachers[name] = teachers.begin(self.config, name, model, shapes, self.mesh, rows)
                 continue

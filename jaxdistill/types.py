@@ -273,8 +273,8 @@ class Step(NamedTuple):
         `teachers` is a tuple of `Variables`, `batch` a dict with one entry per stream, metrics a dict of `Mean`
     streams: the streams of the batch it reads
     gates: it trains a fusion's params by something else than the loss that they weigh
-    grown: `(params, state, teachers) -> teachers` as they are by now, from params and state by role, where the step
-        makes them: it asks for no checkpoint of them. None: they come as they are
+    grown: `(params, state, teachers) -> teachers` as they are by now, from params and state by role; None: as they came
+    makes: numbers of the teachers that it makes what they become: it asks for no checkpoint of them
     """
 
     init: Callable[..., TrainState]
@@ -282,3 +282,4 @@ class Step(NamedTuple):
     streams: frozenset[str]
     gates: bool = False
     grown: "Callable[..., tuple[Variables, ...]] | None" = None
+    makes: frozenset[int] = frozenset()

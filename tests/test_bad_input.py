@@ -135,6 +135,12 @@ MISTAKES = {
         "it learns here",
         "leave its map out",
     ),
+    "a frozen teacher without a checkpoint beside an average": (
+        ["step=averaged(teacher=1)", "teachers.big.steps=0", "teachers.mean.model=mlp(widths=(8, 8), classes=4)"],
+        "teachers.big",
+        "neither a checkpoint nor steps",
+        "teachers.big.checkpoint",
+    ),
     "a buffer that holds nothing": (["step=replay(size=0)"], "step", "size is 1 or more", "got 0"),
     "a task of nothing": (
         ["data.order=tasks(groups=((0, 1), ()), steps=5)"],

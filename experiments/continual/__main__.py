@@ -26,7 +26,7 @@ from jaxdistill.metrics import Mean
 from jaxdistill.schedules import Scalar
 
 TASKS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
-STEPS, BATCH, RATE = 200, 20, 0.01  # of a task: 5 epochs
+STEPS, BATCH, RATE = 200, 20, 0.02  # of a task: 5 epochs
 SIZE, MORE, ALPHA, BETA = 200, 500, 0.5, 0.5  # of the buffer: 20 rows of a class, or 50
 MODEL = "mlp(widths=(100, 100), classes=10)"
 BEFORE = {"before": {"model": MODEL}}

@@ -85,7 +85,7 @@ def averaged(
         new = replace(new, state=new.state | {"average": mean(ts.state["average"], now, m)})
         return new, report(means, objective.total(means, ts.step), gradient)
 
-    return Step(init, update, objective.streams, grown=grown)
+    return Step(init, update, objective.streams, grown=grown, makes=frozenset({teacher % len(teachers)}))
 
 
 def mean(old: PyTree, new: PyTree, kept: Array) -> PyTree:

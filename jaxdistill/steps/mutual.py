@@ -92,7 +92,7 @@ def mutual(
         metrics = report(means[0], losses[0], gradient)
         return parts[0].descend(ts, gradient, _whole(states)), metrics | peers
 
-    return Step(init, update, objective.streams, grown=grown)
+    return Step(init, update, objective.streams, grown=grown, makes=frozenset(range(len(teachers))))
 
 
 def _but(k, each):

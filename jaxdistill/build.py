@@ -255,7 +255,10 @@ def parts(
     _check_beginnings(config, teachers, step)
     _check_streams(config, step)
     _check_gate(config, found.fusion, step)
-    if config.roles or step.grown or registry.parse(config.step, "step").kwargs:  # an abstract trace: not for nothing
+    begins = (
+        config.roles or step.grown or registry.parse(config.step, "step").kwargs or step.streams > minimised.streams
+    )
+    if begins:  # with something that can be wrong: an abstract trace is not for nothing
         fits.check_step(step, config.roles, shapes, models)
     return Parts(
         student,

@@ -22,6 +22,7 @@ from jaxdistill.config import conflicts, keep_source, make
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.processors import config_of
+from jaxdistill.data.splits import share_records
 from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost, evaluator, reliability, scores, totals
@@ -90,6 +91,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     }
     judged = describe(name, config.data.test, folder, "data", "test", tokens)
     _check_fields(config, described["train"], judged)
+    _check_quiz(config, folder)
     selected.check(config, described["train"])
     caches = cached.find(config, {**described, "test": judged})
     stages = [(stage, _plan(stage, described, mesh_shape, caches)) for stage in planned]
@@ -147,6 +149,18 @@ def _check_fields(config: ConfigDict, learned: Description, judged: Description)
         )
     if learned.fields != judged.fields:
         raise ConfigError("data.test", f"{config.data.test!r} differs from {config.data.train!r} in fields or shapes.")
+
+
+def _check_quiz(config: ConfigDict, folder: Path) -> None:
+    """A quiz on what the student learned from, or is judged on, tells nothing."""
+    if "quiz" not in config.streams:
+        return
+    size = lambda split: describe(config.data.name, split, folder, "streams.quiz", "split").records
+    quiz = config.streams.quiz.split
+    for key in ("train", "test"):
+        if share_records(quiz, config.data[key], size):
+            cure = "Choose others, such as data.train='train[:90%]' and streams.quiz.split='train[90%:]'"
+            raise ConfigError("streams.quiz.split", f"{quiz!r} has records of data.{key}={config.data[key]!r}. {cure}.")
 
 
 def _shapes(

@@ -52,6 +52,37 @@ MISTAKES = {
     ),
     "a term that a step cannot weigh": (["step=mgda(terms=('kdd',))"], "step", "no term 'kdd'", "it has kd, cross_ent"),
     "a layer that a step cannot look at": (["step=gradnorm(layer='hed')"], "step", "layer='hed'", "head/kernel"),
+    "a quiz that nobody gives": (
+        ["step=meta()"],
+        "streams",
+        "'meta()' reads the stream 'quiz'",
+        "add streams.quiz.split",
+    ),
+    "a quiz on what was learned": (
+        ["step=meta()", "streams.quiz.split=train"],
+        "streams.quiz.split",
+        "'train' has records of data.train='train'",
+        "streams.quiz.split='train[90%:]'",
+    ),
+    "a quiz on what is judged": (
+        ["step=pseudo_labels()", "streams.quiz.split=test"],
+        "streams.quiz.split",
+        "'test' has records of data.test='test'",
+        "Choose others",
+    ),
+    "a stream of nothing": (
+        ["step=tuned_teacher()", "streams.quiz.split="],
+        "streams.quiz.split",
+        "'blobs' has no split ''",
+        "(KeyError: '')",
+    ),
+    "inner steps that do not divide the batch": (
+        ["step=meta(inner_steps=5)", "streams.quiz.split=extra"],
+        "step",
+        "inner_steps=5",
+        "does not divide a batch of 32 rows",
+    ),
+    "nothing that learns": (["step=meta(learns=())"], "step", "got learns=()", "learns names something"),
     "an unknown role": (["roles.term.rate=0.1"], "roles.term", "'term'", "Did you mean 'terms'?"),
     "a misspelt argument": (
         ["objective.kd.term=kd(temprature=2)"],

@@ -19,6 +19,7 @@ from jaxdistill.data import (
     records,
     train_stream,
 )
+from jaxdistill.data.splits import share_records
 from jaxdistill.errors import ConfigError
 from jaxdistill.fetch import default_folder
 from jaxdistill.registry import datasets, transforms
@@ -339,3 +340,25 @@ def test_a_client_that_runs_inside_a_relative_folder_writes_there(kind, tmp_path
     monkeypatch.setattr(fetch, "_unpack", lambda folder: None)
     getattr(fetch, kind)("some==1.0", folder)
     assert str(tmp_path / "here") in commands[-1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("train", "train", True),
+        ("train", "test", False),
+        ("train[:80%]", "train[80%:]", False),
+        ("train[:90%]", "train[80%:]", True),
+        ("train[:3]", "train[30%:]", False),
+        ("train[:4]", "train[30%:]", True),
+        ("train[-2:]", "train[:8]", False),
+        ("train[-20%:]+test", "train[:9]", True),
+        ("train[:2]+test[5:]", "train[2:]+test[:5]", False),
+        ("train[5:5]", "train", False),
+        ("any words", "any words", True),
+        ("any words", "train", False),
+    ],
+)
+def test_splits_share_records_where_their_slices_meet(one, other, shared):
+    for pair in ((one, other), (other, one)):
+        assert share_records(*pair, {"train": 10, "test": 10}.__getitem__) is shared

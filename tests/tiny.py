@@ -17,9 +17,9 @@ class Blobs(list):
 
 @datasets.register
 def blobs(split: str) -> Blobs:
-    """Four patterns of 8 x 8 pixels under noise. 250 and 90 are multiples of no batch size."""
+    """Four patterns of 8 x 8 pixels under noise. 250, 90 and 42 are multiples of no batch size."""
     patterns = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1))
-    seed, rows = {"train": (1, 250), "test": (2, 90)}[split]
+    seed, rows = {"train": (1, 250), "test": (2, 90), "extra": (3, 42)}[split]
     labels = np.arange(rows) % 4
     noise = np.random.default_rng(seed).normal(0, 120, (rows, 8, 8, 1))
     images = np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8)

@@ -23,7 +23,7 @@ Config: step = "meta(inner_steps=1, inner_lr=0.1)"; streams.quiz.split = "train[
     roles.teachers.rate = 0.0001
 When: a few labels that can be trusted and a teacher, weights or a temperature that cannot.
 Checked: hypergradients against finite differences in float64 and the closed form; K steps against the unrolled.
-Experiment: `experiments/meta` (a corrupted teacher is mended; the control stands beside it).
+Experiment: `experiments/meta` (a corrupted teacher, the control beside it; not run yet).
 """
 
 from collections.abc import Callable, Mapping

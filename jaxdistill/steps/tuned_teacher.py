@@ -7,7 +7,7 @@ for each of the first `updates` batches of the quiz:
 for each batch after them:
     S        <- optimizer(grad_S L(S, sg(T)))               # the teachers stay as they are
 
-On digits a corrupted teacher is mended by this as well as by `meta`, at a tenth of the cost. The log has `quiz/loss`,
+The log has `quiz/loss`,
 the mean of the teachers'. They run as in evaluation: their statistics stay.
 
 Config: step = "tuned_teacher(updates=100)"; streams.quiz.split = "train[90%:]", with data.train = "train[:90%]";

@@ -1,0 +1,59 @@
+"""Meta distillation: a teacher that learned wrong labels is mended by a quiz of a hundred right ones.
+
+Paper: Zhou, Xu and McAuley, BERT Learns to Teach, 2022 (arxiv.org/abs/2106.04570). The teacher takes 85 % of the
+threes for fours and of the sevens for eights, and so does a student that trusts it.
+Command: python -m jaxdistill.main --config configs/meta.py --workdir runs/meta
+Beside it, meta.py:static trusts the teacher, meta.py:tuned trains it on the quiz before anybody learns from it, and
+meta.py:labels adds the quiz's labels to what a trusting student minimises.
+"""
+
+import numpy as np
+
+from jaxdistill.config import make
+from jaxdistill.data import open_records
+from jaxdistill.fetch import default_folder
+from jaxdistill.registry import datasets
+
+STEPS = {
+    "meta": "meta(inner_steps=1, inner_lr=0.3)",
+    "static": "offline()",
+    "tuned": "tuned_teacher(updates=100)",
+    "labels": "offline()",
+}
+
+
+class Digits(list):
+    """Records, and how many classes they have."""
+
+    classes = 10
+
+
+@datasets.register
+def mislabelled_digits(split: str, classes: tuple[int, ...] = (3, 7), share: float = 0.85) -> Digits:
+    """Digits with a further field `wrong_label`: in a share of the rows of some classes it is the class after."""
+    records = open_records("mnist5k", split, default_folder(), "data", "train")
+    fields = records.take(np.arange(len(records)))
+    lied = np.isin(fields["label"], classes) & (np.random.default_rng(0).random(len(records)) < share)
+    fields["wrong_label"] = (fields["label"] + lied) % 10
+    return Digits({name: column[i] for name, column in fields.items()} for i in range(len(records)))
+
+
+def get_config(word="meta"):
+    objective = {"kd": {"term": "kd(temperature=4.0)"}}
+    if word == "labels":
+        objective["cross_entropy"] = {"stream": "quiz"}
+    return make(
+        title="Digits: a teacher with wrong labels",
+        steps=1000,
+        batch_size=100,
+        student={"model": "mlp(widths=(128,), classes=10)"},
+        teachers={"wrong": {"model": "mlp(widths=(256,), classes=10)", "steps": 400, "rate": "cosine(start=0.003)"}},
+        objective=objective,
+        task={"cross_entropy": {"term": "cross_entropy(target='wrong_label')"}},
+        control=False,
+        step=STEPS[word],
+        roles={} if STEPS[word] == "offline()" else {"teachers": {"optimizer": "adamw()", "rate": "0.001"}},
+        rate="cosine(start=0.003)",
+        data={"name": "mislabelled_digits", "train": "train[:3900]"},
+        streams={"quiz": {"split": "train[3900:]", "batch_size": 100}},
+    )

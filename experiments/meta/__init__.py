@@ -1,0 +1,1 @@
+"""Can a quiz mend a teacher that learned wrong labels?"""

@@ -9,6 +9,8 @@ Command, 30 minutes on 2 cores:
     python -m jaxdistill.main --config configs/funmatch.py --workdir runs/funmatch
 Beside it, funmatch.py:plain is Hinton's distillation: no mixtures, softer targets, and a tenth of the labels' loss;
 funmatch.py:few learns from a quarter of the labels, without a teacher.
+Result (one seed, 500 steps, `experiments/funmatch`): 63.0 %, plain 69.6, all labels without a teacher 69.6, the teacher
+79.7: no gain in so few steps. The 2,000 of this config were not run.
 """
 
 from jaxdistill.config import make

@@ -29,8 +29,9 @@ Commands (`python -m experiments.recipes` does all of it):
     python -m jaxdistill.cache --config configs/topics.py:distilbert
     python -m jaxdistill.cache --config configs/topics.py:small
     python -m jaxdistill.main --config configs/topics.py:distilbert --workdir runs/topics/mine
-Result (one seed, 2 CPU cores): teacher 90.22 %, plain 89.54 % (99.2 % of it), control 84.92 %. Not measured yet: the
-others, and the spread over seeds.
+Cost: 15 minutes for the teacher and the caches, 1 to 4 for a student, on a busy core.
+Result (3 seeds): teacher 90.2 %, plain 89.4, control 87.2; small 88.8, small_control 82.5. Of one or two seeds:
+distilbert 89.7, minilm 89.2, tinybert 89.5, all_labels 93.9. Intervals: `experiments/recipes`.
 """
 
 from jaxdistill.config import differ, make

@@ -82,6 +82,7 @@ def test_in_pieces_a_student_is_asked_along_the_same_directions_as_its_teacher()
     assert np.abs(whole.input_gradients).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_pieces_save_memory_where_a_term_learns_from_gradients_too():
     """Gradients taken of the whole batch kept what its pieces save: 12 times as much as without them."""
     model = registry.models.build("vit(patch=4, width=16, depth=1, heads=2, classes=5)", "")

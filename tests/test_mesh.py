@@ -152,7 +152,7 @@ LAYOUTS = [
 ]
 # what a fast one stands for: blocks of a vit are those of a deit, and pmap knows no layout that a family could miss
 SLOW = [(f"{family}, derivatives", "mixed") for family in ("resnet", "decoder", "vit")] + [("deit", "mixed")]
-SLOW += [(case, "pmap") for case in ("chunked", "decoder", "deit", "efficientnet_lite", "resnet_imagenet", "vit")]
+SLOW += [(family, "pmap") for family in FAMILIES if family not in ("mlp", "resnet")]
 SLOW += [(case, "pmap") for case in CASES if "derivatives" in case]
 
 

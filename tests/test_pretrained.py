@@ -118,6 +118,7 @@ def test_transformers_reads_the_config_that_we_write(finished):
     assert (read.model_type, read.num_hidden_layers, read.hidden_size, read.num_labels) == ("bert", 1, 32, 3)
 
 
+@pytest.mark.slow
 def test_a_new_head_is_trained_here_on_top_of_what_was_loaded(folder, tmp_path):
     bare = {n: x for n, x in load_file(folder / "model.safetensors").items() if not n.startswith("classifier")}
     base = tmp_path / "base"

@@ -173,6 +173,7 @@ def test_triplets_are_drawn_evenly_from_the_rows_that_count():
     assert (draw_triplets(jax.random.key(1), 6000, counts) != drawn).any()
 
 
+@pytest.mark.slow
 def test_sampled_angles_are_right_on_average():
     seen = of_rows(*np.random.default_rng(3).normal(size=(2, 8, 4)))
     whole = value("rkd(distance=0.0)", seen)

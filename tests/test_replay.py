@@ -190,6 +190,7 @@ def test_the_last_phase_goes_on():
     assert {n for number in range(9) for n in run[number]["index"].tolist()} == set(range(5))
 
 
+@pytest.mark.slow
 def test_a_run_of_tasks_is_resumed_to_the_bit_and_its_teacher_sees_everything_at_once(tmp_path):
     words = ["--config.data.order=tasks(groups=((0, 1), (2, 3)), steps=10)", "--config.control=False"]
     words += ["--config.step=replay(size=12)", "--config.rate=0.01", "--config.objective.kd.weight=0.5"]

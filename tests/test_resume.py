@@ -72,7 +72,9 @@ def test_a_run_stopped_by_sigterm_exits_0_and_ends_the_same(uninterrupted, tmp_p
     _, err = finish(process)
     stopped = int(runs.saved(tmp_path / "student")["step"])
     assert 10 < stopped < 40
-    assert err == f"stopped: student: saved at step {stopped} of 40. The same command goes on from there.\n"
+    asked, said = err.strip().splitlines()
+    assert asked.startswith("SIGTERM: saving after this step")
+    assert said == f"stopped: student: saved at step {stopped} of 40. The same command goes on from there."
     out, _ = finish(runs.spawn(tmp_path, *SLOWLY))
     assert f"student  resumed at step {stopped}" in out
     assert_same_end(tmp_path, uninterrupted)

@@ -282,6 +282,7 @@ MISTAKES = {
     "processes that nobody leads": (["distributed.processes=2"], "distributed.processes", "2 processes", "host:port"),
     "a stream that nothing reads": (["streams.spare.split=train"], "streams.spare", "nothing reads it", "leave it out"),
     "pieces of a head that is multiplied out": (["chunks=2"], "chunks", "2 pieces", "leave chunks at 1"),
+    "a rate that climbs": (["rate=-0.1"], "rate", "-0.1", "a learning rate is 0 or more"),
     "a name that is no name": (["teachers.3rd.model=mlp()"], "teachers", "'3rd' names an entry", "a letter first"),
     "a spec string that runs code without a call": (
         ["student.model=mlp(widths=[open('pwned', 'w') for _ in (1,)], classes=4)"],

@@ -214,3 +214,10 @@ def test_an_unfinished_teacher_cannot_be_cached(tmp_path):
     with pytest.raises(ConfigError, match=r"teachers\.big\.cache: its weights do not exist before the run"):
         cache.write(config, quiet())
     assert "caches" in vars(registry)
+
+
+def test_what_is_kept_has_the_type_that_was_asked_for():
+    said = Outputs(jnp.asarray([[3.0, 1.0, 0.5]]))
+    assert encode(said, Keep("x", "float16", 0, ()))["logits"].dtype == jnp.float16
+    top = encode(said, Keep("x", "float16", 1, ()))
+    assert top["top"].dtype == top["tail"].dtype == jnp.float16

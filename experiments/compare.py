@@ -1,4 +1,4 @@
-"""What two arms of a study differ by, seed by seed."""
+"""What an arm of a study comes to over its seeds, and what two arms differ by, seed by seed."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,13 +24,21 @@ class Paired(NamedTuple):
         )
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean over seeds (Student's t); of one seed, or of equal ones, a point."""
+    mean = float(np.mean(values))
+    if len(values) < 2 or not np.std(values):
+        return mean, mean
+    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
+    return float(low), float(high)
+
+
 def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
     """`one - other`, of two arms whose entries belong to the same seeds; an interval needs two seeds or more."""
     gain = np.subtract(one, other)
-    if len(gain) < 2 or not gain.std():
-        return Paired(float(gain.mean()), *(float(gain.mean()),) * 2, float("nan"), gain.tolist())
-    low, high = stats.t.interval(0.95, len(gain) - 1, gain.mean(), stats.sem(gain))
-    return Paired(float(gain.mean()), float(low), float(high), float(stats.ttest_1samp(gain, 0).pvalue), gain.tolist())
+    told = len(gain) > 1 and gain.std()
+    p = float(stats.ttest_1samp(gain, 0).pvalue) if told else float("nan")
+    return Paired(float(gain.mean()), *interval(gain), p, gain.tolist())
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import jaxdistill
+from experiments.once import ran
 from jaxdistill.config import differ
 
 HERE = Path(__file__).parent
@@ -43,14 +43,11 @@ def arms(methods) -> dict[str, tuple[str, object]]:
 
 
 def accuracy(config, of: str, workdir: Path) -> float:
-    """A network's accuracy in % at its last step, kept beside the run."""
-    file = workdir / "accuracy.json"
-    if not file.is_file():
-        logging = {"tensorboard": False, "every": 100, "compilation_cache": str(workdir.parents[2] / "compiled")}
-        rows = jaxdistill.distill(differ(config, control=False, logging=logging), workdir, Console(quiet=True)).rows
-        (found,) = (100 * row["accuracy"] for row in rows if row["name"].startswith(of))
-        file.write_text(json.dumps(round(found, 2)))
-    return json.loads(file.read_text())
+    """A network's accuracy in % at its last step."""
+    logging = {"tensorboard": False, "every": 100, "compilation_cache": str(workdir.parents[2] / "compiled")}
+    rows = ran(differ(config, control=False, logging=logging), workdir)
+    (found,) = (100 * row["accuracy"] for row in rows if row["name"].startswith(of))
+    return round(found, 2)
 
 
 def by_teacher(config, folder: Path):

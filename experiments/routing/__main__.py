@@ -14,16 +14,16 @@ A run that was stopped goes on, and a finished one is taken over.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
 from rich.console import Console
-from rich.table import Table
 
-import jaxdistill
-from experiments.compare import paired, spread
+from experiments.once import ran
 from experiments.routing.worlds import base
+from experiments.study import ACCURACY, Measure, Study
+from experiments.sweep import conduct, exit_codes
 from jaxdistill.config import differ
 
 CONVOLVED = "resnet(widths=(16, 32), blocks=1, classes=10)"
@@ -45,20 +45,15 @@ RIGHT = {"domains": "domain", "specialists": "expert"}
 GATE = "gate, 200 labels"
 FUSIONS = {"uniform": "average()", "entropy": "entropy()", "confidence, all labels": "confidence()"}
 HINT = {"weight": 10.0}
-
-Row = dict[str, Any]
-
-
-def ran(config, folder: Path) -> Row:
-    """The student's row of a run, and the last line of its log."""
-    rows = jaxdistill.distill(config, folder, Console(quiet=True)).rows
-    lines = [json.loads(line) for line in (folder / "student" / "log.jsonl").read_text().splitlines()]
-    logged = [line for line in lines if line["kind"] == "train"]
-    return {**next(row for row in rows if row["name"] == "student"), "log": logged[-1]}
+TOLD = (
+    ACCURACY._replace(digits=1),
+    Measure("gate/right", "weight on the right one", digits=3),
+    Measure("gate/share/0", "weight of the first teacher", digits=3),
+)
 
 
-def teach(workdir: Path, config, console: Console) -> None:
-    """Trains the teachers."""
+def teach(workdir: Path, config: ConfigDict, console: Console) -> None:
+    """Trains the teachers, which the worlds share."""
     for number, (name, data) in enumerate(TAUGHT.items()):
         own = {
             "title": name,
@@ -67,27 +62,29 @@ def teach(workdir: Path, config, console: Console) -> None:
             "objective": {"cross_entropy": {}},
             "data": {"name": data, "train": "transfer"},
         }
-        accuracy = 100 * ran(differ(config, **own), workdir / name)["accuracy"]
-        console.print(f"teacher {name}: {accuracy:.1f} % on test records of {data}")
+        (row,) = ran(differ(config, **own), workdir / name)
+        console.print(f"teacher {name}: {100 * row['accuracy']:.1f} % on test records of {data}")
 
 
-def arms(world: str, workdir: Path, config) -> dict[str, Any]:
-    """The configs that are compared in a world, by name."""
+def among_teachers(world: str, workdir: Path, config: ConfigDict) -> Study:
+    """Students that learn from several teachers, or from one of them, without labels."""
     chosen = {
         name: {"model": CONVOLVED, "checkpoint": str(workdir / name), **more} for name, more in WORLDS[world].items()
     }
-    every = differ(config, teachers=chosen)
-    calibrated = {"calibration": {"split": "calibration", "batch_size": 100}}
     right = RIGHT.get(world, "")
-    step = f"watched(right={right!r})" if right else "routing()"
-    return {
-        **{arm: differ(every, fusion=fusion) for arm, fusion in FUSIONS.items()},
-        GATE: differ(every, fusion="gate()", step=step, streams=calibrated),
-        **{f"{name} alone": differ(config, teachers={name: teacher}) for name, teacher in chosen.items()},
+    gate = {
+        "fusion": "gate()",
+        "step": f"watched(right={right!r})" if right else "routing()",
+        "streams": {"calibration": {"split": "calibration", "batch_size": 100}},
     }
+    alone = {f"{name} alone": {"fusion": "single()", "teachers": {name: entry}} for name, entry in chosen.items()}
+    every = differ(config, teachers=chosen)
+    return Study(
+        "routing", f"Whom to hear? {world}", every, {"fusion": {**FUSIONS, GATE: gate, **alone}}, GATE, measures=TOLD
+    )
 
 
-def dead_layer(workdir: Path, config) -> dict[str, Any]:
+def among_layers(workdir: Path, config: ConfigDict) -> Study:
     """Students of 100 labels and a hint, from a teacher of which a layer is dead."""
     few = differ(
         config,
@@ -95,10 +92,10 @@ def dead_layer(workdir: Path, config) -> dict[str, Any]:
         teachers={"half_dead": {"model": "dead_end()", "checkpoint": str(workdir / "half_dead")}},
         data={"name": "digits()", "train": "few"},
     )
-    hint = lambda term, **more: differ(few, objective={"cross_entropy": {}, "hint": {"term": term, **HINT}}, **more)
+    hint = lambda term, **more: {"objective": {"cross_entropy": {}, "hint": {"term": term, **HINT}}, **more}
     quiz = {"quiz": {"split": "calibration", "batch_size": 100}}
-    return {
-        "no hint": differ(few, objective={"cross_entropy": {}}),
+    arms = {
+        "no hint": {"objective": {"cross_entropy": {}}},
         "dead layer": hint("hidden(layers=((1, 3),))"),
         "living layer": hint("hidden(layers=((1, 2),))"),
         "both, evenly": hint("hidden(layers=((1, 3), (1, 2)))"),
@@ -106,25 +103,8 @@ def dead_layer(workdir: Path, config) -> dict[str, Any]:
             "routed_hidden(layers=((1, 3), (1, 2)))", fusion="gate(paths=2)", step="watched(by='quiz')", streams=quiz
         ),
     }
-
-
-def study(world: str, configs: dict[str, Any], workdir: Path, seeds: int, console: Console) -> dict[str, list[Row]]:
-    """Runs every arm of a world over the seeds, and shows what came out."""
-    found = {}
-    for arm, config in configs.items():
-        folder = workdir / world.replace(" ", "-") / arm.replace(" ", "-").replace(",", "")
-        found[arm] = [ran(differ(config, seed=seed), folder / str(seed)) for seed in range(seeds)]
-    accuracy = {arm: [100 * row["accuracy"] for row in rows] for arm, rows in found.items()}
-    table = Table("learns from", "accuracy %", "weight on the right one", title=world)
-    for arm, rows in found.items():
-        weights = [row["log"]["gate/right"] for row in rows if "gate/right" in row["log"]]
-        table.add_row(arm, spread(accuracy[arm], 1), spread(weights, 3) if weights else "")
-    console.print(table)
-    chosen = GATE if world in WORLDS else "a quiz decides"
-    for arm in accuracy:
-        if arm != chosen:
-            console.print(f"{chosen} over {arm}, in points: {paired(accuracy[chosen], accuracy[arm])}")
-    return found
+    told = (*TOLD[:1], Measure("gate/right", "weight of the dead layer", digits=3))
+    return Study("routing", "Which layer to hear? One is dead", few, {"hint": arms}, "a quiz decides", measures=told)
 
 
 def main() -> None:
@@ -133,15 +113,14 @@ def main() -> None:
     words.add_argument("--seeds", default=5, type=int)
     words.add_argument("--worlds", nargs="*", default=[*WORLDS, "dead layer"], choices=[*WORLDS, "dead layer"])
     known = words.parse_args()
-    console = Console()
-
-    programs = str(known.workdir / "compiled")  # seeds share them
+    console, workdir = Console(width=200), known.workdir
+    programs = str((workdir / "compiled").absolute())
     config = base(logging={"tensorboard": False, "every": 100, "compilation_cache": programs})
-    teach(known.workdir, config, console)
-    for world in known.worlds:
-        made = arms(world, known.workdir, config) if world in WORLDS else dead_layer(known.workdir, config)
-        found = study(world, made, known.workdir, known.seeds, console)
-        (known.workdir / f"{world.replace(' ', '-')}.json").write_text(json.dumps(found, indent=1))
+    with exit_codes():
+        teach(workdir, config, console)
+        for world in known.worlds:
+            study = among_teachers(world, workdir, config) if world in WORLDS else among_layers(workdir, config)
+            conduct(study, workdir / world.replace(" ", "-"), known.seeds, console)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 One network has one colour and one dash in every figure. Text stays text, so that it can be searched and copied.
 """
 
-import io
 import math
-import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxdistill.report.drawing import svg
 from jaxdistill.report.markup import Markup
 
 if TYPE_CHECKING:
@@ -24,22 +22,6 @@ OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TERMS = ("#332288", "#CC6677", "#117733", "#AA4499", "#999933", "#44AA99", "#882255")
 DASHES = ("-", "--", "-.", ":")
 
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "jaxdistill",  # the same run writes the same page
-    "text.parse_math": False,  # a dollar in a name is a dollar
-    "axes.unicode_minus": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "font.size": 9.5,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 3.5,
-}
 WIDE, TALL = (4.8, 3.1), (2.9, 3.5)
 POINTS = 150  # a curve on the page has no more: a long log is averaged in bins
 
@@ -81,7 +63,7 @@ def curves(
         if _spans(series, log_beyond):
             _log_axis(axes)
 
-    return _svg(draw, _with_legend(WIDE, list(series)))
+    return svg(draw, _with_legend(WIDE, list(series)), f"{label} over optimiser steps: {', '.join(series)}")
 
 
 def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -> Markup:
@@ -99,7 +81,7 @@ def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -
             _log_axis(axes, lambda error, _: f"{100 - error:g}")
             axes.invert_yaxis()
 
-    return _svg(draw, _with_legend(WIDE, list(series)))
+    return svg(draw, _with_legend(WIDE, list(series)), f"accuracy (%) over optimiser steps: {', '.join(series)}")
 
 
 def reliability(bins: Mapping[str, list[float]], style: Style) -> Markup:
@@ -116,23 +98,7 @@ def reliability(bins: Mapping[str, list[float]], style: Style) -> Markup:
         below.vlines(confidence, 0, [100 * n / sum(count) for n in count], color=style.color, linewidth=5)
         below.set(xlabel="confidence", ylabel="share (%)", ylim=(0, None))
 
-    return _svg(draw, TALL)
-
-
-def _svg(draw: Callable[["Figure"], None], size: tuple[float, float]) -> Markup:
-    """Runs `draw` on an empty figure of `size` inches, in our style whatever the user's is."""
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    buffer = io.StringIO()
-    with warnings.catch_warnings(), matplotlib.style.context(["default", STYLE]):
-        warnings.filterwarnings("ignore", "Glyph")  # the browser has fonts for what matplotlib's font lacks
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = buffer.getvalue()
-    # Without the XML prologue, and without the names of groups, which repeat; other ids are hashes of what they name.
-    return Markup(re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :]))
+    return svg(draw, TALL, "accuracy over confidence, and the share of examples at each confidence")
 
 
 def _thinned(values: list[Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """The two tables of the page: how good each network is, and what the student took over from its teacher."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxdistill.report.formats import count, decimal, digits, percent, size
@@ -160,6 +160,13 @@ def transfer_table(rows: list[Row]) -> Markup:
 
     head = element("tr", *(element("th", name, scope="col") for name in ("Measure", *(row["name"] for row in rows))))
     return _scrolling(element("thead", head), element("tbody", *map(line, measures)), class_="measures")
+
+
+def plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """Text as it is: a heading, and rows that begin with their name."""
+    head = element("tr", *(element("th", title, scope="col") for title in heading))
+    lines = (element("tr", element("th", row[0], scope="row"), *(element("td", x) for x in row[1:])) for row in rows)
+    return _scrolling(element("thead", head), element("tbody", *lines))
 
 
 def _scrolling(*parts: Markup, **attributes: Any) -> Markup:

@@ -1,0 +1,125 @@
+"""What a study is: one config, changed along axes, over seeds."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxdistill.config import differ, override
+from jaxdistill.errors import ConfigError, suggest
+
+Change = str | Mapping[str, Any]  # a text, as on the command line; or keys, as `differ` takes them
+Axis = Sequence[str] | Mapping[str, Change]
+
+
+class Measure(NamedTuple):
+    """What is told of a run.
+
+    key: of the student's row in results.json, or of the last line of its log
+    title: on the page, with its unit
+    scale: what it is multiplied by
+    digits: behind the point
+    """
+
+    key: str
+    title: str
+    scale: float = 1.0
+    digits: int = 2
+
+
+ACCURACY = Measure("accuracy", "accuracy (%)", 100.0)
+
+
+class Study(NamedTuple):
+    """What is compared.
+
+    name: of its module, as in `python -m experiments.NAME`
+    question: that it answers
+    base: the config that its arms differ from; teachers that it would train are trained once, for all arms and seeds
+    axes: by the path of a key the texts that it takes, as in `{"fusion": ("average()", "entropy()")}`, or labels with
+        changes; where all changes are keys, the axis may have any name
+    baseline: the arm with which the others are compared
+    further: arms beside the product of the axes, by label
+    teachers: configs of runs whose students are the arms' teachers of these names
+    measures: what is told; the first is compared
+    """
+
+    name: str
+    question: str
+    base: ConfigDict
+    axes: Mapping[str, Axis]
+    baseline: str
+    further: Mapping[str, Mapping[str, Any]] = {}
+    teachers: Mapping[str, ConfigDict] = {}
+    measures: tuple[Measure, ...] = (ACCURACY,)
+
+
+class Run(NamedTuple):
+    """One student of a study, and where it lies."""
+
+    arm: str
+    seed: int
+    config: ConfigDict
+    folder: Path
+
+
+def expand(study: Study) -> dict[str, ConfigDict]:
+    """The arms' configs, by label: the product of the axes, and what is beside it.
+
+    Raises:
+        ConfigError: a change cannot be made, two arms have one folder, or the baseline is none of them.
+    """
+    arms = {"": study.base}
+    for path, axis in study.axes.items():
+        choices = axis if isinstance(axis, Mapping) else {text: text for text in axis}
+        arms = {
+            f"{arm} | {label}" if arm else label: _changed(config, path, change)
+            for arm, config in arms.items()
+            for label, change in choices.items()
+        }
+    arms |= {label: differ(study.base, **change) for label, change in study.further.items()}
+    folders = [_folder(arm) for arm in arms]
+    if twice := [arm for arm in arms if folders.count(_folder(arm)) > 1]:
+        raise ConfigError("axes", f"{', '.join(map(repr, twice))} would share a folder; choose other labels.")
+    if study.baseline not in arms:
+        raise ConfigError("baseline", f"there is no arm {study.baseline!r}. {suggest(study.baseline, arms)}")
+    return arms
+
+
+def together(study: Study, checkpoints: Mapping[str, str]) -> ConfigDict:
+    """All teachers and streams of all arms in one config, which no run has: for what is written once for all."""
+    arms = list(expand(study).values())
+    entries = {name: _taught(name, entry, checkpoints) for arm in arms for name, entry in arm.teachers.items()}
+    streams = {name: entry for arm in arms for name, entry in arm.streams.to_dict().items()}
+    return differ(study.base, teachers=entries, streams=streams)
+
+
+def runs(study: Study, workdir: Path, seeds: int, checkpoints: Mapping[str, str]) -> list[Run]:
+    """All runs, seed by seed, so that a study that was cut is a smaller study.
+
+    Args:
+        checkpoints: of the teachers that the arms share, by name.
+    """
+    logging = {"tensorboard": False, "compilation_cache": str((workdir / "programs").absolute())}  # seeds share them
+    found = []
+    for seed in range(seeds):
+        for arm, config in expand(study).items():
+            entries = {name: _taught(name, entry, checkpoints) for name, entry in config.teachers.items()}
+            whole = differ(config, seed=seed, control=False, logging=logging, teachers=entries)
+            found.append(Run(arm, seed, whole, workdir / _folder(arm) / str(seed)))
+    return found
+
+
+def _changed(config: ConfigDict, path: str, change: Change) -> ConfigDict:
+    return override(config, [(path, change)]) if isinstance(change, str) else differ(config, **change)
+
+
+def _taught(name: str, entry: ConfigDict, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+    return {**entry.to_dict(), "checkpoint": entry.checkpoint or checkpoints.get(name, "")}
+
+
+def _folder(arm: str) -> str:
+    """A label as the name of a folder."""
+    return re.sub(r"[^\w.=+-]+", "-", arm).strip("-")

@@ -1,0 +1,88 @@
+"""Four domains, a teacher for each: whom to ask? python -m experiments.text_routing [--workdir DIR] [--seeds 5]
+
+Sentences of films, tweets, editorials and wares are rated by people. all-MiniLM-L6 is fine-tuned on each domain by
+itself, and once on all. A student that serves all domains learns from 3,000 texts of all four, without a label and
+without being told the domain.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from experiments import sweep
+from experiments.routing import worlds  # noqa: F401  (registers the step `watched`)
+from experiments.study import ACCURACY, Measure, Study
+from experiments.text_routing.texts import MINILM, TOKENS
+from jaxdistill.config import differ, make
+
+DOMAINS = ("movie", "tweets", "nyt", "amazon")  # numbered so in the records
+SAID = Path("runs/text_routing/said")
+FINE_TUNED = f"pretrained({MINILM!r}, classes=2, dropout=0.0, attention_dropout=0.0)"
+STEPS = {**dict.fromkeys(DOMAINS, 150), "all": 300}
+
+BASE = make(
+    title="Sentences of four domains",
+    steps=600,
+    batch_size=60,
+    student={"model": "over_body(width=128)"},
+    objective={"kd": {"term": "kd(temperature=1.0)"}},
+    control=False,
+    optimizer="adamw(weight_decay=0.0001)",
+    rate="cosine(start=0.003)",
+    data={"name": "sentences_of_all()", "train": "transfer", "test": "test", "tokens": TOKENS},
+    evaluate={"every": 600, "batch_size": 100, "layers": ()},
+    logging={"tensorboard": False, "every": 100},
+    mesh={"data": 1},
+)
+
+
+def fine_tuned(number: int, name: str) -> Any:
+    """The run in which a teacher learns, from the labels of its domain."""
+    return differ(
+        BASE,
+        title=f"The teacher of {name}",
+        seed=100 + number,
+        steps=STEPS[name],
+        batch_size=16,
+        student={"model": FINE_TUNED},
+        objective={"cross_entropy": {}},
+        clip_norm=1.0,
+        rate="cosine(start=0.0003, warmup=0.1)",
+        data={"name": f"vader/{name}", "train": "train", "test": "test[:20%]"},
+        evaluate={"every": 1000, "batch_size": 50},
+    )
+
+
+def asked(*names: str) -> dict[str, Any]:
+    """Teachers whose outputs are written once, and read by all students."""
+    cache = {name: f"outputs(folder={str(SAID / name)!r})" for name in names}
+    return {name: {"model": FINE_TUNED, "cache": cache[name]} for name in names}
+
+
+STUDY = Study(
+    name="text_routing",
+    question="Four domains, and a teacher for each: whom to ask?",
+    base=differ(BASE, teachers=asked(*DOMAINS)),
+    axes={
+        "learns from": {
+            "routed, 600 labels": {
+                "fusion": "gate()",
+                "step": "watched(right='domain')",
+                "streams": {"calibration": {"split": "calibration", "batch_size": 100}},
+            },
+            "uniform": {"fusion": "average()"},
+            "entropy": {"fusion": "entropy()"},
+            **{f"{name} alone": {"teachers": asked(name)} for name in DOMAINS},
+            "a teacher of all": {"teachers": asked("all")},
+        }
+    },
+    baseline="routed, 600 labels",
+    teachers={name: fine_tuned(number, name) for number, name in enumerate(STEPS)},
+    measures=(
+        ACCURACY,
+        Measure("gate/right", "weight on the right teacher", digits=3),
+        Measure("agreement", "agrees with its teacher (%)", 100, digits=1),
+    ),
+)
+
+if __name__ == "__main__":
+    sweep.main(STUDY, __doc__)

@@ -1,0 +1,192 @@
+"""Studies: what is expanded, run, taken over and told. The studies themselves are `experiments/`."""
+
+import re
+import shlex
+
+import pytest
+import runs
+from rich.console import Console
+
+from experiments import once, plot, sweep
+from experiments.compare import interval, paired
+from experiments.study import ACCURACY, Measure, Study, expand
+from experiments.study import runs as runs_of
+from jaxdistill.config import differ
+from jaxdistill.errors import ConfigError
+from jaxdistill.interrupts import Stopped
+
+QUIET = Console(quiet=True)
+TERMS = ("kd(temperature=1.0)", "kd(temperature=4.0)")
+
+
+def study(**differences) -> Study:
+    """Two temperatures by two weights of the labels, beside labels alone: five arms of 4 steps."""
+    base = differ(runs.load(), steps=4, teachers={"big": {"model": "mlp(widths=(16,), classes=4)", "steps": 4}})
+    axes = {"objective.kd.term": TERMS, "labels": {"few": {}, "many": {"batch_size": 16}}}
+    alone = {"labels alone": {"teachers": {}, "objective": {"cross_entropy": {}}}}
+    whole = Study("tiny", "Is <b> bold?", base, axes, f"{TERMS[0]} | few", alone)
+    return whole._replace(**differences)
+
+
+def test_axes_multiply_and_every_arm_has_its_own_values():
+    arms = expand(study())
+    assert list(arms) == [f"{term} | {labels}" for term in TERMS for labels in ("few", "many")] + ["labels alone"]
+    assert arms[f"{TERMS[1]} | many"].objective.kd.term == TERMS[1]
+    assert [arms[f"{TERMS[0]} | {labels}"].batch_size for labels in ("few", "many")] == [32, 16]
+    assert not arms["labels alone"].teachers
+    every = runs_of(study(), runs.Path("w"), 2, {"big": "w/taught"})
+    assert [run.seed for run in every] == [0] * 5 + [1] * 5, "a study that is cut is a smaller study"
+    assert len({run.folder for run in every}) == 10
+    assert {run.config.teachers.big.checkpoint for run in every if run.config.teachers} == {"w/taught"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"baseline": "labels"}, r"baseline: there is no arm 'labels'. Did you mean 'labels alone'\?"),
+        ({"axes": {"fusion": {"a b": {}, "a, b": {}}}}, "'a b', 'a, b' would share a folder"),
+        ({"axes": {"fusionn": ("average()",)}}, "unknown key 'fusionn'. Did you mean 'fusion'"),
+        ({"axes": {"fusion": ("averag()",)}, "baseline": "averag()"}, "fusion: unknown fusion 'averag'"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(wrong, told, tmp_path):
+    with pytest.raises(ConfigError, match=told):
+        sweep.conduct(study(**wrong), tmp_path / "w", 1, QUIET)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.fixture(scope="module")
+def conducted(tmp_path_factory):
+    """A study of two arms and two seeds that was cut in its third run, and then went on; what ran in each go."""
+    workdir, made, distill = tmp_path_factory.mktemp("study"), [], once.jaxdistill.distill
+    small = study(axes={"objective.kd.term": TERMS}, baseline=TERMS[0], further={}, measures=MEASURES)
+
+    def counted(config, folder, console):
+        made.append(folder.relative_to(workdir).as_posix())
+        if len(made) == 4:
+            raise Stopped("saved")
+        return distill(config, folder, console)
+
+    with pytest.MonkeyPatch.context() as patch, runs.compilation_cache(workdir / "programs"):
+        patch.setattr(once.jaxdistill, "distill", counted)
+        with pytest.raises(Stopped):
+            sweep.conduct(small, workdir, 2, QUIET)
+        lines = sweep.conduct(small, workdir, 2, QUIET)
+        first, second = made[:4], made[4:]
+        made.clear()
+        sweep.conduct(small, workdir, 2, QUIET)
+    return workdir, lines, first, second, made
+
+
+MEASURES = (ACCURACY, Measure("grad_norm", "norm", digits=3), Measure("nothing/0", "of none"))
+
+
+def test_a_study_that_was_cut_goes_on_and_runs_nothing_twice(conducted):
+    _, lines, first, second, third = conducted
+    one, four = (f"kd-temperature={t}.0" for t in (1, 4))
+    assert first == ["taught", f"{one}/0", f"{four}/0", f"{one}/1"]
+    assert second == [f"{one}/1", f"{four}/1"]
+    assert third == []
+    assert [len(line.values) for line in lines] == [2, 2]
+
+
+def test_the_table_says_what_the_runs_say(conducted):
+    workdir, lines, *_ = conducted
+    for line, t in zip(lines, (1, 4), strict=True):
+        rows = [runs.results(workdir / f"kd-temperature={t}.0" / str(seed))["rows"] for seed in (0, 1)]
+        accuracy = [100 * row["accuracy"] for found in rows for row in found if row["name"] == "student"]
+        assert list(line.values.values()) == pytest.approx(accuracy)
+        norms = [
+            runs.log(workdir / f"kd-temperature={t}.0" / str(s) / "student").train[-1]["grad_norm"] for s in (0, 1)
+        ]
+        assert line.others == (plot.spread(norms, 3), "")
+    assert (workdir / "table.md").read_text() == plot.markdown(plot.read(workdir), lines) + "\n"
+
+
+def test_a_steps_more_is_another_run(conducted):
+    workdir, *_ = conducted
+    (run, *_) = runs_of(study(), workdir, 1, {})
+    done = once.json.loads((workdir / "kd-temperature=1.0" / "0" / "config.json").read_text())["config"]
+    config = differ(run.config, **done)
+    assert once.finished(config, workdir / "kd-temperature=1.0" / "0")
+    assert not once.finished(differ(config, steps=5), workdir / "kd-temperature=1.0" / "0")
+    assert not once.finished(differ(config, batch_size=16), workdir / "kd-temperature=1.0" / "0")
+
+
+def test_the_page_is_one_file_that_escapes_what_it_is_told(conducted):
+    workdir, *_ = conducted
+    page = (workdir / "study.html").read_text()
+    assert "Is &lt;b&gt; bold?" in page and "<b> bold" not in page
+    assert re.search(
+        r'<svg role="img" aria-label="accuracy \(%\), mean and 95 % interval: kd\(temperature=1.0\) ', page
+    )
+    assert not re.search(r"<(script|link|img|iframe)", page)
+    assert (workdir / "figure.svg").read_text() in page
+    assert (workdir / "figure.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_two_sweeps_refuse_each_other(tmp_path):
+    with once.locked(tmp_path):
+        with pytest.raises(ConfigError, match=r"--workdir: .* is in use by process \d+ on .*\. Wait for it"):
+            sweep.conduct(study(), tmp_path, 1, QUIET)
+        with pytest.raises(ConfigError, match="in use"), once.locked(tmp_path):
+            pass
+    with once.locked(tmp_path):  # it is free again
+        pass
+
+
+def told(**arms: list[float]) -> dict:
+    """A study.json whose arms have these accuracies; the first is the baseline; nan is a run that is missing."""
+    found = {arm: {str(s): {"accuracy": x} for s, x in enumerate(values) if x == x} for arm, values in arms.items()}
+    return {"baseline": next(iter(arms)), "measures": [ACCURACY], "runs": found}
+
+
+def test_mean_interval_and_paired_test_by_hand():
+    """Student's t at 2 degrees of freedom: 4.30265; of 1, 2, 3 the deviation is 1, so 2 +- 4.30265 / sqrt 3."""
+    lines = plot.summary(told(base=[10.0, 20.0, 30.0], more=[11.0, 22.0, 33.0], cut=[12.0, float("nan"), float("nan")]))
+    base, more, cut = lines
+    assert base.gain is None and (base.mean, more.mean) == (20.0, 22.0)
+    half = 4.302653 / 3**0.5
+    assert (more.gain.mean, more.gain.low, more.gain.high) == pytest.approx((2.0, 2 - half, 2 + half), abs=1e-5)
+    assert more.gain.p == pytest.approx(0.0741799, abs=1e-6), "t = 2 sqrt 3"
+    assert (base.low, base.high) == pytest.approx((20 - 10 * half, 20 + 10 * half), abs=1e-4)
+    assert interval([10.0, 20.0, 30.0]) == (base.low, base.high)
+    assert cut.gain.mean == 2.0 and cut.gain.differences == [2.0], "of the seeds that both have"
+    rows = plot.cells(told(base=[1.0]), lines)
+    assert rows[2][1:7] == ["22.00", "-5.33 to 49.33", "+2.00", "-0.48 to 4.48", "0.074", "3"]
+    assert rows[3][1:7] == ["12.00", "", "+2.00", "", "", "1"]
+
+
+def test_a_pair_of_equal_arms_is_no_certainty():
+    assert paired([1.0, 2.0], [1.0, 2.0])[:3] == (0.0, 0.0, 0.0)
+    assert plot.cells(told(a=[1.0, 2.0]), plot.summary(told(a=[1.0, 2.0], b=[1.0, 2.0])))[2][5] == ""
+
+
+def test_the_script_of_a_cluster_runs_teachers_then_every_run_then_the_table(tmp_path):
+    """Run by a shell in which `sbatch` tells what it was asked for."""
+    words = ["--workdir", "runs/it's", "--seeds", "2"]
+    asked = tmp_path / "asked"
+    (tmp_path / "sbatch").write_text(f'#!/bin/bash\nprintf "%q " "$@" >> {asked}; echo >> {asked}; echo 7\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    (tmp_path / "study.sh").write_text(sweep.script(study(), words, 10))
+    command = ["bash", str(tmp_path / "study.sh"), "--time=1:00"]
+    runs.subprocess.run(command, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True)
+    jobs = [shlex.split(line) for line in asked.read_text().splitlines()]
+    assert [job[-3:-2] for job in jobs] == [["--time=1:00"], ["--array=0-9"], ["--dependency=afterany:7"]]
+    assert "--dependency=afterok:7" in jobs[1] and all(
+        job[:3] == ["--parsable", "--job-name=tiny", "--time=1:00"] for job in jobs
+    )
+    plain = ["python", "-m", "experiments.tiny", *words]
+    told = [shlex.split(job[-1]) for job in jobs]
+    assert told == [[*plain, "--run", "teachers"], [*plain, "--run", "$SLURM_ARRAY_TASK_ID"], plain]
+
+
+def test_one_run_is_told_by_its_number(tmp_path, monkeypatch):
+    learnt = []
+    monkeypatch.setattr(sweep, "teach", lambda *words: {})
+    monkeypatch.setattr(sweep, "learn", lambda run, console: learnt.append((run.arm, run.seed)))
+    read = lambda *words: sweep.parser("tiny", "").parse_args(["--workdir", str(tmp_path), "--seeds", "2", *words])
+    sweep.obey(study(), read("--run", "6"), ())
+    assert learnt == [(f"{TERMS[0]} | many", 1)]
+    with pytest.raises(ConfigError, match="--run: '10' is no run; there are 'teachers' and 0 to 9"):
+        sweep.obey(study(), read("--run", "10"), ())

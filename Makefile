@@ -21,11 +21,12 @@ demo: $(installed) ## distil a student on real images, in minutes on a laptop; r
 
 test: lint laws ## all fast checks: lint, types, import contract, tests
 
-lint: $(installed) ## style, types, who may import whom
+lint: $(installed) ## style, types, who may import whom, shell scripts
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m mypy
 	.venv/bin/lint-imports
+	.venv/bin/shellcheck -x -P tpu tpu/*.sh setup.sh
 
 laws: $(installed) ## the fast tests alone
 	$(python) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile

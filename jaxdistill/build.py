@@ -432,15 +432,15 @@ def _check_beginnings(config: ConfigDict, teachers: Mapping[str, Model], step: S
             raise ConfigError(path, f"has neither a checkpoint nor steps. {cure}")
 
 
-def check_mesh(config: ConfigDict) -> tuple[int, int, int]:
-    """The mesh's shape.
+def check_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:
+    """The mesh's shape, for a number of devices.
 
     Raises:
         ConfigError: if it needs more devices than there are, or the batch does not divide by it.
     """
     mesh = config.mesh
     try:
-        shape = mesh_shape(mesh.data, mesh.fsdp, mesh.tensor, jax.device_count())
+        shape = mesh_shape(mesh.data, mesh.fsdp, mesh.tensor, devices)
     except ValueError as error:
         raise ConfigError("mesh", f"{error}.") from None
     if mesh.backend == "pmap" and (shape[1:] != (1, 1) or jax.process_count() > 1):

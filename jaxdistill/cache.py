@@ -26,7 +26,7 @@ from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.records import Records
 from jaxdistill.data.store import Fields, Manifest, StoreError, missing, read_manifest, write_manifest, write_shard
-from jaxdistill.data.stream import Batches, evaluation_batches
+from jaxdistill.data.stream import Batches, Rows, evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost
 from jaxdistill.models.cached import Keep, encode
@@ -55,7 +55,7 @@ def write(config: ConfigDict, console: Console) -> None:
     reads = cached.streams(config)
     described = {s: describe(data.name, r.text, folder, r.path, r.key, data.tokens) for s, r in reads.items()}
     selected.check(config, described["train"])
-    mesh = make_mesh(build.check_mesh(config))
+    mesh = make_mesh(build.check_mesh(config, jax.device_count()))
     for name in names:
         teacher = _Teacher(config, name, described, mesh)
         for stream, read in reads.items():
@@ -128,7 +128,7 @@ class _Teacher:
 
 
 def _batches(
-    config: ConfigDict, stream: str, records: Records, size: int, part: slice, rows: slice
+    config: ConfigDict, stream: str, records: Records, size: int, part: slice, rows: Rows
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of a shard: records in their order, or those of the run where augmentation draws."""
     transforms = build.transforms(config)["train" if stream == "test" else stream]

@@ -334,7 +334,7 @@ def changes(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _read(key: Key, text: str, path: str) -> Any:
-    if key.kind in ("text", "spec", "schedule", "dtype", "backend"):
+    if key.kind in ("text", "spec", "schedule", "dtype", "backend", "address"):
         return text
     if key.kind == "flag":
         text = {"true": "True", "false": "False"}.get(text.lower(), text)

@@ -166,6 +166,25 @@ def _constraints(program: Any) -> int:
     return total
 
 
+def check_divided(config: ConfigDict, mesh: Mesh) -> None:
+    """The axis tensor divides what it splits in every network of the world: heads and vocabulary.
+
+    Who gives rules of his own knows better.
+
+    Raises:
+        ConfigError: an array would be whole on every device, or a head spread over two.
+    """
+    tensor = mesh.shape["tensor"]
+    models = {"student.model": config.student, **{f"teachers.{n}.model": t for n, t in config.teachers.items()}}
+    for path, entry in models.items():
+        form = form_of_spec(entry.model, path) if tensor > 1 and not entry.rules else None
+        for name in ("heads", "kv_heads", "vocabulary"):
+            size = form.arguments.get(name) if form else None
+            if size and size % tensor:
+                cure = f"Choose a divisor of {size}, and more of mesh.fsdp"
+                raise ConfigError("mesh.tensor", f"{tensor} does not divide {name}={size} of {path}. {cure}.")
+
+
 def check_step(step: Step, roles: Mapping[str, Any], shapes: Mapping[str, Shapes], teachers: tuple[Model, ...]) -> None:
     """The step begins, and every role with an optimiser of its own is one that it trains."""
     key = jax.eval_shape(lambda: jax.random.key(0))

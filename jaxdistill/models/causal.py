@@ -196,10 +196,11 @@ class Decoder(nnx.Module):
             graph, variables = nnx.split(self.blocks)
             depth = jax.tree.leaves(variables)[0].shape[0]
             nudges = jax.tree.map(lambda *each: jnp.stack(each), *(_nudge(batch, n, depth) for n in range(depth)))
-            _, (states, attentions, caches) = jax.lax.scan(layer_of(graph), x, (variables, nudges))
+            last, (states, attentions, caches) = jax.lax.scan(layer_of(graph), x, (variables, nudges))
             nnx.update(self.blocks, caches)
             apart = lambda tree: tuple(jax.tree.map(lambda leaf, n=n: leaf[n], tree) for n in range(depth))
-            return apart(states), apart(attentions)
+            # The last state by itself: where no term reads the others, their stack is none of what is kept
+            return (*apart(states)[:-1], last), apart(attentions)
         states, attentions = [], []
         for number, block in enumerate(self.blocks):
             graph, variables = nnx.split(block)

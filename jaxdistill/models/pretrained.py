@@ -17,7 +17,7 @@ from jaxdistill.hub import family as families
 from jaxdistill.hub import vocabulary
 from jaxdistill.hub.cut import Selection, averaged, blocks_of, evenly
 from jaxdistill.hub.cut import chosen as one_by_one
-from jaxdistill.hub.folders import open_source
+from jaxdistill.hub.folders import Shape, open_shape, open_source
 from jaxdistill.hub.source import Source, WeightsError
 from jaxdistill.hub.weights import load, plan
 from jaxdistill.registry import Spec, models, parse
@@ -52,12 +52,11 @@ def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", 
         options: arguments of the family's own factory, such as `classes=2` or `dropout=0.1`. With other classes than
             the checkpoint's its head is new, and has to be trained.
     """
-    opened = open_source(source)
-    form = form_of(opened, layers, cut, keep, options)
+    form = form_of(open_shape(source), layers, cut, keep, options)
     network = models.build(Spec(form.family, (), form.arguments), "")
 
     def find(shapes: Variables) -> Pretrained:
-        family = families.families[form.family]
+        family, opened = families.families[form.family], open_source(source)
         found = plan(opened, family, form.arguments, shapes, form.layers, form.selections)
         return Pretrained(found.fresh, lambda: load(opened, found, shapes))
 
@@ -79,13 +78,13 @@ def form_of_spec(spec: str, path: str = "") -> Form | None:
         return Form(named.name, dict(given.arguments), (), {})
     source, layers, cut, keep = given.args
     try:
-        found = form_of(open_source(source), layers, cut, keep, given.kwargs)
+        found = form_of(open_shape(source), layers, cut, keep, given.kwargs)
     except WeightsError as error:
         raise ConfigError(path, f"{error}.") from None
     return found._replace(arguments=families.complete(models[found.family], found.arguments))
 
 
-def form_of(source: Source, layers: Layers, cut: Cut, keep: str, options: Mapping[str, Any]) -> Form:
+def form_of(source: Shape | Source, layers: Layers, cut: Cut, keep: str, options: Mapping[str, Any]) -> Form:
     """What `pretrained` makes of a checkpoint.
 
     Raises:

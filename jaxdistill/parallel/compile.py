@@ -5,7 +5,7 @@ Both give an `Engine` with the same functions, and parameters that agree to floa
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS, psum
 from jaxdistill.parallel.mesh import row_shards
-from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings
+from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, laid_out, shardings
 from jaxdistill.types import NOTHING, Array, PyTree, Step, TrainState, Variables
 
 Batch = Mapping[str, Mapping[str, Any]]
@@ -32,8 +32,9 @@ class Engine(NamedTuple):
     export: `train_state ->` the same as a tree of global arrays, for checkpoints and reports
     restore: inverse of `export`
     abstract: shapes and shardings of what `export` gives
-    rows: the rows of the global batch that this process must supply
+    rows: `size of a global batch -> ` the numbers of the rows that this process must supply
     compiled: `() -> {function: how many programs it was compiled into}`
+    traced: `() ->` the update as `jax.stages.Traced`, for shapes and shardings alone; None under pmap
     """
 
     init: Callable[[Array, Batch, Variables], TrainState]
@@ -43,8 +44,9 @@ class Engine(NamedTuple):
     export: Callable[[TrainState], TrainState]
     restore: Callable[[TrainState], TrainState]
     abstract: TrainState
-    rows: Callable[[int], slice]
+    rows: Callable[[int], np.ndarray]
     compiled: Callable[[], dict[str, int]]
+    traced: Callable[[], jax.stages.Traced] | None = None
 
 
 def _once() -> dict[str, int] | None:
@@ -57,16 +59,18 @@ def place(variables: Variables, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Var
     return jax.device_put(variables, shardings(variables, mesh, rules))
 
 
-def local_rows(mesh: Mesh, total: int) -> slice:
-    """The rows of a batch of `total` that live on this process's devices, as one range."""
-    indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((total,))
-    ranges = [index[0].indices(total) for index in indices.values() if index is not None]
-    first, last = min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges)
-    if sum(stop - start for start, stop, _ in set(ranges)) != last - first:
-        raise ValueError(
-            "the rows of this process's devices are not neighbours; choose mesh sizes that keep them together"
-        )
-    return slice(first, last)
+def local_rows(mesh: Mesh, total: int) -> np.ndarray:
+    """The rows of a batch of `total` that live on this process's devices, rising, `[rows]`.
+
+    They need not be neighbours: on a TPU, a host's chips are a square, and the mesh winds through all of them.
+    """
+    return rows_on(mesh, total, set(mesh.local_devices))
+
+
+def rows_on(mesh: Mesh, total: int, devices: Collection[jax.Device]) -> np.ndarray:
+    """The rows of a batch of `total` that live on some of the mesh's devices, rising, `[rows]`."""
+    indices = NamedSharding(mesh, ROWS).devices_indices_map((total,))
+    return np.unique(np.concatenate([np.arange(total)[indices[device]] for device in devices]))
 
 
 def jit_engine(
@@ -102,6 +106,7 @@ def jit_engine(
     measure = jax.jit(evaluate, in_shardings=(layout.params, layout.state, beside, rows), out_shardings=whole)
 
     on_mesh = lambda function: _on_mesh(function, mesh)
+    abstract, given = laid_out(shapes, layout), jax.tree.map(lambda x: x.update(sharding=rows), batch)
 
     return Engine(
         init=on_mesh(lambda key, batch, start=NOTHING: init(key, teachers, batch, start)),
@@ -110,9 +115,10 @@ def jit_engine(
         put=lambda batch: put_rows(batch, mesh),
         export=lambda ts: ts,
         restore=lambda ts: ts,
-        abstract=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout),
+        abstract=abstract,
         rows=lambda total: local_rows(mesh, total),
         compiled=lambda: _programs(update=update, evaluate=measure),
+        traced=on_mesh(lambda: update.trace(abstract, teachers, given)),
     )
 
 
@@ -146,9 +152,18 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     def each(x: np.ndarray) -> Array:
         if jax.process_count() == 1:
             return jax.device_put(x, rows)
-        return jax.make_array_from_process_local_data(rows, x, (_shares(mesh) * x.shape[0], *x.shape[1:]))
+        total = _shares(mesh) * x.shape[0]
+        shard = functools.partial(taken, x, local_rows(mesh, total))
+        return jax.make_array_from_callback((total, *x.shape[1:]), rows, shard)
 
     return jax.tree.map(each, tree)
+
+
+def taken(x: np.ndarray, mine: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+    """A piece of the global batch, given the rows `mine` of it: `index` is where the piece lies in the whole."""
+    first = int(np.searchsorted(mine, index[0].start or 0))
+    length = len(mine) if index[0].stop is None else index[0].stop - (index[0].start or 0)
+    return x[first : first + length]
 
 
 def _programs(**functions: Any) -> dict[str, int]:
@@ -159,8 +174,7 @@ def _programs(**functions: Any) -> dict[str, int]:
 def _shares(mesh: Mesh) -> int:
     """How many times this process's rows make a whole batch: 1 where every process holds all of them."""
     shards = row_shards(mesh)
-    mine = local_rows(mesh, shards)
-    return shards // (mine.stop - mine.start)
+    return shards // len(local_rows(mesh, shards))
 
 
 def pmap_engine(
@@ -218,6 +232,6 @@ def pmap_engine(
         export=first,
         restore=copies,
         abstract=shapes,
-        rows=lambda total: slice(0, total),
+        rows=np.arange,
         compiled=lambda: dict(traced),
     )

@@ -1,8 +1,11 @@
 """The device mesh: axes `data` and `fsdp` split the rows of a batch, `fsdp` and `tensor` split the parameters."""
 
 import math
+from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor")
@@ -31,9 +34,29 @@ def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
     return sizes[0], sizes[1], sizes[2]
 
 
-def make_mesh(shape: tuple[int, int, int]) -> Mesh:
-    """A mesh over the first devices; its axes are Auto (`jax.make_mesh` defaults to Explicit)."""
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[: math.prod(shape)])
+def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mesh:
+    """A mesh over the first devices (empty: of this system); its axes are Auto (`jax.make_mesh` defaults to Explicit).
+
+    On TPUs, neighbours on the mesh are neighbours in the machine, and an axis may go along a part of one of its own.
+    Between slices, where the network is slow, goes data, then fsdp, and never tensor.
+
+    Raises:
+        ValueError: slices that do not divide data x fsdp.
+    """
+    found = list(devices or jax.devices())[: math.prod(shape)]
+    if found[0].platform != "tpu":
+        placed = np.asarray(found, dtype=object).reshape(shape)
+    elif (slices := len({getattr(device, "slice_index", 0) for device in found})) > 1:
+        data, fsdp, tensor = shape
+        outer = math.gcd(data, slices)
+        if fsdp % (slices // outer):
+            raise ValueError(f"data {data} x fsdp {fsdp} does not divide into {slices} slices; change one of them")
+        further = slices // outer
+        inside, between = (data // outer, fsdp // further, tensor), (outer, further, 1)
+        placed = create_hybrid_device_mesh(inside, between, found, allow_split_physical_axes=True)
+    else:
+        placed = create_device_mesh(shape, found, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def row_shards(mesh: Mesh) -> int:

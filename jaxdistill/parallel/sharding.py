@@ -45,3 +45,8 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> PyTree:
         return NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(each, tree)
+
+
+def laid_out(tree: PyTree, layout: PyTree) -> PyTree:
+    """The shapes of a tree with a sharding for each leaf: nothing is made."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout)

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# A run on Cloud TPU slices through queued resources.
+#
+# tpu/queued.sh COMMAND [--name NAME] --topology v6e:16x16 [--slices N] --zone ZONE [--project PROJECT] [--spot]
+#                       --config FILE --workdir DIR [--dry-run] [-- --config.a.b=value ...]
+#
+#   create   asks for the slices; returns at once, and they may take days
+#   launch   copies this repository to every machine, installs it, and starts the run there
+#   watch    the state of the slices, then the log of the first machine
+#   resume   asks for new slices if the old ones were taken away, waits for them, and launches: the run goes on from its
+#            last checkpoint, to the bit
+#   delete   gives the slices back; the workdir stays
+#
+# The workdir is on a file system that all machines share, mounted there already: Filestore or another NFS.
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# What the product is called, and the system on its machines: docs.cloud.google.com/tpu/docs/runtimes
+declare -A types=([v5e]=v5litepod [v5p]=v5p [v6e]=v6e)
+declare -A systems=([v5e]=v2-alpha-tpuv5-lite [v5p]=v2-alpha-tpuv5 [v6e]=v2-alpha-tpuv6e)
+
+tpus() { run gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"}; }
+
+nodes() { if ((slices == 1)); then echo "$name"; else seq -f "$name-%g" 0 $((slices - 1)); fi; }
+
+state() { gcloud compute tpus queued-resources describe "$name" "--zone=$zone" ${project:+"--project=$project"} '--format=value(state.state)' 2>/dev/null || echo NONE; }
+
+create() {
+    read_topology
+    local which=("--node-id=$name") more=()
+    ((slices == 1)) || which=("--node-count=$slices" "--node-prefix=$name")
+    ((spot == 0)) || more=(--spot)
+    tpus queued-resources create "$name" "${which[@]}" "--type=${types[$kind]}" "--topology=$shape" "--runtime-version=${systems[$kind]}" "${more[@]}"
+}
+
+launch() {
+    need config workdir
+    local archive node
+    archive=${TMPDIR:-/tmp}/jaxdistill-$name.tar.gz
+    run git -C "$repository" archive --format=tar.gz --output="$archive" HEAD
+    for node in $(nodes); do
+        tpus tpu-vm scp "$archive" "$node:jaxdistill.tar.gz" --worker=all
+        tpus tpu-vm ssh "$node" --worker=all --command="mkdir -p jaxdistill && tar -xzf jaxdistill.tar.gz -C jaxdistill && make -C jaxdistill install EXTRAS=tpu,hf"
+    done
+    for node in $(nodes); do # all of them before any is waited for: the processes wait for each other
+        tpus tpu-vm ssh "$node" --worker=all --command="cd jaxdistill && (setsid nohup $(training)>> run.log 2>&1 < /dev/null &)"
+    done
+}
+
+watch() {
+    tpus queued-resources describe "$name" '--format=value(state.state)'
+    tpus tpu-vm ssh "$(nodes | head -n 1)" --worker=0 --command='tail -n 50 -F jaxdistill/run.log'
+}
+
+resume() {
+    need config workdir
+    if ((dry)) || [[ $(state) != ACTIVE ]]; then
+        tpus queued-resources delete "$name" --force --quiet || true
+        create
+        until ((dry)) || [[ $(state) == ACTIVE ]]; do sleep 60; done
+    fi
+    launch
+}
+
+delete() { tpus queued-resources delete "$name" --force --quiet; }
+
+command=${1:---help}
+case $command in
+    create | launch | watch | resume | delete) shift; read_options "$@"; need zone; "$command" ;;
+    --help | -h) usage ;;
+    *) die "unknown command $command; see --help" ;;
+esac

@@ -35,7 +35,9 @@ def test_axes_multiply_and_every_arm_has_its_own_values():
     assert [arms[f"{TERMS[0]} | {labels}"].batch_size for labels in ("few", "many")] == [32, 16]
     assert not arms["labels alone"].teachers
     every = runs_of(study(), runs.Path("w"), 2, {"big": "w/taught"})
-    assert [run.seed for run in every] == [0] * 5 + [1] * 5, "a study that is cut is a smaller study"
+    assert [run.config.seed for run in every] == [run.seed for run in every] == [0] * 5 + [1] * 5, (
+        "a study that is cut is a smaller study"
+    )
     assert len({run.folder for run in every}) == 10
     assert {run.config.teachers.big.checkpoint for run in every if run.config.teachers} == {"w/taught"}
 

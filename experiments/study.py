@@ -43,6 +43,7 @@ class Study(NamedTuple):
     baseline: the arm with which the others are compared
     further: arms beside the product of the axes, by label
     teachers: configs of runs whose students are the arms' teachers of these names
+    cached: whether teachers are asked once, and read by all runs; if arms read logits alone and augment by no chance
     measures: what is told; the first is compared
     """
 
@@ -53,6 +54,7 @@ class Study(NamedTuple):
     baseline: str
     further: Mapping[str, Mapping[str, Any]] = {}
     teachers: Mapping[str, ConfigDict] = {}
+    cached: bool = False
     measures: tuple[Measure, ...] = (ACCURACY,)
 
 
@@ -88,14 +90,6 @@ def expand(study: Study) -> dict[str, ConfigDict]:
     return arms
 
 
-def together(study: Study, checkpoints: Mapping[str, str]) -> ConfigDict:
-    """All teachers and streams of all arms in one config, which no run has: for what is written once for all."""
-    arms = list(expand(study).values())
-    entries = {name: _taught(name, entry, checkpoints) for arm in arms for name, entry in arm.teachers.items()}
-    streams = {name: entry for arm in arms for name, entry in arm.streams.to_dict().items()}
-    return differ(study.base, teachers=entries, streams=streams)
-
-
 def runs(study: Study, workdir: Path, seeds: int, checkpoints: Mapping[str, str]) -> list[Run]:
     """All runs, seed by seed, so that a study that was cut is a smaller study.
 
@@ -106,18 +100,32 @@ def runs(study: Study, workdir: Path, seeds: int, checkpoints: Mapping[str, str]
     found = []
     for seed in range(seeds):
         for arm, config in expand(study).items():
-            entries = {name: _taught(name, entry, checkpoints) for name, entry in config.teachers.items()}
-            whole = differ(config, seed=seed, control=False, logging=logging, teachers=entries)
+            teachers = _ready(study, config, workdir, checkpoints)
+            whole = differ(config, seed=seed, control=False, logging=logging, teachers=teachers)
             found.append(Run(arm, seed, whole, workdir / _folder(arm) / str(seed)))
+    return found
+
+
+def together(study: Study, workdir: Path, checkpoints: Mapping[str, str]) -> ConfigDict:
+    """All teachers and streams of all arms in one config, which no run has: for what is written once for all."""
+    arms = list(expand(study).values())
+    teachers = {name: entry for arm in arms for name, entry in _ready(study, arm, workdir, checkpoints).items()}
+    streams = {name: entry for arm in arms for name, entry in arm.streams.to_dict().items()}
+    return differ(study.base, teachers=teachers, streams=streams)
+
+
+def _ready(study: Study, config: ConfigDict, workdir: Path, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+    """The teachers of a config as they are before its run: trained, and perhaps asked already."""
+    found = {name: entry.to_dict() for name, entry in config.teachers.items()}
+    for name, entry in found.items():
+        entry["checkpoint"] = entry["checkpoint"] or checkpoints.get(name, "")
+        if study.cached:
+            entry["cache"] = f"outputs(folder={str(workdir / 'said' / name)!r})"
     return found
 
 
 def _changed(config: ConfigDict, path: str, change: Change) -> ConfigDict:
     return override(config, [(path, change)]) if isinstance(change, str) else differ(config, **change)
-
-
-def _taught(name: str, entry: ConfigDict, checkpoints: Mapping[str, str]) -> dict[str, Any]:
-    return {**entry.to_dict(), "checkpoint": entry.checkpoint or checkpoints.get(name, "")}
 
 
 def _folder(arm: str) -> str:

@@ -34,7 +34,7 @@ from jaxdistill.report.formats import duration
 
 
 def teach(study: Study, workdir: Path, console: Console) -> dict[str, str]:
-    """Trains the teachers that arms share, each once, and writes the caches that they name; the checkpoints by name."""
+    """Trains the teachers that arms share, and asks them, each once; their checkpoints by name."""
     found = {}
     for name, config in study.teachers.items():
         (row,) = (row for row in ran(config, workdir / "teachers" / name) if row["name"] == "student")
@@ -46,9 +46,8 @@ def teach(study: Study, workdir: Path, console: Console) -> dict[str, str]:
             if row["name"].removeprefix("teacher ") in own:
                 console.print(f"{row['name']}: {100 * row['accuracy']:.2f} %")
     found |= {name: str(workdir / "taught" / "teachers" / name) for name in own}
-    whole = together(study, found)
-    if any(entry.cache for entry in whole.teachers.values()):
-        cache.write(whole, console)
+    if study.cached:
+        cache.write(together(study, workdir, found), console)
     return found
 
 

@@ -40,6 +40,8 @@ def test_axes_multiply_and_every_arm_has_its_own_values():
     )
     assert len({run.folder for run in every}) == 10
     assert {run.config.teachers.big.checkpoint for run in every if run.config.teachers} == {"w/taught"}
+    (read, *_) = runs_of(study(cached=True), runs.Path("w"), 1, {"big": "w/taught"})
+    assert read.config.teachers.big.cache == "outputs(folder='w/said/big')", "asked once"
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ STUDY = Study(
     baseline="average of probabilities",
     further={"labels alone": {"teachers": {}, "objective": LABELS, "fusion": "single()"}},
     teachers={name: taught(number, name) for number, name in enumerate(MODELS)},
+    cached=True,
     measures=(
         ACCURACY,
         Measure("nll", "NLL (nats)", digits=3),

@@ -79,9 +79,8 @@ def among_teachers(world: str, workdir: Path, config: ConfigDict) -> Study:
     }
     alone = {f"{name} alone": {"fusion": "single()", "teachers": {name: entry}} for name, entry in chosen.items()}
     every = differ(config, teachers=chosen)
-    return Study(
-        "routing", f"Whom to hear? {world}", every, {"fusion": {**FUSIONS, GATE: gate, **alone}}, GATE, measures=TOLD
-    )
+    fusions = {"fusion": {**FUSIONS, GATE: gate, **alone}}
+    return Study("routing", f"Whom to hear? {world}", every, fusions, GATE, cached=True, measures=TOLD)
 
 
 def among_layers(workdir: Path, config: ConfigDict) -> Study:

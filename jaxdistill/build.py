@@ -247,11 +247,12 @@ def parts(
     student = model(config.student.model, "student.model", config.dtype, needs, config.accumulate)
     teachers = {name: teacher(config, name, needs, cached.get(name)) for name in config.teachers}
     _check_terms(config, found.terms)
-    signals = fits.check_shapes(config, student, teachers, found.terms, found.fusion, shapes, classes)
     minimised, models = objective(found.terms, found.fusion, config.chunks), tuple(teachers.values())
     given = {"student": student, "teachers": models, "objective": minimised, "optimizer": found.update}
     timed = {Scalar: lambda value, where: resolve(value, horizon, where)}
     step = registry.steps.build(_step(config, given), "step", timed)
+    seen = {**shapes, **dict.fromkeys(step.own, shapes["train"])}
+    signals = fits.check_shapes(config, student, teachers, found.terms, found.fusion, seen, classes)
     _check_beginnings(config, teachers, step)
     _check_streams(config, step)
     _check_gate(config, found.fusion, step)
@@ -346,6 +347,10 @@ def _reference(fused: Fusion, signals: Signals) -> Fusion:
 
 
 def _check_streams(config: ConfigDict, step: Step) -> None:
+    for name, entry in config.teachers.items():
+        if step.own and entry.cache:
+            cure = f"Leave teachers.{name}.cache out: it is asked live"
+            raise ConfigError("step", f"{config.step!r} makes texts that no cache has an answer to. {cure}.")
     for stream in sorted(step.streams - set(splits(config))):
         raise ConfigError("streams", f"{config.step!r} reads the stream {stream!r}; add streams.{stream}.split.")
 
@@ -369,6 +374,9 @@ def check_used(config: ConfigDict, plan: Parts, shapes: Shapes) -> None:
     if config.chunks > 1 and not isinstance(head, Factored):
         cure = "It is for language models, such as decoder(...); leave chunks at 1"
         raise ConfigError("chunks", f"{config.chunks} pieces of a head that is no factored one. {cure}.")
+    if shapes["mask"].shape[-1] % config.chunks:
+        cure = "Choose a number that divides the length of data.tokens"
+        raise ConfigError("chunks", f"{config.chunks} do not divide {shapes['mask'].shape[-1]} tokens. {cure}.")
     if config.distributed.processes > 1 and not config.distributed.coordinator:
         cure = "Set distributed.coordinator to host:port of process 0, or to 'auto'"
         raise ConfigError("distributed.processes", f"{config.distributed.processes} processes, and none leads. {cure}.")
@@ -413,6 +421,25 @@ def _check_terms(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
         if read and (gradients := sorted(term.needs & NEEDED)):
             cure = f"Remove teachers.{read[0]}.cache"
             raise ConfigError(f"objective.{name}", f"needs {gradients[0]}, which no cache holds. {cure}.")
+    _check_draws(config, terms)
+
+
+def _check_draws(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
+    """Draws are a teacher's distribution in expectation: of a term that is linear in it, at their temperature."""
+    keeps = {name: registry.caches.build(entry.cache, "") for name, entry in config.teachers.items() if entry.cache}
+    for teacher, keep in keeps.items():
+        for name, (term, _) in terms.items():
+            if not keep.draws or "teacher" not in term.needs:
+                continue
+            path, at = f"objective.{name}", term.temperature
+            if not term.linear or registry.parse(config.fusion, "fusion").name != "single":
+                cure = (
+                    f"Set objective.{name}.term='kd(...)' and fusion='single()', or keep teachers.{teacher} by outputs"
+                )
+                raise ConfigError(path, f"of a teacher's draws this term has another expectation. {cure}.")
+            if not (isinstance(at, Schedule) and at.low == at.high == keep.temperature):
+                cure = f"Set its temperature, or that of teachers.{teacher}.cache, which is {keep.temperature:g}"
+                raise ConfigError(path, f"reads classes that were drawn at another temperature. {cure}.")
 
 
 def begins_here(config: ConfigDict, name: str, step: Step) -> bool:

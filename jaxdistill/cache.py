@@ -30,10 +30,11 @@ from jaxdistill.data.stream import Batches, Rows, evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost
 from jaxdistill.models.cached import Keep, encode
+from jaxdistill.models.few import keys_of
 from jaxdistill.parallel.compile import jit_evaluate, local_rows
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.steps.observe import stream_number
-from jaxdistill.types import Model, Variables
+from jaxdistill.types import Factored, Model, Variables
 
 SHARD = 4096  # rows at most, in whole batches
 SHARD_BYTES = 2**26  # about as many at most: a shard is gathered in memory, and what was not sealed is made again
@@ -73,15 +74,17 @@ class _Teacher:
         self.batch = build.batch_shapes(config, {s: d for s, d in described.items() if s != "test"})["train"]
         said, variables = fits.outputs(self.model, path, self.batch)
         self.classes, self.states = said.logits.shape[-1], len(said.hidden_states)
+        self.pieces = config.chunks if isinstance(said.logits, Factored) else 1
         streams = cached.streams(config)
         try:
-            self.fields = {stream: _fields(cached.kept(self.keep, stream), said) for stream in streams}
+            self.fields = {stream: _fields(cached.kept(self.keep, stream), said, self.pieces) for stream in streams}
         except ValueError as error:
             raise ConfigError(f"teachers.{name}.cache", f"{error}.") from None
         fits.check_pretrained(self.model, path, self.batch, complete=not config.teachers[name].checkpoint)
         self.identities = {stream: cached.identity(config, name, stream) for stream in streams}
         self.variables = teachers.load(config, name, self.model, variables, mesh)
-        self.say = {s: _said_by(self.model, cached.kept(self.keep, s), self.variables, mesh) for s in streams}
+        kept = {stream: cached.kept(self.keep, stream) for stream in streams}
+        self.say = {s: _said_by(self.model, kept[s], self.pieces, self.variables, mesh) for s in streams}
 
     def write(self, stream: str, records: Records, console: Console) -> None:
         """Fills the store of a stream."""
@@ -142,8 +145,9 @@ def _batches(
     yield from (batch for _, batch in zip(range(part.start, part.stop, size), batches, strict=False))
 
 
-def _fields(keep: Keep, said: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    shapes = jax.eval_shape(lambda outputs: encode(outputs, keep), said)
+def _fields(keep: Keep, said: Any, pieces: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), said.logits.shape[:-1]))
+    shapes = jax.eval_shape(lambda outputs, keys: encode(outputs, keep, keys, pieces), said, keys)
     return {name: (tuple(x.shape[1:]), str(x.dtype)) for name, x in shapes.items()}
 
 
@@ -153,10 +157,10 @@ def _shard_rows(fields: Fields, size: int) -> int:
     return -(-min(SHARD, max(1, SHARD_BYTES // row)) // size) * size
 
 
-def _said_by(model: Model, keep: Keep, variables: Variables, mesh: Any) -> Any:
+def _said_by(model: Model, keep: Keep, pieces: int, variables: Variables, mesh: Any) -> Any:
     def say(params: Any, state: Any, _: Any, rows: Any) -> Any:
-        values = params["student"], state["student"]
-        return encode(model.apply(*values, rows, train=False, key=jax.random.key(0))[0], keep)
+        said, _ = model.apply(params["student"], state["student"], rows, train=False, key=jax.random.key(0))
+        return encode(said, keep, keys_of(rows["index"], said.logits.shape[:-1]), pieces)
 
     return jit_evaluate(say, variables, mesh)
 

@@ -5,7 +5,7 @@ is compiled once for all prompts of up to `length` tokens.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def generate(
         prompts = jnp.take_along_axis(prompts, (index - lengths[:, None]) % length, axis=1)
     slots = jnp.broadcast_to(jnp.arange(length + steps - 1), (rows, length + steps - 1))
 
-    def read(cache: PyTree, tokens: Array, positions: Array) -> tuple[Array | Factored, PyTree]:
+    def read(cache: PyTree, tokens: Array, positions: Array) -> tuple[Any, PyTree]:
         batch = {"input_ids": tokens, "positions": positions, "slots": slots}
         out, cache = model.apply(params, cache, batch, train=False, key=key)
         return out.logits, cache

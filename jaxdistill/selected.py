@@ -43,6 +43,8 @@ def check(config: ConfigDict, described: Description) -> None:
         identity = manifest.about["identity"]
         if "draws" in identity:
             raise ConfigError(PATH, f"{folder!r} holds rows of an augmented run, and no record's. {CURE}.")
+        if "draws" in identity["kept"]:
+            raise ConfigError(PATH, f"{folder!r} holds draws, of which none tells how hard a record is. {CURE}.")
         other = cached.differences(identity["data"], cached.data_identity(config, build.splits(config)["train"]))
         if other:
             raise ConfigError(PATH, f"{folder!r} is of other data: {'; '.join(other)}. {CURE}.")
@@ -138,7 +140,7 @@ def _of(selection: Selection, stores: list[Store], records: Records, piece: np.n
 def _logits(store: Store, piece: np.ndarray) -> np.ndarray:
     rows = store.__getitems__(piece.tolist())
     written: Any = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return np.asarray(decode(written, store.manifest.about["classes"], 0).logits)
+    return np.asarray(decode(written, store.manifest.about["classes"], 0).dense().logits)
 
 
 def hold(workdir: Path, config: ConfigDict, found: np.ndarray | Phases | None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
@@ -32,11 +33,13 @@ class Factored:
         features: `[*batch, width]`
         kernel: `[width, classes]`
         bias: `[classes]`, or None
+        cap: the logits are `cap tanh(features @ kernel / cap) + bias` (Gemma 2, arxiv.org/abs/2408.00118); 0: as above
     """
 
     features: Array
     kernel: Array
     bias: Array | None = None
+    cap: float = dataclasses.field(default=0.0, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,7 +49,35 @@ class Factored:
     def dense(self) -> Array:
         """The logits, `[*batch, classes]`."""
         logits = self.features @ self.kernel
+        logits = self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
         return logits if self.bias is None else logits + self.bias
+
+
+@struct
+class Few:
+    """Logits of which few are known: what is kept of a teacher with a large vocabulary.
+
+    Args:
+        classes: `[*batch, few]` int32, each of them once; `size` where there is none
+        logits: `[*batch, few]`, of these classes
+        rest: `[*batch]`, the logit of every other class; -inf: they have no probability
+        size: how many classes there are
+    """
+
+    classes: Array
+    logits: Array
+    rest: Array
+    size: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the logits, `(*batch, size)`."""
+        return (*self.rest.shape, self.size)
+
+    def dense(self) -> Array:
+        """The logits, `[*batch, size]`."""
+        logits = jnp.broadcast_to(self.rest[..., None], self.shape)
+        return jnp.put_along_axis(logits, self.classes, self.logits, axis=-1, inplace=False, mode="drop")
 
 
 @struct
@@ -89,7 +120,7 @@ class Outputs:
     """Everything a model returns. Nothing is hooked: under `jit`, what no term reads is removed by the compiler.
 
     Args:
-        logits: `[*batch, classes]`, or a `Factored` head
+        logits: `[*batch, classes]`, or a `Factored` head, or `Few` of them
         hidden_states: one array per layer, `[*batch, width]`, the embedding (stem) first: 12 layers give 13. Layers
             with a spatial extent keep it: `[batch, height, width, channels]`
         attentions: what each layer's heads attend with
@@ -102,9 +133,10 @@ class Outputs:
         state_gradients: of each row's task loss with respect to each hidden state, shaped like these; where a term
             needs them
         spans: of a teacher that reads tokens of its own; its logits are then as long as these
+        few: the same as the logits, where few of them are known; for terms that need no others
     """
 
-    logits: Array | Factored
+    logits: Array | Factored | Few
     hidden_states: tuple[Array, ...] = ()
     attentions: tuple[Heads, ...] = ()
     embedding: Array | None = None
@@ -114,10 +146,16 @@ class Outputs:
     input_gradients: Array | None = None
     state_gradients: tuple[Array, ...] = ()
     spans: Spans | None = None
+    few: Few | None = None
 
     def dense(self) -> "Outputs":
-        """The same with its logits multiplied out."""
-        return dataclasses.replace(self, logits=self.logits.dense()) if isinstance(self.logits, Factored) else self
+        """The same with its logits as one array."""
+        match self.logits:
+            case Factored() as head:
+                return dataclasses.replace(self, logits=head.dense())
+            case Few() as few:
+                return dataclasses.replace(self, logits=few.dense(), few=few)
+        return self
 
 
 @struct
@@ -226,6 +264,8 @@ class Term(NamedTuple):
     temperature: `step -> temperature` at which its teacher is fused; None: 1
     follow: `(state, mean, step) -> state` of a term whose state follows its own mean over the whole batch, a `Mean`;
         what it remembers then depends on no row, and it may be local
+    linear: its gradient in the student is linear in the fused teacher's distribution at its temperature: draws from it
+        will do
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
@@ -235,6 +275,7 @@ class Term(NamedTuple):
     needs: frozenset[str] = frozenset()
     temperature: Callable[[Array], Array] | None = None
     follow: Callable[..., PyTree] | None = None
+    linear: bool = False
 
 
 class Objective(NamedTuple):
@@ -275,6 +316,7 @@ class Step(NamedTuple):
     gates: it trains a fusion's params by something else than the loss that they weigh
     grown: `(params, state, teachers) -> teachers` as they are by now, from params and state by role; None: as they came
     makes: numbers of the teachers that it makes what they become: it asks for no checkpoint of them
+    own: streams that it makes of `train`, with the same fields and shapes; terms may read them
     """
 
     init: Callable[..., TrainState]
@@ -283,3 +325,4 @@ class Step(NamedTuple):
     gates: bool = False
     grown: "Callable[..., tuple[Variables, ...]] | None" = None
     makes: frozenset[int] = frozenset()
+    own: frozenset[str] = frozenset()

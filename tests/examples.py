@@ -44,6 +44,7 @@ class Example(NamedTuple):
             image and text, whose logits compare each row with every row.
         falls: the metric that a step makes fall on learnable data; not its loss where what is matched moves.
         alike: a step's first teacher is its student's network.
+        stream: on which a step's student hears its teachers, if it makes one of its own.
     """
 
     spec: str
@@ -57,6 +58,7 @@ class Example(NamedTuple):
     inputs: str = "image"
     falls: str = "loss"
     alike: bool = False
+    stream: str = "train"
 
 
 LOSSES = {
@@ -114,6 +116,10 @@ LOSSES = {
     "nst": [Example("nst", least=True, extent=(2, 3))],
     "pkd": [Example("pkd", least=True, extent=(2,)), Example("pkd('uniform', 'mlp')", extent=(2,))],
     "pkt": [Example("pkt", least=True)],
+    "policy_gradient": [
+        Example("policy_gradient(own=True)", detaches=("student",)),
+        Example("policy_gradient(own=True, normalized=False, clip=3.0)", detaches=("student",)),
+    ],
     "related_labels": [Example("related_labels(edges=((0, 1), (1, 1, 0.5)), share=0.3)")],
     "reverse_kl": [Example("reverse_kl(temperature=2.0)", least=True)],
     "review": [Example("review", extent=(2, 3))],
@@ -171,6 +177,10 @@ STEPS = {
         Example("mutual(terms=('cross_entropy',))", falls="peers/1/loss"),
     ],
     "offline": [Example("offline")],
+    "on_policy": [
+        Example("on_policy(prompt=2)", inputs="tokens", stream="samples"),
+        Example("on_policy(prompt=3, share=linear(start=0.0, end=1.0), stop=(2,))", inputs="tokens", stream="samples"),
+    ],
     "pseudo_labels": [Example("pseudo_labels", falls="quiz/loss")],
     "replay": [Example("replay(size=20)")],
     "routing": [Example("routing"), Example("routing(by='quiz')"), Example("routing(by='reinforce')")],
@@ -352,9 +362,11 @@ def texts(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> di
 
 
 def tokens(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of running text in a vocabulary of `classes`, each token labelled by the next; padded as `texts`."""
+    """A batch of running text, each token labelled by the next, which it mostly tells; padded as `texts`."""
     rng = np.random.default_rng(seed)
-    ids = rng.integers(0, classes, (rows, length + 1))
+    ids, drawn = rng.integers(0, classes, (2, rows, length + 1))
+    for place in range(length):
+        ids[:, place + 1] = np.where(drawn[:, place] > 0, (ids[:, place] + 1) % classes, ids[:, place + 1])
     lengths = np.where(np.arange(rows) < rows - rows // 4, rng.integers(2, length + 1, rows), 0)
     return {
         "input_ids": jnp.asarray(ids[:, :-1], jnp.int32),

@@ -20,6 +20,8 @@ from jaxdistill.models.cached import Keep, decode, encode
 from jaxdistill.run import check
 from jaxdistill.types import Outputs
 
+KEYS = jax.random.split(jax.random.key(0), 4)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered():
@@ -44,8 +46,8 @@ def taught(tmp_path_factory):
         yield differ(config, teachers={"big": teacher}, objective={"kd": {}, "hidden": {"weight": 0.1}})
 
 
-def with_cache(config, folder, words="", **differences):
-    teacher = {**config.teachers["big"].to_dict(), "cache": f"outputs(folder={str(folder)!r}{words})"}
+def with_cache(config, folder, words="", kind="outputs", **differences):
+    teacher = {**config.teachers["big"].to_dict(), "cache": f"{kind}(folder={str(folder)!r}{words})"}
     return differ(config, teachers={"big": teacher}, **differences)
 
 
@@ -75,6 +77,36 @@ def test_smaller_caches_end_close_to_the_whole(taught, tmp_path, words):
     cache.write(made, quiet())
     live, read = (student(config, tmp_path / name)[1].rows[-1] for config, name in ((taught, "live"), (made, "read")))
     assert abs(live["nll"] - read["nll"]) < 0.02
+
+
+def test_from_draws_a_student_ends_where_it_does_beside_the_living_teacher(taught, tmp_path):
+    taught = differ(taught, objective={"kd": {"term": "kd(temperature=2.0)"}})
+    made = with_cache(taught, tmp_path / "cache", ", count=24, temperature=2.0", kind="draws")
+    cache.write(made, quiet())
+    assert set(store.Store(tmp_path / "cache" / "train")[0]) == {"classes"}
+    live, read = (student(config, tmp_path / name)[1].rows[-1] for config, name in ((taught, "live"), (made, "read")))
+    assert abs(live["nll"] - read["nll"]) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("differences", "path", "said"),
+    [
+        ({"objective": {"kd": {"term": "reverse_kl(temperature=2.0)"}}}, "objective.kd", "another expectation"),
+        ({"objective": {"kd": {"term": "hard(loss=kd(temperature=2.0))"}}}, "objective.kd", "another expectation"),
+        ({"objective": {"kd": {"term": "standardized(loss=kd(temperature=2.0))"}}}, "objective.kd", "another expect"),
+        ({"fusion": "entropy()"}, "objective.kd", "another expectation"),
+        ({"objective": {"kd": {"term": "kd(temperature=4.0)"}}}, "objective.kd", "which is 2"),
+        ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=1))"}}}, "objective.kd", "which is 2"),
+        ({"data": {"select": "hardest(share=0.5, cache='CACHE')"}}, "data.select", "holds draws"),
+    ],
+)
+def test_what_draws_cannot_tell_is_refused(taught, tmp_path, differences, path, said):
+    taught = differ(taught, objective={"kd": {"term": "kd(temperature=2.0)"}})
+    made = with_cache(taught, tmp_path / "cache", ", count=8, temperature=2.0", kind="draws")
+    cache.write(made, quiet())
+    select = differences.get("data", {}).get("select", "").replace("CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=rf"^{path}: .*{said}"):
+        check(differ(made, **differences | ({"data": {"select": select}} if select else {})), tmp_path / "never")
 
 
 def test_of_the_test_records_all_logits_are_kept(taught, tmp_path):
@@ -194,9 +226,9 @@ def test_the_command_speaks(taught, tmp_path, capsys):
 
 def test_the_rest_is_one_bucket_spread_evenly():
     logits = jnp.asarray([[3.0, 1.0, 0.5, -1.0, 2.0]])
-    written = encode(Outputs(logits), Keep("x", "float32", 2, ()))
+    written = encode(Outputs(logits), Keep("x", "float32", 2, ()), KEYS[:1])
     p = np.asarray(jax.nn.softmax(logits))[0]
-    q = np.asarray(jax.nn.softmax(decode(written, 5, 0).logits))[0]
+    q = np.asarray(jax.nn.softmax(decode(written, 5, 0).dense().logits))[0]
     np.testing.assert_allclose(q[[0, 4]], p[[0, 4]], rtol=1e-6)
     np.testing.assert_allclose(q[[1, 2, 3]], p[[1, 2, 3]].mean(), rtol=1e-6)
 
@@ -204,8 +236,8 @@ def test_the_rest_is_one_bucket_spread_evenly():
 def test_logits_of_minus_infinity_are_kept_as_nothing():
     logits = jnp.asarray([[3.0, -jnp.inf, 0.5, -jnp.inf]])
     for top in (0, 1, 3):
-        written = encode(Outputs(logits), Keep("x", "float16", top, ()))
-        q = jax.nn.softmax(decode(written, 4, 0).logits)
+        written = encode(Outputs(logits), Keep("x", "float16", top, ()), KEYS[:1])
+        q = jax.nn.softmax(decode(written, 4, 0).dense().logits)
         assert bool(jnp.isfinite(q).all()) and (top == 1 or float(q[0, 1]) == 0)
 
 
@@ -218,6 +250,6 @@ def test_an_unfinished_teacher_cannot_be_cached(tmp_path):
 
 def test_what_is_kept_has_the_type_that_was_asked_for():
     said = Outputs(jnp.asarray([[3.0, 1.0, 0.5]]))
-    assert encode(said, Keep("x", "float16", 0, ()))["logits"].dtype == jnp.float16
-    top = encode(said, Keep("x", "float16", 1, ()))
+    assert encode(said, Keep("x", "float16", 0, ()), KEYS[:1])["logits"].dtype == jnp.float16
+    top = encode(said, Keep("x", "float16", 1, ()), KEYS[:1])
     assert top["top"].dtype == top["tail"].dtype == jnp.float16

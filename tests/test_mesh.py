@@ -54,6 +54,7 @@ class Case(NamedTuple):
     step: str = "offline()"
     terms: tuple[str, ...] = ()
     evaluated: bool = False
+    stream: str = "train"
 
 
 CASES = {family: Case(family, TEACHERS.get(family, ("mlp",)), evaluated=family in EVALUATED) for family in FAMILIES}
@@ -61,7 +62,12 @@ CASES |= {
     f"{family}, derivatives": Case(family, (teacher,), terms=DERIVATIVES)
     for family, teacher in {"decoder": "decoder", "mlp": "vit", "resnet": "mlp", "vit": "mlp"}.items()
 }
-CASES |= {f"mlp, {e.spec}": Case("mlp", ("mlp",), e.spec) for each in STEPS.values() for e in each}
+READERS = {"image": "mlp", "tokens": "decoder"}
+CASES |= {
+    f"{READERS[e.inputs]}, {e.spec}": Case(READERS[e.inputs], (READERS[e.inputs],), e.spec, stream=e.stream)
+    for each in STEPS.values()
+    for e in each
+}
 del CASES["mlp, offline"]  # all of the above
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
 ROWS, VALID = 32, 19  # 19 rows that count: devices hold 4, 3 or 0 of them
@@ -86,7 +92,7 @@ def parts(case: Case):
     model = lambda name: with_needed(registry.models.build(FAMILIES[name], ""), needs)
     student, teachers = model(family), tuple(map(model, case.teachers))
     terms = further | {
-        "kd": Weighted(registry.losses.build("kd(temperature=3.0)", "")),
+        "kd": Weighted(registry.losses.build("kd(temperature=3.0)", "")._replace(stream=case.stream)),
         "cross_entropy": Weighted(registry.losses.build("cross_entropy()", "")),
         "hidden": Weighted(registry.losses.build("hidden(layers='last')", ""), 0.1),
         "decay": Weighted(registry.losses.build("decay()", ""), 0.01),

@@ -141,6 +141,7 @@ def test_a_student_learns_from_what_was_written_and_is_judged_on_what_is_real(wo
         (["--ask", "ABCDEFGH"], "--ask: 'ABCDEFGH' makes 8 tokens; it needs 1 to 6"),
         (["--ask", ""], "--ask: '' makes 0 tokens"),
         (["--top-p", "0.0"], "teachers.llama.model: writes no text so: steps and top_k are positive"),
+        (["--steps", "9999"], "teachers.llama.model: writes no text so: 10004 tokens are more than the"),
         (["--stop", "<end>"], "the tokenizer has no token '<end>'"),
         (["--field", "title"], "the records have no text 'title'; name one of text"),
         (["--config.data.tokens="], "data.tokens: is empty: there is no tokenizer"),

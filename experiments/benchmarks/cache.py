@@ -8,8 +8,6 @@ and of the largest 3 of 10 classes with the mass of the rest.
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdistill
+from experiments.benchmarks.measured import timed
 from jaxdistill import build, cache, cached, run, teachers, train
 from jaxdistill.config import differ, make
 from jaxdistill.data.datasets import open_records
@@ -83,17 +82,6 @@ class Loop:
         for _ in range(self.steps):
             self.ts, metrics = self.engine.update(self.ts, self.next())
         jax.block_until_ready((self.ts, metrics))
-
-
-def timed(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, in turns."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
 def speed(taught: Path, home: Path, rounds: int) -> dict[str, float]:

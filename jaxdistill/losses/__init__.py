@@ -24,6 +24,7 @@ from jaxdistill.losses import minilm2 as minilm2
 from jaxdistill.losses import nst as nst
 from jaxdistill.losses import pkd as pkd
 from jaxdistill.losses import pkt as pkt
+from jaxdistill.losses import policy_gradient as policy_gradient
 from jaxdistill.losses import related_labels as related_labels
 from jaxdistill.losses import reverse_kl as reverse_kl
 from jaxdistill.losses import review as review

@@ -110,4 +110,4 @@ def hard(
         return ((weighed, mask) if isinstance(out, tuple) else weighed), state
 
     needs = loss.needs if by == "loss" else loss.needs | {"teacher"}
-    return loss._replace(apply=apply, local=False, needs=needs)
+    return loss._replace(apply=apply, local=False, needs=needs, linear=False)

@@ -8,9 +8,12 @@ T^2 keeps the size of the gradient when T changes. Dark knowledge grows with T, 
 saw, a student names 24 % where T = 1, 43 % at 2, 54 % at 4 and 55 % at 8, and 9 % if it learns from the teacher's
 argmax (`experiments/missing_class`).
 
+Of a teacher that was cached few classes are known (`cache = "outputs(top=128)"`, or `"draws()"`): with the student's
+logits at these, the sum of all its logits and their normaliser it is the same number, and no more is read.
+
 Config: objective.kd.term = "kd(temperature=4.0)"; objective.kd.weight = 0.9
 When: always first: classification or language, whatever the networks are; other losses are judged beside it.
-Checked: published code (golden/losses.npz, T = 2 and 4), in value and gradient; by hand.
+Checked: published code (golden/losses.npz, T = 2 and 4), in value and gradient; by hand; few classes against all.
 Experiment: `experiments/gain` (beside the control), `experiments/missing_class` (what T is worth).
 """
 
@@ -21,7 +24,7 @@ from jaxtyping import Float
 from jaxdistill.losses.term import precise, stateless
 from jaxdistill.registry import losses
 from jaxdistill.schedules import Scalar, as_schedule, require_positive
-from jaxdistill.types import Array, Signals, Term
+from jaxdistill.types import Array, Few, Signals, Term
 
 
 def kl_divergence(
@@ -40,6 +43,26 @@ def kl_divergence(
     return jnp.sum(p * (jnp.where(p > 0, log_p, 0.0) - jnp.where(p > 0, log_q, 0.0)), axis=-1)
 
 
+def kl_to_few(
+    student: Float[Array, "*batch classes"], teacher: Few, temperature: Float[Array, ""] | float = 1.0
+) -> Float[Array, "*batch"]:
+    """`kl_divergence` from a teacher of which few classes are known, while all others have one logit."""
+    logits = precise(student) / temperature
+    norm = jax.nn.logsumexp(logits, axis=-1)
+    there = teacher.classes < teacher.size
+    own = jnp.take_along_axis(logits, jnp.minimum(teacher.classes, teacher.size - 1), axis=-1)
+    left = teacher.size - jnp.sum(there, axis=-1)
+    known = jnp.where(there, precise(teacher.logits) / temperature, -jnp.inf)
+    rest = precise(teacher.rest) / temperature
+    total = jnp.logaddexp(jax.nn.logsumexp(known, axis=-1), rest + jnp.log(left))
+    log_p, log_rest = known - total[..., None], rest - total
+    p, p_rest = jnp.exp(log_p), jnp.exp(log_rest)
+    # selected BEFORE the products: 0 * (-inf) is NaN, in the value and in its gradient
+    of_few = jnp.sum(p * jnp.where(p > 0, log_p - own + norm[..., None], 0.0), axis=-1)
+    others = jnp.sum(logits, axis=-1) - jnp.sum(jnp.where(there, own, 0.0), axis=-1)
+    return of_few + p_rest * jnp.where(p_rest > 0, left * (log_rest + norm) - others, 0.0)
+
+
 @losses.register
 def kd(temperature: Scalar = 4.0, scale_t2: bool = True) -> Term:
     """Soft targets of the fused teacher at a temperature.
@@ -51,7 +74,11 @@ def kd(temperature: Scalar = 4.0, scale_t2: bool = True) -> Term:
     schedule = require_positive("temperature", as_schedule(temperature))
 
     def values(signals: Signals) -> Array:
-        divergence = kl_divergence(signals.student.logits, signals.teacher.logits, signals.temperature)
+        student, few, temperature = signals.student.logits, signals.teacher.few, signals.temperature
+        if few is not None:
+            divergence = kl_to_few(student, few, temperature)
+        else:
+            divergence = kl_divergence(student, signals.teacher.logits, temperature)
         return divergence * signals.temperature**2 if scale_t2 else divergence
 
-    return stateless(values, needs=frozenset({"teacher"}), temperature=schedule)
+    return stateless(values, needs=frozenset({"teacher"}), temperature=schedule, linear=True)

@@ -49,7 +49,7 @@ def standardized(loss: Term) -> Term:
     """
 
     def scored(outputs: Outputs) -> Outputs:
-        return replace(outputs, logits=z_score(outputs.logits))
+        return replace(outputs, logits=z_score(outputs.logits), few=None)
 
     def seen(signals: Signals) -> Signals:
         teacher = None if signals.teacher is None else scored(signals.teacher)
@@ -59,4 +59,4 @@ def standardized(loss: Term) -> Term:
     def apply(params, state, signals, *, key):
         return loss.apply(params, state, seen(signals), key=key)
 
-    return loss._replace(init=lambda key, signals: loss.init(key, seen(signals)), apply=apply)
+    return loss._replace(init=lambda key, signals: loss.init(key, seen(signals)), apply=apply, linear=False)

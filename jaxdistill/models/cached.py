@@ -1,26 +1,33 @@
 """A teacher whose outputs were written ahead, by `python -m jaxdistill.cache`, and travel in the batch.
 
-It has no parameters, and its forward pass is free. Of `top` logits only the largest are kept, with the mass of all
-others as one bucket that is spread evenly over them: a KL over a renormalised top-k is not the KL.
+It has no parameters, and its forward pass is free. What is kept of a large vocabulary are the `top` logits, with the
+mass of all others as one bucket that is spread evenly over them (a KL over a renormalised top-k is not the KL), or
+classes drawn from it, whose shares are its distribution in expectation (see `models/few.py`).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.models.few import counted, packed, unpacked
+from jaxdistill.models.few import draws as drawn
 from jaxdistill.registry import caches
-from jaxdistill.types import Array, Model, Outputs
+from jaxdistill.top_k import top_k
+from jaxdistill.types import Array, Few, Model, Outputs
 
 
 class Keep(NamedTuple):
-    """Where a teacher's outputs are, and what of them is kept. See `outputs`."""
+    """Where a teacher's outputs are, and what of them is kept. See `outputs` and `draws`."""
 
     folder: str
     dtype: str
     top: int
     layers: tuple[int, ...]
+    draws: int = 0
+    temperature: float = 1.0
 
 
 @caches.register
@@ -33,7 +40,7 @@ def outputs(
         folder: where they are.
         dtype: of what is written. Trained from float32, a student equals one of a live teacher to the bit.
         top: how many of the largest logits are kept, with the mass of the rest; 0: all. Of the test records all are
-            kept anyway, because students are measured beside them.
+            kept anyway, because students are measured beside them. In float16, 4 bytes each.
         layers: the hidden states that are kept, by number from 0, the embedding.
     """
     if not folder or top < 0 or any(layer < 0 for layer in layers):
@@ -41,57 +48,105 @@ def outputs(
     return Keep(folder, dtype, top, layers)
 
 
-def encode(said: Outputs, keep: Keep) -> dict[str, Array]:
+@caches.register
+def draws(folder: str, count: int = 128, temperature: float = 1.0) -> Keep:
+    """Classes drawn from a teacher's softened distribution, 2 bytes each; for `kd`, whose gradient they leave unbiased.
+
+    Args:
+        folder: where they are.
+        count: how many are drawn for each row (or token). Of the test records all logits are kept, in float16.
+        temperature: at which they are drawn, that of the term that reads them.
+    """
+    if not folder or count < 1 or temperature <= 0:
+        given = f"folder={folder!r}, count={count}, temperature={temperature}"
+        raise ValueError(f"give a folder, a count from 1, and a temperature above 0; got {given}")
+    return Keep(folder, "float16", 0, (), count, temperature)
+
+
+def encode(said: Outputs, keep: Keep, keys: Array, pieces: int = 1) -> dict[str, Array]:
     """What is written of a batch of outputs, `{name: [rows, ...]}`.
 
+    Args:
+        said: `[*batch, classes]`.
+        keep: what of it.
+        keys: to draw with, `[*batch]`.
+        pieces: of a sequence, with a factored head; the logits of one of them exist at a time.
+
     Raises:
-        ValueError: the teacher has no such layer, or fewer classes than `top`.
+        ValueError: the teacher has no such layer, fewer classes than `top`, or a sequence that does not divide.
     """
-    logits, states = jnp.asarray(said.dense().logits, jnp.float32), said.hidden_states
+    states = said.hidden_states
     for layer in keep.layers:
         if layer >= len(states):
             has = f"it has layers 0 (the embedding) to {len(states) - 1}" if states else "it returns no hidden states"
             raise ValueError(f"the teacher has no layer {layer}; {has}")
     hidden = {f"hidden/{layer}": states[layer].astype(keep.dtype) for layer in keep.layers}
+    head: Any = said.logits
+    if pieces == 1:
+        return _of_logits(said.dense().logits, keep, keys) | hidden
+    if keys.shape[1] % pieces:
+        raise ValueError(f"{pieces} chunks do not divide a sequence of {keys.shape[1]} tokens")
+    cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], pieces, -1, *x.shape[2:]), 1, 0)
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(*keys.shape, *x.shape[3:])
+    of_piece = lambda given: _of_logits(replace(head, features=given[0]).dense(), keep, given[1])
+    return jax.tree.map(join, jax.lax.map(of_piece, (cut(head.features), cut(keys)))) | hidden
+
+
+def _of_logits(said: Any, keep: Keep, keys: Array) -> dict[str, Array]:
+    """Of logits `[*batch, classes]`."""
+    logits, size = jnp.asarray(said, jnp.float32), said.shape[-1]
+    if keep.draws:
+        return packed(drawn(logits / keep.temperature, keys, keep.draws), size)
     if not keep.top:
-        return {"logits": logits.astype(keep.dtype), **hidden}
-    if keep.top >= logits.shape[-1]:
-        raise ValueError(f"top={keep.top} of {logits.shape[-1]} classes leaves no rest; set top=0")
+        return {"logits": logits.astype(keep.dtype)}
+    if keep.top >= size:
+        raise ValueError(f"top={keep.top} of {size} classes leaves no rest; set top=0")
     log_p = jax.nn.log_softmax(logits)
-    most, classes = jax.lax.top_k(log_p, keep.top)
+    most, classes = top_k(log_p, keep.top)
     rest = jnp.put_along_axis(log_p, classes, -jnp.inf, axis=-1, inplace=False)
     tail = jax.nn.logsumexp(rest, axis=-1)
+    order = jnp.argsort(classes, axis=-1)
+    most, classes = (jnp.take_along_axis(x, order, axis=-1) for x in (most, classes))
     # float16 ends at -65504; below -1e4 a probability is 0 anyway
     small = lambda x: jnp.maximum(x, -1e4).astype(keep.dtype)
-    return {"top": small(most), "classes": classes.astype(jnp.int32), "tail": small(tail), **hidden}
+    return {"top": small(most), "tail": small(tail), **packed(classes, size)}
 
 
-def decode(written: Mapping[str, Array], classes: int, states: int) -> Outputs:
-    """Outputs from what was written. Logits and hidden states in float32; a state that was not kept is None."""
+def decode(written: Mapping[str, Array], classes: int, states: int, temperature: float = 1.0) -> Outputs:
+    """Outputs from what was written. Logits and hidden states in float32; a state that was not kept is None.
+
+    Args:
+        written: as `encode` gives it.
+        classes: how many logits there are.
+        states: how many hidden states.
+        temperature: at which classes were drawn, if they were.
+    """
     hidden = tuple(_float(written.get(f"hidden/{layer}")) for layer in range(states))
     if "logits" in written:
         return Outputs(written["logits"].astype(jnp.float32), hidden)
-    tail = written["tail"].astype(jnp.float32)[..., None]
-    even = jnp.broadcast_to(tail - jnp.log(classes - written["top"].shape[-1]), (*tail.shape[:-1], classes))
-    most = written["top"].astype(jnp.float32)
-    return Outputs(jnp.put_along_axis(even, written["classes"], most, axis=-1, inplace=False), hidden)
+    numbers = unpacked(written)
+    if "top" not in written:
+        return Outputs(counted(numbers, classes, temperature), hidden)
+    even = written["tail"].astype(jnp.float32) - jnp.log(classes - numbers.shape[-1])
+    return Outputs(Few(numbers, written["top"].astype(jnp.float32), even, classes), hidden)
 
 
 def _float(x: Array | None) -> Any:
     return None if x is None else x.astype(jnp.float32)
 
 
-def from_batch(prefix: str, classes: int, states: int) -> Model:
+def from_batch(prefix: str, classes: int, states: int, temperature: float = 1.0) -> Model:
     """A teacher whose outputs are in the batch, under names that begin with `prefix`.
 
     Args:
         prefix: such as "cached/resnet/".
         classes: how many logits it has.
         states: how many hidden states it has, kept or not.
+        temperature: at which classes were drawn, if they were.
     """
 
     def apply(params, state, batch, *, train, key):
         written = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
-        return decode(written, classes, states), state
+        return decode(written, classes, states, temperature), state
 
     return Model(lambda key, batch: ({}, {}), apply)

@@ -48,7 +48,7 @@ def microbatched(model: Model, parts: int) -> Model:
         def each(leaf: Any) -> Any:
             if isinstance(leaf, Factored):  # kernel and bias have no rows; every piece saw the same ones
                 bias = None if leaf.bias is None else leaf.bias[-1]
-                return Factored(join(leaf.features), leaf.kernel[-1], bias)
+                return replace(leaf, features=join(leaf.features), kernel=leaf.kernel[-1], bias=bias)
             return join(leaf)
 
         return jax.tree.map(each, outputs, is_leaf=lambda leaf: isinstance(leaf, Factored))
@@ -78,7 +78,7 @@ def relabelled(model: Model, classes: tuple[int, ...]) -> Model:
     """
     chosen, known = np.maximum(classes, 0), np.asarray(classes) >= 0  # of NumPy: nothing compiles before a run does
 
-    def ours(logits: Array | Factored) -> Array | Factored:
+    def ours(logits: Any) -> Array | Factored:
         if logits.shape[-1] <= max(classes):
             raise ValueError(f"classes names {max(classes)}, and it has the classes 0 to {logits.shape[-1] - 1}")
         if isinstance(logits, Factored):

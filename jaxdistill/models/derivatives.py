@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxdistill.models.combinators import microbatched
 from jaxdistill.models.layers import pixels
 from jaxdistill.parallel.collectives import by_rows, row_keys
-from jaxdistill.types import Array, Factored, Model, Outputs
+from jaxdistill.types import Array, Model, Outputs
 
 NEEDED = frozenset({"input_gradients", "state_gradients"})
 DIRECTION = 0x6A61636F  # what the direction is keyed by: other draws of a step are not disturbed
@@ -113,7 +113,7 @@ def _nudge(layer: int) -> str:
 
 
 def _logits(out: Outputs) -> Array:
-    logits = out.logits.dense() if isinstance(out.logits, Factored) else out.logits
+    logits: Any = out.dense().logits
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 

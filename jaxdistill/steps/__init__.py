@@ -7,6 +7,7 @@ from jaxdistill.steps import meta as meta
 from jaxdistill.steps import mgda as mgda
 from jaxdistill.steps import mutual as mutual
 from jaxdistill.steps import offline as offline
+from jaxdistill.steps import on_policy as on_policy
 from jaxdistill.steps import pseudo_labels as pseudo_labels
 from jaxdistill.steps import replay as replay
 from jaxdistill.steps import routing as routing

@@ -1,0 +1,180 @@
+"""What the benchmarks beside PyTorch share: our step on one device, its peer in a process of its own, both in turns."""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from jaxdistill import registry
+from jaxdistill.models.combinators import in_dtype
+from jaxdistill.objective import Weighted, objective
+from jaxdistill.optim import optimizer
+from jaxdistill.parallel.compile import jit_engine, place
+from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.plan.flops import flops
+from jaxdistill.types import Model, Variables
+
+ROOT = Path(__file__).parents[2]
+
+
+class Work(NamedTuple):
+    """What is timed.
+
+    step: does it once, and waits
+    flops: of its products
+    compiled: the program, which knows what memory it needs
+    """
+
+    step: Callable[[], Any]
+    flops: float
+    compiled: Any
+
+
+def told(text: str) -> argparse.Namespace:
+    """The words of a benchmark's command line."""
+    words = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--size", default="cpu", choices=["cpu", "gpu"], help="see sizes.py")
+    words.add_argument(
+        "--torch", default="", metavar="PYTHON", help="one that has torch and transformers; empty: alone"
+    )
+    words.add_argument("--compile", action="store_true", help="the peer by torch.compile")
+    words.add_argument("--rounds", default=5, type=int, help="in turns")
+    words.add_argument("--steps", default=3, type=int, help="of each in a round")
+    words.add_argument("--out", default="", metavar="FILE", help="for the numbers, as JSON")
+    return words.parse_args()
+
+
+def learning(
+    student: Model,
+    teacher: Model,
+    terms: Mapping[str, tuple[str, float]],
+    batch: Mapping[str, Any],
+    size: str,
+    chunks=1,
+) -> Work:
+    """A whole step by AdamW: a student in float32 that computes in bfloat16 on a GPU, a frozen teacher in that type."""
+    dtype = "bfloat16" if size == "gpu" else "float32"
+    models = [in_dtype(model, dtype) if size == "gpu" else model for model in (student, teacher)]
+    named = {name: Weighted(registry.losses.build(spec, ""), weight) for name, (spec, weight) in terms.items()}
+    update = optimizer(registry.optimizers.build("adamw()", ""), 1e-4, clip_norm=1.0)
+    given = (models[0], (models[1],), objective(named, registry.fusions["single"](), chunks), update)
+    step, mesh, rows = registry.steps["offline"](*given), make_mesh((1, 1, 1)), {"train": dict(batch)}
+    values = jax.jit(models[1].init)(jax.random.key(1), rows["train"])
+    frozen = (place(jax.tree.map(lambda x: x.astype(dtype), Variables(*values)), mesh),)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rows)
+    engine = jit_engine(step, lambda *_: {}, mesh, frozen, (), shapes)
+    rows = engine.put(rows)
+    state = [engine.init(jax.random.key(0), rows)]
+
+    def run() -> None:
+        state[0], metrics = engine.update(state[0], rows)
+        jax.block_until_ready((state[0], metrics))
+
+    with jax.set_mesh(mesh):
+        traced = jax.jit(step.update, donate_argnums=0).trace(state[0], frozen, rows)
+        return Work(run, flops(traced.jaxpr).total, traced.lower().compile())
+
+
+def ceiling(size: str) -> float:
+    """FLOPs a second of one large product, the best of some."""
+    side, kind = (8192, jnp.bfloat16) if size == "gpu" else (2048, jnp.float32)
+    a = jnp.ones((side, side), kind)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    best = min(_milliseconds(lambda: product(a).block_until_ready()) for _ in range(10))
+    return 2 * side**3 / best * 1000
+
+
+def timed(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, in turns."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            found[name].append(_milliseconds(call) / 1000)
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
+
+
+class Peer:
+    """The same work in PyTorch, in a process that waits while ours runs."""
+
+    def __init__(self, case: str, known: argparse.Namespace):
+        command = [known.torch, "-m", "experiments.benchmarks.peer", case, "--size", known.size]
+        command += ["--compile"] if known.compile else []
+        variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, env=variables, stdin=pipe, stdout=pipe, text=True)
+
+    def run(self, steps: int) -> dict[str, Any]:
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the peer ended with {self.process.wait()}")
+        return json.loads(line)
+
+
+def compare(case: str, work: Work, known: argparse.Namespace) -> dict[str, Any]:
+    """Times a work beside its peer, and prints medians, their ratio, the share of the ceiling, and memory."""
+    ours, theirs, said = [], [], {}
+    peer = Peer(case, known) if known.torch else None
+    for number in range(known.rounds + 1):
+        took = [_milliseconds(work.step) for _ in range(known.steps)]
+        said = peer.run(known.steps) if peer else {"ms": []}
+        if number:  # the first compiles, and warms up
+            ours, theirs = ours + took, theirs + said["ms"]
+    most, memory = ceiling(known.size), work.compiled.memory_analysis()
+    on_device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    found = {
+        "case": case,
+        "size": known.size,
+        "device": jax.devices()[0].device_kind,
+        "load": os.getloadavg()[0],
+        "ceiling_gflops": most / 1e9,
+        "gflop": work.flops / 1e9,
+        "ours": {
+            "ms": ours,
+            "peak_gib": on_device and on_device / 2**30,
+            "temp_gib": memory.temp_size_in_bytes / 2**30,
+        },
+        "peer": {**said, "ms": theirs, "compile": known.compile},
+    }
+    _show(found)
+    if known.out:
+        Path(known.out).write_text(json.dumps(found, indent=1))
+    if peer:
+        peer.process.stdin.close()
+        peer.process.wait()
+    return found
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    table = Table(f"{found['case']}, {found['size']}", "ms, median", "quartiles", "% of the ceiling", "GiB")
+    middle = {}
+    for who in ("ours", "peer"):
+        took = found[who]["ms"]
+        if not took:
+            continue
+        low, middle[who], high = statistics.quantiles(took, n=4)
+        share = 100 * found["gflop"] / middle[who] * 1000 / found["ceiling_gflops"]
+        peak = found[who].get("peak_gib") or found[who].get("temp_gib")
+        memory = f"{peak:.2f}" if peak else "-"
+        table.add_row(who, f"{middle[who]:.1f}", f"{low:.1f} to {high:.1f}", f"{share:.0f}", memory)
+    Console().print(table)
+    if "peer" in middle:
+        print(f"ratio of medians {middle['ours'] / middle['peer']:.3f}, load {found['load']:.1f}")

@@ -1,0 +1,166 @@
+"""The same work in PyTorch, as a user would write it: PYTHON -m experiments.benchmarks.peer CASE --size cpu [--compile]
+
+Speaks to `measured.py`: a line with a number of steps comes in, a line with their milliseconds goes out. The networks
+are those of transformers, at random; sizes are in `sizes.py`.
+"""
+
+import argparse
+import json
+import sys
+import time
+
+import torch
+import transformers
+from torch.nn import functional
+
+from experiments.benchmarks.sizes import CLASSES, SIZES, TEMPERATURE
+
+
+def soft(student, teacher):
+    """T^2 KL of softened distributions, a mean over rows."""
+    log_q, log_p = (functional.log_softmax(x.float() / TEMPERATURE, -1) for x in (student, teacher))
+    return TEMPERATURE**2 * functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+
+class Learner:
+    """A student in float32 with AdamW, and a frozen teacher in the type in which both compute."""
+
+    def __init__(self, student, teacher, how):
+        self.device, self.half = how.device, how.device == "cuda"
+        self.student = student.to(self.device).train()
+        self.teacher = teacher.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
+        self.say, self.teach = (torch.compile(m) if how.compile else m for m in (self.student, self.teacher))
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
+
+    def step(self, loss):
+        """`loss(student, teacher) -> scalar`, which calls both."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+            value = loss(self.say, self.teach)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+
+
+def head(size, how):
+    kind = torch.bfloat16 if how.device == "cuda" else torch.float32
+    randn = lambda *shape: torch.randn(*shape, device=how.device, dtype=kind)
+    tokens, words = size["rows"] * size["length"], size["vocabulary"]
+    hs, ht = randn(tokens, size["student"]).requires_grad_(), randn(tokens, size["teacher"])
+    ws, wt = (randn(words, size["student"]) * 0.02).requires_grad_(), randn(words, size["teacher"]) * 0.02
+
+    def step():
+        hs.grad = ws.grad = None
+        soft(hs @ ws.t(), ht @ wt.t()).backward()
+
+    return step
+
+
+def lm(size, how):
+    def network(width, depth, heads, kv_heads, ffn):
+        config = transformers.Qwen2Config(
+            vocab_size=size["vocabulary"],
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            intermediate_size=ffn,
+            tie_word_embeddings=True,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+        return transformers.Qwen2ForCausalLM(config)
+
+    both = Learner(network(**size["student"]), network(**size["teacher"]), how)
+    ids = torch.randint(0, size["vocabulary"], (size["rows"], size["length"]), device=how.device)
+
+    def loss(student, teacher):
+        with torch.no_grad():
+            told = teacher(input_ids=ids).logits.flatten(0, 1)
+        return soft(student(input_ids=ids).logits.flatten(0, 1), told)
+
+    return lambda: both.step(loss)
+
+
+def bert(size, how):
+    def network(depth):
+        config = transformers.BertConfig(
+            vocab_size=size["vocabulary"],
+            hidden_size=size["width"],
+            num_hidden_layers=depth,
+            num_attention_heads=size["heads"],
+            intermediate_size=4 * size["width"],
+            num_labels=CLASSES["bert"],
+            output_hidden_states=True,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation="sdpa",
+        )
+        return transformers.BertForSequenceClassification(config)
+
+    both = Learner(network(size["depth"]), network(2 * size["depth"]), how)
+    ids = torch.randint(0, size["vocabulary"], (size["rows"], size["length"]), device=how.device)
+    labels = torch.randint(0, CLASSES["bert"], (size["rows"],), device=how.device)
+
+    def loss(student, teacher):
+        with torch.no_grad():
+            told = teacher(input_ids=ids)
+        said = student(input_ids=ids)
+        pairs = zip(said.hidden_states, told.hidden_states[::2], strict=True)
+        hidden = sum(functional.mse_loss(s.float(), t.float()) for s, t in pairs) / (size["depth"] + 1)
+        return (
+            0.7 * soft(said.logits, told.logits) + 0.3 * functional.cross_entropy(said.logits.float(), labels) + hidden
+        )
+
+    return lambda: both.step(loss)
+
+
+def vit(size, how):
+    def network(width, heads):
+        config = transformers.ViTConfig(
+            hidden_size=width,
+            num_hidden_layers=size["depth"],
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            image_size=size["image"],
+            num_labels=CLASSES["vit"],
+            hidden_dropout_prob=0.0,
+            attn_implementation="sdpa",
+        )
+        return transformers.ViTForImageClassification(config)
+
+    both = Learner(network(*size["student"]), network(*size["teacher"]), how)
+    images = torch.randn(size["rows"], 3, size["image"], size["image"], device=how.device)
+
+    def loss(student, teacher):
+        with torch.no_grad():
+            told = teacher(images.to(torch.bfloat16) if both.half else images).logits
+        return soft(student(images).logits, told)
+
+    return lambda: both.step(loss)
+
+
+def main() -> None:
+    words = argparse.ArgumentParser()
+    words.add_argument("case", choices=SIZES)
+    words.add_argument("--size", default="cpu", choices=["cpu", "gpu"])
+    words.add_argument("--compile", action="store_true")
+    how = words.parse_args()
+    how.device = "cuda" if how.size == "gpu" else "cpu"
+    torch.manual_seed(0)
+    step = {"head": head, "lm": lm, "bert": bert, "vit": vit}[how.case](SIZES[how.case][how.size], how)
+    wait = torch.cuda.synchronize if how.device == "cuda" else lambda: None
+    for line in sys.stdin:
+        took = []
+        for _ in range(int(line)):
+            wait()
+            start = time.perf_counter()
+            step()
+            wait()
+            took.append(1000 * (time.perf_counter() - start))
+        peak = torch.cuda.max_memory_allocated() / 2**30 if how.device == "cuda" else None
+        print(json.dumps({"ms": took, "peak_gib": peak, "torch": torch.__version__}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

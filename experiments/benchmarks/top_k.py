@@ -1,0 +1,41 @@
+"""What does a tiled selection save? python -m experiments.benchmarks.top_k [--size gpu]
+
+The largest 128 of a vocabulary, `jax.lax.top_k` and ours in turns; beside both, the draws of as many tokens.
+"""
+
+import argparse
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from experiments.benchmarks.measured import timed
+from jaxdistill.models.few import draws
+from jaxdistill.top_k import top_k
+
+TOKENS, VOCABULARY, KEPT = {"cpu": 128, "gpu": 8192}, 151_936, 128
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--size", default="cpu", choices=TOKENS)
+    words.add_argument("--rounds", default=9, type=int)
+    known = words.parse_args()
+    tokens = TOKENS[known.size]
+    logits = 3 * jax.random.normal(jax.random.key(0), (tokens, VOCABULARY))
+    keys = jax.random.split(jax.random.key(1), tokens)
+    chosen = {"lax.top_k": lambda x: jax.lax.top_k(x, KEPT), "tiled": lambda x: top_k(x, KEPT)}
+    compiled = {name: jax.jit(choose) for name, choose in chosen.items()}
+    calls = {name: lambda call=call: jax.block_until_ready(call(logits)) for name, call in compiled.items()}
+    drawn = jax.jit(lambda x, keys: draws(x, keys, KEPT))
+    calls["draws"] = lambda: drawn(logits, keys).block_until_ready()
+    timed(calls, 1)  # compiles
+    took = timed(calls, known.rounds)
+    table = Table(f"{KEPT} of {VOCABULARY:,}", f"ms, {tokens} tokens", "of lax.top_k")
+    for name, seconds in took.items():
+        table.add_row(name, f"{1000 * seconds:.1f}", f"{seconds / took['lax.top_k']:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Few classes of many: selected exactly, drawn without bias, written in few bytes, and read as all of them would be."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import assert_close, assert_same, build_loss, quick_jit, signals
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdistill import registry
+from jaxdistill.data import store
+from jaxdistill.losses.kd import kl_divergence, kl_to_few
+from jaxdistill.models.cached import Keep, decode, encode
+from jaxdistill.models.few import counted, draws, keys_of, packed, unpacked
+from jaxdistill.objective import Weighted, objective
+from jaxdistill.top_k import top_k
+from jaxdistill.types import Factored, Few, Outputs
+
+KEY = jax.random.key(0)
+QWEN = 151_936
+
+
+def drawn(seed: int, *shape: int, scale: float = 3.0) -> jax.Array:
+    return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def keys(rows: int, seed: int = 0) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), rows)
+
+
+# Tiled selection
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    size=st.integers(1, 3000),
+    k=st.integers(1, 40),
+    levels=st.sampled_from([2, 7, 100_000]),
+    holes=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_tiled_selection_is_top_k_with_the_same_indices_among_equals(size, k, levels, holes, seed):
+    k, draw = min(k, size), np.random.default_rng(seed)
+    x = draw.integers(0, levels, (2, size)).astype(np.float32)
+    x = np.where(draw.random((2, size)) < 0.9, -np.inf, x) if holes else x
+    assert_same(top_k(jnp.asarray(x), k), tuple(jax.lax.top_k(jnp.asarray(x), k)))
+
+
+def test_tiled_selection_of_a_vocabulary_has_fewer_candidates_than_classes():
+    x = drawn(1, 2, 3, QWEN).round(1)  # 200 values: equals everywhere
+    assert_same(quick_jit(lambda x: top_k(x, 128))(x), tuple(jax.lax.top_k(x, 128)))
+    program = str(jax.make_jaxpr(lambda x: top_k(x, 128))(x))
+    sizes = [int(line.split("k=128")[0].count(",")) for line in program.splitlines() if "top_k[" in line]
+    assert len(sizes) > 2 and f"{QWEN}] = top_k" not in program
+
+
+# Draws
+
+
+def test_a_class_is_drawn_as_often_as_its_probability_says():
+    logits = drawn(2, 600).at[jnp.array([0, 599])].set(-jnp.inf)
+    found = np.asarray(draws(jnp.tile(logits, (4000, 1)), keys(4000), 16))
+    assert (np.diff(found) >= 0).all()
+    p = np.asarray(jax.nn.softmax(logits), np.float64)
+    counts = np.stack([(found == c).sum(1) for c in range(600)])
+    error = counts.mean(1) - 16 * p
+    assert (np.abs(error) < 5 * counts.std(1) / np.sqrt(4000) + 1e-3).all()
+    assert counts[p == 0].sum() == 0
+    assert counts.var(1).sum() < 0.95 * (16 * p * (1 - p)).sum()  # less than among independent draws
+
+
+@pytest.mark.parametrize("logits", [[-jnp.inf] * 300 + [0.0], [0.0] + [-jnp.inf] * 300, [0.0] * 255 + [88.0]])
+def test_nothing_impossible_is_drawn(logits):
+    logits = jnp.asarray([logits])
+    found = draws(logits, keys(1), 100)
+    assert (jnp.take_along_axis(jax.nn.softmax(logits), found, axis=-1) > 0).all()
+
+
+def test_each_record_and_token_has_a_key_of_its_own_whatever_its_batch():
+    whole = jax.random.key_data(keys_of(jnp.arange(6), (6, 4)))
+    assert_same(whole[2:4], jax.random.key_data(keys_of(jnp.arange(2, 4), (2, 4))))
+    assert len({tuple(key) for key in np.asarray(whole).reshape(24, -1).tolist()}) == 24
+
+
+def test_a_class_that_is_drawn_twice_stands_once_with_its_share():
+    few = counted(jnp.asarray([[2, 2, 2, 5, 6, 6]]), 9, 2.0)
+    assert few.classes.tolist() == [[2, 9, 9, 5, 6, 9]]
+    assert_close(jax.nn.softmax(few.dense() / 2.0)[0], np.array([0, 0, 3, 0, 0, 1, 2, 0, 0]) / 6)
+
+
+def gradients_of_draws(renormalised: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of kd in the student, of many caches `[caches, classes]`, and that of the living teacher."""
+    caches, temperature, classes = 3000, 2.0, 40
+    student, teacher = drawn(3, classes, scale=1.0), drawn(4, classes, scale=2.0)
+    slope = jax.grad(lambda s, few: kl_to_few(s, few, temperature))
+    full = jax.grad(lambda s: kl_divergence(s, teacher, temperature))(student)
+    if renormalised:
+        most, numbers = top_k(jnp.tile(teacher, (caches, 1)), 8)
+        few = Few(numbers, most, jnp.full(caches, -jnp.inf), classes)
+    else:
+        keep = Keep("x", "float16", 0, (), 8, temperature)
+        few = decode(
+            encode(Outputs(jnp.tile(teacher, (caches, 1))), keep, keys(caches)), classes, 0, temperature
+        ).logits
+    return np.asarray(jax.vmap(slope, (None, 0))(student, few)), np.asarray(full)
+
+
+def within(found: np.ndarray, wanted: np.ndarray, errors: float) -> bool:
+    """Whether the mean is within so many standard errors of what is wanted, in the norm over all classes."""
+    error = np.sqrt((found.var(0) / len(found)).sum())
+    return bool(np.linalg.norm(found.mean(0) - wanted) < errors * error + 1e-6)
+
+
+def test_the_gradient_of_draws_is_that_of_the_whole_distribution_in_expectation():
+    assert within(*gradients_of_draws(), errors=4)
+
+
+def test_a_renormalised_top_k_fails_there():
+    found, full = gradients_of_draws(renormalised=True)
+    assert not within(found, full, errors=4)
+    assert np.linalg.norm(found.mean(0) - full) > 0.05 * np.linalg.norm(full)
+
+
+# What is written
+
+
+@pytest.mark.parametrize("size", [300, 65_536, 65_537, QWEN, 262_144])
+def test_numbers_of_classes_come_back_from_16_bits(size):
+    numbers = np.sort(np.random.default_rng(5).integers(0, size, (3, 2, 300)), axis=-1)
+    numbers[0, 0, :4], numbers[1, 1, -4:] = 0, size - 1
+    written = packed(jnp.asarray(numbers, jnp.int32), size)
+    assert written["classes"].dtype == jnp.uint16 and ("pages" in written) == (size > 65_536)
+    assert_same(unpacked(written), numbers.astype(np.int32))
+
+
+@pytest.mark.parametrize(
+    ("keep", "limit"),
+    [(Keep("x", "float16", 128, ()), 650), (Keep("x", "float16", 0, (), 128), 300)],
+    ids=["top 128", "128 draws"],
+)
+def test_a_token_of_a_large_vocabulary_takes_few_bytes_on_disk(keep, limit, tmp_path):
+    rows, length = 4, 4
+    logits = drawn(6, rows, length, QWEN, scale=0.1)  # so flat that no token is drawn twice
+    written = jax.device_get(
+        quick_jit(lambda x, k: encode(Outputs(x), keep, k))(logits, keys_of(jnp.arange(rows), (rows, length)))
+    )
+    written = {name: np.tile(x, (512, *[1] * (x.ndim - 1))) for name, x in written.items()}  # a file has 128 KiB itself
+    rows, fields = 512 * rows, {name: (x.shape[1:], str(x.dtype)) for name, x in written.items()}
+    store.write_manifest(tmp_path, store.Manifest(rows, rows, fields, {}))
+    store.write_shard(tmp_path, 0, written)
+    assert (tmp_path / "00000.array_record").stat().st_size < limit * rows * length
+    back = store.Store(tmp_path).__getitems__(list(range(rows)))
+    assert_same({name: np.stack([row[name] for row in back]) for name in written}, written)
+
+
+def test_what_is_written_in_pieces_is_what_is_written_at_once():
+    head = Factored(drawn(7, 2, 12, 5), drawn(8, 5, 700), None)
+    said = Outputs(head, (drawn(9, 2, 12, 5),))
+    for keep in (Keep("x", "float32", 9, (0,)), Keep("x", "float16", 0, (0,), 9), Keep("x", "float16", 0, ())):
+        once, pieces = (encode(said, keep, keys_of(jnp.arange(2), (2, 12)), count) for count in (1, 3))
+        assert once.keys() == pieces.keys()
+        assert_close(once, pieces)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("keep", [Keep("x", "float32", 5, ()), Keep("x", "float32", 0, (), 20)], ids=["top", "draws"])
+def test_few_classes_give_the_divergence_and_gradient_of_all(keep, temperature):
+    student, teacher = drawn(10, 6, 50), drawn(11, 6, 50).at[:, ::7].set(-jnp.inf)
+    few = decode(encode(Outputs(teacher), keep, keys(6)), 50, 0, temperature).logits
+    both = jax.value_and_grad(lambda s, t, f: f(s, t, temperature).sum())
+    assert_close(both(student, few, kl_to_few), both(student, few.dense(), kl_divergence), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spec", ["kd(temperature=2.0)", "hard(loss=kd(temperature=2.0))", "standardized(loss=kd(temperature=2.0))"]
+)
+def test_a_loss_around_another_does_not_pass_by_what_it_makes_of_the_logits(spec):
+    seen, term = signals(batch=(6,)), build_loss(spec)
+    few = Few(*(jnp.asarray(x) for x in few_of(seen.teachers[0].logits)), 5)
+    taught = lambda teacher: replace(seen, teachers=(teacher,), teacher=teacher)
+    known = taught(replace(seen.teachers[0], logits=few).dense())
+    plain = taught(replace(seen.teachers[0], logits=few.dense()))
+    slope = lambda seen: jax.value_and_grad(
+        lambda student: term.apply({}, {}, replace(seen, student=student), key=KEY)[0].sum()
+    )
+    assert_close(slope(known)(seen.student), slope(plain)(seen.student), rtol=1e-5, atol=1e-6)
+
+
+def few_of(logits: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    order = np.argsort(-np.asarray(logits), axis=-1)[:, :2].astype(np.int32)
+    return order, np.take_along_axis(np.asarray(logits), order, -1), np.full(len(order), -3.0, np.float32)
+
+
+@pytest.mark.parametrize("fusion", ["single", "average", "entropy", "confidence"])
+def test_an_objective_of_few_classes_is_that_of_all_in_pieces_too(fusion):
+    few = Few(
+        jnp.sort(jax.random.randint(KEY, (4, 8, 3), 0, 99), axis=-1) * 3 + jnp.arange(3),
+        drawn(12, 4, 8, 3),
+        drawn(13, 4, 8),
+        300,
+    )
+    head = Factored(drawn(14, 4, 8, 6), drawn(15, 6, 300))
+    base = signals(batch=(4, 8))
+    base = replace(base, batch={"label": base.batch["label"]}, mask=base.mask.at[1, 3:].set(0))
+
+    def loss(teacher, chunks):
+        minimised = objective(
+            {"kd": Weighted(build_loss("kd(temperature=2.0)"))}, registry.fusions.build(fusion, ""), chunks
+        )
+        seen = {"train": replace(base, student=Outputs(head), teachers=(Outputs(teacher),))}
+        params, state = minimised.init(KEY, seen)
+        value = lambda head: minimised.loss(
+            params, state, {"train": replace(seen["train"], student=Outputs(head))}, {"kd": 1.0}, key=KEY
+        )[0]
+        return jax.jit(jax.value_and_grad(value))(head)
+
+    for chunks in (1, 4):
+        assert_close(loss(few, chunks), loss(few.dense(), 1), rtol=2e-5, atol=1e-6)

@@ -1,0 +1,206 @@
+"""On-policy: what the student writes, what of it counts, and the gradients that it and its policy get, by hand."""
+
+import itertools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import TIMED, assert_close, assert_same, build_loss, quick_jit, signals, tokens
+
+import jaxdistill.build  # noqa: F401  (registers the parts)
+from jaxdistill import registry
+from jaxdistill.generate import Generated, generate
+from jaxdistill.objective import Weighted, objective
+from jaxdistill.optim import optimizer
+from jaxdistill.steps.on_policy import continued
+from jaxdistill.types import Outputs, Variables
+
+KEY = jax.random.key(0)
+STUDENT, TEACHER = (
+    registry.models.build(f"decoder(vocabulary=5, width={w}, depth=1, heads=2, kv_heads=1, head_size=4, ffn=12)", "")
+    for w in (8, 12)
+)
+ROWS = tokens(rows=8, length=6)
+FROZEN = (Variables(*quick_jit(TEACHER.init)(jax.random.key(1), ROWS)),)
+
+
+def world(spec: str, stream: str, **weights: float):
+    """A step of plain descent whose terms read a stream, and its first state."""
+    terms = {name: Weighted(build_loss(name)._replace(stream=stream), w) for name, w in weights.items()}
+    update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
+    given = (STUDENT, (TEACHER,), objective(terms, registry.fusions["single"]()), update)
+    step = registry.steps.build(registry.parse(spec, "")._replace(args=given), "", TIMED)
+    return step, quick_jit(step.init)(KEY, FROZEN, {"train": ROWS})
+
+
+def gradient(spec: str, stream: str, rows=ROWS):
+    """What one update takes away from the student's parameters."""
+    step, start = world(spec, stream, reverse_kl=1.0)
+    new, metrics = quick_jit(step.update)(start, FROZEN, {"train": rows})
+    return jax.tree.map(jnp.subtract, start.params["student"], new.params["student"]), metrics
+
+
+def written(prompt: int, **settings):
+    """The batch that the student's first parameters write, put together here."""
+    _, start = world("on_policy(prompt=2)", "samples", reverse_kl=1.0)
+    key = jax.random.fold_in(jax.random.fold_in(start.key, 0), 1)
+    real = np.asarray(ROWS["mask"]).sum(1).astype(int)
+    lengths = np.clip(np.where(real > 0, real + 1, 0), 1, prompt)
+    draw = {"steps": 7 - prompt, "temperature": 1.0, **settings}
+    found = quick_jit(lambda p: generate(STUDENT, p, ROWS["input_ids"][:, :prompt], lengths, key, **draw))(
+        start.params["student"]
+    )
+    text, mask = np.zeros((8, 7), np.int32), np.zeros((8, 6), np.float32)
+    for row, (first, count) in enumerate(zip(lengths, found.lengths, strict=True)):
+        whole = [*np.asarray(ROWS["input_ids"])[row, :first], *np.asarray(found.tokens)[row, :count]][:7]
+        text[row, : len(whole)] = whole
+        mask[row, first - 1 : len(whole) - 1] = real[row] > 0
+    return {"input_ids": text[:, :-1], "label": text[:, 1:], "mask": mask}
+
+
+def apart(a, b) -> float:
+    size = lambda tree: float(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)) ** 0.5)
+    return size(jax.tree.map(jnp.subtract, a, b)) / size(b)
+
+
+@pytest.mark.parametrize("settings", [{}, {"stop": (1, 3)}, {"temperature": 0.5}])
+def test_the_gradient_is_that_of_what_the_student_wrote(settings):
+    rows = written(3, **settings)
+    spelt = "".join(f", {name}={value}" for name, value in settings.items())
+    found, metrics = gradient(f"on_policy(prompt=3{spelt})", "samples")
+    by_hand, _ = gradient("offline()", "train", rows)
+    assert apart(found, by_hand) < 1e-4
+    assert metrics["terms/reverse_kl"].count == rows["mask"].sum()
+    assert_close(metrics["samples/length"].compute(), rows["mask"].sum() / 6)
+
+
+def test_a_step_that_reads_the_data_instead_or_counts_the_prompt_is_told_apart():
+    rows, (found, _) = written(3), gradient("on_policy(prompt=3)", "samples")
+    off_policy, _ = gradient("offline()", "train")
+    whole, _ = gradient(
+        "offline()", "train", rows | {"mask": np.float32(rows["mask"].any(1, keepdims=True) * np.ones(6))}
+    )
+    assert apart(off_policy, found) > 0.1 and apart(whole, found) > 0.1
+
+
+def test_of_a_share_of_0_the_samples_are_the_data():
+    assert apart(gradient("on_policy(prompt=3, share=0.0)", "samples")[0], gradient("offline()", "train")[0]) < 1e-5
+
+
+def test_a_share_is_that_of_the_steps():
+    step, state = world("on_policy(prompt=1, share=0.3)", "samples", reverse_kl=1e-3)
+    update, counts = quick_jit(step.update), []
+    for _ in range(60):
+        state, metrics = update(state, FROZEN, {"train": ROWS})
+        counts.append(float(metrics["samples/length"].sum) == float(ROWS["mask"].sum()))
+    assert 0.5 < np.mean(counts) < 0.9
+
+
+def test_texts_are_put_together_and_counted_by_hand():
+    rows = {
+        "input_ids": jnp.array([[1, 2, 3, 4], [5, 0, 0, 0], [6, 7, 8, 9]]),
+        "label": jnp.zeros((3, 4), jnp.int32),
+        "mask": jnp.array([[1.0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]),
+        "segment_ids": jnp.array([[1, 1, 2, 2], [1, 0, 0, 0], [1, 1, 1, 1]]),
+        "index": jnp.arange(3),
+    }
+    drawn = Generated(jnp.array([[11, 12, 13], [14, 15, 0], [16, 17, 18]]), jnp.array([3, 2, 3]))
+    found = continued(rows, jnp.array([2, 1, 2]), drawn)
+    assert found["input_ids"].tolist() == [[1, 2, 11, 12], [5, 14, 15, 0], [6, 7, 16, 17]]
+    assert found["label"].tolist() == [[2, 11, 12, 13], [14, 15, 0, 0], [7, 16, 17, 18]]
+    assert found["mask"].tolist() == [[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
+    assert found["segment_ids"].tolist() == [[1] * 4] * 3  # the student saw the whole of its prompt
+    assert found["index"].tolist() == [0, 1, 2]
+    assert all(found[name].dtype == rows[name].dtype for name in rows)
+
+
+def test_nothing_leaves_the_device_while_the_student_writes():
+    step, start = world("on_policy(prompt=2)", "samples", reverse_kl=1.0)
+    text = jax.jit(step.update).lower(start, FROZEN, {"train": ROWS}).as_text()
+    assert "while" in text
+    assert not any(word in text for word in ("callback", "infeed", "outfeed", "send"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "stream", "said"),
+    [
+        ("on_policy(prompt=0)", "samples", "prompt is 1 or more"),
+        ("on_policy(prompt=2, share=1.5)", "samples", "share from 0 to 1"),
+        ("on_policy(prompt=2)", "train", "objective.NAME.stream='samples'"),
+        ("on_policy(prompt=7)", "samples", "prompt=7 leaves nothing to write of 6 tokens"),
+    ],
+)
+def test_what_writes_nothing_is_refused(spec, stream, said):
+    with pytest.raises(ValueError, match=said):
+        world(spec, stream, reverse_kl=1.0)
+
+
+# The policy gradient, against the exact one of the KL between all texts of three tokens
+
+
+TEXTS = list(itertools.product(range(2), repeat=3))
+
+
+def tables(seed: int):
+    """Logits of the next token after each beginning."""
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=(2,) * (n + 1)), jnp.float32) for n in range(3)]
+
+
+def said(tables, text) -> jax.Array:
+    """`[3, 2]`: the logits that a text meets."""
+    return jnp.stack([table[tuple(text[:n])] for n, table in enumerate(tables)])
+
+
+def log_probability(tables, text):
+    return jnp.sum(jax.nn.log_softmax(said(tables, text))[jnp.arange(3), jnp.asarray(text)])
+
+
+def exact(student, teacher):
+    """The gradient of KL(student || teacher) between texts."""
+
+    def divergence(tables):
+        both = [(log_probability(tables, text), log_probability(teacher, text)) for text in TEXTS]
+        return sum(jnp.exp(q) * (q - p) for q, p in both)
+
+    return jax.grad(divergence)(student)
+
+
+def expected(student, teacher, *specs: str):
+    """The mean, over the student's texts, of the gradients of terms on them."""
+
+    def of_text(tables, text):
+        base = signals(batch=(1, 3), classes=2)
+        seen = [Outputs(said(each, text)[None]) for each in (tables, teacher)]
+        batch = {"label": jnp.asarray([text], jnp.int32)}
+        here = replace(base, student=seen[0], teachers=(seen[1],), teacher=seen[1], batch=batch)
+        return sum(build_loss(spec).apply({}, {}, here, key=KEY)[0].sum() for spec in specs)
+
+    slopes = [
+        jax.tree.map(lambda x, t=text: jnp.exp(log_probability(student, t)) * x, jax.grad(of_text)(student, text))
+        for text in TEXTS
+    ]
+    return jax.tree.map(lambda *each: sum(each), *slopes)
+
+
+def test_the_policy_gradient_beside_the_reverse_kl_is_that_of_the_kl_between_texts():
+    student, teacher = tables(0), tables(1)
+    whole = exact(student, teacher)
+    long = "policy_gradient(normalized=False)"
+    assert apart(expected(student, teacher, "reverse_kl", long), whole) < 1e-4
+    assert apart(expected(student, teacher, "policy_gradient(own=True, normalized=False)"), whole) < 1e-4
+    for broken in (["reverse_kl"], [long], ["reverse_kl", "policy_gradient(own=True, normalized=False)"]):
+        assert apart(expected(student, teacher, *broken), whole) > 0.05
+
+
+def test_a_mean_of_what_follows_counts_what_counts():
+    seen = signals(batch=(1, 4))
+    seen = replace(seen, teacher=seen.teachers[0], mask=jnp.array([[0.0, 1, 1, 1]]))
+    nll = lambda out: -jnp.take_along_axis(jax.nn.log_softmax(out.logits), seen.batch["label"][..., None], -1)[0, :, 0]
+    q, p = nll(seen.student), nll(seen.teacher)
+    r = q - p
+    found = build_loss("policy_gradient").apply({}, {}, seen, key=KEY)[0][0]
+    assert_close(found[1:], [q[1] * (r[2] + r[3]) / 2, q[2] * r[3], 0.0])
+    assert_same(build_loss("policy_gradient(clip=1e-9)").apply({}, {}, seen, key=KEY)[0] < 1e-7, np.ones((1, 4), bool))

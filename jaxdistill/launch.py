@@ -1,5 +1,6 @@
 """Starts JAX as the config says, runs it, and turns what can go wrong into a message and an exit code."""
 
+import os
 import sys
 
 import jax
@@ -13,7 +14,8 @@ from jaxdistill.run import distill
 
 
 def launch(config: ConfigDict, workdir: str, source: str) -> int:
-    """Runs a config. Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no usable checkpoint.
+    """Runs a config. Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no usable checkpoint; 5 another
+    process of the run is gone.
 
     Raises:
         ConfigError: for a mistake in the config.
@@ -29,7 +31,24 @@ def launch(config: ConfigDict, workdir: str, source: str) -> int:
     except CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 4
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        _leave(error)
     return 0
+
+
+def _leave(error: Exception) -> None:
+    """Ends this process at once: at an ordinary end JAX would wait for the processes that are gone."""
+    cure = "If another process has died, it says why. Start all of them again: they go on from the last checkpoint"
+    print(f"error: the processes of this run have lost each other ({_first_line(error)}). {cure}.", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(5)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
 
 
 def _start(config: ConfigDict) -> None:

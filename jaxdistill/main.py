@@ -18,7 +18,7 @@ examples:
   python -m jaxdistill.main --config runs/two/config.json --workdir runs/again      the same run once more
 
 The same command resumes a run that was stopped or killed. Exit codes: 0 done, or stopped and saved; 2 a mistake in
-the config; 3 the loss is not finite; 4 no usable checkpoint.
+the config; 3 the loss is not finite; 4 no usable checkpoint; 5 another process of the run is gone: start all of them.
 
 every key, with its default:
 """

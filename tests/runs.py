@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ jax.monitoring.register_event_duration_secs_listener(
 
 TINY = Path(__file__).with_name("tiny.py")
 ROOT = TINY.parents[1]
+
+
+STAGES = ("teachers/big", "student", "control")
+SLOWLY = (  # a batch in 20 ms, so that a signal meets what it is meant for
+    "--config.data.augment=('shift(pixels=1)', 'pause(seconds=0.02)')",
+    "--config.teachers.big.augment=('pause(seconds=0.02)',)",
+)
 
 
 @contextmanager
@@ -76,6 +84,28 @@ def spawn(workdir: Path, *words: str, source: Path = TINY, devices: int = 1, pac
     pipe = subprocess.PIPE
     processes.append(subprocess.Popen(command, cwd=package, env=variables, stdout=pipe, stderr=pipe, text=True))
     return processes[-1]
+
+
+def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[str, str]:
+    """What a process that must succeed has printed."""
+    out, err = process.communicate(timeout=timeout)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def meet(process: subprocess.Popen, moment: Callable[[], bool], timeout: float = 240) -> None:
+    """Waits until something has come about that a process does."""
+    end = time.monotonic() + timeout
+    while not moment():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def assert_same_end(workdir: Path, reference: Path) -> None:
+    """Parameters, state, optimiser, key and step of every stage are the same to the bit."""
+    for stage in STAGES:
+        assert differences(saved(workdir / stage), saved(reference / stage)) == [], stage
 
 
 def end_processes() -> None:

@@ -14,8 +14,9 @@ from jaxdistill.run import distill
 
 
 def launch(config: ConfigDict, workdir: str, source: str) -> int:
-    """Runs a config. Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no usable checkpoint; 5 another
-    process of the run is gone.
+    """Runs a config.
+
+    Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no usable checkpoint; 5 another process is gone.
 
     Raises:
         ConfigError: for a mistake in the config.

@@ -16,7 +16,7 @@ from jaxdistill.run import distill
 def launch(config: ConfigDict, workdir: str, source: str) -> int:
     """Runs a config.
 
-    Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no usable checkpoint; 5 another process is gone.
+    Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no usable checkpoint; 5 a process is gone.
 
     Raises:
         ConfigError: for a mistake in the config.

@@ -13,13 +13,13 @@ from jaxdistill.config import differ, load
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
 MODELS = {
-    "convolution": "resnet(widths=(8, 16), blocks=1, classes=10)",
+    "convolution": "resnet_imagenet(widths=(16, 32), depths=(1, 1), block='basic', stem=16, channels=1, classes=10)",
     "perceptron": "mlp(widths=(256, 256), classes=10)",
     "transformer": "vit(patch=7, width=32, depth=2, heads=4, classes=10, pool='token', image=28, channels=1)",
     "hasty": "mlp(widths=(32,), classes=10)",
 }
 LEARNING = {  # how long each teacher learns, at which rate, from what
-    "convolution": (300, 0.005, "train[:95%]"),
+    "convolution": (400, 0.005, "train[:95%]"),
     "perceptron": (600, 0.005, "train[:95%]"),
     "transformer": (600, 0.002, "train[:95%]"),
     "hasty": (60, 0.003, "train[:190]"),

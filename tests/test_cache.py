@@ -160,6 +160,17 @@ def test_a_stale_cache_is_refused(taught, tmp_path, differences, said):
         check(differ(made, **differences), tmp_path / "never")
 
 
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [({"seed": 1}, r"is stale: draws\.seed was 0, is 1"), ({"steps": 20}, "holds 320 rows, 640 are needed")],
+)
+def test_a_cache_of_augmented_rows_serves_the_run_that_draws_them_alone(taught, tmp_path, differences, said):
+    made = with_cache(differ(taught, data={"augment": ("shift(pixels=1)",)}), tmp_path / "cache")
+    cache.write(made, quiet())
+    with pytest.raises(ConfigError, match=said):
+        check(differ(made, objective={"kd": {}}, **differences), tmp_path / "never")
+
+
 def test_a_cache_of_data_that_have_changed_is_refused(taught, tmp_path, monkeypatch):
     made = with_cache(taught, tmp_path / "cache")
     cache.write(made, quiet())
@@ -195,6 +206,8 @@ def test_mistakes_are_named(taught, tmp_path):
         cache.write(with_cache(taught, tmp_path / "nine", ", layers=(9,)"), quiet())
     with pytest.raises(ConfigError, match=r"top=4 of 4 classes leaves no rest"):
         cache.write(with_cache(taught, tmp_path / "top", ", top=4"), quiet())
+    with pytest.raises(ConfigError, match=r"objective\.jacobian: needs input_gradients, which no cache holds\. Remove"):
+        check(differ(made, objective={"jacobian": {}}), tmp_path / "never")
     cache.write(made, quiet())
     with pytest.raises(ConfigError, match=r"objective\.hidden: layers \[\d.*\] of the teacher are not in its cache"):
         check(made, tmp_path / "never")

@@ -14,12 +14,13 @@ from examples import all_finite, assert_close, build_loss, quick_jit, signals
 
 from jaxdistill import registry
 from jaxdistill.errors import ConfigError
+from jaxdistill.losses.cross_entropy import entropy
 from jaxdistill.losses.dist import pearson_correlation, relation_difference
 from jaxdistill.losses.dkd import other_divergence, target_divergence
 from jaxdistill.losses.jsd import generalized_jsd, normalized_jsd
 from jaxdistill.losses.kd import kl_divergence
 from jaxdistill.losses.reverse_kl import reverse_kl_divergence
-from jaxdistill.losses.skew_kl import entropy, skew_divergence
+from jaxdistill.losses.skew_kl import skew_divergence
 from jaxdistill.losses.skew_reverse_kl import detached_skew_reverse_divergence, skew_reverse_divergence
 from jaxdistill.losses.standardized import z_score
 from jaxdistill.losses.taid import interpolated_cross_entropy

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import runs
 
-from jaxdistill import registry, train
+from jaxdistill import interrupts, registry, train
 
 STAGES = ("teachers/big", "student", "control")
 
@@ -228,9 +229,13 @@ def test_a_run_that_blows_up_stops_with_exit_code_3(taught, tmp_path, capsys):
     assert "The last good checkpoint is kept" in said
 
 
+def breaking(at: int) -> tuple[str, str]:
+    return "--config.objective.breaks.weight=0.1", f"--config.objective.breaks.term=breaks(at={at})"
+
+
 @pytest.mark.parametrize("at", [13, 19])
 def test_a_loss_that_turns_nan_is_named_with_its_step_and_the_last_checkpoint_is_good(at, taught, tmp_path, capsys):
-    words = "--config.objective.breaks.weight=0.1", f"--config.objective.breaks.term=breaks(at={at})"
+    words = breaking(at)
     assert runs.run(tmp_path, *taught, *words) == 3
     assert capsys.readouterr().err.startswith(
         f"error: student: breaks is nan at step {at + 1}. The last good checkpoint is kept"
@@ -242,6 +247,24 @@ def test_a_loss_that_turns_nan_is_named_with_its_step_and_the_last_checkpoint_is
     # it is loaded, and goes on to the same end
     assert runs.run(tmp_path, *taught, *words) == 3
     assert "student  resumed at step 10" in capsys.readouterr().out
+
+
+def test_every_step_between_two_looks_at_the_loss_is_looked_at(taught, tmp_path, capsys):
+    assert runs.run(tmp_path, *taught, *breaking(11)) == 3  # losses are read at steps 10 and 15
+    assert capsys.readouterr().err.startswith("error: student: breaks is nan at step 12.")
+
+
+def test_a_run_that_is_asked_to_stop_saves_no_loss_that_is_nan(taught, tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupts.Interrupts, "stop", lambda self: next(turns) == 13)
+    turns = itertools.count(1)
+    assert runs.run(tmp_path, *taught, *breaking(12)) == 3
+    assert runs.saved(tmp_path / "student")["step"] == 10
+
+
+def test_what_the_last_update_made_is_looked_at(taught, tmp_path):
+    words = "--config.steps=1", "--config.rate=1e30", "--config.clip_norm=0.0"
+    assert runs.run(tmp_path, *taught, *words) == 3
+    assert not list((tmp_path / "student" / "checkpoints").glob("manifests/*"))
 
 
 @pytest.mark.parametrize("change", ["dtype=bfloat16", "accumulate=2", "step=offline", "clip_norm=0.1"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -226,3 +227,14 @@ def test_a_cache_of_augmented_rows_says_nothing_of_records(taught, tmp_path):
     cache.write(differ(config, teachers={"big": entry}), quiet())
     with pytest.raises(ConfigError, match=r"data\.select: .* holds rows of an augmented run, and no record's\. Write"):
         check(selecting(config, f"hardest(share=0.2, cache={str(tmp_path / 'rows')!r})"), tmp_path / "never")
+
+
+def test_teachers_of_unlike_classes_cannot_disagree(taught, tmp_path):
+    config, said = taught
+    other = shutil.copytree(said, tmp_path / "other") / "train" / "manifest.json"
+    manifest = json.loads(other.read_text())
+    manifest["about"]["classes"] = 5
+    other.write_text(json.dumps(manifest))
+    folders = (str(said), str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"data\.select: the teachers of .* have unlike classes"):
+        check(selecting(config, f"hardest(share=0.2, cache={folders}, by='disagreement')"), tmp_path / "never")

@@ -12,20 +12,12 @@ When: no labels, and teachers that know what they do not know, such as specialis
 Checked: against float64 numpy; by law.
 """
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Float
 
 from jaxdistill.fusion.mixture import Of, mixing, present, spoken
-from jaxdistill.losses.term import precise
+from jaxdistill.losses import cross_entropy
 from jaxdistill.registry import fusions
 from jaxdistill.types import Array, Fusion, Signals
-
-
-def entropies(logits: Float[Array, "teachers *batch classes"]) -> Float[Array, "teachers ..."]:
-    """Of each teacher's distribution, in nats."""
-    log_p = jax.nn.log_softmax(precise(logits))
-    return -jnp.sum(jnp.exp(log_p) * jnp.where(log_p > -jnp.inf, log_p, 0.0), axis=-1)
 
 
 @fusions.register
@@ -39,7 +31,7 @@ def entropy(of: Of = "probabilities") -> Fusion:
     """
 
     def weigh(signals: Signals) -> Array:
-        found = jnp.where(present(signals), entropies(spoken(signals)), 0.0)
+        found = jnp.where(present(signals), cross_entropy.entropy(spoken(signals)), 0.0)
         total = jnp.sum(found, axis=0)
         return 1 - found / jnp.where(total > 0, total, 1.0)
 

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.fusion.entropy import entropies
 from jaxdistill.fusion.mixture import mixed, present, spoken
+from jaxdistill.losses.cross_entropy import entropy
 from jaxdistill.losses.term import precise
 from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.registry import fusions
@@ -70,7 +70,7 @@ def _log_probabilities(signals: Signals) -> Array:
 
 
 def _entropies(signals: Signals) -> Array:
-    return jnp.moveaxis(entropies(spoken(signals)), 0, -1)
+    return jnp.moveaxis(entropy(spoken(signals)), 0, -1)
 
 
 def _disagreement(signals: Signals) -> Array:

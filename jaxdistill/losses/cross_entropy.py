@@ -48,6 +48,14 @@ def soft_cross_entropy(
     return -jnp.sum(target * jnp.where(target > 0, log_q, 0.0), axis=-1)
 
 
+def entropy(
+    logits: Float[Array, "*batch classes"], temperature: Float[Array, ""] | float = 1.0
+) -> Float[Array, "*batch"]:
+    """H(softmax(logits / T)), in nats; a class of probability 0 adds nothing."""
+    scaled = precise(logits) / temperature
+    return soft_cross_entropy(scaled, jax.nn.softmax(scaled))
+
+
 def _evenly(logits: Array) -> Array:
     """The uniform distribution over the classes that the student has; one that it masks with -inf gets no share."""
     has = (logits > -jnp.inf).astype(precise(logits).dtype)

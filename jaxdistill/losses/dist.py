@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from jaxdistill.losses.term import precise, stateless
+from jaxdistill.losses.term import precise, softened
 from jaxdistill.parallel.collectives import gather
 from jaxdistill.registry import losses
-from jaxdistill.schedules import Scalar, as_schedule, require_positive
+from jaxdistill.schedules import Scalar
 from jaxdistill.types import Array, Signals, Term
 
 EPSILON = 1e-8
@@ -85,13 +85,11 @@ def dist(beta: float = 1.0, gamma: float = 1.0, temperature: Scalar = 1.0, scale
     """
     if beta < 0 or gamma < 0:
         raise ValueError(f"beta and gamma are 0 or more; got beta={beta}, gamma={gamma}")
-    schedule = require_positive("temperature", as_schedule(temperature))
 
     def values(signals: Signals) -> Array:
         rows = lambda logits: logits.reshape(-1, logits.shape[-1])
         own = rows(signals.student.logits), rows(signals.teacher.logits), signals.mask.ravel() != 0
         student, teacher, valid = gather(own)
-        difference = relation_difference(student, teacher, valid, beta, gamma, signals.temperature)
-        return difference * signals.temperature**2 if scale_t2 else difference
+        return relation_difference(student, teacher, valid, beta, gamma, signals.temperature)
 
-    return stateless(values, local=False, needs=frozenset({"teacher"}), temperature=schedule)
+    return softened(values, temperature, scale_t2, local=False)

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Integer
 
 from jaxdistill.losses.kd import kl_divergence
-from jaxdistill.losses.term import precise, stateless
+from jaxdistill.losses.term import precise, softened
 from jaxdistill.registry import losses
-from jaxdistill.schedules import Scalar, as_schedule, require_positive
+from jaxdistill.schedules import Scalar
 from jaxdistill.types import Array, Signals, Term
 
 
@@ -84,7 +84,6 @@ def dkd(alpha: float = 1.0, beta: float = 8.0, temperature: Scalar = 4.0, scale_
     """
     if alpha < 0 or beta < 0:
         raise ValueError(f"alpha and beta are 0 or more; got alpha={alpha}, beta={beta}")
-    schedule = require_positive("temperature", as_schedule(temperature))
 
     def values(signals: Signals) -> Array:
         student, teacher, labels = signals.student.logits, signals.teacher.logits, signals.batch.get("label")
@@ -93,7 +92,6 @@ def dkd(alpha: float = 1.0, beta: float = 8.0, temperature: Scalar = 4.0, scale_
             raise ValueError(f"the batch has {found} beside logits of {list(student.shape)}; dkd needs a class a row")
         target = target_divergence(student, teacher, labels, signals.temperature)
         other = other_divergence(student, teacher, labels, signals.temperature)
-        value = alpha * target + beta * other
-        return value * signals.temperature**2 if scale_t2 else value
+        return alpha * target + beta * other
 
-    return stateless(values, needs=frozenset({"teacher"}), temperature=schedule)
+    return softened(values, temperature, scale_t2)

@@ -24,9 +24,9 @@ from jaxtyping import Float
 
 from jaxdistill.losses.kd import kl_divergence
 from jaxdistill.losses.reverse_kl import reverse_kl_divergence
-from jaxdistill.losses.term import precise, stateless
+from jaxdistill.losses.term import precise, softened
 from jaxdistill.registry import losses
-from jaxdistill.schedules import Scalar, as_schedule, require_positive
+from jaxdistill.schedules import Scalar
 from jaxdistill.types import Array, Signals, Term
 
 
@@ -88,11 +88,9 @@ def jsd(beta: float = 0.5, normalized: bool = False, temperature: Scalar = 1.0, 
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta lies between 0 and 1; got {beta}")
-    schedule = require_positive("temperature", as_schedule(temperature))
     divergence_of = normalized_jsd if normalized else generalized_jsd
 
     def values(signals: Signals) -> Array:
-        divergence = divergence_of(signals.student.logits, signals.teacher.logits, beta, signals.temperature)
-        return divergence * signals.temperature**2 if scale_t2 else divergence
+        return divergence_of(signals.student.logits, signals.teacher.logits, beta, signals.temperature)
 
-    return stateless(values, needs=frozenset({"teacher"}), temperature=schedule)
+    return softened(values, temperature, scale_t2)

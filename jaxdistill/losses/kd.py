@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.losses.term import precise, stateless
+from jaxdistill.losses.term import precise, softened
 from jaxdistill.registry import losses
-from jaxdistill.schedules import Scalar, as_schedule, require_positive
+from jaxdistill.schedules import Scalar
 from jaxdistill.types import Array, Few, Signals, Term
 
 
@@ -71,14 +71,9 @@ def kd(temperature: Scalar = 4.0, scale_t2: bool = True) -> Term:
         temperature: number or schedule, positive.
         scale_t2: multiply by T^2, as the paper does.
     """
-    schedule = require_positive("temperature", as_schedule(temperature))
 
     def values(signals: Signals) -> Array:
-        student, few, temperature = signals.student.logits, signals.teacher.few, signals.temperature
-        if few is not None:
-            divergence = kl_to_few(student, few, temperature)
-        else:
-            divergence = kl_divergence(student, signals.teacher.logits, temperature)
-        return divergence * signals.temperature**2 if scale_t2 else divergence
+        student, few, at = signals.student.logits, signals.teacher.few, signals.temperature
+        return kl_divergence(student, signals.teacher.logits, at) if few is None else kl_to_few(student, few, at)
 
-    return stateless(values, needs=frozenset({"teacher"}), temperature=schedule, linear=True)
+    return softened(values, temperature, scale_t2, linear=True)

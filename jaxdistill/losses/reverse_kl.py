@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.losses.kd import kl_divergence
-from jaxdistill.losses.term import stateless
+from jaxdistill.losses.term import softened
 from jaxdistill.registry import losses
-from jaxdistill.schedules import Scalar, as_schedule, require_positive
+from jaxdistill.schedules import Scalar
 from jaxdistill.types import Array, Signals, Term
 
 
@@ -42,10 +42,8 @@ def reverse_kl(temperature: Scalar = 1.0, scale_t2: bool = True) -> Term:
         temperature: number or schedule, positive.
         scale_t2: multiply by T^2, so that the gradient keeps its size; published code has neither.
     """
-    schedule = require_positive("temperature", as_schedule(temperature))
 
     def values(signals: Signals) -> Array:
-        divergence = reverse_kl_divergence(signals.student.logits, signals.teacher.logits, signals.temperature)
-        return divergence * signals.temperature**2 if scale_t2 else divergence
+        return reverse_kl_divergence(signals.student.logits, signals.teacher.logits, signals.temperature)
 
-    return stateless(values, needs=frozenset({"teacher"}), temperature=schedule)
+    return softened(values, temperature, scale_t2)

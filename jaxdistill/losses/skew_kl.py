@@ -19,13 +19,13 @@ Checked: published code (DistiLLM and DistiLLM-2), in value and gradient.
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.losses.cross_entropy import entropy
 from jaxdistill.losses.jsd import kl_to_mixture
-from jaxdistill.losses.term import precise, stateless
+from jaxdistill.losses.term import precise, softened
 from jaxdistill.registry import losses
-from jaxdistill.schedules import Scalar, as_schedule, require_positive
+from jaxdistill.schedules import Scalar
 from jaxdistill.types import Array, Signals, Term
 
 
@@ -38,14 +38,6 @@ def skew_divergence(
     """KL(p || alpha p + (1 - alpha) q), without T^2."""
     log_q, log_p = (jax.nn.log_softmax(precise(logits) / temperature) for logits in (student, teacher))
     return kl_to_mixture(log_p, log_q, 1 - alpha)
-
-
-def entropy(
-    logits: Float[Array, "*batch classes"], temperature: Float[Array, ""] | float = 1.0
-) -> Float[Array, "*batch"]:
-    """H(softmax(logits / T)); a class of probability 0 adds nothing."""
-    log_p = jax.nn.log_softmax(precise(logits) / temperature)
-    return -jnp.sum(jnp.exp(log_p) * jnp.where(log_p == -jnp.inf, 0.0, log_p), axis=-1)
 
 
 @losses.register
@@ -64,15 +56,13 @@ def skew_kl(
         ValueError: `alpha` is out of range.
     """
     require_between_0_and_1(alpha)
-    schedule = require_positive("temperature", as_schedule(temperature))
 
     def values(signals: Signals) -> Array:
         teacher, temperature = signals.teacher.logits, signals.temperature
         found = skew_divergence(signals.student.logits, teacher, alpha, temperature)
-        found = found + entropy(teacher, temperature) if version == "v1" else found
-        return found * temperature**2 if scale_t2 else found
+        return found + entropy(teacher, temperature) if version == "v1" else found
 
-    return stateless(values, needs=frozenset({"teacher"}), temperature=schedule)
+    return softened(values, temperature, scale_t2)
 
 
 def require_between_0_and_1(alpha: float) -> None:

@@ -26,9 +26,9 @@ from jaxtyping import Float
 
 from jaxdistill.losses.jsd import log_mixed
 from jaxdistill.losses.skew_kl import require_between_0_and_1, skew_divergence
-from jaxdistill.losses.term import precise, stateless
+from jaxdistill.losses.term import precise, softened
 from jaxdistill.registry import losses
-from jaxdistill.schedules import Scalar, as_schedule, require_positive
+from jaxdistill.schedules import Scalar
 from jaxdistill.types import Array, Signals, Term
 
 
@@ -73,11 +73,9 @@ def skew_reverse_kl(
         ValueError: `alpha` is out of range.
     """
     require_between_0_and_1(alpha)
-    schedule = require_positive("temperature", as_schedule(temperature))
     divergence_of = skew_reverse_divergence if version == "v1" else detached_skew_reverse_divergence
 
     def values(signals: Signals) -> Array:
-        divergence = divergence_of(signals.student.logits, signals.teacher.logits, alpha, signals.temperature)
-        return divergence * signals.temperature**2 if scale_t2 else divergence
+        return divergence_of(signals.student.logits, signals.teacher.logits, alpha, signals.temperature)
 
-    return stateless(values, needs=frozenset({"teacher"}), temperature=schedule)
+    return softened(values, temperature, scale_t2)

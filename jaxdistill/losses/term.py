@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxdistill.schedules import Scalar, as_schedule, require_positive
 from jaxdistill.types import Array, Signals, Term
 
 
@@ -15,6 +16,23 @@ def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields
         return values(signals), state
 
     return Term(lambda key, signals: ({}, {}), apply, **fields)
+
+
+def softened(values: Callable[[Signals], Array], temperature: Scalar, scale_t2: bool, **fields: Any) -> Term:
+    """A stateless term that compares the student with the fused teacher at a temperature.
+
+    Args:
+        values: of the signals; `signals.temperature` is that of the step.
+        temperature: number or schedule, positive.
+        scale_t2: multiply by T^2: the gradient of a softened divergence falls with it.
+        fields: as of `Term`.
+
+    Raises:
+        ValueError: the temperature is not positive throughout.
+    """
+    schedule = require_positive("temperature", as_schedule(temperature))
+    scaled = lambda signals: values(signals) * signals.temperature**2
+    return stateless(scaled if scale_t2 else values, needs=frozenset({"teacher"}), temperature=schedule, **fields)
 
 
 def precise(x: Array) -> Array:

@@ -14,11 +14,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, fits, selected, staged, teachers
+from jaxdistill import build, cached, fits, selected, staged, teachers, workfolder
 from jaxdistill.build import Parts, Stage
 from jaxdistill.cached import Cached
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
-from jaxdistill.config import conflicts, keep_source, make
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.processors import config_of
@@ -75,7 +74,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
         ConfigError: naming the path, the value and the cure.
     """
     workdir = Path(workdir)
-    _check_workdir(workdir, config)
+    workfolder.check(workdir, config)
     mesh_shape = build.check_mesh(config, jax.device_count())
     planned = build.stages(config, workdir)
     for stage in planned:
@@ -122,17 +121,19 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
     planned = check(config, workdir)
     _keep_programs(config.logging.compilation_cache)
     record = {"config": config.to_dict(), "provenance": provenance(config.seed)}
-    if jax.process_index() == 0:
-        record |= _claim(workdir, record, source)
-    run = _Run(config, planned, console)
-    selected.hold(workdir, config, run.data.chosen)
-    with Interrupts() as interrupts:
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(workfolder.held(workdir))
+            record |= workfolder.claim(workdir, record, source)
+        run = _Run(config, planned, console)
+        selected.hold(workdir, config, run.data.chosen)
+        interrupts = stack.enter_context(Interrupts())
         run.teachers_from_checkpoints()
         for stage, plan in planned.stages:
             run.stage(stage, plan, interrupts)
         if interrupts.asked:  # when the last stage was at its end already: a study of many runs must not go on
             raise Stopped("all models are trained; only the table and the page are missing")
-    return run.finish(workdir, record, [stage for stage, _ in planned.stages])
+        return run.finish(workdir, record, [stage for stage, _ in planned.stages])
 
 
 def _keep_programs(folder: str) -> None:
@@ -176,34 +177,6 @@ def _reported(stage: Stage) -> Iterator[None]:
 
 def _reference(stages: list[tuple[Stage, Parts]]) -> Parts:
     return next(plan for stage, plan in stages if stage.name == "student")
-
-
-def _check_workdir(workdir: Path, config: ConfigDict) -> None:
-    saved = workdir / "config.json"
-    if workdir.exists() and not workdir.is_dir():
-        raise ConfigError("--workdir", f"{str(workdir)!r} is no folder; choose another.")
-    if not saved.is_file():
-        return
-    try:
-        old = json.loads(saved.read_text())["config"]
-    except (ValueError, KeyError) as error:
-        raise ConfigError("--workdir", f"{saved} is not a saved config ({error}); choose another folder.") from None
-    with contextlib.suppress(ConfigError):  # a key that came to the schema since then has its default
-        old = make(**old).to_dict()
-    changed = conflicts(old, config)
-    if changed:
-        cure = f"Choose another --workdir, or go on with --config {saved}"
-        raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:6])}). {cure}")
-
-
-def _claim(workdir: Path, record: Mapping[str, Any], source: str) -> dict[str, str]:
-    """Writes config.json and the Python file that it came from; what it says of that file."""
-    try:
-        kept = keep_source(source, workdir)
-        write_json(workdir / "config.json", {**record, **kept})
-        return kept
-    except OSError as error:
-        raise ConfigError("--workdir", f"{str(workdir)!r} cannot be written ({error}); choose another.") from None
 
 
 def _check_reached(stage: Stage) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import runs
 
-from jaxdistill import interrupts, registry, train
+from jaxdistill import interrupts, registry, train, workfolder
 
 STAGES = ("teachers/big", "student", "control")
 
@@ -377,3 +377,11 @@ def test_a_loss_a_fusion_and_a_model_are_each_one_file_and_one_import(finished, 
     assert "student  step 5/5" in out
     assert rows(tmp_path / "run")["student"]["parameters"] == 64 * 4 + 4
     assert "terms/l1" in runs.log(tmp_path / "run" / "student").train[-1]
+
+
+def test_two_runs_do_not_write_into_one_folder(taught, tmp_path, capsys):
+    with workfolder.held(tmp_path):
+        assert runs.run(tmp_path, *taught, "--config.steps=5") == 2
+    assert re.match(r"error: --workdir: another process is at work in .*Choose another", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+    assert runs.run(tmp_path, *taught, "--config.steps=5") == 0

@@ -1,0 +1,84 @@
+"""The folder of a run: whose it is, and that nobody else writes there."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxdistill.checkpoint import write_json
+from jaxdistill.config import conflicts, keep_source, make
+from jaxdistill.errors import ConfigError
+
+
+def check(workdir: Path, config: ConfigDict) -> None:
+    """A folder that holds a run holds this one.
+
+    Raises:
+        ConfigError: it is no folder, its record cannot be read, or the run is another (steps, logging and mesh may
+            differ).
+    """
+    saved = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError("--workdir", f"{str(workdir)!r} is no folder; choose another.")
+    if not saved.is_file():
+        return
+    try:
+        old = json.loads(saved.read_text())["config"]
+    except (ValueError, KeyError) as error:
+        raise ConfigError("--workdir", f"{saved} is not a saved config ({error}); choose another folder.") from None
+    with contextlib.suppress(ConfigError):  # a key that came to the schema since then has its default
+        old = make(**old).to_dict()
+    changed = conflicts(old, config)
+    if changed:
+        cure = f"Choose another --workdir, or go on with --config {saved}"
+        raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:6])}). {cure}")
+
+
+def claim(workdir: Path, record: Mapping[str, Any], source: str) -> dict[str, str]:
+    """Writes config.json and the Python file that it came from; what it says of that file.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    try:
+        kept = keep_source(source, workdir)
+        write_json(workdir / "config.json", {**record, **kept})
+        return kept
+    except OSError as error:
+        raise _unwritable(workdir, error) from None
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Keeps a folder to this process: two runs that write the same checkpoints destroy each other's.
+
+    The system lets go of it when the process ends, however it ends. Where a file system knows no locks, there is none.
+
+    Raises:
+        ConfigError: another run has it, or it cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        folder = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise _unwritable(workdir, error) from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        cure = "Choose another --workdir, or wait for its end; the same command then goes on"
+        raise ConfigError("--workdir", f"another process is at work in {str(workdir)!r}. {cure}.") from None
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+def _unwritable(workdir: Path, error: OSError) -> ConfigError:
+    return ConfigError("--workdir", f"{str(workdir)!r} cannot be written ({error}); choose another.")

@@ -30,7 +30,7 @@ from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.parallel.compile import jit_evaluate, local_rows, place
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings
+from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, laid_out, shardings
 from jaxdistill.provenance import provenance
 from jaxdistill.report import page, table
 from jaxdistill.report.card import card as model_card
@@ -263,8 +263,7 @@ class _Run:
     def _abstract(self, model: Model, rules: Rules) -> Variables:
         """Shapes of a model's variables, and how its rule table lays them out on the mesh."""
         values = Variables(*jax.eval_shape(model.init, jax.random.key(0), self.data.shapes["train"]))
-        layout = shardings(values, self.mesh, rules or DEFAULT_RULES)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), values, layout)
+        return laid_out(values, shardings(values, self.mesh, rules or DEFAULT_RULES))
 
     def _judge(self, name: str, model: Model, variables: Variables) -> dict[str, Any]:
         """The metrics of a teacher that was not trained here, as sums."""

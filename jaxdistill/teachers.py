@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jaxdistill import build
 from jaxdistill.checkpoint import CheckpointError, load_variables
 from jaxdistill.errors import ConfigError
-from jaxdistill.parallel.sharding import DEFAULT_RULES, shardings
+from jaxdistill.parallel.sharding import DEFAULT_RULES, laid_out, shardings
 from jaxdistill.steps.observe import begin as first_values
 from jaxdistill.types import NOTHING, Model, Shapes, Variables
 
@@ -28,8 +28,7 @@ def load(config: ConfigDict, name: str, model: Model, shapes: Variables, mesh: M
     Raises:
         ConfigError: the weights do not exist before the run, or its checkpoint cannot be read.
     """
-    layout = shardings(shapes, mesh, config.teachers[name].rules or DEFAULT_RULES)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
+    abstract = laid_out(shapes, shardings(shapes, mesh, config.teachers[name].rules or DEFAULT_RULES))
     if config.teachers[name].checkpoint:
         try:
             return load_variables(*build.teacher_checkpoint(config, name), abstract)
@@ -49,8 +48,7 @@ def begin(config: ConfigDict, name: str, model: Model, shapes: Variables, mesh: 
         rows: shapes of a batch.
     """
     layout = shardings(shapes, mesh, config.teachers[name].rules or DEFAULT_RULES)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
-    start = NOTHING if model.load is None else model.load(abstract).read()
+    start = NOTHING if model.load is None else model.load(laid_out(shapes, layout)).read()
     key = jax.random.key(config.seed + list(config.teachers).index(name) + 1)  # as one that is trained here first
     zeros = {field: jnp.zeros(x.shape, x.dtype) for field, x in rows.items()}
     return Variables(*jax.jit(partial(first_values, model), out_shardings=tuple(layout))(key, zeros, start))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdistill.report import formats, logs, markup, tables, write_page
+from jaxdistill.report import formats, logs, markup, table, tables, write_page
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 ROWS = [
@@ -296,3 +296,9 @@ def test_a_tie_that_nobody_can_see_is_no_win():
     assert tables.best_text(rows, accuracy) is None
     assert tables.best_text([*rows, {"name": "student int8", "accuracy": 0.9}], accuracy) == "91.34"
     assert tables.best_text(rows[:1], accuracy) is None
+
+
+@pytest.mark.parametrize(("errors", "said"), [(19, "3 of 19"), (2000, "15.8 %")])
+def test_the_terminal_gives_no_percentage_of_a_few_errors(errors, said):
+    row = {"name": "student", "agreement_on_errors": 3 / 19, "teacher_errors": errors}
+    assert list(table.table([row]).columns[1].cells) == [said]

@@ -6,20 +6,28 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+FEW = 100  # errors of a teacher: of fewer, a percentage would say more than they can
+
+
+def _agreed(row: Mapping[str, Any]) -> str:
+    share, errors = row["agreement_on_errors"], row.get("teacher_errors", FEW)
+    return f"{100 * share:.1f} %" if errors >= FEW else f"{share * errors:.0f} of {errors:.0f}"
+
+
 COLUMNS = (
-    ("accuracy", "acc %", lambda x: f"{100 * x:.2f}"),
-    ("nll", "NLL", lambda x: f"{x:.3f}"),
-    ("perplexity", "ppl", lambda x: f"{x:.2f}"),
-    ("ece", "ECE %", lambda x: f"{100 * x:.2f}"),
-    ("agreement_on_errors", "errors %", lambda x: f"{100 * x:.1f}"),
-    ("rank_correlation", "rank", lambda x: f"{x:.3f}"),
-    ("parameters", "params", lambda x: f"{x / 1000:,.1f}k"),
-    ("bytes", "MB", lambda x: f"{x / 1e6:.2f}"),
-    ("flops", "MFLOP", lambda x: f"{x / 1e6:,.1f}"),
-    ("latency_ms", "ms", lambda x: f"{x:.2f}"),
+    ("accuracy", "acc %", lambda row: f"{100 * row['accuracy']:.2f}"),
+    ("nll", "NLL", lambda row: f"{row['nll']:.3f}"),
+    ("perplexity", "ppl", lambda row: f"{row['perplexity']:.2f}"),
+    ("ece", "ECE %", lambda row: f"{100 * row['ece']:.2f}"),
+    ("agreement_on_errors", "errors", _agreed),
+    ("rank_correlation", "rank", lambda row: f"{row['rank_correlation']:.3f}"),
+    ("parameters", "params", lambda row: f"{row['parameters'] / 1000:,.1f}k"),
+    ("bytes", "MB", lambda row: f"{row['bytes'] / 1e6:.2f}"),
+    ("flops", "MFLOP", lambda row: f"{row['flops'] / 1e6:,.1f}"),
+    ("latency_ms", "ms", lambda row: f"{row['latency_ms']:.2f}"),
 )
 CAPTION = (
-    "On held-out data. errors: agreement with the teacher where it errs; rank: correlation with its order of the wrong "
+    "On held-out data. errors: the teacher's wrong answers that the model gives too; rank: correlation with its order of the wrong "
     "classes; MFLOP and ms: one example."
 )
 
@@ -40,7 +48,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for _, heading, _ in shown:
         found.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        cells = ["-" if row.get(key) is None else write(row[key]) for key, _, write in shown]
+        cells = ["-" if row.get(key) is None else write(row) for key, _, write in shown]
         found.add_row(row["name"], *cells)
     return found
 

@@ -27,8 +27,8 @@ COLUMNS = (
     ("latency_ms", "ms", lambda row: f"{row['latency_ms']:.2f}"),
 )
 CAPTION = (
-    "On held-out data. errors: the teacher's wrong answers that the model gives too; rank: correlation with its order of the wrong "
-    "classes; MFLOP and ms: one example."
+    "On held-out data. errors: the teacher's wrong answers that the model gives too; rank: correlation with its order "
+    "of the wrong classes; MFLOP and ms: one example."
 )
 
 

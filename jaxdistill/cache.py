@@ -1,12 +1,12 @@
 """Writes what teachers say of the data, once, so that runs train without the teachers in memory.
 
-python -m jaxdistill.cache --config configs/x.py [--config.a.b=value ...]
+python -m jaxdistill.cache --config configs/x.py [--config.a.b=value ...] \\
+    "--config.teachers.NAME.cache=outputs(folder='FOLDER', dtype='float16', top=8, layers=(0, 6))"
 
 Every teacher with a `cache` is run over every stream of the config and over its test records. Shards that are written
 already are kept, so that the same command goes on where it was stopped.
 """
 
-import argparse
 import functools
 import math
 import sys
@@ -20,8 +20,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdistill import build, cached, fits, selected, teachers
-from jaxdistill.config import changes, load, override
+from jaxdistill import build, cached, commands, fits, selected, teachers
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.records import Records
@@ -167,22 +166,8 @@ def _said_by(model: Model, keep: Keep, pieces: int, variables: Variables, mesh: 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    words = argparse.ArgumentParser(
-        prog="python -m jaxdistill.cache",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    words.add_argument(
-        "--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved config.json"
-    )
-    known, rest = words.parse_known_args(argv)
-    try:
-        write(override(load(known.config), changes(rest)), Console())
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    words = commands.parser("cache", __doc__)
+    return commands.answer(words, argv, lambda known, config: write(config, Console()))
 
 
 if __name__ == "__main__":

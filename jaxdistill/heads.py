@@ -17,8 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill import build, fits, teachers
-from jaxdistill.config import changes, load, override
+from jaxdistill import build, commands, fits, teachers
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import describe
 from jaxdistill.data.stream import Batch, Batches
@@ -77,30 +76,21 @@ def shown(found: np.ndarray) -> Table:
 
 def run(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    words = argparse.ArgumentParser(
-        prog="python -m jaxdistill.heads",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    words.add_argument("--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved .json")
+    words = commands.parser("heads", __doc__)
     words.add_argument("--teacher", default="", metavar="NAME", help="which teacher; else the first one")
     words.add_argument("--top", default=8, metavar="N", type=int, help="how many heads the term names")
     words.add_argument("--records", default=512, metavar="N", type=int, help="on how many records they are measured")
-    known, rest = words.parse_known_args(argv)
     console = console or Console()
-    try:
+
+    def work(known: argparse.Namespace, config: ConfigDict) -> None:
         if known.top < 1 or known.records < 1:
             raise ConfigError("--top", "and --records are at least 1.")
-        config = override(load(known.config), changes(rest))
         name = known.teacher or next(iter(config.teachers), "")
         found = importance(config, name, known.records)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    console.print(shown(found))
-    console.print(_spec(config, name, top_heads(found, known.top)), highlight=False, soft_wrap=True)
-    return 0
+        console.print(shown(found))
+        console.print(_spec(config, name, top_heads(found, known.top)), highlight=False, soft_wrap=True)
+
+    return commands.answer(words, argv, work)
 
 
 def _spec(config: ConfigDict, name: str, heads: Any) -> str:

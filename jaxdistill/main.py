@@ -7,8 +7,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jaxdistill.config import changes, describe, load, override, source
-from jaxdistill.errors import ConfigError
+from ml_collections import ConfigDict
+
+from jaxdistill import commands
+from jaxdistill.config import describe, source
 
 EPILOG = """
 examples:
@@ -30,16 +32,7 @@ def parser() -> argparse.ArgumentParser:
         f"  --config.{path}={default}\n        {doc}" if default else f"\n  {path}: {doc}"
         for path, default, doc in describe()
     )
-    words = argparse.ArgumentParser(
-        prog="python -m jaxdistill.main",
-        description="Distils a student from its teachers, as a config says.",
-        epilog=EPILOG + keys,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    words.add_argument(
-        "--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved config.json"
-    )
+    words = commands.parser("main", "Distils a student from its teachers, as a config says.", EPILOG + keys)
     words.add_argument(
         "--workdir", required=True, metavar="DIR", help="for checkpoints, logs, results.json, report.html"
     )
@@ -48,15 +41,13 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    known, rest = parser().parse_known_args(argv)
-    try:
-        config = override(load(known.config), changes(rest))
+
+    def work(known: argparse.Namespace, config: ConfigDict) -> int:
         from jaxdistill import launch  # JAX starts here: a mistake in the words above shows at once
 
         return launch.launch(config, known.workdir, source(known.config))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return commands.answer(parser(), argv, work)
 
 
 def main() -> None:

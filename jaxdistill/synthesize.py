@@ -24,8 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, fits, teachers
-from jaxdistill.config import changes, load, override
+from jaxdistill import build, cached, commands, fits, teachers
 from jaxdistill.data import synthesis
 from jaxdistill.data import tokenizer as tokenizers
 from jaxdistill.data.datasets import open_records
@@ -175,13 +174,7 @@ def _writer(config: ConfigDict, how: Settings, stop: tuple[int, ...]) -> Callabl
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    words = argparse.ArgumentParser(
-        prog="python -m jaxdistill.synthesize",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    words.add_argument("--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved .json")
+    words = commands.parser("synthesize", __doc__)
     words.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="for the records")
     words.add_argument("--teacher", required=True, metavar="NAME", help="of the config, a decoder")
     escaped: Any = lambda text: text.replace("\\n", "\n")  # what a shell cannot easily say
@@ -192,15 +185,12 @@ def run(argv: Sequence[str] | None = None) -> int:
         if name != "teacher":
             option = f"--{name.replace('_', '-')}"
             words.add_argument(option, default=default, type=type(default), metavar="X", help=f"default {default!r}")
-    known, rest = words.parse_known_args(argv)
-    how = Settings(**{name: getattr(known, name) for name in Settings._fields})
-    try:
-        config = override(load(known.config), changes(rest))
+
+    def work(known: argparse.Namespace, config: ConfigDict) -> None:
+        how = Settings(**{name: getattr(known, name) for name in Settings._fields})
         synthesize(config, known.out, Ask(known.ask, known.form, known.until), how, Console())
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+
+    return commands.answer(words, argv, work)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdistill import build
-from jaxdistill.config import changes, load, override
+from jaxdistill import build, commands
 from jaxdistill.data.datasets import open_records
 from jaxdistill.errors import ConfigError
 from jaxdistill.hub.vocabulary import kept, used, write
@@ -50,22 +49,14 @@ def cut(config: ConfigDict, out: Path, most: int) -> str:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    words = argparse.ArgumentParser(
-        prog="python -m jaxdistill.vocabulary",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    words.add_argument("--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved .json")
+    words = commands.parser("vocabulary", __doc__)
     words.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="for the cut vocabulary")
     words.add_argument("--most", default=0, metavar="N", type=int, help="how many tokens at most; 0: all that occur")
-    known, rest = words.parse_known_args(argv)
-    try:
-        sys.stdout.write(cut(override(load(known.config), changes(rest)), known.out, known.most) + "\n")
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+
+    def work(known: argparse.Namespace, config: ConfigDict) -> None:
+        sys.stdout.write(cut(config, known.out, known.most) + "\n")
+
+    return commands.answer(words, argv, work)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Writes what teachers say of the data, once, so that runs train without the teachers in memory.
 
-python -m jaxdistill.cache --config configs/x.py [--config.a.b=value ...] \\
-    "--config.teachers.NAME.cache=outputs(folder='FOLDER', dtype='float16', top=8, layers=(0, 6))"
+python -m jaxdistill.cache --config configs/x.py [--config.a.b=value ...]
 
 Every teacher with a `cache` is run over every stream of the config and over its test records. Shards that are written
 already are kept, so that the same command goes on where it was stopped.
+A cache is given by --config.teachers.NAME.cache="outputs(folder='FOLDER', dtype='float16', top=8, layers=(0, 6))".
 """
 
 import functools

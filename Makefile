@@ -31,8 +31,8 @@ lint: $(installed) ## style, types, who may import whom, shell scripts
 laws: $(installed) ## the fast tests alone
 	$(python) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
-test-slow: $(installed) ## the slow tests: kills at ten moments, experiments
-	$(python) -m pytest -m slow
+test-slow: $(installed) ## the slow tests: kills at ten moments, experiments, further examples under the laws
+	$(python) -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 gain: $(installed) ## what distillation is worth: 5 seeds beside the same student without a teacher
 	$(python) -m experiments.gain

@@ -261,10 +261,20 @@ TABLES = {
 
 
 def every(table: Mapping[str, list[Example]], **claims: bool) -> Any:
-    """`@every(LOSSES, least=True)` runs a test for each example that makes the claims; each is named by its spec."""
-    examples = [example for name in table for example in table[name]]
-    chosen = [e for e in examples if all(getattr(e, claim) == value for claim, value in claims.items())]
-    return pytest.mark.parametrize("example", chosen, ids=[e.spec for e in chosen])
+    """`@every(LOSSES, least=True)` runs a test for each example that makes the claims; each is named by its spec.
+
+    Of several examples of one part that make them, all but the first are slow: compiling them is what a suite takes.
+    """
+    makes = lambda example: all(getattr(example, claim) == value for claim, value in claims.items())
+    chosen = [[example for example in table[name] if makes(example)] for name in table]
+    return pytest.mark.parametrize(
+        "example",
+        [
+            pytest.param(example, id=example.spec, marks=[pytest.mark.slow] if number else [])
+            for examples in chosen
+            for number, example in enumerate(examples)
+        ],
+    )
 
 
 def build_loss(spec: str) -> Term:

@@ -108,6 +108,7 @@ def test_a_student_of_two_layers_learns_where_its_teacher_of_four_looks():
     assert divergence_after("kd", "minilm") < 0.3 * divergence_after("kd")
 
 
+@pytest.mark.slow
 def test_gradients_through_heads_are_those_of_one_device_on_a_mesh_of_three_axes():
     """Of three layers: from there on, activations that are not held to their rows made them silently wrong."""
     batch = BATCHES["text"](rows=16)

@@ -328,6 +328,7 @@ def test_banks_z_and_what_is_learned_are_the_same_on_every_layout(layout, refere
     assert engine.compiled()["update"] == 1
 
 
+@pytest.mark.slow
 def test_banks_survive_a_resume_to_the_bit(tmp_path, monkeypatch):
     """The run is stopped after 13 of 40 steps, in the second pass over the data, and goes on."""
     words = (

@@ -160,6 +160,10 @@ LAYOUTS = [
 SLOW = [(f"{family}, derivatives", "mixed") for family in ("resnet", "decoder", "vit")] + [("deit", "mixed")]
 SLOW += [(family, "pmap") for family in FAMILIES if family not in ("mlp", "resnet")]
 SLOW += [(case, "pmap") for case in CASES if "derivatives" in case]
+# "mixed" has all three axes; a step forgets a sum under pmap, and under jit there is none to forget
+SLOW += [("mlp", layout) for layout in ("data", "fsdp", "tensor")]
+SLOW += [(f"mlp, {e.spec}", "mixed") for name, each in STEPS.items() if name != "replay" for e in each]
+SLOW += [(f"mlp, {e.spec}", "pmap") for each in STEPS.values() for e in each[1:]]
 
 
 @pytest.mark.parametrize(

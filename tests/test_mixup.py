@@ -155,7 +155,9 @@ def test_a_run_learns_from_mixed_labels_beside_a_teacher_that_does_not(registere
         jaxdistill.distill(unmixed, tmp_path / "unmixed")
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["live", "cached"])
+@pytest.mark.parametrize(
+    "kept", [pytest.param(False, id="live"), pytest.param(True, id="cached", marks=pytest.mark.slow)]
+)
 def test_a_pretrained_teacher_sees_the_view_of_its_student(registered, tmp_path, kept):
     """Of the same weights, the two say the same of every mixture, and so nothing is learned."""
     vit = parity.reference("vit")

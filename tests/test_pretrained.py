@@ -175,6 +175,7 @@ def test_mistakes_are_told_before_anything_compiles(folder, tmp_path, model, sai
     assert re.search(said, str(error.value)), str(error.value)
 
 
+@pytest.mark.slow
 def test_a_narrower_student_begins_in_the_middle_of_its_teacher(folder, tmp_path):
     ffn = REFERENCE.config["intermediate_size"]
     cut = f"pretrained({str(folder)!r}, cut=(('ffn', 'evenly', {ffn // 2}),))"

@@ -140,6 +140,7 @@ def test_no_gradient_crosses_between_gate_and_student():
     assert_close(silent.params["fusion"], start.params["fusion"])
 
 
+@pytest.mark.slow
 def test_the_quiz_trains_the_gate_by_what_one_update_of_the_student_brings():
     """Finite differences, in float64, of the student's loss on the quiz after its update, in the gate's parameters."""
     with jax.enable_x64(True):
@@ -174,6 +175,7 @@ def _descended(step, state, frozen, batches, rate):
     return jax.tree.map(lambda a, b: a + (b - a) * rate / 0.02, state.params["student"], after.params["student"])
 
 
+@pytest.mark.slow
 def test_a_dead_layer_gets_no_weight():
     """By its own loss the gate would choose it; by the quiz it does not."""
     informative = lambda batch: 0.9 * jax.nn.one_hot(batch["truth"], CLASSES) + 0.1 / CLASSES

@@ -291,6 +291,7 @@ def test_several_teachers_are_fused(taught, tmp_path):
     assert found["teacher small"]["parameters"] == 64 * 4 + 4 + 4 * 4 + 4
 
 
+@pytest.mark.slow
 def test_pmap_ends_where_jit_ends(taught, tmp_path):
     ends = []
     for backend in ("jit", "pmap"):

@@ -3,7 +3,6 @@
 A new part needs a line in its table here (a test says so), and is then held to every law of its kind.
 """
 
-import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ from jaxdistill.build import loss
 from jaxdistill.schedules import Horizon, Scalar, resolve
 from jaxdistill.types import Array, Heads, Outputs, Signals, Term
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # quick to compile
 HORIZON = Horizon(steps=100, epoch=10.0)
 TIMED = {Scalar: lambda value, path: resolve(value, HORIZON, path)}
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from examples import quick_jit
 from golden.weights import weight
 from safetensors.numpy import save_file
 
@@ -91,7 +90,7 @@ def check_gradients(ref: Reference, folder: Path, tolerance: float = 1e-4, **opt
     name, arguments, model, variables = ours(folder, ref.batch, **options)
     apply = lambda params: model.apply(params, variables.state, ref.batch, train=False, key=KEY)[0]
     loss = lambda params: jnp.sum(jnp.sin(apply(params).dense().logits))
-    gradients = quick_jit(jax.grad(loss))(variables.params)
+    gradients = jax.jit(jax.grad(loss))(variables.params)
     family = hub_family.families[name]
     theirs = dump(family, arguments, Variables(gradients, {}))
     theirs |= {re.sub(f"^(?:{family.prefix})", "", n): x for n, x in theirs.items()}  # theirs may be the base model

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import BATCHES, assert_close, quick_jit, signals
+from examples import BATCHES, assert_close, signals
 from jax.sharding import NamedSharding
 
 from jaxdistill import registry
@@ -43,8 +43,8 @@ READERS = [
 def test_distributions_are_those_that_the_model_attends_with(spec, kind, fields):
     """Under rotary positions, with grouped keys, over packed documents: products and visible keys say the same."""
     model, batch = registry.models.build(spec, ""), BATCHES[kind]() | fields
-    params, state = quick_jit(model.init)(KEY, batch)
-    said, _ = quick_jit(lambda p: model.apply(p, state, batch, train=False, key=KEY))(sharp(params))
+    params, state = jax.jit(model.init)(KEY, batch)
+    said, _ = jax.jit(lambda p: model.apply(p, state, batch, train=False, key=KEY))(sharp(params))
     seen = replace(signals(), batch=batch, mask=batch["mask"])
     for heads in said.attentions:
         scores = jnp.where(visible_keys(heads, seen), products(heads.query, heads.key), -jnp.inf)
@@ -64,7 +64,7 @@ def pair(batch: dict[str, Array], specs: Iterable[str], sizes: tuple[int, int], 
     """Two text encoders of some width and depth each."""
     spec = "bert(vocabulary=13, width={}, depth={}, heads=2, ffn=32, classes=5)"
     student, teacher = (registry.models.build(spec.format(*each), "") for each in (sizes, teacher_sizes))
-    frozen = sharp(quick_jit(teacher.init)(jax.random.key(1), batch)[0])
+    frozen = sharp(jax.jit(teacher.init)(jax.random.key(1), batch)[0])
     terms = {spec: Weighted(examples.build_loss(spec)) for spec in specs}
 
     def see(params, batch):
@@ -72,7 +72,7 @@ def pair(batch: dict[str, Array], specs: Iterable[str], sizes: tuple[int, int], 
         counts = (batch["mask"], jnp.zeros((), jnp.int32), 1.0)
         return Signals(say(student, params), (say(teacher, frozen),), None, batch, *counts, {})
 
-    start = quick_jit(student.init)(jax.random.key(2), batch)[0]
+    start = jax.jit(student.init)(jax.random.key(2), batch)[0]
     return Pair(start, see, objective(terms, registry.fusions.build("single", "")))
 
 
@@ -81,7 +81,7 @@ def divergence_after(*specs: str) -> float:
     train, held_out = (BATCHES["text"](rows=rows, seed=seed) for rows, seed in ((128, 0), (64, 1)))
     both, update = pair(train, specs, (12, 2), (16, 4)), optax.adam(0.01)
 
-    @quick_jit
+    @jax.jit
     def run(params):
         learned, state = both.objective.init(KEY, {"train": both.see(params, train)})
 
@@ -113,9 +113,9 @@ def test_gradients_through_heads_are_those_of_one_device_on_a_mesh_of_three_axes
     """Of three layers: from there on, activations that are not held to their rows made them silently wrong."""
     batch = BATCHES["text"](rows=16)
     both = pair(batch, ["minilm", "tinybert", "heads(((3, 1), (2, 0)))"], (16, 3), (16, 3))
-    learned, state = quick_jit(lambda: both.objective.init(KEY, {"train": both.see(both.start, batch)}))()
+    learned, state = jax.jit(lambda: both.objective.init(KEY, {"train": both.see(both.start, batch)}))()
 
-    @quick_jit
+    @jax.jit
     def slope(params, batch):
         loss = lambda params: both.objective.total(
             both.objective.apply(learned, state, {"train": both.see(params, batch)}, key=KEY)[0], 0

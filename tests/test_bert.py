@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import all_finite, assert_close, assert_same, quick_jit
+from examples import all_finite, assert_close, assert_same
 from safetensors.numpy import load_file, save_file
 
 from jaxdistill import registry
@@ -21,7 +21,7 @@ NAMES = ("bert_classifier", "bert_embedding", "roberta_classifier", "distilbert_
 FAMILY = families["bert"]
 SMALL = "vocabulary=60, width=16, depth=2, heads=2, ffn=24, positions=16"
 KEY = jax.random.key(0)
-run = quick_jit(parity.run, static_argnums=0)
+run = jax.jit(parity.run, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def known(tmp_path_factory):
 
 def small(spec):
     model = registry.models.build(f"bert({SMALL}, {spec})", "model")
-    return model, Variables(*quick_jit(model.init)(KEY, {"input_ids": jnp.zeros((2, 5), jnp.int32)}))
+    return model, Variables(*jax.jit(model.init)(KEY, {"input_ids": jnp.zeros((2, 5), jnp.int32)}))
 
 
 def plan_of(folder, arguments, batch, **cuts):
@@ -232,7 +232,7 @@ def test_a_text_without_any_token_is_finite_and_so_are_its_gradients(spec):
     model, variables = small(spec)
     batch = {"input_ids": jnp.zeros((2, 5), jnp.int32), "attention_mask": jnp.array([[1] * 5, [0] * 5])}
     loss = lambda values: jnp.sum(parity.run(model, values, batch).logits ** 3)
-    assert all_finite(run(model, variables, batch)) and all_finite(quick_jit(jax.grad(loss))(variables))
+    assert all_finite(run(model, variables, batch)) and all_finite(jax.jit(jax.grad(loss))(variables))
 
 
 def test_a_batch_without_a_mask_or_types_has_only_real_tokens_of_the_first_type():
@@ -266,7 +266,7 @@ def test_texts_longer_than_the_table_of_positions_are_refused(style, limit):
 def test_every_place_of_dropout_draws_by_key_in_training_only(place):
     model, variables = small(f"classes=3, style='roberta', {place}=0.5")
     batch = {"input_ids": jax.random.randint(KEY, (4, 6), 1, 60)}
-    apply = quick_jit(model.apply, static_argnames="train")
+    apply = jax.jit(model.apply, static_argnames="train")
     logits = lambda train, seed: apply(*variables, batch, train=train, key=jax.random.key(seed))[0].logits
     assert_same(logits(True, 0), logits(True, 0))
     assert not np.allclose(logits(True, 0), logits(True, 1))
@@ -276,7 +276,7 @@ def test_every_place_of_dropout_draws_by_key_in_training_only(place):
 def test_attention_dropout_leaves_the_returned_probabilities_whole():
     model, variables = small("classes=3, attention_dropout=0.5, attentions=True")
     batch = {"input_ids": jax.random.randint(KEY, (4, 6), 1, 60)}
-    out, _ = quick_jit(model.apply, static_argnames="train")(*variables, batch, train=True, key=KEY)
+    out, _ = jax.jit(model.apply, static_argnames="train")(*variables, batch, train=True, key=KEY)
     assert_close([x.sum(-1) for x in parity.probabilities(out)], [np.ones((4, 2, 6))] * 2)
 
 

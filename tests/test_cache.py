@@ -206,9 +206,9 @@ def test_mistakes_are_named(taught, tmp_path):
         cache.write(with_cache(taught, tmp_path / "nine", ", layers=(9,)"), quiet())
     with pytest.raises(ConfigError, match=r"top=4 of 4 classes leaves no rest"):
         cache.write(with_cache(taught, tmp_path / "top", ", top=4"), quiet())
+    cache.write(made, quiet())
     with pytest.raises(ConfigError, match=r"objective\.jacobian: needs input_gradients, which no cache holds\. Remove"):
         check(differ(made, objective={"jacobian": {}}), tmp_path / "never")
-    cache.write(made, quiet())
     with pytest.raises(ConfigError, match=r"objective\.hidden: layers \[\d.*\] of the teacher are not in its cache"):
         check(made, tmp_path / "never")
 

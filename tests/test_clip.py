@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import all_finite, assert_close, quick_jit
+from examples import all_finite, assert_close
 
 import jaxdistill.models  # noqa: F401  (registers the families)
 from jaxdistill.hub.family import families
@@ -135,12 +135,12 @@ def world(kind):
     """A model, its variables, and a batch of 16 pairs of which 4 do not count."""
     batch = examples.images(rows=16) | examples.texts(rows=16)
     model = small(kind)
-    return model, quick_jit(model.init)(KEY, batch), batch
+    return model, jax.jit(model.init)(KEY, batch), batch
 
 
 def outputs(kind, batch):
     model, variables, _ = world(kind)
-    return quick_jit(lambda rows: model.apply(*variables, rows, train=True, key=KEY)[0])(batch)
+    return jax.jit(lambda rows: model.apply(*variables, rows, train=True, key=KEY)[0])(batch)
 
 
 both = pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -177,22 +177,22 @@ def contrast(kind, variables, batch):
 def test_texts_of_other_devices_are_compared_under_pmap_too(kind):
     _, (params, state), batch = world(kind)
     shards = {name: x.reshape(4, 4, *x.shape[1:]) for name, x in batch.items()}  # a named vmap has pmap's collectives
-    one = jax.device_get(quick_jit(jax.value_and_grad(lambda p: contrast(kind, (p, state), batch)))(params))
+    one = jax.device_get(jax.jit(jax.value_and_grad(lambda p: contrast(kind, (p, state), batch)))(params))
     each = jax.vmap(lambda p, rows: contrast(kind, (p, state), rows), (None, 0), axis_name=PMAP_AXIS)
-    found = quick_jit(jax.value_and_grad(lambda p: each(p, shards).sum()))(params)
+    found = jax.jit(jax.value_and_grad(lambda p: each(p, shards).sum()))(params)
     assert_near(found, one)
 
 
 @both
 def test_gradients_on_a_mesh_of_three_axes_are_those_of_one_device(kind):
     _, (params, state), batch = world(kind)
-    one = jax.device_get(quick_jit(jax.value_and_grad(lambda p, rows: contrast(kind, (p, state), rows)))(params, batch))
+    one = jax.device_get(jax.jit(jax.value_and_grad(lambda p, rows: contrast(kind, (p, state), rows)))(params, batch))
     mesh = make_mesh((2, 2, 2))
     laid = shardings(params, mesh)
     with jax.set_mesh(mesh):
         rows = jax.device_put(batch, jax.NamedSharding(mesh, ROWS))
         value = jax.value_and_grad(lambda p, rows: contrast(kind, (p, state), rows))
-        found = quick_jit(value, out_shardings=(jax.NamedSharding(mesh, jax.P()), laid))(
+        found = jax.jit(value, out_shardings=(jax.NamedSharding(mesh, jax.P()), laid))(
             jax.device_put(params, laid), rows
         )
     assert_near(found, one)

@@ -186,7 +186,7 @@ def test_with_z_known_the_gradient_is_that_of_the_value_for_the_teacher_too():
         rows = of_rows(learned["student"], learned["teacher"], np.arange(6))
         return term.apply(learned["params"], state, rows, key=jax.random.key(1))[0]
 
-    loss = examples.quick_jit(loss)
+    loss = jax.jit(loss)
     slope = jax.grad(loss)(learned)
     for role in learned:
         along = jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32), learned[role])

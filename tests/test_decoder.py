@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import assert_close, assert_same, quick_jit
+from examples import assert_close, assert_same
 from golden.weights import tokens
 from safetensors.numpy import save_file
 
@@ -29,13 +29,13 @@ FAMILY = families["decoder"]
 def built(options: str = ""):
     """A tiny decoder and its first values."""
     model = registry.models.build(f"{TINY}{options})", "model")
-    return model, Variables(*quick_jit(model.init)(KEY, {"input_ids": tokens(2, 6, 64)}))
+    return model, Variables(*jax.jit(model.init)(KEY, {"input_ids": tokens(2, 6, 64)}))
 
 
 def read(batch, options: str = "", values=None):
     """All outputs for a batch."""
     model, own = built(options)
-    return quick_jit(lambda values: parity.run(model, values, batch))(values or own)
+    return jax.jit(lambda values: parity.run(model, values, batch))(values or own)
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -45,7 +45,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name, scan, tmp_path):
     folder = parity.write_folder(tmp_path, ref)
     options = {"scan_layers": scan, "attentions": "attention/0" in ref.said}
     _, _, model, variables = parity.ours(folder, ref.batch, **options)
-    out = quick_jit(lambda variables: parity.run(model, variables, ref.batch))(variables)
+    out = jax.jit(lambda variables: parity.run(model, variables, ref.batch))(variables)
     parity.check_outputs(ref, out)
     assert len(parity.probabilities(out)) == 2 * options["attentions"]
     parity.check_gradients(ref, folder, scan_layers=scan)
@@ -146,7 +146,7 @@ def test_scanned_unrolled_and_rematerialised_are_the_same_network(scan, remat):
             out = parity.run(model, Variables(params, {}), batch)
             return jnp.sum(jnp.sin(out.logits)) + jnp.sum(out.hidden_states[1] ** 2)
 
-        return quick_jit(jax.value_and_grad(loss))(params)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     (model, values), (other, _) = built(), built(f", scan_layers={scan}, remat={remat!r}")
     shape = dict if scan else unstacked
@@ -193,7 +193,7 @@ def test_no_token_depends_on_a_later_one():
         return parity.run(model, Variables(params, {}), numbered).hidden_states[-1][0].sum(-1)
 
     embedded = values.params["embed/embedding"][batch["input_ids"][0]]
-    moved = jnp.abs(quick_jit(jax.jacobian(logits))(jnp.pad(embedded, ((0, 58), (0, 0))))).sum(-1)[:, :6]
+    moved = jnp.abs(jax.jit(jax.jacobian(logits))(jnp.pad(embedded, ((0, 58), (0, 0))))).sum(-1)[:, :6]
     assert float(jnp.abs(jnp.triu(moved, 1)).max()) == 0
     assert float(jnp.diag(moved).min()) > 0 and float(moved[5, 0]) > 0
 
@@ -224,7 +224,7 @@ def test_padding_behind_a_text_changes_nothing_in_it_and_its_last_token_is_its_e
 def test_bfloat16_is_close_to_float32():
     model, values = built()
     batch = {"input_ids": tokens(4, 12, 64)}
-    half = quick_jit(lambda v: parity.run(in_dtype(model, "bfloat16"), v, batch).logits)(values)
+    half = jax.jit(lambda v: parity.run(in_dtype(model, "bfloat16"), v, batch).logits)(values)
     want = read(batch).logits
     assert half.dtype == jnp.bfloat16
     assert float(jnp.abs(half.astype(jnp.float32) - want).max()) < 0.05 * float(jnp.abs(want).max())

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import BATCHES, MODELS, assert_close, assert_same, every, quick_jit
+from examples import BATCHES, MODELS, assert_close, assert_same, every
 from flax import nnx
 
 from jaxdistill import nudged, registry
@@ -24,11 +24,11 @@ VIT = "vit(patch=4, width=8, depth=2, heads=2, classes=5)"
 
 def world(spec: str, inputs: str = "image"):
     model, batch = registry.models.build(spec, ""), BATCHES[inputs]()
-    return model, batch, quick_jit(model.init)(jax.random.key(0), batch)
+    return model, batch, jax.jit(model.init)(jax.random.key(0), batch)
 
 
 def said(model, variables, batch, train=False) -> Outputs:
-    return quick_jit(lambda v, b: model.apply(*v, b, train=train, key=KEY)[0].dense())(variables, batch)
+    return jax.jit(lambda v, b: model.apply(*v, b, train=train, key=KEY)[0].dense())(variables, batch)
 
 
 @every(MODELS)
@@ -48,7 +48,7 @@ def test_gradients_with_respect_to_hidden_states_are_those_of_what_follows(examp
         own = -jnp.take_along_axis(jax.nn.log_softmax(found.logits), batch["label"][..., None], -1)[..., 0]
         return jnp.sum(own * batch["mask"]), found.hidden_states
 
-    moved = quick_jit(lambda along: jax.jvp(loss, (none,), (none | along,)))
+    moved = jax.jit(lambda along: jax.jvp(loss, (none,), (none | along,)))
     for layer in (0, len(out.hidden_states) - 1):
         along = jnp.asarray(draw.normal(size=out.hidden_states[layer].shape), jnp.float32)
         _, (change, states) = moved({f"nudge/{layer}": along})
@@ -158,10 +158,10 @@ def test_what_a_term_needs_is_learned_from(needs):
         found = out.input_gradients if out.input_gradients is not None else out.state_gradients
         return sum(jnp.sum(x**2) for x in jax.tree.leaves(found))
 
-    slope = quick_jit(jax.grad(loss))(variables[0])
+    slope = jax.jit(jax.grad(loss))(variables[0])
     draw = np.random.default_rng(0)
     along = {name: jnp.asarray(draw.normal(size=x.shape), jnp.float32) for name, x in variables[0].items()}
-    moved = lambda size: quick_jit(loss)(jax.tree.map(lambda x, d: x + size * d, variables[0], along))
+    moved = lambda size: jax.jit(loss)(jax.tree.map(lambda x, d: x + size * d, variables[0], along))
     expected = (moved(1e-3) - moved(-1e-3)) / 2e-3
     np.testing.assert_allclose(sum(jnp.vdot(slope[n], along[n]) for n in along), expected, rtol=2e-2)
     assert with_needed(model, frozenset({"teacher"})) is model
@@ -184,7 +184,7 @@ def test_a_model_whose_hidden_states_have_no_gradient_is_refused():
     batch = BATCHES["image"]()
     for nudge in (True, False):
         model = from_nnx(lambda rngs, batch, n=nudge: Own(rngs, n), lambda m, batch, train, key: m(batch))
-        variables = quick_jit(model.init)(KEY, batch)
+        variables = jax.jit(model.init)(KEY, batch)
         asked = with_needed(model, STATES)
         if nudge:
             assert np.asarray(said(asked, variables, batch).state_gradients[0]).any()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import assert_close, assert_same, quick_jit
+from examples import assert_close, assert_same
 from test_meta import CLASSES, KEY, WIDTH, counted, rows
 
 from jaxdistill import registry
@@ -39,8 +39,8 @@ class World:
         given = (LINEAR, (), objective(terms, registry.fusions["single"]()), update)
         self.step = registry.steps.build(registry.parse(spec, "")._replace(args=given), "step")
         self.batch = {"train": rows(0, 8)}
-        self.start = quick_jit(self.step.init)(KEY, (), self.batch)
-        self.update = quick_jit(self.step.update)
+        self.start = jax.jit(self.step.init)(KEY, (), self.batch)
+        self.update = jax.jit(self.step.update)
 
     def states(self, count: int) -> list:
         found = [self.start]
@@ -75,7 +75,7 @@ def test_importance_is_the_diagonal_of_the_fisher_information():
 
 def test_the_student_is_pulled_to_where_the_last_task_ended_by_what_mattered_then():
     world = World("ewc(weight=3.0, every=2, momentum=0.5)", rate=0.5)
-    slope = quick_jit(jax.grad(loss))
+    slope = jax.jit(jax.grad(loss))
     anchor, fisher = world.start.params["student"], jax.tree.map(jnp.zeros_like, world.start.params["student"])
     for number, (old, new) in enumerate(itertools.pairwise(world.states(6)), 1):
         student = old.params["student"]

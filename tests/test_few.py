@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, assert_same, build_loss, quick_jit, signals
+from examples import assert_close, assert_same, build_loss, signals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,7 +51,7 @@ def test_tiled_selection_is_top_k_with_the_same_indices_among_equals(size, k, le
 
 def test_tiled_selection_of_a_vocabulary_has_fewer_candidates_than_classes():
     x = drawn(1, 2, 3, QWEN).round(1)  # 200 values: equals everywhere
-    assert_same(quick_jit(lambda x: top_k(x, 128))(x), tuple(jax.lax.top_k(x, 128)))
+    assert_same(jax.jit(lambda x: top_k(x, 128))(x), tuple(jax.lax.top_k(x, 128)))
     program = str(jax.make_jaxpr(lambda x: top_k(x, 128))(x))
     sizes = [int(line.split("k=128")[0].count(",")) for line in program.splitlines() if "top_k[" in line]
     assert len(sizes) > 2 and f"{QWEN}] = top_k" not in program
@@ -145,7 +145,7 @@ def test_a_token_of_a_large_vocabulary_takes_few_bytes_on_disk(keep, limit, tmp_
     rows, length = 4, 4
     logits = drawn(6, rows, length, QWEN, scale=0.1)  # so flat that no token is drawn twice
     written = jax.device_get(
-        quick_jit(lambda x, k: encode(Outputs(x), keep, k))(logits, keys_of(jnp.arange(rows), (rows, length)))
+        jax.jit(lambda x, k: encode(Outputs(x), keep, k))(logits, keys_of(jnp.arange(rows), (rows, length)))
     )
     written = {name: np.tile(x, (512, *[1] * (x.ndim - 1))) for name, x in written.items()}  # a file has 128 KiB itself
     rows, fields = 512 * rows, {name: (x.shape[1:], str(x.dtype)) for name, x in written.items()}

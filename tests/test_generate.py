@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, assert_same, quick_jit
+from examples import assert_close, assert_same
 from golden.weights import tokens
 
 from jaxdistill import registry
@@ -20,7 +20,7 @@ TINY = "decoder(vocabulary=64, width=32, depth=2, heads=4, kv_heads=2, head_size
 @functools.cache
 def built(options: str = ""):
     model = registry.models.build(f"{TINY}{options})", "model")
-    params, _ = quick_jit(model.init)(KEY, {"input_ids": tokens(2, 6, 64)})
+    params, _ = jax.jit(model.init)(KEY, {"input_ids": tokens(2, 6, 64)})
     return model, params
 
 
@@ -35,7 +35,7 @@ def test_cached_steps_give_the_logits_of_the_whole_text(options):
     ids = tokens(3, 9, 64)
     slots = jnp.broadcast_to(jnp.arange(12), (3, 12))
 
-    @quick_jit
+    @jax.jit
     def read(cache, ids, positions):
         batch = {"input_ids": ids, "positions": positions, "slots": slots}
         out, cache = model.apply(params, cache, batch, train=False, key=KEY)
@@ -54,7 +54,7 @@ def by_hand(model, params, prompt, steps: int) -> list[int]:
     """The likeliest tokens, from the whole text each time; what stands behind its end is not seen."""
     text = np.zeros((1, len(prompt) + steps), np.int32)
     text[0, : len(prompt)] = prompt
-    whole = quick_jit(lambda text: logits(model, params, text))
+    whole = jax.jit(lambda text: logits(model, params, text))
     for end in range(len(prompt), len(prompt) + steps):
         text[0, end] = whole(text)[0, end - 1].argmax()
     return text[0, len(prompt) :].tolist()
@@ -77,7 +77,7 @@ def test_prompts_of_uneven_lengths_go_on_as_each_would_alone_in_one_program(padd
 def test_a_stop_token_ends_its_row_and_the_others_go_on():
     model, params = built()
     prompts = tokens(2, 3, 64)
-    run = lambda **settings: quick_jit(functools.partial(generate, model, steps=6, temperature=0.0, **settings))(
+    run = lambda **settings: jax.jit(functools.partial(generate, model, steps=6, temperature=0.0, **settings))(
         params, prompts, np.array([3, 3]), KEY
     )
     free = run()
@@ -103,7 +103,7 @@ def test_draws_differ_by_key_and_row_and_repeat_themselves():
 def test_a_cache_serves_a_model_in_bfloat16():
     model, params = built()
     prompts = tokens(2, 4, 64)
-    half = quick_jit(functools.partial(generate, in_dtype(model, "bfloat16"), steps=3, temperature=0.0))(
+    half = jax.jit(functools.partial(generate, in_dtype(model, "bfloat16"), steps=3, temperature=0.0))(
         params, prompts, np.array([4, 4]), KEY
     )
     assert half.tokens.shape == (2, 3) and half.tokens.dtype == jnp.int32

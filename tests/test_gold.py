@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import all_finite, assert_close, assert_same, build_loss, quick_jit, signals
+from examples import all_finite, assert_close, assert_same, build_loss, signals
 from jax.sharding import NamedSharding
 
 from jaxdistill import registry
@@ -95,7 +95,7 @@ def test_what_is_published_is_equalled_in_value_and_gradient(name, precision):
             values, counts = out if isinstance(out, tuple) else (out, mask)
             return jnp.sum(jnp.where(counts, values, 0)) / jnp.sum(counts)
 
-        found = quick_jit(jax.value_and_grad(loss))(jnp.asarray(said["student"], precision))
+        found = jax.jit(jax.value_and_grad(loss))(jnp.asarray(said["student"], precision))
     tolerance = 1e-12 if precision == "float64" else 1e-5
     for ours, theirs in zip(found, (said["value"], said["grad"]), strict=True):
         assert ours.dtype == precision
@@ -234,7 +234,7 @@ def both(name: str) -> Any:
 
         return jax.value_and_grad(loss, (0, 1))(seen.student.logits, seen.teacher.logits)
 
-    return quick_jit(found)
+    return jax.jit(found)
 
 
 @TERMS
@@ -305,7 +305,7 @@ def test_rows_may_lie_on_8_devices(name, layout):
     if layout == "mesh":
         mesh = make_mesh((2, 2, 2))
         with jax.set_mesh(mesh):
-            found = quick_jit(split)(jax.device_put(rows, NamedSharding(mesh, ROWS)))
+            found = jax.jit(split)(jax.device_put(rows, NamedSharding(mesh, ROWS)))
     else:
         values, slopes = jax.pmap(split, axis_name=PMAP_AXIS)(jax.tree.map(lambda x: x[:, None], rows))
         found = values[0], slopes[:, 0]
@@ -323,7 +323,7 @@ def test_the_gradient_is_that_of_the_value(name):
             values, counts = made(name).apply({}, {}, given, key=KEY)[0]
             return jnp.sum(jnp.where(counts, values, 0))
 
-        loss, at = quick_jit(loss), [seen.student.logits, seen.teacher.logits]
+        loss, at = jax.jit(loss), [seen.student.logits, seen.teacher.logits]
         slopes = jax.grad(loss, (0, 1))(*at)
         rng = np.random.default_rng(1)
         for which in (0, 1):
@@ -351,7 +351,7 @@ def test_a_factored_head_beside_a_teacher_of_other_tokens():
         return minimised.loss(params, state, given, minimised.weights(0), key=KEY)[0]
 
     head = Factored(draw(2, 8, 4), draw(4, 6))
-    found = [quick_jit(jax.value_and_grad(run, 1), static_argnums=0)(chunks, head) for chunks in (1, 4)]
+    found = [jax.jit(jax.value_and_grad(run, 1), static_argnums=0)(chunks, head) for chunks in (1, 4)]
     assert_close(found[1], found[0], rtol=2e-5, atol=1e-5)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, assert_same, build_loss, images, quick_jit, signals
+from examples import assert_close, assert_same, build_loss, images, signals
 
 from jaxdistill import registry
 from jaxdistill.data.datasets import open_records
@@ -58,9 +58,9 @@ def test_the_mean_of_sobolev_over_directions_is_the_squared_distance_of_the_jaco
     one = images(1, classes=classes)
     batch = {"image": jnp.repeat(one["image"], rows, 0), "mask": jnp.ones(rows)}
     models = [registry.models.build(f"mlp(widths=({width},), classes={classes})", "") for width in (12, 16)]
-    variables = [quick_jit(m.init)(jax.random.key(n), one) for n, m in enumerate(models)]
+    variables = [jax.jit(m.init)(jax.random.key(n), one) for n, m in enumerate(models)]
     asked = [with_needed(m, frozenset({"input_gradients"})) for m in models]
-    say = lambda m, v: quick_jit(lambda v: m.apply(*v, batch, train=False, key=KEY)[0])(v)
+    say = lambda m, v: jax.jit(lambda v: m.apply(*v, batch, train=False, key=KEY)[0])(v)
     student, teacher = map(say, asked, variables)
     jacobians = [
         jax.jacrev(lambda x, m=m, v=v: m.apply(*v, {"image": x}, train=False, key=KEY)[0].logits[0])(one["image"])
@@ -203,8 +203,8 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_gradients():
     """Through the real models: one network as both."""
     batch = images()
     model = with_needed(registry.models.build("vit(patch=4, width=8, depth=2, heads=2, classes=5)", ""), NEEDS)
-    variables = quick_jit(model.init)(KEY, batch)
-    said: Outputs = quick_jit(lambda v: model.apply(*v, batch, train=False, key=KEY)[0])(variables)
+    variables = jax.jit(model.init)(KEY, batch)
+    said: Outputs = jax.jit(lambda v: model.apply(*v, batch, train=False, key=KEY)[0])(variables)
     seen = replace(signals(batch=(8,)), student=said, teachers=(said,), batch=batch, mask=batch["mask"])
     for spec in ("jacobian", "sobolev", "loss_gradients(projector='none')", "fisher_hints(projector='none')"):
         assert np.abs(values(spec, seen)[:6]).max() < 1e-5, spec
@@ -231,14 +231,14 @@ def test_on_100_digits_the_teachers_jacobian_teaches_and_a_jacobian_along_other_
         step = registry.steps["offline"](with_needed(student, needs), asked, minimised, update)
         rows = lambda chosen: {name: x[chosen] for name, x in train.items()} | {"mask": np.ones(100, np.float32)}
         batch = lambda: {"train": rows(draw.choice(data, 100, replace=False))}
-        ts, compiled = quick_jit(step.init)(KEY, frozen, batch()), jax.jit(step.update, donate_argnums=0)
+        ts, compiled = jax.jit(step.init)(KEY, frozen, batch()), jax.jit(step.update, donate_argnums=0)
         for _ in range(steps):
             ts, _ = compiled(ts, frozen, batch())
         return student, Variables(ts.params["student"], ts.state["student"])
 
     def accuracy(student, variables):
         batch = {"image": test["image"], "mask": np.ones(len(test["image"]))}
-        logits = quick_jit(lambda v: student.apply(*v, batch, train=False, key=KEY)[0].logits)(variables)
+        logits = jax.jit(lambda v: student.apply(*v, batch, train=False, key=KEY)[0].logits)(variables)
         return 100 * np.mean(np.asarray(logits).argmax(-1) == test["label"])
 
     teacher, frozen = learn((256, 256), {"cross_entropy": ("cross_entropy", 1.0)}, 400, len(train["label"]))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-from examples import BATCHES, assert_close, quick_jit, signals
+from examples import BATCHES, assert_close, signals
 from rich.console import Console
 
 import jaxdistill
@@ -126,7 +126,7 @@ FAMILIES = [
 
 def world(spec: str, kind: str, rows: int = 11):
     model, batch = registry.models.build(spec, ""), BATCHES[kind](rows=rows)
-    params, state = quick_jit(model.init)(KEY, batch)
+    params, state = jax.jit(model.init)(KEY, batch)
     louder = {name: 5 * x if name.endswith("kernel") else x for name, x in params.items()}
     return model, Variables(louder, state), batch
 
@@ -135,7 +135,7 @@ def world(spec: str, kind: str, rows: int = 11):
 def test_a_masks_gradient_is_the_product_of_a_heads_rows_with_their_gradient(spec, kind):
     """Of every row's own loss; and rows that do not count have none."""
     model, variables, batch = world(spec, kind)
-    found = np.asarray(quick_jit(lambda v: mask_slopes(model, v, batch))(variables))
+    found = np.asarray(jax.jit(lambda v: mask_slopes(model, v, batch))(variables))
     heads = found.shape[2]
 
     def loss(params, row):
@@ -144,7 +144,7 @@ def test_a_masks_gradient_is_the_product_of_a_heads_rows_with_their_gradient(spe
         own = -jnp.take_along_axis(jax.nn.log_softmax(logits), one["label"][..., None], -1)[..., 0]
         return jnp.sum(own * one["mask"]) / jnp.maximum(jnp.sum(one["mask"]), 1)
 
-    slope = quick_jit(jax.grad(loss))
+    slope = jax.jit(jax.grad(loss))
     for row in (0, 3, 10):
         gradient = slope(variables.params, row)
         layers = []
@@ -157,7 +157,7 @@ def test_a_masks_gradient_is_the_product_of_a_heads_rows_with_their_gradient(spe
 
 def test_importance_is_the_mean_over_rows_that_count_of_absolute_slopes():
     model, variables, batch = world(*FAMILIES[2])
-    slopes = np.abs(np.asarray(quick_jit(lambda v: mask_slopes(model, v, batch))(variables), np.float64))
+    slopes = np.abs(np.asarray(jax.jit(lambda v: mask_slopes(model, v, batch))(variables), np.float64))
     halves = [{name: x[part] for name, x in batch.items()} for part in (slice(0, 8), slice(8, 11))]
     counts = np.asarray(batch["mask"]) > 0
     assert 0 < counts.sum() < 11

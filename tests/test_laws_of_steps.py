@@ -20,7 +20,6 @@ from examples import (
     assert_close,
     assert_same,
     every,
-    quick_jit,
 )
 
 from jaxdistill import registry
@@ -241,13 +240,13 @@ def world(spec: str, direction: str = "adamw", poison: bool = False) -> World:
     if example.alike:
         teachers[0] = student
     rows = ROWS[example.inputs]
-    frozen = tuple(Variables(*quick_jit(t.init)(jax.random.key(n), rows)) for n, t in enumerate(teachers, 1))
+    frozen = tuple(Variables(*jax.jit(t.init)(jax.random.key(n), rows)) for n, t in enumerate(teachers, 1))
     if poison:
         teachers = [poisoned(teacher) for teacher in teachers]
     update = optimizer(registry.optimizers.build(direction, "optimizer"), 0.01, clip_norm=10.0)
     step = build_step(spec, remembering_its_draw(student), tuple(teachers), update)
     batch = dict.fromkeys(step.streams, rows)
-    return World(step, frozen, batch, quick_jit(step.init), quick_jit(step.update, donate_argnums=0))
+    return World(step, frozen, batch, jax.jit(step.init), jax.jit(step.update, donate_argnums=0))
 
 
 def remembering_its_draw(model: Model) -> Model:
@@ -331,7 +330,7 @@ def test_no_gradient_reaches_a_frozen_teacher(example):
     loss = lambda params: w.step.update(
         state, [v._replace(params=p) for v, p in zip(w.frozen, params, strict=True)], w.batch
     )[1]["loss"].compute()
-    gradient = quick_jit(jax.grad(loss))([values.params for values in w.frozen])
+    gradient = jax.jit(jax.grad(loss))([values.params for values in w.frozen])
     assert not any(x.any() for x in jax.tree.leaves(gradient))
 
 
@@ -403,7 +402,7 @@ def test_an_optimiser_descends_and_its_state_is_typed_and_distinct(example):
         updates, state = update.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    state = quick_jit(update.init)(params)
+    state = jax.jit(update.init)(params)
     assert len(set(buffers(state))) == len(jax.tree.leaves(state))
     start = loss(params)
     for _ in range(10):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, quick_jit, signals
+from examples import assert_close, signals
 from jax.sharding import NamedSharding
 
 from jaxdistill import registry
@@ -39,7 +39,7 @@ def float64(x) -> np.ndarray:
 def values(spec: str, seen: Signals, params=None) -> Array:
     term = examples.build_loss(spec)
     both = lambda seen: term.apply(term.init(KEY, seen)[0] if params is None else params, {}, seen, key=KEY)[0]
-    return quick_jit(both)(seen)
+    return jax.jit(both)(seen)
 
 
 def seeing(student: tuple[Array, ...], teacher: tuple[Array, ...], **batch: Array) -> Signals:
@@ -81,7 +81,7 @@ def published(name: str, precision: str = "float64", gradient: bool = True) -> N
             patch.setattr(semckd, "assignment", lambda query, key: 0 * assigned(query, key) + given)
         student, teacher, params = (tree(kept(which)) for which in ("student", "teacher", "params"))
         term = examples.build_loss(spec)
-        drawn = quick_jit(term.init)(KEY, seeing(tuple(student.values()), tuple(teacher.values())))[0]
+        drawn = jax.jit(term.init)(KEY, seeing(tuple(student.values()), tuple(teacher.values())))[0]
         assert all(drawn[k].shape == x.shape for k, x in params.items())
         params = drawn | params
 
@@ -90,9 +90,9 @@ def published(name: str, precision: str = "float64", gradient: bool = True) -> N
             return factor * jnp.mean(term.apply(params, {}, seen, key=KEY)[0])
 
         if gradient:
-            value, slopes = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))(student, params)
+            value, slopes = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(student, params)
         else:
-            value, slopes = quick_jit(loss)(student, params), ({}, {})
+            value, slopes = jax.jit(loss)(student, params), ({}, {})
         assert value.dtype == precision
     tolerance = 1e-12 if precision == "float64" else 1e-5
     pairs = [(value, GOLDEN[f"{name}/value"])]
@@ -325,7 +325,7 @@ def student_and_teacher():
     rows = examples.images(rows=16, size=8)
     student = registry.models.build("resnet(widths=(4, 6), blocks=1, classes=5)", "")
     teacher = registry.models.build("resnet(widths=(4, 6), blocks=2, classes=5)", "")
-    return rows, student, teacher, Variables(*quick_jit(teacher.init)(jax.random.key(7), rows))
+    return rows, student, teacher, Variables(*jax.jit(teacher.init)(jax.random.key(7), rows))
 
 
 @pytest.mark.parametrize("name", [*POSITIONS, "review"])
@@ -337,8 +337,8 @@ def test_a_term_alone_teaches_a_network(name):
     update = optimizer(registry.optimizers.build("adamw", ""), 0.01)
     parts = {"student": student, "teachers": (teacher,), "objective": minimised, "optimizer": update}
     step = registry.steps.build(registry.parse("offline", "")._replace(kwargs=parts), "")
-    state = quick_jit(step.init)(KEY, (frozen,), {"train": rows})
-    advance = quick_jit(step.update, donate_argnums=0)
+    state = jax.jit(step.init)(KEY, (frozen,), {"train": rows})
+    advance = jax.jit(step.update, donate_argnums=0)
     losses = []
     for _ in range(30):
         state, metrics = advance(state, (frozen,), {"train": rows})
@@ -358,9 +358,9 @@ def test_what_a_term_learns_has_the_same_gradient_on_a_mesh(name):
         here = replace(seen, student=rows[0], teachers=rows[1], mask=rows[2])
         return jnp.sum(term.apply(params, {}, here, key=KEY)[0] * here.mask)
 
-    gradient, rows = quick_jit(jax.grad(loss)), (seen.student, seen.teachers, seen.mask)
+    gradient, rows = jax.jit(jax.grad(loss)), (seen.student, seen.teachers, seen.mask)
     expected = gradient(params, rows)
     mesh = make_mesh((2, 2, 2))
     with jax.set_mesh(mesh):
-        found = quick_jit(jax.grad(loss))(params, jax.device_put(rows, NamedSharding(mesh, ROWS)))
+        found = jax.jit(jax.grad(loss))(params, jax.device_put(rows, NamedSharding(mesh, ROWS)))
     assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import all_finite, assert_close, build_loss, quick_jit, signals
+from examples import all_finite, assert_close, build_loss, signals
 
 from jaxdistill import registry
 from jaxdistill.errors import ConfigError
@@ -90,7 +90,7 @@ def assert_as_published(name: str, precision: str, loss: Callable[..., Any]) -> 
     with jax.enable_x64(precision == "float64"):
         student, teacher = (jnp.asarray(said[which], precision) for which in ("student", "teacher"))
         label = jnp.asarray(said["label"]) if "label" in said else None
-        found = quick_jit(jax.value_and_grad(lambda s: loss(s, teacher, label)))(student)
+        found = jax.jit(jax.value_and_grad(lambda s: loss(s, teacher, label)))(student)
         assert {x.dtype.name for x in found} == {precision}
     tolerance = 1e-12 if precision == "float64" else 1e-5
     for ours, theirs in zip(found, (said["value"], said["grad"]), strict=True):
@@ -150,7 +150,7 @@ def scaled(tree: Any, factor: float) -> Any:
 def test_a_class_that_both_mask_counts_nothing(loss):
     student, teacher = drawn(0, 4, 6)
     hide = lambda z: jnp.where(jnp.arange(6) < 4, z, -jnp.inf)
-    both = quick_jit(jax.value_and_grad(lambda s, t: loss(hide(s), hide(t)).sum(), (0, 1)))
+    both = jax.jit(jax.value_and_grad(lambda s, t: loss(hide(s), hide(t)).sum(), (0, 1)))
     value, gradients = both(student, teacher)
     assert_close(value, loss(student[:, :4], teacher[:, :4]).sum())
     assert all_finite(gradients)
@@ -164,7 +164,7 @@ def test_a_class_that_the_teacher_masks_is_as_one_that_it_gives_almost_nothing(l
     """
     student, teacher = drawn(1, 4, 5)
     at = lambda s, t, has, hidden: loss(s, jnp.where(has, t, hidden)).sum()
-    both = quick_jit(jax.value_and_grad(at, (0, 1)))
+    both = jax.jit(jax.value_and_grad(at, (0, 1)))
     for kept in ((0, 2, 3), (0,), (3,), (2, 3)):
         has = jnp.isin(jnp.arange(5), jnp.asarray(kept))
         masked, nearly = (both(student, teacher, has, hidden) for hidden in (-jnp.inf, -60.0))
@@ -204,11 +204,11 @@ def test_a_factored_head_in_pieces_is_the_head_in_one():
         value, (means, state) = minimised.loss(params, state, given, minimised.weights(0), key=KEY)
         return value, ({name: mean.compute() for name, mean in means.items()}, state)
 
-    gradient = lambda chunks: quick_jit(jax.value_and_grad(lambda *heads: run(chunks, *heads), (0, 1), has_aux=True))
+    gradient = lambda chunks: jax.jit(jax.value_and_grad(lambda *heads: run(chunks, *heads), (0, 1), has_aux=True))
     whole = gradient(1)(seen.student, seen.teachers)
     pieces = gradient(4)(seen.student, seen.teachers)
     assert_close(pieces, whole, rtol=2e-5, atol=1e-5)
-    dense = quick_jit(run, static_argnums=0)(1, seen.student.dense(), tuple(t.dense() for t in seen.teachers))
+    dense = jax.jit(run, static_argnums=0)(1, seen.student.dense(), tuple(t.dense() for t in seen.teachers))
     assert_close(whole[0], dense)
     assert whole[0][1][1]["terms"]["taid(floor=0.4)"]["loss"] == pytest.approx(whole[0][1][0]["taid(floor=0.4)"])
 

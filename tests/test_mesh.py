@@ -130,14 +130,6 @@ def one_step(case: str, layout: str):
     return {"gradients": gradients, "state": exported.state, "metrics": means, "scores": scores}, engine
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_to_compile():
-    """Half the time. The wrong gradient of a model without constraints is as wrong as ever: it comes before."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def reference():
     found = {}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import assert_close, assert_same, quick_jit
+from examples import assert_close, assert_same
 
 from jaxdistill import registry
 from jaxdistill.objective import Weighted, objective
@@ -66,8 +66,8 @@ class World:
         parsed = registry.parse(spec, "")
         self.step = registry.steps.build(parsed._replace(args=(student, (teacher,), minimised, update)), "step")
         self.frozen = (Variables(*teacher.init(jax.random.key(1), self.batch["train"])),)
-        self.start = quick_jit(self.step.init)(KEY, self.frozen, self.batch)
-        self.update = quick_jit(self.step.update)
+        self.start = jax.jit(self.step.init)(KEY, self.frozen, self.batch)
+        self.update = jax.jit(self.step.update)
 
     def after(self, start: TrainState | None = None, **batch) -> TrainState:
         return self.update(start or self.start, self.frozen, self.batch | batch)[0]
@@ -178,7 +178,7 @@ def test_the_student_hears_of_the_quiz_through_what_was_taught_alone():
 def test_the_student_learns_from_the_teacher_as_it_is_now():
     world = World(f"meta(learns={ALL})")
     after = world.after()
-    slope = quick_jit(jax.grad(learned_loss))
+    slope = jax.jit(jax.grad(learned_loss))
     own = lambda state: {role: state.params[role] for role in ("teachers", "weights", "temperature")}
     before, now = (slope(world.start.params["student"], own(s), world.batch["train"]) for s in (world.start, after))
     moved = jax.tree.map(jnp.subtract, world.start.params["student"], after.params["student"])
@@ -221,7 +221,7 @@ def test_what_labels_were_worth_is_the_papers_product_of_gradients():
     after, metrics = world.update(world.start, world.frozen, world.batch)
     student = world.start.params["student"]
     moved = optax.tree.sub(student, after.params["student"])
-    expected = optax.tree.vdot(quick_jit(jax.grad(quiz_loss))(student, world.batch["quiz"]), moved)
+    expected = optax.tree.vdot(jax.jit(jax.grad(quiz_loss))(student, world.batch["quiz"]), moved)
     assert float(metrics["quiz/gain"].compute()) == pytest.approx(float(expected), rel=2e-2)
 
 
@@ -240,7 +240,7 @@ def test_the_teacher_is_tuned_first_and_then_the_student_learns_from_it():
     for _ in range(4):
         states.append(world.after(states[-1]))
     for old, new in itertools.pairwise(states[:3]):
-        slope = quick_jit(jax.grad(quiz_loss))(old.params["teachers"][0], world.batch["quiz"])
+        slope = jax.jit(jax.grad(quiz_loss))(old.params["teachers"][0], world.batch["quiz"])
         assert_close(new.params["teachers"][0], jax.tree.map(jnp.subtract, old.params["teachers"][0], slope))
         assert_same(new.params["student"], world.start.params["student"])
     tuned = states[2].params["teachers"]

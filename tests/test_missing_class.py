@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from examples import HORIZON, build_loss, quick_jit
+from examples import HORIZON, build_loss
 
 from jaxdistill import registry
 from jaxdistill.data.datasets import open_records
@@ -37,7 +37,7 @@ def learn(term, rows, teachers=(), frozen=()):
         chosen = draw.choice(len(label), 100, replace=False)
         return {"train": {"image": image[chosen], "label": label[chosen], "mask": np.ones(100, np.float32)}}
 
-    state, update = quick_jit(step.init)(KEY, frozen, batch()), jax.jit(step.update, donate_argnums=0)
+    state, update = jax.jit(step.init)(KEY, frozen, batch()), jax.jit(step.update, donate_argnums=0)
     for _ in range(STEPS):
         state, _ = update(state, frozen, batch())
     return student, Variables(state.params["student"], state.state["student"])
@@ -47,7 +47,7 @@ def recall(student, variables, rows) -> float:
     """Of the missing digit, in %."""
     image, label = rows
     batch = {"image": image, "mask": np.ones(len(label))}
-    logits = quick_jit(lambda v: student.apply(*v, batch, train=False, key=KEY)[0].logits)(variables)
+    logits = jax.jit(lambda v: student.apply(*v, batch, train=False, key=KEY)[0].logits)(variables)
     return 100 * float((np.asarray(logits).argmax(-1) == MISSING)[label == MISSING].mean())
 
 

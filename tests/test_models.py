@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import MODELS, all_finite, assert_close, assert_same, every, quick_jit
+from examples import MODELS, all_finite, assert_close, assert_same, every
 from flax import nnx
 
 from jaxdistill import registry
@@ -41,7 +41,7 @@ def counted_rows(rows):
 def built(spec: str):
     """A model and its variables."""
     model = registry.models.build(spec, "student.model")
-    return model, *quick_jit(model.init)(KEY, batch(INPUTS.get(spec, "image")))
+    return model, *jax.jit(model.init)(KEY, batch(INPUTS.get(spec, "image")))
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def compiled(spec: str, train: bool):
         out, state = model.apply(params, state, batch, train=train, key=KEY)
         return out.dense(), state
 
-    return quick_jit(dense)
+    return jax.jit(dense)
 
 
 def loss_of(model: Model, state, batch, train: bool = True):
@@ -134,9 +134,9 @@ def test_the_order_of_rows_does_not_matter(example):
 @every(MODELS)
 def test_every_seed_is_another_model_and_the_same_seed_the_same(example):
     model, params, _ = built(example.spec)
-    again, _ = quick_jit(model.init)(KEY, batch(example.inputs))
+    again, _ = jax.jit(model.init)(KEY, batch(example.inputs))
     assert_same(again, params)
-    other, _ = quick_jit(model.init)(jax.random.key(1), batch(example.inputs))
+    other, _ = jax.jit(model.init)(jax.random.key(1), batch(example.inputs))
     assert all(not np.array_equal(other[name], params[name]) for name in params if name.endswith("kernel"))
 
 
@@ -145,19 +145,19 @@ def test_bfloat16_computes_over_float32_parameters_with_float32_gradients(exampl
     model, params, state = built(example.spec)
     half = in_dtype(model, "bfloat16")
     rows = batch(example.inputs)
-    out, new = quick_jit(lambda p: half.apply(p, state, rows, train=True, key=KEY))(params)
+    out, new = jax.jit(lambda p: half.apply(p, state, rows, train=True, key=KEY))(params)
     whole, _ = compiled(example.spec, True)(params, state, batch(example.inputs))
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves((out.logits, out.hidden_states, out.embedding)))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new))
     assert_close(out.dense().logits.astype(jnp.float32), whole.logits, rtol=0.1, atol=0.1)
-    gradient = quick_jit(jax.grad(loss_of(half, state, batch(example.inputs))))(params)
-    expected = quick_jit(jax.grad(loss_of(model, state, batch(example.inputs))))(params)
+    gradient = jax.jit(jax.grad(loss_of(half, state, batch(example.inputs))))(params)
+    expected = jax.jit(jax.grad(loss_of(model, state, batch(example.inputs))))(params)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(gradient))
     a, b = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) for tree in (gradient, expected))
     assert jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b) > 0.98
-    assert_same(quick_jit(half.init)(KEY, batch(example.inputs)), (params, state))
+    assert_same(jax.jit(half.init)(KEY, batch(example.inputs)), (params, state))
     odd = jax.tree.map(lambda x: x + 1e-4, state)  # lost in bfloat16
-    assert_same(quick_jit(lambda s: half.apply(params, s, batch(example.inputs), train=False, key=KEY)[1])(odd), odd)
+    assert_same(jax.jit(lambda s: half.apply(params, s, batch(example.inputs), train=False, key=KEY)[1])(odd), odd)
 
 
 @every(MODELS)
@@ -170,10 +170,10 @@ def test_only_models_with_statistics_have_state(example):
 def test_a_batch_in_pieces_is_the_whole_batch(example, parts):
     model, params, state = built(example.spec)
     pieces = microbatched(model, parts)
-    out, _ = quick_jit(lambda p: pieces.apply(p, state, batch(example.inputs), train=True, key=KEY))(params)
+    out, _ = jax.jit(lambda p: pieces.apply(p, state, batch(example.inputs), train=True, key=KEY))(params)
     assert_close(out.dense(), compiled(example.spec, True)(params, state, batch(example.inputs))[0])
     got, expected = (
-        quick_jit(jax.value_and_grad(loss_of(m, state, batch(example.inputs))))(params) for m in (pieces, model)
+        jax.jit(jax.value_and_grad(loss_of(m, state, batch(example.inputs))))(params) for m in (pieces, model)
     )
     assert_close(got, expected)
 
@@ -181,7 +181,7 @@ def test_a_batch_in_pieces_is_the_whole_batch(example, parts):
 def test_the_statistics_of_pieces_add_up_one_after_the_other():
     model, params, state = built("resnet(widths=(4, 8), blocks=1, classes=5)")
     whole = batch()
-    _, new = quick_jit(lambda: microbatched(model, 2).apply(params, state, whole, train=True, key=KEY))()
+    _, new = jax.jit(lambda: microbatched(model, 2).apply(params, state, whole, train=True, key=KEY))()
     one_by_one = state
     for piece in (0, 1):
         rows = jax.tree.map(lambda x, first=piece: x[first::2], whole)
@@ -230,7 +230,7 @@ def test_dropout_draws_by_row_so_that_pmap_draws_what_jit_draws():
 def test_a_models_dropout_depends_on_the_key_and_the_row_and_is_off_in_use(spec):
     model, params, state = built(spec)
     same_rows = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), batch())
-    apply = quick_jit(model.apply, static_argnames="train")
+    apply = jax.jit(model.apply, static_argnames="train")
     logits = lambda rows, train, seed: apply(params, state, rows, train=train, key=jax.random.key(seed))[0].logits
     trained = logits(same_rows, True, 0)
     assert len({row.tobytes() for row in np.asarray(trained)}) == ROWS
@@ -248,7 +248,7 @@ def test_every_place_of_dropout_draws_anew():
     def hidden_states(spec):
         model, params, state = built(spec)
         params = {name: jnp.zeros_like(x) if "kernel" in name else jnp.ones_like(x) for name, x in params.items()}
-        return quick_jit(model.apply, static_argnames="train")(params, state, batch(), train=True, key=KEY)[
+        return jax.jit(model.apply, static_argnames="train")(params, state, batch(), train=True, key=KEY)[
             0
         ].hidden_states
 
@@ -378,12 +378,12 @@ def test_any_flax_module_is_a_model_and_its_dropout_is_drawn_from_the_key_of_eac
     model = from_nnx(
         lambda rngs, rows: Own(rngs), lambda module, rows, train, key: Outputs(module(rows["image"], train))
     )
-    params, state = quick_jit(model.init)(KEY, batch())
+    params, state = jax.jit(model.init)(KEY, batch())
     assert set(params) == {"linear/kernel", "linear/bias", "norm/scale", "norm/bias"} and set(state) == {
         "norm/mean",
         "norm/var",
     }
-    apply = quick_jit(model.apply, static_argnames="train")
+    apply = jax.jit(model.apply, static_argnames="train")
     once, new = apply(params, state, batch(), train=True, key=KEY)
     assert_same(apply(params, state, batch(), train=True, key=KEY)[0], once)
     assert not np.array_equal(apply(params, state, batch(), train=True, key=jax.random.key(1))[0].logits, once.logits)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import TIMED, assert_close, assert_same, build_loss, quick_jit, signals, tokens
+from examples import TIMED, assert_close, assert_same, build_loss, signals, tokens
 
 import jaxdistill.build  # noqa: F401  (registers the parts)
 from jaxdistill import registry
@@ -23,7 +23,7 @@ STUDENT, TEACHER = (
     for w in (8, 12)
 )
 ROWS = tokens(rows=8, length=6)
-FROZEN = (Variables(*quick_jit(TEACHER.init)(jax.random.key(1), ROWS)),)
+FROZEN = (Variables(*jax.jit(TEACHER.init)(jax.random.key(1), ROWS)),)
 
 
 def world(spec: str, stream: str, **weights: float):
@@ -32,13 +32,13 @@ def world(spec: str, stream: str, **weights: float):
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
     given = (STUDENT, (TEACHER,), objective(terms, registry.fusions["single"]()), update)
     step = registry.steps.build(registry.parse(spec, "")._replace(args=given), "", TIMED)
-    return step, quick_jit(step.init)(KEY, FROZEN, {"train": ROWS})
+    return step, jax.jit(step.init)(KEY, FROZEN, {"train": ROWS})
 
 
 def gradient(spec: str, stream: str, rows=ROWS):
     """What one update takes away from the student's parameters."""
     step, start = world(spec, stream, reverse_kl=1.0)
-    new, metrics = quick_jit(step.update)(start, FROZEN, {"train": rows})
+    new, metrics = jax.jit(step.update)(start, FROZEN, {"train": rows})
     return jax.tree.map(jnp.subtract, start.params["student"], new.params["student"]), metrics
 
 
@@ -49,7 +49,7 @@ def written(prompt: int, **settings):
     real = np.asarray(ROWS["mask"]).sum(1).astype(int)
     lengths = np.clip(np.where(real > 0, real + 1, 0), 1, prompt)
     draw = {"steps": 7 - prompt, "temperature": 1.0, **settings}
-    found = quick_jit(lambda p: generate(STUDENT, p, ROWS["input_ids"][:, :prompt], lengths, key, **draw))(
+    found = jax.jit(lambda p: generate(STUDENT, p, ROWS["input_ids"][:, :prompt], lengths, key, **draw))(
         start.params["student"]
     )
     text, mask = np.zeros((8, 7), np.int32), np.zeros((8, 6), np.float32)
@@ -91,7 +91,7 @@ def test_of_a_share_of_0_the_samples_are_the_data():
 
 def test_a_share_is_that_of_the_steps():
     step, state = world("on_policy(prompt=1, share=0.3)", "samples", reverse_kl=1e-3)
-    update, counts = quick_jit(step.update), []
+    update, counts = jax.jit(step.update), []
     for _ in range(60):
         state, metrics = update(state, FROZEN, {"train": ROWS})
         counts.append(float(metrics["samples/length"].sum) == float(ROWS["mask"].sum()))

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 import runs
-from examples import assert_close, assert_same, quick_jit
+from examples import assert_close, assert_same
 from test_meta import KEY, counted, perceptron, rows, speak
 
 from jaxdistill import registry
@@ -35,8 +35,8 @@ class World:
         given = (self.student, tuple(teachers), minimised, update)
         self.step = registry.steps.build(parsed._replace(args=given), "step", examples.TIMED)
         self.frozen = tuple(self.first(t, n) for n, t in enumerate(teachers, 1))
-        self.start = quick_jit(self.step.init)(KEY, self.frozen, self.batch)
-        self.update = quick_jit(self.step.update)
+        self.start = jax.jit(self.step.init)(KEY, self.frozen, self.batch)
+        self.update = jax.jit(self.step.update)
 
     def first(self, model: Model, number: int) -> Variables:
         return Variables(*model.init(jax.random.key(number), self.batch["train"]))
@@ -60,7 +60,7 @@ def loss(student, others, batch, weights=(0.75, 0.25)):
 
 def moved(student, others, batch, **more):
     """The student after a step of plain descent at rate 1."""
-    slope = quick_jit(jax.grad(lambda own: loss(own, others, batch, **more)))(student)
+    slope = jax.jit(jax.grad(lambda own: loss(own, others, batch, **more)))(student)
     return jax.tree.map(jnp.subtract, student, slope)
 
 
@@ -156,7 +156,7 @@ def together(everybody, batch) -> list:
     """A broken twin: each also moves as the others would like to hear it."""
     but = lambda k, all_: [each for j, each in enumerate(all_) if j != k]
     whole = lambda all_: sum(loss(own, but(k, all_), batch) for k, own in enumerate(all_))
-    slopes = quick_jit(jax.grad(whole))(everybody)
+    slopes = jax.jit(jax.grad(whole))(everybody)
     return jax.tree.map(jnp.subtract, everybody, slopes)
 
 
@@ -191,7 +191,7 @@ def test_peers_that_do_not_learn_teach_as_frozen_ones_to_the_bit():
 
 def test_the_order_of_peers_has_no_meaning():
     world, swapped = World("mutual()", 4, 5, 6), World("mutual()", 4, 6, 5)
-    other = quick_jit(swapped.step.init)(KEY, world.frozen[::-1], swapped.batch)
+    other = jax.jit(swapped.step.init)(KEY, world.frozen[::-1], swapped.batch)
     other, _ = swapped.update(other, world.frozen[::-1], swapped.batch)
     student, one, two = members(world.states(1)[1])
     assert_close(members(other), [student, two, one], atol=1e-6)

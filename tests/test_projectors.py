@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import assert_close, assert_same, quick_jit, signals
+from examples import assert_close, assert_same, signals
 
 from jaxdistill.errors import ConfigError
 from jaxdistill.losses.projectors import PROJECTORS
@@ -33,7 +33,7 @@ def left_after(spec: str, seen: Signals, steps: int = 150) -> float:
     term, update = examples.build_loss(spec), optax.adam(0.03)
     loss = lambda params: jnp.mean(term.apply(params, {}, seen, key=KEY)[0])
 
-    @quick_jit
+    @jax.jit
     def train(params):
         def one(carry, _):
             updates, memory = update.update(jax.grad(loss)(carry[0]), carry[1])

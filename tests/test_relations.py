@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def value(spec: str, seen: Signals, key=KEY) -> float:
     term = examples.build_loss(spec)
-    whole = examples.quick_jit(lambda seen: term.apply(*term.init(KEY, seen), seen, key=key)[0])
+    whole = jax.jit(lambda seen: term.apply(*term.init(KEY, seen), seen, key=key)[0])
     return float(whole(seen))
 
 
@@ -39,7 +39,7 @@ def gradient(spec: str, seen: Signals) -> np.ndarray:
     def loss(embedding):
         return term.apply({}, {}, replace(seen, student=replace(seen.student, embedding=embedding)), key=KEY)[0]
 
-    return np.asarray(examples.quick_jit(jax.grad(loss))(seen.student.embedding))
+    return np.asarray(jax.jit(jax.grad(loss))(seen.student.embedding))
 
 
 def of_rows(student, teacher, mask=None) -> Signals:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import runs
-from examples import assert_close, assert_same, quick_jit
+from examples import assert_close, assert_same
 from test_meta import KEY, counted, perceptron, rows, speak
 
 from jaxdistill import registry
@@ -93,8 +93,8 @@ class World:
         parsed = registry.parse(spec, "")
         self.step = registry.steps.build(parsed._replace(args=(self.student, (), minimised, update)), "step")
         self.batches = [{"train": rows(seed, 8)} for seed in range(3)]
-        self.start = quick_jit(self.step.init)(KEY, (), self.batches[0])
-        self.update = quick_jit(self.step.update)
+        self.start = jax.jit(self.step.init)(KEY, (), self.batches[0])
+        self.update = jax.jit(self.step.update)
 
 
 def cross_entropy(student, batch):
@@ -115,7 +115,7 @@ def test_dark_experience_replay_by_hand():
         loss = lambda own, more=replayed, batch=batch, first=first: (
             cross_entropy(own, batch["train"]) + jnp.where(first, 0.0, more(own))
         )
-        slope = quick_jit(jax.grad(loss))(student)
+        slope = jax.jit(jax.grad(loss))(student)
         met = speak(student, batch["train"]["image"])
         ts, metrics = world.update(ts, (), batch)
         assert_close(ts.params["student"], jax.tree.map(jnp.subtract, student, slope), atol=1e-5)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import assert_close, quick_jit, signals
+from examples import assert_close, signals
 
 from jaxdistill.losses import semckd
 from jaxdistill.types import Array, Outputs, Signals
@@ -26,7 +26,7 @@ def float64(x) -> np.ndarray:
 
 def values(seen: Signals, params) -> Array:
     term = examples.build_loss(SPEC)
-    return quick_jit(lambda seen: term.apply(params, {}, seen, key=KEY)[0])(seen)
+    return jax.jit(lambda seen: term.apply(params, {}, seen, key=KEY)[0])(seen)
 
 
 def weights_of(seen: Signals, params, spec: str = SPEC) -> np.ndarray:
@@ -40,7 +40,7 @@ def weights_of(seen: Signals, params, spec: str = SPEC) -> np.ndarray:
             term.apply(params, {}, seen, key=KEY)
         return found[0]
 
-    return np.asarray(quick_jit(seen_on_the_way)(seen))
+    return np.asarray(jax.jit(seen_on_the_way)(seen))
 
 
 def drawn(seen: Signals):
@@ -101,7 +101,7 @@ def trained(spec: str, seen: Signals, steps: int = 60):
         return (optax.apply_updates(params, change), state), None
 
     params = term.init(KEY, seen)[0]
-    return params, quick_jit(lambda p: jax.lax.scan(step, (p, update.init(p)), None, steps)[0][0])(params)
+    return params, jax.jit(lambda p: jax.lax.scan(step, (p, update.init(p)), None, steps)[0][0])(params)
 
 
 def test_an_assignment_goes_where_matching_is_easy_which_may_be_a_layer_that_says_nothing():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, quick_jit
+from examples import assert_close
 from scipy.optimize import minimize
 
 import jaxdistill.build  # noqa: F401  (registers the parts)
@@ -48,8 +48,8 @@ def world(spec: str, start: Any, terms: dict[str, Any], rate: float = 0.1, **rol
     update = optimizer(SGD, rate, roles={role: (SGD, own) for role, own in roles.items()})
     parsed = registry.parse(spec, "step")
     step = registry.steps.build(parsed._replace(args=(point(*start), (), minimised, update)), "step")
-    state = quick_jit(step.init)(jax.random.key(0), (), BATCH)
-    return World(quick_jit(lambda ts: step.update(ts, (), BATCH)), state)
+    state = jax.jit(step.init)(jax.random.key(0), (), BATCH)
+    return World(jax.jit(lambda ts: step.update(ts, (), BATCH)), state)
 
 
 def run(w: World, updates: int) -> tuple[TrainState, dict[str, float]]:
@@ -69,7 +69,7 @@ def x(ts: TrainState) -> np.ndarray:
 
 def weights_of(*vectors: Any) -> np.ndarray:
     vectors = jnp.asarray(vectors, jnp.float32)
-    return np.asarray(quick_jit(min_norm_weights)(vectors @ vectors.T))
+    return np.asarray(jax.jit(min_norm_weights)(vectors @ vectors.T))
 
 
 @pytest.mark.parametrize(

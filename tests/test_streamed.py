@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import build_loss, quick_jit, signals
+from examples import build_loss, signals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
@@ -70,7 +70,7 @@ def plain(weights, student, teachers, label, mask):
             return jnp.sum(sum(values) * double(mask)) / double(mask).sum()
 
         return jax.tree.map(
-            np.asarray, quick_jit(jax.value_and_grad(loss, (0, 1)))(double(student.features), double(student.kernel))
+            np.asarray, jax.jit(jax.value_and_grad(loss, (0, 1)))(double(student.features), double(student.kernel))
         )
 
 
@@ -93,7 +93,7 @@ def streamed(weights, student, teachers, label, mask, chunks):
         )
         return minimised.loss(params, state, {"train": seen}, minimised.weights(0), key=jax.random.key(0))[0]
 
-    value, slope = quick_jit(jax.value_and_grad(loss))(student, teachers)
+    value, slope = jax.jit(jax.value_and_grad(loss))(student, teachers)
     return value, (slope.features, slope.kernel)
 
 

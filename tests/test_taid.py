@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, build_loss, quick_jit, signals
+from examples import assert_close, build_loss, signals
 
 from jaxdistill import registry
 from jaxdistill.losses.kd import kl_divergence
@@ -90,7 +90,7 @@ def test_what_taid_remembers_is_the_same_on_every_device():
     join = lambda r: replace(seen, student=r[0], teachers=r[1], batch=r[2], mask=r[3])
     split = jax.tree.map(lambda x: x.reshape(8, 2, *x.shape[1:]), rows(seen))
     apart = jax.pmap(lambda r: after(join(r)), axis_name=PMAP_AXIS)(split)
-    whole = quick_jit(after)(seen)
+    whole = jax.jit(after)(seen)
     assert not any(x.weak_type for x in jax.tree.leaves(whole)) and whole["loss"] > 0.1
     assert_close(apart, jax.tree.map(lambda x: jnp.broadcast_to(x, (8,)), whole))
 

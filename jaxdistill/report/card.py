@@ -53,7 +53,7 @@ On `{data["name"]}` ({data["test"]}), beside the teachers and, as the control, t
 def _table(rows: list[Mapping[str, Any]]) -> str:
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
     line = lambda cells: f"| {' | '.join(cells)} |"
-    cells = lambda row: ["-" if row.get(key) is None else write(row[key]) for key, _, write in shown]
+    cells = lambda row: ["-" if row.get(key) is None else write(row) for key, _, write in shown]
     body = [line([row["name"], *cells(row)]) for row in rows]
     heading = line(["model", *(title for _, title, _ in shown)])
     return "\n".join([heading, line(["---"] * (len(shown) + 1)), *body])

@@ -81,6 +81,7 @@ METHODS = {
     # layers
     "hidden": Method("vit", "hidden(layers='uniform')"),
     "attention_transfer": Method("vit", "attention_transfer(layers='uniform')", 100.0),
+    "fused_hidden": Method("vit", "fused_hidden(layers='uniform')"),  # of one teacher, it is `hidden`
     "nst": Method("vit", "nst(layers='uniform')", 150.0),
     "fsp": Method("vit", "fsp(layers='uniform')", 0.5),
     "vid": Method("vit", "vid(layers='uniform')", 3.0),
@@ -133,6 +134,8 @@ def get_config(name: str = "kd"):
     further = {"title": f"400 digits by {name}"}
     if step:
         further["step"] = step
+    if name == "fused_hidden":
+        further["fusion"] = "average()"
     if name == "routed_hidden":
         further |= {"fusion": "gate(inputs=('student',), paths=2)", "streams": {"quiz": {"split": "train[:100]"}}}
     return beside_labels(pair, {entry: {"term": term, "weight": weight}}, labels, **further)

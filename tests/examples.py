@@ -73,6 +73,7 @@ LOSSES = {
     "dkd": [Example("dkd", least=True)],
     "fisher_hints": [Example("fisher_hints"), Example("fisher_hints(projector='none')", least=True)],
     "fsp": [Example("fsp", least=True, extent=(2, 3))],
+    "fused_hidden": [Example("fused_hidden"), Example("fused_hidden(projector='none')", least=True)],
     "gold": [Example("gold(temperature=2.0)", least=True), Example("gold(beta=0.5)", least=True)],
     "graph": [
         Example("graph(edges=((0, 1), (1, 2, 0.5), (2, 0), (3, 5), (3, 3)), node='index')", least=True),
@@ -186,7 +187,11 @@ STEPS = {
     "uncertainty": [Example(f"uncertainty({TASKS})")],
 }
 # in the worlds of steps, else the average, and of losses, else the first teacher
-FUSED_BY = {"routing": "gate(width=8)", "routed_hidden": "gate(inputs=('teachers',), width=3, paths=2)"}
+FUSED_BY = {
+    "fused_hidden": "average()",
+    "routed_hidden": "gate(inputs=('teachers',), width=3, paths=2)",
+    "routing": "gate(width=8)",
+}
 
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"
 

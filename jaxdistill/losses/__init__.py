@@ -9,6 +9,7 @@ from jaxdistill.losses import dist as dist
 from jaxdistill.losses import dkd as dkd
 from jaxdistill.losses import fisher_hints as fisher_hints
 from jaxdistill.losses import fsp as fsp
+from jaxdistill.losses import fused_hidden as fused_hidden
 from jaxdistill.losses import gold as gold
 from jaxdistill.losses import graph as graph
 from jaxdistill.losses import hard as hard

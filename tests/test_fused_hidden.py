@@ -1,0 +1,79 @@
+"""Hidden states of unlike teachers, fused: by hand, and what must not be heard."""
+
+from dataclasses import replace
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import assert_close, assert_same, signals
+
+from jaxdistill import registry
+from jaxdistill.types import Outputs, Signals
+
+KEY = jax.random.key(0)
+TERM = "fused_hidden(layers='last')"
+
+
+def taught(seen: Signals, weights) -> Signals:
+    """By two teachers, one twice as wide, whose fusion has these weights."""
+    wide = seen.teachers[0]
+    wide = replace(wide, hidden_states=tuple(jnp.concatenate([x, x**2], axis=-1) for x in wide.hidden_states))
+    fused = Outputs(seen.teachers[0].logits, weights=jnp.asarray(weights))
+    return replace(seen, teachers=(seen.teachers[0], wide), teacher=fused)
+
+
+def built(seen: Signals, spec: str = TERM):
+    term = examples.build_loss(spec)
+    params, _ = term.init(KEY, seen)
+    return params, jax.jit(lambda params, seen: term.apply(params, {}, seen, key=KEY)[0])
+
+
+def test_by_hand_each_row_by_its_own_weights():
+    weights = np.array([[0.25, 1.0, 0.5], [0.75, 0.0, 0.5]], np.float32)
+    seen = taught(signals(batch=(3,), width=4), weights)
+    params, values = built(seen)
+    assert {name: x.shape for name, x in params.items()} == {"0/0/kernel": (4, 4), "1/0/kernel": (4, 8)}
+    student = np.asarray(seen.student.hidden_states[-1])
+    states = [np.asarray(teacher.hidden_states[-1]) for teacher in seen.teachers]
+    kernels = [np.asarray(params[f"{number}/0/kernel"]) for number in range(2)]
+    each = [((student @ kernel - state) ** 2).mean(-1) for kernel, state in zip(kernels, states, strict=True)]
+    assert_close(values(params, seen), (weights * np.stack(each)).sum(0))
+    # the twin that weighs all teachers alike is another loss
+    assert np.abs(np.asarray(values(params, seen)) - np.mean(each, axis=0)).max() > 0.03
+
+
+def test_an_absent_teacher_is_not_heard_in_value_or_gradient():
+    weights = np.array([[1.0, 0.5], [0.0, 0.5]], np.float32)
+    seen = taught(signals(batch=(2,), width=4), weights)
+    params, values = built(seen)
+    lost = replace(seen.teachers[1], hidden_states=tuple(x.at[0].set(jnp.nan) for x in seen.teachers[1].hidden_states))
+    silent = replace(seen, teachers=(seen.teachers[0], lost))
+    assert_same(values(params, silent), values(params, seen))
+    slope = jax.grad(lambda params, seen: values(params, seen).sum())
+    assert_same(slope(params, silent), slope(params, seen))
+
+
+def test_one_teacher_is_hidden_and_its_number_is_nothing():
+    seen = signals(batch=(5,), width=4)
+    alone = replace(seen, teachers=seen.teachers[:1])
+    fused, _ = registry.fusions.build("average()", "").apply({}, {}, alone, key=KEY)
+    alone = replace(alone, teacher=fused)
+    params, values = built(alone)
+    own = examples.build_loss("hidden(layers='last')")
+    single = {name.removeprefix("0/"): x for name, x in params.items()}
+    assert_close(values(params, alone), own.apply(single, {}, alone, key=KEY)[0])
+    seen = taught(seen, np.array([[0.3], [0.7]], np.float32) * np.ones(5, np.float32))
+    params, values = built(seen)
+    turned = replace(
+        seen, teachers=seen.teachers[::-1], teacher=Outputs(seen.teacher.logits, weights=seen.teacher.weights[::-1])
+    )
+    other = {f"{1 - int(name[0])}{name[1:]}": x for name, x in params.items()}
+    assert_close(values(other, turned), values(params, seen))
+
+
+def test_a_fusion_without_weights_is_told_its_cure():
+    seen = signals(batch=(2,), width=4)
+    with pytest.raises(ValueError, match=r"gives teachers no weights; use one that does, such as fusion='average\(\)'"):
+        built(seen)[1](built(seen)[0], replace(seen, teacher=seen.teachers[0]))

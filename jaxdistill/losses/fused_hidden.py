@@ -6,8 +6,8 @@ Park and Kwak, FEED, 2019 (arxiv.org/abs/1909.10754), with equal weights; Zhang 
     sum over teachers k of w_k(x) * mean over layer pairs of mean (projector_k(h_s) - h_k)^2
 
 The student is projected into each teacher's space: teachers that were projected into one space, and learned it, would
-find one where they all say nothing. What weighs nothing is not heard, NaN included. FEED's projector has three layers of
-convolution, and compares unit vectors: `distance='cosine'` is half the square of their difference.
+find one where they all say nothing. What weighs nothing is not heard, NaN included. FEED's projector has three
+convolutions, and compares unit vectors: `distance='cosine'` is half the square of their difference.
 
 Config: objective.hints.term = "fused_hidden(layers='last')", with fusion = "confidence()"
 When: several teachers, of which not all are right everywhere; their logits agree more than what leads to them.

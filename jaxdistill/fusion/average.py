@@ -11,11 +11,9 @@ When: teachers of one kind that are about equally good; random ones do little ha
 Checked: by law (one teacher is the identity, permuting teachers changes nothing); by hand.
 """
 
-import jax.numpy as jnp
-
-from jaxdistill.fusion.mixture import Of, mixing
+from jaxdistill.fusion.mixture import Of, fixed, mixing
 from jaxdistill.registry import fusions
-from jaxdistill.types import Array, Fusion, Signals
+from jaxdistill.types import Fusion
 
 
 @fusions.register
@@ -25,14 +23,8 @@ def average(of: Of = "probabilities", weights: tuple[float, ...] = ()) -> Fusion
     Args:
         of: "probabilities" or "logits".
         weights: one for each teacher, normalised to sum to 1; equal ones if empty.
+
+    Raises:
+        ValueError: as of `fixed`.
     """
-    if any(weight < 0 for weight in weights) or (weights and sum(weights) == 0):
-        raise ValueError(f"weights must be at least 0 and not all 0; got {weights}")
-
-    def weigh(signals: Signals) -> Array:
-        count = len(signals.teachers)
-        if weights and len(weights) != count:
-            raise ValueError(f"{len(weights)} weights for {count} teachers")
-        return jnp.asarray(weights or (1,) * count, jnp.float32)
-
-    return mixing(weigh, of)
+    return mixing(fixed(weights), of)

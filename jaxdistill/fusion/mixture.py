@@ -85,6 +85,24 @@ def _mean_logits(heard: Array, weights: Array) -> Array:
     return jnp.where(jnp.any(masked, axis=0), -jnp.inf, mean)
 
 
+def fixed(weights: tuple[float, ...]) -> Callable[[Signals], Array]:
+    """Weights that a config gives to the teachers, `[teachers]`, in their order; (): all alike.
+
+    Raises:
+        ValueError: they are negative or all 0; of signals, that there is another number of teachers.
+    """
+    if any(weight < 0 for weight in weights) or (weights and sum(weights) == 0):
+        raise ValueError(f"weights must be at least 0 and not all 0; got {weights}")
+
+    def weigh(signals: Signals) -> Array:
+        count = len(signals.teachers)
+        if weights and len(weights) != count:
+            raise ValueError(f"{len(weights)} weights for {count} teachers; give one for each, in their order")
+        return jnp.asarray(weights or (1,) * count, jnp.float32)
+
+    return weigh
+
+
 def mixing(weigh: Callable[[Signals], Array], of: Of = "probabilities") -> Fusion:
     """A fusion that learns and remembers nothing: `weigh` gives `[teachers]` or `[teachers, *batch]`, not negative."""
 

@@ -13,7 +13,7 @@ Checked: how often each is drawn; by law.
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.fusion.mixture import mixed, present, shares
+from jaxdistill.fusion.mixture import fixed, mixed, present, shares
 from jaxdistill.parallel.collectives import row_keys
 from jaxdistill.registry import fusions
 from jaxdistill.types import Fusion
@@ -25,19 +25,18 @@ def sampled(weights: tuple[float, ...] = ()) -> Fusion:
 
     Args:
         weights: how often each teacher is drawn, one for each; equally often if empty.
+
+    Raises:
+        ValueError: as of `fixed`.
     """
-    if any(weight < 0 for weight in weights) or (weights and sum(weights) == 0):
-        raise ValueError(f"weights must be at least 0 and not all 0; got {weights}")
+    often = fixed(weights)
 
     def apply(params, state, signals, *, key):
-        count = len(signals.teachers)
-        if weights and len(weights) != count:
-            raise ValueError(f"{len(weights)} weights for {count} teachers")
         there = present(signals)
-        often = jnp.asarray(weights or (1,) * count, jnp.float32).reshape(-1, *[1] * (there.ndim - 1))
-        log_share = jnp.log(jnp.moveaxis(shares(jnp.broadcast_to(often, there.shape), there), 0, -1))
+        each = often(signals).reshape(-1, *[1] * (there.ndim - 1))
+        log_share = jnp.log(jnp.moveaxis(shares(jnp.broadcast_to(each, there.shape), there), 0, -1))
         draw = lambda each, logits: jax.random.categorical(each, logits)
         chosen = jax.vmap(draw)(row_keys(key, there.shape[1]), log_share)
-        return mixed(signals, jax.nn.one_hot(chosen, count, axis=0)), state
+        return mixed(signals, jax.nn.one_hot(chosen, len(there), axis=0)), state
 
     return Fusion(lambda key, signals: ({}, {}), apply)

@@ -7,6 +7,7 @@ When: there is one teacher.
 Checked: by law.
 """
 
+from jaxdistill.losses.term import one_of
 from jaxdistill.registry import fusions
 from jaxdistill.types import Fusion
 
@@ -20,8 +21,6 @@ def single(teacher: int = 0) -> Fusion:
     """
 
     def apply(params, state, signals, *, key):
-        if not -len(signals.teachers) <= teacher < len(signals.teachers):
-            raise ValueError(f"there is no teacher {teacher}; there are {len(signals.teachers)}")
-        return signals.teachers[teacher], state
+        return one_of(signals.teachers, teacher), state
 
     return Fusion(lambda key, signals: ({}, {}), apply)

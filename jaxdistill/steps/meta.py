@@ -148,7 +148,7 @@ def _parts(batch: PyTree, count: int) -> PyTree:
 
     def each(x):
         if x.shape[0] % count:
-            raise ValueError(f"inner_steps={count} does not divide a batch of {x.shape[0]} rows")
+            raise ValueError(f"inner_steps={count} does not divide a batch of {x.shape[0]} rows; change either")
         return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
 
     return jax.tree.map(each, batch)

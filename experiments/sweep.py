@@ -76,7 +76,7 @@ def conduct(study: Study, workdir: Path, seeds: int, console: Console) -> list[p
             console.print(f"{number} of {len(left)}; about {duration(each * (len(left) - number))} to go")
         write_json(workdir / "study.json", told(study, every))
     lines = plot.write(workdir)
-    console.print(plot.markdown(plot.read(workdir), lines), markup=False, highlight=False)
+    console.print(plot.markdown(plot.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
     console.print(f"The page: {workdir / 'study.html'}")
     return lines
 

@@ -13,12 +13,14 @@ import runs
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill.config import load, make, override
+from jaxdistill.errors import ConfigError
 from jaxdistill.parallel.compile import place, rows_on, taken
 from jaxdistill.parallel.mesh import AXES, make_mesh
 from jaxdistill.plan import __main__ as command
 from jaxdistill.plan import ahead, told, topology
 from jaxdistill.plan.device import device
 from jaxdistill.plan.flops import flops
+from jaxdistill.run import check
 from jaxdistill.types import Variables
 
 PODS = str(runs.ROOT / "configs" / "pods.py")
@@ -335,6 +337,36 @@ def test_rows_of_a_host_need_not_be_neighbours():
         for device_, index in rows.devices_indices_map((16, 3)).items():
             if device_ in host:
                 np.testing.assert_array_equal(taken(whole[mine], mine, index), whole[index])
+
+
+class Chip:
+    """What JAX knows of a chip of a slice."""
+
+    platform = device_kind = "tpu"
+    core_on_chip = 0
+
+    def __init__(self, number, slice_index, coords):
+        self.id, self.slice_index, self.coords, self.process_index = number, slice_index, coords, number // 4
+
+    def __repr__(self):
+        return f"{self.slice_index}:{self.coords}"
+
+
+def test_between_slices_goes_data_then_fsdp_and_never_tensor():
+    chips = [Chip(16 * s + 4 * y + x, s, (x, y, 0)) for s in range(2) for y in range(4) for x in range(4)]
+    slices = lambda mesh: np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    apart = slices(make_mesh((2, 8, 2), chips))
+    assert (apart[0] == apart[0, 0, 0]).all() and (apart[1] == 1 - apart[0, 0, 0]).all()
+    apart = slices(make_mesh((1, 16, 2), chips))
+    assert len(set(apart[0, :8].flat)) == len(set(apart[0, 8:].flat)) == 1
+    with pytest.raises(ValueError, match=r"data 1 x fsdp 1 does not divide into 2 slices"):
+        make_mesh((1, 1, 32), chips)
+
+
+def test_a_run_needs_the_weights_that_a_plan_does_without(_drawn, tmp_path):
+    config = override(load(f"{PODS}:qwen3"), [("mesh.fsdp", "8")])
+    with pytest.raises(ConfigError, match=r"student\.model: .*configs/shapes/Qwen3-4B holds no safetensors file"):
+        check(config, tmp_path)
 
 
 # --- the compiler of the real chip, where it is installed

@@ -45,6 +45,7 @@ NO_TPU = {  # libtpu would ask the machine which TPU it has, and complain of the
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TPU_LOG_DIR": "disabled",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a lock keeps others off a TPU; here is none, and several plans may be made
 }
 
 

@@ -236,7 +236,14 @@ def test_the_bounds_are_those_of_the_chip(planned):
     assert found.best == max(found) and found.worst == sum(found)
 
 
-NEEDS = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 41.26G of 31.25G hbm. Exceeded hbm by 10.01G."
+OUT = "RESOURCE_EXHAUSTED: "
+NEEDS = f"{OUT}Ran out of memory in memory space hbm. Used 41.26G of 31.25G hbm. Exceeded hbm by 10.01G."
+TEMPORARIES = f"{OUT}the total memory required for HLO temporaries (117.86G) exceeds available HBM (15.75G)."
+
+
+def test_temporaries_that_do_not_fit_are_named():
+    assert ahead._short(TEMPORARIES) == "its temporaries need 117.86G of the 15.75G of a chip's memory"
+    assert ahead._short(f"{OUT}something new") == f"{OUT}something new"
 
 
 def test_what_does_not_fit_is_refused_with_what_it_needs(_drawn, monkeypatch, tmp_path, capsys):
@@ -398,4 +405,4 @@ def test_the_real_compiler_passes_what_fits_and_refuses_what_does_not(name):
     large = f"--config.teachers.large.model=decoder({broad}, depth=400)"  # 1.3 TB
     refused = real("--topology", name, *FEW, large)
     assert refused.returncode == 1, refused.stderr
-    assert "does not fit: it needs" in refused.stdout
+    assert re.search("does not fit: it(s temporaries)? needs? .* of a chip's memory", refused.stdout)

@@ -144,8 +144,16 @@ def share(tree: PyTree) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+NEEDS = (  # what XLA says of memory that does not suffice: of all of it, or of temporaries alone
+    (r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", "it needs"),
+    (r"HLO temporaries \(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", "its temporaries need"),
+)
+
+
 def _short(error: str) -> str:
     """What a compiler says of memory that does not suffice, without its listing of buffers."""
     text = " ".join(error.split())
-    used = re.search(r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", text)
-    return f"it needs {used[1]} of the {used[2]} of a chip's memory" if used else text[:300]
+    for pattern, said in NEEDS:
+        if found := re.search(pattern, text):
+            return f"{said} {found[1]} of the {found[2]} of a chip's memory"
+    return text[:300]

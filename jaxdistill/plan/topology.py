@@ -110,8 +110,10 @@ def _virtual(count: int, slices: int) -> list[Any]:
 
 
 def _described(name: str, slices: int) -> list[Any]:
+    import jax
     from jax.experimental import topologies
 
+    jax.config.update("jax_enable_compilation_cache", False)  # a program for chips elsewhere cannot be read back
     more = {"num_slices": slices} if slices > 1 else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices

@@ -5,7 +5,7 @@ Paper: Hinton, Vinyals and Dean, 2015 (arxiv.org/abs/1503.02531), for each token
 Commands:
     python -m jaxdistill.plan --config configs/pods.py:qwen3 --topology v6e:16x16
     python -m jaxdistill.plan --config configs/pods.py:llama405 --topology v5p:4x8x8
-Cost: minutes on a laptop, without weights; tpu/README.md has a table of what fits, and how a pod runs it.
+Cost: minutes on a laptop, without weights; experiments/pods has a table of what fits; tpu/README.md, how a pod runs it.
 
 configs/shapes/ has the published config.json of each, and no weights: a run names a folder or hub id that has them
 (--config.student.model, --config.teachers.large.model), and texts instead of drawn tokens (--config.data.name and

@@ -20,11 +20,12 @@ from jaxdistill.plan import topology
 EPILOG = """
 examples:
   python -m jaxdistill.plan --config configs/pods.py:qwen3 --topology v6e:16x16
-  python -m jaxdistill.plan --config configs/pods.py:llama405 --topology v5p:4x8x8 --config.mesh.tensor=4
+  python -m jaxdistill.plan --config configs/pods.py:llama405 --topology v5p:4x8x8 --json plan.json
   python -m jaxdistill.plan --config configs/quickstart.py --topology cpu:8        virtual devices, no extra needed
 
 if it does not fit, in this order:
-  --config.mesh.fsdp=-1 --config.mesh.data=1        parameters, optimiser and teacher over all chips
+  --config.mesh.fsdp=-1 --config.mesh.data=1        parameters, optimiser and teacher over all chips (tensor splits
+                                                    their memory too, but no work: compare the even share)
   remat='full' in the student's model               layers are computed again in the backward pass, not kept
   --config.chunks=16                                fewer tokens' logits at a time
   --config.accumulate=4                             the student runs through a batch in pieces

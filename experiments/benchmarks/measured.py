@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+import jaxdistill.build  # noqa: F401  (registers the parts)
 from jaxdistill import registry
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.objective import Weighted, objective

@@ -9,7 +9,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmarks.measured import timed
+from experiments.benchmarks.measured import clock, timed
 from jaxdistill.models.few import draws
 from jaxdistill.top_k import top_k
 
@@ -30,7 +30,7 @@ def main() -> None:
     drawn = jax.jit(lambda x, keys: draws(x, keys, KEPT))
     calls["draws"] = lambda: drawn(logits, keys).block_until_ready()
     timed(calls, 1)  # compiles
-    took = timed(calls, known.rounds)
+    took = timed(calls, known.rounds, clock())
     table = Table(f"{KEPT} of {VOCABULARY:,}", f"ms, {tokens} tokens", "of lax.top_k")
     for name, seconds in took.items():
         table.add_row(name, f"{1000 * seconds:.1f}", f"{seconds / took['lax.top_k']:.2f}")

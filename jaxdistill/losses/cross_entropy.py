@@ -23,13 +23,14 @@ def softmax_cross_entropy(
 
     NaN for a label that is no class.
     """
-    log_q = jax.nn.log_softmax(precise(logits))
-    hard = -jnp.take_along_axis(log_q, labels[..., None], axis=-1)[..., 0]
+    logits = precise(logits)
+    norm = jax.nn.logsumexp(logits, axis=-1)  # of a large vocabulary, log-probabilities of all would take as long as it
+    hard = norm - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     # -1, as hidden labels are written, would silently be the last class; NaN stops a run and names this term
     hard = jnp.where((labels >= 0) & (labels < logits.shape[-1]), hard, jnp.nan)
     if label_smoothing == 0.0:
         return hard
-    even = _evenly(logits)
+    even, log_q = _evenly(logits), logits - norm[..., None]
     return (1 - label_smoothing) * hard - label_smoothing * jnp.sum(even * jnp.where(even > 0, log_q, 0.0), axis=-1)
 
 

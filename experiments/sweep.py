@@ -91,7 +91,7 @@ def told(study: Study, every: Sequence[Run]) -> dict[str, Any]:
             known = results["log"] | row
             measured = {m.key: m.scale * known[m.key] for m in study.measures if known.get(m.key) is not None}
             found[run.arm][run.seed] = measured
-            provenance = results["provenance"]
+            provenance = {key: value for key, value in results["provenance"].items() if key not in ("seed", "command")}
     about = {"name": study.name, "question": study.question, "baseline": study.baseline, "measures": study.measures}
     return {**about, "runs": found, "config": study.base.to_dict(), "provenance": provenance}
 

@@ -61,6 +61,15 @@ def learn(run: Run, console: Console) -> None:
         console.print(f"{run.arm}, seed {run.seed}: left out, {error}")
 
 
+def work(left: Sequence[Run], console: Console) -> None:
+    """These runs one after the other; how far it is, and for how long to go, by the mean of those that are done."""
+    began = time.perf_counter()
+    for number, run in enumerate(left, 1):
+        learn(run, console)
+        each = (time.perf_counter() - began) / number
+        console.print(f"{number} of {len(left)}; about {duration(each * (len(left) - number))} to go")
+
+
 def conduct(study: Study, workdir: Path, seeds: int, console: Console) -> list[plot.Line]:
     """Runs what is missing, says how far it is, and leaves `study.json`, table, figure and page; the table's lines."""
     for config in (*expand(study).values(), *study.teachers.values()):
@@ -69,12 +78,10 @@ def conduct(study: Study, workdir: Path, seeds: int, console: Console) -> list[p
         every = runs(study, workdir, seeds, teach(study, workdir, console))
         left = [run for run in every if not finished(run.config, run.folder)]
         console.print(f"{len(every) - len(left)} of {len(every)} runs were finished before")
-        began = time.perf_counter()
-        for number, run in enumerate(left, 1):
-            learn(run, console)
-            each = (time.perf_counter() - began) / number
-            console.print(f"{number} of {len(left)}; about {duration(each * (len(left) - number))} to go")
-        write_json(workdir / "study.json", told(study, every))
+        try:
+            work(left, console)
+        finally:  # of what was cut, `python -m experiments.plot` shows what is there
+            write_json(workdir / "study.json", told(study, every))
     lines = plot.write(workdir)
     console.print(plot.markdown(plot.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
     console.print(f"The page: {workdir / 'study.html'}")

@@ -75,6 +75,7 @@ def conducted(tmp_path_factory):
         patch.setattr(once.jaxdistill, "distill", counted)
         with pytest.raises(Stopped):
             sweep.conduct(small, workdir, 2, QUIET)
+        assert [len(line.values) for line in plot.write(workdir)] == [1, 1], "a study that was cut is a smaller one"
         lines = sweep.conduct(small, workdir, 2, QUIET)
         first, second = made[:4], made[4:]
         made.clear()

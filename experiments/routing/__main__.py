@@ -95,11 +95,11 @@ def among_layers(workdir: Path, config: ConfigDict) -> Study:
     quiz = {"quiz": {"split": "calibration", "batch_size": 100}}
     arms = {
         "no hint": {"objective": {"cross_entropy": {}}},
-        "dead layer": hint("hidden(layers=((1, 3),))"),
-        "living layer": hint("hidden(layers=((1, 2),))"),
-        "both, evenly": hint("hidden(layers=((1, 3), (1, 2)))"),
+        "dead layer": hint("hidden(layers=((1, 2),))"),
+        "living layer": hint("hidden(layers=((1, 1),))"),
+        "both, evenly": hint("hidden(layers=((1, 2), (1, 1)))"),
         "a quiz decides": hint(
-            "routed_hidden(layers=((1, 3), (1, 2)))", fusion="gate(paths=2)", step="watched(by='quiz')", streams=quiz
+            "routed_hidden(layers=((1, 2), (1, 1)))", fusion="gate(paths=2)", step="watched(by='quiz')", streams=quiz
         ),
     }
     told = (*TOLD[:1], Measure("gate/right", "weight of the dead layer", digits=3))

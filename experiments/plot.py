@@ -97,8 +97,9 @@ def sentence(study: Mapping[str, Any], lines: Sequence[Line]) -> str:
     told = f"Greatest {study['measures'][0].title}: {best.arm}, {best.mean:.{study['measures'][0].digits}f}"
     if not best.gain or math.isnan(best.gain.p):
         return f"{told}."
-    certain = "told" if best.gain.low > 0 else "not told"
-    return f"{told}, {best.gain.mean:+.2f} over {study['baseline']} (p = {best.gain.p:.3f}; {certain} from chance)."
+    digits = study["measures"][0].digits
+    p = f"p = {best.gain.p:.3f}" if best.gain.p >= 0.001 else "p < 0.001"
+    return f"{told}, {best.gain.mean:+.{digits}f} over {study['baseline']} ({p}, not corrected for the choice)."
 
 
 def render(study: Mapping[str, Any], lines: Sequence[Line], svg: Markup) -> str:

@@ -85,6 +85,11 @@ def expand(study: Study) -> dict[str, ConfigDict]:
     folders = [_folder(arm) for arm in arms]
     if twice := [arm for arm in arms if folders.count(_folder(arm)) > 1]:
         raise ConfigError("axes", f"{', '.join(map(repr, twice))} would share a folder; choose other labels.")
+    for arm, config in arms.items():
+        for name in [name for name, entry in study.base.teachers.items() if entry.steps and not entry.checkpoint]:
+            if name in config.teachers and config.teachers[name] != study.base.teachers[name]:
+                cure = f"Give each its own name, or a checkpoint to teachers.{name}"
+                raise ConfigError(f"teachers.{name}", f"is trained once for all, and {arm!r} changes it. {cure}.")
     if study.baseline not in arms:
         raise ConfigError("baseline", f"there is no arm {study.baseline!r}. {suggest(study.baseline, arms)}")
     return arms

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments import plot
-from experiments.once import finished, locked, ran
+from experiments.once import finished, ran
 from experiments.study import Run, Study, expand, runs, together
 from jaxdistill import cache
 from jaxdistill.build import check_specs
@@ -31,6 +31,7 @@ from jaxdistill.errors import ConfigError
 from jaxdistill.interrupts import Stopped
 from jaxdistill.log import NonFiniteError
 from jaxdistill.report.formats import duration
+from jaxdistill.workfolder import held
 
 
 def teach(study: Study, workdir: Path, console: Console) -> dict[str, str]:
@@ -70,11 +71,15 @@ def work(left: Sequence[Run], console: Console) -> None:
         console.print(f"{number} of {len(left)}; about {duration(each * (len(left) - number))} to go")
 
 
-def conduct(study: Study, workdir: Path, seeds: int, console: Console) -> list[plot.Line]:
-    """Runs what is missing, says how far it is, and leaves `study.json`, table, figure and page; the table's lines."""
+def _check(study: Study) -> None:
     for config in (*expand(study).values(), *study.teachers.values()):
         check_specs(config)
-    with locked(workdir):
+
+
+def conduct(study: Study, workdir: Path, seeds: int, console: Console) -> list[plot.Line]:
+    """Runs what is missing, says how far it is, and leaves `study.json`, table, figure and page; the table's lines."""
+    _check(study)
+    with held(workdir):
         every = runs(study, workdir, seeds, teach(study, workdir, console))
         left = [run for run in every if not finished(run.config, run.folder)]
         console.print(f"{len(every) - len(left)} of {len(every)} runs were finished before")
@@ -130,6 +135,7 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 def obey(study: Study, known: argparse.Namespace, words: Sequence[str]) -> None:
     """Does what a command line asks for; `known` is what `parser` read of its words."""
     console = Console()
+    _check(study)
     if known.slurm:
         count = len(expand(study)) * known.seeds
         print(script(study, [word for word in words if word != "--slurm"], count), end="")

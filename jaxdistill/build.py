@@ -5,13 +5,14 @@ config too, so that one loop serves all of them.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import jaxdistill.fusion
@@ -35,7 +36,7 @@ from jaxdistill.models.combinators import in_dtype, reading, relabelled
 from jaxdistill.models.derivatives import NEEDED, with_needed
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
-from jaxdistill.parallel.mesh import mesh_shape
+from jaxdistill.parallel.mesh import make_mesh, mesh_shape
 from jaxdistill.registry import Spec
 from jaxdistill.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
 from jaxdistill.types import Factored, Fusion, Model, Objective, Shapes, Signals, Step, Term
@@ -457,6 +458,18 @@ def _check_beginnings(config: ConfigDict, teachers: Mapping[str, Model], step: S
         elif not (entry.checkpoint or entry.steps or entry.cache or teachers[name].load):
             cure = f"Set {path}.checkpoint to the folder of a run, or {path}.steps to train it here."
             raise ConfigError(path, f"has neither a checkpoint nor steps. {cure}")
+
+
+def mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mesh:
+    """The mesh of a shape, over the first devices (empty: of this system).
+
+    Raises:
+        ConfigError: its axes cannot be laid out on the machine's own.
+    """
+    try:
+        return make_mesh(shape, devices)
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError("mesh", f"{' '.join(str(error).split())[:300]}.") from None
 
 
 def check_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:

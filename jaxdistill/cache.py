@@ -31,7 +31,6 @@ from jaxdistill.evaluate import cost
 from jaxdistill.models.cached import Keep, encode
 from jaxdistill.models.few import keys_of
 from jaxdistill.parallel.compile import jit_evaluate, local_rows
-from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.steps.observe import stream_number
 from jaxdistill.types import Factored, Model, Variables
 
@@ -55,7 +54,7 @@ def write(config: ConfigDict, console: Console) -> None:
     reads = cached.streams(config)
     described = {s: describe(data.name, r.text, folder, r.path, r.key, data.tokens) for s, r in reads.items()}
     selected.check(config, described["train"])
-    mesh = make_mesh(build.check_mesh(config, jax.device_count()))
+    mesh = build.mesh(build.check_mesh(config, jax.device_count()))
     for name in names:
         teacher = _Teacher(config, name, described, mesh)
         for stream, read in reads.items():

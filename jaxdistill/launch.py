@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 
 import jax
 from ml_collections import ConfigDict
@@ -35,6 +36,7 @@ def launch(config: ConfigDict, workdir: str, source: str) -> int:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
+        traceback.print_exc()  # it may be this process that failed, for want of memory say
         _leave(error)
     return 0
 

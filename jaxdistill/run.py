@@ -29,7 +29,6 @@ from jaxdistill.hub.write import write
 from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.parallel.compile import jit_evaluate, local_rows, place
-from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, laid_out, shardings
 from jaxdistill.provenance import provenance
 from jaxdistill.report import page, table
@@ -92,7 +91,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     _check_quiz(config, folder)
     selected.check(config, described["train"])
     caches = cached.find(config, {**described, "test": judged})
-    stages, mesh = [], make_mesh(mesh_shape)
+    stages, mesh = [], build.mesh(mesh_shape)
     for stage in planned:
         with _reported(stage):
             stages.append((stage, staged.parts(stage.config, described, mesh, caches)))
@@ -201,7 +200,7 @@ class _Run:
         shapes = staged.shapes(config, planned.described, planned.caches)
         chosen = selected.chosen(config, streams["train"])
         self.data = Data(streams, test_set, shapes, cached.open_beside(config, planned.caches), chosen)
-        self.mesh = make_mesh(planned.mesh_shape)
+        self.mesh = build.mesh(planned.mesh_shape)
         self.teachers: dict[str, Variables] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.variables: dict[str, Variables] = {}

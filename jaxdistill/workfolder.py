@@ -29,14 +29,18 @@ def check(workdir: Path, config: ConfigDict) -> None:
         return
     try:
         old = json.loads(saved.read_text())["config"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("--workdir", f"{saved} is not a saved config ({error}); choose another folder.") from None
-    with contextlib.suppress(ConfigError):  # a key that came to the schema since then has its default
-        old = make(**old).to_dict()
-    changed = conflicts(old, config)
-    if changed:
+    if changed := changes(old, config):
         cure = f"Choose another --workdir, or go on with --config {saved}"
         raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:6])}). {cure}")
+
+
+def changes(old: dict[str, Any], config: ConfigDict) -> list[str]:
+    """Where a saved config is another run's than this one; a key that came to the schema since then has its default."""
+    with contextlib.suppress(ConfigError):
+        old = make(**old).to_dict()
+    return conflicts(old, config)
 
 
 def claim(workdir: Path, record: Mapping[str, Any], source: str) -> dict[str, str]:
@@ -54,30 +58,33 @@ def claim(workdir: Path, record: Mapping[str, Any], source: str) -> dict[str, st
 
 
 @contextlib.contextmanager
-def held(workdir: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
     """Keeps a folder to this process: two runs that write the same checkpoints destroy each other's.
 
-    The system lets go of it when the process ends, however it ends. Where a file system knows no locks, there is none.
+    The system lets go of it when the process ends, however it ends. It is a file that is locked, for a network's file
+    system locks no folder; where it knows no locks at all, there is none.
 
     Raises:
-        ConfigError: another run has it, or it cannot be made.
+        ConfigError: another process has it, or it cannot be written.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        folder = os.open(workdir, os.O_RDONLY)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
     except OSError as error:
-        raise _unwritable(workdir, error) from None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        cure = "Choose another --workdir, or wait for its end; the same command then goes on"
-        raise ConfigError("--workdir", f"another process is at work in {str(workdir)!r}. {cure}.") from None
-    except OSError:
-        pass
-    try:
+        raise _unwritable(folder, error) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            cure = "Choose another, or wait for its end; the same command then goes on"
+            raise ConfigError("--workdir", f"{str(folder)!r} is in use by {file.read()}. {cure}.") from None
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
         yield
-    finally:
-        os.close(folder)
 
 
 def _unwritable(workdir: Path, error: OSError) -> ConfigError:

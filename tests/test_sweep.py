@@ -11,6 +11,7 @@ from experiments import once, plot, sweep
 from experiments.compare import interval, paired
 from experiments.study import ACCURACY, Measure, Study, expand
 from experiments.study import runs as runs_of
+from jaxdistill import workfolder
 from jaxdistill.config import differ
 from jaxdistill.errors import ConfigError
 from jaxdistill.interrupts import Stopped
@@ -131,12 +132,12 @@ def test_the_page_is_one_file_that_escapes_what_it_is_told(conducted):
 
 
 def test_two_sweeps_refuse_each_other(tmp_path):
-    with once.locked(tmp_path):
-        with pytest.raises(ConfigError, match=r"--workdir: .* is in use by process \d+ on .*\. Wait for it"):
+    with workfolder.held(tmp_path):
+        with pytest.raises(ConfigError, match=r"--workdir: .* is in use by process \d+ on .*\. Choose another"):
             sweep.conduct(study(), tmp_path, 1, QUIET)
-        with pytest.raises(ConfigError, match="in use"), once.locked(tmp_path):
+        with pytest.raises(ConfigError, match="in use"), workfolder.held(tmp_path):
             pass
-    with once.locked(tmp_path):  # it is free again
+    with workfolder.held(tmp_path):  # it is free again
         pass
 
 

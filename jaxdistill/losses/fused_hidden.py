@@ -16,6 +16,7 @@ Checked: by hand, with weights of each row; one teacher is `hidden`; a teacher t
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 
 from jaxdistill.losses.hidden import DISTANCES
@@ -46,12 +47,9 @@ def fused_hidden(
         return [aligned(*pair, signals) for pair in paired_states(signals, layers, teacher)]
 
     def init(key, signals):
-        each = {
-            f"{teacher}/{name}": x
-            for teacher in range(len(signals.teachers))
-            for name, x in init_each(projector, key, pairs(signals, teacher), signals.mask.ndim).items()
-        }
-        return each, {}
+        draw = lambda k: init_each(projector, jax.random.fold_in(key, k), pairs(signals, k), signals.mask.ndim)
+        each = [draw(teacher) for teacher in range(len(signals.teachers))]
+        return {f"{teacher}/{name}": x for teacher, own in enumerate(each) for name, x in own.items()}, {}
 
     def one(params, signals: Signals, teacher: int, weights: Array) -> Array:
         heard = lambda x: jnp.where((weights > 0).reshape(weights.shape + (1,) * (x.ndim - weights.ndim)), x, 0)

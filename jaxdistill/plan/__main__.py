@@ -15,6 +15,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxdistill import commands
+from jaxdistill.errors import ConfigError
 from jaxdistill.plan import topology
 
 EPILOG = """
@@ -54,6 +55,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 def _answer(known: argparse.Namespace, config: ConfigDict) -> int:
     from jaxdistill.plan import ahead, told  # JAX starts here
 
+    if known.json and not Path(known.json).absolute().parent.is_dir():
+        raise ConfigError("--json", f"{known.json!r} lies in no folder; make it, or choose another.")
     found = topology.find(known.topology, known.slices)
     plan = ahead.plan(config, found)
     sys.stdout.write(told.text(plan, found, known.config))

@@ -23,7 +23,7 @@ from jaxdistill.data.records import Records
 from jaxdistill.errors import ConfigError
 from jaxdistill.interrupts import Interrupts
 from jaxdistill.parallel.compile import Engine
-from jaxdistill.parallel.mesh import AXES, make_mesh
+from jaxdistill.parallel.mesh import AXES
 from jaxdistill.parallel.sharding import DEFAULT_RULES, laid_out, shardings
 from jaxdistill.plan.device import Device, device
 from jaxdistill.plan.flops import Flops, flops
@@ -109,10 +109,7 @@ def _mesh(config: ConfigDict, topology: Topology) -> Mesh:
     if math.prod(shape) != chips:
         said = f"{dict(zip(AXES, shape, strict=True))} takes {math.prod(shape)} of the {chips} chips of {topology.name}"
         raise ConfigError("mesh", f"{said}. Every one must take part; set one size to -1.")
-    try:
-        return make_mesh(shape, topology.devices)
-    except (ValueError, NotImplementedError) as error:  # of JAX: axes that cannot be laid out on the machine's own
-        raise ConfigError("mesh", f"{' '.join(str(error).split())[:300]}.") from None
+    return build.mesh(shape, topology.devices)
 
 
 def _frozen(config: ConfigDict, found: Parts, rows: Mapping[str, Any], mesh: Mesh) -> tuple[Variables, ...]:

@@ -37,7 +37,7 @@ from jaxdistill.metrics import Mean, mean_of
 from jaxdistill.parallel.collectives import psum, row_keys
 from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import report
+from jaxdistill.steps.observe import own_key, report
 from jaxdistill.types import NOTHING, Model, Objective, PyTree, Step, struct
 
 
@@ -102,7 +102,7 @@ def ewc(
     def update(ts, frozen, batch):
         gradient, means, state = parts.gradient(ts, frozen, batch, objective.weights(ts.step))
         params, anchor = ts.params["student"], ts.state["anchor"]
-        key = jax.random.fold_in(jax.random.fold_in(ts.key, ts.step), 1)
+        key = own_key(ts)
         score, rows = jax.grad(surprise, has_aux=True)(params, ts, batch["train"], key)
         blend = lambda f, g: momentum * f + (1 - momentum) * rows * g**2
         recent = jax.tree.map(blend, anchor.recent, psum(score))

@@ -39,7 +39,7 @@ from jaxdistill.metrics import Mean
 from jaxdistill.parallel.collectives import psum
 from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import look, observe, report
+from jaxdistill.steps.observe import look, observe, own_key, report
 from jaxdistill.steps.quiz import ahead, begun, examined, grown
 from jaxdistill.types import NOTHING, Model, Objective, PyTree, Step, Variables
 
@@ -100,8 +100,7 @@ def meta(
         rows = _parts({name: batch[name] for name in objective.streams}, inner_steps)
         begin = Variables(params["student"], ts.state)
         pilot, _ = jax.lax.scan(descend, begin, (jnp.arange(inner_steps), rows))
-        key = jax.random.fold_in(ts.key, ts.step)
-        return examined(student, pilot._replace(state=pilot.state["student"]), batch["quiz"], key)
+        return examined(student, pilot._replace(state=pilot.state["student"]), batch["quiz"], own_key(ts))
 
     def update(ts, frozen, batch):
         taught: dict[str, PyTree] = {role: ts.params[role] for role in learns}

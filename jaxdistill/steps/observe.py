@@ -9,12 +9,20 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.metrics import Mean
-from jaxdistill.types import Array, Model, PyTree, Signals, Variables
+from jaxdistill.types import Array, Model, PyTree, Signals, TrainState, Variables
 
 
 def stream_number(stream: str) -> int:
     """What a stream's draws are keyed by: its name, so that a further stream changes nothing for `train`."""
     return 0 if stream == "train" else zlib.crc32(stream.encode()) & 0x7FFFFFFF
+
+
+def own_key(ts: TrainState) -> Array:
+    """What a step draws with itself, apart from models and terms: these have `split(fold_in(key, step))`.
+
+    `split` gives `fold_in` of 0 and 1, so that a 1 here would give the terms' draws once more.
+    """
+    return jax.random.fold_in(jax.random.fold_in(ts.key, ts.step), 2)
 
 
 def begin(student: Model, key: Array, rows: Mapping[str, Array], start: Variables) -> tuple[PyTree, PyTree]:

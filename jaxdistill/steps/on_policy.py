@@ -37,7 +37,7 @@ from jaxdistill.parallel.collectives import psum
 from jaxdistill.registry import steps
 from jaxdistill.schedules import Scalar, as_schedule
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import report
+from jaxdistill.steps.observe import own_key, report
 from jaxdistill.types import NOTHING, Array, Model, Objective, Shapes, Step
 
 SAMPLES = "samples"
@@ -89,12 +89,12 @@ def on_policy(
     def sampled(ts, rows, key):
         if often.low == 1:
             return written(ts, rows, key)
-        writes = jax.random.uniform(jax.random.fold_in(key, 1)) < often(ts.step)
-        return jax.lax.cond(writes, lambda: written(ts, rows, key), lambda: dict(rows))
+        chance, text = jax.random.split(key)
+        writes = jax.random.uniform(chance) < often(ts.step)
+        return jax.lax.cond(writes, lambda: written(ts, rows, text), lambda: dict(rows))
 
     def update(ts, frozen, batch):
-        key = jax.random.fold_in(jax.random.fold_in(ts.key, ts.step), 1)
-        samples = sampled(ts, batch["train"], key)
+        samples = sampled(ts, batch["train"], own_key(ts))
         seen = batch | {SAMPLES: samples}
         gradient, means, state = parts.gradient(ts, frozen, seen, objective.weights(ts.step))
         counts = samples["mask"] != 0

@@ -33,7 +33,7 @@ from jaxdistill.metrics import Mean, mean_of
 from jaxdistill.parallel.collectives import psum, row_keys
 from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import look, report
+from jaxdistill.steps.observe import look, own_key, report
 from jaxdistill.steps.quiz import ahead, begun, examined, grown
 from jaxdistill.types import NOTHING, Model, Objective, Step, Variables
 
@@ -69,7 +69,7 @@ def pseudo_labels(
         return jax.nn.log_softmax(precise(fused.logits))
 
     def update(ts, frozen, batch):
-        kept, key = ts.params["teachers"], jax.random.fold_in(jax.random.fold_in(ts.key, ts.step), 1)
+        kept, key = ts.params["teachers"], own_key(ts)
         shares = log_shares(kept, ts, frozen, batch, key)
         label = jax.vmap(jax.random.categorical)(row_keys(key, shares.shape[0]), shares)
         labelled = batch | {"train": batch["train"] | {"label": label}}

@@ -40,7 +40,7 @@ from jaxdistill.metrics import Mean, mean_of
 from jaxdistill.parallel.collectives import gather, psum, row_keys
 from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import report
+from jaxdistill.steps.observe import own_key, report
 from jaxdistill.types import NOTHING, Array, Model, Objective, Step, struct
 
 MANY = 2**30  # rows are counted in int32; after so many, one more is as likely to be kept as this one
@@ -106,8 +106,8 @@ def replay(
 
     def update(ts, frozen, batch):
         gradient, means, state = parts.gradient(ts, frozen, batch, objective.weights(ts.step))
-        rows, params, key = batch["train"], ts.params["student"], jax.random.fold_in(ts.key, ts.step)
-        *keys, own, places = jax.random.split(jax.random.fold_in(key, 1), 6)
+        rows, params = batch["train"], ts.params["student"]
+        *keys, own, places = jax.random.split(own_key(ts), 6)
         slope, watched = jax.grad(rehearsed, has_aux=True)(params, ts, keys, len(rows["mask"]))
         gradient = gradient | {"student": optax.tree.add(gradient["student"], psum(slope))}
         met, z = gather((dict(rows), say(params, ts, rows, own)))

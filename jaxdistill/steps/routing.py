@@ -33,7 +33,7 @@ from jaxdistill.parallel.collectives import psum, row_keys
 from jaxdistill.registry import steps
 from jaxdistill.steps.dispatch import dispatched
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import observe, report
+from jaxdistill.steps.observe import observe, own_key, report
 from jaxdistill.types import Array, Model, Objective, Outputs, Signals, Step
 
 STREAMS = {"calibration": "calibration", "quiz": "quiz", "reinforce": "calibration"}
@@ -82,7 +82,7 @@ def routing(
 
     def update(ts, frozen, batch):
         gradient, means, state = parts.gradient(ts, frozen, batch, objective.weights(ts.step))
-        key = jax.random.fold_in(jax.random.fold_in(ts.key, ts.step), 1)
+        key = own_key(ts)
         slope, watched = jax.grad(judged, has_aux=True)(ts.params["fusion"], ts, frozen, batch, key)
         gradient = gradient | {"fusion": psum(slope)}
         return parts.descend(ts, gradient, state), report(means, objective.total(means, ts.step), gradient) | watched

@@ -28,7 +28,7 @@ from jaxdistill.metrics import Mean
 from jaxdistill.parallel.collectives import psum
 from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import report
+from jaxdistill.steps.observe import own_key, report
 from jaxdistill.steps.quiz import begun, examined, grown
 from jaxdistill.types import NOTHING, Model, Objective, Step, Variables
 
@@ -58,7 +58,7 @@ def tuned_teacher(
         return parts.init(key, frozen, batch, start, Variables({"teachers": begun(frozen)}, {}))
 
     def quizzed(kept, ts, frozen, batch):
-        values, key = grown({"teachers": kept}, frozen), jax.random.fold_in(ts.key, ts.step)
+        values, key = grown({"teachers": kept}, frozen), own_key(ts)
         found = [examined(teacher, v, batch["quiz"], key) for teacher, v in zip(teachers, values, strict=True)]
         shares, means = zip(*found, strict=True)
         return sum(shares), Mean(sum(mean.sum for mean in means), sum(mean.count for mean in means))

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import time
 
 import pytest
 import runs
@@ -27,6 +28,19 @@ COMMANDS = {
 }
 COMMANDS["gke.sh"] = COMMANDS["queued.sh"]
 EVERY = [(script, command) for script in GIVEN for command in COMMANDS[script]]
+
+
+FAKE = r"""#!/bin/bash
+echo "$*" | grep -oE "\b(delete|create|ssh)\b" | head -n 1 >> "$FOLDER/noted"
+case $* in *describe*) ;; *) exit 0 ;; esac
+now=$(head -n 1 "$FOLDER/states")
+[ "$(wc -l < "$FOLDER/states")" -eq 0 ] || sed -i 1d "$FOLDER/states"
+case $now in
+    NONE) echo "ERROR: NOT_FOUND" >&2; exit 1 ;;
+    EXPIRED_LOGIN) echo "ERROR: please log in" >&2; exit 1 ;;
+    *) echo "$now" ;;
+esac
+"""
 
 
 def called(script: str, *words: str) -> subprocess.CompletedProcess:
@@ -83,17 +97,59 @@ def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_machine():
     assert "@" not in re.sub(r"#.*", "", yaml.dump(manifest))
 
 
-@pytest.mark.parametrize(("finished", "code", "expected"), [(True, 0, 0), (False, 0, 1), (False, 7, 1)])
-def test_a_pod_that_was_told_to_stop_is_started_again(finished, code, expected, tmp_path):
-    """A run that is stopped and saved ends with 0, which Kubernetes would take for the end."""
+def pods_script(instead: str, workdir) -> str:
+    """What a pod runs, with another command in place of the training."""
     manifest = yaml.safe_load(dry("gke.sh", "launch").partition("<<'YAML'")[2].rpartition("YAML")[0])
     script = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["args"][0]
-    script = re.sub(r"\S*python -m jaxdistill\.main .* &", f"(exit {code}) &", script).replace(
-        "/shared/run", str(tmp_path)
-    )
+    replaced = re.sub(r"\S*python -m jaxdistill\.main .* &", lambda match: f"{instead} &", script)
+    return replaced.replace("/shared/run", str(workdir))
+
+
+@pytest.mark.parametrize(("finished", "code", "expected"), [(True, 0, 0), (False, 0, 1), (False, 7, 1), (False, 2, 2)])
+def test_a_pod_that_was_stopped_is_started_again_and_one_with_a_mistake_is_not(finished, code, expected, tmp_path):
+    """A run that is stopped and saved ends with 0, which Kubernetes would take for the end; a mistake with 2."""
     if finished:
         (tmp_path / "results.json").touch()
-    assert subprocess.run(["bash", "-c", script]).returncode == expected
+    assert subprocess.run(["bash", "-c", pods_script(f"(exit {code})", tmp_path)]).returncode == expected
+
+
+def test_a_pod_that_is_told_to_stop_tells_its_run_and_waits_for_it(tmp_path):
+    saving = (
+        f"bash -c 'trap \"sleep 0.5; touch {tmp_path}/saved; exit 0\" TERM; touch {tmp_path}/begun; sleep 60 & wait'"
+    )
+    with subprocess.Popen(["bash", "-c", pods_script(saving, tmp_path)]) as pod:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        pod.terminate()
+        assert pod.wait(30) == 1
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("states", "code", "done"),
+    [
+        (["ACTIVE"], 0, ["ssh"]),
+        (["WAITING_FOR_RESOURCES", "ACTIVE"], 0, ["ssh"]),
+        (["SUSPENDED", "ACTIVE"], 0, ["delete", "create", "ssh"]),
+        (["NONE", "ACTIVE"], 0, ["create", "ssh"]),
+        (["FAILED", "FAILED"], 2, ["delete", "create"]),
+        (["EXPIRED_LOGIN"], 2, []),
+    ],
+)
+def test_a_resume_takes_away_only_what_is_gone_already(states, code, done, tmp_path):
+    """With a gcloud that gives one state after the other, the last one for ever, and notes what it was told."""
+    (tmp_path / "states").write_text("\n".join(states))
+    (tmp_path / "gcloud").write_text(FAKE)
+    (tmp_path / "git").write_text("#!/bin/sh\n")
+    for file in ("gcloud", "git"):
+        (tmp_path / file).chmod(0o755)
+    surroundings = {"PATH": f"{tmp_path}:/usr/bin:/bin", "POLL": "0", "FOLDER": str(tmp_path)}
+    words = ("resume", *SLICES[:2], *SLICES[4:], *RUN)
+    answer = subprocess.run([FOLDER / "queued.sh", *words], capture_output=True, text=True, env=surroundings)
+    assert answer.returncode == code, answer.stderr
+    noted = tmp_path / "noted"
+    told = noted.read_text().split() if noted.exists() else []
+    assert [word for word in dict.fromkeys(told) if word in ("delete", "create", "ssh")] == done
 
 
 @pytest.mark.parametrize("script", GIVEN)

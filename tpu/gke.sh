@@ -68,6 +68,8 @@ watch() {
 }
 
 resume() {
+    need image config workdir
+    read_hosts
     run kubectl delete jobset "$name" --ignore-not-found --wait
     launch
 }

@@ -23,7 +23,30 @@ tpus() { run gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$proj
 
 nodes() { if ((slices == 1)); then echo "$name"; else seq -f "$name-%g" 0 $((slices - 1)); fi; }
 
-state() { gcloud compute tpus queued-resources describe "$name" "--zone=$zone" ${project:+"--project=$project"} '--format=value(state.state)' 2>/dev/null || echo NONE; }
+# Of the request; NONE: there is none. Whatever else is wrong, a login say, ends the script: nothing is deleted unseen.
+state() {
+    local said
+    if said=$(tpus queued-resources describe "$name" '--format=value(state.state)' 2>&1); then
+        printf '%s\n' "$said"
+    elif [[ $said == *NOT_FOUND* ]]; then
+        echo NONE
+    else
+        die "$said"
+    fi
+}
+
+# Until the slices are there.
+await() {
+    local now=''
+    until [[ $now == ACTIVE ]]; do
+        now=$(state)
+        case $now in
+            NONE | FAILED | SUSPEND* | DELETING) die "the slices will not come: the request is $now; see $0 watch" ;;
+            ACTIVE) ;;
+            *) sleep "${POLL:-60}" ;;
+        esac
+    done
+}
 
 create() {
     read_topology
@@ -35,6 +58,7 @@ create() {
 
 launch() {
     need config workdir
+    ((dry)) || [[ -z $(git -C "$repository" status --porcelain) ]] || die "what is not committed is not copied; commit it"
     local archive node
     archive=${TMPDIR:-/tmp}/jaxdistill-$name.tar.gz
     run git -C "$repository" archive --format=tar.gz --output="$archive" HEAD
@@ -54,11 +78,17 @@ watch() {
 
 resume() {
     need config workdir
-    if ((dry)) || [[ $(state) != ACTIVE ]]; then
-        tpus queued-resources delete "$name" --force --quiet || true
-        create
-        until ((dry)) || [[ $(state) == ACTIVE ]]; do sleep 60; done
-    fi
+    read_topology
+    local now=SUSPENDED
+    ((dry)) || now=$(state)
+    case $now in
+        NONE) create ;;
+        FAILED | SUSPEND*) # its slices are gone
+            tpus queued-resources delete "$name" --force --quiet
+            create
+            ;;
+    esac
+    ((dry)) || await
     launch
 }
 

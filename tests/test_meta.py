@@ -14,8 +14,9 @@ from examples import assert_close, assert_same
 from jaxdistill import registry
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
+from jaxdistill.parallel.collectives import row_keys
 from jaxdistill.steps import meta
-from jaxdistill.steps.observe import observe
+from jaxdistill.steps.observe import observe, own_key
 from jaxdistill.types import Factored, Model, Outputs, TrainState, Variables
 
 KEY = jax.random.key(0)
@@ -199,12 +200,13 @@ def share_of(world: World, state: TrainState, label) -> float:
 
 @pytest.mark.parametrize("helps", [True, False])
 def test_a_teacher_moves_towards_labels_that_helped_and_away_from_those_that_hurt(helps):
-    """It always draws its first choice; the quiz has these labels, or others."""
+    """The quiz has the labels that it draws, or others."""
     world = World("pseudo_labels(supervised=0.0)", rates={"student": 0.1})
-    sure = jax.tree.map(lambda x: 4 * x, world.start.params["teachers"])
+    sure = jax.tree.map(lambda x: 4 * x, world.start.params["teachers"])  # so that its soft targets say the same
     start = replace(world.start, params=world.start.params | {"teachers": sure})
     image = world.batch["train"]["image"]
-    drawn = speak(sure[0], image).argmax(-1)
+    shares = jax.nn.log_softmax(speak(sure[0], image).astype(jnp.float32))
+    drawn = jax.vmap(jax.random.categorical)(row_keys(own_key(start), len(image)), shares)
     quiz = world.batch["train"] | {"label": drawn if helps else (drawn + 1) % CLASSES}
     after, metrics = world.update(start, world.frozen, world.batch | {"quiz": quiz})
     gain = float(metrics["quiz/gain"].compute())

@@ -8,7 +8,8 @@ for each batch of texts:
     S        <- optimizer(grad_S L(texts, samples))          # no gradient passes through what was drawn
 
 What is learned of which text, the terms say: one with `stream = "samples"` counts the tokens that the student wrote,
-all others read the texts. So the published methods are lines of a config:
+all others read the texts. So the losses of the published methods are lines of a config (not here: MiniLLM's
+sampling from a mixture with the teacher, DistiLLM-2's alpha for each text):
 
     GKD           jsd(beta=0.5) or reverse_kl on the samples; step = "on_policy(prompt=64, share=0.5)"
     in one step   share = 1, jsd on the samples and jsd on the texts, weighed by lambda and 1 - lambda

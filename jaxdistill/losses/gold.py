@@ -91,12 +91,14 @@ def gold(
         other_tokens = one_of(signals.teachers, teacher).spans is not None
         shared = _shared(vocabulary if other_tokens else None, seen.student.shape[-1], seen.teacher.shape[-1])
         direct = shared_divergence(seen.student[..., shared.student], seen.teacher[..., shared.teacher], beta)
-        direct = direct * signals.temperature**2 if scale_t2 else direct
+        direct = shared_weight * (direct * signals.temperature**2 if scale_t2 else direct)
+        if not other_tokens:  # every token stands alone and is shared: nothing is left to be sorted
+            return seen.told(direct)
         left = lambda log_m, numbers: jnp.where(
             seen.single[..., None] & np.isin(np.arange(log_m.shape[-1]), numbers), 0.0, jnp.exp(log_m)
         )
         by_rank = sorted_distance(left(seen.student, shared.student), left(seen.teacher, shared.teacher))
-        return seen.told(shared_weight * jnp.where(seen.single, direct, 0.0) + rest_weight * by_rank)
+        return seen.told(jnp.where(seen.single, direct, 0.0) + rest_weight * by_rank)
 
     needs = frozenset({"teacher", "alignment"})
     return stateless(values, local=False, needs=needs, temperature=schedule)

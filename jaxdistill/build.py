@@ -32,6 +32,7 @@ from jaxdistill.data.tokens import Tokenization
 from jaxdistill.errors import ConfigError
 from jaxdistill.fetch import default_folder
 from jaxdistill.losses.gold import Vocabularies
+from jaxdistill.models.cached import Submesh
 from jaxdistill.models.combinators import in_dtype, reading, relabelled
 from jaxdistill.models.derivatives import NEEDED, with_needed
 from jaxdistill.objective import Weighted, objective
@@ -261,7 +262,7 @@ def parts(
         config.roles or step.grown or registry.parse(config.step, "step").kwargs or step.streams > minimised.streams
     )
     if begins:  # with something that can be wrong: an abstract trace is not for nothing
-        fits.check_step(step, config.roles, shapes, models)
+        fits.check_step(config, step, shapes, models)
     return Parts(
         student,
         tuple(teachers),
@@ -352,6 +353,9 @@ def _check_streams(config: ConfigDict, step: Step) -> None:
         if step.own and entry.cache:
             cure = f"Leave teachers.{name}.cache out: it is asked live"
             raise ConfigError("step", f"{config.step!r} makes texts that no cache has an answer to. {cure}.")
+        if entry.apart and (step.own or step.grown):
+            why = "asks teachers of texts that it makes" if step.own else "makes teachers what they become"
+            raise ConfigError(f"teachers.{name}.apart", f"{config.step!r} {why}: they must be beside it. Leave it out.")
     for stream in sorted(step.streams - set(splits(config))):
         raise ConfigError("streams", f"{config.step!r} reads the stream {stream!r}; add streams.{stream}.split.")
 
@@ -414,14 +418,14 @@ def _role(entry: ConfigDict, path: str, horizon: Horizon) -> tuple[Any, Schedule
 
 
 def _check_terms(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
-    read = [name for name, teacher in config.teachers.items() if teacher.cache]
+    read = [f"{name}.{key}" for name, entry in config.teachers.items() for key in ("cache", "apart") if entry[key]]
     for name, (term, _) in terms.items():
         if "teacher" in term.needs and not config.teachers:
             cure = "Add teachers.NAME.model with a checkpoint, or with steps to train it here."
             raise ConfigError(f"objective.{name}", f"needs a teacher, and the config has none. {cure}")
         if read and (gradients := sorted(term.needs & NEEDED)):
-            cure = f"Remove teachers.{read[0]}.cache"
-            raise ConfigError(f"objective.{name}", f"needs {gradients[0]}, which no cache holds. {cure}.")
+            cure = f"Remove teachers.{read[0]}"
+            raise ConfigError(f"objective.{name}", f"needs {gradients[0]}, which no batch brings. {cure}.")
     _check_draws(config, terms)
 
 
@@ -472,36 +476,59 @@ def mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mes
         raise ConfigError("mesh", f"{' '.join(str(error).split())[:300]}.") from None
 
 
+def submeshes(config: ConfigDict) -> dict[str, Submesh]:
+    """The devices that teachers have for themselves, by name."""
+    said = {name: entry.apart for name, entry in config.teachers.items() if entry.apart}
+    return {name: registry.placements.build(spec, f"teachers.{name}.apart") for name, spec in said.items()}
+
+
 def check_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """The mesh's shape, for a number of devices.
+    """The mesh's shape, for a number of devices, of which teachers may have some for themselves.
 
     Raises:
-        ConfigError: if it needs more devices than there are, or the batch does not divide by it.
+        ConfigError: if they need more devices than there are, or the batch does not divide by them.
     """
-    mesh = config.mesh
+    mesh, left = config.mesh, _left(config, devices)
     try:
-        shape = mesh_shape(mesh.data, mesh.fsdp, mesh.tensor, devices)
+        shape = mesh_shape(mesh.data, mesh.fsdp, mesh.tensor, left)
     except ValueError as error:
-        raise ConfigError("mesh", f"{error}.") from None
+        taken = f" ({devices - left} of {devices} are teachers' own)" if left < devices else ""
+        raise ConfigError("mesh", f"{error}{taken}.") from None
     if mesh.backend == "pmap" and (shape[1:] != (1, 1) or jax.process_count() > 1):
         raise ConfigError(
             "mesh", "the pmap backend splits rows only, in one process; set fsdp=1 and tensor=1, or backend='jit'."
         )
-    pieces = shape[0] * shape[1]
-    for path, size, needed in (
-        ("batch_size", config.batch_size, pieces * config.accumulate),
-        ("evaluate.batch_size", config.evaluate.batch_size, pieces),
-        *(
-            (f"streams.{n}.batch_size", s.batch_size or config.batch_size, pieces * config.accumulate)
-            for n, s in config.streams.items()
-        ),
-    ):
-        if size % needed:
-            cure = f"choose a multiple of {needed}"
-            split = f"data {shape[0]} x fsdp {shape[1]}, accumulate {config.accumulate}"
-            why = f"{size} rows do not divide by {needed} ({split})"
-            raise ConfigError(path, f"{why}; {cure}.")
+    pieces, split = shape[0] * shape[1], f"data {shape[0]} x fsdp {shape[1]}, accumulate {config.accumulate}"
+    learned = {f"streams.{n}.batch_size": s.batch_size or config.batch_size for n, s in config.streams.items()}
+    learned, judged = {"batch_size": config.batch_size, **learned}, {"evaluate.batch_size": config.evaluate.batch_size}
+    _check_rows(learned, pieces * config.accumulate, split)
+    _check_rows(judged, pieces, split)
+    for name, own in submeshes(config).items():
+        _check_rows(learned | judged, own.devices, f"teachers.{name}.apart")
     return shape
+
+
+def _left(config: ConfigDict, devices: int) -> int:
+    """How many devices the student has, beside teachers with devices of their own."""
+    left = devices
+    for name, own in submeshes(config).items():
+        path, left = f"teachers.{name}.apart", left - own.devices
+        if config.teachers[name].cache:
+            raise ConfigError(path, f"its outputs are read, by teachers.{name}.cache. Leave one of the two out.")
+        if config.mesh.backend != "jit" or jax.process_count() > 1:
+            said = f"with {config.mesh.backend} in {jax.process_count()} process(es) there is one mesh"
+            raise ConfigError(path, f"{said}. Leave it out, or set mesh.backend='jit', in one process.")
+        if left < 1:
+            said = f"{own.devices} devices of {left + own.devices} leave none for the student"
+            raise ConfigError(path, f"{said}. Lower devices.")
+    return left
+
+
+def _check_rows(sizes: Mapping[str, int], needed: int, split: str) -> None:
+    """Each number of rows, by path, divides."""
+    for path, size in sizes.items():
+        if size % needed:
+            raise ConfigError(path, f"{size} rows do not divide by {needed} ({split}); choose a multiple of {needed}.")
 
 
 def teacher_checkpoint(config: ConfigDict, name: str) -> tuple[Path, str]:

@@ -28,11 +28,10 @@ from jaxdistill.data.store import Fields, Manifest, StoreError, missing, read_ma
 from jaxdistill.data.stream import Batches, Rows, evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost
-from jaxdistill.models.cached import Keep, encode
-from jaxdistill.models.few import keys_of
+from jaxdistill.models.cached import fields_of, saying
 from jaxdistill.parallel.compile import jit_evaluate, local_rows
 from jaxdistill.steps.observe import stream_number
-from jaxdistill.types import Factored, Model, Variables
+from jaxdistill.types import Factored
 
 SHARD = 4096  # rows at most, in whole batches
 SHARD_BYTES = 2**26  # about as many at most: a shard is gathered in memory, and what was not sealed is made again
@@ -75,14 +74,15 @@ class _Teacher:
         self.pieces = config.chunks if isinstance(said.logits, Factored) else 1
         streams = cached.streams(config)
         try:
-            self.fields = {stream: _fields(cached.kept(self.keep, stream), said, self.pieces) for stream in streams}
+            self.fields = {stream: fields_of(said, cached.kept(self.keep, stream), self.pieces) for stream in streams}
         except ValueError as error:
             raise ConfigError(f"teachers.{name}.cache", f"{error}.") from None
         fits.check_pretrained(self.model, path, self.batch, complete=not config.teachers[name].checkpoint)
         self.identities = {stream: cached.identity(config, name, stream) for stream in streams}
         self.variables = teachers.load(config, name, self.model, variables, mesh)
         kept = {stream: cached.kept(self.keep, stream) for stream in streams}
-        self.say = {s: _said_by(self.model, kept[s], self.pieces, self.variables, mesh) for s in streams}
+        say = {stream: saying(self.model, keep, self.pieces) for stream, keep in kept.items()}
+        self.say = {stream: jit_evaluate(each, self.variables, mesh) for stream, each in say.items()}
 
     def write(self, stream: str, records: Records, console: Console) -> None:
         """Fills the store of a stream."""
@@ -143,24 +143,10 @@ def _batches(
     yield from (batch for _, batch in zip(range(part.start, part.stop, size), batches, strict=False))
 
 
-def _fields(keep: Keep, said: Any, pieces: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), said.logits.shape[:-1]))
-    shapes = jax.eval_shape(lambda outputs, keys: encode(outputs, keep, keys, pieces), said, keys)
-    return {name: (tuple(x.shape[1:]), str(x.dtype)) for name, x in shapes.items()}
-
-
 def _shard_rows(fields: Fields, size: int) -> int:
     """Rows of a shard, a multiple of a batch's `size`; a row of a language model may take megabytes."""
     row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in fields.values())
     return -(-min(SHARD, max(1, SHARD_BYTES // row)) // size) * size
-
-
-def _said_by(model: Model, keep: Keep, pieces: int, variables: Variables, mesh: Any) -> Any:
-    def say(params: Any, state: Any, _: Any, rows: Any) -> Any:
-        said, _ = model.apply(params["student"], state["student"], rows, train=False, key=jax.random.key(0))
-        return encode(said, keep, keys_of(rows["index"], said.logits.shape[:-1]), pieces)
-
-    return jit_evaluate(say, variables, mesh)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -37,6 +37,10 @@ class Cached(NamedTuple):
     stores: dict[str, Manifest]
     by_row: frozenset[str]
 
+    def fields(self, name: str, stream: str) -> dict[str, tuple[tuple[int, ...], str]]:
+        """What it adds to a record of a stream, under its name: shape and dtype by field."""
+        return {f"cached/{name}/{field}": look for field, look in self.stores[stream].fields.items()}
+
 
 def keep_of(config: ConfigDict, name: str) -> Keep:
     """What the config keeps of a teacher."""
@@ -182,15 +186,6 @@ def differences(written: Mapping[str, Any], wanted: Mapping[str, Any], path: str
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."
-
-
-def fields(caches: Mapping[str, Cached], stream: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """What cached teachers add to a record of a stream: shape and dtype by name."""
-    return {
-        f"cached/{name}/{field}": look
-        for name, cache in caches.items()
-        for field, look in cache.stores[stream].fields.items()
-    }
 
 
 class _Named:

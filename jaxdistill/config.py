@@ -69,6 +69,11 @@ SCHEMA: dict[str, Any] = {
                 "", "text", "folder of a run of ours, with @best, @last or @STEP; empty: train it here first"
             ),
             "cache": Key("", "spec", "its outputs, written by jaxdistill.cache: 'outputs(folder=...)'; empty: live"),
+            "apart": Key(
+                "",
+                "spec",
+                "devices of its own: 'submesh(devices=2, layers=(1, 2))'; empty: the student's",
+            ),
             "reads": Key("", "text", "how the names of the fields begin that it reads, such as 'teacher/' of aligned"),
             "classes": Key(
                 (), "classes", "its number of each class of the data, -1 for one that it does not know; empty: the same"

@@ -175,7 +175,8 @@ def check_divided(config: ConfigDict, mesh: Mesh) -> None:
         ConfigError: an array would be whole on every device, or a head spread over two.
     """
     tensor = mesh.shape["tensor"]
-    models = {"student.model": config.student, **{f"teachers.{n}.model": t for n, t in config.teachers.items()}}
+    beside = {f"teachers.{name}.model": entry for name, entry in config.teachers.items() if not entry.apart}
+    models = {"student.model": config.student, **beside}
     for path, entry in models.items():
         form = form_of_spec(entry.model, path) if tensor > 1 and not entry.rules else None
         for name in ("heads", "kv_heads", "vocabulary"):
@@ -185,15 +186,19 @@ def check_divided(config: ConfigDict, mesh: Mesh) -> None:
                 raise ConfigError("mesh.tensor", f"{tensor} does not divide {name}={size} of {path}. {cure}.")
 
 
-def check_step(step: Step, roles: Mapping[str, Any], shapes: Mapping[str, Shapes], teachers: tuple[Model, ...]) -> None:
-    """The step begins, and every role with an optimiser of its own is one that it trains."""
+def check_step(config: ConfigDict, step: Step, shapes: Mapping[str, Shapes], teachers: tuple[Model, ...]) -> None:
+    """The step begins, every role with an optimiser is one that it trains, and teachers that learn are beside it."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     frozen = tuple(Variables(*jax.eval_shape(teacher.init, key, shapes["train"])) for teacher in teachers)
     try:
         known = jax.eval_shape(step.init, key, frozen, {stream: shapes[stream] for stream in step.streams}).params
     except (ValueError, TypeError) as error:
         raise ConfigError("step", _short(error)) from error
-    for role in roles:
+    for name, entry in config.teachers.items():
+        if entry.apart and "teachers" in known:
+            why = f"{config.step!r} trains teachers, and this one would stay as it is"
+            raise ConfigError(f"teachers.{name}.apart", f"{why}. Leave it out.")
+    for role in config.roles:
         if role not in known:
             raise ConfigError(f"roles.{role}", f"the step has no role {role!r}. {suggest(role, known)}")
 

@@ -1,6 +1,7 @@
 """A run: teachers without a checkpoint are trained, the student distilled, the control trained, all measured."""
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -11,10 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, fits, selected, staged, teachers, workfolder
+from jaxdistill import apart, build, cached, fits, selected, staged, teachers, workfolder
+from jaxdistill.apart import Apart, Ask
 from jaxdistill.build import Parts, Stage
 from jaxdistill.cached import Cached
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
@@ -58,12 +61,19 @@ class Planned(NamedTuple):
     described: the data, by stream
     mesh_shape: along data, fsdp, tensor
     caches: of the teachers that are read
+    apart: the teachers on devices of their own
     """
 
     stages: list[tuple[Stage, Parts]]
     described: Mapping[str, Description]
     mesh_shape: tuple[int, int, int]
     caches: Mapping[str, Cached]
+    apart: Mapping[str, Apart]
+
+    @property
+    def read(self) -> staged.Read:
+        """The teachers whose outputs travel in the batch."""
+        return {**self.caches, **self.apart}
 
 
 def check(config: ConfigDict, workdir: str | Path) -> Planned:
@@ -90,17 +100,19 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     _check_fields(config, described["train"], judged)
     _check_quiz(config, folder)
     selected.check(config, described["train"])
-    caches = cached.find(config, {**described, "test": judged})
+    caches, own = cached.find(config, {**described, "test": judged}), apart.find(config, described)
+    read: staged.Read = {**caches, **own}
     stages, mesh = [], build.mesh(mesh_shape)
     for stage in planned:
         with _reported(stage):
-            stages.append((stage, staged.parts(stage.config, described, mesh, caches)))
+            stages.append((stage, staged.parts(stage.config, described, mesh, read)))
     fits.check_vocabulary(config, build.tokenization(config), described["train"].vocabulary)
-    build.check_checkpoints(config, _reference(stages), staged.shapes(config, described, caches)["train"])
-    build.check_used(config, _reference(stages), staged.shapes(config, described, caches)["train"])
+    reference, shapes = _reference(stages), staged.shapes(config, described, read)["train"]
+    build.check_checkpoints(config, apart.living(reference, own), shapes)
+    build.check_used(config, reference, shapes)
     for stage, _ in stages:
         _check_reached(stage)
-    return Planned(stages, described, mesh_shape, caches)
+    return Planned(stages, described, mesh_shape, caches, own)
 
 
 def distill(config: ConfigDict, workdir: str | Path, console: Console | None = None, source: str = "") -> Result:
@@ -196,8 +208,9 @@ class _Run:
             for stream, split in build.splits(config).items()
         }
         test_set = open_records(name, config.data.test, folder, "data", "test", tokens)
-        self.caches, self.described = planned.caches, planned.described
-        shapes = staged.shapes(config, planned.described, planned.caches)
+        self.caches, self.apart, self.read = planned.caches, planned.apart, planned.read
+        self.described = planned.described
+        shapes = staged.shapes(config, planned.described, planned.read)
         chosen = selected.chosen(config, streams["train"])
         self.data = Data(streams, test_set, shapes, cached.open_beside(config, planned.caches), chosen)
         self.mesh = build.mesh(planned.mesh_shape)
@@ -207,7 +220,8 @@ class _Run:
 
     def teachers_from_checkpoints(self) -> None:
         """Loads and measures the teachers that are there already."""
-        for name, model in zip(self.reference.teacher_names, self.reference.teachers, strict=True):
+        living = apart.living(self.reference, self.apart)
+        for name, model in zip(living.teacher_names, living.teachers, strict=True):
             teacher = self.config.teachers[name]
             if teacher.steps and not teacher.checkpoint and not teacher.cache:  # it is trained here, in its own stage
                 continue
@@ -216,7 +230,7 @@ class _Run:
                 rows = self.data.shapes["train"]
                 self.teachers[name] = teachers.begin(self.config, name, model, shapes, self.mesh, rows)
                 continue
-            values = NOTHING if teacher.cache else teachers.load(self.config, name, model, shapes, self.mesh)
+            values = NOTHING if teacher.cache else teachers.load(self.config, name, model, shapes, self._mesh_of(name))
             trained = Trained(values, self._judge(name, model, values), {})
             self._keep(f"teacher {name}", model, trained, 0.0)
 
@@ -226,10 +240,12 @@ class _Run:
             self.console.print(f"{stage.name:>12}  was finished before, at step {stage.config.steps}")
             return
         start = time.perf_counter()
-        shapes = staged.shapes(stage.config, self.described, self.caches)  # with its own augmentation
+        shapes = staged.shapes(stage.config, self.described, self.read)  # with its own augmentation
         written = self.data.beside if stage.config.teachers else {"test": self.data.beside["test"]}
+        asked = {} if stage.name.startswith("teacher ") else self._asked
+        asked = asked if stage.config.teachers else {stream: ask for stream, ask in asked.items() if stream == "test"}
         chosen = self.data.chosen if stage.config.data.select or stage.config.data.order else None
-        data = self.data._replace(shapes=shapes, beside=written, chosen=chosen)
+        data = self.data._replace(shapes=shapes, beside=written, chosen=chosen, apart=asked)
         around = Around(data, self.mesh, self.reference, self.console, interrupts)
         beside = () if stage.name.startswith("teacher ") else self._placed()
         trained = train(stage.name, stage.folder, stage.config, plan, beside, around)
@@ -255,9 +271,21 @@ class _Run:
         return True
 
     def _placed(self) -> tuple[Variables, ...]:
-        """The teachers in their order, each laid out on the mesh by its own table."""
-        rules = {name: self.config.teachers[name].rules or DEFAULT_RULES for name in self.reference.teacher_names}
-        return tuple(place(self.teachers[name], self.mesh, rules[name]) for name in self.reference.teacher_names)
+        """The teachers in their order, each laid out on the mesh by its own table; those apart have nothing on it."""
+        names = self.reference.teacher_names
+        return tuple(NOTHING if name in self.apart else self._laid_out(name, self.teachers[name]) for name in names)
+
+    def _laid_out(self, name: str, variables: Variables) -> Variables:
+        return place(variables, self._mesh_of(name), self.config.teachers[name].rules or DEFAULT_RULES)
+
+    def _mesh_of(self, name: str) -> Mesh:
+        """Where a teacher runs."""
+        return self.apart[name].mesh if name in self.apart else self.mesh
+
+    @functools.cached_property
+    def _asked(self) -> dict[str, Ask]:
+        """Whom to ask about a batch, by stream, once all teachers are there; of student and control."""
+        return apart.asks(self.apart, self.teachers, self.mesh)
 
     def _abstract(self, model: Model, rules: Rules) -> Variables:
         """Shapes of a model's variables, and how its rule table lays them out on the mesh."""
@@ -267,10 +295,11 @@ class _Run:
     def _judge(self, name: str, model: Model, variables: Variables) -> dict[str, Any]:
         """The metrics of a teacher that was not trained here, as sums."""
         measure = evaluator(model, (), None, (), self.config.teachers[name].reads)
-        evaluate = jit_evaluate(measure, variables, self.mesh)
+        mesh = self._mesh_of(name)
+        evaluate = jit_evaluate(measure, variables, mesh)
         size = self.config.evaluate.batch_size
         fixed = self.reference.transforms["train"]
-        rows = local_rows(self.mesh, size)
+        rows = local_rows(mesh, size)
         said = self.data.beside["test"]
         batches = evaluation_batches(self.data.test, batch_size=size, rows=rows, transforms=fixed, beside=said)
         return totals(jax.device_get(evaluate(batch)) for batch in batches)
@@ -289,9 +318,12 @@ class _Run:
         return outcome
 
     def _remember(self, name: str, outcome: dict[str, Any], variables: Variables) -> None:
+        teacher = name.removeprefix("teacher ")
+        if teacher in self.apart and name != teacher:  # trained here, on the student's devices
+            variables = self._laid_out(teacher, variables)
         self.outcomes[name], self.variables[name] = outcome, variables
-        if name.startswith("teacher "):
-            self.teachers[name.removeprefix("teacher ")] = variables
+        if name != teacher:
+            self.teachers[teacher] = variables
 
     def _cost(self, model: Model, variables: Variables) -> dict[str, Any]:
         if jax.process_count() > 1:  # no process holds all of it

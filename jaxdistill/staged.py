@@ -7,42 +7,48 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxdistill import build, cached, fits, selected
+from jaxdistill import build, fits, selected
+from jaxdistill.apart import Apart
 from jaxdistill.build import Parts
 from jaxdistill.cached import Cached
 from jaxdistill.data.describe import Description
 from jaxdistill.schedules import Horizon
 
+Read = Mapping[str, Cached | Apart]  # teachers whose outputs travel in the batch, by name
 
-def shapes(
-    config: ConfigDict, described: Mapping[str, Description], caches: Mapping[str, Cached]
-) -> dict[str, dict[str, Any]]:
-    """Shapes of a stage's global batches, with what cached teachers add to them if it has teachers."""
+
+def fields(read: Read, stream: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What such teachers add to a record of a stream: shape and dtype by name."""
+    return {field: look for name, each in read.items() for field, look in each.fields(name, stream).items()}
+
+
+def shapes(config: ConfigDict, described: Mapping[str, Description], read: Read) -> dict[str, dict[str, Any]]:
+    """Shapes of a stage's global batches, with what travels in them if it has teachers."""
     found = {}
-    for stream, fields in build.batch_shapes(config, described).items():
-        rows = fields["mask"].shape[0]
-        more = cached.fields(caches, stream).items() if config.teachers else ()
+    for stream, own in build.batch_shapes(config, described).items():
+        rows = own["mask"].shape[0]
+        more = fields(read, stream).items() if config.teachers else ()
         said = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in more}
-        found[stream] = {**fields, **said}
+        found[stream] = {**own, **said}
     return found
 
 
-def parts(config: ConfigDict, described: Mapping[str, Description], mesh: Mesh, caches: Mapping[str, Cached]) -> Parts:
+def parts(config: ConfigDict, described: Mapping[str, Description], mesh: Mesh, read: Read) -> Parts:
     """Everything that a stage needs, checked on shapes alone.
 
     Args:
         config: the stage's.
         described: the data, by stream.
         mesh: of its devices, which may be elsewhere.
-        caches: teachers that are read, by name.
+        read: teachers that are read.
 
     Raises:
         ConfigError: naming the path in this config, the value and the cure.
     """
     horizon = Horizon(config.steps, selected.count(config, described["train"].records) / config.batch_size)
-    living = {name: cache.model for name, cache in caches.items()}
-    batch = shapes(config, described, caches)
-    found = build.parts(config, batch, described["train"].classes, horizon, living)
+    models = {name: each.model for name, each in read.items()}
+    batch = shapes(config, described, read)
+    found = build.parts(config, batch, described["train"].classes, horizon, models)
     fits.check_constrained(found.student, batch["train"], mesh)
     fits.check_divided(config, mesh)
     return found

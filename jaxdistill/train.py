@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from jaxdistill.apart import Ahead, Ask
 from jaxdistill.build import Parts
 from jaxdistill.checkpoint import Checkpoints
 from jaxdistill.data.records import Records
@@ -32,6 +33,7 @@ class Data(NamedTuple):
     shapes: of the global batch, by stream
     beside: what cached teachers said of these records, by stream; of the test records under "test"
     chosen: the numbers of the records of `train` that are learned from, or phases of them; None: all
+    apart: whom to ask about a batch, by stream; teachers on devices of their own
     """
 
     streams: Mapping[str, Records]
@@ -39,6 +41,7 @@ class Data(NamedTuple):
     shapes: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
     beside: Mapping[str, tuple[Beside, ...]] = MappingProxyType({})
     chosen: np.ndarray | Phases | None = None
+    apart: Mapping[str, Ask] = MappingProxyType({})
 
 
 class Around(NamedTuple):
@@ -154,7 +157,8 @@ def open_streams(config: ConfigDict, plan: Parts, data: Data, engine: Engine) ->
         size = data.shapes[stream]["mask"].shape[0]
         draw = {"batch_size": size, "seed": config.seed + stream_number(stream), "transforms": plan.transforms[stream]}
         draw |= {"beside": data.beside.get(stream, ()), "chosen": data.chosen if stream == "train" else None}
-        streams[stream] = train_stream(data.streams[stream], **draw, rows=engine.rows(size))
+        batches = train_stream(data.streams[stream], **draw, rows=engine.rows(size))
+        streams[stream] = Ahead(batches, data.apart[stream]) if stream in data.apart else batches
     return streams
 
 
@@ -184,6 +188,6 @@ def measure(
     engine: Engine, ts: TrainState, data: Data, size: int, transforms: Sequence[Transform] = ()
 ) -> dict[str, Any]:
     """The metrics of all test records, as sums; of the transforms, those that draw nothing are applied here too."""
-    rows, said = engine.rows(size), data.beside.get("test", ())
+    rows, said, ask = engine.rows(size), data.beside.get("test", ()), data.apart.get("test", dict)
     batches = evaluation_batches(data.test, batch_size=size, rows=rows, transforms=transforms, beside=said)
-    return totals(jax.device_get(engine.evaluate(ts, engine.put(rows))) for rows in batches)
+    return totals(jax.device_get(engine.evaluate(ts, engine.put(ask(rows)))) for rows in batches)

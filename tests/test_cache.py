@@ -207,9 +207,9 @@ def test_mistakes_are_named(taught, tmp_path):
     with pytest.raises(ConfigError, match=r"top=4 of 4 classes leaves no rest"):
         cache.write(with_cache(taught, tmp_path / "top", ", top=4"), quiet())
     cache.write(made, quiet())
-    with pytest.raises(ConfigError, match=r"objective\.jacobian: needs input_gradients, which no cache holds\. Remove"):
+    with pytest.raises(ConfigError, match=r"objective\.jacobian: needs input_gradients, which no batch brings\."):
         check(differ(made, objective={"jacobian": {}}), tmp_path / "never")
-    with pytest.raises(ConfigError, match=r"objective\.hidden: layers \[\d.*\] of the teacher are not in its cache"):
+    with pytest.raises(ConfigError, match=r"objective\.hidden: layers \[\d.*\] of the teacher are not sent"):
         check(made, tmp_path / "never")
 
 

@@ -376,6 +376,13 @@ def test_a_run_needs_the_weights_that_a_plan_does_without(_drawn, tmp_path):
         check(config, tmp_path)
 
 
+def test_chips_that_are_no_box_are_refused():
+    """JAX has an assertion for it, and a teacher on chips of its own may leave the others with a hole."""
+    chips = [Chip(4 * y + x, 0, (x, y, 0)) for y in range(4) for x in range(4)]
+    with pytest.raises(ValueError, match=r"^15 chips are no box of neighbours; choose sizes"):
+        make_mesh((15, 1, 1), chips[:15])
+
+
 # --- the compiler of the real chip, where it is installed
 
 

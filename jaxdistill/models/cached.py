@@ -1,22 +1,22 @@
-"""A teacher whose outputs were written ahead, by `python -m jaxdistill.cache`, and travel in the batch.
+"""A teacher whose outputs travel in the batch: written ahead, by `python -m jaxdistill.cache`, or said on another mesh.
 
 It has no parameters, and its forward pass is free. What is kept of a large vocabulary are the `top` logits, with the
 mass of all others as one bucket that is spread evenly over them (a KL over a renormalised top-k is not the KL), or
 classes drawn from it, whose shares are its distribution in expectation (see `models/few.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.models.few import counted, packed, unpacked
+from jaxdistill.models.few import counted, keys_of, packed, unpacked
 from jaxdistill.models.few import draws as drawn
-from jaxdistill.registry import caches
+from jaxdistill.registry import caches, placements
 from jaxdistill.top_k import top_k
-from jaxdistill.types import Array, Few, Model, Outputs
+from jaxdistill.types import Array, Few, Model, Outputs, PyTree
 
 
 class Keep(NamedTuple):
@@ -61,6 +61,50 @@ def draws(folder: str, count: int = 128, temperature: float = 1.0) -> Keep:
         given = f"folder={folder!r}, count={count}, temperature={temperature}"
         raise ValueError(f"give a folder, a count from 1, and a temperature above 0; got {given}")
     return Keep(folder, "float16", 0, (), count, temperature)
+
+
+class Submesh(NamedTuple):
+    """A teacher's own devices, and what of its outputs goes from there to the student. See `submesh`."""
+
+    devices: int
+    keep: Keep
+
+
+@placements.register
+def submesh(devices: int, top: int = 0, layers: tuple[int, ...] = ()) -> Submesh:
+    """A mesh of the teacher's own, on which it runs one batch ahead of the student.
+
+    Args:
+        devices: how many, from the end of all; rows and parameters are split over them.
+        top: how many of the largest logits are sent, with the mass of the rest, as for `outputs`; 0: all.
+        layers: the hidden states that are sent, by number from 0, the embedding.
+    """
+    if devices < 1 or top < 0 or any(layer < 0 for layer in layers):
+        given = f"devices={devices}, top={top}, layers={layers}"
+        raise ValueError(f"give a device or more, and numbers from 0; got {given}")
+    return Submesh(devices, Keep("", "float32", top, layers))
+
+
+def saying(model: Model, keep: Keep, pieces: int) -> Callable[..., dict[str, Array]]:
+    """`(params, state, teachers, rows) -> what is written`, as an evaluation that knows no teachers."""
+
+    def say(params: PyTree, state: PyTree, _: Any, rows: Mapping[str, Array]) -> dict[str, Array]:
+        said, _ = model.apply(params["student"], state["student"], rows, train=False, key=jax.random.key(0))
+        return encode(said, keep, keys_of(rows["index"], said.logits.shape[:-1]), pieces)
+
+    return say
+
+
+def fields_of(said: Any, keep: Keep, pieces: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What is written of each row: shape and dtype by name.
+
+    Args:
+        said: shapes of a batch of outputs.
+        keep, pieces: as for `encode`, and as it raises.
+    """
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), said.logits.shape[:-1]))
+    shapes = jax.eval_shape(lambda outputs, keys: encode(outputs, keep, keys, pieces), said, keys)
+    return {name: (tuple(x.shape[1:]), str(x.dtype)) for name, x in shapes.items()}
 
 
 def encode(said: Outputs, keep: Keep, keys: Array, pieces: int = 1) -> dict[str, Array]:

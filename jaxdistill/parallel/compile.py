@@ -159,6 +159,16 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(each, tree)
 
 
+def moved(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays that are whole on every device of another mesh, laid out by rows on this one; nothing is waited for.
+
+    Taken from one of those devices: from several, `device_put` goes through the host unless their pieces are the same
+    ones (jax 0.12).
+    """
+    rows = NamedSharding(mesh, ROWS)
+    return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), rows), tree)
+
+
 def taken(x: np.ndarray, mine: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
     """A piece of the global batch, given the rows `mine` of it: `index` is where the piece lies in the whole."""
     first = int(np.searchsorted(mine, index[0].start or 0))

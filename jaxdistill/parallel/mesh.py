@@ -41,7 +41,7 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -
     Between slices, where the network is slow, goes data, then fsdp, and never tensor.
 
     Raises:
-        ValueError: slices that do not divide data x fsdp.
+        ValueError: slices that do not divide data x fsdp, or chips of a TPU that are no box of neighbours.
     """
     found = list(devices or jax.devices())[: math.prod(shape)]
     if found[0].platform != "tpu":
@@ -55,7 +55,11 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -
         inside, between = (data // outer, fsdp // further, tensor), (outer, further, 1)
         placed = create_hybrid_device_mesh(inside, between, found, allow_split_physical_axes=True)
     else:
-        placed = create_device_mesh(shape, found, allow_split_physical_axes=True)
+        try:
+            placed = create_device_mesh(shape, found, allow_split_physical_axes=True)
+        except AssertionError:  # of JAX, about the holes in what it takes for a box
+            cure = "choose sizes that leave a box, such as half of the chips"
+            raise ValueError(f"{len(found)} chips are no box of neighbours; {cure}") from None
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 

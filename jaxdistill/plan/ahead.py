@@ -105,6 +105,8 @@ def prepared(config: ConfigDict, topology: Topology) -> tuple[Engine, tuple[Vari
 def _mesh(config: ConfigDict, topology: Topology) -> Mesh:
     if config.mesh.backend != "jit":
         raise ConfigError("mesh.backend", f"{config.mesh.backend!r} is not planned; set 'jit', which pods run.")
+    for name in build.submeshes(config):
+        raise ConfigError(f"teachers.{name}.apart", "a mesh beside the student's is not planned; set it to ''.")
     shape, chips = build.check_mesh(config, len(topology.devices)), len(topology.devices)
     if math.prod(shape) != chips:
         said = f"{dict(zip(AXES, shape, strict=True))} takes {math.prod(shape)} of the {chips} chips of {topology.name}"

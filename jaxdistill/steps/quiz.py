@@ -21,7 +21,7 @@ def begun(frozen: Sequence[Variables]) -> tuple[PyTree, ...]:
         ValueError: no teacher has params.
     """
     if not jax.tree.leaves([values.params for values in frozen]):
-        raise ValueError("no teacher has parameters that could learn; name one, and read none from a cache")
+        raise ValueError("no teacher has parameters that could learn; name one that is neither cached nor apart")
     return tuple(jax.tree.map(jnp.copy, values.params) for values in frozen)
 
 

@@ -27,11 +27,16 @@ def reduce(out: Any, mask: Array) -> Mean:
     Args:
         out: values `[*batch]`, or `(values, mask)`, or a scalar regulariser.
         mask: the stream's mask.
+
+    Raises:
+        ValueError: values of another shape.
     """
     if isinstance(out, tuple):
         out, mask = out
     if out.ndim == 0:  # each pmap device holds the whole scalar: count them
         return Mean(out, psum(jnp.ones(())))
+    if out.shape != mask.shape:
+        raise ValueError(f"a term gives a value for each row, {list(mask.shape)}, or a scalar; got {list(out.shape)}")
     mean = mean_of(out, mask)
     return Mean(mean.sum, psum(mean.count))
 

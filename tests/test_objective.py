@@ -390,3 +390,9 @@ def test_chunks_must_divide_the_sequence():
 def test_reduce_is_a_sum_over_a_count_in_float32():
     mean = reduce(VALUES.astype(jnp.bfloat16), jnp.array([1.0, 1.0, 1.0, 0.0]))
     assert (mean.sum, mean.count, mean.sum.dtype) == (7, 3, jnp.float32)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1,), (4, 3)])
+def test_values_of_another_shape_than_the_rows_are_refused(shape):
+    with pytest.raises(ValueError, match=r"a value for each row, \[4\], or a scalar; got \["):
+        reduce(jnp.zeros(shape), jnp.ones(4))

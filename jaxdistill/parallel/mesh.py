@@ -30,7 +30,8 @@ def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
             )
         sizes[sizes.index(-1)] = devices // fixed
     elif fixed > devices:
-        raise ValueError(f"the mesh needs {fixed} devices, there are {devices}; lower a size, or set one to -1")
+        cure = "lower a size, or set one to -1 (a CPU is many by XLA_FLAGS=--xla_force_host_platform_device_count=8)"
+        raise ValueError(f"the mesh needs {fixed} devices, there are {devices}; {cure}")
     return sizes[0], sizes[1], sizes[2]
 
 

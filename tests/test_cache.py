@@ -266,3 +266,17 @@ def test_what_is_kept_has_the_type_that_was_asked_for():
     assert encode(said, Keep("x", "float16", 0, ()), KEYS[:1])["logits"].dtype == jnp.float16
     top = encode(said, Keep("x", "float16", 1, ()), KEYS[:1])
     assert top["top"].dtype == top["tail"].dtype == jnp.float16
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (", top=2", r"kept\.top was 0, is 2"),
+        (", dtype='float16'", r"kept\.dtype was 'float32', is 'float16'"),
+        (", layers=(1,)", r"kept\.layers was \[\], is \[1\]"),
+    ],
+)
+def test_a_cache_that_keeps_something_else_is_stale(taught, tmp_path, words, said):
+    cache.write(with_cache(taught, tmp_path / "cache"), quiet())
+    with pytest.raises(ConfigError, match=rf"is stale: .*{said}"):
+        check(with_cache(taught, tmp_path / "cache", words), tmp_path / "never")

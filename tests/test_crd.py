@@ -355,3 +355,9 @@ def test_banks_survive_a_resume_to_the_bit(tmp_path, monkeypatch):
     for side in ("student", "teacher"):
         name = f"state/terms/crd/{side}/log_z"
         assert np.isfinite(whole[name]) and whole[name] == half[name]
+
+
+def test_record_0_is_written_though_padded_rows_are_numbered_0():
+    rows, counts = jnp.array([[0.0, 1.0], [0.6, 0.8]]), jnp.array([True, False])
+    new = crd.written(jnp.eye(2), rows, jnp.array([0, 0]), counts, 0.5)
+    assert_close(new[0], np.sqrt([0.5, 0.5]))

@@ -14,7 +14,7 @@ from jaxdistill import registry
 from jaxdistill.data import store
 from jaxdistill.losses.kd import kl_divergence, kl_to_few
 from jaxdistill.models.cached import Keep, decode, encode
-from jaxdistill.models.few import counted, draws, keys_of, packed, unpacked
+from jaxdistill.models.few import _reached, counted, draws, keys_of, packed, unpacked
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.top_k import top_k
 from jaxdistill.types import Factored, Few, Outputs
@@ -222,3 +222,13 @@ def test_an_objective_of_few_classes_is_that_of_all_in_pieces_too(fusion):
 
     for chunks in (1, 4):
         assert_close(loss(few, chunks), loss(few.dense(), 1), rtol=2e-5, atol=1e-6)
+
+
+def test_what_fills_the_last_tile_is_never_chosen():
+    x = -1.0 - jnp.asarray(np.random.default_rng(0).integers(0, 7, (2, 2999)), jnp.float32)
+    assert_same(top_k(x, 3), tuple(jax.lax.top_k(x, 3)))
+
+
+def test_a_goal_beyond_the_sum_is_the_last_place_with_mass():
+    mass = jnp.array([0.5, 0.5, 0.0, 0.0])
+    assert _reached(mass, jnp.cumsum(mass), jnp.array([0.2, 1.0])).tolist() == [0, 1]

@@ -77,3 +77,13 @@ def test_a_fusion_without_weights_is_told_its_cure():
     seen = signals(batch=(2,), width=4)
     with pytest.raises(ValueError, match=r"gives teachers no weights; use one that does, such as fusion='average\(\)'"):
         built(seen)[1](built(seen)[0], replace(seen, teacher=seen.teachers[0]))
+
+
+def test_padding_of_a_text_counts_nothing():
+    text = signals(batch=(2,), extent=(4,), width=3)
+    fused = Outputs(text.teachers[0].logits, weights=jnp.ones((1, 2)))
+    real = jnp.array([[1, 1, 0, 0], [1, 1, 1, 1]])
+    text = replace(text, teacher=fused, batch=text.batch | {"attention_mask": real})
+    _, values = built(text, "fused_hidden(layers='last', projector='none')")
+    s, t = (np.asarray(x.hidden_states[-1], np.float64) for x in (text.student, text.teachers[0]))
+    assert_close(values({}, text), [((s[i, :n] - t[i, :n]) ** 2).mean() for i, n in enumerate((2, 4))])

@@ -154,7 +154,7 @@ def test_gold_by_hand():
 # Where both read the same
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize("beta", [0.0, 0.25, 0.5])
 def test_gold_is_the_divergence_where_tokens_are_the_same(beta):
     seen = replace(signals(batch=(3, 4)), temperature=2.0, mask=jnp.ones((3, 4)))
     whole = term_of("gold", beta=beta).apply({}, {}, seen, key=KEY)[0]
@@ -163,7 +163,7 @@ def test_gold_is_the_divergence_where_tokens_are_the_same(beta):
     own = replace(seen.teachers[0], spans=spans)
     cut = replace(seen, teachers=(own,), batch=seen.batch | {"span": number})
     values, counts = term_of("gold", beta=beta).apply({}, {}, cut, key=KEY)[0]
-    name = "kd(temperature=2.0)" if beta == 0 else "jsd(temperature=2.0)"
+    name = "kd(temperature=2.0)" if beta == 0 else f"jsd(beta={beta}, temperature=2.0)"
     fused = replace(seen, teacher=seen.teachers[0])
     assert counts.all()
     for found in (whole, values):

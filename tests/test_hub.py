@@ -275,3 +275,9 @@ def test_selections():
     for wrong in (lambda: evenly(3, 4), lambda: averaged(4, 3), lambda: evenly(3, 0)):
         with pytest.raises(ValueError, match=r"units"):
             wrong()
+
+
+def test_averaged_inputs_of_a_convolution_are_added_up():
+    k = np.random.default_rng(3).normal(size=(3, 3, 4, 5))
+    small = cut(k, Rule("", "", "conv", ("", "", "width", "")), {"width": averaged(4, 2)})
+    np.testing.assert_allclose(small, k[:, :, ::2] + k[:, :, 1::2], rtol=1e-12)

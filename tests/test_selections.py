@@ -238,3 +238,7 @@ def test_teachers_of_unlike_classes_cannot_disagree(taught, tmp_path):
     folders = (str(said), str(tmp_path / "other"))
     with pytest.raises(ConfigError, match=r"data\.select: the teachers of .* have unlike classes"):
         check(selecting(config, f"hardest(share=0.2, cache={folders}, by='disagreement')"), tmp_path / "never")
+
+
+def test_a_share_is_rounded_to_the_nearest():
+    assert build("random(share=0.35)").count(5) == 2

@@ -115,3 +115,10 @@ def test_an_assignment_goes_where_matching_is_easy_which_may_be_a_layer_that_say
         first, last = (weights_of(seen, params, spec)[..., 1].mean() for params in trained(spec, seen))
         assert last > 0.75 and last > first
         assert last < np.e**2 / (np.e**2 + 1)  # queries and keys are units
+
+
+def test_rows_that_do_not_count_do_not_move_an_assignment_that_has_learned():
+    seen = signals(extent=(2, 3), depths=(3,))
+    params = {n: x + 1.0 if n.endswith("mean/bias") else x for n, x in drawn(seen).items()}
+    few = examples.at_rows(seen, jnp.arange(4))
+    assert_close(values(replace(seen, mask=seen.mask.at[4:].set(0)), params)[:4], values(few, params))

@@ -304,7 +304,7 @@ MISTAKES = {
         ["data.name=nonesuch"],
         "data.name",
         "'nonesuch'",
-        "Known: blobs, clothes, ",
+        "Known: blobs, clothes, emoji",
     ),
     "an unknown split": (["data.test=tset"], "data.test", "'blobs' has no split 'tset'", "(KeyError: 'tset')"),
     "a checkpoint that is not there": (

@@ -55,5 +55,5 @@ def get_config(word="meta"):
         roles={} if STEPS[word] == "offline()" else {"teachers": {"optimizer": "adamw()", "rate": "0.001"}},
         rate="cosine(start=0.003)",
         data={"name": "mislabelled_digits", "train": "train[:3900]"},
-        streams={"quiz": {"split": "train[3900:]", "batch_size": 100}},
+        streams={} if word == "static" else {"quiz": {"split": "train[3900:]", "batch_size": 100}},
     )

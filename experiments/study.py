@@ -42,7 +42,7 @@ class Study(NamedTuple):
         changes; where all changes are keys, the axis may have any name
     baseline: the arm with which the others are compared
     further: arms beside the product of the axes, by label
-    teachers: configs of runs whose students are the arms' teachers of these names
+    teachers: configs of runs whose students are the teachers of these names: of arms, and of teachers that come later
     cached: whether teachers are asked once, and read by all runs; if arms read logits alone and augment by no chance
     measures: what is told; the first is compared
     """
@@ -121,12 +121,16 @@ def together(study: Study, workdir: Path, checkpoints: Mapping[str, str]) -> Con
 
 def _ready(study: Study, config: ConfigDict, workdir: Path, checkpoints: Mapping[str, str]) -> dict[str, Any]:
     """The teachers of a config as they are before its run: trained, and perhaps asked already."""
-    found = {name: entry.to_dict() for name, entry in config.teachers.items()}
-    for name, entry in found.items():
-        entry["checkpoint"] = entry["checkpoint"] or checkpoints.get(name, "")
-        if study.cached:
-            entry["cache"] = f"outputs(folder={str(workdir / 'said' / name)!r})"
+    found = taught(config, checkpoints)
+    if study.cached:
+        found = {n: {**entry, "cache": f"outputs(folder={str(workdir / 'said' / n)!r})"} for n, entry in found.items()}
     return found
+
+
+def taught(config: ConfigDict, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+    """The teachers of a config, those without a checkpoint from the one of their name."""
+    found = {name: entry.to_dict() for name, entry in config.teachers.items()}
+    return {n: {**entry, "checkpoint": entry["checkpoint"] or checkpoints.get(n, "")} for n, entry in found.items()}
 
 
 def _changed(config: ConfigDict, path: str, change: Change) -> ConfigDict:

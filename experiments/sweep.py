@@ -22,7 +22,7 @@ from rich.console import Console
 
 from experiments import plot
 from experiments.once import finished, ran
-from experiments.study import Run, Study, expand, runs, together
+from experiments.study import Run, Study, expand, runs, taught, together
 from jaxdistill import cache
 from jaxdistill.build import check_specs
 from jaxdistill.checkpoint import CheckpointError, write_json
@@ -36,9 +36,10 @@ from jaxdistill.workfolder import held
 
 def teach(study: Study, workdir: Path, console: Console) -> dict[str, str]:
     """Trains the teachers that arms share, and asks them, each once; their checkpoints by name."""
-    found = {}
+    found: dict[str, str] = {}
     for name, config in study.teachers.items():
-        (row,) = (row for row in ran(config, workdir / "teachers" / name) if row["name"] == "student")
+        ready = differ(config, teachers=taught(config, found))
+        (row,) = (row for row in ran(ready, workdir / "teachers" / name) if row["name"] == "student")
         console.print(f"teacher {name}: {100 * row['accuracy']:.2f} %")
         found[name] = str(workdir / "teachers" / name)
     own = {name for name, entry in study.base.teachers.items() if entry.steps and not entry.checkpoint}

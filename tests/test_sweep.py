@@ -60,6 +60,19 @@ def test_a_mistake_is_told_before_anything_runs(wrong, told, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def test_a_teacher_may_have_learned_from_one_before_it(tmp_path, monkeypatch):
+    ran = {}
+    monkeypatch.setattr(sweep, "ran", lambda config, folder: ran.setdefault(folder, config) and [ROW])
+    above = differ(study().base, teachers={"above": {"model": "mlp(widths=(16,), classes=4)"}})
+    chain = study(base=differ(above, teachers={}), teachers={"above": study().base, "below": above})
+    found = sweep.teach(chain, tmp_path, QUIET)
+    assert found == {name: str(tmp_path / "teachers" / name) for name in ("above", "below")}
+    assert ran[tmp_path / "teachers" / "below"].teachers.above.checkpoint == found["above"]
+
+
+ROW = {"name": "student", "accuracy": 0.5}
+
+
 @pytest.fixture(scope="module")
 def conducted(tmp_path_factory):
     """A study of two arms and two seeds that was cut in its third run, and then went on; what ran in each go."""

@@ -1,0 +1,43 @@
+"""What does checkpointing of the inner steps save? python -m experiments.meta.memory
+
+The step of configs/meta.py with a small residual network as student, compiled for one CPU device and not run: the bytes
+of its temporaries for K inner steps of 100 rows each, as `meta` checkpoints them, and without. Beside it `offline` on
+the same batch: as its step the student moves at last.
+"""
+
+from unittest import mock
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from experiments.meta.__main__ import CONFIG
+from jaxdistill.config import differ, load
+from jaxdistill.plan.ahead import plan
+from jaxdistill.plan.topology import find
+
+ROWS, STEPS = 100, (1, 4, 16)
+STUDENT = "resnet(widths=(8, 16), blocks=1, classes=10)"
+
+
+def temporaries(word: str, rows: int, **differences) -> float:
+    """What the step of a preset needs of a batch beside what it holds all the time, in MiB."""
+    given = {"student": {"model": STUDENT}, "batch_size": rows, "mesh": {"data": 1}, **differences}
+    found = plan(differ(load(f"{CONFIG}:{word}"), **given), find("cpu:1", 1)).temporaries
+    assert found is not None  # of a CPU the compiler knows no limit
+    return found / 2**20
+
+
+def main() -> None:
+    table = Table("K", "checkpointed, MiB", "kept, MiB", "kept / checkpointed", "offline, MiB")
+    for inner in STEPS:
+        rows, step = inner * ROWS, f"meta(inner_steps={inner}, inner_lr=0.3)"
+        saved, plain = temporaries("meta", rows, step=step), temporaries("static", rows)
+        with mock.patch.object(jax, "checkpoint", lambda function, **_: function):
+            kept = temporaries("meta", rows, step=step)
+        table.add_row(str(inner), f"{saved:.1f}", f"{kept:.1f}", f"{kept / saved:.2f}", f"{plain:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

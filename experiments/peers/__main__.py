@@ -1,83 +1,77 @@
-"""What are peers worth, and an average of oneself? python -m experiments.peers [--workdir DIR] [--seeds 3]
+"""What are peers worth, one's own average, and one's own kind? python -m experiments.peers [--workdir DIR] [--seeds 3]
 
-Students of 500 digits: from labels alone (the control), beside peers that learn with them, beside a wider network that
-learns from labels with them (co-training), and beside their own average. A run that was stopped goes on.
+Students of 500 digits: from labels alone (the control), beside peers that learn with them, beside a wider network
+that learns from labels with them (co-training) or learned before, beside their own average, and from an earlier
+generation of themselves (born again). Broken twins: a peer that never learns, an average that is the student itself,
+and an earlier generation whose classes are misread. A run that was stopped goes on.
 """
 
-import argparse
-import json
-from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
-
-import jaxdistill
-from experiments.compare import paired, spread
+from experiments import sweep
+from experiments.study import ACCURACY, Measure, Study
 from jaxdistill import make
 from jaxdistill.config import differ
 
 MODEL, WIDE = "mlp(widths=(128,), classes=10)", "mlp(widths=(256, 256), classes=10)"
 BESIDE = {"cross_entropy": {}, "kd": {"term": "kd(temperature=1.0)"}}
+MISREAD = (9, 0, 1, 2, 3, 4, 5, 6, 7, 8)
+STAYS = {"teachers": {"rate": "0.0"}}
+
+BASE = make(
+    title="Peers, on 500 digits",
+    steps=600,
+    batch_size=50,
+    student={"model": MODEL},
+    objective={"cross_entropy": {}},
+    control=False,
+    optimizer="adamw(weight_decay=0.0001)",
+    rate="cosine(start=0.003)",
+    data={"name": "mnist5k", "train": "train[:500]", "augment": ("shift(pixels=2)",)},
+    evaluate={"every": 600, "batch_size": 500, "layers": ()},
+    logging={"tensorboard": False, "every": 100},
+    mesh={"data": 1},
+)
 
 
-def base(workdir: Path):
-    return make(
-        title="Peers, on 500 digits",
-        steps=600,
-        batch_size=50,
-        student={"model": MODEL},
-        objective={"cross_entropy": {}},
-        control=False,
-        optimizer="adamw(weight_decay=0.0001)",
-        rate="cosine(start=0.003)",
-        data={"name": "mnist5k", "train": "train[:500]", "augment": ("shift(pixels=2)",)},
-        evaluate={"every": 600, "batch_size": 500},
-        logging={"tensorboard": False, "every": 100, "compilation_cache": str(workdir / "programs")},
-        mesh={"data": 1},
-    )
+def learns(step: str, *peers: str, **more):
+    """Beside peers that begin with the student."""
+    teachers = {f"peer{number}": {"model": model} for number, model in enumerate(peers)}
+    return {"step": step, "teachers": teachers, "objective": BESIDE, "fusion": "average()", **more}
 
 
-def arms(config):
-    """The configs that are compared, by name."""
-    beside = lambda models, **more: differ(
-        config,
-        teachers={f"peer{number}": {"model": model} for number, model in enumerate(models)},
-        objective=BESIDE,
-        fusion="average()",
-        evaluate={"layers": ()},
-        **more,
-    )
-    return {
-        "labels": config,
-        "a peer": beside([MODEL], step="mutual()"),
-        "a wider peer": beside([WIDE], step="mutual()"),
-        "three peers": beside([MODEL, MODEL, WIDE], step="mutual()"),
-        "co-training": beside([WIDE], step="mutual(terms=('cross_entropy',))"),
-        "its average": beside([MODEL], step="averaged(momentum=0.98)"),
-    }
+def born(before: str, model: str = MODEL, **more):
+    """From a network that learned before."""
+    return {"teachers": {before: {"model": model, **more}}, "objective": BESIDE}
 
 
-def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--workdir", default="runs/peers", type=Path)
-    words.add_argument("--seeds", default=3, type=int)
-    known = words.parse_args()
-    console, quiet, found = Console(), Console(quiet=True), {}
-    for arm, config in arms(base(known.workdir)).items():
-        folder = known.workdir / arm.replace(" ", "-")
-        runs = [jaxdistill.distill(differ(config, seed=seed), folder / str(seed), quiet) for seed in range(known.seeds)]
-        names = [row["name"] for row in runs[0].rows]
-        found[arm] = {name: [100 * run.rows[k]["accuracy"] for run in runs] for k, name in enumerate(names)}
-        console.print(f"{arm}: {', '.join(f'{accuracy:.1f}' for accuracy in found[arm]['student'])}")
+ARMS = {
+    "labels": {},
+    "a peer": learns("mutual()", MODEL),
+    "a wider peer": learns("mutual()", WIDE),
+    "three peers": learns("mutual()", MODEL, MODEL, WIDE),
+    "a peer that never learns (twin)": learns("mutual()", MODEL, roles=STAYS),
+    "co-training": learns("mutual(terms=('cross_entropy',))", WIDE),
+    "the wider one, trained before": born("wide", WIDE),
+    "its average": learns("averaged(momentum=0.98)", MODEL),
+    "its average, of one step (twin)": learns("averaged(momentum=0.0)", MODEL),
+    "born again": born("first"),
+    "born again, twice": born("second"),
+    "born again, classes misread (twin)": born("first", classes=MISREAD),
+}
 
-    table = Table("learns from", "student %", "over labels alone, in points", "beside it %")
-    for arm, rows in found.items():
-        others = "; ".join(spread(x, 1) for name, x in rows.items() if name != "student")
-        gain = str(paired(rows["student"], found["labels"]["student"])) if arm != "labels" else ""
-        table.add_row(arm, spread(rows["student"], 1), gain, others)
-    console.print(table)
-    (known.workdir / "peers.json").write_text(json.dumps(found, indent=1))
 
+STUDY = Study(
+    name="peers",
+    question="What are peers worth, one's own average, and one's own kind?",
+    base=BASE,
+    axes={"arm": ARMS},
+    baseline="labels",
+    teachers={  # trained once, with seeds that are none of the students'
+        "first": differ(BASE, seed=100),
+        "second": differ(BASE, seed=101, **born("first")),
+        "wide": differ(BASE, seed=102, student={"model": WIDE}),
+    },
+    measures=(ACCURACY._replace(digits=1), Measure("nll", "NLL (nats)", digits=3)),
+)
 
 if __name__ == "__main__":
-    main()
+    sweep.main(STUDY, __doc__)

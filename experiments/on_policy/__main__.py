@@ -6,7 +6,6 @@ twin differentiates log q(y) - log p(y) of its own tokens, whose gradient is not
 stopped goes on.
 """
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -101,14 +100,13 @@ STUDY = Study(
 )
 
 
-def main() -> None:
-    known = sweep.parser("on_policy", __doc__).parse_args()
-    with sweep.exit_codes():
-        if not Path(VOCABULARY, "vocabulary.json").is_file():
-            whole = differ(BASE, data={"tokens": documents(WHOLE)})
-            Console().print(vocabulary.cut(whole, Path(VOCABULARY), SIZE))
-        sweep.obey(STUDY, known, sys.argv[1:])
+def cut_vocabulary() -> None:
+    """Once: the tokens that these texts use most."""
+    if not Path(VOCABULARY, "vocabulary.json").is_file():
+        whole = differ(BASE, data={"tokens": documents(WHOLE)})
+        Console().print(vocabulary.cut(whole, Path(VOCABULARY), SIZE))
 
 
 if __name__ == "__main__":
-    main()
+    cut_vocabulary()
+    sweep.main(STUDY, __doc__)

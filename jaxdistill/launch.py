@@ -36,7 +36,8 @@ def launch(config: ConfigDict, workdir: str, source: str) -> int:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        traceback.print_exc()  # it may be this process that failed, for want of memory say
+        if str(error).startswith("RESOURCE_EXHAUSTED"):  # it is this process that failed
+            traceback.print_exc()
         _leave(error)
     return 0
 

@@ -263,18 +263,21 @@ TABLES = {
 }
 
 
-def every(table: Mapping[str, list[Example]], **claims: bool) -> Any:
+def every(table: Mapping[str, list[Example]], soon: Iterable[str] = (), **claims: bool) -> Any:
     """`@every(LOSSES, least=True)` runs a test for each example that makes the claims; each is named by its spec.
 
     Of several examples of one part that make them, all but the first are slow: compiling them is what a suite takes.
+    Where that is long, `soon` names the parts of which one is fast.
     """
     makes = lambda example: all(getattr(example, claim) == value for claim, value in claims.items())
     chosen = [[example for example in table[name] if makes(example)] for name in table]
     return pytest.mark.parametrize(
         "example",
         [
-            pytest.param(example, id=example.spec, marks=[pytest.mark.slow] if number else [])
-            for examples in chosen
+            pytest.param(
+                example, id=example.spec, marks=[pytest.mark.slow] if number or name not in (soon or table) else []
+            )
+            for name, examples in zip(table, chosen, strict=True)
             for number, example in enumerate(examples)
         ],
     )
@@ -344,7 +347,7 @@ def taught(seen: Signals) -> Signals:
 
 def at_rows(seen: Signals, chosen: Array) -> Signals:
     """Only these rows, in this order."""
-    take = lambda tree: jax.tree.map(lambda x: x[chosen], tree)
+    take = lambda tree: jax.tree.map(lambda x: np.asarray(x)[np.asarray(chosen)], tree)
     by_rows = {name: take(getattr(seen, name)) for name in ("student", "teachers", "batch", "mask")}
     return replace(seen, **by_rows)
 
@@ -408,4 +411,4 @@ def assert_same(a: Any, b: Any) -> None:
 
 def all_finite(tree: Any) -> bool:
     """Whether no number of the tree is NaN or infinite."""
-    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))
+    return all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(tree)))

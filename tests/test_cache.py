@@ -56,7 +56,7 @@ def student(config, workdir):
     return result.variables["student"].params, result
 
 
-@pytest.mark.parametrize("augment", [(), ("shift(pixels=1)",)])
+@pytest.mark.parametrize("augment", [pytest.param((), marks=pytest.mark.slow), ("shift(pixels=1)",)])
 def test_float32_trains_as_the_living_teacher_does_to_the_bit(taught, tmp_path, augment):
     taught = differ(taught, data={"augment": augment})
     made = with_cache(taught, tmp_path / "cache", ", layers=(0, 1)")
@@ -70,7 +70,13 @@ def test_float32_trains_as_the_living_teacher_does_to_the_bit(taught, tmp_path, 
     assert teacher["parameters"] > own["parameters"] and own["agreement"] > 0
 
 
-@pytest.mark.parametrize("words", [", dtype='float16'", ", top=2", ", top=3, dtype='float16'"])
+SMALLER = (
+    ", top=3, dtype='float16'",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in (", dtype='float16'", ", top=2")),
+)
+
+
+@pytest.mark.parametrize("words", SMALLER)
 def test_smaller_caches_end_close_to_the_whole(taught, tmp_path, words):
     taught = differ(taught, objective={"kd": {}})
     made = with_cache(taught, tmp_path / "cache", words)

@@ -144,6 +144,7 @@ def outputs(kind, batch):
 
 
 both = pytest.mark.parametrize("kind", ["clip", "siglip"])
+one_soon = pytest.mark.parametrize("kind", [pytest.param("clip", marks=pytest.mark.slow), "siglip"])
 
 
 @both
@@ -155,7 +156,7 @@ def test_each_image_is_compared_with_the_texts_that_count(kind):
     foreign = {"image": batch["image"].at[12:].set(1e3), "input_ids": batch["input_ids"].at[12:].set(3)}
     changed = outputs(kind, batch | foreign)
     for name in ("logits", "embedding", "text_embedding", "hidden_states"):
-        assert_close(*(jax.tree.map(lambda x: x[:12], getattr(each, name)) for each in (changed, out)))
+        assert_close(*(jax.tree.map(lambda x: np.asarray(x)[:12], getattr(each, name)) for each in (changed, out)))
 
 
 @both
@@ -173,7 +174,7 @@ def contrast(kind, variables, batch):
     return jnp.sum(jnp.sin(jnp.where(out.logits > NO_CANDIDATE, out.logits, 0.0)) * batch["mask"][:, None])
 
 
-@both
+@one_soon
 def test_texts_of_other_devices_are_compared_under_pmap_too(kind):
     _, (params, state), batch = world(kind)
     shards = {name: x.reshape(4, 4, *x.shape[1:]) for name, x in batch.items()}  # a named vmap has pmap's collectives
@@ -183,7 +184,7 @@ def test_texts_of_other_devices_are_compared_under_pmap_too(kind):
     assert_near(found, one)
 
 
-@both
+@one_soon
 def test_gradients_on_a_mesh_of_three_axes_are_those_of_one_device(kind):
     _, (params, state), batch = world(kind)
     one = jax.device_get(jax.jit(jax.value_and_grad(lambda p, rows: contrast(kind, (p, state), rows)))(params, batch))

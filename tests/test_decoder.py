@@ -136,8 +136,14 @@ def unstacked(params):
     return split
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(
+    ("scan", "remat"),
+    [
+        (False, "none"),
+        (True, "dots"),
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in ((True, "full"), (False, "full"), (False, "dots"))],
+    ],
+)
 def test_scanned_unrolled_and_rematerialised_are_the_same_network(scan, remat):
     batch = {"input_ids": tokens(2, 6, 64)}
 

@@ -102,7 +102,7 @@ def published(name: str, precision: str = "float64", gradient: bool = True) -> N
         assert np.abs(float64(found) - said).max() <= tolerance * max(1.0, np.abs(said).max())
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_term_equals_the_published_code_in_value_and_gradient(name, precision):
     published(name, precision)
@@ -328,6 +328,7 @@ def student_and_teacher():
     return rows, student, teacher, Variables(*jax.jit(teacher.init)(jax.random.key(7), rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*POSITIONS, "review"])
 def test_a_term_alone_teaches_a_network(name):
     """A student of 3 hidden states learns those of a teacher of 5, by this term and nothing else."""

@@ -1,5 +1,6 @@
 """Losses of logits: published code, float64 numpy, numbers by hand; of divergences more in `test_divergences.py`."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,13 +55,21 @@ def softmax(z: Any) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
+@functools.cache
+def compiled(spec: str) -> Callable[[examples.Signals], jax.Array]:
+    term = build_loss(spec)
+
+    def apply(seen):
+        at = term.temperature(seen.step) if term.temperature else 1.0
+        seen = replace(seen, teacher=seen.teachers[0], temperature=at)
+        return term.apply(*term.init(KEY, seen), seen, key=KEY)[0]
+
+    return jax.jit(apply)
+
+
 def values(spec: str, seen: examples.Signals) -> np.ndarray:
     """A term's values at its temperature, where its teacher is the first one."""
-    term = build_loss(spec)
-    at = term.temperature(seen.step) if term.temperature else 1.0
-    seen = replace(seen, teacher=seen.teachers[0], temperature=at)
-    params, state = term.init(KEY, seen)
-    return np.asarray(term.apply(params, state, seen, key=KEY)[0])
+    return np.asarray(compiled(spec)(seen))
 
 
 # Published code

@@ -31,8 +31,13 @@ def evaluate(terms, streams, step: int = 0, fusion: Fusion = AVERAGE):
     """Means by name, the weighted total, and the new state."""
     minimised = objective({name: t if isinstance(t, Weighted) else Weighted(t) for name, t in terms.items()}, fusion)
     params, state = minimised.init(KEY, streams)
-    means, new = minimised.apply(params, state, streams, key=KEY)
-    return means, minimised.total(means, jnp.asarray(step, jnp.int32)), new
+
+    @jax.jit
+    def whole():
+        means, new = minimised.apply(params, state, streams, key=KEY)
+        return means, minimised.total(means, jnp.asarray(step, jnp.int32)), new
+
+    return whole()
 
 
 def masked(*mask: int, **fields):
@@ -294,9 +299,9 @@ def heads_of_tokens():
     return seen.student.logits, tuple(teacher.logits for teacher in seen.teachers)
 
 
-@pytest.mark.parametrize("chunks", [2, 16])
+@pytest.mark.parametrize("chunks", [2, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", ["means", "one pass"])
-@pytest.mark.parametrize("learns", [(0,), (0, 1)], ids=["student", "both"])
+@pytest.mark.parametrize("learns", [pytest.param((0,), marks=pytest.mark.slow), (0, 1)], ids=["student", "both"])
 def test_a_factored_head_in_chunks_is_the_head_in_one(chunks, how, learns):
     """Loss, means, and the gradients of features and kernels, of the teachers' too where they learn."""
     differ = lambda *case: jax.value_and_grad(loss_of_tokens(*case), learns, has_aux=True)

@@ -267,7 +267,13 @@ def test_what_the_last_update_made_is_looked_at(taught, tmp_path):
     assert not list((tmp_path / "student" / "checkpoints").glob("manifests/*"))
 
 
-@pytest.mark.parametrize("change", ["dtype=bfloat16", "accumulate=2", "step=offline", "clip_norm=0.1"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "dtype=bfloat16",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("accumulate=2", "step=offline", "clip_norm=0.1")),
+    ],
+)
 def test_a_variant_runs(change, taught, tmp_path):
     assert runs.run(tmp_path, *taught, f"--config.{change}", "--config.steps=10") == 0
     assert np.isfinite(rows(tmp_path)["student"]["nll"])

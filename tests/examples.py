@@ -283,6 +283,11 @@ def every(table: Mapping[str, list[Example]], soon: Iterable[str] = (), **claims
     )
 
 
+def slow(*values: Any) -> Any:
+    """A case of a test that only `make test-slow` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def build_loss(spec: str) -> Term:
     """A loss as a config would build it."""
     return loss(spec, "objective", HORIZON)

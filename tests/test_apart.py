@@ -77,6 +77,7 @@ def test_a_teacher_apart_teaches_as_it_does_beside_its_student(taught, own):
     assert json.loads((own.workdir / "student/result.json").read_text())["compiled"] == {"update": 1, "evaluate": 1}
 
 
+@pytest.mark.slow
 def test_so_it_does_on_more_devices_than_its_student(taught, tmp_path):
     config = placed(taught[0], "submesh(devices=4, layers=(0, 1))", mesh={"data": 1, "fsdp": 2})
     assert unlike(distilled(config, tmp_path), taught[1]) < 1e-5
@@ -97,6 +98,7 @@ def test_what_it_said_of_another_batch_would_teach_something_else(taught, tmp_pa
     assert unlike(distilled(placed(config), tmp_path), beside) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_bit(taught, own, tmp_path, monkeypatch):
     """The batch that the teacher has been asked about already is asked about again."""
     config, turns = placed(taught[0]), itertools.count(1)
@@ -107,6 +109,7 @@ def test_a_stopped_run_goes_on_to_the_bit(taught, own, tmp_path, monkeypatch):
     assert runs.differences(*(runs.saved(each.workdir / "student") for each in (found, own))) == []
 
 
+@pytest.mark.slow
 def test_it_may_be_trained_here_and_a_control_is_measured_beside_it(taught, tmp_path):
     config, beside = taught
     trained = {**config.teachers["big"].to_dict(), "steps": 40, "checkpoint": "", "apart": OWN}

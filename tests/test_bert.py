@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import all_finite, assert_close, assert_same
+from examples import all_finite, assert_close, assert_same, slow
 from safetensors.numpy import load_file, save_file
 
 from jaxdistill import registry
@@ -227,7 +227,7 @@ def test_more_padding_changes_nothing_that_was_there(spec):
     assert all(not x[..., 6:].any() for x in parity.probabilities(more))
 
 
-@pytest.mark.parametrize("spec", ["classes=0", "classes=0, pool='cls', attentions=True"])
+@pytest.mark.parametrize("spec", ["classes=0", slow("classes=0, pool='cls', attentions=True")])
 def test_a_text_without_any_token_is_finite_and_so_are_its_gradients(spec):
     model, variables = small(spec)
     batch = {"input_ids": jnp.zeros((2, 5), jnp.int32), "attention_mask": jnp.array([[1] * 5, [0] * 5])}

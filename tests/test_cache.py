@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from examples import slow
 from rich.console import Console
 
 import jaxdistill
@@ -56,7 +57,7 @@ def student(config, workdir):
     return result.variables["student"].params, result
 
 
-@pytest.mark.parametrize("augment", [pytest.param((), marks=pytest.mark.slow), ("shift(pixels=1)",)])
+@pytest.mark.parametrize("augment", [slow(()), ("shift(pixels=1)",)])
 def test_float32_trains_as_the_living_teacher_does_to_the_bit(taught, tmp_path, augment):
     taught = differ(taught, data={"augment": augment})
     made = with_cache(taught, tmp_path / "cache", ", layers=(0, 1)")
@@ -70,13 +71,7 @@ def test_float32_trains_as_the_living_teacher_does_to_the_bit(taught, tmp_path, 
     assert teacher["parameters"] > own["parameters"] and own["agreement"] > 0
 
 
-SMALLER = (
-    ", top=3, dtype='float16'",
-    *(pytest.param(x, marks=pytest.mark.slow) for x in (", dtype='float16'", ", top=2")),
-)
-
-
-@pytest.mark.parametrize("words", SMALLER)
+@pytest.mark.parametrize("words", [slow(", dtype='float16'"), slow(", top=2"), ", top=3, dtype='float16'"])
 def test_smaller_caches_end_close_to_the_whole(taught, tmp_path, words):
     taught = differ(taught, objective={"kd": {}})
     made = with_cache(taught, tmp_path / "cache", words)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import all_finite, assert_close
+from examples import all_finite, assert_close, slow
 
 import jaxdistill.models  # noqa: F401  (registers the families)
 from jaxdistill.hub.family import families
@@ -144,7 +144,7 @@ def outputs(kind, batch):
 
 
 both = pytest.mark.parametrize("kind", ["clip", "siglip"])
-one_soon = pytest.mark.parametrize("kind", [pytest.param("clip", marks=pytest.mark.slow), "siglip"])
+one_soon = pytest.mark.parametrize("kind", [slow("clip"), "siglip"])
 
 
 @both

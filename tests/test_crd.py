@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 import runs
-from examples import assert_close, assert_same, signals
+from examples import assert_close, assert_same, signals, slow
 
 import jaxdistill.build  # noqa: F401  (registers the parts)
 from jaxdistill import registry
@@ -72,7 +72,7 @@ def two_steps(module, precision: str, monkeypatch):
         yield step, value, slopes, state
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", ["float64", slow("float32")])
 def test_two_steps_equal_the_published_code_banks_and_z_included(precision, monkeypatch):
     tolerance = 1e-12 if precision == "float64" else 1e-5
     with jax.enable_x64(precision == "float64"):
@@ -311,7 +311,7 @@ def reference():
     return three_steps("one")[1]
 
 
-@pytest.mark.parametrize("layout", ["data", "mixed", "pmap"])
+@pytest.mark.parametrize("layout", [slow("data"), "mixed", "pmap"])
 def test_banks_z_and_what_is_learned_are_the_same_on_every_layout(layout, reference):
     ts, found, engine = three_steps(layout)
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(reference), jax.tree.leaves(found), strict=True):

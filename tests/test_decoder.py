@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import assert_close, assert_same
+from examples import assert_close, assert_same, slow
 from golden.weights import tokens
 from safetensors.numpy import save_file
 
@@ -141,7 +141,9 @@ def unstacked(params):
     [
         (False, "none"),
         (True, "dots"),
-        *[pytest.param(*case, marks=pytest.mark.slow) for case in ((True, "full"), (False, "full"), (False, "dots"))],
+        slow(True, "full"),
+        slow(False, "full"),
+        slow(False, "dots"),
     ],
 )
 def test_scanned_unrolled_and_rematerialised_are_the_same_network(scan, remat):

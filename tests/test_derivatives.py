@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import BATCHES, MODELS, assert_close, assert_same, every
+from examples import BATCHES, MODELS, assert_close, assert_same, every, slow
 from flax import nnx
 
 from jaxdistill import nudged, registry
@@ -31,7 +31,7 @@ def said(model, variables, batch, train=False) -> Outputs:
     return jax.jit(lambda v, b: model.apply(*v, b, train=train, key=KEY)[0].dense())(variables, batch)
 
 
-@every(MODELS)
+@every(MODELS, soon=("mlp", "resnet", "decoder"))
 def test_gradients_with_respect_to_hidden_states_are_those_of_what_follows(example):
     """What a nudge adds to a hidden state is read on, and moves the loss by the gradient's share of it."""
     model, batch, variables = world(example.spec, example.inputs)
@@ -74,6 +74,7 @@ def test_input_gradients_are_the_jacobian_times_one_direction_for_each_row():
     assert np.abs(v - v[:1]).max() > 0.1  # a direction for each row
 
 
+@pytest.mark.slow
 def test_in_pieces_a_student_is_asked_along_the_same_directions_as_its_teacher():
     """A direction depends on the step's key and the row, not on the piece that the row is in."""
     model, batch, variables = world(VIT)
@@ -147,7 +148,7 @@ def test_gradients_of_a_bfloat16_model_are_those_of_the_float32_one_up_to_its_ro
         assert np.abs(x - y).max() < 0.05 * np.abs(y).max()
 
 
-@pytest.mark.parametrize("needs", [INPUT, STATES])
+@pytest.mark.parametrize("needs", [INPUT, slow(STATES)])
 def test_what_a_term_needs_is_learned_from(needs):
     """The student's parameters have a gradient through its own gradients, and it is that of finite differences."""
     model, batch, variables = world(VIT)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import all_finite, assert_close, assert_same, build_loss, signals
+from examples import all_finite, assert_close, assert_same, build_loss, signals, slow
 from jax.sharding import NamedSharding
 
 from jaxdistill import registry
@@ -294,7 +294,7 @@ def test_what_stands_where_nothing_counts_changes_no_bit(name):
 
 
 @TERMS
-@pytest.mark.parametrize("layout", [pytest.param("mesh", marks=pytest.mark.slow), "pmap"])
+@pytest.mark.parametrize("layout", [slow("mesh"), "pmap"])
 def test_rows_may_lie_on_8_devices(name, layout):
     seen, term = of_spans(rows=8), made(name)
     seen = replace(seen, mask=jnp.asarray([1.0, 1, 1, 0, 1, 0, 1, 1])[:, None] * seen.mask)

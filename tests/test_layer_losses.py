@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, signals
+from examples import assert_close, signals, slow
 from jax.sharding import NamedSharding
 
 from jaxdistill import registry
@@ -102,7 +102,7 @@ def published(name: str, precision: str = "float64", gradient: bool = True) -> N
         assert np.abs(float64(found) - said).max() <= tolerance * max(1.0, np.abs(said).max())
 
 
-@pytest.mark.parametrize("precision", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["float64", slow("float32")])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_term_equals_the_published_code_in_value_and_gradient(name, precision):
     published(name, precision)

@@ -148,14 +148,16 @@ LAYOUTS = [
     *((case, "mixed") for case in CASES if case != "mlp"),
     *((case, "pmap") for case in CASES),
 ]
-# what a fast one stands for: blocks of a vit are those of a deit, and pmap knows no layout that a family could miss
-SLOW = [(f"{family}, derivatives", "mixed") for family in ("resnet", "decoder", "vit")] + [("deit", "mixed")]
+# what a fast one stands for: blocks of a vit are those of a bert, and pmap knows no layout that a family could miss
+FAST = ("mlp", "resnet", "decoder", "chunked", "bert")
+SLOW = [(case, "mixed") for case in CASES if "derivatives" in case or (case in FAMILIES and case not in FAST)]
 SLOW += [(family, "pmap") for family in FAMILIES if family not in ("mlp", "resnet")]
 SLOW += [(case, "pmap") for case in CASES if "derivatives" in case]
 # "mixed" has all three axes; a step forgets a sum under pmap, and under jit there is none to forget
-SLOW += [("mlp", layout) for layout in ("data", "fsdp", "tensor")]
+SLOW += [("mlp", layout) for layout in ("data", "fsdp", "tensor")] + [("resnet", "data")]
 SLOW += [(f"mlp, {e.spec}", "mixed") for name, each in STEPS.items() if name != "replay" for e in each]
 SLOW += [(f"mlp, {e.spec}", "pmap") for each in STEPS.values() for e in each[1:]]
+SLOW += [(f"decoder, {e.spec}", layout) for each in STEPS.values() for e in each[1:] for layout in ("mixed", "pmap")]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import MODELS, all_finite, assert_close, assert_same, every
+from examples import MODELS, all_finite, assert_close, assert_same, every, slow
 from flax import nnx
 
 from jaxdistill import registry
@@ -173,7 +173,7 @@ def test_only_models_with_statistics_have_state(example):
 
 
 @every(ROW_BY_ROW, soon=("mlp", "bert", "decoder"), statistics=False)  # others are those of a piece, and so are pairs
-@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parts", [2, slow(4)])
 def test_a_batch_in_pieces_is_the_whole_batch(example, parts):
     model, params, state = built(example.spec)
     pieces = microbatched(model, parts)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import all_finite, assert_close, assert_same, build_loss, signals
+from examples import all_finite, assert_close, assert_same, build_loss, signals, slow
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill import registry
@@ -299,9 +299,9 @@ def heads_of_tokens():
     return seen.student.logits, tuple(teacher.logits for teacher in seen.teachers)
 
 
-@pytest.mark.parametrize("chunks", [2, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chunks", [2, slow(16)])
 @pytest.mark.parametrize("how", ["means", "one pass"])
-@pytest.mark.parametrize("learns", [pytest.param((0,), marks=pytest.mark.slow), (0, 1)], ids=["student", "both"])
+@pytest.mark.parametrize("learns", [slow((0,)), (0, 1)], ids=["student", "both"])
 def test_a_factored_head_in_chunks_is_the_head_in_one(chunks, how, learns):
     """Loss, means, and the gradients of features and kernels, of the teachers' too where they learn."""
     differ = lambda *case: jax.value_and_grad(loss_of_tokens(*case), learns, has_aux=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import TIMED, assert_close, build_loss, signals, tokens
+from examples import TIMED, assert_close, build_loss, signals, slow, tokens
 
 import jaxdistill.build  # noqa: F401  (registers the parts)
 from jaxdistill import registry
@@ -65,7 +65,7 @@ def apart(a, b) -> float:
     return size(jax.tree.map(jnp.subtract, a, b)) / size(b)
 
 
-@pytest.mark.parametrize("settings", [{}, {"stop": (1, 3)}, {"temperature": 0.5}])
+@pytest.mark.parametrize("settings", [slow({}), {"stop": (1, 3)}, slow({"temperature": 0.5})])
 def test_the_gradient_is_that_of_what_the_student_wrote(settings):
     rows = written(3, **settings)
     spelt = "".join(f", {name}={value}" for name, value in settings.items())
@@ -76,6 +76,7 @@ def test_the_gradient_is_that_of_what_the_student_wrote(settings):
     assert_close(metrics["samples/length"].compute(), rows["mask"].sum() / 6)
 
 
+@pytest.mark.slow
 def test_a_step_that_reads_the_data_instead_or_counts_the_prompt_is_told_apart():
     rows, (found, _) = written(3), gradient("on_policy(prompt=3)", "samples")
     off_policy, _ = gradient("offline()", "train")

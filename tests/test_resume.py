@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import runs
+from examples import slow
 
 from jaxdistill.interrupts import Interrupts
 
@@ -54,7 +55,9 @@ def test_a_run_stopped_by_sigterm_exits_0_and_ends_the_same(uninterrupted, tmp_p
             assert line == trained[line["step"]]
 
 
-@pytest.mark.parametrize(("stage", "step"), [("teacher big", 7), ("student", 13), ("student", 20), ("control", 39)])
+@pytest.mark.parametrize(
+    ("stage", "step"), [slow("teacher big", 7), ("student", 13), slow("student", 20), slow("control", 39)]
+)
 def test_a_run_stopped_after_any_step_ends_the_same(stage, step, reference, tmp_path, monkeypatch, capsys):
     folder = stage.replace("teacher ", "teachers/")
     turns = itertools.count(1)

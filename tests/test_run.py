@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+from examples import slow
 
 from jaxdistill import interrupts, registry, train, workfolder
 
@@ -268,11 +269,7 @@ def test_what_the_last_update_made_is_looked_at(taught, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        "dtype=bfloat16",
-        *(pytest.param(x, marks=pytest.mark.slow) for x in ("accumulate=2", "step=offline", "clip_norm=0.1")),
-    ],
+    "change", ["dtype=bfloat16", slow("accumulate=2"), slow("step=offline"), slow("clip_norm=0.1")]
 )
 def test_a_variant_runs(change, taught, tmp_path):
     assert runs.run(tmp_path, *taught, f"--config.{change}", "--config.steps=10") == 0

@@ -159,6 +159,7 @@ def params(config, folder):
     return jaxdistill.distill(config, folder, quiet()).variables["student"].params
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_learns_from_the_same_records_and_from_no_others(taught, tmp_path):
     config, said = taught
     chosen = selecting(config, f"hardest(share=0.2, cache={str(said)!r})")

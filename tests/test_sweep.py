@@ -100,6 +100,7 @@ def conducted(tmp_path_factory):
 MEASURES = (ACCURACY, Measure("grad_norm", "norm", digits=3), Measure("nothing/0", "of none"))
 
 
+@pytest.mark.slow
 def test_a_study_that_was_cut_goes_on_and_runs_nothing_twice(conducted):
     _, lines, first, second, third = conducted
     one, four = (f"kd-temperature={t}.0" for t in (1, 4))

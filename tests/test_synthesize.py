@@ -105,6 +105,7 @@ def test_records_are_what_the_teacher_says_of_real_texts_cut_to_fit(world, writt
     assert [json.loads(line)["text"] for line in (out / "test.jsonl").read_text().splitlines()] == ["VWX", "YZ"]
 
 
+@pytest.mark.slow
 def test_what_was_cut_short_goes_on_to_the_same_and_other_settings_are_refused(world, written, tmp_path, monkeypatch):
     honest, parts = synthesis.write, []
 

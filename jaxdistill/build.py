@@ -35,6 +35,7 @@ from jaxdistill.losses.gold import Vocabularies
 from jaxdistill.models.cached import Submesh
 from jaxdistill.models.combinators import in_dtype, reading, relabelled
 from jaxdistill.models.derivatives import NEEDED, with_needed
+from jaxdistill.models.quantized import quantized, widened
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.parallel.mesh import make_mesh, mesh_shape
@@ -160,6 +161,10 @@ def teacher(config: ConfigDict, name: str, needs: frozenset[str] = frozenset(), 
     if entry.classes and entry.steps and not entry.checkpoint:
         raise ConfigError(f"{path}.classes", "it is trained here, on the data's own classes; leave its map out.")
     built = cached or model(entry.model, f"{path}.model", config.dtype, needs, classes=entry.classes)
+    if entry.quantized and entry.steps and not entry.checkpoint:
+        cure = f"Train it in a run of its own, and name that run: {path}.checkpoint"
+        raise ConfigError(f"{path}.quantized", f"it is trained here, and {entry.quantized} has no gradient. {cure}.")
+    built = quantized(built, entry.quantized) if entry.quantized and not cached else built
     if not entry.reads:
         return built
     how = tokenization(config)
@@ -356,6 +361,8 @@ def _check_streams(config: ConfigDict, step: Step) -> None:
         if entry.apart and (step.own or step.grown):
             why = "asks teachers of texts that it makes" if step.own else "makes teachers what they become"
             raise ConfigError(f"teachers.{name}.apart", f"{config.step!r} {why}: they must be beside it. Leave it out.")
+        if entry.quantized and (step.grown or begins_here(config, name, step)):
+            raise ConfigError(f"teachers.{name}.quantized", f"{config.step!r} makes it learn. Leave it out.")
     for stream in sorted(step.streams - set(splits(config))):
         raise ConfigError("streams", f"{config.step!r} reads the stream {stream!r}; add streams.{stream}.split.")
 
@@ -418,14 +425,18 @@ def _role(entry: ConfigDict, path: str, horizon: Horizon) -> tuple[Any, Schedule
 
 
 def _check_terms(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
-    read = [f"{name}.{key}" for name, entry in config.teachers.items() for key in ("cache", "apart") if entry[key]]
+    lack = {"cache": "which no batch brings", "apart": "which no batch brings", "quantized": "and 8 bits have none"}
+    read = [
+        (f"{name}.{key}", why) for name, entry in config.teachers.items() for key, why in lack.items() if entry[key]
+    ]
     for name, (term, _) in terms.items():
         if "teacher" in term.needs and not config.teachers:
             cure = "Add teachers.NAME.model with a checkpoint, or with steps to train it here."
             raise ConfigError(f"objective.{name}", f"needs a teacher, and the config has none. {cure}")
         if read and (gradients := sorted(term.needs & NEEDED)):
-            cure = f"Remove teachers.{read[0]}"
-            raise ConfigError(f"objective.{name}", f"needs {gradients[0]}, which no batch brings. {cure}.")
+            (where, why), *_ = read
+            cure = f"Remove teachers.{where}"
+            raise ConfigError(f"objective.{name}", f"needs {gradients[0]}, {why}. {cure}.")
     _check_draws(config, terms)
 
 
@@ -557,7 +568,7 @@ def check_checkpoints(config: ConfigDict, built: Parts, shapes: Shapes) -> None:
             path = f"teachers.{name}.checkpoint"
             _, values = fits.outputs(teacher, path, shapes)
             try:
-                checkpoint.check_variables(*teacher_checkpoint(config, name), values)
+                checkpoint.check_variables(*teacher_checkpoint(config, name), widened(values))
             except checkpoint.CheckpointError as error:
                 raise _no_checkpoint(config, name, error) from None
 

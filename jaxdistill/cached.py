@@ -80,6 +80,7 @@ def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
     augment = config.streams[stream].augment if stream in config.streams else config.data.augment
     reads = {"reads": entry.reads} if entry.reads else {}
     reads |= {"classes": list(entry.classes)} if entry.classes else {}
+    reads |= {"quantized": entry.quantized} if entry.quantized else {}
     drawn = {"draws": keep.draws, "temperature": keep.temperature} if keep.draws else {}
     said = {
         "teacher": {"model": entry.model, "weights": weights(config, name), "dtype": config.dtype, **reads},

@@ -74,6 +74,11 @@ SCHEMA: dict[str, Any] = {
                 "spec",
                 "devices of its own: 'submesh(devices=2, layers=(1, 2))'; empty: the student's",
             ),
+            "quantized": Key(
+                "",
+                "quantized",
+                "'int8' or 'fp8': its kernels are kept, and its products taken, in 8 bits; empty: dtype",
+            ),
             "reads": Key("", "text", "how the names of the fields begin that it reads, such as 'teacher/' of aligned"),
             "classes": Key(
                 (), "classes", "its number of each class of the data, -1 for one that it does not know; empty: the same"
@@ -197,6 +202,7 @@ KINDS: dict[str, tuple[Any, str]] = {
     "size": (lambda v: _is(int)(v) and (v > 0 or v == -1), "a whole number, 1 or more, or -1"),
     "share": (lambda v: _is(int, float)(v) and 0 <= v < math.inf, "a finite number, 0 or more"),
     "dtype": (lambda v: v in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
+    "quantized": (lambda v: v in ("", "int8", "fp8"), "'int8' or 'fp8'"),
     "backend": (lambda v: v in ("jit", "pmap"), "'jit' or 'pmap'"),
     "classes": (
         lambda v: isinstance(v, tuple) and all(_is(int)(c) and c >= -1 for c in v),
@@ -339,7 +345,7 @@ def changes(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _read(key: Key, text: str, path: str) -> Any:
-    if key.kind in ("text", "spec", "schedule", "dtype", "backend", "address"):
+    if key.kind in ("text", "spec", "schedule", "dtype", "quantized", "backend", "address"):
         return text
     if key.kind == "flag":
         text = {"true": "True", "false": "False"}.get(text.lower(), text)

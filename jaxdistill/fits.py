@@ -195,9 +195,10 @@ def check_step(config: ConfigDict, step: Step, shapes: Mapping[str, Shapes], tea
     except (ValueError, TypeError) as error:
         raise ConfigError("step", _short(error)) from error
     for name, entry in config.teachers.items():
-        if entry.apart and "teachers" in known:
-            why = f"{config.step!r} trains teachers, and this one would stay as it is"
-            raise ConfigError(f"teachers.{name}.apart", f"{why}. Leave it out.")
+        for key in ("apart", "quantized"):
+            if entry[key] and "teachers" in known:
+                why = f"{config.step!r} trains teachers, and this one would stay as it is"
+                raise ConfigError(f"teachers.{name}.{key}", f"{why}. Leave it out.")
     for role in config.roles:
         if role not in known:
             raise ConfigError(f"roles.{role}", f"the step has no role {role!r}. {suggest(role, known)}")

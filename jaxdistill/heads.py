@@ -36,6 +36,8 @@ def importance(config: ConfigDict, name: str, records: int) -> np.ndarray:
     """
     if name not in config.teachers:
         raise ConfigError("teachers", f"there is no teacher {name!r}. {suggest(name, config.teachers)}")
+    if config.teachers[name].quantized:
+        raise ConfigError(f"teachers.{name}.quantized", "8 bits have no gradient to weigh heads by. Leave it out.")
     build.check_data(config)
     folder, data, path = build.data_folder(config), config.data, f"teachers.{name}.model"
     train = describe(data.name, data.train, folder, "data", "train", data.tokens)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from jaxdistill import build
 from jaxdistill.checkpoint import CheckpointError, load_variables
 from jaxdistill.errors import ConfigError
+from jaxdistill.models.quantized import narrowed_as, widened
 from jaxdistill.parallel.sharding import DEFAULT_RULES, laid_out, shardings
 from jaxdistill.steps.observe import begin as first_values
 from jaxdistill.types import NOTHING, Model, Shapes, Variables
@@ -31,7 +32,8 @@ def load(config: ConfigDict, name: str, model: Model, shapes: Variables, mesh: M
     abstract = laid_out(shapes, shardings(shapes, mesh, config.teachers[name].rules or DEFAULT_RULES))
     if config.teachers[name].checkpoint:
         try:
-            return load_variables(*build.teacher_checkpoint(config, name), abstract)
+            saved = load_variables(*build.teacher_checkpoint(config, name), widened(abstract))
+            return narrowed_as(saved, abstract)
         except CheckpointError as error:
             raise ConfigError(f"teachers.{name}.checkpoint", f"{error}.") from None
     if model.load is None or config.teachers[name].steps:

@@ -24,6 +24,7 @@ MISTAKES = {
     "an unknown section": (["evalute.every=3"], "evalute", "'evalute'", "Did you mean 'evaluate'?"),
     "a section as a value": (["objective=kd"], "objective", "'objective' is a section", "--config.objective.KEY=VALUE"),
     "a value as a section": (["steps.kd=3"], "steps", "'steps' is a key", "--config.steps=VALUE"),
+    "unknown bits": (["teachers.big.quantized=int4"], "teachers.big.quantized", "'int4'", "'int8' or 'fp8'"),
     "an unknown term": (["objective.kdd.weight=1"], "objective.kdd", "unknown loss 'kdd'", "Did you mean 'kd'?"),
     "an unknown model": (["student.model=mpl(classes=4)"], "student.model", "'mpl'", "Did you mean 'mlp'?"),
     "an unknown fusion": (["fusion=avrage()"], "fusion", "'avrage'", "Did you mean 'average'?"),

@@ -20,9 +20,9 @@ BASE = differ(
     WHOLE,
     steps=STEPS,
     dtype="bfloat16",
-    data={"test": "test[:20%]"},
-    evaluate={"every": STEPS // 2 + 1},  # the log's last line is then of the second half alone, and compiles nothing
-    logging={"every": 2 * STEPS},
+    data={"test": "test[:10%]"},
+    evaluate={"every": STEPS},
+    logging={"every": STEPS // 2 + 1},  # its last line is of the second half, which compiles nothing
 )
 
 
@@ -40,7 +40,6 @@ STUDY = Study(
             "control": {"teachers": {}, "objective": {"cross_entropy": {}}},
             "live": {},
             "cached: top 128 and the rest": teacher("outputs(folder='runs/smollm2/top', dtype='float16', top=128)"),
-            "cached: 128 draws": teacher("draws(folder='runs/smollm2/draws', count=128)"),
             "on its own text": {
                 "step": "on_policy(prompt=64, share=0.5)",
                 "objective": {
@@ -48,6 +47,7 @@ STUDY = Study(
                     "cross_entropy": {"weight": 0.5},
                 },
             },
+            "cached: 128 draws": teacher("draws(folder='runs/smollm2/draws', count=128)"),
         }
     },
     baseline="control",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from examples import all_finite, assert_close, assert_same, build_loss, signals, slow
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -138,26 +139,18 @@ def test_what_a_teacher_says_of_rows_that_do_not_count_is_not_heard(batch):
 def test_teachers_are_fused_at_the_temperature_of_each_term():
     """Averaging probabilities at T = 1 and softening the mean to T = 4 is another distribution."""
     seen = signals(depths=(4, 3))
-    heard = {}
 
-    def listener(name, temperature):
-        def values(signals):
-            heard[name] = signals.temperature, jax.nn.softmax(signals.teacher.logits / signals.temperature)
-            return jnp.zeros(6)
+    def listener(temperature):
+        def apply(params, state, seen, *, key):
+            return jnp.zeros(6), (seen.temperature, jax.nn.softmax(seen.teacher.logits / seen.temperature))
 
-        return stateless(values, needs=frozenset({"teacher"}), temperature=temperature)
+        return Term(lambda key, seen: ({}, {}), apply, needs=frozenset({"teacher"}), temperature=temperature)
 
     cooling = resolve("linear(start=8, end=2)", Horizon(100, 10), "")
-    evaluate(
-        {
-            "one": listener("one", None),
-            "four": listener("four", as_schedule(4.0)),
-            "cooling": listener("cooling", cooling),
-        },
-        {"train": seen},
-    )
+    terms = {"one": listener(None), "four": listener(as_schedule(4.0)), "cooling": listener(cooling)}
+    heard = evaluate(terms, {"train": seen})[2]["terms"]
     for name, temperature in {"one": 1.0, "four": 4.0, "cooling": 5.0}.items():
-        mean = sum(jax.nn.softmax(teacher.logits / temperature) for teacher in seen.teachers) / 2
+        mean = sum(scipy.special.softmax(np.asarray(teacher.logits) / temperature, -1) for teacher in seen.teachers) / 2
         assert_close(heard[name], (temperature, mean))
 
 

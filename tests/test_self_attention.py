@@ -334,12 +334,12 @@ def test_a_wrong_argument_fails_before_any_model_exists(spec):
 
 
 def test_models_without_heads_or_with_other_tokens_are_refused():
-    seen = world(dtype="float32")
+    seen, term = world(dtype="float32"), examples.build_loss("minilm")
     without = lambda said: replace(said, attentions=())
     with pytest.raises(ValueError, match=r"student returns no attention heads; take a transformer$"):
-        values("minilm", replace(seen, student=without(seen.student)))
+        term.apply({}, {}, replace(seen, student=without(seen.student)), key=KEY)
     with pytest.raises(ValueError, match=r"teacher returns no attention heads.*caches hold none"):
-        values("minilm", replace(seen, teachers=(without(seen.teachers[0]),)))
+        term.apply({}, {}, replace(seen, teachers=(without(seen.teachers[0]),)), key=KEY)
     cut = jax.tree.map(lambda x: x[:, :4], seen.student.attentions)
     with pytest.raises(ValueError, match=r"tokens differ \(student 4, teacher 5\)"):
-        values("minilm", replace(seen, student=replace(seen.student, attentions=cut)))
+        term.apply({}, {}, replace(seen, student=replace(seen.student, attentions=cut)), key=KEY)

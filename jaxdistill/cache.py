@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdistill import build, cached, commands, fits, selected, teachers
+from jaxdistill import build, cached, commands, fits, selected, staged, teachers
 from jaxdistill.data.datasets import open_records
-from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.describe import Description
 from jaxdistill.data.records import Records
 from jaxdistill.data.store import Fields, Manifest, StoreError, missing, read_manifest, write_manifest, write_shard
 from jaxdistill.data.stream import Batches, Rows, evaluation_batches
@@ -48,15 +48,12 @@ def write(config: ConfigDict, console: Console) -> None:
     names = [name for name, entry in config.teachers.items() if entry.cache]
     if not names:
         raise ConfigError("teachers", "none has a cache. Add teachers.NAME.cache=\"outputs(folder='...')\".")
-    build.check_data(config)
+    described = staged.described(config)
     folder, data = build.data_folder(config), config.data
-    reads = cached.streams(config)
-    described = {s: describe(data.name, r.text, folder, r.path, r.key, data.tokens) for s, r in reads.items()}
-    selected.check(config, described["train"])
     mesh = build.mesh(build.check_mesh(config, jax.device_count()))
     for name in names:
         teacher = _Teacher(config, name, described, mesh)
-        for stream, read in reads.items():
+        for stream, read in cached.streams(config).items():
             records = open_records(data.name, read.text, folder, read.path, read.key, data.tokens)
             teacher.write(stream, records, console)
 

@@ -22,9 +22,8 @@ from jaxdistill.build import Parts, Stage
 from jaxdistill.cached import Cached
 from jaxdistill.checkpoint import CheckpointError, load_variables, manifests, write_json
 from jaxdistill.data.datasets import open_records
-from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.describe import Description
 from jaxdistill.data.processors import config_of
-from jaxdistill.data.splits import share_records
 from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost, evaluator, reliability, scores, totals
@@ -89,18 +88,10 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     for stage in planned:
         with _reported(stage):
             build.check_specs(stage.config)
-    build.check_data(config)
-    folder = build.data_folder(config)
-    name, tokens = config.data.name, config.data.tokens
-    described = {
-        stream: describe(name, split.text, folder, split.path, split.key, tokens)
-        for stream, split in build.splits(config).items()
-    }
-    judged = describe(name, config.data.test, folder, "data", "test", tokens)
-    _check_fields(config, described["train"], judged)
-    _check_quiz(config, folder)
-    selected.check(config, described["train"])
-    caches, own = cached.find(config, {**described, "test": judged}), apart.find(config, described)
+    described = staged.described(config)
+    caches = cached.find(config, described)
+    del described["test"]
+    own = apart.find(config, described)
     read: staged.Read = {**caches, **own}
     stages, mesh = [], build.mesh(mesh_shape)
     for stage in planned:
@@ -153,28 +144,6 @@ def _keep_programs(folder: str) -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         compilation_cache.reset_cache()  # JAX opens its cache at the first compilation, and never looks again
-
-
-def _check_fields(config: ConfigDict, learned: Description, judged: Description) -> None:
-    """What is measured needs labels, and records of one shape."""
-    if "label" not in judged.fields:
-        raise ConfigError(
-            "data.name", f"the records of {config.data.name!r} have no field 'label', which accuracy needs."
-        )
-    if learned.fields != judged.fields:
-        raise ConfigError("data.test", f"{config.data.test!r} differs from {config.data.train!r} in fields or shapes.")
-
-
-def _check_quiz(config: ConfigDict, folder: Path) -> None:
-    """A quiz on what the student learned from, or is judged on, tells nothing."""
-    if "quiz" not in config.streams:
-        return
-    size = lambda split: describe(config.data.name, split, folder, "streams.quiz", "split").records
-    quiz = config.streams.quiz.split
-    for key in ("train", "test"):
-        if share_records(quiz, config.data[key], size):
-            cure = "Choose others, such as data.train='train[:90%]' and streams.quiz.split='train[90%:]'"
-            raise ConfigError("streams.quiz.split", f"{quiz!r} has records of data.{key}={config.data[key]!r}. {cure}.")
 
 
 @contextlib.contextmanager

@@ -7,14 +7,49 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxdistill import build, fits, selected
+from jaxdistill import build, cached, fits, selected
 from jaxdistill.apart import Apart
 from jaxdistill.build import Parts
 from jaxdistill.cached import Cached
-from jaxdistill.data.describe import Description
+from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.splits import share_records
+from jaxdistill.errors import ConfigError
 from jaxdistill.schedules import Horizon
 
 Read = Mapping[str, Cached | Apart]  # teachers whose outputs travel in the batch, by name
+
+
+def described(config: ConfigDict) -> dict[str, Description]:
+    """What is known of the records of every stream, and of the test's, before they are read.
+
+    Raises:
+        ConfigError: they are not there, not alike, have no labels; a quiz shares some; none would be selected.
+    """
+    build.check_data(config)
+    folder, data = build.data_folder(config), config.data
+    found = {
+        stream: describe(data.name, read.text, folder, read.path, read.key, data.tokens)
+        for stream, read in cached.streams(config).items()
+    }
+    if "label" not in found["test"].fields:
+        raise ConfigError("data.name", f"the records of {data.name!r} have no field 'label', which accuracy needs.")
+    if found["train"].fields != found["test"].fields:
+        raise ConfigError("data.test", f"{data.test!r} differs from {data.train!r} in fields or shapes.")
+    _check_quiz(config)
+    selected.check(config, found["train"])
+    return found
+
+
+def _check_quiz(config: ConfigDict) -> None:
+    """A quiz on what the student learned from, or is judged on, tells nothing."""
+    if "quiz" not in config.streams:
+        return
+    folder, quiz = build.data_folder(config), config.streams.quiz.split
+    size = lambda split: describe(config.data.name, split, folder, "streams.quiz", "split").records
+    for key in ("train", "test"):
+        if share_records(quiz, config.data[key], size):
+            cure = "Choose others, such as data.train='train[:90%]' and streams.quiz.split='train[90%:]'"
+            raise ConfigError("streams.quiz.split", f"{quiz!r} has records of data.{key}={config.data[key]!r}. {cure}.")
 
 
 def fields(read: Read, stream: str) -> dict[str, tuple[tuple[int, ...], str]]:

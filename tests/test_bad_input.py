@@ -438,7 +438,7 @@ def test_a_line_is_found_in_a_file_that_is_named_from_here(tmp_path, monkeypatch
     "change", ["objective.kd.term=kdd", "rate=fast", "fusion=avrage", "step=online()", "teachers.big.checkpoint=gone"]
 )
 def test_names_are_judged_before_any_data_are_made(change, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jaxdistill.run.describe", lambda *_: pytest.fail("data were looked at"))
+    monkeypatch.setattr("jaxdistill.staged.describe", lambda *_: pytest.fail("data were looked at"))
     assert refused(capsys, tmp_path / "run", f"--config.{change}").startswith(
         change.split("=")[0].removesuffix(".term")
     )

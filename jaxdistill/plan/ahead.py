@@ -16,9 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, staged
+from jaxdistill import build, cached, fits, staged
 from jaxdistill.build import Parts
-from jaxdistill.data.describe import describe
 from jaxdistill.data.records import Records
 from jaxdistill.errors import ConfigError
 from jaxdistill.interrupts import Interrupts
@@ -84,15 +83,11 @@ def plan(config: ConfigDict, topology: Topology) -> Plan:
 def prepared(config: ConfigDict, topology: Topology) -> tuple[Engine, tuple[Variables, ...], Mesh, int]:
     """The run's engine for a topology, its teachers as shapes, its mesh, and how many tokens (or rows) a step has."""
     mesh = _mesh(config, topology)
-    build.check_data(config)
-    folder, data = build.data_folder(config), config.data
-    described = {
-        stream: describe(data.name, read.text, folder, read.path, read.key, data.tokens)
-        for stream, read in cached.streams(config).items()
-    }
+    described = staged.described(config)
     caches = cached.find(config, described)
     del described["test"]
     found = staged.parts(config, described, mesh, caches)
+    fits.check_vocabulary(config, build.tokenization(config), described["train"].vocabulary)
     shapes = staged.shapes(config, described, caches)
     build.check_used(config, found, shapes["train"])
     frozen = _frozen(config, found, shapes["train"], mesh)

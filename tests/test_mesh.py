@@ -62,6 +62,7 @@ CASES |= {
     f"{family}, derivatives": Case(family, (teacher,), terms=DERIVATIVES)
     for family, teacher in {"decoder": "decoder", "mlp": "vit", "resnet": "mlp", "vit": "mlp"}.items()
 }
+CASES["bert, heads"] = Case("bert", ("bert",), terms=("minilm",))  # heads are split over the axis tensor
 READERS = {"image": "mlp", "tokens": "decoder"}
 CASES |= {
     f"{READERS[e.inputs]}, {e.spec}": Case(READERS[e.inputs], (READERS[e.inputs],), e.spec, stream=e.stream)
@@ -152,7 +153,7 @@ LAYOUTS = [
 FAST = ("mlp", "resnet", "decoder", "chunked", "bert")
 SLOW = [(case, "mixed") for case in CASES if "derivatives" in case or (case in FAMILIES and case not in FAST)]
 SLOW += [(family, "pmap") for family in FAMILIES if family not in ("mlp", "resnet")]
-SLOW += [(case, "pmap") for case in CASES if "derivatives" in case]
+SLOW += [(case, "pmap") for case in CASES if "derivatives" in case or "heads" in case]
 # "mixed" has all three axes; a step forgets a sum under pmap, and under jit there is none to forget
 SLOW += [("mlp", layout) for layout in ("data", "fsdp", "tensor")] + [("resnet", "data")]
 SLOW += [(f"mlp, {e.spec}", "mixed") for name, each in STEPS.items() if name != "replay" for e in each]

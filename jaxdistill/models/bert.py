@@ -72,17 +72,18 @@ class Attention(nnx.Module):
         self.heads, self.rate, self.returned = heads, rate, returned
 
     def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, Heads]:
-        split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
-        q, k, v = (split(by_rows(project(x))) for project in (self.query, self.key, self.value))
+        split = lambda y: by_rows(y.reshape(*y.shape[:-1], self.heads, -1), tensor=-2)
+        q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))
         mask, weights = real[:, None, None, :], None
         if self.returned or (train and self.rate > 0):
             scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)  # -inf: NaN for a text without any token
-            weights = by_rows(jax.nn.softmax(scores).astype(x.dtype))
+            weights = by_rows(jax.nn.softmax(scores).astype(x.dtype), tensor=1)
             mixed = jnp.einsum("bhqk,bkhd->bqhd", drop(weights, self.rate, train=train, key=key), v)
         else:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return by_rows(self.out(by_rows(mixed).reshape(x.shape))), Heads(q, k, v, weights if self.returned else None)
+        mixed = self.out(by_rows(mixed, tensor=-2).reshape(x.shape))
+        return by_rows(mixed), Heads(q, k, v, weights if self.returned else None)
 
 
 class Block(nnx.Module):
@@ -98,7 +99,7 @@ class Block(nnx.Module):
         first, second, third = jax.random.split(key, 3)
         mixed, heads = self.attention(x, real, train, first)
         x = by_rows(self.attention_norm(x + drop(mixed, self.rate, train=train, key=second)))
-        y = by_rows(self.down(by_rows(self.activation(self.up(x)))))
+        y = by_rows(self.down(by_rows(self.activation(self.up(x)), tensor=-1)))
         return by_rows(self.mlp_norm(x + drop(y, self.rate, train=train, key=third))), heads
 
 

@@ -66,7 +66,7 @@ class Attention(nnx.Module):
         self.sizes = sizes
 
     def __call__(self, x: Array, shared: Shared) -> tuple[Array, Heads]:
-        split = lambda y: by_rows(y).reshape(*y.shape[:-1], -1, self.sizes.head_size)
+        split = lambda y: by_rows(y.reshape(*y.shape[:-1], -1, self.sizes.head_size), tensor=-2)
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
@@ -79,7 +79,7 @@ class Attention(nnx.Module):
             own = replace(own, probabilities=weights)
         else:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=shared.mask, is_causal=shared.causal)
-        return by_rows(self.out(by_rows(mixed).reshape(*x.shape[:-1], -1))), own
+        return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(*x.shape[:-1], -1))), own
 
 
 def _written(cache: nnx.Variable, new: Array, positions: Array | None) -> Array:
@@ -96,7 +96,7 @@ def attend(q: Array, k: Array, v: Array, shared: Shared) -> tuple[Array, Array]:
     allowed = jnp.tri(q.shape[1], k.shape[1], dtype=bool) if shared.causal else jnp.bool(True)
     allowed = allowed if shared.mask is None else shared.mask & allowed
     weights = jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", by_rows(weights), v), weights
+    return jnp.einsum("bhqk,bkhd->bqhd", by_rows(weights, tensor=1), v), weights
 
 
 class Block(nnx.Module):
@@ -114,7 +114,7 @@ class Block(nnx.Module):
         mixed, heads = self.attention(by_rows(self.attention_norm(x)), shared)
         x = by_rows(x + mixed)
         y = by_rows(self.mlp_norm(x))
-        y = by_rows(jax.nn.silu(by_rows(self.gate(y))) * by_rows(self.up(y)))
+        y = jax.nn.silu(by_rows(self.gate(y), tensor=-1)) * by_rows(self.up(y), tensor=-1)
         return by_rows(x + by_rows(self.down(y))), heads
 
 

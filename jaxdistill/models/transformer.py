@@ -59,16 +59,16 @@ class Attention(nnx.Module):
         self.heads, self.returned = stack.heads, stack.attentions
 
     def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Heads]:
-        split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
-        q, k, v = (split(by_rows(project(x))) for project in (self.query, self.key, self.value))
+        split = lambda y: by_rows(y.reshape(*y.shape[:-1], self.heads, -1), tensor=-2)
+        q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))
         if not self.returned:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
-            return by_rows(self.out(by_rows(mixed).reshape(x.shape))), Heads(q, k, v)
+            return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(x.shape))), Heads(q, k, v)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-        weights = by_rows(jax.nn.softmax(scores).astype(x.dtype))
-        mixed = by_rows(jnp.einsum("bhqk,bkhd->bqhd", weights, v))
+        weights = by_rows(jax.nn.softmax(scores).astype(x.dtype), tensor=1)
+        mixed = by_rows(jnp.einsum("bhqk,bkhd->bqhd", weights, v), tensor=-2)
         return by_rows(self.out(mixed.reshape(x.shape))), Heads(q, k, v, weights)
 
 
@@ -87,7 +87,7 @@ class Block(nnx.Module):
         first, second = jax.random.split(key)
         mixed, heads = self.attention(self.attention_norm(x), mask)
         x = by_rows(x + drop(mixed, self.rate, train=train, key=first))
-        y = by_rows(self.down(by_rows(self.activation(self.up(self.mlp_norm(x))))))
+        y = by_rows(self.down(by_rows(self.activation(self.up(self.mlp_norm(x))), tensor=-1)))
         return by_rows(x + drop(y, self.rate, train=train, key=second)), heads
 
 

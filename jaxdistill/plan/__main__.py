@@ -25,8 +25,8 @@ examples:
   python -m jaxdistill.plan --config configs/quickstart.py --topology cpu:8        virtual devices, no extra needed
 
 if it does not fit, in this order:
-  --config.mesh.fsdp=-1 --config.mesh.data=1        parameters, optimiser and teacher over all chips (tensor splits
-                                                    their memory too, but no work: compare the even share)
+  --config.mesh.fsdp=-1 --config.mesh.data=1        parameters, optimiser and teacher over all chips
+  --config.mesh.tensor=4                            heads and widths over 4 chips, where there are fewer rows than chips
   remat='full' in the student's model               layers are computed again in the backward pass, not kept
   --config.chunks=16                                fewer tokens' logits at a time
   --config.accumulate=4                             the student runs through a batch in pieces

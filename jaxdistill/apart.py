@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxdistill import build, fits
+from jaxdistill import build, fits, meshes, sources
 from jaxdistill.build import Parts
 from jaxdistill.data.describe import Description
 from jaxdistill.errors import ConfigError
@@ -46,15 +46,15 @@ class Apart(NamedTuple):
 
 
 def find(config: ConfigDict, described: Mapping[str, Description]) -> dict[str, Apart]:
-    """The teachers apart of a config, by name, on the last of all devices; `build.check_mesh` has counted these.
+    """The teachers apart of a config, by name, on the last of all devices; `meshes.check_mesh` has counted these.
 
     Raises:
         ConfigError: a teacher has no such layer, or fewer logits than it shall send.
     """
-    shapes, free, found = build.batch_shapes(config, described), jax.devices(), {}
-    for name, own in build.submeshes(config).items():
+    shapes, free, found = sources.batch_shapes(config, described), jax.devices(), {}
+    for name, own in meshes.submeshes(config).items():
         free, devices = free[: -own.devices], free[-own.devices :]
-        found[name] = _find(config, name, own.keep, build.mesh((1, own.devices, 1), devices), shapes)
+        found[name] = _find(config, name, own.keep, meshes.mesh((1, own.devices, 1), devices), shapes)
     return found
 
 

@@ -5,51 +5,31 @@ config too, so that one loop serves all of them.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import jaxdistill.fusion
 import jaxdistill.losses
 import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
-from jaxdistill import checkpoint, fits, registry
+from jaxdistill import checkpoint, fits, registry, sources
 from jaxdistill.config import differ
-from jaxdistill.data import datasets
-from jaxdistill.data.describe import Description
-from jaxdistill.data.orders import Order
-from jaxdistill.data.processors import forms
-from jaxdistill.data.selections import Selection
-from jaxdistill.data.stream import Transform, as_numbers
+from jaxdistill.data.stream import Transform
 from jaxdistill.data.surfaces import Shared
-from jaxdistill.data.tokens import Tokenization
 from jaxdistill.errors import ConfigError
-from jaxdistill.fetch import default_folder
 from jaxdistill.losses.gold import Vocabularies
-from jaxdistill.models.cached import Submesh
 from jaxdistill.models.combinators import in_dtype, reading, relabelled
 from jaxdistill.models.derivatives import NEEDED, with_needed
 from jaxdistill.models.quantized import quantized, widened
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
-from jaxdistill.parallel.mesh import make_mesh, mesh_shape
 from jaxdistill.registry import Spec
 from jaxdistill.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
 from jaxdistill.types import Factored, Fusion, Model, Objective, Shapes, Signals, Step, Term
-
-
-class Split(NamedTuple):
-    """Which records a stream reads, and where the config says so: `text` at `path.key`."""
-
-    text: str
-    path: str
-    key: str
 
 
 class Stage(NamedTuple):
@@ -167,7 +147,7 @@ def teacher(config: ConfigDict, name: str, needs: frozenset[str] = frozenset(), 
     built = quantized(built, entry.quantized) if entry.quantized and not cached else built
     if not entry.reads:
         return built
-    how = tokenization(config)
+    how = sources.tokenization(config)
     known = how.others if how else {}
     if entry.reads not in known:
         cure = f"Known: {', '.join(map(repr, known))}" if known else "data.tokens=\"aligned(...)\" gives 'teacher/'"
@@ -176,58 +156,6 @@ def teacher(config: ConfigDict, name: str, needs: frozenset[str] = frozenset(), 
         cure = f"Train it in a run on its own tokens, and name that run: {path}.checkpoint"
         raise ConfigError(f"{path}.steps", f"it reads other tokens than a stage of this run trains on. {cure}.")
     return reading(built, entry.reads)
-
-
-def tokenization(config: ConfigDict) -> Tokenization | None:
-    """How a config's texts become arrays; None where it says nothing of it."""
-    spec = config.data.tokens
-    return registry.tokenizations.build(spec, "data.tokens") if spec else None
-
-
-def selection(config: ConfigDict) -> Selection | None:
-    """Which of the training records are learned from; None: all."""
-    spec = config.data.select
-    return registry.selections.build(spec, "data.select") if spec else None
-
-
-def order(config: ConfigDict) -> Order | None:
-    """In which order training records come; None: shuffled over and over."""
-    spec = config.data.order
-    return registry.orders.build(spec, "data.order") if spec else None
-
-
-def splits(config: ConfigDict) -> dict[str, Split]:
-    """What every stream of a run reads."""
-    further = {name: Split(entry.split, f"streams.{name}", "split") for name, entry in config.streams.items()}
-    return {"train": Split(config.data.train, "data", "train"), **further}
-
-
-def stream_batch_size(config: ConfigDict, stream: str) -> int:
-    """Rows of a stream's global batch."""
-    further = config.streams[stream].batch_size if stream in config.streams else 0
-    return further or config.batch_size
-
-
-def batch_shapes(config: ConfigDict, described: Mapping[str, Description]) -> dict[str, Shapes]:
-    """Shapes of the global batch, by stream: a transform may change them, or add fields."""
-    augment = transforms(config)
-
-    def one(stream: str, looks: Description) -> Shapes:
-        rows = stream_batch_size(config, stream)
-        pair = {name: _pair(shape, kind) for name, (shape, kind) in looks.fields.items()}
-        for transform in augment[stream]:
-            pair = transform.apply(pair, np.zeros((2, transform.draws)))
-        return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in as_numbers(pair).items()}
-
-    return {stream: one(stream, looks) for stream, looks in described.items()}
-
-
-def _pair(shape: tuple[int, ...], kind: str) -> np.ndarray:
-    """Two records' arrays; where a size differs from record to record, it differs here."""
-    if -1 not in shape:
-        return np.zeros((2, *shape), kind)
-    two = (np.zeros([other if size < 0 else size for size in shape], kind) for other in (8, 9))
-    return np.fromiter(two, dtype=object, count=2)
 
 
 def parts(
@@ -275,7 +203,7 @@ def parts(
         minimised,
         step,
         _reference(found.fusion, signals),
-        transforms(config),
+        sources.transforms(config),
         found.schedules,
     )
 
@@ -286,7 +214,7 @@ def named(config: ConfigDict, horizon: Horizon) -> Named:
     Raises:
         ConfigError: naming the path, the value and the cure.
     """
-    how = tokenization(config)
+    how = sources.tokenization(config)
     shared = functools.cache(how.shared) if how and how.shared else None
     terms = {name: _term(entry, f"objective.{name}", name, horizon, shared) for name, entry in config.objective.items()}
     if not terms:
@@ -363,7 +291,7 @@ def _check_streams(config: ConfigDict, step: Step) -> None:
             raise ConfigError(f"teachers.{name}.apart", f"{config.step!r} {why}: they must be beside it. Leave it out.")
         if entry.quantized and (step.grown or begins_here(config, name, step)):
             raise ConfigError(f"teachers.{name}.quantized", f"{config.step!r} makes it learn. Leave it out.")
-    for stream in sorted(step.streams - set(splits(config))):
+    for stream in sorted(step.streams - set(sources.splits(config))):
         raise ConfigError("streams", f"{config.step!r} reads the stream {stream!r}; add streams.{stream}.split.")
 
 
@@ -475,73 +403,6 @@ def _check_beginnings(config: ConfigDict, teachers: Mapping[str, Model], step: S
             raise ConfigError(path, f"has neither a checkpoint nor steps. {cure}")
 
 
-def mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mesh:
-    """The mesh of a shape, over the first devices (empty: of this system).
-
-    Raises:
-        ConfigError: its axes cannot be laid out on the machine's own.
-    """
-    try:
-        return make_mesh(shape, devices)
-    except (ValueError, NotImplementedError) as error:
-        raise ConfigError("mesh", f"{' '.join(str(error).split())[:300]}.") from None
-
-
-def submeshes(config: ConfigDict) -> dict[str, Submesh]:
-    """The devices that teachers have for themselves, by name."""
-    said = {name: entry.apart for name, entry in config.teachers.items() if entry.apart}
-    return {name: registry.placements.build(spec, f"teachers.{name}.apart") for name, spec in said.items()}
-
-
-def check_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """The mesh's shape, for a number of devices, of which teachers may have some for themselves.
-
-    Raises:
-        ConfigError: if they need more devices than there are, or the batch does not divide by them.
-    """
-    mesh, left = config.mesh, _left(config, devices)
-    try:
-        shape = mesh_shape(mesh.data, mesh.fsdp, mesh.tensor, left)
-    except ValueError as error:
-        taken = f" ({devices - left} of {devices} are teachers' own)" if left < devices else ""
-        raise ConfigError("mesh", f"{error}{taken}.") from None
-    if mesh.backend == "pmap" and (shape[1:] != (1, 1) or jax.process_count() > 1):
-        raise ConfigError(
-            "mesh", "the pmap backend splits rows only, in one process; set fsdp=1 and tensor=1, or backend='jit'."
-        )
-    pieces, split = shape[0] * shape[1], f"data {shape[0]} x fsdp {shape[1]}, accumulate {config.accumulate}"
-    learned = {f"streams.{n}.batch_size": s.batch_size or config.batch_size for n, s in config.streams.items()}
-    learned, judged = {"batch_size": config.batch_size, **learned}, {"evaluate.batch_size": config.evaluate.batch_size}
-    _check_rows(learned, pieces * config.accumulate, split)
-    _check_rows(judged, pieces, split)
-    for name, own in submeshes(config).items():
-        _check_rows(learned | judged, own.devices, f"teachers.{name}.apart")
-    return shape
-
-
-def _left(config: ConfigDict, devices: int) -> int:
-    """How many devices the student has, beside teachers with devices of their own."""
-    left = devices
-    for name, own in submeshes(config).items():
-        path, left = f"teachers.{name}.apart", left - own.devices
-        if config.teachers[name].cache:
-            raise ConfigError(path, f"its outputs are read, by teachers.{name}.cache. Leave one of the two out.")
-        if config.mesh.backend != "jit" or jax.process_count() > 1:
-            said = f"with {config.mesh.backend} in {jax.process_count()} process(es) there is one mesh"
-            raise ConfigError(path, f"{said}. Leave it out, or set mesh.backend='jit', in one process.")
-        if left < 1:
-            said = f"{own.devices} devices of {left + own.devices} leave none for the student"
-            raise ConfigError(path, f"{said}. Lower devices.")
-    return left
-
-
-def _check_rows(sizes: Mapping[str, int], needed: int, split: str) -> None:
-    """Each number of rows, by path, divides."""
-    for path, size in sizes.items():
-        if size % needed:
-            raise ConfigError(path, f"{size} rows do not divide by {needed} ({split}); choose a multiple of {needed}.")
-
-
 def teacher_checkpoint(config: ConfigDict, name: str) -> tuple[Path, str]:
     """Folder and step ("best", "last" or a number) of a teacher's checkpoint."""
     given, _, which = config.teachers[name].checkpoint.partition("@")
@@ -571,41 +432,3 @@ def check_checkpoints(config: ConfigDict, built: Parts, shapes: Shapes) -> None:
                 checkpoint.check_variables(*teacher_checkpoint(config, name), widened(values))
             except checkpoint.CheckpointError as error:
                 raise _no_checkpoint(config, name, error) from None
-
-
-def transforms(config: ConfigDict) -> dict[str, tuple[Transform, ...]]:
-    """The augmentation of each stream's batches."""
-
-    def built(specs: tuple[str, ...], path: str) -> tuple[Transform, ...]:
-        return tuple(registry.transforms.build(spec, path) for spec in specs)
-
-    further = {name: built(entry.augment, f"streams.{name}.augment") for name, entry in config.streams.items()}
-    return {"train": built(config.data.augment, "data.augment"), **further}
-
-
-def check_data(config: ConfigDict) -> None:
-    """The data set is known; nothing is read or fetched yet."""
-    datasets.known(config.data.name, data_folder(config))
-    tokenization(config)
-    transforms(config)
-    selection(config)
-    order(config)
-    _check_forms(config)
-
-
-def _check_forms(config: ConfigDict) -> None:
-    """Whatever learns here sees images of the form in which the student and its teachers see them later."""
-    trained = {name: entry for name, entry in config.teachers.items() if entry.steps and not entry.checkpoint}
-    others = {f"teachers.{name}.augment": entry.augment for name, entry in trained.items()}
-    others |= {f"streams.{name}.augment": entry.augment for name, entry in config.streams.items()}
-    wanted = forms(config.data.augment)
-    for path, augment in others.items():
-        if forms(augment) != wanted:
-            theirs, ours = (", ".join(each) or "as they are" for each in (forms(augment), wanted))
-            cure = "What draws nothing must be the same in both"
-            raise ConfigError(path, f"its images are {theirs}, those of data.augment {ours}. {cure}.")
-
-
-def data_folder(config: ConfigDict) -> Path:
-    """Where prepared data lies."""
-    return Path(config.data.folder).expanduser() if config.data.folder else default_folder()

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdistill import build, cached, commands, fits, selected, staged, teachers
+from jaxdistill import build, cached, commands, fits, meshes, selected, sources, staged, teachers
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import Description
 from jaxdistill.data.records import Records
@@ -49,8 +49,8 @@ def write(config: ConfigDict, console: Console) -> None:
     if not names:
         raise ConfigError("teachers", "none has a cache. Add teachers.NAME.cache=\"outputs(folder='...')\".")
     described = staged.described(config)
-    folder, data = build.data_folder(config), config.data
-    mesh = build.mesh(build.check_mesh(config, jax.device_count()))
+    folder, data = sources.data_folder(config), config.data
+    mesh = meshes.mesh(meshes.check_mesh(config, jax.device_count()))
     for name in names:
         teacher = _Teacher(config, name, described, mesh)
         for stream, read in cached.streams(config).items():
@@ -65,7 +65,7 @@ class _Teacher:
         self.config, self.name, self.described, self.mesh = config, name, described, mesh
         self.keep, path = cached.keep_of(config, name), f"teachers.{name}.model"
         self.model = build.teacher(config, name)
-        self.batch = build.batch_shapes(config, {s: d for s, d in described.items() if s != "test"})["train"]
+        self.batch = sources.batch_shapes(config, {s: d for s, d in described.items() if s != "test"})["train"]
         said, variables = fits.outputs(self.model, path, self.batch)
         self.classes, self.states = said.logits.shape[-1], len(said.hidden_states)
         self.pieces = config.chunks if isinstance(said.logits, Factored) else 1
@@ -83,7 +83,7 @@ class _Teacher:
 
     def write(self, stream: str, records: Records, console: Console) -> None:
         """Fills the store of a stream."""
-        size = build.stream_batch_size(self.config, "train" if stream == "test" else stream)
+        size = sources.stream_batch_size(self.config, "train" if stream == "test" else stream)
         rows, folder = cached.rows_of(self.config, stream, self.described), cached.folder_of(self.keep, stream)
         about = {
             "identity": self.identities[stream],
@@ -129,7 +129,7 @@ def _batches(
     config: ConfigDict, stream: str, records: Records, size: int, part: slice, rows: Rows
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of a shard: records in their order, or those of the run where augmentation draws."""
-    transforms = build.transforms(config)["train" if stream == "test" else stream]
+    transforms = sources.transforms(config)["train" if stream == "test" else stream]
     if cached.draws(config, stream):
         seed = config.seed + stream_number(stream)
         chosen = selected.chosen(config, records) if stream == "train" else None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxdistill import build, registry
+from jaxdistill import build, registry, sources
 from jaxdistill.checkpoint import CheckpointError, choose_step, manifests
 from jaxdistill.data.datasets import contents
 from jaxdistill.data.describe import Description
@@ -60,14 +60,14 @@ def folder_of(keep: Keep, stream: str) -> Path:
     return Path(keep.folder).expanduser() / stream
 
 
-def streams(config: ConfigDict) -> dict[str, build.Split]:
+def streams(config: ConfigDict) -> dict[str, sources.Split]:
     """Whatever a run reads: its streams, and the test records under "test"."""
-    return {**build.splits(config), "test": build.Split(config.data.test, "data", "test")}
+    return {**sources.splits(config), "test": sources.Split(config.data.test, "data", "test")}
 
 
 def draws(config: ConfigDict, stream: str) -> bool:
     """Whether the augmentation of a stream draws, so that no two epochs are alike."""
-    return stream != "test" and any(transform.draws for transform in build.transforms(config)[stream])
+    return stream != "test" and any(transform.draws for transform in sources.transforms(config)[stream])
 
 
 def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
@@ -89,15 +89,15 @@ def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
         "kept": {"dtype": keep.dtype, "top": keep.top, "layers": list(keep.layers), **drawn},
     }
     if draws(config, stream):
-        size = build.stream_batch_size(config, stream)
+        size = sources.stream_batch_size(config, stream)
         said["draws"] = {"seed": config.seed, "batch_size": size, **_selected(config, stream)}
     return said
 
 
-def data_identity(config: ConfigDict, read: build.Split) -> dict[str, str]:
+def data_identity(config: ConfigDict, read: sources.Split) -> dict[str, str]:
     """What the records of a split are, and what data set and tokenizers hold now, which their names do not say."""
-    held = contents(config.data.name, read.text, build.data_folder(config), read.path, read.key)
-    how = build.tokenization(config)
+    held = contents(config.data.name, read.text, sources.data_folder(config), read.path, read.key)
+    how = sources.tokenization(config)
     named = {"name": config.data.name, "tokens": config.data.tokens, "split": read.text}
     return {**named, "contents": held, **({"words": words(how)} if how else {})}
 
@@ -106,7 +106,7 @@ def _selected(config: ConfigDict, stream: str) -> dict[str, Any]:
     """Which records are drawn: the selection, and who is asked for it."""
     if stream != "train":
         return {}
-    ordered, selection = {"order": config.data.order} if config.data.order else {}, build.selection(config)
+    ordered, selection = {"order": config.data.order} if config.data.order else {}, sources.selection(config)
     if selection is None:
         return ordered
     try:
@@ -169,7 +169,7 @@ def rows_of(config: ConfigDict, stream: str, described: Mapping[str, Description
     """How many entries a run needs: one for each record, or for each row of the run where augmentation draws."""
     if not draws(config, stream):
         return described[stream].records
-    return config.steps * build.stream_batch_size(config, stream)
+    return config.steps * sources.stream_batch_size(config, stream)
 
 
 def differences(written: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> list[str]:

@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill import build, commands, fits, teachers
+from jaxdistill import build, commands, fits, sources, teachers
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.describe import describe
 from jaxdistill.data.stream import Batch, Batches
@@ -38,10 +38,10 @@ def importance(config: ConfigDict, name: str, records: int) -> np.ndarray:
         raise ConfigError("teachers", f"there is no teacher {name!r}. {suggest(name, config.teachers)}")
     if config.teachers[name].quantized:
         raise ConfigError(f"teachers.{name}.quantized", "8 bits have no gradient to weigh heads by. Leave it out.")
-    build.check_data(config)
-    folder, data, path = build.data_folder(config), config.data, f"teachers.{name}.model"
+    sources.check_data(config)
+    folder, data, path = sources.data_folder(config), config.data, f"teachers.{name}.model"
     train = describe(data.name, data.train, folder, "data", "train", data.tokens)
-    shapes = build.batch_shapes(config, {"train": train})["train"]
+    shapes = sources.batch_shapes(config, {"train": train})["train"]
     model = build.teacher(config, name)
     said, variables = fits.outputs(model, path, shapes)
     if train.classes not in (None, said.logits.shape[-1]):
@@ -56,8 +56,8 @@ def importance(config: ConfigDict, name: str, records: int) -> np.ndarray:
 
 def _batches(config: ConfigDict, count: int) -> Iterator[Batch]:
     """The first records of the run, in its own order, each once; transforms that draw are left out."""
-    data, fixed = config.data, [each for each in build.transforms(config)["train"] if each.draws == 0]
-    records = open_records(data.name, data.train, build.data_folder(config), "data", "train", data.tokens)
+    data, fixed = config.data, [each for each in sources.transforms(config)["train"] if each.draws == 0]
+    records = open_records(data.name, data.train, sources.data_folder(config), "data", "train", data.tokens)
     batches = Batches(records, batch_size=ROWS, seed=config.seed, transforms=fixed, rows=slice(None))
     count = min(count, len(records))
     for first in range(0, count, ROWS):

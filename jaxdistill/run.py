@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import apart, build, cached, fits, selected, staged, teachers, workfolder
+from jaxdistill import apart, build, cached, fits, meshes, selected, sources, staged, teachers, workfolder
 from jaxdistill.apart import Apart, Ask
 from jaxdistill.build import Parts, Stage
 from jaxdistill.cached import Cached
@@ -83,7 +83,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     """
     workdir = Path(workdir)
     workfolder.check(workdir, config)
-    mesh_shape = build.check_mesh(config, jax.device_count())
+    mesh_shape = meshes.check_mesh(config, jax.device_count())
     planned = build.stages(config, workdir)
     for stage in planned:
         with _reported(stage):
@@ -93,11 +93,11 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     del described["test"]
     own = apart.find(config, described)
     read: staged.Read = {**caches, **own}
-    stages, mesh = [], build.mesh(mesh_shape)
+    stages, mesh = [], meshes.mesh(mesh_shape)
     for stage in planned:
         with _reported(stage):
             stages.append((stage, staged.parts(stage.config, described, mesh, read)))
-    fits.check_vocabulary(config, build.tokenization(config), described["train"].vocabulary)
+    fits.check_vocabulary(config, sources.tokenization(config), described["train"].vocabulary)
     reference, shapes = _reference(stages), staged.shapes(config, described, read)["train"]
     build.check_checkpoints(config, apart.living(reference, own), shapes)
     build.check_used(config, reference, shapes)
@@ -171,10 +171,10 @@ class _Run:
 
     def __init__(self, config: ConfigDict, planned: Planned, console: Console):
         self.config, self.console, self.reference = config, console, _reference(planned.stages)
-        folder, name, tokens = build.data_folder(config), config.data.name, config.data.tokens
+        folder, name, tokens = sources.data_folder(config), config.data.name, config.data.tokens
         streams = {
             stream: open_records(name, split.text, folder, split.path, split.key, tokens)
-            for stream, split in build.splits(config).items()
+            for stream, split in sources.splits(config).items()
         }
         test_set = open_records(name, config.data.test, folder, "data", "test", tokens)
         self.caches, self.apart, self.read = planned.caches, planned.apart, planned.read
@@ -182,7 +182,7 @@ class _Run:
         shapes = staged.shapes(config, planned.described, planned.read)
         chosen = selected.chosen(config, streams["train"])
         self.data = Data(streams, test_set, shapes, cached.open_beside(config, planned.caches), chosen)
-        self.mesh = build.mesh(planned.mesh_shape)
+        self.mesh = meshes.mesh(planned.mesh_shape)
         self.teachers: dict[str, Variables] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.variables: dict[str, Variables] = {}
@@ -306,7 +306,7 @@ class _Run:
         form = form_of_spec(stage.config.student.model)
         if form is not None:
             card = model_card(stage.name, stage.config.to_dict(), results)
-            tokens = build.tokenization(self.config)
+            tokens = sources.tokenization(self.config)
             words = tokens.file.parent if tokens else None
             variables, seen = self.variables[stage.name], self.data.shapes["train"].get("image")
             images = config_of(self.config.data.augment, seen.shape[1:], seen.dtype) if seen else None

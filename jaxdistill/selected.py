@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdistill import build, cached
+from jaxdistill import cached, sources
 from jaxdistill.checkpoint import write_json
 from jaxdistill.data.describe import Description
 from jaxdistill.data.records import Records
@@ -35,7 +35,7 @@ def check(config: ConfigDict, described: Description) -> None:
         ConfigError: a cache is missing, of other data, of augmented rows or of other classes; or there are no labels.
     """
     _check_order(config, described)
-    selection = build.selection(config)
+    selection = sources.selection(config)
     if selection is None:
         return
     manifests = [_manifest(folder) for folder in selection.caches]
@@ -45,7 +45,7 @@ def check(config: ConfigDict, described: Description) -> None:
             raise ConfigError(PATH, f"{folder!r} holds rows of an augmented run, and no record's. {CURE}.")
         if "draws" in identity["kept"]:
             raise ConfigError(PATH, f"{folder!r} holds draws, of which none tells how hard a record is. {CURE}.")
-        other = cached.differences(identity["data"], cached.data_identity(config, build.splits(config)["train"]))
+        other = cached.differences(identity["data"], cached.data_identity(config, sources.splits(config)["train"]))
         if other:
             raise ConfigError(PATH, f"{folder!r} is of other data: {'; '.join(other)}. {CURE}.")
         if manifest.about["classes"] != manifests[0].about["classes"]:
@@ -56,7 +56,7 @@ def check(config: ConfigDict, described: Description) -> None:
 
 
 def _check_order(config: ConfigDict, described: Description) -> None:
-    order = build.order(config)
+    order = sources.order(config)
     if order is None:
         return
     shape, kind = described.fields.get(order.field, ((-1,), "O"))
@@ -83,7 +83,7 @@ def _train(folder: str) -> Path:
 
 def count(config: ConfigDict, records: int) -> int:
     """How many of the training records a run (or a stage of it) learns from."""
-    selection = build.selection(config)
+    selection = sources.selection(config)
     return selection.count(records) if selection else records
 
 
@@ -93,7 +93,7 @@ def chosen(config: ConfigDict, records: Records) -> np.ndarray | Phases | None:
     Raises:
         ConfigError: a cache is damaged, or says nothing of a record; or a phase has no records.
     """
-    numbers, order = _selected(config, records), build.order(config)
+    numbers, order = _selected(config, records), sources.order(config)
     if order is None:
         return numbers
     every = np.arange(len(records))
@@ -104,7 +104,7 @@ def chosen(config: ConfigDict, records: Records) -> np.ndarray | Phases | None:
 
 
 def _selected(config: ConfigDict, records: Records) -> np.ndarray | None:
-    selection = build.selection(config)
+    selection = sources.selection(config)
     if selection is None:
         return None
     return selection.chosen(config.seed, len(records), _hard(selection, records) if selection.caches else None)

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxdistill import build, cached, fits, selected
+from jaxdistill import build, cached, fits, selected, sources
 from jaxdistill.apart import Apart
 from jaxdistill.build import Parts
 from jaxdistill.cached import Cached
@@ -25,8 +25,8 @@ def described(config: ConfigDict) -> dict[str, Description]:
     Raises:
         ConfigError: they are not there, not alike, have no labels; a quiz shares some; none would be selected.
     """
-    build.check_data(config)
-    folder, data = build.data_folder(config), config.data
+    sources.check_data(config)
+    folder, data = sources.data_folder(config), config.data
     found = {
         stream: describe(data.name, read.text, folder, read.path, read.key, data.tokens)
         for stream, read in cached.streams(config).items()
@@ -44,7 +44,7 @@ def _check_quiz(config: ConfigDict) -> None:
     """A quiz on what the student learned from, or is judged on, tells nothing."""
     if "quiz" not in config.streams:
         return
-    folder, quiz = build.data_folder(config), config.streams.quiz.split
+    folder, quiz = sources.data_folder(config), config.streams.quiz.split
     size = lambda split: describe(config.data.name, split, folder, "streams.quiz", "split").records
     for key in ("train", "test"):
         if share_records(quiz, config.data[key], size):
@@ -60,7 +60,7 @@ def fields(read: Read, stream: str) -> dict[str, tuple[tuple[int, ...], str]]:
 def shapes(config: ConfigDict, described: Mapping[str, Description], read: Read) -> dict[str, dict[str, Any]]:
     """Shapes of a stage's global batches, with what travels in them if it has teachers."""
     found = {}
-    for stream, own in build.batch_shapes(config, described).items():
+    for stream, own in sources.batch_shapes(config, described).items():
         rows = own["mask"].shape[0]
         more = fields(read, stream).items() if config.teachers else ()
         said = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in more}

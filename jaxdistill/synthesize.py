@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, commands, fits, teachers
+from jaxdistill import build, cached, commands, fits, sources, teachers
 from jaxdistill.data import synthesis
 from jaxdistill.data import tokenizer as tokenizers
 from jaxdistill.data.datasets import open_records
@@ -76,7 +76,7 @@ def synthesize(config: ConfigDict, out: Path, ask: Ask, how: Settings, console: 
         **how._asdict(),
         "seed": config.seed,
         "weights": cached.weights(config, how.teacher),
-        "data": cached.data_identity(config, build.splits(config)["train"]),
+        "data": cached.data_identity(config, sources.splits(config)["train"]),
     }
     try:
         synthesis.begin(out, about)
@@ -106,19 +106,19 @@ def _check(config: ConfigDict, ask: Ask, how: Settings) -> None:
         re.compile(ask.form)
     except re.error as error:
         raise ConfigError("--form", f"{ask.form!r} is no regular expression ({error}); correct it.") from None
-    build.check_data(config)
+    sources.check_data(config)
 
 
 def _words(config: ConfigDict, teacher: str) -> Path:
     """The tokenizer that the teacher reads."""
-    how = build.tokenization(config)
+    how = sources.tokenization(config)
     assert how is not None  # as was checked
     return how.others.get(config.teachers[teacher].reads, how.file)
 
 
 def _texts(config: ConfigDict, stream: str, field: str) -> list[str]:
     read = cached.streams(config)[stream]
-    records = open_records(config.data.name, read.text, build.data_folder(config), read.path, read.key)
+    records = open_records(config.data.name, read.text, sources.data_folder(config), read.path, read.key)
     return texts_of(records.take(np.arange(len(records))), field)
 
 

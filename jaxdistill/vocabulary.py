@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdistill import build, commands
+from jaxdistill import commands, sources
 from jaxdistill.data.datasets import open_records
 from jaxdistill.errors import ConfigError
 from jaxdistill.hub.vocabulary import kept, used, write
@@ -28,13 +28,13 @@ def cut(config: ConfigDict, out: Path, most: int) -> str:
     Raises:
         ConfigError: the config names no tokenizer, or its data are not to be had.
     """
-    how = build.tokenization(config)
+    how = sources.tokenization(config)
     if how is None:
         raise ConfigError("data.tokens", "is empty: there is no tokenizer whose vocabulary could be cut.")
-    build.check_data(config)
-    name, folder = config.data.name, build.data_folder(config)
+    sources.check_data(config)
+    name, folder = config.data.name, sources.data_folder(config)
     tokenizer, columns, size = json.loads(how.file.read_text(encoding="utf-8")), [], 0
-    for split in build.splits(config).values():
+    for split in sources.splits(config).values():
         records = open_records(name, split.text, folder, split.path, split.key, config.data.tokens)
         rows = records.take(np.arange(len(records)))
         columns.append(rows["input_ids"])

@@ -11,7 +11,7 @@ import pytest
 import runs
 from examples import assert_close, assert_same
 
-from jaxdistill import build, registry
+from jaxdistill import build, registry, sources
 from jaxdistill.config import differ
 from jaxdistill.errors import ConfigError
 from jaxdistill.objective import Weighted, objective
@@ -245,7 +245,7 @@ IMAGES = {"image": jnp.zeros((32, 8, 8, 1), jnp.uint8), "label": jnp.zeros(32, j
 def planned(**differences) -> build.Parts:
     config = differ(runs.load(), **differences)
     looks = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in IMAGES.items()}
-    return build.parts(config, dict.fromkeys(build.splits(config), looks), 4, Horizon(40, 8.0), {})
+    return build.parts(config, dict.fromkeys(sources.splits(config), looks), 4, Horizon(40, 8.0), {})
 
 
 @pytest.mark.parametrize(

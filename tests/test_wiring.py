@@ -10,7 +10,7 @@ import pytest
 import runs
 from jax.sharding import PartitionSpec
 
-from jaxdistill import build, provenance, registry, run
+from jaxdistill import build, provenance, registry, run, sources
 from jaxdistill.config import differ, make
 from jaxdistill.data.records import Records
 from jaxdistill.evaluate import cost, evaluator
@@ -43,7 +43,7 @@ def _registries():
 
 def planned(**differences) -> build.Parts:
     config = differ(runs.load(), **differences)
-    shapes = dict.fromkeys(build.splits(config), SHAPES)
+    shapes = dict.fromkeys(sources.splits(config), SHAPES)
     return build.parts(config, shapes, 4, Horizon(config.steps, 8.0), {})
 
 
@@ -205,8 +205,8 @@ def test_clipping_bounds_the_step():
 def test_every_stream_has_an_order_and_an_augmentation_of_its_own():
     streams = {"quiz": {"split": "train", "batch_size": 32, "augment": ("flip()",)}}
     config = differ(runs.load(), streams=streams)
-    assert [len(found) for found in (build.transforms(config)["train"], build.transforms(config)["quiz"])] == [1, 1]
-    assert build.transforms(config)["train"][0].draws != build.transforms(config)["quiz"][0].draws
+    assert [len(found) for found in (sources.transforms(config)["train"], sources.transforms(config)["quiz"])] == [1, 1]
+    assert sources.transforms(config)["train"][0].draws != sources.transforms(config)["quiz"][0].draws
     plan = planned(streams=streams)
     plan = plan._replace(step=plan.step._replace(streams=frozenset({"train", "quiz"})))
     records = Records(registry.datasets["blobs"]("train"), 4)

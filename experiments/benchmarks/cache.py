@@ -18,7 +18,7 @@ from rich.table import Table
 
 import jaxdistill
 from experiments.benchmarks.measured import timed
-from jaxdistill import build, cache, cached, run, staged, teachers, train
+from jaxdistill import cache, cached, run, sources, staged, teachers, train
 from jaxdistill.config import differ, make
 from jaxdistill.data.datasets import open_records
 from jaxdistill.interrupts import Interrupts
@@ -59,8 +59,8 @@ class Loop:
         planned = run.check(config, folder)
         self.plan = planned.stages[-1][1]
         mesh = make_mesh(planned.mesh_shape)
-        records = open_records(config.data.name, "train", build.data_folder(config), "data", "train")
-        shapes = build.batch_shapes(config, planned.described)
+        records = open_records(config.data.name, "train", sources.data_folder(config), "data", "train")
+        shapes = sources.batch_shapes(config, planned.described)
         said = staged.fields(planned.caches, "train").items()
         shapes["train"] |= {name: jax.ShapeDtypeStruct((BATCH, *shape), dtype) for name, (shape, dtype) in said}
         data = train.Data({"train": records}, records, shapes, cached.open_beside(config, planned.caches))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxdistill import build, run, train
+from jaxdistill import run, sources, train
 from jaxdistill.config import differ, load
 from jaxdistill.data.datasets import open_records
 from jaxdistill.interrupts import Interrupts
@@ -37,8 +37,8 @@ def main() -> None:
         planned = run.check(config, folder)
         _, plan = planned.stages[-1]
         mesh = make_mesh(planned.mesh_shape)
-        records = open_records(config.data.name, "train", build.data_folder(config), "data", "train")
-        shapes = build.batch_shapes(config, planned.described)
+        records = open_records(config.data.name, "train", sources.data_folder(config), "data", "train")
+        shapes = sources.batch_shapes(config, planned.described)
         data = train.Data({"train": records}, records, shapes)
         zeros = {name: np.zeros(x.shape, x.dtype) for name, x in shapes["train"].items()}
         values = [Variables(*jax.jit(teacher.init)(jax.random.key(0), zeros)) for teacher in plan.teachers]

@@ -15,11 +15,11 @@ from rich.table import Table
 
 import jaxdistill
 from jaxdistill import make, registry
-from jaxdistill.build import data_folder
 from jaxdistill.config import differ
 from jaxdistill.data.datasets import open_records
 from jaxdistill.losses.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import stateless
+from jaxdistill.sources import data_folder
 
 MISSING = 3
 STUDENT = "mlp(widths=(128,), classes=10)"

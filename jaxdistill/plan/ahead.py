@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxdistill import build, cached, fits, staged
+from jaxdistill import build, cached, fits, meshes, sources, staged
 from jaxdistill.build import Parts
 from jaxdistill.data.records import Records
 from jaxdistill.errors import ConfigError
@@ -87,7 +87,7 @@ def prepared(config: ConfigDict, topology: Topology) -> tuple[Engine, tuple[Vari
     caches = cached.find(config, described)
     del described["test"]
     found = staged.parts(config, described, mesh, caches)
-    fits.check_vocabulary(config, build.tokenization(config), described["train"].vocabulary)
+    fits.check_vocabulary(config, sources.tokenization(config), described["train"].vocabulary)
     shapes = staged.shapes(config, described, caches)
     build.check_used(config, found, shapes["train"])
     frozen = _frozen(config, found, shapes["train"], mesh)
@@ -100,13 +100,13 @@ def prepared(config: ConfigDict, topology: Topology) -> tuple[Engine, tuple[Vari
 def _mesh(config: ConfigDict, topology: Topology) -> Mesh:
     if config.mesh.backend != "jit":
         raise ConfigError("mesh.backend", f"{config.mesh.backend!r} is not planned; set 'jit', which pods run.")
-    for name in build.submeshes(config):
+    for name in meshes.submeshes(config):
         raise ConfigError(f"teachers.{name}.apart", "a mesh beside the student's is not planned; set it to ''.")
-    shape, chips = build.check_mesh(config, len(topology.devices)), len(topology.devices)
+    shape, chips = meshes.check_mesh(config, len(topology.devices)), len(topology.devices)
     if math.prod(shape) != chips:
         said = f"{dict(zip(AXES, shape, strict=True))} takes {math.prod(shape)} of the {chips} chips of {topology.name}"
         raise ConfigError("mesh", f"{said}. Every one must take part; set one size to -1.")
-    return build.mesh(shape, topology.devices)
+    return meshes.mesh(shape, topology.devices)
 
 
 def _frozen(config: ConfigDict, found: Parts, rows: Mapping[str, Any], mesh: Mesh) -> tuple[Variables, ...]:

@@ -3,7 +3,8 @@
 A new part needs a line in its table here (a test says so), and is then held to every law of its kind.
 """
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 import jaxdistill.data
 import jaxdistill.fusion
@@ -293,17 +295,41 @@ def build_loss(spec: str) -> Term:
     return loss(spec, "objective", HORIZON)
 
 
+@functools.cache
+def compiled_loss(spec: str) -> Callable[[Signals, Any], Array]:
+    """`(seen, params) -> values` at its temperature, where its teacher is the first one; None: its first params."""
+    term = build_loss(spec)
+
+    def apply(seen: Signals, params: Any) -> Array:
+        at = term.temperature(seen.step) if term.temperature else 1.0
+        seen = replace(seen, teacher=seen.teachers[0], temperature=at)
+        first, state = term.init(jax.random.key(0), seen)
+        return term.apply(first if params is None else params, state, seen, key=jax.random.key(0))[0]
+
+    return jax.jit(apply)
+
+
+def loss_values(spec: str, seen: Signals, params: Any = None) -> np.ndarray:
+    """What a loss gives for these signals."""
+    return np.asarray(compiled_loss(spec)(seen, params))
+
+
+def single(x: Any) -> Array:
+    """Numbers in float32, converted by numpy: JAX compiles a conversion for each shape."""
+    return jnp.asarray(np.asarray(x, np.float32))
+
+
 POSITIONS = 3  # tokens of a text, of which 2 or 3 are real
 
 
 def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: int, width: int, depth: int) -> Outputs:
-    """Everything that a model may return, drawn at random."""
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    """Everything that a model may return, drawn at random; in numpy, as what `jnp` does is compiled for each shape."""
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     length = batch[1] if len(batch) == 2 else POSITIONS
-    heads = lambda: Heads(*draw(3, batch[0], length, 2, 4), jax.nn.softmax(draw(batch[0], 2, length, length)))
+    heads = lambda: Heads(*draw(3, batch[0], length, 2, 4), softmax(draw(batch[0], 2, length, length), -1))
     attentions = tuple(heads() for _ in range(depth))
     hidden = tuple(draw(*batch, *extent, width) for _ in range(depth + 1))
-    return Outputs(
+    said = Outputs(
         2 * draw(*batch, classes),
         hidden,
         attentions,
@@ -311,6 +337,7 @@ def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: i
         input_gradients=draw(batch[0], 7),
         state_gradients=tuple(draw(*x.shape) for x in hidden),
     )
+    return jax.tree.map(jnp.asarray, said)
 
 
 def signals(
@@ -323,24 +350,24 @@ def signals(
 ) -> Signals:
     """What a term sees in a step: a student of 2 layers and one teacher for each of `depths`, all drawn at random."""
     rng = np.random.default_rng(seed)
-    kernels = lambda: {name: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for name in ("a/kernel", "b/kernel")}
+    kernels = lambda: {name: single(rng.normal(size=(3, 4))) for name in ("a/kernel", "b/kernel")}
     teachers = tuple(outputs(rng, batch, extent, classes, width, depth) for depth in depths)
     lengths = 2 + np.arange(batch[0])[:, None] % 2
-    text = {"attention_mask": jnp.asarray(np.arange(POSITIONS) < lengths, jnp.int32)}
+    text = {"attention_mask": jnp.asarray((np.arange(POSITIONS) < lengths).astype(np.int32))}
     return Signals(
         student=outputs(rng, batch, extent, classes, width, 2),
         teachers=teachers,
         teacher=None,
         batch={
-            "label": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
-            "label_probs": jnp.asarray(rng.dirichlet(np.ones(classes), batch), jnp.float32),
+            "label": jnp.asarray(rng.integers(0, classes, batch).astype(np.int32)),
+            "label_probs": single(rng.dirichlet(np.ones(classes), batch)),
             **(text if len(batch) == 1 else {}),
-            "index": jnp.arange(batch[0], dtype=jnp.int32),
+            "index": jnp.asarray(np.arange(batch[0], dtype=np.int32)),
         },
-        mask=jnp.ones(batch),
+        mask=single(np.ones(batch)),
         step=jnp.asarray(50, jnp.int32),
         temperature=1.0,
-        params={"student": kernels() | {"a/bias": jnp.ones(4)}, "teachers": tuple(kernels() for _ in teachers)},
+        params={"student": kernels() | {"a/bias": single(np.ones(4))}, "teachers": tuple(kernels() for _ in teachers)},
     )
 
 
@@ -364,9 +391,9 @@ def images(rows: int = 8, size: int = 8, classes: int = 5, seed: int = 0) -> dic
     label = (image.reshape(rows, -1) @ rng.normal(size=(size * size, classes))).argmax(-1)
     mask = np.arange(rows) < rows - rows // 4
     return {
-        "image": jnp.asarray(image, jnp.float32),
-        "label": jnp.asarray(label, jnp.int32),
-        "mask": jnp.asarray(mask, jnp.float32),
+        "image": single(image),
+        "label": jnp.asarray(label.astype(np.int32)),
+        "mask": single(mask),
     }
 
 
@@ -375,10 +402,10 @@ def texts(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> di
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, length + 1, rows)
     return {
-        "input_ids": jnp.asarray(rng.integers(0, 13, (rows, length)), jnp.int32),
-        "attention_mask": jnp.asarray(np.arange(length) < lengths[:, None], jnp.int32),
-        "label": jnp.asarray(rng.integers(0, classes, rows), jnp.int32),
-        "mask": jnp.asarray(np.arange(rows) < rows - rows // 4, jnp.float32),
+        "input_ids": jnp.asarray(rng.integers(0, 13, (rows, length)).astype(np.int32)),
+        "attention_mask": jnp.asarray((np.arange(length) < lengths[:, None]).astype(np.int32)),
+        "label": jnp.asarray(rng.integers(0, classes, rows).astype(np.int32)),
+        "mask": single(np.arange(rows) < rows - rows // 4),
     }
 
 
@@ -390,9 +417,9 @@ def tokens(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> d
         ids[:, place + 1] = np.where(drawn[:, place] > 0, (ids[:, place] + 1) % classes, ids[:, place + 1])
     lengths = np.where(np.arange(rows) < rows - rows // 4, rng.integers(2, length + 1, rows), 0)
     return {
-        "input_ids": jnp.asarray(ids[:, :-1], jnp.int32),
-        "label": jnp.asarray(ids[:, 1:], jnp.int32),
-        "mask": jnp.asarray(np.arange(length) < lengths[:, None], jnp.float32),
+        "input_ids": jnp.asarray(ids[:, :-1].astype(np.int32)),
+        "label": jnp.asarray(ids[:, 1:].astype(np.int32)),
+        "mask": single(np.arange(length) < lengths[:, None]),
     }
 
 

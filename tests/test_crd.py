@@ -30,6 +30,10 @@ from jaxdistill.types import Outputs, Signals, Variables
 KEY = jax.random.key(0)
 GOLDEN = np.load(Path(__file__).parent / "golden" / "relations.npz")
 SPEC = "crd(records=13, negatives=8, width=4)"
+TERM = examples.build_loss(SPEC)
+initial = jax.jit(lambda seen: TERM.init(KEY, seen))
+step_of = jax.jit(lambda params, state, seen, key: TERM.apply(params, state, seen, key=key))
+draw_others = jax.jit(crd.draw_others, static_argnums=(2, 3))
 
 
 def of_rows(student, teacher, index, mask=None) -> Signals:
@@ -47,29 +51,30 @@ def of_rows(student, teacher, index, mask=None) -> Signals:
 
 def published_params(precision: str, prefix: str = "params") -> dict:
     sides = {"student": "embed_s", "teacher": "embed_t"}
-    take = lambda side, leaf: jnp.asarray(GOLDEN[f"crd/{prefix}/{sides[side]}.linear.{leaf}"].T, precision)
+    take = lambda side, leaf: np.asarray(GOLDEN[f"crd/{prefix}/{sides[side]}.linear.{leaf}"].T, precision)
     leaves = {"kernel": "weight", "bias": "bias"}
     return {f"{side}/{ours}": take(side, theirs) for side in sides for ours, theirs in leaves.items()}
 
 
 def two_steps(module, precision: str, monkeypatch):
-    """Value, gradients and state of our two steps over the published code's draws."""
+    """Value, gradients and state of our two steps over the published code's draws, in numpy."""
     term = module.crd(13, negatives=8, width=4)
     params = published_params(precision)
     banks = {"student/bank": GOLDEN["crd/0/bank1"], "teacher/bank": GOLDEN["crd/0/bank2"]}
-    state = {name: jnp.asarray(bank, precision) for name, bank in banks.items()}
+    state = {name: jnp.asarray(np.asarray(bank, precision)) for name, bank in banks.items()}
     state |= dict.fromkeys(("student/log_z", "teacher/log_z"), jnp.full((), -jnp.inf, precision))
     for step in (1, 2):
         negatives = jnp.asarray(GOLDEN[f"crd/{step}/negatives"], jnp.int32)
         monkeypatch.setattr(module, "draw_others", lambda *_, drawn=negatives: drawn)
-        student, teacher = (jnp.asarray(GOLDEN[f"crd/{step}/{side}"], precision) for side in ("student", "teacher"))
+        student, teacher = (np.asarray(GOLDEN[f"crd/{step}/{side}"], precision) for side in ("student", "teacher"))
 
         def loss(student, teacher, params, step=step, state=state):
             seen = of_rows(student, teacher, GOLDEN[f"crd/{step}/index"])
             return term.apply(params, state, seen, key=KEY)
 
-        (value, state), slopes = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(student, teacher, params)
-        yield step, value, slopes, state
+        both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+        (value, state), slopes = both(student, teacher, params)
+        yield step, *jax.device_get((value, slopes, state))
 
 
 @pytest.mark.parametrize("precision", ["float64", slow("float32")])
@@ -164,53 +169,50 @@ def test_padding_and_repeated_records():
     index, counts = np.array([3, 5, 3, 1, 3, 5]), np.array([1, 0, 1, 1, 0, 1])
     student[counts == 0], teacher[counts == 0] = np.nan, np.nan
     seen = of_rows(np.float32(student), np.float32(teacher), index, np.float32(counts))
-    term = examples.build_loss(SPEC)
-    params, state = term.init(KEY, seen)
-    params = params | {"student/bias": jnp.arange(4.0), "teacher/bias": -jnp.ones(4)}
+    params, state = initial(seen)
+    params = params | {"student/bias": np.arange(4, dtype=np.float32), "teacher/bias": -np.ones(4, np.float32)}
     for key in (KEY, jax.random.key(1)):
-        negatives = np.asarray(crd.draw_others(key, jnp.where(seen.mask > 0, seen.batch["index"], 0), 8, 13))
+        negatives = np.asarray(draw_others(key, np.int32(np.where(counts > 0, index, 0)), 8, 13))
         expected = restated(params, state, student, teacher, index, negatives, counts)
-        value, state = term.apply(params, state, seen, key=key)
+        value, state = step_of(params, state, seen, key)
         assert_close((value, state), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_with_z_known_the_gradient_is_that_of_the_value_for_the_teacher_too():
     draw = np.random.default_rng(1)
     seen = of_rows(*(np.float32(draw.normal(size=(6, width))) for width in (5, 7)), np.arange(6))
-    term = examples.build_loss(SPEC)
-    params, state = term.init(KEY, seen)
-    _, state = term.apply(params, state, seen, key=KEY)
+    params, state = initial(seen)
+    _, state = step_of(params, state, seen, KEY)
     learned = {"student": seen.student.embedding, "teacher": seen.teachers[0].embedding, "params": params}
+    learned = jax.device_get(learned)
 
     def loss(learned):
         rows = of_rows(learned["student"], learned["teacher"], np.arange(6))
-        return term.apply(learned["params"], state, rows, key=jax.random.key(1))[0]
+        return TERM.apply(learned["params"], state, rows, key=jax.random.key(1))[0]
 
-    loss = jax.jit(loss)
-    slope = jax.grad(loss)(learned)
+    loss, slope = jax.jit(loss), jax.device_get(jax.jit(jax.grad(loss))(learned))
     for role in learned:
-        along = jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.float32), learned[role])
+        along = jax.tree.map(lambda x: np.float32(draw.normal(size=x.shape)), learned[role])
         moved = lambda size, r=role, d=along: {**learned, r: jax.tree.map(lambda x, y: x + size * y, learned[r], d)}
-        measured = (loss(moved(1e-3)) - loss(moved(-1e-3))) / 2e-3
-        assert_close(sum(jax.tree.leaves(jax.tree.map(jnp.vdot, slope[role], along))), measured, rtol=2e-2, atol=2e-2)
+        measured = (float(loss(moved(1e-3))) - float(loss(moved(-1e-3)))) / 2e-3
+        assert_close(sum(jax.tree.leaves(jax.tree.map(np.vdot, slope[role], along))), measured, rtol=2e-2, atol=2e-2)
         assert abs(measured) > 0.1
 
 
 def test_others_are_drawn_evenly_and_are_never_the_record_itself():
-    index = jnp.array([0, 2, 4])
-    drawn = np.asarray(crd.draw_others(KEY, index, 4000, 5))
+    index = np.int32([0, 2, 4])
+    drawn = np.asarray(draw_others(KEY, index, 4000, 5))
     for own, others in zip((0, 2, 4), drawn, strict=True):
         known, often = np.unique(others, return_counts=True)
         assert known.tolist() == [n for n in range(5) if n != own]
         assert np.abs(often / 1000 - 1).max() < 0.15  # 5 standard deviations
     assert (drawn[0] != drawn[1]).any()
-    assert (crd.draw_others(jax.random.key(1), index, 4000, 5) != drawn).any()
+    assert (np.asarray(draw_others(jax.random.key(1), index, 4000, 5)) != drawn).any()
 
 
 def test_too_few_records_are_not_hidden():
     seen = of_rows(np.ones((3, 5), np.float32), np.ones((3, 7), np.float32), [0, 12, 13])
-    term = examples.build_loss(SPEC)
-    assert np.isnan(term.apply(*term.init(KEY, seen), seen, key=KEY)[0])
+    assert np.isnan(step_of(*initial(seen), seen, KEY)[0])
 
 
 @pytest.mark.parametrize(
@@ -224,22 +226,23 @@ def test_numbers_out_of_range_are_refused(argument):
 
 def test_records_without_numbers_are_refused():
     seen = of_rows(np.ones((3, 5), np.float32), np.ones((3, 7), np.float32), [0, 1, 2])
-    term = examples.build_loss(SPEC)
     with pytest.raises(ValueError, match="no field 'index'"):
-        term.apply(*term.init(KEY, seen), replace(seen, batch={}), key=KEY)
+        step_of(*initial(seen), replace(seen, batch={}), KEY)
 
 
 def retrieved(own_number: bool) -> float:
     """How often a student that had nothing but crd to learn from is nearest to its own record of the teacher."""
     draw = np.random.default_rng(0)
     records, steps, size = 48, 500, 16
-    seen = jnp.asarray(draw.normal(size=(records, 12)), jnp.float32)
-    teacher = jnp.tanh(seen[:, :3] @ jnp.asarray(draw.normal(size=(3, 6)), jnp.float32))  # knows 3 of 12 features
+    seen = draw.normal(size=(records, 12)).astype(np.float32)
+    teacher = np.tanh(seen[:, :3] @ draw.normal(size=(3, 6)).astype(np.float32))  # knows 3 of 12 features
     term = examples.build_loss(f"crd(records={records}, negatives=24, width=8)")
-    rows = jnp.stack([jnp.asarray(draw.permutation(records)[:size]) for _ in range(steps)])
-    named = rows if own_number else jnp.asarray(draw.integers(0, records, rows.shape))
-    params, state = term.init(KEY, of_rows(seen[:size, :5], teacher[:size], range(size)))
-    learned = {"student": jnp.zeros((12, 5)).at[:5].set(jnp.eye(5)), "terms": params}
+    rows = np.int32([draw.permutation(records)[:size] for _ in range(steps)])
+    named = rows if own_number else np.int32(draw.integers(0, records, rows.shape))
+    seen, teacher = jnp.asarray(seen), jnp.asarray(teacher)
+    first = jax.jit(lambda: term.init(KEY, of_rows(seen[:size, :5], teacher[:size], range(size))))
+    params, state = first()
+    learned = {"student": jnp.asarray(np.eye(12, 5, dtype=np.float32)), "terms": params}
     update = optax.adam(0.02)
 
     def step(carry, turn):
@@ -254,10 +257,14 @@ def retrieved(own_number: bool) -> float:
         return (optax.apply_updates(learned, moved), state, moments), None
 
     start = learned, state, update.init(learned)
-    (learned, _, _), _ = jax.jit(lambda start: jax.lax.scan(step, start, (jnp.arange(steps), rows, named)))(start)
-    project = lambda side, x: crd._projected(learned["terms"], side, x)
-    nearest = jnp.argmax(project("student", seen @ learned["student"]) @ project("teacher", teacher).T, axis=1)
-    return float(jnp.mean(nearest == jnp.arange(records)))
+
+    @jax.jit
+    def nearest(start):
+        (learned, _, _), _ = jax.lax.scan(step, start, (jnp.arange(steps), rows, named))
+        project = lambda side, x: crd._projected(learned["terms"], side, x)
+        return jnp.argmax(project("student", seen @ learned["student"]) @ project("teacher", teacher).T, axis=1)
+
+    return float(np.mean(nearest(start) == np.arange(records)))
 
 
 def test_a_student_learns_to_know_its_record_if_it_is_told_which():
@@ -358,6 +365,6 @@ def test_banks_survive_a_resume_to_the_bit(tmp_path, monkeypatch):
 
 
 def test_record_0_is_written_though_padded_rows_are_numbered_0():
-    rows, counts = jnp.array([[0.0, 1.0], [0.6, 0.8]]), jnp.array([True, False])
-    new = crd.written(jnp.eye(2), rows, jnp.array([0, 0]), counts, 0.5)
-    assert_close(new[0], np.sqrt([0.5, 0.5]))
+    rows, counts = np.float32([[0.0, 1.0], [0.6, 0.8]]), np.array([True, False])
+    new = jax.jit(lambda *given: crd.written(*given, 0.5))(np.eye(2, dtype=np.float32), rows, np.int32([0, 0]), counts)
+    assert_close(np.asarray(new)[0], np.sqrt([0.5, 0.5]))

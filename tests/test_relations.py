@@ -1,5 +1,6 @@
 """Losses that compare the examples of a batch: by hand, against float64 loops, the published code, and broken twins."""
 
+import functools
 import inspect
 import itertools
 import types
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-from examples import all_finite, assert_close, signals
+from examples import all_finite, assert_close, signals, single
 
 from jaxdistill.errors import ConfigError
 from jaxdistill.losses import cc, pkt, relations, rkd, similarity
@@ -26,29 +27,33 @@ KEY = jax.random.key(0)
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def value(spec: str, seen: Signals, key=KEY) -> float:
+@functools.cache
+def compiled(spec: str):
+    """The value, and its gradient in the student's embeddings."""
     term = examples.build_loss(spec)
-    whole = jax.jit(lambda seen: term.apply(*term.init(KEY, seen), seen, key=key)[0])
-    return float(whole(seen))
+
+    def value(seen, key):
+        return term.apply(*term.init(KEY, seen), seen, key=key)[0]
+
+    loss = lambda embedding, seen, key: value(replace(seen, student=replace(seen.student, embedding=embedding)), key)
+    return jax.jit(value), jax.jit(jax.grad(loss))
+
+
+def value(spec: str, seen: Signals, key=KEY) -> float:
+    return float(compiled(spec)[0](seen, key))
 
 
 def gradient(spec: str, seen: Signals) -> np.ndarray:
-    """Of the value, in the student's embeddings."""
-    term = examples.build_loss(spec)
-
-    def loss(embedding):
-        return term.apply({}, {}, replace(seen, student=replace(seen.student, embedding=embedding)), key=KEY)[0]
-
-    return np.asarray(jax.jit(jax.grad(loss))(seen.student.embedding))
+    return np.asarray(compiled(spec)[1](seen.student.embedding, seen, KEY))
 
 
 def of_rows(student, teacher, mask=None) -> Signals:
     """Signals whose embeddings are these."""
-    student, teacher = (jnp.asarray(x, jnp.float32) for x in (student, teacher))
+    student, teacher = map(single, (student, teacher))
     seen = signals(batch=(len(student),))
     embedded = replace(seen.student, embedding=student), (replace(seen.teachers[0], embedding=teacher),)
     seen = replace(seen, student=embedded[0], teachers=embedded[1])
-    return seen if mask is None else replace(seen, mask=jnp.asarray(mask, jnp.float32))
+    return seen if mask is None else replace(seen, mask=single(mask))
 
 
 def huber(x: float) -> float:
@@ -135,19 +140,21 @@ def test_pkt_by_hand():
 
 @pytest.mark.parametrize("gamma", [0.2, 0.4, 1.0])
 def test_cc_is_the_gaussian_kernel_of_unit_rows_in_the_limit(gamma):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
-    apart = jnp.sum((unit(x)[:, None] - unit(x)[None]) ** 2, -1)
-    assert_close(cc.correlation(x, gamma, 20), jnp.exp(-gamma * apart), rtol=1e-4)
-    assert np.abs(cc.correlation(x, gamma, 2) - jnp.exp(-gamma * apart)).max() > 1e-3
+    x = np.float32(np.random.default_rng(0).normal(size=(5, 3)))
+    rows = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    kernel = np.exp(-gamma * np.sum((rows[:, None] - rows[None]) ** 2, -1))
+    series = jax.jit(cc.correlation, static_argnums=(1, 2))
+    assert_close(series(x, gamma, 20), kernel, rtol=1e-4)
+    assert np.abs(series(x, gamma, 2) - kernel).max() > 1e-3
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_cc_equals_the_published_code(precision):
     golden = np.load(GOLDEN / "relations.npz")
     with jax.enable_x64(precision == "float64"):
-        student, teacher = (jnp.asarray(golden[f"cc/{which}"], precision) for which in ("student", "teacher"))
-        loss = lambda s: cc.correlation_difference(s, teacher, jnp.ones(16, bool), 0.4, 2)
-        found, slope = jax.value_and_grad(loss)(student)
+        student, teacher = (np.asarray(golden[f"cc/{which}"], precision) for which in ("student", "teacher"))
+        loss = lambda s, t: cc.correlation_difference(s, t, jnp.ones(16, bool), 0.4, 2)
+        found, slope = jax.jit(jax.value_and_grad(loss))(student, teacher)
     tolerance = 1e-12 if precision == "float64" else 1e-5
     assert_close((found, slope), (golden["cc/value"], golden["cc/grad"]), rtol=tolerance, atol=tolerance)
 
@@ -157,20 +164,20 @@ def test_cc_equals_the_published_code(precision):
 
 def test_all_triplets_are_all_angles():
     draw = np.random.default_rng(2)
-    student, teacher = (jnp.asarray(draw.normal(size=(5, width)), jnp.float32) for width in (3, 4))
-    every = jnp.asarray(list(itertools.product(range(5), repeat=3)))
-    expected = angle_difference(student, teacher, jnp.ones(5, bool))
-    assert_close(triplet_difference(student, teacher, every), expected)
+    student, teacher = (np.float32(draw.normal(size=(5, width))) for width in (3, 4))
+    every = np.int32(list(itertools.product(range(5), repeat=3)))
+    expected = jax.jit(angle_difference)(student, teacher, np.ones(5, bool))
+    assert_close(jax.jit(triplet_difference)(student, teacher, every), expected)
 
 
 def test_triplets_are_drawn_evenly_from_the_rows_that_count():
-    counts = jnp.array([False, True, True, False, True])
-    drawn = np.asarray(draw_triplets(KEY, 6000, counts))
+    counts, draw = np.array([False, True, True, False, True]), jax.jit(draw_triplets, static_argnums=1)
+    drawn = np.asarray(draw(KEY, 6000, counts))
     assert drawn.shape == (6000, 3)
     seen, often = np.unique(drawn, axis=0, return_counts=True)
     assert set(seen.flat) == {1, 2, 4} and len(seen) == 27
     assert np.abs(often / 6000 * 27 - 1).max() < 0.3  # 5 standard deviations
-    assert (draw_triplets(jax.random.key(1), 6000, counts) != drawn).any()
+    assert (np.asarray(draw(jax.random.key(1), 6000, counts)) != drawn).any()
 
 
 @pytest.mark.slow
@@ -186,21 +193,22 @@ def test_sampled_angles_are_right_on_average():
 
 
 def test_equal_rows_are_0_apart_and_have_a_gradient():
-    student = jnp.array([[1.0, 2.0], [1.0, 2.0], [3.0, 2.0], [0.0, 5.0]])
-    every, pairs = jnp.ones(4, bool), jnp.ones((4, 4), bool)
-    parts = lambda s: distance_difference(s, jnp.eye(4), pairs) + angle_difference(s, jnp.eye(4), every)
-    found, slope = jax.value_and_grad(parts)(student)
-    assert all_finite((found, slope)) and jnp.abs(slope).max() > 0.01
+    student = np.float32([[1.0, 2.0], [1.0, 2.0], [3.0, 2.0], [0.0, 5.0]])
+    distances = lambda s: distance_difference(s, jnp.eye(len(s)), jnp.ones((len(s), len(s)), bool))
+    parts = lambda s: distances(s) + angle_difference(s, jnp.eye(4), jnp.ones(4, bool))
+    found, slope = jax.jit(jax.value_and_grad(parts))(student)
+    assert all_finite((found, slope)) and np.abs(slope).max() > 0.01
     # a distance of 0 is not in mu: of three rows, two of them equal, unequal pairs are as far apart as the mean
-    assert_close(distance_difference(student[:3], jnp.eye(3), pairs[:3, :3]), 2 * huber(0 - 1) / 9)
+    assert_close(jax.jit(distances)(student[:3]), 2 * huber(0 - 1) / 9)
 
 
 def test_lengths_of_zero_vectors_have_a_gradient_of_zero_and_nan_is_not_hidden():
     for function in (length, unit):
-        found, slope = jax.value_and_grad(lambda x, f=function: f(x).sum())(jnp.zeros((1, 3)))
-        assert found == 0 and not slope.any()
-        assert jnp.isnan(function(jnp.array([[jnp.nan, 1.0, 0.0]]))).all()
-    assert_close(length(jnp.array([[3.0, 4.0]])), [5.0])
+        both = jax.jit(jax.value_and_grad(lambda x, f=function: f(x).sum()))
+        found, slope = both(np.zeros((1, 3), np.float32))
+        assert found == 0 and not np.any(slope)
+        assert np.isnan(jax.jit(function)(np.float32([[np.nan, 1.0, 0.0]]))).all()
+    assert_close(jax.jit(length)(np.float32([[3.0, 4.0]])), [5.0])
 
 
 def test_a_batch_in_which_nothing_counts_or_nothing_can_be_compared_is_no_loss():
@@ -209,8 +217,12 @@ def test_a_batch_in_which_nothing_counts_or_nothing_can_be_compared_is_no_loss()
         assert value(name, of_rows(np.ones((1, 2)), np.ones((1, 4)))) < 1e-12  # but for the rounding of unit rows
 
 
+compared = jax.jit(lambda seen, flat: relations.compared(seen, (1, -1), 0, flat=flat), static_argnums=1)
+row_counts = jax.jit(relations.row_counts)
+
+
 def hidden_rows(seen: Signals, flat: bool = False) -> np.ndarray:
-    return np.asarray(relations.compared(seen, (1, -1), 0, flat=flat).student)
+    return np.asarray(compared(seen, flat).student)
 
 
 def test_hidden_states_are_averaged_over_their_positions_or_stand_side_by_side():
@@ -218,14 +230,14 @@ def test_hidden_states_are_averaged_over_their_positions_or_stand_side_by_side()
     states = np.asarray(seen.student.hidden_states[1])
     assert_close(hidden_rows(seen), states.mean((1, 2)))
     assert_close(hidden_rows(seen, flat=True), states.reshape(6, -1))
-    similar = relations.compared(seen, (1, -1), 0, flat=True)
+    similar = compared(seen, True)
     by_loops = by_loops_similarity(*(np.asarray(x, np.float64) for x in similar[:2]))
     assert_close(value("similarity(layers=(1, -1))", seen), by_loops)
     assert abs(value("similarity(layers=(1, -1), extent='mean')", seen) - by_loops) > 1e-3
 
 
 def test_padded_positions_of_a_text_are_out():
-    real = jnp.array([[1, 1, 0, 0], [1, 1, 1, 0]])
+    real = np.int32([[1, 1, 0, 0], [1, 1, 1, 0]])
     seen = signals(batch=(2,), extent=(4,))
     seen = replace(seen, batch=seen.batch | {"attention_mask": real})
     states = np.asarray(seen.student.hidden_states[1])
@@ -236,12 +248,12 @@ def test_padded_positions_of_a_text_are_out():
 
 def test_a_running_text_is_one_row_over_its_tokens_that_count():
     seen = signals(batch=(3, 4))
-    mask = jnp.array([[1.0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+    mask = np.float32([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
     seen = replace(seen, mask=mask)
     states = np.asarray(seen.student.hidden_states[1])
     assert_close(hidden_rows(seen), np.stack([states[0, :2].mean(0), states[1].mean(0), np.zeros(4)]))
     assert_close(hidden_rows(seen, flat=True), (states * np.asarray(mask)[..., None]).reshape(3, -1))
-    assert relations.row_counts(seen).tolist() == [True, True, False]
+    assert row_counts(seen).tolist() == [True, True, False]
 
 
 def test_what_cannot_be_compared_is_told_with_the_cure():
@@ -280,7 +292,6 @@ def broken(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
 
 
 ROWS = jnp.ones(16, bool)
-EVERY = pairs_of(ROWS)
 TWINS = {
     "mu with the diagonal": (rkd, "jnp.where(distances != 0, pairs, 0)", "pairs"),
     "angles summed": (rkd, "/ jnp.maximum(total, 1)", ""),
@@ -298,8 +309,8 @@ TWINS = {
     "cc of rows as they are": (cc, "gram(unit(x))", "gram(x)"),
 }
 PUBLISHED = {
-    rkd: lambda m, s, t: 25 * m.distance_difference(s, t, EVERY) + 50 * m.angle_difference(s, t, ROWS),
-    similarity: lambda m, s, t: m.gram_difference(s, t, EVERY),
+    rkd: lambda m, s, t: 25 * m.distance_difference(s, t, pairs_of(ROWS)) + 50 * m.angle_difference(s, t, ROWS),
+    similarity: lambda m, s, t: m.gram_difference(s, t, pairs_of(ROWS)),
     pkt: lambda m, s, t: m.neighbour_divergence(s, t, ROWS),
     cc: lambda m, s, t: m.correlation_difference(s, t, ROWS, 0.4, 2),
 }
@@ -310,10 +321,11 @@ NAMES = {rkd: "rkd_25_50", similarity: "similarity", pkt: "pkt", cc: "cc"}
 def test_a_broken_twin_is_caught(twin):
     module, old, new = TWINS[twin]
     name, golden = NAMES[module], np.load(GOLDEN / ("relations.npz" if module is cc else "losses.npz"))
-    student, teacher = (jnp.asarray(golden[f"{name}/{which}"], jnp.float32) for which in ("student", "teacher"))
+    student, teacher = (np.float32(golden[f"{name}/{which}"]) for which in ("student", "teacher"))
     said = golden[f"{name}/value"]
-    assert abs(PUBLISHED[module](module, student, teacher) / said - 1) < 1e-4
-    assert abs(PUBLISHED[module](broken(module, old, new), student, teacher) / said - 1) > 1e-2
+    found = lambda m: float(jax.jit(lambda s, t: PUBLISHED[module](m, s, t))(student, teacher))
+    assert abs(found(module) / said - 1) < 1e-4
+    assert abs(found(broken(module, old, new)) / said - 1) > 1e-2
 
 
 @pytest.mark.parametrize("name", BY_LOOPS)

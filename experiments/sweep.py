@@ -11,6 +11,7 @@ array of jobs.
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -126,8 +127,9 @@ submit "$@" --dependency=afterany:"$runs" {wrapped("")}
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """The words that every study understands."""
     words = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--workdir", default=Path("runs", name), type=Path)
-    words.add_argument("--seeds", default=3, type=int)
+    known = "where all of it lies, and what is finished there is not run again; %(default)s"
+    words.add_argument("--workdir", default=Path("runs", name), type=Path, help=known)
+    words.add_argument("--seeds", default=3, type=int, help="runs of every arm, of seeds 0, 1, ...; %(default)s")
     words.add_argument("--run", default="", help="the number of one run, or 'teachers': nothing else is run")
     words.add_argument("--slurm", action="store_true", help="print a script that runs the study on a cluster")
     return words
@@ -153,7 +155,12 @@ def obey(study: Study, known: argparse.Namespace, words: Sequence[str]) -> None:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """0 done, or stopped and saved; 2 a mistake in the study; 4 no usable checkpoint."""
+    """0 done, or stopped and saved, between two runs too; 2 a mistake in the study; 4 no usable checkpoint."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(f"{signal.Signals(number).name} came between two runs")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}  # a run has its own
     try:
         yield
     except Stopped as stopped:
@@ -161,6 +168,9 @@ def exit_codes() -> Iterator[None]:
     except (ConfigError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 4)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(study: Study, doc: str | None) -> None:

@@ -1,7 +1,9 @@
 """Studies: what is expanded, run, taken over and told. The studies themselves are `experiments/`."""
 
+import os
 import re
 import shlex
+import signal
 
 import pytest
 import runs
@@ -110,6 +112,7 @@ def test_a_study_that_was_cut_goes_on_and_runs_nothing_twice(conducted):
     assert [len(line.values) for line in lines] == [2, 2]
 
 
+@pytest.mark.slow
 def test_the_table_says_what_the_runs_say(conducted):
     workdir, lines, *_ = conducted
     for line, t in zip(lines, (1, 4), strict=True):
@@ -123,6 +126,7 @@ def test_the_table_says_what_the_runs_say(conducted):
     assert (workdir / "table.md").read_text() == plot.markdown(plot.read(workdir), lines) + "\n"
 
 
+@pytest.mark.slow
 def test_a_steps_more_is_another_run(conducted):
     workdir, *_ = conducted
     (run, *_) = runs_of(study(), workdir, 1, {})
@@ -133,6 +137,7 @@ def test_a_steps_more_is_another_run(conducted):
     assert not once.finished(differ(config, batch_size=16), workdir / "kd-temperature=1.0" / "0")
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_that_escapes_what_it_is_told(conducted):
     workdir, *_ = conducted
     page = (workdir / "study.html").read_text()
@@ -143,6 +148,15 @@ def test_the_page_is_one_file_that_escapes_what_it_is_told(conducted):
     assert not re.search(r"<(script|link|img|iframe)", page)
     assert (workdir / "figure.svg").read_text() in page
     assert (workdir / "figure.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_signal_between_two_runs_leaves_what_is_there(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "work", lambda left, console: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(sweep, "teach", lambda *_: {"big": str(tmp_path)})
+    with sweep.exit_codes():
+        sweep.conduct(study(), tmp_path, 1, QUIET)
+    assert capsys.readouterr().err == ("stopped: SIGTERM came between two runs. The same command goes on from there.\n")
+    assert plot.read(tmp_path)["runs"] == {arm: {} for arm in expand(study())}
 
 
 def test_two_sweeps_refuse_each_other(tmp_path):

@@ -7,6 +7,8 @@ Beside it, meta.py:static trusts the teacher, meta.py:tuned trains it on the qui
 meta.py:labels adds the quiz's labels to what a trusting student minimises.
 """
 
+from functools import cache
+
 import numpy as np
 
 from jaxdistill.config import make
@@ -15,7 +17,7 @@ from jaxdistill.fetch import default_folder
 from jaxdistill.registry import datasets
 
 STEPS = {
-    "meta": "meta(inner_steps=1, inner_lr=0.3)",
+    "meta": "meta(inner_steps=1, inner_lr=0.01)",
     "static": "offline()",
     "tuned": "tuned_teacher(updates=100)",
     "labels": "offline()",
@@ -29,6 +31,7 @@ class Digits(list):
 
 
 @datasets.register
+@cache  # a run asks several times
 def mislabelled_digits(split: str, classes: tuple[int, ...] = (3, 7), share: float = 0.85) -> Digits:
     """Digits with a further field `wrong_label`: in a share of the rows of some classes it is the class after."""
     records = open_records("mnist5k", split, default_folder(), "data", "train")
@@ -52,7 +55,7 @@ def get_config(word="meta"):
         task={"cross_entropy": {"term": "cross_entropy(target='wrong_label')"}},
         control=False,
         step=STEPS[word],
-        roles={} if STEPS[word] == "offline()" else {"teachers": {"optimizer": "adamw()", "rate": "0.001"}},
+        roles={} if STEPS[word] == "offline()" else {"teachers": {"optimizer": "adamw()", "rate": "0.0001"}},
         rate="cosine(start=0.003)",
         data={"name": "mislabelled_digits", "train": "train[:3900]"},
         streams={} if word == "static" else {"quiz": {"split": "train[3900:]", "batch_size": 100}},

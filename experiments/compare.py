@@ -45,3 +45,9 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean and standard deviation over seeds, as a table shows them."""
     more = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{more}"
+
+
+def ranged(values: Sequence[float], digits: int = 1) -> str:
+    """Mean over seeds, and its 95 % interval."""
+    low, high = interval(values)
+    return f"{np.mean(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

@@ -7,6 +7,8 @@ as the most that can be hoped for. The broken twin asks each teacher about the o
 goes on.
 """
 
+from functools import cache
+
 import numpy as np
 
 from experiments import sweep
@@ -18,6 +20,7 @@ from jaxdistill.config import differ
 
 
 @registry.datasets.register
+@cache
 def two_domains(split: str, swapped: bool = False, told: bool = False):
     """Digits of a source, with labels, and of a target.
 

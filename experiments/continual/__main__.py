@@ -4,7 +4,8 @@ Ten digits come two at a time, 800 records each, one task after the other. A stu
 among all ten classes, where nobody says which task a record is of (class-incremental), and among the two of its task
 (task-incremental). Forgetting is what the accuracy on a task lost since it was best, over all tasks but the last.
 
-The broken twin of replay has a buffer of the newest rows. A run that was stopped goes on.
+The broken twin of replay has a buffer of the newest rows, that of EWC an anchor that is set when all is over, that of
+LwF a teacher that is the student of one step ago. A run that was stopped goes on.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdistill
-from experiments.compare import spread
+from experiments.compare import ranged
 from jaxdistill import make, registry
 from jaxdistill.config import differ
 from jaxdistill.metrics import Mean
@@ -100,8 +101,10 @@ def arms(config):
         "DER++, more": (f"replay(size={MORE}, alpha={ALPHA}, beta={BETA})", {}),
         "labels replayed": (f"replay(size={SIZE}, alpha=0.0, beta={BETA})", {}),
         "the newest replayed": ("newest()", {}),
-        "EWC": (f"ewc(weight=100.0, every={STEPS})", {}),
+        "EWC": (f"ewc(weight=25.0, every={STEPS})", {}),
+        "EWC, never anchored": (f"ewc(weight=25.0, every={STEPS * len(TASKS)})", {}),
         "LwF": (f"averaged(momentum=0.0, every={STEPS})", beside),
+        "LwF, of the last step": ("averaged(momentum=0.0)", beside),
         "all at once": ("offline()", shuffled),
     }
     return {name: differ(config, step=f"judged(inner={step!r})", **more) for name, (step, more) in found.items()}
@@ -141,8 +144,8 @@ def main() -> None:
 
     table = Table("learns by", "of all classes %", "forgotten", "of its task's %", "forgotten ")
     for arm, runs in found.items():
-        told = lambda what, which, runs=runs: spread([run[what][which] for run in runs], 1)
-        table.add_row(arm, *(told(what, which) for which in (0, 1) for what in ("accuracy", "forgetting")))
+        each = [[run[what][n] for run in runs] for n in (0, 1) for what in ("accuracy", "forgetting")]
+        table.add_row(arm, *map(ranged, each))
     console.print(table)
     (known.workdir / "continual.json").write_text(json.dumps(found, indent=1))
 

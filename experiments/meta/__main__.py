@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdistill
-from experiments.compare import paired, spread
+from experiments.compare import paired, ranged
 from jaxdistill.config import differ, load
 from jaxdistill.registry import optimizers
 
@@ -43,11 +43,13 @@ def main() -> None:
     known = words.parse_args()
     console, quiet = Console(), Console(quiet=True)
 
-    compared = {name: config for name, config in arms().items() if name in known.arms.split(",") or not known.arms}
+    programs = {"compilation_cache": str((known.workdir / "programs").absolute())}
+    every = {name: differ(config, logging=programs) for name, config in arms().items()}
+    compared = {name: config for name, config in every.items() if name in known.arms.split(",") or not known.arms}
     found: dict[str, list[float]] = {"teacher": [], **{name: [] for name in compared}}
     for seed in range(known.first, known.first + known.seeds):
         start = known.workdir / f"teacher-{seed}"
-        one = differ(next(iter(arms().values())), steps=1, seed=seed)
+        one = differ(every["static"], steps=1, seed=seed)
         (teacher, *_) = jaxdistill.distill(one, start, quiet).rows
         found["teacher"].append(100 * teacher["accuracy"])
         for name, config in compared.items():
@@ -58,10 +60,10 @@ def main() -> None:
             found[name].append(100 * next(row["accuracy"] for row in rows if row["name"] == "student"))
         console.print(f"seed {seed}: " + ", ".join(f"{name} {values[-1]:.1f}" for name, values in found.items()))
 
-    table = Table("arm", "accuracy %", "beside tuned")
+    table = Table("arm", "accuracy % (95 % interval)", "beside tuned")
     for name, values in found.items():
         beside = str(paired(values, found["tuned"])) if "tuned" in found and name not in ("tuned", "teacher") else ""
-        table.add_row(name, spread(values), beside)
+        table.add_row(name, ranged(values), beside)
     console.print(table)
     (known.workdir / "meta.json").write_text(json.dumps(found, indent=1))
 

@@ -31,7 +31,7 @@ def temporaries(word: str, rows: int, **differences) -> float:
 def main() -> None:
     table = Table("K", "checkpointed, MiB", "kept, MiB", "kept / checkpointed", "offline, MiB")
     for inner in STEPS:
-        rows, step = inner * ROWS, f"meta(inner_steps={inner}, inner_lr=0.3)"
+        rows, step = inner * ROWS, f"meta(inner_steps={inner}, inner_lr=0.01)"
         saved, plain = temporaries("meta", rows, step=step), temporaries("static", rows)
         with mock.patch.object(jax, "checkpoint", lambda function, **_: function):
             kept = temporaries("meta", rows, step=step)

@@ -47,18 +47,18 @@ WATCHED = {"own": {"term": "reverse_kl()", "stream": "samples", "weight": 0.0}} 
 
 BASE = make(
     title="On-policy, on the King James Bible",
-    steps=600,
+    steps=200,
     batch_size=16,
     student={"model": SMALL},
     teachers={"larger": {"model": LARGE}},
     objective={**TEXT, **WATCHED},
-    step="on_policy(prompt=8)",
+    step="on_policy(prompt=24)",
     control=False,
     optimizer="adamw(weight_decay=0.01)",
     rate="cosine(start=0.005, warmup=0.1)",
     clip_norm=1.0,
     data={"name": "plain_english/kjv", "train": "train[:30%]", "test": "test[:20%]", "tokens": documents(VOCABULARY)},
-    evaluate={"every": 600, "batch_size": 64, "layers": ()},
+    evaluate={"every": 200, "batch_size": 64, "layers": ()},
     logging={"tensorboard": False, "every": 100},
     mesh={"data": 1},
 )
@@ -90,6 +90,7 @@ STUDY = Study(
             objective={"cross_entropy": {}},
             step="offline()",
             rate="cosine(start=0.002, warmup=0.1)",
+            evaluate={"every": 600},
         )
     },
     measures=(

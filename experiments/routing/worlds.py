@@ -1,6 +1,7 @@
 """Digits in which teachers are right here and wrong there, and teachers of which a layer is dead."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ class Digits(list):
 
 
 @registry.datasets.register
+@cache  # a run asks a dozen times
 def digits(split: str, domain: int = -1, shuffled: bool = False, specialty: int = -1):
     """MNIST digits of 14x14 pixels, half of them negatives: white on black is domain 0, black on white domain 1.
 

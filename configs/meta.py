@@ -3,6 +3,7 @@
 Paper: Zhou, Xu and McAuley, BERT Learns to Teach, 2022 (arxiv.org/abs/2106.04570). The teacher takes 85 % of the
 threes for fours and of the sevens for eights, and so does a student that trusts it.
 Command: python -m jaxdistill.main --config configs/meta.py --workdir runs/meta
+Result (5 seeds): 88.6 %, trusted 73.2, tuned on the quiz 89.0; see experiments/meta.
 Beside it, meta.py:static trusts the teacher, meta.py:tuned trains it on the quiz before anybody learns from it, and
 meta.py:labels adds the quiz's labels to what a trusting student minimises.
 """

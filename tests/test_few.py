@@ -9,6 +9,7 @@ import pytest
 from examples import assert_close, assert_same, build_loss, signals
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 from jaxdistill import registry
 from jaxdistill.data import store
@@ -23,8 +24,8 @@ KEY = jax.random.key(0)
 QWEN = 151_936
 
 
-def drawn(seed: int, *shape: int, scale: float = 3.0) -> jax.Array:
-    return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def drawn(seed: int, *shape: int, scale: float = 3.0) -> np.ndarray:
+    return np.float32(scale * np.random.default_rng(seed).normal(size=shape))
 
 
 def keys(rows: int, seed: int = 0) -> jax.Array:
@@ -46,12 +47,17 @@ def test_tiled_selection_is_top_k_with_the_same_indices_among_equals(size, k, le
     k, draw = min(k, size), np.random.default_rng(seed)
     x = draw.integers(0, levels, (2, size)).astype(np.float32)
     x = np.where(draw.random((2, size)) < 0.9, -np.inf, x) if holes else x
-    assert_same(top_k(jnp.asarray(x), k), tuple(jax.lax.top_k(jnp.asarray(x), k)))
+    assert_same(*both(k)(x))
+
+
+def both(k: int):
+    """The tiled selection and JAX's own, as one program."""
+    return jax.jit(lambda x: (top_k(x, k), tuple(jax.lax.top_k(x, k))))
 
 
 def test_tiled_selection_of_a_vocabulary_has_fewer_candidates_than_classes():
     x = drawn(1, 2, 3, QWEN).round(1)  # 200 values: equals everywhere
-    assert_same(jax.jit(lambda x: top_k(x, 128))(x), tuple(jax.lax.top_k(x, 128)))
+    assert_same(*both(128)(x))
     program = jax.make_jaxpr(lambda x: top_k(x, 128))(x)
     sizes = [each.invars[0].aval.shape[-1] for each in program.jaxpr.eqns if each.primitive.name == "top_k"]
     assert len(sizes) > 2 and max(sizes) < QWEN / 30
@@ -61,10 +67,11 @@ def test_tiled_selection_of_a_vocabulary_has_fewer_candidates_than_classes():
 
 
 def test_a_class_is_drawn_as_often_as_its_probability_says():
-    logits = drawn(2, 600).at[jnp.array([0, 599])].set(-jnp.inf)
-    found = np.asarray(draws(jnp.tile(logits, (4000, 1)), keys(4000), 16))
+    logits = drawn(2, 600)
+    logits[[0, 599]] = -np.inf
+    found = np.asarray(jax.jit(draws, static_argnums=2)(np.tile(logits, (4000, 1)), keys(4000), 16))
     assert (np.diff(found) >= 0).all()
-    p = np.asarray(jax.nn.softmax(logits), np.float64)
+    p = softmax(np.float64(logits))
     counts = np.stack([(found == c).sum(1) for c in range(600)])
     error = counts.mean(1) - 16 * p
     assert (np.abs(error) < 5 * counts.std(1) / np.sqrt(4000) + 1e-3).all()
@@ -74,21 +81,24 @@ def test_a_class_is_drawn_as_often_as_its_probability_says():
 
 @pytest.mark.parametrize("logits", [[-jnp.inf] * 300 + [0.0], [0.0] + [-jnp.inf] * 300, [0.0] * 255 + [88.0]])
 def test_nothing_impossible_is_drawn(logits):
-    logits = jnp.asarray([logits])
-    found = draws(logits, keys(1), 100)
-    assert (jnp.take_along_axis(jax.nn.softmax(logits), found, axis=-1) > 0).all()
+    probabilities = lambda x, keys: jnp.take_along_axis(jax.nn.softmax(x), draws(x, keys, 100), axis=-1)
+    assert np.all(jax.jit(probabilities)(np.float32([logits]), keys(1)) > 0)
 
 
 def test_each_record_and_token_has_a_key_of_its_own_whatever_its_batch():
-    whole = jax.random.key_data(keys_of(jnp.arange(6), (6, 4)))
-    assert_same(whole[2:4], jax.random.key_data(keys_of(jnp.arange(2, 4), (2, 4))))
-    assert len({tuple(key) for key in np.asarray(whole).reshape(24, -1).tolist()}) == 24
+    data = jax.jit(lambda records: jax.random.key_data(keys_of(records, (len(records), 4))))
+    whole = np.asarray(data(np.arange(6)))
+    assert_same(whole[2:4], data(np.arange(2, 4)))
+    assert len({tuple(key) for key in whole.reshape(24, -1).tolist()}) == 24
 
 
 def test_a_class_that_is_drawn_twice_stands_once_with_its_share():
-    few = counted(jnp.asarray([[2, 2, 2, 5, 6, 6]]), 9, 2.0)
+    few = jax.jit(lambda drawn: counted(drawn, 9, 2.0))(np.int32([[2, 2, 2, 5, 6, 6]]))
     assert few.classes.tolist() == [[2, 9, 9, 5, 6, 9]]
-    assert_close(jax.nn.softmax(few.dense() / 2.0)[0], np.array([0, 0, 3, 0, 0, 1, 2, 0, 0]) / 6)
+    assert_close(softmax(np.asarray(dense(few))[0] / 2.0), np.array([0, 0, 3, 0, 0, 1, 2, 0, 0]) / 6)
+
+
+dense = jax.jit(Few.dense)
 
 
 def gradients_of_draws(renormalised: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -96,16 +106,21 @@ def gradients_of_draws(renormalised: bool = False) -> tuple[np.ndarray, np.ndarr
     caches, temperature, classes = 3000, 2.0, 40
     student, teacher = drawn(3, classes, scale=1.0), drawn(4, classes, scale=2.0)
     slope = jax.grad(lambda s, few: kl_to_few(s, few, temperature))
-    full = jax.grad(lambda s: kl_divergence(s, teacher, temperature))(student)
-    if renormalised:
-        most, numbers = top_k(jnp.tile(teacher, (caches, 1)), 8)
-        few = Few(numbers, most, jnp.full(caches, -jnp.inf), classes)
-    else:
+
+    def few_of(teachers, keys):
+        if renormalised:
+            most, numbers = top_k(teachers, 8)
+            return Few(numbers, most, jnp.full(caches, -jnp.inf), classes)
         keep = Keep("x", "float16", 0, (), 8, temperature)
-        few = decode(
-            encode(Outputs(jnp.tile(teacher, (caches, 1))), keep, keys(caches)), classes, 0, temperature
-        ).logits
-    return np.asarray(jax.vmap(slope, (None, 0))(student, few)), np.asarray(full)
+        return decode(encode(Outputs(teachers), keep, keys), classes, 0, temperature).logits
+
+    @jax.jit
+    def gradients(student, teacher, keys):
+        few = few_of(jnp.tile(teacher, (caches, 1)), keys)
+        full = jax.grad(lambda s: kl_divergence(s, teacher, temperature))(student)
+        return jax.vmap(slope, (None, 0))(student, few), full
+
+    return jax.device_get(gradients(student, teacher, keys(caches)))
 
 
 def within(found: np.ndarray, wanted: np.ndarray, errors: float) -> bool:
@@ -131,9 +146,9 @@ def test_a_renormalised_top_k_fails_there():
 def test_numbers_of_classes_come_back_from_16_bits(size):
     numbers = np.sort(np.random.default_rng(5).integers(0, size, (3, 2, 300)), axis=-1)
     numbers[0, 0, :4], numbers[1, 1, -4:] = 0, size - 1
-    written = packed(jnp.asarray(numbers, jnp.int32), size)
+    written = jax.jit(packed, static_argnums=1)(numbers.astype(np.int32), size)
     assert written["classes"].dtype == jnp.uint16 and ("pages" in written) == (size > 65_536)
-    assert_same(unpacked(written), numbers.astype(np.int32))
+    assert_same(jax.jit(unpacked)(written), numbers.astype(np.int32))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +175,10 @@ def test_what_is_written_in_pieces_is_what_is_written_at_once():
     head = Factored(drawn(7, 2, 12, 5), drawn(8, 5, 700), None)
     said = Outputs(head, (drawn(9, 2, 12, 5),))
     for keep in (Keep("x", "float32", 9, (0,)), Keep("x", "float16", 0, (0,), 9), Keep("x", "float16", 0, ())):
-        once, pieces = (encode(said, keep, keys_of(jnp.arange(2), (2, 12)), count) for count in (1, 3))
+        written = jax.jit(
+            lambda said, count, k=keep: encode(said, k, keys_of(jnp.arange(2), (2, 12)), count), static_argnums=1
+        )
+        once, pieces = (written(said, count) for count in (1, 3))
         assert once.keys() == pieces.keys()
         assert_close(once, pieces)
 
@@ -171,10 +189,12 @@ def test_what_is_written_in_pieces_is_what_is_written_at_once():
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("keep", [Keep("x", "float32", 5, ()), Keep("x", "float32", 0, (), 20)], ids=["top", "draws"])
 def test_few_classes_give_the_divergence_and_gradient_of_all(keep, temperature):
-    student, teacher = drawn(10, 6, 50), drawn(11, 6, 50).at[:, ::7].set(-jnp.inf)
-    few = decode(encode(Outputs(teacher), keep, keys(6)), 50, 0, temperature).logits
-    both = jax.value_and_grad(lambda s, t, f: f(s, t, temperature).sum())
-    assert_close(both(student, few, kl_to_few), both(student, few.dense(), kl_divergence), rtol=1e-5, atol=1e-6)
+    student, teacher = drawn(10, 6, 50), drawn(11, 6, 50)
+    teacher[:, ::7] = -np.inf
+    kept = lambda teacher, keys: decode(encode(Outputs(teacher), keep, keys), 50, 0, temperature).logits
+    few = jax.jit(kept)(teacher, keys(6))
+    both = lambda f, t: jax.jit(jax.value_and_grad(lambda s, t: f(s, t, temperature).sum()))(student, t)
+    assert_close(both(kl_to_few, few), both(kl_divergence, dense(few)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -183,13 +203,17 @@ def test_few_classes_give_the_divergence_and_gradient_of_all(keep, temperature):
 def test_a_loss_around_another_does_not_pass_by_what_it_makes_of_the_logits(spec):
     seen, term = signals(batch=(6,)), build_loss(spec)
     few = Few(*(jnp.asarray(x) for x in few_of(seen.teachers[0].logits)), 5)
-    taught = lambda teacher: replace(seen, teachers=(teacher,), teacher=teacher)
-    known = taught(replace(seen.teachers[0], logits=few).dense())
-    plain = taught(replace(seen.teachers[0], logits=few.dense()))
-    slope = lambda seen: jax.value_and_grad(
-        lambda student: term.apply({}, {}, replace(seen, student=student), key=KEY)[0].sum()
-    )
-    assert_close(slope(known)(seen.student), slope(plain)(seen.student), rtol=1e-5, atol=1e-6)
+
+    def slope(says):
+        def loss(student, few):
+            said = says(few)
+            return term.apply({}, {}, replace(seen, student=student, teachers=(said,), teacher=said), key=KEY)[0].sum()
+
+        return jax.jit(jax.value_and_grad(loss))(seen.student, few)
+
+    known = slope(lambda few: replace(seen.teachers[0], logits=few).dense())
+    plain = slope(lambda few: replace(seen.teachers[0], logits=few.dense()))
+    assert_close(known, plain, rtol=1e-5, atol=1e-6)
 
 
 def few_of(logits: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,35 +224,38 @@ def few_of(logits: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("fusion", ["single", "average", "entropy", "confidence"])
 def test_an_objective_of_few_classes_is_that_of_all_in_pieces_too(fusion):
     few = Few(
-        jnp.sort(jax.random.randint(KEY, (4, 8, 3), 0, 99), axis=-1) * 3 + jnp.arange(3),
+        np.int32(np.sort(np.random.default_rng(0).integers(0, 99, (4, 8, 3)), axis=-1) * 3 + np.arange(3)),
         drawn(12, 4, 8, 3),
         drawn(13, 4, 8),
         300,
     )
     head = Factored(drawn(14, 4, 8, 6), drawn(15, 6, 300))
     base = signals(batch=(4, 8))
-    base = replace(base, batch={"label": base.batch["label"]}, mask=base.mask.at[1, 3:].set(0))
+    mask = np.ones((4, 8), np.float32)
+    mask[1, 3:] = 0
+    base = replace(base, batch={"label": base.batch["label"]}, mask=jnp.asarray(mask))
 
     def loss(teacher, chunks):
         minimised = objective(
             {"kd": Weighted(build_loss("kd(temperature=2.0)"))}, registry.fusions.build(fusion, ""), chunks
         )
-        seen = {"train": replace(base, student=Outputs(head), teachers=(Outputs(teacher),))}
-        params, state = minimised.init(KEY, seen)
-        value = lambda head: minimised.loss(
-            params, state, {"train": replace(seen["train"], student=Outputs(head))}, {"kd": 1.0}, key=KEY
-        )[0]
-        return jax.jit(jax.value_and_grad(value))(head)
 
+        def value(head, teacher):
+            seen = {"train": replace(base, student=Outputs(head), teachers=(Outputs(teacher),))}
+            params, state = minimised.init(KEY, seen)
+            return minimised.loss(params, state, seen, {"kd": 1.0}, key=KEY)[0]
+
+        return jax.jit(jax.value_and_grad(value))(head, teacher)
+
+    whole = loss(dense(few), 1)
     for chunks in (1, 4):
-        assert_close(loss(few, chunks), loss(few.dense(), 1), rtol=2e-5, atol=1e-6)
+        assert_close(loss(few, chunks), whole, rtol=2e-5, atol=1e-6)
 
 
 def test_what_fills_the_last_tile_is_never_chosen():
-    x = -1.0 - jnp.asarray(np.random.default_rng(0).integers(0, 7, (2, 2999)), jnp.float32)
-    assert_same(top_k(x, 3), tuple(jax.lax.top_k(x, 3)))
+    assert_same(*both(3)(np.float32(-1.0 - np.random.default_rng(0).integers(0, 7, (2, 2999)))))
 
 
 def test_a_goal_beyond_the_sum_is_the_last_place_with_mass():
-    mass = jnp.array([0.5, 0.5, 0.0, 0.0])
-    assert _reached(mass, jnp.cumsum(mass), jnp.array([0.2, 1.0])).tolist() == [0, 1]
+    reached = jax.jit(lambda mass, goals: _reached(mass, jnp.cumsum(mass), goals))
+    assert reached(np.float32([0.5, 0.5, 0.0, 0.0]), np.float32([0.2, 1.0])).tolist() == [0, 1]

@@ -1,13 +1,14 @@
 """Hard examples: what a row weighs, which rows a share holds, and that whoever is wrong is told before a run."""
 
+import functools
 from dataclasses import replace
 
 import examples
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import assert_close, build_loss
+from scipy.special import log_softmax, softmax
 
 from jaxdistill import registry
 from jaxdistill.data import hardness
@@ -18,18 +19,20 @@ KEY = jax.random.key(0)
 P = np.array([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
 
 
-@pytest.mark.parametrize("form", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("form", [lambda measure: measure, jax.jit], ids=["numpy", "jax"])
 def test_measures_by_hand(form):
-    assert_close(hardness.entropy(form(P)), np.array([1.5, 0, 2]) * np.log(2))
-    assert_close(hardness.margin(form(P)), np.array([0.75, 0, 1]))
+    disagreement = form(hardness.disagreement)
+    assert_close(form(hardness.entropy)(P), np.array([1.5, 0, 2]) * np.log(2))
+    assert_close(form(hardness.margin)(P), np.array([0.75, 0, 1]))
     # of a sure and an unsure model: H(5/8, 1/8, 1/8, 1/8) - (0 + 2 log 2) / 2
     mixed = -(5 / 8 * np.log(5 / 8) + 3 / 8 * np.log(1 / 8)) - np.log(2)
-    assert_close(hardness.disagreement(form(P[[1, 2], None])), np.array([mixed]))
-    assert_close(hardness.disagreement(form(P[[2, 2], None])), np.array([0.0]))
-    assert_close(hardness.disagreement(form(np.eye(4)[:2, None])), np.array([np.log(2)]))
+    assert_close(disagreement(P[[1, 2], None]), np.array([mixed]))
+    assert_close(disagreement(P[[2, 2], None]), np.array([0.0]))
+    assert_close(disagreement(np.eye(4)[:2, None]), np.array([np.log(2)]))
 
 
-HARD, COUNTS = jnp.asarray([1.0, 4.0, 2.0, 3.0, 9.0]), jnp.asarray([1, 1, 1, 1, 0]) == 1
+HARD, COUNTS = np.float32([1, 4, 2, 3, 9]), np.array([1, 1, 1, 1, 0]) == 1
+weighed = jax.jit(weights, static_argnums=(3, 4))
 
 
 @pytest.mark.parametrize(
@@ -45,29 +48,37 @@ HARD, COUNTS = jnp.asarray([1.0, 4.0, 2.0, 3.0, 9.0]), jnp.asarray([1, 1, 1, 1, 
     ],
 )
 def test_weights_by_hand(share, power, easiest, expected):
-    assert_close(weights(HARD, COUNTS, share, power, easiest), np.asarray(expected))
+    assert_close(weighed(HARD, COUNTS, share, power, easiest), np.asarray(expected))
 
 
 def test_rows_alike_share_a_fate_and_a_batch_that_is_easy_is_a_mean():
-    assert_close(
-        weights(jnp.asarray([2.0, 1.0, 2.0, 2.0]), jnp.ones(4, bool), 0.25, 0.0, False), [4 / 3, 0, 4 / 3, 4 / 3]
-    )
-    assert_close(weights(jnp.zeros(4), jnp.ones(4, bool), 1.0, 1.0, False), np.ones(4))
-    assert_close(weights(HARD, jnp.zeros(5, bool), 0.5, 1.0, False), np.zeros(5))
+    every = np.ones(4, bool)
+    assert_close(weighed(np.float32([2, 1, 2, 2]), every, 0.25, 0.0, False), [4 / 3, 0, 4 / 3, 4 / 3])
+    assert_close(weighed(np.zeros(4, np.float32), every, 1.0, 1.0, False), np.ones(4))
+    assert_close(weighed(HARD, np.zeros(5, bool), 0.5, 1.0, False), np.zeros(5))
 
 
 def mean(spec: str, seen) -> float:
+    return float(compiled(spec)(seen))
+
+
+@functools.cache
+def compiled(spec: str):
     minimised = objective({"term": Weighted(build_loss(spec))}, registry.fusions.build("average", ""))
-    params, state = minimised.init(KEY, {"train": seen})
-    return minimised.apply(params, state, {"train": seen}, key=KEY)[0]["term"].compute()
+
+    def apply(seen):
+        params, state = minimised.init(KEY, {"train": seen})
+        return minimised.apply(params, state, {"train": seen}, key=KEY)[0]["term"].compute()
+
+    return jax.jit(apply)
 
 
 @pytest.mark.parametrize("by", ["entropy", "margin", "disagreement", "loss"])
 def test_the_mean_is_that_of_the_weighed_rows(by):
     seen = examples.signals(depths=(2, 2))
-    seen = replace(seen, mask=jnp.asarray([1.0, 1, 1, 0, 1, 1]))
-    p = np.stack([jax.nn.softmax(t.logits) for t in seen.teachers]).astype(float)
-    q = np.asarray(jax.nn.log_softmax(seen.student.logits), float)
+    seen = replace(seen, mask=np.float32([1, 1, 1, 0, 1, 1]))
+    p = np.stack([softmax(np.asarray(t.logits), -1) for t in seen.teachers]).astype(float)
+    q = log_softmax(np.asarray(seen.student.logits), -1).astype(float)
     values = (p.mean(0) * (np.log(p.mean(0)) - q)).sum(-1)
     measures = {"entropy": hardness.entropy, "margin": hardness.margin}
     h = {"loss": values, "disagreement": hardness.disagreement(p)}.get(by)
@@ -83,7 +94,7 @@ def test_the_mean_is_that_of_the_weighed_rows(by):
 def test_a_curriculum_ends_with_all_rows():
     seen = examples.signals()
     spec = "hard(loss=kd(), share=linear(start=0.34, end=1.0), first='easiest', power=0.0)"
-    at = lambda step: mean(spec, replace(seen, step=jnp.asarray(step)))
+    at = lambda step: mean(spec, replace(seen, step=np.int32(step)))
     whole = mean("kd()", seen)
     assert abs(at(0) - whole) > 0.01
     assert_close(at(100), whole)
@@ -91,13 +102,12 @@ def test_a_curriculum_ends_with_all_rows():
 
 def test_tokens_are_ranked_as_rows_are_and_a_loss_keeps_its_params_and_its_own_mask():
     seen = examples.signals(batch=(2, 3))
-    values = np.asarray(build_loss("cross_entropy").apply({}, {}, seen, key=KEY)[0]).ravel()
+    values = examples.loss_values("cross_entropy", seen).ravel()
     assert_close(
         mean("hard(loss=cross_entropy(), by='loss', share=0.34, power=0.0)", seen), np.sort(values)[-2:].mean()
     )
-    term = build_loss("hard(loss=hidden(layers='last'), by='loss')")
-    params, state = term.init(KEY, seen)
-    assert params and term.apply(params, state, seen, key=KEY)[0].shape == (2, 3)
+    spec = "hard(loss=hidden(layers='last'), by='loss')"
+    assert build_loss(spec).init(KEY, seen)[0] and examples.loss_values(spec, seen).shape == (2, 3)
 
 
 @pytest.mark.parametrize(

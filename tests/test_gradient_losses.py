@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import assert_close, assert_same, build_loss, images, signals
+from examples import loss_values as values
 
 from jaxdistill import registry
 from jaxdistill.data.datasets import open_records
@@ -23,12 +24,6 @@ from jaxdistill.types import Outputs, Signals, Variables
 KEY = jax.random.key(0)
 
 
-def values(spec: str, seen: Signals, params=None):
-    term = build_loss(spec)
-    first, state = term.init(KEY, seen)
-    return np.asarray(term.apply(first if params is None else params, state, seen, key=KEY)[0])
-
-
 def saying(student: dict, teacher: dict, like: Signals) -> Signals:
     """The signals, with other fields of what student and teacher say."""
     return replace(like, student=replace(like.student, **student), teachers=(replace(like.teachers[0], **teacher),))
@@ -38,36 +33,37 @@ def saying(student: dict, teacher: dict, like: Signals) -> Signals:
 
 
 def test_jacobian_compares_directions():
-    student, teacher = (
-        jnp.asarray([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]]),
-        jnp.asarray([[0.0, 5.0], [0.0, 9.0], [0.0, 1.0]]),
-    )
-    found = normalised_distance(student, teacher)
+    student = np.float32([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]])
+    teacher = np.float32([[0.0, 5.0], [0.0, 9.0], [0.0, 1.0]])
+    distance = jax.jit(normalised_distance)
+    found = np.asarray(distance(student, teacher))
     assert_close(found, np.asarray([0.36 + 0.04, 0.0, 1.0]))
-    assert_close(normalised_distance(100 * student, teacher / 7), found)
+    assert_close(distance(100 * student, teacher / 7), found)
     cosine = np.asarray([0.8, 1.0])
     assert_close(found[:2], 2 - 2 * cosine)
 
 
 def test_sobolev_compares_sizes_too():
-    assert_close(squared_norm(jnp.asarray([[3.0, 4.0]]), jnp.asarray([[0.0, 5.0]])), np.asarray([10.0]))
+    assert_close(jax.jit(squared_norm)(np.float32([[3, 4]]), np.float32([[0, 5]])), np.asarray([10.0]))
 
 
 def test_the_mean_of_sobolev_over_directions_is_the_squared_distance_of_the_jacobians():
     rows, classes = 4096, 5
     one = images(1, classes=classes)
-    batch = {"image": jnp.repeat(one["image"], rows, 0), "mask": jnp.ones(rows)}
+    batch = {"image": np.repeat(one["image"], rows, 0), "mask": np.ones(rows, np.float32)}
     models = [registry.models.build(f"mlp(widths=({width},), classes={classes})", "") for width in (12, 16)]
     variables = [jax.jit(m.init)(jax.random.key(n), one) for n, m in enumerate(models)]
     asked = [with_needed(m, frozenset({"input_gradients"})) for m in models]
     say = lambda m, v: jax.jit(lambda v: m.apply(*v, batch, train=False, key=KEY)[0])(v)
     student, teacher = map(say, asked, variables)
     jacobians = [
-        jax.jacrev(lambda x, m=m, v=v: m.apply(*v, {"image": x}, train=False, key=KEY)[0].logits[0])(one["image"])
+        jax.jit(jax.jacrev(lambda x, m=m, v=v: m.apply(*v, {"image": x}, train=False, key=KEY)[0].logits[0]))(
+            one["image"]
+        )
         for m, v in zip(models, variables, strict=True)
     ]
-    seen = replace(signals(batch=(rows,)), student=student, teachers=(teacher,), mask=jnp.ones(rows))
-    expected = float(jnp.sum((jacobians[0] - jacobians[1]) ** 2))
+    seen = replace(signals(batch=(rows,)), student=student, teachers=(teacher,), mask=batch["mask"])
+    expected = float(np.sum((np.asarray(jacobians[0]) - np.asarray(jacobians[1])) ** 2))
     assert classes * values("sobolev", seen).mean() == pytest.approx(expected, rel=0.05)
 
 
@@ -83,7 +79,7 @@ def test_every_token_stands_for_its_sequence(name):
 @pytest.mark.parametrize("name", ["jacobian", "sobolev"])
 def test_inputs_of_unlike_shapes_are_refused(name):
     seen = signals()
-    seen = saying({"input_gradients": jnp.ones((6, 3, 4))}, {"input_gradients": jnp.ones((6, 3, 8))}, seen)
+    seen = saying({"input_gradients": np.ones((6, 3, 4))}, {"input_gradients": np.ones((6, 3, 8))}, seen)
     with pytest.raises(ValueError, match=r"student \[3, 4\], teacher \[3, 8\].*loss_gradients"):
         values(name, seen)
 
@@ -93,8 +89,8 @@ def test_inputs_of_unlike_shapes_are_refused(name):
 
 def pair(last) -> tuple:
     """Two layers, of which the last one is given."""
-    last = jnp.asarray(last, jnp.float32)
-    return jnp.zeros_like(last), last
+    last = np.float32(last)
+    return np.zeros_like(last), last
 
 
 def of_layers(student, teacher, like: Signals) -> Signals:
@@ -121,25 +117,25 @@ def test_loss_gradients_are_compared_by_their_cosine_over_positions_and_widths()
 def test_gradients_go_through_a_projector_against_the_way_of_hidden_states():
     """Where the student's state is mapped to the teacher's exactly, the chain rule makes the distance zero."""
     draw = np.random.default_rng(1)
-    kernel, states = jnp.asarray(draw.normal(size=(3, 5))), jnp.asarray(draw.normal(size=(6, 3)))
-    rest = lambda h: jnp.sum(jnp.sin(h) * jnp.arange(1, 6))
-    ours, theirs = jax.grad(lambda h: rest(h @ kernel))(states), jax.grad(rest)(states @ kernel)
+    kernel, states = np.float32(draw.normal(size=(3, 5))), np.float32(draw.normal(size=(6, 3)))
+    slope = jax.jit(jax.grad(lambda h: jnp.sum(jnp.sin(h) * jnp.arange(1, 6))))
+    theirs = np.asarray(slope(states @ kernel))
+    ours = theirs @ kernel.T
     seen = of_layers(ours, theirs, signals())
     assert np.abs(values("loss_gradients(layers='last')", seen, {"0/kernel": kernel})).max() < 1e-6
-    pushed = 1 - np.asarray(
-        jnp.sum(ours @ kernel * theirs, -1) / jnp.linalg.norm(ours @ kernel, axis=-1) / jnp.linalg.norm(theirs, axis=-1)
-    )
+    norm = lambda x: np.linalg.norm(x, axis=-1)
+    pushed = 1 - np.sum(ours @ kernel * theirs, -1) / norm(ours @ kernel) / norm(theirs)
     assert pushed.max() > 0.1  # the student's gradient pushed forward is not the teacher's
 
 
 def test_a_fixed_projector_is_orthonormal_and_stays():
     seen = of_layers(np.ones((6, 3)), np.ones((6, 5)), signals())
     term = build_loss("loss_gradients(layers='last', projector='fixed')")
-    params, state = term.init(KEY, seen)
+    params, state = jax.jit(lambda seen: term.init(KEY, seen))(seen)
     assert not params
-    kernel = state["0/kernel"]
+    kernel = np.asarray(state["0/kernel"])
     assert_close(kernel @ kernel.T, np.eye(3))
-    assert_same(term.apply(params, state, seen, key=KEY)[1], state)
+    assert_same(jax.jit(lambda state, seen: term.apply({}, state, seen, key=KEY)[1])(state, seen), state)
 
 
 @pytest.mark.parametrize("name", ["loss_gradients", "fisher_hints"])
@@ -154,7 +150,7 @@ def test_padding_of_a_text_counts_nothing(name):
     draw = np.random.default_rng(2)
     real = np.arange(4) < np.asarray([4, 2, 3, 1, 4, 2])[:, None]
     spec, seen = f"{name}(layers='last', projector='none')", signals()
-    seen = replace(seen, batch={**seen.batch, "attention_mask": jnp.asarray(real, jnp.int32)})
+    seen = replace(seen, batch={**seen.batch, "attention_mask": real.astype(np.int32)})
     s, t = draw.normal(size=(2, 6, 4, 3))
     found = [
         values(spec, of_layers(*(np.where(real[..., None], x, fill) for x in (s, t)), seen)) for fill in (0.0, 1e3)
@@ -172,12 +168,12 @@ def fishers(states, targets, gradients, like: Signals) -> Signals:
 
 
 def test_fisher_hints_weigh_squared_differences_by_squared_gradients():
-    fisher = jnp.asarray([[4.0, 0.0]])
-    assert_close(weighted_distance(jnp.asarray([[1.0, 7.0]]), jnp.asarray([[3.0, 0.0]]), fisher), np.asarray([8.0]))
+    rows = np.float32([[1.0, 7.0]]), np.float32([[3.0, 0.0]]), np.float32([[4.0, 0.0]])
+    assert_close(jax.jit(weighted_distance)(*rows), np.asarray([8.0]))
     draw = np.random.default_rng(3)
     h, t, g = draw.normal(size=(3, 6, 2, 4))
     mask = np.asarray([1, 1, 0, 1, 1, 0])
-    seen = replace(fishers(h, t, g, signals()), mask=jnp.asarray(mask, jnp.float32))
+    seen = replace(fishers(h, t, g, signals()), mask=np.float32(mask))
     spec = "fisher_hints(layers='last', projector='none')"
     expected = (g**2 / (g**2)[mask == 1].mean() * (h - t) ** 2).mean((1, 2))
     assert_close(values(spec, seen), expected)

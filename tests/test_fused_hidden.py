@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import examples
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import assert_close, assert_same, signals
@@ -19,14 +18,14 @@ TERM = "fused_hidden(layers='last')"
 def taught(seen: Signals, weights) -> Signals:
     """By two teachers, one twice as wide, whose fusion has these weights."""
     wide = seen.teachers[0]
-    wide = replace(wide, hidden_states=tuple(jnp.concatenate([x, x**2], axis=-1) for x in wide.hidden_states))
-    fused = Outputs(seen.teachers[0].logits, weights=jnp.asarray(weights))
+    wide = replace(wide, hidden_states=tuple(np.concatenate([x, np.square(x)], axis=-1) for x in wide.hidden_states))
+    fused = Outputs(seen.teachers[0].logits, weights=weights)
     return replace(seen, teachers=(seen.teachers[0], wide), teacher=fused)
 
 
 def built(seen: Signals, spec: str = TERM):
     term = examples.build_loss(spec)
-    params, _ = term.init(KEY, seen)
+    params, _ = jax.jit(lambda seen: term.init(KEY, seen))(seen)
     return params, jax.jit(lambda params, seen: term.apply(params, {}, seen, key=KEY)[0])
 
 
@@ -48,22 +47,22 @@ def test_an_absent_teacher_is_not_heard_in_value_or_gradient():
     weights = np.array([[1.0, 0.5], [0.0, 0.5]], np.float32)
     seen = taught(signals(batch=(2,), width=4), weights)
     params, values = built(seen)
-    lost = replace(seen.teachers[1], hidden_states=tuple(x.at[0].set(jnp.nan) for x in seen.teachers[1].hidden_states))
+    first, wide = np.arange(2)[:, None] == 0, seen.teachers[1]
+    lost = replace(wide, hidden_states=tuple(np.where(first, np.float32(np.nan), x) for x in wide.hidden_states))
     silent = replace(seen, teachers=(seen.teachers[0], lost))
     assert_same(values(params, silent), values(params, seen))
-    slope = jax.grad(lambda params, seen: values(params, seen).sum())
+    slope = jax.jit(jax.grad(lambda params, seen: values(params, seen).sum()))
     assert_same(slope(params, silent), slope(params, seen))
 
 
 def test_one_teacher_is_hidden_and_its_number_is_nothing():
     seen = signals(batch=(5,), width=4)
     alone = replace(seen, teachers=seen.teachers[:1])
-    fused, _ = registry.fusions.build("average()", "").apply({}, {}, alone, key=KEY)
-    alone = replace(alone, teacher=fused)
+    average = registry.fusions.build("average()", "")
+    alone = replace(alone, teacher=jax.jit(lambda seen: average.apply({}, {}, seen, key=KEY)[0])(alone))
     params, values = built(alone)
-    own = examples.build_loss("hidden(layers='last')")
     single = {name.removeprefix("0/"): x for name, x in params.items()}
-    assert_close(values(params, alone), own.apply(single, {}, alone, key=KEY)[0])
+    assert_close(values(params, alone), examples.loss_values("hidden(layers='last')", alone, single))
     seen = taught(seen, np.array([[0.3], [0.7]], np.float32) * np.ones(5, np.float32))
     params, values = built(seen)
     turned = replace(
@@ -81,8 +80,8 @@ def test_a_fusion_without_weights_is_told_its_cure():
 
 def test_padding_of_a_text_counts_nothing():
     text = signals(batch=(2,), extent=(4,), width=3)
-    fused = Outputs(text.teachers[0].logits, weights=jnp.ones((1, 2)))
-    real = jnp.array([[1, 1, 0, 0], [1, 1, 1, 1]])
+    fused = Outputs(text.teachers[0].logits, weights=np.ones((1, 2), np.float32))
+    real = np.int32([[1, 1, 0, 0], [1, 1, 1, 1]])
     text = replace(text, teacher=fused, batch=text.batch | {"attention_mask": real})
     _, values = built(text, "fused_hidden(layers='last', projector='none')")
     s, t = (np.asarray(x.hidden_states[-1], np.float64) for x in (text.student, text.teachers[0]))

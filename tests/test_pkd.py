@@ -2,22 +2,14 @@
 
 from dataclasses import replace
 
-import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, signals
+from examples import assert_close, compiled_loss, signals
+from examples import loss_values as values
 
 from jaxdistill.losses.layers import layer_pairs
-from jaxdistill.types import Array, Signals
-
-KEY = jax.random.key(0)
-
-
-def values(spec: str, seen: Signals) -> Array:
-    term = examples.build_loss(spec)
-    return term.apply(term.init(KEY, seen)[0], {}, seen, key=KEY)[0]
 
 
 def published(student: list[np.ndarray], teacher: list[np.ndarray]) -> tuple[float, np.ndarray]:
@@ -34,10 +26,11 @@ def published(student: list[np.ndarray], teacher: list[np.ndarray]) -> tuple[flo
 def test_pkd_is_the_published_reduction_in_value_and_gradient(precision):
     with jax.enable_x64(precision == "float64"):
         seen = signals(extent=(5,), width=7)
-        wide = lambda said: replace(said, hidden_states=tuple(x.astype(precision) for x in said.hidden_states))
+        wide = lambda said: replace(said, hidden_states=tuple(np.asarray(x, precision) for x in said.hidden_states))
         seen = replace(seen, student=wide(seen.student), teachers=tuple(map(wide, seen.teachers)))
-        loss = lambda student: jnp.mean(values("pkd(layers=((1, 1), (2, 3)))", replace(seen, student=student)))
-        value, slope = jax.value_and_grad(loss)(seen.student)
+        spec = "pkd(layers=((1, 1), (2, 3)))"
+        loss = lambda student, seen: jnp.mean(compiled_loss(spec)(replace(seen, student=student), None))
+        value, slope = jax.device_get(jax.jit(jax.value_and_grad(loss))(seen.student, seen))
         first = lambda said, layers: [np.asarray(said.hidden_states[n], np.float64)[:, 0] for n in layers]
         said, gradient = published(first(seen.student, (1, 2)), first(seen.teachers[0], (1, 3)))
         tolerance = 1e-12 if precision == "float64" else 1e-5
@@ -51,7 +44,10 @@ def test_pkd_is_the_published_reduction_in_value_and_gradient(precision):
 def test_lengths_do_not_matter_but_directions_do():
     seen = signals(extent=(5,), depths=(2,))
     scaled = lambda size: replace(
-        seen, student=replace(seen.teachers[0], hidden_states=tuple(size * x for x in seen.teachers[0].hidden_states))
+        seen,
+        student=replace(
+            seen.teachers[0], hidden_states=tuple(size * np.asarray(x) for x in seen.teachers[0].hidden_states)
+        ),
     )
     assert_close(values("pkd", scaled(3.0)), np.zeros(6))
     assert_close(values("pkd", scaled(-3.0)), np.full(6, 4 / 4))  # the squared distance is 4, over a width of 4
@@ -59,8 +55,10 @@ def test_lengths_do_not_matter_but_directions_do():
 
 def test_of_running_text_every_token_is_matched():
     seen = signals(batch=(2, 3))
-    flat = lambda said: replace(said, hidden_states=tuple(x.reshape(6, 4) for x in said.hidden_states))
-    rows = replace(seen, student=flat(seen.student), teachers=tuple(map(flat, seen.teachers)), mask=jnp.ones(6))
+    flat = lambda said: replace(said, hidden_states=tuple(np.reshape(x, (6, 4)) for x in said.hidden_states))
+    rows = replace(
+        seen, student=flat(seen.student), teachers=tuple(map(flat, seen.teachers)), mask=np.ones(6, np.float32)
+    )
     assert_close(values("pkd", seen).reshape(6), values("pkd", rows))
 
 

@@ -45,11 +45,12 @@ EVERY = {**dict.fromkeys(FORMULAS, 1.0), "cross_entropy": 1.0}
 def world(seed, rows, length, classes, widths, cap, kind):
     """A student's head, those of its teachers, labels and a mask."""
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), kind)
-    head = lambda width: Factored(draw(rows, length, width), draw(width, classes) * width**-0.5 * 2, None, cap)
-    label = jnp.asarray(rng.integers(0, classes, (rows, length)), jnp.int32)
-    mask = jnp.asarray(rng.random((rows, length)) < 0.8, jnp.float32).at[0, 0].set(1)
-    return head(widths[0]), tuple(map(head, widths[1:])), label, mask
+    draw = lambda scale, *shape: jnp.asarray((scale * rng.normal(size=shape)).astype(kind))
+    head = lambda width: Factored(draw(1, rows, length, width), draw(2 * width**-0.5, width, classes), None, cap)
+    label = jnp.asarray(rng.integers(0, classes, (rows, length)).astype(np.int32))
+    mask = np.float32(rng.random((rows, length)) < 0.8)
+    mask[0, 0] = 1
+    return head(widths[0]), tuple(map(head, widths[1:])), label, jnp.asarray(mask)
 
 
 def plain(weights, student, teachers, label, mask):
@@ -57,11 +58,10 @@ def plain(weights, student, teachers, label, mask):
     with jax.enable_x64(True):
         double = lambda x: jnp.asarray(np.asarray(x, np.float64))
         logits = lambda f, k: f @ k if not student.cap else student.cap * jnp.tanh(f @ k / student.cap)
-        told = [jax.nn.softmax(logits(double(t.features), double(t.kernel)) / T) for t in teachers]
-        log_p = jnp.log(sum(told) / len(told))
 
         def loss(features, kernel):
-            z = logits(features, kernel)
+            told = [jax.nn.softmax(logits(double(t.features), double(t.kernel)) / T) for t in teachers]
+            log_p, z = jnp.log(sum(told) / len(told)), logits(features, kernel)
             hard = -jnp.take_along_axis(jax.nn.log_softmax(z), label[..., None], -1)[..., 0]
             log_q = jax.nn.log_softmax(z / T)
             values = [

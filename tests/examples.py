@@ -184,7 +184,12 @@ STEPS = {
     ],
     "pseudo_labels": [Example("pseudo_labels", falls="quiz/loss")],
     "replay": [Example("replay(size=20)")],
-    "routing": [Example("routing"), Example("routing(by='quiz')"), Example("routing(by='reinforce')")],
+    "routing": [
+        Example("routing"),
+        Example("routing(by='quiz')"),
+        Example("routing(by='reinforce')"),
+        Example("routing(probes=(0, 1))"),
+    ],
     "tuned_teacher": [Example("tuned_teacher(updates=4)")],
     "uncertainty": [Example(f"uncertainty({TASKS})")],
 }
@@ -192,7 +197,7 @@ STEPS = {
 FUSED_BY = {
     "fused_hidden": "average()",
     "routed_hidden": "gate(inputs=('teachers',), width=3, paths=2)",
-    "routing": "gate(width=8)",
+    "routing": "gate(width=8, paths=2)",
 }
 
 DECODER = "vocabulary=5, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12"

@@ -202,6 +202,24 @@ def test_a_dead_layer_gets_no_weight():
     assert by_quiz < 0.1 and by_its_own_loss > 0.9
 
 
+def test_a_layer_of_which_a_probe_reads_nothing_gets_no_weight():
+    """Beside it a broken twin, whose layers are named in another order than the paths."""
+
+    def apply(params, state, batch, *, train, key):
+        said = 0.9 * jax.nn.one_hot(batch["truth"], CLASSES) + 0.1 / CLASSES
+        return Outputs(jnp.log(said), (said, jnp.zeros_like(said), 4 * said), embedding=said), state
+
+    teacher = Model(lambda key, batch: ({}, {}), apply)
+    gate, term = "gate(inputs=('student',), width=8, paths=2)", "routed_hidden(layers=((1, 1), (1, 2)))"
+    dead = []
+    for probes in ("(1, 2)", "(2, 1)"):
+        step, frozen, _ = world(f"routing(probes={probes})", (teacher,), gate, (term, "kd"))
+        state, watched = trained(step, frozen, {"train": rows(0, 32), "calibration": rows(1)}, 150)
+        dead.append(float(fused(state, gate, (teacher,), rows(3)).routes[0].mean()))
+        assert watched["gate/share/0"] == pytest.approx(dead[-1], abs=0.05)
+    assert dead[0] < 0.1 and dead[1] > 0.9
+
+
 # Hard routing: only the chosen teacher runs
 
 
@@ -271,6 +289,11 @@ def planned(**differences) -> build.Parts:
             "'single()' learns nothing from 'routing()'; set fusion='gate()'",
         ),
         ({"fusion": "gate(inputs=())", "step": "routing()"}, "fusion", "a gate reads something"),
+        (
+            {"fusion": "gate(paths=1)", "step": "routing(by='quiz', probes=(1,))"},
+            "step",
+            "probes say what by='calibration' shall weigh",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(differences, path, said):

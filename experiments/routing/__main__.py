@@ -8,7 +8,7 @@ Students of real digits learn from several teachers at once, without labels: fus
     domains      digits and their negatives; each of two teachers has seen one kind
     two good     two good teachers
     specialists  three teachers, each of some classes
-    dead layer   hints from a layer that is alive, or dead; which of them, a quiz decides
+    dead layer   hints from a layer that is alive, or dead; which of them, probes of the layers decide, or a quiz
 
 A run that was stopped goes on, and a finished one is taken over.
 """
@@ -92,18 +92,18 @@ def among_layers(workdir: Path, config: ConfigDict) -> Study:
         data={"name": "digits()", "train": "few"},
     )
     hint = lambda term, **more: {"objective": {"cross_entropy": {}, "hint": {"term": term, **HINT}}, **more}
-    quiz = {"quiz": {"split": "calibration", "batch_size": 100}}
+    labelled = lambda name: {name: {"split": "calibration", "batch_size": 100}}
+    routed = hint("routed_hidden(layers=((1, 2), (1, 1)))", fusion="gate(paths=2)")
     arms = {
         "no hint": {"objective": {"cross_entropy": {}}},
         "dead layer": hint("hidden(layers=((1, 2),))"),
         "living layer": hint("hidden(layers=((1, 1),))"),
         "both, evenly": hint("hidden(layers=((1, 2), (1, 1)))"),
-        "a quiz decides": hint(
-            "routed_hidden(layers=((1, 2), (1, 1)))", fusion="gate(paths=2)", step="watched(by='quiz')", streams=quiz
-        ),
+        "a quiz decides": {**routed, "step": "watched(by='quiz')", "streams": labelled("quiz")},
+        "probes decide": {**routed, "step": "watched(probes=(2, 1))", "streams": labelled("calibration")},
     }
     told = (*TOLD[:1], Measure("gate/right", "weight of the dead layer", digits=3))
-    return Study("routing", "Which layer to hear? One is dead", few, {"hint": arms}, "a quiz decides", measures=told)
+    return Study("routing", "Which layer to hear? One is dead", few, {"hint": arms}, "probes decide", measures=told)
 
 
 def main() -> None:

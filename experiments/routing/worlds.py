@@ -62,14 +62,22 @@ def dead_end(widths: tuple[int, ...] = (256, 256), classes: int = 10):
 
 
 @registry.steps.register
-def watched(student, teachers, objective, optimizer, by: str = "calibration", right: str = ""):
+def watched(
+    student,
+    teachers,
+    objective,
+    optimizer,
+    by: str = "calibration",
+    right: str = "",
+    probes: tuple[int, ...] = (),
+):
     """`routing`, and beside its metrics what the gate gives, on the records learned from, to whom it should.
 
     Args:
-        by: as of `routing`.
+        by, probes: as of `routing`.
         right: the field with the number of the teacher that is right; empty: the first path.
     """
-    step = registry.steps["routing"](student, teachers, objective, optimizer, by=by)
+    step = registry.steps["routing"](student, teachers, objective, optimizer, by=by, probes=probes)
 
     def update(ts, frozen, batch):
         after, metrics = step.update(ts, frozen, batch)

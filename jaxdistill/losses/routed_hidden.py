@@ -4,12 +4,13 @@
 
 As `hidden`, but with a weight for each path and row in place of the mean. SemCKD (`semckd.py`) learns such weights by
 this very loss, and a path to a layer that says nothing is then the cheapest: here the gate (`fusion/gate.py` with
-`paths=`) is trained by what the student gains on a quiz (`steps/routing.py` with `by='quiz'`).
+`paths=`) is trained by what a linear probe reads of the labels in the teacher's layer of each path (`steps/routing.py`
+with `probes=`), or by what one update of the student gains on a quiz (`by='quiz'`).
 
-Own: the pairs are those of FitNets and SemCKD, that a quiz weighs them is ours.
+Own: the pairs are those of FitNets and SemCKD, that probes or a quiz weigh them is ours.
 
 Config: objective.hints.term = "routed_hidden(layers=((1, 2), (1, 4)))", with
-fusion = "gate(paths=2)" and step = "routing(by='quiz')"
+fusion = "gate(paths=2)" and step = "routing(probes=(2, 4))"
 When: it is not known which layers of the teacher are worth learning from.
 Checked: equal weights are `hidden`, by law; a dead layer gets none of the weight in experiments/routing.
 """

@@ -90,7 +90,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
             build.check_specs(stage.config)
     described = staged.described(config)
     caches = cached.find(config, described)
-    del described["test"]
+    described = {stream: described[stream] for stream in sources.splits(config)}  # one may be named test, too
     own = apart.find(config, described)
     read: staged.Read = {**caches, **own}
     stages, mesh = [], meshes.mesh(mesh_shape)

@@ -19,8 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import jaxdistill
 from experiments.compare import ranged
+from experiments.once import ran
 from jaxdistill import make, registry
 from jaxdistill.config import differ
 from jaxdistill.metrics import Mean
@@ -120,7 +120,7 @@ def table_of(folder: Path) -> np.ndarray:
 
 def study(config, folder: Path) -> dict[str, list]:
     """What one run knows at its end, and what it lost."""
-    jaxdistill.distill(config, folder, Console(quiet=True))
+    ran(config, folder)
     table = table_of(folder)
     lost = (table[:-1].max(0) - table[-1])[:, :-1].mean(1)
     return {"accuracy": table[-1].mean(1).tolist(), "forgetting": lost.tolist(), "table": table.tolist()}

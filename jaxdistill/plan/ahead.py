@@ -85,7 +85,7 @@ def prepared(config: ConfigDict, topology: Topology) -> tuple[Engine, tuple[Vari
     mesh = _mesh(config, topology)
     described = staged.described(config)
     caches = cached.find(config, described)
-    del described["test"]
+    described = {stream: described[stream] for stream in sources.splits(config)}  # one may be named test, too
     found = staged.parts(config, described, mesh, caches)
     fits.check_vocabulary(config, sources.tokenization(config), described["train"].vocabulary)
     shapes = staged.shapes(config, described, caches)

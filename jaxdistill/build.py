@@ -182,7 +182,8 @@ def parts(
     student = model(config.student.model, "student.model", config.dtype, needs, config.accumulate)
     teachers = {name: teacher(config, name, needs, cached.get(name)) for name in config.teachers}
     _check_terms(config, found.terms)
-    minimised, models = objective(found.terms, found.fusion, config.chunks), tuple(teachers.values())
+    minimised = objective(found.terms, found.fusion, config.chunks, config.kernels)
+    models = tuple(teachers.values())
     given = {"student": student, "teachers": models, "objective": minimised, "optimizer": found.update}
     timed = {Scalar: lambda value, where: resolve(value, horizon, where)}
     step = registry.steps.build(_step(config, given), "step", timed)
@@ -191,11 +192,11 @@ def parts(
     _check_beginnings(config, teachers, step)
     _check_streams(config, step)
     _check_gate(config, found.fusion, step)
-    begins = (
-        config.roles or step.grown or registry.parse(config.step, "step").kwargs or step.streams > minimised.streams
-    )
+    by_kernel = config.kernels != "xla" and config.chunks > 1 and isinstance(signals.student.logits, Factored)
+    chosen = config.roles or by_kernel or registry.parse(config.step, "step").kwargs
+    begins = chosen or step.grown or step.streams > minimised.streams
     if begins:  # with something that can be wrong: an abstract trace is not for nothing
-        fits.check_step(config, step, shapes, models)
+        fits.check_step(config, step, shapes, models, by_kernel)
     return Parts(
         student,
         tuple(teachers),
@@ -317,6 +318,9 @@ def check_used(config: ConfigDict, plan: Parts, shapes: Shapes) -> None:
     if shapes["mask"].shape[-1] % config.chunks:
         cure = "Choose a number that divides the length of data.tokens"
         raise ConfigError("chunks", f"{config.chunks} do not divide {shapes['mask'].shape[-1]} tokens. {cure}.")
+    if config.kernels != "xla" and config.chunks == 1:
+        cure = "Set chunks to how many there shall be, or kernels='xla'"
+        raise ConfigError("kernels", f"{config.kernels!r} is for the pieces of a factored head. {cure}.")
     if config.distributed.processes > 1 and not config.distributed.coordinator:
         cure = "Set distributed.coordinator to host:port of process 0, or to 'auto'"
         raise ConfigError("distributed.processes", f"{config.distributed.processes} processes, and none leads. {cure}.")

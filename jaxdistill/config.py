@@ -57,6 +57,11 @@ SCHEMA: dict[str, Any] = {
     "batch_size": Key(128, "positive", "rows of the global batch"),
     "accumulate": Key(1, "positive", "pieces in which the student runs through a batch; saves memory"),
     "chunks": Key(1, "positive", "pieces of a sequence in which a factored head (of a language model) is computed"),
+    "kernels": Key(
+        "xla",
+        "kernels",
+        "what computes the terms of those pieces from their logits: 'xla', or 'pallas', which reads each of them once",
+    ),
     "dtype": Key("float32", "dtype", "what students and teachers compute in; parameters stay float32"),
     "student": {
         "model": Key("", "spec", "the network, such as 'mlp(widths=(64,), classes=10)'"),
@@ -203,6 +208,7 @@ KINDS: dict[str, tuple[Any, str]] = {
     "share": (lambda v: _is(int, float)(v) and 0 <= v < math.inf, "a finite number, 0 or more"),
     "dtype": (lambda v: v in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
     "quantized": (lambda v: v in ("", "int8", "fp8"), "'int8' or 'fp8'"),
+    "kernels": (lambda v: v in ("xla", "pallas"), "'xla' or 'pallas'"),
     "backend": (lambda v: v in ("jit", "pmap"), "'jit' or 'pmap'"),
     "classes": (
         lambda v: isinstance(v, tuple) and all(_is(int)(c) and c >= -1 for c in v),
@@ -345,7 +351,7 @@ def changes(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _read(key: Key, text: str, path: str) -> Any:
-    if key.kind in ("text", "spec", "schedule", "dtype", "quantized", "backend", "address"):
+    if key.kind in ("text", "spec", "schedule", "dtype", "kernels", "quantized", "backend", "address"):
         return text
     if key.kind == "flag":
         text = {"true": "True", "false": "False"}.get(text.lower(), text)

@@ -60,8 +60,9 @@ def check_shapes(
     if teachers:
         constant = Weighted(registry.losses.build("cross_entropy", ""), 1.0)
         _try_objective({"cross_entropy": constant}, fused, signals, "fusion")
+    by_kernel = (config.chunks, config.kernels) if config.kernels != "xla" else ()
     for name, weighted in terms.items():
-        _try_objective({name: weighted}, fused, signals, f"objective.{name}")
+        _try_objective({name: weighted}, fused, signals, f"objective.{name}", by_kernel)
     _check_layers(config, seen.student, seen.teachers)
     return seen
 
@@ -76,9 +77,15 @@ def _signals(config: ConfigDict, student: Model, teachers: Mapping[str, Model], 
     return Signals(seen, *every)
 
 
-def _try_objective(terms: Mapping[str, Weighted], fused: Fusion, signals: Mapping[str, Any], path: str) -> None:
-    """Initialises and applies an objective of one term on shapes."""
-    tried = objective(terms, fused)
+def _try_objective(
+    terms: Mapping[str, Weighted],
+    fused: Fusion,
+    signals: Mapping[str, Any],
+    path: str,
+    by_kernel: tuple[Any, ...] = (),
+) -> None:
+    """Initialises and applies an objective of one term on shapes, and by a kernel, which may not take it."""
+    tried = objective(terms, fused, *by_kernel)
     for stream in tried.streams - set(signals):
         raise ConfigError(path, f"reads the stream {stream!r}; add streams.{stream}.split.")
     every = {stream: signals[stream] for stream in tried.streams}
@@ -86,6 +93,9 @@ def _try_objective(terms: Mapping[str, Weighted], fused: Fusion, signals: Mappin
     try:
         params, state = jax.eval_shape(tried.init, key, every)
         jax.eval_shape(lambda p, s, x, k: tried.apply(p, s, x, key=k), params, state, every, key)
+        if by_kernel:
+            weights = jax.eval_shape(tried.weights, jax.ShapeDtypeStruct((), jnp.int32))
+            jax.eval_shape(lambda p, s, x, w, k: tried.loss(p, s, x, w, key=k), params, state, every, weights, key)
     except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
         raise ConfigError(path, _short(error)) from error
 
@@ -186,14 +196,26 @@ def check_divided(config: ConfigDict, mesh: Mesh) -> None:
                 raise ConfigError("mesh.tensor", f"{tensor} does not divide {name}={size} of {path}. {cure}.")
 
 
-def check_step(config: ConfigDict, step: Step, shapes: Mapping[str, Shapes], teachers: tuple[Model, ...]) -> None:
-    """The step begins, every role with an optimiser is one that it trains, and teachers that learn are beside it."""
+def check_step(
+    config: ConfigDict, step: Step, shapes: Mapping[str, Shapes], teachers: tuple[Model, ...], by_kernel: bool
+) -> None:
+    """The step begins, every role with an optimiser is one that it trains, and teachers that learn are beside it.
+
+    Args:
+        by_kernel: it shall compute the terms of a factored head by a kernel.
+    """
     key = jax.eval_shape(lambda: jax.random.key(0))
     frozen = tuple(Variables(*jax.eval_shape(teacher.init, key, shapes["train"])) for teacher in teachers)
+    rows = {stream: shapes[stream] for stream in step.streams}
     try:
-        known = jax.eval_shape(step.init, key, frozen, {stream: shapes[stream] for stream in step.streams}).params
+        state = jax.eval_shape(step.init, key, frozen, rows)
+        said = str(jax.make_jaxpr(step.update)(state, frozen, rows)) if by_kernel else "pallas_call"
     except (ValueError, TypeError) as error:
         raise ConfigError("step", _short(error)) from error
+    if "pallas_call" not in said:
+        why = f"{config.step!r} does not take the gradient of all terms of a factored head at once"
+        raise ConfigError("kernels", f"{config.kernels!r} would change nothing: {why}. Set it to 'xla'.")
+    known = state.params
     for name, entry in config.teachers.items():
         for key in ("apart", "quantized"):
             if entry[key] and "teachers" in known:

@@ -46,6 +46,10 @@ def check_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:
         raise ConfigError(
             "mesh", "the pmap backend splits rows only, in one process; set fsdp=1 and tensor=1, or backend='jit'."
         )
+    if config.kernels != "xla" and shape[2] > 1:
+        cure = "Split rows instead, by data and fsdp, or set kernels='xla'"
+        why = f"{shape[2]} splits the rows of logits that kernels='pallas' reads whole"
+        raise ConfigError("mesh.tensor", f"{why}. {cure}.")
     pieces, split = shape[0] * shape[1], f"data {shape[0]} x fsdp {shape[1]}, accumulate {config.accumulate}"
     learned = {f"streams.{n}.batch_size": s.batch_size or config.batch_size for n, s in config.streams.items()}
     learned, judged = {"batch_size": config.batch_size, **learned}, {"evaluate.batch_size": config.evaluate.batch_size}

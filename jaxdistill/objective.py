@@ -1,17 +1,20 @@
 """What is minimised: teachers fused, terms computed, reduced and weighted. The only place that reduces."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.kernels.rows import summed
 from jaxdistill.metrics import Mean, mean_of
 from jaxdistill.parallel.collectives import psum
+from jaxdistill.pieces import cut, is_factored, joined, multiplied, reads_logits
 from jaxdistill.schedules import Scalar, as_schedule
-from jaxdistill.streamed import streamed
-from jaxdistill.types import Array, Factored, Fusion, Objective, Outputs, PyTree, Signals, Term
+from jaxdistill.streamed import Piece, streamed
+from jaxdistill.types import Array, Fusion, Objective, Outputs, PyTree, Signals, Term
 
 
 class Weighted(NamedTuple):
@@ -70,77 +73,8 @@ def _counted(outputs: Outputs, mask: Array) -> Outputs:
     )
 
 
-def _is_factored(signals: Signals) -> bool:
-    return isinstance(signals.student.logits, Factored)
-
-
-class _Pieces(NamedTuple):
-    """Signals apart: what all pieces of a sequence read, and what has a row per token.
-
-    shared: with None where the rows belong
-    rows: `[chunks, batch, length / chunks, ...]`
-    """
-
-    shared: Signals
-    rows: PyTree
-
-
-def _cut(signals: Signals, chunks: int) -> _Pieces:
-    """Pieces along the sequence, so that each stays spread over the devices as the batch is.
-
-    Pooled embeddings, attentions and gradients belong to no piece and are left out; a local term reads none of them.
-    Nor does it read teachers of other tokens, of which nothing is left.
-    """
-    nothing: Any = None
-    length = signals.mask.shape[1]
-    if length % chunks:
-        raise ValueError(f"{chunks} chunks do not divide a sequence of {length} tokens")
-
-    def each(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], chunks, length // chunks, *x.shape[2:]), 1, 0)
-
-    def tokens(outputs: Outputs) -> tuple[PyTree, ...]:
-        if outputs.spans is not None:
-            return nothing, ()
-        logits = outputs.logits
-        return (logits.features if isinstance(logits, Factored) else logits), outputs.hidden_states
-
-    def others(outputs: Outputs) -> Outputs:
-        if outputs.spans is not None:
-            return Outputs(nothing)
-        return Outputs(replace(outputs.logits, features=nothing) if isinstance(outputs.logits, Factored) else nothing)
-
-    per_token = {k: x for k, x in signals.batch.items() if x.shape[:2] == signals.mask.shape}
-    rows = (tokens(signals.student), [tokens(teacher) for teacher in signals.teachers], per_token, signals.mask)
-    shared = replace(
-        signals,
-        student=others(signals.student),
-        teachers=tuple(map(others, signals.teachers)),
-        batch={k: x for k, x in signals.batch.items() if k not in per_token},
-        mask=nothing,
-    )
-    return _Pieces(shared, jax.tree.map(each, rows))
-
-
-def _joined(shared: Signals, rows: PyTree) -> Signals:
-    """The signals of one piece."""
-
-    def outputs(like: Outputs, rows: tuple[PyTree, ...]) -> Outputs:
-        return Outputs(
-            replace(like.logits, features=rows[0]) if isinstance(like.logits, Factored) else rows[0], rows[1]
-        )
-
-    student, teachers, batch, mask = rows
-    return replace(
-        shared,
-        student=outputs(shared.student, student),
-        teachers=tuple(outputs(like, x) for like, x in zip(shared.teachers, teachers, strict=True)),
-        batch={**shared.batch, **batch},
-        mask=mask,
-    )
-
-
 PieceOfMeans = Callable[[PyTree, PyTree], dict[str, Mean]]
+Kernels = Literal["xla", "pallas"]
 
 
 def _summed(piece: PieceOfMeans, shared: PyTree, rows: PyTree) -> dict[str, Mean]:
@@ -155,7 +89,7 @@ def _summed(piece: PieceOfMeans, shared: PyTree, rows: PyTree) -> dict[str, Mean
 
 
 def _in_one_pass(
-    piece: PieceOfMeans, shared: PyTree, rows: PyTree, weights: Mapping[str, Array]
+    piece: PieceOfMeans, shared: PyTree, rows: PyTree, weights: Mapping[str, Array], kernels: Kernels
 ) -> tuple[Array, dict[str, Mean]]:
     """The weighted sum of the means, whose gradient is taken with its value, and the means."""
 
@@ -169,10 +103,19 @@ def _in_one_pass(
 
     counts = streamed(counted, shared, rows)[1]  # of masks alone: nothing else of a piece is formed for it
     scales = {name: weight / jnp.maximum(counts[name], 1) for name, weight in weights.items()}
-    return streamed(scaled, (shared, scales), rows)
+    return streamed(scaled if kernels == "xla" else functools.partial(_by_kernel, scaled), (shared, scales), rows)
 
 
-def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) -> Objective:
+def _by_kernel(scaled: Piece, given: PyTree, numbered: PyTree) -> tuple[Array, PyTree]:
+    """What `scaled` computes of a piece: the products of its heads by XLA, what follows by a kernel, row by row."""
+    ((signals, *rest), scales), (rows, number) = given, numbered
+    silent, rows = multiplied(signals, rows)
+    of_row = lambda given, row: scaled(given[0], (row, given[1]))
+    classes = signals.student.logits.kernel.shape[-1]
+    return summed(of_row, classes, (((silent, *rest), scales), number), rows)
+
+
+def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1, kernels: Kernels = "xla") -> Objective:
     """`sum_k weight_k(step) * mean(term_k)`; `alpha L_distill + beta L_task + gamma L_reg` is one case.
 
     Args:
@@ -181,6 +124,8 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
         chunks: where the student's head is `Factored`, fusion and all local terms run over this many pieces of the
             sequence in one pass, and the logits of one piece exist at a time, in the gradient too. Terms that are not
             local see the whole.
+        kernels: what computes terms and fusion from the logits of a piece, in `loss`: the compiler, or one kernel for
+            all terms that read logits, see `kernels/rows.py`.
     """
 
     def seen(signals: Signals, temperature: Callable[[Array], Array] | None = None) -> Signals:
@@ -217,10 +162,11 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
         values: list[Array] = []
         found: dict[str, Mean] = {}
         for stream, names in in_pieces(signals).items():
-            piece, shared, rows = pieces(names, params, state, signals[stream], key)
-            value, means = _in_one_pass(piece, shared, rows, {name: weights[name] for name in names})
-            values.append(value)
-            found |= means
+            for by, group in by_kernels(names, params, state, signals[stream], key).items():
+                piece, shared, rows = pieces(group, params, state, signals[stream], key)
+                value, means = _in_one_pass(piece, shared, rows, {name: weights[name] for name in group}, by)
+                values.append(value)
+                found |= means
         means, new = whole(found, params, state, signals, key)
         rest = weighted({name: mean for name, mean in means.items() if name not in found}, weights)
         return sum(values, rest), (means, new)
@@ -250,22 +196,30 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
 
     def in_pieces(signals):
         """Of each stream whose head is factored, the terms that are computed piece by piece."""
-        factored = [stream for stream, seen in signals.items() if chunks > 1 and _is_factored(seen)]
+        factored = [stream for stream, seen in signals.items() if chunks > 1 and is_factored(seen)]
         local = {s: [n for n, (term, _) in terms.items() if term.local and term.stream == s] for s in factored}
         return {stream: names for stream, names in local.items() if names}
 
+    def by_kernels(names, params, state, signals, key):
+        """Which of the terms what computes: a kernel is for those that read logits."""
+        if kernels == "xla":
+            return {"xla": names}
+        reading = [name for name in names if reads_logits(*pieces([name], params, state, signals, key))]
+        groups = {"pallas": reading, "xla": [name for name in names if name not in reading]}
+        return {by: group for by, group in groups.items() if group}
+
     def pieces(names, params, state, signals, key):
         """A function of one piece that gives the means of the terms, what all pieces read, and the pieces."""
-        cut = _cut(signals, chunks)
+        shared, tokens = cut(signals, chunks)
 
         def piece(shared, numbered):
             signals, params, state, key = shared
             rows, number = numbered
             drawn = jax.random.fold_in(key, number)
-            return {name: one(name, params, state, _joined(signals, rows), drawn)[0] for name in names}
+            return {name: one(name, params, state, joined(signals, rows), drawn)[0] for name in names}
 
         own = {"fusion": params["fusion"], "terms": {name: params["terms"][name] for name in names}}
-        return piece, (cut.shared, own, state, key), (cut.rows, jnp.arange(chunks))
+        return piece, (shared, own, state, key), (tokens, jnp.arange(chunks))
 
     def weights(step):
         return {name: as_schedule(weight)(step) for name, (_, weight) in terms.items()}
@@ -274,7 +228,7 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1) ->
         return weighted(means, weights(step))
 
     def only(names):
-        return objective({name: terms[name] for name in names}, fusion, chunks)
+        return objective({name: terms[name] for name in names}, fusion, chunks, kernels)
 
     streams = frozenset({"train"} | {term.stream for term, _ in terms.values()})
     return Objective(init, apply, loss, fuse, weights, total, tuple(terms), streams, only)

@@ -30,16 +30,29 @@ def streamed(piece: Piece, shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]
         shared: what all pieces read, such as kernels and parameters.
         rows: `[pieces, batch, ...]` for each array, or `[pieces]`.
     """
+    values = lambda *given: _on_own_rows(functools.partial(_values, piece), *given)
+    both = lambda wanted, *given: _on_own_rows(functools.partial(_values_and_gradients, piece, wanted), *given)
+    return in_one_pass(values, both, shared, rows)
+
+
+def in_one_pass(values: Any, both: Any, shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
+    """A scalar and a tree of sums, the gradient of the scalar being taken with its value.
+
+    Args:
+        values: `(shared, rows) -> ((scalar, sums), anything)`
+        both: `(wanted, shared, rows) -> ((scalar, sums), gradients of (shared, rows))`, None for a leaf that is not
+            wanted
+        shared, rows: their arguments.
+    """
 
     @jax.custom_vjp
     def run(shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
-        return _on_own_rows(functools.partial(_values, piece), shared, rows)[0]
+        return values(shared, rows)[0]
 
     def forward(shared: PyTree, rows: PyTree) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten((shared, rows))
         wanted = jax.tree.unflatten(structure, [leaf.perturbed for leaf in leaves])
-        shared, rows = jax.tree.unflatten(structure, [leaf.value for leaf in leaves])
-        return _on_own_rows(functools.partial(_values_and_gradients, piece, wanted), shared, rows)
+        return both(wanted, *jax.tree.unflatten(structure, [leaf.value for leaf in leaves]))
 
     def backward(gradients: Any, cotangents: Any) -> Any:
         slope = cotangents[0]  # of the sums there is none
@@ -50,6 +63,12 @@ def streamed(piece: Piece, shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]
     run.defvjp(forward, backward, symbolic_zeros=True)
     total, sums = run(shared, rows)
     return total, jax.lax.stop_gradient(sums)
+
+
+def taken(piece: Piece, wanted: PyTree, shared: PyTree, rows: PyTree) -> tuple[Any, Any]:
+    """The sums of one piece, and the gradients of the first: of (shared, rows), None where it is not wanted."""
+    learned, fixed = _split((shared, rows), wanted)
+    return jax.value_and_grad(lambda learned: piece(*_joined(learned, fixed)), has_aux=True)(learned)
 
 
 def _is_none(x: Any) -> bool:
@@ -70,23 +89,18 @@ def _first(rows: PyTree) -> PyTree:
 
 def _values_and_gradients(piece: Piece, wanted: PyTree, shared: PyTree, rows: PyTree) -> tuple[Any, Any]:
     """The sums, and the gradients of the first one: of `shared`, of `rows`; None where it is not differentiated."""
-    learned, fixed = _split((shared, rows), wanted)
 
-    def body(carry: Any, given: Any) -> Any:
+    def body(carry: Any, rows: Any) -> Any:
         sums, slopes = carry
-        learned_rows, fixed_rows = given
-
-        def value(learned: Any) -> Any:
-            return piece(*_joined(learned, (fixed[0], fixed_rows)))
-
-        (total, more), gradient = jax.value_and_grad(value, has_aux=True)((learned[0], learned_rows))
+        found, gradient = taken(piece, wanted, shared, rows)
         slopes = jax.tree.map(lambda a, b: a + b.astype(a.dtype), slopes, gradient[0])
-        return (jax.tree.map(jnp.add, sums, (total, more)), slopes), gradient[1]
+        return (jax.tree.map(jnp.add, sums, found), slopes), gradient[1]
 
+    learned, _ = _split(shared, wanted[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(piece, shared, _first(rows)))
-    slopes = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), learned[0])
-    (sums, slopes), of_rows = jax.lax.scan(body, (zeros, slopes), (learned[1], fixed[1]))
-    return sums, (jax.tree.map(lambda g, x: g.astype(x.dtype), slopes, learned[0]), of_rows)
+    slopes = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), learned)
+    (sums, slopes), of_rows = jax.lax.scan(body, (zeros, slopes), rows)
+    return sums, (jax.tree.map(lambda g, x: g.astype(x.dtype), slopes, learned), of_rows)
 
 
 def _split(tree: PyTree, wanted: PyTree) -> tuple[PyTree, PyTree]:

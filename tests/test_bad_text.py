@@ -89,6 +89,21 @@ MISTAKES = {
         "chunks: 5 do not divide 16 tokens",
         "Choose a number",
     ),
+    "a kernel for a head in one piece": (
+        lambda config: {"kernels": "pallas"},
+        "kernels: 'pallas' is for the pieces of a factored head",
+        "Set chunks",
+    ),
+    "a kernel for few classes": (
+        lambda config: {"kernels": "pallas", "chunks": 2},
+        "objective.kd: kernels='pallas' is for pointwise operations and sums over classes, but there are 9 classes",
+        "set it to 'xla'",
+    ),
+    "a kernel for rows that the mesh splits": (
+        lambda config: {"kernels": "pallas", "chunks": 2, "mesh": {"tensor": 2}},
+        "mesh.tensor: 2 splits the rows of logits that kernels='pallas' reads whole",
+        "set kernels='xla'",
+    ),
     "nobody reads the samples": (
         lambda config: {"step": "on_policy(prompt=4)"},
         "step: on_policy: no term reads what the student writes",

@@ -74,13 +74,10 @@ def plain(weights, student, teachers, label, mask):
         )
 
 
-def streamed(weights, student, teachers, label, mask, chunks):
+def streamed(weights, student, teachers, label, mask, chunks, kernels="xla", fusion="average"):
     """Value and gradients in one pass."""
-    minimised = objective(
-        {name: Weighted(build_loss(name), w) for name, w in weights.items()},
-        registry.fusions.build("average", ""),
-        chunks,
-    )
+    terms = {name: Weighted(build_loss(name), w) for name, w in weights.items()}
+    minimised = objective(terms, registry.fusions.build(fusion, ""), chunks, kernels)
     base = signals(batch=mask.shape)
     params, state = (
         {"fusion": {}, "terms": {name: {} for name in weights}},

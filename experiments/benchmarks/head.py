@@ -1,7 +1,8 @@
 """Two heads and the divergence between them: python -m experiments.benchmarks.head --size gpu --torch PYTHON
 
 Forward KL at T = 2 from a teacher's head to a student's, of unlike width, and the gradients of the student's features
-and kernel, in one pass over pieces of the sequence; beside PyTorch with whole logits.
+and kernel, in one pass over pieces of the sequence; beside PyTorch with whole logits. On a GPU also with the terms by
+one Pallas kernel (`kernels="pallas"`), in the same turns; a CPU would interpret it.
 """
 
 import jax
@@ -15,10 +16,10 @@ from jaxdistill.plan.flops import flops
 from jaxdistill.types import Factored, Outputs, Signals
 
 
-def passed(chunks: int):
+def passed(chunks: int, kernels: str = "xla"):
     """`(student, teacher) -> (loss, gradient of the student's head)`."""
     term = registry.losses.build(f"kd(temperature={TEMPERATURE})", "")
-    minimised = objective({"kd": Weighted(term)}, registry.fusions["single"](), chunks)
+    minimised = objective({"kd": Weighted(term)}, registry.fusions["single"](), chunks, kernels)
 
     def loss(student: Factored, teacher: Factored) -> jax.Array:
         mask = jnp.ones(student.shape[:2])
@@ -37,19 +38,20 @@ def shapes(size, kind) -> tuple[Factored, Factored]:
     return tuple(Factored(look(*rows, size[w]), look(size[w], size["vocabulary"])) for w in ("student", "teacher"))
 
 
-def main() -> None:
-    known = told(__doc__)
-    size, kind = SIZES["head"][known.size], jnp.bfloat16 if known.size == "gpu" else jnp.float32
+def work(size, kind, kernels: str) -> Work:
     heads = shapes(size, kind)
-    traced = jax.jit(passed(size["chunks"])).trace(*heads)
+    traced = jax.jit(passed(size["chunks"], kernels)).trace(*heads)
     compiled = traced.lower().compile()
     scaled = lambda x: 0.02 * jax.random.normal(jax.random.key(x.shape[-1]), x.shape, x.dtype)
     student, teacher = jax.tree.map(scaled, heads)
-    compare(
-        "head",
-        Work(lambda: jax.block_until_ready(compiled(student, teacher)), flops(traced.jaxpr).total, compiled),
-        known,
-    )
+    return Work(lambda: jax.block_until_ready(compiled(student, teacher)), flops(traced.jaxpr).total, compiled)
+
+
+def main() -> None:
+    known = told(__doc__)
+    size, kind = SIZES["head"][known.size], jnp.bfloat16 if known.size == "gpu" else jnp.float32
+    beside = {"ours, pallas": work(size, kind, "pallas")} if known.size == "gpu" else {}
+    compare("head", work(size, kind, "xla"), known, beside)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A language model's step beside PyTorch's: python -m experiments.benchmarks.lm --size gpu --torch PYTHON [--compile]
 
 A student and a teacher of Qwen2.5's shapes, forward KL at T = 2 on every token, AdamW, float32 parameters, bfloat16
-products on a GPU; layers scanned, the heads never multiplied out whole.
+products on a GPU; layers scanned, the heads never multiplied out whole. `--kernels pallas` computes their terms by
+one kernel.
 """
 
 import jax
@@ -23,7 +24,7 @@ def main() -> None:
     ids = jax.random.randint(jax.random.key(0), (size["rows"], size["length"]), 0, size["vocabulary"])
     batch = {"input_ids": ids, "label": ids, "mask": jax.numpy.ones(ids.shape)}
     terms = {"kd": (f"kd(temperature={TEMPERATURE})", 1.0)}
-    compare("lm", learning(student, teacher, terms, batch, known.size, size["chunks"]), known)
+    compare("lm", learning(student, teacher, terms, batch, known.size, size["chunks"], known.kernels), known)
 
 
 if __name__ == "__main__":

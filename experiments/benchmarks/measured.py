@@ -6,7 +6,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ def told(text: str) -> argparse.Namespace:
         "--torch", default="", metavar="PYTHON", help="one that has torch and transformers; empty: alone"
     )
     words.add_argument("--compile", action="store_true", help="the peer by torch.compile")
+    words.add_argument("--kernels", default="xla", choices=["xla", "pallas"], help="of lm; head has both on a GPU")
     words.add_argument("--rounds", default=5, type=int, help="in turns")
     words.add_argument("--steps", default=3, type=int, help="of each in a round")
     words.add_argument("--out", default="", metavar="FILE", help="for the numbers, as JSON")
@@ -62,13 +63,14 @@ def learning(
     batch: Mapping[str, Any],
     size: str,
     chunks=1,
+    kernels="xla",
 ) -> Work:
     """A whole step by AdamW: a student in float32 that computes in bfloat16 on a GPU, a frozen teacher in that type."""
     dtype = "bfloat16" if size == "gpu" else "float32"
     models = [in_dtype(model, dtype) if size == "gpu" else model for model in (student, teacher)]
     named = {name: Weighted(registry.losses.build(spec, ""), weight) for name, (spec, weight) in terms.items()}
     update = optimizer(registry.optimizers.build("adamw()", ""), 1e-4, clip_norm=1.0)
-    given = (models[0], (models[1],), objective(named, registry.fusions["single"](), chunks), update)
+    given = (models[0], (models[1],), objective(named, registry.fusions["single"](), chunks, kernels), update)
     step, mesh, rows = registry.steps["offline"](*given), make_mesh((1, 1, 1)), {"train": dict(batch)}
     values = jax.jit(models[1].init)(jax.random.key(1), rows["train"])
     frozen = (place(jax.tree.map(lambda x: x.astype(dtype), Variables(*values)), mesh),)
@@ -138,17 +140,21 @@ class Peer:
         return json.loads(line)
 
 
-def compare(case: str, work: Work, known: argparse.Namespace) -> dict[str, Any]:
-    """Times a work beside its peer, and prints medians, their ratio, the share of the ceiling, and memory."""
-    ours, theirs, said = [], [], {}
-    peer = Peer(case, known) if known.torch else None
+def compare(
+    case: str, work: Work, known: argparse.Namespace, beside: Mapping[str, Work] | None = None
+) -> dict[str, Any]:
+    """Times a work, and others of ours, beside its peer; prints medians, ratios, shares of the ceiling, and memory."""
+    works = {"ours": work, **(beside or {})}
+    took: dict[str, list[float]] = {name: [] for name in (*works, "peer")}
+    peer, said = Peer(case, known) if known.torch else None, {"ms": []}
     for number in range(known.rounds + 1):
-        took = [_milliseconds(work.step) for _ in range(known.steps)]
-        said = peer.run(known.steps) if peer else {"ms": []}
+        turn = {name: [_milliseconds(each.step) for _ in range(known.steps)] for name, each in works.items()}
+        said = peer.run(known.steps) if peer else said
         if number:  # the first compiles, and warms up
-            ours, theirs = ours + took, theirs + said["ms"]
-    most, memory = ceiling(known.size), work.compiled.memory_analysis()
-    on_device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+            for name, ms in {**turn, "peer": said["ms"]}.items():
+                took[name] += ms
+    most, on_device = ceiling(known.size), (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    memory = lambda each: each.compiled.memory_analysis().temp_size_in_bytes / 2**30
     found = {
         "case": case,
         "size": known.size,
@@ -156,14 +162,12 @@ def compare(case: str, work: Work, known: argparse.Namespace) -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "ceiling_gflops": most / 1e9,
         "gflop": work.flops / 1e9,
-        "ours": {
-            "ms": ours,
-            "peak_gib": on_device and on_device / 2**30,
-            "temp_gib": memory.temp_size_in_bytes / 2**30,
-        },
-        "peer": {**said, "ms": theirs, "compile": known.compile},
+        **{name: {"ms": took[name], "temp_gib": memory(each)} for name, each in works.items()},
+        "peer": {**said, "ms": took["peer"], "compile": known.compile},
     }
-    _show(found)
+    if on_device and not beside:  # else it is the peak of several
+        found["ours"]["peak_gib"] = on_device / 2**30
+    _show(found, [*works, "peer"])
     if known.out:
         Path(known.out).write_text(json.dumps(found, indent=1))
     if peer:
@@ -172,10 +176,10 @@ def compare(case: str, work: Work, known: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _show(found: Mapping[str, Any]) -> None:
+def _show(found: Mapping[str, Any], names: Sequence[str]) -> None:
     table = Table(f"{found['case']}, {found['size']}", "ms, median", "quartiles", "% of the ceiling", "GiB")
     middle = {}
-    for who in ("ours", "peer"):
+    for who in names:
         took = found[who]["ms"]
         if not took:
             continue
@@ -185,5 +189,6 @@ def _show(found: Mapping[str, Any]) -> None:
         memory = f"{peak:.2f}" if peak else "-"
         table.add_row(who, f"{middle[who]:.1f}", f"{low:.1f} to {high:.1f}", f"{share:.0f}", memory)
     Console().print(table)
-    if "peer" in middle:
-        print(f"ratio of medians {middle['ours'] / middle['peer']:.3f}, load {found['load']:.1f}")
+    for who in middle:
+        if who != "ours":
+            print(f"ours over {who}: {middle['ours'] / middle[who]:.3f}, load {found['load']:.1f}")

@@ -25,7 +25,9 @@ def softmax_cross_entropy(
     """
     logits = precise(logits)
     norm = jax.nn.logsumexp(logits, axis=-1)  # of a large vocabulary, log-probabilities of all would take as long as it
-    hard = norm - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    # selected, for a gather's gradient is a scatter into zeros: three more sweeps over a large vocabulary
+    named = jnp.arange(logits.shape[-1]) == labels[..., None]
+    hard = norm - jnp.sum(jnp.where(named, logits, 0.0), axis=-1)
     # -1, as hidden labels are written, would silently be the last class; NaN stops a run and names this term
     hard = jnp.where((labels >= 0) & (labels < logits.shape[-1]), hard, jnp.nan)
     if label_smoothing == 0.0:

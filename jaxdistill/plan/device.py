@@ -47,7 +47,7 @@ def device(text: str, devices: int) -> Device:
 
 def _sent(kind: str, each: Executed, devices: int) -> float:
     """Bytes that a device sends: its share, and what it passes on of the others'."""
-    size, group = sum(map(_bytes, each.operands)), _group(each.instruction.more, devices)
+    size, group = sum(map(size_of, each.operands)), _group(each.instruction.more, devices)
     if kind == "collective-permute":
         return size
     if kind == "all-gather":
@@ -55,7 +55,7 @@ def _sent(kind: str, each: Executed, devices: int) -> float:
     return size * (group - 1) / group * (2 if kind == "all-reduce" else 1)
 
 
-def _bytes(type: str) -> float:
+def size_of(type: str) -> float:
     """Of an array, or of a tuple of arrays."""
     return sum(math.prod(_sizes(sizes)) * int(bits or 8) / 8 for _, bits, sizes in ARRAY.findall(type))
 

@@ -6,7 +6,7 @@ Command: python -m jaxdistill.main --config configs/assistant.py --workdir runs/
 The student: python -m jaxdistill.main --config configs/assistant.py --workdir runs/assisted \
     "--config.student.model=mlp(widths=(16,), classes=10)" \
     "--config.teachers.above.model=mlp(widths=(128,), classes=10)" --config.teachers.above.checkpoint=runs/assistant
-Result: not run yet.
+Result: this one has not been run; experiments/assistant has a smaller chain, on 500 digits, over 5 seeds: no gain told.
 """
 
 from pathlib import Path

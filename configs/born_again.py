@@ -5,7 +5,7 @@ soft targets beside labels; every generation learns from the one before, and the
 Command: python -m jaxdistill.main --config configs/born_again.py --workdir runs/born1 (2 minutes on 2 cores)
 Next generation: python -m jaxdistill.main --config configs/born_again.py --workdir runs/born2 \
     --config.seed=1 --config.teachers.before.checkpoint=runs/born1
-Result: not run yet.
+Result: this one has not been run; experiments/peers has two generations on 500 digits, over 3 seeds: no gain.
 """
 
 from jaxdistill.config import make

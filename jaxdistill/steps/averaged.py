@@ -20,7 +20,7 @@ Config: step = "averaged(momentum=0.99)"; teachers.mean.model = "mlp(widths=(128
     objective.kd.term = "kd(temperature=1.0)"
 When: no teacher is at hand, few labels and many rows without one; and for a student that is to forget slowly.
 Checked: three updates by hand; who moves first; the mean of equals is one of them, and no gradient reaches it.
-Experiment: `experiments/peers` (beside its control), `experiments/continual` (learning without forgetting).
+Experiment: `experiments/peers` (no gain on 500 digits), `experiments/continual` (learning without forgetting).
 """
 
 from dataclasses import replace

@@ -22,7 +22,7 @@ Config: step = "mutual()"; fusion = "average()"; teachers.peer.model = "mlp(widt
     checkpoint or steps; objective.kd.term = "kd(temperature=1.0)"; roles.teachers.rate = 0.001
 When: no teacher is better than its student yet, and there is memory for all of them.
 Checked: two and three members by hand; no gradient crosses; peers that stay are frozen teachers, to the bit.
-Experiment: `experiments/peers` (mutual and co-training beside their control).
+Experiment: `experiments/peers` (mutual and co-training beside their control: no gain on 500 digits).
 """
 
 from dataclasses import replace

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmarks.lm import network
+from experiments.benchmarks.lm import network, tokens
 from experiments.benchmarks.measured import clock, timed
 from experiments.benchmarks.sizes import SIZES
 from jaxdistill import registry
@@ -63,9 +63,7 @@ def main() -> None:
     words.add_argument("--rounds", default=15, type=int)
     known = words.parse_args()
     size = SIZES["lm"][known.size]
-    ids = jax.random.randint(jax.random.key(0), (size["rows"], size["length"]), 0, size["vocabulary"])
-    batch = {"input_ids": ids, "label": ids, "mask": jnp.ones(ids.shape)}
-    calls = {name: learner(keep, size, known.size == "gpu", batch) for name, keep in KEPT.items()}
+    calls = {name: learner(keep, size, known.size == "gpu", tokens(size)) for name, keep in KEPT.items()}
     timed(calls, 2)  # compiles
     took = timed(calls, known.rounds, clock())
     table = Table("a step by", "ms", "of cross-entropy's")

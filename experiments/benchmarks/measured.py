@@ -1,8 +1,10 @@
-"""What the benchmarks beside PyTorch share: our step on one device, its peer in a process of its own, both in turns."""
+"""What the benchmarks share: our step on one device, its peer in a process of its own, both in turns."""
 
 import argparse
 import json
 import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX: else all of a GPU is ours
 import statistics
 import subprocess
 import time
@@ -18,12 +20,13 @@ from rich.table import Table
 import jaxdistill.build  # noqa: F401  (registers the parts)
 from jaxdistill import registry
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.objective import Weighted, objective
+from jaxdistill.models.quantized import narrowed, quantized
+from jaxdistill.objective import Kernels, Weighted, objective
 from jaxdistill.optim import optimizer
-from jaxdistill.parallel.compile import jit_engine, place
+from jaxdistill.parallel.compile import place
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.plan.flops import flops
-from jaxdistill.types import Model, Variables
+from jaxdistill.types import Model, Objective, Variables
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 class Work(NamedTuple):
     """What is timed.
 
-    step: does it once, and waits
+    step: does it once, waits, and gives its loss
     flops: of its products
     compiled: the program, which knows what memory it needs
     """
@@ -62,30 +65,48 @@ def learning(
     terms: Mapping[str, tuple[str, float]],
     batch: Mapping[str, Any],
     size: str,
-    chunks=1,
-    kernels="xla",
+    chunks: int = 1,
+    kernels: Kernels = "xla",
+    bits: str = "",
+    donated: bool = True,
+    path: Callable[[Objective], Objective] = lambda minimised: minimised,
 ) -> Work:
-    """A whole step by AdamW: a student in float32 that computes in bfloat16 on a GPU, a frozen teacher in that type."""
+    """A whole step by AdamW: a student in float32 that computes in bfloat16 on a GPU, a frozen teacher in that type.
+
+    Args:
+        student, teacher: models.
+        terms: what is minimised, by name, with its weight.
+        batch: of the stream `train`.
+        size: "cpu" or "gpu".
+        chunks: of the factored heads.
+        kernels: what computes the terms, "xla" or "pallas".
+        bits: of the teacher, "int8" or "fp8"; empty: its own type.
+        donated: the step may overwrite its state.
+        path: changes the objective, such as how it is differentiated.
+    """
     dtype = "bfloat16" if size == "gpu" else "float32"
-    models = [in_dtype(model, dtype) if size == "gpu" else model for model in (student, teacher)]
+    student, teacher = (in_dtype(model, dtype) if size == "gpu" else model for model in (student, teacher))
     named = {name: Weighted(registry.losses.build(spec, ""), weight) for name, (spec, weight) in terms.items()}
     update = optimizer(registry.optimizers.build("adamw()", ""), 1e-4, clip_norm=1.0)
-    given = (models[0], (models[1],), objective(named, registry.fusions["single"](), chunks, kernels), update)
-    step, mesh, rows = registry.steps["offline"](*given), make_mesh((1, 1, 1)), {"train": dict(batch)}
-    values = jax.jit(models[1].init)(jax.random.key(1), rows["train"])
-    frozen = (place(jax.tree.map(lambda x: x.astype(dtype), Variables(*values)), mesh),)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rows)
-    engine = jit_engine(step, lambda *_: {}, mesh, frozen, (), shapes)
-    rows = engine.put(rows)
-    state = [engine.init(jax.random.key(0), rows)]
-
-    def run() -> None:
-        state[0], metrics = engine.update(state[0], rows)
-        jax.block_until_ready((state[0], metrics))
-
+    minimised, rows = objective(named, registry.fusions["single"](), chunks, kernels), dict(batch)
+    mesh = make_mesh((1, 1, 1))
+    values = Variables(*jax.jit(teacher.init)(jax.random.key(1), rows))
+    values = jax.tree.map(lambda x: x.astype(dtype), values)
+    if bits:
+        teacher, values = quantized(teacher, bits), values._replace(params=narrowed(values.params, bits))
+    step = registry.steps["offline"](student, (teacher,), path(minimised), update)
+    frozen, rows = (place(values, mesh),), place({"train": rows}, mesh)
     with jax.set_mesh(mesh):
-        traced = jax.jit(step.update, donate_argnums=0).trace(state[0], frozen, rows)
-        return Work(run, flops(traced.jaxpr).total, traced.lower().compile())
+        state = [jax.jit(step.init)(jax.random.key(0), frozen, rows)]
+        traced = jax.jit(step.update, donate_argnums=(0,) if donated else ()).trace(state[0], frozen, rows)
+        compiled = traced.lower().compile()
+
+    def run() -> float:
+        state[0], metrics = compiled(state[0], frozen, rows)
+        jax.block_until_ready(state[0])
+        return float(metrics["loss"].compute())
+
+    return Work(run, flops(traced.jaxpr).total, compiled)
 
 
 def ceiling(size: str) -> float:
@@ -153,8 +174,8 @@ def compare(
         if number:  # the first compiles, and warms up
             for name, ms in {**turn, "peer": said["ms"]}.items():
                 took[name] += ms
-    most, on_device = ceiling(known.size), (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    memory = lambda each: each.compiled.memory_analysis().temp_size_in_bytes / 2**30
+    on_device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")  # before the ceiling's products
+    most, memory = ceiling(known.size), lambda each: each.compiled.memory_analysis().temp_size_in_bytes / 2**30
     found = {
         "case": case,
         "size": known.size,

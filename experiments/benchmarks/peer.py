@@ -16,6 +16,11 @@ from torch.nn import functional
 from experiments.benchmarks.sizes import CLASSES, SIZES, TEMPERATURE
 
 
+def built(how):
+    """What compiles a function, or leaves it as it is."""
+    return torch.compile if how.compile else lambda f: f
+
+
 def soft(student, teacher):
     """T^2 KL of softened distributions, a mean over rows."""
     log_q, log_p = (functional.log_softmax(x.float() / TEMPERATURE, -1) for x in (student, teacher))
@@ -29,7 +34,7 @@ class Learner:
         self.device, self.half = how.device, how.device == "cuda"
         self.student = student.to(self.device).train()
         self.teacher = teacher.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
-        self.say, self.teach = (torch.compile(m) if how.compile else m for m in (self.student, self.teacher))
+        self.say, self.teach = map(built(how), (self.student, self.teacher))
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
 
     def step(self, loss):
@@ -48,10 +53,11 @@ def head(size, how):
     tokens, words = size["rows"] * size["length"], size["vocabulary"]
     hs, ht = randn(tokens, size["student"]).requires_grad_(), randn(tokens, size["teacher"])
     ws, wt = (randn(words, size["student"]) * 0.02).requires_grad_(), randn(words, size["teacher"]) * 0.02
+    loss = built(how)(lambda: soft(hs @ ws.t(), ht @ wt.t()))
 
     def step():
         hs.grad = ws.grad = None
-        soft(hs @ ws.t(), ht @ wt.t()).backward()
+        loss().backward()
 
     return step
 
@@ -73,11 +79,12 @@ def lm(size, how):
 
     both = Learner(network(**size["student"]), network(**size["teacher"]), how)
     ids = torch.randint(0, size["vocabulary"], (size["rows"], size["length"]), device=how.device)
+    divergence = built(how)(soft)
 
     def loss(student, teacher):
         with torch.no_grad():
             told = teacher(input_ids=ids).logits.flatten(0, 1)
-        return soft(student(input_ids=ids).logits.flatten(0, 1), told)
+        return divergence(student(input_ids=ids).logits.flatten(0, 1), told)
 
     return lambda: both.step(loss)
 
@@ -102,15 +109,17 @@ def bert(size, how):
     ids = torch.randint(0, size["vocabulary"], (size["rows"], size["length"]), device=how.device)
     labels = torch.randint(0, CLASSES["bert"], (size["rows"],), device=how.device)
 
+    @built(how)
+    def minimised(said, told, pairs):
+        hidden = sum(functional.mse_loss(s.float(), t.float()) for s, t in pairs) / (size["depth"] + 1)
+        return 0.7 * soft(said, told) + 0.3 * functional.cross_entropy(said.float(), labels) + hidden
+
     def loss(student, teacher):
         with torch.no_grad():
             told = teacher(input_ids=ids)
         said = student(input_ids=ids)
-        pairs = zip(said.hidden_states, told.hidden_states[::2], strict=True)
-        hidden = sum(functional.mse_loss(s.float(), t.float()) for s, t in pairs) / (size["depth"] + 1)
-        return (
-            0.7 * soft(said.logits, told.logits) + 0.3 * functional.cross_entropy(said.logits.float(), labels) + hidden
-        )
+        pairs = list(zip(said.hidden_states, told.hidden_states[::2], strict=True))
+        return minimised(said.logits, told.logits, pairs)
 
     return lambda: both.step(loss)
 
@@ -131,11 +140,12 @@ def vit(size, how):
 
     both = Learner(network(*size["student"]), network(*size["teacher"]), how)
     images = torch.randn(size["rows"], 3, size["image"], size["image"], device=how.device)
+    divergence = built(how)(soft)
 
     def loss(student, teacher):
         with torch.no_grad():
             told = teacher(images.to(torch.bfloat16) if both.half else images).logits
-        return soft(student(images).logits, told)
+        return divergence(student(images).logits, told)
 
     return lambda: both.step(loss)
 

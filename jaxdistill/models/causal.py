@@ -6,7 +6,7 @@ arxiv.org/abs/2305.13245) and a gated perceptron (Shazeer 2020, arxiv.org/abs/20
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ class Sizes(NamedTuple):
     qkv_bias: bool
     qk_norm: bool
     attentions: bool
+    attention: Literal["xla", "cudnn"] = "xla"
 
 
 class Shared(NamedTuple):
@@ -78,7 +79,10 @@ class Attention(nnx.Module):
             mixed, weights = attend(q, k, v, shared)
             own = replace(own, probabilities=weights)
         else:
-            mixed = jax.nn.dot_product_attention(q, k, v, mask=shared.mask, is_causal=shared.causal)
+            who = self.sizes.attention
+            mixed = jax.nn.dot_product_attention(
+                q, k, v, None, shared.mask, is_causal=shared.causal, implementation=who
+            )
         return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(*x.shape[:-1], -1))), own
 
 

@@ -37,6 +37,7 @@ def decoder(
     scan_layers: bool = True,
     remat: Literal["none", "full", "dots"] = "none",
     attentions: bool = False,
+    attention: Literal["xla", "cudnn"] = "xla",
 ) -> Model:
     """A decoder over `input_ids` `[batch, length]`; its logits are a `Factored` head.
 
@@ -65,6 +66,7 @@ def decoder(
         remat: what a layer keeps for its backward pass: "none" leaves it to the compiler, which keeps everything;
             "dots" keeps the products with kernels; "full" its input alone.
         attentions: return attention probabilities, by a plain path that holds them in memory.
+        attention: who computes it otherwise: the compiler, or cuDNN's kernel, which is for NVIDIA's GPUs and bfloat16.
 
     Raises:
         ValueError: sizes that make no decoder.
@@ -77,7 +79,7 @@ def decoder(
         raise ValueError(f"head_size must be even, since rotary positions turn pairs of units; got {head_size}")
     if qkv_bias and qk_norm:
         raise ValueError("qkv_bias is of Qwen2 and qk_norm of Qwen3; no architecture has both")
-    sizes = Sizes(width, heads, kv_heads, head_size, ffn, epsilon, qkv_bias, qk_norm, attentions)
+    sizes = Sizes(width, heads, kv_heads, head_size, ffn, epsilon, qkv_bias, qk_norm, attentions, attention)
     rope = (positions, theta, rope_scaling and Llama3(*rope_scaling))
 
     def make(rngs: nnx.Rngs, batch: Mapping[str, Array]) -> Decoder:

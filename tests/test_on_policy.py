@@ -27,18 +27,19 @@ ROWS = tokens(rows=8, length=6)
 FROZEN = (Variables(*jax.jit(TEACHER.init)(jax.random.key(1), ROWS)),)
 
 
-def world(spec: str, stream: str, **weights: float):
-    """A step of plain descent whose terms read a stream, and its first state."""
-    terms = {name: Weighted(build_loss(name)._replace(stream=stream), w) for name, w in weights.items()}
+def world(spec: str, stream: str, read=(), **weights: float):
+    """A step of plain descent whose terms read a stream (`read`: or others, with loss and weight), and its state."""
+    read = [*((stream, name, weight) for name, weight in weights.items()), *read]
+    terms = {f"{own} of {s}": Weighted(build_loss(own)._replace(stream=s), w) for s, own, w in read}
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
     given = (STUDENT, (TEACHER,), objective(terms, registry.fusions["single"]()), update)
     step = registry.steps.build(registry.parse(spec, "")._replace(args=given), "", TIMED)
     return step, jax.jit(step.init)(KEY, FROZEN, {"train": ROWS})
 
 
-def gradient(spec: str, stream: str, rows=ROWS):
+def gradient(spec: str, stream: str, rows=ROWS, read=()):
     """What one update takes away from the student's parameters."""
-    step, start = world(spec, stream, reverse_kl=1.0)
+    step, start = world(spec, stream, read) if read else world(spec, stream, reverse_kl=1.0)
     new, metrics = jax.jit(step.update)(start, FROZEN, {"train": rows})
     return jax.tree.map(jnp.subtract, start.params["student"], new.params["student"]), metrics
 
@@ -72,7 +73,7 @@ def test_the_gradient_is_that_of_what_the_student_wrote(settings):
     found, metrics = gradient(f"on_policy(prompt=3{spelt})", "samples")
     by_hand, _ = gradient("offline()", "train", rows)
     assert apart(found, by_hand) < 1e-4
-    assert metrics["terms/reverse_kl"].count == rows["mask"].sum()
+    assert metrics["terms/reverse_kl of samples"].count == rows["mask"].sum()
     assert_close(metrics["samples/length"].compute(), rows["mask"].sum() / 6)
 
 
@@ -88,6 +89,24 @@ def test_a_step_that_reads_the_data_instead_or_counts_the_prompt_is_told_apart()
 
 def test_of_a_share_of_0_the_samples_are_the_data():
     assert apart(gradient("on_policy(prompt=3, share=0.0)", "samples")[0], gradient("offline()", "train")[0]) < 1e-5
+
+
+METHODS = {  # terms by stream, with their weights, as the docstring of the step has them
+    "GKD in one step": {"samples": {"jsd": 0.3}, "train": {"jsd(beta=0.5)": 0.7}},
+    "MiniLLM": {"samples": {"reverse_kl": 1.0, "policy_gradient": 0.5}, "train": {"cross_entropy": 1.0}},
+    "DistiLLM-2": {"samples": {"skew_reverse_kl": 1.0}, "train": {"skew_kl": 0.5}},
+}
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m != "MiniLLM")) for m in METHODS])
+def test_a_published_method_is_the_sum_of_its_terms_each_on_its_own_texts(method):
+    rows, terms = {"samples": written(3), "train": ROWS}, METHODS[method]
+    read = [(stream, spec, weight) for stream, found in terms.items() for spec, weight in found.items()]
+    whole = gradient("on_policy(prompt=3)", "", ROWS, read)[0]
+    parts = [gradient("offline()", "", rows[stream], [("train", spec, weight)])[0] for stream, spec, weight in read]
+    assert apart(whole, jax.tree.map(lambda *each: sum(each), *parts)) < 1e-4
+    crossed = [gradient("offline()", "", ROWS, [("train", spec, weight)])[0] for _, spec, weight in read]
+    assert apart(whole, jax.tree.map(lambda *each: sum(each), *crossed)) > 0.1
 
 
 def test_a_share_is_that_of_the_steps():

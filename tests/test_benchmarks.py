@@ -10,7 +10,7 @@ from experiments.benchmarks.sizes import SIZES
 
 NETWORK = {"width": 16, "depth": 2, "heads": 2, "kv_heads": 1, "ffn": 32}
 TINY = {"rows": 2, "length": 8, "vocabulary": 32, "chunks": 4, "student": NETWORK, "teacher": NETWORK}
-FAST = ("logits formed again for the gradient", "teacher in int8")
+FAST = ("teacher in int8",)
 KNOWN = argparse.Namespace(size="cpu", rounds=1)
 
 

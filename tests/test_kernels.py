@@ -135,6 +135,7 @@ def as_by_xla(weights, fusion, length=4):
     return apart(by("pallas"), jax.tree.map(np.asarray, by("xla"))) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_kernel_takes_every_term_as_it_is_or_refuses_it():
     found = {spec: taken(spec, "term") for spec in sorted(TERMS)}
     assert {spec for spec, is_taken in found.items() if is_taken is False} >= set(REFUSED["term"])

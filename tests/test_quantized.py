@@ -57,7 +57,7 @@ def rolled(values: Variables) -> Variables:
     return values._replace(params={name: move(name, x) for name, x in values.params.items()})
 
 
-@every(FIRST)
+@every(FIRST, soon=("mlp", "resnet", "decoder", "vit"))
 def test_a_model_in_8_bits_says_nearly_the_same(example):
     model, values, rows = world(example.spec, example.inputs)
     wanted, _ = said(model, values, rows)
@@ -141,6 +141,7 @@ def losses(run):
     return np.array([line["loss"] for line in runs.log(run.workdir / "student").train])
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_it_what_it_learns_from_floats(taught, tmp_path):
     config, _ = taught
     floats, small = distilled(config, tmp_path / "floats"), distilled(eight(config), tmp_path / "small")

@@ -167,6 +167,7 @@ def test_a_cache_of_another_tokenizer_is_refused(world, kept, tmp_path):
         tokenizer.write_text(text)
 
 
+@pytest.mark.slow
 def test_a_student_learns_on_its_own_text_from_end_to_end(world, tmp_path):
     config, _ = world
     terms = {"reverse_kl": {"stream": "samples"}, "policy_gradient": {"stream": "samples"}, "cross_entropy": {}}

@@ -80,6 +80,7 @@ def test_smaller_caches_end_close_to_the_whole(taught, tmp_path, words):
     assert abs(live["nll"] - read["nll"]) < 0.02
 
 
+@pytest.mark.slow
 def test_from_draws_a_student_ends_where_it_does_beside_the_living_teacher(taught, tmp_path):
     taught = differ(taught, objective={"kd": {"term": "kd(temperature=2.0)"}})
     made = with_cache(taught, tmp_path / "cache", ", count=24, temperature=2.0", kind="draws")
@@ -110,6 +111,7 @@ def test_what_draws_cannot_tell_is_refused(taught, tmp_path, differences, path, 
         check(differ(made, **differences | ({"data": {"select": select}} if select else {})), tmp_path / "never")
 
 
+@pytest.mark.slow
 def test_of_the_test_records_all_logits_are_kept(taught, tmp_path):
     made = with_cache(differ(taught, objective={"kd": {}}), tmp_path / "cache", ", top=2")
     cache.write(made, quiet())

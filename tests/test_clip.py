@@ -175,6 +175,7 @@ def contrast(kind, variables, batch):
 
 
 @one_soon
+@pytest.mark.slow
 def test_texts_of_other_devices_are_compared_under_pmap_too(kind):
     _, (params, state), batch = world(kind)
     shards = {name: x.reshape(4, 4, *x.shape[1:]) for name, x in batch.items()}  # a named vmap has pmap's collectives

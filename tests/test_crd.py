@@ -318,7 +318,7 @@ def reference():
     return three_steps("one")[1]
 
 
-@pytest.mark.parametrize("layout", [slow("data"), "mixed", "pmap"])
+@pytest.mark.parametrize("layout", [slow("data"), slow("mixed"), "pmap"])
 def test_banks_z_and_what_is_learned_are_the_same_on_every_layout(layout, reference):
     ts, found, engine = three_steps(layout)
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(reference), jax.tree.leaves(found), strict=True):

@@ -108,6 +108,7 @@ def test_of_a_text_the_input_is_its_embedding_whatever_else_the_batch_holds():
     assert_same(beside, out)
 
 
+@pytest.mark.slow
 def test_both_kinds_of_gradient_at_once_are_each_of_them_alone():
     """Of a text both are taken in the embedding."""
     model, batch, variables = world(BERT, "text")
@@ -136,6 +137,7 @@ def test_padding_changes_no_gradient_where_a_model_normalises_by_its_batch():
     assert_close(changed.input_gradients, found.input_gradients)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_bfloat16_model_are_those_of_the_float32_one_up_to_its_rounding():
     model, batch, variables = world(VIT)
     whole = said(with_needed(model, INPUT | STATES), variables, batch)

@@ -220,6 +220,7 @@ def told(*words: str) -> tuple[int, str]:
     return heads.run(["--config", *words], Console(file=out, width=80)), out.getvalue()
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_term_that_a_config_takes(learning, tmp_path):
     config, file = learning
     code, text = told(file, "--top", "3", "--records", "40", "--config.seed=1")

@@ -186,6 +186,7 @@ TERMS = (
 )
 
 
+@pytest.mark.slow
 def test_a_factored_head_in_pieces_is_the_head_in_one():
     terms, seen = {spec: Weighted(build_loss(spec)) for spec in TERMS}, of_tokens()
 

@@ -159,7 +159,7 @@ LAYOUTS = [
     *((case, "pmap") for case in CASES),
 ]
 # what a fast one stands for: blocks of a vit are those of a bert, and pmap knows no layout that a family could miss
-FAST = ("mlp", "resnet", "decoder", "chunked", "bert")
+FAST = ("mlp", "resnet", "decoder", "bert")
 SLOW = [(case, "mixed") for case in CASES if "derivatives" in case or (case in FAMILIES and case not in FAST)]
 SLOW += [(family, "pmap") for family in FAMILIES if family not in ("mlp", "resnet")]
 SLOW += [(case, "pmap") for case in CASES if "derivatives" in case or "heads" in case]
@@ -167,7 +167,8 @@ SLOW += [(case, "pmap") for case in CASES if "derivatives" in case or "heads" in
 SLOW += [("mlp", layout) for layout in ("data", "fsdp", "tensor")] + [("resnet", "data")]
 SLOW += [(f"shallow, {e.spec}", "mixed") for name, each in STEPS.items() if name != "replay" for e in each]
 SLOW += [(f"shallow, {e.spec}", "pmap") for each in STEPS.values() for e in each[1:]]
-SLOW += [(f"decoder, {e.spec}", layout) for each in STEPS.values() for e in each[1:] for layout in ("mixed", "pmap")]
+SLOW += [(f"decoder, {e.spec}", "pmap") for each in STEPS.values() for e in each[1:]]
+SLOW += [(f"decoder, {e.spec}", "mixed") for each in STEPS.values() for e in each]
 
 
 @pytest.mark.parametrize(

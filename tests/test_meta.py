@@ -178,6 +178,7 @@ def test_with_a_stop_gradient_inside_nothing_reaches_the_teacher(monkeypatch):
     assert norm(World("meta").slope()) == 0
 
 
+@pytest.mark.slow
 def test_the_hypergradient_passes_through_a_head_in_pieces(double):
     whole, pieces = (World("meta(inner_lr=0.5)", 4, 6, chunks=chunks).slope() for chunks in (1, 3))
     assert norm(whole) > 1e-3

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from examples import HORIZON, build_loss
 
 from jaxdistill import registry
@@ -57,6 +58,7 @@ def argmax_labels():
     return stateless(values, needs=frozenset({"teacher"}))
 
 
+@pytest.mark.slow
 def test_soft_targets_tell_of_a_digit_that_was_never_seen_and_the_teachers_argmax_does_not():
     """Measured: 78 and 1 %."""
     image, label = digits("train")

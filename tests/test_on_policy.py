@@ -87,6 +87,7 @@ def test_a_step_that_reads_the_data_instead_or_counts_the_prompt_is_told_apart()
     assert apart(off_policy, found) > 0.1 and apart(whole, found) > 0.1
 
 
+@pytest.mark.slow
 def test_of_a_share_of_0_the_samples_are_the_data():
     assert apart(gradient("on_policy(prompt=3, share=0.0)", "samples")[0], gradient("offline()", "train")[0]) < 1e-5
 
@@ -205,6 +206,7 @@ def expected(student, teacher, *specs: str):
     return jax.tree.map(lambda *each: sum(each), *slopes)
 
 
+@pytest.mark.slow
 def test_the_policy_gradient_beside_the_reverse_kl_is_that_of_the_kl_between_texts():
     student, teacher = tables(0), tables(1)
     whole = exact(student, teacher)

@@ -124,6 +124,7 @@ def test_a_student_learns_its_own_tokens_from_a_teacher_of_others(folders, taugh
     assert student["accuracy"] > 0.5 > 1 / 7 and "agreement" not in student
 
 
+@pytest.mark.slow
 def test_a_cached_teacher_of_other_tokens_is_the_living_one(folders, taught, tmp_path):
     objective = {"gold": {"term": "gold(beta=0.5)"}, "uld": {"weight": 0.5}, "cross_entropy": {}}
     living = learning(folders, taught, tmp_path, objective)

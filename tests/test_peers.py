@@ -217,6 +217,7 @@ def test_a_student_alone_and_a_peer_that_cannot_learn_are_refused():
 # A run
 
 
+@pytest.mark.slow
 def test_a_run_with_a_peer_measures_it_when_it_has_learned_and_takes_a_finished_one_over(tmp_path):
     words = ["--config.step=mutual()", "--config.teachers.big.steps=0", "--config.control=False"]
     words += ["--config.objective.kd.weight=0.1", "--config.objective.cross_entropy.weight=1"]

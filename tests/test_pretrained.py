@@ -78,6 +78,7 @@ def finished(folder, tmp_path_factory):
     return workdir, distill(config(folder, rate="0"), workdir)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_used_as_it_is(finished, folder):
     _, result = finished
     variables = parity.ours(folder, REFERENCE.batch)[-1]

@@ -135,6 +135,7 @@ def selecting(config, select: str, **data):
     return differ(config, data={"select": select, **data})
 
 
+@pytest.mark.slow
 def test_a_selection_is_enriched_in_the_errors_of_its_teacher_and_one_of_shuffled_teachers_is_not(taught):
     config, said = taught
     records = Records(jaxdistill.registry.datasets["faint"](split="train"), 4)
@@ -192,6 +193,7 @@ def test_only_the_student_and_its_control_have_less_to_learn_from(tmp_path):
         np.testing.assert_allclose(rates, [0.5 ** (32 * step // records) for step in range(16)])
 
 
+@pytest.mark.slow
 def test_what_a_teacher_said_of_the_chosen_rows_is_read_as_it_was_said(taught, tmp_path):
     """Augmentation draws, so that the cache holds rows of the run; they are those of the selection."""
     config, said = taught

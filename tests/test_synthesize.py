@@ -127,6 +127,7 @@ def test_what_was_cut_short_goes_on_to_the_same_and_other_settings_are_refused(w
             write(**{"config": world, "out": tmp_path / "out", **other})
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_what_was_written_and_is_judged_on_what_is_real(world, written, tmp_path):
     config = differ(world, data={"name": f"synthetic(folder={str(written[0])!r})"})
     (teacher, student) = jaxdistill.distill(config, tmp_path, Console(quiet=True)).rows

@@ -158,7 +158,7 @@ def test_chunks_reach_the_objective(monkeypatch):
     seen = []
     original = build.objective
     monkeypatch.setattr(
-        build, "objective", lambda terms, fusion, chunks: seen.append(chunks) or original(terms, fusion)
+        build, "objective", lambda terms, fusion, chunks, kernels: seen.append(chunks) or original(terms, fusion)
     )
     planned(chunks=3)
     assert seen == [3]

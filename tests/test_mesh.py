@@ -36,7 +36,7 @@ FAMILIES = {
     "deit": "deit(patch=4, width=16, depth=3, heads=2, classes=10, image=8, channels=1, dropout=0.2)",
     "vit": "vit(patch=4, width=16, depth=3, heads=2, classes=10, dropout=0.2)",
 }
-SHALLOW = "mlp(widths=(16, 12), classes=10, dropout=0.3)"  # by which steps are told apart, and compiled sooner
+THIN = "mlp(widths=(16, 12, 8), classes=10, dropout=0.3)"  # three layers too, by which steps are told apart
 TOKENS = ("decoder", "chunked")  # families with a label for each token
 TEACHERS = {
     "mlp": ("mlp", "vit"),  # unlike each other
@@ -65,13 +65,13 @@ CASES |= {
     for family, teacher in {"decoder": "decoder", "mlp": "vit", "resnet": "mlp", "vit": "mlp"}.items()
 }
 CASES["bert, heads"] = Case("bert", ("bert",), terms=("minilm",))  # heads are split over the axis tensor
-READERS = {"image": "shallow", "tokens": "decoder"}
+READERS = {"image": "thin", "tokens": "decoder"}
 CASES |= {
     f"{READERS[e.inputs]}, {e.spec}": Case(READERS[e.inputs], (READERS[e.inputs],), e.spec, stream=e.stream)
     for each in STEPS.values()
     for e in each
 }
-del CASES["shallow, offline"]  # all of the above
+del CASES["thin, offline"]  # all of the above
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
 ROWS, VALID = 32, 19  # 19 rows that count: devices hold 4, 3 or 0 of them
 
@@ -92,7 +92,7 @@ def parts(case: Case):
     family = case.family
     further = {name: Weighted(registry.losses.build(name, ""), 0.5) for name in case.terms}
     needs = frozenset[str]().union(*(weighted.term.needs for weighted in further.values()))
-    model = lambda name: with_needed(registry.models.build(FAMILIES.get(name, SHALLOW), ""), needs)
+    model = lambda name: with_needed(registry.models.build(FAMILIES.get(name, THIN), ""), needs)
     student, teachers = model(family), tuple(map(model, case.teachers))
     terms = further | {
         "kd": Weighted(registry.losses.build("kd(temperature=3.0)", "")._replace(stream=case.stream)),
@@ -112,7 +112,7 @@ def parts(case: Case):
 
 @functools.cache
 def first_values(name: str, family: str, number: int) -> Variables:
-    init = registry.models.build(FAMILIES.get(name, SHALLOW), "").init
+    init = registry.models.build(FAMILIES.get(name, THIN), "").init
     return jax.device_get(Variables(*jax.jit(init)(jax.random.key(number), batch(family))))
 
 
@@ -165,8 +165,8 @@ SLOW += [(family, "pmap") for family in FAMILIES if family not in ("mlp", "resne
 SLOW += [(case, "pmap") for case in CASES if "derivatives" in case or "heads" in case]
 # "mixed" has all three axes; a step forgets a sum under pmap, and under jit there is none to forget
 SLOW += [("mlp", layout) for layout in ("data", "fsdp", "tensor")] + [("resnet", "data")]
-SLOW += [(f"shallow, {e.spec}", "mixed") for name, each in STEPS.items() if name != "replay" for e in each]
-SLOW += [(f"shallow, {e.spec}", "pmap") for each in STEPS.values() for e in each[1:]]
+SLOW += [(f"thin, {e.spec}", "mixed") for name, each in STEPS.items() if name != "replay" for e in each]
+SLOW += [(f"thin, {e.spec}", "pmap") for each in STEPS.values() for e in each[1:]]
 SLOW += [(f"decoder, {e.spec}", "pmap") for each in STEPS.values() for e in each[1:]]
 SLOW += [(f"decoder, {e.spec}", "mixed") for each in STEPS.values() for e in each]
 

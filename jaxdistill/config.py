@@ -60,7 +60,8 @@ SCHEMA: dict[str, Any] = {
     "kernels": Key(
         "xla",
         "kernels",
-        "what computes the terms of those pieces from their logits: 'xla', or 'pallas', which reads each of them once",
+        "what computes the terms of those pieces from their logits: 'xla', or 'pallas', one kernel for all of them, "
+        "which reads each logit once on a TPU, once a pass on a GPU",
     ),
     "dtype": Key("float32", "dtype", "what students and teachers compute in; parameters stay float32"),
     "student": {

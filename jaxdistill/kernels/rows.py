@@ -1,4 +1,4 @@
-"""A sum over rows of logits by a kernel: its value and gradient, with each logit read from memory once.
+"""A sum over rows of logits by a kernel: value and gradient; each logit is read once on a TPU, once a pass on a GPU.
 
 Bytes moved between the products for a logit of the student and one of its teacher, in bfloat16, with the gradient
 (`python -m experiments.benchmarks.moved`; XLA's are those of its own programs for these chips):

@@ -4,8 +4,9 @@ ieeexplore.ieee.org/document/9054698; the form of Zhang et al. 2022 (arxiv.org/a
 
     w_k = (1 - H_k / sum_j H_j) / (K - 1),    H_k the entropy of teacher k
 
-It needs no labels, and no teacher ever weighs more than 1 / (K - 1). A teacher that is sure and wrong is believed: two
-that agree on a wrong answer took a student of digits from 91 % to 3 %.
+It needs no labels, and no teacher ever weighs more than 1 / (K - 1). A teacher that is sure and wrong is believed: a
+student of digits has 89.4 % from a good teacher alone, and 4.7 % beside two more that agree on a wrong answer
+(`python -m experiments.routing --worlds agreeing`).
 
 Config: fusion = "entropy()"
 When: no labels, and teachers that know what they do not know, such as specialists of some classes.

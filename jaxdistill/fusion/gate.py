@@ -5,9 +5,9 @@ Multi-Teacher Selection, 2021 (arxiv.org/abs/2012.06048).
 
     w(x) = softmax(head(relu(hidden(standardised features of x))))
 
-A gate must not be trained by the loss that it weighs: it then chooses the teacher that is easiest to match, and put
-weight 1.00 on a dead layer. So it only goes with a step that trains it otherwise, see `steps/routing.py`. Its head
-begins at zero: all teachers weigh the same at first. That what it reads has no gradient is the step's business.
+A gate must not be trained by the loss that it weighs: it then chooses what is easiest to match, such as a layer that is
+dead. So it only goes with a step that trains it otherwise, see `steps/routing.py`. Its head begins at zero: all
+teachers weigh the same at first. That what it reads has no gradient is the step's business.
 
 Config: fusion = "gate(inputs=('student', 'teachers'), width=64)", with step = "routing(by='calibration')"
 When: teachers are right on unlike inputs, and a few hundred labels are there to find out on which.

@@ -25,7 +25,7 @@ class Weighted(NamedTuple):
 
 
 def reduce(out: Any, mask: Array) -> Mean:
-    """One mean from what a term returned: a LOCAL sum over the GLOBAL count, since gradients are summed over devices.
+    """One mean from what a term returned, of this device's rows.
 
     Args:
         out: values `[*batch]`, or `(values, mask)`, or a scalar regulariser.
@@ -36,12 +36,16 @@ def reduce(out: Any, mask: Array) -> Mean:
     """
     if isinstance(out, tuple):
         out, mask = out
-    if out.ndim == 0:  # each pmap device holds the whole scalar: count them
-        return Mean(out, psum(jnp.ones(())))
+    if out.ndim == 0:  # each device holds the whole scalar, and is counted
+        return Mean(out, jnp.ones(()))
     if out.shape != mask.shape:
         raise ValueError(f"a term gives a value for each row, {list(mask.shape)}, or a scalar; got {list(out.shape)}")
-    mean = mean_of(out, mask)
-    return Mean(mean.sum, psum(mean.count))
+    return mean_of(out, mask)
+
+
+def _counted_by_all(means: Mapping[str, Mean]) -> dict[str, Mean]:
+    """LOCAL sums over GLOBAL counts, since gradients are summed over devices."""
+    return {name: Mean(mean.sum, psum(mean.count)) for name, mean in means.items()}
 
 
 def weighted(means: Mapping[str, Mean], weights: Mapping[str, Array]) -> Array:
@@ -85,7 +89,7 @@ def _summed(piece: PieceOfMeans, shared: PyTree, rows: PyTree) -> dict[str, Mean
         return jax.tree.map(jnp.add, means, kept(shared, rows)), None
 
     zeros = jax.eval_shape(piece, shared, jax.tree.map(lambda x: x[0], rows))
-    return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros), rows)[0]
+    return _counted_by_all(jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros), rows)[0])
 
 
 def _in_one_pass(
@@ -101,9 +105,11 @@ def _in_one_pass(
         means = piece(shared, rows)
         return sum((scales[name] * mean.sum for name, mean in means.items()), jnp.zeros(())), means
 
-    counts = streamed(counted, shared, rows)[1]  # of masks alone: nothing else of a piece is formed for it
+    counts = psum(streamed(counted, shared, rows)[1])  # of masks alone: nothing else of a piece is formed for it
     scales = {name: weight / jnp.maximum(counts[name], 1) for name, weight in weights.items()}
-    return streamed(scaled if kernels == "xla" else functools.partial(_by_kernel, scaled), (shared, scales), rows)
+    by = scaled if kernels == "xla" else functools.partial(_by_kernel, scaled)
+    value, means = streamed(by, (shared, scales), rows)
+    return value, _counted_by_all(means)
 
 
 def _by_kernel(scaled: Piece, given: PyTree, numbered: PyTree) -> tuple[Array, PyTree]:
@@ -176,7 +182,8 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1, ke
         means, new = dict(means), {"fusion": state["fusion"], "terms": {name: state["terms"][name] for name in means}}
         for name, (term, _) in terms.items():
             if name not in means:
-                means[name], new["terms"][name], fusion_state = one(name, params, state, signals[term.stream], key)
+                found, new["terms"][name], fusion_state = one(name, params, state, signals[term.stream], key)
+                means |= _counted_by_all({name: found})
                 new["fusion"] = fusion_state if term.stream == "train" else new["fusion"]
         for name, (term, _) in terms.items():
             if term.follow is not None:

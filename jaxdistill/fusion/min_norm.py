@@ -14,7 +14,8 @@ matched already, or that knows nothing yet. Of a factored head each piece of a s
 
 Config: fusion = "min_norm()"
 When: teachers that contradict each other, and no labels that tell which of them to trust.
-Checked: for two teachers by closed form; beside a solver for more (tests/test_fusion.py, tests/test_steps.py).
+Checked: for two teachers by closed form; beside a solver for more (tests/test_fusion.py, tests/test_steps.py); on 8
+devices as on one, also where each goes over its own rows.
 """
 
 from typing import Literal

@@ -1,8 +1,8 @@
-"""Collectives that are ambient: `pmap`'s axis where there is one, the identity elsewhere.
+"""Collectives that are ambient: over the devices where each sees its own rows, the identity elsewhere.
 
-Under `jit` a batch is one global array and a sum over it is already a sum over all devices. Under `pmap` each device
-sees its own rows. Written with these functions, a loss or a layer is the same code for both, and no axis name is
-threaded through.
+Under `jit` a batch is one global array and a sum over it is already a sum over all devices. Under `pmap`, and inside
+`shard_map` over the rows, each device sees its own. Written with these functions, a loss or a layer is the same code
+for all, and no axis name is threaded through.
 """
 
 import jax
@@ -26,14 +26,23 @@ def in_pmap() -> bool:
     return True
 
 
+def _own_rows() -> str | tuple[str, ...]:
+    """The axes over which each device sees rows of its own; none where an array holds those of all."""
+    if in_pmap():
+        return PMAP_AXIS
+    return ROW_AXES if _is_manual(jax.sharding.get_abstract_mesh()) else ()
+
+
 def psum(tree: PyTree) -> PyTree:
-    """Sums over devices under pmap; the identity elsewhere."""
-    return lax.psum(tree, PMAP_AXIS) if in_pmap() else tree
+    """Sums over the devices, where each sees its own rows; the identity elsewhere."""
+    axes = _own_rows()
+    return lax.psum(tree, axes) if axes else tree
 
 
 def gather(tree: PyTree) -> PyTree:
-    """All rows of the global batch, `[rows, ...] -> [devices * rows, ...]` under pmap; the identity elsewhere."""
-    return jax.tree.map(lambda x: lax.all_gather(x, PMAP_AXIS, tiled=True), tree) if in_pmap() else tree
+    """All rows of the global batch, `[rows, ...] -> [devices * rows, ...]`; the identity where an array holds them."""
+    axes = _own_rows()
+    return jax.tree.map(lambda x: lax.all_gather(x, axes, tiled=True), tree) if axes else tree
 
 
 def has_row_shards() -> bool:
@@ -48,8 +57,8 @@ def _is_manual(mesh: jax.sharding.AbstractMesh) -> bool:
 
 
 def row_keys(key: Array, rows: int) -> Array:
-    """One key per row of the global batch, `[rows]`, so that pmap draws what jit draws."""
-    axes = PMAP_AXIS if in_pmap() else ROW_AXES if _is_manual(jax.sharding.get_abstract_mesh()) else ()
+    """One key per row of the global batch, `[rows]`, so that each device draws what one would draw."""
+    axes = _own_rows()
     first = lax.axis_index(axes) * rows if axes else 0
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
 

@@ -191,13 +191,14 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1, ke
                 new["terms"][name] = term.follow(new["terms"][name], mean, signals[term.stream].step)
         return means, new
 
-    def one(name, params, state, signals, key):
+    def one(name, params, state, signals, key, piece=None):
         term, number = terms[name].term, list(terms).index(name)
         # fused anew at each term's temperature; what is the same, XLA computes once
+        # by one key for all pieces, so that each of a sequence hears the teacher that another hears
         fused, fusion_state = fuse(params, state, signals, key=key, temperature=term.temperature)
         if {"teacher", "alignment"} & term.needs == {"teacher"} and fused.teacher.spans is not None:
             raise ValueError("the teacher reads other tokens than the student; gold and uld compare such models alone")
-        own = jax.random.fold_in(key, number)
+        own = jax.random.fold_in(key if piece is None else jax.random.fold_in(key, piece), number)
         out, term_state = term.apply(params["terms"][name], state["terms"][name], fused, key=own)
         return reduce(out, fused.mask), term_state, fusion_state
 
@@ -222,8 +223,7 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1, ke
         def piece(shared, numbered):
             signals, params, state, key = shared
             rows, number = numbered
-            drawn = jax.random.fold_in(key, number)
-            return {name: one(name, params, state, joined(signals, rows), drawn)[0] for name in names}
+            return {name: one(name, params, state, joined(signals, rows), key, number)[0] for name in names}
 
         own = {"fusion": params["fusion"], "terms": {name: params["terms"][name] for name in names}}
         return piece, (shared, own, state, key), (tokens, jnp.arange(chunks))

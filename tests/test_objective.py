@@ -1,5 +1,6 @@
 """The objective reduces as by hand: weights, schedules, masks, temperatures, tuples, scalars, streams and state."""
 
+import functools
 import re
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from examples import all_finite, assert_close, assert_same, build_loss, signals, slow
+from examples import FUSIONS, all_finite, assert_close, assert_same, build_loss, every, signals, slow
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill import registry
@@ -256,14 +257,15 @@ def test_a_factored_head_is_the_head_multiplied_out():
     assert all_finite(gradient) and all(x.any() for x in jax.tree.leaves(gradient))
 
 
-def of_tokens(vocabulary: int = 512):
-    """A sequence seen by a student and two unlike teachers, all with heads that are not multiplied out."""
+def of_tokens(vocabulary: int = 512, widths: tuple[int, ...] = (12, 10)):
+    """A sequence seen by a student and unlike teachers, all with heads that are not multiplied out."""
     draw = lambda number, *shape: jax.random.normal(jax.random.fold_in(KEY, number), shape)
     head = lambda number, width: Outputs(Factored(draw(number, 8, 16, width), draw(number + 9, width, vocabulary)))
     base = signals(batch=(8, 16), classes=8)
     label = jax.random.randint(KEY, (8, 16), 0, vocabulary)
     mask = (jax.random.uniform(KEY, (8, 16)) < 0.7).astype(jnp.float32)
-    return replace(base, student=head(1, 8), teachers=(head(2, 12), head(3, 10)), batch={"label": label}, mask=mask)
+    teachers = tuple(head(number, width) for number, width in enumerate(widths, 2))
+    return replace(base, student=head(1, 8), teachers=teachers, batch={"label": label}, mask=mask)
 
 
 def objective_of_tokens(chunks: int):
@@ -324,6 +326,28 @@ def test_in_one_pass_every_device_goes_over_its_own_rows(shape):
     sizes = lambda line: [int(size) for shape in re.findall(r"f32\[([\d,]+)\]", line) for size in shape.split(",")]
     inside, outside = ([max(sizes(x), default=0) for x in reduced if ("/while/body" in x) == loop] for loop in (1, 0))
     assert max(outside) >= 512 / shape[2] and max(inside, default=0) < 512 / shape[2]
+
+
+@every(FUSIONS)
+def test_a_fusion_is_the_same_in_pieces_and_on_8_devices(example):
+    """What it weighs by the batch it weighs by the rows of all; what it draws for a row it draws for all its tokens."""
+    seen = of_tokens(7, (12, 10, 3))  # of two, min_norm's weights are always even
+    student = replace(seen.student, hidden_states=(seen.student.logits.features,))
+    fusion = registry.fusions.build(example.spec, "")
+
+    def loss(chunks, student):
+        minimised = objective({"kd": Weighted(build_loss("kd(temperature=1.0)"))}, fusion, chunks)
+        given = {"train": replace(seen, student=student)}
+        return minimised.loss(*minimised.init(KEY, given), given, minimised.weights(0), key=KEY)[0]
+
+    ways = {"whole": (1, (1, 1, 1)), "in pieces": (2, (1, 1, 1)), "on 8 devices": (2, (8, 1, 1))}
+    found = {}
+    for way, (chunks, shape) in ways.items():
+        with jax.set_mesh(make_mesh(shape)):
+            found[way] = float(jax.jit(functools.partial(loss, chunks))(student))
+    assert found["on 8 devices"] == pytest.approx(found["in pieces"], rel=1e-5)
+    if example.spec != "min_norm":  # whose weights are those of a piece
+        assert found["in pieces"] == pytest.approx(found["whole"], rel=1e-5)
 
 
 def test_a_gradient_through_the_gradient_in_one_pass_is_that_of_the_plain_form():

@@ -29,8 +29,9 @@ from jaxtyping import Float
 
 from jaxdistill.losses.hidden import hidden
 from jaxdistill.losses.layers import LayerMap, aligned, layer_pairs
+from jaxdistill.losses.projectors import project_each
 from jaxdistill.losses.term import extent_mean, one_of, precise
-from jaxdistill.parallel.collectives import by_rows, psum
+from jaxdistill.parallel.collectives import psum
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
@@ -63,15 +64,11 @@ def fisher_hints(
 
     def apply(params, state, signals, *, key):
         students, target, values = signals.student.hidden_states, one_of(signals.teachers, teacher), []
-        for number, (i, j) in enumerate(layer_pairs(layers, len(students), len(target.hidden_states))):
-            student, wanted = aligned(students[i], target.hidden_states[j], signals)
-            _, slope = aligned(students[i], target.state_gradients[j], signals)
-            if projector == "linear":
-                student = by_rows(student @ params[f"{number}/kernel"].astype(student.dtype))
-            if student.shape[-1] != wanted.shape[-1]:
-                widths = f"student {student.shape[-1]}, teacher {wanted.shape[-1]}"
-                raise ValueError(f"widths differ ({widths}) and projector='none'; use projector='linear'")
-            distance = weighted_distance(student, wanted, _fisher(precise(slope), signals))
+        numbers = layer_pairs(layers, len(students), len(target.hidden_states))
+        pairs = [aligned(students[i], target.hidden_states[j], signals) for i, j in numbers]
+        slopes = [aligned(students[i], target.state_gradients[j], signals)[1] for i, j in numbers]
+        for pair, slope in zip(project_each(projector, params, pairs), slopes, strict=True):
+            distance = weighted_distance(*pair, _fisher(precise(slope), signals))
             values.append(extent_mean(distance, signals.batch, signals.mask.ndim))
         return jnp.mean(jnp.stack(values), axis=0), state
 

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 
 from jaxdistill.losses.hidden import cosine_distance, hidden
 from jaxdistill.losses.layers import LayerMap, aligned, layer_pairs
-from jaxdistill.losses.term import one_of, precise
-from jaxdistill.parallel.collectives import by_rows
+from jaxdistill.losses.projectors import project
+from jaxdistill.losses.term import one_of, precise, without_padding
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
@@ -71,11 +71,10 @@ def loss_gradients(
         kernels, values = state if projector == "fixed" else params, []
         for number, (i, j) in enumerate(layer_pairs(layers, len(students), len(target.hidden_states))):
             student, wanted = (precise(x) for x in aligned(students[i], target.state_gradients[j], signals))
-            if projector != "none":
-                wanted = by_rows(wanted @ kernels[f"{number}/kernel"].T)
-            if student.shape[-1] != wanted.shape[-1]:
-                widths = f"student {student.shape[-1]}, teacher {wanted.shape[-1]}"
-                raise ValueError(f"widths differ ({widths}) and projector='none'; use projector='linear'")
+            if projector == "none":
+                student = project("none", {}, student, wanted)
+            else:  # backwards, see above
+                wanted = project("linear", {"kernel": kernels[f"{number}/kernel"].T}, wanted, student)
             values.append(cosine_distance(_flat(student, signals), _flat(wanted, signals)))
         return jnp.mean(jnp.stack(values), axis=0), state
 
@@ -84,7 +83,4 @@ def loss_gradients(
 
 def _flat(gradient: Array, signals: Signals) -> Array:
     """`[*batch, *extent, width] -> [*batch, dims]`, with zeros where a text is padded."""
-    real = signals.batch.get("attention_mask")
-    if real is not None and real.shape == gradient.shape[:-1] and signals.mask.ndim == 1:
-        gradient = jnp.where(real[..., None] != 0, gradient, 0)
-    return gradient.reshape(*signals.mask.shape, -1)
+    return without_padding(gradient, signals.batch).reshape(*signals.mask.shape, -1)

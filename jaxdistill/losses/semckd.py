@@ -39,7 +39,7 @@ from jaxtyping import Float
 from jaxdistill.losses.convolution import convolved, kernel, normalised
 from jaxdistill.losses.extent import same_extent
 from jaxdistill.losses.layers import LayerMap, check_layers, chosen_pairs
-from jaxdistill.losses.term import extent_mean, one_of, precise, unit
+from jaxdistill.losses.term import extent_mean, one_of, precise, real_tokens, unit
 from jaxdistill.parallel.collectives import by_rows, gather
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
@@ -151,9 +151,7 @@ def semckd(layers: LayerMap = "uniform", size: int = 16, teacher: int = 0) -> Te
 
 
 def _counts(x: Array, signals: Signals) -> Array:
-    """Which positions of `[*batch, *extent, width]` are of rows that count and no padding of a text, width 1."""
+    """Which positions of `[*batch, *extent, width]` are of rows that count and no padding of a text; width is 1."""
     counted = signals.mask.reshape(signals.mask.shape + (1,) * (x.ndim - signals.mask.ndim)) != 0
-    tokens = signals.batch.get("attention_mask")
-    if tokens is not None and tokens.shape == x.shape[:-1]:
-        counted &= tokens[..., None] != 0
-    return jnp.broadcast_to(counted, (*x.shape[:-1], 1))
+    real = real_tokens(signals.batch, x.shape[:-1])
+    return counted if real is None else counted & real[..., None]

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
+from jaxdistill.losses.convolution import kernel
 from jaxdistill.losses.relations import Layers, own
 from jaxdistill.losses.term import unit
 from jaxdistill.parallel.collectives import by_rows, gather, row_keys
@@ -124,13 +125,9 @@ def crd(
         params, state = {}, {}
         *pair, _ = own(signals, layers, teacher)
         for number, (side, rows) in enumerate(zip(SIDES, pair, strict=True)):
-            kernel_key, bank_key = jax.random.split(jax.random.fold_in(key, number))
-            shape = (rows.shape[-1], width)
-            params[f"{side}/kernel"] = jax.random.normal(kernel_key, shape) / shape[0] ** 0.5
-            params[f"{side}/bias"] = jnp.zeros(width)
-            border = (3 / width) ** 0.5  # rows of length 1 on average
-            state[f"{side}/bank"] = jax.random.uniform(bank_key, (records, width), minval=-border, maxval=border)
-            state[f"{side}/log_z"] = jnp.full((), -jnp.inf, jnp.float32)  # not known yet
+            projection, bank = jax.random.split(jax.random.fold_in(key, number))
+            params |= _projection(side, projection, rows.shape[-1], width)
+            state |= _memory(side, bank, records, width)
         return params, state
 
     def apply(params, state, signals, *, key):
@@ -153,6 +150,17 @@ def crd(
         return jnp.sum(jnp.where(counts, values, 0)) / jnp.maximum(jnp.sum(counts), 1), new
 
     return Term(init, apply, local=False, needs=frozenset({"teacher"}))
+
+
+def _projection(side: str, key: Array, inputs: int, width: int) -> dict[str, Array]:
+    return {f"{side}/kernel": kernel(key, inputs, width), f"{side}/bias": jnp.zeros(width)}
+
+
+def _memory(side: str, key: Array, records: int, width: int) -> dict[str, Array]:
+    """A bank of rows that have length 1 on average, and log Z, which is not known yet."""
+    border = (3 / width) ** 0.5
+    bank = jax.random.uniform(key, (records, width), minval=-border, maxval=border)
+    return {f"{side}/bank": bank, f"{side}/log_z": jnp.full((), -jnp.inf, jnp.float32)}
 
 
 def _projected(params: dict[str, Array], side: str, rows: Array) -> Array:

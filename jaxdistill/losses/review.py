@@ -27,6 +27,7 @@ Checked: published blocks and HCL (golden/layer_losses.npz; the loop over the la
 """
 
 import itertools
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,18 @@ def nearest(x: Float[Array, "*batch height width channels"], extent: tuple[int, 
     return by_rows(x)
 
 
+def gated(
+    x: Float[Array, "*batch height width channels"],
+    deeper: Float[Array, "*batch height width channels"],
+    params: Mapping[str, Array],
+    name: str,
+) -> Float[Array, "*batch height width channels"]:
+    """g_1 x + g_2 deeper, by gates of each position."""
+    logits = convolved(jnp.concatenate([x, deeper], axis=-1), params[f"{name}/kernel"])
+    gates = jax.nn.sigmoid(logits + params[f"{name}/bias"].astype(x.dtype))
+    return by_rows(gates[..., :1] * x + gates[..., 1:] * deeper)
+
+
 @losses.register
 def review(layers: LayerMap = "uniform", width: int = 512, pooled: bool = True, teacher: int = 0) -> Term:
     """Fused layers of the student against the teacher's, at several sizes of context.
@@ -85,47 +98,53 @@ def review(layers: LayerMap = "uniform", width: int = 512, pooled: bool = True, 
 
     def stages(signals: Signals) -> list[tuple[Array, Array]]:
         pairs = [(precise(student), precise(target)) for student, target in paired_states(signals, layers, teacher)]
-        for state in itertools.chain(*pairs):
-            if state.ndim != signals.mask.ndim + 3:
-                extent = state.shape[signals.mask.ndim : -1]
-                found = f"a hidden state has the extent {extent}, and maps (height, width) are needed"
-                raise ValueError(f"{found}. Choose layers such as [batch, height, width, channels], or use 'hidden'")
+        _check_maps(pairs, signals.mask.ndim)
         mean = lambda x: jnp.mean(x, axis=(-3, -2), keepdims=True)
         return [*pairs, (mean(pairs[-1][0]), mean(pairs[-1][1]))] if pooled else pairs
 
     def init(key, signals):
-        params = {}
+        params: dict[str, Array] = {}
         pairs = stages(signals)
         inner = min(width, pairs[-1][0].shape[-1])
         for number, (student, target) in enumerate(pairs):
-            enter, gate, leave = jax.random.split(jax.random.fold_in(key, number), 3)
-            params[f"{number}/enter/kernel"] = kernel(enter, student.shape[-1], inner)
-            params[f"{number}/leave/kernel"] = kernel(leave, 3, 3, inner, target.shape[-1])
-            if number < len(pairs) - 1:
-                params[f"{number}/gate/kernel"] = kernel(gate, 2 * inner, 2)
-                params[f"{number}/gate/bias"] = jnp.zeros(2)
-            for name, size in (("enter", inner), ("leave", target.shape[-1])):
-                params[f"{number}/{name}/scale"], params[f"{number}/{name}/bias"] = jnp.ones(size), jnp.zeros(size)
+            widths = student.shape[-1], inner, target.shape[-1]
+            params |= _stage(str(number), jax.random.fold_in(key, number), *widths, deepest=number == len(pairs) - 1)
         return params, {}
 
     def apply(params, state, signals, *, key):
-        def block(number: int, name: str, x: Array) -> Array:
-            x = convolved(x, params[f"{number}/{name}/kernel"])
-            return normalised(x, signals.mask, params, f"{number}/{name}")
+        def block(name: str, x: Array) -> Array:
+            return normalised(convolved(x, params[f"{name}/kernel"]), signals.mask, params, name)
 
         values, handed_on = [], None
         for number, (student, target) in reversed(list(enumerate(stages(signals)))):
-            x = block(number, "enter", student)
+            x = block(f"{number}/enter", student)
             if handed_on is not None:
-                deeper = nearest(handed_on, x.shape[-3:-1])
-                both = jnp.concatenate([x, deeper], axis=-1)
-                logits = convolved(both, params[f"{number}/gate/kernel"]) + params[f"{number}/gate/bias"].astype(
-                    x.dtype
-                )
-                gates = jax.nn.sigmoid(logits)
-                x = by_rows(gates[..., :1] * x + gates[..., 1:] * deeper)
+                x = gated(x, nearest(handed_on, x.shape[-3:-1]), params, f"{number}/gate")
             handed_on = nearest(x, target.shape[-3:-1])
-            values.append(hierarchical_context(block(number, "leave", handed_on), target))
+            values.append(hierarchical_context(block(f"{number}/leave", handed_on), target))
         return jnp.mean(jnp.stack(values), axis=0), state
 
     return Term(init, apply, local=False, needs=frozenset({"teacher"}))
+
+
+def _stage(name: str, key: Array, student: int, inner: int, teacher: int, *, deepest: bool) -> dict[str, Array]:
+    """Of one layer of the map: W1, its gate but for the deepest, and W2, from the student's width to the teacher's."""
+    enter, gate, leave = jax.random.split(key, 3)
+    params = {
+        f"{name}/enter/kernel": kernel(enter, student, inner),
+        f"{name}/leave/kernel": kernel(leave, 3, 3, inner, teacher),
+    }
+    if not deepest:
+        params[f"{name}/gate/kernel"] = kernel(gate, 2 * inner, 2)
+        params[f"{name}/gate/bias"] = jnp.zeros(2)
+    for block, size in (("enter", inner), ("leave", teacher)):
+        params[f"{name}/{block}/scale"] = jnp.ones(size)
+        params[f"{name}/{block}/bias"] = jnp.zeros(size)
+    return params
+
+
+def _check_maps(pairs: Iterable[tuple[Array, Array]], batch_dims: int) -> None:
+    for state in itertools.chain(*pairs):
+        if state.ndim != batch_dims + 3:
+            found = f"a hidden state has the extent {state.shape[batch_dims:-1]}, and maps (height, width) are needed"
+            raise ValueError(f"{found}. Choose layers such as [batch, height, width, channels], or use 'hidden'")

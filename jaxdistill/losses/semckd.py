@@ -31,10 +31,11 @@ Checked: published code for the regressors and the weighted loss (golden/layer_l
 """
 
 import itertools
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxdistill.losses.convolution import convolved, kernel, normalised
 from jaxdistill.losses.extent import same_extent
@@ -49,6 +50,27 @@ def similarity(states: Float[Array, "rows *extent width"], everyone: Float[Array
     """Cosines `[rows, all]` of examples, each with all its positions."""
     flat = lambda x: unit(precise(x).reshape(x.shape[0], -1), axis=-1)
     return by_rows(flat(states) @ flat(everyone).T)
+
+
+def embedded(
+    states: Float[Array, "rows *extent width"], counts: Bool[Array, " all"], params: Mapping[str, Array], name: str
+) -> Float[Array, "rows size"]:
+    """A layer's queries or keys, not yet units, from each example's cosines to all that count."""
+    entries = similarity(states, gather(states))[..., None] * params[f"{name}/entry/kernel"][0]
+    entries = jax.nn.relu(entries + params[f"{name}/entry/bias"])
+    counted = jnp.where(counts[:, None], entries, 0)
+    mean = by_rows(jnp.sum(counted, axis=1) / jnp.maximum(jnp.sum(counts), 1))
+    return convolved(mean, params[f"{name}/mean/kernel"]) + params[f"{name}/mean/bias"]
+
+
+def regressed(
+    states: Float[Array, "*batch width"], counts: Bool[Array, "..."], params: Mapping[str, Array], name: str
+) -> Float[Array, "*batch other"]:
+    """r_ij(h_i), normalised over the positions that count."""
+    for layer in (0, 1):
+        states = convolved(states, params[f"{name}/{layer}/kernel"])
+        states = jax.nn.relu(normalised(states, counts, params, f"{name}/{layer}"))
+    return convolved(states, params[f"{name}/2/kernel"])
 
 
 def assignment(
@@ -93,24 +115,14 @@ def semckd(layers: LayerMap = "uniform", size: int = 16, teacher: int = 0) -> Te
     def init(key, signals):
         students, teachers = chosen(signals)
         draws = (jax.random.fold_in(key, number) for number in itertools.count())
-        params = {}
+        params: dict[str, Array] = {}
         for whose, states in (("query", students), ("key", teachers)):
             for number in range(len(states)):
-                name = f"{whose}/{number}"
-                params[f"{name}/entry/kernel"] = kernel(next(draws), 1, 2 * size)
-                # each unit bends somewhere in the range of a cosine
-                params[f"{name}/entry/bias"] = jax.random.uniform(next(draws), (2 * size,), minval=-1.0, maxval=1.0)
-                params[f"{name}/mean/kernel"] = kernel(next(draws), 2 * size, size)
-                params[f"{name}/mean/bias"] = jnp.zeros(size)
+                params |= _embedding(f"{whose}/{number}", draws, size)
+        window = lambda x: (3, 3) if x.ndim == signals.mask.ndim + 3 else ()
         for (i, student), (j, target) in itertools.product(enumerate(students), enumerate(teachers)):
-            name, width = f"regressor/{i}/{j}", target.shape[-1]
-            window = (3, 3) if student.ndim == signals.mask.ndim + 3 else ()
-            params[f"{name}/0/kernel"] = kernel(next(draws), student.shape[-1], 2 * width)
-            params[f"{name}/1/kernel"] = kernel(next(draws), *window, 2 * width, 2 * width)
-            params[f"{name}/2/kernel"] = kernel(next(draws), 2 * width, width)
-            for layer in (0, 1):
-                params[f"{name}/{layer}/scale"] = jnp.ones(2 * width)
-                params[f"{name}/{layer}/bias"] = jnp.zeros(2 * width)
+            widths = student.shape[-1], target.shape[-1]
+            params |= _regressor(f"regressor/{i}/{j}", draws, *widths, window(student))
         return params, {}
 
     def apply(params, state, signals, *, key):
@@ -118,27 +130,13 @@ def semckd(layers: LayerMap = "uniform", size: int = 16, teacher: int = 0) -> Te
         rows = lambda x: x.reshape(-1, *x.shape[signals.mask.ndim :])
         everyone = gather(rows(signals.mask)) != 0
 
-        def embedded(x: Array, name: str) -> Array:
-            own = rows(x)
-            entries = similarity(own, gather(own))[..., None] * params[f"{name}/entry/kernel"][0]
-            entries = jax.nn.relu(entries + params[f"{name}/entry/bias"])
-            counted = jnp.where(everyone[:, None], entries, 0)
-            mean = by_rows(jnp.sum(counted, axis=1) / jnp.maximum(jnp.sum(everyone), 1))
-            return convolved(mean, params[f"{name}/mean/kernel"]) + params[f"{name}/mean/bias"]
-
-        def regressed(x: Array, name: str) -> Array:
-            for layer in (0, 1):
-                x = convolved(x, params[f"{name}/{layer}/kernel"])
-                x = jax.nn.relu(normalised(x, _counts(x, signals), params, f"{name}/{layer}"))
-            return convolved(x, params[f"{name}/2/kernel"])
-
         def distance(student: Array, target: Array, name: str) -> Array:
             student, target = same_extent(student, target, signals.mask.ndim)
-            square = jnp.mean((regressed(student, name) - target) ** 2, axis=-1)
-            return rows(extent_mean(square, signals.batch, signals.mask.ndim))
+            found = regressed(student, _counts(student, signals), params, name)
+            return rows(extent_mean(jnp.mean((found - target) ** 2, axis=-1), signals.batch, signals.mask.ndim))
 
-        queries = [embedded(x, f"query/{number}") for number, x in enumerate(students)]
-        keys = [embedded(x, f"key/{number}") for number, x in enumerate(teachers)]
+        queries = [embedded(rows(x), everyone, params, f"query/{number}") for number, x in enumerate(students)]
+        keys = [embedded(rows(x), everyone, params, f"key/{number}") for number, x in enumerate(teachers)]
         weights = assignment(jnp.stack(queries, axis=1), jnp.stack(keys, axis=1))
         distances = [
             [distance(x, target, f"regressor/{i}/{j}") for j, target in enumerate(teachers)]
@@ -148,6 +146,29 @@ def semckd(layers: LayerMap = "uniform", size: int = 16, teacher: int = 0) -> Te
         return assigned_mean(table, weights).reshape(signals.mask.shape), state
 
     return Term(init, apply, local=False, needs=frozenset({"teacher"}))
+
+
+def _embedding(name: str, draws: Iterator[Array], size: int) -> dict[str, Array]:
+    """w, u, V and v of a layer's queries or keys."""
+    return {
+        f"{name}/entry/kernel": kernel(next(draws), 1, 2 * size),
+        # each unit bends somewhere in the range of a cosine
+        f"{name}/entry/bias": jax.random.uniform(next(draws), (2 * size,), minval=-1.0, maxval=1.0),
+        f"{name}/mean/kernel": kernel(next(draws), 2 * size, size),
+        f"{name}/mean/bias": jnp.zeros(size),
+    }
+
+
+def _regressor(
+    name: str, draws: Iterator[Array], student: int, teacher: int, window: tuple[int, ...]
+) -> dict[str, Array]:
+    """Of r_ij, from the student's width to the teacher's."""
+    sizes = ((student, 2 * teacher), (*window, 2 * teacher, 2 * teacher), (2 * teacher, teacher))
+    params = {f"{name}/{layer}/kernel": kernel(next(draws), *size) for layer, size in enumerate(sizes)}
+    for layer in (0, 1):
+        params[f"{name}/{layer}/scale"] = jnp.ones(2 * teacher)
+        params[f"{name}/{layer}/bias"] = jnp.zeros(2 * teacher)
+    return params
 
 
 def _counts(x: Array, signals: Signals) -> Array:

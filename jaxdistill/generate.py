@@ -65,11 +65,7 @@ def generate(
     Raises:
         ValueError: settings that draw nothing, or a model without a cache.
     """
-    if steps < 1 or temperature < 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
-        raise ValueError(
-            "steps and top_k are positive, temperature is not negative, top_p is above 0 and at most 1; "
-            f"got steps={steps}, top_k={top_k}, temperature={temperature}, top_p={top_p}"
-        )
+    _check(steps, temperature, top_k, top_p)
     rows, length = prompts.shape
     index = jnp.arange(length)[None]
     if padding == "left":
@@ -84,20 +80,36 @@ def generate(
     def drawn(logits: Array | Factored, last: Array, step: Array) -> Array:
         return draw(_at(logits, last), jax.random.fold_in(key, step), temperature, top_k, top_p)
 
-    def recorded(step: Array, cache: PyTree, token: Array, done: Array, out: Generated) -> _Loop:
-        token = jnp.where(done, 0, token)
-        out = Generated(out.tokens.at[:, step].set(token), out.lengths + ~done)
-        return _Loop(step + 1, cache, token, done | jnp.isin(token, jnp.asarray(stop, jnp.int32)), out)
-
     def advance(loop: _Loop) -> _Loop:
         logits, cache = read(loop.cache, loop.token[:, None], (lengths + loop.step - 1)[:, None])
-        return recorded(loop.step, cache, drawn(logits, jnp.zeros_like(lengths), loop.step), loop.done, loop.out)
+        return _recorded(loop, cache, drawn(logits, jnp.zeros_like(lengths), loop.step), stop)
 
-    start = jnp.zeros((), jnp.int32)
     logits, cache = read(empty_cache(model, slots), prompts, jnp.broadcast_to(index, prompts.shape))
-    none = Generated(jnp.zeros((rows, steps), jnp.int32), jnp.zeros(rows, jnp.int32))
-    loop = recorded(start, cache, drawn(logits, lengths - 1, start), jnp.zeros(rows, bool), none)
+    begun = _begun(cache, rows, steps)
+    loop = _recorded(begun, cache, drawn(logits, lengths - 1, begun.step), stop)
     return jax.lax.while_loop(lambda loop: (loop.step < steps) & ~loop.done.all(), advance, loop).out
+
+
+def _check(steps: int, temperature: float, top_k: int | None, top_p: float) -> None:
+    if steps < 1 or temperature < 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
+        raise ValueError(
+            "steps and top_k are positive, temperature is not negative, top_p is above 0 and at most 1; "
+            f"got steps={steps}, top_k={top_k}, temperature={temperature}, top_p={top_p}"
+        )
+
+
+def _begun(cache: PyTree, rows: int, steps: int) -> _Loop:
+    """Before the first token is drawn."""
+    none = Generated(jnp.zeros((rows, steps), jnp.int32), jnp.zeros(rows, jnp.int32))
+    return _Loop(jnp.zeros((), jnp.int32), cache, jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), none)
+
+
+def _recorded(loop: _Loop, cache: PyTree, token: Array, stop: tuple[int, ...]) -> _Loop:
+    """After a token was drawn for each row; a row that is done gets 0."""
+    token = jnp.where(loop.done, 0, token)
+    out = Generated(loop.out.tokens.at[:, loop.step].set(token), loop.out.lengths + ~loop.done)
+    done = loop.done | jnp.isin(token, jnp.asarray(stop, jnp.int32))
+    return _Loop(loop.step + 1, cache, token, done, out)
 
 
 def empty_cache(model: Model, slots: Array) -> PyTree:

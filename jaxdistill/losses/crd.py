@@ -122,7 +122,8 @@ def crd(
         )
 
     def init(key, signals):
-        params, state = {}, {}
+        params: dict[str, Array] = {}
+        state: dict[str, Array] = {}
         *pair, _ = own(signals, layers, teacher)
         for number, (side, rows) in enumerate(zip(SIDES, pair, strict=True)):
             projection, bank = jax.random.split(jax.random.fold_in(key, number))

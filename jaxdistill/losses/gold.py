@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdistill.data.surfaces import Shared
-from jaxdistill.losses.alignment import aligned
+from jaxdistill.losses.alignment import Aligned, aligned
 from jaxdistill.losses.jsd import kl_to_mixture
 from jaxdistill.losses.term import one_of, stateless
 from jaxdistill.losses.uld import sorted_distance
@@ -55,6 +55,16 @@ def shared_divergence(
     p, q, has = jnp.exp(log_p), jnp.exp(log_q), log_p != -jnp.inf
     ratio = jnp.where(has, log_p, 0.0) - jnp.where(has, log_q, 0.0)  # selected BEFORE the product
     return jnp.sum(p * ratio - p + q, axis=-1)
+
+
+def rest_distance(seen: Aligned, shared: Shared) -> Float[Array, "*batch"]:
+    """Distance by rank over all tokens; where a span is one token of each, over those that are not shared."""
+
+    def left(log_m: Array, numbers: np.ndarray) -> Array:
+        known = np.isin(np.arange(log_m.shape[-1]), numbers)
+        return jnp.where(seen.single[..., None] & known, 0.0, jnp.exp(log_m))
+
+    return sorted_distance(left(seen.student, shared.student), left(seen.teacher, shared.teacher))
 
 
 @losses.register
@@ -94,11 +104,7 @@ def gold(
         direct = shared_weight * (direct * signals.temperature**2 if scale_t2 else direct)
         if not other_tokens:  # every token stands alone and is shared: nothing is left to be sorted
             return seen.told(direct)
-        left = lambda log_m, numbers: jnp.where(
-            seen.single[..., None] & np.isin(np.arange(log_m.shape[-1]), numbers), 0.0, jnp.exp(log_m)
-        )
-        by_rank = sorted_distance(left(seen.student, shared.student), left(seen.teacher, shared.teacher))
-        return seen.told(jnp.where(seen.single, direct, 0.0) + rest_weight * by_rank)
+        return seen.told(jnp.where(seen.single, direct, 0.0) + rest_weight * rest_distance(seen, shared))
 
     needs = frozenset({"teacher", "alignment"})
     return stateless(values, local=False, needs=needs, temperature=schedule)

@@ -3,17 +3,15 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.kernels.rows import summed
+from jaxdistill.means import Kernels, by_kernels, counted_by_all, in_one_pass, in_pieces, local_terms, over_pieces
 from jaxdistill.metrics import Mean, mean_of
 from jaxdistill.parallel.collectives import psum
-from jaxdistill.pieces import cut, is_factored, joined, multiplied, reads_logits
 from jaxdistill.schedules import Scalar, as_schedule
-from jaxdistill.streamed import Piece, streamed
 from jaxdistill.types import Array, Fusion, Objective, Outputs, PyTree, Signals, Term
 
 
@@ -41,11 +39,6 @@ def reduce(out: Any, mask: Array) -> Mean:
     if out.shape != mask.shape:
         raise ValueError(f"a term gives a value for each row, {list(mask.shape)}, or a scalar; got {list(out.shape)}")
     return mean_of(out, mask)
-
-
-def _counted_by_all(means: Mapping[str, Mean]) -> dict[str, Mean]:
-    """LOCAL sums over GLOBAL counts, since gradients are summed over devices."""
-    return {name: Mean(mean.sum, psum(mean.count)) for name, mean in means.items()}
 
 
 def weighted(means: Mapping[str, Mean], weights: Mapping[str, Array]) -> Array:
@@ -77,48 +70,11 @@ def _counted(outputs: Outputs, mask: Array) -> Outputs:
     )
 
 
-PieceOfMeans = Callable[[PyTree, PyTree], dict[str, Mean]]
-Kernels = Literal["xla", "pallas"]
-
-
-def _summed(piece: PieceOfMeans, shared: PyTree, rows: PyTree) -> dict[str, Mean]:
-    """The means of all pieces. The logits of a piece are formed again for its gradient, and never kept."""
-    kept = jax.checkpoint(piece)
-
-    def add(means: PyTree, rows: PyTree) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, means, kept(shared, rows)), None
-
-    zeros = jax.eval_shape(piece, shared, jax.tree.map(lambda x: x[0], rows))
-    return _counted_by_all(jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros), rows)[0])
-
-
-def _in_one_pass(
-    piece: PieceOfMeans, shared: PyTree, rows: PyTree, weights: Mapping[str, Array], kernels: Kernels
-) -> tuple[Array, dict[str, Mean]]:
-    """The weighted sum of the means, whose gradient is taken with its value, and the means."""
-
-    def counted(shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
-        return jnp.zeros(()), {name: mean.count for name, mean in piece(shared, rows).items()}
-
-    def scaled(given: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
-        shared, scales = given
-        means = piece(shared, rows)
-        return sum((scales[name] * mean.sum for name, mean in means.items()), jnp.zeros(())), means
-
-    counts = psum(streamed(counted, shared, rows)[1])  # of masks alone: nothing else of a piece is formed for it
-    scales = {name: weight / jnp.maximum(counts[name], 1) for name, weight in weights.items()}
-    by = scaled if kernels == "xla" else functools.partial(_by_kernel, scaled)
-    value, means = streamed(by, (shared, scales), rows)
-    return value, _counted_by_all(means)
-
-
-def _by_kernel(scaled: Piece, given: PyTree, numbered: PyTree) -> tuple[Array, PyTree]:
-    """What `scaled` computes of a piece: the products of its heads by XLA, what follows by a kernel, row by row."""
-    ((signals, *rest), scales), (rows, number) = given, numbered
-    silent, rows = multiplied(signals, rows)
-    of_row = lambda given, row: scaled(given[0], (row, given[1]))
-    classes = signals.student.logits.kernel.shape[-1]
-    return summed(of_row, classes, (((silent, *rest), scales), number), rows)
+def _seen(signals: Signals, temperature: Callable[[Array], Array] | None = None) -> Signals:
+    """Signals as fusion and terms see them: heads multiplied out, at the term's temperature."""
+    at = jnp.ones((), jnp.float32) if temperature is None else temperature(signals.step) * signals.temperature
+    teachers = tuple(_counted(teacher.dense(), signals.mask) for teacher in signals.teachers)
+    return replace(signals, student=signals.student.dense(), teachers=teachers, temperature=at)
 
 
 def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1, kernels: Kernels = "xla") -> Objective:
@@ -134,20 +90,15 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1, ke
             all terms that read logits, see `kernels/rows.py`.
     """
 
-    def seen(signals: Signals, temperature: Callable[[Array], Array] | None = None) -> Signals:
-        at = jnp.ones((), jnp.float32) if temperature is None else temperature(signals.step) * signals.temperature
-        teachers = tuple(_counted(teacher.dense(), signals.mask) for teacher in signals.teachers)
-        return replace(signals, student=signals.student.dense(), teachers=teachers, temperature=at)
-
     def fuse(params, state, signals, *, key, temperature=None):
-        signals = seen(signals, temperature)
+        signals = _seen(signals, temperature)
         if not signals.teachers:
             return signals, state["fusion"]
         teacher, fusion_state = fusion.apply(params["fusion"], state["fusion"], signals, key=key)
         return replace(signals, teacher=teacher), fusion_state
 
     def init(key, signals):
-        first = seen(signals["train"])
+        first = _seen(signals["train"])
         params: dict[str, PyTree] = {"fusion": {}, "terms": {}}
         state: dict[str, PyTree] = {"fusion": {}, "terms": {}}
         if first.teachers:
@@ -160,17 +111,17 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1, ke
 
     def apply(params, state, signals, *, key):
         means: dict[str, Mean] = {}
-        for stream, names in in_pieces(signals).items():
-            means |= _summed(*pieces(names, params, state, signals[stream], key))
+        for stream, names in piecewise(signals).items():
+            means |= over_pieces(pieces(params, state, signals[stream], key, names))
         return whole(means, params, state, signals, key)
 
     def loss(params, state, signals, weights, *, key):
         values: list[Array] = []
         found: dict[str, Mean] = {}
-        for stream, names in in_pieces(signals).items():
-            for by, group in by_kernels(names, params, state, signals[stream], key).items():
-                piece, shared, rows = pieces(group, params, state, signals[stream], key)
-                value, means = _in_one_pass(piece, shared, rows, {name: weights[name] for name in group}, by)
+        for stream, names in piecewise(signals).items():
+            of = functools.partial(pieces, params, state, signals[stream], key)
+            for by, group in by_kernels(names, of, kernels).items():
+                value, means = in_one_pass(of(group), {name: weights[name] for name in group}, by)
                 values.append(value)
                 found |= means
         means, new = whole(found, params, state, signals, key)
@@ -183,7 +134,7 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1, ke
         for name, (term, _) in terms.items():
             if name not in means:
                 found, new["terms"][name], fusion_state = one(name, params, state, signals[term.stream], key)
-                means |= _counted_by_all({name: found})
+                means |= counted_by_all({name: found})
                 new["fusion"] = fusion_state if term.stream == "train" else new["fusion"]
         for name, (term, _) in terms.items():
             if term.follow is not None:
@@ -202,31 +153,12 @@ def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1, ke
         out, term_state = term.apply(params["terms"][name], state["terms"][name], fused, key=own)
         return reduce(out, fused.mask), term_state, fusion_state
 
-    def in_pieces(signals):
-        """Of each stream whose head is factored, the terms that are computed piece by piece."""
-        factored = [stream for stream, seen in signals.items() if chunks > 1 and is_factored(seen)]
-        local = {s: [n for n, (term, _) in terms.items() if term.local and term.stream == s] for s in factored}
-        return {stream: names for stream, names in local.items() if names}
+    def piecewise(signals):
+        """By stream, the terms that are computed piece by piece."""
+        return local_terms({name: term for name, (term, _) in terms.items()}, signals) if chunks > 1 else {}
 
-    def by_kernels(names, params, state, signals, key):
-        """Which of the terms what computes: a kernel is for those that read logits."""
-        if kernels == "xla":
-            return {"xla": names}
-        reading = [name for name in names if reads_logits(*pieces([name], params, state, signals, key))]
-        groups = {"pallas": reading, "xla": [name for name in names if name not in reading]}
-        return {by: group for by, group in groups.items() if group}
-
-    def pieces(names, params, state, signals, key):
-        """A function of one piece that gives the means of the terms, what all pieces read, and the pieces."""
-        shared, tokens = cut(signals, chunks)
-
-        def piece(shared, numbered):
-            signals, params, state, key = shared
-            rows, number = numbered
-            return {name: one(name, params, state, joined(signals, rows), key, number)[0] for name in names}
-
-        own = {"fusion": params["fusion"], "terms": {name: params["terms"][name] for name in names}}
-        return piece, (shared, own, state, key), (tokens, jnp.arange(chunks))
+    def pieces(params, state, signals, key, names):
+        return in_pieces(lambda *given: one(*given)[0], names, params, state, signals, key, chunks)
 
     def weights(step):
         return {name: as_schedule(weight)(step) for name, (_, weight) in terms.items()}

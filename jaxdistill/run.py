@@ -226,7 +226,7 @@ class _Run:
 
     def _finished(self, stage: Stage, plan: Parts) -> bool:
         """Takes over what an earlier run of this stage left, if it is complete and whole."""
-        if plan.step.grown:  # the loop knows how to read the teachers that have grown
+        if plan.step.grown:  # its checkpoints hold teachers too, which only the loop restores
             return False
         try:
             outcome = json.loads((stage.folder / "result.json").read_text())

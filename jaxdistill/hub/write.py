@@ -40,7 +40,7 @@ def write(
     """
     from safetensors.numpy import save_file
 
-    whole = jax.tree.map(_whole, variables)  # by all processes together
+    whole = jax.tree.map(_whole, variables)  # every process gathers what is spread over them: none may leave before
     if jax.process_index() != 0:
         return
     half = folder.with_name(f"{folder.name}.tmp")

@@ -1,4 +1,7 @@
-"""config -> objects: the only module that turns names into functions, and finds what is wrong before any compilation.
+"""config -> objects: names of networks, fusions, losses, steps, optimisers and caches become functions.
+
+What is wrong with them is found before any compilation. Names of data are resolved in `sources.py`, those of devices in
+`meshes.py`.
 
 A run has stages: each teacher without a checkpoint is trained first, then the student, then the control. A stage is a
 config too, so that one loop serves all of them.
@@ -22,6 +25,7 @@ from jaxdistill.data.stream import Transform
 from jaxdistill.data.surfaces import Shared
 from jaxdistill.errors import ConfigError
 from jaxdistill.losses.gold import Vocabularies
+from jaxdistill.models.cached import Keep
 from jaxdistill.models.combinators import in_dtype, reading, relabelled
 from jaxdistill.models.derivatives import NEEDED, with_needed
 from jaxdistill.models.quantized import quantized, widened
@@ -158,6 +162,11 @@ def teacher(config: ConfigDict, name: str, needs: frozenset[str] = frozenset(), 
     return reading(built, entry.reads)
 
 
+def keep_of(config: ConfigDict, name: str) -> Keep:
+    """What the config keeps of a teacher."""
+    return registry.caches.build(config.teachers[name].cache, f"teachers.{name}.cache")
+
+
 def parts(
     config: ConfigDict,
     shapes: Mapping[str, Shapes],
@@ -245,14 +254,17 @@ def check_specs(config: ConfigDict) -> None:
     model(config.student.model, "student.model", config.dtype)
     for name, entry in config.teachers.items():
         teacher(config, name)
-        if entry.checkpoint and not entry.cache:
+        if entry.cache:
+            keep_of(config, name)
+        elif entry.checkpoint:
             try:
                 checkpoint.choose_step(*teacher_checkpoint(config, name))
             except checkpoint.CheckpointError as error:
-                raise _no_checkpoint(config, name, error) from None
+                raise no_checkpoint(config, name, error) from None
 
 
-def _no_checkpoint(config: ConfigDict, name: str, error: Exception) -> ConfigError:
+def no_checkpoint(config: ConfigDict, name: str, error: Exception) -> ConfigError:
+    """What is wrong with the checkpoint that a config names for a teacher, with the cure."""
     cure = "Give the folder of a run, or RUN/teachers/NAME, with @best, @last or @STEP"
     return ConfigError(f"teachers.{name}.checkpoint", f"{config.teachers[name].checkpoint!r}: {error}. {cure}.")
 
@@ -374,7 +386,7 @@ def _check_terms(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
 
 def _check_draws(config: ConfigDict, terms: Mapping[str, Weighted]) -> None:
     """Draws are a teacher's distribution in expectation: of a term that is linear in it, at their temperature."""
-    keeps = {name: registry.caches.build(entry.cache, "") for name, entry in config.teachers.items() if entry.cache}
+    keeps = {name: keep_of(config, name) for name, entry in config.teachers.items() if entry.cache}
     for teacher, keep in keeps.items():
         for name, (term, _) in terms.items():
             if not keep.draws or "teacher" not in term.needs:
@@ -435,4 +447,4 @@ def check_checkpoints(config: ConfigDict, built: Parts, shapes: Shapes) -> None:
             try:
                 checkpoint.check_variables(*teacher_checkpoint(config, name), widened(values))
             except checkpoint.CheckpointError as error:
-                raise _no_checkpoint(config, name, error) from None
+                raise no_checkpoint(config, name, error) from None

@@ -63,7 +63,7 @@ class _Teacher:
 
     def __init__(self, config: ConfigDict, name: str, described: Mapping[str, Description], mesh: Any):
         self.config, self.name, self.described, self.mesh = config, name, described, mesh
-        self.keep, path = cached.keep_of(config, name), f"teachers.{name}.model"
+        self.keep, path = build.keep_of(config, name), f"teachers.{name}.model"
         self.model = build.teacher(config, name)
         self.batch = sources.batch_shapes(config, {s: d for s, d in described.items() if s != "test"})["train"]
         said, variables = fits.outputs(self.model, path, self.batch)

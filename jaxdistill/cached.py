@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxdistill import build, registry, sources
+from jaxdistill import build, sources
 from jaxdistill.checkpoint import CheckpointError, choose_step, manifests
 from jaxdistill.data.datasets import contents
 from jaxdistill.data.describe import Description
@@ -42,11 +42,6 @@ class Cached(NamedTuple):
         return {f"cached/{name}/{field}": look for field, look in self.stores[stream].fields.items()}
 
 
-def keep_of(config: ConfigDict, name: str) -> Keep:
-    """What the config keeps of a teacher."""
-    return registry.caches.build(config.teachers[name].cache, f"teachers.{name}.cache")
-
-
 def kept(keep: Keep, stream: str) -> Keep:
     """What is kept of a stream. Of the test records all logits: a bucket's even share of the rest is no likelihood.
 
@@ -76,7 +71,7 @@ def identity(config: ConfigDict, name: str, stream: str) -> dict[str, Any]:
     Raises:
         ConfigError: the teacher is neither a checkpoint nor pretrained, or its weights are not there.
     """
-    entry, keep, read = config.teachers[name], kept(keep_of(config, name), stream), streams(config)[stream]
+    entry, keep, read = config.teachers[name], kept(build.keep_of(config, name), stream), streams(config)[stream]
     augment = config.streams[stream].augment if stream in config.streams else config.data.augment
     reads = {"reads": entry.reads} if entry.reads else {}
     reads |= {"classes": list(entry.classes)} if entry.classes else {}
@@ -145,7 +140,7 @@ def find(config: ConfigDict, described: Mapping[str, Description]) -> dict[str, 
 
 
 def _find(config: ConfigDict, name: str, described: Mapping[str, Description]) -> Cached:
-    keep, path, stores = keep_of(config, name), f"teachers.{name}.cache", {}
+    keep, path, stores = build.keep_of(config, name), f"teachers.{name}.cache", {}
     cure = "Write it: python -m jaxdistill.cache --config ... (the same config)"
     for stream in streams(config):
         folder = folder_of(keep, stream)
@@ -214,7 +209,7 @@ def open_beside(config: ConfigDict, caches: Mapping[str, Cached]) -> dict[str, t
 
     def one(name: str, cache: Cached, stream: str) -> Beside:
         try:
-            store = Store(folder_of(keep_of(config, name), stream))
+            store = Store(folder_of(build.keep_of(config, name), stream))
         except StoreError as error:
             raise ConfigError(f"teachers.{name}.cache", f"{error}, and write it again.") from None
         return Beside(Records(_Named(store, f"cached/{name}/"), None), stream in cache.by_row)

@@ -11,7 +11,7 @@ import pytest
 import runs
 import spelt
 
-from jaxdistill import build, cache, cached, main, vocabulary
+from jaxdistill import build, cache, main, vocabulary
 from jaxdistill.config import changes, load, override
 from jaxdistill.data import tokenizer
 from jaxdistill.hub import folders
@@ -83,7 +83,7 @@ def test_a_preset_is_sound(preset, world):
     assert config.title
     build.check_specs(config)
     for name, teacher in config.teachers.items():
-        assert teacher.cache == "" or cached.keep_of(config, name).folder
+        assert teacher.cache == "" or build.keep_of(config, name).folder
 
 
 PLAN = ahead.Plan({}, 1, {}, 0, None, ahead.Flops(0.0, 0), {}, "")

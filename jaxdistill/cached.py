@@ -22,6 +22,9 @@ from jaxdistill.models.cached import Keep, from_batch
 from jaxdistill.registry import parse
 from jaxdistill.types import Model
 
+# what a selection reads: records as they are
+UNCHANGED = "Write it: python -m jaxdistill.cache --config ... with the same data, and data.augment=()"
+
 
 class Cached(NamedTuple):
     """A teacher that is read.
@@ -107,27 +110,31 @@ def _selected(config: ConfigDict, stream: str) -> dict[str, Any]:
     try:
         asked = [read_manifest(Path(cache).expanduser() / "train").about["identity"] for cache in selection.caches]
     except StoreError as error:
-        raise ConfigError("data.select", f"{error}.") from None
+        raise ConfigError("data.select", f"{error}. {UNCHANGED}.") from None
     return {"select": config.data.select, "asked": asked, **ordered}
 
 
 def weights(config: ConfigDict, name: str) -> str:
     """Tells one set of weights from another, and one vocabulary that is kept of them."""
     entry, path = config.teachers[name], f"teachers.{name}"
-    try:
-        if entry.checkpoint:
+    if entry.checkpoint:
+        try:
             folder, which = build.teacher_checkpoint(config, name)
             files = manifests(folder)[choose_step(folder, which)]["files"]
-            return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-        spec = parse(entry.model, f"{path}.model")
-        if spec.name == "pretrained" and not entry.steps:
-            held = fingerprint(str(spec.args[0] if spec.args else spec.kwargs["source"]))
-            cut = Path(str(spec.kwargs.get("keep", ""))).expanduser() / "vocabulary.json"
-            return held + (hashlib.sha256(cut.read_bytes()).hexdigest() if spec.kwargs.get("keep") else "")
-    except (CheckpointError, ValueError, OSError) as error:
-        raise ConfigError(path, f"{error}.") from None
-    cure = "Train it in a run of its own, and name that run as its checkpoint"
-    raise ConfigError(f"{path}.cache", f"its weights do not exist before the run. {cure}.")
+        except (CheckpointError, ValueError, OSError) as error:
+            raise build.no_checkpoint(config, name, error) from None
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    spec = parse(entry.model, f"{path}.model")
+    if spec.name != "pretrained" or entry.steps:
+        cure = "Train it in a run of its own, and name that run as its checkpoint"
+        raise ConfigError(f"{path}.cache", f"its weights do not exist before the run. {cure}.")
+    try:
+        held = fingerprint(str(spec.args[0] if spec.args else spec.kwargs["source"]))
+        cut = Path(str(spec.kwargs.get("keep", ""))).expanduser() / "vocabulary.json"
+        return held + (hashlib.sha256(cut.read_bytes()).hexdigest() if spec.kwargs.get("keep") else "")
+    except (ValueError, OSError) as error:
+        cure = "Name a checkpoint that is there, and as keep= a folder that jaxdistill.vocabulary wrote"
+        raise ConfigError(f"{path}.model", f"{error}. {cure}.") from None
 
 
 def find(config: ConfigDict, described: Mapping[str, Description]) -> dict[str, Cached]:

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdistill import cached, sources
+from jaxdistill.cached import UNCHANGED
 from jaxdistill.checkpoint import write_json
 from jaxdistill.data.describe import Description
 from jaxdistill.data.records import Records
@@ -21,7 +22,6 @@ from jaxdistill.models.cached import decode
 
 PATH, ORDER = "data.select", "data.order"
 PIECE = 2**23  # logits that are looked at at once
-CURE = "Write it: python -m jaxdistill.cache --config ... with the same data, and data.augment=()"
 
 
 def check(config: ConfigDict, described: Description) -> None:
@@ -42,12 +42,12 @@ def check(config: ConfigDict, described: Description) -> None:
     for folder, manifest in zip(selection.caches, manifests, strict=True):
         identity = manifest.about["identity"]
         if "draws" in identity:
-            raise ConfigError(PATH, f"{folder!r} holds rows of an augmented run, and no record's. {CURE}.")
+            raise ConfigError(PATH, f"{folder!r} holds rows of an augmented run, and no record's. {UNCHANGED}.")
         if "draws" in identity["kept"]:
-            raise ConfigError(PATH, f"{folder!r} holds draws, of which none tells how hard a record is. {CURE}.")
+            raise ConfigError(PATH, f"{folder!r} holds draws, of which none tells how hard a record is. {UNCHANGED}.")
         other = cached.differences(identity["data"], cached.data_identity(config, sources.splits(config)["train"]))
         if other:
-            raise ConfigError(PATH, f"{folder!r} is of other data: {'; '.join(other)}. {CURE}.")
+            raise ConfigError(PATH, f"{folder!r} is of other data: {'; '.join(other)}. {UNCHANGED}.")
         if manifest.about["classes"] != manifests[0].about["classes"]:
             both = " and ".join(map(repr, (selection.caches[0], folder)))
             raise ConfigError(PATH, f"the teachers of {both} have unlike classes. Choose others.")
@@ -74,7 +74,7 @@ def _manifest(folder: str) -> Manifest:
     try:
         return read_manifest(_train(folder))
     except StoreError as error:
-        raise ConfigError(PATH, f"{error}. {CURE}.") from None
+        raise ConfigError(PATH, f"{error}. {UNCHANGED}.") from None
 
 
 def _train(folder: str) -> Path:

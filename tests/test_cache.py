@@ -261,6 +261,9 @@ def test_an_unfinished_teacher_cannot_be_cached(tmp_path):
     config = with_cache(runs.load(), tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"teachers\.big\.cache: its weights do not exist before the run"):
         cache.write(config, quiet())
+    entry = {**config.teachers["big"].to_dict(), "checkpoint": "/no/run"}
+    with pytest.raises(ConfigError, match=r"big\.checkpoint: .*no finished checkpoint.*Give the folder of a run"):
+        cache.write(differ(config, teachers={"big": entry}), quiet())
     assert "caches" in vars(registry)
 
 

@@ -113,6 +113,17 @@ def mean_of(values: Shaped[Array, "..."], mask: Mask) -> Mean:
     return Mean(jnp.where(mask, values, 0.0).sum(), mask.sum(dtype=jnp.float32))
 
 
+def of_label(values: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """The value of each row's label; NaN for a label that is no class.
+
+    -1, as hidden labels are written, would silently be the last class; NaN stops a run and names the term.
+    """
+    # selected, for a gather's gradient is a scatter into zeros: three more sweeps over a large vocabulary
+    named = jnp.arange(values.shape[-1]) == labels[..., None]
+    found = jnp.sum(jnp.where(named, values, 0), axis=-1)
+    return jnp.where((labels >= 0) & (labels < values.shape[-1]), found, jnp.nan)
+
+
 def add(a: PyTree, b: PyTree) -> PyTree:
     """Adds two trees of metrics on the host, in numpy float64: a float32 count stops at 2^24."""
     return jax.tree.map(lambda x, y: np.asarray(x, np.float64) + np.asarray(y, np.float64), a, b)
@@ -124,9 +135,9 @@ def accuracy(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*ba
 
 
 def nll(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask) -> Mean:
-    """Negative log-likelihood of the labels in nats."""
+    """Negative log-likelihood of the labels in nats; NaN if one of a row that counts is no class."""
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return mean_of(-jnp.take_along_axis(logp, labels[..., None], -1)[..., 0], mask)
+    return mean_of(-of_label(logp, labels), mask)
 
 
 def perplexity(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask) -> Perplexity:

@@ -200,6 +200,14 @@ def test_a_model_whose_hidden_states_have_no_gradient_is_refused():
         said(with_needed(blind, INPUT), variables, {"pixels": batch["image"], "mask": batch["mask"]})
 
 
+def test_a_label_that_is_no_class_makes_the_gradients_of_its_row_nan():
+    """-1 would silently be the last class; where the row does not count, there is no gradient."""
+    model, batch, variables = world(MLP)
+    batch["label"] = jnp.asarray([-1, *batch["label"][1:-1], -1])
+    last = said(with_needed(model, STATES), variables, batch).state_gradients[-1]
+    assert np.isnan(last[0]).all() and np.isfinite(last[1:]).all() and not np.asarray(last[-1]).any()
+
+
 def test_gradients_of_the_task_need_its_label():
     model, batch, variables = world(MLP)
     del batch["label"]

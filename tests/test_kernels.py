@@ -111,8 +111,8 @@ FUSED = {examples[0].spec for examples in FUSIONS.values()}
 
 
 REFUSED = {
-    "term": {"dkd": "'gather'", "related_labels(edges=((0, 1), (1, 1, 0.5)), share=0.3)": "[100, 3] numbers"},
-    "fusion": {"confidence": "'gather'", "min_norm": "this takes", "sampled": "draws at random"},
+    "term": {"dkd": "'reduce_and'", "related_labels(edges=((0, 1), (1, 1, 0.5)), share=0.3)": "[100, 3] numbers"},
+    "fusion": {"min_norm": "this takes", "sampled": "draws at random"},
 }
 
 
@@ -149,7 +149,7 @@ def test_a_kernel_takes_every_fusion_as_it_is_or_refuses_it():
     found = {spec: taken(spec, "fusion") for spec in sorted(FUSED)}
     assert {spec for spec, is_taken in found.items() if is_taken is False} >= set(REFUSED["fusion"])
     others = {spec for spec, is_taken in found.items() if is_taken} - {"average"}
-    assert {"single", "entropy"} <= others
+    assert {"single", "entropy", "confidence"} <= others
     assert all(as_by_xla({"kd": 1.0}, fusion) for fusion in others)
 
 

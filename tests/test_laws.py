@@ -190,6 +190,20 @@ def test_what_padded_rows_hold_changes_no_bit_of_a_loss(example):
 
 
 @every(LOSSES)
+def test_a_label_that_is_no_class_is_not_taken_for_the_last(example):
+    """-1, as hidden labels are written: NaN where it counts; and where it does not, it changes no bit."""
+    seen = equally_deep(example)
+    labelled = lambda seen, row, label: replace(
+        seen, batch=seen.batch | {"label": np.where(np.arange(6) == row, np.int32(label), seen.batch["label"])}
+    )
+    first, last, none = (law(example.spec).mean(labelled(seen, 0, label)).compute() for label in (0, 4, -1))
+    assert np.isnan(none) if first != last else none == first
+    short = padded(seen, 5, 0.0, 0.0)
+    for of in (law(example.spec).mean, law(example.spec).gradient):
+        assert_same(of(labelled(short, 5, -1)), of(short))
+
+
+@every(LOSSES)
 def test_more_padding_does_not_change_a_loss(example):
     seen = equally_deep(example)
     few = law(example.spec).mean(examples.at_rows(seen, np.arange(4)))

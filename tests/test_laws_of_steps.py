@@ -141,6 +141,18 @@ def test_an_absent_teacher_has_no_weight_and_is_not_heard(example, nonsense):
     assert_close(softened(fuse(example.spec, nobody), 1.0), np.full((6, 5), 0.2))
 
 
+@every(FUSIONS)
+def test_of_a_label_that_is_no_class_a_fusion_is_nan_where_it_counts(example):
+    """-1, as hidden labels are written, would silently be the last class."""
+    seen = replace(examples.signals(depths=(4, 3, 2)), mask=jnp.asarray([1.0, 1, 1, 1, 1, 0]))
+    labelled = lambda label: replace(seen, batch=seen.batch | {"label": jnp.full(6, label)})
+    first, last, none = (fuse(example.spec, labelled(label)).logits for label in (0, 4, -1))
+    if (first == last).all():
+        assert_same(none, first)
+    else:
+        assert np.isnan(none[:5]).all() and all_finite(none[5])
+
+
 @TEMPERATURES
 def test_the_mixture_is_the_mean_of_the_teachers_probabilities_at_the_temperature(temperature):
     seen = examples.signals(depths=(4, 3))

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
 from jaxdistill.fusion.mixture import Of, mixing, present, spoken
-from jaxdistill.losses.term import precise
+from jaxdistill.losses.term import labels_of, precise
+from jaxdistill.metrics import of_label
 from jaxdistill.registry import fusions
 from jaxdistill.types import Array, Fusion, Signals
 
@@ -27,9 +28,12 @@ def confidence_weights(
     labels: Integer[Array, "*batch"],
     there: Bool[Array, "teachers ..."],
 ) -> Float[Array, "teachers ..."]:
-    """`1 - softmax_k(CE_k)` over the K teachers that are there; theirs sum to K - 1."""
+    """`1 - softmax_k(CE_k)` over the K teachers that are there; theirs sum to K - 1.
+
+    NaN for a label that is no class.
+    """
     log_p = jax.nn.log_softmax(precise(logits))
-    surprise = -jnp.take_along_axis(log_p, jnp.broadcast_to(labels, log_p.shape[:-1])[..., None], axis=-1)[..., 0]
+    surprise = -of_label(log_p, jnp.broadcast_to(labels, log_p.shape[:-1]))
     # a class masked with -inf is as wrong as can be; the difference of two infinities would be NaN
     return 1 - jax.nn.softmax(jnp.where(there, jnp.minimum(surprise, 1e4), -jnp.inf), axis=0)
 
@@ -45,6 +49,6 @@ def confidence(of: Of = "probabilities") -> Fusion:
     def weigh(signals: Signals) -> Array:
         there = present(signals)
         there = there | ~jnp.any(there, axis=0)  # where nobody is, nothing is weighed, and nothing divided by 0
-        return confidence_weights(spoken(signals), signals.batch["label"], there)
+        return confidence_weights(spoken(signals), labels_of(signals), there)
 
     return mixing(weigh, of)

@@ -54,11 +54,14 @@ def spoken(signals: Signals) -> Float[Array, "teachers *batch classes"]:
 
 
 def shares(weights: Float[Array, "teachers ..."], there: Bool[Array, "teachers ..."]) -> Float[Array, "teachers ..."]:
-    """The weights of teachers that are there, made to sum to 1; equal ones where all of these weigh nothing."""
+    """The weights of teachers that are there, made to sum to 1; equal ones where all of these weigh nothing.
+
+    NaN stays, and stops a run: a gate that diverges is no average.
+    """
     kept = jnp.where(there, weights, 0.0)
     total = jnp.sum(kept, axis=0)
     even = there / jnp.maximum(jnp.sum(there, axis=0), 1)
-    return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1.0), even)
+    return jnp.where(total == 0, even, kept / jnp.where(total == 0, 1.0, total))
 
 
 def mixed(signals: Signals, weights: Float[Array, "teachers ..."], of: Of = "probabilities") -> Outputs:

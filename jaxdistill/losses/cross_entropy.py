@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Integer
 
 from jaxdistill.losses.term import precise, stateless
+from jaxdistill.metrics import of_label
 from jaxdistill.registry import losses
 from jaxdistill.types import Array, Signals, Term
 
@@ -25,11 +26,7 @@ def softmax_cross_entropy(
     """
     logits = precise(logits)
     norm = jax.nn.logsumexp(logits, axis=-1)  # of a large vocabulary, log-probabilities of all would take as long as it
-    # selected, for a gather's gradient is a scatter into zeros: three more sweeps over a large vocabulary
-    named = jnp.arange(logits.shape[-1]) == labels[..., None]
-    hard = norm - jnp.sum(jnp.where(named, logits, 0.0), axis=-1)
-    # -1, as hidden labels are written, would silently be the last class; NaN stops a run and names this term
-    hard = jnp.where((labels >= 0) & (labels < logits.shape[-1]), hard, jnp.nan)
+    hard = norm - of_label(logits, labels)
     if label_smoothing == 0.0:
         return hard
     even, log_q = _evenly(logits), logits - norm[..., None]

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, Integer
 
 from jaxdistill.losses.kd import kl_divergence
-from jaxdistill.losses.term import precise, softened
+from jaxdistill.losses.term import labels_of, precise, softened
+from jaxdistill.metrics import of_label
 from jaxdistill.registry import losses
 from jaxdistill.schedules import Scalar
 from jaxdistill.types import Array, Signals, Term
@@ -36,12 +37,11 @@ def target_divergence(
     labels: Integer[Array, "*batch"],
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """TCKD: the divergence of "the label" and "another class", without T^2."""
+    """TCKD: the divergence of "the label" and "another class", without T^2; NaN for a label that is no class."""
 
     def two(logits: Array) -> Array:
         logits = precise(logits) / temperature
-        label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        return jnp.stack([label, _log_sum_exp(_without(logits, labels))], axis=-1)
+        return jnp.stack([of_label(logits, labels), _log_sum_exp(_without(logits, labels))], axis=-1)
 
     return kl_divergence(two(student), two(teacher))
 
@@ -90,6 +90,7 @@ def dkd(alpha: float = 1.0, beta: float = 8.0, temperature: Scalar = 4.0, scale_
         if labels is None or labels.shape != student.shape[:-1]:
             found = "no field 'label'" if labels is None else f"labels of shape {list(labels.shape)}"
             raise ValueError(f"the batch has {found} beside logits of {list(student.shape)}; dkd needs a class a row")
+        labels = labels_of(signals)
         target = target_divergence(student, teacher, labels, signals.temperature)
         other = other_divergence(student, teacher, labels, signals.temperature)
         return alpha * target + beta * other

@@ -32,12 +32,16 @@ def related_cross_entropy(
     related: Integer[Array, "classes some"],
     shares: Float[Array, "classes some"],
 ) -> Float[Array, "*batch"]:
-    """Cross-entropy with each label's shares of its related classes; a share of 0 adds nothing, whatever its logit."""
+    """Cross-entropy with each label's shares of its related classes; a share of 0 adds nothing, whatever its logit.
+
+    NaN for a label that is no class.
+    """
     log_q = jax.nn.log_softmax(precise(logits))
     share = shares[labels]
     chosen = jnp.take_along_axis(log_q, related[labels], axis=-1)
     # selected BEFORE the product: 0 * (-inf) is NaN, in the value and in its gradient
-    return -jnp.sum(share * jnp.where(share > 0, chosen, 0.0), axis=-1)
+    values = -jnp.sum(share * jnp.where(share > 0, chosen, 0.0), axis=-1)
+    return jnp.where(labels < 0, jnp.nan, values)  # -1 would silently be the last class; beyond it a share is NaN
 
 
 def shares_of(edges: Edges, share: float, classes: int) -> tuple[np.ndarray, np.ndarray]:

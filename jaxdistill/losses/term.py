@@ -40,6 +40,11 @@ def precise(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def labels_of(signals: Signals, field: str = "label") -> Array:
+    """The batch's labels `[*batch]`; 0 of rows that do not count: in a gradient, a NaN there would survive the mask."""
+    return jnp.where(signals.mask != 0, signals.batch[field], 0)
+
+
 def extent_mean(values: Array, batch: Mapping[str, Array], batch_dims: int, trailing: int = 0) -> Array:
     """`[*batch, *extent, *trailing] -> [*batch, *trailing]`: the mean over positions, over real tokens where known.
 

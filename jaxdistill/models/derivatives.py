@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.losses.cross_entropy import softmax_cross_entropy
 from jaxdistill.models.combinators import microbatched
 from jaxdistill.models.layers import pixels
 from jaxdistill.parallel.collectives import by_rows, row_keys
@@ -73,7 +74,7 @@ def _differentiated(model: Model, wanted: frozenset[str]) -> Model:
             (found,) = backward(_directions(batch["direction"], logits, rows["mask"]))
             out = replace(out, input_gradients=found[source])
         if "state_gradients" in wanted:
-            (found,) = backward(jax.grad(_summed_loss)(logits, rows))
+            (found,) = backward(_loss_slopes(logits, rows))
             out = replace(out, state_gradients=tuple(found[_nudge(n)] for n in range(len(out.hidden_states))))
         return out, state
 
@@ -123,9 +124,11 @@ def _directions(keys: Array, logits: Array, mask: Array) -> Array:
     return jnp.where(counts, drawn / jnp.linalg.norm(drawn, axis=-1, keepdims=True), 0.0)
 
 
-def _summed_loss(logits: Array, rows: Mapping[str, Array]) -> Array:
+def _loss_slopes(logits: Array, rows: Mapping[str, Array]) -> Array:
+    """The gradient of each row's own cross-entropy in its logits; 0 of rows that do not count."""
     if "label" not in rows:
         raise ValueError(f"gradients of the task loss need the field label; the batch has {', '.join(sorted(rows))}")
-    log_q = jax.nn.log_softmax(logits)
-    loss = -jnp.take_along_axis(log_q, rows["label"][..., None], axis=-1)[..., 0]
-    return jnp.sum(jnp.where(rows["mask"] != 0, loss, 0.0))
+    values, pull = jax.vjp(lambda logits: softmax_cross_entropy(logits, rows["label"]), logits)
+    # the loss of a label that is no class is NaN, and its gradient would not be
+    slopes = jnp.where(jnp.isnan(values)[..., None], jnp.nan, pull(jnp.ones_like(values))[0])
+    return jnp.where(rows["mask"][..., None] != 0, slopes, 0.0)

@@ -79,14 +79,22 @@ def test_the_student_is_pulled_to_where_the_last_task_ended_by_what_mattered_the
     anchor, fisher = world.start.params["student"], jax.tree.map(jnp.zeros_like, world.start.params["student"])
     for number, (old, new) in enumerate(itertools.pairwise(world.states(6)), 1):
         student = old.params["student"]
-        pull = jax.tree.map(lambda f, s, a: 3.0 * f * (s - a), fisher, student, anchor)
-        moved = jax.tree.map(lambda s, g, h: s - 0.5 * (g + h), student, slope(student, world.batch["train"]), pull)
-        assert_close(new.params["student"], moved, atol=1e-5)
+        free = jax.tree.map(lambda s, g: s - 0.5 * g, student, slope(student, world.batch["train"]))
+        held = jax.tree.map(lambda s, f, a: (s + 3.0 * f * a) / (1 + 3.0 * f), free, fisher, anchor)
+        assert_close(new.params["student"], held, atol=1e-5)
         if number % 2 == 0:
             anchor, fisher = new.params["student"], optax.tree.add(fisher, new.state["anchor"].recent)
         assert_same(new.state["anchor"].params, anchor)
         assert_close(new.state["anchor"].fisher, fisher)
-    assert optax.tree.norm(pull) > 1e-3
+    assert optax.tree.norm(optax.tree.sub(free, held)) > 1e-3
+
+
+def test_however_heavy_the_student_stays_between_the_anchor_and_where_it_would_go():
+    """As a gradient of the same weight the pull would overshoot, and diverge."""
+    light, heavy = World("ewc(weight=0.0, every=1)", rate=0.5), World("ewc(weight=1e6, every=1)", rate=0.5)
+    first, free, held = light.states(2)[1:], light.states(2)[2], heavy.states(2)[2]
+    distance = lambda ts: optax.tree.norm(optax.tree.sub(ts.params["student"], first[0].params["student"]))
+    assert distance(held) < distance(free)
 
 
 def test_without_weight_it_is_plain_descent():

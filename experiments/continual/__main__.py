@@ -4,8 +4,8 @@ Ten digits come two at a time, 800 records each, one task after the other. A stu
 among all ten classes, where nobody says which task a record is of (class-incremental), and among the two of its task
 (task-incremental). Forgetting is what the accuracy on a task lost since it was best, over all tasks but the last.
 
-The broken twin of replay has a buffer of the newest rows, that of EWC an anchor that is set when all is over, that of
-LwF a teacher that is the student of one step ago. A run that was stopped goes on.
+The broken twin of replay has a buffer that is begun anew when it is full, that of EWC an anchor that is set when all is
+over, that of LwF a teacher that is the student of one step ago. A run that was stopped goes on.
 """
 
 import argparse
@@ -29,13 +29,14 @@ from jaxdistill.schedules import Scalar
 TASKS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
 STEPS, BATCH, RATE = 200, 20, 0.02  # of a task: 5 epochs
 SIZE, MORE, ALPHA, BETA = 200, 500, 0.5, 0.5  # of the buffer: 20 rows of a class, or 50
+HOLD = 10.0
 MODEL = "mlp(widths=(100, 100), classes=10)"
 BEFORE = {"before": {"model": MODEL}}
 
 
 @registry.steps.register
-def newest(student, teachers, objective, optimizer, size: int = SIZE, alpha: float = ALPHA, beta: float = BETA):
-    """The broken twin of `replay`: its buffer is filled from the beginning again and again."""
+def forgetful(student, teachers, objective, optimizer, size: int = SIZE, alpha: float = ALPHA, beta: float = BETA):
+    """The broken twin of `replay`: its buffer is begun anew when it is full, so that it holds the newest rows alone."""
     step = registry.steps["replay"](student, teachers, objective, optimizer, size=size, alpha=alpha, beta=beta)
 
     def update(ts, frozen, batch):
@@ -100,9 +101,9 @@ def arms(config):
         "DER++": (f"replay(size={SIZE}, alpha={ALPHA}, beta={BETA})", {}),
         "DER++, more": (f"replay(size={MORE}, alpha={ALPHA}, beta={BETA})", {}),
         "labels replayed": (f"replay(size={SIZE}, alpha=0.0, beta={BETA})", {}),
-        "the newest replayed": ("newest()", {}),
-        "EWC": (f"ewc(weight=25.0, every={STEPS})", {}),
-        "EWC, never anchored": (f"ewc(weight=25.0, every={STEPS * len(TASKS)})", {}),
+        "begun anew when full": ("forgetful()", {}),
+        "EWC": (f"ewc(weight={HOLD}, every={STEPS})", {}),
+        "EWC, never anchored": (f"ewc(weight={HOLD}, every={STEPS * len(TASKS)})", {}),
         "LwF": (f"averaged(momentum=0.0, every={STEPS})", beside),
         "LwF, of the last step": ("averaged(momentum=0.0)", beside),
         "all at once": ("offline()", shuffled),

@@ -7,9 +7,15 @@ mattered is measured while training, as in Chaudhry et al., Riemannian Walk, 201
 F, f, S* <- 0, 0, S
 for each batch:
     f        <- momentum f + (1 - momentum) rows (grad_S mean log p(y))^2,  y drawn from p = S(x)
-    S        <- optimizer(grad_S (L(S) + weight / 2 sum F (S - S*)^2))
+    S        <- optimizer(grad_S L(S))
+    S        <- S* + (S - S*) / (1 + weight F)
     at the end of every task:
         F    <- F + f;  S* <- S
+
+The pull towards S* is taken after the optimiser, as AdamW decays weights (Loshchilov and Hutter, 2017,
+arxiv.org/abs/1711.05101), and where it leads to: with plain descent this is the paper's penalty lambda / 2 F
+(S - S*)^2, of lambda = weight / rate, in a step of backward Euler. As a gradient it overshoots where rate lambda F > 2,
+and F differs by orders of magnitude from param to param: it diverged before it held.
 
 f is the diagonal of the Fisher information of the task that comes to its end. Labels are drawn from the student, not
 taken from the data: what is learned already would look as if it did not matter. Scores of drawn labels are independent
@@ -17,11 +23,11 @@ with mean 0, so that the square of their mean, times the rows, is on average the
 single row is formed. The student says its p as in evaluation. The state `anchor` has F, f and S*; the log has
 `anchor/distance`, 1/2 sum F (S - S*)^2.
 
-Config: step = "ewc(weight=100.0, every=200)"; data.order = "tasks(groups=((0, 1), (2, 3)), steps=200)";
+Config: step = "ewc(weight=10.0, every=200)"; data.order = "tasks(groups=((0, 1), (2, 3)), steps=200)";
     objective.cross_entropy.weight = 1.0
 When: no row may be kept, and it is known of which task a record is; among classes of all tasks it does not help.
 Checked: by hand; Fisher information beside the closed form of a linear student; without weight it is plain descent.
-Experiment: `experiments/continual` (split digits: no gain over plain descent).
+Experiment: `experiments/continual` (split digits: 00.0 where the task is known, 00.0 by plain descent).
 """
 
 from dataclasses import replace
@@ -70,7 +76,7 @@ def ewc(
 
     Args:
         student, teachers, objective, optimizer: given by the config.
-        weight: of what holds it.
+        weight: of what holds it: a param of importance F comes 1 + weight F times closer to where it was, at each step.
         every: steps of a task.
         momentum: what the importance of the last batches keeps of itself.
 
@@ -107,16 +113,18 @@ def ewc(
         blend = lambda f, g: momentum * f + (1 - momentum) * rows * g**2
         recent = jax.tree.map(blend, anchor.recent, psum(score))
 
-        off = optax.tree.sub(params, anchor.params)
-        pull = jax.tree.map(jnp.multiply, anchor.fisher, off)
-        gradient = gradient | {"student": optax.tree.add_scale(gradient["student"], weight, pull)}
         new = parts.descend(ts, gradient, state)
+        hold = lambda a, f, s: a + (s - a) / (1 + weight * f)
+        own = jax.tree.map(hold, anchor.params, anchor.fisher, new.params["student"])
 
         ended = new.step % every == 0
-        latest = Anchor(new.params["student"], optax.tree.add(anchor.fisher, recent), recent)
+        latest = Anchor(own, optax.tree.add(anchor.fisher, recent), recent)
         kept = jax.tree.map(lambda a, b: jnp.where(ended, a, b), latest, replace(anchor, recent=recent))
-        distance = {"anchor/distance": Mean(optax.tree.vdot(pull, off) / 2, jnp.ones(()))}
+        off = jax.tree.map(lambda f, s, a: jnp.vdot(f, (s - a) ** 2) / 2, anchor.fisher, own, anchor.params)
+        distance = {"anchor/distance": Mean(optax.tree.sum(off), jnp.ones(()))}
         metrics = report(means, objective.total(means, ts.step), gradient)
-        return replace(new, state=new.state | {"anchor": kept}), metrics | distance
+        return replace(
+            new, params=new.params | {"student": own}, state=new.state | {"anchor": kept}
+        ), metrics | distance
 
     return Step(init, update, objective.streams)

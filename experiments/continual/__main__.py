@@ -21,17 +21,15 @@ from rich.table import Table
 
 from experiments.compare import ranged
 from experiments.once import ran
-from jaxdistill import make, registry
-from jaxdistill.config import differ
+from jaxdistill import registry
+from jaxdistill.config import differ, load
 from jaxdistill.metrics import Mean
 from jaxdistill.schedules import Scalar
 
 TASKS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
-STEPS, BATCH, RATE = 200, 20, 0.02  # of a task: 5 epochs
+STEPS = 200  # of a task
 SIZE, MORE, ALPHA, BETA = 200, 500, 0.5, 0.5  # of the buffer: 20 rows of a class, or 50
-HOLD = 10.0
-MODEL = "mlp(widths=(100, 100), classes=10)"
-BEFORE = {"before": {"model": MODEL}}
+CONFIG = Path(__file__).parents[2] / "configs" / "continual.py"
 
 
 @registry.steps.register
@@ -74,41 +72,33 @@ def judged(student, teachers, objective, optimizer, inner: str):
     return step._replace(update=update, streams=step.streams | {"test"})
 
 
-def base(workdir: Path):
-    return make(
-        title="Split digits",
-        steps=STEPS * len(TASKS),
-        batch_size=BATCH,
-        student={"model": MODEL},
-        objective={"cross_entropy": {}},
-        control=False,
-        optimizer="sgd(momentum=0.0)",
-        rate=RATE,
-        data={"name": "mnist5k", "order": f"tasks(groups={TASKS}, steps={STEPS})"},
-        streams={"test": {"split": "test", "batch_size": 1000}},  # all of it in a batch; only looked at
-        evaluate={"every": STEPS, "batch_size": 500},
-        logging={"tensorboard": False, "every": STEPS, "compilation_cache": str(workdir / "programs")},
-        mesh={"data": 1},
-    )
-
-
-def arms(config):
-    """The configs that are compared, by name."""
-    beside = {"objective": {"cross_entropy": {}, "kd": {"term": "kd(temperature=2.0)"}}, "teachers": BEFORE}
-    shuffled = {"data": {"order": ""}}
-    found = {
-        "plain descent": ("offline()", {}),
-        "DER++": (f"replay(size={SIZE}, alpha={ALPHA}, beta={BETA})", {}),
-        "DER++, more": (f"replay(size={MORE}, alpha={ALPHA}, beta={BETA})", {}),
-        "labels replayed": (f"replay(size={SIZE}, alpha=0.0, beta={BETA})", {}),
-        "begun anew when full": ("forgetful()", {}),
-        "EWC": (f"ewc(weight={HOLD}, every={STEPS})", {}),
-        "EWC, never anchored": (f"ewc(weight={HOLD}, every={STEPS * len(TASKS)})", {}),
-        "LwF": (f"averaged(momentum=0.0, every={STEPS})", beside),
-        "LwF, of the last step": ("averaged(momentum=0.0)", beside),
-        "all at once": ("offline()", shuffled),
+def arms(workdir: Path):
+    """The configs that are compared, by name: ways of configs/continual.py, and what differs from them."""
+    twin_of_ewc = f"ewc(weight=10.0, every={STEPS * len(TASKS)})"
+    labels = f"replay(size={SIZE}, alpha=0.0, beta={BETA})"
+    ways = {
+        "plain descent": ("plain", ""),
+        "DER++": ("replay", ""),
+        "DER++, more": ("replay", f"replay(size={MORE}, alpha={ALPHA}, beta={BETA})"),
+        "labels replayed": ("replay", labels),
+        "begun anew when full": ("replay", "forgetful()"),
+        "EWC": ("ewc", ""),
+        "EWC, never anchored": ("ewc", twin_of_ewc),
+        "LwF": ("lwf", ""),
+        "LwF, of the last step": ("lwf", "averaged(momentum=0.0)"),
+        "all at once": ("at_once", ""),
     }
-    return {name: differ(config, step=f"judged(inner={step!r})", **more) for name, (step, more) in found.items()}
+    found = {}
+    for name, (word, step) in ways.items():
+        config = load(f"{CONFIG}:{word}")
+        found[name] = differ(
+            config,
+            step=f"judged(inner={step or config.step!r})",
+            streams={"test": {"split": "test", "batch_size": 1000}},  # all of it in a batch; only looked at
+            logging={"tensorboard": False, "every": STEPS, "compilation_cache": str(workdir / "programs")},
+            mesh={"data": 1},
+        )
+    return found
 
 
 def table_of(folder: Path) -> np.ndarray:
@@ -133,10 +123,10 @@ def main() -> None:
     words.add_argument("--seeds", default=3, type=int)
     words.add_argument("--only", nargs="*", default=[], help="arms by their first words")
     known = words.parse_args()
-    console, config = Console(), base(known.workdir)
+    console = Console()
 
     found = {}
-    for arm, each in arms(config).items():
+    for arm, each in arms(known.workdir).items():
         if known.only and not arm.startswith(tuple(known.only)):
             continue
         folder = known.workdir / arm.replace(" ", "-")

@@ -2,31 +2,25 @@
 
 Students of 500 digits: from labels alone (the control), beside peers that learn with them, beside a wider network
 that learns from labels with them (co-training) or learned before, beside their own average, and from an earlier
-generation of themselves (born again). Broken twins: a peer that never learns, an average that is the student itself,
+generation of themselves (born again). Broken twins: peers that never learn, an average that is the student itself,
 and an earlier generation whose classes are misread. A run that was stopped goes on.
 """
 
+from pathlib import Path
+
 from experiments import sweep
 from experiments.study import ACCURACY, Measure, Study
-from jaxdistill import make
-from jaxdistill.config import differ
+from jaxdistill.config import differ, load
 
 MODEL, WIDE = "mlp(widths=(128,), classes=10)", "mlp(widths=(256, 256), classes=10)"
 BESIDE = {"cross_entropy": {}, "kd": {"term": "kd(temperature=1.0)"}}
 MISREAD = (9, 0, 1, 2, 3, 4, 5, 6, 7, 8)
 STAYS = {"teachers": {"rate": "0.0"}}
 
-BASE = make(
-    title="Peers, on 500 digits",
-    steps=600,
-    batch_size=50,
-    student={"model": MODEL},
-    objective={"cross_entropy": {}},
-    control=False,
-    optimizer="adamw(weight_decay=0.0001)",
-    rate="cosine(start=0.003)",
-    data={"name": "mnist5k", "train": "train[:500]", "augment": ("shift(pixels=2)",)},
-    evaluate={"every": 600, "batch_size": 500, "layers": ()},
+CONFIG = Path(__file__).parents[2] / "configs" / "peers.py"
+BASE = differ(
+    load(f"{CONFIG}:alone"),
+    evaluate={"every": 600, "layers": ()},
     logging={"tensorboard": False, "every": 100},
     mesh={"data": 1},
 )
@@ -50,6 +44,7 @@ ARMS = {
     "three peers": learns("mutual()", MODEL, MODEL, WIDE),
     "a peer that never learns (twin)": learns("mutual()", MODEL, roles=STAYS),
     "co-training": learns("mutual(terms=('cross_entropy',))", WIDE),
+    "co-training with one that never learns (twin)": learns("mutual(terms=('cross_entropy',))", WIDE, roles=STAYS),
     "the wider one, trained before": born("wide", WIDE),
     "its average": learns("averaged(momentum=0.98)", MODEL),
     "its average, of one step (twin)": learns("averaged(momentum=0.0)", MODEL),

@@ -15,7 +15,7 @@ from jaxdistill import cache, vocabulary
 from jaxdistill.config import differ, load
 
 STEPS = 155  # each token once
-WHOLE = load(str(CONFIG))
+WHOLE, OWN = load(str(CONFIG)), load(f"{CONFIG}:on_policy")
 BASE = differ(
     WHOLE,
     steps=STEPS,
@@ -40,13 +40,7 @@ STUDY = Study(
             "control": {"teachers": {}, "objective": {"cross_entropy": {}}},
             "live": {},
             "cached: top 128 and the rest": teacher("outputs(folder='runs/smollm2/top', dtype='float16', top=128)"),
-            "on its own text": {
-                "step": "on_policy(prompt=64, share=0.5)",
-                "objective": {
-                    "kd": {"term": "kd(temperature=1.0)", "weight": 0.5, "stream": "samples"},
-                    "cross_entropy": {"weight": 0.5},
-                },
-            },
+            "on its own text": {"step": OWN.step, "objective": OWN.objective.to_dict()},
             "cached: 128 draws": teacher("draws(folder='runs/smollm2/draws', count=128)"),
         }
     },

@@ -75,6 +75,15 @@ def world(tmp_path, monkeypatch):
         Path(name).mkdir(parents=True)
         Path(name, "vocabulary.json").write_text(json.dumps({"ids": [0, 1, 2], "size": size}))
         Path(name, "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
+    monkeypatch.setattr(build.checkpoint, "choose_step", left_by_a_command)
+
+
+def left_by_a_command(folder, which):
+    """The step of a checkpoint that a command in some preset's docstring leaves there."""
+    given = [shlex.split(command) for file in CONFIGS for command in commands(file) if "--workdir" in command]
+    runs_of = [Path(words[words.index("--workdir") + 1]) for words in given]
+    assert folder in [run / "student" / "checkpoints" for run in runs_of], f"no preset's command leaves {folder}"
+    return 1
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.rpartition("/")[2])

@@ -2,8 +2,8 @@
 
 Students see 1, 5, 10, 20 or 100 % of 4,000 digits, and learn from their labels, from a teacher that saw all of them, or
 from mixtures of them that the teacher labels. Of a tenth, records are drawn at random, or by how hard the teacher finds
-them. Beside each stands its broken twin: noise for mixtures, the teacher's first choice for its distribution, hardness
-of other records. A run that was stopped goes on.
+them. Broken twins: noise for mixtures, mixed labels for the teacher's word, hardness of other records. The teacher's
+first choice in place of its distribution tells what the distribution is worth. A run that was stopped goes on.
 """
 
 import argparse
@@ -35,7 +35,7 @@ LABELS = {"cross_entropy": {}}
 
 @registry.losses.register
 def first_choice():
-    """A broken twin of soft targets: the teacher's likeliest class as a label."""
+    """What is left of soft targets without their distribution: the teacher's likeliest class as a label."""
 
     def values(signals):
         return softmax_cross_entropy(signals.student.logits, jnp.argmax(signals.teacher.logits, axis=-1))

@@ -18,6 +18,7 @@ from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.schedules import Horizon
 from jaxdistill.steps.dispatch import dispatched
+from jaxdistill.steps.routing import _guarded
 from jaxdistill.types import Model, Outputs, Variables
 
 KEY = jax.random.key(0)
@@ -145,6 +146,26 @@ def test_no_gradient_crosses_between_gate_and_student():
     nothing = rows(1) | {"mask": np.zeros(64, np.float32)}
     silent, _ = update(start, frozen, {"train": rows(0), "calibration": nothing})
     assert_close(silent.params["fusion"], start.params["fusion"])
+
+
+def test_a_student_cannot_choose_its_teacher_by_what_the_gate_reads_of_it():
+    """Of a head that learned: at first it is 0, and whatever is read weighs nothing."""
+    gate, seen = registry.fusions.build("gate(width=4, paths=2)", ""), examples.signals(depths=(4, 3))
+    params = gate.init(KEY, seen)[0]
+    params = params | {"head/kernel": jax.random.normal(KEY, params["head/kernel"].shape)}
+
+    def says(student):
+        fused = gate.apply(params, {}, replace(seen, student=student), key=KEY)[0]
+        return jnp.sum(fused.logits[:, 0]) + jnp.sum(fused.routes[0])
+
+    assert not any(x.any() for x in jax.tree.leaves(jax.grad(says)(seen.student)))
+
+
+def test_what_the_mean_weights_lack_of_the_floor_is_lost():
+    weights, mask = jnp.array([[0.9, 0.7, 0.0], [0.1, 0.3, 1.0]]), jnp.array([1.0, 1.0, 0.0])
+    entropy = -0.8 * np.log(0.8) - 0.2 * np.log(0.2)
+    for floor, lacks in ((0.6, 0.6 - entropy), (0.3, 0.0)):
+        assert_close(_guarded(jnp.array([1.0, 3.0, 9.0]), weights, mask, floor)[0], 2 + lacks)
 
 
 @pytest.mark.slow

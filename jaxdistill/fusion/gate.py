@@ -6,8 +6,9 @@ Multi-Teacher Selection, 2021 (arxiv.org/abs/2012.06048).
     w(x) = softmax(head(relu(hidden(standardised features of x))))
 
 A gate must not be trained by the loss that it weighs: it then chooses what is easiest to match, such as a layer that is
-dead. So it only goes with a step that trains it otherwise, see `steps/routing.py`. Its head begins at zero: all
-teachers weigh the same at first. That what it reads has no gradient is the step's business.
+dead. So it only goes with a step that trains it otherwise, see `steps/routing.py`. What it reads has no gradient, or
+a student would learn to look as if the easiest teacher were right. Its head begins at zero: all teachers weigh the same
+at first.
 
 Config: fusion = "gate(inputs=('student', 'teachers'), width=64)", with step = "routing(by='calibration')"
 When: teachers are right on unlike inputs, and a few hundred labels are there to find out on which.
@@ -37,7 +38,7 @@ def features(signals: Signals, inputs: tuple[Input, ...]) -> Float[Array, "*batc
     A row's own mean and deviation, so that a row is judged alike in every batch.
     """
     found = [_standardised(READ[name](signals)) for name in inputs]
-    return by_rows(jnp.concatenate(found, axis=-1))
+    return by_rows(jax.lax.stop_gradient(jnp.concatenate(found, axis=-1)))
 
 
 def _standardised(x: Array) -> Array:

@@ -5,8 +5,8 @@ soft targets beside labels; every generation learns from the one before, and the
 Command: python -m jaxdistill.main --config configs/born_again.py --workdir runs/born1 (2 minutes on 2 cores)
 Next generation: python -m jaxdistill.main --config configs/born_again.py --workdir runs/born2 \
     --config.seed=1 --config.teachers.before.checkpoint=runs/born1
-Result (1 seed): the first network has 93.3 %, the second 92.3, the third 92.4, from labels alone 92.7 and 93.3: no gain,
-as in experiments/peers, which has two generations on 500 digits over 3 seeds.
+Result (1 seed): the first network has 93.3 %, the second 92.3, the third 92.4, from labels alone 92.7 and 93.3: no
+gain, as in experiments/peers, which has two generations on 500 digits over 3 seeds.
 """
 
 from jaxdistill.config import make

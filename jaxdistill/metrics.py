@@ -113,6 +113,13 @@ def mean_of(values: Shaped[Array, "..."], mask: Mask) -> Mean:
     return Mean(jnp.where(mask, values, 0.0).sum(), mask.sum(dtype=jnp.float32))
 
 
+def shared_mean(values: Shaped[Array, "..."], mask: Mask) -> tuple[Array, Mean]:
+    """This device's share of the mean over all of them, to be differentiated, and that mean, for the log."""
+    found = mean_of(values, mask)
+    whole = collectives.psum(found)
+    return found.sum / jnp.maximum(whole.count, 1), whole
+
+
 def of_label(values: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]) -> Float[Array, "*batch"]:
     """The value of each row's label; NaN for a label that is no class.
 

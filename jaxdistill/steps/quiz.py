@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.losses.cross_entropy import softmax_cross_entropy
-from jaxdistill.metrics import Mean, mean_of
-from jaxdistill.parallel.collectives import psum
+from jaxdistill.metrics import Mean, shared_mean
 from jaxdistill.steps.learner import Learner
 from jaxdistill.types import Array, Model, PyTree, TrainState, Variables
 
@@ -36,15 +35,18 @@ def grown(params: Mapping[str, PyTree], frozen: Sequence[Variables]) -> tuple[Va
     return tuple(Variables(own, values.state) for own, values in zip(kept, frozen, strict=True))
 
 
-def examined(model: Model, values: Variables, rows: Mapping[str, Array], key: Array) -> tuple[Array, Mean]:
-    """A model's cross-entropy on labelled rows: this device's share of it, to be differentiated, and the whole mean."""
+def surprise(model: Model, values: Variables, rows: Mapping[str, Array], key: Array) -> Array:
+    """A model's cross-entropy on each labelled row, `[*batch]`, as in evaluation."""
     out, _ = model.apply(*values, rows, train=False, key=key)
     said: Any = out.dense().logits
     # selected first: the gradient of a NaN in a row that does not count would be one
     logits = jnp.where(rows["mask"][..., None] != 0, said, 0)
-    found = mean_of(softmax_cross_entropy(logits, rows["label"]), rows["mask"])
-    whole = Mean(psum(found.sum), psum(found.count))
-    return found.sum / jnp.maximum(whole.count, 1), whole
+    return softmax_cross_entropy(logits, rows["label"])
+
+
+def examined(model: Model, values: Variables, rows: Mapping[str, Array], key: Array) -> tuple[Array, Mean]:
+    """A model's cross-entropy on labelled rows: this device's share of it, to be differentiated, and the whole mean."""
+    return shared_mean(surprise(model, values, rows, key), rows["mask"])
 
 
 def ahead(parts: Learner, ts: TrainState, gradient: Mapping[str, PyTree]) -> dict[str, PyTree]:

@@ -36,7 +36,7 @@ import optax
 from jaxdistill.losses.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.logit_mse import mean_squared_error
 from jaxdistill.losses.term import precise
-from jaxdistill.metrics import Mean, mean_of
+from jaxdistill.metrics import shared_mean
 from jaxdistill.parallel.collectives import gather, psum, row_keys
 from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
@@ -88,7 +88,8 @@ def replay(
 
     def say(params, ts, rows, key):
         logits: Any = student.apply(params, ts.state["student"], rows, train=True, key=key)[0].dense().logits
-        return precise(logits)
+        # selected first: the gradient of a NaN in a row that does not count would be one
+        return precise(jnp.where(rows["mask"][..., None] != 0, logits, 0))
 
     def init(key, frozen, batch, start=NOTHING):
         ts = parts.init(key, frozen, batch, start)
@@ -100,8 +101,8 @@ def replay(
     def rehearsed(params, ts, keys, count):
         old, again = (drawn(ts.state["buffer"], key, count) for key in keys[:2])
         told, labelled = (say(params, ts, each.rows, key) for each, key in zip((old, again), keys[2:], strict=True))
-        logits = _shared(lambda x: mean_squared_error(x, old.logits), told, old.rows["mask"])
-        labels = _shared(lambda x: softmax_cross_entropy(x, again.rows["label"]), labelled, again.rows["mask"])
+        logits = shared_mean(mean_squared_error(told, old.logits), old.rows["mask"])
+        labels = shared_mean(softmax_cross_entropy(labelled, again.rows["label"]), again.rows["mask"])
         return alpha * logits[0] + beta * labels[0], {"replay/logits": logits[1], "replay/labels": labels[1]}
 
     def update(ts, frozen, batch):
@@ -145,11 +146,3 @@ def reservoir(buffer: Buffer, rows: Mapping[str, Array], logits: Array, key: Arr
     put = lambda old, new: old.at[place].set(new.astype(old.dtype), mode="drop")
     seen = jnp.minimum(buffer.seen + jnp.sum(counts, dtype=jnp.int32), MANY)
     return Buffer(jax.tree.map(put, buffer.rows, dict(rows)), put(buffer.logits, logits), seen)
-
-
-def _shared(values, logits: Array, mask: Array) -> tuple[Array, Mean]:
-    """This device's share of a mean, to be differentiated, and the whole mean."""
-    # selected first: the gradient of a NaN in a row that does not count would be one
-    found = mean_of(values(jnp.where(mask[..., None] != 0, logits, 0)), mask)
-    whole = Mean(psum(found.sum), psum(found.count))
-    return found.sum / jnp.maximum(whole.count, 1), whole

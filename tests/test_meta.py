@@ -240,7 +240,8 @@ def test_a_teacher_moves_towards_labels_that_helped_and_away_from_those_that_hur
     @jax.jit
     def draw(start):
         shares = jax.nn.log_softmax(speak(sure[0], image).astype(jnp.float32))
-        return jax.vmap(jax.random.categorical)(row_keys(own_key(start), len(image)), shares)
+        own, *_ = jax.random.split(own_key(start), 3)
+        return jax.vmap(jax.random.categorical)(row_keys(own, len(image)), shares)
 
     drawn = draw(start)
     quiz = world.batch["train"] | {"label": drawn if helps else (drawn + 1) % CLASSES}
@@ -262,6 +263,27 @@ def test_what_labels_were_worth_is_the_papers_product_of_gradients():
     moved = difference(student, after.params["student"])
     expected = product(jax.jit(jax.grad(quiz_loss))(student, world.batch["quiz"]), moved)
     assert float(metrics["quiz/gain"].compute()) == pytest.approx(float(expected), rel=2e-2)
+
+
+def test_a_label_does_not_depend_on_which_teacher_was_drawn_to_say_it():
+    """Of a sure teacher (0.9, 0.1) and an undecided one: 0.7. By one key, the first gives all rows, the other none."""
+    say = lambda *p: Model(
+        lambda key, batch: ({"bias": jnp.log(jnp.asarray(p))}, {}),
+        lambda params, state, batch, *, train, key: (
+            Outputs(jnp.broadcast_to(params["bias"], (*batch["mask"].shape, 2))),
+            state,
+        ),
+    )
+    student, *teachers = models = say(0.9, 0.1), say(0.9, 0.1), say(0.5, 0.5)
+    minimised = objective({"ce": Weighted(examples.build_loss("cross_entropy"))}, registry.fusions.build("sampled", ""))
+    update = optimizer(registry.optimizers.build("sgd", ""), 0.1)
+    step = registry.steps["pseudo_labels"](student, tuple(teachers), minimised, update)
+    rows = {"mask": jnp.ones(4000), "label": jnp.zeros(4000, jnp.int32)}
+    batch, frozen = {"train": rows, "quiz": rows}, tuple(Variables(*m.init(KEY, rows)) for m in models[1:])
+    start = jax.jit(step.init)(KEY, frozen, batch)
+    loss = float(jax.jit(step.update)(start, frozen, batch)[1]["terms/ce"].compute())
+    zeros = (loss + np.log(0.1)) / (np.log(0.1) - np.log(0.9))  # of -share log 0.9 - (1 - share) log 0.1
+    assert zeros == pytest.approx(0.7, abs=0.03)
 
 
 def test_labels_of_the_training_rows_are_not_read():

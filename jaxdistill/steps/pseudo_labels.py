@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.losses.term import precise
-from jaxdistill.metrics import Mean, mean_of
+from jaxdistill.metrics import Mean, of_label, shared_mean
 from jaxdistill.parallel.collectives import psum, row_keys
 from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
@@ -63,29 +63,31 @@ def pseudo_labels(
         return parts.init(key, frozen, batch, start, Variables({"teachers": begun(frozen)}, {}))
 
     def log_shares(kept, ts, frozen, batch, key):
-        values, watch = grown({"teachers": kept}, frozen), {"step": ts.step, "key": key}
+        models, fusion = jax.random.split(key)
+        values, watch = grown({"teachers": kept}, frozen), {"step": ts.step, "key": models}
         signals, _ = look(student, teachers, ts.params, ts.state, values, batch, ("train",), **watch)
-        fused: Any = objective.fuse(ts.params, ts.state, signals["train"], key=key)[0].teacher
+        fused: Any = objective.fuse(ts.params, ts.state, signals["train"], key=fusion)[0].teacher
         return jax.nn.log_softmax(precise(fused.logits))
 
     def update(ts, frozen, batch):
-        kept, key = ts.params["teachers"], own_key(ts)
+        # of their own: a fusion that draws a teacher for a row would draw the class of it by the same numbers
+        kept, (draw, key, quiz) = ts.params["teachers"], jax.random.split(own_key(ts), 3)
         shares = log_shares(kept, ts, frozen, batch, key)
-        label = jax.vmap(jax.random.categorical)(row_keys(key, shares.shape[0]), shares)
+        label = jax.vmap(jax.random.categorical)(row_keys(draw, shares.shape[0]), shares)
         labelled = batch | {"train": batch["train"] | {"label": label}}
         gradient, means, state = parts.gradient(ts, grown(ts.params, frozen), labelled, objective.weights(ts.step))
 
         values = Variables(ts.params["student"], ts.state["student"])
         after = values._replace(params=ahead(parts, ts, {"student": gradient["student"]})["student"])
-        old, new = (examined(student, v, batch["quiz"], key)[1] for v in (values, after))
+        old, new = (examined(student, v, batch["quiz"], quiz)[1] for v in (values, after))
         h = old.compute() - new.compute()
 
         def worth(kept):
-            told = jnp.take_along_axis(log_shares(kept, ts, frozen, batch, key), label[..., None], axis=-1)[..., 0]
-            found = mean_of(-told, batch["train"]["mask"])
+            told = of_label(log_shares(kept, ts, frozen, batch, key), label)
+            share, _ = shared_mean(-told, batch["train"]["mask"])
             taught = zip(teachers, grown({"teachers": kept}, frozen), strict=True)
-            own = sum(examined(teacher, v, batch["quiz"], key)[0] for teacher, v in taught)
-            return h * found.sum / jnp.maximum(psum(found.count), 1) + supervised * own
+            own = sum(examined(teacher, v, batch["quiz"], quiz)[0] for teacher, v in taught)
+            return h * share + supervised * own
 
         gradient = gradient | {"teachers": psum(jax.grad(worth)(kept))}
         watched = {"quiz/loss": old, "quiz/gain": Mean(h, jnp.ones(()))}

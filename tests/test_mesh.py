@@ -100,7 +100,7 @@ def parts(case: Case):
         "hidden": Weighted(registry.losses.build("hidden(layers='last')", ""), 0.1),
         "decay": Weighted(registry.losses.build("decay()", ""), 0.01),
     }
-    fused = registry.fusions.build(examples.FUSED_BY["routing"] if "probes" in case.step else "average()", "")
+    fused = registry.fusions.build(examples.FUSED_BY["routing"] if case.step.startswith("routing") else "average()", "")
     minimised = objective(terms, fused, chunks=4 if family == "chunked" else 1)
     # plain descent at rate 1: the change of the parameters IS the gradient
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)

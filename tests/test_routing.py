@@ -9,16 +9,20 @@ import numpy as np
 import optax
 import pytest
 import runs
-from examples import assert_close, assert_same
+from examples import all_finite, assert_close, assert_same
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxdistill import build, registry, sources
 from jaxdistill.config import differ
 from jaxdistill.errors import ConfigError
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
+from jaxdistill.parallel.collectives import ROWS
+from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.schedules import Horizon
 from jaxdistill.steps.dispatch import dispatched
-from jaxdistill.steps.routing import _guarded
+from jaxdistill.steps.routing import STREAMS, _guarded
 from jaxdistill.types import Model, Outputs, Variables
 
 KEY = jax.random.key(0)
@@ -277,6 +281,49 @@ def test_hard_routing_equals_a_gate_that_hears_one():
     assert_close(after[0].params, after[1].params, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_hard_routing_on_a_mesh_is_that_on_one_device():
+    """Of a gate that reads the student, so that no teacher is chosen of rows that are not there yet."""
+    step, frozen, _ = world("routing(hard=True)", BOTH, "gate(inputs=('student', 'image'), width=8)")
+    batches = {"train": rows(0), "calibration": rows(1)}
+    start, watched = trained(step, frozen, batches, 40)  # at first all rows have the first teacher
+    assert 0.3 < watched["gate/share/0"] < 0.7 and watched["gate/entropy"] < 0.4
+    one = jax.device_get(jax.jit(step.update)(start, frozen, batches))
+    mesh = make_mesh((2, 2, 2))
+    with jax.set_mesh(mesh):
+        laid = jax.device_put(batches, NamedSharding(mesh, ROWS))
+        found = jax.device_get(jax.jit(step.update)(jax.device_put(start, NamedSharding(mesh, P())), frozen, laid))
+    assert_close((found[0].params, found[1]), (one[0].params, one[1]), rtol=1e-4, atol=1e-5)
+
+
+# What belongs to no row
+
+
+@pytest.mark.parametrize("by", ["calibration", "reinforce", "quiz"])
+def test_what_trains_the_gate_hears_no_absent_teacher_and_takes_no_label_for_another(by):
+    """An absent teacher's NaN must not enter a gradient, nor the label of a row that does not count; -1 is no class."""
+
+    def absent(k: int) -> Model:
+        unsaid = lambda batch: jnp.where(batch["present"][:, k] == 0, batch["nonsense"], 0.0)[:, None]
+        return talker(lambda batch: right_on(k)(batch) + unsaid(batch))
+
+    step, frozen, _ = world(f"routing(by='{by}')", (absent(0), absent(1)))
+    update, counts = jax.jit(step.update), np.arange(64) < 50
+    there = {"present": np.stack([counts, np.arange(64) % 3 > 0], 1), "mask": np.float32(counts)}
+
+    def given(nonsense: float, hidden: int, first: int) -> dict[str, dict[str, jax.Array]]:
+        label = np.where(counts, rows(1)["label"], hidden)
+        label[0] = first
+        known = there | {"nonsense": np.full(64, nonsense, np.float32), "label": np.int32(label)}
+        return {"train": rows(0) | known, STREAMS[by]: rows(1) | known}
+
+    start = jax.jit(step.init)(KEY, frozen, given(0.0, 0, 0))
+    (clean, _), (spoilt, _) = (update(start, frozen, given(*each, 0)) for each in ((0.0, 0), (np.nan, -1)))
+    assert all_finite(spoilt.params["fusion"])
+    assert_same(spoilt.params, clean.params)
+    assert np.isnan(update(start, frozen, given(0.0, 0, -1))[1]["gate/loss"].compute())
+
+
 # What does not go together is refused
 
 
@@ -308,6 +355,11 @@ def planned(**differences) -> build.Parts:
             {"step": "routing()", "streams": {"calibration": {"split": "train"}}},
             "step",
             "'single()' learns nothing from 'routing()'; set fusion='gate()'",
+        ),
+        (
+            {"fusion": "gate()", "step": "routing(hard=True)", "streams": {"calibration": {"split": "train"}}},
+            "step",
+            "this gate reads what they say. Set fusion=\"gate(inputs=('student', 'image'))\"",
         ),
         ({"fusion": "gate(inputs=())", "step": "routing()"}, "fusion", "a gate reads something"),
         (

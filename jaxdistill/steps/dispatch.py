@@ -1,11 +1,14 @@
 """One teacher for each row, and only that one runs on it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
-from jaxdistill.types import Array, Model, Outputs, Variables
+from jaxdistill.steps.observe import observe
+from jaxdistill.types import Array, Model, Objective, Outputs, PyTree, Signals, Variables
 
 
 def dispatched(
@@ -61,3 +64,46 @@ def dispatched(
     _, said = jax.lax.scan(step, None, (source, whose))
     found = said.reshape(blocks * block, *said.shape[2:])[slots]
     return Outputs(jnp.zeros_like(found).at[order].set(found))
+
+
+def weights_of(fused: Signals) -> Array:
+    """The teachers' shares, `[teachers, *batch]`.
+
+    Raises:
+        ValueError: the fusion weighs nobody.
+    """
+    if fused.teacher is None or fused.teacher.weights is None:
+        raise ValueError("this fusion gives teachers no weights; routing needs one that does: fusion='gate()'")
+    return fused.teacher.weights
+
+
+def chosen_alone(objective, student, teachers, params, state, frozen, batch, streams, *, step, key):
+    """As `observe`, where of a row no teacher runs but the one to which the gate gives most.
+
+    Raises:
+        ValueError: the gate reads what teachers say.
+    """
+    seen, student_state = observe(student, (), params, state, (), batch, streams, step=step, key=key)
+    frozen, stopped = jax.lax.stop_gradient((frozen, params))
+    for stream, signals in seen.items():
+        rows, classes = signals.mask.shape, signals.student.logits.shape[-1]
+        silent = (Outputs(jnp.zeros((*rows, classes))),) * len(teachers)
+        whole = {**signals.params, "teachers": tuple(values.params for values in frozen)}
+        seen[stream] = replace(signals, teachers=silent, params=whole)
+        if "fusion" in params:  # before, only shapes are asked for
+            weights = _unheard(objective, stopped, state, seen[stream], key)
+            said = dispatched(teachers, frozen, signals.batch, jnp.argmax(weights, axis=0), key)
+            seen[stream] = replace(seen[stream], teachers=(said,) * len(teachers))
+    return seen, student_state
+
+
+def _unheard(
+    objective: Objective, params: Mapping[str, PyTree], state: Mapping[str, PyTree], seen: Signals, key: Array
+) -> Array:
+    """The weights of teachers that have said nothing yet: the gate must not read it."""
+    weigh = lambda said: weights_of(objective.fuse(params, state, replace(seen, teachers=said), key=key)[0])
+    _, reads = partial_eval.dce_jaxpr(jax.make_jaxpr(weigh)(seen.teachers).jaxpr, [True])
+    if any(reads):
+        cure = "Set fusion=\"gate(inputs=('student', 'image'))\", or to one of the two, or leave hard out"
+        raise ValueError(f"hard=True chooses a teacher before any has run, and this gate reads what they say. {cure}")
+    return weigh(seen.teachers)

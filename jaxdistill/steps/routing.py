@@ -25,23 +25,25 @@ When: teachers that are right on unlike inputs. Where noise is all that tells th
 Checked: hypergradient against finite differences; no gradient crosses; probes find the dead layer; experiments/routing.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.metrics import Mean, mean_of
+from jaxdistill.fusion.mixture import spoken
+from jaxdistill.losses.term import labels_of, precise
+from jaxdistill.metrics import Mean, of_label, shared_mean
 from jaxdistill.parallel.collectives import psum, row_keys
 from jaxdistill.registry import steps
-from jaxdistill.steps.dispatch import dispatched
+from jaxdistill.steps.dispatch import chosen_alone, weights_of
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import observe, own_key, report
 from jaxdistill.steps.probes import begun, read, shares
-from jaxdistill.types import NOTHING, Array, Model, Objective, Outputs, Signals, Step, Variables
+from jaxdistill.steps.quiz import surprise
+from jaxdistill.types import NOTHING, Array, Model, Objective, Signals, Step, Variables
 
 STREAMS = {"calibration": "calibration", "quiz": "quiz", "reinforce": "calibration"}
 
@@ -71,38 +73,50 @@ def routing(
             a role.
 
     Raises:
-        ValueError: probes for another way of training; when it is initialised, the teacher has no such layer.
+        ValueError: probes for another way of training; when it is initialised, the teacher has no such layer, or a hard
+            gate reads teachers.
     """
     if probes and by != "calibration":
         raise ValueError(f"probes say what by='calibration' shall weigh; with by={by!r} leave them out")
-    look = partial(_chosen_alone, objective) if hard else observe
+    look = partial(chosen_alone, objective) if hard else observe
     parts, stream = learner(student, teachers, objective, optimizer, look), STREAMS[by]
 
     def init(key, frozen, batch, start=NOTHING):
-        if not probes:
-            return parts.init(key, frozen, batch, start)
-        said, _ = teachers[0].apply(*frozen[0], batch[stream], train=False, key=key)
-        return parts.init(key, frozen, batch, start, Variables({"probes": begun(said, probes)}, {}))
+        more = NOTHING
+        if probes:
+            said, _ = teachers[0].apply(*frozen[0], batch[stream], train=False, key=key)
+            more = Variables({"probes": begun(said, probes)}, {})
+        ts = parts.init(key, frozen, batch, start, more)
+        if hard:  # before there was no gate, which may be one that reads teachers
+            look(student, teachers, ts.params, ts.state, frozen, batch, ("train",), step=ts.step, key=key)
+        return ts
+
+    def calibrated(params, ts, frozen, batch, fused, key):
+        weights = weights_of(fused)
+        values = _surprise(weights, _of_teachers(fused))
+        if probes:  # of which the weights of paths are watched
+            weights, log_p = shares(fused, probes), _likelihoods(read(params["probes"], fused, probes), fused)
+            values = values + _surprise(weights, log_p)
+        return values, weights
+
+    def reinforced(params, ts, frozen, batch, fused, key):
+        weights = weights_of(fused)
+        return _reinforced(weights, _of_teachers(fused), fused.mask, key), weights
+
+    def quizzed(params, ts, frozen, batch, fused, key):
+        gradient, *_ = parts.gradient(replace(ts, params=params), frozen, batch, objective.weights(ts.step))
+        pilot = jax.tree.map(lambda p, g: p - inner_lr * g, params["student"], gradient["student"])
+        return surprise(student, Variables(pilot, ts.state["student"]), fused.batch, key), weights_of(fused)
+
+    judge = {"calibration": calibrated, "reinforce": reinforced, "quiz": quizzed}[by]
 
     def judged(learned, ts, frozen, batch, key):
-        params = jax.lax.stop_gradient(ts.params) | learned
-        watch = {"step": ts.step, "key": key}
+        models, fusion, own = jax.random.split(key, 3)
+        params, watch = jax.lax.stop_gradient(ts.params) | learned, {"step": ts.step, "key": models}
         signals = observe(student, teachers, params, ts.state, frozen, batch, (stream,), **watch)[0][stream]
-        fused, _ = objective.fuse(params, ts.state, signals, key=key)
-        weights, log_p = _weights(fused), _likelihoods([teacher.logits for teacher in fused.teachers], fused)
-        if by == "calibration":
-            values = -jax.nn.logsumexp(log_p, axis=0, b=weights)
-            if probes:
-                weights, log_p = shares(fused, probes), _likelihoods(read(params["probes"], fused, probes), fused)
-                values = values - jax.nn.logsumexp(log_p, axis=0, b=weights)
-        elif by == "reinforce":
-            values = _reinforced(weights, log_p, signals.mask, key)
-        else:
-            gradient, *_ = parts.gradient(replace(ts, params=params), frozen, batch, objective.weights(ts.step))
-            pilot = jax.tree.map(lambda p, g: p - inner_lr * g, params["student"], gradient["student"])
-            out, _ = student.apply(pilot, ts.state["student"], signals.batch, train=False, key=key)
-            values = optax.softmax_cross_entropy_with_integer_labels(out.dense().logits, signals.batch["label"])
-        return _guarded(values, weights, signals.mask, floor)
+        fused, _ = objective.fuse(params, ts.state, signals, key=fusion)
+        values, weights = judge(params, ts, frozen, batch, fused, own)
+        return _guarded(values, weights, fused.mask, floor)
 
     def update(ts, frozen, batch):
         gradient, means, state = parts.gradient(ts, frozen, batch, objective.weights(ts.step))
@@ -115,22 +129,20 @@ def routing(
     return Step(init, update, objective.streams | {stream}, gates=True)
 
 
-def _weights(fused: Signals) -> Array:
-    """The teachers' shares, `[teachers, *batch]`.
-
-    Raises:
-        ValueError: the fusion weighs nobody.
-    """
-    if fused.teacher is None or fused.teacher.weights is None:
-        raise ValueError("this fusion gives teachers no weights; routing needs one that does: fusion='gate()'")
-    return fused.teacher.weights
+def _likelihoods(logits: Array, signals: Signals) -> Array:
+    """What each of these, `[any, *batch, classes]`, gives to the label, in nats, `[any, *batch]`; no less than -30."""
+    log_p = jax.nn.log_softmax(precise(logits))
+    return jnp.maximum(of_label(log_p, jnp.broadcast_to(labels_of(signals), log_p.shape[:-1])), -30.0)
 
 
-def _likelihoods(logits: Iterable[Any], signals: Signals) -> Array:
-    """What each of these gives to the label, in nats, `[teachers, *batch]`; no less than -30."""
-    log_p = jax.nn.log_softmax(jnp.stack([jnp.asarray(said, jnp.float32) for said in logits]))
-    labels = jnp.broadcast_to(signals.batch["label"], log_p.shape[:-1])
-    return jnp.maximum(jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0], -30.0)
+def _of_teachers(fused: Signals) -> Array:
+    """What each teacher gives to the label; of one that is absent, whatever all classes alike would give."""
+    return _likelihoods(spoken(fused), fused)
+
+
+def _surprise(weights: Array, log_p: Array) -> Array:
+    """Of the mixture by the label, `[*batch]`."""
+    return -jax.nn.logsumexp(log_p, axis=0, b=weights)
 
 
 def _reinforced(weights: Array, log_p: Array, mask: Array, key: Array) -> Array:
@@ -139,7 +151,7 @@ def _reinforced(weights: Array, log_p: Array, mask: Array, key: Array) -> Array:
     log_w = jnp.log(jnp.maximum(jnp.moveaxis(weights, 0, -1), 1e-30))
     chosen = jax.vmap(draw)(row_keys(key, mask.shape[0]), jax.lax.stop_gradient(log_w))[..., None]
     reward = jnp.take_along_axis(jnp.moveaxis(log_p, 0, -1), chosen, axis=-1)[..., 0]
-    every = lambda x: psum(jnp.sum(jnp.where(mask != 0, x, 0))) / jnp.maximum(psum(jnp.sum(mask != 0)), 1)
+    every = lambda x: shared_mean(x, mask)[1].compute()
     centred = reward - every(reward)
     standard = centred * jax.lax.rsqrt(every(centred**2) + 1e-6)
     return -standard * jnp.take_along_axis(log_w, chosen, axis=-1)[..., 0]
@@ -147,30 +159,11 @@ def _reinforced(weights: Array, log_p: Array, mask: Array, key: Array) -> Array:
 
 def _guarded(values: Array, weights: Array, mask: Array, floor: float) -> tuple[Array, dict[str, Mean]]:
     """The mean of the values plus what the mean weights lack of the floor; and what the log says of the gate."""
-    found = mean_of(values, mask)
-    count = psum(found.count)
-    each = [mean_of(weight, mask) for weight in weights]
-    shares = jnp.stack([psum(mean.sum) for mean in each]) / jnp.maximum(count, 1)
+    share, whole = shared_mean(values, mask)
+    each = [shared_mean(weight, mask)[1] for weight in weights]
     entropy = lambda w: -jnp.sum(jnp.where(w > 0, w * jnp.log(jnp.where(w > 0, w, 1.0)), 0.0), axis=0)
     # every device holds the whole scalar, of which it counts its share
-    lacks = jnp.maximum(0.0, floor - entropy(shares)) / psum(jnp.ones(()))
-    rows = mean_of(entropy(weights), mask)
-    total = {f"gate/share/{k}": Mean(share * count, count) for k, share in enumerate(shares)}
-    watched = {"gate/loss": Mean(psum(found.sum), count), "gate/entropy": Mean(psum(rows.sum), count), **total}
-    return found.sum / jnp.maximum(count, 1) + lacks, jax.lax.stop_gradient(watched)
-
-
-def _chosen_alone(objective, student, teachers, params, state, frozen, batch, streams, *, step, key):
-    """As `observe`, where of a row no teacher runs but the one to which the gate gives most."""
-    seen, student_state = observe(student, (), params, state, (), batch, streams, step=step, key=key)
-    frozen, stopped = jax.lax.stop_gradient((frozen, params))
-    for stream, signals in seen.items():
-        rows, classes = signals.mask.shape, signals.student.logits.shape[-1]
-        silent = (Outputs(jnp.zeros((*rows, classes))),) * len(teachers)
-        whole = {**signals.params, "teachers": tuple(values.params for values in frozen)}
-        seen[stream] = replace(signals, teachers=silent, params=whole)
-        if "fusion" in params:  # before, only shapes are asked for
-            weights = _weights(objective.fuse(stopped, state, seen[stream], key=key)[0])
-            said = dispatched(teachers, frozen, signals.batch, jnp.argmax(weights, axis=0), key)
-            seen[stream] = replace(seen[stream], teachers=(said,) * len(teachers))
-    return seen, student_state
+    lacks = jnp.maximum(0.0, floor - entropy(jnp.stack([mean.compute() for mean in each]))) / psum(jnp.ones(()))
+    total = {f"gate/share/{k}": mean for k, mean in enumerate(each)}
+    watched = {"gate/loss": whole, "gate/entropy": shared_mean(entropy(weights), mask)[1], **total}
+    return share + lacks, jax.lax.stop_gradient(watched)

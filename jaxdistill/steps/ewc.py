@@ -40,7 +40,7 @@ import optax
 
 from jaxdistill.losses.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise
-from jaxdistill.metrics import Mean, mean_of
+from jaxdistill.metrics import Mean, shared_mean
 from jaxdistill.parallel.collectives import psum, row_keys
 from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
@@ -102,9 +102,8 @@ def ewc(
         logits = precise(jnp.where(rows["mask"][..., None] != 0, said, 0))
         draw = jax.vmap(jax.random.categorical)
         label = draw(row_keys(key, len(logits)), jax.lax.stop_gradient(logits))
-        found = mean_of(softmax_cross_entropy(logits, label), rows["mask"])
-        count = psum(found.count)
-        return found.sum / jnp.maximum(count, 1), count
+        share, whole = shared_mean(softmax_cross_entropy(logits, label), rows["mask"])
+        return share, whole.count
 
     def update(ts, frozen, batch):
         gradient, means, state = parts.gradient(ts, frozen, batch, objective.weights(ts.step))

@@ -60,6 +60,18 @@ def check_mesh(config: ConfigDict, devices: int) -> tuple[int, int, int]:
     return shape
 
 
+def check_kernels(config: ConfigDict, mesh: Mesh) -> None:
+    """Kernels have a compiler for the devices.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    platform = mesh.devices.flat[0].platform
+    if config.kernels != "xla" and platform not in ("tpu", "gpu", "cuda"):
+        why = f"{config.kernels!r} is compiled for TPUs and NVIDIA GPUs, and these devices are of platform {platform!r}"
+        raise ConfigError("kernels", f"{why}. Set kernels='xla'.")
+
+
 def _left(config: ConfigDict, devices: int) -> int:
     """How many devices the student has, beside teachers with devices of their own."""
     left = devices

@@ -101,6 +101,7 @@ def check(config: ConfigDict, workdir: str | Path) -> Planned:
     reference, shapes = _reference(stages), staged.shapes(config, described, read)["train"]
     build.check_checkpoints(config, apart.living(reference, own), shapes)
     build.check_used(config, reference, shapes)
+    meshes.check_kernels(config, mesh)
     for stage, _ in stages:
         _check_reached(stage)
     return Planned(stages, described, mesh_shape, caches, own)

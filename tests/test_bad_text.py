@@ -99,6 +99,16 @@ MISTAKES = {
         "objective.kd: kernels='pallas' is for pointwise operations and sums over classes, but there are 9 classes",
         "set it to 'xla'",
     ),
+    "a kernel on a CPU": (
+        lambda config: {
+            "kernels": "pallas",
+            "chunks": 2,
+            "student": {"model": DECODER.format(80, 8, 64)},
+            "teachers": teacher(config, model=DECODER.format(80, 12, 64), checkpoint="", steps=4),
+        },
+        "kernels: 'pallas' is compiled for TPUs and NVIDIA GPUs, and these devices are of platform 'cpu'",
+        "Set kernels='xla'",
+    ),
     "a kernel for rows that the mesh splits": (
         lambda config: {"kernels": "pallas", "chunks": 2, "mesh": {"tensor": 2}},
         "mesh.tensor: 2 splits the rows of logits that kernels='pallas' reads whole",

@@ -56,7 +56,7 @@ CHOICES = {
     "teacher in int8": Choice(step={"bits": "int8"}),
     "teacher in fp8": Choice(step={"bits": "fp8"}),
 }
-GPU_ONLY = {"attention by cuDNN", "terms by a Pallas kernel"}  # a CPU would interpret it
+GPU_ONLY = {"attention by cuDNN", "terms by a Pallas kernel"}  # a CPU has no compiler for it
 
 
 def work(choice: Choice, name: str) -> Work:

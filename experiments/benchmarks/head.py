@@ -2,7 +2,7 @@
 
 Forward KL at T = 2 from a teacher's head to a student's, of unlike width, and the gradients of the student's features
 and kernel, in one pass over pieces of the sequence; beside PyTorch with whole logits. On a GPU also with the terms by
-one Pallas kernel (`kernels="pallas"`), in the same turns; a CPU would interpret it.
+one Pallas kernel (`kernels="pallas"`), in the same turns; a CPU has no compiler for it.
 """
 
 import jax

@@ -90,6 +90,7 @@ def prepared(config: ConfigDict, topology: Topology) -> tuple[Engine, tuple[Vari
     fits.check_vocabulary(config, sources.tokenization(config), described["train"].vocabulary)
     shapes = staged.shapes(config, described, caches)
     build.check_used(config, found, shapes["train"])
+    meshes.check_kernels(config, mesh)
     frozen = _frozen(config, found, shapes["train"], mesh)
     to_come = Data({}, Records({"index": np.arange(0)}, None), shapes)
     around = Around(to_come, mesh, found, Console(quiet=True), Interrupts())

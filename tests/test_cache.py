@@ -13,7 +13,7 @@ from examples import slow
 from rich.console import Console
 
 import jaxdistill
-from jaxdistill import cache, registry
+from jaxdistill import cache, cached, registry
 from jaxdistill.config import differ
 from jaxdistill.data import store
 from jaxdistill.errors import ConfigError
@@ -272,6 +272,18 @@ def test_what_is_kept_has_the_type_that_was_asked_for():
     assert encode(said, Keep("x", "float16", 0, ()), KEYS[:1])["logits"].dtype == jnp.float16
     top = encode(said, Keep("x", "float16", 1, ()), KEYS[:1])
     assert top["top"].dtype == top["tail"].dtype == jnp.float16
+
+
+def test_what_the_teacher_says_and_of_which_rows_is_in_a_caches_identity(taught, tmp_path):
+    made = with_cache(differ(taught, data={"augment": ("shift(pixels=1)",)}), tmp_path)
+    eight = differ(made, teachers={"big": {**made.teachers["big"].to_dict(), "quantized": "int8"}})
+    first = cached.identity(made, "big", "train")
+    for other, path in (
+        (eight, "teacher.quantized was None"),
+        (differ(made, batch_size=16), "draws.batch_size was 32"),
+    ):
+        (found,) = cached.differences(first, cached.identity(other, "big", "train"))
+        assert found.startswith(path)
 
 
 @pytest.mark.parametrize(

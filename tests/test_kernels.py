@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import runs
 from examples import FUSIONS, LOSSES, build_loss
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
 from test_streamed import EVERY, apart, plain, streamed, world
 
@@ -35,34 +33,27 @@ def _form(request, monkeypatch):
     monkeypatch.setattr(calls, "TILE", 64)
 
 
-SHAPES = {
-    "seed": st.integers(0, 99),
-    "rows": st.integers(1, 3),
-    "pieces": st.sampled_from([(2, 2), (4, 2), (3, 7)]),
-    "classes": st.integers(65, 200),
-    "widths": st.lists(st.integers(1, 12), min_size=2, max_size=3),
-    "cap": st.sampled_from([0.0, 1.5, 30.0]),
-}
-drawn = lambda test: settings(max_examples=1, deadline=None, derandomize=True)(given(**SHAPES)(test))
+CHUNKS = 3  # of 14 tokens each, which no block of 16 or 8 rows divides
 
 
-@drawn
+def odd(kind):
+    """A world of two tiles of 64 classes and a part of one, two unlike teachers, a bias and a cap that bends."""
+    return world(3, 2, 7 * CHUNKS, 150, (6, 9, 4), 1.5, kind)
+
+
 @pytest.mark.parametrize("name", EVERY)
-def test_by_a_kernel_value_and_gradients_are_those_in_float64(name, seed, rows, pieces, classes, widths, cap):
-    chunks, length = pieces
-    made = world(seed, rows, chunks * length, classes, widths, cap, jnp.float32)
-    assert apart(streamed({name: 1.0}, *made, chunks, "pallas"), plain({name: 1.0}, *made)) < 1e-5
+def test_by_a_kernel_value_and_gradients_are_those_in_float64(name):
+    made = odd(jnp.float32)
+    assert apart(streamed({name: 1.0}, *made, CHUNKS, "pallas"), plain({name: 1.0}, *made)) < 1e-5
 
 
 SUM = {"kd(temperature=2.0)": 0.7, "jsd(beta=0.3, temperature=2.0)": 2.0, "cross_entropy": 0.3}
 
 
 @pytest.mark.usefixtures("_form")
-@drawn
-def test_so_is_a_weighted_sum_of_bfloat16_in_either_form(seed, rows, pieces, classes, widths, cap):
-    chunks, length = pieces
-    made = world(seed, rows, chunks * length, classes, widths, cap, jnp.bfloat16)
-    assert apart(streamed(SUM, *made, chunks, "pallas"), plain(SUM, *made)) < 1e-2
+def test_so_is_a_weighted_sum_of_bfloat16_in_either_form():
+    made = odd(jnp.bfloat16)
+    assert apart(streamed(SUM, *made, CHUNKS, "pallas"), plain(SUM, *made)) < 1e-2
 
 
 def test_so_they_are_with_the_rows_on_several_devices():

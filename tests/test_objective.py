@@ -237,6 +237,15 @@ def test_terms_draw_from_keys_of_their_own():
     assert_same(apply(), means)
 
 
+def test_terms_draw_anew_in_every_piece():
+    draw = lambda p, s, seen, *, key: (jnp.broadcast_to(jax.random.uniform(key), seen.mask.shape), s)
+    minimised = objective({"a": Weighted(Term(lambda key, seen: ({}, {}), draw))}, AVERAGE, 4)
+    seen, state = of_tokens(), {"fusion": {}, "terms": {"a": {}}}
+    of_piece = lambda n: jnp.broadcast_to(jnp.arange(16) // 4 == n, (8, 16)).astype(jnp.float32)
+    means = [minimised.apply(state, state, {"train": replace(seen, mask=of_piece(n))}, key=KEY)[0] for n in range(4)]
+    assert len({float(mean["a"].compute()) for mean in means}) == 4
+
+
 def test_without_teachers_the_task_alone_is_minimised():
     seen = replace(signals(), teachers=(), params=signals().params | {"teachers": ()})
     with_teacher = evaluate({"a": build_loss("cross_entropy"), "b": build_loss("decay")}, {"train": signals()})[1]

@@ -111,8 +111,12 @@ def test_a_published_method_is_the_sum_of_its_terms_each_on_its_own_texts(method
 
 
 def test_a_share_is_that_of_the_steps():
-    step, state = world("on_policy(prompt=1, share=0.3)", "samples", reverse_kl=1e-3)
+    """Of the first half of them none, and then 0.3."""
+    step, state = world("on_policy(prompt=1, share=phases(values=(0.0, 0.3), at=(0.5,)))", "samples", reverse_kl=1e-3)
     update, counts = jax.jit(step.update), []
+    first = [update(replace(state, step=jnp.int32(n)), FROZEN, {"train": ROWS})[1] for n in range(0, 50, 5)]
+    assert all(float(metrics["samples/length"].sum) == float(ROWS["mask"].sum()) for metrics in first)
+    state = replace(state, step=jnp.int32(50))
     for _ in range(60):
         state, metrics = update(state, FROZEN, {"train": ROWS})
         counts.append(float(metrics["samples/length"].sum) == float(ROWS["mask"].sum()))

@@ -79,3 +79,6 @@ def test_the_map_skip_is_the_papers():
     assert layer_pairs("skip", 4, 13) == [(1, 4), (2, 8)]
     with pytest.raises(ValueError, match="the student has no other; use 'last'"):
         layer_pairs("skip", 2, 13)
+    seen = signals(extent=(5,))
+    assert_close(values("pkd", seen), values("pkd(layers='skip')", seen))
+    assert not np.allclose(values("pkd", seen), values("pkd(layers='uniform')", seen))

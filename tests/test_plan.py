@@ -223,7 +223,9 @@ def test_a_plan_holds_what_a_run_holds(planned, monkeypatch):
     bytes_here = lambda tree: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
     held = {"student": ts.params["student"], "optimiser": ts.opt_state, "teacher large": frozen}
     assert plan.held == {kind: bytes_here(tree) for kind, tree in held.items()}
-    assert plan.temporaries > 0 and plan.tokens == 8 * 16
+    trained = plan.held["student"] + plan.held["optimiser"]
+    assert 0 < plan.temporaries < engine.traced().lower().compile().memory_analysis().temp_size_in_bytes + trained / 2
+    assert plan.tokens == 8 * 16
     ts, _ = engine.update(ts, engine.put({"train": rows}))
     assert int(ts.step) == 1  # what was planned is what runs
 
@@ -234,6 +236,8 @@ def test_the_bounds_are_those_of_the_chip(planned):
     chip = topology.Chip(flops=1e9, memory=2**30, memory_speed=1e8, link_speed=1e7)
     found = told.bounds(plan, topology.Topology("made up", [None] * 8, chip))
     assert found.products == plan.device.flops / 1e9
+    state = plan.held["student"] + plan.held["optimiser"]  # is read and written, as temporaries are
+    assert found.memory == (state + sum(plan.held.values()) + 2 * plan.temporaries) / 1e8
     assert found.links == sum(each.bytes for each in plan.device.collectives.values()) / 1e7
     assert found.best == max(found) and found.worst == sum(found)
 
@@ -285,7 +289,23 @@ def test_a_plan_is_told_and_written(_drawn, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "8 chips, data 8 x fsdp 1 x tensor 1; 32 tokens (or rows) a step" in said
     assert "fits: " in said and "all-reduce" in said and "teacher big" in said
-    assert json.loads((tmp_path / "plan.json").read_text())["fits"] is True
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["fits"] is True and all(name in said for name in plan["held"])
+
+
+def test_what_fits_is_the_sum_of_what_is_held_and_of_temporaries(planned):
+    plan, found = planned
+    gib = 2**30
+    large = plan._replace(held={"student": gib, "teacher large": gib // 2}, temporaries=gib // 4)
+    assert "fits: 1.75 GiB on each chip" in told.text(large, found, "config")
+
+
+def test_a_teacher_is_laid_out_by_a_table_of_its_own(planned):
+    plan, found = planned
+    rules = {"large": {**decoder().teachers.large.to_dict(), "rules": ((".*", ()),)}}
+    _, (large,), *_ = ahead.prepared(decoder(teachers=rules), found)
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(large))
+    assert ahead.share(large) == whole > 2 * plan.held["teacher large"]
 
 
 ODD = f"decoder({SIZES}, depth=1)".replace("64", "65")

@@ -16,11 +16,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 import jaxdistill
-from jaxdistill import registry
+from jaxdistill import build, registry
 from jaxdistill.config import differ
 from jaxdistill.errors import ConfigError
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.models.narrow import Narrow, narrow
+from jaxdistill.models.narrow import Narrow, narrow, run
 from jaxdistill.models.quantized import narrowed, quantized
 from jaxdistill.parallel.compile import place
 from jaxdistill.parallel.mesh import make_mesh
@@ -100,6 +100,18 @@ def test_scales_are_those_of_rows_and_outputs_by_hand(kind):
     np.testing.assert_allclose(scale[0], [100 / most, 2 / most], rtol=1e-6)
     step = {"int8": scale / 2, "fp8": jnp.abs(x) / 16 + 1e-6}[kind]  # half of an integer, or of 3 binary digits
     assert (jnp.abs(Narrow(values, scale, jnp.float32).wide() - x) <= step * 1.001).all()
+
+
+def test_every_row_of_what_is_multiplied_has_a_scale_of_its_own():
+    """With one for all, a row a thousand times smaller than another would be rounded to 0."""
+    x, kernel = jnp.array([[1.0, -2.0, 0.5], [1e-3, -2e-3, 5e-4]]), jnp.eye(3)
+    y = run(jax.make_jaxpr(jnp.matmul)(x, kernel), [x, Narrow(*narrow(kernel, -2, "int8"), jnp.float32)])[0]
+    np.testing.assert_allclose(y, x, rtol=0.02)
+
+
+def test_a_config_has_its_teacher_in_8_bits(taught):
+    made = build.teacher(eight(taught[0]), "big").init(KEY, {"image": jnp.zeros((2, 8, 8, 1), jnp.uint8)})[0]
+    assert {name.rsplit("/", 1)[-1] for name, x in made.items() if x.dtype == jnp.int8} == {"kernel"}
 
 
 def test_on_a_mesh_it_says_what_it_says_on_one_device_and_is_read_into_its_shards():

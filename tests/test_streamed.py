@@ -17,6 +17,7 @@ from jaxdistill import registry
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.parallel.collectives import ROWS
 from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.streamed import streamed as pieces_of
 from jaxdistill.types import Factored, Outputs
 
 T, ALPHA, BETA = 2.0, 0.1, 0.3
@@ -43,10 +44,12 @@ EVERY = {**dict.fromkeys(FORMULAS, 1.0), "cross_entropy": 1.0}
 
 
 def world(seed, rows, length, classes, widths, cap, kind):
-    """A student's head, those of its teachers, labels and a mask."""
+    """A student's head, those of its teachers, labels and a mask. A bias in float32 alone: bfloat16 rounds twice."""
     rng = np.random.default_rng(seed)
     draw = lambda scale, *shape: jnp.asarray((scale * rng.normal(size=shape)).astype(kind))
-    head = lambda width: Factored(draw(1, rows, length, width), draw(2 * width**-0.5, width, classes), None, cap)
+    kernel = lambda width: draw(2 * width**-0.5, width, classes)
+    bias = lambda: draw(1, classes) if kind == jnp.float32 else None
+    head = lambda width: Factored(draw(1, rows, length, width), kernel(width), bias(), cap)
     label = jnp.asarray(rng.integers(0, classes, (rows, length)).astype(np.int32))
     mask = np.float32(rng.random((rows, length)) < 0.8)
     mask[0, 0] = 1
@@ -57,11 +60,13 @@ def plain(weights, student, teachers, label, mask):
     """Value and gradients in float64, from whole logits and the formulas."""
     with jax.enable_x64(True):
         double = lambda x: jnp.asarray(np.asarray(x, np.float64))
-        logits = lambda f, k: f @ k if not student.cap else student.cap * jnp.tanh(f @ k / student.cap)
+        capped = lambda z: student.cap * jnp.tanh(z / student.cap) if student.cap else z
+        parts = lambda head: tuple(map(double, jax.tree.leaves(head)))
+        logits = lambda features, kernel, bias=0.0: capped(features @ kernel) + bias
 
-        def loss(features, kernel):
-            told = [jax.nn.softmax(logits(double(t.features), double(t.kernel)) / T) for t in teachers]
-            log_p, z = jnp.log(sum(told) / len(told)), logits(features, kernel)
+        def loss(*head):
+            told = [jax.nn.softmax(logits(*parts(t)) / T) for t in teachers]
+            log_p, z = jnp.log(sum(told) / len(told)), logits(*head)
             hard = -jnp.take_along_axis(jax.nn.log_softmax(z), label[..., None], -1)[..., 0]
             log_q = jax.nn.log_softmax(z / T)
             values = [
@@ -69,9 +74,7 @@ def plain(weights, student, teachers, label, mask):
             ]
             return jnp.sum(sum(values) * double(mask)) / double(mask).sum()
 
-        return jax.tree.map(
-            np.asarray, jax.jit(jax.value_and_grad(loss, (0, 1)))(double(student.features), double(student.kernel))
-        )
+        return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss, range(len(parts(student)))))(*parts(student)))
 
 
 def streamed(weights, student, teachers, label, mask, chunks, kernels="xla", fusion="average"):
@@ -91,11 +94,11 @@ def streamed(weights, student, teachers, label, mask, chunks, kernels="xla", fus
         return minimised.loss(params, state, {"train": seen}, minimised.weights(0), key=jax.random.key(0))[0]
 
     value, slope = jax.jit(jax.value_and_grad(loss))(student, teachers)
-    return value, (slope.features, slope.kernel)
+    return value, (slope.features, slope.kernel, slope.bias)
 
 
 def apart(found, wanted) -> float:
-    """The largest relative error of value, gradient of the features and of the kernel, in the norm."""
+    """The largest relative error of value and gradients of the features, the kernel and the bias, in the norm."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
     return max(float(np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)) for a, b in pairs)
 
@@ -128,6 +131,12 @@ def test_so_they_are_with_the_vocabulary_on_several_devices():
     with jax.set_mesh(mesh):
         found = streamed(EVERY, put(student), tuple(map(put, teachers)), lay(label, *ROWS), lay(mask, *ROWS), 4)
     assert apart(found, wanted) < 1e-5
+
+
+def test_what_many_pieces_add_to_a_gradient_is_summed_in_float32_and_scaled_by_what_the_sum_is_for():
+    rows, kernel = jnp.ones((1000, 1), jnp.bfloat16), jnp.ones((), jnp.bfloat16)
+    twice = lambda kernel: 2 * pieces_of(lambda kernel, rows: (jnp.sum(kernel * rows), ()), kernel, rows)[0]
+    assert jax.grad(twice)(kernel) == 2000  # added up in bfloat16, 256 and 1 is 256
 
 
 def test_a_large_vocabulary_takes_little_beside_the_gradient_of_its_head():

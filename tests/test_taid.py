@@ -93,7 +93,8 @@ def test_what_taid_remembers_is_the_same_on_every_device():
     seen = replace(signals(batch=(16,)), mask=jnp.asarray(np.arange(16) < 11))
     params, state = minimised.init(KEY, {"train": seen})
     assert not any(x.weak_type for x in jax.tree.leaves(state))
-    after = lambda seen: minimised.apply(params, state, {"train": seen}, key=KEY)[1]["terms"]["taid"]
+    given = lambda seen: minimised.apply(params, state, {"train": seen}, key=KEY)
+    after = lambda seen: given(seen)[1]["terms"]["taid"]
     rows = lambda seen: (seen.student, seen.teachers, seen.batch, seen.mask)
     join = lambda r: replace(seen, student=r[0], teachers=r[1], batch=r[2], mask=r[3])
     split = jax.tree.map(lambda x: np.reshape(x, (8, 2, *x.shape[1:])), rows(seen))
@@ -101,6 +102,7 @@ def test_what_taid_remembers_is_the_same_on_every_device():
     whole = jax.jit(after)(seen)
     assert not any(x.weak_type for x in jax.tree.leaves(whole)) and whole["loss"] > 0.1
     assert_close(apart, jax.tree.map(lambda x: np.broadcast_to(x, (8,)), whole))
+    assert_close(whole["loss"], given(seen)[0]["taid"].compute())  # however many rows count
 
 
 def test_a_batch_of_padding_does_not_move_taid():

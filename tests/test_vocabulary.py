@@ -9,7 +9,7 @@ import pytest
 import runs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from jaxdistill import registry, vocabulary
+from jaxdistill import cached, registry, vocabulary
 from jaxdistill.config import differ, make
 from jaxdistill.errors import ConfigError
 from jaxdistill.hub.vocabulary import kept, read, reduced, used
@@ -125,6 +125,17 @@ def test_a_network_cut_alike_says_the_same_to_the_bit(world, capsys):
         shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), batch))
         said.append(parity.run(model, model.load(shapes).read(), batch).logits)
     np.testing.assert_array_equal(said[0], said[1])
+
+
+def test_a_cache_of_a_network_that_is_cut_otherwise_is_another(world, tmp_path):
+    _, hub, config = world
+
+    def weights(ids):
+        (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": ids, "size": 60}))
+        teacher = {"model": f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})"}
+        return cached.weights(differ(config, teachers={"cut": teacher}), "cut")
+
+    assert weights([0, 1, 2]) == weights([0, 1, 2]) != weights([0, 1, 3])
 
 
 @pytest.mark.parametrize("name", ["llama_tied", "llama_untied"])

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import plot
+from experiments import copies, plot
 from experiments.once import finished, ran
 from experiments.study import Run, Study, expand, runs, taught, together
 from jaxdistill import cache
@@ -64,13 +64,32 @@ def learn(run: Run, console: Console) -> None:
         console.print(f"{run.arm}, seed {run.seed}: left out, {error}")
 
 
-def work(left: Sequence[Run], console: Console) -> None:
-    """These runs one after the other; how far it is, and for how long to go, by the mean of those that are done."""
-    began = time.perf_counter()
-    for number, run in enumerate(left, 1):
-        learn(run, console)
-        each = (time.perf_counter() - began) / number
-        console.print(f"{number} of {len(left)}; about {duration(each * (len(left) - number))} to go")
+def work(left: Sequence[Run], console: Console, as_one: bool = False) -> None:
+    """These runs one after the other; how far it is, and for how long to go, by the mean of those that are done.
+
+    Args:
+        as_one: the seeds of an arm as one program, where that is possible.
+    """
+    began, done = time.perf_counter(), 0
+    for group in grouped(left) if as_one else [[run] for run in left]:
+        if len(group) == 1 or not copies.possible(group[0]):
+            for run in group:
+                learn(run, console)
+        else:
+            try:
+                copies.learn(group, console)
+            except NonFiniteError as error:
+                console.print(f"{group[0].arm}: {error}; its seeds go on alone")
+                for run in group:
+                    learn(run, console)
+        done += len(group)
+        each = (time.perf_counter() - began) / done
+        console.print(f"{done} of {len(left)}; about {duration(each * (len(left) - done))} to go")
+
+
+def grouped(left: Sequence[Run]) -> list[list[Run]]:
+    """The seeds of every arm."""
+    return [[run for run in left if run.arm == arm] for arm in dict.fromkeys(run.arm for run in left)]
 
 
 def _check(study: Study) -> None:
@@ -78,15 +97,19 @@ def _check(study: Study) -> None:
         check_specs(config)
 
 
-def conduct(study: Study, workdir: Path, seeds: int, console: Console) -> list[plot.Line]:
-    """Runs what is missing, says how far it is, and leaves `study.json`, table, figure and page; the table's lines."""
+def conduct(study: Study, workdir: Path, seeds: int, console: Console, as_one: bool = False) -> list[plot.Line]:
+    """Runs what is missing, says how far it is, and leaves `study.json`, table, figure and page; the table's lines.
+
+    Args:
+        as_one: as of `work`.
+    """
     _check(study)
     with held(workdir):
         every = runs(study, workdir, seeds, teach(study, workdir, console))
         left = [run for run in every if not finished(run.config, run.folder)]
         console.print(f"{len(every) - len(left)} of {len(every)} runs were finished before")
         try:
-            work(left, console)
+            work(left, console, as_one)
         finally:  # of what was cut, `python -m experiments.plot` shows what is there
             write_json(workdir / "study.json", told(study, every))
     lines = plot.write(workdir)
@@ -131,6 +154,8 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     words.add_argument("--workdir", default=Path("runs", name), type=Path, help=known)
     words.add_argument("--seeds", default=3, type=int, help="runs of every arm, of seeds 0, 1, ...; %(default)s")
     words.add_argument("--run", default="", help="the number of one run, or 'teachers': nothing else is run")
+    one = "the seeds of an arm as one program (vmap): small models that leave a device idle"
+    words.add_argument("--together", action="store_true", help=one)
     words.add_argument("--slurm", action="store_true", help="print a script that runs the study on a cluster")
     return words
 
@@ -143,7 +168,7 @@ def obey(study: Study, known: argparse.Namespace, words: Sequence[str]) -> None:
         count = len(expand(study)) * known.seeds
         print(script(study, [word for word in words if word != "--slurm"], count), end="")
     elif not known.run:
-        conduct(study, known.workdir, known.seeds, console)
+        conduct(study, known.workdir, known.seeds, console, known.together)
     else:
         checkpoints = teach(study, known.workdir, console)
         every = {str(n): run for n, run in enumerate(runs(study, known.workdir, known.seeds, checkpoints))}

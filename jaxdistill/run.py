@@ -128,7 +128,7 @@ def distill(config: ConfigDict, workdir: str | Path, console: Console | None = N
         if jax.process_index() == 0:
             stack.enter_context(workfolder.held(workdir))
             record |= workfolder.claim(workdir, record, source)
-        run = _Run(config, planned, console)
+        run = Run(config, planned, console)
         selected.hold(workdir, config, run.data.chosen)
         interrupts = stack.enter_context(Interrupts())
         run.teachers_from_checkpoints()
@@ -167,7 +167,7 @@ def _check_reached(stage: Stage) -> None:
         raise ConfigError("steps", f"{stage.config.steps} are fewer than the {reached} of {stage.folder}. {cure}.")
 
 
-class _Run:
+class Run:
     """The stages of one run, and what they hand to each other: the teachers' variables."""
 
     def __init__(self, config: ConfigDict, planned: Planned, console: Console):
@@ -202,7 +202,7 @@ class _Run:
                 continue
             values = NOTHING if teacher.cache else teachers.load(self.config, name, model, shapes, self._mesh_of(name))
             trained = Trained(values, self._judge(name, model, values), {})
-            self._keep(f"teacher {name}", model, trained, 0.0)
+            self.keep(f"teacher {name}", model, trained, 0.0)
 
     def stage(self, stage: Stage, plan: Parts, interrupts: Interrupts) -> None:
         """Trains a stage, or takes it over if it was finished before."""
@@ -210,20 +210,23 @@ class _Run:
             self.console.print(f"{stage.name:>12}  was finished before, at step {stage.config.steps}")
             return
         start = time.perf_counter()
+        beside = () if stage.name.startswith("teacher ") else self.placed()
+        trained = train(stage.name, stage.folder, stage.config, plan, beside, self.around(stage, interrupts))
+        outcome = self.keep(stage.name, plan.student, trained, time.perf_counter() - start)
+        for name, model, values in zip(plan.teacher_names, plan.teachers, trained.teachers, strict=False):
+            self.keep(f"teacher {name}", model, Trained(values, self._judge(name, model, values), {}), 0.0)
+        if jax.process_index() == 0:
+            write_json(stage.folder / "result.json", {**outcome, "step": stage.config.steps})
+
+    def around(self, stage: Stage, interrupts: Interrupts) -> Around:
+        """What a stage shares with the others, and of the data what it reads."""
         shapes = staged.shapes(stage.config, self.described, self.read)  # with its own augmentation
         written = self.data.beside if stage.config.teachers else {"test": self.data.beside["test"]}
         asked = {} if stage.name.startswith("teacher ") else self._asked
         asked = asked if stage.config.teachers else {stream: ask for stream, ask in asked.items() if stream == "test"}
         chosen = self.data.chosen if stage.config.data.select or stage.config.data.order else None
         data = self.data._replace(shapes=shapes, beside=written, chosen=chosen, apart=asked)
-        around = Around(data, self.mesh, self.reference, self.console, interrupts)
-        beside = () if stage.name.startswith("teacher ") else self._placed()
-        trained = train(stage.name, stage.folder, stage.config, plan, beside, around)
-        outcome = self._keep(stage.name, plan.student, trained, time.perf_counter() - start)
-        for name, model, values in zip(plan.teacher_names, plan.teachers, trained.teachers, strict=False):
-            self._keep(f"teacher {name}", model, Trained(values, self._judge(name, model, values), {}), 0.0)
-        if jax.process_index() == 0:
-            write_json(stage.folder / "result.json", {**outcome, "step": stage.config.steps})
+        return Around(data, self.mesh, self.reference, self.console, interrupts)
 
     def _finished(self, stage: Stage, plan: Parts) -> bool:
         """Takes over what an earlier run of this stage left, if it is complete and whole."""
@@ -240,7 +243,7 @@ class _Run:
         self._remember(stage.name, outcome, variables)
         return True
 
-    def _placed(self) -> tuple[Variables, ...]:
+    def placed(self) -> tuple[Variables, ...]:
         """The teachers in their order, each laid out on the mesh by its own table; those apart have nothing on it."""
         names = self.reference.teacher_names
         return tuple(NOTHING if name in self.apart else self._laid_out(name, self.teachers[name]) for name in names)
@@ -274,7 +277,8 @@ class _Run:
         batches = evaluation_batches(self.data.test, batch_size=size, rows=rows, transforms=fixed, beside=said)
         return totals(jax.device_get(evaluate(batch)) for batch in batches)
 
-    def _keep(self, name: str, model: Model, trained: Trained, seconds: float) -> dict[str, Any]:
+    def keep(self, name: str, model: Model, trained: Trained, seconds: float) -> dict[str, Any]:
+        """Remembers a model and what it scored, for the table and for who learns from it; what result.json says."""
         cache = self.caches.get(name.removeprefix("teacher ")) if name.startswith("teacher ") else None
         costs = cache.cost if cache else self._cost(model, trained.variables)
         row = {"name": name, **_nested(scores(trained.total)), **costs}

@@ -19,7 +19,7 @@ from jaxdistill.data.stream import Beside, Phases, Transform, evaluation_batches
 from jaxdistill.evaluate import beside_grown, evaluator, scores, totals
 from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.log import Log
-from jaxdistill.parallel.compile import Engine, jit_engine, pmap_engine
+from jaxdistill.parallel.compile import Engine, jit_engine, pmap_engine, vmap_engine
 from jaxdistill.parallel.sharding import DEFAULT_RULES
 from jaxdistill.steps.observe import stream_number
 from jaxdistill.types import NOTHING, Model, TrainState, Variables
@@ -108,8 +108,8 @@ def train(
             streams[stream].set_state(state)
         console.print(f"{name:>12}  resumed at step {step}")
     else:
-        zeros = engine.put(_zeros(data.shapes, plan.step.streams, engine))
-        ts = engine.init(jax.random.key(config.seed), zeros, _start(plan.student, engine.abstract))
+        zeros = engine.put(blank(data.shapes, plan.step.streams, engine))
+        ts = engine.init(jax.random.key(config.seed), zeros, start(plan.student, engine.abstract))
 
     total: dict[str, Any] = {}
     with checkpoints, Log(folder, name, step, config.steps, config.logging, plan.schedules, console) as log:
@@ -133,7 +133,7 @@ def train(
     return Trained(Variables(exported.params["student"], exported.state["student"]), total, engine.compiled(), made)
 
 
-def _start(student: Model, abstract: TrainState) -> Variables:
+def start(student: Model, abstract: TrainState) -> Variables:
     """What a checkpoint of the world gives the student to begin with."""
     if student.load is None:
         return NOTHING
@@ -162,20 +162,24 @@ def open_streams(config: ConfigDict, plan: Parts, data: Data, engine: Engine) ->
     return streams
 
 
-def make_engine(config: ConfigDict, plan: Parts, teachers: tuple[Variables, ...], around: Around) -> Engine:
-    """The step and the evaluation of a stage, compiled for the config's backend when first called."""
+def make_engine(
+    config: ConfigDict, plan: Parts, teachers: tuple[Variables, ...], around: Around, copies: bool = False
+) -> Engine:
+    """The step and the evaluation of a stage, compiled for the config's backend, or for copies, when first called."""
     beside = around.reference.teachers if teachers else ()
     evaluate = evaluator(plan.student, beside, around.reference.reference, config.evaluate.layers)
     evaluate = beside_grown(evaluate, plan.step.grown) if plan.step.grown else evaluate
     learning = teachers if config.teachers else ()
     batch = {stream: around.data.shapes[stream] for stream in plan.step.streams}
+    if copies:
+        return vmap_engine(plan.step, evaluate, learning, teachers, batch)
     if config.mesh.backend == "pmap":
         return pmap_engine(plan.step, evaluate, list(around.mesh.devices.flat), learning, teachers, batch)
     rules = config.student.rules or DEFAULT_RULES
     return jit_engine(plan.step, evaluate, around.mesh, learning, teachers, batch, rules=rules)
 
 
-def _zeros(shapes: Mapping[str, Any], streams: Iterable[str], engine: Engine) -> dict[str, dict[str, np.ndarray]]:
+def blank(shapes: Mapping[str, Any], streams: Iterable[str], engine: Engine) -> dict[str, dict[str, np.ndarray]]:
     """A batch of zeros, this process's rows of it: enough to initialise from."""
 
     def each(x: Any) -> np.ndarray:

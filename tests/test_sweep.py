@@ -151,7 +151,7 @@ def test_the_page_is_one_file_that_escapes_what_it_is_told(conducted):
 
 
 def test_a_signal_between_two_runs_leaves_what_is_there(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "work", lambda left, console: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(sweep, "work", lambda left, console, as_one: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(sweep, "teach", lambda *_: {"big": str(tmp_path)})
     with sweep.exit_codes():
         sweep.conduct(study(), tmp_path, 1, QUIET)

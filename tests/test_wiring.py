@@ -279,7 +279,7 @@ def test_signals_are_given_back():
 
 def test_a_signal_at_the_very_end_stops_what_comes_after(tmp_path, monkeypatch):
     """Else a study of many runs would go on with the next one."""
-    monkeypatch.setattr(run._Run, "teachers_from_checkpoints", lambda self: None)
-    monkeypatch.setattr(run._Run, "stage", lambda self, stage, plan, interrupts: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(run.Run, "teachers_from_checkpoints", lambda self: None)
+    monkeypatch.setattr(run.Run, "stage", lambda self, stage, plan, interrupts: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped, match="all models are trained"):
         run.distill(runs.load(), tmp_path)

@@ -1,7 +1,7 @@
 """Compilation of steps: where they are jitted, their state donated, and everything laid out on the mesh.
 
-`jit` over a mesh is the engine, `pmap` a thin second backend.
-Both give an `Engine` with the same functions, and parameters that agree to float32 rounding.
+`jit` over a mesh is the engine, `pmap` a thin second backend, and `vmap` is for copies of a small model, one a seed.
+All give an `Engine` with the same functions, and parameters that agree to float32 rounding.
 """
 
 import functools
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS, psum
-from jaxdistill.parallel.mesh import row_shards
+from jaxdistill.parallel.mesh import make_mesh, row_shards
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, laid_out, shardings
 from jaxdistill.types import NOTHING, Array, PyTree, Step, TrainState, Variables
 
@@ -244,4 +244,36 @@ def pmap_engine(
         abstract=shapes,
         rows=np.arange,
         compiled=lambda: dict(traced),
+    )
+
+
+def vmap_engine(
+    step: Step,
+    evaluate: Evaluate,
+    teachers: tuple[Variables, ...],
+    references: tuple[Variables, ...],
+    batch: Batch,
+) -> Engine:
+    """`vmap` over copies that differ by their seed, on one device: one program where each would have its own.
+
+    State, training batches and metrics have a first axis, of the copies; `init` takes a key for each. Teachers, and
+    the rows of an evaluation, are the same for all. `abstract` is of one copy.
+
+    Args:
+        step, evaluate, teachers, references, batch: as for `jit_engine`.
+    """
+    on_mesh = functools.partial(_on_mesh, mesh=make_mesh((1, 1, 1)))
+    init = jax.jit(jax.vmap(step.init, (0, None, None, None)), compiler_options=_once())
+    update = jax.jit(jax.vmap(step.update, (0, None, 0)), donate_argnums=0)
+    measure = jax.jit(jax.vmap(evaluate, (0, 0, None, None)))
+    return Engine(
+        init=on_mesh(lambda keys, batch, start=NOTHING: init(keys, teachers, batch, start)),
+        update=on_mesh(lambda ts, batch: update(ts, teachers, batch)),
+        evaluate=on_mesh(lambda ts, batch: measure(ts.params, ts.state, references, batch)),
+        put=jax.device_put,
+        export=lambda ts: ts,
+        restore=lambda ts: ts,
+        abstract=jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NOTHING),
+        rows=np.arange,
+        compiled=lambda: _programs(update=update, evaluate=measure),
     )

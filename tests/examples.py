@@ -153,7 +153,7 @@ FUSIONS = {
     "confidence": [Example("confidence", symmetric=True)],
     "gate": [
         Example("gate", symmetric=True),
-        Example("gate(inputs=('student',), width=3, top=1)"),
+        Example("gate(inputs=('student',), width=3)"),
         Example("gate(inputs=('teachers', 'disagreement'), top=2)"),
     ],
     "entropy": [Example("entropy", symmetric=True), Example("entropy(of='logits')", symmetric=True)],

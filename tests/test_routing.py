@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdistill import build, registry, sources
 from jaxdistill.config import differ
 from jaxdistill.errors import ConfigError
+from jaxdistill.fusion.mixture import mixed
 from jaxdistill.objective import Weighted, objective
 from jaxdistill.optim import optimizer
 from jaxdistill.parallel.collectives import ROWS
@@ -23,7 +24,7 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.schedules import Horizon
 from jaxdistill.steps.dispatch import dispatched
 from jaxdistill.steps.routing import STREAMS, _guarded
-from jaxdistill.types import Model, Outputs, Variables
+from jaxdistill.types import Fusion, Model, Outputs, Variables
 
 KEY = jax.random.key(0)
 WIDTH, CLASSES = 6, 4
@@ -70,10 +71,10 @@ def right_on(domain: int):
     return rule
 
 
-def world(spec: str, teachers, fusion: str = GATE, terms=("kd",), direction="adamw"):
+def world(spec: str, teachers, fusion: str | Fusion = GATE, terms=("kd",), direction="adamw"):
     student = registry.models.build(STUDENT, "")
     weighted = {name: Weighted(examples.build_loss(name)) for name in terms}
-    minimised = objective(weighted, registry.fusions.build(fusion, ""))
+    minimised = objective(weighted, fusion if isinstance(fusion, Fusion) else registry.fusions.build(fusion, ""))
     update = optimizer(registry.optimizers.build(direction, ""), 0.02)
     parsed = registry.parse(spec, "")
     parts = {"student": student, "teachers": tuple(teachers), "objective": minimised, "optimizer": update}
@@ -272,13 +273,33 @@ def test_few_rows_are_dispatched_too(choice):
     assert_close(np.asarray(said.logits)[:, 0], np.log(np.asarray(choice) + 1.0))
 
 
-def test_hard_routing_equals_a_gate_that_hears_one():
-    """Of a gate that reads the image alone; the student learns from the same teacher, whoever runs."""
-    gate = "gate(inputs=('image',), width=16, top=1)"
-    batches = {"train": rows(0), "calibration": rows(1)}
-    soft, hard = (world(spec, BOTH, gate) for spec in ("routing", "routing(hard=True)"))
+def loudest() -> Fusion:
+    """A gate of which a row of `train` hears one teacher; calibrated on what it gives to all."""
+    whole = registry.fusions.build(GATE, "fusion")
+
+    def apply(params, state, signals, *, key):
+        fused, state = whole.apply(params, state, signals, key=key)
+        one = jax.nn.one_hot(jnp.argmax(fused.weights, axis=0), len(fused.weights), axis=0)
+        heard = mixed(signals, jnp.where(signals.batch["hears_one"] != 0, one, fused.weights))
+        return heard, state
+
+    return whole._replace(apply=apply)
+
+
+def test_hard_routing_is_a_gate_of_which_a_row_hears_one():
+    """The gate reads the image alone; the student learns from the same teacher, whoever runs, and the gate moves."""
+    hears = lambda number: np.full(rows(0)["mask"].shape, number, np.float32)
+    batches = {"train": rows(0) | {"hears_one": hears(1)}, "calibration": rows(1) | {"hears_one": hears(0)}}
+    given = (("routing", loudest()), ("routing(hard=True)", GATE))
+    (soft, hard) = (world(spec, BOTH, gate) for spec, gate in given)
     after = [trained(step, frozen, batches, 20)[0] for step, frozen, _ in (soft, hard)]
     assert_close(after[0].params, after[1].params, rtol=1e-4, atol=1e-5)
+    assert np.abs(after[1].params["fusion"]["head/kernel"]).max() > 0.01
+
+
+def test_a_gate_that_hears_one_alone_is_refused():
+    with pytest.raises(ConfigError, match=r"top=1: .* nothing would train it\. .* step='routing\(hard=True\)'"):
+        registry.fusions.build("gate(top=1)", "fusion")
 
 
 @pytest.mark.slow

@@ -103,9 +103,15 @@ def gate(
         inputs: what it reads: the "student"'s embedding, the "image", the "teachers"' log-probabilities, their
             "entropies", their pairwise "disagreement". Without the last three, teachers need not be run to be chosen.
         width: of the hidden layer.
-        top: how many teachers a row hears, those of the largest weights; 0: all.
+        top: how many teachers a row hears, those of the largest weights, two or more; 0: all.
         paths: how many paths between layers it weighs too, for the term `routed_hidden`.
+
+    Raises:
+        ValueError: a number is out of range, or it would hear one alone.
     """
+    if top == 1:
+        why = "one teacher alone weighs 1 whatever the gate says, so that nothing would train it"
+        raise ValueError(f"top=1: {why}. For the chosen teacher alone leave top out, and set step='routing(hard=True)'")
     if not inputs or width < 1 or top < 0 or paths < 0:
         raise ValueError(f"a gate reads something through a positive width; got {inputs=}, {width=}, {top=}, {paths=}")
 

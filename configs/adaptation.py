@@ -19,7 +19,7 @@ from functools import cache
 
 import numpy as np
 
-from jaxdistill.config import differ, make
+from jaxdistill.config import choose, differ, make
 from jaxdistill.data import open_records
 from jaxdistill.fetch import default_folder
 from jaxdistill.registry import datasets
@@ -85,4 +85,4 @@ def get_config(word="student"):
         data={"name": "positives_and_negatives", "train": "source"},
         evaluate={"every": 200, "batch_size": 500},
     )
-    return differ(config, **WAYS[word])
+    return differ(config, **choose(word, WAYS))

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from jaxdistill.config import make
+from jaxdistill.config import choose, make
 from jaxdistill.data import open_records
 from jaxdistill.fetch import default_folder
 from jaxdistill.registry import datasets
@@ -43,6 +43,7 @@ def mislabelled_digits(split: str, classes: tuple[int, ...] = (3, 7), share: flo
 
 
 def get_config(word="meta"):
+    step = choose(word, STEPS)
     objective = {"kd": {"term": "kd(temperature=4.0)"}}
     if word == "labels":
         objective["cross_entropy"] = {"stream": "quiz"}
@@ -55,8 +56,8 @@ def get_config(word="meta"):
         objective=objective,
         task={"cross_entropy": {"term": "cross_entropy(target='wrong_label')"}},
         control=False,
-        step=STEPS[word],
-        roles={} if STEPS[word] == "offline()" else {"teachers": {"optimizer": "adamw()", "rate": "0.0001"}},
+        step=step,
+        roles={} if step == "offline()" else {"teachers": {"optimizer": "adamw()", "rate": "0.0001"}},
         rate="cosine(start=0.003)",
         data={"name": "mislabelled_digits", "train": "train[:3900]"},
         streams={} if word == "static" else {"quiz": {"split": "train[3900:]", "batch_size": 100}},

@@ -13,8 +13,7 @@ method reads: `mlp` (logits, embeddings, gradients), `vit` (layers, attention), 
 
 from typing import NamedTuple
 
-from jaxdistill.config import make
-from jaxdistill.errors import ConfigError, suggest
+from jaxdistill.config import choose, make
 
 
 class Method(NamedTuple):
@@ -127,9 +126,7 @@ def beside_labels(pair: str, terms: dict, labels: float = 1.0, **further):
 
 
 def get_config(name: str = "kd"):
-    if name not in METHODS:
-        raise ConfigError("--config", f"unknown method {name!r}. {suggest(name, METHODS)}")
-    pair, term, weight, labels, step = METHODS[name]
+    pair, term, weight, labels, step = choose(name, METHODS)
     entry = "kd" if step and term.startswith("kd") else name
     further = {"title": f"400 digits by {name}"}
     if step:

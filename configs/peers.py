@@ -11,7 +11,7 @@ Command: python -m jaxdistill.main --config configs/peers.py:mutual --workdir ru
 Cost: under a minute each. Result: in `experiments/peers`, over 3 seeds on 500 digits: no gain.
 """
 
-from jaxdistill.config import differ, make
+from jaxdistill.config import choose, differ, make
 
 MODEL, WIDE = "mlp(widths=(128,), classes=10)", "mlp(widths=(256, 256), classes=10)"
 
@@ -47,4 +47,4 @@ def get_config(word="mutual"):
         data={"name": "mnist5k", "train": "train[:500]", "augment": ("shift(pixels=2)",)},
         evaluate={"every": 200, "batch_size": 500},
     )
-    return differ(config, **WAYS[word])
+    return differ(config, **choose(word, WAYS))

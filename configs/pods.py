@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdistill.config import make
+from jaxdistill.config import choose, make
 from jaxdistill.registry import datasets
 
 
@@ -56,7 +56,7 @@ def drawn_tokens(vocabulary: int, length: int, split: str, rows: int = 2**20) ->
 
 
 def get_config(name: str = "qwen3"):
-    teacher, student, vocabulary = PAIRS[name]
+    teacher, student, vocabulary = choose(name, PAIRS)
     return make(
         title=f"{teacher} into {student}",
         steps=10000,

@@ -7,6 +7,7 @@ Reads the `study.json` that `experiments/sweep.py` has written, and writes `tabl
 import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 
 from experiments.compare import Paired, interval, paired, spread
 from experiments.study import Measure
+from jaxdistill.errors import ConfigError
 from jaxdistill.report import estimates, page, tables
 from jaxdistill.report.markup import Markup, element, join
 from jaxdistill.report.template import CSS, PAGE
@@ -39,8 +41,15 @@ class Line(NamedTuple):
 
 
 def read(workdir: Path) -> dict[str, Any]:
-    """study.json, with its measures as `Measure`."""
-    study = json.loads((workdir / "study.json").read_text())
+    """study.json, with its measures as `Measure`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    file = workdir / "study.json"
+    if not file.is_file():
+        raise ConfigError("WORKDIR", f"{str(file)!r} is no file. Give the --workdir of a study that has begun.")
+    study = json.loads(file.read_text())
     return {**study, "measures": [Measure(*measure) for measure in study["measures"]]}
 
 
@@ -150,4 +159,7 @@ def write(workdir: Path) -> list[Line]:
 if __name__ == "__main__":
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("workdir", type=Path)
-    write(words.parse_args().workdir)
+    try:
+        write(words.parse_args().workdir)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

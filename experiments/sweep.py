@@ -5,8 +5,8 @@ A study is a value (`experiments/study.py`), and `python -m experiments.NAME` ha
     python -m experiments.sweep --config configs/methods.py:kd --workdir runs/temperatures --seeds 3 \
         --axis objective.kd.term "kd(temperature=1.0)" "kd(temperature=4.0)" "kd(temperature=8.0)"
 
-The first arm is the baseline; a further --axis multiplies the runs. `--slurm` prints a script that runs the same as an
-array of jobs.
+The first arm is the baseline; a further --axis multiplies the runs; --config.steps=600 and the like change all of them.
+`--slurm` prints a script that runs the same as an array of jobs.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from experiments.study import Run, Study, expand, runs, taught, together
 from jaxdistill import cache
 from jaxdistill.build import check_specs
 from jaxdistill.checkpoint import CheckpointError, write_json
-from jaxdistill.config import differ, load
+from jaxdistill.config import changes, differ, load, override
 from jaxdistill.errors import ConfigError
 from jaxdistill.interrupts import Stopped
 from jaxdistill.log import NonFiniteError
@@ -105,6 +105,7 @@ def conduct(study: Study, workdir: Path, seeds: int, console: Console, as_one: b
     """
     _check(study)
     with held(workdir):
+        _same(study, workdir)
         every = runs(study, workdir, seeds, teach(study, workdir, console))
         left = [run for run in every if not finished(run.config, run.folder)]
         console.print(f"{len(every) - len(left)} of {len(every)} runs were finished before")
@@ -116,6 +117,15 @@ def conduct(study: Study, workdir: Path, seeds: int, console: Console, as_one: b
     console.print(plot.markdown(plot.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
     console.print(f"The page: {workdir / 'study.html'}")
     return lines
+
+
+def _same(study: Study, workdir: Path) -> None:
+    """A folder holds one study; arms may come to it."""
+    if (workdir / "study.json").is_file():
+        gone = sorted(set(plot.read(workdir)["runs"]) - set(expand(study)))
+        if gone:
+            why = f"{str(workdir)!r} holds a study with the arm {gone[0]!r}, which this one has not"
+            raise ConfigError("--workdir", f"{why}. Choose another folder, or delete its study.json.")
 
 
 def told(study: Study, every: Sequence[Run]) -> dict[str, Any]:
@@ -209,10 +219,9 @@ if __name__ == "__main__":
     asked = parser("sweep", __doc__)
     asked.add_argument("--config", required=True, help="a .py with get_config(), or a saved config.json")
     asked.add_argument("--axis", action="append", nargs="+", required=True, help="a key's path, and its values")
-    given = asked.parse_args()
+    given, more = asked.parse_known_args()
     axes = {path: tuple(texts) for path, *texts in given.axis}
     with exit_codes():
         first = " | ".join(texts[0] for texts in axes.values())
-        obey(
-            Study("sweep", f"What is {' and '.join(axes)} worth?", load(given.config), axes, first), given, sys.argv[1:]
-        )
+        base = override(load(given.config), changes(more))
+        obey(Study("sweep", f"What is {' and '.join(axes)} worth?", base, axes, first), given, sys.argv[1:])

@@ -388,6 +388,17 @@ def load(path: str) -> ConfigDict:
     return make(**config.to_dict())
 
 
+def choose(word: str, presets: Mapping[str, Any]) -> Any:
+    """The preset of a word, as `FILE.py:WORD` gives it to `get_config`.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if word not in presets:
+        raise ConfigError("--config", f"unknown preset {word!r}. {suggest(word, presets)}")
+    return presets[word]
+
+
 def source(path: str) -> str:
     """The Python file that `load(path)` runs, absolute; of a saved config.json, the copy beside it."""
     file = Path(path.partition(":")[0]).absolute()

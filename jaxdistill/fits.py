@@ -1,8 +1,12 @@
 """Whether the parts of a stage fit together: each is run on shapes alone, what does not fit is named by its path."""
 
 import re
+import sys
+import sysconfig
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,7 +37,16 @@ def outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, Variables
 
 
 def _short(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error).strip().split("\n\n")[0])[:400] or type(error).__name__
+    said = re.sub(r"\s+", " ", str(error).strip().split("\n\n")[0])[:400] or type(error).__name__
+    return said + _place(error)
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised, if in a file of neither this package nor an installed one: in a part of one's own."""
+    others = (str(Path(__file__).parent), sysconfig.get_paths()["purelib"], sys.base_prefix, "<")
+    frames = traceback.extract_tb(error.__traceback__)  # from here on inwards
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def check_shapes(

@@ -14,6 +14,7 @@ import spelt
 from jaxdistill import build, cache, main, vocabulary
 from jaxdistill.config import changes, load, override
 from jaxdistill.data import tokenizer
+from jaxdistill.errors import ConfigError
 from jaxdistill.hub import folders
 from jaxdistill.models import pretrained
 from jaxdistill.plan import __main__ as planning
@@ -39,8 +40,10 @@ def words(file: Path) -> list[str]:
     if not made.args.args:
         return [""]
     assigned = [node for node in body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+    assigned += [node for node in made.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
     named = {node.targets[0].id: node.value for node in assigned}
-    looked_in = [node.value for node in ast.walk(made) if isinstance(node, ast.Subscript)]
+    calls = [node for node in ast.walk(made) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    looked_in = [node.args[1] for node in calls if getattr(node.func, "id", "") == "choose"]
     tables = [x if isinstance(x, ast.Dict) else named.get(getattr(x, "id", None)) for x in looked_in]
     tables = [table for table in tables if isinstance(table, ast.Dict)]
     found = [str(key.value) for table in tables for key in table.keys if isinstance(key, ast.Constant)]
@@ -76,6 +79,12 @@ def world(tmp_path, monkeypatch):
         Path(name, "vocabulary.json").write_text(json.dumps({"ids": [0, 1, 2], "size": size}))
         Path(name, "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
     monkeypatch.setattr(build.checkpoint, "choose_step", left_by_a_command)
+
+
+@pytest.mark.parametrize("file", [file for file in CONFIGS if words(file) != [""]], ids=lambda file: file.name)
+def test_a_preset_that_is_none_is_told_with_those_that_are(file):
+    with pytest.raises(ConfigError, match=r"--config: unknown preset 'mutal'\..* Known: "):
+        load(f"{file}:mutal")
 
 
 def left_by_a_command(folder, which):

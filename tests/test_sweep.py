@@ -159,6 +159,17 @@ def test_a_signal_between_two_runs_leaves_what_is_there(capsys, tmp_path, monkey
     assert plot.read(tmp_path)["runs"] == {arm: {} for arm in expand(study())}
 
 
+def test_a_folder_holds_one_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "work", lambda left, console, as_one: None)
+    monkeypatch.setattr(sweep, "teach", lambda *_: {"big": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"WORKDIR: .*study.json' is no file. Give the --workdir of a study"):
+        plot.write(tmp_path)
+    sweep.conduct(study(), tmp_path, 1, QUIET)
+    sweep.conduct(study(further={**study().further, "more": {}}), tmp_path, 1, QUIET)
+    with pytest.raises(ConfigError, match=r"--workdir: .* holds a study with the arm 'more', which this one has not"):
+        sweep.conduct(study(), tmp_path, 1, QUIET)
+
+
 def test_two_sweeps_refuse_each_other(tmp_path):
     with workfolder.held(tmp_path):
         with pytest.raises(ConfigError, match=r"--workdir: .* is in use by process \d+ on .*\. Choose another"):

@@ -13,8 +13,10 @@ from jax.sharding import PartitionSpec
 from jaxdistill import build, provenance, registry, run, sources
 from jaxdistill.config import differ, make
 from jaxdistill.data.records import Records
+from jaxdistill.errors import ConfigError
 from jaxdistill.evaluate import cost, evaluator
 from jaxdistill.interrupts import Interrupts, Stopped
+from jaxdistill.losses.term import stateless
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.schedules import Horizon
@@ -283,3 +285,14 @@ def test_a_signal_at_the_very_end_stops_what_comes_after(tmp_path, monkeypatch):
     monkeypatch.setattr(run.Run, "stage", lambda self, stage, plan, interrupts: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped, match="all models are trained"):
         run.distill(runs.load(), tmp_path)
+
+
+def test_a_mistake_in_a_part_of_ones_own_is_placed(tmp_path):
+    def misspelt():
+        return stateless(lambda signals: signals.student.logit)
+
+    with runs.registries_as_found():
+        registry.losses.register(misspelt)
+        config = differ(runs.load(), objective={"misspelt": {}})
+        with pytest.raises(ConfigError, match=r"^objective.misspelt: .* 'logit' \(test_wiring.py, line \d+\)$"):
+            run.check(config, tmp_path)

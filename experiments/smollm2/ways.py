@@ -64,5 +64,6 @@ def prepare(console: Console) -> None:
 
 
 if __name__ == "__main__":
-    prepare(Console())
+    with sweep.exit_codes():
+        prepare(Console())
     sweep.main(STUDY, __doc__)

@@ -2,10 +2,10 @@
 
 Zhang, Xiang, Hospedales and Lu, Deep Mutual Learning, 2018 (arxiv.org/abs/1706.00384), algorithm 1 and equation 9.
 
-for each batch, and members M_0 (the student), M_1, M_2, ... (the config's teachers, of any architecture):
-    p_k      <- M_k(batch) for each k
-    loss_k   <- task loss of p_k + kd of p_k beside the fused sg(p_j), j != k
-    M_k      <- optimizer(grad_k loss_k) for each k             # all at once
+    for each batch, and members M_0 (the student), M_1, M_2, ... (the config's teachers, of any architecture):
+        p_k      <- M_k(batch) for each k
+        loss_k   <- task loss of p_k + kd of p_k beside the fused sg(p_j), j != k
+        M_k      <- optimizer(grad_k loss_k) for each k             # all at once
 
 The paper moves the members in turn, each beside the others as they are by then; here all move at once, so that their
 order has no meaning, as in the authors' later code. Each minimises the config's terms as if it were the student, with

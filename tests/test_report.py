@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxdistill.report import formats, logs, markup, table, tables, write_page
+from jaxdistill.report import page as pages
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 ROWS = [
@@ -296,6 +297,32 @@ def test_a_tie_that_nobody_can_see_is_no_win():
     assert tables.best_text(rows, accuracy) is None
     assert tables.best_text([*rows, {"name": "student int8", "accuracy": 0.9}], accuracy) == "91.34"
     assert tables.best_text(rows[:1], accuracy) is None
+
+
+def test_the_time_of_one_network_is_no_contest():
+    latency = next(column for column in tables.QUALITY if column.key == "latency_ms")
+    rows = [{"name": name, "latency_ms": ms, "flops": 10} for name, ms in (("student", 2.0), ("control", 1.0))]
+    assert tables.best_text(rows, latency) is None
+    assert tables.best_text([rows[0], {**rows[1], "flops": 5}], latency) == tables.cell_text(rows[1], latency)
+
+
+def test_what_a_step_watches_is_drawn():
+    """A gate's decisions among teachers, and each further group of numbers."""
+    lines = [
+        {
+            "step": step,
+            "kind": "train",
+            "terms/kd": 1.0,
+            "gate/share/0": 0.3,
+            "gate/share/1": 0.7,
+            "gate/loss": 0.1 * step,
+        }
+        for step in (10, 20)
+    ]
+    page_of = pages.objective({"student": logs.Log(lines, [])})
+    for title in ("Loss terms", "Whom the gate hears", "gate"):
+        assert f"<b>{title}</b>" in page_of
+    assert page_of.count("<figure>") == 3
 
 
 @pytest.mark.parametrize(("errors", "said"), [(19, "3 of 19"), (2000, "15.8 %")])

@@ -5,7 +5,7 @@ Who won, what was transferred, how training went, and how to repeat it.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,16 +119,25 @@ PANELS = (
     Panel("terms", "Loss terms", "Unweighted; long logs averaged. A gap: not finite.", "loss (nats, or own unit)", 5),
     Panel("weights", "Weights", "What each term is multiplied by.", "weight", 20),
     Panel("temperature", "Temperature", "What logits are divided by.", "temperature", math.inf),
+    Panel("gate/share", "Whom the gate hears", "Mean weight of each teacher, or path, by number.", "weight", math.inf),
 )
+
+
+def panels(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Those of every run, and one for each further group that a step watches, such as gate/entropy and gate/loss."""
+    known = {panel.kind for panel in PANELS}
+    groups = dict.fromkeys(key.rpartition("/")[0] for line in lines for key in line if "/" in key)
+    watched = [group for group in groups if group not in known]
+    return [*PANELS, *(Panel(group, group, "As the step watches it.", "value", 20) for group in watched)]
 
 
 def objective(logs: Mapping[str, Log]) -> Markup:
     """The terms of the student's objective, and the schedules that steer them."""
     lines = logs["student"].train if "student" in logs else []
-    names = {panel: keys_below(lines, panel.kind) for panel in PANELS}
-    styles = figures.term_styles(name for panel in PANELS for name in names[panel])
+    names = {panel: [name for name in keys_below(lines, panel.kind) if "/" not in name] for panel in panels(lines)}
+    styles = figures.term_styles(name for found in names.values() for name in found)
     cards = []
-    for panel in filter(names.get, PANELS):
+    for panel in filter(names.get, names):
         found = {name: series(lines, f"{panel.kind}/{name}") for name in names[panel]}
         svg = figures.curves(found, styles, panel.label, panel.log_beyond)
         cards.append(figure(panel.title, panel.note, svg))

@@ -106,7 +106,7 @@ MOMENTS = (
 def standing(workdir: Path) -> str:
     """How far a killed run has come: the steps of each stage's checkpoints, vouched for or not, and of its log."""
     found = []
-    for stage in filter(lambda stage: (workdir / stage).exists(), runs.STAGES):
+    for stage in filter(lambda stage: (workdir / stage / "log.jsonl").exists(), runs.STAGES):  # which comes last
         folder, log = workdir / stage / "checkpoints", runs.log(workdir / stage)
         steps = [
             f"{p.name}{'' if (folder / 'manifests' / f'{p.name}.json').is_file() else '?'}"

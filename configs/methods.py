@@ -13,7 +13,7 @@ method reads: `mlp` (logits, embeddings, gradients), `vit` (layers, attention), 
 
 from typing import NamedTuple
 
-from jaxdistill.config import choose, make
+from jaxdistill.config import choose, differ, make
 
 
 class Method(NamedTuple):
@@ -97,7 +97,7 @@ METHODS = {
     "uncertainty": Method("mlp", "kd(temperature=4.0)", step=f"uncertainty({TASKS})"),
     "gradnorm": Method("mlp", "kd(temperature=4.0)", step=f"gradnorm({TASKS})"),
     "mgda": Method("mlp", "kd(temperature=4.0)", step=f"mgda({TASKS})"),
-    "routed_hidden": Method("mlp", "routed_hidden(layers=((1, 0), (1, 1)))", step="routing(by='quiz')"),
+    "routed_hidden": Method("mlp", "routed_hidden(layers=((1, 0), (1, 1)))", step="routing(probes=(0, 1))"),
 }
 
 
@@ -133,6 +133,12 @@ def get_config(name: str = "kd"):
         further["step"] = step
     if name == "fused_hidden":
         further["fusion"] = "average()"
-    if name == "routed_hidden":
-        further |= {"fusion": "gate(inputs=('student',), paths=2)", "streams": {"quiz": {"split": "train[:100]"}}}
-    return beside_labels(pair, {entry: {"term": term, "weight": weight}}, labels, **further)
+    config = beside_labels(pair, {entry: {"term": term, "weight": weight}}, labels, **further)
+    if name != "routed_hidden":
+        return config
+    return differ(  # 100 further digits calibrate the gate
+        config,
+        fusion="gate(inputs=('student',), paths=2)",
+        data={"train": "train[:3900]"},
+        streams={"calibration": {"split": "train[3900:]"}},
+    )

@@ -14,6 +14,7 @@ import spelt
 from jaxdistill import build, cache, main, vocabulary
 from jaxdistill.config import changes, load, override
 from jaxdistill.data import tokenizer
+from jaxdistill.data.splits import share_records
 from jaxdistill.errors import ConfigError
 from jaxdistill.hub import folders
 from jaxdistill.models import pretrained
@@ -100,6 +101,8 @@ def test_a_preset_is_sound(preset, world):
     config = load(preset)
     assert config.title
     build.check_specs(config)
+    for stream in config.streams.values():
+        assert not share_records(stream.split, config.data.train, lambda split: 1000), "seen by the student"
     for name, teacher in config.teachers.items():
         assert teacher.cache == "" or build.keep_of(config, name).folder
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import runs
-from examples import all_finite, assert_close, assert_same
+from examples import all_finite, assert_close, assert_same, slow
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -94,6 +94,20 @@ def trained(step, frozen, batches, updates: int = 150):
 BOTH = (talker(right_on(0)), talker(right_on(1)))
 
 
+def _half_dead(params, state, batch, *, train, key):
+    said = 0.9 * jax.nn.one_hot(batch["truth"], CLASSES) + 0.1 / CLASSES
+    return Outputs(jnp.log(said), (said, jnp.zeros_like(said), 4 * said), embedding=said), state
+
+
+HALF_DEAD = Model(lambda key, batch: ({}, {}), _half_dead)  # its layer 1 says nothing
+PATHS, ROUTED = "gate(inputs=('student',), width=8, paths=2)", "routed_hidden(layers=((1, 1), (1, 2)))"
+
+
+def weight_of_the_first_path(state) -> float:
+    """Which leads from the dead layer."""
+    return float(fused(state, PATHS, (HALF_DEAD,), rows(3)).routes[0].mean())
+
+
 def fused(state, fusion: str, teachers, batch) -> Outputs:
     """What the trained gate makes of the teachers."""
     student = registry.models.build(STUDENT, "")
@@ -174,11 +188,13 @@ def test_what_the_mean_weights_lack_of_the_floor_is_lost():
 
 
 @pytest.mark.slow
-def test_the_quiz_trains_the_gate_by_what_one_update_of_the_student_brings():
+@pytest.mark.parametrize("chooses", ["teachers", slow("paths")])
+def test_the_quiz_trains_the_gate_by_what_one_update_of_the_student_brings(chooses):
     """Finite differences, in float64, of the student's loss on the quiz after its update, in the gate's parameters."""
+    given = {"teachers": (BOTH,), "paths": ((HALF_DEAD,), PATHS, ("kd", ROUTED))}[chooses]
     with jax.enable_x64(True):
         step, frozen, student = world(
-            "routing(by='quiz', inner_lr=0.5, floor=0.0)", BOTH, direction="sgd(momentum=0.0)"
+            "routing(by='quiz', inner_lr=0.5, floor=0.0)", *given, direction="sgd(momentum=0.0)"
         )
         double = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
         batches = double({"train": rows(0), "quiz": rows(1)})
@@ -208,25 +224,27 @@ def _descended(step, state, frozen, batches, rate):
     return jax.tree.map(lambda a, b: a + (b - a) * rate / 0.02, state.params["student"], after.params["student"])
 
 
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="looking one update ahead, a hint that says nothing seems to do least harm")
+def test_a_quiz_gives_a_dead_layer_no_weight():
+    """It did only while the student had a gradient through what the gate reads of it."""
+    step, frozen, _ = world("routing(by='quiz', inner_lr=1.0)", (HALF_DEAD,), PATHS, (ROUTED, "kd"))
+    state, _ = trained(step, frozen, {"train": rows(0, 32), "quiz": rows(1)}, 150)
+    assert weight_of_the_first_path(state) < 0.1
+
+
 def test_a_layer_of_which_a_probe_reads_nothing_gets_no_weight():
     """Beside it two broken twins: layers in another order than the paths, and a gate trained by the loss it weighs."""
-
-    def apply(params, state, batch, *, train, key):
-        said = 0.9 * jax.nn.one_hot(batch["truth"], CLASSES) + 0.1 / CLASSES
-        return Outputs(jnp.log(said), (said, jnp.zeros_like(said), 4 * said), embedding=said), state
-
-    teacher = Model(lambda key, batch: ({}, {}), apply)
-    gate, term = "gate(inputs=('student',), width=8, paths=2)", "routed_hidden(layers=((1, 1), (1, 2)))"
     dead = []
     for probes in ("(1, 2)", "(2, 1)"):
-        step, frozen, _ = world(f"routing(probes={probes})", (teacher,), gate, (term, "kd"))
+        step, frozen, _ = world(f"routing(probes={probes})", (HALF_DEAD,), PATHS, (ROUTED, "kd"))
         state, watched = trained(step, frozen, {"train": rows(0, 32), "calibration": rows(1)}, 150)
-        dead.append(float(fused(state, gate, (teacher,), rows(3)).routes[0].mean()))
+        dead.append(weight_of_the_first_path(state))
         assert watched["gate/share/0"] == pytest.approx(dead[-1], abs=0.05)
     assert dead[0] < 0.1 and dead[1] > 0.9
-    step, frozen, _ = world("offline", (teacher,), gate, (term, "kd"))
+    step, frozen, _ = world("offline", (HALF_DEAD,), PATHS, (ROUTED, "kd"))
     state, _ = trained(step, frozen, {"train": rows(0, 32)}, 150)
-    assert float(fused(state, gate, (teacher,), rows(3)).routes[0].mean()) > 0.9
+    assert weight_of_the_first_path(state) > 0.9
 
 
 # Hard routing: only the chosen teacher runs

@@ -19,14 +19,13 @@ from experiments.study import Run
 from jaxdistill import run as runs
 from jaxdistill import selected, workfolder
 from jaxdistill.build import Parts, Stage
-from jaxdistill.checkpoint import Checkpoints, manifests
-from jaxdistill.data.stream import evaluation_batches
-from jaxdistill.evaluate import scores, totals
+from jaxdistill.checkpoint import Checkpoints, manifests, write_json
+from jaxdistill.evaluate import scores
 from jaxdistill.interrupts import Interrupts, Stopped
 from jaxdistill.log import Log
 from jaxdistill.parallel.compile import Engine
 from jaxdistill.provenance import provenance
-from jaxdistill.train import Around, Trained, blank, make_engine, open_streams, start
+from jaxdistill.train import Around, Trained, blank, make_engine, measure, open_streams, start
 from jaxdistill.types import PyTree, TrainState, Variables
 
 
@@ -76,7 +75,10 @@ def learn(each: Sequence[Run], console: Console) -> None:
             own, found = of(ts, number), of(total, number)
             variables = Variables(own.params["student"], own.state["student"])
             spent = (time.perf_counter() - began) / len(seeds)
-            seed.models.keep("student", seed.plan.student, Trained(variables, found, engine.compiled()), spent)
+            outcome = seed.models.keep(
+                "student", seed.plan.student, Trained(variables, found, engine.compiled()), spent
+            )
+            write_json(seed.stage.folder / "result.json", {**outcome, "step": seed.stage.config.steps})
             row = seed.models.finish(seed.folder, seed.record, [seed.stage]).rows[-1]
             console.print(
                 f"{each[number].arm}, seed {each[number].seed}: {100 * row['accuracy']:.2f} %", highlight=False
@@ -109,6 +111,7 @@ def _trained(engine: Engine, seeds: Sequence[Seed], stack: ExitStack) -> tuple[T
     ts, step = _begun(engine, seeds, streams)
     words = (step, config.steps, config.logging, plan.schedules, Console(quiet=True))
     logs = [stack.enter_context(Log(seed.stage.folder, "student", *words)) for seed in seeds]
+    judged = lambda ts: measure(engine, ts, around.data, config.evaluate.batch_size, plan.transforms["train"])
     total: dict[str, Any] = {}
     pending: list[tuple[int, Any]] = []
     while step < config.steps:
@@ -125,7 +128,7 @@ def _trained(engine: Engine, seeds: Sequence[Seed], stack: ExitStack) -> tuple[T
             _tell(logs, pending)
             pending = []
         if due:
-            total = _measured(engine, ts, seeds[0])
+            total = judged(ts)
         for number, (seed, log, own) in enumerate(zip(seeds, logs, streams, strict=True)):
             found = scores(of(total, number)) if due else {}
             if due:
@@ -135,7 +138,9 @@ def _trained(engine: Engine, seeds: Sequence[Seed], stack: ExitStack) -> tuple[T
                 seed.checkpoints.save(step, of(ts, number), position, found)
         if stop and step < config.steps:
             raise Stopped(f"{len(seeds)} students: saved at step {step} of {config.steps}")
-    return ts, total or _measured(engine, ts, seeds[0])
+    if around.interrupts.asked:  # a study of many runs must not go on
+        raise Stopped(f"{len(seeds)} students are trained; only their tables and pages are missing")
+    return ts, total or judged(ts)
 
 
 def _begun(engine: Engine, seeds: Sequence[Seed], streams: Sequence[Mapping[str, Any]]) -> tuple[TrainState, int]:
@@ -161,11 +166,3 @@ def _tell(logs: Sequence[Log], ready: Sequence[tuple[int, Any]]) -> None:
         for step, metrics in read:
             log.add(step, of(metrics, number))
         log.flush()
-
-
-def _measured(engine: Engine, ts: TrainState, seed: Seed) -> dict[str, Any]:
-    """Sums over the test records, with a first axis of the copies."""
-    data, size = seed.around.data, seed.stage.config.evaluate.batch_size
-    words = {"transforms": seed.plan.transforms["train"], "beside": data.beside.get("test", ())}
-    batches = evaluation_batches(data.test, batch_size=size, rows=engine.rows(size), **words)
-    return totals(jax.device_get(engine.evaluate(ts, engine.put(rows))) for rows in batches)

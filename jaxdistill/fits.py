@@ -43,7 +43,10 @@ def _short(error: Exception) -> str:
 
 def _place(error: Exception) -> str:
     """Where it was raised, if in a file of neither this package nor an installed one: in a part of one's own."""
-    others = (str(Path(__file__).parent), sysconfig.get_paths()["purelib"], sys.base_prefix, "<")
+    others = (
+        *(f"{folder}/" for folder in (Path(__file__).parent, sysconfig.get_paths()["purelib"], sys.base_prefix)),
+        "<",
+    )
     frames = traceback.extract_tb(error.__traceback__)  # from here on inwards
     own = [frame for frame in frames if not frame.filename.startswith(others)]
     return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""

@@ -30,6 +30,7 @@ def world(tmp_path_factory):
 def left(run):
     """What a run has left: what it scored, its log without times, its last checkpoint."""
     results = once.finished(run.config, run.folder)
+    assert runs.results(run.folder)["rows"] and (run.folder / "student" / "result.json").is_file()
     row = {k: v for k, v in results["rows"][-1].items() if isinstance(v, float) and k != "latency_ms"}
     log = runs.log(run.folder / "student")
     timeless = [{k: v for k, v in line.items() if k not in ("time", "steps_per_second")} for line in log.train]
@@ -61,3 +62,11 @@ def test_a_group_that_was_stopped_goes_on_to_the_bit(world, monkeypatch):
     copies.learn(cut, QUIET)
     for run, other in zip(whole, cut, strict=True):
         assert not runs.differences(left(run)[2], left(other)[2])
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_last_step_stops_the_study(world, monkeypatch):
+    group = world("late")
+    monkeypatch.setattr(Interrupts, "stop", lambda self: setattr(self, "asked", "SIGTERM"))
+    with pytest.raises(Stopped, match="2 students are trained; only their tables and pages are missing"):
+        copies.learn(group, QUIET)

@@ -162,4 +162,5 @@ if __name__ == "__main__":
     try:
         write(words.parse_args().workdir)
     except ConfigError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

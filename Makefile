@@ -5,7 +5,7 @@ WORKERS ?= 2
 python := .venv/bin/python
 installed := .venv/.installed-$(EXTRAS)
 
-.PHONY: help install demo test lint laws test-slow gain bench docs clean
+.PHONY: help install demo test lint laws test-slow same gain bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +36,9 @@ test-slow: $(installed) ## the slow tests: kills at ten moments, experiments, fu
 
 gain: $(installed) ## what distillation is worth: 5 seeds beside the same student without a teacher
 	$(python) -m experiments.gain
+
+same: $(installed) ## do this commit and BASE=COMMIT train alike, to the bit?
+	$(python) -m experiments.same --base $(BASE)
 
 bench: $(installed) ## the loop beside the bare jitted step
 	$(python) -m experiments.benchmarks.loop

@@ -13,7 +13,7 @@ Result (one seed, 500 steps, `experiments/funmatch`): 63.0 %, plain 69.6, all la
 79.7: no gain in so few steps. The 2,000 of this config were not run.
 """
 
-from jaxdistill.config import choose, make
+from jaxdistill.run.config import choose, make
 
 SMALL = "stem=16, stages=((16, 1, 3, 2, 1), (32, 2, 3, 2, 4), (96, 3, 3, 2, 4)), top=384"
 VIEW = ("flip()", "crop(padding=6)")

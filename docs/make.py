@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxdistill.build  # noqa: F401  (registers the parts)
-from jaxdistill import registry
+import jaxdistill.run.build  # noqa: F401  (registers the parts)
+from jaxdistill.core import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"

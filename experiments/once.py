@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 import jaxdistill
-from jaxdistill.report.logs import read_log
-from jaxdistill.workfolder import changes
+from jaxdistill.evaluation.report.logs import read_log
+from jaxdistill.run.workdir import changes
 
 
 def finished(config: ConfigDict, folder: Path) -> dict[str, Any] | None:

@@ -16,10 +16,10 @@ import numpy as np
 
 from experiments.compare import Paired, interval, paired, spread
 from experiments.study import Measure
-from jaxdistill.errors import ConfigError
-from jaxdistill.report import estimates, page, tables
-from jaxdistill.report.markup import Markup, element, join
-from jaxdistill.report.template import CSS, PAGE
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.evaluation.report import estimates, page, tables
+from jaxdistill.evaluation.report.markup import Markup, element, join
+from jaxdistill.evaluation.report.template import CSS, PAGE
 
 
 class Line(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxdistill.config import differ, override
-from jaxdistill.errors import ConfigError, suggest
+from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.run.config import differ, override
 
 Change = str | Mapping[str, Any]  # a text, as on the command line; or keys, as `differ` takes them
 Axis = Sequence[str] | Mapping[str, Change]

@@ -24,15 +24,15 @@ from rich.console import Console
 from experiments import copies, plot
 from experiments.once import finished, ran
 from experiments.study import Run, Study, expand, runs, taught, together
-from jaxdistill import cache
-from jaxdistill.build import check_specs
-from jaxdistill.checkpoint import CheckpointError, write_json
-from jaxdistill.config import changes, differ, load, override
-from jaxdistill.errors import ConfigError
-from jaxdistill.interrupts import Stopped
-from jaxdistill.log import NonFiniteError
-from jaxdistill.report.formats import duration
-from jaxdistill.workfolder import held
+from jaxdistill.core.checkpoint import CheckpointError, write_json
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.evaluation.report.formats import duration
+from jaxdistill.run.build import check_specs
+from jaxdistill.run.commands import cache
+from jaxdistill.run.config import changes, differ, load, override
+from jaxdistill.run.log import NonFiniteError
+from jaxdistill.run.preemption import Stopped
+from jaxdistill.run.workdir import held
 
 
 def teach(study: Study, workdir: Path, console: Console) -> dict[str, str]:

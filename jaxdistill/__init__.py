@@ -7,22 +7,31 @@ Everything is imported on first use, so that `import jaxdistill` costs nothing.
 import importlib
 from typing import Any
 
+from jaxdistill.core.old_names import install
+
 __version__ = "0.1.0"
 
 _HOMES = {
-    "make": "config",
-    "distill": "run",
-    **dict.fromkeys(("Factored", "Fusion", "Model", "Outputs", "Signals", "Step", "Term", "TrainState"), "types"),
+    **dict.fromkeys(("make", "differ"), "run.config"),
+    **dict.fromkeys(("load", "choose"), "run.config_files"),
+    "resolve": "run.resolve",
+    "distill": "run.distill",
+    **dict.fromkeys(("Factored", "Fusion", "Model", "Outputs", "Signals", "Step", "Term", "TrainState"), "core.types"),
     "from_nnx": "models.nnx",
-    "by_rows": "parallel.collectives",
+    "by_rows": "core.collectives",
     "nudged": "models.layers",
-    "ConfigError": "errors",
+    "ConfigError": "core.errors",
 }
+_MODULES = {"registry": "core.registry"}
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_HOMES, *_MODULES]
+
+install()
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"jaxdistill.{_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'jaxdistill' has no attribute {name!r}")
     return getattr(importlib.import_module(f"jaxdistill.{_HOMES[name]}"), name)

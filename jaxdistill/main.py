@@ -1,53 +1,53 @@
-"""The command line.
+"""The command line: jaxdistill COMMAND, or python -m jaxdistill.main COMMAND.
 
-python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart [--config.a.b=value ...]
+Without a command it trains: python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart
 """
 
-import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
+from jaxdistill import __version__
+from jaxdistill.core.errors import suggest
 
-from jaxdistill import commands
-from jaxdistill.config import describe, source
+COMMANDS = {
+    "train": "distil a student from its teachers",
+    "cache": "write teachers' outputs once, so that runs need no teacher in memory",
+    "plan": "compile a training step for chips that are not there: does it fit, what does it cost?",
+    "sweep": "compare runs over values of config keys and seeds",
+    "heads": "find the attention heads of a teacher that matter",
+    "synthesize": "have a teacher write text for a student to learn from",
+    "vocabulary": "cut a vocabulary to the texts of a config",
+}
 
-EPILOG = """
-examples:
-  python -m jaxdistill.main --config configs/quickstart.py --workdir runs/one
-  python -m jaxdistill.main --config configs/quickstart.py --workdir runs/two --config.steps=500 \\
-      "--config.objective.kd.term=kd(temperature=linear(start=8, end=2))"
-  python -m jaxdistill.main --config runs/two/config.json --workdir runs/again      the same run once more
+USAGE = f"""usage: jaxdistill COMMAND --config FILE [--config.a.b=value ...] ...
 
-The same command resumes a run that was stopped or killed. Exit codes: 0 done, or stopped and saved; 2 a mistake in
-the config; 3 the loss is not finite; 4 no usable checkpoint; 5 another process of the run is gone: start all of them.
+Knowledge distillation in JAX, version {__version__}.
 
-every key, with its default:
+commands:
+{chr(10).join(f"  {name:<12}{sentence}" for name, sentence in COMMANDS.items())}
+
+`jaxdistill COMMAND --help` explains a command; `jaxdistill train --help` lists every config key.
+Start with: jaxdistill train --config configs/quickstart.py --workdir runs/quickstart
 """
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; `--config.a.b=value` words are left over for `override`."""
-    keys = "\n".join(
-        f"  --config.{path}={default}\n        {doc}" if default else f"\n  {path}: {doc}"
-        for path, default, doc in describe()
-    )
-    words = commands.parser("main", "Distils a student from its teachers, as a config says.", EPILOG + keys)
-    words.add_argument(
-        "--workdir", required=True, metavar="DIR", help="for checkpoints, logs, results.json, report.html"
-    )
-    return words
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-
-    def work(known: argparse.Namespace, config: ConfigDict) -> int:
-        from jaxdistill import launch  # JAX starts here: a mistake in the words above shows at once
-
-        return launch.launch(config, known.workdir, source(known.config))
-
-    return commands.answer(parser(), argv, work)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(USAGE)
+        return 0 if words else 2
+    if words[0] == "--version":
+        sys.stdout.write(f"jaxdistill {__version__}\n")
+        return 0
+    if words[0].startswith("-"):
+        words.insert(0, "train")
+    name, *rest = words
+    if name not in COMMANDS:
+        sys.stderr.write(f"error: unknown command {name!r}. {suggest(name, COMMANDS)}\n")
+        return 2
+    return importlib.import_module(f"jaxdistill.run.commands.{name}").run(rest)
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from jaxtyping import install_import_hook
 PURE = ("jaxdistill.losses", "jaxdistill.fusion", "jaxdistill.metrics")
 install_import_hook(PURE, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from jaxdistill.kernels import calls  # noqa: E402  (imports what is to be hooked)
+from jaxdistill.core.kernels import launch  # noqa: E402  (imports what is to be hooked)
 
 # Programs of kernels are compiled for TPUs and GPUs; here they are interpreted.
-calls.INTERPRETED = calls.Target(rows=0, masked=False, params=None, interpret=True)
+launch.INTERPRETED = launch.Target(rows=0, masked=False, params=None, interpret=True)
 
 # The same examples for everybody, on machines of any speed.
 hypothesis.settings.register_profile("laws", max_examples=10, deadline=None, derandomize=True, database=None)

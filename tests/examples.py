@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+import jaxdistill.core.optim
 import jaxdistill.data
 import jaxdistill.fusion
 import jaxdistill.losses
 import jaxdistill.models
-import jaxdistill.optim
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
-from jaxdistill.build import loss
-from jaxdistill.schedules import Horizon, Scalar, resolve
-from jaxdistill.types import Array, Heads, Outputs, Signals, Term
+from jaxdistill.core.schedules import Horizon, Scalar, resolve
+from jaxdistill.core.types import Array, Heads, Outputs, Signals, Term
+from jaxdistill.run.build import loss
 
 HORIZON = Horizon(steps=100, epoch=10.0)
 TIMED = {Scalar: lambda value, path: resolve(value, HORIZON, path)}

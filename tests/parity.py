@@ -12,12 +12,12 @@ import numpy as np
 from golden.weights import weight
 from safetensors.numpy import save_file
 
-from jaxdistill import registry
-from jaxdistill.hub import family as hub_family
-from jaxdistill.hub.source import Safetensors
-from jaxdistill.hub.weights import dump, load, plan
-from jaxdistill.registry import Spec
-from jaxdistill.types import Model, Outputs, Variables
+from jaxdistill.core import registry
+from jaxdistill.core.registry import Spec
+from jaxdistill.core.types import Model, Outputs, Variables
+from jaxdistill.models.hub import family as hub_family
+from jaxdistill.models.hub.source import Safetensors
+from jaxdistill.models.hub.weights import dump, load, plan
 
 GOLDEN = Path(__file__).parent / "golden"
 KEY = jax.random.key(0)

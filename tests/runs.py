@@ -16,10 +16,12 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
-import jaxdistill.build  # noqa: F401  (registers the parts: what comes later, `registries_as_found` takes away)
-from jaxdistill import config, main, registry
-from jaxdistill.checkpoint import manifests
-from jaxdistill.report.logs import Log, read_log
+import jaxdistill.run.build  # noqa: F401  (registers the parts: what comes later, `registries_as_found` takes away)
+from jaxdistill import main
+from jaxdistill.core import registry
+from jaxdistill.core.checkpoint import manifests
+from jaxdistill.evaluation.report.logs import Log, read_log
+from jaxdistill.run import config
 
 processes: list[subprocess.Popen] = []  # started by `spawn`
 compilations: list[str] = []  # the names of all programs that XLA has compiled in this process

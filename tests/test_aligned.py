@@ -8,11 +8,12 @@ import runs
 from spelt import aligned, letters, stories, written
 from tokenizers import Tokenizer, models
 
-from jaxdistill.data import Batches, evaluation_batches, open_records, tokenizer
-from jaxdistill.data.aligned import Text, rows_of, spans
-from jaxdistill.data.surfaces import shared_tokens, surfaces
-from jaxdistill.errors import ConfigError
-from jaxdistill.registry import datasets
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets
+from jaxdistill.data import Batches, evaluation_batches, open_records
+from jaxdistill.data.text import tokenizer
+from jaxdistill.data.text.aligned import Text, rows_of, spans
+from jaxdistill.data.text.surfaces import shared_tokens, surfaces
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,15 +12,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 import jaxdistill
-from jaxdistill import apart
-from jaxdistill.config import differ
-from jaxdistill.errors import ConfigError
-from jaxdistill.interrupts import Interrupts, Stopped
-from jaxdistill.parallel.collectives import ROWS
+from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.parallel.compile import moved
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.plan import ahead
-from jaxdistill.run import check
+from jaxdistill.run.config import differ
+from jaxdistill.run.distill import check
+from jaxdistill.run.plan import ahead
+from jaxdistill.run.preemption import Interrupts, Stopped
+from jaxdistill.teachers import submesh
 
 OWN = "submesh(devices=2, layers=(0, 1))"
 TERMS = {"kd": {}, "hidden": {"weight": 0.1}}
@@ -93,7 +93,7 @@ def test_what_it_said_of_another_batch_would_teach_something_else(taught, tmp_pa
         before, late[0] = late[0] or said, said
         return {**rows, **before}
 
-    monkeypatch.setattr(apart.Ahead, "__next__", broken)
+    monkeypatch.setattr(submesh.Ahead, "__next__", broken)
     config, beside = taught
     assert unlike(distilled(placed(config), tmp_path), beside) > 1e-3
 
@@ -134,7 +134,7 @@ def test_a_batch_is_asked_about_before_the_one_before_it_is_learned_from():
             self.at = at
 
     asked = []
-    stream = apart.Ahead(Numbers(), lambda batch: asked.append(batch["number"]) or {**batch, "said": batch["number"]})
+    stream = submesh.Ahead(Numbers(), lambda batch: asked.append(batch["number"]) or {**batch, "said": batch["number"]})
     assert stream.get_state() == 0
     for number in range(3):
         assert next(stream) == {"number": number, "said": number}

@@ -13,13 +13,13 @@ import pytest
 from examples import BATCHES, assert_close, signals
 from jax.sharding import NamedSharding
 
-from jaxdistill import registry
-from jaxdistill.losses.self_attention import head_divergence, products, visible_keys
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.parallel.collectives import ROWS
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.types import Array, Objective, Signals
+from jaxdistill.losses.attention.self_attention import head_divergence, products, visible_keys
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
-from jaxdistill.types import Array, Objective, Signals
 
 KEY = jax.random.key(0)
 

@@ -11,10 +11,10 @@ import jax
 import pytest
 import runs
 
-from jaxdistill.build import model
-from jaxdistill.checkpoint import Checkpoints
-from jaxdistill.config import override
-from jaxdistill.run import check
+from jaxdistill.core.checkpoint import Checkpoints
+from jaxdistill.run.build import model
+from jaxdistill.run.config import override
+from jaxdistill.run.distill import check
 
 # what is wrong: (changes of the tiny run, the path that is named, what the message says: the value, the cure)
 MISTAKES = {

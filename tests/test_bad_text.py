@@ -10,13 +10,13 @@ from rich.console import Console
 from spelt import letters, written
 
 import jaxdistill
-from jaxdistill import cache
-from jaxdistill.build import model
-from jaxdistill.checkpoint import Checkpoints
-from jaxdistill.config import differ
-from jaxdistill.errors import ConfigError
-from jaxdistill.registry import datasets
-from jaxdistill.run import check
+from jaxdistill.core.checkpoint import Checkpoints
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets
+from jaxdistill.run.build import model
+from jaxdistill.run.commands import cache
+from jaxdistill.run.config import differ
+from jaxdistill.run.distill import check
 
 DECODER = "decoder(vocabulary={}, width={}, depth=1, heads=2, kv_heads=2, head_size=4, ffn=12, positions={})"
 TEACHER = DECODER.format(9, 12, 64)

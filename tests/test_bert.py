@@ -8,14 +8,14 @@ import pytest
 from examples import all_finite, assert_close, assert_same, slow
 from safetensors.numpy import load_file, save_file
 
-from jaxdistill import registry
-from jaxdistill.errors import ConfigError
-from jaxdistill.hub import cut
-from jaxdistill.hub.family import families
-from jaxdistill.hub.source import Safetensors, WeightsError
-from jaxdistill.hub.weights import dump, load, plan
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Variables
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.types import Variables
+from jaxdistill.models.hub import slice
+from jaxdistill.models.hub.family import families
+from jaxdistill.models.hub.source import Safetensors, WeightsError
+from jaxdistill.models.hub.weights import dump, load, plan
 
 NAMES = ("bert_classifier", "bert_embedding", "roberta_classifier", "distilbert_classifier")
 FAMILY = families["bert"]
@@ -193,10 +193,10 @@ def test_sizes_that_make_no_model_are_refused(spec, problem):
 def test_a_student_is_cut_from_a_teacher_along_every_axis(known):
     ref, folder, _, arguments, *_ = known("bert_embedding")
     cuts = {
-        "width": cut.evenly(32, 16),
-        "heads": cut.blocks_of(cut.chosen((0, 2)), 8),
-        "ffn": cut.averaged(48, 24),
-        "vocabulary": cut.chosen(tuple(range(59))),
+        "width": slice.evenly(32, 16),
+        "heads": slice.blocks_of(slice.chosen((0, 2)), 8),
+        "ffn": slice.averaged(48, 24),
+        "vocabulary": slice.chosen(tuple(range(59))),
     }
     less = arguments | {"width": 16, "heads": 2, "ffn": 24, "vocabulary": 59, "depth": 2}
     model, shapes, source, planned = plan_of(folder, less, ref.batch, layers=(0, 2), selections=cuts)

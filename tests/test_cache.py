@@ -13,13 +13,15 @@ from examples import slow
 from rich.console import Console
 
 import jaxdistill
-from jaxdistill import cache, cached, registry
-from jaxdistill.config import differ
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Outputs
 from jaxdistill.data import store
-from jaxdistill.errors import ConfigError
-from jaxdistill.models.cached import Keep, decode, encode
-from jaxdistill.run import check
-from jaxdistill.types import Outputs
+from jaxdistill.run.commands import cache
+from jaxdistill.run.config import differ
+from jaxdistill.run.distill import check
+from jaxdistill.teachers import cache
+from jaxdistill.teachers.codec import Keep, decode, encode
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 
@@ -277,12 +279,12 @@ def test_what_is_kept_has_the_type_that_was_asked_for():
 def test_what_the_teacher_says_and_of_which_rows_is_in_a_caches_identity(taught, tmp_path):
     made = with_cache(differ(taught, data={"augment": ("shift(pixels=1)",)}), tmp_path)
     eight = differ(made, teachers={"big": {**made.teachers["big"].to_dict(), "quantized": "int8"}})
-    first = cached.identity(made, "big", "train")
+    first = cache.identity(made, "big", "train")
     for other, path in (
         (eight, "teacher.quantized was None"),
         (differ(made, batch_size=16), "draws.batch_size was 32"),
     ):
-        (found,) = cached.differences(first, cached.identity(other, "big", "train"))
+        (found,) = cache.differences(first, cache.identity(other, "big", "train"))
         assert found.startswith(path)
 
 

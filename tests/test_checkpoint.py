@@ -12,10 +12,10 @@ import pytest
 import runs
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdistill.checkpoint import CheckpointError, Checkpoints, choose_step, load_variables, manifests, problems
+from jaxdistill.core.checkpoint import CheckpointError, Checkpoints, choose_step, load_variables, manifests, problems
+from jaxdistill.core.types import TrainState, Variables
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
-from jaxdistill.types import TrainState, Variables
 
 ACCURACIES = {10: 0.9, 20: 0.1, 30: 0.3, 40: 0.2}  # the best is not among the last two
 

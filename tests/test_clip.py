@@ -12,11 +12,11 @@ import pytest
 from examples import all_finite, assert_close, slow
 
 import jaxdistill.models  # noqa: F401  (registers the families)
-from jaxdistill.hub.family import families
-from jaxdistill.hub.weights import dump
+from jaxdistill.core.collectives import PMAP_AXIS, ROWS
 from jaxdistill.models.combinators import in_dtype
+from jaxdistill.models.hub.family import families
+from jaxdistill.models.hub.weights import dump
 from jaxdistill.models.towers import NO_CANDIDATE
-from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
 

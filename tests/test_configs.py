@@ -11,15 +11,17 @@ import pytest
 import runs
 import spelt
 
-from jaxdistill import build, cache, main, vocabulary
-from jaxdistill.config import changes, load, override
-from jaxdistill.data import tokenizer
+from jaxdistill import main
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.data.splits import share_records
-from jaxdistill.errors import ConfigError
-from jaxdistill.hub import folders
+from jaxdistill.data.text import tokenizer
 from jaxdistill.models import pretrained
-from jaxdistill.plan import __main__ as planning
-from jaxdistill.plan import ahead, topology
+from jaxdistill.models.hub import locate
+from jaxdistill.run import build
+from jaxdistill.run.commands import cache, vocabulary
+from jaxdistill.run.config import changes, load, override
+from jaxdistill.run.plan import ahead, topology
+from jaxdistill.run.plan import command as planning
 
 CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))
 MINILM = json.loads("""{"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
@@ -69,7 +71,7 @@ def world(tmp_path, monkeypatch):
     def opened(text):
         shipped = runs.ROOT / text / "config.json"
         known = json.loads(shipped.read_text()) if shipped.is_file() else None
-        return folders.Shape(text, known or next(WORLD[part] for part in WORLD if part in text.lower()))
+        return locate.Shape(text, known or next(WORLD[part] for part in WORLD if part in text.lower()))
 
     folder = spelt.written(tmp_path)["few"]
     monkeypatch.chdir(tmp_path)

@@ -15,17 +15,17 @@ import pytest
 import runs
 from examples import assert_close, assert_same, signals, slow
 
-import jaxdistill.build  # noqa: F401  (registers the parts)
-from jaxdistill import registry
-from jaxdistill.errors import ConfigError
-from jaxdistill.evaluate import evaluator
-from jaxdistill.interrupts import Interrupts
-from jaxdistill.losses import crd
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
+import jaxdistill.run.build  # noqa: F401  (registers the parts)
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import Outputs, Signals, Variables
+from jaxdistill.evaluation.evaluator import evaluator
+from jaxdistill.losses.relations import crd
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.types import Outputs, Signals, Variables
+from jaxdistill.run.preemption import Interrupts
 
 KEY = jax.random.key(0)
 GOLDEN = np.load(Path(__file__).parent / "golden" / "relations.npz")

@@ -8,21 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdistill import fetch
-from jaxdistill.data import (
-    Batches,
-    Transform,
-    digits,
-    evaluation_batches,
-    known,
-    open_records,
-    records,
-    train_stream,
-)
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets, transforms
+from jaxdistill.data import Batches, Transform, evaluation_batches, known, open_records, records, train_stream
+from jaxdistill.data.builders import digits
 from jaxdistill.data.splits import share_records
-from jaxdistill.errors import ConfigError
-from jaxdistill.fetch import default_folder
-from jaxdistill.registry import datasets, transforms
+from jaxdistill.models.hub import packages
+from jaxdistill.models.hub.packages import default_folder
 
 PLAIN = {"batch_size": 4, "seed": 3, "transforms": ()}
 
@@ -336,7 +328,7 @@ def test_a_client_that_runs_inside_a_relative_folder_writes_there(kind, tmp_path
     folder = Path("here")
     folder.mkdir()
     (folder / "a.deb").touch()
-    monkeypatch.setattr(fetch.subprocess, "run", lambda command, **options: commands.append(command))
+    monkeypatch.setattr(packages.subprocess, "run", lambda command, **options: commands.append(command))
     monkeypatch.setattr(fetch, "_unpack", lambda folder: None)
     getattr(fetch, kind)("some==1.0", folder)
     assert str(tmp_path / "here") in commands[-1]

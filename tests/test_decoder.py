@@ -11,13 +11,13 @@ from examples import assert_close, assert_same, slow
 from golden.weights import tokens
 from safetensors.numpy import save_file
 
-from jaxdistill import registry
-from jaxdistill.errors import ConfigError
-from jaxdistill.hub.family import families
-from jaxdistill.hub.source import Safetensors
-from jaxdistill.hub.weights import dump, load, plan
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Variables
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.types import Variables
+from jaxdistill.models.hub.family import families
+from jaxdistill.models.hub.source import Safetensors
+from jaxdistill.models.hub.weights import dump, load, plan
 
 KEY = jax.random.key(0)
 NAMES = ("llama_tied", "llama_untied", "llama_scaled", "qwen2", "qwen3")

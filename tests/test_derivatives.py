@@ -7,12 +7,13 @@ import pytest
 from examples import BATCHES, MODELS, assert_close, assert_same, every, slow
 from flax import nnx
 
-from jaxdistill import nudged, registry
+from jaxdistill import nudged
+from jaxdistill.core import registry
+from jaxdistill.core.types import Outputs
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.derivatives import with_needed
 from jaxdistill.models.layers import pixels
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.types import Outputs
 
 KEY = jax.random.key(3)
 INPUT, STATES = frozenset({"input_gradients"}), frozenset({"state_gradients"})

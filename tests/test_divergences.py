@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from examples import assert_close, build_loss, signals
 
-from jaxdistill.losses.jsd import generalized_jsd, normalized_jsd
-from jaxdistill.losses.kd import kl_divergence
-from jaxdistill.losses.reverse_kl import reverse_kl_divergence
-from jaxdistill.losses.skew_kl import skew_divergence
-from jaxdistill.losses.skew_reverse_kl import skew_reverse_divergence
-from jaxdistill.types import Outputs
+from jaxdistill.core.types import Outputs
+from jaxdistill.losses.logits.jsd import generalized_jsd, normalized_jsd
+from jaxdistill.losses.logits.kd import kl_divergence
+from jaxdistill.losses.logits.reverse_kl import reverse_kl_divergence
+from jaxdistill.losses.logits.skew_kl import skew_divergence
+from jaxdistill.losses.logits.skew_reverse_kl import skew_reverse_divergence
 
 KEY = jax.random.key(0)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import examples
 import pytest
 
-from jaxdistill import registry
-from jaxdistill.config import make, override
-from jaxdistill.registry import Spec
+from jaxdistill.core import registry
+from jaxdistill.core.registry import Spec
+from jaxdistill.run.config import make, override
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdistill.data import emoji, known, open_records
-from jaxdistill.fetch import default_folder
+from jaxdistill.data import known, open_records
+from jaxdistill.data.builders import emoji
+from jaxdistill.models.hub.packages import default_folder
 
 NAMES = [f"1F{number:03X}" for number in range(40)]
 

@@ -12,11 +12,11 @@ import pytest
 from examples import assert_close, assert_same
 from test_meta import CLASSES, KEY, WIDTH, counted, rows
 
-from jaxdistill import registry
-from jaxdistill.errors import ConfigError
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.types import Model, Outputs
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import Model, Outputs
 
 
 def say(params, image):

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from jaxdistill import registry
+from jaxdistill.core import registry
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.types import Factored, Few, Outputs
 from jaxdistill.data import store
-from jaxdistill.losses.kd import kl_divergence, kl_to_few
-from jaxdistill.models.cached import Keep, decode, encode
-from jaxdistill.models.few import _reached, counted, draws, keys_of, packed, unpacked
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.top_k import top_k
-from jaxdistill.types import Factored, Few, Outputs
+from jaxdistill.losses.logits.kd import kl_divergence, kl_to_few
+from jaxdistill.teachers.codec import Keep, decode, encode
+from jaxdistill.teachers.sparse_logits import _reached, counted, draws, keys_of, packed, unpacked
+from jaxdistill.teachers.top_k import top_k
 
 KEY = jax.random.key(0)
 QWEN = 151_936

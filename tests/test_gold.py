@@ -12,18 +12,17 @@ import pytest
 from examples import all_finite, assert_close, assert_same, build_loss, signals, single, slow
 from jax.sharding import NamedSharding
 
-from jaxdistill import registry
-from jaxdistill.data.surfaces import Shared
-from jaxdistill.errors import ConfigError
-from jaxdistill.losses import gold as gold_file
-from jaxdistill.losses.alignment import aligned, measure, partners
-from jaxdistill.losses.gold import shared_divergence
-from jaxdistill.losses.kd import kl_divergence
-from jaxdistill.losses.uld import sorted_distance
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS, psum
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.types import Array, Factored, Outputs, Shared, Signals, Spans
+from jaxdistill.losses.logits.kd import kl_divergence
+from jaxdistill.losses.text import gold as gold_file
+from jaxdistill.losses.text.alignment import aligned, measure, partners
+from jaxdistill.losses.text.gold import shared_divergence
+from jaxdistill.losses.text.uld import sorted_distance
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.types import Array, Factored, Outputs, Signals, Spans
 
 KEY = jax.random.key(0)
 GOLDEN = np.load(Path(__file__).parent / "golden" / "logits.npz")

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill.losses.attention_transfer import attention_map
-from jaxdistill.losses.dist import relation_difference
-from jaxdistill.losses.dkd import other_divergence, target_divergence
-from jaxdistill.losses.jsd import generalized_jsd
-from jaxdistill.losses.kd import kl_divergence
-from jaxdistill.losses.pkt import neighbour_divergence
-from jaxdistill.losses.relations import pairs_of
-from jaxdistill.losses.rkd import angle_difference, distance_difference
-from jaxdistill.losses.similarity import gram_difference
+from jaxdistill.losses.hidden.attention_transfer import attention_map
+from jaxdistill.losses.logits.dist import relation_difference
+from jaxdistill.losses.logits.dkd import other_divergence, target_divergence
+from jaxdistill.losses.logits.jsd import generalized_jsd
+from jaxdistill.losses.logits.kd import kl_divergence
+from jaxdistill.losses.relations.pkt import neighbour_divergence
+from jaxdistill.losses.relations.relations import pairs_of
+from jaxdistill.losses.relations.rkd import angle_difference, distance_difference
+from jaxdistill.losses.relations.similarity import gram_difference
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "losses.npz")
 

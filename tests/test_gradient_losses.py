@@ -9,17 +9,17 @@ import pytest
 from examples import assert_close, assert_same, build_loss, images, signals
 from examples import loss_values as values
 
-from jaxdistill import registry
+from jaxdistill.core import registry
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.schedules import Horizon, resolve
+from jaxdistill.core.types import Outputs, Signals, Variables
 from jaxdistill.data.datasets import open_records
-from jaxdistill.fetch import default_folder
-from jaxdistill.losses.fisher_hints import weighted_distance
-from jaxdistill.losses.jacobian import normalised_distance
-from jaxdistill.losses.sobolev import squared_norm
+from jaxdistill.losses.gradients.jacobian import normalised_distance
+from jaxdistill.losses.gradients.sobolev import squared_norm
+from jaxdistill.losses.hidden.fisher_hints import weighted_distance
 from jaxdistill.models.derivatives import with_needed
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.schedules import Horizon, resolve
-from jaxdistill.types import Outputs, Signals, Variables
+from jaxdistill.models.hub.packages import default_folder
 
 KEY = jax.random.key(0)
 

@@ -12,12 +12,12 @@ import pytest
 from examples import assert_close, signals
 from examples import loss_values as values
 
-from jaxdistill.data import graphs
-from jaxdistill.errors import ConfigError
-from jaxdistill.losses.edges import MOST, edges_of
-from jaxdistill.losses.graph import edge_weights
-from jaxdistill.losses.related_labels import shares_of
-from jaxdistill.types import Signals
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Signals
+from jaxdistill.data.builders import class_hierarchy
+from jaxdistill.losses.relations.class_graph import MOST, edges_of
+from jaxdistill.losses.relations.graph import edge_weights
+from jaxdistill.losses.relations.related_labels import shares_of
 
 KEY = jax.random.key(0)
 
@@ -96,13 +96,13 @@ def wordnet(tmp_path):
     return tmp_path
 
 
-def weights(graph: graphs.Graph) -> dict[tuple[str, str], float]:
+def weights(graph: class_hierarchy.Graph) -> dict[tuple[str, str], float]:
     return {(graph.names[i], graph.names[j]): weight for i, j, weight in graph.edges}
 
 
 def test_path_similarity_in_wordnets_format_by_hand(wordnet):
     names = ["cat", "dog", "car", "Rex", "animal", "cat#2"]
-    found = weights(graphs.related(names, graphs.hierarchy(str(wordnet))))
+    found = weights(class_hierarchy.related(names, class_hierarchy.hierarchy(str(wordnet))))
     steps = {
         ("cat", "dog"): 2,
         ("cat", "car"): 5,
@@ -116,40 +116,40 @@ def test_path_similarity_in_wordnets_format_by_hand(wordnet):
     assert len(found) == 15
     for pair, distance in steps.items():
         assert found[pair] == pytest.approx(1 / (1 + distance), abs=1e-6)
-    few = graphs.related(names, graphs.hierarchy(str(wordnet)), least=0.3)
+    few = class_hierarchy.related(names, class_hierarchy.hierarchy(str(wordnet)), least=0.3)
     assert weights(few) == {pair: weight for pair, weight in found.items() if weight >= 0.3}
 
 
 @pytest.mark.parametrize("name", ["cat", "CAT", "true cat", "n00000004", "moggy / True Cat", "moggy/cat#1"])
 def test_a_class_may_be_named_in_many_ways(name, wordnet):
-    assert graphs.concept_of(name, graphs.hierarchy(str(wordnet))) == "n00000004"
+    assert class_hierarchy.concept_of(name, class_hierarchy.hierarchy(str(wordnet))) == "n00000004"
 
 
 @pytest.mark.parametrize("name", ["moggy", "cat#3", "cat#0", "n00000099"])
 def test_a_class_may_be_unknown(name, wordnet):
-    assert graphs.concept_of(name, graphs.hierarchy(str(wordnet))) is None
+    assert class_hierarchy.concept_of(name, class_hierarchy.hierarchy(str(wordnet))) is None
 
 
 def test_the_nearest_common_ancestor_counts_where_ways_part():
     parents = {"a": ["b", "x"], "b": ["c"], "c": ["root"], "x": ["root"], "d": ["root"], "e": [], "root": []}
-    known = graphs.Hierarchy(parents, {})
-    assert graphs.ancestors("a", known) == {"a": 0, "b": 1, "x": 1, "c": 2, "root": 2}
-    assert weights(graphs.related(["a", "d", "e"], known)) == {("a", "d"): 0.25}  # and nothing joins e
+    known = class_hierarchy.Hierarchy(parents, {})
+    assert class_hierarchy.ancestors("a", known) == {"a": 0, "b": 1, "x": 1, "c": 2, "root": 2}
+    assert weights(class_hierarchy.related(["a", "d", "e"], known)) == {("a", "d"): 0.25}  # and nothing joins e
 
 
 def test_an_ontology_of_phenotypes(tmp_path):
     (tmp_path / "x.obo").write_text(OBO)
-    known = graphs.hierarchy(str(tmp_path / "x.obo"))
+    known = class_hierarchy.hierarchy(str(tmp_path / "x.obo"))
     assert known.parents == {"X:1": [], "X:2": ["X:1"], "X:3": ["X:2"]}
     for name, concept in {"short stature": "X:2", "x:9": "X:2", "Small": "X:3", "X:1": "X:1", "Gone": None}.items():
-        assert graphs.concept_of(name, known) == concept  # a name is more than a synonym of another
+        assert class_hierarchy.concept_of(name, known) == concept  # a name is more than a synonym of another
     assert known.senses["small"] == ["X:3", "X:2"]
 
 
 def test_a_list_of_diagnoses(tmp_path):
     (tmp_path / "icd.xml").write_text(ICD)
-    known = graphs.hierarchy(str(tmp_path / "icd.xml"))
-    found = weights(graphs.related(["A00.0", "Typhoid", "hiv", "neoplasms"], known))
+    known = class_hierarchy.hierarchy(str(tmp_path / "icd.xml"))
+    found = weights(class_hierarchy.related(["A00.0", "Typhoid", "hiv", "neoplasms"], known))
     distances = {pair: round(1 / weight) - 1 for pair, weight in found.items()}
     assert distances["A00.0", "Typhoid"] == 3
     assert distances["A00.0", "hiv"] == 4  # a section of one category is that category
@@ -159,9 +159,11 @@ def test_a_list_of_diagnoses(tmp_path):
 def test_the_command_writes_what_a_config_reads(wordnet, capsys):
     (wordnet / "names.txt").write_text("cat\ndog\n\ncar\n")
     out = wordnet / "made" / "edges.json"
-    assert graphs.run(["--classes", str(wordnet / "names.txt"), "--out", str(out), "--source", str(wordnet)]) == 0
+    assert (
+        class_hierarchy.run(["--classes", str(wordnet / "names.txt"), "--out", str(out), "--source", str(wordnet)]) == 0
+    )
     assert capsys.readouterr().out == f"3 of 3 pairs of 3 classes are related, in {out}\n"
-    assert graphs.read(out).names == ("cat", "dog", "car")
+    assert class_hierarchy.read(out).names == ("cat", "dog", "car")
     seen = at_nodes([0, 1, 2, 0, 1, 2])
     written = "((0, 1, 0.333333), (0, 2, 0.166667), (1, 2, 0.166667))"
     for spec in ("graph(edges={})", "related_labels(edges={}, share=0.4)"):
@@ -177,7 +179,7 @@ def test_the_command_writes_what_a_config_reads(wordnet, capsys):
     ],
 )
 def test_what_the_command_cannot_do_is_one_line(words, said, wordnet, capsys):
-    assert graphs.run(["--source", str(wordnet), "--out", str(wordnet / "edges.json"), *words]) == 2
+    assert class_hierarchy.run(["--source", str(wordnet), "--out", str(wordnet / "edges.json"), *words]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and said in err and err.count("\n") == 1 and not err.endswith("..\n")
     assert not (wordnet / "edges.json").exists()
@@ -381,7 +383,7 @@ def test_labels_that_do_not_fit_are_told_with_the_cure():
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    graph = graphs.Graph(("a", "b c"), ((0, 1, 0.25),))
-    graphs.write(tmp_path / "g.json", graph)
-    assert graphs.read(tmp_path / "g.json") == graph
+    graph = class_hierarchy.Graph(("a", "b c"), ((0, 1, 0.25),))
+    class_hierarchy.write(tmp_path / "g.json", graph)
+    assert class_hierarchy.read(tmp_path / "g.json") == graph
     assert json.loads((tmp_path / "g.json").read_text()) == {"names": ["a", "b c"], "edges": [[0, 1, 0.25]]}

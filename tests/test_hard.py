@@ -10,10 +10,9 @@ import pytest
 from examples import assert_close, build_loss
 from scipy.special import log_softmax, softmax
 
-from jaxdistill import registry
-from jaxdistill.data import hardness
-from jaxdistill.losses.hard import weights
-from jaxdistill.objective import Weighted, objective
+from jaxdistill.core import hardness, registry
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.losses.logits.hard import weights
 
 KEY = jax.random.key(0)
 P = np.array([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])

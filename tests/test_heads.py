@@ -14,13 +14,14 @@ from examples import BATCHES, assert_close, signals, slow
 from rich.console import Console
 
 import jaxdistill
-from jaxdistill import heads, registry
-from jaxdistill.config import differ
-from jaxdistill.errors import ConfigError
-from jaxdistill.losses.heads import students_of
-from jaxdistill.models.importance import head_importance, mask_slopes, normalised, top_heads
-from jaxdistill.run import check
-from jaxdistill.types import Array, Heads, Outputs, Signals, Variables
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Array, Heads, Outputs, Signals, Variables
+from jaxdistill.evaluation.interpret.head_importance import head_importance, mask_slopes, normalised, top_heads
+from jaxdistill.losses.attention.heads import students_of
+from jaxdistill.run.commands import heads
+from jaxdistill.run.config import differ
+from jaxdistill.run.distill import check
 
 KEY = jax.random.key(0)
 

@@ -11,13 +11,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
-from jaxdistill.hub.cut import averaged, blocks_of, chosen, cut, evenly
-from jaxdistill.hub.family import Family, Rule, of_config
-from jaxdistill.hub.folders import fingerprint, open_source
-from jaxdistill.hub.source import Safetensors, WeightsError
-from jaxdistill.hub.weights import dump, load, plan
+from jaxdistill.core.types import Variables
+from jaxdistill.models.hub.family import Family, Rule, of_config
+from jaxdistill.models.hub.locate import fingerprint, open_source
+from jaxdistill.models.hub.slice import averaged, blocks_of, chosen, cut, evenly
+from jaxdistill.models.hub.source import Safetensors, WeightsError
+from jaxdistill.models.hub.weights import dump, load, plan
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.types import Variables
 
 RULES = (
     Rule("embedding", "toy.words.weight", axes=("vocabulary", "width")),

@@ -15,14 +15,14 @@ from examples import FUSIONS, LOSSES, build_loss
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
 from test_streamed import EVERY, apart, plain, streamed, world
 
-from jaxdistill.kernels import calls
-from jaxdistill.kernels.graph import Unsupported
-from jaxdistill.parallel.collectives import ROWS
+from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.kernels import launch
+from jaxdistill.core.kernels.trace import Unsupported
 from jaxdistill.parallel.mesh import make_mesh
 
 FORMS = {
-    "rows that stay": calls.INTERPRETED,
-    "rows that are read anew": calls.GPU._replace(params=None, interpret=True),
+    "rows that stay": launch.INTERPRETED,
+    "rows that are read anew": launch.GPU._replace(params=None, interpret=True),
 }
 
 

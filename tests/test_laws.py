@@ -23,11 +23,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
-from jaxdistill import registry
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS, psum
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.types import Array, Outputs, Signals
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.types import Array, Outputs, Signals
 
 KEY = jax.random.key(0)
 

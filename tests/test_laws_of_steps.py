@@ -22,11 +22,11 @@ from examples import (
     every,
 )
 
-from jaxdistill import registry
-from jaxdistill.checkpoint import flatten, unflatten
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.types import Array, Model, Outputs, Signals, Step, Variables
+from jaxdistill.core import registry
+from jaxdistill.core.checkpoint import flatten, unflatten
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import Array, Model, Outputs, Signals, Step, Variables
 
 KEY = jax.random.key(0)
 

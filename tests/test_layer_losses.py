@@ -12,21 +12,21 @@ import pytest
 from examples import assert_close, signals, slow
 from jax.sharding import NamedSharding
 
-from jaxdistill import registry
-from jaxdistill.errors import ConfigError
-from jaxdistill.losses import attention_transfer, fsp, nst, review, semckd, vid
-from jaxdistill.losses.attention_transfer import attention_map
-from jaxdistill.losses.extent import pooled
-from jaxdistill.losses.fsp import flow
-from jaxdistill.losses.nst import squared_mmd
-from jaxdistill.losses.review import hierarchical_context, nearest
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import Array, Outputs, Signals, Variables
+from jaxdistill.losses.hidden import attention_transfer, fsp, nst, review, semckd, vid
+from jaxdistill.losses.hidden.attention_transfer import attention_map
+from jaxdistill.losses.hidden.extent import pooled
+from jaxdistill.losses.hidden.fsp import flow
+from jaxdistill.losses.hidden.nst import squared_mmd
+from jaxdistill.losses.hidden.review import hierarchical_context, nearest
+from jaxdistill.losses.hidden.vid import negative_log_likelihood
 from jaxdistill.losses.term import unit
-from jaxdistill.losses.vid import negative_log_likelihood
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.parallel.collectives import ROWS
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.types import Array, Outputs, Signals, Variables
 
 KEY = jax.random.key(0)
 GOLDEN = np.load(Path(__file__).parent / "golden" / "layer_losses.npz")

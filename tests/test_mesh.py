@@ -11,18 +11,19 @@ import pytest
 from examples import STEPS
 from flax import nnx
 
-import jaxdistill.build  # noqa: F401  (registers the parts)
-from jaxdistill import fits, registry
-from jaxdistill.errors import ConfigError
-from jaxdistill.evaluate import evaluator
+import jaxdistill.run.build  # noqa: F401  (registers the parts)
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import Outputs, Variables
+from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.models.derivatives import with_needed
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.parallel.collectives import by_rows
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.types import Outputs, Variables
+from jaxdistill.run import validate
 
 # three layers and more: an unconstrained network is silently wrong on (2, 2, 2) from two layers on
 FAMILIES = {
@@ -215,9 +216,9 @@ def test_a_model_that_constrains_nothing_is_refused_where_its_gradients_would_be
     shapes = look("mlp")
     for constrained in range(3):
         with pytest.raises(ConfigError, match=rf"constrains {constrained} of its 3 activations.*by_rows"):
-            fits.check_constrained(module(constrained), shapes, make_mesh((2, 2, 2)))
-    fits.check_constrained(module(3), shapes, make_mesh((2, 2, 2)))
+            validate.check_constrained(module(constrained), shapes, make_mesh((2, 2, 2)))
+    validate.check_constrained(module(3), shapes, make_mesh((2, 2, 2)))
     for shape in ((8, 1, 1), (1, 4, 2), (4, 2, 1)):
-        fits.check_constrained(plain, shapes, make_mesh(shape))
+        validate.check_constrained(plain, shapes, make_mesh(shape))
     for family in FAMILIES:
-        fits.check_constrained(registry.models.build(FAMILIES[family], ""), look(family), make_mesh((2, 2, 2)))
+        validate.check_constrained(registry.models.build(FAMILIES[family], ""), look(family), make_mesh((2, 2, 2)))

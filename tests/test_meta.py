@@ -11,13 +11,13 @@ import optax
 import pytest
 from examples import assert_close, assert_same
 
-from jaxdistill import registry
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.parallel.collectives import row_keys
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import row_keys
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import Factored, Model, Outputs, TrainState, Variables
 from jaxdistill.steps import meta
 from jaxdistill.steps.observe import observe, own_key
-from jaxdistill.types import Factored, Model, Outputs, TrainState, Variables
 
 KEY = jax.random.key(0)
 CLASSES, WIDTH = 3, 4

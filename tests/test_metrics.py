@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxdistill import metrics
-from jaxdistill.parallel import collectives
+from jaxdistill.core import collectives, sums
+from jaxdistill.evaluation import metrics
 
 LOGITS = ("student", "teacher")
 METRICS = {  # name -> the arguments it takes
@@ -75,17 +75,17 @@ def test_by_hand():
     other = np.log(np.float32([[0.25, 0.5, 0.25], [0.2, 0.6, 0.2], [0.7, 0.2, 0.1]]))
     labels, ones = np.int32([0, 1, 0]), np.ones(3, np.float32)
     on_errors = compiled("agreement_on_errors")
-    assert_close(compiled("accuracy")(half, labels, ones), metrics.Mean(2.0, 3.0))
-    assert_close(compiled("nll")(half, labels, ones), metrics.Mean(-np.log(0.5 * 0.7 * 0.1), 3.0))
-    assert_close(compiled("agreement")(half, other, ones), metrics.Mean(1.0, 3.0))
+    assert_close(compiled("accuracy")(half, labels, ones), sums.Mean(2.0, 3.0))
+    assert_close(compiled("nll")(half, labels, ones), sums.Mean(-np.log(0.5 * 0.7 * 0.1), 3.0))
+    assert_close(compiled("agreement")(half, other, ones), sums.Mean(1.0, 3.0))
     # KL(teacher || student) of row 1: .2 ln(.2/.2) + .6 ln(.6/.7) + .2 ln(.2/.1); the other way round it is .0386
     row, by_hand = np.float32([0, 1, 0]), 0.6 * np.log(0.6 / 0.7) + 0.2 * np.log(2)
-    assert_close(compiled("divergence")(half, other, row), metrics.Mean(by_hand, 1.0))
+    assert_close(compiled("divergence")(half, other, row), sums.Mean(by_hand, 1.0))
     # As a teacher `half` errs in row 2 only (says 2, not 0), where the student `other` says 0: no agreement
-    assert_close(on_errors(other, half, labels, ones), metrics.Mean(0.0, 1.0))
-    assert_close(on_errors(half, half, labels, ones), metrics.Mean(1.0, 1.0))
+    assert_close(on_errors(other, half, labels, ones), sums.Mean(0.0, 1.0))
+    assert_close(on_errors(half, half, labels, ones), sums.Mean(1.0, 1.0))
     # Others of label 1 in row 1: (.2, .1) beside (.2, .2), a tie that class order makes 0 < 2, so the reverse: -1
-    assert_close(compiled("rank_correlation")(half, other, labels, row), metrics.Mean(-1.0, 1.0))
+    assert_close(compiled("rank_correlation")(half, other, labels, row), sums.Mean(-1.0, 1.0))
 
 
 def test_mean_selects_and_broadcasts_over_trailing_dimensions():
@@ -97,9 +97,9 @@ def test_mean_selects_and_broadcasts_over_trailing_dimensions():
 
 def test_nothing_counted_is_nan_on_the_host_and_zero_with_zero_gradient_in_a_step():
     empty = compiled("mean_of")(np.ones(3, np.float32), np.zeros(3, np.float32))
-    host = metrics.add(empty, empty)
+    host = sums.add(empty, empty)
     assert np.isnan(host.compute()) and f"{host.compute():.2f}" == "nan"
-    loss = jax.jit(jax.value_and_grad(lambda v: metrics.mean_of(v, jnp.zeros(3)).compute()))
+    loss = jax.jit(jax.value_and_grad(lambda v: sums.mean_of(v, jnp.zeros(3)).compute()))
     value, gradient = loss(np.ones(3, np.float32))
     assert value == 0 and not np.any(gradient)
     assert np.isnan(metrics.Alignment(*np.zeros(3)).compute())
@@ -108,7 +108,7 @@ def test_nothing_counted_is_nan_on_the_host_and_zero_with_zero_gradient_in_a_ste
 def test_calibration_equals_a_plain_loop():
     batch = data(rows=200)
     got = jax.device_get(jax.jit(lambda batch: eager("calibration", batch))(batch))
-    got = metrics.add(got, got)  # twice the rows, the same error
+    got = sums.add(got, got)  # twice the rows, the same error
     logits, labels, mask = (np.asarray(batch[key], np.float64) for key in ("student", "labels", "mask"))
     probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     confidence, correct = probs.max(-1), probs.argmax(-1) == labels
@@ -146,7 +146,7 @@ def test_rank_correlation_equals_scipy_without_the_label():
     rows = [np.delete(np.stack(row), label, axis=1) for *row, label in zip(student, teacher, labels, strict=True)]
     expected = np.array([scipy.stats.spearmanr(*row)[0] for row in rows])
     got = call("rank_correlation", batch)
-    assert_close(got, metrics.Mean((expected * mask).sum(), mask.sum()))
+    assert_close(got, sums.Mean((expected * mask).sum(), mask.sum()))
     # What the models say of the label itself must not matter
     moved = student + np.linspace(-9, 9, 24, dtype=np.float32)[:, None] * (labels[:, None] == np.arange(7))
     assert_close(call("rank_correlation", batch | {"student": moved}), got)
@@ -154,9 +154,7 @@ def test_rank_correlation_equals_scipy_without_the_label():
 
 def test_rank_correlation_needs_three_classes_and_bears_a_vocabulary():
     two, rank_correlation = data(classes=2), compiled("rank_correlation")
-    assert_close(
-        rank_correlation(*(two[key] for key in METRICS["rank_correlation"]), two["mask"]), metrics.Mean(0.0, 0.0)
-    )
+    assert_close(rank_correlation(*(two[key] for key in METRICS["rank_correlation"]), two["mask"]), sums.Mean(0.0, 0.0))
     logits = np.arange(50_000, dtype=np.float32)[None]
     got = jax.device_get(rank_correlation(logits, -logits, np.int32([7]), np.ones(1, np.float32)))
     np.testing.assert_allclose(got.compute(), -1, rtol=1e-5)
@@ -188,7 +186,7 @@ def test_cka_of_noise_is_zero_where_the_biased_one_is_not():
     for seed in range(50):
         x, y = np.random.default_rng(seed).normal(size=(2, 20, 64)).astype(np.float32)
         new = jax.device_get(cka(x, y, np.ones(20)))
-        total = metrics.add(total, new) if total else new
+        total = sums.add(total, new) if total else new
         k, m = (centre @ z @ z.T @ centre for z in (x, y))
         biased.append((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
         assert abs(new.compute()) < 0.4  # one batch of 20 is noisy, but centred on zero
@@ -237,7 +235,7 @@ def test_a_nan_that_counts_is_not_hidden(name):
 def test_two_half_batches_add_up_to_the_whole(name):
     batch = data()
     first, second = ({key: value[rows] for key, value in batch.items()} for rows in (slice(0, 12), slice(12, None)))
-    assert_close(metrics.add(call(name, first), call(name, second)), call(name, batch))
+    assert_close(sums.add(call(name, first), call(name, second)), call(name, batch))
 
 
 @pytest.mark.parametrize("name", SUMS)
@@ -267,10 +265,10 @@ def test_sums_over_devices_are_those_of_the_whole_batch(name):
 
 
 def test_host_totals_count_past_a_float32():
-    full = metrics.Mean(jnp.float32(2**24), jnp.float32(2**24))
-    one = metrics.Mean(jnp.float32(1), jnp.float32(1))
+    full = sums.Mean(jnp.float32(2**24), jnp.float32(2**24))
+    one = sums.Mean(jnp.float32(1), jnp.float32(1))
     assert jax.tree.map(jnp.add, full, one).count == 2**24  # the trap
-    total = metrics.add({"a": full}, {"a": one})["a"]
+    total = sums.add({"a": full}, {"a": one})["a"]
     assert total.count == 2**24 + 1 and total.count.dtype == np.float64 and total.compute() == 1
 
 
@@ -278,7 +276,7 @@ def test_perplexity_is_the_exponential_of_the_mean_and_adds_up():
     logits, labels = np.log(np.float32([[[0.25, 0.75], [0.5, 0.5]]])), np.int32([[0, 1]])
     perplexity = lambda *mask: jax.device_get(compiled("perplexity")(logits, labels, np.float32([mask])))
     one, other = perplexity(1, 0), perplexity(0, 1)
-    total = metrics.add(one, other)
+    total = sums.add(one, other)
     assert one.compute() == pytest.approx(4) and other.compute() == pytest.approx(2)
     assert total.compute() == pytest.approx(8**0.5)
-    assert np.isnan(metrics.add(*2 * [perplexity(0, 0)]).compute())
+    assert np.isnan(sums.add(*2 * [perplexity(0, 0)]).compute())

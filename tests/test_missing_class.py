@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from examples import HORIZON, build_loss
 
-from jaxdistill import registry
+from jaxdistill.core import registry
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.schedules import resolve
+from jaxdistill.core.types import Variables
 from jaxdistill.data.datasets import open_records
-from jaxdistill.fetch import default_folder
-from jaxdistill.losses.cross_entropy import softmax_cross_entropy
+from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import stateless
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.schedules import resolve
-from jaxdistill.types import Variables
+from jaxdistill.models.hub.packages import default_folder
 
 KEY, MISSING, STEPS = jax.random.key(0), 3, 400
 

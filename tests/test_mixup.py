@@ -8,10 +8,10 @@ from rich.console import Console
 from scipy import stats
 
 import jaxdistill
-from jaxdistill import cache
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets, transforms
 from jaxdistill.data import Batches, Records
-from jaxdistill.errors import ConfigError
-from jaxdistill.registry import datasets, transforms
+from jaxdistill.run.commands import cache
 
 
 def build(spec: str):

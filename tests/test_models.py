@@ -12,13 +12,13 @@ import pytest
 from examples import MODELS, all_finite, assert_close, assert_same, every, slow
 from flax import nnx
 
-from jaxdistill import registry
-from jaxdistill.errors import ConfigError
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import PMAP_AXIS
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Factored, Model, Outputs
 from jaxdistill.models.combinators import in_dtype, microbatched, relabelled
 from jaxdistill.models.layers import BatchNorm, dropout, pixels
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.parallel.collectives import PMAP_AXIS
-from jaxdistill.types import Factored, Model, Outputs
 
 KEY = jax.random.key(0)
 ROWS, CLASSES = 8, 5

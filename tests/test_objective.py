@@ -12,13 +12,13 @@ import scipy.special
 from examples import FUSIONS, all_finite, assert_close, assert_same, build_loss, every, signals, slow
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdistill import registry
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.objective import Weighted, objective, reduce
+from jaxdistill.core.schedules import Horizon, as_schedule, resolve
+from jaxdistill.core.types import Factored, Fusion, Outputs, Term
 from jaxdistill.losses.term import stateless
-from jaxdistill.objective import Weighted, objective, reduce
-from jaxdistill.parallel.collectives import ROWS
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.schedules import Horizon, as_schedule, resolve
-from jaxdistill.types import Factored, Fusion, Outputs, Term
 
 KEY = jax.random.key(0)
 AVERAGE = registry.fusions.build("average", "fusion")

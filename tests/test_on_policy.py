@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from examples import TIMED, assert_close, build_loss, signals, slow, tokens
 
-import jaxdistill.build  # noqa: F401  (registers the parts)
-from jaxdistill import registry
-from jaxdistill.generate import Generated, generate
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
+import jaxdistill.run.build  # noqa: F401  (registers the parts)
+from jaxdistill.core import registry
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import Outputs, Variables
+from jaxdistill.models.generate import Generated, generate
 from jaxdistill.steps.observe import own_key
 from jaxdistill.steps.on_policy import continued
-from jaxdistill.types import Outputs, Variables
 
 KEY = jax.random.key(0)
 STUDENT, TEACHER = (

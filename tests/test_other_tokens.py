@@ -13,13 +13,13 @@ from rich.console import Console
 from spelt import aligned, letters, written
 
 import jaxdistill
-from jaxdistill import cache
-from jaxdistill.errors import ConfigError
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets
+from jaxdistill.core.registry import models as networks
+from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.models.combinators import reading, view
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.registry import datasets
-from jaxdistill.registry import models as networks
-from jaxdistill.types import Factored, Outputs
+from jaxdistill.run.commands import cache
 
 
 def reader(classes: int, width: int = 8):

@@ -13,10 +13,10 @@ import runs
 from examples import assert_close, assert_same
 from test_meta import KEY, counted, perceptron, rows, speak
 
-from jaxdistill import registry
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.types import Model, TrainState, Variables
+from jaxdistill.core import registry
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import Model, TrainState, Variables
 
 TERMS = {"kd": ("kd(temperature=2.0)", 0.75), "cross_entropy": ("cross_entropy", 0.25)}
 
@@ -119,9 +119,9 @@ def test_the_place_is_that_of_the_named_teacher_and_the_others_stay_frozen():
     world = World("averaged(momentum=0.5, teacher=1)", 4, 5, 4, fusion="single(teacher=0)")
     plain = World("offline", 4, 5, fusion="single")
     assert_close(world.states(3)[-1].params["student"], plain.states(3)[-1].params["student"])
-    grown = world.step.grown(world.start.params, world.start.state, world.frozen)
-    assert grown[0] is world.frozen[0]
-    assert_same(grown[1].params, world.start.params["student"])
+    evolved = world.step.evolve_teachers(world.start.params, world.start.state, world.frozen)
+    assert evolved[0] is world.frozen[0]
+    assert_same(evolved[1].params, world.start.params["student"])
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def test_the_order_of_peers_has_no_meaning():
 def test_the_peers_are_told_as_they_have_become():
     world = World("mutual()", 4, 5, 6)
     ts = world.states(2)[-1]
-    grown = world.step.grown(ts.params, ts.state, world.frozen)
-    assert_same([values.params for values in grown], list(ts.params["teachers"]))
+    evolved = world.step.evolve_teachers(ts.params, ts.state, world.frozen)
+    assert_same([values.params for values in evolved], list(ts.params["teachers"]))
 
 
 def test_a_student_alone_and_a_peer_that_cannot_learn_are_refused():

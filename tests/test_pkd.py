@@ -9,7 +9,7 @@ import pytest
 from examples import assert_close, compiled_loss, signals
 from examples import loss_values as values
 
-from jaxdistill.losses.layers import layer_pairs
+from jaxdistill.losses.hidden.layers import layer_pairs
 
 
 def published(student: list[np.ndarray], teacher: list[np.ndarray]) -> tuple[float, np.ndarray]:

@@ -12,16 +12,16 @@ import pytest
 import runs
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdistill.config import load, make, override
-from jaxdistill.errors import ConfigError
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Variables
 from jaxdistill.parallel.compile import place, rows_on, taken
 from jaxdistill.parallel.mesh import AXES, make_mesh
-from jaxdistill.plan import __main__ as command
-from jaxdistill.plan import ahead, told, topology
-from jaxdistill.plan.device import device
-from jaxdistill.plan.flops import flops
-from jaxdistill.run import check
-from jaxdistill.types import Variables
+from jaxdistill.run.config import load, make, override
+from jaxdistill.run.distill import check
+from jaxdistill.run.plan import ahead, summary, topology
+from jaxdistill.run.plan import command as command
+from jaxdistill.run.plan.device import device
+from jaxdistill.evaluation.flops import flops
 
 PODS = str(runs.ROOT / "configs" / "pods.py")
 SIZES = "vocabulary=64, width=16, heads=4, kv_heads=2, head_size=8, ffn=32, positions=32"
@@ -232,9 +232,9 @@ def test_a_plan_holds_what_a_run_holds(planned, monkeypatch):
 
 def test_the_bounds_are_those_of_the_chip(planned):
     plan, _ = planned
-    assert told.bounds(plan, topology.Topology("cpu:8", [None] * 8, None)) is None
+    assert summary.bounds(plan, topology.Topology("cpu:8", [None] * 8, None)) is None
     chip = topology.Chip(flops=1e9, memory=2**30, memory_speed=1e8, link_speed=1e7)
-    found = told.bounds(plan, topology.Topology("made up", [None] * 8, chip))
+    found = summary.bounds(plan, topology.Topology("made up", [None] * 8, chip))
     assert found.products == plan.device.flops / 1e9
     state = plan.held["student"] + plan.held["optimiser"]  # is read and written, as temporaries are
     assert found.memory == (state + sum(plan.held.values()) + 2 * plan.temporaries) / 1e8
@@ -297,7 +297,7 @@ def test_what_fits_is_the_sum_of_what_is_held_and_of_temporaries(planned):
     plan, found = planned
     gib = 2**30
     large = plan._replace(held={"student": gib, "teacher large": gib // 2}, temporaries=gib // 4)
-    assert "fits: 1.75 GiB on each chip" in told.text(large, found, "config")
+    assert "fits: 1.75 GiB on each chip" in summary.text(large, found, "config")
 
 
 def test_a_teacher_is_laid_out_by_a_table_of_its_own(planned):

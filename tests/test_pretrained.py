@@ -13,13 +13,13 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 import jaxdistill
-from jaxdistill import registry
-from jaxdistill.checkpoint import load_variables
-from jaxdistill.errors import ConfigError
-from jaxdistill.hub.folders import open_source
+from jaxdistill.core import registry
+from jaxdistill.core.checkpoint import load_variables
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Variables
+from jaxdistill.models.hub.locate import open_source
 from jaxdistill.models.pretrained import form_of
-from jaxdistill.run import check
-from jaxdistill.types import Variables
+from jaxdistill.run.distill import check
 
 REFERENCE = parity.reference("bert_classifier")  # 3 classes
 

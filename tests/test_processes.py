@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import runs
 
-from jaxdistill import launch
-from jaxdistill.checkpoint import Checkpoints, flatten
-from jaxdistill.config import changes, override
-from jaxdistill.plan import ahead, topology
+from jaxdistill.core.checkpoint import Checkpoints, flatten
+from jaxdistill.run import launch
+from jaxdistill.run.config import changes, override
+from jaxdistill.run.plan import ahead, topology
 
 
 @pytest.fixture(scope="module", autouse=True)

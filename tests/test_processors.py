@@ -8,10 +8,11 @@ import pytest
 import runs
 
 import jaxdistill
-from jaxdistill.data import Batches, Records, evaluation_batches, processors
-from jaxdistill.errors import ConfigError
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets, transforms
+from jaxdistill.data import Batches, Records, evaluation_batches
+from jaxdistill.data.image import processors
 from jaxdistill.models.layers import pixels
-from jaxdistill.registry import datasets, transforms
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 CONFIGS = {  # as checkpoints have them, in the forms of several years; sizes smaller, to be quick

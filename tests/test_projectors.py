@@ -11,9 +11,9 @@ import pytest
 from examples import assert_close, assert_same, signals, single
 from examples import loss_values as values
 
-from jaxdistill.errors import ConfigError
-from jaxdistill.losses.projectors import PROJECTORS
-from jaxdistill.types import Signals
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Signals
+from jaxdistill.losses.hidden.projectors import PROJECTORS
 
 KEY = jax.random.key(0)
 

@@ -16,16 +16,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 import jaxdistill
-from jaxdistill import build, registry
-from jaxdistill.config import differ
-from jaxdistill.errors import ConfigError
+from jaxdistill.compress.quantize import narrowed, quantized
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.quantized_array import Narrow, narrow, run
+from jaxdistill.core.types import Pretrained, Variables
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.models.narrow import Narrow, narrow, run
-from jaxdistill.models.quantized import narrowed, quantized
 from jaxdistill.parallel.compile import place
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.run import check
-from jaxdistill.types import Pretrained, Variables
+from jaxdistill.run import build
+from jaxdistill.run.config import differ
+from jaxdistill.run.distill import check
 
 KEY = jax.random.key(0)
 FIRST = {name: table[:1] for name, table in MODELS.items()}

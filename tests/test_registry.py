@@ -6,10 +6,10 @@ from typing import Literal
 import examples
 import pytest
 
-from jaxdistill import registry
-from jaxdistill.errors import ConfigError
-from jaxdistill.registry import Registry, Spec, parse
-from jaxdistill.schedules import Scalar
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import Registry, Spec, parse
+from jaxdistill.core.schedules import Scalar
 
 
 @pytest.mark.parametrize(

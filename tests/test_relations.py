@@ -15,13 +15,13 @@ import pytest
 import runs
 from examples import all_finite, assert_close, signals, single
 
-from jaxdistill.errors import ConfigError
-from jaxdistill.losses import cc, pkt, relations, rkd, similarity
-from jaxdistill.losses.relations import length, pairs_of
-from jaxdistill.losses.rkd import angle_difference, distance_difference, draw_triplets, triplet_difference
+from jaxdistill.core.collectives import PMAP_AXIS
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Outputs, Signals
+from jaxdistill.losses.relations import cc, pkt, relations, rkd, similarity
+from jaxdistill.losses.relations.relations import length, pairs_of
+from jaxdistill.losses.relations.rkd import angle_difference, distance_difference, draw_triplets, triplet_difference
 from jaxdistill.losses.term import unit
-from jaxdistill.parallel.collectives import PMAP_AXIS
-from jaxdistill.types import Outputs, Signals
 
 KEY = jax.random.key(0)
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,13 +12,13 @@ import runs
 from examples import assert_close, assert_same
 from test_meta import KEY, counted, perceptron, rows, speak
 
-from jaxdistill import registry
-from jaxdistill.data.orders import tasks
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.data.order import tasks
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batches, Phases
-from jaxdistill.errors import ConfigError
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
 from jaxdistill.steps.replay import Buffer, drawn, reservoir
 
 SIZE = 6

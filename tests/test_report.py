@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxdistill.report import formats, logs, markup, table, tables, write_page
-from jaxdistill.report import page as pages
+from jaxdistill.evaluation.report import formats, logs, markup, table, tables, write_page
+from jaxdistill.evaluation.report import page as pages
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 ROWS = [

@@ -11,7 +11,7 @@ import pytest
 import runs
 from examples import slow
 
-from jaxdistill.interrupts import Interrupts
+from jaxdistill.run.preemption import Interrupts
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,18 +13,20 @@ from examples import all_finite, assert_close, assert_same, slow
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdistill import build, registry, sources
-from jaxdistill.config import differ
-from jaxdistill.errors import ConfigError
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.schedules import Horizon
+from jaxdistill.core.types import Fusion, Model, Outputs, Variables
+from jaxdistill.data import pipeline
 from jaxdistill.fusion.mixture import mixed
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.parallel.collectives import ROWS
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.schedules import Horizon
+from jaxdistill.run import build
+from jaxdistill.run.config import differ
 from jaxdistill.steps.dispatch import dispatched
 from jaxdistill.steps.routing import STREAMS, _guarded
-from jaxdistill.types import Fusion, Model, Outputs, Variables
 
 KEY = jax.random.key(0)
 WIDTH, CLASSES = 6, 4
@@ -361,7 +363,7 @@ IMAGES = {"image": jnp.zeros((32, 8, 8, 1), jnp.uint8), "label": jnp.zeros(32, j
 def planned(**differences) -> build.Parts:
     config = differ(runs.load(), **differences)
     looks = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in IMAGES.items()}
-    return build.parts(config, dict.fromkeys(sources.splits(config), looks), 4, Horizon(40, 8.0), {})
+    return build.parts(config, dict.fromkeys(pipeline.splits(config), looks), 4, Horizon(40, 8.0), {})
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from examples import SCHEDULES, every
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdistill import registry
-from jaxdistill.errors import ConfigError
-from jaxdistill.schedules import Horizon, Schedule, as_schedule, require_positive, resolve
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.schedules import Horizon, Schedule, as_schedule, require_positive, resolve
 
 RUN = Horizon(steps=100, epoch=10.0)
 

@@ -11,7 +11,7 @@ import runs
 import yaml
 
 from jaxdistill import main
-from jaxdistill.config import changes, load, override
+from jaxdistill.run.config import changes, load, override
 
 FOLDER = runs.ROOT / "tpu"
 RUN = ("--config", "configs/quickstart.py", "--workdir", "/shared/run")

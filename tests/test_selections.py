@@ -10,14 +10,15 @@ import runs
 from rich.console import Console
 
 import jaxdistill
-from jaxdistill import cache, selected
-from jaxdistill.config import differ
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import selections as registered
 from jaxdistill.data import Batches, Records, store
-from jaxdistill.data.selections import Selection, hard_by
+from jaxdistill.data.selection import Selection, hard_by
 from jaxdistill.data.stream import Beside
-from jaxdistill.errors import ConfigError
-from jaxdistill.registry import selections as registered
-from jaxdistill.run import check
+from jaxdistill.run import subset
+from jaxdistill.run.commands import cache
+from jaxdistill.run.config import differ
+from jaxdistill.run.distill import check
 
 
 def build(spec: str) -> Selection:
@@ -147,13 +148,13 @@ def test_a_selection_is_enriched_in_the_errors_of_its_teacher_and_one_of_shuffle
     share = lambda numbers: wrong[numbers].mean() / wrong.mean()
     for by in ("entropy", "margin", "loss"):
         spec = f"hardest(share=0.2, cache={str(said)!r}, by={by!r})"
-        numbers = selected.chosen(selecting(config, spec), records)
+        numbers = subset.chosen(selecting(config, spec), records)
         assert len(numbers) == 50 and share(numbers) > 1.6, by
-        assert share(selected.chosen(selecting(config, spec.replace("hardest", "easiest")), records)) < 0.5
+        assert share(subset.chosen(selecting(config, spec.replace("hardest", "easiest")), records)) < 0.5
         shuffled = logits[np.random.default_rng(0).permutation(250)]
         twin = build(spec).chosen(0, 250, hard_by(by, shuffled[None], labels, None))
         assert share(twin) < 1.6
-    assert share(selected.chosen(selecting(config, "random(share=0.2)"), records)) < 1.6
+    assert share(subset.chosen(selecting(config, "random(share=0.2)"), records)) < 1.6
 
 
 def params(config, folder):

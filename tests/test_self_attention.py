@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from examples import assert_close, assert_same
 
-from jaxdistill.errors import ConfigError
-from jaxdistill.types import Array, Heads, Outputs, Signals
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Array, Heads, Outputs, Signals
 
 KEY = jax.random.key(0)
 ROWS, LENGTH = 3, 5

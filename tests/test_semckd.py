@@ -13,8 +13,8 @@ import optax
 import pytest
 from examples import assert_close, signals
 
-from jaxdistill.losses import semckd
-from jaxdistill.types import Array, Outputs, Signals
+from jaxdistill.core.types import Array, Outputs, Signals
+from jaxdistill.losses.hidden import semckd
 
 KEY = jax.random.key(0)
 SPEC = "semckd(size=3)"

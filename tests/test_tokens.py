@@ -13,17 +13,18 @@ from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import jaxdistill
-from jaxdistill.data import Batches, evaluation_batches, open_records, token_cache, tokenizer
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets
+from jaxdistill.core.registry import models as networks
+from jaxdistill.core.types import Outputs, Variables
+from jaxdistill.data import Batches, evaluation_batches, open_records
 from jaxdistill.data.describe import describe
-from jaxdistill.data.tokens import packed
-from jaxdistill.data.unigram import unigram_nll
-from jaxdistill.errors import ConfigError
-from jaxdistill.evaluate import evaluator
+from jaxdistill.data.text import token_cache, tokenizer
+from jaxdistill.data.text.tokens import packed
+from jaxdistill.data.text.unigram import unigram_nll
+from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.fusion.average import average
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.registry import datasets
-from jaxdistill.registry import models as networks
-from jaxdistill.types import Outputs, Variables
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] <end> a b c d e f g".split()  # noqa: SIM905
 A, B, C, D, E, F, G = range(5, 12)

@@ -10,9 +10,9 @@ import pytest
 from golden.weights import images
 
 import jaxdistill.models  # noqa: F401  (registers the families)
-from jaxdistill.hub.family import families
-from jaxdistill.hub.weights import dump
 from jaxdistill.models.combinators import in_dtype
+from jaxdistill.models.hub.family import families
+from jaxdistill.models.hub.weights import dump
 
 REFERENCES = ("efficientnet_lite", "vit", "vit_variant", "deit", "resnet_bottleneck", "resnet_basic", "resnet_variant")
 every_reference = pytest.mark.parametrize("name", REFERENCES)

@@ -9,12 +9,15 @@ import pytest
 import runs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from jaxdistill import cached, registry, vocabulary
-from jaxdistill.config import differ, make
-from jaxdistill.errors import ConfigError
-from jaxdistill.hub.vocabulary import kept, read, reduced, used
-from jaxdistill.run import check
-from jaxdistill.types import Variables
+from jaxdistill.compress.vocabulary import kept, reduced, used
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Variables
+from jaxdistill.models.hub.kept_tokens import read
+from jaxdistill.run.commands import vocabulary
+from jaxdistill.run.config import differ, make
+from jaxdistill.run.distill import check
+from jaxdistill.teachers import cache
 
 CORPUS = ["the cat sat on the mat", "a dog ran to the cat", "mats and dogs and cats", "sitting dogs run on mats"]
 OTHER = ["xylophones and zebras", "the running quizzes", "unrelated words, with marks!"]
@@ -133,7 +136,7 @@ def test_a_cache_of_a_network_that_is_cut_otherwise_is_another(world, tmp_path):
     def weights(ids):
         (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": ids, "size": 60}))
         teacher = {"model": f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})"}
-        return cached.weights(differ(config, teachers={"cut": teacher}), "cut")
+        return cache.weights(differ(config, teachers={"cut": teacher}), "cut")
 
     assert weights([0, 1, 2]) == weights([0, 1, 2]) != weights([0, 1, 3])
 

@@ -10,18 +10,20 @@ import pytest
 import runs
 from jax.sharding import PartitionSpec
 
-from jaxdistill import build, provenance, registry, run, sources
-from jaxdistill.config import differ, make
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.schedules import Horizon
+from jaxdistill.core.types import Variables
+from jaxdistill.data import pipeline
 from jaxdistill.data.records import Records
-from jaxdistill.errors import ConfigError
-from jaxdistill.evaluate import cost, evaluator
-from jaxdistill.interrupts import Interrupts, Stopped
+from jaxdistill.evaluation.evaluator import cost, evaluator
 from jaxdistill.losses.term import stateless
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.schedules import Horizon
-from jaxdistill.train import Data, open_streams
-from jaxdistill.types import Variables
+from jaxdistill.run import build, distill, provenance
+from jaxdistill.run.config import differ, make
+from jaxdistill.run.preemption import Interrupts, Stopped
+from jaxdistill.run.train import Data, open_streams
 
 KEY = jax.random.key(0)
 ROWS = {
@@ -45,7 +47,7 @@ def _registries():
 
 def planned(**differences) -> build.Parts:
     config = differ(runs.load(), **differences)
-    shapes = dict.fromkeys(sources.splits(config), SHAPES)
+    shapes = dict.fromkeys(pipeline.splits(config), SHAPES)
     return build.parts(config, shapes, 4, Horizon(config.steps, 8.0), {})
 
 
@@ -207,8 +209,11 @@ def test_clipping_bounds_the_step():
 def test_every_stream_has_an_order_and_an_augmentation_of_its_own():
     streams = {"quiz": {"split": "train", "batch_size": 32, "augment": ("flip()",)}}
     config = differ(runs.load(), streams=streams)
-    assert [len(found) for found in (sources.transforms(config)["train"], sources.transforms(config)["quiz"])] == [1, 1]
-    assert sources.transforms(config)["train"][0].draws != sources.transforms(config)["quiz"][0].draws
+    assert [len(found) for found in (pipeline.transforms(config)["train"], pipeline.transforms(config)["quiz"])] == [
+        1,
+        1,
+    ]
+    assert pipeline.transforms(config)["train"][0].draws != pipeline.transforms(config)["quiz"][0].draws
     plan = planned(streams=streams)
     plan = plan._replace(step=plan.step._replace(streams=frozenset({"train", "quiz"})))
     records = Records(registry.datasets["blobs"]("train"), 4)
@@ -266,7 +271,7 @@ def test_the_commit_is_recorded():
 def test_programs_are_kept_where_the_config_says(tmp_path):
     jax.jit(lambda x: x + 1)(1.0).block_until_ready()  # JAX has compiled before, and has opened its cache
     with runs.compilation_cache(tmp_path / "before"):
-        run._keep_programs(str(tmp_path / "kept"))
+        distill._keep_programs(str(tmp_path / "kept"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.jit(lambda x: x * 2)(1.0).block_until_ready()
     assert any((tmp_path / "kept").iterdir())
@@ -281,10 +286,10 @@ def test_signals_are_given_back():
 
 def test_a_signal_at_the_very_end_stops_what_comes_after(tmp_path, monkeypatch):
     """Else a study of many runs would go on with the next one."""
-    monkeypatch.setattr(run.Run, "teachers_from_checkpoints", lambda self: None)
-    monkeypatch.setattr(run.Run, "stage", lambda self, stage, plan, interrupts: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(distill.Run, "teachers_from_checkpoints", lambda self: None)
+    monkeypatch.setattr(distill.Run, "stage", lambda self, stage, plan, interrupts: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped, match="all models are trained"):
-        run.distill(runs.load(), tmp_path)
+        distill.distill(runs.load(), tmp_path)
 
 
 def test_a_mistake_in_a_part_of_ones_own_is_placed(tmp_path):
@@ -295,4 +300,4 @@ def test_a_mistake_in_a_part_of_ones_own_is_placed(tmp_path):
         registry.losses.register(misspelt)
         config = differ(runs.load(), objective={"misspelt": {}})
         with pytest.raises(ConfigError, match=r"^objective.misspelt: .* 'logit' \(test_wiring.py, line \d+\)$"):
-            run.check(config, tmp_path)
+            distill.check(config, tmp_path)

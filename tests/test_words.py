@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import transforms
 from jaxdistill.data import Batches, Records
-from jaxdistill.errors import ConfigError
-from jaxdistill.registry import transforms
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]  # 0 to 3; words follow, to 19
 

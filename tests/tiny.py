@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 
-from jaxdistill.config import make
+from jaxdistill.core.registry import datasets, losses, transforms
 from jaxdistill.data.stream import Transform
-from jaxdistill.registry import datasets, losses, transforms
+from jaxdistill.run.config import make
 
 
 class Blobs(list):

@@ -15,8 +15,8 @@ from experiments import sweep
 from experiments.routing.__main__ import CONVOLVED
 from experiments.routing.worlds import Digits, base, digits
 from experiments.study import ACCURACY, Measure, Study
-from jaxdistill import registry
-from jaxdistill.config import differ
+from jaxdistill.core import registry
+from jaxdistill.run.config import differ
 
 
 @registry.datasets.register

@@ -8,7 +8,7 @@ broken twin an assistant whose classes are misread. A run that was stopped goes 
 from experiments import sweep
 from experiments.peers.__main__ import BASE, MISREAD
 from experiments.study import ACCURACY, Measure, Study
-from jaxdistill.config import differ
+from jaxdistill.run.config import differ
 
 SMALL, MIDDLE, LARGE = (f"mlp(widths={widths}, classes=10)" for widths in ("(16,)", "(64,)", "(512, 512)"))
 BESIDE = {"cross_entropy": {"weight": 0.1}, "kd": {"term": "kd(temperature=4.0)"}}

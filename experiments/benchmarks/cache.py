@@ -18,13 +18,16 @@ from rich.table import Table
 
 import jaxdistill
 from experiments.benchmarks.measured import timed
-from jaxdistill import cache, cached, run, sources, staged, teachers, train
-from jaxdistill.config import differ, make
+from jaxdistill.core.types import NOTHING, Variables
+from jaxdistill.data import pipeline
 from jaxdistill.data.datasets import open_records
-from jaxdistill.interrupts import Interrupts
 from jaxdistill.parallel.compile import place
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.types import NOTHING, Variables
+from jaxdistill.run import distill, stages, train
+from jaxdistill.run.commands import cache
+from jaxdistill.run.config import differ, make
+from jaxdistill.run.preemption import Interrupts
+from jaxdistill.teachers import cache, load
 
 BATCH, RATE = 128, "cosine(start=0.002, warmup=0.1)"
 VIT = "vit(patch=7, width=96, heads=4, classes=10, depth={})"
@@ -56,17 +59,17 @@ class Loop:
     """A run of the loop that is advanced an epoch at a time, without evaluation."""
 
     def __init__(self, config, folder: Path):
-        planned = run.check(config, folder)
+        planned = distill.check(config, folder)
         self.plan = planned.stages[-1][1]
         mesh = make_mesh(planned.mesh_shape)
-        records = open_records(config.data.name, "train", sources.data_folder(config), "data", "train")
-        shapes = sources.batch_shapes(config, planned.described)
-        said = staged.fields(planned.caches, "train").items()
+        records = open_records(config.data.name, "train", pipeline.data_folder(config), "data", "train")
+        shapes = pipeline.batch_shapes(config, planned.described)
+        said = stages.fields(planned.caches, "train").items()
         shapes["train"] |= {name: jax.ShapeDtypeStruct((BATCH, *shape), dtype) for name, (shape, dtype) in said}
-        data = train.Data({"train": records}, records, shapes, cached.open_beside(config, planned.caches))
+        data = train.Data({"train": records}, records, shapes, cache.open_beside(config, planned.caches))
         (model,), (entry,) = self.plan.teachers, config.teachers.values()
         looks = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes["train"]))
-        self.teacher = NOTHING if entry.cache else teachers.load(config, "vit", model, looks, mesh)
+        self.teacher = NOTHING if entry.cache else load.load(config, "vit", model, looks, mesh)
         around = train.Around(data, mesh, self.plan, QUIET, Interrupts())
         self.engine = train.make_engine(config, self.plan, (place(self.teacher, mesh),), around)
         self.streams = train.open_streams(config, self.plan, data, self.engine)

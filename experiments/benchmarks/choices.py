@@ -17,8 +17,8 @@ from rich.table import Table
 from experiments.benchmarks.lm import TERMS, network, tokens
 from experiments.benchmarks.measured import Work, clock, learning, timed
 from experiments.benchmarks.sizes import SIZES
-from jaxdistill.objective import weighted
-from jaxdistill.types import Objective
+from jaxdistill.core.objective import weighted
+from jaxdistill.core.types import Objective
 
 
 class Choice(NamedTuple):

@@ -14,13 +14,13 @@ from rich.table import Table
 from experiments.benchmarks.lm import network, tokens
 from experiments.benchmarks.measured import clock, timed
 from experiments.benchmarks.sizes import SIZES
-from jaxdistill import registry
-from jaxdistill.models.cached import Keep, encode, from_batch
+from jaxdistill.core import registry
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import NOTHING, Outputs
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.models.few import keys_of
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.optim import optimizer
-from jaxdistill.types import NOTHING, Outputs
+from jaxdistill.teachers.codec import Keep, encode, from_batch
+from jaxdistill.teachers.sparse_logits import keys_of
 
 KEPT = {
     "cross-entropy": None,

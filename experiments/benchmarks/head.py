@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from experiments.benchmarks.measured import Work, compare, told
 from experiments.benchmarks.sizes import SIZES, TEMPERATURE
-from jaxdistill import registry
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.plan.flops import flops
-from jaxdistill.types import Factored, Outputs, Signals
+from jaxdistill.core import registry
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.types import Factored, Outputs, Signals
+from jaxdistill.evaluation.flops import flops
 
 
 def passed(chunks: int, kernels: str = "xla"):

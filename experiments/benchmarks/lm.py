@@ -9,7 +9,7 @@ import jax
 
 from experiments.benchmarks.measured import compare, learning, told
 from experiments.benchmarks.sizes import SIZES, TEMPERATURE
-from jaxdistill import registry
+from jaxdistill.core import registry
 
 TERMS = {"kd": (f"kd(temperature={TEMPERATURE})", 1.0)}
 

@@ -14,14 +14,15 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxdistill import run, sources, train
-from jaxdistill.config import differ, load
+from jaxdistill.core.types import Variables
+from jaxdistill.data import pipeline
 from jaxdistill.data.datasets import open_records
-from jaxdistill.interrupts import Interrupts
-from jaxdistill.log import Log
 from jaxdistill.parallel.compile import place
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.types import Variables
+from jaxdistill.run import distill, train
+from jaxdistill.run.config import differ, load
+from jaxdistill.run.log import Log
+from jaxdistill.run.preemption import Interrupts
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 
@@ -34,11 +35,11 @@ def main() -> None:
     console = Console(quiet=True)
     config = differ(load(str(QUICKSTART)), control=False)
     with tempfile.TemporaryDirectory() as folder:
-        planned = run.check(config, folder)
+        planned = distill.check(config, folder)
         _, plan = planned.stages[-1]
         mesh = make_mesh(planned.mesh_shape)
-        records = open_records(config.data.name, "train", sources.data_folder(config), "data", "train")
-        shapes = sources.batch_shapes(config, planned.described)
+        records = open_records(config.data.name, "train", pipeline.data_folder(config), "data", "train")
+        shapes = pipeline.batch_shapes(config, planned.described)
         data = train.Data({"train": records}, records, shapes)
         zeros = {name: np.zeros(x.shape, x.dtype) for name, x in shapes["train"].items()}
         values = [Variables(*jax.jit(teacher.init)(jax.random.key(0), zeros)) for teacher in plan.teachers]

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxdistill.plan import topology
+from jaxdistill.run.plan import topology
 
 topology.before_jax("cpu:1")  # else JAX looks for the TPU that libtpu is for
 
@@ -19,15 +19,15 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
-import jaxdistill.build  # noqa: E402, F401  (registers the parts)
+import jaxdistill.run.build  # noqa: E402, F401  (registers the parts)
 from experiments.benchmarks.head import passed, shapes  # noqa: E402
 from experiments.benchmarks.sizes import SIZES  # noqa: E402
-from jaxdistill import registry  # noqa: E402
-from jaxdistill.kernels.rows import summed  # noqa: E402
+from jaxdistill.core import registry  # noqa: E402
+from jaxdistill.core.kernels.fused import summed  # noqa: E402
+from jaxdistill.core.types import Outputs, Signals  # noqa: E402
 from jaxdistill.parallel.mesh import make_mesh  # noqa: E402
-from jaxdistill.plan.device import size_of  # noqa: E402
-from jaxdistill.plan.hlo import executed  # noqa: E402
-from jaxdistill.types import Outputs, Signals  # noqa: E402
+from jaxdistill.run.plan.device import size_of  # noqa: E402
+from jaxdistill.run.plan.hlo import executed  # noqa: E402
 
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 ROWS, VOCABULARY = 256, 151_936

@@ -23,11 +23,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxdistill import registry
-from jaxdistill.build import loss
-from jaxdistill.objective import Weighted, objective
-from jaxdistill.schedules import Horizon
-from jaxdistill.types import Heads, Outputs, Signals
+from jaxdistill.core import registry
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.schedules import Horizon
+from jaxdistill.core.types import Heads, Outputs, Signals
+from jaxdistill.run.build import loss
 
 KEY = jax.random.key(0)
 NHWC = ("NHWC", "HWIO", "NHWC")

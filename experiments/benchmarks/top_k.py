@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmarks.measured import clock, timed
-from jaxdistill.models.few import draws
-from jaxdistill.top_k import top_k
+from jaxdistill.teachers.sparse_logits import draws
+from jaxdistill.teachers.top_k import top_k
 
 TOKENS, VOCABULARY, KEPT = {"cpu": 128, "gpu": 8192}, 151_936, 128
 

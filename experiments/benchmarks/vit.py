@@ -7,7 +7,7 @@ import jax
 
 from experiments.benchmarks.measured import compare, learning, told
 from experiments.benchmarks.sizes import CLASSES, SIZES, TEMPERATURE
-from jaxdistill import registry
+from jaxdistill.core import registry
 
 
 def main() -> None:

@@ -21,10 +21,10 @@ from rich.table import Table
 
 from experiments.compare import ranged
 from experiments.once import ran
-from jaxdistill import registry
-from jaxdistill.config import differ, load
-from jaxdistill.metrics import Mean
-from jaxdistill.schedules import Scalar
+from jaxdistill.core import registry
+from jaxdistill.core.schedules import Scalar
+from jaxdistill.core.sums import Mean
+from jaxdistill.run.config import differ, load
 
 TASKS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
 STEPS = 200  # of a task

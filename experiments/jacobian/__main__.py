@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdistill
-from jaxdistill import make, registry
-from jaxdistill.config import differ
+from jaxdistill import make
+from jaxdistill.core import registry
+from jaxdistill.run.config import differ
 
 KD = {"kd": {"term": "kd(temperature=4.0)"}}
 TERMS = {  # beside soft targets; weights as they came to mind, none was searched

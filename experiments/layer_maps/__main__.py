@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments import sweep
 from experiments.study import Study
-from jaxdistill.config import load
+from jaxdistill.run.config import load
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
 LABELS = {"cross_entropy": {}}

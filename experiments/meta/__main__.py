@@ -14,8 +14,8 @@ from rich.table import Table
 
 import jaxdistill
 from experiments.compare import paired, ranged
-from jaxdistill.config import differ, load
-from jaxdistill.registry import optimizers
+from jaxdistill.core.registry import optimizers
+from jaxdistill.run.config import differ, load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "meta.py"
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.meta.__main__ import CONFIG
-from jaxdistill.config import differ, load
-from jaxdistill.plan.ahead import plan
-from jaxdistill.plan.topology import find
+from jaxdistill.run.config import differ, load
+from jaxdistill.run.plan.ahead import plan
+from jaxdistill.run.plan.topology import find
 
 ROWS, STEPS = 100, (1, 4, 16)
 STUDENT = "resnet(widths=(8, 16), blocks=1, classes=10)"

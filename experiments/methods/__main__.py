@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.once import ran
-from jaxdistill.config import differ
+from jaxdistill.run.config import differ
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdistill
-from jaxdistill import make, registry
-from jaxdistill.config import differ
+from jaxdistill import make
+from jaxdistill.core import registry
 from jaxdistill.data.datasets import open_records
-from jaxdistill.losses.cross_entropy import softmax_cross_entropy
+from jaxdistill.data.pipeline import data_folder
+from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import stateless
-from jaxdistill.sources import data_folder
+from jaxdistill.run.config import differ
 
 MISSING = 3
 STUDENT = "mlp(widths=(128,), classes=10)"

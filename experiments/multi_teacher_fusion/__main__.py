@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments import sweep
 from experiments.study import ACCURACY, Measure, Study
-from jaxdistill.config import differ, load
+from jaxdistill.run.config import differ, load
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
 MODELS = {

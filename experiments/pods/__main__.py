@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdistill.plan.told import GIB
+from jaxdistill.run.plan.summary import GIB
 
 PODS = Path(__file__).parents[2] / "configs" / "pods.py"
 

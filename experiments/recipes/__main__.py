@@ -15,8 +15,8 @@ from rich.console import Console
 
 import jaxdistill
 from experiments.compare import paired, spread
-from jaxdistill import cache, vocabulary
-from jaxdistill.config import differ, load
+from jaxdistill.run.commands import cache, vocabulary
+from jaxdistill.run.config import differ, load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "topics.py"
 HOME = Path("runs/topics")  # where the config looks for teacher, vocabulary and caches

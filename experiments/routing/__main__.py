@@ -24,7 +24,7 @@ from experiments.once import ran
 from experiments.routing.worlds import base
 from experiments.study import ACCURACY, Measure, Study
 from experiments.sweep import conduct, exit_codes
-from jaxdistill.config import differ
+from jaxdistill.run.config import differ
 
 CONVOLVED = "resnet(widths=(16, 32), blocks=1, classes=10)"
 TAUGHT = {  # teachers: the data set that each learned from

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill import registry
-from jaxdistill.config import make
+from jaxdistill.core import registry
+from jaxdistill.core.sums import mean_of
 from jaxdistill.data import open_records
-from jaxdistill.fetch import default_folder
-from jaxdistill.metrics import mean_of
+from jaxdistill.models.hub.packages import default_folder
+from jaxdistill.run.config import make
 from jaxdistill.steps.observe import observe
 
 CALIBRATION, FEW = 200, 100  # records with labels for the gate, and for a student that learns from labels too

@@ -187,7 +187,9 @@ def main() -> int:
             found = [str(error)]
         wrong += bool(found)
         seconds = time.perf_counter() - began
-        print(f"{number:>3} of {len(chosen)}  {name:<16}{'differs' if found else 'same':<8}{seconds:6.1f} s", flush=True)
+        print(
+            f"{number:>3} of {len(chosen)}  {name:<16}{'differs' if found else 'same':<8}{seconds:6.1f} s", flush=True
+        )
         for line in found[:8]:
             print(f"      {line}", flush=True)
     print(f"{len(chosen) - wrong} of {len(chosen)} cases give the same bits as {commit}")

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill.config import choose, differ, make
 from jaxdistill.registry import datasets
+from jaxdistill.config import choose, differ, make
 
 TAUGHT = "../taught/teachers/big"  # the checkpoint that the first case leaves; cases run in sibling folders
 

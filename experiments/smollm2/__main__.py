@@ -17,10 +17,10 @@ from rich.table import Table
 
 import jaxdistill
 from experiments.compare import paired, spread
-from jaxdistill import cache, sources, vocabulary
-from jaxdistill.config import differ, load
-from jaxdistill.data import open_records
-from jaxdistill.data.unigram import unigram_nll
+from jaxdistill.data import open_records, pipeline
+from jaxdistill.data.text.unigram import unigram_nll
+from jaxdistill.run.commands import cache, vocabulary
+from jaxdistill.run.config import differ, load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smollm2.py"
 VOCABULARY = Path("runs/smollm2/vocabulary")  # where the config looks for it
@@ -55,7 +55,7 @@ def search(config, workdir: Path, console: Console) -> list[dict[str, float]]:
 
 def unigram(config) -> tuple[Row, dict[str, int]]:
     """The unigram model, and how many tokens it was counted on and asked."""
-    data, folder = config.data, sources.data_folder(config)
+    data, folder = config.data, pipeline.data_folder(config)
     train, test = (open_records(data.name, data[key], folder, "data", key, data.tokens) for key in ("train", "test"))
     tokens = {key: int(r.take(np.arange(len(r)))["mask"].sum()) for key, r in (("train", train), ("test", test))}
     return {"name": "unigram", "nll": unigram_nll(train, test, train.vocabulary)}, tokens

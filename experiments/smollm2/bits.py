@@ -13,10 +13,13 @@ from rich.table import Table
 
 from experiments.benchmarks.measured import clock
 from experiments.smollm2.__main__ import CONFIG, VOCABULARY
-from jaxdistill import build, fits, metrics, teachers, vocabulary
-from jaxdistill.config import differ, load
 from jaxdistill.data import open_records
+from jaxdistill.evaluation import metrics
 from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.run import build, validate
+from jaxdistill.run.commands import vocabulary
+from jaxdistill.run.config import differ, load
+from jaxdistill.teachers import load
 
 FORMS = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"quantized": "int8"}, "fp8": {"quantized": "fp8"}}
 BATCH = 4
@@ -28,8 +31,8 @@ def teacher(form: dict[str, str], rows, mesh):
     entry = {"model": config.teachers.smollm2.model, "quantized": form.get("quantized", "")}
     config = differ(config, teachers={"smollm2": entry}, dtype=form.get("dtype", "float32"))
     model = build.teacher(config, "smollm2")
-    _, shapes = fits.outputs(model, "teachers.smollm2.model", rows)
-    return model, teachers.load(config, "smollm2", model, shapes, mesh)
+    _, shapes = validate.outputs(model, "teachers.smollm2.model", rows)
+    return model, load.load(config, "smollm2", model, shapes, mesh)
 
 
 def said(model, values, batches) -> tuple[list[np.ndarray], float]:

@@ -11,8 +11,8 @@ from rich.console import Console
 from experiments import sweep
 from experiments.smollm2.__main__ import CONFIG, VOCABULARY
 from experiments.study import Measure, Study, expand
-from jaxdistill import cache, vocabulary
-from jaxdistill.config import differ, load
+from jaxdistill.run.commands import cache, vocabulary
+from jaxdistill.run.config import differ, load
 
 STEPS = 155  # each token once
 WHOLE, OWN = load(str(CONFIG)), load(f"{CONFIG}:on_policy")

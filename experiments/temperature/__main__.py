@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments import sweep
 from experiments.study import ACCURACY, Measure, Study
-from jaxdistill.config import load
+from jaxdistill.run.config import load
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
 

@@ -11,7 +11,7 @@ from experiments import sweep
 from experiments.routing import worlds  # noqa: F401  (registers the step `watched`)
 from experiments.study import ACCURACY, Measure, Study
 from experiments.text_routing.texts import MINILM, TOKENS
-from jaxdistill.config import differ, make
+from jaxdistill.run.config import differ, make
 
 DOMAINS = ("movie", "tweets", "nyt", "amazon")  # numbered so in the records
 FINE_TUNED = f"pretrained({MINILM!r}, classes=5, dropout=0.0, attention_dropout=0.0)"

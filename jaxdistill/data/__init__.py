@@ -3,11 +3,13 @@
 Light: Grain and TensorFlow Datasets are imported when they are used.
 """
 
-from jaxdistill.data import aligned, images, processors, selections, synthesis, tokens, words
+from jaxdistill.data import selection
 from jaxdistill.data.datasets import known, open_records
 from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.image import images, processors
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batch, Batches, Transform, evaluation_batches, train_stream
+from jaxdistill.data.text import aligned, synthesis, tokens, words
 
 __all__ = [
     "Batch",
@@ -22,7 +24,7 @@ __all__ = [
     "known",
     "open_records",
     "processors",
-    "selections",
+    "selection",
     "synthesis",
     "tokens",
     "train_stream",

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core.registry import datasets, parse, tokenizations
 from jaxdistill.data.records import Records
-from jaxdistill.data.token_cache import fingerprint, tokenised
-from jaxdistill.errors import ConfigError, suggest
-from jaxdistill.fetch import FetchError
-from jaxdistill.registry import datasets, parse, tokenizations
+from jaxdistill.data.text.token_cache import fingerprint, tokenised
+from jaxdistill.models.hub.packages import FetchError
 
 SHIPPED = (  # the builders of digits.py, emoji.py, texts.py and corpora.py
     *("clothes", "mnist5k"),
@@ -178,7 +178,9 @@ def _tfds(base: str) -> ModuleType:
     """TensorFlow Datasets, with the builder of a name registered if there is one."""
     import tensorflow_datasets as tfds
 
-    from jaxdistill.data import corpora, digits, emoji  # noqa: F401  (importing registers the builders that we ship)
+    from jaxdistill.data.builders import (
+        emoji,  # noqa: F401  (importing registers the builders that we ship)
+    )
 
     if base not in SHIPPED:
         for group in LATE_GROUPS:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdistill.core.registry import datasets
 from jaxdistill.data.datasets import open_records, version
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import gather
-from jaxdistill.registry import datasets
 
 LOOKED_AT = 32  # records: enough to see whether images have one size
 

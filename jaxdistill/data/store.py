@@ -160,3 +160,20 @@ class Store:
             count = int(np.prod(shape))
             yield name, np.frombuffer(data, dtype, count, first).reshape(shape)
             first += count * np.dtype(dtype).itemsize
+
+
+def differences(written: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> list[str]:
+    """Where what a store remembers differs from what is wanted, in words."""
+    found = []
+    for key in sorted({*written, *wanted}):
+        a, b = written.get(key), wanted.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{path}{key}.")
+        elif a != b:
+            found.append(f"{path}{key} was {_short(a)}, is {_short(b)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."

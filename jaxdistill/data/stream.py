@@ -6,13 +6,14 @@ any batch can be drawn without those before it, and numpy promises that its raw 
 
 import functools
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.data.records import Records
-from jaxdistill.errors import ConfigError
 
 if TYPE_CHECKING:
     import grain
@@ -213,3 +214,8 @@ def as_numbers(batch: Batch) -> Batch:
             cure = "Add a transform that gives it one shape, such as resize(size=224)."
             raise ConfigError("data.augment", f"the shape of {field!r} differs from record to record. {cure}")
     return {field: value for field, value in batch.items() if value.dtype != object}
+
+
+def stream_number(stream: str) -> int:
+    """What a stream's draws are keyed by: its name, so that a further stream changes nothing for `train`."""
+    return 0 if stream == "train" else zlib.crc32(stream.encode()) & 0x7FFFFFFF

@@ -1,4 +1,4 @@
-"""Many teachers -> one: one strategy, one file. Adding one is a file here and a line below."""
+"""Many teachers become one: one strategy, one file. A new one is a file here and a line below."""
 
 from jaxdistill.fusion import average as average
 from jaxdistill.fusion import confidence as confidence

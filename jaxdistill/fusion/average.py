@@ -11,9 +11,9 @@ When: teachers of one kind that are about equally good; random ones do little ha
 Checked: by law (one teacher is the identity, permuting teachers changes nothing); by hand.
 """
 
+from jaxdistill.core.registry import fusions
+from jaxdistill.core.types import Fusion
 from jaxdistill.fusion.mixture import Of, fixed, mixing
-from jaxdistill.registry import fusions
-from jaxdistill.types import Fusion
 
 
 @fusions.register

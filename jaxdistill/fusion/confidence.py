@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
+from jaxdistill.core.registry import fusions
+from jaxdistill.core.sums import of_label
+from jaxdistill.core.types import Array, Fusion, Signals
 from jaxdistill.fusion.mixture import Of, mixing, present, spoken
 from jaxdistill.losses.term import labels_of, precise
-from jaxdistill.metrics import of_label
-from jaxdistill.registry import fusions
-from jaxdistill.types import Array, Fusion, Signals
 
 
 def confidence_weights(

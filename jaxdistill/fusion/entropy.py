@@ -15,10 +15,10 @@ Checked: against float64 numpy; by law.
 
 import jax.numpy as jnp
 
+from jaxdistill.core.registry import fusions
+from jaxdistill.core.types import Array, Fusion, Signals
 from jaxdistill.fusion.mixture import Of, mixing, present, spoken
-from jaxdistill.losses import cross_entropy
-from jaxdistill.registry import fusions
-from jaxdistill.types import Array, Fusion, Signals
+from jaxdistill.losses.task import cross_entropy
 
 
 @fusions.register

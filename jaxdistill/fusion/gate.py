@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.registry import fusions
+from jaxdistill.core.types import Array, Fusion, Signals
 from jaxdistill.fusion.mixture import mixed, present, spoken
-from jaxdistill.losses.cross_entropy import entropy
+from jaxdistill.losses.task.cross_entropy import entropy
 from jaxdistill.losses.term import precise
-from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.registry import fusions
-from jaxdistill.types import Array, Fusion, Signals
 
 Input = Literal["student", "image", "teachers", "entropies", "disagreement"]
 

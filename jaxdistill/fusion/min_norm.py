@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.collectives import psum
+from jaxdistill.core.registry import fusions
+from jaxdistill.core.types import Array, Fusion, Signals
 from jaxdistill.fusion.mixture import Of, mixing, present, spoken
 from jaxdistill.losses.term import precise
-from jaxdistill.parallel.collectives import psum
-from jaxdistill.registry import fusions
-from jaxdistill.types import Array, Fusion, Signals
 
 
 def min_norm_weights(products: Float[Array, "vectors vectors"], iterations: int = 250) -> Float[Array, " vectors"]:

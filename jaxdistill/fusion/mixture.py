@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from jaxdistill.core.types import Array, Fusion, Outputs, Signals
 from jaxdistill.losses.term import precise
-from jaxdistill.types import Array, Fusion, Outputs, Signals
 
 Of = Literal["probabilities", "logits"]
 

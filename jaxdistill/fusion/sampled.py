@@ -13,10 +13,10 @@ Checked: how often each is drawn; in pieces and on 8 devices as in one; by law.
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.core.collectives import row_keys
+from jaxdistill.core.registry import fusions
+from jaxdistill.core.types import Fusion
 from jaxdistill.fusion.mixture import fixed, mixed, present, shares
-from jaxdistill.parallel.collectives import row_keys
-from jaxdistill.registry import fusions
-from jaxdistill.types import Fusion
 
 
 @fusions.register

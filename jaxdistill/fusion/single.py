@@ -7,9 +7,9 @@ When: there is one teacher.
 Checked: by law.
 """
 
+from jaxdistill.core.registry import fusions
+from jaxdistill.core.types import Fusion
 from jaxdistill.losses.term import one_of
-from jaxdistill.registry import fusions
-from jaxdistill.types import Fusion
 
 
 @fusions.register

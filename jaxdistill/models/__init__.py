@@ -1,4 +1,4 @@
-"""Networks: one family, one file. Adding one is a file here and a line below."""
+"""Networks: one family, one file. A new one is a file here and a line below."""
 
 from jaxdistill.models import bert as bert
 from jaxdistill.models import clip as clip

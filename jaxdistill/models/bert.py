@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.hub import family
-from jaxdistill.hub.family import Family, Rule
+from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.registry import models
+from jaxdistill.core.types import Array, Heads, Model, Outputs
+from jaxdistill.models.hub import family
+from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, nudged, require_share
 from jaxdistill.models.layers import dropout as drop
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.registry import models
-from jaxdistill.types import Array, Heads, Model, Outputs
 
 _normal = nnx.initializers.normal(0.02)
 _linear = partial(nnx.Linear, kernel_init=_normal)

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.types import Array, Factored, Heads, Outputs
 from jaxdistill.models.layers import nudged
 from jaxdistill.models.rotary import Llama3, frequencies, restarted, rotate
-from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.types import Array, Factored, Heads, Outputs
 
 POLICIES = {  # what a layer keeps for its backward pass, beside its input
     "full": None,

@@ -13,14 +13,14 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.hub import family
-from jaxdistill.hub.family import Family, Rule
+from jaxdistill.core.registry import models
+from jaxdistill.core.types import Model
+from jaxdistill.models.hub import family
+from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.models.towers import Images, Texts, TwoTowers
 from jaxdistill.models.transformer import Activation, Stack, pair, require_image, require_squares
-from jaxdistill.registry import models
-from jaxdistill.types import Model
 
 
 @models.register

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.types import Array, Factored, Model, Outputs, PyTree, Spans
+from jaxdistill.core.types import Array, Factored, Model, Outputs, PyTree, Spans
 
 
 def in_dtype(model: Model, dtype: str) -> Model:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from flax import nnx
 
-from jaxdistill.hub import family
-from jaxdistill.hub.family import Family, Rule
+from jaxdistill.core.registry import models
+from jaxdistill.core.types import Array, Model
 from jaxdistill.models.causal import Decoder, Sizes
+from jaxdistill.models.hub import family
+from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.models.rotary import Llama3
-from jaxdistill.registry import models
-from jaxdistill.types import Array, Model
 
 
 @models.register

@@ -15,11 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.losses.cross_entropy import softmax_cross_entropy
+from jaxdistill.core.collectives import by_rows, row_keys
+from jaxdistill.core.jaxpr import mentions
+from jaxdistill.core.types import Array, Model, Outputs
+from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.models.combinators import microbatched
 from jaxdistill.models.layers import pixels
-from jaxdistill.parallel.collectives import by_rows, row_keys
-from jaxdistill.types import Array, Model, Outputs
 
 NEEDED = frozenset({"input_gradients", "state_gradients"})
 DIRECTION = 0x6A61636F  # what the direction is keyed by: other draws of a step are not disturbed
@@ -104,9 +105,8 @@ def _places(read: Read, rows: Mapping[str, Array], wanted: frozenset[str]) -> tu
 
 def _unread(read: Read, places: Places) -> list[str]:
     """The places that the model's program does not mention."""
-    program = jax.make_jaxpr(lambda given: read(given)[0])(places).jaxpr
-    mentioned = {id(x) for equation in program.eqns for x in equation.invars}
-    return [name for name, x in zip(sorted(places), program.invars, strict=True) if id(x) not in mentioned]
+    (mentioned,) = mentions(lambda given: read(given)[0], dict(places))
+    return [name for name in sorted(places) if not mentioned[name]]
 
 
 def _nudge(layer: int) -> str:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.parallel.collectives import by_rows, psum, row_keys
-from jaxdistill.types import Array
+from jaxdistill.core.collectives import by_rows, psum, row_keys
+from jaxdistill.core.types import Array
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # by the names of transformers' configs
     "gelu": functools.partial(jax.nn.gelu, approximate=False),

@@ -6,11 +6,11 @@ import math
 import jax
 from flax import nnx
 
+from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.registry import models
+from jaxdistill.core.types import Model, Outputs
 from jaxdistill.models.layers import dropout, nudged, pixels, require_share
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.registry import models
-from jaxdistill.types import Model, Outputs
 
 
 class Mlp(nnx.Module):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.types import Array, Model, Outputs, PyTree
+from jaxdistill.core.types import Array, Model, Outputs, PyTree
 
 Batch = Mapping[str, Array]
 Call = Callable[[Any, Batch, bool, Array], Outputs]

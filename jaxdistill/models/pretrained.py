@@ -12,16 +12,16 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxdistill.errors import ConfigError
-from jaxdistill.hub import family as families
-from jaxdistill.hub import vocabulary
-from jaxdistill.hub.cut import Selection, averaged, blocks_of, evenly
-from jaxdistill.hub.cut import chosen as one_by_one
-from jaxdistill.hub.folders import Shape, open_shape, open_source
-from jaxdistill.hub.source import Source, WeightsError
-from jaxdistill.hub.weights import load, plan
-from jaxdistill.registry import Spec, models, parse
-from jaxdistill.types import Model, Pretrained, Variables
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import Spec, models, parse
+from jaxdistill.core.types import Model, Pretrained, Variables
+from jaxdistill.models.hub import family as families
+from jaxdistill.models.hub.kept_tokens import read
+from jaxdistill.models.hub.locate import Shape, open_shape, open_source
+from jaxdistill.models.hub.slice import Selection, averaged, blocks_of, evenly
+from jaxdistill.models.hub.slice import chosen as one_by_one
+from jaxdistill.models.hub.source import Source, WeightsError
+from jaxdistill.models.hub.weights import load, plan
 
 CUTS = {"evenly": evenly, "average": averaged}
 AXES = ("width", "ffn", "heads", "kv_heads")
@@ -103,7 +103,7 @@ def form_of(source: Shape | Source, layers: Layers, cut: Cut, keep: str, options
             raise WeightsError(f"cut {(axis, how, left)} is none of (AXIS, {' or '.join(CUTS)}, N); axes: {known}")
         selections[axis], smaller[axis] = CUTS[how](arguments[axis], left), left
     if keep:
-        ids, size = vocabulary.read(keep)
+        ids, size = read(keep)
         if size != arguments.get("vocabulary"):
             raise WeightsError(f"{keep} was cut from {size} tokens; {source.where} has {arguments.get('vocabulary')}")
         selections["vocabulary"], smaller["vocabulary"] = one_by_one(ids), len(ids)

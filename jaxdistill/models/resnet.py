@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.registry import models
+from jaxdistill.core.types import Array, Model, Outputs
 from jaxdistill.models.layers import BatchNorm, nudged, pixels
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.registry import models
-from jaxdistill.types import Array, Model, Outputs
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:

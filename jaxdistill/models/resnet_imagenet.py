@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.hub import family
-from jaxdistill.hub.family import Family, Rule, batch_norm
+from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.registry import models
+from jaxdistill.core.types import Array, Model, Outputs
+from jaxdistill.models.hub import family
+from jaxdistill.models.hub.family import Family, Rule, batch_norm
 from jaxdistill.models.layers import BatchNorm, nudged, pixels
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.registry import models
-from jaxdistill.types import Array, Model, Outputs
 
 BOTH = ((1, 1), (1, 1))  # sides that are padded
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.types import Array
+from jaxdistill.core.types import Array
 
 
 class Llama3(NamedTuple):

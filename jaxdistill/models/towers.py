@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdistill.core.collectives import by_rows, gather
+from jaxdistill.core.types import Array, Heads, Outputs
 from jaxdistill.models.layers import ACTIVATIONS, nudged
 from jaxdistill.models.transformer import Block, Patches, Stack, layer_norm
-from jaxdistill.parallel.collectives import by_rows, gather
-from jaxdistill.types import Array, Heads, Outputs
 
 NO_CANDIDATE = -1e9  # of a text that does not count; finite, so that its probability of 0 times it is 0
 

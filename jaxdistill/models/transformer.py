@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.hub.family import Layout, Rule
+from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.types import Array, Heads
+from jaxdistill.models.hub.family import Layout, Rule
 from jaxdistill.models.layers import ACTIVATIONS, pixels, require_share
 from jaxdistill.models.layers import dropout as drop
-from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.types import Array, Heads
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"]
 layer_norm = partial(nnx.LayerNorm, use_fast_variance=False)  # the fast one cancels where a mean is large

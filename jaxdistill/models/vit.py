@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.hub import family
-from jaxdistill.hub.family import Family, Rule
+from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.registry import models
+from jaxdistill.core.types import Model, Outputs
+from jaxdistill.models.hub import family
+from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, nudged
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.models.transformer import (
@@ -27,9 +30,6 @@ from jaxdistill.models.transformer import (
     require_image,
     require_squares,
 )
-from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.registry import models
-from jaxdistill.types import Model, Outputs
 
 
 class ViT(nnx.Module):

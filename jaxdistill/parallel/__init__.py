@@ -1,1 +1,1 @@
-"""Meshes, sharding rules, collectives and compilation: the only place that knows about devices."""
+"""Meshes, sharding rules and compilation: the only place that knows about devices."""

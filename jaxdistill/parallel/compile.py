@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill.parallel.collectives import PMAP_AXIS, ROWS, psum
+from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
+from jaxdistill.core.types import NOTHING, Array, PyTree, Step, TrainState, Variables
 from jaxdistill.parallel.mesh import make_mesh, row_shards
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, laid_out, shardings
-from jaxdistill.types import NOTHING, Array, PyTree, Step, TrainState, Variables
 
 Batch = Mapping[str, Mapping[str, Any]]
 Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], PyTree]

@@ -8,6 +8,8 @@ import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
+from jaxdistill.core.errors import ConfigError
+
 AXES = ("data", "fsdp", "tensor")
 
 
@@ -67,3 +69,15 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -
 def row_shards(mesh: Mesh) -> int:
     """Into how many pieces the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def build_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mesh:
+    """The mesh of a shape, over the first devices (empty: of this system).
+
+    Raises:
+        ConfigError: its axes cannot be laid out on the machine's own.
+    """
+    try:
+        return make_mesh(shape, devices)
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError("mesh", f"{' '.join(str(error).split())[:300]}.") from None

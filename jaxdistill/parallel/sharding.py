@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill.types import PyTree
+from jaxdistill.core.tree import path_name
+from jaxdistill.core.types import PyTree
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
@@ -21,11 +22,6 @@ DEFAULT_RULES: Rules = (
     (r"embedding$", ("tensor", "fsdp")),
     (r"bank", ("data", None)),  # a memory bank: one row per example
 )
-
-
-def path_name(path: tuple) -> str:
-    """A leaf's path as one string: `params/student/blocks/0/mlp/up/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:

@@ -1,4 +1,4 @@
-"""Algorithms: one per file, one signature. Adding one is a file here and a line below."""
+"""Algorithms of an update: one file each, one signature. A new one is a file here and a line below."""
 
 from jaxdistill.steps import averaged as averaged
 from jaxdistill.steps import ewc as ewc

@@ -29,12 +29,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.core.registry import steps
+from jaxdistill.core.schedules import Scalar, as_schedule
+from jaxdistill.core.types import NOTHING, Array, Model, Objective, PyTree, Step, Variables
 from jaxdistill.losses.term import one_of
-from jaxdistill.registry import steps
-from jaxdistill.schedules import Scalar, as_schedule
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import report
-from jaxdistill.types import NOTHING, Array, Model, Objective, PyTree, Step, Variables
 
 
 @steps.register
@@ -64,7 +64,7 @@ def averaged(
     one_of(teachers, teacher)
     parts = learner(student, teachers, objective, optimizer)
 
-    def grown(params, state, frozen):
+    def evolve_teachers(params, state, frozen):
         found = list(frozen)
         found[teacher] = state["average"]
         return tuple(found)
@@ -76,7 +76,7 @@ def averaged(
         return replace(ts, state=ts.state | {"average": first})
 
     def update(ts, frozen, batch):
-        teaching = grown(ts.params, ts.state, frozen)
+        teaching = evolve_teachers(ts.params, ts.state, frozen)
         gradient, means, state = parts.gradient(ts, teaching, batch, objective.weights(ts.step))
         new = parts.descend(ts, gradient, state)
         now = _alike(Variables(new.params["student"], new.state["student"]), frozen[teacher])
@@ -85,7 +85,13 @@ def averaged(
         new = replace(new, state=new.state | {"average": mean(ts.state["average"], now, m)})
         return new, report(means, objective.total(means, ts.step), gradient)
 
-    return Step(init, update, objective.streams, grown=grown, makes=frozenset({teacher % len(teachers)}))
+    return Step(
+        init,
+        update,
+        objective.streams,
+        evolve_teachers=evolve_teachers,
+        trained_teachers=frozenset({teacher % len(teachers)}),
+    )
 
 
 def mean(old: PyTree, new: PyTree, kept: Array) -> PyTree:

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
 
+from jaxdistill.core.jaxpr import reads
+from jaxdistill.core.types import Array, Model, Objective, Outputs, PyTree, Signals, Variables
 from jaxdistill.steps.observe import observe
-from jaxdistill.types import Array, Model, Objective, Outputs, PyTree, Signals, Variables
 
 
 def dispatched(
@@ -102,8 +102,7 @@ def _unheard(
 ) -> Array:
     """The weights of teachers that have said nothing yet: the gate must not read it."""
     weigh = lambda said: weights_of(objective.fuse(params, state, replace(seen, teachers=said), key=key)[0])
-    _, reads = partial_eval.dce_jaxpr(jax.make_jaxpr(weigh)(seen.teachers).jaxpr, [True])
-    if any(reads):
+    if any(jax.tree.leaves(reads(weigh, seen.teachers))):
         cure = "Set fusion=\"gate(inputs=('student', 'image'))\", or to one of the two, or leave hard out"
         raise ValueError(f"hard=True chooses a teacher before any has run, and this gate reads what they say. {cure}")
     return weigh(seen.teachers)

@@ -38,14 +38,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.losses.cross_entropy import softmax_cross_entropy
+from jaxdistill.core.collectives import psum, row_keys
+from jaxdistill.core.registry import steps
+from jaxdistill.core.sums import Mean, shared_mean
+from jaxdistill.core.types import NOTHING, Model, Objective, PyTree, Step, struct
+from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise
-from jaxdistill.metrics import Mean, shared_mean
-from jaxdistill.parallel.collectives import psum, row_keys
-from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import own_key, report
-from jaxdistill.types import NOTHING, Model, Objective, PyTree, Step, struct
 
 
 @struct

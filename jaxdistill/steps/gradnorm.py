@@ -34,10 +34,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.registry import steps
+from jaxdistill.core.registry import steps
+from jaxdistill.core.types import NOTHING, Model, Objective, Step, Variables
 from jaxdistill.steps.learner import learner, weighed
 from jaxdistill.steps.observe import report
-from jaxdistill.types import NOTHING, Model, Objective, Step, Variables
 
 
 @steps.register

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.metrics import Mean
-from jaxdistill.objective import weighted
-from jaxdistill.parallel.collectives import psum
-from jaxdistill.steps.observe import begin, observe
-from jaxdistill.types import NOTHING, Array, Model, Objective, PyTree, TrainState
+from jaxdistill.core.collectives import psum
+from jaxdistill.core.objective import weighted
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import NOTHING, Array, Model, Objective, PyTree, TrainState
+from jaxdistill.models.abstract import begin
+from jaxdistill.steps.observe import observe
 
 Means = Mapping[str, Mean]  # by term, of the global batch
 

@@ -37,13 +37,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.metrics import Mean
-from jaxdistill.parallel.collectives import psum
-from jaxdistill.registry import steps
+from jaxdistill.core.collectives import psum
+from jaxdistill.core.registry import steps
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import NOTHING, Model, Objective, PyTree, Step, Variables
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import look, observe, own_key, report
-from jaxdistill.steps.quiz import ahead, begun, examined, grown
-from jaxdistill.types import NOTHING, Model, Objective, PyTree, Step, Variables
+from jaxdistill.steps.quiz import ahead, begun, evolved, examined
 
 Taught = Literal["teachers", "weights", "temperature"]
 
@@ -95,7 +95,7 @@ def meta(
         def descend(pilot, part):
             now, (number, rows) = params | {"student": pilot.params}, part
             at = replace(ts, params=now, state=pilot.state, key=jax.random.fold_in(ts.key, number))
-            gradient, _, state = inner.gradient(at, grown(params, frozen), rows, weights(params, ts.step))
+            gradient, _, state = inner.gradient(at, evolved(params, frozen), rows, weights(params, ts.step))
             moved = jax.tree.map(lambda p, g: p - inner_lr * g, pilot.params, gradient["student"])
             return Variables(moved, ts.state | state), None
 
@@ -110,7 +110,7 @@ def meta(
         slope = psum(slope)
         taught = ahead(real, ts, slope)
         now, chosen = replace(ts, params=ts.params | taught), weights(taught, ts.step)
-        gradient, means, state = real.gradient(now, grown(taught, frozen), batch, chosen)
+        gradient, means, state = real.gradient(now, evolved(taught, frozen), batch, chosen)
         gradient = gradient | slope
         new = real.descend(ts, gradient, state)
         metrics = report(means, objective.total(means, ts.step), gradient, chosen if "weights" in taught else {})

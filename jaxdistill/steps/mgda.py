@@ -31,11 +31,11 @@ from typing import Literal
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.core.registry import steps
+from jaxdistill.core.types import Model, Objective, Step
 from jaxdistill.fusion.min_norm import min_norm_weights
-from jaxdistill.registry import steps
 from jaxdistill.steps.learner import combine, learner, weighed
 from jaxdistill.steps.observe import report
-from jaxdistill.types import Model, Objective, Step
 
 
 @steps.register

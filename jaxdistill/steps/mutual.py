@@ -31,11 +31,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.metrics import Mean
-from jaxdistill.registry import steps
+from jaxdistill.core.registry import steps
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import NOTHING, Model, Objective, Step, TrainState, Variables
 from jaxdistill.steps.learner import learner, weighed
 from jaxdistill.steps.observe import report
-from jaxdistill.types import NOTHING, Model, Objective, Step, TrainState, Variables
 
 OWN = ("fusion", "terms")  # what a member has beside its network
 ROLES = ("student", *OWN)
@@ -65,7 +65,7 @@ def mutual(
     minimised = [objective] + [objective.only(weighed(objective, terms))] * len(teachers)
     parts = [learner(m, _but(k, models), o, optimizer) for k, (m, o) in enumerate(zip(models, minimised, strict=True))]
 
-    def grown(params, state, frozen):
+    def evolve_teachers(params, state, frozen):
         return tuple(map(Variables, params["teachers"], state["teachers"]))
 
     def init(key, frozen, batch, start=NOTHING):
@@ -92,7 +92,13 @@ def mutual(
         metrics = report(means[0], losses[0], gradient)
         return parts[0].descend(ts, gradient, _whole(states)), metrics | peers
 
-    return Step(init, update, objective.streams, grown=grown, makes=frozenset(range(len(teachers))))
+    return Step(
+        init,
+        update,
+        objective.streams,
+        evolve_teachers=evolve_teachers,
+        trained_teachers=frozenset(range(len(teachers))),
+    )
 
 
 def _but(k, each):

@@ -1,6 +1,5 @@
 """What every step begins and ends with: looking at the batch, and reporting."""
 
-import zlib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
@@ -8,13 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.metrics import Mean
-from jaxdistill.types import Array, Model, PyTree, Signals, TrainState, Variables
-
-
-def stream_number(stream: str) -> int:
-    """What a stream's draws are keyed by: its name, so that a further stream changes nothing for `train`."""
-    return 0 if stream == "train" else zlib.crc32(stream.encode()) & 0x7FFFFFFF
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import Array, Model, PyTree, Signals, TrainState, Variables
+from jaxdistill.data.stream import stream_number
 
 
 def own_key(ts: TrainState) -> Array:
@@ -23,12 +18,6 @@ def own_key(ts: TrainState) -> Array:
     `split` gives `fold_in` of 0 and 1, so that a 1 here would give the terms' draws once more.
     """
     return jax.random.fold_in(jax.random.fold_in(ts.key, ts.step), 2)
-
-
-def begin(student: Model, key: Array, rows: Mapping[str, Array], start: Variables) -> tuple[PyTree, PyTree]:
-    """The student's first params and state: drawn at random, but for what a checkpoint gave."""
-    params, state = student.init(key, rows)
-    return {**params, **start.params} if start.params else params, {**state, **start.state} if start.state else state
 
 
 def observe(

@@ -12,10 +12,10 @@ Checked: by the laws of steps: frozen teachers, jit and pmap, 1 and 8 devices, r
 
 import optax
 
-from jaxdistill.registry import steps
+from jaxdistill.core.registry import steps
+from jaxdistill.core.types import Model, Objective, Step
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import report
-from jaxdistill.types import Model, Objective, Step
 
 
 @steps.register

@@ -33,14 +33,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.generate import Generated, empty_cache, generate
-from jaxdistill.metrics import Mean
-from jaxdistill.parallel.collectives import psum
-from jaxdistill.registry import steps
-from jaxdistill.schedules import Scalar, as_schedule
+from jaxdistill.core.collectives import psum
+from jaxdistill.core.registry import steps
+from jaxdistill.core.schedules import Scalar, as_schedule
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import NOTHING, Array, Model, Objective, Shapes, Step
+from jaxdistill.models.generate import Generated, empty_cache, generate
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import own_key, report
-from jaxdistill.types import NOTHING, Array, Model, Objective, Shapes, Step
 
 SAMPLES = "samples"
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.types import Array, Outputs, PyTree, Signals
 from jaxdistill.losses.term import extent_mean, precise
-from jaxdistill.parallel.collectives import by_rows
-from jaxdistill.types import Array, Outputs, PyTree, Signals
 
 
 def begun(said: Outputs, layers: Sequence[int]) -> PyTree:

@@ -28,14 +28,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.core.collectives import psum, row_keys
+from jaxdistill.core.registry import steps
+from jaxdistill.core.sums import Mean, of_label, shared_mean
+from jaxdistill.core.types import NOTHING, Model, Objective, Step, Variables
 from jaxdistill.losses.term import precise
-from jaxdistill.metrics import Mean, of_label, shared_mean
-from jaxdistill.parallel.collectives import psum, row_keys
-from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import look, own_key, report
-from jaxdistill.steps.quiz import ahead, begun, examined, grown
-from jaxdistill.types import NOTHING, Model, Objective, Step, Variables
+from jaxdistill.steps.quiz import ahead, begun, evolved, examined
 
 
 @steps.register
@@ -64,7 +64,7 @@ def pseudo_labels(
 
     def log_shares(kept, ts, frozen, batch, key):
         models, fusion = jax.random.split(key)
-        values, watch = grown({"teachers": kept}, frozen), {"step": ts.step, "key": models}
+        values, watch = evolved({"teachers": kept}, frozen), {"step": ts.step, "key": models}
         signals, _ = look(student, teachers, ts.params, ts.state, values, batch, ("train",), **watch)
         fused: Any = objective.fuse(ts.params, ts.state, signals["train"], key=fusion)[0].teacher
         return jax.nn.log_softmax(precise(fused.logits))
@@ -75,7 +75,7 @@ def pseudo_labels(
         shares = log_shares(kept, ts, frozen, batch, key)
         label = jax.vmap(jax.random.categorical)(row_keys(draw, shares.shape[0]), shares)
         labelled = batch | {"train": batch["train"] | {"label": label}}
-        gradient, means, state = parts.gradient(ts, grown(ts.params, frozen), labelled, objective.weights(ts.step))
+        gradient, means, state = parts.gradient(ts, evolved(ts.params, frozen), labelled, objective.weights(ts.step))
 
         values = Variables(ts.params["student"], ts.state["student"])
         after = values._replace(params=ahead(parts, ts, {"student": gradient["student"]})["student"])
@@ -85,7 +85,7 @@ def pseudo_labels(
         def worth(kept):
             told = of_label(log_shares(kept, ts, frozen, batch, key), label)
             share, _ = shared_mean(-told, batch["train"]["mask"])
-            taught = zip(teachers, grown({"teachers": kept}, frozen), strict=True)
+            taught = zip(teachers, evolved({"teachers": kept}, frozen), strict=True)
             own = sum(examined(teacher, v, batch["quiz"], quiz)[0] for teacher, v in taught)
             return h * share + supervised * own
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.losses.cross_entropy import softmax_cross_entropy
-from jaxdistill.metrics import Mean, shared_mean
+from jaxdistill.core.sums import Mean, shared_mean
+from jaxdistill.core.types import Array, Model, PyTree, TrainState, Variables
+from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.steps.learner import Learner
-from jaxdistill.types import Array, Model, PyTree, TrainState, Variables
 
 
 def begun(frozen: Sequence[Variables]) -> tuple[PyTree, ...]:
@@ -24,7 +24,7 @@ def begun(frozen: Sequence[Variables]) -> tuple[PyTree, ...]:
     return tuple(jax.tree.map(jnp.copy, values.params) for values in frozen)
 
 
-def grown(params: Mapping[str, PyTree], frozen: Sequence[Variables]) -> tuple[Variables, ...]:
+def evolved(params: Mapping[str, PyTree], frozen: Sequence[Variables]) -> tuple[Variables, ...]:
     """The teachers as they are by now; where the step keeps none, as they were. They run as in evaluation.
 
     Args:

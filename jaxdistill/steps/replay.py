@@ -33,15 +33,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.losses.cross_entropy import softmax_cross_entropy
-from jaxdistill.losses.logit_mse import mean_squared_error
+from jaxdistill.core.collectives import gather, psum, row_keys
+from jaxdistill.core.registry import steps
+from jaxdistill.core.sums import shared_mean
+from jaxdistill.core.types import NOTHING, Array, Model, Objective, Step, struct
+from jaxdistill.losses.logits.logit_mse import mean_squared_error
+from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise
-from jaxdistill.metrics import shared_mean
-from jaxdistill.parallel.collectives import gather, psum, row_keys
-from jaxdistill.registry import steps
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import own_key, report
-from jaxdistill.types import NOTHING, Array, Model, Objective, Step, struct
 
 MANY = 2**30  # rows are counted in int32; after so many, one more is as likely to be kept as this one
 

@@ -33,17 +33,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.core.collectives import psum, row_keys
+from jaxdistill.core.registry import steps
+from jaxdistill.core.sums import Mean, of_label, shared_mean
+from jaxdistill.core.types import NOTHING, Array, Model, Objective, Signals, Step, Variables
 from jaxdistill.fusion.mixture import spoken
 from jaxdistill.losses.term import labels_of, precise
-from jaxdistill.metrics import Mean, of_label, shared_mean
-from jaxdistill.parallel.collectives import psum, row_keys
-from jaxdistill.registry import steps
 from jaxdistill.steps.dispatch import chosen_alone, weights_of
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import observe, own_key, report
 from jaxdistill.steps.probes import begun, read, shares
 from jaxdistill.steps.quiz import surprise
-from jaxdistill.types import NOTHING, Array, Model, Objective, Signals, Step, Variables
 
 STREAMS = {"calibration": "calibration", "quiz": "quiz", "reinforce": "calibration"}
 

@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.metrics import Mean
-from jaxdistill.parallel.collectives import psum
-from jaxdistill.registry import steps
+from jaxdistill.core.collectives import psum
+from jaxdistill.core.registry import steps
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import NOTHING, Model, Objective, Step, Variables
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import own_key, report
-from jaxdistill.steps.quiz import begun, examined, grown
-from jaxdistill.types import NOTHING, Model, Objective, Step, Variables
+from jaxdistill.steps.quiz import begun, evolved, examined
 
 
 @steps.register
@@ -58,7 +58,7 @@ def tuned_teacher(
         return parts.init(key, frozen, batch, start, Variables({"teachers": begun(frozen)}, {}))
 
     def quizzed(kept, ts, frozen, batch):
-        values, key = grown({"teachers": kept}, frozen), own_key(ts)
+        values, key = evolved({"teachers": kept}, frozen), own_key(ts)
         found = [examined(teacher, v, batch["quiz"], key) for teacher, v in zip(teachers, values, strict=True)]
         shares, means = zip(*found, strict=True)
         return sum(shares), Mean(sum(mean.sum for mean in means), sum(mean.count for mean in means))
@@ -70,7 +70,7 @@ def tuned_teacher(
     def update(ts, frozen, batch):
         tuning, weights = ts.step < updates, objective.weights(ts.step)
         slope, quiz = jax.grad(quizzed, has_aux=True)(ts.params["teachers"], ts, frozen, batch)
-        gradient, means, state = parts.gradient(ts, grown(ts.params, frozen), batch, weights)
+        gradient, means, state = parts.gradient(ts, evolved(ts.params, frozen), batch, weights)
         gradient = in_turn(tuning, gradient | {"teachers": psum(slope)}, optax.tree.zeros_like(ts.params))
         new = parts.descend(ts, gradient, state)
         metrics = report(means, objective.total(means, ts.step), gradient)

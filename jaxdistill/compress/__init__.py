@@ -1,0 +1,1 @@
+"""What makes a student smaller besides distillation: quantisation, pruning, vocabulary."""

@@ -1,0 +1,1 @@
+"""Pallas kernels for TPUs, generated from any pointwise loss over classes."""

@@ -1,0 +1,137 @@
+"""Names of modules before the package was sorted into folders: two still work, the others name their successor.
+
+`jaxdistill.config` and `jaxdistill.registry` are what configs import, and stay. Any other old module is not imported:
+the error says where its content is now; as a command, it exits with 2.
+"""
+
+import importlib
+import importlib.machinery
+import sys
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+ALIASES = {  # old module -> the modules that have its public names
+    "jaxdistill.config": ("jaxdistill.run.config", "jaxdistill.run.config_files"),
+    "jaxdistill.registry": ("jaxdistill.core.registry",),
+}
+COMMANDS = {  # modules that were run by `python -m`
+    **{f"jaxdistill.{name}": name for name in ("cache", "heads", "plan", "synthesize", "vocabulary")},
+}
+PACKAGES = {
+    "jaxdistill.hub": "jaxdistill.models.hub",
+    "jaxdistill.kernels": "jaxdistill.core.kernels",
+    "jaxdistill.plan": "jaxdistill.run.plan",
+    "jaxdistill.report": "jaxdistill.evaluation.report",
+}
+MOVED = {  # modules whose last name changed; others are found by it
+    "jaxdistill.apart": "jaxdistill.teachers.submesh",
+    "jaxdistill.build": "jaxdistill.run.resolve",
+    "jaxdistill.cached": "jaxdistill.teachers.cache",
+    "jaxdistill.commands": "jaxdistill.run.commands.cli",
+    "jaxdistill.data.graphs": "jaxdistill.data.builders.class_hierarchy",
+    "jaxdistill.data.orders": "jaxdistill.data.order",
+    "jaxdistill.data.selections": "jaxdistill.data.selection",
+    "jaxdistill.evaluate": "jaxdistill.evaluation.evaluator",
+    "jaxdistill.fetch": "jaxdistill.models.hub.packages",
+    "jaxdistill.fits": "jaxdistill.run.validate",
+    "jaxdistill.hub.cut": "jaxdistill.models.hub.slice",
+    "jaxdistill.hub.folders": "jaxdistill.models.hub.locate",
+    "jaxdistill.hub.legacy": "jaxdistill.models.hub.torch_legacy",
+    "jaxdistill.hub.write": "jaxdistill.export.hugging_face",
+    "jaxdistill.interrupts": "jaxdistill.run.preemption",
+    "jaxdistill.kernels.calls": "jaxdistill.core.kernels.launch",
+    "jaxdistill.kernels.graph": "jaxdistill.core.kernels.trace",
+    "jaxdistill.kernels.operations": "jaxdistill.core.kernels.primitives",
+    "jaxdistill.kernels.rows": "jaxdistill.core.kernels.fused",
+    "jaxdistill.losses.edges": "jaxdistill.losses.relations.class_graph",
+    "jaxdistill.means": "jaxdistill.core.chunked.terms",
+    "jaxdistill.meshes": "jaxdistill.run.rules.devices",
+    "jaxdistill.models.cached": "jaxdistill.teachers.codec",
+    "jaxdistill.models.few": "jaxdistill.teachers.sparse_logits",
+    "jaxdistill.models.importance": "jaxdistill.evaluation.interpret.head_importance",
+    "jaxdistill.models.narrow": "jaxdistill.core.quantized_array",
+    "jaxdistill.models.quantized": "jaxdistill.compress.quantize",
+    "jaxdistill.pieces": "jaxdistill.core.chunked.chunks",
+    "jaxdistill.plan.told": "jaxdistill.run.plan.summary",
+    "jaxdistill.report.card": "jaxdistill.export.model_card",
+    "jaxdistill.selected": "jaxdistill.run.subset",
+    "jaxdistill.sources": "jaxdistill.data.pipeline",
+    "jaxdistill.staged": "jaxdistill.run.resolve",
+    "jaxdistill.streamed": "jaxdistill.core.chunked.one_pass",
+    "jaxdistill.workfolder": "jaxdistill.run.workdir",
+}
+
+
+def successor(name: str) -> str:
+    """The module that has the content of an old one; empty if there never was one of this name."""
+    if name in MOVED or name in PACKAGES:
+        return MOVED.get(name) or PACKAGES[name]
+    root = Path(__file__).parents[1]
+    found = sorted(root.rglob(f"{name.rpartition('.')[2]}.py"))
+    return "jaxdistill." + ".".join(found[0].relative_to(root).with_suffix("").parts) if found else ""
+
+
+def message(name: str) -> str:
+    """One line that names the successor of an old module."""
+    command = f"; the command is: jaxdistill {COMMANDS[name]}" if name in COMMANDS else ""
+    return f"{name} is {successor(name)} now{command}"
+
+
+class _Alias:
+    """Loads an old module that still works: its names are those of its successors."""
+
+    def create_module(self, spec: Any) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        homes = [importlib.import_module(home) for home in ALIASES[module.__name__]]
+
+        def find(name: str) -> Any:
+            for home in homes:
+                if hasattr(home, name):
+                    return getattr(home, name)
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+        module.__getattr__ = find  # type: ignore[method-assign]
+
+
+class _Moved:
+    """Loads nothing of an old module: says where its content is."""
+
+    def create_module(self, spec: Any) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__name__ not in PACKAGES:
+            raise ModuleNotFoundError(message(module.__name__), name=module.__name__)
+
+        def refuse(name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            raise ModuleNotFoundError(message(module.__name__), name=module.__name__)
+
+        module.__getattr__ = refuse  # type: ignore[method-assign]
+
+    def get_code(self, name: str) -> CodeType:
+        text = f"import sys\nsys.stderr.write({f'error: {message(name)}' + chr(10)!r})\nsys.exit(2)\n"
+        return compile(text, name, "exec")
+
+
+class _Finder:
+    """Finds old modules, after everybody else has found none."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name in ALIASES:
+            return importlib.machinery.ModuleSpec(name, _Alias())  # type: ignore[arg-type]
+        if not name.startswith("jaxdistill.") or not successor(name):
+            return None
+        as_command = name in COMMANDS and sys.argv[:1] == ["-m"]  # `python -m` wants no package
+        package = name in PACKAGES and not as_command
+        return importlib.machinery.ModuleSpec(name, _Moved(), is_package=package)  # type: ignore[arg-type]
+
+
+def install() -> None:
+    """Makes old names known to the import system, once."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

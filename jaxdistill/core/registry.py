@@ -1,0 +1,188 @@
+"""Names in a config are spec strings: a registered name with literal arguments, parsed by `ast`, never evaluated.
+
+`"kd(temperature=4.0)"`, `"cosine(start=0.9, end=0.1)"`, `"resnet(widths=(16, 32))"`, or nested where an argument is
+itself a part: `"kd(temperature=linear(start=8, end=2))"`. One string is one value on the command line and one axis of
+a sweep.
+"""
+
+import ast
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from jaxdistill.core.errors import ConfigError, suggest
+
+
+class Spec(NamedTuple):
+    """A parsed spec string: a name and its arguments (literals, or further specs)."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def parse(text: str, path: str) -> Spec:
+    """Parses `name` or `name(literal, key=literal)`.
+
+    Raises:
+        ConfigError: for anything else; nothing is ever evaluated.
+    """
+
+    def literal(node: ast.expr) -> Any:
+        if isinstance(node, ast.Call):
+            return call(node)
+        if isinstance(node, ast.Tuple | ast.List):
+            return tuple(literal(item) for item in node.elts)
+        value = ast.literal_eval(node)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError
+        return value
+
+    def call(node: ast.expr) -> Spec:
+        if isinstance(node, ast.Name):
+            return Spec(node.id, (), {})
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise ValueError
+        names = [keyword.arg for keyword in node.keywords]
+        if None in names or len(set(names)) < len(names):  # a splat, or a name twice: `ast` alone lets both pass
+            raise ValueError
+        kwargs = {keyword.arg: literal(keyword.value) for keyword in node.keywords if keyword.arg}
+        return Spec(node.func.id, tuple(literal(arg) for arg in node.args), kwargs)
+
+    try:
+        return call(ast.parse(text.strip(), mode="eval").body)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        cure = "Write a registered name with literal arguments, like name(key=1.0); specs are parsed, never run."
+        raise ConfigError(path, f"{text!r} is not a spec string. {cure}") from None
+
+
+def _matches(value: Any, annotation: Any) -> bool:
+    """Whether a literal fits a factory's annotation; annotations that are not plain types admit everything."""
+    if isinstance(value, Spec):  # a part where a literal is wanted
+        return False
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, option) for option in typing.get_args(annotation))
+    if origin is typing.Literal:
+        return value in typing.get_args(annotation)
+    if origin is tuple:
+        args = typing.get_args(annotation)
+        if isinstance(value, tuple) and args[-1] is ...:
+            args = args[:1] * len(value)
+        return isinstance(value, tuple) and len(value) == len(args) and all(map(_matches, value, args))
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, annotation) if annotation in (bool, str) else True
+
+
+def _say(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return "one of " + ", ".join(repr(option) for option in typing.get_args(annotation))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+Conversions = Mapping[Any, Callable[[Any, str], Any]]  # an annotation -> `(literal, path) -> value`
+
+
+class Registry:
+    """The parts of one kind, by name. Registering is decorating; the name is the factory's."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.factories: dict[str, Callable[..., Any]] = {}
+
+    def register(self, factory: Callable[..., Any]) -> Callable[..., Any]:
+        """Adds a factory under its own name.
+
+        Raises:
+            ValueError: if another factory has that name.
+        """
+        name = factory.__name__
+        known = self.factories.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
+            raise ValueError(f"{self.kind} {name!r} is registered already, by {known.__module__}")
+        self.factories[name] = factory
+        return factory
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self.factories[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.factories
+
+    def __iter__(self):
+        return iter(sorted(self.factories))
+
+    def build(self, spec: str | Spec, path: str, convert: Conversions = MappingProxyType({})) -> Any:
+        """Calls the named factory with the spec's arguments; as `bind`, and what the factory itself refuses."""
+        factory, bound = self.bind(spec, path, convert)
+        try:
+            return factory(*bound.args, **bound.kwargs)
+        except ConfigError as error:
+            raise error if error.path else ConfigError(path, error.message) from None
+        except (ValueError, TypeError) as error:
+            raise ConfigError(path, f"{factory.__name__}: {error}") from error
+
+    def bind(
+        self, spec: str | Spec, path: str, convert: Conversions = MappingProxyType({})
+    ) -> tuple[Callable[..., Any], inspect.BoundArguments]:
+        """The named factory, and the spec's arguments as it takes them.
+
+        Args:
+            spec: the spec string, or a parsed one.
+            path: the config path, for messages.
+            convert: for parameters annotated with a key of it, how to turn `(literal, path)` into a value: this is
+                how a number or `"cosine(...)"` becomes a schedule.
+
+        Raises:
+            ConfigError: unknown name, misspelt or missing argument, wrong type.
+        """
+        spec = parse(spec, path) if isinstance(spec, str) else spec
+        if spec.name not in self.factories:
+            raise ConfigError(path, f"unknown {self.kind} {spec.name!r}. {suggest(spec.name, self.factories)}")
+        factory = self.factories[spec.name]
+        signature = inspect.signature(factory, eval_str=True)
+        further = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+        for name in spec.kwargs:
+            if name not in signature.parameters and not further:
+                cure = suggest(name, signature.parameters)
+                raise ConfigError(path, f"{self.kind} {spec.name!r} has no argument {name!r}. {cure}")
+        try:
+            bound = signature.bind(*spec.args, **spec.kwargs)
+        except TypeError as error:
+            raise ConfigError(path, f"{spec.name}{signature}: {error}.") from None
+        for name, value in bound.arguments.items():
+            annotation = signature.parameters[name].annotation
+            if annotation in convert:
+                bound.arguments[name] = convert[annotation](value, f"{path}: {spec.name}({name}=...)")
+            elif not _matches(value, annotation):
+                raise ConfigError(path, f"{spec.name}({name}={value!r}): expected {_say(annotation)}.")
+        for name, parameter in signature.parameters.items():
+            if name not in bound.arguments and parameter.annotation in convert:
+                bound.arguments[name] = convert[parameter.annotation](
+                    parameter.default, f"{path}: {spec.name}({name}=...)"
+                )
+        return factory, bound
+
+
+losses = Registry("loss")
+fusions = Registry("fusion")
+steps = Registry("step")
+models = Registry("model")
+schedules = Registry("schedule")
+optimizers = Registry("optimizer")
+datasets = Registry("data set")
+transforms = Registry("transform")
+selections = Registry("selection")
+orders = Registry("order")
+caches = Registry("cache")
+placements = Registry("placement")
+tokenizations = Registry("tokenization")

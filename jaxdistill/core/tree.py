@@ -1,0 +1,8 @@
+"""TODO."""
+
+import jax
+
+
+def path_name(path: tuple) -> str:
+    """A leaf's path as one string: `params/student/blocks/0/mlp/up/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,1 @@
+"""Images: augmentation, and the processors of pretrained checkpoints."""

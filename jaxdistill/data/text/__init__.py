@@ -1,0 +1,1 @@
+"""Text: tokenizers, token caches, alignment of unlike tokenizers, synthetic text."""

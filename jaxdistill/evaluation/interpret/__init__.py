@@ -1,0 +1,1 @@
+"""What inside a model matters, and what of a teacher was transferred."""

@@ -1,0 +1,59 @@
+"""The card of a network that goes out into the world: what taught it, on what, and how it was measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdistill.evaluation.report.table import COLUMNS
+
+
+def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """A Hugging Face model card, Markdown.
+
+    Args:
+        name: the row of `results` that the card is for.
+        config: of the stage that trained it.
+        results: of the run, as in `results.json`.
+    """
+    teachers = "\n".join(f"- {teacher}: `{entry['model']}`" for teacher, entry in config["teachers"].items())
+    entries = config["objective"].items()
+    terms = "\n".join(f"- `{entry['term'] or term}`, weight {entry['weight']}" for term, entry in entries)
+    data, made = config["data"], results["provenance"]
+    return f"""---
+library_name: transformers
+tags:
+- knowledge-distillation
+- jaxdistill
+---
+
+# {results["title"]}: {name}
+
+{results["summary"]}
+
+## Made by
+
+Teachers:
+
+{teachers or "none"}
+
+Objective:
+
+{terms}
+
+{config["steps"]} steps of {config["batch_size"]} rows of `{data["name"]}` ({data["train"]}), seed {config["seed"]}.
+Made by jaxdistill, commit {made["git"]}. The whole config is in the run's `config.json`.
+
+## Measured
+
+On `{data["name"]}` ({data["test"]}), beside the teachers and, as the control, the same network trained without them.
+
+{_table(results["rows"])}
+"""
+
+
+def _table(rows: list[Mapping[str, Any]]) -> str:
+    shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    line = lambda cells: f"| {' | '.join(cells)} |"
+    cells = lambda row: ["-" if row.get(key) is None else write(row) for key, _, write in shown]
+    body = [line([row["name"], *cells(row)]) for row in rows]
+    heading = line(["model", *(title for _, title, _ in shown)])
+    return "\n".join([heading, line(["---"] * (len(shown) + 1)), *body])

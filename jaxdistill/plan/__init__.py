@@ -1,1 +1,0 @@
-"""A config's training step compiled ahead of time for devices that are not there: what fits, and what it costs."""

@@ -1,0 +1,1 @@
+"""The commands of `jaxdistill`: one file each, named like the command."""

@@ -1,0 +1,10 @@
+"""The option `quantized`: a frozen teacher whose kernels are kept, and multiplied, in 8 bits."""
+
+from jaxdistill.compress.quantize import quantized
+from jaxdistill.teachers.option import Option
+
+OPTION = Option(
+    "quantized",
+    lambda teacher, kind, context: teacher.replaced(network=quantized(teacher.network, kind)),
+    lacks=lambda kind: dict.fromkeys(("training", "learning", "gradients"), f"{kind} has no gradient"),
+)

@@ -11,7 +11,7 @@ Result: this one has not been run; experiments/assistant has a smaller chain, on
 
 from pathlib import Path
 
-from jaxdistill.run.config import differ, load
+from jaxdistill import differ, load
 
 
 def get_config():

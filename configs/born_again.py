@@ -9,7 +9,7 @@ Result (1 seed): the first network has 93.3 %, the second 92.3, the third 92.4, 
 gain, as in experiments/peers, which has two generations on 500 digits over 3 seeds.
 """
 
-from jaxdistill.run.config import make
+from jaxdistill import make
 
 MODEL = "mlp(widths=(128,), classes=10)"
 

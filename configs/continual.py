@@ -14,7 +14,7 @@ Commands:
 Cost: half a minute. Result: in `experiments/continual`, which judges after every task, and where the task is known too.
 """
 
-from jaxdistill.run.config import choose, differ, make
+from jaxdistill import choose, differ, make
 
 TASKS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
 STEPS = 200  # of a task: 5 epochs

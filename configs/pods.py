@@ -3,8 +3,8 @@
 Paper: Hinton, Vinyals and Dean, 2015 (arxiv.org/abs/1503.02531), for each token, beside the text: Qwen3-32B into 4B
 (arxiv.org/abs/2505.09388) and Llama 3.1 405B into 8B (arxiv.org/abs/2407.21783), 4,096 tokens a row.
 Commands:
-    python -m jaxdistill.plan --config configs/pods.py:qwen3 --topology v6e:16x16
-    python -m jaxdistill.plan --config configs/pods.py:llama405 --topology v5p:4x8x8
+    jaxdistill plan --config configs/pods.py:qwen3 --topology v6e:16x16
+    jaxdistill plan --config configs/pods.py:llama405 --topology v5p:4x8x8
 Cost: minutes on a laptop, without weights; experiments/pods has a table of what fits; tpu/README.md, how a pod runs it.
 
 configs/shapes/ has the published config.json of each, and no weights: a run names a folder or hub id that has them
@@ -15,9 +15,9 @@ configs/shapes/ has the published config.json of each, and no weights: a run nam
 from typing import NamedTuple
 
 import numpy as np
+from jaxdistill.registry import datasets
 
-from jaxdistill.core.registry import datasets
-from jaxdistill.run.config import choose, make
+from jaxdistill import choose, make
 
 
 class Pair(NamedTuple):

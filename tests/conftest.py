@@ -15,7 +15,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Not `types`: a pytree of arrays is also one of shapes, shardings and specs. The numeric tower: 1 is a float in a spec.
-PURE = ("jaxdistill.losses", "jaxdistill.fusion", "jaxdistill.metrics")
+PURE = ("jaxdistill.losses", "jaxdistill.fusion", "jaxdistill.evaluation.metrics", "jaxdistill.core.sums")
 install_import_hook(PURE, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from jaxdistill.core.kernels import launch  # noqa: E402  (imports what is to be hooked)

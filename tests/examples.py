@@ -22,7 +22,7 @@ import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
 from jaxdistill.core.schedules import Horizon, Scalar, resolve
 from jaxdistill.core.types import Array, Heads, Outputs, Signals, Term
-from jaxdistill.run.build import loss
+from jaxdistill.run.parts import build_loss as loss
 
 HORIZON = Horizon(steps=100, epoch=10.0)
 TIMED = {Scalar: lambda value, path: resolve(value, HORIZON, path)}

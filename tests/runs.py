@@ -16,12 +16,12 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from ml_collections import ConfigDict
 
-import jaxdistill.run.build  # noqa: F401  (registers the parts: what comes later, `registries_as_found` takes away)
+import jaxdistill.run.parts  # noqa: F401  (registers the parts: what comes later, `registries_as_found` takes away)
 from jaxdistill import main
 from jaxdistill.core import registry
 from jaxdistill.core.checkpoint import manifests
 from jaxdistill.evaluation.report.logs import Log, read_log
-from jaxdistill.run import config
+from jaxdistill.run.config_files import load as load_config
 
 processes: list[subprocess.Popen] = []  # started by `spawn`
 compilations: list[str] = []  # the names of all programs that XLA has compiled in this process
@@ -120,7 +120,7 @@ def end_processes() -> None:
 
 def load() -> ConfigDict:
     """The tiny run's config."""
-    return config.load(str(TINY))
+    return load_config(str(TINY))
 
 
 def damage(step: Path, how: str, file: Path | None = None) -> Path:

@@ -18,8 +18,8 @@ from jaxdistill.parallel.compile import moved
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check
-from jaxdistill.run.plan import ahead
-from jaxdistill.run.preemption import Interrupts, Stopped
+from jaxdistill.run.plan import ahead, topology
+from jaxdistill.run.preemption import Preemption, Stopped
 from jaxdistill.teachers import submesh
 
 OWN = "submesh(devices=2, layers=(0, 1))"
@@ -50,7 +50,7 @@ def own(taught, tmp_path_factory):
 
 
 def placed(config, own=OWN, **differences):
-    return differ(config, teachers={"big": {**config.teachers["big"].to_dict(), "apart": own}}, **differences)
+    return differ(config, teachers={"big": {**config.teachers["big"].to_dict(), "placement": own}}, **differences)
 
 
 def distilled(config, workdir):
@@ -89,7 +89,7 @@ def test_what_it_said_of_another_batch_would_teach_something_else(taught, tmp_pa
 
     def broken(self):
         rows = next(self._batches)
-        said = {name: x for name, x in self._ask(rows).items() if name not in rows}
+        said = {name: x for name, x in self._query(rows).items() if name not in rows}
         before, late[0] = late[0] or said, said
         return {**rows, **before}
 
@@ -103,7 +103,7 @@ def test_a_stopped_run_goes_on_to_the_bit(taught, own, tmp_path, monkeypatch):
     """The batch that the teacher has been asked about already is asked about again."""
     config, turns = placed(taught[0]), itertools.count(1)
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="saved at step 7 of 10"):
-        patch.setattr(Interrupts, "stop", lambda self: next(turns) == 7)
+        patch.setattr(Preemption, "stop", lambda self: next(turns) == 7)
         distilled(config, tmp_path)
     found = distilled(config, tmp_path)
     assert runs.differences(*(runs.saved(each.workdir / "student") for each in (found, own))) == []
@@ -112,7 +112,7 @@ def test_a_stopped_run_goes_on_to_the_bit(taught, own, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_it_may_be_trained_here_and_a_control_is_measured_beside_it(taught, tmp_path):
     config, beside = taught
-    trained = {**config.teachers["big"].to_dict(), "steps": 40, "checkpoint": "", "apart": OWN}
+    trained = {**config.teachers["big"].to_dict(), "steps": 40, "checkpoint": "", "placement": OWN}
     found = distilled(differ(config, teachers={"big": trained}, control=True, mesh={"data": 1}), tmp_path)
     *same, control = found.rows
     assert unlike(found._replace(rows=same), beside) < 1e-5
@@ -154,21 +154,24 @@ def test_outputs_move_from_mesh_to_mesh_by_rows():
 
 def test_every_teacher_has_devices_of_its_own(taught, tmp_path):
     entry = taught[0].teachers["big"].to_dict()
-    own = {"big": {**entry, "apart": "submesh(devices=4)"}, "two": {**entry, "apart": "submesh(devices=2, top=2)"}}
+    own = {
+        "big": {**entry, "placement": "submesh(devices=4)"},
+        "two": {**entry, "placement": "submesh(devices=2, top=2)"},
+    }
     planned = check(
         differ(taught[0], teachers=own, fusion="average()", objective={"kd": {}}, mesh={"data": -1}), tmp_path
     )
-    assert planned.mesh_shape == (2, 1, 1)
-    devices = [list(each.mesh.devices.flat) for each in planned.apart.values()]
+    assert tuple(planned.mesh.shape.values()) == (2, 1, 1)
+    devices = [list(each.mesh.devices.flat) for each in planned.teachers.values()]
     assert devices == [jax.devices()[4:], jax.devices()[2:4]]
-    assert planned.apart["two"].fields("two", "train") == {
-        "apart/two/top": ((2,), "float32"),
-        "apart/two/tail": ((), "float32"),
-        "apart/two/classes": ((2,), "uint16"),
+    assert planned.teachers["two"].fields("train") == {
+        "placement/two/top": ((2,), "float32"),
+        "placement/two/tail": ((), "float32"),
+        "placement/two/classes": ((2,), "uint16"),
     }
 
 
 def test_a_plan_has_one_mesh():
     config = placed(runs.load())
-    with pytest.raises(ConfigError, match=r"^teachers\.big\.apart: a mesh beside the student's is not planned"):
-        ahead.plan(config, None)
+    with pytest.raises(ConfigError, match=r"^teachers\.big\.placement: a mesh beside the student's is not planned"):
+        ahead.plan(config, topology.Topology("", jax.devices(), None))

@@ -12,7 +12,7 @@ import pytest
 import runs
 
 from jaxdistill.core.checkpoint import Checkpoints
-from jaxdistill.run.build import model
+from jaxdistill.models.build import build_model as model
 from jaxdistill.run.config import override
 from jaxdistill.run.distill import check
 
@@ -43,7 +43,7 @@ MISTAKES = {
         ["data.select=hardest(share=0.1, cache='nowhere')"],
         "data.select",
         "nowhere/train holds no store",
-        "Write it: python -m jaxdistill.cache",
+        "Write it: jaxdistill cache",
     ),
     "hard rows of nobody": (
         ["objective.kd.term=hard(loss=kd(), by='disagreement')"],
@@ -164,8 +164,8 @@ MISTAKES = {
     "a map for a peer": (
         ["step=mutual()", "teachers.big.steps=0", "teachers.big.classes=(1, 0, 3, 2)"],
         "teachers.big.classes",
-        "it learns here",
-        "leave its map out",
+        "'mutual()' trains teachers",
+        "Leave it out",
     ),
     "a frozen teacher without a checkpoint beside an average": (
         ["step=averaged(teacher=1)", "teachers.big.steps=0", "teachers.mean.model=mlp(widths=(8, 8), classes=4)"],
@@ -201,8 +201,8 @@ MISTAKES = {
     "a map for a teacher that learns the data's classes": (
         ["teachers.big.classes=(1, 0, 3, 2)"],
         "teachers.big.classes",
-        "trained here",
-        "leave its map out",
+        "it is trained here",
+        "Leave it out",
     ),
     "a share above 1": (
         ["student.model=mlp(widths=(8, 8), classes=4, dropout=1.5)"],
@@ -226,78 +226,83 @@ MISTAKES = {
     "pieces that do not divide the batch": (["accumulate=5"], "batch_size", "32 rows", "choose a multiple of 5"),
     "more devices than there are": (["mesh.data=16"], "mesh", "needs 16 devices, there are 8", "lower a size"),
     "a sub-mesh that leaves no device": (
-        ["teachers.big.apart=submesh(devices=8)"],
-        "teachers.big.apart",
+        ["teachers.big.placement=submesh(devices=8)"],
+        "teachers.big.placement",
         "8 devices of 8 leave none for the student",
         "Lower devices",
     ),
     "a sub-mesh beside which the mesh has no room": (
-        ["teachers.big.apart=submesh(devices=4)", "mesh.data=8"],
+        ["teachers.big.placement=submesh(devices=4)", "mesh.data=8"],
         "mesh",
         "needs 8 devices, there are 4",
         "4 of 8 are teachers' own",
     ),
     "a sub-mesh over which rows do not divide": (
-        ["teachers.big.apart=submesh(devices=3)"],
+        ["teachers.big.placement=submesh(devices=3)"],
         "batch_size",
-        "32 rows do not divide by 3 (teachers.big.apart)",
+        "32 rows do not divide by 3 (teachers.big.placement)",
         "choose a multiple of 3",
     ),
-    "a sub-mesh of nothing": (["teachers.big.apart=submesh(devices=0)"], "teachers.big.apart", "devices=0", "a device"),
+    "a sub-mesh of nothing": (
+        ["teachers.big.placement=submesh(devices=0)"],
+        "teachers.big.placement",
+        "devices=0",
+        "a device",
+    ),
     "a sub-mesh under pmap": (
-        ["teachers.big.apart=submesh(devices=1)", "mesh.backend=pmap"],
-        "teachers.big.apart",
+        ["teachers.big.placement=submesh(devices=1)", "mesh.backend=pmap"],
+        "teachers.big.placement",
         "with pmap in 1 process(es)",
         "set mesh.backend='jit'",
     ),
     "a sub-mesh for what is read": (
-        ["teachers.big.apart=submesh(devices=1)", "teachers.big.cache=outputs(folder='x')"],
-        "teachers.big.apart",
+        ["teachers.big.placement=submesh(devices=1)", "teachers.big.cache=outputs(folder='x')"],
+        "teachers.big.placement",
         "by teachers.big.cache",
         "Leave one of the two out",
     ),
     "a sub-mesh for a peer": (
-        ["teachers.big.apart=submesh(devices=1)", "step=mutual()"],
-        "teachers.big.apart",
-        "'mutual()' makes teachers what they become",
+        ["teachers.big.placement=submesh(devices=1)", "step=mutual()"],
+        "teachers.big.placement",
+        "'mutual()' trains teachers",
         "Leave it out",
     ),
     "a sub-mesh for the only teacher that learns": (
-        ["teachers.big.apart=submesh(devices=1)", "step=tuned_teacher()", "streams.quiz.split=extra"],
+        ["teachers.big.placement=submesh(devices=1)", "step=tuned_teacher()", "streams.quiz.split=extra"],
         "step",
         "no teacher has parameters that could learn",
-        "neither cached nor apart",
+        "neither cached nor on a sub-mesh",
     ),
     "a sub-mesh for one of those that learn": (
         [
-            "teachers.big.apart=submesh(devices=1)",
+            "teachers.big.placement=submesh(devices=1)",
             "teachers.two.model=mlp(widths=(8, 8), classes=4)",
             "teachers.two.steps=1",
             "fusion=average()",
             "step=tuned_teacher()",
             "streams.quiz.split=extra",
         ],
-        "teachers.big.apart",
-        "'tuned_teacher()' trains teachers, and this one would stay as it is",
+        "teachers.big.placement",
+        "'tuned_teacher()' trains teachers",
         "Leave it out",
     ),
     "a layer that a sub-mesh does not send": (
-        ["teachers.big.apart=submesh(devices=1, layers=(0,))", "objective.kd.term=hidden(layers='last')"],
+        ["teachers.big.placement=submesh(devices=1, layers=(0,))", "objective.kd.term=hidden(layers='last')"],
         "objective.kd",
         "layers [1] of the teacher are not sent",
-        "its cache or apart names [0]",
+        "its cache or placement names [0]",
     ),
     "a layer that a teacher apart has not": (
-        ["teachers.big.apart=submesh(devices=1, layers=(2,))"],
-        "teachers.big.apart",
+        ["teachers.big.placement=submesh(devices=1, layers=(2,))"],
+        "teachers.big.placement",
         "the teacher has no layer 2",
         "it has layers 0 (the embedding) to 1",
     ),
     "a gradient that a sub-mesh does not send": (
-        ["teachers.big.apart=submesh(devices=1)", "objective.jacobian.weight=1"],
+        ["teachers.big.placement=submesh(devices=1)", "objective.jacobian.weight=1"],
         "objective.jacobian",
-        "no batch brings",
-        "Remove teachers.big.apart",
+        "no batch brings them",
+        "Remove teachers.big.placement",
     ),
     "a mesh that pmap has not": (["mesh.backend=pmap", "mesh.fsdp=2"], "mesh", "pmap", "set fsdp=1 and tensor=1"),
     "a missing data set": (["data.name=mnist5"], "data.name", "unknown data set 'mnist5'", "Did you mean 'mnist5k'?"),
@@ -356,7 +361,7 @@ MISTAKES = {
     ),
     "processes that nobody leads": (["distributed.processes=2"], "distributed.processes", "2 processes", "host:port"),
     "a stream that nothing reads": (["streams.spare.split=train"], "streams.spare", "nothing reads it", "leave it out"),
-    "pieces of a head that is multiplied out": (["chunks=2"], "chunks", "2 pieces", "leave chunks at 1"),
+    "pieces of a head that is multiplied out": (["chunks=2"], "chunks", "2 chunks", "leave chunks at 1"),
     "a rate that climbs": (["rate=-0.1"], "rate", "-0.1", "a learning rate is 0 or more"),
     "a name that is no name": (["teachers.3rd.model=mlp()"], "teachers", "'3rd' names an entry", "a letter first"),
     "a spec string that runs code without a call": (
@@ -438,7 +443,7 @@ def test_a_line_is_found_in_a_file_that_is_named_from_here(tmp_path, monkeypatch
     "change", ["objective.kd.term=kdd", "rate=fast", "fusion=avrage", "step=online()", "teachers.big.checkpoint=gone"]
 )
 def test_names_are_judged_before_any_data_are_made(change, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jaxdistill.staged.describe", lambda *_: pytest.fail("data were looked at"))
+    monkeypatch.setattr("jaxdistill.data.pipeline.describe", lambda *_: pytest.fail("data were looked at"))
     assert refused(capsys, tmp_path / "run", f"--config.{change}").startswith(
         change.split("=")[0].removesuffix(".term")
     )
@@ -452,7 +457,7 @@ def test_names_are_judged_before_any_data_are_made(change, tmp_path, monkeypatch
     ],
 )
 def test_a_teacher_of_other_classes_needs_a_whole_map(change, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jaxdistill.build.checkpoint.choose_step", lambda *_: 1)  # as if it were there
+    monkeypatch.setattr("jaxdistill.run.rules.text.checkpoint.choose_step", lambda *_: 1)  # as if it were there
     words = (f"--config.teachers.big.{change}", "--config.teachers.big.checkpoint=somewhere")
     message = refused(capsys, tmp_path / "run", *words)
     assert message.startswith(f"teachers.big.{change.split('=')[0]}: ")

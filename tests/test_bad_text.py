@@ -13,7 +13,7 @@ import jaxdistill
 from jaxdistill.core.checkpoint import Checkpoints
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
-from jaxdistill.run.build import model
+from jaxdistill.models.build import build_model as model
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check

@@ -20,7 +20,8 @@ from jaxdistill.data import store
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check
-from jaxdistill.teachers import cache
+from jaxdistill.run.resolve import resolve
+from jaxdistill.teachers.cache import identity, keep_of
 from jaxdistill.teachers.codec import Keep, decode, encode
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -203,7 +204,7 @@ def test_a_cache_of_another_teacher_is_refused(taught, tmp_path):
 
 def test_mistakes_are_named(taught, tmp_path):
     made = with_cache(taught, tmp_path / "cache")
-    with pytest.raises(ConfigError, match=r"teachers\.big\.cache: .*train holds no store\. Write it: python -m"):
+    with pytest.raises(ConfigError, match=r"teachers\.big\.cache: .*train holds no store\. Write it: jaxdistill cache"):
         check(made, tmp_path / "never")
     with pytest.raises(ConfigError, match="none has a cache"):
         cache.write(taught, quiet())
@@ -276,15 +277,21 @@ def test_what_is_kept_has_the_type_that_was_asked_for():
     assert top["top"].dtype == top["tail"].dtype == jnp.float16
 
 
+def identity_of(config):
+    resolved = resolve(config, jax.devices())
+    teacher = resolved.live_teacher("big")
+    return identity(teacher, keep_of(config.teachers.big.cache, ""), resolved.data, "train")
+
+
 def test_what_the_teacher_says_and_of_which_rows_is_in_a_caches_identity(taught, tmp_path):
     made = with_cache(differ(taught, data={"augment": ("shift(pixels=1)",)}), tmp_path)
     eight = differ(made, teachers={"big": {**made.teachers["big"].to_dict(), "quantized": "int8"}})
-    first = cache.identity(made, "big", "train")
+    first = identity_of(made)
     for other, path in (
         (eight, "teacher.quantized was None"),
         (differ(made, batch_size=16), "draws.batch_size was 32"),
     ):
-        (found,) = cache.differences(first, cache.identity(other, "big", "train"))
+        (found,) = store.differences(first, identity_of(other))
         assert found.startswith(path)
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import pytest
 import runs
 import spelt
@@ -17,11 +18,14 @@ from jaxdistill.data.splits import share_records
 from jaxdistill.data.text import tokenizer
 from jaxdistill.models import pretrained
 from jaxdistill.models.hub import locate
-from jaxdistill.run import build
-from jaxdistill.run.commands import cache, vocabulary
-from jaxdistill.run.config import changes, load, override
+from jaxdistill.run.commands import cache, sweep, train, vocabulary
+from jaxdistill.run.commands import plan as planning
+from jaxdistill.run.config import changes, override
+from jaxdistill.run.config_files import load
 from jaxdistill.run.plan import ahead, topology
-from jaxdistill.run.plan import command as planning
+from jaxdistill.run.resolve import resolve
+from jaxdistill.run.rules import text
+from jaxdistill.teachers.cache import keep_of
 
 CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))
 MINILM = json.loads("""{"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
@@ -81,7 +85,7 @@ def world(tmp_path, monkeypatch):
         Path(name).mkdir(parents=True)
         Path(name, "vocabulary.json").write_text(json.dumps({"ids": [0, 1, 2], "size": size}))
         Path(name, "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
-    monkeypatch.setattr(build.checkpoint, "choose_step", left_by_a_command)
+    monkeypatch.setattr(text.checkpoint, "choose_step", left_by_a_command)
 
 
 @pytest.mark.parametrize("file", [file for file in CONFIGS if words(file) != [""]], ids=lambda file: file.name)
@@ -102,12 +106,12 @@ def left_by_a_command(folder, which):
 def test_a_preset_is_sound(preset, world):
     config = load(preset)
     assert config.title
-    build.check_specs(config)
+    _ = resolve(config, jax.devices()[:1]).planned
     for stream in {"quiz", "calibration"} & set(config.streams):
         split = config.streams[stream].split
         assert not share_records(split, config.data.train, lambda split: 1000), f"{stream}: seen by the student"
     for name, teacher in config.teachers.items():
-        assert teacher.cache == "" or build.keep_of(config, name).folder
+        assert teacher.cache == "" or keep_of(teacher.cache, name).folder
 
 
 PLAN = ahead.Plan({}, 1, {}, 0, None, ahead.Flops(0.0, 0), {}, "")
@@ -116,9 +120,12 @@ DOCUMENTS += [*(runs.ROOT / "experiments").rglob("*.md"), *(runs.ROOT / "tpu").g
 
 
 def commands(file: Path) -> list[str]:
-    """What a document gives after `python -m`: until the line, the quotation or the remark ends."""
+    """The commands of a document, from the module on: until the line, the quotation or the remark ends."""
     text = file.read_text() if file.suffix != ".py" else ast.get_docstring(ast.parse(file.read_text())) or ""
     text = re.sub(r"(?m)^\t@echo .*", "", text.replace("\\\n", " "))
+    text = re.sub(
+        rf"(?m)(?<![\w.])jaxdistill ({'|'.join(main.COMMANDS)}) (?=-)", r"python -m jaxdistill.main \1 ", text
+    )
     found = re.findall(r"(?:python|\(python\)) -m ((?:jaxdistill|experiments)[^`\n]*)", text)
     return [re.split(r"\s+#|\s+\(|\s{3,}[a-z]", command)[0].strip() for command in found]
 
@@ -137,16 +144,21 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
     monkeypatch.setattr(topology, "find", lambda name, slices: topology.Topology(name, [], None))
     if "--help" in rest:
         return
-    if module == "jaxdistill.main":
-        known, more = main.parser().parse_known_args(rest)
+    command = rest.pop(0) if module == "jaxdistill.main" and rest[0] in main.COMMANDS else "train"
+    if module == "jaxdistill.main" and command == "train":
+        known, more = train.parser().parse_known_args(rest)
         if not known.config.startswith("runs/"):  # a config that an earlier command has left
             override(load(known.config), changes(more))
-    elif module == "jaxdistill.plan":
+    elif module == "jaxdistill.main" and command == "plan":
         assert planning.run(rest) == 0
         assert taken
-    elif module in ("jaxdistill.cache", "jaxdistill.vocabulary"):
-        assert {"cache": cache, "vocabulary": vocabulary}[module.partition(".")[2]].run(rest) == 0
+    elif module == "jaxdistill.main" and command in ("cache", "vocabulary"):
+        assert {"cache": cache, "vocabulary": vocabulary}[command].run(rest) == 0
         assert taken
+    elif module == "jaxdistill.main":
+        words = Path(importlib.util.find_spec(f"jaxdistill.run.commands.{command}").origin).read_text()
+        words += Path(sweep.__file__).with_name("cli.py").read_text()
+        assert all(f'"{word.partition("=")[0]}"' in words for word in rest if re.match("--(?!config.)", word))
     else:
         spec = importlib.util.find_spec(module)
         home = importlib.util.find_spec(f"{module}.__main__") if spec and spec.submodule_search_locations else spec
@@ -155,7 +167,7 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
             importlib.import_module(home.name)  # which an earlier change may have broken
         options = [word.partition("=")[0] for word in rest if word.startswith("--")]
         words = Path(home.origin).read_text()
-        for shared in ("experiments/sweep.py: sweep.main(", "jaxdistill/commands.py: commands.parser("):
+        for shared in ("jaxdistill/run/commands/sweep.py: sweep.main(", "jaxdistill/run/commands/cli.py: cli.parser("):
             file, _, call = shared.partition(": ")
             words += (runs.ROOT / file).read_text() if call in words else ""
         assert all(f'"{option}"' in words for option in options)

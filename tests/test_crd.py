@@ -15,7 +15,7 @@ import pytest
 import runs
 from examples import assert_close, assert_same, signals, slow
 
-import jaxdistill.run.build  # noqa: F401  (registers the parts)
+import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import Weighted, objective
@@ -25,7 +25,7 @@ from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.losses.relations import crd
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.run.preemption import Interrupts
+from jaxdistill.run.preemption import Preemption
 
 KEY = jax.random.key(0)
 GOLDEN = np.load(Path(__file__).parent / "golden" / "relations.npz")
@@ -347,7 +347,7 @@ def test_banks_survive_a_resume_to_the_bit(tmp_path, monkeypatch):
         assert runs.run(tmp_path / "whole", *words) == 0
         turns = itertools.count(1)
         with monkeypatch.context() as patch:
-            patch.setattr(Interrupts, "stop", lambda self: next(turns) == 10 + 13)
+            patch.setattr(Preemption, "stop", lambda self: next(turns) == 10 + 13)
             assert runs.run(tmp_path / "halves", *words) == 0
         half = runs.saved(tmp_path / "halves" / "student")
         assert half["step"] == 13

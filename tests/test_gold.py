@@ -16,7 +16,8 @@ from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import Weighted, objective
-from jaxdistill.core.types import Array, Factored, Outputs, Shared, Signals, Spans
+from jaxdistill.core.types import Array, Factored, Outputs, Signals, Spans
+from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.text import gold as gold_file
 from jaxdistill.losses.text.alignment import aligned, measure, partners
@@ -51,7 +52,7 @@ def of_spans(rows: int = 4, classes: int = 6, others: int = 9, seed: int = 0) ->
     return jax.device_put(seen)
 
 
-SHARED = Shared(np.array([0, 2, 3, 5]), np.array([8, 5, 2, 0]))
+SHARED = SharedVocabulary(np.array([0, 2, 3, 5]), np.array([8, 5, 2, 0]))
 
 
 def term_of(name: str, **arguments: Any) -> Any:
@@ -96,7 +97,7 @@ def test_what_is_published_is_equalled_in_value_and_gradient(name, precision):
             labels = [jnp.roll(jnp.asarray(said[f"{whose}_ids"]), -1, axis=1) for whose in ("student", "teacher")]
             batch = {"span": jnp.asarray(numbers[0]), "label": labels[0]}
             teacher = replace(teacher, spans=Spans(jnp.asarray(numbers[1]), labels[1]))
-            mask, shared = jnp.ones(batch["span"].shape), Shared(*said["shared"].T)
+            mask, shared = jnp.ones(batch["span"].shape), SharedVocabulary(*said["shared"].T)
             weights = {"shared_weight": 0.7, "rest_weight": 0.4, "scale_t2": False, "vocabulary": shared}
             term = term_of("uld") if name == "gold_merged" else term_of("gold", beta=0.5, **weights)
         temperature = jnp.asarray(1.0 if name == "uld" else 1.5, precision)
@@ -157,7 +158,7 @@ def test_gold_by_hand():
     third = rank(q[4] * q[3, batch[3]], p[4] * p[3, spans[3]]).sum()
     last = sum(p[5, b] * np.log(p[5, b] / q[6, a]) - p[5, b] + q[6, a] for a, b in ((0, 3), (2, 1)))
     last += 0.5 * rank(q[6, [1]], p[5, [0, 2]]).sum()
-    term = term_of("gold", vocabulary=Shared(np.array([0, 2]), np.array([3, 1])), rest_weight=0.5)
+    term = term_of("gold", vocabulary=SharedVocabulary(np.array([0, 2]), np.array([3, 1])), rest_weight=0.5)
     values, counts = values_of(term, seen)
     assert counts.tolist() == [[False, True, True, False, True, False, True]]
     expected = [0.5 * first, direct + 0.5 * apart, 0.5 * third, last]
@@ -211,7 +212,7 @@ def test_a_span_that_the_teacher_spells_in_two_does_not_teach_its_last_piece():
     spans = Spans(number(1, 1), number(words["a"], words["b"]))
     batch = {"span": number(1), "label": number(words["ab"])}
     start = single(np.log([[[0.4, 0.2, 0.2, 0.2]]]))
-    same = Shared(np.arange(4), np.arange(4))
+    same = SharedVocabulary(np.arange(4), np.arange(4))
 
     def slope(alike: bool):
         def loss(student):
@@ -404,8 +405,8 @@ def test_classes_that_differ_need_a_vocabulary_that_fits():
     seen = of_spans()
     for vocabulary, said in (
         (None, "student has 6 classes and the teacher 9; data.tokens="),
-        (Shared(np.array([6]), np.array([0])), "the student has 6 classes, and its tokenizer a token 6"),
-        (Shared(np.array([0]), np.array([9])), "the teacher has 9 classes, and its tokenizer a token 9"),
+        (SharedVocabulary(np.array([6]), np.array([0])), "the student has 6 classes, and its tokenizer a token 6"),
+        (SharedVocabulary(np.array([0]), np.array([9])), "the teacher has 9 classes, and its tokenizer a token 9"),
     ):
         with pytest.raises(ValueError, match=said):
             mean(term_of("gold", vocabulary=vocabulary), seen)
@@ -416,7 +417,7 @@ def test_classes_that_differ_need_a_vocabulary_that_fits():
 
 def test_a_teacher_of_the_same_tokens_needs_no_vocabulary_beside_one_that_does():
     seen = replace(signals(), temperature=1.0)
-    odd = Shared(np.array([0]), np.array([1]))
+    odd = SharedVocabulary(np.array([0]), np.array([1]))
     divergence = jax.jit(kl_divergence)(seen.student.logits, seen.teachers[0].logits)
     assert_close(values_of(term_of("gold", vocabulary=odd), seen), divergence)
-    assert gold_file.Vocabularies == Shared | None
+    assert gold_file.Vocabularies == SharedVocabulary | None

@@ -188,7 +188,7 @@ def test_what_the_command_cannot_do_is_one_line(words, said, wordnet, capsys):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "there is no file .*python -m jaxdistill.data.graphs writes one"),
+        (None, "there is no file .*python -m jaxdistill.data.builders.class_hierarchy writes one"),
         ("[", "holds no graph"),
         ('{"edges": [[0, 1, 0.5]]}', "holds no graph"),
         ('{"names": [], "edges": [[0, 1]]}', "holds no graph"),

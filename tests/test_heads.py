@@ -105,7 +105,7 @@ def test_a_head_that_does_not_exist_is_refused(spec, said):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("heads(())", "python -m jaxdistill.heads --config FILE finds"),
+        ("heads(())", "jaxdistill heads --config FILE finds"),
         ("heads(((0, 1),))", r"\(0, 1\) is no head: layers count from 1"),
         ("heads(((1, 1), (2, 1)), ((1, 0),))", "1 student_heads for 2 teacher_heads"),
     ],

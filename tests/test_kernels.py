@@ -29,8 +29,8 @@ FORMS = {
 @pytest.fixture(params=FORMS)
 def _form(request, monkeypatch):
     """Either form of the kernel, a TPU's and a GPU's, with tiles that do not divide the classes."""
-    monkeypatch.setattr(calls, "INTERPRETED", FORMS[request.param])
-    monkeypatch.setattr(calls, "TILE", 64)
+    monkeypatch.setattr(launch, "INTERPRETED", FORMS[request.param])
+    monkeypatch.setattr(launch, "TILE", 64)
 
 
 CHUNKS = 3  # of 14 tokens each, which no block of 16 or 8 rows divides

@@ -155,7 +155,7 @@ def test_another_file_is_named_as_such(tmp_path):
 
 def test_the_command_writes_a_folder(tmp_path):
     path = write(tmp_path / "w.pth", holding(a=tensor()))
-    command = [sys.executable, "-m", "jaxdistill.hub.legacy", str(path), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "jaxdistill.models.hub.torch_legacy", str(path), str(tmp_path / "out")]
     subprocess.run(command, check=True, capture_output=True)
     np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["a"], VALUES.reshape(3, 4))
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == CONFIG

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import examples
@@ -11,7 +12,7 @@ import pytest
 from examples import STEPS
 from flax import nnx
 
-import jaxdistill.run.build  # noqa: F401  (registers the parts)
+import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.errors import ConfigError
@@ -23,7 +24,7 @@ from jaxdistill.models.derivatives import with_needed
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.run import validate
+from jaxdistill.run.rules import stage
 
 # three layers and more: an unconstrained network is silently wrong on (2, 2, 2) from two layers on
 FAMILIES = {
@@ -208,6 +209,12 @@ class Plain(nnx.Module):
         return Outputs(self.head(x), tuple(states))
 
 
+def constraints(model, shapes, mesh):
+    """Checks the rule about activations on a model by itself."""
+    parts = SimpleNamespace(student=model)
+    stage.activations_are_constrained(SimpleNamespace(mesh=mesh, parts=parts, shapes={"train": shapes}))
+
+
 def test_a_model_that_constrains_nothing_is_refused_where_its_gradients_would_be_wrong():
     """Its gradients were wrong by 0.1 on (2, 2, 2), and right on every mesh with an axis of 1."""
     module = lambda n: from_nnx(lambda rngs, batch: Plain(rngs, n), lambda m, batch, train, key: m(batch["image"]))
@@ -216,9 +223,9 @@ def test_a_model_that_constrains_nothing_is_refused_where_its_gradients_would_be
     shapes = look("mlp")
     for constrained in range(3):
         with pytest.raises(ConfigError, match=rf"constrains {constrained} of its 3 activations.*by_rows"):
-            validate.check_constrained(module(constrained), shapes, make_mesh((2, 2, 2)))
-    validate.check_constrained(module(3), shapes, make_mesh((2, 2, 2)))
+            constraints(module(constrained), shapes, make_mesh((2, 2, 2)))
+    constraints(module(3), shapes, make_mesh((2, 2, 2)))
     for shape in ((8, 1, 1), (1, 4, 2), (4, 2, 1)):
-        validate.check_constrained(plain, shapes, make_mesh(shape))
+        constraints(plain, shapes, make_mesh(shape))
     for family in FAMILIES:
-        validate.check_constrained(registry.models.build(FAMILIES[family], ""), look(family), make_mesh((2, 2, 2)))
+        constraints(registry.models.build(FAMILIES[family], ""), look(family), make_mesh((2, 2, 2)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from examples import TIMED, assert_close, build_loss, signals, slow, tokens
 
-import jaxdistill.run.build  # noqa: F401  (registers the parts)
+import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.optim import optimizer

@@ -14,14 +14,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Variables
+from jaxdistill.evaluation.flops import flops
 from jaxdistill.parallel.compile import place, rows_on, taken
 from jaxdistill.parallel.mesh import AXES, make_mesh
-from jaxdistill.run.config import load, make, override
+from jaxdistill.run.commands import plan as command
+from jaxdistill.run.config import make, override
+from jaxdistill.run.config_files import load
 from jaxdistill.run.distill import check
 from jaxdistill.run.plan import ahead, summary, topology
-from jaxdistill.run.plan import command as command
 from jaxdistill.run.plan.device import device
-from jaxdistill.evaluation.flops import flops
 
 PODS = str(runs.ROOT / "configs" / "pods.py")
 SIZES = "vocabulary=64, width=16, heads=4, kv_heads=2, head_size=8, ffn=32, positions=32"
@@ -409,7 +410,7 @@ def test_chips_that_are_no_box_are_refused():
 
 
 def real(*words):
-    command_line = [sys.executable, "-m", "jaxdistill.plan", "--config", f"{PODS}:qwen3", *words]
+    command_line = [sys.executable, "-m", "jaxdistill.main", "plan", "--config", f"{PODS}:qwen3", *words]
     return subprocess.run(command_line, cwd=runs.ROOT, capture_output=True, text=True)
 
 

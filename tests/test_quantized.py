@@ -24,9 +24,9 @@ from jaxdistill.core.types import Pretrained, Variables
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.parallel.compile import place
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.run import build
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check
+from jaxdistill.run.resolve import resolve
 
 KEY = jax.random.key(0)
 FIRST = {name: table[:1] for name, table in MODELS.items()}
@@ -111,7 +111,11 @@ def test_every_row_of_what_is_multiplied_has_a_scale_of_its_own():
 
 
 def test_a_config_has_its_teacher_in_8_bits(taught):
-    made = build.teacher(eight(taught[0]), "big").init(KEY, {"image": jnp.zeros((2, 8, 8, 1), jnp.uint8)})[0]
+    made = (
+        resolve(eight(taught[0]), jax.devices())
+        .live_teacher("big")
+        .network.init(KEY, {"image": jnp.zeros((2, 8, 8, 1), jnp.uint8)})[0]
+    )
     assert {name.rsplit("/", 1)[-1] for name, x in made.items() if x.dtype == jnp.int8} == {"kernel"}
 
 

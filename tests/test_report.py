@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxdistill.evaluation.report import formats, logs, markup, table, tables, write_page
+from jaxdistill.evaluation.report import formats, logs, markup, table, tables
 from jaxdistill.evaluation.report import page as pages
+from jaxdistill.evaluation.report.page import write_page
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 ROWS = [

@@ -11,7 +11,7 @@ import pytest
 import runs
 from examples import slow
 
-from jaxdistill.run.preemption import Interrupts
+from jaxdistill.run.preemption import Preemption
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +62,7 @@ def test_a_run_stopped_after_any_step_ends_the_same(stage, step, reference, tmp_
     folder = stage.replace("teacher ", "teachers/")
     turns = itertools.count(1)
     with monkeypatch.context() as patch:
-        patch.setattr(Interrupts, "stop", lambda self: next(turns) == 40 * runs.STAGES.index(folder) + step)
+        patch.setattr(Preemption, "stop", lambda self: next(turns) == 40 * runs.STAGES.index(folder) + step)
         assert runs.run(tmp_path) == 0
     said = capsys.readouterr()
     assert said.err == f"stopped: {stage}: saved at step {step} of 40. The same command goes on from there.\n"

@@ -18,13 +18,11 @@ from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.optim import optimizer
-from jaxdistill.core.schedules import Horizon
 from jaxdistill.core.types import Fusion, Model, Outputs, Variables
-from jaxdistill.data import pipeline
 from jaxdistill.fusion.mixture import mixed
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.run import build
 from jaxdistill.run.config import differ
+from jaxdistill.run.resolve import Stage, resolve
 from jaxdistill.steps.dispatch import dispatched
 from jaxdistill.steps.routing import STREAMS, _guarded
 
@@ -357,13 +355,8 @@ def _registries():
         yield
 
 
-IMAGES = {"image": jnp.zeros((32, 8, 8, 1), jnp.uint8), "label": jnp.zeros(32, jnp.int32), "mask": jnp.ones(32)}
-
-
-def planned(**differences) -> build.Parts:
-    config = differ(runs.load(), **differences)
-    looks = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in IMAGES.items()}
-    return build.parts(config, dict.fromkeys(pipeline.splits(config), looks), 4, Horizon(40, 8.0), {})
+def planned(**differences) -> Stage:
+    return resolve(differ(runs.load(), **differences), jax.devices()).student
 
 
 @pytest.mark.parametrize(

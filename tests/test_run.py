@@ -257,7 +257,7 @@ def test_every_step_between_two_looks_at_the_loss_is_looked_at(taught, tmp_path,
 
 
 def test_a_run_that_is_asked_to_stop_saves_no_loss_that_is_nan(taught, tmp_path, monkeypatch):
-    monkeypatch.setattr(preemption.Interrupts, "stop", lambda self: next(turns) == 13)
+    monkeypatch.setattr(preemption.Preemption, "stop", lambda self: next(turns) == 13)
     turns = itertools.count(1)
     assert runs.run(tmp_path, *taught, *breaking(12)) == 3
     assert runs.saved(tmp_path / "student")["step"] == 10
@@ -332,7 +332,7 @@ FUSION = '''
 """The surest teacher's logits."""
 import jax.numpy as jnp
 from jaxdistill.registry import fusions
-from jaxdistill.types import Fusion, Outputs
+from jaxdistill import Fusion, Outputs
 
 @fusions.register
 def largest():
@@ -347,7 +347,7 @@ from flax import nnx
 from jaxdistill.models.layers import pixels
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.registry import models
-from jaxdistill.types import Outputs
+from jaxdistill import Outputs
 
 @models.register
 def straight(classes: int):
@@ -363,10 +363,10 @@ def test_a_loss_a_fusion_and_a_model_are_each_one_file_and_one_import(finished, 
     package = shutil.copytree(
         runs.ROOT / "jaxdistill", tmp_path / "jaxdistill", ignore=shutil.ignore_patterns("__pycache__")
     )
-    for kind, text in {"losses": LOSS, "fusion": FUSION, "models": MODEL}.items():
-        (package / kind / "mine.py").write_text(text)
-        with (package / kind / "__init__.py").open("a") as lines:
-            lines.write(f"from jaxdistill.{kind} import mine\n")
+    for room, text in {"losses/logits": LOSS, "fusion": FUSION, "models": MODEL}.items():
+        (package / room / "mine.py").write_text(text)
+        with (package / room / "__init__.py").open("a") as lines:
+            lines.write(f"from jaxdistill.{room.replace('/', '.')} import mine\n")
     process = runs.spawn(
         tmp_path / "run",
         f"--config.teachers.big.checkpoint={finished / 'teachers/big'}",

@@ -11,7 +11,8 @@ import runs
 import yaml
 
 from jaxdistill import main
-from jaxdistill.run.config import changes, load, override
+from jaxdistill.run.config import changes, override
+from jaxdistill.run.config_files import load
 
 FOLDER = runs.ROOT / "tpu"
 RUN = ("--config", "configs/quickstart.py", "--workdir", "/shared/run")

@@ -179,7 +179,7 @@ def test_a_run_that_goes_on_learns_from_the_same_records_and_from_no_others(taug
         return np.random.default_rng(0).random(len(records))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selected, "_hard", shuffled)  # as if the cache had been written anew, by another teacher
+        patch.setattr(subset, "_hard", shuffled)  # as if the cache had been written anew, by another teacher
         with pytest.raises(ConfigError, match=r"data\.select: .*cut' began with other records .* bring back the cache"):
             params(differ(chosen, steps=20), tmp_path / "cut")
 

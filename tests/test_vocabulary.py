@@ -17,7 +17,8 @@ from jaxdistill.models.hub.kept_tokens import read
 from jaxdistill.run.commands import vocabulary
 from jaxdistill.run.config import differ, make
 from jaxdistill.run.distill import check
-from jaxdistill.teachers import cache
+from jaxdistill.run.resolve import resolve
+from jaxdistill.teachers.cache import weights
 
 CORPUS = ["the cat sat on the mat", "a dog ran to the cat", "mats and dogs and cats", "sitting dogs run on mats"]
 OTHER = ["xylophones and zebras", "the running quizzes", "unrelated words, with marks!"]
@@ -133,12 +134,12 @@ def test_a_network_cut_alike_says_the_same_to_the_bit(world, capsys):
 def test_a_cache_of_a_network_that_is_cut_otherwise_is_another(world, tmp_path):
     _, hub, config = world
 
-    def weights(ids):
+    def weights_of(ids):
         (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": ids, "size": 60}))
         teacher = {"model": f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})"}
-        return cache.weights(differ(config, teachers={"cut": teacher}), "cut")
+        return weights(resolve(differ(config, teachers={"cut": teacher}), jax.devices()).live_teacher("cut"))
 
-    assert weights([0, 1, 2]) == weights([0, 1, 2]) != weights([0, 1, 3])
+    assert weights_of([0, 1, 2]) == weights_of([0, 1, 2]) != weights_of([0, 1, 3])
 
 
 @pytest.mark.parametrize("name", ["llama_tied", "llama_untied"])

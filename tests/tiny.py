@@ -3,10 +3,10 @@
 import time
 
 import numpy as np
+from jaxdistill.config import make
+from jaxdistill.registry import datasets, losses, transforms
 
-from jaxdistill.core.registry import datasets, losses, transforms
 from jaxdistill.data.stream import Transform
-from jaxdistill.run.config import make
 
 
 class Blobs(list):

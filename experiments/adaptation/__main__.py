@@ -11,12 +11,13 @@ from functools import cache
 
 import numpy as np
 
-from experiments import sweep
 from experiments.routing.__main__ import CONVOLVED
 from experiments.routing.worlds import Digits, base, digits
-from experiments.study import ACCURACY, Measure, Study
 from jaxdistill.core import registry
+from jaxdistill.evaluation.report.study import ACCURACY, Measure
+from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import differ
+from jaxdistill.run.study import Study
 
 
 @registry.datasets.register

@@ -5,10 +5,11 @@ of a size between them that learned from that teacher. Beside them: labels alone
 broken twin an assistant whose classes are misread. A run that was stopped goes on.
 """
 
-from experiments import sweep
 from experiments.peers.__main__ import BASE, MISREAD
-from experiments.study import ACCURACY, Measure, Study
+from jaxdistill.evaluation.report.study import ACCURACY, Measure
+from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import differ
+from jaxdistill.run.study import Study
 
 SMALL, MIDDLE, LARGE = (f"mlp(widths={widths}, classes=10)" for widths in ("(16,)", "(64,)", "(512, 512)"))
 BESIDE = {"cross_entropy": {"weight": 0.1}, "kd": {"term": "kd(temperature=4.0)"}}

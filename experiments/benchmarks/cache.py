@@ -19,15 +19,10 @@ from rich.table import Table
 import jaxdistill
 from experiments.benchmarks.measured import timed
 from jaxdistill.core.types import NOTHING, Variables
-from jaxdistill.data import pipeline
-from jaxdistill.data.datasets import open_records
-from jaxdistill.parallel.compile import place
-from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.run import distill, stages, train
+from jaxdistill.run import distill, train
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ, make
-from jaxdistill.run.preemption import Interrupts
-from jaxdistill.teachers import cache, load
+from jaxdistill.teachers.load import load
 
 BATCH, RATE = 128, "cosine(start=0.002, warmup=0.1)"
 VIT = "vit(patch=7, width=96, heads=4, classes=10, depth={})"
@@ -59,20 +54,15 @@ class Loop:
     """A run of the loop that is advanced an epoch at a time, without evaluation."""
 
     def __init__(self, config, folder: Path):
-        planned = distill.check(config, folder)
-        self.plan = planned.stages[-1][1]
-        mesh = make_mesh(planned.mesh_shape)
-        records = open_records(config.data.name, "train", pipeline.data_folder(config), "data", "train")
-        shapes = pipeline.batch_shapes(config, planned.described)
-        said = stages.fields(planned.caches, "train").items()
-        shapes["train"] |= {name: jax.ShapeDtypeStruct((BATCH, *shape), dtype) for name, (shape, dtype) in said}
-        data = train.Data({"train": records}, records, shapes, cache.open_beside(config, planned.caches))
-        (model,), (entry,) = self.plan.teachers, config.teachers.values()
-        looks = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes["train"]))
-        self.teacher = NOTHING if entry.cache else load.load(config, "vit", model, looks, mesh)
-        around = train.Around(data, mesh, self.plan, QUIET, Interrupts())
-        self.engine = train.make_engine(config, self.plan, (place(self.teacher, mesh),), around)
-        self.streams = train.open_streams(config, self.plan, data, self.engine)
+        resolved = distill.check(config, folder)
+        stage, (teacher,) = resolved.student, resolved.teachers.values()
+        self.parts, records = stage.parts, resolved.data.open(resolved.data.streams["train"])
+        stored = [beside for beside in (teacher.stored("train"),) if beside]
+        data = train.Data({"train": records}, records, {"train": tuple(stored)})
+        self.teacher = load(teacher, stage.shapes["train"]) if teacher.runs else NOTHING
+        references = train.References((teacher.model,), resolved.reference)
+        self.engine = train.make_engine(stage, (teacher.argument(self.teacher),), resolved.mesh, references)
+        self.streams = train.open_streams(stage, data, self.engine)
         self.steps = len(records) // BATCH
         self.batch = self.next()
         self.ts = self.engine.init(jax.random.key(0), self.batch)
@@ -95,8 +85,8 @@ def speed(taught: Path, home: Path, rounds: int) -> dict[str, float]:
     batch = live.batch["train"]
     student = Variables(live.ts.params["student"], live.ts.state["student"])
     passes = {
-        "teacher": forward(live.plan.teachers[0], live.teacher, batch),
-        "student": forward(live.plan.student, jax.tree.map(np.asarray, student), batch),
+        "teacher": forward(live.parts.teachers[0].model, live.teacher, batch),
+        "student": forward(live.parts.student, jax.tree.map(np.asarray, student), batch),
     }
     timed(passes, 1)  # compiles
     return timed(passes, 10 * rounds) | timed({"live": live.epoch, "cached": read.epoch}, rounds)

@@ -11,18 +11,13 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from rich.console import Console
 
-from jaxdistill.core.types import Variables
-from jaxdistill.data import pipeline
-from jaxdistill.data.datasets import open_records
-from jaxdistill.parallel.compile import place
-from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run import distill, train
-from jaxdistill.run.config import differ, load
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
 from jaxdistill.run.log import Log
-from jaxdistill.run.preemption import Interrupts
+from jaxdistill.teachers.load import initialise
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 
@@ -35,24 +30,21 @@ def main() -> None:
     console = Console(quiet=True)
     config = differ(load(str(QUICKSTART)), control=False)
     with tempfile.TemporaryDirectory() as folder:
-        planned = distill.check(config, folder)
-        _, plan = planned.stages[-1]
-        mesh = make_mesh(planned.mesh_shape)
-        records = open_records(config.data.name, "train", pipeline.data_folder(config), "data", "train")
-        shapes = pipeline.batch_shapes(config, planned.described)
-        data = train.Data({"train": records}, records, shapes)
-        zeros = {name: np.zeros(x.shape, x.dtype) for name, x in shapes["train"].items()}
-        values = [Variables(*jax.jit(teacher.init)(jax.random.key(0), zeros)) for teacher in plan.teachers]
-        teachers = tuple(place(value, mesh) for value in values)
-        engine = train.make_engine(config, plan, teachers, train.Around(data, mesh, plan, console, Interrupts()))
-        streams = train.open_streams(config, plan, data, engine)
+        resolved = distill.check(config, folder)
+        stage, teachers = resolved.student, tuple(resolved.teachers.values())
+        records = resolved.data.open(resolved.data.streams["train"])
+        values = tuple(initialise(teacher, stage.shapes["train"]) for teacher in teachers)
+        references = train.References(tuple(teacher.model for teacher in teachers), resolved.reference)
+        engine = train.make_engine(stage, values, resolved.mesh, references)
+        streams = train.open_streams(stage, train.Data({"train": records}, records), engine)
         batch = engine.put({name: next(stream) for name, stream in streams.items()})
         ts = engine.init(jax.random.key(0), batch)
         ts, metrics = engine.update(ts, batch)
         jax.block_until_ready(metrics)
 
         bare, loop, step = [], [], 0
-        with Log(Path(folder), "bench", 0, 10**9, config.logging, plan.schedules, console) as log:
+        schedules = stage.parts.named.schedules
+        with Log(Path(folder), "bench", 0, 10**9, stage.settings.logging, schedules, console) as log:
             for _ in range(known.rounds):
                 start = time.perf_counter()
                 for _ in range(known.steps):

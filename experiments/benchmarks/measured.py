@@ -17,16 +17,16 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-import jaxdistill.run.build  # noqa: F401  (registers the parts)
+import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.compress.quantize import narrowed, quantized
 from jaxdistill.core import registry
 from jaxdistill.core.objective import Kernels, Weighted, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Model, Objective, Variables
+from jaxdistill.evaluation.flops import flops
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.parallel.compile import place
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.evaluation.flops import flops
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,7 +19,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
-import jaxdistill.run.build  # noqa: E402, F401  (registers the parts)
+import jaxdistill.run.parts  # noqa: E402, F401  (registers the parts)
 from experiments.benchmarks.head import passed, shapes  # noqa: E402
 from experiments.benchmarks.sizes import SIZES  # noqa: E402
 from jaxdistill.core import registry  # noqa: E402

@@ -27,7 +27,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.schedules import Horizon
 from jaxdistill.core.types import Heads, Outputs, Signals
-from jaxdistill.run.build import loss
+from jaxdistill.run.parts import build_loss as loss
 
 KEY = jax.random.key(0)
 NHWC = ("NHWC", "HWIO", "NHWC")

@@ -19,12 +19,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.compare import ranged
-from experiments.once import ran
 from jaxdistill.core import registry
 from jaxdistill.core.schedules import Scalar
 from jaxdistill.core.sums import Mean
-from jaxdistill.run.config import differ, load
+from jaxdistill.evaluation.comparison import ranged
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
+from jaxdistill.run.study import ran
 
 TASKS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
 STEPS = 200  # of a task

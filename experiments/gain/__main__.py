@@ -12,8 +12,9 @@ from pathlib import Path
 from rich.console import Console
 
 import jaxdistill
-from experiments.compare import paired, spread
-from jaxdistill.run.config import differ, load
+from jaxdistill.evaluation.comparison import paired, spread
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 RATES = (0.001, 0.003, 0.01)

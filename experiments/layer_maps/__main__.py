@@ -6,9 +6,9 @@ from the top, from the bottom, uniform, crossed (a broken twin), and one that is
 
 from pathlib import Path
 
-from experiments import sweep
-from experiments.study import Study
-from jaxdistill.run.config import load
+from jaxdistill.run.commands import sweep
+from jaxdistill.run.config_files import load
+from jaxdistill.run.study import Study
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
 LABELS = {"cross_entropy": {}}

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdistill
-from experiments.compare import paired, ranged
 from jaxdistill.core.registry import optimizers
-from jaxdistill.run.config import differ, load
+from jaxdistill.evaluation.comparison import paired, ranged
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "meta.py"
 

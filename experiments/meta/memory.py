@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.meta.__main__ import CONFIG
-from jaxdistill.run.config import differ, load
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
 from jaxdistill.run.plan.ahead import plan
 from jaxdistill.run.plan.topology import find
 

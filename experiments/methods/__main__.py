@@ -15,8 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.once import ran
 from jaxdistill.run.config import differ
+from jaxdistill.run.study import ran
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

@@ -17,9 +17,9 @@ import jaxdistill
 from jaxdistill import make
 from jaxdistill.core import registry
 from jaxdistill.data.datasets import open_records
-from jaxdistill.data.pipeline import data_folder
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import stateless
+from jaxdistill.models.hub.packages import default_folder
 from jaxdistill.run.config import differ
 
 MISSING = 3
@@ -29,7 +29,7 @@ ARMS = {f"T = {t}": f"kd(temperature={t}.0)" for t in (1, 2, 4, 8)} | {"argmax o
 
 def digits(split: str):
     """The fields of a split of mnist5k, whole."""
-    records = open_records("mnist5k", split, data_folder(make()), "data", "train")
+    records = open_records("mnist5k", split, default_folder(), "data", "train")
     return records.take(np.arange(len(records)))
 
 

@@ -7,9 +7,11 @@ digits to a small perceptron by every fusion there is, and each of them alone.
 from pathlib import Path
 from typing import Any
 
-from experiments import sweep
-from experiments.study import ACCURACY, Measure, Study
-from jaxdistill.run.config import differ, load
+from jaxdistill.evaluation.report.study import ACCURACY, Measure
+from jaxdistill.run.commands import sweep
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
+from jaxdistill.run.study import Study
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
 MODELS = {

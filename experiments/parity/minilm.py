@@ -69,7 +69,7 @@ def cosines(folder: Path) -> np.ndarray:
     """Of our embedding and PyTorch's, for each sentence."""
     import jax
 
-    import jaxdistill.run.build  # noqa: F401  (registers the parts)
+    import jaxdistill.run.parts  # noqa: F401  (registers the parts)
     from jaxdistill.core import registry
     from jaxdistill.core.types import Variables
 

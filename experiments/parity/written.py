@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxdistill.run.build  # noqa: F401  (registers the parts)
+import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.registry import Spec
 from jaxdistill.core.types import Variables

@@ -8,9 +8,11 @@ and an earlier generation whose classes are misread. A run that was stopped goes
 
 from pathlib import Path
 
-from experiments import sweep
-from experiments.study import ACCURACY, Measure, Study
-from jaxdistill.run.config import differ, load
+from jaxdistill.evaluation.report.study import ACCURACY, Measure
+from jaxdistill.run.commands import sweep
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
+from jaxdistill.run.study import Study
 
 MODEL, WIDE = "mlp(widths=(128,), classes=10)", "mlp(widths=(256, 256), classes=10)"
 BESIDE = {"cross_entropy": {}, "kd": {"term": "kd(temperature=1.0)"}}

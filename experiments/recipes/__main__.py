@@ -14,9 +14,10 @@ import numpy as np
 from rich.console import Console
 
 import jaxdistill
-from experiments.compare import paired, spread
+from jaxdistill.evaluation.comparison import paired, spread
 from jaxdistill.run.commands import cache, vocabulary
-from jaxdistill.run.config import differ, load
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "topics.py"
 HOME = Path("runs/topics")  # where the config looks for teacher, vocabulary and caches

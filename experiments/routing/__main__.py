@@ -20,11 +20,11 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.once import ran
 from experiments.routing.worlds import base
-from experiments.study import ACCURACY, Measure, Study
-from experiments.sweep import conduct, exit_codes
+from jaxdistill.evaluation.report.study import ACCURACY, Measure
+from jaxdistill.run.commands.sweep import conduct, exit_codes
 from jaxdistill.run.config import differ
+from jaxdistill.run.study import Study, ran
 
 CONVOLVED = "resnet(widths=(16, 32), blocks=1, classes=10)"
 TAUGHT = {  # teachers: the data set that each learned from

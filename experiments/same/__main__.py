@@ -157,11 +157,15 @@ def compared(name: str, case: Case, tree: Path, folder: Path) -> list[str]:
             run(tree, name, case, base)
         run(ROOT, name, case, here)
     found = differences(dict(arrays(base, renamed)), dict(arrays(here)))
-    if case.first and not found:  # the base's cache, read here
-        shutil.rmtree(here)
-        shutil.copytree(base / "cache", here / "cache")
-        run(ROOT, name, case._replace(first=()), here)
-        found = differences(dict(arrays(base, renamed)), dict(arrays(here)))
+    if case.first and not found:  # the base's cache, read here, beside the base's teachers, which it names
+        inherited = folder / "inherited"
+        shutil.rmtree(inherited, ignore_errors=True)
+        shutil.copytree(base / "cache", inherited / name / "cache")
+        for other in folder.glob("base/*"):
+            if other.name != name:
+                (inherited / other.name).symlink_to(other)
+        run(ROOT, name, case._replace(first=()), inherited / name)
+        found = differences(dict(arrays(base, renamed)), dict(arrays(inherited / name)))
     return found
 
 

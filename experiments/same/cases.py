@@ -7,9 +7,8 @@ that it also shows that configs of that commit still run.
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from jaxdistill.registry import datasets
 from jaxdistill.config import choose, differ, make
+from jaxdistill.registry import datasets
 
 TAUGHT = "../taught/teachers/big"  # the checkpoint that the first case leaves; cases run in sibling folders
 
@@ -159,7 +158,7 @@ CASES = {
     ),
     "submesh": Case(
         {
-            "teachers": {"big": {**CHECKPOINT, "apart": "submesh(devices=2, layers=(0, 1))"}},
+            "teachers": {"big": {**CHECKPOINT, "placement": "submesh(devices=2, layers=(0, 1))"}},
             "objective": LAYERS,
             "mesh": {"data": 2},
         },

@@ -11,16 +11,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 import jaxdistill
-from experiments.compare import paired, spread
-from jaxdistill.data import open_records, pipeline
 from jaxdistill.data.text.unigram import unigram_nll
+from jaxdistill.evaluation.comparison import paired, spread
 from jaxdistill.run.commands import cache, vocabulary
-from jaxdistill.run.config import differ, load
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
+from jaxdistill.run.resolve import resolve
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smollm2.py"
 VOCABULARY = Path("runs/smollm2/vocabulary")  # where the config looks for it
@@ -55,8 +57,8 @@ def search(config, workdir: Path, console: Console) -> list[dict[str, float]]:
 
 def unigram(config) -> tuple[Row, dict[str, int]]:
     """The unigram model, and how many tokens it was counted on and asked."""
-    data, folder = config.data, pipeline.data_folder(config)
-    train, test = (open_records(data.name, data[key], folder, "data", key, data.tokens) for key in ("train", "test"))
+    data = resolve(config, jax.devices()).data
+    train, test = data.open(data.streams["train"]), data.open(data.test)
     tokens = {key: int(r.take(np.arange(len(r)))["mask"].sum()) for key, r in (("train", train), ("test", test))}
     return {"name": "unigram", "nll": unigram_nll(train, test, train.vocabulary)}, tokens
 

@@ -13,13 +13,13 @@ from rich.table import Table
 
 from experiments.benchmarks.measured import clock
 from experiments.smollm2.__main__ import CONFIG, VOCABULARY
-from jaxdistill.data import open_records
 from jaxdistill.evaluation import metrics
 from jaxdistill.parallel.mesh import make_mesh
-from jaxdistill.run import build, validate
 from jaxdistill.run.commands import vocabulary
-from jaxdistill.run.config import differ, load
-from jaxdistill.teachers import load
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
+from jaxdistill.run.resolve import resolve
+from jaxdistill.teachers.load import load as load_teacher
 
 FORMS = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"quantized": "int8"}, "fp8": {"quantized": "fp8"}}
 BATCH = 4
@@ -30,9 +30,8 @@ def teacher(form: dict[str, str], rows, mesh):
     config = load(str(CONFIG))
     entry = {"model": config.teachers.smollm2.model, "quantized": form.get("quantized", "")}
     config = differ(config, teachers={"smollm2": entry}, dtype=form.get("dtype", "float32"))
-    model = build.teacher(config, "smollm2")
-    _, shapes = validate.outputs(model, "teachers.smollm2.model", rows)
-    return model, load.load(config, "smollm2", model, shapes, mesh)
+    teacher = resolve(config, mesh.devices.flat).live_teacher("smollm2", alone=True)
+    return teacher.network, load_teacher(teacher, rows)
 
 
 def said(model, values, batches) -> tuple[list[np.ndarray], float]:
@@ -63,8 +62,8 @@ def main() -> None:
     known, console = words.parse_args(), Console()
     if not (VOCABULARY / "vocabulary.json").is_file():
         console.print(vocabulary.cut(load(f"{CONFIG}:whole"), VOCABULARY, 0))
-    data, folder = load(str(CONFIG)).data, build.data_folder(load(str(CONFIG)))
-    records = open_records(data.name, data.test, folder, "data", "test", data.tokens)
+    data = resolve(load(str(CONFIG)), jax.devices()).data
+    records = data.open(data.test)
     batches = [records.take(np.arange(first, first + BATCH)) for first in range(0, known.rows, BATCH)]
     mesh, floats = make_mesh((1, 1, 1)), []
     table = Table("teacher", "MB", "nats per token", "KL from float32", "same next token, %", "ms a token")

@@ -8,11 +8,12 @@ goes on.
 
 from rich.console import Console
 
-from experiments import sweep
 from experiments.smollm2.__main__ import CONFIG, VOCABULARY
-from experiments.study import Measure, Study, expand
-from jaxdistill.run.commands import cache, vocabulary
-from jaxdistill.run.config import differ, load
+from jaxdistill.evaluation.report.study import Measure
+from jaxdistill.run.commands import cache, sweep, vocabulary
+from jaxdistill.run.config import differ
+from jaxdistill.run.config_files import load
+from jaxdistill.run.study import Study, expand
 
 STEPS = 155  # each token once
 WHOLE, OWN = load(str(CONFIG)), load(f"{CONFIG}:on_policy")

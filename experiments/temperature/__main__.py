@@ -5,9 +5,10 @@ A perceptron learns 400 digits from a wider one, at temperatures from 1 to 16, a
 
 from pathlib import Path
 
-from experiments import sweep
-from experiments.study import ACCURACY, Measure, Study
-from jaxdistill.run.config import load
+from jaxdistill.evaluation.report.study import ACCURACY, Measure
+from jaxdistill.run.commands import sweep
+from jaxdistill.run.config_files import load
+from jaxdistill.run.study import Study
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
 

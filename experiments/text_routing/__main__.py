@@ -7,11 +7,12 @@ without being told the domain.
 
 from typing import Any
 
-from experiments import sweep
 from experiments.routing import worlds  # noqa: F401  (registers the step `watched`)
-from experiments.study import ACCURACY, Measure, Study
 from experiments.text_routing.texts import MINILM, TOKENS
+from jaxdistill.evaluation.report.study import ACCURACY, Measure
+from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import differ, make
+from jaxdistill.run.study import Study
 
 DOMAINS = ("movie", "tweets", "nyt", "amazon")  # numbered so in the records
 FINE_TUNED = f"pretrained({MINILM!r}, classes=5, dropout=0.0, attention_dropout=0.0)"

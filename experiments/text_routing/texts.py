@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-import jaxdistill.run.build  # noqa: F401  (registers the parts)
+import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.types import Variables
 from jaxdistill.data import open_records

@@ -52,12 +52,12 @@ def bound(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
 
 def alone(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
     """The results of an equation with its own meaning and its own derivative, of arrays."""
-    known = dict(zip(equation.invars, operands, strict=True))
-    names = list(dict.fromkeys(atom for atom in equation.invars if not is_literal(atom)))
+    given = zip(equation.invars, operands, strict=True)
+    known = {atom: value for atom, value in given if not is_literal(atom)}
     program = jax.make_jaxpr(lambda: ())().jaxpr.replace(
-        constvars=[], invars=names, outvars=equation.outvars, eqns=[equation]
+        constvars=[], invars=list(known), outvars=equation.outvars, eqns=[equation]
     )
-    return jaxpr_as_fun(ClosedJaxpr(program, ()))(*(known[name] for name in names))
+    return jaxpr_as_fun(ClosedJaxpr(program, ()))(*known.values())
 
 
 def inner_programs(equation: Any) -> list[Any]:

@@ -24,6 +24,11 @@ PACKAGES = {
     "jaxdistill.plan": "jaxdistill.run.plan",
     "jaxdistill.report": "jaxdistill.evaluation.report",
 }
+PARENTS = {
+    "jaxdistill",
+    *PACKAGES,
+    *(f"jaxdistill.{name}" for name in ("data", "losses", "models", "parallel", "steps")),
+}
 MOVED = {  # modules whose last name changed; others are found by it
     "jaxdistill.apart": "jaxdistill.teachers.submesh",
     "jaxdistill.build": "jaxdistill.run.resolve",
@@ -68,6 +73,8 @@ def successor(name: str) -> str:
     if name in MOVED or name in PACKAGES:
         return MOVED.get(name) or PACKAGES[name]
     root = Path(__file__).parents[1]
+    if name.rpartition(".")[0] not in PARENTS:
+        return ""
     found = sorted(root.rglob(f"{name.rpartition('.')[2]}.py"))
     return "jaxdistill." + ".".join(found[0].relative_to(root).with_suffix("").parts) if found else ""
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Sums over rows: a mean is kept as a sum and a count until everything has been added up."""
 
 from typing import Any
 

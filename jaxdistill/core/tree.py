@@ -1,4 +1,4 @@
-"""TODO."""
+"""Names of a tree's leaves."""
 
 import jax
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Array = jax.Array
 PyTree = Any
@@ -328,13 +327,3 @@ class Step(NamedTuple):
     evolve_teachers: "Callable[..., tuple[Variables, ...]] | None" = None
     trained_teachers: frozenset[int] = frozenset()
     own: frozenset[str] = frozenset()
-
-
-class Shared(NamedTuple):
-    """Which tokens of two vocabularies are the same text: the i-th numbers of both name one.
-
-    student, teacher: `[tokens]`, each number at most once
-    """
-
-    student: np.ndarray
-    teacher: np.ndarray

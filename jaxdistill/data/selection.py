@@ -1,7 +1,7 @@
 """Transfer sets: a stated share of the training records, chosen before a run by a rule that repeats itself.
 
 A selection is a pure function of the run's seed, the number of records and how hard each of them is, so that there is
-nothing to save. How hard a record is, teachers say whose outputs were written ahead (`python -m jaxdistill.cache`).
+nothing to save. How hard a record is, teachers say whose outputs were written ahead (`jaxdistill cache`).
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def hardest(share: float, cache: str | tuple[str, ...], by: By = "entropy") -> S
 
     Args:
         share: of the records, above 0 and at most 1.
-        cache: a folder that `jaxdistill.cache` wrote of the same data without random augmentation, or several. Their
+        cache: a folder that `jaxdistill cache` wrote of the same data without random augmentation, or several. Their
             mean of probabilities counts; that of a student, such as one of an earlier run, says what is hard for it.
         by: entropy, margin (the less, the harder), disagreement of several caches, or the loss beside the labels.
 

@@ -47,7 +47,7 @@ def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", 
         layers: which of its layers make up this network: numbers in order, or ("uniform", 3), ("first", 3),
             ("last", 3); empty: all.
         cut: (axis, "evenly" or "average", how many are left) for what shall be narrower: width, ffn, heads.
-        keep: folder of a vocabulary that was cut to a corpus, by `python -m jaxdistill.vocabulary`. The rows of its
+        keep: folder of a vocabulary that was cut to a corpus, by `jaxdistill vocabulary`. The rows of its
             tokens are kept, and texts must be tokenised by its tokenizer; a teacher that is cut alike says the same.
         options: arguments of the family's own factory, such as `classes=2` or `dropout=0.1`. With other classes than
             the checkpoint's its head is new, and has to be trained.

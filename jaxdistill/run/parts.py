@@ -16,7 +16,8 @@ from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.registry import Spec
 from jaxdistill.core.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
-from jaxdistill.core.types import Fusion, Model, Objective, Shared, Step, Term
+from jaxdistill.core.types import Fusion, Model, Objective, Step, Term
+from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text.tokens import Tokenization
 from jaxdistill.losses.text.gold import Vocabularies
 from jaxdistill.models.build import build_model
@@ -24,7 +25,8 @@ from jaxdistill.models.derivatives import with_needed
 from jaxdistill.run.config import Config
 from jaxdistill.teachers.teacher import Teacher
 
-Sharing = Callable[[], Shared] | None  # what student and teacher share of their vocabularies, where the data know it
+# What the vocabularies of student and teacher share, where the data know it.
+Sharing = Callable[[], SharedVocabulary] | None
 
 
 class Named(NamedTuple):
@@ -82,10 +84,10 @@ def name_parts(config: Config, horizon: Horizon, tokens: Tokenization | None) ->
     rate = resolve(config.rate, horizon, "rate")
     roles = {role: _role(entry, f"roles.{role}", horizon) for role, entry in config.roles.items()}
     transformation = registry.optimizers.build(config.optimizer, "optimizer")
-    weights: dict[str, Callable[[Any], Any]] = {
-        f"weights/{name}": as_schedule(weighted.weight) for name, weighted in terms.items()
+    weights: dict[str, Any] = {f"weights/{n}": as_schedule(weighted.weight) for n, weighted in terms.items()}
+    softened: dict[str, Any] = {
+        f"temperature/{name}": term.temperature for name, (term, _) in terms.items() if term.temperature
     }
-    softened = {f"temperature/{name}": term.temperature for name, (term, _) in terms.items() if term.temperature}
     return Named(
         terms,
         registry.fusions.build(config.fusion, "fusion"),
@@ -105,7 +107,7 @@ def build_loss(spec: str | Spec, path: str, horizon: Horizon, shared: Sharing = 
         shared: what the vocabularies of student and teacher share.
     """
 
-    def vocabulary(value: Any, where: str) -> Shared | None:
+    def vocabulary(value: Any, where: str) -> SharedVocabulary | None:
         if value is not None:
             raise ConfigError(where, "comes from the tokenizers of data.tokens; leave it out.")
         return shared() if shared else None

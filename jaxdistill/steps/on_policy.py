@@ -14,7 +14,7 @@ sampling from a mixture with the teacher, DistiLLM-2's alpha for each text):
     GKD           jsd(beta=0.5) or reverse_kl on the samples; step = "on_policy(prompt=64, share=0.5)"
     in one step   share = 1, jsd on the samples and jsd on the texts, weighed by lambda and 1 - lambda
     MiniLLM       reverse_kl and policy_gradient on the samples, cross_entropy on the texts (arxiv.org/abs/2306.08543)
-    DistiLLM-2    skew_reverse_kl on the samples, skew_kl on texts that the teacher wrote (`jaxdistill.synthesize`;
+    DistiLLM-2    skew_reverse_kl on the samples, skew_kl on texts that the teacher wrote (`jaxdistill synthesize`;
                   arxiv.org/abs/2503.07067)
 
 A prompt is the beginning of a row, and what is drawn sees all of it: a row had better hold one document

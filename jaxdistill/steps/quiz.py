@@ -20,7 +20,9 @@ def begun(frozen: Sequence[Variables]) -> tuple[PyTree, ...]:
         ValueError: no teacher has params.
     """
     if not jax.tree.leaves([values.params for values in frozen]):
-        raise ValueError("no teacher has parameters that could learn; name one that is neither cached nor apart")
+        raise ValueError(
+            "no teacher has parameters that could learn; name one that is neither cached nor on a sub-mesh"
+        )
     return tuple(jax.tree.map(jnp.copy, values.params) for values in frozen)
 
 

@@ -1,4 +1,4 @@
-"""A teacher whose outputs travel in the batch: written ahead, by `python -m jaxdistill.cache`, or said on another mesh.
+"""A teacher whose outputs travel in the batch: written ahead, by `jaxdistill cache`, or said on another mesh.
 
 It has no parameters, and its forward pass is free. What is kept of a large vocabulary are the `top` logits, with the
 mass of all others as one bucket that is spread evenly over them (a KL over a renormalised top-k is not the KL), or

@@ -1,6 +1,8 @@
 """Which classes are related: a graph for the losses `graph` and `related_labels`, made from a hierarchy of concepts.
 
-python -m jaxdistill.data.graphs --classes "cat, dog, pickup truck" --out FOLDER/edges.json [--source hpo] [--least 0.2]
+    python -m jaxdistill.data.builders.class_hierarchy --classes "cat, dog, pickup truck" --out FOLDER/edges.json
+
+with --source hpo for phenotypes, and --least 0.2 for fewer edges.
 
 Classes are numbered as they are named. An edge has the weight 1 / (1 + d), d being the steps from one class up to a
 common ancestor and down to the other: WordNet's path similarity. Weights below 0.1 are no edge; of CIFAR-10's classes
@@ -197,7 +199,7 @@ def related(names: Sequence[str], known: Hierarchy, least: float = 0.0) -> Graph
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     words = argparse.ArgumentParser(
-        prog="python -m jaxdistill.data.graphs",
+        prog="python -m jaxdistill.data.builders.class_hierarchy",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

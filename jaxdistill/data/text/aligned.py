@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import tokenizations
-from jaxdistill.core.types import Shared
+from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.data.text.surfaces import shared_tokens
 from jaxdistill.data.text.tokenizer import PATH
@@ -84,7 +84,7 @@ def aligned(
         columns, cut = rows_of(found, *lengths)
         return Tokenized(columns, sum(len(text.student) for text in found), cut)
 
-    def shared() -> Shared:
+    def shared() -> SharedVocabulary:
         ours, theirs = (tokenizers.load(file) for file in files)
         return shared_tokens(ours, theirs, [(end, teacher_end)] if end else [])
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.core.types import Shared
+from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text import tokenizer as tokenizers
 
 SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that GPT-2's alphabet leaves as they are
@@ -22,7 +22,7 @@ BYTES = {chr(byte): byte for byte in SHOWN} | {chr(256 + number): byte for numbe
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
-def shared_tokens(student: Any, teacher: Any, pairs: Iterable[tuple[str, str]] = ()) -> Shared:
+def shared_tokens(student: Any, teacher: Any, pairs: Iterable[tuple[str, str]] = ()) -> SharedVocabulary:
     """The tokens that two tokenizers share.
 
     Args:
@@ -37,7 +37,7 @@ def shared_tokens(student: Any, teacher: Any, pairs: Iterable[tuple[str, str]] =
     taken = set(named.values())
     found = {number: other[text] for text, number in one.items() if text in other and other[text] not in taken}
     numbers = sorted((found | named).items())
-    return Shared(*np.array(numbers, np.int32).reshape(-1, 2).T)
+    return SharedVocabulary(*np.array(numbers, np.int32).reshape(-1, 2).T)
 
 
 def surfaces(tokenizer: Any) -> dict[bytes | str, int]:

@@ -93,7 +93,7 @@ def _whole(file: Path, content: str) -> None:
 
 @datasets.register
 def synthetic(folder: str, split: str) -> list[dict[str, str]]:
-    """What `python -m jaxdistill.synthesize` wrote: `train` by the teacher, `test` of the real data.
+    """What `jaxdistill synthesize` wrote: `train` by the teacher, `test` of the real data.
 
     Args:
         folder: where it was written.
@@ -107,7 +107,7 @@ def synthetic(folder: str, split: str) -> list[dict[str, str]]:
     try:
         about = json.loads((home / "manifest.json").read_text())
     except FileNotFoundError:
-        raise ValueError(f"{folder!r} holds no manifest.json; write it: python -m jaxdistill.synthesize") from None
+        raise ValueError(f"{folder!r} holds no manifest.json; write it: jaxdistill synthesize") from None
     left, every = missing(home, about["rows"], about["part"]), parts(about["rows"], about["part"])
     if left:
         done = f"{len(every) - len(left)} of {len(every)} parts"

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import tokenizations
-from jaxdistill.core.types import Shared
+from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.data.text.tokenizer import PATH
 
@@ -50,7 +50,7 @@ class Tokenization(NamedTuple):
     encode: Callable[[Any, Iterator[Columns]], Tokenized]
     labelled: bool
     others: Mapping[str, Path] = MappingProxyType({})
-    shared: Callable[[], Shared] | None = None
+    shared: Callable[[], SharedVocabulary] | None = None
 
 
 @tokenizations.register

@@ -1,7 +1,7 @@
 """Key heads: the teacher's most important attention heads, each taught to one head of the student.
 
 Which heads matter is measured on the teacher, once, before training (Michel et al., Are Sixteen Heads Really Better
-than One?, 2019, arxiv.org/abs/1905.10650): `python -m jaxdistill.heads --config FILE` prints them as they are written
+than One?, 2019, arxiv.org/abs/1905.10650): `jaxdistill heads --config FILE` prints them as they are written
 here, so that a config says which heads its student learned from.
 
     mean over pairs of heads and over tokens of KL(A_t || A_s), or of (S_s - S_t)^2
@@ -77,7 +77,7 @@ def heads(
         ValueError: no heads, a layer below 1 or a head below 0, or not as many students as teachers.
     """
     if not teacher_heads:
-        raise ValueError("no heads are named; python -m jaxdistill.heads --config FILE finds the important ones")
+        raise ValueError("no heads are named; jaxdistill heads --config FILE finds the important ones")
     for layer, head in (*teacher_heads, *student_heads):
         if layer < 1 or head < 0:
             raise ValueError(f"({layer}, {head}) is no head: layers count from 1, heads from 0")

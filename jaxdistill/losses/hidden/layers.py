@@ -63,13 +63,13 @@ def chosen_pairs(signals: Signals, layers: LayerMap, teacher: int) -> list[tuple
     """The pairs (student layer, teacher layer) that a map names, counted from 0.
 
     Raises:
-        ValueError: a layer does not exist, or is not among those that the teacher's cache or apart names.
+        ValueError: a layer does not exist, or is not among those that the teacher's cache or placement names.
     """
     states = one_of(signals.teachers, teacher).hidden_states
     pairs = layer_pairs(layers, len(signals.student.hidden_states), len(states))
     if lost := [j for _, j in pairs if states[j] is None]:
         kept = [number for number, state in enumerate(states) if state is not None]
-        raise ValueError(f"layers {lost} of the teacher are not sent; its cache or apart names {kept}")
+        raise ValueError(f"layers {lost} of the teacher are not sent; its cache or placement names {kept}")
     return pairs
 
 

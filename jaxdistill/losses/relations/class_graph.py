@@ -79,7 +79,9 @@ def read_graph(file: Path) -> Graph:
         edges = tuple((int(one), int(other), float(weight)) for one, other, weight in content["edges"])
         return Graph(tuple(content["names"]), edges)
     except FileNotFoundError:
-        raise ValueError(f"there is no file {str(file)!r}; python -m jaxdistill.data.graphs writes one") from None
+        raise ValueError(
+            f"there is no file {str(file)!r}; python -m jaxdistill.data.builders.class_hierarchy writes one"
+        ) from None
     except (ValueError, TypeError, KeyError, OSError) as error:
         wanted = 'It is JSON: {"names": ["cat", "dog"], "edges": [[0, 1, 0.5]]}'
         raise ValueError(f"{str(file)!r} holds no graph ({type(error).__name__}: {error}). {wanted}") from None

@@ -14,7 +14,8 @@ Examples of one class are related if the graph joins its node with itself, as in
 
 Few pairs of a batch may be edges: 128 examples of 1,000 classes, each related to ten, have about 160 of 16,384.
 
-Config: objective.graph.term = "graph(edges='FOLDER/edges.json')"; the file by python -m jaxdistill.data.graphs
+Config: objective.graph.term = "graph(edges='FOLDER/edges.json')", a file that
+    `python -m jaxdistill.data.builders.class_hierarchy` writes
 When: classes have a known structure and the batch is large; the geometry within related classes matters most.
 Checked: equal to rkd and similarity on a complete graph; against float64 loops; examples without an edge do not move.
 """

@@ -77,7 +77,7 @@ def _kept(states: tuple[Array | None, ...], layer: int) -> Array:
     found = states[layer]
     if found is None:
         kept = [number for number, each in enumerate(states) if each is not None]
-        raise ValueError(f"layer {layer} of the teacher is not sent; its cache or apart names {kept}")
+        raise ValueError(f"layer {layer} of the teacher is not sent; its cache or placement names {kept}")
     return found
 
 

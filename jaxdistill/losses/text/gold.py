@@ -36,13 +36,14 @@ from jaxtyping import Float
 
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar, as_schedule, require_positive
-from jaxdistill.core.types import Array, Shared, Signals, Term
+from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.losses.logits.jsd import kl_to_mixture
 from jaxdistill.losses.term import one_of, stateless
 from jaxdistill.losses.text.alignment import Aligned, aligned
 from jaxdistill.losses.text.uld import sorted_distance
 
-Vocabularies = Shared | None  # what build.py fills in from the data's tokenization
+Vocabularies = SharedVocabulary | None  # what build.py fills in from the data's tokenization
 
 
 def shared_divergence(
@@ -56,7 +57,7 @@ def shared_divergence(
     return jnp.sum(p * ratio - p + q, axis=-1)
 
 
-def rest_distance(seen: Aligned, shared: Shared) -> Float[Array, "*batch"]:
+def rest_distance(seen: Aligned, shared: SharedVocabulary) -> Float[Array, "*batch"]:
     """Distance by rank over all tokens; where a span is one token of each, over those that are not shared."""
 
     def left(log_m: Array, numbers: np.ndarray) -> Array:
@@ -109,7 +110,7 @@ def gold(
     return stateless(values, local=False, needs=needs, temperature=schedule)
 
 
-def _shared(vocabulary: Shared | None, classes: int, others: int) -> Shared:
+def _shared(vocabulary: SharedVocabulary | None, classes: int, others: int) -> SharedVocabulary:
     """What is shared, by the data or because both have the same classes."""
     if vocabulary is not None:
         for numbers, known, whose in (
@@ -118,8 +119,8 @@ def _shared(vocabulary: Shared | None, classes: int, others: int) -> Shared:
         ):
             if numbers.max(initial=-1) >= known:
                 raise ValueError(f"the {whose} has {known} classes, and its tokenizer a token {numbers.max()}")
-        return Shared(*(np.asarray(numbers, np.int32) for numbers in vocabulary))
+        return SharedVocabulary(*(np.asarray(numbers, np.int32) for numbers in vocabulary))
     if classes != others:
         cure = 'data.tokens="aligned(...)" gives those that they share'
         raise ValueError(f"the student has {classes} classes and the teacher {others}; {cure}")
-    return Shared(np.arange(classes, dtype=np.int32), np.arange(classes, dtype=np.int32))
+    return SharedVocabulary(np.arange(classes, dtype=np.int32), np.arange(classes, dtype=np.int32))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Whether a pretrained checkpoint fits a model, before any weight is read."""
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Model, Shapes

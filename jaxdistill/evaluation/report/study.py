@@ -1,6 +1,8 @@
-"""What a study has found, as a table, a figure and a page to hand on: python -m experiments.plot WORKDIR
+"""The results of a study as a table, a figure and a page.
 
-Reads the `study.json` that `experiments/sweep.py` has written, and writes `table.md`, `figure.svg`, `figure.png` and
+    python -m jaxdistill.evaluation.report.study WORKDIR
+
+Reads the `study.json` that `jaxdistill sweep` has written, and writes `table.md`, `figure.svg`, `figure.png` and
 `study.html` beside it.
 """
 
@@ -14,12 +16,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.compare import Paired, interval, paired, spread
-from experiments.study import Measure
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.evaluation.comparison import Paired, interval, paired, spread
 from jaxdistill.evaluation.report import estimates, page, tables
 from jaxdistill.evaluation.report.markup import Markup, element, join
 from jaxdistill.evaluation.report.template import CSS, PAGE
+
+
+class Measure(NamedTuple):
+    """What is told of a run.
+
+    key: of the student's row in results.json, or of the last line of its log
+    title: on the page, with its unit
+    scale: what it is multiplied by
+    digits: behind the point
+    """
+
+    key: str
+    title: str
+    scale: float = 1.0
+    digits: int = 2
+
+
+ACCURACY = Measure("accuracy", "accuracy (%)", 100.0)
 
 
 class Line(NamedTuple):
@@ -162,5 +181,5 @@ if __name__ == "__main__":
     try:
         write(words.parse_args().workdir)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

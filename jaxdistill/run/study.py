@@ -1,35 +1,22 @@
 """What a study is: one config, changed along axes, over seeds."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from rich.console import Console
 
 from jaxdistill.core.errors import ConfigError, suggest
-from jaxdistill.run.config import differ, override
+from jaxdistill.evaluation.report.logs import read_log
+from jaxdistill.evaluation.report.study import ACCURACY, Measure
+from jaxdistill.run.config import Config, differ, override
+from jaxdistill.run.distill import distill
+from jaxdistill.run.workdir import changes
 
 Change = str | Mapping[str, Any]  # a text, as on the command line; or keys, as `differ` takes them
 Axis = Sequence[str] | Mapping[str, Change]
-
-
-class Measure(NamedTuple):
-    """What is told of a run.
-
-    key: of the student's row in results.json, or of the last line of its log
-    title: on the page, with its unit
-    scale: what it is multiplied by
-    digits: behind the point
-    """
-
-    key: str
-    title: str
-    scale: float = 1.0
-    digits: int = 2
-
-
-ACCURACY = Measure("accuracy", "accuracy (%)", 100.0)
 
 
 class Study(NamedTuple):
@@ -49,11 +36,11 @@ class Study(NamedTuple):
 
     name: str
     question: str
-    base: ConfigDict
+    base: Config
     axes: Mapping[str, Axis]
     baseline: str
     further: Mapping[str, Mapping[str, Any]] = {}
-    teachers: Mapping[str, ConfigDict] = {}
+    teachers: Mapping[str, Config] = {}
     cached: bool = False
     measures: tuple[Measure, ...] = (ACCURACY,)
 
@@ -63,11 +50,11 @@ class Run(NamedTuple):
 
     arm: str
     seed: int
-    config: ConfigDict
+    config: Config
     folder: Path
 
 
-def expand(study: Study) -> dict[str, ConfigDict]:
+def expand(study: Study) -> dict[str, Config]:
     """The arms' configs, by label: the product of the axes, and what is beside it.
 
     Raises:
@@ -111,7 +98,7 @@ def runs(study: Study, workdir: Path, seeds: int, checkpoints: Mapping[str, str]
     return found
 
 
-def together(study: Study, workdir: Path, checkpoints: Mapping[str, str]) -> ConfigDict:
+def together(study: Study, workdir: Path, checkpoints: Mapping[str, str]) -> Config:
     """All teachers and streams of all arms in one config, which no run has: for what is written once for all."""
     arms = list(expand(study).values())
     teachers = {name: entry for arm in arms for name, entry in _ready(study, arm, workdir, checkpoints).items()}
@@ -119,7 +106,7 @@ def together(study: Study, workdir: Path, checkpoints: Mapping[str, str]) -> Con
     return differ(study.base, teachers=teachers, streams=streams)
 
 
-def _ready(study: Study, config: ConfigDict, workdir: Path, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+def _ready(study: Study, config: Config, workdir: Path, checkpoints: Mapping[str, str]) -> dict[str, Any]:
     """The teachers of a config as they are before its run: trained, and perhaps asked already."""
     found = taught(config, checkpoints)
     if study.cached:
@@ -127,13 +114,31 @@ def _ready(study: Study, config: ConfigDict, workdir: Path, checkpoints: Mapping
     return found
 
 
-def taught(config: ConfigDict, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+def taught(config: Config, checkpoints: Mapping[str, str]) -> dict[str, Any]:
     """The teachers of a config, those without a checkpoint from the one of their name."""
     found = {name: entry.to_dict() for name, entry in config.teachers.items()}
     return {n: {**entry, "checkpoint": entry["checkpoint"] or checkpoints.get(n, "")} for n, entry in found.items()}
 
 
-def _changed(config: ConfigDict, path: str, change: Change) -> ConfigDict:
+def finished(config: Config, folder: Path) -> dict[str, Any] | None:
+    """What a run has left, with the last line of its student's log, if it ran to the end of this config."""
+    file = folder / "results.json"
+    if not file.is_file():
+        return None
+    results = json.loads(file.read_text())
+    if results["config"]["steps"] != config.steps or changes(results["config"], config):
+        return None
+    return {**results, "log": read_log(folder / "student" / "log.jsonl").train[-1]}
+
+
+def ran(config: Config, folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run, which is made, or resumed, if it is not finished."""
+    if results := finished(config, folder):
+        return results["rows"]
+    return distill(config, folder, Console(quiet=True)).rows
+
+
+def _changed(config: Config, path: str, change: Change) -> Config:
     return override(config, [(path, change)]) if isinstance(change, str) else differ(config, **change)
 
 

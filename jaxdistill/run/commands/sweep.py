@@ -1,8 +1,8 @@
 """Runs a study. What is finished is not run again, what was cut goes on, and a table, a figure and a page are left.
 
-A study is a value (`experiments/study.py`), and `python -m experiments.NAME` hands it to `main`. Without a module:
+A study is a value (`run/study.py`), and `python -m experiments.NAME` gives it to `main`. Without a module:
 
-    python -m experiments.sweep --config configs/methods.py:kd --workdir runs/temperatures --seeds 3 \
+    jaxdistill sweep --config configs/methods.py:kd --workdir runs/temperatures --seeds 3 \
         --axis objective.kd.term "kd(temperature=1.0)" "kd(temperature=4.0)" "kd(temperature=8.0)"
 
 The first arm is the baseline; a further --axis multiplies the runs; --config.steps=600 and the like change all of them.
@@ -19,19 +19,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
-from experiments import copies, plot
-from experiments.once import finished, ran
-from experiments.study import Run, Study, expand, runs, taught, together
 from jaxdistill.core.checkpoint import CheckpointError, write_json
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.evaluation.report import study as pages
 from jaxdistill.evaluation.report.formats import duration
-from jaxdistill.run.build import check_specs
 from jaxdistill.run.commands import cache
-from jaxdistill.run.config import changes, differ, load, override
+from jaxdistill.run.config import Config, changes, differ, override
+from jaxdistill.run.config_files import load
 from jaxdistill.run.log import NonFiniteError
 from jaxdistill.run.preemption import Stopped
+from jaxdistill.run.resolve import resolve
+from jaxdistill.run.study import Run, Study, expand, finished, ran, runs, taught, together
 from jaxdistill.run.workdir import held
 
 
@@ -64,45 +65,22 @@ def learn(run: Run, console: Console) -> None:
         console.print(f"{run.arm}, seed {run.seed}: left out, {error}")
 
 
-def work(left: Sequence[Run], console: Console, as_one: bool = False) -> None:
-    """These runs one after the other; how far it is, and for how long to go, by the mean of those that are done.
-
-    Args:
-        as_one: the seeds of an arm as one program, where that is possible.
-    """
-    began, done = time.perf_counter(), 0
-    for group in grouped(left) if as_one else [[run] for run in left]:
-        if len(group) == 1 or not copies.possible(group[0]):
-            for run in group:
-                learn(run, console)
-        else:
-            try:
-                copies.learn(group, console)
-            except NonFiniteError as error:
-                console.print(f"{group[0].arm}: {error}; its seeds go on alone")
-                for run in group:
-                    learn(run, console)
-        done += len(group)
+def work(left: Sequence[Run], console: Console) -> None:
+    """Makes these runs one after the other, and says how far it is and how long it takes still."""
+    began = time.perf_counter()
+    for done, run in enumerate(left, 1):
+        learn(run, console)
         each = (time.perf_counter() - began) / done
         console.print(f"{done} of {len(left)}; about {duration(each * (len(left) - done))} to go")
 
 
-def grouped(left: Sequence[Run]) -> list[list[Run]]:
-    """The seeds of every arm."""
-    return [[run for run in left if run.arm == arm] for arm in dict.fromkeys(run.arm for run in left)]
-
-
 def _check(study: Study) -> None:
     for config in (*expand(study).values(), *study.teachers.values()):
-        check_specs(config)
+        _ = resolve(config, jax.devices()).planned
 
 
-def conduct(study: Study, workdir: Path, seeds: int, console: Console, as_one: bool = False) -> list[plot.Line]:
-    """Runs what is missing, says how far it is, and leaves `study.json`, table, figure and page; the table's lines.
-
-    Args:
-        as_one: as of `work`.
-    """
+def conduct(study: Study, workdir: Path, seeds: int, console: Console) -> list[pages.Line]:
+    """Runs what is missing, says how far it is, and leaves `study.json`, table, figure and page; the table's lines."""
     _check(study)
     with held(workdir):
         _same(study, workdir)
@@ -110,11 +88,11 @@ def conduct(study: Study, workdir: Path, seeds: int, console: Console, as_one: b
         left = [run for run in every if not finished(run.config, run.folder)]
         console.print(f"{len(every) - len(left)} of {len(every)} runs were finished before")
         try:
-            work(left, console, as_one)
-        finally:  # of what was cut, `python -m experiments.plot` shows what is there
+            work(left, console)
+        finally:  # of what was cut, `jaxdistill.evaluation.report.study` shows what is there
             write_json(workdir / "study.json", told(study, every))
-    lines = plot.write(workdir)
-    console.print(plot.markdown(plot.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
+    lines = pages.write(workdir)
+    console.print(pages.markdown(pages.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
     console.print(f"The page: {workdir / 'study.html'}")
     return lines
 
@@ -122,7 +100,7 @@ def conduct(study: Study, workdir: Path, seeds: int, console: Console, as_one: b
 def _same(study: Study, workdir: Path) -> None:
     """A folder holds one study; arms may come to it."""
     if (workdir / "study.json").is_file():
-        gone = sorted(set(plot.read(workdir)["runs"]) - set(expand(study)))
+        gone = sorted(set(pages.read(workdir)["runs"]) - set(expand(study)))
         if gone:
             why = f"{str(workdir)!r} holds a study with the arm {gone[0]!r}, which this one has not"
             raise ConfigError("--workdir", f"{why}. Choose another folder, or delete its study.json.")
@@ -145,7 +123,8 @@ def told(study: Study, every: Sequence[Run]) -> dict[str, Any]:
 
 def script(study: Study, words: Sequence[str], count: int) -> str:
     """A shell script that submits the teachers, every run as a task of an array, and at last table and page."""
-    command = f"python -m experiments.{study.name} {shlex.join(words)}".strip()
+    module = "jaxdistill.main sweep" if study.name == "sweep" else f"experiments.{study.name}"
+    command = f"python -m {module} {shlex.join(words)}".strip()
     wrapped = lambda more: f"--wrap {shlex.quote(f'{command} {more}'.strip())}"
     return f"""#!/bin/bash
 # Give the options of sbatch: bash FILE --partition=gpu --time=1:00:00
@@ -164,8 +143,6 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     words.add_argument("--workdir", default=Path("runs", name), type=Path, help=known)
     words.add_argument("--seeds", default=3, type=int, help="runs of every arm, of seeds 0, 1, ...; %(default)s")
     words.add_argument("--run", default="", help="the number of one run, or 'teachers': nothing else is run")
-    one = "the seeds of an arm as one program (vmap): small models that leave a device idle"
-    words.add_argument("--together", action="store_true", help=one)
     words.add_argument("--slurm", action="store_true", help="print a script that runs the study on a cluster")
     return words
 
@@ -176,9 +153,9 @@ def obey(study: Study, known: argparse.Namespace, words: Sequence[str]) -> None:
     _check(study)
     if known.slurm:
         count = len(expand(study)) * known.seeds
-        print(script(study, [word for word in words if word != "--slurm"], count), end="")
+        sys.stdout.write(script(study, [word for word in words if word != "--slurm"], count))
     elif not known.run:
-        conduct(study, known.workdir, known.seeds, console, known.together)
+        conduct(study, known.workdir, known.seeds, console)
     else:
         checkpoints = teach(study, known.workdir, console)
         every = {str(n): run for n, run in enumerate(runs(study, known.workdir, known.seeds, checkpoints))}
@@ -199,9 +176,9 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        print(f"stopped: {stopped}. The same command goes on from there.", file=sys.stderr)
+        sys.stderr.write(f"stopped: {stopped}. The same command goes on from there.\n")
     except (ConfigError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(2 if isinstance(error, ConfigError) else 4)
     finally:
         for number, handler in before.items():
@@ -215,13 +192,16 @@ def main(study: Study, doc: str | None) -> None:
         obey(study, known, sys.argv[1:])
 
 
-if __name__ == "__main__":
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
     asked = parser("sweep", __doc__)
+    asked.prog = "jaxdistill sweep"
     asked.add_argument("--config", required=True, help="a .py with get_config(), or a saved config.json")
     asked.add_argument("--axis", action="append", nargs="+", required=True, help="a key's path, and its values")
-    given, more = asked.parse_known_args()
-    axes = {path: tuple(texts) for path, *texts in given.axis}
+    known, more = asked.parse_known_args(argv)
+    axes = {path: tuple(texts) for path, *texts in known.axis}
     with exit_codes():
         first = " | ".join(texts[0] for texts in axes.values())
-        base = override(load(given.config), changes(more))
-        obey(Study("sweep", f"What is {' and '.join(axes)} worth?", base, axes, first), given, sys.argv[1:])
+        base: Config = override(load(known.config), changes(more))
+        obey(Study("sweep", f"What is {' and '.join(axes)} worth?", base, axes, first), known, sys.argv[1:])
+    return 0

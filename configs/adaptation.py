@@ -18,11 +18,11 @@ twin: `experiments/adaptation`.
 from functools import cache
 
 import numpy as np
+from jaxdistill.models.hub.packages import default_folder
 from jaxdistill.registry import datasets
 
 from jaxdistill import choose, differ, make
 from jaxdistill.data import open_records
-from jaxdistill.models.hub.packages import default_folder
 
 STUDENT, TEACHER = "mlp(widths=(128,), classes=10)", "mlp(widths=(256, 256), classes=10)"
 RUNS = "runs/adaptation"

@@ -11,11 +11,11 @@ meta.py:labels adds the quiz's labels to what a trusting student minimises.
 from functools import cache
 
 import numpy as np
+from jaxdistill.models.hub.packages import default_folder
 from jaxdistill.registry import datasets
 
 from jaxdistill import choose, make
 from jaxdistill.data import open_records
-from jaxdistill.models.hub.packages import default_folder
 
 STEPS = {
     "meta": "meta(inner_steps=1, inner_lr=0.01)",

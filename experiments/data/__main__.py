@@ -19,13 +19,13 @@ from rich.table import Table
 import jaxdistill
 from jaxdistill import make
 from jaxdistill.core import registry
+from jaxdistill.core.packages import default_folder
 from jaxdistill.data import Transform, open_records
 from jaxdistill.data.selection import Selection
 from jaxdistill.data.store import Store
 from jaxdistill.evaluation.comparison import paired, spread
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import stateless
-from jaxdistill.models.hub.packages import default_folder
 from jaxdistill.run import subset
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ

@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 import jaxdistill
+from jaxdistill.core.packages import kept_wheel
 from jaxdistill.evaluation.comparison import paired, spread
-from jaxdistill.models.hub.packages import kept_wheel
 from jaxdistill.models.hub.torch_legacy import convert
 from jaxdistill.run.config import differ
 from jaxdistill.run.config_files import load

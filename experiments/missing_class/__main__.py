@@ -16,10 +16,10 @@ from rich.table import Table
 import jaxdistill
 from jaxdistill import make
 from jaxdistill.core import registry
+from jaxdistill.core.packages import default_folder
 from jaxdistill.data.datasets import open_records
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import stateless
-from jaxdistill.models.hub.packages import default_folder
 from jaxdistill.run.config import differ
 
 MISSING = 3

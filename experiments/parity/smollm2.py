@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from jaxdistill.core import packages
 from jaxdistill.core.types import Model, Variables
 from jaxdistill.data.builders import corpora
 from jaxdistill.models import decoder  # noqa: F401  (registers the family)
 from jaxdistill.models.generate import generate
-from jaxdistill.models.hub import packages
 from jaxdistill.models.hub.family import families, of_config
 from jaxdistill.models.hub.gguf import Gguf
 from jaxdistill.models.hub.gguf_tokenizer import tokenizer

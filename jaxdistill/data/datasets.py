@@ -17,10 +17,10 @@ from types import ModuleType
 from typing import Any
 
 from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core.packages import FetchError
 from jaxdistill.core.registry import datasets, parse, tokenizations
 from jaxdistill.data.records import Records
 from jaxdistill.data.text.token_cache import fingerprint, tokenised
-from jaxdistill.models.hub.packages import FetchError
 
 SHIPPED = (  # the builders of digits.py, emoji.py, texts.py and corpora.py
     *("clothes", "mnist5k"),

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, WeightsError
 from jaxdistill.core.registry import Spec, models, parse
 from jaxdistill.core.types import Model, Pretrained, Variables
 from jaxdistill.models.hub import family as families
@@ -20,7 +20,7 @@ from jaxdistill.models.hub.kept_tokens import read
 from jaxdistill.models.hub.locate import Shape, open_shape, open_source
 from jaxdistill.models.hub.slice import Selection, averaged, blocks_of, evenly
 from jaxdistill.models.hub.slice import chosen as one_by_one
-from jaxdistill.models.hub.source import Source, WeightsError
+from jaxdistill.models.hub.source import Source
 from jaxdistill.models.hub.weights import load, plan
 
 CUTS = {"evenly": evenly, "average": averaged}

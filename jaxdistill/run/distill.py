@@ -29,8 +29,9 @@ from jaxdistill.run import subset, workdir
 from jaxdistill.run.config import Config
 from jaxdistill.run.preemption import Preemption, Stopped
 from jaxdistill.run.provenance import provenance
-from jaxdistill.run.resolve import Resolved, Stage, resolve
+from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.run.rules.stage import initialised_here
+from jaxdistill.run.stages import Stage
 from jaxdistill.run.train import Data, References, StageContext, Trained, train
 from jaxdistill.teachers.load import initialise, load
 from jaxdistill.teachers.submesh import joined
@@ -59,6 +60,7 @@ def check(config: Config, folder: str | Path) -> Resolved:
     """
     resolved = resolve(config, jax.devices())
     resolved.check_workdir(Path(folder))
+    _ = resolved.stages
     resolved.check_run()
     resolved.check_weights()
     return resolved

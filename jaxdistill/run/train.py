@@ -19,7 +19,7 @@ from jaxdistill.evaluation.evaluator import beside_evolving, evaluator, scores, 
 from jaxdistill.parallel.compile import Engine, jit_engine, pmap_engine
 from jaxdistill.run.log import Log
 from jaxdistill.run.preemption import Preemption, Stopped
-from jaxdistill.run.resolve import Stage
+from jaxdistill.run.stages import Stage
 from jaxdistill.teachers.submesh import Ahead
 from jaxdistill.teachers.teacher import Query
 

@@ -1,9 +1,9 @@
 """What the rules of `validate.py` look at: a config's text, its data, a stage, and the run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.run.config import Config
 from jaxdistill.run.parts import Named, Parts
 from jaxdistill.teachers.build import Entry
+from jaxdistill.teachers.teacher import Teacher
 
 
 class Text(NamedTuple):
@@ -110,3 +111,22 @@ def variables_of(fusion: Fusion, signals: Any) -> list[Any]:
     """Shapes of what a fusion learns or remembers."""
     dense = replace(signals, teachers=tuple(jax.eval_shape(lambda o: o.dense(), o) for o in signals.teachers))
     return jax.tree.leaves(jax.eval_shape(fusion.init, jax.eval_shape(lambda: jax.random.key(0)), dense))
+
+
+class RunView(Protocol):
+    """A whole run, resolved: `resolve.Resolved`."""
+
+    @property
+    def config(self) -> Config: ...  # noqa: D102
+    @property
+    def entries(self) -> Mapping[str, Entry]: ...  # noqa: D102
+    @property
+    def data(self) -> Pipeline: ...  # noqa: D102
+    @property
+    def mesh(self) -> Mesh: ...  # noqa: D102
+    @property
+    def teachers(self) -> Mapping[str, Teacher]: ...  # noqa: D102
+    @property
+    def planned(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def student(self) -> Any: ...  # noqa: D102

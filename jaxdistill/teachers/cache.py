@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from jaxdistill.core.checkpoint import CheckpointError, choose_step, manifests
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.hub_files import fingerprint
 from jaxdistill.core.registry import caches, parse
 from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.pipeline import TEST, Pipeline
 from jaxdistill.data.records import Records
 from jaxdistill.data.store import Manifest, Store, StoreError, differences, read_manifest
 from jaxdistill.data.stream import Beside
-from jaxdistill.models.hub.locate import fingerprint
 from jaxdistill.teachers.codec import Keep, from_batch
 from jaxdistill.teachers.load import no_checkpoint
 from jaxdistill.teachers.option import Context, Option

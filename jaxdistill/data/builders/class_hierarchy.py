@@ -27,9 +27,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxdistill.core import packages
 from jaxdistill.core.errors import suggest
 from jaxdistill.losses.relations.class_graph import Graph, write_graph
-from jaxdistill.models.hub import packages
 
 
 class Hierarchy(NamedTuple):

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
+from jaxdistill.core import packages
 from jaxdistill.data.builders.texts import Texts
-from jaxdistill.models.hub import packages
 
 
 class Corpus(NamedTuple):

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxdistill.core import packages
 from jaxdistill.data.builders.texts import place
-from jaxdistill.models.hub import packages
 
 Record = dict[str, Any]
 STYLES = ("twitter", "google")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxdistill.models.hub import packages
+from jaxdistill.core import packages
 
 Record = dict[str, Any]
 DOMAINS = {

@@ -13,11 +13,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, WeightsError
+from jaxdistill.core.hub_files import path_of, read_json
 from jaxdistill.core.registry import Spec, parse, transforms
 from jaxdistill.data.stream import Batch, Transform
-from jaxdistill.models.hub.locate import path_of
-from jaxdistill.models.hub.source import WeightsError, read_json
 
 Sides = tuple[int, int]  # height and width
 FILTERS = {each.name.lower(): each for each in Image.Resampling}

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.models.hub.locate import fingerprint, path_of
-from jaxdistill.models.hub.packages import default_folder
+from jaxdistill.core.hub_files import fingerprint, path_of
+from jaxdistill.core.packages import default_folder
 
 PATH = "data.tokens"  # where a config names one
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
+from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.types import Model
-from jaxdistill.models.hub.source import WeightsError
 
 Layout = Literal["same", "linear", "conv"]
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill.core.errors import WeightsError
 from jaxdistill.models.hub.gguf_header import Stored, read_header
-from jaxdistill.models.hub.source import Look, WeightsError
+from jaxdistill.models.hub.source import Look
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 NAMES = {

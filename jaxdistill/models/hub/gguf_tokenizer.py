@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.core.errors import WeightsError
 from jaxdistill.models.hub.gguf import Gguf
-from jaxdistill.models.hub.source import WeightsError
 
 # How Qwen2 cuts text into words: Qwen2Tokenizer of transformers, Apache-2.0
 QWEN2 = (

@@ -3,16 +3,14 @@
 Nothing is ever unpickled: where only a pickle is found, the message says how to convert it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-
-class WeightsError(ValueError):
-    """Weights that cannot be used; the message names the file and what is wrong with it."""
+from jaxdistill.core.errors import WeightsError
+from jaxdistill.core.hub_files import read_json
 
 
 class Look(NamedTuple):
@@ -109,20 +107,3 @@ def _weight_files(folder: Path) -> list[Path]:
         cure = "convert it where it is trusted: model.save_pretrained(FOLDER, safe_serialization=True)"
         raise WeightsError(f"{folder} holds only a pickle ({pickles[0]}), which is never opened; {cure}")
     raise WeightsError(f"{folder} holds no safetensors file")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        WeightsError: it is missing, or no JSON object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(f"{file} is missing") from None
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{file} cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file} is no JSON object")
-    return content

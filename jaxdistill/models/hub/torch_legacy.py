@@ -21,8 +21,9 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxdistill.models.hub.packages import FetchError, kept_wheel
-from jaxdistill.models.hub.source import Look, WeightsError
+from jaxdistill.core.errors import WeightsError
+from jaxdistill.core.packages import FetchError, kept_wheel
+from jaxdistill.models.hub.source import Look
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 STORAGES = {

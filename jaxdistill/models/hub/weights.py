@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.types import Array, Variables
 from jaxdistill.models.hub.family import PERMUTATIONS, Family, Rule, find
 from jaxdistill.models.hub.slice import Selection, cut, uncut
-from jaxdistill.models.hub.source import Source, WeightsError
+from jaxdistill.models.hub.source import Source
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 Index = tuple[slice, ...]

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jaxdistill.compress.quantize import widened
 from jaxdistill.core import checkpoint
@@ -13,14 +12,12 @@ from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.models.pretrained import form_of_spec
 from jaxdistill.run import workdir as workdirs
 from jaxdistill.run.rules.stage import initialised_here
+from jaxdistill.run.views import RunView
 from jaxdistill.teachers.load import no_checkpoint
 from jaxdistill.teachers.teacher import checkpoint_of
 
-if TYPE_CHECKING:
-    from jaxdistill.run.resolve import Resolved
 
-
-def vocabularies_fit(run: "Resolved") -> None:
+def vocabularies_fit(run: RunView) -> None:
     """Every pretrained architecture has a row of its embedding for each token that it reads."""
     how = run.data.tokenization
     if how is None:
@@ -38,7 +35,7 @@ def vocabularies_fit(run: "Resolved") -> None:
             raise ConfigError(path, f"has an embedding of {rows} rows, the tokenizer {tokens} tokens. {cure}.")
 
 
-def pretrained_weights_fit(run: "Resolved") -> None:
+def pretrained_weights_fit(run: RunView) -> None:
     """Checkpoints that student and teachers start from fit them; a teacher that is not trained has every weight."""
     rows = run.student.shapes["train"]
     check_pretrained(run.student.parts.student, "student.model", rows, complete=False)
@@ -49,7 +46,7 @@ def pretrained_weights_fit(run: "Resolved") -> None:
             check_pretrained(teacher.network, f"{teacher.path}.model", rows, complete=untrained)
 
 
-def teacher_checkpoints_fit(run: "Resolved") -> None:
+def teacher_checkpoints_fit(run: RunView) -> None:
     """Every live teacher's checkpoint is whole, and of its model."""
     for teacher in run.teachers.values():
         if teacher.checkpoint and teacher.runs:
@@ -60,7 +57,7 @@ def teacher_checkpoints_fit(run: "Resolved") -> None:
                 raise no_checkpoint(teacher.path, teacher.checkpoint, error) from None
 
 
-def streams_are_read(run: "Resolved") -> None:
+def streams_are_read(run: RunView) -> None:
     """Every stream of the config is read by the step or a term."""
     for stream in run.config.streams:
         if stream not in run.student.parts.step.streams:
@@ -69,7 +66,7 @@ def streams_are_read(run: "Resolved") -> None:
             raise ConfigError(f"streams.{stream}", f"nothing reads it. {cure}.")
 
 
-def chunks_cut_a_factored_head(run: "Resolved") -> None:
+def chunks_cut_a_factored_head(run: RunView) -> None:
     """Chunks cut the sequence of a student whose head is factored, evenly."""
     chunks = run.config.chunks
     if chunks == 1:
@@ -84,14 +81,14 @@ def chunks_cut_a_factored_head(run: "Resolved") -> None:
         )
 
 
-def kernels_have_chunks(run: "Resolved") -> None:
+def kernels_have_chunks(run: RunView) -> None:
     """A kernel computes the terms of chunks."""
     if run.config.kernels != "xla" and run.config.chunks == 1:
         cure = "Set chunks to how many there shall be, or kernels='xla'"
         raise ConfigError("kernels", f"{run.config.kernels!r} is for the chunks of a factored head. {cure}.")
 
 
-def kernels_have_a_compiler(run: "Resolved") -> None:
+def kernels_have_a_compiler(run: RunView) -> None:
     """The devices have a compiler for kernels: they are TPUs."""
     platform = run.mesh.devices.flat[0].platform
     if run.config.kernels != "xla" and platform != "tpu":
@@ -99,7 +96,7 @@ def kernels_have_a_compiler(run: "Resolved") -> None:
         raise ConfigError("kernels", f"{why}. Set kernels='xla', which computes the terms chunk by chunk everywhere.")
 
 
-def workdir_holds_this_run(run: "Resolved", workdir: Path) -> None:
+def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
     """A workdir that holds a run holds this one; steps, logging, mesh and processes may differ."""
     saved = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
@@ -115,7 +112,7 @@ def workdir_holds_this_run(run: "Resolved", workdir: Path) -> None:
         raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:6])}). {cure}")
 
 
-def steps_are_not_behind(run: "Resolved", workdir: Path) -> None:
+def steps_are_not_behind(run: RunView, workdir: Path) -> None:
     """No stage has fewer steps than its workdir has reached."""
     for stage in run.planned:
         folder = workdir / stage.folder

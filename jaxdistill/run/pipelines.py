@@ -1,0 +1,51 @@
+"""The data of a stage from its config."""
+
+from pathlib import Path
+
+from jaxdistill.core import registry
+from jaxdistill.core.packages import default_folder
+from jaxdistill.data.pipeline import Pipeline, Stream
+from jaxdistill.data.stream import Transform
+from jaxdistill.run.config import Config
+
+
+def build_pipeline(config: Config, known: Pipeline | None = None) -> Pipeline:
+    """The data of a stage.
+
+    Args:
+        config: of the stage.
+        known: of the run, whose records are described already.
+    """
+    data = config.data
+
+    def stream(split: str, path: str, key: str, rows: int, augment: tuple[str, ...], augmented: str) -> Stream:
+        return Stream(split, path, key, rows, augment, _transforms(augment, augmented))
+
+    train = stream(data.train, "data", "train", config.batch_size, data.augment, "data.augment")
+    further = {
+        name: stream(
+            entry.split,
+            f"streams.{name}",
+            "split",
+            entry.batch_size or config.batch_size,
+            entry.augment,
+            f"streams.{name}.augment",
+        )
+        for name, entry in config.streams.items()
+    }
+    fixed = tuple(transform for transform in train.transforms if not transform.draws)
+    return Pipeline(
+        name=data.name,
+        folder=Path(data.folder).expanduser() if data.folder else default_folder(),
+        tokens=data.tokens,
+        seed=config.seed,
+        streams={"train": train, **further},
+        test=train._replace(split=data.test, key="test", transforms=fixed),
+        select=data.select,
+        order=data.order,
+        known=known.descriptions if known else None,
+    )
+
+
+def _transforms(specs: tuple[str, ...], path: str) -> tuple[Transform, ...]:
+    return tuple(registry.transforms.build(spec, path) for spec in specs)

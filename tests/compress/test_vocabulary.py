@@ -1,0 +1,182 @@
+"""A vocabulary cut to a corpus: its texts keep their tokens, networks cut alike say the same, mistakes are named."""
+
+import json
+
+import jax
+import numpy as np
+import parity
+import pytest
+import runs
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from jaxdistill.compress.vocabulary import kept, reduced, used
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Variables
+from jaxdistill.models.hub.kept_tokens import read
+from jaxdistill.run.commands import vocabulary
+from jaxdistill.run.config import differ, make
+from jaxdistill.run.distill import check
+from jaxdistill.run.resolve import resolve
+from jaxdistill.teachers.cache import weights
+
+CORPUS = ["the cat sat on the mat", "a dog ran to the cat", "mats and dogs and cats", "sitting dogs run on mats"]
+OTHER = ["xylophones and zebras", "the running quizzes", "unrelated words, with marks!"]
+
+
+def wordpiece(size=120) -> Tokenizer:
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    made.train_from_iterator(CORPUS + OTHER, trainers.WordPieceTrainer(vocab_size=size, special_tokens=special))
+    pair = [(word, made.token_to_id(word)) for word in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", pair)
+    return made
+
+
+def byte_pairs(size=400) -> Tokenizer:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<end>"], initial_alphabet=alphabet)
+    made.train_from_iterator(CORPUS + OTHER, trainer)
+    return made
+
+
+def cut(whole: Tokenizer, most=0):
+    content = json.loads(whole.to_str())
+    counts = used([np.asarray(whole.encode(text).ids) for text in CORPUS], whole.get_vocab_size())
+    ids = kept(content, counts, most)
+    return ids, Tokenizer.from_str(json.dumps(reduced(content, ids)))
+
+
+@pytest.mark.parametrize("kind", [wordpiece, byte_pairs])
+def test_texts_of_the_corpus_keep_their_tokens_under_new_numbers(kind):
+    whole = kind()
+    ids, small = cut(whole)
+    assert small.get_vocab_size() == len(ids) < whole.get_vocab_size()
+    new = {old: number for number, old in enumerate(ids)}
+    for text in [*CORPUS, f"{CORPUS[0]} {CORPUS[3]}"]:
+        assert small.encode(text).ids == [new[old] for old in whole.encode(text).ids]
+        assert small.encode(text).tokens == whole.encode(text).tokens
+
+
+@pytest.mark.parametrize("kind", [wordpiece, byte_pairs])
+def test_other_texts_are_spelt_with_what_is_left(kind):
+    whole = kind()
+    ids, small = cut(whole)
+    for text in OTHER:
+        assert max(small.encode(text).ids) < len(ids)
+        assert small.decode(small.encode(text).ids).replace(" ##", "").replace(" ", "") == text.replace(" ", "")
+
+
+def test_the_more_frequent_are_kept_first_and_what_must_stay_stays():
+    whole = wordpiece()
+    content = json.loads(whole.to_str())
+    counts = used([np.asarray(whole.encode(text).ids) for text in CORPUS], whole.get_vocab_size())
+    every = kept(content, counts)
+    few = kept(content, counts, most=len(every) - 6)
+    assert set(few) < set(every) and len(few) == len(every) - 6
+    dropped = [counts[number] for number in set(every) - set(few)]
+    alphabet = {n for word, n in whole.get_vocab().items() if len(word.removeprefix("##")) == 1}
+    assert max(dropped) <= min(counts[n] for n in few if counts[n] and n not in alphabet and n > 3)
+    with pytest.raises(ValueError, match="tokens have to stay, more than 10"):
+        kept(content, counts, most=10)
+
+
+def test_another_kind_of_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="is 'Unigram'; a vocabulary is cut of WordPiece, BPE"):
+        kept({"model": {"type": "Unigram", "vocab": []}}, np.zeros(3))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A reference network of 60 tokens, a tokenizer of as many, and a data set; the command cuts the vocabulary."""
+    with runs.registries_as_found():
+        folder = tmp_path_factory.mktemp("vocabulary")
+
+        @registry.datasets.register
+        def remarks(split: str):
+            return [{"text": text, "label": number % 3} for number, text in enumerate(CORPUS)]
+
+        whole = wordpiece(60)
+        assert whole.get_vocab_size() == 60
+        whole.save(str(folder / "tokenizer.json"))
+        hub = parity.write_folder(folder / "hub", parity.reference("bert_classifier"))
+        tokens = f"sentences(tokenizer={str(folder / 'tokenizer.json')!r}, length=12)"
+        config = make(data={"name": "remarks", "tokens": tokens}, student={"model": f"pretrained({str(hub)!r})"})
+        (folder / "config.json").write_text(json.dumps({"config": config.to_dict()}))
+        yield folder, hub, config
+
+
+def test_a_network_cut_alike_says_the_same_to_the_bit(world, capsys):
+    folder, hub, _ = world
+    assert vocabulary.run(["--config", str(folder / "config.json"), "--out", str(folder / "cut")]) == 0
+    ids, size = read(str(folder / "cut"))
+    assert f"{len(ids)} of 60 tokens are kept" in capsys.readouterr().out and size == 60 > len(ids)
+    said = []
+    for options, file in (("", folder), (f", keep={str(folder / 'cut')!r}", folder / "cut")):
+        words = Tokenizer.from_file(str(file / "tokenizer.json"))
+        words.enable_padding(length=12)
+        words.enable_truncation(12)
+        encoded = words.encode_batch(CORPUS)
+        batch = {
+            "input_ids": np.asarray([e.ids for e in encoded], np.int32),
+            "attention_mask": np.asarray([e.attention_mask for e in encoded], np.int32),
+            "mask": np.ones(len(CORPUS), np.float32),
+        }
+        model = registry.models.build(f"pretrained({str(hub)!r}{options})", "model")
+        shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), batch))
+        said.append(parity.run(model, model.load(shapes).read(), batch).logits)
+    np.testing.assert_array_equal(said[0], said[1])
+
+
+def test_a_cache_of_a_network_that_is_cut_otherwise_is_another(world, tmp_path):
+    _, hub, config = world
+
+    def weights_of(ids):
+        (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": ids, "size": 60}))
+        teacher = {"model": f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})"}
+        return weights(resolve(differ(config, teachers={"cut": teacher}), jax.devices()).live_teacher("cut"))
+
+    assert weights_of([0, 1, 2]) == weights_of([0, 1, 2]) != weights_of([0, 1, 3])
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "llama_untied"])
+def test_a_language_model_that_is_cut_says_the_same_of_the_kept_tokens(name, tmp_path):
+    ref = parity.reference(name)
+    hub, size = parity.write_folder(tmp_path / "hub", ref), ref.config["vocab_size"]
+    (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": [*range(1, size, 2)], "size": size}))
+    batch = {field: ref.batch[field] for field in ("mask", "input_ids")}
+    of_kept = {**batch, "input_ids": batch["input_ids"] | 1}  # the kept tokens are the odd ones
+    said = []
+    for options, seen in (
+        ("", of_kept),
+        (f", keep={str(tmp_path)!r}", {**batch, "input_ids": of_kept["input_ids"] // 2}),
+    ):
+        model = registry.models.build(f"pretrained({str(hub)!r}{options})", "model")
+        shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), seen))
+        said.append(parity.run(model, model.load(shapes).read(), seen).logits)
+    np.testing.assert_allclose(said[1], said[0][..., 1::2], rtol=1e-5, atol=1e-6)
+
+
+def test_mistakes_are_named(world, tmp_path, capsys):
+    folder, hub, config = world
+    with pytest.raises(ConfigError, match=r"is no vocabulary .*; write it by `?jaxdistill vocabulary"):
+        registry.models.build(f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})", "student.model")
+    (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": [0, 1], "size": 59}))
+    with pytest.raises(ConfigError, match=r"was cut from 59 tokens; .* has 60"):
+        registry.models.build(f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})", "student.model")
+    (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": [1, 0], "size": 60}))
+    with pytest.raises(ConfigError, match="numbers do not rise"):
+        registry.models.build(f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})", "student.model")
+    spec = "bert(vocabulary=59, width=8, depth=1, heads=2, ffn=8, classes=3)"
+    terms = {"cross_entropy": {}}
+    narrow = differ(config, student={"model": spec}, batch_size=8, objective=terms)
+    with pytest.raises(ConfigError, match=r"student\.model: has an embedding of 59 rows, the tokenizer 60 tokens"):
+        check(narrow, tmp_path / "never")
+    words = ["--config", str(folder / "config.json"), "--out", str(tmp_path / "x")]
+    assert vocabulary.run([*words, "--config.data.tokens="]) == 2
+    assert "error: data.tokens: is empty" in capsys.readouterr().err
+    assert vocabulary.run([*words, "--most", "3"]) == 2
+    assert "tokens have to stay, more than 3" in capsys.readouterr().err

@@ -1,0 +1,154 @@
+"""Terms of a factored head by one kernel: the numbers of the plain form, whatever the terms are, or a refusal."""
+
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from examples import FUSIONS, LOSSES, build_loss
+from factored_heads import EVERY, apart, plain, streamed, world
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
+
+from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.kernels import launch
+from jaxdistill.core.kernels.trace import Unsupported
+from jaxdistill.parallel.mesh import make_mesh
+
+FORMS = {
+    "rows that stay": launch.INTERPRETED,
+    "rows that are read anew": launch.GPU._replace(params=None, interpret=True),
+}
+
+
+@pytest.fixture(params=FORMS)
+def _form(request, monkeypatch):
+    """Either form of the kernel, a TPU's and a GPU's, with tiles that do not divide the classes."""
+    monkeypatch.setattr(launch, "INTERPRETED", FORMS[request.param])
+    monkeypatch.setattr(launch, "TILE", 64)
+
+
+CHUNKS = 3  # of 14 tokens each, which no block of 16 or 8 rows divides
+
+
+def odd(kind):
+    """A world of two tiles of 64 classes and a part of one, two unlike teachers, a bias and a cap that bends."""
+    return world(3, 2, 7 * CHUNKS, 150, (6, 9, 4), 1.5, kind)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_by_a_kernel_value_and_gradients_are_those_in_float64(name):
+    made = odd(jnp.float32)
+    assert apart(streamed({name: 1.0}, *made, CHUNKS, "pallas"), plain({name: 1.0}, *made)) < 1e-5
+
+
+SUM = {"kd(temperature=2.0)": 0.7, "jsd(beta=0.3, temperature=2.0)": 2.0, "cross_entropy": 0.3}
+
+
+@pytest.mark.usefixtures("_form")
+def test_so_is_a_weighted_sum_of_bfloat16_in_either_form():
+    made = odd(jnp.bfloat16)
+    assert apart(streamed(SUM, *made, CHUNKS, "pallas"), plain(SUM, *made)) < 1e-2
+
+
+def test_so_they_are_with_the_rows_on_several_devices():
+    student, teachers, label, mask = world(5, 8, 8, 100, (8, 12, 4), 5.0, jnp.float32)
+    weights = {"kd(temperature=2.0)": 1.0}
+    wanted, mesh = plain(weights, student, teachers, label, mask), make_mesh((2, 2, 1))
+    lay = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+    put = lambda head: replace(head, features=lay(head.features, *ROWS))
+    with jax.set_mesh(mesh):
+        given = put(student), tuple(map(put, teachers)), lay(label, *ROWS), lay(mask, *ROWS)
+        found = streamed(weights, *given, 4, "pallas")
+    assert apart(found, wanted) < 1e-5
+
+
+# --- programs for machines that are not here
+
+
+def test_a_gpu_has_a_program_too():
+    made = world(3, 2, 6, 150, (5, 7), 30.0, jnp.bfloat16)
+    gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
+    mesh = AbstractMesh((1,), ("all",), axis_types=(AxisType.Auto,), abstract_device=gpu)
+    with use_abstract_mesh(mesh), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of JAX: Pallas by Triton ends some day
+        program = jax.jit(lambda: streamed(EVERY, *made, 2, "pallas")).trace().lower(lowering_platforms=("cuda",))
+    assert program.as_text().count("gpu.triton") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
+def test_the_compiler_of_a_tpu_takes_it_and_little_memory(chip):
+    """8,192 tokens of 151,936 classes: 1.5 GiB at most, and a quarter of the bytes of what XLA makes of it at most."""
+    pytest.importorskip("libtpu")
+    words = ["--chips", chip, "--cases", "five terms, summed", "--head"]
+    command = [sys.executable, "-m", "experiments.benchmarks.moved", *words]
+    ended = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    moved = dict(re.findall(r"(xla|pallas): ([\d.]+) bytes", ended.stdout))
+    assert float(moved["pallas"]) < 6.1 < float(moved["xla"]) / 4
+    assert float(re.search(r"head, pallas: ([\d.]+) GiB", ended.stdout)[1]) < 1.5
+
+
+# --- what a kernel takes
+
+TERMS = {examples[0].spec for examples in LOSSES.values() if build_loss(examples[0].spec).local}
+FUSED = {examples[0].spec for examples in FUSIONS.values()}
+
+
+REFUSED = {
+    "term": {"dkd": "'reduce_and'", "related_labels(edges=((0, 1), (1, 1, 0.5)), share=0.3)": "[100, 3] numbers"},
+    "fusion": {"min_norm": "this takes", "sampled": "draws at random"},
+}
+
+
+def taken(spec, kind):
+    """Whether a kernel takes a part; None where this world has not what it reads, and XLA's way raises too."""
+    made, given = world(1, 2, 4, 100, (5, 7, 3), 0.0, jnp.float32), {"term": "kd", "fusion": "average", kind: spec}
+    by = lambda kernels: jax.eval_shape(lambda: streamed({given["term"]: 1.0}, *made, 2, kernels, given["fusion"]))
+    try:
+        by("xla")
+    except (ValueError, TypeError, KeyError):
+        return None
+    try:
+        by("pallas")
+    except Unsupported as error:
+        assert REFUSED[kind].get(spec, "") in str(error)
+        return False
+    return True
+
+
+def as_by_xla(weights, fusion, length=4):
+    made = world(1, 2, length, 100, (5, 7, 3), 0.0, jnp.float32)
+    by = lambda kernels: streamed(weights, *made, 2, kernels, fusion)
+    return apart(by("pallas"), jax.tree.map(np.asarray, by("xla"))) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_kernel_takes_every_term_as_it_is_or_refuses_it():
+    found = {spec: taken(spec, "term") for spec in sorted(TERMS)}
+    assert {spec for spec, is_taken in found.items() if is_taken is False} >= set(REFUSED["term"])
+    weights = {spec: 1.0 for spec, is_taken in found.items() if is_taken}
+    assert {"kd", "cross_entropy", "logit_mse", "ttm"} < set(weights)
+    assert as_by_xla(weights, "average")
+
+
+def test_a_kernel_takes_every_fusion_as_it_is_or_refuses_it():
+    """What it would compute of single rows, and is of several, it does not take: min_norm's weights, a draw."""
+    found = {spec: taken(spec, "fusion") for spec in sorted(FUSED)}
+    assert {spec for spec, is_taken in found.items() if is_taken is False} >= set(REFUSED["fusion"])
+    others = {spec for spec, is_taken in found.items() if is_taken} - {"average"}
+    assert {"single", "entropy", "confidence"} <= others
+    assert all(as_by_xla({"kd": 1.0}, fusion) for fusion in others)
+
+
+def test_a_second_derivative_is_refused():
+    made = world(1, 2, 4, 100, (5, 7), 0.0, jnp.float32)
+    slope = lambda student: jnp.sum(streamed({"kd": 1.0}, student, *made[1:], 2, "pallas")[1][1])
+    with pytest.raises(Unsupported, match="second derivative"):
+        jax.eval_shape(jax.grad(slope), made[0])

@@ -1,0 +1,248 @@
+"""Transfer sets: the share that is stated, of the records that a rule names, the same in a run that goes on."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import runs
+from rich.console import Console
+
+import jaxdistill
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import selections as registered
+from jaxdistill.data import Batches, Records, store
+from jaxdistill.data.selection import Selection, hard_by
+from jaxdistill.data.stream import Beside
+from jaxdistill.run import subset
+from jaxdistill.run.commands import cache
+from jaxdistill.run.config import differ
+from jaxdistill.run.distill import check
+
+
+def build(spec: str) -> Selection:
+    return registered.build(spec, "data.select")
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.1, 40), (0.3, 120), (1.0, 400), (0.001, 1)])
+def test_a_share_is_of_all_records_and_of_one_seed_part_of_every_larger_one(share, count):
+    found = build(f"random(share={share})").chosen(5, 400, None)
+    assert len(found) == count and (np.diff(found) > 0).all()
+    assert set(found) <= set(build("random(share=1.0)").chosen(5, 400, None))
+    if count == 40:
+        assert set(found) <= set(build("random(share=0.3)").chosen(5, 400, None))
+        assert len(set(found) & set(build("random(share=0.1)").chosen(6, 400, None))) < 15  # 4 by chance
+        assert np.bincount(found // 100).min() > 3  # from everywhere
+
+
+def test_the_hardest_and_the_easiest_by_hand():
+    hard = np.array([0.5, 2.0, 0.1, 2.0, 1.0, 2.0])
+    assert build("hardest(share=0.34, cache='x')").chosen(0, 6, hard).tolist() == [1, 3]  # of equals, the first
+    assert build("easiest(share=0.5, cache='x')").chosen(0, 6, hard).tolist() == [0, 2, 4]
+    assert build("hardest(share=1, cache=('x', 'y'))").chosen(7, 6, hard).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_how_hard_by_hand():
+    log = np.log([[[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]], [[0.5, 0.25, 0.25], [0.2, 0.1, 0.7]]])
+    mean = np.array([[0.5, 0.25, 0.25], [0.5, 0.1, 0.4]])
+    entropy = lambda p: -(p * np.log(p)).sum(-1)
+    at = lambda by, labels=None: hard_by(by, log, labels, None)
+    np.testing.assert_allclose(at("entropy"), entropy(mean))
+    np.testing.assert_allclose(at("margin"), [0.75, 0.9])
+    np.testing.assert_allclose(at("disagreement"), [0, (entropy(mean) - entropy(np.exp(log)).mean(0))[1]], atol=1e-12)
+    np.testing.assert_allclose(at("loss", np.array([0, 2])), -np.log([0.5, 0.4]))
+    assert np.isnan(at("loss", np.array([0, -1]))[1])
+    tokens = hard_by("loss", log[:1, None], np.array([[0, 1]]), np.array([[1.0, 0.0]]))
+    np.testing.assert_allclose(tokens, -np.log([0.5]))  # the second counts nothing
+    sure = hard_by("loss", np.array([[[0.0, -np.inf]]]), np.array([1]), None)
+    assert np.isfinite(sure).all() and sure > 700
+
+
+def test_batches_are_of_the_chosen_records_and_keep_their_numbers_and_what_was_said_of_them():
+    records = Records([{"x": np.float32(i)} for i in range(20)], None)
+    said = Beside(Records([{"cached": np.float32(10 * i)} for i in range(20)], None))
+    chosen = np.array([3, 4, 11, 19])
+    draw = {"batch_size": 4, "seed": 1, "transforms": (), "beside": (said,)}
+    batches = Batches(records, **draw, rows=slice(4), chosen=chosen)
+    for number in range(3):
+        batch = batches[number]
+        assert sorted(batch["index"]) == chosen.tolist()  # an epoch each
+        assert np.array_equal(batch["x"], batch["index"]) and np.array_equal(batch["cached"], 10 * batch["index"])
+    everyone = Batches(records, **draw, rows=slice(4), chosen=np.arange(20))
+    plain = Batches(records, **draw, rows=slice(4))
+    assert all(np.array_equal(everyone[2][field], plain[2][field]) for field in plain[2])
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("random(share=0)", "share is above 0 and at most 1; got 0"),
+        ("random(share=1.5)", "got 1.5"),
+        ("hardest(share=0.1)", "missing a required argument: 'cache'"),
+        ("hardest(share=0.1, cache='')", "names no cache; give the folder"),
+        ("hardest(share=0.1, cache='x', by='entropie')", "'margin'"),
+        ("easiest(share=0.1, cache='x', by='disagreement')", "needs the caches of two teachers"),
+        ("hradest(share=0.1)", "unknown selection 'hradest'. Did you mean 'hardest'?"),
+    ],
+)
+def test_a_mistake_is_told_with_its_cure(spec, said):
+    with pytest.raises(ConfigError) as error:
+        build(spec)
+    assert str(error.value).startswith("data.select: ") and said in str(error.value)
+
+
+# In a run
+
+
+def faint(split: str, noise: float = 450.0):
+    """The patterns of the tiny run under so much noise that any teacher errs."""
+    clear = jaxdistill.registry.datasets["blobs"](split="train")[:4]
+    draw = np.random.default_rng({"train": 1, "test": 2}[split]).normal(0, noise, (250, 8, 8, 1))
+    return [
+        {"image": np.clip(clear[i % 4]["image"] + each, 0, 255).astype(np.uint8), "label": i % 4}
+        for i, each in enumerate(draw)
+    ]
+
+
+def quiet():
+    return Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered():
+    with runs.registries_as_found():
+        runs.load()
+        jaxdistill.registry.datasets.register(faint)
+        yield
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A teacher of few steps, what it says of all records, and a config that learns from it."""
+    workdir = tmp_path_factory.mktemp("teacher")
+    with runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
+        config = differ(runs.load(), steps=1, control=False)
+        config = differ(config, data={"name": "faint"})
+        jaxdistill.distill(config, workdir, quiet())
+        entry = {**config.teachers["big"].to_dict(), "steps": 0, "checkpoint": str(workdir / "teachers" / "big")}
+        plain = {"augment": ()}
+        said = {**entry, "cache": f"outputs(folder={str(workdir / 'said')!r})"}
+        cache.write(differ(config, teachers={"big": said}, data=plain), quiet())
+        yield differ(config, teachers={"big": entry}, steps=12, rate="0.01", objective={"kd": {}}), workdir / "said"
+
+
+def selecting(config, select: str, **data):
+    return differ(config, data={"select": select, **data})
+
+
+@pytest.mark.slow
+def test_a_selection_is_enriched_in_the_errors_of_its_teacher_and_one_of_shuffled_teachers_is_not(taught):
+    config, said = taught
+    records = Records(jaxdistill.registry.datasets["faint"](split="train"), 4)
+    labels = records.take(np.arange(250))["label"]
+    entries = store.Store(said / "train")
+    logits = np.stack([entries[row]["logits"] for row in range(250)])
+    wrong = logits.argmax(-1) != labels
+    assert 12 < wrong.sum() < 120  # there is something to find
+    share = lambda numbers: wrong[numbers].mean() / wrong.mean()
+    for by in ("entropy", "margin", "loss"):
+        spec = f"hardest(share=0.2, cache={str(said)!r}, by={by!r})"
+        numbers = subset.chosen(selecting(config, spec), records)
+        assert len(numbers) == 50 and share(numbers) > 1.6, by
+        assert share(subset.chosen(selecting(config, spec.replace("hardest", "easiest")), records)) < 0.5
+        shuffled = logits[np.random.default_rng(0).permutation(250)]
+        twin = build(spec).chosen(0, 250, hard_by(by, shuffled[None], labels, None))
+        assert share(twin) < 1.6
+    assert share(subset.chosen(selecting(config, "random(share=0.2)"), records)) < 1.6
+
+
+def params(config, folder):
+    return jaxdistill.distill(config, folder, quiet()).variables["student"].params
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_learns_from_the_same_records_and_from_no_others(taught, tmp_path):
+    config, said = taught
+    chosen = selecting(config, f"hardest(share=0.2, cache={str(said)!r})")
+    whole = params(chosen, tmp_path / "whole")
+    params(differ(chosen, steps=5), tmp_path / "cut")
+    again = params(chosen, tmp_path / "cut")
+    assert not runs.differences(whole, again)
+    note = json.loads((tmp_path / "cut" / "selection.json").read_text())
+    assert note["records"] == 50 and note == json.loads((tmp_path / "whole" / "selection.json").read_text())
+    assert runs.differences(
+        whole, params(selecting(config, f"easiest(share=0.2, cache={str(said)!r})"), tmp_path / "e")
+    )
+
+    def shuffled(selection, records):
+        return np.random.default_rng(0).random(len(records))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subset, "_hard", shuffled)  # as if the cache had been written anew, by another teacher
+        with pytest.raises(ConfigError, match=r"data\.select: .*cut' began with other records .* bring back the cache"):
+            params(differ(chosen, steps=20), tmp_path / "cut")
+
+
+def test_only_the_student_and_its_control_have_less_to_learn_from(tmp_path):
+    """A rate that falls with every epoch tells how long one is."""
+    config = differ(runs.load(), rate="step(start=1.0, factor=0.5, every=1)")
+    stages = check(selecting(config, "random(share=0.256)"), tmp_path).stages
+    assert [bool(stage.data.select) for stage in stages] == [False, True, True]
+    for stage, records in zip(stages, (250, 64, 64), strict=True):
+        rates = [float(stage.parts.named.schedules["rate"](np.int32(step))) for step in range(16)]
+        np.testing.assert_allclose(rates, [0.5 ** (32 * step // records) for step in range(16)])
+
+
+@pytest.mark.slow
+def test_what_a_teacher_said_of_the_chosen_rows_is_read_as_it_was_said(taught, tmp_path):
+    """Augmentation draws, so that the cache holds rows of the run; they are those of the selection."""
+    config, said = taught
+    chosen = selecting(config, f"hardest(share=0.2, cache={str(said)!r})")
+    entry = {**config.teachers["big"].to_dict(), "cache": f"outputs(folder={str(tmp_path / 'rows')!r})"}
+    written = differ(chosen, teachers={"big": entry})
+    cache.write(written, quiet())
+    assert not runs.differences(params(chosen, tmp_path / "live"), params(written, tmp_path / "read"))
+    with pytest.raises(ConfigError, match=r"is stale: draws\.asked was .*; draws\.select was \"hardest.* is 'random"):
+        check(selecting(written, "random(share=0.2)"), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("select", "data", "said"),
+    [
+        ("hardest(share=0.2, cache='nowhere')", {}, "nowhere/train holds no store. Write it: jaxdistill cache"),
+        ("hardest(share=0.2, cache={said!r})", {"name": "blobs"}, "is of other data: contents was"),
+        ("hardest(share=2.0, cache={said!r})", {}, "hardest: share is above 0 and at most 1; got 2.0"),
+        ("random(share=0.2, by='loss')", {}, "selection 'random' has no argument 'by'"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_compiles(taught, tmp_path, select, data, said):
+    config, folder = taught
+    before = len(runs.compilations)
+    with pytest.raises(ConfigError) as error:
+        check(selecting(config, select.format(said=str(folder)), **data), tmp_path / "never")
+    assert str(error.value).startswith("data.select: ") and said in str(error.value)
+    assert len(runs.compilations) == before
+
+
+def test_a_cache_of_augmented_rows_says_nothing_of_records(taught, tmp_path):
+    config, _ = taught
+    entry = {**config.teachers["big"].to_dict(), "cache": f"outputs(folder={str(tmp_path / 'rows')!r})"}
+    cache.write(differ(config, teachers={"big": entry}), quiet())
+    with pytest.raises(ConfigError, match=r"data\.select: .* holds rows of an augmented run, and no record's\. Write"):
+        check(selecting(config, f"hardest(share=0.2, cache={str(tmp_path / 'rows')!r})"), tmp_path / "never")
+
+
+def test_teachers_of_unlike_classes_cannot_disagree(taught, tmp_path):
+    config, said = taught
+    other = shutil.copytree(said, tmp_path / "other") / "train" / "manifest.json"
+    manifest = json.loads(other.read_text())
+    manifest["about"]["classes"] = 5
+    other.write_text(json.dumps(manifest))
+    folders = (str(said), str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"data\.select: the teachers of .* have unlike classes"):
+        check(selecting(config, f"hardest(share=0.2, cache={folders}, by='disagreement')"), tmp_path / "never")
+
+
+def test_a_share_is_rounded_to_the_nearest():
+    assert build("random(share=0.35)").count(5) == 2

@@ -1,0 +1,90 @@
+"""Pages of methods: they are what the files say, and the files say what a page needs."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import examples
+import pytest
+
+from jaxdistill.core import registry
+from jaxdistill.core.registry import Spec
+from jaxdistill.run.config import make, override
+
+ROOT = Path(__file__).parents[2]
+
+
+def docs():
+    spec = importlib.util.spec_from_file_location("docs_make", ROOT / "docs" / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+DOCS = docs()
+PARTS = {f"{kind}/{name}": (kind, name, factory) for kind, name, factory in DOCS.parts()}
+
+
+def test_the_pages_are_what_the_files_say(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["make.py", "--check"])
+    assert DOCS.main() == 0, capsys.readouterr().out
+
+
+def test_a_page_that_is_stale_missing_or_of_no_part_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(DOCS, "PAGES", tmp_path)
+    monkeypatch.setattr("sys.argv", ["make.py"])
+    assert DOCS.main() == 0
+    (tmp_path / "kd.md").write_text("another text")
+    (tmp_path / "dkd.md").unlink()
+    (tmp_path / "gone.md").write_text("a page of nothing")
+    monkeypatch.setattr("sys.argv", ["make.py", "--check"])
+    assert DOCS.main() == 1
+    named = re.findall(r"methods/(\w+)\.md is not", capsys.readouterr().out)
+    assert named == ["dkd", "gone", "kd"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_names_its_paper_when_to_use_it_and_how_it_was_checked(part):
+    title, body, marked = DOCS.said(PARTS[part][2])
+    paper = re.search(r"\b(19|20)\d\d\b", title + body) and re.search(r"\w\.(org|com|cc|space)\b", title + body)
+    assert paper or "Own" in marked, "a year and an address, or a line `Own: ...` that says why there is none"
+    assert {"When", "Config", "Checked"} <= set(marked)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_config_line_is_one(part):
+    _, name, factory = PARTS[part]
+    assigned = DOCS.assignments(DOCS.said(factory)[2]["Config"])
+    ours = [(path, text) for path, text in assigned if re.fullmatch(r"objective\.\w+\.(term|weight)|fusion|step", path)]
+    override(make(), ours)  # paths and kinds of values are the schema's
+    named = set()
+    for path, text in ours:
+        if path.endswith(".weight"):
+            continue
+        spec = registry.parse(text, path)
+        named.add(spec.name)
+        if path.endswith(".term"):
+            examples.build_loss(text.replace("'FOLDER/edges.json'", "((0, 1),)"))
+        elif path == "fusion":
+            registry.fusions.build(spec, path)
+        else:
+            given = dict.fromkeys(("student", "teachers", "objective", "optimizer"), ())
+            registry.steps.bind(Spec(spec.name, (), given | spec.kwargs), path, examples.TIMED)
+    assert name in named, "the line shows another part"
+
+
+STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_a_study_has_a_readme_and_one_row_of_the_list(study):
+    listed = (ROOT / "experiments" / "README.md").read_text().splitlines()
+    assert sum(line.startswith(f"| [{study.name}](") for line in listed) == 1
+    assert (study / "README.md").is_file()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_a_page_refers_to_is_there(part):
+    named = re.findall(r"\b((?:experiments|tests|configs|jaxdistill)/[\w/]+(?:\.py)?)", DOCS.page(*PARTS[part], {}))
+    missing = {path for path in named if not ((ROOT / path).exists() or (ROOT / f"{path}.py").exists())}
+    assert not missing

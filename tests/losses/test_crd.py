@@ -1,0 +1,370 @@
+"""Contrastive distillation: the published code over two steps, a float64 restatement, and its banks on every layout."""
+
+import inspect
+import itertools
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+from examples import assert_close, assert_same, signals, slow
+
+import jaxdistill.run.parts  # noqa: F401  (registers the parts)
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import Outputs, Signals, Variables
+from jaxdistill.evaluation.evaluator import evaluator
+from jaxdistill.losses.relations import crd
+from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
+from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.run.preemption import Preemption
+
+KEY = jax.random.key(0)
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "relations.npz")
+SPEC = "crd(records=13, negatives=8, width=4)"
+TERM = examples.build_loss(SPEC)
+initial = jax.jit(lambda seen: TERM.init(KEY, seen))
+step_of = jax.jit(lambda params, state, seen, key: TERM.apply(params, state, seen, key=key))
+draw_others = jax.jit(crd.draw_others, static_argnums=(2, 3))
+
+
+def of_rows(student, teacher, index, mask=None) -> Signals:
+    """Signals whose embeddings and records are these."""
+    seen, rows = signals(batch=(len(index),)), [jnp.asarray(x) for x in (student, teacher)]
+    mask = jnp.ones(len(index)) if mask is None else jnp.asarray(mask)
+    batch = {"index": jnp.asarray(index, jnp.int32)}
+    return replace(
+        seen, student=Outputs(None, (), (), rows[0]), teachers=(Outputs(None, (), (), rows[1]),), batch=batch, mask=mask
+    )
+
+
+# The published code
+
+
+def published_params(precision: str, prefix: str = "params") -> dict:
+    sides = {"student": "embed_s", "teacher": "embed_t"}
+    take = lambda side, leaf: np.asarray(GOLDEN[f"crd/{prefix}/{sides[side]}.linear.{leaf}"].T, precision)
+    leaves = {"kernel": "weight", "bias": "bias"}
+    return {f"{side}/{ours}": take(side, theirs) for side in sides for ours, theirs in leaves.items()}
+
+
+def two_steps(module, precision: str, monkeypatch):
+    """Value, gradients and state of our two steps over the published code's draws, in numpy."""
+    term = module.crd(13, negatives=8, width=4)
+    params = published_params(precision)
+    banks = {"student/bank": GOLDEN["crd/0/bank1"], "teacher/bank": GOLDEN["crd/0/bank2"]}
+    state = {name: jnp.asarray(np.asarray(bank, precision)) for name, bank in banks.items()}
+    state |= dict.fromkeys(("student/log_z", "teacher/log_z"), jnp.full((), -jnp.inf, precision))
+    for step in (1, 2):
+        negatives = jnp.asarray(GOLDEN[f"crd/{step}/negatives"], jnp.int32)
+        monkeypatch.setattr(module, "draw_others", lambda *_, drawn=negatives: drawn)
+        student, teacher = (np.asarray(GOLDEN[f"crd/{step}/{side}"], precision) for side in ("student", "teacher"))
+
+        def loss(student, teacher, params, step=step, state=state):
+            seen = of_rows(student, teacher, GOLDEN[f"crd/{step}/index"])
+            return term.apply(params, state, seen, key=KEY)
+
+        both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+        (value, state), slopes = both(student, teacher, params)
+        yield step, *jax.device_get((value, slopes, state))
+
+
+@pytest.mark.parametrize("precision", ["float64", slow("float32")])
+def test_two_steps_equal_the_published_code_banks_and_z_included(precision, monkeypatch):
+    tolerance = 1e-12 if precision == "float64" else 1e-5
+    with jax.enable_x64(precision == "float64"):
+        for step, value, slopes, state in two_steps(crd, precision, monkeypatch):
+            said = lambda name, step=step: GOLDEN[f"crd/{step}/{name}"]
+            close = lambda a, b: assert_close(a, b, rtol=tolerance, atol=tolerance)
+            close(value / said("value"), 1.0)
+            size = np.abs(said("grad/student")).max()
+            close(slopes[0] / size, said("grad/student") / size)
+            close(slopes[1] / size, said("grad/teacher") / size)
+            wanted = published_params(precision, f"{step}/grad")
+            close({name: x / size for name, x in slopes[2].items()}, {name: x / size for name, x in wanted.items()})
+            close((state["student/bank"], state["teacher/bank"]), (said("bank1"), said("bank2")))
+            log_z = np.log(said("z"))
+            close((state["student/log_z"] / log_z[0], state["teacher/log_z"] / log_z[1]), (1.0, 1.0))
+
+
+FIRST = "        values, new = jnp.zeros(len(index)), {}\n"
+MOVED = "momentum * bank[index] + (1 - momentum) * rows"
+EARLY = "written(state[f'{s}/bank'], rows[s], index, counts, momentum)"
+TWINS = {
+    "Z of every batch": ("jnp.isneginf(state[", "jnp.ones_like(state["),
+    "Z with a gradient": ("jax.lax.stop_gradient(", "("),
+    "Z over the wrong axis": ("jax.nn.logsumexp(scores, axis=1)", "jax.nn.logsumexp(scores, axis=0)[: len(counts)]"),
+    "negatives averaged": ("jnp.sum(others, axis=1)", "jnp.mean(others, axis=1)"),
+    "its own bank": ('state[f"{other}/bank"], numbers', 'state[f"{side}/bank"], numbers'),
+    "written before it is read": (FIRST, f"{FIRST}        state |= {{f'{{s}}/bank': {EARLY} for s in SIDES}}\n"),
+    "banks not of unit length": (f"unit({MOVED})", MOVED),
+    "a longer memory": (MOVED, MOVED.replace("(1 - momentum)", "0.1").replace("momentum *", "0.9 *")),
+}
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_broken_twin_is_caught_within_two_steps(twin, monkeypatch):
+    old, new = TWINS[twin]
+    source = inspect.getsource(crd)
+    assert source.count(old) == 1, f"crd.py no longer says {old!r}"
+    module = types.ModuleType(crd.__name__)
+    with runs.registries_as_found():
+        exec(compile(source.replace(old, new), crd.__file__, "exec"), module.__dict__)
+    apart = lambda a, b: float(np.abs(np.asarray(a) - b).max() / np.abs(b).max())
+    furthest = {}
+    for step, value, slopes, state in two_steps(module, "float32", monkeypatch):
+        said = lambda name, step=step: GOLDEN[f"crd/{step}/{name}"]
+        furthest[step] = max(
+            apart(value, said("value")),
+            apart(slopes[0], said("grad/student")),
+            apart(state["student/bank"], said("bank1")),
+            apart(state["teacher/bank"], said("bank2")),
+        )
+    assert max(furthest.values()) > 1e-2
+    assert (furthest[1] < 1e-4) == (twin == "Z of every batch")  # which one step cannot show
+
+
+# A step restated
+
+
+def restated(params, state, student, teacher, index, negatives, counts):
+    """One step by loops in float64 over the rows that count: the loss, Z, and the banks afterwards."""
+    f64 = lambda tree: {name: np.asarray(x, np.float64) for name, x in tree.items()}
+    params, state, sides = f64(params), f64(state), ("student", "teacher")
+    rows = {}
+    for side, x in zip(sides, (student, teacher), strict=True):
+        rows[side] = np.nan_to_num(x) @ params[f"{side}/kernel"] + params[f"{side}/bias"]
+        rows[side] /= np.linalg.norm(rows[side], axis=1, keepdims=True)
+    records, found, new = len(state["student/bank"]), 0.0, {}
+    noise, valid = negatives.shape[1] / records, np.flatnonzero(counts)
+    for side, other in itertools.permutations(sides):
+        bank = state[f"{other}/bank"]
+        scores = {b: np.exp(bank[[index[b], *negatives[b]]] @ rows[side][b] / 0.07) for b in valid}
+        z = records * np.mean(list(scores.values()))
+        z = np.exp(state[f"{side}/log_z"]) if np.isfinite(state[f"{side}/log_z"]) else z
+        for p in (score / z for score in scores.values()):
+            found -= (np.log(p[0] / (p[0] + noise + 1e-7)) + np.log(noise / (p[1:] + noise + 1e-7)).sum()) / len(valid)
+        new[f"{side}/log_z"] = np.log(z)
+    for side in sides:
+        bank = state[f"{side}/bank"].copy()
+        for b in valid:  # each moves what was there before the batch: of two rows of a record, the last stays
+            moved = 0.5 * state[f"{side}/bank"][index[b]] + 0.5 * rows[side][b]
+            bank[index[b]] = moved / np.linalg.norm(moved)
+        new[f"{side}/bank"] = bank
+    return found, new
+
+
+def test_padding_and_repeated_records():
+    """Two rows of record 3, and padded rows that name records 3 and 5 and hold NaN."""
+    draw = np.random.default_rng(0)
+    student, teacher = draw.normal(size=(6, 5)), draw.normal(size=(6, 7))
+    index, counts = np.array([3, 5, 3, 1, 3, 5]), np.array([1, 0, 1, 1, 0, 1])
+    student[counts == 0], teacher[counts == 0] = np.nan, np.nan
+    seen = of_rows(np.float32(student), np.float32(teacher), index, np.float32(counts))
+    params, state = initial(seen)
+    params = params | {"student/bias": np.arange(4, dtype=np.float32), "teacher/bias": -np.ones(4, np.float32)}
+    for key in (KEY, jax.random.key(1)):
+        negatives = np.asarray(draw_others(key, np.int32(np.where(counts > 0, index, 0)), 8, 13))
+        expected = restated(params, state, student, teacher, index, negatives, counts)
+        value, state = step_of(params, state, seen, key)
+        assert_close((value, state), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_with_z_known_the_gradient_is_that_of_the_value_for_the_teacher_too():
+    draw = np.random.default_rng(1)
+    seen = of_rows(*(np.float32(draw.normal(size=(6, width))) for width in (5, 7)), np.arange(6))
+    params, state = initial(seen)
+    _, state = step_of(params, state, seen, KEY)
+    learned = {"student": seen.student.embedding, "teacher": seen.teachers[0].embedding, "params": params}
+    learned = jax.device_get(learned)
+
+    def loss(learned):
+        rows = of_rows(learned["student"], learned["teacher"], np.arange(6))
+        return TERM.apply(learned["params"], state, rows, key=jax.random.key(1))[0]
+
+    loss, slope = jax.jit(loss), jax.device_get(jax.jit(jax.grad(loss))(learned))
+    for role in learned:
+        along = jax.tree.map(lambda x: np.float32(draw.normal(size=x.shape)), learned[role])
+        moved = lambda size, r=role, d=along: {**learned, r: jax.tree.map(lambda x, y: x + size * y, learned[r], d)}
+        measured = (float(loss(moved(1e-3))) - float(loss(moved(-1e-3)))) / 2e-3
+        assert_close(sum(jax.tree.leaves(jax.tree.map(np.vdot, slope[role], along))), measured, rtol=2e-2, atol=2e-2)
+        assert abs(measured) > 0.1
+
+
+def test_others_are_drawn_evenly_and_are_never_the_record_itself():
+    index = np.int32([0, 2, 4])
+    drawn = np.asarray(draw_others(KEY, index, 4000, 5))
+    for own, others in zip((0, 2, 4), drawn, strict=True):
+        known, often = np.unique(others, return_counts=True)
+        assert known.tolist() == [n for n in range(5) if n != own]
+        assert np.abs(often / 1000 - 1).max() < 0.15  # 5 standard deviations
+    assert (drawn[0] != drawn[1]).any()
+    assert (np.asarray(draw_others(jax.random.key(1), index, 4000, 5)) != drawn).any()
+
+
+def test_too_few_records_are_not_hidden():
+    seen = of_rows(np.ones((3, 5), np.float32), np.ones((3, 7), np.float32), [0, 12, 13])
+    assert np.isnan(step_of(*initial(seen), seen, KEY)[0])
+
+
+@pytest.mark.parametrize(
+    "argument", ["records=1", "negatives=0", "width=0", "temperature=0.0", "momentum=1.0", "momentum=-0.1"]
+)
+def test_numbers_out_of_range_are_refused(argument):
+    spec = f"crd({argument})" if argument.startswith("records") else f"crd(records=9, {argument})"
+    with pytest.raises(ConfigError, match="records is 2 or more"):
+        examples.build_loss(spec)
+
+
+def test_records_without_numbers_are_refused():
+    seen = of_rows(np.ones((3, 5), np.float32), np.ones((3, 7), np.float32), [0, 1, 2])
+    with pytest.raises(ValueError, match="no field 'index'"):
+        step_of(*initial(seen), replace(seen, batch={}), KEY)
+
+
+def retrieved(own_number: bool) -> float:
+    """How often a student that had nothing but crd to learn from is nearest to its own record of the teacher."""
+    draw = np.random.default_rng(0)
+    records, steps, size = 48, 500, 16
+    seen = draw.normal(size=(records, 12)).astype(np.float32)
+    teacher = np.tanh(seen[:, :3] @ draw.normal(size=(3, 6)).astype(np.float32))  # knows 3 of 12 features
+    term = examples.build_loss(f"crd(records={records}, negatives=24, width=8)")
+    rows = np.int32([draw.permutation(records)[:size] for _ in range(steps)])
+    named = rows if own_number else np.int32(draw.integers(0, records, rows.shape))
+    seen, teacher = jnp.asarray(seen), jnp.asarray(teacher)
+    first = jax.jit(lambda: term.init(KEY, of_rows(seen[:size, :5], teacher[:size], range(size))))
+    params, state = first()
+    learned = {"student": jnp.asarray(np.eye(12, 5, dtype=np.float32)), "terms": params}
+    update = optax.adam(0.02)
+
+    def step(carry, turn):
+        (learned, state, moments), (number, rows, index) = carry, turn
+
+        def loss(learned):
+            batch = of_rows(seen[rows] @ learned["student"], teacher[rows], index)
+            return term.apply(learned["terms"], state, batch, key=jax.random.fold_in(KEY, number))
+
+        slope, state = jax.grad(loss, has_aux=True)(learned)
+        moved, moments = update.update(slope, moments)
+        return (optax.apply_updates(learned, moved), state, moments), None
+
+    start = learned, state, update.init(learned)
+
+    @jax.jit
+    def nearest(start):
+        (learned, _, _), _ = jax.lax.scan(step, start, (jnp.arange(steps), rows, named))
+        project = lambda side, x: crd._projected(learned["terms"], side, x)
+        return jnp.argmax(project("student", seen @ learned["student"]) @ project("teacher", teacher).T, axis=1)
+
+    return float(np.mean(nearest(start) == np.arange(records)))
+
+
+def test_a_student_learns_to_know_its_record_if_it_is_told_which():
+    """With numbers at random, the likeliest mistake of a data pipeline, nothing is learned."""
+    assert retrieved(own_number=True) > 0.6
+    assert retrieved(own_number=False) < 0.2
+
+
+# Layouts and runs
+
+LAYOUTS = {"one": (1, 1, 1), "data": (8, 1, 1), "mixed": (2, 2, 2), "pmap": None}
+RECORDS = 64
+
+
+def batches() -> list[dict[str, np.ndarray]]:
+    """Three batches of 32 rows, 19 of which count; records return, within a batch too."""
+    draw = np.random.default_rng(0)
+    mask = (np.arange(32) < 19).astype(np.float32)
+    image = lambda: draw.integers(0, 255, (32, 8, 8, 1), dtype=np.uint8)
+    index = lambda: draw.integers(0, RECORDS, 32).astype(np.int32)
+    label = draw.integers(0, 10, 32, dtype=np.int32)
+    return [{"image": image(), "label": label, "index": index(), "mask": mask} for _ in range(3)]
+
+
+def three_steps(layout: str):
+    """The exported train state and the metrics after three steps, and the engine."""
+    student, teacher = (registry.models.build(f"mlp(widths={w}, classes=10)", "") for w in ((16, 24, 16), (24, 16, 32)))
+    terms = {"crd": Weighted(examples.build_loss(f"crd(records={RECORDS}, negatives=24, width=8)"))}
+    update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 0.01)
+    step = registry.steps["offline"](student, (teacher,), objective(terms, registry.fusions["single"]()), update)
+    evaluate = evaluator(student, (teacher,), registry.fusions["single"](), ())
+    rows = batches()
+    values = (Variables(*jax.jit(teacher.init)(KEY, rows[0])),)
+    shapes = {"train": {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in rows[0].items()}}
+    if LAYOUTS[layout] is None:
+        engine = pmap_engine(step, evaluate, jax.devices()[:8], values, values, shapes)
+    else:
+        mesh = make_mesh(LAYOUTS[layout])
+        placed = tuple(place(value, mesh) for value in values)
+        engine = jit_engine(step, evaluate, mesh, placed, placed, shapes)
+    ts = engine.init(KEY, engine.put({"train": jax.tree.map(np.zeros_like, rows[0])}))
+    means = []
+    for each in rows:
+        ts, metrics = engine.update(ts, engine.put({"train": each}))
+        means.append({name: metric.compute() for name, metric in jax.device_get(metrics).items()})
+    return ts, jax.device_get((engine.export(ts).params, engine.export(ts).state, means)), engine
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return three_steps("one")[1]
+
+
+@pytest.mark.parametrize("layout", [slow("data"), slow("mixed"), "pmap"])
+def test_banks_z_and_what_is_learned_are_the_same_on_every_layout(layout, reference):
+    ts, found, engine = three_steps(layout)
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(reference), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(y, x, atol=1e-5, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
+    named = {index for rows in batches() for index in rows["index"][:19].tolist()}
+    moved = np.abs(np.linalg.norm(reference[1]["terms"]["crd"]["student/bank"], axis=1) - 1) < 1e-5
+    assert set(np.flatnonzero(moved)) == named
+    if layout == "pmap":  # a copy on every device, the same
+        copies = np.asarray(ts.state["terms"]["crd"]["student/bank"])
+        assert_same(copies, np.broadcast_to(copies[:1], copies.shape))
+    else:
+        bank = ts.state["terms"]["crd"]["student/bank"]
+        assert bank.sharding.shard_shape(bank.shape) == (RECORDS // LAYOUTS[layout][0], 8)
+    assert engine.compiled()["update"] == 1
+
+
+@pytest.mark.slow
+def test_banks_survive_a_resume_to_the_bit(tmp_path, monkeypatch):
+    """The run is stopped after 13 of 40 steps, in the second pass over the data, and goes on."""
+    words = (
+        "--config.objective.crd.term=crd(records=250, negatives=16, width=8)",
+        "--config.control=False",
+        "--config.teachers.big.steps=10",
+    )
+    with runs.registries_as_found(), runs.compilation_cache(tmp_path / "programs"):
+        assert runs.run(tmp_path / "whole", *words) == 0
+        turns = itertools.count(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Preemption, "stop", lambda self: next(turns) == 10 + 13)
+            assert runs.run(tmp_path / "halves", *words) == 0
+        half = runs.saved(tmp_path / "halves" / "student")
+        assert half["step"] == 13
+        assert runs.run(tmp_path / "halves", *words) == 0
+    whole, halves = (runs.saved(tmp_path / name / "student") for name in ("whole", "halves"))
+    assert runs.differences(whole, halves) == []
+    banks = {name for name in whole if name.endswith("/bank")}
+    assert banks == {"state/terms/crd/student/bank", "state/terms/crd/teacher/bank"}
+    for name in banks:
+        assert_close(np.linalg.norm(whole[name], axis=1), np.ones(250))  # every record has been written
+        assert (whole[name] != half[name]).any()
+    for side in ("student", "teacher"):
+        name = f"state/terms/crd/{side}/log_z"
+        assert np.isfinite(whole[name]) and whole[name] == half[name]
+
+
+def test_record_0_is_written_though_padded_rows_are_numbered_0():
+    rows, counts = np.float32([[0.0, 1.0], [0.6, 0.8]]), np.array([True, False])
+    new = jax.jit(lambda *given: crd.written(*given, 0.5))(np.eye(2, dtype=np.float32), rows, np.int32([0, 0]), counts)
+    assert_close(np.asarray(new)[0], np.sqrt([0.5, 0.5]))

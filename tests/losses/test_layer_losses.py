@@ -1,0 +1,370 @@
+"""Losses between hidden states with positions: published code, broken twins, restatements in float64, refusals."""
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import assert_close, signals, slow
+from jax.sharding import NamedSharding
+
+from jaxdistill.core import registry
+from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.optim import optimizer
+from jaxdistill.core.types import Array, Outputs, Signals, Variables
+from jaxdistill.losses.hidden import attention_transfer, fsp, nst, review, semckd, vid
+from jaxdistill.losses.hidden.attention_transfer import attention_map
+from jaxdistill.losses.hidden.extent import pooled
+from jaxdistill.losses.hidden.fsp import flow
+from jaxdistill.losses.hidden.nst import squared_mmd
+from jaxdistill.losses.hidden.review import hierarchical_context, nearest
+from jaxdistill.losses.hidden.vid import negative_log_likelihood
+from jaxdistill.losses.term import unit
+from jaxdistill.parallel.mesh import make_mesh
+
+KEY = jax.random.key(0)
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "layer_losses.npz")
+
+
+def float64(x) -> np.ndarray:
+    return np.asarray(x, np.float64)
+
+
+def values(spec: str, seen: Signals, params=None) -> Array:
+    term = examples.build_loss(spec)
+    both = lambda seen: term.apply(term.init(KEY, seen)[0] if params is None else params, {}, seen, key=KEY)[0]
+    return jax.jit(both)(seen)
+
+
+def seeing(student: tuple[Array, ...], teacher: tuple[Array, ...], **batch: Array) -> Signals:
+    """What a term sees of these layers; before them stands an embedding that no map below names."""
+    rows = student[0].shape[0]
+    outputs = lambda states: Outputs(jnp.zeros((rows, 2)), (states[0], *states))
+    empty = {"student": {}, "teachers": ({},)}
+    return Signals(outputs(student), (outputs(teacher),), None, batch, jnp.ones(rows), jnp.zeros((), int), 1.0, empty)
+
+
+# Published code: its sums over layers are means here
+
+PUBLISHED = {  # name -> (spec, the factor that makes ours its reduction)
+    "attention_transfer_larger": ("attention_transfer(layers=((1, 1),))", 1),
+    "attention_transfer_smaller": ("attention_transfer(layers=((1, 1),))", 1),
+    "fsp": ("fsp(layers=((1, 1), (2, 2), (3, 3)))", 2),
+    "nst_larger": ("nst(layers=((1, 1),))", 1),
+    "nst_smaller": ("nst(layers=((1, 1),))", 1),
+    "nst_two_pairs": ("nst(layers=((1, 1), (2, 2)))", 2),
+    "review_equal": ("review(layers=((1, 1), (2, 2), (3, 3)))", 4),
+    "review_unlike": ("review(layers=((1, 1), (2, 2), (3, 3)))", 4),
+    "semckd": ("semckd(layers=((1, 1), (2, 2)))", 1),
+    "vid_equal": ("vid(layers=((1, 1),))", 1),
+    "vid_larger": ("vid(layers=((1, 1),))", 1),
+}
+
+
+def published(name: str, precision: str = "float64", gradient: bool = True) -> None:
+    """Holds a term against the published code, in value and, if asked, in the gradient of all that learns."""
+    spec, factor = PUBLISHED[name]
+    assigned = semckd.assignment
+    kept = lambda prefix: {
+        k.removeprefix(f"{name}/{prefix}/"): GOLDEN[k] for k in GOLDEN if k.startswith(f"{name}/{prefix}/")
+    }
+    tree = lambda found: jax.tree.map(lambda x: jnp.asarray(x, precision), found)
+    with jax.enable_x64(precision == "float64"), pytest.MonkeyPatch.context() as patch:
+        if name == "semckd":  # its embedding of rows is another; the assignment that it came to is taken as given
+            given = jnp.asarray(GOLDEN["semckd/assignment"], precision)
+            patch.setattr(semckd, "assignment", lambda query, key: 0 * assigned(query, key) + given)
+        student, teacher, params = (tree(kept(which)) for which in ("student", "teacher", "params"))
+        term = examples.build_loss(spec)
+        drawn = jax.jit(term.init)(KEY, seeing(tuple(student.values()), tuple(teacher.values())))[0]
+        assert all(drawn[k].shape == x.shape for k, x in params.items())
+        params = drawn | params
+
+        def loss(student, params):
+            seen = seeing(tuple(student.values()), tuple(teacher.values()))
+            return factor * jnp.mean(term.apply(params, {}, seen, key=KEY)[0])
+
+        if gradient:
+            value, slopes = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(student, params)
+        else:
+            value, slopes = jax.jit(loss)(student, params), ({}, {})
+        assert value.dtype == precision
+    tolerance = 1e-12 if precision == "float64" else 1e-5
+    pairs = [(value, GOLDEN[f"{name}/value"])]
+    pairs += [(x, GOLDEN[f"{name}/grad/student/{k}"]) for k, x in slopes[0].items()]
+    pairs += [(x, GOLDEN[f"{name}/grad/params/{k}"]) for k, x in slopes[1].items() if k in kept("params")]
+    for found, said in pairs:
+        assert np.abs(float64(found) - said).max() <= tolerance * max(1.0, np.abs(said).max())
+
+
+@pytest.mark.parametrize("precision", ["float64", slow("float32")])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_term_equals_the_published_code_in_value_and_gradient(name, precision):
+    published(name, precision)
+
+
+def smaller_is_stretched(student, teacher, batch_dims):
+    larger = tuple(map(max, student.shape[batch_dims:-1], teacher.shape[batch_dims:-1]))
+    return pooled(student, larger), pooled(teacher, larger)
+
+
+def unweighted_context(student, teacher):
+    sizes = [s for s in (4, 2, 1) if s < student.shape[-2]]
+    maps = [(student, teacher), *((pooled(student, (s, s)), pooled(teacher, (s, s))) for s in sizes)]
+    return jnp.mean(jnp.stack([jnp.mean((a - b) ** 2, (-3, -2, -1)) for a, b in maps]), 0)
+
+
+def by_unbiased_variance(x, counts, params, name):
+    axes = tuple(range(x.ndim - 1))
+    y = (x - x.mean(axes)) / jnp.sqrt(x.var(axes, ddof=1) + 1e-5)
+    return y * params[f"{name}/scale"] + params[f"{name}/bias"]
+
+
+def without_unit(x, axis):
+    return x
+
+
+def over_one_variance(predicted, teacher, variance):
+    return negative_log_likelihood(predicted, teacher, jnp.full_like(variance, variance.mean()))
+
+
+TWINS = {  # what is wrong -> (module, function, its broken twin, what catches it)
+    "the mean over channels before the square": (
+        attention_transfer,
+        "attention_map",
+        lambda x: unit(x.mean(-1) ** 2, -1),
+        "attention_transfer_larger",
+    ),
+    "energy that is not normalised": (attention_transfer, "unit", without_unit, "attention_transfer_larger"),
+    "the smaller map stretched": (
+        attention_transfer,
+        "same_extent",
+        smaller_is_stretched,
+        "attention_transfer_smaller",
+    ),
+    "patterns that are not normalised": (nst, "unit", without_unit, "nst_larger"),
+    "patterns normalised over the channels": (nst, "unit", lambda x, axis: unit(x, -1), "nst_larger"),
+    "a flow that is a sum": (fsp, "flow", lambda a, b: flow(a, b) * a.shape[-2], "fsp"),
+    "a flow divided by the rows": (fsp, "flow", lambda a, b: flow(a, b) / a.shape[0], "fsp"),
+    "one variance for all channels": (vid, "negative_log_likelihood", over_one_variance, "vid_equal"),
+    "contexts of one weight": (review, "hierarchical_context", unweighted_context, "review_equal"),
+    "the unbiased variance": (review, "normalised", by_unbiased_variance, "review_equal"),
+    "deeper layers averaged up": (review, "nearest", pooled, "review_unlike"),
+    "layers of the student added": (semckd, "assigned_mean", lambda d, w: (d * w).sum((-2, -1)), "semckd"),
+    "regressors normalised by the unbiased variance": (semckd, "normalised", by_unbiased_variance, "semckd"),
+}
+
+
+LONG = ("semckd", "review_equal", "review_unlike")  # to compile
+
+
+@pytest.mark.parametrize("wrong", [slow(name) if twin[-1] in LONG else name for name, twin in TWINS.items()])
+def test_a_broken_twin_is_caught_by_the_published_code(wrong, monkeypatch):
+    module, name, twin, catches = TWINS[wrong]
+    monkeypatch.setattr(module, name, twin)
+    with pytest.raises(AssertionError):
+        published(catches, gradient=False)
+
+
+# By hand
+
+
+def test_attention_by_hand():
+    states = jnp.array([[[3.0, 1.0], [1.0, 1.0]]])  # two positions with energies (9 + 1) / 2 and (1 + 1) / 2
+    assert_close(attention_map(states), [[5 / np.sqrt(26), 1 / np.sqrt(26)]])
+    assert_close(attention_map(-7 * states), attention_map(states))
+
+
+def test_patterns_in_another_order_or_of_another_size_are_the_same():
+    draw = np.random.default_rng(0)
+    states = jnp.asarray(draw.normal(size=(2, 6, 4)), jnp.float32)
+    other = states[..., jnp.array([2, 0, 3, 1])] * jnp.array([0.1, 3.0, -2.0, 5.0])
+    assert_close(squared_mmd(other, states), np.zeros(2))
+    # one channel each, at right angles: 1 + 1 - 2 * 0
+    assert_close(squared_mmd(jnp.array([[[2.0], [0.0]]]), jnp.array([[[0.0], [3.0]]])), [2.0])
+
+
+def test_flows_by_hand():
+    first, second = jnp.array([[[1.0, 2.0], [3.0, 4.0]]]), jnp.array([[[5.0], [7.0]]])
+    assert_close(flow(first, second), [[[(5 + 21) / 2], [(10 + 28) / 2]]])
+
+
+def test_the_best_variance_is_the_mean_square_of_what_cannot_be_predicted():
+    draw = np.random.default_rng(0)
+    predicted, teacher = jnp.asarray(draw.normal(size=(2, 50, 3)) * np.array([1, 2, 5]), jnp.float32)
+    best = jnp.mean((predicted - teacher) ** 2, 0)
+    value = lambda variance: negative_log_likelihood(predicted, teacher, variance).mean()
+    assert_close(jax.grad(value)(best), np.zeros(3))
+    assert_close(value(best), 0.5 + 0.5 * np.log(float64(best)).mean())
+
+
+def test_contexts_by_hand():
+    """A difference that has no mean is seen at its own size alone, a constant one at all sizes."""
+    teacher = jnp.zeros((1, 8, 8, 2))
+    board = jnp.asarray(np.indices((8, 8)).sum(0) % 2 * 2.0 - 1.0)[None, :, :, None] * jnp.ones(2)
+    assert_close(hierarchical_context(3 * board, teacher), [9 / (1 + 1 / 2 + 1 / 4 + 1 / 8)])
+    assert_close(hierarchical_context(teacher + 3, teacher), [9.0])
+    assert_close(hierarchical_context(teacher[:, :1, :1] + 3, teacher[:, :1, :1]), [9.0])
+
+
+def test_pooling_and_nearest_neighbours_by_hand():
+    x = jnp.arange(5.0).reshape(1, 5, 1, 1)
+    assert_close(pooled(x, (2, 1)).ravel(), [1.0, 3.0])  # 0 to 2 and 2 to 4
+    assert_close(pooled(x, (3, 1)).ravel(), [0.5, 2.0, 3.5])
+    assert_close(nearest(x, (2, 1)).ravel(), [0.0, 2.0])
+    assert_close(nearest(x[:, :2], (5, 1)).ravel(), [0.0, 0.0, 0.0, 1.0, 1.0])
+
+
+# Positions: images, tokens, padding, and none
+
+POSITIONS = ["attention_transfer", "fsp", "nst", "semckd", "vid"]
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_padding_of_a_text_counts_nothing(name):
+    """Five tokens, of which three more are padding that may hold anything, are as five tokens."""
+    text = signals(batch=(4,), extent=(5,), depths=(2,))
+    lengths = jnp.array([3, 2, 5, 4])
+    at = lambda n: (jnp.arange(n) < lengths[:, None]).astype(jnp.int32)
+    text = replace(text, batch=text.batch | {"attention_mask": at(5)})
+
+    def longer(outputs: Outputs, filler: float) -> Outputs:
+        fill = lambda x: jnp.pad(x, ((0, 0), (0, 3), (0, 0)), constant_values=filler)
+        held = jnp.arange(8)[:, None] < lengths[:, None, None]
+        return replace(outputs, hidden_states=tuple(jnp.where(held, fill(x), filler) for x in outputs.hidden_states))
+
+    padded = replace(
+        text,
+        student=longer(text.student, 7.0),
+        teachers=(longer(text.teachers[0], -5.0),),
+        batch=text.batch | {"attention_mask": at(8)},
+    )
+    assert_close(values(name, padded), values(name, text), rtol=1e-5, atol=1e-6)
+    if name in ("attention_transfer", "fsp", "nst"):  # each row by itself
+        for row, length in enumerate(lengths.tolist()):
+            cut = lambda out, row=row, n=length: replace(
+                out, hidden_states=tuple(x[row : row + 1, :n] for x in out.hidden_states)
+            )
+            alone = replace(
+                text, student=cut(text.student), teachers=(cut(text.teachers[0]),), batch={}, mask=jnp.ones(1)
+            )
+            assert_close(values(name, alone)[0], values(name, text)[row], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_tokens_are_positions(name):
+    """Where a formula knows no neighbours, tokens and an image of as many positions are the same."""
+    image = signals(extent=(2, 3), depths=(2,))
+    flat = lambda out: replace(out, hidden_states=tuple(x.reshape(6, 6, 4) for x in out.hidden_states))
+    tokens = replace(image, student=flat(image.student), teachers=tuple(map(flat, image.teachers)))
+    if name != "semckd":  # whose window is 3x3 in an image
+        assert_close(values(name, tokens), values(name, image))
+    assert values(name, tokens).shape == (6,)
+
+
+REFUSED = {  # (spec, the student's extent, the teacher's) -> what is said
+    ("attention_transfer", (), ()): r"extent \(\), and one with positions is needed.*'hidden'",
+    ("fsp", (), ()): r"extent \(\), and one with positions",
+    ("nst", (), ()): r"extent \(\), and one with positions",
+    ("attention_transfer", (1, 1), (1, 1)): r"extent \(1, 1\), and one with positions",
+    ("nst", (2, 2), (1, 1)): r"extent \(1, 1\), and one with positions",
+    ("attention_transfer", (5,), (6,)): r"student's hidden state has the extent \(5,\), the teacher's \(6,\)",
+    ("semckd", (6,), (2, 3)): r"only maps such as \(height, width\) are pooled.*'hidden'",
+    ("vid", (), (2, 3)): "Choose other layers, or 'hidden'",
+    ("review", (), ()): r"extent \(\), and maps \(height, width\) are needed.*'hidden'",
+    ("review", (6,), (6,)): r"extent \(6,\), and maps",
+    ("fsp(layers='last')", (2, 3), (2, 3)): "'last' names one pair; name at least two",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: f"{case[0]} {case[1]} {case[2]}")
+def test_states_that_do_not_fit_are_refused_with_the_cure(case):
+    spec, student, teacher = case
+    seen = replace(signals(extent=student), teachers=signals(extent=teacher, depths=(2,)).teachers)
+    with pytest.raises(ValueError, match=REFUSED[case]):
+        values(spec, seen)
+
+
+def test_flows_of_unlike_widths_are_refused_with_the_cure():
+    seen = replace(signals(extent=(2, 3)), teachers=signals(extent=(2, 3), width=5, depths=(2,)).teachers)
+    with pytest.raises(ValueError, match=r"student 4, teacher 5.*or 'nst'"):
+        values("fsp", seen)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        *((f"{name}(layers='unifrom')", "unknown layer map 'unifrom'") for name in (*POSITIONS, "review")),
+        ("vid(variance=0.1, minimum=0.2)", "0 < minimum < variance"),
+        ("vid(minimum=0.0)", "0 < minimum < variance"),
+        ("review(width=0)", "width of at least 1"),
+        ("semckd(size=0)", "size of at least 1"),
+    ],
+)
+def test_a_wrong_argument_fails_before_any_model_exists(spec, said):
+    with pytest.raises(ConfigError, match=said):
+        examples.build_loss(spec)
+
+
+def test_a_layer_that_is_not_cached_is_named():
+    seen = signals(extent=(2, 3), depths=(2,))
+    states = seen.teachers[0].hidden_states
+    seen = replace(seen, teachers=(replace(seen.teachers[0], hidden_states=(states[0], None, states[2])),))
+    for name in (*POSITIONS, "review"):
+        with pytest.raises(ValueError, match=r"layers \[1\] of the teacher are not sent; .* names \[0, 2\]"):
+            values(name, seen)
+
+
+# Training
+
+
+@functools.cache
+def student_and_teacher():
+    rows = examples.images(rows=16, size=8)
+    student = registry.models.build("resnet(widths=(4, 6), blocks=1, classes=5)", "")
+    teacher = registry.models.build("resnet(widths=(4, 6), blocks=2, classes=5)", "")
+    return rows, student, teacher, Variables(*jax.jit(teacher.init)(jax.random.key(7), rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*POSITIONS, "review"])
+def test_a_term_alone_teaches_a_network(name):
+    """A student of 3 hidden states learns those of a teacher of 5, by this term and nothing else."""
+    rows, student, teacher, frozen = student_and_teacher()
+    term = examples.build_loss(f"{name}(layers=((1, 2), (2, 4)))")
+    minimised = objective({name: Weighted(term)}, registry.fusions.build("single", ""))
+    update = optimizer(registry.optimizers.build("adamw", ""), 0.01)
+    parts = {"student": student, "teachers": (teacher,), "objective": minimised, "optimizer": update}
+    step = registry.steps.build(registry.parse("offline", "")._replace(kwargs=parts), "")
+    state = jax.jit(step.init)(KEY, (frozen,), {"train": rows})
+    advance = jax.jit(step.update, donate_argnums=0)
+    losses = []
+    for _ in range(30):
+        state, metrics = advance(state, (frozen,), {"train": rows})
+        losses.append(float(metrics["loss"].compute()))
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.85 * losses[0], losses[:: len(losses) - 1]
+
+
+@pytest.mark.parametrize("name", ["review", "semckd", "vid"])
+def test_what_a_term_learns_has_the_same_gradient_on_a_mesh(name):
+    seen = signals(batch=(16,), extent=(4, 4), depths=(2,))
+    seen = replace(seen, mask=(jnp.arange(16) < 11).astype(jnp.float32))
+    term = examples.build_loss(name)
+    params = term.init(KEY, seen)[0]
+
+    def loss(params, rows):
+        here = replace(seen, student=rows[0], teachers=rows[1], mask=rows[2])
+        return jnp.sum(term.apply(params, {}, here, key=KEY)[0] * here.mask)
+
+    gradient, rows = jax.jit(jax.grad(loss)), (seen.student, seen.teachers, seen.mask)
+    expected = gradient(params, rows)
+    mesh = make_mesh((2, 2, 2))
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.grad(loss))(params, jax.device_put(rows, NamedSharding(mesh, ROWS)))
+    assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,382 @@
+"""Losses of logits: published code, float64 numpy, numbers by hand; of divergences more in `test_divergences.py`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from examples import all_finite, assert_close, build_loss, signals
+from examples import loss_values as values
+
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.types import Factored, Outputs
+from jaxdistill.losses.logits.dist import pearson_correlation, relation_difference
+from jaxdistill.losses.logits.dkd import other_divergence, target_divergence
+from jaxdistill.losses.logits.jsd import generalized_jsd, normalized_jsd
+from jaxdistill.losses.logits.kd import kl_divergence
+from jaxdistill.losses.logits.reverse_kl import reverse_kl_divergence
+from jaxdistill.losses.logits.skew_kl import skew_divergence
+from jaxdistill.losses.logits.skew_reverse_kl import detached_skew_reverse_divergence, skew_reverse_divergence
+from jaxdistill.losses.logits.standardized import z_score
+from jaxdistill.losses.logits.taid import interpolated_cross_entropy
+from jaxdistill.losses.task.cross_entropy import entropy
+
+KEY = jax.random.key(0)
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")
+
+PAIRS = (  # (student, teacher) -> value, each finite whatever the teacher masks
+    kl_divergence,
+    reverse_kl_divergence,
+    lambda s, t: generalized_jsd(s, t, 0.3),
+    lambda s, t: normalized_jsd(s, t, 0.9),
+    lambda s, t: skew_divergence(s, t, 0.1),
+    lambda s, t: skew_reverse_divergence(s, t, 0.1),
+    lambda s, t: detached_skew_reverse_divergence(s, t, 0.1),
+    lambda s, t: interpolated_cross_entropy(s, t, 0.4),
+    lambda s, t: target_divergence(s, t, jnp.zeros(s.shape[0], int)),
+    lambda s, t: other_divergence(s, t, jnp.zeros(s.shape[0], int)),
+)
+
+
+def drawn(seed: int, *shape: int) -> tuple[Any, Any]:
+    student, teacher = np.float32(2 * np.random.default_rng(seed).normal(size=(2, *shape)))
+    return student, teacher
+
+
+def softmax(z: Any) -> np.ndarray:
+    e = np.exp(np.asarray(z, np.float64))
+    return e / e.sum(-1, keepdims=True)
+
+
+# Published code
+
+
+def standardized_dkd(s, t, y):
+    s, t = z_score(s), z_score(t)
+    return 4 * jnp.mean(target_divergence(s, t, y, 2.0) + 8 * other_divergence(s, t, y, 2.0))
+
+
+over_tokens = lambda values, y: jnp.sum(jnp.where(y != -100, values, 0)) / jnp.sum(y != -100)
+
+PUBLISHED: dict[str, Callable[..., Any]] = {
+    "reverse_kl": lambda s, t, y: over_tokens(reverse_kl_divergence(s, t), y),
+    "skewed_forward_kl": lambda s, t, y: over_tokens(skew_divergence(s, t, 0.1) + entropy(t), y),
+    "skewed_forward_kl_2": lambda s, t, y: over_tokens(skew_divergence(s, t, 0.1), y),
+    "skewed_reverse_kl": lambda s, t, y: over_tokens(skew_reverse_divergence(s, t, 0.1), y),
+    "skewed_reverse_kl_2": lambda s, t, y: over_tokens(detached_skew_reverse_divergence(s, t, 0.2), y),
+    "standardized_kd": lambda s, t, _: 4 * jnp.mean(kl_divergence(z_score(s), z_score(t), 2.0)),
+    "standardized_dkd": standardized_dkd,
+}
+
+
+def assert_as_published(name: str, precision: str, loss: Callable[..., Any]) -> None:
+    """Value and gradient in the student: to 1e-12 in float64, to 1e-5 in float32."""
+    said = {key.removeprefix(f"{name}/"): x for key, x in GOLDEN.items() if key.startswith(f"{name}/")}
+    with jax.enable_x64(precision == "float64"):
+        student, teacher = (jnp.asarray(said[which], precision) for which in ("student", "teacher"))
+        label = jnp.asarray(said["label"]) if "label" in said else None
+        found = jax.jit(jax.value_and_grad(lambda s: loss(s, teacher, label)))(student)
+        assert {x.dtype.name for x in found} == {precision}
+    tolerance = 1e-12 if precision == "float64" else 1e-5
+    for ours, theirs in zip(found, (said["value"], said["grad"]), strict=True):
+        assert np.abs(np.asarray(ours, np.float64) - theirs).max() <= tolerance * max(1.0, np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_loss_equals_the_published_code_in_value_and_gradient(name, precision):
+    assert_as_published(name, precision, PUBLISHED[name])
+
+
+def test_the_skew_kl_is_that_of_the_published_code_in_its_own_float32():
+    """It asks for float32 itself, whatever it is given; its tokens are those of the Jensen-Shannon divergences."""
+    published = np.load(Path(__file__).parents[1] / "golden" / "losses.npz")
+    keys = ("student", "teacher", "value", "grad")
+    said = {key: published[f"skew_fkl_a0.1_plus_teacher_entropy/{key}"] for key in keys}
+    label, teacher = (jnp.asarray(x) for x in (published["jsd_b0_T1.5_no_T2/labels"], said["teacher"]))
+    loss = lambda s: PUBLISHED["skewed_forward_kl"](s, teacher, label)
+    found = jax.jit(jax.value_and_grad(loss))(jnp.asarray(said["student"]))
+    assert_close(found, (said["value"], said["grad"]), rtol=1e-6, atol=1e-6)
+
+
+# Every one of them
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "kd(temperature=3.0, {})",
+        "dkd(temperature=3.0, {})",
+        "dist(temperature=3.0, {})",
+        "jsd(temperature=3.0, {})",
+        "reverse_kl(temperature=3.0, {})",
+        "skew_kl(temperature=3.0, version='v1', {})",
+        "skew_reverse_kl(temperature=3.0, {})",
+        "taid(floor=0.4, temperature=3.0, {})",
+        "standardized(loss=kd(temperature=3.0, {}))",
+    ],
+)
+def test_the_factor_of_t_squared_is_there_or_not(spec):
+    seen = signals()
+    without = values(spec.format("scale_t2=False"), seen)
+    assert_close(values(spec.format("scale_t2=True"), seen), 9 * without)
+    softened = replace(seen, **{k: scaled(getattr(seen, k), 1 / 3) for k in ("student", "teachers")})
+    if "standardized" not in spec:  # whose logits have no scale
+        assert_close(without, values(spec.replace("3.0", "1.0").format("scale_t2=False"), softened))
+
+
+def scaled(tree: Any, factor: float) -> Any:
+    if isinstance(tree, tuple):
+        return tuple(scaled(each, factor) for each in tree)
+    return replace(tree, logits=np.float32(factor) * np.asarray(tree.logits))
+
+
+@pytest.mark.parametrize("loss", PAIRS, ids=range(len(PAIRS)))
+def test_a_class_that_both_mask_counts_nothing(loss):
+    student, teacher = drawn(0, 4, 6)
+    hide = lambda z: jnp.where(jnp.arange(6) < 4, z, -jnp.inf)
+    both = jax.jit(jax.value_and_grad(lambda s, t: loss(hide(s), hide(t)).sum(), (0, 1)))
+    value, gradients = both(student, teacher)
+    assert_close(value, np.sum(jax.jit(loss)(student[:, :4], teacher[:, :4])))
+    assert all_finite(gradients)
+
+
+@pytest.mark.parametrize("loss", PAIRS, ids=range(len(PAIRS)))
+def test_a_class_that_the_teacher_masks_is_as_one_that_it_gives_almost_nothing(loss):
+    """Finite in value and gradient, whatever is left; and the limit, which the reverse KL does not have.
+
+    Nor has the divergence over all classes but the label, where the label is all that is left.
+    """
+    student, teacher = drawn(1, 4, 5)
+    at = lambda s, t, has, hidden: loss(s, jnp.where(has, t, hidden)).sum()
+    both = jax.jit(jax.value_and_grad(at, (0, 1)))
+    for kept in ((0, 2, 3), (0,), (3,), (2, 3)):
+        has = np.isin(np.arange(5), kept)
+        masked, nearly = (both(student, teacher, has, hidden) for hidden in (np.float32(-np.inf), np.float32(-60)))
+        assert all_finite(masked)
+        if loss is reverse_kl_divergence:
+            assert nearly[0] > masked[0] + 10
+        elif loss is PAIRS[-1] and kept == (0,):
+            assert masked[0] == 0
+        else:
+            assert_close(masked, nearly, atol=1e-5)
+
+
+def of_tokens(vocabulary: int = 7) -> examples.Signals:
+    """A sequence whose heads, the student's and the teacher's, are not multiplied out; some of it is padding."""
+    rng = np.random.default_rng(3)
+    draw = lambda *shape: examples.single(rng.normal(size=shape))
+    head = lambda width: Outputs(Factored(draw(4, 8, width), draw(width, vocabulary), draw(vocabulary)))
+    mask = examples.single(rng.random((4, 8)) < 0.7)
+    seen = replace(signals(batch=(4, 8), classes=vocabulary), student=head(5), teachers=(head(6),))
+    return replace(seen, mask=mask, batch={"label": seen.batch["label"]})
+
+
+TERMS = (
+    *("dist", "dkd", "jsd", "reverse_kl", "skew_kl", "skew_reverse_kl(version='v2')"),
+    *("standardized(loss=dkd(temperature=2.0))", "cross_entropy(label_smoothing=0.1)"),
+    "taid(floor=0.4)",
+)
+
+
+@pytest.mark.slow
+def test_a_factored_head_in_pieces_is_the_head_in_one():
+    terms, seen = {spec: Weighted(build_loss(spec)) for spec in TERMS}, of_tokens()
+
+    def run(chunks: int, student: Outputs, teachers: tuple[Outputs, ...]) -> Any:
+        minimised = objective(terms, registry.fusions.build("single", ""), chunks)
+        given = {"train": replace(seen, student=student, teachers=teachers)}
+        params, state = minimised.init(KEY, given)
+        value, (means, state) = minimised.loss(params, state, given, minimised.weights(0), key=KEY)
+        return value, ({name: mean.compute() for name, mean in means.items()}, state)
+
+    gradient = lambda chunks: jax.jit(jax.value_and_grad(lambda *heads: run(chunks, *heads), (0, 1), has_aux=True))
+    whole = gradient(1)(seen.student, seen.teachers)
+    pieces = gradient(4)(seen.student, seen.teachers)
+    assert_close(pieces, whole, rtol=2e-5, atol=1e-5)
+    dense = jax.jit(run, static_argnums=0)(1, seen.student.dense(), tuple(t.dense() for t in seen.teachers))
+    assert_close(whole[0], dense)
+    assert whole[0][1][1]["terms"]["taid(floor=0.4)"]["loss"] == pytest.approx(whole[0][1][0]["taid(floor=0.4)"])
+
+
+# Decoupled
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kd_is_what_dkd_decouples(temperature):
+    student, teacher = drawn(8, 16, 6)
+    labels = np.random.default_rng(0).integers(0, 6, 16).astype(np.int32)
+
+    @jax.jit
+    def apart(s, t, y):
+        parts = target_divergence(s, t, y, temperature), other_divergence(s, t, y, temperature)
+        return kl_divergence(s, t, temperature), *parts
+
+    whole, target, others = map(np.asarray, apart(student, teacher, labels))
+    p = softmax(teacher / temperature)[np.arange(16), labels]
+    assert_close(whole, target + (1 - p) * others, rtol=1e-4)
+
+
+def test_dkd_of_two_classes_knows_nothing_of_others():
+    student, teacher = drawn(9, 5, 2)
+    labels = np.int32([0, 1, 0, 1, 1])
+    target, others = jax.jit(lambda *x: (target_divergence(*x), other_divergence(*x)))(student, teacher, labels)
+    assert_close(target, jax.jit(kl_divergence)(student, teacher), rtol=1e-4)
+    assert not np.any(others)
+
+
+def test_dkd_hides_the_label_however_large_its_logit():
+    """Published code adds -1000 to it: beyond that the others were drowned."""
+    student, teacher = drawn(10, 3, 4)
+    large = lambda z: z + np.float32([3000, 0, 0, 0])
+    hidden = jax.jit(other_divergence)(large(student), large(teacher), np.zeros(3, np.int32))
+    assert_close(hidden, jax.jit(kl_divergence)(student[:, 1:], teacher[:, 1:]))
+
+
+def test_dkd_needs_a_class_for_each_row():
+    seen = signals()
+    for batch, said in (({}, "no field 'label'"), ({"label": jnp.zeros((6, 2), int)}, r"labels of shape \[6, 2\]")):
+        with pytest.raises(ValueError, match=said):
+            values("dkd", replace(seen, batch=batch))
+
+
+# Relations
+
+
+def test_dist_is_one_minus_numpys_correlations():
+    student, teacher = drawn(11, 12, 5)
+    mask = np.float32([1, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 0])
+    q, p = (softmax(z / 2)[np.asarray(mask) > 0] for z in (student, teacher))
+    rows = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q, p, strict=True)])
+    columns = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q.T, p.T, strict=True)])
+    seen = replace(
+        signals(batch=(12,)), student=Outputs(student), teachers=(Outputs(teacher),), mask=mask, temperature=2.0
+    )
+    expected = 4 * (0.5 * (1 - rows) + 3 * (1 - columns))
+    assert_close(values("dist(beta=0.5, gamma=3.0, temperature=2.0)", seen), expected, rtol=1e-4)
+    of_sequences = replace(
+        seen,
+        student=Outputs(student.reshape(3, 4, 5)),
+        teachers=(Outputs(teacher.reshape(3, 4, 5)),),
+        mask=mask.reshape(3, 4),
+    )
+    assert_close(values("dist(beta=0.5, gamma=3.0, temperature=2.0)", of_sequences), expected, rtol=1e-4)
+
+
+def test_a_mean_of_dist_over_parts_of_the_batch_is_another_loss():
+    """Which is why its rows are gathered: the broken twin, of each half alone."""
+    student, teacher = drawn(12, 8, 5)
+    loss = jax.jit(lambda s, t: relation_difference(s, t, jnp.ones(len(s), bool), beta=0.0))
+    whole = loss(student, teacher)
+    halves = [loss(student[i : i + 4], teacher[i : i + 4]) for i in (0, 4)]
+    assert abs(np.mean(halves) - whole) > 0.02
+
+
+def test_dist_does_not_see_scale_and_shift_of_probabilities():
+    x = np.float32(np.random.default_rng(0).random((3, 7)))
+    correlation = jax.jit(lambda x, y: pearson_correlation(x, y, jnp.ones((3, 7), bool)))
+    assert_close(correlation(x, 0.2 * x + 3), np.ones(3), rtol=1e-4)
+    assert_close(correlation(x, -x), -np.ones(3))
+    value, slope = jax.jit(jax.value_and_grad(lambda y: correlation(x, y).sum()))(np.ones((3, 7), np.float32))
+    assert value == 0 and not np.any(slope)
+
+
+def test_a_class_that_the_teacher_never_has_is_none_of_those_that_dist_compares():
+    student, teacher = drawn(13, 9, 5)
+    masked = np.where(np.arange(5) < 3, teacher, np.float32(-np.inf))
+    found = jax.jit(lambda s, t: relation_difference(s, t, jnp.ones(9, bool), beta=0.0))(student, masked)
+    q, p = softmax(student), softmax(masked)
+    by_hand = 1 - np.mean([np.corrcoef(q[:, c], p[:, c])[0, 1] for c in range(3)])
+    assert_close(found, by_hand, rtol=1e-4)
+
+
+def test_nothing_that_counts_is_no_loss():
+    student, teacher = drawn(14, 4, 5)
+    found = jax.jit(jax.value_and_grad(lambda s, t: relation_difference(s, t, jnp.zeros(4, bool))))(student, teacher)
+    assert not any(np.any(x) for x in found)
+
+
+# Transformed teacher
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_transformed_teacher_is_a_power_of_itself_and_the_student_is_as_it_is(weighted):
+    seen = signals()
+    powers = softmax(seen.teachers[0].logits) ** (1 / 3)  # as published code writes it
+    total = powers.sum(-1)
+    p, q = powers / total[:, None], softmax(seen.student.logits)
+    expected = (p * np.log(p / q)).sum(-1) * (total if weighted else 1)
+    assert_close(values(f"ttm(temperature=3.0, weighted={weighted})", seen), expected)
+
+
+def test_a_transformed_teacher_by_hand():
+    seen = signals(classes=2)
+    even = np.zeros_like(seen.student.logits)
+    four = even + np.log(np.float32([4, 1]))  # (0.8, 0.2), whose roots are as 2 to 1 and add up to 3 / sqrt(5)
+    seen = replace(seen, student=replace(seen.student, logits=even), teachers=(Outputs(four),))
+    divergence = np.log(2) - (np.log(3) - 2 / 3 * np.log(2))
+    assert_close(values("ttm(temperature=2.0)", seen), np.full(6, divergence))
+    assert_close(values("ttm(temperature=2.0, weighted=True)", seen), np.full(6, divergence * 3 / np.sqrt(5)))
+
+
+# Standardised
+
+
+def test_z_scores_by_hand():
+    z, score = np.float32([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]]), lambda z: np.asarray(jax.jit(z_score)(z))
+    deviation = np.sqrt((4 + 1 + 9) / 2)
+    assert_close(score(z), [[-2 / deviation, -1 / deviation, 3 / deviation], [0, 0, 0]])
+    masked = np.pad(z, ((0, 0), (0, 2)), constant_values=-np.inf)
+    assert_close(score(masked)[:, :3], score(z))
+    assert (score(masked)[:, 3:] == -np.inf).all()
+    assert all_finite(jax.jit(jax.grad(lambda x: jnp.where(jnp.isfinite(x), z_score(x), 0.0).sum()))(masked))
+
+
+def test_a_standardised_loss_does_not_see_how_large_logits_are():
+    seen = signals()
+    large = replace(seen, student=replace(seen.student, logits=7 * np.asarray(seen.student.logits) + 3))
+    for loss in ("kd(temperature=2.0)", "dkd(temperature=2.0)", "jsd()", "dist()"):
+        assert_close(values(f"standardized(loss={loss})", large), values(f"standardized(loss={loss})", seen))
+        assert np.abs(values(loss, large) - values(loss, seen)).max() > 0.01
+
+
+def test_a_standardised_loss_is_where_and_what_its_inner_one_is():
+    for inner in ("kd(temperature=2.0)", "dist(temperature=3.0)", "taid(floor=0.5)"):
+        outer, term = build_loss(f"standardized(loss={inner})"), build_loss(inner)
+        assert (outer.local, outer.needs, outer.follow is None) == (term.local, term.needs, term.follow is None)
+        step = jnp.zeros((), jnp.int32)
+        assert outer.temperature(step) == term.temperature(step)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("jsd(beta=1.5)", "beta lies between 0 and 1"),
+        ("jsd(temperature=0.0)", "temperature must stay above 0"),
+        ("reverse_kl(temperature=-1.0)", "temperature must stay above 0"),
+        ("skew_kl(alpha=0.0)", "alpha lies between 0 and 1; got 0.0. The ends are kd and reverse_kl"),
+        ("skew_reverse_kl(alpha=1.0)", "alpha lies between 0 and 1"),
+        ("skew_kl(version='v3')", "expected"),
+        ("dkd(beta=-1.0)", "alpha and beta are 0 or more"),
+        ("dist(gamma=-1.0)", "beta and gamma are 0 or more"),
+        ("taid(floor=linear(start=-0.1, end=1.0))", "floor lies between 0 and 1, but it reaches -0.1"),
+        ("taid(floor=1.5)", "floor lies between 0 and 1, but it reaches 1.5"),
+        ("taid(floor=0.4, decay=1.0)", "decay from 0 to below 1"),
+        ("taid", "floor"),
+        ("standardized", "loss"),
+        ("standardized(loss=kdd())", "unknown loss 'kdd'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_compiles(spec, said):
+    with pytest.raises(ConfigError, match=said):
+        build_loss(spec)

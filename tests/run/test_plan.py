@@ -1,0 +1,439 @@
+"""A plan counts what a run would do, holds what a run would hold, and refuses what a run would fail at."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Variables
+from jaxdistill.evaluation.flops import flops
+from jaxdistill.parallel.compile import rows_on, taken
+from jaxdistill.parallel.mesh import AXES, make_mesh
+from jaxdistill.run.commands import plan as command
+from jaxdistill.run.config import make, override
+from jaxdistill.run.config_files import load
+from jaxdistill.run.distill import check
+from jaxdistill.run.plan import ahead, summary, topology
+from jaxdistill.run.plan.device import device
+from jaxdistill.teachers.teacher import Teacher
+
+PODS = str(runs.ROOT / "configs" / "pods.py")
+SIZES = "vocabulary=64, width=16, heads=4, kv_heads=2, head_size=8, ffn=32, positions=32"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registries():
+    with runs.registries_as_found():
+        yield
+
+
+@pytest.fixture(scope="module")
+def _drawn():
+    load(PODS)  # registers its data set
+
+
+# --- FLOPs
+
+
+def traced(function, *shapes):
+    return flops(jax.make_jaxpr(function)(*(jnp.ones(shape) for shape in shapes)))
+
+
+def test_flops_of_products_are_those_of_the_formula():
+    assert traced(lambda a, b: a @ b, (3, 4), (4, 5)).total == 2 * 3 * 4 * 5
+    assert traced(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (7, 3, 4), (7, 4, 5)).total == 7 * 2 * 3 * 4 * 5
+    image = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    assert traced(image, (2, 8, 8, 3), (3, 3, 3, 5)).total == 2 * (2 * 6 * 6 * 5) * (3 * 3 * 3)
+
+
+def test_a_loop_counts_with_every_turn_and_a_branch_once():
+    def scanned(x, kernels):
+        return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, kernels)[0]
+
+    assert traced(scanned, (2, 4), (6, 4, 4)) == (6 * 2 * 2 * 4 * 4, 0)
+    either = lambda x, k: jax.lax.cond(x[0, 0] > 0, lambda: x @ k, lambda: x)
+    assert traced(either, (2, 4), (4, 4)).total == 2 * 2 * 4 * 4
+    forever = lambda x, k: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ k, x)
+    assert traced(forever, (2, 4), (4, 4)) == (2 * 2 * 4 * 4, 1)
+
+
+def test_what_is_computed_twice_counts_once_and_what_nobody_reads_not_at_all():
+    def twice(x, k):
+        unread = jnp.sin(x) @ k  # noqa: F841
+        return jax.nn.relu(x @ k).sum() + jnp.tanh(x @ k).sum()
+
+    assert traced(twice, (2, 4), (4, 4)).total == 2 * 2 * 4 * 4
+
+
+def decoder(**changes):
+    settings = {
+        "student": {"model": f"decoder({SIZES}, depth=3, remat='none')"},
+        "teachers": {"large": {"model": f"decoder({SIZES}, depth=5)", "steps": 1}},
+        "objective": {"kd": {"weight": 0.9}, "cross_entropy": {"weight": 0.1}},
+        "batch_size": 8,
+        "data": {"name": "drawn_tokens(vocabulary=64, length=16, rows=64)"},
+        "evaluate": {"batch_size": 8},
+        "chunks": 4,
+        "control": False,
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+    }
+    return make(**{**settings, **changes})
+
+
+def step_of(config, devices=8):
+    engine, *_ = ahead.prepared(config, topology.find(f"cpu:{devices}", 1))
+    return engine.traced()
+
+
+def test_a_scanned_model_has_the_flops_of_an_unrolled_one(_drawn):
+    config = decoder(mesh={"data": 1})
+    unrolled = override(
+        config,
+        [(path, text.replace("depth", "scan_layers=False, depth")) for path, text in _models(config)],
+    )
+    scanned, whole = (flops(step_of(each, 1).jaxpr) for each in (config, unrolled))
+    assert scanned == whole and scanned.unknown == 0
+
+
+def _models(config):
+    return [("student.model", config.student.model), ("teachers.large.model", config.teachers.large.model)]
+
+
+def test_flops_are_those_that_the_compiler_counts_where_there_is_no_loop():
+    """Broad layers, so that what is no product is little of it."""
+    config = override(
+        load(str(runs.TINY)), [("student.model", "mlp(widths=(512, 512), classes=4)"), ("batch_size", "64")]
+    )
+    step = step_of(config, 1)
+    said = step.lower().compile().cost_analysis()["flops"]
+    assert flops(step.jaxpr).total == pytest.approx(said, rel=0.05)
+
+
+def test_a_mesh_changes_no_flops_and_remat_adds_the_layers_once_more(_drawn):
+    one, mesh = (
+        flops(step_of(decoder(mesh=m), n).jaxpr).total for m, n in (({"data": 1}, 1), ({"data": 4, "tensor": 2}, 8))
+    )
+    assert one == mesh  # counted through shard_map, where each device sees its own rows
+    again = flops(step_of(decoder(student={"model": f"decoder({SIZES}, depth=3, remat='full')"}), 8).jaxpr).total
+    tokens, width, heads, ffn = 8 * 16, 16, 32, 32
+    layer = 2 * tokens * (width * (2 * heads + 2 * 16) + 3 * width * ffn) + 2 * 2 * 8 * 4 * 16 * 16 * 8
+    kept = 2 * tokens * width * ffn  # of the last product of a layer nothing is needed again
+    assert again - mesh == 3 * (layer - kept)
+
+
+# --- what one device does
+
+
+def test_collectives_are_counted_in_every_turn_with_what_is_sent():
+    mesh = make_mesh((1, 8, 1))
+    split, whole = NamedSharding(mesh, PartitionSpec(None, "fsdp")), NamedSharding(mesh, PartitionSpec())
+
+    def gathered(x, kernels):
+        turn = lambda x, kernel: (jnp.tanh(x @ jax.lax.with_sharding_constraint(kernel, whole)), None)
+        return jax.lax.scan(turn, x, kernels)[0]
+
+    step = jax.jit(gathered, in_shardings=(whole, split), out_shardings=whole)
+    x, kernels = jax.ShapeDtypeStruct((4, 64), jnp.float32), jax.ShapeDtypeStruct((6, 64, 64), jnp.float32)
+    found = device(step.lower(x, kernels).compile().as_text(), 8)
+    gather = found.collectives["all-gather"]
+    assert gather.bytes == pytest.approx(6 * 64 * 64 * 4 * 7 / 8)  # its eighth, passed on to seven others
+    assert found.flops == 6 * 2 * 4 * 64 * 64  # by every device
+
+
+@pytest.mark.parametrize("mesh", [{"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 4, "tensor": 2}], ids=["rows", "tensor"])
+def test_a_device_does_its_share(mesh, _drawn):
+    """Of heads and widths too where they are split: 1.7 times as much if each of a group does what the others do."""
+    step = step_of(decoder(mesh=mesh))
+    found = device(step.lower().compile().as_text(), 8)
+    assert found.flops * 8 == pytest.approx(flops(step.jaxpr).total, rel=0.02)
+
+
+TPU = """HloModule step
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %p = (s32[], f32[8]{0:T(256)}) parameter(0)
+  %count = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %bound = s32[]{:T(128)} constant(7)
+  ROOT %lt = pred[]{:T(512)} compare(%count, %bound), direction=LT
+}
+%all-reduce-scatter.1 (input: bf16[16,8]) -> bf16[4,8] {
+  %input = bf16[16,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-reduce.3 = bf16[16,8]{1,0} all-reduce(%input), replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}
+}
+%body (q: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %q = (s32[], f32[8]{0:T(256)}) parameter(0)
+  %k = bf16[4,8]{1,0:T(8,128)(2,1)} constant({...})
+  %start = (bf16[4,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%k), replica_groups=[2,4]<=[8], dimensions={0}
+  %gathered = bf16[16,8]{1,0} all-gather-done(%start)
+  %cut = bf16[4,8]{1,0} fusion(%gathered), kind=kCustom, calls=%all-reduce-scatter.1
+  %x = f32[4,4,8,16]{3,2,1,0} constant({...})
+  %y = f32[4,4,16,6]{3,2,1,0} constant({...})
+  %z = f32[4,4,8,6] convolution(%x, %y), window={size=4x4 stride=3x3 lhs_dilate=4x4}, dim_labels=01bf_01io->01bf
+  ROOT %next = (s32[], f32[8]{0:T(256)}) tuple(%q)
+}
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %one = s32[]{:T(128)} constant(1)
+  %begin = (s32[], f32[8]{0}) tuple(%one, %a)
+  %while.1 = (s32[], f32[8]{0}) while(%begin), condition=%condition, body=%body
+  %permuted = f32[8]{0} collective-permute(%a), source_target_pairs={{0,1},{1,0}}
+  ROOT %sum = f32[8]{0} all-reduce(%permuted), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%body
+}
+"""
+
+
+def test_the_text_of_a_tpu_is_read_too():
+    """Six turns: the first stands before the loop. A stack of products is a convolution with holes there."""
+    found = device(TPU, 8)
+    assert found.collectives == {
+        "all-gather": (6, 6 * 3 * 4 * 8 * 2),
+        "reduce-scatter": (6, 6 * 16 * 8 * 2 * 3 / 4),
+        "all-reduce": (1, 2 * 8 * 4 * 7 / 8),
+        "collective-permute": (1, 8 * 4),
+    }
+    assert found.flops == 6 * 2 * (4 * 4) * 8 * 6 * 16
+
+
+# --- what is held, and whether it fits
+
+
+@pytest.fixture(scope="module")
+def planned(_drawn):
+    found = topology.find("cpu:8", 1)
+    return ahead.plan(decoder(), found), found
+
+
+def test_a_plan_holds_what_a_run_holds(planned, monkeypatch):
+    plan, found = planned
+
+    def real(self, rows):
+        zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in rows.items()}
+        return self.place(Variables(*self.network.init(jax.random.key(0), zeros)))
+
+    monkeypatch.setattr(Teacher, "abstract", real)
+    engine, frozen, *_ = ahead.prepared(decoder(), found)
+    ids = np.zeros((8, 16), np.int32)
+    rows = {"input_ids": ids, "label": ids, "mask": np.ones((8, 16), np.float32), "index": np.zeros(8, np.int32)}
+    ts = engine.init(jax.random.key(0), engine.put({"train": rows}))
+    bytes_here = lambda tree: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+    held = {"student": ts.params["student"], "optimiser": ts.opt_state, "teacher large": frozen}
+    assert plan.held == {kind: bytes_here(tree) for kind, tree in held.items()}
+    trained = plan.held["student"] + plan.held["optimiser"]
+    assert 0 < plan.temporaries < engine.traced().lower().compile().memory_analysis().temp_size_in_bytes + trained / 2
+    assert plan.tokens == 8 * 16
+    ts, _ = engine.update(ts, engine.put({"train": rows}))
+    assert int(ts.step) == 1  # what was planned is what runs
+
+
+def test_the_bounds_are_those_of_the_chip(planned):
+    plan, _ = planned
+    assert summary.bounds(plan, topology.Topology("cpu:8", [None] * 8, None)) is None
+    chip = topology.Chip(flops=1e9, memory=2**30, memory_speed=1e8, link_speed=1e7)
+    found = summary.bounds(plan, topology.Topology("made up", [None] * 8, chip))
+    assert found.products == plan.device.flops / 1e9
+    state = plan.held["student"] + plan.held["optimiser"]  # is read and written, as temporaries are
+    assert found.memory == (state + sum(plan.held.values()) + 2 * plan.temporaries) / 1e8
+    assert found.links == sum(each.bytes for each in plan.device.collectives.values()) / 1e7
+    assert found.best == max(found) and found.worst == sum(found)
+
+
+OUT = "RESOURCE_EXHAUSTED: "
+NEEDS = f"{OUT}Ran out of memory in memory space hbm. Used 41.26G of 31.25G hbm. Exceeded hbm by 10.01G."
+TEMPORARIES = f"{OUT}the total memory required for HLO temporaries (117.86G) exceeds available HBM (15.75G)."
+
+
+def test_temporaries_that_do_not_fit_are_named():
+    assert ahead._short(TEMPORARIES) == "its temporaries need 117.86G of the 15.75G of a chip's memory"
+    assert ahead._short(f"{OUT}something new") == f"{OUT}something new"
+
+
+def test_what_does_not_fit_is_refused_with_what_it_needs(_drawn, monkeypatch, tmp_path, capsys):
+    def refuse(self, *args, **more):
+        raise jax.errors.JaxRuntimeError(NEEDS)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    words = [
+        "--config",
+        f"{PODS}:qwen3",
+        "--topology",
+        "cpu:8",
+        "--config.batch_size=8",
+        "--config.evaluate.batch_size=8",
+    ]
+    assert (
+        command.run([*words, "--json", str(tmp_path / "plan.json")]) == 1
+    )  # a teacher of 131 GB, of which nothing is made
+    said = capsys.readouterr().out
+    assert "does not fit: it needs 41.26G of the 31.25G of a chip's memory" in said
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["fits"] is False and plan["temporaries"] is None
+    billions = {"student": 4.02, "optimiser": 2 * 4.02, "teacher large": 32.76}
+    for kind, expected in billions.items():
+        assert plan["held"][kind] * 8 / 4e9 == pytest.approx(expected, rel=0.01)
+    tokens, layers = 8 * 4096, 8  # rows of attention: two products of head_size 128, 64 and 32 heads
+    attention = 2 * 2 * layers * 4096 * 4096 * 128 * (64 * 64 + 4 * 36 * 32)
+    head = 2 * tokens * 151936 * (5120 + 3 * 2560)
+    body = lambda billion, head_rows: 1e9 * billion - 151936 * head_rows
+    expected = 2 * tokens * (body(32.76, 2 * 5120) + 4 * body(4.02, 2560)) + attention + head
+    assert plan["flops"]["total"] == pytest.approx(expected, rel=0.02)
+
+
+def test_a_plan_is_told_and_written(_drawn, tmp_path, capsys):
+    words = ["--topology", "cpu:8", "--json", str(tmp_path / "plan.json"), "--config.mesh.data=-1"]
+    assert command.run(["--config", str(runs.TINY), *words]) == 0
+    said = capsys.readouterr().out
+    assert "8 chips, data 8 x fsdp 1 x tensor 1; 32 tokens (or rows) a step" in said
+    assert "fits: " in said and "all-reduce" in said and "teacher big" in said
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["fits"] is True and all(name in said for name in plan["held"])
+
+
+def test_what_fits_is_the_sum_of_what_is_held_and_of_temporaries(planned):
+    plan, found = planned
+    gib = 2**30
+    large = plan._replace(held={"student": gib, "teacher large": gib // 2}, temporaries=gib // 4)
+    assert "fits: 1.75 GiB on each chip" in summary.text(large, found, "config")
+
+
+def test_a_teacher_is_laid_out_by_a_table_of_its_own(planned):
+    plan, found = planned
+    rules = {"large": {**decoder().teachers.large.to_dict(), "rules": ((".*", ()),)}}
+    _, (large,), *_ = ahead.prepared(decoder(teachers=rules), found)
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(large))
+    assert ahead.share(large) == whole > 2 * plan.held["teacher large"]
+
+
+ODD = f"decoder({SIZES}, depth=1)".replace("64", "65")
+MISTAKES = {
+    "an unknown topology": (["--topology", "v6e:3x5"], "--topology: unknown topology 'v6e:3x5'. Known: v5e: 1x1"),
+    "an unknown chip": (["--topology", "v9:2x2"], "v6e: 1x1, 2x2"),
+    "no compiler": (["--topology", "v6e:16x16"], "needs the compiler of TPUs, libtpu, .* EXTRAS=test,lint,tpu"),
+    "too many devices": (["--topology", "cpu:999"], "--topology: 1 x 999 CPU devices; there are 8"),
+    "no slice": (["--slices", "0"], "--slices: 0 slices"),
+    "idle chips": (["--config.mesh.fsdp=4"], "mesh: .* takes 4 of the 8 chips of cpu:8"),
+    "rows that do not divide": (["--config.batch_size=12"], "batch_size: 12 rows do not divide by 8"),
+    "heads that do not divide": (
+        ["--config.mesh.tensor=8", "--config.mesh.fsdp=1"],
+        r"mesh\.tensor: 8 does not divide heads=4 of student\.model\. Choose a divisor of 4",
+    ),
+    "a vocabulary that does not divide": (
+        ["--config.mesh.tensor=2", "--config.mesh.fsdp=4", f"--config.student.model={ODD}",
+         f"--config.teachers.large.model={ODD}"],
+        r"mesh\.tensor: 2 does not divide vocabulary=65",
+    ),
+    "a context longer than the positions": (
+        ["--config.data.name=drawn_tokens(vocabulary=64, length=64, rows=64)"],
+        r"student\.model: 64 tokens are more than the 32 positions",
+    ),
+    "unlike vocabularies": (
+        [f"--config.teachers.large.model=decoder({SIZES}, depth=1)".replace("64", "96")],
+        r"teachers\.large\.model: .* has 96 classes, 64 are needed; set classes=64, or map them",
+    ),
+    "pmap": (["--config.mesh.backend=pmap"], "mesh.backend: 'pmap' is not planned"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_before_anything_compiles(mistake, _drawn, tmp_path, monkeypatch, capsys):
+    words, said = MISTAKES[mistake]
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps({"config": decoder(mesh={"data": 1, "fsdp": -1}).to_dict()}))
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    assert command.run(["--config", str(saved), "--topology", "cpu:8", *words]) == 2
+    found = capsys.readouterr().err
+    assert found.startswith("error: ")
+    assert re.search(said, found), found
+
+
+# --- where rows lie
+
+
+def test_rows_of_a_host_need_not_be_neighbours():
+    """On a v6e:16x16 the first host has the rows 0 to 3 and 28 to 31, say: each gets its own, wherever they are."""
+    winding = np.asarray(jax.devices()).reshape(2, 4)[:, [0, 3, 1, 2]].T.reshape(4, 2, 1)
+    mesh = jax.sharding.Mesh(winding, AXES)
+    whole = np.arange(48).reshape(16, 3)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    for host in (jax.devices()[:4], jax.devices()[4:]):
+        mine = rows_on(mesh, 16, host)
+        assert len(mine) == 8 and list(mine) != list(range(mine[0], mine[0] + 8))
+        for device_, index in rows.devices_indices_map((16, 3)).items():
+            if device_ in host:
+                np.testing.assert_array_equal(taken(whole[mine], mine, index), whole[index])
+
+
+class Chip:
+    """What JAX knows of a chip of a slice."""
+
+    platform = device_kind = "tpu"
+    core_on_chip = 0
+
+    def __init__(self, number, slice_index, coords):
+        self.id, self.slice_index, self.coords, self.process_index = number, slice_index, coords, number // 4
+
+    def __repr__(self):
+        return f"{self.slice_index}:{self.coords}"
+
+
+def test_between_slices_goes_data_then_fsdp_and_never_tensor():
+    chips = [Chip(16 * s + 4 * y + x, s, (x, y, 0)) for s in range(2) for y in range(4) for x in range(4)]
+    slices = lambda mesh: np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    apart = slices(make_mesh((2, 8, 2), chips))
+    assert (apart[0] == apart[0, 0, 0]).all() and (apart[1] == 1 - apart[0, 0, 0]).all()
+    apart = slices(make_mesh((1, 16, 2), chips))
+    assert len(set(apart[0, :8].flat)) == len(set(apart[0, 8:].flat)) == 1
+    with pytest.raises(ValueError, match=r"data 1 x fsdp 1 does not divide into 2 slices"):
+        make_mesh((1, 1, 32), chips)
+
+
+def test_a_run_needs_the_weights_that_a_plan_does_without(_drawn, tmp_path):
+    config = override(load(f"{PODS}:qwen3"), [("mesh.fsdp", "8")])
+    with pytest.raises(ConfigError, match=r"student\.model: .*configs/shapes/Qwen3-4B holds no safetensors file"):
+        check(config, tmp_path)
+
+
+def test_chips_that_are_no_box_are_refused():
+    """JAX has an assertion for it, and a teacher on chips of its own may leave the others with a hole."""
+    chips = [Chip(4 * y + x, 0, (x, y, 0)) for y in range(4) for x in range(4)]
+    with pytest.raises(ValueError, match=r"^15 chips are no box of neighbours; choose sizes"):
+        make_mesh((15, 1, 1), chips[:15])
+
+
+# --- the compiler of the real chip, where it is installed
+
+
+def real(*words):
+    command_line = [sys.executable, "-m", "jaxdistill.main", "plan", "--config", f"{PODS}:qwen3", *words]
+    return subprocess.run(command_line, cwd=runs.ROOT, capture_output=True, text=True)
+
+
+SMALL = "vocabulary=4096, width=1024, heads=8, kv_heads=8, head_size=128, ffn=4096, positions=4096"
+FEW = (
+    f"--config.student.model=decoder({SMALL}, depth=4, remat='full')",
+    "--config.data.name=drawn_tokens(vocabulary=4096, length=2048, rows=64)",
+    "--config.evaluate.batch_size=16",
+    "--config.batch_size=16",
+    "--config.teachers.large.steps=1",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e:4x4", "v5p:2x2x2", "v6e:2x4"])
+def test_the_real_compiler_passes_what_fits_and_refuses_what_does_not(name):
+    pytest.importorskip("libtpu")
+    fits = real("--topology", name, *FEW, f"--config.teachers.large.model=decoder({SMALL}, depth=8)")
+    assert fits.returncode == 0, fits.stderr
+    assert "fits: " in fits.stdout and "all-gather" in fits.stdout and "% of the peak" in fits.stdout
+    broad = SMALL.replace("ffn=4096", "ffn=32768").replace("width=1024", "width=8192")
+    large = f"--config.teachers.large.model=decoder({broad}, depth=400)"  # 1.3 TB
+    refused = real("--topology", name, *FEW, large)
+    assert refused.returncode == 1, refused.stderr
+    assert re.search("does not fit: it(s temporaries)? needs? .* of a chip's memory", refused.stdout)

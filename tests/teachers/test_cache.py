@@ -1,0 +1,309 @@
+"""Cached teachers: written once, resumed, checked, refused when stale; the same run as beside the living teacher."""
+
+import io
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from examples import slow
+from rich.console import Console
+
+import jaxdistill
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Outputs
+from jaxdistill.data import store
+from jaxdistill.run.commands import cache
+from jaxdistill.run.config import differ
+from jaxdistill.run.distill import check
+from jaxdistill.run.resolve import resolve
+from jaxdistill.teachers.cache import identity, keep_of
+from jaxdistill.teachers.codec import Keep, decode, encode
+
+KEYS = jax.random.split(jax.random.key(0), 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered():
+    with runs.registries_as_found():
+        runs.load()
+        yield
+
+
+def quiet():
+    return Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A run that leaves a teacher, and the config that learns from it without augmentation."""
+    workdir = tmp_path_factory.mktemp("teacher")
+    with runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
+        config = differ(runs.load(), steps=10, control=False)
+        config = differ(config, data={"augment": ()})
+        jaxdistill.distill(config, workdir, console=quiet())
+        teacher = {**config.teachers["big"].to_dict(), "steps": 0, "checkpoint": str(workdir / "teachers" / "big")}
+        yield differ(config, teachers={"big": teacher}, objective={"kd": {}, "hidden": {"weight": 0.1}})
+
+
+def with_cache(config, folder, words="", kind="outputs", **differences):
+    teacher = {**config.teachers["big"].to_dict(), "cache": f"{kind}(folder={str(folder)!r}{words})"}
+    return differ(config, teachers={"big": teacher}, **differences)
+
+
+def student(config, workdir):
+    result = jaxdistill.distill(config, workdir, console=quiet())
+    return result.variables["student"].params, result
+
+
+@pytest.mark.parametrize("augment", [slow(()), ("shift(pixels=1)",)])
+def test_float32_trains_as_the_living_teacher_does_to_the_bit(taught, tmp_path, augment):
+    taught = differ(taught, data={"augment": augment})
+    made = with_cache(taught, tmp_path / "cache", ", layers=(0, 1)")
+    cache.write(made, quiet())
+    live, _ = student(taught, tmp_path / "live")
+    read, result = student(made, tmp_path / "read")
+    for name in live:
+        np.testing.assert_array_equal(read[name], live[name])
+    assert result.variables["teacher big"].params == {}  # never loaded
+    teacher, own = result.rows[0], result.rows[1]
+    assert teacher["parameters"] > own["parameters"] and own["agreement"] > 0
+
+
+@pytest.mark.parametrize("words", [slow(", dtype='float16'"), slow(", top=2"), ", top=3, dtype='float16'"])
+def test_smaller_caches_end_close_to_the_whole(taught, tmp_path, words):
+    taught = differ(taught, objective={"kd": {}})
+    made = with_cache(taught, tmp_path / "cache", words)
+    cache.write(made, quiet())
+    live, read = (student(config, tmp_path / name)[1].rows[-1] for config, name in ((taught, "live"), (made, "read")))
+    assert abs(live["nll"] - read["nll"]) < 0.02
+
+
+@pytest.mark.slow
+def test_from_draws_a_student_ends_where_it_does_beside_the_living_teacher(taught, tmp_path):
+    taught = differ(taught, objective={"kd": {"term": "kd(temperature=2.0)"}})
+    made = with_cache(taught, tmp_path / "cache", ", count=24, temperature=2.0", kind="draws")
+    cache.write(made, quiet())
+    assert set(store.Store(tmp_path / "cache" / "train")[0]) == {"classes"}
+    live, read = (student(config, tmp_path / name)[1].rows[-1] for config, name in ((taught, "live"), (made, "read")))
+    assert abs(live["nll"] - read["nll"]) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("differences", "path", "said"),
+    [
+        ({"objective": {"kd": {"term": "reverse_kl(temperature=2.0)"}}}, "objective.kd", "another expectation"),
+        ({"objective": {"kd": {"term": "hard(loss=kd(temperature=2.0))"}}}, "objective.kd", "another expectation"),
+        ({"objective": {"kd": {"term": "standardized(loss=kd(temperature=2.0))"}}}, "objective.kd", "another expect"),
+        ({"fusion": "entropy()"}, "objective.kd", "another expectation"),
+        ({"objective": {"kd": {"term": "kd(temperature=4.0)"}}}, "objective.kd", "which is 2"),
+        ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=1))"}}}, "objective.kd", "which is 2"),
+        ({"data": {"select": "hardest(share=0.5, cache='CACHE')"}}, "data.select", "holds draws"),
+    ],
+)
+def test_what_draws_cannot_tell_is_refused(taught, tmp_path, differences, path, said):
+    taught = differ(taught, objective={"kd": {"term": "kd(temperature=2.0)"}})
+    made = with_cache(taught, tmp_path / "cache", ", count=8, temperature=2.0", kind="draws")
+    cache.write(made, quiet())
+    select = differences.get("data", {}).get("select", "").replace("CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=rf"^{path}: .*{said}"):
+        check(differ(made, **differences | ({"data": {"select": select}} if select else {})), tmp_path / "never")
+
+
+@pytest.mark.slow
+def test_of_the_test_records_all_logits_are_kept(taught, tmp_path):
+    made = with_cache(differ(taught, objective={"kd": {}}), tmp_path / "cache", ", top=2")
+    cache.write(made, quiet())
+    assert set(store.Store(tmp_path / "cache" / "train")[0]) == {"top", "classes", "tail"}
+    measured = [student(config, tmp_path / name)[1].rows[0] for name, config in (("live", taught), ("read", made))]
+    assert measured[0]["nll"] == pytest.approx(measured[1]["nll"], rel=1e-6)
+
+
+def test_a_shard_of_large_rows_holds_few_of_them():
+    assert cache._shard_rows({"logits": ((4,), "float32")}, 60) == 4140
+    assert cache._shard_rows({"logits": ((256, 49152), "float16"), "tail": ((256,), "float16")}, 4) == 4
+    assert cache._shard_rows({"top": ((256, 128), "float16"), "classes": ((256, 128), "int32")}, 8) == 344
+
+
+def test_an_interrupted_cache_goes_on_where_it_stopped(taught, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "SHARD", 64)
+    folder = tmp_path / "cache"
+    made, honest, written = with_cache(taught, folder), store.write_shard, []
+
+    def dies(to, number, columns):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append((to, number))
+        honest(to, number, columns)
+
+    monkeypatch.setattr(cache, "write_shard", dies)
+    with pytest.raises(KeyboardInterrupt):
+        cache.write(made, quiet())
+    with pytest.raises(store.StoreError, match="is not finished: 2 of 4 shards"):
+        store.check(folder / "train")
+    monkeypatch.setattr(cache, "write_shard", lambda *args: (written.append(args[:2]), honest(*args)))
+    cache.write(made, quiet())
+    assert len(written) == len(set(written)) == 4 + 2  # 250 and 90 rows, nothing twice
+    whole = store.Store(folder / "train")
+    assert len(whole) == 250 and whole[249]["logits"].shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ({"data": {"name": "blobs", "augment": ("shift(pixels=1)",)}}, r"augmentation was \[\], is \['shift"),
+        ({"dtype": "bfloat16"}, r"teacher\.dtype was 'float32', is 'bfloat16'"),
+    ],
+)
+def test_a_stale_cache_is_refused(taught, tmp_path, differences, said):
+    made = with_cache(taught, tmp_path / "cache")
+    cache.write(made, quiet())
+    with pytest.raises(ConfigError, match=rf"teachers\.big\.cache: .* is stale: .*{said}"):
+        check(differ(made, **differences), tmp_path / "never")
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [({"seed": 1}, r"is stale: draws\.seed was 0, is 1"), ({"steps": 20}, "holds 320 rows, 640 are needed")],
+)
+def test_a_cache_of_augmented_rows_serves_the_run_that_draws_them_alone(taught, tmp_path, differences, said):
+    made = with_cache(differ(taught, data={"augment": ("shift(pixels=1)",)}), tmp_path / "cache")
+    cache.write(made, quiet())
+    with pytest.raises(ConfigError, match=said):
+        check(differ(made, objective={"kd": {}}, **differences), tmp_path / "never")
+
+
+def test_a_cache_of_data_that_have_changed_is_refused(taught, tmp_path, monkeypatch):
+    made = with_cache(taught, tmp_path / "cache")
+    cache.write(made, quiet())
+    blobs = registry.datasets["blobs"]
+
+    def changed(**words):
+        records = [dict(record) for record in blobs(**words)]
+        records[3]["image"] = records[3]["image"] + 1
+        return records
+
+    monkeypatch.setitem(registry.datasets.factories, "blobs", changed)
+    with pytest.raises(ConfigError, match=r"is stale: data\.contents was"):
+        check(made, tmp_path / "never")
+
+
+def test_a_cache_of_another_teacher_is_refused(taught, tmp_path):
+    made = with_cache(taught, tmp_path / "cache")
+    cache.write(made, quiet())
+    other = tmp_path / "other"
+    jaxdistill.distill(differ(taught, teachers={}, objective={"cross_entropy": {}}, seed=5), other, console=quiet())
+    entry = {**made.teachers["big"].to_dict(), "model": made.student.model, "checkpoint": str(other)}
+    with pytest.raises(ConfigError, match=r"stale: teacher\.model was .*; teacher\.weights was"):
+        check(differ(made, teachers={"big": entry}), tmp_path / "never")
+
+
+def test_mistakes_are_named(taught, tmp_path):
+    made = with_cache(taught, tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"teachers\.big\.cache: .*train holds no store\. Write it: jaxdistill cache"):
+        check(made, tmp_path / "never")
+    with pytest.raises(ConfigError, match="none has a cache"):
+        cache.write(taught, quiet())
+    with pytest.raises(ConfigError, match=r"the teacher has no layer 9; it has layers 0"):
+        cache.write(with_cache(taught, tmp_path / "nine", ", layers=(9,)"), quiet())
+    with pytest.raises(ConfigError, match=r"top=4 of 4 classes leaves no rest"):
+        cache.write(with_cache(taught, tmp_path / "top", ", top=4"), quiet())
+    cache.write(made, quiet())
+    with pytest.raises(ConfigError, match=r"objective\.jacobian: needs input_gradients, and no batch brings them\."):
+        check(differ(made, objective={"jacobian": {}}), tmp_path / "never")
+    with pytest.raises(ConfigError, match=r"objective\.hidden: layers \[\d.*\] of the teacher are not sent"):
+        check(made, tmp_path / "never")
+
+
+def test_a_damaged_shard_is_named(taught, tmp_path):
+    made = with_cache(differ(taught, objective={"kd": {}}), tmp_path / "cache")
+    cache.write(made, quiet())
+    shard = tmp_path / "cache" / "train" / "00000.array_record"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"teachers\.big\.cache: .*00000\.array_record is damaged; remove .*json"):
+        jaxdistill.distill(made, tmp_path / "run", console=quiet())
+    shard.unlink()
+    with pytest.raises(ConfigError, match=r"00000\.array_record is missing"):
+        jaxdistill.distill(made, tmp_path / "run", console=quiet())
+
+
+def test_the_command_speaks(taught, tmp_path, capsys):
+    made = with_cache(taught, tmp_path / "cache")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"config": made.to_dict(), "source": str(runs.TINY)}))
+    assert cache.run(["--config", str(file)]) == 0
+    assert re.search(r"big\s+train: 250 rows", capsys.readouterr().out)
+    assert cache.run(["--config", str(file), "--config.dtype=float64"]) == 2
+    assert "dtype" in capsys.readouterr().err
+
+
+def test_the_rest_is_one_bucket_spread_evenly():
+    logits = jnp.asarray([[3.0, 1.0, 0.5, -1.0, 2.0]])
+    written = encode(Outputs(logits), Keep("x", "float32", 2, ()), KEYS[:1])
+    p = np.asarray(jax.nn.softmax(logits))[0]
+    q = np.asarray(jax.nn.softmax(decode(written, 5, 0).dense().logits))[0]
+    np.testing.assert_allclose(q[[0, 4]], p[[0, 4]], rtol=1e-6)
+    np.testing.assert_allclose(q[[1, 2, 3]], p[[1, 2, 3]].mean(), rtol=1e-6)
+
+
+def test_logits_of_minus_infinity_are_kept_as_nothing():
+    logits = jnp.asarray([[3.0, -jnp.inf, 0.5, -jnp.inf]])
+    for top in (0, 1, 3):
+        written = encode(Outputs(logits), Keep("x", "float16", top, ()), KEYS[:1])
+        q = jax.nn.softmax(decode(written, 4, 0).dense().logits)
+        assert bool(jnp.isfinite(q).all()) and (top == 1 or float(q[0, 1]) == 0)
+
+
+def test_an_unfinished_teacher_cannot_be_cached(tmp_path):
+    config = with_cache(runs.load(), tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"teachers\.big\.cache: its weights do not exist before the run"):
+        cache.write(config, quiet())
+    entry = {**config.teachers["big"].to_dict(), "checkpoint": "/no/run"}
+    with pytest.raises(ConfigError, match=r"big\.checkpoint: .*no finished checkpoint.*Give the folder of a run"):
+        cache.write(differ(config, teachers={"big": entry}), quiet())
+    assert "caches" in vars(registry)
+
+
+def test_what_is_kept_has_the_type_that_was_asked_for():
+    said = Outputs(jnp.asarray([[3.0, 1.0, 0.5]]))
+    assert encode(said, Keep("x", "float16", 0, ()), KEYS[:1])["logits"].dtype == jnp.float16
+    top = encode(said, Keep("x", "float16", 1, ()), KEYS[:1])
+    assert top["top"].dtype == top["tail"].dtype == jnp.float16
+
+
+def identity_of(config):
+    resolved = resolve(config, jax.devices())
+    teacher = resolved.live_teacher("big")
+    return identity(teacher, keep_of(config.teachers.big.cache, ""), resolved.data, "train")
+
+
+def test_what_the_teacher_says_and_of_which_rows_is_in_a_caches_identity(taught, tmp_path):
+    made = with_cache(differ(taught, data={"augment": ("shift(pixels=1)",)}), tmp_path)
+    eight = differ(made, teachers={"big": {**made.teachers["big"].to_dict(), "quantized": "int8"}})
+    first = identity_of(made)
+    for other, path in (
+        (eight, "teacher.quantized was None"),
+        (differ(made, batch_size=16), "draws.batch_size was 32"),
+    ):
+        (found,) = store.differences(first, identity_of(other))
+        assert found.startswith(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (", top=2", r"kept\.top was 0, is 2"),
+        (", dtype='float16'", r"kept\.dtype was 'float32', is 'float16'"),
+        (", layers=(1,)", r"kept\.layers was \[\], is \[1\]"),
+    ],
+)
+def test_a_cache_that_keeps_something_else_is_stale(taught, tmp_path, words, said):
+    cache.write(with_cache(taught, tmp_path / "cache"), quiet())
+    with pytest.raises(ConfigError, match=rf"is stale: .*{said}"):
+        check(with_cache(taught, tmp_path / "cache", words), tmp_path / "never")

@@ -43,8 +43,9 @@ same: $(installed) ## do this commit and BASE=COMMIT train alike, to the bit?
 bench: $(installed) ## the loop beside the bare jitted step
 	$(python) -m experiments.benchmarks.loop
 
-docs: $(installed) ## a page for every method, from its docstrings; docs/methods/README.md lists them
+docs: $(installed) ## pages of methods from docstrings, and the picture of docs/architecture.md from imports
 	$(python) docs/make.py
+	$(python) docs/architecture.py
 
 install: $(installed) ## only the environment
 

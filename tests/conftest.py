@@ -20,8 +20,8 @@ install_import_hook(PURE, "beartype.beartype(conf=beartype.BeartypeConf(is_pep48
 
 from jaxdistill.core.kernels import launch  # noqa: E402  (imports what is to be hooked)
 
-# Programs of kernels are compiled for TPUs and GPUs; here they are interpreted.
-launch.INTERPRETED = launch.Target(rows=0, masked=False, params=None, interpret=True)
+# Kernels are compiled for TPUs; here they are interpreted.
+launch.INTERPRETED = launch.Target(params=None, interpret=True)
 
 # The same examples for everybody, on machines of any speed.
 hypothesis.settings.register_profile("laws", max_examples=10, deadline=None, derandomize=True, database=None)

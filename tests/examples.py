@@ -21,7 +21,7 @@ import jaxdistill.losses
 import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
 from jaxdistill.core.schedules import Horizon, Scalar, resolve
-from jaxdistill.core.types import Array, Heads, Outputs, Signals, Term
+from jaxdistill.core.types import Array, AttentionHeads, Outputs, Signals, Term
 from jaxdistill.run.parts import build_loss as loss
 
 HORIZON = Horizon(steps=100, epoch=10.0)
@@ -331,7 +331,7 @@ def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: i
     """Everything that a model may return, drawn at random; in numpy, as what `jnp` does is compiled for each shape."""
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     length = batch[1] if len(batch) == 2 else POSITIONS
-    heads = lambda: Heads(*draw(3, batch[0], length, 2, 4), softmax(draw(batch[0], 2, length, length), -1))
+    heads = lambda: AttentionHeads(*draw(3, batch[0], length, 2, 4), softmax(draw(batch[0], 2, length, length), -1))
     attentions = tuple(heads() for _ in range(depth))
     hidden = tuple(draw(*batch, *extent, width) for _ in range(depth + 1))
     said = Outputs(

@@ -18,7 +18,7 @@ from rich.table import Table
 
 import jaxdistill
 from experiments.benchmarks.measured import timed
-from jaxdistill.core.types import NOTHING, Variables
+from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.run import distill, train
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ, make
@@ -59,7 +59,7 @@ class Loop:
         self.parts, records = stage.parts, resolved.data.open(resolved.data.streams["train"])
         stored = [beside for beside in (teacher.stored("train"),) if beside]
         data = train.Data({"train": records}, records, {"train": tuple(stored)})
-        self.teacher = load(teacher, stage.shapes["train"]) if teacher.runs else NOTHING
+        self.teacher = load(teacher, stage.shapes["train"]) if teacher.runs else NO_VARIABLES
         references = train.References((teacher.model,), resolved.reference)
         self.engine = train.make_engine(stage, (teacher.argument(self.teacher),), resolved.mesh, references)
         self.streams = train.open_streams(stage, data, self.engine)

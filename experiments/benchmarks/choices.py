@@ -52,11 +52,10 @@ CHOICES = {
     "twice as many chunks": Choice(chunks=2.0),
     "logits whole": Choice(chunks=0.0),
     "logits formed again for the gradient": Choice(step={"path": formed_again}),
-    "terms by a Pallas kernel": Choice(step={"kernels": "pallas"}),
     "teacher in int8": Choice(step={"bits": "int8"}),
     "teacher in fp8": Choice(step={"bits": "fp8"}),
 }
-GPU_ONLY = {"attention by cuDNN", "terms by a Pallas kernel"}  # a CPU has no compiler for it
+GPU_ONLY = {"attention by cuDNN"}  # a CPU has no compiler for it
 
 
 def work(choice: Choice, name: str) -> Work:

@@ -17,7 +17,7 @@ from experiments.benchmarks.sizes import SIZES
 from jaxdistill.core import registry
 from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.optim import optimizer
-from jaxdistill.core.types import NOTHING, Outputs
+from jaxdistill.core.types import NO_VARIABLES, Outputs
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.teachers.codec import Keep, encode, from_batch
 from jaxdistill.teachers.sparse_logits import keys_of
@@ -47,11 +47,11 @@ def learner(keep: Keep | None, size: dict, half: bool, batch: dict):
         student, teachers, objective(terms, registry.fusions["single"](), size["chunks"]), update
     )
     rows = {"train": batch}
-    state = [jax.jit(step.init)(jax.random.key(0), (NOTHING,) * len(teachers), rows)]
+    state = [jax.jit(step.init)(jax.random.key(0), (NO_VARIABLES,) * len(teachers), rows)]
     compiled = jax.jit(step.update, donate_argnums=0)
 
     def run() -> None:
-        state[0], metrics = compiled(state[0], (NOTHING,) * len(teachers), rows)
+        state[0], metrics = compiled(state[0], (NO_VARIABLES,) * len(teachers), rows)
         jax.block_until_ready((state[0], metrics))
 
     return run

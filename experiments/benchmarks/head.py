@@ -1,8 +1,7 @@
 """Two heads and the divergence between them: python -m experiments.benchmarks.head --size gpu --torch PYTHON
 
 Forward KL at T = 2 from a teacher's head to a student's, of unlike width, and the gradients of the student's features
-and kernel, in one pass over pieces of the sequence; beside PyTorch with whole logits. On a GPU also with the terms by
-one Pallas kernel (`kernels="pallas"`), in the same turns; a CPU has no compiler for it.
+and kernel, in one pass over chunks of the sequence; beside PyTorch with whole logits.
 """
 
 import jax
@@ -38,9 +37,9 @@ def shapes(size, kind) -> tuple[Factored, Factored]:
     return tuple(Factored(look(*rows, size[w]), look(size[w], size["vocabulary"])) for w in ("student", "teacher"))
 
 
-def work(size, kind, kernels: str) -> Work:
+def work(size, kind) -> Work:
     heads = shapes(size, kind)
-    traced = jax.jit(passed(size["chunks"], kernels)).trace(*heads)
+    traced = jax.jit(passed(size["chunks"])).trace(*heads)
     compiled = traced.lower().compile()
     scaled = lambda x: 0.02 * jax.random.normal(jax.random.key(x.shape[-1]), x.shape, x.dtype)
     student, teacher = jax.tree.map(scaled, heads)
@@ -50,8 +49,7 @@ def work(size, kind, kernels: str) -> Work:
 def main() -> None:
     known = told(__doc__)
     size, kind = SIZES["head"][known.size], jnp.bfloat16 if known.size == "gpu" else jnp.float32
-    beside = {"ours, pallas": work(size, kind, "pallas")} if known.size == "gpu" else {}
-    compare("head", work(size, kind, "xla"), known, beside)
+    compare("head", work(size, kind), known)
 
 
 if __name__ == "__main__":

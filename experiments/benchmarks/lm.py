@@ -1,8 +1,7 @@
 """A language model's step beside PyTorch's: python -m experiments.benchmarks.lm --size gpu --torch PYTHON [--compile]
 
 A student and a teacher of Qwen2.5's shapes, forward KL at T = 2 on every token, AdamW, float32 parameters, bfloat16
-products on a GPU; layers scanned, the heads never multiplied out whole. `--kernels pallas` computes their terms by
-one kernel.
+products on a GPU; layers scanned, the heads never multiplied out whole.
 """
 
 import jax
@@ -28,7 +27,7 @@ def main() -> None:
     known = told(__doc__)
     size = SIZES["lm"][known.size]
     student, teacher = (network(size["vocabulary"], **size[who]) for who in ("student", "teacher"))
-    compare("lm", learning(student, teacher, TERMS, tokens(size), known.size, size["chunks"], known.kernels), known)
+    compare("lm", learning(student, teacher, TERMS, tokens(size), known.size, size["chunks"]), known)
 
 
 if __name__ == "__main__":

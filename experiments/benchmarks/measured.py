@@ -20,7 +20,7 @@ from rich.table import Table
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.compress.quantize import narrowed, quantized
 from jaxdistill.core import registry
-from jaxdistill.core.objective import Kernels, Weighted, objective
+from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Model, Objective, Variables
 from jaxdistill.evaluation.flops import flops
@@ -52,7 +52,6 @@ def told(text: str) -> argparse.Namespace:
         "--torch", default="", metavar="PYTHON", help="one that has torch and transformers; empty: alone"
     )
     words.add_argument("--compile", action="store_true", help="the peer by torch.compile")
-    words.add_argument("--kernels", default="xla", choices=["xla", "pallas"], help="of lm; head has both on a GPU")
     words.add_argument("--rounds", default=5, type=int, help="in turns")
     words.add_argument("--steps", default=3, type=int, help="of each in a round")
     words.add_argument("--out", default="", metavar="FILE", help="for the numbers, as JSON")
@@ -66,7 +65,6 @@ def learning(
     batch: Mapping[str, Any],
     size: str,
     chunks: int = 1,
-    kernels: Kernels = "xla",
     bits: str = "",
     donated: bool = True,
     path: Callable[[Objective], Objective] = lambda minimised: minimised,
@@ -79,7 +77,6 @@ def learning(
         batch: of the stream `train`.
         size: "cpu" or "gpu".
         chunks: of the factored heads.
-        kernels: what computes the terms, "xla" or "pallas".
         bits: of the teacher, "int8" or "fp8"; empty: its own type.
         donated: the step may overwrite its state.
         path: changes the objective, such as how it is differentiated.
@@ -88,7 +85,7 @@ def learning(
     student, teacher = (in_dtype(model, dtype) if size == "gpu" else model for model in (student, teacher))
     named = {name: Weighted(registry.losses.build(spec, ""), weight) for name, (spec, weight) in terms.items()}
     update = optimizer(registry.optimizers.build("adamw()", ""), 1e-4, clip_norm=1.0)
-    minimised, rows = objective(named, registry.fusions["single"](), chunks, kernels), dict(batch)
+    minimised, rows = objective(named, registry.fusions["single"](), chunks), dict(batch)
     mesh = make_mesh((1, 1, 1))
     values = Variables(*jax.jit(teacher.init)(jax.random.key(1), rows))
     values = jax.tree.map(lambda x: x.astype(dtype), values)

@@ -13,14 +13,13 @@ of it. So it serves every model. Qwix 0.1.8 does the same arithmetic, but finds 
 those of blocks that are merged inside a scan, as ours are, stay float, and are quantised anew in every step.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.core.quantized_array import DTYPES, Kind, Narrow, narrow, run, wide
+from jaxdistill.core.quantized_array import DTYPES, Kind, QuantizedArray, narrow, run, wide
 from jaxdistill.core.types import Array, Model, Pretrained, PyTree, Variables
 
 SCALE = "/scale"  # what is added to a kernel's name
@@ -34,10 +33,10 @@ def quantized(model: Model, kind: Kind) -> Model:
         return narrowed(params, kind), state
 
     def apply(params, state, batch, *, train, key):
-        plain = functools.partial(model.apply, train=train)
-        trace = jax.make_jaxpr(lambda values, rows, key: plain(*values, rows, key=key), return_shape=True)
+        plain = lambda v, rows, key: model.apply(v.params, v.state, rows, train=train, key=key)
+        trace: Any = jax.make_jaxpr(plain, return_shape=True)
         traced, out = trace(widened(Variables(params, state)), batch, key)
-        given = jax.tree.leaves((_paired(params), state, batch, key), is_leaf=lambda x: isinstance(x, Narrow))
+        given = jax.tree.leaves((_paired(params), state, batch, key), is_leaf=lambda x: isinstance(x, QuantizedArray))
         return jax.tree.unflatten(jax.tree.structure(out), map(wide, run(traced, given)))
 
     if (find := model.load) is None:
@@ -85,8 +84,10 @@ def _is_kernel(name: str, x: Any) -> bool:
     return name.endswith("kernel") and x.ndim > 1
 
 
-def _paired(params: Mapping[str, Array]) -> dict[str, Array | Narrow]:
+def _paired(params: Mapping[str, Array]) -> dict[str, Array | QuantizedArray]:
     paired = {
-        name: Narrow(x, params[name + SCALE], jnp.float32) for name, x in params.items() if name + SCALE in params
+        name: QuantizedArray(x, params[name + SCALE], jnp.float32)
+        for name, x in params.items()
+        if name + SCALE in params
     }
     return {n: paired.get(n, x) for n, x in params.items() if n.removesuffix(SCALE) not in paired or n in paired}

@@ -74,7 +74,7 @@ def _counted(outputs: Outputs, mask: Array) -> Outputs:
         input_gradients=select(outputs.input_gradients, examples),
         state_gradients=select(outputs.state_gradients, mask),
         spans=outputs.spans,
-        few=select(outputs.few, mask),
+        sparse=select(outputs.sparse, mask),
     )
 
 

@@ -20,7 +20,7 @@ DTYPES = {"int8": (jnp.int8, 127.0), "fp8": (jnp.float8_e4m3fn, 448.0)}
 
 
 @struct
-class Narrow:
+class QuantizedArray:
     """A kernel in 8 bits.
 
     Args:
@@ -47,7 +47,7 @@ def narrow(x: Array, axes: int | Sequence[int], kind: Any) -> tuple[Array, Array
 
 def wide(x: Any) -> Array:
     """Floats, as they are or made of 8 bits."""
-    return x.wide() if isinstance(x, Narrow) else x
+    return x.wide() if isinstance(x, QuantizedArray) else x
 
 
 Rule = Callable[[Any, list[Any]], list[Any] | None]  # (an equation of the trace, its inputs) -> outputs; None: floats
@@ -57,7 +57,7 @@ def run(traced: ClosedJaxpr, given: Sequence[Any]) -> list[Any]:
     """A trace with some of its inputs narrow."""
 
     def results(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
-        rule = RULES.get(eqn.primitive.name) if any(isinstance(x, Narrow) for x in inputs) else None
+        rule = RULES.get(eqn.primitive.name) if any(isinstance(x, QuantizedArray) for x in inputs) else None
         found = rule(eqn, inputs) if rule else None
         return alone(eqn, [*map(wide, inputs)]) if found is None else found
 
@@ -97,7 +97,7 @@ def _product(eqn: Any, given: list[Any]) -> list[Any] | None:
     """An input times a kernel in 8 bits; any other product is left to floats."""
     x, kernel = given
     (inputs, summed), (rows, _) = eqn.params["dimension_numbers"]
-    if isinstance(x, Narrow) or rows or any(kernel.scale.shape[axis] > 1 for axis in summed):
+    if isinstance(x, QuantizedArray) or rows or any(kernel.scale.shape[axis] > 1 for axis in summed):
         return None
     kind = next(kind for kind, (dtype, _) in DTYPES.items() if kernel.values.dtype == dtype)
     values, scale = narrow(x, inputs, kind)

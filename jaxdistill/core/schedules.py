@@ -7,6 +7,7 @@ before compilation.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ class Horizon(NamedTuple):
     epoch: float
 
 
-class Schedule(NamedTuple):
+@dataclass(frozen=True)
+class Schedule:
     """A curve `step -> value` and the least and greatest values it takes during the run."""
 
     curve: Callable[[Array], Array | float]

@@ -1,4 +1,4 @@
-"""Records -> batches: data sets, the stream of a run, transforms.
+"""Records become batches: data sets, streams, transforms, text and images.
 
 Light: Grain and TensorFlow Datasets are imported when they are used.
 """

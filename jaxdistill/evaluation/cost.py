@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxdistill.core.types import Model, Variables
+from jaxdistill.core.types import Array, Model, Variables
 from jaxdistill.evaluation.flops import flops
 from jaxdistill.parallel.mesh import make_mesh
 
@@ -24,7 +24,12 @@ def cost(model: Model, variables: Variables, rows: Mapping[str, Any], repeats: i
     Returns:
         parameters (count), bytes (of parameters and state), flops (of products and convolutions), latency_ms.
     """
-    forward = jax.jit(lambda v, b: model.apply(*v, b, train=False, key=jax.random.key(0))[0].dense().logits)
+
+    @jax.jit
+    def forward(v: Variables, batch: Mapping[str, Any]) -> Array:
+        out, _ = model.apply(v.params, v.state, batch, train=False, key=jax.random.key(0))
+        return out.dense().logits
+
     # of silu and the like JAX keeps a trace that was made under another mesh; its mesh must be one that is there
     with jax.set_mesh(make_mesh((1, 1, 1))):
         traced = forward.trace(variables, rows)

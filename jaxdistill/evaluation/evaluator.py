@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.core.sums import add
-from jaxdistill.core.types import Array, Fusion, Model, Outputs, PyTree, Signals, Variables
+from jaxdistill.core.types import NO_OUTPUTS, Array, Fusion, Model, Outputs, PyTree, Signals, Variables
 from jaxdistill.evaluation import metrics
 from jaxdistill.losses.term import without_padding
 from jaxdistill.models.combinators import view
@@ -40,7 +40,9 @@ def evaluator(
         rows = view(rows, reads) if reads else rows
         key, mask, labels = jax.random.key(0), rows["mask"], rows["label"]
         out, _ = student.apply(params["student"], state["student"], rows, train=False, key=key)
-        said = (t.apply(*v, rows, train=False, key=key)[0] for t, v in zip(teachers, frozen, strict=True))
+        said = (
+            t.apply(v.params, v.state, rows, train=False, key=key)[0] for t, v in zip(teachers, frozen, strict=True)
+        )
         seen = tuple(outputs.dense() for outputs in said)
         logits = out.dense().logits
         found = {
@@ -52,7 +54,7 @@ def evaluator(
             found["perplexity"] = metrics.perplexity(logits, labels, mask)
         if fusion is None or not _comparable(logits, seen):
             return found
-        signals = Signals(out, seen, None, rows, mask, jnp.zeros((), jnp.int32), 1.0, {})
+        signals = Signals(out, seen, NO_OUTPUTS, rows, mask, jnp.zeros((), jnp.int32), 1.0, {})
         fused, _ = fusion.apply({}, {}, signals, key=key)
         return {**found, **_beside(logits, fused.logits, labels, mask), **_layers(out, seen[0], layers, rows)}
 

@@ -34,10 +34,12 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, 
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
-        values = jax.eval_shape(model.init, key, shapes)
-        out, _ = jax.eval_shape(lambda v, b, k: model.apply(*v, b, train=True, key=k), values, shapes, key)
+        values = Variables(*jax.eval_shape(model.init, key, shapes))
+        out, _ = jax.eval_shape(
+            lambda v, b, k: model.apply(v.params, v.state, b, train=True, key=k), values, shapes, key
+        )
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
         raise ConfigError(path, message_of(error)) from error
-    return out, Variables(*values)
+    return out, values

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, Heads, Model, Outputs
+from jaxdistill.core.types import Array, AttentionHeads, Model, Outputs
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, nudged, require_share
@@ -71,7 +71,7 @@ class Attention(nnx.Module):
         self.query, self.key, self.value, self.out = (_linear(width, width, rngs=rngs) for _ in range(4))
         self.heads, self.rate, self.returned = heads, rate, returned
 
-    def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, Heads]:
+    def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, AttentionHeads]:
         split = lambda y: by_rows(y.reshape(*y.shape[:-1], self.heads, -1), tensor=-2)
         q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))
         mask, weights = real[:, None, None, :], None
@@ -83,7 +83,7 @@ class Attention(nnx.Module):
         else:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
         mixed = self.out(by_rows(mixed, tensor=-2).reshape(x.shape))
-        return by_rows(mixed), Heads(q, k, v, weights if self.returned else None)
+        return by_rows(mixed), AttentionHeads(q, k, v, weights if self.returned else None)
 
 
 class Block(nnx.Module):
@@ -95,7 +95,7 @@ class Block(nnx.Module):
         self.up, self.down = _linear(width, ffn, rngs=rngs), _linear(ffn, width, rngs=rngs)
         self.activation, self.rate = activation, rate
 
-    def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, Heads]:
+    def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, AttentionHeads]:
         first, second, third = jax.random.split(key, 3)
         mixed, heads = self.attention(x, real, train, first)
         x = by_rows(self.attention_norm(x + drop(mixed, self.rate, train=train, key=second)))

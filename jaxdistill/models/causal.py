@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
-from jaxdistill.core.types import Array, Factored, Heads, Outputs
+from jaxdistill.core.types import Array, AttentionHeads, Factored, Outputs
 from jaxdistill.models.layers import nudged
 from jaxdistill.models.rotary import Llama3, frequencies, restarted, rotate
 
@@ -66,13 +66,13 @@ class Attention(nnx.Module):
         self.keys, self.values = empty(), empty()
         self.sizes = sizes
 
-    def __call__(self, x: Array, shared: Shared) -> tuple[Array, Heads]:
+    def __call__(self, x: Array, shared: Shared) -> tuple[Array, AttentionHeads]:
         split = lambda y: by_rows(y.reshape(*y.shape[:-1], -1, self.sizes.head_size), tensor=-2)
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = rotate(q, shared.angles), rotate(k, shared.angles)
-        own = Heads(q, k, v)  # of these tokens, not of those in the cache
+        own = AttentionHeads(q, k, v)  # of these tokens, not of those in the cache
         if self.keys is not None and self.values is not None:
             k, v = (_written(cache, new, shared.positions) for cache, new in ((self.keys, k), (self.values, v)))
         if self.sizes.attentions:
@@ -114,7 +114,7 @@ class Block(nnx.Module):
         self.gate, self.up = linear(sizes.width, sizes.ffn), linear(sizes.width, sizes.ffn)
         self.down = linear(sizes.ffn, sizes.width)
 
-    def __call__(self, x: Array, shared: Shared) -> tuple[Array, Heads]:
+    def __call__(self, x: Array, shared: Shared) -> tuple[Array, AttentionHeads]:
         mixed, heads = self.attention(by_rows(self.attention_norm(x)), shared)
         x = by_rows(x + mixed)
         y = by_rows(self.mlp_norm(x))
@@ -146,7 +146,7 @@ class Decoder(nnx.Module):
         self.head = None if tied else nnx.Linear(sizes.width, vocabulary, use_bias=False, rngs=rngs)
         self.rope, self.remat, self.head_size = rope, remat, sizes.head_size
 
-    def __call__(self, batch: Mapping[str, Array], *, train: bool, key: Array) -> Outputs:
+    def __call__(self, batch: Mapping[str, Array], *, train: bool, key: Array) -> Outputs[Factored]:
         shared = self._shared(batch)
         x = by_rows(jnp.take(self.embed.embedding.get_value(), batch["input_ids"], axis=0))
         x = nudged(x, batch, 0)
@@ -180,7 +180,7 @@ class Decoder(nnx.Module):
 
     def _layers(
         self, x: Array, shared: Shared, batch: Mapping[str, Array]
-    ) -> tuple[tuple[Array, ...], tuple[Heads, ...]]:
+    ) -> tuple[tuple[Array, ...], tuple[AttentionHeads, ...]]:
         """Every layer's output, and what its heads attend with."""
 
         def layer_of(graph: Any) -> Callable[[Array, Any], Any]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.core.types import Array, Factored, Model, Outputs, PyTree, Spans
+from jaxdistill.core.types import Array, Factored, Model, Outputs, PyTree, TokenSpans
 
 
 def in_dtype(model: Model, dtype: str) -> Model:
@@ -112,6 +112,6 @@ def reading(model: Model, prefix: str) -> Model:
         own = view(batch, prefix)
         out, state = model.apply(params, state, own, train=train, key=key)
         pooled = Outputs(out.logits, embedding=out.embedding, text_embedding=out.text_embedding)
-        return replace(pooled, spans=Spans(own["span"], own["label"]) if "span" in own else None), state
+        return replace(pooled, spans=TokenSpans(own["span"], own["label"]) if "span" in own else None), state
 
     return model._replace(init=init, apply=apply)

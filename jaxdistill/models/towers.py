@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows, gather
-from jaxdistill.core.types import Array, Heads, Outputs
+from jaxdistill.core.types import Array, AttentionHeads, Outputs
 from jaxdistill.models.layers import ACTIVATIONS, nudged
 from jaxdistill.models.transformer import Block, Patches, Stack, layer_norm
 
@@ -89,7 +89,7 @@ class Images(nnx.Module):
 
     def __call__(
         self, batch: Mapping[str, Array], train: bool, key: Array
-    ) -> tuple[Array, tuple[Array, ...], tuple[Heads, ...]]:
+    ) -> tuple[Array, tuple[Array, ...], tuple[AttentionHeads, ...]]:
         x = self.embed(batch["image"])
         x = nudged(x if self.before is None else by_rows(self.before(x)), batch, 0)
         states, attentions = [x], []

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
-from jaxdistill.core.types import Array, Heads
+from jaxdistill.core.types import Array, AttentionHeads
 from jaxdistill.models.hub.family import Layout, Rule
 from jaxdistill.models.layers import ACTIVATIONS, pixels, require_share
 from jaxdistill.models.layers import dropout as drop
@@ -58,18 +58,18 @@ class Attention(nnx.Module):
         self.out = linear()
         self.heads, self.returned = stack.heads, stack.attentions
 
-    def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Heads]:
+    def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, AttentionHeads]:
         split = lambda y: by_rows(y.reshape(*y.shape[:-1], self.heads, -1), tensor=-2)
         q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))
         if not self.returned:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
-            return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(x.shape))), Heads(q, k, v)
+            return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(x.shape))), AttentionHeads(q, k, v)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
         weights = by_rows(jax.nn.softmax(scores).astype(x.dtype), tensor=1)
         mixed = by_rows(jnp.einsum("bhqk,bkhd->bqhd", weights, v), tensor=-2)
-        return by_rows(self.out(mixed.reshape(x.shape))), Heads(q, k, v, weights)
+        return by_rows(self.out(mixed.reshape(x.shape))), AttentionHeads(q, k, v, weights)
 
 
 class Block(nnx.Module):
@@ -83,7 +83,7 @@ class Block(nnx.Module):
         self.down = nnx.Linear(stack.ffn, stack.width, rngs=rngs)
         self.activation, self.rate = ACTIVATIONS[stack.activation], stack.dropout
 
-    def __call__(self, x: Array, train: bool, key: Array, mask: Array | None = None) -> tuple[Array, Heads]:
+    def __call__(self, x: Array, train: bool, key: Array, mask: Array | None = None) -> tuple[Array, AttentionHeads]:
         first, second = jax.random.split(key)
         mixed, heads = self.attention(self.attention_norm(x), mask)
         x = by_rows(x + drop(mixed, self.rate, train=train, key=first))

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
-from jaxdistill.core.types import NOTHING, Array, PyTree, Step, TrainState, Variables
+from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, Step, TrainState, Variables
 from jaxdistill.parallel.mesh import make_mesh, row_shards
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, laid_out, shardings
 
@@ -96,7 +96,7 @@ def jit_engine(
         rules: layout of the train state.
     """
     rows, whole = NamedSharding(mesh, ROWS), NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NOTHING)
+    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NO_VARIABLES)
     layout = shardings(shapes, mesh, rules)
     placed, beside = (jax.tree.map(lambda x: x.sharding, models) for models in (teachers, references))
 
@@ -109,7 +109,7 @@ def jit_engine(
     abstract, given = laid_out(shapes, layout), jax.tree.map(lambda x: x.update(sharding=rows), batch)
 
     return Engine(
-        init=on_mesh(lambda key, batch, start=NOTHING: init(key, teachers, batch, start)),
+        init=on_mesh(lambda key, batch, start=NO_VARIABLES: init(key, teachers, batch, start)),
         update=on_mesh(lambda ts, batch: update(ts, teachers, batch)),
         evaluate=on_mesh(lambda ts, batch: measure(ts.params, ts.state, references, batch)),
         put=lambda batch: put_rows(batch, mesh),
@@ -202,7 +202,7 @@ def pmap_engine(
         devices: of this process; pmap runs in one process here.
     """
     count = len(devices)
-    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NOTHING)
+    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NO_VARIABLES)
     each = NamedSharding(Mesh(np.asarray(devices), (PMAP_AXIS,)), PartitionSpec(PMAP_AXIS))
     copies = jax.jit(
         lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree), out_shardings=each
@@ -227,7 +227,7 @@ def pmap_engine(
     frozen = copies(teachers)
     beside = frozen if references is teachers else copies(references)
 
-    def started(key: Array, batch: Batch, start: Variables = NOTHING) -> TrainState:
+    def started(key: Array, batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         return copies(init(key, teachers, joined(batch), start))
 
     def updated(ts: TrainState, batch: Batch) -> tuple[TrainState, PyTree]:
@@ -267,13 +267,13 @@ def vmap_engine(
     update = jax.jit(jax.vmap(step.update, (0, None, 0)), donate_argnums=0)
     measure = jax.jit(jax.vmap(evaluate, (0, 0, None, None)))
     return Engine(
-        init=on_mesh(lambda keys, batch, start=NOTHING: init(keys, teachers, batch, start)),
+        init=on_mesh(lambda keys, batch, start=NO_VARIABLES: init(keys, teachers, batch, start)),
         update=on_mesh(lambda ts, batch: update(ts, teachers, batch)),
         evaluate=on_mesh(lambda ts, batch: measure(ts.params, ts.state, references, batch)),
         put=jax.device_put,
         export=lambda ts: ts,
         restore=lambda ts: ts,
-        abstract=jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NOTHING),
+        abstract=jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NO_VARIABLES),
         rows=np.arange,
         compiled=lambda: _programs(update=update, evaluate=measure),
     )

@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from jaxdistill.core.checkpoint import CheckpointError, load_variables, write_json
-from jaxdistill.core.types import NOTHING, Variables
+from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.data.image.processors import config_of
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.data.stream import evaluation_batches
@@ -142,7 +142,7 @@ class Run:
             if initialised_here(self.resolved.student.view, name):  # measured when it has become something
                 self.values[name] = initialise(teacher, self.rows)
                 continue
-            self._measured(teacher, load(teacher, self.rows) if teacher.runs else NOTHING)
+            self._measured(teacher, load(teacher, self.rows) if teacher.runs else NO_VARIABLES)
 
     def _measured(self, teacher: Teacher, values: Variables) -> None:
         """Measures a teacher that no stage has trained, and remembers it."""

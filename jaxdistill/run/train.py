@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdistill.core.checkpoint import Checkpoints
-from jaxdistill.core.types import NOTHING, Fusion, Model, Shapes, TrainState, Variables
+from jaxdistill.core.types import NO_VARIABLES, Fusion, Model, Shapes, TrainState, Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Beside, Phases, evaluation_batches, stream_number, train_stream
@@ -141,7 +141,7 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
 def start(student: Model, abstract: TrainState) -> Variables:
     """The values of a pretrained student's checkpoint, to begin with; none for any other."""
     if student.load is None:
-        return NOTHING
+        return NO_VARIABLES
     return student.load(Variables(abstract.params["student"], abstract.state["student"])).read()
 
 

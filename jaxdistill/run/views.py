@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdistill.core.objective import Weighted
-from jaxdistill.core.types import Fusion, Outputs, Shapes, Signals
+from jaxdistill.core.types import NO_OUTPUTS, Fusion, Outputs, Shapes, Signals
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.run.config import Config
@@ -88,8 +88,7 @@ class StageView:
         params = {"student": variables.params, "teachers": tuple(values.params for _, values in found)}
         scalar, step = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
         teachers: Any = tuple(out for out, _ in found)
-        nothing: Any = None
-        return Signals(seen, teachers, nothing, rows, rows["mask"], step, scalar, params)  # type: ignore[arg-type]
+        return Signals(seen, teachers, NO_OUTPUTS, rows, rows["mask"], step, scalar, params)  # type: ignore[arg-type]
 
     @property
     def student(self) -> Outputs:

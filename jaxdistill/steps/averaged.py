@@ -31,7 +31,7 @@ import optax
 
 from jaxdistill.core.registry import steps
 from jaxdistill.core.schedules import Scalar, as_schedule
-from jaxdistill.core.types import NOTHING, Array, Model, Objective, PyTree, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, PyTree, Step, Variables
 from jaxdistill.losses.term import one_of
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import report
@@ -69,7 +69,7 @@ def averaged(
         found[teacher] = state["average"]
         return tuple(found)
 
-    def init(key, frozen, batch, start=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES):
         ts = parts.init(key, frozen, batch, start)
         own = Variables(ts.params["student"], ts.state["student"])
         first = jax.tree.map(jnp.copy, _alike(own, frozen[teacher]))

@@ -41,7 +41,7 @@ import optax
 from jaxdistill.core.collectives import psum, row_keys
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean, shared_mean
-from jaxdistill.core.types import NOTHING, Model, Objective, PyTree, Step, struct
+from jaxdistill.core.types import NO_VARIABLES, Model, Objective, PyTree, Step, struct
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise
 from jaxdistill.steps.learner import learner
@@ -89,7 +89,7 @@ def ewc(
         raise ValueError(f"weight is 0 or more, every 1 or more, momentum from 0 to below 1; got {given}")
     parts = learner(student, teachers, objective, optimizer)
 
-    def init(key, frozen, batch, start=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES):
         ts = parts.init(key, frozen, batch, start)
         own = ts.params["student"]
         anchor = Anchor(

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.registry import steps
-from jaxdistill.core.types import NOTHING, Model, Objective, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, Variables
 from jaxdistill.steps.learner import learner, weighed
 from jaxdistill.steps.observe import report
 
@@ -71,7 +71,7 @@ def gradnorm(
             raise ValueError(f"layer={layer!r} matches none of {', '.join(sorted(params['student']))}")
         return found
 
-    def init(key, frozen, batch, start=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES):
         more = Variables({"weights": jnp.ones(len(names))}, {"weights": jnp.zeros(len(names))})
         ts = parts.init(key, frozen, batch, start, more)
         chosen(ts.params)

@@ -13,7 +13,7 @@ import optax
 from jaxdistill.core.collectives import psum
 from jaxdistill.core.objective import weighted
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NOTHING, Array, Model, Objective, PyTree, TrainState
+from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, PyTree, TrainState
 from jaxdistill.models.abstract import begin
 from jaxdistill.steps.observe import observe
 
@@ -53,7 +53,7 @@ def learner(
     def see(params, state, frozen, batch, step, key):
         return look(student, teachers, params, state, frozen, batch, objective.streams, step=step, key=key)
 
-    def init(key, frozen, batch, start=NOTHING, more=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES, more=NO_VARIABLES):
         student_key, objective_key, run_key = jax.random.split(key, 3)
         student_params, student_state = begin(student, student_key, batch["train"], start)
         params, state = {"student": student_params}, {"student": student_state}

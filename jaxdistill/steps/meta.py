@@ -40,7 +40,7 @@ import optax
 from jaxdistill.core.collectives import psum
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NOTHING, Model, Objective, PyTree, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Model, Objective, PyTree, Step, Variables
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import look, observe, own_key, report
 from jaxdistill.steps.quiz import ahead, begun, evolved, examined
@@ -75,7 +75,7 @@ def meta(
         raise ValueError(f"learns names something, inner_steps is 1 or more, inner_lr above 0; got {given}")
     real, inner = (learner(student, teachers, objective, optimizer, _tempered(see)) for see in (observe, look))
 
-    def init(key, frozen, batch, start=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES):
         first = {
             "teachers": lambda: begun(frozen),
             "weights": lambda: {name: jnp.zeros(()) for name in objective.terms},

@@ -33,7 +33,7 @@ import optax
 
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NOTHING, Model, Objective, Step, TrainState, Variables
+from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, TrainState, Variables
 from jaxdistill.steps.learner import learner, weighed
 from jaxdistill.steps.observe import report
 
@@ -68,7 +68,7 @@ def mutual(
     def evolve_teachers(params, state, frozen):
         return tuple(map(Variables, params["teachers"], state["teachers"]))
 
-    def init(key, frozen, batch, start=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES):
         if not all(jax.tree.leaves(values.params) for values in frozen):
             raise ValueError("every peer learns; one has no parameters: read none from a cache")
         first = parts[0].init(key, frozen, batch, start)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import Array, Model, PyTree, Signals, TrainState, Variables
+from jaxdistill.core.types import NO_OUTPUTS, Array, Model, PyTree, Signals, TrainState, Variables
 from jaxdistill.data.stream import stream_number
 
 
@@ -67,7 +67,7 @@ def look(
         signals[stream] = Signals(
             student=out,
             teachers=tuple(seen),
-            teacher=None,
+            teacher=NO_OUTPUTS,
             batch=rows,
             mask=rows["mask"],
             step=step,

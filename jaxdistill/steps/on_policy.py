@@ -37,7 +37,7 @@ from jaxdistill.core.collectives import psum
 from jaxdistill.core.registry import steps
 from jaxdistill.core.schedules import Scalar, as_schedule
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NOTHING, Array, Model, Objective, Shapes, Step
+from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, Shapes, Step
 from jaxdistill.models.generate import Generated, empty_cache, generate
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import own_key, report
@@ -78,7 +78,7 @@ def on_policy(
         raise ValueError("no term reads what the student writes; set objective.NAME.stream='samples'")
     parts = learner(student, teachers, objective, optimizer)
 
-    def init(key, frozen, batch, start=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES):
         _check(student, batch["train"], prompt)
         return parts.init(key, frozen, batch | {SAMPLES: batch["train"]}, start)
 

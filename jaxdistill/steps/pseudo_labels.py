@@ -31,7 +31,7 @@ import optax
 from jaxdistill.core.collectives import psum, row_keys
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean, of_label, shared_mean
-from jaxdistill.core.types import NOTHING, Model, Objective, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, Variables
 from jaxdistill.losses.term import precise
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import look, own_key, report
@@ -59,7 +59,7 @@ def pseudo_labels(
         raise ValueError(f"supervised is 0 or more; got {supervised}")
     parts = learner(student, teachers, objective, optimizer)
 
-    def init(key, frozen, batch, start=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES):
         return parts.init(key, frozen, batch, start, Variables({"teachers": begun(frozen)}, {}))
 
     def log_shares(kept, ts, frozen, batch, key):

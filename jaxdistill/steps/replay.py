@@ -36,7 +36,7 @@ import optax
 from jaxdistill.core.collectives import gather, psum, row_keys
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import shared_mean
-from jaxdistill.core.types import NOTHING, Array, Model, Objective, Step, struct
+from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, Step, struct
 from jaxdistill.losses.logits.logit_mse import mean_squared_error
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise
@@ -91,7 +91,7 @@ def replay(
         # selected first: the gradient of a NaN in a row that does not count would be one
         return precise(jnp.where(rows["mask"][..., None] != 0, logits, 0))
 
-    def init(key, frozen, batch, start=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES):
         ts = parts.init(key, frozen, batch, start)
         said = jax.eval_shape(say, ts.params["student"], ts, batch["train"], key)
         places = lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype)

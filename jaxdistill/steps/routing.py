@@ -36,7 +36,7 @@ import optax
 from jaxdistill.core.collectives import psum, row_keys
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean, of_label, shared_mean
-from jaxdistill.core.types import NOTHING, Array, Model, Objective, Signals, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, Signals, Step, Variables
 from jaxdistill.fusion.mixture import spoken
 from jaxdistill.losses.term import labels_of, precise
 from jaxdistill.steps.dispatch import chosen_alone, weights_of
@@ -81,10 +81,10 @@ def routing(
     look = partial(chosen_alone, objective) if hard else observe
     parts, stream = learner(student, teachers, objective, optimizer, look), STREAMS[by]
 
-    def init(key, frozen, batch, start=NOTHING):
-        more = NOTHING
+    def init(key, frozen, batch, start=NO_VARIABLES):
+        more = NO_VARIABLES
         if probes:
-            said, _ = teachers[0].apply(*frozen[0], batch[stream], train=False, key=key)
+            said, _ = teachers[0].apply(frozen[0].params, frozen[0].state, batch[stream], train=False, key=key)
             more = Variables({"probes": begun(said, probes)}, {})
         ts = parts.init(key, frozen, batch, start, more)
         if hard:  # before there was no gate, which may be one that reads teachers

@@ -27,7 +27,7 @@ import optax
 from jaxdistill.core.collectives import psum
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NOTHING, Model, Objective, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, Variables
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import own_key, report
 from jaxdistill.steps.quiz import begun, evolved, examined
@@ -54,7 +54,7 @@ def tuned_teacher(
         raise ValueError(f"updates is 0 or more; got {updates}")
     parts = learner(student, teachers, objective, optimizer)
 
-    def init(key, frozen, batch, start=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES):
         return parts.init(key, frozen, batch, start, Variables({"teachers": begun(frozen)}, {}))
 
     def quizzed(kept, ts, frozen, batch):

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.registry import steps
-from jaxdistill.core.types import NOTHING, Model, Objective, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, Variables
 from jaxdistill.steps.learner import learner, weighed
 from jaxdistill.steps.observe import report
 
@@ -52,7 +52,7 @@ def uncertainty(
     """
     parts, names = learner(student, teachers, objective, optimizer), weighed(objective, terms)
 
-    def init(key, frozen, batch, start=NOTHING):
+    def init(key, frozen, batch, start=NO_VARIABLES):
         return parts.init(key, frozen, batch, start, Variables({"weights": jnp.zeros(len(names))}, {}))
 
     def update(ts, frozen, batch):

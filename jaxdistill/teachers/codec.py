@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.core.types import Array, Few, Model, Outputs, PyTree
+from jaxdistill.core.types import Array, Model, Outputs, PyTree, SparseLogits
 from jaxdistill.models.combinators import reading
 from jaxdistill.teachers.sparse_logits import counted, keys_of, packed, unpacked
 from jaxdistill.teachers.sparse_logits import draws as drawn
@@ -101,7 +101,7 @@ def _of_logits(said: Any, keep: Keep, keys: Array) -> dict[str, Array]:
     return {"top": small(most), "tail": small(tail), **packed(classes, size)}
 
 
-def decode(written: Mapping[str, Array], classes: int, states: int, temperature: float = 1.0) -> Outputs:
+def decode(written: Mapping[str, Array], classes: int, states: int, temperature: float = 1.0) -> Outputs[Any]:
     """Outputs from what was written. Logits and hidden states in float32; a state that was not kept is None.
 
     Args:
@@ -117,7 +117,7 @@ def decode(written: Mapping[str, Array], classes: int, states: int, temperature:
     if "top" not in written:
         return Outputs(counted(numbers, classes, temperature), hidden)
     even = written["tail"].astype(jnp.float32) - jnp.log(classes - numbers.shape[-1])
-    return Outputs(Few(numbers, written["top"].astype(jnp.float32), even, classes), hidden)
+    return Outputs(SparseLogits(numbers, written["top"].astype(jnp.float32), even, classes), hidden)
 
 
 def _float(x: Array | None) -> Any:

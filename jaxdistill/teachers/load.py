@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxdistill.compress.quantize import narrowed_as, widened
 from jaxdistill.core.checkpoint import CheckpointError, load_variables
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.types import NOTHING, Shapes, Variables
+from jaxdistill.core.types import NO_VARIABLES, Shapes, Variables
 from jaxdistill.models.abstract import begin
 from jaxdistill.teachers.teacher import Teacher, checkpoint_of
 
@@ -45,7 +45,7 @@ def initialise(teacher: Teacher, rows: Shapes) -> Variables:
     """
     abstract = teacher.abstract(rows)
     layout = jax.tree.map(lambda x: x.sharding, abstract)
-    start = NOTHING if teacher.network.load is None else teacher.network.load(abstract).read()
+    start = NO_VARIABLES if teacher.network.load is None else teacher.network.load(abstract).read()
     zeros = {field: jnp.zeros(x.shape, x.dtype) for field, x in rows.items()}
     first = jax.jit(partial(begin, teacher.network), out_shardings=tuple(layout))
     return Variables(*first(jax.random.key(teacher.seed), zeros, start))

@@ -1,4 +1,4 @@
-"""Few classes of many: drawn from a distribution, and written in as few bytes as their numbers need.
+"""SparseLogits classes of many: drawn from a distribution, and written in as few bytes as their numbers need.
 
 Anshumann et al., Sparse Logit Sampling, 2025 (arxiv.org/abs/2503.16870): counts of k draws over k are the distribution
 in expectation, so that the gradient of a forward KL to them is that of the KL itself in expectation; the k likeliest
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.core.types import Array, Few
+from jaxdistill.core.types import Array, SparseLogits
 
 TILE = 256  # classes whose probabilities are summed at once, so that no sum is too long for float32
 PAGE = 2**16  # classes that 16 bits tell apart
@@ -61,7 +61,7 @@ def _reached(mass: Array, upto: Array, goal: Array) -> Array:
     return jnp.minimum(found, last[..., None]).astype(jnp.int32)  # rounding may leave the last sum below a goal
 
 
-def counted(drawn: Array, classes: int, temperature: float) -> Few:
+def counted(drawn: Array, classes: int, temperature: float) -> SparseLogits:
     """What draws say: each class with the logarithm of its share, times the temperature at which they were drawn.
 
     Args:
@@ -76,7 +76,7 @@ def counted(drawn: Array, classes: int, temperature: float) -> Few:
     begins = jnp.concatenate([begins[..., 1:], jnp.full_like(begins[..., :1], count)], axis=-1)
     runs = jax.lax.cummin(begins, axis=begins.ndim - 1, reverse=True) - place
     logits = temperature * jnp.log(runs.astype(jnp.float32) / count)
-    return Few(jnp.where(first, drawn, classes), logits, jnp.full(drawn.shape[:-1], -jnp.inf), classes)
+    return SparseLogits(jnp.where(first, drawn, classes), logits, jnp.full(drawn.shape[:-1], -jnp.inf), classes)
 
 
 def packed(numbers: Array, classes: int) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import placements
-from jaxdistill.core.types import NOTHING, Factored, Model, Variables
+from jaxdistill.core.types import NO_VARIABLES, Factored, Model, Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.parallel.compile import jit_evaluate, moved
@@ -88,7 +88,7 @@ class SubmeshTeacher(Teacher):
 
     def argument(self, variables: Variables) -> Variables:
         """Nothing: the student's step does not run the network."""
-        return NOTHING
+        return NO_VARIABLES
 
 
 def _submesh(value: str, path: str) -> Submesh:

@@ -19,7 +19,7 @@ import jaxdistill
 from jaxdistill.compress.quantize import narrowed, quantized
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.quantized_array import Narrow, narrow, run
+from jaxdistill.core.quantized_array import QuantizedArray, narrow, run
 from jaxdistill.core.types import Pretrained, Variables
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.parallel.compile import place
@@ -100,13 +100,13 @@ def test_scales_are_those_of_rows_and_outputs_by_hand(kind):
     values, scale = narrow(x, -2, kind)
     np.testing.assert_allclose(scale[0], [100 / most, 2 / most], rtol=1e-6)
     step = {"int8": scale / 2, "fp8": jnp.abs(x) / 16 + 1e-6}[kind]  # half of an integer, or of 3 binary digits
-    assert (jnp.abs(Narrow(values, scale, jnp.float32).wide() - x) <= step * 1.001).all()
+    assert (jnp.abs(QuantizedArray(values, scale, jnp.float32).wide() - x) <= step * 1.001).all()
 
 
 def test_every_row_of_what_is_multiplied_has_a_scale_of_its_own():
     """With one for all, a row a thousand times smaller than another would be rounded to 0."""
     x, kernel = jnp.array([[1.0, -2.0, 0.5], [1e-3, -2e-3, 5e-4]]), jnp.eye(3)
-    y = run(jax.make_jaxpr(jnp.matmul)(x, kernel), [x, Narrow(*narrow(kernel, -2, "int8"), jnp.float32)])[0]
+    y = run(jax.make_jaxpr(jnp.matmul)(x, kernel), [x, QuantizedArray(*narrow(kernel, -2, "int8"), jnp.float32)])[0]
     np.testing.assert_allclose(y, x, rtol=0.02)
 
 

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 
 import jax
@@ -13,23 +12,17 @@ import pytest
 import runs
 from examples import FUSIONS, LOSSES, build_loss
 from factored_heads import EVERY, apart, plain, streamed, world
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.kernels import launch
 from jaxdistill.core.kernels.trace import Unsupported
 from jaxdistill.parallel.mesh import make_mesh
 
-FORMS = {
-    "rows that stay": launch.INTERPRETED,
-    "rows that are read anew": launch.GPU._replace(params=None, interpret=True),
-}
 
-
-@pytest.fixture(params=FORMS)
-def _form(request, monkeypatch):
-    """Either form of the kernel, a TPU's and a GPU's, with tiles that do not divide the classes."""
-    monkeypatch.setattr(launch, "INTERPRETED", FORMS[request.param])
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch):
+    """Tiles that do not divide the classes."""
     monkeypatch.setattr(launch, "TILE", 64)
 
 
@@ -50,8 +43,7 @@ def test_by_a_kernel_value_and_gradients_are_those_in_float64(name):
 SUM = {"kd(temperature=2.0)": 0.7, "jsd(beta=0.3, temperature=2.0)": 2.0, "cross_entropy": 0.3}
 
 
-@pytest.mark.usefixtures("_form")
-def test_so_is_a_weighted_sum_of_bfloat16_in_either_form():
+def test_so_is_a_weighted_sum_of_bfloat16():
     made = odd(jnp.bfloat16)
     assert apart(streamed(SUM, *made, CHUNKS, "pallas"), plain(SUM, *made)) < 1e-2
 
@@ -69,16 +61,6 @@ def test_so_they_are_with_the_rows_on_several_devices():
 
 
 # --- programs for machines that are not here
-
-
-def test_a_gpu_has_a_program_too():
-    made = world(3, 2, 6, 150, (5, 7), 30.0, jnp.bfloat16)
-    gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
-    mesh = AbstractMesh((1,), ("all",), axis_types=(AxisType.Auto,), abstract_device=gpu)
-    with use_abstract_mesh(mesh), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of JAX: Pallas by Triton ends some day
-        program = jax.jit(lambda: streamed(EVERY, *made, 2, "pallas")).trace().lower(lowering_platforms=("cuda",))
-    assert program.as_text().count("gpu.triton") == 1
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import Weighted, objective
-from jaxdistill.core.types import Array, Factored, Outputs, Signals, Spans
+from jaxdistill.core.types import Array, Factored, Outputs, Signals, TokenSpans
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.text import gold as gold_file
@@ -46,7 +46,7 @@ def of_spans(rows: int = 4, classes: int = 6, others: int = 9, seed: int = 0) ->
     numbers = [np.broadcast_to(np.int32(n), (rows, len(n))) for n in numbers]
     labels = [np.int32(rng.integers(0, c, n.shape)) for c, n in zip((classes, others), numbers, strict=True)]
     draw = lambda n, c: np.float32(2 * rng.normal(size=(*n.shape, c)))
-    teacher = Outputs(draw(numbers[1], others), spans=Spans(numbers[1], labels[1]))
+    teacher = Outputs(draw(numbers[1], others), spans=TokenSpans(numbers[1], labels[1]))
     batch = {"span": numbers[0], "label": labels[0]}
     seen = seen_by(draw(numbers[0], classes), teacher, batch, np.ones(numbers[0].shape, np.float32))
     return jax.device_put(seen)
@@ -96,7 +96,7 @@ def test_what_is_published_is_equalled_in_value_and_gradient(name, precision):
             numbers = SPANS if name == "gold_merged" else ([[1, 2, 3, 4, 0]], [[1, 2, 3, 4, 0]])
             labels = [jnp.roll(jnp.asarray(said[f"{whose}_ids"]), -1, axis=1) for whose in ("student", "teacher")]
             batch = {"span": jnp.asarray(numbers[0]), "label": labels[0]}
-            teacher = replace(teacher, spans=Spans(jnp.asarray(numbers[1]), labels[1]))
+            teacher = replace(teacher, spans=TokenSpans(jnp.asarray(numbers[1]), labels[1]))
             mask, shared = jnp.ones(batch["span"].shape), SharedVocabulary(*said["shared"].T)
             weights = {"shared_weight": 0.7, "rest_weight": 0.4, "scale_t2": False, "vocabulary": shared}
             term = term_of("uld") if name == "gold_merged" else term_of("gold", beta=0.5, **weights)
@@ -134,7 +134,7 @@ def test_the_measure_of_a_span_is_the_chain_rule():
     rng = np.random.default_rng(0)
     p = softmax(rng.normal(size=(1, 6, 4)))
     label, number = np.int32([[3, 1, 0, 2, 2, 1]]), np.int32([[1, 0, 2, 2, 2, 3]])
-    found = np.exp(jax.jit(measure)(np.log(p), Spans(number, label)))
+    found = np.exp(jax.jit(measure)(np.log(p), TokenSpans(number, label)))
     first = {0: 1.0, 1: 1.0, 2: 1.0, 3: p[0, 2, 0], 4: p[0, 2, 0] * p[0, 3, 2], 5: 1.0}
     assert_close(found[0], np.stack([p[0, i] * factor for i, factor in first.items()]))
 
@@ -174,7 +174,7 @@ def test_gold_is_the_divergence_where_tokens_are_the_same(beta):
     seen = replace(signals(batch=(3, 4)), temperature=2.0)
     whole = values_of(term_of("gold", beta=beta), seen)
     number = np.broadcast_to(np.arange(1, 5, dtype=np.int32), (3, 4))
-    spans = Spans(number, seen.batch["label"])
+    spans = TokenSpans(number, seen.batch["label"])
     own = replace(seen.teachers[0], spans=spans)
     cut = replace(seen, teachers=(own,), batch=seen.batch | {"span": number})
     values, counts = values_of(term_of("gold", beta=beta), cut)
@@ -209,7 +209,7 @@ def test_a_span_that_the_teacher_spells_in_two_does_not_teach_its_last_piece():
     words = {"ab": 0, "a": 1, "b": 2, "c": 3}  # of both; the teacher's "ab" is never used
     number = lambda *x: jnp.asarray(np.int32([x]))
     teacher = single(np.log([[[0.02, 0.94, 0.02, 0.02], [0.02, 0.02, 0.94, 0.02]]]))
-    spans = Spans(number(1, 1), number(words["a"], words["b"]))
+    spans = TokenSpans(number(1, 1), number(words["a"], words["b"]))
     batch = {"span": number(1), "label": number(words["ab"])}
     start = single(np.log([[[0.4, 0.2, 0.2, 0.2]]]))
     same = SharedVocabulary(np.arange(4), np.arange(4))

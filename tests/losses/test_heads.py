@@ -16,7 +16,7 @@ from rich.console import Console
 import jaxdistill
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.types import Array, Heads, Outputs, Signals, Variables
+from jaxdistill.core.types import Array, AttentionHeads, Outputs, Signals, Variables
 from jaxdistill.evaluation.interpret.head_importance import head_importance, mask_slopes, normalised, top_heads
 from jaxdistill.losses.attention.heads import students_of
 from jaxdistill.run.commands import heads
@@ -46,7 +46,7 @@ def test_a_key_head_goes_to_the_next_free_head_at_its_relative_depth(teacher_hea
     assert students_of(teacher_heads, *shape) == students
 
 
-def softmax_of(heads: Heads, head: int) -> np.ndarray:
+def softmax_of(heads: AttentionHeads, head: int) -> np.ndarray:
     q, k = (np.asarray(x[:, :, head], np.float64) for x in (heads.query, heads.key))
     z = np.exp(np.einsum("bqd,bkd->bqk", q, k) / q.shape[-1] ** 0.5)
     return z / z.sum(-1, keepdims=True)
@@ -77,7 +77,7 @@ def test_scores_are_matched_by_their_mean_squared_difference():
 def test_the_wrong_heads_are_told_from_the_right_ones(match):
     """A student of half the heads that has learned the teacher's key heads in their order, and no others."""
     draw = np.random.default_rng(0)
-    teacher = Heads(*jnp.asarray(draw.normal(size=(3, 6, 5, 4, 8)), jnp.float32))
+    teacher = AttentionHeads(*jnp.asarray(draw.normal(size=(3, 6, 5, 4, 8)), jnp.float32))
     key_heads = jnp.asarray([2, 0])
     student = jax.tree.map(lambda x: x[:, :, key_heads], teacher)
     said = lambda each: Outputs(jnp.zeros((6, 2)), (), (each,))

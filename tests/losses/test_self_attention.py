@@ -11,7 +11,7 @@ import pytest
 from examples import assert_close, assert_same
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.types import Array, Heads, Outputs, Signals
+from jaxdistill.core.types import Array, AttentionHeads, Outputs, Signals
 
 KEY = jax.random.key(0)
 ROWS, LENGTH = 3, 5
@@ -25,7 +25,9 @@ def world(
     normal = lambda *shape: jnp.asarray(draw.normal(size=shape), dtype)
 
     def said(heads, size, width, depth, groups):
-        pair = lambda: Heads(normal(ROWS, LENGTH, heads, size), *normal(2, ROWS, LENGTH, groups or heads, size))
+        pair = lambda: AttentionHeads(
+            normal(ROWS, LENGTH, heads, size), *normal(2, ROWS, LENGTH, groups or heads, size)
+        )
         states = tuple(normal(ROWS, LENGTH, width) for _ in range(depth + 1))
         return Outputs(normal(ROWS, 2), states, tuple(pair() for _ in range(depth)))
 
@@ -100,7 +102,7 @@ def test_minilm_is_its_formula_in_value_and_gradient(precision):
         attention, query, key = divergence((ours.query, ours.key), (theirs.query, theirs.key))
         relations, left, right = divergence((ours.value, ours.value), (theirs.value, theirs.value))
         assert_golden(value, attention + relations, precision)
-        assert_golden(slope.attentions[-1], Heads(query, key, left + right), precision)
+        assert_golden(slope.attentions[-1], AttentionHeads(query, key, left + right), precision)
         assert not any(x.any() for x in jax.tree.leaves((slope.attentions[0], slope.hidden_states)))
 
 
@@ -120,7 +122,7 @@ def test_minilm2_is_its_formula_in_value_and_gradient(precision):
             total += weight * one
             slopes.append(weight * (left + right).reshape(ROWS, LENGTH, 4, 3))
         assert_golden(value, total, precision)
-        assert_golden(slope.attentions[-1], Heads(*slopes), precision)
+        assert_golden(slope.attentions[-1], AttentionHeads(*slopes), precision)
 
 
 def published_tinybert(student: Outputs, teacher: Outputs, kernel: np.ndarray, masked: np.ndarray | None = None):
@@ -169,7 +171,7 @@ def test_with_as_many_relation_heads_as_heads_the_value_relations_are_those_of_m
     seen = world(dtype="float32")
     alike = lambda outputs: replace(  # queries and keys of zeros attend evenly, on both sides
         outputs,
-        attentions=tuple(Heads(0 * heads.query, 0 * heads.key, heads.value) for heads in outputs.attentions),
+        attentions=tuple(AttentionHeads(0 * heads.query, 0 * heads.key, heads.value) for heads in outputs.attentions),
     )
     even = replace(seen, student=alike(seen.student), teachers=tuple(map(alike, seen.teachers)))
     assert_close(values("minilm2(relation_heads=2, weights=(0, 0, 1))", seen), values("minilm", even))

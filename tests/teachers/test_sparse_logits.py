@@ -1,4 +1,4 @@
-"""Few classes of many: selected exactly, drawn without bias, written in few bytes, and read as all of them would be."""
+"""Sparse logits of a teacher: draws that are right in expectation, packed class numbers, and the losses that read them."""
 
 from dataclasses import replace
 
@@ -13,9 +13,9 @@ from scipy.special import softmax
 
 from jaxdistill.core import registry
 from jaxdistill.core.objective import Weighted, objective
-from jaxdistill.core.types import Factored, Few, Outputs
+from jaxdistill.core.types import Factored, Outputs, SparseLogits
 from jaxdistill.data import store
-from jaxdistill.losses.logits.kd import kl_divergence, kl_to_few
+from jaxdistill.losses.logits.kd import kl_divergence, kl_to_sparse
 from jaxdistill.teachers.codec import Keep, decode, encode
 from jaxdistill.teachers.sparse_logits import _reached, counted, draws, keys_of, packed, unpacked
 from jaxdistill.teachers.top_k import top_k
@@ -98,19 +98,19 @@ def test_a_class_that_is_drawn_twice_stands_once_with_its_share():
     assert_close(softmax(np.asarray(dense(few))[0] / 2.0), np.array([0, 0, 3, 0, 0, 1, 2, 0, 0]) / 6)
 
 
-dense = jax.jit(Few.dense)
+dense = jax.jit(SparseLogits.dense)
 
 
 def gradients_of_draws(renormalised: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Gradients of kd in the student, of many caches `[caches, classes]`, and that of the living teacher."""
     caches, temperature, classes = 3000, 2.0, 40
     student, teacher = drawn(3, classes, scale=1.0), drawn(4, classes, scale=2.0)
-    slope = jax.grad(lambda s, few: kl_to_few(s, few, temperature))
+    slope = jax.grad(lambda s, few: kl_to_sparse(s, few, temperature))
 
     def few_of(teachers, keys):
         if renormalised:
             most, numbers = top_k(teachers, 8)
-            return Few(numbers, most, jnp.full(caches, -jnp.inf), classes)
+            return SparseLogits(numbers, most, jnp.full(caches, -jnp.inf), classes)
         keep = Keep("x", "float16", 0, (), 8, temperature)
         return decode(encode(Outputs(teachers), keep, keys), classes, 0, temperature).logits
 
@@ -194,7 +194,7 @@ def test_few_classes_give_the_divergence_and_gradient_of_all(keep, temperature):
     kept = lambda teacher, keys: decode(encode(Outputs(teacher), keep, keys), 50, 0, temperature).logits
     few = jax.jit(kept)(teacher, keys(6))
     both = lambda f, t: jax.jit(jax.value_and_grad(lambda s, t: f(s, t, temperature).sum()))(student, t)
-    assert_close(both(kl_to_few, few), both(kl_divergence, dense(few)), rtol=1e-5, atol=1e-6)
+    assert_close(both(kl_to_sparse, few), both(kl_divergence, dense(few)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_few_classes_give_the_divergence_and_gradient_of_all(keep, temperature):
 )
 def test_a_loss_around_another_does_not_pass_by_what_it_makes_of_the_logits(spec):
     seen, term = signals(batch=(6,)), build_loss(spec)
-    few = Few(*(jnp.asarray(x) for x in few_of(seen.teachers[0].logits)), 5)
+    few = SparseLogits(*(jnp.asarray(x) for x in few_of(seen.teachers[0].logits)), 5)
 
     def slope(says):
         def loss(student, few):
@@ -223,7 +223,7 @@ def few_of(logits: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("fusion", ["single", "average", "entropy", "confidence"])
 def test_an_objective_of_few_classes_is_that_of_all_in_pieces_too(fusion):
-    few = Few(
+    few = SparseLogits(
         np.int32(np.sort(np.random.default_rng(0).integers(0, 99, (4, 8, 3)), axis=-1) * 3 + np.arange(3)),
         drawn(12, 4, 8, 3),
         drawn(13, 4, 8),

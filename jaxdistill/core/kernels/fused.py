@@ -1,16 +1,16 @@
-"""A sum over rows of logits by a kernel: value and gradient; each logit is read once on a TPU, once a pass on a GPU.
+"""Sum losses over rows of logits with one Pallas kernel on a TPU: value and gradient, each logit read once.
 
 Bytes moved between the products for a logit of the student and one of its teacher, in bfloat16, with the gradient
 (`python -m experiments.benchmarks.moved`; XLA's are those of its own programs for these chips):
 
-                          XLA on v5e     v5p     v6e     H100     here, TPU     here, GPU
-    forward KL                    26      18      24       26             6            14
-    five terms, summed            40      32      38      110             6            14
+                          XLA on v5e     v5p     v6e     H100     the kernel, on TPUs
+    forward KL                    26      18      24       26                       6
+    five terms, summed            40      32      38      110                       6
 
-On a TPU blocks of whole rows stay in VMEM (16 rows of 151,936 classes are 4.6 MiB) for as many passes as the function
-takes: both logits are read and the gradient is written. On a GPU no row stays, and each pass reads both anew, unless
-they are in its cache. Products are left to the compiler: what they move hides behind them, and a kernel that formed
-them too would form the logits a second time for their gradient, which takes longer than the 6 or 14 bytes.
+Blocks of whole rows stay in VMEM (16 rows of 151,936 classes are 4.6 MiB) for as many passes as the function takes:
+both logits are read once and the gradient is written. Products are left to the compiler: what they move hides behind
+them, and a kernel that formed them too would form the logits a second time for their gradient, which takes longer than
+reading 6 bytes.
 """
 
 import functools

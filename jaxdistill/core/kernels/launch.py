@@ -1,4 +1,8 @@
-"""Nodes of a row run by Pallas: on a TPU over blocks of rows in its VMEM, on a GPU a row in each program."""
+"""Launch a kernel of nodes with Pallas: blocks of rows lie in a TPU's VMEM, and tiles of classes are formed in turn.
+
+GPUs have no such kernel: JAX deprecated the Triton backend of Pallas in 0.11, and a row of a large vocabulary does not
+fit a GPU's shared memory. There XLA computes the terms chunk by chunk.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,10 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas import triton as plgpu
 from jax.sharding import PartitionSpec
 
-from jaxdistill.core.kernels.passes import Node, Tile, Tiles, passes, run
+from jaxdistill.core.kernels.passes import Node, Tile, Tiles, run
 from jaxdistill.core.kernels.trace import Unsupported
 from jaxdistill.core.types import Array
 
@@ -36,23 +39,18 @@ class Output(NamedTuple):
 
 
 class Target(NamedTuple):
-    """How a backend runs it.
+    """How a platform runs the kernel.
 
-    rows: of a block; 0: as many as fit
-    masked: tiles are of one size, and what lies outside is masked; else the last is smaller
     params: of its compiler
-    interpret: no compiler, but JAX as it runs elsewhere
+    interpret: without a compiler, by JAX itself
     """
 
-    rows: int
-    masked: bool
     params: Any
     interpret: bool = False
 
 
-TPU = Target(rows=0, masked=False, params=pltpu.CompilerParams(vmem_limit_bytes=60 * 2**20))
-GPU = Target(rows=1, masked=True, params=plgpu.CompilerParams(num_warps=8))
-INTERPRETED: Target | None = None  # how platforms run it that have no compiler for it; None: they do not. Tests set it
+TPU = Target(pltpu.CompilerParams(vmem_limit_bytes=60 * 2**20))
+INTERPRETED: Target | None = None  # for platforms without a compiler for it; None: they do not run it. Tests set it
 
 
 def call(operands: Sequence[Operand], outputs: Sequence[Output], count: int, classes: int) -> list[Array]:
@@ -62,7 +60,7 @@ def call(operands: Sequence[Operand], outputs: Sequence[Output], count: int, cla
         Unsupported: no block of rows fits.
     """
     arrays = [x.array.astype(jnp.int32) if x.array.dtype == bool else x.array for x in operands]
-    targets = {"tpu": TPU, "cuda": GPU} | ({"default": INTERPRETED} if INTERPRETED else {})
+    targets = {"tpu": TPU} | ({"default": INTERPRETED} if INTERPRETED else {})
     calls = {name: functools.partial(on, target, operands, outputs, count, classes) for name, target in targets.items()}
     by_platform = lambda *arrays: lax.platform_dependent(*arrays, **calls)
     return _on_whole_rows(_once(by_platform), arrays)
@@ -92,22 +90,21 @@ def _on_whole_rows(function: Callable[..., Any], arrays: Sequence[Array]) -> Any
 def on(
     target: Target, operands: Sequence[Operand], outputs: Sequence[Output], count: int, classes: int, *arrays: Array
 ) -> Any:
-    """By one backend."""
+    """Launches the kernel on one platform."""
     kinds = [jax.ShapeDtypeStruct((count, classes if x.wide else 1), x.dtype) for x in outputs]
     shapes: list[Any] = [*arrays, *kinds]
-    rows = target.rows or _fitting([x for x in shapes if x.shape[1] == classes])
+    rows = _fitting([x for x in shapes if x.shape[1] == classes])
     block = lambda x: pl.BlockSpec((rows, x.shape[1]), lambda i: (i, 0))
     size = lambda of: sum(x.size * x.dtype.itemsize for x in of)
-    read = passes([x.node for x in outputs], [x.wide for x in outputs]) if target == GPU else 1  # no row stays
     return pl.pallas_call(
-        functools.partial(_kernel, target, operands, outputs, rows, classes),
+        functools.partial(_kernel, operands, outputs, rows, classes),
         grid=(pl.cdiv(count, rows),),
         in_specs=[pl.BlockSpec((1, 1), lambda i: (0, 0)) if x.shape == (1, 1) else block(x) for x in arrays],
         out_specs=list(map(block, kinds)),
         out_shape=kinds,
         interpret=target.interpret,
         compiler_params=target.params,
-        cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=read * size(arrays) + size(kinds)),
+        cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=size(arrays) + size(kinds)),
     )(*arrays)
 
 
@@ -119,9 +116,7 @@ def _fitting(wide: Sequence[Any]) -> int:
     raise Unsupported(f"8 rows of {len(wide)} arrays of {wide[0].shape[1]} classes do not fit a TPU's VMEM")
 
 
-def _kernel(
-    target: Target, operands: Sequence[Operand], outputs: Sequence[Output], rows: int, classes: int, *refs: Any
-) -> None:
+def _kernel(operands: Sequence[Operand], outputs: Sequence[Output], rows: int, classes: int, *refs: Any) -> None:
     given, results = refs[: len(operands)], refs[len(operands) :]
     wide = {x.nodes[0]: ref for x, ref in zip(operands, given, strict=True) if x.nodes[0].wide}
     narrow = {
@@ -132,18 +127,12 @@ def _kernel(
     }
 
     def read(node: Node, tile: Tile) -> Array:
-        if tile.inside is None:
-            return _typed(wide[node][:, tile.at], node)
-        return _typed(plgpu.load(wide[node].at[:, tile.at], mask=tile.inside, other=0), node)
+        return _typed(wide[node][:, tile.at], node)
 
     def write(number: int, tile: Tile, block: Array) -> None:
-        block = block.astype(results[number].dtype)
-        if tile.inside is None:
-            results[number][:, tile.at] = block
-        else:
-            plgpu.store(results[number].at[:, tile.at], block, mask=tile.inside)
+        results[number][:, tile.at] = block.astype(results[number].dtype)
 
-    tiles = Tiles(rows, functools.partial(_over_tiles, classes, target.masked), read, write)
+    tiles = Tiles(rows, functools.partial(_over_tiles, classes), read, write)
     found = run([x.node for x in outputs], [x.wide for x in outputs], narrow, tiles)
     for x, ref in zip(outputs, results, strict=True):
         if not x.wide:
@@ -154,15 +143,15 @@ def _typed(block: Array, node: Node) -> Array:
     return block != 0 if node.dtype == bool else block.astype(node.dtype)
 
 
-def _over_tiles(classes: int, masked: bool, body: Callable[[Tile, Any], Any], carry: Any) -> Any:
+def _over_tiles(classes: int, body: Callable[[Tile, Any], Any], carry: Any) -> Any:
     """Runs `body(tile, carry)` over all tiles of a row."""
     whole, rest = divmod(classes, TILE)
 
     def tile(first: Any, size: int) -> Tile:
         numbers = first + lax.broadcasted_iota(jnp.int32, (1, size), 1)
-        return Tile(pl.ds(first, size), numbers, numbers < classes if masked else None)
+        return Tile(pl.ds(first, size), numbers)
 
     turn = lambda i, carry: body(tile(pl.multiple_of(i * TILE, TILE), TILE), carry)
-    if turns := whole + (masked and rest > 0):
-        carry = lax.fori_loop(0, turns, turn, carry)
-    return body(tile(whole * TILE, rest), carry) if rest and not masked else carry
+    if whole:
+        carry = lax.fori_loop(0, whole, turn, carry)
+    return body(tile(whole * TILE, rest), carry) if rest else carry

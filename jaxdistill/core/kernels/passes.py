@@ -64,11 +64,14 @@ class Node:
 
 
 class Tile(NamedTuple):
-    """at: where it lies. classes: their numbers, `[1, tile]`. inside: which of them there are, or None: all."""
+    """Some classes of a row.
+
+    at: where they lie in the row
+    classes: their numbers, `[1, tile]`
+    """
 
     at: Any
     classes: Array
-    inside: Array | None
 
 
 class Tiles(NamedTuple):
@@ -152,6 +155,4 @@ def _fold(node: Node) -> Fold:
 
 def _part(node: Node, block: Array, tile: Tile) -> tuple[Array, ...]:
     fold, block = _fold(node), jnp.broadcast_to(block, (block.shape[0], tile.classes.shape[1]))
-    return fold.part(
-        block if tile.inside is None else jnp.where(tile.inside, block, jnp.asarray(fold.neutral, block.dtype))
-    )
+    return fold.part(block)

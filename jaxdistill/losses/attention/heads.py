@@ -24,7 +24,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Heads, Signals, Term
+from jaxdistill.core.types import Array, AttentionHeads, Signals, Term
 from jaxdistill.losses.attention.self_attention import (
     attentions_of,
     each_head,
@@ -99,12 +99,12 @@ def heads(
             scores = _scores(student, learning, f"student's layer {layers[0]}")
             targets = _scores(target, teaching, f"teacher's layer {layers[1]}")
             found.append(len(members) * DISTANCES[match](scores, targets, visible_keys(student, signals)))
-        return over_queries(sum(found) / len(pairs), signals)
+        return over_queries(sum(found, jnp.zeros(())) / len(pairs), signals)
 
     return stateless(values, local=False, needs=frozenset({"teacher"}))
 
 
-def _scores(heads: Heads, chosen: tuple[int, ...], where: str) -> Array:
+def _scores(heads: AttentionHeads, chosen: tuple[int, ...], where: str) -> Array:
     """Of the chosen heads alone, `[rows, chosen, queries, keys]`."""
     count = heads.query.shape[2]
     if max(chosen) >= count:

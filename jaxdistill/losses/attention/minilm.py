@@ -18,8 +18,10 @@ When: a smaller transformer inherits a larger one's reading of texts, before or 
 Checked: against the formula in plain float64 numpy (no code was published), and by what a tiny student learns.
 """
 
+import jax.numpy as jnp
+
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Heads, Signals, Term
+from jaxdistill.core.types import Array, AttentionHeads, Signals, Term
 from jaxdistill.losses.attention.self_attention import (
     each_head,
     head_divergence,
@@ -33,7 +35,7 @@ from jaxdistill.losses.hidden.layers import LayerMap, check_layers
 from jaxdistill.losses.term import stateless
 
 
-def attention_and_value_divergence(student: Heads, teacher: Heads, visible: Array) -> Array:
+def attention_and_value_divergence(student: AttentionHeads, teacher: AttentionHeads, visible: Array) -> Array:
     """KL of attention distributions plus KL of value relations, `[rows, queries]`."""
     attention = lambda side: products(side.query, side.key)
     relations = lambda side: products(*[each_head(side.value, side.query.shape[2])] * 2)
@@ -56,6 +58,6 @@ def minilm(layers: LayerMap = "last", teacher: int = 0) -> Term:
         for pair in pairs:
             require_equal_heads(*pair)
         found = [attention_and_value_divergence(*pair, visible_keys(pair[0], signals)) for pair in pairs]
-        return over_queries(sum(found) / len(found), signals)
+        return over_queries(sum(found, jnp.zeros(())) / len(found), signals)
 
     return stateless(values, local=False, needs=frozenset({"teacher"}))

@@ -23,6 +23,7 @@ Checked: against the formula in plain float64 numpy (no code was published); wit
 value relations are those of `minilm`.
 """
 
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.core.registry import losses
@@ -84,6 +85,6 @@ def minilm2(
                 if weight:
                     ours, theirs = (relations(getattr(side, kind), relation_heads) for side in (student, target))
                     found.append(weight * head_divergence(ours, theirs, visible))
-        return over_queries(sum(found) / len(pairs), signals)
+        return over_queries(sum(found, jnp.zeros(())) / len(pairs), signals)
 
     return stateless(values, local=False, needs=frozenset({"teacher"}))

@@ -8,7 +8,7 @@ mean; a query that is padding is out of the mean.
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from jaxdistill.core.types import Array, Heads, Signals
+from jaxdistill.core.types import Array, AttentionHeads, Signals
 from jaxdistill.losses.hidden.layers import LayerMap, layer_pairs
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.term import extent_mean, one_of, precise, real_tokens, without_padding
@@ -48,7 +48,7 @@ def score_distance(
     return jnp.sum(square, axis=-1) / jnp.maximum(jnp.sum(visible[:, 0], axis=-1), 1)
 
 
-def attentions_of(signals: Signals, teacher: int) -> tuple[tuple[Heads, ...], tuple[Heads, ...]]:
+def attentions_of(signals: Signals, teacher: int) -> tuple[tuple[AttentionHeads, ...], tuple[AttentionHeads, ...]]:
     """What each layer attends with, the student's and the teacher's.
 
     Raises:
@@ -62,7 +62,7 @@ def attentions_of(signals: Signals, teacher: int) -> tuple[tuple[Heads, ...], tu
     return students, teachers
 
 
-def pairs_of_heads(layers: LayerMap, signals: Signals, teacher: int) -> list[tuple[Heads, Heads]]:
+def pairs_of_heads(layers: LayerMap, signals: Signals, teacher: int) -> list[tuple[AttentionHeads, AttentionHeads]]:
     """What the layers of a map attend with, the student's and the teacher's; padding holds zeros.
 
     Raises:
@@ -80,7 +80,7 @@ def pairs_of_heads(layers: LayerMap, signals: Signals, teacher: int) -> list[tup
     return [(_without_padding(ours, signals), _without_padding(theirs, signals)) for ours, theirs in pairs]
 
 
-def require_equal_heads(student: Heads, teacher: Heads) -> None:
+def require_equal_heads(student: AttentionHeads, teacher: AttentionHeads) -> None:
     """Refuses layers whose heads cannot be paired.
 
     Raises:
@@ -91,12 +91,12 @@ def require_equal_heads(student: Heads, teacher: Heads) -> None:
         raise ValueError(f"heads differ (student {ours}, teacher {theirs}); use minilm2, which splits them anew")
 
 
-def _without_padding(heads: Heads, signals: Signals) -> Heads:
+def _without_padding(heads: AttentionHeads, signals: Signals) -> AttentionHeads:
     """The same with zeros where there is no token, so that nothing that stands there leaks."""
-    return Heads(*(without_padding(x, signals.batch) for x in (heads.query, heads.key, heads.value)))
+    return AttentionHeads(*(without_padding(x, signals.batch) for x in (heads.query, heads.key, heads.value)))
 
 
-def visible_keys(heads: Heads, signals: Signals) -> Bool[Array, "rows 1 queries keys"]:
+def visible_keys(heads: AttentionHeads, signals: Signals) -> Bool[Array, "rows 1 queries keys"]:
     """Which keys each query sees: no padding, no other document, and of running text no later token."""
     rows, length = heads.key.shape[:2]
     seen, real = jnp.ones((rows, 1, length, length), bool), real_tokens(signals.batch, (rows, length))

@@ -1,5 +1,7 @@
 """What terms that match derivatives share: `models/derivatives.py` makes them, by vjp."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -13,7 +15,8 @@ def input_gradients(signals: Signals, teacher: int) -> tuple[Array, Array]:
     Raises:
         ValueError: their inputs differ in shape.
     """
-    student, target = signals.student.input_gradients, one_of(signals.teachers, teacher).input_gradients
+    student: Any = signals.student.input_gradients  # there, as the term needs them
+    target: Any = one_of(signals.teachers, teacher).input_gradients
     if student.shape != target.shape:
         shapes = f"student {list(student.shape[1:])}, teacher {list(target.shape[1:])}"
         cure = "Give both one width of embedding, or match gradients of hidden states: loss_gradients"

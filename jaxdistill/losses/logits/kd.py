@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
-from jaxdistill.core.types import Array, Few, Signals, Term
+from jaxdistill.core.types import Array, Signals, SparseLogits, Term
 from jaxdistill.losses.term import precise, softened
 
 
@@ -43,8 +43,8 @@ def kl_divergence(
     return jnp.sum(p * (jnp.where(p > 0, log_p, 0.0) - jnp.where(p > 0, log_q, 0.0)), axis=-1)
 
 
-def kl_to_few(
-    student: Float[Array, "*batch classes"], teacher: Few, temperature: Float[Array, ""] | float = 1.0
+def kl_to_sparse(
+    student: Float[Array, "*batch classes"], teacher: SparseLogits, temperature: Float[Array, ""] | float = 1.0
 ) -> Float[Array, "*batch"]:
     """`kl_divergence` from a teacher of which few classes are known, while all others have one logit."""
     logits = precise(student) / temperature
@@ -73,7 +73,7 @@ def kd(temperature: Scalar = 4.0, scale_t2: bool = True) -> Term:
     """
 
     def values(signals: Signals) -> Array:
-        student, few, at = signals.student.logits, signals.teacher.few, signals.temperature
-        return kl_divergence(student, signals.teacher.logits, at) if few is None else kl_to_few(student, few, at)
+        student, few, at = signals.student.logits, signals.teacher.sparse, signals.temperature
+        return kl_divergence(student, signals.teacher.logits, at) if few is None else kl_to_sparse(student, few, at)
 
     return softened(values, temperature, scale_t2, linear=True)

@@ -49,7 +49,7 @@ def standardized(loss: Term) -> Term:
     """
 
     def scored(outputs: Outputs) -> Outputs:
-        return replace(outputs, logits=z_score(outputs.logits), few=None)
+        return replace(outputs, logits=z_score(outputs.logits), sparse=None)
 
     def seen(signals: Signals) -> Signals:
         teacher = None if signals.teacher is None else scored(signals.teacher)

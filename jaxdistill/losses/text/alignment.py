@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
-from jaxdistill.core.types import Array, Signals, Spans
+from jaxdistill.core.types import Array, Signals, TokenSpans
 from jaxdistill.losses.term import one_of, precise
 
 
@@ -52,7 +52,7 @@ def aligned(signals: Signals, teacher: int) -> Aligned:
             shapes = f"{list(log_q.shape)} and {list(log_p.shape)}"
             raise ValueError(f"logits of {shapes} have no places in common; let the teacher read 'teacher/' of aligned")
         return Aligned(log_q, log_p, jnp.ones(log_q.shape[:-1], bool))
-    own = Spans(signals.batch["span"], signals.batch["label"])
+    own = TokenSpans(signals.batch["span"], signals.batch["label"])
     at, found = partners(own.number, said.spans.number)
     there = lambda x: jnp.take_along_axis(x, at.reshape(at.shape + (1,) * (x.ndim - 2)), axis=1)
     single = begins(own.number) & there(begins(said.spans.number))
@@ -78,7 +78,7 @@ def partners(
     return jnp.argmax(same, axis=2), jnp.any(same, axis=2)
 
 
-def measure(log_p: Float[Array, "batch length classes"], spans: Spans) -> Float[Array, "batch length classes"]:
+def measure(log_p: Float[Array, "batch length classes"], spans: TokenSpans) -> Float[Array, "batch length classes"]:
     """The logarithm of m at each position, from log-probabilities."""
     own = jnp.take_along_axis(log_p, spans.label[..., None], axis=-1)[..., 0]
     own = jnp.where(spans.number > 0, own, 0.0)

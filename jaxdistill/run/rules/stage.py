@@ -185,7 +185,8 @@ def activations_are_constrained(view: StageView) -> None:
     model, rows = view.parts.student, view.shapes["train"]
     out, variables = abstract_outputs(model, "student.model", rows)
     with jax.set_mesh(view.mesh):
-        traced = jax.make_jaxpr(lambda v, b, k: model.apply(*v, b, train=True, key=k)[0])(variables, rows, KEY)
+        apply = lambda v, b, k: model.apply(v.params, v.state, b, train=True, key=k)[0]
+        traced = jax.make_jaxpr(apply)(variables, rows, KEY)
     found, needed = jaxpr.count(traced.jaxpr, "sharding_constraint"), max(1, len(out.hidden_states))
     if found < needed:
         cure = "Pass each layer's activations through jaxdistill.by_rows, or set one axis of the mesh to 1."

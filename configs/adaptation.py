@@ -1,6 +1,7 @@
-"""Domain adaptation: digits with labels in white on black, digits without in black on white, on which all are judged.
+"""Domain adaptation: labels for white-on-black digits (source), none for black-on-white digits (target).
 
-A teacher for each domain, heard on rows of its own domain alone; the student has the labels of the source alone.
+There is a teacher for each domain, queried on rows of its own domain alone. The student has labels of the source alone
+and is evaluated on the target.
 Commands:
     python -m jaxdistill.main --config configs/adaptation.py:source --workdir runs/adaptation/source
     python -m jaxdistill.main --config configs/adaptation.py:target --workdir runs/adaptation/target
@@ -8,20 +9,20 @@ Commands:
     python -m jaxdistill.main --config configs/adaptation.py:labels --workdir runs/adaptation/labels
 
     source, target   the teachers
-    student          learns from both, and from the labels of the source
-    labels           the student on the labels of the source alone: the control
+    student          learns from both teachers and from the labels of the source
+    labels           the control: the same student on the labels of the source alone
 
-Cost: a minute each. Result (1 seed): 90.2 %, its teacher 91.3, the control 10.0. Over 3 seeds, smaller and beside its
-twin: `experiments/adaptation`.
+Cost: a minute each. Result (1 seed): 90.2 %, its teacher 91.3, the control 10.0. `experiments/adaptation` has a smaller
+version over 3 seeds, with a deliberately broken variant.
 """
 
 from functools import cache
 
 import numpy as np
-from jaxdistill.models.hub.packages import default_folder
 from jaxdistill.registry import datasets
 
 from jaxdistill import choose, differ, make
+from jaxdistill.core.packages import default_folder
 from jaxdistill.data import open_records
 
 STUDENT, TEACHER = "mlp(widths=(128,), classes=10)", "mlp(widths=(256, 256), classes=10)"
@@ -29,21 +30,23 @@ RUNS = "runs/adaptation"
 
 
 class Digits(list):
-    """Records, and how many classes they have."""
+    """A list of records with their number of classes."""
 
     classes = 10
 
 
 @datasets.register
-@cache  # a run asks several times
+@cache  # a run opens the data set several times
 def positives_and_negatives(split: str) -> Digits:
-    """Half of the training digits for each domain: `present` says which of two teachers knows a record's.
+    """Load digits of one domain; the field `present` marks which of the two teachers knows the record's domain.
+
+    Each domain has half of the training digits.
 
     Args:
-        split: "source", "target", "unlabelled" (the target, where each label is 0) or "test" (of the target).
+        split: "source", "target", "unlabelled" (the target with each label set to 0) or "test" (of the target).
     """
     records = open_records("mnist5k", "test" if split == "test" else "train", default_folder(), "data", "train")
-    rows = np.arange(len(records))  # of the ten classes in turn, so each domain has as many of each
+    rows = np.arange(len(records))  # classes take turns in the records, so each domain has equally many of each class
     found = records.take(rows if split == "test" else rows[rows // 10 % 2 == int(split != "source")])
     if split != "source":
         found["image"] = 255 - found["image"]

@@ -1,11 +1,11 @@
-"""Born again: a student of its teacher's own architecture, generation after generation.
+"""Born again: a student with the architecture of its teacher, for several generations.
 
 Paper: Furlanello, Lipton, Tschannen, Itti and Anandkumar, Born Again Neural Networks, 2018 (arxiv.org/abs/1805.04770):
-soft targets beside labels; every generation learns from the one before, and the first from labels alone.
+soft targets and labels. Every generation learns from the one before, and the first from labels alone.
 Command: python -m jaxdistill.main --config configs/born_again.py --workdir runs/born1 (2 minutes on 2 cores)
 Next generation: python -m jaxdistill.main --config configs/born_again.py --workdir runs/born2 \
     --config.seed=1 --config.teachers.before.checkpoint=runs/born1
-Result (1 seed): the first network has 93.3 %, the second 92.3, the third 92.4, from labels alone 92.7 and 93.3: no
+Result (1 seed): the first network has 93.3 %, the second 92.3, the third 92.4; from labels alone 92.7 and 93.3. No
 gain, as in experiments/peers, which has two generations on 500 digits over 3 seeds.
 """
 

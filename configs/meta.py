@@ -1,20 +1,20 @@
-"""Meta distillation: a teacher that learned wrong labels is mended by a quiz of a hundred right ones.
+"""Meta distillation: a quiz of a hundred correct labels corrects a teacher that learned wrong ones.
 
-Paper: Zhou, Xu and McAuley, BERT Learns to Teach, 2022 (arxiv.org/abs/2106.04570). The teacher takes 85 % of the
-threes for fours and of the sevens for eights, and so does a student that trusts it.
+Paper: Zhou, Xu and McAuley, BERT Learns to Teach, 2022 (arxiv.org/abs/2106.04570). For the teacher, 85 % of
+the threes are labelled as fours and of the sevens as eights; a student that learns from it makes the same errors.
 Command: python -m jaxdistill.main --config configs/meta.py --workdir runs/meta
-Result (5 seeds): 88.6 %, trusted 73.2, tuned on the quiz 89.0; see experiments/meta.
-Beside it, meta.py:static trusts the teacher, meta.py:tuned trains it on the quiz before anybody learns from it, and
-meta.py:labels adds the quiz's labels to what a trusting student minimises.
+Result (5 seeds): 88.6 %, static 73.2, tuned on the quiz 89.0; see experiments/meta.
+For comparison, meta.py:static uses the teacher as it is, meta.py:tuned trains it on the quiz before the student learns
+from it, and meta.py:labels uses it as it is and adds the quiz's labels as a loss term.
 """
 
 from functools import cache
 
 import numpy as np
-from jaxdistill.models.hub.packages import default_folder
 from jaxdistill.registry import datasets
 
 from jaxdistill import choose, make
+from jaxdistill.core.packages import default_folder
 from jaxdistill.data import open_records
 
 STEPS = {
@@ -26,15 +26,15 @@ STEPS = {
 
 
 class Digits(list):
-    """Records, and how many classes they have."""
+    """A list of records with their number of classes."""
 
     classes = 10
 
 
 @datasets.register
-@cache  # a run asks several times
+@cache  # a run opens the data set several times
 def mislabelled_digits(split: str, classes: tuple[int, ...] = (3, 7), share: float = 0.85) -> Digits:
-    """Digits with a further field `wrong_label`: in a share of the rows of some classes it is the class after."""
+    """Load digits with a field `wrong_label`: in a share of the rows of some classes, the next class."""
     records = open_records("mnist5k", split, default_folder(), "data", "train")
     fields = records.take(np.arange(len(records)))
     lied = np.isin(fields["label"], classes) & (np.random.default_rng(0).random(len(records)) < share)

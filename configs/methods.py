@@ -1,14 +1,15 @@
-"""Every loss that one teacher can teach by, each on 400 digits: FILE.py:NAME, such as configs/methods.py:dkd.
+"""Every loss for one teacher, each on 400 digits: FILE.py:NAME, such as configs/methods.py:dkd.
 
-Paper: each method's own, see docs/methods/NAME.md. Beside the labels, whose weight is 0.1 where logits are matched and
-1 elsewhere, the student has this one term, with the weight that its paper or its page gives; nothing was searched.
-Three published weights, of attention_transfer, fsp and semckd, drowned the labels between these layers, which are not
-normalised: they are lowered.
+Paper: that of each method, see docs/methods/NAME.md. The student's loss is the labels plus this one term. The labels
+have weight 0.1 where logits are matched and 1 elsewhere. The term has the weight of its paper or of its page; nothing
+was searched. Three published weights, of attention_transfer, fsp and semckd, overwhelmed the labels, because these
+layers are not normalised: they are lowered.
 Command: python -m jaxdistill.main --config configs/methods.py:dkd --workdir runs/dkd (a minute on 2 cores)
-Result: experiments/methods/README.md has all of them beside their control, over 3 seeds.
+Result: experiments/methods/README.md compares all of them with the control (the same student on labels alone), 3 seeds.
 
-The student sees a tenth of the digits, its teacher saw all of them, shifted too. Three pairs of networks, by what a
-method reads: `mlp` (logits, embeddings, gradients), `vit` (layers, attention), `cnn` (maps).
+The student sees a tenth of the digits; its teacher was trained on all of them, randomly shifted. There are three pairs
+of networks, chosen by what a method reads: `mlp` (logits, embeddings, gradients), `vit` (layers, attention) and `cnn`
+(feature maps).
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from jaxdistill import choose, differ, make
 
 
 class Method(NamedTuple):
-    """One method: which networks it is tried on, and its term beside the labels, or the step that weighs the terms."""
+    """A method: its pair of networks, its loss term and the weights, or the step that weights the terms."""
 
     pair: str
     term: str = ""
@@ -26,7 +27,7 @@ class Method(NamedTuple):
     step: str = ""
 
 
-PAIRS = {  # student, teacher, steps and rate of the teacher, rate of the student
+PAIRS = {  # student, teacher, steps and learning rate of the teacher, learning rate of the student
     "mlp": ("mlp(widths=(64, 64), classes=10)", "mlp(widths=(256, 256), classes=10)", 600, 0.005, 0.003),
     "cnn": (
         "resnet_imagenet(widths=(8, 16), depths=(1, 1), block='basic', stem=8, channels=1, classes=10)",
@@ -43,7 +44,7 @@ PAIRS = {  # student, teacher, steps and rate of the teacher, rate of the studen
         0.002,
     ),
 }
-ALIKE = "((0, 6), (1, 7), (2, 7), (3, 5), (3, 8), (4, 9), (5, 6), (7, 9))"  # digits that are written alike
+ALIKE = "((0, 6), (1, 7), (2, 7), (3, 5), (3, 8), (4, 9), (5, 6), (7, 9))"  # digits that look alike
 TASKS = "terms=('kd', 'cross_entropy')"
 
 METHODS = {
@@ -62,10 +63,10 @@ METHODS = {
     "hard": Method("mlp", "hard(loss=kd(temperature=4.0), by='entropy')", labels=0.1),
     "uld": Method("mlp", "uld(temperature=4.0)", labels=0.1),
     "gold": Method("mlp", "gold(temperature=4.0)", labels=0.1),
-    # no teacher: what soft targets are compared with
+    # no teacher: baselines for soft targets
     "label_smoothing": Method("mlp", "cross_entropy(label_smoothing=0.2)"),
     "related_labels": Method("mlp", f"related_labels(edges={ALIKE}, share=0.2)"),
-    # relations of examples
+    # relations between examples
     "rkd": Method("mlp", "rkd(distance=25.0, angle=50.0)"),
     "similarity": Method("mlp", "similarity", 3000.0),
     "pkt": Method("mlp", "pkt", 30000.0),
@@ -80,7 +81,7 @@ METHODS = {
     # layers
     "hidden": Method("vit", "hidden(layers='uniform')"),
     "attention_transfer": Method("vit", "attention_transfer(layers='uniform')", 100.0),
-    "fused_hidden": Method("vit", "fused_hidden(layers='uniform')"),  # of one teacher, it is `hidden`
+    "fused_hidden": Method("vit", "fused_hidden(layers='uniform')"),  # with one teacher, the same as `hidden`
     "nst": Method("vit", "nst(layers='uniform')", 150.0),
     "fsp": Method("vit", "fsp(layers='uniform')", 0.5),
     "vid": Method("vit", "vid(layers='uniform')", 3.0),
@@ -93,7 +94,7 @@ METHODS = {
     "minilm2": Method("vit", "minilm2(relation_heads=8)"),
     "heads": Method("vit", "heads(((4, 0), (2, 0), (4, 1), (2, 1)))"),
     "decay": Method("vit", "decay(towards='teacher')", 0.001),
-    # weights that are found meanwhile, of soft targets and labels; and layers by a gate
+    # learned weights of soft targets and labels; layers chosen by a gate
     "uncertainty": Method("mlp", "kd(temperature=4.0)", step=f"uncertainty({TASKS})"),
     "gradnorm": Method("mlp", "kd(temperature=4.0)", step=f"gradnorm({TASKS})"),
     "mgda": Method("mlp", "kd(temperature=4.0)", step=f"mgda({TASKS})"),
@@ -102,7 +103,7 @@ METHODS = {
 
 
 def beside_labels(pair: str, terms: dict, labels: float = 1.0, **further):
-    """A run of a pair of networks, whose student has these terms beside the labels of a weight."""
+    """Make the config of a pair of networks whose student has these terms and labels of the given weight."""
     student, teacher, steps, rate, own_rate = PAIRS[pair]
     return make(
         student={"model": student},

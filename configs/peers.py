@@ -1,12 +1,12 @@
-"""Teachers that learn with their student: peers, a wider network beside it, its own average.
+"""Teachers that learn together with their student: peers, a wider network, the student's running average.
 
 Command: python -m jaxdistill.main --config configs/peers.py:mutual --workdir runs/mutual
 
-    mutual        two peers, each of which hears the others: Zhang et al., Deep Mutual Learning, 2018
+    mutual        two peers; every network learns from the others: Zhang et al., Deep Mutual Learning, 2018
                   (arxiv.org/abs/1706.00384)
-    co_training   a wider network learns from labels alone, while the student hears it
-    mean_teacher  the student's own average: Tarvainen and Valpola, 2017 (arxiv.org/abs/1703.01780)
-    alone         labels: the control
+    co_training   a wider network learns from labels alone, while the student learns from it
+    mean_teacher  the student's running average: Tarvainen and Valpola, 2017 (arxiv.org/abs/1703.01780)
+    alone         the control: the same student on labels alone
 
 Cost: under a minute each. Result: in `experiments/peers`, over 3 seeds on 500 digits: no gain.
 """
@@ -17,7 +17,7 @@ MODEL, WIDE = "mlp(widths=(128,), classes=10)", "mlp(widths=(256, 256), classes=
 
 
 def learns(step, *peers):
-    """From labels, and from networks that begin with the student."""
+    """Return the changes for a student that learns from labels and from untrained peers."""
     return {
         "step": step,
         "teachers": {f"peer{number}": {"model": model} for number, model in enumerate(peers)},

@@ -1,15 +1,15 @@
-"""Language models on pods, planned before a pod is rented: FILE.py:NAME, such as configs/pods.py:llama405.
+"""Language models on TPU pods, planned before a pod is rented: FILE.py:NAME, such as configs/pods.py:llama405.
 
-Paper: Hinton, Vinyals and Dean, 2015 (arxiv.org/abs/1503.02531), for each token, beside the text: Qwen3-32B into 4B
-(arxiv.org/abs/2505.09388) and Llama 3.1 405B into 8B (arxiv.org/abs/2407.21783), 4,096 tokens a row.
+Paper: Hinton, Vinyals and Dean, 2015 (arxiv.org/abs/1503.02531), for each token, plus the cross-entropy of the text:
+Qwen3-32B into 4B (arxiv.org/abs/2505.09388) and Llama 3.1 405B into 8B (arxiv.org/abs/2407.21783), 4,096 tokens a row.
 Commands:
     jaxdistill plan --config configs/pods.py:qwen3 --topology v6e:16x16
     jaxdistill plan --config configs/pods.py:llama405 --topology v5p:4x8x8
-Cost: minutes on a laptop, without weights; experiments/pods has a table of what fits; tpu/README.md, how a pod runs it.
+Cost: minutes on a laptop, without weights. experiments/pods has a table of what fits; tpu/README.md explains pod runs.
 
-configs/shapes/ has the published config.json of each, and no weights: a run names a folder or hub id that has them
-(--config.student.model, --config.teachers.large.model), and texts instead of drawn tokens (--config.data.name and
---config.data.tokens).
+configs/shapes/ has the published config.json of each, and no weights. A real run must name a folder or hub id with
+weights (--config.student.model, --config.teachers.large.model), and texts instead of random tokens (--config.data.name
+and --config.data.tokens).
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from jaxdistill import choose, make
 
 
 class Pair(NamedTuple):
-    """Teacher and student, by their folders in configs/shapes, and how many tokens both know."""
+    """The folders of teacher and student in configs/shapes, and the size of their vocabulary."""
 
     teacher: str
     student: str
@@ -35,7 +35,7 @@ PAIRS = {
 
 
 class Drawn:
-    """Rows of tokens drawn at random, each from its own number: for plans, and to time a pod."""
+    """Rows of random tokens, each seeded by its number: for plans, and to time a pod."""
 
     def __init__(self, vocabulary: int, length: int, rows: int, stream: int):
         self.vocabulary, self.length, self.rows, self.stream = vocabulary, length, rows, stream
@@ -51,7 +51,7 @@ class Drawn:
 
 @datasets.register
 def drawn_tokens(vocabulary: int, length: int, split: str, rows: int = 2**20) -> Drawn:
-    """Rows of tokens that mean nothing."""
+    """Return rows of random tokens."""
     return Drawn(vocabulary, length, rows, {"train": 0, "test": 1}[split])
 
 

@@ -1,9 +1,11 @@
 """Quickstart: a one-layer perceptron learns real handwritten digits from a residual network.
 
 Paper: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015 (arxiv.org/abs/1503.02531): the
-teacher saw shifted digits, the student sees them as they are, and inherits what the shifts taught.
+teacher is trained on shifted digits; the student sees unshifted ones, and learns from the teacher what the shifts
+taught.
 Command: python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart (3 minutes on 2 cores)
-Result (seed 0): teacher 98.1 %, student 93.9 %, control 92.7 %. Over 5 seeds with searched rates: +0.96 points.
+Result (seed 0): teacher 98.1 %, student 93.9 %, control (the same student on labels alone) 92.7 %. Over 5 seeds with
+searched rates: +0.96 points.
 """
 
 from jaxdistill import make

@@ -1,14 +1,14 @@
 """SmolLM2-135M into a decoder of 11.3 M parameters: two of its thirty layers, and a vocabulary cut to the Bible.
 
-Paper: Hinton, Vinyals and Dean, 2015 (arxiv.org/abs/1503.02531), for each token; a student made of its teacher's
-layers as in Sanh et al., DistilBERT, 2019 (arxiv.org/abs/1910.01108). Half of the loss is the teacher's distribution,
-half the text, which the teacher does not know as well as a student that was trained on it.
+Paper: Hinton, Vinyals and Dean, 2015 (arxiv.org/abs/1503.02531), for each token. The student is initialised from
+its teacher's layers as in Sanh et al., DistilBERT, 2019 (arxiv.org/abs/1910.01108). Half of the loss is the teacher's
+distribution, half the text, which the teacher knows less well than a student trained on it.
 Commands:
     jaxdistill vocabulary --config configs/smollm2.py:whole --out runs/smollm2/vocabulary
     jaxdistill cache --config configs/smollm2.py
     python -m jaxdistill.main --config configs/smollm2.py --workdir runs/smollm2/recipe
-On-policy, smollm2.py:on_policy writes half of its texts itself, and its living teacher scores them (GKD's lambda = 0.5;
-Agarwal et al., 2023, arxiv.org/abs/2306.13649): ten times as long, see `experiments/smollm2`.
+smollm2.py:on_policy is on-policy: the student writes half of its texts itself, and the live teacher scores them (GKD's
+lambda = 0.5; Agarwal et al., 2023, arxiv.org/abs/2306.13649). It takes ten times as long, see `experiments/smollm2`.
 Cost: 20 minutes for the cache, 10 for the student, on one core.
 Result (3 seeds): 3.853 nats a token, the same network without a teacher 4.184, the teacher 3.190.
 """

@@ -1,12 +1,12 @@
 """Newswire topics from few labels: all-MiniLM-L6 is fine-tuned on 274, and teaches small students on 5,485 texts.
 
-Teacher, students and controls have the same labels, those of a twentieth of the training texts. A student reads the
-others too, without a label, as its teacher reads them: Turc et al., Well-Read Students Learn Better, 2019
-(arxiv.org/abs/1908.08962). All begin from all-MiniLM-L6-v2 (Apache-2.0); of a text they read 24 tokens.
+Teacher, students and controls (the same students without a teacher) have the same labels, those of a twentieth of the
+training texts. A student also learns from the teacher's outputs on the unlabelled rest: Turc et al., Well-Read Students
+Learn Better, 2019 (arxiv.org/abs/1908.08962). All start from all-MiniLM-L6-v2 (Apache-2.0) and read 24 tokens per text.
 
-    teacher         six layers: 22.7 M parameters, of which 10.8 M are not of the embedding
-    plain           two of its layers, and its soft targets: Hinton, Vinyals and Dean, Distilling the Knowledge in a
-                    Neural Network, 2015 (arxiv.org/abs/1503.02531)
+    teacher         six layers: 22.7 M parameters, 10.8 M of them outside the embedding
+    plain           two of these layers, trained on soft targets: Hinton, Vinyals and Dean, Distilling the Knowledge in
+                    a Neural Network, 2015 (arxiv.org/abs/1503.02531)
     distilbert      soft targets, the cosine of the last hidden states, and the task, with the paper's weights: Sanh et
                     al., DistilBERT, 2019 (arxiv.org/abs/1910.01108); the task has the 274 labels
     tinybert        for half of the steps embedding, scores and hidden states, then soft targets: Jiao et al.,
@@ -14,12 +14,12 @@ others too, without a label, as its teacher reads them: Turc et al., Well-Read S
     minilm          for half of the steps attention and value relations of the last layer, then soft targets: Wang et
                     al., MiniLM, 2020 (arxiv.org/abs/2002.10957)
     control         the student of plain on the 274 labels, for as many steps, without a teacher
-    small           one layer, half of its perceptron, and 7,000 of the 30,522 tokens; learns as in plain
+    small           one layer, half of its MLP width, and 7,000 of the 30,522 tokens; learns as in plain
     small_control   the student of small on the 274 labels, without a teacher
     all_labels      the student of plain on all 5,485 labels, without a teacher
 
-The students' vocabulary is cut to the 9,003 tokens that the training texts use. Whoever teaches hidden states is cut
-alike, which changes nothing of these texts; the teacher of small reads whole tokens.
+The students' vocabulary is cut to the 9,003 tokens that the training texts use. A teacher of hidden states is cut in
+the same way, which changes nothing for these texts; the teacher of small keeps its full vocabulary.
 
 Commands (`python -m experiments.recipes` does all of it):
     python -m jaxdistill.main --config configs/topics.py:teacher --workdir runs/topics/teacher
@@ -30,7 +30,7 @@ Commands (`python -m experiments.recipes` does all of it):
     jaxdistill cache --config configs/topics.py:small
     python -m jaxdistill.main --config configs/topics.py:distilbert --workdir runs/topics/mine
 Cost: 15 minutes for the teacher and the caches, 1 to 4 for a student, on a busy core.
-Result (3 seeds): teacher 90.2 %, plain 89.4, control 87.2; small 88.8, small_control 82.5. Of one or two seeds:
+Result (3 seeds): teacher 90.2 %, plain 89.4, control 87.2; small 88.8, small_control 82.5. With one or two seeds:
 distilbert 89.7, minilm 89.2, tinybert 89.5, all_labels 93.9. Intervals: `experiments/recipes`.
 """
 
@@ -63,12 +63,12 @@ def get_config(word="distilbert"):
 
 
 def newswire(tokenizer, **differences):
-    """Reuters with its 8 largest topics; what all have in common."""
+    """Make the config that all presets share: Reuters with its 8 largest topics."""
     common = {
         "control": False,
         "clip_norm": 1.0,
         "data": {"name": "reuters/r8", "tokens": f"sentences(tokenizer={tokenizer!r}, length=24)"},
-        "evaluate": {"every": 2000, "batch_size": 199, "layers": ()},  # 11 batches; the last step is always judged
+        "evaluate": {"every": 2000, "batch_size": 199, "layers": ()},  # 11 batches; the last step is always evaluated
     }
     return make(**common | differences)
 
@@ -87,7 +87,7 @@ def teacher():
 
 
 def distilled(vocabulary, tokens, teacher):
-    """A student that reads the tokens of a vocabulary, and its teacher."""
+    """Make the config of a student with a cut vocabulary and its teacher."""
     config = newswire(
         vocabulary,
         steps=300,
@@ -123,7 +123,7 @@ def distilbert():
 
 
 def phased(first, title):
-    """A first phase without soft targets. No cache holds attentions, so the teacher is alive."""
+    """Make a config with a first phase without soft targets; the teacher is live, as caches hold no attentions."""
     config = plain()
     teachers = {"minilm": {**config.teachers.minilm.to_dict(), "cache": ""}}
     objective = {first: {"weight": FIRST}, "kd": {"term": "kd(temperature=1.0)", "weight": SECOND}}
@@ -139,7 +139,7 @@ def minilm():
 
 
 def on_labels(config, vocabulary, split, title):
-    """The same student, for as many steps, without a teacher."""
+    """Change a config to its control: the same student for as many steps, without a teacher."""
     tokens = f"sentences(tokenizer={vocabulary!r}, length=24)"
     data = {"train": split, "tokens": tokens}
     return differ(config, title=title, teachers={}, objective={"cross_entropy": {}}, data=data)
@@ -156,7 +156,7 @@ def all_labels():
 def small():
     teacher = {
         "model": f"pretrained({TAUGHT!r})",
-        "reads": "teacher/",  # the whole tokens of a text, where the student may have to spell
+        "reads": "teacher/",  # the teacher's own tokens; the student may have to spell a word in smaller pieces
         "cache": "outputs(folder='runs/topics/cache-most', dtype='float16')",
     }
     model = f"pretrained({MINILM!r}, layers=(0,), cut=(('ffn', 'evenly', 768),), keep={MOST!r}, {SHAPE})"

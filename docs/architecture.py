@@ -56,7 +56,9 @@ def floors(names: set[str], pairs: set[tuple[str, str]]) -> dict[str, int]:
         ready = [name for name in sorted(names - found.keys()) if below[name] <= found.keys()]
         if not ready:  # a circle: its rooms share a floor, and the arrows show it
             ready = sorted(names - found.keys())
-        found |= {name: 1 + max((found[other] for other in below[name] if other in found), default=-1) for name in ready}
+        found |= {
+            name: 1 + max((found[other] for other in below[name] if other in found), default=-1) for name in ready
+        }
     return found
 
 

@@ -1,7 +1,7 @@
 """jaxdistill: knowledge distillation in JAX. Small models inherit from large ones.
 
-`distill(config, workdir)` runs a config and `make(...)` makes one; `jaxdistill.registry` takes parts of your own.
-Everything is imported on first use, so that `import jaxdistill` costs nothing.
+`make(...)` makes a config and `distill(config, workdir)` runs it. Decorators in `jaxdistill.registry` register your own
+losses, models and other parts. Submodules are imported on first use, so that `import jaxdistill` is fast.
 """
 
 import importlib

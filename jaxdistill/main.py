@@ -1,6 +1,6 @@
 """The command line: jaxdistill COMMAND, or python -m jaxdistill.main COMMAND.
 
-Without a command it trains: python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart
+The default command is `train`: python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart
 """
 
 import importlib
@@ -12,12 +12,12 @@ from jaxdistill.core.errors import suggest
 
 COMMANDS = {
     "train": "distil a student from its teachers",
-    "cache": "write teachers' outputs once, so that runs need no teacher in memory",
-    "plan": "compile a training step for chips that are not there: does it fit, what does it cost?",
-    "sweep": "compare runs over values of config keys and seeds",
-    "heads": "find the attention heads of a teacher that matter",
-    "synthesize": "have a teacher write text for a student to learn from",
-    "vocabulary": "cut a vocabulary to the texts of a config",
+    "cache": "write the outputs of teachers to disk once, so that runs need no teacher in memory",
+    "plan": "compile a training step for hardware you do not have: does it fit, and what does it cost?",
+    "sweep": "run every combination of config values and seeds, and compare the results",
+    "heads": "rank the attention heads of a teacher by importance",
+    "synthesize": "generate training text with a teacher",
+    "vocabulary": "reduce a vocabulary to the tokens that the training texts use",
 }
 
 USAGE = f"""usage: jaxdistill COMMAND --config FILE [--config.a.b=value ...] ...
@@ -25,7 +25,7 @@ USAGE = f"""usage: jaxdistill COMMAND --config FILE [--config.a.b=value ...] ...
 Knowledge distillation in JAX, version {__version__}.
 
 commands:
-{chr(10).join(f"  {name:<12}{sentence}" for name, sentence in COMMANDS.items())}
+{chr(10).join(f"  {name:<12}{purpose}" for name, purpose in COMMANDS.items())}
 
 `jaxdistill COMMAND --help` explains a command; `jaxdistill train --help` lists every config key.
 Start with: jaxdistill train --config configs/quickstart.py --workdir runs/quickstart
@@ -33,17 +33,17 @@ Start with: jaxdistill train --config configs/quickstart.py --workdir runs/quick
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    """Run the command line and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(USAGE)
-        return 0 if words else 2
-    if words[0] == "--version":
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
         sys.stdout.write(f"jaxdistill {__version__}\n")
         return 0
-    if words[0].startswith("-"):
-        words.insert(0, "train")
-    name, *rest = words
+    if arguments[0].startswith("-"):
+        arguments.insert(0, "train")
+    name, *rest = arguments
     if name not in COMMANDS:
         sys.stderr.write(f"error: unknown command {name!r}. {suggest(name, COMMANDS)}\n")
         return 2
@@ -51,7 +51,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line and exit with its code."""
     sys.exit(run())
 
 

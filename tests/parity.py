@@ -55,7 +55,7 @@ def write_folder(folder: Path, ref: Reference, dtype: Any = np.float32) -> Path:
 def ours(folder: Path, batch: Mapping[str, jax.Array], **options: Any) -> tuple[str, dict[str, Any], Model, Variables]:
     """The network that a folder's config asks for, with the folder's weights; whatever is fresh is an error."""
     source = Safetensors(folder)
-    name = hub_family.of_config(source.config)
+    name = hub_family.family_name(source.config)
     family = hub_family.families[name]
     arguments = {**family.arguments(source.config), **options}
     model = registry.models.build(Spec(name, (), arguments), "model")

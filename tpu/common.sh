@@ -1,5 +1,5 @@
-# Shared by the scripts beside it: options, what a topology is made of, and commands that are printed instead of run.
-# shellcheck shell=bash disable=SC2034 # what is set here is used there
+# Shared by the scripts in this folder: reads options and topologies, and runs commands or prints them (--dry-run).
+# shellcheck shell=bash disable=SC2034 # variables set here are used by those scripts
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -8,9 +8,9 @@ dry=0 name=jaxdistill topology='' slices=1 zone='' project='' workdir='' config=
 
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
-usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; } # the comment that the script begins with
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; } # the comment at the top of the script
 
-# What is left of the command line behind `--` are options of the run: --config.a.b=value.
+# Everything after `--` on the command line is an option of the run: --config.a.b=value.
 read_options() {
     while (($#)); do
         case $1 in
@@ -30,7 +30,7 @@ read_options() {
 
 need() { local each; for each in "$@"; do [[ -n ${!each} ]] || die "--$each is missing; see --help"; done; }
 
-# Words as they could be typed, quoted where they must be.
+# Prints words as one would type them, quoted where needed.
 typed() {
     local each
     for each in "$@"; do
@@ -38,20 +38,20 @@ typed() {
     done
 }
 
-# Runs a command; with --dry-run, prints it.
+# Runs a command, or prints it with --dry-run.
 run() {
     if ((dry)); then typed "$@"; echo; else "$@"; fi
 }
 
-# kind=v6e, shape=16x16, chips=256 of the topology v6e:16x16
+# Splits the topology v6e:16x16 into kind=v6e, shape=16x16 and chips=256.
 read_topology() {
     [[ $topology =~ ^(v5e|v5p|v6e):([0-9]+x[0-9]+(x[0-9]+)?)$ ]] ||
-        die "--topology ${topology:-is missing}: write v6e:16x16, as for jaxdistill.plan"
+        die "--topology ${topology:-is missing}: write v6e:16x16, as for jaxdistill plan"
     kind=${BASH_REMATCH[1]} shape=${BASH_REMATCH[2]} chips=$((${BASH_REMATCH[2]//x/*}))
     [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices $slices: give 1 or more"
 }
 
-# The one command that every process of every machine runs; given again, it goes on from the last checkpoint.
+# Prints the one command that every process of every machine runs. Repeated, it resumes from the last checkpoint.
 training() {
     typed "${1:-.venv/bin/python}" -m jaxdistill.main --config "$config" --workdir "$workdir" --config.distributed.coordinator=auto "${options[@]}"
 }

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# A run on TPU slices of a GKE cluster, as a JobSet (tpu/jobset.yaml).
+# Starts and resumes a run on TPU slices of a GKE cluster, as a JobSet (tpu/jobset.yaml).
 #
 # tpu/gke.sh COMMAND [--name NAME] --topology v6e:16x16 [--slices N] --cluster CLUSTER --zone ZONE [--project PROJECT]
 #                    [--spot] --image IMAGE --config FILE --workdir DIR [--dry-run] [-- --config.a.b=value ...]
 #
-#   create   a node pool for each slice
-#   launch   applies the JobSet; whatever dies is started anew, and goes on from the last checkpoint
-#   watch    the pods, then the log of the first one
-#   resume   takes the JobSet away, if there is one, and launches: the run goes on from its last checkpoint, to the bit
-#   delete   takes the JobSet and the node pools away; the workdir stays
+#   create   creates a node pool for each slice
+#   launch   applies the JobSet; pods that die are restarted, and the run continues from the last checkpoint
+#   watch    lists the pods, then prints the log of the first one
+#   resume   deletes the JobSet, if there is one, and launches: the run continues from its last checkpoint, to the bit
+#   delete   deletes the JobSet and the node pools; the workdir stays
 #
-# The image has this repository in /jaxdistill, installed with EXTRAS=tpu,hf. The workdir is where the claim of the name
-# NAME (ReadWriteMany, such as Filestore) is mounted. JobSet is installed in the cluster, and kubectl speaks to it.
+# The image must have this repository in /jaxdistill, installed with EXTRAS=tpu,hf. The persistent volume claim NAME
+# (ReadWriteMany, such as Filestore) is mounted at the workdir. The cluster must have JobSet installed, and kubectl
+# must be configured for the cluster.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

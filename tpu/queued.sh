@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# A run on Cloud TPU slices through queued resources.
+# Starts and resumes a run on Cloud TPU slices, through queued resources.
 #
 # tpu/queued.sh COMMAND [--name NAME] --topology v6e:16x16 [--slices N] --zone ZONE [--project PROJECT] [--spot]
 #                       --config FILE --workdir DIR [--dry-run] [-- --config.a.b=value ...]
 #
-#   create   asks for the slices; returns at once, and they may take days
+#   create   requests the slices; returns at once, and the slices may take days
 #   launch   copies this repository to every machine, installs it, and starts the run there
-#   watch    the state of the slices, then the log of the first machine
-#   resume   asks for new slices if the old ones were taken away, waits for them, and launches: the run goes on from its
-#            last checkpoint, to the bit
+#   watch    prints the state of the slices, then the log of the first machine
+#   resume   requests new slices if the old ones were taken away, waits for them, and launches: the run continues from
+#            its last checkpoint, to the bit
 #   delete   gives the slices back; the workdir stays
 #
-# The workdir is on a file system that all machines share, mounted there already: Filestore or another NFS.
+# The workdir must be on a file system that all machines share and have mounted: Filestore or another NFS.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# What the product is called, and the system on its machines: docs.cloud.google.com/tpu/docs/runtimes
+# Product names of the chips, and the system images of their machines: docs.cloud.google.com/tpu/docs/runtimes
 declare -A types=([v5e]=v5litepod [v5p]=v5p [v6e]=v6e)
 declare -A systems=([v5e]=v2-alpha-tpuv5-lite [v5p]=v2-alpha-tpuv5 [v6e]=v2-alpha-tpuv6e)
 
@@ -23,7 +23,8 @@ tpus() { run gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$proj
 
 nodes() { if ((slices == 1)); then echo "$name"; else seq -f "$name-%g" 0 $((slices - 1)); fi; }
 
-# Of the request; NONE: there is none. Whatever else is wrong, a login say, ends the script: nothing is deleted unseen.
+# Prints the state of the request, or NONE if there is none. Any other error, such as an expired login, ends the
+# script, so that nothing is deleted without a known state.
 state() {
     local said
     if said=$(tpus queued-resources describe "$name" '--format=value(state.state)' 2>&1); then
@@ -35,13 +36,13 @@ state() {
     fi
 }
 
-# Until the slices are there.
+# Waits until the slices are active.
 await() {
     local now=''
     until [[ $now == ACTIVE ]]; do
         now=$(state)
         case $now in
-            NONE | FAILED | SUSPEND* | DELETING) die "the slices will not come: the request is $now; see $0 watch" ;;
+            NONE | FAILED | SUSPEND* | DELETING) die "the request for slices is $now and will not succeed; see $0 watch" ;;
             ACTIVE) ;;
             *) sleep "${POLL:-60}" ;;
         esac
@@ -58,7 +59,7 @@ create() {
 
 launch() {
     need config workdir
-    ((dry)) || [[ -z $(git -C "$repository" status --porcelain) ]] || die "what is not committed is not copied; commit it"
+    ((dry)) || [[ -z $(git -C "$repository" status --porcelain) ]] || die "uncommitted changes would not be copied to the machines; commit them"
     local archive node
     archive=${TMPDIR:-/tmp}/jaxdistill-$name.tar.gz
     run git -C "$repository" archive --format=tar.gz --output="$archive" HEAD
@@ -66,7 +67,7 @@ launch() {
         tpus tpu-vm scp "$archive" "$node:jaxdistill.tar.gz" --worker=all
         tpus tpu-vm ssh "$node" --worker=all --command="mkdir -p jaxdistill && tar -xzf jaxdistill.tar.gz -C jaxdistill && make -C jaxdistill install EXTRAS=tpu,hf"
     done
-    for node in $(nodes); do # all of them before any is waited for: the processes wait for each other
+    for node in $(nodes); do # start all nodes before waiting for any: their processes wait for each other
         tpus tpu-vm ssh "$node" --worker=all --command="cd jaxdistill && (setsid nohup $(training)>> run.log 2>&1 < /dev/null &)"
     done
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A run on several nodes with GPUs under SLURM.
+# Starts and resumes a run on several nodes with GPUs under SLURM.
 #
 # tpu/slurm.sh COMMAND [--name NAME] [--nodes N] [--gpus PER_NODE] [--partition NAME] [--time 24:00:00]
 #                      --config FILE --workdir DIR [--dry-run] [-- --config.a.b=value ...]
 #
-#   launch   submits the run, a process for each GPU; before its time is up it is told to save, and is queued again
-#   watch    the job, then its log
-#   resume   submits it again: the run goes on from its last checkpoint, to the bit
+#   launch   submits the run, with a process for each GPU; before its time limit it saves and is queued again
+#   watch    prints the job, then its log
+#   resume   submits it again: the run continues from its last checkpoint, to the bit
 #   delete   cancels the job; the workdir stays
 #
 # Run it from this repository on a file system that all nodes share, installed with EXTRAS=gpu,hf.
@@ -18,7 +18,7 @@ launch() {
     need config workdir
     local log=$workdir/slurm-%j.log
     run mkdir -p "$workdir"
-    # SIGTERM comes two minutes early to all processes, which save and end with 0; what is queued again goes on from there
+    # SLURM sends SIGTERM to all processes two minutes early; they save and exit with 0, and the requeued job resumes
     run sbatch "--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" "--time=$time" \
         ${partition:+"--partition=$partition"} "--chdir=$repository" "--output=$log" --open-mode=append --requeue --signal=TERM@120 \
         "--wrap=srun --kill-on-bad-exit=1 $(training)&& { [ -e $(printf %q "$workdir/results.json") ] || scontrol requeue \$SLURM_JOB_ID; }"

@@ -1,10 +1,10 @@
-"""What is learned of a domain without labels? python -m experiments.adaptation [--workdir DIR] [--seeds 3]
+"""Study domain adaptation without labels: python -m experiments.adaptation [--workdir DIR] [--seeds 3]
 
-A student has labelled digits of one domain (white on black) and unlabelled ones of another (black on white), on which
-it is judged. A teacher knows each domain, and is heard on rows of its own alone. Beside it: labels of the source
-alone, the source's teacher on both, the student's own average on the target; labels of the target, which nobody has,
-as the most that can be hoped for. The broken twin asks each teacher about the other's domain. A run that was stopped
-goes on.
+A student has labelled digits of a source domain (white on black) and unlabelled ones of a target domain (black on
+white), on which it is evaluated. Each domain has a teacher, which is queried on rows of that domain alone. The other
+arms: labels of the source alone (the control), the source's teacher on both domains, the student's running average on
+the target, and labels of the target as upper bound. The broken twin queries each teacher on the other's domain. A run
+that was stopped resumes.
 """
 
 from functools import cache
@@ -23,18 +23,18 @@ from jaxdistill.run.study import Study
 @registry.datasets.register
 @cache
 def two_domains(split: str, swapped: bool = False, told: bool = False):
-    """Digits of a source, with labels, and of a target.
+    """Load digits of a source domain, with labels, or of a target domain.
 
     Args:
-        split: "source", "target" (its labels are taken away: each is 0), "test" (of the target).
-        swapped: of each row the other domain's teacher is present.
-        told: the target's labels are there after all.
+        split: "source", "target" (its labels are removed: each is 0), "test" (of the target).
+        swapped: mark the other domain's teacher as the one that knows a row.
+        told: keep the target's labels.
     """
     number = int(split != "source")
     records = digits("test" if split == "test" else "transfer", domain=number)
     present = np.roll(np.array([1 - number, number], np.float32), int(swapped))
-    untold = {"label": np.int32(0)} if split == "target" and not told else {}
-    return Digits({**row, "present": present, **untold} for row in records)
+    hidden_label = {"label": np.int32(0)} if split == "target" and not told else {}
+    return Digits({**row, "present": present, **hidden_label} for row in records)
 
 
 TASK = {"cross_entropy": {}}
@@ -66,7 +66,7 @@ START = base(title="Domain adaptation", objective=TASK, data={"name": "two_domai
 TAUGHT = base(student={"model": CONVOLVED}, objective=TASK)
 STUDY = Study(
     name="adaptation",
-    question="What is learned of a domain without labels?",
+    question="What does a student learn about a domain without labels?",
     base=START,
     axes={"arm": ARMS},
     baseline="source's labels",

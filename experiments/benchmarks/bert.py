@@ -1,18 +1,19 @@
-"""BERT and half of its layers beside PyTorch: python -m experiments.benchmarks.bert --torch PYTHON [--size gpu]
+"""Time BERT with a student of half its layers against PyTorch: python -m experiments.benchmarks.bert --torch PYTHON
 
-Soft targets, labels, and the hidden states of every second layer of the teacher, AdamW.
+The loss is soft targets, labels, and the hidden states of every second layer of the teacher; the optimiser is AdamW.
+`--size gpu` uses the shapes of a real run.
 """
 
 import jax
 
-from experiments.benchmarks.measured import compare, learning, told
+from experiments.benchmarks.measured import compare, parse_arguments, training_step
 from experiments.benchmarks.sizes import CLASSES, SIZES, TEMPERATURE
 from jaxdistill.core import registry
 
 
 def main() -> None:
-    known = told(__doc__)
-    size, classes = SIZES["bert"][known.size], CLASSES["bert"]
+    args = parse_arguments(__doc__)
+    size, classes = SIZES["bert"][args.size], CLASSES["bert"]
     shape = {"vocabulary": size["vocabulary"], "width": size["width"], "heads": size["heads"], "classes": classes}
     network = lambda depth: registry.models["bert"](**shape, depth=depth, ffn=4 * size["width"])
     keys = jax.random.split(jax.random.key(0))
@@ -25,7 +26,7 @@ def main() -> None:
         "cross_entropy": ("cross_entropy()", 0.3),
         "hidden": (f"hidden(layers={pairs}, projector='none')", 1.0),
     }
-    compare("bert", learning(network(size["depth"]), network(2 * size["depth"]), terms, batch, known.size), known)
+    compare("bert", training_step(network(size["depth"]), network(2 * size["depth"]), terms, batch, args.size), args)
 
 
 if __name__ == "__main__":

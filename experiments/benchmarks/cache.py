@@ -1,9 +1,9 @@
-"""What is a cached teacher worth? python -m experiments.benchmarks.cache [--rounds 5] [--seeds 3]
+"""Measure the speed and accuracy of a cached teacher: python -m experiments.benchmarks.cache [--rounds 5] [--seeds 3]
 
-On digits, a transformer of six layers teaches one of a single layer, whose forward pass costs less than a quarter of
-its own, and not much less, or the cache would be worth more. Time: epochs beside the living teacher and from its
-cache, in turns in one process; the ratio of the medians. Accuracy: students trained from caches in float32, in float16,
-and of the largest 3 of 10 classes with the mass of the rest.
+On digits, a transformer of six layers teaches one of a single layer. The student's forward pass costs less than a
+quarter of the teacher's; a much cheaper student would gain more from the cache. Time: epochs with the live teacher and
+with its cache, in turns in one process, as the ratio of the medians. Accuracy: students trained from caches in
+float32, in float16, and with the largest 3 of 10 classes and the mass of the rest.
 """
 
 import argparse
@@ -31,33 +31,39 @@ KEPT = {"float32": "", "float16": ", dtype='float16'", "top 3 + tail": ", top=3,
 QUIET = Console(quiet=True)
 
 
-def digits(**differences):
-    """What all runs have in common."""
+def base_config(**differences):
+    """Make the config that all runs share."""
     common = {"batch_size": BATCH, "rate": RATE, "control": False, "data": {"name": "mnist5k"}}
     return make(**common | differences)
 
 
-def beside(taught: Path, kept: str = "", **differences):
-    """A student of the teacher that lies in a folder; `kept` is the spec of its cache."""
+def student_config(taught: Path, kept: str = "", **differences):
+    """Make the config of a student.
+
+    Args:
+        taught: the folder of the trained teacher.
+        kept: the spec of its cache; empty: a live teacher.
+        differences: further changes of the config.
+    """
     entry = {"model": TEACHER, "checkpoint": str(taught), "cache": kept}
     terms = {"kd": {"term": "kd(temperature=4.0)"}}
-    return digits(student={"model": STUDENT}, teachers={"vit": entry}, objective=terms, **differences)
+    return base_config(student={"model": STUDENT}, teachers={"vit": entry}, objective=terms, **differences)
 
 
 def forward(model, values: Variables, batch) -> Callable[[], None]:
-    """A teacher's or student's forward pass."""
+    """Make a function that runs the forward pass of a teacher or student."""
     call = jax.jit(lambda v, b: model.apply(*v, b, train=False, key=jax.random.key(0))[0].dense().logits)
     return lambda: jax.block_until_ready(call(values, batch))
 
 
 class Loop:
-    """A run of the loop that is advanced an epoch at a time, without evaluation."""
+    """A training loop that advances by one epoch at a time, without evaluation."""
 
     def __init__(self, config, folder: Path):
         resolved = distill.check(config, folder)
         stage, (teacher,) = resolved.student, resolved.teachers.values()
         self.parts, records = stage.parts, resolved.data.open(resolved.data.streams["train"])
-        stored = [beside for beside in (teacher.stored("train"),) if beside]
+        stored = [student_config for student_config in (teacher.stored("train"),) if student_config]
         data = train.Data({"train": records}, records, {"train": tuple(stored)})
         self.teacher = load(teacher, stage.shapes["train"]) if teacher.runs else NO_VARIABLES
         references = train.References((teacher.model,), resolved.reference)
@@ -78,10 +84,10 @@ class Loop:
 
 
 def speed(taught: Path, home: Path, rounds: int) -> dict[str, float]:
-    """Seconds of a forward pass of teacher and student, and of an epoch beside the living teacher and its cache."""
-    kept = beside(taught, f"outputs(folder={str(home / 'float32')!r})")
+    """Time the forward passes of teacher and student, and an epoch with the live teacher and with its cache."""
+    kept = student_config(taught, f"outputs(folder={str(home / 'float32')!r})")
     cache.write(kept, QUIET)
-    live, read = Loop(beside(taught), home / "live"), Loop(kept, home / "read")
+    live, read = Loop(student_config(taught), home / "live"), Loop(kept, home / "read")
     batch = live.batch["train"]
     student = Variables(live.ts.params["student"], live.ts.state["student"])
     passes = {
@@ -93,41 +99,43 @@ def speed(taught: Path, home: Path, rounds: int) -> dict[str, float]:
 
 
 def accuracies(taught: Path, home: Path, steps: int, seeds: int) -> dict[str, list[float]]:
-    """The final accuracy in % of students from each cache, by seed."""
-    found: dict[str, list[float]] = {}
-    for number, (name, words) in enumerate(KEPT.items()):
-        config = beside(taught, f"outputs(folder={str(home / f'kept-{number}')!r}{words})", steps=steps)
+    """Train students from each cache, and return their final accuracy in % by seed."""
+    by_cache: dict[str, list[float]] = {}
+    for number, (name, options) in enumerate(KEPT.items()):
+        config = student_config(taught, f"outputs(folder={str(home / f'kept-{number}')!r}{options})", steps=steps)
         config = differ(config, evaluate={"every": steps, "batch_size": 500, "layers": ()})
         cache.write(config, QUIET)
-        found[name] = []
+        by_cache[name] = []
         for seed in range(seeds):
             rows = jaxdistill.distill(differ(config, seed=seed), home / f"{number}-{seed}", QUIET).rows
-            found[name].append(100 * rows[-1]["accuracy"])
-    return found
+            by_cache[name].append(100 * rows[-1]["accuracy"])
+    return by_cache
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--workdir", default="runs/cache-benchmark", type=Path, help="students that are there stay")
-    words.add_argument("--rounds", default=5, type=int)
-    words.add_argument("--seeds", default=3, type=int, help="of the students; 0: time alone")
-    words.add_argument("--steps", default=400, type=int, help="of the teacher, and of the students that are judged")
-    known = words.parse_args()
-    home, console = known.workdir, Console()
-    alone = digits(student={"model": TEACHER}, objective={"cross_entropy": {}}, steps=known.steps)
-    jaxdistill.distill(alone, home / "teacher", QUIET)
-    took = speed(home / "teacher", home, known.rounds)
-    ms = {name: 1000 * seconds for name, seconds in took.items()}
-    costs, faster = took["teacher"] / took["student"], took["live"] / took["cached"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/cache-benchmark", type=Path, help="finished runs stay")
+    parser.add_argument("--rounds", default=5, type=int)
+    parser.add_argument("--seeds", default=3, type=int, help="number of students for each cache; 0: measure time only")
+    parser.add_argument("--steps", default=400, type=int, help="training steps of the teacher and of the students")
+    args = parser.parse_args()
+    home, console = args.workdir, Console()
+    teacher_config = base_config(student={"model": TEACHER}, objective={"cross_entropy": {}}, steps=args.steps)
+    jaxdistill.distill(teacher_config, home / "teacher", QUIET)
+    seconds = speed(home / "teacher", home, args.rounds)
+    ms = {name: 1000 * value for name, value in seconds.items()}
+    costs, faster = seconds["teacher"] / seconds["student"], seconds["live"] / seconds["cached"]
     console.print(f"forward: teacher {ms['teacher']:.1f} ms, student {ms['student']:.1f} ms, ratio {costs:.2f}")
     console.print(f"epoch: live {ms['live']:.0f} ms, cached {ms['cached']:.0f} ms, {faster:.2f} times faster")
-    right = accuracies(home / "teacher", home, known.steps, known.seeds) if known.seeds else {}
+    accuracy_by_cache = accuracies(home / "teacher", home, args.steps, args.seeds) if args.seeds else {}
     table = Table("cache", "accuracy %", "beside float32", "each seed")
-    for name, values in right.items():
-        apart = np.mean(values) - np.mean(right["float32"])
-        table.add_row(name, f"{np.mean(values):.2f}", f"{apart:+.2f}", ", ".join(f"{value:.1f}" for value in values))
+    for name, values in accuracy_by_cache.items():
+        difference = np.mean(values) - np.mean(accuracy_by_cache["float32"])
+        table.add_row(
+            name, f"{np.mean(values):.2f}", f"{difference:+.2f}", ", ".join(f"{value:.1f}" for value in values)
+        )
     console.print(table)
-    (home / "cache.json").write_text(json.dumps({"seconds": took, "accuracy": right}, indent=1))
+    (home / "cache.json").write_text(json.dumps({"seconds": seconds, "accuracy": accuracy_by_cache}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""A language model's step beside PyTorch's: python -m experiments.benchmarks.lm --size gpu --torch PYTHON [--compile]
+"""Time a language model's step against PyTorch: python -m experiments.benchmarks.lm --size gpu --torch PYTHON
 
-A student and a teacher of Qwen2.5's shapes, forward KL at T = 2 on every token, AdamW, float32 parameters, bfloat16
-products on a GPU; layers scanned, the heads never multiplied out whole.
+Student and teacher have Qwen2.5's shapes. The loss is the forward KL at T = 2 on every token; the optimiser is AdamW.
+Parameters are float32, products on a GPU bfloat16. Layers are scanned, and the logits are computed chunk by chunk.
 """
 
 import jax
 
-from experiments.benchmarks.measured import compare, learning, told
+from experiments.benchmarks.measured import compare, parse_arguments, training_step
 from experiments.benchmarks.sizes import SIZES, TEMPERATURE
 from jaxdistill.core import registry
 
@@ -24,10 +24,10 @@ def tokens(size) -> dict[str, jax.Array]:
 
 
 def main() -> None:
-    known = told(__doc__)
-    size = SIZES["lm"][known.size]
+    args = parse_arguments(__doc__)
+    size = SIZES["lm"][args.size]
     student, teacher = (network(size["vocabulary"], **size[who]) for who in ("student", "teacher"))
-    compare("lm", learning(student, teacher, TERMS, tokens(size), known.size, size["chunks"]), known)
+    compare("lm", training_step(student, teacher, TERMS, tokens(size), args.size, size["chunks"]), args)
 
 
 if __name__ == "__main__":

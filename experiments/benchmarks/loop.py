@@ -1,7 +1,7 @@
-"""What does the loop cost? python -m experiments.benchmarks.loop [--rounds 5]
+"""Time the training loop: python -m experiments.benchmarks.loop [--rounds 5]
 
-Times the quickstart's student by the whole loop (data, transfer, logging) and by its bare jitted step on one batch that
-never changes, in turns in one process, and prints the ratio of the medians.
+Times the quickstart's student in the whole loop (data, transfer, logging), and its bare jitted step on one fixed batch,
+in turns in one process. Prints the ratio of the medians.
 """
 
 import argparse
@@ -23,10 +23,10 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--rounds", default=7, type=int)
-    words.add_argument("--steps", default=100, type=int)
-    known = words.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", default=7, type=int)
+    parser.add_argument("--steps", default=100, type=int)
+    args = parser.parse_args()
     console = Console(quiet=True)
     config = differ(load(str(QUICKSTART)), control=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -43,20 +43,20 @@ def main() -> None:
         jax.block_until_ready(metrics)
 
         bare, loop, step = [], [], 0
-        schedules = stage.parts.named.schedules
+        schedules = stage.parts.components.schedules
         with Log(Path(folder), "bench", 0, 10**9, stage.settings.logging, schedules, console) as log:
-            for _ in range(known.rounds):
+            for _ in range(args.rounds):
                 start = time.perf_counter()
-                for _ in range(known.steps):
+                for _ in range(args.steps):
                     ts, metrics = engine.update(ts, batch)
                 jax.block_until_ready(metrics)
-                bare.append((time.perf_counter() - start) / known.steps)
+                bare.append((time.perf_counter() - start) / args.steps)
                 start = time.perf_counter()
-                for _ in range(known.steps):
+                for _ in range(args.steps):
                     ts = train.advance(engine, ts, streams, log, step, config.logging.every)
                     step += 1
                 jax.block_until_ready(ts)
-                loop.append((time.perf_counter() - start) / known.steps)
+                loop.append((time.perf_counter() - start) / args.steps)
                 log.flush()
     bare_ms, loop_ms = 1000 * statistics.median(bare), 1000 * statistics.median(loop)
     print(f"bare jitted step {bare_ms:.2f} ms, whole loop {loop_ms:.2f} ms, ratio {loop_ms / bare_ms:.3f}")

@@ -1,10 +1,10 @@
-"""What the benchmarks share: our step on one device, its peer in a process of its own, both in turns."""
+"""Shared parts of the benchmarks: build a step, time it, and compare it with PyTorch in a separate process."""
 
 import argparse
 import json
 import os
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX: else all of a GPU is ours
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX is imported, or it allocates the whole GPU
 import statistics
 import subprocess
 import time
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
-from jaxdistill.compress.quantize import narrowed, quantized
+from jaxdistill.compress.quantize import quantize_params, quantized
 from jaxdistill.core import registry
 from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.optim import optimizer
@@ -32,11 +32,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class Work(NamedTuple):
-    """What is timed.
+    """A step to time.
 
-    step: does it once, waits, and gives its loss
-    flops: of its products
-    compiled: the program, which knows what memory it needs
+    step: runs once, waits, and returns the loss
+    flops: of its matrix products
+    compiled: the program, which reports the memory that it needs
     """
 
     step: Callable[[], Any]
@@ -44,21 +44,21 @@ class Work(NamedTuple):
     compiled: Any
 
 
-def told(text: str) -> argparse.Namespace:
-    """The words of a benchmark's command line."""
-    words = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--size", default="cpu", choices=["cpu", "gpu"], help="see sizes.py")
-    words.add_argument(
-        "--torch", default="", metavar="PYTHON", help="one that has torch and transformers; empty: alone"
+def parse_arguments(description: str) -> argparse.Namespace:
+    """Parse the command line of a benchmark."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="cpu", choices=["cpu", "gpu"], help="see sizes.py")
+    parser.add_argument(
+        "--torch", default="", metavar="PYTHON", help="a Python with torch and transformers; empty: no comparison"
     )
-    words.add_argument("--compile", action="store_true", help="the peer by torch.compile")
-    words.add_argument("--rounds", default=5, type=int, help="in turns")
-    words.add_argument("--steps", default=3, type=int, help="of each in a round")
-    words.add_argument("--out", default="", metavar="FILE", help="for the numbers, as JSON")
-    return words.parse_args()
+    parser.add_argument("--compile", action="store_true", help="compile the PyTorch step with torch.compile")
+    parser.add_argument("--rounds", default=5, type=int, help="rounds, in turns")
+    parser.add_argument("--steps", default=3, type=int, help="steps of each in a round")
+    parser.add_argument("--out", default="", metavar="FILE", help="write the numbers here, as JSON")
+    return parser.parse_args()
 
 
-def learning(
+def training_step(
     student: Model,
     teacher: Model,
     terms: Mapping[str, tuple[str, float]],
@@ -69,17 +69,21 @@ def learning(
     donated: bool = True,
     path: Callable[[Objective], Objective] = lambda minimised: minimised,
 ) -> Work:
-    """A whole step by AdamW: a student in float32 that computes in bfloat16 on a GPU, a frozen teacher in that type.
+    """Build a whole training step with AdamW.
+
+    The student has float32 parameters and computes in bfloat16 on a GPU. The teacher is frozen, in bfloat16 on a GPU
+    and in float32 on a CPU.
 
     Args:
-        student, teacher: models.
-        terms: what is minimised, by name, with its weight.
-        batch: of the stream `train`.
+        student: the model that is trained.
+        teacher: the frozen model.
+        terms: spec string and weight of each loss term, by name.
+        batch: a batch of the stream `train`.
         size: "cpu" or "gpu".
-        chunks: of the factored heads.
-        bits: of the teacher, "int8" or "fp8"; empty: its own type.
-        donated: the step may overwrite its state.
-        path: changes the objective, such as how it is differentiated.
+        chunks: number of chunks of the factored heads.
+        bits: number format of the teacher, "int8" or "fp8"; empty: its own type.
+        donated: whether the step may overwrite its state.
+        path: changes the objective, for example how it is differentiated.
     """
     dtype = "bfloat16" if size == "gpu" else "float32"
     student, teacher = (in_dtype(model, dtype) if size == "gpu" else model for model in (student, teacher))
@@ -90,7 +94,7 @@ def learning(
     values = Variables(*jax.jit(teacher.init)(jax.random.key(1), rows))
     values = jax.tree.map(lambda x: x.astype(dtype), values)
     if bits:
-        teacher, values = quantized(teacher, bits), values._replace(params=narrowed(values.params, bits))
+        teacher, values = quantized(teacher, bits), values._replace(params=quantize_params(values.params, bits))
     step = registry.steps["offline"](student, (teacher,), path(minimised), update)
     frozen, rows = (place(values, mesh),), place({"train": rows}, mesh)
     with jax.set_mesh(mesh):
@@ -107,7 +111,7 @@ def learning(
 
 
 def ceiling(size: str) -> float:
-    """FLOPs a second of one large product, the best of some."""
+    """Measure the FLOP/s of one large matrix product, the best of several."""
     side, kind = (8192, jnp.bfloat16) if size == "gpu" else (2048, jnp.float32)
     a = jnp.ones((side, side), kind)
     product = jax.jit(lambda a: a @ a)
@@ -120,17 +124,20 @@ Clock = Callable[[], float]
 
 
 def clock() -> Clock:
-    """Of a GPU the wall's; of a CPU that of the process's threads, which others who use the machine change little."""
+    """Return the clock for this backend: wall time on a GPU, processor time on a CPU.
+
+    Other work on the machine changes processor time little.
+    """
     return time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 
 
 def timed(calls: Mapping[str, Callable[[], Any]], rounds: int, clock: Clock = time.perf_counter) -> dict[str, float]:
-    """Median seconds of each call, in turns."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    """Return the median seconds of each call, timed in turns."""
+    seconds_by_name: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            found[name].append(_milliseconds(call, clock) / 1000)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+            seconds_by_name[name].append(_milliseconds(call, clock) / 1000)
+    return {name: statistics.median(seconds) for name, seconds in seconds_by_name.items()}
 
 
 def _milliseconds(call: Callable[[], Any], clock: Clock = time.perf_counter) -> float:
@@ -140,11 +147,11 @@ def _milliseconds(call: Callable[[], Any], clock: Clock = time.perf_counter) -> 
 
 
 class Peer:
-    """The same work in PyTorch, in a process that waits while ours runs."""
+    """The same work in PyTorch, in a separate process that waits while ours runs."""
 
-    def __init__(self, case: str, known: argparse.Namespace):
-        command = [known.torch, "-m", "experiments.benchmarks.peer", case, "--size", known.size]
-        command += ["--compile"] if known.compile else []
+    def __init__(self, case: str, args: argparse.Namespace):
+        command = [args.torch, "-m", "experiments.benchmarks.peer", case, "--size", args.size]
+        command += ["--compile"] if args.compile else []
         variables = {**os.environ, "PYTHONPATH": str(ROOT)}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=ROOT, env=variables, stdin=pipe, stdout=pipe, text=True)
@@ -154,59 +161,63 @@ class Peer:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the peer ended with {self.process.wait()}")
+            raise SystemExit(f"the PyTorch process ended with exit code {self.process.wait()}; its error is above")
         return json.loads(line)
 
 
 def compare(
-    case: str, work: Work, known: argparse.Namespace, beside: Mapping[str, Work] | None = None
+    case: str, work: Work, args: argparse.Namespace, beside: Mapping[str, Work] | None = None
 ) -> dict[str, Any]:
-    """Times a work, and others of ours, beside its peer; prints medians, ratios, shares of the ceiling, and memory."""
+    """Time a step, and others of ours, against PyTorch; print medians, ratios, shares of the ceiling, and memory.
+
+    The ceiling is the speed of one large matrix product.
+    """
     works = {"ours": work, **(beside or {})}
-    took: dict[str, list[float]] = {name: [] for name in (*works, "peer")}
-    peer, said = Peer(case, known) if known.torch else None, {"ms": []}
-    for number in range(known.rounds + 1):
-        turn = {name: [_milliseconds(each.step) for _ in range(known.steps)] for name, each in works.items()}
-        said = peer.run(known.steps) if peer else said
-        if number:  # the first compiles, and warms up
-            for name, ms in {**turn, "peer": said["ms"]}.items():
-                took[name] += ms
-    on_device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")  # before the ceiling's products
-    most, memory = ceiling(known.size), lambda each: each.compiled.memory_analysis().temp_size_in_bytes / 2**30
-    found = {
+    milliseconds: dict[str, list[float]] = {name: [] for name in (*works, "peer")}
+    peer, torch_result = Peer(case, args) if args.torch else None, {"ms": []}
+    for number in range(args.rounds + 1):
+        round_times = {name: [_milliseconds(each.step) for _ in range(args.steps)] for name, each in works.items()}
+        torch_result = peer.run(args.steps) if peer else torch_result
+        if number:  # the first round compiles and warms up
+            for name, ms in {**round_times, "peer": torch_result["ms"]}.items():
+                milliseconds[name] += ms
+    # read before the ceiling is measured
+    device_peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    peak_flops, memory = ceiling(args.size), lambda each: each.compiled.memory_analysis().temp_size_in_bytes / 2**30
+    result = {
         "case": case,
-        "size": known.size,
+        "size": args.size,
         "device": jax.devices()[0].device_kind,
         "load": os.getloadavg()[0],
-        "ceiling_gflops": most / 1e9,
+        "ceiling_gflops": peak_flops / 1e9,
         "gflop": work.flops / 1e9,
-        **{name: {"ms": took[name], "temp_gib": memory(each)} for name, each in works.items()},
-        "peer": {**said, "ms": took["peer"], "compile": known.compile},
+        **{name: {"ms": milliseconds[name], "temp_gib": memory(each)} for name, each in works.items()},
+        "peer": {**torch_result, "ms": milliseconds["peer"], "compile": args.compile},
     }
-    if on_device and not beside:  # else it is the peak of several
-        found["ours"]["peak_gib"] = on_device / 2**30
-    _show(found, [*works, "peer"])
-    if known.out:
-        Path(known.out).write_text(json.dumps(found, indent=1))
+    if device_peak and not beside:  # with several steps it would be their joint peak
+        result["ours"]["peak_gib"] = device_peak / 2**30
+    _show(result, [*works, "peer"])
+    if args.out:
+        Path(args.out).write_text(json.dumps(result, indent=1))
     if peer:
         peer.process.stdin.close()
         peer.process.wait()
-    return found
+    return result
 
 
-def _show(found: Mapping[str, Any], names: Sequence[str]) -> None:
-    table = Table(f"{found['case']}, {found['size']}", "ms, median", "quartiles", "% of the ceiling", "GiB")
-    middle = {}
+def _show(result: Mapping[str, Any], names: Sequence[str]) -> None:
+    table = Table(f"{result['case']}, {result['size']}", "ms, median", "quartiles", "% of the ceiling", "GiB")
+    medians = {}
     for who in names:
-        took = found[who]["ms"]
-        if not took:
+        times = result[who]["ms"]
+        if not times:
             continue
-        low, middle[who], high = statistics.quantiles(took, n=4)
-        share = 100 * found["gflop"] / middle[who] * 1000 / found["ceiling_gflops"]
-        peak = found[who].get("peak_gib") or found[who].get("temp_gib")
+        low, medians[who], high = statistics.quantiles(times, n=4)
+        share = 100 * result["gflop"] / medians[who] * 1000 / result["ceiling_gflops"]
+        peak = result[who].get("peak_gib") or result[who].get("temp_gib")
         memory = f"{peak:.2f}" if peak else "-"
-        table.add_row(who, f"{middle[who]:.1f}", f"{low:.1f} to {high:.1f}", f"{share:.0f}", memory)
+        table.add_row(who, f"{medians[who]:.1f}", f"{low:.1f} to {high:.1f}", f"{share:.0f}", memory)
     Console().print(table)
-    for who in middle:
+    for who in medians:
         if who != "ours":
-            print(f"ours over {who}: {middle['ours'] / middle[who]:.3f}, load {found['load']:.1f}")
+            print(f"ours over {who}: {medians['ours'] / medians[who]:.3f}, load {result['load']:.1f}")

@@ -1,10 +1,11 @@
-"""Which bytes do the terms of a factored head move? python -m experiments.benchmarks.moved [--chips v5e v5p v6e h100]
+"""Count the bytes that loss terms move: python -m experiments.benchmarks.moved [--chips v5e v5p v6e h100]
 
-Value and gradient of terms on 256 rows of 151,936 bfloat16 logits of a student and a teacher, by XLA and by one kernel
-(`kernels="pallas"`), and with `--head` the whole pass of `head`. Compiled for chips that are elsewhere: for TPUs by
-libtpu (the extra tpu), for an H100 by the packages jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12, whose
-folder bin must be on PATH. Nothing runs. XLA moves what its instructions read and write, whole arrays each time, and a
-kernel its blocks, on TPUs alone; what caches save is not known.
+Compiles the value and gradient of loss terms on 256 rows of 151,936 bfloat16 logits of a student and a teacher, with
+XLA and with one kernel (`kernels="pallas"`), and with `--head` the whole pass of `head`. It compiles for chips that are
+not present: for TPUs with libtpu (the extra tpu), for an H100 with the packages jax-cuda12-plugin, jax-cuda12-pjrt and
+nvidia-cuda-nvcc-cu12, whose folder bin must be on PATH. Nothing runs. The bytes of XLA are what its instructions read
+and write, whole arrays each time. The bytes of a kernel, on TPUs alone, are its blocks. Savings by hardware caches are
+not counted.
 """
 
 import argparse
@@ -13,21 +14,21 @@ from typing import Any
 
 from jaxdistill.run.plan import topology
 
-topology.before_jax("cpu:1")  # else JAX looks for the TPU that libtpu is for
+topology.configure_environment("cpu:1")  # or JAX searches for a TPU, because libtpu is installed
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 import jaxdistill.run.parts  # noqa: E402, F401  (registers the parts)
-from experiments.benchmarks.head import passed, shapes  # noqa: E402
+from experiments.benchmarks.head import loss_and_gradient, shapes  # noqa: E402
 from experiments.benchmarks.sizes import SIZES  # noqa: E402
 from jaxdistill.core import jaxpr, registry  # noqa: E402
-from jaxdistill.core.kernels.fused import summed  # noqa: E402
+from jaxdistill.core.kernels.fused import sum_over_rows  # noqa: E402
 from jaxdistill.core.types import Outputs, Signals  # noqa: E402
 from jaxdistill.parallel.mesh import make_mesh  # noqa: E402
-from jaxdistill.run.plan.device import size_of  # noqa: E402
-from jaxdistill.run.plan.hlo import executed  # noqa: E402
+from jaxdistill.run.plan.device import array_bytes  # noqa: E402
+from jaxdistill.run.plan.hlo import executed_instructions  # noqa: E402
 
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 ROWS, VOCABULARY = 256, 151_936
@@ -52,7 +53,7 @@ gpu_device_info {
 
 
 def devices(chip: str) -> list[Any]:
-    """One chip, which need not be here."""
+    """Describe one chip, which need not be present."""
     if chip in TPUS:
         return topology.find(TPUS[chip], 1).devices[:1]
     jax.config.update("jax_enable_compilation_cache", False)
@@ -60,84 +61,87 @@ def devices(chip: str) -> list[Any]:
 
 
 def terms(specs: tuple[str, ...], kernels: str) -> tuple[Callable[..., Any], Callable[[Any], tuple[Any, ...]]]:
-    """Value and gradient of a sum of terms, and its arguments: logits of the student and of a teacher, labels."""
+    """Build the value and gradient of a sum of terms, and the shapes of its arguments.
+
+    The arguments are logits of the student and of a teacher, labels and a mask.
+    """
     built = [registry.losses.build(spec, "") for spec in specs]
 
-    def piece(_: Any, rows: tuple[Any, ...]) -> tuple[Any, Any]:
+    def chunk(_: Any, rows: tuple[Any, ...]) -> tuple[Any, Any]:
         student, teacher, label, mask = rows
         out, step = Outputs(teacher), jnp.zeros((), jnp.int32)
-        seen = Signals(Outputs(student), (out,), out, {"label": label}, mask, step, jnp.float32(2.0), {})
-        values = sum(term.apply({}, {}, seen, key=None)[0] for term in built)
+        signals = Signals(Outputs(student), (out,), out, {"label": label}, mask, step, jnp.float32(2.0), {})
+        values = sum(term.apply({}, {}, signals, key=None)[0] for term in built)
         return jnp.sum(jnp.where(mask != 0, values, 0.0)), ()
 
     def value(student: Any, *rest: Any) -> Any:
         rows = (student, *rest)
-        return (piece((), rows) if kernels == "xla" else summed(piece, VOCABULARY, (), rows))[0]
+        return (chunk((), rows) if kernels == "xla" else sum_over_rows(chunk, VOCABULARY, (), rows))[0]
 
-    def looks(sharding: Any) -> tuple[Any, ...]:
-        look = lambda kind, *more: jax.ShapeDtypeStruct((1, ROWS, *more), kind, sharding=sharding)
-        logits = look(jnp.bfloat16, VOCABULARY)
-        return logits, logits, look(jnp.int32), look(jnp.float32)
+    def argument_shapes(sharding: Any) -> tuple[Any, ...]:
+        shape_of = lambda kind, *more: jax.ShapeDtypeStruct((1, ROWS, *more), kind, sharding=sharding)
+        logits = shape_of(jnp.bfloat16, VOCABULARY)
+        return logits, logits, shape_of(jnp.int32), shape_of(jnp.float32)
 
-    return jax.value_and_grad(value), looks
+    return jax.value_and_grad(value), argument_shapes
 
 
 def head(kernels: str) -> tuple[Callable[..., Any], Callable[[Any], tuple[Any, ...]]]:
-    """The whole pass of `head`, and its arguments."""
+    """Build the whole pass of `head`, and the shapes of its arguments."""
     size = SIZES["head"]["gpu"]
-    laid = lambda sharding: jax.tree.map(lambda x: x.update(sharding=sharding), shapes(size, jnp.bfloat16))
-    return passed(size["chunks"], kernels), laid
+    placed_shapes = lambda sharding: jax.tree.map(lambda x: x.update(sharding=sharding), shapes(size, jnp.bfloat16))
+    return loss_and_gradient(size["chunks"], kernels), placed_shapes
 
 
-def estimates(program: Any) -> Iterator[float]:
-    """Bytes that kernels say they move."""
+def kernel_bytes(program: Any) -> Iterator[float]:
+    """Yield the bytes that each Pallas kernel reports to move."""
     for equation in program.eqns:
         if equation.primitive.name == "pallas_call":
             yield equation.params["cost_estimate"].bytes_accessed
         for inner in jaxpr.inner_programs(equation):
-            yield from estimates(inner)
+            yield from kernel_bytes(inner)
 
 
-def swept(compiled: Any) -> float:
-    """Bytes that XLA's instructions read and write."""
+def xla_bytes(compiled: Any) -> float:
+    """Count the bytes that XLA's instructions read and write."""
     counted = compiled.cost_analysis()
     if counted:
         return counted["bytes accessed"]
     free = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
-    every = list(executed(compiled.as_text()))
-    whole = (
-        x for x in every if x.instruction.home == every[0].instruction.home and x.instruction.operation not in free
-    )
-    return sum(sum(map(size_of, (each.instruction.type, *each.operands))) for each in whole)
+    every = list(executed_instructions(compiled.as_text()))
+    program = every[0].instruction.computation
+    whole = (x for x in every if x.instruction.computation == program and x.instruction.operation not in free)
+    return sum(sum(map(array_bytes, (each.instruction.type, *each.operands))) for each in whole)
 
 
-def measured(chip: str, made: tuple[Callable[..., Any], Any], kernels: str) -> tuple[float, float]:
-    """Bytes moved for each row and class, and MiB of temporaries."""
+def measure(chip: str, made: tuple[Callable[..., Any], Any], kernels: str) -> tuple[float, float]:
+    """Return the bytes moved for each row and class, and the MiB of temporaries."""
     function, shapes = made
     with jax.set_mesh(mesh := make_mesh((1, 1, 1), devices(chip))):
         traced = jax.jit(function).trace(*shapes(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())))
         compiled = traced.lower().compile()
-    of_kernel = min(estimates(traced.jaxpr.jaxpr), default=0)
-    moved = swept(compiled) if kernels == "xla" else of_kernel
+    by_kernel = min(kernel_bytes(traced.jaxpr.jaxpr), default=0)
+    moved = xla_bytes(compiled) if kernels == "xla" else by_kernel
     return moved / (ROWS * VOCABULARY), compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--chips", nargs="+", default=list(TPUS), choices=[*TPUS, "h100"])
-    words.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
-    words.add_argument("--head", action="store_true", help="also the temporaries of the whole pass")
-    known = words.parse_args()
-    for chip in known.chips:
-        for case in known.cases:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chips", nargs="+", default=list(TPUS), choices=[*TPUS, "h100"])
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
+    parser.add_argument("--head", action="store_true", help="also print the temporaries of the whole pass")
+    args = parser.parse_args()
+    for chip in args.chips:
+        for case in args.cases:
             for kernels in ("xla",) if chip == "h100" else ("xla", "pallas"):
-                moved, kept = measured(chip, terms(CASES[case], kernels), kernels)
+                moved, temporaries = measure(chip, terms(CASES[case], kernels), kernels)
                 print(
-                    f"{chip}, {case}, {kernels}: {moved:.1f} bytes a logit, {kept:.0f} MiB of temporaries", flush=True
+                    f"{chip}, {case}, {kernels}: {moved:.1f} bytes a logit, {temporaries:.0f} MiB of temporaries",
+                    flush=True,
                 )
-        for kernels in ("xla", "pallas")[: 1 if chip == "h100" else 2] if known.head else ():
-            _, kept = measured(chip, head(kernels), kernels)
-            print(f"{chip}, head, {kernels}: {kept / 1024:.2f} GiB of temporaries", flush=True)
+        for kernels in ("xla", "pallas")[: 1 if chip == "h100" else 2] if args.head else ():
+            _, temporaries = measure(chip, head(kernels), kernels)
+            print(f"{chip}, head, {kernels}: {temporaries / 1024:.2f} GiB of temporaries", flush=True)
 
 
 if __name__ == "__main__":

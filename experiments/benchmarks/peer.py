@@ -1,7 +1,7 @@
-"""The same work in PyTorch, as a user would write it: PYTHON -m experiments.benchmarks.peer CASE --size cpu [--compile]
+"""Run the same work in PyTorch, as a user would write it: PYTHON -m experiments.benchmarks.peer CASE [--compile]
 
-Speaks to `measured.py`: a line with a number of steps comes in, a line with their milliseconds goes out. The networks
-are those of transformers, at random; sizes are in `sizes.py`.
+Communicates with `measured.py`: reads a line with a number of steps, and writes a line with their milliseconds. The
+networks are those of transformers, with random weights; `--size` chooses their shapes in `sizes.py`.
 """
 
 import argparse
@@ -17,31 +17,31 @@ from experiments.benchmarks.sizes import CLASSES, SIZES, TEMPERATURE
 
 
 def built(how):
-    """What compiles a function, or leaves it as it is."""
+    """Return torch.compile, or the identity without --compile."""
     return torch.compile if how.compile else lambda f: f
 
 
 def soft(student, teacher):
-    """T^2 KL of softened distributions, a mean over rows."""
+    """Compute T^2 KL of softened distributions, averaged over rows."""
     log_q, log_p = (functional.log_softmax(x.float() / TEMPERATURE, -1) for x in (student, teacher))
     return TEMPERATURE**2 * functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
 class Learner:
-    """A student in float32 with AdamW, and a frozen teacher in the type in which both compute."""
+    """A float32 student with AdamW, and a frozen teacher in the type in which both compute."""
 
     def __init__(self, student, teacher, how):
         self.device, self.half = how.device, how.device == "cuda"
         self.student = student.to(self.device).train()
         self.teacher = teacher.to(self.device, torch.bfloat16 if self.half else torch.float32).eval()
-        self.say, self.teach = map(built(how), (self.student, self.teacher))
+        self.call_student, self.call_teacher = map(built(how), (self.student, self.teacher))
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4, fused=True)
 
     def step(self, loss):
-        """`loss(student, teacher) -> scalar`, which calls both."""
+        """Run one step; `loss(student, teacher) -> scalar` calls both networks."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
-            value = loss(self.say, self.teach)
+            value = loss(self.call_student, self.call_teacher)
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
@@ -83,8 +83,8 @@ def lm(size, how):
 
     def loss(student, teacher):
         with torch.no_grad():
-            told = teacher(input_ids=ids).logits.flatten(0, 1)
-        return divergence(student(input_ids=ids).logits.flatten(0, 1), told)
+            teacher_logits = teacher(input_ids=ids).logits.flatten(0, 1)
+        return divergence(student(input_ids=ids).logits.flatten(0, 1), teacher_logits)
 
     return lambda: both.step(loss)
 
@@ -110,16 +110,20 @@ def bert(size, how):
     labels = torch.randint(0, CLASSES["bert"], (size["rows"],), device=how.device)
 
     @built(how)
-    def minimised(said, told, pairs):
+    def minimised(student_outputs, teacher_outputs, pairs):
         hidden = sum(functional.mse_loss(s.float(), t.float()) for s, t in pairs) / (size["depth"] + 1)
-        return 0.7 * soft(said, told) + 0.3 * functional.cross_entropy(said.float(), labels) + hidden
+        return (
+            0.7 * soft(student_outputs, teacher_outputs)
+            + 0.3 * functional.cross_entropy(student_outputs.float(), labels)
+            + hidden
+        )
 
     def loss(student, teacher):
         with torch.no_grad():
-            told = teacher(input_ids=ids)
-        said = student(input_ids=ids)
-        pairs = list(zip(said.hidden_states, told.hidden_states[::2], strict=True))
-        return minimised(said.logits, told.logits, pairs)
+            teacher_outputs = teacher(input_ids=ids)
+        student_outputs = student(input_ids=ids)
+        pairs = list(zip(student_outputs.hidden_states, teacher_outputs.hidden_states[::2], strict=True))
+        return minimised(student_outputs.logits, teacher_outputs.logits, pairs)
 
     return lambda: both.step(loss)
 
@@ -144,32 +148,32 @@ def vit(size, how):
 
     def loss(student, teacher):
         with torch.no_grad():
-            told = teacher(images.to(torch.bfloat16) if both.half else images).logits
-        return divergence(student(images).logits, told)
+            teacher_logits = teacher(images.to(torch.bfloat16) if both.half else images).logits
+        return divergence(student(images).logits, teacher_logits)
 
     return lambda: both.step(loss)
 
 
 def main() -> None:
-    words = argparse.ArgumentParser()
-    words.add_argument("case", choices=SIZES)
-    words.add_argument("--size", default="cpu", choices=["cpu", "gpu"])
-    words.add_argument("--compile", action="store_true")
-    how = words.parse_args()
-    how.device = "cuda" if how.size == "gpu" else "cpu"
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case", choices=SIZES)
+    parser.add_argument("--size", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    args.device = "cuda" if args.size == "gpu" else "cpu"
     torch.manual_seed(0)
-    step = {"head": head, "lm": lm, "bert": bert, "vit": vit}[how.case](SIZES[how.case][how.size], how)
-    wait = torch.cuda.synchronize if how.device == "cuda" else lambda: None
+    step = {"head": head, "lm": lm, "bert": bert, "vit": vit}[args.case](SIZES[args.case][args.size], args)
+    wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
     for line in sys.stdin:
-        took = []
+        times = []
         for _ in range(int(line)):
             wait()
             start = time.perf_counter()
             step()
             wait()
-            took.append(1000 * (time.perf_counter() - start))
-        peak = torch.cuda.max_memory_allocated() / 2**30 if how.device == "cuda" else None
-        print(json.dumps({"ms": took, "peak_gib": peak, "torch": torch.__version__}), flush=True)
+            times.append(1000 * (time.perf_counter() - start))
+        peak = torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else None
+        print(json.dumps({"ms": times, "peak_gib": peak, "torch": torch.__version__}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What both sides of a benchmark run: the shapes of a real run for one GPU, small ones for two CPU cores.
+"""Shapes of the benchmarks, for JAX and PyTorch: those of a real run for one GPU, and small ones for two CPU cores.
 
-Imports nothing, for PyTorch lives in an environment of its own.
+Imports nothing, because PyTorch runs in a separate environment.
 """
 
 GPU, CPU = "gpu", "cpu"
 SIZES = {
-    "head": {  # two heads of unlike width and the divergence between them, alone
+    "head": {  # only two heads of different width and the divergence between them
         GPU: {"rows": 8, "length": 1024, "vocabulary": 151_936, "student": 896, "teacher": 1536, "chunks": 32},
         CPU: {"rows": 2, "length": 128, "vocabulary": 32_768, "student": 256, "teacher": 384, "chunks": 4},
     },

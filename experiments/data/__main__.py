@@ -1,9 +1,10 @@
-"""What are data worth beside a teacher? python -m experiments.data [--workdir DIR] [--seeds 3] [--steps 600]
+"""Study training data with a teacher: python -m experiments.data [--workdir DIR] [--seeds 3] [--steps 600]
 
-Students see 1, 5, 10, 20 or 100 % of 4,000 digits, and learn from their labels, from a teacher that saw all of them, or
-from mixtures of them that the teacher labels. Of a tenth, records are drawn at random, or by how hard the teacher finds
-them. Broken twins: noise for mixtures, mixed labels for the teacher's word, hardness of other records. The teacher's
-first choice in place of its distribution tells what the distribution is worth. A run that was stopped goes on.
+Students see 1, 5, 10, 20 or 100 % of 4,000 digits. They learn from the labels, from a teacher that was trained on all
+of them, or from mixtures of them that the teacher labels. A tenth is also chosen by how hard the teacher finds each
+record, instead of at random. The broken twins use noise in place of mixtures, mixed labels in place of the teacher's
+outputs, and the hardness of other records. An ablation uses the teacher's most likely class in place of its
+distribution. A run that was stopped resumes.
 """
 
 import argparse
@@ -40,7 +41,7 @@ LABELS = {"cross_entropy": {}}
 
 @registry.losses.register
 def first_choice():
-    """What is left of soft targets without their distribution: the teacher's likeliest class as a label."""
+    """Ablation of soft targets: the teacher's most likely class as a label, without the distribution."""
 
     def values(signals):
         return softmax_cross_entropy(signals.student.logits, jnp.argmax(signals.teacher.logits, axis=-1))
@@ -50,7 +51,7 @@ def first_choice():
 
 @registry.transforms.register
 def noise():
-    """A broken twin of mixtures: pixels of no meaning, as many of them black as in a digit."""
+    """Broken twin of mixtures: random pixels, with as many black ones as in a digit."""
 
     def apply(batch, uniforms):
         drawn = np.maximum(uniforms - 0.8, 0) / 0.2 * 255
@@ -61,13 +62,13 @@ def noise():
 
 @registry.selections.register
 def shuffled(share: float, cache: str):
-    """A broken twin of `hardest`: the hardness of other records."""
-    found = registry.selections["hardest"](share, cache)
+    """Broken twin of `hardest`: gives each record the hardness of another one."""
+    hardest = registry.selections["hardest"](share, cache)
 
     def order(seed, records, hard):
-        return found.order(seed, records, np.random.default_rng(seed).permutation(hard))
+        return hardest.order(seed, records, np.random.default_rng(seed).permutation(hard))
 
-    return Selection(share, order, found.caches, found.by)
+    return Selection(share, order, hardest.caches, hardest.by)
 
 
 def base(steps: int, compiled: Path):
@@ -95,93 +96,100 @@ def base(steps: int, compiled: Path):
     )
 
 
-def seeing(config, select: str = "", augment: tuple[str, ...] = (), **differences):
+def with_data(config, select: str = "", augment: tuple[str, ...] = (), **differences):
     return differ(config, data={"name": "mnist5k", "select": select, "augment": augment}, **differences)
 
 
-def arms(config, teacher: Path, said: Path):
-    """The configs that are compared, by what is learned from and by how much of it."""
-    alone = differ(config, teachers={}, objective=LABELS)
-    learned = differ(config, teachers={"wide": {**config.teachers.wide.to_dict(), "checkpoint": str(teacher)}})
+def arms(config, teacher: Path, outputs: Path):
+    """Return the configs of all arms, by name and by the share of the records."""
+    labels_only = differ(config, teachers={}, objective=LABELS)
+    taught = differ(config, teachers={"wide": {**config.teachers.wide.to_dict(), "checkpoint": str(teacher)}})
     mixed = {"mixed": {"term": "cross_entropy(target='label_probs')"}}
-    found = {}
+    configs = {}
     for share in SHARES:
         select = f"random(share={share})" if share < 1 else ""
-        found |= {
-            ("labels", share): seeing(alone, select),
-            ("labels, mixed", share): seeing(alone, select, MIXUP, objective=mixed),
-            ("teacher", share): seeing(learned, select),
-            ("teacher, mixtures", share): seeing(learned, select, MIXUP),
-            ("teacher, mixtures, first choice", share): seeing(learned, select, MIXUP, objective={"first_choice": {}}),
+        configs |= {
+            ("labels", share): with_data(labels_only, select),
+            ("labels, mixed", share): with_data(labels_only, select, MIXUP, objective=mixed),
+            ("teacher", share): with_data(taught, select),
+            ("teacher, mixtures", share): with_data(taught, select, MIXUP),
+            ("teacher, mixtures, first choice", share): with_data(
+                taught, select, MIXUP, objective={"first_choice": {}}
+            ),
         }
-    found |= {("teacher, cutmix", share): seeing(learned, f"random(share={share})", CUTMIX) for share in (0.01, 0.1)}
-    found["teacher, noise", 0.0] = seeing(learned, "", ("noise()",))
-    of = lambda rule, more="": f"{rule}(share=0.1, cache={str(said)!r}{more})"
+    configs |= {
+        ("teacher, cutmix", share): with_data(taught, f"random(share={share})", CUTMIX) for share in (0.01, 0.1)
+    }
+    configs["teacher, noise", 0.0] = with_data(taught, "", ("noise()",))
+    by_hardness = lambda rule, options="": f"{rule}(share=0.1, cache={str(outputs)!r}{options})"
     for name, select in {
-        "hardest": of("hardest"),
-        "hardest by margin": of("hardest", ", by='margin'"),
-        "hardest by loss": of("hardest", ", by='loss'"),
-        "hardest, shuffled": of("shuffled"),
-        "easiest": of("easiest"),
+        "hardest": by_hardness("hardest"),
+        "hardest by margin": by_hardness("hardest", ", by='margin'"),
+        "hardest by loss": by_hardness("hardest", ", by='loss'"),
+        "hardest, shuffled": by_hardness("shuffled"),
+        "easiest": by_hardness("easiest"),
     }.items():
-        found[f"teacher, {name}", 0.1] = seeing(learned, select)
-    rest = ", share=linear(start=0.2, end=1.0), first='easiest', power=0.0"
-    for name, words in {"weighed": "", "hardest half": ", share=0.5, power=0.0", "curriculum": rest}.items():
-        hard = {"kd": {"term": f"hard(loss=kd(temperature=4.0), by='loss'{words})"}}
-        found[f"teacher, {name} of a batch", 1.0] = seeing(learned, objective=hard)
-    return found
+        configs[f"teacher, {name}", 0.1] = with_data(taught, select)
+    curriculum = ", share=linear(start=0.2, end=1.0), first='easiest', power=0.0"
+    for name, options in {"weighed": "", "hardest half": ", share=0.5, power=0.0", "curriculum": curriculum}.items():
+        hard = {"kd": {"term": f"hard(loss=kd(temperature=4.0), by='loss'{options})"}}
+        configs[f"teacher, {name} of a batch", 1.0] = with_data(taught, objective=hard)
+    return configs
 
 
-def enriched(config, said: Path) -> dict[str, float]:
-    """How many times as many of the teacher's errors a tenth holds as a tenth of all."""
+def relative_error_rates(config, outputs: Path) -> dict[str, float]:
+    """Return the teacher's error rate on each chosen tenth, divided by its rate on all records."""
     records = open_records("mnist5k", "train", default_folder(), "data", "train")
-    everyone = np.arange(len(records))
-    logits = np.stack([row["logits"] for row in Store(said / "train").__getitems__(everyone.tolist())])
-    wrong = logits.argmax(-1) != records.take(everyone)["label"]
-    of = lambda select: (
-        wrong[subset.chosen(resolve(seeing(config, select), jax.devices()).data, records)].mean() / wrong.mean()
+    rows = np.arange(len(records))
+    logits = np.stack([row["logits"] for row in Store(outputs / "train").__getitems__(rows.tolist())])
+    wrong = logits.argmax(-1) != records.take(rows)["label"]
+    relative_errors = lambda select: (
+        wrong[subset.chosen(resolve(with_data(config, select), jax.devices()).data, records)].mean() / wrong.mean()
     )
-    rules = {"random": "random(share=0.1)", "hardest, shuffled": f"shuffled(share=0.1, cache={str(said)!r})"}
-    rules |= {rule: f"{rule}(share=0.1, cache={str(said)!r})" for rule in ("hardest", "easiest")}
-    rules |= {f"hardest by {by}": f"hardest(share=0.1, cache={str(said)!r}, by={by!r})" for by in ("margin", "loss")}
-    return {"errors": int(wrong.sum()), **{name: float(of(select)) for name, select in rules.items()}}
+    rules = {"random": "random(share=0.1)", "hardest, shuffled": f"shuffled(share=0.1, cache={str(outputs)!r})"}
+    rules |= {rule: f"{rule}(share=0.1, cache={str(outputs)!r})" for rule in ("hardest", "easiest")}
+    rules |= {f"hardest by {by}": f"hardest(share=0.1, cache={str(outputs)!r}, by={by!r})" for by in ("margin", "loss")}
+    return {"errors": int(wrong.sum()), **{name: float(relative_errors(select)) for name, select in rules.items()}}
 
 
-def tables(found: dict[tuple[str, float], list[float]], console: Console) -> None:
+def tables(accuracies: dict[tuple[str, float], list[float]], console: Console) -> None:
     table = Table("learns from", *(f"{100 * share:.0f} %" for share in SHARES))
-    for arm in dict.fromkeys(name for name, share in found if share):
-        shown = [spread(found[arm, share], 1) if (arm, share) in found else "" for share in SHARES]
+    for arm in dict.fromkeys(name for name, share in accuracies if share):
+        shown = [spread(accuracies[arm, share], 1) if (arm, share) in accuracies else "" for share in SHARES]
         table.add_row(arm, *shown)
     console.print(table)
-    console.print(f"noise, labelled by the teacher: {spread(found['teacher, noise', 0.0], 1)}")
+    console.print(f"noise, labelled by the teacher: {spread(accuracies['teacher, noise', 0.0], 1)}")
     for share in SHARES:
-        gain = paired(found["teacher, mixtures", share], found["teacher", share])
-        console.print(f"{100 * share:.0f} %: mixtures beside the teacher's word on real digits alone: {gain}")
+        gain = paired(accuracies["teacher, mixtures", share], accuracies["teacher", share])
+        console.print(f"{100 * share:.0f} %: mixtures minus soft targets on real digits alone: {gain}")
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--workdir", default="runs/data", type=Path)
-    words.add_argument("--seeds", default=3, type=int)
-    words.add_argument("--steps", default=600, type=int)
-    known = words.parse_args()
-    console, quiet, folder = Console(), Console(quiet=True), known.workdir
-    config = base(known.steps, (folder / "compiled").absolute())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/data", type=Path)
+    parser.add_argument("--seeds", default=3, type=int)
+    parser.add_argument("--steps", default=600, type=int)
+    args = parser.parse_args()
+    console, quiet, folder = Console(), Console(quiet=True), args.workdir
+    config = base(args.steps, (folder / "compiled").absolute())
 
     (teacher, _) = jaxdistill.distill(differ(config, steps=1), folder / "teacher", quiet).rows
     console.print(f"teacher: {100 * teacher['accuracy']:.1f} %")
-    checkpoint, said = folder / "teacher" / "teachers" / "wide", folder / "said"
-    entry = config.teachers.wide.to_dict() | {"checkpoint": str(checkpoint), "cache": f"outputs({str(said)!r})"}
+    checkpoint, outputs = folder / "teacher" / "teachers" / "wide", folder / "said"
+    entry = config.teachers.wide.to_dict() | {"checkpoint": str(checkpoint), "cache": f"outputs({str(outputs)!r})"}
     cache.write(differ(config, teachers={"wide": entry}), quiet)
-    errors = enriched(config, said)
-    console.print(f"errors of the teacher in a tenth, beside a tenth of them: {errors}")
-    found = {}
-    for number, ((arm, share), each) in enumerate(arms(config, checkpoint, said).items()):
-        runs = [jaxdistill.distill(differ(each, seed=s), folder / f"{number}-{s}", quiet) for s in range(known.seeds)]
-        found[arm, share] = [100 * next(r["accuracy"] for r in run.rows if r["name"] == "student") for run in runs]
-        console.print(f"{arm}, {100 * share:.0f} %: {', '.join(f'{accuracy:.1f}' for accuracy in found[arm, share])}")
-    tables(found, console)
-    numbers = {f"{arm} {share}": accuracies for (arm, share), accuracies in found.items()}
+    errors = relative_error_rates(config, outputs)
+    console.print(f"error rate of the teacher in each tenth, relative to all records: {errors}")
+    accuracies = {}
+    for number, ((arm, share), arm_config) in enumerate(arms(config, checkpoint, outputs).items()):
+        runs = [
+            jaxdistill.distill(differ(arm_config, seed=s), folder / f"{number}-{s}", quiet) for s in range(args.seeds)
+        ]
+        accuracies[arm, share] = [100 * next(r["accuracy"] for r in run.rows if r["name"] == "student") for run in runs]
+        shown = ", ".join(f"{accuracy:.1f}" for accuracy in accuracies[arm, share])
+        console.print(f"{arm}, {100 * share:.0f} %: {shown}")
+    tables(accuracies, console)
+    numbers = {f"{arm} {share}": values for (arm, share), values in accuracies.items()}
     results = {"teacher": teacher["accuracy"], "enriched": errors, **numbers}
     (folder / "data.json").write_text(json.dumps(results, indent=1))
 

@@ -1,8 +1,8 @@
-"""Does a patient teacher teach emoji? python -m experiments.funmatch [--workdir DIR] [--seeds 3] [--steps N]
+"""Study function matching on emoji: python -m experiments.funmatch [--workdir DIR] [--seeds 3] [--steps N]
 
-Function matching beside plain distillation, and beside the same student on all labels or on a quarter of them, without
-a teacher: for each seed the same initialisation and data order. What is missing is made first: the converted weights,
-and the teacher. A run that was stopped goes on, and a finished one is taken over.
+Compares function matching with plain distillation, and with the same student on all labels or on a quarter of them,
+without a teacher. For each seed all have the same initialisation and data order. The converted weights and the teacher
+are made first if they are missing. A run that was stopped resumes, and finished runs are not repeated.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 import jaxdistill
-from jaxdistill.core.packages import kept_wheel
+from jaxdistill.core.packages import cached_wheel
 from jaxdistill.evaluation.comparison import paired, spread
 from jaxdistill.models.hub.torch_legacy import convert
 from jaxdistill.run.config import differ
@@ -24,28 +24,31 @@ RECIPES = ("funmatch", "plain", "few")
 
 
 def teach(workdir: Path, console: Console) -> Path:
-    """The folder of the fine-tuned teacher."""
+    """Fine-tune the teacher if needed, and return its exported folder."""
     published, folder = workdir / "lite0", workdir / "teacher"
     if not published.is_dir():
-        (file,) = kept_wheel(WEIGHTS).rglob("*.pth")
+        (file,) = cached_wheel(WEIGHTS).rglob("*.pth")
         convert(file, published, {"model_type": "efficientnet_lite0"})
     config = load(f"{CONFIG}:teacher")
-    jaxdistill.distill(differ(config, student={"model": renamed(config.student.model, published)}), folder, console)
+    jaxdistill.distill(differ(config, student={"model": in_folder(config.student.model, published)}), folder, console)
     return folder / "student" / "hub"
 
 
-def renamed(spec: str, folder: Path) -> str:
-    """A pretrained network's spec string with another folder."""
+def in_folder(spec: str, folder: Path) -> str:
+    """Return the spec string of a pretrained model with another folder."""
     before, _, rest = spec.split("'", 2)
     return f"{before}{str(folder)!r}{rest}"
 
 
-def runs(seed: int, taught: Path, workdir: Path, steps: int, console: Console) -> dict[str, dict]:
-    """The rows of every arm under a seed; the control, which has all labels, sees what plain distillation sees."""
-    found = {}
+def runs(seed: int, teacher_folder: Path, workdir: Path, steps: int, console: Console) -> dict[str, dict]:
+    """Run every arm with one seed and return its row of results by name.
+
+    The control, which has all labels, sees the same images as plain distillation.
+    """
+    rows_by_arm = {}
     for recipe in RECIPES:
         config = load(f"{CONFIG}:{recipe}")
-        model = {"model": f"pretrained({str(taught)!r})"}
+        model = {"model": f"pretrained({str(teacher_folder)!r})"}
         final = differ(
             config,
             seed=seed,
@@ -55,22 +58,22 @@ def runs(seed: int, taught: Path, workdir: Path, steps: int, console: Console) -
             logging={"compilation_cache": str(workdir / "compiled")},
         )
         rows = jaxdistill.distill(final, workdir / f"{recipe}-{final.steps}-seed-{seed}", Console(quiet=True)).rows
-        found |= {recipe if row["name"] == "student" else row["name"]: row for row in rows}
-    told = ", ".join(f"{arm} {100 * row['accuracy']:.2f} %" for arm, row in found.items())
-    console.print(f"seed {seed}: {told}")
-    return found
+        rows_by_arm |= {recipe if row["name"] == "student" else row["name"]: row for row in rows}
+    summary = ", ".join(f"{arm} {100 * row['accuracy']:.2f} %" for arm, row in rows_by_arm.items())
+    console.print(f"seed {seed}: {summary}")
+    return rows_by_arm
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--workdir", default="runs/funmatch-study", type=Path)
-    words.add_argument("--seeds", default=3, type=int)
-    words.add_argument("--steps", default=0, type=int, help="of student and control; 0: as the config says")
-    known = words.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/funmatch-study", type=Path)
+    parser.add_argument("--seeds", default=3, type=int)
+    parser.add_argument("--steps", default=0, type=int, help="steps of student and control; 0: those of the config")
+    args = parser.parse_args()
     console = Console()
 
-    taught = teach(known.workdir, console)
-    rows = [runs(seed, taught, known.workdir, known.steps, console) for seed in range(known.seeds)]
+    teacher_folder = teach(args.workdir, console)
+    rows = [runs(seed, teacher_folder, args.workdir, args.steps, console) for seed in range(args.seeds)]
     accuracy = {arm: [100 * row[arm]["accuracy"] for row in rows] for arm in rows[0]}
     for arm, values in accuracy.items():
         console.print(f"{arm}: {spread(values)} %")
@@ -78,7 +81,7 @@ def main() -> None:
     for arm, gain in gains.items():
         console.print(f"funmatch over {arm}, in points: {gain}")
     gains = {arm: gain._asdict() for arm, gain in gains.items()}
-    (known.workdir / "funmatch.json").write_text(json.dumps({"rows": rows, "gains": gains}, indent=1))
+    (args.workdir / "funmatch.json").write_text(json.dumps({"rows": rows, "gains": gains}, indent=1))
 
 
 if __name__ == "__main__":

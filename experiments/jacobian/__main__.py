@@ -1,7 +1,7 @@
-"""What do the teacher's derivatives teach? python -m experiments.jacobian [--workdir DIR] [--seeds 3]
+"""Study matching of the teacher's derivatives: python -m experiments.jacobian [--workdir DIR] [--seeds 3]
 
-A student learns from 100 digits and a teacher that saw 4,000, by soft targets and by soft targets beside one more term.
-The broken twin asks student and teacher along unlike directions. A run that was stopped goes on.
+A student learns from 100 digits and a teacher that saw 4,000, by soft targets alone or with one further term. The
+broken twin uses different random directions for student and teacher. A run that was stopped resumes.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from jaxdistill.core import registry
 from jaxdistill.run.config import differ
 
 KD = {"kd": {"term": "kd(temperature=4.0)"}}
-TERMS = {  # beside soft targets; weights as they came to mind, none was searched
+TERMS = {  # added to soft targets; the weights are guesses, none was searched
     "jacobian": {"term": "jacobian", "weight": 10.0},
     "sobolev": {"term": "sobolev", "weight": 10.0},
     "hidden": {"term": "hidden(layers='last')"},
@@ -30,15 +30,15 @@ TERMS = {  # beside soft targets; weights as they came to mind, none was searche
 
 @registry.steps.register
 def other_directions(student, teachers, objective, optimizer):
-    """The broken twin of `offline`: every teacher is asked along directions of its own."""
+    """Broken twin of `offline`: the teachers' derivatives use other random directions than the student's."""
 
-    def elsewhere(teacher):
+    def with_other_key(teacher):
         def apply(params, state, batch, *, train, key):
             return teacher.apply(params, state, batch, train=train, key=jax.random.fold_in(key, 1))
 
         return teacher._replace(apply=apply)
 
-    return registry.steps["offline"](student, tuple(map(elsewhere, teachers)), objective, optimizer)
+    return registry.steps["offline"](student, tuple(map(with_other_key, teachers)), objective, optimizer)
 
 
 def base():
@@ -67,40 +67,42 @@ def base():
 
 
 def arms(config, teacher: Path):
-    """The configs that are compared, by name."""
-    learned = differ(config, teachers={"wide": {**config.teachers.wide.to_dict(), "checkpoint": str(teacher)}})
-    beside = {f"kd + {name}": differ(learned, objective=KD | {name: term}) for name, term in TERMS.items()}
+    """Return the configs of all arms by name."""
+    with_teacher = differ(config, teachers={"wide": {**config.teachers.wide.to_dict(), "checkpoint": str(teacher)}})
+    with_term = {f"kd + {name}": differ(with_teacher, objective=KD | {name: term}) for name, term in TERMS.items()}
     return {
         "labels": differ(config, teachers={}, objective={"cross_entropy": {}}),
-        "kd": learned,
-        **beside,
-        "kd + jacobian, other directions": differ(beside["kd + jacobian"], step="other_directions()"),
+        "kd": with_teacher,
+        **with_term,
+        "kd + jacobian, other directions": differ(with_term["kd + jacobian"], step="other_directions()"),
     }
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--workdir", default="runs/jacobian", type=Path)
-    words.add_argument("--seeds", default=3, type=int)
-    known = words.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/jacobian", type=Path)
+    parser.add_argument("--seeds", default=3, type=int)
+    args = parser.parse_args()
     console, quiet, config = Console(), Console(quiet=True), base()
 
-    everything = differ(config, steps=1, data={"train": "train"})
-    (teacher, _) = jaxdistill.distill(everything, known.workdir / "teacher", quiet).rows
+    teacher_run = differ(config, steps=1, data={"train": "train"})
+    (teacher, _) = jaxdistill.distill(teacher_run, args.workdir / "teacher", quiet).rows
     console.print(f"teacher: {100 * teacher['accuracy']:.1f} %")
-    found = {}
-    for arm, each in arms(config, known.workdir / "teacher" / "teachers" / "wide").items():
-        folder = known.workdir / arm.replace(" ", "").replace("+", "-").replace(",", "-")
-        runs = [jaxdistill.distill(differ(each, seed=seed), folder / str(seed), quiet) for seed in range(known.seeds)]
-        found[arm] = [100 * next(r["accuracy"] for r in run.rows if r["name"] == "student") for run in runs]
-        console.print(f"{arm}: {', '.join(f'{accuracy:.1f}' for accuracy in found[arm])}")
+    accuracies_of = {}
+    for arm, arm_config in arms(config, args.workdir / "teacher" / "teachers" / "wide").items():
+        folder = args.workdir / arm.replace(" ", "").replace("+", "-").replace(",", "-")
+        runs = [
+            jaxdistill.distill(differ(arm_config, seed=seed), folder / str(seed), quiet) for seed in range(args.seeds)
+        ]
+        accuracies_of[arm] = [100 * next(r["accuracy"] for r in run.rows if r["name"] == "student") for run in runs]
+        console.print(f"{arm}: {', '.join(f'{accuracy:.1f}' for accuracy in accuracies_of[arm])}")
 
     table = Table("learns from", "accuracy %", "beside kd")
-    for arm, accuracies in found.items():
-        gain = np.subtract(accuracies, found["kd"])
+    for arm, accuracies in accuracies_of.items():
+        gain = np.subtract(accuracies, accuracies_of["kd"])
         table.add_row(arm, f"{np.mean(accuracies):.1f} +- {np.std(accuracies, ddof=1):.1f}", f"{gain.mean():+.1f}")
     console.print(table)
-    (known.workdir / "jacobian.json").write_text(json.dumps({"teacher": teacher["accuracy"], **found}, indent=1))
+    (args.workdir / "jacobian.json").write_text(json.dumps({"teacher": teacher["accuracy"], **accuracies_of}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Which of the teacher's layers shall a layer learn from? python -m experiments.layer_maps [--workdir DIR] [--seeds 3]
+"""Compare layer maps for hints: python -m experiments.layer_maps [--workdir DIR] [--seeds 3]
 
-A vision transformer of two layers learns 400 digits from labels, and from hidden states of one of four layers. Maps
-from the top, from the bottom, uniform, crossed (a broken twin), and one that is learned.
+A vision transformer of two layers learns 400 digits from labels and from the hidden states of a teacher of four layers.
+The maps are top, bottom, uniform, crossed (the broken twin), and one that is learned.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ LABELS = {"cross_entropy": {}}
 
 STUDY = Study(
     name="layer_maps",
-    question="Which of the teacher's layers shall each layer of the student learn from?",
+    question="Which of the teacher's layers should each layer of the student learn from?",
     base=load(f"{METHODS}:hidden"),
     axes={
         "objective.hidden.term": {

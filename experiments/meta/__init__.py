@@ -1,1 +1,1 @@
-"""Can a quiz mend a teacher that learned wrong labels?"""
+"""Study whether a quiz of the student corrects a teacher that learned wrong labels."""

@@ -1,8 +1,8 @@
-"""What does checkpointing of the inner steps save? python -m experiments.meta.memory
+"""Measure the memory that checkpointing of inner steps saves: python -m experiments.meta.memory
 
-The step of configs/meta.py with a small residual network as student, compiled for one CPU device and not run: the bytes
-of its temporaries for K inner steps of 100 rows each, as `meta` checkpoints them, and without. Beside it `offline` on
-the same batch: as its step the student moves at last.
+Compiles the step of configs/meta.py, with a small residual network as student, for one CPU device, and does not run it.
+Prints the bytes of its temporaries for K inner steps of 100 rows each, with checkpointing (as in `meta`) and without,
+and those of `offline` on the same batch, which is how the student is finally updated.
 """
 
 from unittest import mock
@@ -22,11 +22,11 @@ STUDENT = "resnet(widths=(8, 16), blocks=1, classes=10)"
 
 
 def temporaries(word: str, rows: int, **differences) -> float:
-    """What the step of a preset needs of a batch beside what it holds all the time, in MiB."""
-    given = {"student": {"model": STUDENT}, "batch_size": rows, "mesh": {"data": 1}, **differences}
-    found = plan(differ(load(f"{CONFIG}:{word}"), **given), find("cpu:1", 1)).temporaries
-    assert found is not None  # of a CPU the compiler knows no limit
-    return found / 2**20
+    """Return the size of a preset's temporaries for a batch of `rows`, in MiB."""
+    changes = {"student": {"model": STUDENT}, "batch_size": rows, "mesh": {"data": 1}, **differences}
+    size = plan(differ(load(f"{CONFIG}:{word}"), **changes), find("cpu:1", 1)).temporaries
+    assert size is not None  # on a CPU the compiler has no memory limit
+    return size / 2**20
 
 
 def main() -> None:

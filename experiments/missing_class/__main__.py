@@ -1,7 +1,7 @@
-"""Does a student know a digit that it never saw? python -m experiments.missing_class [--workdir DIR] [--seeds 3]
+"""Study a digit that the student never saw: python -m experiments.missing_class [--workdir DIR] [--seeds 3]
 
-It learns from soft targets alone, on digits among which there is no 3, at four temperatures. The broken twin learns
-from the teacher's argmax. A run that was stopped goes on.
+The student learns from soft targets alone, on digits without a 3, at four temperatures. The broken twin learns from the
+teacher's argmax. A run that was stopped resumes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ARMS = {f"T = {t}": f"kd(temperature={t}.0)" for t in (1, 2, 4, 8)} | {"argmax o
 
 
 def digits(split: str):
-    """The fields of a split of mnist5k, whole."""
+    """Load all records of a split of mnist5k."""
     records = open_records("mnist5k", split, default_folder(), "data", "train")
     return records.take(np.arange(len(records)))
 
@@ -39,15 +39,15 @@ class Source(list):
 
 @registry.datasets.register
 def digits_without(digit: int, *, split: str):
-    """mnist5k, of which a digit is missing in training."""
-    found = digits(split)
-    kept = [n for n, label in enumerate(found["label"]) if label != digit or not split.startswith("train")]
-    return Source({name: found[name][n] for name in ("image", "label")} for n in kept)
+    """Load mnist5k without one digit in the training split."""
+    fields = digits(split)
+    kept = [n for n, label in enumerate(fields["label"]) if label != digit or not split.startswith("train")]
+    return Source({name: fields[name][n] for name in ("image", "label")} for n in kept)
 
 
 @registry.losses.register
 def argmax_labels():
-    """The broken twin of `kd`: all that it takes from the teacher is the class that it would name."""
+    """Broken twin of `kd`: learns from the teacher's argmax alone."""
     values = lambda signals: softmax_cross_entropy(signals.student.logits, signals.teacher.logits.argmax(-1))
     return stateless(values, needs=frozenset({"teacher"}))
 
@@ -76,56 +76,60 @@ def base():
     )
 
 
-def raised(logits: np.ndarray, share: float) -> np.ndarray:
-    """The logits with the missing class's bias as high as makes the student name it as often as it occurs.
+def raise_bias(logits: np.ndarray, share: float) -> np.ndarray:
+    """Raise the missing class's bias until it is predicted as often as it occurs.
 
-    That needs no label: only how often the digit occurs.
+    This needs no labels, only the share of the class.
+
+    Args:
+        logits: `[rows, classes]`.
+        share: of the rows that belong to the missing class.
     """
     others = np.delete(logits, MISSING, axis=1).max(axis=1)
     bias = np.quantile(others - logits[:, MISSING], share)
     return logits + bias * (np.arange(logits.shape[1]) == MISSING)
 
 
-def judged(variables, test) -> dict[str, float]:
-    """Recall of the missing digit and accuracy in %, of the student as it is and with its bias raised."""
+def evaluate(variables, test) -> dict[str, float]:
+    """Evaluate recall of the missing digit and accuracy in %, with the student's bias as it is and raised."""
     model = registry.models.build(STUDENT, "student.model")
     batch = {"image": test["image"], "mask": np.ones(len(test["label"]), np.float32)}
     logits = np.asarray(model.apply(*variables, batch, train=False, key=jax.random.key(0))[0].logits)
     missing = test["label"] == MISSING
-    found = {}
-    for name, said in (("raw", logits), ("fixed", raised(logits, missing.mean()))):
-        right = said.argmax(-1) == test["label"]
-        found |= {f"recall {name}": 100 * right[missing].mean(), f"accuracy {name}": 100 * right.mean()}
-    return {name: round(float(value), 2) for name, value in found.items()}
+    results = {}
+    for name, predicted in (("raw", logits), ("fixed", raise_bias(logits, missing.mean()))):
+        right = predicted.argmax(-1) == test["label"]
+        results |= {f"recall {name}": 100 * right[missing].mean(), f"accuracy {name}": 100 * right.mean()}
+    return {name: round(float(value), 2) for name, value in results.items()}
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--workdir", default="runs/missing_class", type=Path)
-    words.add_argument("--seeds", default=3, type=int)
-    known = words.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/missing_class", type=Path)
+    parser.add_argument("--seeds", default=3, type=int)
+    args = parser.parse_args()
     console, quiet, config, test = Console(width=120), Console(quiet=True), base(), digits("test")
 
-    whole = differ(config, steps=1, data={"name": "mnist5k"})
-    (teacher, _) = jaxdistill.distill(whole, known.workdir / "teacher", quiet).rows
-    console.print(f"teacher, who saw all digits: {100 * teacher['accuracy']:.1f} %")
-    folder = str(known.workdir / "teacher" / "teachers" / "whole")
-    taught = {"whole": {**config.teachers.whole.to_dict(), "checkpoint": folder}}
-    found = {}
+    teacher_run = differ(config, steps=1, data={"name": "mnist5k"})
+    (teacher, _) = jaxdistill.distill(teacher_run, args.workdir / "teacher", quiet).rows
+    console.print(f"teacher, trained on all digits: {100 * teacher['accuracy']:.1f} %")
+    folder = str(args.workdir / "teacher" / "teachers" / "whole")
+    teachers = {"whole": {**config.teachers.whole.to_dict(), "checkpoint": folder}}
+    results = {}
     for number, (arm, term) in enumerate(ARMS.items()):
-        found[arm] = []
-        for seed in range(known.seeds):
-            run = differ(config, seed=seed, teachers=taught, objective={"kd": {"term": term}})
-            result = jaxdistill.distill(run, known.workdir / f"arm-{number}" / str(seed), quiet)
-            found[arm].append(judged(result.variables["student"], test))
-        console.print(arm, found[arm])
-    say = lambda values: f"{np.mean(values):.1f} +- {np.std(values, ddof=1) if len(values) > 1 else 0:.1f}"
-    names = list(found[arm][0])
+        results[arm] = []
+        for seed in range(args.seeds):
+            run = differ(config, seed=seed, teachers=teachers, objective={"kd": {"term": term}})
+            result = jaxdistill.distill(run, args.workdir / f"arm-{number}" / str(seed), quiet)
+            results[arm].append(evaluate(result.variables["student"], test))
+        console.print(arm, results[arm])
+    formatted = lambda values: f"{np.mean(values):.1f} +- {np.std(values, ddof=1) if len(values) > 1 else 0:.1f}"
+    names = list(results[arm][0])
     table = Table("learns from", *(f"{name} %" for name in names))
-    for arm, seeds in found.items():
-        table.add_row(arm, *(say([one[name] for one in seeds]) for name in names))
+    for arm, seeds in results.items():
+        table.add_row(arm, *(formatted([result_of_seed[name] for result_of_seed in seeds]) for name in names))
     console.print(table)
-    (known.workdir / "missing_class.json").write_text(json.dumps({"teacher": teacher["accuracy"], **found}, indent=1))
+    (args.workdir / "missing_class.json").write_text(json.dumps({"teacher": teacher["accuracy"], **results}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How are unlike teachers best made one? python -m experiments.multi_teacher_fusion [--workdir DIR] [--seeds 3]
+"""Compare fusions of unlike teachers: python -m experiments.multi_teacher_fusion [--workdir DIR] [--seeds 3]
 
-Four teachers, a convolution, a perceptron, a transformer and a hasty one that saw 190 digits for 60 steps, teach 380
-digits to a small perceptron by every fusion there is, and each of them alone.
+Four teachers teach 380 digits to a small perceptron, by every fusion and each alone: a convolutional network, a
+perceptron, a transformer, and a hasty one that was trained on 190 digits for 60 steps.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ MODELS = {
     "transformer": "vit(patch=7, width=32, depth=2, heads=4, classes=10, pool='token', image=28, channels=1)",
     "hasty": "mlp(widths=(32,), classes=10)",
 }
-LEARNING = {  # how long each teacher learns, at which rate, from what
+LEARNING = {  # steps, learning rate and records of each teacher
     "convolution": (400, 0.005, "train[:95%]"),
     "perceptron": (600, 0.005, "train[:95%]"),
     "transformer": (600, 0.002, "train[:95%]"),
@@ -36,8 +36,8 @@ BASE = differ(
 )
 
 
-def taught(seed: int, name: str) -> Any:
-    """The run in which a teacher learns."""
+def training_config(seed: int, name: str) -> Any:
+    """Return the config that trains a teacher."""
     steps, rate, records = LEARNING[name]
     return differ(
         BASE,
@@ -59,7 +59,7 @@ GATED = {
 }
 STUDY = Study(
     name="multi_teacher_fusion",
-    question="How are unlike teachers best made one?",
+    question="Which fusion of unlike teachers is best?",
     base=BASE,
     axes={
         "fusion": {
@@ -76,7 +76,7 @@ STUDY = Study(
     },
     baseline="average of probabilities",
     further={"labels alone": {"teachers": {}, "objective": LABELS, "fusion": "single()"}},
-    teachers={name: taught(number, name) for number, name in enumerate(MODELS)},
+    teachers={name: training_config(number, name) for number, name in enumerate(MODELS)},
     cached=True,
     measures=(
         ACCURACY,

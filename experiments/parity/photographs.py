@@ -1,4 +1,4 @@
-"""Three photographs that ship inside a Python package, losslessly compressed: every machine sees the same pixels."""
+"""Load three photographs that a Python package ships losslessly, so that every machine has the same pixels."""
 
 from pathlib import Path
 
@@ -10,7 +10,10 @@ NAMES = ("chelsea", "coffee", "astronaut")  # a cat, a cup of espresso, a woman 
 
 
 def photographs(folder: Path, size: int = 224) -> np.ndarray:
-    """`[3, size, size, 3]` uint8 from the unpacked package: the centre, shrunk by means over whole blocks of pixels."""
+    """Return the photographs of the unpacked package as uint8 `[3, size, size, 3]`.
+
+    Each is cropped to its centre and shrunk by means over whole blocks of pixels.
+    """
     return np.stack([_centre(np.asarray(Image.open(folder / "skimage" / "data" / f"{n}.png")), size) for n in NAMES])
 
 

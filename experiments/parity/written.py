@@ -1,9 +1,9 @@
-"""Does transformers read what we write? Each family as a student would be handed out, tiny and drawn here.
+"""Export a tiny random network of each model family, for comparison with Hugging Face transformers.
 
-    python -m experiments.parity.written FOLDER          # writes a folder for each family, and what ours says
-    python experiments/parity/written_torch.py FOLDER    # where torch and transformers are: reads and compares
+    python -m experiments.parity.written FOLDER          # exports a folder for each family, with its outputs
+    python experiments/parity/written_torch.py FOLDER    # in an environment with torch and transformers: compares
 
-EfficientNet-Lite is not among transformers' architectures; `efficientnet.py` compares it with timm's.
+transformers has no EfficientNet-Lite; `efficientnet.py` compares it with timm's.
 """
 
 import argparse
@@ -20,38 +20,38 @@ from jaxdistill.core import registry
 from jaxdistill.core.registry import Spec
 from jaxdistill.core.types import Variables
 from jaxdistill.export.hugging_face import write
-from jaxdistill.models.hub.family import families, of_config
+from jaxdistill.models.hub.family import families, family_name
 
-GOLDEN = Path(__file__).parents[2] / "tests" / "golden"  # configs and inputs of every family, as transformers has them
+GOLDEN = Path(__file__).parents[2] / "tests" / "golden"  # configs and inputs of every family, as in transformers
 
 
-def drawn(shapes: Variables) -> Variables:
-    """Weights around those of a network that was trained; variances are positive."""
+def random_variables(shapes: Variables) -> Variables:
+    """Draw random weights of a size like that of trained ones; variances are positive."""
     draw = np.random.default_rng(0)
     value = lambda x: jnp.asarray(draw.normal(scale=0.3, size=x.shape), x.dtype)
     state = {name: jnp.abs(value(x)) + 0.5 if name.endswith("var") else value(x) for name, x in shapes.state.items()}
     return Variables(jax.tree.map(value, shapes.params), state)
 
 
-def hand_out(name: str, config: dict[str, Any], batch: dict[str, np.ndarray], folder: Path) -> None:
-    """Writes a network of the config's family, and beside it the inputs and what it says."""
-    family = of_config(config)
+def export(name: str, config: dict[str, Any], batch: dict[str, np.ndarray], folder: Path) -> None:
+    """Export a network of the config's family, with its inputs and outputs in an npz file."""
+    family = family_name(config)
     arguments = families[family].arguments(config)
     model = registry.models.build(Spec(family, (), arguments), name)
     rows = len(next(iter(batch.values())))
-    whole, key = {"mask": np.ones(rows, np.float32), **batch}, jax.random.key(0)
-    variables = drawn(Variables(*jax.eval_shape(model.init, key, whole)))
-    out = jax.jit(lambda values: model.apply(*values, whole, train=False, key=key)[0].dense())(variables)
+    full_batch, key = {"mask": np.ones(rows, np.float32), **batch}, jax.random.key(0)
+    variables = random_variables(Variables(*jax.eval_shape(model.init, key, full_batch)))
+    out = jax.jit(lambda values: model.apply(*values, full_batch, train=False, key=key)[0].dense())(variables)
     write(folder / name, family, arguments, variables, f"# {name}, drawn\n")
-    said = {"logits": out.logits, **{f"hidden/{number}": x for number, x in enumerate(out.hidden_states)}}
+    outputs = {"logits": out.logits, **{f"hidden/{number}": x for number, x in enumerate(out.hidden_states)}}
     inputs = {f"in/{field}": x for field, x in batch.items()}
-    np.savez(folder / f"{name}.npz", **inputs, **{f"out/{field}": np.asarray(x) for field, x in said.items()})
+    np.savez(folder / f"{name}.npz", **inputs, **{f"out/{field}": np.asarray(x) for field, x in outputs.items()})
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("folder", type=Path)
-    folder = words.parse_args().folder
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     for path in sorted(GOLDEN.glob("*.npz")):
         with np.load(path) as file:
             if "about" not in file or path.stem.startswith("efficientnet"):
@@ -59,7 +59,7 @@ def main() -> None:
             config = json.loads(str(file["about"]))["config"]
             batch = {field.removeprefix("in/"): file[field] for field in file.files if field.startswith("in/")}
         if "model_type" in config:
-            hand_out(path.stem, config, batch, folder)
+            export(path.stem, config, batch, folder)
             print(f"wrote {folder / path.stem}")
 
 

@@ -1,1 +1,1 @@
-"""What fits on which pod?"""
+"""Plan the presets of configs/pods.py for TPU pods."""

@@ -1,8 +1,8 @@
-"""Which recipe teaches best from few labels? python -m experiments.recipes [--seeds 3] [--only plain,control]
+"""Compare distillation recipes with few labels: python -m experiments.recipes [--seeds 3] [--only plain,control]
 
-Every preset of configs/topics.py: for each seed the same data order, and the same initialisation of what is new. What
-is missing is made first: the teacher, the cut vocabularies, and the caches. A run that was stopped goes on, and a
-finished one is taken over.
+Runs every preset of configs/topics.py, for each seed with the same data order and the same initialisation of new
+parameters. The teacher, the cut vocabularies and the caches are made first if they are missing. A run that was stopped
+resumes, and finished runs are not repeated.
 """
 
 import argparse
@@ -20,22 +20,22 @@ from jaxdistill.run.config import differ
 from jaxdistill.run.config_files import load
 
 CONFIG = Path(__file__).parents[2] / "configs" / "topics.py"
-HOME = Path("runs/topics")  # where the config looks for teacher, vocabulary and caches
+HOME = Path("runs/topics")  # the config expects teacher, vocabulary and caches here
 VOCABULARIES = {"used": 0, "most": 7000}
-CONTROLS = {"small": "small_control"}  # of every other recipe: control
+CONTROLS = {"small": "small_control"}  # of all other recipes: "control"
 ARMS = ("plain", "control", "small", "small_control", "distilbert", "minilm", "tinybert", "all_labels")
 
 Row = dict[str, Any]
 
 
-def configured(word: str):
-    """A preset; runs share their compiled programs."""
+def load_preset(word: str):
+    """Load a preset; all runs share their compiled programs."""
     config = load(f"{CONFIG}:{word}")
     return differ(config, logging={"compilation_cache": str(HOME / "compiled")})
 
 
-def trained(config, folder: Path) -> Row:
-    """Trains a network, or takes over what was trained before: its row, with its parameters beside the embedding."""
+def train(config, folder: Path) -> Row:
+    """Train a network unless it is trained already, and return its row, with its parameters outside the embedding."""
     result = jaxdistill.distill(config, folder, Console(quiet=True))
     row = next(row for row in result.rows if row["name"] == "student")
     params = result.variables["student"].params
@@ -44,40 +44,41 @@ def trained(config, folder: Path) -> Row:
     return {**row, "body": body, "seconds": seconds}
 
 
-def prepared(console: Console) -> Row:
-    """The row of the teacher, after it, the students' vocabularies and the caches have been made."""
-    config = configured("teacher")
-    row = trained(config, HOME / "teacher")
+def prepare(console: Console) -> Row:
+    """Make the teacher, the students' vocabularies and the caches, and return the teacher's row."""
+    config = load_preset("teacher")
+    row = train(config, HOME / "teacher")
     console.print(f"teacher: {100 * row['accuracy']:.2f} %, {row['seconds']:.0f} s")
-    whole = differ(config, data={"train": "train"})
+    all_texts = differ(config, data={"train": "train"})
     for name, most in VOCABULARIES.items():
         if not (HOME / name / "vocabulary.json").is_file():
-            console.print(vocabulary.cut(whole, HOME / name, most))
+            console.print(vocabulary.cut(all_texts, HOME / name, most))
     for word in ("distilbert", "small"):
-        cache.write(configured(word), console)
+        cache.write(load_preset(word), console)
     return row
 
 
 def summary(teacher: Row, rows: dict[str, list[Row]]) -> dict[str, Row]:
-    """Of each arm: accuracy by seed, its share of the teacher's, sizes, and the gain over its control."""
-    right = {arm: [100 * row["accuracy"] for row in found] for arm, found in rows.items()}
-    told: dict[str, Row] = {}
-    for arm, values in right.items():
+    """Return for each arm its accuracy by seed, its share of the teacher's, its sizes and its gain over the control."""
+    accuracies = {arm: [100 * row["accuracy"] for row in arm_rows] for arm, arm_rows in rows.items()}
+    summaries: dict[str, Row] = {}
+    for arm, values in accuracies.items():
         sizes = {size: 100 * rows[arm][0][size] / teacher[size] for size in ("parameters", "body")}
         seconds = float(np.mean([row["seconds"] for row in rows[arm]]))
-        told[arm] = {"accuracy": values, "kept": float(np.mean(values) / teacher["accuracy"]), **sizes, "s": seconds}
+        kept = float(np.mean(values) / teacher["accuracy"])
+        summaries[arm] = {"accuracy": values, "kept": kept, **sizes, "s": seconds}
         other = CONTROLS.get(arm, "control")
-        if "control" not in arm and other in right:
-            told[arm]["gain"] = paired(values, right[other])._asdict()
-    return told
+        if "control" not in arm and other in accuracies:
+            summaries[arm]["gain"] = paired(values, accuracies[other])._asdict()
+    return summaries
 
 
-def show(teacher: Row, told: dict[str, Row], console: Console) -> None:
-    """A table in Markdown, to be pasted."""
+def show(teacher: Row, summaries: dict[str, Row], console: Console) -> None:
+    """Print the table in Markdown."""
     lines = [("learns by", "accuracy %", "% of the teacher's", "over its control", "% of parameters", "% of the body")]
     lines.append(("---",) * 6)
     lines.append(("teacher", f"{100 * teacher['accuracy']:.2f}", "100", "", "100", "100"))
-    for arm, row in told.items():
+    for arm, row in summaries.items():
         several = len(row["accuracy"]) > 1
         form = "{mean:+.2f} ({low:.2f} to {high:.2f})" if several else "{mean:+.2f} (one seed)"
         gain = form.format(**row["gain"]) if "gain" in row else ""
@@ -87,21 +88,23 @@ def show(teacher: Row, told: dict[str, Row], console: Console) -> None:
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--seeds", default=3, type=int)
-    words.add_argument("--only", default=",".join(ARMS), help="presets, with commas between them")
-    known = words.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default=3, type=int)
+    parser.add_argument("--only", default=",".join(ARMS), help="comma-separated presets")
+    args = parser.parse_args()
     console = Console(width=200)
 
-    teacher = prepared(console)
-    rows: dict[str, list[Row]] = {arm: [] for arm in known.only.split(",")}
-    for seed in range(known.seeds):  # of all arms, so that what was stopped is a smaller study
-        for arm, found in rows.items():
-            found.append(trained(differ(configured(arm), seed=seed), HOME / "runs" / f"{arm}-{seed}"))
-            console.print(f"{arm}, seed {seed}: {100 * found[-1]['accuracy']:.2f} %, {found[-1]['seconds']:.0f} s")
-    told = summary(teacher, rows)
-    show(teacher, told, console)
-    (HOME / "results.json").write_text(json.dumps({"teacher": teacher, "runs": rows, "summary": told}, indent=1))
+    teacher = prepare(console)
+    rows: dict[str, list[Row]] = {arm: [] for arm in args.only.split(",")}
+    for seed in range(args.seeds):  # all arms of a seed first, so that a stopped study is a smaller study
+        for arm, arm_rows in rows.items():
+            arm_rows.append(train(differ(load_preset(arm), seed=seed), HOME / "runs" / f"{arm}-{seed}"))
+            console.print(
+                f"{arm}, seed {seed}: {100 * arm_rows[-1]['accuracy']:.2f} %, {arm_rows[-1]['seconds']:.0f} s"
+            )
+    summaries = summary(teacher, rows)
+    show(teacher, summaries, console)
+    (HOME / "results.json").write_text(json.dumps({"teacher": teacher, "runs": rows, "summary": summaries}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Does a gate find out whom to hear? python -m experiments.routing [--workdir DIR] [--seeds 5] [--worlds domains ...]
+"""Study routing among teachers: python -m experiments.routing [--workdir DIR] [--seeds 5] [--worlds domains ...]
 
-Students of real digits learn from several teachers at once, without labels: fused evenly, by entropy, by what is right
-(CA-MKD, which reads all labels), by a gate that is calibrated on 200 labels, and from each teacher alone. The worlds:
+Students of real digits learn from several teachers at once, without labels. The teachers are fused evenly, by entropy,
+by their error on the labels (CA-MKD, which reads all labels), or by a gate that is calibrated on 200 labels; further
+arms use one teacher alone. A world is one set of teachers with one data set:
 
     noise        one good teacher, three that learned shuffled labels
     agreeing     one good teacher, two that agree on the next class
-    domains      digits and their negatives; each of two teachers has seen one kind
+    domains      digits and their negatives; each of two teachers was trained on one kind
     two good     two good teachers
-    specialists  three teachers, each of some classes
-    dead layer   hints from a layer that is alive, or dead; which of them, probes of the layers decide, or a quiz
+    specialists  three teachers, each trained on some classes
+    dead layer   hints from an informative layer or a dead one; probes of the layers or a quiz choose between them
 
-A run that was stopped goes on, and a finished one is taken over.
+A run that was stopped resumes, and finished runs are not repeated.
 """
 
 import argparse
@@ -22,18 +23,18 @@ from rich.console import Console
 
 from experiments.routing.worlds import base
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
-from jaxdistill.run.commands.sweep import conduct, exit_codes
+from jaxdistill.run.commands.sweep import exit_codes, run_study
 from jaxdistill.run.config import differ
-from jaxdistill.run.study import Study, ran
+from jaxdistill.run.study import Study, run_or_resume
 
 CONVOLVED = "resnet(widths=(16, 32), blocks=1, classes=10)"
-TAUGHT = {  # teachers: the data set that each learned from
+TRAINING_SETS = {  # the data set that each teacher learns from
     **dict.fromkeys(("good", "other", "third", "half_dead"), "digits()"),
     **{f"noise{n}": "digits(shuffled=True)" for n in range(3)},
     **{f"domain{n}": f"digits(domain={n})" for n in range(2)},
     **{f"expert{n}": f"digits(specialty={n})" for n in range(3)},
 }
-NEXT = (9, 0, 1, 2, 3, 4, 5, 6, 7, 8)  # who is asked for a class answers for the one before: it says the next
+NEXT = (9, 0, 1, 2, 3, 4, 5, 6, 7, 8)  # the teacher's class order, rotated by one: it predicts the next class
 WORLDS: dict[str, dict[str, dict[str, Any]]] = {
     "noise": {"good": {}, **{f"noise{n}": {} for n in range(3)}},
     "agreeing": {"good": {}, "other": {"classes": NEXT}, "third": {"classes": NEXT}},
@@ -45,7 +46,7 @@ RIGHT = {"domains": "domain", "specialists": "expert"}
 GATE = "gate, 200 labels"
 FUSIONS = {"uniform": "average()", "entropy": "entropy()", "confidence, all labels": "confidence()"}
 HINT = {"weight": 10.0}
-TOLD = (
+MEASURES = (
     ACCURACY._replace(digits=1),
     Measure("gate/right", "weight on the right one", digits=3),
     Measure("gate/share/0", "weight of the first teacher", digits=3),
@@ -53,23 +54,24 @@ TOLD = (
 
 
 def teach(workdir: Path, config: ConfigDict, console: Console) -> None:
-    """Trains the teachers, which the worlds share."""
-    for number, (name, data) in enumerate(TAUGHT.items()):
-        own = {
+    """Train the teachers, which the worlds share."""
+    for number, (name, data) in enumerate(TRAINING_SETS.items()):
+        changes = {
             "title": name,
             "seed": 100 + number,
             "student": {"model": "dead_end()" if name == "half_dead" else CONVOLVED},
             "objective": {"cross_entropy": {}},
             "data": {"name": data, "train": "transfer"},
         }
-        (row,) = ran(differ(config, **own), workdir / name)
+        (row,) = run_or_resume(differ(config, **changes), workdir / name)
         console.print(f"teacher {name}: {100 * row['accuracy']:.1f} % on test records of {data}")
 
 
-def among_teachers(world: str, workdir: Path, config: ConfigDict) -> Study:
-    """Students that learn from several teachers, or from one of them, without labels."""
-    chosen = {
-        name: {"model": CONVOLVED, "checkpoint": str(workdir / name), **more} for name, more in WORLDS[world].items()
+def teacher_study(world: str, workdir: Path, config: ConfigDict) -> Study:
+    """Return the study of a world whose students learn from several teachers or from one, without labels."""
+    teachers = {
+        name: {"model": CONVOLVED, "checkpoint": str(workdir / name), **options}
+        for name, options in WORLDS[world].items()
     }
     right = RIGHT.get(world, "")
     gate = {
@@ -77,21 +79,21 @@ def among_teachers(world: str, workdir: Path, config: ConfigDict) -> Study:
         "step": f"watched(right={right!r})" if right else "routing()",
         "streams": {"calibration": {"split": "calibration", "batch_size": 100}},
     }
-    alone = {f"{name} alone": {"fusion": "single()", "teachers": {name: entry}} for name, entry in chosen.items()}
-    every = differ(config, teachers=chosen)
+    alone = {f"{name} alone": {"fusion": "single()", "teachers": {name: entry}} for name, entry in teachers.items()}
+    shared = differ(config, teachers=teachers)
     fusions = {"fusion": {**FUSIONS, GATE: gate, **alone}}
-    return Study("routing", f"Whom to hear? {world}", every, fusions, GATE, cached=True, measures=TOLD)
+    return Study("routing", f"Which teacher is right? {world}", shared, fusions, GATE, cached=True, measures=MEASURES)
 
 
-def among_layers(workdir: Path, config: ConfigDict) -> Study:
-    """Students of 100 labels and a hint, from a teacher of which a layer is dead."""
+def layer_study(workdir: Path, config: ConfigDict) -> Study:
+    """Return the study whose students learn from 100 labels and hints, from a teacher with a dead layer."""
     few = differ(
         config,
         student={"model": "mlp(widths=(64, 64), classes=10)"},
         teachers={"half_dead": {"model": "dead_end()", "checkpoint": str(workdir / "half_dead")}},
         data={"name": "digits()", "train": "few"},
     )
-    hint = lambda term, **more: {"objective": {"cross_entropy": {}, "hint": {"term": term, **HINT}}, **more}
+    hint = lambda term, **changes: {"objective": {"cross_entropy": {}, "hint": {"term": term, **HINT}}, **changes}
     labelled = lambda name: {name: {"split": "calibration", "batch_size": 100}}
     routed = hint("routed_hidden(layers=((1, 2), (1, 1)))", fusion="gate(paths=2)")
     arms = {
@@ -102,24 +104,26 @@ def among_layers(workdir: Path, config: ConfigDict) -> Study:
         "a quiz decides": {**routed, "step": "watched(by='quiz')", "streams": labelled("quiz")},
         "probes decide": {**routed, "step": "watched(probes=(2, 1))", "streams": labelled("calibration")},
     }
-    told = (*TOLD[:1], Measure("gate/right", "weight of the dead layer", digits=3))
-    return Study("routing", "Which layer to hear? One is dead", few, {"hint": arms}, "probes decide", measures=told)
+    measures = (*MEASURES[:1], Measure("gate/right", "weight of the dead layer", digits=3))
+    return Study(
+        "routing", "Which layer is informative? One is dead", few, {"hint": arms}, "probes decide", measures=measures
+    )
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--workdir", default="runs/routing", type=Path)
-    words.add_argument("--seeds", default=5, type=int)
-    words.add_argument("--worlds", nargs="*", default=[*WORLDS, "dead layer"], choices=[*WORLDS, "dead layer"])
-    known = words.parse_args()
-    console, workdir = Console(width=200), known.workdir
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/routing", type=Path)
+    parser.add_argument("--seeds", default=5, type=int)
+    parser.add_argument("--worlds", nargs="*", default=[*WORLDS, "dead layer"], choices=[*WORLDS, "dead layer"])
+    args = parser.parse_args()
+    console, workdir = Console(width=200), args.workdir
     programs = str((workdir / "compiled").absolute())
     config = base(logging={"tensorboard": False, "every": 100, "compilation_cache": programs})
     with exit_codes():
         teach(workdir, config, console)
-        for world in known.worlds:
-            study = among_teachers(world, workdir, config) if world in WORLDS else among_layers(workdir, config)
-            conduct(study, workdir / world.replace(" ", "-"), known.seeds, console)
+        for world in args.worlds:
+            study = teacher_study(world, workdir, config) if world in WORLDS else layer_study(workdir, config)
+            run_study(study, workdir / world.replace(" ", "-"), args.seeds, console)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Digits in which teachers are right here and wrong there, and teachers of which a layer is dead."""
+"""Data sets whose teachers are each right on some inputs, and a model with a dead layer."""
 
 from dataclasses import replace
 from functools import cache
@@ -9,12 +9,12 @@ import numpy as np
 
 from jaxdistill.core import registry
 from jaxdistill.core.packages import default_folder
-from jaxdistill.core.sums import mean_of
+from jaxdistill.core.sums import masked_mean
 from jaxdistill.data import open_records
 from jaxdistill.run.config import make
 from jaxdistill.steps.observe import observe
 
-CALIBRATION, FEW = 200, 100  # records with labels for the gate, and for a student that learns from labels too
+CALIBRATION, FEW = 200, 100  # labelled records for the gate, and for a student that also learns from labels
 SPECIALTIES = ((0, 1, 2, 3), (4, 5, 6), (7, 8, 9))
 
 
@@ -23,34 +23,36 @@ class Digits(list):
 
 
 @registry.datasets.register
-@cache  # a run asks a dozen times
+@cache  # a run opens the data set a dozen times
 def digits(split: str, domain: int = -1, shuffled: bool = False, specialty: int = -1):
-    """MNIST digits of 14x14 pixels, half of them negatives: white on black is domain 0, black on white domain 1.
+    """Load MNIST digits of 14x14 pixels, half of them negatives: white on black is domain 0, black on white domain 1.
+
+    The fields `domain` and `expert` are a record's domain and group of classes.
 
     Args:
         split: "transfer", "few" (the first 100 of these), "calibration" (200 others) or "test".
-        domain: the records of one domain alone, or all.
-        shuffled: with labels of other records.
-        specialty: the records of one of three groups of classes alone, or all. `expert` is the group of a record.
+        domain: only records of this domain; -1: all.
+        shuffled: permute the labels among the records.
+        specialty: only records of this one of three groups of classes; -1: all.
     """
     records = open_records("mnist5k", "test" if split == "test" else "train", default_folder(), "data", "train")
-    parts = {"test": (0, None), "calibration": (0, CALIBRATION), "transfer": (CALIBRATION, None)}
-    rows = np.arange(len(records))[slice(*(parts | {"few": (CALIBRATION, CALIBRATION + FEW)})[split])]
-    found = records.take(rows)
-    image, label = found["image"].reshape(-1, 14, 2, 14, 2, 1).mean((2, 4)), found["label"]
-    place = (rows // 10) % 2  # classes take turns, so each domain has as many of each
-    image = np.where(place[:, None, None, None] == 1, 255 - image, image).round().astype(np.uint8)
+    ranges = {"test": (0, None), "calibration": (0, CALIBRATION), "transfer": (CALIBRATION, None)}
+    rows = np.arange(len(records))[slice(*(ranges | {"few": (CALIBRATION, CALIBRATION + FEW)})[split])]
+    fields = records.take(rows)
+    image, label = fields["image"].reshape(-1, 14, 2, 14, 2, 1).mean((2, 4)), fields["label"]
+    domain_of_row = (rows // 10) % 2  # classes take turns in the records, so each domain has equally many of each class
+    image = np.where(domain_of_row[:, None, None, None] == 1, 255 - image, image).round().astype(np.uint8)
     expert = np.array([next(k for k, some in enumerate(SPECIALTIES) if y in some) for y in label])
     if shuffled:
         label = np.random.default_rng(0).permutation(label)
-    kept = ((domain < 0) | (place == domain)) & ((specialty < 0) | (expert == specialty))
-    given = {"image": image, "label": label.astype(np.int32), "domain": place, "expert": expert}
-    return Digits({name: x[row] for name, x in given.items()} for row in np.flatnonzero(kept))
+    kept = ((domain < 0) | (domain_of_row == domain)) & ((specialty < 0) | (expert == specialty))
+    columns = {"image": image, "label": label.astype(np.int32), "domain": domain_of_row, "expert": expert}
+    return Digits({name: x[row] for name, x in columns.items()} for row in np.flatnonzero(kept))
 
 
 @registry.models.register
 def dead_end(widths: tuple[int, ...] = (256, 256), classes: int = 10):
-    """A perceptron with one hidden state more, which says nothing."""
+    """A perceptron with one further hidden state, which is always zero."""
     plain = registry.models["mlp"](widths=widths, classes=classes)
 
     def apply(params, state, batch, *, train, key):
@@ -71,29 +73,30 @@ def watched(
     right: str = "",
     probes: tuple[int, ...] = (),
 ):
-    """`routing`, and beside its metrics what the gate gives, on the records learned from, to whom it should.
+    """Run the step `routing` and also log the gate's weight on the right teacher, as the metric `gate/right`.
 
     Args:
-        by, probes: as of `routing`.
-        right: the field with the number of the teacher that is right; empty: the first path.
+        by: see `routing`.
+        probes: see `routing`.
+        right: the field with the number of the teacher that is right; empty: log the weight of the first path.
     """
     step = registry.steps["routing"](student, teachers, objective, optimizer, by=by, probes=probes)
 
     def update(ts, frozen, batch):
         after, metrics = step.update(ts, frozen, batch)
         key = jax.random.fold_in(ts.key, ts.step)
-        look = {"step": ts.step, "key": key}
-        seen = observe(student, teachers, ts.params, ts.state, frozen, batch, ("train",), **look)[0]["train"]
-        fused = objective.fuse(ts.params, ts.state, seen, key=key)[0].teacher
-        rows = jnp.arange(seen.mask.shape[0])
-        weight = fused.weights[seen.batch[right], rows] if right else fused.routes[0]
-        return after, metrics | {"gate/right": mean_of(weight, seen.mask)}
+        when = {"step": ts.step, "key": key}
+        signals = observe(student, teachers, ts.params, ts.state, frozen, batch, ("train",), **when)[0]["train"]
+        fused = objective.fuse(ts.params, ts.state, signals, key=key)[0].teacher
+        rows = jnp.arange(signals.mask.shape[0])
+        weight = fused.weights[signals.batch[right], rows] if right else fused.routes[0]
+        return after, metrics | {"gate/right": masked_mean(weight, signals.mask)}
 
     return step._replace(update=update)
 
 
 def base(**differences):
-    """What all students share: a perceptron that sees no label, 400 steps."""
+    """Make the config that all students share: a perceptron that sees no label, 400 steps."""
     shared = {
         "title": "Routing",
         "steps": 400,

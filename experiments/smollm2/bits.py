@@ -1,7 +1,8 @@
-"""SmolLM2 in 8 bits: what is saved, and what is lost? python -m experiments.smollm2.bits [--rows 16]
+"""Measure SmolLM2 as an 8-bit teacher: python -m experiments.smollm2.bits [--rows 16]
 
-The teacher of configs/smollm2.py as it is, in bfloat16, in int8 and in fp8, on texts of the test split: its bytes, nats
-per token, the KL of its predictions from those of floats (what a student's loss is off by, at most), and time.
+Compares the teacher of configs/smollm2.py in float32, bfloat16, int8 and fp8 on texts of the test split: its bytes,
+nats per token, the KL of its predictions from those of float32 (the largest possible error of a student's loss), and
+time.
 """
 
 import argparse
@@ -21,12 +22,12 @@ from jaxdistill.run.config_files import load
 from jaxdistill.run.resolve import resolve
 from jaxdistill.teachers.load import load as load_teacher
 
-FORMS = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"quantized": "int8"}, "fp8": {"quantized": "fp8"}}
+FORMATS = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"quantized": "int8"}, "fp8": {"quantized": "fp8"}}
 BATCH = 4
 
 
 def teacher(form: dict[str, str], rows, mesh):
-    """`(model, values)` of a form."""
+    """Load the teacher in one number format; return `(model, values)`."""
     config = load(str(CONFIG))
     entry = {"model": config.teachers.smollm2.model, "quantized": form.get("quantized", "")}
     config = differ(config, teachers={"smollm2": entry}, dtype=form.get("dtype", "float32"))
@@ -34,45 +35,45 @@ def teacher(form: dict[str, str], rows, mesh):
     return teacher.network, load_teacher(teacher, rows)
 
 
-def said(model, values, batches) -> tuple[list[np.ndarray], float]:
-    """Logits of all batches, and the least seconds of one of them."""
+def timed_logits(model, values, batches) -> tuple[list[np.ndarray], float]:
+    """Compute the logits of all batches, and the seconds of the fastest batch."""
     forward = jax.jit(lambda v, rows: model.apply(*v, rows, train=False, key=jax.random.key(0))[0].dense().logits)
-    found, took, now = [], [], clock()
+    logits, seconds, now = [], [], clock()
     for rows in batches:
         start = now()
-        found.append(np.asarray(forward(values, rows), np.float32))
-        took.append(now() - start)
-    return found, min(took)
+        logits.append(np.asarray(forward(values, rows), np.float32))
+        seconds.append(now() - start)
+    return logits, min(seconds)
 
 
-def beside(logits, floats, batches) -> tuple[float, ...]:
-    """Nats per token, KL from the logits of floats, and how often the likeliest token is theirs."""
-    found = []
-    for own, other, rows in zip(logits, floats, batches, strict=True):
-        nll = metrics.nll(own, rows["label"], rows["mask"])
-        kl, same = (measure(own, other, rows["mask"]) for measure in (metrics.divergence, metrics.agreement))
-        found.append([(float(mean.sum), float(mean.count)) for mean in (nll, kl, same)])
-    sums, counts = np.moveaxis(np.sum(found, axis=0), -1, 0)
+def compare(logits, floats, batches) -> tuple[float, ...]:
+    """Compare with float32: nats per token, KL from its logits, and the share of tokens with the same argmax."""
+    means = []
+    for quantized, reference, rows in zip(logits, floats, batches, strict=True):
+        nll = metrics.nll(quantized, rows["label"], rows["mask"])
+        kl, same = (measure(quantized, reference, rows["mask"]) for measure in (metrics.divergence, metrics.agreement))
+        means.append([(float(mean.sum), float(mean.count)) for mean in (nll, kl, same)])
+    sums, counts = np.moveaxis(np.sum(means, axis=0), -1, 0)
     return tuple(sums / counts)
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--rows", default=16, type=int, help="texts of 256 tokens")
-    known, console = words.parse_args(), Console()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=16, type=int, help="texts of 256 tokens")
+    args, console = parser.parse_args(), Console()
     if not (VOCABULARY / "vocabulary.json").is_file():
         console.print(vocabulary.cut(load(f"{CONFIG}:whole"), VOCABULARY, 0))
     data = resolve(load(str(CONFIG)), jax.devices()).data
     records = data.open(data.test)
-    batches = [records.take(np.arange(first, first + BATCH)) for first in range(0, known.rows, BATCH)]
+    batches = [records.take(np.arange(first, first + BATCH)) for first in range(0, args.rows, BATCH)]
     mesh, floats = make_mesh((1, 1, 1)), []
     table = Table("teacher", "MB", "nats per token", "KL from float32", "same next token, %", "ms a token")
-    for name, form in FORMS.items():
+    for name, form in FORMATS.items():
         with jax.set_mesh(mesh):
             model, values = teacher(form, batches[0], mesh)
-            logits, seconds = said(model, values, batches)
+            logits, seconds = timed_logits(model, values, batches)
         floats = floats or logits
-        nll, kl, same = beside(logits, floats, batches)
+        nll, kl, same = compare(logits, floats, batches)
         size, speed = sum(x.nbytes for x in jax.tree.leaves(values)), seconds / batches[0]["mask"].size
         table.add_row(name, f"{size / 1e6:.0f}", f"{nll:.4f}", f"{kl:.5f}", f"{100 * same:.2f}", f"{1e3 * speed:.2f}")
     console.print(table)

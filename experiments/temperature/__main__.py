@@ -1,6 +1,6 @@
-"""At which temperature do soft targets teach most? python -m experiments.temperature [--workdir DIR] [--seeds 3]
+"""Compare temperatures of soft targets: python -m experiments.temperature [--workdir DIR] [--seeds 3]
 
-A perceptron learns 400 digits from a wider one, at temperatures from 1 to 16, and at one that falls.
+A perceptron learns 400 digits from a wider one, at temperatures from 1 to 16, and at one that falls during training.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Four domains, a teacher for each: whom to ask? python -m experiments.text_routing [--workdir DIR] [--seeds 5]
+"""Study routing among text teachers of four domains: python -m experiments.text_routing [--workdir DIR] [--seeds 5]
 
-Sentences of films, tweets, editorials and wares are rated by people. all-MiniLM-L6 is fine-tuned on each domain by
-itself, and once on all. A student that serves all domains learns from 3,000 texts of all four, without a label and
-without being told the domain.
+The data are sentences on films, tweets, editorials and product reviews, rated by people. all-MiniLM-L6 is fine-tuned on
+each domain by itself, and once on all. A student that serves all domains learns from 3,000 texts of all four, without
+labels or domains.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import differ, make
 from jaxdistill.run.study import Study
 
-DOMAINS = ("movie", "tweets", "nyt", "amazon")  # numbered so in the records
+DOMAINS = ("movie", "tweets", "nyt", "amazon")  # in the order of their numbers in the records
 FINE_TUNED = f"pretrained({MINILM!r}, classes=5, dropout=0.0, attention_dropout=0.0)"
-STEPS = {"movie": 790, "tweets": 315, "nyt": 375, "amazon": 270, "all": 1750}  # of 32 texts, three times each
+STEPS = {"movie": 790, "tweets": 315, "nyt": 375, "amazon": 270, "all": 1750}  # 32 texts a step, three epochs
 
 BASE = make(
     title="Sentences of four domains",
@@ -34,8 +34,8 @@ BASE = make(
 )
 
 
-def fine_tuned(number: int, name: str) -> Any:
-    """The run in which a teacher learns, from the labels of its domain."""
+def training_config(number: int, name: str) -> Any:
+    """Return the config that trains a teacher on the labels of its domain."""
     return differ(
         BASE,
         title=f"The teacher of {name}",
@@ -51,27 +51,27 @@ def fine_tuned(number: int, name: str) -> Any:
     )
 
 
-asked = lambda *names: {name: {"model": FINE_TUNED} for name in names}
+teachers_named = lambda *names: {name: {"model": FINE_TUNED} for name in names}
 STUDY = Study(
     name="text_routing",
-    question="Four domains, and a teacher for each: whom to ask?",
-    base=differ(BASE, teachers=asked(*DOMAINS)),
+    question="Does a gate choose the right teacher among four text domains?",
+    base=differ(BASE, teachers=teachers_named(*DOMAINS)),
     axes={
         "learns from": {
             "routed, 2,000 labels": {
                 "fusion": "gate()",
                 "step": "watched(right='domain')",
-                "roles": {"fusion": {"rate": "cosine(start=0.0005)"}},  # faster, it learns the labels by heart
+                "roles": {"fusion": {"rate": "cosine(start=0.0005)"}},  # at a higher rate it memorises the labels
                 "streams": {"calibration": {"split": "calibration", "batch_size": 100}},
             },
             "uniform": {"fusion": "average()"},
             "entropy": {"fusion": "entropy()"},
-            **{f"{name} alone": {"teachers": asked(name)} for name in DOMAINS},
-            "a teacher of all": {"teachers": asked("all")},
+            **{f"{name} alone": {"teachers": teachers_named(name)} for name in DOMAINS},
+            "a teacher of all": {"teachers": teachers_named("all")},
         }
     },
     baseline="routed, 2,000 labels",
-    teachers={name: fine_tuned(number, name) for number, name in enumerate(STEPS)},
+    teachers={name: training_config(number, name) for number, name in enumerate(STEPS)},
     cached=True,
     measures=(
         ACCURACY,

@@ -1,1 +1,1 @@
-"""What makes a student smaller besides distillation: quantisation, pruning, vocabulary."""
+"""Compression of models besides distillation: quantisation, and reduced vocabularies."""

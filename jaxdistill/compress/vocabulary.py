@@ -1,7 +1,8 @@
-"""A vocabulary cut to a corpus: the tokens that it uses, and a tokenizer of those alone.
+"""Reduce a vocabulary to the tokens of a corpus, and its tokenizer to these tokens.
 
-Texts of the corpus come out as the same tokens under new numbers: what cuts them greedily (WordPiece) or by merges
-(byte pairs) finds every piece that it found before. Other texts are spelt in smaller pieces, or as unknown.
+Texts of the corpus are cut into the same tokens as before, with new numbers: a tokenizer that searches greedily
+(WordPiece) or by merges (byte pairs) finds all the tokens again. Other texts are cut into shorter tokens, or become
+unknown.
 """
 
 import copy
@@ -15,54 +16,56 @@ import numpy as np
 KINDS = ("WordPiece", "BPE", "WordLevel")
 
 
-def used(columns: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """How often each token occurs, `[size]`, in arrays of token numbers."""
+def count_tokens(columns: Iterable[np.ndarray], size: int) -> np.ndarray:
+    """Count how often each token occurs in arrays of token numbers, `[size]`."""
     counts = np.zeros(size, np.int64)
     for column in columns:
         counts += np.bincount(np.asarray(column).ravel(), minlength=size)
     return counts
 
 
-def kept(tokenizer: dict[str, Any], counts: np.ndarray, most: int = 0) -> list[int]:
-    """The tokens to keep, by number in rising order.
+def select_tokens(tokenizer: dict[str, Any], counts: np.ndarray, most: int = 0) -> list[int]:
+    """Select the tokens to keep, as numbers in rising order.
 
-    Special and added tokens stay, and whatever others are made from: the single characters (or bytes) of an alphabet,
-    and of byte pairs each merge's halves.
+    Special and added tokens are always kept, as are tokens that others are made of: the single characters (or bytes) of
+    the alphabet, and for byte pairs both halves of each merge.
 
     Args:
         tokenizer: the content of a tokenizer.json.
         counts: how often each token occurs.
-        most: how many to keep at most, the more frequent first; 0: all that occur.
+        most: maximum number of tokens to keep, the most frequent first; 0: all that occur.
 
     Raises:
-        ValueError: a tokenizer of another kind, or more tokens have to stay than `most`.
+        ValueError: the tokenizer has another kind, or more tokens must be kept than `most`.
     """
     model = _model(tokenizer)
     numbers = model["vocab"]
-    merged = {a + b: (a, b) for a, b in map(_halves, model.get("merges", ()))}
-    stay = {entry["id"] for entry in tokenizer.get("added_tokens", ())}
+    merges = {a + b: (a, b) for a, b in map(_halves, model.get("merges", ()))}
+    required = {entry["id"] for entry in tokenizer.get("added_tokens", ())}
     if model.get("unk_token") in numbers:
-        stay.add(numbers[model["unk_token"]])
+        required.add(numbers[model["unk_token"]])
     if model["type"] != "WordLevel":
         prefix = model.get("continuing_subword_prefix") or ""
-        stay |= {number for token, number in numbers.items() if len(token.removeprefix(prefix)) == 1}
-    words = {number: token for token, number in numbers.items()}
-    chosen = set(stay)
+        required |= {number for token, number in numbers.items() if len(token.removeprefix(prefix)) == 1}
+    tokens = {number: token for token, number in numbers.items()}
+    selected = set(required)
     for number in sorted(np.flatnonzero(counts).tolist(), key=lambda n: (-counts[n], n)):
-        more = _parts(number, words, numbers, merged) - chosen
-        if not most or len(chosen) + len(more) <= most:
-            chosen |= more
-    if most and len(chosen) > most:
-        raise ValueError(f"{len(stay)} tokens have to stay, more than {most}")
-    return sorted(chosen)
+        added = _with_merge_parts(number, tokens, numbers, merges) - selected
+        if not most or len(selected) + len(added) <= most:
+            selected |= added
+    if most and len(selected) > most:
+        raise ValueError(f"{len(required)} tokens must be kept, more than {most}; raise most")
+    return sorted(selected)
 
 
-def _parts(number: int, words: dict[int, str], numbers: dict[str, int], merged: dict[str, tuple[str, str]]) -> set[int]:
-    """A token and all that it is merged from."""
-    if number not in words or words[number] not in merged:
+def _with_merge_parts(
+    number: int, tokens: dict[int, str], numbers: dict[str, int], merges: dict[str, tuple[str, str]]
+) -> set[int]:
+    """Return a token and all tokens that it is merged from."""
+    if number not in tokens or tokens[number] not in merges:
         return {number}
-    first, second = merged[words[number]]
-    return {number}.union(*(_parts(numbers[half], words, numbers, merged) for half in (first, second)))
+    first, second = merges[tokens[number]]
+    return {number}.union(*(_with_merge_parts(numbers[half], tokens, numbers, merges) for half in (first, second)))
 
 
 def _halves(merge: Any) -> tuple[str, str]:
@@ -73,34 +76,35 @@ def _halves(merge: Any) -> tuple[str, str]:
 def _model(tokenizer: dict[str, Any]) -> dict[str, Any]:
     model = tokenizer.get("model", {})
     if model.get("type") not in KINDS:
-        raise ValueError(f"the tokenizer is {model.get('type')!r}; a vocabulary is cut of {', '.join(KINDS)}")
+        known = ", ".join(KINDS)
+        raise ValueError(f"a tokenizer of type {model.get('type')!r} cannot be reduced; supported types: {known}")
     return model
 
 
-def reduced(tokenizer: dict[str, Any], ids: Sequence[int]) -> dict[str, Any]:
-    """The tokenizer of these tokens alone, the i-th of them having number i.
+def reduce_tokenizer(tokenizer: dict[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+    """Return a tokenizer with only the given tokens; the i-th of them gets the number i.
 
     Args:
         tokenizer: the content of a tokenizer.json.
-        ids: from `kept`.
+        ids: from `select_tokens`.
     """
     new = {old: number for number, old in enumerate(ids)}
-    found = copy.deepcopy(tokenizer)
-    model = _model(found)
+    reduced = copy.deepcopy(tokenizer)
+    model = _model(reduced)
     model["vocab"] = {token: new[number] for token, number in model["vocab"].items() if number in new}
     if "merges" in model:
-        whole = lambda merge: {*_halves(merge), "".join(_halves(merge))} <= model["vocab"].keys()
-        model["merges"] = [merge for merge in model["merges"] if whole(merge)]
-    for entry in found.get("added_tokens", ()):
+        is_kept = lambda merge: {*_halves(merge), "".join(_halves(merge))} <= model["vocab"].keys()
+        model["merges"] = [merge for merge in model["merges"] if is_kept(merge)]
+    for entry in reduced.get("added_tokens", ()):
         entry["id"] = new[entry["id"]]
-    if found.get("padding"):
-        found["padding"]["pad_id"] = new[found["padding"]["pad_id"]]
-    _renumber(found.get("post_processor"), new)
-    return found
+    if reduced.get("padding"):
+        reduced["padding"]["pad_id"] = new[reduced["padding"]["pad_id"]]
+    _renumber(reduced.get("post_processor"), new)
+    return reduced
 
 
 def _renumber(node: Any, new: dict[int, int]) -> None:
-    """Changes the numbers of special tokens inside a post-processor: `ids` of a template, (token, number) pairs."""
+    """Renumber the special tokens inside a post-processor: `ids` of a template, and (token, number) pairs."""
     if not isinstance(node, dict):
         return
     for each in node.get("processors", ()):
@@ -115,15 +119,15 @@ def _renumber(node: Any, new: dict[int, int]) -> None:
 
 
 def write(folder: Path, tokenizer: dict[str, Any], ids: Sequence[int], size: int) -> None:
-    """Writes `tokenizer.json`, and `vocabulary.json` for `pretrained(..., keep=FOLDER)`.
+    """Write `tokenizer.json`, and `vocabulary.json` for `pretrained(..., keep=FOLDER)`.
 
     Args:
-        folder: to be written.
-        tokenizer: the content of the whole tokenizer.json.
-        ids: from `kept`.
-        size: of the whole vocabulary.
+        folder: the folder to write to.
+        tokenizer: the content of the original tokenizer.json.
+        ids: from `select_tokens`.
+        size: of the original vocabulary.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(reduced(tokenizer, ids), ensure_ascii=False, indent=1)
+    text = json.dumps(reduce_tokenizer(tokenizer, ids), ensure_ascii=False, indent=1)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     (folder / "vocabulary.json").write_text(json.dumps({"ids": list(ids), "size": size}))

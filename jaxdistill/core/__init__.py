@@ -1,1 +1,1 @@
-"""Types, objective, schedules, optimisers, checkpoints, registry and errors: what everything else is made of."""
+"""Types, objective, schedules, optimisers, checkpoints, registry and errors: the base of all other folders."""

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake: a message with the config path, the value and the cure."""
+"""The exception for mistakes of the user: a message with the config path, the value and the cure."""
 
 import difflib
 import re
@@ -18,25 +18,25 @@ class ConfigError(ValueError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """'Did you mean ...? Known: ...' for a name that is not among the known ones."""
+    """Return 'Did you mean ...? Known: ...' for an unknown name."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return (f"Did you mean {close[0]!r}? " if close else "") + "Known: " + (", ".join(known) or "none") + "."
 
 
 def message_of(error: Exception) -> str:
-    """The first paragraph of an error as one line, with the place of a mistake in the user's own code."""
+    """Return the first paragraph of an error as one line, with file and line if the user's own code raised it."""
     text = re.sub(r"\s+", " ", str(error).strip().split("\n\n")[0])[:400] or type(error).__name__
-    return text + _place(error)
+    return text + _user_location(error)
 
 
-def _place(error: Exception) -> str:
-    """File and line where it was raised, if neither in this package nor in an installed one."""
+def _user_location(error: Exception) -> str:
+    """Return file and line of the innermost frame outside this package and installed packages; else ''."""
     package = Path(__file__).parents[1]
-    others = (*(f"{folder}/" for folder in (package, sysconfig.get_paths()["purelib"], sys.base_prefix)), "<")
-    frames = traceback.extract_tb(error.__traceback__)  # from here on inwards
-    own = [frame for frame in frames if not frame.filename.startswith(others)]
-    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    library_prefixes = (*(f"{folder}/" for folder in (package, sysconfig.get_paths()["purelib"], sys.base_prefix)), "<")
+    frames = traceback.extract_tb(error.__traceback__)  # outermost first
+    user_frames = [frame for frame in frames if not frame.filename.startswith(library_prefixes)]
+    return f" ({Path(user_frames[-1].filename).name}, line {user_frames[-1].lineno})" if user_frames else ""
 
 
 class WeightsError(ValueError):

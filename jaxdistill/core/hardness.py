@@ -1,22 +1,22 @@
-"""How hard an example is, from the probabilities that models give it.
+"""Scores for the difficulty of an example, from the probabilities that models assign.
 
-Arrays of numpy or of JAX alike (`__array_namespace__`): a loss weighs rows by the numbers by which a transfer set is
-chosen. Larger is harder.
+The functions take numpy and JAX arrays (`__array_namespace__`): the scores that weigh rows in a loss also select a
+transfer set. A larger score is a harder example.
 """
 
 from typing import Any
 
-Probabilities = Any  # `[..., classes]`, of numpy or of JAX
+Probabilities = Any  # `[..., classes]`, a numpy or JAX array
 
 
 def entropy(p: Probabilities) -> Any:
-    """Shannon's, in nats, `[...]`: 0 where a model is sure, log(classes) where it knows nothing."""
+    """Compute the Shannon entropy in nats, `[...]`: 0 for a certain prediction, log(classes) for a uniform one."""
     xp = p.__array_namespace__()
     return -xp.sum(p * xp.log(xp.where(p > 0, p, 1)), axis=-1)  # 0 log 0 is 0
 
 
 def margin(p: Probabilities) -> Any:
-    """1 less what the likeliest class is ahead of the next one, `[...]`, between 0 and 1.
+    """Compute 1 minus the gap between the two largest probabilities, `[...]`, between 0 and 1.
 
     Scheffer, Decomain and Wrobel, Active hidden Markov models for information extraction, 2001.
     """
@@ -25,11 +25,11 @@ def margin(p: Probabilities) -> Any:
 
 
 def disagreement(p: Probabilities) -> Any:
-    """Of models `[models, ..., classes]`: the entropy of their mean less the mean of theirs, `[...]`.
+    """Compute the entropy of the mean of models `[models, ..., classes]` minus the mean of their entropies, `[...]`.
 
-    The Jensen-Shannon divergence, in nats: 0 where all say the same, however unsure they are, and log(models) at most.
-    Committees were asked for it by McCallum and Nigam (Employing EM and pool-based active learning, 1998).
+    This is the Jensen-Shannon divergence in nats: 0 where all models agree, however uncertain they are, and at most
+    log(models). McCallum and Nigam used it for committees (Employing EM and pool-based active learning, 1998).
     """
     xp = p.__array_namespace__()
-    # rounding makes a little less than 0 of equals
+    # for equal models, rounding gives slightly less than 0
     return xp.maximum(entropy(xp.mean(p, axis=0)) - xp.mean(entropy(p), axis=0), 0)

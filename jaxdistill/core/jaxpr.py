@@ -1,7 +1,7 @@
-"""Programs as JAX traced them: run equation by equation, searched for inner programs, and asked what they need.
+"""Functions on jaxprs: interpret their equations, find inner jaxprs, and remove dead code.
 
-A jaxpr is a list of equations, each a primitive with operands and parameters. All knowledge of how releases of JAX
-write calls, loops and literals is here.
+A jaxpr is a traced program: a list of equations, each a primitive with operands and parameters. All knowledge of how
+releases of JAX represent calls, loops and literals is in this file.
 """
 
 import math
@@ -14,7 +14,7 @@ from jax.interpreters import partial_eval
 
 from jaxdistill.core.types import PyTree
 
-# primitives that run an inner program once, on their own operands
+# primitives that run an inner program once, with their own operands as inputs
 CALLS = {
     *("checkpoint", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
     *("jit", "pjit", "remat2"),
@@ -24,13 +24,13 @@ Rule = Callable[[Any, list[Any]], Sequence[Any]]  # (equation, operands) -> resu
 
 
 def evaluate(program: Any, constants: Sequence[Any], operands: Sequence[Any], rule: Rule) -> list[Any]:
-    """Runs a jaxpr with another meaning of its operations.
+    """Interpret a jaxpr equation by equation.
 
     Args:
         program: a jaxpr that is not closed.
         constants: its constants.
-        operands: its inputs, of whatever type the rule takes.
-        rule: the meaning of an equation.
+        operands: its inputs, of any type that the rule accepts.
+        rule: computes the results of one equation.
     """
     values = dict(zip((*program.constvars, *program.invars), (*constants, *operands), strict=True))
     value = lambda atom: atom.val if is_literal(atom) else values[atom]
@@ -40,82 +40,82 @@ def evaluate(program: Any, constants: Sequence[Any], operands: Sequence[Any], ru
 
 
 def is_literal(atom: Any) -> bool:
-    """Whether an operand of an equation is a constant in the program's text."""
+    """Return True if an operand of an equation is a literal in the jaxpr."""
     return hasattr(atom, "val")
 
 
-def bound(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    """The results of an equation with its own meaning."""
-    found = equation.primitive.bind(*operands, **equation.params)
-    return found if equation.primitive.multiple_results else [found]
+def bind_equation(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
+    """Apply an equation's primitive to operands."""
+    results = equation.primitive.bind(*operands, **equation.params)
+    return results if equation.primitive.multiple_results else [results]
 
 
-def alone(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    """The results of an equation with its own meaning and its own derivative, of arrays."""
-    given = zip(equation.invars, operands, strict=True)
-    known = {atom: value for atom, value in given if not is_literal(atom)}
+def run_equation(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
+    """Run an equation on arrays as a program of its own, which also keeps a custom derivative."""
+    pairs = zip(equation.invars, operands, strict=True)
+    inputs = {atom: value for atom, value in pairs if not is_literal(atom)}
     program = jax.make_jaxpr(lambda: ())().jaxpr.replace(
-        constvars=[], invars=list(known), outvars=equation.outvars, eqns=[equation]
+        constvars=[], invars=list(inputs), outvars=equation.outvars, eqns=[equation]
     )
-    return jaxpr_as_fun(ClosedJaxpr(program, ()))(*known.values())
+    return jaxpr_as_fun(ClosedJaxpr(program, ()))(*inputs.values())
 
 
 def inner_programs(equation: Any) -> list[Any]:
-    """The jaxprs inside an equation: bodies of loops, branches, called functions."""
+    """Return the jaxprs inside an equation: bodies of loops, branches, called functions."""
     leaves = (getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(equation.params))
     return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
 
 
-def called(equation: Any) -> tuple[Any, Sequence[Any]] | None:
-    """The program that a call runs on its own operands, and its constants; None for any other equation."""
+def called_program(equation: Any) -> tuple[Any, Sequence[Any]] | None:
+    """Return the jaxpr that a call runs on its own operands, and the constants; None for any other equation."""
     if equation.primitive.name not in CALLS:
         return None
-    closed = [leaf for leaf in jax.tree.leaves(equation.params) if hasattr(getattr(leaf, "jaxpr", leaf), "eqns")]
-    if not closed or len(inner_programs(equation)[0].invars) != len(equation.invars):
+    programs = [leaf for leaf in jax.tree.leaves(equation.params) if hasattr(getattr(leaf, "jaxpr", leaf), "eqns")]
+    if not programs or len(inner_programs(equation)[0].invars) != len(equation.invars):
         return None
-    return inner_programs(equation)[0], getattr(closed[0], "consts", ())
+    return inner_programs(equation)[0], getattr(programs[0], "consts", ())
 
 
-def turns(equation: Any) -> int:
-    """How often an equation runs its inner programs, over all devices; 1 where that is not known."""
+def trip_count(equation: Any) -> int:
+    """Return how often an equation runs its inner programs, over all devices; 1 if unknown."""
     params = equation.params
     match equation.primitive.name:
         case "scan":
             return params["length"]
-        case "shard_map":  # every device has its own share
+        case "shard_map":  # each device runs the body once
             return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
         case "pallas_call":
             return math.prod(params["grid_mapping"].grid)
     return 1
 
 
-def count(program: Any, name: str) -> int:
-    """How often a primitive runs, in every turn of every loop."""
+def count_primitive(program: Any, name: str) -> int:
+    """Count the executions of a primitive, including every iteration of every loop."""
     total = 0
     for equation in program.eqns:
-        total += turns(equation) * sum(count(inner, name) for inner in inner_programs(equation))
+        total += trip_count(equation) * sum(count_primitive(inner, name) for inner in inner_programs(equation))
         total += equation.primitive.name == name
     return total
 
 
-def needed(program: Any) -> tuple[Any, list[bool]]:
-    """A jaxpr without what its results do not need, and which of its inputs they need."""
+def eliminate_dead_code(program: Any) -> tuple[Any, list[bool]]:
+    """Return a jaxpr without the equations that its results do not need, and one bool per input: is it used?"""
     return partial_eval.dce_jaxpr(program, [True] * len(program.outvars), instantiate=False)
 
 
-def reads(function: Callable[..., Any], *args: PyTree) -> PyTree:
-    """Which of a function's inputs its results depend on: a tree of bools like the arguments.
+def used_inputs(function: Callable[..., Any], *args: PyTree) -> PyTree:
+    """Return a tree of bools like the arguments: does any result of the function depend on this input?
 
     Args:
         function: pure.
         args: arrays, or their shapes.
     """
     program = jax.make_jaxpr(function)(*args).jaxpr
-    return jax.tree.unflatten(jax.tree.structure(args), needed(program)[1])
+    return jax.tree.unflatten(jax.tree.structure(args), eliminate_dead_code(program)[1])
 
 
-def mentions(function: Callable[..., Any], *args: PyTree) -> PyTree:
-    """Which of a function's inputs its program mentions at all: a tree of bools like the arguments."""
+def mentioned_inputs(function: Callable[..., Any], *args: PyTree) -> PyTree:
+    """Return a tree of bools like the arguments: does any equation take this input, even if no result needs it?"""
     program = jax.make_jaxpr(function)(*args).jaxpr
     mentioned = {id(x) for equation in program.eqns for x in equation.invars}
     return jax.tree.unflatten(jax.tree.structure(args), [id(x) in mentioned for x in program.invars])

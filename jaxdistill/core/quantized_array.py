@@ -1,7 +1,7 @@
-"""A trace of a model, run again with some of its kernels in 8 bits.
+"""Arrays in 8 bits, and an interpreter that runs a traced model with some of its kernels in 8 bits.
 
-Casts, calls, scans over stacked layers and products keep a kernel as it is; whatever else reads one gets floats made
-of it, and is right, if no cheaper.
+Casts, calls, scans over stacked layers and matrix products keep a kernel in 8 bits. Any other operation gets the
+dequantized kernel: its result is right, but costs as much as before.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr  # type: ignore[attr-defined]  # its stub omits it
 
-from jaxdistill.core.jaxpr import alone, evaluate
+from jaxdistill.core.jaxpr import evaluate, run_equation
 from jaxdistill.core.types import Array, struct
 
 Kind = Literal["int8", "fp8"]
-DTYPES = {"int8": (jnp.int8, 127.0), "fp8": (jnp.float8_e4m3fn, 448.0)}
+DTYPES = {"int8": (jnp.int8, 127.0), "fp8": (jnp.float8_e4m3fn, 448.0)}  # the dtype and its greatest value
 
 
 @struct
@@ -26,86 +26,89 @@ class QuantizedArray:
     Args:
         values: `[..., inputs, outputs]`, int8 or fp8
         scale: `[..., 1, outputs]` float32
-        dtype: of the floats that it stands for
+        dtype: of the dequantized array
     """
 
     values: Array
     scale: Array
     dtype: Any = dataclasses.field(metadata={"static": True})
 
-    def wide(self) -> Array:
-        """As floats."""
+    def dequantize(self) -> Array:
+        """Return the array as floats."""
         return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)
 
 
-def narrow(x: Array, axes: int | Sequence[int], kind: Any) -> tuple[Array, Array]:
-    """`(values, scale)` in 8 bits, a scale for all that lies along `axes`, which it keeps with size 1."""
-    (dtype, most), x = DTYPES[kind], x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=axes, keepdims=True), 1e-30) / most
+def quantize(x: Array, axes: int | Sequence[int], kind: Any) -> tuple[Array, Array]:
+    """Return `(values, scale)` in 8 bits; all values along `axes` share one scale, which keeps these axes as size 1."""
+    (dtype, greatest), x = DTYPES[kind], x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=axes, keepdims=True), 1e-30) / greatest
     return (jnp.round(x / scale) if kind == "int8" else x / scale).astype(dtype), scale
 
 
-def wide(x: Any) -> Array:
-    """Floats, as they are or made of 8 bits."""
-    return x.wide() if isinstance(x, QuantizedArray) else x
+def dequantize(x: Any) -> Array:
+    """Return a quantized array as floats, and any other array as it is."""
+    return x.dequantize() if isinstance(x, QuantizedArray) else x
 
 
-Rule = Callable[[Any, list[Any]], list[Any] | None]  # (an equation of the trace, its inputs) -> outputs; None: floats
+Rule = Callable[[Any, list[Any]], list[Any] | None]  # (equation, inputs) -> outputs; None: dequantize the inputs
 
 
-def run(traced: ClosedJaxpr, given: Sequence[Any]) -> list[Any]:
-    """A trace with some of its inputs narrow."""
+def run_quantized(traced: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
+    """Run a traced function with some of its inputs quantized."""
 
-    def results(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
-        rule = RULES.get(eqn.primitive.name) if any(isinstance(x, QuantizedArray) for x in inputs) else None
-        found = rule(eqn, inputs) if rule else None
-        return alone(eqn, [*map(wide, inputs)]) if found is None else found
+    def results(eqn: Any, operands: list[Any]) -> Sequence[Any]:
+        rule = RULES.get(eqn.primitive.name) if any(isinstance(x, QuantizedArray) for x in operands) else None
+        outputs = rule(eqn, operands) if rule else None
+        return run_equation(eqn, [*map(dequantize, operands)]) if outputs is None else outputs
 
-    return evaluate(traced.jaxpr, traced.consts, given, results)
-
-
-def _closed(inner: Any) -> ClosedJaxpr:
-    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+    return evaluate(traced.jaxpr, traced.consts, inputs, results)
 
 
-def _cast(eqn: Any, given: list[Any]) -> list[Any]:
-    return [dataclasses.replace(given[0], dtype=eqn.params["new_dtype"])]
+def _closed(program: Any) -> ClosedJaxpr:
+    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
 
-def _call(eqn: Any, given: list[Any]) -> list[Any]:
-    return run(_closed(eqn.params["jaxpr"]), given)
+def _cast(eqn: Any, operands: list[Any]) -> list[Any]:
+    return [dataclasses.replace(operands[0], dtype=eqn.params["new_dtype"])]
 
 
-def _scan(eqn: Any, given: list[Any]) -> list[Any]:
+def _call(eqn: Any, operands: list[Any]) -> list[Any]:
+    return run_quantized(_closed(eqn.params["jaxpr"]), operands)
+
+
+def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
+    """Scan over stacked layers: each iteration runs the body with one layer of each quantized stack."""
     inner = _closed(eqn.params["jaxpr"])
-    # Told by shapes, for releases of JAX count them in unlike words: rows are stacked, what is carried comes out again
-    whole = lambda outer, own: [a.aval.shape == b.aval.shape for a, b in zip(outer, own, strict=True)]
-    carried = sum(whole(eqn.outvars, inner.jaxpr.outvars))
-    fixed = sum(whole(eqn.invars, inner.jaxpr.invars)) - carried
-    constants, start, rows = given[:fixed], given[fixed : fixed + carried], given[fixed + carried :]
+    # Releases of JAX name the counts of constants and carries differently, so shapes tell them: stacked inputs lose an
+    # axis inside the body, constants and carries do not; only carries come out again.
+    same_shape = lambda outer, body: [a.aval.shape == b.aval.shape for a, b in zip(outer, body, strict=True)]
+    carries = sum(same_shape(eqn.outvars, inner.jaxpr.outvars))
+    constant_count = sum(same_shape(eqn.invars, inner.jaxpr.invars)) - carries
+    end = constant_count + carries
+    constants, start, stacks = operands[:constant_count], operands[constant_count:end], operands[end:]
 
-    def body(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
-        found = [*map(wide, run(inner, [*constants, *carry, *row]))]
-        return found[:carried], found[carried:]
+    def body(carry: list[Any], layer: list[Any]) -> tuple[list[Any], list[Any]]:
+        outputs = [*map(dequantize, run_quantized(inner, [*constants, *carry, *layer]))]
+        return outputs[:carries], outputs[carries:]
 
-    how = {key: eqn.params[key] for key in ("length", "reverse", "unroll")}
-    last, stacked = jax.lax.scan(body, [*map(wide, start)], rows, **how)
+    options = {key: eqn.params[key] for key in ("length", "reverse", "unroll")}
+    last, stacked = jax.lax.scan(body, [*map(dequantize, start)], stacks, **options)
     return [*last, *stacked]
 
 
-def _product(eqn: Any, given: list[Any]) -> list[Any] | None:
-    """An input times a kernel in 8 bits; any other product is left to floats."""
-    x, kernel = given
+def _product(eqn: Any, operands: list[Any]) -> list[Any] | None:
+    """Multiply an input by a kernel in 8 bits, after quantizing the input; None for any other product."""
+    x, kernel = operands
     (inputs, summed), (rows, _) = eqn.params["dimension_numbers"]
     if isinstance(x, QuantizedArray) or rows or any(kernel.scale.shape[axis] > 1 for axis in summed):
         return None
     kind = next(kind for kind, (dtype, _) in DTYPES.items() if kernel.values.dtype == dtype)
-    values, scale = narrow(x, inputs, kind)
-    exact = jnp.int32 if kind == "int8" else jnp.float32
+    values, scale = quantize(x, inputs, kind)
+    accumulator = jnp.int32 if kind == "int8" else jnp.float32
     numbers = eqn.params["dimension_numbers"]
-    y = jax.lax.dot_general(values, kernel.values, numbers, preferred_element_type=exact)
-    own, free = jnp.squeeze(scale, inputs), kernel.values.ndim - len(summed)
-    y = y.astype(jnp.float32) * own.reshape(*own.shape, *[1] * free) * jnp.squeeze(kernel.scale, summed)
+    y = jax.lax.dot_general(values, kernel.values, numbers, preferred_element_type=accumulator)
+    x_scale, kernel_axes = jnp.squeeze(scale, inputs), kernel.values.ndim - len(summed)
+    y = y.astype(jnp.float32) * x_scale.reshape(*x_scale.shape, *[1] * kernel_axes) * jnp.squeeze(kernel.scale, summed)
     return [y.astype(eqn.outvars[0].aval.dtype)]
 
 

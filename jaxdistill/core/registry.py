@@ -1,8 +1,8 @@
-"""Names in a config are spec strings: a registered name with literal arguments, parsed by `ast`, never evaluated.
+"""Registries of parts, and the spec strings by which a config names them.
 
-`"kd(temperature=4.0)"`, `"cosine(start=0.9, end=0.1)"`, `"resnet(widths=(16, 32))"`, or nested where an argument is
-itself a part: `"kd(temperature=linear(start=8, end=2))"`. One string is one value on the command line and one axis of
-a sweep.
+A spec string is a registered name with literal arguments: `"kd(temperature=4.0)"`, `"cosine(start=0.9, end=0.1)"`,
+`"resnet(widths=(16, 32))"`. Specs may be nested: `"kd(temperature=linear(start=8, end=2))"`. They are parsed by `ast`
+and never evaluated. One string is one value on the command line and one axis of a sweep.
 """
 
 import ast
@@ -18,7 +18,7 @@ from jaxdistill.core.errors import ConfigError, suggest
 
 
 class Spec(NamedTuple):
-    """A parsed spec string: a name and its arguments (literals, or further specs)."""
+    """A parsed spec string: a name and its arguments (literals or nested specs)."""
 
     name: str
     args: tuple[Any, ...]
@@ -26,10 +26,10 @@ class Spec(NamedTuple):
 
 
 def parse(text: str, path: str) -> Spec:
-    """Parses `name` or `name(literal, key=literal)`.
+    """Parse `name` or `name(literal, key=literal)`.
 
     Raises:
-        ConfigError: for anything else; nothing is ever evaluated.
+        ConfigError: the text is anything else; nothing is ever evaluated.
     """
 
     def literal(node: ast.expr) -> Any:
@@ -48,7 +48,7 @@ def parse(text: str, path: str) -> Spec:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ValueError
         names = [keyword.arg for keyword in node.keywords]
-        if None in names or len(set(names)) < len(names):  # a splat, or a name twice: `ast` alone lets both pass
+        if None in names or len(set(names)) < len(names):  # `**kwargs`, or a repeated name: `ast` allows both
             raise ValueError
         kwargs = {keyword.arg: literal(keyword.value) for keyword in node.keywords if keyword.arg}
         return Spec(node.func.id, tuple(literal(arg) for arg in node.args), kwargs)
@@ -61,8 +61,8 @@ def parse(text: str, path: str) -> Spec:
 
 
 def _matches(value: Any, annotation: Any) -> bool:
-    """Whether a literal fits a factory's annotation; annotations that are not plain types admit everything."""
-    if isinstance(value, Spec):  # a part where a literal is wanted
+    """Return True if a literal fits a factory's annotation; annotations that are not plain types accept everything."""
+    if isinstance(value, Spec):  # a nested spec where a literal is expected
         return False
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
@@ -83,7 +83,8 @@ def _matches(value: Any, annotation: Any) -> bool:
     return isinstance(value, annotation) if annotation in (bool, str) else True
 
 
-def _say(annotation: Any) -> str:
+def _describe(annotation: Any) -> str:
+    """Return an annotation as text for an error message."""
     if typing.get_origin(annotation) is typing.Literal:
         return "one of " + ", ".join(repr(option) for option in typing.get_args(annotation))
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
@@ -93,17 +94,17 @@ Conversions = Mapping[Any, Callable[[Any, str], Any]]  # an annotation -> `(lite
 
 
 class Registry:
-    """The parts of one kind, by name. Registering is decorating; the name is the factory's."""
+    """The factories of one kind of part, by name. `register` is a decorator; the name is the name of the function."""
 
     def __init__(self, kind: str):
         self.kind = kind
         self.factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, factory: Callable[..., Any]) -> Callable[..., Any]:
-        """Adds a factory under its own name.
+        """Add a factory under the name of its function.
 
         Raises:
-            ValueError: if another factory has that name.
+            ValueError: another factory has that name.
         """
         name = factory.__name__
         known = self.factories.get(name)
@@ -122,7 +123,11 @@ class Registry:
         return iter(sorted(self.factories))
 
     def build(self, spec: str | Spec, path: str, convert: Conversions = MappingProxyType({})) -> Any:
-        """Calls the named factory with the spec's arguments; as `bind`, and what the factory itself refuses."""
+        """Call the named factory with the spec's arguments.
+
+        Raises:
+            ConfigError: see `bind`; also if the factory raises a ValueError or TypeError.
+        """
         factory, bound = self.bind(spec, path, convert)
         try:
             return factory(*bound.args, **bound.kwargs)
@@ -134,13 +139,13 @@ class Registry:
     def bind(
         self, spec: str | Spec, path: str, convert: Conversions = MappingProxyType({})
     ) -> tuple[Callable[..., Any], inspect.BoundArguments]:
-        """The named factory, and the spec's arguments as it takes them.
+        """Return the named factory, and the spec's arguments bound to its parameters.
 
         Args:
             spec: the spec string, or a parsed one.
             path: the config path, for messages.
-            convert: for parameters annotated with a key of it, how to turn `(literal, path)` into a value: this is
-                how a number or `"cosine(...)"` becomes a schedule.
+            convert: annotation -> function `(literal, path) -> value`, for parameters with this annotation. It turns
+                a number or `"cosine(...)"` into a schedule.
 
         Raises:
             ConfigError: unknown name, misspelt or missing argument, wrong type.
@@ -150,9 +155,9 @@ class Registry:
             raise ConfigError(path, f"unknown {self.kind} {spec.name!r}. {suggest(spec.name, self.factories)}")
         factory = self.factories[spec.name]
         signature = inspect.signature(factory, eval_str=True)
-        further = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+        accepts_any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
         for name in spec.kwargs:
-            if name not in signature.parameters and not further:
+            if name not in signature.parameters and not accepts_any_name:
                 cure = suggest(name, signature.parameters)
                 raise ConfigError(path, f"{self.kind} {spec.name!r} has no argument {name!r}. {cure}")
         try:
@@ -164,7 +169,7 @@ class Registry:
             if annotation in convert:
                 bound.arguments[name] = convert[annotation](value, f"{path}: {spec.name}({name}=...)")
             elif not _matches(value, annotation):
-                raise ConfigError(path, f"{spec.name}({name}={value!r}): expected {_say(annotation)}.")
+                raise ConfigError(path, f"{spec.name}({name}={value!r}): expected {_describe(annotation)}.")
         for name, parameter in signature.parameters.items():
             if name not in bound.arguments and parameter.annotation in convert:
                 bound.arguments[name] = convert[parameter.annotation](

@@ -1,8 +1,8 @@
-"""Curves over a run, for the learning rate, the weights of terms and their temperatures: the one owner of curves.
+"""Schedules for the learning rate, loss weights and temperatures.
 
-A schedule factory returns a function of the run's `Horizon`, so that a config can speak of fractions and epochs and
-stay true when the number of steps changes. A schedule knows its extremes, so that a negative temperature is refused
-before compilation.
+A schedule factory returns a function of the run's `Horizon`, so that a config can use fractions and epochs and stays
+valid when the number of steps changes. A schedule knows its extremes, so that a negative temperature is refused before
+compilation.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxdistill.core.types import Array
 
 
 class Horizon(NamedTuple):
-    """The length of a run: `steps` in all, `epoch` steps in one pass over the data."""
+    """The length of a run: `steps` in total, `epoch` steps per pass over the data."""
 
     steps: int
     epoch: float
@@ -26,42 +26,44 @@ class Horizon(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A curve `step -> value` and the least and greatest values it takes during the run."""
+    """A curve `step -> value`, with its least and greatest value during the run."""
 
     curve: Callable[[Array], Array | float]
     low: float
     high: float
 
     def __call__(self, step: Array) -> Array:
-        """The value at a step, a float32 scalar."""
+        """Return the value at a step, a float32 scalar."""
         return jnp.asarray(self.curve(step), jnp.float32)
 
 
-Scalar = Schedule | float  # what a factory takes where a config may give a number or a schedule
-Timed = Callable[[Horizon], Schedule]
+Scalar = Schedule | float  # the type of a factory's argument that may be a number or a schedule
+ScheduleOfHorizon = Callable[[Horizon], Schedule]
 
 
 def as_schedule(value: Scalar) -> Schedule:
-    """A schedule as it is; a number as a constant one."""
+    """Return a schedule unchanged, and a number as a constant schedule."""
     return value if isinstance(value, Schedule) else Schedule(lambda step: value, value, value)
 
 
 def resolve(value: float | str | Spec, horizon: Horizon, path: str) -> Schedule:
-    """What a config says ("0.9", 0.9, "cosine(start=0.9, end=0.1)") as a schedule over the horizon.
+    """Return the schedule over the horizon for a config value: "0.9", 0.9 or "cosine(start=0.9, end=0.1)".
 
     Raises:
-        ConfigError: if it is neither a number nor the spec of a schedule.
+        ConfigError: the value is neither a finite number nor the spec of a schedule.
     """
     if isinstance(value, str):
         value = _number_or_spec(value, path)
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return as_schedule(float(value))
     if not isinstance(value, Spec):
-        raise ConfigError(path, f"{value!r} is no finite number and no schedule. Schedules: {', '.join(schedules)}.")
+        raise ConfigError(
+            path, f"{value!r} is neither a finite number nor a schedule. Schedules: {', '.join(schedules)}."
+        )
     try:
         return schedules.build(value, path)(horizon)
     except ArithmeticError as error:
-        raise ConfigError(path, f"this curve cannot be computed over {horizon.steps} steps ({error}).") from None
+        raise ConfigError(path, f"this schedule cannot be computed over {horizon.steps} steps ({error}).") from None
 
 
 def _number_or_spec(text: str, path: str) -> float | Spec:
@@ -72,38 +74,38 @@ def _number_or_spec(text: str, path: str) -> float | Spec:
 
 
 def require_positive(name: str, schedule: Schedule) -> Schedule:
-    """The schedule itself.
+    """Return the schedule unchanged after checking that it stays positive.
 
     Raises:
-        ValueError: if it is ever zero, negative or infinite.
+        ValueError: the schedule is ever zero, negative or infinite.
     """
     if not 0 < schedule.low <= schedule.high < math.inf:
-        reached = schedule.low if schedule.low <= 0 else schedule.high
-        raise ValueError(f"{name} must stay above 0 and finite, but it reaches {reached:g}")
+        extreme = schedule.low if schedule.low <= 0 else schedule.high
+        raise ValueError(f"{name} must stay above 0 and finite, but it reaches {extreme:g}")
     return schedule
 
 
 def _progress(step: Array, start: float, end: float) -> Array:
-    """How much of the stretch from step `start` to step `end` is done, 0 to 1."""
+    """Return the completed fraction of the interval from step `start` to step `end`, 0 to 1."""
     return jnp.clip((step - start) / max(end - start, 1.0), 0.0, 1.0)
 
 
-def _fractions(**values: float) -> None:
+def _check_fractions(**values: float) -> None:
     for name, value in values.items():
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} is a fraction of the run, between 0 and 1; got {value}")
 
 
 @schedules.register
-def constant(value: float) -> Timed:
-    """The same value throughout."""
+def constant(value: float) -> ScheduleOfHorizon:
+    """Return a constant schedule."""
     return lambda horizon: as_schedule(value)
 
 
 @schedules.register
-def linear(start: float, end: float, begin: float = 0.0, until: float = 1.0) -> Timed:
-    """A straight line from `start` to `end` between the fractions `begin` and `until` of the run, flat outside."""
-    _fractions(begin=begin, until=until)
+def linear(start: float, end: float, begin: float = 0.0, until: float = 1.0) -> ScheduleOfHorizon:
+    """Return a line from `start` to `end` between the fractions `begin` and `until` of the run, constant outside."""
+    _check_fractions(begin=begin, until=until)
     if begin > until:
         raise ValueError(f"begin must not come after until; got begin={begin}, until={until}")
 
@@ -116,9 +118,15 @@ def linear(start: float, end: float, begin: float = 0.0, until: float = 1.0) -> 
 
 
 @schedules.register
-def cosine(start: float, end: float = 0.0, warmup: float = 0.0) -> Timed:
-    """Half a cosine from `start` to `end` (SGDR, Loshchilov 2017), after a linear rise over the fraction `warmup`."""
-    _fractions(warmup=warmup)
+def cosine(start: float, end: float = 0.0, warmup: float = 0.0) -> ScheduleOfHorizon:
+    """Return half a cosine from `start` to `end` (SGDR, Loshchilov 2017), after a linear warmup.
+
+    Args:
+        start: the value at the end of the warmup.
+        end: the value at the end of the run.
+        warmup: the length of the warmup, as a fraction of the run.
+    """
+    _check_fractions(warmup=warmup)
 
     def over(horizon: Horizon) -> Schedule:
         rise = warmup * horizon.steps
@@ -135,13 +143,13 @@ def cosine(start: float, end: float = 0.0, warmup: float = 0.0) -> Timed:
 
 
 @schedules.register
-def step(start: float, factor: float, every: float) -> Timed:
-    """`start`, multiplied by `factor` after every `every` epochs."""
+def step(start: float, factor: float, every: float) -> ScheduleOfHorizon:
+    """Return `start`, multiplied by `factor` after every `every` epochs."""
     if every <= 0 or factor <= 0:
         raise ValueError(f"every and factor must be positive; got every={every}, factor={factor}")
 
     def over(horizon: Horizon) -> Schedule:
-        # a hair less: compiled, a division by 41 is a product with 1/41, which makes 0.99999994 of 41
+        # slightly shorter: compiled, a division by 41 is a product with 1/41, and 41 gives 0.99999994
         length = every * horizon.epoch * (1 - 1e-6)
         drops = lambda step: jnp.floor(step / length)
         last = start * factor ** int(horizon.steps / length)
@@ -151,13 +159,13 @@ def step(start: float, factor: float, every: float) -> Timed:
 
 
 @schedules.register
-def phases(values: tuple[float, ...], at: tuple[float, ...]) -> Timed:
-    """`values[0]`, then `values[1]` from the fraction `at[0]` of the run on, and so forth: training in phases."""
+def phases(values: tuple[float, ...], at: tuple[float, ...]) -> ScheduleOfHorizon:
+    """Return `values[0]`, then `values[1]` from the fraction `at[0]` of the run on, and so on: training in phases."""
     if len(values) != len(at) + 1:
         raise ValueError(f"{len(values)} values need {len(values) - 1} switching points in `at`; got {len(at)}")
     if list(at) != sorted(at):
-        raise ValueError(f"the switching points must rise; got at={at}")
-    _fractions(**{f"at[{i}]": point for i, point in enumerate(at)})
+        raise ValueError(f"the switching points must increase; got at={at}")
+    _check_fractions(**{f"at[{i}]": point for i, point in enumerate(at)})
 
     def over(horizon: Horizon) -> Schedule:
         borders = jnp.asarray([point * horizon.steps for point in at])

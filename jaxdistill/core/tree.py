@@ -1,8 +1,8 @@
-"""Names of a tree's leaves."""
+"""Names of the leaves of a pytree."""
 
 import jax
 
 
 def path_name(path: tuple) -> str:
-    """A leaf's path as one string: `params/student/blocks/0/mlp/up/kernel`."""
+    """Return a leaf's path as one string: `params/student/blocks/0/mlp/up/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

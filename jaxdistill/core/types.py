@@ -1,7 +1,7 @@
-"""The nouns of a run: plain data and pairs of pure functions, one signature for every part.
+"""The types of a run: plain data and pairs of pure functions, with one signature for every part.
 
 *This student learns from these teachers, fused like this, matched by these terms, updated by this step, on this
-mesh.* Everything below is a pytree or a tuple of functions; nothing here knows about configs, devices or files.
+mesh.* Everything below is a pytree or a tuple of functions. Nothing here depends on configs, devices or files.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from typing_extensions import TypeVar
 Array = jax.Array
 PyTree = Any
 Key = Array  # a typed PRNG key
-Params = PyTree  # what is trained; of a model flat: `{"blocks/0/mlp/up/kernel": array}`
-State = PyTree  # what is not trained: running statistics, banks, adaptive coefficients
+Params = PyTree  # trained values; those of a model are flat: `{"blocks/0/mlp/up/kernel": array}`
+State = PyTree  # values that are not trained: running statistics, banks, adaptive coefficients
 ByRole = Mapping[str, PyTree]  # params or state by role: `student`, `fusion`, `terms`, ...
 Rows = Mapping[str, Array]  # the arrays of one stream of a batch
 Batch = Mapping[str, Rows]  # the streams of a batch, by name
-Shapes = Mapping[str, jax.ShapeDtypeStruct]  # of the arrays of one stream
+Shapes = Mapping[str, jax.ShapeDtypeStruct]  # the shapes of the arrays of one stream
 
 
 @dataclass_transform(frozen_default=True)
 def struct[T](cls: type[T]) -> type[T]:
-    """Registers a frozen dataclass as a pytree whose fields are all data."""
+    """Make a class a frozen dataclass and a pytree; its fields are data unless their metadata marks them static."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
@@ -34,14 +34,14 @@ def struct[T](cls: type[T]) -> type[T]:
 class Factored:
     """Logits that are not multiplied out yet: `features @ kernel + bias`.
 
-    A vocabulary of 150,000 makes logits the largest array of a run; kept in this form, the objective forms them a
-    chunk of rows at a time.
+    With a vocabulary of 150,000, logits are the largest array of a run. From this form, the objective computes them
+    one chunk of rows at a time.
 
     Args:
         features: `[*batch, width]`
         kernel: `[width, classes]`
         bias: `[classes]`, or None
-        cap: the logits are `cap tanh(features @ kernel / cap) + bias` (Gemma 2, arxiv.org/abs/2408.00118); 0: as above
+        cap: if not 0, the logits are `cap tanh(features @ kernel / cap) + bias` (Gemma 2, arxiv.org/abs/2408.00118)
     """
 
     features: Array
@@ -51,11 +51,11 @@ class Factored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the logits, `(*batch, classes)`."""
+        """Return the shape of the logits, `(*batch, classes)`."""
         return (*self.features.shape[:-1], self.kernel.shape[-1])
 
     def dense(self) -> Array:
-        """The logits, `[*batch, classes]`."""
+        """Compute the logits, `[*batch, classes]`."""
         logits = self.features @ self.kernel
         logits = self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
         return logits if self.bias is None else logits + self.bias
@@ -63,13 +63,13 @@ class Factored:
 
 @struct
 class SparseLogits:
-    """Logits of which few are known: what is kept of a teacher with a large vocabulary.
+    """The logits of a few classes, and one logit for all others: the stored form of a teacher's large vocabulary.
 
     Args:
-        classes: `[*batch, few]` int32, each of them once; `size` where there is none
-        logits: `[*batch, few]`, of these classes
-        rest: `[*batch]`, the logit of every other class; -inf: they have no probability
-        size: how many classes there are
+        classes: `[*batch, few]` int32, without repetition; the value `size` is padding
+        logits: `[*batch, few]`, the logits of `classes`
+        rest: `[*batch]`, the logit of every other class; -inf: these classes have probability 0
+        size: the number of classes
     """
 
     classes: Array
@@ -79,26 +79,26 @@ class SparseLogits:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of all logits, `(*batch, size)`."""
+        """Return the shape of the dense logits, `(*batch, size)`."""
         return (*self.rest.shape, self.size)
 
     def dense(self) -> Array:
-        """All logits, `[*batch, size]`."""
+        """Return the dense logits, `[*batch, size]`."""
         logits = jnp.broadcast_to(self.rest[..., None], self.shape)
         return jnp.put_along_axis(logits, self.classes, self.logits, axis=-1, inplace=False, mode="drop")
 
 
 @struct
 class AttentionHeads:
-    """What the heads of one layer attend with. Under rotary positions, queries and keys are rotated already.
+    """Queries, keys and values of one layer's attention heads. Rotary positions are already applied.
 
-    A model forms these anyway, so that returning them costs nothing; scores and relations are made of them by the
-    terms that want them.
+    A model computes these anyway, so that returning them costs nothing. The terms that need scores or relations
+    compute them from these arrays.
 
     Args:
         query: `[batch, queries, heads, head_size]`
-        key, value: `[batch, keys, kv_heads, head_size]`; with grouped queries there are fewer heads
-        probabilities: `[batch, heads, queries, keys]`, of a model that was asked for them by `attentions=True`
+        key, value: `[batch, keys, kv_heads, head_size]`; grouped-query attention has fewer `kv_heads` than `heads`
+        probabilities: `[batch, heads, queries, keys]`, from models with `attentions=True`
     """
 
     query: Array
@@ -109,13 +109,13 @@ class AttentionHeads:
 
 @struct
 class TokenSpans:
-    """Where the predictions of a teacher that reads other tokens than its student lie in their common text.
+    """An alignment of the predictions of a teacher with the text, for a teacher whose tokenizer is not the student's.
 
-    A span reaches from one place where tokens of both end to the next: of one token each where they agree, of more
-    where they do not.
+    A span reaches from one place where tokens of both tokenizers end to the next. A span has one token of each where
+    the tokenizers agree, and more where they do not.
 
     Args:
-        number: `[batch, length]`, the span that the predicted token belongs to, rising from 1 in each row; 0: none
+        number: `[batch, length]`, the span of the predicted token, rising from 1 in each row; 0: none
         label: `[batch, length]`, the predicted token
     """
 
@@ -128,26 +128,27 @@ Logits = TypeVar("Logits", default=Array)  # Array, Factored or SparseLogits
 
 @struct
 class Outputs(Generic[Logits]):
-    """Everything a model returns. Nothing is hooked: outputs that no loss uses are removed by `jit`, and cost nothing.
+    """Everything that a model returns; there are no hooks.
 
-    `Outputs` alone has logits in one array, as fusions and terms see them. A model may return `Outputs[Factored]`, and
-    a cached teacher `Outputs[SparseLogits]`.
+    Outputs that no loss uses are removed by `jit`, so they cost nothing. `Outputs` alone has logits in one array:
+    fusions and terms receive this form. A model may return `Outputs[Factored]`, and a cached teacher
+    `Outputs[SparseLogits]`.
 
     Args:
         logits: `[*batch, classes]`, or a `Factored` head, or `SparseLogits`
         hidden_states: one array per layer, `[*batch, width]`, the embedding (stem) first: 12 layers give 13. Layers
             with a spatial extent keep it: `[batch, height, width, channels]`
-        attentions: what each layer's heads attend with
+        attentions: one `AttentionHeads` per layer
         embedding: the pooled or projected representation, `[batch, width]`
-        text_embedding: of a model with two towers, that of the other one; `embedding` is then the image's
-        input_gradients: of a random mixture of the logits with respect to the input, `[batch, *input]`; where a term
-            needs them, see `models/derivatives.py`
-        weights: of a fused teacher, what share each teacher has in it, `[teachers, *batch]`
-        routes: of a gated teacher, what share each path between layers has, `[paths, *batch]`
-        state_gradients: of each row's task loss with respect to each hidden state, shaped like these; where a term
-            needs them
-        spans: of a teacher that reads tokens of its own; its logits are then as long as these
-        sparse: the same as the logits, where few of them are known; for terms that need no others
+        text_embedding: the text embedding of a model with two towers; `embedding` is then the image embedding
+        input_gradients: gradients of a random mixture of the logits with respect to the input, `[batch, *input]`; only
+            where a term needs them, see `models/derivatives.py`
+        weights: the share of each teacher in a fused teacher, `[teachers, *batch]`
+        routes: the share of each path between layers of a gated teacher, `[paths, *batch]`
+        state_gradients: gradients of each row's task loss with respect to each hidden state, with the shapes of
+            `hidden_states`; only where a term needs them
+        spans: the alignment of a teacher that has its own tokenizer; its logits have the same length as the spans
+        sparse: the same logits in sparse form, where only few are known; for terms that need no others
     """
 
     logits: Logits
@@ -163,32 +164,32 @@ class Outputs(Generic[Logits]):
     sparse: SparseLogits | None = None
 
     def dense(self) -> "Outputs":
-        """The same with its logits as one array."""
-        whole: Any = self
+        """Return these outputs with the logits in one array."""
+        outputs: Any = self
         match self.logits:
             case Factored() as head:
-                return dataclasses.replace(whole, logits=head.dense())
+                return dataclasses.replace(outputs, logits=head.dense())
             case SparseLogits() as sparse:
-                return dataclasses.replace(whole, logits=sparse.dense(), sparse=sparse)
-        return whole
+                return dataclasses.replace(outputs, logits=sparse.dense(), sparse=sparse)
+        return outputs
 
 
-NO_OUTPUTS: Any = None  # in place of `Outputs` that are not there
+NO_OUTPUTS: Any = None  # stands for missing `Outputs`
 
 
 @struct
 class Signals:
-    """All that a term or a fusion may look at, for ONE stream of the batch.
+    """All inputs of a term or a fusion, for ONE stream of the batch.
 
     Args:
         student: outputs of the student
         teachers: outputs of each teacher, in the order of the config
-        teacher: the fused teacher, at this term's temperature; None (`NO_OUTPUTS`) while fusing, and without teachers,
-            where no term that needs one is built
+        teacher: the fused teacher, at this term's temperature; None (`NO_OUTPUTS`) during fusion, and in a run without
+            teachers, which has no term that needs one
         batch: the stream's arrays
         mask: `[*batch]`, 1 for a row (or token) that counts, 0 for padding
         step: the step number, int32 scalar
-        temperature: the temperature of the term that is being computed; to the objective, a factor on those of all
+        temperature: the temperature of the current term; as input of the objective, a factor on every temperature
         params: parameters by role: `student`, `teachers` (a tuple)
     """
 
@@ -204,14 +205,14 @@ class Signals:
 
 @struct
 class TrainState:
-    """All that training changes. Frozen teachers are NOT in it: they would be donated and saved.
+    """All values that training changes. Frozen teachers are NOT in it: they would be donated and saved.
 
     Args:
         step: int32 scalar
         params: trainable parameters by role: `student`, `fusion`, `terms`, ...
-        state: what is not trained, by role: running statistics, banks, adaptive coefficients
+        state: values that are not trained, by role: running statistics, banks, adaptive coefficients
         opt_state: the optimisers' state
-        key: the run's PRNG key; step n draws from `fold_in(key, n)`, so that a resumed run repeats itself
+        key: the run's PRNG key; step n draws from `fold_in(key, n)`, so that a resumed run repeats the same draws
     """
 
     step: Array
@@ -222,7 +223,7 @@ class TrainState:
 
 
 class Variables(NamedTuple):
-    """A model's values: its parameters and its state. How frozen teachers are given to a step."""
+    """The parameters and the state of a model. A step receives frozen teachers in this form."""
 
     params: Params
     state: State
@@ -234,8 +235,8 @@ NO_VARIABLES = Variables({}, {})
 class Pretrained(NamedTuple):
     """A checkpoint that fits a model.
 
-    fresh: names of the arrays that it lacks because they belong to the task, such as a new head
-    read: `() -> Variables` without those, each array read straight into its shards
+    fresh: names of the model's arrays that the checkpoint lacks because they belong to the task, such as a new head
+    read: `() -> Variables` without the fresh arrays; every array is read directly into its shards
     """
 
     fresh: tuple[str, ...]
@@ -243,19 +244,19 @@ class Pretrained(NamedTuple):
 
 
 class ModelInit(Protocol):
-    """Draws a model's first values."""
+    """The function that initialises a model."""
 
     def __call__(self, key: Key, batch: Rows, /) -> tuple[Params, State]:
-        """`(key, batch of one stream) -> (params, state)`."""
+        """Compute `(key, batch of one stream) -> (params, state)`."""
 
 
 class ModelApply(Protocol):
-    """Runs a model on one stream of a batch."""
+    """The function that runs a model on one stream of a batch."""
 
     def __call__(
         self, params: Params, state: State, batch: Rows, /, *, train: bool, key: Key
     ) -> tuple[Outputs[Any], State]:
-        """`(params, state, batch) -> (outputs, new state)`; pure."""
+        """Compute `(params, state, batch) -> (outputs, new state)`; pure."""
 
 
 class Model(NamedTuple):
@@ -263,7 +264,7 @@ class Model(NamedTuple):
 
     init: see `ModelInit`; params and state are flat: `{"blocks/0/mlp/up/kernel": array}`
     apply: see `ModelApply`
-    load: of a pretrained model, `(Variables of jax.ShapeDtypeStruct) -> Pretrained`, checked and not read yet
+    load: for a pretrained model, `(Variables of jax.ShapeDtypeStruct) -> Pretrained`; checks the files, reads no array
     """
 
     init: ModelInit
@@ -272,27 +273,28 @@ class Model(NamedTuple):
 
 
 class FusionInit(Protocol):
-    """Draws a fusion's first values."""
+    """The function that initialises a fusion."""
 
     def __call__(self, key: Key, signals: Signals, /) -> tuple[Params, State]:
-        """`(key, signals) -> (params, state)`; params hold gates."""
+        """Compute `(key, signals) -> (params, state)`; params hold gates."""
 
 
 class FusionApply(Protocol):
-    """Fuses the teachers of one stream."""
+    """The function that fuses the teachers of one stream."""
 
     def __call__(self, params: Params, state: State, signals: Signals, /, *, key: Key) -> tuple[Outputs, State]:
-        """`(params, state, signals) -> (fused outputs, new state)`; `Outputs.weights` are the teachers' shares."""
+        """Compute `(params, state, signals) -> (fused outputs, new state)`; `Outputs.weights` are teacher shares."""
 
 
 class Fusion(NamedTuple):
-    """Many teachers -> one, at `signals.temperature`: `softmax(logits / temperature)` is the fused distribution.
+    """A rule that fuses many teachers into one: `softmax(logits / signals.temperature)` is the fused distribution.
 
-    Averaging probabilities first and softening them afterwards is another objective, so the temperature is an input.
+    The temperature is an input because averaging probabilities first and softening them afterwards is another
+    objective.
 
     init: see `FusionInit`
     apply: see `FusionApply`
-    by_step: its params must not be trained by the loss that it weighs; only a step that `gates` may have it
+    by_step: the loss that the fusion weighs must not train the fusion's params; requires a step with `gates`
     """
 
     init: FusionInit
@@ -300,43 +302,43 @@ class Fusion(NamedTuple):
     by_step: bool = False
 
 
-Values = Float[Array, "*batch"]  # of a term, one for each row or token
+Values = Float[Array, "*batch"]  # the values of a term, one for each row or token
 
 
 class TermInit(Protocol):
-    """Draws a term's first values."""
+    """The function that initialises a term."""
 
     def __call__(self, key: Key, signals: Signals, /) -> tuple[Params, State]:
-        """`(key, signals) -> (params, state)`; params hold projectors, state banks and adaptive coefficients."""
+        """Compute `(key, signals) -> (params, state)`; params hold projectors, state banks and coefficients."""
 
 
 class TermApply(Protocol):
-    """Computes the values of a term."""
+    """The function that computes the values of a term."""
 
     def __call__(
         self, params: Params, state: State, signals: Signals, /, *, key: Key
     ) -> tuple[Values | tuple[Values, Array], State]:
-        """`(params, state, signals) -> (out, new state)`.
+        """Compute `(params, state, signals) -> (out, new state)`.
 
-        Out is unweighted: values `[*batch]`, or `(values, mask)` where the term knows better what counts, or a scalar
-        regulariser.
+        Out is unweighted: values `[*batch]`, or `(values, mask)` for a term that has another mask than its stream, or
+        a scalar regulariser.
         """
 
 
 class Term(NamedTuple):
-    """One thing to match, or to regularise.
+    """One loss term: something to match, or a regulariser.
 
     init: see `TermInit`
     apply: see `TermApply`
-    stream: which stream of the batch it reads
-    local: every row stands for itself and no state is kept, so that rows may be cut into chunks
-    needs: what it cannot do without: "teacher"; "input_gradients" or "state_gradients", which models are made to
-        return where a term says so; "alignment", of a term that compares teachers of other tokens and classes
-    temperature: `step -> temperature` at which its teacher is fused; None: 1
-    follow: `(state, mean, step) -> state` of a term whose state follows its own mean over the whole batch, a `Mean`;
-        what it remembers then depends on no row, and it may be local
-    linear: its gradient in the student is linear in the fused teacher's distribution at its temperature: draws from it
-        will do
+    stream: the stream of the batch that the term reads
+    local: the value of a row depends on that row alone and no state is kept, so that rows may be split into chunks
+    needs: what the term requires: "teacher"; "input_gradients" or "state_gradients", which models then return;
+        "alignment", for a term that compares teachers with other tokens and classes
+    temperature: `step -> temperature` at which the teachers are fused; None: 1
+    follow: `(state, mean, step) -> state`, for a term whose state follows its mean over the whole batch, a `Mean`;
+        such a state depends on no single row, so that the term may be local
+    linear: the gradient with respect to the student is linear in the fused teacher's distribution at its temperature,
+        so that draws from this distribution suffice
     """
 
     init: TermInit
@@ -350,23 +352,23 @@ class Term(NamedTuple):
 
 
 class ObjectiveInit(Protocol):
-    """Draws the first values of a fusion and of terms."""
+    """The function that initialises a fusion and terms."""
 
     def __call__(self, key: Key, signals: Mapping[str, Signals], /) -> tuple[dict[str, Params], dict[str, State]]:
-        """`(key, {stream: signals}) -> (params, state)`, each with the roles `fusion` and `terms`."""
+        """Compute `(key, {stream: signals}) -> (params, state)`, each with the roles `fusion` and `terms`."""
 
 
 class ObjectiveApply(Protocol):
-    """Computes the mean of every term."""
+    """The function that computes the mean of every term."""
 
     def __call__(
         self, params: ByRole, state: ByRole, signals: Mapping[str, Signals], /, *, key: Key
     ) -> tuple[dict[str, Any], dict[str, State]]:
-        """`(params, state, {stream: signals}) -> ({term: Mean}, new state)`."""
+        """Compute `(params, state, {stream: signals}) -> ({term: Mean}, new state)`."""
 
 
 class ObjectiveLoss(Protocol):
-    """Computes the weighted sum of the terms, to be differentiated."""
+    """The function that computes the weighted sum of the terms, to be differentiated."""
 
     def __call__(
         self,
@@ -378,28 +380,28 @@ class ObjectiveLoss(Protocol):
         *,
         key: Key,
     ) -> tuple[Array, tuple[dict[str, Any], dict[str, State]]]:
-        """`(params, state, {stream: signals}, {term: weight}) -> (scalar, ({term: Mean}, new state))`."""
+        """Compute `(params, state, {stream: signals}, {term: weight}) -> (scalar, ({term: Mean}, new state))`."""
 
 
 class ObjectiveFuse(Protocol):
-    """Fuses the teachers of one stream, for steps that train a gate."""
+    """The function that fuses the teachers of one stream, for steps that train a gate."""
 
     def __call__(self, params: ByRole, state: ByRole, signals: Signals, /, *, key: Key) -> tuple[Signals, State]:
-        """`(params, state, signals) -> (signals with the fused teacher, new state of the fusion)`."""
+        """Compute `(params, state, signals) -> (signals with the fused teacher, new state of the fusion)`."""
 
 
 class Objective(NamedTuple):
-    """Fusion, terms, weights, schedules and the reduction.
+    """A fusion, terms, weights, schedules and the reduction.
 
     init: see `ObjectiveInit`
     apply: see `ObjectiveApply`; one mean per term, so that a step may take one gradient per term
-    loss: see `ObjectiveLoss`; where a head is factored, value and gradient are taken in one pass
+    loss: see `ObjectiveLoss`; with a factored head, value and gradient are computed in one pass
     fuse: see `ObjectiveFuse`
-    weights: `step -> {term: weight}`, as the config says
-    total: `({term: Mean}, step) -> ` the weighted scalar, from the means
-    terms: their names, in order
-    streams: the streams that its terms read
-    only: `names -> Objective` of these terms alone, for models that learn beside the student
+    weights: `step -> {term: weight}`, from the config
+    total: `({term: Mean}, step) -> ` the weighted sum of the means
+    terms: names of the terms, in order
+    streams: the streams that the terms read
+    only: `names -> Objective` with these terms alone, for models that are trained beside the student
     """
 
     init: ObjectiveInit
@@ -414,43 +416,43 @@ class Objective(NamedTuple):
 
 
 class StepInit(Protocol):
-    """Makes the first train state."""
+    """The function that makes the first train state."""
 
     def __call__(
         self, key: Key, teachers: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES, /
     ) -> TrainState:
-        """`(key, teachers, batch, start) -> TrainState`.
+        """Compute `(key, teachers, batch, start) -> TrainState`.
 
-        `start` are values of the student by name, all, some or none of them, which take the place of drawn ones.
+        `start` holds values of the student by name: all, some or none of them. These replace the drawn values.
         """
 
 
 class StepUpdate(Protocol):
-    """Takes one step."""
+    """The function that takes one step."""
 
     def __call__(
         self, ts: TrainState, teachers: tuple[Variables, ...], batch: Batch, /
     ) -> tuple[TrainState, dict[str, Any]]:
-        """`(train_state, teachers, batch) -> (new train_state, {name: Mean})`; pure."""
+        """Compute `(train_state, teachers, batch) -> (new train_state, {name: Mean})`; pure."""
 
 
 class EvolveTeachers(Protocol):
-    """Says what the teachers have become."""
+    """The function that returns the current teachers, for a step that changes them."""
 
     def __call__(self, params: ByRole, state: ByRole, teachers: tuple[Variables, ...], /) -> tuple[Variables, ...]:
-        """`(params, state, teachers) -> teachers` as they are by now, from params and state by role."""
+        """Compute `(params, state, first teachers) -> current teachers`; params and state are by role."""
 
 
 class Step(NamedTuple):
-    """The swappable algorithm.
+    """The swappable training algorithm.
 
     init: see `StepInit`
     update: see `StepUpdate`; compiled by `parallel/compile.py`
-    streams: the streams of the batch it reads
-    gates: it trains a fusion's params by something else than the loss that they weigh
-    evolve_teachers: see `EvolveTeachers`; None: they stay as they came
-    trained_teachers: numbers of the teachers that it trains from the start: they need no checkpoint
-    own: streams that it makes of `train`, with the same fields and shapes; terms may read them
+    streams: the streams of the batch that the step reads
+    gates: the step trains the fusion's params by another loss than the one that they weigh
+    evolve_teachers: see `EvolveTeachers`; None: the teachers never change
+    trained_teachers: numbers of the teachers that the step trains from the start; they need no checkpoint
+    own: streams that the step makes of `train`, with the same fields and shapes; terms may read them
     """
 
     init: StepInit

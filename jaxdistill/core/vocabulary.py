@@ -1,4 +1,4 @@
-"""What two vocabularies share."""
+"""The tokens that two vocabularies share."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 class SharedVocabulary(NamedTuple):
-    """Which tokens of two vocabularies are the same text: the i-th numbers of both name one.
+    """Pairs of token ids with the same text: `student[i]` and `teacher[i]` are one token.
 
-    student, teacher: `[tokens]`, each number at most once
+    student, teacher: `[tokens]`, every id at most once
     """
 
     student: np.ndarray

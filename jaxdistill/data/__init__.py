@@ -1,10 +1,10 @@
-"""Records become batches: data sets, streams, transforms, text and images.
+"""The data pipeline: data sets, batches, transforms, tokenised text and preprocessed images.
 
-Light: Grain and TensorFlow Datasets are imported when they are used.
+Grain and TensorFlow Datasets are imported on first use, so that importing this package is fast.
 """
 
 from jaxdistill.data import selection
-from jaxdistill.data.datasets import known, open_records
+from jaxdistill.data.datasets import check_name, open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.image import images, processors
 from jaxdistill.data.records import Records
@@ -18,10 +18,10 @@ __all__ = [
     "Records",
     "Transform",
     "aligned",
+    "check_name",
     "describe",
     "evaluation_batches",
     "images",
-    "known",
     "open_records",
     "processors",
     "selection",

@@ -1,6 +1,6 @@
-"""In which order training records come, where they are not shuffled over and over: tasks, one after the other.
+"""The order of training records if they are not shuffled in every epoch: tasks, one after the other.
 
-An order is a pure function of what the records say and of the number of a batch, so that there is nothing to save.
+An order is a pure function of a field of the records and of the batch number, so there is no state to save.
 """
 
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from jaxdistill.data.stream import Phases
 
 
 class Order(NamedTuple):
-    """Phases of a run, each with records of its own.
+    """The phases of a run, each with its own records.
 
-    groups: what the field holds in the records of each phase
-    steps: of a phase; the last one goes on
-    field: of the records
+    groups: values of the field in the records of each phase
+    steps: batches per phase; the last phase does not end
+    field: the field of the records that is compared with the groups
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -24,7 +24,7 @@ class Order(NamedTuple):
     field: str
 
     def phases(self, values: np.ndarray, numbers: np.ndarray) -> Phases:
-        """The records of each phase.
+        """Return the records of each phase.
 
         Args:
             values: the field of all records, `[records]`.
@@ -36,22 +36,22 @@ class Order(NamedTuple):
         pools = tuple(numbers[np.isin(values[numbers], group)] for group in self.groups)
         for group, pool in zip(self.groups, pools, strict=True):
             if not len(pool):
-                raise ValueError(f"no record has a {self.field} of {group}; leave this task out, or take more records")
+                raise ValueError(f"no record has a {self.field} of {group}; leave this task out, or use more records")
         return Phases(pools, self.steps)
 
 
 @orders.register
 def tasks(groups: tuple[tuple[int, ...], ...], steps: int, field: str = "label") -> Order:
-    """Tasks that come one after the other and never again, as of classes or domains.
+    """Learn tasks one after the other without repeating them, such as classes or domains in continual learning.
 
     Args:
         groups: the classes of each task, such as ((0, 1), (2, 3)); a class may be in several.
-        steps: of each task, in batches; the last one goes on to the end of the run.
-        field: what is grouped: `label`, or another field of whole numbers.
+        steps: batches per task; the last task continues to the end of the run.
+        field: the field that defines tasks: `label`, or another field of whole numbers.
 
     Raises:
-        ValueError: there are no tasks, one is empty, or it has no steps.
+        ValueError: there are no tasks, a task is empty, or `steps` is below 1.
     """
     if not groups or not all(groups) or steps < 1:
-        raise ValueError(f"every task has something in it, and 1 step or more; got groups={groups}, steps={steps}")
+        raise ValueError(f"every task needs at least one value, and 1 step or more; got groups={groups}, steps={steps}")
     return Order(groups, steps, field)

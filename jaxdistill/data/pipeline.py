@@ -1,6 +1,6 @@
-"""The data of a run: which records each stream reads, how batches are made of them, and their shapes.
+"""The data of a run: the records of each stream, the transforms that make batches of them, and the batch shapes.
 
-Nothing is read until it is asked for: a description comes from a note beside prepared data, records from `open`.
+Nothing is read until it is needed: descriptions are read from a file next to the prepared data, records by `open`.
 """
 
 from collections.abc import Mapping
@@ -14,23 +14,23 @@ import numpy as np
 
 from jaxdistill.core import registry
 from jaxdistill.core.types import Shapes
-from jaxdistill.data.datasets import contents, open_records
+from jaxdistill.data.datasets import content_hash, open_records
 from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.order import Order
 from jaxdistill.data.records import Records
 from jaxdistill.data.selection import Selection
-from jaxdistill.data.stream import Transform, as_numbers
-from jaxdistill.data.text.token_cache import words
+from jaxdistill.data.stream import Transform, without_text
+from jaxdistill.data.text.token_cache import tokenizer_hash
 from jaxdistill.data.text.tokens import Tokenization
 
-TEST = "test"  # names the test records where streams are named; a stream may have the name too
+TEST = "test"  # the key of the test records in `with_test`
 
 
 class Stream(NamedTuple):
-    """Records that are read together, and how their batches are made.
+    """A split of the data set and the settings of its batches.
 
     split: such as "train[:80%]"
-    path, key: where the config names the split, for messages: `path.key`
+    path, key: the config path of the split, for error messages: `path.key`
     batch_size: rows of the global batch
     augment: the spec strings of the transforms
     transforms: applied to every batch, in order
@@ -45,7 +45,7 @@ class Stream(NamedTuple):
 
     @property
     def draws(self) -> bool:
-        """Whether augmentation is random, so that no two epochs are alike."""
+        """Return whether augmentation is random, so that epochs differ."""
         return any(transform.draws for transform in self.transforms)
 
 
@@ -54,15 +54,15 @@ class Pipeline:
     """The data of a run or of one of its stages.
 
     Args:
-        name: a TensorFlow Datasets name, or the spec of a registered data set
-        folder: of prepared data
+        name: a name of TensorFlow Datasets, or the spec of a registered data set
+        folder: the folder of prepared data
         tokens: the spec of the tokenization; empty: no text
         seed: of order, augmentation and selection
-        streams: what a step may read, by name; `train` comes first
-        test: the records that models are evaluated on; of its transforms, those that draw are left out
+        streams: the streams that a step may read, by name; `train` comes first
+        test: the records that models are evaluated on, without random transforms
         select: the spec of the selection of training records; empty: all
-        order: the spec of their order; empty: shuffled in every epoch
-        known: descriptions of the streams, if another stage has them
+        order: the spec of the order of training records; empty: shuffled in every epoch
+        reused_descriptions: descriptions of the streams, if another stage has them
     """
 
     name: str
@@ -73,87 +73,87 @@ class Pipeline:
     test: Stream
     select: str = ""
     order: str = ""
-    known: Mapping[str, Description] | None = None
+    reused_descriptions: Mapping[str, Description] | None = None
 
     @cached_property
     def tokenization(self) -> Tokenization | None:
-        """How texts become arrays."""
+        """Build the tokenization; None without text."""
         return registry.tokenizations.build(self.tokens, "data.tokens") if self.tokens else None
 
     @cached_property
     def selection(self) -> Selection | None:
-        """Which of the training records are learned from; None: all."""
+        """Build the selection of training records; None: all are used."""
         return registry.selections.build(self.select, "data.select") if self.select else None
 
     @cached_property
     def ordering(self) -> Order | None:
-        """In which order training records come; None: shuffled in every epoch."""
+        """Build the order of training records; None: shuffled in every epoch."""
         return registry.orders.build(self.order, "data.order") if self.order else None
 
     @cached_property
     def descriptions(self) -> dict[str, Description]:
-        """What is known of the records of each stream before they are read."""
-        return dict(self.known or {name: self.describe(stream) for name, stream in self.streams.items()})
+        """Describe the records of each stream, without reading them."""
+        return dict(self.reused_descriptions or {name: self.describe(stream) for name, stream in self.streams.items()})
 
     @cached_property
     def test_description(self) -> Description:
-        """What is known of the test records."""
+        """Describe the test records, without reading them."""
         return self.describe(self.test)
 
     @property
     def classes(self) -> int | None:
-        """How many labels there are; None if the data set does not say."""
+        """Return the number of labels; None if the data set does not define it."""
         return self.descriptions["train"].classes
 
     @property
     def vocabulary(self) -> int | None:
-        """How many tokens the tokenizer has; None without text."""
+        """Return the number of tokens of the tokenizer; None without text."""
         return self.descriptions["train"].vocabulary
 
     @property
     def with_test(self) -> dict[str, Stream]:
-        """All that a run reads: its streams, and the test records under `TEST`."""
+        """Return all streams of the run, and the test records under `TEST`."""
         return {**self.streams, TEST: self.test}
 
     def describe(self, stream: Stream) -> Description:
-        """What is known of the records of a stream before they are read.
+        """Describe the records of a stream, without reading them.
 
         Raises:
-            ConfigError: there are none, or they cannot be prepared.
+            ConfigError: the records do not exist or cannot be prepared.
         """
         return describe(self.name, stream.split, self.folder, stream.path, stream.key, self.tokens)
 
     def open(self, stream: Stream, tokens: bool = True) -> Records:
-        """Opens the records of a stream.
+        """Open the records of a stream.
 
         Args:
-            stream: which.
-            tokens: tokenised, where there is text; else as the data set has them.
+            stream: a stream of this pipeline.
+            tokens: if true, texts are tokenised; otherwise records are returned as the data set holds them.
 
         Raises:
-            ConfigError: there are none, or they cannot be prepared.
+            ConfigError: the records do not exist or cannot be prepared.
         """
         spec = self.tokens if tokens else ""
         return open_records(self.name, stream.split, self.folder, stream.path, stream.key, spec)
 
     def identity(self, stream: Stream) -> dict[str, str]:
-        """Tells these records from others: names, and what data set and tokenizers hold now."""
-        held = contents(self.name, stream.split, self.folder, stream.path, stream.key)
-        how = self.tokenization
-        named = {"name": self.name, "tokens": self.tokens, "split": stream.split}
-        return {**named, "contents": held, **({"words": words(how)} if how else {})}
+        """Identify the records of a stream: names, and hashes of the data set's content and of the tokenizers."""
+        contents = content_hash(self.name, stream.split, self.folder, stream.path, stream.key)
+        names = {"name": self.name, "tokens": self.tokens, "split": stream.split}
+        words = {"words": tokenizer_hash(self.tokenization)} if self.tokenization else {}
+        return {**names, "contents": contents, **words}
 
-    def learned(self) -> int:
-        """How many of the training records are learned from."""
+    def training_records(self) -> int:
+        """Return the number of training records after the selection."""
         records = self.descriptions["train"].records
         return self.selection.count(records) if self.selection else records
 
     @cached_property
     def shapes(self) -> dict[str, Shapes]:
-        """Shapes of the global batch, by stream, after its transforms.
+        """Return the shapes of the global batch of each stream, after its transforms.
 
         Raises:
-            ConfigError: images of several sizes, and no transform that gives them one.
+            ConfigError: images differ in size, and no transform resizes them.
         """
         return {name: self._shapes(stream, self.descriptions[name]) for name, stream in self.streams.items()}
 
@@ -163,12 +163,12 @@ class Pipeline:
         for transform in stream.transforms:
             pair = transform.apply(pair, np.zeros((2, transform.draws)))
         rows = stream.batch_size
-        return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in as_numbers(pair).items()}
+        return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in without_text(pair).items()}
 
 
 def _two_records(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Two records' arrays; where a size differs from record to record, it differs here."""
+    """Return two zero records; sizes that vary in the data set (-1) are 8 in the first and 9 in the second."""
     if -1 not in shape:
         return np.zeros((2, *shape), dtype)
-    two = (np.zeros([other if size < 0 else size for size in shape], dtype) for other in (8, 9))
-    return np.fromiter(two, dtype=object, count=2)
+    pair = (np.zeros([varying if size < 0 else size for size in shape], dtype) for varying in (8, 9))
+    return np.fromiter(pair, dtype=object, count=2)

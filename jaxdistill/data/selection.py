@@ -1,7 +1,7 @@
-"""Transfer sets: a stated share of the training records, chosen before a run by a rule that repeats itself.
+"""Transfer sets: a share of the training records, chosen before a run by a reproducible rule.
 
-A selection is a pure function of the run's seed, the number of records and how hard each of them is, so that there is
-nothing to save. How hard a record is, teachers say whose outputs were written ahead (`jaxdistill cache`).
+A selection is a pure function of the run's seed, the number of records and the hardness of each record, so there is
+no state to save. Hardness is computed from cached teacher outputs (`jaxdistill cache`).
 """
 
 from collections.abc import Callable
@@ -11,93 +11,95 @@ import numpy as np
 
 from jaxdistill.core import hardness
 from jaxdistill.core.registry import selections
-from jaxdistill.data.stream import SELECTION, raw
+from jaxdistill.data.stream import SELECTION, random_words
 
-By = Literal["entropy", "margin", "disagreement", "loss"]
+Measure = Literal["entropy", "margin", "disagreement", "loss"]
 
 
 class Selection(NamedTuple):
-    """Which records are learned from.
+    """A rule that chooses the records to learn from.
 
-    share: of all records
-    order: `(seed, records, hard) -> [records]`, whom to take first; `hard` is `[records]`, or None without caches
-    caches: folders of what teachers said of these records
-    by: what makes a record hard
+    share: fraction of all records
+    order: `(seed, records, hard) -> [records]`, record numbers by priority; `hard` is the hardness `[records]`, or
+        None without caches
+    caches: folders of cached teacher outputs for these records
+    by: the measure of hardness
     """
 
     share: float
     order: Callable[[int, int, np.ndarray | None], np.ndarray]
     caches: tuple[str, ...] = ()
-    by: By = "entropy"
+    by: Measure = "entropy"
 
     def count(self, records: int) -> int:
-        """How many of so many records: the share, to the nearest whole number, and one at least."""
+        """Return how many of `records` records are chosen: the share, rounded, and at least 1."""
         return max(1, round(self.share * records))
 
     def chosen(self, seed: int, records: int, hard: np.ndarray | None) -> np.ndarray:
-        """Numbers of the records, rising."""
+        """Return the numbers of the chosen records, rising."""
         return np.sort(self.order(seed, records, hard)[: self.count(records)])
 
 
 @selections.register
 def random(share: float) -> Selection:
-    """Whatever the run's seed draws. Of one seed, a smaller share is a part of every larger one.
+    """Choose records at random. For one seed, a smaller share is a subset of every larger one.
 
     Args:
         share: of the records, above 0 and at most 1.
     """
-    order = lambda seed, records, hard: np.argsort(raw(seed, 0, SELECTION, records), kind="stable")
-    return Selection(_positive(share), order)
+    order = lambda seed, records, hard: np.argsort(random_words(seed, 0, SELECTION, records), kind="stable")
+    return Selection(_checked_share(share), order)
 
 
 @selections.register
-def hardest(share: float, cache: str | tuple[str, ...], by: By = "entropy") -> Selection:
-    """The hardest records; of equals, the first.
+def hardest(share: float, cache: str | tuple[str, ...], by: Measure = "entropy") -> Selection:
+    """Choose the hardest records; of equally hard ones, the first.
 
-    What is wrong in the data is hard, too; and of digits, the hardest tenth taught less than a drawn one
+    Wrong labels and damaged records are hard, too. On digits, the hardest tenth taught less than a random tenth
     (experiments/data).
 
     Args:
         share: of the records, above 0 and at most 1.
-        cache: a folder that `jaxdistill cache` wrote of the same data without random augmentation, or several. Their
-            mean of probabilities counts; that of a student, such as one of an earlier run, says what is hard for it.
-        by: entropy, margin (the less, the harder), disagreement of several caches, or the loss beside the labels.
+        cache: one or several folders that `jaxdistill cache` wrote for the same data without random augmentation.
+            Hardness is computed from the mean of their probabilities. The cache of a student, such as the student of
+            an earlier run, gives the hardness for that student.
+        by: entropy, margin (a smaller margin is harder), disagreement of several caches, or the loss on the labels.
 
     Raises:
-        ValueError: `share` is out of range; no cache, or one that should disagree.
+        ValueError: `share` is out of range; no cache, or only one for `disagreement`.
     """
     return _ranked(share, cache, by, -1)
 
 
 @selections.register
-def easiest(share: float, cache: str | tuple[str, ...], by: By = "entropy") -> Selection:
-    """The easiest records; as `hardest`."""
+def easiest(share: float, cache: str | tuple[str, ...], by: Measure = "entropy") -> Selection:
+    """Choose the easiest records; arguments and errors as in `hardest`."""
     return _ranked(share, cache, by, 1)
 
 
-def _ranked(share: float, cache: str | tuple[str, ...], by: By, sign: int) -> Selection:
+def _ranked(share: float, cache: str | tuple[str, ...], by: Measure, sign: int) -> Selection:
     caches = (cache,) if isinstance(cache, str) else cache
     if not caches or not all(caches):
-        raise ValueError("names no cache; give the folder that jaxdistill.cache wrote.")
+        raise ValueError("cache is empty; give the folder that jaxdistill cache wrote.")
     if by == "disagreement" and len(caches) < 2:
         raise ValueError("by='disagreement' needs the caches of two teachers or more.")
     order = lambda seed, records, hard: np.argsort(sign * np.asarray(hard), kind="stable")
-    return Selection(_positive(share), order, caches, by)
+    return Selection(_checked_share(share), order, caches, by)
 
 
-def _positive(share: float) -> float:
+def _checked_share(share: float) -> float:
     if not 0 < share <= 1:
-        raise ValueError(f"share is above 0 and at most 1; got {share}.")
+        raise ValueError(f"share must be above 0 and at most 1; got {share}.")
     return share
 
 
-def hard_by(by: By, logits: np.ndarray, labels: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
-    """How hard records are, `[records]` in float64; of sequences, the mean of the tokens that count.
+def record_hardness(by: Measure, logits: np.ndarray, labels: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
+    """Compute the hardness of records, `[records]` in float64; for sequences, the mean over unmasked tokens.
 
     Args:
         by: see `hardest`.
         logits: of all teachers, `[teachers, records, classes]`, or `[teachers, records, length, classes]`.
-        labels: `[records]` or `[records, length]`, for `loss`; below 0 where hidden.
+        labels: `[records]` or `[records, length]`, for `loss`; below 0 if hidden.
         mask: `[records, length]`, of tokens.
     """
     logits = logits.astype(np.float64)
@@ -109,14 +111,14 @@ def hard_by(by: By, logits: np.ndarray, labels: np.ndarray | None, mask: np.ndar
         "disagreement": lambda: hardness.disagreement(p),
         "loss": lambda: _loss(p.mean(0), labels),
     }
-    found = measures[by]()
-    if found.ndim == 1:
-        return found
-    counts = np.ones(found.shape, bool) if mask is None else mask != 0
-    return np.where(counts, found, 0).sum(1) / np.maximum(counts.sum(1), 1)
+    values = measures[by]()
+    if values.ndim == 1:
+        return values
+    unmasked = np.ones(values.shape, bool) if mask is None else mask != 0
+    return np.where(unmasked, values, 0).sum(1) / np.maximum(unmasked.sum(1), 1)
 
 
 def _loss(p: np.ndarray, labels: Any) -> np.ndarray:
-    of_label = np.take_along_axis(p, np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
-    # of a class whose probability is 0 the loss is infinite, which no mean survives: the least that float64 knows
-    return np.where(labels < 0, np.nan, -np.log(np.maximum(of_label, np.finfo(np.float64).tiny)))
+    label_p = np.take_along_axis(p, np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    # For a probability of 0 the loss would be infinite, and so would every mean: use the smallest float64 instead.
+    return np.where(labels < 0, np.nan, -np.log(np.maximum(label_p, np.finfo(np.float64).tiny)))

@@ -1,10 +1,10 @@
-"""Arrays of many rows on disk: ArrayRecord shards, each with its checksum, written once and resumed where it stopped.
+"""Store arrays of many rows on disk as checksummed ArrayRecord shards. An interrupted write can be resumed.
 
-    FOLDER/manifest.json            the layout of a row, how many there are, whatever the writer wants to remember
-    FOLDER/<number>.array_record    a shard; renamed into place when whole
-    FOLDER/<number>.json            its SHA-256, written after it
+    FOLDER/manifest.json            the layout of a row, the number of rows, and metadata of the writer
+    FOLDER/<number>.array_record    a shard; renamed into place when complete
+    FOLDER/<number>.json            the SHA-256 of the shard, written after it
 
-What was cut short is begun again at the first shard that is not sealed.
+A shard without its checksum file counts as missing, and is written again.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ class StoreError(RuntimeError):
 
 
 class Manifest(NamedTuple):
-    """What a store holds.
+    """The description of a store.
 
-    rows: how many
-    shard: how many to a shard
+    rows: number of rows
+    shard: rows per shard
     fields: shape and dtype of one row's arrays
-    about: what the writer says of them; a reader compares it with what it needs
+    about: metadata of the writer; a reader compares it with what it needs
     """
 
     rows: int
@@ -39,21 +39,21 @@ class Manifest(NamedTuple):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Begins a store, or goes on with one of the same manifest.
+    """Create a store, or check that an existing one has the same manifest.
 
     Raises:
-        StoreError: there is one with another manifest.
+        StoreError: the existing store has another manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "manifest.json").exists():
         if read_manifest(folder) != manifest:
-            raise StoreError(f"{folder} was begun with other settings; remove it, or choose another folder")
+            raise StoreError(f"{folder} was written with other settings; remove it, or choose another folder")
         return
-    _write(folder / "manifest.json", json.dumps(manifest._asdict()).encode())
+    _write_atomically(folder / "manifest.json", json.dumps(manifest._asdict()).encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a store.
+    """Read the manifest of a store.
 
     Raises:
         StoreError: there is none, or it is damaged.
@@ -69,80 +69,87 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(f"{file} is damaged ({error})") from None
 
 
-def missing(folder: Path, manifest: Manifest) -> list[tuple[int, slice]]:
-    """The shards that are not written yet: (number, its rows)."""
+def missing_shards(folder: Path, manifest: Manifest) -> list[tuple[int, slice]]:
+    """Return the shards that are not written yet: (number, its rows)."""
     firsts = enumerate(range(0, manifest.rows, manifest.shard))
     shards = [(number, slice(first, min(first + manifest.shard, manifest.rows))) for number, first in firsts]
-    return [(number, part) for number, part in shards if not _seal(folder, number).exists()]
+    return [(number, rows) for number, rows in shards if not _checksum_file(folder, number).exists()]
 
 
-def _shards(manifest: Manifest) -> range:
+def _shard_numbers(manifest: Manifest) -> range:
     return range(-(-manifest.rows // manifest.shard))
 
 
 def write_shard(folder: Path, number: int, columns: Mapping[str, np.ndarray]) -> None:
-    """Writes one shard: it is there whole, with its checksum, or not at all."""
+    """Write one shard and its checksum atomically: an interrupted write leaves no shard.
+
+    Args:
+        folder: of the store.
+        number: of the shard.
+        columns: `{field: [rows, ...]}`.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    half = folder / f"{number:05d}.{os.getpid()}.tmp"
-    writer = ArrayRecordWriter(str(half), "group_size:1,uncompressed")
+    temporary = folder / f"{number:05d}.{os.getpid()}.tmp"
+    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     for row in zip(*(columns[name] for name in sorted(columns)), strict=True):
         writer.write(b"".join(np.ascontiguousarray(x).tobytes() for x in row))
     writer.close()
-    digest = _digest(half)
-    half.replace(_shard(folder, number))
-    _write(_seal(folder, number), json.dumps({"sha256": digest}).encode())
+    digest = _sha256(temporary)
+    temporary.replace(_shard_file(folder, number))
+    _write_atomically(_checksum_file(folder, number), json.dumps({"sha256": digest}).encode())
 
 
-def _shard(folder: Path, number: int) -> Path:
+def _shard_file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.array_record"
 
 
-def _seal(folder: Path, number: int) -> Path:
+def _checksum_file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.json"
 
 
-def _digest(file: Path) -> str:
+def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _write(file: Path, content: bytes) -> None:
-    half = file.with_suffix(f".{os.getpid()}.tmp")
-    half.write_bytes(content)
-    half.replace(file)
+def _write_atomically(file: Path, content: bytes) -> None:
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(file)
 
 
 def check(folder: Path) -> Manifest:
-    """Everything is there and as it was written; returns the manifest.
+    """Check that every shard exists and has its checksum; return the manifest.
 
     Raises:
-        StoreError: naming the shard that is missing or damaged.
+        StoreError: a shard is missing or damaged; the message names it.
     """
     manifest = read_manifest(folder)
-    left, total = missing(folder, manifest), len(_shards(manifest))
-    if left:
-        raise StoreError(f"{folder} is not finished: {total - len(left)} of {total} shards are written")
-    for number in _shards(manifest):
-        file = _shard(folder, number)
-        wanted = json.loads(_seal(folder, number).read_text())["sha256"]
-        if not file.is_file() or _digest(file) != wanted:
-            raise StoreError(f"{file} is {'damaged' if file.is_file() else 'missing'}; remove {_seal(folder, number)}")
+    missing, total = missing_shards(folder, manifest), len(_shard_numbers(manifest))
+    if missing:
+        raise StoreError(f"{folder} is not finished: {total - len(missing)} of {total} shards are written")
+    for number in _shard_numbers(manifest):
+        file, checksum_file = _shard_file(folder, number), _checksum_file(folder, number)
+        expected = json.loads(checksum_file.read_text())["sha256"]
+        if not file.is_file() or _sha256(file) != expected:
+            raise StoreError(f"{file} is {'damaged' if file.is_file() else 'missing'}; remove {checksum_file}")
     return manifest
 
 
 class Store:
-    """The rows of a store, by number.
+    """The rows of a store, accessed by number.
 
     Raises:
-        StoreError: as `check`.
+        StoreError: a shard is missing or damaged.
     """
 
     def __init__(self, folder: Path):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.manifest = check(folder)
-        self._source = ArrayRecordDataSource([str(_shard(folder, number)) for number in _shards(self.manifest)])
+        files = [str(_shard_file(folder, number)) for number in _shard_numbers(self.manifest)]
+        self._source = ArrayRecordDataSource(files)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -151,29 +158,29 @@ class Store:
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        return [dict(self._parts(data)) for data in self._source.__getitems__(list(rows))]
+        return [dict(self._decode(data)) for data in self._source.__getitems__(list(rows))]
 
-    def _parts(self, data: bytes) -> Iterator[tuple[str, np.ndarray]]:
-        first = 0
+    def _decode(self, data: bytes) -> Iterator[tuple[str, np.ndarray]]:
+        offset = 0
         for name in sorted(self.manifest.fields):
             shape, dtype = self.manifest.fields[name]
             count = int(np.prod(shape))
-            yield name, np.frombuffer(data, dtype, count, first).reshape(shape)
-            first += count * np.dtype(dtype).itemsize
+            yield name, np.frombuffer(data, dtype, count, offset).reshape(shape)
+            offset += count * np.dtype(dtype).itemsize
 
 
 def differences(written: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> list[str]:
-    """Where what a store remembers differs from what is wanted, in words."""
-    found = []
+    """Describe the differences between the metadata of a store and the metadata that is needed, one text each."""
+    texts = []
     for key in sorted({*written, *wanted}):
-        a, b = written.get(key), wanted.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{path}{key}.")
-        elif a != b:
-            found.append(f"{path}{key} was {_short(a)}, is {_short(b)}")
-    return found
+        old, new = written.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            texts += differences(old, new, f"{path}{key}.")
+        elif old != new:
+            texts.append(f"{path}{key} was {_shortened(old)}, is {_shortened(new)}")
+    return texts
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."

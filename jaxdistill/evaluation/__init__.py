@@ -1,1 +1,1 @@
-"""Metrics, the evaluator, cost, interpretation and reports: what is measured of a model."""
+"""Measure models: metrics, evaluation, cost, interpretation and reports."""

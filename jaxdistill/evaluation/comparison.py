@@ -1,4 +1,4 @@
-"""What an arm of a study comes to over its seeds, and what two arms differ by, seed by seed."""
+"""Compute means and confidence intervals over seeds, and paired differences between two arms of a study."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,7 +8,13 @@ from scipy import stats
 
 
 class Paired(NamedTuple):
-    """The mean difference of two arms that share their seeds, its 95 % interval (Student's t), and each difference."""
+    """The difference of two arms with the same seeds.
+
+    mean: mean difference
+    low, high: its 95 % interval (Student's t)
+    p: p-value of the paired t-test; NaN with one seed or equal differences
+    differences: the difference of each seed
+    """
 
     mean: float
     low: float
@@ -25,7 +31,7 @@ class Paired(NamedTuple):
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean over seeds (Student's t); of one seed, or of equal ones, a point."""
+    """Compute the 95 % interval of a mean over seeds (Student's t); one seed or equal values give a point."""
     mean = float(np.mean(values))
     if len(values) < 2 or not np.std(values):
         return mean, mean
@@ -34,20 +40,23 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
-    """`one - other`, of two arms whose entries belong to the same seeds; an interval needs two seeds or more."""
-    gain: Any = np.subtract(one, other)
-    told = len(gain) > 1 and gain.std()
-    p = float(stats.ttest_1samp(gain, 0).pvalue) if told else float("nan")
-    return Paired(float(gain.mean()), *interval(gain), p, gain.tolist())
+    """Compare two arms by `one - other`; entries at the same position belong to the same seed.
+
+    An interval needs two seeds or more.
+    """
+    differences: Any = np.subtract(one, other)
+    testable = len(differences) > 1 and differences.std()
+    p = float(stats.ttest_1samp(differences, 0).pvalue) if testable else float("nan")
+    return Paired(float(differences.mean()), *interval(differences), p, differences.tolist())
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and standard deviation over seeds, as a table shows them."""
-    more = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{more}"
+    """Format mean and standard deviation over seeds for a table."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
-def ranged(values: Sequence[float], digits: int = 1) -> str:
-    """Mean over seeds, and its 95 % interval."""
+def mean_and_interval(values: Sequence[float], digits: int = 1) -> str:
+    """Format the mean over seeds and its 95 % interval."""
     low, high = interval(values)
     return f"{np.mean(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

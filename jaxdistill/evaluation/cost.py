@@ -1,4 +1,4 @@
-"""What a model costs: parameters, bytes, FLOPs and time of a forward pass."""
+"""Measure the cost of a model: parameters, bytes, FLOPs and latency of a forward pass."""
 
 import statistics
 import time
@@ -13,16 +13,16 @@ from jaxdistill.parallel.mesh import make_mesh
 
 
 def cost(model: Model, variables: Variables, rows: Mapping[str, Any], repeats: int = 20) -> dict[str, float | None]:
-    """Measures what a forward pass of one example costs.
+    """Measure the cost of a forward pass of one example.
 
     Args:
-        model: a network.
-        variables: its own, on one device.
+        model: the model.
+        variables: variables of the model, on one device.
         rows: a batch of one example.
-        repeats: timed calls; the median is reported.
+        repeats: number of timed calls, of which the median is reported.
 
     Returns:
-        parameters (count), bytes (of parameters and state), flops (of products and convolutions), latency_ms.
+        parameters (count), bytes (of parameters and state), flops (of matrix products and convolutions), latency_ms.
     """
 
     @jax.jit
@@ -30,7 +30,7 @@ def cost(model: Model, variables: Variables, rows: Mapping[str, Any], repeats: i
         out, _ = model.apply(v.params, v.state, batch, train=False, key=jax.random.key(0))
         return out.dense().logits
 
-    # of silu and the like JAX keeps a trace that was made under another mesh; its mesh must be one that is there
+    # JAX caches traces of functions such as silu, perhaps made under a mesh of absent devices; set a mesh that exists
     with jax.set_mesh(make_mesh((1, 1, 1))):
         traced = forward.trace(variables, rows)
         compiled = traced.lower().compile()

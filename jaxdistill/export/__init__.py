@@ -1,1 +1,1 @@
-"""Trained models written for use elsewhere."""
+"""Export of trained models."""

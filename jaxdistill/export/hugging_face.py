@@ -1,4 +1,4 @@
-"""Our networks as the world writes them: a folder that transformers loads."""
+"""Export a model as a Hugging Face folder that transformers loads."""
 
 import json
 import shutil
@@ -25,41 +25,41 @@ def write(
     tokenizer: Path | None = None,
     images: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `config.json`, `model.safetensors`, the files of tokenizer and image processor, and a model card.
+    """Write `config.json`, `model.safetensors`, the files of tokenizer and image processor, and a model card.
 
-    The folder appears whole or not at all; one that is there already is replaced.
+    The folder is complete or does not exist. A folder that exists already is replaced.
 
     Args:
-        folder: to be written.
-        family: of the network.
+        folder: the folder to write to.
+        family: model family.
         arguments: of the family's factory.
-        variables: of the network, of any sharding.
+        variables: of the model, with any sharding.
         card: the model card, Markdown.
-        tokenizer: folder whose tokenizer goes with the network.
-        images: how an image becomes what the network sees, as transformers writes it.
+        tokenizer: folder of the tokenizer's files.
+        images: the content of `preprocessor_config.json`.
     """
     from safetensors.numpy import save_file
 
-    whole = jax.tree.map(_whole, variables)  # every process gathers what is spread over them: none may leave before
+    gathered = jax.tree.map(_gather, variables)  # collective: every process must take part before it returns
     if jax.process_index() != 0:
         return
-    half = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
-    found = families[family]
-    (half / "config.json").write_text(json.dumps(found.config(arguments), indent=2) + "\n")
-    save_file(dump(found, arguments, whole), half / "model.safetensors", metadata={"format": "pt"})
-    (half / "README.md").write_text(card)
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model_family = families[family]
+    (temporary / "config.json").write_text(json.dumps(model_family.config(arguments), indent=2) + "\n")
+    save_file(dump(model_family, arguments, gathered), temporary / "model.safetensors", metadata={"format": "pt"})
+    (temporary / "README.md").write_text(card)
     for file in (tokenizer / name for name in TOKENIZER_FILES) if tokenizer else ():
         if file.is_file():
-            shutil.copyfile(file, half / file.name)
+            shutil.copyfile(file, temporary / file.name)
     if images:
-        (half / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
+        (temporary / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
-    half.rename(folder)
+    temporary.rename(folder)
 
 
-def _whole(x: Array) -> np.ndarray:
+def _gather(x: Array) -> np.ndarray:
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         from jax.experimental import multihost_utils
 

@@ -1,4 +1,4 @@
-"""The card of a network that goes out into the world: what taught it, on what, and how it was measured."""
+"""The model card of an exported model: its teachers, objective, data and evaluation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,17 @@ from jaxdistill.evaluation.report.table import COLUMNS
 
 
 def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """A Hugging Face model card, Markdown.
+    """Write a Hugging Face model card, in Markdown.
 
     Args:
-        name: the row of `results` that the card is for.
-        config: of the stage that trained it.
+        name: row of `results` that the card is for.
+        config: of the stage that trained the model.
         results: of the run, as in `results.json`.
     """
     teachers = "\n".join(f"- {teacher}: `{entry['model']}`" for teacher, entry in config["teachers"].items())
     entries = config["objective"].items()
     terms = "\n".join(f"- `{entry['term'] or term}`, weight {entry['weight']}" for term, entry in entries)
-    data, made = config["data"], results["provenance"]
+    data, provenance = config["data"], results["provenance"]
     return f"""---
 library_name: transformers
 tags:
@@ -29,7 +29,7 @@ tags:
 
 {results["summary"]}
 
-## Made by
+## Training
 
 Teachers:
 
@@ -40,11 +40,11 @@ Objective:
 {terms}
 
 {config["steps"]} steps of {config["batch_size"]} rows of `{data["name"]}` ({data["train"]}), seed {config["seed"]}.
-Made by jaxdistill, commit {made["git"]}. The whole config is in the run's `config.json`.
+Trained with jaxdistill, commit {provenance["git"]}. The full config is in the run's `config.json`.
 
-## Measured
+## Evaluation
 
-On `{data["name"]}` ({data["test"]}), beside the teachers and, as the control, the same network trained without them.
+On `{data["name"]}` ({data["test"]}), beside the teachers and the control, the same model trained without them.
 
 {_table(results["rows"])}
 """

@@ -1,4 +1,4 @@
-"""Many teachers become one: one strategy, one file. A new one is a file here and a line below."""
+"""Fusions of several teachers into one: one file for each. A new one is a file here and a line below."""
 
 from jaxdistill.fusion import average as average
 from jaxdistill.fusion import confidence as confidence

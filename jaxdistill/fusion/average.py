@@ -1,30 +1,31 @@
-"""The mean of several teachers: of their probabilities (the mixture), or of their logits (the geometric mean).
+"""Average of several teachers: of their probabilities (the mixture), or of their logits (the geometric mean).
 
 The mean of forward KLs to several teachers is, up to a constant, the KL to the mean of their probabilities, not of
-their logits. The mixture is taken at the term's temperature: mixing first and softening afterwards has another
-gradient (`tests/test_fusion.py`).
+their logits. The mixture is computed at the term's temperature. Mixing first and softening afterwards has another
+gradient (`tests/fusion/test_fusion.py`).
 
 You, Xu, Xu and Tao, Learning from Multiple Teacher Networks, 2017 (doi.org/10.1145/3097983.3098135).
 
 Config: fusion = "average()"
-When: teachers of one kind that are about equally good; random ones do little harm, ones that agree on a mistake do.
-Checked: by law (one teacher is the identity, permuting teachers changes nothing); by hand.
+When: the teachers are similar and about equally good. Random teachers do little harm; teachers that agree on a mistake
+    do.
+Checked: one teacher is the identity and the order of teachers does not matter (common tests of fusions); by hand.
 """
 
 from jaxdistill.core.registry import fusions
 from jaxdistill.core.types import Fusion
-from jaxdistill.fusion.mixture import Of, fixed, mixing
+from jaxdistill.fusion.mixture import MixtureSpace, fixed_weights, mixture_fusion
 
 
 @fusions.register
-def average(of: Of = "probabilities", weights: tuple[float, ...] = ()) -> Fusion:
-    """The weighted mean of all teachers.
+def average(of: MixtureSpace = "probabilities", weights: tuple[float, ...] = ()) -> Fusion:
+    """Average all teachers, with weights.
 
     Args:
         of: "probabilities" or "logits".
-        weights: one for each teacher, normalised to sum to 1; equal ones if empty.
+        weights: one for each teacher, normalised to sum to 1; empty: equal weights.
 
     Raises:
-        ValueError: as of `fixed`.
+        ValueError: weights are negative, all 0, or their number is not that of the teachers.
     """
-    return mixing(fixed(weights), of)
+    return mixture_fusion(fixed_weights(weights), of)

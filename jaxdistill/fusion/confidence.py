@@ -1,15 +1,15 @@
-"""Teachers weigh by how well they name the label, row by row: Zhang, Chen and Wang, CA-MKD, 2022.
+"""CA-MKD: weight each teacher by its confidence in the label, row by row.
 
-Confidence-Aware Multi-Teacher Knowledge Distillation (arxiv.org/abs/2201.00007).
+Zhang, Chen and Wang, Confidence-Aware Multi-Teacher Knowledge Distillation, 2022 (arxiv.org/abs/2201.00007).
 
     w_k = (1 - softmax_k(CE_k)) / (K - 1),    CE_k the cross-entropy of teacher k with the label
 
-It needs the label of every row it weighs, and no teacher ever weighs more than 1 / (K - 1): of two unlike teachers the
-right one rules, of three it cannot.
+Every row needs a label. No teacher gets a weight above 1 / (K - 1). So for two teachers the right one can dominate, for
+three it cannot.
 
 Config: fusion = "confidence()"
-When: every row has a label, and teachers are right on unlike rows.
-Checked: against float64 numpy; by law.
+When: every row has a label, and teachers are right on different rows.
+Checked: against float64 numpy; common tests of fusions.
 """
 
 import jax
@@ -17,38 +17,38 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
 from jaxdistill.core.registry import fusions
-from jaxdistill.core.sums import of_label
+from jaxdistill.core.sums import values_at_labels
 from jaxdistill.core.types import Array, Fusion, Signals
-from jaxdistill.fusion.mixture import Of, mixing, present, spoken
-from jaxdistill.losses.term import labels_of, precise
+from jaxdistill.fusion.mixture import MixtureSpace, mixture_fusion, present_mask, teacher_logits
+from jaxdistill.losses.term import masked_labels, precise
 
 
 def confidence_weights(
     logits: Float[Array, "teachers *batch classes"],
     labels: Integer[Array, "*batch"],
-    there: Bool[Array, "teachers ..."],
+    is_present: Bool[Array, "teachers ..."],
 ) -> Float[Array, "teachers ..."]:
-    """`1 - softmax_k(CE_k)` over the K teachers that are there; theirs sum to K - 1.
+    """Compute `1 - softmax_k(CE_k)` over the K teachers that are present. The weights of these sum to K - 1.
 
-    NaN for a label that is no class.
+    NaN where the label is not a class number.
     """
     log_p = jax.nn.log_softmax(precise(logits))
-    surprise = -of_label(log_p, jnp.broadcast_to(labels, log_p.shape[:-1]))
-    # a class masked with -inf is as wrong as can be; the difference of two infinities would be NaN
-    return 1 - jax.nn.softmax(jnp.where(there, jnp.minimum(surprise, 1e4), -jnp.inf), axis=0)
+    cross_entropies = -values_at_labels(log_p, jnp.broadcast_to(labels, log_p.shape[:-1]))
+    # bound the cross-entropy of a class masked with -inf: the difference of two infinities would be NaN
+    return 1 - jax.nn.softmax(jnp.where(is_present, jnp.minimum(cross_entropies, 1e4), -jnp.inf), axis=0)
 
 
 @fusions.register
-def confidence(of: Of = "probabilities") -> Fusion:
-    """Teachers weighted by the probability that they give to the label.
+def confidence(of: MixtureSpace = "probabilities") -> Fusion:
+    """Weight teachers by the probability that they give to the label.
 
     Args:
-        of: whether "probabilities" or "logits" are mixed.
+        of: mix "probabilities" or "logits".
     """
 
     def weigh(signals: Signals) -> Array:
-        there = present(signals)
-        there = there | ~jnp.any(there, axis=0)  # where nobody is, nothing is weighed, and nothing divided by 0
-        return confidence_weights(spoken(signals), labels_of(signals), there)
+        is_present = present_mask(signals)
+        is_present = is_present | ~jnp.any(is_present, axis=0)  # avoid 0 / 0 where all teachers are absent
+        return confidence_weights(teacher_logits(signals), masked_labels(signals), is_present)
 
-    return mixing(weigh, of)
+    return mixture_fusion(weigh, of)

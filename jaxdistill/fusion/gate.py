@@ -1,18 +1,19 @@
-"""A learned gate: weights that depend on the input, row by row (token by token where rows are texts).
+"""Learned gate (mixture of experts): teacher weights as a function of the input, per row, or per token of a text.
 
 Jacobs, Jordan, Nowlan and Hinton, Adaptive Mixtures of Local Experts, 1991; for distillation Yuan et al., Reinforced
 Multi-Teacher Selection, 2021 (arxiv.org/abs/2012.06048).
 
     w(x) = softmax(head(relu(hidden(standardised features of x))))
 
-A gate must not be trained by the loss that it weighs: it then chooses what is easiest to match, such as a layer that is
-dead. So it only goes with a step that trains it otherwise, see `steps/routing.py`. What it reads has no gradient, or
-a student would learn to look as if the easiest teacher were right. Its head begins at zero: all teachers weigh the same
-at first.
+A gate must not be trained by the loss that it weights: it would choose what is easiest to match, such as a dead layer.
+So it needs a step with another loss for it, see `steps/routing.py`. Its inputs have no gradient, or the student would
+learn features for which the gate picks the easiest teacher. Its head starts at zero: at first all teachers have equal
+weights.
 
 Config: fusion = "gate(inputs=('student', 'teachers'), width=64)", with step = "routing(by='calibration')"
-When: teachers are right on unlike inputs, and a few hundred labels are there to find out on which.
-Checked: each domain finds its teacher, and with shuffled labels none does (tests/test_routing.py); by law.
+When: teachers are right on different inputs, and a few hundred labels can show on which.
+Checked: each domain gets its teacher, and with shuffled labels none does (tests/steps/test_routing.py); common tests of
+    fusions.
 """
 
 from dataclasses import replace
@@ -25,7 +26,7 @@ from jaxtyping import Float
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.registry import fusions
 from jaxdistill.core.types import Array, Fusion, Signals
-from jaxdistill.fusion.mixture import mixed, present, spoken
+from jaxdistill.fusion.mixture import mix, present_mask, teacher_logits
 from jaxdistill.losses.task.cross_entropy import entropy
 from jaxdistill.losses.term import precise
 
@@ -33,16 +34,16 @@ Input = Literal["student", "image", "teachers", "entropies", "disagreement"]
 
 
 def features(signals: Signals, inputs: tuple[Input, ...]) -> Float[Array, "*batch width"]:
-    """What the gate reads of every row: each input standardised by itself, side by side.
+    """Compute the gate's input of every row: each input standardised, then concatenated.
 
-    A row's own mean and deviation, so that a row is judged alike in every batch.
+    Mean and standard deviation are over the row's features, so the result does not depend on the rest of the batch.
     """
-    found = [_standardised(READ[name](signals)) for name in inputs]
-    return by_rows(jax.lax.stop_gradient(jnp.concatenate(found, axis=-1)))
+    standardised = [_standardised(READERS[name](signals)) for name in inputs]
+    return by_rows(jax.lax.stop_gradient(jnp.concatenate(standardised, axis=-1)))
 
 
 def _standardised(x: Array) -> Array:
-    if x.shape[-1] < 3:  # of two numbers nothing but a sign would be left
+    if x.shape[-1] < 3:  # standardising two numbers would leave only a sign
         return x
     x = precise(x)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -50,12 +51,13 @@ def _standardised(x: Array) -> Array:
 
 
 def _student(signals: Signals) -> Array:
-    """The embedding of an example; of a token its last hidden state."""
+    """Return the student's embedding of each example, or its last hidden state of each token."""
     embedding, states = signals.student.embedding, signals.student.hidden_states
     if signals.mask.ndim == 1 and embedding is not None:
         return embedding
     if not states or states[-1].ndim != signals.mask.ndim + 1:
-        raise ValueError("the student returns no vector for each row; let the gate read other inputs")
+        cure = "remove 'student' from the gate's inputs"
+        raise ValueError(f"the student returns neither an embedding nor a last hidden state for each row; {cure}")
     return states[-1]
 
 
@@ -65,23 +67,23 @@ def _image(signals: Signals) -> Array:
 
 
 def _log_probabilities(signals: Signals) -> Array:
-    """Of all teachers, from -10 up: what is less likely is as good as impossible."""
-    log_p = jnp.maximum(jax.nn.log_softmax(precise(spoken(signals))), -10.0)
+    """Return the log-probabilities of all teachers, clipped at -10, side by side."""
+    log_p = jnp.maximum(jax.nn.log_softmax(precise(teacher_logits(signals))), -10.0)
     return jnp.moveaxis(log_p, 0, -2).reshape(*log_p.shape[1:-1], -1)
 
 
 def _entropies(signals: Signals) -> Array:
-    return jnp.moveaxis(entropy(spoken(signals)), 0, -1)
+    return jnp.moveaxis(entropy(teacher_logits(signals)), 0, -1)
 
 
 def _disagreement(signals: Signals) -> Array:
-    """Of every pair of teachers, half the sum of absolute differences of their probabilities."""
-    p = jax.nn.softmax(precise(spoken(signals)))
+    """Return the total variation distance of each pair of teachers, 1/2 sum |p - q|."""
+    p = jax.nn.softmax(precise(teacher_logits(signals)))
     first, second = jnp.triu_indices(len(p), 1)
     return jnp.moveaxis(0.5 * jnp.sum(jnp.abs(p[first] - p[second]), axis=-1), 0, -1)
 
 
-READ = {
+READERS = {
     "student": _student,
     "image": _image,
     "teachers": _log_probabilities,
@@ -97,23 +99,25 @@ def gate(
     top: int = 0,
     paths: int = 0,
 ) -> Fusion:
-    """Weights from a perceptron of one hidden layer over what is known of the row.
+    """Weight teachers by a perceptron with one hidden layer.
 
     Args:
         inputs: what it reads: the "student"'s embedding, the "image", the "teachers"' log-probabilities, their
-            "entropies", their pairwise "disagreement". Without the last three, teachers need not be run to be chosen.
+            "entropies", their pairwise "disagreement". Without the last three, a teacher can be chosen before it runs.
         width: of the hidden layer.
-        top: how many teachers a row hears, those of the largest weights, two or more; 0: all.
-        paths: how many paths between layers it weighs too, for the term `routed_hidden`.
+        top: mix only this many teachers for a row, those with the largest weights; at least 2; 0: all.
+        paths: number of paths between layers that it weights, too, for the term `routed_hidden`.
 
     Raises:
-        ValueError: a number is out of range, or it would hear one alone.
+        ValueError: a number is out of range, or `top` is 1.
     """
     if top == 1:
-        why = "one teacher alone weighs 1 whatever the gate says, so that nothing would train it"
-        raise ValueError(f"top=1: {why}. For the chosen teacher alone leave top out, and set step='routing(hard=True)'")
+        why = "a single teacher always has weight 1, so nothing would train the gate"
+        cure = "To run only the selected teacher, remove top and set step='routing(hard=True)'"
+        raise ValueError(f"top=1: {why}. {cure}")
     if not inputs or width < 1 or top < 0 or paths < 0:
-        raise ValueError(f"a gate reads something through a positive width; got {inputs=}, {width=}, {top=}, {paths=}")
+        values = f"{inputs=}, {width=}, {top=}, {paths=}"
+        raise ValueError(f"a gate needs inputs, a width of at least 1, top and paths of at least 0; got {values}")
 
     def init(key, signals):
         size = features(signals, inputs).shape[-1]
@@ -124,13 +128,13 @@ def gate(
     def apply(params, state, signals, *, key):
         x = features(signals, inputs)
         x = by_rows(jax.nn.relu(x @ params["hidden/kernel"] + params["hidden/bias"]))
-        scores, of_paths = jnp.split(by_rows(x @ params["head/kernel"]), [len(signals.teachers)], axis=-1)
-        scores = jnp.where(jnp.moveaxis(present(signals), 0, -1), scores, -1e9)
+        scores, path_scores = jnp.split(by_rows(x @ params["head/kernel"]), [len(signals.teachers)], axis=-1)
+        scores = jnp.where(jnp.moveaxis(present_mask(signals), 0, -1), scores, -1e9)
         if 0 < top < scores.shape[-1]:
-            _, chosen = jax.lax.top_k(scores, top)  # of equals the first: not one more than `top`
-            heard = jnp.any(chosen[..., None] == jnp.arange(scores.shape[-1]), axis=-2)
-            scores = jnp.where(heard, scores, -1e9)
-        fused = mixed(signals, jnp.moveaxis(jax.nn.softmax(scores), -1, 0))
-        return replace(fused, routes=jnp.moveaxis(jax.nn.softmax(of_paths), -1, 0) if paths else None), state
+            _, chosen = jax.lax.top_k(scores, top)  # exactly `top`: ties go to the first
+            selected = jnp.any(chosen[..., None] == jnp.arange(scores.shape[-1]), axis=-2)
+            scores = jnp.where(selected, scores, -1e9)
+        fused = mix(signals, jnp.moveaxis(jax.nn.softmax(scores), -1, 0))
+        return replace(fused, routes=jnp.moveaxis(jax.nn.softmax(path_scores), -1, 0) if paths else None), state
 
     return Fusion(init, apply, by_step=True)

@@ -1,4 +1,4 @@
-"""The common case of a fusion: weights for the teachers, and the mixture of what they say."""
+"""Mixtures of teachers: weight them, and average their probabilities or logits."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from jaxdistill.core.types import Array, Fusion, Outputs, Signals
 from jaxdistill.losses.term import precise
 
-Of = Literal["probabilities", "logits"]
+MixtureSpace = Literal["probabilities", "logits"]
 
 
 def mixture_logits(
@@ -18,81 +18,96 @@ def mixture_logits(
     weights: Float[Array, "teachers ..."],
     temperature: Float[Array, ""] | float,
 ) -> Float[Array, "*batch classes"]:
-    """Logits z with softmax(z / T) = sum_k w_k softmax(t_k / T); the weights, of teachers or also of rows, sum to 1."""
+    """Compute logits z with softmax(z / T) = sum_k w_k softmax(t_k / T).
+
+    Args:
+        logits: the teachers' logits t_k.
+        weights: `[teachers]`, or `[teachers, *batch]`; they sum to 1.
+        temperature: T.
+    """
     log_p = jax.nn.log_softmax(precise(logits) / temperature)
     weights = weights.reshape(weights.shape + (1,) * (log_p.ndim - weights.ndim))
-    masked = jnp.all((log_p == -jnp.inf) | (weights == 0), axis=0)  # selected first: the gradient of log 0 is NaN
-    mixed = jax.nn.logsumexp(jnp.where(masked, 0.0, log_p), axis=0, b=jnp.where(masked, 1.0, weights))
-    return jnp.where(masked, -jnp.inf, temperature * mixed)
+    masked = jnp.all((log_p == -jnp.inf) | (weights == 0), axis=0)  # select first: the gradient of log 0 is NaN
+    log_mixture = jax.nn.logsumexp(jnp.where(masked, 0.0, log_p), axis=0, b=jnp.where(masked, 1.0, weights))
+    return jnp.where(masked, -jnp.inf, temperature * log_mixture)
 
 
-def present(signals: Signals) -> Bool[Array, "teachers ..."]:
-    """Which teachers speak of which rows, `[teachers, *batch]`; all of them, unless the batch has `present`.
+def present_mask(signals: Signals) -> Bool[Array, "teachers ..."]:
+    """Return which teachers are present for which rows, `[teachers, *batch]`.
 
-    `present` is `[*batch, teachers]` and not 0 for a teacher that is there: one that knows a language, a domain, a day.
+    All are, unless the batch has the field `present`. It is `[*batch, teachers]`; 0 marks an absent teacher, such as
+    one that does not know the row's language.
+
+    Raises:
+        ValueError: `present` has another shape.
     """
     count = len(signals.teachers)
     if "present" not in signals.batch:
         return jnp.ones((count, *signals.mask.shape), bool)
-    there = signals.batch["present"]
-    if there.shape != (*signals.mask.shape, count):
-        raise ValueError(f"present is {list(there.shape)}, needed {[*signals.mask.shape, count]}: (*batch, teachers)")
-    return jnp.moveaxis(there != 0, -1, 0)
+    is_present = signals.batch["present"]
+    if is_present.shape != (*signals.mask.shape, count):
+        raise ValueError(
+            f"present is {list(is_present.shape)}, needed {[*signals.mask.shape, count]}: (*batch, teachers)"
+        )
+    return jnp.moveaxis(is_present != 0, -1, 0)
 
 
-def spoken(signals: Signals) -> Float[Array, "teachers *batch classes"]:
-    """What every teacher says; 0 of rows where it is absent, for in a gradient a NaN would survive a weight of 0.
+def teacher_logits(signals: Signals) -> Float[Array, "teachers *batch classes"]:
+    """Stack the logits of all teachers. Where a teacher is absent they are 0, because a NaN times a weight of 0 is NaN.
 
     Raises:
-        ValueError: one of them reads other tokens than the student.
+        ValueError: a teacher has another tokenizer than the student.
     """
     if any(teacher.spans is not None for teacher in signals.teachers):
-        cure = "name one by fusion='single(teacher=0)'; gold and uld name theirs themselves"
-        raise ValueError(f"teachers that read other tokens than the student have no mean; {cure}")
-    said = jnp.stack([jnp.asarray(teacher.logits) for teacher in signals.teachers])
-    return jnp.where(present(signals)[..., None], said, 0)
+        cure = "choose one by fusion='single(teacher=0)'; the terms gold and uld choose their teacher themselves"
+        raise ValueError(f"a teacher with another tokenizer than the student cannot be mixed; {cure}")
+    stacked = jnp.stack([jnp.asarray(teacher.logits) for teacher in signals.teachers])
+    return jnp.where(present_mask(signals)[..., None], stacked, 0)
 
 
-def shares(weights: Float[Array, "teachers ..."], there: Bool[Array, "teachers ..."]) -> Float[Array, "teachers ..."]:
-    """The weights of teachers that are there, made to sum to 1; equal ones where all of these weigh nothing.
+def normalise_weights(
+    weights: Float[Array, "teachers ..."], is_present: Bool[Array, "teachers ..."]
+) -> Float[Array, "teachers ..."]:
+    """Normalise the weights of the teachers that are present to sum to 1; if all of these are 0, use equal weights.
 
-    NaN stays, and stops a run: a gate that diverges is no average.
+    NaN stays NaN and stops the run, so that a diverging gate does not become an average.
     """
-    kept = jnp.where(there, weights, 0.0)
-    total = jnp.sum(kept, axis=0)
-    even = there / jnp.maximum(jnp.sum(there, axis=0), 1)
-    return jnp.where(total == 0, even, kept / jnp.where(total == 0, 1.0, total))
+    masked = jnp.where(is_present, weights, 0.0)
+    total = jnp.sum(masked, axis=0)
+    equal = is_present / jnp.maximum(jnp.sum(is_present, axis=0), 1)
+    return jnp.where(total == 0, equal, masked / jnp.where(total == 0, 1.0, total))
 
 
-def mixed(signals: Signals, weights: Float[Array, "teachers ..."], of: Of = "probabilities") -> Outputs:
-    """The teachers' mixture, at the signals' temperature; what weighs nothing is not heard, NaN included.
+def mix(signals: Signals, weights: Float[Array, "teachers ..."], of: MixtureSpace = "probabilities") -> Outputs:
+    """Compute the mixture of the teachers at the signals' temperature.
 
-    Where no teacher is present, all classes are as likely.
+    A teacher of weight 0 has no effect, even if its logits are NaN. If no teacher is present, the result is uniform.
     """
-    there = present(signals)
-    weights = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (there.ndim - weights.ndim)), there.shape)
-    weights = shares(weights, there)
-    heard = jnp.where((weights > 0)[..., None], spoken(signals), 0)
-    nobody = ~jnp.any(there, axis=0)
+    is_present = present_mask(signals)
+    weights = weights.reshape(weights.shape + (1,) * (is_present.ndim - weights.ndim))
+    weights = normalise_weights(jnp.broadcast_to(weights, is_present.shape), is_present)
+    used_logits = jnp.where((weights > 0)[..., None], teacher_logits(signals), 0)
+    all_absent = ~jnp.any(is_present, axis=0)
     if of == "logits":
-        logits = _mean_logits(heard, weights)
+        logits = _mean_logits(used_logits, weights)
     else:
-        logits = mixture_logits(heard, jnp.where(nobody, 1 / len(weights), weights), signals.temperature)
-    return Outputs(jnp.where(nobody[..., None], 0.0, logits), weights=weights)
+        mixture_weights = jnp.where(all_absent, 1 / len(weights), weights)
+        logits = mixture_logits(used_logits, mixture_weights, signals.temperature)
+    return Outputs(jnp.where(all_absent[..., None], 0.0, logits), weights=weights)
 
 
-def _mean_logits(heard: Array, weights: Array) -> Array:
-    """The weighted mean, -inf where any teacher that weighs something says so."""
-    masked = heard == -jnp.inf  # selected first: the gradient in a weight would be infinite
-    mean = jnp.sum(weights[..., None] * jnp.where(masked, 0.0, precise(heard)), axis=0)
+def _mean_logits(logits: Array, weights: Array) -> Array:
+    """Compute the weighted mean. It is -inf where a teacher with a positive weight has -inf."""
+    masked = logits == -jnp.inf  # select first: the gradient in the weights would be infinite
+    mean = jnp.sum(weights[..., None] * jnp.where(masked, 0.0, precise(logits)), axis=0)
     return jnp.where(jnp.any(masked, axis=0), -jnp.inf, mean)
 
 
-def fixed(weights: tuple[float, ...]) -> Callable[[Signals], Array]:
-    """Weights that a config gives to the teachers, `[teachers]`, in their order; (): all alike.
+def fixed_weights(weights: tuple[float, ...]) -> Callable[[Signals], Array]:
+    """Return a function that gives the teachers the config's weights, `[teachers]`; empty: equal weights.
 
     Raises:
-        ValueError: they are negative or all 0; of signals, that there is another number of teachers.
+        ValueError: weights are negative or all 0; when called, their number is not that of the teachers.
     """
     if any(weight < 0 for weight in weights) or (weights and sum(weights) == 0):
         raise ValueError(f"weights must be at least 0 and not all 0; got {weights}")
@@ -100,16 +115,23 @@ def fixed(weights: tuple[float, ...]) -> Callable[[Signals], Array]:
     def weigh(signals: Signals) -> Array:
         count = len(signals.teachers)
         if weights and len(weights) != count:
-            raise ValueError(f"{len(weights)} weights for {count} teachers; give one for each, in their order")
+            raise ValueError(
+                f"{len(weights)} weights for {count} teachers; give one for each, in the order of the config"
+            )
         return jnp.asarray(weights or (1,) * count, jnp.float32)
 
     return weigh
 
 
-def mixing(weigh: Callable[[Signals], Array], of: Of = "probabilities") -> Fusion:
-    """A fusion that learns and remembers nothing: `weigh` gives `[teachers]` or `[teachers, *batch]`, not negative."""
+def mixture_fusion(weigh: Callable[[Signals], Array], of: MixtureSpace = "probabilities") -> Fusion:
+    """Build a fusion without parameters and state from a function that computes the teachers' weights.
+
+    Args:
+        weigh: returns weights, `[teachers]` or `[teachers, *batch]`, not negative; they are normalised.
+        of: mix "probabilities" or "logits".
+    """
 
     def apply(params, state, signals, *, key):
-        return mixed(signals, weigh(signals), of), state
+        return mix(signals, weigh(signals), of), state
 
     return Fusion(lambda key, signals: ({}, {}), apply)

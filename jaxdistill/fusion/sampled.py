@@ -1,13 +1,14 @@
-"""One teacher for each row, drawn anew at every step: Fukuda et al., Efficient Knowledge Distillation, 2017.
+"""Teacher sampling: draw one random teacher for each row at every step.
 
-Efficient Knowledge Distillation from an Ensemble of Teachers (doi.org/10.21437/Interspeech.2017-614).
+Fukuda et al., Efficient Knowledge Distillation from an Ensemble of Teachers, 2017
+(doi.org/10.21437/Interspeech.2017-614).
 
-In expectation over the draws a forward KL is that to the mixture, up to a constant: the student sees the diversity that
-an average hides, at more noise.
+In expectation over the draws, a forward KL equals that to the mixture, up to a constant. The student sees the diversity
+of the teachers that an average hides, with a noisier gradient.
 
 Config: fusion = "sampled()"
-When: many teachers, of whom an average is too smooth.
-Checked: how often each is drawn; in pieces and on 8 devices as in one; by law.
+When: there are many teachers, and their average is too smooth.
+Checked: how often each teacher is drawn; chunks and 8 devices equal one; common tests of fusions.
 """
 
 import jax
@@ -16,28 +17,29 @@ import jax.numpy as jnp
 from jaxdistill.core.collectives import row_keys
 from jaxdistill.core.registry import fusions
 from jaxdistill.core.types import Fusion
-from jaxdistill.fusion.mixture import fixed, mixed, present, shares
+from jaxdistill.fusion.mixture import fixed_weights, mix, normalise_weights, present_mask
 
 
 @fusions.register
 def sampled(weights: tuple[float, ...] = ()) -> Fusion:
-    """A random teacher for each row (of text, for each sequence) and step, of those that are present.
+    """Draw one of the present teachers for each row and step. All tokens of a text have the same teacher.
 
     Args:
-        weights: how often each teacher is drawn, one for each; equally often if empty.
+        weights: probability of each teacher, up to a factor; empty: equal.
 
     Raises:
-        ValueError: as of `fixed`.
+        ValueError: weights are negative, all 0, or their number is not that of the teachers.
     """
-    often = fixed(weights)
+    weigh = fixed_weights(weights)
 
     def apply(params, state, signals, *, key):
-        there = present(signals)
-        each = often(signals).reshape(-1, *[1] * (there.ndim - 1))
-        log_share = jnp.log(shares(jnp.broadcast_to(each, there.shape), there))
-        # Gumbel noise of a row and teacher, the same for all tokens: these hear one teacher, as far as it is present
-        noise = jax.vmap(lambda own: jax.random.gumbel(own, (len(there),)))(row_keys(key, there.shape[1]))
-        chosen = jnp.argmax(log_share + noise.T.reshape(*there.shape[:2], *[1] * (there.ndim - 2)), axis=0)
-        return mixed(signals, jax.nn.one_hot(chosen, len(there), axis=0)), state
+        is_present = present_mask(signals)
+        prior = weigh(signals).reshape(-1, *[1] * (is_present.ndim - 1))
+        log_probs = jnp.log(normalise_weights(jnp.broadcast_to(prior, is_present.shape), is_present))
+        # Gumbel noise per row and teacher, the same for all tokens: they get one teacher, if it is present for all
+        draw = lambda row_key: jax.random.gumbel(row_key, (len(is_present),))
+        noise = jax.vmap(draw)(row_keys(key, is_present.shape[1]))
+        chosen = jnp.argmax(log_probs + noise.T.reshape(*is_present.shape[:2], *[1] * (is_present.ndim - 2)), axis=0)
+        return mix(signals, jax.nn.one_hot(chosen, len(is_present), axis=0)), state
 
     return Fusion(lambda key, signals: ({}, {}), apply)

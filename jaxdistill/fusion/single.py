@@ -1,26 +1,26 @@
-"""One teacher: the identity.
+"""Single teacher: use one teacher's outputs unchanged.
 
-Own: nothing is computed.
+Own: the identity, without any computation.
 
 Config: fusion = "single(teacher=0)"
 When: there is one teacher.
-Checked: by law.
+Checked: common tests of fusions.
 """
 
 from jaxdistill.core.registry import fusions
 from jaxdistill.core.types import Fusion
-from jaxdistill.losses.term import one_of
+from jaxdistill.losses.term import select_teacher
 
 
 @fusions.register
 def single(teacher: int = 0) -> Fusion:
-    """Hands on one teacher as it is.
+    """Select one teacher.
 
     Args:
         teacher: its number, in the order of the config.
     """
 
     def apply(params, state, signals, *, key):
-        return one_of(signals.teachers, teacher), state
+        return select_teacher(signals.teachers, teacher), state
 
     return Fusion(lambda key, signals: ({}, {}), apply)

@@ -1,4 +1,4 @@
-"""Loss terms of an objective: one method, one file, in rooms by what they compare."""
+"""Loss terms of an objective: one method per file, in folders by what they compare."""
 
 from jaxdistill.losses import attention as attention
 from jaxdistill.losses import gradients as gradients

@@ -1,4 +1,4 @@
-"""What terms share. Their common case is a pure function of the signals, without parameters or state."""
+"""Helpers that loss terms share. Most terms are pure functions of the signals, without parameters or state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jaxdistill.core.types import Array, Signals, Term
 
 
 def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields: Any) -> Term:
-    """A term that computes `values(signals)` and remembers nothing; `fields` as of `Term`."""
+    """Return a term that computes `values(signals)`, without parameters or state; `fields` are fields of `Term`."""
 
     def apply(params, state, signals, *, key):
         return values(signals), state
@@ -19,16 +19,16 @@ def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields
 
 
 def softened(values: Callable[[Signals], Array], temperature: Scalar, scale_t2: bool, **fields: Any) -> Term:
-    """A stateless term that compares the student with the fused teacher at a temperature.
+    """Return a stateless term that compares the student with the fused teacher at a temperature.
 
     Args:
-        values: of the signals; `signals.temperature` is that of the step.
+        values: computes the loss from the signals; `signals.temperature` is the temperature at the current step.
         temperature: number or schedule, positive.
-        scale_t2: multiply by T^2: the gradient of a softened divergence falls with it.
-        fields: as of `Term`.
+        scale_t2: multiply by T^2, because the gradient of a softened divergence falls as 1 / T^2.
+        fields: fields of `Term`.
 
     Raises:
-        ValueError: the temperature is not positive throughout.
+        ValueError: the temperature is not positive at every step.
     """
     schedule = require_positive("temperature", as_schedule(temperature))
     scaled = lambda signals: values(signals) * signals.temperature**2
@@ -36,23 +36,26 @@ def softened(values: Callable[[Signals], Array], temperature: Scalar, scale_t2: 
 
 
 def precise(x: Array) -> Array:
-    """In float32 at least: bfloat16 is raised, for a KL in it came out at -0.014; float64 stays."""
+    """Cast to float32 or wider. float64 stays; bfloat16 is raised, because a KL computed in it came out at -0.014."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def labels_of(signals: Signals, field: str = "label") -> Array:
-    """The batch's labels `[*batch]`; 0 of rows that do not count: in a gradient, a NaN there would survive the mask."""
+def masked_labels(signals: Signals, field: str = "label") -> Array:
+    """Return the batch's labels `[*batch]`, with 0 in masked rows.
+
+    Padding may have an invalid label, and a NaN in the gradient of a masked row would survive the mask.
+    """
     return jnp.where(signals.mask != 0, signals.batch[field], 0)
 
 
-def extent_mean(values: Array, batch: Mapping[str, Array], batch_dims: int, trailing: int = 0) -> Array:
-    """`[*batch, *extent, *trailing] -> [*batch, *trailing]`: the mean over positions, over real tokens where known.
+def mean_over_positions(values: Array, batch: Mapping[str, Array], batch_dims: int, trailing: int = 0) -> Array:
+    """Average over positions, without padding: `[*batch, *positions, *trailing] -> [*batch, *trailing]`.
 
     Args:
-        values: what is averaged; a text's padding, by the batch's `attention_mask` `[batch, length]`, counts nothing.
-        batch: the stream's arrays.
-        batch_dims: how many dimensions the mask of the stream has.
-        trailing: how many dimensions stay, such as a width.
+        values: the array to average.
+        batch: the stream's arrays; an `attention_mask` `[batch, length]` marks the padding of texts.
+        batch_dims: number of dimensions of the stream's mask.
+        trailing: number of trailing dimensions to keep, such as a width.
     """
     last = values.ndim - trailing
     axes = tuple(range(batch_dims, last))
@@ -63,32 +66,37 @@ def extent_mean(values: Array, batch: Mapping[str, Array], batch_dims: int, trai
     return jnp.sum(jnp.where(real, values, 0), axis=axes) / jnp.maximum(jnp.sum(real, axis=axes), 1)
 
 
-def real_tokens(batch: Mapping[str, Array], positions: tuple[int, ...]) -> Array | None:
-    """Which of the positions `(batch, length)` hold a token and no padding; None where the batch does not tell."""
+def real_tokens(batch: Mapping[str, Array], shape: tuple[int, ...]) -> Array | None:
+    """Return which positions hold a token and not padding; None without an `attention_mask` of this shape.
+
+    Args:
+        batch: the stream's arrays.
+        shape: `(batch, length)`.
+    """
     real = batch.get("attention_mask")
-    return None if real is None or real.shape != positions else real != 0
+    return None if real is None or real.shape != shape else real != 0
 
 
-def without_padding(states: Array, batch: Mapping[str, Array]) -> Array:
-    """`[batch, length, ...]` with zeros where the batch says that there is no token; anything else as it is."""
+def mask_padding(states: Array, batch: Mapping[str, Array]) -> Array:
+    """Set the padding of `[batch, length, ...]` to zero; return other arrays, or texts without padding, unchanged."""
     real = real_tokens(batch, states.shape[:2]) if states.ndim > 2 else None  # `[batch, width]` has no tokens
     return states if real is None else jnp.where(real.reshape(real.shape + (1,) * (states.ndim - 2)), states, 0)
 
 
 def unit(x: Array, axis: int = -1) -> Array:
-    """Divided by the norm along an axis; a vector of zeros stays one, with a gradient of 0."""
+    """Divide by the L2 norm along an axis; a zero vector stays zero, with a gradient of 0."""
     x = precise(x)
     square = jnp.sum(x**2, axis=axis, keepdims=True)
     zero = square == 0  # selected twice: the gradient of a root at 0 is infinite, and 0 * inf is NaN
     return x * jnp.where(zero, 0.0, 1 / jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
-def one_of[T](teachers: Sequence[T], number: int) -> T:
-    """The teacher, or its parameters, of a number in the order of the config.
+def select_teacher[T](teachers: Sequence[T], number: int) -> T:
+    """Return one teacher, or its parameters, by its number in the order of the config.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: there is no teacher with this number.
     """
     if not -len(teachers) <= number < len(teachers):
-        raise ValueError(f"there is no teacher {number}; teachers count from 0, and there are {len(teachers)}")
+        raise ValueError(f"there is no teacher {number}; the config has {len(teachers)}, numbered from 0")
     return teachers[number]

@@ -1,4 +1,4 @@
-"""Networks: one family, one file. A new one is a file here and a line below."""
+"""Model families, one file each. To add a family, write a file here and import it below."""
 
 from jaxdistill.models import bert as bert
 from jaxdistill.models import clip as clip

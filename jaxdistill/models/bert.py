@@ -1,7 +1,8 @@
-"""BERT (Devlin et al. 2019, arxiv.org/abs/1810.04805) and two of its kind that differ in positions and head.
+"""BERT (Devlin et al. 2019, arxiv.org/abs/1810.04805), with RoBERTa and DistilBERT as variants.
 
-RoBERTa (Liu et al. 2019, arxiv.org/abs/1907.11692) counts positions from the number of its padding token on; DistilBERT
-(Sanh et al. 2019, arxiv.org/abs/1910.01108) has no token types. Post-norm blocks, learned positions.
+All three are text encoders with post-norm blocks and learned position embeddings. RoBERTa (Liu et al. 2019,
+arxiv.org/abs/1907.11692) numbers positions from the id of its padding token plus 1. DistilBERT (Sanh et al. 2019,
+arxiv.org/abs/1910.01108) has no token types. The classification heads differ too.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,8 +17,8 @@ from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import Array, AttentionHeads, Model, Outputs
 from jaxdistill.models.hub import family
-from jaxdistill.models.hub.family import Family, Rule
-from jaxdistill.models.layers import ACTIVATIONS, nudged, require_share
+from jaxdistill.models.hub.family import Family, Layout, Rule
+from jaxdistill.models.layers import ACTIVATIONS, nudged, require_dropout_rate
 from jaxdistill.models.layers import dropout as drop
 from jaxdistill.models.nnx import from_nnx
 
@@ -27,15 +28,18 @@ _table = partial(nnx.Embed, embedding_init=_normal)
 _norm = partial(nnx.LayerNorm, use_fast_variance=False)
 
 
-def _rows(table: nnx.Embed, numbers: Array) -> Array:
-    """In the table's dtype, where `nnx.Embed` keeps the one it was made with. NaN for a number beyond the table."""
-    return jnp.take(table.embedding.get_value(), numbers, axis=0)
+def _lookup(table: nnx.Embed, ids: Array) -> Array:
+    """Look up rows of an embedding table, `[*ids, width]`; an id outside the table gives NaN.
+
+    The result has the current dtype of the table. `nnx.Embed` itself would use the dtype that it was created with.
+    """
+    return jnp.take(table.embedding.get_value(), ids, axis=0)
 
 
 class Embed(nnx.Module):
-    """Tokens, their positions and their types, added up and normalised: `[batch, length, width]`.
+    """The embedding layer: the normalised sum of token, position and type embeddings, `[batch, length, width]`.
 
-    With a padding token, positions are counted over the other tokens and begin behind its number, as RoBERTa's do.
+    If `pad` is set, positions count only the tokens that are not padding and start at `pad + 1`, as in RoBERTa.
     """
 
     def __init__(self, vocabulary, positions, token_types, width, epsilon, rate, pad: int | None, *, rngs: nnx.Rngs):
@@ -48,13 +52,14 @@ class Embed(nnx.Module):
     def __call__(self, batch: Mapping[str, Array], train: bool, key: Array) -> Array:
         ids = batch["input_ids"]
         if ids.shape[1] > self.limit:
-            raise ValueError(f"texts of {ids.shape[1]} tokens, and positions for {self.limit}; cut the texts")
-        x = by_rows(_rows(self.token, ids)) + by_rows(_rows(self.position, self._positions(ids)))
+            raise ValueError(f"texts of {ids.shape[1]} tokens exceed the {self.limit} positions; truncate the texts")
+        x = by_rows(_lookup(self.token, ids)) + by_rows(_lookup(self.position, self._positions(ids)))
         if self.type is not None:
-            x = x + by_rows(_rows(self.type, batch.get("token_type_ids", jnp.zeros_like(ids))))
+            x = x + by_rows(_lookup(self.type, batch.get("token_type_ids", jnp.zeros_like(ids))))
         return by_rows(drop(self.norm(by_rows(x)), self.rate, train=train, key=key))
 
     def _positions(self, ids: Array) -> Array:
+        """Return the position of every token, `[batch, length]`."""
         if self.pad is None:
             return jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         real = (ids != self.pad).astype(ids.dtype)
@@ -62,32 +67,33 @@ class Embed(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over the tokens that are `real`, `[batch, length]`.
+    """Multi-head self-attention, `[batch, length, width] -> [batch, length, width]`.
 
-    Its probabilities, before dropout, are formed where they are returned or dropped.
+    `real`, `[batch, length]`, is true for tokens and false for padding. The attention probabilities are materialised
+    only if they are returned or dropout applies to them. The returned probabilities are those before dropout.
     """
 
-    def __init__(self, width: int, heads: int, rate: float, returned: bool, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, rate: float, return_probabilities: bool, *, rngs: nnx.Rngs):
         self.query, self.key, self.value, self.out = (_linear(width, width, rngs=rngs) for _ in range(4))
-        self.heads, self.rate, self.returned = heads, rate, returned
+        self.heads, self.rate, self.return_probabilities = heads, rate, return_probabilities
 
     def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, AttentionHeads]:
         split = lambda y: by_rows(y.reshape(*y.shape[:-1], self.heads, -1), tensor=-2)
-        q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))
+        q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))  # [batch, length, heads, d]
         mask, weights = real[:, None, None, :], None
-        if self.returned or (train and self.rate > 0):
+        if self.return_probabilities or (train and self.rate > 0):
             scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
-            scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)  # -inf: NaN for a text without any token
+            scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)  # -inf would give NaN for an empty text
             weights = by_rows(jax.nn.softmax(scores).astype(x.dtype), tensor=1)
             mixed = jnp.einsum("bhqk,bkhd->bqhd", drop(weights, self.rate, train=train, key=key), v)
         else:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
         mixed = self.out(by_rows(mixed, tensor=-2).reshape(x.shape))
-        return by_rows(mixed), AttentionHeads(q, k, v, weights if self.returned else None)
+        return by_rows(mixed), AttentionHeads(q, k, v, weights if self.return_probabilities else None)
 
 
 class Block(nnx.Module):
-    """Attention and a two-layer perceptron, each added to its input and normalised after that."""
+    """A post-norm block: attention, then a two-layer perceptron; each output is added to its input and normalised."""
 
     def __init__(self, attention: Attention, width, ffn, activation, epsilon, rate, *, rngs: nnx.Rngs):
         self.attention = attention
@@ -104,52 +110,58 @@ class Block(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Logits from the first token through one hidden layer, whose values are the embedding."""
+    """The classification head: one hidden layer over the first token, then the logits.
 
-    def __init__(self, width, classes, activation, rate, drops_input: bool, *, rngs: nnx.Rngs):
+    Returns the logits, `[batch, classes]`, and the values of the hidden layer, `[batch, width]`, as the embedding.
+    """
+
+    def __init__(self, width, classes, activation, rate, drop_input: bool, *, rngs: nnx.Rngs):
         self.dense, self.out = _linear(width, width, rngs=rngs), _linear(width, classes, rngs=rngs)
-        self.activation, self.rate, self.drops_input = activation, rate, drops_input
+        self.activation, self.rate, self.drop_input = activation, rate, drop_input
 
     def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, Array]:
         first, second = jax.random.split(key)
-        x = by_rows(x[:, 0])
-        x = drop(x, self.rate, train=train, key=first) if self.drops_input else x
+        x = by_rows(x[:, 0])  # [batch, width]
+        x = drop(x, self.rate, train=train, key=first) if self.drop_input else x
         pooled = by_rows(self.activation(self.dense(x)))
         return by_rows(self.out(drop(pooled, self.rate, train=train, key=second))), pooled
 
 
 class Pool(nnx.Module):
-    """One vector of length 1 for a text: the mean over its tokens, or the first token. It stands for logits too."""
+    """The pooling layer of an embedding model: the mean over the tokens, or the first token, scaled to unit norm.
+
+    The pooled vector, `[batch, width]`, is returned twice: as the logits and as the embedding.
+    """
 
     def __init__(self, pool: str):
         self.pool = pool
 
     def __call__(self, x: Array, real: Array, train: bool, key: Array) -> tuple[Array, Array]:
-        counts = real if self.pool == "mean" else real & (jnp.arange(real.shape[1]) == 0)
-        total = jnp.sum(jnp.where(counts[:, :, None], x.astype(jnp.float32), 0), axis=1)
-        # of a sum and of a mean the direction is the same; the bound keeps the gradient of a text without tokens finite
+        pooled = real if self.pool == "mean" else real & (jnp.arange(real.shape[1]) == 0)
+        total = jnp.sum(jnp.where(pooled[:, :, None], x.astype(jnp.float32), 0), axis=1)  # [batch, width]
+        # A sum and a mean have the same direction. The lower bound keeps the gradient finite for an empty text
         square = jnp.sum(total**2, axis=-1, keepdims=True)
         embedding = by_rows((total * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype))
         return embedding, embedding
 
 
 class Bert(nnx.Module):
-    """Hidden states: the embedding, then every block, `[batch, length, width]`."""
+    """The encoder. Its hidden states are the embedding layer and every block, `[batch, length, width]` each."""
 
     def __init__(self, embed: Embed, blocks: list[Block], head: Head | Pool):
         self.embed, self.blocks, self.head = embed, nnx.List(blocks), head
 
     def __call__(self, batch, *, train: bool, key) -> Outputs:
         real = batch.get("attention_mask", jnp.ones_like(batch["input_ids"])) > 0
-        before, within, after = jax.random.split(key, 3)
-        x = nudged(self.embed(batch, train, before), batch, 0)
+        embed_key, block_key, head_key = jax.random.split(key, 3)
+        x = nudged(self.embed(batch, train, embed_key), batch, 0)
         states, attentions = [x], []
         for number, block in enumerate(self.blocks):
-            x, heads = block(x, real, train, jax.random.fold_in(within, number))
+            x, heads = block(x, real, train, jax.random.fold_in(block_key, number))
             x = nudged(x, batch, number + 1)
             states.append(x)
             attentions.append(heads)
-        logits, embedding = self.head(x, real, train, after)
+        logits, embedding = self.head(x, real, train, head_key)
         return Outputs(logits, tuple(states), tuple(attentions), embedding)
 
 
@@ -173,50 +185,68 @@ def bert(
     pool: Literal["mean", "cls"] = "mean",
     attentions: bool = False,
 ) -> Model:
-    """A text encoder over `input_ids`, `attention_mask` and, where there are types, `token_type_ids`.
+    """Build a BERT, RoBERTa or DistilBERT encoder.
+
+    It reads `input_ids`, `attention_mask` and, if `token_types > 0`, `token_type_ids`, all `[batch, length]`.
 
     Args:
-        vocabulary: how many tokens.
-        width: of the residual stream.
-        depth: blocks.
-        heads: attention heads; they must divide the width.
+        vocabulary: number of tokens.
+        width: width of the residual stream.
+        depth: number of blocks.
+        heads: number of attention heads; must divide the width.
         ffn: width of the perceptron inside a block.
-        classes: how many logits. 0 is the embedding model: the pooled tokens at length 1 are `embedding`, and stand
-            for the logits too.
-        style: "roberta" counts positions from `pad + 1` on, over what is not padding; the head is that of each style:
-            tanh after one layer, or relu for "distilbert".
-        positions: rows of the table of positions; "roberta" leaves the first `pad + 1` to padding.
-        token_types: rows of the table of types; 0 where there is none, as in "distilbert".
-        pad: the number of the padding token.
-        activation: inside a block. "gelu" is the exact one, "gelu_new" and "gelu_pytorch_tanh" its approximation.
-        epsilon: of the norms.
-        dropout: the share of the embedding and of each branch's output dropped in training.
-        attention_dropout: the share of attention probabilities dropped in training, which forms them.
-        head_dropout: the share of the head's inputs dropped in training.
-        pool: what the embedding model pools: the mean over a text's tokens, or its first; a config does not tell.
-        attentions: return the probabilities of every block, which forms them.
+        classes: number of logits. 0 builds the embedding model: the pooled tokens, scaled to unit norm, are both
+            `embedding` and the logits.
+        style: "roberta" numbers positions from `pad + 1` and skips padding. Each style has its own head: tanh after
+            one layer, or relu for "distilbert".
+        positions: rows of the position table; "roberta" uses the first `pad + 1` rows for padding.
+        token_types: rows of the token type table; 0 for none, as in "distilbert".
+        pad: id of the padding token.
+        activation: activation inside a block. "gelu" is exact; "gelu_new" and "gelu_pytorch_tanh" approximate it.
+        epsilon: epsilon of the layer norms.
+        dropout: dropout rate of the embedding layer and of each branch's output.
+        attention_dropout: dropout rate of the attention probabilities; if above 0, training materialises them.
+        head_dropout: dropout rate of the head's inputs.
+        pool: pooling of the embedding model: "mean" over the tokens, or the first token ("cls"). A Hugging Face
+            config does not say which.
+        attentions: return the attention probabilities of every block, which materialises them.
+
+    Raises:
+        ValueError: the heads do not divide the width, "distilbert" has token types or another epsilon, or a dropout
+            rate is out of range.
     """
     if heads < 1 or width % heads:
-        raise ValueError(f"{heads} heads do not divide a width of {width}")
+        raise ValueError(f"heads={heads} does not divide width={width}; choose a divisor")
     if style == "distilbert" and (token_types or epsilon != 1e-12):
-        raise ValueError(f"distilbert has token_types=0 and epsilon=1e-12; got {token_types} and {epsilon}")
-    for name, share in (("dropout", dropout), ("attention_dropout", attention_dropout), ("head_dropout", head_dropout)):
-        require_share(name, share)
+        raise ValueError(f"style='distilbert' needs token_types=0 and epsilon=1e-12; got {token_types} and {epsilon}")
+    for name, rate in (("dropout", dropout), ("attention_dropout", attention_dropout), ("head_dropout", head_dropout)):
+        require_dropout_rate(name, rate)
 
     def make(rngs: nnx.Rngs, batch) -> Bert:
-        first = pad if style == "roberta" else None
-        embed = Embed(vocabulary, positions, token_types, width, epsilon, dropout, first, rngs=rngs)
+        skipped = pad if style == "roberta" else None
+        embed = Embed(vocabulary, positions, token_types, width, epsilon, dropout, skipped, rngs=rngs)
         attention = lambda: Attention(width, heads, attention_dropout, attentions, rngs=rngs)
         block = lambda: Block(attention(), width, ffn, ACTIVATIONS[activation], epsilon, dropout, rngs=rngs)
-        last = jax.nn.relu if style == "distilbert" else jnp.tanh
-        head = Head(width, classes, last, head_dropout, style == "roberta", rngs=rngs) if classes else Pool(pool)
+        head_activation = jax.nn.relu if style == "distilbert" else jnp.tanh
+        head = (
+            Head(width, classes, head_activation, head_dropout, style == "roberta", rngs=rngs)
+            if classes
+            else Pool(pool)
+        )
         return Bert(embed, [block() for _ in range(depth)], head)
 
     return from_nnx(make)
 
 
 class Style(NamedTuple):
-    """What the world calls the parts of one style. column: of the tables below; pad: where a config names none."""
+    """The Hugging Face names of one style.
+
+    title: prefix of the architecture's class name
+    column: index of the style's column in `SETTINGS` and `PARTS`
+    blocks: name of the list of blocks
+    head: names of the two layers of the classification head
+    pad: id of the padding token if the config does not set one
+    """
 
     title: str
     column: int
@@ -230,7 +260,7 @@ STYLES = {
     "roberta": Style("Roberta", 1, "encoder.layer", ("classifier.dense", "classifier.out_proj"), 1),
     "distilbert": Style("DistilBert", 2, "transformer.layer", ("pre_classifier", "classifier"), 0),
 }
-SETTINGS = (  # ours, BERT's and RoBERTa's, DistilBERT's
+SETTINGS = (  # argument of `bert`, config key of BERT and RoBERTa, config key of DistilBERT
     ("vocabulary", "vocab_size", "vocab_size"),
     ("width", "hidden_size", "dim"),
     ("depth", "num_hidden_layers", "n_layers"),
@@ -245,7 +275,7 @@ SETTINGS = (  # ours, BERT's and RoBERTa's, DistilBERT's
     ("attention_dropout", "attention_probs_dropout_prob", "attention_dropout"),
     ("head_dropout", "classifier_dropout", "seq_classif_dropout"),
 )
-# of a block: ours, BERT's and RoBERTa's, DistilBERT's, axes
+# Layers of a block: our name, name in BERT and RoBERTa, name in DistilBERT, axes
 PARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("attention/query", "attention.self.query", "attention.q_lin", ("width", "heads")),
     ("attention/key", "attention.self.key", "attention.k_lin", ("width", "heads")),
@@ -256,7 +286,7 @@ PARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("down", "output.dense", "ffn.lin2", ("ffn", "width")),
     ("mlp_norm", "output.LayerNorm", "output_layer_norm", ("width",)),
 )
-ONLY: Mapping[str, Collection[Any]] = {  # of a config's settings, where it has them
+SUPPORTED: Mapping[str, Collection[Any]] = {  # config keys, and the values that `bert` supports
     "hidden_act": ACTIVATIONS,
     "activation": ACTIVATIONS,
     "position_embedding_type": ("absolute",),
@@ -266,35 +296,35 @@ ONLY: Mapping[str, Collection[Any]] = {  # of a config's settings, where it has 
 
 
 def _keys(style: str) -> dict[str, str]:
-    """Key of a config by our argument."""
+    """Map each argument of `bert` to its Hugging Face config key."""
     return {row[0]: row[STYLES[style].column] for row in SETTINGS if row[STYLES[style].column]}
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     style = config["model_type"]
-    family.require(config, ONLY)
-    known = {"pad_token_id": STYLES[style].pad, "classifier_dropout": config.get("hidden_dropout_prob")}
-    known |= {key: value for key, value in config.items() if value is not None}
-    missing = [key for key in _keys(style).values() if key not in known]
+    family.require_settings(config, SUPPORTED)
+    settings = {"pad_token_id": STYLES[style].pad, "classifier_dropout": config.get("hidden_dropout_prob")}
+    settings |= {key: value for key, value in config.items() if value is not None}
+    missing = [key for key in _keys(style).values() if key not in settings]
     if missing:
-        raise ValueError(f"the config has no {', '.join(missing)}; add what the network was trained with")
+        raise ValueError(f"the config has no {', '.join(missing)}; add the values that the model was trained with")
     classifies = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
-    own = {"token_types": 0} if style == "distilbert" else {}
-    return own | {
+    fixed = {"token_types": 0} if style == "distilbert" else {}
+    return fixed | {
         "style": style,
-        "classes": family.classes(config) if classifies else 0,
-        **{ours: known[theirs] for ours, theirs in _keys(style).items()},
+        "classes": family.num_classes(config) if classifies else 0,
+        **{argument: settings[key] for argument, key in _keys(style).items()},
     }
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    full = family.complete(bert, arguments)
-    style, labels = full["style"], full["classes"]
+    settings = family.with_defaults(bert, arguments)
+    style, classes = settings["style"], settings["classes"]
     return {
         "model_type": style,
-        "architectures": [STYLES[style].title + ("ForSequenceClassification" if labels else "Model")],
-        **{theirs: full[ours] for ours, theirs in _keys(style).items()},
-        **(family.labels(labels) if labels else {}),
+        "architectures": [STYLES[style].title + ("ForSequenceClassification" if classes else "Model")],
+        **{key: settings[argument] for argument, key in _keys(style).items()},
+        **(family.label_names(classes) if classes else {}),
     }
 
 
@@ -312,13 +342,14 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
         Rule("embed/position/embedding", f"{embeddings}.position_embeddings.weight", axes=("", "width")),
         Rule("embed/type/embedding", f"{embeddings}.token_type_embeddings.weight", axes=("", "width")),
     ]
-    for ours, theirs, axes in layers:
-        rules.append(Rule(f"{ours}/(?:kernel|scale)", f"{theirs}.weight", "linear" if len(axes) > 1 else "same", axes))
-        rules.append(Rule(f"{ours}/bias", f"{theirs}.bias", axes=axes[-1:]))
+    for layer, hf_layer, axes in layers:
+        layout: Layout = "linear" if len(axes) > 1 else "same"
+        rules.append(Rule(f"{layer}/(?:kernel|scale)", f"{hf_layer}.weight", layout, axes))
+        rules.append(Rule(f"{layer}/bias", f"{hf_layer}.bias", axes=axes[-1:]))
     return tuple(rules)
 
 
-family.add(
+family.register(
     Family(
         bert,
         tuple(STYLES),

@@ -1,7 +1,9 @@
-"""The network of decoder language models: causal attention with grouped queries, layers scanned or unrolled.
+"""The network of decoder language models such as Llama (Touvron et al. 2023, arxiv.org/abs/2302.13971).
 
-Pre-norm blocks with root mean square norms, rotary positions, grouped queries (Ainslie et al. 2023,
-arxiv.org/abs/2305.13245) and a gated perceptron (Shazeer 2020, arxiv.org/abs/2002.05202).
+Pre-norm blocks with root mean square norms (Zhang and Sennrich 2019, arxiv.org/abs/1910.07467), rotary positions
+(`rotary.py`), causal attention with grouped queries (Ainslie et al. 2023, arxiv.org/abs/2305.13245) and a gated
+perceptron (Shazeer 2020, arxiv.org/abs/2002.05202). The layers are scanned or unrolled. `decoder.py` registers the
+model family.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,16 +17,16 @@ from flax import nnx
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.types import Array, AttentionHeads, Factored, Outputs
 from jaxdistill.models.layers import nudged
-from jaxdistill.models.rotary import Llama3, frequencies, restarted, rotate
+from jaxdistill.models.rotary import Llama3, frequencies, restart_positions, rotate
 
-POLICIES = {  # what a layer keeps for its backward pass, beside its input
+POLICIES = {  # which intermediate values a layer saves for its backward pass, in addition to its input
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
 class Sizes(NamedTuple):
-    """What a block is made of; the words are those of `decoder`."""
+    """The sizes and options of a block; `decoder` documents them."""
 
     width: int
     heads: int
@@ -39,12 +41,12 @@ class Sizes(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all layers of one call look at.
+    """The inputs that all layers of one call share.
 
-    angles: of rotation, `[rows or 1, length, head_size / 2]`
-    positions: where the keys go in the cache, `[rows, length]`; None without one
-    mask: which key a query may see, `[rows, 1, length or 1, keys]`; None: all
-    causal: a query sees no later key, whatever the mask says
+    angles: rotation angles, `[rows or 1, length, head_size / 2]`
+    positions: cache slot of each token, `[rows, length]`; None without a cache
+    mask: true where a query may attend to a key, `[rows, 1, length or 1, keys]`; None: everywhere
+    causal: mask later keys in addition to `mask`
     """
 
     angles: Array
@@ -54,7 +56,10 @@ class Shared(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with grouped queries; with `slots`, `(rows, length)`, keys and values are cached."""
+    """Causal self-attention with grouped queries, `[rows, length, width] -> [rows, length, width]`.
+
+    If `slots` is set to `(rows, slots)`, keys and values are cached: `[rows, slots, kv_heads, head_size]` each.
+    """
 
     def __init__(self, sizes: Sizes, slots: tuple[int, ...] | None, *, rngs: nnx.Rngs):
         project = lambda heads: nnx.Linear(sizes.width, heads * sizes.head_size, use_bias=sizes.qkv_bias, rngs=rngs)
@@ -68,33 +73,50 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array, shared: Shared) -> tuple[Array, AttentionHeads]:
         split = lambda y: by_rows(y.reshape(*y.shape[:-1], -1, self.sizes.head_size), tensor=-2)
-        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))  # [rows, length, heads, head_size]
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = rotate(q, shared.angles), rotate(k, shared.angles)
-        own = AttentionHeads(q, k, v)  # of these tokens, not of those in the cache
+        heads = AttentionHeads(q, k, v)  # of the tokens of this call only, without cached keys and values
         if self.keys is not None and self.values is not None:
-            k, v = (_written(cache, new, shared.positions) for cache, new in ((self.keys, k), (self.values, v)))
+            # the whole cache, `[rows, slots, kv_heads, head_size]` each
+            k, v = (_write_cache(cache, new, shared.positions) for cache, new in ((self.keys, k), (self.values, v)))
         if self.sizes.attentions:
             mixed, weights = attend(q, k, v, shared)
-            own = replace(own, probabilities=weights)
+            heads = replace(heads, probabilities=weights)
         else:
-            who = self.sizes.attention
+            implementation = self.sizes.attention
             mixed = jax.nn.dot_product_attention(
-                q, k, v, None, shared.mask, is_causal=shared.causal, implementation=who
+                q, k, v, None, shared.mask, is_causal=shared.causal, implementation=implementation
             )
-        return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(*x.shape[:-1], -1))), own
+        return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(*x.shape[:-1], -1))), heads
 
 
-def _written(cache: nnx.Variable, new: Array, positions: Array | None) -> Array:
-    """The cache with new rows at their positions, in the dtype of the new ones."""
+def _write_cache(cache: nnx.Variable, new: Array, positions: Array | None) -> Array:
+    """Write new rows into the cache at their positions, and return the whole cache in the dtype of the new rows.
+
+    Args:
+        cache: holds `[rows, slots, kv_heads, head_size]`.
+        new: `[rows, length, kv_heads, head_size]`.
+        positions: slot of each new row, `[rows, length]`.
+    """
     old = cache.get_value()
     cache.set_value(old.at[jnp.arange(old.shape[0])[:, None], positions].set(new.astype(old.dtype)))
     return cache.get_value().astype(new.dtype)
 
 
 def attend(q: Array, k: Array, v: Array, shared: Shared) -> tuple[Array, Array]:
-    """Attention that also returns its probabilities, `[rows, heads, queries, keys]`."""
+    """Compute attention and return its output and its probabilities.
+
+    Args:
+        q: `[rows, queries, heads, head_size]`.
+        k: `[rows, keys, kv_heads, head_size]`.
+        v: `[rows, keys, kv_heads, head_size]`.
+        shared: mask and causality.
+
+    Returns:
+        The output, `[rows, queries, heads, head_size]`, and the probabilities, `[rows, heads, queries, keys]`.
+    """
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
     allowed = jnp.tri(q.shape[1], k.shape[1], dtype=bool) if shared.causal else jnp.bool(True)
@@ -104,7 +126,7 @@ def attend(q: Array, k: Array, v: Array, shared: Shared) -> tuple[Array, Array]:
 
 
 class Block(nnx.Module):
-    """Attention and a gated perceptron, each on a normalised input and added to it."""
+    """A pre-norm block, `[rows, length, width]`: attention, then a gated perceptron, each added to its input."""
 
     def __init__(self, sizes: Sizes, slots: tuple[int, ...] | None, *, rngs: nnx.Rngs):
         norm = lambda: nnx.RMSNorm(sizes.width, epsilon=sizes.epsilon, rngs=rngs)
@@ -123,7 +145,11 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Hidden states as transformers counts them: the embeddings, all layers but the last, the last one normalised."""
+    """The decoder. Its hidden states follow transformers: the embeddings, then every layer, the last one normalised.
+
+    Each hidden state is `[rows, length, width]`; the logits are a `Factored` head, and the embedding is the last real
+    token of each row, `[rows, width]`.
+    """
 
     def __init__(
         self,
@@ -161,31 +187,37 @@ class Decoder(nnx.Module):
         )
 
     def _shared(self, batch: Mapping[str, Array]) -> Shared:
+        """Compute positions, rotation angles and the attention mask of a batch."""
         longest, theta, scaling = self.rope
         length = batch["slots" if "slots" in batch else "input_ids"].shape[1]
         if length > longest:
-            raise ValueError(f"{length} tokens are more than the {longest} positions of this decoder; cut them")
+            raise ValueError(f"{length} tokens exceed the {longest} positions of this decoder; truncate them")
         positions = _positions(batch)
         angles = positions[..., None] * frequencies(self.head_size, theta, scaling)
-        if "slots" in batch:  # what a later token will overwrite lies behind every query until then
-            seen = batch["slots"][:, None, None, :] <= positions[:, None, :, None]
-            return Shared(angles, positions, seen, causal=False)
+        if "slots" in batch:
+            # A slot beyond a query's position is empty, or holds padding that a later token overwrites: mask it
+            written = batch["slots"][:, None, None, :] <= positions[:, None, :, None]
+            return Shared(angles, positions, written, causal=False)
         mask = None
         if "attention_mask" in batch:
             mask = batch["attention_mask"][:, None, None, :] > 0
         if "segment_ids" in batch:
-            own = batch["segment_ids"][:, None, :, None] == batch["segment_ids"][:, None, None, :]
-            mask = own if mask is None else mask & own
+            same_segment = batch["segment_ids"][:, None, :, None] == batch["segment_ids"][:, None, None, :]
+            mask = same_segment if mask is None else mask & same_segment
         return Shared(angles, None, mask, causal=True)
 
     def _layers(
         self, x: Array, shared: Shared, batch: Mapping[str, Array]
     ) -> tuple[tuple[Array, ...], tuple[AttentionHeads, ...]]:
-        """Every layer's output, and what its heads attend with."""
+        """Run all layers; return the output of each, `[rows, length, width]`, and its queries, keys and values.
+
+        If the layers are stacked, `lax.scan` runs them: one layer is compiled, and its parameters are sliced from
+        arrays with a leading axis of layers. Otherwise each layer is compiled.
+        """
 
         def layer_of(graph: Any) -> Callable[[Array, Any], Any]:
-            def layer(x: Array, given: Any) -> Any:
-                variables, nudge = given
+            def layer(x: Array, layer_inputs: Any) -> Any:
+                variables, nudge = layer_inputs
                 block = nnx.merge(graph, variables)
                 x, heads = block(x, shared)
                 x = nudged(x, nudge, 0)
@@ -193,18 +225,18 @@ class Decoder(nnx.Module):
 
             if self.remat == "none":
                 return layer
-            # Inside a scan nothing could undo the rematerialisation, and the barriers against it would cost
+            # Inside a scan XLA cannot undo the rematerialisation: the barriers that prevent this would only cost time
             return jax.checkpoint(layer, policy=POLICIES[self.remat], prevent_cse=not isinstance(self.blocks, Block))
 
-        if isinstance(self.blocks, Block):  # all of them, stacked
+        if isinstance(self.blocks, Block):  # one block whose parameters have a leading axis of layers
             graph, variables = nnx.split(self.blocks)
             depth = jax.tree.leaves(variables)[0].shape[0]
             nudges = jax.tree.map(lambda *each: jnp.stack(each), *(_nudge(batch, n, depth) for n in range(depth)))
             last, (states, attentions, caches) = jax.lax.scan(layer_of(graph), x, (variables, nudges))
             nnx.update(self.blocks, caches)
-            apart = lambda tree: tuple(jax.tree.map(lambda leaf, n=n: leaf[n], tree) for n in range(depth))
-            # The last state by itself: where no term reads the others, their stack is none of what is kept
-            return (*apart(states)[:-1], last), apart(attentions)
+            unstack = lambda tree: tuple(jax.tree.map(lambda leaf, n=n: leaf[n], tree) for n in range(depth))
+            # The last state comes from the carry: if no loss reads the other states, `jit` removes their stack
+            return (*unstack(states)[:-1], last), unstack(attentions)
         states, attentions = [], []
         for number, block in enumerate(self.blocks):
             graph, variables = nnx.split(block)
@@ -216,21 +248,21 @@ class Decoder(nnx.Module):
 
 
 def _nudge(batch: Mapping[str, Array], number: int, depth: int) -> dict[str, Array]:
-    """What is added to a block's output; nothing to the last one's, whose hidden state is the normalised one."""
+    """Return the nudge of a block's output; zeros for the last block, whose hidden state is nudged after the norm."""
     nudge = batch.get(f"nudge/{number + 1}")
     return {} if nudge is None else {"nudge/0": nudge if number + 1 < depth else jnp.zeros_like(nudge)}
 
 
 def _positions(batch: Mapping[str, Array]) -> Array:
-    """Of every token, `[rows or 1, length]`."""
+    """Return the position of every token, `[rows or 1, length]`."""
     if "positions" in batch:
         return batch["positions"]
     if "segment_ids" in batch:
-        return restarted(batch["segment_ids"])
+        return restart_positions(batch["segment_ids"])
     return jnp.arange(batch["input_ids"].shape[1])[None]
 
 
 def _last(batch: Mapping[str, Array]) -> Array:
-    """The index of the last token that is none of padding, `[rows]`."""
+    """Return the index of the last token that is not padding, `[rows]`."""
     real = batch.get("attention_mask", jnp.ones_like(batch["input_ids"]))
     return jnp.max(jnp.where(real > 0, jnp.arange(real.shape[1]), 0), axis=1)

@@ -1,9 +1,11 @@
-"""Two towers, one for images and one for texts, whose embeddings meet.
+"""CLIP (Radford et al. 2021, arxiv.org/abs/2103.00020) and SigLIP (Zhai et al. 2023, arxiv.org/abs/2303.15343).
 
-CLIP: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021
-(arxiv.org/abs/2103.00020). Texts are read causally and pooled at the token that ends them, images at a class token.
-SigLIP: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023 (arxiv.org/abs/2303.15343). Texts are read both
-ways and pooled at the last position, images by attention from a learned probe; logits have a bias.
+Both encode images and texts with one tower each, into embeddings of one space. The papers are Learning Transferable
+Visual Models From Natural Language Supervision, and Sigmoid Loss for Language Image Pre-Training.
+
+CLIP encodes texts causally and pools them at the end token; it pools images at a class token. SigLIP encodes texts
+without a causal mask and pools them at the last position; it pools images by attention from a learned probe, and its
+logits have a bias.
 """
 
 import math
@@ -19,8 +21,8 @@ from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.models.towers import Images, Texts, TwoTowers
-from jaxdistill.models.transformer import Activation, Stack, pair, require_image, require_squares
+from jaxdistill.models.towers import ImageTower, TextTower, TwoTowers
+from jaxdistill.models.transformer import Activation, Stack, require_image, require_squares, weight_and_bias
 
 
 @models.register
@@ -44,27 +46,27 @@ def clip(
     epsilon: float = 1e-5,
     attentions: bool = False,
 ) -> Model:
-    """CLIP over `image`, `input_ids` and `attention_mask`; logits are `[images, texts]` of the batch.
+    """Build CLIP. It reads `image`, `input_ids` and `attention_mask`; its logits are `[images, texts]` of the batch.
 
     Args:
-        vocabulary: how many tokens.
-        patch: pixels along the side of a patch.
-        image: pixels along the side of an image.
-        vision_width: of the residual stream of images.
-        vision_depth: blocks for images.
-        vision_heads: attention heads for images; they must divide the width.
-        vision_ffn: width of the perceptron inside a block for images.
-        text_width: of the residual stream of texts.
-        text_depth: blocks for texts.
-        text_heads: attention heads for texts; they must divide the width.
-        text_ffn: width of the perceptron inside a block for texts.
+        vocabulary: number of tokens.
+        patch: side of a patch in pixels.
+        image: side of an image in pixels.
+        vision_width: width of the image tower's residual stream.
+        vision_depth: number of blocks in the image tower.
+        vision_heads: number of attention heads in the image tower; must divide its width.
+        vision_ffn: width of the perceptron inside a block of the image tower.
+        text_width: width of the text tower's residual stream.
+        text_depth: number of blocks in the text tower.
+        text_heads: number of attention heads in the text tower; must divide its width.
+        text_ffn: width of the perceptron inside a block of the text tower.
         projection: width of the embeddings.
-        positions: the most tokens of a text.
-        end: the token that ends a text; 2 is the highest one of the text, as in CLIP's first configs.
-        channels: of an image.
-        activation: inside the blocks.
-        epsilon: of the norms.
-        attentions: return the probabilities of every block for images, which forms them.
+        positions: maximal number of tokens of a text.
+        end: id of the end token; 2 means the highest id in the text, as in CLIP's first configs.
+        channels: channels of an image.
+        activation: activation inside the blocks.
+        epsilon: epsilon of the layer norms.
+        attentions: return the attention probabilities of every image block, which materialises them.
     """
     vision = Stack(vision_width, vision_depth, vision_heads, vision_ffn, 0.0, activation, epsilon, True, attentions)
     text = Stack(text_width, text_depth, text_heads, text_ffn, 0.0, activation, epsilon, True, False)
@@ -91,9 +93,10 @@ def siglip(
     epsilon: float = 1e-6,
     attentions: bool = False,
 ) -> Model:
-    """SigLIP over `image` and `input_ids`; logits are `[images, texts]` of the batch, for a sigmoid each.
+    """Build SigLIP. It reads `image` and `input_ids`; its logits, `[images, texts]`, each go through a sigmoid.
 
-    Texts fill all their positions: the last one is pooled, as in training. Args are those of `clip`.
+    Texts must be padded to all their positions: the last position is pooled, as in pretraining. See `clip` for the
+    arguments.
     """
     vision = Stack(vision_width, vision_depth, vision_heads, vision_ffn, 0.0, activation, epsilon, True, attentions)
     text = Stack(text_width, text_depth, text_heads, text_ffn, 0.0, activation, epsilon, True, False)
@@ -110,14 +113,23 @@ def _model(
     projection: int | None,
     scale: float,
 ) -> Model:
-    """Two towers; without a projection of images they are SigLIP's, whose scalars have an axis of 1."""
-    vision.checked(), text.checked()
+    """Build the two towers: CLIP if `projection` is set, else SigLIP, whose scale and bias have shape `[1]`.
+
+    Args:
+        vision: sizes of the image tower.
+        text: sizes of the text tower.
+        sizes: patch, image and channels.
+        texts: vocabulary, positions, width of the embeddings, and the end token.
+        projection: width of the image projection; None: no projection.
+        scale: initial value of `logit_scale`.
+    """
+    vision.validate(), text.validate()
 
     def make(rngs: nnx.Rngs, batch) -> TwoTowers:
         patch, image, channels = sizes
-        found = batch["image"].shape[1:]
-        require_image(found, patch, image, channels)
-        towers = Images(vision, found, patch, projection, rngs=rngs), Texts(text, *texts, rngs=rngs)
+        shape = batch["image"].shape[1:]
+        require_image(shape, patch, image, channels)
+        towers = ImageTower(vision, shape, patch, projection, rngs=rngs), TextTower(text, *texts, rngs=rngs)
         if projection is None:
             return TwoTowers(*towers, jnp.full(1, scale, jnp.float32), jnp.full(1, -10.0, jnp.float32))
         return TwoTowers(*towers, jnp.asarray(scale, jnp.float32), None)
@@ -125,7 +137,7 @@ def _model(
     return from_nnx(make)
 
 
-# of a tower: ours, transformers', and what it means where a config of CLIP or of SigLIP lacks it
+# Settings of a tower: our argument, Hugging Face config key, default of CLIP's configs, default of SigLIP's configs
 VISION = (
     ("vision_width", "hidden_size", 768, 768),
     ("vision_depth", "num_hidden_layers", 12, 12),
@@ -147,7 +159,7 @@ BOTH = (
     ("activation", "hidden_act", "quick_gelu", "gelu_pytorch_tanh"),
     ("epsilon", "layer_norm_eps", 1e-5, 1e-6),
 )
-BLOCK = {  # ours, transformers', axes
+BLOCK = {  # our layer name: (Hugging Face layer name, axes)
     "attention/query": ("self_attn.q_proj", ("width", "heads")),
     "attention/key": ("self_attn.k_proj", ("width", "heads")),
     "attention/value": ("self_attn.v_proj", ("width", "heads")),
@@ -160,89 +172,94 @@ BLOCK = {  # ours, transformers', axes
 
 
 def _arguments(column: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What both kinds have; `column` is that of the defaults above."""
+    """Return the arguments that CLIP and SigLIP share; `column` is the column of their defaults in the tables above."""
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
     require_squares(vision)
-    found = {row[0]: tower.get(row[1], row[column]) for tower, rows in ((vision, VISION), (text, TEXT)) for row in rows}
+    towers = ((vision, VISION), (text, TEXT))
+    arguments = {row[0]: tower.get(row[1], row[column]) for tower, rows in towers for row in rows}
     for row in BOTH:
-        seen, read = (tower.get(row[1], row[column]) for tower in (vision, text))
-        if seen != read:
-            cure = "this network has one for both; take another checkpoint"
-            raise ValueError(f"{row[1]} is {seen!r} for images and {read!r} for texts: {cure}")
-        found[row[0]] = seen
-    family.require({"hidden_act": found["activation"]}, {"hidden_act": ACTIVATIONS})
-    return found
+        vision_value, text_value = (tower.get(row[1], row[column]) for tower in (vision, text))
+        if vision_value != text_value:
+            cure = "both towers must use the same value; use another checkpoint"
+            raise ValueError(f"{row[1]} is {vision_value!r} for images and {text_value!r} for texts: {cure}")
+        arguments[row[0]] = vision_value
+    family.require_settings({"hidden_act": arguments["activation"]}, {"hidden_act": ACTIVATIONS})
+    return arguments
 
 
 def _clip_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     end = (config.get("text_config") or {}).get("eos_token_id", 49407)
     if not isinstance(end, int):
-        raise ValueError(f"eos_token_id={end!r}: this network knows one token that ends a text; name it")
+        raise ValueError(f"eos_token_id={end!r}: this model needs one end token; set eos_token_id to one integer")
     return _arguments(2, config) | {"projection": config.get("projection_dim", 512), "end": end}
 
 
 def _siglip_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = _arguments(3, config)
-    family.require(config.get("vision_config") or {}, {"vision_use_head": (True,)})
-    family.require(config.get("text_config") or {}, {"projection_size": (None, found["vision_width"])})
-    return found
+    arguments = _arguments(3, config)
+    family.require_settings(config.get("vision_config") or {}, {"vision_use_head": (True,)})
+    family.require_settings(config.get("text_config") or {}, {"projection_size": (None, arguments["vision_width"])})
+    return arguments
 
 
-def _config(model_type: str, title: str, full: Mapping[str, Any]) -> dict[str, Any]:
-    tower = lambda rows: {row[1]: full[row[0]] for row in (*rows, *BOTH)}
+def _config(model_type: str, title: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    tower = lambda rows: {row[1]: arguments[row[0]] for row in (*rows, *BOTH)}
     towers = {"vision_config": tower(VISION), "text_config": tower(TEXT)}
     return {"model_type": model_type, "architectures": [title], **towers}
 
 
 def _clip_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    full = family.complete(clip, arguments)
-    config = _config("clip", "CLIPModel", full)
-    config["text_config"]["eos_token_id"] = full["end"]
+    settings = family.with_defaults(clip, arguments)
+    config = _config("clip", "CLIPModel", settings)
+    config["text_config"]["eos_token_id"] = settings["end"]
     for part in (config, config["vision_config"], config["text_config"]):
-        part["projection_dim"] = full["projection"]
+        part["projection_dim"] = settings["projection"]
     return config
 
 
 def _siglip_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    full = family.complete(siglip, arguments)
-    config = _config("siglip", "SiglipModel", full)
-    config["text_config"]["projection_size"] = full["vision_width"]
+    settings = family.with_defaults(siglip, arguments)
+    config = _config("siglip", "SiglipModel", settings)
+    config["text_config"]["projection_size"] = settings["vision_width"]
     return config
 
 
-def _blocks(ours: str, theirs: str, tower: str) -> Iterator[Rule]:
-    for mine, (yours, axes) in BLOCK.items():
-        names = tuple(f"{tower}_{axis}" for axis in axes)
-        yield from pair(rf"{ours}/blocks/(\d+)/{mine}", f"{theirs}.encoder.layers.{{0}}.{yours}", names)
+def _block_rules(name: str, hf_name: str, prefix: str) -> Iterator[Rule]:
+    """Yield the rules of a tower's blocks; `prefix` goes before the names of axes."""
+    for layer, (hf_layer, axes) in BLOCK.items():
+        prefixed = tuple(f"{prefix}_{axis}" for axis in axes)
+        pattern = rf"{name}/blocks/(\d+)/{layer}"
+        yield from weight_and_bias(pattern, f"{hf_name}.encoder.layers.{{0}}.{hf_layer}", prefixed)
 
 
 def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
-    seen, read, head = "vision_model", "text_model", "vision_model.head"
-    wide, long = ("vision_width",), ("text_width",)
+    vision, text, head = "vision_model", "text_model", "vision_model.head"
+    width, text_width = ("vision_width",), ("text_width",)
     return (
-        Rule("images/embed/conv/kernel", f"{seen}.embeddings.patch_embedding.weight", "conv", ("", "", "", *wide)),
-        Rule("images/embed/conv/bias", f"{seen}.embeddings.patch_embedding.bias", axes=wide),
-        Rule("images/embed/tokens/0", f"{seen}.embeddings.class_embedding", axes=wide),
-        Rule("images/embed/position", f"{seen}.embeddings.position_embedding.weight", axes=("", *wide)),
-        *_blocks("images", seen, "vision"),
-        *pair("images/before", f"{seen}.pre_layrnorm", wide),
-        *pair("images/norm", f"{seen}.post_layernorm", wide),
-        Rule("images/projection/kernel", "visual_projection.weight", "linear", (*wide, "")),
-        Rule("images/pool/probe", f"{head}.probe", axes=("", "", *wide)),
-        Rule("images/pool/project/kernel", f"{head}.attention.in_proj_weight", "linear", (*wide, "")),
+        Rule("images/embed/conv/kernel", f"{vision}.embeddings.patch_embedding.weight", "conv", ("", "", "", *width)),
+        Rule("images/embed/conv/bias", f"{vision}.embeddings.patch_embedding.bias", axes=width),
+        Rule("images/embed/tokens/0", f"{vision}.embeddings.class_embedding", axes=width),
+        Rule("images/embed/position", f"{vision}.embeddings.position_embedding.weight", axes=("", *width)),
+        *_block_rules("images", vision, "vision"),
+        *weight_and_bias("images/before", f"{vision}.pre_layrnorm", width),
+        *weight_and_bias("images/norm", f"{vision}.post_layernorm", width),
+        Rule("images/projection/kernel", "visual_projection.weight", "linear", (*width, "")),
+        Rule("images/pool/probe", f"{head}.probe", axes=("", "", *width)),
+        Rule("images/pool/project/kernel", f"{head}.attention.in_proj_weight", "linear", (*width, "")),
         Rule("images/pool/project/bias", f"{head}.attention.in_proj_bias", axes=("",)),
-        *pair("images/pool/out", f"{head}.attention.out_proj", ("", *wide)),
-        *pair("images/pool/norm", f"{head}.layernorm", wide),
-        *pair("images/pool/up", f"{head}.mlp.fc1", (*wide, "vision_ffn")),
-        *pair("images/pool/down", f"{head}.mlp.fc2", ("vision_ffn", *wide)),
-        Rule("texts/token/embedding", f"{read}.embeddings.token_embedding.weight", axes=("vocabulary", *long)),
-        Rule("texts/position/embedding", f"{read}.embeddings.position_embedding.weight", axes=("", *long)),
-        *_blocks("texts", read, "text"),
-        *pair("texts/norm", f"{read}.final_layer_norm", long),
-        *pair("texts/projection", "text_projection" if "projection" in arguments else f"{read}.head", (*long, "")),
+        *weight_and_bias("images/pool/out", f"{head}.attention.out_proj", ("", *width)),
+        *weight_and_bias("images/pool/norm", f"{head}.layernorm", width),
+        *weight_and_bias("images/pool/up", f"{head}.mlp.fc1", (*width, "vision_ffn")),
+        *weight_and_bias("images/pool/down", f"{head}.mlp.fc2", ("vision_ffn", *width)),
+        Rule("texts/token/embedding", f"{text}.embeddings.token_embedding.weight", axes=("vocabulary", *text_width)),
+        Rule("texts/position/embedding", f"{text}.embeddings.position_embedding.weight", axes=("", *text_width)),
+        *_block_rules("texts", text, "text"),
+        *weight_and_bias("texts/norm", f"{text}.final_layer_norm", text_width),
+        *weight_and_bias(
+            "texts/projection", "text_projection" if "projection" in arguments else f"{text}.head", (*text_width, "")
+        ),
         Rule("logit_(scale|bias)", "logit_{0}"),
     )
 
 
-family.add(Family(clip, ("clip",), _clip_arguments, _clip_config, _rules, ignored=r".*position_ids"))
-family.add(Family(siglip, ("siglip",), _siglip_arguments, _siglip_config, _rules, ignored=r".*position_ids"))
+family.register(Family(clip, ("clip",), _clip_arguments, _clip_config, _rules, ignored=r".*position_ids"))
+family.register(Family(siglip, ("siglip",), _siglip_arguments, _siglip_config, _rules, ignored=r".*position_ids"))

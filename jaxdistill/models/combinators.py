@@ -1,4 +1,4 @@
-"""Behaviour added from Model to Model, not by flags inside the models."""
+"""Functions from `Model` to `Model` that add behaviour, so that model families need no flags for it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,10 +12,10 @@ from jaxdistill.core.types import Array, Factored, Model, Outputs, PyTree, Token
 
 
 def in_dtype(model: Model, dtype: str) -> Model:
-    """Computes in `dtype`, such as "bfloat16", over float32 parameters.
+    """Compute in `dtype`, such as "bfloat16", with float32 parameters.
 
-    They are cast on the way in, so that gradients come back in float32. State keeps its dtype: running statistics in
-    bfloat16 would stop moving.
+    The parameters are cast before the model runs, so that their gradients are float32. State keeps its dtype, because
+    running statistics in bfloat16 would stop changing.
     """
 
     def cast(x: Array) -> Array:
@@ -27,91 +27,102 @@ def in_dtype(model: Model, dtype: str) -> Model:
     return model._replace(apply=apply)
 
 
-def microbatched(model: Model, parts: int) -> Model:
-    """Runs the batch in `parts` pieces, keeping only one piece's activations: gradient accumulation inside the model.
+def microbatched(model: Model, count: int) -> Model:
+    """Run the batch in `count` microbatches: gradient accumulation inside the model.
 
-    Terms still see the whole batch: the mean of the gradients of separate small batches is another gradient where a
-    loss compares rows. Batch statistics are those of a piece.
+    A scan runs the microbatches one after another, each with rematerialisation, so that only one microbatch's
+    activations are in memory at a time. The backward pass runs every forward pass again.
+
+    Losses still see the outputs of the whole batch. Averaging the gradients of separate small batches would give
+    another gradient wherever a loss compares rows. Batch statistics are computed per microbatch.
 
     Args:
-        model: any model whose outputs have the batch as first axis (a `Factored` kernel excepted).
-        parts: how many pieces; it must divide the batch (on a mesh, each device's share of it).
+        model: a model whose outputs have the batch as their first axis, except for the kernel of a `Factored` head.
+        count: number of microbatches; it must divide the batch size (on a mesh, each device's share of the batch).
     """
 
-    def cut(x: Array) -> Array:  # strided, so that each piece stays spread over the devices
-        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+    def split(x: Array) -> Array:
+        # [batch, ...] -> [count, batch / count, ...]; strided, so that each microbatch stays spread over the devices
+        return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
     def join(x: Array) -> Array:
+        # [count, batch / count, ...] -> [batch, ...]
         return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
-    def joined(outputs: PyTree) -> PyTree:
-        def each(leaf: Any) -> Any:
-            if isinstance(leaf, Factored):  # kernel and bias have no rows; every piece saw the same ones
+    def join_outputs(outputs: PyTree) -> PyTree:
+        def join_leaf(leaf: Any) -> Any:
+            if isinstance(leaf, Factored):  # kernel and bias have no rows, and are the same in every microbatch
                 bias = None if leaf.bias is None else leaf.bias[-1]
                 return replace(leaf, features=join(leaf.features), kernel=leaf.kernel[-1], bias=bias)
             return join(leaf)
 
-        return jax.tree.map(each, outputs, is_leaf=lambda leaf: isinstance(leaf, Factored))
+        return jax.tree.map(join_leaf, outputs, is_leaf=lambda leaf: isinstance(leaf, Factored))
 
     def apply(params, state, batch, *, train, key):
-        if not train:  # nothing is kept for a gradient, and any number of rows will do
+        if not train:  # no activations are kept for a gradient, and any number of rows is allowed
             return model.apply(params, state, batch, train=False, key=key)
 
         @jax.checkpoint
-        def piece(state, numbered):
-            rows, number = numbered
+        def run_microbatch(state, numbered_rows):
+            rows, number = numbered_rows
             outputs, state = model.apply(params, state, rows, train=train, key=jax.random.fold_in(key, number))
             return state, outputs
 
-        state, outputs = jax.lax.scan(piece, state, (jax.tree.map(cut, batch), jnp.arange(parts)))
-        return joined(outputs), state
+        state, outputs = jax.lax.scan(run_microbatch, state, (jax.tree.map(split, batch), jnp.arange(count)))
+        return join_outputs(outputs), state
 
     return model._replace(apply=apply)
 
 
-def relabelled(model: Model, classes: tuple[int, ...]) -> Model:
-    """Says its logits in another order of classes: class c of ours is class `classes[c]` of the model's.
+def remap_classes(model: Model, classes: tuple[int, ...]) -> Model:
+    """Reorder the logits to the classes of the data: class c of the data is class `classes[c]` of the model.
 
     Args:
-        model: a classifier whose classes are not, or not in this order, those of the data.
-        classes: one number for each class of the data; -1 for one that the model does not know, whose logit is -inf.
-    """
-    chosen, known = np.maximum(classes, 0), np.asarray(classes) >= 0  # of NumPy: nothing compiles before a run does
+        model: a classifier whose classes differ from those of the data, or have another order.
+        classes: one class of the model for each class of the data; -1 if the model has no such class, which gives a
+            logit of -inf.
 
-    def ours(logits: Any) -> Array | Factored:
+    Raises:
+        ValueError: when the model is applied, if `classes` names a class that the model does not have.
+    """
+    # NumPy arrays, so that nothing compiles before the run starts
+    sources, known = np.maximum(classes, 0), np.asarray(classes) >= 0
+
+    def remap(logits: Any) -> Array | Factored:  # [*batch, classes of the model] -> [*batch, classes of the data]
         if logits.shape[-1] <= max(classes):
-            raise ValueError(f"classes names {max(classes)}, and it has the classes 0 to {logits.shape[-1] - 1}")
+            last = logits.shape[-1] - 1
+            raise ValueError(f"classes names class {max(classes)}, but the model has only classes 0 to {last}")
         if isinstance(logits, Factored):
             bias = jnp.zeros(logits.shape[-1], logits.kernel.dtype) if logits.bias is None else logits.bias
-            return replace(logits, kernel=logits.kernel[:, chosen], bias=jnp.where(known, bias[chosen], -jnp.inf))
-        return jnp.where(known, logits[..., chosen], -jnp.inf)
+            return replace(logits, kernel=logits.kernel[:, sources], bias=jnp.where(known, bias[sources], -jnp.inf))
+        return jnp.where(known, logits[..., sources], -jnp.inf)
 
     def apply(params, state, batch, *, train, key):
         out, state = model.apply(params, state, batch, train=train, key=key)
-        return replace(out, logits=ours(out.logits)), state
+        return replace(out, logits=remap(out.logits)), state
 
     return model._replace(apply=apply)
 
 
-def view(batch: Mapping[str, Array], prefix: str) -> dict[str, Array]:
-    """A batch as a model with fields of its own sees it: `teacher/input_ids` in place of `input_ids`."""
+def strip_prefix(batch: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    """Replace fields of a batch by those with the prefix, for example `input_ids` by `teacher/input_ids`."""
     return {**batch, **{name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}}
 
 
-def reading(model: Model, prefix: str) -> Model:
-    """Reads the fields of a batch whose names begin with `prefix` in place of those of the same name without it.
+def with_prefix(model: Model, prefix: str) -> Model:
+    """Make a model read the batch fields whose names begin with `prefix`, for example `teacher/input_ids`.
 
-    What is said of single tokens has no counterpart in a student that reads others, so that hidden states and
-    attentions are not handed on. Where the fields hold spans of text, as of `aligned`, the logits come with them.
+    Such a model reads other tokens than the student. Its hidden states and attentions have no counterpart in the
+    student, so they are dropped. If the fields include token spans (see `aligned`), the outputs include them too.
     """
 
     def init(key, batch):
-        return model.init(key, view(batch, prefix))
+        return model.init(key, strip_prefix(batch, prefix))
 
     def apply(params, state, batch, *, train, key):
-        own = view(batch, prefix)
-        out, state = model.apply(params, state, own, train=train, key=key)
+        fields = strip_prefix(batch, prefix)
+        out, state = model.apply(params, state, fields, train=train, key=key)
         pooled = Outputs(out.logits, embedding=out.embedding, text_embedding=out.text_embedding)
-        return replace(pooled, spans=TokenSpans(own["span"], own["label"]) if "span" in own else None), state
+        return replace(pooled, spans=TokenSpans(fields["span"], fields["label"]) if "span" in fields else None), state
 
     return model._replace(init=init, apply=apply)

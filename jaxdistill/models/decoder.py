@@ -1,7 +1,7 @@
-"""Decoder language models: Llama, Qwen2 and Qwen3, which differ by biases and norms of queries and keys alone.
+"""Decoder language models: Llama (Touvron et al. 2023, arxiv.org/abs/2302.13971), Qwen2 and Qwen3.
 
-Touvron et al. 2023 (arxiv.org/abs/2302.13971); Yang et al. 2024 (arxiv.org/abs/2407.10671); Yang et al. 2025
-(arxiv.org/abs/2505.09388).
+Qwen2 (Yang et al. 2024, arxiv.org/abs/2407.10671) adds biases of queries, keys and values; Qwen3 (Yang et al. 2025,
+arxiv.org/abs/2505.09388) adds norms of queries and keys. The network itself is in `causal.py`.
 """
 
 from collections.abc import Mapping
@@ -39,46 +39,53 @@ def decoder(
     attentions: bool = False,
     attention: Literal["xla", "cudnn"] = "xla",
 ) -> Model:
-    """A decoder over `input_ids` `[batch, length]`; its logits are a `Factored` head.
+    """Build a decoder that reads `input_ids`, `[batch, length]`; its logits are a `Factored` head.
 
-    Of the batch it also reads `attention_mask` (1 for a real token, as transformers means it), `segment_ids` (several
-    documents in one row: a token sees its own only, and positions restart with each; padding is a segment too) and
-    `positions`, all `[batch, length]`. With `slots`, `[batch, slots]` = 0, 1, 2, ..., it keeps keys and values in its
-    state, as `generate` needs it: `init` gives a cache of so many tokens, and `apply` writes the given ones at their
-    `positions` and sees all before them.
+    Optional fields of the batch, `[batch, length]` each:
+
+    - `attention_mask`: 1 for a real token, 0 for padding, as in transformers.
+    - `segment_ids`: for several documents in one row. A token attends only to its own document, and positions restart
+      with each document. Padding is a segment too.
+    - `positions`: the position of each token.
+
+    With `slots`, `[batch, slots]` = 0, 1, 2, ..., the state holds a cache of keys and values, which `generate` uses:
+    `init` creates a cache for that many tokens, and `apply` writes the new tokens at their `positions` and attends to
+    all tokens before them.
 
     Args:
-        vocabulary: how many tokens there are, and so logits.
-        width: of the residual stream.
-        depth: blocks.
-        heads: attention heads, for queries.
-        kv_heads: heads for keys and values; they must divide `heads`.
+        vocabulary: number of tokens, which is also the number of logits.
+        width: width of the residual stream.
+        depth: number of blocks.
+        heads: number of attention heads of the queries.
+        kv_heads: number of heads of keys and values; must divide `heads`.
         head_size: units of a head, an even number.
         ffn: width of the gated perceptron.
-        positions: the longest sequence, in tokens.
-        theta: the base of the rotary wavelengths.
-        epsilon: added to mean squares.
-        tied: the head is the embedding's transpose, without parameters of its own.
+        positions: maximal length of a sequence in tokens.
+        theta: base of the rotary wavelengths.
+        epsilon: added to mean squares in the norms.
+        tied: the head is the transposed embedding table and has no parameters.
         qkv_bias: queries, keys and values have biases, as in Qwen2.
         qk_norm: queries and keys are normalised in every head, as in Qwen3.
         rope_scaling: `(factor, low, high, context)` of Llama 3.1; None: no scaling.
-        scan_layers: compile one layer and keep the parameters of all stacked along a first axis; else compile each.
-        remat: what a layer keeps for its backward pass: "none" leaves it to the compiler, which keeps everything;
-            "dots" keeps the products with kernels; "full" its input alone.
-        attentions: return attention probabilities, by a plain path that holds them in memory.
-        attention: who computes it otherwise: the compiler, or cuDNN's kernel, which is for NVIDIA's GPUs and bfloat16.
+        scan_layers: compile one layer and stack the parameters of all layers along a leading axis; False: compile
+            each layer.
+        remat: values that a layer saves for its backward pass: "full" saves its input only; "dots" also saves the
+            products with kernels; "none" leaves the choice to the compiler, which saves everything.
+        attentions: return attention probabilities, which materialises them.
+        attention: implementation of attention without `attentions`: "xla", or "cudnn" for bfloat16 on NVIDIA GPUs.
 
     Raises:
-        ValueError: sizes that make no decoder.
+        ValueError: a size is not positive, `kv_heads` does not divide `heads`, `head_size` is odd, or both `qkv_bias`
+            and `qk_norm` are set.
     """
     if min(vocabulary, width, depth, heads, kv_heads, ffn) < 1:
         raise ValueError("vocabulary, width, depth, heads, kv_heads and ffn must be positive")
     if heads % kv_heads:
-        raise ValueError(f"{kv_heads} kv_heads do not divide {heads} heads")
+        raise ValueError(f"kv_heads={kv_heads} does not divide heads={heads}; choose a divisor")
     if head_size < 2 or head_size % 2:
-        raise ValueError(f"head_size must be even, since rotary positions turn pairs of units; got {head_size}")
+        raise ValueError(f"head_size must be even, because rotary positions rotate pairs of units; got {head_size}")
     if qkv_bias and qk_norm:
-        raise ValueError("qkv_bias is of Qwen2 and qk_norm of Qwen3; no architecture has both")
+        raise ValueError("qkv_bias (Qwen2) and qk_norm (Qwen3) are both set; no architecture has both, so choose one")
     sizes = Sizes(width, heads, kv_heads, head_size, ffn, epsilon, qkv_bias, qk_norm, attentions, attention)
     rope = (positions, theta, rope_scaling and Llama3(*rope_scaling))
 
@@ -89,14 +96,14 @@ def decoder(
     return from_nnx(make)
 
 
-ONLY = {  # settings that are one thing here
+SUPPORTED = {  # config keys, and the only value that `decoder` supports
     "attention_bias": False,
     "attention_dropout": 0.0,
     "hidden_act": "silu",
     "mlp_bias": False,
     "use_sliding_window": False,
 }
-NUMBERS = {  # our counts, by their names
+SIZES = {  # argument of `decoder`: Hugging Face config key
     "vocabulary": "vocab_size",
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -108,64 +115,67 @@ SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positi
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    for key, only in ONLY.items():
-        if config.get(key, only) != only:
-            raise ValueError(f"{key} = {config[key]!r}, and our decoder has {only!r} alone; take another checkpoint")
-    missing = sorted(key for key in NUMBERS.values() if key not in config)
+    for key, supported in SUPPORTED.items():
+        if config.get(key, supported) != supported:
+            raise ValueError(f"{key} = {config[key]!r} is not supported, only {supported!r}; use another checkpoint")
+    missing = sorted(key for key in SIZES.values() if key not in config)
     if missing:
-        raise ValueError(f"the config lacks {', '.join(missing)}; write what the checkpoint was made with")
-    kind, heads, width = config["model_type"], config["num_attention_heads"], config["hidden_size"]
-    head_size = config.get("head_dim") or (128 if kind == "qwen3" else width // heads)
-    if not config.get("head_dim") and kind != "qwen3" and width % heads:
-        raise ValueError(f"num_attention_heads = {heads} does not divide hidden_size = {width}; write head_dim")
+        raise ValueError(f"the config lacks {', '.join(missing)}; add the values that the model was trained with")
+    model_type, heads, width = config["model_type"], config["num_attention_heads"], config["hidden_size"]
+    head_size = config.get("head_dim") or (128 if model_type == "qwen3" else width // heads)
+    if not config.get("head_dim") and model_type != "qwen3" and width % heads:
+        raise ValueError(f"num_attention_heads = {heads} does not divide hidden_size = {width}; set head_dim")
     theta, scaling = _rope(config)
     return {
-        **{ours: int(config[theirs]) for ours, theirs in NUMBERS.items()},
+        **{argument: int(config[key]) for argument, key in SIZES.items()},
         "kv_heads": config.get("num_key_value_heads") or heads,
         "head_size": head_size,
         "theta": theta,
         "epsilon": float(config.get("rms_norm_eps", 1e-6)),
         "tied": bool(config.get("tie_word_embeddings", False)),
-        "qkv_bias": kind == "qwen2",
-        "qk_norm": kind == "qwen3",
+        "qkv_bias": model_type == "qwen2",
+        "qk_norm": model_type == "qwen3",
         "rope_scaling": scaling,
     }
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[float, ...] | None]:
-    """Base and scaling; transformers 5 keeps both in `rope_parameters`, and kept them in two keys before."""
+    """Return base and scaling of the rotary positions.
+
+    transformers 5 writes both into `rope_parameters`; earlier versions wrote `rope_theta` and `rope_scaling`.
+    """
     rope = {
         "rope_theta": config.get("rope_theta", 10000.0),
         **(config.get("rope_scaling") or {}),
         **(config.get("rope_parameters") or {}),
     }
-    kind, share = rope.get("rope_type", rope.get("type", "default")), rope.get("partial_rotary_factor", 1.0)
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"rope_type = {kind!r}, and our decoder has default and llama3; take another checkpoint")
-    if share != 1.0:
-        raise ValueError(f"partial_rotary_factor = {share}, and our decoder turns whole heads; take another checkpoint")
-    return float(rope["rope_theta"]), tuple(rope[key] for key in SCALING) if kind == "llama3" else None
+    rope_type, fraction = rope.get("rope_type", rope.get("type", "default")), rope.get("partial_rotary_factor", 1.0)
+    if rope_type not in ("default", "llama3"):
+        raise ValueError(f"rope_type = {rope_type!r} is not supported, only default and llama3; use another checkpoint")
+    if fraction != 1.0:
+        raise ValueError(f"partial_rotary_factor = {fraction} is not supported, only 1.0; use another checkpoint")
+    return float(rope["rope_theta"]), tuple(rope[key] for key in SCALING) if rope_type == "llama3" else None
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    ours = family.complete(decoder, arguments)
-    kind = "qwen2" if ours["qkv_bias"] else "qwen3" if ours["qk_norm"] else "llama"
-    scaling = ours["rope_scaling"]
+    settings = family.with_defaults(decoder, arguments)
+    model_type = "qwen2" if settings["qkv_bias"] else "qwen3" if settings["qk_norm"] else "llama"
+    scaling = settings["rope_scaling"]
     return {
-        "model_type": kind,
-        "architectures": [f"{kind.capitalize()}ForCausalLM"],
-        **{theirs: ours[each] for each, theirs in NUMBERS.items()},
-        "num_key_value_heads": ours["kv_heads"],
-        "head_dim": ours["head_size"],
-        "rms_norm_eps": ours["epsilon"],
-        "tie_word_embeddings": ours["tied"],
-        "rope_theta": ours["theta"],  # the older form, which transformers 5 reads too
+        "model_type": model_type,
+        "architectures": [f"{model_type.capitalize()}ForCausalLM"],
+        **{key: settings[argument] for argument, key in SIZES.items()},
+        "num_key_value_heads": settings["kv_heads"],
+        "head_dim": settings["head_size"],
+        "rms_norm_eps": settings["epsilon"],
+        "tie_word_embeddings": settings["tied"],
+        "rope_theta": settings["theta"],  # the form of transformers 4, which transformers 5 reads too
         "rope_scaling": scaling and {"rope_type": "llama3", **dict(zip(SCALING, scaling, strict=True))},
-        **ONLY,
+        **SUPPORTED,
     }
 
 
-IN_LAYER = (
+LAYER_RULES = (
     Rule("attention_norm/scale", "input_layernorm.weight", axes=("width",)),
     Rule("attention/query/kernel", "self_attn.q_proj.weight", "linear", ("width", "heads")),
     Rule("attention/key/kernel", "self_attn.k_proj.weight", "linear", ("width", "kv_heads")),
@@ -185,16 +195,16 @@ IN_LAYER = (
 
 def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
     stacked = arguments.get("scan_layers", True)
-    ours, theirs = ("blocks/", "model.layers.{layer}.") if stacked else (r"blocks/(\d+)/", "model.layers.{0}.")
+    name, stored_name = ("blocks/", "model.layers.{layer}.") if stacked else (r"blocks/(\d+)/", "model.layers.{0}.")
     return (
         Rule("embed/embedding", "model.embed_tokens.weight", axes=("vocabulary", "width")),
-        *(rule._replace(ours=ours + rule.ours, theirs=theirs + rule.theirs) for rule in IN_LAYER),
+        *(rule._replace(name=name + rule.name, stored_name=stored_name + rule.stored_name) for rule in LAYER_RULES),
         Rule("norm/scale", "model.norm.weight", axes=("width",)),
         Rule("head/kernel", "lm_head.weight", "linear", ("width", "vocabulary")),
     )
 
 
-family.add(
+family.register(
     Family(
         factory=decoder,
         model_types=("llama", "qwen2", "qwen3"),
@@ -202,6 +212,7 @@ family.add(
         config=_config,
         rules=_rules,
         prefix=r"model\.",
-        ignored=r"lm_head\.weight|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",  # the head of a tied one: a copy
+        # if the head is tied, `lm_head.weight` is a copy of the embedding table
+        ignored=r"lm_head\.weight|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
     )
 )

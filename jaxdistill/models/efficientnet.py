@@ -1,8 +1,9 @@
-"""EfficientNet-Lite: Tan and Le, EfficientNet, 2019 (arxiv.org/abs/1905.11946), in its form for phones (2020).
+"""EfficientNet-Lite (2020), the mobile variant of EfficientNet (Tan and Le 2019, arxiv.org/abs/1905.11946).
 
-Lite leaves out squeeze-and-excitation and has ReLU6 for swish (github.com/tensorflow/tpu/tree/master/models/official/
-efficientnet/lite). Checkpoints have the names of the PyTorch port by Luke Melas-Kyriazi; weights that were trained in
-TensorFlow pad as it does ("SAME": where a stride leaves one pixel over, it is added below and to the right).
+Lite has no squeeze-and-excitation, and ReLU6 in place of swish (github.com/tensorflow/tpu/tree/master/models/official/
+efficientnet/lite). Checkpoints use the weight names of the PyTorch port by Luke Melas-Kyriazi. Weights that were
+trained in TensorFlow need its "SAME" padding: if the padding is an odd number of pixels, the extra pixel is added at
+the bottom and at the right.
 """
 
 from collections.abc import Mapping
@@ -17,10 +18,10 @@ from jaxdistill.core.registry import models
 from jaxdistill.core.types import Array, Model, Outputs
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule, batch_norm
-from jaxdistill.models.layers import BatchNorm, Depthwise, dropout, nudged, pixels, require_share
+from jaxdistill.models.layers import BatchNorm, Depthwise, dropout, nudged, pixels, require_dropout_rate
 from jaxdistill.models.nnx import from_nnx
 
-Stages = tuple[tuple[int, int, int, int, int], ...]
+Stages = tuple[tuple[int, int, int, int, int], ...]  # (width, blocks, kernel size, stride, expansion) of each stage
 LITE0: Stages = (
     (16, 1, 3, 1, 1),
     (24, 2, 3, 2, 6),
@@ -45,11 +46,15 @@ def _conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs, stride: int = 1)
 
 
 def _norm(width: int) -> BatchNorm:
-    return BatchNorm(width, momentum=0.99, epsilon=1e-3)  # as published
+    return BatchNorm(width, momentum=0.99, epsilon=1e-3)  # the published values
 
 
 class Block(nnx.Module):
-    """Inverted bottleneck (Sandler et al. 2018): widen, filter each channel, narrow without a nonlinearity."""
+    """An inverted bottleneck (Sandler et al. 2018), `[batch, height, width, channels]`.
+
+    A 1x1 convolution widens the channels, a depthwise convolution filters each, and a linear 1x1 convolution narrows
+    them. The input is added if its shape is unchanged.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, *, rngs: nnx.Rngs):
         hidden = inputs * expansion
@@ -57,7 +62,7 @@ class Block(nnx.Module):
         self.up_norm = _norm(hidden) if expansion > 1 else None
         self.depthwise, self.depthwise_norm = Depthwise(hidden, kernel, stride, rngs=rngs), _norm(hidden)
         self.down, self.down_norm = _conv(hidden, outputs, 1, rngs), _norm(outputs)
-        self.skips = stride == 1 and inputs == outputs
+        self.has_shortcut = stride == 1 and inputs == outputs
 
     def __call__(self, x: Array, mask: Array, train: bool) -> Array:
         y = x
@@ -65,14 +70,17 @@ class Block(nnx.Module):
             y = by_rows(jax.nn.relu6(self.up_norm(by_rows(self.up(y)), mask, train)))
         y = by_rows(jax.nn.relu6(self.depthwise_norm(by_rows(self.depthwise(y)), mask, train)))
         y = by_rows(self.down_norm(by_rows(self.down(y)), mask, train))
-        if not self.skips:
+        if not self.has_shortcut:
             return y
-        # in float32, as in resnet.py: XLA on CPU miscompiled such sums in bfloat16
+        # in float32, as in resnet.py: XLA on CPU miscompiled this sum in bfloat16
         return by_rows((x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype))
 
 
 class EfficientNet(nnx.Module):
-    """Hidden states: the stem and every block, `[batch, height, width, channels]`; the embedding is the pooled top."""
+    """The network. Its hidden states are the stem and every block, `[batch, height, width, channels]` each.
+
+    The embedding is the last convolution, averaged over height and width: `[batch, top]`.
+    """
 
     def __init__(
         self, channels: int, stem: int, stages: Stages, top: int, rate: float, classes: int, *, rngs: nnx.Rngs
@@ -98,9 +106,9 @@ class EfficientNet(nnx.Module):
             x = nudged(block(x, mask, train), batch, number)
             states.append(x)
         x = by_rows(jax.nn.relu6(self.top_norm(by_rows(self.top(x)), mask, train)))
-        pooled = by_rows(jnp.mean(x, axis=(1, 2)))
-        kept = dropout(pooled, self.rate, train=train, key=key)
-        return Outputs(by_rows(self.head(kept)), tuple(states), embedding=pooled)
+        pooled = by_rows(jnp.mean(x, axis=(1, 2)))  # [batch, top]
+        dropped = dropout(pooled, self.rate, train=train, key=key)
+        return Outputs(by_rows(self.head(dropped)), tuple(states), embedding=pooled)
 
 
 @models.register
@@ -112,33 +120,38 @@ def efficientnet_lite(
     dropout: float = 0.0,
     channels: int | None = None,
 ) -> Model:
-    """EfficientNet-Lite over `image`; its defaults are Lite0, 4.65 M parameters. Its running statistics are state.
+    """Build EfficientNet-Lite, which reads `image`. The defaults are Lite0, with 4.65 M parameters.
+
+    Its running statistics are state.
 
     Args:
-        classes: how many logits.
+        classes: number of logits.
         stem: channels of the first convolution.
-        stages: for each stage its width, number of blocks, kernel size, stride and expansion inside a block.
+        stages: width, number of blocks, kernel size, stride and expansion of each stage.
         top: channels of the last convolution, which is pooled.
-        dropout: the share of the pooled features dropped in training; 0.2 where Lite0 was published.
-        channels: of the image; None: those of the batch.
+        dropout: dropout rate of the pooled features; 0.2 in the published training of Lite0.
+        channels: channels of the image; None: those of the batch.
+
+    Raises:
+        ValueError: no stage, a size that is not positive, a dropout rate out of range, or other channels.
     """
     sizes = (stem, top, *(size for stage in stages for size in stage))
     if not stages or min(sizes) < 1:
-        raise ValueError(f"there is at least one stage and all sizes are positive; got {stem=}, {stages=}, {top=}")
-    require_share("dropout", dropout)
+        raise ValueError(f"give at least one stage, and positive sizes; got {stem=}, {stages=}, {top=}")
+    require_dropout_rate("dropout", dropout)
 
     def make(rngs: nnx.Rngs, batch) -> EfficientNet:
-        found = batch["image"].shape[-1]
-        if channels not in (None, found):
-            raise ValueError(f"the images have {found} channels, not {channels}")
-        return EfficientNet(found, stem, stages, top, dropout, classes, rngs=rngs)
+        image_channels = batch["image"].shape[-1]
+        if channels not in (None, image_channels):
+            raise ValueError(f"the images have {image_channels} channels, but the model has channels={channels}")
+        return EfficientNet(image_channels, stem, stages, top, dropout, classes, rngs=rngs)
 
     return from_nnx(make)
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "classes": family.classes(config, default=1000),
+        "classes": family.num_classes(config, default=1000),
         "stem": config.get("stem_size", 32),
         "stages": tuple(tuple(stage) for stage in config.get("stages", LITE0)),
         "top": config.get("top_size", 1280),
@@ -148,16 +161,16 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    full = family.complete(efficientnet_lite, arguments)
+    settings = family.with_defaults(efficientnet_lite, arguments)
     return {
-        "model_type": "efficientnet_lite",  # ours: transformers knows only the EfficientNets that are not Lite
+        "model_type": "efficientnet_lite",  # our own type: transformers has no EfficientNet-Lite
         "architectures": ["EfficientNetLite"],
-        "num_labels": full["classes"],
-        "stem_size": full["stem"],
-        "stages": full["stages"],
-        "top_size": full["top"],
-        "dropout_rate": full["dropout"],
-        "num_channels": full["channels"],
+        "num_labels": settings["classes"],
+        "stem_size": settings["stem"],
+        "stages": settings["stages"],
+        "top_size": settings["top"],
+        "dropout_rate": settings["dropout"],
+        "num_channels": settings["channels"],
     }
 
 
@@ -179,7 +192,7 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
     )
 
 
-family.add(
+family.register(
     Family(
         efficientnet_lite,
         ("efficientnet_lite0", "efficientnet_lite"),

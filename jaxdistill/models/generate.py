@@ -1,7 +1,12 @@
-"""Text from a decoder: a prompt is read once, then each new token is one step over cached keys and values.
+"""Generate text with a decoder, using cached keys and values.
 
-Pure functions, to be jitted by their caller: `jax.jit(functools.partial(generate, model, steps=20, temperature=0.0))`
-is compiled once for all prompts of up to `length` tokens.
+The prompts, `[rows, length]`, are processed in one forward pass, which fills the cache. Then a `lax.while_loop` runs
+one step per new token: a forward pass over one token per row, which attends to the cache, then a sample. All shapes
+are static: the cache has `length + steps - 1` slots, and rows that have finished get token 0 until all rows have.
+
+All functions are pure, and their caller applies `jit`:
+`jax.jit(functools.partial(generate, model, steps=20, temperature=0.0))` compiles once for all prompts of up to
+`length` tokens.
 """
 
 import dataclasses
@@ -15,22 +20,31 @@ from jaxdistill.core.types import Array, Factored, Model, PyTree
 
 
 class Generated(NamedTuple):
-    """What was drawn.
+    """Generated tokens.
 
-    tokens: `[rows, steps]` int32, 0 behind a row's last one
-    lengths: how many tokens each row has, its stop token included, `[rows]` int32
+    tokens: `[rows, steps]` int32, 0 after the last token of a row
+    lengths: number of tokens of each row, including its stop token, `[rows]` int32
     """
 
     tokens: Array
     lengths: Array
 
 
-class _Loop(NamedTuple):
-    step: Array  # how many tokens have been drawn for each row
+class _LoopState(NamedTuple):
+    """The state of the loop over new tokens.
+
+    step: number of tokens sampled for each row, int32 scalar
+    cache: the model's state with the cached keys and values
+    token: the last token of each row, `[rows]` int32
+    done: true for rows that have a stop token, `[rows]`
+    generated: the tokens so far
+    """
+
+    step: Array
     cache: PyTree
     token: Array
     done: Array
-    out: Generated
+    generated: Generated
 
 
 def generate(
@@ -47,110 +61,117 @@ def generate(
     stop: tuple[int, ...] = (),
     padding: Literal["left", "right"] = "right",
 ) -> Generated:
-    """Continues every prompt by up to `steps` tokens; ends early when all rows have met a stop token.
+    """Continue every prompt by up to `steps` tokens; stop early when all rows have a stop token.
 
     Args:
-        model: one that keeps a cache when its batch has `slots`, such as a decoder.
-        params: its parameters.
+        model: a model that keeps a cache if its batch has `slots`, such as a decoder.
+        params: the model's parameters.
         prompts: `[rows, length]` int32.
-        lengths: how many tokens of each prompt are real, `[rows]`, 1 at least.
-        key: each row and each step draws with a key of its own.
-        steps: the most tokens to add.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: draw among the k likeliest tokens (Fan et al. 2018, arxiv.org/abs/1805.04833), and ties; None: all.
-        top_p: draw among the fewest tokens that hold this share (Holtzman et al. 2020, arxiv.org/abs/1904.09751).
+        lengths: number of real tokens of each prompt, `[rows]`, at least 1.
+        key: split into one key for each row and step.
+        steps: maximal number of new tokens.
+        temperature: divides the logits; 0 selects the most likely token.
+        top_k: sample from the k most likely tokens, and ties (Fan et al. 2018, arxiv.org/abs/1805.04833); None: all.
+        top_p: sample from the smallest set of tokens with this total probability (Holtzman et al. 2020,
+            arxiv.org/abs/1904.09751).
         stop: tokens that end a row.
-        padding: on which side of a prompt its padding stands.
+        padding: side on which the prompts are padded.
 
     Raises:
-        ValueError: settings that draw nothing, or a model without a cache.
+        ValueError: sampling settings out of range, or a model without a cache.
     """
     _check(steps, temperature, top_k, top_p)
     rows, length = prompts.shape
-    index = jnp.arange(length)[None]
+    index = jnp.arange(length)[None]  # [1, length]
     if padding == "left":
         prompts = jnp.take_along_axis(prompts, (index - lengths[:, None]) % length, axis=1)
     slots = jnp.broadcast_to(jnp.arange(length + steps - 1), (rows, length + steps - 1))
 
-    def read(cache: PyTree, tokens: Array, positions: Array) -> tuple[Any, PyTree]:
+    def forward(cache: PyTree, tokens: Array, positions: Array) -> tuple[Any, PyTree]:
         batch = {"input_ids": tokens, "positions": positions, "slots": slots}
         out, cache = model.apply(params, cache, batch, train=False, key=key)
         return out.logits, cache
 
-    def drawn(logits: Array | Factored, last: Array, step: Array) -> Array:
-        return draw(_at(logits, last), jax.random.fold_in(key, step), temperature, top_k, top_p)
+    def sample(logits: Array | Factored, position: Array, step: Array) -> Array:
+        step_key = jax.random.fold_in(key, step)
+        return sample_tokens(_logits_at(logits, position), step_key, temperature, top_k, top_p)
 
-    def advance(loop: _Loop) -> _Loop:
-        logits, cache = read(loop.cache, loop.token[:, None], (lengths + loop.step - 1)[:, None])
-        return _recorded(loop, cache, drawn(logits, jnp.zeros_like(lengths), loop.step), stop)
+    def advance(loop: _LoopState) -> _LoopState:
+        logits, cache = forward(loop.cache, loop.token[:, None], (lengths + loop.step - 1)[:, None])
+        return _append(loop, cache, sample(logits, jnp.zeros_like(lengths), loop.step), stop)
 
-    logits, cache = read(empty_cache(model, slots), prompts, jnp.broadcast_to(index, prompts.shape))
-    begun = _begun(cache, rows, steps)
-    loop = _recorded(begun, cache, drawn(logits, lengths - 1, begun.step), stop)
-    return jax.lax.while_loop(lambda loop: (loop.step < steps) & ~loop.done.all(), advance, loop).out
+    logits, cache = forward(empty_cache(model, slots), prompts, jnp.broadcast_to(index, prompts.shape))
+    start = _initial_state(cache, rows, steps)
+    loop = _append(start, cache, sample(logits, lengths - 1, start.step), stop)
+    return jax.lax.while_loop(lambda loop: (loop.step < steps) & ~loop.done.all(), advance, loop).generated
 
 
 def _check(steps: int, temperature: float, top_k: int | None, top_p: float) -> None:
     if steps < 1 or temperature < 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1):
         raise ValueError(
-            "steps and top_k are positive, temperature is not negative, top_p is above 0 and at most 1; "
+            "steps and top_k must be positive, temperature must not be negative, and top_p must be in (0, 1]; "
             f"got steps={steps}, top_k={top_k}, temperature={temperature}, top_p={top_p}"
         )
 
 
-def _begun(cache: PyTree, rows: int, steps: int) -> _Loop:
-    """Before the first token is drawn."""
-    none = Generated(jnp.zeros((rows, steps), jnp.int32), jnp.zeros(rows, jnp.int32))
-    return _Loop(jnp.zeros((), jnp.int32), cache, jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), none)
+def _initial_state(cache: PyTree, rows: int, steps: int) -> _LoopState:
+    """Return the state before the first token is sampled."""
+    nothing = Generated(jnp.zeros((rows, steps), jnp.int32), jnp.zeros(rows, jnp.int32))
+    return _LoopState(jnp.zeros((), jnp.int32), cache, jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), nothing)
 
 
-def _recorded(loop: _Loop, cache: PyTree, token: Array, stop: tuple[int, ...]) -> _Loop:
-    """After a token was drawn for each row; a row that is done gets 0."""
+def _append(loop: _LoopState, cache: PyTree, token: Array, stop: tuple[int, ...]) -> _LoopState:
+    """Append one sampled token to each row, `[rows]`; a row that is done gets 0."""
     token = jnp.where(loop.done, 0, token)
-    out = Generated(loop.out.tokens.at[:, loop.step].set(token), loop.out.lengths + ~loop.done)
+    tokens = loop.generated.tokens.at[:, loop.step].set(token)
+    generated = Generated(tokens, loop.generated.lengths + ~loop.done)
     done = loop.done | jnp.isin(token, jnp.asarray(stop, jnp.int32))
-    return _Loop(loop.step + 1, cache, token, done, out)
+    return _LoopState(loop.step + 1, cache, token, done, generated)
 
 
 def empty_cache(model: Model, slots: Array) -> PyTree:
-    """The state of a model that shall read up to `slots.shape[1]` tokens.
+    """Create the state of a model with an empty cache for `slots.shape[1]` tokens.
 
     Args:
-        model: one that keeps a cache when its batch has `slots`.
+        model: a model that keeps a cache if its batch has `slots`.
         slots: 0, 1, 2, ... in each row, `[rows, slots]`.
 
     Raises:
-        ValueError: it keeps none.
+        ValueError: the model keeps no cache.
     """
     token = jax.ShapeDtypeStruct((slots.shape[0], 1), jnp.int32)
     batch = {"input_ids": token, "positions": token, "slots": slots}
     _, state = jax.eval_shape(model.init, jax.random.key(0), batch)
     if not state:
-        raise ValueError("this model keeps no cache of keys and values; text is generated by a decoder")
+        raise ValueError("the model keeps no cache of keys and values; use a decoder to generate text")
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
 
 
-def draw(logits: Array, key: Array, temperature: float, top_k: int | None, top_p: float) -> Array:
-    """One token for each row of `[rows, classes]`; the arguments are those of `generate`."""
+def sample_tokens(logits: Array, key: Array, temperature: float, top_k: int | None, top_p: float) -> Array:
+    """Sample one token per row, `[rows, classes] -> [rows]` int32; see `generate` for the arguments."""
     logits = logits.astype(jnp.float32)
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]  # [rows, 1]
+        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     if top_p < 1:
+        # Keep a token if the tokens that are more likely than it have less than top_p together
         sorted_logits = jnp.sort(logits, axis=-1, descending=True)
-        share = jax.nn.softmax(sorted_logits)
-        needed = jnp.cumsum(share, axis=-1) - share < top_p
-        least = jnp.min(jnp.where(needed, sorted_logits, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits >= least, logits, -jnp.inf)
+        probabilities = jax.nn.softmax(sorted_logits)
+        kept = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
+        threshold = jnp.min(jnp.where(kept, sorted_logits, jnp.inf), axis=-1, keepdims=True)  # [rows, 1]
+        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     return jax.vmap(jax.random.categorical)(row_keys(key, logits.shape[0]), logits).astype(jnp.int32)
 
 
-def _at(logits: Array | Factored, index: Array) -> Array:
-    """Each row's logits at one position, `[rows, classes]`; of a factored head no others are ever formed."""
-    here = lambda x: x[jnp.arange(x.shape[0]), index]
+def _logits_at(logits: Array | Factored, position: Array) -> Array:
+    """Return the logits of each row at one position, `[rows, length, classes] -> [rows, classes]`.
+
+    A factored head computes the logits of these positions only.
+    """
+    select = lambda x: x[jnp.arange(x.shape[0]), position]
     if isinstance(logits, Factored):
-        return dataclasses.replace(logits, features=here(logits.features)).dense()
-    return here(logits)
+        return dataclasses.replace(logits, features=select(logits.features)).dense()
+    return select(logits)

@@ -1,4 +1,7 @@
-"""Multilayer perceptron over flattened pixels: the smallest student."""
+"""Multilayer perceptron (Rumelhart, Hinton and Williams 1986, doi.org/10.1038/323533a0) over flattened pixels.
+
+It is the smallest student.
+"""
 
 import itertools
 import math
@@ -9,12 +12,15 @@ from flax import nnx
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import Model, Outputs
-from jaxdistill.models.layers import dropout, nudged, pixels, require_share
+from jaxdistill.models.layers import dropout, nudged, pixels, require_dropout_rate
 from jaxdistill.models.nnx import from_nnx
 
 
 class Mlp(nnx.Module):
-    """Linear layers with ReLU; hidden states are their activations, the first standing for the embedding."""
+    """Linear layers with ReLU. The hidden states are their activations, `[batch, width]` each.
+
+    The first hidden state takes the place of an embedding layer; `Outputs.embedding` is the last one.
+    """
 
     def __init__(self, inputs: int, widths: tuple[int, ...], classes: int, rate: float, *, rngs: nnx.Rngs):
         sizes = (inputs, *widths)
@@ -24,7 +30,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, batch, *, train: bool, key) -> Outputs:
         image = batch["image"]
-        x = pixels(image.reshape(image.shape[0], -1), self.head.kernel.dtype)
+        x = pixels(image.reshape(image.shape[0], -1), self.head.kernel.dtype)  # [batch, height * width * channels]
         states = []
         for number, layer in enumerate(self.layers):
             x = by_rows(jax.nn.relu(layer(x)))
@@ -35,17 +41,19 @@ class Mlp(nnx.Module):
 
 @models.register
 def mlp(widths: tuple[int, ...], classes: int, dropout: float = 0.0) -> Model:
-    """A multilayer perceptron over `image`.
+    """Build a multilayer perceptron, which reads `image`.
 
     Args:
-        widths: of its hidden layers, at least one.
-        classes: how many logits.
-        dropout: the share of activations dropped in training.
+        widths: widths of the hidden layers, at least one.
+        classes: number of logits.
+        dropout: dropout rate of the activations.
+
+    Raises:
+        ValueError: no width, a width that is not positive, or a dropout rate out of range.
     """
     if not widths or min(widths) < 1:
-        raise ValueError(f"widths names at least one positive width; got {widths}")
-
-    require_share("dropout", dropout)
+        raise ValueError(f"widths must have at least one entry, all positive; got {widths}")
+    require_dropout_rate("dropout", dropout)
 
     def make(rngs: nnx.Rngs, batch) -> Mlp:
         return Mlp(math.prod(batch["image"].shape[1:]), widths, classes, dropout, rngs=rngs)

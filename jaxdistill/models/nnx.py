@@ -1,7 +1,7 @@
-"""Flax NNX is the layer library, the core is functional: a module becomes a `Model` of two pure functions.
+"""Convert a Flax NNX module to a `Model`, which is a pair of pure functions.
 
-The module is split once into a graph definition and flat dicts `{"blocks/0/mlp/up/kernel": array}`, and merged inside
-`jit`, which costs nothing there. (`nnx.jit(module)` splits at every call.)
+The module is split once into a graph definition and flat dicts `{"blocks/0/mlp/up/kernel": array}`. It is merged again
+inside `jit`, while tracing, so that merging costs nothing at run time. (`nnx.jit(module)` splits at every call.)
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from flax import nnx
 from jaxdistill.core.types import Array, Model, Outputs, PyTree
 
 Batch = Mapping[str, Array]
-Call = Callable[[Any, Batch, bool, Array], Outputs]
+Call = Callable[[Any, Batch, bool, Array], Outputs]  # (module, batch, train, key) -> outputs
 
 
 def _call(module: Any, batch: Batch, train: bool, key: Array) -> Outputs:
@@ -22,22 +22,23 @@ def _call(module: Any, batch: Batch, train: bool, key: Array) -> Outputs:
 
 
 def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) -> Model:
-    """A Flax NNX module as a `Model`.
+    """Convert a Flax NNX module to a `Model`.
 
-    `nnx.Param` variables become params, random streams are renewed from the key of each call, and all other variables
-    (running statistics, counters, caches) become state. Training alone changes state, but for an `nnx.Cache`.
+    `nnx.Param` variables become params. Random streams are reseeded from the key of each call. All other variables
+    (running statistics, counters, caches) become state. Only training changes state, except for an `nnx.Cache`, which
+    always may.
 
     Args:
         make: `(rngs, batch) -> module`; `batch` has the shapes that the layers need.
-        call: `(module, batch, train, key) -> Outputs`. Ours take `module(batch, train=, key=)`; for a module of your
-            own, e.g. `lambda module, batch, train, key: Outputs(logits=module(batch["image"]))`. To be trained on a
-            mesh of three axes, a module passes each layer's activations through `jaxdistill.by_rows`.
+        call: `(module, batch, train, key) -> Outputs`. The default calls `module(batch, train=, key=)`. For your own
+            module write, for example, `lambda module, batch, train, key: Outputs(logits=module(batch["image"]))`. To
+            train on a mesh of three axes, a module must pass each layer's activations through `jaxdistill.by_rows`.
     """
     skeletons: dict[Any, tuple[Any, list[tuple[Any, Any]]]] = {}
 
-    def skeleton(batch: Batch) -> tuple[Any, list[tuple[Any, Any]]]:
+    def skeleton_of(batch: Batch) -> tuple[Any, list[tuple[Any, Any]]]:
         shapes = tuple((name, x.shape[1:], x.dtype) for name, x in sorted(batch.items()))
-        if shapes not in skeletons:  # an abstract trace, tens of milliseconds
+        if shapes not in skeletons:  # cached, because the abstract trace takes tens of milliseconds
             graph, variables = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0), batch)))
             skeletons[shapes] = graph, list(nnx.to_flat_state(variables))
         return skeletons[shapes]
@@ -46,11 +47,11 @@ def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) 
         return _collect(make(nnx.Rngs(key), batch))
 
     def apply(params: PyTree, state: PyTree, batch: Batch, *, train: bool, key: Array) -> tuple[Outputs, PyTree]:
-        graph, variables = skeleton(batch)
+        graph, variables = skeleton_of(batch)
         values = []
         for path, variable in variables:
             if isinstance(variable, nnx.RngState):
-                value = _renewed(variable, key)
+                value = _reseed(variable, key)
             else:
                 name = _name(path)
                 value = params[name] if isinstance(variable, nnx.Param) else state[name]
@@ -67,7 +68,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _collect(module: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Params and state of a module, as flat dicts; of its variables those of one kind."""
+    """Return params and state of a module as flat dicts, including only variables of one kind."""
     params: dict[str, Array] = {}
     state: dict[str, Array] = {}
     for path, variable in nnx.to_flat_state(nnx.state(module, kind)):
@@ -77,8 +78,8 @@ def _collect(module: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> tup
     return params, state
 
 
-def _renewed(variable: nnx.Variable, key: Array) -> Array:
-    """A module's own random stream, set anew for this call: its key is the call's, its counter 0."""
+def _reseed(variable: nnx.Variable, key: Array) -> Array:
+    """Return the new value of a random stream's variable: a key folded from the key of the call, or a counter of 0."""
     if isinstance(variable, nnx.RngKey):
         return jax.random.fold_in(key, 0)
     return jnp.zeros(variable.get_value().shape, jnp.uint32)

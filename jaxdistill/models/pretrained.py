@@ -1,11 +1,13 @@
-"""A network of the world with its weights: the architecture is read from the checkpoint's own config.
+"""Load a pretrained Hugging Face model, whole or as a smaller student made of its layers and units.
 
-    pretrained('google-bert/bert-base-uncased', classes=2)      a teacher to be fine-tuned: its head is new
-    pretrained('runs/teacher/teachers/bert/hub')                a teacher as it is
-    pretrained('...', layers=(0, 3, 7, 11))                     a student of four of its layers
-    pretrained('...', cut=(('ffn', 'evenly', 768),))            a narrower one
+The architecture is read from the checkpoint's config.
 
-Students made of their teacher's layers: Sanh et al., DistilBERT, 2019 (arxiv.org/abs/1910.01108).
+    pretrained('google-bert/bert-base-uncased', classes=2)      a teacher for fine-tuning, with a new head
+    pretrained('runs/teacher/teachers/bert/hub')                an unchanged teacher
+    pretrained('...', layers=(0, 3, 7, 11))                     a student with four of the teacher's layers
+    pretrained('...', cut=(('ffn', 'evenly', 768),))            a student with a narrower perceptron
+
+Initialising a student from its teacher's layers: DistilBERT, Sanh et al. 2019 (arxiv.org/abs/1910.01108).
 """
 
 import inspect
@@ -15,22 +17,27 @@ from typing import Any, NamedTuple
 from jaxdistill.core.errors import ConfigError, WeightsError
 from jaxdistill.core.registry import Spec, models, parse
 from jaxdistill.core.types import Model, Pretrained, Variables
-from jaxdistill.models.hub import family as families
-from jaxdistill.models.hub.kept_tokens import read
-from jaxdistill.models.hub.locate import Shape, open_shape, open_source
-from jaxdistill.models.hub.slice import Selection, averaged, blocks_of, evenly
-from jaxdistill.models.hub.slice import chosen as one_by_one
+from jaxdistill.models.hub import family as hub_family
+from jaxdistill.models.hub.kept_tokens import read_kept_tokens
+from jaxdistill.models.hub.locate import CheckpointConfig, open_config, open_source
+from jaxdistill.models.hub.slice import Selection, average_neighbours, heads_to_units, keep_evenly, keep_units
 from jaxdistill.models.hub.source import Source
 from jaxdistill.models.hub.weights import load, plan
 
-CUTS = {"evenly": evenly, "average": averaged}
+CUTS = {"evenly": keep_evenly, "average": average_neighbours}
 AXES = ("width", "ffn", "heads", "kv_heads")
-Cut = tuple[tuple[str, str, int], ...]
-Layers = tuple[int, ...] | tuple[str, int]  # numbers, or how many are taken from where
+Cut = tuple[tuple[str, str, int], ...]  # (axis, key of `CUTS`, new size)
+Layers = tuple[int, ...] | tuple[str, int]  # layer numbers, or ("uniform" | "first" | "last", number of layers)
 
 
-class Form(NamedTuple):
-    """What a checkpoint becomes: a family's network with arguments, and what of the checkpoint is kept."""
+class Architecture(NamedTuple):
+    """A model made from a checkpoint.
+
+    family: name of the model family
+    arguments: arguments of the family's factory
+    layers: numbers of the layers that are kept; empty: all
+    selections: units that are kept or averaged, by axis
+    """
 
     family: str
     arguments: dict[str, Any]
@@ -40,90 +47,109 @@ class Form(NamedTuple):
 
 @models.register
 def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", **options: Any) -> Model:
-    """The network of a checkpoint, with its weights.
+    """Build the model of a checkpoint, with its weights.
 
     Args:
         source: a Hugging Face folder, a hub id, or a GGUF file.
-        layers: which of its layers make up this network: numbers in order, or ("uniform", 3), ("first", 3),
+        layers: layers of the checkpoint that the model keeps: numbers in order, or ("uniform", 3), ("first", 3),
             ("last", 3); empty: all.
-        cut: (axis, "evenly" or "average", how many are left) for what shall be narrower: width, ffn, heads.
-        keep: folder of a vocabulary that was cut to a corpus, by `jaxdistill vocabulary`. The rows of its
-            tokens are kept, and texts must be tokenised by its tokenizer; a teacher that is cut alike says the same.
-        options: arguments of the family's own factory, such as `classes=2` or `dropout=0.1`. With other classes than
-            the checkpoint's its head is new, and has to be trained.
+        cut: (axis, "evenly" or "average", new size) for each axis to narrow: width, ffn, heads or kv_heads.
+        keep: folder of a reduced vocabulary, written by `jaxdistill vocabulary`. Only the embedding rows of its tokens
+            are kept, and texts must be tokenised by its tokenizer. A teacher with the same reduced vocabulary names the
+            same folder.
+        options: arguments of the family's factory, such as `classes=2` or `dropout=0.1`. If `classes` differs from the
+            checkpoint, the head is new and must be trained.
     """
-    form = form_of(open_shape(source), layers, cut, keep, options)
-    network = models.build(Spec(form.family, (), form.arguments), "")
+    architecture = architecture_of(open_config(source), layers, cut, keep, options)
+    model = models.build(Spec(architecture.family, (), architecture.arguments), "")
 
-    def find(shapes: Variables) -> Pretrained:
-        family, opened = families.families[form.family], open_source(source)
-        found = plan(opened, family, form.arguments, shapes, form.layers, form.selections)
-        return Pretrained(found.fresh, lambda: load(opened, found, shapes))
+    def prepare(shapes: Variables) -> Pretrained:
+        family, checkpoint = hub_family.families[architecture.family], open_source(source)
+        selections = architecture.selections
+        loading = plan(checkpoint, family, architecture.arguments, shapes, architecture.layers, selections)
+        return Pretrained(loading.fresh, lambda: load(checkpoint, loading, shapes))
 
-    return network._replace(load=find)
+    return model._replace(load=prepare)
 
 
-def form_of_spec(spec: str, path: str = "") -> Form | None:
-    """The form of whatever a config names as a model; None for a network that the world has no format for.
+def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
+    """Return the architecture of a model spec; None for a model without a Hugging Face format.
+
+    Args:
+        spec: spec string of a model.
+        path: the config path of the spec, for error messages.
 
     Raises:
-        ConfigError: at `path`, for a spec that names no model, or a checkpoint that is not there.
+        ConfigError: the spec names no model, or a checkpoint that does not exist.
     """
-    named = parse(spec, path)
-    if named.name not in {"pretrained", *families.families}:
+    parsed = parse(spec, path)
+    if parsed.name not in {"pretrained", *hub_family.families}:
         return None
-    given = inspect.signature(models[named.name]).bind(*named.args, **named.kwargs)
-    given.apply_defaults()
-    if named.name != "pretrained":
-        return Form(named.name, dict(given.arguments), (), {})
-    source, layers, cut, keep = given.args
+    bound = inspect.signature(models[parsed.name]).bind(*parsed.args, **parsed.kwargs)
+    bound.apply_defaults()
+    if parsed.name != "pretrained":
+        return Architecture(parsed.name, dict(bound.arguments), (), {})
+    source, layers, cut, keep = bound.args
     try:
-        found = form_of(open_shape(source), layers, cut, keep, given.kwargs)
+        architecture = architecture_of(open_config(source), layers, cut, keep, bound.kwargs)
     except WeightsError as error:
         raise ConfigError(path, f"{error}.") from None
-    return found._replace(arguments=families.complete(models[found.family], found.arguments))
+    arguments = hub_family.with_defaults(models[architecture.family], architecture.arguments)
+    return architecture._replace(arguments=arguments)
 
 
-def form_of(source: Shape | Source, layers: Layers, cut: Cut, keep: str, options: Mapping[str, Any]) -> Form:
-    """What `pretrained` makes of a checkpoint.
+def architecture_of(
+    source: CheckpointConfig | Source, layers: Layers, cut: Cut, keep: str, options: Mapping[str, Any]
+) -> Architecture:
+    """Return the architecture that `pretrained` builds from a checkpoint.
+
+    Args:
+        source: the checkpoint.
+        layers: see `pretrained`.
+        cut: see `pretrained`.
+        keep: see `pretrained`.
+        options: arguments of the family's factory.
 
     Raises:
-        WeightsError: an unknown architecture, a setting that the network does not have, an impossible cut.
+        WeightsError: an unknown architecture, an unsupported setting, or an impossible cut.
     """
-    name = families.of_config(source.config)
-    arguments = families.families[name].arguments(source.config)
+    name = hub_family.family_name(source.config)
+    arguments = hub_family.families[name].arguments(source.config)
     if layers and "depth" not in arguments:
-        raise WeightsError(f"{source.where} is a {name}, whose layers are no single stack; leave out layers={layers}")
-    chosen = _numbers(layers, arguments["depth"], source.where) if layers else ()
+        raise WeightsError(f"{source.path} is a {name}, which is not a single stack of layers; remove layers={layers}")
+    numbers = _layer_numbers(layers, arguments["depth"], source.path) if layers else ()
     selections: dict[str, Selection] = {}
-    smaller: dict[str, Any] = {"depth": len(chosen)} if layers else {}
-    for axis, how, left in cut:
-        if how not in CUTS or axis not in AXES or axis not in arguments:
+    sizes: dict[str, Any] = {"depth": len(numbers)} if layers else {}
+    for axis, method, size in cut:
+        if method not in CUTS or axis not in AXES or axis not in arguments:
             known = ", ".join(key for key in AXES if key in arguments)
-            raise WeightsError(f"cut {(axis, how, left)} is none of (AXIS, {' or '.join(CUTS)}, N); axes: {known}")
-        selections[axis], smaller[axis] = CUTS[how](arguments[axis], left), left
+            form = f"(AXIS, {' or '.join(CUTS)}, SIZE)"
+            raise WeightsError(f"cut {(axis, method, size)} is not of the form {form}; axes: {known}")
+        selections[axis], sizes[axis] = CUTS[method](arguments[axis], size), size
     if keep:
-        ids, size = read(keep)
-        if size != arguments.get("vocabulary"):
-            raise WeightsError(f"{keep} was cut from {size} tokens; {source.where} has {arguments.get('vocabulary')}")
-        selections["vocabulary"], smaller["vocabulary"] = one_by_one(ids), len(ids)
+        ids, full_size = read_kept_tokens(keep)
+        vocabulary = arguments.get("vocabulary")
+        if full_size != vocabulary:
+            raise WeightsError(f"{keep} was cut from {full_size} tokens, but {source.path} has {vocabulary}")
+        selections["vocabulary"], sizes["vocabulary"] = keep_units(ids), len(ids)
     for axis in ("heads", "kv_heads"):
         if axis in selections:
-            selections[axis] = blocks_of(selections[axis], _head_size(arguments))
-    return Form(name, {**arguments, **smaller, **options}, chosen, selections)
+            selections[axis] = heads_to_units(selections[axis], _head_size(arguments))
+    return Architecture(name, {**arguments, **sizes, **options}, numbers, selections)
 
 
-def _numbers(layers: Layers, depth: int, where: str) -> tuple[int, ...]:
-    """The numbers of the chosen layers."""
+def _layer_numbers(layers: Layers, depth: int, path: str) -> tuple[int, ...]:
+    """Resolve `layers` to layer numbers; `path` names the checkpoint in error messages."""
     match layers:
-        case ("uniform" | "first" | "last" as how, int(count)):
+        case ("uniform" | "first" | "last" as method, int(count)):
             if not 1 <= count <= depth:
-                raise WeightsError(f"{count} layers cannot be chosen; {where} has {depth}")
-            rows = {"uniform": [i * depth // count for i in range(count)], "first": range(count)}
-            return tuple(rows.get(how, range(depth - count, depth)))
+                raise WeightsError(f"{count} layers cannot be selected; {path} has {depth}")
+            numbers = {"uniform": [i * depth // count for i in range(count)], "first": range(count)}
+            return tuple(numbers.get(method, range(depth - count, depth)))
     for layer in layers:
         if not isinstance(layer, int) or not 0 <= layer < depth:
-            raise WeightsError(f"there is no layer {layer!r}; {where} has 0 to {depth - 1}, or say ('uniform', 3)")
+            cure = "or write ('uniform', 3)"
+            raise WeightsError(f"there is no layer {layer!r}; {path} has layers 0 to {depth - 1}, {cure}")
     return tuple(layer for layer in layers if isinstance(layer, int))
 
 

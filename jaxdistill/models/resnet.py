@@ -1,7 +1,8 @@
-"""ResNet for small images: He et al., Deep Residual Learning, 2016 (arxiv.org/abs/1512.03385), section 4.2.
+"""ResNet for small images (He et al. 2016, Deep Residual Learning, arxiv.org/abs/1512.03385, section 4.2).
 
-A 3x3 stem without pooling and stages of basic blocks, each stage halving the extent. `widths=(16, 32, 64), blocks=3`
-is the paper's ResNet-20, `widths=(64, 128, 256)` with a factor 4 the "x4" of the CIFAR-100 distillation tables.
+A 3x3 stem without pooling, then stages of basic blocks. Each stage after the first halves height and width.
+`widths=(16, 32, 64), blocks=3` is the paper's ResNet-20. `widths=(64, 128, 256)`, 4 times as wide, is the "x4" variant
+of the CIFAR-100 distillation tables.
 """
 
 import jax
@@ -28,7 +29,10 @@ def _conv(inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs) -> 
 
 
 class Block(nnx.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where width or extent changes."""
+    """A basic block: two 3x3 convolutions and a shortcut, `[batch, height, width, channels]`.
+
+    The shortcut is a 1x1 convolution if the number of channels or the image size changes, else the identity.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
         self.first, self.first_norm = _conv(inputs, outputs, 3, stride, rngs), BatchNorm(outputs)
@@ -42,13 +46,13 @@ class Block(nnx.Module):
         y = by_rows(self.second_norm(self.second(y), mask, train))
         if self.shortcut is not None and self.shortcut_norm is not None:
             x = by_rows(self.shortcut_norm(self.shortcut(x), mask, train))
-        # in float32: XLA on CPU (jax 0.12.0.1) made 1e36 of a bfloat16 sum of convolutions, where a mean followed
+        # In float32: XLA on CPU (jax 0.12.0.1) returned 1e36 for a bfloat16 sum of convolutions followed by a mean
         total = x.astype(jnp.float32) + y.astype(jnp.float32)
         return by_rows(jax.nn.relu(total).astype(x.dtype))
 
 
 class ResNet(nnx.Module):
-    """Hidden states: the stem, then every block, `[batch, height, width, channels]`."""
+    """The network. Its hidden states are the stem and every block, `[batch, height, width, channels]` each."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], blocks: int, classes: int, *, rngs: nnx.Rngs):
         self.stem, self.stem_norm = _conv(channels, widths[0], 3, 1, rngs), BatchNorm(widths[0])
@@ -69,18 +73,21 @@ class ResNet(nnx.Module):
         for number, block in enumerate(self.blocks, 1):
             x = nudged(block(x, mask, train), batch, number)
             states.append(x)
-        x = by_rows(jnp.mean(x, axis=(1, 2)))
+        x = by_rows(jnp.mean(x, axis=(1, 2)))  # [batch, channels]
         return Outputs(by_rows(self.head(x)), tuple(states), embedding=x)
 
 
 @models.register
 def resnet(widths: tuple[int, ...], blocks: int, classes: int) -> Model:
-    """A residual network over `image`; its running statistics are state.
+    """Build a residual network for small images, which reads `image`; its running statistics are state.
 
     Args:
-        widths: channels of each stage, at least one.
-        blocks: basic blocks per stage.
-        classes: how many logits.
+        widths: channels of each stage, at least one stage.
+        blocks: number of basic blocks per stage.
+        classes: number of logits.
+
+    Raises:
+        ValueError: no stage, or a size that is not positive.
     """
     if not widths or min(widths) < 1 or blocks < 1:
         raise ValueError(f"widths and blocks must be positive; got widths={widths}, blocks={blocks}")

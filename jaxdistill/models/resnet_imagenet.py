@@ -1,8 +1,8 @@
-"""ResNet for photographs: He et al., Deep Residual Learning, 2016 (arxiv.org/abs/1512.03385), section 4.1.
+"""ResNet for ImageNet-size images (He et al. 2016, Deep Residual Learning, arxiv.org/abs/1512.03385, section 4.1).
 
-A file of its own beside `resnet.py`, whose networks for small images have another stem, blocks without bottlenecks,
-"SAME" padding and a hidden state for every block: one module for both would ask at every line which of them it is.
-Here a stride pads both sides alike, as PyTorch does, and a stage is one hidden state, as transformers has it.
+This file is separate from `resnet.py`, because the two networks differ almost everywhere: `resnet.py` has another stem,
+no bottlenecks, "SAME" padding, and one hidden state per block. Here padding is symmetric, as in PyTorch, and there is
+one hidden state per stage, as in transformers.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from jaxdistill.models.hub.family import Family, Rule, batch_norm
 from jaxdistill.models.layers import BatchNorm, nudged, pixels
 from jaxdistill.models.nnx import from_nnx
 
-BOTH = ((1, 1), (1, 1))  # sides that are padded
+SYMMETRIC = ((1, 1), (1, 1))  # padding of height and width, (before, after) each
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias and its batch normalisation."""
+    """A convolution without bias, followed by batch normalisation."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, *, rngs: nnx.Rngs):
         self.conv = nnx.Conv(
@@ -44,9 +44,10 @@ class ConvNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Convolutions with ReLU between them beside a shortcut, which is a 1x1 convolution where width or extent changes.
+    """A residual block: convolutions with ReLU between them, and a shortcut, `[batch, height, width, channels]`.
 
-    `sizes` holds (outputs, kernel size, stride) of each.
+    `sizes` has (channels, kernel size, stride) of each convolution. The shortcut is a 1x1 convolution if the number of
+    channels or the image size changes, else the identity.
     """
 
     def __init__(self, inputs: int, sizes: tuple[tuple[int, int, int], ...], stride: int, *, rngs: nnx.Rngs):
@@ -64,12 +65,12 @@ class Block(nnx.Module):
             y = layer(by_rows(jax.nn.relu(y)) if number else y, mask, train)
         if self.shortcut is not None:
             x = self.shortcut(x, mask, train)
-        # in float32, as in resnet.py: XLA on CPU miscompiled such sums in bfloat16
+        # In float32, as in resnet.py: XLA on CPU miscompiled this sum in bfloat16
         return by_rows(jax.nn.relu(x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype))
 
 
 class ResNet(nnx.Module):
-    """Hidden states: the pooled stem, then every stage, `[batch, height, width, channels]`."""
+    """The network. Its hidden states are the pooled stem and every stage, `[batch, height, width, channels]` each."""
 
     def __init__(
         self, channels: int, stem: int, stages: list[list[Block]], classes: int, width: int, *, rngs: nnx.Rngs
@@ -81,7 +82,7 @@ class ResNet(nnx.Module):
     def __call__(self, batch, *, train: bool, key) -> Outputs:
         mask = batch["mask"]
         x = pixels(batch["image"], self.head.kernel.dtype)
-        x = by_rows(nnx.max_pool(by_rows(jax.nn.relu(self.stem(x, mask, train))), (3, 3), (2, 2), BOTH))
+        x = by_rows(nnx.max_pool(by_rows(jax.nn.relu(self.stem(x, mask, train))), (3, 3), (2, 2), SYMMETRIC))
         x = nudged(x, batch, 0)
         states = [x]
         for number, blocks in enumerate(self.stages, 1):
@@ -89,7 +90,7 @@ class ResNet(nnx.Module):
                 x = block(x, mask, train)
             x = nudged(x, batch, number)
             states.append(x)
-        pooled = by_rows(jnp.mean(x, axis=(1, 2)))
+        pooled = by_rows(jnp.mean(x, axis=(1, 2)))  # [batch, channels]
         return Outputs(by_rows(self.head(pooled)), tuple(states), embedding=pooled)
 
 
@@ -104,23 +105,29 @@ def resnet_imagenet(
     early_stride: bool = False,
     first_stride: int = 1,
 ) -> Model:
-    """A residual network over `image`; its running statistics are state.
+    """Build a residual network for ImageNet-size images, which reads `image`; its running statistics are state.
 
     ResNet-50 is `widths=(256, 512, 1024, 2048), depths=(3, 4, 6, 3)`, ResNet-18 `widths=(64, 128, 256, 512),
     depths=(2, 2, 2, 2), block='basic'`.
 
     Args:
         widths: channels of each stage.
-        depths: blocks of each stage.
-        classes: how many logits.
-        block: two 3x3 convolutions, or 1x1, 3x3 and 1x1 over a quarter of the channels.
+        depths: number of blocks of each stage.
+        classes: number of logits.
+        block: "basic": two 3x3 convolutions; "bottleneck": 1x1, 3x3 and 1x1, the first two with a quarter of the
+            channels.
         stem: channels of the first convolution.
-        channels: of an image.
-        early_stride: a bottleneck's stride is that of its first convolution, as published first, not of its second.
-        first_stride: of the first stage; the others have 2.
+        channels: channels of an image.
+        early_stride: put the stride of a bottleneck into its first convolution, as originally published, and not into
+            its second.
+        first_stride: stride of the first stage; the other stages have stride 2.
+
+    Raises:
+        ValueError: `widths` and `depths` have different lengths, a size is not positive, or the images have other
+            channels.
     """
     if not widths or len(widths) != len(depths) or min(*widths, *depths, stem) < 1:
-        raise ValueError(f"every stage has a width and a depth, all positive; got {widths=}, {depths=}, {stem=}")
+        raise ValueError(f"every stage needs a positive width and a positive depth; got {widths=}, {depths=}, {stem=}")
 
     def sizes(width: int, stride: int) -> tuple[tuple[int, int, int], ...]:
         if block == "basic":
@@ -129,25 +136,26 @@ def resnet_imagenet(
         return (width // 4, 1, strides[0]), (width // 4, 3, strides[1]), (width, 1, 1)
 
     def make(rngs: nnx.Rngs, batch) -> ResNet:
-        if batch["image"].shape[-1] != channels:
-            raise ValueError(f"the images have {batch['image'].shape[-1]} channels, not {channels}")
-        stages, before = [], stem
+        image_channels = batch["image"].shape[-1]
+        if image_channels != channels:
+            raise ValueError(f"the images have {image_channels} channels, but the model has channels={channels}")
+        stages, inputs = [], stem
         for number, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             stride = 2 if number else first_stride
-            first = Block(before, sizes(width, stride), stride, rngs=rngs)
+            first = Block(inputs, sizes(width, stride), stride, rngs=rngs)
             stages.append([first, *(Block(width, sizes(width, 1), 1, rngs=rngs) for _ in range(depth - 1))])
-            before = width
-        return ResNet(channels, stem, stages, classes, before, rngs=rngs)
+            inputs = width
+        return ResNet(channels, stem, stages, classes, inputs, rngs=rngs)
 
     return from_nnx(make)
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    family.require(config, {"hidden_act": ("relu",), "layer_type": ("basic", "bottleneck")})
+    family.require_settings(config, {"hidden_act": ("relu",), "layer_type": ("basic", "bottleneck")})
     return {
         "widths": tuple(config.get("hidden_sizes", (256, 512, 1024, 2048))),
         "depths": tuple(config.get("depths", (3, 4, 6, 3))),
-        "classes": family.classes(config),
+        "classes": family.num_classes(config),
         "block": config.get("layer_type", "bottleneck"),
         "stem": config.get("embedding_size", 64),
         "channels": config.get("num_channels", 3),
@@ -157,36 +165,38 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    full = family.complete(resnet_imagenet, arguments)
+    settings = family.with_defaults(resnet_imagenet, arguments)
     return {
         "model_type": "resnet",
         "architectures": ["ResNetForImageClassification"],
-        "hidden_sizes": list(full["widths"]),
-        "depths": list(full["depths"]),
-        "layer_type": full["block"],
-        "embedding_size": full["stem"],
-        "num_channels": full["channels"],
+        "hidden_sizes": list(settings["widths"]),
+        "depths": list(settings["depths"]),
+        "layer_type": settings["block"],
+        "embedding_size": settings["stem"],
+        "num_channels": settings["channels"],
         "hidden_act": "relu",
-        "downsample_in_bottleneck": full["early_stride"],
-        "downsample_in_first_stage": full["first_stride"] == 2,
-        **family.labels(full["classes"]),
+        "downsample_in_bottleneck": settings["early_stride"],
+        "downsample_in_first_stage": settings["first_stride"] == 2,
+        **family.label_names(settings["classes"]),
     }
 
 
 def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
-    ours, theirs = r"stages/(\d+)/(\d+)/", "resnet.encoder.stages.{0}.layers.{1}."
-    pairs = {
+    block, hf_block = r"stages/(\d+)/(\d+)/", "resnet.encoder.stages.{0}.layers.{1}."
+    layers = {
         "stem": "resnet.embedder.embedder",
-        rf"{ours}layers/(\d+)": f"{theirs}layer.{{2}}",
-        f"{ours}shortcut": f"{theirs}shortcut",
+        rf"{block}layers/(\d+)": f"{hf_block}layer.{{2}}",
+        f"{block}shortcut": f"{hf_block}shortcut",
     }
-    convs = (Rule(f"{mine}/conv/kernel", f"{yours}.convolution.weight", "conv") for mine, yours in pairs.items())
-    norms = (rule for mine, yours in pairs.items() for rule in batch_norm(f"{mine}/norm", f"{yours}.normalization"))
+    convs = (Rule(f"{name}/conv/kernel", f"{hf_name}.convolution.weight", "conv") for name, hf_name in layers.items())
+    norms = (
+        rule for name, hf_name in layers.items() for rule in batch_norm(f"{name}/norm", f"{hf_name}.normalization")
+    )
     head = Rule("head/kernel", "classifier.1.weight", "linear"), Rule("head/bias", "classifier.1.bias")
     return (*convs, *norms, *head)
 
 
-family.add(
+family.register(
     Family(
         resnet_imagenet,
         ("resnet",),

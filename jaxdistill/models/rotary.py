@@ -1,7 +1,8 @@
-"""Rotary position embedding: Su et al., RoFormer, 2021 (arxiv.org/abs/2104.09864).
+"""Rotary position embedding (Su et al. 2021, RoFormer, arxiv.org/abs/2104.09864).
 
-In the half-split layout of transformers: unit i of a head turns with unit i + head_size / 2. (The paper, and llama.cpp
-for the Llamas, pair neighbours; there the rows of the query and key kernels are permuted.)
+The layout is the half-split layout of transformers: unit i of a head is rotated with unit i + head_size / 2. The paper,
+and llama.cpp for Llama models, rotate neighbouring units instead, so the rows of their query and key kernels are
+permuted.
 """
 
 from typing import NamedTuple
@@ -14,11 +15,13 @@ from jaxdistill.core.types import Array
 
 
 class Llama3(NamedTuple):
-    """Longer contexts as Llama 3.1 has them (arxiv.org/abs/2407.21783): slow waves are stretched, quick ones are not.
+    """The scaling of rotary positions to longer contexts in Llama 3.1 (2024, arxiv.org/abs/2407.21783).
 
-    factor: by which waves longer than `context / low` are stretched
-    low, high: waves shorter than `context / high` stay; between the two the stretch is blended
-    context: the sequence length of pretraining, in tokens
+    Long wavelengths are stretched, and short ones are not.
+
+    factor: wavelengths above `context / low` are stretched by this factor
+    low, high: wavelengths below `context / high` are unchanged; between the two, the result is interpolated
+    context: sequence length of pretraining in tokens
     """
 
     factor: float
@@ -28,24 +31,33 @@ class Llama3(NamedTuple):
 
 
 def frequencies(head_size: int, theta: float, scaling: Llama3 | None) -> np.ndarray:
-    """Radians per position for each pair of units, `[head_size / 2]` float32."""
+    """Compute the frequency of each pair of units in radians per position, `[head_size / 2]` float32."""
     frequency = theta ** (-np.arange(0, head_size, 2) / head_size)
     if scaling is not None:
-        waves = scaling.context * frequency / (2 * np.pi)  # how many fit into the context of pretraining
-        kept = np.clip((waves - scaling.low) / (scaling.high - scaling.low), 0, 1)
-        frequency = kept * frequency + (1 - kept) * frequency / scaling.factor
+        periods = scaling.context * frequency / (2 * np.pi)  # number of wavelengths in the context of pretraining
+        unscaled = np.clip((periods - scaling.low) / (scaling.high - scaling.low), 0, 1)
+        frequency = unscaled * frequency + (1 - unscaled) * frequency / scaling.factor
     return frequency.astype(np.float32)
 
 
 def rotate(x: Array, angles: Array) -> Array:
-    """Turns every head of `[rows, length, heads, head_size]` by angles `[rows or 1, length, head_size / 2]`."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    """Rotate the units of every head by position.
+
+    Args:
+        x: queries or keys, `[rows, length, heads, head_size]`.
+        angles: `[rows or 1, length, head_size / 2]`.
+    """
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]  # [rows or 1, length, 1, head_size / 2]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def restarted(segments: Array) -> Array:
-    """Positions that start from 0 in every segment, `[rows, length]` int32; a segment's tokens are neighbours."""
+def restart_positions(segments: Array) -> Array:
+    """Compute positions that restart from 0 in every segment, `[rows, length]` int32.
+
+    Args:
+        segments: number of the segment of each token, `[rows, length]`; a segment is contiguous.
+    """
     index = jnp.arange(segments.shape[1])[None]
     starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)

@@ -1,4 +1,8 @@
-"""The towers of CLIP and of SigLIP (`clip.py`): images and texts as vectors of one space, and their products."""
+"""The towers of CLIP (2021, arxiv.org/abs/2103.00020) and SigLIP (2023, arxiv.org/abs/2303.15343); see `clip.py`.
+
+One tower embeds images, the other texts, into vectors of one space. The logits are scaled dot products of images and
+texts.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -12,13 +16,15 @@ from jaxdistill.core.types import Array, AttentionHeads, Outputs
 from jaxdistill.models.layers import ACTIVATIONS, nudged
 from jaxdistill.models.transformer import Block, Patches, Stack, layer_norm
 
-NO_CANDIDATE = -1e9  # of a text that does not count; finite, so that its probability of 0 times it is 0
+NO_CANDIDATE = -1e9  # logit of a masked text; finite, so that probability 0 times this logit is 0, not NaN
 
 
-class Texts(nnx.Module):
-    """A text's vector, `[batch, projection]`; with `end`, reading is causal and the first such token is pooled.
+class TextTower(nnx.Module):
+    """The text tower: texts, `[batch, length]`, to embeddings, `[batch, projection]`.
 
-    The vocabulary's highest token is the end where a config says 2, as CLIP's first ones do.
+    If `end` is set, attention is causal and the first end token is pooled (CLIP). If `end` is None, attention is not
+    causal and the last position is pooled (SigLIP). `end=2` means the highest token id of the text, because CLIP's
+    first configs have this value.
     """
 
     def __init__(
@@ -35,29 +41,33 @@ class Texts(nnx.Module):
         ids = batch["input_ids"]
         length, positions = ids.shape[1], self.position.num_embeddings
         if length > positions:
-            raise ValueError(f"texts of {length} tokens, and positions for {positions}; cut the texts")
+            raise ValueError(f"texts of {length} tokens exceed the {positions} positions; truncate the texts")
         mask = batch.get("attention_mask", jnp.ones_like(ids))[:, None, None, :] > 0
         if self.end is not None:
             mask = mask & jnp.tril(jnp.ones((length, length), bool))
-        x = by_rows(self.token(ids) + self.position(jnp.arange(length)))
+        x = by_rows(self.token(ids) + self.position(jnp.arange(length)))  # [batch, length, width]
         for number, block in enumerate(self.blocks):
             x, _ = block(x, train, jax.random.fold_in(key, number), mask)
         x = by_rows(self.norm(x))
-        last = jnp.take_along_axis(x, self._last(ids)[:, None, None], axis=1)[:, 0]
-        return by_rows(self.projection(by_rows(last)))
+        pooled = jnp.take_along_axis(x, self._pooled_position(ids)[:, None, None], axis=1)[:, 0]  # [batch, width]
+        return by_rows(self.projection(by_rows(pooled)))
 
-    def _last(self, ids: Array) -> Array:
+    def _pooled_position(self, ids: Array) -> Array:
+        """Return the position that is pooled, `[batch]`."""
         if self.end is None:
             return jnp.full(ids.shape[0], ids.shape[1] - 1)
         return jnp.argmax(ids if self.end == 2 else ids == self.end, axis=1)
 
 
 class Probe(nnx.Module):
-    """Pools `[batch, patches, width]` by attention from a learned query, then a perceptron: `[batch, width]`."""
+    """Attention pooling: a learned query attends to the patches, then a perceptron is added.
+
+    `[batch, patches, width] -> [batch, width]`
+    """
 
     def __init__(self, stack: Stack, *, rngs: nnx.Rngs):
         self.probe = nnx.Param(jax.random.normal(rngs.params(), (1, 1, stack.width)) * stack.width**-0.5)
-        self.project = nnx.Linear(stack.width, 3 * stack.width, rngs=rngs)  # queries, keys and values side by side
+        self.project = nnx.Linear(stack.width, 3 * stack.width, rngs=rngs)  # queries, keys and values, concatenated
         self.out = nnx.Linear(stack.width, stack.width, rngs=rngs)
         self.norm = layer_norm(stack.width, epsilon=stack.epsilon, rngs=rngs)
         self.up = nnx.Linear(stack.width, stack.ffn, rngs=rngs)
@@ -66,25 +76,29 @@ class Probe(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
-        query, _, _ = jnp.split(self.project(self.probe[...]), 3, axis=-1)
+        query, _, _ = jnp.split(self.project(self.probe[...]), 3, axis=-1)  # [1, 1, width]
         _, keys, values = jnp.split(by_rows(self.project(x)), 3, axis=-1)
-        query = by_rows(jnp.broadcast_to(query, (x.shape[0], *query.shape[1:])))
+        query = by_rows(jnp.broadcast_to(query, (x.shape[0], *query.shape[1:])))  # [batch, 1, width]
         mixed = by_rows(jax.nn.dot_product_attention(split(query), split(keys), split(values)))
         x = by_rows(self.out(mixed.reshape(query.shape)))
         y = by_rows(self.activation(self.up(by_rows(self.norm(x)))))
         return by_rows(x + self.down(y))[:, 0]
 
 
-class Images(nnx.Module):
-    """An image's vector, `[batch, projection]`, from its class token or a probe; and what the blocks said."""
+class ImageTower(nnx.Module):
+    """The image tower: images, `[batch, height, width, channels]`, to embeddings, `[batch, projection]`.
+
+    With `projection`, a class token is pooled (CLIP); without, a learned probe pools the patches and the embeddings
+    have the width of the blocks (SigLIP). The hidden states and attention heads of all blocks are returned too.
+    """
 
     def __init__(self, stack: Stack, image, patch: int, projection: int | None, *, rngs: nnx.Rngs):
         norm = partial(layer_norm, stack.width, epsilon=stack.epsilon, rngs=rngs)
-        classed = projection is not None
-        self.embed = Patches(image, patch, stack.width, int(classed), bias=not classed, flat=True, rngs=rngs)
-        self.before, self.norm = norm() if classed else None, norm()
+        class_token = projection is not None
+        self.embed = Patches(image, patch, stack.width, int(class_token), bias=not class_token, flat=True, rngs=rngs)
+        self.before, self.norm = norm() if class_token else None, norm()
         self.blocks = nnx.List([Block(stack, rngs=rngs) for _ in range(stack.depth)])
-        self.pool = None if classed else Probe(stack, rngs=rngs)
+        self.pool = None if class_token else Probe(stack, rngs=rngs)
         self.projection = nnx.Linear(stack.width, projection, use_bias=False, rngs=rngs) if projection else None
 
     def __call__(
@@ -104,30 +118,30 @@ class Images(nnx.Module):
 
 
 class TwoTowers(nnx.Module):
-    """Logits `[batch, texts]` compare each image with the texts of the whole batch, over all devices.
+    """Both towers. The logits, `[batch, texts]`, compare each image with all texts of the global batch.
 
-    A text of a row that does not count is no candidate. Both embeddings have length 1; hidden states and attentions
-    are the images'.
+    Masked texts have the logit `NO_CANDIDATE`. Both embeddings have unit norm. The hidden states and attentions are
+    those of the image tower.
     """
 
-    def __init__(self, images: Images, texts: Texts, scale: Array, bias: Array | None):
+    def __init__(self, images: ImageTower, texts: TextTower, scale: Array, bias: Array | None):
         self.images, self.texts = images, texts
         self.logit_scale = nnx.Param(scale)
         self.logit_bias = None if bias is None else nnx.Param(bias)
 
     def __call__(self, batch, *, train: bool, key) -> Outputs:
-        first, second = jax.random.split(key)
-        pooled, states, attentions = self.images(batch, train, first)
-        image, text = _unit(pooled), _unit(self.texts(batch, train, second))
+        image_key, text_key = jax.random.split(key)
+        pooled, states, attentions = self.images(batch, train, image_key)
+        image, text = _normalize(pooled), _normalize(self.texts(batch, train, text_key))  # [batch, projection]
         logits = jnp.exp(self.logit_scale[...].astype(jnp.float32)) * by_rows(image @ gather(text).T)
         if self.logit_bias is not None:
             logits = logits + self.logit_bias[...]
         logits = by_rows(jnp.where(gather(batch["mask"]) > 0, logits, NO_CANDIDATE))
-        as_given = lambda x: x.astype(pooled.dtype)
-        return Outputs(as_given(logits), states, attentions, as_given(image), as_given(text))
+        cast = lambda x: x.astype(pooled.dtype)
+        return Outputs(cast(logits), states, attentions, cast(image), cast(text))
 
 
-def _unit(x: Array) -> Array:
-    """Vectors of length 1, in float32."""
+def _normalize(x: Array) -> Array:
+    """Scale vectors, `[batch, width]`, to unit norm in float32."""
     x = x.astype(jnp.float32)
     return by_rows(x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-24)))

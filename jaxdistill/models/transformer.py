@@ -1,6 +1,7 @@
-"""Pre-norm transformer blocks over patches or tokens, which the families of vision and of image and text share.
+"""Pre-norm transformer blocks (Vaswani et al. 2017, arxiv.org/abs/1706.03762), shared by the vision and CLIP families.
 
-Vaswani et al., Attention Is All You Need, 2017 (arxiv.org/abs/1706.03762), normalised before each branch.
+The paper is Attention Is All You Need; unlike there, the input of each branch is normalised, not its output. The module
+also has the patch embedding and the checks and weight rules that these families share.
 """
 
 from collections.abc import Mapping
@@ -14,15 +15,15 @@ from flax import nnx
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.types import Array, AttentionHeads
 from jaxdistill.models.hub.family import Layout, Rule
-from jaxdistill.models.layers import ACTIVATIONS, pixels, require_share
+from jaxdistill.models.layers import ACTIVATIONS, pixels, require_dropout_rate
 from jaxdistill.models.layers import dropout as drop
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"]
-layer_norm = partial(nnx.LayerNorm, use_fast_variance=False)  # the fast one cancels where a mean is large
+layer_norm = partial(nnx.LayerNorm, use_fast_variance=False)  # the fast variance cancels if the mean is large
 
 
 class Stack(NamedTuple):
-    """What the blocks of a tower share; the arguments of `vit` say what each means."""
+    """The sizes and options of a stack of blocks; `vit` documents them."""
 
     width: int
     depth: int
@@ -34,36 +35,37 @@ class Stack(NamedTuple):
     bias: bool
     attentions: bool
 
-    def checked(self) -> "Stack":
-        """Itself.
+    def validate(self) -> None:
+        """Check the sizes.
 
         Raises:
-            ValueError: heads that do not divide the width, or a share that is none.
+            ValueError: the heads do not divide the width, or the dropout rate is out of range.
         """
         if self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
-        require_share("dropout", self.dropout)
-        return self
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}; choose a divisor")
+        require_dropout_rate("dropout", self.dropout)
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; its probabilities are formed where they are asked for.
+    """Multi-head self-attention, `[batch, length, width] -> [batch, length, width]`.
 
-    `mask` is true for the keys that a query may see, `[batch, 1, 1 or queries, keys]`.
+    `mask` is true where a query may attend to a key, `[batch, 1, 1 or queries, keys]`. The attention probabilities are
+    materialised only if they are returned.
     """
 
     def __init__(self, stack: Stack, *, rngs: nnx.Rngs):
         linear = partial(nnx.Linear, stack.width, stack.width, rngs=rngs)
         self.query, self.key, self.value = (linear(use_bias=stack.bias) for _ in range(3))
         self.out = linear()
-        self.heads, self.returned = stack.heads, stack.attentions
+        self.heads, self.return_probabilities = stack.heads, stack.attentions
 
     def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, AttentionHeads]:
         split = lambda y: by_rows(y.reshape(*y.shape[:-1], self.heads, -1), tensor=-2)
-        q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))
-        if not self.returned:
+        q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))  # [batch, length, heads, d]
+        if not self.return_probabilities:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
             return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(x.shape))), AttentionHeads(q, k, v)
+        # scores and weights are `[batch, heads, queries, keys]`
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
@@ -73,7 +75,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and a two-layer perceptron, each on a normalised input and added to it."""
+    """A pre-norm block, `[batch, length, width]`: attention, then a two-layer perceptron, each added to its input."""
 
     def __init__(self, stack: Stack, *, rngs: nnx.Rngs):
         norm = partial(layer_norm, stack.width, epsilon=stack.epsilon, rngs=rngs)
@@ -92,54 +94,62 @@ class Block(nnx.Module):
 
 
 class Patches(nnx.Module):
-    """Patches as vectors behind `tokens` learned ones, with their positions: `[batch, tokens + patches, width]`.
+    """The patch embedding: images, `[batch, height, width, channels]`, to `[batch, tokens + patches, width]`.
 
-    `flat`: learned arrays are [width] and [positions, width], as checkpoints of CLIP have them, without axes of 1.
+    `tokens` learned vectors precede the patches, and learned positions are added. With `flat`, the learned arrays have
+    the shapes `[width]` and `[positions, width]`, as in CLIP checkpoints; otherwise they have leading axes of size 1.
     """
 
     def __init__(
         self, image, patch: int, width: int, tokens: int, bias: bool = True, flat: bool = False, *, rngs: nnx.Rngs
     ):
-        height, length, channels = image
+        height, image_width, channels = image
         normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
-        ones = () if flat else (1,)
+        axis = () if flat else (1,)
         self.conv = nnx.Conv(channels, width, (patch, patch), strides=patch, padding="VALID", use_bias=bias, rngs=rngs)
-        self.tokens = nnx.List([normal(*ones, *ones, width) for _ in range(tokens)])
-        self.position = normal(*ones, tokens + (height // patch) * (length // patch), width)
+        self.tokens = nnx.List([normal(*axis, *axis, width) for _ in range(tokens)])
+        self.position = normal(*axis, tokens + (height // patch) * (image_width // patch), width)
 
     def __call__(self, image: Array) -> Array:
-        x = by_rows(self.conv(pixels(image, self.conv.kernel.dtype)))
+        x = by_rows(self.conv(pixels(image, self.conv.kernel.dtype)))  # [batch, height / patch, width / patch, width]
         rows, width = x.shape[0], x.shape[-1]
-        every = [jnp.broadcast_to(token[...], (rows, 1, width)) for token in self.tokens]
-        return by_rows(jnp.concatenate([*every, x.reshape(rows, -1, width)], axis=1) + self.position[...])
+        tokens = [jnp.broadcast_to(token[...], (rows, 1, width)) for token in self.tokens]
+        return by_rows(jnp.concatenate([*tokens, x.reshape(rows, -1, width)], axis=1) + self.position[...])
 
 
-def require_image(found: tuple[int, ...], patch: int, image: int | None, channels: int | None) -> None:
-    """Refuses images `[height, width, channels]` that are not those of the network.
+def require_image(shape: tuple[int, ...], patch: int, image: int | None, channels: int | None) -> None:
+    """Check that images fit the model.
+
+    Args:
+        shape: `(height, width, channels)` of the images.
+        patch: side of a patch in pixels.
+        image: required side of an image in pixels; None: any.
+        channels: required channels; None: any.
 
     Raises:
-        ValueError: another size than `image`, other `channels`, or sides that a patch does not divide.
+        ValueError: the patch does not divide the sides, or the images have another size or other channels.
     """
-    if found[0] % patch or found[1] % patch:
-        raise ValueError(f"a patch of {patch} does not divide an image of {found[0]} x {found[1]}")
-    wanted = (image or found[0], image or found[1], channels or found[2])
-    if found != wanted:
-        raise ValueError(f"the network has positions for images of {list(wanted)}, not {list(found)}; resize them")
+    height, width, image_channels = shape[:3]
+    if height % patch or width % patch:
+        raise ValueError(f"patch={patch} does not divide an image of {height} x {width}; resize the images")
+    required = (image or height, image or width, channels or image_channels)
+    if shape != required:
+        raise ValueError(f"the model needs images of {list(required)}, not {list(shape)}; resize the images")
 
 
 def require_squares(config: Mapping[str, Any]) -> None:
-    """Refuses a config of images or patches that are no squares.
+    """Check that the images and patches of a config are square.
 
     Raises:
-        ValueError: with key and value.
+        ValueError: they are not; the message has key and value.
     """
     for key in ("image_size", "patch_size"):
         if not isinstance(config.get(key), int | None):
-            raise ValueError(f"{key}={config[key]!r}: this network knows squares; take another checkpoint")
+            raise ValueError(f"{key}={config[key]!r}: this model supports squares only; use another checkpoint")
 
 
-def pair(ours: str, theirs: str, axes: tuple[str, ...]) -> tuple[Rule, Rule]:
-    """Rules of a linear layer (two axes) or of a layer norm (one): its weight and its bias."""
+def weight_and_bias(name: str, hf_name: str, axes: tuple[str, ...]) -> tuple[Rule, Rule]:
+    """Return the rules for weight and bias of a linear layer (two axes) or of a layer norm (one axis)."""
     layout: Layout = "linear" if len(axes) == 2 else "same"
-    weight = Rule(f"{ours}/{'kernel' if len(axes) == 2 else 'scale'}", f"{theirs}.weight", layout, axes)
-    return weight, Rule(f"{ours}/bias", f"{theirs}.bias", axes=axes[-1:])
+    weight = Rule(f"{name}/{'kernel' if len(axes) == 2 else 'scale'}", f"{hf_name}.weight", layout, axes)
+    return weight, Rule(f"{name}/bias", f"{hf_name}.bias", axes=axes[-1:])

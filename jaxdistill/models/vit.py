@@ -1,8 +1,8 @@
-"""Vision transformer: Dosovitskiy et al., An Image is Worth 16x16 Words, 2021 (arxiv.org/abs/2010.11929).
+"""Vision transformer (Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arxiv.org/abs/2010.11929) and DeiT.
 
-Pre-norm blocks and learned positions. Its embedding is the mean over patches (Beyer et al. 2022,
-arxiv.org/abs/2205.01580) or, as first published, the token of the class. DeiT has a second token that learns from a
-teacher, with a head of its own (Touvron et al. 2021, arxiv.org/abs/2012.12877).
+Pre-norm blocks and learned positions. The embedding is the mean over the patches (Beyer et al. 2022,
+arxiv.org/abs/2205.01580), or the class token as in the first paper. DeiT (Touvron et al. 2021,
+arxiv.org/abs/2012.12877) has a second token with its own head, which learns from a teacher.
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ from jaxdistill.models.transformer import (
     Patches,
     Stack,
     layer_norm,
-    pair,
     require_image,
     require_squares,
+    weight_and_bias,
 )
 
 
 class ViT(nnx.Module):
-    """Hidden states: the patch embeddings, then every block, `[batch, tokens + patches, width]`."""
+    """The network. Its hidden states are the patch embedding and every block, `[batch, tokens + patches, width]`."""
 
     def __init__(self, image, patch: int, stack: Stack, tokens: int, classes: int, *, rngs: nnx.Rngs):
         self.embed = Patches(image, patch, stack.width, tokens, rngs=rngs)
@@ -52,7 +52,7 @@ class ViT(nnx.Module):
             states.append(x)
             attentions.append(heads)
         x = by_rows(self.norm(x))
-        pooled = x[:, 0] if self.tokens else by_rows(jnp.mean(x, axis=1))
+        pooled = x[:, 0] if self.tokens else by_rows(jnp.mean(x, axis=1))  # [batch, width]
         logits = by_rows(self.head(pooled))
         if self.distilled_head is not None:
             logits = by_rows((logits + self.distilled_head(x[:, 1])) / 2)
@@ -60,12 +60,12 @@ class ViT(nnx.Module):
 
 
 def _model(stack: Stack, patch: int, tokens: int, classes: int, image: int | None, channels: int | None) -> Model:
-    stack.checked()
+    stack.validate()
 
     def make(rngs: nnx.Rngs, batch) -> ViT:
-        found = batch["image"].shape[1:]
-        require_image(found, patch, image, channels)
-        return ViT(found, patch, stack, tokens, classes, rngs=rngs)
+        shape = batch["image"].shape[1:]
+        require_image(shape, patch, image, channels)
+        return ViT(shape, patch, stack, tokens, classes, rngs=rngs)
 
     return from_nnx(make)
 
@@ -87,27 +87,30 @@ def vit(
     bias: bool = True,
     attentions: bool = False,
 ) -> Model:
-    """A vision transformer over `image`.
+    """Build a vision transformer, which reads `image`.
 
     Args:
-        patch: pixels along the side of a patch; it must divide the image's sides.
-        width: of the residual stream.
-        depth: blocks.
-        heads: attention heads; they must divide the width.
-        classes: how many logits.
-        dropout: the share of each branch's output dropped in training.
+        patch: side of a patch in pixels; must divide the image's sides.
+        width: width of the residual stream.
+        depth: number of blocks.
+        heads: number of attention heads; must divide the width.
+        classes: number of logits.
+        dropout: dropout rate of each branch's output.
         ffn: width of the perceptron inside a block; None: 4 times the width.
-        pool: "mean" over the patches, or the "token" of the class, which is transformers' form and needs `image` and
-            `channels`.
-        image: pixels along the side of an image; None: whatever the batch holds.
-        channels: of an image; None: whatever the batch holds.
-        activation: inside a block. "gelu" is the exact one, "gelu_pytorch_tanh" and "gelu_new" its approximation.
-        epsilon: of the norms.
-        bias: whether queries, keys and values have one.
-        attentions: return the probabilities of every block, which forms them.
+        pool: "mean" over the patches, or the class "token" as in transformers, which needs `image` and `channels`.
+        image: side of an image in pixels; None: the size of the batch's images.
+        channels: channels of an image; None: the channels of the batch's images.
+        activation: activation inside a block. "gelu" is exact; "gelu_pytorch_tanh" and "gelu_new" approximate it.
+        epsilon: epsilon of the layer norms.
+        bias: queries, keys and values have a bias.
+        attentions: return the attention probabilities of every block, which materialises them.
+
+    Raises:
+        ValueError: the class token is pooled without `image` and `channels`, the heads do not divide the width, or the
+            dropout rate is out of range.
     """
     if pool == "token" and None in (image, channels):
-        raise ValueError("pool='token' is transformers' form and needs its sizes: image=224, channels=3")
+        raise ValueError("pool='token' needs the sizes of the images; set, for example, image=224, channels=3")
     stack = Stack(width, depth, heads, ffn or 4 * width, dropout, activation, epsilon, bias, attentions)
     return _model(stack, patch, int(pool == "token"), classes, image, channels)
 
@@ -128,15 +131,15 @@ def deit(
     bias: bool = True,
     attentions: bool = False,
 ) -> Model:
-    """DeiT: a vision transformer with a token of the class and one of the teacher; logits are the mean of their heads.
+    """Build DeiT, a vision transformer with a class token and a distillation token, which reads `image`.
 
-    Args are those of `vit`.
+    Each token has a head, and the logits are the mean of both heads. See `vit` for the arguments.
     """
     stack = Stack(width, depth, heads, ffn or 4 * width, dropout, activation, epsilon, bias, attentions)
     return _model(stack, patch, 2, classes, image, channels)
 
 
-SETTINGS = {  # ours, transformers', and what it means where a config lacks it
+SETTINGS = {  # argument of `vit`: (Hugging Face config key, default of the config)
     "patch": ("patch_size", 16),
     "width": ("hidden_size", 768),
     "depth": ("num_hidden_layers", 12),
@@ -149,7 +152,7 @@ SETTINGS = {  # ours, transformers', and what it means where a config lacks it
     "epsilon": ("layer_norm_eps", 1e-12),
     "bias": ("qkv_bias", True),
 }
-BLOCK = {  # ours, transformers' on disk, axes
+BLOCK = {  # our layer name: (layer name in the checkpoint, axes)
     "attention/query": ("attention.attention.query", ("width", "heads")),
     "attention/key": ("attention.attention.key", ("width", "heads")),
     "attention/value": ("attention.attention.value", ("width", "heads")),
@@ -159,52 +162,52 @@ BLOCK = {  # ours, transformers' on disk, axes
     "up": ("intermediate.dense", ("width", "ffn")),
     "down": ("output.dense", ("ffn", "width")),
 }
-OWN = "jaxdistill_vit"  # the mean over patches: transformers has no such network
+MEAN_POOLED = "jaxdistill_vit"  # our own model type: transformers has no ViT with mean pooling
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Attention dropout is left out: it belongs to a training that is over."""
-    family.require(config, {"hidden_act": ACTIVATIONS})
+    """Convert a config to arguments. Attention dropout is ignored: it only matters for the finished pretraining."""
+    family.require_settings(config, {"hidden_act": ACTIVATIONS})
     require_squares(config)
-    found = {ours: config.get(theirs, default) for ours, (theirs, default) in SETTINGS.items()}
-    pool = {"vit": {"pool": "token"}, OWN: {"pool": "mean"}}
-    return found | {"classes": family.classes(config)} | pool.get(config["model_type"], {})
+    arguments = {argument: config.get(key, default) for argument, (key, default) in SETTINGS.items()}
+    pool = {"vit": {"pool": "token"}, MEAN_POOLED: {"pool": "mean"}}
+    return arguments | {"classes": family.num_classes(config)} | pool.get(config["model_type"], {})
 
 
 def _config(factory: Any, model_type: str, title: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    full = family.complete(factory, arguments)
-    own = full.get("pool") == "mean"
+    settings = family.with_defaults(factory, arguments)
+    mean_pooled = settings.get("pool") == "mean"
     return {
-        "model_type": OWN if own else model_type,
-        "architectures": ["MeanViT" if own else title],
-        **{theirs: full[ours] for ours, (theirs, _) in SETTINGS.items()},
-        "intermediate_size": full["ffn"] or 4 * full["width"],
-        **family.labels(full["classes"]),
+        "model_type": MEAN_POOLED if mean_pooled else model_type,
+        "architectures": ["MeanViT" if mean_pooled else title],
+        **{key: settings[argument] for argument, (key, _) in SETTINGS.items()},
+        "intermediate_size": settings["ffn"] or 4 * settings["width"],
+        **family.label_names(settings["classes"]),
     }
 
 
 def _rules(base: str, heads: Mapping[str, str], arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
-    every, patches = ("", "", "width"), f"{base}.embeddings.patch_embeddings.projection"
-    block = lambda ours, theirs, axes: (rf"blocks/(\d+)/{ours}", f"{base}.encoder.layer.{{0}}.{theirs}", axes)
+    token_axes, patches = ("", "", "width"), f"{base}.embeddings.patch_embeddings.projection"
+    block = lambda name, hf_name, axes: (rf"blocks/(\d+)/{name}", f"{base}.encoder.layer.{{0}}.{hf_name}", axes)
     layers = [
-        *(block(ours, theirs, axes) for ours, (theirs, axes) in BLOCK.items()),
+        *(block(name, hf_name, axes) for name, (hf_name, axes) in BLOCK.items()),
         ("norm", f"{base}.layernorm", ("width",)),
-        *((ours, theirs, ("width", "")) for ours, theirs in heads.items()),
+        *((name, hf_name, ("width", "")) for name, hf_name in heads.items()),
     ]
     return (
         Rule("embed/conv/kernel", f"{patches}.weight", "conv", ("", "", "", "width")),
         Rule("embed/conv/bias", f"{patches}.bias", axes=("width",)),
-        Rule("embed/tokens/0", f"{base}.embeddings.cls_token", axes=every),
-        Rule("embed/tokens/1", f"{base}.embeddings.distillation_token", axes=every),
-        Rule("embed/position", f"{base}.embeddings.position_embeddings", axes=every),
-        *(rule for layer in layers for rule in pair(*layer)),
+        Rule("embed/tokens/0", f"{base}.embeddings.cls_token", axes=token_axes),
+        Rule("embed/tokens/1", f"{base}.embeddings.distillation_token", axes=token_axes),
+        Rule("embed/position", f"{base}.embeddings.position_embeddings", axes=token_axes),
+        *(rule for layer in layers for rule in weight_and_bias(*layer)),
     )
 
 
-family.add(
+family.register(
     Family(
         vit,
-        ("vit", OWN),
+        ("vit", MEAN_POOLED),
         _arguments,
         partial(_config, vit, "vit", "ViTForImageClassification"),
         partial(_rules, "vit", {"head": "classifier"}),
@@ -213,7 +216,7 @@ family.add(
         ignored=r"pooler\..*|embeddings\.mask_token",
     )
 )
-family.add(
+family.register(
     Family(
         deit,
         ("deit",),

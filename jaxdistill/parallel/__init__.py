@@ -1,1 +1,1 @@
-"""Meshes, sharding rules and compilation: the only place that knows about devices."""
+"""Meshes, sharding rules and compilation: the only code that knows about devices."""

@@ -1,7 +1,7 @@
-"""Compilation of steps: where they are jitted, their state donated, and everything laid out on the mesh.
+"""Compile steps: jit them, donate their state, and lay out arrays on the mesh.
 
-`jit` over a mesh is the engine, `pmap` a thin second backend, and `vmap` is for copies of a small model, one a seed.
-All give an `Engine` with the same functions, and parameters that agree to float32 rounding.
+`jit` over a mesh is the main backend, `pmap` a thin second one, and `vmap` is for copies of a small model, one for each
+seed. All return an `Engine` with the same functions, and give parameters that agree to float32 rounding.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
 from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, Step, TrainState, Variables
 from jaxdistill.parallel.mesh import make_mesh, row_shards
-from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, laid_out, shardings
+from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings, with_shardings
 
 Batch = Mapping[str, Mapping[str, Any]]
 Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], PyTree]
@@ -25,16 +25,16 @@ Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]]
 class Engine(NamedTuple):
     """A step compiled for its devices.
 
-    init: `(key, batch, start) -> TrainState`, never whole on one device; `start` as of `Step.init`, and donated
+    init: `(key, batch, start) -> TrainState`, never unsharded on one device; `start` is that of `StepInit`, donated
     update: `(train_state, batch) -> (train_state, metrics)`; donates the train state
-    evaluate: `(train_state, rows) -> metrics`, sums over the whole batch
+    evaluate: `(train_state, rows) -> metrics`, sums over the global batch
     put: `batch of host arrays -> batch of device arrays`
-    export: `train_state ->` the same as a tree of global arrays, for checkpoints and reports
+    export: `train_state ->` the same tree as global arrays, for checkpoints and reports
     restore: inverse of `export`
-    abstract: shapes and shardings of what `export` gives
-    rows: `size of a global batch -> ` the numbers of the rows that this process must supply
-    compiled: `() -> {function: how many programs it was compiled into}`
-    traced: `() ->` the update as `jax.stages.Traced`, for shapes and shardings alone; None under pmap
+    abstract: shapes and shardings of the result of `export`
+    rows: `size of a global batch -> ` numbers of the rows that this process must supply
+    compiled: `() -> {function: number of compiled programs}`
+    traced: `() ->` the update as `jax.stages.Traced`, from shapes and shardings alone; None under pmap
     """
 
     init: Callable[[Array, Batch, Variables], TrainState]
@@ -49,26 +49,26 @@ class Engine(NamedTuple):
     traced: Callable[[], jax.stages.Traced] | None = None
 
 
-def _once() -> dict[str, int] | None:
-    """Options for a program that runs once: XLA on CPU takes 6 s to optimise a ResNet's random draws, 1 s without."""
+def _options_of_init() -> dict[str, int] | None:
+    """Return compiler options for a program that runs once: on CPU, a ResNet's init compiles in 1 s instead of 6 s."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def place(variables: Variables, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Variables:
-    """Lays a model's variables out on the mesh by its rule table."""
+    """Lay out a model's variables on the mesh by its sharding rules."""
     return jax.device_put(variables, shardings(variables, mesh, rules))
 
 
 def local_rows(mesh: Mesh, total: int) -> np.ndarray:
-    """The rows of a batch of `total` that live on this process's devices, rising, `[rows]`.
+    """Return the rows of a batch of `total` that are on this process's devices, in increasing order, `[rows]`.
 
-    They need not be neighbours: on a TPU, a host's chips are a square, and the mesh winds through all of them.
+    The rows need not be adjacent: on a TPU, a host's chips are a square, and the mesh winds through all chips.
     """
     return rows_on(mesh, total, set(mesh.local_devices))
 
 
 def rows_on(mesh: Mesh, total: int, devices: Collection[jax.Device]) -> np.ndarray:
-    """The rows of a batch of `total` that live on some of the mesh's devices, rising, `[rows]`."""
+    """Return the rows of a batch of `total` that are on some devices of the mesh, in increasing order, `[rows]`."""
     indices = NamedSharding(mesh, ROWS).devices_indices_map((total,))
     return np.unique(np.concatenate([np.arange(total)[indices[device]] for device in devices]))
 
@@ -83,30 +83,40 @@ def jit_engine(
     *,
     rules: Rules = DEFAULT_RULES,
 ) -> Engine:
-    """`jit` over a mesh.
+    """Compile a step with `jit` over a mesh.
 
     Args:
-        step: the algorithm.
+        step: the training algorithm.
         evaluate: `(params, state, teachers, rows) -> metrics`.
         mesh: axes data, fsdp, tensor.
-        teachers: frozen variables, already placed. They are arguments of the compiled program: as a closure they
-            would be constants in it, as large as they are.
-        references: the teachers beside whom `evaluate` measures; a control has them, and learns from none.
+        teachers: frozen variables, already placed. They are arguments of the compiled program, because a closure would
+            copy them into it as constants.
+        references: the teachers that `evaluate` compares with; a control has references but no teachers.
         batch: shapes of a global batch, by stream.
         rules: layout of the train state.
     """
-    rows, whole = NamedSharding(mesh, ROWS), NamedSharding(mesh, PartitionSpec())
+    by_rows, replicated = NamedSharding(mesh, ROWS), NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NO_VARIABLES)
     layout = shardings(shapes, mesh, rules)
-    placed, beside = (jax.tree.map(lambda x: x.sharding, models) for models in (teachers, references))
+    layout_of = lambda models: jax.tree.map(lambda x: x.sharding, models)
 
-    init = jax.jit(step.init, out_shardings=layout, compiler_options=_once(), donate_argnums=3)
-    # out_shardings are pinned: left open, XLA re-sharded gradients and compiled twice
-    update = jax.jit(step.update, in_shardings=(layout, placed, rows), out_shardings=(layout, whole), donate_argnums=0)
-    measure = jax.jit(evaluate, in_shardings=(layout.params, layout.state, beside, rows), out_shardings=whole)
+    init = jax.jit(step.init, out_shardings=layout, compiler_options=_options_of_init(), donate_argnums=3)
+    # out_shardings are pinned: without them XLA re-sharded gradients and compiled twice
+    update = jax.jit(
+        step.update,
+        in_shardings=(layout, layout_of(teachers), by_rows),
+        out_shardings=(layout, replicated),
+        donate_argnums=0,
+    )
+    measure = jax.jit(
+        evaluate,
+        in_shardings=(layout.params, layout.state, layout_of(references), by_rows),
+        out_shardings=replicated,
+    )
 
     on_mesh = lambda function: _on_mesh(function, mesh)
-    abstract, given = laid_out(shapes, layout), jax.tree.map(lambda x: x.update(sharding=rows), batch)
+    abstract = with_shardings(shapes, layout)
+    abstract_batch = jax.tree.map(lambda x: x.update(sharding=by_rows), batch)
 
     return Engine(
         init=on_mesh(lambda key, batch, start=NO_VARIABLES: init(key, teachers, batch, start)),
@@ -117,17 +127,17 @@ def jit_engine(
         restore=lambda ts: ts,
         abstract=abstract,
         rows=lambda total: local_rows(mesh, total),
-        compiled=lambda: _programs(update=update, evaluate=measure),
-        traced=on_mesh(lambda: update.trace(abstract, teachers, given)),
+        compiled=lambda: _program_counts(update=update, evaluate=measure),
+        traced=on_mesh(lambda: update.trace(abstract, teachers, abstract_batch)),
     )
 
 
 def jit_evaluate(evaluate: Evaluate, variables: Variables, mesh: Mesh) -> Callable[[Mapping[str, Any]], PyTree]:
-    """`rows of this process -> metrics of the whole batch`, for a model that is not trained here.
+    """Return `rows of this process -> metrics of the global batch` for a model that this run does not train.
 
     Args:
         evaluate: `(params, state, teachers, rows) -> metrics`.
-        variables: of the model, already placed; it is measured as the student, beside nobody.
+        variables: of the model, already placed; evaluated as the student, without teachers.
         mesh: axes data, fsdp, tensor.
     """
     measure = jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -136,7 +146,7 @@ def jit_evaluate(evaluate: Evaluate, variables: Variables, mesh: Mesh) -> Callab
 
 
 def _on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """The function under the ambient mesh, which `by_rows` reads while it is traced."""
+    """Return the function that runs under the ambient mesh, which `by_rows` reads during tracing."""
 
     def call(*args: Any) -> Any:
         with jax.set_mesh(mesh):
@@ -146,43 +156,49 @@ def _on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 
 def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Lays this process's rows of a batch out on the mesh."""
-    rows = NamedSharding(mesh, ROWS)
+    """Lay out this process's rows of a batch on the mesh."""
+    by_rows = NamedSharding(mesh, ROWS)
 
-    def each(x: np.ndarray) -> Array:
+    def put(x: np.ndarray) -> Array:
         if jax.process_count() == 1:
-            return jax.device_put(x, rows)
-        total = _shares(mesh) * x.shape[0]
-        shard = functools.partial(taken, x, local_rows(mesh, total))
-        return jax.make_array_from_callback((total, *x.shape[1:]), rows, shard)
+            return jax.device_put(x, by_rows)
+        total = _local_batches_per_global_batch(mesh) * x.shape[0]
+        shard = functools.partial(local_shard, x, local_rows(mesh, total))
+        return jax.make_array_from_callback((total, *x.shape[1:]), by_rows, shard)
 
-    return jax.tree.map(each, tree)
+    return jax.tree.map(put, tree)
 
 
-def moved(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Arrays that are whole on every device of another mesh, laid out by rows on this one; nothing is waited for.
+def move_to_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Move arrays that are replicated on another mesh to this mesh, split by rows, without blocking.
 
-    Taken from one of those devices: from several, `device_put` goes through the host unless their pieces are the same
-    ones (jax 0.12).
+    The arrays are read from one device: from several, `device_put` goes through the host unless source and target have
+    the same shards (jax 0.12).
     """
-    rows = NamedSharding(mesh, ROWS)
-    return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), rows), tree)
+    by_rows = NamedSharding(mesh, ROWS)
+    return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), by_rows), tree)
 
 
-def taken(x: np.ndarray, mine: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-    """A piece of the global batch, given the rows `mine` of it: `index` is where the piece lies in the whole."""
-    first = int(np.searchsorted(mine, index[0].start or 0))
-    length = len(mine) if index[0].stop is None else index[0].stop - (index[0].start or 0)
+def local_shard(x: np.ndarray, row_numbers: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+    """Return one shard of the global batch from this process's rows.
+
+    Args:
+        x: `[rows, ...]`, the rows of this process.
+        row_numbers: `[rows]`, their numbers in the global batch, in increasing order.
+        index: the place of the shard in the global batch.
+    """
+    first = int(np.searchsorted(row_numbers, index[0].start or 0))
+    length = len(row_numbers) if index[0].stop is None else index[0].stop - (index[0].start or 0)
     return x[first : first + length]
 
 
-def _programs(**functions: Any) -> dict[str, int]:
+def _program_counts(**functions: Any) -> dict[str, int]:
     return {name: function._cache_size() for name, function in functions.items()}
 
 
 @functools.cache
-def _shares(mesh: Mesh) -> int:
-    """How many times this process's rows make a whole batch: 1 where every process holds all of them."""
+def _local_batches_per_global_batch(mesh: Mesh) -> int:
+    """Return the size of a global batch divided by the rows of this process; 1 if every process has all rows."""
     shards = row_shards(mesh)
     return shards // len(local_rows(mesh, shards))
 
@@ -195,55 +211,55 @@ def pmap_engine(
     references: tuple[Variables, ...],
     batch: Batch,
 ) -> Engine:
-    """`pmap` over the rows of the batch: everything else is a copy on every device.
+    """Compile a step with `pmap` over the rows of the batch; all else is replicated on every device.
 
     Args:
-        step, evaluate, teachers, references, batch: as for `jit_engine`.
-        devices: of this process; pmap runs in one process here.
+        step, evaluate, teachers, references, batch: see `jit_engine`.
+        devices: of this process; this backend supports one process.
     """
     count = len(devices)
     shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NO_VARIABLES)
-    each = NamedSharding(Mesh(np.asarray(devices), (PMAP_AXIS,)), PartitionSpec(PMAP_AXIS))
-    copies = jax.jit(
-        lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree), out_shardings=each
+    one_per_device = NamedSharding(Mesh(np.asarray(devices), (PMAP_AXIS,)), PartitionSpec(PMAP_AXIS))
+    replicate = jax.jit(
+        lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree), out_shardings=one_per_device
     )
     first = lambda tree: jax.tree.map(lambda x: x[0], tree)
-    joined = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-    split = lambda tree: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
+    merge_devices = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    split_rows = lambda tree: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 
-    init = jax.jit(step.init, compiler_options=_once(), donate_argnums=3)
-    traced = {"update": 0, "evaluate": 0}
+    init = jax.jit(step.init, compiler_options=_options_of_init(), donate_argnums=3)
+    traces = {"update": 0, "evaluate": 0}
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def trace(*args: Any) -> Any:  # once for each program; pmap itself tells no number
-            traced[name] += 1
+        def trace(*args: Any) -> Any:  # called once per compiled program; pmap itself has no counter
+            traces[name] += 1
             return function(*args)
 
         return trace
 
-    summed = lambda *args: psum(evaluate(*args))
+    evaluate_all = lambda *args: psum(evaluate(*args))
     update = jax.pmap(counted("update", step.update), axis_name=PMAP_AXIS, donate_argnums=0, devices=devices)
-    measure = jax.pmap(counted("evaluate", summed), axis_name=PMAP_AXIS, devices=devices)
-    frozen = copies(teachers)
-    beside = frozen if references is teachers else copies(references)
+    measure = jax.pmap(counted("evaluate", evaluate_all), axis_name=PMAP_AXIS, devices=devices)
+    frozen_teachers = replicate(teachers)
+    frozen_references = frozen_teachers if references is teachers else replicate(references)
 
-    def started(key: Array, batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
-        return copies(init(key, teachers, joined(batch), start))
+    def first_state(key: Array, batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
+        return replicate(init(key, teachers, merge_devices(batch), start))
 
-    def updated(ts: TrainState, batch: Batch) -> tuple[TrainState, PyTree]:
-        ts, metrics = update(ts, frozen, batch)
+    def next_state(ts: TrainState, batch: Batch) -> tuple[TrainState, PyTree]:
+        ts, metrics = update(ts, frozen_teachers, batch)
         return ts, first(metrics)
 
     return Engine(
-        init=started,
-        update=updated,
-        evaluate=lambda ts, batch: first(measure(ts.params, ts.state, beside, batch)),
-        put=split,
+        init=first_state,
+        update=next_state,
+        evaluate=lambda ts, batch: first(measure(ts.params, ts.state, frozen_references, batch)),
+        put=split_rows,
         export=first,
-        restore=copies,
+        restore=replicate,
         abstract=shapes,
         rows=np.arange,
-        compiled=lambda: dict(traced),
+        compiled=lambda: dict(traces),
     )
 
 
@@ -254,16 +270,16 @@ def vmap_engine(
     references: tuple[Variables, ...],
     batch: Batch,
 ) -> Engine:
-    """`vmap` over copies that differ by their seed, on one device: one program where each would have its own.
+    """Compile a step with `vmap` over copies of a model with different seeds: one program on one device for all copies.
 
-    State, training batches and metrics have a first axis, of the copies; `init` takes a key for each. Teachers, and
-    the rows of an evaluation, are the same for all. `abstract` is of one copy.
+    State, training batches and metrics have a first axis for the copies, and `init` takes one key per copy. All copies
+    share the teachers and the rows of an evaluation. `abstract` describes one copy.
 
     Args:
-        step, evaluate, teachers, references, batch: as for `jit_engine`.
+        step, evaluate, teachers, references, batch: see `jit_engine`.
     """
     on_mesh = functools.partial(_on_mesh, mesh=make_mesh((1, 1, 1)))
-    init = jax.jit(jax.vmap(step.init, (0, None, None, None)), compiler_options=_once())
+    init = jax.jit(jax.vmap(step.init, (0, None, None, None)), compiler_options=_options_of_init())
     update = jax.jit(jax.vmap(step.update, (0, None, 0)), donate_argnums=0)
     measure = jax.jit(jax.vmap(evaluate, (0, 0, None, None)))
     return Engine(
@@ -275,5 +291,5 @@ def vmap_engine(
         restore=lambda ts: ts,
         abstract=jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NO_VARIABLES),
         rows=np.arange,
-        compiled=lambda: _programs(update=update, evaluate=measure),
+        compiled=lambda: _program_counts(update=update, evaluate=measure),
     )

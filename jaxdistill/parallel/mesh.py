@@ -14,68 +14,73 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
-    """The mesh's shape; at most one size may be -1, for all devices that the others leave.
+    """Return the shape of the mesh; at most one size may be -1, for all remaining devices.
 
     Raises:
-        ValueError: if it needs more devices than there are, or does not come out whole.
+        ValueError: the mesh needs more devices than there are, or the other sizes do not divide their number.
     """
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(
-            f"sizes are positive, and at most one is -1 (all that are left); got {dict(zip(AXES, sizes, strict=True))}"
+            "sizes are positive, and at most one is -1 (all remaining devices); "
+            f"got {dict(zip(AXES, sizes, strict=True))}"
         )
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         if devices % fixed:
             raise ValueError(
-                f"{devices} devices do not divide by {fixed}; choose sizes whose product divides {devices}"
+                f"{devices} devices are not divisible by {fixed}; choose sizes whose product divides {devices}"
             )
         sizes[sizes.index(-1)] = devices // fixed
     elif fixed > devices:
-        cure = "lower a size, or set one to -1 (a CPU is many by XLA_FLAGS=--xla_force_host_platform_device_count=8)"
+        cure = "lower a size, or set one to -1 (a CPU has 8 by XLA_FLAGS=--xla_force_host_platform_device_count=8)"
         raise ValueError(f"the mesh needs {fixed} devices, there are {devices}; {cure}")
     return sizes[0], sizes[1], sizes[2]
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mesh:
-    """A mesh over the first devices (empty: of this system); its axes are Auto (`jax.make_mesh` defaults to Explicit).
+    """Return a mesh over the first devices; its axes are Auto (`jax.make_mesh` defaults to Explicit).
 
-    On TPUs, neighbours on the mesh are neighbours in the machine, and an axis may go along a part of one of its own.
-    Between slices, where the network is slow, goes data, then fsdp, and never tensor.
+    On TPUs, neighbours on the mesh are neighbours in the machine, and a mesh axis may take part of a physical axis. The
+    slow network between slices carries the axis data first, then fsdp, and never tensor.
+
+    Args:
+        shape: sizes of the axes data, fsdp and tensor.
+        devices: to take the first devices from; empty: all of this system.
 
     Raises:
-        ValueError: slices that do not divide data x fsdp, or chips of a TPU that are no box of neighbours.
+        ValueError: the number of slices does not divide data x fsdp, or the chips of a TPU are no box of neighbours.
     """
-    found = list(devices or jax.devices())[: math.prod(shape)]
-    if found[0].platform != "tpu":
-        placed = np.asarray(found, dtype=object).reshape(shape)
-    elif (slices := len({getattr(device, "slice_index", 0) for device in found})) > 1:
+    selected = list(devices or jax.devices())[: math.prod(shape)]
+    if selected[0].platform != "tpu":
+        placed = np.asarray(selected, dtype=object).reshape(shape)
+    elif (slices := len({getattr(device, "slice_index", 0) for device in selected})) > 1:
         data, fsdp, tensor = shape
-        outer = math.gcd(data, slices)
-        if fsdp % (slices // outer):
+        data_slices = math.gcd(data, slices)
+        fsdp_slices = slices // data_slices
+        if fsdp % fsdp_slices:
             raise ValueError(f"data {data} x fsdp {fsdp} does not divide into {slices} slices; change one of them")
-        further = slices // outer
-        inside, between = (data // outer, fsdp // further, tensor), (outer, further, 1)
-        placed = create_hybrid_device_mesh(inside, between, found, allow_split_physical_axes=True)
+        within, between = (data // data_slices, fsdp // fsdp_slices, tensor), (data_slices, fsdp_slices, 1)
+        placed = create_hybrid_device_mesh(within, between, selected, allow_split_physical_axes=True)
     else:
         try:
-            placed = create_device_mesh(shape, found, allow_split_physical_axes=True)
-        except AssertionError:  # of JAX, about the holes in what it takes for a box
+            placed = create_device_mesh(shape, selected, allow_split_physical_axes=True)
+        except AssertionError:  # JAX assumes that the chips are a box, and finds holes
             cure = "choose sizes that leave a box, such as half of the chips"
-            raise ValueError(f"{len(found)} chips are no box of neighbours; {cure}") from None
+            raise ValueError(f"{len(selected)} chips are no box of neighbours; {cure}") from None
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Into how many pieces the rows of a batch are split."""
+    """Return the number of shards that the rows of a batch are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def build_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mesh:
-    """The mesh of a shape, over the first devices (empty: of this system).
+    """Return `make_mesh(shape, devices)`, with its errors as mistakes in the config.
 
     Raises:
-        ConfigError: its axes cannot be laid out on the machine's own.
+        ConfigError: the axes cannot be laid out on this machine.
     """
     try:
         return make_mesh(shape, devices)

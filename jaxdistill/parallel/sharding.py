@@ -1,7 +1,7 @@
-"""Which array lies where: a table of (path regex, axes) per model, first match wins.
+"""Sharding rules: a table of (path regex, mesh axes) per model, of which the first match wins.
 
-The axes of an entry are those of the array's LAST dimensions, so that one line serves a matrix, a convolution and a
-stack of layers. An axis that does not divide its dimension is left out: the array is then whole along it, which is
+The axes of a rule belong to the array's LAST dimensions, so that one rule serves a matrix, a convolution and a stack of
+layers. An axis that does not divide its dimension is left out. The array is then replicated along this axis, which is
 right and only costs memory.
 """
 
@@ -17,7 +17,7 @@ from jaxdistill.core.types import PyTree
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 DEFAULT_RULES: Rules = (
-    (r"(down|out)/kernel$", ("tensor", "fsdp")),  # the second of a pair: its input is already split by tensor
+    (r"(down|out)/kernel$", ("tensor", "fsdp")),  # second matrix of a pair: its input is already split by tensor
     (r"kernel$", ("fsdp", "tensor")),
     (r"embedding$", ("tensor", "fsdp")),
     (r"bank", ("data", None)),  # a memory bank: one row per example
@@ -25,24 +25,26 @@ DEFAULT_RULES: Rules = (
 
 
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    """The partition of one array by the first rule that matches its name; whole on every device if none does."""
+    """Return the partition of one array by the first rule that matches its name; replicated if none does."""
     axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
     if len(axes) > len(shape):
         return PartitionSpec()
     aligned = (None,) * (len(shape) - len(axes)) + tuple(axes)
-    fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(aligned, shape, strict=True)]
-    return PartitionSpec(*fits)
+    divisible = [
+        axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(aligned, shape, strict=True)
+    ]
+    return PartitionSpec(*divisible)
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> PyTree:
-    """A sharding for each leaf of a tree. Optimiser moments carry their parameter's name and follow it."""
+    """Return a sharding for each leaf of a tree. Optimiser moments have the name and the layout of their parameter."""
 
-    def each(path, leaf):
+    def sharding(path, leaf):
         return NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules))
 
-    return jax.tree_util.tree_map_with_path(each, tree)
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def laid_out(tree: PyTree, layout: PyTree) -> PyTree:
-    """The shapes of a tree with a sharding for each leaf: nothing is made."""
+def with_shardings(tree: PyTree, layout: PyTree) -> PyTree:
+    """Return the shapes of a tree with a sharding for each leaf, without allocating arrays."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout)

@@ -1,1 +1,1 @@
-"""From a config to a finished run: resolve, validate, train, and the commands."""
+"""Resolve, validate and run a config; the commands of `jaxdistill`."""

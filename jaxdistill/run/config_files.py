@@ -1,4 +1,4 @@
-"""Config files: loading a Python file or the record of an earlier run, and keeping the source in a workdir."""
+"""Load a config from a Python file or from the config.json of an earlier run, and copy the file to a workdir."""
 
 import hashlib
 import importlib.util
@@ -17,44 +17,44 @@ from jaxdistill.run.config import make
 
 
 def load(path: str) -> ConfigDict:
-    """Loads the config of a file: a Python module with `get_config()`, or the `config.json` of an earlier run.
+    """Load a config from a Python module with `get_config()`, or from the `config.json` of an earlier run.
 
-    `FILE.py:WORD` calls `get_config("WORD")`. Beside a JSON lies a copy of the Python file that it came from; that copy
-    is run again, because it may register parts.
+    `FILE.py:PRESET` calls `get_config("PRESET")`. The workdir of a run holds a copy of its Python file beside
+    config.json; loading config.json executes this copy, because it may register losses, models or other parts.
 
     Raises:
-        ConfigError: if there is no such file, or it gives no config.
+        ConfigError: the file does not exist, or does not define a config.
     """
-    name, _, word = path.partition(":")
+    name, _, preset = path.partition(":")
     file = Path(name)
     if not file.is_file():
-        kind = "is a folder" if Path(name).is_dir() else "is no file"
-        raise ConfigError("--config", f"{name!r} {kind}. Try configs/quickstart.py.")
+        problem = "is a folder" if Path(name).is_dir() else "does not exist"
+        raise ConfigError("--config", f"{name!r} {problem}. Try configs/quickstart.py.")
     if file.suffix == ".json":
         return _from_json(file)
     module = run_file(file)
     if not hasattr(module, "get_config"):
-        raise ConfigError("--config", f"{name!r} has no function get_config().")
-    with _mistakes_of(file):
-        config = module.get_config(word) if word else module.get_config()
+        raise ConfigError("--config", f"{name!r} has no function get_config(); define it, and return make(...).")
+    with _reporting(file):
+        config = module.get_config(preset) if preset else module.get_config()
     if not isinstance(config, ConfigDict):
         raise ConfigError("--config", f"get_config() in {name!r} returned {type(config).__name__}; return make(...).")
     return make(**config.to_dict())
 
 
-def choose(word: str, presets: Mapping[str, Any]) -> Any:
-    """The preset of a word, as `FILE.py:WORD` gives it to `get_config`.
+def choose(name: str, presets: Mapping[str, Any]) -> Any:
+    """Return the preset that `FILE.py:NAME` selects; call this in `get_config(name)`.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: there is no preset of this name.
     """
-    if word not in presets:
-        raise ConfigError("--config", f"unknown preset {word!r}. {suggest(word, presets)}")
-    return presets[word]
+    if name not in presets:
+        raise ConfigError("--config", f"unknown preset {name!r}. {suggest(name, presets)}")
+    return presets[name]
 
 
 def source(path: str) -> str:
-    """The Python file that `load(path)` runs, absolute; of a saved config.json, the copy beside it."""
+    """Return the absolute path of the Python file that `load(path)` executes; for a config.json, the copy beside it."""
     file = Path(path.partition(":")[0]).absolute()
     if file.suffix != ".json":
         return str(file)
@@ -62,15 +62,15 @@ def source(path: str) -> str:
     return str(file.parent / name) if name and (file.parent / name).is_file() else ""
 
 
-def keep_source(source: str, workdir: Path) -> dict[str, str]:
-    """Copies the Python file of a config into a workdir; its name there and its SHA-256, for config.json."""
+def copy_source(source: str, workdir: Path) -> dict[str, str]:
+    """Copy the Python file of a config into a workdir; return its name and SHA-256, which go into config.json."""
     if not source:
         return {"source": ""}
-    content, kept = Path(source).read_bytes(), workdir / Path(source).name
-    if not kept.is_file() or kept.read_bytes() != content:
+    content, copy = Path(source).read_bytes(), workdir / Path(source).name
+    if not copy.is_file() or copy.read_bytes() != content:
         workdir.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(content)
-    return {"source": kept.name, "source_sha256": hashlib.sha256(content).hexdigest()}
+        copy.write_bytes(content)
+    return {"source": copy.name, "source_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _from_json(file: Path) -> ConfigDict:
@@ -80,34 +80,34 @@ def _from_json(file: Path) -> ConfigDict:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("--config", f"{str(file)!r} is not a saved config.json ({error}).") from None
     if source:
-        kept = file.parent / Path(source).name  # never a file elsewhere: a config that is handed on is data
-        if not kept.is_file():
+        copy = file.parent / Path(source).name  # only in this folder: a config.json must not run files elsewhere
+        if not copy.is_file():
             sys.stderr.write(
-                f"note: {kept}, which made this config, is gone; parts that it registered are unknown now\n"
+                f"note: {copy}, which defined this config, is missing; parts that it registered are unknown\n"
             )
-        elif hashlib.sha256(kept.read_bytes()).hexdigest() != sha:
-            cure = f"Give it as --config {kept} to run what it says now"
-            raise ConfigError("--config", f"{str(kept)!r} was changed since {str(file)!r} was written. {cure}.")
+        elif hashlib.sha256(copy.read_bytes()).hexdigest() != sha:
+            cure = f"Use --config {copy} to run the changed file"
+            raise ConfigError("--config", f"{str(copy)!r} was changed since {str(file)!r} was written. {cure}.")
         else:
-            run_file(kept)
+            run_file(copy)
     return make(**tree)
 
 
 def run_file(file: Path) -> Any:
-    """Executes a config file as a module; what it defines stays importable under its name."""
+    """Execute a config file as a module, which stays importable as `config_NAME`."""
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file.resolve())
     if spec is None or spec.loader is None:
         raise ConfigError("--config", f"{str(file)!r} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    with _mistakes_of(file):
+    with _reporting(file):
         spec.loader.exec_module(module)
     return module
 
 
 @contextmanager
-def _mistakes_of(file: Path) -> Iterator[None]:
-    """Turns whatever a user's file raises into one line that says where."""
+def _reporting(file: Path) -> Iterator[None]:
+    """Turn any exception of a user's file into a ConfigError with the file and the line."""
     try:
         yield
     except ConfigError:
@@ -116,5 +116,5 @@ def _mistakes_of(file: Path) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(file.resolve())]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else 1)
-        why = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
-        raise ConfigError("--config", f"{str(file)!r} fails in line {line} ({why}); correct it there.") from error
+        reason = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+        raise ConfigError("--config", f"{str(file)!r} fails in line {line} ({reason}); correct this line.") from error

@@ -1,4 +1,4 @@
-"""A run: teachers without a checkpoint are trained, the student is distilled, the control trained, all are measured."""
+"""Run a config: train teachers without a checkpoint, distil the student, train the control, and evaluate all models."""
 
 import contextlib
 import functools
@@ -15,16 +15,16 @@ from rich.console import Console
 
 from jaxdistill.core.checkpoint import CheckpointError, load_variables, write_json
 from jaxdistill.core.types import NO_VARIABLES, Variables
-from jaxdistill.data.image.processors import config_of
+from jaxdistill.data.image.processors import processor_config
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.evaluation.evaluator import evaluator, reliability, scores, totals
 from jaxdistill.evaluation.report import page, table
 from jaxdistill.export.hugging_face import write
 from jaxdistill.export.model_card import card as model_card
-from jaxdistill.models.pretrained import form_of_spec
+from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.parallel.compile import jit_evaluate, local_rows
-from jaxdistill.parallel.sharding import laid_out, shardings
+from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run import subset, workdir
 from jaxdistill.run.config import Config
 from jaxdistill.run.preemption import Preemption, Stopped
@@ -34,17 +34,17 @@ from jaxdistill.run.rules.stage import initialised_here
 from jaxdistill.run.stages import Stage
 from jaxdistill.run.train import Data, References, StageContext, Trained, train
 from jaxdistill.teachers.load import initialise, load
-from jaxdistill.teachers.submesh import joined
+from jaxdistill.teachers.submesh import join_queries
 from jaxdistill.teachers.teacher import Query, Teacher, cost_of
 
 
 class Result(NamedTuple):
     """The result of a run.
 
-    rows: the table, one dict per model: name, accuracy, nll, ece, parameters, bytes, flops, latency_ms, and what was
-        transferred
-    variables: of every model, by the name of its row
-    workdir: where all of it lies
+    rows: the table, one dict per model: name, accuracy, nll, ece, parameters, bytes, flops, latency_ms, and the
+        measures of transfer from the teacher
+    variables: variables of every model, by the name of its row
+    workdir: folder of checkpoints, logs, results.json and report.html
     """
 
     rows: list[dict[str, Any]]
@@ -53,10 +53,10 @@ class Result(NamedTuple):
 
 
 def check(config: Config, folder: str | Path) -> Resolved:
-    """Resolves a config and checks everything that can be known before a run compiles.
+    """Resolve a config and check every rule that can be checked without compiling.
 
     Raises:
-        ConfigError: naming the path, the value and the cure.
+        ConfigError: the config breaks a rule; names the path, the value and the cure.
     """
     resolved = resolve(config, jax.devices())
     resolved.check_workdir(Path(folder))
@@ -67,16 +67,16 @@ def check(config: Config, folder: str | Path) -> Resolved:
 
 
 def distill(config: Config, folder: str | Path, console: Console | None = None, source: str = "") -> Result:
-    """Runs a config. A workdir with an unfinished run of the same config is resumed, to the bit.
+    """Run a config. An unfinished run of the same config in the workdir is resumed bit for bit.
 
     Args:
-        config: from `jaxdistill.make(...)`, or of a config file.
+        config: from `jaxdistill.make(...)` or `jaxdistill.load(...)`.
         folder: the workdir, for checkpoints, logs, results.json and report.html.
-        console: to draw on.
-        source: the config file, kept with the results so that parts registered there are found again.
+        console: where progress is printed.
+        source: path of the config's Python file. A copy is kept in the workdir, because it may register parts.
 
     Raises:
-        ConfigError: before any compilation, for whatever is wrong with the config, the data, the mesh or the workdir.
+        ConfigError: the config, the data, the mesh or the workdir break a rule; raised before any compilation.
         NonFiniteError, Stopped, CheckpointError: see `train.train`.
     """
     folder, console = Path(folder), console or Console(quiet=jax.process_index() > 0)
@@ -85,34 +85,34 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
     record = {"config": config.to_dict(), "provenance": provenance(config.seed)}
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
-            stack.enter_context(workdir.held(folder))
-            record |= workdir.claim(folder, record, source)
+            stack.enter_context(workdir.locked(folder))
+            record |= workdir.write_config(folder, record, source)
         run = Run(resolved, folder, console)
-        subset.hold(folder, resolved.data, run.data.chosen)
+        subset.check_selection(folder, resolved.data, run.data.chosen)
         preemption = stack.enter_context(Preemption())
         run.load_teachers()
         for stage in resolved.stages:
             run.stage(stage, preemption)
-        if preemption.asked:  # when the last stage was at its end already: a study of many runs must not go on
+        if preemption.signal_name:  # a signal after the last step must also stop a study of several runs
             raise Stopped("all models are trained; only the table and the page are missing")
         return run.finish(record)
 
 
 def _keep_programs(folder: str) -> None:
-    """Keeps compiled programs in a folder for the next run, from the command line as from Python."""
+    """Keep compiled programs in a folder for later runs."""
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        compilation_cache.reset_cache()  # JAX opens its cache at the first compilation, and never looks again
+        compilation_cache.reset_cache()  # JAX reads the setting only when it opens its cache, at the first compilation
 
 
 class Run:
-    """The stages of one run, and what they give to each other: the teachers' variables.
+    """A run in progress: executes the stages and keeps the variables and scores of their models.
 
     Args:
-        resolved: what is run.
+        resolved: the resolved config.
         folder: the workdir.
-        console: to draw on.
+        console: where progress is printed.
     """
 
     def __init__(self, resolved: Resolved, folder: Path, console: Console):
@@ -121,56 +121,56 @@ class Run:
         records = {name: data.open(stream) for name, stream in data.streams.items()}
         stored = {name: self._stored(name) for name in data.with_test}
         self.data = Data(records, data.open(data.test), stored, {}, subset.chosen(data, records["train"]))
-        self.values: dict[str, Variables] = {}  # of the teachers, by name
-        self.outcomes: dict[str, dict[str, Any]] = {}  # what is known of a model, by the name of its row
-        self.variables: dict[str, Variables] = {}  # by the name of its row
+        self.values: dict[str, Variables] = {}  # variables of teachers, by teacher name
+        self.outcomes: dict[str, dict[str, Any]] = {}  # scores and costs of models, by row name
+        self.variables: dict[str, Variables] = {}  # variables of models, by row name
 
     def _stored(self, stream: str) -> tuple[Any, ...]:
-        found = (teacher.stored(stream) for teacher in self.resolved.teachers.values())
-        return tuple(beside for beside in found if beside is not None)
+        fields = (teacher.stored(stream) for teacher in self.resolved.teachers.values())
+        return tuple(stored for stored in fields if stored is not None)
 
     @property
     def rows(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Shapes of the student's training batch."""
+        """Return the shapes of the student's training batch."""
         return self.resolved.student.shapes["train"]
 
     def load_teachers(self) -> None:
-        """Loads and measures the teachers whose values exist before the run."""
+        """Load and evaluate the teachers whose values exist before the run."""
         for name, teacher in self.resolved.teachers.items():
-            if teacher.trained_here:  # in a stage of its own
+            if teacher.trained_here:
                 continue
-            if initialised_here(self.resolved.student.view, name):  # measured when it has become something
+            if initialised_here(self.resolved.student.view, name):  # evaluated after the step has trained it
                 self.values[name] = initialise(teacher, self.rows)
                 continue
-            self._measured(teacher, load(teacher, self.rows) if teacher.runs else NO_VARIABLES)
+            self._evaluate_teacher(teacher, load(teacher, self.rows) if teacher.runs else NO_VARIABLES)
 
-    def _measured(self, teacher: Teacher, values: Variables) -> None:
-        """Measures a teacher that no stage has trained, and remembers it."""
-        measured = Trained(values, self._evaluate(teacher, values), {})
+    def _evaluate_teacher(self, teacher: Teacher, values: Variables) -> None:
+        """Evaluate a teacher that was not trained in its own stage, and record its outcome."""
+        evaluated = Trained(values, self._totals(teacher, values), {})
         cost = teacher.cost(values, self.rows)
-        self._remember_teacher(teacher, _outcome(f"teacher {teacher.name}", cost, measured, 0.0), values)
+        self._record_teacher(teacher, _outcome(f"teacher {teacher.name}", cost, evaluated, 0.0), values)
 
     def stage(self, stage: Stage, preemption: Preemption) -> None:
-        """Trains a stage, or takes it over if it was finished before."""
-        folder = self.folder / stage.planned.folder
-        if self._finished(stage, folder):
-            self.console.print(f"{stage.name:>12}  was finished before, at step {stage.settings.steps}")
+        """Train a stage, or load its result if an earlier run finished it."""
+        folder = self.folder / stage.definition.folder
+        if self._load_finished(stage, folder):
+            self.console.print(f"{stage.name:>12}  was already finished, at step {stage.settings.steps}")
             return
-        began = time.perf_counter()
-        beside = () if stage.kind == "teacher" else self._arguments()
-        trained = train(stage, folder, beside, self._context(stage, preemption))
+        start = time.perf_counter()
+        teachers = () if stage.kind == "teacher" else self._arguments()
+        trained = train(stage, folder, teachers, self._context(stage, preemption))
         cost = cost_of(stage.parts.student, trained.variables, self.rows)
-        outcome = _outcome(stage.name, cost, trained, time.perf_counter() - began)
-        self._remember(stage, outcome, trained.variables)
-        for evolved, values in zip(stage.parts.teachers, trained.teachers, strict=False):
-            self._measured(evolved, values)
+        outcome = _outcome(stage.name, cost, trained, time.perf_counter() - start)
+        self._record(stage, outcome, trained.variables)
+        for teacher, values in zip(stage.parts.teachers, trained.teachers, strict=False):
+            self._evaluate_teacher(teacher, values)
         if jax.process_index() == 0:
             write_json(folder / "result.json", {**outcome, "step": stage.settings.steps})
 
     def _context(self, stage: Stage, preemption: Preemption) -> StageContext:
-        """What a stage shares with the others, and of the data what it reads."""
-        learns = bool(stage.parts.teachers)
-        only = lambda by_stream: by_stream if learns else {TEST: by_stream[TEST]} if TEST in by_stream else {}
+        """Return the shared values of the run, with teacher outputs for training only if the stage has teachers."""
+        has_teachers = bool(stage.parts.teachers)
+        only = lambda by_stream: by_stream if has_teachers else {TEST: by_stream[TEST]} if TEST in by_stream else {}
         queries = {} if stage.kind == "teacher" else self._queries
         chosen = self.data.chosen if stage.data.select or stage.data.order else None
         data = self.data._replace(stored=only(self.data.stored), queries=only(queries), chosen=chosen)
@@ -180,21 +180,21 @@ class Run:
 
     @functools.cached_property
     def _queries(self) -> dict[str, Query]:
-        """What teachers outside the step are asked, by stream, once the values of all teachers are there."""
-        found = {}
+        """Return the queries of sub-mesh teachers, by stream; needs the values of all teachers."""
+        by_stream = {}
         for stream in self.resolved.data.with_test:
-            asked = {
+            queries = {
                 name: query
                 for name, teacher in self.resolved.teachers.items()
                 if (query := teacher.query(stream, self.values[name], self.resolved.mesh))
             }
-            if asked:
-                found[stream] = joined(asked)
-        return found
+            if queries:
+                by_stream[stream] = join_queries(queries)
+        return by_stream
 
-    def _finished(self, stage: Stage, folder: Path) -> bool:
-        """Takes over what an earlier run of this stage left, if it is complete and whole."""
-        if stage.parts.step.evolve_teachers:  # its checkpoints hold teachers too, which only the loop restores
+    def _load_finished(self, stage: Stage, folder: Path) -> bool:
+        """Load the result of an earlier run of this stage; return False if it is unfinished or damaged."""
+        if stage.parts.step.evolve_teachers:  # only the training loop restores the teachers that it trained
             return False
         try:
             outcome = json.loads((folder / "result.json").read_text())
@@ -202,19 +202,24 @@ class Run:
                 return False
             model = stage.parts.student
             shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), stage.shapes["train"]))
-            abstract = laid_out(shapes, shardings(shapes, self.resolved.mesh, stage.settings.rules))
+            abstract = with_shardings(shapes, shardings(shapes, self.resolved.mesh, stage.settings.rules))
             variables = load_variables(folder / "checkpoints", str(stage.settings.steps), abstract)
-        except (OSError, ValueError, KeyError, CheckpointError):  # the loop says what is damaged, and mends it
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            CheckpointError,
+        ):  # the training loop reports any damage
             return False
-        self._remember(stage, outcome, variables)
+        self._record(stage, outcome, variables)
         return True
 
     def _arguments(self) -> tuple[Variables, ...]:
-        """The teachers' variables as the step of student and control takes them, in the order of the config."""
+        """Return the teachers' variables as the step takes them, in the order of the config."""
         return tuple(teacher.argument(self.values[name]) for name, teacher in self.resolved.teachers.items())
 
-    def _evaluate(self, teacher: Teacher, variables: Variables) -> dict[str, Any]:
-        """The metrics of a teacher by itself, as sums."""
+    def _totals(self, teacher: Teacher, variables: Variables) -> dict[str, Any]:
+        """Evaluate a teacher alone and return the metrics as sums."""
         evaluate = jit_evaluate(evaluator(teacher.network, (), None, (), teacher.prefix), variables, teacher.mesh)
         size = self.resolved.student.settings.evaluate_rows
         batches = evaluation_batches(
@@ -222,24 +227,24 @@ class Run:
             batch_size=size,
             rows=local_rows(teacher.mesh, size),
             transforms=self.resolved.data.streams["train"].transforms,
-            beside=self.data.stored[TEST],
+            stored=self.data.stored[TEST],
         )
         return totals(jax.device_get(evaluate(batch)) for batch in batches)
 
-    def _remember(self, stage: Stage, outcome: dict[str, Any], variables: Variables) -> None:
+    def _record(self, stage: Stage, outcome: dict[str, Any], variables: Variables) -> None:
         if stage.kind == "teacher":
-            self._remember_teacher(self.resolved.teachers[stage.planned.teacher], outcome, variables)
+            self._record_teacher(self.resolved.teachers[stage.definition.teacher], outcome, variables)
         else:
             self.outcomes[stage.name], self.variables[stage.name] = outcome, variables
 
-    def _remember_teacher(self, teacher: Teacher, outcome: dict[str, Any], variables: Variables) -> None:
-        """Remembers a teacher, on its own devices: it may have been trained on the student's."""
+    def _record_teacher(self, teacher: Teacher, outcome: dict[str, Any], variables: Variables) -> None:
+        """Record the outcome of a teacher, with its variables placed on its devices; training used the student's."""
         name = f"teacher {teacher.name}"
         values = teacher.place(variables)
         self.outcomes[name], self.variables[name], self.values[teacher.name] = outcome, values, values
 
     def finish(self, record: Mapping[str, Any]) -> Result:
-        """Writes results.json and report.html, prints the table, and writes models for transformers."""
+        """Write results.json and report.html, print the table, and export the trained models for transformers."""
         names = [f"teacher {name}" for name in self.resolved.teachers]
         names += [name for name in ("student", "control") if name in self.outcomes]
         rows = [self.outcomes[name]["row"] for name in names]
@@ -256,27 +261,29 @@ class Run:
             write_json(self.folder / "results.json", results)
             self.console.print(table.table(rows))
             self.console.print(results["summary"])
-            self.console.print(f"The page: {page.write_page(self.folder)}")
+            self.console.print(f"Report: {page.write_page(self.folder)}")
         for stage in self.resolved.stages:
-            self._write(stage, results)
+            self._export(stage, results)
         return Result(rows, {name: self.variables[name] for name in names}, self.folder)
 
-    def _write(self, stage: Stage, results: Mapping[str, Any]) -> None:
-        """Writes what was trained as a folder that transformers loads, if its family has such a format."""
-        config, data = stage.planned.config, self.resolved.data
-        form = form_of_spec(config.student.model)
+    def _export(self, stage: Stage, results: Mapping[str, Any]) -> None:
+        """Export a trained model as a folder that transformers loads, if its architecture exists there."""
+        config, data = stage.definition.config, self.resolved.data
+        form = architecture_of_spec(config.student.model)
         if form is not None:
             card = model_card(stage.name, config.to_dict(), results)
             tokenizer = data.tokenization.file.parent if data.tokenization else None
             variables, image = self.variables[stage.name], self.rows.get("image")
-            images = config_of(self.resolved.config.data.augment, image.shape[1:], image.dtype) if image else None
-            folder = self.folder / stage.planned.folder / "hub"
+            images = (
+                processor_config(self.resolved.config.data.augment, image.shape[1:], image.dtype) if image else None
+            )
+            folder = self.folder / stage.definition.folder / "hub"
             write(folder, form.family, form.arguments, variables, card, tokenizer, images)
             self.console.print(f"{stage.name:>12}  written to {folder}")
 
 
 def _outcome(name: str, cost: Mapping[str, Any], trained: Trained, seconds: float) -> dict[str, Any]:
-    """What a model scored and costs: its row of the table, and what result.json says of it."""
+    """Return the outcome of a model for result.json: its row of the table, its reliability and its times."""
     return {
         "row": {"name": name, **_nested(scores(trained.total)), **cost},
         "reliability": reliability(trained.total),
@@ -286,7 +293,7 @@ def _outcome(name: str, cost: Mapping[str, Any], trained: Trained, seconds: floa
 
 
 def _nested(scores: Mapping[str, float]) -> dict[str, Any]:
-    """`cka/1:2` -> `cka: {"1:2": ...}`, as the page reads it; a score without a value (of no errors) is None."""
-    known = {name: value if math.isfinite(value) else None for name, value in scores.items()}
-    plain = {name: value for name, value in known.items() if "/" not in name}
-    return {**plain, "cka": {name.removeprefix("cka/"): v for name, v in known.items() if name.startswith("cka/")}}
+    """Turn `cka/1:2` into `cka: {"1:2": ...}`, as the report expects; a score that is not finite becomes None."""
+    finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+    plain = {name: value for name, value in finite.items() if "/" not in name}
+    return {**plain, "cka": {name.removeprefix("cka/"): v for name, v in finite.items() if name.startswith("cka/")}}

@@ -1,4 +1,4 @@
-"""Starts JAX as the config says, runs it, and turns what can go wrong into a message and an exit code."""
+"""Start JAX, run a config, and turn exceptions into a message and an exit code."""
 
 import os
 import sys
@@ -15,18 +15,18 @@ from jaxdistill.run.preemption import Stopped
 
 
 def launch(config: Config, workdir: str, source: str) -> int:
-    """Runs a config.
+    """Run a config and return the exit code.
 
-    Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no usable checkpoint; 5 a process is gone.
+    Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no usable checkpoint; 5 a process was lost.
 
     Raises:
-        ConfigError: for a mistake in the config.
+        ConfigError: the config is wrong.
     """
-    _start(config)
+    _connect(config)
     try:
         distill(config, workdir, source=source)
     except Stopped as stopped:
-        print(f"stopped: {stopped}. The same command goes on from there.", file=sys.stderr)
+        print(f"stopped: {stopped}. The same command resumes it.", file=sys.stderr)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
@@ -36,16 +36,16 @@ def launch(config: Config, workdir: str, source: str) -> int:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        if str(error).startswith("RESOURCE_EXHAUSTED"):  # it is this process that failed
+        if str(error).startswith("RESOURCE_EXHAUSTED"):  # this process failed, not another one
             traceback.print_exc()
-        _leave(error)
+        _exit(error)
     return 0
 
 
-def _leave(error: Exception) -> None:
-    """Ends this process at once: at an ordinary end JAX would wait for the processes that are gone."""
-    cure = "If another process has died, it says why. Start all of them again: they go on from the last checkpoint"
-    print(f"error: the processes of this run have lost each other ({_first_line(error)}). {cure}.", file=sys.stderr)
+def _exit(error: Exception) -> None:
+    """End this process at once: an ordinary exit would wait for the lost processes."""
+    cure = "The process that died prints the reason. Start all of them again: they resume from the last checkpoint"
+    print(f"error: the processes of this run lost contact ({_first_line(error)}). {cure}.", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(5)
@@ -55,15 +55,15 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:200]
 
 
-def _start(config: Config) -> None:
-    """What must happen before JAX touches a device."""
-    place = config.distributed
-    if not place.coordinator:
+def _connect(config: Config) -> None:
+    """Connect the processes of the run, before JAX uses a device."""
+    distributed = config.distributed
+    if not distributed.coordinator:
         return
     try:
-        if place.coordinator == "auto":
+        if distributed.coordinator == "auto":
             jax.distributed.initialize()
         else:
-            jax.distributed.initialize(place.coordinator, place.processes, place.process)
+            jax.distributed.initialize(distributed.coordinator, distributed.processes, distributed.process)
     except (ValueError, RuntimeError) as error:
-        raise ConfigError("distributed", f"the processes did not find each other: {error}") from None
+        raise ConfigError("distributed", f"the processes could not connect: {error}") from None

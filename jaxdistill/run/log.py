@@ -1,6 +1,6 @@
-"""What a person sees while a run goes on: a progress bar, a JSON-lines log, TensorBoard, Weights & Biases.
+"""Report the progress of a run: a progress bar, a JSON-lines log, TensorBoard, Weights & Biases.
 
-Metrics stay on the device until a logging interval is over, and then are read one step late, so that the device never
+Metrics stay on the device until a logging interval ends. They are then read one step late, so that the device never
 waits for the host.
 """
 
@@ -18,23 +18,23 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-QUIET = 15  # seconds without a line, where no bar is drawn
+LINE_INTERVAL = 15  # seconds between progress lines, where no bar can be drawn
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient became NaN or infinite; the message names it, and the step."""
+    """A loss or gradient became NaN or infinite; the message names the quantity and the step."""
 
 
 class Log:
     """The log of one stage. Use as a context manager; only process 0 writes.
 
     Args:
-        folder: for `log.jsonl` and TensorBoard events.
-        name: of the stage.
-        start, steps: where the run starts and ends.
+        folder: where `log.jsonl` and TensorBoard events are written.
+        name: name of the stage.
+        start, steps: the first and the last step.
         settings: the config's section `logging`.
-        schedules: `step -> value` by name, logged beside the losses.
-        console: to draw on.
+        schedules: functions `step -> value` by name, logged beside the losses.
+        console: where progress is printed.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Log:
         self._traced, self._tracing = settings.trace if name == "student" else 0, False
         self._pending: list[tuple[int, Any]] = []
         self._since, self._last = time.perf_counter(), start
-        self._said = self._since
-        self._sinks: list[Callable[[str, int, dict[str, float]], None]] = []
+        self._last_line = self._since
+        self._writers: list[Callable[[str, int, dict[str, float]], None]] = []
         self._closers: list[Callable[[], None]] = []
         self._progress = Progress(
             TextColumn(f"{name:>12}"),
@@ -75,35 +75,37 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         lines = (folder / "log.jsonl").open("a", buffering=1)
         if lines.tell():
-            lines.write("\n")  # a kill may have cut the last line short; a new one must not be glued to it
-        self._sinks.append(lambda kind, step, values: _line(lines, kind, step, values))
+            lines.write("\n")  # ends a last line that was cut off when the run was killed
+        self._writers.append(lambda kind, step, values: _write_line(lines, kind, step, values))
         self._closers.append(lines.close)
         if settings.tensorboard:
             from tensorboardX import SummaryWriter
 
             board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
-            self._sinks.append(lambda kind, step, values: _scalars(board, kind, step, values))
+            self._writers.append(lambda kind, step, values: _write_scalars(board, kind, step, values))
             self._closers.append(board.close)
         if settings.wandb:
             import wandb
 
-            known = folder / "wandb-id"  # so that a resumed run goes on in its own curves
-            if not known.exists():
-                known.write_text(secrets.token_hex(8))
-            whose = {"project": settings.wandb, "name": self.name, "id": known.read_text()}
-            run = wandb.init(**whose, dir=str(folder), resume="allow")
-            self._sinks.append(lambda kind, step, values: run.log({f"{kind}/{k}": v for k, v in values.items()}, step))
+            id_file = folder / "wandb-id"  # so that a resumed run continues the same curves
+            if not id_file.exists():
+                id_file.write_text(secrets.token_hex(8))
+            identity = {"project": settings.wandb, "name": self.name, "id": id_file.read_text()}
+            run = wandb.init(**identity, dir=str(folder), resume="allow")
+            self._writers.append(
+                lambda kind, step, values: run.log({f"{kind}/{k}": v for k, v in values.items()}, step)
+            )
             self._closers.append(run.finish)
 
     def __enter__(self) -> "Log":
         self._progress.start()
         if self._progress.disable:
-            self._say(f"{self.steps - self._start} steps to go; compiling")
+            self._print_line(f"{self.steps - self._start} steps to go; compiling")
         return self
 
-    def _say(self, text: str) -> None:
-        """A line of progress for a file or a pipe, where no bar can be drawn."""
-        self._said = time.perf_counter()
+    def _print_line(self, text: str) -> None:
+        """Print a progress line, for a file or a pipe, where no bar can be drawn."""
+        self._last_line = time.perf_counter()
         if jax.process_index() == 0:
             self.console.print(f"{self.name:>12}  {text}")
 
@@ -114,7 +116,7 @@ class Log:
             close()
 
     def trace(self, step: int) -> None:
-        """Starts and stops the profiler around the steps that the config asks for, once 10 steps have warmed up."""
+        """Start the profiler after 10 warm-up steps, and stop it after the number of steps in `logging.trace`."""
         first = self._start + 10
         if self._traced and step == first:
             jax.profiler.start_trace(str(self._folder / "trace"))
@@ -128,14 +130,14 @@ class Log:
         self._tracing = False
 
     def add(self, step: int, metrics: Any) -> None:
-        """Keeps a step's metrics, still on the device."""
+        """Add the metrics of a step, which stay on the device."""
         self._pending.append((step, metrics))
 
     def flush(self, keep: int = 0) -> None:
-        """Reads, checks and writes what is pending, but the newest `keep` steps, which may still be running.
+        """Read, check and write the pending metrics, except those of the newest `keep` steps, which may still run.
 
         Raises:
-            NonFiniteError: naming the first term, and step, that is not finite.
+            NonFiniteError: a metric is not finite; names the first step and term.
         """
         ready, self._pending = self._pending[: len(self._pending) - keep], self._pending[len(self._pending) - keep :]
         if not ready:
@@ -149,47 +151,50 @@ class Log:
         rate, self._since, self._last = (step - self._last) / max(now - self._since, 1e-9), now, step
         averages = {name: float(np.mean([row[name] for row in values])) for name in values[-1]}
         curves = {name: float(curve(step - 1)) for name, curve in self.schedules.items()}
-        # a weight that the step chose goes before the one that the config says
+        # a weight that the step computes replaces the scheduled weight of the same name
         self._write("train", step, {**curves, **averages, "steps_per_second": rate})
         note = f"loss {averages['loss']:.3f}"
         self._progress.update(self._task, completed=step, rate=rate, note=note)
-        if self._progress.disable and now - self._said > QUIET:
+        if self._progress.disable and now - self._last_line > LINE_INTERVAL:
             left = timedelta(seconds=round((self.steps - step) / rate))
-            self._say(f"step {step}/{self.steps}: {note}, {rate:.3g} steps/s, ETA {left}")
+            self._print_line(f"step {step}/{self.steps}: {note}, {rate:.3g} steps/s, ETA {left}")
 
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
-        """Writes an evaluation's numbers, and a line for whoever watches.
+        """Write the scores of an evaluation, and print a line.
 
         Raises:
-            NonFiniteError: the loss is that of the parameters BEFORE the last update; this is the first look at them.
+            NonFiniteError: the parameters of the last update are not finite; training losses cannot show this, because
+                they are computed BEFORE the update.
         """
         _check_finite(self.name, step, {"nll": scores["nll"]})
         self._write("eval", step, dict(scores))
-        self._say(f"step {step}/{self.steps}: accuracy {100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.3f}")
-        self._since, self._last = time.perf_counter(), step  # the rate is that of training alone
+        self._print_line(
+            f"step {step}/{self.steps}: accuracy {100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.3f}"
+        )
+        self._since, self._last = time.perf_counter(), step  # evaluation time does not count in steps per second
 
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        for sink in self._sinks:
+        for sink in self._writers:
             sink(kind, step, values)
 
 
-def _scalars(board: Any, kind: str, step: int, values: dict[str, float]) -> None:
+def _write_scalars(board: Any, kind: str, step: int, values: dict[str, float]) -> None:
     for name, value in values.items():
-        if math.isfinite(value):  # what cannot be told, such as agreement on no errors, has no point on a curve
+        if math.isfinite(value):  # an undefined value, such as agreement on zero errors, has no point on a curve
             board.add_scalar(f"{kind}/{name}", value, step)
 
 
-def _line(file: Any, kind: str, step: int, values: dict[str, float]) -> None:
+def _write_line(file: Any, kind: str, step: int, values: dict[str, float]) -> None:
     clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
     file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
 
 
 def _check_finite(stage: str, step: int, row: Mapping[str, float]) -> None:
-    # terms before their sum: the message shall name the culprit
+    # terms before their sum, so that the message names the term that failed
     for name in sorted(row, key=lambda name: (not name.startswith("terms/"), name == "loss", name)):
         if not math.isfinite(row[name]):
-            what = name.removeprefix("terms/")
+            term = name.removeprefix("terms/")
             raise NonFiniteError(
-                f"{stage}: {what} is {row[name]} at step {step}. The last good checkpoint is kept. "
-                "Lower the rate, set clip_norm, or look at the data of that step."
+                f"{stage}: {term} is {row[name]} at step {step}. The last good checkpoint is kept. "
+                "Lower the rate, set clip_norm, or check the data of that step."
             )

@@ -1,4 +1,4 @@
-"""The parts of a stage from the spec strings of its config: terms, fusion, optimiser, step, student."""
+"""Build the parts of a stage from the spec strings of its config: terms, fusion, optimiser, step and student."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -21,22 +21,22 @@ from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text.tokens import Tokenization
 from jaxdistill.losses.text.gold import Vocabularies
 from jaxdistill.models.build import build_model
-from jaxdistill.models.derivatives import with_needed
+from jaxdistill.models.derivatives import with_gradients
 from jaxdistill.run.config import Config
 from jaxdistill.teachers.teacher import Teacher
 
-# What the vocabularies of student and teacher share, where the data know it.
-Sharing = Callable[[], SharedVocabulary] | None
+# Loads the tokens that the vocabularies of student and teacher share; None: the data have one vocabulary.
+SharedVocabularyLoader = Callable[[], SharedVocabulary] | None
 
 
-class Named(NamedTuple):
-    """What the spec strings of a stage name, before anything is known of its data.
+class Components(NamedTuple):
+    """The components that a stage's spec strings name; building them needs no data.
 
-    terms: with their weights, by name
-    fusion: of the teachers
-    optimizer: of all roles
+    terms: loss terms with their weights, by name
+    fusion: combines the teachers
+    optimizer: updates all roles
     rate: the student's learning rate
-    schedules: what the log shows beside the losses, by name
+    schedules: schedules that are logged beside the losses, by name
     """
 
     terms: dict[str, Weighted]
@@ -47,7 +47,7 @@ class Named(NamedTuple):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the terms need of models, see `Term.needs`."""
+        """Return everything that the terms need from models, see `Term.needs`."""
         return frozenset[str]().union(*(term.needs for term, _ in self.terms.values()))
 
 
@@ -55,29 +55,29 @@ class Parts(NamedTuple):
     """The parts of a stage.
 
     student: the model that is trained
-    teachers: whom it learns from, in the order of the config
-    named: terms, fusion, optimiser and schedules
-    objective: what is minimised
-    step: the algorithm of an update
+    teachers: its teachers, in the order of the config
+    components: terms, fusion, optimiser and schedules
+    objective: the weighted sum of terms that is minimised
+    step: the training algorithm, one update at a time
     """
 
     student: Model
     teachers: tuple[Teacher, ...]
-    named: Named
+    components: Components
     objective: Objective
     step: Step
 
 
-def name_parts(config: Config, horizon: Horizon, tokens: Tokenization | None) -> Named:
-    """Builds what the spec strings of a stage name.
+def build_components(config: Config, horizon: Horizon, tokens: Tokenization | None) -> Components:
+    """Build the components that the spec strings of a stage name.
 
     Args:
-        config: of the stage.
+        config: config of the stage.
         horizon: steps of the stage, and of an epoch.
-        tokens: how texts become arrays, which knows what vocabularies share.
+        tokens: the tokenization, which knows the tokens that two vocabularies share; None: the data are not text.
 
     Raises:
-        ConfigError: naming the path, the value and the cure.
+        ConfigError: a spec string is wrong; names the path, the value and the cure.
     """
     shared = functools.cache(tokens.shared) if tokens and tokens.shared else None
     terms = {name: _term(entry, f"objective.{name}", name, horizon, shared) for name, entry in config.objective.items()}
@@ -85,26 +85,26 @@ def name_parts(config: Config, horizon: Horizon, tokens: Tokenization | None) ->
     roles = {role: _role(entry, f"roles.{role}", horizon) for role, entry in config.roles.items()}
     transformation = registry.optimizers.build(config.optimizer, "optimizer")
     weights: dict[str, Any] = {f"weights/{n}": as_schedule(weighted.weight) for n, weighted in terms.items()}
-    softened: dict[str, Any] = {
+    temperatures: dict[str, Any] = {
         f"temperature/{name}": term.temperature for name, (term, _) in terms.items() if term.temperature
     }
-    return Named(
+    return Components(
         terms,
         registry.fusions.build(config.fusion, "fusion"),
         optimizer(transformation, rate, config.clip_norm, roles),
         rate,
-        {"rate": rate, **weights, **softened},
+        {"rate": rate, **weights, **temperatures},
     )
 
 
-def build_loss(spec: str | Spec, path: str, horizon: Horizon, shared: Sharing = None) -> Term:
-    """Builds the term of a spec, whose arguments may be schedules, and terms again.
+def build_loss(spec: str | Spec, path: str, horizon: Horizon, shared: SharedVocabularyLoader = None) -> Term:
+    """Build a loss term. Its arguments may be schedules, or specs of other losses.
 
     Args:
         spec: such as "kd(temperature=4.0)".
-        path: where the config names it, for messages.
+        path: config path of the spec, for error messages.
         horizon: steps of the stage, and of an epoch.
-        shared: what the vocabularies of student and teacher share.
+        shared: loads the tokens that the vocabularies of student and teacher share.
     """
 
     def vocabulary(value: Any, where: str) -> SharedVocabulary | None:
@@ -120,7 +120,7 @@ def build_loss(spec: str | Spec, path: str, horizon: Horizon, shared: Sharing = 
     return registry.losses.build(spec, path, convert)
 
 
-def _term(entry: Config, path: str, name: str, horizon: Horizon, shared: Sharing) -> Weighted:
+def _term(entry: Config, path: str, name: str, horizon: Horizon, shared: SharedVocabularyLoader) -> Weighted:
     term = build_loss(entry.term or name, path, horizon, shared)
     term = term._replace(stream=entry.stream) if entry.stream else term
     return Weighted(term, resolve(entry.weight, horizon, f"{path}.weight"))
@@ -132,46 +132,47 @@ def _role(entry: Config, path: str, horizon: Horizon) -> tuple[Any, Schedule]:
 
 
 def build_student(config: Config, needs: frozenset[str]) -> Model:
-    """Builds the student of a stage, in its pieces, with the gradients that its terms need."""
-    return with_needed(build_model(config.student.model, "student.model", config.dtype), needs, config.accumulate)
+    """Build the student of a stage, with gradient accumulation and the gradients that its terms need."""
+    return with_gradients(build_model(config.student.model, "student.model", config.dtype), needs, config.accumulate)
 
 
-def build_parts(config: Config, named: Named, teachers: Mapping[str, Teacher], horizon: Horizon) -> Parts:
-    """Builds a stage from what its config names.
+def build_parts(config: Config, components: Components, teachers: Mapping[str, Teacher], horizon: Horizon) -> Parts:
+    """Build all parts of a stage.
 
     Args:
-        config: of the stage.
-        named: what its spec strings name.
-        teachers: whom it learns from, by name.
+        config: config of the stage.
+        components: what its spec strings name, from `build_components`.
+        teachers: its teachers, by name.
         horizon: steps of the stage, and of an epoch.
 
     Raises:
-        ConfigError: the step does not take these parts.
+        ConfigError: the step does not accept these parts.
     """
-    student, several = build_student(config, named.needs), tuple(teachers.values())
-    minimised = objective(named.terms, named.fusion, config.chunks, config.kernels)
-    given = {
+    student, teacher_values = build_student(config, components.needs), tuple(teachers.values())
+    combined = objective(components.terms, components.fusion, config.chunks, config.kernels)
+    arguments = {
         "student": student,
-        "teachers": tuple(teacher.model for teacher in several),
-        "objective": minimised,
-        "optimizer": named.optimizer,
+        "teachers": tuple(teacher.model for teacher in teacher_values),
+        "objective": combined,
+        "optimizer": components.optimizer,
     }
-    step = registry.steps.build(step_spec(config, given), "step", timed(horizon))
-    return Parts(student, several, named, minimised, step)
+    step = registry.steps.build(step_spec(config, arguments), "step", schedule_converters(horizon))
+    return Parts(student, teacher_values, components, combined, step)
 
 
-def timed(horizon: Horizon) -> dict[Any, Callable[[Any, str], Any]]:
-    """How arguments of a step that may be schedules become schedules."""
+def schedule_converters(horizon: Horizon) -> dict[Any, Callable[[Any, str], Any]]:
+    """Return the converters that turn schedule arguments of a step into schedules."""
     return {Scalar: lambda value, where: resolve(value, horizon, where)}
 
 
-def step_spec(config: Config, given: Mapping[str, Any]) -> Spec:
-    """The step's spec, with the arguments that a stage gives it.
+def step_spec(config: Config, arguments: Mapping[str, Any]) -> Spec:
+    """Parse the step's spec and add the arguments that the stage supplies.
 
     Raises:
-        ConfigError: the config gives one of these itself.
+        ConfigError: the spec in the config already sets one of these arguments.
     """
     spec = registry.parse(config.step, "step")
-    if spec.args or set(given) & set(spec.kwargs):
-        raise ConfigError("step", f"{config.step!r}: {', '.join(given)} are given by the config; leave them out.")
-    return spec._replace(kwargs={**spec.kwargs, **given})
+    if spec.args or set(arguments) & set(spec.kwargs):
+        names = ", ".join(arguments)
+        raise ConfigError("step", f"{config.step!r}: {names} are set from other config keys; leave them out.")
+    return spec._replace(kwargs={**spec.kwargs, **arguments})

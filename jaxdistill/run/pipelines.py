@@ -1,4 +1,4 @@
-"""The data of a stage from its config."""
+"""Build the data pipeline of a stage from its config."""
 
 from pathlib import Path
 
@@ -10,19 +10,19 @@ from jaxdistill.run.config import Config
 
 
 def build_pipeline(config: Config, known: Pipeline | None = None) -> Pipeline:
-    """The data of a stage.
+    """Build the data pipeline of a stage.
 
     Args:
-        config: of the stage.
-        known: of the run, whose records are described already.
+        config: config of the stage.
+        known: pipeline of the run, whose record descriptions are reused; None: describe the records anew.
     """
     data = config.data
 
-    def stream(split: str, path: str, key: str, rows: int, augment: tuple[str, ...], augmented: str) -> Stream:
-        return Stream(split, path, key, rows, augment, _transforms(augment, augmented))
+    def stream(split: str, path: str, key: str, rows: int, augment: tuple[str, ...], augment_path: str) -> Stream:
+        return Stream(split, path, key, rows, augment, _transforms(augment, augment_path))
 
     train = stream(data.train, "data", "train", config.batch_size, data.augment, "data.augment")
-    further = {
+    extra = {
         name: stream(
             entry.split,
             f"streams.{name}",
@@ -33,17 +33,17 @@ def build_pipeline(config: Config, known: Pipeline | None = None) -> Pipeline:
         )
         for name, entry in config.streams.items()
     }
-    fixed = tuple(transform for transform in train.transforms if not transform.draws)
+    deterministic = tuple(transform for transform in train.transforms if not transform.draws)
     return Pipeline(
         name=data.name,
         folder=Path(data.folder).expanduser() if data.folder else default_folder(),
         tokens=data.tokens,
         seed=config.seed,
-        streams={"train": train, **further},
-        test=train._replace(split=data.test, key="test", transforms=fixed),
+        streams={"train": train, **extra},
+        test=train._replace(split=data.test, key="test", transforms=deterministic),
         select=data.select,
         order=data.order,
-        known=known.descriptions if known else None,
+        reused_descriptions=known.descriptions if known else None,
     )
 
 

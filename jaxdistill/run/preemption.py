@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: ask the loop to save and stop."""
+"""Handle SIGTERM and Ctrl-C: the training loop saves its state and stops."""
 
 import signal
 import sys
@@ -8,21 +8,23 @@ import jax
 
 
 class Stopped(Exception):
-    """A run was asked to stop, and saved its state; the same command goes on from there."""
+    """A run was stopped by a signal and saved its state; the same command resumes it."""
 
 
 class Preemption:
-    """While this context is open, SIGTERM and Ctrl-C only ask; a second Ctrl-C stops at once."""
+    """A context in which SIGTERM and Ctrl-C request a stop after the current step; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
-        self.asked, self._turns = "", 0
+        self.signal_name, self._polls = "", 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
-        if jax.process_count() == 1:  # several processes agree through JAX, which listens to SIGTERM itself
+        if jax.process_count() == 1:  # with several processes JAX handles SIGTERM, so that all agree on a step
             try:
-                self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-            except ValueError:  # not the main thread: signals are somebody else's
+                self._before = {
+                    number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+                }
+            except ValueError:  # not the main thread, which alone may install handlers
                 self._before = {}
         return self
 
@@ -30,19 +32,19 @@ class Preemption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked and number == signal.SIGINT:
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.signal_name and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
+        self.signal_name = signal.Signals(number).name
         sys.stderr.write(
-            f"\n{self.asked}: saving after this step, then stopping. Ctrl-C again stops at once, unsaved.\n"
+            f"\n{self.signal_name}: saving after this step, then stopping. Ctrl-C again stops at once, unsaved.\n"
         )
 
-    def stop(self) -> bool:
-        """Whether to stop now; asked once a step, by all processes, which get the same answer."""
+    def should_stop(self) -> bool:
+        """Return True if the run must stop now. All processes call this once a step and get the same answer."""
         if jax.process_count() == 1:
-            return bool(self.asked)
+            return bool(self.signal_name)
         from jax.experimental import multihost_utils
 
-        self._turns += 1  # of the whole run: steps begin anew with each stage, and the point agreed upon must come
-        return multihost_utils.reached_preemption_sync_point(self._turns)
+        self._polls += 1  # counts over all stages: JAX needs a number that only rises, and steps restart in each stage
+        return multihost_utils.reached_preemption_sync_point(self._polls)

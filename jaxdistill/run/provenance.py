@@ -1,4 +1,4 @@
-"""Where a result comes from: code, versions, device, command."""
+"""Record the provenance of a result: code, package versions, device and command."""
 
 import datetime
 import importlib.metadata
@@ -15,11 +15,13 @@ PACKAGES = ("jaxdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 
 def git_hash() -> str:
-    """The commit of the code, with "+changes" where the work tree differs; "unknown" outside a repository."""
+    """Return the commit of the code, with "+changes" for uncommitted changes; "unknown" outside a repository."""
 
-    def git(*words: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(("git", *words), cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ("git", *arguments), cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -35,14 +37,13 @@ def _version(package: str) -> str:
 
 
 def _command() -> str:
-    """The command line, as it can be typed again."""
-    words = sys.argv[1:]
+    """Return the command line, quoted for a shell."""
     program = ["python", "-m", "jaxdistill.main"] if Path(sys.argv[0]).name == "main.py" else ["python", sys.argv[0]]
-    return shlex.join([*program, *words])
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def provenance(seed: int) -> dict[str, Any]:
-    """All of it, as JSON."""
+    """Return the provenance of a run as JSON data."""
     device = jax.devices()[0]
     return {
         "git": git_hash(),

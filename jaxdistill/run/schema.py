@@ -1,6 +1,6 @@
 """The schema of a config: every key with its default, kind and meaning, in one place.
 
-Imports no JAX, so that a mistake shows at once.
+This module does not import JAX, so that errors appear at once.
 """
 
 import ast
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 class Kind(NamedTuple):
     """A kind of value.
 
-    accepts: whether a value is of the kind
-    wanted: completes "... is not {wanted}."
-    text: whether the command line's text is the value; else it is read as a literal
+    accepts: returns True for a value of this kind
+    wanted: description that completes "... is not {wanted}."
+    text: True: the text on the command line is the value; False: the text is parsed as a Python literal
     """
 
     accepts: Callable[[Any], bool]
@@ -23,29 +23,29 @@ class Kind(NamedTuple):
     text: bool = False
 
     def read(self, text: str) -> Any:
-        """The value of a text on the command line.
+        """Parse the text of a value on the command line.
 
         Raises:
-            ValueError: it is no literal.
+            ValueError: the text is not a Python literal.
         """
         if self.text:
             return text
         try:
             return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that a literal can do
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # everything that literal_eval raises
             raise ValueError(text) from None
 
 
 class Key(NamedTuple):
-    """One key: its default, the kind of its value, and what it means."""
+    """A config key: its default, the kind of its value, and its meaning."""
 
     default: Any
     kind: Kind
     doc: str
 
 
-class Open(NamedTuple):
-    """A section whose entries the user names; each entry follows `entry`."""
+class OpenSection(NamedTuple):
+    """A section whose entries the user names; each entry has the keys of `entry`."""
 
     entry: dict[str, Key]
     default: dict[str, dict[str, Any]]
@@ -65,7 +65,7 @@ def _is_rule(v: Any) -> bool:
     try:
         pattern, axes = v
         re.compile(pattern)
-        named = [axis for axis in axes if axis is not None]  # no axis can split two dimensions of one array
+        named = [axis for axis in axes if axis is not None]  # one mesh axis cannot split two dimensions of an array
         return isinstance(axes, tuple) and set(named) <= {"data", "fsdp", "tensor"} and len(set(named)) == len(named)
     except (TypeError, ValueError, re.error):
         return False
@@ -75,7 +75,7 @@ def _is_tuple_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda v: isinstance(v, tuple) and all(map(accepts, v))
 
 
-LIMIT = 2**31  # steps are counted in int32, and seeds are one
+LIMIT = 2**31  # steps and seeds are int32
 _integer, _number = _of(int), _of(int, float)
 
 TEXT = Kind(_of(str), "text", text=True)
@@ -99,7 +99,7 @@ BACKEND = _one_of("jit", "pmap")
 CLASSES = Kind(_is_tuple_of(lambda c: _integer(c) and c >= -1), "a tuple of class numbers, such as (1, 0, -1)")
 PAIRS = Kind(
     _is_tuple_of(lambda p: isinstance(p, tuple) and len(p) == 2 and all(map(_integer, p))),
-    "pairs of layers such as ((-1, -1),)",
+    "a tuple of pairs of layers such as ((-1, -1),)",
 )
 RULES = Kind(
     _is_tuple_of(_is_rule),
@@ -107,131 +107,155 @@ RULES = Kind(
 )
 
 TERM = {
-    "term": Key("", SPEC, "the loss, such as 'kd(temperature=4.0)'; empty: the entry's own name"),
-    "weight": Key("1.0", SCHEDULE, "its weight, a number or a schedule"),
-    "stream": Key("", TEXT, "the stream that it reads; empty: the loss's own, mostly train"),
+    "term": Key("", SPEC, "the loss, such as 'kd(temperature=4.0)'; empty: the loss with the name of the entry"),
+    "weight": Key("1.0", SCHEDULE, "weight of the term, a number or a schedule"),
+    "stream": Key("", TEXT, "stream that the term reads; empty: the default of the loss, usually train"),
 }
-RULES_DOC = "(path regex, axes of the last dimensions) pairs; empty: the table in parallel/sharding.py"
+RULES_DOC = (
+    "sharding rules: (regex of parameter paths, mesh axes of the last dimensions) pairs; empty: the default rules"
+)
 
 SCHEMA: dict[str, Any] = {
-    "title": Key("", TEXT, "heading of the page"),
-    "seed": Key(0, COUNT, "of initialisation, data order and augmentation"),
+    "title": Key("", TEXT, "heading of the HTML report"),
+    "seed": Key(0, COUNT, "seed of initialisation, data order and augmentation"),
     "steps": Key(1000, POSITIVE, "optimiser steps of the student, and of the control"),
     "batch_size": Key(128, POSITIVE, "rows of the global batch"),
-    "accumulate": Key(1, POSITIVE, "pieces in which the student runs through a batch; saves memory"),
-    "chunks": Key(1, POSITIVE, "chunks of a sequence in which the factored head of a language model is computed"),
+    "accumulate": Key(1, POSITIVE, "gradient accumulation: parts into which each batch is split, which saves memory"),
+    "chunks": Key(
+        1,
+        POSITIVE,
+        "chunks of a sequence for which a language model computes its logits, one after the other; saves memory",
+    ),
     "kernels": Key(
         "xla",
         KERNELS,
-        "what computes the loss terms of a chunk from its logits: 'xla', or on TPUs 'pallas', one kernel for all "
-        "terms, which reads each logit once",
+        "backend for the loss terms of a chunk: 'xla', or on TPUs 'pallas', one kernel for all terms, which reads "
+        "each logit once",
     ),
-    "dtype": Key("float32", DTYPE, "what students and teachers compute in; parameters stay float32"),
+    "dtype": Key("float32", DTYPE, "dtype in which students and teachers compute; parameters stay float32"),
     "student": {
         "model": Key("", SPEC, "the network, such as 'mlp(widths=(64,), classes=10)'"),
         "rules": Key((), RULES, RULES_DOC),
     },
-    "teachers": Open(
+    "teachers": OpenSection(
         {
             "model": Key("", SPEC, "the network"),
             "checkpoint": Key(
-                "", TEXT, "folder of a jaxdistill run, with @best, @last or @STEP; empty: train it here first"
+                "", TEXT, "folder of a jaxdistill run, with @best, @last or @STEP; empty: no checkpoint, see steps"
             ),
-            "cache": Key("", SPEC, "its outputs, written by `jaxdistill cache`: 'outputs(folder=...)'; empty: live"),
-            "placement": Key("", SPEC, "devices of its own: 'submesh(devices=2, layers=(1, 2))'; empty: the student's"),
+            "cache": Key(
+                "",
+                SPEC,
+                "outputs written by `jaxdistill cache`: 'outputs(folder=...)'; empty: run the teacher in training",
+            ),
+            "placement": Key(
+                "", SPEC, "separate devices: 'submesh(devices=2, layers=(1, 2))'; empty: the devices of the student"
+            ),
             "quantized": Key(
-                "", BITS, "'int8' or 'fp8': kernels are kept, and products computed, in 8 bits; empty: in dtype"
+                "", BITS, "'int8' or 'fp8': store kernels and compute matrix products in 8 bits; empty: in dtype"
             ),
-            "reads": Key("", TEXT, "prefix of the batch fields that it reads, such as 'teacher/' of aligned"),
+            "reads": Key(
+                "",
+                TEXT,
+                "prefix of the batch fields that the teacher reads, such as 'teacher/' with tokens=aligned(...)",
+            ),
             "classes": Key(
-                (), CLASSES, "its number of each class of the data, -1 for one that it does not know; empty: the same"
+                (),
+                CLASSES,
+                "for each class of the data, its number in the teacher, or -1 if the teacher lacks it; empty: the same",
             ),
-            "steps": Key(0, COUNT, "steps of its training here; 0: needs a checkpoint, or a pretrained model"),
-            "rate": Key("", SCHEDULE, "learning rate of its training here; empty: as the student's"),
-            "augment": Key((), SPECS, "transforms of its training batches here"),
+            "steps": Key(
+                0,
+                COUNT,
+                "steps of training before the student, in this run; 0: use a checkpoint or a pretrained model",
+            ),
+            "rate": Key("", SCHEDULE, "learning rate of this training; empty: that of the student"),
+            "augment": Key((), SPECS, "transforms of the batches of this training"),
             "rules": Key((), RULES, RULES_DOC),
         },
         {},
         "the teachers, by name",
     ),
-    "fusion": Key("single()", SPEC, "how several teachers become one"),
-    "objective": Open(TERM, {}, "what the student minimises: a weighted sum of terms, by name"),
-    "task": Open(
+    "fusion": Key("single()", SPEC, "how the outputs of several teachers are combined"),
+    "objective": OpenSection(TERM, {}, "the terms whose weighted sum the student minimises, by name"),
+    "task": OpenSection(
         TERM,
         {"cross_entropy": {}},
-        "what is minimised without a teacher: by the control, and by teachers trained here",
+        "the terms that models without a teacher minimise: the control, and teachers trained in this run",
     ),
-    "control": Key(True, FLAG, "train the same student without a teacher, for comparison"),
-    "step": Key("offline()", SPEC, "the algorithm of an update"),
+    "control": Key(True, FLAG, "train the same network without a teacher too, for comparison"),
+    "step": Key("offline()", SPEC, "the training algorithm, one update at a time"),
     "optimizer": Key("adamw()", SPEC, "the optax transformation that turns gradients into updates"),
     "rate": Key("0.001", SCHEDULE, "learning rate, a number or a schedule"),
-    "clip_norm": Key(0.0, NUMBER, "largest norm of the gradient of each role, such as the student; 0: not clipped"),
-    "roles": Open(
+    "clip_norm": Key(0.0, NUMBER, "largest norm of the gradient of each role, such as student; 0: no clipping"),
+    "roles": OpenSection(
         {
             "optimizer": Key("adamw()", SPEC, "the optax transformation that turns gradients into updates"),
             "rate": Key("0.001", SCHEDULE, "learning rate"),
         },
         {},
-        "an optimiser of its own for a role: student, terms (projectors), fusion (gates), teachers that learn, weights",
+        "separate optimisers, by role: student, terms (projectors), fusion (gates), teachers or weights if trained",
     ),
     "data": {
         "name": Key("mnist5k", TEXT, "a TensorFlow Datasets name, or the spec of a registered data set"),
-        "train": Key("train", TEXT, "split to learn from, such as 'train[:80%]'"),
-        "test": Key("test", TEXT, "split to be evaluated on"),
+        "train": Key("train", TEXT, "training split, such as 'train[:80%]'"),
+        "test": Key("test", TEXT, "evaluation split"),
         "select": Key(
             "",
             SPEC,
-            "which of the training records the student and its control learn from, such as 'random(share=0.1)' or "
+            "training records that student and control use, such as 'random(share=0.1)' or "
             "\"hardest(share=0.1, cache='FOLDER')\"; empty: all",
         ),
         "order": Key(
             "",
             SPEC,
-            "in which order they come, such as 'tasks(groups=((0, 1), (2, 3)), steps=100)', to the student and its "
-            "control; empty: shuffled in every epoch",
+            "order of the training records of student and control, such as "
+            "'tasks(groups=((0, 1), (2, 3)), steps=100)'; empty: shuffled in every epoch",
         ),
-        "folder": Key("", TEXT, "where prepared data lies; empty: $JAXDISTILL_DATA or ~/.cache/jaxdistill/data"),
+        "folder": Key("", TEXT, "folder of prepared data; empty: $JAXDISTILL_DATA or ~/.cache/jaxdistill/data"),
         "tokens": Key(
-            "", SPEC, "how text becomes numbers, such as \"sentences(tokenizer='FOLDER', length=64)\"; empty: no text"
+            "",
+            SPEC,
+            "tokenization of text, such as \"sentences(tokenizer='FOLDER', length=64)\"; empty: the data are not text",
         ),
         "augment": Key((), SPECS, "transforms of the student's training batches, such as ('shift(pixels=2)',)"),
     },
-    "streams": Open(
+    "streams": OpenSection(
         {
-            "split": Key("", TEXT, "which records, such as 'train[90%:]'"),
-            "batch_size": Key(0, COUNT, "rows of its batches; 0: as the training batches"),
-            "augment": Key((), SPECS, "transforms of its batches"),
+            "split": Key("", TEXT, "records of the stream, such as 'train[90%:]'"),
+            "batch_size": Key(0, COUNT, "rows of a batch; 0: as in training batches"),
+            "augment": Key((), SPECS, "transforms of the batches"),
         },
         {},
-        "further streams that a step or a term reads beside the training batches, by name, such as quiz",
+        "additional streams that a step or a term reads beside the training batches, by name, such as quiz",
     ),
     "evaluate": {
-        "every": Key(200, POSITIVE, "steps from one evaluation (and checkpoint) to the next"),
+        "every": Key(200, POSITIVE, "steps between evaluations, each of which writes a checkpoint"),
         "batch_size": Key(512, POSITIVE, "rows of an evaluation batch"),
         "layers": Key(((-1, -1),), PAIRS, "(student layer, teacher layer) pairs whose CKA is measured"),
     },
     "mesh": {
-        "backend": Key("jit", BACKEND, "jit over a mesh, or pmap over the rows"),
-        "data": Key(-1, SIZE, "devices along data; -1: all that are left"),
-        "fsdp": Key(1, SIZE, "devices along fsdp: rows and parameters"),
-        "tensor": Key(1, SIZE, "devices along tensor: parameters"),
+        "backend": Key("jit", BACKEND, "'jit' over a mesh, or 'pmap' over rows"),
+        "data": Key(-1, SIZE, "devices along the axis data, which splits rows; -1: all remaining devices"),
+        "fsdp": Key(1, SIZE, "devices along the axis fsdp, which splits rows and parameters"),
+        "tensor": Key(1, SIZE, "devices along the axis tensor, which splits parameters"),
     },
     "distributed": {
-        "coordinator": Key("", ADDRESS, "host:port of process 0; 'auto': found from the cluster; empty: one process"),
-        "processes": Key(1, POSITIVE, "how many there are"),
-        "process": Key(0, COUNT, "which of them this is"),
+        "coordinator": Key("", ADDRESS, "host:port of process 0; 'auto': ask the cluster; empty: one process"),
+        "processes": Key(1, POSITIVE, "number of processes"),
+        "process": Key(0, COUNT, "number of this process, from 0"),
     },
     "logging": {
-        "every": Key(20, POSITIVE, "steps from one line of the log to the next"),
+        "every": Key(20, POSITIVE, "steps between lines of the log"),
         "tensorboard": Key(True, FLAG, "write TensorBoard events"),
         "wandb": Key("", TEXT, "Weights & Biases project; empty: none"),
-        "trace": Key(0, COUNT, "steps of the student's run to profile, after 10 to warm up; 0: none"),
+        "trace": Key(0, COUNT, "steps of the student to profile, after 10 warm-up steps; 0: none"),
         "compilation_cache": Key("", TEXT, "folder that keeps compiled programs between runs; empty: none"),
     },
 }
 
-# Sections whose keys may differ between a workdir and the config that resumes it.
-FREE = ("steps", "logging", "mesh", "distributed")
+# Sections that may be changed when a run is resumed.
+CHANGEABLE = ("steps", "logging", "mesh", "distributed")
 
-# Keys that had another name: (section, old name) -> new name, the user's own names being NAME.
+# Renamed keys: (section, old name) -> new name; NAME stands for an entry that the user names.
 RENAMED = {("teachers.NAME", "apart"): "placement"}

@@ -1,4 +1,4 @@
-"""The stages of a run: one model to train in each, with a config of its own, so that one loop serves all of them."""
+"""The stages of a run. Each trains one model from its own config, so that one training loop serves all of them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ from jaxdistill.teachers.teacher import Teacher
 Kind = Literal["teacher", "student", "control"]
 
 
-class Planned(NamedTuple):
-    """A stage of a run by its config: one model to train.
+class StageDefinition(NamedTuple):
+    """The definition of a stage: which model to train, and the config to train it from.
 
-    kind: what the model is
-    teacher: its name, of a teacher
-    config: of this stage
-    origins: (path in this config, path in the run's) pairs, so that a mistake is reported where it was made
+    kind: the role of the model
+    teacher: the name of the teacher; empty for a student or control
+    config: the config of this stage
+    origins: (path in this config, path in the run's config) pairs, so that errors name the path that the user wrote
     """
 
     kind: Kind
@@ -33,24 +33,24 @@ class Planned(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in logs and results."""
+        """Return the name of the stage in logs and results."""
         return f"teacher {self.teacher}" if self.kind == "teacher" else self.kind
 
     @property
     def folder(self) -> Path:
-        """Its folder in the workdir."""
+        """Return the folder of the stage, relative to the workdir."""
         return Path("teachers", self.teacher) if self.kind == "teacher" else Path(self.kind)
 
     def origin(self, path: str) -> str:
-        """Where in the run's config a path of this stage's comes from."""
-        for here, there in self.origins:
-            if path == here or path.startswith(f"{here}."):
-                return there + path.removeprefix(here)
+        """Translate a path of this stage's config to the path of the run's config that set it."""
+        for stage_path, run_path in self.origins:
+            if path == stage_path or path.startswith(f"{stage_path}."):
+                return run_path + path.removeprefix(stage_path)
         return path
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Reports mistakes of the stage's config at the path of the run's where they were made."""
+        """Re-raise errors in the stage's config with the path of the run's config that caused them."""
         try:
             yield
         except ConfigError as error:
@@ -68,15 +68,16 @@ class Logging(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The numbers of a stage.
+    """The settings of a stage's training loop.
 
-    steps, seed: of the stage
+    steps: optimiser steps
+    seed: of initialisation and data order
     evaluate_every: steps between evaluations
     evaluate_rows: rows of an evaluation batch
     layers: (student layer, teacher layer) pairs whose CKA is measured
     backend: "jit" or "pmap"
-    rules: how the student's parameters are laid out
-    logging: what is written
+    rules: sharding rules of the student's parameters
+    logging: the section `logging` of the config
     """
 
     steps: int
@@ -90,17 +91,17 @@ class Settings(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A stage of a run, resolved.
+    """A resolved stage of a run.
 
-    planned: its kind, name, folder and config
-    settings: its numbers
-    data: that it reads
-    shapes: of its batches, by stream, with the fields that its teachers add
-    parts: of the stage
-    view: the stage as rules look at it
+    definition: kind, name, folder and config
+    settings: settings of the training loop
+    data: the data pipeline
+    shapes: shapes of the batches, by stream, with the fields that teachers add
+    parts: student, teachers, objective and step
+    view: the values that the rules of this stage check
     """
 
-    planned: Planned
+    definition: StageDefinition
     settings: Settings
     data: Pipeline
     shapes: Mapping[str, Shapes]
@@ -109,47 +110,47 @@ class Stage(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """What its model is."""
-        return self.planned.kind
+        """Return the role of the model."""
+        return self.definition.kind
 
     @property
     def name(self) -> str:
-        """Its name in logs and results."""
-        return self.planned.name
+        """Return the name of the stage in logs and results."""
+        return self.definition.name
 
     @property
     def teachers(self) -> Mapping[str, Teacher]:
-        """Whom it learns from, by name."""
+        """Return the teachers of this stage, by name."""
         return {teacher.name: teacher for teacher in self.parts.teachers}
 
 
-def plan_stages(config: Config) -> Iterator[Planned]:
-    """What a run trains, in order. A stage without teachers learns by the plain step, whatever the student's is."""
+def plan_stages(config: Config) -> Iterator[StageDefinition]:
+    """Yield the stages of a run, in order. Only the student uses the step of the config; the others use `offline()`."""
     roles = {role: entry for role, entry in config.roles.to_dict().items() if role in ("student", "fusion", "terms")}
     plain = {"step": "offline()", "roles": roles, "teachers": {}, "objective": config.task.to_dict()}
     for number, (name, teacher) in enumerate(config.teachers.items()):
         if teacher.checkpoint or not teacher.steps:
             continue
-        learned = differ(
+        stage_config = differ(
             config,
             **plain,
             student={"model": teacher.model, "rules": teacher.rules},
             steps=teacher.steps,
             rate=teacher.rate or config.rate,
-            seed=config.seed + number + 1,  # teachers of one architecture shall differ
+            seed=config.seed + number + 1,  # teachers of the same architecture must start from different values
             data={"augment": teacher.augment, "select": "", "order": ""},
         )
         origins = [("student", f"teachers.{name}"), ("objective", "task"), ("data.augment", f"teachers.{name}.augment")]
         if teacher.rate:
             origins.append(("rate", f"teachers.{name}.rate"))
-        yield Planned("teacher", name, learned, tuple(origins))
-    yield Planned("student", "", config)
+        yield StageDefinition("teacher", name, stage_config, tuple(origins))
+    yield StageDefinition("student", "", config)
     if config.control and config.teachers:
-        yield Planned("control", "", differ(config, **plain), (("objective", "task"),))
+        yield StageDefinition("control", "", differ(config, **plain), (("objective", "task"),))
 
 
 def settings(config: Config) -> Settings:
-    """The numbers of a stage's config."""
+    """Read the settings of the training loop from a stage's config."""
     evaluate, log = config.evaluate, config.logging
     return Settings(
         steps=config.steps,

@@ -1,4 +1,4 @@
-"""What a study is: one config, changed along axes, over seeds."""
+"""Define a study: one base config, varied along axes, with several seeds for each variant."""
 
 import json
 import re
@@ -13,25 +13,26 @@ from jaxdistill.evaluation.report.logs import read_log
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
 from jaxdistill.run.config import Config, differ, override
 from jaxdistill.run.distill import distill
-from jaxdistill.run.workdir import changes
+from jaxdistill.run.workdir import config_differences
 
-Change = str | Mapping[str, Any]  # a text, as on the command line; or keys, as `differ` takes them
+Change = str | Mapping[str, Any]  # the text of a value, as on the command line; or arguments of `differ`
 Axis = Sequence[str] | Mapping[str, Change]
 
 
 class Study(NamedTuple):
-    """What is compared.
+    """A comparison of several variants of a run, the arms.
 
-    name: of its module, as in `python -m experiments.NAME`
-    question: that it answers
-    base: the config that its arms differ from; teachers that it would train are trained once, for all arms and seeds
-    axes: by the path of a key the texts that it takes, as in `{"fusion": ("average()", "entropy()")}`, or labels with
-        changes; where all changes are keys, the axis may have any name
-    baseline: the arm with which the others are compared
-    further: arms beside the product of the axes, by label
-    teachers: configs of runs whose students are the teachers of these names: of arms, and of teachers that come later
-    cached: whether teachers are asked once, and read by all runs; if arms read logits alone and augment by no chance
-    measures: what is told; the first is compared
+    name: name of the module, as in `python -m experiments.NAME`
+    question: the question that the study answers, shown as title
+    base: the config that the arms vary; teachers that it trains are trained once, for all arms and seeds
+    axes: for each config path its values, as in `{"fusion": ("average()", "entropy()")}`, or a mapping from labels to
+        changes. An axis whose changes are all mappings may have any name. Every combination of values is an arm
+    baseline: label of the arm with which the others are compared
+    further: additional arms, by label, as arguments of `differ`
+    teachers: configs of runs whose students are teachers, by teacher name; later runs may use earlier ones as teachers
+    cached: True: teacher outputs are cached once and read by all runs; needs arms that read only logits of the
+        teachers, without random augmentation
+    measures: the columns of the result table; arms are compared by the first
     """
 
     name: str
@@ -46,7 +47,7 @@ class Study(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One student of a study, and where it lies."""
+    """One run of a study: an arm, a seed, and the folder of the results."""
 
     arm: str
     seed: int
@@ -55,10 +56,10 @@ class Run(NamedTuple):
 
 
 def expand(study: Study) -> dict[str, Config]:
-    """The arms' configs, by label: the product of the axes, and what is beside it.
+    """Return the configs of all arms, by label: every combination of the axes, and the additional arms.
 
     Raises:
-        ConfigError: a change cannot be made, two arms have one folder, or the baseline is none of them.
+        ConfigError: a change is invalid, two arms share a folder, or the baseline is not an arm.
     """
     arms = {"": study.base}
     for path, axis in study.axes.items():
@@ -70,70 +71,76 @@ def expand(study: Study) -> dict[str, Config]:
         }
     arms |= {label: differ(study.base, **change) for label, change in study.further.items()}
     folders = [_folder(arm) for arm in arms]
-    if twice := [arm for arm in arms if folders.count(_folder(arm)) > 1]:
-        raise ConfigError("axes", f"{', '.join(map(repr, twice))} would share a folder; choose other labels.")
+    if clashing := [arm for arm in arms if folders.count(_folder(arm)) > 1]:
+        raise ConfigError("axes", f"{', '.join(map(repr, clashing))} would share a folder; choose other labels.")
     for arm, config in arms.items():
         for name in [name for name, entry in study.base.teachers.items() if entry.steps and not entry.checkpoint]:
             if name in config.teachers and config.teachers[name] != study.base.teachers[name]:
-                cure = f"Give each its own name, or a checkpoint to teachers.{name}"
-                raise ConfigError(f"teachers.{name}", f"is trained once for all, and {arm!r} changes it. {cure}.")
+                cure = f"Give each variant its own name, or set teachers.{name}.checkpoint"
+                raise ConfigError(f"teachers.{name}", f"is trained once for all arms, but {arm!r} changes it. {cure}.")
     if study.baseline not in arms:
         raise ConfigError("baseline", f"there is no arm {study.baseline!r}. {suggest(study.baseline, arms)}")
     return arms
 
 
 def runs(study: Study, workdir: Path, seeds: int, checkpoints: Mapping[str, str]) -> list[Run]:
-    """All runs, seed by seed, so that a study that was cut is a smaller study.
+    """Return all runs of a study, seed by seed, so that an interrupted study has all arms but fewer seeds.
 
     Args:
-        checkpoints: of the teachers that the arms share, by name.
+        study: the study.
+        workdir: folder of the study.
+        seeds: number of seeds for each arm.
+        checkpoints: checkpoints of the teachers that the arms share, by name.
     """
-    logging = {"tensorboard": False, "compilation_cache": str((workdir / "programs").absolute())}  # seeds share them
-    found = []
+    logging = {"tensorboard": False, "compilation_cache": str((workdir / "programs").absolute())}  # shared by seeds
+    all_runs = []
     for seed in range(seeds):
         for arm, config in expand(study).items():
-            teachers = _ready(study, config, workdir, checkpoints)
-            whole = differ(config, seed=seed, control=False, logging=logging, teachers=teachers)
-            found.append(Run(arm, seed, whole, workdir / _folder(arm) / str(seed)))
-    return found
+            teachers = _prepared_teachers(study, config, workdir, checkpoints)
+            run_config = differ(config, seed=seed, control=False, logging=logging, teachers=teachers)
+            all_runs.append(Run(arm, seed, run_config, workdir / _folder(arm) / str(seed)))
+    return all_runs
 
 
-def together(study: Study, workdir: Path, checkpoints: Mapping[str, str]) -> Config:
-    """All teachers and streams of all arms in one config, which no run has: for what is written once for all."""
+def merged_config(study: Study, workdir: Path, checkpoints: Mapping[str, str]) -> Config:
+    """Return one config with the teachers and streams of all arms, to cache the outputs of all teachers at once."""
     arms = list(expand(study).values())
-    teachers = {name: entry for arm in arms for name, entry in _ready(study, arm, workdir, checkpoints).items()}
+    teachers = {
+        name: entry for arm in arms for name, entry in _prepared_teachers(study, arm, workdir, checkpoints).items()
+    }
     streams = {name: entry for arm in arms for name, entry in arm.streams.to_dict().items()}
     return differ(study.base, teachers=teachers, streams=streams)
 
 
-def _ready(study: Study, config: Config, workdir: Path, checkpoints: Mapping[str, str]) -> dict[str, Any]:
-    """The teachers of a config as they are before its run: trained, and perhaps asked already."""
-    found = taught(config, checkpoints)
+def _prepared_teachers(study: Study, config: Config, workdir: Path, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+    """Return the teachers of a config with their checkpoints, and with their caches if the study uses caches."""
+    teachers = with_checkpoints(config, checkpoints)
     if study.cached:
-        found = {n: {**entry, "cache": f"outputs(folder={str(workdir / 'said' / n)!r})"} for n, entry in found.items()}
-    return found
+        folder = workdir / "said"
+        teachers = {n: {**entry, "cache": f"outputs(folder={str(folder / n)!r})"} for n, entry in teachers.items()}
+    return teachers
 
 
-def taught(config: Config, checkpoints: Mapping[str, str]) -> dict[str, Any]:
-    """The teachers of a config, those without a checkpoint from the one of their name."""
-    found = {name: entry.to_dict() for name, entry in config.teachers.items()}
-    return {n: {**entry, "checkpoint": entry["checkpoint"] or checkpoints.get(n, "")} for n, entry in found.items()}
+def with_checkpoints(config: Config, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+    """Return the teachers of a config; those without a checkpoint get the shared checkpoint of their name."""
+    teachers = {name: entry.to_dict() for name, entry in config.teachers.items()}
+    return {n: {**entry, "checkpoint": entry["checkpoint"] or checkpoints.get(n, "")} for n, entry in teachers.items()}
 
 
-def finished(config: Config, folder: Path) -> dict[str, Any] | None:
-    """What a run has left, with the last line of its student's log, if it ran to the end of this config."""
+def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
+    """Return the results of a run and the last line of its student's log; None: unfinished, or another config."""
     file = folder / "results.json"
     if not file.is_file():
         return None
     results = json.loads(file.read_text())
-    if results["config"]["steps"] != config.steps or changes(results["config"], config):
+    if results["config"]["steps"] != config.steps or config_differences(results["config"], config):
         return None
     return {**results, "log": read_log(folder / "student" / "log.jsonl").train[-1]}
 
 
-def ran(config: Config, folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run, which is made, or resumed, if it is not finished."""
-    if results := finished(config, folder):
+def run_or_resume(config: Config, folder: Path) -> list[dict[str, Any]]:
+    """Return the result rows of a run; start or resume the run if it is not finished."""
+    if results := finished_results(config, folder):
         return results["rows"]
     return distill(config, folder, Console(quiet=True)).rows
 
@@ -143,5 +150,5 @@ def _changed(config: Config, path: str, change: Change) -> Config:
 
 
 def _folder(arm: str) -> str:
-    """A label as the name of a folder."""
+    """Turn a label into a folder name."""
     return re.sub(r"[^\w.=+-]+", "-", arm).strip("-")

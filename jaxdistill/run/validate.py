@@ -1,8 +1,8 @@
 """Every rule that a config may break, in the order in which they are checked.
 
 A rule is a function that raises a `ConfigError`, which names the config path, the value and the cure; its docstring is
-the rule. Rules come in groups, by what they look at (`views.py`); a later group needs what an earlier one allows.
-Nothing is compiled by any of them.
+the rule. Rules come in groups, by the values that they check (`views.py`). A later group relies on the earlier ones.
+No rule compiles anything.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from jaxdistill.run.rules import data, devices, stage, text, whole
 Rule = Callable[..., None]
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    # the text of the run's config, and how many devices there are
+    # the config of the run, and the number of devices
     "text": (
-        devices.one_way_of_delivery,
+        devices.teachers_have_one_delivery,
         devices.teachers_with_own_devices,
         devices.mesh_fits,
         devices.pmap_splits_rows,
         devices.kernels_read_whole_rows,
         devices.batches_divide,
-        devices.processes_have_a_leader,
+        devices.processes_have_a_coordinator,
     ),
-    # the text of each stage's config, and what its spec strings name
+    # the config of each stage, and the components that its spec strings name
     "stage text": (
         text.objective_has_terms,
         text.rate_is_not_negative,
@@ -33,20 +33,20 @@ RULES: dict[str, tuple[Rule, ...]] = {
         text.checkpoints_exist,
         text.terms_have_teachers,
         text.teachers_have_gradients,
-        text.draws_are_read_in_expectation,
+        text.sampled_caches_suit_their_terms,
     ),
     # descriptions of the records
     "data": (
         data.specs_are_known,
-        data.images_have_one_form,
+        data.images_are_preprocessed_alike,
         data.records_can_be_read,
         data.test_records_have_labels,
-        data.test_records_look_alike,
+        data.test_records_match_training_records,
         data.quiz_is_disjoint,
         data.order_is_possible,
         data.selection_is_possible,
     ),
-    # each stage on shapes alone
+    # each stage, on shapes
     "stage": (
         stage.student_has_the_classes,
         stage.teachers_have_the_classes,
@@ -55,9 +55,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
         stage.evaluated_layers_exist,
         stage.teachers_have_values,
         stage.step_streams_exist,
-        stage.teachers_can_follow_the_step,
+        stage.teachers_support_the_step,
         stage.gate_is_trained_by_the_step,
-        stage.step_begins,
+        stage.step_initialises,
         stage.activations_are_constrained,
         stage.tensor_divides_models,
     ),
@@ -65,32 +65,32 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "run": (
         whole.vocabularies_fit,
         whole.streams_are_read,
-        whole.chunks_cut_a_factored_head,
+        whole.chunks_divide_a_factored_head,
         whole.kernels_have_chunks,
         whole.kernels_have_a_compiler,
     ),
-    # the files that its models are loaded from
+    # the files that models are loaded from
     "weights": (
         whole.pretrained_weights_fit,
         whole.teacher_checkpoints_fit,
     ),
-    # the folder that it writes to
+    # the folder that the run writes to
     "workdir": (
         whole.workdir_holds_this_run,
-        whole.steps_are_not_behind,
+        whole.steps_are_not_fewer_than_saved,
     ),
 }
 
 
 def check(group: str, *subjects: Any) -> None:
-    """Checks a group of rules.
+    """Check a group of rules.
 
     Args:
         group: a key of `RULES`.
-        subjects: what its rules look at.
+        subjects: the values that the rules check.
 
     Raises:
-        ConfigError: the first rule that is broken.
+        ConfigError: a rule is broken; only the first one is reported.
     """
     for rule in RULES[group]:
         rule(*subjects)

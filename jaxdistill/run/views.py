@@ -1,4 +1,4 @@
-"""What the rules of `validate.py` look at: a config's text, its data, a stage, and the run."""
+"""The values that the rules of `validate.py` check: a config, its data, a stage, and the run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,42 +14,42 @@ from jaxdistill.core.types import NO_OUTPUTS, Fusion, Outputs, Shapes, Signals
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.run.config import Config
-from jaxdistill.run.parts import Named, Parts
-from jaxdistill.teachers.build import Entry
+from jaxdistill.run.parts import Components, Parts
+from jaxdistill.teachers.build import TeacherConfig
 from jaxdistill.teachers.teacher import Teacher
 
 
-class Text(NamedTuple):
-    """The text of a run's config.
+class ConfigView(NamedTuple):
+    """The config of a run, before anything is built from it.
 
-    config: the run's
-    entries: its teachers, by name
-    devices: how many there are
+    config: config of the run
+    teacher_configs: the sections `teachers.NAME`, by name
+    devices: number of devices
     """
 
     config: Config
-    entries: Mapping[str, Entry]
+    teacher_configs: Mapping[str, TeacherConfig]
     devices: int
 
 
-class StageText(NamedTuple):
-    """The text of a stage's config, and what its spec strings name.
+class StageConfigView(NamedTuple):
+    """The config of a stage, and the components that its spec strings name.
 
-    config: the stage's
-    entries: whom it learns from, by name
-    named: terms, fusion, optimiser and schedules
+    config: config of the stage
+    teacher_configs: the sections `teachers.NAME` of its teachers, by name
+    components: terms, fusion, optimiser and schedules
     """
 
     config: Config
-    entries: Mapping[str, Entry]
-    named: Named
+    teacher_configs: Mapping[str, TeacherConfig]
+    components: Components
 
 
 class DataView(NamedTuple):
     """The data of a run.
 
-    config: the run's
-    data: as it is resolved
+    config: config of the run
+    data: data pipeline of the run
     """
 
     config: Config
@@ -58,19 +58,19 @@ class DataView(NamedTuple):
 
 @dataclass(frozen=True)
 class StageView:
-    """A stage on shapes alone.
+    """A stage that is checked on shapes, without values.
 
     Args:
-        config: the stage's
-        entries: whom it learns from, by name
-        data: that it reads
-        shapes: of its batches, by stream, with the fields that teachers add
-        parts: of the stage
-        mesh: of its devices, which may be elsewhere
+        config: config of the stage
+        teacher_configs: the sections `teachers.NAME` of its teachers, by name
+        data: data pipeline of the stage
+        shapes: shapes of the batches, by stream, with the fields that teachers add
+        parts: student, teachers, objective and step
+        mesh: the student's mesh; this machine may lack its devices
     """
 
     config: Config
-    entries: Mapping[str, Entry]
+    teacher_configs: Mapping[str, TeacherConfig]
     data: Pipeline
     shapes: Mapping[str, Shapes]
     parts: Parts
@@ -78,47 +78,49 @@ class StageView:
 
     @cached_property
     def signals(self) -> dict[str, Any]:
-        """What a term would see of each stream, as shapes; streams that the step makes included."""
+        """Return the input of a term as shapes, for each stream, including streams that the step generates."""
         rows = {**self.shapes, **dict.fromkeys(self.parts.step.own, self.shapes["train"])}
         return {stream: self._signals(shapes) for stream, shapes in rows.items()}
 
     def _signals(self, rows: Shapes) -> Any:
-        seen, variables = abstract_outputs(self.parts.student, "student.model", rows)
-        found = [abstract_outputs(teacher.model, f"{teacher.path}.model", rows) for teacher in self.parts.teachers]
-        params = {"student": variables.params, "teachers": tuple(values.params for _, values in found)}
+        student, variables = abstract_outputs(self.parts.student, "student.model", rows)
+        teacher_shapes = [
+            abstract_outputs(teacher.model, f"{teacher.path}.model", rows) for teacher in self.parts.teachers
+        ]
+        params = {"student": variables.params, "teachers": tuple(values.params for _, values in teacher_shapes)}
         scalar, step = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
-        teachers: Any = tuple(out for out, _ in found)
-        return Signals(seen, teachers, NO_OUTPUTS, rows, rows["mask"], step, scalar, params)  # type: ignore[arg-type]
+        teachers: Any = tuple(out for out, _ in teacher_shapes)
+        return Signals(student, teachers, NO_OUTPUTS, rows, rows["mask"], step, scalar, params)  # type: ignore[arg-type]
 
     @property
     def student(self) -> Outputs:
-        """Shapes of the student's outputs."""
+        """Return the shapes of the student's outputs."""
         return self.signals["train"].student
 
     @property
     def terms(self) -> Mapping[str, Weighted]:
-        """The terms of the objective."""
-        return self.parts.named.terms
+        """Return the terms of the objective, by name."""
+        return self.parts.components.terms
 
     @property
     def fusion_learns(self) -> bool:
-        """Whether the fusion has parameters or state; else it is a fixed function of the teachers."""
-        return bool(self.parts.teachers and variables_of(self.parts.named.fusion, self.signals["train"]))
+        """Return True if the fusion has parameters or state."""
+        return bool(self.parts.teachers and variables_of(self.parts.components.fusion, self.signals["train"]))
 
 
 def variables_of(fusion: Fusion, signals: Any) -> list[Any]:
-    """Shapes of what a fusion learns or remembers."""
+    """Return the shapes of a fusion's parameters and state."""
     dense = replace(signals, teachers=tuple(jax.eval_shape(lambda o: o.dense(), o) for o in signals.teachers))
     return jax.tree.leaves(jax.eval_shape(fusion.init, jax.eval_shape(lambda: jax.random.key(0)), dense))
 
 
 class RunView(Protocol):
-    """A whole run, resolved: `resolve.Resolved`."""
+    """A resolved run: `resolve.Resolved`."""
 
     @property
     def config(self) -> Config: ...  # noqa: D102
     @property
-    def entries(self) -> Mapping[str, Entry]: ...  # noqa: D102
+    def teacher_configs(self) -> Mapping[str, TeacherConfig]: ...  # noqa: D102
     @property
     def data(self) -> Pipeline: ...  # noqa: D102
     @property
@@ -126,6 +128,6 @@ class RunView(Protocol):
     @property
     def teachers(self) -> Mapping[str, Teacher]: ...  # noqa: D102
     @property
-    def planned(self) -> Sequence[Any]: ...  # noqa: D102
+    def definitions(self) -> Sequence[Any]: ...  # noqa: D102
     @property
     def student(self) -> Any: ...  # noqa: D102

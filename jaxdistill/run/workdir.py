@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and that nobody else writes there."""
+"""Own a workdir: write and compare its config, and lock it against other processes."""
 
 import contextlib
 import fcntl
@@ -10,39 +10,39 @@ from typing import Any
 from jaxdistill.core.checkpoint import write_json
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.config import Config, conflicts, make
-from jaxdistill.run.config_files import keep_source
+from jaxdistill.run.config_files import copy_source
 
 
-def changes(old: dict[str, Any], config: Config) -> list[str]:
-    """Where a saved config is another run's than this one; a key that came to the schema since then has its default."""
+def config_differences(old: dict[str, Any], config: Config) -> list[str]:
+    """List the differences between a saved config and this one. Keys that the saved config lacks get their defaults."""
     with contextlib.suppress(ConfigError):
         old = make(**old).to_dict()
     return conflicts(old, config)
 
 
-def claim(workdir: Path, record: Mapping[str, Any], source: str) -> dict[str, str]:
-    """Writes config.json and the Python file that it came from; what it says of that file.
+def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[str, str]:
+    """Write config.json and a copy of the config's Python file; return what config.json records of the file.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
     try:
-        kept = keep_source(source, workdir)
-        write_json(workdir / "config.json", {**record, **kept})
-        return kept
+        source_record = copy_source(source, workdir)
+        write_json(workdir / "config.json", {**record, **source_record})
+        return source_record
     except OSError as error:
         raise _unwritable(workdir, error) from None
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps a folder to this process: two runs that write the same checkpoints destroy each other's.
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process, because two runs that write the same checkpoints would damage them.
 
-    The system lets go of it when the process ends, however it ends. It is a file that is locked, for a network's file
-    system locks no folder; where it knows no locks at all, there is none.
+    The operating system releases the lock when the process ends, in any way. The lock is on a file, because network
+    file systems cannot lock a folder. On a file system without locks there is no protection.
 
     Raises:
-        ConfigError: another process has it, or it cannot be written.
+        ConfigError: another process holds the lock, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            cure = "Choose another, or wait for its end; the same command then goes on"
+            cure = "Choose another folder, or wait until that process ends; the same command then resumes the run"
             raise ConfigError("--workdir", f"{str(folder)!r} is in use by {file.read()}. {cure}.") from None
         except OSError:
             pass
@@ -65,4 +65,4 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _unwritable(workdir: Path, error: OSError) -> ConfigError:
-    return ConfigError("--workdir", f"{str(workdir)!r} cannot be written ({error}); choose another.")
+    return ConfigError("--workdir", f"{str(workdir)!r} cannot be written ({error}); choose another folder.")

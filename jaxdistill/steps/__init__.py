@@ -1,4 +1,4 @@
-"""Algorithms of an update: one file each, one signature. A new one is a file here and a line below."""
+"""Training steps: one file for each algorithm, all with the same signature. A new one is a file and a line below."""
 
 from jaxdistill.steps import averaged as averaged
 from jaxdistill.steps import ewc as ewc

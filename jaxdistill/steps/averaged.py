@@ -1,25 +1,26 @@
-"""Averaged teacher: the student learns from a running mean of what it was itself.
+"""Mean teacher: the student learns from a moving average of its own weights.
 
 Tarvainen and Valpola, Mean Teachers Are Better Role Models, 2017 (arxiv.org/abs/1703.01780), algorithm of section 2.
 
-A        <- S
-for each batch:
-    S        <- optimizer(grad_S L(S, sg(A)))               # beside the teacher as it was
-    every so many steps:
-        m    <- min(momentum, 1 - 1 / (n + 1))              # n-th time: a plain mean, until the moving one forgets more
-        A    <- m A + (1 - m) S                             # of the student as it is now; statistics as parameters
+    A        <- S
+    for each batch:
+        S        <- optimizer(grad_S L(S, sg(A)))               # A is the average from before this update
+        after every `every` steps:
+            m    <- min(momentum, 1 - 1 / (n + 1))              # n-th update; a plain mean until m = momentum
+            A    <- m A + (1 - m) S                             # S is the updated student; its state is averaged, too
 
-Until its first move the teacher is the student itself, from which nothing is learned. With `momentum=0` it is the
-student of some steps ago: moved at the end of every task, that is learning without forgetting (Li and Hoiem, 2016,
-arxiv.org/abs/1606.09282), whose teacher is the student before the task.
+Before the first update of the average, the teacher equals the student, from which nothing is learned. With
+`momentum=0` the teacher is a copy of the student that is up to `every` steps old. If it is copied at the end of every
+task, this is Learning without Forgetting (Li and Hoiem, 2016, arxiv.org/abs/1606.09282), whose teacher is the student
+before the task.
 
-The paper shows student and teacher unlike noise of one image; here both see the batch as it is augmented, and the
-student alone has dropout. The teacher runs as in evaluation. What it became is a row of the report.
+The paper perturbs the input of student and teacher differently. Here both read the same augmented batch, and only the
+student has dropout. The teacher runs in evaluation mode. The final average has a row in the report.
 
-Config: step = "averaged(momentum=0.99)"; teachers.mean.model = "mlp(widths=(128,), classes=10)", the student's own;
+Config: step = "averaged(momentum=0.99)"; teachers.mean.model = "mlp(widths=(128,), classes=10)", the student's model;
     objective.kd.term = "kd(temperature=1.0)"
-When: no teacher is at hand, few labels and many rows without one; and for a student that is to forget slowly.
-Checked: three updates by hand; who moves first; the mean of equals is one of them, and no gradient reaches it.
+When: there is no teacher, and few of many rows have labels; or the student must forget slowly.
+Checked: three updates by hand; the order of both updates; the mean of equal values; no gradient reaches the average.
 Experiment: `experiments/peers` (no gain on 500 digits), `experiments/continual` (learning without forgetting).
 """
 
@@ -31,8 +32,8 @@ import optax
 
 from jaxdistill.core.registry import steps
 from jaxdistill.core.schedules import Scalar, as_schedule
-from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, PyTree, Step, Variables
-from jaxdistill.losses.term import one_of
+from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, PyTree, Step, TrainState, Variables
+from jaxdistill.losses.term import select_teacher
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import report
 
@@ -47,42 +48,46 @@ def averaged(
     every: int = 1,
     teacher: int = 0,
 ) -> Step:
-    """The student learns from its own average, which takes the place of one teacher; it is the state `average`.
+    """Train the student beside a moving average of its weights, which replaces one teacher.
+
+    The average is kept in the state `average`.
 
     Args:
-        student, teachers, objective, optimizer: given by the config.
-        momentum: what the average keeps of itself, from 0 to 1; a number or a schedule.
-        every: steps from one of its moves to the next.
-        teacher: whose place it takes; that one is the student's network. The others are frozen.
+        student, teachers, objective, optimizer: set by the config.
+        momentum: weight of the old average in an update, from 0 to 1; a number or a schedule.
+        every: steps between two updates of the average.
+        teacher: number of the teacher that the average replaces; its model must be the student's. The other teachers
+            are frozen.
 
     Raises:
-        ValueError: a number is out of range, there is no such teacher, or it is another network than the student.
+        ValueError: a number is out of range, there is no such teacher, or its model is not the student's.
     """
-    keep = as_schedule(momentum)
-    if not 0 <= keep.low <= keep.high <= 1 or every < 1:
-        raise ValueError(f"momentum lies from 0 to 1, every is 1 or more; got {keep.low:g} to {keep.high:g}, {every}")
-    one_of(teachers, teacher)
+    schedule = as_schedule(momentum)
+    if not 0 <= schedule.low <= schedule.high <= 1 or every < 1:
+        raise ValueError(
+            f"momentum must be from 0 to 1, every at least 1; got {schedule.low:g} to {schedule.high:g}, {every}"
+        )
+    select_teacher(teachers, teacher)
     parts = learner(student, teachers, objective, optimizer)
 
     def evolve_teachers(params, state, frozen):
-        found = list(frozen)
-        found[teacher] = state["average"]
-        return tuple(found)
+        values = list(frozen)
+        values[teacher] = state["average"]
+        return tuple(values)
 
     def init(key, frozen, batch, start=NO_VARIABLES):
         ts = parts.init(key, frozen, batch, start)
-        own = Variables(ts.params["student"], ts.state["student"])
-        first = jax.tree.map(jnp.copy, _alike(own, frozen[teacher]))
-        return replace(ts, state=ts.state | {"average": first})
+        average = jax.tree.map(jnp.copy, _averaged_values(_student_of(ts), frozen[teacher]))
+        return replace(ts, state=ts.state | {"average": average})
 
     def update(ts, frozen, batch):
-        teaching = evolve_teachers(ts.params, ts.state, frozen)
-        gradient, means, state = parts.gradient(ts, teaching, batch, objective.weights(ts.step))
+        current = evolve_teachers(ts.params, ts.state, frozen)
+        gradient, means, state = parts.gradient(ts, current, batch, objective.weights(ts.step))
         new = parts.descend(ts, gradient, state)
-        now = _alike(Variables(new.params["student"], new.state["student"]), frozen[teacher])
-        m = jnp.minimum(keep(ts.step), 1 - 1 / (new.step // every + 1))
+        values = _averaged_values(_student_of(new), frozen[teacher])
+        m = jnp.minimum(schedule(ts.step), 1 - 1 / (new.step // every + 1))
         m = jnp.where(new.step < every, 0, jnp.where(new.step % every == 0, m, 1))
-        new = replace(new, state=new.state | {"average": mean(ts.state["average"], now, m)})
+        new = replace(new, state=new.state | {"average": moving_average(ts.state["average"], values, m)})
         return new, report(means, objective.total(means, ts.step), gradient)
 
     return Step(
@@ -94,24 +99,28 @@ def averaged(
     )
 
 
-def mean(old: PyTree, new: PyTree, kept: Array) -> PyTree:
-    """`kept old + (1 - kept) new`, in the type of the old; what is no float is taken as it is now."""
+def moving_average(old: PyTree, new: PyTree, momentum: Array) -> PyTree:
+    """Compute `momentum old + (1 - momentum) new` in the dtype of `old`. Integers are copied from `new`."""
 
     def each(a, b):
         if not jnp.issubdtype(a.dtype, jnp.inexact):
             return b
-        return (kept * a + (1 - kept) * b).astype(a.dtype)
+        return (momentum * a + (1 - momentum) * b).astype(a.dtype)
 
     return jax.tree.map(each, old, new)
 
 
-def _alike(own: Variables, teacher: Variables) -> Variables:
-    """The student's values that the teacher has too.
+def _student_of(ts: TrainState) -> Variables:
+    return Variables(ts.params["student"], ts.state["student"])
+
+
+def _averaged_values(student: Variables, teacher: Variables) -> Variables:
+    """Select the student's values that the teacher has, too.
 
     Raises:
-        ValueError: it has others.
+        ValueError: student and teacher differ in their parameters, or the teacher has other state.
     """
-    wanted, found = (jax.tree.map(jnp.shape, dict(values.params)) for values in (teacher, own))
-    if wanted != found or not set(teacher.state) <= set(own.state):
-        raise ValueError("an averaged teacher is the student's own network; give it the model of the student")
-    return Variables(own.params, {name: own.state[name] for name in teacher.state})
+    teacher_shapes, student_shapes = (jax.tree.map(jnp.shape, dict(values.params)) for values in (teacher, student))
+    if teacher_shapes != student_shapes or not set(teacher.state) <= set(student.state):
+        raise ValueError("the averaged teacher must have the student's model; set its model to student.model")
+    return Variables(student.params, {name: student.state[name] for name in teacher.state})

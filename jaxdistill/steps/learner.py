@@ -1,6 +1,6 @@
-"""What the steps with one student and frozen teachers share: how they begin, look, differentiate and descend.
+"""Building blocks of the steps with one student: initialise, run the models, differentiate and update.
 
-A step of these says how it weighs the terms, and nothing else.
+A step that uses them only says how it weights the terms.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,23 +11,23 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.collectives import psum
-from jaxdistill.core.objective import weighted
+from jaxdistill.core.objective import weighted_sum
 from jaxdistill.core.sums import Mean
 from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, PyTree, TrainState
-from jaxdistill.models.abstract import begin
+from jaxdistill.models.abstract import init_variables
 from jaxdistill.steps.observe import observe
 
 Means = Mapping[str, Mean]  # by term, of the global batch
 
 
 class Learner(NamedTuple):
-    """A student with its frozen teachers and its objective. What is differentiated are all params of the train state.
+    """A student with its teachers and objective. Gradients are with respect to all params of the train state.
 
-    init: `(key, frozen, batch, start, more) -> TrainState`; `more` are params and state of further roles
+    init: `(key, frozen, batch, start, extra) -> TrainState`; `extra` has the params and state of further roles
     gradient: `(train_state, frozen, batch, {term: weight}) -> (gradient, means, state)` of the weighted sum of terms
-    backward: `(train_state, frozen, batch) -> (back, means, state)`, one forward pass; `back({term: weight})` is the
-        gradient of a weighted sum of terms, as often as wanted
-    descend: `(train_state, gradient, state) -> TrainState`, one step further; roles that `state` lacks stay as they are
+    backward: `(train_state, frozen, batch) -> (back, means, state)`, one forward pass; each call of
+        `back({term: weight})` returns the gradient of one weighted sum of terms
+    descend: `(train_state, gradient, state) -> TrainState`, one update; roles that `state` lacks keep their state
     """
 
     init: Callable[..., TrainState]
@@ -41,76 +41,76 @@ def learner(
     teachers: tuple[Model, ...],
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    look: Callable[..., Any] = observe,
+    run_models: Callable[..., Any] = observe,
 ) -> Learner:
-    """The parts of a step, put together. Gradients and means are summed over devices.
+    """Build the functions of a `Learner`. Their gradients and means are summed over devices.
 
     Args:
-        student, teachers, objective, optimizer: as the step has them.
-        look: how the models are run on the batch.
+        student, teachers, objective, optimizer: the step's arguments.
+        run_models: runs the models on a batch; see `observe`.
     """
 
-    def see(params, state, frozen, batch, step, key):
-        return look(student, teachers, params, state, frozen, batch, objective.streams, step=step, key=key)
+    def run(params, state, frozen, batch, step, key):
+        return run_models(student, teachers, params, state, frozen, batch, objective.streams, step=step, key=key)
 
-    def init(key, frozen, batch, start=NO_VARIABLES, more=NO_VARIABLES):
+    def init(key, frozen, batch, start=NO_VARIABLES, extra=NO_VARIABLES):
         student_key, objective_key, run_key = jax.random.split(key, 3)
-        student_params, student_state = begin(student, student_key, batch["train"], start)
+        student_params, student_state = init_variables(student, student_key, batch["train"], start)
         params, state = {"student": student_params}, {"student": student_state}
         step = jnp.zeros((), jnp.int32)
-        signals, _ = see(params, state, frozen, batch, step, run_key)
+        signals, _ = run(params, state, frozen, batch, step, run_key)
         objective_params, objective_state = objective.init(objective_key, signals)
-        params = {**params, **objective_params, **more.params}
-        return TrainState(step, params, {**state, **objective_state, **more.state}, optimizer.init(params), run_key)
+        params = {**params, **objective_params, **extra.params}
+        return TrainState(step, params, {**state, **objective_state, **extra.state}, optimizer.init(params), run_key)
 
-    def looked(params, ts, frozen, batch):
+    def forward(params, ts, frozen, batch):
         models_key, terms_key = jax.random.split(jax.random.fold_in(ts.key, ts.step))
-        return *see(params, ts.state, frozen, batch, ts.step, models_key), terms_key
+        return *run(params, ts.state, frozen, batch, ts.step, models_key), terms_key
 
     def gradient(ts, frozen, batch, weights):
         def loss(params):
-            signals, student_state, key = looked(params, ts, frozen, batch)
+            signals, student_state, key = forward(params, ts, frozen, batch)
             value, (means, state) = objective.loss(params, ts.state, signals, weights, key=key)
             return value, (means, {"student": student_state, **state})
 
-        found, (means, state) = jax.grad(loss, has_aux=True)(ts.params)
-        return psum(found), _of_all_devices(means), state
+        grads, (means, state) = jax.grad(loss, has_aux=True)(ts.params)
+        return psum(grads), _sum_over_devices(means), state
 
     def backward(ts, frozen, batch):
-        def each(params):
-            signals, student_state, key = looked(params, ts, frozen, batch)
+        def terms_of(params):
+            signals, student_state, key = forward(params, ts, frozen, batch)
             means, state = objective.apply(params, ts.state, signals, key=key)
-            values = {name: weighted({name: mean}, {name: jnp.ones(())}) for name, mean in means.items()}
+            values = {name: weighted_sum({name: mean}, {name: jnp.ones(())}) for name, mean in means.items()}
             return values, (means, {"student": student_state, **state})
 
-        values, pull, (means, state) = jax.vjp(each, ts.params, has_aux=True)
+        values, vjp, (means, state) = jax.vjp(terms_of, ts.params, has_aux=True)
 
         def back(weights: Mapping[str, Any]) -> PyTree:
-            given = {name: jnp.asarray(weights.get(name, 0.0), x.dtype) for name, x in values.items()}
-            return psum(pull(given)[0])
+            cotangents = {name: jnp.asarray(weights.get(name, 0.0), x.dtype) for name, x in values.items()}
+            return psum(vjp(cotangents)[0])
 
-        return back, _of_all_devices(means), state
+        return back, _sum_over_devices(means), state
 
-    def descend(ts, found, state):
-        updates, opt_state = optimizer.update(found, ts.opt_state, ts.params)
+    def descend(ts, grads, state):
+        updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
         params = optax.apply_updates(ts.params, updates)
         return TrainState(ts.step + 1, params, {**ts.state, **state}, opt_state, ts.key)
 
     return Learner(init, gradient, backward, descend)
 
 
-def _of_all_devices(means: Means) -> Means:
+def _sum_over_devices(means: Means) -> Means:
     return {name: Mean(psum(mean.sum), mean.count) for name, mean in means.items()}
 
 
 def combine(trees: Mapping[str, PyTree], weights: Mapping[str, Array]) -> PyTree:
-    """`sum over terms of weight * tree`."""
+    """Compute the sum over terms of `weight * tree`."""
     scaled = [jax.tree.map(lambda x, w=weights[name]: w * x, tree) for name, tree in trees.items()]
     return jax.tree.map(lambda *each: sum(each[1:], each[0]), *scaled)
 
 
-def weighed(objective: Objective, terms: tuple[str, ...]) -> tuple[str, ...]:
-    """The terms that a step weighs, in the objective's order: those that are named, or all of them.
+def select_terms(objective: Objective, terms: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the terms that a step weights, in the objective's order: `terms`, or all if empty.
 
     Raises:
         ValueError: the objective has no such term.

@@ -1,29 +1,29 @@
-"""Multiple gradient descent: in every step the weights under which all terms fall.
+"""Multiple-gradient descent (MGDA): combine the terms' gradients so that every step lowers all terms.
 
 Sener and Koltun, Multi-Task Learning as Multi-Objective Optimization, 2018 (arxiv.org/abs/1810.04650), algorithm 2;
 Desideri, Multiple-gradient descent algorithm, 2012.
 
-for each batch:
-    g_k      <- grad of w_k L_k in the student, for each term
-    alpha    <- argmin || sum_k alpha_k g_k ||  over the simplex     # Frank-Wolfe, on the matrix of inner products
-    theta_k  <- optimizer(grad of w_k L_k)                           # what belongs to one term, such as its projector
-    student  <- optimizer(sum_k alpha_k g_k)
+    for each batch:
+        g_k      <- grad of w_k L_k in the student, for each term
+        alpha    <- argmin || sum_k alpha_k g_k ||  over the simplex     # Frank-Wolfe, on the matrix of inner products
+        theta_k  <- optimizer(grad of w_k L_k)                           # parameters of one term, such as its projector
+        student  <- optimizer(sum_k alpha_k g_k)
 
-The shortest vector of the gradients' convex hull has a product with each of them that is at least its own square: a
-small step along it makes every term fall, and where it is zero none can fall without another rising (Pareto).
+The shortest vector of the gradients' convex hull has an inner product with each gradient that is at least its own
+squared norm. So a small step along it lowers every term. If it is zero, no term can fall unless another rises (Pareto).
 
-The min-norm point favours SHORT gradients: of two at right angles, alpha_k is as 1 / ||g_k||^2. A term of small weight
-or scale is so given the most, a regulariser of weight 1e-4 all: name the `terms` that are tasks, and give them weights
-alike. `normalize="norm"` finds alpha for gradients of length 1, as an option of the published code does, and applies
-it to the gradients as they are: then scale and weight do not matter to alpha, but a common descent is no longer
-promised. A term without any gradient, whose weight is 0 or whose rows are all padding, has no say. Adaptive optimisers
-such as adamw bend the direction; the promise is that of plain descent.
+The min-norm point favours SHORT gradients: for two orthogonal ones, alpha_k is proportional to 1 / ||g_k||^2. A term of
+small weight or scale gets the largest alpha, and a regulariser of weight 1e-4 gets all of it. So list the real tasks in
+`terms`, and give them similar weights. `normalize="norm"` computes alpha for gradients of length 1, an option of the
+published code, and applies it to the gradients themselves. Then alpha does not depend on scale and weight, but a common
+descent is no longer guaranteed. A term without a gradient, because its weight is 0 or all its rows are padding, is left
+out. The guarantee holds for plain gradient descent; adaptive optimisers such as adamw change the direction.
 
-One backward pass for each term, of which all gradients are kept. Steps grow shorter as terms agree on nothing more.
+It takes one backward pass for each term, and keeps all gradients. Steps become short when the terms disagree.
 
 Config: step = "mgda(terms=('kd', 'cross_entropy'))"
-When: terms in conflict, none of which may be sacrificed.
-Checked: by closed form for two gradients, beside a solver for more; all terms fall where their sum lets one rise.
+When: terms conflict, and none of them may get worse.
+Checked: closed form for two gradients, a solver for more; all terms fall in a case where one rises under their sum.
 """
 
 from typing import Literal
@@ -34,7 +34,7 @@ import optax
 from jaxdistill.core.registry import steps
 from jaxdistill.core.types import Model, Objective, Step
 from jaxdistill.fusion.min_norm import min_norm_weights
-from jaxdistill.steps.learner import combine, learner, weighed
+from jaxdistill.steps.learner import combine, learner, select_terms
 from jaxdistill.steps.observe import report
 
 
@@ -47,31 +47,31 @@ def mgda(
     normalize: Literal["none", "norm"] = "none",
     terms: tuple[str, ...] = (),
 ) -> Step:
-    """The student learns from frozen teachers along the shortest convex combination of its terms' gradients.
+    """Train the student with frozen teachers along the shortest convex combination of its terms' gradients.
 
     Args:
-        student, teachers, objective, optimizer: given by the config.
-        normalize: "none", or "norm" to find the combination of gradients of length 1.
-        terms: the terms that are combined, by name; empty: all. The others are added with their weights.
+        student, teachers, objective, optimizer: set by the config.
+        normalize: "none", or "norm" to compute the combination for gradients of length 1.
+        terms: names of the terms to combine; empty: all. The others are added with their weights.
 
     Raises:
         ValueError: the objective has no such term.
     """
-    parts, names = learner(student, teachers, objective, optimizer), weighed(objective, terms)
+    parts, names = learner(student, teachers, objective, optimizer), select_terms(objective, terms)
 
     def update(ts, frozen, batch):
         back, means, state = parts.backward(ts, frozen, batch)
-        given = objective.weights(ts.step)
-        slopes = {name: back({name: weight}) for name, weight in given.items()}
-        shared = [slopes[name]["student"] for name in names]
+        config_weights = objective.weights(ts.step)
+        gradients = {name: back({name: weight}) for name, weight in config_weights.items()}
+        shared = [gradients[name]["student"] for name in names]
         products = jnp.stack([jnp.stack([optax.tree.vdot(a, b) for a in shared]) for b in shared])
         if normalize == "norm":
             length = jnp.sqrt(jnp.diagonal(products))
             products = products / jnp.maximum(jnp.outer(length, length), jnp.finfo(length.dtype).tiny)
-        ones = dict.fromkeys(given, jnp.ones(()))
+        ones = dict.fromkeys(config_weights, jnp.ones(()))
         alpha = ones | dict(zip(names, min_norm_weights(products), strict=True))
-        gradient = combine(slopes, alpha) | {"terms": combine(slopes, ones)["terms"]}
-        weights = {name: given[name] * alpha[name] for name in given}
+        gradient = combine(gradients, alpha) | {"terms": combine(gradients, ones)["terms"]}
+        weights = {name: config_weights[name] * alpha[name] for name in config_weights}
         metrics = report(means, objective.total(means, ts.step), gradient, weights)
         return parts.descend(ts, gradient, state), metrics
 

@@ -1,4 +1,4 @@
-"""What every step begins and ends with: looking at the batch, and reporting."""
+"""Run the models on a batch, and report the metrics of a step."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -9,13 +9,13 @@ import optax
 
 from jaxdistill.core.sums import Mean
 from jaxdistill.core.types import NO_OUTPUTS, Array, Model, PyTree, Signals, TrainState, Variables
-from jaxdistill.data.stream import stream_number
+from jaxdistill.data.stream import stream_id
 
 
-def own_key(ts: TrainState) -> Array:
-    """What a step draws with itself, apart from models and terms: these have `split(fold_in(key, step))`.
+def step_key(ts: TrainState) -> Array:
+    """Return the PRNG key of a step's own random draws. Models and terms have `split(fold_in(key, step))`.
 
-    `split` gives `fold_in` of 0 and 1, so that a 1 here would give the terms' draws once more.
+    `split` returns `fold_in` of 0 and 1, so a 1 instead of the 2 here would repeat the terms' draws.
     """
     return jax.random.fold_in(jax.random.fold_in(ts.key, ts.step), 2)
 
@@ -32,21 +32,25 @@ def observe(
     step: Array,
     key: Array,
 ) -> tuple[dict[str, Signals], PyTree]:
-    """Runs the student, and the teachers without gradient, on each stream.
+    """Run the student, and the teachers without gradient, on each stream.
 
     Args:
-        params, state: the train state's, by role; the role `student` is read.
+        student, teachers: the models.
+        params, state: values of the train state, by role; the role `student` is used.
         frozen: the teachers' variables.
         batch: a dict of arrays per stream.
+        streams: the streams to run on.
+        step: the step number.
+        key: PRNG key of the models.
 
     Returns:
-        Signals by stream, and the student's new state, to which only the stream `train` contributes.
+        Signals by stream, and the student's new state, which only the stream `train` changes.
     """
     frozen = jax.lax.stop_gradient(frozen)
-    return look(student, teachers, params, state, frozen, batch, streams, step=step, key=key)
+    return observe_with_gradients(student, teachers, params, state, frozen, batch, streams, step=step, key=key)
 
 
-def look(
+def observe_with_gradients(
     student: Model,
     teachers: tuple[Model, ...],
     params: Mapping[str, PyTree],
@@ -58,15 +62,19 @@ def look(
     step: Array,
     key: Array,
 ) -> tuple[dict[str, Signals], PyTree]:
-    """As `observe`, with a gradient for whoever differentiates the teachers' `values`."""
+    """Like `observe`, but gradients with respect to the teachers' variables `values` are kept."""
     signals, student_state = {}, state["student"]
     for stream in sorted(streams):
-        rows, draw = batch[stream], jax.random.fold_in(key, stream_number(stream))
-        out, new_state = student.apply(params["student"], state["student"], rows, train=True, key=draw)
-        seen = [teacher.apply(*v, rows, train=False, key=draw)[0] for teacher, v in zip(teachers, values, strict=True)]
+        rows, stream_key = batch[stream], jax.random.fold_in(key, stream_id(stream))
+        student_outputs, new_state = student.apply(
+            params["student"], state["student"], rows, train=True, key=stream_key
+        )
+        teacher_outputs = [
+            teacher.apply(*v, rows, train=False, key=stream_key)[0] for teacher, v in zip(teachers, values, strict=True)
+        ]
         signals[stream] = Signals(
-            student=out,
-            teachers=tuple(seen),
+            student=student_outputs,
+            teachers=tuple(teacher_outputs),
             teacher=NO_OUTPUTS,
             batch=rows,
             mask=rows["mask"],
@@ -82,15 +90,16 @@ def look(
 def report(
     means: Mapping[str, Mean], loss: Array, gradient: PyTree, weights: Mapping[str, Array] = MappingProxyType({})
 ) -> dict[str, Mean]:
-    """Metrics of one step: every term's mean, the loss, the norm of the gradient, and the weights that a step chose.
+    """Collect the metrics of a step: the mean of each term, the loss, the gradient norm and the weights the step chose.
 
     Args:
-        means: by term, of the global batch.
-        loss: what the config asks for, `objective.total`, whatever a step makes of its weights: runs compare by it.
+        means: by term, over the global batch.
+        loss: the config's loss, `objective.total`, even if the step weights the terms differently: runs are compared by
+            it.
         gradient: summed over devices.
-        weights: what the terms' gradients were multiplied by, where it is not what the config says.
+        weights: factors of the terms' gradients, if they differ from the config's weights.
     """
     one = jnp.ones(())
     terms = {f"terms/{name}": mean for name, mean in means.items()}
-    chosen = {f"weights/{name}": Mean(weight, one) for name, weight in weights.items()}
-    return {"loss": Mean(loss, one), **terms, **chosen, "grad_norm": Mean(optax.tree.norm(gradient), one)}
+    weight_metrics = {f"weights/{name}": Mean(weight, one) for name, weight in weights.items()}
+    return {"loss": Mean(loss, one), **terms, **weight_metrics, "grad_norm": Mean(optax.tree.norm(gradient), one)}

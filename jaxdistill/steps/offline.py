@@ -1,13 +1,13 @@
 """Offline distillation: frozen teachers, one student (Hinton et al., 2015, arxiv.org/abs/1503.02531).
 
-for each batch:
-    signals   <- student(batch), sg(teacher_k(batch)) for each k
-    loss      <- sum over terms of weight(step) * mean(term(signals))
-    params    <- optimizer(grad loss)           # student, gates and projectors, each role with its own optimiser
+    for each batch:
+        signals   <- student(batch), sg(teacher_k(batch)) for each k
+        loss      <- sum over terms of weight(step) * mean(term(signals))
+        params    <- optimizer(grad loss)           # student, gates and projectors, each role with its own optimiser
 
 Config: step = "offline()"
-When: always, unless terms are to weigh themselves or teachers are to be chosen: no other step is as cheap.
-Checked: by the laws of steps: frozen teachers, jit and pmap, 1 and 8 devices, resumed to the bit.
+When: by default; it is the cheapest step. Others learn the weights of the terms or the choice of teachers.
+Checked: common tests of all steps: frozen teachers, jit and pmap, 1 and 8 devices, exact resume.
 """
 
 import optax
@@ -22,7 +22,7 @@ from jaxdistill.steps.observe import report
 def offline(
     student: Model, teachers: tuple[Model, ...], objective: Objective, optimizer: optax.GradientTransformation
 ) -> Step:
-    """The student learns from frozen teachers; without teachers it is plain supervised training."""
+    """Train the student with frozen teachers. Without teachers, this is plain supervised training."""
     parts = learner(student, teachers, objective, optimizer)
 
     def update(ts, frozen, batch):

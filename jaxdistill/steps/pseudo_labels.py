@@ -1,25 +1,25 @@
-"""Meta pseudo labels: the teacher labels, and learns from what its labels were worth to the student.
+"""Meta pseudo labels: the teacher labels the rows, and learns from how much its labels help the student.
 
 Pham, Dai, Xie, Luong and Le, Meta Pseudo Labels, 2021 (arxiv.org/abs/2003.10580), algorithm 1.
 
-for each batch, whose labels are not read, and a batch of the quiz, which has some:
-    y        <- drawn from T(x), for each row
-    S'       <- optimizer(grad_S L(S(x), y))                # whatever terms the config has; its labels are y
-    h        <- CE(S(quiz)) - CE(S'(quiz))                  # above 0: the labels helped
-    T        <- optimizer(grad_T (h CE(T(x), y) + supervised CE(T(quiz))))
-    S        <- S'
+    for each batch, whose labels are not used, and a batch of the quiz, which has labels:
+        y        <- drawn from T(x), for each row
+        S'       <- optimizer(grad_S L(S(x), y))                # with all terms of the config; their labels are y
+        h        <- CE(S(quiz)) - CE(S'(quiz))                  # positive: the labels helped
+        T        <- optimizer(grad_T (h CE(T(x), y) + supervised CE(T(quiz))))
+        S        <- S'
 
-To the first order h is the paper's product of gradients: L_old - L_new = lr grad L_new . grad L(y). It is taken as a
-difference, as the authors' code does; that code has L_new - L_old, with which a teacher forgets the labels that
-helped.
+To first order, h is the paper's inner product of gradients: L_old - L_new = lr grad L_new . grad L(y). The authors'
+code takes a difference, too, but as L_new - L_old, with which a teacher unlearns the labels that helped.
 
-The log has `quiz/loss`, of S, and `quiz/gain`, h. The teacher runs as in evaluation; the paper's further loss, of
-consistency under augmentation, is none of this step's.
+The log has `quiz/loss`, the loss of S, and `quiz/gain`, which is h. The teacher runs in evaluation mode. The paper's
+additional consistency loss under augmentation is not implemented.
 
 Config: step = "pseudo_labels(supervised=1.0)"; objective.cross_entropy.weight = 1.0;
     streams.quiz.split = "train[:5%]", with data.train = "train[5%:]"; roles.teachers.rate = 0.0001
-When: few labels, many rows without one, and a teacher that is to go on learning.
-Checked: by hand: a step's h, its sign, and that the teacher moves towards labels that helped and from those that hurt.
+When: few rows have labels, and the teacher should be trained further.
+Checked: by hand: h and its sign in one step; the teacher moves towards labels that helped and away from those that
+    hurt.
 """
 
 from typing import Any
@@ -30,12 +30,12 @@ import optax
 
 from jaxdistill.core.collectives import psum, row_keys
 from jaxdistill.core.registry import steps
-from jaxdistill.core.sums import Mean, of_label, shared_mean
+from jaxdistill.core.sums import Mean, shared_mean, values_at_labels
 from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, Variables
 from jaxdistill.losses.term import precise
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import look, own_key, report
-from jaxdistill.steps.quiz import ahead, begun, evolved, examined
+from jaxdistill.steps.observe import observe_with_gradients, report, step_key
+from jaxdistill.steps.quiz import current_teachers, init_teacher_params, quiz_loss, update_roles
 
 
 @steps.register
@@ -46,52 +46,58 @@ def pseudo_labels(
     optimizer: optax.GradientTransformation,
     supervised: float = 1.0,
 ) -> Step:
-    """The student learns labels that its (fused) teachers draw; these are the role `teachers`, and learn from a quiz.
+    """Train the student on labels drawn from the fused teachers, and the teachers on a quiz.
+
+    The teachers are the role `teachers`; the quiz is the stream `quiz`, with labels.
 
     Args:
-        student, teachers, objective, optimizer: given by the config.
-        supervised: weight of the teachers' own loss on the stream `quiz`, beside what their labels were worth.
+        student, teachers, objective, optimizer: set by the config.
+        supervised: weight of the teachers' loss on the quiz, beside the term with h.
 
     Raises:
-        ValueError: `supervised` is below 0; when it is initialised, no teacher has parameters.
+        ValueError: `supervised` is negative; at initialisation, no teacher has parameters.
     """
     if supervised < 0:
-        raise ValueError(f"supervised is 0 or more; got {supervised}")
+        raise ValueError(f"supervised must be at least 0; got {supervised}")
     parts = learner(student, teachers, objective, optimizer)
 
     def init(key, frozen, batch, start=NO_VARIABLES):
-        return parts.init(key, frozen, batch, start, Variables({"teachers": begun(frozen)}, {}))
+        return parts.init(key, frozen, batch, start, Variables({"teachers": init_teacher_params(frozen)}, {}))
 
-    def log_shares(kept, ts, frozen, batch, key):
+    def teacher_log_probs(teacher_params, ts, frozen, batch, key):
         models, fusion = jax.random.split(key)
-        values, watch = evolved({"teachers": kept}, frozen), {"step": ts.step, "key": models}
-        signals, _ = look(student, teachers, ts.params, ts.state, values, batch, ("train",), **watch)
+        values, settings = current_teachers({"teachers": teacher_params}, frozen), {"step": ts.step, "key": models}
+        signals, _ = observe_with_gradients(
+            student, teachers, ts.params, ts.state, values, batch, ("train",), **settings
+        )
         fused: Any = objective.fuse(ts.params, ts.state, signals["train"], key=fusion)[0].teacher
         return jax.nn.log_softmax(precise(fused.logits))
 
     def update(ts, frozen, batch):
-        # of their own: a fusion that draws a teacher for a row would draw the class of it by the same numbers
-        kept, (draw, key, quiz) = ts.params["teachers"], jax.random.split(own_key(ts), 3)
-        shares = log_shares(kept, ts, frozen, batch, key)
-        label = jax.vmap(jax.random.categorical)(row_keys(draw, shares.shape[0]), shares)
+        # separate keys: with one, a fusion that draws a teacher for each row would use the same random numbers
+        teacher_params, (label_key, key, quiz_key) = ts.params["teachers"], jax.random.split(step_key(ts), 3)
+        log_probs = teacher_log_probs(teacher_params, ts, frozen, batch, key)
+        label = jax.vmap(jax.random.categorical)(row_keys(label_key, log_probs.shape[0]), log_probs)
         labelled = batch | {"train": batch["train"] | {"label": label}}
-        gradient, means, state = parts.gradient(ts, evolved(ts.params, frozen), labelled, objective.weights(ts.step))
+        gradient, means, state = parts.gradient(
+            ts, current_teachers(ts.params, frozen), labelled, objective.weights(ts.step)
+        )
 
-        values = Variables(ts.params["student"], ts.state["student"])
-        after = values._replace(params=ahead(parts, ts, {"student": gradient["student"]})["student"])
-        old, new = (examined(student, v, batch["quiz"], quiz)[1] for v in (values, after))
+        before = Variables(ts.params["student"], ts.state["student"])
+        after = before._replace(params=update_roles(parts, ts, {"student": gradient["student"]})["student"])
+        old, new = (quiz_loss(student, v, batch["quiz"], quiz_key)[1] for v in (before, after))
         h = old.compute() - new.compute()
 
-        def worth(kept):
-            told = of_label(log_shares(kept, ts, frozen, batch, key), label)
-            share, _ = shared_mean(-told, batch["train"]["mask"])
-            taught = zip(teachers, evolved({"teachers": kept}, frozen), strict=True)
-            own = sum(examined(teacher, v, batch["quiz"], quiz)[0] for teacher, v in taught)
-            return h * share + supervised * own
+        def teacher_loss(teacher_params):
+            label_log_probs = values_at_labels(teacher_log_probs(teacher_params, ts, frozen, batch, key), label)
+            loss, _ = shared_mean(-label_log_probs, batch["train"]["mask"])
+            pairs = zip(teachers, current_teachers({"teachers": teacher_params}, frozen), strict=True)
+            supervised_loss = sum(quiz_loss(teacher, v, batch["quiz"], quiz_key)[0] for teacher, v in pairs)
+            return h * loss + supervised * supervised_loss
 
-        gradient = gradient | {"teachers": psum(jax.grad(worth)(kept))}
-        watched = {"quiz/loss": old, "quiz/gain": Mean(h, jnp.ones(()))}
+        gradient = gradient | {"teachers": psum(jax.grad(teacher_loss)(teacher_params))}
+        quiz_metrics = {"quiz/loss": old, "quiz/gain": Mean(h, jnp.ones(()))}
         metrics = report(means, objective.total(means, ts.step), gradient)
-        return parts.descend(ts, gradient, state), metrics | watched
+        return parts.descend(ts, gradient, state), metrics | quiz_metrics
 
     return Step(init, update, objective.streams | {"quiz"})

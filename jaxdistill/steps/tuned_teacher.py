@@ -1,20 +1,20 @@
-"""A teacher tuned on the quiz, and then plain distillation: the control of the steps in which a quiz teaches.
+"""Tuned teacher: fine-tune the teachers on labelled quiz rows, then distil. The control of `meta` and `pseudo_labels`.
 
-Own: the plain thing to do with a quiz. Hinton et al., 2015 (arxiv.org/abs/1503.02531) is its second half.
+Own: the simplest use of a quiz. Its second phase is Hinton et al., 2015 (arxiv.org/abs/1503.02531).
 
-for each of the first `updates` batches of the quiz:
-    T        <- optimizer(grad_T CE(T(quiz), y))            # each teacher alone; the student waits
-for each batch after them:
-    S        <- optimizer(grad_S L(S, sg(T)))               # the teachers stay as they are
+    for each of the first `updates` batches of the quiz:
+        T        <- optimizer(grad_T CE(T(quiz), y))            # each teacher alone; the student does not change
+    for each batch after them:
+        S        <- optimizer(grad_S L(S, sg(T)))               # the teachers do not change
 
-The log has `quiz/loss`,
-the mean of the teachers'. They run as in evaluation: their statistics stay.
+The log has `quiz/loss`, the mean over the teachers. They run in evaluation mode: their running statistics do not
+change.
 
 Config: step = "tuned_teacher(updates=100)"; streams.quiz.split = "train[90%:]", with data.train = "train[:90%]";
     roles.teachers.rate = 0.0001
-When: a few labels that can be trusted and a teacher that cannot: before `meta` and `pseudo_labels`, and beside them.
-Checked: teacher and student move in their own phase alone, to the bit; after it, as `offline` beside the tuned teacher.
-Experiment: `experiments/meta` (beside meta).
+When: a few labels are trustworthy and the teacher is not: before `meta` and `pseudo_labels`, and as their control.
+Checked: teacher and student change only in their phase, to the bit; then the same as `offline` with the tuned teacher.
+Experiment: `experiments/meta` (compared with meta).
 """
 
 from dataclasses import replace
@@ -29,8 +29,8 @@ from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
 from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, Variables
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import own_key, report
-from jaxdistill.steps.quiz import begun, evolved, examined
+from jaxdistill.steps.observe import report, step_key
+from jaxdistill.steps.quiz import current_teachers, init_teacher_params, quiz_loss
 
 
 @steps.register
@@ -41,40 +41,44 @@ def tuned_teacher(
     optimizer: optax.GradientTransformation,
     updates: int = 100,
 ) -> Step:
-    """The teachers learn from the stream `quiz`, with labels, and then the student from them; they are a role.
+    """Train the teachers on the stream `quiz`, with labels, and then the student with these teachers.
+
+    The teachers are the role `teachers`.
 
     Args:
-        student, teachers, objective, optimizer: given by the config.
-        updates: of the teachers; they are steps of the run, of which the student gets the others.
+        student, teachers, objective, optimizer: set by the config.
+        updates: training steps of the teachers. They count as steps of the run; the student is trained in the others.
 
     Raises:
-        ValueError: `updates` is below 0; when it is initialised, no teacher has parameters.
+        ValueError: `updates` is negative; at initialisation, no teacher has parameters.
     """
     if updates < 0:
-        raise ValueError(f"updates is 0 or more; got {updates}")
+        raise ValueError(f"updates must be at least 0; got {updates}")
     parts = learner(student, teachers, objective, optimizer)
 
     def init(key, frozen, batch, start=NO_VARIABLES):
-        return parts.init(key, frozen, batch, start, Variables({"teachers": begun(frozen)}, {}))
+        return parts.init(key, frozen, batch, start, Variables({"teachers": init_teacher_params(frozen)}, {}))
 
-    def quizzed(kept, ts, frozen, batch):
-        values, key = evolved({"teachers": kept}, frozen), own_key(ts)
-        found = [examined(teacher, v, batch["quiz"], key) for teacher, v in zip(teachers, values, strict=True)]
-        shares, means = zip(*found, strict=True)
-        return sum(shares), Mean(sum(mean.sum for mean in means), sum(mean.count for mean in means))
+    def teachers_loss(teacher_params, ts, frozen, batch):
+        values, key = current_teachers({"teachers": teacher_params}, frozen), step_key(ts)
+        losses = [quiz_loss(teacher, v, batch["quiz"], key) for teacher, v in zip(teachers, values, strict=True)]
+        local_losses, means = zip(*losses, strict=True)
+        return sum(local_losses), Mean(sum(mean.sum for mean in means), sum(mean.count for mean in means))
 
-    def in_turn(tuning, new, old):
-        chosen = {role: tuning == (role == "teachers") for role in new}
-        return {role: jax.tree.map(partial(jnp.where, chosen[role]), new[role], old[role]) for role in new}
+    def select_phase(tuning, new, old):
+        trained = {role: tuning == (role == "teachers") for role in new}
+        return {role: jax.tree.map(partial(jnp.where, trained[role]), new[role], old[role]) for role in new}
 
     def update(ts, frozen, batch):
         tuning, weights = ts.step < updates, objective.weights(ts.step)
-        slope, quiz = jax.grad(quizzed, has_aux=True)(ts.params["teachers"], ts, frozen, batch)
-        gradient, means, state = parts.gradient(ts, evolved(ts.params, frozen), batch, weights)
-        gradient = in_turn(tuning, gradient | {"teachers": psum(slope)}, optax.tree.zeros_like(ts.params))
+        teacher_gradient, quiz = jax.grad(teachers_loss, has_aux=True)(ts.params["teachers"], ts, frozen, batch)
+        gradient, means, state = parts.gradient(ts, current_teachers(ts.params, frozen), batch, weights)
+        gradient = select_phase(
+            tuning, gradient | {"teachers": psum(teacher_gradient)}, optax.tree.zeros_like(ts.params)
+        )
         new = parts.descend(ts, gradient, state)
         metrics = report(means, objective.total(means, ts.step), gradient)
-        # momentum and decay move without a gradient, too
-        return replace(new, params=in_turn(tuning, new.params, ts.params)), metrics | {"quiz/loss": quiz}
+        # momentum and weight decay change params even where the gradient is 0
+        return replace(new, params=select_phase(tuning, new.params, ts.params)), metrics | {"quiz/loss": quiz}
 
     return Step(init, update, objective.streams | {"quiz"})

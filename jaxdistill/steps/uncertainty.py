@@ -1,25 +1,25 @@
-"""Weights by homoscedastic uncertainty: each term has a variance that is learned beside the student.
+"""Uncertainty weighting: weight each term by a learned variance (homoscedastic uncertainty).
 
 Kendall, Gal and Cipolla, Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics, 2018
 (arxiv.org/abs/1705.07115).
 
     minimise  sum_k w_k ( L_k / (2 sigma_k^2) + log sigma_k )        over the student and s_k = log sigma_k^2
 
-for each batch:
-    student  <- optimizer(grad sum_k w_k exp(-s_k) / 2 * L_k)
-    s_k      <- optimizer(w_k (1 - exp(-s_k) L_k) / 2)               # at rest where sigma_k^2 = L_k
+    for each batch:
+        student  <- optimizer(grad sum_k w_k exp(-s_k) / 2 * L_k)
+        s_k      <- optimizer(w_k (1 - exp(-s_k) L_k) / 2)               # converged where sigma_k^2 = L_k
 
-w_k, the config's weights, stand outside: inside they would cancel, for at rest a term weighs w_k / (2 L_k). So they
-are priorities, and a term of weight 0, as in phases, neither teaches nor moves its s_k. The paper's classification
-likelihood has 1 / sigma^2 where regression has 1 / (2 sigma^2); here all terms have the latter, and s is another by
-log 2.
+w_k, the config's weights, are outside the brackets, so that a term's weight converges to w_k / (2 L_k). As factors of
+L_k they would cancel. So they are priorities: a term of weight 0, as in phases, neither trains the student nor changes
+its s_k. The paper has 1 / sigma^2 for classification and 1 / (2 sigma^2) for regression; here all terms have the
+latter, so that s differs by log 2.
 
-Traps: a term that can reach 0, such as kd, gets a weight that grows without end, ever slower if the role `weights` has
-a low rate; one that can be negative has no rest at all. A regulariser is no task: name the `terms` that are.
+Traps: a term that can reach 0, such as kd, gets a weight that grows without bound; a low rate of the role `weights`
+slows this down. A term that can be negative never converges. A regulariser is no task: list the real tasks in `terms`.
 
-Config: step = "uncertainty(terms=('kd', 'cross_entropy'))", and roles.weights.rate for the variances' own optimiser
-When: terms of unlike size, and no time to search for weights.
-Checked: by hand; its rest is sigma^2 = L.
+Config: step = "uncertainty(terms=('kd', 'cross_entropy'))", and roles.weights.rate for the variances' optimiser
+When: terms differ in scale, and there is no time to search for weights.
+Checked: by hand; it converges to sigma^2 = L.
 """
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ import optax
 
 from jaxdistill.core.registry import steps
 from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, Variables
-from jaxdistill.steps.learner import learner, weighed
+from jaxdistill.steps.learner import learner, select_terms
 from jaxdistill.steps.observe import report
 
 
@@ -39,26 +39,27 @@ def uncertainty(
     optimizer: optax.GradientTransformation,
     terms: tuple[str, ...] = (),
 ) -> Step:
-    """The student learns from frozen teachers, each term weighed by its learned uncertainty.
+    """Train the student with frozen teachers, each term weighted by its learned uncertainty.
 
-    The log-variances s_k are the role `weights`; they begin at 0.
+    The log-variances s_k are the role `weights`; they start at 0.
 
     Args:
-        student, teachers, objective, optimizer: given by the config.
-        terms: the terms that are weighed, by name; empty: all. The others keep their weights.
+        student, teachers, objective, optimizer: set by the config.
+        terms: names of the terms to weight; empty: all. The others keep their weights.
 
     Raises:
         ValueError: the objective has no such term.
     """
-    parts, names = learner(student, teachers, objective, optimizer), weighed(objective, terms)
+    parts, names = learner(student, teachers, objective, optimizer), select_terms(objective, terms)
 
     def init(key, frozen, batch, start=NO_VARIABLES):
         return parts.init(key, frozen, batch, start, Variables({"weights": jnp.zeros(len(names))}, {}))
 
     def update(ts, frozen, batch):
-        given = objective.weights(ts.step)
-        w, precision = jnp.stack([given[name] for name in names]), jnp.exp(-ts.params["weights"])  # 1 / sigma^2
-        weights = given | dict(zip(names, w * precision / 2, strict=True))
+        config_weights = objective.weights(ts.step)
+        w = jnp.stack([config_weights[name] for name in names])
+        precision = jnp.exp(-ts.params["weights"])  # 1 / sigma^2
+        weights = config_weights | dict(zip(names, w * precision / 2, strict=True))
         gradient, means, state = parts.gradient(ts, frozen, batch, weights)
         losses = jnp.stack([means[name].compute() for name in names])
         slope = w * (1 - precision * losses) / 2

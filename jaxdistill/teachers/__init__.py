@@ -1,1 +1,1 @@
-"""Everything about a teacher: build, load, options, cache, sub-mesh."""
+"""Teachers: build, load, options, cache, sub-mesh."""

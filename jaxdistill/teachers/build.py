@@ -1,4 +1,4 @@
-"""A teacher from its section of a config: its network, and its options one after the other."""
+"""Build a teacher from its section of a config: its network, then its options in order."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from jaxdistill.teachers import cache, classes, gradients, quantized, reads, sub
 from jaxdistill.teachers.option import Context, Lacks, Option
 from jaxdistill.teachers.teacher import Teacher
 
-# in the order in which they are applied
+# in the order in which `build` applies them
 OPTIONS: tuple[Option, ...] = (
     classes.OPTION,
     gradients.OPTION,
@@ -23,12 +23,12 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 
-class Entry(NamedTuple):
-    """A section `teachers.NAME` of a config.
+class TeacherConfig(NamedTuple):
+    """The section `teachers.NAME` of a config.
 
     options: the values of all options that are set, by key
-    seed: of its first values, if it is trained in this run
-    dtype: that networks compute in
+    seed: of the initial values, if the teacher is trained in this run
+    dtype: of the network's computations
     """
 
     name: str
@@ -42,83 +42,89 @@ class Entry(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where the config has it."""
+        """The path of the section in the config."""
         return f"teachers.{self.name}"
 
     @property
     def trained_here(self) -> bool:
-        """Whether a stage of the run trains it before the student."""
+        """True if a stage of the run trains the teacher before the student."""
         return bool(self.steps) and not self.checkpoint
 
     def set_options(self) -> list[tuple[Option, Any]]:
-        """The options that are set, with their values, in the order in which they are applied."""
+        """Return the options that are set, with their values, in the order of `OPTIONS`."""
         return [(option, self.options[option.key]) for option in OPTIONS if self.options.get(option.key)]
 
     def lacks(self, capability: str) -> tuple[str, str] | None:
-        """The option that takes something from this teacher, and why; None: it can do that. See `option.Lacks`."""
+        """Return the option that takes a capability from this teacher, and the reason; None if no option does.
+
+        Args:
+            capability: a key of `option.Lacks`.
+        """
         for option, value in self.set_options():
-            found: Lacks = option.lacks(value)
-            if capability in found:
-                return option.key, found[capability]
+            lacks: Lacks = option.lacks(value)
+            if capability in lacks:
+                return option.key, lacks[capability]
         return None
 
     def devices(self) -> int:
-        """How many devices it has for itself."""
+        """Return the number of devices that are reserved for the teacher."""
         return sum(option.devices(value, f"{self.path}.{option.key}") for option, value in self.set_options())
 
     def check(self) -> None:
-        """Checks the text of model and options; nothing is built of data.
+        """Check the spec strings of model and options, without any data.
 
         Raises:
-            ConfigError: a name or argument is wrong.
+            ConfigError: a name or an argument is wrong.
         """
         build_model(self.model, f"{self.path}.model", self.dtype)
         for option, value in self.set_options():
             option.check(value, f"{self.path}.{option.key}")
 
 
-def build(entry: Entry, context: Context, live: bool = False) -> Teacher:
-    """Builds a teacher.
+def build(config: TeacherConfig, context: Context, live: bool = False) -> Teacher:
+    """Build a teacher.
 
     Args:
-        entry: its section of the config.
-        context: what its options may read.
-        live: without the options that change how its outputs reach the student, as they are computed to be written.
+        config: the teacher's section of the config.
+        context: the data, mesh and settings that options may read.
+        live: leave out the options that change how outputs reach the student, as for writing a cache.
 
     Raises:
-        ConfigError: naming the path, the value and the cure.
+        ConfigError: with the config path, the value and the cure.
     """
     teacher = Teacher(
-        name=entry.name,
-        spec=entry.model,
-        network=build_model(entry.model, f"{entry.path}.model", entry.dtype),
+        name=config.name,
+        spec=config.model,
+        network=build_model(config.model, f"{config.path}.model", config.dtype),
         mesh=context.mesh,
-        rules=entry.rules,
-        checkpoint=entry.checkpoint,
-        steps=entry.steps,
-        seed=entry.seed,
-        dtype=entry.dtype,
-        options={option.key: value for option, value in entry.set_options() if not option.delivers},
+        rules=config.rules,
+        checkpoint=config.checkpoint,
+        steps=config.steps,
+        seed=config.seed,
+        dtype=config.dtype,
+        options={option.key: value for option, value in config.set_options() if not option.delivers},
     )
-    needed = {gradients.OPTION.key: context.needs} if context.needs and not live else {}
-    values = {**entry.options, **needed}
+    gradient_option = {gradients.OPTION.key: context.needs} if context.needs and not live else {}
+    values = {**config.options, **gradient_option}
     for option in OPTIONS:
         if values.get(option.key) and not (live and option.delivers):
             teacher = option.apply(teacher, values[option.key], context)
     return teacher
 
 
-def allocated(entries: Mapping[str, Entry], devices: tuple[jax.Device, ...]) -> dict[str, tuple[jax.Device, ...]]:
-    """The devices that each teacher has for itself, taken from the end of all; the rest are under "".
+def allocate_devices(
+    configs: Mapping[str, TeacherConfig], devices: tuple[jax.Device, ...]
+) -> dict[str, tuple[jax.Device, ...]]:
+    """Assign each teacher its own devices, from the end of `devices`. The key "" has the rest, for the student.
 
     Raises:
-        ConfigError: none would be left for the student.
+        ConfigError: no device would be left for the student.
     """
-    free, found = devices, {}
-    for name, entry in entries.items():
-        count = entry.devices()
-        if count and count >= len(free):
-            why = f"{count} devices of {len(free)} leave none for the student"
-            raise ConfigError(f"{entry.path}.{submesh.KEY}", f"{why}. Lower devices.")
-        found[name], free = free[len(free) - count :], free[: len(free) - count]
-    return {**found, "": free}
+    remaining, by_teacher = devices, {}
+    for name, config in configs.items():
+        count = config.devices()
+        if count and count >= len(remaining):
+            problem = f"{count} of {len(remaining)} free devices leave none for the student"
+            raise ConfigError(f"{config.path}.{submesh.KEY}", f"{problem}. Lower devices.")
+        by_teacher[name], remaining = remaining[len(remaining) - count :], remaining[: len(remaining) - count]
+    return {**by_teacher, "": remaining}

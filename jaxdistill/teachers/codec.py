@@ -1,8 +1,11 @@
-"""A teacher whose outputs travel in the batch: written ahead, by `jaxdistill cache`, or said on another mesh.
+"""Encode teacher outputs as fields of a batch, and a model that decodes them.
 
-It has no parameters, and its forward pass is free. What is kept of a large vocabulary are the `top` logits, with the
-mass of all others as one bucket that is spread evenly over them (a KL over a renormalised top-k is not the KL), or
-classes drawn from it, whose shares are its distribution in expectation (see `models/few.py`).
+Cached and sub-mesh teachers use this format: the outputs travel in the batch, and the decoding model needs no
+parameters and no forward pass. For a large vocabulary, the encoding keeps one of two things:
+
+- the `top` largest logits, with the probability mass of all others spread evenly over them. (A KL over a renormalised
+  top-k is not the KL.)
+- classes drawn from the distribution; their frequencies equal it in expectation (see `sparse_logits.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,14 +16,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.core.types import Array, Model, Outputs, PyTree, SparseLogits
-from jaxdistill.models.combinators import reading
-from jaxdistill.teachers.sparse_logits import counted, keys_of, packed, unpacked
-from jaxdistill.teachers.sparse_logits import draws as drawn
+from jaxdistill.models.combinators import with_prefix
+from jaxdistill.teachers.sparse_logits import draw_classes, draw_keys, logits_of_draws, pack_classes, unpack_classes
 from jaxdistill.teachers.top_k import top_k
 
 
-class Keep(NamedTuple):
-    """Where a teacher's outputs are, and what of them is kept. See `outputs` and `draws`."""
+class Encoding(NamedTuple):
+    """The format of a teacher's stored or sent outputs; see `outputs` and `draws` in `cache.py`.
+
+    folder: folder of the stores; empty on a sub-mesh
+    dtype: of the values
+    top: number of the largest logits; 0: all
+    layers: numbers of the hidden states
+    draws: classes drawn for each row or token; 0: logits are kept
+    temperature: at which the classes are drawn
+    """
 
     folder: str
     dtype: str
@@ -30,114 +40,130 @@ class Keep(NamedTuple):
     temperature: float = 1.0
 
 
-def encoder(model: Model, keep: Keep, pieces: int) -> Callable[..., dict[str, Array]]:
-    """An evaluation `(params, state, teachers, rows) -> encoded outputs` of a teacher; its `teachers` are unused."""
-
-    def say(params: PyTree, state: PyTree, _: Any, rows: Mapping[str, Array]) -> dict[str, Array]:
-        said, _ = model.apply(params["student"], state["student"], rows, train=False, key=jax.random.key(0))
-        return encode(said, keep, keys_of(rows["index"], said.logits.shape[:-1]), pieces)
-
-    return say
-
-
-def fields_of(said: Any, keep: Keep, pieces: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """What is written of each row: shape and dtype by name.
+def encoded_forward(model: Model, encoding: Encoding, chunks: int) -> Callable[..., dict[str, Array]]:
+    """Build the forward pass of a teacher that returns encoded outputs, for `jit_evaluate`.
 
     Args:
-        said: shapes of a batch of outputs.
-        keep, pieces: as for `encode`, and as it raises.
+        model: the teacher's network.
+        encoding: format of the outputs.
+        chunks: as for `encode`.
+
+    Returns:
+        `(params, state, teachers, rows) -> {name: [rows, ...]}`; `teachers` is unused.
     """
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), said.logits.shape[:-1]))
-    shapes = jax.eval_shape(lambda outputs, keys: encode(outputs, keep, keys, pieces), said, keys)
+
+    def forward(params: PyTree, state: PyTree, _: Any, rows: Mapping[str, Array]) -> dict[str, Array]:
+        outputs, _ = model.apply(params["student"], state["student"], rows, train=False, key=jax.random.key(0))
+        return encode(outputs, encoding, draw_keys(rows["index"], outputs.logits.shape[:-1]), chunks)
+
+    return forward
+
+
+def encoded_fields(outputs: Any, encoding: Encoding, chunks: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and dtype of each encoded field of a row, by name.
+
+    Args:
+        outputs: shapes of a batch of outputs.
+        encoding, chunks: as for `encode`.
+
+    Raises:
+        ValueError: as `encode`.
+    """
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), outputs.logits.shape[:-1]))
+    shapes = jax.eval_shape(lambda outputs, keys: encode(outputs, encoding, keys, chunks), outputs, keys)
     return {name: (tuple(x.shape[1:]), str(x.dtype)) for name, x in shapes.items()}
 
 
-def encode(said: Outputs, keep: Keep, keys: Array, pieces: int = 1) -> dict[str, Array]:
-    """What is written of a batch of outputs, `{name: [rows, ...]}`.
+def encode(outputs: Outputs, encoding: Encoding, keys: Array, chunks: int = 1) -> dict[str, Array]:
+    """Encode a batch of outputs as `{name: [rows, ...]}`.
 
     Args:
-        said: `[*batch, classes]`.
-        keep: what of it.
-        keys: to draw with, `[*batch]`.
-        pieces: of a sequence, with a factored head; the logits of one of them exist at a time.
+        outputs: `[*batch, classes]`.
+        encoding: the format.
+        keys: PRNG keys for the draws, `[*batch]`.
+        chunks: chunks of a sequence with a factored head; only one chunk's logits are in memory at a time.
 
     Raises:
-        ValueError: the teacher has no such layer, fewer classes than `top`, or a sequence that does not divide.
+        ValueError: the teacher has no such layer, no more classes than `top`, or the sequence does not divide into
+            chunks.
     """
-    states = said.hidden_states
-    for layer in keep.layers:
+    states = outputs.hidden_states
+    for layer in encoding.layers:
         if layer >= len(states):
-            has = f"it has layers 0 (the embedding) to {len(states) - 1}" if states else "it returns no hidden states"
-            raise ValueError(f"the teacher has no layer {layer}; {has}")
-    hidden = {f"hidden/{layer}": states[layer].astype(keep.dtype) for layer in keep.layers}
-    head: Any = said.logits
-    if pieces == 1:
-        return _of_logits(said.dense().logits, keep, keys) | hidden
-    if keys.shape[1] % pieces:
-        raise ValueError(f"{pieces} chunks do not divide a sequence of {keys.shape[1]} tokens")
-    cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], pieces, -1, *x.shape[2:]), 1, 0)
+            known = f"it has layers 0 (the embedding) to {len(states) - 1}" if states else "it returns no hidden states"
+            raise ValueError(f"the teacher has no layer {layer}; {known}")
+    hidden = {f"hidden/{layer}": states[layer].astype(encoding.dtype) for layer in encoding.layers}
+    head: Any = outputs.logits
+    if chunks == 1:
+        return _encode_logits(outputs.dense().logits, encoding, keys) | hidden
+    if keys.shape[1] % chunks:
+        raise ValueError(f"{chunks} chunks do not divide a sequence of {keys.shape[1]} tokens")
+    split = lambda x: jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
     join = lambda x: jnp.moveaxis(x, 0, 1).reshape(*keys.shape, *x.shape[3:])
-    of_piece = lambda given: _of_logits(replace(head, features=given[0]).dense(), keep, given[1])
-    return jax.tree.map(join, jax.lax.map(of_piece, (cut(head.features), cut(keys)))) | hidden
+    encode_chunk = lambda chunk: _encode_logits(replace(head, features=chunk[0]).dense(), encoding, chunk[1])
+    return jax.tree.map(join, jax.lax.map(encode_chunk, (split(head.features), split(keys)))) | hidden
 
 
-def _of_logits(said: Any, keep: Keep, keys: Array) -> dict[str, Array]:
-    """Of logits `[*batch, classes]`."""
-    logits, size = jnp.asarray(said, jnp.float32), said.shape[-1]
-    if keep.draws:
-        return packed(drawn(logits / keep.temperature, keys, keep.draws), size)
-    if not keep.top:
-        return {"logits": logits.astype(keep.dtype)}
-    if keep.top >= size:
-        raise ValueError(f"top={keep.top} of {size} classes leaves no rest; set top=0")
+def _encode_logits(logits: Any, encoding: Encoding, keys: Array) -> dict[str, Array]:
+    """Encode logits `[*batch, classes]`."""
+    logits = jnp.asarray(logits, jnp.float32)
+    size = logits.shape[-1]
+    if encoding.draws:
+        return pack_classes(draw_classes(logits / encoding.temperature, keys, encoding.draws), size)
+    if not encoding.top:
+        return {"logits": logits.astype(encoding.dtype)}
+    if encoding.top >= size:
+        raise ValueError(f"top={encoding.top} keeps all {size} classes; set top=0")
     log_p = jax.nn.log_softmax(logits)
-    most, classes = top_k(log_p, keep.top)
+    values, classes = top_k(log_p, encoding.top)
     rest = jnp.put_along_axis(log_p, classes, -jnp.inf, axis=-1, inplace=False)
     tail = jax.nn.logsumexp(rest, axis=-1)
     order = jnp.argsort(classes, axis=-1)
-    most, classes = (jnp.take_along_axis(x, order, axis=-1) for x in (most, classes))
-    # float16 ends at -65504; below -1e4 a probability is 0 anyway
-    small = lambda x: jnp.maximum(x, -1e4).astype(keep.dtype)
-    return {"top": small(most), "tail": small(tail), **packed(classes, size)}
+    values, classes = (jnp.take_along_axis(x, order, axis=-1) for x in (values, classes))
+    # float16 has nothing below -65504, and the probability of -1e4 is 0 anyway
+    convert = lambda x: jnp.maximum(x, -1e4).astype(encoding.dtype)
+    return {"top": convert(values), "tail": convert(tail), **pack_classes(classes, size)}
 
 
-def decode(written: Mapping[str, Array], classes: int, states: int, temperature: float = 1.0) -> Outputs[Any]:
-    """Outputs from what was written. Logits and hidden states in float32; a state that was not kept is None.
+def decode(encoded: Mapping[str, Array], classes: int, states: int, temperature: float = 1.0) -> Outputs[Any]:
+    """Decode outputs, the inverse of `encode`.
+
+    Logits and hidden states are float32. A hidden state that was not kept is None.
 
     Args:
-        written: as `encode` gives it.
-        classes: how many logits there are.
-        states: how many hidden states.
+        encoded: the encoded fields.
+        classes: number of classes.
+        states: number of hidden states of the teacher, kept or not.
         temperature: at which classes were drawn, if they were.
     """
-    hidden = tuple(_float(written.get(f"hidden/{layer}")) for layer in range(states))
-    if "logits" in written:
-        return Outputs(written["logits"].astype(jnp.float32), hidden)
-    numbers = unpacked(written)
-    if "top" not in written:
-        return Outputs(counted(numbers, classes, temperature), hidden)
-    even = written["tail"].astype(jnp.float32) - jnp.log(classes - numbers.shape[-1])
-    return Outputs(SparseLogits(numbers, written["top"].astype(jnp.float32), even, classes), hidden)
+    hidden = tuple(_float(encoded.get(f"hidden/{layer}")) for layer in range(states))
+    if "logits" in encoded:
+        return Outputs(encoded["logits"].astype(jnp.float32), hidden)
+    indices = unpack_classes(encoded)
+    if "top" not in encoded:
+        return Outputs(logits_of_draws(indices, classes, temperature), hidden)
+    even = encoded["tail"].astype(jnp.float32) - jnp.log(classes - indices.shape[-1])
+    return Outputs(SparseLogits(indices, encoded["top"].astype(jnp.float32), even, classes), hidden)
 
 
 def _float(x: Array | None) -> Any:
     return None if x is None else x.astype(jnp.float32)
 
 
-def from_batch(prefix: str, classes: int, states: int, temperature: float = 1.0, reads: str = "") -> Model:
-    """A teacher whose outputs are in the batch, under names that begin with `prefix`.
+def decoding_model(prefix: str, classes: int, states: int, temperature: float = 1.0, reads: str = "") -> Model:
+    """Build a model that reads its outputs from batch fields whose names start with `prefix`.
 
     Args:
         prefix: such as "cached/resnet/".
-        classes: how many logits it has.
-        states: how many hidden states it has, kept or not.
+        classes: number of classes.
+        states: number of hidden states of the teacher, kept or not.
         temperature: at which classes were drawn, if they were.
-        reads: how the names of the fields begin that the network read whose outputs these are; empty: the student's.
+        reads: prefix of the fields that the original network reads; empty: the student's.
     """
 
     def apply(params, state, batch, *, train, key):
-        written = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
-        return decode(written, classes, states, temperature), state
+        encoded = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
+        return decode(encoded, classes, states, temperature), state
 
     model = Model(lambda key, batch: ({}, {}), apply)
-    return reading(model, reads) if reads else model
+    return with_prefix(model, reads) if reads else model

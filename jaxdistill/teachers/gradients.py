@@ -1,8 +1,8 @@
-"""Gradients of a teacher's outputs, where a term of the objective needs them; no key of a config."""
+"""The option `gradients`: return gradients of a teacher's outputs, for terms that need them. Not a config key."""
 
-from jaxdistill.models.derivatives import with_needed
+from jaxdistill.models.derivatives import with_gradients
 from jaxdistill.teachers.option import Option
 
 OPTION = Option(
-    "gradients", lambda teacher, needs, context: teacher.replaced(network=with_needed(teacher.network, needs, 1))
+    "gradients", lambda teacher, needs, context: teacher.replaced(network=with_gradients(teacher.network, needs, 1))
 )

@@ -1,43 +1,43 @@
-"""The values of a teacher before a run, in their shards: of an earlier run, of a pretrained model, or at random."""
+"""Load a teacher's values in their shards: from a checkpoint or a pretrained model, or initialised at random."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.compress.quantize import narrowed_as, widened
+from jaxdistill.compress.quantize import dequantized_shapes, quantize_like
 from jaxdistill.core.checkpoint import CheckpointError, load_variables
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import NO_VARIABLES, Shapes, Variables
-from jaxdistill.models.abstract import begin
+from jaxdistill.models.abstract import init_variables
 from jaxdistill.teachers.teacher import Teacher, checkpoint_of
 
 
 def load(teacher: Teacher, rows: Shapes) -> Variables:
-    """Loads the values of a teacher onto its mesh.
+    """Load the values of a teacher onto its mesh.
 
     Args:
-        teacher: whose outputs are not cached.
+        teacher: any but a cached one.
         rows: shapes of a batch.
 
     Raises:
-        ConfigError: the values do not exist before the run, or its checkpoint cannot be read.
+        ConfigError: the values do not exist before the run, or the checkpoint cannot be read.
     """
     abstract = teacher.abstract(rows)
     if teacher.checkpoint:
         try:
-            saved = load_variables(*checkpoint_of(teacher.checkpoint), widened(abstract))
-            return narrowed_as(saved, abstract)
+            saved = load_variables(*checkpoint_of(teacher.checkpoint), dequantized_shapes(abstract))
+            return quantize_like(saved, abstract)
         except CheckpointError as error:
             raise ConfigError(f"{teacher.path}.checkpoint", f"{error}.") from None
     if teacher.network.load is None or teacher.steps:
-        cure = "Train it in a run of its own, and name that run as its checkpoint"
+        cure = "Train it in a separate run, and set its checkpoint to the folder of that run"
         raise ConfigError(teacher.path, f"its weights do not exist before the run. {cure}.")
     return teacher.network.load(abstract).read()
 
 
 def initialise(teacher: Teacher, rows: Shapes) -> Variables:
-    """The first values of a teacher that the student's step trains: at random, where no pretrained model has them.
+    """Initialise a teacher that the student's step trains: at random, except for values of a pretrained model.
 
     Args:
         teacher: a live one.
@@ -47,17 +47,17 @@ def initialise(teacher: Teacher, rows: Shapes) -> Variables:
     layout = jax.tree.map(lambda x: x.sharding, abstract)
     start = NO_VARIABLES if teacher.network.load is None else teacher.network.load(abstract).read()
     zeros = {field: jnp.zeros(x.shape, x.dtype) for field, x in rows.items()}
-    first = jax.jit(partial(begin, teacher.network), out_shardings=tuple(layout))
-    return Variables(*first(jax.random.key(teacher.seed), zeros, start))
+    init = jax.jit(partial(init_variables, teacher.network), out_shardings=tuple(layout))
+    return Variables(*init(jax.random.key(teacher.seed), zeros, start))
 
 
-def no_checkpoint(path: str, checkpoint: str, error: Exception) -> ConfigError:
-    """The error for a teacher's checkpoint that cannot be used.
+def checkpoint_error(path: str, checkpoint: str, error: Exception) -> ConfigError:
+    """Return the error for a teacher's checkpoint that cannot be used.
 
     Args:
-        path: of the teacher in the config.
-        checkpoint: as the config names it.
+        path: config path of the teacher.
+        checkpoint: the value in the config.
         error: what is wrong.
     """
-    cure = "Give the folder of a run, or RUN/teachers/NAME, with @best, @last or @STEP"
+    cure = "Set it to the folder of a run, or to RUN/teachers/NAME, optionally with @best, @last or @STEP"
     return ConfigError(f"{path}.checkpoint", f"{checkpoint!r}: {error}. {cure}.")

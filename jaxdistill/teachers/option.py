@@ -1,6 +1,6 @@
-"""An option of a teacher: one key of `teachers.NAME`, and what it makes of the teacher.
+"""Options of a teacher: an option is one key of `teachers.NAME` and a function that changes the teacher.
 
-A new option is a file here with one `Option`, its line in `build.OPTIONS`, and its key in `run/schema.py`.
+A new option is a file here with one `Option`, a line in `build.OPTIONS`, and its key in `run/schema.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,14 +14,14 @@ from jaxdistill.teachers.teacher import Teacher
 
 
 class Context(NamedTuple):
-    """What options may read.
+    """The parts of a run that options may read.
 
-    data: of the run
-    mesh: the student's
-    devices: those that the option asked for, which nobody else has
-    chunks: pieces of a sequence in which factored heads are computed
-    steps: of the student
-    needs: the gradients that terms want of models, such as "input_gradients"
+    data: the data pipeline
+    mesh: the student's mesh
+    devices: the devices that are reserved for the teacher
+    chunks: chunks of a sequence in which factored heads are computed
+    steps: training steps of the student
+    needs: gradients that terms need from models, such as "input_gradients"
     """
 
     data: Pipeline
@@ -32,12 +32,12 @@ class Context(NamedTuple):
     needs: frozenset[str] = frozenset()
 
 
-# What an option may take from a teacher, by name, each with the reason that completes "..., and {reason}":
-#   training      a stage of this run trains it before the student
-#   learning      the student's step changes it
-#   gradients     terms read gradients of its outputs
+# Capabilities that a teacher with an option lacks, each with a reason that completes "..., and {reason}":
+#   training      a stage of this run trains the teacher before the student
+#   learning      the student's step trains the teacher
+#   gradients     terms read gradients of the teacher's outputs
 #   new_records   the step makes records that are in no data set
-#   pmap, processes, planning   it works under pmap, with several processes, in `jaxdistill plan`
+#   pmap, processes, planning   the teacher works under pmap, with several processes, in `jaxdistill plan`
 Lacks = Mapping[str, str]
 
 
@@ -46,10 +46,10 @@ class Option(NamedTuple):
 
     key: its name
     apply: `(teacher, value, context) -> teacher`
-    delivers: whether it changes how outputs reach the student; else it changes the network
-    lacks: what a teacher with it cannot do
-    devices: `value ->` how many devices the teacher has for itself
-    check: `(value, path)` raises what is wrong with the value, from its text alone
+    delivers: whether the option changes how outputs reach the student; otherwise it changes the network
+    lacks: `value ->` the capabilities that a teacher with the option lacks
+    devices: `(value, path) ->` the number of devices to reserve for the teacher
+    check: `(value, path)`; raises an error if the value is wrong, without any data
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""The option `quantized`: a frozen teacher whose kernels are kept, and multiplied, in 8 bits."""
+"""The option `quantized`: store and multiply the kernels of a frozen teacher in 8 bits."""
 
 from jaxdistill.compress.quantize import quantized
 from jaxdistill.teachers.option import Option

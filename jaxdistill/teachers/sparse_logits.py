@@ -1,8 +1,8 @@
-"""SparseLogits classes of many: drawn from a distribution, and written in as few bytes as their numbers need.
+"""Sparse logits: classes drawn from a distribution, and a compact encoding of class numbers.
 
-Anshumann et al., Sparse Logit Sampling, 2025 (arxiv.org/abs/2503.16870): counts of k draws over k are the distribution
-in expectation, so that the gradient of a forward KL to them is that of the KL itself in expectation; the k likeliest
-classes made to sum to 1 are another distribution.
+Anshumann et al., Sparse Logit Sampling, 2025 (arxiv.org/abs/2503.16870): the frequencies of k draws equal the
+distribution in expectation, and so does the gradient of a forward KL to them. The k most probable classes, renormalised
+to sum to 1, are another distribution.
 """
 
 from collections.abc import Mapping
@@ -12,40 +12,42 @@ import jax.numpy as jnp
 
 from jaxdistill.core.types import Array, SparseLogits
 
-TILE = 256  # classes whose probabilities are summed at once, so that no sum is too long for float32
-PAGE = 2**16  # classes that 16 bits tell apart
+TILE = 256  # classes whose probabilities are summed at once, to keep float32 sums short
+PAGE = 2**16  # number of classes that 16 bits can encode
 
 
-def draws(logits: Array, keys: Array, count: int) -> Array:
-    """Classes drawn from softmax(logits), `[*batch, count]` int32, rising; one that is drawn twice stands there twice.
+def draw_classes(logits: Array, keys: Array, count: int) -> Array:
+    """Draw classes from softmax(logits), `[*batch, count]` int32, in rising order and with repetition.
 
-    One is drawn in each of `count` equal parts of the distribution: a class of probability p is expected `count p`
-    times, as among independent draws, and its count varies less.
+    This is stratified sampling by the inverse of the cumulative distribution: one class is drawn in each of `count`
+    equal parts of the distribution. A class of probability p is expected `count p` times, as with independent draws,
+    but its count varies less. The classes are searched in two levels, first the tile of `TILE` classes and then the
+    class in it.
 
     Args:
         logits: `[*batch, classes]`.
-        keys: of each row, `[*batch]`.
-        count: how many.
+        keys: PRNG key of each row, `[*batch]`.
+        count: number of draws.
     """
     p = jax.nn.softmax(logits.astype(jnp.float32))
     p = jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, -p.shape[-1] % TILE)])
     p = p.reshape(*logits.shape[:-1], -1, TILE)
     uniform = jnp.vectorize(lambda key: jax.random.uniform(key, (count,)), signature="()->(k)")(keys)
     mass = jnp.sum(p, axis=-1)
-    upto = jnp.cumsum(mass, axis=-1)
-    goal = (jnp.arange(count) + uniform) / count * upto[..., -1:]
-    tile = _reached(mass, upto, goal)
-    before = jnp.take_along_axis(upto - mass, tile, axis=-1)
-    own = jnp.take_along_axis(p, tile[..., None], axis=-2)
-    place = _reached(own, jnp.cumsum(own, axis=-1), (goal - before)[..., None])[..., 0]
-    return tile * TILE + place
+    cumulative = jnp.cumsum(mass, axis=-1)
+    goal = (jnp.arange(count) + uniform) / count * cumulative[..., -1:]
+    tile = _first_above(mass, cumulative, goal)
+    before = jnp.take_along_axis(cumulative - mass, tile, axis=-1)
+    tile_p = jnp.take_along_axis(p, tile[..., None], axis=-2)
+    offset = _first_above(tile_p, jnp.cumsum(tile_p, axis=-1), (goal - before)[..., None])[..., 0]
+    return tile * TILE + offset
 
 
-def keys_of(records: Array, batch: tuple[int, ...]) -> Array:
-    """Keys to draw with, `[*batch]`: of every record, and of each of its tokens, one that is always the same.
+def draw_keys(records: Array, batch: tuple[int, ...]) -> Array:
+    """Return PRNG keys for the draws, `[*batch]`. They depend only on the record and the position of the token.
 
     Args:
-        records: their numbers, `[rows]`.
+        records: record numbers, `[rows]`.
         batch: `(rows, *extent)`.
     """
     keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(0), record))(records)
@@ -54,37 +56,39 @@ def keys_of(records: Array, batch: tuple[int, ...]) -> Array:
     return keys
 
 
-def _reached(mass: Array, upto: Array, goal: Array) -> Array:
-    """The first place at which the sum of the masses is above each goal; none where the mass is 0."""
+def _first_above(mass: Array, cumulative: Array, goal: Array) -> Array:
+    """Return the first index at which the cumulative sum exceeds each goal; never an index with mass 0."""
     last = mass.shape[-1] - 1 - jnp.argmax(mass[..., ::-1] > 0, axis=-1)
-    found = jnp.sum(upto[..., None, :] <= goal[..., None], axis=-1)
-    return jnp.minimum(found, last[..., None]).astype(jnp.int32)  # rounding may leave the last sum below a goal
+    index = jnp.sum(cumulative[..., None, :] <= goal[..., None], axis=-1)
+    return jnp.minimum(index, last[..., None]).astype(jnp.int32)  # by rounding, the last sum may be below a goal
 
 
-def counted(drawn: Array, classes: int, temperature: float) -> SparseLogits:
-    """What draws say: each class with the logarithm of its share, times the temperature at which they were drawn.
+def logits_of_draws(drawn: Array, classes: int, temperature: float) -> SparseLogits:
+    """Compute the logits of the drawn classes: the logarithm of their frequencies, times the temperature of the draws.
 
     Args:
-        drawn: `[*batch, count]`, rising.
-        classes: how many there are.
-        temperature: softmax(logits / temperature) are then the shares.
+        drawn: `[*batch, count]`, in rising order.
+        classes: number of classes.
+        temperature: of the draws; softmax(logits / temperature) equals the frequencies.
     """
     count = drawn.shape[-1]
-    place = jnp.arange(count, dtype=jnp.int32)
+    position = jnp.arange(count, dtype=jnp.int32)
     first = jnp.concatenate([jnp.ones_like(drawn[..., :1], bool), drawn[..., 1:] != drawn[..., :-1]], axis=-1)
-    begins = jnp.where(first, place, count)
-    begins = jnp.concatenate([begins[..., 1:], jnp.full_like(begins[..., :1], count)], axis=-1)
-    runs = jax.lax.cummin(begins, axis=begins.ndim - 1, reverse=True) - place
+    next_start = jnp.where(first, position, count)
+    next_start = jnp.concatenate([next_start[..., 1:], jnp.full_like(next_start[..., :1], count)], axis=-1)
+    runs = jax.lax.cummin(next_start, axis=next_start.ndim - 1, reverse=True) - position
     logits = temperature * jnp.log(runs.astype(jnp.float32) / count)
     return SparseLogits(jnp.where(first, drawn, classes), logits, jnp.full(drawn.shape[:-1], -jnp.inf), classes)
 
 
-def packed(numbers: Array, classes: int) -> dict[str, Array]:
-    """Rising class numbers `[..., k]` in 16 bits each, and how many lie below each page of 65,536 but the first.
+def pack_classes(numbers: Array, classes: int) -> dict[str, Array]:
+    """Pack class numbers `[..., k]`, in rising order, into 16 bits each.
+
+    The high bits are stored as the number of entries below each page of 65,536 classes, except the first page.
 
     Args:
         numbers: int32.
-        classes: how many there are.
+        classes: number of classes.
     """
     pages = PAGE * jnp.arange(1, -(-classes // PAGE))
     low = {"classes": (numbers % PAGE).astype(jnp.uint16)}
@@ -94,10 +98,10 @@ def packed(numbers: Array, classes: int) -> dict[str, Array]:
     return low | {"pages": below.astype(jnp.uint8 if numbers.shape[-1] < 256 else jnp.uint16)}
 
 
-def unpacked(written: Mapping[str, Array]) -> Array:
-    """Inverse of `packed`."""
-    low = written["classes"].astype(jnp.int32)
-    if "pages" not in written:
+def unpack_classes(packed: Mapping[str, Array]) -> Array:
+    """Unpack class numbers; the inverse of `pack_classes`."""
+    low = packed["classes"].astype(jnp.int32)
+    if "pages" not in packed:
         return low
-    page = jnp.sum(jnp.arange(low.shape[-1])[:, None] >= written["pages"][..., None, :], axis=-1)
+    page = jnp.sum(jnp.arange(low.shape[-1])[:, None] >= packed["pages"][..., None, :], axis=-1)
     return low + PAGE * page.astype(jnp.int32)

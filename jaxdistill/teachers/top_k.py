@@ -1,7 +1,10 @@
-"""The largest of many: `jax.lax.top_k` sorts a whole vocabulary, and takes six times a teacher's time for it on a GPU.
+"""Exact top-k of a large vocabulary, by tiles.
 
-The k largest lie in the k tiles whose own largest are largest: an element of another tile has k of these before it. So
-the tiles are chosen by their maxima and the elements among their elements, each choice made the same way.
+`jax.lax.top_k` sorts the whole vocabulary, which on a GPU takes six times as long as the teacher itself.
+
+The vocabulary is cut into tiles. The k largest elements lie in the k tiles with the largest maxima: any element of
+another tile ranks behind these k maxima. So the algorithm first selects k tiles by their maxima, and then k elements of
+these tiles. Both selections use the same algorithm, recursively.
 """
 
 import math
@@ -11,23 +14,24 @@ import jax.numpy as jnp
 
 from jaxdistill.core.types import Array
 
-SMALLEST = 4  # elements of a tile; with fewer the maxima would be as many as the elements nearly
+SMALLEST = 4  # elements of a tile; with fewer, there would be nearly as many maxima as elements
 
 
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
-    """Values and indices of the k largest along the last axis, `[..., k]`, as `jax.lax.top_k`; of equals, the first.
+    """Return values and indices of the k largest along the last axis, `[..., k]`.
 
-    Exact: the same values and the same indices. A NaN makes its row undefined.
+    They are exactly those of `jax.lax.top_k`: of equal values, the first is taken. The result of a row with NaN is
+    undefined.
     """
     size = x.shape[-1]
-    # about as many maxima as elements of the chosen tiles; of vocabularies mostly a divisor, so that nothing is copied
+    # about as many maxima as elements in k tiles; a power of 2 mostly divides a vocabulary, so that nothing is copied
     tile = 2 ** (math.isqrt(size // k).bit_length() - 1)
     if tile < SMALLEST:
         values, index = jax.lax.top_k(x, k)
         return values, index
-    filled = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -size % tile)], constant_values=-jnp.inf) if size % tile else x
-    tiles = filled.reshape(*x.shape[:-1], -1, tile)
-    best = jnp.sort(top_k(tiles.max(axis=-1), k)[1], axis=-1)  # in their order, so that of equals the first is found
-    chosen = jnp.take_along_axis(tiles, best[..., None], axis=-2)
-    values, place = top_k(chosen.reshape(*x.shape[:-1], -1), k)
-    return values, jnp.take_along_axis(best, place // tile, axis=-1) * tile + place % tile
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -size % tile)], constant_values=-jnp.inf) if size % tile else x
+    tiles = padded.reshape(*x.shape[:-1], -1, tile)
+    best_tiles = jnp.sort(top_k(tiles.max(axis=-1), k)[1], axis=-1)  # in rising order, so that ties go to the first
+    chosen = jnp.take_along_axis(tiles, best_tiles[..., None], axis=-2)
+    values, offset = top_k(chosen.reshape(*x.shape[:-1], -1), k)
+    return values, jnp.take_along_axis(best_tiles, offset // tile, axis=-1) * tile + offset % tile

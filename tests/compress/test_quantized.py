@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 import jaxdistill
-from jaxdistill.compress.quantize import narrowed, quantized
+from jaxdistill.compress.quantize import quantize_params, quantized
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.quantized_array import QuantizedArray, narrow, run
+from jaxdistill.core.quantized_array import QuantizedArray, quantize, run_quantized
 from jaxdistill.core.types import Pretrained, Variables
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.parallel.compile import place
@@ -62,14 +62,14 @@ def rolled(values: Variables) -> Variables:
 def test_a_model_in_8_bits_says_nearly_the_same(example):
     model, values, rows = world(example.spec, example.inputs)
     wanted, _ = said(model, values, rows)
-    small = values._replace(params=narrowed(values.params, "int8"))
+    small = values._replace(params=quantize_params(values.params, "int8"))
     assert unlike(said(quantized(model, "int8"), small, rows)[0], wanted) < 0.06
     assert unlike(said(quantized(model, "int8"), rolled(small), rows)[0], wanted) > 0.12
 
 
 def test_fp8_has_fewer_digits():
     model, values, rows = world(SCANNED, "tokens")
-    found, text = said(quantized(model, "fp8"), values._replace(params=narrowed(values.params, "fp8")), rows)
+    found, text = said(quantized(model, "fp8"), values._replace(params=quantize_params(values.params, "fp8")), rows)
     assert unlike(found, said(model, values, rows)[0]) < 0.25
     assert len(re.findall(r"dot_general.*xf8E4M3FN>.*xf32>", text)) == 7
 
@@ -80,7 +80,7 @@ def test_products_of_scanned_layers_are_in_8_bits_and_their_stack_is_never_float
     spec = SCANNED.replace(")", f"{more})")
     model, values, rows = world(spec, "tokens")
     model = in_dtype(model, dtype) if dtype != "float32" else model
-    text = said(quantized(model, "int8"), values._replace(params=narrowed(values.params, "int8")), rows)[1]
+    text = said(quantized(model, "int8"), values._replace(params=quantize_params(values.params, "int8")), rows)[1]
     assert len(re.findall(r"dot_general.*xi8>.*xi32>", text)) == 7  # query, key, value, out, gate, up, down
     assert not re.search(r"convert .*tensor<3x\d+x\d+xi8>\) -> tensor<3x\d+x\d+xf32>", text)
 
@@ -89,24 +89,26 @@ def test_kernels_take_a_quarter_of_their_bytes():
     _, values, _ = world(SCANNED, "tokens")
     size = lambda params: sum(x.nbytes for name, x in params.items() if "kernel" in name)
     scales = sum(x.shape[0] * x.shape[-1] * 4 for name, x in values.params.items() if "kernel" in name)
-    assert size(narrowed(values.params, "int8")) == size(values.params) / 4 + scales
+    assert size(quantize_params(values.params, "int8")) == size(values.params) / 4 + scales
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_scales_are_those_of_rows_and_outputs_by_hand(kind):
     x = jnp.array([[1.0, -2.0], [0.0, 0.0], [100.0, 0.4]])
     most = {"int8": 127, "fp8": 448}[kind]
-    np.testing.assert_allclose(narrow(x, -1, kind)[1][:, 0], [2 / most, 1e-30 / most, 100 / most], rtol=1e-6)
-    values, scale = narrow(x, -2, kind)
+    np.testing.assert_allclose(quantize(x, -1, kind)[1][:, 0], [2 / most, 1e-30 / most, 100 / most], rtol=1e-6)
+    values, scale = quantize(x, -2, kind)
     np.testing.assert_allclose(scale[0], [100 / most, 2 / most], rtol=1e-6)
     step = {"int8": scale / 2, "fp8": jnp.abs(x) / 16 + 1e-6}[kind]  # half of an integer, or of 3 binary digits
-    assert (jnp.abs(QuantizedArray(values, scale, jnp.float32).wide() - x) <= step * 1.001).all()
+    assert (jnp.abs(QuantizedArray(values, scale, jnp.float32).dequantize() - x) <= step * 1.001).all()
 
 
 def test_every_row_of_what_is_multiplied_has_a_scale_of_its_own():
     """With one for all, a row a thousand times smaller than another would be rounded to 0."""
     x, kernel = jnp.array([[1.0, -2.0, 0.5], [1e-3, -2e-3, 5e-4]]), jnp.eye(3)
-    y = run(jax.make_jaxpr(jnp.matmul)(x, kernel), [x, QuantizedArray(*narrow(kernel, -2, "int8"), jnp.float32)])[0]
+    y = run_quantized(
+        jax.make_jaxpr(jnp.matmul)(x, kernel), [x, QuantizedArray(*quantize(kernel, -2, "int8"), jnp.float32)]
+    )[0]
     np.testing.assert_allclose(y, x, rtol=0.02)
 
 
@@ -130,7 +132,7 @@ def test_on_a_mesh_it_says_what_it_says_on_one_device_and_is_read_into_its_shard
     read = model.load(shapes._replace(params=params)).read()
     kernel = read.params["blocks/up/kernel"]
     assert kernel.dtype == jnp.int8 and kernel.sharding.spec == layout["blocks/up/kernel"]
-    alone, _ = said(model, values._replace(params=narrowed(values.params, "int8")), rows)
+    alone, _ = said(model, values._replace(params=quantize_params(values.params, "int8")), rows)
     with jax.set_mesh(mesh):
         assert unlike(said(model, read, rows)[0], alone) < 0.01
 
@@ -172,7 +174,7 @@ def test_a_student_learns_from_it_what_it_learns_from_floats(taught, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"teachers": {"steps": 5, "checkpoint": ""}}, "it is trained here, and int8 has no gradient"),
+        ({"teachers": {"steps": 5, "checkpoint": ""}}, "this run trains the teacher, and int8 has no gradient"),
         ({"step": "tuned_teacher()", "streams": {"quiz": {"split": "extra"}}}, "'tuned_teacher()' trains teachers"),
         ({"step": "mutual()"}, "'mutual()' trains teachers, and int8 has no gradient"),
         (

@@ -9,16 +9,16 @@ import pytest
 import runs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from jaxdistill.compress.vocabulary import kept, reduced, used
+from jaxdistill.compress.vocabulary import count_tokens, reduce_tokenizer, select_tokens
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Variables
-from jaxdistill.models.hub.kept_tokens import read
+from jaxdistill.models.hub.kept_tokens import read_kept_tokens
 from jaxdistill.run.commands import vocabulary
 from jaxdistill.run.config import differ, make
 from jaxdistill.run.distill import check
 from jaxdistill.run.resolve import resolve
-from jaxdistill.teachers.cache import weights
+from jaxdistill.teachers.cache import weights_hash
 
 CORPUS = ["the cat sat on the mat", "a dog ran to the cat", "mats and dogs and cats", "sitting dogs run on mats"]
 OTHER = ["xylophones and zebras", "the running quizzes", "unrelated words, with marks!"]
@@ -45,9 +45,9 @@ def byte_pairs(size=400) -> Tokenizer:
 
 def cut(whole: Tokenizer, most=0):
     content = json.loads(whole.to_str())
-    counts = used([np.asarray(whole.encode(text).ids) for text in CORPUS], whole.get_vocab_size())
-    ids = kept(content, counts, most)
-    return ids, Tokenizer.from_str(json.dumps(reduced(content, ids)))
+    counts = count_tokens([np.asarray(whole.encode(text).ids) for text in CORPUS], whole.get_vocab_size())
+    ids = select_tokens(content, counts, most)
+    return ids, Tokenizer.from_str(json.dumps(reduce_tokenizer(content, ids)))
 
 
 @pytest.mark.parametrize("kind", [wordpiece, byte_pairs])
@@ -73,20 +73,20 @@ def test_other_texts_are_spelt_with_what_is_left(kind):
 def test_the_more_frequent_are_kept_first_and_what_must_stay_stays():
     whole = wordpiece()
     content = json.loads(whole.to_str())
-    counts = used([np.asarray(whole.encode(text).ids) for text in CORPUS], whole.get_vocab_size())
-    every = kept(content, counts)
-    few = kept(content, counts, most=len(every) - 6)
+    counts = count_tokens([np.asarray(whole.encode(text).ids) for text in CORPUS], whole.get_vocab_size())
+    every = select_tokens(content, counts)
+    few = select_tokens(content, counts, most=len(every) - 6)
     assert set(few) < set(every) and len(few) == len(every) - 6
     dropped = [counts[number] for number in set(every) - set(few)]
     alphabet = {n for word, n in whole.get_vocab().items() if len(word.removeprefix("##")) == 1}
     assert max(dropped) <= min(counts[n] for n in few if counts[n] and n not in alphabet and n > 3)
-    with pytest.raises(ValueError, match="tokens have to stay, more than 10"):
-        kept(content, counts, most=10)
+    with pytest.raises(ValueError, match="tokens must be kept, more than 10"):
+        select_tokens(content, counts, most=10)
 
 
 def test_another_kind_of_tokenizer_is_refused():
-    with pytest.raises(ValueError, match="is 'Unigram'; a vocabulary is cut of WordPiece, BPE"):
-        kept({"model": {"type": "Unigram", "vocab": []}}, np.zeros(3))
+    with pytest.raises(ValueError, match="of type 'Unigram' cannot be reduced; supported types: WordPiece, BPE"):
+        select_tokens({"model": {"type": "Unigram", "vocab": []}}, np.zeros(3))
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def world(tmp_path_factory):
 def test_a_network_cut_alike_says_the_same_to_the_bit(world, capsys):
     folder, hub, _ = world
     assert vocabulary.run(["--config", str(folder / "config.json"), "--out", str(folder / "cut")]) == 0
-    ids, size = read(str(folder / "cut"))
-    assert f"{len(ids)} of 60 tokens are kept" in capsys.readouterr().out and size == 60 > len(ids)
+    ids, size = read_kept_tokens(str(folder / "cut"))
+    assert f"kept {len(ids)} of 60 tokens" in capsys.readouterr().out and size == 60 > len(ids)
     said = []
     for options, file in (("", folder), (f", keep={str(folder / 'cut')!r}", folder / "cut")):
         words = Tokenizer.from_file(str(file / "tokenizer.json"))
@@ -137,7 +137,7 @@ def test_a_cache_of_a_network_that_is_cut_otherwise_is_another(world, tmp_path):
     def weights_of(ids):
         (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": ids, "size": 60}))
         teacher = {"model": f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})"}
-        return weights(resolve(differ(config, teachers={"cut": teacher}), jax.devices()).live_teacher("cut"))
+        return weights_hash(resolve(differ(config, teachers={"cut": teacher}), jax.devices()).live_teacher("cut"))
 
     assert weights_of([0, 1, 2]) == weights_of([0, 1, 2]) != weights_of([0, 1, 3])
 
@@ -162,13 +162,13 @@ def test_a_language_model_that_is_cut_says_the_same_of_the_kept_tokens(name, tmp
 
 def test_mistakes_are_named(world, tmp_path, capsys):
     folder, hub, config = world
-    with pytest.raises(ConfigError, match=r"is no vocabulary .*; write it by `?jaxdistill vocabulary"):
+    with pytest.raises(ConfigError, match=r"is not a valid vocabulary .*; create it with `jaxdistill vocabulary`"):
         registry.models.build(f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})", "student.model")
     (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": [0, 1], "size": 59}))
-    with pytest.raises(ConfigError, match=r"was cut from 59 tokens; .* has 60"):
+    with pytest.raises(ConfigError, match=r"was cut from 59 tokens, but .* has 60"):
         registry.models.build(f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})", "student.model")
     (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": [1, 0], "size": 60}))
-    with pytest.raises(ConfigError, match="numbers do not rise"):
+    with pytest.raises(ConfigError, match="ids are not increasing"):
         registry.models.build(f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})", "student.model")
     spec = "bert(vocabulary=59, width=8, depth=1, heads=2, ffn=8, classes=3)"
     terms = {"cross_entropy": {}}
@@ -179,4 +179,4 @@ def test_mistakes_are_named(world, tmp_path, capsys):
     assert vocabulary.run([*words, "--config.data.tokens="]) == 2
     assert "error: data.tokens: is empty" in capsys.readouterr().err
     assert vocabulary.run([*words, "--most", "3"]) == 2
-    assert "tokens have to stay, more than 3" in capsys.readouterr().err
+    assert "tokens must be kept, more than 3" in capsys.readouterr().err

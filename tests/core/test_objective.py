@@ -428,5 +428,5 @@ def test_reduce_is_a_sum_over_a_count_in_float32():
 
 @pytest.mark.parametrize("shape", [(4, 1), (1,), (4, 3)])
 def test_values_of_another_shape_than_the_rows_are_refused(shape):
-    with pytest.raises(ValueError, match=r"a value for each row, \[4\], or a scalar; got \["):
+    with pytest.raises(ValueError, match=r"one value per row, \[4\], or a scalar; got \["):
         reduce(jnp.zeros(shape), jnp.ones(4))

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.benchmarks.head import passed, shapes
+from experiments.benchmarks.head import loss_and_gradient, shapes
 from experiments.benchmarks.sizes import SIZES
-from jaxdistill.core.chunked.one_pass import streamed as pieces_of
+from jaxdistill.core.chunked.one_pass import sum_over_chunks as pieces_of
 from jaxdistill.core.collectives import ROWS
 from jaxdistill.parallel.mesh import make_mesh
 
@@ -56,5 +56,5 @@ def test_a_large_vocabulary_takes_little_beside_the_gradient_of_its_head():
     """8,192 tokens of 151,936 classes, in bfloat16: 1.5 GiB, where whole logits of both would be 9 GiB."""
     size = SIZES["head"]["gpu"]
     heads = shapes(size, jnp.bfloat16)
-    memory = jax.jit(passed(size["chunks"])).lower(*heads).compile().memory_analysis()
+    memory = jax.jit(loss_and_gradient(size["chunks"])).lower(*heads).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 1.5 * 2**30

@@ -113,11 +113,11 @@ def test_a_number_is_a_constant_schedule_and_a_schedule_is_itself():
         ("phases(values=(1, 2, 3), at=(0.6, 0.3))", "must rise"),
         ("phases(values=(1, 2), at=(1.5,))", "between 0 and 1"),
         ("1 +", "not a spec string"),
-        ("nan", "no finite number"),
-        ("inf", "no finite number"),
-        (True, "no finite number"),
-        (None, "no finite number"),
-        ((1, 2), "no finite number"),
+        ("nan", "neither a finite number"),
+        ("inf", "neither a finite number"),
+        (True, "neither a finite number"),
+        (None, "neither a finite number"),
+        ((1, 2), "neither a finite number"),
     ],
 )
 def test_what_is_no_schedule_is_refused_with_its_path(value, problem):

@@ -12,7 +12,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
 from jaxdistill.data import Batches, evaluation_batches, open_records
 from jaxdistill.data.text import tokenizer
-from jaxdistill.data.text.aligned import Text, rows_of, spans
+from jaxdistill.data.text.aligned import AlignedText, pack_aligned, span_sizes
 from jaxdistill.data.text.surfaces import shared_tokens, surfaces
 
 
@@ -60,16 +60,16 @@ def places(*ends: int) -> np.ndarray:
     ],
 )
 def test_spans_by_hand(student, teacher, sizes):
-    assert spans(student, teacher).tolist() == [list(size) for size in sizes]
-    assert spans(teacher, student).tolist() == [list(size)[::-1] for size in sizes]
+    assert span_sizes(student, teacher).tolist() == [list(size) for size in sizes]
+    assert span_sizes(teacher, student).tolist() == [list(size)[::-1] for size in sizes]
 
 
 def test_rows_by_hand():
     """Of two documents; student 1 to 5 and 6, 7, teacher 11 to 16 and 17; rows of 4 and 5 tokens."""
     ids = lambda *numbers: np.array(numbers, np.int32)
-    first = Text(ids(1, 2, 3, 4, 5), ids(11, 12, 13, 14, 15, 16), np.array([(1, 1), (1, 2), (2, 2), (1, 1)]))
-    second = Text(ids(6, 7), ids(17), np.array([(1, 1), (1, 0)]))
-    columns, cut = rows_of([first, second], 4, 5)
+    first = AlignedText(ids(1, 2, 3, 4, 5), ids(11, 12, 13, 14, 15, 16), np.array([(1, 1), (1, 2), (2, 2), (1, 1)]))
+    second = AlignedText(ids(6, 7), ids(17), np.array([(1, 1), (1, 0)]))
+    columns, cut = pack_aligned([first, second], 4, 5)
     assert cut == 0 and {field: rows.tolist() for field, rows in columns.items()} == {
         "input_ids": [[1, 2, 3, 4], [5, 6, 7, 0]],
         "label": [[2, 3, 4, 5], [0, 7, 0, 0]],
@@ -87,7 +87,7 @@ def test_rows_by_hand():
 
 def test_a_span_longer_than_a_row_is_left_out_and_the_text_goes_on_as_another():
     ids = np.arange(1, 8, dtype=np.int32)
-    columns, cut = rows_of([Text(ids, ids, np.array([(1, 1), (1, 1), (3, 3), (1, 1), (1, 1)]))], 2, 9)
+    columns, cut = pack_aligned([AlignedText(ids, ids, np.array([(1, 1), (1, 1), (3, 3), (1, 1), (1, 1)]))], 2, 9)
     assert cut == 1
     assert columns["input_ids"].tolist() == [[1, 2], [6, 7]] and columns["mask"].tolist() == [[1, 0], [1, 0]]
     assert columns["span"].tolist() == columns["teacher/span"][:, :2].tolist() == [[1, 0], [1, 0]]
@@ -99,8 +99,8 @@ def test_rows_lose_nothing_and_both_have_read_the_same_at_the_end_of_a_span(seed
     sizes = [rng.integers(0, 4, (rng.integers(1, 20), 2)) for _ in range(30)]
     sizes = [size for size in sizes if (size.sum(0) > 0).all()]
     draw = lambda count: rng.integers(1, 99, count, dtype=np.int32)
-    texts = [Text(draw(size[:, 0].sum()), draw(size[:, 1].sum()), size) for size in sizes]
-    columns, cut = rows_of(texts, 9, 7)
+    texts = [AlignedText(draw(size[:, 0].sum()), draw(size[:, 1].sum()), size) for size in sizes]
+    columns, cut = pack_aligned(texts, 9, 7)
     assert cut == 0
     ends = {}
     for prefix, whole in (("", [t.student for t in texts]), ("teacher/", [t.teacher for t in texts])):
@@ -220,9 +220,9 @@ def test_a_teacher_finds_its_own_sentences_beside_the_students(folders, tmp_path
     ("more", "said"),
     [
         (", end='<stop>'", "name both, or none"),
-        (", teacher_length=-1", "a length of -1"),
+        (", teacher_length=-1", "length=-1"),
         (", end='<none>', teacher_end='<halt>'", "no token '<none>'"),
-        (", field='body'", "no text 'body'"),
+        (", field='body'", "no text field 'body'"),
     ],
 )
 def test_a_mistake_names_path_value_and_cure(folders, tmp_path, more, said):

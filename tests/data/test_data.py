@@ -1,5 +1,6 @@
 """Data: what is in the sets, that a batch depends on its number alone, and that every mistake is told with its cure."""
 
+import importlib
 import itertools
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from jaxdistill.core import packages
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.packages import default_folder
 from jaxdistill.core.registry import datasets, transforms
-from jaxdistill.data import Batches, Transform, evaluation_batches, known, open_records, records, train_stream
-from jaxdistill.data.builders import digits
+from jaxdistill.data import Batches, Transform, check_name, evaluation_batches, open_records, records, train_stream
+from jaxdistill.data.builders import BUILDERS, digits
 from jaxdistill.data.splits import share_records
 
 PLAIN = {"batch_size": 4, "seed": 3, "transforms": ()}
@@ -259,16 +260,16 @@ def test_a_mistake_names_path_value_and_cure(train, name, split, path, words):
 
 @pytest.mark.parametrize("name", ["mnist5k", "clothes", "counting(size=3)", "cifar100", "glue/sst2", "mnist:3.0.1"])
 def test_known_names_pass_without_network(name, tmp_path):
-    known(name, tmp_path)
+    check_name(name, tmp_path)
 
 
 def test_what_somebody_prepared_is_known(tmp_path):
     folder = tmp_path / "theirs" / "config" / "1.0.0"
     folder.mkdir(parents=True)
     with pytest.raises(ConfigError, match="'theirs'"):
-        known("theirs", tmp_path)
+        check_name("theirs", tmp_path)
     (folder / "dataset_info.json").touch()
-    known("theirs/config", tmp_path)
+    check_name("theirs/config", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -354,3 +355,9 @@ def test_a_client_that_runs_inside_a_relative_folder_writes_there(kind, tmp_path
 def test_splits_share_records_where_their_slices_meet(one, other, shared):
     for pair in ((one, other), (other, one)):
         assert share_records(*pair, {"train": 10, "test": 10}.__getitem__) is shared
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_shipped_data_set_has_its_builder_in_the_module_that_the_table_names(name):
+    module = importlib.import_module(f"jaxdistill.data.builders.{BUILDERS[name]}")
+    assert name.replace("_", "") in {known.lower() for known in vars(module)}

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxdistill.core.packages import default_folder
-from jaxdistill.data import known, open_records
+from jaxdistill.data import check_name, open_records
 from jaxdistill.data.builders import emoji
 
 NAMES = [f"1F{number:03X}" for number in range(40)]
@@ -57,7 +57,7 @@ def test_grey_pictures_with_transparency_stand_on_white_too(tmp_path):
 
 
 def test_styles_and_look_alikes_lie_at_one_place(packages):
-    placed = emoji._placed(packages)
+    placed = emoji._hashed_pictures(packages)
     assert len(placed) == 80 and [where for where, _ in placed] == sorted(where for where, _ in placed)
     where = {}
     for place, record in placed:
@@ -68,7 +68,7 @@ def test_styles_and_look_alikes_lie_at_one_place(packages):
 
 
 def test_its_configurations_are_known_without_network(tmp_path):
-    known("emoji/both", tmp_path)
+    check_name("emoji/both", tmp_path)
     assert {config.name for config in emoji.Emoji.BUILDER_CONFIGS} == {"twitter", "google", "both"}
 
 

@@ -92,12 +92,12 @@ def test_processes_mix_one_batch(name):
 @pytest.mark.parametrize(
     ("spec", "fields", "said"),
     [
-        ("mixup(alpha=0.0, classes=4)", {}, "alpha 0.0, 4 classes; give positive numbers"),
-        ("mixup(alpha=1.0, classes=0)", {}, "0 classes"),
+        ("mixup(alpha=0.0, classes=4)", {}, "alpha=0.0, classes=4; give positive numbers"),
+        ("mixup(alpha=1.0, classes=0)", {}, "classes=0; give positive numbers"),
         ("mixup(alpha=1.0)", {}, "classes"),
         ("cutmix(alpha=-1.0, classes=4)", {}, "give positive numbers"),
         ("cutmix(alpha=1.0, classes=4)", {"image": np.ones((3, 2, 2, 1)), "label": np.ones(3)}, "'cutmix' pairs rows"),
-        ("mixup(alpha=1.0, classes=4)", {"image": np.ones((3, 2, 2, 1)), "label": np.ones(3)}, "3 are odd. Choose a"),
+        ("mixup(alpha=1.0, classes=4)", {"image": np.ones((3, 2, 2, 1)), "label": np.ones(3)}, "3 is odd. Choose a"),
         ("mixup(alpha=1.0, classes=4)", {"tokens": np.ones((2, 5))}, "'mixup' needs image"),
         ("mixup(alpha=1.0, classes=4)", {"image": np.ones((2, 2, 2, 1))}, "needs label or label_probs"),
         (

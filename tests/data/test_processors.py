@@ -197,7 +197,8 @@ def test_what_is_handed_out_says_what_was_read(folder, name):
     path, found = folder(CONFIGS[name]), images()
     told = theirs(path, found)
     if len({image.shape for image in told}) == 1:
-        config = processors.config_of(("flip()", f"processed({str(path)!r})"), told[0].shape, np.dtype(np.float32))
+        augment = ("flip()", f"processed({str(path)!r})")
+        config = processors.processor_config(augment, told[0].shape, np.dtype(np.float32))
         again = theirs(folder(json.loads(json.dumps(config))), found)
         np.testing.assert_allclose(np.stack(again), np.stack(told), rtol=1e-6, atol=1e-6)
 
@@ -217,14 +218,14 @@ def test_a_run_on_images_of_many_sizes_is_handed_out_with_its_processor(register
     ("differences", "said"),
     [
         ({"data": {"name": "varied"}}, "data.augment: the shape of 'image' differs from record to record. Add a"),
-        ({"data": {"name": "varied", "augment": ("flip()",)}}, "'flip' needs image .* as resize(size=224) before it"),
+        ({"data": {"name": "varied", "augment": ("flip()",)}}, "'flip' needs image .* with resize(size=224) before it"),
         (
             {"teachers": {"big": {"model": "mlp(widths=(8,), classes=4)", "steps": 2, "augment": ("flip()",)}}},
-            "teachers.big.augment: its images are as they are, those of data.augment resize(size=8). What draws",
+            "teachers.big.augment: preprocesses images by nothing, but data.augment by resize(size=8). Use the same",
         ),
         (
             {"streams": {"quiz": {"split": "train", "augment": ("resize(size=9)",)}}},
-            "streams.quiz.augment: its images are resize(size=9), those of data.augment resize(size=8)",
+            "streams.quiz.augment: preprocesses images by resize(size=9), but data.augment by resize(size=8)",
         ),
     ],
 )
@@ -240,15 +241,18 @@ def test_a_run_on_images_of_other_forms_is_refused(registered, tmp_path, differe
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"image_processor_type": "LayoutLMv2ImageProcessor"}, "'LayoutLMv2ImageProcessor', and none of ours. Known: "),
-        ({"size": 4}, "processed by '', and none of ours. Known: BitImageProcessor, CLIP"),
+        (
+            {"image_processor_type": "LayoutLMv2ImageProcessor"},
+            "has the image processor 'LayoutLMv2ImageProcessor', which is not supported. Known: ",
+        ),
+        ({"size": 4}, "image processor '', which is not supported. Known: BitImageProcessor, CLIP"),
         (
             {"image_processor_type": "ConvNextImageProcessor", "do_center_crop": True},
-            "are cut twice, which we do not do",
+            "crops its images twice, which is not supported",
         ),
         (
             {"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 4, "longest_edge": 8}},
-            "shall have the size {'shortest_edge': 4, 'longest_edge': 8}; known are height and width, shortest_edge",
+            "the image size {'shortest_edge': 4, 'longest_edge': 8}; supported are height and width, or shortest_edge",
         ),
     ],
 )
@@ -265,12 +269,13 @@ def test_mistakes_are_told_with_their_cure(folder, tmp_path):
         transforms.build("resize(size=0)", "data.augment")
     path = folder(CONFIGS["vit"])
     spec = f"processed(source={str(path)!r})"
-    with pytest.raises(ConfigError, match=r"'processed' needs images of uint8, not of float32. Put it before what"):
+    with pytest.raises(ConfigError, match=r"'processed' needs uint8 images, not float32. Put it before transforms"):
         apply(spec, {"image": np.zeros((2, 4, 4, 3), np.float32)})
     with pytest.raises(ConfigError, match=r"'processed' needs 3 channels or 1, not 4"):
         apply(spec, {"image": np.zeros((2, 4, 4, 4), np.uint8)})
     with pytest.raises(ConfigError, match=r"'resize' needs image \[rows, height, width, channels\], not label \[2\]"):
         transforms.build("resize(size=4)", "").apply({"label": np.arange(2)}, np.zeros((2, 0)))
     asis = folder({"image_processor_type": "ViTImageProcessor", "do_resize": False})
-    with pytest.raises(ConfigError, match=r"size 9, where the checkpoint says None; leave it out, or put resize"):
+    refused = r"size 9, but the image size of the checkpoint is None; leave size out, or put resize"
+    with pytest.raises(ConfigError, match=refused):
         transforms.build(f"processed(source={str(asis)!r}, size=9)", "")

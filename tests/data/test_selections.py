@@ -13,8 +13,8 @@ import jaxdistill
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import selections as registered
 from jaxdistill.data import Batches, Records, store
-from jaxdistill.data.selection import Selection, hard_by
-from jaxdistill.data.stream import Beside
+from jaxdistill.data.selection import Selection, record_hardness
+from jaxdistill.data.stream import StoredFields
 from jaxdistill.run import subset
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
@@ -47,23 +47,23 @@ def test_how_hard_by_hand():
     log = np.log([[[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]], [[0.5, 0.25, 0.25], [0.2, 0.1, 0.7]]])
     mean = np.array([[0.5, 0.25, 0.25], [0.5, 0.1, 0.4]])
     entropy = lambda p: -(p * np.log(p)).sum(-1)
-    at = lambda by, labels=None: hard_by(by, log, labels, None)
+    at = lambda by, labels=None: record_hardness(by, log, labels, None)
     np.testing.assert_allclose(at("entropy"), entropy(mean))
     np.testing.assert_allclose(at("margin"), [0.75, 0.9])
     np.testing.assert_allclose(at("disagreement"), [0, (entropy(mean) - entropy(np.exp(log)).mean(0))[1]], atol=1e-12)
     np.testing.assert_allclose(at("loss", np.array([0, 2])), -np.log([0.5, 0.4]))
     assert np.isnan(at("loss", np.array([0, -1]))[1])
-    tokens = hard_by("loss", log[:1, None], np.array([[0, 1]]), np.array([[1.0, 0.0]]))
+    tokens = record_hardness("loss", log[:1, None], np.array([[0, 1]]), np.array([[1.0, 0.0]]))
     np.testing.assert_allclose(tokens, -np.log([0.5]))  # the second counts nothing
-    sure = hard_by("loss", np.array([[[0.0, -np.inf]]]), np.array([1]), None)
+    sure = record_hardness("loss", np.array([[[0.0, -np.inf]]]), np.array([1]), None)
     assert np.isfinite(sure).all() and sure > 700
 
 
 def test_batches_are_of_the_chosen_records_and_keep_their_numbers_and_what_was_said_of_them():
     records = Records([{"x": np.float32(i)} for i in range(20)], None)
-    said = Beside(Records([{"cached": np.float32(10 * i)} for i in range(20)], None))
+    said = StoredFields(Records([{"cached": np.float32(10 * i)} for i in range(20)], None))
     chosen = np.array([3, 4, 11, 19])
-    draw = {"batch_size": 4, "seed": 1, "transforms": (), "beside": (said,)}
+    draw = {"batch_size": 4, "seed": 1, "transforms": (), "stored": (said,)}
     batches = Batches(records, **draw, rows=slice(4), chosen=chosen)
     for number in range(3):
         batch = batches[number]
@@ -77,10 +77,10 @@ def test_batches_are_of_the_chosen_records_and_keep_their_numbers_and_what_was_s
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("random(share=0)", "share is above 0 and at most 1; got 0"),
+        ("random(share=0)", "share must be above 0 and at most 1; got 0"),
         ("random(share=1.5)", "got 1.5"),
         ("hardest(share=0.1)", "missing a required argument: 'cache'"),
-        ("hardest(share=0.1, cache='')", "names no cache; give the folder"),
+        ("hardest(share=0.1, cache='')", "cache is empty; give the folder"),
         ("hardest(share=0.1, cache='x', by='entropie')", "'margin'"),
         ("easiest(share=0.1, cache='x', by='disagreement')", "needs the caches of two teachers"),
         ("hradest(share=0.1)", "unknown selection 'hradest'. Did you mean 'hardest'?"),
@@ -152,7 +152,7 @@ def test_a_selection_is_enriched_in_the_errors_of_its_teacher_and_one_of_shuffle
         assert len(numbers) == 50 and share(numbers) > 1.6, by
         assert share(subset.chosen(selecting(config, spec.replace("hardest", "easiest")), records)) < 0.5
         shuffled = logits[np.random.default_rng(0).permutation(250)]
-        twin = build(spec).chosen(0, 250, hard_by(by, shuffled[None], labels, None))
+        twin = build(spec).chosen(0, 250, record_hardness(by, shuffled[None], labels, None))
         assert share(twin) < 1.6
     assert share(subset.chosen(selecting(config, "random(share=0.2)"), records)) < 1.6
 
@@ -179,8 +179,11 @@ def test_a_run_that_goes_on_learns_from_the_same_records_and_from_no_others(taug
         return np.random.default_rng(0).random(len(records))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subset, "_hard", shuffled)  # as if the cache had been written anew, by another teacher
-        with pytest.raises(ConfigError, match=r"data\.select: .*cut' began with other records .* bring back the cache"):
+        patch.setattr(subset, "_hardness", shuffled)  # as if the cache had been written anew, by another teacher
+        with pytest.raises(
+            ConfigError,
+            match=r"data\.select: .* no longer selects the records .*cut' started with. .* restore the cache",
+        ):
             params(differ(chosen, steps=20), tmp_path / "cut")
 
 
@@ -190,7 +193,7 @@ def test_only_the_student_and_its_control_have_less_to_learn_from(tmp_path):
     stages = check(selecting(config, "random(share=0.256)"), tmp_path).stages
     assert [bool(stage.data.select) for stage in stages] == [False, True, True]
     for stage, records in zip(stages, (250, 64, 64), strict=True):
-        rates = [float(stage.parts.named.schedules["rate"](np.int32(step))) for step in range(16)]
+        rates = [float(stage.parts.components.schedules["rate"](np.int32(step))) for step in range(16)]
         np.testing.assert_allclose(rates, [0.5 ** (32 * step // records) for step in range(16)])
 
 
@@ -211,8 +214,8 @@ def test_what_a_teacher_said_of_the_chosen_rows_is_read_as_it_was_said(taught, t
     ("select", "data", "said"),
     [
         ("hardest(share=0.2, cache='nowhere')", {}, "nowhere/train holds no store. Write it: jaxdistill cache"),
-        ("hardest(share=0.2, cache={said!r})", {"name": "blobs"}, "is of other data: contents was"),
-        ("hardest(share=2.0, cache={said!r})", {}, "hardest: share is above 0 and at most 1; got 2.0"),
+        ("hardest(share=0.2, cache={said!r})", {"name": "blobs"}, "is a cache of other data: contents was"),
+        ("hardest(share=2.0, cache={said!r})", {}, "hardest: share must be above 0 and at most 1; got 2.0"),
         ("random(share=0.2, by='loss')", {}, "selection 'random' has no argument 'by'"),
     ],
 )
@@ -229,7 +232,7 @@ def test_a_cache_of_augmented_rows_says_nothing_of_records(taught, tmp_path):
     config, _ = taught
     entry = {**config.teachers["big"].to_dict(), "cache": f"outputs(folder={str(tmp_path / 'rows')!r})"}
     cache.write(differ(config, teachers={"big": entry}), quiet())
-    with pytest.raises(ConfigError, match=r"data\.select: .* holds rows of an augmented run, and no record's\. Write"):
+    with pytest.raises(ConfigError, match=r"data\.select: .* is a cache of augmented batches, not of records\. Write"):
         check(selecting(config, f"hardest(share=0.2, cache={str(tmp_path / 'rows')!r})"), tmp_path / "never")
 
 
@@ -240,7 +243,7 @@ def test_teachers_of_unlike_classes_cannot_disagree(taught, tmp_path):
     manifest["about"]["classes"] = 5
     other.write_text(json.dumps(manifest))
     folders = (str(said), str(tmp_path / "other"))
-    with pytest.raises(ConfigError, match=r"data\.select: the teachers of .* have unlike classes"):
+    with pytest.raises(ConfigError, match=r"data\.select: the teachers of .* have different numbers of classes"):
         check(selecting(config, f"hardest(share=0.2, cache={folders}, by='disagreement')"), tmp_path / "never")
 
 

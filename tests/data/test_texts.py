@@ -12,7 +12,7 @@ import pytest
 from jaxdistill.core import packages
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.packages import default_folder
-from jaxdistill.data import known, open_records
+from jaxdistill.data import check_name, open_records
 from jaxdistill.data.builders import corpora, texts
 
 DOMAINS = {  # texts to train on and to test on: negative, positive
@@ -67,12 +67,12 @@ def test_no_text_is_in_both_splits_and_order_is_drawn(vader):
     assert not train & test
     tenth = vader["train"]["label"][:1864]
     assert abs(tenth.mean() - vader["train"]["label"].mean()) < 0.03
-    places = [texts.place(text.decode()) for text in vader["train"]["text"]]
+    places = [texts.text_hash(text.decode()) for text in vader["train"]["text"]]
     assert places == sorted(places)
 
 
 def test_a_configuration_that_is_not_there_is_a_mistake_with_a_cure():
-    known("vader/movie", default_folder())
+    check_name("vader/movie", default_folder())
     with pytest.raises(ConfigError, match=r"data.name: 'vader/films' cannot be opened .*Correct its version or config"):
         open_records("vader/films", "train", default_folder(), "data", "train")
 

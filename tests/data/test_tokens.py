@@ -20,7 +20,7 @@ from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.data import Batches, evaluation_batches, open_records
 from jaxdistill.data.describe import describe
 from jaxdistill.data.text import token_cache, tokenizer
-from jaxdistill.data.text.tokens import packed
+from jaxdistill.data.text.tokens import pack_documents
 from jaxdistill.data.text.unigram import unigram_nll
 from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.fusion.average import average
@@ -211,7 +211,7 @@ def test_documents_by_hand(words, tmp_path):
 def test_every_token_but_the_first_of_a_document_is_predicted_once(share, length):
     rng = np.random.default_rng(length)
     texts = [rng.integers(1, 50, size, dtype=np.int32) for size in rng.integers(1, 30, 40)]
-    rows = packed(texts, length, share)
+    rows = pack_documents(texts, length, share)
     assert all(field.shape == rows["mask"].shape and field.shape[1] == length for field in rows.values())
     assert rows["mask"].dtype == np.float32 and {rows[n].dtype for n in rows if n != "mask"} == {np.dtype("int32")}
     real, counts = rows["segment_ids"] > 0, rows["mask"] > 0
@@ -274,7 +274,7 @@ def test_a_prepared_set_is_not_read_where_its_arrays_are_there(words, tmp_path, 
         reads.append((name, split))
         return token_cache.Records(remarks(split), 2)
 
-    monkeypatch.setattr(jaxdistill.data.datasets, "_plain", plain)
+    monkeypatch.setattr(jaxdistill.data.datasets, "_open_untokenised", plain)
     for _ in range(2):
         assert opened(sentences(words), tmp_path, "theirs").classes == 2
     assert reads == [("theirs", "train")]
@@ -306,7 +306,7 @@ def test_a_folder_that_cannot_be_written_costs_time_and_not_the_run(words, tmp_p
 def test_long_work_is_announced(words, tmp_path, monkeypatch, capfd):
     opened(sentences(words), tmp_path)
     assert "Tokenising" not in capfd.readouterr().err
-    monkeypatch.setattr(token_cache, "PIECE", 1)
+    monkeypatch.setattr(token_cache, "CHUNK", 1)
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(token_cache.time, "perf_counter", lambda: next(clock))
     opened(sentences(words, 7), tmp_path)
@@ -321,16 +321,19 @@ def test_long_work_is_announced(words, tmp_path, monkeypatch, capfd):
     [
         ("sentence(tokenizer='x', length=4)", ["unknown tokenization 'sentence'", "Did you mean 'sentences'?"]),
         ("sentences(tokenizer='{words}')", ["length"]),
-        ("sentences(tokenizer='{words}', length=0)", ["a length of 0", "1 or more"]),
-        ("sentences(tokenizer='{words}', length=2)", ["no room beside 2 special tokens"]),
+        ("sentences(tokenizer='{words}', length=0)", ["length=0", "1 or more"]),
+        ("sentences(tokenizer='{words}', length=2)", ["no room for text beside 2 special tokens"]),
         ("sentences(tokenizer='{words}', length=8, fields=('text', 'other', 'text'))", ["3 fields", "two for a pair"]),
-        ("sentences(tokenizer='{words}', length=8, fields=('body',))", ["no text 'body'", "name one of text, other"]),
-        ("sentences(tokenizer='{words}', length=8, fields=('label',))", ["no text 'label'"]),
+        (
+            "sentences(tokenizer='{words}', length=8, fields=('body',))",
+            ["no text field 'body'; name one of text, other"],
+        ),
+        ("sentences(tokenizer='{words}', length=8, fields=('label',))", ["no text field 'label'"]),
         ("sentences(tokenizer='no/such/folder', length=8)", ["there is no 'no/such/folder'", "or a hub id"]),
         ("sentences(tokenizer='{empty}', length=8)", ["tokenizer.json'", "a folder that holds one"]),
-        ("sentences(tokenizer='{broken}', length=8)", ["is no tokenizer", "save_pretrained"]),
+        ("sentences(tokenizer='{broken}', length=8)", ["is not a tokenizer.json", "save_pretrained"]),
         ("documents(tokenizer='{words}', length=8, end='</s>')", ["no token '</s>'"]),
-        ("documents(tokenizer='{words}', length=8, field='body')", ["no text 'body'"]),
+        ("documents(tokenizer='{words}', length=8, field='body')", ["no text field 'body'"]),
     ],
 )
 def test_a_mistake_names_path_value_and_cure(words, tmp_path, tokens, said):
@@ -345,7 +348,7 @@ def test_a_mistake_names_path_value_and_cure(words, tmp_path, tokens, said):
 
 def test_numbers_are_no_text_and_damage_is_noticed(words, tmp_path, monkeypatch):
     monkeypatch.setitem(datasets.factories, "remarks", lambda split: [{"label": 1}])
-    with pytest.raises(ConfigError, match=r"no text 'text'; choose another data set, or leave data.tokens out"):
+    with pytest.raises(ConfigError, match=r"no text field 'text'; choose another data set, or leave data.tokens empty"):
         opened(sentences(words), tmp_path)
     monkeypatch.undo()
     opened(sentences(words), tmp_path)
@@ -369,7 +372,7 @@ def test_a_tokenizer_of_the_hub(words, tmp_path, monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(ConfigError, match=r"data.tokens: .*'someone/model' is no folder here.*no route to host"):
+    with pytest.raises(ConfigError, match=r"data.tokens: .*'someone/model' is not a local folder.*no route to host"):
         opened(sentences(Path("someone/model")), tmp_path)
 
 

@@ -70,12 +70,16 @@ def test_processes_replace_in_one_batch(words):
 @pytest.mark.parametrize(
     ("more", "batch", "said"),
     [
-        ("share=1.1, length=6", BATCH, "share 1.1 lies between 0 and 1"),
-        ("share=0.1, length=0", BATCH, "length 0 is 1 or more"),
+        ("share=1.1, length=6", BATCH, "share=1.1, length=6; give a share from 0 to 1"),
+        ("share=0.1, length=0", BATCH, "length=0; give a share from 0 to 1 and a length of 1 or more"),
         ("share=0.1, length=6, by='[MSK]'", BATCH, "no token '[MSK]'"),
-        ("share=0.1, length=8", BATCH, "of length 8, and rows have 6 tokens. Set length=6"),
+        ("share=0.1, length=8", BATCH, "has length=8, but rows have 6 tokens. Set length=6"),
         ("share=0.1, length=6", {"image": IDS}, "needs input_ids; the batch has image. Remove it"),
-        ("share=0.1, length=6", BATCH | {"teacher/input_ids": IDS}, "the teacher reads teacher/input_ids"),
+        (
+            "share=0.1, length=6",
+            BATCH | {"teacher/input_ids": IDS},
+            "reads the text from teacher/input_ids",
+        ),
     ],
 )
 def test_a_mistake_is_told_with_its_cure(words, more, batch, said):

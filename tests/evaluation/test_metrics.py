@@ -99,7 +99,7 @@ def test_nothing_counted_is_nan_on_the_host_and_zero_with_zero_gradient_in_a_ste
     empty = compiled("mean_of")(np.ones(3, np.float32), np.zeros(3, np.float32))
     host = sums.add(empty, empty)
     assert np.isnan(host.compute()) and f"{host.compute():.2f}" == "nan"
-    loss = jax.jit(jax.value_and_grad(lambda v: sums.mean_of(v, jnp.zeros(3)).compute()))
+    loss = jax.jit(jax.value_and_grad(lambda v: sums.masked_mean(v, jnp.zeros(3)).compute()))
     value, gradient = loss(np.ones(3, np.float32))
     assert value == 0 and not np.any(gradient)
     assert np.isnan(metrics.Alignment(*np.zeros(3)).compute())

@@ -321,7 +321,7 @@ def test_what_a_step_watches_is_drawn():
         for step in (10, 20)
     ]
     page_of = pages.objective({"student": logs.Log(lines, [])})
-    for title in ("Loss terms", "Whom the gate hears", "gate"):
+    for title in ("Loss terms", "Gate weights", "gate"):
         assert f"<b>{title}</b>" in page_of
     assert page_of.count("<figure>") == 3
 

@@ -18,7 +18,7 @@ KNOWN = argparse.Namespace(size="cpu", rounds=1)
 def base():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES["lm"], "cpu", TINY)
-        work = choices.work(choices.Choice(), "cpu")
+        work = choices.build_work(choices.Choice(), "cpu")
         yield work, work.step()
 
 
@@ -28,7 +28,7 @@ RUN = [name for name in choices.CHOICES if name not in choices.GPU_ONLY]
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in RUN])
 def test_a_choice_is_the_same_step(base, name):
     work, first = base
-    found = choices.measured(choices.CHOICES[name], work, first, KNOWN)
+    found = choices.measure(choices.CHOICES[name], work, first, KNOWN)
     assert abs(found["loss"]) < (0.02 if name.startswith("teacher in") else 1e-5)
     assert found["ratio"] > 0 and found["temporaries"] > 0
 

@@ -16,9 +16,9 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Signals
 from jaxdistill.data.builders import class_hierarchy
 from jaxdistill.losses.relations import class_graph
-from jaxdistill.losses.relations.class_graph import MOST, edges_of
+from jaxdistill.losses.relations.class_graph import MAX_NODES, parse_edges
 from jaxdistill.losses.relations.graph import edge_weights
-from jaxdistill.losses.relations.related_labels import shares_of
+from jaxdistill.losses.relations.related_labels import label_shares
 
 KEY = jax.random.key(0)
 
@@ -103,7 +103,7 @@ def weights(graph: class_graph.Graph) -> dict[tuple[str, str], float]:
 
 def test_path_similarity_in_wordnets_format_by_hand(wordnet):
     names = ["cat", "dog", "car", "Rex", "animal", "cat#2"]
-    found = weights(class_hierarchy.related(names, class_hierarchy.hierarchy(str(wordnet))))
+    found = weights(class_hierarchy.related_graph(names, class_hierarchy.load_hierarchy(str(wordnet))))
     steps = {
         ("cat", "dog"): 2,
         ("cat", "car"): 5,
@@ -117,30 +117,30 @@ def test_path_similarity_in_wordnets_format_by_hand(wordnet):
     assert len(found) == 15
     for pair, distance in steps.items():
         assert found[pair] == pytest.approx(1 / (1 + distance), abs=1e-6)
-    few = class_hierarchy.related(names, class_hierarchy.hierarchy(str(wordnet)), least=0.3)
+    few = class_hierarchy.related_graph(names, class_hierarchy.load_hierarchy(str(wordnet)), least=0.3)
     assert weights(few) == {pair: weight for pair, weight in found.items() if weight >= 0.3}
 
 
 @pytest.mark.parametrize("name", ["cat", "CAT", "true cat", "n00000004", "moggy / True Cat", "moggy/cat#1"])
 def test_a_class_may_be_named_in_many_ways(name, wordnet):
-    assert class_hierarchy.concept_of(name, class_hierarchy.hierarchy(str(wordnet))) == "n00000004"
+    assert class_hierarchy.concept_of(name, class_hierarchy.load_hierarchy(str(wordnet))) == "n00000004"
 
 
 @pytest.mark.parametrize("name", ["moggy", "cat#3", "cat#0", "n00000099"])
 def test_a_class_may_be_unknown(name, wordnet):
-    assert class_hierarchy.concept_of(name, class_hierarchy.hierarchy(str(wordnet))) is None
+    assert class_hierarchy.concept_of(name, class_hierarchy.load_hierarchy(str(wordnet))) is None
 
 
 def test_the_nearest_common_ancestor_counts_where_ways_part():
     parents = {"a": ["b", "x"], "b": ["c"], "c": ["root"], "x": ["root"], "d": ["root"], "e": [], "root": []}
     known = class_hierarchy.Hierarchy(parents, {})
     assert class_hierarchy.ancestors("a", known) == {"a": 0, "b": 1, "x": 1, "c": 2, "root": 2}
-    assert weights(class_hierarchy.related(["a", "d", "e"], known)) == {("a", "d"): 0.25}  # and nothing joins e
+    assert weights(class_hierarchy.related_graph(["a", "d", "e"], known)) == {("a", "d"): 0.25}  # and nothing joins e
 
 
 def test_an_ontology_of_phenotypes(tmp_path):
     (tmp_path / "x.obo").write_text(OBO)
-    known = class_hierarchy.hierarchy(str(tmp_path / "x.obo"))
+    known = class_hierarchy.load_hierarchy(str(tmp_path / "x.obo"))
     assert known.parents == {"X:1": [], "X:2": ["X:1"], "X:3": ["X:2"]}
     for name, concept in {"short stature": "X:2", "x:9": "X:2", "Small": "X:3", "X:1": "X:1", "Gone": None}.items():
         assert class_hierarchy.concept_of(name, known) == concept  # a name is more than a synonym of another
@@ -149,8 +149,8 @@ def test_an_ontology_of_phenotypes(tmp_path):
 
 def test_a_list_of_diagnoses(tmp_path):
     (tmp_path / "icd.xml").write_text(ICD)
-    known = class_hierarchy.hierarchy(str(tmp_path / "icd.xml"))
-    found = weights(class_hierarchy.related(["A00.0", "Typhoid", "hiv", "neoplasms"], known))
+    known = class_hierarchy.load_hierarchy(str(tmp_path / "icd.xml"))
+    found = weights(class_hierarchy.related_graph(["A00.0", "Typhoid", "hiv", "neoplasms"], known))
     distances = {pair: round(1 / weight) - 1 for pair, weight in found.items()}
     assert distances["A00.0", "Typhoid"] == 3
     assert distances["A00.0", "hiv"] == 4  # a section of one category is that category
@@ -163,7 +163,7 @@ def test_the_command_writes_what_a_config_reads(wordnet, capsys):
     assert (
         class_hierarchy.run(["--classes", str(wordnet / "names.txt"), "--out", str(out), "--source", str(wordnet)]) == 0
     )
-    assert capsys.readouterr().out == f"3 of 3 pairs of 3 classes are related, in {out}\n"
+    assert capsys.readouterr().out == f"3 of 3 pairs of 3 classes are related; written to {out}\n"
     assert class_graph.read_graph(out).names == ("cat", "dog", "car")
     seen = at_nodes([0, 1, 2, 0, 1, 2])
     written = "((0, 1, 0.333333), (0, 2, 0.166667), (1, 2, 0.166667))"
@@ -176,7 +176,7 @@ def test_the_command_writes_what_a_config_reads(wordnet, capsys):
     [
         (["--classes", "cat, moggy, frob"], "2 names are not in the hierarchy: moggy, frob. Give another name"),
         (["--classes", "cat, true cat"], "classes mean the same: cat, true cat. Choose senses"),
-        (["--classes", "cat, dog", "--source", "wordnt"], "no source. Did you mean 'wordnet'?"),
+        (["--classes", "cat, dog", "--source", "wordnt"], "or a named source. Did you mean 'wordnet'?"),
     ],
 )
 def test_what_the_command_cannot_do_is_one_line(words, said, wordnet, capsys):
@@ -190,11 +190,11 @@ def test_what_the_command_cannot_do_is_one_line(words, said, wordnet, capsys):
     ("content", "said"),
     [
         (None, "there is no file .*python -m jaxdistill.data.builders.class_hierarchy writes one"),
-        ("[", "holds no graph"),
-        ('{"edges": [[0, 1, 0.5]]}', "holds no graph"),
-        ('{"names": [], "edges": [[0, 1]]}', "holds no graph"),
-        ('{"names": [], "edges": []}', "there are no edges"),
-        ('{"names": [], "edges": [[0, 1, -1]]}', "is no edge"),
+        ("[", "is not a graph file"),
+        ('{"edges": [[0, 1, 0.5]]}', "is not a graph file"),
+        ('{"names": [], "edges": [[0, 1]]}', "is not a graph file"),
+        ('{"names": [], "edges": []}', "the graph has no edges"),
+        ('{"names": [], "edges": [[0, 1, -1]]}', "is not an edge"),
     ],
 )
 def test_a_file_that_holds_no_graph_is_refused_with_the_config_path(content, said, tmp_path):
@@ -208,15 +208,15 @@ def test_a_file_that_holds_no_graph_is_refused_with_the_config_path(content, sai
 @pytest.mark.parametrize(
     ("edges", "said"),
     [
-        ("()", "there are no edges"),
-        ("((0,),)", r"\(0,\) is no edge"),
-        ("((0, -1),)", "is no edge"),
-        ("((0, 1.5),)", "is no edge"),
-        ("((0, 1, 0),)", "is no edge"),
-        ("((0, 1, 2, 3),)", "is no edge"),
-        ("((0, 1, 2), (1, 0, 3))", "given twice, with unlike weights"),
-        ("((0, 1, 2), (0, 1))", "given twice, with unlike weights"),
-        (f"((0, {MOST}),)", "number the nodes that your records name"),
+        ("()", "the graph has no edges"),
+        ("((0,),)", r"\(0,\) is not an edge"),
+        ("((0, -1),)", "is not an edge"),
+        ("((0, 1.5),)", "is not an edge"),
+        ("((0, 1, 0),)", "is not an edge"),
+        ("((0, 1, 2, 3),)", "is not an edge"),
+        ("((0, 1, 2), (1, 0, 3))", "given twice, with different weights"),
+        ("((0, 1, 2), (0, 1))", "given twice, with different weights"),
+        (f"((0, {MAX_NODES}),)", "renumber the nodes that your records use"),
     ],
 )
 def test_edges_that_are_none_are_refused(edges, said):
@@ -238,17 +238,21 @@ def table(edges, nodes: int) -> np.ndarray:
 GRAPHS = {
     "one edge": ((0, 1),),
     "weights": ((0, 1, 0.5), (2, 0, 2.0), (3, 3), (1, 0, 0.5)),
-    "the largest number": ((MOST - 1, 0), (MOST - 2, MOST - 1, 0.25), (MOST - 1, MOST - 1, 0.125)),
+    "the largest number": (
+        (MAX_NODES - 1, 0),
+        (MAX_NODES - 2, MAX_NODES - 1, 0.25),
+        (MAX_NODES - 1, MAX_NODES - 1, 0.125),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_weight_between_two_rows_is_that_of_their_nodes(name):
     edges = GRAPHS[name]
-    nodes = np.array([0, 1, 2, 3, 0, 3, MOST - 1, MOST - 2, -1, MOST, 2**31 - 1])
+    nodes = np.array([0, 1, 2, 3, 0, 3, MAX_NODES - 1, MAX_NODES - 2, -1, MAX_NODES, 2**31 - 1])
     by_table = {frozenset(edge[:2]): (*edge, 1.0)[2] for edge in edges}
     expected = [[by_table.get(frozenset((i, j)), 0.0) for j in nodes] for i in nodes]
-    found = jax.jit(lambda nodes: edge_weights(nodes, edges_of(edges)))(nodes.astype(np.int32))
+    found = jax.jit(lambda nodes: edge_weights(nodes, parse_edges(edges)))(nodes.astype(np.int32))
     assert_close(found, np.array(expected))
 
 
@@ -322,7 +326,7 @@ def test_nodes_come_from_the_field_that_the_config_names():
     assert values("graph(edges=((0, 1), (1, 2)))", seen) == 0
     assert values("graph(edges=((0, 1), (1, 2)), node='index')", seen) > 0
     for node in ("domain", "label_probs"):
-        with pytest.raises(ValueError, match=rf"node='{node}' is no field .* Such fields: index, label"):
+        with pytest.raises(ValueError, match=rf"node='{node}' is not a field .* Such fields: index, label"):
             values(f"graph(edges=((0, 1),), node='{node}')", seen)
 
 
@@ -355,7 +359,7 @@ def test_it_is_cross_entropy_with_the_smoothed_distribution():
     target = np.float32(smoothed[np.asarray(seen.batch["label"])])
     expected = values("cross_entropy(target='smooth')", replace(seen, batch=seen.batch | {"smooth": target}))
     assert_close(values(f"related_labels(edges={edges}, share=0.3)", seen), expected)
-    related, shares = shares_of(edges_of(edges), 0.3, 5)
+    related, shares = label_shares(parse_edges(edges), 0.3, 5)
     assert related.shape == (5, 4)  # itself, and the three of class 1
     assert_close(np.sum(shares, 1), np.ones(5))
 
@@ -375,11 +379,11 @@ def test_a_class_that_is_not_related_adds_nothing_whatever_its_logit():
 
 def test_labels_that_do_not_fit_are_told_with_the_cure():
     seen = signals()
-    with pytest.raises(ValueError, match="the graph names class 7, the student has 5"):
+    with pytest.raises(ValueError, match="the graph names class 7, but the student has 5"):
         values("related_labels(edges=((0, 7),))", seen)
-    with pytest.raises(ValueError, match="target='labels' is no field"):
+    with pytest.raises(ValueError, match="target='labels' is not a field"):
         values("related_labels(edges=((0, 1),), target='labels')", seen)
-    with pytest.raises(ConfigError, match="share lies between 0 and 1"):
+    with pytest.raises(ConfigError, match="share must be between 0 and 1"):
         examples.build_loss("related_labels(edges=((0, 1),), share=1.5)")
 
 

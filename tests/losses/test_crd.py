@@ -33,7 +33,7 @@ SPEC = "crd(records=13, negatives=8, width=4)"
 TERM = examples.build_loss(SPEC)
 initial = jax.jit(lambda seen: TERM.init(KEY, seen))
 step_of = jax.jit(lambda params, state, seen, key: TERM.apply(params, state, seen, key=key))
-draw_others = jax.jit(crd.draw_others, static_argnums=(2, 3))
+draw_negatives = jax.jit(crd.draw_negatives, static_argnums=(2, 3))
 
 
 def of_rows(student, teacher, index, mask=None) -> Signals:
@@ -65,7 +65,7 @@ def two_steps(module, precision: str, monkeypatch):
     state |= dict.fromkeys(("student/log_z", "teacher/log_z"), jnp.full((), -jnp.inf, precision))
     for step in (1, 2):
         negatives = jnp.asarray(GOLDEN[f"crd/{step}/negatives"], jnp.int32)
-        monkeypatch.setattr(module, "draw_others", lambda *_, drawn=negatives: drawn)
+        monkeypatch.setattr(module, "draw_negatives", lambda *_, drawn=negatives: drawn)
         student, teacher = (np.asarray(GOLDEN[f"crd/{step}/{side}"], precision) for side in ("student", "teacher"))
 
         def loss(student, teacher, params, step=step, state=state):
@@ -95,15 +95,15 @@ def test_two_steps_equal_the_published_code_banks_and_z_included(precision, monk
             close((state["student/log_z"] / log_z[0], state["teacher/log_z"] / log_z[1]), (1.0, 1.0))
 
 
-FIRST = "        values, new = jnp.zeros(len(index)), {}\n"
+FIRST = "        values, new_state = jnp.zeros(len(index)), {}\n"
 MOVED = "momentum * bank[index] + (1 - momentum) * rows"
-EARLY = "written(state[f'{s}/bank'], rows[s], index, counts, momentum)"
+EARLY = "update_bank(state[f'{s}/bank'], rows[s], index, valid, momentum)"
 TWINS = {
     "Z of every batch": ("jnp.isneginf(state[", "jnp.ones_like(state["),
     "Z with a gradient": ("jax.lax.stop_gradient(", "("),
-    "Z over the wrong axis": ("jax.nn.logsumexp(scores, axis=1)", "jax.nn.logsumexp(scores, axis=0)[: len(counts)]"),
-    "negatives averaged": ("jnp.sum(others, axis=1)", "jnp.mean(others, axis=1)"),
-    "its own bank": ('state[f"{other}/bank"], numbers', 'state[f"{side}/bank"], numbers'),
+    "Z over the wrong axis": ("jax.nn.logsumexp(scores, axis=1)", "jax.nn.logsumexp(scores, axis=0)[: len(valid)]"),
+    "negatives averaged": ("jnp.sum(negatives, axis=1)", "jnp.mean(negatives, axis=1)"),
+    "its own bank": ('state[f"{other}/bank"], candidates', 'state[f"{side}/bank"], candidates'),
     "written before it is read": (FIRST, f"{FIRST}        state |= {{f'{{s}}/bank': {EARLY} for s in SIDES}}\n"),
     "banks not of unit length": (f"unit({MOVED})", MOVED),
     "a longer memory": (MOVED, MOVED.replace("(1 - momentum)", "0.1").replace("momentum *", "0.9 *")),
@@ -172,7 +172,7 @@ def test_padding_and_repeated_records():
     params, state = initial(seen)
     params = params | {"student/bias": np.arange(4, dtype=np.float32), "teacher/bias": -np.ones(4, np.float32)}
     for key in (KEY, jax.random.key(1)):
-        negatives = np.asarray(draw_others(key, np.int32(np.where(counts > 0, index, 0)), 8, 13))
+        negatives = np.asarray(draw_negatives(key, np.int32(np.where(counts > 0, index, 0)), 8, 13))
         expected = restated(params, state, student, teacher, index, negatives, counts)
         value, state = step_of(params, state, seen, key)
         assert_close((value, state), expected, rtol=1e-4, atol=1e-5)
@@ -201,13 +201,13 @@ def test_with_z_known_the_gradient_is_that_of_the_value_for_the_teacher_too():
 
 def test_others_are_drawn_evenly_and_are_never_the_record_itself():
     index = np.int32([0, 2, 4])
-    drawn = np.asarray(draw_others(KEY, index, 4000, 5))
+    drawn = np.asarray(draw_negatives(KEY, index, 4000, 5))
     for own, others in zip((0, 2, 4), drawn, strict=True):
         known, often = np.unique(others, return_counts=True)
         assert known.tolist() == [n for n in range(5) if n != own]
         assert np.abs(often / 1000 - 1).max() < 0.15  # 5 standard deviations
     assert (drawn[0] != drawn[1]).any()
-    assert (np.asarray(draw_others(jax.random.key(1), index, 4000, 5)) != drawn).any()
+    assert (np.asarray(draw_negatives(jax.random.key(1), index, 4000, 5)) != drawn).any()
 
 
 def test_too_few_records_are_not_hidden():
@@ -220,7 +220,7 @@ def test_too_few_records_are_not_hidden():
 )
 def test_numbers_out_of_range_are_refused(argument):
     spec = f"crd({argument})" if argument.startswith("records") else f"crd(records=9, {argument})"
-    with pytest.raises(ConfigError, match="records is 2 or more"):
+    with pytest.raises(ConfigError, match="records must be 2 or more"):
         examples.build_loss(spec)
 
 
@@ -261,7 +261,7 @@ def retrieved(own_number: bool) -> float:
     @jax.jit
     def nearest(start):
         (learned, _, _), _ = jax.lax.scan(step, start, (jnp.arange(steps), rows, named))
-        project = lambda side, x: crd._projected(learned["terms"], side, x)
+        project = lambda side, x: crd._project(learned["terms"], side, x)
         return jnp.argmax(project("student", seen @ learned["student"]) @ project("teacher", teacher).T, axis=1)
 
     return float(np.mean(nearest(start) == np.arange(records)))
@@ -347,7 +347,7 @@ def test_banks_survive_a_resume_to_the_bit(tmp_path, monkeypatch):
         assert runs.run(tmp_path / "whole", *words) == 0
         turns = itertools.count(1)
         with monkeypatch.context() as patch:
-            patch.setattr(Preemption, "stop", lambda self: next(turns) == 10 + 13)
+            patch.setattr(Preemption, "should_stop", lambda self: next(turns) == 10 + 13)
             assert runs.run(tmp_path / "halves", *words) == 0
         half = runs.saved(tmp_path / "halves" / "student")
         assert half["step"] == 13
@@ -366,5 +366,7 @@ def test_banks_survive_a_resume_to_the_bit(tmp_path, monkeypatch):
 
 def test_record_0_is_written_though_padded_rows_are_numbered_0():
     rows, counts = np.float32([[0.0, 1.0], [0.6, 0.8]]), np.array([True, False])
-    new = jax.jit(lambda *given: crd.written(*given, 0.5))(np.eye(2, dtype=np.float32), rows, np.int32([0, 0]), counts)
+    new = jax.jit(lambda *given: crd.update_bank(*given, 0.5))(
+        np.eye(2, dtype=np.float32), rows, np.int32([0, 0]), counts
+    )
     assert_close(np.asarray(new)[0], np.sqrt([0.5, 0.5]))

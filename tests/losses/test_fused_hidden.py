@@ -74,7 +74,9 @@ def test_one_teacher_is_hidden_and_its_number_is_nothing():
 
 def test_a_fusion_without_weights_is_told_its_cure():
     seen = signals(batch=(2,), width=4)
-    with pytest.raises(ValueError, match=r"gives teachers no weights; use one that does, such as fusion='average\(\)'"):
+    with pytest.raises(
+        ValueError, match=r"computes no teacher weights; use one that does, such as fusion='average\(\)'"
+    ):
         built(seen)[1](built(seen)[0], replace(seen, teacher=seen.teachers[0]))
 
 

@@ -20,7 +20,7 @@ from jaxdistill.core.types import Array, Factored, Outputs, Signals, TokenSpans
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.text import gold as gold_file
-from jaxdistill.losses.text.alignment import aligned, measure, partners
+from jaxdistill.losses.text.alignment import align, match_spans, span_log_probs
 from jaxdistill.losses.text.gold import shared_divergence
 from jaxdistill.losses.text.uld import sorted_distance
 from jaxdistill.parallel.mesh import make_mesh
@@ -134,14 +134,14 @@ def test_the_measure_of_a_span_is_the_chain_rule():
     rng = np.random.default_rng(0)
     p = softmax(rng.normal(size=(1, 6, 4)))
     label, number = np.int32([[3, 1, 0, 2, 2, 1]]), np.int32([[1, 0, 2, 2, 2, 3]])
-    found = np.exp(jax.jit(measure)(np.log(p), TokenSpans(number, label)))
+    found = np.exp(jax.jit(span_log_probs)(np.log(p), TokenSpans(number, label)))
     first = {0: 1.0, 1: 1.0, 2: 1.0, 3: p[0, 2, 0], 4: p[0, 2, 0] * p[0, 3, 2], 5: 1.0}
     assert_close(found[0], np.stack([p[0, i] * factor for i, factor in first.items()]))
 
 
 def test_partners_by_hand():
     spans = np.int32([[0, 1, 2, 2, 3, 5]]), np.int32([[1, 1, 0, 2, 3, 3, 4]])
-    at, found = jax.device_get(jax.jit(partners)(*spans))
+    at, found = jax.device_get(jax.jit(match_spans)(*spans))
     assert found.tolist() == [[False, True, False, True, True, False]]
     assert (at[0, 1], at[0, 3], at[0, 4]) == (1, 3, 5)
 
@@ -218,7 +218,7 @@ def test_a_span_that_the_teacher_spells_in_two_does_not_teach_its_last_piece():
         def loss(student):
             seen = seen_by(student, Outputs(teacher, spans=spans), batch, jnp.ones((1, 1)))
             if alike:  # the twin: as if the measures were of the same event
-                at = aligned(seen, 0)
+                at = align(seen, 0)
                 return shared_divergence(at.student, at.teacher, 0.0).sum()
             return mean(term_of("gold", vocabulary=same), seen).compute()
 
@@ -377,10 +377,10 @@ def test_a_factored_head_beside_a_teacher_of_other_tokens():
 
 def test_a_term_that_compares_tokens_refuses_a_teacher_of_others():
     seen = of_spans()
-    with pytest.raises(ValueError, match="reads other tokens than the student; gold and uld compare"):
+    with pytest.raises(ValueError, match="reads other tokens than the student; only gold and uld compare"):
         mean(build_loss("kd"), seen)
     mixed = objective({"a": Weighted(build_loss("kd"))}, registry.fusions.build("average", ""))
-    with pytest.raises(ValueError, match=r"have no mean; name one by fusion='single\(teacher=0\)'"):
+    with pytest.raises(ValueError, match=r"cannot be mixed; choose one by fusion='single\(teacher=0\)'"):
         mixed.apply({"fusion": {}, "terms": {"a": {}}}, {"fusion": {}, "terms": {"a": {}}}, {"train": seen}, key=KEY)
     plain = Outputs(seen.student.logits)
     assert mean(build_loss("kd"), replace(seen, teachers=(plain, seen.teacher))).sum == 0
@@ -390,8 +390,8 @@ def test_a_term_that_compares_tokens_refuses_a_teacher_of_others():
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("gold(beta=1.0)", "beta is from 0 to below 1"),
-        ("gold(rest_weight=-1.0)", "weights are 0 or more"),
+        ("gold(beta=1.0)", "beta must be at least 0 and below 1"),
+        ("gold(rest_weight=-1.0)", "weights must be 0 or more"),
         ("gold(vocabulary='words')", "comes from the tokenizers of data.tokens; leave it out"),
         ("uld(temperature=0.0)", "temperature must stay above 0"),
     ],
@@ -404,14 +404,14 @@ def test_mistakes_are_told_before_anything_compiles(spec, said):
 def test_classes_that_differ_need_a_vocabulary_that_fits():
     seen = of_spans()
     for vocabulary, said in (
-        (None, "student has 6 classes and the teacher 9; data.tokens="),
-        (SharedVocabulary(np.array([6]), np.array([0])), "the student has 6 classes, and its tokenizer a token 6"),
-        (SharedVocabulary(np.array([0]), np.array([9])), "the teacher has 9 classes, and its tokenizer a token 9"),
+        (None, "student has 6 classes and the teacher 9; set data.tokens="),
+        (SharedVocabulary(np.array([6]), np.array([0])), "the student has 6 classes, but its tokenizer has a token 6"),
+        (SharedVocabulary(np.array([0]), np.array([9])), "the teacher has 9 classes, but its tokenizer has a token 9"),
     ):
         with pytest.raises(ValueError, match=said):
             mean(term_of("gold", vocabulary=vocabulary), seen)
     apart = replace(seen, teachers=(Outputs(seen.teacher.logits),))
-    with pytest.raises(ValueError, match="have no places in common"):
+    with pytest.raises(ValueError, match=r"cannot be aligned; set data\.tokens="):
         term_of("uld").apply({}, {}, apart, key=KEY)
 
 

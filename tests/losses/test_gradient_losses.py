@@ -17,9 +17,9 @@ from jaxdistill.core.schedules import Horizon, resolve
 from jaxdistill.core.types import Outputs, Signals, Variables
 from jaxdistill.data.datasets import open_records
 from jaxdistill.losses.gradients.jacobian import normalised_distance
-from jaxdistill.losses.gradients.sobolev import squared_norm
+from jaxdistill.losses.gradients.sobolev import squared_distance
 from jaxdistill.losses.hidden.fisher_hints import weighted_distance
-from jaxdistill.models.derivatives import with_needed
+from jaxdistill.models.derivatives import with_gradients
 
 KEY = jax.random.key(0)
 
@@ -44,7 +44,7 @@ def test_jacobian_compares_directions():
 
 
 def test_sobolev_compares_sizes_too():
-    assert_close(jax.jit(squared_norm)(np.float32([[3, 4]]), np.float32([[0, 5]])), np.asarray([10.0]))
+    assert_close(jax.jit(squared_distance)(np.float32([[3, 4]]), np.float32([[0, 5]])), np.asarray([10.0]))
 
 
 def test_the_mean_of_sobolev_over_directions_is_the_squared_distance_of_the_jacobians():
@@ -53,7 +53,7 @@ def test_the_mean_of_sobolev_over_directions_is_the_squared_distance_of_the_jaco
     batch = {"image": np.repeat(one["image"], rows, 0), "mask": np.ones(rows, np.float32)}
     models = [registry.models.build(f"mlp(widths=({width},), classes={classes})", "") for width in (12, 16)]
     variables = [jax.jit(m.init)(jax.random.key(n), one) for n, m in enumerate(models)]
-    asked = [with_needed(m, frozenset({"input_gradients"})) for m in models]
+    asked = [with_gradients(m, frozenset({"input_gradients"})) for m in models]
     say = lambda m, v: jax.jit(lambda v: m.apply(*v, batch, train=False, key=KEY)[0])(v)
     student, teacher = map(say, asked, variables)
     jacobians = [
@@ -198,7 +198,7 @@ def test_a_teacher_that_feels_nothing_weighs_nothing():
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_gradients():
     """Through the real models: one network as both."""
     batch = images()
-    model = with_needed(registry.models.build("vit(patch=4, width=8, depth=2, heads=2, classes=5)", ""), NEEDS)
+    model = with_gradients(registry.models.build("vit(patch=4, width=8, depth=2, heads=2, classes=5)", ""), NEEDS)
     variables = jax.jit(model.init)(KEY, batch)
     said: Outputs = jax.jit(lambda v: model.apply(*v, batch, train=False, key=KEY)[0])(variables)
     seen = replace(signals(batch=(8,)), student=said, teachers=(said,), batch=batch, mask=batch["mask"])
@@ -220,11 +220,11 @@ def test_on_100_digits_the_teachers_jacobian_teaches_and_a_jacobian_along_other_
         terms = {name: Weighted(build_loss(spec), weight) for name, (spec, weight) in terms.items()}
         needs = frozenset[str]().union(*(term.needs for term, _ in terms.values()))
         student = registry.models.build(f"mlp(widths={widths}, classes=10)", "")
-        asked = tuple(with_needed(teacher, needs) for teacher in teachers)
+        asked = tuple(with_gradients(teacher, needs) for teacher in teachers)
         asked = tuple(map(along_other_directions, asked)) if other else asked
         update = optimizer(registry.optimizers["adamw"](), resolve("cosine(start=0.004)", Horizon(steps, 1), ""))
         minimised = objective(terms, registry.fusions["single"]())
-        step = registry.steps["offline"](with_needed(student, needs), asked, minimised, update)
+        step = registry.steps["offline"](with_gradients(student, needs), asked, minimised, update)
         rows = lambda chosen: {name: x[chosen] for name, x in train.items()} | {"mask": np.ones(100, np.float32)}
         batch = lambda: {"train": rows(draw.choice(data, 100, replace=False))}
         ts, compiled = jax.jit(step.init)(KEY, frozen, batch()), jax.jit(step.update, donate_argnums=0)

@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 
 from jaxdistill.core import hardness, registry
 from jaxdistill.core.objective import Weighted, objective
-from jaxdistill.losses.logits.hard import weights
+from jaxdistill.losses.logits.hard import hardness_weights
 
 KEY = jax.random.key(0)
 P = np.array([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
@@ -31,7 +31,7 @@ def test_measures_by_hand(form):
 
 
 HARD, COUNTS = np.float32([1, 4, 2, 3, 9]), np.array([1, 1, 1, 1, 0]) == 1
-weighed = jax.jit(weights, static_argnums=(3, 4))
+weighed = jax.jit(hardness_weights, static_argnums=(3, 4))
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_tokens_are_ranked_as_rows_are_and_a_loss_keeps_its_params_and_its_own_m
     ("spec", "said"),
     [
         ("hard(loss=kd(), share=0.0)", "share must stay above 0"),
-        ("hard(loss=kd(), share=linear(start=0.5, end=1.5))", "share is at most 1, but it reaches 1.5"),
-        ("hard(loss=kd(), power=-1.0)", "power is 0 or more"),
+        ("hard(loss=kd(), share=linear(start=0.5, end=1.5))", "share must be at most 1, but it reaches 1.5"),
+        ("hard(loss=kd(), power=-1.0)", "power must be 0 or more"),
         ("hard(loss=kd(), by='loudness')", "'entropy', 'margin', 'disagreement', 'loss'"),
         ("hard(loss=kdd())", "unknown loss 'kdd'"),
     ],
@@ -128,7 +128,7 @@ def test_a_mistake_is_told(spec, said):
     ("spec", "said"),
     [
         ("hard(loss=kd(), by='disagreement')", "needs two teachers or more; there are 1"),
-        ("hard(loss=decay(), by='loss')", "for each row; this loss gives values []"),
+        ("hard(loss=decay(), by='loss')", "one value per row; this loss gives values of shape []"),
     ],
 )
 def test_what_cannot_be_weighed_is_told_on_shapes(spec, said):

@@ -17,8 +17,8 @@ import jaxdistill
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Array, AttentionHeads, Outputs, Signals, Variables
-from jaxdistill.evaluation.interpret.head_importance import head_importance, mask_slopes, normalised, top_heads
-from jaxdistill.losses.attention.heads import students_of
+from jaxdistill.evaluation.interpret.head_importance import head_importance, mask_gradients, normalised, top_heads
+from jaxdistill.losses.attention.heads import assign_student_heads
 from jaxdistill.run.commands import heads
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check
@@ -43,7 +43,7 @@ def values(spec: str, seen: Signals) -> Array:
     ],
 )
 def test_a_key_head_goes_to_the_next_free_head_at_its_relative_depth(teacher_heads, shape, students):
-    assert students_of(teacher_heads, *shape) == students
+    assert assign_student_heads(teacher_heads, *shape) == students
 
 
 def softmax_of(heads: AttentionHeads, head: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_a_head_that_does_not_exist_is_refused(spec, said):
     ("spec", "said"),
     [
         ("heads(())", "jaxdistill heads --config FILE finds"),
-        ("heads(((0, 1),))", r"\(0, 1\) is no head: layers count from 1"),
+        ("heads(((0, 1),))", r"\(0, 1\) is not a head; layers count from 1"),
         ("heads(((1, 1), (2, 1)), ((1, 0),))", "1 student_heads for 2 teacher_heads"),
     ],
 )
@@ -136,7 +136,7 @@ def world(spec: str, kind: str, rows: int = 11):
 def test_a_masks_gradient_is_the_product_of_a_heads_rows_with_their_gradient(spec, kind):
     """Of every row's own loss; and rows that do not count have none."""
     model, variables, batch = world(spec, kind)
-    found = np.asarray(jax.jit(lambda v: mask_slopes(model, v, batch))(variables))
+    found = np.asarray(jax.jit(lambda v: mask_gradients(model, v, batch))(variables))
     heads = found.shape[2]
 
     def loss(params, row):
@@ -158,7 +158,7 @@ def test_a_masks_gradient_is_the_product_of_a_heads_rows_with_their_gradient(spe
 
 def test_importance_is_the_mean_over_rows_that_count_of_absolute_slopes():
     model, variables, batch = world(*FAMILIES[2])
-    slopes = np.abs(np.asarray(jax.jit(lambda v: mask_slopes(model, v, batch))(variables), np.float64))
+    slopes = np.abs(np.asarray(jax.jit(lambda v: mask_gradients(model, v, batch))(variables), np.float64))
     halves = [{name: x[part] for name, x in batch.items()} for part in (slice(0, 8), slice(8, 11))]
     counts = np.asarray(batch["mask"]) > 0
     assert 0 < counts.sum() < 11
@@ -189,13 +189,13 @@ HEADLESS = [("mlp(widths=(8,), classes=5)", "image"), (examples.MODELS["clip"][0
 @pytest.mark.parametrize(("spec", "kind"), HEADLESS, ids=["mlp", "clip"])
 def test_models_without_heads_of_their_own_are_refused(spec, kind):
     model, variables, batch = world(spec, kind)
-    with pytest.raises(ValueError, match="take a single transformer"):
+    with pytest.raises(ValueError, match="use a single transformer"):
         head_importance(model, variables, [batch])
 
 
 def test_without_a_row_that_counts_there_is_no_importance():
     model, variables, batch = world(*FAMILIES[2])
-    with pytest.raises(ValueError, match="no row counts"):
+    with pytest.raises(ValueError, match="the mask is 0 in every row"):
         head_importance(model, variables, [batch | {"mask": jnp.zeros(11)}])
 
 
@@ -247,7 +247,7 @@ def test_of_another_teacher_the_term_says_its_number(learning, tmp_path):
     ("words", "said"),
     [
         (["--teacher", "vitt"], "there is no teacher 'vitt'. Did you mean 'vit'?"),
-        (["--records", "0"], "--records are at least 1"),
+        (["--records", "0"], "must be 1 or more, and so must --records"),
         (["--config.teachers.vit.checkpoint=", "--config.teachers.vit.steps=5"], "weights do not exist before the run"),
         (["--config.teachers.vit.checkpoint=nowhere"], "teachers.vit.checkpoint: "),
         (["--config.teachers.vit.model=mlp(widths=(8,), classes=3)"], "has 3 classes, and the data 4"),

@@ -20,10 +20,10 @@ from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Array, Outputs, Signals, Variables
 from jaxdistill.losses.hidden import attention_transfer, fsp, nst, review, semckd, vid
 from jaxdistill.losses.hidden.attention_transfer import attention_map
-from jaxdistill.losses.hidden.extent import pooled
+from jaxdistill.losses.hidden.extent import average_pool
 from jaxdistill.losses.hidden.fsp import flow
 from jaxdistill.losses.hidden.nst import squared_mmd
-from jaxdistill.losses.hidden.review import hierarchical_context, nearest
+from jaxdistill.losses.hidden.review import hierarchical_context, resize_nearest
 from jaxdistill.losses.hidden.vid import negative_log_likelihood
 from jaxdistill.losses.term import unit
 from jaxdistill.parallel.mesh import make_mesh
@@ -110,16 +110,16 @@ def test_a_term_equals_the_published_code_in_value_and_gradient(name, precision)
 
 def smaller_is_stretched(student, teacher, batch_dims):
     larger = tuple(map(max, student.shape[batch_dims:-1], teacher.shape[batch_dims:-1]))
-    return pooled(student, larger), pooled(teacher, larger)
+    return average_pool(student, larger), average_pool(teacher, larger)
 
 
 def unweighted_context(student, teacher):
     sizes = [s for s in (4, 2, 1) if s < student.shape[-2]]
-    maps = [(student, teacher), *((pooled(student, (s, s)), pooled(teacher, (s, s))) for s in sizes)]
+    maps = [(student, teacher), *((average_pool(student, (s, s)), average_pool(teacher, (s, s))) for s in sizes)]
     return jnp.mean(jnp.stack([jnp.mean((a - b) ** 2, (-3, -2, -1)) for a, b in maps]), 0)
 
 
-def by_unbiased_variance(x, counts, params, name):
+def by_unbiased_variance(x, valid, params, name):
     axes = tuple(range(x.ndim - 1))
     y = (x - x.mean(axes)) / jnp.sqrt(x.var(axes, ddof=1) + 1e-5)
     return y * params[f"{name}/scale"] + params[f"{name}/bias"]
@@ -143,7 +143,7 @@ TWINS = {  # what is wrong -> (module, function, its broken twin, what catches i
     "energy that is not normalised": (attention_transfer, "unit", without_unit, "attention_transfer_larger"),
     "the smaller map stretched": (
         attention_transfer,
-        "same_extent",
+        "pool_to_same_extent",
         smaller_is_stretched,
         "attention_transfer_smaller",
     ),
@@ -153,10 +153,10 @@ TWINS = {  # what is wrong -> (module, function, its broken twin, what catches i
     "a flow divided by the rows": (fsp, "flow", lambda a, b: flow(a, b) / a.shape[0], "fsp"),
     "one variance for all channels": (vid, "negative_log_likelihood", over_one_variance, "vid_equal"),
     "contexts of one weight": (review, "hierarchical_context", unweighted_context, "review_equal"),
-    "the unbiased variance": (review, "normalised", by_unbiased_variance, "review_equal"),
-    "deeper layers averaged up": (review, "nearest", pooled, "review_unlike"),
+    "the unbiased variance": (review, "batch_norm", by_unbiased_variance, "review_equal"),
+    "deeper layers averaged up": (review, "resize_nearest", average_pool, "review_unlike"),
     "layers of the student added": (semckd, "assigned_mean", lambda d, w: (d * w).sum((-2, -1)), "semckd"),
-    "regressors normalised by the unbiased variance": (semckd, "normalised", by_unbiased_variance, "semckd"),
+    "regressors normalised by the unbiased variance": (semckd, "batch_norm", by_unbiased_variance, "semckd"),
 }
 
 
@@ -214,10 +214,10 @@ def test_contexts_by_hand():
 
 def test_pooling_and_nearest_neighbours_by_hand():
     x = jnp.arange(5.0).reshape(1, 5, 1, 1)
-    assert_close(pooled(x, (2, 1)).ravel(), [1.0, 3.0])  # 0 to 2 and 2 to 4
-    assert_close(pooled(x, (3, 1)).ravel(), [0.5, 2.0, 3.5])
-    assert_close(nearest(x, (2, 1)).ravel(), [0.0, 2.0])
-    assert_close(nearest(x[:, :2], (5, 1)).ravel(), [0.0, 0.0, 0.0, 1.0, 1.0])
+    assert_close(average_pool(x, (2, 1)).ravel(), [1.0, 3.0])  # 0 to 2 and 2 to 4
+    assert_close(average_pool(x, (3, 1)).ravel(), [0.5, 2.0, 3.5])
+    assert_close(resize_nearest(x, (2, 1)).ravel(), [0.0, 2.0])
+    assert_close(resize_nearest(x[:, :2], (5, 1)).ravel(), [0.0, 0.0, 0.0, 1.0, 1.0])
 
 
 # Positions: images, tokens, padding, and none
@@ -268,17 +268,17 @@ def test_tokens_are_positions(name):
 
 
 REFUSED = {  # (spec, the student's extent, the teacher's) -> what is said
-    ("attention_transfer", (), ()): r"extent \(\), and one with positions is needed.*'hidden'",
-    ("fsp", (), ()): r"extent \(\), and one with positions",
-    ("nst", (), ()): r"extent \(\), and one with positions",
-    ("attention_transfer", (1, 1), (1, 1)): r"extent \(1, 1\), and one with positions",
-    ("nst", (2, 2), (1, 1)): r"extent \(1, 1\), and one with positions",
-    ("attention_transfer", (5,), (6,)): r"student's hidden state has the extent \(5,\), the teacher's \(6,\)",
+    ("attention_transfer", (), ()): r"extent \(\), but at least two positions are needed.*'hidden'",
+    ("fsp", (), ()): r"extent \(\), but at least two positions",
+    ("nst", (), ()): r"extent \(\), but at least two positions",
+    ("attention_transfer", (1, 1), (1, 1)): r"extent \(1, 1\), but at least two positions",
+    ("nst", (2, 2), (1, 1)): r"extent \(1, 1\), but at least two positions",
+    ("attention_transfer", (5,), (6,)): r"student's hidden state has extent \(5,\), the teacher's \(6,\)",
     ("semckd", (6,), (2, 3)): r"only maps such as \(height, width\) are pooled.*'hidden'",
     ("vid", (), (2, 3)): "Choose other layers, or 'hidden'",
-    ("review", (), ()): r"extent \(\), and maps \(height, width\) are needed.*'hidden'",
-    ("review", (6,), (6,)): r"extent \(6,\), and maps",
-    ("fsp(layers='last')", (2, 3), (2, 3)): "'last' names one pair; name at least two",
+    ("review", (), ()): r"extent \(\), but review needs maps \(height, width\).*'hidden'",
+    ("review", (6,), (6,)): r"extent \(6,\), but review needs maps",
+    ("fsp(layers='last')", (2, 3), (2, 3)): "at least two layer pairs, and layers='last' names one; name another",
 }
 
 
@@ -302,8 +302,8 @@ def test_flows_of_unlike_widths_are_refused_with_the_cure():
         *((f"{name}(layers='unifrom')", "unknown layer map 'unifrom'") for name in (*POSITIONS, "review")),
         ("vid(variance=0.1, minimum=0.2)", "0 < minimum < variance"),
         ("vid(minimum=0.0)", "0 < minimum < variance"),
-        ("review(width=0)", "width of at least 1"),
-        ("semckd(size=0)", "size of at least 1"),
+        ("review(width=0)", "width must be at least 1"),
+        ("semckd(size=0)", "size must be at least 1"),
     ],
 )
 def test_a_wrong_argument_fails_before_any_model_exists(spec, said):
@@ -316,7 +316,7 @@ def test_a_layer_that_is_not_cached_is_named():
     states = seen.teachers[0].hidden_states
     seen = replace(seen, teachers=(replace(seen.teachers[0], hidden_states=(states[0], None, states[2])),))
     for name in (*POSITIONS, "review"):
-        with pytest.raises(ValueError, match=r"layers \[1\] of the teacher are not sent; .* names \[0, 2\]"):
+        with pytest.raises(ValueError, match=r"teacher's outputs lack layers \[1\]; .* lists \[0, 2\]"):
             values(name, seen)
 
 

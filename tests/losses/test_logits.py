@@ -17,7 +17,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.types import Factored, Outputs
-from jaxdistill.losses.logits.dist import pearson_correlation, relation_difference
+from jaxdistill.losses.logits.dist import correlation_distance, pearson_correlation
 from jaxdistill.losses.logits.dkd import other_divergence, target_divergence
 from jaxdistill.losses.logits.jsd import generalized_jsd, normalized_jsd
 from jaxdistill.losses.logits.kd import kl_divergence
@@ -273,7 +273,7 @@ def test_dist_is_one_minus_numpys_correlations():
 def test_a_mean_of_dist_over_parts_of_the_batch_is_another_loss():
     """Which is why its rows are gathered: the broken twin, of each half alone."""
     student, teacher = drawn(12, 8, 5)
-    loss = jax.jit(lambda s, t: relation_difference(s, t, jnp.ones(len(s), bool), beta=0.0))
+    loss = jax.jit(lambda s, t: correlation_distance(s, t, jnp.ones(len(s), bool), beta=0.0))
     whole = loss(student, teacher)
     halves = [loss(student[i : i + 4], teacher[i : i + 4]) for i in (0, 4)]
     assert abs(np.mean(halves) - whole) > 0.02
@@ -291,7 +291,7 @@ def test_dist_does_not_see_scale_and_shift_of_probabilities():
 def test_a_class_that_the_teacher_never_has_is_none_of_those_that_dist_compares():
     student, teacher = drawn(13, 9, 5)
     masked = np.where(np.arange(5) < 3, teacher, np.float32(-np.inf))
-    found = jax.jit(lambda s, t: relation_difference(s, t, jnp.ones(9, bool), beta=0.0))(student, masked)
+    found = jax.jit(lambda s, t: correlation_distance(s, t, jnp.ones(9, bool), beta=0.0))(student, masked)
     q, p = softmax(student), softmax(masked)
     by_hand = 1 - np.mean([np.corrcoef(q[:, c], p[:, c])[0, 1] for c in range(3)])
     assert_close(found, by_hand, rtol=1e-4)
@@ -299,7 +299,7 @@ def test_a_class_that_the_teacher_never_has_is_none_of_those_that_dist_compares(
 
 def test_nothing_that_counts_is_no_loss():
     student, teacher = drawn(14, 4, 5)
-    found = jax.jit(jax.value_and_grad(lambda s, t: relation_difference(s, t, jnp.zeros(4, bool))))(student, teacher)
+    found = jax.jit(jax.value_and_grad(lambda s, t: correlation_distance(s, t, jnp.zeros(4, bool))))(student, teacher)
     assert not any(np.any(x) for x in found)
 
 
@@ -361,17 +361,17 @@ def test_a_standardised_loss_is_where_and_what_its_inner_one_is():
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("jsd(beta=1.5)", "beta lies between 0 and 1"),
+        ("jsd(beta=1.5)", "beta must lie between 0 and 1"),
         ("jsd(temperature=0.0)", "temperature must stay above 0"),
         ("reverse_kl(temperature=-1.0)", "temperature must stay above 0"),
-        ("skew_kl(alpha=0.0)", "alpha lies between 0 and 1; got 0.0. The ends are kd and reverse_kl"),
-        ("skew_reverse_kl(alpha=1.0)", "alpha lies between 0 and 1"),
+        ("skew_kl(alpha=0.0)", "alpha must lie between 0 and 1; got 0.0. For alpha = 0 use kd or reverse_kl"),
+        ("skew_reverse_kl(alpha=1.0)", "alpha must lie between 0 and 1"),
         ("skew_kl(version='v3')", "expected"),
-        ("dkd(beta=-1.0)", "alpha and beta are 0 or more"),
-        ("dist(gamma=-1.0)", "beta and gamma are 0 or more"),
-        ("taid(floor=linear(start=-0.1, end=1.0))", "floor lies between 0 and 1, but it reaches -0.1"),
-        ("taid(floor=1.5)", "floor lies between 0 and 1, but it reaches 1.5"),
-        ("taid(floor=0.4, decay=1.0)", "decay from 0 to below 1"),
+        ("dkd(beta=-1.0)", "alpha and beta must be 0 or more"),
+        ("dist(gamma=-1.0)", "beta and gamma must be 0 or more"),
+        ("taid(floor=linear(start=-0.1, end=1.0))", "floor must lie between 0 and 1, but it reaches -0.1"),
+        ("taid(floor=1.5)", "floor must lie between 0 and 1, but it reaches 1.5"),
+        ("taid(floor=0.4, decay=1.0)", "decay at least 0 and below 1"),
         ("taid", "floor"),
         ("standardized", "loss"),
         ("standardized(loss=kdd())", "unknown loss 'kdd'"),

@@ -63,7 +63,7 @@ def test_of_running_text_every_token_is_matched():
 
 
 def test_hidden_states_without_a_first_token_are_refused():
-    with pytest.raises(ValueError, match=r"of \[2, 3\] positions have no first token; use hidden"):
+    with pytest.raises(ValueError, match=r"of extent \[2, 3\] have no first token; use the loss 'hidden'"):
         values("pkd", signals(extent=(2, 3)))
 
 

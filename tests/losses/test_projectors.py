@@ -81,7 +81,9 @@ def test_a_convolution_brings_an_extent_to_a_divisor_of_it(ours, theirs):
 @pytest.mark.parametrize(("ours", "theirs"), [((4, 4), (3, 3)), ((2, 2), (4, 4)), ((4, 4), (4,)), ((4,), ())])
 def test_a_convolution_refuses_other_extents_with_the_cure(ours, theirs):
     seen = replace(signals(extent=ours), teachers=signals(extent=theirs).teachers)
-    with pytest.raises(ValueError, match=r"brings an extent to a divisor of it.*use projector='linear'"):
+    with pytest.raises(
+        ValueError, match=r"needs a teacher's extent that divides the student's.*use projector='linear'"
+    ):
         values("hidden(layers='last', projector='conv')", seen)
 
 

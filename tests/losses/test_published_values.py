@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from jaxdistill.losses.hidden.attention_transfer import attention_map
-from jaxdistill.losses.logits.dist import relation_difference
+from jaxdistill.losses.logits.dist import correlation_distance
 from jaxdistill.losses.logits.dkd import other_divergence, target_divergence
 from jaxdistill.losses.logits.jsd import generalized_jsd
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.relations.pkt import neighbour_divergence
-from jaxdistill.losses.relations.relations import pairs_of
+from jaxdistill.losses.relations.relations import valid_pairs
 from jaxdistill.losses.relations.rkd import angle_difference, distance_difference
 from jaxdistill.losses.relations.similarity import gram_difference
 
@@ -41,7 +41,7 @@ every_row = lambda x: jnp.ones(x.shape[0], bool)
 # name -> (student, teacher, labels or None) -> the scalar that the source reports
 PUBLISHED: dict[str, Callable[..., Any]] = {
     "attention_transfer": lambda s, t, _: jnp.mean((attention_map(positions(s)) - attention_map(positions(t))) ** 2),
-    "dist_b1_g2": lambda s, t, _: relation_difference(s, t, jnp.ones(16, bool), 1.0, 2.0),
+    "dist_b1_g2": lambda s, t, _: correlation_distance(s, t, jnp.ones(16, bool), 1.0, 2.0),
     "dkd_a1_b8_T4": lambda s, t, y: (
         16.0 * jnp.mean(target_divergence(s, t, y, 4.0) + 8.0 * other_divergence(s, t, y, 4.0))
     ),
@@ -52,9 +52,9 @@ PUBLISHED: dict[str, Callable[..., Any]] = {
     "kd_T4": lambda s, t, _: jnp.mean(16.0 * kl_divergence(s, t, 4.0)),
     "pkt": lambda s, t, _: neighbour_divergence(s, t, every_row(s)),
     "rkd_25_50": lambda s, t, _: (
-        25 * distance_difference(s, t, pairs_of(every_row(s))) + 50 * angle_difference(s, t, every_row(s))
+        25 * distance_difference(s, t, valid_pairs(every_row(s))) + 50 * angle_difference(s, t, every_row(s))
     ),
-    "similarity": lambda s, t, _: gram_difference(s, t, pairs_of(every_row(s))),
+    "similarity": lambda s, t, _: gram_difference(s, t, valid_pairs(every_row(s))),
 }
 
 

@@ -19,7 +19,7 @@ from jaxdistill.core.collectives import PMAP_AXIS
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Outputs, Signals
 from jaxdistill.losses.relations import cc, pkt, relations, rkd, similarity
-from jaxdistill.losses.relations.relations import length, pairs_of
+from jaxdistill.losses.relations.relations import safe_norm, valid_pairs
 from jaxdistill.losses.relations.rkd import angle_difference, distance_difference, draw_triplets, triplet_difference
 from jaxdistill.losses.term import unit
 
@@ -203,12 +203,12 @@ def test_equal_rows_are_0_apart_and_have_a_gradient():
 
 
 def test_lengths_of_zero_vectors_have_a_gradient_of_zero_and_nan_is_not_hidden():
-    for function in (length, unit):
+    for function in (safe_norm, unit):
         both = jax.jit(jax.value_and_grad(lambda x, f=function: f(x).sum()))
         found, slope = both(np.zeros((1, 3), np.float32))
         assert found == 0 and not np.any(slope)
         assert np.isnan(jax.jit(function)(np.float32([[np.nan, 1.0, 0.0]]))).all()
-    assert_close(jax.jit(length)(np.float32([[3.0, 4.0]])), [5.0])
+    assert_close(jax.jit(safe_norm)(np.float32([[3.0, 4.0]])), [5.0])
 
 
 def test_a_batch_in_which_nothing_counts_or_nothing_can_be_compared_is_no_loss():
@@ -217,12 +217,14 @@ def test_a_batch_in_which_nothing_counts_or_nothing_can_be_compared_is_no_loss()
         assert value(name, of_rows(np.ones((1, 2)), np.ones((1, 4)))) < 1e-12  # but for the rounding of unit rows
 
 
-compared = jax.jit(lambda seen, flat: relations.compared(seen, (1, -1), 0, flat=flat), static_argnums=1)
-row_counts = jax.jit(relations.row_counts)
+gather_representations = jax.jit(
+    lambda seen, flat: relations.gather_representations(seen, (1, -1), 0, flat=flat), static_argnums=1
+)
+valid_rows = jax.jit(relations.valid_rows)
 
 
 def hidden_rows(seen: Signals, flat: bool = False) -> np.ndarray:
-    return np.asarray(compared(seen, flat).student)
+    return np.asarray(gather_representations(seen, flat).student)
 
 
 def test_hidden_states_are_averaged_over_their_positions_or_stand_side_by_side():
@@ -230,7 +232,7 @@ def test_hidden_states_are_averaged_over_their_positions_or_stand_side_by_side()
     states = np.asarray(seen.student.hidden_states[1])
     assert_close(hidden_rows(seen), states.mean((1, 2)))
     assert_close(hidden_rows(seen, flat=True), states.reshape(6, -1))
-    similar = compared(seen, True)
+    similar = gather_representations(seen, True)
     by_loops = by_loops_similarity(*(np.asarray(x, np.float64) for x in similar[:2]))
     assert_close(value("similarity(layers=(1, -1))", seen), by_loops)
     assert abs(value("similarity(layers=(1, -1), extent='mean')", seen) - by_loops) > 1e-3
@@ -253,7 +255,7 @@ def test_a_running_text_is_one_row_over_its_tokens_that_count():
     states = np.asarray(seen.student.hidden_states[1])
     assert_close(hidden_rows(seen), np.stack([states[0, :2].mean(0), states[1].mean(0), np.zeros(4)]))
     assert_close(hidden_rows(seen, flat=True), (states * np.asarray(mask)[..., None]).reshape(3, -1))
-    assert row_counts(seen).tolist() == [True, True, False]
+    assert valid_rows(seen).tolist() == [True, True, False]
 
 
 def test_what_cannot_be_compared_is_told_with_the_cure():
@@ -263,7 +265,7 @@ def test_what_cannot_be_compared_is_told_with_the_cure():
         value("rkd", bare)
     states = (*seen.teachers[0].hidden_states[:-1], None)
     cached = replace(seen, teachers=(replace(seen.teachers[0], hidden_states=states),))
-    with pytest.raises(ValueError, match=r"layer 4 of the teacher is not sent; .* names \[0, 1, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"teacher's outputs lack layers \[4\]; .* lists \[0, 1, 2, 3\]"):
         value("pkt(layers=(-1, -1))", cached)
     with pytest.raises(ValueError, match="the student has no layer 7"):
         value("cc(layers=(7, -1))", seen)
@@ -309,8 +311,8 @@ TWINS = {
     "cc of rows as they are": (cc, "gram(unit(x))", "gram(x)"),
 }
 PUBLISHED = {
-    rkd: lambda m, s, t: 25 * m.distance_difference(s, t, pairs_of(ROWS)) + 50 * m.angle_difference(s, t, ROWS),
-    similarity: lambda m, s, t: m.gram_difference(s, t, pairs_of(ROWS)),
+    rkd: lambda m, s, t: 25 * m.distance_difference(s, t, valid_pairs(ROWS)) + 50 * m.angle_difference(s, t, ROWS),
+    similarity: lambda m, s, t: m.gram_difference(s, t, valid_pairs(ROWS)),
     pkt: lambda m, s, t: m.neighbour_divergence(s, t, ROWS),
     cc: lambda m, s, t: m.correlation_difference(s, t, ROWS, 0.4, 2),
 }

@@ -315,10 +315,10 @@ def test_in_running_text_a_token_does_not_see_what_comes_later(spec):
 @pytest.mark.parametrize(
     ("spec", "fields", "said"),
     [
-        ("minilm", {"heads": (2, 4)}, "heads differ .student 2, teacher 4.; use minilm2"),
-        ("tinybert", {"heads": (2, 4)}, "heads differ .student 2, teacher 4.; use minilm2"),
+        ("minilm", {"heads": (2, 4)}, "numbers of heads differ .student 2, teacher 4.; use minilm2"),
+        ("tinybert", {"heads": (2, 4)}, "numbers of heads differ .student 2, teacher 4.; use minilm2"),
         ("minilm2(relation_heads=4)", {}, "4 relation_heads do not divide a width of 6"),
-        ("minilm(layers=((0, 1),))", {}, "layer 0 is the embedding, which has no heads"),
+        ("minilm(layers=((0, 1),))", {}, "names layer 0, the embedding, which has no heads"),
         ("minilm(layers='5-6')", {}, "teacher has no layer 5"),
         ("tinybert(projector='none')", {}, "widths differ .student 4, teacher 6.* use projector='linear'"),
         ("minilm(teacher=1)", {}, "no teacher 1"),
@@ -338,10 +338,10 @@ def test_a_wrong_argument_fails_before_any_model_exists(spec):
 def test_models_without_heads_or_with_other_tokens_are_refused():
     seen, term = world(dtype="float32"), examples.build_loss("minilm")
     without = lambda said: replace(said, attentions=())
-    with pytest.raises(ValueError, match=r"student returns no attention heads; take a transformer$"):
+    with pytest.raises(ValueError, match=r"student returns no attention heads; use a transformer$"):
         term.apply({}, {}, replace(seen, student=without(seen.student)), key=KEY)
     with pytest.raises(ValueError, match=r"teacher returns no attention heads.*caches hold none"):
         term.apply({}, {}, replace(seen, teachers=(without(seen.teachers[0]),)), key=KEY)
     cut = jax.tree.map(lambda x: x[:, :4], seen.student.attentions)
-    with pytest.raises(ValueError, match=r"tokens differ \(student 4, teacher 5\)"):
+    with pytest.raises(ValueError, match=r"numbers of tokens differ \(student 4, teacher 5\)"):
         term.apply({}, {}, replace(seen, student=replace(seen.student, attentions=cut)), key=KEY)

@@ -77,15 +77,15 @@ def test_an_assignment_does_not_know_how_large_the_batch_is():
     assert_close(weights_of(twice, params), np.tile(weights_of(seen, params), (2, 1, 1)))
     assert_close(values(twice, params), np.tile(values(seen, params), 2), rtol=1e-4)
 
-    def inner_products(states, everyone):  # of states that are not normalised, as published
+    def inner_products(states, all_states):  # of states that are not normalised, as published
         flat = lambda x: x.reshape(x.shape[0], -1)
-        return flat(states) @ flat(everyone).T
+        return flat(states) @ flat(all_states).T
 
     large = lambda out: replace(out, hidden_states=tuple(30 * np.asarray(x) for x in out.hidden_states))
     scaled = replace(seen, student=large(seen.student), teachers=tuple(map(large, seen.teachers)))
     assert_close(weights_of(scaled, params), weights_of(seen, params), rtol=1e-4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semckd, "similarity", inner_products)
+        patch.setattr(semckd, "cosine_similarity", inner_products)
         assert np.abs(weights_of(scaled, params) - weights_of(seen, params)).max() > 1e-2
 
 

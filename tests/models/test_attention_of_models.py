@@ -17,7 +17,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.types import Array, Objective, Signals
-from jaxdistill.losses.attention.self_attention import head_divergence, products, visible_keys
+from jaxdistill.losses.attention.self_attention import head_divergence, scaled_dot_products, visible_keys
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
 
@@ -47,7 +47,7 @@ def test_distributions_are_those_that_the_model_attends_with(spec, kind, fields)
     said, _ = jax.jit(lambda p: model.apply(p, state, batch, train=False, key=KEY))(sharp(params))
     seen = replace(signals(), batch=batch, mask=batch["mask"])
     for heads in said.attentions:
-        scores = jnp.where(visible_keys(heads, seen), products(heads.query, heads.key), -jnp.inf)
+        scores = jnp.where(visible_keys(heads, seen), scaled_dot_products(heads.query, heads.key), -jnp.inf)
         assert_close(jax.nn.softmax(scores), heads.probabilities, rtol=1e-4, atol=1e-5)
         assert np.abs(heads.probabilities - np.mean(heads.probabilities, 2, keepdims=True)).max() > 0.05
 
@@ -97,7 +97,7 @@ def divergence_after(*specs: str) -> float:
 
     seen = both.see(run(both.start), held_out)
     ours, theirs = seen.student.attentions[-1], seen.teachers[0].attentions[-1]
-    scores = [products(side.query, side.key) for side in (ours, theirs)]
+    scores = [scaled_dot_products(side.query, side.key) for side in (ours, theirs)]
     apart, real = head_divergence(*scores, visible_keys(ours, seen)), held_out["attention_mask"] > 0
     return float(jnp.sum(jnp.where(real, apart, 0)) / jnp.sum(real))
 

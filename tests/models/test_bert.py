@@ -175,9 +175,9 @@ def test_settings_that_a_config_leaves_out_are_those_of_its_kind(known):
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        ("classes=2, width=10", "heads do not divide"),
+        ("classes=2, width=10", "heads=4 does not divide width=10"),
         ("classes=2, style='distilbert'", "token_types=0"),
-        ("classes=2, dropout=1.0", "dropout is a share"),
+        ("classes=2, dropout=1.0", "dropout must be at least 0 and below 1"),
         ("classes=2, activation='swish'", "activation='swish'"),
     ],
 )
@@ -193,10 +193,10 @@ def test_sizes_that_make_no_model_are_refused(spec, problem):
 def test_a_student_is_cut_from_a_teacher_along_every_axis(known):
     ref, folder, _, arguments, *_ = known("bert_embedding")
     cuts = {
-        "width": slice.evenly(32, 16),
-        "heads": slice.blocks_of(slice.chosen((0, 2)), 8),
-        "ffn": slice.averaged(48, 24),
-        "vocabulary": slice.chosen(tuple(range(59))),
+        "width": slice.keep_evenly(32, 16),
+        "heads": slice.heads_to_units(slice.keep_units((0, 2)), 8),
+        "ffn": slice.average_neighbours(48, 24),
+        "vocabulary": slice.keep_units(tuple(range(59))),
     }
     less = arguments | {"width": 16, "heads": 2, "ffn": 24, "vocabulary": 59, "depth": 2}
     model, shapes, source, planned = plan_of(folder, less, ref.batch, layers=(0, 2), selections=cuts)
@@ -258,7 +258,7 @@ def test_texts_longer_than_the_table_of_positions_are_refused(style, limit):
     model, variables = small(f"classes=3, style='{style}'")
     fits = run(model, variables, {"input_ids": jnp.ones((1, limit), jnp.int32)})
     assert all_finite(fits)
-    with pytest.raises(ValueError, match=f"{limit + 1} tokens, and positions for {limit}"):
+    with pytest.raises(ValueError, match=f"{limit + 1} tokens exceed the {limit} positions"):
         run(model, variables, {"input_ids": jnp.ones((1, limit + 1), jnp.int32)})
 
 

@@ -102,16 +102,16 @@ def test_bfloat16_stays_close(known, name):
     ("config", "said"),
     [
         ({"vision_config": {"hidden_act": "gelu"}}, "hidden_act is 'gelu' for images and 'quick_gelu' for texts"),
-        ({"text_config": {"eos_token_id": [1, 2]}}, r"eos_token_id=\[1, 2\]: this network knows one token"),
-        ({"vision_config": {"image_size": [224, 192]}}, r"image_size=\[224, 192\]: this network knows squares"),
-        ({"model_type": "siglip", "vision_config": {"vision_use_head": False}}, "vision_use_head=False: this network"),
-        ({"model_type": "siglip", "text_config": {"projection_size": 64}}, "projection_size=64: this network"),
+        ({"text_config": {"eos_token_id": [1, 2]}}, r"eos_token_id=\[1, 2\]: this model needs one end token"),
+        ({"vision_config": {"image_size": [224, 192]}}, r"image_size=\[224, 192\]: this model supports squares"),
+        ({"model_type": "siglip", "vision_config": {"vision_use_head": False}}, "vision_use_head=False: this model"),
+        ({"model_type": "siglip", "text_config": {"projection_size": 64}}, "projection_size=64: this model"),
     ],
 )
 def test_settings_that_a_network_does_not_have_are_refused(config, said):
     config = {"model_type": "clip"} | config
     with pytest.raises(ValueError, match=said):
-        families[parity.hub_family.of_config(config)].arguments(config)
+        families[parity.hub_family.family_name(config)].arguments(config)
 
 
 def assert_near(found, expected):
@@ -203,7 +203,7 @@ def test_gradients_on_a_mesh_of_three_axes_are_those_of_one_device(kind):
 @both
 def test_texts_that_are_too_long_and_images_of_another_size_are_refused(kind):
     model, variables, batch = world(kind)
-    with pytest.raises(ValueError, match="texts of 12 tokens, and positions for 6; cut the texts"):
+    with pytest.raises(ValueError, match="texts of 12 tokens exceed the 6 positions; truncate the texts"):
         longer = {name: jnp.tile(batch[name], 2) for name in ("input_ids", "attention_mask")}
         model.apply(*variables, batch | longer, train=False, key=KEY)
     with pytest.raises(ValueError, match=r"images of \[8, 8, 1\], not \[12, 12, 1\]"):

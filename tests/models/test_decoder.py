@@ -107,7 +107,7 @@ def test_settings_that_the_network_does_not_have_are_refused(settings, problem):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"heads": 3, "kv_heads": 2}, "2 kv_heads do not divide 3 heads"),
+        ({"heads": 3, "kv_heads": 2}, "kv_heads=2 does not divide heads=3"),
         ({"head_size": 7}, "head_size must be even"),
         ({"depth": 0}, "must be positive"),
         ({"qkv_bias": True, "qk_norm": True}, "no architecture has both"),
@@ -120,7 +120,7 @@ def test_sizes_that_make_no_decoder_are_refused(change, problem):
 
 
 def test_more_tokens_than_positions_are_refused():
-    with pytest.raises(ValueError, match="33 tokens are more than the 32 positions"):
+    with pytest.raises(ValueError, match="33 tokens exceed the 32 positions"):
         read({"input_ids": tokens(1, 33, 64)})
 
 

@@ -11,7 +11,7 @@ from jaxdistill import nudged
 from jaxdistill.core import registry
 from jaxdistill.core.types import Outputs
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.models.derivatives import with_needed
+from jaxdistill.models.derivatives import with_gradients
 from jaxdistill.models.layers import pixels
 from jaxdistill.models.nnx import from_nnx
 
@@ -38,7 +38,7 @@ def test_gradients_with_respect_to_hidden_states_are_those_of_what_follows(examp
     model, batch, variables = world(example.spec, example.inputs)
     if "image" in batch:
         batch["image"] = (64 * batch["image"] + 128).astype(jnp.uint8)
-    plain, out = said(model, variables, batch), said(with_needed(model, INPUT | STATES), variables, batch)
+    plain, out = said(model, variables, batch), said(with_gradients(model, INPUT | STATES), variables, batch)
     assert_close((out.logits, out.hidden_states), (plain.logits, plain.hidden_states), rtol=1e-4, atol=1e-5)
     assert out.input_gradients.shape == (batch.get("image", out.hidden_states[0])).shape
     assert [x.shape for x in out.state_gradients] == [x.shape for x in out.hidden_states]
@@ -63,7 +63,7 @@ def test_gradients_with_respect_to_hidden_states_are_those_of_what_follows(examp
 def test_input_gradients_are_the_jacobian_times_one_direction_for_each_row():
     model, batch, variables = world(MLP)
     batch["mask"] = jnp.ones(8)
-    out = said(with_needed(model, INPUT), variables, batch)
+    out = said(with_gradients(model, INPUT), variables, batch)
     image = pixels(batch["image"], jnp.dtype("float32"))
     one = lambda x: model.apply(*variables, {"image": x[None]}, train=False, key=KEY)[0].logits[0]
     jacobian = jax.vmap(jax.jacrev(one))(image).reshape(8, 5, -1)
@@ -79,7 +79,7 @@ def test_input_gradients_are_the_jacobian_times_one_direction_for_each_row():
 def test_in_pieces_a_student_is_asked_along_the_same_directions_as_its_teacher():
     """A direction depends on the step's key and the row, not on the piece that the row is in."""
     model, batch, variables = world(VIT)
-    whole, pieces = (said(with_needed(model, INPUT | STATES, n), variables, batch, train=True) for n in (1, 2))
+    whole, pieces = (said(with_gradients(model, INPUT | STATES, n), variables, batch, train=True) for n in (1, 2))
     assert_close(pieces, whole, rtol=1e-4, atol=1e-6)
     assert np.abs(whole.input_gradients).max() > 1e-3
 
@@ -92,7 +92,7 @@ def test_pieces_save_memory_where_a_term_learns_from_gradients_too():
     params, state = jax.eval_shape(model.init, KEY, batch)
 
     def temporaries(pieces: int) -> int:
-        asked = with_needed(model, INPUT, pieces)
+        asked = with_gradients(model, INPUT, pieces)
         loss = lambda p: jnp.sum(asked.apply(p, state, batch, train=True, key=KEY)[0].input_gradients ** 2)
         return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
 
@@ -101,11 +101,11 @@ def test_pieces_save_memory_where_a_term_learns_from_gradients_too():
 
 def test_of_a_text_the_input_is_its_embedding_whatever_else_the_batch_holds():
     model, batch, variables = world(BERT, "text")
-    out = said(with_needed(model, INPUT), variables, batch)
+    out = said(with_gradients(model, INPUT), variables, batch)
     assert out.input_gradients.shape == out.hidden_states[0].shape
     real = np.asarray(batch["attention_mask"] * batch["mask"][:, None]) > 0
     assert not np.asarray(out.input_gradients)[~real].any() and np.asarray(out.input_gradients)[real].any()
-    beside = said(with_needed(model, INPUT), variables, batch | {"image": jnp.ones((8, 4, 4, 1))})
+    beside = said(with_gradients(model, INPUT), variables, batch | {"image": jnp.ones((8, 4, 4, 1))})
     assert_same(beside, out)
 
 
@@ -113,7 +113,7 @@ def test_of_a_text_the_input_is_its_embedding_whatever_else_the_batch_holds():
 def test_both_kinds_of_gradient_at_once_are_each_of_them_alone():
     """Of a text both are taken in the embedding."""
     model, batch, variables = world(BERT, "text")
-    both, inputs, states = (said(with_needed(model, n), variables, batch) for n in (INPUT | STATES, INPUT, STATES))
+    both, inputs, states = (said(with_gradients(model, n), variables, batch) for n in (INPUT | STATES, INPUT, STATES))
     assert_close(both.input_gradients, inputs.input_gradients)
     assert_close(both.state_gradients, states.state_gradients)
     assert all(np.asarray(x).any() for x in states.state_gradients)
@@ -124,7 +124,7 @@ def test_what_tokens_that_do_not_count_hold_changes_no_gradient_of_those_before_
     model, batch, variables = world(DECODER, "tokens")
     counts = batch["mask"] > 0
     other = batch | {"input_ids": jnp.where(counts, batch["input_ids"], (batch["input_ids"] + 1) % 5)}
-    asked = with_needed(model, INPUT | STATES)
+    asked = with_gradients(model, INPUT | STATES)
     found, changed = (said(asked, variables, rows) for rows in (batch, other))
     assert_close(changed.input_gradients, found.input_gradients)
     assert_close(changed.state_gradients, found.state_gradients)
@@ -134,15 +134,15 @@ def test_what_tokens_that_do_not_count_hold_changes_no_gradient_of_those_before_
 def test_padding_changes_no_gradient_where_a_model_normalises_by_its_batch():
     model, batch, variables = world("resnet(widths=(4, 8), blocks=1, classes=5)")
     other = batch | {"image": jnp.where(batch["mask"].reshape(-1, 1, 1, 1) > 0, batch["image"], 7.0)}
-    found, changed = (said(with_needed(model, INPUT), variables, rows, train=True) for rows in (batch, other))
+    found, changed = (said(with_gradients(model, INPUT), variables, rows, train=True) for rows in (batch, other))
     assert_close(changed.input_gradients, found.input_gradients)
 
 
 @pytest.mark.slow
 def test_gradients_of_a_bfloat16_model_are_those_of_the_float32_one_up_to_its_rounding():
     model, batch, variables = world(VIT)
-    whole = said(with_needed(model, INPUT | STATES), variables, batch)
-    halves = said(with_needed(in_dtype(model, "bfloat16"), INPUT | STATES), variables, batch)
+    whole = said(with_gradients(model, INPUT | STATES), variables, batch)
+    halves = said(with_gradients(in_dtype(model, "bfloat16"), INPUT | STATES), variables, batch)
     assert halves.logits.dtype == jnp.bfloat16
     for x, y in zip(
         (halves.input_gradients, *halves.state_gradients), (whole.input_gradients, *whole.state_gradients), strict=True
@@ -155,7 +155,7 @@ def test_gradients_of_a_bfloat16_model_are_those_of_the_float32_one_up_to_its_ro
 def test_what_a_term_needs_is_learned_from(needs):
     """The student's parameters have a gradient through its own gradients, and it is that of finite differences."""
     model, batch, variables = world(VIT)
-    wrapped = with_needed(model, needs)
+    wrapped = with_gradients(model, needs)
 
     def loss(params):
         out = wrapped.apply(params, variables[1], batch, train=True, key=KEY)[0]
@@ -168,7 +168,7 @@ def test_what_a_term_needs_is_learned_from(needs):
     moved = lambda size: jax.jit(loss)(jax.tree.map(lambda x, d: x + size * d, variables[0], along))
     expected = (moved(1e-3) - moved(-1e-3)) / 2e-3
     np.testing.assert_allclose(sum(jnp.vdot(slope[n], along[n]) for n in along), expected, rtol=2e-2)
-    assert with_needed(model, frozenset({"teacher"})) is model
+    assert with_gradients(model, frozenset({"teacher"})) is model
 
 
 class Own(nnx.Module):
@@ -189,23 +189,23 @@ def test_a_model_whose_hidden_states_have_no_gradient_is_refused():
     for nudge in (True, False):
         model = from_nnx(lambda rngs, batch, n=nudge: Own(rngs, n), lambda m, batch, train, key: m(batch))
         variables = jax.jit(model.init)(KEY, batch)
-        asked = with_needed(model, STATES)
+        asked = with_gradients(model, STATES)
         if nudge:
             assert np.asarray(said(asked, variables, batch).state_gradients[0]).any()
         else:
-            with pytest.raises(ValueError, match=r"reads no nudge/0.*jaxdistill\.nudged"):
+            with pytest.raises(ValueError, match=r"does not read nudge/0.*jaxdistill\.nudged"):
                 said(asked, variables, batch)
     call = lambda m, batch, train, key: Outputs(m(batch | {"image": batch["pixels"]}).logits)
     blind = from_nnx(lambda rngs, batch: Own(rngs, True), call)
-    with pytest.raises(ValueError, match="an image or an embedding"):
-        said(with_needed(blind, INPUT), variables, {"pixels": batch["image"], "mask": batch["mask"]})
+    with pytest.raises(ValueError, match="need an image or an embedding"):
+        said(with_gradients(blind, INPUT), variables, {"pixels": batch["image"], "mask": batch["mask"]})
 
 
 def test_a_label_that_is_no_class_makes_the_gradients_of_its_row_nan():
     """-1 would silently be the last class; where the row does not count, there is no gradient."""
     model, batch, variables = world(MLP)
     batch["label"] = jnp.asarray([-1, *batch["label"][1:-1], -1])
-    last = said(with_needed(model, STATES), variables, batch).state_gradients[-1]
+    last = said(with_gradients(model, STATES), variables, batch).state_gradients[-1]
     assert np.isnan(last[0]).all() and np.isfinite(last[1:]).all() and not np.asarray(last[-1]).any()
 
 
@@ -213,4 +213,4 @@ def test_gradients_of_the_task_need_its_label():
     model, batch, variables = world(MLP)
     del batch["label"]
     with pytest.raises(ValueError, match="need the field label; the batch has image, mask"):
-        said(with_needed(model, STATES), variables, batch)
+        said(with_gradients(model, STATES), variables, batch)

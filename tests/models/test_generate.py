@@ -11,7 +11,7 @@ from golden.weights import tokens
 
 from jaxdistill.core import registry
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.models.generate import draw, empty_cache, generate
+from jaxdistill.models.generate import empty_cache, generate, sample_tokens
 
 KEY = jax.random.key(0)
 TINY = "decoder(vocabulary=64, width=32, depth=2, heads=4, kv_heads=2, head_size=8, ffn=48"
@@ -127,7 +127,7 @@ LOGITS = jnp.log(jnp.asarray([0.5, 0.25, 0.15, 0.1]))
 )
 def test_draws_follow_the_distribution_that_the_settings_leave(settings, expected):
     settings = {"temperature": 1.0, "top_k": None, "top_p": 1.0} | settings
-    drawn = jax.jit(lambda x: draw(x, KEY, **settings))(jnp.tile(LOGITS, (4000, 1)))
+    drawn = jax.jit(lambda x: sample_tokens(x, KEY, **settings))(jnp.tile(LOGITS, (4000, 1)))
     share = np.bincount(drawn, minlength=4) / 4000
     assert_close(share, np.asarray(expected), rtol=0, atol=0.03)
     assert all(share[n] == 0 for n in range(4) if expected[n] == 0)
@@ -136,5 +136,5 @@ def test_draws_follow_the_distribution_that_the_settings_leave(settings, expecte
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
 def test_settings_that_draw_nothing_are_refused(wrong):
     model, params = built()
-    with pytest.raises(ValueError, match="steps and top_k are positive"):
+    with pytest.raises(ValueError, match="steps and top_k must be positive"):
         generate(model, params, tokens(1, 3, 64), np.array([3]), KEY, **({"steps": 2, "temperature": 1.0} | wrong))

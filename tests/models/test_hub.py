@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.hub_files import fingerprint
 from jaxdistill.core.types import Variables
-from jaxdistill.models.hub.family import Family, Rule, of_config
+from jaxdistill.models.hub.family import Family, Rule, family_name
 from jaxdistill.models.hub.locate import open_source
-from jaxdistill.models.hub.slice import averaged, blocks_of, chosen, cut, evenly
+from jaxdistill.models.hub.slice import average_neighbours, cut, heads_to_units, keep_evenly, keep_units
 from jaxdistill.models.hub.source import Safetensors
 from jaxdistill.models.hub.weights import dump, load, plan
 from jaxdistill.parallel.mesh import make_mesh
@@ -117,7 +117,7 @@ def test_a_head_for_other_classes_is_new_and_one_of_another_width_is_wrong(tmp_p
     assert load(source, planned, three).params.keys() == PARAMS.keys() - {"head/kernel"}
     assert not plan(source, counting, {"classes": 5}, shapes()).fresh
     with pytest.raises(
-        WeightsError, match=r"head.weight is \[4, 5\] in our order of axes, our head/kernel is \[4, 3\]"
+        WeightsError, match=r"head.weight is \[4, 5\] in the model's axis order, head/kernel is \[4, 3\]"
     ):
         plan(source, counting, {"classes": 5}, three)
     with pytest.raises(WeightsError, match=r"toy\.words\.weight is"):
@@ -159,7 +159,7 @@ def test_all_wrong_names_are_told_at_once(tmp_path):
     with pytest.raises(WeightsError) as error:
         read(folder(tmp_path, wrong))
     for said in (
-        r"toy\.layer\.1\.up\.weight is missing \(our blocks/1/up/kernel",
+        r"toy\.layer\.1\.up\.weight is missing \(for blocks/1/up/kernel",
         r"toy\.surplus \[2, 2\] is surplus",
         r"toy\.words\.weight is \[12, 5\]",
         r"running_mean is I32, not a float",
@@ -212,7 +212,7 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("/nowhere/at/all", "there is no folder"), ("./one", "no hub id"), ("word", "no hub id")],
+    [("/nowhere/at/all", "there is no folder"), ("./one", "not a hub id"), ("word", "not a hub id")],
 )
 def test_a_checkpoint_that_is_not_there(text, said):
     with pytest.raises(WeightsError, match=said):
@@ -231,8 +231,8 @@ def test_a_folder_without_config_or_weights(tmp_path):
 
 
 def test_an_unknown_architecture_lists_the_known_ones():
-    with pytest.raises(WeightsError, match=r"'rwkv', and none of ours\. Known: "):
-        of_config({"model_type": "rwkv"})
+    with pytest.raises(WeightsError, match=r"'rwkv' is not supported\. Known: "):
+        family_name({"model_type": "rwkv"})
 
 
 def test_a_student_of_some_layers(tmp_path):
@@ -245,7 +245,7 @@ def test_a_student_of_some_layers(tmp_path):
 
 def test_a_narrower_student_keeps_the_chosen_units_everywhere(tmp_path):
     few = PARAMS | {"blocks/0/up/kernel": (4, 2), "blocks/1/up/kernel": (4, 2), "stack/down/kernel": (2, 2, 4)}
-    found = read(folder(tmp_path), shapes(few), selections={"ffn": chosen((1, 6))})
+    found = read(folder(tmp_path), shapes(few), selections={"ffn": keep_units((1, 6))})
     np.testing.assert_array_equal(found.params["blocks/1/up/kernel"], FILE["toy.layer.1.up.weight"].T[:, [1, 6]])
     np.testing.assert_array_equal(found.params["stack/down/kernel"][0], FILE["toy.stacked.0.down.weight"].T[[1, 6]])
 
@@ -253,7 +253,7 @@ def test_a_narrower_student_keeps_the_chosen_units_everywhere(tmp_path):
 def test_averaging_units_that_agree_keeps_the_function():
     draw = np.random.default_rng(1)
     up, down = draw.normal(size=(3, 4)).repeat(2, axis=1), draw.normal(size=(8, 5))
-    halves = {"ffn": averaged(8, 4)}
+    halves = {"ffn": average_neighbours(8, 4)}
     small_up = cut(up, Rule("", "", "linear", ("width", "ffn")), halves)
     small_down = cut(down, Rule("", "", "linear", ("ffn", "width")), halves)
     x = draw.normal(size=(7, 3))
@@ -264,22 +264,22 @@ def test_removing_a_unit_that_nobody_reads_changes_nothing():
     draw = np.random.default_rng(2)
     up, down = draw.normal(size=(3, 4)), draw.normal(size=(4, 5))
     down[2] = 0
-    kept = {"ffn": chosen((0, 1, 3))}
+    kept = {"ffn": keep_units((0, 1, 3))}
     small = [cut(a, Rule("", "", "linear", axes), kept) for a, axes in ((up, ("", "ffn")), (down, ("ffn", "")))]
     x = draw.normal(size=(7, 3))
     np.testing.assert_allclose(np.tanh(x @ small[0]) @ small[1], np.tanh(x @ up) @ down, rtol=1e-12)
 
 
 def test_selections():
-    assert evenly(12, 3) == ((0,), (4,), (8,))
-    assert averaged(4, 2) == ((0, 1), (2, 3))
-    assert blocks_of(((1,),), 3) == ((3,), (4,), (5,))
-    for wrong in (lambda: evenly(3, 4), lambda: averaged(4, 3), lambda: evenly(3, 0)):
+    assert keep_evenly(12, 3) == ((0,), (4,), (8,))
+    assert average_neighbours(4, 2) == ((0, 1), (2, 3))
+    assert heads_to_units(((1,),), 3) == ((3,), (4,), (5,))
+    for wrong in (lambda: keep_evenly(3, 4), lambda: average_neighbours(4, 3), lambda: keep_evenly(3, 0)):
         with pytest.raises(ValueError, match=r"units"):
             wrong()
 
 
 def test_averaged_inputs_of_a_convolution_are_added_up():
     k = np.random.default_rng(3).normal(size=(3, 3, 4, 5))
-    small = cut(k, Rule("", "", "conv", ("", "", "width", "")), {"width": averaged(4, 2)})
+    small = cut(k, Rule("", "", "conv", ("", "", "width", "")), {"width": average_neighbours(4, 2)})
     np.testing.assert_allclose(small, k[:, :, ::2] + k[:, :, 1::2], rtol=1e-12)

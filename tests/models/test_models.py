@@ -16,7 +16,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Factored, Model, Outputs
-from jaxdistill.models.combinators import in_dtype, microbatched, relabelled
+from jaxdistill.models.combinators import in_dtype, microbatched, remap_classes
 from jaxdistill.models.layers import BatchNorm, dropout, pixels
 from jaxdistill.models.nnx import from_nnx
 
@@ -346,11 +346,11 @@ def test_attentions_are_distributions_over_patches():
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        ("mlp(widths=(), classes=5)", "at least one positive width"),
-        ("mlp(widths=(0,), classes=5)", "at least one positive width"),
+        ("mlp(widths=(), classes=5)", "widths must have at least one entry, all positive"),
+        ("mlp(widths=(0,), classes=5)", "widths must have at least one entry, all positive"),
         ("resnet(widths=(), blocks=1, classes=5)", "must be positive"),
         ("resnet(widths=(4,), blocks=0, classes=5)", "must be positive"),
-        ("vit(patch=4, width=9, depth=2, heads=2, classes=5)", "2 heads do not divide a width of 9"),
+        ("vit(patch=4, width=9, depth=2, heads=2, classes=5)", "heads=2 does not divide width=9"),
     ],
 )
 def test_sizes_that_make_no_model_are_refused(spec, problem):
@@ -360,7 +360,7 @@ def test_sizes_that_make_no_model_are_refused(spec, problem):
 
 def test_a_patch_that_does_not_divide_the_image_is_refused():
     model = registry.models.build("vit(patch=3, width=8, depth=1, heads=2, classes=5)", "")
-    with pytest.raises(ValueError, match="patch of 3 does not divide an image of 8 x 8"):
+    with pytest.raises(ValueError, match="patch=3 does not divide an image of 8 x 8"):
         model.init(KEY, batch())
 
 
@@ -438,10 +438,10 @@ def test_a_teacher_of_other_classes_speaks_of_ours(spec):
     model, params, state = built(spec)
     rows = batch(INPUTS[spec])
     say = lambda model: model.apply(params, state, rows, train=False, key=KEY)[0].logits
-    theirs, ours = say(model), say(relabelled(model, (2, 4, -1)))
+    theirs, ours = say(model), say(remap_classes(model, (2, 4, -1)))
     assert type(ours) is type(theirs)
     dense = lambda logits: np.asarray(logits.dense() if isinstance(logits, Factored) else logits)
     assert_close(dense(ours)[..., :2], dense(theirs)[..., [2, 4]])
     assert (dense(ours)[..., 2] == -np.inf).all()
-    with pytest.raises(ValueError, match="classes names 5, and it has the classes 0 to 4"):
-        say(relabelled(model, (5, 0)))
+    with pytest.raises(ValueError, match="classes names class 5, but the model has only classes 0 to 4"):
+        say(remap_classes(model, (5, 0)))

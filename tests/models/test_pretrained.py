@@ -18,7 +18,7 @@ from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Variables
 from jaxdistill.models.hub.locate import open_source
-from jaxdistill.models.pretrained import form_of
+from jaxdistill.models.pretrained import architecture_of
 from jaxdistill.run.distill import check
 
 REFERENCE = parity.reference("bert_classifier")  # 3 classes
@@ -151,7 +151,7 @@ def test_a_new_head_is_trained_here_on_top_of_what_was_loaded(folder, tmp_path):
 def test_layers_are_chosen_by_number_or_place(folder, layers, numbers):
     source = open_source(str(folder))
     source.config = source.config | {"num_hidden_layers": 6}
-    form = form_of(source, layers, (), "", {})
+    form = architecture_of(source, layers, (), "", {})
     assert form.layers == numbers and form.arguments["depth"] == len(numbers)
 
 
@@ -159,15 +159,15 @@ def test_layers_are_chosen_by_number_or_place(folder, layers, numbers):
     ("model", "said"),
     [
         ("pretrained('/no/such/folder')", r"student\.model: pretrained: there is no folder"),
-        ("pretrained(FOLDER, layers=(7,))", r"there is no layer 7; .* has 0 to 1"),
-        ("pretrained(FOLDER, layers=('last', 3))", r"3 layers cannot be chosen; .* has 2"),
+        ("pretrained(FOLDER, layers=(7,))", r"there is no layer 7; .* has layers 0 to 1"),
+        ("pretrained(FOLDER, layers=('last', 3))", r"3 layers cannot be selected; .* has 2"),
         ("pretrained(FOLDER, cut=(('ffn', 'evenly', 99),))", r"99 of \d+ units cannot be kept"),
         ("pretrained(FOLDER, cut=(('depth', 'evenly', 1),))", r"axes: width, ffn, heads"),
         (
             "pretrained(FOLDER, hheads=3)",
             r"student\.model: model 'bert' has no argument 'hheads'. Did you mean",
         ),
-        ("pretrained(FOLDER, ffn=17)", r"does not fit: .*intermediate.* is \[32, \d+\] in our order"),
+        ("pretrained(FOLDER, ffn=17)", r"does not fit the model: .*intermediate.* is \[32, \d+\] in the model's"),
     ],
 )
 def test_mistakes_are_told_before_anything_compiles(folder, tmp_path, model, said):

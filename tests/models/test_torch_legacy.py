@@ -88,10 +88,10 @@ def test_tensors_are_read_whole_and_in_parts(tmp_path):
 @pytest.mark.parametrize(
     ("function", "args", "said"),
     [
-        (("os", "system"), ("touch pwned",), "asks for os.system"),
-        (("posix", "system"), ("touch pwned",), "asks for posix.system"),
-        (("builtins", "eval"), ("open('pwned', 'w')",), "asks for builtins.eval"),
-        (("torch._utils", "_rebuild_parameter"), (), "asks for torch._utils._rebuild_parameter"),
+        (("os", "system"), ("touch pwned",), "refers to os.system"),
+        (("posix", "system"), ("touch pwned",), "refers to posix.system"),
+        (("builtins", "eval"), ("open('pwned', 'w')",), "refers to builtins.eval"),
+        (("torch._utils", "_rebuild_parameter"), (), "refers to torch._utils._rebuild_parameter"),
     ],
 )
 @pytest.mark.parametrize("place", ["content", "magic"])
@@ -101,7 +101,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_not_run(tmp_path, monk
     path = write(
         tmp_path / "w.pth", **({"content": {"a": evil}} if place == "content" else {"content": {}, place: evil})
     )
-    with pytest.raises(WeightsError, match=f"w.pth is refused: it {said}"):
+    with pytest.raises(WeightsError, match=f"w.pth is rejected: it {said}"):
         convert(path, tmp_path / "out", CONFIG)
     assert os.listdir(tmp_path) == ["w.pth"]
 
@@ -135,9 +135,9 @@ def test_a_truncated_file_is_an_error(tmp_path, kept):
         (holding(a=tensor(), b=tensor(size=10**9, shape=(10**8,), strides=(1,))), "storage 0 is truncated"),
         (holding(a=tensor(), b=tensor(kind="LongStorage")), "storage 0 is truncated"),
         (holding(a=tensor(key="1")), "damaged"),
-        (holding(a=tensor(kind="ByteStorage")), "asks for torch.ByteStorage"),
-        ({"state_dict": holding(a=tensor())}, "something else than a dictionary of tensors"),
-        ([1, 2], "something else than a dictionary of tensors"),
+        (holding(a=tensor(kind="ByteStorage")), "refers to torch.ByteStorage"),
+        ({"state_dict": holding(a=tensor())}, "something other than a dictionary of tensors"),
+        ([1, 2], "something other than a dictionary of tensors"),
     ],
 )
 def test_what_does_not_add_up_is_refused(tmp_path, content, said):
@@ -149,7 +149,7 @@ def test_another_file_is_named_as_such(tmp_path):
     with pytest.raises(WeightsError, match=r"is it a zip of PyTorch 1\.6"):
         LegacyTorch(write(tmp_path / "w.pth", {}, magic=1), CONFIG)
     (tmp_path / "z.pth").write_bytes(b"PK\x03\x04" + bytes(100))
-    with pytest.raises(WeightsError, match="no legacy file of PyTorch, or damaged"):
+    with pytest.raises(WeightsError, match="not a legacy PyTorch file, or is damaged"):
         LegacyTorch(tmp_path / "z.pth", CONFIG)
 
 
@@ -170,5 +170,5 @@ def test_the_one_file_of_a_wheel_is_found(tmp_path, monkeypatch):
     torch_legacy.main()
     np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["a"], VALUES.reshape(3, 4))
     write(kept / "v.pth", holding(a=tensor()))
-    with pytest.raises(SystemExit, match=r"error: weights==1\.0 holds 2 files that end in \.pth; name one by its path"):
+    with pytest.raises(SystemExit, match=r"error: weights==1\.0 has 2 files that end in \.pth; pass the path of one"):
         torch_legacy.main()

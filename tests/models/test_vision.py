@@ -51,7 +51,7 @@ def test_what_is_loaded_is_written_as_it_was(name, folder):
 @every_reference
 def test_a_config_and_the_arguments_say_the_same(name):
     config = parity.reference(name).config
-    family = families[parity.hub_family.of_config(config)]
+    family = families[parity.hub_family.family_name(config)]
     arguments = family.arguments(config)
     again = json.loads(json.dumps(family.config(arguments)))
     assert family.arguments(again) == arguments
@@ -90,15 +90,18 @@ def test_attentions_are_returned_where_they_are_asked_for(name, folder):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "vit", "hidden_act": "mish"}, "hidden_act='mish': this network knows 'gelu'"),
-        ({"model_type": "deit", "image_size": [224, 192]}, r"image_size=\[224, 192\]: this network knows squares"),
-        ({"model_type": "resnet", "hidden_act": "gelu"}, "hidden_act='gelu': this network knows 'relu'"),
-        ({"model_type": "resnet", "layer_type": "wide"}, "layer_type='wide': this network knows 'basic', 'bottleneck'"),
+        ({"model_type": "vit", "hidden_act": "mish"}, "hidden_act='mish': this model supports 'gelu'"),
+        ({"model_type": "deit", "image_size": [224, 192]}, r"image_size=\[224, 192\]: this model supports squares"),
+        ({"model_type": "resnet", "hidden_act": "gelu"}, "hidden_act='gelu': this model supports 'relu'"),
+        (
+            {"model_type": "resnet", "layer_type": "wide"},
+            "layer_type='wide': this model supports 'basic', 'bottleneck'",
+        ),
     ],
 )
 def test_settings_that_a_network_does_not_have_are_refused(config, said):
     with pytest.raises(ValueError, match=said):
-        families[parity.hub_family.of_config(config)].arguments(config)
+        families[parity.hub_family.family_name(config)].arguments(config)
 
 
 # Vision transformers
@@ -108,7 +111,7 @@ def test_a_transformer_with_the_mean_over_patches_is_ours_alone_and_comes_back()
     vit = families["vit"]
     arguments = {"patch": 4, "width": 8, "depth": 2, "heads": 2, "classes": 5}
     config = json.loads(json.dumps(vit.config(arguments)))
-    assert config["model_type"] == "jaxdistill_vit" and parity.hub_family.of_config(config) == "vit"
+    assert config["model_type"] == "jaxdistill_vit" and parity.hub_family.family_name(config) == "vit"
     again = vit.arguments(config)
     assert again["pool"] == "mean" and again["ffn"] == 32 and again["image"] is None
     assert {name: again[name] for name in arguments} == arguments
@@ -117,10 +120,10 @@ def test_a_transformer_with_the_mean_over_patches_is_ours_alone_and_comes_back()
 @pytest.mark.parametrize(
     ("sizes", "rows", "said"),
     [
-        ({"pool": "token"}, (8, 8, 1), r"needs its sizes: image=224, channels=3"),
+        ({"pool": "token"}, (8, 8, 1), r"needs the sizes of the images; set, for example, image=224, channels=3"),
         ({"pool": "token", "image": 8, "channels": 3}, (8, 8, 1), r"images of \[8, 8, 3\], not \[8, 8, 1\]; resize"),
         ({"image": 16}, (8, 8, 1), r"images of \[16, 16, 1\], not \[8, 8, 1\]; resize"),
-        ({"heads": 3}, (8, 8, 1), "3 heads do not divide a width of 8"),
+        ({"heads": 3}, (8, 8, 1), "heads=3 does not divide width=8"),
     ],
 )
 def test_images_that_do_not_fit_a_transformer_are_refused(sizes, rows, said):
@@ -152,5 +155,5 @@ def test_sizes_and_images_that_do_not_fit_are_refused():
     factory = families["efficientnet_lite"].factory
     with pytest.raises(ValueError, match="at least one stage"):
         factory(stages=())
-    with pytest.raises(ValueError, match="images have 1 channels, not 3"):
+    with pytest.raises(ValueError, match="images have 1 channels, but the model has channels=3"):
         factory(channels=3).init(parity.KEY, {"image": images(1, 32, channels=1), "mask": np.ones(1)})

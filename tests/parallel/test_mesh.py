@@ -20,7 +20,7 @@ from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.evaluation.evaluator import evaluator
-from jaxdistill.models.derivatives import with_needed
+from jaxdistill.models.derivatives import with_gradients
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
@@ -94,7 +94,7 @@ def parts(case: Case):
     family = case.family
     further = {name: Weighted(registry.losses.build(name, ""), 0.5) for name in case.terms}
     needs = frozenset[str]().union(*(weighted.term.needs for weighted in further.values()))
-    model = lambda name: with_needed(registry.models.build(FAMILIES.get(name, THIN), ""), needs)
+    model = lambda name: with_gradients(registry.models.build(FAMILIES.get(name, THIN), ""), needs)
     student, teachers = model(family), tuple(map(model, case.teachers))
     terms = further | {
         "kd": Weighted(registry.losses.build("kd(temperature=3.0)", "")._replace(stream=case.stream)),

@@ -62,14 +62,14 @@ MISTAKES = {
     "a quiz on what was learned": (
         ["step=meta()", "streams.quiz.split=train"],
         "streams.quiz.split",
-        "'train' has records of data.train='train'",
+        "'train' shares records with data.train='train'",
         "streams.quiz.split='train[90%:]'",
     ),
     "a quiz on what is judged": (
         ["step=pseudo_labels()", "streams.quiz.split=test"],
         "streams.quiz.split",
-        "'test' has records of data.test='test'",
-        "Choose others",
+        "'test' shares records with data.test='test'",
+        "Choose other records",
     ),
     "a stream of nothing": (
         ["step=tuned_teacher()", "streams.quiz.split="],
@@ -83,7 +83,7 @@ MISTAKES = {
         "inner_steps=5",
         "does not divide a batch of 32 rows",
     ),
-    "nothing that learns": (["step=meta(learns=())"], "step", "got learns=()", "learns names something"),
+    "nothing that learns": (["step=meta(learns=())"], "step", "got learns=()", "learns must not be empty"),
     "an unknown role": (["roles.term.rate=0.1"], "roles.term", "'term'", "Did you mean 'terms'?"),
     "a misspelt argument": (
         ["objective.kd.term=kd(temprature=2)"],
@@ -173,7 +173,7 @@ MISTAKES = {
         "neither a checkpoint nor steps",
         "teachers.big.checkpoint",
     ),
-    "a buffer that holds nothing": (["step=replay(size=0)"], "step", "size is 1 or more", "got 0"),
+    "a buffer that holds nothing": (["step=replay(size=0)"], "step", "size must be at least 1", "got 0"),
     "a task of nothing": (
         ["data.order=tasks(groups=((0, 1), ()), steps=5)"],
         "data.order",
@@ -189,38 +189,38 @@ MISTAKES = {
     "tasks by a field that is not there": (
         ["data.order=tasks(groups=((0,), (1,)), steps=5, field='domain')"],
         "data.order",
-        "no whole number 'domain'",
+        "no integer field 'domain'",
         "Choose one of label",
     ),
     "an average of another network": (
         ["step=averaged()", "teachers.big.steps=0"],
         "step",
-        "the student's own network",
-        "give it the model of the student",
+        "must have the student's model",
+        "set its model to student.model",
     ),
     "a map for a teacher that learns the data's classes": (
         ["teachers.big.classes=(1, 0, 3, 2)"],
         "teachers.big.classes",
-        "it is trained here",
+        "this run trains the teacher",
         "Leave it out",
     ),
     "a share above 1": (
         ["student.model=mlp(widths=(8, 8), classes=4, dropout=1.5)"],
         "student.model",
         "got 1.5",
-        "dropout is a share, from 0 to below 1",
+        "dropout must be at least 0 and below 1",
     ),
-    "no model": (["student.model="], "student.model", "no model is named", "Known: bert, "),
+    "no model": (["student.model="], "student.model", "no model is set", "Known: bert, "),
     "a batch that does not divide by the mesh": (
         ["mesh.data=8", "batch_size=36"],
         "batch_size",
-        "36 rows do not divide by 8",
+        "36 rows are not divisible by 8",
         "choose a multiple of 8",
     ),
     "an evaluation batch that does not": (
         ["mesh.data=4", "mesh.fsdp=2", "evaluate.batch_size=30"],
         "evaluate.batch_size",
-        "30 rows do not divide by 8",
+        "30 rows are not divisible by 8",
         "choose a multiple of 8",
     ),
     "pieces that do not divide the batch": (["accumulate=5"], "batch_size", "32 rows", "choose a multiple of 5"),
@@ -228,19 +228,19 @@ MISTAKES = {
     "a sub-mesh that leaves no device": (
         ["teachers.big.placement=submesh(devices=8)"],
         "teachers.big.placement",
-        "8 devices of 8 leave none for the student",
+        "8 of 8 free devices leave none for the student",
         "Lower devices",
     ),
     "a sub-mesh beside which the mesh has no room": (
         ["teachers.big.placement=submesh(devices=4)", "mesh.data=8"],
         "mesh",
         "needs 8 devices, there are 4",
-        "4 of 8 are teachers' own",
+        "4 of 8 are reserved for teachers",
     ),
     "a sub-mesh over which rows do not divide": (
         ["teachers.big.placement=submesh(devices=3)"],
         "batch_size",
-        "32 rows do not divide by 3 (teachers.big.placement)",
+        "32 rows are not divisible by 3 (teachers.big.placement)",
         "choose a multiple of 3",
     ),
     "a sub-mesh of nothing": (
@@ -270,7 +270,7 @@ MISTAKES = {
     "a sub-mesh for the only teacher that learns": (
         ["teachers.big.placement=submesh(devices=1)", "step=tuned_teacher()", "streams.quiz.split=extra"],
         "step",
-        "no teacher has parameters that could learn",
+        "no teacher has parameters to train",
         "neither cached nor on a sub-mesh",
     ),
     "a sub-mesh for one of those that learn": (
@@ -289,8 +289,8 @@ MISTAKES = {
     "a layer that a sub-mesh does not send": (
         ["teachers.big.placement=submesh(devices=1, layers=(0,))", "objective.kd.term=hidden(layers='last')"],
         "objective.kd",
-        "layers [1] of the teacher are not sent",
-        "its cache or placement names [0]",
+        "the teacher's outputs lack layers [1]",
+        "its cache or placement lists [0]",
     ),
     "a layer that a teacher apart has not": (
         ["teachers.big.placement=submesh(devices=1, layers=(2,))"],
@@ -301,7 +301,7 @@ MISTAKES = {
     "a gradient that a sub-mesh does not send": (
         ["teachers.big.placement=submesh(devices=1)", "objective.jacobian.weight=1"],
         "objective.jacobian",
-        "no batch brings them",
+        "a teacher on a sub-mesh has none",
         "Remove teachers.big.placement",
     ),
     "a mesh that pmap has not": (["mesh.backend=pmap", "mesh.fsdp=2"], "mesh", "pmap", "set fsdp=1 and tensor=1"),
@@ -317,7 +317,7 @@ MISTAKES = {
         ["teachers.big.checkpoint=/no/run@best"],
         "teachers.big.checkpoint",
         "there is no finished checkpoint in /no/run/checkpoints",
-        "Give the folder of a run",
+        "Set it to the folder of a run",
     ),
     "neither a checkpoint nor steps": (
         ["teachers.big.steps=0"],
@@ -363,7 +363,12 @@ MISTAKES = {
     "a stream that nothing reads": (["streams.spare.split=train"], "streams.spare", "nothing reads it", "leave it out"),
     "pieces of a head that is multiplied out": (["chunks=2"], "chunks", "2 chunks", "leave chunks at 1"),
     "a rate that climbs": (["rate=-0.1"], "rate", "-0.1", "a learning rate is 0 or more"),
-    "a name that is no name": (["teachers.3rd.model=mlp()"], "teachers", "'3rd' names an entry", "a letter first"),
+    "a name that is no name": (
+        ["teachers.3rd.model=mlp()"],
+        "teachers",
+        "'3rd' is not a valid entry name",
+        "with a letter or _ first",
+    ),
     "a spec string that runs code without a call": (
         ["student.model=mlp(widths=[open('pwned', 'w') for _ in (1,)], classes=4)"],
         "student.model",
@@ -408,7 +413,7 @@ def test_a_mistake_is_one_message_with_path_value_and_cure(mistake, tmp_path, mo
 @pytest.mark.parametrize("word", ["--config.steps", "steps=3", "--steps=3", "--verbose"])
 def test_a_word_that_is_no_change_is_shown_how_changes_are_written(word, tmp_path, capsys):
     message = refused(capsys, tmp_path / "run", word)
-    assert message.startswith(f"{word}: unknown word")
+    assert message.startswith(f"{word}: unknown argument")
     assert "--config.a.b=value" in message
 
 
@@ -453,7 +458,7 @@ def test_names_are_judged_before_any_data_are_made(change, tmp_path, monkeypatch
     ("change", "said"),
     [
         ("model=mlp(widths=(16,), classes=7)", "has 7 classes, 4 are needed; set classes=4, or map them by"),
-        ("classes=(1, 0)", "(1, 0) maps 2 classes, 4 are needed. Give a number of the teacher's for each class"),
+        ("classes=(1, 0)", "(1, 0) maps 2 classes, 4 are needed. For each class of the student give its number"),
     ],
 )
 def test_a_teacher_of_other_classes_needs_a_whole_map(change, said, tmp_path, monkeypatch, capsys):
@@ -472,7 +477,7 @@ def test_a_mistake_inside_a_config_file_has_its_path(tmp_path, capsys):
 
 def test_a_config_file_that_is_not_there_is_named(tmp_path, capsys):
     message = refused(capsys, tmp_path / "run", source=tmp_path / "none.py")
-    assert message.startswith(f"--config: '{tmp_path / 'none.py'}' is no file")
+    assert message.startswith(f"--config: '{tmp_path / 'none.py'}' does not exist")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": 3}', '{"config": {"steps": "many"}}'])
@@ -500,7 +505,7 @@ def test_no_teacher_where_one_is_needed(tmp_path, capsys):
 
 def test_an_empty_objective(tmp_path, capsys):
     message = refused(capsys, tmp_path / "run", source=written(tmp_path, objective={}))
-    assert message.startswith("objective: no terms. Name at least one; losses: ")
+    assert message.startswith("objective: has no terms. Add at least one; known losses: ")
 
 
 def test_a_workdir_that_is_a_file(tmp_path, capsys):
@@ -532,7 +537,7 @@ def test_a_checkpoint_of_another_model_names_its_arrays(teacher, tmp_path, capsy
     message = refused(capsys, tmp_path / "run", f"--config.teachers.big.checkpoint={teacher}", other)
     assert message.startswith(f"teachers.big.checkpoint: '{teacher}': the checkpoint belongs to another model: ")
     assert "params/student/layers/1/kernel is [16, 16] float32, needed [16, 12] float32" in message
-    assert "Give the folder of a run" in message
+    assert "Set it to the folder of a run" in message
 
 
 def test_a_step_that_a_checkpoint_has_not(teacher, tmp_path, capsys):
@@ -547,7 +552,7 @@ def test_an_unreadable_checkpoint_names_the_file(damage, teacher, tmp_path, caps
     file = runs.damage(folder / "checkpoints" / "steps" / "7", damage)
     message = refused(capsys, tmp_path / "run", f"--config.teachers.big.checkpoint={folder}")
     assert message.startswith(f"teachers.big.checkpoint: '{folder}': the checkpoint of step 7 is damaged: {file} ")
-    assert "Give the folder of a run" in message
+    assert "Set it to the folder of a run" in message
 
 
 @pytest.fixture
@@ -573,7 +578,7 @@ def test_a_workdir_of_another_config(change, expected, begun, capsys):
     message = refused(capsys, begun, *words)
     assert message.startswith(f"--workdir: {str(begun)!r} belongs to another config (")
     assert expected in message
-    assert f"Choose another --workdir, or go on with --config {begun}/config.json" in message
+    assert f"Choose another --workdir, or resume that run with --config {begun}/config.json" in message
 
 
 @pytest.mark.parametrize("change", ["steps=80", "logging.every=7", "mesh.data=8"])
@@ -585,7 +590,9 @@ def test_a_workdir_may_be_resumed_with_other_steps_logging_and_mesh(change, begu
 def test_fewer_steps_than_a_workdir_has_reached(begun, teacher, capsys):
     shutil.copytree(teacher, begun / "student")
     message = refused(capsys, begun, "--config.steps=6")
-    assert message.startswith(f"steps: 6 are fewer than the 7 of {begun / 'student'}. Choose another --workdir")
+    assert message.startswith(
+        f"steps: 6 steps are fewer than the 7 of the checkpoint in {begun / 'student'}. Choose another --workdir"
+    )
 
 
 @pytest.mark.parametrize("mistake", ["an unknown key", "an unknown term", "a layer that does not exist"])

@@ -81,17 +81,17 @@ MISTAKES = {
     ),
     "a context longer than the positions": (
         lambda config: {"student": {"model": DECODER.format(9, 8, 12)}},
-        "student.model: 16 tokens are more than the 12 positions",
-        "cut them",
+        "student.model: 16 tokens exceed the 12 positions",
+        "truncate them",
     ),
     "pieces that do not divide the context": (
         lambda config: {"chunks": 5},
-        "chunks: 5 do not divide 16 tokens",
+        "chunks: 5 does not divide 16 tokens",
         "Choose a divisor",
     ),
     "a kernel for a head in one piece": (
         lambda config: {"kernels": "pallas"},
-        "kernels: 'pallas' is for the chunks of a factored head",
+        "kernels: 'pallas' computes the loss terms of chunks, and chunks=1",
         "Set chunks",
     ),
     "a kernel for few classes": (
@@ -116,7 +116,7 @@ MISTAKES = {
     ),
     "nobody reads the samples": (
         lambda config: {"step": "on_policy(prompt=4)"},
-        "step: on_policy: no term reads what the student writes",
+        "step: on_policy: no term reads the generated samples",
         "objective.NAME.stream='samples'",
     ),
     "nobody writes samples": (
@@ -126,8 +126,8 @@ MISTAKES = {
     ),
     "a prompt without room": (
         lambda config: {"objective": SAMPLES, "step": "on_policy(prompt=17)"},
-        "step: prompt=17 leaves nothing to write of 16 tokens",
-        "choose fewer",
+        "step: prompt=17 is longer than the rows of 16 tokens",
+        "choose a shorter prompt",
     ),
     "samples that a cache shall judge": (
         lambda config: {
@@ -135,7 +135,7 @@ MISTAKES = {
             "step": "on_policy(prompt=4)",
             "teachers": teacher(config, cache="outputs(folder='CACHE')"),
         },
-        "teachers.big.cache: 'on_policy(prompt=4)' makes records of its own",
+        "teachers.big.cache: 'on_policy(prompt=4)' generates records",
         "Leave it out",
     ),
 }

@@ -20,12 +20,12 @@ from jaxdistill.models import pretrained
 from jaxdistill.models.hub import locate
 from jaxdistill.run.commands import cache, sweep, train, vocabulary
 from jaxdistill.run.commands import plan as planning
-from jaxdistill.run.config import changes, override
+from jaxdistill.run.config import override, parse_changes
 from jaxdistill.run.config_files import load
 from jaxdistill.run.plan import ahead, topology
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.rules import text
-from jaxdistill.teachers.cache import keep_of
+from jaxdistill.teachers.cache import parse_encoding
 
 CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))
 MINILM = json.loads("""{"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
@@ -75,12 +75,12 @@ def world(tmp_path, monkeypatch):
     def opened(text):
         shipped = runs.ROOT / text / "config.json"
         known = json.loads(shipped.read_text()) if shipped.is_file() else None
-        return locate.Shape(text, known or next(WORLD[part] for part in WORLD if part in text.lower()))
+        return locate.CheckpointConfig(text, known or next(WORLD[part] for part in WORLD if part in text.lower()))
 
     folder = spelt.written(tmp_path)["few"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pretrained, "open_shape", opened)
-    monkeypatch.setattr(tokenizer, "path_of", lambda text: folder)
+    monkeypatch.setattr(pretrained, "open_config", opened)
+    monkeypatch.setattr(tokenizer, "checkpoint_path", lambda text: folder)
     for name, size in VOCABULARIES.items():
         Path(name).mkdir(parents=True)
         Path(name, "vocabulary.json").write_text(json.dumps({"ids": [0, 1, 2], "size": size}))
@@ -106,12 +106,12 @@ def left_by_a_command(folder, which):
 def test_a_preset_is_sound(preset, world):
     config = load(preset)
     assert config.title
-    _ = resolve(config, jax.devices()[:1]).planned
+    _ = resolve(config, jax.devices()[:1]).definitions
     for stream in {"quiz", "calibration"} & set(config.streams):
         split = config.streams[stream].split
         assert not share_records(split, config.data.train, lambda split: 1000), f"{stream}: seen by the student"
     for name, teacher in config.teachers.items():
-        assert teacher.cache == "" or keep_of(teacher.cache, name).folder
+        assert teacher.cache == "" or parse_encoding(teacher.cache, name).folder
 
 
 PLAN = ahead.Plan({}, 1, {}, 0, None, ahead.Flops(0.0, 0), {}, "")
@@ -148,7 +148,7 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
     if module == "jaxdistill.main" and command == "train":
         known, more = train.parser().parse_known_args(rest)
         if not known.config.startswith("runs/"):  # a config that an earlier command has left
-            override(load(known.config), changes(more))
+            override(load(known.config), parse_changes(more))
     elif module == "jaxdistill.main" and command == "plan":
         assert planning.run(rest) == 0
         assert taken

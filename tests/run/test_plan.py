@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Variables
 from jaxdistill.evaluation.flops import flops
-from jaxdistill.parallel.compile import rows_on, taken
+from jaxdistill.parallel.compile import local_shard, rows_on
 from jaxdistill.parallel.mesh import AXES, make_mesh
 from jaxdistill.run.commands import plan as command
 from jaxdistill.run.config import make, override
@@ -89,7 +89,7 @@ def decoder(**changes):
 
 
 def step_of(config, devices=8):
-    engine, *_ = ahead.prepared(config, topology.find(f"cpu:{devices}", 1))
+    engine, *_ = ahead.prepare(config, topology.find(f"cpu:{devices}", 1))
     return engine.traced()
 
 
@@ -218,7 +218,7 @@ def test_a_plan_holds_what_a_run_holds(planned, monkeypatch):
         return self.place(Variables(*self.network.init(jax.random.key(0), zeros)))
 
     monkeypatch.setattr(Teacher, "abstract", real)
-    engine, frozen, *_ = ahead.prepared(decoder(), found)
+    engine, frozen, *_ = ahead.prepare(decoder(), found)
     ids = np.zeros((8, 16), np.int32)
     rows = {"input_ids": ids, "label": ids, "mask": np.ones((8, 16), np.float32), "index": np.zeros(8, np.int32)}
     ts = engine.init(jax.random.key(0), engine.put({"train": rows}))
@@ -289,7 +289,7 @@ def test_a_plan_is_told_and_written(_drawn, tmp_path, capsys):
     words = ["--topology", "cpu:8", "--json", str(tmp_path / "plan.json"), "--config.mesh.data=-1"]
     assert command.run(["--config", str(runs.TINY), *words]) == 0
     said = capsys.readouterr().out
-    assert "8 chips, data 8 x fsdp 1 x tensor 1; 32 tokens (or rows) a step" in said
+    assert "8 chips, data 8 x fsdp 1 x tensor 1; 32 tokens (or rows) per step" in said
     assert "fits: " in said and "all-reduce" in said and "teacher big" in said
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["fits"] is True and all(name in said for name in plan["held"])
@@ -305,20 +305,20 @@ def test_what_fits_is_the_sum_of_what_is_held_and_of_temporaries(planned):
 def test_a_teacher_is_laid_out_by_a_table_of_its_own(planned):
     plan, found = planned
     rules = {"large": {**decoder().teachers.large.to_dict(), "rules": ((".*", ()),)}}
-    _, (large,), *_ = ahead.prepared(decoder(teachers=rules), found)
+    _, (large,), *_ = ahead.prepare(decoder(teachers=rules), found)
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(large))
-    assert ahead.share(large) == whole > 2 * plan.held["teacher large"]
+    assert ahead.bytes_per_device(large) == whole > 2 * plan.held["teacher large"]
 
 
 ODD = f"decoder({SIZES}, depth=1)".replace("64", "65")
 MISTAKES = {
     "an unknown topology": (["--topology", "v6e:3x5"], "--topology: unknown topology 'v6e:3x5'. Known: v5e: 1x1"),
     "an unknown chip": (["--topology", "v9:2x2"], "v6e: 1x1, 2x2"),
-    "no compiler": (["--topology", "v6e:16x16"], "needs the compiler of TPUs, libtpu, .* EXTRAS=test,lint,tpu"),
+    "no compiler": (["--topology", "v6e:16x16"], "needs the TPU compiler, libtpu, .* EXTRAS=test,lint,tpu"),
     "too many devices": (["--topology", "cpu:999"], "--topology: 1 x 999 CPU devices; there are 8"),
     "no slice": (["--slices", "0"], "--slices: 0 slices"),
-    "idle chips": (["--config.mesh.fsdp=4"], "mesh: .* takes 4 of the 8 chips of cpu:8"),
-    "rows that do not divide": (["--config.batch_size=12"], "batch_size: 12 rows do not divide by 8"),
+    "idle chips": (["--config.mesh.fsdp=4"], "mesh: .* uses 4 of the 8 chips of cpu:8"),
+    "rows that do not divide": (["--config.batch_size=12"], "batch_size: 12 rows are not divisible by 8"),
     "heads that do not divide": (
         ["--config.mesh.tensor=8", "--config.mesh.fsdp=1"],
         r"mesh\.tensor: 8 does not divide heads=4 of student\.model\. Choose a divisor of 4",
@@ -330,13 +330,13 @@ MISTAKES = {
     ),
     "a context longer than the positions": (
         ["--config.data.name=drawn_tokens(vocabulary=64, length=64, rows=64)"],
-        r"student\.model: 64 tokens are more than the 32 positions",
+        r"student\.model: 64 tokens exceed the 32 positions",
     ),
     "unlike vocabularies": (
         [f"--config.teachers.large.model=decoder({SIZES}, depth=1)".replace("64", "96")],
         r"teachers\.large\.model: .* has 96 classes, 64 are needed; set classes=64, or map them",
     ),
-    "pmap": (["--config.mesh.backend=pmap"], "mesh.backend: 'pmap' is not planned"),
+    "pmap": (["--config.mesh.backend=pmap"], "mesh.backend: 'pmap' is not supported"),
 }  # fmt: skip
 
 
@@ -367,7 +367,7 @@ def test_rows_of_a_host_need_not_be_neighbours():
         assert len(mine) == 8 and list(mine) != list(range(mine[0], mine[0] + 8))
         for device_, index in rows.devices_indices_map((16, 3)).items():
             if device_ in host:
-                np.testing.assert_array_equal(taken(whole[mine], mine, index), whole[index])
+                np.testing.assert_array_equal(local_shard(whole[mine], mine, index), whole[index])
 
 
 class Chip:
@@ -396,7 +396,7 @@ def test_between_slices_goes_data_then_fsdp_and_never_tensor():
 
 def test_a_run_needs_the_weights_that_a_plan_does_without(_drawn, tmp_path):
     config = override(load(f"{PODS}:qwen3"), [("mesh.fsdp", "8")])
-    with pytest.raises(ConfigError, match=r"student\.model: .*configs/shapes/Qwen3-4B holds no safetensors file"):
+    with pytest.raises(ConfigError, match=r"student\.model: .*configs/shapes/Qwen3-4B has no safetensors file"):
         check(config, tmp_path)
 
 

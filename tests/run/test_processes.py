@@ -15,7 +15,7 @@ import runs
 
 from jaxdistill.core.checkpoint import Checkpoints, flatten
 from jaxdistill.run import launch
-from jaxdistill.run.config import changes, override
+from jaxdistill.run.config import override, parse_changes
 from jaxdistill.run.plan import ahead, topology
 
 
@@ -108,7 +108,7 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
         assert "stopped: student: saved at step" in err
     assert 10 < runs.saved(workdir / "student")["step"] < 40
     first, second = map(runs.finish, together(workdir, *words))
-    assert "teacher big  was finished before" in first[0]
+    assert "teacher big  was already finished" in first[0]
     assert "student  resumed at step" in first[0]
     assert said(second[0]) == ""
     assert_near_end(workdir, tmp_path / "one")
@@ -130,7 +130,7 @@ def test_a_process_that_is_killed_costs_nothing(count, victim, tmp_path):
         _, err = process.communicate(timeout=150)  # JAX waits 100 s for a sign of life
         if process is not processes[victim]:
             assert process.returncode not in (0, -signal.SIGKILL)
-            assert "another task died" in err or "have lost each other" in err
+            assert "another task died" in err or "lost contact" in err
 
     assert not (workdir / "student/result.json").exists()
     shutil.copytree(workdir, tmp_path / "elsewhere")
@@ -145,8 +145,10 @@ def test_a_process_that_is_killed_costs_nothing(count, victim, tmp_path):
 
 def assert_restored_elsewhere(stage: Path, words: tuple[str, ...]) -> None:
     """Every array of the newest checkpoint has the same bits on eight devices of one process, laid out for these."""
-    config = override(runs.load(), [*changes(words), ("mesh.data", "1"), ("mesh.fsdp", "4"), ("mesh.tensor", "2")])
-    engine, *_ = ahead.prepared(config, topology.find("cpu:8", 1))
+    config = override(
+        runs.load(), [*parse_changes(words), ("mesh.data", "1"), ("mesh.fsdp", "4"), ("mesh.tensor", "2")]
+    )
+    engine, *_ = ahead.prepare(config, topology.find("cpu:8", 1))
     with Checkpoints(stage / "checkpoints") as checkpoints:
         step = checkpoints.latest()
         found = flatten(checkpoints.restore(step, engine.abstract)[0])
@@ -173,5 +175,5 @@ def test_a_process_that_has_lost_the_others_ends_at_once(monkeypatch, capsys):
         launch.launch(runs.load(), "nowhere", "")
     assert end.value.code == 5
     said = capsys.readouterr().err
-    assert said.startswith("error: the processes of this run have lost each other (INTERNAL: Gloo all-reduce failed")
-    assert "more" not in said and said.endswith("go on from the last checkpoint.\n")
+    assert said.startswith("error: the processes of this run lost contact (INTERNAL: Gloo all-reduce failed")
+    assert "more" not in said and said.endswith("resume from the last checkpoint.\n")

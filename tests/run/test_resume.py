@@ -43,7 +43,7 @@ def test_a_run_stopped_by_sigterm_exits_0_and_ends_the_same(uninterrupted, tmp_p
     assert 10 < stopped < 40
     asked, said = err.strip().splitlines()
     assert asked.startswith("SIGTERM: saving after this step")
-    assert said == f"stopped: student: saved at step {stopped} of 40. The same command goes on from there."
+    assert said == f"stopped: student: saved at step {stopped} of 40. The same command resumes it."
     out, _ = runs.finish(runs.spawn(tmp_path, *runs.SLOWLY))
     assert f"student  resumed at step {stopped}" in out
     runs.assert_same_end(tmp_path, uninterrupted)
@@ -62,10 +62,10 @@ def test_a_run_stopped_after_any_step_ends_the_same(stage, step, reference, tmp_
     folder = stage.replace("teacher ", "teachers/")
     turns = itertools.count(1)
     with monkeypatch.context() as patch:
-        patch.setattr(Preemption, "stop", lambda self: next(turns) == 40 * runs.STAGES.index(folder) + step)
+        patch.setattr(Preemption, "should_stop", lambda self: next(turns) == 40 * runs.STAGES.index(folder) + step)
         assert runs.run(tmp_path) == 0
     said = capsys.readouterr()
-    assert said.err == f"stopped: {stage}: saved at step {step} of 40. The same command goes on from there.\n"
+    assert said.err == f"stopped: {stage}: saved at step {step} of 40. The same command resumes it.\n"
     assert not (tmp_path / "results.json").exists()
     assert runs.run(tmp_path) == 0
     assert f"{stage}  resumed at step {step}" in capsys.readouterr().out

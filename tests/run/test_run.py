@@ -257,7 +257,7 @@ def test_every_step_between_two_looks_at_the_loss_is_looked_at(taught, tmp_path,
 
 
 def test_a_run_that_is_asked_to_stop_saves_no_loss_that_is_nan(taught, tmp_path, monkeypatch):
-    monkeypatch.setattr(preemption.Preemption, "stop", lambda self: next(turns) == 13)
+    monkeypatch.setattr(preemption.Preemption, "should_stop", lambda self: next(turns) == 13)
     turns = itertools.count(1)
     assert runs.run(tmp_path, *taught, *breaking(12)) == 3
     assert runs.saved(tmp_path / "student")["step"] == 10
@@ -385,7 +385,7 @@ def test_a_loss_a_fusion_and_a_model_are_each_one_file_and_one_import(finished, 
 
 
 def test_two_runs_do_not_write_into_one_folder(taught, tmp_path, capsys):
-    with workdir.held(tmp_path):
+    with workdir.locked(tmp_path):
         assert runs.run(tmp_path, *taught, "--config.steps=5") == 2
     assert re.match(r"error: --workdir: .* is in use by process \d+ on .*Choose another", capsys.readouterr().err)
     assert [file.name for file in tmp_path.iterdir()] == ["lock"]

@@ -61,16 +61,16 @@ def test_axes_multiply_and_every_arm_has_its_own_values():
 )
 def test_a_mistake_is_told_before_anything_runs(wrong, told, tmp_path):
     with pytest.raises(ConfigError, match=told):
-        sweep.conduct(study(**wrong), tmp_path / "w", 1, QUIET)
+        sweep.run_study(study(**wrong), tmp_path / "w", 1, QUIET)
     assert not (tmp_path / "w").exists()
 
 
 def test_a_teacher_may_have_learned_from_one_before_it(tmp_path, monkeypatch):
     ran = {}
-    monkeypatch.setattr(sweep, "ran", lambda config, folder: ran.setdefault(folder, config) and [ROW])
+    monkeypatch.setattr(sweep, "run_or_resume", lambda config, folder: ran.setdefault(folder, config) and [ROW])
     above = differ(study().base, teachers={"above": {"model": "mlp(widths=(16,), classes=4)"}})
     chain = study(base=differ(above, teachers={}), teachers={"above": study().base, "below": above})
-    found = sweep.teach(chain, tmp_path, QUIET)
+    found = sweep.train_teachers(chain, tmp_path, QUIET)
     assert found == {name: str(tmp_path / "teachers" / name) for name in ("above", "below")}
     assert ran[tmp_path / "teachers" / "below"].teachers.above.checkpoint == found["above"]
 
@@ -93,12 +93,12 @@ def conducted(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, runs.compilation_cache(workdir / "programs"):
         patch.setattr(studies, "distill", counted)
         with pytest.raises(Stopped):
-            sweep.conduct(small, workdir, 2, QUIET)
+            sweep.run_study(small, workdir, 2, QUIET)
         assert [len(line.values) for line in plot.write(workdir)] == [1, 1], "a study that was cut is a smaller one"
-        lines = sweep.conduct(small, workdir, 2, QUIET)
+        lines = sweep.run_study(small, workdir, 2, QUIET)
         first, second = made[:4], made[4:]
         made.clear()
-        sweep.conduct(small, workdir, 2, QUIET)
+        sweep.run_study(small, workdir, 2, QUIET)
     return workdir, lines, first, second, made
 
 
@@ -135,9 +135,9 @@ def test_a_steps_more_is_another_run(conducted):
     (run, *_) = runs_of(study(), workdir, 1, {})
     done = studies.json.loads((workdir / "kd-temperature=1.0" / "0" / "config.json").read_text())["config"]
     config = differ(run.config, **done)
-    assert studies.finished(config, workdir / "kd-temperature=1.0" / "0")
-    assert not studies.finished(differ(config, steps=5), workdir / "kd-temperature=1.0" / "0")
-    assert not studies.finished(differ(config, batch_size=16), workdir / "kd-temperature=1.0" / "0")
+    assert studies.finished_results(config, workdir / "kd-temperature=1.0" / "0")
+    assert not studies.finished_results(differ(config, steps=5), workdir / "kd-temperature=1.0" / "0")
+    assert not studies.finished_results(differ(config, batch_size=16), workdir / "kd-temperature=1.0" / "0")
 
 
 @pytest.mark.slow
@@ -154,32 +154,32 @@ def test_the_page_is_one_file_that_escapes_what_it_is_told(conducted):
 
 
 def test_a_signal_between_two_runs_leaves_what_is_there(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "work", lambda left, console: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr(sweep, "teach", lambda *_: {"big": str(tmp_path)})
+    monkeypatch.setattr(sweep, "run_all", lambda left, console: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(sweep, "train_teachers", lambda *_: {"big": str(tmp_path)})
     with sweep.exit_codes():
-        sweep.conduct(study(), tmp_path, 1, QUIET)
-    assert capsys.readouterr().err == ("stopped: SIGTERM came between two runs. The same command goes on from there.\n")
+        sweep.run_study(study(), tmp_path, 1, QUIET)
+    assert capsys.readouterr().err == ("stopped: SIGTERM received between two runs. The same command resumes it.\n")
     assert plot.read(tmp_path)["runs"] == {arm: {} for arm in expand(study())}
 
 
 def test_a_folder_holds_one_study(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "work", lambda left, console: None)
-    monkeypatch.setattr(sweep, "teach", lambda *_: {"big": str(tmp_path)})
-    with pytest.raises(ConfigError, match=r"WORKDIR: .*study.json' is no file. Give the --workdir of a study"):
+    monkeypatch.setattr(sweep, "run_all", lambda left, console: None)
+    monkeypatch.setattr(sweep, "train_teachers", lambda *_: {"big": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"WORKDIR: .*study.json' does not exist. Use the --workdir of a study"):
         plot.write(tmp_path)
-    sweep.conduct(study(), tmp_path, 1, QUIET)
-    sweep.conduct(study(further={**study().further, "more": {}}), tmp_path, 1, QUIET)
-    with pytest.raises(ConfigError, match=r"--workdir: .* holds a study with the arm 'more', which this one has not"):
-        sweep.conduct(study(), tmp_path, 1, QUIET)
+    sweep.run_study(study(), tmp_path, 1, QUIET)
+    sweep.run_study(study(further={**study().further, "more": {}}), tmp_path, 1, QUIET)
+    with pytest.raises(ConfigError, match=r"--workdir: .* holds a study with the arm 'more', which this study lacks"):
+        sweep.run_study(study(), tmp_path, 1, QUIET)
 
 
 def test_two_sweeps_refuse_each_other(tmp_path):
-    with workdir.held(tmp_path):
+    with workdir.locked(tmp_path):
         with pytest.raises(ConfigError, match=r"--workdir: .* is in use by process \d+ on .*\. Choose another"):
-            sweep.conduct(study(), tmp_path, 1, QUIET)
-        with pytest.raises(ConfigError, match="in use"), workdir.held(tmp_path):
+            sweep.run_study(study(), tmp_path, 1, QUIET)
+        with pytest.raises(ConfigError, match="in use"), workdir.locked(tmp_path):
             pass
-    with workdir.held(tmp_path):  # it is free again
+    with workdir.locked(tmp_path):  # it is free again
         pass
 
 
@@ -231,10 +231,10 @@ def test_the_script_of_a_cluster_runs_teachers_then_every_run_then_the_table(tmp
 
 def test_one_run_is_told_by_its_number(tmp_path, monkeypatch):
     learnt = []
-    monkeypatch.setattr(sweep, "teach", lambda *words: {})
-    monkeypatch.setattr(sweep, "learn", lambda run, console: learnt.append((run.arm, run.seed)))
+    monkeypatch.setattr(sweep, "train_teachers", lambda *words: {})
+    monkeypatch.setattr(sweep, "run_one", lambda run, console: learnt.append((run.arm, run.seed)))
     read = lambda *words: sweep.parser("tiny", "").parse_args(["--workdir", str(tmp_path), "--seeds", "2", *words])
-    sweep.obey(study(), read("--run", "6"), ())
+    sweep.execute(study(), read("--run", "6"), ())
     assert learnt == [(f"{TERMS[0]} | many", 1)]
-    with pytest.raises(ConfigError, match="--run: '10' is no run; there are 'teachers' and 0 to 9"):
-        sweep.obey(study(), read("--run", "10"), ())
+    with pytest.raises(ConfigError, match="--run: '10' is not a run; choose 'teachers' or 0 to 9"):
+        sweep.execute(study(), read("--run", "10"), ())

@@ -17,13 +17,13 @@ from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Variables
 from jaxdistill.data.text import synthesis
-from jaxdistill.data.text.synthesis import Ask, synthetic
+from jaxdistill.data.text.synthesis import PromptTemplate, synthetic
 from jaxdistill.models.generate import generate
 from jaxdistill.run.commands import synthesize
 from jaxdistill.run.commands.synthesize import Settings
 from jaxdistill.run.config import differ
 
-QUIZ = Ask("{text}\nQuestion:", r"Question:(?P<question>.+)\nAnswer:(?P<answer>.+)", "\n\n")
+QUIZ = PromptTemplate("{text}\nQuestion:", r"Question:(?P<question>.+)\nAnswer:(?P<answer>.+)", "\n\n")
 
 
 def test_a_question_and_its_answer_are_read_out_of_what_was_said():
@@ -39,8 +39,9 @@ def test_a_question_and_its_answer_are_read_out_of_what_was_said():
 
 
 def test_of_a_prompt_without_a_real_text_the_whole_is_a_record():
-    assert Ask("The").record(" cat purrs. ") == {"text": "The cat purrs."}
-    assert Ask("{text}").record(" \n") is None and Ask("{text}").record("a\nb") == {"text": "a\nb"}
+    assert PromptTemplate("The").record(" cat purrs. ") == {"text": "The cat purrs."}
+    assert PromptTemplate("{text}").record(" \n") is None
+    assert PromptTemplate("{text}").record("a\nb") == {"text": "a\nb"}
 
 
 TEXTS = ["BCDEFG", "HI", "JKLMNOPQRS", "TU"]
@@ -76,7 +77,7 @@ def world(tmp_path_factory):
         )
 
 
-GO_ON = Ask("{text}")
+GO_ON = PromptTemplate("{text}")
 HOW = Settings("llama", rows=5, part=2, length=6, steps=4)
 
 
@@ -108,7 +109,7 @@ def test_records_are_what_the_teacher_says_of_real_texts_cut_to_fit(world, writt
 
 @pytest.mark.slow
 def test_what_was_cut_short_goes_on_to_the_same_and_other_settings_are_refused(world, written, tmp_path, monkeypatch):
-    honest, parts = synthesis.write, []
+    honest, parts = synthesis.write_part, []
 
     def dies(folder, number, records):
         if len(parts) == 1:
@@ -116,15 +117,16 @@ def test_what_was_cut_short_goes_on_to_the_same_and_other_settings_are_refused(w
         parts.append(number)
         honest(folder, number, records)
 
-    monkeypatch.setattr(synthesis, "write", dies)
+    monkeypatch.setattr(synthesis, "write_part", dies)
     with pytest.raises(KeyboardInterrupt):
         write(world, tmp_path / "out")
     with pytest.raises(ValueError, match=r"is not finished: 1 of 3 parts are written"):
         synthetic(str(tmp_path / "out"), "train")
-    monkeypatch.setattr(synthesis, "write", honest)
+    monkeypatch.setattr(synthesis, "write_part", honest)
     assert write(world, tmp_path / "out") == written[1] == synthetic(str(tmp_path / "out"), "train")
-    for other in ({"how": HOW._replace(temperature=0.5)}, {"ask": Ask("{text}A")}, {"config": differ(world, seed=1)}):
-        with pytest.raises(ConfigError, match=r"--out: .* begun with other settings \((temperature|ask|seed)\)"):
+    ask = PromptTemplate("{text}A")
+    for other in ({"how": HOW._replace(temperature=0.5)}, {"ask": ask}, {"config": differ(world, seed=1)}):
+        with pytest.raises(ConfigError, match=r"--out: .* written with other settings \((temperature|ask|seed)\)"):
             write(**{"config": world, "out": tmp_path / "out", **other})
 
 
@@ -139,15 +141,21 @@ def test_a_student_learns_from_what_was_written_and_is_judged_on_what_is_real(wo
     ("words", "said"),
     [
         (["--teacher", "lama"], "--teacher: the config has no teacher 'lama'. Did you mean 'llama'?"),
-        (["--form", "(a"], "--form: '(a' is no regular expression"),
+        (["--form", "(a"], "--form: '(a' is not a regular expression"),
         (["--rows", "0"], "--rows: 0 rows"),
-        (["--ask", "ABCDEFGH"], "--ask: 'ABCDEFGH' makes 8 tokens; it needs 1 to 6"),
-        (["--ask", ""], "--ask: '' makes 0 tokens"),
-        (["--top-p", "0.0"], "teachers.llama.model: writes no text so: steps and top_k are positive"),
-        (["--steps", "9999"], "teachers.llama.model: writes no text so: 10004 tokens are more than the"),
+        (["--ask", "ABCDEFGH"], "--ask: 'ABCDEFGH' has 8 tokens; it must have 1 to 6"),
+        (["--ask", ""], "--ask: '' has 0 tokens"),
+        (
+            ["--top-p", "0.0"],
+            "cannot generate text with these settings: steps and top_k must be positive",
+        ),
+        (
+            ["--steps", "9999"],
+            "cannot generate text with these settings: 10004 tokens exceed the",
+        ),
         (["--stop", "<end>"], "the tokenizer has no token '<end>'"),
-        (["--field", "title"], "the records have no text 'title'; name one of text"),
-        (["--config.data.tokens="], "data.tokens: is empty: there is no tokenizer"),
+        (["--field", "title"], "the records have no text field 'title'; name one of text"),
+        (["--config.data.tokens="], "data.tokens: is empty. Set it to the teacher's tokenizer"),
         (["--config.teachers.llama.model=mlp(widths=(4,), classes=64)"], "teachers.llama.model"),
     ],
 )

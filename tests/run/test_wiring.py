@@ -57,7 +57,7 @@ def networks(stage: Stage):
 def engine_of(stage: Stage, backend: str, shape=(2, 2, 2), rules=()):
     plan = stage.parts
     values = [Variables(*teacher.init(KEY, ROWS)) for teacher in networks(stage)]
-    evaluate = evaluator(plan.student, networks(stage), plan.named.fusion, ())
+    evaluate = evaluator(plan.student, networks(stage), plan.components.fusion, ())
     if backend == "pmap":
         return pmap_engine(plan.step, evaluate, jax.devices()[:8], tuple(values), tuple(values), {"train": SHAPES})
     mesh = make_mesh(shape)
@@ -257,7 +257,7 @@ def test_every_layer_of_a_scanned_stack_costs():
 def test_the_layers_of_the_config_are_compared():
     plan = planned()
     student, teachers = plan.parts.student, networks(plan)
-    evaluate = jax.jit(evaluator(student, teachers, plan.parts.named.fusion, ((0, 1), (1, 0))))
+    evaluate = jax.jit(evaluator(student, teachers, plan.parts.components.fusion, ((0, 1), (1, 0))))
     student, teacher = (Variables(*m.init(KEY, ROWS)) for m in (student, teachers[0]))
     found = evaluate({"student": student.params}, {"student": student.state}, (teacher,), ROWS)
     assert {name for name in found if name.startswith("cka/")} == {"cka/0:1", "cka/1:0"}
@@ -283,7 +283,7 @@ def test_programs_are_kept_where_the_config_says(tmp_path):
 def test_signals_are_given_back():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with Preemption() as interrupts:
-        assert signal.getsignal(signal.SIGTERM) == interrupts._ask
+        assert signal.getsignal(signal.SIGTERM) == interrupts._on_signal
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 

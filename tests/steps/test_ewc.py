@@ -104,5 +104,5 @@ def test_without_weight_it_is_plain_descent():
 
 @pytest.mark.parametrize("spec", ["ewc(weight=-1.0, every=1)", "ewc(weight=1.0, every=0)"])
 def test_numbers_out_of_range_are_refused(spec):
-    with pytest.raises(ConfigError, match="weight is 0 or more, every 1 or more"):
+    with pytest.raises(ConfigError, match="weight must be at least 0, every at least 1"):
         World(spec)

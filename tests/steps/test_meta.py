@@ -18,7 +18,7 @@ from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Model, Outputs, TrainState, Variables
 from jaxdistill.steps import meta
-from jaxdistill.steps.observe import observe, own_key
+from jaxdistill.steps.observe import observe, step_key
 
 TERMS = {"kd": ("kd(temperature=2.0)", 0.75), "cross_entropy": ("cross_entropy", 0.25)}
 ALL = "('teachers', 'weights', 'temperature')"
@@ -142,7 +142,7 @@ def test_one_inner_step_is_the_mixed_second_derivative(double):
 
 def test_with_a_stop_gradient_inside_nothing_reaches_the_teacher(monkeypatch):
     assert norm(World("meta").slope()) > 1e-3
-    monkeypatch.setattr(meta, "look", observe)
+    monkeypatch.setattr(meta, "observe_with_gradients", observe)
     assert norm(World("meta").slope()) == 0
 
 
@@ -208,7 +208,7 @@ def test_a_teacher_moves_towards_labels_that_helped_and_away_from_those_that_hur
     @jax.jit
     def draw(start):
         shares = jax.nn.log_softmax(speak(sure[0], image).astype(jnp.float32))
-        own, *_ = jax.random.split(own_key(start), 3)
+        own, *_ = jax.random.split(step_key(start), 3)
         return jax.vmap(jax.random.categorical)(row_keys(own, len(image)), shares)
 
     drawn = draw(start)

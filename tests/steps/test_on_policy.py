@@ -15,8 +15,8 @@ from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.models.generate import Generated, generate
-from jaxdistill.steps.observe import own_key
-from jaxdistill.steps.on_policy import continued
+from jaxdistill.steps.observe import step_key
+from jaxdistill.steps.on_policy import rows_of_samples
 
 KEY = jax.random.key(0)
 STUDENT, TEACHER = (
@@ -50,7 +50,7 @@ def written(prompt: int, **settings):
     real = np.asarray(ROWS["mask"]).sum(1).astype(int)
     lengths = np.clip(np.where(real > 0, real + 1, 0), 1, prompt)
     draw = {"steps": 7 - prompt, "temperature": 1.0, **settings}
-    found = jax.jit(lambda p: generate(STUDENT, p, ROWS["input_ids"][:, :prompt], lengths, own_key(start), **draw))(
+    found = jax.jit(lambda p: generate(STUDENT, p, ROWS["input_ids"][:, :prompt], lengths, step_key(start), **draw))(
         start.params["student"]
     )
     text, mask = np.zeros((8, 7), np.int32), np.zeros((8, 6), np.float32)
@@ -132,7 +132,7 @@ def test_texts_are_put_together_and_counted_by_hand():
         "index": jnp.arange(3),
     }
     drawn = Generated(jnp.array([[11, 12, 13], [14, 15, 0], [16, 17, 18]]), jnp.array([3, 2, 3]))
-    found = continued(rows, jnp.array([2, 1, 2]), drawn)
+    found = rows_of_samples(rows, jnp.array([2, 1, 2]), drawn)
     assert found["input_ids"].tolist() == [[1, 2, 11, 12], [5, 14, 15, 0], [6, 7, 16, 17]]
     assert found["label"].tolist() == [[2, 11, 12, 13], [14, 15, 0, 0], [7, 16, 17, 18]]
     assert found["mask"].tolist() == [[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
@@ -151,10 +151,10 @@ def test_nothing_leaves_the_device_while_the_student_writes():
 @pytest.mark.parametrize(
     ("spec", "stream", "said"),
     [
-        ("on_policy(prompt=0)", "samples", "prompt is 1 or more"),
+        ("on_policy(prompt=0)", "samples", "prompt must be at least 1"),
         ("on_policy(prompt=2, share=1.5)", "samples", "share from 0 to 1"),
         ("on_policy(prompt=2)", "train", "objective.NAME.stream='samples'"),
-        ("on_policy(prompt=7)", "samples", "prompt=7 leaves nothing to write of 6 tokens"),
+        ("on_policy(prompt=7)", "samples", "prompt=7 is longer than the rows of 6 tokens"),
     ],
 )
 def test_what_writes_nothing_is_refused(spec, stream, said):

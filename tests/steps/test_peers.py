@@ -127,10 +127,10 @@ def test_the_place_is_that_of_the_named_teacher_and_the_others_stay_frozen():
 @pytest.mark.parametrize(
     ("spec", "widths", "said"),
     [
-        ("averaged(momentum=1.5)", (4, 4), "momentum lies from 0 to 1"),
-        ("averaged(every=0)", (4, 4), "every is 1 or more"),
+        ("averaged(momentum=1.5)", (4, 4), "momentum must be from 0 to 1"),
+        ("averaged(every=0)", (4, 4), "every at least 1"),
         ("averaged()", (4,), "there is no teacher 0"),
-        ("averaged()", (4, 5), "the student's own network"),
+        ("averaged()", (4, 5), "must have the student's model"),
     ],
 )
 def test_what_cannot_be_averaged_is_refused(spec, widths, said):
@@ -139,10 +139,10 @@ def test_what_cannot_be_averaged_is_refused(spec, widths, said):
 
 
 def test_whole_numbers_of_the_state_are_taken_as_they_are():
-    from jaxdistill.steps.averaged import mean
+    from jaxdistill.steps.averaged import moving_average
 
     old, new = ({"n": jnp.asarray(n, jnp.int32), "x": jnp.asarray(float(n))} for n in (1, 3))
-    assert_same(mean(old, new, jnp.asarray(0.5)), {"n": np.int32(3), "x": np.float32(2.0)})
+    assert_same(moving_average(old, new, jnp.asarray(0.5)), {"n": np.int32(3), "x": np.float32(2.0)})
 
 
 # Peers

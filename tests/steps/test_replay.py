@@ -19,7 +19,7 @@ from jaxdistill.core.optim import optimizer
 from jaxdistill.data.order import tasks
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batches, Phases
-from jaxdistill.steps.replay import Buffer, drawn, reservoir
+from jaxdistill.steps.replay import Buffer, draw_rows, reservoir
 
 SIZE = 6
 
@@ -76,10 +76,10 @@ def test_what_does_not_count_does_not_come():
     assert buffer.seen == 2
     assert buffer.rows["index"].tolist() == [0, 2, 0, 0, 0, 0]
     assert buffer.rows["mask"].tolist() == [1, 1, 0, 0, 0, 0]
-    draws = jax.jit(lambda buffer: drawn(buffer, KEY, 100))(buffer)
+    draws = jax.jit(lambda buffer: draw_rows(buffer, KEY, 100))(buffer)
     assert set(draws.rows["index"].tolist()) == {0, 2} and draws.rows["mask"].all()
     assert_same(draws.logits[:, 0], draws.rows["index"].astype(jnp.float32))
-    assert not drawn(empty(), KEY, 4).rows["mask"].any()
+    assert not draw_rows(empty(), KEY, 4).rows["mask"].any()
 
 
 class World:
@@ -138,7 +138,7 @@ def test_without_weight_a_buffer_changes_nothing():
 
 @pytest.mark.parametrize("spec", ["replay(size=0)", "replay(size=4, alpha=-1.0)"])
 def test_a_buffer_that_holds_nothing_is_refused(spec):
-    with pytest.raises(ConfigError, match="size is 1 or more"):
+    with pytest.raises(ConfigError, match="size must be at least 1"):
         World(spec)
 
 

@@ -19,13 +19,13 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Fusion, Model, Outputs, Variables
-from jaxdistill.fusion.mixture import mixed
+from jaxdistill.fusion.mixture import mix
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.config import differ
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.stages import Stage
-from jaxdistill.steps.dispatch import dispatched
-from jaxdistill.steps.routing import STREAMS, _guarded
+from jaxdistill.steps.dispatch import dispatch_rows
+from jaxdistill.steps.routing import STREAMS, _loss_with_entropy_floor
 
 KEY = jax.random.key(0)
 WIDTH, CLASSES = 6, 4
@@ -185,7 +185,7 @@ def test_what_the_mean_weights_lack_of_the_floor_is_lost():
     weights, mask = jnp.array([[0.9, 0.7, 0.0], [0.1, 0.3, 1.0]]), jnp.array([1.0, 1.0, 0.0])
     entropy = -0.8 * np.log(0.8) - 0.2 * np.log(0.2)
     for floor, lacks in ((0.6, 0.6 - entropy), (0.3, 0.0)):
-        assert_close(_guarded(jnp.array([1.0, 3.0, 9.0]), weights, mask, floor)[0], 2 + lacks)
+        assert_close(_loss_with_entropy_floor(jnp.array([1.0, 3.0, 9.0]), weights, mask, floor)[0], 2 + lacks)
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_every_row_hears_its_own_teacher_and_no_other_runs_on_it():
     ]
     teachers = [talker(rule, calls[k]) for k, rule in enumerate(rules)]
     batch, choice = rows(0, 50), np.int32(np.random.default_rng(1).choice([0, 2], 50, p=[0.8, 0.2]))
-    run = jax.jit(lambda batch, choice: dispatched(teachers, [Variables({}, {})] * 3, batch, choice, KEY))
+    run = jax.jit(lambda batch, choice: dispatch_rows(teachers, [Variables({}, {})] * 3, batch, choice, KEY))
     said = jax.block_until_ready(run(batch, choice))
     every = np.log(jax.jit(lambda batch: jnp.stack([rule(batch) for rule in rules]))(batch))
     assert_close(said.logits, every[choice, np.arange(50)])
@@ -270,7 +270,7 @@ def test_every_row_hears_its_own_teacher_and_no_other_runs_on_it():
 @pytest.mark.parametrize("choice", [[1] * 5, [0, 1, 0, 1, 2]])
 def test_few_rows_are_dispatched_too(choice):
     teachers = [talker(lambda batch, k=k: jnp.full((batch["image"].shape[0], CLASSES), k + 1.0)) for k in range(3)]
-    run = jax.jit(lambda batch, choice: dispatched(teachers, [Variables({}, {})] * 3, batch, choice, KEY))
+    run = jax.jit(lambda batch, choice: dispatch_rows(teachers, [Variables({}, {})] * 3, batch, choice, KEY))
     said = run(rows(0, 5), np.int32(choice))
     assert_close(np.asarray(said.logits)[:, 0], np.log(np.asarray(choice) + 1.0))
 
@@ -282,7 +282,7 @@ def loudest() -> Fusion:
     def apply(params, state, signals, *, key):
         fused, state = whole.apply(params, state, signals, key=key)
         one = jax.nn.one_hot(jnp.argmax(fused.weights, axis=0), len(fused.weights), axis=0)
-        heard = mixed(signals, jnp.where(signals.batch["hears_one"] != 0, one, fused.weights))
+        heard = mix(signals, jnp.where(signals.batch["hears_one"] != 0, one, fused.weights))
         return heard, state
 
     return whole._replace(apply=apply)
@@ -363,7 +363,11 @@ def planned(**differences) -> Stage:
 @pytest.mark.parametrize(
     ("differences", "path", "said"),
     [
-        ({"fusion": "gate()"}, "step", "would train 'gate()' by the loss that it weighs. Set step='routing()'"),
+        (
+            {"fusion": "gate()"},
+            "step",
+            "would train 'gate()' with the loss whose teachers it weights. Set step='routing()'",
+        ),
         (
             {"fusion": "gate()", "step": "routing()"},
             "streams",
@@ -372,18 +376,18 @@ def planned(**differences) -> Stage:
         (
             {"step": "routing()", "streams": {"calibration": {"split": "train"}}},
             "step",
-            "'single()' learns nothing from 'routing()'; set fusion='gate()'",
+            "'routing()' cannot train 'single()'; set fusion='gate()'",
         ),
         (
             {"fusion": "gate()", "step": "routing(hard=True)", "streams": {"calibration": {"split": "train"}}},
             "step",
-            "this gate reads what they say. Set fusion=\"gate(inputs=('student', 'image'))\"",
+            "this gate reads teacher outputs. Set fusion=\"gate(inputs=('student', 'image'))\"",
         ),
-        ({"fusion": "gate(inputs=())", "step": "routing()"}, "fusion", "a gate reads something"),
+        ({"fusion": "gate(inputs=())", "step": "routing()"}, "fusion", "a gate needs inputs"),
         (
             {"fusion": "gate(paths=1)", "step": "routing(by='quiz', probes=(1,))"},
             "step",
-            "probes say what by='calibration' shall weigh",
+            "probes need by='calibration'",
         ),
     ],
 )

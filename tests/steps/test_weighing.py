@@ -222,7 +222,7 @@ def test_gradnorm_may_look_at_some_parameters():
     terms = {"a": bowl((-1.0, 0.0)), "b": bowl((0.0, 2.0))}
     ts, _ = run(world("gradnorm(layer='^x$')", (1.0, 0.0), terms), 1)
     assert np.isfinite(x(ts)).all()
-    with pytest.raises(ValueError, match="layer='kernel' matches none of x"):
+    with pytest.raises(ValueError, match="layer='kernel' matches no parameter of the student; it has x"):
         world("gradnorm(layer='kernel')", (1.0, 0.0), terms)
 
 

@@ -21,8 +21,8 @@ from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check
 from jaxdistill.run.resolve import resolve
-from jaxdistill.teachers.cache import identity, keep_of
-from jaxdistill.teachers.codec import Keep, decode, encode
+from jaxdistill.teachers.cache import identity, parse_encoding
+from jaxdistill.teachers.codec import Encoding, decode, encode
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 
@@ -96,10 +96,22 @@ def test_from_draws_a_student_ends_where_it_does_beside_the_living_teacher(taugh
 @pytest.mark.parametrize(
     ("differences", "path", "said"),
     [
-        ({"objective": {"kd": {"term": "reverse_kl(temperature=2.0)"}}}, "objective.kd", "another expectation"),
-        ({"objective": {"kd": {"term": "hard(loss=kd(temperature=2.0))"}}}, "objective.kd", "another expectation"),
-        ({"objective": {"kd": {"term": "standardized(loss=kd(temperature=2.0))"}}}, "objective.kd", "another expect"),
-        ({"fusion": "entropy()"}, "objective.kd", "another expectation"),
+        (
+            {"objective": {"kd": {"term": "reverse_kl(temperature=2.0)"}}},
+            "objective.kd",
+            "is biased with a cache of draws",
+        ),
+        (
+            {"objective": {"kd": {"term": "hard(loss=kd(temperature=2.0))"}}},
+            "objective.kd",
+            "is biased with a cache of draws",
+        ),
+        (
+            {"objective": {"kd": {"term": "standardized(loss=kd(temperature=2.0))"}}},
+            "objective.kd",
+            "is biased with a cache of draws",
+        ),
+        ({"fusion": "entropy()"}, "objective.kd", "is biased with a cache of draws"),
         ({"objective": {"kd": {"term": "kd(temperature=4.0)"}}}, "objective.kd", "which is 2"),
         ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=1))"}}}, "objective.kd", "which is 2"),
         ({"data": {"select": "hardest(share=0.5, cache='CACHE')"}}, "data.select", "holds draws"),
@@ -206,16 +218,18 @@ def test_mistakes_are_named(taught, tmp_path):
     made = with_cache(taught, tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"teachers\.big\.cache: .*train holds no store\. Write it: jaxdistill cache"):
         check(made, tmp_path / "never")
-    with pytest.raises(ConfigError, match="none has a cache"):
+    with pytest.raises(ConfigError, match="no teacher has a cache"):
         cache.write(taught, quiet())
     with pytest.raises(ConfigError, match=r"the teacher has no layer 9; it has layers 0"):
         cache.write(with_cache(taught, tmp_path / "nine", ", layers=(9,)"), quiet())
-    with pytest.raises(ConfigError, match=r"top=4 of 4 classes leaves no rest"):
+    with pytest.raises(ConfigError, match=r"top=4 keeps all 4 classes"):
         cache.write(with_cache(taught, tmp_path / "top", ", top=4"), quiet())
     cache.write(made, quiet())
-    with pytest.raises(ConfigError, match=r"objective\.jacobian: needs input_gradients, and no batch brings them\."):
+    with pytest.raises(
+        ConfigError, match=r"objective\.jacobian: needs input_gradients, and a cached teacher has none\."
+    ):
         check(differ(made, objective={"jacobian": {}}), tmp_path / "never")
-    with pytest.raises(ConfigError, match=r"objective\.hidden: layers \[\d.*\] of the teacher are not sent"):
+    with pytest.raises(ConfigError, match=r"objective\.hidden: the teacher's outputs lack layers \[\d.*\]"):
         check(made, tmp_path / "never")
 
 
@@ -245,7 +259,7 @@ def test_the_command_speaks(taught, tmp_path, capsys):
 
 def test_the_rest_is_one_bucket_spread_evenly():
     logits = jnp.asarray([[3.0, 1.0, 0.5, -1.0, 2.0]])
-    written = encode(Outputs(logits), Keep("x", "float32", 2, ()), KEYS[:1])
+    written = encode(Outputs(logits), Encoding("x", "float32", 2, ()), KEYS[:1])
     p = np.asarray(jax.nn.softmax(logits))[0]
     q = np.asarray(jax.nn.softmax(decode(written, 5, 0).dense().logits))[0]
     np.testing.assert_allclose(q[[0, 4]], p[[0, 4]], rtol=1e-6)
@@ -255,7 +269,7 @@ def test_the_rest_is_one_bucket_spread_evenly():
 def test_logits_of_minus_infinity_are_kept_as_nothing():
     logits = jnp.asarray([[3.0, -jnp.inf, 0.5, -jnp.inf]])
     for top in (0, 1, 3):
-        written = encode(Outputs(logits), Keep("x", "float16", top, ()), KEYS[:1])
+        written = encode(Outputs(logits), Encoding("x", "float16", top, ()), KEYS[:1])
         q = jax.nn.softmax(decode(written, 4, 0).dense().logits)
         assert bool(jnp.isfinite(q).all()) and (top == 1 or float(q[0, 1]) == 0)
 
@@ -265,22 +279,22 @@ def test_an_unfinished_teacher_cannot_be_cached(tmp_path):
     with pytest.raises(ConfigError, match=r"teachers\.big\.cache: its weights do not exist before the run"):
         cache.write(config, quiet())
     entry = {**config.teachers["big"].to_dict(), "checkpoint": "/no/run"}
-    with pytest.raises(ConfigError, match=r"big\.checkpoint: .*no finished checkpoint.*Give the folder of a run"):
+    with pytest.raises(ConfigError, match=r"big\.checkpoint: .*no finished checkpoint.*Set it to the folder of a run"):
         cache.write(differ(config, teachers={"big": entry}), quiet())
     assert "caches" in vars(registry)
 
 
 def test_what_is_kept_has_the_type_that_was_asked_for():
     said = Outputs(jnp.asarray([[3.0, 1.0, 0.5]]))
-    assert encode(said, Keep("x", "float16", 0, ()), KEYS[:1])["logits"].dtype == jnp.float16
-    top = encode(said, Keep("x", "float16", 1, ()), KEYS[:1])
+    assert encode(said, Encoding("x", "float16", 0, ()), KEYS[:1])["logits"].dtype == jnp.float16
+    top = encode(said, Encoding("x", "float16", 1, ()), KEYS[:1])
     assert top["top"].dtype == top["tail"].dtype == jnp.float16
 
 
 def identity_of(config):
     resolved = resolve(config, jax.devices())
     teacher = resolved.live_teacher("big")
-    return identity(teacher, keep_of(config.teachers.big.cache, ""), resolved.data, "train")
+    return identity(teacher, parse_encoding(config.teachers.big.cache, ""), resolved.data, "train")
 
 
 def test_what_the_teacher_says_and_of_which_rows_is_in_a_caches_identity(taught, tmp_path):

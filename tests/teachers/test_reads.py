@@ -17,7 +17,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
 from jaxdistill.core.registry import models as networks
 from jaxdistill.core.types import Factored, Outputs
-from jaxdistill.models.combinators import reading, view
+from jaxdistill.models.combinators import strip_prefix, with_prefix
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.run.commands import cache
 
@@ -75,8 +75,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 def test_a_reader_sees_its_own_fields_in_place_of_the_others():
     batch = {name: jnp.full((2, 3), n) for n, name in enumerate(("input_ids", "teacher/input_ids", "segment_ids"))}
-    assert view(batch, "teacher/")["input_ids"].max() == 1 and view(batch, "teacher/")["segment_ids"].max() == 2
-    model = reading(reader(5), "teacher/")
+    assert (
+        strip_prefix(batch, "teacher/")["input_ids"].max() == 1
+        and strip_prefix(batch, "teacher/")["segment_ids"].max() == 2
+    )
+    model = with_prefix(reader(5), "teacher/")
     params, state = model.init(jax.random.key(0), batch)
     apply = lambda m, b: m.apply(params, state, b, train=False, key=jax.random.key(0))[0]
     own = {"input_ids": batch["teacher/input_ids"], "segment_ids": batch["segment_ids"]}
@@ -165,10 +168,16 @@ def test_classes_need_no_tokens_in_common(folders, tmp_path):
     ("change", "said"),
     [
         ({"objective": {"kd": {}}}, "objective.kd: the teacher reads other tokens than the student; gold and uld"),
-        ({"reads": "tutor/"}, "teachers.big.reads: 'tutor/': the data have no such fields. Known: 'teacher/'"),
-        ({"checkpoint": "", "steps": 9}, "teachers.big.reads: it is trained here, and its tokens are others"),
+        (
+            {"reads": "tutor/"},
+            "teachers.big.reads: 'tutor/': the data have no fields with this prefix. Known: 'teacher/'",
+        ),
+        (
+            {"checkpoint": "", "steps": 9},
+            "teachers.big.reads: this run trains the teacher, and such training uses the student's tokens",
+        ),
         ({"objective": {"gold": {"term": "gold(vocabulary=3)"}}}, "leave it out"),
-        ({"layers": ((-1, -1),)}, "evaluate.layers: .* it returns none; set evaluate.layers="),
+        ({"layers": ((-1, -1),)}, "evaluate.layers: .* it returns no hidden states; set evaluate.layers="),
     ],
 )
 def test_a_run_says_what_is_wrong_before_it_compiles(folders, taught, tmp_path, change, said):

@@ -1,4 +1,4 @@
-"""Sparse logits of a teacher: draws that are right in expectation, packed class numbers, and the losses that read them."""
+"""Sparse logits of a teacher: draws that are right in expectation, packed class numbers, and losses that read them."""
 
 from dataclasses import replace
 
@@ -16,8 +16,15 @@ from jaxdistill.core.objective import Weighted, objective
 from jaxdistill.core.types import Factored, Outputs, SparseLogits
 from jaxdistill.data import store
 from jaxdistill.losses.logits.kd import kl_divergence, kl_to_sparse
-from jaxdistill.teachers.codec import Keep, decode, encode
-from jaxdistill.teachers.sparse_logits import _reached, counted, draws, keys_of, packed, unpacked
+from jaxdistill.teachers.codec import Encoding, decode, encode
+from jaxdistill.teachers.sparse_logits import (
+    _first_above,
+    draw_classes,
+    draw_keys,
+    logits_of_draws,
+    pack_classes,
+    unpack_classes,
+)
 from jaxdistill.teachers.top_k import top_k
 
 KEY = jax.random.key(0)
@@ -69,7 +76,7 @@ def test_tiled_selection_of_a_vocabulary_has_fewer_candidates_than_classes():
 def test_a_class_is_drawn_as_often_as_its_probability_says():
     logits = drawn(2, 600)
     logits[[0, 599]] = -np.inf
-    found = np.asarray(jax.jit(draws, static_argnums=2)(np.tile(logits, (4000, 1)), keys(4000), 16))
+    found = np.asarray(jax.jit(draw_classes, static_argnums=2)(np.tile(logits, (4000, 1)), keys(4000), 16))
     assert (np.diff(found) >= 0).all()
     p = softmax(np.float64(logits))
     counts = np.stack([(found == c).sum(1) for c in range(600)])
@@ -81,19 +88,19 @@ def test_a_class_is_drawn_as_often_as_its_probability_says():
 
 @pytest.mark.parametrize("logits", [[-jnp.inf] * 300 + [0.0], [0.0] + [-jnp.inf] * 300, [0.0] * 255 + [88.0]])
 def test_nothing_impossible_is_drawn(logits):
-    probabilities = lambda x, keys: jnp.take_along_axis(jax.nn.softmax(x), draws(x, keys, 100), axis=-1)
+    probabilities = lambda x, keys: jnp.take_along_axis(jax.nn.softmax(x), draw_classes(x, keys, 100), axis=-1)
     assert np.all(jax.jit(probabilities)(np.float32([logits]), keys(1)) > 0)
 
 
 def test_each_record_and_token_has_a_key_of_its_own_whatever_its_batch():
-    data = jax.jit(lambda records: jax.random.key_data(keys_of(records, (len(records), 4))))
+    data = jax.jit(lambda records: jax.random.key_data(draw_keys(records, (len(records), 4))))
     whole = np.asarray(data(np.arange(6)))
     assert_same(whole[2:4], data(np.arange(2, 4)))
     assert len({tuple(key) for key in whole.reshape(24, -1).tolist()}) == 24
 
 
 def test_a_class_that_is_drawn_twice_stands_once_with_its_share():
-    few = jax.jit(lambda drawn: counted(drawn, 9, 2.0))(np.int32([[2, 2, 2, 5, 6, 6]]))
+    few = jax.jit(lambda drawn: logits_of_draws(drawn, 9, 2.0))(np.int32([[2, 2, 2, 5, 6, 6]]))
     assert few.classes.tolist() == [[2, 9, 9, 5, 6, 9]]
     assert_close(softmax(np.asarray(dense(few))[0] / 2.0), np.array([0, 0, 3, 0, 0, 1, 2, 0, 0]) / 6)
 
@@ -111,7 +118,7 @@ def gradients_of_draws(renormalised: bool = False) -> tuple[np.ndarray, np.ndarr
         if renormalised:
             most, numbers = top_k(teachers, 8)
             return SparseLogits(numbers, most, jnp.full(caches, -jnp.inf), classes)
-        keep = Keep("x", "float16", 0, (), 8, temperature)
+        keep = Encoding("x", "float16", 0, (), 8, temperature)
         return decode(encode(Outputs(teachers), keep, keys), classes, 0, temperature).logits
 
     @jax.jit
@@ -146,21 +153,21 @@ def test_a_renormalised_top_k_fails_there():
 def test_numbers_of_classes_come_back_from_16_bits(size):
     numbers = np.sort(np.random.default_rng(5).integers(0, size, (3, 2, 300)), axis=-1)
     numbers[0, 0, :4], numbers[1, 1, -4:] = 0, size - 1
-    written = jax.jit(packed, static_argnums=1)(numbers.astype(np.int32), size)
+    written = jax.jit(pack_classes, static_argnums=1)(numbers.astype(np.int32), size)
     assert written["classes"].dtype == jnp.uint16 and ("pages" in written) == (size > 65_536)
-    assert_same(jax.jit(unpacked)(written), numbers.astype(np.int32))
+    assert_same(jax.jit(unpack_classes)(written), numbers.astype(np.int32))
 
 
 @pytest.mark.parametrize(
     ("keep", "limit"),
-    [(Keep("x", "float16", 128, ()), 650), (Keep("x", "float16", 0, (), 128), 300)],
+    [(Encoding("x", "float16", 128, ()), 650), (Encoding("x", "float16", 0, (), 128), 300)],
     ids=["top 128", "128 draws"],
 )
 def test_a_token_of_a_large_vocabulary_takes_few_bytes_on_disk(keep, limit, tmp_path):
     rows, length = 4, 4
     logits = drawn(6, rows, length, QWEN, scale=0.1)  # so flat that no token is drawn twice
     written = jax.device_get(
-        jax.jit(lambda x, k: encode(Outputs(x), keep, k))(logits, keys_of(jnp.arange(rows), (rows, length)))
+        jax.jit(lambda x, k: encode(Outputs(x), keep, k))(logits, draw_keys(jnp.arange(rows), (rows, length)))
     )
     written = {name: np.tile(x, (512, *[1] * (x.ndim - 1))) for name, x in written.items()}  # a file has 128 KiB itself
     rows, fields = 512 * rows, {name: (x.shape[1:], str(x.dtype)) for name, x in written.items()}
@@ -174,9 +181,13 @@ def test_a_token_of_a_large_vocabulary_takes_few_bytes_on_disk(keep, limit, tmp_
 def test_what_is_written_in_pieces_is_what_is_written_at_once():
     head = Factored(drawn(7, 2, 12, 5), drawn(8, 5, 700), None)
     said = Outputs(head, (drawn(9, 2, 12, 5),))
-    for keep in (Keep("x", "float32", 9, (0,)), Keep("x", "float16", 0, (0,), 9), Keep("x", "float16", 0, ())):
+    for keep in (
+        Encoding("x", "float32", 9, (0,)),
+        Encoding("x", "float16", 0, (0,), 9),
+        Encoding("x", "float16", 0, ()),
+    ):
         written = jax.jit(
-            lambda said, count, k=keep: encode(said, k, keys_of(jnp.arange(2), (2, 12)), count), static_argnums=1
+            lambda said, count, k=keep: encode(said, k, draw_keys(jnp.arange(2), (2, 12)), count), static_argnums=1
         )
         once, pieces = (written(said, count) for count in (1, 3))
         assert once.keys() == pieces.keys()
@@ -187,7 +198,9 @@ def test_what_is_written_in_pieces_is_what_is_written_at_once():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("keep", [Keep("x", "float32", 5, ()), Keep("x", "float32", 0, (), 20)], ids=["top", "draws"])
+@pytest.mark.parametrize(
+    "keep", [Encoding("x", "float32", 5, ()), Encoding("x", "float32", 0, (), 20)], ids=["top", "draws"]
+)
 def test_few_classes_give_the_divergence_and_gradient_of_all(keep, temperature):
     student, teacher = drawn(10, 6, 50), drawn(11, 6, 50)
     teacher[:, ::7] = -np.inf
@@ -257,5 +270,5 @@ def test_what_fills_the_last_tile_is_never_chosen():
 
 
 def test_a_goal_beyond_the_sum_is_the_last_place_with_mass():
-    reached = jax.jit(lambda mass, goals: _reached(mass, jnp.cumsum(mass), goals))
+    reached = jax.jit(lambda mass, goals: _first_above(mass, jnp.cumsum(mass), goals))
     assert reached(np.float32([0.5, 0.5, 0.0, 0.0]), np.float32([0.2, 1.0])).tolist() == [0, 1]

@@ -14,7 +14,7 @@ from rich.console import Console
 import jaxdistill
 from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.parallel.compile import moved
+from jaxdistill.parallel.compile import move_to_mesh
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check
@@ -93,7 +93,7 @@ def test_what_it_said_of_another_batch_would_teach_something_else(taught, tmp_pa
         before, late[0] = late[0] or said, said
         return {**rows, **before}
 
-    monkeypatch.setattr(submesh.Ahead, "__next__", broken)
+    monkeypatch.setattr(submesh.QueryPrefetcher, "__next__", broken)
     config, beside = taught
     assert unlike(distilled(placed(config), tmp_path), beside) > 1e-3
 
@@ -103,7 +103,7 @@ def test_a_stopped_run_goes_on_to_the_bit(taught, own, tmp_path, monkeypatch):
     """The batch that the teacher has been asked about already is asked about again."""
     config, turns = placed(taught[0]), itertools.count(1)
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="saved at step 7 of 10"):
-        patch.setattr(Preemption, "stop", lambda self: next(turns) == 7)
+        patch.setattr(Preemption, "should_stop", lambda self: next(turns) == 7)
         distilled(config, tmp_path)
     found = distilled(config, tmp_path)
     assert runs.differences(*(runs.saved(each.workdir / "student") for each in (found, own))) == []
@@ -134,7 +134,9 @@ def test_a_batch_is_asked_about_before_the_one_before_it_is_learned_from():
             self.at = at
 
     asked = []
-    stream = submesh.Ahead(Numbers(), lambda batch: asked.append(batch["number"]) or {**batch, "said": batch["number"]})
+    stream = submesh.QueryPrefetcher(
+        Numbers(), lambda batch: asked.append(batch["number"]) or {**batch, "said": batch["number"]}
+    )
     assert stream.get_state() == 0
     for number in range(3):
         assert next(stream) == {"number": number, "said": number}
@@ -147,7 +149,7 @@ def test_a_batch_is_asked_about_before_the_one_before_it_is_learned_from():
 def test_outputs_move_from_mesh_to_mesh_by_rows():
     own, mesh = make_mesh((1, 2, 1), jax.devices()[-2:]), make_mesh((2, 1, 3))
     x = np.arange(24.0).reshape(8, 3)
-    found = moved(jax.device_put(x, NamedSharding(own, PartitionSpec())), mesh)
+    found = move_to_mesh(jax.device_put(x, NamedSharding(own, PartitionSpec())), mesh)
     np.testing.assert_array_equal(found, x)
     assert found.sharding == NamedSharding(mesh, ROWS)
 

@@ -1,1 +1,1 @@
-"""Factored heads chunk by chunk: loss terms of a large vocabulary without its logits in memory."""
+"""Loss terms of a factored head, chunk by chunk: a large vocabulary without all its logits in memory."""

@@ -1,4 +1,12 @@
-"""A sequence in pieces, for what is computed piece by piece."""
+"""Split the signals of a sequence into chunks, and put the signals of one chunk together again.
+
+The arrays of a stream are of two kinds. Arrays with an entry for each token (features or logits, hidden states, labels,
+the mask) are cut along the sequence into `[chunks, batch, length / chunks, ...]`, so that a scan takes one chunk after
+the other. All else (kernels of heads, parameters, fields of the batch without a token dimension) is shared by all
+chunks and is not copied. A cut along the sequence, not along the batch, leaves the batch dimension and its layout on
+the devices as they are. The result is right for every local term, whose value at a token depends on that token alone.
+The cost is one transpose of the per-token arrays.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,19 +15,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.core.jaxpr import reads
+from jaxdistill.core.jaxpr import used_inputs
 from jaxdistill.core.types import Array, Factored, Outputs, PyTree, Signals
 
 
 def is_factored(signals: Signals) -> bool:
-    """Whether the student's head is not multiplied out."""
+    """Return True if the student's head is not multiplied out."""
     return isinstance(signals.student.logits, Factored)
 
 
-class Pieces(NamedTuple):
-    """Signals apart: what all pieces of a sequence read, and what has a row for each token.
+class Chunks(NamedTuple):
+    """Signals in two parts: what all chunks share, and the arrays with a row for each token.
 
-    shared: with None where the rows belong
+    shared: signals with None in place of the rows
     rows: `[chunks, batch, length / chunks, ...]`
     """
 
@@ -27,77 +35,87 @@ class Pieces(NamedTuple):
     rows: PyTree
 
 
-def cut(signals: Signals, chunks: int) -> Pieces:
-    """Pieces along the sequence, so that each stays spread over the devices as the batch is.
+def split_into_chunks(signals: Signals, chunks: int) -> Chunks:
+    """Split signals along the sequence; every chunk keeps the layout of the batch on the devices.
 
-    Pooled embeddings, attentions and gradients belong to no piece and are left out; a local term reads none of them.
-    Nor does it read teachers of other tokens, of which nothing is left.
+    Pooled embeddings, attentions and gradients have no token dimension and are left out, because no local term reads
+    them. Teachers with other tokens are left out for the same reason.
+
+    Raises:
+        ValueError: the number of chunks does not divide the length of the sequence.
     """
-    nothing: Any = None
+    missing: Any = None
     length = signals.mask.shape[1]
     if length % chunks:
         raise ValueError(f"{chunks} chunks do not divide a sequence of {length} tokens")
 
-    def each(x: Array) -> Array:
+    def cut(x: Array) -> Array:  # [batch, length, ...] -> [chunks, batch, length / chunks, ...]
         return jnp.moveaxis(x.reshape(x.shape[0], chunks, length // chunks, *x.shape[2:]), 1, 0)
 
-    def tokens(outputs: Outputs) -> tuple[PyTree, ...]:
+    def token_arrays(outputs: Outputs) -> tuple[PyTree, ...]:
         if outputs.spans is not None:
-            return nothing, ()
+            return missing, ()
         logits = outputs.logits
         return (logits.features if isinstance(logits, Factored) else logits), outputs.hidden_states
 
-    def others(outputs: Outputs) -> Outputs:
+    def shared_part(outputs: Outputs) -> Outputs:
         if outputs.spans is not None:
-            return Outputs(nothing)
-        return Outputs(replace(outputs.logits, features=nothing) if isinstance(outputs.logits, Factored) else nothing)
+            return Outputs(missing)
+        return Outputs(replace(outputs.logits, features=missing) if isinstance(outputs.logits, Factored) else missing)
 
     per_token = {k: x for k, x in signals.batch.items() if x.shape[:2] == signals.mask.shape}
-    rows = (tokens(signals.student), [tokens(teacher) for teacher in signals.teachers], per_token, signals.mask)
+    rows = (token_arrays(signals.student), [token_arrays(t) for t in signals.teachers], per_token, signals.mask)
     shared = replace(
         signals,
-        student=others(signals.student),
-        teachers=tuple(map(others, signals.teachers)),
+        student=shared_part(signals.student),
+        teachers=tuple(map(shared_part, signals.teachers)),
         batch={k: x for k, x in signals.batch.items() if k not in per_token},
-        mask=nothing,
+        mask=missing,
     )
-    return Pieces(shared, jax.tree.map(each, rows))
+    return Chunks(shared, jax.tree.map(cut, rows))
 
 
-def joined(shared: Signals, rows: PyTree) -> Signals:
-    """The signals of one piece."""
+def signals_of_chunk(shared: Signals, rows: PyTree) -> Signals:
+    """Return the signals of one chunk, from the shared part and the chunk's rows."""
 
-    def outputs(like: Outputs, rows: tuple[PyTree, ...]) -> Outputs:
-        return Outputs(
-            replace(like.logits, features=rows[0]) if isinstance(like.logits, Factored) else rows[0], rows[1]
-        )
+    def outputs(shared_part: Outputs, arrays: tuple[PyTree, ...]) -> Outputs:
+        features, hidden_states = arrays
+        head = shared_part.logits
+        return Outputs(replace(head, features=features) if isinstance(head, Factored) else features, hidden_states)
 
     student, teachers, batch, mask = rows
     return replace(
         shared,
         student=outputs(shared.student, student),
-        teachers=tuple(outputs(like, x) for like, x in zip(shared.teachers, teachers, strict=True)),
+        teachers=tuple(outputs(part, x) for part, x in zip(shared.teachers, teachers, strict=True)),
         batch={**shared.batch, **batch},
         mask=mask,
     )
 
 
-def multiplied(shared: Signals, rows: PyTree) -> Pieces:
-    """One piece with its heads multiplied out, as `[1, batch * length, ...]`."""
-    nothing: Any = None
+def with_dense_logits(shared: Signals, rows: PyTree) -> Chunks:
+    """Return one chunk with dense logits in place of its factored heads, as `[1, batch * length, ...]`."""
+    missing: Any = None
     student, teachers, batch, mask = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows)
 
-    def tokens(like: Outputs, rows: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
-        logits, states = rows
-        return (replace(like.logits, features=logits).dense() if isinstance(like.logits, Factored) else logits), states
+    def dense(shared_part: Outputs, arrays: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        features, hidden_states = arrays
+        head = shared_part.logits
+        return (replace(head, features=features).dense() if isinstance(head, Factored) else features), hidden_states
 
-    taught = [tokens(like, x) for like, x in zip(shared.teachers, teachers, strict=True)]
-    silent = replace(shared, student=Outputs(nothing), teachers=tuple(Outputs(nothing) for _ in taught))
-    return Pieces(silent, (tokens(shared.student, student), taught, batch, mask))
+    teacher_arrays = [dense(part, x) for part, x in zip(shared.teachers, teachers, strict=True)]
+    without_heads = replace(shared, student=Outputs(missing), teachers=tuple(Outputs(missing) for _ in teacher_arrays))
+    return Chunks(without_heads, (dense(shared.student, student), teacher_arrays, batch, mask))
 
 
-def reads_logits(piece: Callable[[PyTree, PyTree], Any], shared: PyTree, rows: PyTree) -> bool:
-    """Whether a function of a piece needs the student's logits; its rows are those of `Pieces` and their number."""
-    given = shared, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-    _, (((features, _), *_), _) = reads(piece, *given)
+def reads_logits(function: Callable[[PyTree, PyTree], Any], shared: PyTree, rows: PyTree) -> bool:
+    """Return True if a function of a chunk uses the student's logits.
+
+    Args:
+        function: `(shared, rows of one chunk)`.
+        shared: what all chunks share.
+        rows: the rows of all chunks (`Chunks.rows`) and the numbers of the chunks.
+    """
+    one_chunk = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+    _, (((features, _), *_), _) = used_inputs(function, shared, one_chunk)
     return any(jax.tree.leaves(features))

@@ -1,7 +1,12 @@
-"""Sums over the pieces of a batch whose value and gradient are taken in one pass, so that nothing is formed twice.
+"""Sum a function over the chunks of a batch, with value and gradient in one pass, so that no logit is computed twice.
 
-A vocabulary of 150,000 makes logits the largest array of a run. Piece by piece only one piece of them exists; and where
-the gradient is taken while the value is, they are not formed again for it: of six products with a kernel four are left.
+With a vocabulary of 150,000, logits are the largest array of a run. A scan over chunks holds the logits of one chunk at
+a time. To differentiate such a scan, JAX would keep the logits of all chunks or compute them a second time. Here the
+scan computes the value and the gradient of a chunk together and adds both to running totals. The backward pass
+multiplies the finished gradient by the incoming cotangent. This is exact because the result is one scalar: its gradient
+is known up to that factor before the backward pass starts. With the heads of a student and one teacher, four products
+with a kernel remain of six: two for the logits, which are not computed again, and two for the gradient of the student's
+head. The cost is that the gradients exist from the forward pass on, each as large as its input.
 """
 
 import functools
@@ -15,33 +20,37 @@ from jax.sharding import PartitionSpec
 from jaxdistill.core.collectives import ROW_AXES, ROWS, has_row_shards
 from jaxdistill.core.types import Array, PyTree
 
-Piece = Callable[[PyTree, PyTree], tuple[Array, PyTree]]
+ChunkFunction = Callable[[PyTree, PyTree], tuple[Array, PyTree]]  # (shared, rows of one chunk) -> (scalar, sums)
 
 
-def streamed(piece: Piece, shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
-    """The sums over all pieces of what `piece(shared, rows[i])` returns; the first of the two has a gradient.
+def sum_over_chunks(function: ChunkFunction, shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
+    """Sum `function(shared, rows[i])` over all chunks i; only the first of its two results has a gradient.
 
-    The gradient is taken in what is differentiated and nothing else: a frozen teacher costs none. Those of `shared` are
-    added up in float32. On a mesh every device goes over its own rows, and devices are summed once, at the end: left to
-    the partitioner, a kernel's gradient is summed over all of them in every piece.
+    Gradients are computed for differentiated inputs alone: a frozen teacher costs none. Those of `shared` are summed in
+    float32. On a mesh every device scans over its own rows, and the devices are summed once, at the end. The
+    partitioner alone would sum the gradient of a kernel over all devices in every chunk.
 
     Args:
-        piece: `(shared, rows) -> (scalar, tree of sums)`; it may close over nothing that is differentiated.
-        shared: what all pieces read, such as kernels and parameters.
-        rows: `[pieces, batch, ...]` for each array, or `[pieces]`.
+        function: `(shared, rows) -> (scalar, tree of sums)`; must not close over anything that is differentiated.
+        shared: read by all chunks, such as kernels and parameters.
+        rows: `[chunks, batch, ...]` for each array, or `[chunks]`.
     """
-    values = lambda *given: _on_own_rows(functools.partial(_values, piece), *given)
-    both = lambda wanted, *given: _on_own_rows(functools.partial(_values_and_gradients, piece, wanted), *given)
-    return in_one_pass(values, both, shared, rows)
+    values = lambda *inputs: _on_device_rows(functools.partial(_values, function), *inputs)
+    values_and_gradients = lambda wanted, *inputs: _on_device_rows(
+        functools.partial(_values_and_gradients, function, wanted), *inputs
+    )
+    return with_one_pass_gradient(values, values_and_gradients, shared, rows)
 
 
-def in_one_pass(values: Any, both: Any, shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
-    """A scalar and a tree of sums, the gradient of the scalar being taken with its value.
+def with_one_pass_gradient(
+    values: Any, values_and_gradients: Any, shared: PyTree, rows: PyTree
+) -> tuple[Array, PyTree]:
+    """Return a scalar and a tree of sums; under differentiation, compute the scalar together with its gradient.
 
     Args:
         values: `(shared, rows) -> ((scalar, sums), anything)`
-        both: `(wanted, shared, rows) -> ((scalar, sums), gradients of (shared, rows))`, None for a leaf that is not
-            wanted
+        values_and_gradients: `(wanted, shared, rows) -> ((scalar, sums), gradients of (shared, rows))`; `wanted` is a
+            tree of bools like (shared, rows), and the gradient of a leaf that is not wanted is None
         shared, rows: their arguments.
     """
 
@@ -52,34 +61,37 @@ def in_one_pass(values: Any, both: Any, shared: PyTree, rows: PyTree) -> tuple[A
     def forward(shared: PyTree, rows: PyTree) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten((shared, rows))
         wanted = jax.tree.unflatten(structure, [leaf.perturbed for leaf in leaves])
-        return both(wanted, *jax.tree.unflatten(structure, [leaf.value for leaf in leaves]))
+        return values_and_gradients(wanted, *jax.tree.unflatten(structure, [leaf.value for leaf in leaves]))
 
     def backward(gradients: Any, cotangents: Any) -> Any:
-        slope = cotangents[0]  # of the sums there is none
-        if isinstance(slope, jax.custom_derivatives.SymbolicZero):
+        cotangent = cotangents[0]  # the sums have none
+        if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
             return jax.tree.map(lambda x: None, gradients, is_leaf=_is_none)
-        return jax.tree.map(lambda x: None if x is None else (slope * x).astype(x.dtype), gradients, is_leaf=_is_none)
+        scaled = lambda x: None if x is None else (cotangent * x).astype(x.dtype)
+        return jax.tree.map(scaled, gradients, is_leaf=_is_none)
 
     run.defvjp(forward, backward, symbolic_zeros=True)
     total, sums = run(shared, rows)
     return total, jax.lax.stop_gradient(sums)
 
 
-def taken(piece: Piece, wanted: PyTree, shared: PyTree, rows: PyTree) -> tuple[Any, Any]:
-    """The sums of one piece, and the gradients of the first: of (shared, rows), None where it is not wanted."""
-    learned, fixed = _split((shared, rows), wanted)
-    return jax.value_and_grad(lambda learned: piece(*_joined(learned, fixed)), has_aux=True)(learned)
+def value_and_wanted_grads(function: ChunkFunction, wanted: PyTree, shared: PyTree, rows: PyTree) -> tuple[Any, Any]:
+    """Return the results for one chunk, and the gradients of the scalar by (shared, rows); None where not wanted."""
+    differentiated, fixed = _split((shared, rows), wanted)
+    return jax.value_and_grad(lambda x: function(*_merge(x, fixed)), has_aux=True)(differentiated)
 
 
 def _is_none(x: Any) -> bool:
     return x is None
 
 
-def _values(piece: Piece, shared: PyTree, rows: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
-    def body(sums: PyTree, rows: PyTree) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, sums, piece(shared, rows)), None
+def _values(function: ChunkFunction, shared: PyTree, rows: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
+    """Scan over the chunks without gradients."""
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(piece, shared, _first(rows)))
+    def body(sums: PyTree, rows: PyTree) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, sums, function(shared, rows)), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, shared, _first(rows)))
     return jax.lax.scan(body, zeros, rows)[0], (None, None)
 
 
@@ -87,45 +99,48 @@ def _first(rows: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[0], rows)
 
 
-def _values_and_gradients(piece: Piece, wanted: PyTree, shared: PyTree, rows: PyTree) -> tuple[Any, Any]:
-    """The sums, and the gradients of the first one: of `shared`, of `rows`; None where it is not differentiated."""
+def _values_and_gradients(function: ChunkFunction, wanted: PyTree, shared: PyTree, rows: PyTree) -> tuple[Any, Any]:
+    """Scan over the chunks with gradients: summed for `shared`, stacked for `rows`, None where not wanted."""
 
     def body(carry: Any, rows: Any) -> Any:
-        sums, slopes = carry
-        found, gradient = taken(piece, wanted, shared, rows)
-        slopes = jax.tree.map(lambda a, b: a + b.astype(a.dtype), slopes, gradient[0])
-        return (jax.tree.map(jnp.add, sums, found), slopes), gradient[1]
+        sums, gradients = carry
+        results, (of_shared, of_rows) = value_and_wanted_grads(function, wanted, shared, rows)
+        gradients = jax.tree.map(lambda a, b: a + b.astype(a.dtype), gradients, of_shared)
+        return (jax.tree.map(jnp.add, sums, results), gradients), of_rows
 
-    learned, _ = _split(shared, wanted[0])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(piece, shared, _first(rows)))
-    slopes = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), learned)
-    (sums, slopes), of_rows = jax.lax.scan(body, (zeros, slopes), rows)
-    return sums, (jax.tree.map(lambda g, x: g.astype(x.dtype), slopes, learned), of_rows)
+    differentiated, _ = _split(shared, wanted[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, shared, _first(rows)))
+    gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), differentiated)
+    (sums, gradients), of_rows = jax.lax.scan(body, (zeros, gradients), rows)
+    return sums, (jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, differentiated), of_rows)
 
 
 def _split(tree: PyTree, wanted: PyTree) -> tuple[PyTree, PyTree]:
-    """The leaves that are wanted and the others, each in the tree's structure with None where the other has a leaf."""
+    """Return a tree of the wanted leaves and a tree of the others, with None in place of missing leaves."""
     return (
         jax.tree.map(lambda x, want: x if want else None, tree, wanted),
         jax.tree.map(lambda x, want: None if want else x, tree, wanted),
     )
 
 
-def _joined(one: PyTree, other: PyTree) -> PyTree:
-    """Inverse of `_split`."""
-    return jax.tree.map(lambda a, b: b if a is None else a, one, other, is_leaf=_is_none)
+def _merge(a: PyTree, b: PyTree) -> PyTree:
+    """Invert `_split`."""
+    return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=_is_none)
 
 
-def _on_own_rows(function: Callable[[PyTree, PyTree], Any], shared: PyTree, rows: PyTree) -> Any:
-    """`((total, sums), (gradients of shared, of rows))`, by every device from its own rows, summed over the devices."""
+def _on_device_rows(function: Callable[[PyTree, PyTree], Any], shared: PyTree, rows: PyTree) -> Any:
+    """Run `function -> ((total, sums), (gradients of shared, of rows))` on each device's rows; sum over the devices."""
     if not has_row_shards():
         return function(shared, rows)
 
-    def own(shared: PyTree, rows: PyTree) -> Any:
+    def per_device(shared: PyTree, rows: PyTree) -> Any:
         sums, (of_shared, of_rows) = function(shared, rows)
         return jax.lax.psum(sums, ROW_AXES), (jax.lax.psum(of_shared, ROW_AXES), of_rows)
 
-    whole, by_rows = PartitionSpec(), PartitionSpec(None, *ROWS)
-    split = jax.tree.map(lambda x: by_rows if x.ndim > 1 else whole, rows)  # a piece's number has no rows
-    given, found = (whole, split), (whole, (whole, by_rows))
-    return jax.shard_map(own, in_specs=given, out_specs=found, axis_names=set(ROW_AXES), check_vma=False)(shared, rows)
+    replicated, by_rows = PartitionSpec(), PartitionSpec(None, *ROWS)
+    layout = jax.tree.map(lambda x: by_rows if x.ndim > 1 else replicated, rows)  # the numbers of chunks have no rows
+    in_specs, out_specs = (replicated, layout), (replicated, (replicated, by_rows))
+    mapped = jax.shard_map(
+        per_device, in_specs=in_specs, out_specs=out_specs, axis_names=set(ROW_AXES), check_vma=False
+    )
+    return mapped(shared, rows)

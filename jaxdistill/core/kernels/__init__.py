@@ -1,1 +1,1 @@
-"""Pallas kernels for TPUs, generated from any pointwise loss over classes."""
+"""Pallas kernels for TPUs, generated from any pointwise loss over the classes."""

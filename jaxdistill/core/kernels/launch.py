@@ -1,7 +1,13 @@
-"""Launch a kernel of nodes with Pallas: blocks of rows lie in a TPU's VMEM, and tiles of classes are formed in turn.
+"""Launch a graph of nodes as a Pallas kernel on a TPU: blocks of rows are in VMEM, and tiles of classes run in turn.
 
-GPUs have no such kernel: JAX deprecated the Triton backend of Pallas in 0.11, and a row of a large vocabulary does not
-fit a GPU's shared memory. There XLA computes the terms chunk by chunk.
+The grid goes over blocks of 16 or 8 rows, each with all its classes. Pallas copies the next block into VMEM while the
+kernel works on the current one, so every logit crosses HBM once, however many passes (`passes.py`) the graph takes.
+Within a block the kernel loops over tiles of 1,024 classes, and then over the classes that remain. Rows are independent
+of each other, so a last block with fewer rows needs no mask: what is computed for the missing rows is not written. The
+cost is VMEM: a block holds whole rows, so 8 rows of all inputs and outputs must fit twice, or the kernel is refused.
+
+There is no such kernel for GPUs: JAX deprecated the Triton backend of Pallas in 0.11, and a row of a large vocabulary
+does not fit a GPU's shared memory. There XLA computes the terms chunk by chunk.
 """
 
 import functools
@@ -15,34 +21,38 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from jaxdistill.core.kernels.passes import Node, Tile, Tiles, run
+from jaxdistill.core.kernels.passes import Node, Tile, Tiles, run_passes
 from jaxdistill.core.kernels.trace import Unsupported
 from jaxdistill.core.types import Array
 
-TILE = 1024  # classes that are formed at a time
-BLOCKS = 48 * 2**20  # bytes of blocks in VMEM, of which there are 64 MiB (v5p) or 128 (v5e, v6e); tiles take some too
+TILE = 1024  # classes that are computed at a time
+BLOCK_BYTES = 48 * 2**20  # for blocks in VMEM, which has 64 MiB (v5p) or 128 (v5e, v6e); tiles take some of it too
 
 
 class Operand(NamedTuple):
-    """array: `[rows, classes]`, `[rows, few]` or `[1, 1]`. nodes: of its columns; one of all classes."""
+    """An input array of the kernel.
+
+    array: `[rows, classes]`, `[rows, few]` or `[1, 1]`
+    nodes: one for each column, or a single one for all classes
+    """
 
     array: Array
     nodes: tuple[Node, ...]
 
 
 class Output(NamedTuple):
-    """What is formed for each row: `[rows, classes]` where it is wide, else `[rows, 1]`."""
+    """An output of the kernel: `[rows, classes]` if it is per class, else `[rows, 1]`."""
 
     node: Node
-    wide: bool
+    per_class: bool
     dtype: Any
 
 
 class Target(NamedTuple):
-    """How a platform runs the kernel.
+    """The way in which a platform runs the kernel.
 
-    params: of its compiler
-    interpret: without a compiler, by JAX itself
+    params: of the platform's compiler
+    interpret: run by JAX itself, without a compiler
     """
 
     params: Any
@@ -50,24 +60,33 @@ class Target(NamedTuple):
 
 
 TPU = Target(pltpu.CompilerParams(vmem_limit_bytes=60 * 2**20))
-INTERPRETED: Target | None = None  # for platforms without a compiler for it; None: they do not run it. Tests set it
+INTERPRETED: Target | None = None  # for platforms without a compiler; None: they cannot run the kernel. Tests set it
 
 
-def call(operands: Sequence[Operand], outputs: Sequence[Output], count: int, classes: int) -> list[Array]:
-    """The outputs of all rows.
+def launch_kernel(operands: Sequence[Operand], outputs: Sequence[Output], count: int, classes: int) -> list[Array]:
+    """Compute the outputs of all rows.
+
+    Args:
+        operands: the inputs.
+        outputs: the outputs.
+        count: the number of rows.
+        classes: the number of classes.
 
     Raises:
         Unsupported: no block of rows fits.
     """
     arrays = [x.array.astype(jnp.int32) if x.array.dtype == bool else x.array for x in operands]
     targets = {"tpu": TPU} | ({"default": INTERPRETED} if INTERPRETED else {})
-    calls = {name: functools.partial(on, target, operands, outputs, count, classes) for name, target in targets.items()}
-    by_platform = lambda *arrays: lax.platform_dependent(*arrays, **calls)
-    return _on_whole_rows(_once(by_platform), arrays)
+    kernels = {
+        name: functools.partial(_launch_on, target, operands, outputs, count, classes)
+        for name, target in targets.items()
+    }
+    by_platform = lambda *arrays: lax.platform_dependent(*arrays, **kernels)
+    return _on_device_arrays(_without_derivative(by_platform), arrays)
 
 
-def _once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is not differentiated: its results hold a gradient already."""
+def _without_derivative(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that refuses to be differentiated: its results contain a gradient already."""
     guarded = jax.custom_jvp(function)
 
     def refuse(*_: Any) -> Any:
@@ -77,81 +96,85 @@ def _once(function: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _on_whole_rows(function: Callable[..., Any], arrays: Sequence[Array]) -> Any:
-    """Inside a mesh, on what each device has of the rows: no partitioner sees into a kernel."""
+def _on_device_arrays(function: Callable[..., Any], arrays: Sequence[Array]) -> Any:
+    """Run a function on each device's rows inside a mesh, because XLA cannot partition a kernel."""
     mesh = jax.sharding.get_abstract_mesh()
-    left = set(mesh.axis_names) - set(mesh.manual_axes)
-    if not left:
+    automatic_axes = set(mesh.axis_names) - set(mesh.manual_axes)
+    if not automatic_axes:
         return function(*arrays)
-    whole = PartitionSpec()
-    return jax.shard_map(function, in_specs=whole, out_specs=whole, axis_names=left, check_vma=False)(*arrays)
+    replicated = PartitionSpec()
+    mapped = jax.shard_map(
+        function, in_specs=replicated, out_specs=replicated, axis_names=automatic_axes, check_vma=False
+    )
+    return mapped(*arrays)
 
 
-def on(
+def _launch_on(
     target: Target, operands: Sequence[Operand], outputs: Sequence[Output], count: int, classes: int, *arrays: Array
 ) -> Any:
-    """Launches the kernel on one platform."""
-    kinds = [jax.ShapeDtypeStruct((count, classes if x.wide else 1), x.dtype) for x in outputs]
-    shapes: list[Any] = [*arrays, *kinds]
-    rows = _fitting([x for x in shapes if x.shape[1] == classes])
+    """Launch the kernel on one platform."""
+    out_shapes = [jax.ShapeDtypeStruct((count, classes if x.per_class else 1), x.dtype) for x in outputs]
+    all_arrays: list[Any] = [*arrays, *out_shapes]
+    rows = _rows_per_block([x for x in all_arrays if x.shape[1] == classes])
     block = lambda x: pl.BlockSpec((rows, x.shape[1]), lambda i: (i, 0))
-    size = lambda of: sum(x.size * x.dtype.itemsize for x in of)
+    size = lambda arrays: sum(x.size * x.dtype.itemsize for x in arrays)
     return pl.pallas_call(
         functools.partial(_kernel, operands, outputs, rows, classes),
         grid=(pl.cdiv(count, rows),),
         in_specs=[pl.BlockSpec((1, 1), lambda i: (0, 0)) if x.shape == (1, 1) else block(x) for x in arrays],
-        out_specs=list(map(block, kinds)),
-        out_shape=kinds,
+        out_specs=list(map(block, out_shapes)),
+        out_shape=out_shapes,
         interpret=target.interpret,
         compiler_params=target.params,
-        cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=size(arrays) + size(kinds)),
+        cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=size(arrays) + size(out_shapes)),
     )(*arrays)
 
 
-def _fitting(wide: Sequence[Any]) -> int:
-    """Rows of a block: 16, of which a tile of bfloat16 has as many, or 8. Blocks are there twice, to come and to go."""
+def _rows_per_block(per_class: Sequence[Any]) -> int:
+    """Return the rows of a block: 16, as a tile of bfloat16 has, or 8. VMEM holds two blocks: one is being copied."""
     for rows in (16, 8):
-        if 2 * rows * sum(x.shape[1] * x.dtype.itemsize for x in wide) <= BLOCKS:
+        if 2 * rows * sum(x.shape[1] * x.dtype.itemsize for x in per_class) <= BLOCK_BYTES:
             return rows
-    raise Unsupported(f"8 rows of {len(wide)} arrays of {wide[0].shape[1]} classes do not fit a TPU's VMEM")
+    raise Unsupported(f"8 rows of {len(per_class)} arrays of {per_class[0].shape[1]} classes do not fit a TPU's VMEM")
 
 
 def _kernel(operands: Sequence[Operand], outputs: Sequence[Output], rows: int, classes: int, *refs: Any) -> None:
-    given, results = refs[: len(operands)], refs[len(operands) :]
-    wide = {x.nodes[0]: ref for x, ref in zip(operands, given, strict=True) if x.nodes[0].wide}
-    narrow = {
-        node: _typed(ref[:, column : column + 1], node)
-        for x, ref in zip(operands, given, strict=True)
+    """Compute the outputs of one block of rows: the body of the Pallas kernel."""
+    input_refs, output_refs = refs[: len(operands)], refs[len(operands) :]
+    per_class = {x.nodes[0]: ref for x, ref in zip(operands, input_refs, strict=True) if x.nodes[0].per_class}
+    numbers = {
+        node: _cast(ref[:, column : column + 1], node)
+        for x, ref in zip(operands, input_refs, strict=True)
         for column, node in enumerate(x.nodes)
-        if not node.wide
+        if not node.per_class
     }
 
     def read(node: Node, tile: Tile) -> Array:
-        return _typed(wide[node][:, tile.at], node)
+        return _cast(per_class[node][:, tile.index], node)
 
     def write(number: int, tile: Tile, block: Array) -> None:
-        results[number][:, tile.at] = block.astype(results[number].dtype)
+        output_refs[number][:, tile.index] = block.astype(output_refs[number].dtype)
 
-    tiles = Tiles(rows, functools.partial(_over_tiles, classes), read, write)
-    found = run([x.node for x in outputs], [x.wide for x in outputs], narrow, tiles)
-    for x, ref in zip(outputs, results, strict=True):
-        if not x.wide:
-            ref[...] = jnp.broadcast_to(found[x.node], (rows, 1)).astype(x.dtype)
+    tiles = Tiles(rows, functools.partial(_loop_over_tiles, classes), read, write)
+    values = run_passes([x.node for x in outputs], [x.per_class for x in outputs], numbers, tiles)
+    for x, ref in zip(outputs, output_refs, strict=True):
+        if not x.per_class:
+            ref[...] = jnp.broadcast_to(values[x.node], (rows, 1)).astype(x.dtype)
 
 
-def _typed(block: Array, node: Node) -> Array:
+def _cast(block: Array, node: Node) -> Array:
     return block != 0 if node.dtype == bool else block.astype(node.dtype)
 
 
-def _over_tiles(classes: int, body: Callable[[Tile, Any], Any], carry: Any) -> Any:
-    """Runs `body(tile, carry)` over all tiles of a row."""
-    whole, rest = divmod(classes, TILE)
+def _loop_over_tiles(classes: int, body: Callable[[Tile, Any], Any], carry: Any) -> Any:
+    """Run `body(tile, carry)` for all tiles of a row."""
+    full_tiles, rest = divmod(classes, TILE)
 
     def tile(first: Any, size: int) -> Tile:
         numbers = first + lax.broadcasted_iota(jnp.int32, (1, size), 1)
         return Tile(pl.ds(first, size), numbers)
 
-    turn = lambda i, carry: body(tile(pl.multiple_of(i * TILE, TILE), TILE), carry)
-    if whole:
-        carry = lax.fori_loop(0, whole, turn, carry)
-    return body(tile(whole * TILE, rest), carry) if rest else carry
+    iteration = lambda i, carry: body(tile(pl.multiple_of(i * TILE, TILE), TILE), carry)
+    if full_tiles:
+        carry = lax.fori_loop(0, full_tiles, iteration, carry)
+    return body(tile(full_tiles * TILE, rest), carry) if rest else carry

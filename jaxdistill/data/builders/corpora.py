@@ -1,7 +1,7 @@
-"""Plain English to model, from Debian packages: the six configurations of `plain_english`.
+"""Builder of six English corpora for language models, from Debian packages: `plain_english`.
 
-Corpora of clearly different styles, for teachers and students that learn to go on with a text. A record is a document;
-one in ten, drawn by the hash of its text, is for the test. Importing this module registers the builder.
+The corpora have clearly different styles. A record is a document. One document in ten, selected by the hash of its
+text, is in the test split. Importing this module registers the builder.
 """
 
 import gzip
@@ -22,9 +22,9 @@ from jaxdistill.data.builders.texts import Texts
 
 
 class Corpus(NamedTuple):
-    """Where a corpus lies, and what may be done with it.
+    """The source of a corpus, its licence and its citation.
 
-    read: folder of the unpacked package -> documents
+    read: `(folder of the unpacked package) -> documents`
     """
 
     package: str
@@ -34,21 +34,21 @@ class Corpus(NamedTuple):
 
 
 def bible(root: Path) -> str:
-    """The King James Bible, a title and then a verse in each line, `Ge1:1 In the beginning ...`.
+    """Read the King James Bible: a title, then one verse per line, `Ge1:1 In the beginning ...`.
 
-    The file holds windows of 64 KiB as Unix `compress` would write them, each without its header.
+    The file consists of windows of 64 KiB, each in the format of Unix `compress` without its header.
     """
     content = (root / "usr/lib/bible.data").read_bytes()
     _, _, windows, first = struct.unpack_from(">4I", content, 0x50)
     starts = (first, *struct.unpack_from(f">{windows}I", content, 0x60))
-    header = b"\x1f\x9d\x90"  # compress, in blocks, of at most 16 bits
-    pieces = (header + content[start:stop] for start, stop in itertools.pairwise(starts))
-    text = b"".join(subprocess.run(["gzip", "-dc"], input=p, capture_output=True, check=True).stdout for p in pieces)
+    header = b"\x1f\x9d\x90"  # compress in block mode, with codes of at most 16 bits
+    files = (header + content[start:stop] for start, stop in itertools.pairwise(starts))
+    text = b"".join(subprocess.run(["gzip", "-dc"], input=f, capture_output=True, check=True).stdout for f in files)
     return text.decode("latin-1")
 
 
 def _kjv(root: Path) -> Iterator[str]:
-    """Chapters."""
+    """Read the chapters of the King James Bible."""
     chapters: dict[str, list[str]] = {}
     for chapter, verse in re.findall(r"^(\w+):\d+ (.*)$", bible(root), re.MULTILINE):
         chapters.setdefault(chapter, []).append(verse)
@@ -56,7 +56,7 @@ def _kjv(root: Path) -> Iterator[str]:
 
 
 def _dictionary(name: str) -> Callable[[Path], Iterator[str]]:
-    """Entries of a dictionary in the format of dictd: an index of places, base 64, in a compressed text."""
+    """Return a reader of the entries of a dictd dictionary: a compressed text, and an index of places in base 64."""
     digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
     def number(word: str) -> int:
@@ -76,16 +76,16 @@ def _dictionary(name: str) -> Callable[[Path], Iterator[str]]:
 
 
 def _python_docs(root: Path) -> Iterator[str]:
-    """Pages, as they were written, in reStructuredText."""
+    """Read the pages of the Python documentation, as reStructuredText."""
     sources = root / "usr/share/doc/python3.13/html/_sources"
     return (file.read_text("utf-8").strip() for file in sorted(sources.rglob("*.rst.txt")))
 
 
 def novels(root: Path) -> Iterator[str]:
-    """Jane Austen's six novels, with the lines of the print.
+    """Read Jane Austen's six novels, with the line breaks of the print.
 
-    R keeps each as a vector of lines: its length, then zlib; inside, a header that ends with the name of the encoding,
-    then type, number of lines, and for each line flags, length and characters.
+    R stores each novel as a vector of lines: the compressed length, then zlib data. These contain a header that ends
+    with the name of the encoding, a type, the number of lines, and for each line flags, length and characters.
     """
     rest = (root / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
     while rest:
@@ -102,14 +102,14 @@ def novels(root: Path) -> Iterator[str]:
 
 
 def _austen(root: Path) -> Iterator[str]:
-    """Chapters."""
+    """Read the chapters of Jane Austen's novels."""
     for novel in novels(root):
         chapters = re.split(r"^(?:CHAPTER|Chapter) [IVXL\d]+$", novel, flags=re.MULTILINE)
-        yield from (chapter.strip() for chapter in chapters[1:])  # before the first: title and author
+        yield from (chapter.strip() for chapter in chapters[1:])  # title and author precede the first
 
 
 def _wordnet(root: Path) -> Iterator[str]:
-    """Synsets, as `words: gloss`."""
+    """Read the synsets of WordNet, as `words: gloss`."""
     for part in ("noun", "verb", "adj", "adv"):
         for line in (root / "usr/share/wordnet" / f"data.{part}").read_text("utf-8").splitlines():
             if not line.startswith("  "):  # the licence
@@ -140,14 +140,14 @@ CORPORA = {
 
 
 class PlainEnglish(Texts):
-    """Six corpora of plain English, one a configuration; a record holds nothing but `text`, a document.
+    """Six English corpora, one per configuration; the only field of a record is `text`, a document.
 
     `kjv`: 1,189 chapters of the King James Bible (public domain). `foldoc`: entries of the Free On-line Dictionary of
     Computing (GFDL). `python_docs`: 507 pages of the Python 3.13 documentation (PSF). `gcide`: entries of the GNU
     Collaborative International Dictionary of English (GPL). `austen`: chapters of Jane Austen's six novels (public
     domain). `wordnet`: 117,659 glosses of WordNet 3.0 (WordNet licence).
 
-    From Debian's packages, whose versions are the system's: what is compared must come from one preparation.
+    The versions are those of the system's Debian packages. So only runs on one prepared copy can be compared.
     """
 
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in CORPORA]  # noqa: RUF012
@@ -155,7 +155,7 @@ class PlainEnglish(Texts):
     def _info(self) -> tfds.core.DatasetInfo:
         corpus = CORPORA[self.builder_config.name]
         self.LICENCE, self.CITATION = corpus.licence, corpus.citation
-        return self._described(f"{corpus.citation}; from Debian's {corpus.package}", {})
+        return self._text_info(f"{corpus.citation}; from Debian's {corpus.package}", {})
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager
@@ -163,4 +163,4 @@ class PlainEnglish(Texts):
         with tempfile.TemporaryDirectory() as folder:
             packages.debian(corpus.package, Path(folder))
             documents = list(corpus.read(Path(folder)))
-        return self._halves([{"text": document} for document in documents if document], one_in=10)
+        return self._split_by_hash([{"text": document} for document in documents if document], one_in=10)

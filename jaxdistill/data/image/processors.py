@@ -1,7 +1,7 @@
-"""Images in the form that a checkpoint wants: `resize`, and `processed`, which does what its own config says.
+"""Image preprocessing: `resize`, and `processed`, which follows the preprocessor_config.json of a checkpoint.
 
-They draw nothing, and so they are a part of evaluation too. What they make of an image is the same for teacher and
-student, since both see one batch. Images may come in many sizes: they leave in one.
+Both are deterministic, so they are applied in evaluation too. Teacher and student see the same processed images,
+because they read the same batch. Images may differ in size before, and have one size afterwards.
 """
 
 import inspect
@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 
 from jaxdistill.core.errors import ConfigError, WeightsError
-from jaxdistill.core.hub_files import path_of, read_json
+from jaxdistill.core.hub_files import checkpoint_path, read_json
 from jaxdistill.core.registry import Spec, parse, transforms
 from jaxdistill.data.stream import Batch, Transform
 
 Sides = tuple[int, int]  # height and width
-FILTERS = {each.name.lower(): each for each in Image.Resampling}
+FILTERS = {resampling.name.lower(): resampling for resampling in Image.Resampling}
 HALF = (0.5, 0.5, 0.5)
 CLIP = {
     "size": {"shortest_edge": 224},
@@ -28,7 +28,7 @@ CLIP = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),
     "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
-# What transformers' processors do where a config is silent; those of our families, and what is written like them.
+# Defaults of transformers' image processors: common to all, and by processor class, for the model families we have.
 COMMON = {
     "do_resize": True,
     "do_center_crop": False,
@@ -47,17 +47,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "Siglip": {"size": {"height": 224, "width": 224}},
     "ViT": {"size": 224, "resample": 2},
 }
-BY_SHORTER_EDGE = ("Bit", "CLIP", "ConvNext", "Siglip")  # what a size means that is one number; else a square
+BY_SHORTER_EDGE = ("Bit", "CLIP", "ConvNext", "Siglip")  # a single number as size means the shorter edge; else a square
 BY_MODEL = {"clip": "CLIP", "deit": "DeiT", "resnet": "ConvNext", "siglip": "Siglip", "vit": "ViT"}
 
 
 class Recipe(NamedTuple):
-    """How an image becomes what a network sees.
+    """The preprocessing of an image for a network.
 
-    resize: the shorter edge, whatever becomes of the other; or both sides; None: as it is
-    crop: the sides of the middle that is kept, with zeros where the image is smaller; None: all of it
-    scale, mean, std: a grey value x becomes (scale x - mean) / std
-    filter: how pixels are interpolated
+    resize: the shorter edge, which keeps proportions; or both sides; None: no resizing
+    crop: sides of the centre crop, padded with zeros if the image is smaller; None: no cropping
+    scale, mean, std: a pixel value x becomes (scale x - mean) / std
+    filter: the interpolation
     """
 
     resize: int | Sides | None
@@ -70,7 +70,7 @@ class Recipe(NamedTuple):
 
 @transforms.register
 def resize(size: int, filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic") -> Transform:
-    """Scales each image until its shorter edge is `size`, and keeps the square in the middle.
+    """Resize each image so that its shorter edge is `size`, and crop the square in the centre.
 
     Raises:
         ValueError: `size` is not positive.
@@ -79,61 +79,61 @@ def resize(size: int, filter: Literal["nearest", "bilinear", "bicubic", "lanczos
         raise ValueError(f"size {size}; give 1 or more.")
 
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
-        shaped = [_cropped(_resized(image, size, FILTERS[filter]), (size, size)) for image in _images(batch, "resize")]
-        return batch | {"image": np.stack(shaped)}
+        crop = lambda image: _cropped(_resized(image, size, FILTERS[filter]), (size, size))
+        return batch | {"image": np.stack([crop(image) for image in _images(batch, "resize")])}
 
     return Transform(0, apply)
 
 
 @transforms.register
 def processed(source: str, size: int = 0) -> Transform:
-    """What a checkpoint's preprocessor_config.json says: resize, cut out the middle, rescale, normalise.
+    """Preprocess images as a checkpoint's preprocessor_config.json says: resize, centre crop, rescale, normalise.
 
-    Images become float32, which our networks take as they are; uint8 they would bring to -1..1. Grey images become grey
-    ones of three channels. Other transforms may stand before it or behind it; behind it, black is not 0 any more.
+    Images become float32. Our models use float32 images as they are, but map uint8 images to -1..1. Greyscale images
+    get three equal channels. Other transforms may come before or after it; after it, black is no longer 0.
 
     Args:
-        source: a Hugging Face folder or a hub id, as of `pretrained`.
-        size: of the images instead of the checkpoint's own: all of its sizes shrink or grow alike. 0: its own.
+        source: a Hugging Face folder or hub id, as in `pretrained`.
+        size: replaces the checkpoint's image size; its other sizes are scaled by the same factor. 0: no change.
 
     Raises:
-        WeightsError: there is no such checkpoint or config, or it is of a kind that we do not know.
-        ConfigError: on a batch without images, or whose images are no uint8.
+        WeightsError: the checkpoint or its config does not exist, or its image processor is not supported.
+        ConfigError: the batch has no images, or they are not uint8.
     """
     recipe = _recipe(source, size)
 
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
-        return batch | {"image": _stacked([_shaped(image, recipe) for image in _images(batch, "processed")], recipe)}
+        return batch | {"image": _normalised([_shaped(image, recipe) for image in _images(batch, "processed")], recipe)}
 
     return Transform(0, apply)
 
 
-def forms(augment: Sequence[str]) -> tuple[str, ...]:
-    """Those of some transforms, as spec strings, that give images their form."""
+def preprocessing_specs(augment: Sequence[str]) -> tuple[str, ...]:
+    """Return the spec strings of those transforms that preprocess images: `resize` and `processed`."""
     return tuple(spec for spec in augment if parse(spec, "data.augment").name in ("resize", "processed"))
 
 
-def config_of(augment: Sequence[str], image: tuple[int, ...], dtype: np.dtype) -> dict[str, Any] | None:
-    """What transformers' image processor shall do, so that a network sees there what it saw here.
+def processor_config(augment: Sequence[str], image: tuple[int, ...], dtype: np.dtype) -> dict[str, Any] | None:
+    """Return the config with which transformers preprocesses images as this run did.
 
     Args:
         augment: the transforms, as spec strings.
-        image: height, width and channels, as the network saw them.
-        dtype: in which it saw them.
+        image: height, width and channels of the network's input.
+        dtype: of the network's input.
 
     Returns:
-        A preprocessor_config.json; None where transformers has no processor for it.
+        The content of preprocessor_config.json; None if transformers has no processor for it.
     """
     height, width, channels = image
-    half = (0.5,) * channels  # of uint8, which our networks bring to -1..1
-    match [parse(spec, "data.augment") for spec in forms(augment)]:
+    half = (0.5,) * channels  # our models map uint8 images to -1..1
+    match [parse(spec, "data.augment") for spec in preprocessing_specs(augment)]:
         case [Spec("processed") as spec]:
-            return _written(_recipe(*_arguments(processed, spec)), channels)
+            return _to_config(_recipe(*_arguments(processed, spec)), channels)
         case [Spec("resize") as spec]:
-            size, how = _arguments(resize, spec)
-            return _written(Recipe(size, (size, size), 1 / 255, half, half, FILTERS[how]), channels)
+            size, filter = _arguments(resize, spec)
+            return _to_config(Recipe(size, (size, size), 1 / 255, half, half, FILTERS[filter]), channels)
         case [] if dtype == np.uint8:
-            return _written(Recipe((height, width), None, 1 / 255, half, half, FILTERS["bicubic"]), channels)
+            return _to_config(Recipe((height, width), None, 1 / 255, half, half, FILTERS["bicubic"]), channels)
     return None
 
 
@@ -143,10 +143,10 @@ def _arguments(factory: Callable[..., Transform], spec: Spec) -> tuple[Any, ...]
     return bound.args
 
 
-def _written(recipe: Recipe, channels: int) -> dict[str, Any]:
-    """As transformers writes a recipe. Its processor for ViT does whatever it is told, in the order of ours."""
+def _to_config(recipe: Recipe, channels: int) -> dict[str, Any]:
+    """Convert a recipe to a config of transformers' ViT processor, which supports all steps in the same order."""
     both = lambda sides: {"height": sides[0], "width": sides[1]}
-    each = lambda values: values if len(values) == channels else values * channels  # it wants one for each channel
+    per_channel = lambda values: values if len(values) == channels else values * channels
     resize = (
         {"shortest_edge": recipe.resize} if isinstance(recipe.resize, int) else recipe.resize and both(recipe.resize)
     )
@@ -161,61 +161,61 @@ def _written(recipe: Recipe, channels: int) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": recipe.scale,
         "do_normalize": True,
-        "image_mean": each(recipe.mean),
-        "image_std": each(recipe.std),
+        "image_mean": per_channel(recipe.mean),
+        "image_std": per_channel(recipe.std),
     }
 
 
 def _recipe(source: str, size: int) -> Recipe:
-    own = read(path_of(source))
-    return scaled(own, size) if size else own
+    recipe = read_recipe(checkpoint_path(source))
+    return scaled(recipe, size) if size else recipe
 
 
-def read(folder: Path) -> Recipe:
-    """The recipe of a checkpoint.
+def read_recipe(folder: Path) -> Recipe:
+    """Read the preprocessing recipe of a checkpoint.
 
     Raises:
-        WeightsError: it has none, or one of a kind that we do not know.
+        WeightsError: the checkpoint has no image processor, or one that is not supported.
     """
-    config = _config(folder)
-    kind = _kind(folder, config)
-    said = {**COMMON, **KINDS[kind], **{name: value for name, value in config.items() if value is not None}}
-    if kind == "ConvNext" and said["do_center_crop"]:
-        raise WeightsError(f"the images of {folder} are cut twice, which we do not do; remove do_center_crop")
+    written = _read_config(folder)
+    kind = _kind(folder, written)
+    config = {**COMMON, **KINDS[kind], **{name: value for name, value in written.items() if value is not None}}
+    if kind == "ConvNext" and config["do_center_crop"]:
+        raise WeightsError(f"{folder} crops its images twice, which is not supported; remove do_center_crop")
     edge = kind in BY_SHORTER_EDGE
-    resize = _sides(folder, said["size"], edge) if said["do_resize"] else None
-    crop = _sides(folder, said["crop_size"], False) if said["do_center_crop"] else None
+    resize = _sides(folder, config["size"], edge) if config["do_resize"] else None
+    crop = _sides(folder, config["crop_size"], False) if config["do_center_crop"] else None
     if kind == "ConvNext" and isinstance(resize, int):
         square = (resize, resize)
-        resize, crop = (int(resize / said["crop_pct"]), square) if resize < 384 else (square, None)
+        resize, crop = (int(resize / config["crop_pct"]), square) if resize < 384 else (square, None)
     assert not isinstance(crop, int)
-    normal = said["do_normalize"]
+    normalize = config["do_normalize"]
     return Recipe(
         resize,
         crop,
-        said["rescale_factor"] if said["do_rescale"] else 1.0,
-        _channels(said["image_mean"]) if normal else (0.0,),
-        _channels(said["image_std"]) if normal else (1.0,),
-        Image.Resampling(said["resample"]),
+        config["rescale_factor"] if config["do_rescale"] else 1.0,
+        _channels(config["image_mean"]) if normalize else (0.0,),
+        _channels(config["image_std"]) if normalize else (1.0,),
+        Image.Resampling(config["resample"]),
     )
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
-    """Of the image processor: in a file of its own, or, as transformers 5 writes it, in that of the whole processor."""
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    """Read the config of the image processor: nested in processor_config.json (transformers 5), or in its own file."""
     nested = folder / "processor_config.json"
-    if nested.is_file() and "image_processor" in (found := read_json(nested)):
-        return found["image_processor"]
+    if nested.is_file() and "image_processor" in (config := read_json(nested)):
+        return config["image_processor"]
     return read_json(folder / "preprocessor_config.json")
 
 
 def _kind(folder: Path, config: Mapping[str, Any]) -> str:
-    named = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
-    kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", named)
+    processor = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", processor)
     if not kind and (folder / "config.json").is_file():
         kind = BY_MODEL.get(read_json(folder / "config.json").get("model_type", ""), "")
     if kind not in KINDS:
-        known = ", ".join(f"{each}ImageProcessor" for each in KINDS)
-        raise WeightsError(f"the images of {folder} are processed by {named!r}, and none of ours. Known: {known}")
+        known = ", ".join(f"{name}ImageProcessor" for name in KINDS)
+        raise WeightsError(f"{folder} has the image processor {processor!r}, which is not supported. Known: {known}")
     return kind
 
 
@@ -227,9 +227,7 @@ def _sides(folder: Path, size: Any, edge: bool) -> int | Sides:
             return height, width
         case {"shortest_edge": int(shortest)} if len(size) == 1:
             return shortest
-    raise WeightsError(
-        f"the images of {folder} shall have the size {size!r}; known are height and width, shortest_edge"
-    )
+    raise WeightsError(f"{folder} has the image size {size!r}; supported are height and width, or shortest_edge")
 
 
 def _channels(value: Any) -> tuple[float, ...]:
@@ -237,45 +235,46 @@ def _channels(value: Any) -> tuple[float, ...]:
 
 
 def scaled(recipe: Recipe, size: int) -> Recipe:
-    """The recipe for images of another size.
+    """Scale all sizes of a recipe, so that its images have the size `size`.
 
     Raises:
-        ValueError: it leaves every image in its own size, or `size` is negative.
+        ValueError: the recipe does not change the size of images, or `size` is negative.
     """
-    own = recipe.crop or recipe.resize
-    if own is None or size < 1:
-        raise ValueError(f"size {size}, where the checkpoint says {own}; leave it out, or put resize(size=...) before.")
-    factor = size / (own if isinstance(own, int) else own[0])
+    old = recipe.crop or recipe.resize
+    if old is None or size < 1:
+        cure = "leave size out, or put resize(size=...) before it."
+        raise ValueError(f"size {size}, but the image size of the checkpoint is {old}; {cure}")
+    factor = size / (old if isinstance(old, int) else old[0])
     both = lambda sides: sides and (round(sides[0] * factor), round(sides[1] * factor))
     edge = recipe.resize
     return recipe._replace(resize=round(edge * factor) if isinstance(edge, int) else both(edge), crop=both(recipe.crop))
 
 
 def _shaped(image: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """One image in its new size, still uint8."""
+    """Resize and crop one image; it stays uint8."""
     if image.dtype != np.uint8:
-        cure = "Put it before what makes numbers of other kinds"
-        raise ConfigError("data.augment", f"'processed' needs images of uint8, not of {image.dtype}. {cure}.")
-    wanted = len(recipe.mean)
-    if wanted > 1 and image.shape[-1] not in (1, wanted):
-        raise ConfigError("data.augment", f"'processed' needs {wanted} channels or 1, not {image.shape[-1]}.")
+        cure = "Put it before transforms that change the dtype"
+        raise ConfigError("data.augment", f"'processed' needs uint8 images, not {image.dtype}. {cure}.")
+    channels = len(recipe.mean)
+    if channels > 1 and image.shape[-1] not in (1, channels):
+        raise ConfigError("data.augment", f"'processed' needs {channels} channels or 1, not {image.shape[-1]}.")
     if recipe.resize is not None:
         image = _resized(image, recipe.resize, recipe.filter)
     image = _cropped(image, recipe.crop) if recipe.crop else image
-    return np.broadcast_to(image, (*image.shape[:2], max(wanted, image.shape[-1])))
+    return np.broadcast_to(image, (*image.shape[:2], max(channels, image.shape[-1])))
 
 
-def _stacked(images: list[np.ndarray], recipe: Recipe) -> np.ndarray:
-    """The images as numbers; those that differ in size stay apart, and the stream says what to do about it."""
+def _normalised(images: list[np.ndarray], recipe: Recipe) -> np.ndarray:
+    """Normalise and stack images; if sizes differ, return an object array, for which the stream raises an error."""
     mean, std = np.array(recipe.mean, np.float32), np.array(recipe.std, np.float32)
-    numbers = lambda x: (x.astype(np.float32) * np.float32(recipe.scale) - mean) / std
+    normalise = lambda x: (x.astype(np.float32) * np.float32(recipe.scale) - mean) / std
     if len({image.shape for image in images}) == 1:
-        return numbers(np.stack(images))
-    return np.fromiter(map(numbers, images), dtype=object, count=len(images))
+        return normalise(np.stack(images))
+    return np.fromiter(map(normalise, images), dtype=object, count=len(images))
 
 
-def _resized(image: np.ndarray, size: int | Sides, how: Image.Resampling) -> np.ndarray:
-    """`[height, width, channels]` in another size; by Pillow, as transformers does."""
+def _resized(image: np.ndarray, size: int | Sides, filter: Image.Resampling) -> np.ndarray:
+    """Resize an image `[height, width, channels]` with Pillow, as transformers does."""
     height, width = image.shape[:2]
     if isinstance(size, int):
         short = min(height, width)
@@ -283,25 +282,26 @@ def _resized(image: np.ndarray, size: int | Sides, how: Image.Resampling) -> np.
     if size == (height, width):
         return image
     if image.dtype == np.uint8 and image.shape[-1] == 3:
-        return np.asarray(Image.fromarray(image).resize(size[::-1], how))
-    plain = image if image.dtype == np.uint8 else image.astype(np.float32)  # Pillow knows no other floats
-    channels = [np.asarray(Image.fromarray(x).resize(size[::-1], how)) for x in np.moveaxis(plain, -1, 0)]
+        return np.asarray(Image.fromarray(image).resize(size[::-1], filter))
+    plain = image if image.dtype == np.uint8 else image.astype(np.float32)  # the only float dtype of Pillow
+    channels = [np.asarray(Image.fromarray(x).resize(size[::-1], filter)) for x in np.moveaxis(plain, -1, 0)]
     return np.stack(channels, -1).astype(image.dtype)
 
 
 def _cropped(image: np.ndarray, sides: Sides) -> np.ndarray:
-    """The middle; where the image is smaller, it stands in the middle of zeros, as in transformers."""
-    missing = [max(0, side - has) for side, has in zip(sides, image.shape[:2], strict=True)]
+    """Crop the centre; a smaller image is padded with zeros on all sides, as in transformers."""
+    missing = [max(0, side - length) for side, length in zip(sides, image.shape[:2], strict=True)]
     padded = np.pad(image, [*((-(-n // 2), n // 2) for n in missing), (0, 0)]) if any(missing) else image
-    top, left = ((has - side) // 2 for has, side in zip(padded.shape[:2], sides, strict=True))
+    top, left = ((length - side) // 2 for length, side in zip(padded.shape[:2], sides, strict=True))
     return padded[top : top + sides[0], left : left + sides[1]]
 
 
 def _images(batch: Batch, name: str) -> np.ndarray:
-    """`[rows, height, width, channels]`, or `[rows]` of images in many sizes."""
+    """Return the images `[rows, height, width, channels]`, or an object array `[rows]` if their sizes differ."""
     image = batch.get("image")
     if image is None or np.ndim(image[0]) != 3:
-        found = ", ".join(f"{field} {list(value.shape)}" for field, value in batch.items())
-        cure = "Remove it, or give the records an 'image'"
-        raise ConfigError("data.augment", f"{name!r} needs image [rows, height, width, channels], not {found}. {cure}.")
+        fields = ", ".join(f"{field} {list(value.shape)}" for field, value in batch.items())
+        cure = "Remove the transform, or choose a data set with a field 'image'"
+        problem = f"{name!r} needs image [rows, height, width, channels], not {fields}"
+        raise ConfigError("data.augment", f"{problem}. {cure}.")
     return image

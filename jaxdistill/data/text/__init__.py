@@ -1,1 +1,1 @@
-"""Text: tokenizers, token caches, alignment of unlike tokenizers, synthetic text."""
+"""Text: tokenizers, token caches, alignment of two tokenizers, synthetic text."""

@@ -1,8 +1,9 @@
-"""Which tokens of two vocabularies are the same text, however each tokenizer spells it.
+"""Find the tokens that two vocabularies share, by comparing their texts as bytes.
 
-GPT-2's kind writes bytes as other characters, SentencePiece a space as ▁ and a byte as <0x0A>, WordPiece marks with ##
-what goes on, and leaves out the space before what begins a word. As bytes they can be compared. A tokenizer that
-changes the text has the tokens of what it makes of it: one of lower case alone has "the", and means "The" by it too.
+Tokenizers spell the same text differently: GPT-2's byte-level BPE maps bytes to printable characters; SentencePiece
+writes a space as ▁ and a byte as <0x0A>; WordPiece marks continuations with ## and omits the space before a word. Each
+token is therefore decoded to bytes first. If a tokenizer normalises text, its tokens have the normalised text: for a
+lower-case tokenizer, "the" also stands for "The".
 """
 
 import json
@@ -15,7 +16,7 @@ import numpy as np
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text import tokenizer as tokenizers
 
-SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that GPT-2's alphabet leaves as they are
+SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that GPT-2's alphabet does not change
 HIDDEN = [byte for byte in range(256) if byte not in SHOWN]
 BYTES = {chr(byte): byte for byte in SHOWN} | {chr(256 + number): byte for number, byte in enumerate(HIDDEN)}
 
@@ -23,49 +24,53 @@ BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def shared_tokens(student: Any, teacher: Any, pairs: Iterable[tuple[str, str]] = ()) -> SharedVocabulary:
-    """The tokens that two tokenizers share.
+    """Find the tokens that two tokenizers share.
 
     Args:
-        student, teacher: of the library `tokenizers`.
-        pairs: (student's, teacher's) tokens that mean the same though they are no text, such as the end.
+        student, teacher: tokenizers of the library `tokenizers`.
+        pairs: (student, teacher) tokens with the same meaning that have no text, such as the end of a document.
 
     Raises:
-        ConfigError: a tokenizer has no such token.
+        ConfigError: a tokenizer lacks a token of `pairs`.
     """
-    one, other = surfaces(student), surfaces(teacher)
-    named = {tokenizers.number(student, a): tokenizers.number(teacher, b) for a, b in pairs}
-    taken = set(named.values())
-    found = {number: other[text] for text, number in one.items() if text in other and other[text] not in taken}
-    numbers = sorted((found | named).items())
-    return SharedVocabulary(*np.array(numbers, np.int32).reshape(-1, 2).T)
+    student_surfaces, teacher_surfaces = surfaces(student), surfaces(teacher)
+    paired = {tokenizers.token_id(student, a): tokenizers.token_id(teacher, b) for a, b in pairs}
+    paired_teacher_ids = set(paired.values())
+    shared = {
+        number: teacher_surfaces[text]
+        for text, number in student_surfaces.items()
+        if text in teacher_surfaces and teacher_surfaces[text] not in paired_teacher_ids
+    }
+    ids = sorted((shared | paired).items())
+    return SharedVocabulary(*np.array(ids, np.int32).reshape(-1, 2).T)
 
 
 def surfaces(tokenizer: Any) -> dict[bytes | str, int]:
-    """The numbers of a tokenizer's tokens by their text in bytes; of added tokens, which are no text, by their name."""
-    about = json.loads(tokenizer.to_str())
-    added = {entry["content"] for entry in about.get("added_tokens", ())}
-    spelt = _spelling(about)
-    found: dict[bytes | str, int] = {}
-    # a byte is only spelt as <0x20> where no token of its own says it: these come last
+    """Return the ids of a tokenizer's tokens by their text in bytes, and those of added tokens by their name."""
+    content = json.loads(tokenizer.to_str())
+    added = {entry["content"] for entry in content.get("added_tokens", ())}
+    to_bytes = _decoder(content)
+    ids: dict[bytes | str, int] = {}
+    # A byte is spelt <0x20> only if no other token has the same text. So such tokens come last.
     order = lambda item: (bool(BYTE.fullmatch(item[0])), item[1])
     for token, number in sorted(tokenizer.get_vocab().items(), key=order):
-        found.setdefault(token if token in added else spelt(token), number)
-    return found
+        ids.setdefault(token if token in added else to_bytes(token), number)
+    return ids
 
 
-def _spelling(about: dict[str, Any]) -> Any:
-    """The bytes of a token, by the content of a tokenizer.json."""
-    parts = json.dumps([about.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
-    prefix = about["model"].get("continuing_subword_prefix")
+def _decoder(content: dict[str, Any]) -> Any:
+    """Return the function that decodes a token to bytes, from the content of a tokenizer.json."""
+    parts = json.dumps([content.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    prefix = content["model"].get("continuing_subword_prefix")
     if '"ByteLevel"' in parts:
         return lambda token: bytes(BYTES[c] for c in token) if set(token) <= BYTES.keys() else token.encode()
     if "▁" in parts:
-        return _sentencepiece
-    if about["model"]["type"] == "WordPiece":
+        return _decode_sentencepiece
+    if content["model"]["type"] == "WordPiece":
         return lambda token: token[len(prefix) :].encode() if token.startswith(prefix) else b" " + token.encode()
     return str.encode
 
 
-def _sentencepiece(token: str) -> bytes:
+def _decode_sentencepiece(token: str) -> bytes:
     byte = BYTE.fullmatch(token)
     return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()

@@ -1,7 +1,7 @@
-"""Tokenised once: arrays beside the prepared data, read through memory maps.
+"""A cache of tokenised texts: arrays next to the prepared data, read as memory maps.
 
-A folder is named by all that decides its content (the records, the tokenizer, how it is used), written elsewhere and
-renamed when whole, so that several processes may look at once.
+The name of a cache folder is a hash of all that determines its content: the records, the tokenizer and its settings.
+A folder is written elsewhere and renamed when complete, so that several processes may use it at once.
 """
 
 import hashlib
@@ -22,94 +22,99 @@ from jaxdistill.data.records import Records
 from jaxdistill.data.text import tokenizer
 from jaxdistill.data.text.tokens import Columns, Tokenization
 
-FORMAT = 1  # of what is written; another number makes all folders stale
-PIECE = 2048  # texts that are tokenised at once, by all cores
+FORMAT = 1  # version of the cache format; a new number invalidates all folders
+CHUNK = 2048  # texts that are tokenised at once, on all cores
 
 
-def tokenised(how: Tokenization, source: str, read: Callable[[], Records], folder: Path, title: str) -> Records:
-    """The records as arrays, from the folder where they are there already.
+def tokenise(
+    tokenization: Tokenization, source: str, open_records: Callable[[], Records], folder: Path, title: str
+) -> Records:
+    """Return the tokenised records, from the cache if they are there.
 
     Args:
-        how: tokenizer, and what is made of its tokens.
-        source: what the records are, so that other records have another folder.
-        read: gives the records, if they are needed.
+        tokenization: the tokenizer and its settings.
+        source: identifies the records in the cache key.
+        open_records: opens the untokenised records; called only if they are not cached.
         folder: of prepared data.
-        title: for the line that announces long work.
+        title: names the records in the message that announces long work.
 
     Raises:
-        ConfigError: no such tokenizer, no such text, or a damaged folder.
+        ConfigError: the tokenizer or the text field does not exist, or the cache folder is damaged.
     """
-    sha = words(how)
-    key = hashlib.sha256(json.dumps([FORMAT, source, sha, how.spec]).encode()).hexdigest()[:16]
-    home = folder / "tokens" / key
-    if home.is_dir():
-        return _opened(home)
-    records, loaded = read(), tokenizer.load(how.file)
-    found = how.encode(loaded, _pieces(records, f"Tokenising {title} with {how.file}; this happens once.\n"))
+    sha = tokenizer_hash(tokenization)
+    key = hashlib.sha256(json.dumps([FORMAT, source, sha, tokenization.spec]).encode()).hexdigest()[:16]
+    cache = folder / "tokens" / key
+    if cache.is_dir():
+        return _open_cache(cache)
+    records, loaded = open_records(), tokenizer.load(tokenization.file)
+    message = f"Tokenising {title} with {tokenization.file}; this happens once.\n"
+    tokenized = tokenization.encode(loaded, _chunks(records, message))
     about: dict[str, Any] = {
         "source": source,
-        "tokenizer": str(how.file),
+        "tokenizer": str(tokenization.file),
         "sha256": sha,
-        "spec": how.spec,
+        "spec": tokenization.spec,
         "texts": len(records),
-        "cut": found.cut,
-        "tokens": found.tokens,
-        "classes": records.classes if how.labelled else None,  # a next token is one of the vocabulary
-        "vocabulary": tokenizer.vocabulary(loaded),
+        "cut": tokenized.cut,
+        "tokens": tokenized.tokens,
+        "classes": records.classes if tokenization.labelled else None,  # else the classes are the vocabulary
+        "vocabulary": tokenizer.vocabulary_size(loaded),
     }
     try:
-        _write(home, found.columns, about)
-    except OSError:  # a folder that cannot be written costs time, not the run
-        return Records(found.columns, about["classes"], about["vocabulary"])
-    return _opened(home)
+        _write_cache(cache, tokenized.columns, about)
+    except OSError:  # a read-only folder costs time, but must not stop the run
+        return Records(tokenized.columns, about["classes"], about["vocabulary"])
+    return _open_cache(cache)
 
 
-def words(how: Tokenization) -> str:
-    """Tells one set of tokenizers from another, whatever their files are called."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in (how.file, *how.others.values()))).hexdigest()
+def tokenizer_hash(tokenization: Tokenization) -> str:
+    """Return a hash of the content of all tokenizers, independent of their file names."""
+    files = (tokenization.file, *tokenization.others.values())
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def fingerprint(records: Records) -> str:
-    """A number of all that the records hold, for sets whose name does not say it."""
+    """Return a hash of the content of all records, for registered data sets, whose code may change."""
     digest = hashlib.sha256()
-    for piece in _pieces(records, ""):
-        for field, column in sorted(piece.items()):
+    for chunk in _chunks(records, ""):
+        for field, column in sorted(chunk.items()):
             digest.update(f"{field} {column.dtype} {column.shape}".encode())
             digest.update(repr(column.tolist()).encode() if column.dtype == object else column.tobytes())
     return digest.hexdigest()
 
 
-def _pieces(records: Records, message: str) -> Iterator[Columns]:
-    """The records by pieces; where the first one shows that all will take seconds, a line says so on stderr."""
+def _chunks(records: Records, message: str) -> Iterator[Columns]:
+    """Yield the records in chunks; if the first takes so long that all need seconds, write `message` to stderr."""
     start = time.perf_counter()
-    edges = [*range(0, len(records), PIECE), len(records)]
+    edges = [*range(0, len(records), CHUNK), len(records)]
     for count, (first, last) in enumerate(pairwise(edges)):
         if count == 1 and (time.perf_counter() - start) * len(edges) > 3:
             sys.stderr.write(message)
         yield records.take(np.arange(first, last))
 
 
-def _write(home: Path, columns: Columns, about: dict[str, Any]) -> None:
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent) as draft:
-        whole = Path(draft, "whole")
-        whole.mkdir()
+def _write_cache(cache: Path, columns: Columns, about: dict[str, Any]) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache.parent) as temporary:
+        draft = Path(temporary, "whole")
+        draft.mkdir()
         for field, column in columns.items():
-            file = whole / f"{field}.npy"
-            file.parent.mkdir(exist_ok=True)  # of teacher/input_ids
+            file = draft / f"{field}.npy"
+            file.parent.mkdir(exist_ok=True)  # for fields such as teacher/input_ids
             np.save(file, column, allow_pickle=False)
-        (whole / "manifest.json").write_text(json.dumps({**about, "fields": list(columns)}, indent=1))
+        (draft / "manifest.json").write_text(json.dumps({**about, "fields": list(columns)}, indent=1))
         try:
-            os.rename(whole, home)
+            os.rename(draft, cache)
         except OSError:
-            if not home.is_dir():  # another process was not faster
+            if not cache.is_dir():  # otherwise another process was faster, which is no error
                 raise
 
 
-def _opened(home: Path) -> Records:
+def _open_cache(cache: Path) -> Records:
     try:
-        about = json.loads((home / "manifest.json").read_text())
-        columns = {field: np.load(home / f"{field}.npy", mmap_mode="r") for field in about["fields"]}
+        about = json.loads((cache / "manifest.json").read_text())
+        columns = {field: np.load(cache / f"{field}.npy", mmap_mode="r") for field in about["fields"]}
         return Records(columns, about["classes"], about["vocabulary"])
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(tokenizer.PATH, f"{home} is damaged ({error}); delete it, and it is made again.") from None
+        cure = "delete it, and the next run tokenises the texts again."
+        raise ConfigError(tokenizer.PATH, f"{cache} is damaged ({error}); {cure}") from None

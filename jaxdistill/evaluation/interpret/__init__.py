@@ -1,1 +1,1 @@
-"""What inside a model matters, and what of a teacher was transferred."""
+"""Interpret models: which parts of a teacher matter."""

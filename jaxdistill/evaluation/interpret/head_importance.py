@@ -1,15 +1,15 @@
-"""How much each attention head matters to a model's task loss.
+"""Compute the importance of each attention head for a model's task loss.
 
 Michel, Levy and Neubig, Are Sixteen Heads Really Better than One?, 2019 (arxiv.org/abs/1905.10650).
 
-    importance of head h = mean over examples of |dL / dm_h| at m = 1, where the mask m_h scales what the head says
+    importance of head h = mean over examples of |dL / dm_h| at m = 1, where the mask m_h scales the output of the head
 
-made comparable between layers by dividing through the layer's L2 norm, and then stretched from 0 to 1. L is the
-example's cross-entropy, of running text the mean over its tokens. The mask needs no hook: a head is heard through its
-own rows of the layer's output kernel, and scaling these is scaling the head.
+The importance is divided by the L2 norm of its layer, to compare layers, and then scaled to the range 0 to 1. L is the
+cross-entropy of an example; for running text it is the mean over tokens. The mask needs no hook: the output of a head
+is multiplied by its rows of the layer's output kernel, so that scaling these rows scales the head.
 
-The published code takes the absolute value for every token of an example and adds them up; the paper's formula, and
-this, for every example.
+The published code takes the absolute value for every token of an example and adds them up. The paper's formula takes
+it for every example, as here.
 """
 
 import re
@@ -24,86 +24,86 @@ from jaxdistill.core.types import Array, Model, Outputs, Variables
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 
 OUT = re.compile(r"(?:.*/)?attention/out/kernel")
-TOGETHER = 8  # rows whose gradients are formed at a time: each is as large as an output kernel
+BATCH_SIZE = 8  # rows whose gradients are computed at a time; each gradient is as large as an output kernel
 
 
 def head_importance(model: Model, variables: Variables, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    """The importance of every head, `[layers, heads]`, from 0 to 1.
+    """Compute the importance of every head, `[layers, heads]`, from 0 to 1.
 
     Args:
-        model: a transformer whose layers have as many heads each.
-        variables: of the model, trained.
-        batches: with `label` and `mask`, as a run has them; rows that do not count are left out.
+        model: a transformer with the same number of heads in every layer.
+        variables: trained variables of the model.
+        batches: batches of a run, with `label` and `mask`; rows whose mask is 0 are left out.
 
     Raises:
-        ValueError: the model has no heads that can be told apart, or no row counts.
+        ValueError: the model is not a single transformer with equal layers, or all masks are 0.
     """
     sums, count = np.zeros(()), 0
-    measure = jax.jit(lambda values, batch: mask_slopes(model, values, batch))
+    measure = jax.jit(lambda values, batch: mask_gradients(model, values, batch))
     for batch in batches:
-        counts = np.asarray(batch["mask"]).reshape(len(batch["mask"]), -1).any(axis=1)
-        if counts.any():
-            sums = sums + np.abs(np.asarray(measure(variables, batch), np.float64)[counts]).sum(axis=0)
-            count += int(counts.sum())
+        valid = np.asarray(batch["mask"]).reshape(len(batch["mask"]), -1).any(axis=1)
+        if valid.any():
+            sums = sums + np.abs(np.asarray(measure(variables, batch), np.float64)[valid]).sum(axis=0)
+            count += int(valid.sum())
     if not count:
-        raise ValueError("no row counts; give batches whose mask is not 0 everywhere")
+        raise ValueError("the mask is 0 in every row; give batches with a row whose mask is not 0")
     return normalised(sums / count)
 
 
 def normalised(importance: np.ndarray) -> np.ndarray:
-    """Divided by each layer's L2 norm, then stretched from 0 to 1 over all of them."""
+    """Divide the importance, `[layers, heads]`, by each layer's L2 norm, then scale all of it to the range 0 to 1."""
     norm = np.linalg.norm(importance, axis=1, keepdims=True)
     shares = importance / np.where(norm > 0, norm, 1.0)
-    spread = np.ptp(shares)
-    return (shares - shares.min()) / (spread if spread > 0 else 1.0)
+    width = np.ptp(shares)
+    return (shares - shares.min()) / (width if width > 0 else 1.0)
 
 
 def top_heads(importance: np.ndarray, count: int) -> tuple[tuple[int, int], ...]:
-    """The most important heads, the first ones first, as (layer, head); layers count from 1, heads from 0."""
+    """Return the most important heads in order, as (layer, head); layers count from 1, heads from 0."""
     order = np.argsort(-importance, axis=None, kind="stable")[:count].tolist()
     return tuple((n // importance.shape[1] + 1, n % importance.shape[1]) for n in order)
 
 
-def mask_slopes(model: Model, variables: Variables, batch: Mapping[str, Array]) -> Array:
-    """DL / dm of each row, `[rows, layers, heads]`; 0 for one that does not count.
+def mask_gradients(model: Model, variables: Variables, batch: Mapping[str, Array]) -> Array:
+    """Compute dL / dm of each row, `[rows, layers, heads]`; 0 for rows whose mask is 0.
 
     Raises:
-        ValueError: the model has no heads that can be told apart.
+        ValueError: the model is not a single transformer with equal layers.
     """
     params, state = variables
 
-    def say(params, rows):
+    def apply(params, rows):
         return model.apply(params, state, rows, train=False, key=jax.random.key(0))[0].dense()
 
-    names, shape = _kernels(params, jax.eval_shape(say, params, batch))
+    names, shape = _output_kernels(params, jax.eval_shape(apply, params, batch))
 
     def loss(mask, row):
         rows = {name: x[None] for name, x in row.items()}
-        counts = rows["mask"] != 0
-        values = softmax_cross_entropy(say(_masked(params, names, mask), rows).logits, rows["label"])
-        return jnp.sum(jnp.where(counts, values, 0.0)) / jnp.maximum(jnp.sum(counts), 1)
+        valid = rows["mask"] != 0
+        values = softmax_cross_entropy(apply(_masked(params, names, mask), rows).logits, rows["label"])
+        return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
 
-    return jax.lax.map(lambda row: jax.grad(loss)(jnp.ones(shape), row), dict(batch), batch_size=TOGETHER)
+    return jax.lax.map(lambda row: jax.grad(loss)(jnp.ones(shape), row), dict(batch), batch_size=BATCH_SIZE)
 
 
-def _kernels(params: Mapping[str, Array], said: Outputs) -> tuple[list[str], tuple[int, int]]:
-    """Names of the output kernels, one layer after the other, and the numbers of layers and heads."""
+def _output_kernels(params: Mapping[str, Array], outputs: Outputs) -> tuple[list[str], tuple[int, int]]:
+    """Return the names of the attention output kernels in order of layers, and the numbers of layers and heads."""
     names = sorted(filter(OUT.fullmatch, params), key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
     layers = sum(params[name].shape[0] if params[name].ndim == 3 else 1 for name in names)
-    heads = {each.query.shape[2] for each in said.attentions}
-    if not layers or layers != len(said.attentions) or len(heads) != 1:
-        found = f"{layers} kernels named .../attention/out/kernel beside the heads of {len(said.attentions)} layers"
-        raise ValueError(f"the model has {found}, and {sorted(heads)} heads in a layer; take a single transformer")
+    heads = {each.query.shape[2] for each in outputs.attentions}
+    if not layers or layers != len(outputs.attentions) or len(heads) != 1:
+        counts = f"{layers} layers with a kernel .../attention/out/kernel, {len(outputs.attentions)} with attentions"
+        raise ValueError(f"the model has {counts}, and {sorted(heads)} heads in a layer; use a single transformer")
     return names, (layers, heads.pop())
 
 
 def _masked(params: Mapping[str, Array], names: list[str], mask: Array) -> dict[str, Array]:
-    """Output kernels, `[in, out]` or stacked `[layers, in, out]`, with each head's rows scaled by its mask."""
+    """Scale each head's rows of the output kernels, `[in, out]` or stacked `[layers, in, out]`, by its mask."""
     masked, first = dict(params), 0
     for name in names:
         kernel = params[name]
-        own = mask[first : first + (kernel.shape[0] if kernel.ndim == 3 else 1)]
-        rows = kernel.reshape(*own.shape, -1, kernel.shape[-1])
-        masked[name] = (rows * own[:, :, None, None].astype(kernel.dtype)).reshape(kernel.shape)
-        first += len(own)
+        factors = mask[first : first + (kernel.shape[0] if kernel.ndim == 3 else 1)]
+        rows = kernel.reshape(*factors.shape, -1, kernel.shape[-1])
+        masked[name] = (rows * factors[:, :, None, None].astype(kernel.dtype)).reshape(kernel.shape)
+        first += len(factors)
     return masked

@@ -1,1 +1,1 @@
-"""Pages, figures and tables of runs."""
+"""Write reports of runs and studies: tables, figures and HTML pages."""

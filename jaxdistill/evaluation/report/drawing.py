@@ -1,4 +1,4 @@
-"""One figure as inline SVG, in our style whatever the user's is. Text stays text, to be searched and copied."""
+"""Draw a matplotlib figure as inline SVG, in a fixed style. Text stays text, so that it can be searched and copied."""
 
 import html
 import io
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 STYLE = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "jaxdistill",  # the same run writes the same page
-    "text.parse_math": False,  # a dollar in a name is a dollar
+    "svg.hashsalt": "jaxdistill",  # makes the ids of two equal figures equal
+    "text.parse_math": False,  # a dollar sign in a name is not mathematics
     "axes.unicode_minus": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -31,27 +31,29 @@ STYLE = {
 }
 
 
-def svg(draw: Callable[["Figure"], None], size: tuple[float, float], told: str, png: Path | None = None) -> Markup:
-    """Runs `draw` on an empty figure.
+def svg(
+    draw: Callable[["Figure"], None], size: tuple[float, float], description: str, png: Path | None = None
+) -> Markup:
+    """Run `draw` on an empty figure and return the figure as SVG.
 
     Args:
-        draw: what is shown
+        draw: draws the content
         size: width and height in inches
-        told: the figure in words, for who cannot see it
-        png: where it is written as pixels too
+        description: description of the figure for screen readers
+        png: file to which the figure is also written as PNG
     """
     import matplotlib.style
     from matplotlib.figure import Figure
 
     buffer = io.StringIO()
     with warnings.catch_warnings(), matplotlib.style.context(["default", STYLE]):
-        warnings.filterwarnings("ignore", "Glyph")  # the browser has fonts for what matplotlib's font lacks
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has glyphs that matplotlib's font lacks
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         if png:
             figure.savefig(png, dpi=200, metadata={"Software": None})
     text = buffer.getvalue()
-    # Without the XML prologue, and without the names of groups, which repeat; other ids are hashes of what they name.
+    # Remove the XML prologue, and the ids of groups, which repeat between figures; other ids are hashes of content.
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{html.escape(told)}"', 1))
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1))

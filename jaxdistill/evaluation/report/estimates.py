@@ -1,4 +1,4 @@
-"""The figure of a study: every arm's seeds, their mean and its interval, on one axis."""
+"""Draw the figure of a study: for every arm the seeds, their mean and its confidence interval."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """One arm.
+    """The results of one arm.
 
-    name: of the arm
-    values: of its seeds
-    mean, low, high: the mean and its interval
+    name: name of the arm
+    values: one value for each seed
+    mean, low, high: the mean and its 95 % interval
     """
 
     name: str
@@ -28,15 +28,15 @@ class Estimate(NamedTuple):
 
 
 def figure(rows: Sequence[Estimate], baseline: str, label: str, png: Path | None = None) -> Markup:
-    """A row for each arm, from the top down, and a line down through the baseline's mean.
+    """Draw a row for each arm, and a vertical line through the mean of the baseline.
 
-    The axis reaches as far as the seeds do: the interval of few seeds may be far wider than all of them, and is cut.
+    The axis spans the values of all seeds. The interval of few seeds can be much wider, and is cut.
 
     Args:
         rows: the arms
-        baseline: name of the arm that the others are read against
-        label: of the axis, with its unit
-        png: where the figure is written as pixels too
+        baseline: name of the arm that the others are compared with
+        label: label of the axis, with its unit
+        png: file to which the figure is also written as PNG
     """
 
     def draw(figure: "Figure") -> None:
@@ -50,9 +50,9 @@ def figure(rows: Sequence[Estimate], baseline: str, label: str, png: Path | None
                 axes.axvline(row.mean, color=color, linewidth=1, linestyle=":")
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.invert_yaxis()
-        seen = [value for row in rows for value in row.values]
-        margin = 0.25 * (max(seen) - min(seen)) or 1.0
-        axes.set(xlabel=label, xlim=(min(seen) - margin, max(seen) + margin))
+        values = [value for row in rows for value in row.values]
+        margin = 0.25 * (max(values) - min(values)) or 1.0
+        axes.set(xlabel=label, xlim=(min(values) - margin, max(values) + margin))
 
-    told = "; ".join(f"{row.name} {row.mean:.2f} ({row.low:.2f} to {row.high:.2f})" for row in rows)
-    return svg(draw, (7.2, 1.0 + 0.3 * len(rows)), f"{label}, mean and 95 % interval: {told}", png)
+    summary = "; ".join(f"{row.name} {row.mean:.2f} ({row.low:.2f} to {row.high:.2f})" for row in rows)
+    return svg(draw, (7.2, 1.0 + 0.3 * len(rows)), f"{label}, mean and 95 % interval: {summary}", png)

@@ -1,6 +1,6 @@
-"""The figures of the page, each one panel as inline SVG: the browser lays panels out, two abreast or one on a phone.
+"""Draw the figures of a report as inline SVG, one panel each; the browser arranges them in one or two columns.
 
-One network has one colour and one dash in every figure. Text stays text, so that it can be searched and copied.
+A model has the same colour and line style in every figure.
 """
 
 import math
@@ -16,45 +16,45 @@ if TYPE_CHECKING:
 
 Series = tuple[list[int], list[float]]
 
-# Okabe and Ito's colours for networks, Tol's muted ones for terms: both safe for the colour-blind, and unlike.
+# Okabe and Ito's colours for models, Tol's muted colours for terms: two distinct sets, both safe for the colour-blind.
 STUDENT, CONTROL = "#D55E00", "#0072B2"
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TERMS = ("#332288", "#CC6677", "#117733", "#AA4499", "#999933", "#44AA99", "#882255")
 DASHES = ("-", "--", "-.", ":")
 
 WIDE, TALL = (4.8, 3.1), (2.9, 3.5)
-POINTS = 150  # a curve on the page has no more: a long log is averaged in bins
+POINTS = 150  # largest number of points of a curve; a longer log is averaged in bins
 
 
 class Style(NamedTuple):
-    """How the curve of one name looks."""
+    """The colour and line style of a curve."""
 
     color: str
     linestyle: str
 
 
 def network_styles(names: Iterable[str]) -> dict[str, Style]:
-    """A style for each network: student and control always the same, the others in order."""
+    """Choose a style for each model: fixed for student and control, in order for the others."""
     others = [name for name in dict.fromkeys(names) if name not in ("student", "control")]
     cycle = {name: Style(OTHERS[n % len(OTHERS)], DASHES[(2 + n // len(OTHERS)) % 4]) for n, name in enumerate(others)}
     return {"student": Style(STUDENT, "-"), "control": Style(CONTROL, "--"), **cycle}
 
 
 def term_styles(names: Iterable[str]) -> dict[str, Style]:
-    """A style for each term of the objective; dashes, because two weights often lie on each other."""
+    """Choose a style for each loss term, with different dashes, because the curves of two weights often coincide."""
     return {name: Style(TERMS[n % len(TERMS)], DASHES[n % 4]) for n, name in enumerate(dict.fromkeys(names))}
 
 
 def curves(
     series: Mapping[str, Series], styles: Mapping[str, Style], label: str, log_beyond: float = math.inf
 ) -> Markup:
-    """Values over steps, one curve a name.
+    """Draw values over steps, one curve for each name.
 
     Args:
         series: `(steps, values)` by name
-        styles: by name
-        label: of the vertical axis, with its unit
-        log_beyond: the axis is logarithmic where all values are positive and span more than this factor
+        styles: styles by name
+        label: label of the vertical axis, with its unit
+        log_beyond: the axis is logarithmic if all values are positive and span more than this factor
     """
 
     def draw(figure: "Figure") -> None:
@@ -67,9 +67,9 @@ def curves(
 
 
 def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -> Markup:
-    """Accuracies in percent over steps, stretched towards 100 % where curves come near it.
+    """Draw accuracies in percent over steps; if they come near 100 %, on an inverted logarithmic axis of the error.
 
-    From 90 to 95 % is half of the errors, and as far as from 50 to 75 %: a logarithmic axis of the error, upside down.
+    On this axis the distance from 90 to 95 % equals that from 50 to 75 %, because both halve the errors.
     """
     errors = {name: (steps, [100 - value for value in values]) for name, (steps, values) in series.items()}
 
@@ -85,7 +85,7 @@ def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -
 
 
 def reliability(bins: Mapping[str, list[float]], style: Style) -> Markup:
-    """Accuracy over confidence by bin, above the share of examples in each bin."""
+    """Draw accuracy over confidence by bin, above the share of examples in each bin."""
 
     def draw(figure: "Figure") -> None:
         above, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
@@ -102,20 +102,20 @@ def reliability(bins: Mapping[str, list[float]], style: Style) -> Markup:
 
 
 def _thinned(values: list[Any]) -> list[Any]:
-    """At most `POINTS` values, each the mean of its neighbours: noise goes, a NaN stays."""
+    """Average neighbouring values to at most `POINTS` values; the mean over a NaN is NaN."""
     import numpy as np
 
     return [part.mean() for part in np.array_split(np.asarray(values), min(POINTS, len(values)))]
 
 
 def _spans(series: Mapping[str, Series], factor: float) -> bool:
-    """Whether the finite values of all curves are positive and span more than `factor`."""
+    """Return True if the finite values of all curves are positive and span more than `factor`."""
     finite = [value for _, values in series.values() for value in values if math.isfinite(value)]
     return bool(finite) and min(finite) > 0 and max(finite) > factor * min(finite)
 
 
 def _plotted(figure: "Figure", series: Mapping[str, Series], styles: Mapping[str, Style]) -> "Axes":
-    """The curves on fresh axes, under a legend that covers no data; steps as 500, 20k, 1.5M."""
+    """Plot the curves below a legend, with steps written as 500, 20k, 1.5M; return the axes."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes = figure.subplots()
@@ -129,18 +129,18 @@ def _plotted(figure: "Figure", series: Mapping[str, Series], styles: Mapping[str
 
 
 def _legend_columns(names: list[str]) -> int:
-    """As many as fit beside each other."""
+    """Return the number of legend columns that fit side by side."""
     return min(len(names), 56 // (7 + max(len(_short(name)) for name in names)))
 
 
 def _with_legend(size: tuple[float, float], names: list[str]) -> tuple[float, float]:
-    """The size of a figure whose legend takes no room from the data, however many names it has."""
+    """Increase the height of a figure for the rows of its legend."""
     width, height = size
     return width, height + 0.19 * (math.ceil(len(names) / _legend_columns(names)) - 1)
 
 
 def _log_axis(axes: "Axes", form: Callable[[float, Any], str] = lambda value, _: f"{value:g}") -> None:
-    """A logarithmic vertical axis with plain numbers on it."""
+    """Make the vertical axis logarithmic, with plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_yscale("log")
@@ -151,5 +151,5 @@ def _log_axis(axes: "Axes", form: Callable[[float, Any], str] = lambda value, _:
 
 
 def _short(name: str, limit: int = 28) -> str:
-    """A name that leaves room for the data."""
+    """Shorten a name to at most `limit` characters."""
     return name if len(name) <= limit else name[: limit - 1] + "…"

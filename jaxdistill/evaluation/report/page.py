@@ -1,6 +1,6 @@
-"""The page of a run: one file without scripts or links to anything, in the order in which a reader asks.
+"""Write the HTML report of a run: one file without scripts or external links.
 
-Who won, what was transferred, how training went, and how to repeat it.
+The sections are: results, transfer from the teacher, training progress, reliability, and how to repeat the run.
 """
 
 import json
@@ -17,24 +17,23 @@ from jaxdistill.evaluation.report.template import CSS, PAGE
 
 
 def write_page(workdir: Path) -> Path:
-    """Writes `workdir/report.html` from `workdir/results.json` and the logs beside it.
+    """Write `workdir/report.html` from `workdir/results.json` and the logs beside it.
 
     Args:
-        workdir: the folder of a run. Whatever it lacks (a teacher, a control, the results themselves) is left out of
-            the page.
+        workdir: the folder of a run. Sections whose data are missing (no teacher, no control, no results) are left out.
 
     Returns:
-        The path of the page.
+        The path of the report.
     """
     workdir = Path(workdir)
     path = workdir / "report.html"
-    # A lone surrogate in a name cannot be written as UTF-8, and is no reason to lose the page.
+    # `errors="replace"`: a lone surrogate in a name cannot be written as UTF-8
     path.write_text(render(read_results(workdir), read_logs(workdir)), encoding="utf-8", errors="replace")
     return path
 
 
 def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
-    """The page as text."""
+    """Return the report as HTML text."""
     names = [row["name"] for row in results.get("rows") or ()]
     styles = figures.network_styles([*logs, *names, *(results.get("reliability") or ())])
     title = results.get("title") or "A run of jaxdistill"
@@ -54,13 +53,13 @@ def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
 
 
 def section(title: str, content: Markup, note: str = "") -> Markup:
-    """A heading, a line on how to read it, and the content; nothing without content."""
-    remark = element("p", note, class_="note") if note else Markup()
-    return element("section", element("h2", title), remark, content) if content else Markup()
+    """Return a section with a heading and an explanation; nothing without content."""
+    explanation = element("p", note, class_="note") if note else Markup()
+    return element("section", element("h2", title), explanation, content) if content else Markup()
 
 
 def quality(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> Markup:
-    """How good each network is, and what it costs."""
+    """Return the section with the quality and the cost of each model."""
 
     def swatch(name: str) -> Markup:
         return element("span", class_="swatch", style=f"background: {styles[name].color}")
@@ -70,43 +69,50 @@ def quality(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> 
 
 
 def transfer(results: Mapping[str, Any]) -> Markup:
-    """What the student took over from the teacher, which accuracy does not say."""
+    """Return the section on what was transferred from the teacher beyond accuracy."""
     note = (
-        "Agreement and CKA do not tell a distilled student from one trained on labels; agreement on the teacher's "
-        "errors and the rank correlation of the other classes do. Compare with the control, not with 100 %."
+        "The control is the same network as the student, trained without a teacher. Compare the student with the "
+        "control, not with 100 %. Agreement and CKA are high for any two good networks; agreement on the teacher's "
+        "errors and the rank correlation of the other classes show what the teacher transferred."
     )
     return section("What was transferred", tables.transfer_table(results.get("rows") or []), note)
 
 
 def figure(title: str, note: str, svg: Markup) -> Markup:
-    """A card with its caption above, where it is read first."""
+    """Return a figure with its caption above."""
     return element("figure", element("figcaption", element("b", title), f" {note}"), svg)
 
 
 def grid(*cards: Markup, small: bool = False) -> Markup:
-    """Cards side by side where there is room; nothing without cards."""
+    """Arrange figures side by side if there is room; nothing without figures."""
     return element("div", *cards, class_="grid small" if small else "grid") if cards else Markup()
 
 
 def progress(logs: Mapping[str, Log], styles: Mapping[str, figures.Style]) -> Markup:
-    """Held-out accuracy and likelihood of all networks on common axes."""
+    """Return the section with held-out accuracy and NLL of all models over training."""
 
     def lines(key: str, scale: float) -> dict[str, figures.Series]:
-        found = {name: series(log.eval, key) for name, log in logs.items()}
-        return {name: (steps, [scale * value for value in values]) for name, (steps, values) in found.items() if steps}
+        curves = {name: series(log.eval, key) for name, log in logs.items()}
+        return {name: (steps, [scale * value for value in values]) for name, (steps, values) in curves.items() if steps}
 
     cards = []
     if accuracy := lines("accuracy", 100):
-        note = "Higher is better. The axis is stretched where curves come near 100 %."
+        note = "Higher is better. The axis is stretched near 100 % if the curves come close to it."
         cards.append(figure("Held-out accuracy", note, figures.accuracy_curves(accuracy, styles)))
     if nll := lines("nll", 1):
-        note = "Lower is better; it turns up where a network overfits."
+        note = "Negative log-likelihood. Lower is better; a curve that rises again shows overfitting."
         cards.append(figure("Held-out NLL", note, figures.curves(nll, styles, "NLL (nats)", log_beyond=5)))
     return section("Progress", grid(*cards))
 
 
 class Panel(NamedTuple):
-    """A figure of the student's training log: which keys, and what the reader is told."""
+    """A figure of the student's training log.
+
+    kind: prefix of the log keys
+    title, note: caption
+    label: label of the vertical axis
+    log_beyond: see `figures.curves`
+    """
 
     kind: str
     title: str
@@ -116,75 +122,84 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("terms", "Loss terms", "Unweighted; long logs averaged. A gap: not finite.", "loss (nats, or own unit)", 5),
-    Panel("weights", "Weights", "What each term is multiplied by.", "weight", 20),
-    Panel("temperature", "Temperature", "What logits are divided by.", "temperature", math.inf),
-    Panel("gate/share", "Whom the gate hears", "Mean weight of each teacher, or path, by number.", "weight", math.inf),
+    Panel(
+        "terms",
+        "Loss terms",
+        "Values without weights; neighbouring steps of a long log are averaged. A gap: not finite.",
+        "loss (nats, or the term's unit)",
+        5,
+    ),
+    Panel("weights", "Weights", "Each loss term is multiplied by its weight.", "weight", 20),
+    Panel("temperature", "Temperature", "Logits are divided by the temperature.", "temperature", math.inf),
+    Panel("gate/share", "Gate weights", "Mean weight of each teacher, by number from 0.", "weight", math.inf),
 )
 
 
 def panels(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """Those of every run, and one for each further group that a step watches, such as gate/entropy and gate/loss."""
-    known = {panel.kind for panel in PANELS}
+    """Return the panels of every run, and one for each further group of metrics, such as gate/entropy and gate/loss."""
+    standard = {panel.kind for panel in PANELS}
     groups = dict.fromkeys(key.rpartition("/")[0] for line in lines for key in line if "/" in key)
-    watched = [group for group in groups if group not in known]
-    return [*PANELS, *(Panel(group, group, "As the step watches it.", "value", 20) for group in watched)]
+    further = [group for group in groups if group not in standard]
+    return [*PANELS, *(Panel(group, group, "Logged by the training step.", "value", 20) for group in further)]
 
 
 def objective(logs: Mapping[str, Log]) -> Markup:
-    """The terms of the student's objective, and the schedules that steer them."""
+    """Return the section with the terms of the student's objective and their schedules."""
     lines = logs["student"].train if "student" in logs else []
     names = {panel: [name for name in keys_below(lines, panel.kind) if "/" not in name] for panel in panels(lines)}
-    styles = figures.term_styles(name for found in names.values() for name in found)
+    styles = figures.term_styles(name for group in names.values() for name in group)
     cards = []
     for panel in filter(names.get, names):
-        found = {name: series(lines, f"{panel.kind}/{name}") for name in names[panel]}
-        svg = figures.curves(found, styles, panel.label, panel.log_beyond)
+        values = {name: series(lines, f"{panel.kind}/{name}") for name in names[panel]}
+        svg = figures.curves(values, styles, panel.label, panel.log_beyond)
         cards.append(figure(panel.title, panel.note, svg))
     rate = series(lines, "rate")
     if rate[0]:
         svg = figures.curves({"rate": rate}, {"rate": figures.Style("#333333", "-")}, "learning rate")
-        cards.append(figure("Learning rate", "As the optimiser saw it.", svg))
+        cards.append(figure("Learning rate", "The learning rate of the student at each step.", svg))
     return section("The student's objective", grid(*cards))
 
 
 def calibration(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> Markup:
-    """A reliability diagram for each network."""
-    note = "On the dotted line confidence is deserved; below it a network is too sure. Bars show the gap."
+    """Return the section with a reliability diagram for each model."""
+    note = (
+        "Accuracy of predictions by their confidence, the probability of the predicted class. On the dotted line both "
+        "are equal; below it the network is overconfident. Bars show the gap."
+    )
     measured = sorted((results.get("reliability") or {}).items(), key=lambda item: tables.rank(item[0]))
     cards = (figure(name, "", figures.reliability(bins, styles[name])) for name, bins in measured)
     return section("Reliability", grid(*cards, small=True), note)
 
 
 def config(results: Mapping[str, Any]) -> Markup:
-    """Every key with its resolved value, folded away."""
+    """Return the section with all config keys, folded."""
     text = json.dumps(results.get("config") or {}, indent=2, ensure_ascii=False, default=str)
-    details = element("details", element("summary", "All keys, as resolved"), element("pre", text))
+    details = element("details", element("summary", "All config keys with their values"), element("pre", text))
     return section("Config", details if results.get("config") else Markup())
 
 
 def provenance(results: Mapping[str, Any]) -> Markup:
-    """Where the numbers come from, and how long they took."""
+    """Return the section with provenance and times."""
     facts = {name: text for name, text in flat(results.get("provenance") or {}).items() if name != "command"}
     seconds = results.get("seconds") or {}
     times = {**seconds, "total": sum(seconds.values())} if len(seconds) > 1 else seconds
     parts = []
     if facts:
-        parts.append(tables.pairs_table(facts, "Where the numbers come from"))
+        parts.append(tables.pairs_table(facts, "Code, packages and device"))
     if times:
         texts = {stage: duration(value) for stage, value in times.items()}
-        parts.append(tables.pairs_table(texts, "Wall-clock time of each stage"))
+        parts.append(tables.pairs_table(texts, "Wall-clock time of each model"))
     return section("Provenance and timings", grid(*parts))
 
 
 def command(results: Mapping[str, Any]) -> Markup:
-    """The line that repeats the run."""
+    """Return the section with the command that repeats the run."""
     text = (results.get("provenance") or {}).get("command")
     return section("Repeat this run", element("pre", text, class_="command") if text else Markup())
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested keys as `versions.jax`, values as text."""
+    """Flatten nested keys to names such as `versions.jax`, with values as text."""
     pairs: dict[str, str] = {}
     for name, value in tree.items():
         pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": str(value)}

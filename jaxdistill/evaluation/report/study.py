@@ -1,9 +1,9 @@
-"""The results of a study as a table, a figure and a page.
+"""Write the results of a study as a table, a figure and an HTML page.
 
     python -m jaxdistill.evaluation.report.study WORKDIR
 
-Reads the `study.json` that `jaxdistill sweep` has written, and writes `table.md`, `figure.svg`, `figure.png` and
-`study.html` beside it.
+Reads the `study.json` that `jaxdistill sweep` wrote, and writes `table.md`, `figure.svg`, `figure.png` and `study.html`
+beside it.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from jaxdistill.evaluation.report.template import CSS, PAGE
 
 
 class Measure(NamedTuple):
-    """What is told of a run.
+    """A measure of a run that the study reports.
 
-    key: of the student's row in results.json, or of the last line of its log
-    title: on the page, with its unit
-    scale: what it is multiplied by
-    digits: behind the point
+    key: key in the student's row of results.json, or in the last line of the student's log
+    title: title in the report, with its unit
+    scale: factor for the values
+    digits: number of decimal places
     """
 
     key: str
@@ -42,12 +42,13 @@ ACCURACY = Measure("accuracy", "accuracy (%)", 100.0)
 
 
 class Line(NamedTuple):
-    """What the table says of an arm.
+    """A line of the table: the results of one arm.
 
-    values: of the first measure, by seed
-    mean, low, high: of these, with the 95 % interval (Student's t)
-    gain: over the baseline, of the seeds that both have; None for the baseline
-    others: mean and standard deviation of the further measures, empty where there is none
+    arm: label of the arm
+    values: values of the first measure, by seed
+    mean, low, high: their mean and its 95 % interval (Student's t)
+    gain: paired difference to the baseline, over shared seeds; None for the baseline
+    others: mean and standard deviation of the other measures; empty text: not measured
     """
 
     arm: str
@@ -60,87 +61,90 @@ class Line(NamedTuple):
 
 
 def read(workdir: Path) -> dict[str, Any]:
-    """study.json, with its measures as `Measure`.
+    """Read study.json, with its measures as `Measure`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the file does not exist.
     """
     file = workdir / "study.json"
     if not file.is_file():
-        raise ConfigError("WORKDIR", f"{str(file)!r} is no file. Give the --workdir of a study that has begun.")
+        raise ConfigError("WORKDIR", f"{str(file)!r} does not exist. Use the --workdir of a study that was started.")
     study = json.loads(file.read_text())
     return {**study, "measures": [Measure(*measure) for measure in study["measures"]]}
 
 
 def summary(study: Mapping[str, Any]) -> list[Line]:
-    """A line for every arm that has finished a run, in the study's order."""
-    first, *further = study["measures"]
-    values = {arm: {s: run[first.key] for s, run in found.items()} for arm, found in study["runs"].items() if found}
+    """Compute a line for every arm with a finished run, in the order of the study."""
+    first, *others = study["measures"]
+    values = {arm: {s: run[first.key] for s, run in runs.items()} for arm, runs in study["runs"].items() if runs}
     base = values.get(study["baseline"], {})
     lines = []
-    for arm, own in values.items():
-        shared = [seed for seed in own if seed in base]
-        over = arm != study["baseline"] and shared
-        gain = paired([own[s] for s in shared], [base[s] for s in shared]) if over else None
-        told = [[run[m.key] for run in study["runs"][arm].values() if m.key in run] for m in further]
-        others = tuple(spread(x, m.digits) if x else "" for m, x in zip(further, told, strict=True))
-        several = list(own.values())
-        lines.append(Line(arm, own, float(np.mean(several)), *interval(several), gain, others))
+    for arm, by_seed in values.items():
+        shared = [seed for seed in by_seed if seed in base]
+        comparable = arm != study["baseline"] and shared
+        gain = paired([by_seed[s] for s in shared], [base[s] for s in shared]) if comparable else None
+        other_values = [[run[m.key] for run in study["runs"][arm].values() if m.key in run] for m in others]
+        spreads = tuple(spread(x, m.digits) if x else "" for m, x in zip(others, other_values, strict=True))
+        all_values = list(by_seed.values())
+        lines.append(Line(arm, by_seed, float(np.mean(all_values)), *interval(all_values), gain, spreads))
     return lines
 
 
 def cells(study: Mapping[str, Any], lines: Sequence[Line]) -> list[list[str]]:
-    """The table as text, its heading first."""
-    first, *further = study["measures"]
+    """Format the table as rows of text, with the heading first."""
+    first, *others = study["measures"]
     form = lambda x: f"{x:.{first.digits}f}"
     between = lambda low, high, seeds: f"{form(low)} to {form(high)}" if seeds > 1 else ""
-    over = f"over {study['baseline']}"
-    heading = ["arm", first.title, "95 % interval", over, "95 % interval", "p", "seeds", *(m.title for m in further)]
-    found = [heading]
+    difference = f"difference to {study['baseline']}"
+    columns = ("arm", first.title, "95 % interval", difference, "95 % interval", "p", "seeds")
+    rows = [[*columns, *(m.title for m in others)]]
     for line in lines:
         seeds, gain = len(line.values), line.gain
         p = "" if gain is None or math.isnan(gain.p) else f"{gain.p:.3f}" if gain.p >= 0.001 else "< 0.001"
-        more = [f"{gain.mean:+.{first.digits}f}", between(gain.low, gain.high, seeds), p] if gain else ["", "", ""]
-        own = [line.arm, form(line.mean), between(line.low, line.high, seeds)]
-        found.append([*own, *more, str(seeds), *line.others])
-    return found
+        comparison = (
+            [f"{gain.mean:+.{first.digits}f}", between(gain.low, gain.high, seeds), p] if gain else ["", "", ""]
+        )
+        result = [line.arm, form(line.mean), between(line.low, line.high, seeds)]
+        rows.append([*result, *comparison, str(seeds), *line.others])
+    return rows
 
 
 def markdown(study: Mapping[str, Any], lines: Sequence[Line]) -> str:
-    """The table as a README has it."""
+    """Format the table as Markdown."""
     escaped = [[text.replace("|", "\\|") for text in row] for row in cells(study, lines)]
     heading, *rest = (f"| {' | '.join(row)} |" for row in escaped)
     return "\n".join((heading, "|---" * len(escaped[0]) + "|", *rest))
 
 
 def figure(study: Mapping[str, Any], lines: Sequence[Line], png: Path | None = None) -> Markup:
-    """Every arm's seeds, mean and interval, beside the baseline's."""
+    """Draw the seeds, the mean and the interval of every arm."""
     rows = [estimates.Estimate(x.arm, tuple(x.values.values()), x.mean, x.low, x.high) for x in lines]
     return estimates.figure(rows, study["baseline"], study["measures"][0].title, png)
 
 
 def sentence(study: Mapping[str, Any], lines: Sequence[Line]) -> str:
-    """What came out, in one sentence."""
+    """Return the result in one sentence."""
     best = max(lines, key=lambda line: line.mean)
-    told = f"Greatest {study['measures'][0].title}: {best.arm}, {best.mean:.{study['measures'][0].digits}f}"
+    title, digits = study["measures"][0].title, study["measures"][0].digits
+    result = f"Highest {title}: {best.arm}, {best.mean:.{digits}f}"
     if not best.gain or math.isnan(best.gain.p):
-        return f"{told}."
-    digits = study["measures"][0].digits
+        return f"{result}."
     p = f"p = {best.gain.p:.3f}" if best.gain.p >= 0.001 else "p < 0.001"
-    return f"{told}, {best.gain.mean:+.{digits}f} over {study['baseline']} ({p}, not corrected for the choice)."
+    return f"{result}, {best.gain.mean:+.{digits}f} over {study['baseline']} ({p}, not corrected for this choice)."
 
 
 def render(study: Mapping[str, Any], lines: Sequence[Line], svg: Markup) -> str:
-    """The page as text."""
+    """Return the page as HTML text."""
     heading, *rest = cells(study, lines)
     count = len(rest) - 1
     note = (
-        "Mean over seeds with its 95 % interval (Student's t). Differences are paired, seed by seed; p is of the "
-        f"paired t-test, not corrected for {count} comparisons: the least of many is small by chance."
+        "An arm is a variant of the run. Means over seeds with 95 % intervals (Student's t). Differences are paired by "
+        f"seed, with the p-value of the paired t-test, not corrected for {count} comparisons: the smallest of many "
+        "p-values is small by chance."
     )
     seeds = sorted({seed for line in lines for seed in line.values}, key=int)
-    told = lambda line, seed: f"{line.values[seed]:.2f}" if seed in line.values else "–"
-    each = [[line.arm, *(told(line, seed) for seed in seeds)] for line in lines]
+    value = lambda line, seed: f"{line.values[seed]:.2f}" if seed in line.values else "–"
+    by_seed = [[line.arm, *(value(line, seed) for seed in seeds)] for line in lines]
     command = f"python -m experiments.{study['name']} --seeds {len(seeds)}"
     body = (
         element("h1", study["question"]),
@@ -149,13 +153,13 @@ def render(study: Mapping[str, Any], lines: Sequence[Line], svg: Markup) -> str:
             "Result",
             join(
                 (
-                    page.figure("All arms", "Small: a seed. Large: the mean, with its interval.", svg),
+                    page.figure("All arms", "Small dots: seeds. Large marks: means, with their 95 % interval.", svg),
                     tables.plain_table(heading, rest),
                 )
             ),
             note,
         ),
-        page.section("Seed by seed", tables.plain_table(["arm", *(f"seed {seed}" for seed in seeds)], each)),
+        page.section("Seed by seed", tables.plain_table(["arm", *(f"seed {seed}" for seed in seeds)], by_seed)),
         page.config({"config": study["config"]}),
         page.provenance({"provenance": study["provenance"]}),
         page.command({"provenance": {"command": command}}),
@@ -164,7 +168,7 @@ def render(study: Mapping[str, Any], lines: Sequence[Line], svg: Markup) -> str:
 
 
 def write(workdir: Path) -> list[Line]:
-    """Writes table, figure and page beside study.json."""
+    """Write table, figure and page beside study.json; return the lines of the table."""
     study = read(workdir)
     lines = summary(study)
     if lines:
@@ -176,10 +180,10 @@ def write(workdir: Path) -> list[Line]:
 
 
 if __name__ == "__main__":
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("workdir", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", type=Path, help="folder of the study, with study.json")
     try:
-        write(words.parse_args().workdir)
+        write(parser.parse_args().workdir)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The two tables of the page: how good each network is, and what the student took over from its teacher."""
+"""Make the two tables of a report: quality and cost of each model, and transfer from the teacher."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,14 @@ Row = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """One quantity of a row.
+    """A column of a table.
 
     Args:
-        key: where the row keeps it
-        title: its name on the page, with its unit
-        form: value -> text
-        better: 1 where more is better, -1 where less is
-        meaning: one line on how to read it
+        key: key of the value in a row
+        title: title in the report, with its unit
+        form: formats a value as text
+        better: 1 if more is better, -1 if less is better, 0 for neither
+        meaning: explanation in one line
     """
 
     key: str
@@ -29,14 +29,18 @@ class Column(NamedTuple):
 
 
 QUALITY = (
-    Column("accuracy", "Accuracy (%)", percent, 1, "share of held-out examples whose top answer is right"),
+    Column("accuracy", "Accuracy (%)", percent, 1, "share of held-out examples whose most likely class is right"),
     Column("nll", "NLL (nats)", decimal, -1, "negative log-likelihood of the right class, mean over examples"),
     Column(
-        "perplexity", "Perplexity", digits, -1, "exponential of the NLL: as many equally likely tokens surprise as much"
+        "perplexity",
+        "Perplexity",
+        digits,
+        -1,
+        "exponential of the NLL: number of equally likely tokens with this NLL",
     ),
     Column("ece", "ECE (%)", percent, -1, "expected calibration error: mean gap between confidence and accuracy"),
     Column("parameters", "Parameters", count, -1, "weights and biases of the network"),
-    Column("bytes", "Size", size, -1, "memory that they take"),
+    Column("bytes", "Size", size, -1, "memory of parameters and state"),
     Column("flops", "FLOPs", count, -1, "floating point operations of one forward pass, per example"),
     Column("latency_ms", "Latency (ms)", digits, -1, "time of one forward pass on this device"),
 )
@@ -47,7 +51,7 @@ TRANSFER = (
         "Agreement (%)",
         percent,
         1,
-        "Same top answer as the teacher. It rises with accuracy alone: any two good networks agree, distilled or not.",
+        "Same most likely class as the teacher. Any two accurate networks agree, distilled or not.",
     ),
     Column(
         "kl",
@@ -55,50 +59,50 @@ TRANSFER = (
         decimal,
         -1,
         "Divergence of the student's probabilities from the teacher's; 0 is a perfect copy. "
-        "It also counts how confident the two are, so read it beside ECE.",
+        "It also depends on how confident the two networks are, so compare ECE too.",
     ),
     Column(
         "agreement_on_errors",
         "Agreement on the teacher's errors (%)",
         percent,
         1,
-        "Same top answer as the teacher where the teacher is wrong. Labels do not teach this: "
-        "what stands above the control was transferred, if the errors are many.",
+        "Same most likely class as the teacher where the teacher is wrong. Labels cannot teach this: an excess over "
+        "the control was transferred from the teacher, if there are many errors.",
     ),
-    Column("teacher_errors", "The teacher's errors", "{:.0f}".format, 0, "On so many examples the line above rests."),
+    Column("teacher_errors", "The teacher's errors", "{:.0f}".format, 0, "Number of examples behind the row above."),
     Column(
         "rank_correlation",
         "Rank correlation of non-target classes",
         decimal,
         1,
-        "How alike the two order the wrong classes; 1 is the same order, 0 none. "
-        "Labels say nothing about it: what stands above the control was transferred.",
+        "Similarity of the order in which the two networks rank the wrong classes; 1: the same order, 0: unrelated. "
+        "Labels cannot teach this: an excess over the control was transferred from the teacher.",
     ),
 )
 
 CKA = (
-    "Likeness of hidden states (student layer : teacher layer), 0 to 1. "
+    "Similarity of hidden states (student layer : teacher layer), from 0 to 1. "
     "High for any two networks trained on the same data, distilled or not."
 )
 
 
 def role(name: str) -> str:
-    """`student` and `control` rows are named so; every other row is something to learn from."""
+    """Return the role of a row by its name: "student", "control", or "teacher" for any other name."""
     return next((role for role in ("student", "control") if name.startswith(role)), "teacher")
 
 
 def rank(name: str) -> int:
-    """The sort key of names on the page: teachers first, then students, then controls."""
+    """Return the sort key of a row name: teachers first, then students, then controls."""
     return ("teacher", "student", "control").index(role(name))
 
 
 def by_role(rows: list[Row]) -> list[Row]:
-    """The rows by rank, otherwise in their order."""
+    """Sort rows by role, and keep the order within a role."""
     return sorted(rows, key=lambda row: rank(row["name"]))
 
 
 def cell_text(row: Row, column: Column) -> str:
-    """The value as text; a dash where there is none; nan and inf stay what they are."""
+    """Format a value; a missing value is a dash, and nan and inf are kept."""
     value = row.get(column.key)
     if value is None:
         return "–"
@@ -106,17 +110,22 @@ def cell_text(row: Row, column: Column) -> str:
 
 
 def best_text(rows: list[Row], column: Column) -> str | None:
-    """The best text among students and controls; None where there is no contest, or none that can be seen."""
+    """Return the best text among students and controls; None if fewer than two values are visibly different."""
     rivals = [row for row in rows if role(row["name"]) != "teacher" and row.get(column.key) is not None]
     rivals = [row for row in rivals if math.isfinite(row[column.key])]
-    same = column.key == "latency_ms" and len({row.get("flops") for row in rivals}) == 1  # what differs is noise
+    same = column.key == "latency_ms" and len({row.get("flops") for row in rivals}) == 1  # differences are noise
     if same or len({cell_text(row, column) for row in rivals}) < 2:
         return None
     return cell_text(max(rivals, key=lambda row: column.better * row[column.key]), column)
 
 
 def quality_table(rows: list[Row], swatch: Callable[[str], Markup]) -> Markup:
-    """One line for each network, the better of student and control set off; `swatch(name)` draws its colour."""
+    """Make a table with a row for each model and the better of student and control highlighted.
+
+    Args:
+        rows: results of the models
+        swatch: returns the colour mark of a model name
+    """
     rows = by_role(rows)
     columns = [column for column in QUALITY if any(row.get(column.key) is not None for row in rows)]
     best = {column: best_text(rows, column) for column in columns}
@@ -130,23 +139,24 @@ def quality_table(rows: list[Row], swatch: Callable[[str], Markup]) -> Markup:
         wins = text == best[column] and role(row["name"]) != "teacher"
         return element("td", element("strong", text) if wins else text, title=f"{column.title}: {row.get(column.key)}")
 
-    head = element("tr", element("th", "Network", scope="col"), *(_head(column) for column in columns))
+    head = element("tr", element("th", "Model", scope="col"), *(_head(column) for column in columns))
     return join((_scrolling(element("thead", head), element("tbody", *map(line, rows))), _key(columns)))
 
 
 def _head(column: Column) -> Markup:
-    """A column's title, its meaning as a tooltip."""
+    """Return the title of a column, with its meaning as a tooltip."""
     return element("th", column.title, scope="col", title=column.meaning)
 
 
 def _key(columns: list[Column]) -> Markup:
-    """The meaning of every column, for fingers that cannot hover."""
+    """Return the meaning of every column as text, for touch screens without tooltips."""
     items = (element("span", element("b", column.title), f" {column.meaning}. ") for column in columns)
-    return element("p", *items, "Set off: the better of student and control.", class_="note")
+    control = "The control is the student's network, trained without a teacher."
+    return element("p", *items, f"{control} Highlighted: the better of student and control.", class_="note")
 
 
 def transfer_table(rows: list[Row]) -> Markup:
-    """One line for each measure, one column for each network that was compared with the teacher."""
+    """Make a table with a row for each measure and a column for each model that was compared with the teacher."""
     rows = [row | {f"cka/{pair}": value for pair, value in (row.get("cka") or {}).items()} for row in by_role(rows)]
     pairs = dict.fromkeys(pair for row in rows for pair in row.get("cka") or {})
     layers = [Column(f"cka/{pair}", f"CKA {pair}", decimal, 1, "" if n else CKA) for n, pair in enumerate(pairs)]
@@ -164,18 +174,18 @@ def transfer_table(rows: list[Row]) -> Markup:
 
 
 def plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """Text as it is: a heading, and rows that begin with their name."""
+    """Make a table of text: a heading, and rows that begin with their name."""
     head = element("tr", *(element("th", title, scope="col") for title in heading))
     lines = (element("tr", element("th", row[0], scope="row"), *(element("td", x) for x in row[1:])) for row in rows)
     return _scrolling(element("thead", head), element("tbody", *lines))
 
 
 def _scrolling(*parts: Markup, **attributes: Any) -> Markup:
-    """A table that scrolls by itself on a narrow screen, and not the page."""
+    """Make a table that scrolls horizontally on a narrow screen."""
     return element("div", element("table", *parts, **attributes), class_="scroll")
 
 
 def pairs_table(pairs: Mapping[str, str], caption: str) -> Markup:
-    """Names and values, a line each."""
+    """Make a table of names and values."""
     lines = (element("tr", element("th", name, scope="row"), element("td", text)) for name, text in pairs.items())
     return _scrolling(element("caption", caption), element("tbody", join(lines)), class_="pairs")

@@ -1,6 +1,6 @@
-"""The frame of the page and its looks: light and dark, wide and narrow."""
+"""Define the HTML frame and the CSS of reports, for light and dark mode, wide and narrow screens."""
 
-# The policy forbids what we do not do anyway: loading anything, running anything.
+# The security policy forbids to load or execute anything; the report needs neither.
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -34,7 +34,7 @@ h2 { margin: 2.5rem 0 .5rem; font-size: 1.2rem; }
 .summary { margin: 0; font-size: 1.1rem; max-width: 48rem; overflow-wrap: anywhere; }
 .note, figcaption, small, caption { color: var(--faint); font-size: .85rem; }
 .note { max-width: 56rem; margin: .5rem 0; }
-/* The shadow shows while there is more to the right; the cover scrolls with the content and hides it at the end. */
+/* A shadow at the right edge shows that the table can be scrolled; at the end of the content it is covered. */
 .scroll { overflow-x: auto; background: linear-gradient(to left, var(--paper) 1rem, transparent 2rem) right / 2rem 100%,
   linear-gradient(to left, var(--shade), transparent) right / .8rem 100%; background-repeat: no-repeat;
   background-attachment: local, scroll; width: fit-content; max-width: 100%; }

@@ -1,6 +1,6 @@
-"""Losses that compare what attention heads do.
+"""Losses between the attention heads of student and teacher.
 
-A new loss is a file here and a line below.
+To add a loss, add a file to this folder and a line below.
 """
 
 from jaxdistill.losses.attention import heads as heads

@@ -1,21 +1,22 @@
-"""Key heads: the teacher's most important attention heads, each taught to one head of the student.
+"""Important heads: match the teacher's most important attention heads, each to one head of the student.
 
-Which heads matter is measured on the teacher, once, before training (Michel et al., Are Sixteen Heads Really Better
-than One?, 2019, arxiv.org/abs/1905.10650): `jaxdistill heads --config FILE` prints them as they are written
-here, so that a config says which heads its student learned from.
+The importance of a head is measured on the teacher, once, before training (Michel et al., Are Sixteen Heads Really
+Better than One?, 2019, arxiv.org/abs/1905.10650): `jaxdistill heads --config FILE` prints the heads in the form that
+this loss takes, so that a config states which heads its student learned from.
 
     mean over pairs of heads and over tokens of KL(A_t || A_s), or of (S_s - S_t)^2
     A = softmax(S),  S = q k' / sqrt d
 
-Heads are named (layer, head), the layers from 1 and the heads from 0, the most important first. Each goes to the
-student's layer of the same relative depth, and there to the next head that is free; where none is left it is left out.
-So a student of fewer heads learns the top ones of each of its layers. With `student_heads` pairs are as they are named.
+Heads are written (layer, head), with layers counted from 1 and heads from 0, the most important first. Each is assigned
+to the student's layer at the same relative depth, and there to the next free head; if none is left, the teacher's head
+is skipped. A student with fewer heads thus learns the top heads of each of its layers. `student_heads` sets the pairs
+explicitly.
 
-Padding and what comes later in running text count nothing, as in `minilm`. Grouped keys are repeated for their heads.
+Padding, and later tokens in running text, are ignored, as in `minilm`. Grouped keys are repeated for their heads.
 
 Config: objective.heads.term = "heads(((12, 3), (9, 0), (12, 7)))"
-When: student and teacher differ in heads, or a few of many heads carry the teacher's task.
-Checked: by hand and against `minilm`'s own parts; a shuffled pairing is told from the right one.
+When: student and teacher have different numbers of heads, or a few heads carry the teacher's task.
+Checked: by hand and against the parts of `minilm`; a wrong pairing gives a larger loss than the right one.
 """
 
 from collections import Counter, defaultdict
@@ -26,88 +27,94 @@ import jax.numpy as jnp
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, AttentionHeads, Signals, Term
 from jaxdistill.losses.attention.self_attention import (
-    attentions_of,
-    each_head,
+    get_attentions,
     head_divergence,
-    over_queries,
-    pairs_of_heads,
-    products,
+    mean_over_queries,
+    paired_attentions,
+    repeat_grouped_heads,
+    scaled_dot_products,
     score_distance,
     visible_keys,
 )
 from jaxdistill.losses.term import stateless
 
-Named = tuple[tuple[int, int], ...]  # (layer, head)
+Heads = tuple[tuple[int, int], ...]  # (layer, head)
 DISTANCES = {"probabilities": head_divergence, "scores": score_distance}
 
 
-def students_of(teacher_heads: Named, depth: int, height: int, count: int) -> list[tuple[int, int] | None]:
-    """The student's head that learns from each: the next free one at its relative depth, or None.
+def assign_student_heads(
+    teacher_heads: Heads, student_depth: int, teacher_depth: int, heads_per_layer: int
+) -> list[tuple[int, int] | None]:
+    """Assign to each teacher head the next free student head at its relative depth; None if there is none left.
 
     Args:
-        teacher_heads: the most important first.
-        depth: layers of the student.
-        height: layers of the teacher.
-        count: heads of each layer of the student.
+        teacher_heads: (layer, head), the most important first.
+        student_depth: number of layers of the student.
+        teacher_depth: number of layers of the teacher.
+        heads_per_layer: number of heads in each layer of the student.
     """
-    found, taken = [], Counter[int]()
-    for layer, _ in teacher_heads:
-        own = max(1, round(layer * depth / height))
-        found.append((own, taken[own]) if taken[own] < count else None)
-        taken[own] += 1
-    return found
+    assigned, used = [], Counter[int]()
+    for teacher_layer, _ in teacher_heads:
+        layer = max(1, round(teacher_layer * student_depth / teacher_depth))
+        assigned.append((layer, used[layer]) if used[layer] < heads_per_layer else None)
+        used[layer] += 1
+    return assigned
 
 
 @losses.register
 def heads(
-    teacher_heads: Named,
-    student_heads: Named = (),
+    teacher_heads: Heads,
+    student_heads: Heads = (),
     match: Literal["probabilities", "scores"] = "probabilities",
     teacher: int = 0,
 ) -> Term:
-    """Attention of named heads.
+    """Compare selected attention heads.
 
     Args:
         teacher_heads: (layer, head), the most important first; layers count from 1, heads from 0.
-        student_heads: who learns from each of them; (): the next free head of the layer at the same relative depth.
+        student_heads: the student's head for each of them; (): the next free head in the layer at the same relative
+            depth.
         match: "probabilities" by KL, or "scores" before the softmax by their mean squared difference.
-        teacher: which teacher.
+        teacher: index of the teacher.
 
     Raises:
-        ValueError: no heads, a layer below 1 or a head below 0, or not as many students as teachers.
+        ValueError: there are no heads, a layer is below 1 or a head below 0, or the numbers of student and teacher
+            heads differ.
     """
     if not teacher_heads:
-        raise ValueError("no heads are named; jaxdistill heads --config FILE finds the important ones")
+        raise ValueError("teacher_heads is empty; jaxdistill heads --config FILE finds the important heads")
     for layer, head in (*teacher_heads, *student_heads):
         if layer < 1 or head < 0:
-            raise ValueError(f"({layer}, {head}) is no head: layers count from 1, heads from 0")
+            raise ValueError(f"({layer}, {head}) is not a head; layers count from 1, heads from 0")
     if student_heads and len(student_heads) != len(teacher_heads):
         counts = f"{len(student_heads)} student_heads for {len(teacher_heads)} teacher_heads"
         raise ValueError(f"{counts}; give one for each, or none")
 
     def values(signals: Signals) -> Array:
-        ours, theirs = attentions_of(signals, teacher)
-        given = student_heads or students_of(teacher_heads, len(ours), len(theirs), ours[0].query.shape[2])
-        pairs = [(own, named) for own, named in zip(given, teacher_heads, strict=True) if own is not None]
+        students, teachers = get_attentions(signals, teacher)
+        heads_per_layer = students[0].query.shape[2]
+        assigned = student_heads or assign_student_heads(teacher_heads, len(students), len(teachers), heads_per_layer)
+        pairs = [(ours, theirs) for ours, theirs in zip(assigned, teacher_heads, strict=True) if ours is not None]
         by_layers: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-        for own, named in pairs:
-            by_layers[own[0], named[0]].append((own[1], named[1]))
-        found = []
-        for layers, members in by_layers.items():
-            ((student, target),) = pairs_of_heads((layers,), signals, teacher)
-            learning, teaching = zip(*members, strict=True)
-            scores = _scores(student, learning, f"student's layer {layers[0]}")
-            targets = _scores(target, teaching, f"teacher's layer {layers[1]}")
-            found.append(len(members) * DISTANCES[match](scores, targets, visible_keys(student, signals)))
-        return over_queries(sum(found, jnp.zeros(())) / len(pairs), signals)
+        for (student_layer, student_head), (teacher_layer, teacher_head) in pairs:
+            by_layers[student_layer, teacher_layer].append((student_head, teacher_head))
+        distances = []
+        for layers, head_pairs in by_layers.items():
+            ((student, target),) = paired_attentions((layers,), signals, teacher)
+            student_indices, teacher_indices = zip(*head_pairs, strict=True)
+            scores = _scores(student, student_indices, f"student's layer {layers[0]}")
+            targets = _scores(target, teacher_indices, f"teacher's layer {layers[1]}")
+            distances.append(len(head_pairs) * DISTANCES[match](scores, targets, visible_keys(student, signals)))
+        return mean_over_queries(sum(distances, jnp.zeros(())) / len(pairs), signals)
 
     return stateless(values, local=False, needs=frozenset({"teacher"}))
 
 
-def _scores(heads: AttentionHeads, chosen: tuple[int, ...], where: str) -> Array:
-    """Of the chosen heads alone, `[rows, chosen, queries, keys]`."""
-    count = heads.query.shape[2]
-    if max(chosen) >= count:
-        raise ValueError(f"the {where} has no head {max(chosen)}; it has heads 0 to {count - 1}")
-    index = jnp.asarray(chosen)
-    return products(heads.query[:, :, index], each_head(heads.key, count)[:, :, index])
+def _scores(layer_heads: AttentionHeads, indices: tuple[int, ...], layer_name: str) -> Array:
+    """Compute the attention scores of some heads of a layer, `[rows, chosen, queries, keys]`."""
+    count = layer_heads.query.shape[2]
+    if max(indices) >= count:
+        raise ValueError(f"the {layer_name} has no head {max(indices)}; it has heads 0 to {count - 1}")
+    index = jnp.asarray(indices)
+    keys = repeat_grouped_heads(layer_heads.key, count)
+    return scaled_dot_products(layer_heads.query[:, :, index], keys[:, :, index])

@@ -1,4 +1,4 @@
-"""MiniLMv2: relations between queries, between keys and between values, over any number of relation heads.
+"""MiniLMv2: match relations between queries, between keys and between values, for any numbers of heads.
 
 Wang et al., MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers, 2021
 (arxiv.org/abs/2012.15828).
@@ -6,21 +6,21 @@ Wang et al., MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compr
     sum over X in (Q, K, V) of weight_X mean over relation heads and tokens of KL(R_t || R_s)
     R = softmax(X X' / sqrt d)
 
-where the vectors of all heads stand side by side and are split anew into `relation_heads` of width d, so that student
-and teacher may have unlike numbers of heads. More relation heads say more of the teacher: the paper takes 48 for a
-teacher of base size and 64 for a large one, and matches the student's last layer with the last layer of a base
-teacher, or with an upper middle one of a large teacher (21 of 24 for BERT): `layers=((-1, 21),)`.
+The vectors of all heads are concatenated and split again into `relation_heads` of width d, so student and teacher may
+have different numbers of heads. More relation heads transfer more of the teacher: the paper uses 48 for a teacher of
+base size and 64 for a large one. It matches the student's last layer with the last layer of a base teacher, or with an
+upper middle layer of a large teacher (21 of 24 for BERT): `layers=((-1, 21),)`.
 
-A trap: relations do not see a rotation of what they relate. A student may match those of queries and those of keys
-and still look elsewhere than its teacher; where attention itself shall be matched, `minilm` does.
+A trap: relations do not change when their vectors are rotated. A student may match the relations of the queries and
+those of the keys and still attend to other tokens than its teacher. To match attention itself, use `minilm`.
 
-Of padding and of decoders, as `minilm` has it. Grouped keys are related as they are, unrepeated; under rotary positions
-queries and keys are compared turned, as a decoder compares them.
+Padding and decoders are treated as in `minilm`. Grouped keys are not repeated. Under rotary positions, queries and keys
+are compared after the rotation, as in a decoder.
 
 Config: objective.minilm2.term = "minilm2(relation_heads=48)"
-When: as `minilm`, where the numbers of heads differ, or where the teacher is large.
-Checked: against the formula in plain float64 numpy (no code was published); with as many relation heads as heads, its
-value relations are those of `minilm`.
+When: as for `minilm`, but the numbers of heads differ, or the teacher is large.
+Checked: against the formula in plain float64 numpy (no code was published); with as many relation heads as heads, the
+value relations equal those of `minilm`.
 """
 
 import jax.numpy as jnp
@@ -30,9 +30,9 @@ from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals, Term
 from jaxdistill.losses.attention.self_attention import (
     head_divergence,
-    over_queries,
-    pairs_of_heads,
-    products,
+    mean_over_queries,
+    paired_attentions,
+    scaled_dot_products,
     visible_keys,
 )
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers
@@ -44,12 +44,16 @@ KINDS = ("query", "key", "value")
 def relations(
     x: Float[Array, "rows tokens heads size"], relation_heads: int
 ) -> Float[Array, "rows relation_heads tokens tokens"]:
-    """Scores of all tokens with each other, the heads side by side and split anew."""
+    """Compute the scaled products of all tokens with each other, after a new split into relation heads.
+
+    Raises:
+        ValueError: `relation_heads` does not divide the width.
+    """
     rows, tokens, heads, size = x.shape
     if heads * size % relation_heads:
         raise ValueError(f"{relation_heads} relation_heads do not divide a width of {heads * size} ({heads} x {size})")
     x = x.reshape(rows, tokens, relation_heads, -1)
-    return products(x, x)
+    return scaled_dot_products(x, x)
 
 
 @losses.register
@@ -59,17 +63,16 @@ def minilm2(
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
     teacher: int = 0,
 ) -> Term:
-    """Self-attention relations.
+    """Compare self-attention relations.
 
     Args:
-        relation_heads: how many heads the relations are formed over; it divides the widths of queries, keys and values
-            of both networks.
-        layers: the layer map, see `losses/layers.py`. Of several pairs it is the mean.
+        relation_heads: number of relation heads; divides the widths of queries, keys and values of both models.
+        layers: the layer map. The loss is the mean over its pairs. See `losses/hidden/layers.py`.
         weights: of the relations of queries, of keys and of values.
-        teacher: which teacher.
+        teacher: index of the teacher.
 
     Raises:
-        ValueError: fewer than one relation head, or weights that are negative or all 0.
+        ValueError: there is less than one relation head, or the weights are negative or all 0.
     """
     check_layers(layers)
     if relation_heads < 1:
@@ -78,13 +81,13 @@ def minilm2(
         raise ValueError(f"weights must be at least 0, and not all 0; got {weights}")
 
     def values(signals: Signals) -> Array:
-        pairs, found = pairs_of_heads(layers, signals, teacher), []
-        for student, target in pairs:
-            visible = visible_keys(student, signals)
+        pairs, divergences = paired_attentions(layers, signals, teacher), []
+        for pair in pairs:
+            visible = visible_keys(pair[0], signals)
             for kind, weight in zip(KINDS, weights, strict=True):
                 if weight:
-                    ours, theirs = (relations(getattr(side, kind), relation_heads) for side in (student, target))
-                    found.append(weight * head_divergence(ours, theirs, visible))
-        return over_queries(sum(found, jnp.zeros(())) / len(pairs), signals)
+                    student, target = (relations(getattr(model, kind), relation_heads) for model in pair)
+                    divergences.append(weight * head_divergence(student, target, visible))
+        return mean_over_queries(sum(divergences, jnp.zeros(())) / len(pairs), signals)
 
     return stateless(values, local=False, needs=frozenset({"teacher"}))

@@ -1,25 +1,25 @@
-"""TinyBERT's transformer distillation: attention scores, hidden states and the embedding, over a layer map.
+"""TinyBERT transformer distillation: match attention scores, hidden states and the embedding.
 
 Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding, 2020 (arxiv.org/abs/1909.10351).
 
     sum over layer pairs of mean (S_s - S_t)^2  +  sum over layer pairs and the embedding of mean (h_s W - h_t)^2
 
-S = Q K' / sqrt d are the scores BEFORE the softmax, with which the paper found training quicker and better than with
-distributions. One W serves all layers and the embedding, as in the published code; the paper's embedding has one of its
+S = Q K' / sqrt d are the scores BEFORE the softmax; the paper found that they train faster and better than
+distributions. One W serves all layers and the embedding, as in the published code; in the paper the embedding has its
 own. Layers count from 1 here, and student layer m learns from teacher layer m k in both parts; the published code
 counts attentions from 0, where that pair is i and i k + k - 1.
 
-Where we differ, on purpose: the published mean is over all pairs of positions, with scores of padded keys set to 0, so
-that the loss shrinks as padding grows. Ours is over the pairs of real tokens of a text, and then over the texts; where
-no text is padded both are equal. The published W has a bias, the paper's and ours has none. In a decoder a score counts
-where its key may be seen.
+Intended differences: the published mean is over all pairs of positions, with scores of padded keys set to 0, so the
+loss shrinks as padding grows. Here the mean is over the pairs of real tokens of a text, then over the texts. Without
+padding both are equal. The published W has a bias; in the paper and here it has none. In a decoder, only scores of
+visible keys enter the mean.
 
-It is the first of two phases. The second is soft targets, `kd(temperature=1.0)`; each has a weight such as
+This is the first of two training phases. The second is soft targets, `kd(temperature=1.0)`. Give each a weight such as
 "phases(values=(1.0, 0.0), at=(0.7,))".
 
 Config: objective.tinybert.term = "tinybert"
-When: a shallow transformer has as many heads as its teacher, and a first phase without labels to learn in.
-Checked: against the published reduction, restated in float64, where nothing is padded; by hand where something is.
+When: a transformer with fewer layers has as many heads as its teacher, and a first phase without labels is possible.
+Checked: against the published reduction, restated in float64, without padding; by hand with padding.
 """
 
 from typing import Literal
@@ -29,29 +29,30 @@ import jax.numpy as jnp
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Term
 from jaxdistill.losses.attention.self_attention import (
-    over_queries,
-    pairs_of_heads,
-    products,
+    mean_over_queries,
+    paired_attentions,
     require_equal_heads,
+    scaled_dot_products,
     score_distance,
     visible_keys,
 )
 from jaxdistill.losses.hidden.hidden import squared_distance
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states
 from jaxdistill.losses.hidden.projectors import PROJECTORS, project
-from jaxdistill.losses.term import extent_mean
+from jaxdistill.losses.term import mean_over_positions
 
 EMBEDDING = ((0, 0),)
 
 
 @losses.register
 def tinybert(layers: LayerMap = "uniform", projector: Literal["linear", "none"] = "linear", teacher: int = 0) -> Term:
-    """Attention scores, hidden states and the embedding, summed.
+    """Compare attention scores, hidden states and the embedding; the loss is their sum.
 
     Args:
-        layers: the layer map, see `losses/layers.py`.
-        projector: "linear" learns one kernel for all layers; "none" compares as they are and needs equal widths.
-        teacher: which teacher.
+        layers: the layer map; see `losses/hidden/layers.py`.
+        projector: "linear" learns one kernel for all layers; "none" compares the states directly and needs equal
+            widths.
+        teacher: index of the teacher.
     """
     check_layers(layers)
 
@@ -61,14 +62,15 @@ def tinybert(layers: LayerMap = "uniform", projector: Literal["linear", "none"] 
 
     def apply(params, state, signals, *, key):
         values = []
-        for ours, theirs in pairs_of_heads(layers, signals, teacher):
-            require_equal_heads(ours, theirs)
-            student, target = (products(side.query, side.key) for side in (ours, theirs))
-            values.append(over_queries(score_distance(student, target, visible_keys(ours, signals)), signals))
-        for map_ in (EMBEDDING, layers):
-            for student, target in paired_states(signals, map_, teacher):
+        for pair in paired_attentions(layers, signals, teacher):
+            require_equal_heads(*pair)
+            scores, targets = (scaled_dot_products(model.query, model.key) for model in pair)
+            distance = score_distance(scores, targets, visible_keys(pair[0], signals))
+            values.append(mean_over_queries(distance, signals))
+        for layer_map in (EMBEDDING, layers):
+            for student, target in paired_states(signals, layer_map, teacher):
                 distance = squared_distance(project(projector, params, student, target), target)
-                values.append(extent_mean(distance, signals.batch, signals.mask.ndim))
+                values.append(mean_over_positions(distance, signals.batch, signals.mask.ndim))
         return jnp.sum(jnp.stack(values), axis=0), state
 
     return Term(init, apply, local=False, needs=frozenset({"teacher"}))

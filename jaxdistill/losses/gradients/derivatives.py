@@ -1,4 +1,4 @@
-"""What terms that match derivatives share: `models/derivatives.py` makes them, by vjp."""
+"""Helpers for losses that match derivatives. `models/derivatives.py` computes the derivatives, by vjp."""
 
 from typing import Any
 
@@ -6,25 +6,29 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.core.types import Array, Signals
-from jaxdistill.losses.term import one_of, precise
+from jaxdistill.losses.term import precise, select_teacher
 
 
 def input_gradients(signals: Signals, teacher: int) -> tuple[Array, Array]:
-    """The student's and the teacher's `J^T v`, each `[rows, dims]`.
+    """Return the input gradients `J^T v` of the student and of a teacher, each `[rows, dims]`.
+
+    Args:
+        signals: the signals of the term.
+        teacher: number of the teacher.
 
     Raises:
-        ValueError: their inputs differ in shape.
+        ValueError: the inputs of the two models differ in shape.
     """
-    student: Any = signals.student.input_gradients  # there, as the term needs them
-    target: Any = one_of(signals.teachers, teacher).input_gradients
-    if student.shape != target.shape:
-        shapes = f"student {list(student.shape[1:])}, teacher {list(target.shape[1:])}"
-        cure = "Give both one width of embedding, or match gradients of hidden states: loss_gradients"
-        raise ValueError(f"gradients of inputs have unlike shapes ({shapes}). {cure}")
+    student_gradients: Any = signals.student.input_gradients  # not None, because the term needs them
+    teacher_gradients: Any = select_teacher(signals.teachers, teacher).input_gradients
+    if student_gradients.shape != teacher_gradients.shape:
+        shapes = f"student {list(student_gradients.shape[1:])}, teacher {list(teacher_gradients.shape[1:])}"
+        cure = "Give both models the same embedding width, or match gradients of hidden states by loss_gradients"
+        raise ValueError(f"input gradients differ in shape ({shapes}). {cure}")
     flat = lambda x: precise(x).reshape(x.shape[0], -1)
-    return flat(student), flat(target)
+    return flat(student_gradients), flat(teacher_gradients)
 
 
-def for_each_token(values: Float[Array, " rows"], mask: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """One value per row as one per token, where rows are sequences of them: every token stands for its sequence."""
+def broadcast_to_tokens(values: Float[Array, " rows"], mask: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Repeat the value of each row for all of its tokens; values of rows without tokens stay as they are."""
     return jnp.broadcast_to(values.reshape(values.shape + (1,) * (mask.ndim - 1)), mask.shape)

@@ -1,6 +1,6 @@
-"""Losses that compare hidden states and feature maps, layer by layer.
+"""Losses between hidden states and feature maps of student and teacher.
 
-A new loss is a file here and a line below.
+To add a loss, add a file to this folder and a line below.
 """
 
 from jaxdistill.losses.hidden import attention_transfer as attention_transfer

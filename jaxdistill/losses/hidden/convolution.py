@@ -1,4 +1,4 @@
-"""What projectors are made of: kernels with or without a window, and normalisation by the batch."""
+"""Building blocks of projectors: dense and convolution kernels, and batch normalisation over the global batch."""
 
 import math
 from collections.abc import Mapping
@@ -10,16 +10,19 @@ from jaxdistill.core.collectives import by_rows, psum
 from jaxdistill.core.types import Array
 
 
-def kernel(key: Array, *shape: int) -> Array:
-    """A kernel `[*window, inputs, outputs]` that keeps the size of what it is applied to."""
+def init_kernel(key: Array, *shape: int) -> Array:
+    """Draw a normal kernel `[*window, inputs, outputs]` with variance 1 / fan-in, which preserves the scale."""
     return jax.random.normal(key, shape) / math.prod(shape[:-1]) ** 0.5
 
 
-def convolved(x: Array, kernel: Array, strides: tuple[int, ...] = ()) -> Array:
-    """`[*batch, *extent, inputs] -> [*batch, *extent, outputs]` by a kernel `[*window, inputs, outputs]`.
+def convolve(x: Array, kernel: Array, strides: tuple[int, ...] = ()) -> Array:
+    """Apply a dense or convolution kernel: `[*batch, *extent, inputs] -> [*batch, *extent, outputs]`.
 
-    A kernel `[inputs, outputs]` has no window and serves any extent; one with a window pads "SAME". Strides are of the
-    window's axes; (): 1.
+    Args:
+        x: `[*batch, *extent, inputs]`
+        kernel: `[inputs, outputs]` is a dense layer at each position, for any extent; `[*window, inputs, outputs]` is a
+            convolution with "SAME" padding.
+        strides: along the axes of the window; (): 1.
     """
     kernel, axes = kernel.astype(x.dtype), kernel.ndim - 2
     if not axes:
@@ -31,22 +34,22 @@ def convolved(x: Array, kernel: Array, strides: tuple[int, ...] = ()) -> Array:
     return by_rows(y.reshape(*x.shape[: -axes - 1], *y.shape[1:]))
 
 
-def normalised(x: Array, counts: Array, params: Mapping[str, Array], name: str) -> Array:
-    """Batch normalisation (Ioffe and Szegedy 2015, arxiv.org/abs/1502.03167) by the moments of the GLOBAL batch.
+def batch_norm(x: Array, valid: Array, params: Mapping[str, Array], name: str) -> Array:
+    """Normalise by the mean and variance of the GLOBAL batch (Ioffe and Szegedy 2015, arxiv.org/abs/1502.03167).
 
-    There are no running statistics: a projector runs in training only.
+    There are no running statistics, because a projector runs in training only.
 
     Args:
         x: `[*batch, *extent, width]`
-        counts: what the moments are taken over: `[*batch]`, or more dimensions of x, where this is not 0
+        valid: `[*batch]`, or with more leading dimensions of `x`; entries that are 0 do not enter the statistics
         params: hold `<name>/scale` and `<name>/bias`, `[width]`
         name: of the layer
     """
     axes = tuple(range(x.ndim - 1))
-    counted = counts.reshape(counts.shape + (1,) * (x.ndim - counts.ndim)) != 0
-    counted = jnp.broadcast_to(counted, (*x.shape[:-1], 1))
-    count = jnp.maximum(psum(jnp.sum(counted)), 1).astype(x.dtype)
-    average = lambda z: psum(jnp.sum(jnp.where(counted, z, 0.0), axis=axes)) / count
+    included = valid.reshape(valid.shape + (1,) * (x.ndim - valid.ndim)) != 0
+    included = jnp.broadcast_to(included, (*x.shape[:-1], 1))
+    count = jnp.maximum(psum(jnp.sum(included)), 1).astype(x.dtype)
+    average = lambda z: psum(jnp.sum(jnp.where(included, z, 0.0), axis=axes)) / count
     mean = average(x)
     variance = average((x - mean) ** 2)
     y = (x - mean) * jax.lax.rsqrt(variance + 1e-5)

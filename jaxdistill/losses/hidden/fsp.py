@@ -1,4 +1,4 @@
-"""The flow of the solution procedure: how one layer's channels go together with a later layer's.
+"""Flow of solution procedure (FSP): match the products between the channels of neighbouring layers.
 
 Yim, Joo, Bae and Kim, A Gift from Knowledge Distillation, CVPR 2017
 (openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html).
@@ -6,19 +6,20 @@ Yim, Joo, Bae and Kim, A Gift from Knowledge Distillation, CVPR 2017
     G[c, d] = mean over positions of first_c second_d, for two layers of the same network
     mean over c, d of (G_s - G_t)^2, for each two neighbours in the list of layer pairs, averaged
 
-Of two layers of one network the larger map is pooled to the smaller. Positions are averaged away, so that student and
-teacher may differ in extent, but NOT in width: unlike widths are refused. Tokens of a sequence are positions too;
-padding counts nothing. Hidden states without positions, or with one, are refused.
+Within each network, the larger of the two maps is pooled to the size of the smaller one. G is a mean over positions, so
+student and teacher may differ in resolution, but NOT in width: different widths raise an error. Tokens of a sequence
+are positions too; padding is ignored. Hidden states with no positions, or with one, raise an error.
 
-Traps: a map of a single pair has no flow. The matrix grows with the square of the states, the loss with their fourth
-power: where layers are not normalised its weight deserves care. The paper brings maps to one size by max pooling and
-adds up the squares; the published code that made the benchmark's tables averages in both places, as is done here, so
-that the weight does not depend on widths. It ADDS the flows, with weight 50; here they are averaged. Both train by this
-loss alone first, and by labels afterwards: weights that are `phases` do so.
+Traps: a layer map needs at least two pairs. G grows with the square of the hidden states and the loss with their
+fourth power, so choose the weight with care where layers are not normalised. The paper brings maps to one size by max
+pooling and sums the squares. The published code that made the benchmark's tables averages in both places, as this loss
+does, so that the weight does not depend on widths. It ADDS the flows, with weight 50; here they are averaged. Both
+train with this loss alone first and with labels afterwards: give the weights a `phases` schedule.
 
 Config: objective.fsp.term = "fsp(layers=((1, 5), (2, 10), (3, 15)))"
-When: student and teacher are of one family with equal widths at the stages' ends, and the teacher is deeper.
-Checked: published code (golden/layer_losses.npz), in value and gradient.
+When: student and teacher belong to one family, have equal widths at the ends of their stages, and the teacher is
+    deeper.
+Checked: value and gradient equal those of the published code (golden/layer_losses.npz).
 """
 
 import itertools
@@ -28,7 +29,7 @@ from jaxtyping import Float
 
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals, Term
-from jaxdistill.losses.hidden.extent import positions, same_extent
+from jaxdistill.losses.hidden.extent import flatten_positions, pool_to_same_extent
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states
 from jaxdistill.losses.term import precise, stateless
 
@@ -36,41 +37,42 @@ from jaxdistill.losses.term import precise, stateless
 def flow(
     first: Float[Array, "*batch positions first_width"], second: Float[Array, "*batch positions second_width"]
 ) -> Float[Array, "*batch first_width second_width"]:
-    """Mean over the positions of the products of two layers' channels."""
+    """Compute the mean over the positions of the products of two layers' channels."""
     return jnp.einsum("...pc,...pd->...cd", precise(first), precise(second)) / first.shape[-2]
 
 
 @losses.register
 def fsp(layers: LayerMap = "uniform", teacher: int = 0) -> Term:
-    """Flows between neighbouring layers of the map.
+    """Compare the flows between neighbouring layers of the layer map.
 
     Args:
-        layers: the layer map, see `losses/layers.py`, of at least two pairs.
-        teacher: which teacher. Hidden states of unlike teachers have no mean, so one is chosen.
+        layers: the layer map, with at least two pairs; see `losses/hidden/layers.py`.
+        teacher: index of the teacher. Hidden states of different teachers have no common mean, so one is selected.
 
     Raises:
-        ValueError: for a misspelt map; when it is applied, for fewer than two pairs, for unlike widths, and for states
-            without positions.
+        ValueError: the layer map is unknown; when the term is applied: fewer than two pairs, different widths, or
+            hidden states without positions.
     """
     check_layers(layers)
 
     def values(signals: Signals) -> Array:
-        def network(first: Array, second: Array) -> Array:
-            first, second = same_extent(first, second, signals.mask.ndim)
-            (first, count), (second, _) = positions(first, signals), positions(second, signals)
-            real = first.shape[-2] / jnp.asarray(count, first.dtype)
-            return flow(first, second) * real[..., None, None]
+        def network_flow(first: Array, second: Array) -> Array:
+            first, second = pool_to_same_extent(first, second, signals.mask.ndim)
+            (first, count), (second, _) = flatten_positions(first, signals), flatten_positions(second, signals)
+            # padding is 0 in the sum: turn the mean over all positions into the mean over real ones
+            scale = first.shape[-2] / jnp.asarray(count, first.dtype)
+            return flow(first, second) * scale[..., None, None]
 
         pairs = paired_states(signals, layers, teacher)
         if len(pairs) < 2:
-            raise ValueError(f"a flow is between two layers, and {layers!r} names one pair; name at least two")
+            raise ValueError(f"fsp needs at least two layer pairs, and layers={layers!r} names one; name another pair")
         for student, target in pairs:
             if student.shape[-1] != target.shape[-1]:
                 widths = f"student {student.shape[-1]}, teacher {target.shape[-1]}"
-                raise ValueError(f"widths differ ({widths}); choose layers of equal widths, or 'nst', which allows it")
+                raise ValueError(f"widths differ ({widths}); choose layers of equal width, or 'nst', which allows it")
         distances = []
         for (student, target), (student_next, target_next) in itertools.pairwise(pairs):
-            difference = network(student, student_next) - network(target, target_next)
+            difference = network_flow(student, student_next) - network_flow(target, target_next)
             distances.append(jnp.mean(difference**2, axis=(-2, -1)))
         return jnp.mean(jnp.stack(distances), axis=0)
 

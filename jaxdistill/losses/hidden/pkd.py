@@ -1,22 +1,23 @@
-"""Patient knowledge distillation: directions of the first token's hidden states, over chosen layers.
+"""Patient knowledge distillation (PKD): match normalised hidden states of the first token at several layers.
 
 Sun et al., Patient Knowledge Distillation for BERT Model Compression, 2019 (arxiv.org/abs/1908.09355).
 
     mean over layer pairs of mean over the width of (h_s / |h_s| - h_t / |h_t|)^2
 
-The map "skip" is the paper's best (PKD-Skip): the last layer is left out, since soft targets speak for it already. Its
-second one (PKD-Last) is the teacher's layers right below its last: `layers=((1, 7), (2, 8), (3, 9), (4, 10), (5, 11))`.
+The layer map "skip" is the paper's best (PKD-Skip): it leaves out the last layer, which soft targets already supervise.
+The paper's second map (PKD-Last) takes the teacher's layers right below its last:
+`layers=((1, 7), (2, 8), (3, 9), (4, 10), (5, 11))`.
 
-A trap: the paper writes a sum over the width, and its code takes the mean, as we do. Directions of 768 numbers differ
-by 4 / 768 at most, so that weights are large: the paper searches 10 to 1000. A zero vector has no direction; it stays
-zero, without a gradient.
+A trap: the paper writes a sum over the width, and its code takes the mean, as this loss does. Unit vectors of width 768
+then differ by 4 / 768 at most, so weights are large: the paper searches 10 to 1000. A zero vector stays zero and has a
+gradient of 0.
 
-The first token stands for a text only if all others can be seen from it. Of running text, where it sees itself alone,
+The first token represents a text only if it attends to all other tokens. In running text it attends to itself alone, so
 every token is matched instead.
 
 Config: objective.pkd.term = "pkd"; objective.pkd.weight = 100.0
-When: an encoder of fewer layers is fine-tuned beside its teacher, with soft targets and labels.
-Checked: against the published reduction, restated in float64, in value and gradient.
+When: an encoder with fewer layers than its teacher is fine-tuned with soft targets and labels.
+Checked: value and gradient against the published reduction, restated in float64.
 """
 
 from typing import Literal
@@ -35,24 +36,24 @@ from jaxdistill.losses.term import unit
 def direction_distance(
     student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
 ) -> Float[Array, "*rows"]:
-    """Mean over the width of the squared difference of directions."""
+    """Compute the mean squared difference of the unit vectors over the width."""
     return squared_distance(unit(student), unit(teacher))
 
 
 @losses.register
 def pkd(layers: LayerMap = "skip", projector: Literal["none", "linear", "mlp"] = "none", teacher: int = 0) -> Term:
-    """Normalised hidden states of the first token.
+    """Compare normalised hidden states of the first token.
 
     Args:
-        layers: the layer map, see `losses/layers.py`.
-        projector: "none" needs equal widths, as the paper has them; "linear" and "mlp" learn for each pair.
-        teacher: which teacher.
+        layers: the layer map; see `losses/hidden/layers.py`.
+        projector: "none" needs equal widths, as in the paper; "linear" and "mlp" are learned for each pair.
+        teacher: index of the teacher.
     """
     check_layers(layers)
 
     def pairs(signals: Signals) -> list[tuple[Array, Array]]:
         first = lambda states: _first_token(states, signals.mask.ndim)
-        return [(first(ours), first(theirs)) for ours, theirs in paired_states(signals, layers, teacher)]
+        return [(first(student), first(target)) for student, target in paired_states(signals, layers, teacher)]
 
     def init(key, signals):
         return init_each(projector, key, pairs(signals), signals.mask.ndim), {}
@@ -65,8 +66,8 @@ def pkd(layers: LayerMap = "skip", projector: Literal["none", "linear", "mlp"] =
 
 
 def _first_token(states: Array, batch_dims: int) -> Array:
-    """`[*batch, tokens, width] -> [*batch, width]`; states without an extent stay as they are."""
+    """Return the first token, `[*batch, tokens, width] -> [*batch, width]`; `[*batch, width]` stays as it is."""
     extent = states.shape[batch_dims:-1]
     if len(extent) > 1:
-        raise ValueError(f"hidden states of {list(extent)} positions have no first token; use hidden")
+        raise ValueError(f"hidden states of extent {list(extent)} have no first token; use the loss 'hidden'")
     return states[..., 0, :] if extent else states

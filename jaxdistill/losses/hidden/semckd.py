@@ -1,33 +1,33 @@
-"""Semantic calibration: which of the teacher's layers each layer of the student learns from, decided for each example.
+"""Semantic calibration (SemCKD): match all pairs of layers, weighted for each example by learned attention.
 
 Chen, Mei, Zhang, Wang, Feng and Chen, Cross-Layer Distillation with Semantic Calibration, AAAI 2021
 (arxiv.org/abs/2012.03236).
 
     A_l[b, c]   = cosine of the examples b and c in layer l, over the batch
-    q_i[b]      = unit(V mean_c relu(w A_i[b, c] + u) + v) for each layer i of the student; k_j[b] so for the teacher's
+    q_i[b]      = unit(V mean_c relu(w A_i[b, c] + u) + v) for each student layer i; k_j[b] likewise for the teacher
     alpha[b, i] = softmax_j q_i[b] . k_j[b]
     mean over i of sum_j alpha[b, i, j] MSE(r_ij(h_i[b]), h_j[b])
 
-Every layer of the student that the map names may learn from every one of the teacher's that it names. r_ij is a 1x1, a
-3x3 and a 1x1 convolution with batch normalisation and ReLU between them, twice the teacher's width inside. Of two maps
-the larger is pooled to the smaller. States without an extent, and sequences of equal lengths, have a window of one
-position in place of 3x3; padding counts nothing.
+Every student layer in the layer map is compared with every teacher layer in it. The regressor r_ij is a 1x1, a 3x3 and
+a 1x1 convolution with batch normalisation and ReLU in between, and twice the teacher's width inside. The larger of two
+maps is average-pooled to the size of the smaller one. For hidden states without positions, and for sequences of equal
+lengths, the 3x3 convolution is a dense layer at each position; padding is ignored.
 
-Where we differ: published code embeds row b of the matrix of inner products by a kernel of `batch_size` columns. That
-freezes the batch size, drops a last batch that is smaller, and gives each SLOT of the batch weights of its own, though
-slots are filled at random. Here the entries are normalised (cosines), embedded one by one, and the mean is taken:
-batches of any size will do, and permuting them permutes the result. All else is the published code's; its weight is 400
-on CIFAR-100 and 50 on ImageNet.
+Difference from the published code: it embeds row b of the matrix of inner products with a kernel of `batch_size`
+columns. That fixes the batch size, drops a smaller last batch, and gives each SLOT of the batch its own weights, though
+slots are filled at random. Here the entries are normalised (cosines), embedded one by one and averaged. Batches of any
+size work, and permuting the batch permutes the result. Everything else is as published; the published weight is 400 on
+CIFAR-100 and 50 on ImageNet.
 
-Traps: the assignment learns from the loss that it weights, so that it goes where matching is EASY: a layer of the
-teacher that says nothing (one that is dead or saturated) draws it. Look at what the map names. Queries and keys are
-units, so that with J layers a weight lies between 1 / (1 + (J - 1) e^2) and e^2 / (e^2 + J - 1): none is ever switched
-off. The rows of the global batch are compared, so that this is no local term, and its memory grows with their square.
+Traps: the assignment alpha is trained by the loss that it weights, so it prefers teacher layers that are EASY to match,
+such as a dead or saturated layer. Check the layers that the map names. Queries and keys are unit vectors, so with J
+layers a weight lies between 1 / (1 + (J - 1) e^2) and e^2 / (e^2 + J - 1): no layer is ever switched off. The loss
+compares all rows of the global batch, and its memory grows with the square of their number.
 
 Config: objective.semckd.term = "semckd(layers=((1, 5), (2, 10), (3, 15)))"; objective.semckd.weight = 400.0
-When: layers of unlike networks have no obvious partners.
-Checked: published code for the regressors and the weighted loss (golden/layer_losses.npz), in value and gradient; the
-    assignment, which differs, against a restatement in float64.
+When: the layers of different architectures have no obvious partners.
+Checked: value and gradient of the regressors and the weighted loss equal those of the published code
+    (golden/layer_losses.npz); the assignment, which differs, equals a restatement in float64.
 """
 
 import itertools
@@ -40,43 +40,45 @@ from jaxtyping import Bool, Float
 from jaxdistill.core.collectives import by_rows, gather
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals, Term
-from jaxdistill.losses.hidden.convolution import convolved, kernel, normalised
-from jaxdistill.losses.hidden.extent import same_extent
+from jaxdistill.losses.hidden.convolution import batch_norm, convolve, init_kernel
+from jaxdistill.losses.hidden.extent import pool_to_same_extent
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, chosen_pairs
-from jaxdistill.losses.term import extent_mean, one_of, precise, real_tokens, unit
+from jaxdistill.losses.term import mean_over_positions, precise, real_tokens, select_teacher, unit
 
 
-def similarity(states: Float[Array, "rows *extent width"], everyone: Float[Array, "all *extent width"]) -> Array:
-    """Cosines `[rows, all]` of examples, each with all its positions."""
+def cosine_similarity(
+    states: Float[Array, "rows *extent width"], all_states: Float[Array, "all *extent width"]
+) -> Array:
+    """Compute the cosines `[rows, all]` between examples, each flattened over its positions."""
     flat = lambda x: unit(precise(x).reshape(x.shape[0], -1), axis=-1)
-    return by_rows(flat(states) @ flat(everyone).T)
+    return by_rows(flat(states) @ flat(all_states).T)
 
 
-def embedded(
-    states: Float[Array, "rows *extent width"], counts: Bool[Array, " all"], params: Mapping[str, Array], name: str
+def embed(
+    states: Float[Array, "rows *extent width"], valid: Bool[Array, " all"], params: Mapping[str, Array], name: str
 ) -> Float[Array, "rows size"]:
-    """A layer's queries or keys, not yet units, from each example's cosines to all that count."""
-    entries = similarity(states, gather(states))[..., None] * params[f"{name}/entry/kernel"][0]
+    """Compute a layer's queries or keys, not yet normalised, from each example's cosines to all valid rows."""
+    entries = cosine_similarity(states, gather(states))[..., None] * params[f"{name}/entry/kernel"][0]
     entries = jax.nn.relu(entries + params[f"{name}/entry/bias"])
-    counted = jnp.where(counts[:, None], entries, 0)
-    mean = by_rows(jnp.sum(counted, axis=1) / jnp.maximum(jnp.sum(counts), 1))
-    return convolved(mean, params[f"{name}/mean/kernel"]) + params[f"{name}/mean/bias"]
+    entries = jnp.where(valid[:, None], entries, 0)
+    mean = by_rows(jnp.sum(entries, axis=1) / jnp.maximum(jnp.sum(valid), 1))
+    return convolve(mean, params[f"{name}/mean/kernel"]) + params[f"{name}/mean/bias"]
 
 
-def regressed(
-    states: Float[Array, "*batch width"], counts: Bool[Array, "..."], params: Mapping[str, Array], name: str
+def regress(
+    states: Float[Array, "*batch width"], valid: Bool[Array, "..."], params: Mapping[str, Array], name: str
 ) -> Float[Array, "*batch other"]:
-    """r_ij(h_i), normalised over the positions that count."""
+    """Apply the regressor r_ij, with batch normalisation over the valid positions."""
     for layer in (0, 1):
-        states = convolved(states, params[f"{name}/{layer}/kernel"])
-        states = jax.nn.relu(normalised(states, counts, params, f"{name}/{layer}"))
-    return convolved(states, params[f"{name}/2/kernel"])
+        states = convolve(states, params[f"{name}/{layer}/kernel"])
+        states = jax.nn.relu(batch_norm(states, valid, params, f"{name}/{layer}"))
+    return convolve(states, params[f"{name}/2/kernel"])
 
 
 def assignment(
     query: Float[Array, "rows student_layers size"], key: Float[Array, "rows teacher_layers size"]
 ) -> Float[Array, "rows student_layers teacher_layers"]:
-    """Softmax over the teacher's layers of the products of unit vectors."""
+    """Compute the softmax over the teacher's layers of the inner products of unit queries and keys."""
     return jax.nn.softmax(jnp.einsum("bis,bjs->bij", unit(query, -1), unit(key, -1)), axis=-1)
 
 
@@ -84,59 +86,61 @@ def assigned_mean(
     distances: Float[Array, "rows student_layers teacher_layers"],
     weights: Float[Array, "rows student_layers teacher_layers"],
 ) -> Float[Array, " rows"]:
-    """Over the student's layers the mean of what each one's assignment makes of its distances."""
+    """Average over the student's layers the distances weighted by the assignment."""
     return jnp.mean(jnp.sum(weights * distances, axis=-1), axis=-1)
 
 
 @losses.register
 def semckd(layers: LayerMap = "uniform", size: int = 16, teacher: int = 0) -> Term:
-    """Hidden states of the student against all of the teacher's, weighted by a learned assignment.
+    """Compare each of the student's layers with all of the teacher's, weighted by a learned assignment.
 
     Args:
-        layers: the layer map, see `losses/layers.py`, which says the layers, not their pairs.
+        layers: the layer map; it selects the layers, and its pairing is not used. See `losses/hidden/layers.py`.
         size: of queries and keys.
-        teacher: which teacher. Hidden states of unlike teachers have no mean, so one is chosen.
+        teacher: index of the teacher. Hidden states of different teachers have no common mean, so one is selected.
 
     Raises:
-        ValueError: for a misspelt map or no size; when it is applied, for extents that do not fit each other.
+        ValueError: the layer map is unknown or the size is below 1; when the term is applied, extents cannot be
+            matched.
     """
     check_layers(layers)
     if size < 1:
-        raise ValueError(f"queries and keys need a size of at least 1; got {size}")
+        raise ValueError(f"size must be at least 1; got {size}")
 
-    def chosen(signals: Signals) -> tuple[list[Array], list[Array]]:
-        """The student's states and the teacher's; what does not count is 0."""
+    def selected_states(signals: Signals) -> tuple[list[Array], list[Array]]:
+        """Return the student's and the teacher's states of the selected layers; masked rows and padding are 0."""
         pairs = chosen_pairs(signals, layers, teacher)
-        students, teachers = signals.student.hidden_states, one_of(signals.teachers, teacher).hidden_states
-        counted = lambda x: jnp.where(_counts(x, signals), precise(x), 0)
-        ours, theirs = (sorted(set(numbers)) for numbers in zip(*pairs, strict=True))
-        return [counted(students[i]) for i in ours], [counted(teachers[j]) for j in theirs]
+        students, teachers = signals.student.hidden_states, select_teacher(signals.teachers, teacher).hidden_states
+        masked = lambda x: jnp.where(_valid_positions(x, signals), precise(x), 0)
+        student_layers, teacher_layers = (sorted(set(numbers)) for numbers in zip(*pairs, strict=True))
+        return [masked(students[i]) for i in student_layers], [masked(teachers[j]) for j in teacher_layers]
 
     def init(key, signals):
-        students, teachers = chosen(signals)
-        draws = (jax.random.fold_in(key, number) for number in itertools.count())
+        students, teachers = selected_states(signals)
+        keys = (jax.random.fold_in(key, number) for number in itertools.count())
         params: dict[str, Array] = {}
-        for whose, states in (("query", students), ("key", teachers)):
+        for kind, states in (("query", students), ("key", teachers)):
             for number in range(len(states)):
-                params |= _embedding(f"{whose}/{number}", draws, size)
+                params |= _init_embedding(f"{kind}/{number}", keys, size)
         window = lambda x: (3, 3) if x.ndim == signals.mask.ndim + 3 else ()
         for (i, student), (j, target) in itertools.product(enumerate(students), enumerate(teachers)):
             widths = student.shape[-1], target.shape[-1]
-            params |= _regressor(f"regressor/{i}/{j}", draws, *widths, window(student))
+            params |= _init_regressor(f"regressor/{i}/{j}", keys, *widths, window(student))
         return params, {}
 
     def apply(params, state, signals, *, key):
-        students, teachers = chosen(signals)
+        students, teachers = selected_states(signals)
         rows = lambda x: x.reshape(-1, *x.shape[signals.mask.ndim :])
-        everyone = gather(rows(signals.mask)) != 0
+        valid = gather(rows(signals.mask)) != 0
 
         def distance(student: Array, target: Array, name: str) -> Array:
-            student, target = same_extent(student, target, signals.mask.ndim)
-            found = regressed(student, _counts(student, signals), params, name)
-            return rows(extent_mean(jnp.mean((found - target) ** 2, axis=-1), signals.batch, signals.mask.ndim))
+            student, target = pool_to_same_extent(student, target, signals.mask.ndim)
+            predicted = regress(student, _valid_positions(student, signals), params, name)
+            square = jnp.mean((predicted - target) ** 2, axis=-1)
+            return rows(mean_over_positions(square, signals.batch, signals.mask.ndim))
 
-        queries = [embedded(rows(x), everyone, params, f"query/{number}") for number, x in enumerate(students)]
-        keys = [embedded(rows(x), everyone, params, f"key/{number}") for number, x in enumerate(teachers)]
+        queries = [embed(rows(x), valid, params, f"query/{number}") for number, x in enumerate(students)]
+        keys = [embed(rows(x), valid, params, f"key/{number}") for number, x in enumerate(teachers)]
         weights = assignment(jnp.stack(queries, axis=1), jnp.stack(keys, axis=1))
         distances = [
             [distance(x, target, f"regressor/{i}/{j}") for j, target in enumerate(teachers)]
@@ -148,31 +152,31 @@ def semckd(layers: LayerMap = "uniform", size: int = 16, teacher: int = 0) -> Te
     return Term(init, apply, local=False, needs=frozenset({"teacher"}))
 
 
-def _embedding(name: str, draws: Iterator[Array], size: int) -> dict[str, Array]:
-    """w, u, V and v of a layer's queries or keys."""
+def _init_embedding(name: str, keys: Iterator[Array], size: int) -> dict[str, Array]:
+    """Draw w, u, V and v of a layer's queries or keys."""
     return {
-        f"{name}/entry/kernel": kernel(next(draws), 1, 2 * size),
-        # each unit bends somewhere in the range of a cosine
-        f"{name}/entry/bias": jax.random.uniform(next(draws), (2 * size,), minval=-1.0, maxval=1.0),
-        f"{name}/mean/kernel": kernel(next(draws), 2 * size, size),
+        f"{name}/entry/kernel": init_kernel(next(keys), 1, 2 * size),
+        # the ReLU of each unit bends somewhere in the range of a cosine
+        f"{name}/entry/bias": jax.random.uniform(next(keys), (2 * size,), minval=-1.0, maxval=1.0),
+        f"{name}/mean/kernel": init_kernel(next(keys), 2 * size, size),
         f"{name}/mean/bias": jnp.zeros(size),
     }
 
 
-def _regressor(
-    name: str, draws: Iterator[Array], student: int, teacher: int, window: tuple[int, ...]
+def _init_regressor(
+    name: str, keys: Iterator[Array], student: int, teacher: int, window: tuple[int, ...]
 ) -> dict[str, Array]:
-    """Of r_ij, from the student's width to the teacher's."""
-    sizes = ((student, 2 * teacher), (*window, 2 * teacher, 2 * teacher), (2 * teacher, teacher))
-    params = {f"{name}/{layer}/kernel": kernel(next(draws), *size) for layer, size in enumerate(sizes)}
+    """Draw the parameters of r_ij, from the student's width to the teacher's."""
+    shapes = ((student, 2 * teacher), (*window, 2 * teacher, 2 * teacher), (2 * teacher, teacher))
+    params = {f"{name}/{layer}/kernel": init_kernel(next(keys), *shape) for layer, shape in enumerate(shapes)}
     for layer in (0, 1):
         params[f"{name}/{layer}/scale"] = jnp.ones(2 * teacher)
         params[f"{name}/{layer}/bias"] = jnp.zeros(2 * teacher)
     return params
 
 
-def _counts(x: Array, signals: Signals) -> Array:
-    """Which positions of `[*batch, *extent, width]` are of rows that count and no padding of a text; width is 1."""
-    counted = signals.mask.reshape(signals.mask.shape + (1,) * (x.ndim - signals.mask.ndim)) != 0
+def _valid_positions(x: Array, signals: Signals) -> Array:
+    """Mark the positions of `[*batch, *extent, width]` in valid rows that are not padding; the result has width 1."""
+    valid = signals.mask.reshape(signals.mask.shape + (1,) * (x.ndim - signals.mask.ndim)) != 0
     real = real_tokens(signals.batch, x.shape[:-1])
-    return counted if real is None else counted & real[..., None]
+    return valid if real is None else valid & real[..., None]

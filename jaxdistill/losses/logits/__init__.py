@@ -1,6 +1,6 @@
 """Losses that compare class distributions: soft targets and their variants.
 
-A new loss is a file here and a line below.
+To add a loss, add a file here and an import below.
 """
 
 from jaxdistill.losses.logits import dist as dist

@@ -1,21 +1,24 @@
-"""Relations instead of values: student and teacher agree up to scale and shift, in each row and in each class.
+"""DIST: correlate student with teacher probabilities, within each row (inter-class) and each class (intra-class).
 
 Huang et al., Knowledge Distillation from A Stronger Teacher, 2022 (arxiv.org/abs/2205.10536). With r the Pearson
-correlation of probabilities softmax(z / T), over the classes of a row or over the rows of a class:
+correlation of the probabilities softmax(z / T), over the classes of a row or over the rows of a class:
 
     T^2 [b (1 - mean over rows r) + g (1 - mean over classes r)]          b = g = 1
 
-Correlation over the rows of a class needs the whole batch: rows are gathered from all devices, padding is left out, and
-the loss is a scalar. It follows that the batch size is a hyperparameter: below a few rows for each class there is
-little to correlate.
+Correlations ignore scale and shift, so the student need not match the values of the probabilities.
 
-Where one side does not vary (a zero-initialised head) there is no correlation: r is 0 with a gradient of 0, as in
-published code its value is; there its gradient explodes. A class that the teacher masks with -inf in every row is none
-of the classes that are averaged over.
+The correlation within a class needs the whole batch: rows are gathered from all devices, padding is left out, and the
+loss is a scalar. The batch size is therefore a hyperparameter: with only a few rows per class there is little to
+correlate.
+
+If one side is constant (a zero-initialised head), its correlation is undefined. Here r is then 0 with a gradient of 0.
+The published code also gives 0, but its gradient explodes. The mean over classes leaves out a class that the teacher
+masks with -inf in every row.
 
 Config: objective.dist.term = "dist(beta=1.0, gamma=1.0, temperature=4.0)"
-When: a teacher far stronger than its student, whose probabilities it cannot reach; classification with large batches.
-Checked: published code (DIST_KD), in value and gradient.
+When: the teacher is far stronger than the student, which cannot match its probabilities; classification with large
+batches.
+Checked: against published code (DIST_KD), in value and gradient.
 """
 
 import jax
@@ -34,21 +37,22 @@ EPSILON = 1e-8
 def pearson_correlation(
     x: Float[Array, "rows columns"], y: Float[Array, "rows columns"], valid: Bool[Array, "rows columns"]
 ) -> Float[Array, " rows"]:
-    """The correlation of each row of `x` with that of `y`, over its valid entries; 0 where one does not vary."""
+    """Correlate each row of `x` with the same row of `y`, over the valid entries; 0 if one of them is constant."""
 
-    def centred(x: Array) -> Array:
+    def centre(x: Array) -> Array:
         x = jnp.where(valid, x, 0.0)
         return jnp.where(valid, x - jnp.sum(x, axis=1, keepdims=True) / count, 0.0)
 
     count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
-    x, y = centred(x), centred(y)
+    x, y = centre(x), centre(y)
     squares = jnp.stack([jnp.sum(x**2, axis=1), jnp.sum(y**2, axis=1)])
-    still = jnp.any(squares == 0, axis=0)  # not `> 0`, which would hide a NaN; the gradient of a root at 0 is infinite
-    norms = jnp.sqrt(jnp.where(still, 1.0, squares))
-    return jnp.where(still, 0.0, jnp.sum(x * y, axis=1) / (norms[0] * norms[1] + EPSILON))
+    # `== 0` and not `> 0`, which would hide a NaN; the gradient of a root at 0 is infinite
+    constant = jnp.any(squares == 0, axis=0)
+    norms = jnp.sqrt(jnp.where(constant, 1.0, squares))
+    return jnp.where(constant, 0.0, jnp.sum(x * y, axis=1) / (norms[0] * norms[1] + EPSILON))
 
 
-def relation_difference(
+def correlation_distance(
     student: Float[Array, "rows classes"],
     teacher: Float[Array, "rows classes"],
     valid: Bool[Array, " rows"],
@@ -56,14 +60,23 @@ def relation_difference(
     gamma: float = 1.0,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
-    """B (1 - mean over valid rows r) + g (1 - mean over classes r) of softened probabilities, without T^2."""
+    """Compute b (1 - mean over valid rows r) + g (1 - mean over classes r) of softened probabilities, without T^2.
+
+    Args:
+        student: logits.
+        teacher: logits.
+        valid: False for padding.
+        beta: weight of the correlations within rows.
+        gamma: weight of the correlations within classes.
+        temperature: positive.
+    """
     student, teacher = (jnp.where(valid[:, None], precise(logits), 0.0) for logits in (student, teacher))
     q, p = (jax.nn.softmax(logits / temperature) for logits in (student, teacher))
-    every = jnp.broadcast_to(valid[:, None], q.shape)
-    has = jnp.any(every & (teacher != -jnp.inf), axis=0)
-    between_classes = _mean(1 - pearson_correlation(q, p, every), valid)
-    between_rows = _mean(1 - pearson_correlation(q.T, p.T, every.T), has)
-    return beta * between_classes + gamma * between_rows
+    valid_entries = jnp.broadcast_to(valid[:, None], q.shape)  # [rows, classes]
+    unmasked_classes = jnp.any(valid_entries & (teacher != -jnp.inf), axis=0)
+    inter_class = _mean(1 - pearson_correlation(q, p, valid_entries), valid)
+    intra_class = _mean(1 - pearson_correlation(q.T, p.T, valid_entries.T), unmasked_classes)
+    return beta * inter_class + gamma * intra_class
 
 
 def _mean(values: Array, valid: Array) -> Array:
@@ -72,24 +85,24 @@ def _mean(values: Array, valid: Array) -> Array:
 
 @losses.register
 def dist(beta: float = 1.0, gamma: float = 1.0, temperature: Scalar = 1.0, scale_t2: bool = True) -> Term:
-    """Correlations with the fused teacher, within rows and within classes.
+    """Compute one minus the correlation with the fused teacher, within rows and within classes.
 
     Args:
-        beta: weight of the relations within a row.
-        gamma: weight of the relations within a class.
+        beta: weight of the correlations within rows (inter-class).
+        gamma: weight of the correlations within classes (intra-class).
         temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, so that the gradient keeps its size; the authors' code has neither.
+        scale_t2: multiply by T^2, so that the gradient keeps its size; the authors' code has neither T nor T^2.
 
     Raises:
-        ValueError: `beta` or `gamma` is negative.
+        ValueError: `beta` or `gamma` is negative, or the temperature is not positive.
     """
     if beta < 0 or gamma < 0:
-        raise ValueError(f"beta and gamma are 0 or more; got beta={beta}, gamma={gamma}")
+        raise ValueError(f"beta and gamma must be 0 or more; got beta={beta}, gamma={gamma}")
 
     def values(signals: Signals) -> Array:
         rows = lambda logits: logits.reshape(-1, logits.shape[-1])
-        own = rows(signals.student.logits), rows(signals.teacher.logits), signals.mask.ravel() != 0
-        student, teacher, valid = gather(own)
-        return relation_difference(student, teacher, valid, beta, gamma, signals.temperature)
+        local_rows = rows(signals.student.logits), rows(signals.teacher.logits), signals.mask.ravel() != 0
+        student, teacher, valid = gather(local_rows)
+        return correlation_distance(student, teacher, valid, beta, gamma, signals.temperature)
 
     return softened(values, temperature, scale_t2, local=False)

@@ -1,19 +1,21 @@
-"""Generalised Jensen-Shannon divergence: from the forward KL to the reverse one by a number.
+"""Generalised Jensen-Shannon divergence (GKD): interpolates between the forward and the reverse KL.
 
 Agarwal et al., GKD, 2023 (arxiv.org/abs/2306.13649). With P = softmax(t / T), Q = softmax(s / T), M = b P + (1 - b) Q:
 
     T^2 [b KL(P || M) + (1 - b) KL(Q || M)];    b = 0: T^2 KL(P || Q);    b = 1: T^2 KL(Q || P)
 
-That jumps at its ends: the sum tends to 0 there, and the KL is put in its place. So a weight that suits one b suits no
-other. The normalised form, divided by b (1 - b), is continuous:
+This jumps at both ends: the sum tends to 0 there, and the KL replaces it. A loss weight that suits one b therefore does
+not suit another. The normalised form, divided by b (1 - b), is continuous:
 
     T^2 [KL(P || M) / (1 - b) + KL(Q || M) / b]
 
-Both are finite between the ends where a teacher's logit is -inf; at b = 1 such a class is left out, see `reverse_kl`.
+For 0 < b < 1 both forms are finite where a teacher's logit is -inf. At b = 1 such a class is left out, see
+`reverse_kl`.
 
 Config: objective.jsd.term = "jsd(beta=0.5)"
-When: language models, above all on the student's own samples; b is swept, and .1, .5 and .9 are what papers try.
-Checked: published code (TRL's GKD) at b = 0, .5 and 1; the normalised form by hand, and against both KLs at its ends.
+When: language models, above all on text sampled from the student. Sweep b; papers try .1, .5 and .9.
+Checked: against published code (TRL's GKD) at b = 0, .5 and 1; the normalised form by hand, and against both KLs at its
+ends.
 """
 
 import math
@@ -30,21 +32,21 @@ from jaxdistill.losses.logits.reverse_kl import reverse_kl_divergence
 from jaxdistill.losses.term import precise, softened
 
 
-def log_mixed(share: float, difference: Float[Array, "..."]) -> Float[Array, "..."]:
-    """log((1 - share) + share e^difference), for a share between 0 and 1, and close to either of them."""
+def log_mixture(share: float, difference: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Compute log((1 - share) + share e^difference) for 0 < share < 1, accurate close to both ends."""
     return jnp.logaddexp(math.log1p(-share), math.log(share) + difference)
 
 
 def kl_to_mixture(
     log_p: Float[Array, "*batch classes"], log_q: Float[Array, "*batch classes"], share: float
 ) -> Float[Array, "*batch"]:
-    """KL(P || (1 - share) P + share Q) of log-probabilities. A class of P's probability 0 adds nothing.
+    """Compute KL(P || (1 - share) P + share Q) from log-probabilities.
 
-    Between 0 and 1 it is finite wherever Q is 0.
+    A class with P = 0 adds nothing. For 0 < share < 1 the result is finite where Q = 0.
     """
-    has = log_p != -jnp.inf  # selected BEFORE the difference, which is NaN where both are -inf
-    difference = jnp.where(has, log_q, 0.0) - jnp.where(has, log_p, 0.0)
-    return -jnp.sum(jnp.exp(log_p) * log_mixed(share, difference), axis=-1)
+    support = log_p != -jnp.inf  # select BEFORE the difference, which is NaN where both are -inf
+    difference = jnp.where(support, log_q, 0.0) - jnp.where(support, log_p, 0.0)
+    return -jnp.sum(jnp.exp(log_p) * log_mixture(share, difference), axis=-1)
 
 
 def generalized_jsd(
@@ -53,7 +55,7 @@ def generalized_jsd(
     beta: float,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """B KL(P || M) + (1 - b) KL(Q || M), and at the ends the KLs that the paper puts there; without T^2."""
+    """Compute b KL(P || M) + (1 - b) KL(Q || M), or the KL that the paper uses at b = 0 and b = 1; without T^2."""
     scale = beta * (1 - beta) if 0 < beta < 1 else 1.0
     return scale * normalized_jsd(student, teacher, beta, temperature)
 
@@ -64,7 +66,10 @@ def normalized_jsd(
     beta: float,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """KL(P || M) / (1 - b) + KL(Q || M) / b, which tends to KL(P || Q) and KL(Q || P) at the ends; without T^2."""
+    """Compute KL(P || M) / (1 - b) + KL(Q || M) / b, without T^2.
+
+    It tends to KL(P || Q) at b = 0 and to KL(Q || P) at b = 1.
+    """
     if beta == 0:
         return kl_divergence(student, teacher, temperature)
     if beta == 1:
@@ -75,19 +80,19 @@ def normalized_jsd(
 
 @losses.register
 def jsd(beta: float = 0.5, normalized: bool = False, temperature: Scalar = 1.0, scale_t2: bool = True) -> Term:
-    """Generalised Jensen-Shannon divergence from the fused teacher.
+    """Compute the generalised Jensen-Shannon divergence from the fused teacher.
 
     Args:
-        beta: from 0, the forward KL, to 1, the reverse one.
+        beta: from 0, the forward KL, to 1, the reverse KL.
         normalized: divide by `beta (1 - beta)` between the ends, so that the value does not jump there.
         temperature: number or schedule, positive.
         scale_t2: multiply by T^2, so that the gradient keeps its size; published code does not.
 
     Raises:
-        ValueError: `beta` is out of range.
+        ValueError: `beta` is out of range, or the temperature is not positive.
     """
     if not 0 <= beta <= 1:
-        raise ValueError(f"beta lies between 0 and 1; got {beta}")
+        raise ValueError(f"beta must lie between 0 and 1; got {beta}")
     divergence_of = normalized_jsd if normalized else generalized_jsd
 
     def values(signals: Signals) -> Array:

@@ -1,20 +1,21 @@
-"""Soft targets.
+"""Knowledge distillation with soft targets: KL divergence between softened teacher and student distributions.
 
 Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015 (arxiv.org/abs/1503.02531).
 
     T^2 KL(softmax(t / T) || softmax(s / T))
 
 T^2 keeps the size of the gradient when T changes. Dark knowledge grows with T, up to about 4: of a digit that it never
-saw, a student names 24 % where T = 1, 43 % at 2, 54 % at 4 and 55 % at 8, and 9 % if it learns from the teacher's
-argmax (`experiments/missing_class`).
+saw, a student recognises 24 % at T = 1, 43 % at T = 2, 54 % at T = 4 and 55 % at T = 8, and 9 % if it learns from the
+teacher's argmax (`experiments/missing_class`).
 
-Of a teacher that was cached few classes are known (`cache = "outputs(top=128)"`, or `"draws()"`): with the student's
-logits at these, the sum of all its logits and their normaliser it is the same number, and no more is read.
+A cached teacher may store only a few classes (`cache = "outputs(top=128)"`, or `"draws()"`). The loss then needs only
+the student's logits at these classes, the sum of all its logits and their normaliser, and gives the same number.
 
 Config: objective.kd.term = "kd(temperature=4.0)"; objective.kd.weight = 0.9
-When: always first: classification or language, whatever the networks are; other losses are judged beside it.
-Checked: published code (golden/losses.npz, T = 2 and 4), in value and gradient; by hand; few classes against all.
-Experiment: `experiments/gain` (beside the control), `experiments/missing_class` (what T is worth).
+When: always first, for classification and language, with any two networks. Compare other losses with it.
+Checked: against published code (golden/losses.npz, T = 2 and 4), in value and gradient; by hand; sparse against dense
+teacher logits.
+Experiment: `experiments/gain` (against the control), `experiments/missing_class` (the effect of T).
 """
 
 import jax
@@ -32,40 +33,44 @@ def kl_divergence(
     teacher: Float[Array, "*batch classes"],
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """KL(teacher || student) of softened distributions, without T^2.
+    """Compute KL(teacher || student) of softened distributions, without T^2.
 
-    Where the teacher's logit is -inf its probability is 0, and the class adds nothing.
+    A class whose teacher logit is -inf has probability 0 and adds nothing.
     """
     log_q = jax.nn.log_softmax(precise(student) / temperature)
     log_p = jax.nn.log_softmax(precise(teacher) / temperature)
     p = jnp.exp(log_p)
-    # selected BEFORE the product: 0 * (-inf) is NaN, in the value and in its gradient
+    # select BEFORE the product: 0 * (-inf) is NaN, in the value and in its gradient
     return jnp.sum(p * (jnp.where(p > 0, log_p, 0.0) - jnp.where(p > 0, log_q, 0.0)), axis=-1)
 
 
 def kl_to_sparse(
     student: Float[Array, "*batch classes"], teacher: SparseLogits, temperature: Float[Array, ""] | float = 1.0
 ) -> Float[Array, "*batch"]:
-    """`kl_divergence` from a teacher of which few classes are known, while all others have one logit."""
+    """Compute `kl_divergence` from sparse teacher logits: a few stored classes, and one logit for all the others.
+
+    All other classes share one probability p_rest. Their part of the sum, p_rest sum (log p_rest - log q_c), therefore
+    needs only their number and the sum of the student's logits over them: all logits minus those at stored classes.
+    """
     logits = precise(student) / temperature
     norm = jax.nn.logsumexp(logits, axis=-1)
-    there = teacher.classes < teacher.size
-    own = jnp.take_along_axis(logits, jnp.minimum(teacher.classes, teacher.size - 1), axis=-1)
-    left = teacher.size - jnp.sum(there, axis=-1)
-    known = jnp.where(there, precise(teacher.logits) / temperature, -jnp.inf)
-    rest = precise(teacher.rest) / temperature
-    total = jnp.logaddexp(jax.nn.logsumexp(known, axis=-1), rest + jnp.log(left))
-    log_p, log_rest = known - total[..., None], rest - total
-    p, p_rest = jnp.exp(log_p), jnp.exp(log_rest)
-    # selected BEFORE the products: 0 * (-inf) is NaN, in the value and in its gradient
-    of_few = jnp.sum(p * jnp.where(p > 0, log_p - own + norm[..., None], 0.0), axis=-1)
-    others = jnp.sum(logits, axis=-1) - jnp.sum(jnp.where(there, own, 0.0), axis=-1)
-    return of_few + p_rest * jnp.where(p_rest > 0, left * (log_rest + norm) - others, 0.0)
+    stored = teacher.classes < teacher.size  # [*batch, few]; False where a slot is empty
+    stored_logits = jnp.take_along_axis(logits, jnp.minimum(teacher.classes, teacher.size - 1), axis=-1)
+    rest_count = teacher.size - jnp.sum(stored, axis=-1)
+    teacher_logits = jnp.where(stored, precise(teacher.logits) / temperature, -jnp.inf)
+    teacher_rest = precise(teacher.rest) / temperature
+    teacher_norm = jnp.logaddexp(jax.nn.logsumexp(teacher_logits, axis=-1), teacher_rest + jnp.log(rest_count))
+    log_p, log_p_rest = teacher_logits - teacher_norm[..., None], teacher_rest - teacher_norm
+    p, p_rest = jnp.exp(log_p), jnp.exp(log_p_rest)
+    # select BEFORE the products: 0 * (-inf) is NaN, in the value and in its gradient
+    stored_sum = jnp.sum(p * jnp.where(p > 0, log_p - stored_logits + norm[..., None], 0.0), axis=-1)
+    rest_logits = jnp.sum(logits, axis=-1) - jnp.sum(jnp.where(stored, stored_logits, 0.0), axis=-1)
+    return stored_sum + p_rest * jnp.where(p_rest > 0, rest_count * (log_p_rest + norm) - rest_logits, 0.0)
 
 
 @losses.register
 def kd(temperature: Scalar = 4.0, scale_t2: bool = True) -> Term:
-    """Soft targets of the fused teacher at a temperature.
+    """Compute the KL divergence from the soft targets of the fused teacher, at a temperature.
 
     Args:
         temperature: number or schedule, positive.
@@ -73,7 +78,9 @@ def kd(temperature: Scalar = 4.0, scale_t2: bool = True) -> Term:
     """
 
     def values(signals: Signals) -> Array:
-        student, few, at = signals.student.logits, signals.teacher.sparse, signals.temperature
-        return kl_divergence(student, signals.teacher.logits, at) if few is None else kl_to_sparse(student, few, at)
+        student, sparse = signals.student.logits, signals.teacher.sparse
+        if sparse is not None:
+            return kl_to_sparse(student, sparse, signals.temperature)
+        return kl_divergence(student, signals.teacher.logits, signals.temperature)
 
     return softened(values, temperature, scale_t2, linear=True)

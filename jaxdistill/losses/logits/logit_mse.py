@@ -1,12 +1,14 @@
-"""Logit matching: Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014 (arxiv.org/abs/1312.6184).
+"""Logit matching: mean squared error between the logits of student and teacher.
+
+Ba and Caruana, Do Deep Nets Really Need to be Deep?, 2014 (arxiv.org/abs/1312.6184).
 
     mean_c (s_c - t_c)^2
 
-The limit of soft targets as T grows, up to each row's mean.
+This is the limit of soft targets as T grows, up to the mean of each row.
 
 Config: objective.logit_mse.term = "logit_mse"
-When: a student that can follow its teacher closely, and no temperature to search for.
-Checked: by hand, a masked class included.
+When: the student can follow its teacher closely. There is no temperature to tune.
+Checked: by hand, including a masked class.
 """
 
 import jax.numpy as jnp
@@ -20,19 +22,16 @@ from jaxdistill.losses.term import precise, stateless
 def mean_squared_error(
     student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch classes"]
 ) -> Float[Array, "*batch"]:
-    """Mean over the classes of the squared difference.
-
-    Where the teacher's logit is -inf the class is masked: it adds nothing and is not counted.
-    """
+    """Average the squared difference over the classes, without those whose teacher logit is -inf."""
     student, teacher = precise(student), precise(teacher)
-    known = teacher != -jnp.inf  # not `isfinite`: a NaN of the teacher must show
-    difference = jnp.where(known, student, 0.0) - jnp.where(known, teacher, 0.0)
-    return jnp.sum(difference**2, axis=-1) / jnp.maximum(jnp.sum(known, axis=-1), 1)
+    unmasked = teacher != -jnp.inf  # not `isfinite`, which would hide a NaN of the teacher
+    difference = jnp.where(unmasked, student, 0.0) - jnp.where(unmasked, teacher, 0.0)
+    return jnp.sum(difference**2, axis=-1) / jnp.maximum(jnp.sum(unmasked, axis=-1), 1)
 
 
 @losses.register
 def logit_mse() -> Term:
-    """Mean squared error between the logits of the student and of the fused teacher."""
+    """Compute the mean squared error between the logits of the student and of the fused teacher."""
 
     def values(signals: Signals) -> Array:
         return mean_squared_error(signals.student.logits, signals.teacher.logits)

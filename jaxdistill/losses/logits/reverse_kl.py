@@ -1,18 +1,20 @@
-"""Reverse KL: the student is judged where it puts its own probability, and gives up what it cannot match.
+"""Reverse KL divergence (MiniLLM): KL(student || teacher), which is mode-seeking.
 
-Gu et al., MiniLLM, 2023 (arxiv.org/abs/2306.08543), over the full vocabulary, as Ko et al., DistiLLM, 2024
-(arxiv.org/abs/2402.03898), have it.
+Gu et al., MiniLLM, 2023 (arxiv.org/abs/2306.08543), computed over the full vocabulary, as in Ko et al., DistiLLM, 2024
+(arxiv.org/abs/2402.03898).
 
     T^2 KL(softmax(s / T) || softmax(t / T))
 
-Where the teacher's logit is -inf and the student's is not, this is infinite. Here the student is then compared over the
-classes that the teacher has: such a class is left out of its softmax, adds nothing and gets no gradient. Published code
-leaves out the addend alone, and the student's probability is still divided among all classes: the sum falls below 0,
-and is least for a student that puts everything where the teacher has nothing.
+The loss counts classes by the student's own probability, so the student gives up modes that it cannot match.
+
+The divergence is infinite where the teacher's logit is -inf and the student's is not. Here such a class is left out of
+the student's softmax, adds nothing and gets no gradient. The published code leaves out only the summand, and the
+student's probability still includes the class. Its sum can fall below 0, and is lowest for a student that puts all
+probability on masked classes.
 
 Config: objective.reverse_kl.term = "reverse_kl(temperature=1.0)"
-When: generative students much smaller than their teacher, which had better be right on a few modes than vague on all.
-Checked: published code (DistiLLM), in value and gradient.
+When: generative students much smaller than their teacher: better right on a few modes than vague on all.
+Checked: against published code (DistiLLM), in value and gradient.
 """
 
 import jax.numpy as jnp
@@ -30,17 +32,20 @@ def reverse_kl_divergence(
     teacher: Float[Array, "*batch classes"],
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """KL(student || teacher) of softened distributions, over the classes that the teacher has, without T^2."""
+    """Compute KL(student || teacher) of softened distributions, without T^2.
+
+    Classes whose teacher logit is -inf are left out of both distributions.
+    """
     return kl_divergence(teacher, jnp.where(teacher == -jnp.inf, -jnp.inf, student), temperature)
 
 
 @losses.register
 def reverse_kl(temperature: Scalar = 1.0, scale_t2: bool = True) -> Term:
-    """Reverse KL to the fused teacher.
+    """Compute the reverse KL divergence to the fused teacher.
 
     Args:
         temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, so that the gradient keeps its size; published code has neither.
+        scale_t2: multiply by T^2, so that the gradient keeps its size; published code has neither T nor T^2.
     """
 
     def values(signals: Signals) -> Array:

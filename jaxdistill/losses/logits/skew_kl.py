@@ -1,19 +1,19 @@
-"""Skew KL: the forward KL to a student that is mixed with a little of the teacher, whose gradient is bounded.
+"""Skew KL (DistiLLM): forward KL to a mixture of student and teacher, which bounds the gradient.
 
 Ko et al., DistiLLM, 2024 (arxiv.org/abs/2402.03898). With p = softmax(t / T), q = softmax(s / T):
 
     v2   T^2 KL(p || a p + (1 - a) q)                a = 0.1
     v1   T^2 [KL(p || a p + (1 - a) q) + H(p)]
 
-Both are published, and their gradients in the student agree: DistiLLM's code has the cross-entropy (v1), DistiLLM-2's
-(arxiv.org/abs/2503.07067) the divergence. Where the teacher learns they differ, for H(p) rewards a sure teacher, and v1
-is not 0 where the student is its teacher. A class that the teacher masks with -inf adds nothing.
+Both are published and have the same gradient in the student. DistiLLM's code has the cross-entropy (v1), DistiLLM-2's
+(arxiv.org/abs/2503.07067) the divergence (v2). They differ if the teacher is trained: H(p) rewards a confident teacher.
+v1 is not 0 where the student equals the teacher. A class that the teacher masks with -inf adds nothing.
 
-DistiLLM-2 also chooses `a` for each sequence by how far apart the models are; here it is a number.
+DistiLLM-2 also chooses `a` for each sequence from the distance between the models; here it is a number.
 
 Config: objective.skew_kl.term = "skew_kl(alpha=0.1)"
-When: language models, instead of `kd` where classes that the student has nearly given up make its gradient explode.
-Checked: published code (DistiLLM and DistiLLM-2), in value and gradient.
+When: language models, instead of `kd` if classes with almost no student probability make the gradient of `kd` explode.
+Checked: against published code (DistiLLM and DistiLLM-2), in value and gradient.
 """
 
 from typing import Literal
@@ -35,7 +35,7 @@ def skew_divergence(
     alpha: float,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """KL(p || alpha p + (1 - alpha) q), without T^2."""
+    """Compute KL(p || alpha p + (1 - alpha) q), without T^2."""
     log_q, log_p = (jax.nn.log_softmax(precise(logits) / temperature) for logits in (student, teacher))
     return kl_to_mixture(log_p, log_q, 1 - alpha)
 
@@ -44,28 +44,28 @@ def skew_divergence(
 def skew_kl(
     alpha: float = 0.1, version: Literal["v1", "v2"] = "v2", temperature: Scalar = 1.0, scale_t2: bool = True
 ) -> Term:
-    """Skew KL from the fused teacher.
+    """Compute the skew KL divergence from the fused teacher.
 
     Args:
-        alpha: the teacher's share in the mixture, between 0 and 1; `kd` is its end at 0.
-        version: "v2" for the divergence, "v1" with the teacher's entropy added to it.
+        alpha: the teacher's share in the mixture, between 0 and 1; at 0 the loss would be `kd`.
+        version: "v2" for the divergence, "v1" to add the teacher's entropy to it.
         temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, so that the gradient keeps its size; published code has neither.
+        scale_t2: multiply by T^2, so that the gradient keeps its size; published code has neither T nor T^2.
 
     Raises:
-        ValueError: `alpha` is out of range.
+        ValueError: `alpha` is out of range, or the temperature is not positive.
     """
     require_between_0_and_1(alpha)
 
     def values(signals: Signals) -> Array:
-        teacher, temperature = signals.teacher.logits, signals.temperature
-        found = skew_divergence(signals.student.logits, teacher, alpha, temperature)
-        return found + entropy(teacher, temperature) if version == "v1" else found
+        teacher = signals.teacher.logits
+        divergence = skew_divergence(signals.student.logits, teacher, alpha, signals.temperature)
+        return divergence + entropy(teacher, signals.temperature) if version == "v1" else divergence
 
     return softened(values, temperature, scale_t2)
 
 
 def require_between_0_and_1(alpha: float) -> None:
-    """Raises a ValueError where there is nothing to mix."""
+    """Raise a ValueError if there is nothing to mix."""
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha lies between 0 and 1; got {alpha}. The ends are kd and reverse_kl")
+        raise ValueError(f"alpha must lie between 0 and 1; got {alpha}. For alpha = 0 use kd or reverse_kl")

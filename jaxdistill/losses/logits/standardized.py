@@ -1,18 +1,18 @@
-"""Logit standardisation: each row's logits as z-scores before another loss reads them.
+"""Logit standardisation: replace each row's logits by their z-scores before another loss.
 
 Sun et al., Logit Standardization in Knowledge Distillation, 2024 (arxiv.org/abs/2403.01427).
 
     z -> (z - mean(z)) / (std(z) + 1e-7), of student and teacher; std divides by classes - 1
 
-One temperature for both asks a small student for logits as large as its teacher's. Standardised, it has to match their
-order and proportions only, and T is a temperature of z-scores: the paper has T = 2 and a weight of 9.
+With one temperature for both, a small student needs logits as large as its teacher's. With standardised logits it has
+to match only their order and proportions, and T is a temperature of z-scores: the paper has T = 2 and a weight of 9.
 
-Classes that a model masks with -inf stay so and are left out of its mean and deviation. Several teachers are fused
-first, at the inner loss's temperature, and the fused one is standardised.
+Classes that a model masks with -inf stay masked and are left out of its mean and standard deviation. Several teachers
+are fused first, at the inner loss's temperature; then the fused teacher is standardised.
 
 Config: objective.kd.term = "standardized(loss=kd(temperature=2.0))"
-When: a student much smaller than its teacher, in classification; around `kd`, `dkd` or any loss of logits.
-Checked: published code (logit-standardization-KD) around kd and dkd, in value and gradient.
+When: classification with a student much smaller than its teacher; around `kd`, `dkd` or any other loss of logits.
+Checked: against published code (logit-standardization-KD) around kd and dkd, in value and gradient.
 """
 
 from dataclasses import replace
@@ -28,35 +28,38 @@ EPSILON = 1e-7
 
 
 def z_score(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
-    """(z - mean) / (std + 1e-7) over the classes; 0 where they are all alike."""
+    """Compute (z - mean) / (std + 1e-7) over the classes; 0 if all logits of a row are equal."""
     logits = precise(logits)
-    has = logits != -jnp.inf
-    count = jnp.sum(has, axis=-1, keepdims=True)
-    total = jnp.sum(jnp.where(has, logits, 0.0), axis=-1, keepdims=True)
-    centred = jnp.where(has, logits, 0.0) - jnp.where(has, total / jnp.maximum(count, 1), 0.0)
-    square = jnp.sum(centred**2, axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
-    alike = square == 0  # the gradient of a root at 0 is infinite
-    deviation = jnp.where(alike, 0.0, jnp.sqrt(jnp.where(alike, 1.0, square)))
-    return jnp.where(has, centred / (deviation + EPSILON), -jnp.inf)
+    unmasked = logits != -jnp.inf
+    count = jnp.sum(unmasked, axis=-1, keepdims=True)
+    total = jnp.sum(jnp.where(unmasked, logits, 0.0), axis=-1, keepdims=True)
+    centred = jnp.where(unmasked, logits, 0.0) - jnp.where(unmasked, total / jnp.maximum(count, 1), 0.0)
+    variance = jnp.sum(centred**2, axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
+    constant = variance == 0  # the gradient of a root at 0 is infinite
+    deviation = jnp.where(constant, 0.0, jnp.sqrt(jnp.where(constant, 1.0, variance)))
+    return jnp.where(unmasked, centred / (deviation + EPSILON), -jnp.inf)
 
 
 @losses.register
 def standardized(loss: Term) -> Term:
-    """Another loss, of standardised logits.
+    """Apply another loss to standardised logits.
 
     Args:
         loss: such as `kd(temperature=2.0)`.
     """
 
-    def scored(outputs: Outputs) -> Outputs:
+    def standardize(outputs: Outputs) -> Outputs:
         return replace(outputs, logits=z_score(outputs.logits), sparse=None)
 
-    def seen(signals: Signals) -> Signals:
-        teacher = None if signals.teacher is None else scored(signals.teacher)
-        teachers = tuple(map(scored, signals.teachers))
-        return replace(signals, student=scored(signals.student), teachers=teachers, teacher=teacher)
+    def standardize_all(signals: Signals) -> Signals:
+        teacher = None if signals.teacher is None else standardize(signals.teacher)
+        teachers = tuple(map(standardize, signals.teachers))
+        return replace(signals, student=standardize(signals.student), teachers=teachers, teacher=teacher)
+
+    def init(key, signals):
+        return loss.init(key, standardize_all(signals))
 
     def apply(params, state, signals, *, key):
-        return loss.apply(params, state, seen(signals), key=key)
+        return loss.apply(params, state, standardize_all(signals), key=key)
 
-    return loss._replace(init=lambda key, signals: loss.init(key, seen(signals)), apply=apply, linear=False)
+    return loss._replace(init=init, apply=apply, linear=False)

@@ -1,6 +1,6 @@
-"""Losses that compare relations between examples, or between classes.
+"""Losses between relations of examples, or of classes.
 
-A new loss is a file here and a line below.
+To add a loss, add a file to this folder and a line below.
 """
 
 from jaxdistill.losses.relations import cc as cc

@@ -1,23 +1,24 @@
-"""Relations along the edges of a graph from outside, instead of those between all examples of a batch.
+"""Relational distillation along a given graph: match distances or similarities of related examples only.
 
 After Park et al., Relational Knowledge Distillation, 2019 (arxiv.org/abs/1904.05068), and Tung and Mori,
-Similarity-Preserving Knowledge Distillation, 2019 (arxiv.org/abs/1907.09682), whose losses these are when the graph
-joins every node with every node and itself.
+Similarity-Preserving Knowledge Distillation, 2019 (arxiv.org/abs/1907.09682). On a complete graph, in which every node
+is also joined with itself, this loss equals theirs.
 
     distance:    sum_ij w_ij huber(d_ij / mu - D_ij / M) / sum_ij w_ij
     similarity:  sum_ij (g_ij - G_ij)^2 / sum_ij w_ij,    g = unit rows of w * (s s')
 
-w_ij is the weight of the edge between the nodes of i and j, 0 without one: classes that an ontology relates, or
-records that cite each other. i and j are the examples of the global batch (`level="records"`), each at the node that a
-field of the batch names, or the nodes themselves (`level="classes"`), each standing for the mean of its examples.
-Examples of one class are related if the graph joins its node with itself, as in (3, 3).
+w_ij is the weight of the edge between the nodes of i and j, and 0 without an edge. A graph may join classes that an
+ontology relates, or records that cite each other. With `level="records"`, i and j are the examples of the global batch;
+a field of the batch names the node of each. With `level="classes"`, i and j are the nodes, each represented by the mean
+of its examples. Examples of one class are related only if the graph joins their node with itself, as in (3, 3).
 
-Few pairs of a batch may be edges: 128 examples of 1,000 classes, each related to ten, have about 160 of 16,384.
+A batch may have few related pairs: 128 examples of 1,000 classes, each related to ten, have about 160 of 16,384.
 
 Config: objective.graph.term = "graph(edges='FOLDER/edges.json')", a file that
     `python -m jaxdistill.data.builders.class_hierarchy` writes
-When: classes have a known structure and the batch is large; the geometry within related classes matters most.
-Checked: equal to rkd and similarity on a complete graph; against float64 loops; examples without an edge do not move.
+When: the classes have a known structure, the batch is large, and the geometry within related classes matters most.
+Checked: equal to rkd and similarity on a complete graph; against float64 loops; examples without an edge get no
+    gradient.
 """
 
 from typing import Literal
@@ -30,8 +31,8 @@ from jaxtyping import Float, Integer
 from jaxdistill.core.collectives import gather
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals, Term
-from jaxdistill.losses.relations.class_graph import Edges, Spelt, edges_of
-from jaxdistill.losses.relations.relations import Layers, compared, pairs_of
+from jaxdistill.losses.relations.class_graph import Edges, GraphSpec, parse_edges
+from jaxdistill.losses.relations.relations import LayerPair, gather_representations, valid_pairs
 from jaxdistill.losses.relations.rkd import distance_difference
 from jaxdistill.losses.relations.similarity import gram_difference
 from jaxdistill.losses.term import stateless
@@ -40,60 +41,66 @@ RELATIONS = {"distance": distance_difference, "similarity": gram_difference}
 
 
 def edge_weights(nodes: Integer[Array, " rows"], edges: Edges) -> Float[Array, "rows rows"]:
-    """The weight of the edge between the nodes of each pair of rows; 0 where there is none."""
-    number = lambda source, target: source.astype(np.uint32) * np.uint32(edges.nodes) + target.astype(np.uint32)
-    known = jnp.asarray(number(edges.source, edges.target))  # sorted, as the edges are
+    """Look up the weight of the edge between the nodes of each pair of rows; 0 if there is none.
+
+    A pair of nodes is encoded as one uint32 number, source * nodes + target, and found by binary search among the
+    numbers of the edges. This needs no `[nodes, nodes]` matrix.
+    """
+    encode = lambda source, target: source.astype(np.uint32) * np.uint32(edges.nodes) + target.astype(np.uint32)
+    edge_codes = jnp.asarray(encode(edges.source, edges.target))  # sorted, as the edges are
     inside = (nodes >= 0) & (nodes < edges.nodes)  # a record may name a node without edges
-    wanted = number(jnp.where(inside, nodes, 0)[:, None], jnp.where(inside, nodes, 0)[None, :])
-    place = jnp.minimum(jnp.searchsorted(known, wanted), len(known) - 1)
-    return jnp.where((known[place] == wanted) & pairs_of(inside), jnp.asarray(edges.weight)[place], 0)
+    pair_codes = encode(jnp.where(inside, nodes, 0)[:, None], jnp.where(inside, nodes, 0)[None, :])
+    place = jnp.minimum(jnp.searchsorted(edge_codes, pair_codes), len(edge_codes) - 1)
+    return jnp.where((edge_codes[place] == pair_codes) & valid_pairs(inside), jnp.asarray(edges.weight)[place], 0)
 
 
 def means_by_node(
     rows: Float[Array, "rows width"], nodes: Integer[Array, " rows"], count: int
 ) -> Float[Array, "nodes width"]:
-    """The mean of each node's rows; zeros for a node without any. Negative nodes count nowhere."""
-    at = jnp.where(nodes < 0, count, nodes)  # beyond the last: dropped
-    sums, often = (jax.ops.segment_sum(x, at, count) for x in (rows, jnp.ones(len(rows), rows.dtype)))
-    return sums / jnp.maximum(often, 1)[:, None]
+    """Compute the mean of each node's rows; zeros for a node without rows. Rows with a negative node are ignored."""
+    segments = jnp.where(nodes < 0, count, nodes)  # out of range: dropped
+    sums, counts = (jax.ops.segment_sum(x, segments, count) for x in (rows, jnp.ones(len(rows), rows.dtype)))
+    return sums / jnp.maximum(counts, 1)[:, None]
 
 
 @losses.register
 def graph(
-    edges: Spelt,
+    edges: GraphSpec,
     relation: Literal["distance", "similarity"] = "distance",
     level: Literal["records", "classes"] = "records",
     node: str = "label",
-    layers: Layers = None,
+    layers: LayerPair = None,
     teacher: int = 0,
 ) -> Term:
-    """Distances or similarities along the edges of a given graph.
+    """Compare distances or similarities along the edges of a graph.
 
     Args:
-        edges: pairs of nodes such as ((0, 1), (3, 7)), perhaps with a weight, (0, 1, 0.5); or the file of a graph.
+        edges: pairs of nodes such as ((0, 1), (3, 7)), optionally with a weight, (0, 1, 0.5); or the path of a graph
+            file.
         relation: "distance" as in `rkd`, or "similarity".
-        level: between examples, or between the means of each node's examples.
+        level: compare examples ("records"), or the means of each node's examples ("classes").
         node: the field of the batch that names each example's node: `label`, or `index` for a graph of records.
-        layers: (student layer, teacher layer) whose hidden states are compared, averaged over their positions; None:
+        layers: (student layer, teacher layer) whose hidden states, averaged over their positions, are compared; None:
             embeddings.
-        teacher: which teacher.
+        teacher: index of the teacher.
 
     Raises:
-        ValueError: the edges are none; when it is applied, the batch has no such field, or not one number for a row.
+        ValueError: the graph has no edges or malformed ones; when the term is applied, the batch has no such field, or
+            not one integer for each row.
     """
-    known = edges_of(edges)
+    parsed = parse_edges(edges)
 
     def values(signals: Signals) -> Array:
-        found = signals.batch.get(node)
-        if found is None or found.ndim != 1 or not jnp.issubdtype(found.dtype, jnp.integer):
+        local_nodes = signals.batch.get(node)
+        if local_nodes is None or local_nodes.ndim != 1 or not jnp.issubdtype(local_nodes.dtype, jnp.integer):
             fields = ", ".join(name for name, x in sorted(signals.batch.items()) if x.ndim == 1)
-            raise ValueError(f"node={node!r} is no field with one whole number for each row. Such fields: {fields}")
-        student, target, counts = compared(signals, layers, teacher)
-        nodes = jnp.where(counts, gather(found), -1)
+            raise ValueError(f"node={node!r} is not a field with one integer for each row. Such fields: {fields}")
+        student, target, valid = gather_representations(signals, layers, teacher)
+        nodes = jnp.where(valid, gather(local_nodes), -1)
         if level == "classes":
-            student, target = (means_by_node(x, nodes, known.nodes) for x in (student, target))
-            seen = jnp.any(nodes[:, None] == jnp.arange(known.nodes), axis=0)
-            nodes = jnp.where(seen, jnp.arange(known.nodes), -1)
-        return RELATIONS[relation](student, target, edge_weights(nodes, known))
+            student, target = (means_by_node(x, nodes, parsed.nodes) for x in (student, target))
+            present = jnp.any(nodes[:, None] == jnp.arange(parsed.nodes), axis=0)
+            nodes = jnp.where(present, jnp.arange(parsed.nodes), -1)
+        return RELATIONS[relation](student, target, edge_weights(nodes, parsed))
 
     return stateless(values, local=False, needs=frozenset({"teacher"}))

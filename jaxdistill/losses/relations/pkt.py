@@ -1,18 +1,19 @@
-"""Probabilistic knowledge transfer: which examples are near, as a distribution over the batch.
+"""Probabilistic knowledge transfer (PKT): match each example's distribution of similarities over the batch.
 
 Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, 2018
 (arxiv.org/abs/1803.10837).
 
     mean_ij P_ij log((P_ij + e) / (Q_ij + e)),    P_ij = K_ij / sum_j K_ij,    K_ij = (1 + cos(t_i, t_j)) / 2
 
-P is the teacher's, Q the student's, e = 1e-7. It is a MEAN over all n^2 pairs, as in the published code, not the sum
-over j of a divergence: hence the weight of 30,000 that is used with it, which is the config's. An example is its own
-neighbour too, and the published code keeps it.
+P is the teacher's, Q the student's, e = 1e-7. The loss is a MEAN over all n^2 pairs, as in the published code, not the
+sum over j of a divergence. Hence the usual weight of 30,000, which the config below has. Each example is also its own
+neighbour, as in the published code.
 
 Config: objective.pkt.term = "pkt()"; objective.pkt.weight = 30000
-When: an embedding for retrieval. On CIFAR-100, in RepDistiller's table, it is ahead of `rkd` and `similarity` in six of
-seven pairs of like networks.
-Checked: published code (value and gradient, 1e-12 in float64); by hand. Where it turns NaN into 0, ours stays NaN.
+When: an embedding for retrieval. In RepDistiller's table for CIFAR-100 it beats `rkd` and `similarity` in six of seven
+pairs with similar architectures.
+Checked: value and gradient equal those of the published code (1e-12 in float64); by hand. The published code turns NaN
+into 0; here NaN stays NaN.
 """
 
 import jax.numpy as jnp
@@ -20,36 +21,43 @@ from jaxtyping import Bool, Float
 
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Term
-from jaxdistill.losses.relations.relations import Layers, compared, gram, length, pair_mean, pairs_of
+from jaxdistill.losses.relations.relations import (
+    LayerPair,
+    gather_representations,
+    gram,
+    pair_mean,
+    safe_norm,
+    valid_pairs,
+)
 from jaxdistill.losses.term import stateless
 
 EPSILON = 1e-7
 
 
-def neighbours(x: Float[Array, "rows width"], counts: Bool[Array, " rows"]) -> Float[Array, "rows rows"]:
-    """Each row's distribution over the rows that count; zeros in rows that do not."""
-    kernel = (gram(x / (length(x)[:, None] + EPSILON)) + 1) / 2
-    kernel = jnp.where(pairs_of(counts), kernel, 0)
+def neighbours(x: Float[Array, "rows width"], valid: Bool[Array, " rows"]) -> Float[Array, "rows rows"]:
+    """Compute each row's distribution over the valid rows; rows that are not valid get zeros."""
+    kernel = (gram(x / (safe_norm(x)[:, None] + EPSILON)) + 1) / 2
+    kernel = jnp.where(valid_pairs(valid), kernel, 0)
     total = jnp.sum(kernel, axis=1, keepdims=True)
     return kernel / jnp.where(total == 0, 1, total)
 
 
 def neighbour_divergence(
-    student: Float[Array, "rows width"], teacher: Float[Array, "rows teacher_width"], counts: Bool[Array, " rows"]
+    student: Float[Array, "rows width"], teacher: Float[Array, "rows teacher_width"], valid: Bool[Array, " rows"]
 ) -> Float[Array, ""]:
-    """Mean over all pairs of P log(P / Q); rows that do not count are zeros."""
-    p, q = neighbours(teacher, counts), neighbours(student, counts)
-    return pair_mean(p * jnp.log((p + EPSILON) / (q + EPSILON)), pairs_of(counts))
+    """Compute the mean over all valid pairs of P log(P / Q); rows that are not valid must be zeros."""
+    p, q = neighbours(teacher, valid), neighbours(student, valid)
+    return pair_mean(p * jnp.log((p + EPSILON) / (q + EPSILON)), valid_pairs(valid))
 
 
 @losses.register
-def pkt(layers: Layers = None, teacher: int = 0) -> Term:
-    """Distributions over the neighbours in the global batch.
+def pkt(layers: LayerPair = None, teacher: int = 0) -> Term:
+    """Compare each example's distribution of similarities over the global batch.
 
     Args:
-        layers: (student layer, teacher layer) whose hidden states are compared, averaged over their positions; None:
+        layers: (student layer, teacher layer) whose hidden states, averaged over their positions, are compared; None:
             embeddings.
-        teacher: which teacher.
+        teacher: index of the teacher.
     """
-    values = lambda signals: neighbour_divergence(*compared(signals, layers, teacher))
+    values = lambda signals: neighbour_divergence(*gather_representations(signals, layers, teacher))
     return stateless(values, local=False, needs=frozenset({"teacher"}))

@@ -1,6 +1,6 @@
-"""Losses without a teacher: labels and regularisers.
+"""Losses on labels and parameters: the task loss and regularisers.
 
-A new loss is a file here and a line below.
+To add a loss, add a file here and an import below.
 """
 
 from jaxdistill.losses.task import cross_entropy as cross_entropy

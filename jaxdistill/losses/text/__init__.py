@@ -1,6 +1,6 @@
-"""Losses for language models: unlike tokenizers, and text that the student wrote.
+"""Losses for language models: teachers with another tokenizer, and text sampled from the student.
 
-A new loss is a file here and a line below.
+To add a loss, add a file here and an import below.
 """
 
 from jaxdistill.losses.text import gold as gold

@@ -1,12 +1,18 @@
-"""Where student and teacher speak of the same text, for losses that compare models of unlike tokens and classes.
+"""Align the predictions of a student and a teacher with different tokenizers, for losses that compare them.
 
-Both read the same text in tokens of their own. A span of it reaches from one place where tokens of both end to the
-next; before it, both have read the same. The chain rule gives each model's measure of the text that ends there:
+Both models read the same text, each in its own tokens. The text is cut into spans: a span ends wherever a token of the
+student and a token of the teacher end at the same place. Both models have then read the same text at the start and at
+the end of every span, so their predictions are compared at span ends only. The chain rule gives the probability of a
+span whose last token is y:
 
     m(y) = p(y | the span's earlier tokens) * product of p(earlier token)
 
-over what the span's last token may be. It sums to the probability of the earlier tokens, and is the distribution itself
-where the span is one token.
+m is a measure over the model's own vocabulary. It sums to the probability of the earlier tokens, and is the next-token
+distribution itself if the span is one token.
+
+`span_log_probs` computes log m at every position: a segmented prefix sum over the length adds up the earlier tokens'
+log-probabilities and restarts at every span. `match_spans` finds, for every span end of the student, the teacher's
+position by comparing all pairs of positions: `[batch, length, other length]` booleans.
 """
 
 from typing import NamedTuple
@@ -16,77 +22,95 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
 from jaxdistill.core.types import Array, Signals, TokenSpans
-from jaxdistill.losses.term import one_of, precise
+from jaxdistill.losses.term import precise, select_teacher
 
 
-class Aligned(NamedTuple):
-    """What student and teacher say at the places that they share, at the student's positions.
+class AlignedLogProbs(NamedTuple):
+    """Log-probabilities of student and teacher, aligned to the student's positions.
 
-    student, teacher: logarithms of the measures, `[*batch, classes]` each with its own classes
-    single: `[*batch]`, whether the span is one token of each, so that both are distributions of what comes next
-    counts: `[*batch]`, whether a span ends here; None where both read the same tokens, of which the stream knows it
+    student, teacher: log m, `[*batch, classes]`, each over the classes of its model
+    single: `[*batch]`, True if the span is one token in both models, so that m is their next-token distribution
+    span_ends: `[*batch]`, True at the end of a shared span; None if both models read the same tokens, so that the
+        stream's mask says which positions count
     """
 
     student: Array
     teacher: Array
     single: Array
-    counts: Array | None = None
+    span_ends: Array | None = None
 
-    def told(self, values: Array) -> Array | tuple[Array, Array]:
-        """What a term returns of its values."""
-        return values if self.counts is None else (values, self.counts)
+    def with_mask(self, values: Array) -> Array | tuple[Array, Array]:
+        """Return the output of a term: its values, with the mask of span ends if there is one."""
+        return values if self.span_ends is None else (values, self.span_ends)
 
 
-def aligned(signals: Signals, teacher: int) -> Aligned:
-    """Student and teacher at a term's temperature.
+def align(signals: Signals, teacher: int) -> AlignedLogProbs:
+    """Align the log-probabilities of the student and of one teacher, at the term's temperature.
+
+    Args:
+        signals: the signals of the term.
+        teacher: number of the teacher.
 
     Raises:
-        ValueError: the teacher reads other tokens, and the batch does not say where they meet.
+        ValueError: the teacher reads other tokens, and the batch does not align them.
     """
-    said = one_of(signals.teachers, teacher)
-    log_q, log_p = (
-        jax.nn.log_softmax(precise(outputs.logits) / signals.temperature) for outputs in (signals.student, said)
-    )
-    if said.spans is None:
+    outputs = signals.student, select_teacher(signals.teachers, teacher)
+    log_q, log_p = (jax.nn.log_softmax(precise(output.logits) / signals.temperature) for output in outputs)
+    teacher_spans = outputs[1].spans
+    if teacher_spans is None:
         if log_q.shape[:-1] != log_p.shape[:-1]:
-            shapes = f"{list(log_q.shape)} and {list(log_p.shape)}"
-            raise ValueError(f"logits of {shapes} have no places in common; let the teacher read 'teacher/' of aligned")
-        return Aligned(log_q, log_p, jnp.ones(log_q.shape[:-1], bool))
-    own = TokenSpans(signals.batch["span"], signals.batch["label"])
-    at, found = partners(own.number, said.spans.number)
-    there = lambda x: jnp.take_along_axis(x, at.reshape(at.shape + (1,) * (x.ndim - 2)), axis=1)
-    single = begins(own.number) & there(begins(said.spans.number))
-    return Aligned(measure(log_q, own), there(measure(log_p, said.spans)), single, found & (signals.mask != 0))
+            shapes = f"{list(log_q.shape)} (student) and {list(log_p.shape)} (teacher)"
+            cure = "set data.tokens='aligned(...)' and teachers.NAME.reads='teacher/'"
+            raise ValueError(f"logits of shapes {shapes} cannot be aligned; {cure}")
+        return AlignedLogProbs(log_q, log_p, jnp.ones(log_q.shape[:-1], bool))
+    student_spans = TokenSpans(signals.batch["span"], signals.batch["label"])
+    positions, matched = match_spans(student_spans.number, teacher_spans.number)
+    # [batch, other length, ...] -> [batch, length, ...]
+    to_student = lambda x: jnp.take_along_axis(x, positions.reshape(positions.shape + (1,) * (x.ndim - 2)), axis=1)
+    single = starts_span(student_spans.number) & to_student(starts_span(teacher_spans.number))
+    log_m_student, log_m_teacher = span_log_probs(log_q, student_spans), span_log_probs(log_p, teacher_spans)
+    return AlignedLogProbs(log_m_student, to_student(log_m_teacher), single, matched & (signals.mask != 0))
 
 
-def begins(number: Integer[Array, "batch length"]) -> Bool[Array, "batch length"]:
-    """Whether a prediction is the first of its span."""
+def starts_span(number: Integer[Array, "batch length"]) -> Bool[Array, "batch length"]:
+    """Return True for predictions that are the first of their span."""
     return (number > 0) & (number != jnp.pad(number, ((0, 0), (1, 0)))[:, :-1])
 
 
-def ends(number: Integer[Array, "batch length"]) -> Bool[Array, "batch length"]:
-    """Whether a prediction is the last of its span."""
+def ends_span(number: Integer[Array, "batch length"]) -> Bool[Array, "batch length"]:
+    """Return True for predictions that are the last of their span."""
     return (number > 0) & (number != jnp.pad(number, ((0, 0), (0, 1)))[:, 1:])
 
 
-def partners(
+def match_spans(
     student: Integer[Array, "batch length"], teacher: Integer[Array, "batch other"]
 ) -> tuple[Integer[Array, "batch length"], Bool[Array, "batch length"]]:
-    """Where the teacher ends the span that the student ends at a position, and whether both do."""
-    last = jnp.where(ends(teacher), teacher, -1)
-    same = jnp.where(ends(student), student, 0)[:, :, None] == last[:, None, :]
+    """Find, for each span end of the student, the position where the teacher ends the same span.
+
+    Args:
+        student: the span of each predicted token; 0: none.
+        teacher: the same for the teacher's tokens.
+
+    Returns:
+        The teacher's position, and True where both models end a span of the same number.
+    """
+    teacher_ends = jnp.where(ends_span(teacher), teacher, -1)
+    same = jnp.where(ends_span(student), student, 0)[:, :, None] == teacher_ends[:, None, :]
     return jnp.argmax(same, axis=2), jnp.any(same, axis=2)
 
 
-def measure(log_p: Float[Array, "batch length classes"], spans: TokenSpans) -> Float[Array, "batch length classes"]:
-    """The logarithm of m at each position, from log-probabilities."""
-    own = jnp.take_along_axis(log_p, spans.label[..., None], axis=-1)[..., 0]
-    own = jnp.where(spans.number > 0, own, 0.0)
+def span_log_probs(
+    log_p: Float[Array, "batch length classes"], spans: TokenSpans
+) -> Float[Array, "batch length classes"]:
+    """Compute log m at each position from next-token log-probabilities."""
+    token_log_probs = jnp.take_along_axis(log_p, spans.label[..., None], axis=-1)[..., 0]  # [batch, length]
+    token_log_probs = jnp.where(spans.number > 0, token_log_probs, 0.0)
 
-    def add(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.where(other[1], other[0], one[0] + other[0]), one[1] | other[1]
+    def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Add two (sum, contains a start) segments; the sum restarts if the right one contains a start."""
+        return jnp.where(right[1], right[0], left[0] + right[0]), left[1] | right[1]
 
-    first = begins(spans.number) | (spans.number == 0)
-    until, _ = jax.lax.associative_scan(add, (own, first), axis=1)
-    before = jnp.pad(until, ((0, 0), (1, 0)))[:, :-1]
-    return log_p + jnp.where(first, 0.0, before)[..., None]
+    starts = starts_span(spans.number) | (spans.number == 0)
+    sums, _ = jax.lax.associative_scan(add, (token_log_probs, starts), axis=1)
+    earlier = jnp.pad(sums, ((0, 0), (1, 0)))[:, :-1]  # without the token at the position itself
+    return log_p + jnp.where(starts, 0.0, earlier)[..., None]

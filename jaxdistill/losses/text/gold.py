@@ -1,33 +1,33 @@
-"""A teacher of another tokenizer: shared tokens compared as such, the others by rank, wherever both have read the same.
+"""GOLD: cross-tokenizer distillation with a divergence over shared tokens and a rank distance over the others.
 
 Hugging Face, Unlocking On-Policy Distillation for Any Model Family, 2025
-(huggingfaceh4-on-policy-distillation.hf.space), the trainer GOLD of TRL; upon Boizard et al., Universal Logit
-Distillation, 2024 (arxiv.org/abs/2402.12030). From one place where tokens of both models end to the next reaches a span
-(`losses/alignment.py`). With m_s, m_t the measures of what may end it:
+(huggingfaceh4-on-policy-distillation.hf.space), the trainer GOLD of TRL. It extends Boizard et al., Universal Logit
+Distillation, 2024 (arxiv.org/abs/2402.12030). The text is cut into spans that end where tokens of both models end
+(`losses/text/alignment.py`). With m_s, m_t the models' probabilities of a span as a function of its last token:
 
     one token each:    w T^2 D_b(m_s, m_t) over shared tokens + v sum |sort m_t - sort m_s| over the others
     more tokens:       v sum |sort m_t - sort m_s| over all
 
-D is the generalised Jensen-Shannon divergence of `jsd`, summed over shared tokens only. Where the tokenizers are the
-same, all of it is D: at b = 0 it is `kd`, exactly.
+D is the generalised Jensen-Shannon divergence of `jsd`, summed over shared tokens only. With the same tokenizer, the
+loss is D alone; at b = 0 it equals `kd` exactly.
 
-Where we differ from TRL, on purpose:
-- In a span of more tokens it compares shared tokens too. There they are different events: where the student writes "ab"
-  and the teacher "a", "b", the student would learn to write "b". Ours are compared by rank, as TRL's are without its
-  hybrid loss.
-- At b = 0, sum p log(p / q) over a part of the vocabulary falls below 0 where the student gives that part more than the
-  teacher does, and is least for a student that never says anything else. Ours has the mass that is missing, q - p,
-  added, which is 0 over a whole vocabulary; between the ends the divergence needs nothing.
-- Its default merging compares each prediction with the token before it; ours is the one that it calls bayesian.
-- Probabilities are not kept above 1e-8; tokens are shared if they are the same text, not the same spelling in a file.
+Deliberate differences from TRL:
+- TRL compares shared tokens in spans of several tokens too. There they are different events: if the student writes "ab"
+  and the teacher "a", "b", the student would learn to write "b". Here such spans are compared by rank, as in TRL
+  without its hybrid loss.
+- At b = 0, sum p log(p / q) over a part of the vocabulary falls below 0 if the student gives that part more probability
+  than the teacher does, and is lowest for a student that writes nothing else. Here the difference in mass, q - p, is
+  added, which is 0 over a whole vocabulary. For b > 0 the divergence needs no correction.
+- TRL's default merging compares each prediction with the token before it. This is the merging that TRL calls bayesian.
+- Probabilities are not clipped at 1e-8. Tokens are shared if they are the same text, not if a file spells them alike.
 
-A class that the teacher masks with -inf has the probability 0. The whole batch's logits exist at once, and are sorted:
-a factored head is not cut into pieces. Cross-entropy with the student's own tokens is a term of its own.
+A class that the teacher masks with -inf has probability 0. The logits of the whole batch exist at once and are sorted:
+a factored head is not computed in chunks. Cross-entropy with the student's tokens is a separate term.
 
 Config: objective.gold.term = "gold()", beside teachers.NAME.reads = "teacher/" and data.tokens = "aligned(...)"
 When: a language model whose teacher has another tokenizer.
-Checked: published code (TRL) where every span is one token, and where every span is compared by rank, in value and
-gradient; against `kd` where tokenizers are the same; alignment by hand.
+Checked: against published code (TRL) with spans of one token each, and with every span compared by rank, in value and
+gradient; against `kd` with the same tokenizer; alignment by hand.
 """
 
 import jax.numpy as jnp
@@ -39,32 +39,33 @@ from jaxdistill.core.schedules import Scalar, as_schedule, require_positive
 from jaxdistill.core.types import Array, Signals, Term
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.losses.logits.jsd import kl_to_mixture
-from jaxdistill.losses.term import one_of, stateless
-from jaxdistill.losses.text.alignment import Aligned, aligned
+from jaxdistill.losses.term import select_teacher, stateless
+from jaxdistill.losses.text.alignment import AlignedLogProbs, align
 from jaxdistill.losses.text.uld import sorted_distance
 
-Vocabularies = SharedVocabulary | None  # what build.py fills in from the data's tokenization
+Vocabularies = SharedVocabulary | None  # `run/parts.py` fills it in from the data's tokenization
 
 
 def shared_divergence(
     log_q: Float[Array, "*batch shared"], log_p: Float[Array, "*batch shared"], beta: float
 ) -> Float[Array, "*batch"]:
-    """D_b of measures, which need not sum to 1; 0 where they are equal and more elsewhere."""
+    """Compute D_b between measures that need not sum to 1: 0 if they are equal, positive otherwise."""
     if beta > 0:
         return beta * kl_to_mixture(log_p, log_q, 1 - beta) + (1 - beta) * kl_to_mixture(log_q, log_p, beta)
-    p, q, has = jnp.exp(log_p), jnp.exp(log_q), log_p != -jnp.inf
-    ratio = jnp.where(has, log_p, 0.0) - jnp.where(has, log_q, 0.0)  # selected BEFORE the product
-    return jnp.sum(p * ratio - p + q, axis=-1)
+    p, q, support = jnp.exp(log_p), jnp.exp(log_q), log_p != -jnp.inf
+    # select BEFORE the product: 0 * (-inf) is NaN, in the value and in its gradient
+    log_ratio = jnp.where(support, log_p, 0.0) - jnp.where(support, log_q, 0.0)
+    return jnp.sum(p * log_ratio - p + q, axis=-1)
 
 
-def rest_distance(seen: Aligned, shared: SharedVocabulary) -> Float[Array, "*batch"]:
-    """Distance by rank over all tokens; where a span is one token of each, over those that are not shared."""
+def rest_distance(aligned: AlignedLogProbs, shared: SharedVocabulary) -> Float[Array, "*batch"]:
+    """Compute the rank distance over all tokens, or over unshared tokens if the span is one token in both models."""
 
-    def left(log_m: Array, numbers: np.ndarray) -> Array:
-        known = np.isin(np.arange(log_m.shape[-1]), numbers)
-        return jnp.where(seen.single[..., None] & known, 0.0, jnp.exp(log_m))
+    def rest(log_m: Array, shared_tokens: np.ndarray) -> Array:
+        is_shared = np.isin(np.arange(log_m.shape[-1]), shared_tokens)
+        return jnp.where(aligned.single[..., None] & is_shared, 0.0, jnp.exp(log_m))
 
-    return sorted_distance(left(seen.student, shared.student), left(seen.teacher, shared.teacher))
+    return sorted_distance(rest(aligned.student, shared.student), rest(aligned.teacher, shared.teacher))
 
 
 @losses.register
@@ -77,50 +78,54 @@ def gold(
     scale_t2: bool = True,
     vocabulary: Vocabularies = None,
 ) -> Term:
-    """Divergence over shared tokens and distance by rank over the others, from one teacher of whatever tokenizer.
+    """Compute the divergence over shared tokens and the rank distance over the others, from one teacher.
 
     Args:
         beta: of the divergence, from 0, the forward KL, to below 1.
         shared_weight: w; TRL has the share of the teacher's tokens that are shared.
         rest_weight: v; TRL has 1 - w.
-        teacher: which teacher. Distributions over unlike tokens have no mean, so one is chosen.
+        teacher: number of the teacher. Distributions over different tokens have no mean, so one teacher is chosen.
         temperature: number or schedule, positive.
         scale_t2: multiply the divergence by T^2, so that its gradient keeps its size; published code does not.
-        vocabulary: given by the data's tokenization. Without one, both have the same classes.
+        vocabulary: filled in from `data.tokens`. Without it, both models must have the same classes.
 
     Raises:
-        ValueError: a number is out of range; when it is applied, the classes differ and no vocabulary is given.
+        ValueError: a number is out of range. When applied: the classes differ and there is no vocabulary, or the
+            vocabulary does not fit the classes.
     """
     if not 0 <= beta < 1 or shared_weight < 0 or rest_weight < 0:
-        given = f"beta={beta}, shared_weight={shared_weight}, rest_weight={rest_weight}"
-        raise ValueError(f"beta is from 0 to below 1, and weights are 0 or more; got {given}")
+        arguments = f"beta={beta}, shared_weight={shared_weight}, rest_weight={rest_weight}"
+        raise ValueError(f"beta must be at least 0 and below 1, and weights must be 0 or more; got {arguments}")
     schedule = require_positive("temperature", as_schedule(temperature))
 
     def values(signals: Signals) -> Array | tuple[Array, Array]:
-        seen = aligned(signals, teacher)
-        other_tokens = one_of(signals.teachers, teacher).spans is not None
-        shared = _shared(vocabulary if other_tokens else None, seen.student.shape[-1], seen.teacher.shape[-1])
-        direct = shared_divergence(seen.student[..., shared.student], seen.teacher[..., shared.teacher], beta)
-        direct = shared_weight * (direct * signals.temperature**2 if scale_t2 else direct)
-        if not other_tokens:  # every token stands alone and is shared: nothing is left to be sorted
-            return seen.told(direct)
-        return seen.told(jnp.where(seen.single, direct, 0.0) + rest_weight * rest_distance(seen, shared))
+        aligned = align(signals, teacher)
+        other_tokens = select_teacher(signals.teachers, teacher).spans is not None
+        shared = _shared(vocabulary if other_tokens else None, aligned.student.shape[-1], aligned.teacher.shape[-1])
+        divergence = shared_divergence(aligned.student[..., shared.student], aligned.teacher[..., shared.teacher], beta)
+        divergence = shared_weight * (divergence * signals.temperature**2 if scale_t2 else divergence)
+        if not other_tokens:  # every span is one shared token: no token is left to be sorted
+            return aligned.with_mask(divergence)
+        divergence = jnp.where(aligned.single, divergence, 0.0)
+        return aligned.with_mask(divergence + rest_weight * rest_distance(aligned, shared))
 
     needs = frozenset({"teacher", "alignment"})
     return stateless(values, local=False, needs=needs, temperature=schedule)
 
 
-def _shared(vocabulary: SharedVocabulary | None, classes: int, others: int) -> SharedVocabulary:
-    """What is shared, by the data or because both have the same classes."""
+def _shared(vocabulary: SharedVocabulary | None, student_classes: int, teacher_classes: int) -> SharedVocabulary:
+    """Return the shared vocabulary of the data, or all classes if student and teacher have the same ones."""
     if vocabulary is not None:
-        for numbers, known, whose in (
-            (vocabulary.student, classes, "student"),
-            (vocabulary.teacher, others, "teacher"),
+        for tokens, classes, model in (
+            (vocabulary.student, student_classes, "student"),
+            (vocabulary.teacher, teacher_classes, "teacher"),
         ):
-            if numbers.max(initial=-1) >= known:
-                raise ValueError(f"the {whose} has {known} classes, and its tokenizer a token {numbers.max()}")
-        return SharedVocabulary(*(np.asarray(numbers, np.int32) for numbers in vocabulary))
-    if classes != others:
-        cure = 'data.tokens="aligned(...)" gives those that they share'
-        raise ValueError(f"the student has {classes} classes and the teacher {others}; {cure}")
-    return SharedVocabulary(np.arange(classes, dtype=np.int32), np.arange(classes, dtype=np.int32))
+            if tokens.max(initial=-1) >= classes:
+                problem = f"the {model} has {classes} classes, but its tokenizer has a token {tokens.max()}"
+                raise ValueError(f"{problem}; name the tokenizer of the {model} in data.tokens")
+        return SharedVocabulary(*(np.asarray(tokens, np.int32) for tokens in vocabulary))
+    if student_classes != teacher_classes:
+        cure = 'set data.tokens="aligned(...)", which finds the tokens that they share'
+        raise ValueError(f"the student has {student_classes} classes and the teacher {teacher_classes}; {cure}")
+    every_class = np.arange(student_classes, dtype=np.int32)
+    return SharedVocabulary(every_class, every_class)

@@ -1,22 +1,23 @@
-"""Policy gradient: a token of the student's own text is rewarded by what the teacher thinks of all that followed.
+"""Policy gradient of the reverse KL between texts (MiniLLM), on text sampled from the student.
 
-Gu et al., MiniLLM, 2023 (arxiv.org/abs/2306.08543), section 2.2. With q of the student and p of the teacher, of the
-tokens y of a text that the student wrote:
+Gu et al., MiniLLM, 2023 (arxiv.org/abs/2306.08543), section 2.2. For the tokens y of a text sampled from the student,
+with q the student's and p the teacher's probability:
 
     -R_t log q(y_t),    R_t = 1 / (T - t) sum_{u > t} log p(y_u) / q(y_u)         q held constant in R
 
-The reverse KL between whole texts has two gradients: what a token costs at its own place, which `reverse_kl` on the
-samples takes over the full vocabulary (the paper's single-step term), and what it leads to, which is this. With `own`
-the sum begins at t, and this is the whole gradient, of larger variance. The paper divides by the number of tokens, lest
-texts get short; not `normalized`, it is the gradient of the KL between texts, in expectation.
+The gradient of the reverse KL between whole texts has two parts. The first is the cost of a token at its own position,
+which `reverse_kl` on the samples computes over the full vocabulary (the paper's single-step term). The second is the
+cost of the tokens that follow it, which is this loss. With `own=True` the sum begins at t, and this loss gives the
+complete gradient, with a larger variance. The paper divides by the number of tokens, so that texts do not get short.
+With `normalized=False`, the expected gradient is that of the KL between texts.
 
-Its value means nothing. It reads the rows of `[rows, length]` as texts, of the tokens that the mask counts; a batch of
-rows alone is one of texts of one token. Each log-ratio is clipped, as published: a token that the teacher masks has a
-price.
+Only the gradient of this loss has a meaning, not its value. Each row of `[rows, length]` is a text, made of the tokens
+that the mask selects; rows without a length are texts of one token. Each log-ratio is clipped, as published, so that a
+token that the teacher masks has a finite cost.
 
 Config: objective.policy_gradient.term = "policy_gradient()"; objective.policy_gradient.stream = "samples", beside
     objective.reverse_kl.stream = "samples", and step = "on_policy(prompt=64)"
-When: long answers, in which a token early spoils what comes.
+When: long answers, in which an early token can spoil all that follows.
 Checked: against the exact gradient of the KL between all texts of three tokens, alone and beside `reverse_kl`.
 """
 
@@ -31,36 +32,44 @@ from jaxdistill.losses.term import stateless
 
 
 def returns(
-    rewards: Float[Array, "*batch"], mask: Float[Array, "*batch"], own: bool, normalized: bool
+    rewards: Float[Array, "*batch"], mask: Float[Array, "*batch"], include_own: bool, normalized: bool
 ) -> Float[Array, "*batch"]:
-    """The sum (or mean) of the rewards that follow each token in its row, of those that count; its own too, or not."""
-    counts = (mask != 0).astype(rewards.dtype)
-    kept = jnp.where(counts > 0, rewards, 0.0)
+    """Sum (or average) the rewards of the unmasked tokens that follow each token in its row.
+
+    Args:
+        rewards: `[rows, length]`, or `[rows]` for texts of one token.
+        mask: not 0 for tokens that count.
+        include_own: begin with the token's own reward, not with the next token's.
+        normalized: average instead of sum.
+    """
+    valid = (mask != 0).astype(rewards.dtype)
+    rewards = jnp.where(valid > 0, rewards, 0.0)
     if rewards.ndim < 2:
-        return kept if own else jnp.zeros_like(kept)
-    onward = lambda x: jnp.flip(jnp.cumsum(jnp.flip(x, -1), -1), -1) - (0 if own else x)
-    return onward(kept) / jnp.maximum(onward(counts), 1) if normalized else onward(kept)
+        return rewards if include_own else jnp.zeros_like(rewards)
+    suffix_sum = lambda x: jnp.flip(jnp.cumsum(jnp.flip(x, -1), -1), -1) - (0 if include_own else x)
+    return suffix_sum(rewards) / jnp.maximum(suffix_sum(valid), 1) if normalized else suffix_sum(rewards)
 
 
 @losses.register
 def policy_gradient(own: bool = False, normalized: bool = True, clip: float = 100.0) -> Term:
-    """Log-probabilities of the student's own tokens, weighed by what followed them.
+    """Compute the log-probabilities of the sampled tokens, weighted by the rewards of the tokens that follow.
 
     Args:
-        own: a token's own reward counts too; beside `reverse_kl` on the same tokens it would count twice.
-        normalized: R is a mean, as the paper has it; else a sum.
+        own: include a token's own reward; beside `reverse_kl` on the same tokens it would count twice.
+        normalized: R is a mean, as in the paper; otherwise a sum.
         clip: the largest log-ratio of a token, in nats, positive.
 
     Raises:
         ValueError: `clip` is not positive.
     """
     if clip <= 0:
-        raise ValueError(f"clip is above 0; got {clip}")
+        raise ValueError(f"clip must be above 0; got {clip}")
 
     def values(signals: Signals) -> Array:
         label = signals.batch["label"]
-        student, teacher = (softmax_cross_entropy(said.logits, label) for said in (signals.student, signals.teacher))
-        rewards = jnp.clip(jax.lax.stop_gradient(student) - teacher, -clip, clip)  # log p - log q
-        return student * returns(rewards, signals.mask, own, normalized)
+        student_loss = softmax_cross_entropy(signals.student.logits, label)  # -log q
+        teacher_loss = softmax_cross_entropy(signals.teacher.logits, label)  # -log p
+        rewards = jnp.clip(jax.lax.stop_gradient(student_loss) - teacher_loss, -clip, clip)  # log p - log q
+        return student_loss * returns(rewards, signals.mask, own, normalized)
 
     return stateless(values, needs=frozenset({"teacher"}), local=False)

@@ -1,21 +1,22 @@
-"""Universal logit distillation: probabilities compared by rank, whatever tokens they belong to.
+"""Universal logit distillation (ULD): sorted probabilities are compared by rank, across any two vocabularies.
 
 Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs, 2024
 (arxiv.org/abs/2402.12030).
 
     sum_i |sort(p)_i - sort(q)_i|          descending, with zeros for the shorter vocabulary
 
-It is the Wasserstein distance where every token is as far from every other. Where the teacher reads other tokens, both
-are compared at the ends of the spans that they share (`losses/alignment.py`), as TRL's extension has it; the authors'
-code compares the n-th tokens of both, which soon are different text. A class that the teacher masks with -inf has the
+This is the Wasserstein distance if all tokens are equally far from each other. If the teacher has another tokenizer,
+both models are compared at the ends of shared spans (`losses/text/alignment.py`), as in TRL's extension. The authors'
+code compares the n-th tokens of both, which soon belong to different text. A class that the teacher masks with -inf has
 probability 0.
 
-It sorts the whole vocabulary at every position, and the whole batch's logits exist at once: a factored head is not cut
-into pieces. No T^2: published code has none, and the gradient falls as 1 / T. The authors' weight is 1.5.
+The whole vocabulary is sorted at every position, and the logits of the whole batch exist at once: a factored head is
+not computed in chunks. There is no T^2: the published code has none, and the gradient falls as 1 / T. The authors'
+weight is 1.5.
 
 Config: objective.uld.term = "uld()", beside teachers.NAME.reads = "teacher/" and data.tokens = "aligned(...)"
-When: a teacher of another vocabulary of which little is shared; else `gold` knows more.
-Checked: published code (llm-recipes of the authors; TRL's GOLD where tokens differ), in value and gradient.
+When: the teacher has another vocabulary and shares few tokens with the student. If it shares many, `gold` uses them.
+Checked: against published code (the authors' llm-recipes; TRL's GOLD if tokens differ), in value and gradient.
 """
 
 import jax.numpy as jnp
@@ -25,35 +26,39 @@ from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar, as_schedule, require_positive
 from jaxdistill.core.types import Array, Signals, Term
 from jaxdistill.losses.term import stateless
-from jaxdistill.losses.text.alignment import aligned
+from jaxdistill.losses.text.alignment import align
 
 
 def sorted_distance(
     student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch others"]
 ) -> Float[Array, "*batch"]:
-    """The sum of |sort p - sort q| of probabilities or of measures, zeros filling up the fewer classes."""
-    most = max(student.shape[-1], teacher.shape[-1])
+    """Compute the sum of |sort p - sort q| of probabilities or measures; the smaller vocabulary is padded with 0."""
+    classes = max(student.shape[-1], teacher.shape[-1])
 
     def ranked(x: Array) -> Array:
-        filled = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, most - x.shape[-1])])
-        return jnp.sort(filled, axis=-1, descending=True)
+        padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, classes - x.shape[-1])])
+        return jnp.sort(padded, axis=-1, descending=True)
 
     return jnp.sum(jnp.abs(ranked(student) - ranked(teacher)), axis=-1)
 
 
 @losses.register
 def uld(teacher: int = 0, temperature: Scalar = 1.0) -> Term:
-    """Distance of sorted probabilities to one teacher, of whatever vocabulary.
+    """Compute the distance of sorted probabilities to one teacher, with any vocabulary.
 
     Args:
-        teacher: which teacher. Distributions over unlike tokens have no mean, so one is chosen.
+        teacher: number of the teacher. Distributions over different tokens have no mean, so one teacher is chosen.
         temperature: number or schedule, positive.
+
+    Raises:
+        ValueError: the temperature is not positive. When applied: the teacher reads other tokens, and the batch does
+            not align them.
     """
     schedule = require_positive("temperature", as_schedule(temperature))
 
     def values(signals: Signals) -> Array | tuple[Array, Array]:
-        seen = aligned(signals, teacher)
-        return seen.told(sorted_distance(jnp.exp(seen.student), jnp.exp(seen.teacher)))
+        aligned = align(signals, teacher)
+        return aligned.with_mask(sorted_distance(jnp.exp(aligned.student), jnp.exp(aligned.teacher)))
 
     needs = frozenset({"teacher", "alignment"})
     return stateless(values, local=False, needs=needs, temperature=schedule)

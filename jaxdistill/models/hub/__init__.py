@@ -1,1 +1,1 @@
-"""Pretrained checkpoints: finding, checking and reading them, and the names of their weights."""
+"""Find, check, load and convert pretrained checkpoints."""

@@ -1,4 +1,4 @@
-"""Whether a pretrained checkpoint fits a model, before any weight is read."""
+"""Check that a pretrained checkpoint fits a model, before any weight is read."""
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Model, Shapes
@@ -6,13 +6,23 @@ from jaxdistill.models.abstract import abstract_outputs
 
 
 def check_pretrained(model: Model, path: str, shapes: Shapes, *, complete: bool) -> None:
-    """A model's checkpoint of the world fits it; where nothing will be trained, it has weights for every array."""
+    """Check that a pretrained checkpoint fits its model; a model without a checkpoint passes.
+
+    Args:
+        model: the model, with its checkpoint in `Model.load`.
+        path: the config path of the model, for error messages.
+        shapes: shapes of a batch.
+        complete: require weights for every array, because the model is not trained in this run.
+
+    Raises:
+        ConfigError: the checkpoint does not fit, or lacks weights although `complete` is set.
+    """
     if model.load is None:
         return
     try:
-        found = model.load(abstract_outputs(model, path, shapes)[1])
+        pretrained = model.load(abstract_outputs(model, path, shapes)[1])
     except ValueError as error:
         raise ConfigError(path, f"{error}.") from None
-    if complete and found.fresh:
-        cure = f"Train it here: {path.removesuffix('.model')}.steps=1000"
-        raise ConfigError(path, f"its checkpoint has no weights for {', '.join(found.fresh[:4])}. {cure}.")
+    if complete and pretrained.fresh:
+        cure = f"Train the model in this run: {path.removesuffix('.model')}.steps=1000"
+        raise ConfigError(path, f"the checkpoint has no weights for {', '.join(pretrained.fresh[:4])}. {cure}.")

@@ -1,4 +1,7 @@
-"""What a model file says about the checkpoints of its family, so that one loader and one writer serve all of them."""
+"""Describe the Hugging Face format of a model family: configs, weight names and layouts.
+
+Each model file registers a `Family`. One loader and one exporter (`weights.py`) then serve all families.
+"""
 
 import inspect
 import re
@@ -12,34 +15,36 @@ Layout = Literal["same", "linear", "conv"]
 
 
 class Rule(NamedTuple):
-    r"""Where one kind of our arrays is found in a checkpoint. A family's rules are tried in order.
+    r"""The mapping from the arrays of a model to those of a checkpoint. A family's rules are tried in order.
 
-    ours: regex that matches our whole name, `r"blocks/(\d+)/up/kernel"`
-    theirs: their name, made from the groups of ours, `"encoder.layer.{0}.intermediate.dense.weight"`. With `{layer}`
-        our array is a stack over all layers along a first axis, which `layout` and `axes` leave out
-    layout: "same"; "linear" is their [out, in] and our [in, out]; "conv" their [out, in, h, w], our [h, w, in, out]
-    axes: what each of OUR dimensions counts, `("width", "ffn")`; a student is cut along these. An axis that no
-        student can be cut along is ""
+    name: regex that matches the whole name of an array of the model, `r"blocks/(\d+)/up/kernel"`
+    stored_name: name in the checkpoint, with the groups of the match, `"encoder.layer.{0}.intermediate.dense.weight"`.
+        With `{layer}` the model's array stacks all layers along a leading axis, which `layout` and `axes` leave out
+    layout: "same"; "linear": [out, in] in the checkpoint and [in, out] in the model; "conv": [out, in, h, w] in the
+        checkpoint and [h, w, in, out] in the model
+    axes: the axis that each dimension of the MODEL's array belongs to, `("width", "ffn")`. A student can be cut along
+        these axes; "" is an axis that cannot be cut
     """
 
-    ours: str
-    theirs: str
+    name: str
+    stored_name: str
     layout: Layout = "same"
     axes: tuple[str, ...] = ()
 
 
 class Family(NamedTuple):
-    r"""One architecture as the world writes it: a factory of ours, and the way to and from its configs and names.
+    r"""A model family and its Hugging Face format.
 
     factory: `(**arguments) -> Model`, registered in `registry.models` too
-    model_types: `model_type` of the configs that it reads
-    arguments: `(config) -> arguments` of the factory; raises ValueError for a setting that the network does not have
-    config: `(arguments) -> config` that transformers reads, with `model_type` and `architectures`
+    model_types: values of `model_type` in the configs of this family
+    arguments: `(config) -> arguments` of the factory; raises ValueError for a setting that the model does not support
+    config: `(arguments) -> config` for transformers, with `model_type` and `architectures`
     rules: `(arguments) -> rules`
-    prefix: regex of what names of the base model begin with, `r"bert\."`; a checkpoint of the bare base model lacks it
-        in all names
-    fresh: regex of our names that a checkpoint may lack, because they belong to a task: they keep their first values
-    ignored: regex of their names that have no meaning here: buffers, heads of other tasks
+    prefix: regex of the prefix of the base model's weight names, `r"bert\."`; a checkpoint of the base model alone has
+        names without this prefix
+    fresh: regex of arrays of the model that a checkpoint may lack, because they belong to a task. They keep their
+        initial values
+    ignored: regex of weight names that are ignored: buffers, heads of other tasks
     """
 
     factory: Callable[..., Model]
@@ -55,45 +60,52 @@ class Family(NamedTuple):
 PERMUTATIONS: dict[Layout, tuple[int, ...]] = {"linear": (1, 0), "conv": (2, 3, 1, 0)}
 
 
-def find(rules: tuple[Rule, ...], name: str) -> tuple[Rule, tuple[str, ...]] | None:
-    """The first rule that matches one of our names, and the groups of the match."""
+def find_rule(rules: tuple[Rule, ...], name: str) -> tuple[Rule, tuple[str, ...]] | None:
+    """Return the first rule that matches the name of an array of the model, and the groups of the match."""
     for rule in rules:
-        if found := re.fullmatch(rule.ours, name):
-            return rule, found.groups()
+        if match := re.fullmatch(rule.name, name):
+            return rule, match.groups()
     return None
 
 
-def batch_norm(ours: str, theirs: str, axis: str = "") -> tuple[Rule, ...]:
-    """Rules of a batch normalisation as PyTorch names it; its `num_batches_tracked` has no meaning here."""
-    pairs = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-    return tuple(Rule(f"{ours}/{mine}", f"{theirs}.{yours}", axes=(axis,)) for mine, yours in pairs.items())
+def batch_norm(name: str, stored_name: str, axis: str = "") -> tuple[Rule, ...]:
+    """Return the rules of a batch normalisation with PyTorch's names; its `num_batches_tracked` is not used."""
+    parts = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    return tuple(Rule(f"{name}/{part}", f"{stored_name}.{stored}", axes=(axis,)) for part, stored in parts.items())
 
 
-def classes(config: Mapping[str, Any], default: int = 2) -> int:
-    """How many labels: transformers writes their names instead of a number, and means 2 where it writes neither."""
+def num_classes(config: Mapping[str, Any], default: int = 2) -> int:
+    """Return the number of classes of a config.
+
+    transformers writes the names of the labels (`id2label`) instead of their number; it uses 2 if both are missing.
+    """
     return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", default)
 
 
-def labels(classes: int) -> dict[str, Any]:
-    """Names of labels, as transformers writes them."""
-    names = [f"LABEL_{number}" for number in range(classes)]
+def label_names(count: int) -> dict[str, Any]:
+    """Return the config entries with the default label names of transformers."""
+    names = [f"LABEL_{number}" for number in range(count)]
     return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
 
-def require(config: Mapping[str, Any], known: Mapping[str, Collection[Any]]) -> None:
-    """Refuses a config with a setting that a network does not have.
+def require_settings(config: Mapping[str, Any], supported: Mapping[str, Collection[Any]]) -> None:
+    """Check that a config has only supported settings.
+
+    Args:
+        config: the config; it may lack keys.
+        supported: the supported values of each key.
 
     Raises:
-        ValueError: with key, value and what is known.
+        ValueError: a setting is not supported; the message has key, value and supported values.
     """
-    for key, choices in known.items():
+    for key, choices in supported.items():
         if key in config and config[key] not in choices:
-            cure = f"this network knows {', '.join(map(repr, choices))}; take another checkpoint"
+            cure = f"this model supports {', '.join(map(repr, choices))}; use another checkpoint"
             raise ValueError(f"{key}={config[key]!r}: {cure}")
 
 
-def complete(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a factory with its defaults filled in."""
+def with_defaults(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a factory with its defaults filled in."""
     bound = inspect.signature(factory).bind(**arguments)
     bound.apply_defaults()
     return dict(bound.arguments)
@@ -102,21 +114,21 @@ def complete(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[
 families: dict[str, Family] = {}
 
 
-def add(family: Family) -> Family:
-    """Registers a family under its factory's name."""
+def register(family: Family) -> Family:
+    """Register a family under its factory's name."""
     families[family.factory.__name__] = family
     return family
 
 
-def of_config(config: Mapping[str, Any]) -> str:
-    """The name of the family that reads a config.
+def family_name(config: Mapping[str, Any]) -> str:
+    """Return the name of the family of a config.
 
     Raises:
-        WeightsError: no family does; the known ones are listed.
+        WeightsError: no family has its `model_type`; the message lists the known ones.
     """
-    kind = config.get("model_type")
+    model_type = config.get("model_type")
     for name, family in families.items():
-        if kind in family.model_types:
+        if model_type in family.model_types:
             return name
-    known = sorted(kind for family in families.values() for kind in family.model_types)
-    raise WeightsError(f"its architecture is {kind!r}, and none of ours. Known: {', '.join(known)}")
+    known = sorted(name for family in families.values() for name in family.model_types)
+    raise WeightsError(f"the model_type {model_type!r} is not supported. Known: {', '.join(known)}")

@@ -1,7 +1,7 @@
-"""GGUF, llama.cpp's file of quantised weights, read as a Hugging Face checkpoint in float32.
+"""Read GGUF, llama.cpp's file format for quantised weights, as a Hugging Face checkpoint in float32.
 
-Names, config and the layout of rotary heads become those of transformers; the package `gguf` dequantises, one tensor
-at a time and only the rows that are asked for.
+Names, config and the layout of rotary heads are converted to those of transformers. The package `gguf` dequantises one
+tensor at a time, and only the rows that are read.
 """
 
 import re
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.core.errors import WeightsError
-from jaxdistill.models.hub.gguf_header import Stored, read_header
-from jaxdistill.models.hub.source import Look
+from jaxdistill.models.hub.gguf_header import TensorEntry, read_header
+from jaxdistill.models.hub.source import ArrayInfo
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-NAMES = {
+NAMES = {  # llama.cpp layer name: transformers layer name
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
@@ -38,94 +38,107 @@ INTEGERS = ("I8", "I16", "I32", "I64")
 class Gguf:
     """A decoder in a GGUF file, as a `Source`.
 
-    fields: the file's metadata as they are, the tokenizer's among them
+    fields: the metadata of the file, unchanged, including those of the tokenizer
 
     Raises:
-        WeightsError: no GGUF file, a damaged one, an unknown architecture, or settings that no decoder of ours has.
+        WeightsError: not a GGUF file, a damaged file, an unknown architecture, or unsupported settings.
     """
 
     def __init__(self, path: Path):
-        self.where = str(path)
+        self.path = str(path)
         try:
-            self.fields, stored = read_header(path)
+            self.fields, tensors = read_header(path)
         except ImportError:
             raise WeightsError(f"{path} needs the package gguf: pip install 'jaxdistill[hf]'") from None
-        self.config = _config(self.where, self.fields, stored)
-        self._stored = {_theirs(name): each for name, each in stored.items()}
-        self.arrays = {name: Look(each.shape, _dtype(each)) for name, each in self._stored.items()}
+        self.config = _config(self.path, self.fields, tensors)
+        self._tensors = {_hf_name(name): tensor for name, tensor in tensors.items()}
+        self.arrays = {name: ArrayInfo(tensor.shape, _dtype(tensor)) for name, tensor in self._tensors.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of an array, float32."""
+        """Read a part of an array in float32.
+
+        Only the rows between the first and the last wanted row are read from the file, because a row consists of whole
+        blocks of quantised values. The wanted rows are dequantised, and the other axes are sliced afterwards.
+
+        Args:
+            name: name of the array in transformers.
+            index: one slice per axis, or empty for the whole array.
+        """
         from gguf import dequantize
 
-        stored = self._stored[name]
-        rows = self._rows(name, stored.shape)[index[0] if index and len(stored.shape) > 1 else slice(None)]
+        tensor = self._tensors[name]
+        rows = self._file_rows(name, tensor.shape)
+        row_size = tensor.size // len(rows)
+        rows = rows[index[0] if index and len(tensor.shape) > 1 else slice(None)]
         first, count = (int(rows.min()), int(np.ptp(rows)) + 1) if rows.size else (0, 0)
-        size = stored.size // len(self._rows(name, stored.shape))
-        content = np.fromfile(self.where, np.uint8, count * size, offset=stored.offset + first * size)
-        data = content.reshape(count, size)
+        content = np.fromfile(self.path, np.uint8, count * row_size, offset=tensor.offset + first * row_size)
+        data = content.reshape(count, row_size)
         if not np.array_equal(rows, np.arange(first, first + count)):
             data = data[rows - first]
         try:
-            values = dequantize(data, stored.kind)
+            values = dequantize(data, tensor.encoding)
         except NotImplementedError:
-            raise WeightsError(f"{self.where}: gguf cannot decode {stored.kind.name} ({name})") from None
-        return values[:, *index[1:]] if len(stored.shape) > 1 else values[0][index]
+            cure = "convert the file to another encoding"
+            raise WeightsError(f"{self.path}: gguf cannot decode {tensor.encoding.name} ({name}); {cure}") from None
+        return values[:, *index[1:]] if len(tensor.shape) > 1 else values[0][index]
 
-    def _rows(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Where each row of an array lies in the file; a vector is one row.
+    def _file_rows(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the index in the file of each row of an array, `[rows]`; a vector is one row.
 
-        llama.cpp turns neighbours of a Llama's head, so that it keeps the rows of queries and keys interleaved.
+        llama.cpp rotates neighbouring units of a Llama head, so its rows of queries and keys are interleaved
+        (`models/rotary.py`).
         """
         rows = np.arange(shape[0] if len(shape) > 1 else 1)
-        turned = re.search(r"self_attn\.([qk])_proj\.weight$", name)
-        if self.config["model_type"] != "llama" or not turned:
+        projection = re.search(r"self_attn\.([qk])_proj\.weight$", name)
+        if self.config["model_type"] != "llama" or not projection:
             return rows
-        heads = self.config["num_attention_heads" if turned[1] == "q" else "num_key_value_heads"]
+        heads = self.config["num_attention_heads" if projection[1] == "q" else "num_key_value_heads"]
         return rows.reshape(heads, -1, 2).swapaxes(1, 2).ravel()
 
 
-def _dtype(stored: Stored) -> str:
-    return stored.kind.name if stored.kind.name in INTEGERS else "float32"
+def _dtype(tensor: TensorEntry) -> str:
+    """Return the dtype of an array after it is read."""
+    return tensor.encoding.name if tensor.encoding.name in INTEGERS else "float32"
 
 
-def _theirs(name: str) -> str:
-    """The name in transformers; what has none keeps llama.cpp's, and will be surplus."""
-    found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if found is None or found[2] not in NAMES:
+def _hf_name(name: str) -> str:
+    """Convert a llama.cpp name to the name in transformers; a name without a counterpart stays unchanged."""
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    if match is None or match[2] not in NAMES:
         return name
-    layer = "" if found[1] is None else f"model.layers.{found[1]}."
-    return f"{layer}{NAMES[found[2]]}.{found[3]}"
+    layer = "" if match[1] is None else f"model.layers.{match[1]}."
+    return f"{layer}{NAMES[match[2]]}.{match[3]}"
 
 
-def _config(where: str, fields: Mapping[str, Any], stored: Mapping[str, Stored]) -> dict[str, Any]:
-    kind = fields.get("general.architecture")
-    if kind not in ARCHITECTURES:
+def _config(path: str, fields: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> dict[str, Any]:
+    """Convert the metadata to a config in the format of transformers."""
+    architecture = fields.get("general.architecture")
+    if architecture not in ARCHITECTURES:
         raise WeightsError(
-            f"{where}: its architecture is {kind!r}, and none of ours. Known: {', '.join(ARCHITECTURES)}"
+            f"{path}: the architecture {architecture!r} is not supported. Known: {', '.join(ARCHITECTURES)}"
         )
 
     def field(name: str) -> Any:
-        if f"{kind}.{name}" not in fields:
-            raise WeightsError(f"{where} is incomplete: it has no {kind}.{name}")
-        return fields[f"{kind}.{name}"]
+        if f"{architecture}.{name}" not in fields:
+            raise WeightsError(f"{path} is incomplete: it has no {architecture}.{name}; convert the model again")
+        return fields[f"{architecture}.{name}"]
 
-    optional = lambda name, default: fields.get(f"{kind}.{name}", default)
-    if "token_embd.weight" not in stored:
-        raise WeightsError(f"{where} is incomplete: it has no token_embd.weight")
+    optional = lambda name, default: fields.get(f"{architecture}.{name}", default)
+    if "token_embd.weight" not in tensors:
+        raise WeightsError(f"{path} is incomplete: it has no token_embd.weight; convert the model again")
     width, heads = field("embedding_length"), field("attention.head_count")
     kv_heads, head_size = optional("attention.head_count_kv", heads), optional("attention.key_length", None)
-    _check_heads(where, width, heads, kv_heads, head_size)
+    _check_heads(path, width, heads, kv_heads, head_size)
     head_size = head_size or width // heads
-    if optional("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in stored:
-        raise WeightsError(f"{where}: scaled rotary positions are not read from GGUF; take the safetensors")
+    if optional("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in tensors:
+        raise WeightsError(f"{path}: scaled rotary positions are not supported in GGUF; use the safetensors file")
     if optional("rope.dimension_count", head_size) != head_size or optional("expert_count", 0):
-        raise WeightsError(f"{where}: partly turned heads and mixtures of experts are none of ours")
+        raise WeightsError(f"{path}: partial rotary positions and mixtures of experts are not supported")
     ids = {f"{name}_token_id": fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
     return {
-        "model_type": kind,
-        "architectures": [f"{kind.capitalize()}ForCausalLM"],
-        "vocab_size": stored["token_embd.weight"].shape[0],
+        "model_type": architecture,
+        "architectures": [f"{architecture.capitalize()}ForCausalLM"],
+        "vocab_size": tensors["token_embd.weight"].shape[0],
         "hidden_size": width,
         "num_hidden_layers": field("block_count"),
         "num_attention_heads": heads,
@@ -133,24 +146,24 @@ def _config(where: str, fields: Mapping[str, Any], stored: Mapping[str, Stored])
         "head_dim": head_size,
         "intermediate_size": field("feed_forward_length"),
         "max_position_embeddings": field("context_length"),
-        "rope_theta": _short(optional("rope.freq_base", 10000.0)),
-        "rms_norm_eps": _short(field("attention.layer_norm_rms_epsilon")),
-        "tie_word_embeddings": "output.weight" not in stored,
+        "rope_theta": _shortest_decimal(optional("rope.freq_base", 10000.0)),
+        "rms_norm_eps": _shortest_decimal(field("attention.layer_norm_rms_epsilon")),
+        "tie_word_embeddings": "output.weight" not in tensors,
         **ids,
     }
 
 
-def _short(value: float) -> float:
-    """The number that was meant: 1e-05 where float32 holds 9.999999747e-06."""
+def _shortest_decimal(value: float) -> float:
+    """Return the shortest decimal number with the same float32 value: 1e-05 for 9.999999747e-06."""
     return float(str(np.float32(value)))
 
 
-def _check_heads(where: str, width: Any, heads: Any, kv_heads: Any, head_size: Any) -> None:
+def _check_heads(path: str, width: Any, heads: Any, kv_heads: Any, head_size: Any) -> None:
     counts = {"embedding_length": width, "head_count": heads, "head_count_kv": kv_heads, "key_length": head_size}
     for name, count in counts.items():
         if not (isinstance(count, int) and count > 0) and not (name == "key_length" and count is None):
-            raise WeightsError(f"{where} has impossible heads: {name} is {count!r}, not a positive number")
+            raise WeightsError(f"{path} has invalid heads: {name} is {count!r}, not a positive integer")
     if heads % kv_heads:
-        raise WeightsError(f"{where} has impossible heads: {kv_heads} for keys do not divide {heads} for queries")
+        raise WeightsError(f"{path} has invalid heads: head_count_kv={kv_heads} does not divide head_count={heads}")
     if head_size is None and width % heads:
-        raise WeightsError(f"{where} has impossible heads: {heads} do not divide a width of {width}")
+        raise WeightsError(f"{path} has invalid heads: head_count={heads} does not divide embedding_length={width}")

@@ -1,7 +1,7 @@
-"""The header of a GGUF file: metadata, and where each tensor lies.
+"""Read the header of a GGUF file: its metadata, and the location of each tensor.
 
-Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md. Our own, since the reader of the package `gguf` keeps an
-array for every token of the vocabulary: 160 MB and 1.7 s for one of 49,152.
+Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the package `gguf` is not used, because it
+keeps an array for each token of the vocabulary: 160 MB and 1.7 s for 49,152 tokens.
 """
 
 import math
@@ -14,113 +14,126 @@ import numpy as np
 
 from jaxdistill.core.errors import WeightsError
 
-NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8", 11: "i8", 12: "f8"}
-STRING, ARRAY = 8, 9
+NUMBERS = {  # metadata type: NumPy dtype
+    0: "u1",
+    1: "i1",
+    2: "u2",
+    3: "i2",
+    4: "u4",
+    5: "i4",
+    6: "f4",
+    7: "?",
+    10: "u8",
+    11: "i8",
+    12: "f8",
+}
+STRING, ARRAY = 8, 9  # metadata types
 
 
-class Stored(NamedTuple):
-    """A tensor as it lies in the file.
+class TensorEntry(NamedTuple):
+    """The location and format of a tensor in the file.
 
-    shape: slowest dimension first, as numpy counts them
-    kind: how its values are encoded
-    offset: from the start of the file, in bytes
-    size: in bytes
+    shape: slowest dimension first, as in NumPy
+    encoding: the quantisation of its values, a `gguf.GGMLQuantizationType`
+    offset: bytes from the start of the file
+    size: bytes
     """
 
     shape: tuple[int, ...]
-    kind: Any
+    encoding: Any
     offset: int
     size: int
 
 
 class Header(NamedTuple):
-    """What stands before the values."""
+    """The contents of a header: the metadata by key, and the tensors by name."""
 
     fields: Mapping[str, Any]
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, TensorEntry]
 
 
 def read_header(path: Path) -> Header:
-    """Reads the header, and checks that every tensor lies inside the file.
+    """Read the header, and check that every tensor lies inside the file.
 
     Raises:
-        WeightsError: no such file, no GGUF, cut short, or an encoding that is not known.
+        WeightsError: the file does not exist, is not GGUF, is truncated, or has an unknown encoding.
     """
     try:
         with path.open("rb") as file:
-            return _read(_Bytes(file, str(path)))
+            return _read(_Reader(file, str(path)))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror})") from None
 
 
-class _Bytes:
-    """A file read front to back, never past its end."""
+class _Reader:
+    """A sequential reader of the primitive types of GGUF. It never reads past the end of the file."""
 
-    def __init__(self, file: BinaryIO, where: str):
-        self.file, self.where = file, where
-        self.left = self.size = os.fstat(file.fileno()).st_size
+    def __init__(self, file: BinaryIO, path: str):
+        self.file, self.path = file, path
+        self.remaining = self.size = os.fstat(file.fileno()).st_size
 
     def take(self, count: int) -> bytes:
-        if count > self.left:
-            raise WeightsError(f"{self.where} is cut short, or damaged; fetch it again")
-        self.left -= count
+        if count > self.remaining:
+            raise WeightsError(f"{self.path} is truncated, or damaged; download it again")
+        self.remaining -= count
         return self.file.read(count)
 
-    def numbers(self, kind: str, count: int) -> np.ndarray:
-        dtype = np.dtype(kind).newbyteorder("<")
-        return np.frombuffer(self.take(count * dtype.itemsize), dtype)
+    def numbers(self, dtype: str, count: int) -> np.ndarray:
+        little_endian = np.dtype(dtype).newbyteorder("<")
+        return np.frombuffer(self.take(count * little_endian.itemsize), little_endian)
 
-    def number(self, kind: str) -> Any:
-        return self.numbers(kind, 1)[0].item()
+    def number(self, dtype: str) -> Any:
+        return self.numbers(dtype, 1)[0].item()
 
     def string(self) -> str:
         return self.take(self.number("u8")).decode("utf-8", errors="replace")
 
-    def value(self, kind: int) -> Any:
-        if kind == STRING:
+    def value(self, value_type: int) -> Any:
+        if value_type == STRING:
             return self.string()
-        if kind in NUMBERS:
-            return self.number(NUMBERS[kind])
-        if kind != ARRAY:
-            raise WeightsError(f"{self.where} is damaged: there is no metadata of type {kind}; fetch it again")
-        kind, count = self.number("u4"), self.number("u8")
-        if kind in NUMBERS:
-            return self.numbers(NUMBERS[kind], count).tolist()
-        return [self.value(kind) for _ in range(min(count, self.left))]
+        if value_type in NUMBERS:
+            return self.number(NUMBERS[value_type])
+        if value_type != ARRAY:
+            raise WeightsError(f"{self.path} is damaged: unknown metadata type {value_type}; download it again")
+        item_type, count = self.number("u4"), self.number("u8")
+        if item_type in NUMBERS:
+            return self.numbers(NUMBERS[item_type], count).tolist()
+        # An item has at least one byte: a damaged count cannot make the list longer than the file
+        return [self.value(item_type) for _ in range(min(count, self.remaining))]
 
 
-def _read(data: _Bytes) -> Header:
-    if data.left < 4 or data.take(4) != b"GGUF":
-        raise WeightsError(f"{data.where} is no GGUF file")
-    version = data.number("u4")
+def _read(reader: _Reader) -> Header:
+    if reader.remaining < 4 or reader.take(4) != b"GGUF":
+        raise WeightsError(f"{reader.path} is not a GGUF file")
+    version = reader.number("u4")
     if version not in (2, 3):
-        raise WeightsError(f"{data.where} is GGUF version {version}; 2 and 3 are read, so convert it anew")
-    tensor_count, field_count = data.number("u8"), data.number("u8")
+        raise WeightsError(f"{reader.path} has GGUF version {version}, not 2 or 3; convert the model again")
+    tensor_count, field_count = reader.number("u8"), reader.number("u8")
     fields = {}
     for _ in range(field_count):
-        name = data.string()
-        fields[name] = data.value(data.number("u4"))
-    described = [_describe(data) for _ in range(tensor_count)]
-    grain = fields.get("general.alignment", 32)
-    if not isinstance(grain, int) or grain < 1:
-        raise WeightsError(f"{data.where} is damaged: its alignment is {grain!r}; fetch it again")
-    start = -(-(data.size - data.left) // grain) * grain
-    tensors = {name: stored._replace(offset=start + stored.offset) for name, stored in described}
-    if any(stored.offset + stored.size > data.size for stored in tensors.values()):
-        raise WeightsError(f"{data.where} is cut short: its last values are missing; fetch it again")
+        name = reader.string()
+        fields[name] = reader.value(reader.number("u4"))
+    entries = [_read_entry(reader) for _ in range(tensor_count)]
+    alignment = fields.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise WeightsError(f"{reader.path} is damaged: its alignment is {alignment!r}; download it again")
+    start = -(-(reader.size - reader.remaining) // alignment) * alignment
+    tensors = {name: entry._replace(offset=start + entry.offset) for name, entry in entries}
+    if any(tensor.offset + tensor.size > reader.size for tensor in tensors.values()):
+        raise WeightsError(f"{reader.path} is truncated: its last values are missing; download it again")
     return Header(fields, tensors)
 
 
-def _describe(data: _Bytes) -> tuple[str, Stored]:
-    """A tensor's entry; its offset counts from the first tensor."""
+def _read_entry(reader: _Reader) -> tuple[str, TensorEntry]:
+    """Read the name and the entry of one tensor. The entry's offset counts from the first tensor."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    name = data.string()
-    shape = tuple(reversed(data.numbers("u8", data.number("u4")).tolist()))
-    number, offset = data.number("u4"), data.number("u8")
+    name = reader.string()
+    shape = tuple(reversed(reader.numbers("u8", reader.number("u4")).tolist()))
+    number, offset = reader.number("u4"), reader.number("u8")
     try:
-        kind = GGMLQuantizationType(number)
+        encoding = GGMLQuantizationType(number)
     except ValueError:
-        raise WeightsError(f"{data.where}: the encoding {number} of {name} is not known; update gguf") from None
-    values, size = GGML_QUANT_SIZES[kind]
-    return name, Stored(shape, kind, offset, math.prod(shape) // values * size)
+        raise WeightsError(f"{reader.path}: {name} has the unknown encoding {number}; update gguf") from None
+    block_values, block_bytes = GGML_QUANT_SIZES[encoding]
+    return name, TensorEntry(shape, encoding, offset, math.prod(shape) // block_values * block_bytes)

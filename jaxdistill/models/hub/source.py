@@ -1,6 +1,6 @@
-"""Checkpoints of the world as one thing: a config, names with shapes, and parts of arrays read on demand.
+"""Read checkpoints through one protocol: a config, the shapes of all arrays, and parts of arrays on demand.
 
-Nothing is ever unpickled: where only a pickle is found, the message says how to convert it.
+No pickle is ever loaded. If a folder has only a pickle, the error message says how to convert it.
 """
 
 from collections.abc import Mapping
@@ -13,68 +13,75 @@ from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.hub_files import read_json
 
 
-class Look(NamedTuple):
-    """What is known of an array before it is read. dtype: "float32", "bfloat16", ... or what the file calls it."""
+class ArrayInfo(NamedTuple):
+    """Shape and dtype of an array. dtype: "float32", "bfloat16", ..., or the file's name of another type."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class Source(Protocol):
-    """A checkpoint that is open."""
+    """An open checkpoint."""
 
     @property
-    def where(self) -> str:
-        """For messages."""
+    def path(self) -> str:
+        """The path of the checkpoint, for error messages."""
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """As transformers writes it, with `model_type`."""
+        """The config in the format of transformers, with `model_type`."""
 
     @property
-    def arrays(self) -> Mapping[str, Look]:
+    def arrays(self) -> Mapping[str, ArrayInfo]:
         """Shape and dtype of every array, by name."""
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of an array, as a numpy array; of the whole file, nothing else is read."""
+        """Read a part of an array, without reading the rest of the file.
+
+        Args:
+            name: a key of `arrays`.
+            index: one slice per axis, or empty for the whole array.
+        """
 
 
-# What PyTorch's first BERTs called the arrays of a norm, as transformers reads them too.
+# Names of norm weights in the first BERT checkpoints for PyTorch; transformers converts them too
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Safetensors:
-    """A Hugging Face folder: `config.json`, and `model.safetensors` in one file or in shards with an index.
+    """A Hugging Face folder as a `Source`: `config.json`, and one safetensors file or shards with an index.
 
     Raises:
-        WeightsError: no config, no weights, a pickle only, a missing shard, a damaged file.
+        WeightsError: the config, the weights or a shard is missing, only a pickle is there, or a file is damaged.
     """
 
     def __init__(self, folder: Path):
-        self.where = str(folder)
+        self.path = str(folder)
         self.config = read_json(folder / "config.json")
         self._files = {file: _open(file) for file in _weight_files(folder)}
-        every = ((name, file) for file, tensors in self._files.items() for name in tensors.keys())  # noqa: SIM118
-        self._home = {_current(name): (name, file) for name, file in every}
-        slices = {name: self._slice(name) for name in self._home}
+        stored = ((name, file) for file, tensors in self._files.items() for name in tensors.keys())  # noqa: SIM118
+        self._locations = {_current_name(name): (name, file) for name, file in stored}
+        slices = {name: self._slice(name) for name in self._locations}
         self.arrays = {
-            name: Look(tuple(s.get_shape()), DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()
+            name: ArrayInfo(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
+            for name, part in slices.items()
         }
 
     def _slice(self, name: str) -> Any:
-        stored, file = self._home[name]
-        return self._files[file].get_slice(stored)
+        stored_name, file = self._locations[name]
+        return self._files[file].get_slice(stored_name)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of an array."""
+        """Read a part of an array."""
         if index:
             return self._slice(name)[index]
-        stored, file = self._home[name]
-        return self._files[file].get_tensor(stored)
+        stored_name, file = self._locations[name]
+        return self._files[file].get_tensor(stored_name)
 
 
-def _current(name: str) -> str:
+def _current_name(name: str) -> str:
+    """Convert a legacy name to the current one; other names stay unchanged."""
     old = next((old for old in LEGACY if name.endswith(old)), "")
     return name.removesuffix(old) + LEGACY.get(old, "")
 
@@ -85,9 +92,9 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, "numpy")
     except FileNotFoundError:
-        raise WeightsError(f"{file} is missing: a shard that the index names") from None
+        raise WeightsError(f"{file} is missing: the index lists it as a shard; download it again") from None
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file} is damaged ({error}); fetch it again") from None
+        raise WeightsError(f"{file} is damaged ({error}); download it again") from None
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -97,13 +104,13 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
         except (KeyError, AttributeError):
             raise WeightsError(f"{index} has no weight_map") from None
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return found
-    if found:
-        raise WeightsError(f"{folder} holds {len(found)} safetensors files and no index; keep one, or add the index")
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return files
+    if files:
+        raise WeightsError(f"{folder} has {len(files)} safetensors files and no index; keep one, or add the index")
     pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)]
     if pickles:
-        cure = "convert it where it is trusted: model.save_pretrained(FOLDER, safe_serialization=True)"
-        raise WeightsError(f"{folder} holds only a pickle ({pickles[0]}), which is never opened; {cure}")
-    raise WeightsError(f"{folder} holds no safetensors file")
+        cure = "if you trust it, convert it: model.save_pretrained(FOLDER, safe_serialization=True)"
+        raise WeightsError(f"{folder} has only a pickle ({pickles[0]}), which is never opened; {cure}")
+    raise WeightsError(f"{folder} has no safetensors file")

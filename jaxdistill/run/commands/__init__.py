@@ -1,1 +1,1 @@
-"""The commands of `jaxdistill`: one file each, named like the command."""
+"""The commands of `jaxdistill`: one file for each, with the name of the command."""

@@ -1,10 +1,12 @@
-"""Writes what teachers say of the data, once, so that runs train without the teachers in memory.
+"""Write the outputs of teachers to disk once, so that runs need no teacher in memory.
 
 jaxdistill cache --config configs/x.py [--config.a.b=value ...]
 
-Every teacher with a `cache` is run over every stream of the config and over its test records. Shards that are written
-already are kept, so that the same command goes on where it was stopped.
-A cache is given by --config.teachers.NAME.cache="outputs(folder='FOLDER', dtype='float16', top=8, layers=(0, 6))".
+Every teacher with the key `cache` is run on all training streams and test records of the config. The same command
+resumes an interrupted one: shards that exist are not written again.
+
+Set the key in the config, or by --config.teachers.NAME.cache="outputs(folder='FOLDER')". For smaller files use
+outputs(folder='FOLDER', dtype='float16', top=8), which keeps the 8 largest logits; layers=(0, 6) keeps hidden states.
 """
 
 import functools
@@ -22,8 +24,16 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Factored
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.data.records import Records
-from jaxdistill.data.store import Fields, Manifest, StoreError, missing, read_manifest, write_manifest, write_shard
-from jaxdistill.data.stream import Batches, Rows, evaluation_batches, stream_number
+from jaxdistill.data.store import (
+    Fields,
+    Manifest,
+    StoreError,
+    missing_shards,
+    read_manifest,
+    write_manifest,
+    write_shard,
+)
+from jaxdistill.data.stream import Batches, Rows, evaluation_batches, stream_id
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.parallel.compile import jit_evaluate, local_rows
@@ -31,59 +41,61 @@ from jaxdistill.run import subset
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import Resolved, resolve
-from jaxdistill.teachers.cache import KEY, folder_of, identity, keep_of, kept, rows_of
-from jaxdistill.teachers.codec import encoder, fields_of
+from jaxdistill.teachers.cache import KEY, identity, parse_encoding, rows_needed, store_folder, stream_encoding
+from jaxdistill.teachers.codec import encoded_fields, encoded_forward
 from jaxdistill.teachers.load import load
 
-SHARD = 4096  # rows at most, in whole batches
-SHARD_BYTES = 2**26  # about as many at most: a shard is gathered in memory, and what was not sealed is made again
+SHARD = 4096  # largest number of rows in a shard, rounded up to whole batches
+SHARD_BYTES = 2**26  # approximate limit: a shard is collected in memory, and an interrupted shard is lost
 
 
 def write(config: Config, console: Console) -> None:
-    """Writes the caches of a config.
+    """Write the outputs of all teachers of a config that have a cache.
 
     Raises:
-        ConfigError: for whatever is wrong with the config, the data or a teacher.
+        ConfigError: the config, the data or a teacher is not usable.
     """
     if jax.process_count() > 1:
-        raise ConfigError("distributed", "a cache is written by one process, over all of its devices.")
+        raise ConfigError("distributed", "a cache is written by one process; set distributed.processes=1.")
     resolved = resolve(config, jax.devices())
-    names = [name for name, entry in resolved.entries.items() if entry.options.get(KEY)]
+    names = [name for name, entry in resolved.teacher_configs.items() if entry.options.get(KEY)]
     if not names:
-        raise ConfigError("teachers", "none has a cache. Add teachers.NAME.cache=\"outputs(folder='...')\".")
-    _ = resolved.data  # what is wrong with the data is told first
+        raise ConfigError("teachers", "no teacher has a cache. Add teachers.NAME.cache=\"outputs(folder='...')\".")
+    _ = resolved.data  # reports errors of the data before those of teachers
     for name in names:
         writer = _Writer(resolved, name)
-        for stream, read in resolved.data.with_test.items():
-            writer.write(stream, resolved.data.open(read), console)
+        for name, stream in resolved.data.with_test.items():
+            writer.write(name, resolved.data.open(stream), console)
 
 
 class _Writer:
-    """A live teacher, and how it fills its stores."""
+    """Writes the outputs of one teacher to its stores, one store for each stream."""
 
     def __init__(self, resolved: Resolved, name: str):
         self.data, self.steps, config = resolved.data, resolved.config.steps, resolved.config
         self.teacher = teacher = resolved.live_teacher(name)
         path = f"{teacher.path}.{KEY}"
-        self.keep, self.rows = keep_of(resolved.entries[name].options[KEY], path), self.data.shapes["train"]
+        self.encoding = parse_encoding(resolved.teacher_configs[name].options[KEY], path)
+        self.rows = self.data.shapes["train"]
         outputs, _ = abstract_outputs(teacher.network, f"{teacher.path}.model", self.rows)
         self.classes, self.states = outputs.logits.shape[-1], len(outputs.hidden_states)
         chunks = config.chunks if isinstance(outputs.logits, Factored) else 1
-        keeps = {stream: kept(self.keep, stream) for stream in self.data.with_test}
+        encodings = {stream: stream_encoding(self.encoding, stream) for stream in self.data.with_test}
         try:
-            self.fields = {stream: fields_of(outputs, keep, chunks) for stream, keep in keeps.items()}
+            self.fields = {stream: encoded_fields(outputs, encoding, chunks) for stream, encoding in encodings.items()}
         except ValueError as error:
             raise ConfigError(path, f"{error}.") from None
         check_pretrained(teacher.network, f"{teacher.path}.model", self.rows, complete=not teacher.checkpoint)
-        self.identities = {stream: identity(teacher, self.keep, self.data, stream) for stream in self.data.with_test}
+        streams = self.data.with_test
+        self.identities = {stream: identity(teacher, self.encoding, self.data, stream) for stream in streams}
         self.variables = load(teacher, self.rows)
-        encoders = {stream: encoder(teacher.network, keep, chunks) for stream, keep in keeps.items()}
-        self.encode = {stream: jit_evaluate(each, self.variables, teacher.mesh) for stream, each in encoders.items()}
+        forwards = {name: encoded_forward(teacher.network, encoding, chunks) for name, encoding in encodings.items()}
+        self.encode = {name: jit_evaluate(forward, self.variables, teacher.mesh) for name, forward in forwards.items()}
 
     def write(self, stream: str, records: Records, console: Console) -> None:
-        """Fills the store of a stream."""
-        size, folder = self.data.with_test[stream].batch_size, folder_of(self.keep, stream)
-        rows = rows_of(self.data, stream, self.steps)
+        """Write the missing shards of a stream's store."""
+        size, folder = self.data.with_test[stream].batch_size, store_folder(self.encoding, stream)
+        rows = rows_needed(self.data, stream, self.steps)
         about = {
             "identity": self.identities[stream],
             "classes": self.classes,
@@ -95,56 +107,55 @@ class _Writer:
             write_manifest(folder, manifest)
         except StoreError as error:
             raise ConfigError(f"{self.teacher.path}.{KEY}", f"{error}.") from None
-        left = missing(folder, manifest)
+        missing = missing_shards(folder, manifest)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task(
-                f"{self.teacher.name} {stream}", total=sum(part.stop - part.start for _, part in left)
+                f"{self.teacher.name} {stream}", total=sum(part.stop - part.start for _, part in missing)
             )
-            for number, part in left:
+            for number, part in missing:
                 write_shard(
                     folder, number, self._shard(stream, records, size, part, functools.partial(progress.advance, task))
                 )
         console.print(f"{self.teacher.name:>12}  {stream}: {rows} rows in {folder}")
 
     def _cost(self, folder: Path) -> dict[str, Any]:
-        """What the table says of the teacher; taken over from a cache that was begun, since latency varies."""
+        """Return the cost of the teacher for the table; an interrupted cache keeps its first measurement of latency."""
         try:
             return read_manifest(folder).about["cost"]
         except StoreError:
             return self.teacher.cost(self.variables, self.rows)
 
     def _shard(self, stream: str, records: Records, size: int, part: slice, advance: Any) -> dict[str, np.ndarray]:
-        found: dict[str, list[np.ndarray]] = {name: [] for name in self.fields[stream]}
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in self.fields[stream]}
         count = part.stop - part.start
         for batch in _batches(self.data, stream, records, part, local_rows(self.teacher.mesh, size)):
             for name, x in jax.device_get(self.encode[stream](batch)).items():
-                found[name].append(x)
+                columns[name].append(x)
             advance(min(size, count))
-        return {name: np.concatenate(parts)[:count] for name, parts in found.items()}
+        return {name: np.concatenate(parts)[:count] for name, parts in columns.items()}
 
 
 def _batches(data: Pipeline, name: str, records: Records, part: slice, rows: Rows) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of a shard: records in their order, or those of the run where augmentation draws."""
+    """Yield the batches of a shard: records in order, or with random augmentation the batches of the run."""
     stream = data.with_test[name]
     size, transforms = stream.batch_size, stream.transforms
     if stream.draws:
-        seed = data.seed + stream_number(name)
+        seed = data.seed + stream_id(name)
         chosen = subset.chosen(data, records) if name == "train" else None
-        run = Batches(records, batch_size=size, seed=seed, transforms=transforms, rows=rows, chosen=chosen)
-        yield from (run[number] for number in range(part.start // size, -(-part.stop // size)))
+        batches_of_run = Batches(records, batch_size=size, seed=seed, transforms=transforms, rows=rows, chosen=chosen)
+        yield from (batches_of_run[number] for number in range(part.start // size, -(-part.stop // size)))
         return
     batches = evaluation_batches(records, batch_size=size, rows=rows, transforms=transforms, begin=part.start)
     yield from (batch for _, batch in zip(range(part.start, part.stop, size), batches, strict=False))
 
 
 def _shard_rows(fields: Fields, size: int) -> int:
-    """Rows of a shard, a multiple of a batch's `size`; a row of a language model may take megabytes."""
+    """Return the rows of a shard, a multiple of the batch `size`; a row of a language model can take megabytes."""
     row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in fields.values())
     return -(-min(SHARD, max(1, SHARD_BYTES // row)) // size) * size
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    words = cli.parser("cache", __doc__)
-    return cli.answer(words, argv, lambda known, config: write(config, Console()))
+    """Run the command line and return the exit code."""
+    return cli.run_command(cli.parser("cache", __doc__), argv, lambda options, config: write(config, Console()))

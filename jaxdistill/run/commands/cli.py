@@ -1,38 +1,38 @@
-"""What all commands have in common: a config with changes, the docstring as help, a mistake as one line."""
+"""Parse the command line of every command: a config with changes, the docstring as help, errors as one line."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.run.config import Config, changes, override
+from jaxdistill.run.config import Config, override, parse_changes
 from jaxdistill.run.config_files import load
 
 
 def parser(name: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
-    """The words of `jaxdistill NAME --config FILE`; `--config.a.b=value` words are left over for `answer`."""
-    words = argparse.ArgumentParser(
+    """Make the parser of `jaxdistill NAME --config FILE`; `--config.a.b=value` arguments are left to `run_command`."""
+    parser = argparse.ArgumentParser(
         prog=f"jaxdistill {name}",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    words.add_argument(
-        "--config", required=True, metavar="FILE", help="a .py with get_config(), or a saved config.json"
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a Python file with get_config(), or the config.json of a run"
     )
-    return words
+    return parser
 
 
-def answer(
-    words: argparse.ArgumentParser,
+def run_command(
+    parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     work: Callable[[argparse.Namespace, Config], int | None],
 ) -> int:
-    """Does the work with the words and the config that they give; the exit code is its own, or 2 for a mistake."""
-    known, rest = words.parse_known_args(argv)
+    """Parse the command line, load the config, and call `work`; return its exit code, or 2 for a `ConfigError`."""
+    options, rest = parser.parse_known_args(argv)
     try:
-        return work(known, override(load(known.config), changes(rest))) or 0
+        return work(options, override(load(options.config), parse_changes(rest))) or 0
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

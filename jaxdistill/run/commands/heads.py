@@ -1,9 +1,9 @@
-"""Which attention heads of a teacher matter, and the term that teaches the most important of them.
+"""Rank the attention heads of a teacher by importance, and print a loss term that distils the most important ones.
 
 jaxdistill heads --config configs/x.py [--teacher NAME] [--top 8] [--records 512] [--config.a.b=value ...]
 
-The importance of a head is the gradient of a mask over it, on training records without augmentation: measured once,
-on the teacher, before a student is trained. The term that is printed goes into the config as it is.
+The importance of a head is the gradient of the teacher's loss with respect to a mask over the head, on training records
+without augmentation. Run this once, before training a student, and copy the printed line into the config.
 """
 
 import argparse
@@ -27,23 +27,28 @@ from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import resolve
 from jaxdistill.teachers.load import load
 
-ROWS = 32  # of a batch: whatever, since every row stands for itself
+ROWS = 32  # rows of a batch; the result does not depend on it
 
 
 def importance(config: Config, name: str, records: int) -> np.ndarray:
-    """The importance of every head of a teacher, `[layers, heads]`, on so many training records.
+    """Compute the importance of every head of a teacher, `[layers, heads]`.
+
+    Args:
+        config: a complete config.
+        name: name of the teacher.
+        records: number of training records to measure on.
 
     Raises:
-        ConfigError: for whatever is wrong with the config, the data or the teacher.
+        ConfigError: the config, the data or the teacher is not usable.
     """
     resolved = resolve(config, jax.devices())
     teacher, data = resolved.live_teacher(name, alone=True), resolved.data
-    if lack := resolved.entries[name].lacks("gradients"):
-        raise ConfigError(f"{teacher.path}.{lack[0]}", f"heads are weighed by gradients, and {lack[1]}. Leave it out.")
+    if lack := resolved.teacher_configs[name].lacks("gradients"):
+        raise ConfigError(f"{teacher.path}.{lack[0]}", f"head importance needs gradients, and {lack[1]}. Leave it out.")
     path, shapes = f"{teacher.path}.model", data.shapes["train"]
     outputs, _ = abstract_outputs(teacher.network, path, shapes)
     if data.classes not in (None, outputs.logits.shape[-1]):
-        raise ConfigError(path, f"has {outputs.logits.shape[-1]} classes, and the data {data.classes}.")
+        raise ConfigError(path, f"has {outputs.logits.shape[-1]} classes, but the data have {data.classes}.")
     check_pretrained(teacher.network, path, shapes, complete=not teacher.checkpoint)
     values = load(teacher, shapes)
     try:
@@ -53,47 +58,47 @@ def importance(config: Config, name: str, records: int) -> np.ndarray:
 
 
 def _batches(data: Pipeline, count: int) -> Iterator[Batch]:
-    """The first records of the run, in its own order, each once; transforms that draw are left out."""
+    """Yield the first records of the run, in training order, each once, without random transforms."""
     stream = data.streams["train"]
-    fixed, records = [each for each in stream.transforms if each.draws == 0], data.open(stream)
-    batches = Batches(records, batch_size=ROWS, seed=data.seed, transforms=fixed, rows=slice(None))
+    deterministic, records = [each for each in stream.transforms if each.draws == 0], data.open(stream)
+    batches = Batches(records, batch_size=ROWS, seed=data.seed, transforms=deterministic, rows=slice(None))
     count = min(count, len(records))
     for first in range(0, count, ROWS):
         batch = batches[first // ROWS]
-        counts = first + np.arange(ROWS) < count
-        yield batch | {"mask": batch["mask"] * counts.reshape(-1, *[1] * (batch["mask"].ndim - 1))}
+        valid = first + np.arange(ROWS) < count
+        yield batch | {"mask": batch["mask"] * valid.reshape(-1, *[1] * (batch["mask"].ndim - 1))}
 
 
-def shown(found: np.ndarray) -> Table:
-    """A row for each layer, a column for each head."""
+def importance_table(scores: np.ndarray) -> Table:
+    """Make a table of the importance, `[layers, heads]`, with a row for each layer and a column for each head."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
-    for title in ("layer", *map(str, range(found.shape[1]))):
+    for title in ("layer", *map(str, range(scores.shape[1]))):
         table.add_column(title, justify="right", no_wrap=True)
-    for layer, row in enumerate(found, 1):
+    for layer, row in enumerate(scores, 1):
         table.add_row(str(layer), *(f"{x:.2f}" for x in row))
     return table
 
 
 def run(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    words = cli.parser("heads", __doc__)
-    words.add_argument("--teacher", default="", metavar="NAME", help="which teacher; else the first one")
-    words.add_argument("--top", default=8, metavar="N", type=int, help="how many heads the term names")
-    words.add_argument("--records", default=512, metavar="N", type=int, help="on how many records they are measured")
+    """Run the command line and return the exit code."""
+    parser = cli.parser("heads", __doc__)
+    parser.add_argument("--teacher", default="", metavar="NAME", help="name of the teacher; default: the first")
+    parser.add_argument("--top", default=8, metavar="N", type=int, help="number of heads in the printed term; 8")
+    parser.add_argument("--records", default=512, metavar="N", type=int, help="number of training records; 512")
     console = console or Console()
 
-    def work(known: argparse.Namespace, config: Config) -> None:
-        if known.top < 1 or known.records < 1:
-            raise ConfigError("--top", "and --records are at least 1.")
-        name = known.teacher or next(iter(config.teachers), "")
-        found = importance(config, name, known.records)
-        console.print(shown(found))
-        console.print(_spec(config, name, top_heads(found, known.top)), highlight=False, soft_wrap=True)
+    def work(options: argparse.Namespace, config: Config) -> None:
+        if options.top < 1 or options.records < 1:
+            raise ConfigError("--top", "must be 1 or more, and so must --records.")
+        name = options.teacher or next(iter(config.teachers), "")
+        scores = importance(config, name, options.records)
+        console.print(importance_table(scores))
+        console.print(_term_line(config, name, top_heads(scores, options.top)), highlight=False, soft_wrap=True)
 
-    return cli.answer(words, argv, work)
+    return cli.run_command(parser, argv, work)
 
 
-def _spec(config: Config, name: str, heads: Any) -> str:
+def _term_line(config: Config, name: str, heads: Any) -> str:
     number = list(config.teachers).index(name)
-    which = f", teacher={number}" if number else ""
-    return f'objective.heads.term = "heads({heads}{which})"'
+    teacher = f", teacher={number}" if number else ""
+    return f'objective.heads.term = "heads({heads}{teacher})"'

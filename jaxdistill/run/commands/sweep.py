@@ -1,12 +1,11 @@
-"""Runs a study. What is finished is not run again, what was cut goes on, and a table, a figure and a page are left.
-
-A study is a value (`run/study.py`), and `python -m experiments.NAME` gives it to `main`. Without a module:
+r"""Run every combination of config values and seeds, and compare the results in a table, a figure and an HTML page.
 
     jaxdistill sweep --config configs/methods.py:kd --workdir runs/temperatures --seeds 3 \
         --axis objective.kd.term "kd(temperature=1.0)" "kd(temperature=4.0)" "kd(temperature=8.0)"
 
-The first arm is the baseline; a further --axis multiplies the runs; --config.steps=600 and the like change all of them.
-`--slurm` prints a script that runs the same as an array of jobs.
+Each combination is an arm of the study. The first one is the baseline that the others are compared with. Repeat --axis
+to combine several keys; --config.a.b=value changes a key in all arms. The same command resumes an interrupted study and
+repeats no finished run. --slurm prints a script that runs the study as an array of Slurm jobs.
 """
 
 import argparse
@@ -27,107 +26,118 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.report import study as pages
 from jaxdistill.evaluation.report.formats import duration
 from jaxdistill.run.commands import cache
-from jaxdistill.run.config import Config, changes, differ, override
+from jaxdistill.run.config import Config, differ, override, parse_changes
 from jaxdistill.run.config_files import load
 from jaxdistill.run.log import NonFiniteError
 from jaxdistill.run.preemption import Stopped
 from jaxdistill.run.resolve import resolve
-from jaxdistill.run.study import Run, Study, expand, finished, ran, runs, taught, together
-from jaxdistill.run.workdir import held
+from jaxdistill.run.study import (
+    Run,
+    Study,
+    expand,
+    finished_results,
+    merged_config,
+    run_or_resume,
+    runs,
+    with_checkpoints,
+)
+from jaxdistill.run.workdir import locked
 
 
-def teach(study: Study, workdir: Path, console: Console) -> dict[str, str]:
-    """Trains the teachers that arms share, and asks them, each once; their checkpoints by name."""
-    found: dict[str, str] = {}
+def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, str]:
+    """Train the teachers that the arms share and cache their outputs, each once; return their checkpoints by name."""
+    checkpoints: dict[str, str] = {}
     for name, config in study.teachers.items():
-        ready = differ(config, teachers=taught(config, found))
-        (row,) = (row for row in ran(ready, workdir / "teachers" / name) if row["name"] == "student")
+        ready = differ(config, teachers=with_checkpoints(config, checkpoints))
+        (row,) = (row for row in run_or_resume(ready, workdir / "teachers" / name) if row["name"] == "student")
         console.print(f"teacher {name}: {100 * row['accuracy']:.2f} %")
-        found[name] = str(workdir / "teachers" / name)
-    own = {name for name, entry in study.base.teachers.items() if entry.steps and not entry.checkpoint}
-    if own:  # as a run of the base would train them, beside one step of a student
-        for row in ran(differ(study.base, steps=1, control=False), workdir / "taught"):
-            if row["name"].removeprefix("teacher ") in own:
+        checkpoints[name] = str(workdir / "teachers" / name)
+    trained = {name for name, entry in study.base.teachers.items() if entry.steps and not entry.checkpoint}
+    if trained:  # train them in a run of the base config with one student step
+        for row in run_or_resume(differ(study.base, steps=1, control=False), workdir / "taught"):
+            if row["name"].removeprefix("teacher ") in trained:
                 console.print(f"{row['name']}: {100 * row['accuracy']:.2f} %")
-    found |= {name: str(workdir / "taught" / "teachers" / name) for name in own}
+    checkpoints |= {name: str(workdir / "taught" / "teachers" / name) for name in trained}
     if study.cached:
-        cache.write(together(study, workdir, found), console)
-    return found
+        cache.write(merged_config(study, workdir, checkpoints), console)
+    return checkpoints
 
 
-def learn(run: Run, console: Console) -> None:
-    """One run; of one whose loss is not finite it is said, and the study goes on without it."""
+def run_one(run: Run, console: Console) -> None:
+    """Execute one run. If its loss is not finite, print this and leave the run out of the study."""
     try:
-        rows = ran(run.config, run.folder)
+        rows = run_or_resume(run.config, run.folder)
         (accuracy,) = (100 * row["accuracy"] for row in rows if row["name"] == "student")
         console.print(f"{run.arm}, seed {run.seed}: {accuracy:.2f} %", highlight=False)
     except NonFiniteError as error:
         console.print(f"{run.arm}, seed {run.seed}: left out, {error}")
 
 
-def work(left: Sequence[Run], console: Console) -> None:
-    """Makes these runs one after the other, and says how far it is and how long it takes still."""
-    began = time.perf_counter()
-    for done, run in enumerate(left, 1):
-        learn(run, console)
-        each = (time.perf_counter() - began) / done
-        console.print(f"{done} of {len(left)}; about {duration(each * (len(left) - done))} to go")
+def run_all(unfinished: Sequence[Run], console: Console) -> None:
+    """Execute runs one after the other, and print the progress and the remaining time."""
+    start = time.perf_counter()
+    for done, run in enumerate(unfinished, 1):
+        run_one(run, console)
+        seconds_per_run = (time.perf_counter() - start) / done
+        remaining = duration(seconds_per_run * (len(unfinished) - done))
+        console.print(f"{done} of {len(unfinished)}; about {remaining} left")
 
 
 def _check(study: Study) -> None:
+    """Check the configs of all arms and teachers before anything runs."""
     for config in (*expand(study).values(), *study.teachers.values()):
-        _ = resolve(config, jax.devices()).planned
+        _ = resolve(config, jax.devices()).definitions
 
 
-def conduct(study: Study, workdir: Path, seeds: int, console: Console) -> list[pages.Line]:
-    """Runs what is missing, says how far it is, and leaves `study.json`, table, figure and page; the table's lines."""
+def run_study(study: Study, workdir: Path, seeds: int, console: Console) -> list[pages.Line]:
+    """Execute the unfinished runs; write `study.json`, table, figure and page; return the lines of the table."""
     _check(study)
-    with held(workdir):
-        _same(study, workdir)
-        every = runs(study, workdir, seeds, teach(study, workdir, console))
-        left = [run for run in every if not finished(run.config, run.folder)]
-        console.print(f"{len(every) - len(left)} of {len(every)} runs were finished before")
+    with locked(workdir):
+        _check_workdir(study, workdir)
+        all_runs = runs(study, workdir, seeds, train_teachers(study, workdir, console))
+        unfinished = [run for run in all_runs if not finished_results(run.config, run.folder)]
+        console.print(f"{len(all_runs) - len(unfinished)} of {len(all_runs)} runs were already finished")
         try:
-            work(left, console)
-        finally:  # of what was cut, `jaxdistill.evaluation.report.study` shows what is there
-            write_json(workdir / "study.json", told(study, every))
+            run_all(unfinished, console)
+        finally:  # also after an interruption, so that `jaxdistill.evaluation.report.study` can show the finished runs
+            write_json(workdir / "study.json", study_results(study, all_runs))
     lines = pages.write(workdir)
     console.print(pages.markdown(pages.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"The page: {workdir / 'study.html'}")
+    console.print(f"Report: {workdir / 'study.html'}")
     return lines
 
 
-def _same(study: Study, workdir: Path) -> None:
-    """A folder holds one study; arms may come to it."""
+def _check_workdir(study: Study, workdir: Path) -> None:
+    """Check that a workdir holds no other study; new arms may be added to a study."""
     if (workdir / "study.json").is_file():
-        gone = sorted(set(pages.read(workdir)["runs"]) - set(expand(study)))
-        if gone:
-            why = f"{str(workdir)!r} holds a study with the arm {gone[0]!r}, which this one has not"
-            raise ConfigError("--workdir", f"{why}. Choose another folder, or delete its study.json.")
+        removed = sorted(set(pages.read(workdir)["runs"]) - set(expand(study)))
+        if removed:
+            problem = f"{str(workdir)!r} holds a study with the arm {removed[0]!r}, which this study lacks"
+            raise ConfigError("--workdir", f"{problem}. Choose another folder, or delete its study.json.")
 
 
-def told(study: Study, every: Sequence[Run]) -> dict[str, Any]:
-    """What study.json holds: of every finished run what is measured, and where the numbers come from."""
-    found: dict[str, dict[int, dict[str, float]]] = {run.arm: {} for run in every}
+def study_results(study: Study, all_runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the content of study.json: the measures of every finished run, and their provenance."""
+    measured: dict[str, dict[int, dict[str, float]]] = {run.arm: {} for run in all_runs}
     provenance = {}
-    for run in every:
-        if results := finished(run.config, run.folder):
+    for run in all_runs:
+        if results := finished_results(run.config, run.folder):
             (row,) = (row for row in results["rows"] if row["name"] == "student")
-            known = results["log"] | row
-            measured = {m.key: m.scale * known[m.key] for m in study.measures if known.get(m.key) is not None}
-            found[run.arm][run.seed] = measured
+            values = results["log"] | row
+            present = [measure for measure in study.measures if values.get(measure.key) is not None]
+            measured[run.arm][run.seed] = {measure.key: measure.scale * values[measure.key] for measure in present}
             provenance = {key: value for key, value in results["provenance"].items() if key not in ("seed", "command")}
     about = {"name": study.name, "question": study.question, "baseline": study.baseline, "measures": study.measures}
-    return {**about, "runs": found, "config": study.base.to_dict(), "provenance": provenance}
+    return {**about, "runs": measured, "config": study.base.to_dict(), "provenance": provenance}
 
 
-def script(study: Study, words: Sequence[str], count: int) -> str:
-    """A shell script that submits the teachers, every run as a task of an array, and at last table and page."""
+def script(study: Study, arguments: Sequence[str], count: int) -> str:
+    """Return a shell script that submits the teachers, then all runs as a job array, then the table and the page."""
     module = "jaxdistill.main sweep" if study.name == "sweep" else f"experiments.{study.name}"
-    command = f"python -m {module} {shlex.join(words)}".strip()
-    wrapped = lambda more: f"--wrap {shlex.quote(f'{command} {more}'.strip())}"
+    command = f"python -m {module} {shlex.join(arguments)}".strip()
+    wrapped = lambda options: f"--wrap {shlex.quote(f'{command} {options}'.strip())}"
     return f"""#!/bin/bash
-# Give the options of sbatch: bash FILE --partition=gpu --time=1:00:00
+# Usage, with any options of sbatch: bash FILE --partition=gpu --time=1:00:00
 set -e
 submit() {{ sbatch --parsable --job-name={study.name} "$@"; }}
 teachers=$(submit "$@" {wrapped("--run teachers")})
@@ -137,46 +147,54 @@ submit "$@" --dependency=afterany:"$runs" {wrapped("")}
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """The words that every study understands."""
-    words = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = "where all of it lies, and what is finished there is not run again; %(default)s"
-    words.add_argument("--workdir", default=Path("runs", name), type=Path, help=known)
-    words.add_argument("--seeds", default=3, type=int, help="runs of every arm, of seeds 0, 1, ...; %(default)s")
-    words.add_argument("--run", default="", help="the number of one run, or 'teachers': nothing else is run")
-    words.add_argument("--slurm", action="store_true", help="print a script that runs the study on a cluster")
-    return words
+    """Make the parser of the options that every study has."""
+    study_parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    workdir = "folder of the study; finished runs there are not repeated; default %(default)s"
+    study_parser.add_argument("--workdir", default=Path("runs", name), type=Path, help=workdir)
+    study_parser.add_argument(
+        "--seeds", default=3, type=int, help="runs of every arm, with seeds 0, 1, ...; default %(default)s"
+    )
+    study_parser.add_argument("--run", default="", help="execute only the run with this number, or only 'teachers'")
+    study_parser.add_argument("--slurm", action="store_true", help="print a script that runs the study on a cluster")
+    return study_parser
 
 
-def obey(study: Study, known: argparse.Namespace, words: Sequence[str]) -> None:
-    """Does what a command line asks for; `known` is what `parser` read of its words."""
+def execute(study: Study, options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Execute a command line: the whole study, one run, the teachers, or print the Slurm script.
+
+    Args:
+        study: the study.
+        options: the options that `parser` parsed.
+        arguments: the command line, which the Slurm script repeats.
+    """
     console = Console()
     _check(study)
-    if known.slurm:
-        count = len(expand(study)) * known.seeds
-        sys.stdout.write(script(study, [word for word in words if word != "--slurm"], count))
-    elif not known.run:
-        conduct(study, known.workdir, known.seeds, console)
+    if options.slurm:
+        count = len(expand(study)) * options.seeds
+        sys.stdout.write(script(study, [argument for argument in arguments if argument != "--slurm"], count))
+    elif not options.run:
+        run_study(study, options.workdir, options.seeds, console)
     else:
-        checkpoints = teach(study, known.workdir, console)
-        every = {str(n): run for n, run in enumerate(runs(study, known.workdir, known.seeds, checkpoints))}
-        if known.run in every:
-            learn(every[known.run], console)
-        elif known.run != "teachers":
-            raise ConfigError("--run", f"{known.run!r} is no run; there are 'teachers' and 0 to {len(every) - 1}.")
+        checkpoints = train_teachers(study, options.workdir, console)
+        all_runs = {str(n): run for n, run in enumerate(runs(study, options.workdir, options.seeds, checkpoints))}
+        if options.run in all_runs:
+            run_one(all_runs[options.run], console)
+        elif options.run != "teachers":
+            raise ConfigError("--run", f"{options.run!r} is not a run; choose 'teachers' or 0 to {len(all_runs) - 1}.")
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """0 done, or stopped and saved, between two runs too; 2 a mistake in the study; 4 no usable checkpoint."""
+    """Exit with 0 if done, or stopped and saved; 2 for an error in the study; 4 without a usable checkpoint."""
 
     def stop(number: int, frame: Any) -> None:
-        raise Stopped(f"{signal.Signals(number).name} came between two runs")
+        raise Stopped(f"{signal.Signals(number).name} received between two runs")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}  # a run has its own
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     except Stopped as stopped:
-        sys.stderr.write(f"stopped: {stopped}. The same command goes on from there.\n")
+        sys.stderr.write(f"stopped: {stopped}. The same command resumes it.\n")
     except (ConfigError, CheckpointError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2 if isinstance(error, ConfigError) else 4)
@@ -186,22 +204,28 @@ def exit_codes() -> Iterator[None]:
 
 
 def main(study: Study, doc: str | None) -> None:
-    """The command of a study."""
-    known = parser(study.name, doc).parse_args()
+    """Run the command line of a study module.
+
+    Args:
+        study: the study.
+        doc: docstring of the module, shown by `--help`.
+    """
+    options = parser(study.name, doc).parse_args()
     with exit_codes():
-        obey(study, known, sys.argv[1:])
+        execute(study, options, sys.argv[1:])
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    asked = parser("sweep", __doc__)
-    asked.prog = "jaxdistill sweep"
-    asked.add_argument("--config", required=True, help="a .py with get_config(), or a saved config.json")
-    asked.add_argument("--axis", action="append", nargs="+", required=True, help="a key's path, and its values")
-    known, more = asked.parse_known_args(argv)
-    axes = {path: tuple(texts) for path, *texts in known.axis}
+    """Run the command line and return the exit code."""
+    sweep_parser = parser("sweep", __doc__)
+    sweep_parser.prog = "jaxdistill sweep"
+    sweep_parser.add_argument("--config", required=True, help="a Python file with get_config(), or a config.json")
+    sweep_parser.add_argument("--axis", action="append", nargs="+", required=True, help="a config key, and its values")
+    options, changes = sweep_parser.parse_known_args(argv)
+    axes = {path: tuple(texts) for path, *texts in options.axis}
     with exit_codes():
-        first = " | ".join(texts[0] for texts in axes.values())
-        base: Config = override(load(known.config), changes(more))
-        obey(Study("sweep", f"What is {' and '.join(axes)} worth?", base, axes, first), known, sys.argv[1:])
+        baseline = " | ".join(texts[0] for texts in axes.values())
+        base: Config = override(load(options.config), parse_changes(changes))
+        study = Study("sweep", f"What is the effect of {' and '.join(axes)}?", base, axes, baseline)
+        execute(study, options, sys.argv[1:])
     return 0

@@ -1,14 +1,14 @@
-r"""Has a teacher write text, for a student to learn from: running text, or pairs of question and answer.
+r"""Generate training text with a teacher: running text, or pairs of question and answer.
 
 jaxdistill synthesize --config configs/x.py --teacher NAME --out FOLDER --ask TEMPLATE [--rows 1000] ...
 
-    --ask "The"                                                       text that begins alike
-    --ask "{text}"                                                    real texts of data.train, gone on with
+    --ask "The"                                                       texts that begin with "The"
+    --ask "{text}"                                                    continuations of the texts of data.train
     --ask "{text}\nQuestion:" --form "Question:(?P<question>.+)\nAnswer:(?P<answer>.+)" --until "\n\n"
 
-The teacher is a decoder of the config, with its tokens (data.tokens). FOLDER becomes a data set:
---config.data.name="synthetic(folder='FOLDER')", whose test split are real texts, those of data.test. The same command
-goes on where it was stopped, and writes the same: row r of part n draws with a key of its own.
+The teacher is a language model of the config that generates text (a decoder), with the tokenizer of data.tokens. Use
+the result as a data set: --config.data.name="synthetic(folder='FOLDER')". Its test split holds the real texts of
+data.test. The same command resumes an interrupted one and writes the same texts, because each row has its own seed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from jaxdistill.core.types import Variables
 from jaxdistill.data.pipeline import Pipeline, Stream
 from jaxdistill.data.text import synthesis
 from jaxdistill.data.text import tokenizer as tokenizers
-from jaxdistill.data.text.synthesis import GIVEN, Ask
+from jaxdistill.data.text.synthesis import PLACEHOLDER, PromptTemplate
 from jaxdistill.data.text.tokens import texts_of
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.models.build import build_model
@@ -35,22 +35,22 @@ from jaxdistill.models.generate import generate
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import resolve
-from jaxdistill.teachers.cache import weights
+from jaxdistill.teachers.cache import weights_hash
 from jaxdistill.teachers.load import load
 from jaxdistill.teachers.teacher import Teacher
 
 
 class Settings(NamedTuple):
-    """How many records are asked for, and how they are drawn.
+    """The settings of text generation.
 
-    teacher: its name in the config
-    rows: answers; those of another form are left out
-    part: answers at once, and in a file
-    length: tokens of a prompt at most; a longer text is cut at its end
-    steps: tokens of an answer at most
+    teacher: name of the teacher in the config
+    rows: number of answers; answers that do not match `--form` are discarded
+    part: number of answers in a batch, and in a file
+    length: largest number of tokens of a prompt; a longer real text is cut at its end
+    steps: largest number of tokens of an answer
     temperature, top_p: see `generate`
     stop: a token that ends an answer, such as `<|endoftext|>`; empty: none
-    field: of the real texts
+    field: field of the records with the real texts
     """
 
     teacher: str
@@ -64,61 +64,83 @@ class Settings(NamedTuple):
     field: str = "text"
 
 
-def synthesize(config: Config, out: Path, ask: Ask, how: Settings, console: Console) -> None:
-    """Writes what a config's teacher says.
+HELP = {
+    "rows": "number of answers; those that do not match --form are discarded",
+    "part": "number of answers in a batch, and in a file",
+    "length": "largest number of tokens of a prompt; a longer real text is cut at its end",
+    "steps": "largest number of tokens of an answer",
+    "temperature": "temperature of sampling; 0 takes the most likely token",
+    "top_p": "sample from the most likely tokens that have this probability together",
+    "stop": "token that ends an answer, such as <|endoftext|>; empty: none",
+    "field": "field of the records with the real texts",
+}
+
+
+def synthesize(config: Config, out: Path, template: PromptTemplate, settings: Settings, console: Console) -> None:
+    """Write texts that a config's teacher generates.
+
+    Args:
+        config: a complete config.
+        out: folder of the data set.
+        template: the prompt, and the format of a record.
+        settings: settings of text generation.
+        console: where progress is printed.
 
     Raises:
-        ConfigError: for whatever is wrong with config, data, teacher or settings, before anything compiles.
+        ConfigError: the config, data, teacher or settings are not usable; raised before any compilation.
     """
-    _check(config, ask, how)
+    _check(config, template, settings)
     resolved = resolve(config, jax.devices())
-    data, teacher = resolved.data, resolved.live_teacher(how.teacher, alone=True)
+    data, teacher = resolved.data, resolved.live_teacher(settings.teacher, alone=True)
     tokenizer = tokenizers.load(_tokenizer(data, teacher))
-    stop = (tokenizers.number(tokenizer, how.stop),) if how.stop else ()
-    given, real = _real(data, ask, how), _texts(data, data.test, how.field)
-    said = _writer(teacher, how, stop)
+    stop = (tokenizers.token_id(tokenizer, settings.stop),) if settings.stop else ()
+    prompt_texts, test_texts = _prompt_texts(data, template, settings), _texts(data, data.test, settings.field)
+    generate_answers = _compiled_generator(teacher, settings, stop)
     about = {
-        "ask": ask._asdict(),
-        **how._asdict(),
+        "ask": template._asdict(),
+        **settings._asdict(),
         "seed": config.seed,
-        "weights": weights(teacher),
+        "weights": weights_hash(teacher),
         "data": data.identity(data.streams["train"]),
     }
     try:
-        synthesis.begin(out, about)
+        synthesis.write_manifest(out, about)
     except ValueError as error:
         raise ConfigError("--out", f"{error}.") from None
-    synthesis.write_test(out, real)
-    for number, part in synthesis.missing(out, how.rows, how.part):
-        rows = [*part] + [part[-1]] * (how.part - len(part))  # all parts of one shape: compiled once
-        prompts = [_encoded(tokenizer, ask, given[row % len(given)], how.length) for row in rows]
-        answers = said(prompts, jax.random.fold_in(jax.random.key(config.seed), number))[: len(part)]
-        found = [ask.record(text) for text in tokenizer.decode_batch(answers)]
-        records = [record for record in found if record is not None]
-        synthesis.write(out, number, records)
-        console.print(f"rows {part.start} to {part.stop - 1}: {len(records)} of the form that was asked for")
+    synthesis.write_test(out, test_texts)
+    for number, part in synthesis.missing_parts(out, settings.rows, settings.part):
+        rows = [*part] + [part[-1]] * (settings.part - len(part))  # one shape for all parts, so that all compile once
+        texts = [prompt_texts[row % len(prompt_texts)] for row in rows]
+        prompts = [_encoded_prompt(tokenizer, template, text, settings.length) for text in texts]
+        answers = generate_answers(prompts, jax.random.fold_in(jax.random.key(config.seed), number))[: len(part)]
+        parsed = [template.record(text) for text in tokenizer.decode_batch(answers)]
+        records = [record for record in parsed if record is not None]
+        synthesis.write_part(out, number, records)
+        console.print(f"rows {part.start} to {part.stop - 1}: {len(records)} match --form")
 
 
-def _check(config: Config, ask: Ask, how: Settings) -> None:
-    if how.teacher not in config.teachers:
-        cure = suggest(how.teacher, config.teachers)
-        raise ConfigError("--teacher", f"the config has no teacher {how.teacher!r}. {cure}")
+def _check(config: Config, template: PromptTemplate, settings: Settings) -> None:
+    if settings.teacher not in config.teachers:
+        cure = suggest(settings.teacher, config.teachers)
+        raise ConfigError("--teacher", f"the config has no teacher {settings.teacher!r}. {cure}")
     if not config.data.tokens:
-        raise ConfigError("data.tokens", "is empty: there is no tokenizer. Set documents(tokenizer=..., length=...).")
-    if min(how.rows, how.part, how.length) < 1:
-        given = f"{how.rows} rows, parts of {how.part}, prompts of {how.length} tokens"
-        raise ConfigError("--rows", f"{given}; give 1 or more of each.")
+        raise ConfigError(
+            "data.tokens", "is empty. Set it to the teacher's tokenizer: documents(tokenizer=..., length=...)."
+        )
+    if min(settings.rows, settings.part, settings.length) < 1:
+        numbers = f"{settings.rows} rows, --part {settings.part}, --length {settings.length}"
+        raise ConfigError("--rows", f"{numbers}; each must be 1 or more.")
     try:
-        re.compile(ask.form)
+        re.compile(template.form)
     except re.error as error:
-        raise ConfigError("--form", f"{ask.form!r} is no regular expression ({error}); correct it.") from None
+        raise ConfigError("--form", f"{template.form!r} is not a regular expression ({error}); correct it.") from None
 
 
 def _tokenizer(data: Pipeline, teacher: Teacher) -> Path:
-    """The tokenizer that the teacher reads."""
-    how = data.tokenization
-    assert how is not None  # as was checked
-    return how.others.get(teacher.prefix, how.file)
+    """Return the tokenizer file of the teacher."""
+    tokenization = data.tokenization
+    assert tokenization is not None  # checked in `_check`
+    return tokenization.others.get(teacher.prefix, tokenization.file)
 
 
 def _texts(data: Pipeline, stream: Stream, field: str) -> list[str]:
@@ -126,72 +148,86 @@ def _texts(data: Pipeline, stream: Stream, field: str) -> list[str]:
     return texts_of(records.take(np.arange(len(records))), field)
 
 
-def _real(data: Pipeline, ask: Ask, how: Settings) -> list[str]:
-    """What `{text}` stands for, row by row."""
-    return _texts(data, data.streams["train"], how.field) if GIVEN in ask.template else [""]
+def _prompt_texts(data: Pipeline, template: PromptTemplate, settings: Settings) -> list[str]:
+    """Return the real texts that replace `{text}` in the prompt, one after the other."""
+    return _texts(data, data.streams["train"], settings.field) if PLACEHOLDER in template.template else [""]
 
 
-def _encoded(tokenizer: Any, ask: Ask, given: str, length: int) -> list[int]:
-    """The tokens of a prompt, whose real text is cut so that it fits."""
+def _encoded_prompt(tokenizer: Any, template: PromptTemplate, text: str, length: int) -> list[int]:
+    """Encode a prompt with a real text, which is cut at its end if the prompt has more than `length` tokens."""
     encode = functools.partial(tokenizer.encode, add_special_tokens=False)
-    over = len(encode(ask.prompt(given)).ids) - length
-    if over > 0:
-        kept = encode(given).offsets[: -over or None]
-        given = given[: kept[-1][1]] if kept else ""
-    ids = encode(ask.prompt(given)).ids
+    excess = len(encode(template.prompt(text)).ids) - length
+    if excess > 0:
+        kept = encode(text).offsets[: -excess or None]
+        text = text[: kept[-1][1]] if kept else ""
+    ids = encode(template.prompt(text)).ids
     if not 0 < len(ids) <= length:
-        raise ConfigError("--ask", f"{ask.template!r} makes {len(ids)} tokens; it needs 1 to {length} (--length).")
+        raise ConfigError(
+            "--ask", f"{template.template!r} has {len(ids)} tokens; it must have 1 to {length} (--length)."
+        )
     return ids
 
 
-def _writer(teacher: Teacher, how: Settings, stop: tuple[int, ...]) -> Callable[..., list[list[int]]]:
-    """`(prompts, key) -> the tokens of the answers`, compiled when it is first called.
+def _compiled_generator(teacher: Teacher, settings: Settings, stop: tuple[int, ...]) -> Callable[..., list[list[int]]]:
+    """Return a function `(prompts, key) -> tokens of the answers`, which compiles at its first call.
 
     Raises:
-        ConfigError: the teacher writes no text, or not so much, or its weights are not there.
+        ConfigError: the teacher cannot generate text, or not so many tokens, or has no weights.
     """
     path = f"{teacher.path}.model"
-    model = build_model(teacher.spec, path, teacher.dtype)  # without its options: it writes, and is not compared
-    ids = jax.ShapeDtypeStruct((how.part, how.length), np.int32)
+    model = build_model(teacher.spec, path, teacher.dtype)  # without the options of teachers.NAME
+    ids = jax.ShapeDtypeStruct((settings.part, settings.length), np.int32)
     _, shapes = abstract_outputs(model, path, {"input_ids": ids})
-    draw: dict[str, Any] = {"steps": how.steps, "temperature": how.temperature, "top_p": how.top_p, "stop": stop}
-    written = functools.partial(generate, model, **draw)
-    lengths, key = jax.ShapeDtypeStruct((how.part,), np.int32), jax.eval_shape(lambda: jax.random.key(0))
+    sampling: dict[str, Any] = {
+        "steps": settings.steps,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "stop": stop,
+    }
+    sampler = functools.partial(generate, model, **sampling)
+    lengths, key = jax.ShapeDtypeStruct((settings.part,), np.int32), jax.eval_shape(lambda: jax.random.key(0))
     try:
-        jax.eval_shape(written, shapes.params, ids, lengths, key)
+        jax.eval_shape(sampler, shapes.params, ids, lengths, key)
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(path, f"writes no text so: {error}.") from None
+        raise ConfigError(path, f"cannot generate text with these settings: {error}.") from None
     variables: Variables = load(teacher.replaced(network=model), {"input_ids": ids})
-    compiled = jax.jit(written)
+    compiled = jax.jit(sampler)
 
-    def said(prompts: list[list[int]], key: jax.Array) -> list[list[int]]:
-        filled = np.zeros((how.part, how.length), np.int32)
+    def generate_answers(prompts: list[list[int]], key: jax.Array) -> list[list[int]]:
+        padded = np.zeros((settings.part, settings.length), np.int32)
         for row, prompt in enumerate(prompts):
-            filled[row, : len(prompt)] = prompt
+            padded[row, : len(prompt)] = prompt
         with jax.set_mesh(teacher.mesh):
-            found = jax.device_get(compiled(variables.params, filled, np.array([*map(len, prompts)], np.int32), key))
-        rows = zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)
+            answers = jax.device_get(compiled(variables.params, padded, np.array([*map(len, prompts)], np.int32), key))
+        rows = zip(answers.tokens.tolist(), answers.lengths.tolist(), strict=True)
         return [[token for token in tokens[:count] if token not in stop] for tokens, count in rows]
 
-    return said
+    return generate_answers
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    words = cli.parser("synthesize", __doc__)
-    words.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="for the records")
-    words.add_argument("--teacher", required=True, metavar="NAME", help="of the config, a decoder")
-    escaped: Any = lambda text: text.replace("\\n", "\n")  # what a shell cannot easily say
-    words.add_argument("--ask", required=True, metavar="TEMPLATE", type=escaped, help="the prompt; {text}: a real text")
-    words.add_argument("--form", default=Ask("").form, metavar="REGEX", help="of a record; named groups become fields")
-    words.add_argument("--until", default="", metavar="TEXT", type=escaped, help="where an answer ends")
+    """Run the command line and return the exit code."""
+    parser = cli.parser("synthesize", __doc__)
+    parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="folder for the data set")
+    parser.add_argument("--teacher", required=True, metavar="NAME", help="name of a teacher that generates text")
+    escaped: Any = lambda text: text.replace("\\n", "\n")  # a line break is hard to type in a shell
+    parser.add_argument(
+        "--ask", required=True, metavar="TEMPLATE", type=escaped, help="the prompt; {text} stands for a real text"
+    )
+    parser.add_argument(
+        "--form",
+        default=PromptTemplate("").form,
+        metavar="REGEX",
+        help="regex of a record; named groups become fields",
+    )
+    parser.add_argument("--until", default="", metavar="TEXT", type=escaped, help="text that ends an answer")
     for name, default in Settings("")._asdict().items():
         if name != "teacher":
-            option = f"--{name.replace('_', '-')}"
-            words.add_argument(option, default=default, type=type(default), metavar="X", help=f"default {default!r}")
+            option, text = f"--{name.replace('_', '-')}", f"{HELP[name]}; default {default!r}"
+            parser.add_argument(option, default=default, type=type(default), metavar="X", help=text)
 
-    def work(known: argparse.Namespace, config: Config) -> None:
-        how = Settings(**{name: getattr(known, name) for name in Settings._fields})
-        synthesize(config, known.out, Ask(known.ask, known.form, known.until), how, Console())
+    def work(options: argparse.Namespace, config: Config) -> None:
+        settings = Settings(**{name: getattr(options, name) for name in Settings._fields})
+        synthesize(config, options.out, PromptTemplate(options.ask, options.form, options.until), settings, Console())
 
-    return cli.answer(words, argv, work)
+    return cli.run_command(parser, argv, work)

@@ -1,4 +1,4 @@
-"""Distils a student from its teachers, as a config says."""
+"""Distil a student from its teachers, as described by a config."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,35 +12,35 @@ examples:
   jaxdistill train --config configs/quickstart.py --workdir runs/one
   jaxdistill train --config configs/quickstart.py --workdir runs/two --config.steps=500 \\
       "--config.objective.kd.term=kd(temperature=linear(start=8, end=2))"
-  jaxdistill train --config runs/two/config.json --workdir runs/again               the same run once more
+  jaxdistill train --config runs/two/config.json --workdir runs/again               repeat a run
 
 The same command resumes a run that was stopped or killed. `python -m jaxdistill.main` does the same as `jaxdistill`.
-Exit codes: 0 done, or stopped and saved; 2 a mistake in the config; 3 the loss is not finite; 4 no usable checkpoint;
-5 another process of the run is gone: start all of them.
+Exit codes: 0 done, or stopped and saved; 2 an error in the config; 3 the loss is not finite; 4 no usable checkpoint;
+5 another process of the run died: start all processes again.
 
-every key, with its default:
+all config keys, with their defaults:
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of the command."""
+    """Make the parser of the command."""
     keys = "\n".join(
         f"  --config.{path}={default}\n        {doc}" if default else f"\n  {path}: {doc}"
         for path, default, doc in describe()
     )
-    words = cli.parser("train", __doc__, EPILOG + keys)
-    words.add_argument(
-        "--workdir", required=True, metavar="DIR", help="for checkpoints, logs, results.json, report.html"
+    train_parser = cli.parser("train", __doc__, EPILOG + keys)
+    train_parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="folder for checkpoints, logs, results.json and report.html"
     )
-    return words
+    return train_parser
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
 
-    def work(known: argparse.Namespace, config: Config) -> int:
-        from jaxdistill.run.launch import launch  # JAX starts here: a mistake in the words above shows at once
+    def work(options: argparse.Namespace, config: Config) -> int:
+        from jaxdistill.run.launch import launch  # imports JAX, after the arguments and the config are checked
 
-        return launch(config, known.workdir, source(known.config))
+        return launch(config, options.workdir, source(options.config))
 
-    return cli.answer(parser(), argv, work)
+    return cli.run_command(parser(), argv, work)

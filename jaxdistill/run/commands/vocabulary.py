@@ -1,10 +1,10 @@
-"""Cuts a vocabulary to the texts of a config: fewer rows in the embedding, which is most of a small language model.
+"""Reduce a vocabulary to the tokens that the training texts use, which makes the embedding of a small model smaller.
 
 jaxdistill vocabulary --config configs/x.py --out FOLDER [--most 8000] [--config.a.b=value ...]
 
-The tokens that the config's training texts use stay, with the special ones and the single characters. FOLDER gets a
-tokenizer.json with new numbers, for `data.tokens`, and the list of what was kept, for `pretrained(..., keep=FOLDER)`
-of the student and of its teachers alike.
+The reduced vocabulary keeps the tokens that the config's training texts use, all special tokens and all single
+characters. FOLDER gets a tokenizer.json with new token numbers, for `data.tokens`, and the list of the tokens that were
+kept, for `pretrained(..., keep=FOLDER)` of the student and of its teachers.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdistill.compress.vocabulary import kept, used, write
+from jaxdistill.compress.vocabulary import count_tokens, select_tokens, write
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
@@ -24,36 +24,36 @@ from jaxdistill.run.resolve import resolve
 
 
 def cut(config: Config, out: Path, most: int) -> str:
-    """Writes the vocabulary of a config's training texts; returns what was done, in a sentence.
+    """Write the vocabulary of a config's training texts and return a sentence about the result.
 
     Raises:
-        ConfigError: the config names no tokenizer, or its data are not to be had.
+        ConfigError: the config has no tokenizer, or its data cannot be read.
     """
     data = resolve(config, jax.devices()).data
-    how = data.tokenization
-    if how is None:
-        raise ConfigError("data.tokens", "is empty: there is no tokenizer whose vocabulary could be cut.")
-    tokenizer, columns, size = json.loads(how.file.read_text(encoding="utf-8")), [], 0
+    tokenization = data.tokenization
+    if tokenization is None:
+        raise ConfigError("data.tokens", "is empty. Set it to the tokenizer whose vocabulary is to be reduced.")
+    tokenizer, columns, size = json.loads(tokenization.file.read_text(encoding="utf-8")), [], 0
     for stream in data.streams.values():
         records = data.open(stream)
         rows = records.take(np.arange(len(records)))
         columns.append(rows["input_ids"])
         size = records.vocabulary or 0
     try:
-        ids = kept(tokenizer, used(columns, size), most)
+        ids = select_tokens(tokenizer, count_tokens(columns, size), most)
     except ValueError as error:
         raise ConfigError("data.tokens", f"{error}.") from None
     write(out, tokenizer, ids, size)
-    return f"{len(ids)} of {size} tokens are kept, in {out}"
+    return f"kept {len(ids)} of {size} tokens in {out}"
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    words = cli.parser("vocabulary", __doc__)
-    words.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="for the cut vocabulary")
-    words.add_argument("--most", default=0, metavar="N", type=int, help="how many tokens at most; 0: all that occur")
+    """Run the command line and return the exit code."""
+    parser = cli.parser("vocabulary", __doc__)
+    parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="folder for the reduced vocabulary")
+    parser.add_argument("--most", default=0, metavar="N", type=int, help="keep at most N tokens; 0: all that occur")
 
-    def work(known: argparse.Namespace, config: Config) -> None:
-        sys.stdout.write(cut(config, known.out, known.most) + "\n")
+    def work(options: argparse.Namespace, config: Config) -> None:
+        sys.stdout.write(cut(config, options.out, options.most) + "\n")
 
-    return cli.answer(words, argv, work)
+    return cli.run_command(parser, argv, work)

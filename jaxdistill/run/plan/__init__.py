@@ -1,1 +1,1 @@
-"""A training step compiled ahead of time, for devices that are not there."""
+"""Compile a training step ahead of time, for devices that this machine does not have."""

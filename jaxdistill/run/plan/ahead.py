@@ -1,6 +1,6 @@
-"""From a config to its compiled step: the run's own parts and engine, on shapes alone.
+"""Compile the training step of a config ahead of time, with the same parts and engine as a run.
 
-No weights are read, and no array of a model's size is made: teachers are shapes with shardings.
+No weights are read and no array of a model's size is allocated: all values are shapes with shardings.
 """
 
 import math
@@ -23,16 +23,16 @@ from jaxdistill.run.train import References, make_engine
 
 
 class Plan(NamedTuple):
-    """What is known of a step before it runs.
+    """The properties of a compiled training step, which is not run.
 
-    mesh: sizes by axis
-    tokens: or rows, of a step
-    held: bytes on each device all the time, by kind
-    temporaries: bytes on each device while a step runs; None where it does not fit
-    device: what one device does in a step; None where it does not fit
-    flops: of one step, over all devices, each counted once
-    seconds: that tracing and compiling took, and how much of the processor
-    why: it does not fit; empty: it does
+    mesh: sizes of the mesh, by axis
+    tokens: tokens (or rows) of a step
+    held: bytes on each device for values that stay between steps, by kind
+    temporaries: bytes on each device during a step; None: the step does not fit
+    device: the work of one device in a step; None: the step does not fit
+    flops: FLOPs of a step over all devices; work that several devices repeat is counted once
+    seconds: time of tracing and compiling, and their processor time
+    why: the reason why the step does not fit; empty: it fits
     """
 
     mesh: dict[str, int]
@@ -46,33 +46,33 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config, topology: Topology) -> Plan:
-    """Compiles the student's step of a config for a topology.
+    """Compile the student's training step for a topology.
 
     Raises:
-        ConfigError: for whatever is wrong with the config, before anything compiles.
+        ConfigError: the config breaks a rule; raised before any compilation.
     """
-    engine, frozen, mesh, tokens = prepared(config, topology)
+    engine, frozen, mesh, tokens = prepare(config, topology)
     start, busy = time.perf_counter(), time.process_time()
-    assert engine.traced is not None  # of jit
+    assert engine.traced is not None  # the engine is that of jit
     traced = engine.traced()
     seconds, counted = {"trace": time.perf_counter() - start}, flops(traced.jaxpr)
-    found: dict[str, Any] = {"temporaries": None, "device": None, "why": ""}
+    results: dict[str, Any] = {"temporaries": None, "device": None, "why": ""}
     start = time.perf_counter()
     try:
         compiled = traced.lower().compile()
         memory = compiled.memory_analysis()
-        found["temporaries"] = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        found["device"] = device(compiled.as_text(), mesh.size)
+        results["temporaries"] = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        results["device"] = device(compiled.as_text(), mesh.size)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found["why"] = _short(str(error))
+        results["why"] = _short(str(error))
     seconds |= {"compile": time.perf_counter() - start, "of the processors": time.process_time() - busy}
-    return Plan(dict(mesh.shape), tokens, _held(engine, frozen, config), flops=counted, seconds=seconds, **found)
+    return Plan(dict(mesh.shape), tokens, _held(engine, frozen, config), flops=counted, seconds=seconds, **results)
 
 
-def prepared(config: Config, topology: Topology) -> tuple[Engine, tuple[Variables, ...], Mesh, int]:
-    """The run's engine for a topology, its teachers as shapes, its mesh, and how many tokens (or rows) a step has."""
+def prepare(config: Config, topology: Topology) -> tuple[Engine, tuple[Variables, ...], Mesh, int]:
+    """Return the engine, the teachers' variables as shapes, the mesh, and the number of tokens (or rows) of a step."""
     _check(config, topology)
     resolved = resolve(config, topology.devices)
     resolved.check_run()
@@ -85,52 +85,52 @@ def prepared(config: Config, topology: Topology) -> tuple[Engine, tuple[Variable
 
 
 def _check(config: Config, topology: Topology) -> None:
-    """A plan is of jit over all chips of a topology.
+    """Check that the config uses jit and all chips of the topology.
 
     Raises:
-        ConfigError: the config asks for something else.
+        ConfigError: the config uses another backend, fewer chips, or an option that a plan does not support.
     """
     if config.mesh.backend != "jit":
-        raise ConfigError("mesh.backend", f"{config.mesh.backend!r} is not planned; set 'jit', which pods run.")
+        raise ConfigError("mesh.backend", f"{config.mesh.backend!r} is not supported by `jaxdistill plan`; set 'jit'.")
     resolved, chips = resolve(config, topology.devices), len(topology.devices)
-    for entry in resolved.entries.values():
-        if lack := entry.lacks("planning"):
-            raise ConfigError(f"{entry.path}.{lack[0]}", f"{lack[1]}; set it to ''.")
+    for teacher in resolved.teacher_configs.values():
+        if lack := teacher.lacks("planning"):
+            raise ConfigError(f"{teacher.path}.{lack[0]}", f"{lack[1]}; set it to ''.")
     shape = resolved.mesh.shape
     if math.prod(shape.values()) != chips:
-        said = f"{dict(shape)} takes {math.prod(shape.values())} of the {chips} chips of {topology.name}"
-        raise ConfigError("mesh", f"{said}. Every one must take part; set one size to -1.")
+        problem = f"{dict(shape)} uses {math.prod(shape.values())} of the {chips} chips of {topology.name}"
+        raise ConfigError("mesh", f"{problem}. A plan needs all chips; set one size to -1.")
 
 
 def _held(engine: Engine, frozen: tuple[Variables, ...], config: Config) -> dict[str, int]:
-    """Bytes on each device, by kind."""
+    """Return the bytes on each device of values that stay between steps, by kind."""
     ts = engine.abstract
-    further = {role: tree for role, tree in ts.params.items() if role != "student"}
+    other_roles = {role: tree for role, tree in ts.params.items() if role != "student"}
     held = {
-        "student": share(ts.params["student"]),
-        "other parameters": share(further),
-        "state": share(ts.state),
-        "optimiser": share(ts.opt_state),
+        "student": bytes_per_device(ts.params["student"]),
+        "other parameters": bytes_per_device(other_roles),
+        "state": bytes_per_device(ts.state),
+        "optimiser": bytes_per_device(ts.opt_state),
     }
-    held |= {f"teacher {name}": share(values) for name, values in zip(config.teachers, frozen, strict=True)}
+    held |= {f"teacher {name}": bytes_per_device(values) for name, values in zip(config.teachers, frozen, strict=True)}
     return {kind: size for kind, size in held.items() if size}
 
 
-def share(tree: PyTree) -> int:
-    """Bytes that one device holds of a tree of shapes with shardings."""
+def bytes_per_device(tree: PyTree) -> int:
+    """Return the bytes that one device holds of a tree of shapes with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-NEEDS = (  # what XLA says of memory that does not suffice: of all of it, or of temporaries alone
+OUT_OF_MEMORY = (  # XLA's messages about too little memory, for all of it and for temporaries alone
     (r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", "it needs"),
     (r"HLO temporaries \(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", "its temporaries need"),
 )
 
 
 def _short(error: str) -> str:
-    """What a compiler says of memory that does not suffice, without its listing of buffers."""
+    """Shorten XLA's out-of-memory message, which lists all buffers."""
     text = " ".join(error.split())
-    for pattern, said in NEEDS:
-        if found := re.search(pattern, text):
-            return f"{said} {found[1]} of the {found[2]} of a chip's memory"
+    for pattern, subject in OUT_OF_MEMORY:
+        if match := re.search(pattern, text):
+            return f"{subject} {match[1]} of the {match[2]} of a chip's memory"
     return text[:300]

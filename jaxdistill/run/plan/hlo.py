@@ -1,6 +1,8 @@
-"""The text of a compiled program, read: which instructions one device runs, and how often.
+"""Parse the HLO text of a compiled program: which instructions one device executes, and how often.
 
-XLA writes an instruction a line, `%name = type operation(%operands), attributes`, in computations that call each other.
+XLA writes one instruction per line, `%name = type operation(%operands), attributes`, in computations that call each
+other. Starting from the entry computation, every call multiplies the count of the called instructions: a loop by its
+trip count, one of n branches by 1 / n.
 """
 
 import re
@@ -13,53 +15,62 @@ NAME = re.compile(r"%([\w.-]+)")
 
 
 class Instruction(NamedTuple):
-    """One line. home: its computation; given: what stands in its parentheses; more: its attributes."""
+    """One line of HLO text.
 
-    home: str
+    computation: name of the computation that holds the instruction
+    name: name of the result
+    type: type of the result
+    operation: such as "dot"
+    operand_text: text in parentheses after the operation
+    attributes: text after the parentheses
+    """
+
+    computation: str
     name: str
     type: str
     operation: str
-    given: str
-    more: str
+    operand_text: str
+    attributes: str
 
     @property
     def operands(self) -> list[str]:
-        """Names of what it reads, all of its own computation."""
-        return NAME.findall(self.given)
+        """Return the names of the operands, which belong to the same computation."""
+        return NAME.findall(self.operand_text)
 
     def attribute(self, name: str) -> list[str]:
-        """The names that an attribute holds: `body=%a`, `branch_computations={%a, %b}`."""
-        found = re.search(rf"\b{name}=(\{{[^}}]*\}}|%[\w.-]+)", self.more)
-        return NAME.findall(found[1]) if found else []
+        """Return the names in an attribute, such as `body=%a` or `branch_computations={%a, %b}`."""
+        match = re.search(rf"\b{name}=(\{{[^}}]*\}}|%[\w.-]+)", self.attributes)
+        return NAME.findall(match[1]) if match else []
 
 
 Computation = dict[str, Instruction]
 
 
-class Executed(NamedTuple):
-    """An instruction, the types of what it reads, and how often it runs."""
+class ExecutedInstruction(NamedTuple):
+    """An instruction, the types of its operands, and how often it is executed."""
 
     instruction: Instruction
     operands: list[str]
     times: float
 
 
-def executed(text: str) -> Iterator[Executed]:
-    """All instructions that one device runs. Of n branches each runs 1 / n times, since nobody knows which."""
+def executed_instructions(text: str) -> Iterator[ExecutedInstruction]:
+    """Yield all instructions that one device executes; each of n branches counts 1 / n times."""
     computations, entry = _parse(text)
 
-    def walk(name: str, times: float) -> Iterator[Executed]:
-        home = computations[name]
-        for each in home.values():
-            yield Executed(each, [home[operand].type for operand in each.operands if operand in home], times)
-            for inner, turns in _called(each, computations):
-                yield from walk(inner, times * turns)
+    def walk(name: str, times: float) -> Iterator[ExecutedInstruction]:
+        instructions = computations[name]
+        for each in instructions.values():
+            types = [instructions[operand].type for operand in each.operands if operand in instructions]
+            yield ExecutedInstruction(each, types, times)
+            for inner, count in _called(each, computations):
+                yield from walk(inner, times * count)
 
     yield from walk(entry, 1)
 
 
 def _parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Computations by name, and the name of the one that is the program."""
+    """Parse all computations, by name; also return the name of the entry computation."""
     computations: dict[str, Computation] = {}
     current, entry = "", ""
     for line in text.splitlines():
@@ -67,33 +78,33 @@ def _parse(text: str) -> tuple[dict[str, Computation], str]:
             current = head[2]
             computations[current] = {}
             entry = current if head[1] else entry
-        elif current and (found := LINE.match(line)):
-            computations[current][found[1]] = _instruction(current, found[1], found[2])
+        elif current and (match := LINE.match(line)):
+            computations[current][match[1]] = _instruction(current, match[1], match[2])
     return computations, entry
 
 
-def _instruction(home: str, name: str, text: str) -> Instruction:
-    end = _closed(text) if text.startswith("(") else text.index(" ")
+def _instruction(computation: str, name: str, text: str) -> Instruction:
+    end = _closing_position(text) if text.startswith("(") else text.index(" ")
     operation, _, rest = text[end:].strip().partition("(")
-    inside = _closed("(" + rest) - 2
-    return Instruction(home, name, text[:end], operation, rest[:inside], rest[inside + 1 :])
+    inside = _closing_position("(" + rest) - 2
+    return Instruction(computation, name, text[:end], operation, rest[:inside], rest[inside + 1 :])
 
 
-def _closed(text: str) -> int:
-    """The place behind the parenthesis that closes the first one."""
+def _closing_position(text: str) -> int:
+    """Return the position after the parenthesis that closes the first one."""
     depth = 0
-    for found in re.finditer(r"[()]", text):
-        depth += 1 if found[0] == "(" else -1
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
         if not depth:
-            return found.end()
+            return match.end()
     return len(text)
 
 
 def _called(each: Instruction, computations: dict[str, Computation]) -> Iterator[tuple[str, float]]:
-    """The computations that an instruction runs, and how often."""
+    """Yield the computations that an instruction calls, and how often."""
     match each.operation:
         case "while":
-            yield each.attribute("body")[0], turns(each, computations)
+            yield each.attribute("body")[0], trip_count(each, computations)
         case "call":
             yield each.attribute("to_apply")[0], 1
         case "fusion" | "async-start":
@@ -104,23 +115,23 @@ def _called(each: Instruction, computations: dict[str, Computation]) -> Iterator
             yield from ((name, 1 / len(branches)) for name in branches)
 
 
-def turns(loop: Instruction, computations: dict[str, Computation]) -> int:
-    """How often a loop's body runs: as XLA notes it, or up to the bound that its counter is compared with."""
-    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.more):
-        return int(noted[1])
+def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
+    """Return the trip count of a loop: XLA's own annotation, or the bound that the loop counter is compared with."""
+    if annotation := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(annotation[1])
     condition = computations[loop.attribute("condition")[0]]
-    compared = next((each for each in condition.values() if "direction=LT" in each.more), None)
+    compared = next((each for each in condition.values() if "direction=LT" in each.attributes), None)
     if compared is None:
         return 1
     counter, bound = (condition[name] for name in compared.operands)
-    begun = _begun(computations[loop.home], loop, re.search(r"index=(\d+)", counter.more))
-    return int(bound.given) - begun if bound.given.isdigit() else 1
+    start = _first_count(computations[loop.computation], loop, re.search(r"index=(\d+)", counter.attributes))
+    return int(bound.operand_text) - start if bound.operand_text.isdigit() else 1
 
 
-def _begun(home: Computation, loop: Instruction, index: re.Match[str] | None) -> int:
-    """What a loop's counter is before its first turn: 0, but for a loop whose first turns stand before it."""
-    initial = home[loop.operands[0]]
+def _first_count(computation: Computation, loop: Instruction, index: re.Match[str] | None) -> int:
+    """Return the initial value of a loop counter: 0, unless XLA has moved the first iterations out of the loop."""
+    initial = computation[loop.operands[0]]
     if index is None or initial.operation != "tuple":
         return 0
-    first = home[initial.operands[int(index[1])]]
-    return int(first.given) if first.operation == "constant" and first.given.isdigit() else 0
+    first = computation[initial.operands[int(index[1])]]
+    return int(first.operand_text) if first.operation == "constant" and first.operand_text.isdigit() else 0

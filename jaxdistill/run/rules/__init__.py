@@ -1,1 +1,1 @@
-"""The rules that a config may break, by what they look at. `run/validate.py` lists all of them."""
+"""The rules that a config must keep, grouped by what they check. `run/validate.py` lists all of them."""

@@ -1,4 +1,4 @@
-"""Rules about the records of a run, from their descriptions alone."""
+"""Rules about the records of a run, checked on their descriptions alone."""
 
 from pathlib import Path
 
@@ -6,37 +6,37 @@ import numpy as np
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.data import datasets
-from jaxdistill.data.image.processors import forms
+from jaxdistill.data.image.processors import preprocessing_specs
 from jaxdistill.data.splits import share_records
 from jaxdistill.data.store import Manifest, StoreError, differences, read_manifest
 from jaxdistill.run.views import DataView
 
 SELECT, ORDER = "data.select", "data.order"
-UNCHANGED = "Write it: jaxdistill cache --config ... with the same data, and data.augment=()"  # records as they are
+WRITE_CACHE = "Write it: jaxdistill cache --config ... with the same data, and data.augment=()"
 
 
 def specs_are_known(view: DataView) -> None:
-    """Data set, tokenization, selection, order and transforms are known; nothing is read or fetched yet."""
-    datasets.known(view.data.name, view.data.folder)
+    """The data set, tokenization, selection, order and transforms exist; this check reads and downloads nothing."""
+    datasets.check_name(view.data.name, view.data.folder)
     _ = view.data.tokenization, view.data.selection, view.data.ordering
 
 
-def images_have_one_form(view: DataView) -> None:
-    """Teachers trained here and further streams see images of the form in which the student sees them."""
+def images_are_preprocessed_alike(view: DataView) -> None:
+    """Teachers trained in this run and additional streams preprocess images as the student does."""
     config = view.config
     trained = {name: entry for name, entry in config.teachers.items() if entry.steps and not entry.checkpoint}
     others = {f"teachers.{name}.augment": entry.augment for name, entry in trained.items()}
     others |= {f"streams.{name}.augment": entry.augment for name, entry in config.streams.items()}
-    wanted = forms(config.data.augment)
+    wanted = preprocessing_specs(config.data.augment)
     for path, augment in others.items():
-        if forms(augment) != wanted:
-            theirs, ours = (", ".join(each) or "as they are" for each in (forms(augment), wanted))
-            cure = "What draws nothing must be the same in both"
-            raise ConfigError(path, f"its images are {theirs}, those of data.augment {ours}. {cure}.")
+        if preprocessing_specs(augment) != wanted:
+            theirs, ours = (", ".join(each) or "nothing" for each in (preprocessing_specs(augment), wanted))
+            cure = "Use the same transforms without randomness in both"
+            raise ConfigError(path, f"preprocesses images by {theirs}, but data.augment by {ours}. {cure}.")
 
 
 def records_can_be_read(view: DataView) -> None:
-    """Every split is there."""
+    """Every split exists."""
     _ = view.data.descriptions, view.data.test_description
 
 
@@ -44,48 +44,51 @@ def test_records_have_labels(view: DataView) -> None:
     """The test records have labels."""
     if "label" not in view.data.test_description.fields:
         raise ConfigError(
-            "data.name", f"the records of {view.data.name!r} have no field 'label', which accuracy needs."
+            "data.name",
+            f"the records of {view.data.name!r} have no field 'label'; choose a data set with labels.",
         )
 
 
-def test_records_look_alike(view: DataView) -> None:
+def test_records_match_training_records(view: DataView) -> None:
     """The test records have the fields and shapes of the training records."""
     if view.data.descriptions["train"].fields != view.data.test_description.fields:
         data = view.config.data
-        raise ConfigError("data.test", f"{data.test!r} differs from {data.train!r} in fields or shapes.")
+        raise ConfigError(
+            "data.test", f"{data.test!r} differs from {data.train!r} in fields or shapes; choose another."
+        )
 
 
 def quiz_is_disjoint(view: DataView) -> None:
-    """A quiz shares no record with what the student learns from or is evaluated on."""
+    """The stream `quiz` shares no record with the training and test splits."""
     quiz = view.data.streams.get("quiz")
     if quiz is None:
         return
     size = lambda split: view.data.describe(quiz._replace(split=split)).records
     for key in ("train", "test"):
         if share_records(quiz.split, view.config.data[key], size):
-            cure = "Choose others, such as data.train='train[:90%]' and streams.quiz.split='train[90%:]'"
-            why = f"{quiz.split!r} has records of data.{key}={view.config.data[key]!r}"
-            raise ConfigError("streams.quiz.split", f"{why}. {cure}.")
+            cure = "Choose other records, such as data.train='train[:90%]' and streams.quiz.split='train[90%:]'"
+            problem = f"{quiz.split!r} shares records with data.{key}={view.config.data[key]!r}"
+            raise ConfigError("streams.quiz.split", f"{problem}. {cure}.")
 
 
 def order_is_possible(view: DataView) -> None:
-    """Records are ordered by a field of whole numbers that they have."""
-    order, described = view.data.ordering, view.data.descriptions["train"]
+    """Records are ordered by a field that exists and holds one integer per record."""
+    order, description = view.data.ordering, view.data.descriptions["train"]
     if order is None:
         return
-    shape, kind = described.fields.get(order.field, ((-1,), "O"))
-    if shape or np.dtype(kind).kind not in "iu":
-        known = ", ".join(name for name, (shape, kind) in described.fields.items() if not shape)
-        raise ConfigError(ORDER, f"the records have no whole number {order.field!r}. Choose one of {known}.")
-    if order.field == "label" and described.classes is not None:
-        beyond = sorted({c for group in order.groups for c in group if not 0 <= c < described.classes})
-        if beyond:
-            why = f"no record has the class {beyond[0]}; there are {described.classes}, from 0"
-            raise ConfigError(ORDER, f"{view.data.order!r}: {why}. Leave it out.")
+    shape, dtype = description.fields.get(order.field, ((-1,), "O"))
+    if shape or np.dtype(dtype).kind not in "iu":
+        known = ", ".join(name for name, (shape, _) in description.fields.items() if not shape)
+        raise ConfigError(ORDER, f"the records have no integer field {order.field!r}. Choose one of {known}.")
+    if order.field == "label" and description.classes is not None:
+        unknown = sorted({c for group in order.groups for c in group if not 0 <= c < description.classes})
+        if unknown:
+            problem = f"no record has the class {unknown[0]}; there are {description.classes}, from 0"
+            raise ConfigError(ORDER, f"{view.data.order!r}: {problem}. Leave this class out.")
 
 
 def selection_is_possible(view: DataView) -> None:
-    """Records are selected by caches of their own teachers, without augmentation, and by labels that they have."""
+    """A selection by hardness needs caches of the same records without augmentation, and labels if by='loss'."""
     selection = view.data.selection
     if selection is None:
         return
@@ -93,14 +96,14 @@ def selection_is_possible(view: DataView) -> None:
     for folder, manifest in zip(selection.caches, manifests, strict=True):
         identity = manifest.about["identity"]
         if "draws" in identity:
-            raise ConfigError(SELECT, f"{folder!r} holds rows of an augmented run, and no record's. {UNCHANGED}.")
+            raise ConfigError(SELECT, f"{folder!r} is a cache of augmented batches, not of records. {WRITE_CACHE}.")
         if "draws" in identity["kept"]:
-            raise ConfigError(SELECT, f"{folder!r} holds draws, of which none tells how hard a record is. {UNCHANGED}.")
+            raise ConfigError(SELECT, f"{folder!r} holds draws, which do not say how hard a record is. {WRITE_CACHE}.")
         if other := differences(identity["data"], view.data.identity(view.data.streams["train"])):
-            raise ConfigError(SELECT, f"{folder!r} is of other data: {'; '.join(other)}. {UNCHANGED}.")
+            raise ConfigError(SELECT, f"{folder!r} is a cache of other data: {'; '.join(other)}. {WRITE_CACHE}.")
         if manifest.about["classes"] != manifests[0].about["classes"]:
             both = " and ".join(map(repr, (selection.caches[0], folder)))
-            raise ConfigError(SELECT, f"the teachers of {both} have unlike classes. Choose others.")
+            raise ConfigError(SELECT, f"the teachers of {both} have different numbers of classes. Choose other caches.")
     if selection.by == "loss" and "label" not in view.data.descriptions["train"].fields:
         raise ConfigError(SELECT, "by='loss' needs labels, and the records have none. Choose by='entropy'.")
 
@@ -109,4 +112,4 @@ def _manifest(folder: str) -> Manifest:
     try:
         return read_manifest(Path(folder).expanduser() / "train")
     except StoreError as error:
-        raise ConfigError(SELECT, f"{error}. {UNCHANGED}.") from None
+        raise ConfigError(SELECT, f"{error}. {WRITE_CACHE}.") from None

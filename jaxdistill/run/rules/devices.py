@@ -1,4 +1,4 @@
-"""Rules about devices and batches, from a config's text alone."""
+"""Rules about devices and batches, checked on the config alone."""
 
 from collections.abc import Mapping
 
@@ -7,104 +7,105 @@ import jax
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.parallel.mesh import mesh_shape
 from jaxdistill.run.config import Config
-from jaxdistill.run.views import Text
+from jaxdistill.run.views import ConfigView
 from jaxdistill.teachers.submesh import KEY
 
 
-def one_way_of_delivery(text: Text) -> None:
-    """At most one option changes how a teacher's outputs reach the student."""
-    for entry in text.entries.values():
-        first, *more = [option.key for option, _ in entry.set_options() if option.delivers] or [""]
-        if more:
-            why = f"its outputs are read, by {entry.path}.{more[0]}"
-            raise ConfigError(f"{entry.path}.{first}", f"{why}. Leave one of the two out.")
+def teachers_have_one_delivery(view: ConfigView) -> None:
+    """A teacher has at most one option that changes how its outputs reach the student."""
+    for teacher in view.teacher_configs.values():
+        first, *others = [option.key for option, _ in teacher.set_options() if option.delivers] or [""]
+        if others:
+            problem = f"the outputs of this teacher are already delivered by {teacher.path}.{others[0]}"
+            raise ConfigError(f"{teacher.path}.{first}", f"{problem}. Leave one of the two out.")
 
 
-def teachers_with_own_devices(text: Text) -> None:
-    """Teachers with devices of their own run under jit, in one process, and leave devices for the student."""
-    backend, left = text.config.mesh.backend, text.devices
-    for entry in text.entries.values():
-        for capability, happens in (("pmap", backend == "pmap"), ("processes", jax.process_count() > 1)):
-            if happens and (lack := entry.lacks(capability)):
-                option, why = lack
-                said = f"with {backend} in {jax.process_count()} process(es): {why}"
+def teachers_with_own_devices(view: ConfigView) -> None:
+    """Teachers on separate devices need the jit backend and one process, and leave devices for the student."""
+    backend, free = view.config.mesh.backend, view.devices
+    for teacher in view.teacher_configs.values():
+        for capability, required in (("pmap", backend == "pmap"), ("processes", jax.process_count() > 1)):
+            if required and (lack := teacher.lacks(capability)):
+                option, reason = lack
+                problem = f"does not work with {backend} in {jax.process_count()} process(es): {reason}"
                 raise ConfigError(
-                    f"{entry.path}.{option}", f"{said}. Leave it out, or set mesh.backend='jit', in one process."
+                    f"{teacher.path}.{option}", f"{problem}. Leave it out, or set mesh.backend='jit', in one process."
                 )
-        own = entry.devices()
-        if own >= left:
-            why = f"{own} devices of {left} leave none for the student"
-            raise ConfigError(f"{entry.path}.{KEY}", f"{why}. Lower devices.")
-        left -= own
+        count = teacher.devices()
+        if count >= free:
+            problem = f"{count} of {free} free devices leave none for the student"
+            raise ConfigError(f"{teacher.path}.{KEY}", f"{problem}. Lower devices.")
+        free -= count
 
 
-def student_mesh(config: Config, own: int, devices: int) -> tuple[int, int, int]:
-    """The shape of the student's mesh.
+def student_mesh(config: Config, teacher_devices: int, devices: int) -> tuple[int, int, int]:
+    """Compute the shape of the student's mesh.
 
     Args:
-        config: of the run.
-        own: devices that teachers have for themselves.
-        devices: how many there are.
+        config: config of the run.
+        teacher_devices: number of devices that are reserved for teachers.
+        devices: number of all devices.
 
     Raises:
-        ConfigError: it needs more devices than are left.
+        ConfigError: the mesh needs more devices than are left.
     """
-    mesh, left = config.mesh, devices - own
+    mesh = config.mesh
     try:
-        return mesh_shape(mesh.data, mesh.fsdp, mesh.tensor, left)
+        return mesh_shape(mesh.data, mesh.fsdp, mesh.tensor, devices - teacher_devices)
     except ValueError as error:
-        taken = f" ({own} of {devices} are teachers' own)" if own else ""
-        raise ConfigError("mesh", f"{error}{taken}.") from None
+        reserved = f" ({teacher_devices} of {devices} are reserved for teachers)" if teacher_devices else ""
+        raise ConfigError("mesh", f"{error}{reserved}.") from None
 
 
-def _shape(text: Text) -> tuple[int, int, int]:
-    return student_mesh(text.config, sum(entry.devices() for entry in text.entries.values()), text.devices)
+def _shape(view: ConfigView) -> tuple[int, int, int]:
+    return student_mesh(view.config, sum(teacher.devices() for teacher in view.teacher_configs.values()), view.devices)
 
 
-def mesh_fits(text: Text) -> None:
-    """The mesh has as many devices as there are, or fewer."""
-    _shape(text)
+def mesh_fits(view: ConfigView) -> None:
+    """The mesh needs no more devices than there are."""
+    _shape(view)
 
 
-def pmap_splits_rows(text: Text) -> None:
-    """Pmap splits rows only, in one process."""
-    if text.config.mesh.backend == "pmap" and (_shape(text)[1:] != (1, 1) or jax.process_count() > 1):
+def pmap_splits_rows(view: ConfigView) -> None:
+    """The pmap backend splits rows only, in one process."""
+    if view.config.mesh.backend == "pmap" and (_shape(view)[1:] != (1, 1) or jax.process_count() > 1):
         raise ConfigError(
             "mesh", "the pmap backend splits rows only, in one process; set fsdp=1 and tensor=1, or backend='jit'."
         )
 
 
-def kernels_read_whole_rows(text: Text) -> None:
-    """A kernel reads whole rows of logits, which tensor would split."""
-    size = _shape(text)[2]
-    if text.config.kernels != "xla" and size > 1:
-        cure = "Split rows instead, by data and fsdp, or set kernels='xla'"
-        why = f"{size} splits the rows of logits that kernels='pallas' reads whole"
-        raise ConfigError("mesh.tensor", f"{why}. {cure}.")
+def kernels_read_whole_rows(view: ConfigView) -> None:
+    """A Pallas kernel needs whole rows of logits, so mesh.tensor is 1."""
+    size = _shape(view)[2]
+    if view.config.kernels != "xla" and size > 1:
+        cure = "Use mesh.data and mesh.fsdp instead, or set kernels='xla'"
+        problem = f"{size} splits the rows of logits that kernels='pallas' reads whole"
+        raise ConfigError("mesh.tensor", f"{problem}. {cure}.")
 
 
-def batches_divide(text: Text) -> None:
-    """Every batch divides by the devices that share it, training batches by the pieces of accumulation too."""
-    config, (data, fsdp, _) = text.config, _shape(text)
+def batches_divide(view: ConfigView) -> None:
+    """Batch sizes are multiples of the devices that share a batch, and of accumulate in training."""
+    config, (data, fsdp, _) = view.config, _shape(view)
     split = f"data {data} x fsdp {fsdp}, accumulate {config.accumulate}"
     streams = {f"streams.{n}.batch_size": s.batch_size or config.batch_size for n, s in config.streams.items()}
     training, evaluation = {"batch_size": config.batch_size, **streams}, config.evaluate.batch_size
-    _divide(training, data * fsdp * config.accumulate, split)
-    _divide({"evaluate.batch_size": evaluation}, data * fsdp, split)
-    for entry in text.entries.values():
-        if own := entry.devices():
-            _divide(training | {"evaluate.batch_size": evaluation}, own, f"{entry.path}.{KEY}")
+    _check_divisible(training, data * fsdp * config.accumulate, split)
+    _check_divisible({"evaluate.batch_size": evaluation}, data * fsdp, split)
+    for teacher in view.teacher_configs.values():
+        if count := teacher.devices():
+            _check_divisible(training | {"evaluate.batch_size": evaluation}, count, f"{teacher.path}.{KEY}")
 
 
-def _divide(sizes: Mapping[str, int], by: int, split: str) -> None:
+def _check_divisible(sizes: Mapping[str, int], divisor: int, split: str) -> None:
     for path, size in sizes.items():
-        if size % by:
-            raise ConfigError(path, f"{size} rows do not divide by {by} ({split}); choose a multiple of {by}.")
+        if size % divisor:
+            problem = f"{size} rows are not divisible by {divisor} ({split})"
+            raise ConfigError(path, f"{problem}; choose a multiple of {divisor}.")
 
 
-def processes_have_a_leader(text: Text) -> None:
-    """Several processes name the address of the first."""
-    place = text.config.distributed
-    if place.processes > 1 and not place.coordinator:
+def processes_have_a_coordinator(view: ConfigView) -> None:
+    """A run with several processes sets distributed.coordinator."""
+    distributed = view.config.distributed
+    if distributed.processes > 1 and not distributed.coordinator:
         cure = "Set distributed.coordinator to host:port of process 0, or to 'auto'"
-        raise ConfigError("distributed.processes", f"{place.processes} processes, and none leads. {cure}.")
+        raise ConfigError("distributed.processes", f"{distributed.processes} processes need a coordinator. {cure}.")

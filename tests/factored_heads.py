@@ -8,7 +8,7 @@ import numpy as np
 from examples import build_loss, signals
 
 from jaxdistill.core import registry
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Factored, Outputs
 
 T, ALPHA, BETA = 2.0, 0.1, 0.3
@@ -72,7 +72,7 @@ def plain(weights, student, teachers, label, mask):
 
 def streamed(weights, student, teachers, label, mask, chunks, kernels="xla", fusion="average"):
     """Value and gradients in one pass."""
-    terms = {name: Weighted(build_loss(name), w) for name, w in weights.items()}
+    terms = {name: WeightedTerm(build_loss(name), w) for name, w in weights.items()}
     minimised = objective(terms, registry.fusions.build(fusion, ""), chunks, kernels)
     base = signals(batch=mask.shape)
     params, state = (

@@ -16,7 +16,7 @@ from experiments.benchmarks.lm import network, tokens
 from experiments.benchmarks.measured import clock, timed
 from experiments.benchmarks.sizes import SIZES
 from jaxdistill.core import registry
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import NO_VARIABLES, Outputs
 from jaxdistill.models.combinators import in_dtype
@@ -43,7 +43,7 @@ def student_step(encoding: Encoding | None, size: dict, in_bfloat16: bool, batch
         batch = batch | {f"cached/t/{name}": x[:, :, 0] for name, x in rows.items()}
         teachers, spec = (decoding_model("cached/t/", size["vocabulary"], 0),), "kd(temperature=1.0)"
     update = optimizer(registry.optimizers.build("adamw()", ""), 1e-4, clip_norm=1.0)
-    terms = {"term": Weighted(registry.losses.build(spec, ""))}
+    terms = {"term": WeightedTerm(registry.losses.build(spec, ""))}
     step = registry.steps["offline"](
         student, teachers, objective(terms, registry.fusions["single"](), size["chunks"]), update
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from experiments.benchmarks.measured import Work, compare, parse_arguments
 from experiments.benchmarks.sizes import SIZES, TEMPERATURE
 from jaxdistill.core import registry
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Factored, Outputs, Signals
 from jaxdistill.evaluation.flops import flops
 
@@ -18,7 +18,7 @@ from jaxdistill.evaluation.flops import flops
 def loss_and_gradient(chunks: int, kernels: str = "xla"):
     """Make a function `(student, teacher) -> (loss, gradient of the student's head)`."""
     term = registry.losses.build(f"kd(temperature={TEMPERATURE})", "")
-    minimised = objective({"kd": Weighted(term)}, registry.fusions["single"](), chunks, kernels)
+    minimised = objective({"kd": WeightedTerm(term)}, registry.fusions["single"](), chunks, kernels)
 
     def loss(student: Factored, teacher: Factored) -> jax.Array:
         mask = jnp.ones(student.shape[:2])

@@ -20,7 +20,7 @@ from rich.table import Table
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.compress.quantize import quantize_params, quantized
 from jaxdistill.core import registry
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Model, Objective, Variables
 from jaxdistill.evaluation.flops import flops
@@ -87,7 +87,7 @@ def training_step(
     """
     dtype = "bfloat16" if size == "gpu" else "float32"
     student, teacher = (in_dtype(model, dtype) if size == "gpu" else model for model in (student, teacher))
-    named = {name: Weighted(registry.losses.build(spec, ""), weight) for name, (spec, weight) in terms.items()}
+    named = {name: WeightedTerm(registry.losses.build(spec, ""), weight) for name, (spec, weight) in terms.items()}
     update = optimizer(registry.optimizers.build("adamw()", ""), 1e-4, clip_norm=1.0)
     minimised, rows = objective(named, registry.fusions["single"](), chunks), dict(batch)
     mesh = make_mesh((1, 1, 1))

@@ -23,7 +23,7 @@ from jaxdistill.core.sums import Mean, masked_mean
 from jaxdistill.core.types import Array, Fusion, Objective, Outputs, PyTree, Signals, Term
 
 
-class Weighted(NamedTuple):
+class WeightedTerm(NamedTuple):
     """A term and its weight, a number or a schedule."""
 
     term: Term
@@ -85,7 +85,9 @@ def _dense_signals(signals: Signals, temperature: Callable[[Array], Array] | Non
     return replace(signals, student=signals.student.dense(), teachers=teachers, temperature=at)
 
 
-def objective(terms: Mapping[str, Weighted], fusion: Fusion, chunks: int = 1, kernels: Kernels = "xla") -> Objective:
+def objective(
+    terms: Mapping[str, WeightedTerm], fusion: Fusion, chunks: int = 1, kernels: Kernels = "xla"
+) -> Objective:
     """Return the objective `sum_k weight_k(step) * mean(term_k)`, e.g. `alpha L_distill + beta L_task + gamma L_reg`.
 
     Args:

@@ -55,8 +55,12 @@ def write(
             shutil.copyfile(file, temporary / file.name)
     if images:
         (temporary / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    previous = folder.with_name(f"{folder.name}.old")  # kept until the new one is in place: a kill loses neither
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.rename(previous)
     temporary.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _gather(x: Array) -> np.ndarray:

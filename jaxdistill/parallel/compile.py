@@ -1,7 +1,7 @@
 """Compile steps: jit them, donate their state, and lay out arrays on the mesh.
 
-`jit` over a mesh is the main backend, `pmap` a thin second one, and `vmap` is for copies of a small model, one for each
-seed. All return an `Engine` with the same functions, and give parameters that agree to float32 rounding.
+`jit` over a mesh is the main backend, `pmap` a thin second one. Both return an `Engine` with the same functions, and
+give parameters that agree to float32 rounding.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
 from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, Step, TrainState, Variables
-from jaxdistill.parallel.mesh import make_mesh, row_shards
+from jaxdistill.parallel.mesh import row_shards
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings, with_shardings
 
 Batch = Mapping[str, Mapping[str, Any]]
@@ -260,36 +260,4 @@ def pmap_engine(
         abstract=shapes,
         rows=np.arange,
         compiled=lambda: dict(traces),
-    )
-
-
-def vmap_engine(
-    step: Step,
-    evaluate: Evaluate,
-    teachers: tuple[Variables, ...],
-    references: tuple[Variables, ...],
-    batch: Batch,
-) -> Engine:
-    """Compile a step with `vmap` over copies of a model with different seeds: one program on one device for all copies.
-
-    State, training batches and metrics have a first axis for the copies, and `init` takes one key per copy. All copies
-    share the teachers and the rows of an evaluation. `abstract` describes one copy.
-
-    Args:
-        step, evaluate, teachers, references, batch: see `jit_engine`.
-    """
-    on_mesh = functools.partial(_on_mesh, mesh=make_mesh((1, 1, 1)))
-    init = jax.jit(jax.vmap(step.init, (0, None, None, None)), compiler_options=_options_of_init())
-    update = jax.jit(jax.vmap(step.update, (0, None, 0)), donate_argnums=0)
-    measure = jax.jit(jax.vmap(evaluate, (0, 0, None, None)))
-    return Engine(
-        init=on_mesh(lambda keys, batch, start=NO_VARIABLES: init(keys, teachers, batch, start)),
-        update=on_mesh(lambda ts, batch: update(ts, teachers, batch)),
-        evaluate=on_mesh(lambda ts, batch: measure(ts.params, ts.state, references, batch)),
-        put=jax.device_put,
-        export=lambda ts: ts,
-        restore=lambda ts: ts,
-        abstract=jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NO_VARIABLES),
-        rows=np.arange,
-        compiled=lambda: _program_counts(update=update, evaluate=measure),
     )

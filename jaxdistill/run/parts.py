@@ -12,7 +12,7 @@ import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.registry import Spec
 from jaxdistill.core.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
@@ -39,7 +39,7 @@ class Components(NamedTuple):
     schedules: schedules that are logged beside the losses, by name
     """
 
-    terms: dict[str, Weighted]
+    terms: dict[str, WeightedTerm]
     fusion: Fusion
     optimizer: optax.GradientTransformation
     rate: Schedule
@@ -120,10 +120,10 @@ def build_loss(spec: str | Spec, path: str, horizon: Horizon, shared: SharedVoca
     return registry.losses.build(spec, path, convert)
 
 
-def _term(entry: Config, path: str, name: str, horizon: Horizon, shared: SharedVocabularyLoader) -> Weighted:
+def _term(entry: Config, path: str, name: str, horizon: Horizon, shared: SharedVocabularyLoader) -> WeightedTerm:
     term = build_loss(entry.term or name, path, horizon, shared)
     term = term._replace(stream=entry.stream) if entry.stream else term
-    return Weighted(term, resolve(entry.weight, horizon, f"{path}.weight"))
+    return WeightedTerm(term, resolve(entry.weight, horizon, f"{path}.weight"))
 
 
 def _role(entry: Config, path: str, horizon: Horizon) -> tuple[Any, Schedule]:

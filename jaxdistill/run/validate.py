@@ -8,7 +8,7 @@ No rule compiles anything.
 from collections.abc import Callable
 from typing import Any
 
-from jaxdistill.run.rules import data, devices, stage, text, whole
+from jaxdistill.run.rules import data, devices, run, specs, stage
 
 Rule = Callable[..., None]
 
@@ -25,15 +25,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     # the config of each stage, and the components that its spec strings name
     "stage text": (
-        text.objective_has_terms,
-        text.rate_is_not_negative,
-        text.step_is_known,
-        text.models_are_known,
-        text.teachers_can_be_trained_here,
-        text.checkpoints_exist,
-        text.terms_have_teachers,
-        text.teachers_have_gradients,
-        text.sampled_caches_suit_their_terms,
+        specs.objective_has_terms,
+        specs.rate_is_not_negative,
+        specs.step_is_known,
+        specs.models_are_known,
+        specs.teachers_can_be_trained_here,
+        specs.checkpoints_exist,
+        specs.terms_have_teachers,
+        specs.teachers_have_gradients,
+        specs.sampled_caches_suit_their_terms,
     ),
     # descriptions of the records
     "data": (
@@ -63,21 +63,21 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     # the whole run
     "run": (
-        whole.vocabularies_fit,
-        whole.streams_are_read,
-        whole.chunks_divide_a_factored_head,
-        whole.kernels_have_chunks,
-        whole.kernels_have_a_compiler,
+        run.vocabularies_fit,
+        run.streams_are_read,
+        run.chunks_divide_a_factored_head,
+        run.kernels_have_chunks,
+        run.kernels_have_a_compiler,
     ),
     # the files that models are loaded from
     "weights": (
-        whole.pretrained_weights_fit,
-        whole.teacher_checkpoints_fit,
+        run.pretrained_weights_fit,
+        run.teacher_checkpoints_fit,
     ),
     # the folder that the run writes to
     "workdir": (
-        whole.workdir_holds_this_run,
-        whole.steps_are_not_fewer_than_saved,
+        run.workdir_holds_this_run,
+        run.steps_are_not_fewer_than_saved,
     ),
 }
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxdistill.core.objective import Weighted
+from jaxdistill.core.objective import WeightedTerm
 from jaxdistill.core.types import NO_OUTPUTS, Fusion, Outputs, Shapes, Signals
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.models.abstract import abstract_outputs
@@ -98,7 +98,7 @@ class StageView:
         return self.signals["train"].student
 
     @property
-    def terms(self) -> Mapping[str, Weighted]:
+    def terms(self) -> Mapping[str, WeightedTerm]:
         """Return the terms of the objective, by name."""
         return self.parts.components.terms
 

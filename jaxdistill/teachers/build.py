@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdistill.core.errors import ConfigError
 from jaxdistill.models.build import build_model
 from jaxdistill.parallel.sharding import Rules
 from jaxdistill.teachers import cache, classes, gradients, quantized, reads, submesh
@@ -117,14 +116,10 @@ def allocate_devices(
 ) -> dict[str, tuple[jax.Device, ...]]:
     """Assign each teacher its own devices, from the end of `devices`. The key "" has the rest, for the student.
 
-    Raises:
-        ConfigError: no device would be left for the student.
+    A rule has checked that some are left (`run/rules/devices.py`).
     """
     remaining, by_teacher = devices, {}
     for name, config in configs.items():
         count = config.devices()
-        if count and count >= len(remaining):
-            problem = f"{count} of {len(remaining)} free devices leave none for the student"
-            raise ConfigError(f"{config.path}.{submesh.KEY}", f"{problem}. Lower devices.")
         by_teacher[name], remaining = remaining[len(remaining) - count :], remaining[: len(remaining) - count]
     return {**by_teacher, "": remaining}

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import ROWS
-from jaxdistill.core.objective import Weighted, objective, reduce
+from jaxdistill.core.objective import WeightedTerm, objective, reduce
 from jaxdistill.core.schedules import Horizon, as_schedule, resolve
 from jaxdistill.core.types import Factored, Fusion, Outputs, Term
 from jaxdistill.losses.term import stateless
@@ -31,7 +31,9 @@ def says(out, **fields) -> Term:
 
 def evaluate(terms, streams, step: int = 0, fusion: Fusion = AVERAGE):
     """Means by name, the weighted total, and the new state."""
-    minimised = objective({name: t if isinstance(t, Weighted) else Weighted(t) for name, t in terms.items()}, fusion)
+    minimised = objective(
+        {name: t if isinstance(t, WeightedTerm) else WeightedTerm(t) for name, t in terms.items()}, fusion
+    )
 
     @jax.jit
     def whole():
@@ -57,9 +59,9 @@ def test_a_mean_is_over_the_rows_that_count():
 
 def test_the_total_is_the_weighted_sum_of_means():
     terms = {
-        "a": Weighted(says(VALUES), 0.7),
-        "b": Weighted(says(2 * VALUES), 0.1),
-        "c": Weighted(says(jnp.asarray(3.0)), 2),
+        "a": WeightedTerm(says(VALUES), 0.7),
+        "b": WeightedTerm(says(2 * VALUES), 0.1),
+        "c": WeightedTerm(says(jnp.asarray(3.0)), 2),
     }
     means, total, _ = evaluate(terms, {"train": masked(1, 1, 1, 0)})
     assert_close({name: mean.compute() for name, mean in means.items()}, {"a": 7 / 3, "b": 14 / 3, "c": 3.0})
@@ -69,8 +71,8 @@ def test_the_total_is_the_weighted_sum_of_means():
 def test_weights_follow_their_schedules():
     distil = resolve("phases(values=(0.7, 0), at=(0.5,))", Horizon(100, 10), "")
     terms = {
-        "distil": Weighted(says(VALUES), distil),
-        "task": Weighted(says(10 * VALUES), resolve("linear(start=0, end=1)", Horizon(100, 10), "")),
+        "distil": WeightedTerm(says(VALUES), distil),
+        "task": WeightedTerm(says(10 * VALUES), resolve("linear(start=0, end=1)", Horizon(100, 10), "")),
     }
     for step, expected in {0: 0.7, 49: 0.7 + 4.9, 50: 5.0, 100: 10.0}.items():
         assert_close(evaluate(terms, {"train": masked(1, 0, 0, 0)}, step)[1], expected)
@@ -125,7 +127,7 @@ def test_what_a_teacher_says_of_rows_that_do_not_count_is_not_heard(batch):
         input_gradients=spoil(clean.input_gradients, example),
         state_gradients=spoil(clean.state_gradients, mask),
     )
-    minimised = objective({"a": Weighted(build_loss("kd"))}, registry.fusions.build("single", ""))
+    minimised = objective({"a": WeightedTerm(build_loss("kd"))}, registry.fusions.build("single", ""))
     none = {"fusion": {}}
     fuse = jax.jit(lambda seen: minimised.fuse(none, none, seen, key=KEY)[0].teacher)
     for teacher in (clean, spoilt):
@@ -169,9 +171,9 @@ def test_the_classic_objective_is_one_case():
     """alpha L_distill + beta L_task + gamma L_reg, in plain numpy."""
     seen = replace(signals(batch=(6,)), mask=jnp.array([1.0, 1, 1, 1, 0, 0]))
     terms = {
-        "kd": Weighted(build_loss("kd(temperature=4)"), 0.7),
-        "cross_entropy": Weighted(build_loss("cross_entropy"), 0.2),
-        "decay": Weighted(build_loss("decay"), 0.1),
+        "kd": WeightedTerm(build_loss("kd(temperature=4)"), 0.7),
+        "cross_entropy": WeightedTerm(build_loss("cross_entropy"), 0.2),
+        "decay": WeightedTerm(build_loss("decay"), 0.1),
     }
     s, t = (np.asarray(z, np.float64)[:4] for z in (seen.student.logits, seen.teachers[0].logits))
     softmax = lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)
@@ -191,7 +193,7 @@ def test_the_classic_objective_is_one_case():
 def test_every_term_reads_its_own_stream():
     streams = {"train": masked(1, 1, 1, 1), "quiz": masked(1, 1, 0, 0, seed=1)}
     terms = {"a": build_loss("cross_entropy"), "b": build_loss("cross_entropy")._replace(stream="quiz")}
-    minimised = objective({name: Weighted(term) for name, term in terms.items()}, AVERAGE)
+    minimised = objective({name: WeightedTerm(term) for name, term in terms.items()}, AVERAGE)
     assert minimised.streams == {"train", "quiz"}
     means = evaluate(terms, streams)[0]
     alone = {stream: evaluate({"a": terms["a"]}, {"train": seen})[0]["a"] for stream, seen in streams.items()}
@@ -210,7 +212,7 @@ def test_params_and_state_of_fusion_and_terms_are_kept_by_role():
 
     fusion = Fusion(lambda key, seen: ({"gate": jnp.full((), 2.0)}, {"calls": jnp.zeros(())}), gate)
     seen = {"train": signals(), "quiz": signals(seed=1)}
-    terms = {"a": Weighted(counting(3.0)), "b": Weighted(counting(5.0)._replace(stream="quiz"))}
+    terms = {"a": WeightedTerm(counting(3.0)), "b": WeightedTerm(counting(5.0)._replace(stream="quiz"))}
     minimised = objective(terms, fusion)
     params, state = minimised.init(KEY, seen)
     assert params == {"fusion": {"gate": 2.0}, "terms": {"a": {"scale": 3.0}, "b": {"scale": 5.0}}}
@@ -228,7 +230,7 @@ def test_terms_draw_from_keys_of_their_own():
         lambda key, seen: ({"kernel": jax.random.normal(key, (3,))}, {}),
         lambda p, s, seen, *, key: (jax.random.normal(key, (6,)), s),
     )
-    minimised = objective({"a": Weighted(drawing), "b": Weighted(drawing)}, AVERAGE)
+    minimised = objective({"a": WeightedTerm(drawing), "b": WeightedTerm(drawing)}, AVERAGE)
     params, state = jax.jit(minimised.init)(KEY, {"train": signals()})
     assert not np.array_equal(params["terms"]["a"]["kernel"], params["terms"]["b"]["kernel"])
     apply = jax.jit(lambda: minimised.apply(params, state, {"train": signals()}, key=KEY)[0])
@@ -239,7 +241,7 @@ def test_terms_draw_from_keys_of_their_own():
 
 def test_terms_draw_anew_in_every_piece():
     draw = lambda p, s, seen, *, key: (jnp.broadcast_to(jax.random.uniform(key), seen.mask.shape), s)
-    minimised = objective({"a": Weighted(Term(lambda key, seen: ({}, {}), draw))}, AVERAGE, 4)
+    minimised = objective({"a": WeightedTerm(Term(lambda key, seen: ({}, {}), draw))}, AVERAGE, 4)
     seen, state = of_tokens(), {"fusion": {}, "terms": {"a": {}}}
     of_piece = lambda n: jnp.broadcast_to(jnp.arange(16) // 4 == n, (8, 16)).astype(jnp.float32)
     means = [minimised.apply(state, state, {"train": replace(seen, mask=of_piece(n))}, key=KEY)[0] for n in range(4)]
@@ -279,9 +281,9 @@ def of_tokens(vocabulary: int = 512, widths: tuple[int, ...] = (12, 10)):
 
 def objective_of_tokens(chunks: int):
     """Three local terms and one that is not."""
-    terms = {name: Weighted(build_loss(name)) for name in ("kd(temperature=2.0)", "logit_mse", "cross_entropy")}
+    terms = {name: WeightedTerm(build_loss(name)) for name in ("kd(temperature=2.0)", "logit_mse", "cross_entropy")}
     batchwise = lambda s: jnp.broadcast_to(jnp.std(s.student.logits), s.mask.shape)
-    terms["std"] = Weighted(stateless(batchwise, local=False), 0.5)
+    terms["std"] = WeightedTerm(stateless(batchwise, local=False), 0.5)
     return objective(terms, AVERAGE, chunks)
 
 
@@ -345,7 +347,7 @@ def test_a_fusion_is_the_same_in_pieces_and_on_8_devices(example):
     fusion = registry.fusions.build(example.spec, "")
 
     def loss(chunks, student):
-        minimised = objective({"kd": Weighted(build_loss("kd(temperature=1.0)"))}, fusion, chunks)
+        minimised = objective({"kd": WeightedTerm(build_loss("kd(temperature=1.0)"))}, fusion, chunks)
         given = {"train": replace(seen, student=student)}
         return minimised.loss(*minimised.init(KEY, given), given, minimised.weights(0), key=KEY)[0]
 
@@ -378,7 +380,7 @@ def test_in_one_pass_a_frozen_teacher_costs_no_gradient():
     seen = of_tokens(4096)
 
     def products(how):
-        minimised = objective({"kd": Weighted(build_loss("kd"))}, AVERAGE, 16)
+        minimised = objective({"kd": WeightedTerm(build_loss("kd"))}, AVERAGE, 16)
         params, state = minimised.init(KEY, {"train": seen})
 
         def loss(student, teachers):
@@ -400,7 +402,7 @@ def test_chunks_keep_the_logits_of_one_piece_at_a_time():
     """Of local terms alone: 8 x 16 x 4,096 logits of three models take 6 MiB and more, an eighth of them 0.8."""
 
     def temporaries(chunks: int) -> int:
-        minimised, seen = objective({"kd": Weighted(build_loss("kd"))}, AVERAGE, chunks), of_tokens(4096)
+        minimised, seen = objective({"kd": WeightedTerm(build_loss("kd"))}, AVERAGE, chunks), of_tokens(4096)
         params, state = minimised.init(KEY, {"train": seen})
 
         def loss(student, teachers):
@@ -415,7 +417,7 @@ def test_chunks_keep_the_logits_of_one_piece_at_a_time():
 
 def test_chunks_must_divide_the_sequence():
     with pytest.raises(ValueError, match="3 chunks do not divide a sequence of 16 tokens"):
-        evaluate_in_chunks = objective({"kd": Weighted(build_loss("kd"))}, AVERAGE, 3)
+        evaluate_in_chunks = objective({"kd": WeightedTerm(build_loss("kd"))}, AVERAGE, 3)
         evaluate_in_chunks.apply(
             {"fusion": {}, "terms": {"kd": {}}}, {"fusion": {}, "terms": {"kd": {}}}, {"train": of_tokens()}, key=KEY
         )

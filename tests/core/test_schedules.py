@@ -110,7 +110,7 @@ def test_a_number_is_a_constant_schedule_and_a_schedule_is_itself():
         ("step(start=1.0, factor=0.9, every=0)", "must be positive"),
         ("step(start=1.0, factor=-0.9, every=1)", "must be positive"),
         ("phases(values=(1, 2), at=())", "1 switching points"),
-        ("phases(values=(1, 2, 3), at=(0.6, 0.3))", "must rise"),
+        ("phases(values=(1, 2, 3), at=(0.6, 0.3))", "must increase"),
         ("phases(values=(1, 2), at=(1.5,))", "between 0 and 1"),
         ("1 +", "not a spec string"),
         ("nan", "neither a finite number"),

@@ -273,7 +273,7 @@ def test_what_somebody_prepared_is_known(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "words"), [(["false"], ["'false' failed"]), (["no-such-client"], ["no 'no-such-client' here"])]
+    ("command", "words"), [(["false"], ["'false' failed"]), (["no-such-client"], ["'no-such-client' is missing"])]
 )
 def test_without_network_preparation_names_the_cure(monkeypatch, tmp_path, command, words, capfd):
     monkeypatch.setattr(packages, "_installer", lambda: command)

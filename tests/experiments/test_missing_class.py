@@ -6,7 +6,7 @@ import pytest
 from examples import HORIZON, build_loss
 
 from jaxdistill.core import registry
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.packages import default_folder
 from jaxdistill.core.schedules import resolve
@@ -30,7 +30,7 @@ def learn(term, rows, teachers=(), frozen=()):
     image, label = rows
     student = registry.models.build("mlp(widths=(128,), classes=10)", "")
     update = optimizer(registry.optimizers["adamw"](), resolve("0.003", HORIZON, ""))
-    minimised = objective({"term": Weighted(term)}, registry.fusions["single"]())
+    minimised = objective({"term": WeightedTerm(term)}, registry.fusions["single"]())
     step = registry.steps["offline"](student, teachers, minimised, update)
     draw = np.random.default_rng(0)
 

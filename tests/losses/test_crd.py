@@ -18,7 +18,7 @@ from examples import assert_close, assert_same, signals, slow
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Outputs, Signals, Variables
 from jaxdistill.evaluation.evaluator import evaluator
@@ -292,7 +292,7 @@ def batches() -> list[dict[str, np.ndarray]]:
 def three_steps(layout: str):
     """The exported train state and the metrics after three steps, and the engine."""
     student, teacher = (registry.models.build(f"mlp(widths={w}, classes=10)", "") for w in ((16, 24, 16), (24, 16, 32)))
-    terms = {"crd": Weighted(examples.build_loss(f"crd(records={RECORDS}, negatives=24, width=8)"))}
+    terms = {"crd": WeightedTerm(examples.build_loss(f"crd(records={RECORDS}, negatives=24, width=8)"))}
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 0.01)
     step = registry.steps["offline"](student, (teacher,), objective(terms, registry.fusions["single"]()), update)
     evaluate = evaluator(student, (teacher,), registry.fusions["single"](), ())

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Array, Factored, Outputs, Signals, TokenSpans
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.losses.logits.kd import kl_divergence
@@ -65,7 +65,7 @@ def mean(term: Any, seen: Signals, chunks: int = 1) -> Any:
 
 @functools.cache
 def compiled(term: Any, chunks: int) -> Any:
-    minimised = objective({"a": Weighted(term)}, SINGLE, chunks)
+    minimised = objective({"a": WeightedTerm(term)}, SINGLE, chunks)
 
     def apply(seen):
         params, state = minimised.init(KEY, {"train": seen})
@@ -359,7 +359,7 @@ def test_a_factored_head_beside_a_teacher_of_other_tokens():
     spans = jax.tree.map(pad, seen.teacher.spans)  # 9 tokens, which 4 does not divide
     teacher = Outputs(Factored(draw(2, 9, 3), draw(3, 9)), spans=spans)
     seen = replace(seen, teachers=(teacher,), teacher=None, batch=batch, mask=jnp.ones((2, 8)))
-    terms = {"gold": Weighted(made("gold")), "ce": Weighted(build_loss("cross_entropy"), 0.5)}
+    terms = {"gold": WeightedTerm(made("gold")), "ce": WeightedTerm(build_loss("cross_entropy"), 0.5)}
 
     def run(chunks, head):
         minimised = objective(terms, SINGLE, chunks)
@@ -379,7 +379,7 @@ def test_a_term_that_compares_tokens_refuses_a_teacher_of_others():
     seen = of_spans()
     with pytest.raises(ValueError, match="reads other tokens than the student; only gold and uld compare"):
         mean(build_loss("kd"), seen)
-    mixed = objective({"a": Weighted(build_loss("kd"))}, registry.fusions.build("average", ""))
+    mixed = objective({"a": WeightedTerm(build_loss("kd"))}, registry.fusions.build("average", ""))
     with pytest.raises(ValueError, match=r"cannot be mixed; choose one by fusion='single\(teacher=0\)'"):
         mixed.apply({"fusion": {}, "terms": {"a": {}}}, {"fusion": {}, "terms": {"a": {}}}, {"train": seen}, key=KEY)
     plain = Outputs(seen.student.logits)

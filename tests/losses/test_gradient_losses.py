@@ -10,7 +10,7 @@ from examples import assert_close, assert_same, build_loss, images, signals
 from examples import loss_values as values
 
 from jaxdistill.core import registry
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.packages import default_folder
 from jaxdistill.core.schedules import Horizon, resolve
@@ -217,7 +217,7 @@ def test_on_100_digits_the_teachers_jacobian_teaches_and_a_jacobian_along_other_
     draw = np.random.default_rng(0)
 
     def learn(widths, terms, steps, data, teachers=(), frozen=(), other=False):
-        terms = {name: Weighted(build_loss(spec), weight) for name, (spec, weight) in terms.items()}
+        terms = {name: WeightedTerm(build_loss(spec), weight) for name, (spec, weight) in terms.items()}
         needs = frozenset[str]().union(*(term.needs for term, _ in terms.values()))
         student = registry.models.build(f"mlp(widths={widths}, classes=10)", "")
         asked = tuple(with_gradients(teacher, needs) for teacher in teachers)

@@ -11,7 +11,7 @@ from examples import assert_close, build_loss
 from scipy.special import log_softmax, softmax
 
 from jaxdistill.core import hardness, registry
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.losses.logits.hard import hardness_weights
 
 KEY = jax.random.key(0)
@@ -63,7 +63,7 @@ def mean(spec: str, seen) -> float:
 
 @functools.cache
 def compiled(spec: str):
-    minimised = objective({"term": Weighted(build_loss(spec))}, registry.fusions.build("average", ""))
+    minimised = objective({"term": WeightedTerm(build_loss(spec))}, registry.fusions.build("average", ""))
 
     def apply(seen):
         params, state = minimised.init(KEY, {"train": seen})

@@ -250,7 +250,7 @@ def test_of_another_teacher_the_term_says_its_number(learning, tmp_path):
         (["--records", "0"], "must be 1 or more, and so must --records"),
         (["--config.teachers.vit.checkpoint=", "--config.teachers.vit.steps=5"], "weights do not exist before the run"),
         (["--config.teachers.vit.checkpoint=nowhere"], "teachers.vit.checkpoint: "),
-        (["--config.teachers.vit.model=mlp(widths=(8,), classes=3)"], "has 3 classes, and the data 4"),
+        (["--config.teachers.vit.model=mlp(widths=(8,), classes=3)"], "has 3 classes, but the data have 4"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_cure(learning, words, said, capsys):

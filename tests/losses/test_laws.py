@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Array, Outputs, Signals
 from jaxdistill.parallel.mesh import make_mesh
 
@@ -59,7 +59,7 @@ class Law(NamedTuple):
 def law(spec: str) -> Law:
     term = examples.build_loss(spec)
     fusion = examples.FUSED_BY.get(registry.parse(spec, "").name, "single")
-    minimised = objective({"term": Weighted(term)}, registry.fusions.build(fusion, ""))
+    minimised = objective({"term": WeightedTerm(term)}, registry.fusions.build(fusion, ""))
 
     def values(seen):
         params, state = minimised.init(KEY, {"train": seen})

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Array, Outputs, Signals, Variables
 from jaxdistill.losses.hidden import attention_transfer, fsp, nst, review, semckd, vid
@@ -337,7 +337,7 @@ def test_a_term_alone_teaches_a_network(name):
     """A student of 3 hidden states learns those of a teacher of 5, by this term and nothing else."""
     rows, student, teacher, frozen = student_and_teacher()
     term = examples.build_loss(f"{name}(layers=((1, 2), (2, 4)))")
-    minimised = objective({name: Weighted(term)}, registry.fusions.build("single", ""))
+    minimised = objective({name: WeightedTerm(term)}, registry.fusions.build("single", ""))
     update = optimizer(registry.optimizers.build("adamw", ""), 0.01)
     parts = {"student": student, "teachers": (teacher,), "objective": minimised, "optimizer": update}
     step = registry.steps.build(registry.parse("offline", "")._replace(kwargs=parts), "")

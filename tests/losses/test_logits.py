@@ -15,7 +15,7 @@ from examples import loss_values as values
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.losses.logits.dist import correlation_distance, pearson_correlation
 from jaxdistill.losses.logits.dkd import other_divergence, target_divergence
@@ -188,7 +188,7 @@ TERMS = (
 
 @pytest.mark.slow
 def test_a_factored_head_in_pieces_is_the_head_in_one():
-    terms, seen = {spec: Weighted(build_loss(spec)) for spec in TERMS}, of_tokens()
+    terms, seen = {spec: WeightedTerm(build_loss(spec)) for spec in TERMS}, of_tokens()
 
     def run(chunks: int, student: Outputs, teachers: tuple[Outputs, ...]) -> Any:
         minimised = objective(terms, registry.fusions.build("single", ""), chunks)

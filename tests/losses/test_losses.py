@@ -161,7 +161,7 @@ def test_a_class_that_nobody_named_adds_nothing_whatever_its_logit():
     ("target", "said"),
     [
         ("labels", "no field 'labels'; it has attention_mask, index, label, label_probs"),
-        ("wide", r"wide has shape \[6, 4\] .* \[6, 5\]"),
+        ("wide", r"'wide' has shape \[6, 4\] .* \[6, 5\]"),
     ],
 )
 def test_a_target_that_does_not_fit_is_told_with_the_cure(target, said):
@@ -182,7 +182,7 @@ def test_cross_entropy_by_hand():
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, 2])
 def test_cross_entropy_refuses_to_smooth_everything(smoothing):
-    with pytest.raises(ConfigError, match="between 0 and 1"):
+    with pytest.raises(ConfigError, match="at least 0 and below 1"):
         examples.build_loss(f"cross_entropy(label_smoothing={smoothing})")
 
 

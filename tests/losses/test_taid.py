@@ -12,7 +12,7 @@ from examples import assert_close, build_loss, signals
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.logits.taid import interpolated_cross_entropy, next_coefficient
 
@@ -55,7 +55,7 @@ def test_taid_equals_the_published_code_over_its_steps():
 
 def taid_run(spec: str, sizes: tuple[float, ...], **fields: Any) -> list[float]:
     """The coefficient before each step of a student that is scaled like this."""
-    minimised = objective({"taid": Weighted(build_loss(spec))}, registry.fusions.build("single", ""))
+    minimised = objective({"taid": WeightedTerm(build_loss(spec))}, registry.fusions.build("single", ""))
     seen, found = replace(signals(), **fields), []
     params, state = jax.jit(lambda: minimised.init(KEY, {"train": seen}))()
 
@@ -89,7 +89,7 @@ def test_taid_hurries_while_its_loss_falls():
 
 
 def test_what_taid_remembers_is_the_same_on_every_device():
-    minimised = objective({"taid": Weighted(build_loss("taid(floor=0.4)"))}, registry.fusions.build("single", ""))
+    minimised = objective({"taid": WeightedTerm(build_loss("taid(floor=0.4)"))}, registry.fusions.build("single", ""))
     seen = replace(signals(batch=(16,)), mask=jnp.asarray(np.arange(16) < 11))
     params, state = minimised.init(KEY, {"train": seen})
     assert not any(x.weak_type for x in jax.tree.leaves(state))

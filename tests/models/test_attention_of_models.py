@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import ROWS
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Array, Objective, Signals
 from jaxdistill.losses.attention.self_attention import head_divergence, scaled_dot_products, visible_keys
 from jaxdistill.parallel.mesh import make_mesh
@@ -65,7 +65,7 @@ def pair(batch: dict[str, Array], specs: Iterable[str], sizes: tuple[int, int], 
     spec = "bert(vocabulary=13, width={}, depth={}, heads=2, ffn=32, classes=5)"
     student, teacher = (registry.models.build(spec.format(*each), "") for each in (sizes, teacher_sizes))
     frozen = sharp(jax.jit(teacher.init)(jax.random.key(1), batch)[0])
-    terms = {spec: Weighted(examples.build_loss(spec)) for spec in specs}
+    terms = {spec: WeightedTerm(examples.build_loss(spec)) for spec in specs}
 
     def see(params, batch):
         say = lambda model, params: model.apply(params, {}, batch, train=False, key=KEY)[0]

@@ -16,7 +16,7 @@ import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.evaluation.evaluator import evaluator
@@ -92,15 +92,15 @@ def batch(family: str = "mlp") -> dict[str, np.ndarray]:
 
 def parts(case: Case):
     family = case.family
-    further = {name: Weighted(registry.losses.build(name, ""), 0.5) for name in case.terms}
+    further = {name: WeightedTerm(registry.losses.build(name, ""), 0.5) for name in case.terms}
     needs = frozenset[str]().union(*(weighted.term.needs for weighted in further.values()))
     model = lambda name: with_gradients(registry.models.build(FAMILIES.get(name, THIN), ""), needs)
     student, teachers = model(family), tuple(map(model, case.teachers))
     terms = further | {
-        "kd": Weighted(registry.losses.build("kd(temperature=3.0)", "")._replace(stream=case.stream)),
-        "cross_entropy": Weighted(registry.losses.build("cross_entropy()", "")),
-        "hidden": Weighted(registry.losses.build("hidden(layers='last')", ""), 0.1),
-        "decay": Weighted(registry.losses.build("decay()", ""), 0.01),
+        "kd": WeightedTerm(registry.losses.build("kd(temperature=3.0)", "")._replace(stream=case.stream)),
+        "cross_entropy": WeightedTerm(registry.losses.build("cross_entropy()", "")),
+        "hidden": WeightedTerm(registry.losses.build("hidden(layers='last')", ""), 0.1),
+        "decay": WeightedTerm(registry.losses.build("decay()", ""), 0.01),
     }
     fused = registry.fusions.build(examples.FUSED_BY["routing"] if case.step.startswith("routing") else "average()", "")
     minimised = objective(terms, fused, chunks=4 if family == "chunked" else 1)

@@ -37,7 +37,7 @@ MISTAKES = {
         ["data.select=random(share=0.0)"],
         "data.select",
         "got 0.0",
-        "share is above 0 and at most 1",
+        "share must be above 0 and at most 1",
     ),
     "a selection by nobody": (
         ["data.select=hardest(share=0.1, cache='nowhere')"],
@@ -141,7 +141,7 @@ MISTAKES = {
         ["objective.kd.term=hidden(teacher=4)"],
         "objective.kd",
         "there is no teacher 4",
-        "count from 0, and there are 1",
+        "the config has 1, numbered from 0",
     ),
     "the wrong number of classes": (
         ["student.model=mlp(widths=(8, 8), classes=3)"],
@@ -247,7 +247,7 @@ MISTAKES = {
         ["teachers.big.placement=submesh(devices=0)"],
         "teachers.big.placement",
         "devices=0",
-        "a device",
+        "set devices to at least 1",
     ),
     "a sub-mesh under pmap": (
         ["teachers.big.placement=submesh(devices=1)", "mesh.backend=pmap"],
@@ -344,7 +344,7 @@ MISTAKES = {
     "a curve beyond all numbers": (
         ["rate=step(start=1.0, factor=2.0, every=1e-9)"],
         "rate",
-        "this curve cannot be computed",
+        "this schedule cannot be computed",
         "over 40 steps",
     ),
     "a rule that splits two dimensions along one axis": (
@@ -462,7 +462,7 @@ def test_names_are_judged_before_any_data_are_made(change, tmp_path, monkeypatch
     ],
 )
 def test_a_teacher_of_other_classes_needs_a_whole_map(change, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jaxdistill.run.rules.text.checkpoint.choose_step", lambda *_: 1)  # as if it were there
+    monkeypatch.setattr("jaxdistill.run.rules.specs.checkpoint.choose_step", lambda *_: 1)  # as if it were there
     words = (f"--config.teachers.big.{change}", "--config.teachers.big.checkpoint=somewhere")
     message = refused(capsys, tmp_path / "run", *words)
     assert message.startswith(f"teachers.big.{change.split('=')[0]}: ")

@@ -189,7 +189,7 @@ def test_a_finished_run_of_which_something_is_damaged_is_mended(damaged, finishe
     if "checkpoints" in damaged:
         assert f"checkpointofstep40issetaside:{file}" in printed
     assert f"teacherbigresumedatstep{40 if damaged == 'result.json' else 30}" in printed
-    assert "studentwasfinishedbefore" in printed
+    assert "studentwasalreadyfinished" in printed
     assert runs.differences(runs.saved(finished / "teachers/big"), runs.saved(workdir / "teachers/big")) == []
 
 

@@ -14,7 +14,7 @@ from perceptrons import CLASSES, KEY, WIDTH, counted, rows
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Model, Outputs
 
@@ -34,7 +34,7 @@ class World:
     """The step on a linear student; plain descent at a rate, without a teacher."""
 
     def __init__(self, spec: str, rate: float = 1.0):
-        terms = {"cross_entropy": Weighted(examples.build_loss("cross_entropy"), 1.0)}
+        terms = {"cross_entropy": WeightedTerm(examples.build_loss("cross_entropy"), 1.0)}
         update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), rate)
         given = (LINEAR, (), objective(terms, registry.fusions["single"]()), update)
         self.step = registry.steps.build(registry.parse(spec, "")._replace(args=given), "step")

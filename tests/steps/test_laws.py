@@ -24,7 +24,7 @@ from examples import (
 
 from jaxdistill.core import registry
 from jaxdistill.core.checkpoint import flatten, unflatten
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Array, Model, Outputs, Signals, Step, Variables
 
@@ -213,10 +213,10 @@ class World(NamedTuple):
 def build_step(spec: str, student: Model, teachers: tuple[Model, ...], update: optax.GradientTransformation) -> Step:
     soft = examples.build_loss("kd(temperature=linear(start=8.0, end=2.0))")._replace(stream=example_of(spec).stream)
     terms = {
-        "kd": Weighted(soft, 0.5),
-        "cross_entropy": Weighted(examples.build_loss("cross_entropy"), 0.5),
-        "hidden": Weighted(examples.build_loss("hidden(layers='last')"), 0.1),
-        "decay": Weighted(examples.build_loss("decay(towards='teacher')"), 1e-4),
+        "kd": WeightedTerm(soft, 0.5),
+        "cross_entropy": WeightedTerm(examples.build_loss("cross_entropy"), 0.5),
+        "hidden": WeightedTerm(examples.build_loss("hidden(layers='last')"), 0.1),
+        "decay": WeightedTerm(examples.build_loss("decay(towards='teacher')"), 1e-4),
     }
     parsed = registry.parse(spec, "step")
     minimised = objective(terms, registry.fusions.build(examples.FUSED_BY.get(parsed.name, "average"), "fusion"))

@@ -11,7 +11,7 @@ from examples import TIMED, assert_close, build_loss, signals, slow, tokens
 
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.models.generate import Generated, generate
@@ -30,7 +30,7 @@ FROZEN = (Variables(*jax.jit(TEACHER.init)(jax.random.key(1), ROWS)),)
 def world(spec: str, stream: str, read=(), **weights: float):
     """A step of plain descent whose terms read a stream (`read`: or others, with loss and weight), and its state."""
     read = [*((stream, name, weight) for name, weight in weights.items()), *read]
-    terms = {f"{own} of {s}": Weighted(build_loss(own)._replace(stream=s), w) for s, own, w in read}
+    terms = {f"{own} of {s}": WeightedTerm(build_loss(own)._replace(stream=s), w) for s, own, w in read}
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
     given = (STUDENT, (TEACHER,), objective(terms, registry.fusions["single"]()), update)
     step = registry.steps.build(registry.parse(spec, "")._replace(args=given), "", TIMED)

@@ -14,7 +14,7 @@ from examples import assert_close, assert_same
 from perceptrons import KEY, counted, perceptron, rows, speak
 
 from jaxdistill.core import registry
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Model, TrainState, Variables
 
@@ -27,7 +27,7 @@ class World:
     def __init__(self, spec: str, *widths: int, fusion: str = "average", rates: dict[str, float] | None = None):
         self.student, *teachers = map(perceptron, widths)
         self.batch = {"train": rows(0, 8)}
-        terms = {name: Weighted(examples.build_loss(term), weight) for name, (term, weight) in TERMS.items()}
+        terms = {name: WeightedTerm(examples.build_loss(term), weight) for name, (term, weight) in TERMS.items()}
         plain = registry.optimizers.build("sgd(momentum=0.0)", "")
         update = optimizer(plain, 1.0, roles={role: (plain, rate) for role, rate in (rates or {}).items()})
         minimised = objective(terms, registry.fusions.build(fusion, ""))
@@ -205,7 +205,7 @@ def test_the_peers_are_told_as_they_have_become():
 
 
 def test_a_student_alone_and_a_peer_that_cannot_learn_are_refused():
-    with pytest.raises(ValueError, match="no peers"):
+    with pytest.raises(ValueError, match="needs peers"):
         World("mutual()", 4)
     with pytest.raises(ValueError, match="no term 'kdd'"):
         World("mutual(terms=('kdd',))", 4, 5)

@@ -14,7 +14,7 @@ from perceptrons import KEY, counted, perceptron, rows, speak
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.data.order import tasks
 from jaxdistill.data.records import Records
@@ -87,7 +87,7 @@ class World:
 
     def __init__(self, spec: str):
         self.student = perceptron(4)
-        terms = {"cross_entropy": Weighted(examples.build_loss("cross_entropy"), 1.0)}
+        terms = {"cross_entropy": WeightedTerm(examples.build_loss("cross_entropy"), 1.0)}
         minimised = objective(terms, registry.fusions["single"]())
         update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
         parsed = registry.parse(spec, "")

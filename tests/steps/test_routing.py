@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Fusion, Model, Outputs, Variables
 from jaxdistill.fusion.mixture import mix
@@ -74,7 +74,7 @@ def right_on(domain: int):
 
 def world(spec: str, teachers, fusion: str | Fusion = GATE, terms=("kd",), direction="adamw"):
     student = registry.models.build(STUDENT, "")
-    weighted = {name: Weighted(examples.build_loss(name)) for name in terms}
+    weighted = {name: WeightedTerm(examples.build_loss(name)) for name in terms}
     minimised = objective(weighted, fusion if isinstance(fusion, Fusion) else registry.fusions.build(fusion, ""))
     update = optimizer(registry.optimizers.build(direction, ""), 0.02)
     parsed = registry.parse(spec, "")
@@ -300,7 +300,7 @@ def test_hard_routing_is_a_gate_of_which_a_row_hears_one():
 
 
 def test_a_gate_that_hears_one_alone_is_refused():
-    with pytest.raises(ConfigError, match=r"top=1: .* nothing would train it\. .* step='routing\(hard=True\)'"):
+    with pytest.raises(ConfigError, match=r"top=1: .* nothing would train the gate\. .* step='routing\(hard=True\)'"):
         registry.fusions.build("gate(top=1)", "fusion")
 
 

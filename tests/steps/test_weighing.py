@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.schedules import Horizon, resolve
 from jaxdistill.core.types import Model, Outputs, Term, TrainState
@@ -43,7 +43,7 @@ class World(NamedTuple):
 
 
 def world(spec: str, start: Any, terms: dict[str, Any], rate: float = 0.1, **roles: float) -> World:
-    named = {name: term if isinstance(term, Weighted) else Weighted(term) for name, term in terms.items()}
+    named = {name: term if isinstance(term, WeightedTerm) else WeightedTerm(term) for name, term in terms.items()}
     minimised = objective(named, registry.fusions["single"]())
     update = optimizer(SGD, rate, roles={role: (SGD, own) for role, own in roles.items()})
     parsed = registry.parse(spec, "step")
@@ -132,7 +132,7 @@ def test_under_mgda_every_term_falls_where_their_sum_lets_one_rise():
 
 def test_a_step_of_mgda_is_that_of_the_closed_form():
     """Of orthogonal gradients (2, 0) and (0, 1): weights 0.2 and 0.8."""
-    terms = {"a": bowl((-1.0, 0.0)), "b": Weighted(bowl((1.0, -2.0), scale=1.0), 0.5)}
+    terms = {"a": bowl((-1.0, 0.0)), "b": WeightedTerm(bowl((1.0, -2.0), scale=1.0), 0.5)}
     ts, metrics = run(world("mgda", (1.0, 0.0), terms), 1)
     assert_close(x(ts), np.asarray([1.0, 0.0]) - 0.1 * np.asarray([0.2 * 2, 0.8 * 0.5 * 2]))
     assert metrics["weights/a"] == pytest.approx(0.2) and metrics["weights/b"] == pytest.approx(0.8 * 0.5)
@@ -140,13 +140,13 @@ def test_a_step_of_mgda_is_that_of_the_closed_form():
 
 
 def test_mgda_of_normalised_gradients_does_not_see_their_length():
-    terms = {"a": bowl((-1.0, 0.0)), "b": Weighted(bowl((1.0, -2.0), scale=30.0), 0.5)}
+    terms = {"a": bowl((-1.0, 0.0)), "b": WeightedTerm(bowl((1.0, -2.0), scale=30.0), 0.5)}
     _, metrics = run(world("mgda(normalize='norm')", (1.0, 0.0), terms), 1)
     assert metrics["weights/a"] == pytest.approx(0.5) and metrics["weights/b"] == pytest.approx(0.5 * 0.5)
 
 
 def test_terms_that_mgda_does_not_weigh_are_added():
-    terms = {"a": bowl((-1.0, 0.0)), "b": bowl((1.0, -1.0)), "still": Weighted(bowl((0.0, 0.0)), 0.1)}
+    terms = {"a": bowl((-1.0, 0.0)), "b": bowl((1.0, -1.0)), "still": WeightedTerm(bowl((0.0, 0.0)), 0.1)}
     ts, metrics = run(world("mgda(terms=('a', 'b'))", (1.0, 0.0), terms), 1)
     assert metrics["weights/still"] == pytest.approx(0.1)
     assert_close(x(ts), np.asarray([1.0, 0.0]) - 0.1 * np.asarray([0.2 * 2 + 0.1, 0.8]))
@@ -158,7 +158,7 @@ def test_what_belongs_to_one_term_follows_that_term_alone():
     own = lambda key, seen: ({"y": jnp.ones(())}, {})
     longer = lambda params, x: 0.5 * (params["y"] ** 2 + jnp.sum((x - jnp.asarray([-1.0, 0.0])) ** 2))
     apply = lambda params, state, seen, *, key: (longer(params, seen.params["student"]["x"]), state)
-    terms = {"a": Weighted(Term(own, apply, local=False), 0.7), "b": Weighted(bowl((0.0, 0.0)), 0.5)}
+    terms = {"a": WeightedTerm(Term(own, apply, local=False), 0.7), "b": WeightedTerm(bowl((0.0, 0.0)), 0.5)}
     ts, metrics = run(world("mgda", (1.0, 0.0), terms), 1)
     assert metrics["weights/a"] == 0 and metrics["weights/b"] == pytest.approx(0.5)  # one way: the shorter
     assert ts.params["terms"]["a"]["y"] == pytest.approx(1 - 0.1 * 0.7)
@@ -188,7 +188,7 @@ def test_gradnorm_makes_gradients_of_known_scale_equal():
 
 
 def test_a_step_of_gradnorm_is_that_of_the_algorithm():
-    terms = {"a": Weighted(bowl((-1.0, 0.0)), 0.5), "b": bowl((0.0, 2.0), scale=3.0, floor=1.0)}
+    terms = {"a": WeightedTerm(bowl((-1.0, 0.0)), 0.5), "b": bowl((0.0, 2.0), scale=3.0, floor=1.0)}
     w = world("gradnorm(alpha=1.5)", (1.0, 0.0), terms, rate=0.01, weights=0.001)
     state, position = w.start, np.asarray([1.0, 0.0])
     own, first = np.ones(2), None
@@ -230,7 +230,7 @@ def test_gradnorm_may_look_at_some_parameters():
 def test_a_term_of_weight_zero_is_absent_until_its_phase(spec):
     """As in training in phases; its learned weight waits."""
     later = resolve("phases(values=(0, 1), at=(0.5,))", Horizon(10, 1), "")
-    terms = {"a": bowl((-1.0, 0.0)), "b": Weighted(bowl((1.0, 3.0), scale=2.0), later)}
+    terms = {"a": bowl((-1.0, 0.0)), "b": WeightedTerm(bowl((1.0, 3.0), scale=2.0), later)}
     ts, metrics = run(world(spec, (1.0, 0.0), terms), 3)
     assert metrics["weights/b"] == 0 and x(ts)[1] == 0 and x(ts)[0] < 1
     if "weights" in ts.params:
@@ -243,7 +243,7 @@ def test_a_term_of_weight_zero_is_absent_until_its_phase(spec):
 
 
 def test_uncertainty_is_at_rest_where_the_variance_is_the_loss():
-    terms = {"a": Weighted(bowl((1.0, 0.0), scale=4.0), 0.3), "b": bowl((0.0, 1.0), scale=0.1)}
+    terms = {"a": WeightedTerm(bowl((1.0, 0.0), scale=4.0), 0.3), "b": bowl((0.0, 1.0), scale=0.1)}
     ts, metrics = run(world("uncertainty", (0.0, 0.0), terms, rate=0.0, weights=1.0), 200)
     assert_close(jnp.exp(ts.params["weights"]), np.asarray([2.0, 0.05]), rtol=1e-4)
     assert metrics["weights/a"] == pytest.approx(0.3 / (2 * 2.0), rel=1e-4)
@@ -252,7 +252,7 @@ def test_uncertainty_is_at_rest_where_the_variance_is_the_loss():
 
 
 def test_a_step_of_uncertainty_descends_its_loss():
-    terms = {"a": Weighted(bowl((1.0, 0.0), scale=4.0), 0.3), "b": bowl((0.0, 1.0)), "still": bowl((0.5, 0.5))}
+    terms = {"a": WeightedTerm(bowl((1.0, 0.0), scale=4.0), 0.3), "b": bowl((0.0, 1.0)), "still": bowl((0.5, 0.5))}
     ts, _ = run(world("uncertainty(terms=('a', 'b'))", (2.0, 2.0), terms, rate=0.1), 2)
     value = lambda p, k: 0.5 * jnp.asarray((4.0, 1.0, 1.0))[k] * jnp.sum((p - jnp.asarray(CENTRES[k])) ** 2)
 

@@ -167,7 +167,7 @@ def test_classes_need_no_tokens_in_common(folders, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"objective": {"kd": {}}}, "objective.kd: the teacher reads other tokens than the student; gold and uld"),
+        ({"objective": {"kd": {}}}, "objective.kd: the teacher reads other tokens than the student; only gold and uld"),
         (
             {"reads": "tutor/"},
             "teachers.big.reads: 'tutor/': the data have no fields with this prefix. Known: 'teacher/'",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from jaxdistill.core import registry
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Factored, Outputs, SparseLogits
 from jaxdistill.data import store
 from jaxdistill.losses.logits.kd import kl_divergence, kl_to_sparse
@@ -250,7 +250,7 @@ def test_an_objective_of_few_classes_is_that_of_all_in_pieces_too(fusion):
 
     def loss(teacher, chunks):
         minimised = objective(
-            {"kd": Weighted(build_loss("kd(temperature=2.0)"))}, registry.fusions.build(fusion, ""), chunks
+            {"kd": WeightedTerm(build_loss("kd(temperature=2.0)"))}, registry.fusions.build(fusion, ""), chunks
         )
 
         def value(head, teacher):

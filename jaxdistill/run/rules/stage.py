@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdistill.core import jaxpr, registry
 from jaxdistill.core.errors import ConfigError, message_of, suggest
-from jaxdistill.core.objective import Weighted, objective
+from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Factored, Fusion, Outputs, Variables
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.models.pretrained import architecture_of_spec
@@ -54,7 +54,7 @@ def _check_classes(path: str, spec: str, outputs: Outputs, classes: int | None, 
 def fusion_fits(view: StageView) -> None:
     """The fusion accepts the teachers."""
     if view.teacher_configs:
-        term = Weighted(registry.losses.build("cross_entropy", ""), 1.0)
+        term = WeightedTerm(registry.losses.build("cross_entropy", ""), 1.0)
         _try_objective(view, {"cross_entropy": term}, view.parts.components.fusion, "fusion")
 
 
@@ -67,7 +67,7 @@ def terms_fit(view: StageView) -> None:
 
 
 def _try_objective(
-    view: StageView, terms: Mapping[str, Weighted], fusion: Fusion, path: str, kernels: tuple[Any, ...] = ()
+    view: StageView, terms: Mapping[str, WeightedTerm], fusion: Fusion, path: str, kernels: tuple[Any, ...] = ()
 ) -> None:
     """Initialise and apply an objective on shapes, and with `kernels` compute its loss by a kernel too."""
     candidate = objective(terms, fusion, *kernels)

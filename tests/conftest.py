@@ -7,7 +7,12 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 # Compilation is most of what the suite does. Processes that tests start inherit it.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
+import fnmatch
 import gc
+import hashlib
+import platform
+from collections import Counter
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -28,9 +33,48 @@ hypothesis.settings.register_profile("laws", max_examples=10, deadline=None, der
 hypothesis.settings.load_profile("laws")
 
 
+def pytest_configure(config):
+    """Keep what XLA compiles in pytest's cache, for the next run of the same versions on the same processor."""
+    cpu = Path("/proc/cpuinfo")
+    flags = (
+        next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.exists() else ""
+    )
+    machine = hashlib.sha256(f"{platform.processor()} {platform.machine()} {flags}".encode()).hexdigest()[:12]
+    folder = config.cache.mkdir(f"programs-jaxlib-{jax.lib.__version__}-{machine}")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(config, items):
+    """Mark every case of a `sampled` test slow whose id matches none of the patterns."""
+    found = Counter()
+    for item in items:
+        for mark in item.iter_markers("sampled"):
+            hits = [pattern for pattern in mark.args if fnmatch.fnmatchcase(item.callspec.id, pattern)]
+            found.update({(item.originalname, pattern): 0 for pattern in mark.args})
+            if not hits:
+                item.add_marker(pytest.mark.slow)
+            elif not item.get_closest_marker("slow"):
+                found.update((item.originalname, pattern) for pattern in hits)
+    unmatched = sorted(f"{name}: {pattern!r}" for (name, pattern), count in found.items() if not count)
+    if unmatched and not any("::" in argument for argument in config.args):  # else single cases were asked for
+        raise pytest.UsageError(f"`sampled` matches no fast case of {', '.join(unmatched)}")
+
+
+def pytest_collection_finish():
+    """Exempt what imports have made from every later garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
+MAPS = Path("/proc/self/maps")  # of memory, of which a process may have 65,530; a program takes several
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_module():
-    """Forgets what a module compiled: with the programs of 60 of them a worker ran out of memory maps, and aborted."""
+    """Forgets what is compiled before it takes too many memory maps: a worker that ran out of them aborted."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()

@@ -270,21 +270,19 @@ TABLES = {
 }
 
 
-def every(table: Mapping[str, list[Example]], soon: Iterable[str] = (), **claims: bool) -> Any:
+def every(table: Mapping[str, list[Example]], **claims: bool) -> Any:
     """`@every(LOSSES, least=True)` runs a test for each example that makes the claims; each is named by its spec.
 
     Of several examples of one part that make them, all but the first are slow: compiling them is what a suite takes.
-    Where that is long, `soon` names the parts of which one is fast.
+    Where that is long, a mark `sampled` above it says which parts are fast.
     """
     makes = lambda example: all(getattr(example, claim) == value for claim, value in claims.items())
     chosen = [[example for example in table[name] if makes(example)] for name in table]
     return pytest.mark.parametrize(
         "example",
         [
-            pytest.param(
-                example, id=example.spec, marks=[pytest.mark.slow] if number or name not in (soon or table) else []
-            )
-            for name, examples in zip(table, chosen, strict=True)
+            pytest.param(example, id=example.spec, marks=[pytest.mark.slow] if number else [])
+            for examples in chosen
             for number, example in enumerate(examples)
         ],
     )
@@ -322,6 +320,15 @@ def loss_values(spec: str, seen: Signals, params: Any = None) -> np.ndarray:
 def single(x: Any) -> Array:
     """Numbers in float32, converted by numpy: JAX compiles a conversion for each shape."""
     return jnp.asarray(np.asarray(x, np.float32))
+
+
+def drawn(shapes: Any, seed: int) -> Any:
+    """Numbers for a model's variables of these shapes, without compiling its init; statistics are around 1."""
+    draw = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x: draw.normal(0, 0.3, x.shape).astype(x.dtype), shapes.params)
+    return shapes._replace(
+        params=params, state=jax.tree.map(lambda x: draw.uniform(0.5, 1.5, x.shape).astype(x.dtype), shapes.state)
+    )
 
 
 POSITIONS = 3  # tokens of a text, of which 2 or 3 are real

@@ -58,7 +58,8 @@ def rolled(values: Variables) -> Variables:
     return values._replace(params={name: move(name, x) for name, x in values.params.items()})
 
 
-@every(FIRST, soon=("mlp", "resnet", "decoder", "vit"))
+@pytest.mark.sampled("mlp*", "decoder*")
+@every(FIRST)
 def test_a_model_in_8_bits_says_nearly_the_same(example):
     model, values, rows = world(example.spec, example.inputs)
     wanted, _ = said(model, values, rows)
@@ -74,6 +75,7 @@ def test_fp8_has_fewer_digits():
     assert len(re.findall(r"dot_general.*xf8E4M3FN>.*xf32>", text)) == 7
 
 
+@pytest.mark.sampled("*full'-float32")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("more", ["", ", remat='full'"])
 def test_products_of_scanned_layers_are_in_8_bits_and_their_stack_is_never_floats(dtype, more):

@@ -142,6 +142,7 @@ def test_a_cache_of_a_network_that_is_cut_otherwise_is_another(world, tmp_path):
     assert weights_of([0, 1, 2]) == weights_of([0, 1, 2]) != weights_of([0, 1, 3])
 
 
+@pytest.mark.sampled("llama_tied")
 @pytest.mark.parametrize("name", ["llama_tied", "llama_untied"])
 def test_a_language_model_that_is_cut_says_the_same_of_the_kept_tokens(name, tmp_path):
     ref = parity.reference(name)

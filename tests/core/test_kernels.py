@@ -34,6 +34,7 @@ def odd(kind):
     return world(3, 2, 7 * CHUNKS, 150, (6, 9, 4), 1.5, kind)
 
 
+@pytest.mark.sampled("kd*", "jsd*")
 @pytest.mark.parametrize("name", EVERY)
 def test_by_a_kernel_value_and_gradients_are_those_in_float64(name):
     made = odd(jnp.float32)
@@ -43,6 +44,7 @@ def test_by_a_kernel_value_and_gradients_are_those_in_float64(name):
 SUM = {"kd(temperature=2.0)": 0.7, "jsd(beta=0.3, temperature=2.0)": 2.0, "cross_entropy": 0.3}
 
 
+@pytest.mark.slow
 def test_so_is_a_weighted_sum_of_bfloat16():
     made = odd(jnp.bfloat16)
     assert apart(streamed(SUM, *made, CHUNKS, "pallas"), plain(SUM, *made)) < 1e-2
@@ -120,6 +122,7 @@ def test_a_kernel_takes_every_term_as_it_is_or_refuses_it():
     assert as_by_xla(weights, "average")
 
 
+@pytest.mark.slow
 def test_a_kernel_takes_every_fusion_as_it_is_or_refuses_it():
     """What it would compute of single rows, and is of several, it does not take: min_norm's weights, a draw."""
     found = {spec: taken(spec, "fusion") for spec in sorted(FUSED)}

@@ -308,6 +308,7 @@ def heads_of_tokens():
     return seen.student.logits, tuple(teacher.logits for teacher in seen.teachers)
 
 
+@pytest.mark.sampled("both-one pass-2")
 @pytest.mark.parametrize("chunks", [2, slow(16)])
 @pytest.mark.parametrize("how", ["means", "one pass"])
 @pytest.mark.parametrize("learns", [slow((0,)), (0, 1)], ids=["student", "both"])
@@ -320,6 +321,7 @@ def test_a_factored_head_in_chunks_is_the_head_in_one(chunks, how, learns):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.sampled("shape0")
 @pytest.mark.parametrize("shape", [(2, 2, 2), (8, 1, 1)])
 def test_in_one_pass_every_device_goes_over_its_own_rows(shape):
     """The same numbers, and a kernel's gradient crosses the devices once, not in every piece."""
@@ -339,6 +341,7 @@ def test_in_one_pass_every_device_goes_over_its_own_rows(shape):
     assert max(outside) >= 512 / shape[2] and max(inside, default=0) < 512 / shape[2]
 
 
+@pytest.mark.sampled("average*", "gate*")
 @every(FUSIONS)
 def test_a_fusion_is_the_same_in_pieces_and_on_8_devices(example):
     """What it weighs by the batch it weighs by the rows of all; what it draws for a row it draws for all its tokens."""

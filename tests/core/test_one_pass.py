@@ -26,6 +26,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.sampled("weighted sum")
 @pytest.mark.parametrize("weights", [*({name: 1.0} for name in EVERY), EVERY], ids=[*EVERY, "weighted sum"])
 @settings(max_examples=2, deadline=None, derandomize=True)
 @given(**SHAPES)

@@ -155,6 +155,7 @@ def test_a_run_learns_from_mixed_labels_beside_a_teacher_that_does_not(registere
         jaxdistill.distill(unmixed, tmp_path / "unmixed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kept", [pytest.param(False, id="live"), pytest.param(True, id="cached", marks=pytest.mark.slow)]
 )

@@ -203,6 +203,7 @@ def test_what_is_handed_out_says_what_was_read(folder, name):
         np.testing.assert_allclose(np.stack(again), np.stack(told), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.sampled("processed*")
 @pytest.mark.parametrize("how", ["resize(size=8, filter='bilinear')", "processed(source={!r}, size=8)"])
 def test_a_run_on_images_of_many_sizes_is_handed_out_with_its_processor(registered, folder, tmp_path, how):
     """transformers makes of an image what the network was given here."""

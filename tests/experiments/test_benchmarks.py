@@ -25,6 +25,7 @@ def base():
 RUN = [name for name in choices.CHOICES if name not in choices.GPU_ONLY]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in RUN])
 def test_a_choice_is_the_same_step(base, name):
     work, first = base

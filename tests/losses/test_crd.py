@@ -110,6 +110,7 @@ TWINS = {
 }
 
 
+@pytest.mark.sampled("written before*", "Z of every*", "its own bank")
 @pytest.mark.parametrize("twin", TWINS)
 def test_a_broken_twin_is_caught_within_two_steps(twin, monkeypatch):
     old, new = TWINS[twin]
@@ -318,6 +319,7 @@ def reference():
     return three_steps("one")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [slow("data"), slow("mixed"), "pmap"])
 def test_banks_z_and_what_is_learned_are_the_same_on_every_layout(layout, reference):
     ts, found, engine = three_steps(layout)

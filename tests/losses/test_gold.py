@@ -82,6 +82,7 @@ def values_of(term: Any, seen: Signals) -> Any:
 # Published code
 
 
+@pytest.mark.sampled("*float64")
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("name", ["uld", "gold_merged", "gold_shared"])
 def test_what_is_published_is_equalled_in_value_and_gradient(name, precision):
@@ -169,6 +170,7 @@ def test_gold_by_hand():
 # Where both read the same
 
 
+@pytest.mark.sampled("0.25")
 @pytest.mark.parametrize("beta", [0.0, 0.25, 0.5])
 def test_gold_is_the_divergence_where_tokens_are_the_same(beta):
     seen = replace(signals(batch=(3, 4)), temperature=2.0)
@@ -253,6 +255,7 @@ def both(name: str) -> Any:
     return jax.jit(found)
 
 
+@pytest.mark.sampled("*gold")
 @TERMS
 @pytest.mark.parametrize(
     "change",
@@ -277,6 +280,7 @@ def on_logits(seen: Signals, function: Any) -> Signals:
     return replace(on_teacher(seen, function), student=Outputs(function(np.asarray(seen.student.logits))))
 
 
+@pytest.mark.sampled("gold")
 @TERMS
 def test_what_stands_where_nothing_counts_changes_no_bit(name):
     """In rows that fill up a batch, and at tokens of either model that belong to no span."""
@@ -300,6 +304,7 @@ def test_what_stands_where_nothing_counts_changes_no_bit(name):
     assert_same(mean(term, spoilt), mean(term, seen))
 
 
+@pytest.mark.sampled("pmap-uld")
 @TERMS
 @pytest.mark.parametrize("layout", [slow("mesh"), "pmap"])
 def test_rows_may_lie_on_8_devices(name, layout):
@@ -328,6 +333,7 @@ def test_rows_may_lie_on_8_devices(name, layout):
     assert_close(found, whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sampled("gold")
 @TERMS
 def test_the_gradient_is_that_of_the_value(name):
     seen = jax.device_get(replace(of_spans(rows=2), temperature=np.float32(1), params={}))

@@ -72,6 +72,7 @@ def compiled(spec: str):
     return jax.jit(apply)
 
 
+@pytest.mark.sampled("margin")
 @pytest.mark.parametrize("by", ["entropy", "margin", "disagreement", "loss"])
 def test_the_mean_is_that_of_the_weighed_rows(by):
     seen = examples.signals(depths=(2, 2))

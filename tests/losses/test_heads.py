@@ -132,6 +132,7 @@ def world(spec: str, kind: str, rows: int = 11):
     return model, Variables(louder, state), batch
 
 
+@pytest.mark.sampled("image")
 @pytest.mark.parametrize(("spec", "kind"), [slow(*FAMILIES[0]), *FAMILIES[1:]], ids=[kind for _, kind in FAMILIES])
 def test_a_masks_gradient_is_the_product_of_a_heads_rows_with_their_gradient(spec, kind):
     """Of every row's own loss; and rows that do not count have none."""
@@ -186,6 +187,7 @@ def test_importance_is_normalised_by_layer_and_then_stretched_by_hand():
 HEADLESS = [("mlp(widths=(8,), classes=5)", "image"), (examples.MODELS["clip"][0].spec, "pairs")]
 
 
+@pytest.mark.sampled("mlp")
 @pytest.mark.parametrize(("spec", "kind"), HEADLESS, ids=["mlp", "clip"])
 def test_models_without_heads_of_their_own_are_refused(spec, kind):
     model, variables, batch = world(spec, kind)

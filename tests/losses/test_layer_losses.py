@@ -102,6 +102,7 @@ def published(name: str, precision: str = "float64", gradient: bool = True) -> N
         assert np.abs(float64(found) - said).max() <= tolerance * max(1.0, np.abs(said).max())
 
 
+@pytest.mark.sampled("vid*", "nst*", "attention*", "fsp*")
 @pytest.mark.parametrize("precision", ["float64", slow("float32")])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_term_equals_the_published_code_in_value_and_gradient(name, precision):
@@ -225,6 +226,7 @@ def test_pooling_and_nearest_neighbours_by_hand():
 POSITIONS = ["attention_transfer", "fsp", "nst", "semckd", "vid"]
 
 
+@pytest.mark.sampled("attention_transfer", "nst", "vid", "fsp")
 @pytest.mark.parametrize("name", POSITIONS)
 def test_padding_of_a_text_counts_nothing(name):
     """Five tokens, of which three more are padding that may hold anything, are as five tokens."""
@@ -256,6 +258,7 @@ def test_padding_of_a_text_counts_nothing(name):
             assert_close(values(name, alone)[0], values(name, text)[row], rtol=1e-4)
 
 
+@pytest.mark.sampled("attention_transfer", "nst", "vid", "fsp")
 @pytest.mark.parametrize("name", POSITIONS)
 def test_tokens_are_positions(name):
     """Where a formula knows no neighbours, tokens and an image of as many positions are the same."""
@@ -351,6 +354,7 @@ def test_a_term_alone_teaches_a_network(name):
     assert losses[-1] < 0.85 * losses[0], losses[:: len(losses) - 1]
 
 
+@pytest.mark.sampled("vid")
 @pytest.mark.parametrize("name", ["review", "semckd", "vid"])
 def test_what_a_term_learns_has_the_same_gradient_on_a_mesh(name):
     seen = signals(batch=(16,), extent=(4, 4), depths=(2,))

@@ -89,6 +89,7 @@ def assert_as_published(name: str, precision: str, loss: Callable[..., Any]) -> 
         assert np.abs(np.asarray(ours, np.float64) - theirs).max() <= tolerance * max(1.0, np.abs(theirs).max())
 
 
+@pytest.mark.sampled("*float64")
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_loss_equals_the_published_code_in_value_and_gradient(name, precision):
@@ -138,6 +139,7 @@ def scaled(tree: Any, factor: float) -> Any:
     return replace(tree, logits=np.float32(factor) * np.asarray(tree.logits))
 
 
+@pytest.mark.sampled("[0-3]")
 @pytest.mark.parametrize("loss", PAIRS, ids=range(len(PAIRS)))
 def test_a_class_that_both_mask_counts_nothing(loss):
     student, teacher = drawn(0, 4, 6)
@@ -148,6 +150,7 @@ def test_a_class_that_both_mask_counts_nothing(loss):
     assert all_finite(gradients)
 
 
+@pytest.mark.sampled("[0-3]")
 @pytest.mark.parametrize("loss", PAIRS, ids=range(len(PAIRS)))
 def test_a_class_that_the_teacher_masks_is_as_one_that_it_gives_almost_nothing(loss):
     """Finite in value and gradient, whatever is left; and the limit, which the reverse KL does not have.

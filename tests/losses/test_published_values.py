@@ -58,6 +58,7 @@ PUBLISHED: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.sampled("*float64")
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_loss_equals_the_published_code_in_value_and_gradient(name, precision):

@@ -103,6 +103,7 @@ def by_loops_cc(s, t):
 BY_LOOPS = {"rkd": by_loops_rkd, "similarity": by_loops_similarity, "pkt": by_loops_pkt, "cc": by_loops_cc}
 
 
+@pytest.mark.sampled("3-rkd", "3-cc")
 @pytest.mark.parametrize("name", BY_LOOPS)
 @pytest.mark.parametrize("padding", [0, 3])
 def test_a_relational_loss_is_that_of_the_rows_that_count(name, padding):
@@ -330,6 +331,7 @@ def test_a_broken_twin_is_caught(twin):
     assert abs(found(broken(module, old, new)) / said - 1) > 1e-2
 
 
+@pytest.mark.sampled("rkd")
 @pytest.mark.parametrize("name", BY_LOOPS)
 def test_a_device_that_sees_its_own_rows_alone_is_caught(name, monkeypatch):
     draw = np.random.default_rng(4)

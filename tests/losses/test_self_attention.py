@@ -261,6 +261,7 @@ def alone(seen: Signals, row: int) -> Signals:
     )
 
 
+@pytest.mark.sampled("heads")
 @ALL
 def test_padding_counts_nothing_whatever_it_holds_and_however_much_there_is(spec):
     seen = world(widths=(6, 6), dtype="float32")
@@ -287,6 +288,7 @@ def test_the_published_tinybert_shrinks_as_padding_grows_and_ours_does_not():
     assert_close(value(5), value(0), rtol=1e-6)
 
 
+@pytest.mark.sampled("heads", "minilm")
 @ALL
 def test_a_text_without_any_token_is_finite_and_learns_nothing(spec):
     seen = world(widths=(6, 6), dtype="float32", batch={"attention_mask": jnp.zeros((ROWS, LENGTH), jnp.int32)})

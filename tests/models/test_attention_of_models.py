@@ -39,6 +39,7 @@ READERS = [
 ]
 
 
+@pytest.mark.sampled("bert", "decoder")
 @pytest.mark.parametrize(("spec", "kind", "fields"), READERS, ids=["bert", "decoder", "documents", "vit"])
 def test_distributions_are_those_that_the_model_attends_with(spec, kind, fields):
     """Under rotary positions, with grouped keys, over packed documents: products and visible keys say the same."""

@@ -54,6 +54,7 @@ def plan_of(folder, arguments, batch, **cuts):
 # Parity
 
 
+@pytest.mark.sampled("bert_classifier", "distilbert_classifier")
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_those_of_transformers_padded_tokens_included(known, name):
     ref, _, _, _, model, variables = known(name)
@@ -69,6 +70,7 @@ def test_attentions_asked_for_change_nothing_else_and_are_those_of_transformers(
     parity.check_outputs(ref, out)
 
 
+@pytest.mark.sampled("bert_classifier")
 @pytest.mark.parametrize("name", [*NAMES[:2], slow(NAMES[2]), slow(NAMES[3])])
 def test_gradients_are_those_of_transformers(known, name):
     ref, folder, *_ = known(name)
@@ -212,6 +214,7 @@ def test_a_student_is_cut_from_a_teacher_along_every_axis(known):
 # What a text encoder promises
 
 
+@pytest.mark.sampled("classes=0")
 @pytest.mark.parametrize("spec", ["classes=0", "classes=3, style='roberta', attentions=True"])
 def test_more_padding_changes_nothing_that_was_there(spec):
     model, variables = small(spec)
@@ -253,6 +256,7 @@ def test_the_first_token_can_stand_for_a_text():
     assert_same(out.logits, out.embedding)
 
 
+@pytest.mark.sampled("roberta-15")
 @pytest.mark.parametrize(("style", "limit"), [("bert", 16), ("roberta", 15)])
 def test_texts_longer_than_the_table_of_positions_are_refused(style, limit):
     model, variables = small(f"classes=3, style='{style}'")
@@ -262,6 +266,7 @@ def test_texts_longer_than_the_table_of_positions_are_refused(style, limit):
         run(model, variables, {"input_ids": jnp.ones((1, limit + 1), jnp.int32)})
 
 
+@pytest.mark.sampled("attention_dropout")
 @pytest.mark.parametrize("place", ["dropout", "attention_dropout", "head_dropout"])
 def test_every_place_of_dropout_draws_by_key_in_training_only(place):
     model, variables = small(f"classes=3, style='roberta', {place}=0.5")

@@ -41,6 +41,7 @@ def known(tmp_path_factory):
 # Parity
 
 
+@pytest.mark.sampled("siglip", "clip")
 @every_reference
 def test_outputs_are_those_of_transformers(known, name):
     ref, _, _, _, model, variables = known(name)
@@ -50,6 +51,7 @@ def test_outputs_are_those_of_transformers(known, name):
     assert_close(jnp.linalg.norm(out.text_embedding, axis=1), jnp.ones(3))
 
 
+@pytest.mark.sampled("siglip")
 @every_reference
 def test_gradients_are_those_of_transformers(known, name):
     parity.check_gradients(known(name)[0], known(name)[1])
@@ -75,6 +77,7 @@ def test_a_config_and_the_arguments_say_the_same(known, name):
             assert again[tower][key] == ref.config[tower][key], key
 
 
+@pytest.mark.sampled("clip")
 @every_reference
 def test_attentions_are_those_of_images_and_change_nothing_else(known, name):
     ref, folder, _, _, model, variables = known(name)
@@ -89,6 +92,7 @@ def test_attentions_are_those_of_images_and_change_nothing_else(known, name):
     assert_close((out.logits, out.hidden_states), (plain.logits, plain.hidden_states), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @every_reference
 def test_bfloat16_stays_close(known, name):
     ref, _, _, _, model, variables = known(name)
@@ -185,6 +189,7 @@ def test_texts_of_other_devices_are_compared_under_pmap_too(kind):
     assert_near(found, one)
 
 
+@pytest.mark.slow
 @one_soon
 def test_gradients_on_a_mesh_of_three_axes_are_those_of_one_device(kind):
     _, (params, state), batch = world(kind)
@@ -200,6 +205,7 @@ def test_gradients_on_a_mesh_of_three_axes_are_those_of_one_device(kind):
     assert_near(found, one)
 
 
+@pytest.mark.sampled("siglip")
 @both
 def test_texts_that_are_too_long_and_images_of_another_size_are_refused(kind):
     model, variables, batch = world(kind)

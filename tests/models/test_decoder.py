@@ -38,6 +38,7 @@ def read(batch, options: str = "", values=None):
     return jax.jit(lambda values: parity.run(model, values, batch))(values or own)
 
 
+@pytest.mark.sampled("qwen3-True", "llama_scaled-False")
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_and_gradients_are_those_of_transformers(name, scan, tmp_path):
@@ -136,6 +137,7 @@ def unstacked(params):
     return split
 
 
+@pytest.mark.sampled("True-dots")
 @pytest.mark.parametrize(
     ("scan", "remat"),
     [

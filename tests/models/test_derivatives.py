@@ -32,7 +32,8 @@ def said(model, variables, batch, train=False) -> Outputs:
     return jax.jit(lambda v, b: model.apply(*v, b, train=train, key=KEY)[0].dense())(variables, batch)
 
 
-@every(MODELS, soon=("mlp", "resnet", "decoder"))
+@pytest.mark.sampled("mlp*", "resnet(*")
+@every(MODELS)
 def test_gradients_with_respect_to_hidden_states_are_those_of_what_follows(example):
     """What a nudge adds to a hidden state is read on, and moves the loss by the gradient's share of it."""
     model, batch, variables = world(example.spec, example.inputs)

@@ -29,6 +29,7 @@ def logits(model, params, ids):
     return out.dense().logits
 
 
+@pytest.mark.sampled("*qk_norm*")
 @pytest.mark.parametrize("options", [", qkv_bias=True", ", scan_layers=False, qk_norm=True, tied=False"])
 def test_cached_steps_give_the_logits_of_the_whole_text(options):
     model, params = built(options)
@@ -60,6 +61,7 @@ def by_hand(model, params, prompt, steps: int) -> list[int]:
     return text[0, len(prompt) :].tolist()
 
 
+@pytest.mark.sampled("left")
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_prompts_of_uneven_lengths_go_on_as_each_would_alone_in_one_program(padding):
     model, params = built()

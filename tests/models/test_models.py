@@ -74,6 +74,7 @@ def gradient_of(spec: str):
     return jax.jit(jax.value_and_grad(loss_of(model, state, batch(INPUTS[spec]))))(params)
 
 
+@pytest.mark.sampled("mlp*", "resnet(*", "decoder*", "bert*")
 @every(MODELS)
 def test_a_model_returns_logits_and_all_its_hidden_states(example):
     _, params, state = built(example.spec)
@@ -87,6 +88,7 @@ def test_a_model_returns_logits_and_all_its_hidden_states(example):
     assert all_finite(out) and all(x.dtype == jnp.float32 for x in jax.tree.leaves(out))
 
 
+@pytest.mark.sampled("mlp*", "resnet(*", "decoder*", "bert*")
 @every(MODELS)
 def test_params_and_state_are_flat_dictionaries_of_float32(example):
     for tree in built(example.spec)[1:]:
@@ -95,6 +97,7 @@ def test_params_and_state_are_flat_dictionaries_of_float32(example):
     assert any(name.endswith("kernel") for name in built(example.spec)[1])
 
 
+@pytest.mark.sampled("mlp*", "resnet(*", "decoder*", "bert*")
 @every(MODELS)
 def test_shapes_are_known_without_computing(example):
     model, params, state = built(example.spec)
@@ -102,6 +105,7 @@ def test_shapes_are_known_without_computing(example):
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, (params, state))
 
 
+@pytest.mark.sampled("mlp*", "resnet(*", "decoder*", "bert*")
 @every(MODELS)
 def test_a_model_in_use_leaves_its_state_alone_and_in_training_keeps_its_form(example):
     _, params, state = built(example.spec)
@@ -112,6 +116,7 @@ def test_a_model_in_use_leaves_its_state_alone_and_in_training_keeps_its_form(ex
     assert not state or any(not np.array_equal(new[name], state[name]) for name in state)
 
 
+@pytest.mark.sampled("*mlp*", "*resnet(*", "*decoder*", "*bert*")
 @every(MODELS)
 @pytest.mark.parametrize("train", [True, False])
 def test_rows_that_do_not_count_change_neither_the_others_nor_the_statistics(example, train):
@@ -147,7 +152,8 @@ def test_every_seed_is_another_model_and_the_same_seed_the_same(example):
     assert all(not np.array_equal(other[name], params[name]) for name in params if name.endswith("kernel"))
 
 
-@every(MODELS, soon=("mlp", "resnet", "decoder"))
+@pytest.mark.sampled("mlp*")
+@every(MODELS)
 def test_bfloat16_computes_over_float32_parameters_with_float32_gradients(example):
     model, params, state = built(example.spec)
     half = in_dtype(model, "bfloat16")
@@ -167,12 +173,14 @@ def test_bfloat16_computes_over_float32_parameters_with_float32_gradients(exampl
     assert_same(jax.jit(lambda s: half.apply(params, s, batch(example.inputs), train=False, key=KEY)[1])(odd), odd)
 
 
+@pytest.mark.sampled("mlp*", "resnet(*", "decoder*", "bert*")
 @every(MODELS)
 def test_only_models_with_statistics_have_state(example):
     assert bool(built(example.spec)[2]) == example.statistics
 
 
-@every(ROW_BY_ROW, soon=("mlp", "bert", "decoder"), statistics=False)  # others are those of a piece, and so are pairs
+@pytest.mark.sampled("2-mlp*")
+@every(ROW_BY_ROW, statistics=False)  # others are those of a piece, and so are pairs
 @pytest.mark.parametrize("parts", [2, slow(4)])
 def test_a_batch_in_pieces_is_the_whole_batch(example, parts):
     model, params, state = built(example.spec)
@@ -228,6 +236,7 @@ def test_dropout_draws_by_row_so_that_pmap_draws_what_jit_draws():
     assert_same(mapped.reshape(x.shape), whole)
 
 
+@pytest.mark.sampled("mlp*")
 @pytest.mark.parametrize(
     "spec",
     ["mlp(widths=(12, 8), classes=5, dropout=0.5)", "vit(patch=4, width=8, depth=2, heads=2, classes=5, dropout=0.5)"],
@@ -408,6 +417,7 @@ def test_one_model_serves_batches_of_unlike_fields_and_sizes():
     assert_close(out.logits, model.apply(params, state, batch(), train=False, key=KEY)[0].logits[:3])
 
 
+@pytest.mark.sampled("mlp*")
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize(
     "spec",

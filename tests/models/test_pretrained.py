@@ -185,6 +185,7 @@ def test_a_narrower_student_begins_in_the_middle_of_its_teacher(folder, tmp_path
     np.testing.assert_array_equal(result.variables["student"].params["blocks/0/up/kernel"], whole[:, ::2])
 
 
+@pytest.mark.slow
 def test_a_pretrained_student_is_laid_out_on_a_mesh_as_it_is_read(folder, tmp_path):
     made = config(folder, mesh={"data": 2, "fsdp": 2, "tensor": 2}, rate="0", control=False, steps=1)
     result = distill(made, tmp_path)

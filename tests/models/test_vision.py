@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
     return functools.cache(lambda name: parity.write_folder(tmp_path_factory.mktemp(name), parity.reference(name)))
 
 
+@pytest.mark.sampled("vit", "resnet_basic", "efficientnet_lite")
 @every_reference
 def test_outputs_are_those_of_the_published_code(name, folder):
     ref = parity.reference(name)
@@ -32,6 +33,7 @@ def test_outputs_are_those_of_the_published_code(name, folder):
     parity.check_outputs(without, parity.run(model, variables, ref.batch))
 
 
+@pytest.mark.sampled("resnet_basic", "vit")
 @every_reference
 def test_gradients_are_those_of_the_published_code(name, folder):
     parity.check_gradients(parity.reference(name), folder(name))
@@ -60,6 +62,7 @@ def test_a_config_and_the_arguments_say_the_same(name):
         assert np.array_equal(again[key], config[key]), key
 
 
+@pytest.mark.sampled("vit")
 @every_reference
 def test_bfloat16_stays_close(name, folder):
     ref = parity.reference(name)
@@ -68,6 +71,7 @@ def test_bfloat16_stays_close(name, folder):
     assert np.abs(half - ref.said["logits"]).max() < 0.05 * max(1.0, np.abs(ref.said["logits"]).max())
 
 
+@pytest.mark.sampled("resnet_basic", "vit")
 @every_reference
 def test_a_row_of_padding_does_not_change_the_rest(name, folder):
     ref = parity.reference(name)

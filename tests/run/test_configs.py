@@ -142,7 +142,7 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
     monkeypatch.setattr(vocabulary, "cut", lambda config, out, most: taken.append(config) or "")
     monkeypatch.setattr(ahead, "plan", lambda config, topology: taken.append(config) or PLAN)
     monkeypatch.setattr(topology, "find", lambda name, slices: topology.Topology(name, [], None))
-    if "--help" in rest:
+    if not rest or "--help" in rest:
         return
     command = rest.pop(0) if module == "jaxdistill.main" and rest[0] in main.COMMANDS else "train"
     if module == "jaxdistill.main" and command == "train":

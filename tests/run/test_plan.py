@@ -148,6 +148,7 @@ def test_collectives_are_counted_in_every_turn_with_what_is_sent():
     assert found.flops == 6 * 2 * 4 * 64 * 64  # by every device
 
 
+@pytest.mark.sampled("rows")
 @pytest.mark.parametrize("mesh", [{"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 4, "tensor": 2}], ids=["rows", "tensor"])
 def test_a_device_does_its_share(mesh, _drawn):
     """Of heads and widths too where they are split: 1.7 times as much if each of a group does what the others do."""

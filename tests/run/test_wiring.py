@@ -95,6 +95,7 @@ def test_every_array_of_a_train_state_is_born_in_its_shards_optimiser_moments_in
         assert x.sharding.shard_shape(x.shape) == (x.shape[0] // 2, x.shape[1] // 2)
 
 
+@pytest.mark.sampled("jit")
 @pytest.mark.parametrize("backend", ["jit", "pmap"])
 def test_an_update_donates_the_train_state_and_keeps_the_teachers(backend):
     engine = engine_of(planned(), backend)

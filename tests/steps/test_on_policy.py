@@ -99,7 +99,8 @@ METHODS = {  # terms by stream, with their weights, as the docstring of the step
 }
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m != "MiniLLM")) for m in METHODS])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_a_published_method_is_the_sum_of_its_terms_each_on_its_own_texts(method):
     rows, terms = {"samples": written(3), "train": ROWS}, METHODS[method]
     read = [(stream, spec, weight) for stream, found in terms.items() for spec, weight in found.items()]

@@ -85,6 +85,7 @@ def by_hand(world: World, momentum: float, every: int, updates: int, first: bool
     return students, averages
 
 
+@pytest.mark.sampled("0.9-2")
 @pytest.mark.parametrize(("momentum", "every"), [(0.6, 1), (0.0, 2), (0.9, 2)])
 def test_the_average_moves_after_the_student_that_learned_from_it(momentum, every):
     world = World(f"averaged(momentum={momentum}, every={every})", 4, 4)
@@ -160,6 +161,7 @@ def together(everybody, batch) -> list:
     return jax.tree.map(jnp.subtract, everybody, slopes)
 
 
+@pytest.mark.sampled("widths0")
 @pytest.mark.parametrize("widths", [(4, 5), (4, 5, 6)])
 def test_peers_learn_from_labels_and_from_each_other_and_no_gradient_crosses(widths):
     world = World("mutual()", *widths)

@@ -134,6 +134,7 @@ def accuracy(student: Model, state, batch) -> float:
     return float((logits.argmax(-1) == np.asarray(batch["label"])).mean())
 
 
+@pytest.mark.sampled("calibration")
 @pytest.mark.parametrize("by", ["calibration", "reinforce"])
 def test_each_domain_is_routed_to_the_teacher_that_is_right_there(by):
     step, frozen, student = world(f"routing(by='{by}')", BOTH)
@@ -322,6 +323,7 @@ def test_hard_routing_on_a_mesh_is_that_on_one_device():
 # What belongs to no row
 
 
+@pytest.mark.sampled("quiz")
 @pytest.mark.parametrize("by", ["calibration", "reinforce", "quiz"])
 def test_what_trains_the_gate_hears_no_absent_teacher_and_takes_no_label_for_another(by):
     """An absent teacher's NaN must not enter a gradient, nor the label of a row that does not count; -1 is no class."""

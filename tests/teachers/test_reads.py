@@ -138,6 +138,7 @@ def test_a_cached_teacher_of_other_tokens_is_the_living_one(folders, taught, tmp
     assert rows[0]["nll"] == pytest.approx(rows[1]["nll"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_classes_need_no_tokens_in_common(folders, tmp_path):
     tokens = f"sentences(tokenizer='{folders['words']}', length=5, teacher='{folders['pairs']}')"
     own = config(

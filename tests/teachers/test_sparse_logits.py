@@ -158,6 +158,7 @@ def test_numbers_of_classes_come_back_from_16_bits(size):
     assert_same(jax.jit(unpack_classes)(written), numbers.astype(np.int32))
 
 
+@pytest.mark.sampled("top*")
 @pytest.mark.parametrize(
     ("keep", "limit"),
     [(Encoding("x", "float16", 128, ()), 650), (Encoding("x", "float16", 0, (), 128), 300)],
@@ -197,6 +198,7 @@ def test_what_is_written_in_pieces_is_what_is_written_at_once():
 # What is read
 
 
+@pytest.mark.sampled("draws-1.0")
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize(
     "keep", [Encoding("x", "float32", 5, ()), Encoding("x", "float32", 0, (), 20)], ids=["top", "draws"]
@@ -210,6 +212,7 @@ def test_few_classes_give_the_divergence_and_gradient_of_all(keep, temperature):
     assert_close(both(kl_to_sparse, few), both(kl_divergence, dense(few)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sampled("hard*")
 @pytest.mark.parametrize(
     "spec", ["kd(temperature=2.0)", "hard(loss=kd(temperature=2.0))", "standardized(loss=kd(temperature=2.0))"]
 )
@@ -234,6 +237,7 @@ def few_of(logits: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return order, np.take_along_axis(np.asarray(logits), order, -1), np.full(len(order), -3.0, np.float32)
 
 
+@pytest.mark.sampled("entropy*")
 @pytest.mark.parametrize("fusion", ["single", "average", "entropy", "confidence"])
 def test_an_objective_of_few_classes_is_that_of_all_in_pieces_too(fusion):
     few = SparseLogits(

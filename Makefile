@@ -1,11 +1,15 @@
 # Every target installs what it needs first, into .venv; nothing is installed twice.
 EXTRAS ?= test,lint
 WORKERS ?= 2
+# The tests of `make check`: laws of losses, reference values, errors of configs, one engine; little is compiled.
+QUICK := losses/test_laws.py losses/test_losses.py losses/test_published_values.py fusion core/test_checkpoint.py \
+	core/test_registry.py core/test_schedules.py evaluation data/test_data.py models/test_hub.py run/test_bad_input.py \
+	run/test_configs.py run/test_wiring.py docs
 
 python := .venv/bin/python
 installed := .venv/.installed-$(EXTRAS)
 
-.PHONY: help install demo test lint laws test-slow same gain bench docs clean
+.PHONY: help install demo test lint laws check test-slow same gain bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +22,9 @@ help:
 
 demo: $(installed) ## distil a student on real images, in minutes on a laptop; results in runs/quickstart
 	$(python) -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart
+
+check: lint ## between two edits, in 90 seconds: style, types, imports, and the tests of pure functions
+	$(python) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(addprefix tests/,$(QUICK))
 
 test: lint laws ## all fast checks: lint, types, import contract, tests
 

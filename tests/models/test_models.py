@@ -23,7 +23,8 @@ from jaxdistill.models.nnx import from_nnx
 KEY = jax.random.key(0)
 ROWS, CLASSES = 8, 5
 
-
+# Compiling a family is what a law costs: one of each kind of layer is fast.
+FAMILIES = pytest.mark.sampled("*mlp*", "*resnet(*", "*decoder*", "*bert*")
 ROW_BY_ROW = {name: [e for e in table if e.inputs != "pairs"] for name, table in MODELS.items()}
 INPUTS = {example.spec: example.inputs for table in MODELS.values() for example in table}
 
@@ -74,7 +75,7 @@ def gradient_of(spec: str):
     return jax.jit(jax.value_and_grad(loss_of(model, state, batch(INPUTS[spec]))))(params)
 
 
-@pytest.mark.sampled("mlp*", "resnet(*", "decoder*", "bert*")
+@FAMILIES
 @every(MODELS)
 def test_a_model_returns_logits_and_all_its_hidden_states(example):
     _, params, state = built(example.spec)
@@ -88,7 +89,7 @@ def test_a_model_returns_logits_and_all_its_hidden_states(example):
     assert all_finite(out) and all(x.dtype == jnp.float32 for x in jax.tree.leaves(out))
 
 
-@pytest.mark.sampled("mlp*", "resnet(*", "decoder*", "bert*")
+@FAMILIES
 @every(MODELS)
 def test_params_and_state_are_flat_dictionaries_of_float32(example):
     for tree in built(example.spec)[1:]:
@@ -97,7 +98,7 @@ def test_params_and_state_are_flat_dictionaries_of_float32(example):
     assert any(name.endswith("kernel") for name in built(example.spec)[1])
 
 
-@pytest.mark.sampled("mlp*", "resnet(*", "decoder*", "bert*")
+@FAMILIES
 @every(MODELS)
 def test_shapes_are_known_without_computing(example):
     model, params, state = built(example.spec)
@@ -105,7 +106,7 @@ def test_shapes_are_known_without_computing(example):
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, (params, state))
 
 
-@pytest.mark.sampled("mlp*", "resnet(*", "decoder*", "bert*")
+@FAMILIES
 @every(MODELS)
 def test_a_model_in_use_leaves_its_state_alone_and_in_training_keeps_its_form(example):
     _, params, state = built(example.spec)
@@ -116,7 +117,7 @@ def test_a_model_in_use_leaves_its_state_alone_and_in_training_keeps_its_form(ex
     assert not state or any(not np.array_equal(new[name], state[name]) for name in state)
 
 
-@pytest.mark.sampled("*mlp*", "*resnet(*", "*decoder*", "*bert*")
+@FAMILIES
 @every(MODELS)
 @pytest.mark.parametrize("train", [True, False])
 def test_rows_that_do_not_count_change_neither_the_others_nor_the_statistics(example, train):
@@ -132,6 +133,7 @@ def test_rows_that_do_not_count_change_neither_the_others_nor_the_statistics(exa
     assert_same(same_new, new)
 
 
+@FAMILIES
 @every(MODELS)
 def test_the_order_of_rows_does_not_matter(example):
     _, params, state = built(example.spec)
@@ -143,6 +145,7 @@ def test_the_order_of_rows_does_not_matter(example):
     assert_close(permuted, permute(out), rtol=1e-4, atol=1e-5)
 
 
+@FAMILIES
 @every(MODELS)
 def test_every_seed_is_another_model_and_the_same_seed_the_same(example):
     model, params, _ = built(example.spec)
@@ -173,7 +176,7 @@ def test_bfloat16_computes_over_float32_parameters_with_float32_gradients(exampl
     assert_same(jax.jit(lambda s: half.apply(params, s, batch(example.inputs), train=False, key=KEY)[1])(odd), odd)
 
 
-@pytest.mark.sampled("mlp*", "resnet(*", "decoder*", "bert*")
+@FAMILIES
 @every(MODELS)
 def test_only_models_with_statistics_have_state(example):
     assert bool(built(example.spec)[2]) == example.statistics

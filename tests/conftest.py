@@ -19,9 +19,19 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Not `types`: a pytree of arrays is also one of shapes, shardings and specs. The numeric tower: 1 is a float in a spec.
-PURE = ("jaxdistill.losses", "jaxdistill.fusion", "jaxdistill.evaluation.metrics", "jaxdistill.core.sums")
-install_import_hook(PURE, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+# Every package: arguments and results are checked against their annotations, and the shapes of arrays against each
+# other. Not `types`: a pytree of arrays is also one of shapes, shardings and specs. The numeric tower: 1 is a float.
+CHECKED = [
+    f"jaxdistill.{folder.name}"
+    for folder in Path(__file__).parents[1].joinpath("jaxdistill").iterdir()
+    if folder.is_dir() and folder.name not in ("core", "__pycache__")
+]
+CHECKED += [
+    f"jaxdistill.core.{file.stem}"
+    for file in Path(__file__).parents[1].joinpath("jaxdistill/core").glob("*.py")
+    if file.stem not in ("types", "__init__")
+]
+install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from jaxdistill.core.kernels import launch  # noqa: E402  (imports what is to be hooked)
 

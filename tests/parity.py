@@ -66,6 +66,7 @@ def ours(folder: Path, batch: Mapping[str, jax.Array], **options: Any) -> tuple[
 
 
 def run(model: Model, variables: Variables, batch: Mapping[str, jax.Array]) -> Outputs:
+    batch = jax.device_put(batch)
     return jax.jit(lambda values: model.apply(*values, batch, train=False, key=KEY)[0].dense())(variables)
 
 

@@ -30,13 +30,13 @@ class CheckpointError(RuntimeError):
 Manifest = dict[str, Any]
 
 
-def flatten(tree: PyTree) -> dict[str, jax.Array]:
+def flatten(tree: PyTree) -> dict[str, Any]:
     """Flatten a tree to `{"params/student/head/kernel": array}`; typed PRNG keys become their data."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): _untyped(leaf) for path, leaf in leaves}
 
 
-def unflatten(like: PyTree, flat: Mapping[str, jax.Array]) -> PyTree:
+def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
     """Invert `flatten`, with the structure of `like`."""
 
     def restored(path, leaf):

@@ -49,7 +49,7 @@ def reduce(out: Any, mask: Array) -> Mean:
     return masked_mean(out, mask)
 
 
-def weighted_sum(means: Mapping[str, Mean], weights: Mapping[str, Array]) -> Array:
+def weighted_sum(means: Mapping[str, Mean], weights: Mapping[str, Array | float]) -> Array:
     """Compute `sum over terms of weight * mean`, or this device's share of it where sums are local."""
     parts = [weights[name] * mean.sum / jnp.maximum(mean.count, 1) for name, mean in means.items()]
     return jnp.sum(jnp.stack(parts)) if parts else jnp.zeros(())

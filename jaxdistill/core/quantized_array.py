@@ -45,7 +45,7 @@ def quantize(x: Array, axes: int | Sequence[int], kind: Any) -> tuple[Array, Arr
     return (jnp.round(x / scale) if kind == "int8" else x / scale).astype(dtype), scale
 
 
-def dequantize(x: Any) -> Array:
+def dequantize(x: Any) -> Any:
     """Return a quantized array as floats, and any other array as it is."""
     return x.dequantize() if isinstance(x, QuantizedArray) else x
 

@@ -10,6 +10,7 @@ import inspect
 import math
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -54,7 +55,9 @@ def parse(text: str, path: str) -> Spec:
         return Spec(node.func.id, tuple(literal(arg) for arg in node.args), kwargs)
 
     try:
-        return call(ast.parse(text.strip(), mode="eval").body)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SyntaxWarning)  # "\d" would be read as it stands, with a warning
+            return call(ast.parse(text.strip(), mode="eval").body)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         cure = "Write a registered name with literal arguments, like name(key=1.0); specs are parsed, never run."
         raise ConfigError(path, f"{text!r} is not a spec string. {cure}") from None

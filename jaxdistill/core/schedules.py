@@ -8,9 +8,10 @@ compilation.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import Spec, parse, schedules
@@ -24,15 +25,18 @@ class Horizon(NamedTuple):
     epoch: float
 
 
+StepNumber = Array | np.integer | int
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A curve `step -> value`, with its least and greatest value during the run."""
 
-    curve: Callable[[Array], Array | float]
+    curve: Callable[[StepNumber], Array | float]
     low: float
     high: float
 
-    def __call__(self, step: Array) -> Array:
+    def __call__(self, step: StepNumber) -> Array:
         """Return the value at a step, a float32 scalar."""
         return jnp.asarray(self.curve(step), jnp.float32)
 
@@ -46,7 +50,7 @@ def as_schedule(value: Scalar) -> Schedule:
     return value if isinstance(value, Schedule) else Schedule(lambda step: value, value, value)
 
 
-def resolve(value: float | str | Spec, horizon: Horizon, path: str) -> Schedule:
+def resolve(value: Any, horizon: Horizon, path: str) -> Schedule:
     """Return the schedule over the horizon for a config value: "0.9", 0.9 or "cosine(start=0.9, end=0.1)".
 
     Raises:
@@ -85,7 +89,7 @@ def require_positive(name: str, schedule: Schedule) -> Schedule:
     return schedule
 
 
-def _progress(step: Array, start: float, end: float) -> Array:
+def _progress(step: StepNumber, start: float, end: float) -> Array:
     """Return the completed fraction of the interval from step `start` to step `end`, 0 to 1."""
     return jnp.clip((step - start) / max(end - start, 1.0), 0.0, 1.0)
 
@@ -131,7 +135,7 @@ def cosine(start: float, end: float = 0.0, warmup: float = 0.0) -> ScheduleOfHor
     def over(horizon: Horizon) -> Schedule:
         rise = warmup * horizon.steps
 
-        def curve(step: Array) -> Array:
+        def curve(step: StepNumber) -> Array:
             fall = end + (start - end) * 0.5 * (1 + jnp.cos(jnp.pi * _progress(step, rise, horizon.steps)))
             # the first step already moves: 1/rise, not 0
             return jnp.where(step < rise, start * jnp.minimum((step + 1) / max(rise, 1.0), 1.0), fall)

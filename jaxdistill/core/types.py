@@ -6,7 +6,7 @@ mesh.* Everything below is a pytree or a tuple of functions. Nothing here depend
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, NamedTuple, Protocol, dataclass_transform
+from typing import Any, Generic, NamedTuple, Protocol, dataclass_transform, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ Params = PyTree  # trained values; those of a model are flat: `{"blocks/0/mlp/up
 State = PyTree  # values that are not trained: running statistics, banks, adaptive coefficients
 ByRole = Mapping[str, PyTree]  # params or state by role: `student`, `fusion`, `terms`, ...
 Rows = Mapping[str, Array]  # the arrays of one stream of a batch
+RowsLike = Mapping[str, Any]  # rows, NumPy arrays that `jit` makes rows of, or shapes of rows
 Batch = Mapping[str, Rows]  # the streams of a batch, by name
 Shapes = Mapping[str, jax.ShapeDtypeStruct]  # the shapes of the arrays of one stream
 
@@ -243,6 +244,7 @@ class Pretrained(NamedTuple):
     read: Callable[[], Variables]
 
 
+@runtime_checkable
 class ModelInit(Protocol):
     """The function that initialises a model."""
 
@@ -250,6 +252,7 @@ class ModelInit(Protocol):
         """Compute `(key, batch of one stream) -> (params, state)`."""
 
 
+@runtime_checkable
 class ModelApply(Protocol):
     """The function that runs a model on one stream of a batch."""
 
@@ -272,6 +275,7 @@ class Model(NamedTuple):
     load: Callable[[Variables], Pretrained] | None = None
 
 
+@runtime_checkable
 class FusionInit(Protocol):
     """The function that initialises a fusion."""
 
@@ -279,6 +283,7 @@ class FusionInit(Protocol):
         """Compute `(key, signals) -> (params, state)`; params hold gates."""
 
 
+@runtime_checkable
 class FusionApply(Protocol):
     """The function that fuses the teachers of one stream."""
 
@@ -305,6 +310,7 @@ class Fusion(NamedTuple):
 Values = Float[Array, "*batch"]  # the values of a term, one for each row or token
 
 
+@runtime_checkable
 class TermInit(Protocol):
     """The function that initialises a term."""
 
@@ -312,6 +318,7 @@ class TermInit(Protocol):
         """Compute `(key, signals) -> (params, state)`; params hold projectors, state banks and coefficients."""
 
 
+@runtime_checkable
 class TermApply(Protocol):
     """The function that computes the values of a term."""
 
@@ -351,6 +358,7 @@ class Term(NamedTuple):
     linear: bool = False
 
 
+@runtime_checkable
 class ObjectiveInit(Protocol):
     """The function that initialises a fusion and terms."""
 
@@ -358,6 +366,7 @@ class ObjectiveInit(Protocol):
         """Compute `(key, {stream: signals}) -> (params, state)`, each with the roles `fusion` and `terms`."""
 
 
+@runtime_checkable
 class ObjectiveApply(Protocol):
     """The function that computes the mean of every term."""
 
@@ -367,6 +376,7 @@ class ObjectiveApply(Protocol):
         """Compute `(params, state, {stream: signals}) -> ({term: Mean}, new state)`."""
 
 
+@runtime_checkable
 class ObjectiveLoss(Protocol):
     """The function that computes the weighted sum of the terms, to be differentiated."""
 
@@ -383,6 +393,7 @@ class ObjectiveLoss(Protocol):
         """Compute `(params, state, {stream: signals}, {term: weight}) -> (scalar, ({term: Mean}, new state))`."""
 
 
+@runtime_checkable
 class ObjectiveFuse(Protocol):
     """The function that fuses the teachers of one stream, for steps that train a gate."""
 
@@ -415,6 +426,7 @@ class Objective(NamedTuple):
     only: Callable[[tuple[str, ...]], "Objective"]
 
 
+@runtime_checkable
 class StepInit(Protocol):
     """The function that makes the first train state."""
 
@@ -427,6 +439,7 @@ class StepInit(Protocol):
         """
 
 
+@runtime_checkable
 class StepUpdate(Protocol):
     """The function that takes one step."""
 
@@ -436,6 +449,7 @@ class StepUpdate(Protocol):
         """Compute `(train_state, teachers, batch) -> (new train_state, {name: Mean})`; pure."""
 
 
+@runtime_checkable
 class EvolveTeachers(Protocol):
     """The function that returns the current teachers, for a step that changes them."""
 

@@ -30,7 +30,7 @@ class Paired(NamedTuple):
         )
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Compute the 95 % interval of a mean over seeds (Student's t); one seed or equal values give a point."""
     mean = float(np.mean(values))
     if len(values) < 2 or not np.std(values):

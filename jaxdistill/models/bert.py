@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, AttentionHeads, Model, Outputs
+from jaxdistill.core.types import Array, AttentionHeads, Model, Outputs, RowsLike
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Layout, Rule
 from jaxdistill.models.layers import ACTIVATIONS, nudged, require_dropout_rate
@@ -49,7 +49,7 @@ class Embed(nnx.Module):
         self.limit = positions if pad is None else positions - pad - 1
         self.pad, self.rate = pad, rate
 
-    def __call__(self, batch: Mapping[str, Array], train: bool, key: Array) -> Array:
+    def __call__(self, batch: RowsLike, train: bool, key: Array) -> Array:
         ids = batch["input_ids"]
         if ids.shape[1] > self.limit:
             raise ValueError(f"texts of {ids.shape[1]} tokens exceed the {self.limit} positions; truncate the texts")

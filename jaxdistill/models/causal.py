@@ -6,7 +6,7 @@ perceptron (Shazeer 2020, arxiv.org/abs/2002.05202). The layers are scanned or u
 model family.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
-from jaxdistill.core.types import Array, AttentionHeads, Factored, Outputs
+from jaxdistill.core.types import Array, AttentionHeads, Factored, Outputs, RowsLike
 from jaxdistill.models.layers import nudged
 from jaxdistill.models.rotary import Llama3, frequencies, restart_positions, rotate
 
@@ -172,7 +172,7 @@ class Decoder(nnx.Module):
         self.head = None if tied else nnx.Linear(sizes.width, vocabulary, use_bias=False, rngs=rngs)
         self.rope, self.remat, self.head_size = rope, remat, sizes.head_size
 
-    def __call__(self, batch: Mapping[str, Array], *, train: bool, key: Array) -> Outputs[Factored]:
+    def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs[Factored]:
         shared = self._shared(batch)
         x = by_rows(jnp.take(self.embed.embedding.get_value(), batch["input_ids"], axis=0))
         x = nudged(x, batch, 0)
@@ -186,7 +186,7 @@ class Decoder(nnx.Module):
             features[jnp.arange(x.shape[0]), _last(batch)],
         )
 
-    def _shared(self, batch: Mapping[str, Array]) -> Shared:
+    def _shared(self, batch: RowsLike) -> Shared:
         """Compute positions, rotation angles and the attention mask of a batch."""
         longest, theta, scaling = self.rope
         length = batch["slots" if "slots" in batch else "input_ids"].shape[1]
@@ -207,7 +207,7 @@ class Decoder(nnx.Module):
         return Shared(angles, None, mask, causal=True)
 
     def _layers(
-        self, x: Array, shared: Shared, batch: Mapping[str, Array]
+        self, x: Array, shared: Shared, batch: RowsLike
     ) -> tuple[tuple[Array, ...], tuple[AttentionHeads, ...]]:
         """Run all layers; return the output of each, `[rows, length, width]`, and its queries, keys and values.
 
@@ -247,13 +247,13 @@ class Decoder(nnx.Module):
         return tuple(states), tuple(attentions)
 
 
-def _nudge(batch: Mapping[str, Array], number: int, depth: int) -> dict[str, Array]:
+def _nudge(batch: RowsLike, number: int, depth: int) -> dict[str, Array]:
     """Return the nudge of a block's output; zeros for the last block, whose hidden state is nudged after the norm."""
     nudge = batch.get(f"nudge/{number + 1}")
     return {} if nudge is None else {"nudge/0": nudge if number + 1 < depth else jnp.zeros_like(nudge)}
 
 
-def _positions(batch: Mapping[str, Array]) -> Array:
+def _positions(batch: RowsLike) -> Array:
     """Return the position of every token, `[rows or 1, length]`."""
     if "positions" in batch:
         return batch["positions"]
@@ -262,7 +262,7 @@ def _positions(batch: Mapping[str, Array]) -> Array:
     return jnp.arange(batch["input_ids"].shape[1])[None]
 
 
-def _last(batch: Mapping[str, Array]) -> Array:
+def _last(batch: RowsLike) -> Array:
     """Return the index of the last token that is not padding, `[rows]`."""
     real = batch.get("attention_mask", jnp.ones_like(batch["input_ids"]))
     return jnp.max(jnp.where(real > 0, jnp.arange(real.shape[1]), 0), axis=1)

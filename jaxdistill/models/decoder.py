@@ -10,7 +10,7 @@ from typing import Any, Literal
 from flax import nnx
 
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, Model
+from jaxdistill.core.types import Model, RowsLike
 from jaxdistill.models.causal import Decoder, Sizes
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
@@ -89,7 +89,7 @@ def decoder(
     sizes = Sizes(width, heads, kv_heads, head_size, ffn, epsilon, qkv_bias, qk_norm, attentions, attention)
     rope = (positions, theta, rope_scaling and Llama3(*rope_scaling))
 
-    def make(rngs: nnx.Rngs, batch: Mapping[str, Array]) -> Decoder:
+    def make(rngs: nnx.Rngs, batch: RowsLike) -> Decoder:
         slots = batch["slots"].shape if "slots" in batch else None
         return Decoder(sizes, vocabulary, depth, tied, rope, scan_layers, remat, slots, rngs=rngs)
 

@@ -129,7 +129,7 @@ def _append(loop: _LoopState, cache: PyTree, token: Array, stop: tuple[int, ...]
     return _LoopState(loop.step + 1, cache, token, done, generated)
 
 
-def empty_cache(model: Model, slots: Array) -> PyTree:
+def empty_cache(model: Model, slots: Array | jax.ShapeDtypeStruct) -> PyTree:
     """Create the state of a model with an empty cache for `slots.shape[1]` tokens.
 
     Args:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxdistill.core.collectives import by_rows, psum, row_keys
-from jaxdistill.core.types import Array
+from jaxdistill.core.types import Array, RowsLike
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # named as in Hugging Face configs
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -24,17 +26,17 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # named as in Hugging F
 }
 
 
-def pixels(image: Array, dtype: jnp.dtype) -> Array:
+def pixels(image: Array | np.ndarray, dtype: DTypeLike) -> Array:
     """Convert images to `dtype`: uint8 is scaled to -1 to 1, and floats stay as they are.
 
     The transform `processed` makes float images (data/image/processors.py). uint8 images are converted on the device,
     so that only a quarter of the bytes is transferred.
     """
     scaled = image.astype(jnp.float32) / 127.5 - 1 if image.dtype == jnp.uint8 else image
-    return scaled.astype(dtype)
+    return jnp.asarray(scaled, dtype)
 
 
-def nudged(x: Array, batch: Mapping[str, Array], layer: int) -> Array:
+def nudged(x: Array, batch: RowsLike, layer: int) -> Array:
     """Add `nudge/<layer>` of the batch to a hidden state, if the batch has this field.
 
     A model applies it to each hidden state that it returns, and computes on with the result. The gradient with respect

@@ -4,24 +4,23 @@ The module is split once into a graph definition and flat dicts `{"blocks/0/mlp/
 inside `jit`, while tracing, so that merging costs nothing at run time. (`nnx.jit(module)` splits at every call.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.core.types import Array, Model, Outputs, PyTree
+from jaxdistill.core.types import Array, Model, Outputs, PyTree, RowsLike
 
-Batch = Mapping[str, Array]
-Call = Callable[[Any, Batch, bool, Array], Outputs]  # (module, batch, train, key) -> outputs
+Call = Callable[[Any, RowsLike, bool, Array], Outputs]  # (module, batch, train, key) -> outputs
 
 
-def _call(module: Any, batch: Batch, train: bool, key: Array) -> Outputs:
+def _call(module: Any, batch: RowsLike, train: bool, key: Array) -> Outputs:
     return module(batch, train=train, key=key)
 
 
-def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) -> Model:
+def from_nnx(make: Callable[[nnx.Rngs, RowsLike], nnx.Module], call: Call = _call) -> Model:
     """Convert a Flax NNX module to a `Model`.
 
     `nnx.Param` variables become params. Random streams are reseeded from the key of each call. All other variables
@@ -36,17 +35,17 @@ def from_nnx(make: Callable[[nnx.Rngs, Batch], nnx.Module], call: Call = _call) 
     """
     skeletons: dict[Any, tuple[Any, list[tuple[Any, Any]]]] = {}
 
-    def skeleton_of(batch: Batch) -> tuple[Any, list[tuple[Any, Any]]]:
+    def skeleton_of(batch: RowsLike) -> tuple[Any, list[tuple[Any, Any]]]:
         shapes = tuple((name, x.shape[1:], x.dtype) for name, x in sorted(batch.items()))
         if shapes not in skeletons:  # cached, because the abstract trace takes tens of milliseconds
             graph, variables = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0), batch)))
             skeletons[shapes] = graph, list(nnx.to_flat_state(variables))
         return skeletons[shapes]
 
-    def init(key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
+    def init(key: Array, batch: RowsLike) -> tuple[PyTree, PyTree]:
         return _collect(make(nnx.Rngs(key), batch))
 
-    def apply(params: PyTree, state: PyTree, batch: Batch, *, train: bool, key: Array) -> tuple[Outputs, PyTree]:
+    def apply(params: PyTree, state: PyTree, batch: RowsLike, *, train: bool, key: Array) -> tuple[Outputs, PyTree]:
         graph, variables = skeleton_of(batch)
         values = []
         for path, variable in variables:

@@ -4,7 +4,6 @@ One tower embeds images, the other texts, into vectors of one space. The logits 
 texts.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows, gather
-from jaxdistill.core.types import Array, AttentionHeads, Outputs
+from jaxdistill.core.types import Array, AttentionHeads, Outputs, RowsLike
 from jaxdistill.models.layers import ACTIVATIONS, nudged
 from jaxdistill.models.transformer import Block, Patches, Stack, layer_norm
 
@@ -37,7 +36,7 @@ class TextTower(nnx.Module):
         self.projection = nnx.Linear(stack.width, projection, use_bias=end is None, rngs=rngs)
         self.end = end
 
-    def __call__(self, batch: Mapping[str, Array], train: bool, key: Array) -> Array:
+    def __call__(self, batch: RowsLike, train: bool, key: Array) -> Array:
         ids = batch["input_ids"]
         length, positions = ids.shape[1], self.position.num_embeddings
         if length > positions:
@@ -102,7 +101,7 @@ class ImageTower(nnx.Module):
         self.projection = nnx.Linear(stack.width, projection, use_bias=False, rngs=rngs) if projection else None
 
     def __call__(
-        self, batch: Mapping[str, Array], train: bool, key: Array
+        self, batch: RowsLike, train: bool, key: Array
     ) -> tuple[Array, tuple[Array, ...], tuple[AttentionHeads, ...]]:
         x = self.embed(batch["image"])
         x = nudged(x if self.before is None else by_rows(self.before(x)), batch, 0)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
@@ -110,7 +111,7 @@ class Patches(nnx.Module):
         self.tokens = nnx.List([normal(*axis, *axis, width) for _ in range(tokens)])
         self.position = normal(*axis, tokens + (height // patch) * (image_width // patch), width)
 
-    def __call__(self, image: Array) -> Array:
+    def __call__(self, image: Array | np.ndarray) -> Array:
         x = by_rows(self.conv(pixels(image, self.conv.kernel.dtype)))  # [batch, height / patch, width / patch, width]
         rows, width = x.shape[0], x.shape[-1]
         tokens = [jnp.broadcast_to(token[...], (rows, 1, width)) for token in self.tokens]

@@ -159,11 +159,11 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     """Lay out this process's rows of a batch on the mesh."""
     by_rows = NamedSharding(mesh, ROWS)
 
-    def put(x: np.ndarray) -> Array:
+    def put(x: np.ndarray | Array) -> Array:
         if jax.process_count() == 1:
             return jax.device_put(x, by_rows)
         total = _local_batches_per_global_batch(mesh) * x.shape[0]
-        shard = functools.partial(local_shard, x, local_rows(mesh, total))
+        shard = functools.partial(local_shard, np.asarray(x), local_rows(mesh, total))
         return jax.make_array_from_callback((total, *x.shape[1:]), by_rows, shard)
 
     return jax.tree.map(put, tree)

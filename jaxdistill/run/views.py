@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +114,7 @@ def variables_of(fusion: Fusion, signals: Any) -> list[Any]:
     return jax.tree.leaves(jax.eval_shape(fusion.init, jax.eval_shape(lambda: jax.random.key(0)), dense))
 
 
+@runtime_checkable
 class RunView(Protocol):
     """A resolved run: `resolve.Resolved`."""
 

@@ -37,7 +37,7 @@ from jaxdistill.core.collectives import psum
 from jaxdistill.core.registry import steps
 from jaxdistill.core.schedules import Scalar, as_schedule
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, Shapes, Step
+from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, Rows, Shapes, Step
 from jaxdistill.models.generate import Generated, empty_cache, generate
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import report, step_key
@@ -140,7 +140,7 @@ def _text_lengths(rows: dict[str, Array]) -> Array:
     return jnp.max(jnp.where(counts, jnp.arange(2, counts.shape[1] + 2), 0), axis=1)
 
 
-def _check_data(student: Model, rows: Shapes, prompt: int) -> None:
+def _check_data(student: Model, rows: Rows | Shapes, prompt: int) -> None:
     if "input_ids" not in rows or rows["mask"].ndim != 2:
         raise ValueError("the data are no running text; set data.tokens='documents(...)'")
     length = rows["input_ids"].shape[1]

@@ -6,7 +6,7 @@ A run refuses a store with another identity. The format of the outputs is in `co
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -156,7 +156,7 @@ class _Prefixed:
     def __getitem__(self, row: int) -> dict[str, Any]:
         return self.__getitems__([row])[0]
 
-    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         return [{f"{self._prefix}{name}": x for name, x in row.items()} for row in self._store.__getitems__(rows)]
 
 

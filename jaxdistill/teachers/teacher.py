@@ -8,7 +8,7 @@ replaces the network, or returns a subclass that overrides these three methods.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -127,7 +127,7 @@ class Teacher:
         """
         return cost_of(self.network, variables, rows)
 
-    def replaced(self, **differences: Any) -> Self:
+    def replaced(self, **differences: Any) -> "Teacher":
         """Return the teacher with other values of some fields."""
         return replace(self, **differences)
 

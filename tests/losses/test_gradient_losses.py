@@ -50,7 +50,7 @@ def test_sobolev_compares_sizes_too():
 def test_the_mean_of_sobolev_over_directions_is_the_squared_distance_of_the_jacobians():
     rows, classes = 4096, 5
     one = images(1, classes=classes)
-    batch = {"image": np.repeat(one["image"], rows, 0), "mask": np.ones(rows, np.float32)}
+    batch = {"image": jnp.repeat(one["image"], rows, 0), "mask": jnp.ones(rows)}
     models = [registry.models.build(f"mlp(widths=({width},), classes={classes})", "") for width in (12, 16)]
     variables = [jax.jit(m.init)(jax.random.key(n), one) for n, m in enumerate(models)]
     asked = [with_gradients(m, frozenset({"input_gradients"})) for m in models]

@@ -181,7 +181,7 @@ def test_rematerialising_keeps_less():
 
 
 def test_the_plain_path_that_returns_attentions_agrees_with_the_fused_one():
-    batch = {"input_ids": tokens(2, 6, 64), "segment_ids": np.array([[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 2]])}
+    batch = {"input_ids": tokens(2, 6, 64), "segment_ids": jnp.array([[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 2]])}
     plain, fused = read(batch, ", attentions=True"), read(batch)
     assert_close(plain.hidden_states, fused.hidden_states)
     own = (batch["segment_ids"][:, :, None] == batch["segment_ids"][:, None, :]) & np.tri(6, dtype=bool)
@@ -212,7 +212,7 @@ def test_documents_packed_into_a_row_say_what_each_says_alone():
     first, second = tokens(1, 5, 64, seed=1), tokens(1, 4, 64, seed=2)
     packed = {
         "input_ids": np.concatenate([first, second, np.zeros((1, 3), np.int32)], axis=1),
-        "segment_ids": np.array([[1] * 5 + [2] * 4 + [0] * 3]),
+        "segment_ids": jnp.array([[1] * 5 + [2] * 4 + [0] * 3]),
     }
     logits = read(packed).logits
     assert_close(logits[:, :5], read({"input_ids": first}).logits, atol=1e-5)

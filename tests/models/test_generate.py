@@ -139,4 +139,11 @@ def test_draws_follow_the_distribution_that_the_settings_leave(settings, expecte
 def test_settings_that_draw_nothing_are_refused(wrong):
     model, params = built()
     with pytest.raises(ValueError, match="steps and top_k must be positive"):
-        generate(model, params, tokens(1, 3, 64), np.array([3]), KEY, **({"steps": 2, "temperature": 1.0} | wrong))
+        generate(
+            model,
+            params,
+            jnp.asarray(tokens(1, 3, 64)),
+            jnp.array([3]),
+            KEY,
+            **({"steps": 2, "temperature": 1.0} | wrong),
+        )

@@ -4,6 +4,7 @@ import functools
 import itertools
 from types import SimpleNamespace
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import examples
 import jax
@@ -26,6 +27,7 @@ from jaxdistill.models.nnx import from_nnx
 from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.rules import stage
+from jaxdistill.run.views import StageView
 
 # two layers and more: from two on, an unconstrained network is silently wrong on (2, 2, 2)
 FAMILIES = {
@@ -210,7 +212,7 @@ class Plain(nnx.Module):
 def constraints(model, shapes, mesh):
     """Checks the rule about activations on a model by itself."""
     parts = SimpleNamespace(student=model)
-    stage.activations_are_constrained(SimpleNamespace(mesh=mesh, parts=parts, shapes={"train": shapes}))
+    stage.activations_are_constrained(Mock(StageView, mesh=mesh, parts=parts, shapes={"train": shapes}))
 
 
 def test_a_model_that_constrains_nothing_is_refused_where_its_gradients_would_be_wrong():

@@ -348,7 +348,7 @@ def test_no_gradient_reaches_a_frozen_teacher(example):
     w = world(example.spec)
     state = w.init(KEY, w.frozen, w.batch)
     loss = lambda params: w.step.update(
-        state, [v._replace(params=p) for v, p in zip(w.frozen, params, strict=True)], w.batch
+        state, tuple(v._replace(params=p) for v, p in zip(w.frozen, params, strict=True)), w.batch
     )[1]["loss"].compute()
     gradient = jax.jit(jax.grad(loss))([values.params for values in w.frozen])
     assert not any(x.any() for x in jax.tree.leaves(gradient))
@@ -378,7 +378,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(example):
     whole, _ = run(w, 4)
     half, _ = run(w, 2)
     saved = {name: x.copy() for name, x in raw(half).items()}
-    resumed, _ = run(w, 2, jax.device_put(unflatten(half, saved)))
+    resumed, _ = run(w, 2, unflatten(half, jax.device_put(saved)))
     assert_same(raw(resumed), raw(whole))
     assert whole.step == 4
 

@@ -48,7 +48,7 @@ def written(prompt: int, **settings):
     """The batch that the student's first parameters write, put together here."""
     _, start = world("on_policy(prompt=2)", "samples", reverse_kl=1.0)
     real = np.asarray(ROWS["mask"]).sum(1).astype(int)
-    lengths = np.clip(np.where(real > 0, real + 1, 0), 1, prompt)
+    lengths = jnp.clip(np.where(real > 0, real + 1, 0), 1, prompt)
     draw = {"steps": 7 - prompt, "temperature": 1.0, **settings}
     found = jax.jit(lambda p: generate(STUDENT, p, ROWS["input_ids"][:, :prompt], lengths, step_key(start), **draw))(
         start.params["student"]

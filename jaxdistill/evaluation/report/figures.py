@@ -4,7 +4,7 @@ A model has the same colour and line style in every figure.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxdistill.evaluation.report.drawing import svg
@@ -84,7 +84,7 @@ def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -
     return svg(draw, _with_legend(WIDE, list(series)), f"accuracy (%) over optimiser steps: {', '.join(series)}")
 
 
-def reliability(bins: Mapping[str, list[float]], style: Style) -> Markup:
+def reliability(bins: Mapping[str, Sequence[float | None]], style: Style) -> Markup:
     """Draw accuracy over confidence by bin, above the share of examples in each bin."""
 
     def draw(figure: "Figure") -> None:

@@ -5,7 +5,7 @@ No pickle is ever loaded. If a folder has only a pickle, the error message says 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class ArrayInfo(NamedTuple):
     dtype: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """An open checkpoint."""
 

@@ -14,6 +14,7 @@ import json
 import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
 KINDS = {"losses": registry.losses, "fusion": registry.fusions, "steps": registry.steps}
 WORDS = ("When", "Config", "Own", "Checked", "Experiment")
+PASSED = ("student", "teachers", "objective", "optimizer")  # to a step, by the other keys of the config
 RESULTS = ROOT / "experiments" / "methods" / "results.json"
 
 MARKED = rf"^{{}}: (.*(?:\n(?!(?:{'|'.join(WORDS)}):|\n).*)*)\n?"
@@ -68,14 +70,22 @@ def page(kind: str, name: str, factory: Any, results: dict[str, list[float]]) ->
     for word in WORDS:
         if word in marked:
             text = ASSIGNED.sub(r"`\g<0>`", marked[word]) if word == "Config" else _sentence(marked[word])
-            lines += [f"**{word}.** {text}", ""]
+            lines += [textwrap.fill(f"**{word}.** {text}", 120, break_long_words=False, break_on_hyphens=False), ""]
     if any(arm.endswith(f"/{name}") for arm in results):
         lines += [f"**Result.** {_result(name, results)}", ""]
     body = re.sub(r"(?m)^(?! {4})(.+)\n(?= {4})", r"\1\n\n", body)  # else Markdown takes a block for a paragraph
-    signature = str(inspect.signature(factory)).partition(" -> ")[0]
-    lines += [LINK.sub(r"[\1](https://\1)", body), "", "## Arguments", "", "```python", f"{name}{signature}", "```", ""]
+    body = re.sub(r"(?m)^(?! {4}).+", lambda line: LINK.sub(r"[\1](https://\1)", line[0]), body)  # not inside blocks
+    lines += [body, "", "## Arguments", "", "```python", _signature(name, factory), "```", ""]
     lines += ["```text", inspect.cleandoc(factory.__doc__ or ""), "```", ""]
     return "\n".join([*lines, f"Source: [`{_source(factory)}`](../../{_source(factory)})", ""])
+
+
+def _signature(name: str, factory: Any) -> str:
+    """The arguments that a config can give, one a line, with types by their last name."""
+    given = [x for x in inspect.signature(factory).parameters.values() if x.name not in PASSED]
+    texts = [re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=\w)", "", str(parameter)) for parameter in given]
+    line = f"{name}({', '.join(texts)})"
+    return line if len(line) <= 100 else "\n".join([f"{name}(", *(f"    {text}," for text in texts), ")"])
 
 
 def _sentence(text: str) -> str:

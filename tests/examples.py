@@ -20,8 +20,9 @@ import jaxdistill.fusion
 import jaxdistill.losses
 import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.schedules import Horizon, Scalar, resolve
-from jaxdistill.core.types import Array, AttentionHeads, Outputs, Signals, Term
+from jaxdistill.core.types import Array, AttentionHeads, Outputs, Signals
 from jaxdistill.run.parts import build_loss as loss
 
 HORIZON = Horizon(steps=100, epoch=10.0)

@@ -13,8 +13,9 @@ from golden.weights import weight
 from safetensors.numpy import save_file
 
 from jaxdistill.core import registry
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import Spec
-from jaxdistill.core.types import Model, Outputs, Variables
+from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.models.hub import family as hub_family
 from jaxdistill.models.hub.source import Safetensors
 from jaxdistill.models.hub.weights import dump, load, plan

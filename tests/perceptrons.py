@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.core.types import Factored, Model, Outputs
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Factored, Outputs
 
 KEY = jax.random.key(0)
 

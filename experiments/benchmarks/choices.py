@@ -17,8 +17,8 @@ from rich.table import Table
 from experiments.benchmarks.lm import TERMS, network, tokens
 from experiments.benchmarks.measured import Work, clock, timed, training_step
 from experiments.benchmarks.sizes import SIZES
+from jaxdistill.core.interfaces import Objective
 from jaxdistill.core.objective import weighted_sum
-from jaxdistill.core.types import Objective
 
 
 class Choice(NamedTuple):

@@ -20,9 +20,10 @@ from rich.table import Table
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.compress.quantize import quantize_params, quantized
 from jaxdistill.core import registry
+from jaxdistill.core.interfaces import Model, Objective
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
-from jaxdistill.core.types import Model, Objective, Variables
+from jaxdistill.core.types import Variables
 from jaxdistill.evaluation.flops import flops
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.parallel.compile import place

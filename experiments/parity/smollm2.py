@@ -20,7 +20,8 @@ import numpy as np
 import tokenizers
 
 from jaxdistill.core import packages
-from jaxdistill.core.types import Model, Variables
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Variables
 from jaxdistill.data.builders import corpora
 from jaxdistill.models import decoder  # noqa: F401  (registers the family)
 from jaxdistill.models.generate import generate

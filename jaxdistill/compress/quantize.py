@@ -20,8 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.quantized_array import DTYPES, Kind, QuantizedArray, dequantize, quantize, run_quantized
-from jaxdistill.core.types import Array, Model, Pretrained, PyTree, Variables
+from jaxdistill.core.types import Array, PyTree, Variables
 
 SCALE = "/scale"  # suffix of the name of a kernel's scale
 

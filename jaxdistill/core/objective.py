@@ -18,9 +18,10 @@ from jaxdistill.core.chunked.terms import (
     with_global_counts,
 )
 from jaxdistill.core.collectives import psum
+from jaxdistill.core.interfaces import Fusion, Objective, Term
 from jaxdistill.core.schedules import Scalar, as_schedule
 from jaxdistill.core.sums import Mean, masked_mean
-from jaxdistill.core.types import Array, Fusion, Objective, Outputs, PyTree, Signals, Term
+from jaxdistill.core.types import Array, Outputs, PyTree, Signals
 
 
 class WeightedTerm(NamedTuple):

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from jaxdistill.core.types import Array, Model, Variables
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Array, Variables
 from jaxdistill.evaluation.flops import flops
 from jaxdistill.parallel.mesh import make_mesh
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdistill.core.interfaces import Fusion, Model
 from jaxdistill.core.sums import add
-from jaxdistill.core.types import NO_OUTPUTS, Array, Fusion, Model, Outputs, PyTree, Signals, Variables
+from jaxdistill.core.types import NO_OUTPUTS, Array, Outputs, PyTree, Signals, Variables
 from jaxdistill.evaluation import metrics
 from jaxdistill.losses.term import mask_padding
 from jaxdistill.models.combinators import strip_prefix

@@ -12,8 +12,8 @@ When: the teachers are similar and about equally good. Random teachers do little
 Checked: one teacher is the identity and the order of teachers does not matter (common tests of fusions); by hand.
 """
 
+from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.registry import fusions
-from jaxdistill.core.types import Fusion
 from jaxdistill.fusion.mixture import MixtureSpace, fixed_weights, mixture_fusion
 
 

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
+from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.registry import fusions
 from jaxdistill.core.sums import values_at_labels
-from jaxdistill.core.types import Array, Fusion, Signals
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.fusion.mixture import MixtureSpace, mixture_fusion, present_mask, teacher_logits
 from jaxdistill.losses.term import masked_labels, precise
 

@@ -16,8 +16,9 @@ Checked: against float64 numpy; common tests of fusions.
 
 import jax.numpy as jnp
 
+from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.registry import fusions
-from jaxdistill.core.types import Array, Fusion, Signals
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.fusion.mixture import MixtureSpace, mixture_fusion, present_mask, teacher_logits
 from jaxdistill.losses.task import cross_entropy
 

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.registry import fusions
-from jaxdistill.core.types import Array, Fusion, Signals
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.fusion.mixture import mix, present_mask, teacher_logits
 from jaxdistill.losses.task.cross_entropy import entropy
 from jaxdistill.losses.term import precise

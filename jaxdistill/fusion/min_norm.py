@@ -26,8 +26,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.core.collectives import psum
+from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.registry import fusions
-from jaxdistill.core.types import Array, Fusion, Signals
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.fusion.mixture import MixtureSpace, mixture_fusion, present_mask, teacher_logits
 from jaxdistill.losses.term import precise
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from jaxdistill.core.types import Array, Fusion, Outputs, Signals
+from jaxdistill.core.interfaces import Fusion
+from jaxdistill.core.types import Array, Outputs, Signals
 from jaxdistill.losses.term import precise
 
 MixtureSpace = Literal["probabilities", "logits"]

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.core.collectives import row_keys
+from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.registry import fusions
-from jaxdistill.core.types import Fusion
 from jaxdistill.fusion.mixture import fixed_weights, mix, normalise_weights, present_mask
 
 

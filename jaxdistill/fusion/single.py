@@ -7,8 +7,8 @@ When: there is one teacher.
 Checked: common tests of fusions.
 """
 
+from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.registry import fusions
-from jaxdistill.core.types import Fusion
 from jaxdistill.losses.term import select_teacher
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.schedules import Scalar, as_schedule, require_positive
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 
 
 def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields: Any) -> Term:

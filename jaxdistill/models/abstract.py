@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import jax
 
 from jaxdistill.core.errors import ConfigError, message_of
-from jaxdistill.core.types import Array, Model, Outputs, PyTree, Shapes, Variables
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Array, Outputs, PyTree, Shapes, Variables
 
 
 def init_variables(model: Model, key: Array, rows: Mapping[str, Array], start: Variables) -> tuple[PyTree, PyTree]:

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, AttentionHeads, Model, Outputs, RowsLike
+from jaxdistill.core.types import Array, AttentionHeads, Outputs, RowsLike
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Layout, Rule
 from jaxdistill.models.layers import ACTIVATIONS, nudged, require_dropout_rate
@@ -223,36 +224,25 @@ def bert(
         require_dropout_rate(name, rate)
 
     def make(rngs: nnx.Rngs, batch) -> Bert:
-        skipped = pad if style == "roberta" else None
-        embed = Embed(vocabulary, positions, token_types, width, epsilon, dropout, skipped, rngs=rngs)
+        roberta = style == "roberta"
+        embed = Embed(vocabulary, positions, token_types, width, epsilon, dropout, pad if roberta else None, rngs=rngs)
         attention = lambda: Attention(width, heads, attention_dropout, attentions, rngs=rngs)
         block = lambda: Block(attention(), width, ffn, ACTIVATIONS[activation], epsilon, dropout, rngs=rngs)
         head_activation = jax.nn.relu if style == "distilbert" else jnp.tanh
-        head = (
-            Head(width, classes, head_activation, head_dropout, style == "roberta", rngs=rngs)
-            if classes
-            else Pool(pool)
-        )
+        head = Head(width, classes, head_activation, head_dropout, roberta, rngs=rngs) if classes else Pool(pool)
         return Bert(embed, [block() for _ in range(depth)], head)
 
     return from_nnx(make)
 
 
 class Style(NamedTuple):
-    """The Hugging Face names of one style.
+    """The Hugging Face names of one style."""
 
-    title: prefix of the architecture's class name
-    column: index of the style's column in `SETTINGS` and `PARTS`
-    blocks: name of the list of blocks
-    head: names of the two layers of the classification head
-    pad: id of the padding token if the config does not set one
-    """
-
-    title: str
-    column: int
-    blocks: str
-    head: tuple[str, str]
-    pad: int
+    title: str  # prefix of the architecture's class name
+    column: int  # index of the style's column in `SETTINGS` and `PARTS`
+    blocks: str  # name of the list of blocks
+    head: tuple[str, str]  # names of the two layers of the classification head
+    pad: int  # id of the padding token if the config does not set one
 
 
 STYLES = {
@@ -309,12 +299,9 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise ValueError(f"the config has no {', '.join(missing)}; add the values that the model was trained with")
     classifies = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    classes = family.num_classes(config) if classifies else 0
     fixed = {"token_types": 0} if style == "distilbert" else {}
-    return fixed | {
-        "style": style,
-        "classes": family.num_classes(config) if classifies else 0,
-        **{argument: settings[key] for argument, key in _keys(style).items()},
-    }
+    return fixed | {"style": style, "classes": classes} | {name: settings[key] for name, key in _keys(style).items()}
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.types import Model
+from jaxdistill.core.interfaces import Model
 from jaxdistill.models.combinators import in_dtype
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Model
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS

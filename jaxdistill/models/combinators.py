@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.core.types import Array, Factored, Model, Outputs, PyTree, TokenSpans
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Array, Factored, Outputs, PyTree, TokenSpans
 
 
 def in_dtype(model: Model, dtype: str) -> Model:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from flax import nnx
 
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Model, RowsLike
+from jaxdistill.core.types import RowsLike
 from jaxdistill.models.causal import Decoder, Sizes
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.core.collectives import by_rows, row_keys
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.jaxpr import mentioned_inputs
-from jaxdistill.core.types import Array, Model, Outputs
+from jaxdistill.core.types import Array, Outputs
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.models.combinators import microbatched
 from jaxdistill.models.layers import pixels

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, Model, Outputs
+from jaxdistill.core.types import Array, Outputs
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule, batch_norm
 from jaxdistill.models.layers import BatchNorm, Depthwise, dropout, nudged, pixels, require_dropout_rate

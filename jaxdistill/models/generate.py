@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.core.collectives import row_keys
-from jaxdistill.core.types import Array, Factored, Model, PyTree
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Array, Factored, PyTree
 
 
 class Generated(NamedTuple):

@@ -10,8 +10,9 @@ import jax
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Model, Outputs
+from jaxdistill.core.types import Outputs
 from jaxdistill.models.layers import dropout, nudged, pixels, require_dropout_rate
 from jaxdistill.models.nnx import from_nnx
 

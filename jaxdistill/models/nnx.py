@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdistill.core.types import Array, Model, Outputs, PyTree, RowsLike
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Array, Outputs, PyTree, RowsLike
 
 Call = Callable[[Any, RowsLike, bool, Array], Outputs]  # (module, batch, train, key) -> outputs
 

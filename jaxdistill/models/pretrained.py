@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxdistill.core.errors import ConfigError, WeightsError
+from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.registry import Spec, models, parse
-from jaxdistill.core.types import Model, Pretrained, Variables
+from jaxdistill.core.types import Variables
 from jaxdistill.models.hub import family as hub_family
 from jaxdistill.models.hub.kept_tokens import read_kept_tokens
 from jaxdistill.models.hub.locate import CheckpointConfig, open_config, open_source

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, Model, Outputs
+from jaxdistill.core.types import Array, Outputs
 from jaxdistill.models.layers import BatchNorm, nudged, pixels
 from jaxdistill.models.nnx import from_nnx
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Model, Outputs
+from jaxdistill.core.types import Outputs
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, nudged

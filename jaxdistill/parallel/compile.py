@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
-from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, Step, TrainState, Variables
+from jaxdistill.core.interfaces import Step
+from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, TrainState, Variables
 from jaxdistill.parallel.mesh import row_shards
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings, with_shardings
 

@@ -12,11 +12,11 @@ import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.interfaces import Fusion, Model, Objective, Step, Term
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.registry import Spec
 from jaxdistill.core.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
-from jaxdistill.core.types import Fusion, Model, Objective, Step, Term
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text.tokens import Tokenization
 from jaxdistill.losses.text.gold import Vocabularies

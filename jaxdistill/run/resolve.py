@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.schedules import Horizon
-from jaxdistill.core.types import Fusion, Shapes
+from jaxdistill.core.types import Shapes
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.parallel.mesh import build_mesh
 from jaxdistill.run.parts import Components, build_components, build_parts

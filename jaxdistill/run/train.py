@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdistill.core.checkpoint import Checkpoints
-from jaxdistill.core.types import NO_VARIABLES, Fusion, Model, Shapes, TrainState, Variables
+from jaxdistill.core.interfaces import Fusion, Model
+from jaxdistill.core.types import NO_VARIABLES, Shapes, TrainState, Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Phases, StoredFields, evaluation_batches, stream_id, train_stream

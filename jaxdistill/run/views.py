@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.objective import WeightedTerm
-from jaxdistill.core.types import NO_OUTPUTS, Fusion, Outputs, Shapes, Signals
+from jaxdistill.core.types import NO_OUTPUTS, Outputs, Shapes, Signals
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.run.config import Config

@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.schedules import Scalar, as_schedule
-from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, PyTree, Step, TrainState, Variables
+from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, TrainState, Variables
 from jaxdistill.losses.term import select_teacher
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import report

@@ -6,8 +6,9 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.core.interfaces import Model, Objective
 from jaxdistill.core.jaxpr import used_inputs
-from jaxdistill.core.types import Array, Model, Objective, Outputs, PyTree, Signals, Variables
+from jaxdistill.core.types import Array, Outputs, PyTree, Signals, Variables
 from jaxdistill.steps.observe import observe
 
 

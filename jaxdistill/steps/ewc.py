@@ -41,9 +41,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.collectives import psum, row_keys
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean, shared_mean
-from jaxdistill.core.types import NO_VARIABLES, Model, Objective, PyTree, Step, struct
+from jaxdistill.core.types import NO_VARIABLES, PyTree, struct
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise
 from jaxdistill.steps.learner import learner

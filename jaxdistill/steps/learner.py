@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.collectives import psum
+from jaxdistill.core.interfaces import Model, Objective
 from jaxdistill.core.objective import weighted_sum
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, PyTree, TrainState
+from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, TrainState
 from jaxdistill.models.abstract import init_variables
 from jaxdistill.steps.observe import observe
 

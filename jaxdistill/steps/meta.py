@@ -41,9 +41,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.collectives import psum
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_VARIABLES, Model, Objective, PyTree, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, PyTree, Variables
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import observe, observe_with_gradients, report, step_key
 from jaxdistill.steps.quiz import current_teachers, init_teacher_params, quiz_loss, update_roles

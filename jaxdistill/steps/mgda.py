@@ -31,8 +31,8 @@ from typing import Literal
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
-from jaxdistill.core.types import Model, Objective, Step
 from jaxdistill.fusion.min_norm import min_norm_weights
 from jaxdistill.steps.learner import combine, learner, select_terms
 from jaxdistill.steps.observe import report

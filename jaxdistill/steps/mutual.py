@@ -31,9 +31,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, TrainState, Variables
+from jaxdistill.core.types import NO_VARIABLES, TrainState, Variables
 from jaxdistill.steps.learner import learner, select_terms
 from jaxdistill.steps.observe import report
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_OUTPUTS, Array, Model, PyTree, Signals, TrainState, Variables
+from jaxdistill.core.types import NO_OUTPUTS, Array, PyTree, Signals, TrainState, Variables
 from jaxdistill.data.stream import stream_id
 
 

@@ -12,8 +12,8 @@ Checked: common tests of all steps: frozen teachers, jit and pmap, 1 and 8 devic
 
 import optax
 
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
-from jaxdistill.core.types import Model, Objective, Step
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import report
 

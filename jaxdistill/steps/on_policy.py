@@ -34,10 +34,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.collectives import psum
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.schedules import Scalar, as_schedule
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, Rows, Shapes, Step
+from jaxdistill.core.types import NO_VARIABLES, Array, Rows, Shapes
 from jaxdistill.models.generate import Generated, empty_cache, generate
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import report, step_key

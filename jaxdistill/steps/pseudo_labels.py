@@ -29,9 +29,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.collectives import psum, row_keys
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean, shared_mean, values_at_labels
-from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.losses.term import precise
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import observe_with_gradients, report, step_key

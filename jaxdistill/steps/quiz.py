@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.sums import Mean, shared_mean
-from jaxdistill.core.types import Array, Model, PyTree, TrainState, Variables
+from jaxdistill.core.types import Array, PyTree, TrainState, Variables
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.steps.learner import Learner
 

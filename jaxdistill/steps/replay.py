@@ -35,9 +35,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.collectives import gather, psum, row_keys
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import shared_mean
-from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, Step, struct
+from jaxdistill.core.types import NO_VARIABLES, Array, struct
 from jaxdistill.losses.logits.logit_mse import mean_squared_error
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise

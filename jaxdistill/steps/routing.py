@@ -35,9 +35,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.collectives import psum, row_keys
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean, shared_mean, values_at_labels
-from jaxdistill.core.types import NO_VARIABLES, Array, Model, Objective, Signals, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Array, Signals, Variables
 from jaxdistill.fusion.mixture import teacher_logits
 from jaxdistill.losses.term import masked_labels, precise
 from jaxdistill.steps.dispatch import observe_selected, teacher_weights

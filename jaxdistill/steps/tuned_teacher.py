@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.collectives import psum
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import report, step_key
 from jaxdistill.steps.quiz import current_teachers, init_teacher_params, quiz_loss

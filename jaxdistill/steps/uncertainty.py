@@ -25,8 +25,9 @@ Checked: by hand; it converges to sigma^2 = L.
 import jax.numpy as jnp
 import optax
 
+from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
-from jaxdistill.core.types import NO_VARIABLES, Model, Objective, Step, Variables
+from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.steps.learner import learner, select_terms
 from jaxdistill.steps.observe import report
 

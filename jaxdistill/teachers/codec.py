@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.core.types import Array, Model, Outputs, PyTree, SparseLogits
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Array, Outputs, PyTree, SparseLogits
 from jaxdistill.models.combinators import with_prefix
 from jaxdistill.teachers.sparse_logits import draw_classes, draw_keys, logits_of_draws, pack_classes, unpack_classes
 from jaxdistill.teachers.top_k import top_k

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import placements
-from jaxdistill.core.types import NO_VARIABLES, Factored, Model, Variables
+from jaxdistill.core.types import NO_VARIABLES, Factored, Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.parallel.compile import jit_evaluate, move_to_mesh

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdistill.core.types import Model, Shapes, Variables
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.stream import StoredFields
 from jaxdistill.evaluation.cost import cost
 from jaxdistill.parallel.compile import place

@@ -19,8 +19,9 @@ import jaxdistill
 from jaxdistill.compress.quantize import quantize_params, quantized
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.interfaces import Pretrained
 from jaxdistill.core.quantized_array import QuantizedArray, quantize, run_quantized
-from jaxdistill.core.types import Pretrained, Variables
+from jaxdistill.core.types import Variables
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.parallel.compile import place
 from jaxdistill.parallel.mesh import make_mesh

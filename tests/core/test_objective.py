@@ -14,9 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.interfaces import Fusion, Term
 from jaxdistill.core.objective import WeightedTerm, objective, reduce
 from jaxdistill.core.schedules import Horizon, as_schedule, resolve
-from jaxdistill.core.types import Factored, Fusion, Outputs, Term
+from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.losses.term import stateless
 from jaxdistill.parallel.mesh import make_mesh
 

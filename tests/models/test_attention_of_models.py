@@ -15,8 +15,9 @@ from jax.sharding import NamedSharding
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import ROWS
+from jaxdistill.core.interfaces import Objective
 from jaxdistill.core.objective import WeightedTerm, objective
-from jaxdistill.core.types import Array, Objective, Signals
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.attention.self_attention import head_divergence, scaled_dot_products, visible_keys
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings

@@ -15,7 +15,8 @@ from flax import nnx
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.types import Factored, Model, Outputs
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.models.combinators import in_dtype, microbatched, remap_classes
 from jaxdistill.models.layers import BatchNorm, dropout, pixels
 from jaxdistill.models.nnx import from_nnx

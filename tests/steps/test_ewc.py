@@ -14,9 +14,10 @@ from perceptrons import CLASSES, KEY, WIDTH, counted, rows
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
-from jaxdistill.core.types import Model, Outputs
+from jaxdistill.core.types import Outputs
 
 
 def say(params, image):

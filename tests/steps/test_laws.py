@@ -24,9 +24,10 @@ from examples import (
 
 from jaxdistill.core import registry
 from jaxdistill.core.checkpoint import flatten, unflatten
+from jaxdistill.core.interfaces import Model, Step
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
-from jaxdistill.core.types import Array, Model, Outputs, Signals, Step, Variables
+from jaxdistill.core.types import Array, Outputs, Signals, Variables
 
 KEY = jax.random.key(0)
 

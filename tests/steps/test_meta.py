@@ -14,9 +14,10 @@ from perceptrons import CLASSES, KEY, counted, perceptron, rows, speak
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import row_keys
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
-from jaxdistill.core.types import Model, Outputs, TrainState, Variables
+from jaxdistill.core.types import Outputs, TrainState, Variables
 from jaxdistill.steps import meta
 from jaxdistill.steps.observe import observe, step_key
 

@@ -14,9 +14,10 @@ from examples import assert_close, assert_same
 from perceptrons import KEY, counted, perceptron, rows, speak
 
 from jaxdistill.core import registry
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
-from jaxdistill.core.types import Model, TrainState, Variables
+from jaxdistill.core.types import TrainState, Variables
 
 TERMS = {"kd": ("kd(temperature=2.0)", 0.75), "cross_entropy": ("cross_entropy", 0.25)}
 

@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.interfaces import Fusion, Model
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
-from jaxdistill.core.types import Fusion, Model, Outputs, Variables
+from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.fusion.mixture import mix
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.config import differ

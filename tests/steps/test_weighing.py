@@ -12,10 +12,11 @@ from scipy.optimize import minimize
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.interfaces import Model, Term
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.schedules import Horizon, resolve
-from jaxdistill.core.types import Model, Outputs, Term, TrainState
+from jaxdistill.core.types import Outputs, TrainState
 from jaxdistill.fusion.min_norm import min_norm_weights
 from jaxdistill.losses.term import stateless
 

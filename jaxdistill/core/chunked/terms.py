@@ -31,9 +31,10 @@ from jaxdistill.core.chunked.chunks import (
 )
 from jaxdistill.core.chunked.one_pass import ChunkFunction, sum_over_chunks
 from jaxdistill.core.collectives import psum
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.kernels.fused import sum_over_rows
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import Array, PyTree, Signals, Term
+from jaxdistill.core.types import Array, PyTree, Signals
 
 Kernels = Literal["xla", "pallas"]
 

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.core.types import Array, Model, Outputs, Variables
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Array, Outputs, Variables
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 
 OUT = re.compile(r"(?:.*/)?attention/out/kernel")

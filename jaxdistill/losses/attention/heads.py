@@ -24,8 +24,9 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, AttentionHeads, Signals, Term
+from jaxdistill.core.types import Array, AttentionHeads, Signals
 from jaxdistill.losses.attention.self_attention import (
     get_attentions,
     head_divergence,

@@ -21,8 +21,9 @@ Checked: against the formula in plain float64 numpy (no code was published), and
 
 import jax.numpy as jnp
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, AttentionHeads, Signals, Term
+from jaxdistill.core.types import Array, AttentionHeads, Signals
 from jaxdistill.losses.attention.self_attention import (
     head_divergence,
     mean_over_queries,

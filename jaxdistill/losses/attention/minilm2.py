@@ -26,8 +26,9 @@ value relations equal those of `minilm`.
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.attention.self_attention import (
     head_divergence,
     mean_over_queries,

@@ -26,8 +26,8 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Term
 from jaxdistill.losses.attention.self_attention import (
     mean_over_queries,
     paired_attentions,

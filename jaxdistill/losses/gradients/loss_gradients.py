@@ -30,8 +30,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.hidden import cosine_distance, hidden
 from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, layer_pairs
 from jaxdistill.losses.hidden.projectors import project

@@ -20,8 +20,9 @@ Experiment: `experiments/jacobian`.
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.gradients.derivatives import broadcast_to_tokens, input_gradients
 from jaxdistill.losses.term import precise, stateless
 

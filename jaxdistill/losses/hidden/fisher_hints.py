@@ -29,8 +29,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.core.collectives import psum
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.hidden import hidden
 from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, layer_pairs
 from jaxdistill.losses.hidden.projectors import project_each

@@ -21,8 +21,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.hidden import DISTANCES
 from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, check_layers, paired_states
 from jaxdistill.losses.hidden.projectors import ProjectorKind, init_each, project_each

@@ -22,8 +22,9 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, check_layers, paired_states
 from jaxdistill.losses.hidden.projectors import ProjectorKind, init_each, project_each
 from jaxdistill.losses.term import mean_over_positions, precise, unit

@@ -24,8 +24,9 @@ Checked: value and gradient equal those of the published code (golden/layer_loss
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.extent import flatten_positions, pool_to_same_extent
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states
 from jaxdistill.losses.term import precise, stateless, unit

@@ -25,8 +25,9 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.hidden import squared_distance
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states
 from jaxdistill.losses.hidden.projectors import init_each, project_each

@@ -37,8 +37,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.core.collectives import by_rows
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.convolution import batch_norm, convolve, init_kernel
 from jaxdistill.losses.hidden.extent import average_pool
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states

@@ -38,8 +38,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jaxdistill.core.collectives import by_rows, gather
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.convolution import batch_norm, convolve, init_kernel
 from jaxdistill.losses.hidden.extent import pool_to_same_extent
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, chosen_pairs

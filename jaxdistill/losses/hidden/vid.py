@@ -27,8 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.convolution import convolve, init_kernel
 from jaxdistill.losses.hidden.extent import pool_to_same_extent
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states

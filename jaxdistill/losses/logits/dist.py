@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jaxdistill.core.collectives import gather
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.term import precise, softened
 
 EPSILON = 1e-8

@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Integer
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
 from jaxdistill.core.sums import values_at_labels
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.term import masked_labels, precise, softened
 

@@ -29,9 +29,10 @@ from jaxtyping import Bool, Float
 
 from jaxdistill.core import hardness
 from jaxdistill.core.collectives import gather, psum
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar, as_schedule, require_positive
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.term import precise
 
 MEASURES = {"entropy": hardness.entropy, "margin": hardness.margin}

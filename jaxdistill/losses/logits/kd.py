@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
-from jaxdistill.core.types import Array, Signals, SparseLogits, Term
+from jaxdistill.core.types import Array, Signals, SparseLogits
 from jaxdistill.losses.term import precise, softened
 
 

@@ -14,8 +14,9 @@ Checked: by hand, including a masked class.
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.term import precise, stateless
 
 

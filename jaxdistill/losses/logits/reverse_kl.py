@@ -20,9 +20,10 @@ Checked: against published code (DistiLLM), in value and gradient.
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.term import softened
 

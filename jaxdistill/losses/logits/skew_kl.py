@@ -21,9 +21,10 @@ from typing import Literal
 import jax
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.jsd import kl_to_mixture
 from jaxdistill.losses.task.cross_entropy import entropy
 from jaxdistill.losses.term import precise, softened

@@ -25,9 +25,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.jsd import log_mixture
 from jaxdistill.losses.logits.skew_kl import require_between_0_and_1, skew_divergence
 from jaxdistill.losses.term import precise, softened

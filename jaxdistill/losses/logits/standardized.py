@@ -20,8 +20,9 @@ from dataclasses import replace
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Outputs, Signals, Term
+from jaxdistill.core.types import Array, Outputs, Signals
 from jaxdistill.losses.term import precise
 
 EPSILON = 1e-7

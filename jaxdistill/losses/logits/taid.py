@@ -26,10 +26,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar, Schedule, as_schedule, require_positive
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import Array, PyTree, Term
+from jaxdistill.core.types import Array, PyTree
 from jaxdistill.losses.task.cross_entropy import soft_cross_entropy
 from jaxdistill.losses.term import precise
 

@@ -22,8 +22,9 @@ import math
 
 from jaxtyping import Bool, Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.relations.relations import LayerPair, gather_representations, gram, pair_mean, valid_pairs
 from jaxdistill.losses.term import stateless, unit
 

@@ -33,8 +33,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
 from jaxdistill.core.collectives import by_rows, gather, row_keys
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Term
+from jaxdistill.core.types import Array
 from jaxdistill.losses.hidden.convolution import init_kernel
 from jaxdistill.losses.relations.relations import LayerPair, local_representations
 from jaxdistill.losses.term import unit

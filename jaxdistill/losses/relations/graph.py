@@ -29,8 +29,9 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from jaxdistill.core.collectives import gather
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.relations.class_graph import Edges, GraphSpec, parse_edges
 from jaxdistill.losses.relations.relations import LayerPair, gather_representations, valid_pairs
 from jaxdistill.losses.relations.rkd import distance_difference

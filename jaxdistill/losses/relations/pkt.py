@@ -19,8 +19,9 @@ into 0; here NaN stays NaN.
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Term
+from jaxdistill.core.types import Array
 from jaxdistill.losses.relations.relations import (
     LayerPair,
     gather_representations,

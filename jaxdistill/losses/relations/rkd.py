@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Term
+from jaxdistill.core.types import Array
 from jaxdistill.losses.relations.relations import (
     LayerPair,
     gather_representations,

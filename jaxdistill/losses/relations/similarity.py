@@ -18,8 +18,9 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.relations.relations import LayerPair, gather_representations, gram, valid_pairs
 from jaxdistill.losses.term import stateless, unit
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Integer
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.sums import values_at_labels
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.term import precise, stateless
 
 

@@ -34,9 +34,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar, as_schedule, require_positive
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.losses.logits.jsd import kl_to_mixture
 from jaxdistill.losses.term import select_teacher, stateless

@@ -22,9 +22,10 @@ Checked: against published code (the authors' llm-recipes; TRL's GOLD if tokens 
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar, as_schedule, require_positive
-from jaxdistill.core.types import Array, Signals, Term
+from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.term import stateless
 from jaxdistill.losses.text.alignment import align
 

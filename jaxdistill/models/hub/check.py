@@ -1,7 +1,8 @@
 """Check that a pretrained checkpoint fits a model, before any weight is read."""
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.types import Model, Shapes
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Shapes
 from jaxdistill.models.abstract import abstract_outputs
 
 

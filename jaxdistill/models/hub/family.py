@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 from jaxdistill.core.errors import WeightsError
-from jaxdistill.core.types import Model
+from jaxdistill.core.interfaces import Model
 
 Layout = Literal["same", "linear", "conv"]
 

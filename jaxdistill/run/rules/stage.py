@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from jaxdistill.core import jaxpr, registry
 from jaxdistill.core.errors import ConfigError, message_of, suggest
+from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.objective import WeightedTerm, objective
-from jaxdistill.core.types import Factored, Fusion, Outputs, Variables
+from jaxdistill.core.types import Factored, Outputs, Variables
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run.views import StageView

@@ -103,13 +103,12 @@ STUDY = Study(
 )
 
 
-def cut_vocabulary() -> None:
+def cut_vocabulary(console: Console) -> None:
     """Cut the vocabulary to the tokens that these texts use most, unless it is cut already."""
     if not Path(VOCABULARY, "vocabulary.json").is_file():
         whole = differ(BASE, data={"tokens": documents(WHOLE)})
-        Console().print(vocabulary.cut(whole, Path(VOCABULARY), SIZE))
+        console.print(vocabulary.cut(whole, Path(VOCABULARY), SIZE))
 
 
 if __name__ == "__main__":
-    cut_vocabulary()
-    sweep.main(STUDY, __doc__)
+    sweep.main(STUDY, __doc__, cut_vocabulary)

@@ -65,6 +65,4 @@ def prepare(console: Console) -> None:
 
 
 if __name__ == "__main__":
-    with sweep.exit_codes():
-        prepare(Console())
-    sweep.main(STUDY, __doc__)
+    sweep.main(STUDY, __doc__, prepare)

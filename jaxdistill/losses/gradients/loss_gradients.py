@@ -34,7 +34,7 @@ from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.hidden import cosine_distance, hidden
-from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, layer_pairs
+from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, chosen_pairs
 from jaxdistill.losses.hidden.projectors import project
 from jaxdistill.losses.term import mask_padding, precise, select_teacher
 
@@ -75,7 +75,7 @@ def loss_gradients(
     def apply(params, state, signals, *, key):
         student_gradients = signals.student.state_gradients
         teacher_outputs = select_teacher(signals.teachers, teacher)
-        pairs = layer_pairs(layers, len(student_gradients), len(teacher_outputs.hidden_states))
+        pairs = chosen_pairs(signals, layers, teacher)
         kernels, values = state if projector == "fixed" else params, []
         for number, (i, j) in enumerate(pairs):
             gradients = average_if_extents_differ(student_gradients[i], teacher_outputs.state_gradients[j], signals)

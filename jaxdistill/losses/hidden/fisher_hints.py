@@ -33,7 +33,7 @@ from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.hidden.hidden import hidden
-from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, layer_pairs
+from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, chosen_pairs
 from jaxdistill.losses.hidden.projectors import project_each
 from jaxdistill.losses.term import mean_over_positions, precise, select_teacher
 
@@ -66,7 +66,7 @@ def fisher_hints(
 
     def apply(params, state, signals, *, key):
         students, target, values = signals.student.hidden_states, select_teacher(signals.teachers, teacher), []
-        indices = layer_pairs(layers, len(students), len(target.hidden_states))
+        indices = chosen_pairs(signals, layers, teacher)
         align = average_if_extents_differ
         pairs = [align(students[i], target.hidden_states[j], signals) for i, j in indices]
         gradients = [align(students[i], target.state_gradients[j], signals)[1] for i, j in indices]

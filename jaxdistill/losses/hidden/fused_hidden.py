@@ -38,7 +38,7 @@ def fused_hidden(
 
     Args:
         layers: the layer map of each teacher; see `losses/hidden/layers.py`.
-        projector: "linear" or "mlp", learned for each pair of each teacher; "none" needs equal widths.
+        projector: "linear", "mlp" or "conv", learned for each pair of each teacher; "none" needs equal widths.
         distance: "mse" or "cosine".
 
     Raises:

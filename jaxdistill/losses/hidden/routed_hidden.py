@@ -40,7 +40,8 @@ def routed_hidden(
 
     Args:
         layers: the layer map; its pairs are the paths, in the order of the gate. See `losses/hidden/layers.py`.
-        projector: "linear" or "mlp", learned for each path; "none" compares the states directly and needs equal widths.
+        projector: "linear", "mlp" or "conv", learned for each path; "none" compares the states directly and needs equal
+            widths.
         distance: "mse" or "cosine".
         teacher: index of the teacher.
 

@@ -33,8 +33,10 @@ def tokenizer(source: Gguf) -> Any:
     result.decoder = decoders.ByteLevel()
     if settings["pre"] == "qwen2":
         result.normalizer = normalizers.NFC()
-    types = source.fields.get("tokenizer.ggml.token_type", [])
-    typed = list(zip(tokens, types, strict=False))
+    types = source.fields.get("tokenizer.ggml.token_type", [None] * len(tokens))
+    if len(types) != len(tokens):
+        raise WeightsError(f"{source.path}: {len(tokens)} tokens have {len(types)} types; the file is damaged")
+    typed = list(zip(tokens, types, strict=True))
     result.add_tokens(
         [AddedToken(token, normalized=False) for token, token_type in typed if token_type == USER_DEFINED]
     )

@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -203,15 +203,18 @@ def exit_codes() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def main(study: Study, doc: str | None) -> None:
+def main(study: Study, doc: str | None, prepare: Callable[[Console], None] | None = None) -> None:
     """Run the command line of a study module.
 
     Args:
         study: the study.
         doc: docstring of the module, shown by `--help`.
+        prepare: writes what the runs need, such as caches, before the first one.
     """
     options = parser(study.name, doc).parse_args()
     with exit_codes():
+        if prepare is not None:
+            prepare(Console())
         execute(study, options, sys.argv[1:])
 
 

@@ -2,9 +2,9 @@
 EXTRAS ?= test,lint
 WORKERS ?= 2
 # The tests of `make check`: laws of losses, reference values, errors of configs, one engine; little is compiled.
-QUICK := losses/test_laws.py losses/test_losses.py losses/test_published_values.py fusion core/test_checkpoint.py \
-	core/test_registry.py core/test_schedules.py evaluation data/test_data.py models/test_hub.py run/test_bad_input.py \
-	run/test_configs.py run/test_wiring.py docs
+QUICK := losses/test_laws.py losses/test_losses.py losses/test_hidden.py losses/test_published_values.py \
+	fusion/test_fusion.py core/test_checkpoint.py core/test_registry.py core/test_schedules.py evaluation data/test_data.py \
+	data/test_preparation.py models/test_hub.py run/test_bad_input.py run/test_configs.py run/test_wiring.py docs
 
 python := .venv/bin/python
 installed := .venv/.installed-$(EXTRAS)

@@ -1,18 +1,12 @@
-"""An example of every registered part, and a small world for it to live in. The laws are in `test_laws.py`.
+"""An example of every registered part. The laws are in `test_laws.py`, those of fusions in `test_fusion_laws.py`.
 
 A new part needs a line in its table here (a test says so), and is then held to every law of its kind.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from scipy.special import softmax
 
 import jaxdistill.core.optim
 import jaxdistill.data
@@ -20,10 +14,7 @@ import jaxdistill.fusion
 import jaxdistill.losses
 import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
-from jaxdistill.core.interfaces import Term
 from jaxdistill.core.schedules import Horizon, Scalar, resolve
-from jaxdistill.core.types import Array, AttentionHeads, Outputs, Signals
-from jaxdistill.run.parts import build_loss as loss
 
 HORIZON = Horizon(steps=100, epoch=10.0)
 TIMED = {Scalar: lambda value, path: resolve(value, HORIZON, path)}
@@ -292,168 +283,3 @@ def every(table: Mapping[str, list[Example]], **claims: bool) -> Any:
 def slow(*values: Any) -> Any:
     """A case of a test that only `make test-slow` runs."""
     return pytest.param(*values, marks=pytest.mark.slow)
-
-
-def build_loss(spec: str) -> Term:
-    """A loss as a config would build it."""
-    return loss(spec, "objective", HORIZON)
-
-
-@functools.cache
-def compiled_loss(spec: str) -> Callable[[Signals, Any], Array]:
-    """`(seen, params) -> values` at its temperature, where its teacher is the first one; None: its first params."""
-    term = build_loss(spec)
-
-    def apply(seen: Signals, params: Any) -> Array:
-        at = term.temperature(seen.step) if term.temperature else 1.0
-        seen = replace(seen, teacher=seen.teachers[0], temperature=at)
-        first, state = term.init(jax.random.key(0), seen)
-        return term.apply(first if params is None else params, state, seen, key=jax.random.key(0))[0]
-
-    return jax.jit(apply)
-
-
-def loss_values(spec: str, seen: Signals, params: Any = None) -> np.ndarray:
-    """What a loss gives for these signals."""
-    return np.asarray(compiled_loss(spec)(seen, params))
-
-
-def single(x: Any) -> Array:
-    """Numbers in float32, converted by numpy: JAX compiles a conversion for each shape."""
-    return jnp.asarray(np.asarray(x, np.float32))
-
-
-def drawn(shapes: Any, seed: int) -> Any:
-    """Numbers for a model's variables of these shapes, without compiling its init; statistics are around 1."""
-    draw = np.random.default_rng(seed)
-    params = jax.tree.map(lambda x: draw.normal(0, 0.3, x.shape).astype(x.dtype), shapes.params)
-    return shapes._replace(
-        params=params, state=jax.tree.map(lambda x: draw.uniform(0.5, 1.5, x.shape).astype(x.dtype), shapes.state)
-    )
-
-
-POSITIONS = 3  # tokens of a text, of which 2 or 3 are real
-
-
-def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: int, width: int, depth: int) -> Outputs:
-    """Everything that a model may return, drawn at random; in numpy, as what `jnp` does is compiled for each shape."""
-    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    length = batch[1] if len(batch) == 2 else POSITIONS
-    heads = lambda: AttentionHeads(*draw(3, batch[0], length, 2, 4), softmax(draw(batch[0], 2, length, length), -1))
-    attentions = tuple(heads() for _ in range(depth))
-    hidden = tuple(draw(*batch, *extent, width) for _ in range(depth + 1))
-    said = Outputs(
-        2 * draw(*batch, classes),
-        hidden,
-        attentions,
-        draw(batch[0], width),
-        input_gradients=draw(batch[0], 7),
-        state_gradients=tuple(draw(*x.shape) for x in hidden),
-    )
-    return jax.tree.map(jnp.asarray, said)
-
-
-def signals(
-    seed: int = 0,
-    batch: tuple[int, ...] = (6,),
-    extent: tuple[int, ...] = (),
-    classes: int = 5,
-    width: int = 4,
-    depths: Iterable[int] = (4,),
-) -> Signals:
-    """What a term sees in a step: a student of 2 layers and one teacher for each of `depths`, all drawn at random."""
-    rng = np.random.default_rng(seed)
-    kernels = lambda: {name: single(rng.normal(size=(3, 4))) for name in ("a/kernel", "b/kernel")}
-    teachers = tuple(outputs(rng, batch, extent, classes, width, depth) for depth in depths)
-    lengths = 2 + np.arange(batch[0])[:, None] % 2
-    text = {"attention_mask": jnp.asarray((np.arange(POSITIONS) < lengths).astype(np.int32))}
-    return Signals(
-        student=outputs(rng, batch, extent, classes, width, 2),
-        teachers=teachers,
-        teacher=None,
-        batch={
-            "label": jnp.asarray(rng.integers(0, classes, batch).astype(np.int32)),
-            "label_probs": single(rng.dirichlet(np.ones(classes), batch)),
-            **(text if len(batch) == 1 else {}),
-            "index": jnp.asarray(np.arange(batch[0], dtype=np.int32)),
-        },
-        mask=single(np.ones(batch)),
-        step=jnp.asarray(50, jnp.int32),
-        temperature=1.0,
-        params={"student": kernels() | {"a/bias": single(np.ones(4))}, "teachers": tuple(kernels() for _ in teachers)},
-    )
-
-
-def taught(seen: Signals) -> Signals:
-    """The same with a student that has become its first teacher."""
-    params = seen.params | {"student": seen.params["student"] | seen.params["teachers"][0]}
-    return replace(seen, student=seen.teachers[0], params=params)
-
-
-def at_rows(seen: Signals, chosen: Array) -> Signals:
-    """Only these rows, in this order."""
-    take = lambda tree: jax.tree.map(lambda x: np.asarray(x)[np.asarray(chosen)], tree)
-    by_rows = {name: take(getattr(seen, name)) for name in ("student", "teachers", "batch", "mask")}
-    return replace(seen, **by_rows)
-
-
-def images(rows: int = 8, size: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of images whose label is a linear function of them; the last quarter of the rows is padding."""
-    rng = np.random.default_rng(seed)
-    image = rng.normal(size=(rows, size, size, 1))
-    label = (image.reshape(rows, -1) @ rng.normal(size=(size * size, classes))).argmax(-1)
-    mask = np.arange(rows) < rows - rows // 4
-    return {
-        "image": single(image),
-        "label": jnp.asarray(label.astype(np.int32)),
-        "mask": single(mask),
-    }
-
-
-def texts(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of sentences of uneven lengths with token numbers below 13; the last quarter of the rows is padding."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(2, length + 1, rows)
-    return {
-        "input_ids": jnp.asarray(rng.integers(0, 13, (rows, length)).astype(np.int32)),
-        "attention_mask": jnp.asarray((np.arange(length) < lengths[:, None]).astype(np.int32)),
-        "label": jnp.asarray(rng.integers(0, classes, rows).astype(np.int32)),
-        "mask": single(np.arange(rows) < rows - rows // 4),
-    }
-
-
-def tokens(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of running text, each token labelled by the next, which it mostly tells; padded as `texts`."""
-    rng = np.random.default_rng(seed)
-    ids, drawn = rng.integers(0, classes, (2, rows, length + 1))
-    for place in range(length):
-        ids[:, place + 1] = np.where(drawn[:, place] > 0, (ids[:, place] + 1) % classes, ids[:, place + 1])
-    lengths = np.where(np.arange(rows) < rows - rows // 4, rng.integers(2, length + 1, rows), 0)
-    return {
-        "input_ids": jnp.asarray(ids[:, :-1].astype(np.int32)),
-        "label": jnp.asarray(ids[:, 1:].astype(np.int32)),
-        "mask": single(np.arange(length) < lengths[:, None]),
-    }
-
-
-def pairs(rows: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
-    """A batch of images, each with a sentence; padded as both."""
-    return texts(rows, classes=classes, seed=seed) | images(rows, classes=classes, seed=seed)
-
-
-BATCHES = {"image": images, "text": texts, "tokens": tokens, "pairs": pairs}
-
-
-def assert_close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    """Equal structure, and numbers that agree."""
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Equal to the bit."""
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def all_finite(tree: Any) -> bool:
-    """Whether no number of the tree is NaN or infinite."""
-    return all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(tree)))

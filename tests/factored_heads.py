@@ -5,7 +5,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from examples import build_loss, signals
+from batches import signals
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.objective import WeightedTerm, objective

@@ -1,6 +1,8 @@
 """Mistakes of a config: (changes of the tiny run, the path that is named, the value in the message, the cure in it)."""
 
-MISTAKES = {
+from device_mistakes import DEVICE_MISTAKES
+
+MISTAKES = DEVICE_MISTAKES | {
     "an unknown key": (["stepss=3"], "stepss", "'stepss'", "Did you mean 'steps'?"),
     "an unknown key of a section": (["evaluate.everyy=3"], "evaluate.everyy", "'everyy'", "Did you mean 'every'?"),
     "an unknown key of an entry": (["teachers.big.modl=mlp()"], "teachers.big.modl", "'modl'", "Did you mean 'model'?"),
@@ -89,7 +91,6 @@ MISTAKES = {
     "a number for a tuple": (["student.model=mlp(widths=8, classes=4)"], "student.model", "widths=8", "tuple[int"),
     "text for a temperature": (["objective.kd.term=kd(temperature='hot')"], "objective.kd", "'hot'", "Known: constant"),
     "one layer for pairs": (["evaluate.layers=3"], "evaluate.layers", "3", "pairs of layers such as"),
-    "a rule for no axis": (["student.rules=(('kernel', ('fdsp',)),)"], "student.rules", "'fdsp'", "data, fsdp, tensor"),
     "a negative temperature": (
         ["objective.kd.term=kd(temperature=-1)"],
         "objective.kd",
@@ -200,100 +201,6 @@ MISTAKES = {
         "dropout must be at least 0 and below 1",
     ),
     "no model": (["student.model="], "student.model", "no model is set", "Known: bert, "),
-    "a batch that does not divide by the mesh": (
-        ["mesh.data=8", "batch_size=36"],
-        "batch_size",
-        "36 rows are not divisible by 8",
-        "choose a multiple of 8",
-    ),
-    "an evaluation batch that does not": (
-        ["mesh.data=4", "mesh.fsdp=2", "evaluate.batch_size=30"],
-        "evaluate.batch_size",
-        "30 rows are not divisible by 8",
-        "choose a multiple of 8",
-    ),
-    "pieces that do not divide the batch": (["accumulate=5"], "batch_size", "32 rows", "choose a multiple of 5"),
-    "more devices than there are": (["mesh.data=16"], "mesh", "needs 16 devices, there are 8", "lower a size"),
-    "a sub-mesh that leaves no device": (
-        ["teachers.big.placement=submesh(devices=8)"],
-        "teachers.big.placement",
-        "8 of 8 free devices leave none for the student",
-        "Lower devices",
-    ),
-    "a sub-mesh beside which the mesh has no room": (
-        ["teachers.big.placement=submesh(devices=4)", "mesh.data=8"],
-        "mesh",
-        "needs 8 devices, there are 4",
-        "4 of 8 are reserved for teachers",
-    ),
-    "a sub-mesh over which rows do not divide": (
-        ["teachers.big.placement=submesh(devices=3)"],
-        "batch_size",
-        "32 rows are not divisible by 3 (teachers.big.placement)",
-        "choose a multiple of 3",
-    ),
-    "a sub-mesh of nothing": (
-        ["teachers.big.placement=submesh(devices=0)"],
-        "teachers.big.placement",
-        "devices=0",
-        "set devices to at least 1",
-    ),
-    "a sub-mesh under pmap": (
-        ["teachers.big.placement=submesh(devices=1)", "mesh.backend=pmap"],
-        "teachers.big.placement",
-        "with pmap in 1 process(es)",
-        "set mesh.backend='jit'",
-    ),
-    "a sub-mesh for what is read": (
-        ["teachers.big.placement=submesh(devices=1)", "teachers.big.cache=outputs(folder='x')"],
-        "teachers.big.placement",
-        "by teachers.big.cache",
-        "Leave one of the two out",
-    ),
-    "a sub-mesh for a peer": (
-        ["teachers.big.placement=submesh(devices=1)", "step=mutual()"],
-        "teachers.big.placement",
-        "'mutual()' trains teachers",
-        "Leave it out",
-    ),
-    "a sub-mesh for the only teacher that learns": (
-        ["teachers.big.placement=submesh(devices=1)", "step=tuned_teacher()", "streams.quiz.split=extra"],
-        "step",
-        "no teacher has parameters to train",
-        "neither cached nor on a sub-mesh",
-    ),
-    "a sub-mesh for one of those that learn": (
-        [
-            "teachers.big.placement=submesh(devices=1)",
-            "teachers.two.model=mlp(widths=(8, 8), classes=4)",
-            "teachers.two.steps=1",
-            "fusion=average()",
-            "step=tuned_teacher()",
-            "streams.quiz.split=extra",
-        ],
-        "teachers.big.placement",
-        "'tuned_teacher()' trains teachers",
-        "Leave it out",
-    ),
-    "a layer that a sub-mesh does not send": (
-        ["teachers.big.placement=submesh(devices=1, layers=(0,))", "objective.kd.term=hidden(layers='last')"],
-        "objective.kd",
-        "the teacher's outputs lack layers [1]",
-        "its cache or placement lists [0]",
-    ),
-    "a layer that a teacher apart has not": (
-        ["teachers.big.placement=submesh(devices=1, layers=(2,))"],
-        "teachers.big.placement",
-        "the teacher has no layer 2",
-        "it has layers 0 (the embedding) to 1",
-    ),
-    "a gradient that a sub-mesh does not send": (
-        ["teachers.big.placement=submesh(devices=1)", "objective.jacobian.weight=1"],
-        "objective.jacobian",
-        "a teacher on a sub-mesh has none",
-        "Remove teachers.big.placement",
-    ),
-    "a mesh that pmap has not": (["mesh.backend=pmap", "mesh.fsdp=2"], "mesh", "pmap", "set fsdp=1 and tensor=1"),
     "a missing data set": (["data.name=mnist5"], "data.name", "unknown data set 'mnist5'", "Did you mean 'mnist5k'?"),
     "a data set that nobody has": (
         ["data.name=nonesuch"],
@@ -336,19 +243,6 @@ MISTAKES = {
         "this schedule cannot be computed",
         "over 40 steps",
     ),
-    "a rule that splits two dimensions along one axis": (
-        ["student.rules=(('kernel$', ('fsdp', 'fsdp')),)"],
-        "student.rules",
-        "('fsdp', 'fsdp')",
-        "an axis being data, fsdp, tensor or None",
-    ),
-    "a coordinator without a port": (
-        ["distributed.coordinator=localhost"],
-        "distributed.coordinator",
-        "localhost",
-        "node0:1234",
-    ),
-    "processes that nobody leads": (["distributed.processes=2"], "distributed.processes", "2 processes", "host:port"),
     "a stream that nothing reads": (["streams.spare.split=train"], "streams.spare", "nothing reads it", "leave it out"),
     "pieces of a head that is multiplied out": (["chunks=2"], "chunks", "2 chunks", "leave chunks at 1"),
     "a rate that climbs": (["rate=-0.1"], "rate", "-0.1", "a learning rate is 0 or more"),

@@ -1,6 +1,6 @@
 """Two-layer perceptrons as pure functions, for tests of steps whose gradients are taken by hand."""
 
-import examples
+import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +37,7 @@ def rows(seed: int, *shape: int) -> dict[str, jax.Array]:
     return {
         "image": jnp.asarray(draw.normal(size=(*shape, WIDTH)).astype(jnp.result_type(float))),
         "label": jnp.asarray(draw.integers(0, CLASSES, shape).astype(np.int32)),
-        "mask": examples.single(np.broadcast_to(mask.reshape(-1, *[1] * (len(shape) - 1)), shape)),
+        "mask": batches.single(np.broadcast_to(mask.reshape(-1, *[1] * (len(shape) - 1)), shape)),
     }
 
 

@@ -142,6 +142,14 @@ def results(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "results.json").read_text())
 
 
+def rows(workdir: Path) -> dict[str, dict]:
+    return {row["name"]: row for row in results(workdir)["rows"]}
+
+
+def without_latency(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name != "latency_ms"}
+
+
 def log(stage: Path) -> Log:
     """A stage's log without what depends on the clock."""
     clock = ("time", "steps_per_second")

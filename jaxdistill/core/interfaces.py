@@ -252,7 +252,7 @@ class Step(NamedTuple):
     """The swappable training algorithm.
 
     init: see `StepInit`
-    update: see `StepUpdate`; compiled by `parallel/compile.py`
+    update: see `StepUpdate`; compiled by `parallel/`
     streams: the streams of the batch that the step reads
     gates: the step trains the fusion's params by another loss than the one that they weigh
     evolve_teachers: see `EvolveTeachers`; None: the teachers never change

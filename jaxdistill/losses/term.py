@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxdistill.core.interfaces import Term
-from jaxdistill.core.schedules import Scalar, as_schedule, require_positive
 from jaxdistill.core.types import Array, Signals
 
 
@@ -17,23 +16,6 @@ def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields
         return values(signals), state
 
     return Term(lambda key, signals: ({}, {}), apply, **fields)
-
-
-def softened(values: Callable[[Signals], Array], temperature: Scalar, scale_t2: bool, **fields: Any) -> Term:
-    """Return a stateless term that compares the student with the fused teacher at a temperature.
-
-    Args:
-        values: computes the loss from the signals; `signals.temperature` is the temperature at the current step.
-        temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, because the gradient of a softened divergence falls as 1 / T^2.
-        fields: fields of `Term`.
-
-    Raises:
-        ValueError: the temperature is not positive at every step.
-    """
-    schedule = require_positive("temperature", as_schedule(temperature))
-    scaled = lambda signals: values(signals) * signals.temperature**2
-    return stateless(scaled if scale_t2 else values, needs=frozenset({"teacher"}), temperature=schedule, **fields)
 
 
 def precise(x: Array) -> Array:

@@ -1,19 +1,18 @@
 """Compile steps: jit them, donate their state, and lay out arrays on the mesh.
 
-`jit` over a mesh is the main backend, `pmap` a thin second one. Both return an `Engine` with the same functions, and
-give parameters that agree to float32 rounding.
+`jit` over a mesh is the main backend, `pmap` (`pmap.py`) a thin second one. Both return an `Engine` with the same
+functions, and give parameters that agree to float32 rounding.
 """
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
+from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.interfaces import Step
 from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, TrainState, Variables
 from jaxdistill.parallel.mesh import row_shards
@@ -50,7 +49,7 @@ class Engine(NamedTuple):
     traced: Callable[[], jax.stages.Traced] | None = None
 
 
-def _options_of_init() -> dict[str, int] | None:
+def options_of_init() -> dict[str, int] | None:
     """Return compiler options for a program that runs once: on CPU, a ResNet's init compiles in 1 s instead of 6 s."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
@@ -101,7 +100,7 @@ def jit_engine(
     layout = shardings(shapes, mesh, rules)
     layout_of = lambda models: jax.tree.map(lambda x: x.sharding, models)
 
-    init = jax.jit(step.init, out_shardings=layout, compiler_options=_options_of_init(), donate_argnums=3)
+    init = jax.jit(step.init, out_shardings=layout, compiler_options=options_of_init(), donate_argnums=3)
     # out_shardings are pinned: without them XLA re-sharded gradients and compiled twice
     update = jax.jit(
         step.update,
@@ -202,63 +201,3 @@ def _local_batches_per_global_batch(mesh: Mesh) -> int:
     """Return the size of a global batch divided by the rows of this process; 1 if every process has all rows."""
     shards = row_shards(mesh)
     return shards // len(local_rows(mesh, shards))
-
-
-def pmap_engine(
-    step: Step,
-    evaluate: Evaluate,
-    devices: Sequence[jax.Device],
-    teachers: tuple[Variables, ...],
-    references: tuple[Variables, ...],
-    batch: Batch,
-) -> Engine:
-    """Compile a step with `pmap` over the rows of the batch; all else is replicated on every device.
-
-    Args:
-        step, evaluate, teachers, references, batch: see `jit_engine`.
-        devices: of this process; this backend supports one process.
-    """
-    count = len(devices)
-    shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NO_VARIABLES)
-    one_per_device = NamedSharding(Mesh(np.asarray(devices), (PMAP_AXIS,)), PartitionSpec(PMAP_AXIS))
-    replicate = jax.jit(
-        lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree), out_shardings=one_per_device
-    )
-    first = lambda tree: jax.tree.map(lambda x: x[0], tree)
-    merge_devices = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-    split_rows = lambda tree: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
-
-    init = jax.jit(step.init, compiler_options=_options_of_init(), donate_argnums=3)
-    traces = {"update": 0, "evaluate": 0}
-
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def trace(*args: Any) -> Any:  # called once per compiled program; pmap itself has no counter
-            traces[name] += 1
-            return function(*args)
-
-        return trace
-
-    evaluate_all = lambda *args: psum(evaluate(*args))
-    update = jax.pmap(counted("update", step.update), axis_name=PMAP_AXIS, donate_argnums=0, devices=devices)
-    measure = jax.pmap(counted("evaluate", evaluate_all), axis_name=PMAP_AXIS, devices=devices)
-    frozen_teachers = replicate(teachers)
-    frozen_references = frozen_teachers if references is teachers else replicate(references)
-
-    def first_state(key: Array, batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
-        return replicate(init(key, teachers, merge_devices(batch), start))
-
-    def next_state(ts: TrainState, batch: Batch) -> tuple[TrainState, PyTree]:
-        ts, metrics = update(ts, frozen_teachers, batch)
-        return ts, first(metrics)
-
-    return Engine(
-        init=first_state,
-        update=next_state,
-        evaluate=lambda ts, batch: first(measure(ts.params, ts.state, frozen_references, batch)),
-        put=split_rows,
-        export=first,
-        restore=replicate,
-        abstract=shapes,
-        rows=np.arange,
-        compiled=lambda: dict(traces),
-    )

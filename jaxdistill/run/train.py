@@ -17,7 +17,8 @@ from jaxdistill.data.pipeline import TEST
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Phases, StoredFields, evaluation_batches, stream_id, train_stream
 from jaxdistill.evaluation.evaluator import evaluator, scores, totals, with_evolving_teachers
-from jaxdistill.parallel.compile import Engine, jit_engine, pmap_engine
+from jaxdistill.parallel.compile import Engine, jit_engine
+from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run.log import Log
 from jaxdistill.run.preemption import Preemption, Stopped
 from jaxdistill.run.stages import Stage

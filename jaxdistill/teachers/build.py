@@ -7,7 +7,7 @@ import jax
 
 from jaxdistill.models.build import build_model
 from jaxdistill.parallel.sharding import Rules
-from jaxdistill.teachers import cache, classes, gradients, quantized, reads, submesh
+from jaxdistill.teachers import cache, classes, gradients, own_tokenizer, quantized, submesh
 from jaxdistill.teachers.option import Context, Lacks, Option
 from jaxdistill.teachers.teacher import Teacher
 
@@ -16,7 +16,7 @@ OPTIONS: tuple[Option, ...] = (
     classes.OPTION,
     gradients.OPTION,
     quantized.OPTION,
-    reads.OPTION,
+    own_tokenizer.OPTION,
     submesh.OPTION,
     cache.OPTION,
 )

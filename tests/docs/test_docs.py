@@ -6,6 +6,7 @@ from pathlib import Path
 
 import examples
 import pytest
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.registry import Spec
@@ -64,7 +65,7 @@ def test_every_config_line_is_one(part):
         spec = registry.parse(text, path)
         named.add(spec.name)
         if path.endswith(".term"):
-            examples.build_loss(text.replace("'FOLDER/edges.json'", "((0, 1),)"))
+            build_loss(text.replace("'FOLDER/edges.json'", "((0, 1),)"))
         elif path == "fusion":
             registry.fusions.build(spec, path)
         else:

@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from examples import HORIZON, build_loss
+from examples import HORIZON
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.objective import WeightedTerm, objective

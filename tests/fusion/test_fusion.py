@@ -1,15 +1,16 @@
-"""Fusions by hand; the laws of `test_laws.py` hold all of them."""
+"""Fusions by hand; the laws of `test_fusion_laws.py` hold all of them."""
 
 import functools
 from dataclasses import replace
 
-import examples
+import batches
 import jax
 import numpy as np
 import pytest
-from examples import assert_close
+from checks import assert_close
 from scipy.special import softmax
 
+import jaxdistill.fusion  # noqa: F401  (registers the fusions)
 from jaxdistill.core import registry
 from jaxdistill.core.types import Outputs
 
@@ -20,7 +21,7 @@ def fused(spec: str, *probabilities, temperature=1.0, key=KEY, **batch) -> Outpu
     """What a fusion makes of teachers that say these probabilities, `[rows, classes]`."""
     teachers = tuple(Outputs(np.log(np.float32(p))) for p in probabilities)
     rows = len(probabilities[0])
-    seen = examples.signals(batch=(rows,), classes=len(probabilities[0][0]))
+    seen = batches.signals(batch=(rows,), classes=len(probabilities[0][0]))
     given = {name: np.asarray(value) for name, value in batch.items()}
     seen = replace(seen, teachers=teachers, batch=seen.batch | given, temperature=temperature)
     return jax.device_get(compiled(spec)(seen, key))
@@ -88,7 +89,7 @@ def gradients(said: np.ndarray, teachers: list[np.ndarray]) -> np.ndarray:
 
 
 def test_two_teachers_gradients_are_combined_to_the_shortest():
-    seen = examples.signals(batch=(3,), classes=3, depths=(2, 3))
+    seen = batches.signals(batch=(3,), classes=3, depths=(2, 3))
     weights = lambda seen: np.asarray(compiled("min_norm(normalize=False)")(seen, KEY).weights)
     student, *teachers = (np.asarray(x.logits, np.float64) for x in (seen.student, *seen.teachers))
     softmax = lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)
@@ -110,11 +111,11 @@ def test_of_three_teachers_two_that_say_the_same_share_one_vote(each):
 
 
 def test_each_row_may_have_weights_of_its_own():
-    seen = examples.signals(batch=(2,), depths=(2, 3))
+    seen = batches.signals(batch=(2,), depths=(2, 3))
     weights = lambda each, seen: np.asarray(compiled(f"min_norm(normalize=False, each='{each}')")(seen, KEY).weights)
     whole = weights("row", seen)
     for row in range(2):
-        assert_close(whole[:, row], weights("batch", examples.at_rows(seen, np.asarray([row])))[:, 0])
+        assert_close(whole[:, row], weights("batch", batches.at_rows(seen, np.asarray([row])))[:, 0])
     assert np.abs(whole[:, 0] - whole[:, 1]).max() > 0.05
 
 

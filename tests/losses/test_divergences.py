@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, build_loss, signals
+from batches import signals
+from checks import assert_close
+from terms import build_loss
 
 from jaxdistill.core.types import Outputs
 from jaxdistill.losses.logits.jsd import generalized_jsd, normalized_jsd

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
-import examples
 import jax
 import numpy as np
 import pytest
-from examples import assert_close, assert_same, signals
+from batches import signals
+from checks import assert_close, assert_same
+from terms import build_loss, loss_values
 
 from jaxdistill.core import registry
 from jaxdistill.core.types import Outputs, Signals
@@ -24,7 +25,7 @@ def taught(seen: Signals, weights) -> Signals:
 
 
 def built(seen: Signals, spec: str = TERM):
-    term = examples.build_loss(spec)
+    term = build_loss(spec)
     params, _ = jax.jit(lambda seen: term.init(KEY, seen))(seen)
     return params, jax.jit(lambda params, seen: term.apply(params, {}, seen, key=KEY)[0])
 
@@ -62,7 +63,7 @@ def test_one_teacher_is_hidden_and_its_number_is_nothing():
     alone = replace(alone, teacher=jax.jit(lambda seen: average.apply({}, {}, seen, key=KEY)[0])(alone))
     params, values = built(alone)
     single = {name.removeprefix("0/"): x for name, x in params.items()}
-    assert_close(values(params, alone), examples.loss_values("hidden(layers='last')", alone, single))
+    assert_close(values(params, alone), loss_values("hidden(layers='last')", alone, single))
     seen = taught(seen, np.array([[0.3], [0.7]], np.float32) * np.ones(5, np.float32))
     params, values = built(seen)
     turned = replace(

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, assert_same, build_loss, images, signals
-from examples import loss_values as values
+from batches import images, signals
+from checks import assert_close, assert_same
+from terms import build_loss
+from terms import loss_values as values
 
 from jaxdistill.core import registry
 from jaxdistill.core.objective import WeightedTerm, objective

@@ -3,12 +3,13 @@
 import functools
 from dataclasses import replace
 
-import examples
+import batches
 import jax
 import numpy as np
 import pytest
-from examples import assert_close, build_loss
+from checks import assert_close
 from scipy.special import log_softmax, softmax
+from terms import build_loss, loss_values
 
 from jaxdistill.core import hardness, registry
 from jaxdistill.core.objective import WeightedTerm, objective
@@ -75,7 +76,7 @@ def compiled(spec: str):
 @pytest.mark.sampled("margin")
 @pytest.mark.parametrize("by", ["entropy", "margin", "disagreement", "loss"])
 def test_the_mean_is_that_of_the_weighed_rows(by):
-    seen = examples.signals(depths=(2, 2))
+    seen = batches.signals(depths=(2, 2))
     seen = replace(seen, mask=np.float32([1, 1, 1, 0, 1, 1]))
     p = np.stack([softmax(np.asarray(t.logits), -1) for t in seen.teachers]).astype(float)
     q = log_softmax(np.asarray(seen.student.logits), -1).astype(float)
@@ -92,7 +93,7 @@ def test_the_mean_is_that_of_the_weighed_rows(by):
 
 
 def test_a_curriculum_ends_with_all_rows():
-    seen = examples.signals()
+    seen = batches.signals()
     spec = "hard(loss=kd(), share=linear(start=0.34, end=1.0), first='easiest', power=0.0)"
     at = lambda step: mean(spec, replace(seen, step=np.int32(step)))
     whole = mean("kd()", seen)
@@ -101,13 +102,13 @@ def test_a_curriculum_ends_with_all_rows():
 
 
 def test_tokens_are_ranked_as_rows_are_and_a_loss_keeps_its_params_and_its_own_mask():
-    seen = examples.signals(batch=(2, 3))
-    values = examples.loss_values("cross_entropy", seen).ravel()
+    seen = batches.signals(batch=(2, 3))
+    values = loss_values("cross_entropy", seen).ravel()
     assert_close(
         mean("hard(loss=cross_entropy(), by='loss', share=0.34, power=0.0)", seen), np.sort(values)[-2:].mean()
     )
     spec = "hard(loss=hidden(layers='last'), by='loss')"
-    assert build_loss(spec).init(KEY, seen)[0] and examples.loss_values(spec, seen).shape == (2, 3)
+    assert build_loss(spec).init(KEY, seen)[0] and loss_values(spec, seen).shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -134,4 +135,4 @@ def test_a_mistake_is_told(spec, said):
 )
 def test_what_cannot_be_weighed_is_told_on_shapes(spec, said):
     with pytest.raises(ValueError, match=said.replace("[", r"\[").replace("]", r"\]")):
-        mean(spec, examples.signals())
+        mean(spec, batches.signals())

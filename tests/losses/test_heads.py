@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-from examples import BATCHES, assert_close, signals, slow
+from batches import BATCHES, signals
+from checks import assert_close
+from examples import slow
 from rich.console import Console
+from terms import build_loss
 
 import jaxdistill
 from jaxdistill.core import registry
@@ -27,7 +30,7 @@ KEY = jax.random.key(0)
 
 
 def values(spec: str, seen: Signals) -> Array:
-    return examples.build_loss(spec).apply({}, {}, seen, key=KEY)[0]
+    return build_loss(spec).apply({}, {}, seen, key=KEY)[0]
 
 
 # Who learns from whom
@@ -112,7 +115,7 @@ def test_a_head_that_does_not_exist_is_refused(spec, said):
 )
 def test_a_wrong_argument_fails_before_any_model_exists(spec, said):
     with pytest.raises(ConfigError, match=said):
-        examples.build_loss(spec)
+        build_loss(spec)
 
 
 # Importance

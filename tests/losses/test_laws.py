@@ -5,23 +5,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import batches
 import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import (
-    LOSSES,
-    TABLES,
-    all_finite,
-    assert_close,
-    assert_same,
-    every,
-    taught,
-)
+from batches import taught
+from checks import all_finite, assert_close, assert_same
+from examples import LOSSES, TABLES, every
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS, psum
@@ -60,7 +56,7 @@ class Law(NamedTuple):
 
 @functools.cache
 def law(spec: str) -> Law:
-    term = examples.build_loss(spec)
+    term = build_loss(spec)
     fusion = examples.FUSED_BY.get(registry.parse(spec, "").name, "single")
     minimised = objective({"term": WeightedTerm(term)}, registry.fusions.build(fusion, ""))
 
@@ -120,7 +116,7 @@ HARD_CASES = {
 
 def equally_deep(example: examples.Example, **fields) -> Signals:
     """A student and a teacher of 2 layers each, so that one can become the other; on the host: compiling costs most."""
-    return jax.device_get(examples.signals(depths=(2,), extent=example.extent or (), **fields))
+    return jax.device_get(batches.signals(depths=(2,), extent=example.extent or (), **fields))
 
 
 @every(LOSSES)
@@ -145,7 +141,7 @@ BATCHES = st.one_of(st.tuples(st.integers(1, 5)), st.tuples(st.integers(1, 3), s
 )
 def test_a_loss_gives_one_value_per_row_or_one_scalar(example, batch, extent, classes, width, depth):
     extent = extent if example.extent is None else example.extent
-    drawn = lambda: examples.signals(batch=batch, extent=extent, classes=classes, width=width, depths=(depth,))
+    drawn = lambda: batches.signals(batch=batch, extent=extent, classes=classes, width=width, depths=(depth,))
     out = jax.eval_shape(lambda: law(example.spec).eager(drawn()))
     for values in out if isinstance(out, tuple) else [out]:
         assert values.shape in (batch, ())
@@ -210,14 +206,14 @@ def test_a_label_that_is_no_class_is_not_taken_for_the_last(example):
 @every(LOSSES)
 def test_more_padding_does_not_change_a_loss(example):
     seen = equally_deep(example)
-    few = law(example.spec).mean(examples.at_rows(seen, np.arange(4)))
+    few = law(example.spec).mean(batches.at_rows(seen, np.arange(4)))
     assert_close(law(example.spec).everything(padded(seen, 4, 7.0, 3.0))[1].compute(), few.compute(), rtol=1e-6)
 
 
 @every(LOSSES, draws=False)
 def test_permuting_the_batch_permutes_the_values_of_a_loss(example):
     order, seen = np.asarray([3, 0, 5, 1, 4, 2]), equally_deep(example)
-    values, permuted = (law(example.spec).everything(each)[0] for each in (seen, examples.at_rows(seen, order)))
+    values, permuted = (law(example.spec).everything(each)[0] for each in (seen, batches.at_rows(seen, order)))
     assert_close(permuted, values[order] if values.ndim else values)
 
 
@@ -236,14 +232,14 @@ def test_the_gradient_of_a_loss_is_that_of_its_value_also_where_its_teacher_lear
         assert along and np.abs(along - (ahead - behind) / 0.02) > 0.01
     else:
         assert_close(along, (ahead - behind) / 0.02, rtol=5e-3, atol=2e-3)
-    if "teacher" in examples.build_loss(example.spec).needs:
+    if "teacher" in build_loss(example.spec).needs:
         assert any(x.any() for x in jax.tree.leaves((gradient["teachers"], gradient["params"]["teachers"])))
 
 
 @every(LOSSES)
 def test_a_nan_that_counts_is_not_hidden(example):
     """A run stops at a loss that is not finite; one that swallows it trains on."""
-    seen, needs = equally_deep(example), examples.build_loss(example.spec).needs
+    seen, needs = equally_deep(example), build_loss(example.spec).needs
     spoil = lambda tree: jax.tree.map(lambda x: x * np.float32(np.nan), tree)
     broken = replace(seen, student=spoil(seen.student), params=seen.params | {"student": spoil(seen.params["student"])})
     assert np.isnan(law(example.spec).everything(broken)[1].compute())
@@ -272,7 +268,7 @@ def test_a_loss_of_bfloat16_outputs_is_computed_in_float32(example):
 
 def on_8_devices(example: examples.Example) -> list[str]:
     """Under pmap a local term sees nothing but its own rows anyway."""
-    return ["mesh"] if examples.build_loss(example.spec).local else ["mesh", "pmap"]
+    return ["mesh"] if build_loss(example.spec).local else ["mesh", "pmap"]
 
 
 @pytest.mark.sampled(*(f"{name}-pmap" for name in ("rkd", "cc", "dist", "pkt", "similarity*", "crd*", "uld", "decay")))

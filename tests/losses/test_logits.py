@@ -1,23 +1,25 @@
-"""Losses of logits: published code, float64 numpy, numbers by hand; of divergences more in `test_divergences.py`."""
+"""Losses of logits: published code, masks, numbers by hand; of divergences more in `test_divergences.py`."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import examples
+import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import all_finite, assert_close, build_loss, signals
-from examples import loss_values as values
+from batches import drawn_logits as drawn
+from batches import signals
+from checks import all_finite, assert_close, softmax
+from terms import build_loss
+from terms import loss_values as values
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Factored, Outputs
-from jaxdistill.losses.logits.dist import correlation_distance, pearson_correlation
 from jaxdistill.losses.logits.dkd import other_divergence, target_divergence
 from jaxdistill.losses.logits.jsd import generalized_jsd, normalized_jsd
 from jaxdistill.losses.logits.kd import kl_divergence
@@ -43,16 +45,6 @@ PAIRS = (  # (student, teacher) -> value, each finite whatever the teacher masks
     lambda s, t: target_divergence(s, t, jnp.zeros(s.shape[0], int)),
     lambda s, t: other_divergence(s, t, jnp.zeros(s.shape[0], int)),
 )
-
-
-def drawn(seed: int, *shape: int) -> tuple[Any, Any]:
-    student, teacher = np.float32(2 * np.random.default_rng(seed).normal(size=(2, *shape)))
-    return student, teacher
-
-
-def softmax(z: Any) -> np.ndarray:
-    e = np.exp(np.asarray(z, np.float64))
-    return e / e.sum(-1, keepdims=True)
 
 
 # Published code
@@ -172,12 +164,12 @@ def test_a_class_that_the_teacher_masks_is_as_one_that_it_gives_almost_nothing(l
             assert_close(masked, nearly, atol=1e-5)
 
 
-def of_tokens(vocabulary: int = 7) -> examples.Signals:
+def of_tokens(vocabulary: int = 7) -> batches.Signals:
     """A sequence whose heads, the student's and the teacher's, are not multiplied out; some of it is padding."""
     rng = np.random.default_rng(3)
-    draw = lambda *shape: examples.single(rng.normal(size=shape))
+    draw = lambda *shape: batches.single(rng.normal(size=shape))
     head = lambda width: Outputs(Factored(draw(4, 8, width), draw(width, vocabulary), draw(vocabulary)))
-    mask = examples.single(rng.random((4, 8)) < 0.7)
+    mask = batches.single(rng.random((4, 8)) < 0.7)
     seen = replace(signals(batch=(4, 8), classes=vocabulary), student=head(5), teachers=(head(6),))
     return replace(seen, mask=mask, batch={"label": seen.batch["label"]})
 
@@ -207,103 +199,6 @@ def test_a_factored_head_in_pieces_is_the_head_in_one():
     dense = jax.jit(run, static_argnums=0)(1, seen.student.dense(), tuple(t.dense() for t in seen.teachers))
     assert_close(whole[0], dense)
     assert whole[0][1][1]["terms"]["taid(floor=0.4)"]["loss"] == pytest.approx(whole[0][1][0]["taid(floor=0.4)"])
-
-
-# Decoupled
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_kd_is_what_dkd_decouples(temperature):
-    student, teacher = drawn(8, 16, 6)
-    labels = np.random.default_rng(0).integers(0, 6, 16).astype(np.int32)
-
-    @jax.jit
-    def apart(s, t, y):
-        parts = target_divergence(s, t, y, temperature), other_divergence(s, t, y, temperature)
-        return kl_divergence(s, t, temperature), *parts
-
-    whole, target, others = map(np.asarray, apart(student, teacher, labels))
-    p = softmax(teacher / temperature)[np.arange(16), labels]
-    assert_close(whole, target + (1 - p) * others, rtol=1e-4)
-
-
-def test_dkd_of_two_classes_knows_nothing_of_others():
-    student, teacher = drawn(9, 5, 2)
-    labels = np.int32([0, 1, 0, 1, 1])
-    target, others = jax.jit(lambda *x: (target_divergence(*x), other_divergence(*x)))(student, teacher, labels)
-    assert_close(target, jax.jit(kl_divergence)(student, teacher), rtol=1e-4)
-    assert not np.any(others)
-
-
-def test_dkd_hides_the_label_however_large_its_logit():
-    """Published code adds -1000 to it: beyond that the others were drowned."""
-    student, teacher = drawn(10, 3, 4)
-    large = lambda z: z + np.float32([3000, 0, 0, 0])
-    hidden = jax.jit(other_divergence)(large(student), large(teacher), np.zeros(3, np.int32))
-    assert_close(hidden, jax.jit(kl_divergence)(student[:, 1:], teacher[:, 1:]))
-
-
-def test_dkd_needs_a_class_for_each_row():
-    seen = signals()
-    for batch, said in (({}, "no field 'label'"), ({"label": jnp.zeros((6, 2), int)}, r"labels of shape \[6, 2\]")):
-        with pytest.raises(ValueError, match=said):
-            values("dkd", replace(seen, batch=batch))
-
-
-# Relations
-
-
-def test_dist_is_one_minus_numpys_correlations():
-    student, teacher = drawn(11, 12, 5)
-    mask = np.float32([1, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 0])
-    q, p = (softmax(z / 2)[np.asarray(mask) > 0] for z in (student, teacher))
-    rows = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q, p, strict=True)])
-    columns = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(q.T, p.T, strict=True)])
-    seen = replace(
-        signals(batch=(12,)), student=Outputs(student), teachers=(Outputs(teacher),), mask=mask, temperature=2.0
-    )
-    expected = 4 * (0.5 * (1 - rows) + 3 * (1 - columns))
-    assert_close(values("dist(beta=0.5, gamma=3.0, temperature=2.0)", seen), expected, rtol=1e-4)
-    of_sequences = replace(
-        seen,
-        student=Outputs(student.reshape(3, 4, 5)),
-        teachers=(Outputs(teacher.reshape(3, 4, 5)),),
-        mask=mask.reshape(3, 4),
-    )
-    assert_close(values("dist(beta=0.5, gamma=3.0, temperature=2.0)", of_sequences), expected, rtol=1e-4)
-
-
-def test_a_mean_of_dist_over_parts_of_the_batch_is_another_loss():
-    """Which is why its rows are gathered: the broken twin, of each half alone."""
-    student, teacher = drawn(12, 8, 5)
-    loss = jax.jit(lambda s, t: correlation_distance(s, t, jnp.ones(len(s), bool), beta=0.0))
-    whole = loss(student, teacher)
-    halves = [loss(student[i : i + 4], teacher[i : i + 4]) for i in (0, 4)]
-    assert abs(np.mean(halves) - whole) > 0.02
-
-
-def test_dist_does_not_see_scale_and_shift_of_probabilities():
-    x = np.float32(np.random.default_rng(0).random((3, 7)))
-    correlation = jax.jit(lambda x, y: pearson_correlation(x, y, jnp.ones((3, 7), bool)))
-    assert_close(correlation(x, 0.2 * x + 3), np.ones(3), rtol=1e-4)
-    assert_close(correlation(x, -x), -np.ones(3))
-    value, slope = jax.jit(jax.value_and_grad(lambda y: correlation(x, y).sum()))(np.ones((3, 7), np.float32))
-    assert value == 0 and not np.any(slope)
-
-
-def test_a_class_that_the_teacher_never_has_is_none_of_those_that_dist_compares():
-    student, teacher = drawn(13, 9, 5)
-    masked = np.where(np.arange(5) < 3, teacher, np.float32(-np.inf))
-    found = jax.jit(lambda s, t: correlation_distance(s, t, jnp.ones(9, bool), beta=0.0))(student, masked)
-    q, p = softmax(student), softmax(masked)
-    by_hand = 1 - np.mean([np.corrcoef(q[:, c], p[:, c])[0, 1] for c in range(3)])
-    assert_close(found, by_hand, rtol=1e-4)
-
-
-def test_nothing_that_counts_is_no_loss():
-    student, teacher = drawn(14, 4, 5)
-    found = jax.jit(jax.value_and_grad(lambda s, t: correlation_distance(s, t, jnp.zeros(4, bool))))(student, teacher)
-    assert not any(np.any(x) for x in found)
 
 
 # Transformed teacher

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, compiled_loss, signals
-from examples import loss_values as values
+from batches import signals
+from checks import assert_close
+from terms import compiled_loss
+from terms import loss_values as values
 
 from jaxdistill.losses.hidden.layers import layer_pairs
 

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import assert_close, assert_same, signals, single
-from examples import loss_values as values
+from batches import signals, single
+from checks import assert_close, assert_same
+from terms import build_loss
+from terms import loss_values as values
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Signals
@@ -26,7 +27,7 @@ def taught_by(seen: Signals, image) -> Signals:
 
 def left_after(spec: str, seen: Signals, steps: int = 150) -> float:
     """What a projector cannot undo: the loss after it was trained alone."""
-    term, update = examples.build_loss(spec), optax.adam(0.03)
+    term, update = build_loss(spec), optax.adam(0.03)
     loss = lambda params: jnp.mean(term.apply(params, {}, seen, key=KEY)[0])
 
     @jax.jit
@@ -122,12 +123,12 @@ def test_weights_say_each_pairs_share():
 def test_weights_must_fit_the_pairs():
     for weights in ("(-1, 2)", "(0, 0)"):
         with pytest.raises(ConfigError, match="at least 0, and not all 0"):
-            examples.build_loss(f"hidden(weights={weights})")
+            build_loss(f"hidden(weights={weights})")
     with pytest.raises(ValueError, match="3 weights for 2 pairs of layers"):
         values("hidden(weights=(1, 2, 3))", signals())
 
 
 def test_projectors_of_different_pairs_differ():
-    params, _ = examples.build_loss("hidden(projector='mlp')").init(KEY, signals())
+    params, _ = build_loss("hidden(projector='mlp')").init(KEY, signals())
     assert len(params) == 8
     assert np.abs(params["0/up/kernel"] - params["1/up/kernel"]).max() > 0.1

@@ -1,4 +1,4 @@
-"""Losses that compare the examples of a batch: by hand, against float64 loops, the published code, and broken twins."""
+"""Losses that compare the examples of a batch: by hand, against `loops.py`, the published code, and broken twins."""
 
 import functools
 import inspect
@@ -7,13 +7,15 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
-import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-from examples import all_finite, assert_close, signals, single
+from batches import signals, single
+from checks import all_finite, assert_close
+from loops import BY_LOOPS, by_loops_similarity, huber
+from terms import build_loss
 
 from jaxdistill.core.collectives import PMAP_AXIS
 from jaxdistill.core.errors import ConfigError
@@ -30,7 +32,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 @functools.cache
 def compiled(spec: str):
     """The value, and its gradient in the student's embeddings."""
-    term = examples.build_loss(spec)
+    term = build_loss(spec)
 
     def value(seen, key):
         return term.apply(*term.init(KEY, seen), seen, key=key)[0]
@@ -54,53 +56,6 @@ def of_rows(student, teacher, mask=None) -> Signals:
     embedded = replace(seen.student, embedding=student), (replace(seen.teachers[0], embedding=teacher),)
     seen = replace(seen, student=embedded[0], teachers=embedded[1])
     return seen if mask is None else replace(seen, mask=single(mask))
-
-
-def huber(x: float) -> float:
-    return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
-
-
-# By loops, in float64
-
-
-def by_loops_rkd(s: np.ndarray, t: np.ndarray) -> float:
-    def distances(x):
-        d = np.array([[np.linalg.norm(a - b) for b in x] for a in x])
-        return d / d[d > 0].mean()
-
-    def angle(x, i, j, k):
-        one, other = x[j] - x[i], x[k] - x[i]
-        size = np.linalg.norm(one) * np.linalg.norm(other)
-        return one @ other / size if size else 0.0
-
-    pairs = np.mean([huber(a - b) for a, b in zip(distances(s).flat, distances(t).flat, strict=True)])
-    triples = itertools.product(range(len(s)), repeat=3)
-    return 25 * pairs + 50 * np.mean([huber(angle(s, *n) - angle(t, *n)) for n in triples])
-
-
-def by_loops_similarity(s, t):
-    rows = lambda x: np.array([g / np.linalg.norm(g) for g in x @ x.T])
-    return ((rows(s) - rows(t)) ** 2).sum() / len(s) ** 2
-
-
-def by_loops_pkt(s, t):
-    def neighbours(x):
-        k = np.array([[(1 + a @ b / np.linalg.norm(a) / np.linalg.norm(b)) / 2 for b in x] for a in x])
-        return k / k.sum(1, keepdims=True)
-
-    p, q = neighbours(t), neighbours(s)
-    return (p * np.log(p / q)).mean()
-
-
-def by_loops_cc(s, t):
-    def kernel(x):
-        c = np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in x] for a in x])
-        return np.exp(-0.8) * (1 + 0.8 * c + 0.64 / 2 * c**2)
-
-    return ((kernel(s) - kernel(t)) ** 2).mean()
-
-
-BY_LOOPS = {"rkd": by_loops_rkd, "similarity": by_loops_similarity, "pkt": by_loops_pkt, "cc": by_loops_cc}
 
 
 @pytest.mark.sampled("3-rkd", "3-cc")
@@ -279,7 +234,7 @@ def test_what_cannot_be_compared_is_told_with_the_cure():
 )
 def test_numbers_out_of_range_are_refused(spec):
     with pytest.raises(ConfigError, match=r"0|1 or more"):
-        examples.build_loss(spec)
+        build_loss(spec)
 
 
 # Broken twins: our own code with one mistake is caught by what the published code said
@@ -337,7 +292,7 @@ def test_a_device_that_sees_its_own_rows_alone_is_caught(name, monkeypatch):
     draw = np.random.default_rng(4)
     seen = of_rows(draw.normal(size=(16, 3)), draw.normal(size=(16, 5)))
     rows = (seen.student, seen.teachers, seen.batch, seen.mask)
-    term = examples.build_loss(name)
+    term = build_loss(name)
 
     def over_devices():
         def own(rows):

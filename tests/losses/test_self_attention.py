@@ -3,12 +3,12 @@
 import functools
 from dataclasses import replace
 
-import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, assert_same
+from checks import assert_close, assert_same
+from terms import build_loss
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Array, AttentionHeads, Outputs, Signals
@@ -48,7 +48,7 @@ def value_and_gradient(spec: str, seen: Signals, params=None):
 
 @functools.cache
 def compiled(spec: str):
-    term = examples.build_loss(spec)
+    term = build_loss(spec)
 
     def apply(seen, params):
         return term.apply(term.init(KEY, seen)[0] if params is None else params, {}, seen, key=KEY)[0]
@@ -162,9 +162,9 @@ def test_tinybert_is_the_published_reduction_where_nothing_is_padded(precision):
 
 
 def test_tinybert_learns_one_kernel_for_the_embedding_and_all_layers():
-    params, state = examples.build_loss("tinybert").init(KEY, world(dtype="float32"))
+    params, state = build_loss("tinybert").init(KEY, world(dtype="float32"))
     assert {name: x.shape for name, x in params.items()} == {"kernel": (4, 6)} and not state
-    assert examples.build_loss("tinybert(projector='none')").init(KEY, world(dtype="float32")) == ({}, {})
+    assert build_loss("tinybert(projector='none')").init(KEY, world(dtype="float32")) == ({}, {})
 
 
 def test_with_as_many_relation_heads_as_heads_the_value_relations_are_those_of_minilm():
@@ -334,11 +334,11 @@ def test_what_does_not_fit_is_told_with_the_cure(spec, fields, said):
 @pytest.mark.parametrize("spec", ["minilm2(relation_heads=0)", "minilm2(2, weights=(0, 0, 0))", "minilm('unifrom')"])
 def test_a_wrong_argument_fails_before_any_model_exists(spec):
     with pytest.raises(ConfigError, match=r"at least|unknown layer map"):
-        examples.build_loss(spec)
+        build_loss(spec)
 
 
 def test_models_without_heads_or_with_other_tokens_are_refused():
-    seen, term = world(dtype="float32"), examples.build_loss("minilm")
+    seen, term = world(dtype="float32"), build_loss("minilm")
     without = lambda said: replace(said, attentions=())
     with pytest.raises(ValueError, match=r"student returns no attention heads; use a transformer$"):
         term.apply({}, {}, replace(seen, student=without(seen.student)), key=KEY)

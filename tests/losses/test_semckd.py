@@ -5,13 +5,15 @@
 
 from dataclasses import replace
 
-import examples
+import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import assert_close, signals
+from batches import signals
+from checks import assert_close
+from terms import build_loss, loss_values
 
 from jaxdistill.core.types import Array, Outputs, Signals
 from jaxdistill.losses.hidden import semckd
@@ -25,12 +27,12 @@ def float64(x) -> np.ndarray:
 
 
 def values(seen: Signals, params) -> np.ndarray:
-    return examples.loss_values(SPEC, seen, params)
+    return loss_values(SPEC, seen, params)
 
 
 def weights_of(seen: Signals, params, spec: str = SPEC) -> np.ndarray:
     """`[rows, student layers, teacher layers]` as the term forms them."""
-    term, mean = examples.build_loss(spec), semckd.assigned_mean
+    term, mean = build_loss(spec), semckd.assigned_mean
 
     def seen_on_the_way(seen: Signals) -> Array:
         found = []
@@ -43,7 +45,7 @@ def weights_of(seen: Signals, params, spec: str = SPEC) -> np.ndarray:
 
 
 def drawn(seen: Signals):
-    return jax.jit(lambda seen: examples.build_loss(SPEC).init(KEY, seen)[0])(seen)
+    return jax.jit(lambda seen: build_loss(SPEC).init(KEY, seen)[0])(seen)
 
 
 def test_the_assignment_is_that_of_float64():
@@ -73,7 +75,7 @@ def test_the_assignment_is_that_of_float64():
 def test_an_assignment_does_not_know_how_large_the_batch_is():
     """Parameters of 6 rows serve 12; with each row twice, all stays as it was. Published ones would not even fit."""
     seen = signals(extent=(2, 3), depths=(3,))
-    params, twice = drawn(seen), examples.at_rows(seen, np.tile(np.arange(6), 2))
+    params, twice = drawn(seen), batches.at_rows(seen, np.tile(np.arange(6), 2))
     assert_close(weights_of(twice, params), np.tile(weights_of(seen, params), (2, 1, 1)))
     assert_close(values(twice, params), np.tile(values(seen, params), 2), rtol=1e-4)
 
@@ -91,7 +93,7 @@ def test_an_assignment_does_not_know_how_large_the_batch_is():
 
 def trained(spec: str, seen: Signals, steps: int = 60):
     """A term's parameters before and after they have learned, the student as it is."""
-    term, update = examples.build_loss(spec), optax.adam(0.02)
+    term, update = build_loss(spec), optax.adam(0.02)
     loss = lambda params: term.apply(params, {}, seen, key=KEY)[0].mean()
 
     def step(carry, _):
@@ -108,7 +110,7 @@ def test_an_assignment_goes_where_matching_is_easy_which_may_be_a_layer_that_say
     states, noise = draw.normal(size=(2, 32, 3))
     taught = states @ draw.normal(size=(3, 3))
     for easy in (taught, np.zeros_like(taught)):
-        outputs = lambda *layers: Outputs(jnp.zeros((32, 2)), tuple(map(examples.single, (states, *layers))))
+        outputs = lambda *layers: Outputs(jnp.zeros((32, 2)), tuple(map(batches.single, (states, *layers))))
         seen = replace(signals(batch=(32,)), student=outputs(states), teachers=(outputs(noise, easy),), batch={})
         spec = "semckd(layers=((1, 1), (1, 2)), size=3)"
         first, last = (weights_of(seen, params, spec)[..., 1].mean() for params in trained(spec, seen))
@@ -119,5 +121,5 @@ def test_an_assignment_goes_where_matching_is_easy_which_may_be_a_layer_that_say
 def test_rows_that_do_not_count_do_not_move_an_assignment_that_has_learned():
     seen = signals(extent=(2, 3), depths=(3,))
     params = {n: np.asarray(x) + 1 if n.endswith("mean/bias") else x for n, x in drawn(seen).items()}
-    few = examples.at_rows(seen, np.arange(4))
+    few = batches.at_rows(seen, np.arange(4))
     assert_close(values(replace(seen, mask=np.float32(np.arange(6) < 4)), params)[:4], values(few, params))

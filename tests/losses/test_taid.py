@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, build_loss, signals
+from batches import signals
+from checks import assert_close
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS

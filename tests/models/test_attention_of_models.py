@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import BATCHES, assert_close, signals
+from batches import BATCHES, signals
+from checks import assert_close
 from jax.sharding import NamedSharding
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import ROWS
@@ -67,7 +69,7 @@ def pair(batch: dict[str, Array], specs: Iterable[str], sizes: tuple[int, int], 
     spec = "bert(vocabulary=13, width={}, depth={}, heads=2, ffn=32, classes=5)"
     student, teacher = (registry.models.build(spec.format(*each), "") for each in (sizes, teacher_sizes))
     frozen = sharp(jax.jit(teacher.init)(jax.random.key(1), batch)[0])
-    terms = {spec: WeightedTerm(examples.build_loss(spec)) for spec in specs}
+    terms = {spec: WeightedTerm(build_loss(spec)) for spec in specs}
 
     def see(params, batch):
         say = lambda model, params: model.apply(params, {}, batch, train=False, key=KEY)[0]

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import all_finite, assert_close, assert_same, slow
+from checks import all_finite, assert_close, assert_same
+from examples import slow
 from safetensors.numpy import load_file, save_file
 
 from jaxdistill.core import registry

@@ -3,13 +3,14 @@
 import functools
 import json
 
-import examples
+import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import all_finite, assert_close, slow
+from checks import all_finite, assert_close
+from examples import slow
 
 import jaxdistill.models  # noqa: F401  (registers the families)
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS
@@ -137,7 +138,7 @@ def small(kind):
 @functools.cache
 def world(kind):
     """A model, its variables, and a batch of 16 pairs of which 4 do not count."""
-    batch = examples.images(rows=16) | examples.texts(rows=16)
+    batch = batches.images(rows=16) | batches.texts(rows=16)
     model = small(kind)
     return model, jax.jit(model.init)(KEY, batch), batch
 

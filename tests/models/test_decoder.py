@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from examples import assert_close, assert_same, slow
+from checks import assert_close, assert_same
+from examples import slow
 from golden.weights import tokens
 from safetensors.numpy import save_file
 

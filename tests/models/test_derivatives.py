@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import BATCHES, MODELS, assert_close, assert_same, every, slow
+from batches import BATCHES
+from checks import assert_close, assert_same
+from examples import MODELS, every, slow
 from flax import nnx
 
 from jaxdistill import nudged

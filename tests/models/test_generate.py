@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, assert_same
+from checks import assert_close, assert_same
 from golden.weights import tokens
 
 from jaxdistill.core import registry

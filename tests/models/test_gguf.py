@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import parity
 import pytest
-from examples import assert_close, assert_same
+from checks import assert_close, assert_same
 from golden.weights import weight
 from tokenizers import pre_tokenizers
 

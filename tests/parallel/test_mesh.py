@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 from unittest.mock import Mock
 
+import batches
 import examples
 import jax
 import numpy as np
@@ -24,8 +25,9 @@ from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.models.derivatives import with_gradients
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
+from jaxdistill.parallel.compile import jit_engine, place
 from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run.rules import stage
 from jaxdistill.run.views import StageView
 
@@ -118,7 +120,7 @@ def parts(case: Case):
 @functools.cache
 def first_values(name: str, family: str, number: int) -> Variables:
     init = registry.models.build(FAMILIES.get(name, THIN), "").init
-    return examples.drawn(Variables(*jax.eval_shape(init, jax.random.key(number), batch(family))), number)
+    return batches.drawn(Variables(*jax.eval_shape(init, jax.random.key(number), batch(family))), number)
 
 
 def one_step(case: str, layout: str, start: dict[str, np.ndarray] | None = None):

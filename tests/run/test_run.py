@@ -6,13 +6,14 @@ import itertools
 import json
 import re
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import runs
 from examples import slow
+from own_parts import FUSION, LOSS, MODEL
+from runs import rows, without_latency
 
 from jaxdistill.core import registry
 from jaxdistill.run import preemption, train, workdir
@@ -43,14 +44,6 @@ def finished(tmp_path_factory):
 def taught(finished):
     """Words that take the teacher from the finished run, and leave out the control."""
     return f"--config.teachers.big.checkpoint={finished / 'teachers/big'}", "--config.control=False"
-
-
-def rows(workdir: Path) -> dict[str, dict]:
-    return {row["name"]: row for row in runs.results(workdir)["rows"]}
-
-
-def without_latency(row: dict) -> dict:
-    return {name: value for name, value in row.items() if name != "latency_ms"}
 
 
 def test_the_table_has_teacher_student_and_control(finished):
@@ -317,47 +310,6 @@ def test_pmap_ends_where_jit_ends(taught, tmp_path):
 def test_steps_of_the_student_are_traced(taught, tmp_path):
     assert runs.run(tmp_path, *taught, "--config.steps=12", "--config.logging.trace=5") == 0
     assert list((tmp_path / "student" / "trace").rglob("*.xplane.pb"))
-
-
-LOSS = '''
-"""The absolute difference of logits."""
-import jax.numpy as jnp
-from jaxdistill.losses.term import stateless
-from jaxdistill.registry import losses
-
-@losses.register
-def l1():
-    return stateless(lambda s: jnp.abs(s.student.logits - s.teacher.logits).mean(-1), needs=frozenset({"teacher"}))
-'''
-FUSION = '''
-"""The surest teacher's logits."""
-import jax.numpy as jnp
-from jaxdistill.registry import fusions
-from jaxdistill import Fusion, Outputs
-
-@fusions.register
-def largest():
-    most = lambda signals: jnp.max(jnp.stack([teacher.logits for teacher in signals.teachers]), axis=0)
-    apply = lambda params, state, signals, *, key: (Outputs(most(signals)), state)
-    return Fusion(lambda key, signals: ({}, {}), apply)
-'''
-MODEL = '''
-"""A linear classifier."""
-import math
-from flax import nnx
-from jaxdistill.models.layers import pixels
-from jaxdistill.models.nnx import from_nnx
-from jaxdistill.registry import models
-from jaxdistill import Outputs
-
-@models.register
-def straight(classes: int):
-    def call(module, batch, train, key):
-        x = pixels(batch["image"], module.kernel.dtype).reshape(batch["image"].shape[0], -1)
-        return Outputs(module(x), (x, x))
-
-    return from_nnx(lambda rngs, batch: nnx.Linear(math.prod(batch["image"].shape[1:]), classes, rngs=rngs), call)
-'''
 
 
 def test_a_loss_a_fusion_and_a_model_are_each_one_file_and_one_import(finished, tmp_path):

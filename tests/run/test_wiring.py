@@ -17,8 +17,9 @@ from jaxdistill.data.records import Records
 from jaxdistill.evaluation.cost import cost
 from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.losses.term import stateless
-from jaxdistill.parallel.compile import jit_engine, place, pmap_engine
+from jaxdistill.parallel.compile import jit_engine, place
 from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run import distill, parts, provenance
 from jaxdistill.run.config import differ, make
 from jaxdistill.run.preemption import Preemption, Stopped

@@ -3,14 +3,14 @@
 import itertools
 from dataclasses import replace
 
-import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import assert_close, assert_same
+from checks import assert_close, assert_same
 from perceptrons import CLASSES, KEY, WIDTH, counted, rows
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
@@ -35,7 +35,7 @@ class World:
     """The step on a linear student; plain descent at a rate, without a teacher."""
 
     def __init__(self, spec: str, rate: float = 1.0):
-        terms = {"cross_entropy": WeightedTerm(examples.build_loss("cross_entropy"), 1.0)}
+        terms = {"cross_entropy": WeightedTerm(build_loss("cross_entropy"), 1.0)}
         update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), rate)
         given = (LINEAR, (), objective(terms, registry.fusions["single"]()), update)
         self.step = registry.steps.build(registry.parse(spec, "")._replace(args=given), "step")

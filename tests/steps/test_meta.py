@@ -3,14 +3,14 @@
 import itertools
 from dataclasses import replace
 
-import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import assert_close, assert_same
+from checks import assert_close, assert_same
 from perceptrons import CLASSES, KEY, counted, perceptron, rows, speak
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import row_keys
@@ -33,7 +33,7 @@ class World:
         self.models = perceptron(4, len(shape) > 1), perceptron(5, len(shape) > 1)
         student, teacher = self.models
         self.batch = {"train": rows(0, *shape), "quiz": rows(1, *shape)}
-        terms = {name: WeightedTerm(examples.build_loss(term), weight) for name, (term, weight) in TERMS.items()}
+        terms = {name: WeightedTerm(build_loss(term), weight) for name, (term, weight) in TERMS.items()}
         plain = registry.optimizers.build("sgd(momentum=0.0)", "")
         update = optimizer(plain, 1.0, roles={role: (plain, rate) for role, rate in (rates or {}).items()})
         minimised = objective(terms, registry.fusions["single"](), chunks)
@@ -244,9 +244,7 @@ def test_a_label_does_not_depend_on_which_teacher_was_drawn_to_say_it():
         ),
     )
     student, *teachers = models = say(0.9, 0.1), say(0.9, 0.1), say(0.5, 0.5)
-    minimised = objective(
-        {"ce": WeightedTerm(examples.build_loss("cross_entropy"))}, registry.fusions.build("sampled", "")
-    )
+    minimised = objective({"ce": WeightedTerm(build_loss("cross_entropy"))}, registry.fusions.build("sampled", ""))
     update = optimizer(registry.optimizers.build("sgd", ""), 0.1)
     step = registry.steps["pseudo_labels"](student, tuple(teachers), minimised, update)
     rows = {"mask": jnp.ones(4000), "label": jnp.zeros(4000, jnp.int32)}

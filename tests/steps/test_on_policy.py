@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import TIMED, assert_close, build_loss, signals, slow, tokens
+from batches import signals, tokens
+from checks import assert_close
+from examples import TIMED, slow
+from terms import build_loss
 
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 import runs
-from examples import assert_close, assert_same
+from checks import assert_close, assert_same
 from perceptrons import KEY, counted, perceptron, rows, speak
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.interfaces import Model
@@ -28,7 +29,7 @@ class World:
     def __init__(self, spec: str, *widths: int, fusion: str = "average", rates: dict[str, float] | None = None):
         self.student, *teachers = map(perceptron, widths)
         self.batch = {"train": rows(0, 8)}
-        terms = {name: WeightedTerm(examples.build_loss(term), weight) for name, (term, weight) in TERMS.items()}
+        terms = {name: WeightedTerm(build_loss(term), weight) for name, (term, weight) in TERMS.items()}
         plain = registry.optimizers.build("sgd(momentum=0.0)", "")
         update = optimizer(plain, 1.0, roles={role: (plain, rate) for role, rate in (rates or {}).items()})
         minimised = objective(terms, registry.fusions.build(fusion, ""))

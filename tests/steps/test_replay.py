@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import runs
-from examples import assert_close, assert_same
+from checks import assert_close, assert_same
 from perceptrons import KEY, counted, perceptron, rows, speak
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
@@ -87,7 +87,7 @@ class World:
 
     def __init__(self, spec: str):
         self.student = perceptron(4)
-        terms = {"cross_entropy": WeightedTerm(examples.build_loss("cross_entropy"), 1.0)}
+        terms = {"cross_entropy": WeightedTerm(build_loss("cross_entropy"), 1.0)}
         minimised = objective(terms, registry.fusions["single"]())
         update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
         parsed = registry.parse(spec, "")

@@ -1,99 +1,28 @@
-"""Routing: who is weighed by whom. Laws of steps and fusions hold it too (`test_laws.py`)."""
+"""Routing: who is weighed by whom. Laws of steps and fusions hold it too."""
 
 from dataclasses import replace
 
-import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import runs
-from examples import all_finite, assert_close, assert_same, slow
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from batches import signals
+from checks import all_finite, assert_close, assert_same
+from domains import BOTH, CLASSES, GATE, STUDENT, right_on, rows, talker, trained, world
+from examples import slow
 
 from jaxdistill.core import registry
-from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.interfaces import Fusion, Model
-from jaxdistill.core.objective import WeightedTerm, objective
-from jaxdistill.core.optim import optimizer
-from jaxdistill.core.types import Outputs, Variables
-from jaxdistill.fusion.mixture import mix
-from jaxdistill.parallel.mesh import make_mesh
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Outputs
 from jaxdistill.run.config import differ
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.stages import Stage
-from jaxdistill.steps.dispatch import dispatch_rows
 from jaxdistill.steps.routing import STREAMS, _loss_with_entropy_floor
 
 KEY = jax.random.key(0)
-WIDTH, CLASSES = 6, 4
-STUDENT = f"mlp(widths=(16, 16), classes={CLASSES})"
-GATE = "gate(inputs=('image',), width=16)"
-
-
-def talker(rule, calls: list | None = None) -> Model:
-    """A teacher without parameters that says `rule(batch)` probabilities."""
-
-    def apply(params, state, batch, *, train, key):
-        if calls is not None:
-            jax.debug.callback(lambda rows: calls.append(len(rows)), batch["image"])
-        said = rule(batch)
-        return Outputs(jnp.log(said), (said, said), embedding=said), state
-
-    return Model(lambda key, batch: ({}, {}), apply)
-
-
-def rows(seed: int = 0, count: int = 64) -> dict[str, jax.Array]:
-    """Two domains, told by the first pixel; the label is told by the next ones."""
-    draw = np.random.default_rng(seed)
-    label, domain = draw.integers(0, CLASSES, count), draw.integers(0, 2, count)
-    image = draw.normal(0, 0.1, (count, WIDTH))
-    image[np.arange(count), 1 + label] += 1
-    image[:, 0] = 2 * domain - 1
-    given = {
-        "image": image.reshape(count, WIDTH, 1, 1),
-        "label": label,
-        "truth": label,
-        "domain": domain,
-        "mask": np.ones(count),
-    }
-    return {name: jnp.asarray(x.astype(np.float32 if x.dtype == float else np.int32)) for name, x in given.items()}
-
-
-def right_on(domain: int):
-    """Right on one domain and sure of the next class on the other."""
-
-    def rule(batch):
-        said = jnp.where(batch["domain"] == domain, batch["truth"], (batch["truth"] + 1) % CLASSES)
-        return 0.9 * jax.nn.one_hot(said, CLASSES) + 0.1 / CLASSES
-
-    return rule
-
-
-def world(spec: str, teachers, fusion: str | Fusion = GATE, terms=("kd",), direction="adamw"):
-    student = registry.models.build(STUDENT, "")
-    weighted = {name: WeightedTerm(examples.build_loss(name)) for name in terms}
-    minimised = objective(weighted, fusion if isinstance(fusion, Fusion) else registry.fusions.build(fusion, ""))
-    update = optimizer(registry.optimizers.build(direction, ""), 0.02)
-    parsed = registry.parse(spec, "")
-    parts = {"student": student, "teachers": tuple(teachers), "objective": minimised, "optimizer": update}
-    step = registry.steps.build(parsed._replace(kwargs=parsed.kwargs | parts), "")
-    frozen = tuple(Variables({}, {}) for _ in teachers)
-    return step, frozen, student
-
-
-def trained(step, frozen, batches, updates: int = 150):
-    state = jax.jit(step.init)(KEY, frozen, batches)
-    update = jax.jit(step.update)
-    for _ in range(updates):
-        state, metrics = update(state, frozen, batches)
-    return state, {name: float(metric.compute()) for name, metric in jax.device_get(metrics).items()}
-
-
-BOTH = (talker(right_on(0)), talker(right_on(1)))
 
 
 def _half_dead(params, state, batch, *, train, key):
@@ -118,7 +47,7 @@ def fused(state, fusion: str, teachers, batch) -> Outputs:
     def apply(params, batch):
         out, _ = student.apply(params["student"], {}, batch, train=False, key=KEY)
         said = tuple(teacher.apply({}, {}, batch, train=False, key=KEY)[0] for teacher in teachers)
-        seen = replace(examples.signals(), student=out, teachers=said, batch=batch, mask=batch["mask"])
+        seen = replace(signals(), student=out, teachers=said, batch=batch, mask=batch["mask"])
         return registry.fusions.build(fusion, "").apply(params["fusion"], {}, seen, key=KEY)[0]
 
     return jax.device_get(apply(state.params, batch))
@@ -172,7 +101,7 @@ def test_no_gradient_crosses_between_gate_and_student():
 
 def test_a_student_cannot_choose_its_teacher_by_what_the_gate_reads_of_it():
     """Of a head that learned: at first it is 0, and whatever is read weighs nothing."""
-    gate, seen = registry.fusions.build("gate(width=4, paths=2)", ""), examples.signals(depths=(4, 3))
+    gate, seen = registry.fusions.build("gate(width=4, paths=2)", ""), signals(depths=(4, 3))
     params = gate.init(KEY, seen)[0]
     params = params | {"head/kernel": jax.random.normal(KEY, params["head/kernel"].shape)}
 
@@ -248,77 +177,6 @@ def test_a_layer_of_which_a_probe_reads_nothing_gets_no_weight():
     step, frozen, _ = world("offline", (HALF_DEAD,), PATHS, (ROUTED, "kd"))
     state, _ = trained(step, frozen, {"train": rows(0, 32)}, 150)
     assert weight_of_the_first_path(state) > 0.9
-
-
-# Hard routing: only the chosen teacher runs
-
-
-def test_every_row_hears_its_own_teacher_and_no_other_runs_on_it():
-    calls: list[list[int]] = [[], [], []]
-    rules = [
-        lambda batch, k=k: jax.nn.softmax(batch["image"].reshape(-1, WIDTH)[:, :CLASSES] * (k + 1)) for k in range(3)
-    ]
-    teachers = [talker(rule, calls[k]) for k, rule in enumerate(rules)]
-    batch, choice = rows(0, 50), np.int32(np.random.default_rng(1).choice([0, 2], 50, p=[0.8, 0.2]))
-    run = jax.jit(lambda batch, choice: dispatch_rows(teachers, [Variables({}, {})] * 3, batch, choice, KEY))
-    said = jax.block_until_ready(run(batch, choice))
-    every = np.log(jax.jit(lambda batch: jnp.stack([rule(batch) for rule in rules]))(batch))
-    assert_close(said.logits, every[choice, np.arange(50)])
-    jax.effects_barrier()
-    chosen = np.bincount(choice, minlength=3)
-    assert calls[1] == [] and [sum(x) for x in calls] == [8 * -(-n // 8) for n in chosen]
-
-
-@pytest.mark.parametrize("choice", [[1] * 5, [0, 1, 0, 1, 2]])
-def test_few_rows_are_dispatched_too(choice):
-    teachers = [talker(lambda batch, k=k: jnp.full((batch["image"].shape[0], CLASSES), k + 1.0)) for k in range(3)]
-    run = jax.jit(lambda batch, choice: dispatch_rows(teachers, [Variables({}, {})] * 3, batch, choice, KEY))
-    said = run(rows(0, 5), np.int32(choice))
-    assert_close(np.asarray(said.logits)[:, 0], np.log(np.asarray(choice) + 1.0))
-
-
-def loudest() -> Fusion:
-    """A gate of which a row of `train` hears one teacher; calibrated on what it gives to all."""
-    whole = registry.fusions.build(GATE, "fusion")
-
-    def apply(params, state, signals, *, key):
-        fused, state = whole.apply(params, state, signals, key=key)
-        one = jax.nn.one_hot(jnp.argmax(fused.weights, axis=0), len(fused.weights), axis=0)
-        heard = mix(signals, jnp.where(signals.batch["hears_one"] != 0, one, fused.weights))
-        return heard, state
-
-    return whole._replace(apply=apply)
-
-
-def test_hard_routing_is_a_gate_of_which_a_row_hears_one():
-    """The gate reads the image alone; the student learns from the same teacher, whoever runs, and the gate moves."""
-    hears = lambda number: np.full(rows(0)["mask"].shape, number, np.float32)
-    batches = {"train": rows(0) | {"hears_one": hears(1)}, "calibration": rows(1) | {"hears_one": hears(0)}}
-    given = (("routing", loudest()), ("routing(hard=True)", GATE))
-    (soft, hard) = (world(spec, BOTH, gate) for spec, gate in given)
-    after = [trained(step, frozen, batches, 20)[0] for step, frozen, _ in (soft, hard)]
-    assert_close(after[0].params, after[1].params, rtol=1e-4, atol=1e-5)
-    assert np.abs(after[1].params["fusion"]["head/kernel"]).max() > 0.01
-
-
-def test_a_gate_that_hears_one_alone_is_refused():
-    with pytest.raises(ConfigError, match=r"top=1: .* nothing would train the gate\. .* step='routing\(hard=True\)'"):
-        registry.fusions.build("gate(top=1)", "fusion")
-
-
-@pytest.mark.slow
-def test_hard_routing_on_a_mesh_is_that_on_one_device():
-    """Of a gate that reads the student, so that no teacher is chosen of rows that are not there yet."""
-    step, frozen, _ = world("routing(hard=True)", BOTH, "gate(inputs=('student', 'image'), width=8)")
-    batches = {"train": rows(0), "calibration": rows(1)}
-    start, watched = trained(step, frozen, batches, 40)  # at first all rows have the first teacher
-    assert 0.3 < watched["gate/share/0"] < 0.7 and watched["gate/entropy"] < 0.4
-    one = jax.device_get(jax.jit(step.update)(start, frozen, batches))
-    mesh = make_mesh((2, 2, 2))
-    with jax.set_mesh(mesh):
-        laid = jax.device_put(batches, NamedSharding(mesh, ROWS))
-        found = jax.device_get(jax.jit(step.update)(jax.device_put(start, NamedSharding(mesh, P())), frozen, laid))
-    assert_close((found[0].params, found[1]), (one[0].params, one[1]), rtol=1e-4, atol=1e-5)
 
 
 # What belongs to no row

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close
+from checks import assert_close
 from scipy.optimize import minimize
 
 import jaxdistill.run.parts  # noqa: F401  (registers the parts)

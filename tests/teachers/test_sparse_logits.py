@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import assert_close, assert_same, build_loss, signals
+from batches import signals
+from checks import assert_close, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
+from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.objective import WeightedTerm, objective

@@ -29,7 +29,8 @@ from jaxdistill.core.schedules import Scalar
 from jaxdistill.core.sums import values_at_labels
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.kd import kl_divergence
-from jaxdistill.losses.term import masked_labels, precise, softened
+from jaxdistill.losses.logits.temperature import softened
+from jaxdistill.losses.term import masked_labels, precise
 
 
 def target_divergence(

@@ -30,7 +30,8 @@ from jaxdistill.core.schedules import Scalar
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.logits.reverse_kl import reverse_kl_divergence
-from jaxdistill.losses.term import precise, softened
+from jaxdistill.losses.logits.temperature import softened
+from jaxdistill.losses.term import precise
 
 
 def log_mixture(share: float, difference: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -26,7 +26,8 @@ from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
 from jaxdistill.core.types import Array, Signals, SparseLogits
-from jaxdistill.losses.term import precise, softened
+from jaxdistill.losses.logits.temperature import softened
+from jaxdistill.losses.term import precise
 
 
 def kl_divergence(

@@ -25,7 +25,7 @@ from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.kd import kl_divergence
-from jaxdistill.losses.term import softened
+from jaxdistill.losses.logits.temperature import softened
 
 
 def reverse_kl_divergence(

@@ -26,8 +26,9 @@ from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.jsd import kl_to_mixture
+from jaxdistill.losses.logits.temperature import softened
 from jaxdistill.losses.task.cross_entropy import entropy
-from jaxdistill.losses.term import precise, softened
+from jaxdistill.losses.term import precise
 
 
 def skew_divergence(

@@ -31,7 +31,8 @@ from jaxdistill.core.schedules import Scalar
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.jsd import log_mixture
 from jaxdistill.losses.logits.skew_kl import require_between_0_and_1, skew_divergence
-from jaxdistill.losses.term import precise, softened
+from jaxdistill.losses.logits.temperature import softened
+from jaxdistill.losses.term import precise
 
 
 def skew_reverse_divergence(

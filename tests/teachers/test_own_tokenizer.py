@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import runs
-from examples import assert_close
+from checks import assert_close
 from flax import nnx
 from rich.console import Console
 from spelt import aligned, letters, written

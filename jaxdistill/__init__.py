@@ -1,7 +1,8 @@
 """jaxdistill: knowledge distillation in JAX. Small models inherit from large ones.
 
-`make(...)` makes a config and `distill(config, workdir)` runs it. Decorators in `jaxdistill.registry` register your own
-losses, models and other parts. Submodules are imported on first use, so that `import jaxdistill` is fast.
+`make(...)` builds a config, and `distill(config, workdir)` trains and evaluates the student that the config describes.
+The decorators in `jaxdistill.registry` register your own losses, models, data sets and training steps. Submodules are
+imported on first use, so that `import jaxdistill` is fast.
 """
 
 import importlib

@@ -33,7 +33,7 @@ Start with: jaxdistill train --config configs/quickstart.py --workdir runs/quick
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run a command, such as `run(["train", "--help"])`, and return its exit code; None stands for `sys.argv[1:]`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(USAGE)
@@ -51,7 +51,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Run the command line and exit with its code."""
+    """Run the command line with the arguments of the process, and exit with its exit code."""
     sys.exit(run())
 
 

@@ -18,7 +18,7 @@ from jaxdistill.core.registry import Spec
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.models.hub import family as hub_family
 from jaxdistill.models.hub.source import Safetensors
-from jaxdistill.models.hub.weights import dump, load, plan
+from jaxdistill.models.hub.weights import export_arrays, load, plan
 
 GOLDEN = Path(__file__).parent / "golden"
 KEY = jax.random.key(0)
@@ -94,7 +94,7 @@ def check_gradients(ref: Reference, folder: Path, tolerance: float = 1e-4, **opt
     loss = lambda params: jnp.sum(jnp.sin(apply(params).dense().logits))
     gradients = jax.jit(jax.grad(loss))(variables.params)
     family = hub_family.families[name]
-    theirs = dump(family, arguments, Variables(gradients, {}))
+    theirs = export_arrays(family, arguments, Variables(gradients, {}))
     theirs |= {re.sub(f"^(?:{family.prefix})", "", n): x for n, x in theirs.items()}  # theirs may be the base model
     missing = set(ref.gradients) - set(theirs)
     assert not missing, f"no gradient for {sorted(missing)[:5]}"

@@ -144,7 +144,8 @@ def relative_error_rates(config, outputs: Path) -> dict[str, float]:
     logits = np.stack([row["logits"] for row in Store(outputs / "train").__getitems__(rows.tolist())])
     wrong = logits.argmax(-1) != records.take(rows)["label"]
     relative_errors = lambda select: (
-        wrong[subset.chosen(resolve(with_data(config, select), jax.devices()).data, records)].mean() / wrong.mean()
+        wrong[subset.choose_records(resolve(with_data(config, select), jax.devices()).data, records)].mean()
+        / wrong.mean()
     )
     rules = {"random": "random(share=0.1)", "hardest, shuffled": f"shuffled(share=0.1, cache={str(outputs)!r})"}
     rules |= {rule: f"{rule}(share=0.1, cache={str(outputs)!r})" for rule in ("hardest", "easiest")}

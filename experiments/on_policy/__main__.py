@@ -107,7 +107,7 @@ def cut_vocabulary(console: Console) -> None:
     """Cut the vocabulary to the tokens that these texts use most, unless it is cut already."""
     if not Path(VOCABULARY, "vocabulary.json").is_file():
         whole = differ(BASE, data={"tokens": documents(WHOLE)})
-        console.print(vocabulary.cut(whole, Path(VOCABULARY), SIZE))
+        console.print(vocabulary.reduce_vocabulary(whole, Path(VOCABULARY), SIZE))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def prepare(console: Console) -> Row:
     all_texts = differ(config, data={"train": "train"})
     for name, most in VOCABULARIES.items():
         if not (HOME / name / "vocabulary.json").is_file():
-            console.print(vocabulary.cut(all_texts, HOME / name, most))
+            console.print(vocabulary.reduce_vocabulary(all_texts, HOME / name, most))
     for word in ("distilbert", "small"):
         cache.write(load_preset(word), console)
     return row

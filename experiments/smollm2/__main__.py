@@ -82,7 +82,7 @@ def main() -> None:
     console = Console()
 
     if not (VOCABULARY / "vocabulary.json").is_file():
-        console.print(vocabulary.cut(load(f"{CONFIG}:whole"), VOCABULARY, 0))
+        console.print(vocabulary.reduce_vocabulary(load(f"{CONFIG}:whole"), VOCABULARY, 0))
     config = load(str(CONFIG))
     cache.write(config, console)
     logging = {"compilation_cache": str(args.workdir / "compiled")}

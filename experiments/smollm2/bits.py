@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--rows", default=16, type=int, help="texts of 256 tokens")
     args, console = parser.parse_args(), Console()
     if not (VOCABULARY / "vocabulary.json").is_file():
-        console.print(vocabulary.cut(load(f"{CONFIG}:whole"), VOCABULARY, 0))
+        console.print(vocabulary.reduce_vocabulary(load(f"{CONFIG}:whole"), VOCABULARY, 0))
     data = resolve(load(str(CONFIG)), jax.devices()).data
     records = data.open(data.test)
     batches = [records.take(np.arange(first, first + BATCH)) for first in range(0, args.rows, BATCH)]

@@ -58,7 +58,7 @@ STUDY = Study(
 def prepare(console: Console) -> None:
     """Cut the vocabulary, and write each cache of teacher outputs."""
     if not (VOCABULARY / "vocabulary.json").is_file():
-        console.print(vocabulary.cut(load(f"{CONFIG}:whole"), VOCABULARY, 0))
+        console.print(vocabulary.reduce_vocabulary(load(f"{CONFIG}:whole"), VOCABULARY, 0))
     for config in expand(STUDY).values():
         if any(entry.cache for entry in config.teachers.values()):
             cache.write(config, console)

@@ -1,1 +1,1 @@
-"""Compression of models besides distillation: quantisation, and reduced vocabularies."""
+"""Make models smaller by other means than distillation: quantisation, and reduced vocabularies."""

@@ -7,11 +7,13 @@ output of a kernel, and a dynamic scale for each row of the other factor (vector
     w = max |W[:, j]| / m,    a = max |x[i, :]| / m,    m = 127 or 448
     y[i, j] = a[i] w[j] sum_k round(x[i, k] / a[i]) round(W[k, j] / w[j])
 
-No module contains code for it, so it serves every model. The model is traced, and its jaxpr is evaluated with quantised
-kernels. Casts, calls, scans over stacked layers and matrix products keep a kernel in 8 bits. Any other operation (a
-convolution, a head that stays factored) gets the dequantised kernel. Qwix 0.1.8 has the same arithmetic, but finds
-kernels by intercepting module calls. It would leave the kernels of blocks that are merged inside a scan, as ours are,
-as floats, and quantise them again in every step.
+The modules of a model contain no code for quantisation, so it works for every model. The model is traced, and its jaxpr
+is evaluated with quantised kernels. Casts, calls, scans over stacked layers and matrix products keep a kernel in 8
+bits. Any other operation (a convolution, a head that is returned as `Factored` logits) gets the dequantised kernel.
+
+Qwix 0.1.8 has the same arithmetic, but finds kernels by intercepting module calls. In this library the kernels of
+blocks are merged into modules inside a scan, where Qwix would leave them as floats and quantise them again in every
+step.
 """
 
 from collections.abc import Mapping
@@ -28,12 +30,14 @@ SCALE = "/scale"  # suffix of the name of a kernel's scale
 
 
 def quantized(model: Model, kind: Kind) -> Model:
-    """Return the model with its kernels in 8 bits. It cannot be trained.
+    """Return the same model with its kernels (weight matrices) stored in 8 bits; the new model cannot be trained.
 
-    A quantised kernel `up/kernel` has its scale in the parameter `up/kernel/scale`.
+    A kernel W becomes 8-bit values and float32 scales, one for each output: `W ~ values * scale`, where scale is the
+    maximum of `|W|` over the inputs, divided by 127 (int8) or 448 (fp8). The scale of a kernel `up/kernel` is the
+    additional parameter `up/kernel/scale`.
 
     Args:
-        model: the model.
+        model: the model, with floating-point kernels.
         kind: "int8" or "fp8".
     """
 
@@ -60,7 +64,18 @@ def quantized(model: Model, kind: Kind) -> Model:
 
 
 def quantize_params(params: Mapping[str, Array], kind: Kind) -> dict[str, Array]:
-    """Quantise the kernels among the parameters to 8 bits, and add their scales."""
+    """Quantise the kernels (weight matrices) among a model's parameters to 8 bits, and add their scales.
+
+    A kernel is an array with at least two axes whose name ends in "kernel".
+
+    Args:
+        params: the parameters of a model, by name.
+        kind: "int8" or "fp8".
+
+    Returns:
+        All parameters of the quantised model. A kernel `up/kernel` is about `up/kernel * up/kernel/scale`, the product
+        of its 8-bit values and its scale; other parameters are unchanged.
+    """
     quantized_params = {}
     for name, x in params.items():
         if not _is_kernel(name, x):
@@ -71,9 +86,14 @@ def quantize_params(params: Mapping[str, Array], kind: Kind) -> dict[str, Array]
 
 
 def quantize_like(values: Variables, shapes: Variables) -> Variables:
-    """Quantise variables as in `shapes`, with the same sharding.
+    """Quantise a model's floating-point variables, such as those of a checkpoint, to the 8-bit dtypes in `shapes`.
 
-    They are unchanged if `shapes` has no 8-bit array.
+    The result also gets the shardings in `shapes`. If no dtype in `shapes` has 8 bits, the variables are returned
+    unchanged.
+
+    Args:
+        values: variables (parameters and state) of the model before quantisation.
+        shapes: shapes, dtypes and shardings of the quantised model's variables.
     """
     kinds = [kind for kind, (dtype, _) in DTYPES.items() for x in shapes.params.values() if x.dtype == dtype]
     if not kinds:
@@ -84,7 +104,14 @@ def quantize_like(values: Variables, shapes: Variables) -> Variables:
 
 
 def dequantized_shapes(values: Variables) -> Variables:
-    """Return the shapes of the variables before quantisation, as in a checkpoint, with the same sharding."""
+    """Return the shapes that a quantised model's variables have before quantisation, for example in a checkpoint.
+
+    Each 8-bit kernel (weight matrix) is replaced by a float32 shape, and its scale is left out. Other variables are
+    returned unchanged.
+
+    Args:
+        values: variables of the quantised model, or their shapes. Shapes keep their sharding.
+    """
 
     def floats(x: Any) -> jax.ShapeDtypeStruct:
         sharding = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else None

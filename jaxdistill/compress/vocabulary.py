@@ -1,8 +1,8 @@
-"""Reduce a vocabulary to the tokens of a corpus, and its tokenizer to these tokens.
+"""Reduce a vocabulary to the tokens of a corpus, and a tokenizer to this vocabulary.
 
-Texts of the corpus are cut into the same tokens as before, with new numbers: a tokenizer that searches greedily
-(WordPiece) or by merges (byte pairs) finds all the tokens again. Other texts are cut into shorter tokens, or become
-unknown.
+The reduced tokenizer cuts the texts of the corpus into the same tokens as before, which have new numbers: a tokenizer
+that searches greedily (WordPiece) or by merges (byte pairs) finds all these tokens again. It cuts other texts into
+shorter tokens, or into unknown ones.
 """
 
 import copy
@@ -17,7 +17,12 @@ KINDS = ("WordPiece", "BPE", "WordLevel")
 
 
 def count_tokens(columns: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """Count how often each token occurs in arrays of token numbers, `[size]`."""
+    """Count how often each token of a vocabulary occurs in a corpus, `[size]`.
+
+    Args:
+        columns: arrays of token numbers, of any shape, that make up the corpus.
+        size: number of tokens of the vocabulary.
+    """
     counts = np.zeros(size, np.int64)
     for column in columns:
         counts += np.bincount(np.asarray(column).ravel(), minlength=size)
@@ -25,18 +30,20 @@ def count_tokens(columns: Iterable[np.ndarray], size: int) -> np.ndarray:
 
 
 def select_tokens(tokenizer: dict[str, Any], counts: np.ndarray, most: int = 0) -> list[int]:
-    """Select the tokens to keep, as numbers in rising order.
+    """Select the tokens that a reduced vocabulary keeps, and return their numbers in rising order.
 
-    Special and added tokens are always kept, as are tokens that others are made of: the single characters (or bytes) of
-    the alphabet, and for byte pairs both halves of each merge.
+    Special tokens, added tokens and the unknown token are always kept, and so are single characters or bytes (except
+    for the type WordLevel). Further tokens are kept in order of frequency. A token of a byte-pair tokenizer is kept
+    together with the two tokens that are merged into it.
 
     Args:
         tokenizer: the content of a tokenizer.json.
-        counts: how often each token occurs.
-        most: maximum number of tokens to keep, the most frequent first; 0: all that occur.
+        counts: how often each token occurs in the corpus, from `count_tokens`.
+        most: maximum size of the reduced vocabulary; 0: keep all tokens that occur.
 
     Raises:
-        ValueError: the tokenizer has another kind, or more tokens must be kept than `most`.
+        ValueError: the tokenizer's type is not WordPiece, BPE or WordLevel, or the tokens that are always kept are more
+            than `most`.
     """
     model = _model(tokenizer)
     numbers = model["vocab"]
@@ -61,7 +68,14 @@ def select_tokens(tokenizer: dict[str, Any], counts: np.ndarray, most: int = 0) 
 def _with_merge_parts(
     number: int, tokens: dict[int, str], numbers: dict[str, int], merges: dict[str, tuple[str, str]]
 ) -> set[int]:
-    """Return a token and all tokens that it is merged from."""
+    """Return the number of a token, and the numbers of all tokens that it is merged from.
+
+    Args:
+        number: number of the token.
+        tokens: all tokens by number.
+        numbers: all numbers by token.
+        merges: the two halves of each merged token.
+    """
     if number not in tokens or tokens[number] not in merges:
         return {number}
     first, second = merges[tokens[number]]
@@ -82,11 +96,11 @@ def _model(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def reduce_tokenizer(tokenizer: dict[str, Any], ids: Sequence[int]) -> dict[str, Any]:
-    """Return a tokenizer with only the given tokens; the i-th of them gets the number i.
+    """Return a copy of a tokenizer that has only the tokens `ids`, renumbered: token `ids[i]` gets the number i.
 
     Args:
         tokenizer: the content of a tokenizer.json.
-        ids: from `select_tokens`.
+        ids: numbers of the tokens to keep, from `select_tokens`.
     """
     new = {old: number for number, old in enumerate(ids)}
     reduced = copy.deepcopy(tokenizer)
@@ -104,7 +118,14 @@ def reduce_tokenizer(tokenizer: dict[str, Any], ids: Sequence[int]) -> dict[str,
 
 
 def _renumber(node: Any, new: dict[int, int]) -> None:
-    """Renumber the special tokens inside a post-processor: `ids` of a template, and (token, number) pairs."""
+    """Give the special tokens inside a tokenizer's post-processor their new numbers, in place.
+
+    They stand in the `ids` of a template, and in (token, number) pairs.
+
+    Args:
+        node: the post-processor, or one of the processors inside it.
+        new: new token numbers by old number.
+    """
     if not isinstance(node, dict):
         return
     for each in node.get("processors", ()):
@@ -119,13 +140,16 @@ def _renumber(node: Any, new: dict[int, int]) -> None:
 
 
 def write(folder: Path, tokenizer: dict[str, Any], ids: Sequence[int], size: int) -> None:
-    """Write `tokenizer.json`, and `vocabulary.json` for `pretrained(..., keep=FOLDER)`.
+    """Write the reduced `tokenizer.json`, and `vocabulary.json` with the original numbers of the tokens that were kept.
+
+    A model with the spec string `pretrained(..., keep=FOLDER)` reads `vocabulary.json`, and keeps only the embeddings
+    of these tokens.
 
     Args:
         folder: the folder to write to.
         tokenizer: the content of the original tokenizer.json.
-        ids: from `select_tokens`.
-        size: of the original vocabulary.
+        ids: numbers of the tokens to keep, from `select_tokens`.
+        size: number of tokens of the original vocabulary.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(reduce_tokenizer(tokenizer, ids), ensure_ascii=False, indent=1)

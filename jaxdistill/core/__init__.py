@@ -1,1 +1,1 @@
-"""Types, objective, schedules, optimisers, checkpoints, registry and errors: the base of all other folders."""
+"""Types, objective, schedules, checkpoints, registry: the base of all other folders."""

@@ -1,11 +1,11 @@
-"""Checkpoints: Orbax writes and reads them, and a manifest of checksums beside each detects damage.
+"""Checkpoints of train states: Orbax writes and reads them, and a manifest of checksums beside each detects damage.
 
-    FOLDER/steps/<n>/           Orbax, asynchronous, committed by a rename
+    FOLDER/steps/<n>/           the checkpoint of step n; Orbax writes it asynchronously and commits it by a rename
     FOLDER/manifests/<n>.json   written after the commit: sizes and SHA-256 of the files, shapes of the arrays, metrics
-    FOLDER/damaged/<n>-<k>      a damaged step with its manifest, kept for inspection
+    FOLDER/damaged/<n>-<k>      a damaged or unfinished checkpoint with its manifest, kept for inspection
 
-Orbax alone restores a flipped bit silently. A step without a manifest was never finished and is not used. Nothing is
-ever unpickled.
+Orbax alone restores a flipped bit silently. A checkpoint without a manifest was never finished and is not used. Nothing
+is ever unpickled.
 """
 
 import hashlib
@@ -24,20 +24,20 @@ from jaxdistill.core.types import PyTree, Variables
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
+    """The error for a checkpoint that is missing, damaged or of another model; the message says which one and why."""
 
 
 Manifest = dict[str, Any]
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-    """Flatten a tree to `{"params/student/head/kernel": array}`; typed PRNG keys become their data."""
+    """Flatten a pytree to a dict by key path, `{"params/student/head/kernel": array}`; PRNG keys become uint32 data."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): _untyped(leaf) for path, leaf in leaves}
 
 
 def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
-    """Invert `flatten`, with the structure of `like`."""
+    """Invert `flatten`: build a tree like `like` from the arrays in `flat`; uint32 data become PRNG keys again."""
 
     def restored(path, leaf):
         value = flat[path_name(path)]
@@ -61,7 +61,7 @@ def _untyped(leaf: Any) -> Any:
 
 
 def _describe(flat: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return `{name: [shape, dtype]}`, as a manifest holds it."""
+    """Return `{name: [shape, dtype]}` of some arrays, in the format of a manifest."""
     return {name: [list(x.shape), str(x.dtype)] for name, x in flat.items()}
 
 
@@ -72,7 +72,7 @@ def _digest(file: Path) -> list[Any]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write JSON atomically: a reader sees all of it or nothing, even if the process dies."""
+    """Write a JSON file atomically: a reader sees the complete old or new file, even if the process dies."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     with temporary.open("w") as stream:
@@ -83,7 +83,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def _seal(manifest: Manifest) -> str:
-    """Return the checksum that a manifest stores of its own content."""
+    """Compute the checksum of a manifest's content, which is stored in the manifest under `seal`."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -96,7 +96,7 @@ def _read_manifest(file: Path) -> Manifest:
 
 
 def manifests(folder: Path) -> dict[int, Manifest]:
-    """Read the manifests of all finished steps, oldest first; does not import Orbax."""
+    """Read `{step: manifest}` of all finished checkpoints, oldest first: file checksums, array shapes and metrics."""
     by_step = {}
     for file in (folder / "manifests").glob("*.json"):
         try:
@@ -107,8 +107,8 @@ def manifests(folder: Path) -> dict[int, Manifest]:
     return dict(sorted(by_step.items()))
 
 
-def problems(folder: Path, step: int, manifest: Manifest) -> list[str]:
-    """List the files of a step that are missing, truncated or changed; empty if the step is intact."""
+def damaged_files(folder: Path, step: int, manifest: Manifest) -> list[str]:
+    """Return a line of text for each file that is missing, or differs in size or checksum from the manifest."""
     lines = []
     for name, (size, digest) in manifest["files"].items():
         file = folder / "steps" / str(step) / name
@@ -122,7 +122,7 @@ def problems(folder: Path, step: int, manifest: Manifest) -> list[str]:
 
 
 def mismatches(manifest: Manifest, abstract: PyTree) -> list[str]:
-    """List the arrays in which a checkpoint differs from a model: missing, surplus, or with another shape or dtype."""
+    """Compare the arrays of a checkpoint with the tree `abstract`: return a line per other name, shape or dtype."""
     saved, needed = manifest["arrays"], _describe(flatten(abstract))
     lines = [f"{name} {needed[name][0]} is missing" for name in needed if name not in saved]
     lines += [f"{name} {saved[name][0]} is surplus" for name in saved if name not in needed]
@@ -133,12 +133,12 @@ def mismatches(manifest: Manifest, abstract: PyTree) -> list[str]:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last two and the best.
+    """The checkpoints of one training: writes, checks and restores them, and keeps the last two and the best.
 
     Args:
         folder: the folder of the checkpoints; created if missing.
-        best: the metric whose greatest value marks the best step, or None.
-        report: called with one line for each damaged step.
+        best: name of the metric whose greatest value marks the best checkpoint; None: keep only the last two.
+        report: function that receives a line of text for each damaged or unfinished checkpoint found at the start.
     """
 
     def __init__(self, folder: Path, best: str | None = None, report=print):
@@ -165,13 +165,13 @@ class Checkpoints:
         )
 
     def _set_aside(self, report) -> None:
-        """Move damaged and unfinished steps away, so that they are neither restored nor block a new save."""
+        """Move damaged and unfinished checkpoints away, so that they are neither restored nor block a new save."""
         finished = manifests(self.folder)
         steps = (int(path.name) for path in (self.folder / "steps").glob("*") if path.name.isdigit())
         for step in sorted(steps, reverse=True):
             manifest = self.folder / "manifests" / f"{step}.json"
             if step in finished:
-                lines = problems(self.folder, step, finished[step])
+                lines = damaged_files(self.folder, step, finished[step])
             else:
                 reason = "is damaged" if manifest.is_file() else "is missing: the save was never finished"
                 lines = [f"{manifest} {reason}"]
@@ -187,7 +187,7 @@ class Checkpoints:
         self._delete_stale_manifests()
 
     def _write_manifest(self, step: int, arrays: dict[str, list[Any]], metrics: Mapping[str, float]) -> None:
-        """Write the manifest once Orbax has committed the step; in a thread, as Orbax calls back BEFORE the rename."""
+        """Write a step's manifest after Orbax has committed it; in a thread, as Orbax's callback comes BEFORE that."""
         self._manager.wait_until_finished()
         if jax.process_index() != 0:
             return
@@ -204,13 +204,13 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
 
     def save(self, step: int, tree: PyTree, data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Save a step in the background; the tree may be donated as soon as this returns.
+        """Save a checkpoint in the background; the arrays may be donated as soon as this returns.
 
         Args:
-            step: the step number; a second save of it does nothing.
-            tree: arrays of any sharding.
-            data: the position in the data, as JSON.
-            metrics: of the evaluation at this step; empty without evaluation: the step is then never the best.
+            step: the step number; if it is saved already, nothing happens.
+            tree: the train state, with arrays of any sharding.
+            data: the positions of the data iterators, as JSON values.
+            metrics: evaluation results at this step, by name; a checkpoint without metrics never counts as the best.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -222,10 +222,10 @@ class Checkpoints:
         self._last_manifest = self._manifest_thread.submit(self._write_manifest, step, _describe(flat), metrics)
 
     def latest(self) -> int | None:
-        """Return the newest intact step; None before the first.
+        """Return the step number of the newest checkpoint; None if there is none yet.
 
         Raises:
-            CheckpointError: there were checkpoints, and every one is damaged.
+            CheckpointError: there were checkpoints, and all of them are damaged.
         """
         step = self._manager.latest_step()
         if step is None and any((self.folder / "damaged").glob("*.json")):  # unfinished saves have no manifest
@@ -234,10 +234,14 @@ class Checkpoints:
         return step
 
     def restore(self, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """Return a step's tree with the shardings of `abstract`, whatever mesh wrote it, and the position in the data.
+        """Read a checkpoint; return the train state and the positions of the data iterators, as given to `save`.
+
+        Args:
+            step: the step number.
+            abstract: the train state as `jax.ShapeDtypeStruct`; its shardings, on any mesh, are those of the result.
 
         Raises:
-            CheckpointError: the arrays are not those of `abstract`.
+            CheckpointError: the saved arrays have other names, shapes or dtypes than `abstract`.
         """
         differences = mismatches(manifests(self.folder)[step], abstract)
         if differences:
@@ -250,11 +254,11 @@ class Checkpoints:
         return unflatten(abstract, items.state), items.data
 
     def wait(self) -> None:
-        """Wait until the last save is committed and its manifest is written."""
+        """Wait until the last `save` is complete on disk, with its manifest (the file of checksums)."""
         self._last_manifest.result()
 
     def close(self) -> None:
-        """Wait for the last save and free the threads."""
+        """Wait until the last `save` is complete on disk, then stop the background threads."""
         self.wait()
         self._manager.close()
         self._manifest_thread.shutdown()
@@ -267,7 +271,7 @@ class Checkpoints:
 
 
 def _restore_args(ocp: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sharding and dtype to restore each array with; the default device if an array has no sharding."""
+    """Return Orbax's arguments to restore arrays with the shardings and dtypes of `flat`; by default on one device."""
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return {name: ocp.ArrayRestoreArgs(sharding=x.sharding or default, dtype=x.dtype) for name, x in flat.items()}
 
@@ -280,10 +284,10 @@ def _barrier(name: str) -> None:
 
 
 def choose_step(folder: Path, which: str) -> int:
-    """Return the finished step named by "last", "best" (greatest accuracy, the newest of equals) or a number.
+    """Return the step number of the finished checkpoint `which`: "last", "best" (by accuracy, then newest) or a number.
 
     Raises:
-        CheckpointError: there is no such step.
+        CheckpointError: there is no such checkpoint.
     """
     finished = manifests(folder)
     if not finished:
@@ -300,14 +304,14 @@ def choose_step(folder: Path, which: str) -> int:
 
 
 def check_variables(folder: Path, which: str, abstract: Variables) -> int:
-    """Return the step that `load_variables` would read, after checks for damage and for another model; reads no array.
+    """Check that `load_variables` with the same arguments will succeed, and return the step number of the checkpoint.
 
     Raises:
-        CheckpointError: there is no such step, its files are damaged, or it belongs to another model.
+        CheckpointError: the checkpoint does not exist, is damaged, or has other arrays than `abstract`.
     """
     step = choose_step(folder, which)
     manifest = manifests(folder)[step]
-    damage = problems(folder, step, manifest)
+    damage = damaged_files(folder, step, manifest)
     if damage:
         raise CheckpointError(f"the checkpoint of step {step} is damaged: {'; '.join(damage)}")
     roles = ("params/student/", "state/student/")
@@ -319,20 +323,20 @@ def check_variables(folder: Path, which: str, abstract: Variables) -> int:
 
 
 def _as_student(variables: Variables) -> dict[str, Any]:
-    """Return variables in the tree of a train state, as its student."""
+    """Return a model's variables as the student in the tree of a train state."""
     return {"params": {"student": variables.params}, "state": {"student": variables.state}}
 
 
 def load_variables(folder: Path, which: str, abstract: Variables) -> Variables:
-    """Load the student of an earlier run, to evaluate it or to use it as a teacher.
+    """Load the student's parameters and state from a checkpoint, to evaluate the student or to use it as a teacher.
 
     Args:
-        folder: a run's `checkpoints` folder.
-        which: "last", "best" or a step.
+        folder: the `checkpoints` folder of an earlier training.
+        which: "last", "best" or a step number.
         abstract: the model's variables as `jax.ShapeDtypeStruct`, with the shardings to load them with.
 
     Raises:
-        CheckpointError: see `check_variables`.
+        CheckpointError: the checkpoint does not exist, is damaged, or has other arrays than `abstract`.
     """
     import orbax.checkpoint as ocp
 

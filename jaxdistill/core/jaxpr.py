@@ -24,13 +24,13 @@ Rule = Callable[[Any, list[Any]], Sequence[Any]]  # (equation, operands) -> resu
 
 
 def evaluate(program: Any, constants: Sequence[Any], operands: Sequence[Any], rule: Rule) -> list[Any]:
-    """Interpret a jaxpr equation by equation.
+    """Interpret a jaxpr: compute its equations in order by a given rule, and return the outputs.
 
     Args:
-        program: a jaxpr that is not closed.
-        constants: its constants.
-        operands: its inputs, of any type that the rule accepts.
-        rule: computes the results of one equation.
+        program: an open jaxpr (`ClosedJaxpr.jaxpr`).
+        constants: values of the jaxpr's `constvars`.
+        operands: values of the jaxpr's inputs, of any type that the rule accepts.
+        rule: `(equation, operands) -> results`; computes one equation.
     """
     values = dict(zip((*program.constvars, *program.invars), (*constants, *operands), strict=True))
     value = lambda atom: atom.val if is_literal(atom) else values[atom]
@@ -40,18 +40,21 @@ def evaluate(program: Any, constants: Sequence[Any], operands: Sequence[Any], ru
 
 
 def is_literal(atom: Any) -> bool:
-    """Return True if an operand of an equation is a literal in the jaxpr."""
+    """Return True if an operand of an equation is a constant written into the jaxpr, not a variable."""
     return hasattr(atom, "val")
 
 
 def bind_equation(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    """Apply an equation's primitive to operands."""
+    """Apply the primitive of an equation to operands, and return its results."""
     results = equation.primitive.bind(*operands, **equation.params)
     return results if equation.primitive.multiple_results else [results]
 
 
 def run_equation(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    """Run an equation on arrays as a program of its own, which also keeps a custom derivative."""
+    """Run a jaxpr equation on arrays, and return its results.
+
+    The equation runs as a jaxpr of one equation, which keeps custom derivatives such as `jax.custom_vjp`.
+    """
     pairs = zip(equation.invars, operands, strict=True)
     inputs = {atom: value for atom, value in pairs if not is_literal(atom)}
     program = jax.make_jaxpr(lambda: ())().jaxpr.replace(
@@ -61,13 +64,13 @@ def run_equation(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def inner_programs(equation: Any) -> list[Any]:
-    """Return the jaxprs inside an equation: bodies of loops, branches, called functions."""
+    """Return the jaxprs in the parameters of an equation: bodies of loops, branches, called functions."""
     leaves = (getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(equation.params))
     return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
 
 
 def called_program(equation: Any) -> tuple[Any, Sequence[Any]] | None:
-    """Return the jaxpr that a call runs on its own operands, and the constants; None for any other equation."""
+    """Return `(jaxpr, constants)` of the program that a call equation such as `jit` runs; None for other equations."""
     if equation.primitive.name not in CALLS:
         return None
     programs = [leaf for leaf in jax.tree.leaves(equation.params) if hasattr(getattr(leaf, "jaxpr", leaf), "eqns")]
@@ -77,7 +80,10 @@ def called_program(equation: Any) -> tuple[Any, Sequence[Any]] | None:
 
 
 def trip_count(equation: Any) -> int:
-    """Return how often an equation runs its inner programs, over all devices; 1 if unknown."""
+    """Return how often an equation runs the jaxprs in its parameters, such as the `length` of a `scan`.
+
+    Runs on all devices of a `shard_map` are counted. If the number is unknown, as for `while`, it counts as 1.
+    """
     params = equation.params
     match equation.primitive.name:
         case "scan":
@@ -90,7 +96,12 @@ def trip_count(equation: Any) -> int:
 
 
 def count_primitive(program: Any, name: str) -> int:
-    """Count the executions of a primitive, including every iteration of every loop."""
+    """Count how often a jaxpr executes a primitive; each iteration of a `scan` and each device of a `shard_map` counts.
+
+    Args:
+        program: an open jaxpr (`ClosedJaxpr.jaxpr`).
+        name: name of the primitive, such as "random_bits".
+    """
     total = 0
     for equation in program.eqns:
         total += trip_count(equation) * sum(count_primitive(inner, name) for inner in inner_programs(equation))
@@ -99,23 +110,38 @@ def count_primitive(program: Any, name: str) -> int:
 
 
 def eliminate_dead_code(program: Any) -> tuple[Any, list[bool]]:
-    """Return a jaxpr without the equations that its results do not need, and one bool per input: is it used?"""
+    """Remove the equations and inputs of a jaxpr that none of its outputs needs.
+
+    Returns:
+        The new jaxpr, and for each input of the old jaxpr whether it is still an input.
+    """
     return partial_eval.dce_jaxpr(program, [True] * len(program.outvars), instantiate=False)
 
 
 def used_inputs(function: Callable[..., Any], *args: PyTree) -> PyTree:
-    """Return a tree of bools like the arguments: does any result of the function depend on this input?
+    """Return, for each array of the arguments, whether a result of the function depends on the array.
 
     Args:
-        function: pure.
-        args: arrays, or their shapes.
+        function: a pure function.
+        args: the arguments: trees of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+        A tree of bools with the structure of `args`.
     """
     program = jax.make_jaxpr(function)(*args).jaxpr
     return jax.tree.unflatten(jax.tree.structure(args), eliminate_dead_code(program)[1])
 
 
 def mentioned_inputs(function: Callable[..., Any], *args: PyTree) -> PyTree:
-    """Return a tree of bools like the arguments: does any equation take this input, even if no result needs it?"""
+    """Return, for each array of the arguments, whether the function computes with it, even if no result needs it.
+
+    Args:
+        function: a pure function.
+        args: the arguments: trees of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+        A tree of bools with the structure of `args`.
+    """
     program = jax.make_jaxpr(function)(*args).jaxpr
     mentioned = {id(x) for equation in program.eqns for x in equation.invars}
     return jax.tree.unflatten(jax.tree.structure(args), [id(x) in mentioned for x in program.invars])

@@ -1,4 +1,7 @@
-"""The objective: fuse the teachers, compute the terms, reduce them to means and weight them. Only this file reduces."""
+"""The training objective: fuse the teachers, compute the loss terms, reduce each to a mean, and add them with weights.
+
+Loss terms return one value for each row (example) or token. The means over rows are taken here, not in the terms.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -25,21 +28,22 @@ from jaxdistill.core.types import Array, Outputs, PyTree, Signals
 
 
 class WeightedTerm(NamedTuple):
-    """A term and its weight, a number or a schedule."""
+    """A loss term and its weight in the training loss: a number, or a schedule (a function of the step number)."""
 
     term: Term
     weight: Scalar = 1.0
 
 
 def reduce(out: Any, mask: Array) -> Mean:
-    """Reduce the output of a term to one mean over this device's rows.
+    """Reduce the values of a loss term to a `Mean`: `sum(values * mask)` and `sum(mask)` on this device.
 
     Args:
-        out: values `[*batch]`, or `(values, mask)`, or a scalar regulariser.
-        mask: the stream's mask.
+        out: what the term's `apply` returns: values `[*batch]`; or `(values, mask)` with another mask; or a scalar,
+            which counts as one value.
+        mask: `[*batch]`, 1 for a row or token that counts, 0 for padding; used if `out` is an array of values.
 
     Raises:
-        ValueError: the values have another shape.
+        ValueError: the values have another shape than the mask.
     """
     if isinstance(out, tuple):
         out, mask = out
@@ -51,13 +55,19 @@ def reduce(out: Any, mask: Array) -> Mean:
 
 
 def weighted_sum(means: Mapping[str, Mean], weights: Mapping[str, Array | float]) -> Array:
-    """Compute `sum over terms of weight * mean`, or this device's share of it where sums are local."""
+    """Compute `sum_k weights[k] * means[k].sum / means[k].count` over loss terms k.
+
+    If a `Mean` has the sum of this device and the count of all devices, the result is this device's share of the total.
+    """
     parts = [weights[name] * mean.sum / jnp.maximum(mean.count, 1) for name, mean in means.items()]
     return jnp.sum(jnp.stack(parts)) if parts else jnp.zeros(())
 
 
 def _zero_masked_rows(outputs: Outputs, mask: Array) -> Outputs:
-    """Set the outputs of masked rows to 0: in a gradient, a teacher's NaN there would survive a weight of 0."""
+    """Set the outputs of rows and tokens that the mask excludes to 0.
+
+    A NaN in such a row of a teacher would make the gradient NaN, even with a weight of 0.
+    """
 
     def select(tree: PyTree, mask: Array) -> PyTree:
         shaped = lambda x: mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
@@ -80,7 +90,12 @@ def _zero_masked_rows(outputs: Outputs, mask: Array) -> Outputs:
 
 
 def _dense_signals(signals: Signals, temperature: Callable[[Array], Array] | None = None) -> Signals:
-    """Return the inputs of fusion and terms: dense logits, masked teachers, and the term's temperature."""
+    """Return the signals that a term and its fusion receive: dense logits, masked teachers, the term's temperature.
+
+    Args:
+        signals: the models' outputs; their temperature is a factor on the term's.
+        temperature: `(step) -> temperature` of the term; None: the temperature is 1.
+    """
     at = jnp.ones((), jnp.float32) if temperature is None else temperature(signals.step) * signals.temperature
     teachers = tuple(_zero_masked_rows(teacher.dense(), signals.mask) for teacher in signals.teachers)
     return replace(signals, student=signals.student.dense(), teachers=teachers, temperature=at)
@@ -89,16 +104,18 @@ def _dense_signals(signals: Signals, temperature: Callable[[Array], Array] | Non
 def objective(
     terms: Mapping[str, WeightedTerm], fusion: Fusion, chunks: int = 1, kernels: Kernels = "xla"
 ) -> Objective:
-    """Return the objective `sum_k weight_k(step) * mean(term_k)`, e.g. `alpha L_distill + beta L_task + gamma L_reg`.
+    """Build the objective `sum_k weight_k(step) * mean(term_k)`, e.g. `alpha L_distill + beta L_task + gamma L_reg`.
+
+    A loss term is local if its value at a token depends on that token alone.
 
     Args:
-        terms: by name.
-        fusion: combines several teachers into one, for the terms that read `signals.teacher`.
-        chunks: with a `Factored` student head, fusion and all local terms run over this many chunks of the sequence in
-            one pass. The logits of one chunk exist at a time, in the gradient too. Terms that are not local read the
-            whole sequence.
-        kernels: computes terms and fusion from the logits of a chunk, in `loss`: "xla", or "pallas" for one kernel
-            that computes all terms that read logits, see `kernels/fused.py`.
+        terms: the loss terms with their weights, by name.
+        fusion: the rule that combines several teachers into one (`signals.teacher`), which the terms read.
+        chunks: number of chunks that a sequence is split into, if the student's logits are `Factored` (not computed
+            yet). The fusion and all local terms are then computed chunk by chunk, so that the logits of only one chunk
+            exist at a time, in the gradient too. Terms that are not local read the whole sequence.
+        kernels: what computes the fusion and the local terms of a chunk in `Objective.loss`: "xla"; or "pallas": one
+            Pallas kernel computes all terms that read logits (see `kernels/fused.py`).
     """
 
     def fuse(params, state, signals, *, key, temperature=None):
@@ -140,7 +157,7 @@ def objective(
         return sum(values, rest), (means, new_state)
 
     def complete(means, params, state, signals, key):
-        """Add the means of the terms that were not computed in chunks; return all means and the new state."""
+        """Add the means of the loss terms that were not computed in chunks; return all means and the new state."""
         means = dict(means)
         new_state = {"fusion": state["fusion"], "terms": {name: state["terms"][name] for name in means}}
         for name, (term, _) in terms.items():
@@ -155,7 +172,7 @@ def objective(
         return means, new_state
 
     def term_mean(name, params, state, signals, key, chunk=None):
-        """Compute the mean of one term over the whole stream, or over one chunk if its number is given."""
+        """Compute the mean of one loss term; `chunk` is a chunk's number if `signals` are one chunk of the sequence."""
         term, number = terms[name].term, list(terms).index(name)
         # Fused again at each term's temperature; XLA merges equal computations. The fusion has the same key for all
         # chunks, so that every chunk of a sequence gets the same teacher.
@@ -167,7 +184,7 @@ def objective(
         return reduce(out, fused.mask), term_state, fusion_state
 
     def chunkable(signals):
-        """Return the terms that are computed chunk by chunk, by stream."""
+        """Return `{stream: names}` of the loss terms that are computed chunk by chunk over the sequence."""
         return chunkable_terms({name: term for name, (term, _) in terms.items()}, signals) if chunks > 1 else {}
 
     def chunked(params, state, signals, key, names):

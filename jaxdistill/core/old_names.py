@@ -1,7 +1,8 @@
-"""Names of modules before the package was sorted into folders: two still work, the others name their successor.
+"""Import names from before the package was sorted into folders: two still work, the others say what to import.
 
-`jaxdistill.config` and `jaxdistill.registry` are what configs import, and stay. Any other old module is not imported:
-the error says where its content is now; as a command, it exits with 2.
+`jaxdistill.config` and `jaxdistill.registry` still work, because configs import them. To import any other old module is
+an error that names the module with its content (the successor). To run one as a command prints this error and exits
+with code 2.
 """
 
 import importlib
@@ -69,7 +70,10 @@ MOVED = {  # modules whose last name changed; others are found by it
 
 
 def successor(name: str) -> str:
-    """The module that has the content of an old one; empty if there never was one of this name."""
+    """Return the name of the module that has the content of `name`, a module of an earlier release of jaxdistill.
+
+    Returns '' if no release had a module of this name.
+    """
     if name in MOVED or name in PACKAGES:
         return MOVED.get(name) or PACKAGES[name]
     root = Path(__file__).parents[1]
@@ -80,13 +84,13 @@ def successor(name: str) -> str:
 
 
 def message(name: str) -> str:
-    """One line that names the successor of an old module."""
+    """Return the error message for importing `name`, a module of an earlier release: it names the module to use now."""
     command = f"; the command is: jaxdistill {COMMANDS[name]}" if name in COMMANDS else ""
     return f"{name} is {successor(name)} now{command}"
 
 
 class _Alias:
-    """Loads an old module that still works: its names are those of its successors."""
+    """A loader of an old module that still works: its attributes are looked up in the modules of `ALIASES`."""
 
     def create_module(self, spec: Any) -> None:
         return None
@@ -104,7 +108,7 @@ class _Alias:
 
 
 class _Moved:
-    """Loads nothing of an old module: says where its content is."""
+    """A loader of an old module that raises an error, or prints it for a command: it says where the content is now."""
 
     def create_module(self, spec: Any) -> None:
         return None
@@ -126,7 +130,7 @@ class _Moved:
 
 
 class _Finder:
-    """Finds old modules, after everybody else has found none."""
+    """An import finder for the names of old modules, asked after all others."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name in ALIASES:
@@ -139,6 +143,6 @@ class _Finder:
 
 
 def install() -> None:
-    """Makes old names known to the import system, once."""
+    """Add an import finder for the module names of earlier releases to `sys.meta_path`, unless it is there already."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -1,7 +1,8 @@
-"""Optimisers: update directions by name, and their combination with a learning rate, clipping and roles.
+"""Optimisers: registered update rules, and their combination with learning rates and gradient clipping.
 
-A registered factory returns the DIRECTION of a step, without a learning rate. The rate is a separate schedule, so that
-it is one key of a config and one axis of a sweep.
+A registered factory returns an optax transformation WITHOUT a learning rate. The rate is a separate schedule, so that
+it is one key of a config and one axis of a sweep. Each role (a top-level key of the trained params: `student`,
+`fusion`, `terms`, ...) may have its own update rule and rate.
 """
 
 import re
@@ -18,9 +19,9 @@ from jaxdistill.core.types import Array, PyTree
 
 
 def _decay(weight_decay: float) -> optax.GradientTransformation:
-    """Decay matrices only: scales and biases have no reason to be small.
+    """Return the transformation that adds weight decay for matrices: scales and biases have no reason to be small.
 
-    Scales and biases are recognised by name, because the scales of stacked layers have two dimensions as well.
+    Scales and biases are recognised by name, because in stacked layers they have two dimensions as well.
     """
 
     def matrices(params: PyTree) -> PyTree:
@@ -34,7 +35,11 @@ def _decay(weight_decay: float) -> optax.GradientTransformation:
 
 @optimizers.register
 def sgd(momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """Return stochastic gradient descent with momentum; L2 decay is added to the gradient, as in vision recipes."""
+    """Build SGD with momentum: the update is `-rate * m`, with `m = momentum * m + gradient + weight_decay * param`.
+
+    With `nesterov`, the update is `-rate * (gradient + weight_decay * param + momentum * m)`. Scales and biases get no
+    weight decay.
+    """
     return optax.chain(_decay(weight_decay), optax.trace(momentum, nesterov) if momentum else optax.identity())
 
 
@@ -42,13 +47,20 @@ def sgd(momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0
 def adamw(
     weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Return Adam with decoupled weight decay (Loshchilov and Hutter 2019, arxiv.org/abs/1711.05101)."""
+    """Build AdamW: Adam with decoupled weight decay, that is, `weight_decay * param` is added to Adam's update.
+
+    Scales and biases get no weight decay (Loshchilov and Hutter 2019, arxiv.org/abs/1711.05101).
+    """
     return optax.chain(optax.scale_by_adam(b1, b2, eps), _decay(weight_decay))
 
 
 @optimizers.register
 def lion(weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
-    """Return Lion, the sign of a momentum, with decoupled decay (Chen et al. 2023, arxiv.org/abs/2302.06675)."""
+    """Build Lion: the update is `sign(b1 * m + (1 - b1) * gradient)`, and then `m = b2 * m + (1 - b2) * gradient`.
+
+    `m` is a running mean of the gradients. As in AdamW, `weight_decay * param` is added to the update, except for
+    scales and biases (Chen et al. 2023, arxiv.org/abs/2302.06675).
+    """
     return optax.chain(optax.scale_by_lion(b1, b2), _decay(weight_decay))
 
 
@@ -58,14 +70,16 @@ def optimizer(
     clip_norm: float = 0.0,
     roles: Mapping[str, tuple[optax.GradientTransformation, Scalar]] | None = None,
 ) -> optax.GradientTransformation:
-    """Return the complete optimiser of a train state.
+    """Build the complete optimiser of all trained params: clip the gradient, apply an update rule, multiply by a rate.
+
+    A role is a top-level key of the trained params: `student`, `fusion`, `terms` (the params of loss terms), ...
 
     Args:
-        direction: for every role that is not named in `roles`.
-        rate: its learning rate, a number or a schedule.
-        clip_norm: greatest norm of each role's gradient; 0: no clipping. Each role is clipped separately, so that the
-            student's update does not depend on the other trained roles.
-        roles: role of `TrainState.params` (`student`, `fusion`, `terms`, ...) -> its direction and rate.
+        direction: the update rule without a learning rate, such as `adamw()`, for every role that is not in `roles`.
+        rate: the learning rate of these roles, a number or a schedule.
+        clip_norm: greatest norm of the gradient of one role: `gradient * min(1, clip_norm / norm)`; 0: no clipping. The
+            norm is taken role by role, so that the student's update does not depend on the gradients of other roles.
+        roles: `{role: (update rule, learning rate)}` of the roles that have their own.
     """
 
     def scaled(direction: optax.GradientTransformation, rate: Scalar) -> optax.GradientTransformation:
@@ -83,7 +97,7 @@ def optimizer(
 
 
 def _clip_by_role(max_norm: float) -> optax.GradientTransformation:
-    """Clip the gradient of each role to a norm."""
+    """Return the transformation that scales the gradient of each role down to a norm of at most `max_norm`."""
 
     def clip(tree: PyTree) -> PyTree:
         norm = optax.tree.norm(tree)

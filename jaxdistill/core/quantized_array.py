@@ -1,7 +1,7 @@
-"""Arrays in 8 bits, and an interpreter that runs a traced model with some of its kernels in 8 bits.
+"""8-bit arrays, and a jaxpr interpreter that runs a traced model with some of its kernels in 8 bits.
 
-Casts, calls, scans over stacked layers and matrix products keep a kernel in 8 bits. Any other operation gets the
-dequantized kernel: its result is right, but costs as much as before.
+Casts, calls, scans over stacked layers and matrix products keep a kernel in 8 bits. Any other operation gets the kernel
+as floats: its result is right, but costs as much as without quantization.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ DTYPES = {"int8": (jnp.int8, 127.0), "fp8": (jnp.float8_e4m3fn, 448.0)}  # the d
 
 @struct
 class QuantizedArray:
-    """A kernel in 8 bits.
+    """A kernel in 8 bits, which stands for `values * scale`, with one scale for each output channel.
 
     Args:
         values: `[..., inputs, outputs]`, int8 or fp8
-        scale: `[..., 1, outputs]` float32
-        dtype: of the dequantized array
+        scale: `[..., 1, outputs]`, float32
+        dtype: float dtype of the kernel that the 8-bit values stand for
     """
 
     values: Array
@@ -34,19 +34,28 @@ class QuantizedArray:
     dtype: Any = dataclasses.field(metadata={"static": True})
 
     def dequantize(self) -> Array:
-        """Return the array as floats."""
+        """Compute `values * scale` in float32, and cast it to `dtype`."""
         return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)
 
 
 def quantize(x: Array, axes: int | Sequence[int], kind: Any) -> tuple[Array, Array]:
-    """Return `(values, scale)` in 8 bits; all values along `axes` share one scale, which keeps these axes as size 1."""
+    """Quantize an array to 8 bits, so that `x` is about `values * scale`.
+
+    Args:
+        x: an array of floats.
+        axes: the axes along which all values share one scale, `max(abs(x)) / greatest 8-bit value`.
+        kind: "int8" or "fp8" (float8_e4m3fn).
+
+    Returns:
+        `(values, scale)`: 8-bit values with the shape of `x`, and float32 scales with size 1 along `axes`.
+    """
     (dtype, greatest), x = DTYPES[kind], x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(x), axis=axes, keepdims=True), 1e-30) / greatest
     return (jnp.round(x / scale) if kind == "int8" else x / scale).astype(dtype), scale
 
 
 def dequantize(x: Any) -> Any:
-    """Return a quantized array as floats, and any other array as it is."""
+    """Convert a `QuantizedArray` to floats, `values * scale`; return any other array unchanged."""
     return x.dequantize() if isinstance(x, QuantizedArray) else x
 
 
@@ -54,7 +63,15 @@ Rule = Callable[[Any, list[Any]], list[Any] | None]  # (equation, inputs) -> out
 
 
 def run_quantized(traced: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
-    """Run a traced function with some of its inputs quantized."""
+    """Run a traced function with some of its kernels in 8 bits, and return its outputs.
+
+    Args:
+        traced: the closed jaxpr of the function, traced with float kernels.
+        inputs: the inputs of the jaxpr: arrays, or a `QuantizedArray` for each kernel in 8 bits.
+
+    Returns:
+        The outputs of the jaxpr: arrays, or a `QuantizedArray` for an 8-bit kernel that the function returns.
+    """
 
     def results(eqn: Any, operands: list[Any]) -> Sequence[Any]:
         rule = RULES.get(eqn.primitive.name) if any(isinstance(x, QuantizedArray) for x in operands) else None
@@ -77,7 +94,7 @@ def _call(eqn: Any, operands: list[Any]) -> list[Any]:
 
 
 def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
-    """Scan over stacked layers: each iteration runs the body with one layer of each quantized stack."""
+    """Run a scan over stacked layers: each iteration gets one layer of each stacked `QuantizedArray`."""
     inner = _closed(eqn.params["jaxpr"])
     # Releases of JAX name the counts of constants and carries differently, so shapes tell them: stacked inputs lose an
     # axis inside the body, constants and carries do not; only carries come out again.
@@ -97,7 +114,7 @@ def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
 
 
 def _product(eqn: Any, operands: list[Any]) -> list[Any] | None:
-    """Multiply an input by a kernel in 8 bits, after quantizing the input; None for any other product."""
+    """Multiply an array by an 8-bit kernel, after quantizing the array; return None for any other product."""
     x, kernel = operands
     (inputs, summed), (rows, _) = eqn.params["dimension_numbers"]
     if isinstance(x, QuantizedArray) or rows or any(kernel.scale.shape[axis] > 1 for axis in summed):

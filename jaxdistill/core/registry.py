@@ -1,8 +1,9 @@
-"""Registries of parts, and the spec strings by which a config names them.
+"""Registries of factories (of losses, models, schedules, ...), and the spec strings by which a config names them.
 
-A spec string is a registered name with literal arguments: `"kd(temperature=4.0)"`, `"cosine(start=0.9, end=0.1)"`,
-`"resnet(widths=(16, 32))"`. Specs may be nested: `"kd(temperature=linear(start=8, end=2))"`. They are parsed by `ast`
-and never evaluated. One string is one value on the command line and one axis of a sweep.
+A spec string is the name of a registered factory with literal arguments: `"kd(temperature=4.0)"`,
+`"cosine(start=0.9, end=0.1)"`, `"resnet(widths=(16, 32))"`. Specs may be nested:
+`"kd(temperature=linear(start=8, end=2))"`. They are parsed with `ast` and never evaluated. A spec is one string, so it
+is one value on the command line and one axis of a sweep.
 """
 
 import ast
@@ -19,7 +20,12 @@ from jaxdistill.core.errors import ConfigError, suggest
 
 
 class Spec(NamedTuple):
-    """A parsed spec string: a name and its arguments (literals or nested specs)."""
+    """A parsed spec string such as `"kd(temperature=4.0)"`.
+
+    name: name of a registered factory
+    args: positional arguments, literals or nested specs
+    kwargs: keyword arguments, literals or nested specs
+    """
 
     name: str
     args: tuple[Any, ...]
@@ -27,10 +33,14 @@ class Spec(NamedTuple):
 
 
 def parse(text: str, path: str) -> Spec:
-    """Parse `name` or `name(literal, key=literal)`.
+    """Parse a spec string, `name` or `name(literal, key=literal)`, without evaluating anything.
+
+    Args:
+        text: the name of a registered factory with literal arguments, such as `"kd(temperature=4.0)"`.
+        path: key of the config with the spec string, such as `objective.kd.term`, for the error message.
 
     Raises:
-        ConfigError: the text is anything else; nothing is ever evaluated.
+        ConfigError: the text is not a spec string.
     """
 
     def literal(node: ast.expr) -> Any:
@@ -64,7 +74,10 @@ def parse(text: str, path: str) -> Spec:
 
 
 def _matches(value: Any, annotation: Any) -> bool:
-    """Return True if a literal fits a factory's annotation; annotations that are not plain types accept everything."""
+    """Return True if a literal fits the annotation of a factory's parameter.
+
+    An annotation that is not made of bool, int, float, str, None, tuples, literals and unions accepts every literal.
+    """
     if isinstance(value, Spec):  # a nested spec where a literal is expected
         return False
     origin = typing.get_origin(annotation)
@@ -97,14 +110,18 @@ Conversions = Mapping[Any, Callable[[Any, str], Any]]  # an annotation -> `(lite
 
 
 class Registry:
-    """The factories of one kind of part, by name. `register` is a decorator; the name is the name of the function."""
+    """The registered factories (functions that build an object) of one kind, such as all losses, by function name.
+
+    Args:
+        kind: what the factories build, such as "loss", for error messages.
+    """
 
     def __init__(self, kind: str):
         self.kind = kind
         self.factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, factory: Callable[..., Any]) -> Callable[..., Any]:
-        """Add a factory under the name of its function.
+        """Add a factory under the name of its function; can be used as a decorator.
 
         Raises:
             ValueError: another factory has that name.
@@ -126,10 +143,16 @@ class Registry:
         return iter(sorted(self.factories))
 
     def build(self, spec: str | Spec, path: str, convert: Conversions = MappingProxyType({})) -> Any:
-        """Call the named factory with the spec's arguments.
+        """Call the factory that a spec names with the arguments of the spec, and return the object that is built.
+
+        Args:
+            spec: a spec string such as `"kd(temperature=4.0)"`, or a parsed spec.
+            path: key of the config with the spec, such as `objective.kd.term`, for error messages.
+            convert: `{annotation: (argument, config key) -> value}`, converters of the arguments; see `bind`.
 
         Raises:
-            ConfigError: see `bind`; also if the factory raises a ValueError or TypeError.
+            ConfigError: unknown name, misspelt or missing argument, wrong type; or the factory raises a ValueError or
+                TypeError.
         """
         factory, bound = self.bind(spec, path, convert)
         try:
@@ -142,13 +165,13 @@ class Registry:
     def bind(
         self, spec: str | Spec, path: str, convert: Conversions = MappingProxyType({})
     ) -> tuple[Callable[..., Any], inspect.BoundArguments]:
-        """Return the named factory, and the spec's arguments bound to its parameters.
+        """Return the factory that a spec names, and the spec's arguments bound to the factory's parameters.
 
         Args:
-            spec: the spec string, or a parsed one.
-            path: the config path, for messages.
-            convert: annotation -> function `(literal, path) -> value`, for parameters with this annotation. It turns
-                a number or `"cosine(...)"` into a schedule.
+            spec: a spec string such as `"kd(temperature=4.0)"`, or a parsed spec.
+            path: key of the config with the spec, such as `objective.kd.term`, for error messages.
+            convert: `{annotation: (argument, config key) -> value}`. The argument (or default) of every parameter with
+                one of these annotations is converted: for example, a number or `cosine(...)` becomes a schedule.
 
         Raises:
             ConfigError: unknown name, misspelt or missing argument, wrong type.

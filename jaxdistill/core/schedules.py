@@ -1,8 +1,8 @@
 """Schedules for the learning rate, loss weights and temperatures.
 
-A schedule factory returns a function of the run's `Horizon`, so that a config can use fractions and epochs and stays
-valid when the number of steps changes. A schedule knows its extremes, so that a negative temperature is refused before
-compilation.
+A registered schedule factory returns a function from the length of the training (`Horizon`) to a `Schedule`. So a
+config can give times as fractions of the run or as epochs, and stays valid when the number of steps changes. A schedule
+stores its least and greatest value, so that a negative temperature is refused before compilation.
 """
 
 import math
@@ -19,7 +19,11 @@ from jaxdistill.core.types import Array
 
 
 class Horizon(NamedTuple):
-    """The length of a run: `steps` in total, `epoch` steps per pass over the data."""
+    """The length of a training, by which schedules convert fractions and epochs to steps.
+
+    steps: number of all steps
+    epoch: number of steps in one pass over the data
+    """
 
     steps: int
     epoch: float
@@ -30,7 +34,12 @@ StepNumber = Array | np.integer | int
 
 @dataclass(frozen=True)
 class Schedule:
-    """A curve `step -> value`, with its least and greatest value during the run."""
+    """A function from the step number to a value, such as the learning rate.
+
+    curve: `(step number) -> value`
+    low: least value during the training
+    high: greatest value during the training
+    """
 
     curve: Callable[[StepNumber], Array | float]
     low: float
@@ -46,15 +55,20 @@ ScheduleOfHorizon = Callable[[Horizon], Schedule]
 
 
 def as_schedule(value: Scalar) -> Schedule:
-    """Return a schedule unchanged, and a number as a constant schedule."""
+    """Convert a number to a constant schedule; return a schedule unchanged."""
     return value if isinstance(value, Schedule) else Schedule(lambda step: value, value, value)
 
 
 def resolve(value: Any, horizon: Horizon, path: str) -> Schedule:
-    """Return the schedule over the horizon for a config value: "0.9", 0.9 or "cosine(start=0.9, end=0.1)".
+    """Build the schedule that a value of the config describes, such as 0.9, "0.9" or "cosine(start=0.9, end=0.1)".
+
+    Args:
+        value: a number, a number as text, or a spec string with the name and arguments of a registered schedule.
+        horizon: the length of the training.
+        path: key of the config with the value, such as `rate`, for error messages.
 
     Raises:
-        ConfigError: the value is neither a finite number nor the spec of a schedule.
+        ConfigError: the value is neither a finite number nor the spec string of a schedule.
     """
     if isinstance(value, str):
         value = _number_or_spec(value, path)
@@ -78,10 +92,14 @@ def _number_or_spec(text: str, path: str) -> float | Spec:
 
 
 def require_positive(name: str, schedule: Schedule) -> Schedule:
-    """Return the schedule unchanged after checking that it stays positive.
+    """Return a schedule unchanged after checking that all its values are positive and finite.
+
+    Args:
+        name: name of the scheduled argument, for the error message.
+        schedule: the schedule to check.
 
     Raises:
-        ValueError: the schedule is ever zero, negative or infinite.
+        ValueError: a value is zero, negative or infinite.
     """
     if not 0 < schedule.low <= schedule.high < math.inf:
         extreme = schedule.low if schedule.low <= 0 else schedule.high
@@ -102,13 +120,20 @@ def _check_fractions(**values: float) -> None:
 
 @schedules.register
 def constant(value: float) -> ScheduleOfHorizon:
-    """Return a constant schedule."""
+    """Build a schedule that has the same value at every step."""
     return lambda horizon: as_schedule(value)
 
 
 @schedules.register
 def linear(start: float, end: float, begin: float = 0.0, until: float = 1.0) -> ScheduleOfHorizon:
-    """Return a line from `start` to `end` between the fractions `begin` and `until` of the run, constant outside."""
+    """Build a schedule that goes from `start` to `end` in a straight line, and is constant before and after it.
+
+    Args:
+        start: the value at the beginning of the line, and before.
+        end: the value at the end of the line, and after.
+        begin: where the line begins, as a fraction of all steps.
+        until: where the line ends, as a fraction of all steps.
+    """
     _check_fractions(begin=begin, until=until)
     if begin > until:
         raise ValueError(f"begin must not come after until; got begin={begin}, until={until}")
@@ -123,12 +148,15 @@ def linear(start: float, end: float, begin: float = 0.0, until: float = 1.0) -> 
 
 @schedules.register
 def cosine(start: float, end: float = 0.0, warmup: float = 0.0) -> ScheduleOfHorizon:
-    """Return half a cosine from `start` to `end` (SGDR, Loshchilov 2017), after a linear warmup.
+    """Build the schedule `end + (start - end) * (1 + cos(pi * t)) / 2`, after a linear warmup.
+
+    `t` goes from 0 at the end of the warmup to 1 at the end of the training (SGDR, Loshchilov 2017). The value in the
+    warmup is `start * (step + 1) / warmup_steps`.
 
     Args:
         start: the value at the end of the warmup.
-        end: the value at the end of the run.
-        warmup: the length of the warmup, as a fraction of the run.
+        end: the value at the end of the training.
+        warmup: the length of the warmup, as a fraction of all steps.
     """
     _check_fractions(warmup=warmup)
 
@@ -148,7 +176,13 @@ def cosine(start: float, end: float = 0.0, warmup: float = 0.0) -> ScheduleOfHor
 
 @schedules.register
 def step(start: float, factor: float, every: float) -> ScheduleOfHorizon:
-    """Return `start`, multiplied by `factor` after every `every` epochs."""
+    """Build the step decay `start * factor ** floor(epoch / every)`, in which an epoch is one pass over the data.
+
+    Args:
+        start: the first value.
+        factor: what the value is multiplied by at each decay.
+        every: number of epochs between two decays, not necessarily an integer.
+    """
     if every <= 0 or factor <= 0:
         raise ValueError(f"every and factor must be positive; got every={every}, factor={factor}")
 
@@ -164,7 +198,12 @@ def step(start: float, factor: float, every: float) -> ScheduleOfHorizon:
 
 @schedules.register
 def phases(values: tuple[float, ...], at: tuple[float, ...]) -> ScheduleOfHorizon:
-    """Return `values[0]`, then `values[1]` from the fraction `at[0]` of the run on, and so on: training in phases."""
+    """Build a piecewise constant schedule, to train in phases.
+
+    Args:
+        values: the value of each phase.
+        at: where each phase but the first begins, as increasing fractions of all steps.
+    """
     if len(values) != len(at) + 1:
         raise ValueError(f"{len(values)} values need {len(values) - 1} switching points in `at`; got {len(at)}")
     if list(at) != sorted(at):

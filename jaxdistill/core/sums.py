@@ -1,4 +1,4 @@
-"""Masked sums over rows. A mean is kept as a sum and a count until all batches and devices have been added."""
+"""Masked means over rows or tokens. A mean is kept as a sum and a count until all batches and devices are added up."""
 
 from typing import Any
 
@@ -17,9 +17,10 @@ Mask = Shaped[Array, "..."]  # `[*batch]` or its leading dimensions; every nonze
 
 
 def ratio(top: Total, bottom: Total) -> Total:
-    """Return `top / bottom`; for a count of zero, 0 for jax arrays and nan for numpy totals.
+    """Return `top / bottom`; where `bottom` is 0, return 0 for JAX arrays and nan for NumPy values.
 
-    In a step an empty mask must give a zero with a zero gradient. In a report a zero would look like a measurement.
+    JAX arrays come from a training step, in which a mean over no values must be 0 with a gradient of 0. NumPy values go
+    to reports, in which a 0 would look like a measurement.
     """
     xp, empty_value = (jnp, 0.0) if isinstance(bottom, jax.Array) else (np, np.nan)
     empty = bottom == 0
@@ -28,24 +29,29 @@ def ratio(top: Total, bottom: Total) -> Total:
 
 @struct
 class Mean:
-    """A sum and the number of its values; both scalars."""
+    """A mean, kept as the sum and the number of values, so that means of batches can be added before the division."""
 
     sum: Total
     count: Total
 
     def compute(self) -> Total:
-        """Return the mean. With count 0: nan on the host (numpy totals), 0 for jax arrays, inside and outside `jit`."""
+        """Return the mean, `sum / count`; if the count is 0, return 0 for JAX arrays and nan for NumPy values."""
         return ratio(self.sum, self.count)
 
 
 def broadcast_mask(mask: Mask, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """Return the mask as booleans of `shape`, broadcast over the trailing dimensions that the mask lacks."""
+    """Return `mask != 0`, broadcast to `shape`; the mask may lack the last dimensions of `shape`."""
     mask = jnp.asarray(mask) != 0
     return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
 
 
 def masked_mean(values: Shaped[Array, "..."], mask: Mask) -> Mean:
-    """Sum and count the values that the mask selects. The values have any real type or bool."""
+    """Return the sum and the number of the values where the mask is not 0, as a `Mean`.
+
+    Args:
+        values: `[*batch, ...]`, of any real type or bool.
+        mask: `[*batch]`, or with further dimensions of `values`; it is broadcast over the dimensions that it lacks.
+    """
     values = jnp.asarray(values)
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))  # float64 stays, for checks of derivatives
     mask = broadcast_mask(mask, values.shape)
@@ -53,7 +59,12 @@ def masked_mean(values: Shaped[Array, "..."], mask: Mask) -> Mean:
 
 
 def shared_mean(values: Shaped[Array, "..."], mask: Mask) -> tuple[Array, Mean]:
-    """Return this device's share of the mean over all devices, to be differentiated, and that mean, for the log."""
+    """Compute a masked mean over all devices, for a loss whose gradients are then summed over the devices.
+
+    Returns:
+        `(share, mean)`: the sum on this device divided by the count on all devices, to be differentiated; and the
+        `Mean` (a sum and a count) over all devices, to be reported.
+    """
     local = masked_mean(values, mask)
     total = collectives.psum(local)
     return local.sum / jnp.maximum(total.count, 1), total
@@ -62,9 +73,10 @@ def shared_mean(values: Shaped[Array, "..."], mask: Mask) -> tuple[Array, Mean]:
 def values_at_labels(
     values: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """Return the value at each row's label; NaN for a label that is not a class.
+    """Return `values[i, labels[i]]` for each row or token i; NaN if the label is no class, such as -1 (no label).
 
-    Hidden labels are written as -1, which would silently index the last class. NaN stops the run and names the term.
+    Plain indexing with -1 would silently return the last class. A NaN stops the run with an error that names the loss
+    term.
     """
     # a select, because the gradient of a gather is a scatter into zeros: three more passes over a large vocabulary
     is_label = jnp.arange(values.shape[-1]) == labels[..., None]
@@ -73,5 +85,5 @@ def values_at_labels(
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:
-    """Add two trees of metrics on the host in numpy float64; a float32 count would stop at 2^24."""
+    """Add two trees of metrics leaf by leaf, in NumPy float64 on the host, as a count in float32 would stop at 2^24."""
     return jax.tree.map(lambda x, y: np.asarray(x, np.float64) + np.asarray(y, np.float64), a, b)

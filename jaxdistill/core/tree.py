@@ -4,5 +4,5 @@ import jax
 
 
 def path_name(path: tuple) -> str:
-    """Return a leaf's path as one string: `params/student/blocks/0/mlp/up/kernel`."""
+    """Convert a leaf's key path (from `jax.tree_util`) to a string such as `params/student/mlp/up/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,7 +1,9 @@
-"""The types of a run: plain data and pairs of pure functions, with one signature for every part.
+"""The data that models, fusions, loss terms and training steps exchange: outputs, signals and train states.
 
-*This student learns from these teachers, fused like this, matched by these terms, updated by this step, on this
-mesh.* Everything below is a pytree or a tuple of functions. Nothing here depends on configs, devices or files.
+Every class is a pytree. Nothing here depends on configs, devices or files. Words of the docstrings: a stream is a named
+source of examples, and a batch has one dict of arrays for each stream. A row is one example of a batch. `*batch` stands
+for `rows`, or for `rows, tokens` if the model predicts every token. A role is a top-level key of the trained params:
+`student`, `fusion`, `terms` (the params of loss terms), ...
 """
 
 import dataclasses
@@ -26,22 +28,22 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]  # the shapes of the arrays of one s
 
 @dataclass_transform(frozen_default=True)
 def struct[T](cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass and a pytree; its fields are data unless their metadata marks them static."""
+    """Turn a class into a frozen dataclass and a pytree; fields with the metadata `{"static": True}` are not leaves."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
 @struct
 class Factored:
-    """Logits that are not multiplied out yet: `features @ kernel + bias`.
+    """Logits that are not computed yet, `features @ kernel + bias`, kept as features, kernel and bias.
 
-    With a vocabulary of 150,000, logits are the largest array of a run. From this form, the objective computes them
-    one chunk of rows at a time.
+    With a vocabulary of 150,000, logits are the largest array of a run. From `Factored` logits, the objective computes
+    the logits of one chunk of the sequence at a time.
 
     Args:
-        features: `[*batch, width]`
-        kernel: `[width, classes]`
-        bias: `[classes]`, or None
-        cap: if not 0, the logits are `cap tanh(features @ kernel / cap) + bias` (Gemma 2, arxiv.org/abs/2408.00118)
+        features: `[*batch, width]`, the input of the model's last layer
+        kernel: `[width, classes]`, the kernel of the last layer
+        bias: `[classes]`, the bias of the last layer, or None
+        cap: if not 0, the logits are `cap * tanh(features @ kernel / cap) + bias` (Gemma 2, arxiv.org/abs/2408.00118)
     """
 
     features: Array
@@ -51,11 +53,11 @@ class Factored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of the logits, `(*batch, classes)`."""
+        """Return the shape that the logits will have, `(*batch, classes)`."""
         return (*self.features.shape[:-1], self.kernel.shape[-1])
 
     def dense(self) -> Array:
-        """Compute the logits, `[*batch, classes]`."""
+        """Compute the logits `features @ kernel + bias` (capped by `cap`), `[*batch, classes]`."""
         logits = self.features @ self.kernel
         logits = self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
         return logits if self.bias is None else logits + self.bias
@@ -63,13 +65,15 @@ class Factored:
 
 @struct
 class SparseLogits:
-    """The logits of a few classes, and one logit for all others: the stored form of a teacher's large vocabulary.
+    """The logits of a few classes for each row or token, and one logit that all other classes share.
+
+    The outputs of a teacher with a large vocabulary are stored in this form.
 
     Args:
-        classes: `[*batch, few]` int32, without repetition; the value `size` is padding
+        classes: `[*batch, few]`, int32, the classes that have their own logit, each once; the value `size` is padding
         logits: `[*batch, few]`, the logits of `classes`
-        rest: `[*batch]`, the logit of every other class; -inf: these classes have probability 0
-        size: the number of classes
+        rest: `[*batch]`, the logit of every other class; -inf if the other classes have probability 0
+        size: the number of all classes
     """
 
     classes: Array
@@ -79,26 +83,26 @@ class SparseLogits:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of the dense logits, `(*batch, size)`."""
+        """Return the shape of the logits as one array, `(*batch, size)`."""
         return (*self.rest.shape, self.size)
 
     def dense(self) -> Array:
-        """Return the dense logits, `[*batch, size]`."""
+        """Return the logits of all classes as one array, `[*batch, size]`."""
         logits = jnp.broadcast_to(self.rest[..., None], self.shape)
         return jnp.put_along_axis(logits, self.classes, self.logits, axis=-1, inplace=False, mode="drop")
 
 
 @struct
 class AttentionHeads:
-    """Queries, keys and values of one layer's attention heads. Rotary positions are already applied.
+    """Queries, keys and values of the attention heads of one layer, after rotary position embedding.
 
-    A model computes these anyway, so that returning them costs nothing. The terms that need scores or relations
-    compute them from these arrays.
+    A model computes these arrays anyway, so returning them costs nothing. Loss terms compute attention scores or
+    relations from them.
 
     Args:
         query: `[batch, queries, heads, head_size]`
         key, value: `[batch, keys, kv_heads, head_size]`; grouped-query attention has fewer `kv_heads` than `heads`
-        probabilities: `[batch, heads, queries, keys]`, from models with `attentions=True`
+        probabilities: `[batch, heads, queries, keys]`, the attention weights; only from models with `attentions=True`
     """
 
     query: Array
@@ -109,14 +113,15 @@ class AttentionHeads:
 
 @struct
 class TokenSpans:
-    """An alignment of the predictions of a teacher with the text, for a teacher whose tokenizer is not the student's.
+    """A division of a teacher's tokens into spans of text that end where tokens of the student end too.
 
-    A span reaches from one place where tokens of both tokenizers end to the next. A span has one token of each where
-    the tokenizers agree, and more where they do not.
+    The spans let a loss compare a student with a teacher that has another tokenizer. A span is the text between two
+    adjacent character positions at which tokens of both tokenizers end.
 
     Args:
-        number: `[batch, length]`, the span of the predicted token, rising from 1 in each row; 0: none
-        label: `[batch, length]`, the predicted token
+        number: `[batch, length]`, the number of the span that contains the token predicted at each position of the
+            teacher's tokens; spans are counted from 1 in each row; 0 if the token belongs to no span
+        label: `[batch, length]`, the id of that predicted token in the teacher's vocabulary
     """
 
     number: Array
@@ -128,27 +133,28 @@ Logits = TypeVar("Logits", default=Array)  # Array, Factored or SparseLogits
 
 @struct
 class Outputs(Generic[Logits]):
-    """Everything that a model returns; there are no hooks.
+    """All outputs of a model: logits, hidden states, attentions, embeddings and gradients.
 
-    Outputs that no loss uses are removed by `jit`, so they cost nothing. `Outputs` alone has logits in one array:
-    fusions and terms receive this form. A model may return `Outputs[Factored]`, and a cached teacher
-    `Outputs[SparseLogits]`.
+    A model returns its intermediate values here, without hooks. `jit` removes outputs that no loss uses, so they cost
+    nothing. Fusions and loss terms receive logits as one array. A model may return `Outputs[Factored]`, logits that are
+    not computed yet, and a cached teacher `Outputs[SparseLogits]`, the logits of a few classes.
 
     Args:
-        logits: `[*batch, classes]`, or a `Factored` head, or `SparseLogits`
-        hidden_states: one array per layer, `[*batch, width]`, the embedding (stem) first: 12 layers give 13. Layers
-            with a spatial extent keep it: `[batch, height, width, channels]`
+        logits: `[*batch, classes]`, or the same logits as `Factored` or `SparseLogits`
+        hidden_states: one array `[*batch, width]` for the embedding (stem) and for each layer, in order: 12 layers give
+            13 arrays. Layers with spatial axes keep them: `[batch, height, width, channels]`
         attentions: one `AttentionHeads` per layer
         embedding: the pooled or projected representation, `[batch, width]`
-        text_embedding: the text embedding of a model with two towers; `embedding` is then the image embedding
-        input_gradients: gradients of a random mixture of the logits with respect to the input, `[batch, *input]`; only
-            where a term needs them, see `models/derivatives.py`
-        weights: the share of each teacher in a fused teacher, `[teachers, *batch]`
-        routes: the share of each path between layers of a gated teacher, `[paths, *batch]`
-        state_gradients: gradients of each row's task loss with respect to each hidden state, with the shapes of
-            `hidden_states`; only where a term needs them
-        spans: the alignment of a teacher that has its own tokenizer; its logits have the same length as the spans
-        sparse: the same logits in sparse form, where only few are known; for terms that need no others
+        text_embedding: the text embedding of a model with two towers, whose `embedding` is the image embedding
+        input_gradients: `J^T v`, `[batch, *input]`, with the Jacobian J of the logits with respect to the input and a
+            random direction v; only if a loss term needs it (see `models/derivatives.py`)
+        weights: only in fused outputs of several teachers: the weight of each teacher, `[teachers, *batch]`
+        routes: only in fused outputs of a gate (network that weights teachers): the weight of each path (pair of a
+            student layer and a teacher layer to match), `[paths, *batch]`
+        state_gradients: gradients of each row's cross-entropy with respect to each hidden state, with the shapes of
+            `hidden_states`; only if a loss term needs them
+        spans: only for a teacher with another tokenizer than the student's: the spans of text of the predicted tokens
+        sparse: the logits as `SparseLogits`, if the model returned this form; for loss terms that need it
     """
 
     logits: Logits
@@ -164,7 +170,7 @@ class Outputs(Generic[Logits]):
     sparse: SparseLogits | None = None
 
     def dense(self) -> "Outputs":
-        """Return these outputs with the logits in one array."""
+        """Return these outputs with logits as one array `[*batch, classes]`, not as `Factored` or `SparseLogits`."""
         outputs: Any = self
         match self.logits:
             case Factored() as head:
@@ -179,18 +185,19 @@ NO_OUTPUTS: Any = None  # stands for missing `Outputs`
 
 @struct
 class Signals:
-    """All inputs of a term or a fusion, for ONE stream of the batch.
+    """All inputs of a loss term or a fusion for ONE stream (named source of examples): model outputs and batch.
 
     Args:
         student: outputs of the student
         teachers: outputs of each teacher, in the order of the config
-        teacher: the fused teacher, at this term's temperature; None (`NO_OUTPUTS`) during fusion, and in a run without
-            teachers, which has no term that needs one
-        batch: the stream's arrays
+        teacher: the fused outputs of all teachers, at the temperature of the current term; None (`NO_OUTPUTS`) during
+            fusion and in a run without teachers
+        batch: the arrays of the stream's batch, by field
         mask: `[*batch]`, 1 for a row (or token) that counts, 0 for padding
         step: the step number, int32 scalar
-        temperature: the temperature of the current term; as input of the objective, a factor on every temperature
-        params: parameters by role: `student`, `teachers` (a tuple)
+        temperature: the temperature of the current loss term. In the signals that a training step passes to the
+            objective: a factor by which the objective multiplies the temperature of each term that has one
+        params: parameters of the models: `{"student": params, "teachers": tuple of params}`
     """
 
     student: Outputs
@@ -205,14 +212,14 @@ class Signals:
 
 @struct
 class TrainState:
-    """All values that training changes. Frozen teachers are NOT in it: they would be donated and saved.
+    """All values that training changes. Frozen teachers are not in it, because the train state is donated and saved.
 
     Args:
-        step: int32 scalar
-        params: trainable parameters by role: `student`, `fusion`, `terms`, ...
-        state: values that are not trained, by role: running statistics, banks, adaptive coefficients
-        opt_state: the optimisers' state
-        key: the run's PRNG key; step n draws from `fold_in(key, n)`, so that a resumed run repeats the same draws
+        step: number of finished steps, int32 scalar
+        params: trained parameters by role (top-level key): `student`, `fusion`, `terms` (params of loss terms), ...
+        state: values that no gradient trains, also by role: running statistics, memory banks, adaptive weights
+        opt_state: state of the optimisers
+        key: PRNG key of the run; step n draws from `fold_in(key, n)`, so that a resumed run repeats the same draws
     """
 
     step: Array
@@ -223,7 +230,7 @@ class TrainState:
 
 
 class Variables(NamedTuple):
-    """The parameters and the state of a model. A step receives frozen teachers in this form."""
+    """The parameters and the state (values that no gradient trains) of one model, such as a frozen teacher."""
 
     params: Params
     state: State

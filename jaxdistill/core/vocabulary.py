@@ -6,9 +6,9 @@ import numpy as np
 
 
 class SharedVocabulary(NamedTuple):
-    """Pairs of token ids with the same text: `student[i]` and `teacher[i]` are one token.
+    """The tokens that the vocabularies of student and teacher share, as pairs of token ids.
 
-    student, teacher: `[tokens]`, every id at most once
+    student, teacher: `[shared tokens]`; `student[i]` and `teacher[i]` are the ids of the same token; no id occurs twice
     """
 
     student: np.ndarray

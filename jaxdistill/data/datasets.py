@@ -1,7 +1,7 @@
 """Open a data set by the name in a config: any name of TensorFlow Datasets, or a data set that the user registered.
 
 TensorFlow Datasets can prepare and read data without TensorFlow, as long as the files are ArrayRecord and nobody
-requests a `tf.data.Dataset`. It takes a second to import, so it is imported on first use.
+requests a `tf.data.Dataset`. Importing TensorFlow Datasets takes a second, so it is imported on first use.
 """
 
 import contextlib
@@ -28,11 +28,16 @@ LATE_GROUPS = ("structured", "summarization", "text", "text_simplification", "tr
 
 
 def check_name(name: str, folder: str | Path, path: str = "data.name") -> None:
-    """Check the name of a data set without network, so that a misspelt name fails before anything compiles.
+    """Check without network that the name of a data set is known, so that a misspelt name fails before compilation.
+
+    Args:
+        name: the name, which may have a configuration, a version or arguments, such as `glue/sst2`.
+        folder: folder in which TensorFlow Datasets keeps prepared data sets.
+        path: key of the name in the config, for the error message.
 
     Raises:
-        ConfigError: the name is neither registered, nor shipped, nor prepared in the folder, nor known to TensorFlow
-            Datasets.
+        ConfigError: the name is neither in `registry.datasets`, nor shipped with this library, nor prepared in the
+            folder, nor known to TensorFlow Datasets.
     """
     base = _base(name)
     if base in datasets:
@@ -50,17 +55,20 @@ def check_name(name: str, folder: str | Path, path: str = "data.name") -> None:
 
 
 def open_records(name: str, split: str, folder: str | Path, path: str, key: str, tokens: str = "") -> Records:
-    """Open one split of a data set, which is prepared in the folder first if necessary.
+    """Open the examples (records) of one split; if necessary, download and prepare the data set first.
 
     Args:
-        name: a name of TensorFlow Datasets (`mnist5k`, `cifar100`, `mnist:3.0.1`), or the spec string of a factory in
-            `registry.datasets`, such as `my_data(size=3)`. The factory is called with `split=` and returns a source
-            for `Records`, which may have an attribute `classes`.
-        split: `train`, or a slice like `train[:80%]`.
-        folder: where TensorFlow Datasets keeps prepared data.
-        path: the config's section, for error messages: a wrong name is reported at `<path>.name`,
-        key: and a wrong split at `<path>.<key>`.
-        tokens: the spec of a tokenization, for text; empty: records are not tokenised.
+        name: a name of TensorFlow Datasets (`mnist5k`, `cifar100`, `mnist:3.0.1`), or a data set in `registry.datasets`
+            with arguments, such as `my_data(size=3)`. The function registered there is called with the arguments and
+            `split=`. It returns a sequence of examples, which are dicts; an attribute `classes` of the sequence, if it
+            exists, is the number of classes.
+        split: a split such as `train`, or a slice like `train[:80%]`.
+        folder: folder in which TensorFlow Datasets keeps prepared data sets.
+        path: section of the config that names the data set, such as `data`. An error in the name is reported at the key
+            `<path>.name`.
+        key: key of the split in this section. An error in the split is reported at the key `<path>.<key>`.
+        tokens: spec string of the tokenization, such as `documents(tokenizer='FOLDER', length=128)`; empty: texts are
+            not tokenised.
 
     Raises:
         ConfigError: the name, split, tokenizer or text field does not exist, or preparation failed.
@@ -76,9 +84,19 @@ def open_records(name: str, split: str, folder: str | Path, path: str, key: str,
 
 
 def content_hash(name: str, split: str, folder: str | Path, path: str, key: str) -> str:
-    """Return a hash that changes if the data set is prepared again or if the code that makes its records changes.
+    """Return a hash of the content of a data set, so that a cache computed from the data set can detect a change.
 
-    Arguments and errors are those of `open_records`.
+    For a data set of TensorFlow Datasets, the metadata files are hashed; the data set is prepared first if necessary.
+    For a data set in `registry.datasets`, whose examples are made by a function, all examples of the split are hashed.
+
+    Args:
+        name: name of the data set, see `open_records`.
+        split: split of the data set.
+        folder: folder in which TensorFlow Datasets keeps prepared data sets.
+        path, key: section and key of the split in the config, for error messages.
+
+    Raises:
+        ConfigError: the name or split does not exist, or preparation failed.
     """
     folder = Path(folder).expanduser()
     return _content_hash(name, folder, lambda: _open_untokenised(name, split, folder, path, key))
@@ -91,7 +109,7 @@ def _content_hash(name: str, folder: Path, open_plain: Callable[[], Records]) ->
 
 
 def _open_untokenised(name: str, split: str, folder: Path, path: str, key: str) -> Records:
-    """Open the records as the data set holds them."""
+    """Open the records of a split with the fields of the data set: texts are not tokenised."""
     name_path = f"{path}.name"
     check_name(name, folder, name_path)
     if _base(name) in datasets:
@@ -108,7 +126,7 @@ def _open_untokenised(name: str, split: str, folder: Path, path: str, key: str) 
 
 
 def _registered_source(name: str, split: str, section: str, key: str) -> Any:
-    """Call the user's factory and check the source that it returns."""
+    """Call the factory of a registered data set, and check the source (the sequence of records) that it returns."""
     path = f"{section}.name"
     spec = parse(name, path)
     try:
@@ -157,7 +175,11 @@ def _one_line(error: Exception) -> str:
 
 
 def prepared_hash(name: str, folder: Path) -> str:
-    """Return a hash of the metadata of a prepared data set; empty if it is registered or not prepared."""
+    """Return a hash of the metadata files of a prepared data set; empty if the data set is not prepared.
+
+    A data set is prepared if TensorFlow Datasets has written it to `folder`. A data set in `registry.datasets` is never
+    prepared, because a function makes its examples in every run.
+    """
     if _base(name) in datasets:
         return ""
     files = sorted((folder / name.partition(":")[0]).glob("**/dataset_info.json"))
@@ -165,13 +187,13 @@ def prepared_hash(name: str, folder: Path) -> str:
 
 
 def _prepared_names(folder: Path) -> set[str]:
-    """Return the data sets in the folder, prepared as `name/version` or `name/config/version`."""
+    """Return the names of the data sets that are prepared in a folder, as `name/version` or `name/config/version`."""
     files = (file for depth in ("*/*", "*/*/*") for file in folder.glob(f"{depth}/dataset_info.json"))
     return {file.relative_to(folder).parts[0] for file in files}
 
 
 def _tfds(base: str) -> ModuleType:
-    """Import TensorFlow Datasets and register the builder of a name, if there is one."""
+    """Import TensorFlow Datasets, and the module that registers the builder of the data set `base`."""
     import tensorflow_datasets as tfds
 
     if base in BUILDERS:
@@ -184,5 +206,5 @@ def _tfds(base: str) -> ModuleType:
 
 
 def _base(name: str) -> str:
-    """Return the bare name: `my_data` for my_data(size=3), `glue` for glue/sst2, `mnist` for mnist:3.0.1."""
+    """Return the bare name of a data set: `my_data` for my_data(size=3), `glue` for glue/sst2 or glue:2.0.0."""
     return re.split(r"[(/:]", name)[0].strip()

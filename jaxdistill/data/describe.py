@@ -22,12 +22,13 @@ INSPECTED = 32  # records that are read: enough to see whether images have one s
 
 
 class Description(NamedTuple):
-    """The shapes and sizes of a split.
+    """The number of examples in a split of a data set, and the shapes, classes and vocabulary of the examples.
 
-    records: number of records
-    fields: shape and dtype of one record's arrays, by name; -1 for a size that differs between records, as in images
-    classes: number of labels; None if the data set does not define it
-    vocabulary: number of tokens; None if no text was tokenised
+    records: number of examples
+    fields: shape and dtype of one example's array, for each field other than text; -1 stands for a size that differs
+        between examples, such as the height of images
+    classes: number of classes of the labels; None if the data set does not define it
+    vocabulary: vocabulary size of the tokenizer; None if texts are not tokenised
     """
 
     records: int
@@ -37,9 +38,22 @@ class Description(NamedTuple):
 
 
 def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: str = "") -> Description:
-    """Describe a split, from the description file if it exists.
+    """Return the number of examples in a split, and their shapes, number of classes and vocabulary size.
 
-    Arguments and errors are those of `open_records`.
+    A description file in `folder` is read if it exists. Otherwise the data set is opened, which takes seconds, and the
+    file is written. There is no file for a data set in `registry.datasets`, because the code that makes the data may
+    change, nor for tokenised texts, because these open quickly.
+
+    Args:
+        name: name of the data set, such as `mnist5k`.
+        split: split of the data set, such as `train[:80%]`.
+        folder: folder in which TensorFlow Datasets keeps prepared data sets.
+        path, key: section and key of the split in the config, such as `data` and `train`, for error messages.
+        tokens: spec string of the tokenization, such as `documents(tokenizer='FOLDER', length=128)`; empty: texts are
+            not tokenised.
+
+    Raises:
+        ConfigError: the name, split, tokenizer or text field does not exist, or preparation failed.
     """
     if tokens:  # tokenised records are memory-mapped arrays, which are opened as quickly as a description
         return _inspect(open_records(name, split, folder, path, key, tokens))
@@ -67,6 +81,7 @@ def _description_file(name: str, split: str, folder: Path) -> Path:
 
 
 def _inspect(records: Records) -> Description:
+    """Describe records by reading the first `INSPECTED` of them."""
     index = np.arange(min(INSPECTED, len(records)))
     batch = gather(records, index, np.ones(len(index), np.float32))
     shapes = {field: _shape(column) for field, column in batch.items()}

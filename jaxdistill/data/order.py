@@ -1,4 +1,4 @@
-"""The order of training records if they are not shuffled in every epoch: tasks, one after the other.
+"""Orders of the training records (examples) other than a shuffle in every epoch: tasks, one after the other.
 
 An order is a pure function of a field of the records and of the batch number, so there is no state to save.
 """
@@ -12,11 +12,12 @@ from jaxdistill.data.stream import Phases
 
 
 class Order(NamedTuple):
-    """The phases of a run, each with its own records.
+    """A rule that divides a run into phases, each of which trains on some of the examples of the data set.
 
-    groups: values of the field in the records of each phase
-    steps: batches per phase; the last phase does not end
-    field: the field of the records that is compared with the groups
+    groups: one tuple per phase: the phase trains on the examples whose `field` has one of these values, such as
+        classes; ((0, 1), (2, 3)) is two phases
+    steps: batches per phase; the last phase continues to the end of the run
+    field: name of the field whose value decides to which phases an example belongs, such as `label`
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -24,14 +25,14 @@ class Order(NamedTuple):
     field: str
 
     def phases(self, values: np.ndarray, numbers: np.ndarray) -> Phases:
-        """Return the records of each phase.
+        """Return, for each phase of the run, the numbers of the examples (records) that the phase trains on.
 
         Args:
-            values: the field of all records, `[records]`.
-            numbers: of the records to draw from, rising.
+            values: the value of the field `self.field` of every example, `[records]`.
+            numbers: sorted numbers of the examples that the run may use.
 
         Raises:
-            ValueError: a phase has no records.
+            ValueError: a phase has no examples.
         """
         pools = tuple(numbers[np.isin(values[numbers], group)] for group in self.groups)
         for group, pool in zip(self.groups, pools, strict=True):
@@ -42,12 +43,13 @@ class Order(NamedTuple):
 
 @orders.register
 def tasks(groups: tuple[tuple[int, ...], ...], steps: int, field: str = "label") -> Order:
-    """Learn tasks one after the other without repeating them, such as classes or domains in continual learning.
+    """Train on tasks (sets of classes or domains) one after the other, each task once, as in continual learning.
 
     Args:
-        groups: the classes of each task, such as ((0, 1), (2, 3)); a class may be in several.
+        groups: the classes of each task, such as ((0, 1), (2, 3)); a class may be in several tasks.
         steps: batches per task; the last task continues to the end of the run.
-        field: the field that defines tasks: `label`, or another field of whole numbers.
+        field: the field of the examples that holds the class, by default `label`; any field of integers is possible,
+            such as a domain.
 
     Raises:
         ValueError: there are no tasks, a task is empty, or `steps` is below 1.

@@ -1,6 +1,7 @@
-"""The data of a run: the records of each stream, the transforms that make batches of them, and the batch shapes.
+"""The data of a run: records, transforms and batch shapes of each stream, a named source of batches.
 
-Nothing is read until it is needed: descriptions are read from a file next to the prepared data, records by `open`.
+Nothing is read until it is needed: the shapes and sizes of the records come from a file next to the prepared data, and
+the records themselves are read by `Pipeline.open`.
 """
 
 from collections.abc import Mapping
@@ -27,13 +28,14 @@ TEST = "test"  # the key of the test records in `with_test`
 
 
 class Stream(NamedTuple):
-    """A split of the data set and the settings of its batches.
+    """A named source of batches: a split of the data set, with the batch size and the transforms.
 
-    split: such as "train[:80%]"
-    path, key: the config path of the split, for error messages: `path.key`
-    batch_size: rows of the global batch
-    augment: the spec strings of the transforms
-    transforms: applied to every batch, in order
+    split: the split, such as "train[:80%]"
+    path, key: section and key of the split in the config, such as `data` and `train`, for error messages
+    batch_size: number of examples in the global batch
+    augment: spec strings of the configured transforms, such as "shift(pixels=2)"
+    transforms: the transforms to apply to every batch, in order; for evaluation, only those of `augment` that are not
+        random
     """
 
     split: str
@@ -44,25 +46,29 @@ class Stream(NamedTuple):
     transforms: tuple[Transform, ...]
 
     @property
-    def draws(self) -> bool:
-        """Return whether augmentation is random, so that epochs differ."""
+    def is_random(self) -> bool:
+        """Return True if a transform of the stream is random, so that the inputs differ from epoch to epoch."""
         return any(transform.draws for transform in self.transforms)
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The data of a run or of one of its stages.
+    """The data of a run, or of one training within the run: that of a teacher or of the student.
+
+    A stream is a named source of batches. A spec string is the name of a registered function with its arguments, such
+    as "random(share=0.1)".
 
     Args:
-        name: a name of TensorFlow Datasets, or the spec of a registered data set
-        folder: the folder of prepared data
-        tokens: the spec of the tokenization; empty: no text
-        seed: of order, augmentation and selection
-        streams: the streams that a step may read, by name; `train` comes first
-        test: the records that models are evaluated on, without random transforms
-        select: the spec of the selection of training records; empty: all
-        order: the spec of the order of training records; empty: shuffled in every epoch
-        reused_descriptions: descriptions of the streams, if another stage has them
+        name: name of the data set in TensorFlow Datasets, or spec string of a registered data set
+        folder: folder in which TensorFlow Datasets keeps prepared data sets
+        tokens: spec string of the tokenization; empty: texts are not tokenised
+        seed: random seed of order, augmentation and selection
+        streams: the streams that a training step may read, by name; `train` comes first
+        test: the stream of the examples that models are evaluated on, without random transforms
+        select: spec string of the rule that selects training examples; empty: all examples are used
+        order: spec string of the order of training examples; empty: they are shuffled in every epoch
+        reused_descriptions: the descriptions (sizes and shapes) of the streams, if they are known already; None:
+            describe the streams on first use
     """
 
     name: str
@@ -77,83 +83,89 @@ class Pipeline:
 
     @cached_property
     def tokenization(self) -> Tokenization | None:
-        """Build the tokenization; None without text."""
+        """Return the rule that converts texts to arrays of tokens; None if texts are not tokenised."""
         return registry.tokenizations.build(self.tokens, "data.tokens") if self.tokens else None
 
     @cached_property
     def selection(self) -> Selection | None:
-        """Build the selection of training records; None: all are used."""
+        """Return the rule that selects the training examples; None if all examples are used."""
         return registry.selections.build(self.select, "data.select") if self.select else None
 
     @cached_property
     def ordering(self) -> Order | None:
-        """Build the order of training records; None: shuffled in every epoch."""
+        """Return the rule that orders the training examples; None if the examples are shuffled in every epoch."""
         return registry.orders.build(self.order, "data.order") if self.order else None
 
     @cached_property
     def descriptions(self) -> dict[str, Description]:
-        """Describe the records of each stream, without reading them."""
+        """Return the number and the shapes of the examples of each stream (named source of batches), by stream name."""
         return dict(self.reused_descriptions or {name: self.describe(stream) for name, stream in self.streams.items()})
 
     @cached_property
     def test_description(self) -> Description:
-        """Describe the test records, without reading them."""
+        """Return the number and the shapes of the examples that models are evaluated on."""
         return self.describe(self.test)
 
     @property
     def classes(self) -> int | None:
-        """Return the number of labels; None if the data set does not define it."""
+        """Return the number of classes of the labels; None if the data set does not define it."""
         return self.descriptions["train"].classes
 
     @property
     def vocabulary(self) -> int | None:
-        """Return the number of tokens of the tokenizer; None without text."""
+        """Return the vocabulary size of the tokenizer; None if texts are not tokenised."""
         return self.descriptions["train"].vocabulary
 
     @property
     def with_test(self) -> dict[str, Stream]:
-        """Return all streams of the run, and the test records under `TEST`."""
+        """Return all streams (named sources of batches) by name, and the evaluation data under the name `TEST`."""
         return {**self.streams, TEST: self.test}
 
     def describe(self, stream: Stream) -> Description:
-        """Describe the records of a stream, without reading them.
+        """Return the number and the shapes of the examples of a stream (named source of batches).
+
+        They are read from a description file if it exists; see the function `describe`.
 
         Raises:
-            ConfigError: the records do not exist or cannot be prepared.
+            ConfigError: the examples do not exist or cannot be prepared.
         """
         return describe(self.name, stream.split, self.folder, stream.path, stream.key, self.tokens)
 
     def open(self, stream: Stream, tokens: bool = True) -> Records:
-        """Open the records of a stream.
+        """Open the examples (records) of a stream (named source of batches), for random access by number.
 
         Args:
             stream: a stream of this pipeline.
-            tokens: if true, texts are tokenised; otherwise records are returned as the data set holds them.
+            tokens: if true, texts are tokenised; otherwise the examples keep the fields of the data set.
 
         Raises:
-            ConfigError: the records do not exist or cannot be prepared.
+            ConfigError: the examples do not exist or cannot be prepared.
         """
         spec = self.tokens if tokens else ""
         return open_records(self.name, stream.split, self.folder, stream.path, stream.key, spec)
 
     def identity(self, stream: Stream) -> dict[str, str]:
-        """Identify the records of a stream: names, and hashes of the data set's content and of the tokenizers."""
+        """Return what identifies the examples of a stream, so that a cache of results can detect a change of the data.
+
+        The result has the name of the data set, the tokenization and the split, a hash of the content of the data set,
+        and a hash of the tokenizer files if texts are tokenised.
+        """
         contents = content_hash(self.name, stream.split, self.folder, stream.path, stream.key)
         names = {"name": self.name, "tokens": self.tokens, "split": stream.split}
         words = {"words": tokenizer_hash(self.tokenization)} if self.tokenization else {}
         return {**names, "contents": contents, **words}
 
-    def training_records(self) -> int:
-        """Return the number of training records after the selection."""
+    def count_training_records(self) -> int:
+        """Return the number of examples that the run trains on: all, or those that the selection keeps."""
         records = self.descriptions["train"].records
         return self.selection.count(records) if self.selection else records
 
     @cached_property
     def shapes(self) -> dict[str, Shapes]:
-        """Return the shapes of the global batch of each stream, after its transforms.
+        """Return the shapes and dtypes of a global batch after the transforms, by stream (named source of batches).
 
         Raises:
-            ConfigError: images differ in size, and no transform resizes them.
+            ConfigError: the images differ in size, and no transform resizes them.
         """
         return {name: self._shapes(stream, self.descriptions[name]) for name, stream in self.streams.items()}
 
@@ -167,7 +179,10 @@ class Pipeline:
 
 
 def _two_records(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Return two zero records; sizes that vary in the data set (-1) are 8 in the first and 9 in the second."""
+    """Return zeros as one field of two records (examples), `[2, *shape]`, to find the shapes of transformed batches.
+
+    A size of -1 varies in the data set: it is 8 in the first record and 9 in the second, in an object array `[2]`.
+    """
     if -1 not in shape:
         return np.zeros((2, *shape), dtype)
     pair = (np.zeros([varying if size < 0 else size for size in shape], dtype) for varying in (8, 9))

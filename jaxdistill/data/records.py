@@ -1,4 +1,4 @@
-"""Random access to the records of a split, many records at a time."""
+"""Random access to the records (examples) of a split, many records at a time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,17 +9,17 @@ IN_MEMORY = 2**30  # bytes; smaller sets are decoded once, because decoding in e
 
 
 class Records:
-    """The records of one split, accessed by number.
+    """The examples (records) of one split of a data set, accessed by number.
 
     Args:
-        source: random access to records: `len(source)` and `source[i]`, a dict of arrays, numbers or text; also
-            `source.__getitems__([i, ...])` if reading many at once is faster. Alternatively the fields as stacked
-            arrays, `{field: [records, ...]}`, which may be memory-mapped.
-        classes: number of labels; None if the data set does not define it.
-        vocabulary: number of tokens; None if no text was tokenised.
+        source: a sequence of examples, each a dict of arrays, numbers or texts; or one dict of arrays that stack the
+            examples, `{field: [records, ...]}`, which may be memory-mapped. If a sequence has the method
+            `__getitems__([i, ...])`, it is used to read several examples at once.
+        classes: number of classes of the labels; None if the data set does not define it.
+        vocabulary: vocabulary size of the tokenizer; None if texts are not tokenised.
 
     Attributes:
-        in_memory: whether all records are decoded already.
+        in_memory: True if all examples are decoded already, as for small data sets and for stacked arrays.
     """
 
     def __init__(self, source: Any, classes: int | None, vocabulary: int | None = None):
@@ -37,9 +37,9 @@ class Records:
         return self._length
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the records with the numbers `indices` `[rows]`, stacked: `{field: [rows, ...]}`.
+        """Return the examples with the numbers `indices` `[rows]`, stacked: `{field: [rows, ...]}`.
 
-        Text, and arrays whose shape differs from record to record, are returned as object arrays `[rows]`.
+        Texts, and arrays whose shapes differ between examples, are returned as arrays of Python objects, `[rows]`.
         """
         if self.in_memory:
             return {field: column[indices] for field, column in self._columns.items()}

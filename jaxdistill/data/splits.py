@@ -1,4 +1,4 @@
-"""Check from the names of two splits whether they share records."""
+"""Check from the names of two splits whether they have records (examples of the data set) in common."""
 
 import itertools
 import re
@@ -8,13 +8,14 @@ SLICE = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
 def share_records(one: str, other: str, size: Callable[[str], int]) -> bool:
-    """Return whether two splits, such as `train[:80%]` and `train[70%:]`, have a record in common.
+    """Return True if two splits of a data set, such as `train[:80%]` and `train[70%:]`, have an example in common.
 
-    Names that are not slices share records if they are equal.
+    If one of the splits does not have the syntax below, the result is True only if the two strings are equal.
 
     Args:
-        one, other: in the syntax of TensorFlow Datasets: names, slices in records or percent, and sums of these.
-        size: returns the number of records of a whole split, such as `train`.
+        one, other: the splits, in the syntax of TensorFlow Datasets: a name such as `train`; a slice in examples or
+            percent, such as `train[100:]`; or a sum, such as `train[:10%]+test`.
+        size: function that returns the number of examples in a whole split, given the name of the split.
     """
     parts = [[SLICE.fullmatch(part.strip()) for part in split.split("+")] for split in (one, other)]
     if not all(part for split in parts for part in split):
@@ -28,7 +29,12 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _range(part: re.Match[str], size: int) -> tuple[int, int]:
-    """Return the first record of a slice, and the one after the last."""
+    """Return the number of the first record of a slice, and the number after that of its last record.
+
+    Args:
+        part: match of `SLICE`, such as that of `train[:80%]`.
+        size: number of records of the whole split.
+    """
 
     def position(text: str | None, default: int) -> int:
         if text is None:

@@ -1,6 +1,8 @@
-"""Store arrays of many rows on disk as checksummed ArrayRecord shards. An interrupted write can be resumed.
+"""Store a table of arrays on disk, such as cached teacher outputs, as ArrayRecord shards with checksums.
 
-    FOLDER/manifest.json            the layout of a row, the number of rows, and metadata of the writer
+A row of the table holds one array for each field. An interrupted write can be resumed.
+
+    FOLDER/manifest.json            shapes and dtypes of a row's arrays, the number of rows, and metadata of the writer
     FOLDER/<number>.array_record    a shard; renamed into place when complete
     FOLDER/<number>.json            the SHA-256 of the shard, written after it
 
@@ -20,16 +22,17 @@ Fields = Mapping[str, tuple[tuple[int, ...], str]]  # shape and dtype of one row
 
 
 class StoreError(RuntimeError):
-    """A store that cannot be used; the message names the file and what is wrong with it."""
+    """An error in a store (a table of arrays on disk); the message names the file or folder and the problem."""
 
 
 class Manifest(NamedTuple):
-    """The description of a store.
+    """The description of a store, which is a table of arrays on disk, written as several files (shards).
 
-    rows: number of rows
-    shard: rows per shard
-    fields: shape and dtype of one row's arrays
-    about: metadata of the writer; a reader compares it with what it needs
+    rows: number of rows of the table
+    shard: number of rows per shard
+    fields: shape and dtype of one row's array in each field, by the name of the field
+    about: metadata that the writer adds, such as the hash of the teacher's weights; a reader compares them with the
+        metadata that it expects
     """
 
     rows: int
@@ -39,10 +42,10 @@ class Manifest(NamedTuple):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Create a store, or check that an existing one has the same manifest.
+    """Write the description of a new store (a table of arrays on disk), or compare it with that of an existing store.
 
     Raises:
-        StoreError: the existing store has another manifest.
+        StoreError: the existing store has another description.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "manifest.json").exists():
@@ -53,10 +56,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a store.
+    """Read the description of a store, which is a table of arrays on disk.
 
     Raises:
-        StoreError: there is none, or it is damaged.
+        StoreError: the folder has no description file, or a damaged one.
     """
     file = folder / "manifest.json"
     try:
@@ -70,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def missing_shards(folder: Path, manifest: Manifest) -> list[tuple[int, slice]]:
-    """Return the shards that are not written yet: (number, its rows)."""
+    """Return the shards (files) of a store that are not written yet: pairs (shard number, slice of its rows)."""
     firsts = enumerate(range(0, manifest.rows, manifest.shard))
     shards = [(number, slice(first, min(first + manifest.shard, manifest.rows))) for number, first in firsts]
     return [(number, rows) for number, rows in shards if not _checksum_file(folder, number).exists()]
@@ -81,12 +84,12 @@ def _shard_numbers(manifest: Manifest) -> range:
 
 
 def write_shard(folder: Path, number: int, columns: Mapping[str, np.ndarray]) -> None:
-    """Write one shard and its checksum atomically: an interrupted write leaves no shard.
+    """Write one shard (file) of a store, then its checksum; a shard without checksum counts as missing.
 
     Args:
-        folder: of the store.
-        number: of the shard.
-        columns: `{field: [rows, ...]}`.
+        folder: folder of the store.
+        number: number of the shard, from 0.
+        columns: the arrays of the shard's rows, `{field: [rows, ...]}`.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -120,10 +123,10 @@ def _write_atomically(file: Path, content: bytes) -> None:
 
 
 def check(folder: Path) -> Manifest:
-    """Check that every shard exists and has its checksum; return the manifest.
+    """Check that all shards (files) of a store exist and match their checksums; return the description of the store.
 
     Raises:
-        StoreError: a shard is missing or damaged; the message names it.
+        StoreError: a shard is missing or damaged.
     """
     manifest = read_manifest(folder)
     missing, total = missing_shards(folder, manifest), len(_shard_numbers(manifest))
@@ -138,10 +141,13 @@ def check(folder: Path) -> Manifest:
 
 
 class Store:
-    """The rows of a store, accessed by number.
+    """The rows of a store (a table of arrays on disk), accessed by number: `store[i]` is `{field: array}`.
+
+    Args:
+        folder: folder of the store.
 
     Raises:
-        StoreError: a shard is missing or damaged.
+        StoreError: a shard (file) of the store is missing or damaged.
     """
 
     def __init__(self, folder: Path):
@@ -170,7 +176,13 @@ class Store:
 
 
 def differences(written: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> list[str]:
-    """Describe the differences between the metadata of a store and the metadata that is needed, one text each."""
+    """List the differences between the metadata of a store and the metadata that a reader expects, as texts.
+
+    Args:
+        written: metadata of the store, a dict that may be nested.
+        wanted: metadata that the reader expects.
+        path: text before each key in the result, such as "data." for the nested dict `data`.
+    """
     texts = []
     for key in sorted({*written, *wanted}):
         old, new = written.get(key), wanted.get(key)

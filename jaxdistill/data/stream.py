@@ -1,8 +1,9 @@
-"""Batches of a run. A batch is a pure function of (seed, batch number), so the only state to save is the number.
+"""Make the training and evaluation batches of a run.
 
-Grain keeps the number, prefetches batches in a thread and resumes. All random numbers come from Philox, a
-counter-based generator: any batch can be drawn without the batches before it, and numpy guarantees that its raw bits
-never change.
+A training batch is a pure function of (seed, batch number), so the only iterator state to save is the batch number.
+Grain keeps the batch number, prefetches batches in threads and resumes. All random numbers come from NumPy's
+counter-based generator Philox: any batch can be drawn without the batches before it, and NumPy guarantees that the raw
+bits of Philox never change.
 """
 
 import functools
@@ -20,16 +21,18 @@ if TYPE_CHECKING:
     import grain
 
 Batch = dict[str, np.ndarray]
-Rows = slice | np.ndarray  # of a global batch: a range, or row numbers
+RowNumbers = slice | np.ndarray  # rows (examples) of a global batch: a range, or their numbers
 DTYPES_32_BIT = {np.dtype("int64"): np.dtype("int32"), np.dtype("float64"): np.dtype("float32")}
 ORDER, AUGMENTATION, SELECTION = 0, 1, 2  # purposes of random numbers: their sequences start 2^192 draws apart
 
 
 class Transform(NamedTuple):
-    """A transform of batches, applied on the host.
+    """A transform of batches, such as an augmentation, applied on the host before a batch is moved to the devices.
 
-    draws: random numbers needed per row; with 0 the transform is applied in evaluation too
-    apply: `(batch, uniforms) -> batch`, uniforms `[rows, draws]` in [0, 1); pure, does not modify its input
+    draws: random numbers that the transform needs per example; a transform with 0 is deterministic, and evaluation
+        applies it too
+    apply: `(batch, uniforms) -> batch`, a pure function that does not modify its arguments; `uniforms` `[rows, draws]`
+        holds random numbers in [0, 1), one row for each example of the batch
     """
 
     draws: int
@@ -37,28 +40,51 @@ class Transform(NamedTuple):
 
 
 def random_words(seed: int, number: int, purpose: int, count: int) -> np.ndarray:
-    """Return random 64-bit words, `[count]`."""
+    """Return random 64-bit words from the counter-based generator Philox, `[count]` uint64.
+
+    Args:
+        seed: random seed, the first half of the generator's key.
+        number: number of the batch or epoch that the words are for, the second half of the generator's key.
+        purpose: `ORDER`, `AUGMENTATION` or `SELECTION`; each purpose has its own sequence of words.
+        count: number of words.
+    """
     key = np.array([seed, number], np.uint64)
     return np.random.Philox(key=key, counter=[0, 0, 0, purpose]).random_raw(count)
 
 
 @functools.lru_cache(maxsize=4)  # a batch may span two epochs, and threads prefetch
 def permutation(seed: int, epoch: int, records: int) -> np.ndarray:
-    """Return the order of the records in an epoch, `[records]`. The array is cached: never write to it."""
+    """Return the random order in which an epoch visits the examples of the data set: their numbers, `[records]`.
+
+    The array is cached and shared by all callers, so do not modify it.
+
+    Args:
+        seed: random seed.
+        epoch: number of the epoch.
+        records: number of examples.
+    """
     return np.argsort(random_words(seed, epoch, ORDER, records), kind="stable")
 
 
 def uniforms(seed: int, number: int, rows: int, draws: int) -> np.ndarray:
-    """Return the random numbers of a batch, `[rows, draws]` in [0, 1)."""
+    """Return the uniform random numbers for the transforms of one batch, `[rows, draws]` in [0, 1).
+
+    Args:
+        seed: random seed.
+        number: number of the batch.
+        rows: number of examples in the batch.
+        draws: random numbers per example.
+    """
     return (random_words(seed, number, AUGMENTATION, rows * draws) >> 11).reshape(rows, draws) * 2.0**-53
 
 
 class StoredFields(NamedTuple):
-    """Fields that were computed before the run and are added to its batches, such as outputs of a cached teacher.
+    """Arrays that were computed before a run and are added to its batches as fields, such as cached teacher outputs.
 
-    records: the stored entries
-    by_row: if true, row r of the run takes entry r, because the entries depend on random augmentation; otherwise a
-        record takes the entry with its number
+    records: the stored arrays, accessed by number
+    by_row: if false, array i belongs to example i of the data set; if true, to the i-th example in the order of
+        training, counted over all epochs. The latter is needed for arrays that were computed from randomly augmented
+        inputs, which differ from epoch to epoch
     """
 
     records: Records
@@ -66,10 +92,10 @@ class StoredFields(NamedTuple):
 
 
 class Phases(NamedTuple):
-    """Pools of records that a run learns from one after the other.
+    """The examples of the data set that a run trains on in each of its phases, which follow one another.
 
-    pools: record numbers of each phase
-    steps: batches per phase; the last phase does not end
+    pools: for each phase, the numbers of its examples
+    steps: batches per phase; the last phase continues to the end of the run
     """
 
     pools: tuple[np.ndarray, ...]
@@ -77,24 +103,26 @@ class Phases(NamedTuple):
 
 
 class Batches:
-    """The batches of a run as a random-access source for Grain: item i is batch i, `{field: [rows, ...]}`.
+    """The training batches of a run as a random-access source for Grain: item i is batch i, `{field: [rows, ...]}`.
 
-    Row r of the run is record `chosen[permutation(epoch r // n)[r % n]]`. Every batch is therefore full, and an epoch
-    may end inside a batch. Each phase has its own `chosen`, and counts its rows and epochs from its first batch.
+    A row is an example of a batch, and a record is an example of the data set. Rows are numbered through the whole run:
+    row r is record `chosen[permutation(seed, r // n, n)[r % n]]`, where n is the length of `chosen`. Every batch is
+    therefore full, and an epoch may end inside a batch. In a run with phases, each phase has its own `chosen`, and rows
+    and epochs are counted from the first batch of the phase.
 
-    A batch has the fields of the records, `mask` (float32 ones) and `index` (int32, the record's number). Masks among
-    the records' fields, such as a token mask, are kept. 64-bit numbers are converted to 32 bits.
+    A batch has all fields of the records except texts. Two fields are added: `index` (int32, the record number of each
+    row), and `mask` (float32 ones) if the records have no mask of their own, such as a token mask. 64-bit numbers are
+    converted to 32 bits.
 
     Args:
         records: the records to draw from.
-        batch_size: rows of the global batch.
-        seed: 0 or more.
-        transforms: applied in order. Random numbers are drawn for all rows of the global batch, so that its content
-            does not depend on the number of processes.
-        rows: the rows of the global batch that this process needs.
-        stored: fields to add, computed before the run for these records or rows.
-        chosen: numbers of the records to draw from, rising, or phases of them; None: all records. `index` and `stored`
-            refer to the original numbers.
+        batch_size: number of rows in the global batch.
+        seed: random seed of order and augmentation, 0 or more.
+        transforms: transforms of the batches, in order. Random numbers are drawn for all rows of the global batch, so
+            that the content of a batch does not depend on the number of processes.
+        rows: the rows of the global batch to return, which are those that this process needs.
+        stored: arrays that were computed before the run and are added as fields.
+        chosen: sorted numbers of the records to draw from, or phases with such numbers; None: all records.
     """
 
     def __init__(
@@ -104,7 +132,7 @@ class Batches:
         batch_size: int,
         seed: int,
         transforms: Sequence[Transform],
-        rows: Rows,
+        rows: RowNumbers,
         stored: Sequence[StoredFields] = (),
         chosen: np.ndarray | Phases | None = None,
     ) -> None:
@@ -127,7 +155,12 @@ class Batches:
         return batch
 
     def _record_numbers(self, run_rows: np.ndarray, phase: int) -> np.ndarray:
-        """Return the record numbers of these rows of the run, `[rows]`; all rows are in one phase."""
+        """Return the number of the record that each row of the run holds, `[rows]`.
+
+        Args:
+            run_rows: row numbers, counted from the start of the run.
+            phase: number of the phase that all these rows belong to.
+        """
         pool = self.phases.pools[phase]
         first_row = phase * self.phases.steps * self.batch_size if phase else 0
         epochs, places = np.divmod(run_rows - first_row, len(pool))
@@ -142,11 +175,24 @@ def train_stream(
     batch_size: int,
     seed: int,
     transforms: Sequence[Transform],
-    rows: Rows,
+    rows: RowNumbers,
     stored: Sequence[StoredFields] = (),
     chosen: np.ndarray | Phases | None = None,
 ) -> "grain.DatasetIterator[Batch]":
-    """Return `Batches` as an endless prefetching iterator; `get_state()` and `set_state(state)` resume it exactly."""
+    """Return the training batches of a run as an endless Grain iterator that prefetches.
+
+    `get_state()` and `set_state(state)` of the iterator save and resume it exactly. See `Batches` for the content of a
+    batch.
+
+    Args:
+        records: the examples of the data set.
+        batch_size: number of examples in the global batch.
+        seed: random seed of order and augmentation, 0 or more.
+        transforms: transforms of the batches, in order.
+        rows: the rows (examples) of the global batch to return, which are those that this process needs.
+        stored: arrays that were computed before the run and are added as fields.
+        chosen: sorted numbers of the examples to train on, or phases with such numbers; None: all examples.
+    """
     import grain
 
     draw: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "transforms": transforms}
@@ -162,14 +208,24 @@ def evaluation_batches(
     records: Records,
     *,
     batch_size: int,
-    rows: Rows,
+    rows: RowNumbers,
     transforms: Sequence[Transform] = (),
     stored: Sequence[StoredFields] = (),
     begin: int = 0,
 ) -> Iterator[Batch]:
-    """Yield all records once, in order. The last batch is filled with repeats of mask 0, to keep one compiled shape.
+    """Yield the batches of one pass over the examples of a data set, in order.
 
-    Random transforms are left out: models are evaluated on unaugmented data. `begin` is the first record.
+    All batches have the same shape, so that the model compiles once: the last batch is filled with copies of the last
+    example, and the field `mask` is 0 for these copies.
+
+    Args:
+        records: the examples to evaluate on.
+        batch_size: number of examples in the global batch.
+        rows: the rows (examples) of the global batch to return, which are those that this process needs.
+        transforms: transforms of the batches, in order. Random transforms are skipped: evaluation is on unaugmented
+            data.
+        stored: arrays that were computed before the run, one entry per example, and are added as fields.
+        begin: number of the first example.
     """
     deterministic = [transform for transform in transforms if transform.draws == 0]
     for first in range(begin, len(records), batch_size):
@@ -183,14 +239,16 @@ def evaluation_batches(
 
 
 def gather(records: Records, index: np.ndarray, mask: np.ndarray) -> Batch:
-    """Return a batch of records, with the fields `index` and `mask`.
+    """Stack examples (records) of a data set into a batch, and add the fields `index` and `mask`.
 
-    Masks among the records' fields are multiplied by `mask`.
+    The fields are the arguments of the same names. If the examples have masks already, which are fields named `mask` or
+    ending in `/mask`, these are multiplied by the argument `mask`. Labels are converted to int32, and 64-bit numbers to
+    32 bits.
 
     Args:
-        records: the records to take from.
-        index: record numbers, `[rows]`.
-        mask: `[rows]`, float32; 0 for a row that only fills the batch.
+        records: the examples of the data set.
+        index: numbers of the examples to stack, `[rows]`.
+        mask: weight of each example of the batch, `[rows]` float32; 0 for an example that only fills the batch.
     """
     batch = {field: _to_32_bit(field, column) for field, column in records.take(index).items()}
     record_masks = {field: values for field, values in batch.items() if field.rpartition("/")[2] == "mask"}
@@ -216,10 +274,10 @@ def _transformed(batch: Batch, transforms: Sequence[Transform], draws: np.ndarra
 
 
 def without_text(batch: Batch) -> Batch:
-    """Drop text fields, such as a file name, which cannot be moved to a device.
+    """Return a batch without its text fields, such as file names, because text cannot be moved to a device.
 
     Raises:
-        ConfigError: the arrays of a field differ in shape, so that they cannot be stacked.
+        ConfigError: the arrays of a field differ in shape from example to example, so that they cannot be stacked.
     """
     for field, value in batch.items():
         if value.dtype == object and not isinstance(value[0], str | bytes):
@@ -229,8 +287,9 @@ def without_text(batch: Batch) -> Batch:
 
 
 def stream_id(stream: str) -> int:
-    """Return the number that keys a stream's random draws: 0 for `train`, else a hash of the name.
+    """Return a number for a stream (named source of batches), so that each stream has its own random numbers.
 
-    Since it depends on the name alone, adding a stream does not change the batches of the others.
+    Callers add the number to the seed, or fold it into the random key. It is 0 for the stream `train`, and otherwise a
+    hash of the name, so that adding a stream does not change the random numbers of the other streams.
     """
     return 0 if stream == "train" else zlib.crc32(stream.encode()) & 0x7FFFFFFF

@@ -1,4 +1,4 @@
-"""Compute means and confidence intervals over seeds, and paired differences between two arms of a study."""
+"""Compute means and confidence intervals over seeds, and paired differences between two arms (variants) of a study."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,12 +8,12 @@ from scipy import stats
 
 
 class Paired(NamedTuple):
-    """The difference of two arms with the same seeds.
+    """The differences between two arms of a study (variants of a training run), paired by random seed.
 
-    mean: mean difference
-    low, high: its 95 % interval (Student's t)
-    p: p-value of the paired t-test; NaN with one seed or equal differences
-    differences: the difference of each seed
+    mean: mean difference over the seeds
+    low, high: limits of the 95 % confidence interval of the mean (Student's t)
+    p: p-value of the paired t-test; NaN with one seed, or if the difference is the same for all seeds
+    differences: the difference for each seed
     """
 
     mean: float
@@ -31,7 +31,10 @@ class Paired(NamedTuple):
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Compute the 95 % interval of a mean over seeds (Student's t); one seed or equal values give a point."""
+    """Compute the 95 % confidence interval `(low, high)` of the mean of `values`, one for each seed (Student's t).
+
+    With one seed, or if all values are equal, both limits are the mean.
+    """
     mean = float(np.mean(values))
     if len(values) < 2 or not np.std(values):
         return mean, mean
@@ -40,9 +43,14 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
 
 def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
-    """Compare two arms by `one - other`; entries at the same position belong to the same seed.
+    """Compute the differences `one - other` of two arms (variants of a training run), paired by seed, and their mean.
 
-    An interval needs two seeds or more.
+    The result includes the 95 % confidence interval of the mean and the p-value of the paired t-test. With one seed,
+    both limits of the interval are the mean, and the p-value is NaN.
+
+    Args:
+        one: results of the first arm, one value for each seed.
+        other: results of the second arm, for the same seeds in the same order.
     """
     differences: Any = np.subtract(one, other)
     testable = len(differences) > 1 and differences.std()
@@ -51,12 +59,22 @@ def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Format mean and standard deviation over seeds for a table."""
+    """Format values over seeds as mean, plus-minus sign and standard deviation; with one seed, as the mean alone.
+
+    Args:
+        values: one value for each seed.
+        digits: number of decimal places.
+    """
     deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def mean_and_interval(values: Sequence[float], digits: int = 1) -> str:
-    """Format the mean over seeds and its 95 % interval."""
+    """Format values over seeds as their mean with its 95 % confidence interval, such as "91.3 (90.8 to 91.8)".
+
+    Args:
+        values: one value for each seed.
+        digits: number of decimal places.
+    """
     low, high = interval(values)
     return f"{np.mean(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

@@ -1,4 +1,4 @@
-"""Measure the cost of a model: parameters, bytes, FLOPs and latency of a forward pass."""
+"""Measure the cost of a model: the number of parameters, and the bytes, FLOPs and latency of a forward pass."""
 
 import statistics
 import time
@@ -14,16 +14,17 @@ from jaxdistill.parallel.mesh import make_mesh
 
 
 def cost(model: Model, variables: Variables, rows: Mapping[str, Any], repeats: int = 20) -> dict[str, float | None]:
-    """Measure the cost of a forward pass of one example.
+    """Measure the size of a model, and the FLOPs and the latency of its forward pass on one example.
 
     Args:
         model: the model.
-        variables: variables of the model, on one device.
-        rows: a batch of one example.
-        repeats: number of timed calls, of which the median is reported.
+        variables: the model's parameters and state, on one device.
+        rows: a batch `{field: [1, ...]}` of one example.
+        repeats: number of timed calls; the latency is the median of their times.
 
     Returns:
-        parameters (count), bytes (of parameters and state), flops (of matrix products and convolutions), latency_ms.
+        A dictionary: `parameters` is the number of parameters, `bytes` the memory of parameters and state, `flops`
+        counts matrix products and convolutions, and `latency_ms` is in milliseconds.
     """
 
     @jax.jit

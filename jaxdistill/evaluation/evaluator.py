@@ -24,19 +24,26 @@ def evaluator(
     layers: Sequence[tuple[int, int]],
     prefix: str = "",
 ) -> Evaluate:
-    """Make a function that computes the metrics of one evaluation batch, as sums.
+    """Build a function that computes a model's metrics on one batch, as sums that can be added up over batches.
 
-    If a teacher has other tokens or classes than the student, the metrics that compare them are left out.
+    The metrics are accuracy, NLL and calibration error, and perplexity for texts. Metrics that compare the student with
+    its teachers (agreement, KL, rank correlation, CKA) are left out if a teacher predicts other tokens or classes than
+    the student.
 
     Args:
         student: the model to evaluate.
-        teachers: the models to compare with: the fused outputs, and the hidden states of the first teacher.
-        fusion: combines the teachers, without parameters; None: there are no teachers.
-        layers: (student layer, teacher layer) pairs whose CKA is measured.
-        prefix: prefix of the batch fields that the student reads; empty: the fields without a prefix.
+        teachers: the models to compare the student with. The student's logits are compared with the fused logits of all
+            teachers, and its hidden states with those of the first teacher.
+        fusion: the rule that fuses the logits of all teachers into one; it must have no parameters. None: no
+            comparison.
+        layers: pairs (student layer, teacher layer) whose hidden states are compared by centred kernel alignment (CKA).
+        prefix: prefix of the batch fields that the student reads, such as "teacher/" for a model with its own
+            tokenizer; empty: the fields without a prefix.
 
     Returns:
-        `(params, state, frozen, rows) -> {name: metric}`; params and state are by role.
+        `(params, state, frozen, rows) -> {name: metric}`. The student's parameters are `params["student"]`, and its
+        state is `state["student"]`. `frozen` has the variables of each teacher; `rows` has the arrays of the batch by
+        field.
     """
 
     def evaluate(params, state, frozen, rows):
@@ -66,12 +73,18 @@ def evaluator(
 
 
 def with_evolving_teachers(evaluate: Evaluate, evolve: Callable[..., tuple[Variables, ...]]) -> Evaluate:
-    """Compare with the teachers that the step has trained so far; `evolve` is `Step.evolve_teachers`."""
+    """Wrap an evaluation so that it compares the student with the current teachers, if the step trains the teachers.
+
+    Args:
+        evaluate: a function from `evaluator`.
+        evolve: the function `evolve_teachers` of the training step, `(params, state, initial) -> current`, where
+            `initial` and `current` are the variables of the teachers.
+    """
     return lambda params, state, teachers, rows: evaluate(params, state, evolve(params, state, teachers), rows)
 
 
 def _comparable(student: Array, teachers: Sequence[Outputs]) -> bool:
-    """Return True if there are teachers, and all have the tokens and classes of the student."""
+    """Return True if there are teachers, and all of them predict the same tokens and classes as the student."""
     return bool(teachers) and all(t.spans is None and t.logits.shape == student.shape for t in teachers)
 
 
@@ -95,7 +108,11 @@ def _cka_metrics(
 
 
 def totals(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Sum the metrics of all batches on the host, in float64."""
+    """Add up the metrics of all batches, in float64 on the host.
+
+    Args:
+        batches: yields the metrics of each batch, `{name: metric}`, where a metric consists of sums.
+    """
     total: dict[str, Any] = {}
     for batch in batches:
         total = add(total, batch) if total else jax.tree.map(lambda x: np.asarray(x, np.float64), batch)
@@ -103,7 +120,14 @@ def totals(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def scores(total: Mapping[str, Any]) -> dict[str, float]:
-    """Compute the value of each metric, and the number of teacher errors behind `agreement_on_errors`."""
+    """Compute the value of each metric from its sums over all batches.
+
+    The metric `agreement_on_errors` is a mean over the rows (examples or tokens) on which the teacher is wrong. If it
+    is in `total`, the number of these rows is added to the result as `teacher_errors`.
+
+    Args:
+        total: `{name: metric}`, from `totals`.
+    """
     values = {name: float(metric.compute()) for name, metric in total.items()}
     if "agreement_on_errors" in total:
         values["teacher_errors"] = float(total["agreement_on_errors"].count)
@@ -111,7 +135,14 @@ def scores(total: Mapping[str, Any]) -> dict[str, float]:
 
 
 def reliability(total: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    """Return the bins of a reliability diagram; empty bins have count 0, and None as confidence and accuracy."""
+    """Return the mean confidence, the accuracy and the count of each bin of a reliability diagram, as lists.
+
+    A bin holds the examples (or tokens) with similar confidence. An empty bin has the count 0, and None as confidence
+    and accuracy.
+
+    Args:
+        total: `{name: metric}`, from `totals`; the metric `ece` must be in it.
+    """
     confidence, accuracy, count = total["ece"].curve()
     filled = lambda values: [value if n else None for value, n in zip(values.tolist(), count, strict=True)]
     return {"confidence": filled(confidence), "accuracy": filled(accuracy), "count": count.tolist()}

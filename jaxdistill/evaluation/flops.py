@@ -1,8 +1,9 @@
 """Count the FLOPs of a traced program: matrix products and convolutions, with every iteration of loops.
 
-XLA's own `cost_analysis` counts the body of a loop once, say 1 layer of 64. This module walks the jaxpr instead, and
-multiplies the body of a scan by its length. An operation that is repeated on the same values counts once, because the
-compiler merges the two. A rematerialised layer counts twice, because it is computed twice.
+XLA's own `cost_analysis` counts the body of a loop once, for example 1 layer of 64. This module walks the jaxpr
+instead, and multiplies the FLOPs of the body of a scan by the length of the scan. An operation that is repeated on the
+same operands counts once, because the compiler merges the repetitions. A rematerialised layer counts twice, because it
+is computed twice.
 """
 
 import itertools
@@ -16,10 +17,11 @@ CHECKPOINTS = {"checkpoint", "remat2"}  # operations inside are recomputed, and 
 
 
 class Flops(NamedTuple):
-    """The FLOPs of a program.
+    """The number of FLOPs (floating-point operations) of a traced program.
 
     total: FLOPs over all devices
-    unknown: number of loops with unknown trip count, whose body is counted once
+    unknown: number of `while` loops that contain FLOPs. Their numbers of iterations are unknown, so `total` includes
+        one iteration of each
     """
 
     total: float
@@ -27,7 +29,13 @@ class Flops(NamedTuple):
 
 
 def flops(program: Any) -> Flops:
-    """Count the FLOPs of a closed jaxpr, without operations that its results do not need."""
+    """Count the FLOPs of the matrix products and convolutions of a program, with every iteration of `scan`.
+
+    Operations whose results are not needed are not counted, because the compiler removes them.
+
+    Args:
+        program: a closed jaxpr.
+    """
     needed, _ = jaxpr.eliminate_dead_code(program.jaxpr)
     counter = _Counter()
     count, _ = counter.program(needed, [next(counter.fresh) for _ in needed.invars], {})
@@ -35,22 +43,27 @@ def flops(program: Any) -> Flops:
 
 
 class _Counter:
-    """Counts FLOPs; gives every value a number, so that a repeated operation on the same values is recognised."""
+    """A counter of FLOPs that recognises repeated operations.
+
+    It gives every value of a program a number, so that an operation is known by its name and the numbers of its
+    operands.
+    """
 
     def __init__(self) -> None:
         self.fresh: Iterator[int] = itertools.count()
         self.unknown = 0
 
     def program(self, program: Any, arguments: list[int], known: dict[Hashable, list[int]]) -> tuple[float, list[int]]:
-        """Count the FLOPs of a program.
+        """Count the FLOPs of a jaxpr; an operation that is repeated on the same operands counts once.
 
         Args:
-            program: a jaxpr.
-            arguments: numbers of its arguments.
-            known: numbers of the results of all operations so far, by operation and numbers of the operands.
+            program: the jaxpr.
+            arguments: a number for each input of the jaxpr; equal values have equal numbers.
+            known: the numbers of the results of every operation so far. The key of an operation consists of its name,
+                the numbers of its operands and its parameters.
 
         Returns:
-            The FLOPs, and the numbers of the results.
+            The FLOPs, and the number of each result of the jaxpr.
         """
         values: dict[Any, int] = dict(zip(program.invars, arguments, strict=True))
         total = 0.0
@@ -77,7 +90,11 @@ class _Counter:
         return total, [number(value) for value in program.outvars]
 
     def operation(self, equation: Any) -> float:
-        """Count the FLOPs of one operation, including programs inside it."""
+        """Count the FLOPs of one operation (a jaxpr equation), including the programs inside it.
+
+        A `scan` counts every iteration, a `while` loop counts one, and a `cond` counts its most expensive branch. A
+        Pallas kernel with a cost estimate counts the FLOPs of the estimate.
+        """
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             contracted = params["dimension_numbers"][0][0]

@@ -1,9 +1,9 @@
 """Metrics as pytrees of SUMS with a method `compute()`: results of batches, devices and hosts are combined by addition.
 
-The functions return the sums over their rows. Under pmap these are the rows of one device, and the caller applies
-`psum` to the tree. All functions compute in float32 for any dtype of logits. `mask` SELECTS rows and is not multiplied,
-because NaN * 0 is NaN. Top-1 agreement and CKA hardly distinguish a distilled student from one trained on labels;
-`agreement_on_errors` and `rank_correlation` do.
+Each function returns the sums over the rows (examples, or tokens of texts) that it receives. Under pmap these are the
+rows of one device, and the caller applies `psum` to the sums. All functions compute in float32 for any dtype of logits.
+`mask` SELECTS rows and is not multiplied, because NaN * 0 is NaN. Top-1 agreement and CKA hardly distinguish a
+distilled student from one trained on labels; `agreement_on_errors` and `rank_correlation` do.
 """
 
 import jax
@@ -18,21 +18,24 @@ from jaxdistill.core.types import Array, struct
 
 @struct
 class Perplexity(Mean):
-    """A mean of nats, whose exponential is the perplexity: the number of equally likely tokens with the same NLL."""
+    """The sum and the count of negative log-likelihoods in nats, for the perplexity `exp(sum / count)`."""
 
     def compute(self) -> Total:
-        """Return `exp(mean)`; NaN on the host if the count is 0, as in `Mean`."""
+        """Return the perplexity, `exp(sum / count)`; if the count is 0: 1 for JAX arrays, and NaN for NumPy values."""
         return np.e ** super().compute()  # works for NumPy and JAX arrays
 
 
 @struct
 class Calibration:
-    """Sums over rows by confidence, in bins of equal width `(low, high]`; all fields are `[bins]`.
+    """The sums from which the expected calibration error (ECE) is computed, for each bin of confidence.
+
+    The confidence of a row (an example or a token) is the probability of its predicted class. Each bin `(low, high]`
+    holds the rows with a confidence in this range, and all bins have equal widths. All fields have the shape `[bins]`.
 
     Args:
-        count: number of rows
-        confidence: sum of the probabilities of the predicted class
-        correct: number of rows whose predicted class is the label
+        count: number of rows in the bin
+        confidence: sum of the confidences of the rows in the bin
+        correct: number of rows in the bin whose predicted class is the label
 
     References:
         Guo et al., "On Calibration of Modern Neural Networks", 2017, https://arxiv.org/abs/1706.04599
@@ -43,22 +46,30 @@ class Calibration:
     correct: Total
 
     def compute(self) -> Total:
-        """Return the expected calibration error: |confidence - accuracy| of each bin, averaged over rows."""
+        """Return the expected calibration error, `sum_b |confidence_b - correct_b| / sum_b count_b` over the bins b.
+
+        It is the mean over bins of |mean confidence - accuracy|, where each bin counts by its number of rows.
+        """
         return ratio(abs(self.confidence - self.correct).sum(), self.count.sum())
 
     def curve(self) -> tuple[Total, Total, Total]:
-        """Return a reliability diagram: confidence, accuracy and count, `[bins]`; empty bins as in `Mean`."""
+        """Return the reliability diagram: mean confidence, accuracy and count of each bin, all `[bins]`.
+
+        In an empty bin, mean confidence and accuracy are NaN for NumPy values, and 0 for JAX arrays.
+        """
         return ratio(self.confidence, self.count), ratio(self.correct, self.count), self.count
 
 
 @struct
 class Alignment:
-    """Centred kernel alignment (CKA) from minibatches: sums of unbiased HSIC estimates, scalars.
+    """The sums from which the centred kernel alignment (CKA) of two representations is computed, `xy / sqrt(xx yy)`.
 
-    The estimates are added first and divided last, because the mean of ratios of batches depends on the batch size.
+    Each field is a sum over batches of an unbiased estimate of HSIC, the Hilbert-Schmidt independence criterion. The
+    estimates are summed before the division, because a mean of the CKA of each batch would depend on the batch size.
 
     Args:
-        xy, xx, yy: HSIC of the two representations with each other and with themselves
+        xy: HSIC of the two representations x and y
+        xx, yy: HSIC of x with itself, and of y with itself
 
     References:
         Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019, https://arxiv.org/abs/1905.00414
@@ -70,23 +81,30 @@ class Alignment:
     yy: Total
 
     def compute(self) -> Total:
-        """Return `xy / sqrt(xx yy)`: 1 for equal representations up to rotation and scale, about 0 for unrelated."""
+        """Return the centred kernel alignment, `xy / sqrt(xx yy)`.
+
+        It is 1 for representations that are equal up to rotation and scale, and about 0 for unrelated ones.
+        """
         return ratio(self.xy, self.xx**0.5 * self.yy**0.5)
 
 
 def accuracy(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask) -> Mean:
-    """Compute the share of rows whose largest logit is the label."""
+    """Compute the top-1 accuracy: the share of rows (examples or tokens) whose largest logit is that of the label."""
     return masked_mean(logits.argmax(-1) == labels, mask)
 
 
 def nll(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask) -> Mean:
-    """Compute the negative log-likelihood of the labels in nats; NaN if a label of a selected row is not a class."""
+    """Compute the mean negative log-likelihood, `-log softmax(logits)[label]`, in nats.
+
+    The mean is over the rows (examples or tokens) whose mask is not 0. It is NaN if the label of such a row is not a
+    class number, for example -1.
+    """
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
     return masked_mean(-values_at_labels(logp, labels), mask)
 
 
 def perplexity(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask) -> Perplexity:
-    """Compute the perplexity of a language model: the exponential of `nll` per token."""
+    """Compute the sum and the count for the perplexity of a language model, `exp(mean negative log-likelihood)`."""
     mean = nll(logits, labels, mask)
     return Perplexity(mean.sum, mean.count)
 
@@ -94,7 +112,16 @@ def perplexity(logits: Float[Array, "*batch classes"], labels: Integer[Array, "*
 def calibration(
     logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], mask: Mask, bins: int = 15
 ) -> Calibration:
-    """Compute confidence and accuracy in bins of confidence."""
+    """Compute the sums for the expected calibration error: count, confidences and correct predictions of each bin.
+
+    Each row (an example or a token) is in the bin of its confidence, the probability of its predicted class.
+
+    Args:
+        logits: the model's logits.
+        labels: class numbers.
+        mask: nonzero for rows that count.
+        bins: number of bins of equal width between 0 and 1.
+    """
     confidence = jax.nn.softmax(logits.astype(jnp.float32)).max(-1)
     correct = (logits.argmax(-1) == labels).ravel()
     valid = broadcast_mask(mask, confidence.shape).ravel()
@@ -106,7 +133,7 @@ def calibration(
 
 
 def agreement(student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch classes"], mask: Mask) -> Mean:
-    """Compute the share of rows with the same top-1 class.
+    """Compute the top-1 agreement: the share of rows (examples or tokens) where both models predict the same class.
 
     References:
         Stanton et al., "Does Knowledge Distillation Really Work?", 2021, https://arxiv.org/abs/2106.05945
@@ -120,15 +147,18 @@ def agreement_on_errors(
     labels: Integer[Array, "*batch"],
     mask: Mask,
 ) -> Mean:
-    """Compute `agreement` on the rows where the teacher's top-1 is wrong, which labels cannot have taught."""
+    """Compute the top-1 agreement of student and teacher on the rows (examples or tokens) where the teacher is wrong.
+
+    The labels contradict these predictions of the teacher, so a student cannot learn this agreement from labels.
+    """
     top = teacher.argmax(-1)
     return masked_mean(student.argmax(-1) == top, broadcast_mask(mask, top.shape) & (top != labels))
 
 
 def divergence(student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch classes"], mask: Mask) -> Mean:
-    """Compute KL(teacher || student) at temperature 1, in nats.
+    """Compute the mean over rows of `KL(teacher || student) = sum_c p_c log(p_c / q_c)` at temperature 1, in nats.
 
-    Classes with teacher probability 0 (a logit of -inf) add nothing: 0 log 0 = 0.
+    p is softmax(teacher), and q is softmax(student). Classes with p_c = 0 (a teacher logit of -inf) add 0.
     """
     log_p, log_q = (jax.nn.log_softmax(z.astype(jnp.float32)) for z in (teacher, student))
     p = jnp.exp(log_p)
@@ -142,11 +172,12 @@ def rank_correlation(
     labels: Integer[Array, "*batch"],
     mask: Mask,
 ) -> Mean:
-    """Compute Spearman's rank correlation over the classes that are not the label, averaged over rows.
+    """Compute the mean over rows of Spearman's rank correlation of the two models' logits, without the label's class.
 
-    The formula is `1 - 6 sum d^2 / (n (n^2 - 1))`, where d is the difference of ranks among the n = classes - 1 others.
-    Ties are ranked by class index in student and teacher. Classes that are tied in BOTH therefore count as agreeing,
-    and a block of equal logits (a masked vocabulary) raises the result. With fewer than 3 classes the count is 0.
+    The correlation of a row (an example or a token) is `1 - 6 sum d^2 / (n (n^2 - 1))`, where d is the difference of
+    the ranks of a class in student and teacher, and n = classes - 1. Equal logits are ranked by class index in both
+    models. So classes whose logits are equal in both models, such as a masked part of the vocabulary, raise the result.
+    With fewer than 3 classes, no row is counted.
     """
     others = student.shape[-1] - 1
     if others < 2:
@@ -164,7 +195,7 @@ def rank_correlation(
 
 
 def _u_centred(features: Float[Array, "rows width"], valid: Bool[Array, " rows"]) -> Float32[Array, "rows rows"]:
-    """Compute the U-centred Gram matrix: zero diagonal, and rows that sum to zero."""
+    """Compute the U-centred Gram matrix of the valid rows: its diagonal is zero, and its rows sum to zero."""
     n = jnp.maximum(valid.sum(dtype=jnp.float32), 4.0)
     x = jnp.where(valid[:, None], features.astype(jnp.float32), 0.0)
     # The exact result does not depend on the mean, but in float32 large means (after a ReLU) would cancel badly below.
@@ -176,18 +207,21 @@ def _u_centred(features: Float[Array, "rows width"], valid: Bool[Array, " rows"]
 
 
 def cka(x: Float[Array, "rows ..."], y: Float[Array, "rows ..."], mask: Mask) -> Alignment:
-    """Compute the unbiased HSIC of one batch for CKA; the biased estimate gives 0.76 for noise (20 rows, width 64).
+    """Compute the sums for the centred kernel alignment (CKA) of student and teacher features, from one batch.
 
-    The estimate is the inner product of U-centred Gram matrices over n(n - 3) (Szekely & Rizzo 2014). It equals eq. 5
-    of Song et al., and rounding cannot make `xx` and `yy` negative. Fewer than 4 rows have no estimate and add 0.
+    The sums are unbiased estimates of HSIC, the Hilbert-Schmidt independence criterion: `sum(K * L) / (n (n - 3))`,
+    where K and L are the U-centred Gram matrices of x and y, and n is the number of rows (Szekely & Rizzo). This equals
+    eq. 5 of Song et al., but rounding cannot make `xx` and `yy` negative. The biased estimate would give noise (20
+    rows, width 64) a CKA of 0.76. A batch with fewer than 4 rows adds 0.
 
     Args:
-        x: the student's features, flattened to one vector per row of the mask
-        y: the teacher's features; the width may differ
-        mask: `[rows]`, or `[batch, length]`, which makes every token a row; rows with 0 are left out and not counted
+        x: the student's features, flattened to one vector per row of the mask.
+        y: the teacher's features; the width may differ.
+        mask: `[rows]`, or `[batch, length]`, which makes every token a row. Rows with 0 are left out and not counted.
 
     Returns:
-        The sums. Under pmap all rows are gathered and each device returns its share, so that `psum` gives the sums.
+        The sums. Under pmap, every device returns its share of the sums over the rows of all devices; `psum` adds them
+        up.
 
     References:
         Song et al., "Feature Selection via Dependence Maximization", 2012, https://jmlr.org/papers/v13/song12a.html

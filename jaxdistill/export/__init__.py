@@ -1,1 +1,1 @@
-"""Export of trained models."""
+"""Export trained models to formats that other libraries load."""

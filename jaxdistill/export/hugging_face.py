@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdistill.core.types import Array, Variables
 from jaxdistill.models.hub.family import families
-from jaxdistill.models.hub.weights import dump
+from jaxdistill.models.hub.weights import export_arrays
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
 
@@ -23,20 +23,22 @@ def write(
     variables: Variables,
     card: str,
     tokenizer: Path | None = None,
-    images: Mapping[str, Any] | None = None,
+    image_processor: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `config.json`, `model.safetensors`, the files of tokenizer and image processor, and a model card.
+    """Write a model as a folder that Hugging Face transformers loads, with config, weights and model card.
 
-    The folder is complete or does not exist. A folder that exists already is replaced.
+    A tokenizer and the settings of an image processor are added if they are given. The folder is written under a
+    temporary name and renamed when complete. An existing folder is replaced.
 
     Args:
         folder: the folder to write to.
-        family: model family.
-        arguments: of the family's factory.
-        variables: of the model, with any sharding.
-        card: the model card, Markdown.
-        tokenizer: folder of the tokenizer's files.
-        images: the content of `preprocessor_config.json`.
+        family: name of the model family, such as "bert", which defines the Hugging Face config and weight names.
+        arguments: arguments with which the family's factory built the model.
+        variables: the model's parameters and state, with any sharding. Every process must call the function; one
+            process writes.
+        card: text of the model card, in Markdown.
+        tokenizer: folder from which the tokenizer's files are copied; None: the model reads no text.
+        image_processor: content of `preprocessor_config.json`; None: the model reads no images.
     """
     from safetensors.numpy import save_file
 
@@ -48,13 +50,15 @@ def write(
     temporary.mkdir(parents=True)
     model_family = families[family]
     (temporary / "config.json").write_text(json.dumps(model_family.config(arguments), indent=2) + "\n")
-    save_file(dump(model_family, arguments, gathered), temporary / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        export_arrays(model_family, arguments, gathered), temporary / "model.safetensors", metadata={"format": "pt"}
+    )
     (temporary / "README.md").write_text(card)
     for file in (tokenizer / name for name in TOKENIZER_FILES) if tokenizer else ():
         if file.is_file():
             shutil.copyfile(file, temporary / file.name)
-    if images:
-        (temporary / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
+    if image_processor:
+        (temporary / "preprocessor_config.json").write_text(json.dumps(image_processor, indent=2) + "\n")
     previous = folder.with_name(f"{folder.name}.old")  # kept until the new one is in place: a kill loses neither
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():

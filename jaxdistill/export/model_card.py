@@ -1,4 +1,4 @@
-"""The model card of an exported model: its teachers, objective, data and evaluation."""
+"""Write the model card of an exported model: its teachers, objective, data and evaluation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,12 @@ from jaxdistill.evaluation.report.table import COLUMNS
 
 
 def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """Write a Hugging Face model card, in Markdown.
+    """Return the text of a Hugging Face model card, in Markdown, for a model that a run trained.
 
     Args:
-        name: row of `results` that the card is for.
-        config: of the stage that trained the model.
-        results: of the run, as in `results.json`.
+        name: name of the model, such as "student", for the title.
+        config: the config of the run, as a nested dictionary.
+        results: the content of the run's `results.json`.
     """
     teachers = "\n".join(f"- {teacher}: `{entry['model']}`" for teacher, entry in config["teachers"].items())
     entries = config["objective"].items()

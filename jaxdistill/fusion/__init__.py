@@ -1,4 +1,7 @@
-"""Fusions of several teachers into one: one file for each. A new one is a file here and a line below."""
+"""Fuse several teachers into one teacher: one file for each method.
+
+A new fusion is a file in this folder and an import line below.
+"""
 
 from jaxdistill.fusion import average as average
 from jaxdistill.fusion import confidence as confidence

@@ -19,11 +19,12 @@ from jaxdistill.fusion.mixture import MixtureSpace, fixed_weights, mixture_fusio
 
 @fusions.register
 def average(of: MixtureSpace = "probabilities", weights: tuple[float, ...] = ()) -> Fusion:
-    """Average all teachers, with weights.
+    """Average all teachers, with fixed weights w_k.
 
     Args:
-        of: "probabilities" or "logits".
-        weights: one for each teacher, normalised to sum to 1; empty: equal weights.
+        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
+            T; "logits": it is `sum_k w_k t_k`.
+        weights: weight of each teacher, in the order of the config, normalised to sum to 1; empty: equal weights.
 
     Raises:
         ValueError: weights are negative, all 0, or their number is not that of the teachers.

@@ -29,9 +29,16 @@ def confidence_weights(
     labels: Integer[Array, "*batch"],
     is_present: Bool[Array, "teachers ..."],
 ) -> Float[Array, "teachers ..."]:
-    """Compute `1 - softmax_k(CE_k)` over the K teachers that are present. The weights of these sum to K - 1.
+    """Compute the weights `1 - softmax_k(CE_k)` of the teachers; CE_k is the cross-entropy of teacher k with the label.
 
-    NaN where the label is not a class number.
+    The softmax is over the teachers that are present for the row (example or token). With K present teachers, these
+    weights sum to K - 1. They are NaN where the label is not a class number.
+
+    Args:
+        logits: the teachers' logits.
+        labels: class numbers.
+        is_present: True where the teacher is present for the row, `[teachers, *batch]`. Weights of absent teachers are
+            meaningless.
     """
     log_p = jax.nn.log_softmax(precise(logits))
     cross_entropies = -values_at_labels(log_p, jnp.broadcast_to(labels, log_p.shape[:-1]))
@@ -41,10 +48,13 @@ def confidence_weights(
 
 @fusions.register
 def confidence(of: MixtureSpace = "probabilities") -> Fusion:
-    """Weight teachers by the probability that they give to the label.
+    """Weight the teachers of each row (example or token) by `w_k = (1 - softmax_k(CE_k)) / (K - 1)`, and average them.
+
+    CE_k is the cross-entropy of teacher k with the label, and K is the number of teachers.
 
     Args:
-        of: mix "probabilities" or "logits".
+        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
+            T; "logits": it is `sum_k w_k t_k`.
     """
 
     def weigh(signals: Signals) -> Array:

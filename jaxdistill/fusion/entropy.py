@@ -25,12 +25,14 @@ from jaxdistill.losses.task import cross_entropy
 
 @fusions.register
 def entropy(of: MixtureSpace = "probabilities") -> Fusion:
-    """Weight teachers by their confidence, the negative entropy.
+    """Weight the teachers of each row (example or token) by `w_k = (1 - H_k / sum_j H_j) / (K - 1)`, and average them.
 
-    The entropies are at temperature 1, whatever the term's temperature: softened teachers all have similar entropies.
+    H_k is the entropy of teacher k, and K is the number of teachers. Entropies are computed at temperature 1, because
+    the softened predictions of all teachers have similar entropies.
 
     Args:
-        of: mix "probabilities" or "logits".
+        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
+            T; "logits": it is `sum_k w_k t_k`.
     """
 
     def weigh(signals: Signals) -> Array:

@@ -6,9 +6,9 @@ Multi-Teacher Selection, 2021 (arxiv.org/abs/2012.06048).
     w(x) = softmax(head(relu(hidden(standardised features of x))))
 
 A gate must not be trained by the loss that it weights: it would choose what is easiest to match, such as a dead layer.
-So it needs a step with another loss for it, see `steps/routing.py`. Its inputs have no gradient, or the student would
-learn features for which the gate picks the easiest teacher. Its head starts at zero: at first all teachers have equal
-weights.
+So a gate needs a training step with another loss for the gate, see `steps/routing.py`. No gradient flows to its inputs,
+or the student would learn features for which the gate picks the easiest teacher. Its head starts at zero: at first all
+teachers have equal weights.
 
 Config: fusion = "gate(inputs=('student', 'teachers'), width=64)", with step = "routing(by='calibration')"
 When: teachers are right on different inputs, and a few hundred labels can show on which.
@@ -35,9 +35,15 @@ Input = Literal["student", "image", "teachers", "entropies", "disagreement"]
 
 
 def features(signals: Signals, inputs: tuple[Input, ...]) -> Float[Array, "*batch width"]:
-    """Compute the gate's input of every row: each input standardised, then concatenated.
+    """Compute the input of the gate (the network that weights teachers) for every row (example or token).
 
-    Mean and standard deviation are over the row's features, so the result does not depend on the rest of the batch.
+    Each signal in `inputs` is standardised to `(x - mean) / std`, with mean and standard deviation over the features of
+    one row, unless it has only one or two features. Then all signals are concatenated. No gradient flows through the
+    result.
+
+    Args:
+        signals: outputs of student and teachers, and the batch.
+        inputs: names of the signals that the gate reads, such as "student", the student's embedding.
     """
     standardised = [_standardised(READERS[name](signals)) for name in inputs]
     return by_rows(jax.lax.stop_gradient(jnp.concatenate(standardised, axis=-1)))
@@ -52,7 +58,7 @@ def _standardised(x: Array) -> Array:
 
 
 def _student(signals: Signals) -> Array:
-    """Return the student's embedding of each example, or its last hidden state of each token."""
+    """Return the student's embedding of each example, or the student's last hidden state of each token."""
     embedding, states = signals.student.embedding, signals.student.hidden_states
     if signals.mask.ndim == 1 and embedding is not None:
         return embedding
@@ -68,7 +74,7 @@ def _image(signals: Signals) -> Array:
 
 
 def _log_probabilities(signals: Signals) -> Array:
-    """Return the log-probabilities of all teachers, clipped at -10, side by side."""
+    """Return the log-probabilities of all teachers, clipped at -10, side by side: `[*batch, teachers * classes]`."""
     log_p = jnp.maximum(jax.nn.log_softmax(precise(teacher_logits(signals))), -10.0)
     return jnp.moveaxis(log_p, 0, -2).reshape(*log_p.shape[1:-1], -1)
 
@@ -78,7 +84,7 @@ def _entropies(signals: Signals) -> Array:
 
 
 def _disagreement(signals: Signals) -> Array:
-    """Return the total variation distance of each pair of teachers, 1/2 sum |p - q|."""
+    """Return the total variation distance 1/2 sum |p - q| of each pair of teachers, `[*batch, pairs]`."""
     p = jax.nn.softmax(precise(teacher_logits(signals)))
     first, second = jnp.triu_indices(len(p), 1)
     return jnp.moveaxis(0.5 * jnp.sum(jnp.abs(p[first] - p[second]), axis=-1), 0, -1)
@@ -100,17 +106,21 @@ def gate(
     top: int = 0,
     paths: int = 0,
 ) -> Fusion:
-    """Weight teachers by a perceptron with one hidden layer.
+    """Weight the teachers of each row (example or token) by a gate, a learned perceptron with one hidden layer.
+
+    A training step such as `routing()` trains the gate with a loss of its own.
 
     Args:
-        inputs: what it reads: the "student"'s embedding, the "image", the "teachers"' log-probabilities, their
-            "entropies", their pairwise "disagreement". Without the last three, a teacher can be chosen before it runs.
-        width: of the hidden layer.
-        top: mix only this many teachers for a row, those with the largest weights; at least 2; 0: all.
-        paths: number of paths between layers that it weights, too, for the term `routed_hidden`.
+        inputs: signals that the gate reads: the "student"'s embedding, the "image", the "teachers"' log-probabilities,
+            their "entropies", and "disagreement", the total variation distance of each pair of teachers. A gate that
+            reads only the first two can choose a teacher before any teacher runs.
+        width: width of the hidden layer.
+        top: number of teachers that are mixed for a row, those with the largest weights; at least 2; 0: all.
+        paths: number of paths (pairs of a student layer and a teacher layer) that the gate weights too, for the loss
+            `routed_hidden`.
 
     Raises:
-        ValueError: a number is out of range, or `top` is 1.
+        ValueError: a number is out of range, `top` is 1, or `inputs` is empty.
     """
     if top == 1:
         why = "a single teacher always has weight 1, so nothing would train the gate"
@@ -138,4 +148,4 @@ def gate(
         fused = mix(signals, jnp.moveaxis(jax.nn.softmax(scores), -1, 0))
         return replace(fused, routes=jnp.moveaxis(jax.nn.softmax(path_scores), -1, 0) if paths else None), state
 
-    return Fusion(init, apply, by_step=True)
+    return Fusion(init, apply, trained_by_step=True)

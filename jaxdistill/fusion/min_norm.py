@@ -6,12 +6,14 @@ Du et al., Agree to Disagree: Adaptive Ensemble Knowledge Distillation in Gradie
     g_k = softmax(s / T) - softmax(t_k / T)                       # gradient of teacher k's loss in the student's logits
     w   = argmin || sum_k w_k g_k / ||g_k|| ||    over the simplex, with g_k over all rows of the batch
 
-The shortest combination follows no teacher at the cost of another: a teacher that contradicts the rest has a large
-weight until the others agree without it. The weights are for the whole batch, or for each row, and are constants of the
-loss, as in the paper. The paper also bounds the weights by a constant C, a hyperparameter; here they have no bound.
+s are the student's logits, t_k those of teacher k, and T is the temperature. The shortest combination follows no
+teacher at the cost of another: a teacher that contradicts the rest has a large weight until the others agree without
+it. The weights are for the whole batch, or for each row, and are constants of the loss, as in the paper. The paper also
+bounds the weights by a constant C, a hyperparameter; here they have no bound.
 
 Traps: without normalisation, the min-norm point favours SHORT gradients: a teacher that the student matches already, or
-one that knows nothing yet. With a factored head, each chunk of a sequence has its own weights.
+one that knows nothing yet. With a factored head (logits computed in chunks of the sequence), each chunk has its own
+weights.
 
 Config: fusion = "min_norm()"
 When: teachers contradict each other, and there are no labels that tell which of them to trust.
@@ -34,13 +36,14 @@ from jaxdistill.losses.term import precise
 
 
 def min_norm_weights(products: Float[Array, "vectors vectors"], iterations: int = 250) -> Float[Array, " vectors"]:
-    """Compute the weights of the shortest convex combination of vectors, by Frank-Wolfe with exact line search.
+    """Compute `argmin_w ||sum_k w_k v_k||` over the simplex (w_k >= 0, `sum_k w_k = 1`), for vectors v_k.
 
-    Vectors of length 0 get the weight 0. For two vectors, one iteration is exact.
+    The algorithm is Frank-Wolfe with exact line search; for two vectors, its first iteration is exact. Vectors of
+    length 0 get the weight 0.
 
     Args:
-        products: inner products of the vectors.
-        iterations: maximum; it stops earlier when the weights no longer change.
+        products: inner products of all pairs of vectors, `products[j, k] = v_j . v_k`.
+        iterations: maximum number of iterations; the search stops earlier when the weights no longer change.
     """
     nonzero = jnp.diagonal(products) > 0
     products = products / jnp.maximum(jnp.max(jnp.diagonal(products)), jnp.finfo(products.dtype).tiny)
@@ -63,9 +66,13 @@ def min_norm_weights(products: Float[Array, "vectors vectors"], iterations: int 
 
 
 def logit_gradients(signals: Signals) -> Float[Array, "teachers *batch classes"]:
-    """Compute the gradient of each teacher's loss in the student's softened logits.
+    """Compute `softmax(s / T) - softmax(t_k / T)` for each teacher k, with student logits s and teacher logits t_k.
 
-    It is 0 for masked rows and absent teachers. No gradient flows through the result.
+    This is the gradient of KL(teacher || student) at temperature T with respect to s / T. It is 0 for masked rows and
+    absent teachers. The result is a constant: no gradient flows through it.
+
+    Args:
+        signals: outputs of student and teachers, and the temperature T.
     """
     soften = lambda logits: jax.nn.softmax(precise(logits) / signals.temperature)
     gradients = soften(signals.student.logits) - soften(teacher_logits(signals))
@@ -77,12 +84,15 @@ def logit_gradients(signals: Signals) -> Float[Array, "teachers *batch classes"]
 def min_norm(
     of: MixtureSpace = "probabilities", each: Literal["batch", "row"] = "batch", normalize: bool = True
 ) -> Fusion:
-    """Weight teachers by the shortest combination of their gradients in the student's logits.
+    """Average the teachers with the weights w_k that minimise the norm `||sum_k w_k g_k / ||g_k|| ||`.
+
+    g_k is the gradient of KL(teacher k || student) with respect to the student's logits; w_k >= 0 and `sum_k w_k = 1`.
 
     Args:
-        of: mix "probabilities" or "logits".
-        each: one set of weights for the "batch", as published, or one for each "row".
-        normalize: scale the gradients to length 1 first.
+        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
+            T; "logits": it is `sum_k w_k t_k`.
+        each: compute one set of weights for the "batch", as in the paper, or one for each "row" (example or token).
+        normalize: divide each gradient by its length `||g_k||`; False: use g_k itself.
     """
 
     def weigh(signals: Signals) -> Array:

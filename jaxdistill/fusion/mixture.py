@@ -1,4 +1,4 @@
-"""Mixtures of teachers: weight them, and average their probabilities or logits."""
+"""Mix teachers into one: weight them, and average their probabilities or their logits."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -19,12 +19,12 @@ def mixture_logits(
     weights: Float[Array, "teachers ..."],
     temperature: Float[Array, ""] | float,
 ) -> Float[Array, "*batch classes"]:
-    """Compute logits z with softmax(z / T) = sum_k w_k softmax(t_k / T).
+    """Compute the logits z of a mixture of distributions: `softmax(z / T) = sum_k w_k softmax(t_k / T)`.
 
     Args:
         logits: the teachers' logits t_k.
-        weights: `[teachers]`, or `[teachers, *batch]`; they sum to 1.
-        temperature: T.
+        weights: the weights w_k, `[teachers]` or `[teachers, *batch]`, which sum to 1 over teachers.
+        temperature: the temperature T.
     """
     log_p = jax.nn.log_softmax(precise(logits) / temperature)
     weights = weights.reshape(weights.shape + (1,) * (log_p.ndim - weights.ndim))
@@ -34,13 +34,16 @@ def mixture_logits(
 
 
 def present_mask(signals: Signals) -> Bool[Array, "teachers ..."]:
-    """Return which teachers are present for which rows, `[teachers, *batch]`.
+    """Return which teachers may teach which rows (examples or tokens): True if present, `[teachers, *batch]`.
 
-    All are, unless the batch has the field `present`. It is `[*batch, teachers]`; 0 marks an absent teacher, such as
-    one that does not know the row's language.
+    All teachers are present, unless the batch has the field `present`, `[*batch, teachers]`. A 0 in this field marks an
+    absent teacher, for example one that was not trained on the language of the row.
+
+    Args:
+        signals: outputs of the teachers, the batch and its mask.
 
     Raises:
-        ValueError: `present` has another shape.
+        ValueError: the field `present` has another shape.
     """
     count = len(signals.teachers)
     if "present" not in signals.batch:
@@ -54,7 +57,12 @@ def present_mask(signals: Signals) -> Bool[Array, "teachers ..."]:
 
 
 def teacher_logits(signals: Signals) -> Float[Array, "teachers *batch classes"]:
-    """Stack the logits of all teachers. Where a teacher is absent they are 0, because a NaN times a weight of 0 is NaN.
+    """Stack the logits of all teachers; the logits of an absent teacher (see `present_mask`) are set to 0.
+
+    Logits of an absent teacher may be NaN, and NaN times a weight of 0 would still be NaN.
+
+    Args:
+        signals: outputs of the teachers, and the batch.
 
     Raises:
         ValueError: a teacher has another tokenizer than the student.
@@ -69,9 +77,14 @@ def teacher_logits(signals: Signals) -> Float[Array, "teachers *batch classes"]:
 def normalise_weights(
     weights: Float[Array, "teachers ..."], is_present: Bool[Array, "teachers ..."]
 ) -> Float[Array, "teachers ..."]:
-    """Normalise the weights of the teachers that are present to sum to 1; if all of these are 0, use equal weights.
+    """Normalise weights over the present teachers, `w_k / sum_j w_j`; absent teachers get the weight 0.
 
-    NaN stays NaN and stops the run, so that a diverging gate does not become an average.
+    If the weights of all present teachers are 0, these teachers get equal weights. NaN weights stay NaN, so that the
+    run stops with an error.
+
+    Args:
+        weights: weights of the teachers, not negative, `[teachers, *batch]`.
+        is_present: True where the teacher is present for the row (example or token), `[teachers, *batch]`.
     """
     masked = jnp.where(is_present, weights, 0.0)
     total = jnp.sum(masked, axis=0)
@@ -80,9 +93,17 @@ def normalise_weights(
 
 
 def mix(signals: Signals, weights: Float[Array, "teachers ..."], of: MixtureSpace = "probabilities") -> Outputs:
-    """Compute the mixture of the teachers at the signals' temperature.
+    """Average the teachers with given weights w_k, at the temperature T in `signals`.
 
-    A teacher of weight 0 has no effect, even if its logits are NaN. If no teacher is present, the result is uniform.
+    A teacher with the weight 0 has no effect, even if its logits are NaN. If no teacher is present for a row (example
+    or token), the average is uniform over classes.
+
+    Args:
+        signals: outputs of the teachers, the batch and the temperature.
+        weights: weight of each teacher, `[teachers]` or `[teachers, *batch]`; the weights of the teachers that are
+            present for a row are normalised to sum to 1.
+        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
+            T; "logits": it is `sum_k w_k t_k`.
     """
     is_present = present_mask(signals)
     weights = weights.reshape(weights.shape + (1,) * (is_present.ndim - weights.ndim))
@@ -98,17 +119,21 @@ def mix(signals: Signals, weights: Float[Array, "teachers ..."], of: MixtureSpac
 
 
 def _mean_logits(logits: Array, weights: Array) -> Array:
-    """Compute the weighted mean. It is -inf where a teacher with a positive weight has -inf."""
+    """Compute the weighted mean of logits over teachers; -inf where a teacher with a positive weight has -inf."""
     masked = logits == -jnp.inf  # select first: the gradient in the weights would be infinite
     mean = jnp.sum(weights[..., None] * jnp.where(masked, 0.0, precise(logits)), axis=0)
     return jnp.where(jnp.any(masked, axis=0), -jnp.inf, mean)
 
 
 def fixed_weights(weights: tuple[float, ...]) -> Callable[[Signals], Array]:
-    """Return a function that gives the teachers the config's weights, `[teachers]`; empty: equal weights.
+    """Return a function `signals -> weights` that returns the same weights of the teachers, `[teachers]`, for all rows.
+
+    Args:
+        weights: weight of each teacher, in the order of the config; empty: equal weights.
 
     Raises:
-        ValueError: weights are negative or all 0; when called, their number is not that of the teachers.
+        ValueError: weights are negative or all 0. The returned function raises it too, if the number of weights is not
+            the number of teachers.
     """
     if any(weight < 0 for weight in weights) or (weights and sum(weights) == 0):
         raise ValueError(f"weights must be at least 0 and not all 0; got {weights}")
@@ -125,11 +150,13 @@ def fixed_weights(weights: tuple[float, ...]) -> Callable[[Signals], Array]:
 
 
 def mixture_fusion(weigh: Callable[[Signals], Array], of: MixtureSpace = "probabilities") -> Fusion:
-    """Build a fusion without parameters and state from a function that computes the teachers' weights.
+    """Build a fusion of teachers without trained parameters, from a function that computes the weights of the teachers.
 
     Args:
-        weigh: returns weights, `[teachers]` or `[teachers, *batch]`, not negative; they are normalised.
-        of: mix "probabilities" or "logits".
+        weigh: function `signals -> weights`. The weights are `[teachers]` or `[teachers, *batch]` and not negative; the
+            fusion normalises them to sum to 1.
+        of: "probabilities": the average is `sum_k w_k softmax(t_k / T)`, with logits t_k of teacher k and temperature
+            T; "logits": it is `sum_k w_k t_k`.
     """
 
     def apply(params, state, signals, *, key):

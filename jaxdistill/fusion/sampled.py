@@ -3,8 +3,8 @@
 Fukuda et al., Efficient Knowledge Distillation from an Ensemble of Teachers, 2017
 (doi.org/10.21437/Interspeech.2017-614).
 
-In expectation over the draws, a forward KL equals that to the mixture, up to a constant. The student sees the diversity
-of the teachers that an average hides, with a noisier gradient.
+In expectation over the draws, the forward KL to the drawn teacher equals the forward KL to the mixture of teachers, up
+to a constant. The student sees the diversity of the teachers that an average hides, with a noisier gradient.
 
 Config: fusion = "sampled()"
 When: there are many teachers, and their average is too smooth.
@@ -22,10 +22,13 @@ from jaxdistill.fusion.mixture import fixed_weights, mix, normalise_weights, pre
 
 @fusions.register
 def sampled(weights: tuple[float, ...] = ()) -> Fusion:
-    """Draw one of the present teachers for each row and step. All tokens of a text have the same teacher.
+    """Draw one of the present teachers at random for each example and training step, and use its predictions alone.
+
+    An example may exclude teachers by the batch field `present`; the others are present. All tokens of a text have the
+    same teacher, if that teacher is present for all of them.
 
     Args:
-        weights: probability of each teacher, up to a factor; empty: equal.
+        weights: probability of each teacher, normalised to sum to 1; empty: equal probabilities.
 
     Raises:
         ValueError: weights are negative, all 0, or their number is not that of the teachers.

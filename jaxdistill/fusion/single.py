@@ -14,10 +14,10 @@ from jaxdistill.losses.term import select_teacher
 
 @fusions.register
 def single(teacher: int = 0) -> Fusion:
-    """Select one teacher.
+    """Use the outputs of one teacher, and ignore all other teachers.
 
     Args:
-        teacher: its number, in the order of the config.
+        teacher: number of the teacher, from 0, in the order of the config.
     """
 
     def apply(params, state, signals, *, key):

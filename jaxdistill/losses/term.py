@@ -1,4 +1,4 @@
-"""Helpers that loss terms share. Most terms are pure functions of the signals, without parameters or state."""
+"""Helpers shared by the loss terms. Most terms are pure functions of `Signals`, without parameters or state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,14 @@ from jaxdistill.core.types import Array, Signals
 
 
 def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields: Any) -> Term:
-    """Return a term that computes `values(signals)`, without parameters or state; `fields` are fields of `Term`."""
+    """Build a loss term without parameters or state from a function that computes its values.
+
+    Args:
+        values: function of the `Signals` (outputs of student and teachers, and the batch). It returns one loss value
+            per example or token, `[*batch]`; or `(values, mask)`, if other values count than the batch's mask says; or
+            a scalar, for a regulariser.
+        fields: further fields of `Term`, such as `needs` and `local`.
+    """
 
     def apply(params, state, signals, *, key):
         return values(signals), state
@@ -19,26 +26,38 @@ def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields
 
 
 def precise(x: Array) -> Array:
-    """Cast to float32 or wider. float64 stays; bfloat16 is raised, because a KL computed in it came out at -0.014."""
+    """Cast an array to float32; a float64 array stays float64.
+
+    Losses are computed in this precision, because rounding to bfloat16 can make a KL divergence negative (-0.014).
+    """
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def masked_labels(signals: Signals, field: str = "label") -> Array:
-    """Return the batch's labels `[*batch]`, with 0 in masked rows.
+    """Return the labels of the batch, `[*batch]`, replaced by class 0 where the mask is 0.
 
-    Padding may have an invalid label, and a NaN in the gradient of a masked row would survive the mask.
+    Padding may have an invalid label, for which the loss and its gradient are NaN. A multiplication of the loss by the
+    mask would leave the NaN in the gradient.
+
+    Args:
+        signals: the inputs of a loss term: outputs of student and teachers, the batch and its mask.
+        field: name of the batch's array of labels.
     """
     return jnp.where(signals.mask != 0, signals.batch[field], 0)
 
 
 def mean_over_positions(values: Array, batch: Mapping[str, Array], batch_dims: int, trailing: int = 0) -> Array:
-    """Average over positions, without padding: `[*batch, *positions, *trailing] -> [*batch, *trailing]`.
+    """Average over positions such as pixels or tokens: `[*batch, *positions, *trailing] -> [*batch, *trailing]`.
+
+    Padding tokens are left out; an example that holds only padding gets 0. An array without positions is returned
+    unchanged.
 
     Args:
         values: the array to average.
-        batch: the stream's arrays; an `attention_mask` `[batch, length]` marks the padding of texts.
-        batch_dims: number of dimensions of the stream's mask.
-        trailing: number of trailing dimensions to keep, such as a width.
+        batch: the arrays of the batch, by field; its `attention_mask` `[batch, length]` is 0 at padding tokens.
+        batch_dims: number of axes `*batch`: 1, or 2 (example, token) in language modelling, where every token has a
+            loss of its own.
+        trailing: number of axes `*trailing`, for example 1 to keep the width.
     """
     last = values.ndim - trailing
     axes = tuple(range(batch_dims, last))
@@ -50,24 +69,30 @@ def mean_over_positions(values: Array, batch: Mapping[str, Array], batch_dims: i
 
 
 def real_tokens(batch: Mapping[str, Array], shape: tuple[int, ...]) -> Array | None:
-    """Return which positions hold a token and not padding; None without an `attention_mask` of this shape.
+    """Return a Boolean mask `[batch, length]`, True at tokens and False at padding.
 
     Args:
-        batch: the stream's arrays.
-        shape: `(batch, length)`.
+        batch: the arrays of the batch, by field; the mask is made from `attention_mask`.
+        shape: the shape `(batch, length)` that `attention_mask` must have.
+
+    Returns:
+        The mask, or None if the batch has no `attention_mask` or one of another shape.
     """
     real = batch.get("attention_mask")
     return None if real is None or real.shape != shape else real != 0
 
 
 def mask_padding(states: Array, batch: Mapping[str, Array]) -> Array:
-    """Set the padding of `[batch, length, ...]` to zero; return other arrays, or texts without padding, unchanged."""
+    """Set hidden states `[batch, length, ...]` to zero at padding tokens, where the batch's `attention_mask` is 0.
+
+    States without the axes `[batch, length]` of the mask, and states of a batch without a mask, are returned unchanged.
+    """
     real = real_tokens(batch, states.shape[:2]) if states.ndim > 2 else None  # `[batch, width]` has no tokens
     return states if real is None else jnp.where(real.reshape(real.shape + (1,) * (states.ndim - 2)), states, 0)
 
 
 def unit(x: Array, axis: int = -1) -> Array:
-    """Divide by the L2 norm along an axis; a zero vector stays zero, with a gradient of 0."""
+    """Normalise vectors to L2 norm 1 along an axis, in float32 or wider; a zero vector stays zero, with gradient 0."""
     x = precise(x)
     square = jnp.sum(x**2, axis=axis, keepdims=True)
     zero = square == 0  # selected twice: the gradient of a root at 0 is infinite, and 0 * inf is NaN
@@ -75,10 +100,14 @@ def unit(x: Array, axis: int = -1) -> Array:
 
 
 def select_teacher[T](teachers: Sequence[T], number: int) -> T:
-    """Return one teacher, or its parameters, by its number in the order of the config.
+    """Return the entry of one teacher from a sequence that has one entry per teacher, such as outputs or parameters.
+
+    Args:
+        teachers: the entries, in the order of the teachers in the config.
+        number: index of the teacher; a negative index counts from the end.
 
     Raises:
-        ValueError: there is no teacher with this number.
+        ValueError: there is no teacher with this index.
     """
     if not -len(teachers) <= number < len(teachers):
         raise ValueError(f"there is no teacher {number}; the config has {len(teachers)}, numbered from 0")

@@ -1,4 +1,4 @@
-"""Model families, one file each. To add a family, write a file here and import it below."""
+"""Model families (BERT, CLIP, ...), one file each. To add a family, write a file here and import it below."""
 
 from jaxdistill.models import bert as bert
 from jaxdistill.models import clip as clip

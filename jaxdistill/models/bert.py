@@ -30,17 +30,17 @@ _norm = partial(nnx.LayerNorm, use_fast_variance=False)
 
 
 def _lookup(table: nnx.Embed, ids: Array) -> Array:
-    """Look up rows of an embedding table, `[*ids, width]`; an id outside the table gives NaN.
+    """Look up the embedding of each id, `[*ids.shape, width]`; an id outside the table gives NaN.
 
-    The result has the current dtype of the table. `nnx.Embed` itself would use the dtype that it was created with.
+    The result has the table's current dtype. Calling `nnx.Embed` would cast it to the dtype of the table's creation.
     """
     return jnp.take(table.embedding.get_value(), ids, axis=0)
 
 
 class Embed(nnx.Module):
-    """The embedding layer: the normalised sum of token, position and type embeddings, `[batch, length, width]`.
+    """The embedding layer: the normalised sum of token, position and token type embeddings, then dropout at `rate`.
 
-    If `pad` is set, positions count only the tokens that are not padding and start at `pad + 1`, as in RoBERTa.
+    If `pad` is set (RoBERTa), real tokens are numbered from `pad + 1`, and padding tokens have the position `pad`.
     """
 
     def __init__(self, vocabulary, positions, token_types, width, epsilon, rate, pad: int | None, *, rngs: nnx.Rngs):
@@ -60,7 +60,7 @@ class Embed(nnx.Module):
         return by_rows(drop(self.norm(by_rows(x)), self.rate, train=train, key=key))
 
     def _positions(self, ids: Array) -> Array:
-        """Return the position of every token, `[batch, length]`."""
+        """Return the row of the position table for every token, `[batch, length]`."""
         if self.pad is None:
             return jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         real = (ids != self.pad).astype(ids.dtype)
@@ -70,8 +70,8 @@ class Embed(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention, `[batch, length, width] -> [batch, length, width]`.
 
-    `real`, `[batch, length]`, is true for tokens and false for padding. The attention probabilities are materialised
-    only if they are returned or dropout applies to them. The returned probabilities are those before dropout.
+    `real` `[batch, length]` is false for padding. The attention probabilities, before dropout, are returned if
+    `return_probabilities` is true. They take memory only then, or if dropout applies to them (`rate` above 0).
     """
 
     def __init__(self, width: int, heads: int, rate: float, return_probabilities: bool, *, rngs: nnx.Rngs):
@@ -94,7 +94,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A post-norm block: attention, then a two-layer perceptron; each output is added to its input and normalised."""
+    """A post-norm transformer block: attention, then a perceptron, each with a residual addition and then a norm."""
 
     def __init__(self, attention: Attention, width, ffn, activation, epsilon, rate, *, rngs: nnx.Rngs):
         self.attention = attention
@@ -111,9 +111,10 @@ class Block(nnx.Module):
 
 
 class Head(nnx.Module):
-    """The classification head: one hidden layer over the first token, then the logits.
+    """The classification head: a hidden layer on the first token, then dropout and the logits layer.
 
-    Returns the logits, `[batch, classes]`, and the values of the hidden layer, `[batch, width]`, as the embedding.
+    Returns the logits, `[batch, classes]`, and the output of the hidden layer, `[batch, width]`, which is the
+    embedding. If `drop_input` is true, dropout is also applied before the hidden layer.
     """
 
     def __init__(self, width, classes, activation, rate, drop_input: bool, *, rngs: nnx.Rngs):
@@ -129,9 +130,9 @@ class Head(nnx.Module):
 
 
 class Pool(nnx.Module):
-    """The pooling layer of an embedding model: the mean over the tokens, or the first token, scaled to unit norm.
+    """The head of a sentence embedding model: the mean over the tokens, or the first token ("cls"), at unit norm.
 
-    The pooled vector, `[batch, width]`, is returned twice: as the logits and as the embedding.
+    This vector, `[batch, width]`, is returned twice: as the logits and as the embedding.
     """
 
     def __init__(self, pool: str):
@@ -147,7 +148,7 @@ class Pool(nnx.Module):
 
 
 class Bert(nnx.Module):
-    """The encoder. Its hidden states are the embedding layer and every block, `[batch, length, width]` each."""
+    """A BERT encoder; hidden states are the outputs of embedding layer and blocks, `[batch, length, width]` each."""
 
     def __init__(self, embed: Embed, blocks: list[Block], head: Head | Pool):
         self.embed, self.blocks, self.head = embed, nnx.List(blocks), head
@@ -188,33 +189,32 @@ def bert(
 ) -> Model:
     """Build a BERT, RoBERTa or DistilBERT encoder.
 
-    It reads `input_ids`, `attention_mask` and, if `token_types > 0`, `token_type_ids`, all `[batch, length]`.
+    The model reads `input_ids`, `attention_mask` and, if `token_types > 0`, `token_type_ids`, all `[batch, length]`.
 
     Args:
-        vocabulary: number of tokens.
+        vocabulary: number of tokens in the vocabulary.
         width: width of the residual stream.
         depth: number of blocks.
         heads: number of attention heads; must divide the width.
         ffn: width of the perceptron inside a block.
-        classes: number of logits. 0 builds the embedding model: the pooled tokens, scaled to unit norm, are both
-            `embedding` and the logits.
-        style: "roberta" numbers positions from `pad + 1` and skips padding. Each style has its own head: tanh after
-            one layer, or relu for "distilbert".
-        positions: rows of the position table; "roberta" uses the first `pad + 1` rows for padding.
-        token_types: rows of the token type table; 0 for none, as in "distilbert".
+        classes: number of classes. 0 builds a sentence embedding model instead of a classifier: the pooled token
+            vector, scaled to unit norm, is both embedding and logits.
+        style: architecture. "roberta" numbers positions from `pad + 1` and skips padding. The activation of the
+            classification head is relu for "distilbert", else tanh.
+        positions: rows of the position table; "roberta" reserves the first `pad + 1` of these rows for padding.
+        token_types: rows of the token type table; 0 builds no such table, which "distilbert" requires.
         pad: id of the padding token.
         activation: activation inside a block. "gelu" is exact; "gelu_new" and "gelu_pytorch_tanh" approximate it.
-        epsilon: epsilon of the layer norms.
-        dropout: dropout rate of the embedding layer and of each branch's output.
-        attention_dropout: dropout rate of the attention probabilities; if above 0, training materialises them.
-        head_dropout: dropout rate of the head's inputs.
-        pool: pooling of the embedding model: "mean" over the tokens, or the first token ("cls"). A Hugging Face
-            config does not say which.
-        attentions: return the attention probabilities of every block, which materialises them.
+        epsilon: value added to the variance in the layer norms.
+        dropout: dropout rate of the embeddings, and of the output of each attention layer and perceptron.
+        attention_dropout: dropout rate of the attention probabilities; above 0, training keeps these in memory.
+        head_dropout: dropout rate in the classification head.
+        pool: pooling of the sentence embedding model: "mean", or "cls" (first token); not in Hugging Face configs.
+        attentions: return the attention probabilities of every block, which takes additional memory.
 
     Raises:
-        ValueError: the heads do not divide the width, "distilbert" has token types or another epsilon, or a dropout
-            rate is out of range.
+        ValueError: the heads do not divide the width, "distilbert" has token types or an epsilon other than 1e-12, or a
+            dropout rate is out of range.
     """
     if heads < 1 or width % heads:
         raise ValueError(f"heads={heads} does not divide width={width}; choose a divisor")
@@ -236,7 +236,7 @@ def bert(
 
 
 class Style(NamedTuple):
-    """The Hugging Face names of one style."""
+    """The names and defaults in Hugging Face checkpoints of one style: BERT, RoBERTa or DistilBERT."""
 
     title: str  # prefix of the architecture's class name
     column: int  # index of the style's column in `SETTINGS` and `PARTS`
@@ -292,7 +292,7 @@ def _keys(style: str) -> dict[str, str]:
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     style = config["model_type"]
-    family.require_settings(config, SUPPORTED)
+    family.require_supported(config, SUPPORTED)
     settings = {"pad_token_id": STYLES[style].pad, "classifier_dropout": config.get("hidden_dropout_prob")}
     settings |= {key: value for key, value in config.items() if value is not None}
     missing = [key for key in _keys(style).values() if key not in settings]

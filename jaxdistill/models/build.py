@@ -1,4 +1,4 @@
-"""Build a model from its spec string."""
+"""Build a model from its spec string, such as "mlp(widths=(64,), classes=10)"."""
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
@@ -7,15 +7,15 @@ from jaxdistill.models.combinators import in_dtype
 
 
 def build_model(spec: str, path: str, dtype: str) -> Model:
-    """Build the model of a spec string. It computes in `dtype`; its parameters stay in float32.
+    """Build the model that a spec string describes. The model computes in `dtype`; its parameters stay in float32.
 
     Args:
-        spec: for example "mlp(widths=(64,), classes=10)".
-        path: the config path of the spec, for error messages.
-        dtype: "float32" or "bfloat16".
+        spec: name and arguments of a registered model factory, such as "mlp(widths=(64,), classes=10)".
+        path: config key of the spec string, such as `student.model`, for error messages.
+        dtype: dtype of the model's computation, "float32" or "bfloat16".
 
     Raises:
-        ConfigError: an unknown name, or wrong arguments.
+        ConfigError: the spec string is empty, names an unknown model, or has wrong arguments.
     """
     if not spec:
         raise ConfigError(path, f"no model is set. Known: {', '.join(registry.models)}.")

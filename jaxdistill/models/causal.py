@@ -2,8 +2,8 @@
 
 Pre-norm blocks with root mean square norms (Zhang and Sennrich 2019, arxiv.org/abs/1910.07467), rotary positions
 (`rotary.py`), causal attention with grouped queries (Ainslie et al. 2023, arxiv.org/abs/2305.13245) and a gated
-perceptron (Shazeer 2020, arxiv.org/abs/2002.05202). The layers are scanned or unrolled. `decoder.py` registers the
-model family.
+perceptron (Shazeer 2020, arxiv.org/abs/2002.05202). `lax.scan` runs the layers, or a Python loop. `decoder.py`
+registers the model family.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,20 @@ POLICIES = {  # which intermediate values a layer saves for its backward pass, i
 
 
 class Sizes(NamedTuple):
-    """The sizes and options of a block; `decoder` documents them."""
+    """The sizes and options of a decoder block.
+
+    width: width of the residual stream
+    heads: number of query heads
+    kv_heads: number of key heads, and of value heads
+    head_size: units of one head
+    ffn: width of the gated perceptron
+    epsilon: value added to the mean square in the norms
+    qkv_bias: if true, queries, keys and values have biases
+    qk_norm: if true, the queries and keys of every head are normalised
+    attentions: if true, the block returns the attention probabilities
+    attention: implementation of `jax.nn.dot_product_attention`; unused if `attentions` is true, because this function
+        returns no probabilities
+    """
 
     width: int
     heads: int
@@ -40,13 +53,13 @@ class Sizes(NamedTuple):
     attention: Literal["xla", "cudnn"] = "xla"
 
 
-class Shared(NamedTuple):
-    """The inputs that all layers of one call share.
+class SharedInputs(NamedTuple):
+    """The inputs that all blocks of a decoder share in one forward pass.
 
-    angles: rotation angles, `[rows or 1, length, head_size / 2]`
-    positions: cache slot of each token, `[rows, length]`; None without a cache
-    mask: true where a query may attend to a key, `[rows, 1, length or 1, keys]`; None: everywhere
-    causal: mask later keys in addition to `mask`
+    angles: angles of the rotary position embedding, `[batch or 1, length, head_size / 2]`
+    positions: index in the key-value cache at which each token is written, `[batch, length]`; None without a cache
+    mask: true where a query may attend to a key, `[batch, 1, length or 1, keys]`; None: true everywhere
+    causal: if true, a query may attend only to the same and earlier keys, in addition to the condition of `mask`
     """
 
     angles: Array
@@ -56,9 +69,13 @@ class Shared(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with grouped queries, `[rows, length, width] -> [rows, length, width]`.
+    """Causal self-attention with grouped queries, `[batch, length, width] -> [batch, length, width]`.
 
-    If `slots` is set to `(rows, slots)`, keys and values are cached: `[rows, slots, kv_heads, head_size]` each.
+    Args:
+        sizes: sizes and options of the block.
+        slots: `(batch, tokens)` of the key-value cache, which holds this number of tokens for each sequence, as two
+            arrays `[batch, tokens, kv_heads, head_size]`; None: keys and values are not cached.
+        rngs: random streams of the initial parameters.
     """
 
     def __init__(self, sizes: Sizes, slots: tuple[int, ...] | None, *, rngs: nnx.Rngs):
@@ -71,15 +88,15 @@ class Attention(nnx.Module):
         self.keys, self.values = empty(), empty()
         self.sizes = sizes
 
-    def __call__(self, x: Array, shared: Shared) -> tuple[Array, AttentionHeads]:
+    def __call__(self, x: Array, shared: SharedInputs) -> tuple[Array, AttentionHeads]:
         split = lambda y: by_rows(y.reshape(*y.shape[:-1], -1, self.sizes.head_size), tensor=-2)
-        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))  # [rows, length, heads, head_size]
+        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))  # [batch, length, heads, head_size]
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = rotate(q, shared.angles), rotate(k, shared.angles)
         heads = AttentionHeads(q, k, v)  # of the tokens of this call only, without cached keys and values
         if self.keys is not None and self.values is not None:
-            # the whole cache, `[rows, slots, kv_heads, head_size]` each
+            # the whole cache, `[batch, slots, kv_heads, head_size]` each
             k, v = (_write_cache(cache, new, shared.positions) for cache, new in ((self.keys, k), (self.values, v)))
         if self.sizes.attentions:
             mixed, weights = attend(q, k, v, shared)
@@ -93,29 +110,29 @@ class Attention(nnx.Module):
 
 
 def _write_cache(cache: nnx.Variable, new: Array, positions: Array | None) -> Array:
-    """Write new rows into the cache at their positions, and return the whole cache in the dtype of the new rows.
+    """Write the keys or values of new tokens into the cache, and return the whole cache in the dtype of `new`.
 
     Args:
-        cache: holds `[rows, slots, kv_heads, head_size]`.
-        new: `[rows, length, kv_heads, head_size]`.
-        positions: slot of each new row, `[rows, length]`.
+        cache: variable with the cached keys or values, `[batch, slots, kv_heads, head_size]`.
+        new: keys or values of the new tokens, `[batch, length, kv_heads, head_size]`.
+        positions: cache slot of each new token, `[batch, length]`.
     """
     old = cache.get_value()
     cache.set_value(old.at[jnp.arange(old.shape[0])[:, None], positions].set(new.astype(old.dtype)))
     return cache.get_value().astype(new.dtype)
 
 
-def attend(q: Array, k: Array, v: Array, shared: Shared) -> tuple[Array, Array]:
-    """Compute attention and return its output and its probabilities.
+def attend(q: Array, k: Array, v: Array, shared: SharedInputs) -> tuple[Array, Array]:
+    """Compute grouped-query attention, and also return the attention probabilities.
 
     Args:
-        q: `[rows, queries, heads, head_size]`.
-        k: `[rows, keys, kv_heads, head_size]`.
-        v: `[rows, keys, kv_heads, head_size]`.
-        shared: mask and causality.
+        q: queries, `[batch, queries, heads, head_size]`.
+        k: keys, `[batch, keys, kv_heads, head_size]`.
+        v: values, `[batch, keys, kv_heads, head_size]`.
+        shared: the inputs that all layers share; only `mask` and `causal` are used.
 
     Returns:
-        The output, `[rows, queries, heads, head_size]`, and the probabilities, `[rows, heads, queries, keys]`.
+        The output, `[batch, queries, heads, head_size]`, and the probabilities, `[batch, heads, queries, keys]`.
     """
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
@@ -126,7 +143,7 @@ def attend(q: Array, k: Array, v: Array, shared: Shared) -> tuple[Array, Array]:
 
 
 class Block(nnx.Module):
-    """A pre-norm block, `[rows, length, width]`: attention, then a gated perceptron, each added to its input."""
+    """A pre-norm transformer block: attention, then a gated perceptron; the output of each is added to its input."""
 
     def __init__(self, sizes: Sizes, slots: tuple[int, ...] | None, *, rngs: nnx.Rngs):
         norm = lambda: nnx.RMSNorm(sizes.width, epsilon=sizes.epsilon, rngs=rngs)
@@ -136,7 +153,7 @@ class Block(nnx.Module):
         self.gate, self.up = linear(sizes.width, sizes.ffn), linear(sizes.width, sizes.ffn)
         self.down = linear(sizes.ffn, sizes.width)
 
-    def __call__(self, x: Array, shared: Shared) -> tuple[Array, AttentionHeads]:
+    def __call__(self, x: Array, shared: SharedInputs) -> tuple[Array, AttentionHeads]:
         mixed, heads = self.attention(by_rows(self.attention_norm(x)), shared)
         x = by_rows(x + mixed)
         y = by_rows(self.mlp_norm(x))
@@ -145,10 +162,24 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The decoder. Its hidden states follow transformers: the embeddings, then every layer, the last one normalised.
+    """The network of a decoder language model: token embedding, blocks, final norm and head.
 
-    Each hidden state is `[rows, length, width]`; the logits are a `Factored` head, and the embedding is the last real
-    token of each row, `[rows, width]`.
+    The hidden states are the token embeddings and the output of every block, `[batch, length, width]` each. The last
+    hidden state is taken after the final norm, as in the library transformers. The logits are a `Factored` head:
+    features and a kernel that are not yet multiplied. The embedding, `[batch, width]`, is the last hidden state at the
+    last token that is not padding.
+
+    Args:
+        sizes: sizes and options of a block.
+        vocabulary: number of tokens in the vocabulary.
+        depth: number of blocks.
+        tied: if true, the kernel of the head is the transposed embedding table.
+        rope: maximal number of tokens; base of the rotary wavelengths; and scaling to longer contexts, or None.
+        scan_layers: if true, `lax.scan` runs the blocks, with stacked parameters; otherwise a Python loop runs the
+            blocks.
+        remat: rematerialisation in the backward pass: "none" or a key of `POLICIES`.
+        slots: shape of the key-value cache, `(batch, tokens)`; None: no cache.
+        rngs: random streams of the initial parameters.
     """
 
     def __init__(
@@ -186,8 +217,8 @@ class Decoder(nnx.Module):
             features[jnp.arange(x.shape[0]), _last(batch)],
         )
 
-    def _shared(self, batch: RowsLike) -> Shared:
-        """Compute positions, rotation angles and the attention mask of a batch."""
+    def _shared(self, batch: RowsLike) -> SharedInputs:
+        """Compute the inputs that all layers share: rotation angles, cache positions and the attention mask."""
         longest, theta, scaling = self.rope
         length = batch["slots" if "slots" in batch else "input_ids"].shape[1]
         if length > longest:
@@ -197,22 +228,22 @@ class Decoder(nnx.Module):
         if "slots" in batch:
             # A slot beyond a query's position is empty, or holds padding that a later token overwrites: mask it
             written = batch["slots"][:, None, None, :] <= positions[:, None, :, None]
-            return Shared(angles, positions, written, causal=False)
+            return SharedInputs(angles, positions, written, causal=False)
         mask = None
         if "attention_mask" in batch:
             mask = batch["attention_mask"][:, None, None, :] > 0
         if "segment_ids" in batch:
             same_segment = batch["segment_ids"][:, None, :, None] == batch["segment_ids"][:, None, None, :]
             mask = same_segment if mask is None else mask & same_segment
-        return Shared(angles, None, mask, causal=True)
+        return SharedInputs(angles, None, mask, causal=True)
 
     def _layers(
-        self, x: Array, shared: Shared, batch: RowsLike
+        self, x: Array, shared: SharedInputs, batch: RowsLike
     ) -> tuple[tuple[Array, ...], tuple[AttentionHeads, ...]]:
-        """Run all layers; return the output of each, `[rows, length, width]`, and its queries, keys and values.
+        """Run all layers; return the output, `[batch, length, width]`, and the attention heads of each layer.
 
-        If the layers are stacked, `lax.scan` runs them: one layer is compiled, and its parameters are sliced from
-        arrays with a leading axis of layers. Otherwise each layer is compiled.
+        If the parameters of the layers are stacked along a leading axis, `lax.scan` runs the layers, and only one layer
+        is compiled. Otherwise each layer is compiled.
         """
 
         def layer_of(graph: Any) -> Callable[[Array, Any], Any]:
@@ -248,13 +279,21 @@ class Decoder(nnx.Module):
 
 
 def _nudge(batch: RowsLike, number: int, depth: int) -> dict[str, Array]:
-    """Return the nudge of a block's output; zeros for the last block, whose hidden state is nudged after the norm."""
+    """Return the tensor that a block adds to its output, `{"nudge/0": array}`, or `{}` (see `layers.nudged`).
+
+    The tensor is zero for the last block, because its hidden state is taken, and nudged, after the final norm.
+
+    Args:
+        batch: the batch; the field `nudge/<number + 1>` belongs to the output of block `number`.
+        number: index of the block.
+        depth: number of blocks.
+    """
     nudge = batch.get(f"nudge/{number + 1}")
     return {} if nudge is None else {"nudge/0": nudge if number + 1 < depth else jnp.zeros_like(nudge)}
 
 
 def _positions(batch: RowsLike) -> Array:
-    """Return the position of every token, `[rows or 1, length]`."""
+    """Return the position of every token in its sequence or document, `[batch or 1, length]`."""
     if "positions" in batch:
         return batch["positions"]
     if "segment_ids" in batch:
@@ -263,6 +302,6 @@ def _positions(batch: RowsLike) -> Array:
 
 
 def _last(batch: RowsLike) -> Array:
-    """Return the index of the last token that is not padding, `[rows]`."""
+    """Return the index of the last token that is not padding in each sequence, `[batch]`."""
     real = batch.get("attention_mask", jnp.ones_like(batch["input_ids"]))
     return jnp.max(jnp.where(real > 0, jnp.arange(real.shape[1]), 0), axis=1)

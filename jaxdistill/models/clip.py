@@ -1,7 +1,7 @@
 """CLIP (Radford et al. 2021, arxiv.org/abs/2103.00020) and SigLIP (Zhai et al. 2023, arxiv.org/abs/2303.15343).
 
-Both encode images and texts with one tower each, into embeddings of one space. The papers are Learning Transferable
-Visual Models From Natural Language Supervision, and Sigmoid Loss for Language Image Pre-Training.
+Both have two encoders (towers), one for images and one for texts, which embed into the same space. The papers are
+Learning Transferable Visual Models From Natural Language Supervision, and Sigmoid Loss for Language Image Pre-Training.
 
 CLIP encodes texts causally and pools them at the end token; it pools images at a class token. SigLIP encodes texts
 without a causal mask and pools them at the last position; it pools images by attention from a learned probe, and its
@@ -22,7 +22,7 @@ from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.models.towers import ImageTower, TextTower, TwoTowers
-from jaxdistill.models.transformer import Activation, Stack, require_image, require_squares, weight_and_bias
+from jaxdistill.models.transformer import Activation, Stack, require_image, require_squares, weight_and_bias_rules
 
 
 @models.register
@@ -46,27 +46,32 @@ def clip(
     epsilon: float = 1e-5,
     attentions: bool = False,
 ) -> Model:
-    """Build CLIP. It reads `image`, `input_ids` and `attention_mask`; its logits are `[images, texts]` of the batch.
+    """Build CLIP, which reads the batch fields `image`, `input_ids` and `attention_mask`.
+
+    One encoder (tower) embeds the images, and another one the texts. The logits, `[images, texts]`, are
+    `exp(s) * image_embeddings @ text_embeddings.T` over all images and texts of the batch, with unit-norm embeddings
+    and a learned s.
 
     Args:
-        vocabulary: number of tokens.
+        vocabulary: number of tokens in the vocabulary.
         patch: side of a patch in pixels.
         image: side of an image in pixels.
         vision_width: width of the image tower's residual stream.
         vision_depth: number of blocks in the image tower.
-        vision_heads: number of attention heads in the image tower; must divide its width.
+        vision_heads: number of attention heads in the image tower; must divide `vision_width`.
         vision_ffn: width of the perceptron inside a block of the image tower.
         text_width: width of the text tower's residual stream.
         text_depth: number of blocks in the text tower.
-        text_heads: number of attention heads in the text tower; must divide its width.
+        text_heads: number of attention heads in the text tower; must divide `text_width`.
         text_ffn: width of the perceptron inside a block of the text tower.
         projection: width of the embeddings.
         positions: maximal number of tokens of a text.
-        end: id of the end token; 2 means the highest id in the text, as in CLIP's first configs.
-        channels: channels of an image.
+        end: id of the end token, at which a text is pooled. If it is 2, as in the first Hugging Face configs of CLIP, a
+            text is pooled at the token with the highest id instead.
+        channels: number of channels of an image.
         activation: activation inside the blocks.
-        epsilon: epsilon of the layer norms.
-        attentions: return the attention probabilities of every image block, which materialises them.
+        epsilon: value added to the variance in the layer norms.
+        attentions: return the attention probabilities of every block of the image tower, which takes additional memory.
     """
     vision = Stack(vision_width, vision_depth, vision_heads, vision_ffn, 0.0, activation, epsilon, True, attentions)
     text = Stack(text_width, text_depth, text_heads, text_ffn, 0.0, activation, epsilon, True, False)
@@ -93,10 +98,30 @@ def siglip(
     epsilon: float = 1e-6,
     attentions: bool = False,
 ) -> Model:
-    """Build SigLIP. It reads `image` and `input_ids`; its logits, `[images, texts]`, each go through a sigmoid.
+    """Build SigLIP, which reads the batch fields `image`, `input_ids` and, if the batch has it, `attention_mask`.
 
-    Texts must be padded to all their positions: the last position is pooled, as in pretraining. See `clip` for the
-    arguments.
+    One encoder (tower) embeds the images, and another one the texts. The logits, `[images, texts]`, are
+    `exp(s) * image_embeddings @ text_embeddings.T + b` over all images and texts of the batch, with unit-norm
+    embeddings and learned s and b. The sigmoid of a logit is the probability that the pair matches. Pad every text to
+    `positions` tokens, because the text tower pools a text at the last position.
+
+    Args:
+        vocabulary: number of tokens in the vocabulary.
+        patch: side of a patch in pixels.
+        image: side of an image in pixels.
+        vision_width: width of the image tower's residual stream, and of the embeddings.
+        vision_depth: number of blocks in the image tower.
+        vision_heads: number of attention heads in the image tower; must divide `vision_width`.
+        vision_ffn: width of the perceptron inside a block of the image tower.
+        text_width: width of the text tower's residual stream.
+        text_depth: number of blocks in the text tower.
+        text_heads: number of attention heads in the text tower; must divide `text_width`.
+        text_ffn: width of the perceptron inside a block of the text tower.
+        positions: number of tokens of a padded text.
+        channels: number of channels of an image.
+        activation: activation inside the blocks.
+        epsilon: value added to the variance in the layer norms.
+        attentions: return the attention probabilities of every block of the image tower, which takes additional memory.
     """
     vision = Stack(vision_width, vision_depth, vision_heads, vision_ffn, 0.0, activation, epsilon, True, attentions)
     text = Stack(text_width, text_depth, text_heads, text_ffn, 0.0, activation, epsilon, True, False)
@@ -113,15 +138,15 @@ def _model(
     projection: int | None,
     scale: float,
 ) -> Model:
-    """Build the two towers: CLIP if `projection` is set, else SigLIP, whose scale and bias have shape `[1]`.
+    """Build CLIP if `projection` is set, else SigLIP, whose logit scale and logit bias have shape `[1]`.
 
     Args:
-        vision: sizes of the image tower.
-        text: sizes of the text tower.
-        sizes: patch, image and channels.
-        texts: vocabulary, positions, width of the embeddings, and the end token.
+        vision: sizes and options of the image tower.
+        text: sizes and options of the text tower.
+        sizes: side of a patch, side of an image, and channels of an image.
+        texts: vocabulary size, maximal number of tokens, width of the embeddings, and id of the end token.
         projection: width of the image projection; None: no projection.
-        scale: initial value of `logit_scale`.
+        scale: initial value of `logit_scale`, the logarithm of the factor on all logits.
     """
     vision.validate(), text.validate()
 
@@ -172,7 +197,10 @@ BLOCK = {  # our layer name: (Hugging Face layer name, axes)
 
 
 def _arguments(column: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that CLIP and SigLIP share; `column` is the column of their defaults in the tables above."""
+    """Convert a config to the factory arguments that CLIP and SigLIP share.
+
+    `column` is the index of the default value in the rows of `VISION`, `TEXT` and `BOTH`: 2 for CLIP, 3 for SigLIP.
+    """
     vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
     require_squares(vision)
     towers = ((vision, VISION), (text, TEXT))
@@ -183,7 +211,7 @@ def _arguments(column: int, config: Mapping[str, Any]) -> dict[str, Any]:
             cure = "both towers must use the same value; use another checkpoint"
             raise ValueError(f"{row[1]} is {vision_value!r} for images and {text_value!r} for texts: {cure}")
         arguments[row[0]] = vision_value
-    family.require_settings({"hidden_act": arguments["activation"]}, {"hidden_act": ACTIVATIONS})
+    family.require_supported({"hidden_act": arguments["activation"]}, {"hidden_act": ACTIVATIONS})
     return arguments
 
 
@@ -196,8 +224,8 @@ def _clip_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _siglip_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     arguments = _arguments(3, config)
-    family.require_settings(config.get("vision_config") or {}, {"vision_use_head": (True,)})
-    family.require_settings(config.get("text_config") or {}, {"projection_size": (None, arguments["vision_width"])})
+    family.require_supported(config.get("vision_config") or {}, {"vision_use_head": (True,)})
+    family.require_supported(config.get("text_config") or {}, {"projection_size": (None, arguments["vision_width"])})
     return arguments
 
 
@@ -224,11 +252,17 @@ def _siglip_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _block_rules(name: str, hf_name: str, prefix: str) -> Iterator[Rule]:
-    """Yield the rules of a tower's blocks; `prefix` goes before the names of axes."""
+    """Yield the rules that map the arrays of a tower's blocks to the checkpoint.
+
+    Args:
+        name: name of the tower in the model, "images" or "texts".
+        hf_name: name of the tower in the checkpoint.
+        prefix: "vision" or "text", for the names of the axes: "vision_width", ...
+    """
     for layer, (hf_layer, axes) in BLOCK.items():
         prefixed = tuple(f"{prefix}_{axis}" for axis in axes)
         pattern = rf"{name}/blocks/(\d+)/{layer}"
-        yield from weight_and_bias(pattern, f"{hf_name}.encoder.layers.{{0}}.{hf_layer}", prefixed)
+        yield from weight_and_bias_rules(pattern, f"{hf_name}.encoder.layers.{{0}}.{hf_layer}", prefixed)
 
 
 def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
@@ -240,21 +274,21 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
         Rule("images/embed/tokens/0", f"{vision}.embeddings.class_embedding", axes=width),
         Rule("images/embed/position", f"{vision}.embeddings.position_embedding.weight", axes=("", *width)),
         *_block_rules("images", vision, "vision"),
-        *weight_and_bias("images/before", f"{vision}.pre_layrnorm", width),
-        *weight_and_bias("images/norm", f"{vision}.post_layernorm", width),
+        *weight_and_bias_rules("images/before", f"{vision}.pre_layrnorm", width),
+        *weight_and_bias_rules("images/norm", f"{vision}.post_layernorm", width),
         Rule("images/projection/kernel", "visual_projection.weight", "linear", (*width, "")),
         Rule("images/pool/probe", f"{head}.probe", axes=("", "", *width)),
         Rule("images/pool/project/kernel", f"{head}.attention.in_proj_weight", "linear", (*width, "")),
         Rule("images/pool/project/bias", f"{head}.attention.in_proj_bias", axes=("",)),
-        *weight_and_bias("images/pool/out", f"{head}.attention.out_proj", ("", *width)),
-        *weight_and_bias("images/pool/norm", f"{head}.layernorm", width),
-        *weight_and_bias("images/pool/up", f"{head}.mlp.fc1", (*width, "vision_ffn")),
-        *weight_and_bias("images/pool/down", f"{head}.mlp.fc2", ("vision_ffn", *width)),
+        *weight_and_bias_rules("images/pool/out", f"{head}.attention.out_proj", ("", *width)),
+        *weight_and_bias_rules("images/pool/norm", f"{head}.layernorm", width),
+        *weight_and_bias_rules("images/pool/up", f"{head}.mlp.fc1", (*width, "vision_ffn")),
+        *weight_and_bias_rules("images/pool/down", f"{head}.mlp.fc2", ("vision_ffn", *width)),
         Rule("texts/token/embedding", f"{text}.embeddings.token_embedding.weight", axes=("vocabulary", *text_width)),
         Rule("texts/position/embedding", f"{text}.embeddings.position_embedding.weight", axes=("", *text_width)),
         *_block_rules("texts", text, "text"),
-        *weight_and_bias("texts/norm", f"{text}.final_layer_norm", text_width),
-        *weight_and_bias(
+        *weight_and_bias_rules("texts/norm", f"{text}.final_layer_norm", text_width),
+        *weight_and_bias_rules(
             "texts/projection", "text_projection" if "projection" in arguments else f"{text}.head", (*text_width, "")
         ),
         Rule("logit_(scale|bias)", "logit_{0}"),

@@ -1,4 +1,4 @@
-"""Functions from `Model` to `Model` that add behaviour, so that model families need no flags for it."""
+"""Wrap a model in another one that adds a behaviour, such as a dtype, so that model families need no flag for it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,10 +13,10 @@ from jaxdistill.core.types import Array, Factored, Outputs, PyTree, TokenSpans
 
 
 def in_dtype(model: Model, dtype: str) -> Model:
-    """Compute in `dtype`, such as "bfloat16", with float32 parameters.
+    """Make a model compute in `dtype`, such as "bfloat16", while its parameters and their gradients stay in float32.
 
-    The parameters are cast before the model runs, so that their gradients are float32. State keeps its dtype, because
-    running statistics in bfloat16 would stop changing.
+    The parameters are cast to `dtype` inside the forward pass. The state (running statistics) is not cast, because
+    small updates of it would be lost in the rounding of bfloat16.
     """
 
     def cast(x: Array) -> Array:
@@ -29,16 +29,18 @@ def in_dtype(model: Model, dtype: str) -> Model:
 
 
 def microbatched(model: Model, count: int) -> Model:
-    """Run the batch in `count` microbatches: gradient accumulation inside the model.
+    """Make a model run a training batch in `count` microbatches: gradient accumulation inside the model.
 
     A scan runs the microbatches one after another, each with rematerialisation, so that only one microbatch's
     activations are in memory at a time. The backward pass runs every forward pass again.
 
-    Losses still see the outputs of the whole batch. Averaging the gradients of separate small batches would give
-    another gradient wherever a loss compares rows. Batch statistics are computed per microbatch.
+    Losses receive the outputs of the whole batch, so the gradient of a loss that compares examples is unchanged. (An
+    average over the gradients of separate small batches would be another gradient.) Batch statistics are computed per
+    microbatch. With `train=False` the batch is not split.
 
     Args:
-        model: a model whose outputs have the batch as their first axis, except for the kernel of a `Factored` head.
+        model: a model whose outputs have the batch as their first axis. Only the kernel of a `Factored` head (features
+            and a kernel that are not yet multiplied) has no such axis.
         count: number of microbatches; it must divide the batch size (on a mesh, each device's share of the batch).
     """
 
@@ -76,12 +78,12 @@ def microbatched(model: Model, count: int) -> Model:
 
 
 def remap_classes(model: Model, classes: tuple[int, ...]) -> Model:
-    """Reorder the logits to the classes of the data: class c of the data is class `classes[c]` of the model.
+    """Make a classifier return one logit for each class of the data, in the order of the data's classes.
 
     Args:
-        model: a classifier whose classes differ from those of the data, or have another order.
-        classes: one class of the model for each class of the data; -1 if the model has no such class, which gives a
-            logit of -inf.
+        model: a classifier whose classes differ from the classes of the data, or have another order.
+        classes: `classes[c]` is the model's class that corresponds to class c of the data; -1 if the model has no such
+            class, which gives the logit -inf.
 
     Raises:
         ValueError: when the model is applied, if `classes` names a class that the model does not have.
@@ -106,15 +108,24 @@ def remap_classes(model: Model, classes: tuple[int, ...]) -> Model:
 
 
 def strip_prefix(batch: Mapping[str, Array], prefix: str) -> dict[str, Array]:
-    """Replace fields of a batch by those with the prefix, for example `input_ids` by `teacher/input_ids`."""
+    """Return a batch with each field `<prefix><name>` copied to `<name>`: `teacher/input_ids` to `input_ids`.
+
+    An existing field `<name>` is replaced.
+    """
     return {**batch, **{name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}}
 
 
 def with_prefix(model: Model, prefix: str) -> Model:
-    """Make a model read the batch fields whose names begin with `prefix`, for example `teacher/input_ids`.
+    """Make a teacher read the batch field `<prefix><name>` instead of `<name>`, if the batch has it.
 
-    Such a model reads other tokens than the student. Its hidden states and attentions have no counterpart in the
-    student, so they are dropped. If the fields include token spans (see `aligned`), the outputs include them too.
+    This is for a teacher with another tokenizer than the student's. The hidden states and attentions of the teacher are
+    removed from the outputs, because the teacher's tokens have no counterpart in the student. If the batch has the
+    field `<prefix>span`, the outputs include `TokenSpans`, which align the tokens of both models (see the tokenization
+    `aligned`).
+
+    Args:
+        model: the teacher.
+        prefix: beginning of the names of the teacher's fields, such as "teacher/".
     """
 
     def init(key, batch):

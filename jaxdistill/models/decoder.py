@@ -1,7 +1,7 @@
 """Decoder language models: Llama (Touvron et al. 2023, arxiv.org/abs/2302.13971), Qwen2 and Qwen3.
 
-Qwen2 (Yang et al. 2024, arxiv.org/abs/2407.10671) adds biases of queries, keys and values; Qwen3 (Yang et al. 2025,
-arxiv.org/abs/2505.09388) adds norms of queries and keys. The network itself is in `causal.py`.
+Qwen2 (Yang et al. 2024, arxiv.org/abs/2407.10671) is Llama with biases of queries, keys and values. Qwen3 (Yang et al.
+2025, arxiv.org/abs/2505.09388) is Llama with norms of queries and keys. The network itself is in `causal.py`.
 """
 
 from collections.abc import Mapping
@@ -40,40 +40,46 @@ def decoder(
     attentions: bool = False,
     attention: Literal["xla", "cudnn"] = "xla",
 ) -> Model:
-    """Build a decoder that reads `input_ids`, `[batch, length]`; its logits are a `Factored` head.
+    """Build a decoder language model, which reads the batch field `input_ids`, `[batch, length]`.
+
+    The logits are a `Factored` head: features and a kernel, which the loss multiplies for one chunk of the sequence at
+    a time.
 
     Optional fields of the batch, `[batch, length]` each:
 
-    - `attention_mask`: 1 for a real token, 0 for padding, as in transformers.
-    - `segment_ids`: for several documents in one row. A token attends only to its own document, and positions restart
-      with each document. Padding is a segment too.
+    - `attention_mask`: 1 for a real token, 0 for padding, as in the library transformers.
+    - `segment_ids`: number of the document of each token, if a sequence holds several documents. A token attends only
+      to its own document, and positions restart with each document. Padding tokens have a number of their own, such as
+      0.
     - `positions`: the position of each token.
 
-    With `slots`, `[batch, slots]` = 0, 1, 2, ..., the state holds a cache of keys and values, which `generate` uses:
-    `init` creates a cache for that many tokens, and `apply` writes the new tokens at their `positions` and attends to
-    all tokens before them.
+    For text generation (`generate`), the batch has the field `slots`, `[batch, slots]` = 0, 1, 2, ... The model's state
+    is then a cache of keys and values for this number of tokens, which `init` creates. `apply` writes the keys and
+    values of the new tokens at their `positions`, and the new tokens attend to all tokens before them.
 
     Args:
-        vocabulary: number of tokens, which is also the number of logits.
+        vocabulary: number of tokens in the vocabulary, and of logits.
         width: width of the residual stream.
         depth: number of blocks.
         heads: number of attention heads of the queries.
         kv_heads: number of heads of keys and values; must divide `heads`.
-        head_size: units of a head, an even number.
+        head_size: number of units of a head, which must be even.
         ffn: width of the gated perceptron.
         positions: maximal length of a sequence in tokens.
-        theta: base of the rotary wavelengths.
-        epsilon: added to mean squares in the norms.
-        tied: the head is the transposed embedding table and has no parameters.
+        theta: base of the wavelengths of the rotary position embedding.
+        epsilon: value added to the mean square in the norms.
+        tied: the kernel of the head is the transposed embedding table, so that the head has no parameters.
         qkv_bias: queries, keys and values have biases, as in Qwen2.
         qk_norm: queries and keys are normalised in every head, as in Qwen3.
-        rope_scaling: `(factor, low, high, context)` of Llama 3.1; None: no scaling.
-        scan_layers: compile one layer and stack the parameters of all layers along a leading axis; False: compile
-            each layer.
+        rope_scaling: scaling of the rotary wavelengths to longer contexts in Llama 3.1, `(factor, low_freq_factor,
+            high_freq_factor, original_max_position_embeddings)` of the Hugging Face config; None: no scaling.
+        scan_layers: compile one layer and stack the parameters of all layers along a leading axis; False: compile each
+            layer.
         remat: values that a layer saves for its backward pass: "full" saves its input only; "dots" also saves the
             products with kernels; "none" leaves the choice to the compiler, which saves everything.
-        attentions: return attention probabilities, which materialises them.
-        attention: implementation of attention without `attentions`: "xla", or "cudnn" for bfloat16 on NVIDIA GPUs.
+        attentions: return the attention probabilities of every layer, which takes additional memory.
+        attention: implementation of attention: "xla", or "cudnn" for bfloat16 on NVIDIA GPUs. It has no effect if
+            `attentions` is True.
 
     Raises:
         ValueError: a size is not positive, `kv_heads` does not divide `heads`, `head_size` is odd, or both `qkv_bias`
@@ -141,9 +147,10 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[float, ...] | None]:
-    """Return base and scaling of the rotary positions.
+    """Return the base of the rotary wavelengths, and their Llama 3.1 scaling or None.
 
-    transformers 5 writes both into `rope_parameters`; earlier versions wrote `rope_theta` and `rope_scaling`.
+    transformers 5 writes both into `rope_parameters` of a config; earlier versions wrote `rope_theta` and
+    `rope_scaling`.
     """
     rope = {
         "rope_theta": config.get("rope_theta", 10000.0),

@@ -1,16 +1,15 @@
-"""Make a model return its own gradients, for losses that match derivatives.
+"""Make a model return gradients of its logits or of its task loss, for losses that match derivatives.
 
-A loss lists the gradients that it needs in `Term.needs`; the student and the live teachers are then wrapped by
-`with_gradients`. A cached teacher has no gradients.
+A loss lists the gradients that it needs in `Term.needs`. The student and the teachers that run during training are then
+wrapped by `with_gradients`. A teacher whose outputs come from a cache has no gradients.
 
 Gradients are vector-Jacobian products (`jax.vjp`): one forward pass, and one backward pass for each kind of gradient.
 The Jacobian, `[classes, inputs]`, is never formed. To differentiate with respect to a hidden state, a tensor of zeros
 (a nudge) is added to that state, and the gradient with respect to the nudge is taken (`layers.nudged`).
 
-If a model normalises over its batch, the rows interact: a row's gradient then includes the effect of its input on the
-logits of other rows, as in automatic differentiation of the whole batch. The backward pass has the rounding of the
-model's dtype. bfloat16 has the range of float32, so gradients do not underflow or overflow, and losses cast what they
-compare to float32.
+If a model normalises over its batch, the examples interact: the gradient of an example then includes the effect of its
+input on the logits of the other examples. The backward pass is rounded to the model's dtype. The gradients do not
+underflow or overflow in bfloat16, which has the range of float32. Losses cast them to float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,23 +35,24 @@ Forward = Callable[[Inputs], tuple[Array, Any]]  # inputs -> (logits, (outputs, 
 
 
 def with_gradients(model: Model, needs: frozenset[str], microbatches: int = 1) -> Model:
-    """Make a model return the gradients that losses need, and run it in microbatches (`microbatched`).
+    """Make a model also return the gradients that losses need, and run it in microbatches.
 
-    `input_gradients`: `J^T v` for each row. J is the Jacobian of the logits with respect to the row's input, and v is a
-    random direction, uniform on the unit sphere over the classes. Each row (token) has its own direction in each step,
-    which is the same for all models that are called with the same key. The input is `image` with values from -1 to 1,
-    so a user's own module must pass the image through `pixels` or read such values. For a text, the input is the
-    embedding.
+    `Outputs.input_gradients` is `J^T v` for each example, where J is the Jacobian of the logits with respect to the
+    input of the model, and v a random unit vector over the classes. Each example (or token) has a new v in each step;
+    models that are called with the same random key use the same v. The input is the batch field `image` in float32,
+    with uint8 images scaled to -1..1, so your own module must accept such images. If the model reads no image, the
+    input is the first hidden state, which is the token embedding of a text model.
 
-    `state_gradients`: for each hidden state, the gradient of the row's cross-entropy with its `label`. The loss is
-    summed, not averaged, so that a row's gradient does not depend on the size of the batch.
+    `Outputs.state_gradients` has, for each hidden state, the gradient of the cross-entropy with the field `label`. The
+    cross-entropy is summed over the batch, so that the gradient of an example does not depend on the batch size.
 
-    Both are 0 for rows that the mask excludes.
+    Both gradients are 0 for examples (or tokens) that the batch field `mask` excludes.
 
     Args:
-        model: a model that is not yet split into microbatches. Each microbatch computes its own gradients; otherwise
-            the backward pass would keep the activations that microbatches are meant to save.
-        needs: `Term.needs` of all losses; entries that are not in `GRADIENTS` are ignored.
+        model: a model that is not split into microbatches yet. The gradients are computed in each microbatch, so that
+            the activations of only one microbatch are in memory.
+        needs: names of required outputs, the union of `Term.needs` of all loss terms; names other than
+            `input_gradients` and `state_gradients` are ignored.
         microbatches: number of microbatches.
     """
     wanted = needs & GRADIENTS
@@ -62,9 +62,10 @@ def with_gradients(model: Model, needs: frozenset[str], microbatches: int = 1) -
 
 
 def _with_direction_keys(model: Model) -> Model:
-    """Add a key for the random direction of each row to the batch.
+    """Make a model draw one random key per example, which selects the random direction of its input gradient.
 
-    The keys are made before the batch is split, so that microbatches use the directions of the whole batch.
+    The keys are added to the batch as the field `direction`. This happens before the batch is split into microbatches,
+    so that the directions do not depend on the number of microbatches.
     """
 
     def apply(params, state, batch, *, train, key):
@@ -75,7 +76,7 @@ def _with_direction_keys(model: Model) -> Model:
 
 
 def _differentiate(model: Model, wanted: frozenset[str]) -> Model:
-    """Wrap a model so that its outputs include the wanted gradients."""
+    """Make a model also return the wanted gradients; `wanted` is a subset of `GRADIENTS`."""
 
     def apply(params, state, batch, *, train, key):
         rows = {name: x for name, x in batch.items() if name != "direction"}
@@ -100,11 +101,19 @@ def _differentiate(model: Model, wanted: frozenset[str]) -> Model:
 def _differentiable_inputs(
     forward: Forward, rows: Mapping[str, Array], wanted: frozenset[str]
 ) -> tuple[str, dict[str, Array]]:
-    """Return the name of the input field, and all fields with respect to which gradients are taken.
+    """Select the batch fields with respect to which gradients are taken: the image, and the nudges of hidden states.
+
+    Args:
+        forward: the model's forward pass as a function of such fields.
+        rows: the batch.
+        wanted: the wanted gradients, a subset of `GRADIENTS`.
+
+    Returns:
+        The name of the field for `input_gradients` ("" if not wanted), and the values of all selected fields by name.
 
     Raises:
-        ValueError: the model has no differentiable input, or its logits do not depend on one of the fields, so that
-            its gradient would silently be zero.
+        ValueError: the model has no differentiable input, or it does not read a selected field, whose gradient would
+            then be zero without notice.
     """
     states = jax.eval_shape(forward, {})[1][0].hidden_states
     nudges = {_nudge(n): jnp.zeros(x.shape, jnp.float32) for n, x in enumerate(states)}
@@ -122,7 +131,7 @@ def _differentiable_inputs(
 
 
 def _unused(forward: Forward, inputs: Inputs) -> list[str]:
-    """List the inputs that do not occur in the model's program (its jaxpr)."""
+    """List the names of inputs that no equation of the forward pass (its jaxpr) reads."""
     (used,) = mentioned_inputs(lambda inputs: forward(inputs)[0], dict(inputs))
     return [name for name in sorted(inputs) if not used[name]]
 
@@ -132,18 +141,18 @@ def _nudge(layer: int) -> str:
 
 
 def _dense_logits(out: Outputs) -> Array:
-    """Return the logits as one array in float32 or more, `[*batch, classes]`."""
+    """Return the logits as one array in float32 or higher precision, `[*batch, classes]`."""
     logits: Any = out.dense().logits
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _directions(keys: Array, logits: Array, mask: Array) -> Array:
-    """Sample a random direction per row or token, uniform on the unit sphere, `[*batch, classes]`; 0 where masked.
+    """Sample a unit vector over the classes for each example or token, `[*batch, classes]`; 0 where `mask` is 0.
 
     Args:
-        keys: one key per row, `[batch]`.
-        logits: `[*batch, classes]`, for shape and dtype.
-        mask: `[batch]` or `[*batch]`.
+        keys: one random key per example, `[batch]`.
+        logits: the logits, `[*batch, classes]`, of which only shape and dtype are used.
+        mask: 0 for excluded examples, `[batch]`, or tokens, `[*batch]`.
     """
     normal = by_rows(jax.vmap(lambda key: jax.random.normal(key, logits.shape[1:], logits.dtype))(keys))
     unmasked = mask.reshape(mask.shape + (1,) * (logits.ndim - mask.ndim)) != 0
@@ -151,7 +160,10 @@ def _directions(keys: Array, logits: Array, mask: Array) -> Array:
 
 
 def _loss_gradients(logits: Array, rows: Mapping[str, Array]) -> Array:
-    """Compute the gradient of each row's cross-entropy in its logits, `[*batch, classes]`; 0 where masked."""
+    """Compute the gradient of the cross-entropy with `rows["label"]` with respect to the logits, `[*batch, classes]`.
+
+    The gradient is 0 where `rows["mask"]` is 0.
+    """
     if "label" not in rows:
         raise ValueError(f"gradients of the task loss need the field label; the batch has {', '.join(sorted(rows))}")
     losses, backward = jax.vjp(lambda logits: softmax_cross_entropy(logits, rows["label"]), logits)

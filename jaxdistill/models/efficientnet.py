@@ -2,8 +2,8 @@
 
 Lite has no squeeze-and-excitation, and ReLU6 in place of swish (github.com/tensorflow/tpu/tree/master/models/official/
 efficientnet/lite). Checkpoints use the weight names of the PyTorch port by Luke Melas-Kyriazi. Weights that were
-trained in TensorFlow need its "SAME" padding: if the padding is an odd number of pixels, the extra pixel is added at
-the bottom and at the right.
+trained in TensorFlow need the "SAME" padding of TensorFlow: if the padding is an odd number of pixels, the extra pixel
+is added at the bottom and at the right.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import Array, Outputs
 from jaxdistill.models.hub import family
-from jaxdistill.models.hub.family import Family, Rule, batch_norm
+from jaxdistill.models.hub.family import Family, Rule, batch_norm_rules
 from jaxdistill.models.layers import BatchNorm, Depthwise, dropout, nudged, pixels, require_dropout_rate
 from jaxdistill.models.nnx import from_nnx
 
@@ -53,8 +53,9 @@ def _norm(width: int) -> BatchNorm:
 class Block(nnx.Module):
     """An inverted bottleneck (Sandler et al. 2018), `[batch, height, width, channels]`.
 
-    A 1x1 convolution widens the channels, a depthwise convolution filters each, and a linear 1x1 convolution narrows
-    them. The input is added if its shape is unchanged.
+    A 1x1 convolution multiplies the number of channels by `expansion`. A depthwise convolution with the kernel size
+    `kernel` filters each channel. A linear 1x1 convolution reduces the channels to `outputs`. The input is added to the
+    result if both have the same shape.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, *, rngs: nnx.Rngs):
@@ -78,9 +79,10 @@ class Block(nnx.Module):
 
 
 class EfficientNet(nnx.Module):
-    """The network. Its hidden states are the stem and every block, `[batch, height, width, channels]` each.
+    """An EfficientNet-Lite. The hidden states are the outputs of stem and blocks, `[batch, height, width, channels]`.
 
-    The embedding is the last convolution, averaged over height and width: `[batch, top]`.
+    The embedding is the output of the last convolution, averaged over height and width, `[batch, top]`. Dropout with
+    the rate `rate` is applied between the embedding and the logits.
     """
 
     def __init__(
@@ -121,20 +123,22 @@ def efficientnet_lite(
     dropout: float = 0.0,
     channels: int | None = None,
 ) -> Model:
-    """Build EfficientNet-Lite, which reads `image`. The defaults are Lite0, with 4.65 M parameters.
+    """Build EfficientNet-Lite, which reads the batch field `image`. The defaults are Lite0 with 4.65 M parameters.
 
-    Its running statistics are state.
+    The running statistics of the batch normalisation are state, not params.
 
     Args:
-        classes: number of logits.
-        stem: channels of the first convolution.
-        stages: width, number of blocks, kernel size, stride and expansion of each stage.
-        top: channels of the last convolution, which is pooled.
+        classes: number of classes.
+        stem: number of output channels of the first convolution.
+        stages: (output channels, number of blocks, kernel size, stride, expansion) of each stage; expansion is the
+            factor by which a block increases the number of channels inside.
+        top: number of output channels of the last convolution, whose output is pooled.
         dropout: dropout rate of the pooled features; 0.2 in the published training of Lite0.
-        channels: channels of the image; None: those of the batch.
+        channels: number of channels of an image; None: the channels of the batch's images.
 
     Raises:
-        ValueError: no stage, a size that is not positive, a dropout rate out of range, or other channels.
+        ValueError: there is no stage, a size is not positive, the dropout rate is out of range, or the images have
+            another number of channels than `channels`.
     """
     sizes = (stem, top, *(size for stage in stages for size in stage))
     if not stages or min(sizes) < 1:
@@ -179,15 +183,15 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
     block = r"blocks/(\d+)/"
     return (
         Rule("stem/kernel", "_conv_stem.weight", "conv"),
-        *batch_norm("stem_norm", "_bn0"),
+        *batch_norm_rules("stem_norm", "_bn0"),
         Rule(f"{block}up/kernel", "_blocks.{0}._expand_conv.weight", "conv"),
-        *batch_norm(f"{block}up_norm", "_blocks.{0}._bn0"),
+        *batch_norm_rules(f"{block}up_norm", "_blocks.{0}._bn0"),
         Rule(f"{block}depthwise/kernel", "_blocks.{0}._depthwise_conv.weight", "conv"),
-        *batch_norm(f"{block}depthwise_norm", "_blocks.{0}._bn1"),
+        *batch_norm_rules(f"{block}depthwise_norm", "_blocks.{0}._bn1"),
         Rule(f"{block}down/kernel", "_blocks.{0}._project_conv.weight", "conv"),
-        *batch_norm(f"{block}down_norm", "_blocks.{0}._bn2"),
+        *batch_norm_rules(f"{block}down_norm", "_blocks.{0}._bn2"),
         Rule("top/kernel", "_conv_head.weight", "conv"),
-        *batch_norm("top_norm", "_bn1"),
+        *batch_norm_rules("top_norm", "_bn1"),
         Rule("head/kernel", "_fc.weight", "linear"),
         Rule("head/bias", "_fc.bias"),
     )

@@ -1,10 +1,11 @@
 """Generate text with a decoder, using cached keys and values.
 
-The prompts, `[rows, length]`, are processed in one forward pass, which fills the cache. Then a `lax.while_loop` runs
-one step per new token: a forward pass over one token per row, which attends to the cache, then a sample. All shapes
-are static: the cache has `length + steps - 1` slots, and rows that have finished get token 0 until all rows have.
+The prompts, `[batch, length]`, are processed in one forward pass, which fills the cache. Then a `lax.while_loop` runs
+one step per new token: a forward pass over one token per sequence, which attends to the cache, then a sample. All
+shapes are static: the cache holds `length + steps - 1` tokens, and a sequence that has finished gets token 0 until all
+sequences have finished.
 
-All functions are pure, and their caller applies `jit`:
+All functions are pure, and the caller applies `jit`:
 `jax.jit(functools.partial(generate, model, steps=20, temperature=0.0))` compiles once for all prompts of up to
 `length` tokens.
 """
@@ -21,10 +22,10 @@ from jaxdistill.core.types import Array, Factored, PyTree
 
 
 class Generated(NamedTuple):
-    """Generated tokens.
+    """Generated tokens, without the prompts.
 
-    tokens: `[rows, steps]` int32, 0 after the last token of a row
-    lengths: number of tokens of each row, including its stop token, `[rows]` int32
+    tokens: new tokens of each sequence, `[batch, steps]` int32; 0 after the last token of a sequence
+    lengths: number of new tokens of each sequence, including the stop token, `[batch]` int32
     """
 
     tokens: Array
@@ -34,11 +35,11 @@ class Generated(NamedTuple):
 class _LoopState(NamedTuple):
     """The state of the loop over new tokens.
 
-    step: number of tokens sampled for each row, int32 scalar
-    cache: the model's state with the cached keys and values
-    token: the last token of each row, `[rows]` int32
-    done: true for rows that have a stop token, `[rows]`
-    generated: the tokens so far
+    step: number of tokens sampled so far for each sequence, int32 scalar
+    cache: the model's state, which holds the cached keys and values
+    token: the last token of each sequence, `[batch]` int32
+    done: true for sequences that have a stop token, `[batch]`
+    generated: the tokens sampled so far
     """
 
     step: Array
@@ -62,24 +63,25 @@ def generate(
     stop: tuple[int, ...] = (),
     padding: Literal["left", "right"] = "right",
 ) -> Generated:
-    """Continue every prompt by up to `steps` tokens; stop early when all rows have a stop token.
+    """Generate up to `steps` tokens after every prompt; stop early when all sequences have a stop token.
 
     Args:
-        model: a model that keeps a cache if its batch has `slots`, such as a decoder.
+        model: a model whose state is a key-value cache if the batch has the field `slots`, such as `decoder`.
         params: the model's parameters.
-        prompts: `[rows, length]` int32.
-        lengths: number of real tokens of each prompt, `[rows]`, at least 1.
-        key: split into one key for each row and step.
+        prompts: padded token ids of the prompts, `[batch, length]` int32.
+        lengths: number of tokens of each prompt without padding, `[batch]`, at least 1.
+        key: random key of the samples; each sequence and step uses another key derived from it.
         steps: maximal number of new tokens.
-        temperature: divides the logits; 0 selects the most likely token.
-        top_k: sample from the k most likely tokens, and ties (Fan et al. 2018, arxiv.org/abs/1805.04833); None: all.
-        top_p: sample from the smallest set of tokens with this total probability (Holtzman et al. 2020,
-            arxiv.org/abs/1904.09751).
-        stop: tokens that end a row.
+        temperature: number by which the logits are divided; 0 selects the most likely token.
+        top_k: sample only from the k most likely tokens, and ties with them (Fan et al. 2018,
+            arxiv.org/abs/1805.04833); None: from all tokens.
+        top_p: sample only from the smallest set of most likely tokens with this total probability (Holtzman et al.
+            2020, arxiv.org/abs/1904.09751); 1: from all tokens.
+        stop: ids of the tokens that end a sequence.
         padding: side on which the prompts are padded.
 
     Raises:
-        ValueError: sampling settings out of range, or a model without a cache.
+        ValueError: a sampling setting is out of range, or the model has no cache.
     """
     _check(steps, temperature, top_k, top_p)
     rows, length = prompts.shape
@@ -116,13 +118,13 @@ def _check(steps: int, temperature: float, top_k: int | None, top_p: float) -> N
 
 
 def _initial_state(cache: PyTree, rows: int, steps: int) -> _LoopState:
-    """Return the state before the first token is sampled."""
+    """Return the state of the loop before the first token is sampled; `cache` already holds the prompts."""
     nothing = Generated(jnp.zeros((rows, steps), jnp.int32), jnp.zeros(rows, jnp.int32))
     return _LoopState(jnp.zeros((), jnp.int32), cache, jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), nothing)
 
 
 def _append(loop: _LoopState, cache: PyTree, token: Array, stop: tuple[int, ...]) -> _LoopState:
-    """Append one sampled token to each row, `[rows]`; a row that is done gets 0."""
+    """Append a sampled token to each sequence; `token` is `[batch]`, and a sequence that is done gets 0 instead."""
     token = jnp.where(loop.done, 0, token)
     tokens = loop.generated.tokens.at[:, loop.step].set(token)
     generated = Generated(tokens, loop.generated.lengths + ~loop.done)
@@ -131,14 +133,14 @@ def _append(loop: _LoopState, cache: PyTree, token: Array, stop: tuple[int, ...]
 
 
 def empty_cache(model: Model, slots: Array | jax.ShapeDtypeStruct) -> PyTree:
-    """Create the state of a model with an empty cache for `slots.shape[1]` tokens.
+    """Create a model's state with an empty key-value cache, which holds `slots.shape[1]` tokens per sequence.
 
     Args:
-        model: a model that keeps a cache if its batch has `slots`.
-        slots: 0, 1, 2, ... in each row, `[rows, slots]`.
+        model: a model whose state is a key-value cache if the batch has the field `slots`, such as `decoder`.
+        slots: indices of the cached tokens, 0, 1, 2, ... for each sequence, `[batch, slots]`.
 
     Raises:
-        ValueError: the model keeps no cache.
+        ValueError: the model has no cache.
     """
     token = jax.ShapeDtypeStruct((slots.shape[0], 1), jnp.int32)
     batch = {"input_ids": token, "positions": token, "slots": slots}
@@ -149,28 +151,36 @@ def empty_cache(model: Model, slots: Array | jax.ShapeDtypeStruct) -> PyTree:
 
 
 def sample_tokens(logits: Array, key: Array, temperature: float, top_k: int | None, top_p: float) -> Array:
-    """Sample one token per row, `[rows, classes] -> [rows]` int32; see `generate` for the arguments."""
+    """Sample one token for each row of logits, `[batch, classes] -> [batch]` int32.
+
+    Args:
+        logits: unnormalised log-probabilities of the tokens, `[batch, classes]`.
+        key: random key; each row uses another key derived from it.
+        temperature: number by which the logits are divided; 0 selects the most likely token.
+        top_k: sample only from the k most likely tokens, and ties with them; None: from all tokens.
+        top_p: sample only from the smallest set of most likely tokens with this total probability; 1: from all tokens.
+    """
     logits = logits.astype(jnp.float32)
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]  # [rows, 1]
+        threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]  # [batch, 1]
         logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     if top_p < 1:
         # Keep a token if the tokens that are more likely than it have less than top_p together
         sorted_logits = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(sorted_logits)
         kept = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
-        threshold = jnp.min(jnp.where(kept, sorted_logits, jnp.inf), axis=-1, keepdims=True)  # [rows, 1]
+        threshold = jnp.min(jnp.where(kept, sorted_logits, jnp.inf), axis=-1, keepdims=True)  # [batch, 1]
         logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     return jax.vmap(jax.random.categorical)(row_keys(key, logits.shape[0]), logits).astype(jnp.int32)
 
 
 def _logits_at(logits: Array | Factored, position: Array) -> Array:
-    """Return the logits of each row at one position, `[rows, length, classes] -> [rows, classes]`.
+    """Return the logits of each sequence at its `position`, `[batch, length, classes] -> [batch, classes]`.
 
-    A factored head computes the logits of these positions only.
+    If the logits are `Factored` (features and a kernel), only the logits of these positions are computed.
     """
     select = lambda x: x[jnp.arange(x.shape[0]), position]
     if isinstance(logits, Factored):

@@ -1,7 +1,7 @@
-"""Layers that the model families share, and that depend on masks, devices or dtypes.
+"""Layers and functions that the model families share: normalisation, dropout, activations, image scaling.
 
 Modules compute in the dtype of their parameters, so that `in_dtype(model, "bfloat16")` needs no flag inside them.
-Statistics and losses are always float32.
+Batch statistics and losses are always float32.
 """
 
 import functools
@@ -27,24 +27,27 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {  # named as in Hugging F
 
 
 def pixels(image: Array | np.ndarray, dtype: DTypeLike) -> Array:
-    """Convert images to `dtype`: uint8 is scaled to -1 to 1, and floats stay as they are.
+    """Convert images to `dtype`; uint8 values are first scaled from 0..255 to -1..1 by `x / 127.5 - 1`.
 
-    The transform `processed` makes float images (data/image/processors.py). uint8 images are converted on the device,
-    so that only a quarter of the bytes is transferred.
+    Float images are not scaled, because they are already normalised, for example by the data transform `processed`.
+    uint8 images are converted on the device, because a transfer of uint8 to the device takes a quarter of the bytes of
+    float32.
     """
     scaled = image.astype(jnp.float32) / 127.5 - 1 if image.dtype == jnp.uint8 else image
     return jnp.asarray(scaled, dtype)
 
 
 def nudged(x: Array, batch: RowsLike, layer: int) -> Array:
-    """Add `nudge/<layer>` of the batch to a hidden state, if the batch has this field.
+    """Add the batch field `nudge/<layer>` to a hidden state, so that gradients with respect to the state can be taken.
 
-    A model applies it to each hidden state that it returns, and computes on with the result. The gradient with respect
-    to a nudge of zeros is the gradient with respect to the hidden state (`derivatives.py`).
+    The field is an array of zeros with the shape of the hidden state; the gradient with respect to it is the gradient
+    with respect to the hidden state, which some losses need (`derivatives.py`). If the batch has no such field, the
+    hidden state is returned unchanged. A model must pass each hidden state that it returns through `nudged`, and must
+    continue to compute with the result.
 
     Args:
         x: the hidden state.
-        batch: the model's batch.
+        batch: the model's batch, `{field: array}`.
         layer: index of the hidden state in `Outputs.hidden_states`.
     """
     nudge = batch.get(f"nudge/{layer}")
@@ -52,7 +55,11 @@ def nudged(x: Array, batch: RowsLike, layer: int) -> Array:
 
 
 def require_dropout_rate(name: str, rate: float) -> None:
-    """Check a dropout rate.
+    """Check that a dropout rate is at least 0 and below 1.
+
+    Args:
+        name: name of the rate's argument, for the error message.
+        rate: the dropout rate.
 
     Raises:
         ValueError: the rate is negative, or not below 1.
@@ -62,7 +69,10 @@ def require_dropout_rate(name: str, rate: float) -> None:
 
 
 def dropout(x: Array, rate: float, *, train: bool, key: Array) -> Array:
-    """Apply inverted dropout to `[batch, ...]`, with one key per row so that pmap and jit drop the same values."""
+    """Apply dropout to `[batch, ...]` in training, and divide the kept values by `1 - rate`.
+
+    Each example has its own random key, derived from `key`, so that `pmap` and `jit` drop the same values.
+    """
     if not train or rate == 0.0:
         return x
     keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, x.shape[1:]))(row_keys(key, x.shape[0]))
@@ -73,9 +83,14 @@ class Depthwise(nnx.Module):
     """Depthwise convolution with "SAME" padding, computed as a sum of shifted products.
 
     For each position (i, j) of the kernel, the padded input is shifted by (i, j), strided, and multiplied by one weight
-    per channel; the products are added in float32. This replaces XLA's grouped convolution, which takes 10 times as
-    long on a (2, 2, 2) mesh (CPU, jax 0.12.0.1), and whose kernel gradient was wrong there by as much as the gradient's
-    size, with or without sharding constraints.
+    per channel; the products are added in float32. XLA's grouped convolution is not used: on a (2, 2, 2) mesh (CPU, jax
+    0.12.0.1) it took 10 times as long, and the error of its kernel gradient was as large as the gradient.
+
+    Args:
+        width: number of channels.
+        size: height and width of the kernel.
+        stride: stride along height and width.
+        rngs: random streams of the initial kernel.
     """
 
     def __init__(self, width: int, size: int, stride: int, *, rngs: nnx.Rngs):
@@ -83,7 +98,7 @@ class Depthwise(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: Array) -> Array:
-        """Filter `[batch, height, width, channels]`; height and width are divided by the stride, rounded up."""
+        """Convolve `[batch, height, width, channels]`; height and width are divided by the stride, rounded up."""
         size, stride = self.kernel.shape[0], self.stride
         height, width = (-(-extent // stride) for extent in x.shape[1:3])
         paddings = [max((n - 1) * stride + size - o, 0) for n, o in zip((height, width), x.shape[1:3], strict=True)]
@@ -95,10 +110,15 @@ class Depthwise(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) over the unmasked rows of the GLOBAL batch.
+    """Batch normalisation (Ioffe and Szegedy 2015) over the unmasked examples of the GLOBAL batch, on all devices.
 
-    It replaces `nnx.BatchNorm(axis_name)`, which gave NaN under pmap and has no mask, so that padding would change the
-    statistics.
+    `nnx.BatchNorm(axis_name)` is not used, because it returned NaN under `pmap`. Also, it has no mask, so that padding
+    would change the statistics.
+
+    Args:
+        width: number of channels, the size of the last axis.
+        momentum: weight of the old value in an update of the running statistics.
+        epsilon: value added to the variance.
     """
 
     def __init__(self, width: int, *, momentum: float = 0.9, epsilon: float = 1e-5):
@@ -109,7 +129,10 @@ class BatchNorm(nnx.Module):
         self.momentum, self.epsilon = momentum, epsilon
 
     def __call__(self, x: Array, mask: Array, train: bool) -> Array:
-        """Normalise `[batch, ..., width]`; `mask` is `[batch]`."""
+        """Normalise `[batch, ..., width]`, and update the running statistics in training.
+
+        `mask`, `[batch]`, is 0 for examples that are padding.
+        """
         y = x.astype(jnp.float32)
         if train:
             mean, var = self._moments(y, mask)
@@ -122,7 +145,7 @@ class BatchNorm(nnx.Module):
         return (y * self.scale + self.bias).astype(x.dtype)
 
     def _moments(self, y: Array, mask: Array) -> tuple[Array, Array]:
-        """Compute mean and variance of the unmasked rows over all devices, `[width]` each."""
+        """Compute mean and variance of each channel over the unmasked examples of all devices, `[width]` each."""
         axes = tuple(range(y.ndim - 1))
         weight = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (y.ndim - mask.ndim)), (*y.shape[:-1], 1))
         count = jnp.maximum(psum(jnp.sum(weight)), 1.0)

@@ -1,6 +1,6 @@
 """Multilayer perceptron (Rumelhart, Hinton and Williams 1986, doi.org/10.1038/323533a0) over flattened pixels.
 
-It is the smallest student.
+It is the smallest model family of this package.
 """
 
 import itertools
@@ -18,9 +18,10 @@ from jaxdistill.models.nnx import from_nnx
 
 
 class Mlp(nnx.Module):
-    """Linear layers with ReLU. The hidden states are their activations, `[batch, width]` each.
+    """A multilayer perceptron with ReLU; the hidden states are the outputs of the hidden layers, `[batch, width]` each.
 
-    The first hidden state takes the place of an embedding layer; `Outputs.embedding` is the last one.
+    There is no embedding layer: the first hidden state is the output of the first hidden layer. `Outputs.embedding` is
+    the last hidden state. `rate` is the dropout rate.
     """
 
     def __init__(self, inputs: int, widths: tuple[int, ...], classes: int, rate: float, *, rngs: nnx.Rngs):
@@ -42,15 +43,15 @@ class Mlp(nnx.Module):
 
 @models.register
 def mlp(widths: tuple[int, ...], classes: int, dropout: float = 0.0) -> Model:
-    """Build a multilayer perceptron, which reads `image`.
+    """Build a multilayer perceptron, which reads the batch field `image`.
 
     Args:
         widths: widths of the hidden layers, at least one.
-        classes: number of logits.
-        dropout: dropout rate of the activations.
+        classes: number of classes.
+        dropout: dropout rate of the outputs of the hidden layers.
 
     Raises:
-        ValueError: no width, a width that is not positive, or a dropout rate out of range.
+        ValueError: `widths` is empty, a width is not positive, or the dropout rate is out of range.
     """
     if not widths or min(widths) < 1:
         raise ValueError(f"widths must have at least one entry, all positive; got {widths}")

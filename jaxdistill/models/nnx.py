@@ -1,7 +1,8 @@
 """Convert a Flax NNX module to a `Model`, which is a pair of pure functions.
 
-The module is split once into a graph definition and flat dicts `{"blocks/0/mlp/up/kernel": array}`. It is merged again
-inside `jit`, while tracing, so that merging costs nothing at run time. (`nnx.jit(module)` splits at every call.)
+The module is split once into a graph definition and flat dicts of arrays, `{"blocks/0/mlp/up/kernel": array}`. It is
+merged again inside `jit`, while tracing, so that merging costs nothing at run time. (`nnx.jit(module)` splits the
+module at every call.)
 """
 
 from collections.abc import Callable
@@ -22,17 +23,19 @@ def _call(module: Any, batch: RowsLike, train: bool, key: Array) -> Outputs:
 
 
 def from_nnx(make: Callable[[nnx.Rngs, RowsLike], nnx.Module], call: Call = _call) -> Model:
-    """Convert a Flax NNX module to a `Model`.
+    """Convert a Flax NNX module to a `Model`, a pair of pure functions `init` and `apply`.
 
-    `nnx.Param` variables become params. Random streams are reseeded from the key of each call. All other variables
-    (running statistics, counters, caches) become state. Only training changes state, except for an `nnx.Cache`, which
-    always may.
+    `nnx.Param` variables become params. All other variables (running statistics, counters, caches) become state, except
+    the random streams (`nnx.Rngs`), which are seeded from the key of each call. State changes only in training, but an
+    `nnx.Cache` may change in every call.
 
     Args:
-        make: `(rngs, batch) -> module`; `batch` has the shapes that the layers need.
-        call: `(module, batch, train, key) -> Outputs`. The default calls `module(batch, train=, key=)`. For your own
-            module write, for example, `lambda module, batch, train, key: Outputs(logits=module(batch["image"]))`. To
-            train on a mesh of three axes, a module must pass each layer's activations through `jaxdistill.by_rows`.
+        make: `(rngs, batch) -> module`, which creates the module; the arrays of `batch`, `{field: array}`, have the
+            shapes of the module's inputs.
+        call: `(module, batch, train, key) -> Outputs`, which runs the module. The default calls
+            `module(batch, train=train, key=key)`. For your own module write, for example, `lambda module, batch, train,
+            key: Outputs(logits=module(batch["image"]))`. To train on a mesh of three axes, a module must pass each
+            layer's activations through `jaxdistill.by_rows`.
     """
     skeletons: dict[Any, tuple[Any, list[tuple[Any, Any]]]] = {}
 
@@ -68,7 +71,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _collect(module: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return params and state of a module as flat dicts, including only variables of one kind."""
+    """Return a module's params and state as flat dicts from name to array; only variables of the type `kind`."""
     params: dict[str, Array] = {}
     state: dict[str, Array] = {}
     for path, variable in nnx.to_flat_state(nnx.state(module, kind)):
@@ -79,7 +82,7 @@ def _collect(module: nnx.Module, kind: type[nnx.Variable] = nnx.Variable) -> tup
 
 
 def _reseed(variable: nnx.Variable, key: Array) -> Array:
-    """Return the new value of a random stream's variable: a key folded from the key of the call, or a counter of 0."""
+    """Return the new value of a variable of a random stream: a key derived from the call's `key`, or the counter 0."""
     if isinstance(variable, nnx.RngKey):
         return jax.random.fold_in(key, 0)
     return jnp.zeros(variable.get_value().shape, jnp.uint32)

@@ -1,11 +1,11 @@
-"""Load a pretrained Hugging Face model, whole or as a smaller student made of its layers and units.
+"""Load a pretrained Hugging Face model, whole or as a smaller student with some of the layers and units.
 
 The architecture is read from the checkpoint's config.
 
     pretrained('google-bert/bert-base-uncased', classes=2)      a teacher for fine-tuning, with a new head
     pretrained('runs/teacher/teachers/bert/hub')                an unchanged teacher
     pretrained('...', layers=(0, 3, 7, 11))                     a student with four of the teacher's layers
-    pretrained('...', cut=(('ffn', 'evenly', 768),))            a student with a narrower perceptron
+    pretrained('...', cut=(('ffn', 'evenly', 768),))            a student with 768 units in each perceptron
 
 Initialising a student from its teacher's layers: DistilBERT, Sanh et al. 2019 (arxiv.org/abs/1910.01108).
 """
@@ -32,12 +32,13 @@ Layers = tuple[int, ...] | tuple[str, int]  # layer numbers, or ("uniform" | "fi
 
 
 class Architecture(NamedTuple):
-    """A model made from a checkpoint.
+    """The architecture of a model, and which layers and units of a checkpoint the model keeps.
 
-    family: name of the model family
-    arguments: arguments of the family's factory
-    layers: numbers of the layers that are kept; empty: all
-    selections: units that are kept or averaged, by axis
+    family: name of the model family, such as "bert"
+    arguments: arguments of the family's factory, by name
+    layers: numbers of the checkpoint's layers that the model keeps; empty: all
+    selections: for each axis on which the model is smaller than the checkpoint ("width", "ffn", ...), the stored units
+        that each unit of the model replaces
     """
 
     family: str
@@ -48,18 +49,20 @@ class Architecture(NamedTuple):
 
 @models.register
 def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", **options: Any) -> Model:
-    """Build the model of a checkpoint, with its weights.
+    """Build the model of a pretrained checkpoint, whole or smaller, which starts with the checkpoint's weights.
 
     Args:
-        source: a Hugging Face folder, a hub id, or a GGUF file.
-        layers: layers of the checkpoint that the model keeps: numbers in order, or ("uniform", 3), ("first", 3),
-            ("last", 3); empty: all.
-        cut: (axis, "evenly" or "average", new size) for each axis to narrow: width, ffn, heads or kv_heads.
-        keep: folder of a reduced vocabulary, written by `jaxdistill vocabulary`. Only the embedding rows of its tokens
-            are kept, and texts must be tokenised by its tokenizer. A teacher with the same reduced vocabulary names the
-            same folder.
-        options: arguments of the family's factory, such as `classes=2` or `dropout=0.1`. If `classes` differs from the
-            checkpoint, the head is new and must be trained.
+        source: the checkpoint: a Hugging Face folder, a hub id, or a GGUF file.
+        layers: layers of the checkpoint that the model keeps: layer numbers in order; or ("uniform", 3), ("first", 3)
+            or ("last", 3) for three layers at equal distances, at the beginning or at the end; empty: all layers.
+        cut: sizes to reduce: (axis, method, new size) for each axis that gets smaller. The axis is "width", "ffn",
+            "heads" or "kv_heads". The method "evenly" keeps units (or heads) at equal distances; the method "average"
+            averages groups of neighbouring units (or heads).
+        keep: folder of a reduced vocabulary, written by the command `jaxdistill vocabulary`. The model keeps only the
+            embeddings of the tokens in this vocabulary, so texts must be tokenised by the tokenizer in the folder. If
+            teacher and student share the reduced vocabulary, pass the same folder to both.
+        options: arguments of the family's factory that replace those of the checkpoint, such as `classes=2` or
+            `dropout=0.1`. If `classes` differs from the checkpoint, the head is new and must be trained.
     """
     architecture = architecture_of(open_config(source), layers, cut, keep, options)
     model = models.build(Spec(architecture.family, (), architecture.arguments), "")
@@ -74,14 +77,15 @@ def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", 
 
 
 def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
-    """Return the architecture of a model spec; None for a model without a Hugging Face format.
+    """Return the architecture of the model that a spec string describes; None if its family has no Hugging Face format.
 
     Args:
-        spec: spec string of a model.
-        path: the config path of the spec, for error messages.
+        spec: name and arguments of a registered model factory, such as "pretrained('runs/bert', layers=(0, 5))".
+        path: config key of the spec string, such as `student.model`, for error messages.
 
     Raises:
-        ConfigError: the spec names no model, or a checkpoint that does not exist.
+        ConfigError: the spec string does not parse, or names a checkpoint that does not exist or has an unknown
+            architecture.
     """
     parsed = parse(spec, path)
     if parsed.name not in {"pretrained", *hub_family.families}:
@@ -105,14 +109,15 @@ def architecture_of(
     """Return the architecture that `pretrained` builds from a checkpoint.
 
     Args:
-        source: the checkpoint.
-        layers: see `pretrained`.
-        cut: see `pretrained`.
-        keep: see `pretrained`.
-        options: arguments of the family's factory.
+        source: the checkpoint, or only its config.
+        layers: the layers that are kept: layer numbers, or for example ("uniform", 3); empty: all.
+        cut: (axis, method, new size) for each axis that gets smaller.
+        keep: folder of a reduced vocabulary; "": the full vocabulary.
+        options: arguments of the family's factory that replace those of the checkpoint.
 
     Raises:
-        WeightsError: an unknown architecture, an unsupported setting, or an impossible cut.
+        WeightsError: the architecture is unknown, or `layers`, `cut` or `keep` does not fit it.
+        ValueError: the config has an unsupported setting, or a size that is not possible.
     """
     name = hub_family.family_name(source.config)
     arguments = hub_family.families[name].arguments(source.config)
@@ -140,7 +145,10 @@ def architecture_of(
 
 
 def _layer_numbers(layers: Layers, depth: int, path: str) -> tuple[int, ...]:
-    """Resolve `layers` to layer numbers; `path` names the checkpoint in error messages."""
+    """Convert the argument `layers` of `pretrained` to layer numbers of a checkpoint with `depth` layers.
+
+    `path` is the path of the checkpoint, for error messages.
+    """
     match layers:
         case ("uniform" | "first" | "last" as method, int(count)):
             if not 1 <= count <= depth:

@@ -1,8 +1,8 @@
 """ResNet for small images (He et al. 2016, Deep Residual Learning, arxiv.org/abs/1512.03385, section 4.2).
 
 A 3x3 stem without pooling, then stages of basic blocks. Each stage after the first halves height and width.
-`widths=(16, 32, 64), blocks=3` is the paper's ResNet-20. `widths=(64, 128, 256)`, 4 times as wide, is the "x4" variant
-of the CIFAR-100 distillation tables.
+`widths=(16, 32, 64), blocks=3` is the paper's ResNet-20. `widths=(64, 128, 256)` is 4 times as wide, like the stages of
+the "x4" variants (ResNet-8x4, ResNet-32x4) in the CIFAR-100 tables of the distillation literature.
 """
 
 import jax
@@ -30,7 +30,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs) -> 
 
 
 class Block(nnx.Module):
-    """A basic block: two 3x3 convolutions and a shortcut, `[batch, height, width, channels]`.
+    """A basic residual block: two 3x3 convolutions and a shortcut, `[batch, height, width, channels]`.
 
     The shortcut is a 1x1 convolution if the number of channels or the image size changes, else the identity.
     """
@@ -53,7 +53,11 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """The network. Its hidden states are the stem and every block, `[batch, height, width, channels]` each."""
+    """A ResNet; the hidden states are the outputs of stem and blocks, `[batch, height, width, channels]` each.
+
+    `blocks` is the number of blocks in each stage (blocks with one number of channels). The embedding is the last
+    hidden state averaged over height and width.
+    """
 
     def __init__(self, channels: int, widths: tuple[int, ...], blocks: int, classes: int, *, rngs: nnx.Rngs):
         self.stem, self.stem_norm = _conv(channels, widths[0], 3, 1, rngs), BatchNorm(widths[0])
@@ -80,15 +84,17 @@ class ResNet(nnx.Module):
 
 @models.register
 def resnet(widths: tuple[int, ...], blocks: int, classes: int) -> Model:
-    """Build a residual network for small images, which reads `image`; its running statistics are state.
+    """Build a residual network for small images, which reads the batch field `image`.
+
+    The running statistics of the batch normalisation are state, not params.
 
     Args:
-        widths: channels of each stage, at least one stage.
-        blocks: number of basic blocks per stage.
-        classes: number of logits.
+        widths: number of channels in each stage of blocks; one entry or more.
+        blocks: number of basic blocks in each stage.
+        classes: number of classes.
 
     Raises:
-        ValueError: no stage, or a size that is not positive.
+        ValueError: `widths` is empty, or a size is not positive.
     """
     if not widths or min(widths) < 1 or blocks < 1:
         raise ValueError(f"widths and blocks must be positive; got widths={widths}, blocks={blocks}")

@@ -1,8 +1,8 @@
 """ResNet for ImageNet-size images (He et al. 2016, Deep Residual Learning, arxiv.org/abs/1512.03385, section 4.1).
 
-This file is separate from `resnet.py`, because the two networks differ almost everywhere: `resnet.py` has another stem,
-no bottlenecks, "SAME" padding, and one hidden state per block. Here padding is symmetric, as in PyTorch, and there is
-one hidden state per stage, as in transformers.
+A 7x7 stem with max pooling, then stages of basic or bottleneck blocks. Padding is symmetric, as in PyTorch, and there
+is one hidden state per stage, as in transformers. `resnet.py` is the network for small images, which differs almost
+everywhere: it has another stem, no bottlenecks, "SAME" padding, and one hidden state per block.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import Array, Outputs
 from jaxdistill.models.hub import family
-from jaxdistill.models.hub.family import Family, Rule, batch_norm
+from jaxdistill.models.hub.family import Family, Rule, batch_norm_rules
 from jaxdistill.models.layers import BatchNorm, nudged, pixels
 from jaxdistill.models.nnx import from_nnx
 
@@ -25,7 +25,7 @@ SYMMETRIC = ((1, 1), (1, 1))  # padding of height and width, (before, after) eac
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias, followed by batch normalisation."""
+    """A `size` x `size` convolution without bias, then batch normalisation, `[batch, height, width, channels]`."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, *, rngs: nnx.Rngs):
         self.conv = nnx.Conv(
@@ -47,8 +47,8 @@ class ConvNorm(nnx.Module):
 class Block(nnx.Module):
     """A residual block: convolutions with ReLU between them, and a shortcut, `[batch, height, width, channels]`.
 
-    `sizes` has (channels, kernel size, stride) of each convolution. The shortcut is a 1x1 convolution if the number of
-    channels or the image size changes, else the identity.
+    `sizes` has (channels, kernel size, stride) of each convolution, and `stride` is the product of all strides. The
+    shortcut is a 1x1 convolution if the number of channels or the image size changes, else the identity.
     """
 
     def __init__(self, inputs: int, sizes: tuple[tuple[int, int, int], ...], stride: int, *, rngs: nnx.Rngs):
@@ -71,7 +71,11 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """The network. Its hidden states are the pooled stem and every stage, `[batch, height, width, channels]` each."""
+    """A ResNet; the hidden states are the outputs of stem and stages, `[batch, height, width, channels]` each.
+
+    The stem includes the max pooling. The embedding, `[batch, width]`, is the output of the last stage, averaged over
+    height and width.
+    """
 
     def __init__(
         self, channels: int, stem: int, stages: list[list[Block]], classes: int, width: int, *, rngs: nnx.Rngs
@@ -106,26 +110,28 @@ def resnet_imagenet(
     early_stride: bool = False,
     first_stride: int = 1,
 ) -> Model:
-    """Build a residual network for ImageNet-size images, which reads `image`; its running statistics are state.
+    """Build a residual network for ImageNet-size images, which reads the batch field `image`.
 
-    ResNet-50 is `widths=(256, 512, 1024, 2048), depths=(3, 4, 6, 3)`, ResNet-18 `widths=(64, 128, 256, 512),
-    depths=(2, 2, 2, 2), block='basic'`.
+    The running statistics of the batch normalisation are state, not params.
+
+    ResNet-50 is `widths=(256, 512, 1024, 2048), depths=(3, 4, 6, 3)`. ResNet-18 is
+    `widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), block='basic'`.
 
     Args:
-        widths: channels of each stage.
-        depths: number of blocks of each stage.
-        classes: number of logits.
-        block: "basic": two 3x3 convolutions; "bottleneck": 1x1, 3x3 and 1x1, the first two with a quarter of the
-            channels.
-        stem: channels of the first convolution.
-        channels: channels of an image.
-        early_stride: put the stride of a bottleneck into its first convolution, as originally published, and not into
-            its second.
+        widths: number of output channels of each stage.
+        depths: number of blocks in each stage.
+        classes: number of classes.
+        block: "basic" has two 3x3 convolutions; "bottleneck" has convolutions of 1x1, 3x3 and 1x1, the first two with a
+            quarter of the channels.
+        stem: number of output channels of the first convolution.
+        channels: number of channels of an image.
+        early_stride: put the stride of a bottleneck block into the first convolution, as originally published, instead
+            of the second.
         first_stride: stride of the first stage; the other stages have stride 2.
 
     Raises:
-        ValueError: `widths` and `depths` have different lengths, a size is not positive, or the images have other
-            channels.
+        ValueError: `widths` and `depths` have different lengths, a size is not positive, or the images have another
+            number of channels than `channels`.
     """
     if not widths or len(widths) != len(depths) or min(*widths, *depths, stem) < 1:
         raise ValueError(f"every stage needs a positive width and a positive depth; got {widths=}, {depths=}, {stem=}")
@@ -152,7 +158,7 @@ def resnet_imagenet(
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    family.require_settings(config, {"hidden_act": ("relu",), "layer_type": ("basic", "bottleneck")})
+    family.require_supported(config, {"hidden_act": ("relu",), "layer_type": ("basic", "bottleneck")})
     return {
         "widths": tuple(config.get("hidden_sizes", (256, 512, 1024, 2048))),
         "depths": tuple(config.get("depths", (3, 4, 6, 3))),
@@ -191,7 +197,9 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
     }
     convs = (Rule(f"{name}/conv/kernel", f"{hf_name}.convolution.weight", "conv") for name, hf_name in layers.items())
     norms = (
-        rule for name, hf_name in layers.items() for rule in batch_norm(f"{name}/norm", f"{hf_name}.normalization")
+        rule
+        for name, hf_name in layers.items()
+        for rule in batch_norm_rules(f"{name}/norm", f"{hf_name}.normalization")
     )
     head = Rule("head/kernel", "classifier.1.weight", "linear"), Rule("head/bias", "classifier.1.bias")
     return (*convs, *norms, *head)

@@ -1,7 +1,7 @@
 """The towers of CLIP (2021, arxiv.org/abs/2103.00020) and SigLIP (2023, arxiv.org/abs/2303.15343); see `clip.py`.
 
-One tower embeds images, the other texts, into vectors of one space. The logits are scaled dot products of images and
-texts.
+One encoder (tower) embeds images and the other embeds texts, both into the same space. The logits are scaled dot
+products of the image embeddings with the text embeddings.
 """
 
 from functools import partial
@@ -19,11 +19,17 @@ NO_CANDIDATE = -1e9  # logit of a masked text; finite, so that probability 0 tim
 
 
 class TextTower(nnx.Module):
-    """The text tower: texts, `[batch, length]`, to embeddings, `[batch, projection]`.
+    """The text encoder of CLIP or SigLIP: from token ids, `[batch, length]`, to embeddings, `[batch, projection]`.
 
-    If `end` is set, attention is causal and the first end token is pooled (CLIP). If `end` is None, attention is not
-    causal and the last position is pooled (SigLIP). `end=2` means the highest token id of the text, because CLIP's
-    first configs have this value.
+    Args:
+        stack: sizes and options of the transformer blocks.
+        vocabulary: number of tokens in the vocabulary.
+        positions: maximal number of tokens of a text.
+        projection: width of the embeddings.
+        end: for CLIP, the id of the end token: attention is causal, and a text is pooled at the first end token. If
+            `end` is 2, as in the first configs of CLIP, a text is pooled at the token with the highest id instead. None
+            for SigLIP: attention is not causal, and a text is pooled at the last position.
+        rngs: random streams of the initial parameters.
     """
 
     def __init__(
@@ -52,16 +58,16 @@ class TextTower(nnx.Module):
         return by_rows(self.projection(by_rows(pooled)))
 
     def _pooled_position(self, ids: Array) -> Array:
-        """Return the position that is pooled, `[batch]`."""
+        """Return the position in each text whose state is pooled, `[batch]`."""
         if self.end is None:
             return jnp.full(ids.shape[0], ids.shape[1] - 1)
         return jnp.argmax(ids if self.end == 2 else ids == self.end, axis=1)
 
 
-class Probe(nnx.Module):
-    """Attention pooling: a learned query attends to the patches, then a perceptron is added.
+class AttentionPool(nnx.Module):
+    """Attention pooling of image patches, `[batch, patches, width] -> [batch, width]`.
 
-    `[batch, patches, width] -> [batch, width]`
+    A learned query (the probe) attends to all patches. A residual perceptron follows.
     """
 
     def __init__(self, stack: Stack, *, rngs: nnx.Rngs):
@@ -85,10 +91,18 @@ class Probe(nnx.Module):
 
 
 class ImageTower(nnx.Module):
-    """The image tower: images, `[batch, height, width, channels]`, to embeddings, `[batch, projection]`.
+    """The image encoder of CLIP or SigLIP: from images, `[batch, height, width, channels]`, to embeddings.
 
-    With `projection`, a class token is pooled (CLIP); without, a learned probe pools the patches and the embeddings
-    have the width of the blocks (SigLIP). The hidden states and attention heads of all blocks are returned too.
+    The network returns the embeddings, `[batch, projection]`, the hidden states (outputs of the patch embedding and of
+    every block), and the attention heads of all blocks.
+
+    Args:
+        stack: sizes and options of the transformer blocks.
+        image: shape of an image, `(height, width, channels)`.
+        patch: side of a patch in pixels.
+        projection: width of the embeddings, which are projected from a class token (CLIP). None: attention with a
+            learned query pools the patches, and the embeddings have the width of the blocks (SigLIP).
+        rngs: random streams of the initial parameters.
     """
 
     def __init__(self, stack: Stack, image, patch: int, projection: int | None, *, rngs: nnx.Rngs):
@@ -97,7 +111,7 @@ class ImageTower(nnx.Module):
         self.embed = Patches(image, patch, stack.width, int(class_token), bias=not class_token, flat=True, rngs=rngs)
         self.before, self.norm = norm() if class_token else None, norm()
         self.blocks = nnx.List([Block(stack, rngs=rngs) for _ in range(stack.depth)])
-        self.pool = None if class_token else Probe(stack, rngs=rngs)
+        self.pool = None if class_token else AttentionPool(stack, rngs=rngs)
         self.projection = nnx.Linear(stack.width, projection, use_bias=False, rngs=rngs) if projection else None
 
     def __call__(
@@ -117,10 +131,17 @@ class ImageTower(nnx.Module):
 
 
 class TwoTowers(nnx.Module):
-    """Both towers. The logits, `[batch, texts]`, compare each image with all texts of the global batch.
+    """CLIP or SigLIP: an image encoder, a text encoder, and logits that compare each image with each text.
 
-    Masked texts have the logit `NO_CANDIDATE`. Both embeddings have unit norm. The hidden states and attentions are
-    those of the image tower.
+    The logits are `exp(scale) * image_embeddings @ text_embeddings.T + bias`, `[batch, texts]`, with embeddings of unit
+    norm and all texts of the global batch. Texts that the field `mask` excludes have the logit `NO_CANDIDATE`. The
+    hidden states and attentions are those of the image encoder.
+
+    Args:
+        images: the image encoder.
+        texts: the text encoder.
+        scale: initial value of the learned scale, a scalar or `[1]`.
+        bias: initial value of the learned bias, `[1]`; None: no bias.
     """
 
     def __init__(self, images: ImageTower, texts: TextTower, scale: Array, bias: Array | None):

@@ -1,7 +1,7 @@
 """Pre-norm transformer blocks (Vaswani et al. 2017, arxiv.org/abs/1706.03762), shared by the vision and CLIP families.
 
-The paper is Attention Is All You Need; unlike there, the input of each branch is normalised, not its output. The module
-also has the patch embedding and the checks and weight rules that these families share.
+The paper is Attention Is All You Need. Unlike in the paper, the norm precedes attention and perceptron. The module also
+has the patch embedding, and the checks and weight-loading rules that these families share.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,18 @@ layer_norm = partial(nnx.LayerNorm, use_fast_variance=False)  # the fast varianc
 
 
 class Stack(NamedTuple):
-    """The sizes and options of a stack of blocks; `vit` documents them."""
+    """The sizes and options of a stack of transformer blocks.
+
+    width: width of the residual stream
+    depth: number of blocks
+    heads: number of attention heads; must divide the width
+    ffn: width of the perceptron inside a block
+    dropout: dropout rate of the output of each attention layer and perceptron
+    activation: name of the activation inside a block, a key of `layers.ACTIVATIONS`
+    epsilon: value added to the variance in the layer norms
+    bias: if true, queries, keys and values have a bias
+    attentions: if true, every block returns the attention probabilities
+    """
 
     width: int
     depth: int
@@ -37,10 +48,10 @@ class Stack(NamedTuple):
     attentions: bool
 
     def validate(self) -> None:
-        """Check the sizes.
+        """Check that the number of heads divides the width, and that the dropout rate is in range.
 
         Raises:
-            ValueError: the heads do not divide the width, or the dropout rate is out of range.
+            ValueError: the heads do not divide the width, or the dropout rate is negative or not below 1.
         """
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"heads={self.heads} does not divide width={self.width}; choose a divisor")
@@ -50,8 +61,8 @@ class Stack(NamedTuple):
 class Attention(nnx.Module):
     """Multi-head self-attention, `[batch, length, width] -> [batch, length, width]`.
 
-    `mask` is true where a query may attend to a key, `[batch, 1, 1 or queries, keys]`. The attention probabilities are
-    materialised only if they are returned.
+    `mask`, `[batch, 1, 1 or queries, keys]`, is true where a query may attend to a key. If `stack.attentions` is true,
+    the attention probabilities are returned, and are therefore an array in memory.
     """
 
     def __init__(self, stack: Stack, *, rngs: nnx.Rngs):
@@ -76,7 +87,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A pre-norm block, `[batch, length, width]`: attention, then a two-layer perceptron, each added to its input."""
+    """A pre-norm transformer block: attention, then a perceptron; the output of each is added to its input."""
 
     def __init__(self, stack: Stack, *, rngs: nnx.Rngs):
         norm = partial(layer_norm, stack.width, epsilon=stack.epsilon, rngs=rngs)
@@ -95,10 +106,19 @@ class Block(nnx.Module):
 
 
 class Patches(nnx.Module):
-    """The patch embedding: images, `[batch, height, width, channels]`, to `[batch, tokens + patches, width]`.
+    """The patch embedding of images: from `[batch, height, width, channels]` to `[batch, tokens + patches, width]`.
 
-    `tokens` learned vectors precede the patches, and learned positions are added. With `flat`, the learned arrays have
-    the shapes `[width]` and `[positions, width]`, as in CLIP checkpoints; otherwise they have leading axes of size 1.
+    A learned position embedding is added to every token and patch.
+
+    Args:
+        image: shape of an image, `(height, width, channels)`.
+        patch: side of a patch in pixels.
+        width: width of the embeddings.
+        tokens: number of learned tokens before the patches: 1 for a class token, 2 with a distillation token.
+        bias: if true, the patch projection has a bias.
+        flat: if true, each token is stored as `[width]` and the positions as `[positions, width]`, as in CLIP
+            checkpoints; otherwise both have leading axes of size 1, as in ViT checkpoints.
+        rngs: random streams of the initial parameters.
     """
 
     def __init__(
@@ -119,16 +139,16 @@ class Patches(nnx.Module):
 
 
 def require_image(shape: tuple[int, ...], patch: int, image: int | None, channels: int | None) -> None:
-    """Check that images fit the model.
+    """Check that images have the size and channels of the model, and can be split into patches.
 
     Args:
-        shape: `(height, width, channels)` of the images.
+        shape: shape of the images, `(height, width, channels)`.
         patch: side of a patch in pixels.
-        image: required side of an image in pixels; None: any.
-        channels: required channels; None: any.
+        image: required height and width of an image in pixels; None: any.
+        channels: required number of channels; None: any.
 
     Raises:
-        ValueError: the patch does not divide the sides, or the images have another size or other channels.
+        ValueError: `patch` does not divide height and width, or the images have another size or number of channels.
     """
     height, width, image_channels = shape[:3]
     if height % patch or width % patch:
@@ -139,18 +159,26 @@ def require_image(shape: tuple[int, ...], patch: int, image: int | None, channel
 
 
 def require_squares(config: Mapping[str, Any]) -> None:
-    """Check that the images and patches of a config are square.
+    """Check that images and patches are squares in a Hugging Face config: `image_size` and `patch_size` are integers.
+
+    A missing key is accepted.
 
     Raises:
-        ValueError: they are not; the message has key and value.
+        ValueError: a size is not one integer; the message contains key and value.
     """
     for key in ("image_size", "patch_size"):
         if not isinstance(config.get(key), int | None):
             raise ValueError(f"{key}={config[key]!r}: this model supports squares only; use another checkpoint")
 
 
-def weight_and_bias(name: str, hf_name: str, axes: tuple[str, ...]) -> tuple[Rule, Rule]:
-    """Return the rules for weight and bias of a linear layer (two axes) or of a layer norm (one axis)."""
+def weight_and_bias_rules(name: str, hf_name: str, axes: tuple[str, ...]) -> tuple[Rule, Rule]:
+    """Return the two rules that map weight and bias of a layer to arrays of a Hugging Face checkpoint.
+
+    Args:
+        name: regex of the layer's name in the model.
+        hf_name: name of the layer in the checkpoint.
+        axes: names of the weight's axes: two for a linear layer, `(input, output)`; one for a layer norm.
+    """
     layout: Layout = "linear" if len(axes) == 2 else "same"
     weight = Rule(f"{name}/{'kernel' if len(axes) == 2 else 'scale'}", f"{hf_name}.weight", layout, axes)
     return weight, Rule(f"{name}/bias", f"{hf_name}.bias", axes=axes[-1:])

@@ -1,8 +1,9 @@
 """Vision transformer (Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arxiv.org/abs/2010.11929) and DeiT.
 
 Pre-norm blocks and learned positions. The embedding is the mean over the patches (Beyer et al. 2022,
-arxiv.org/abs/2205.01580), or the class token as in the first paper. DeiT (Touvron et al. 2021,
-arxiv.org/abs/2012.12877) has a second token with its own head, which learns from a teacher.
+arxiv.org/abs/2205.01580), or the class token as in the ViT paper. DeiT (Touvron et al. 2021,
+arxiv.org/abs/2012.12877) has in addition a distillation token with its own head, which learns from a teacher in the
+DeiT paper.
 """
 
 from collections.abc import Mapping
@@ -29,12 +30,17 @@ from jaxdistill.models.transformer import (
     layer_norm,
     require_image,
     require_squares,
-    weight_and_bias,
+    weight_and_bias_rules,
 )
 
 
 class ViT(nnx.Module):
-    """The network. Its hidden states are the patch embedding and every block, `[batch, tokens + patches, width]`."""
+    """A ViT or DeiT; hidden states are the outputs of patch embedding and blocks, `[batch, tokens + patches, width]`.
+
+    `tokens` is the number of learned tokens before the patches. 0: the head reads the mean over the patches. 1: the
+    head reads the class token. 2: one head reads the class token, another one the distillation token, and the logits
+    are the mean of the logits of both heads.
+    """
 
     def __init__(self, image, patch: int, stack: Stack, tokens: int, classes: int, *, rngs: nnx.Rngs):
         self.embed = Patches(image, patch, stack.width, tokens, rngs=rngs)
@@ -88,27 +94,28 @@ def vit(
     bias: bool = True,
     attentions: bool = False,
 ) -> Model:
-    """Build a vision transformer, which reads `image`.
+    """Build a vision transformer, which reads the batch field `image`.
 
     Args:
         patch: side of a patch in pixels; must divide the image's sides.
         width: width of the residual stream.
         depth: number of blocks.
         heads: number of attention heads; must divide the width.
-        classes: number of logits.
-        dropout: dropout rate of each branch's output.
+        classes: number of classes.
+        dropout: dropout rate of the output of each attention layer and perceptron.
         ffn: width of the perceptron inside a block; None: 4 times the width.
-        pool: "mean" over the patches, or the class "token" as in transformers, which needs `image` and `channels`.
+        pool: the input of the head, which is also the embedding: the "mean" over the patches, or a class "token" as in
+            the library transformers. "token" needs `image` and `channels`.
         image: side of an image in pixels; None: the size of the batch's images.
-        channels: channels of an image; None: the channels of the batch's images.
+        channels: number of channels of an image; None: the channels of the batch's images.
         activation: activation inside a block. "gelu" is exact; "gelu_pytorch_tanh" and "gelu_new" approximate it.
-        epsilon: epsilon of the layer norms.
-        bias: queries, keys and values have a bias.
-        attentions: return the attention probabilities of every block, which materialises them.
+        epsilon: value added to the variance in the layer norms.
+        bias: if true, queries, keys and values have a bias.
+        attentions: return the attention probabilities of every block, which takes additional memory.
 
     Raises:
-        ValueError: the class token is pooled without `image` and `channels`, the heads do not divide the width, or the
-            dropout rate is out of range.
+        ValueError: `pool` is "token" without `image` and `channels`, the heads do not divide the width, or the dropout
+            rate is out of range.
     """
     if pool == "token" and None in (image, channels):
         raise ValueError("pool='token' needs the sizes of the images; set, for example, image=224, channels=3")
@@ -132,9 +139,24 @@ def deit(
     bias: bool = True,
     attentions: bool = False,
 ) -> Model:
-    """Build DeiT, a vision transformer with a class token and a distillation token, which reads `image`.
+    """Build DeiT, a vision transformer with class token and distillation token, which reads the batch field `image`.
 
-    Each token has a head, and the logits are the mean of both heads. See `vit` for the arguments.
+    Each of the two tokens has its own classification head, and the logits are the mean of the logits of both heads.
+
+    Args:
+        patch: side of a patch in pixels; must divide `image`.
+        width: width of the residual stream.
+        depth: number of blocks.
+        heads: number of attention heads; must divide the width.
+        classes: number of classes.
+        image: side of an image in pixels.
+        channels: number of channels of an image.
+        dropout: dropout rate of the output of each attention layer and perceptron.
+        ffn: width of the perceptron inside a block; None: 4 times the width.
+        activation: activation inside a block. "gelu" is exact; "gelu_pytorch_tanh" and "gelu_new" approximate it.
+        epsilon: value added to the variance in the layer norms.
+        bias: if true, queries, keys and values have a bias.
+        attentions: return the attention probabilities of every block, which takes additional memory.
     """
     stack = Stack(width, depth, heads, ffn or 4 * width, dropout, activation, epsilon, bias, attentions)
     return _model(stack, patch, 2, classes, image, channels)
@@ -167,8 +189,11 @@ MEAN_POOLED = "jaxdistill_vit"  # our own model type: transformers has no ViT wi
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a config to arguments. Attention dropout is ignored: it only matters for the finished pretraining."""
-    family.require_settings(config, {"hidden_act": ACTIVATIONS})
+    """Convert a Hugging Face config to arguments of `vit` or `deit`.
+
+    Attention dropout of the config is ignored, because it only mattered for the pretraining, which is finished.
+    """
+    family.require_supported(config, {"hidden_act": ACTIVATIONS})
     require_squares(config)
     arguments = {argument: config.get(key, default) for argument, (key, default) in SETTINGS.items()}
     pool = {"vit": {"pool": "token"}, MEAN_POOLED: {"pool": "mean"}}
@@ -201,7 +226,7 @@ def _rules(base: str, heads: Mapping[str, str], arguments: Mapping[str, Any]) ->
         Rule("embed/tokens/0", f"{base}.embeddings.cls_token", axes=token_axes),
         Rule("embed/tokens/1", f"{base}.embeddings.distillation_token", axes=token_axes),
         Rule("embed/position", f"{base}.embeddings.position_embeddings", axes=token_axes),
-        *(rule for layer in layers for rule in weight_and_bias(*layer)),
+        *(rule for layer in layers for rule in weight_and_bias_rules(*layer)),
     )
 
 

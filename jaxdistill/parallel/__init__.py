@@ -1,1 +1,1 @@
-"""Meshes, sharding rules and compilation: the only code that knows about devices."""
+"""Device meshes, sharding rules, and compilation of models with `jit` or `pmap`."""

@@ -1,7 +1,7 @@
-"""Compile steps: jit them, donate their state, and lay out arrays on the mesh.
+"""Compile the training step and the evaluation with `jit`, and lay out their arrays on the device mesh.
 
-`jit` over a mesh is the main backend, `pmap` (`pmap.py`) a thin second one. Both return an `Engine` with the same
-functions, and give parameters that agree to float32 rounding.
+`jit` over a mesh is the main backend. `pmap` (`pmap.py`) is a second one that splits only the batch. Both return an
+`Engine` with the same functions, and train parameters that agree to float32 rounding.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.interfaces import Step
 from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, TrainState, Variables
-from jaxdistill.parallel.mesh import row_shards
+from jaxdistill.parallel.mesh import row_shard_count
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings, with_shardings
 
 Batch = Mapping[str, Mapping[str, Any]]
@@ -23,18 +23,21 @@ Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]]
 
 
 class Engine(NamedTuple):
-    """A step compiled for its devices.
+    """The compiled functions that train and evaluate one student on the devices of a run.
 
-    init: `(key, batch, start) -> TrainState`, never unsharded on one device; `start` is that of `StepInit`, donated
-    update: `(train_state, batch) -> (train_state, metrics)`; donates the train state
-    evaluate: `(train_state, rows) -> metrics`, sums over the global batch
-    put: `batch of host arrays -> batch of device arrays`
-    export: `train_state ->` the same tree as global arrays, for checkpoints and reports
-    restore: inverse of `export`
-    abstract: shapes and shardings of the result of `export`
-    rows: `size of a global batch -> ` numbers of the rows that this process must supply
-    compiled: `() -> {function: number of compiled programs}`
-    traced: `() ->` the update as `jax.stages.Traced`, from shapes and shardings alone; None under pmap
+    A batch is `{stream: {field: array}}`; a stream is a named source of examples. A row is one example of a batch.
+
+    init: `(key, batch, start) -> TrainState`. With `jit`, each array is created in its shards, never whole on one
+        device. `start` has values that replace the random initial ones (see `StepInit`); it is donated
+    update: `(train_state, batch) -> (new train_state, metrics)`, one training step; donates the train state
+    evaluate: `(train_state, rows of one stream on the devices) -> metrics`, summed over the global batch
+    put: `(this process's rows as host arrays) -> global batch as device arrays`
+    export: `(train_state) -> the same tree as global arrays`, for checkpoints and reports
+    restore: `(exported tree) -> train_state`, the inverse of `export`
+    abstract: the exported train state as `jax.ShapeDtypeStruct`; with `jit`, with shardings
+    row_numbers: `(number of rows of a global batch) -> numbers of the rows that this process must load`
+    compiled: `() -> {"update" or "evaluate": number of programs compiled so far}`
+    traced: `() -> jax.stages.Traced` of the update, from shapes and shardings without arrays; None with `pmap`
     """
 
     init: Callable[[Array, Batch, Variables], TrainState]
@@ -44,31 +47,44 @@ class Engine(NamedTuple):
     export: Callable[[TrainState], TrainState]
     restore: Callable[[TrainState], TrainState]
     abstract: TrainState
-    rows: Callable[[int], np.ndarray]
+    row_numbers: Callable[[int], np.ndarray]
     compiled: Callable[[], dict[str, int]]
     traced: Callable[[], jax.stages.Traced] | None = None
 
 
-def options_of_init() -> dict[str, int] | None:
-    """Return compiler options for a program that runs once: on CPU, a ResNet's init compiles in 1 s instead of 6 s."""
+def init_compiler_options() -> dict[str, int] | None:
+    """Return the XLA options for compiling the initialisation of a model; None means XLA's defaults.
+
+    An initialisation runs once, so on CPU it is compiled without optimisation: for a ResNet in 1 s instead of 6 s.
+    """
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def place(variables: Variables, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Variables:
-    """Lay out a model's variables on the mesh by its sharding rules."""
+    """Move a model's variables to the mesh; each array is sharded by the first rule whose regex matches its name."""
     return jax.device_put(variables, shardings(variables, mesh, rules))
 
 
-def local_rows(mesh: Mesh, total: int) -> np.ndarray:
-    """Return the rows of a batch of `total` that are on this process's devices, in increasing order, `[rows]`.
+def local_row_numbers(mesh: Mesh, total: int) -> np.ndarray:
+    """Return the numbers of the batch's rows (examples) on the devices of this process, in increasing order, `[rows]`.
 
-    The rows need not be adjacent: on a TPU, a host's chips are a square, and the mesh winds through all chips.
+    The numbers need not be adjacent: on a TPU, a host's chips form a square, and the mesh winds through all chips.
+
+    Args:
+        mesh: the mesh that the batch is split over.
+        total: the number of rows of the global batch.
     """
-    return rows_on(mesh, total, set(mesh.local_devices))
+    return row_numbers_on(mesh, total, set(mesh.local_devices))
 
 
-def rows_on(mesh: Mesh, total: int, devices: Collection[jax.Device]) -> np.ndarray:
-    """Return the rows of a batch of `total` that are on some devices of the mesh, in increasing order, `[rows]`."""
+def row_numbers_on(mesh: Mesh, total: int, devices: Collection[jax.Device]) -> np.ndarray:
+    """Return the numbers of the batch's rows (examples) on the given devices, in increasing order, `[rows]`.
+
+    Args:
+        mesh: the mesh that the batch is split over.
+        total: the number of rows of the global batch.
+        devices: some devices of the mesh.
+    """
     indices = NamedSharding(mesh, ROWS).devices_indices_map((total,))
     return np.unique(np.concatenate([np.arange(total)[indices[device]] for device in devices]))
 
@@ -83,24 +99,26 @@ def jit_engine(
     *,
     rules: Rules = DEFAULT_RULES,
 ) -> Engine:
-    """Compile a step with `jit` over a mesh.
+    """Compile a training step and an evaluation with `jit` over a mesh.
 
     Args:
         step: the training algorithm.
-        evaluate: `(params, state, teachers, rows) -> metrics`.
-        mesh: axes data, fsdp, tensor.
-        teachers: frozen variables, already placed. They are arguments of the compiled program, because a closure would
-            copy them into it as constants.
-        references: the teachers that `evaluate` compares with; a control has references but no teachers.
-        batch: shapes of a global batch, by stream.
-        rules: layout of the train state.
+        evaluate: the evaluation of the student, `(params, state, references, rows of one stream) -> metrics`.
+        mesh: a mesh with the axes `data`, `fsdp` and `tensor`.
+        teachers: the variables of the frozen teachers that the step trains with, already sharded over `mesh`. They are
+            arguments of the compiled program; as constants from a closure they would be copied into the program.
+        references: the variables of the teachers that `evaluate` compares the student with: `teachers`, except for a
+            control (the same student trained without a teacher), which has references but no teachers.
+        batch: the shapes of a global batch, `{stream: {field: jax.ShapeDtypeStruct}}`. A stream is a named source of
+            examples.
+        rules: the sharding rules for the arrays of the train state.
     """
     by_rows, replicated = NamedSharding(mesh, ROWS), NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NO_VARIABLES)
     layout = shardings(shapes, mesh, rules)
     layout_of = lambda models: jax.tree.map(lambda x: x.sharding, models)
 
-    init = jax.jit(step.init, out_shardings=layout, compiler_options=options_of_init(), donate_argnums=3)
+    init = jax.jit(step.init, out_shardings=layout, compiler_options=init_compiler_options(), donate_argnums=3)
     # out_shardings are pinned: without them XLA re-sharded gradients and compiled twice
     update = jax.jit(
         step.update,
@@ -126,19 +144,22 @@ def jit_engine(
         export=lambda ts: ts,
         restore=lambda ts: ts,
         abstract=abstract,
-        rows=lambda total: local_rows(mesh, total),
+        row_numbers=lambda total: local_row_numbers(mesh, total),
         compiled=lambda: _program_counts(update=update, evaluate=measure),
         traced=on_mesh(lambda: update.trace(abstract, teachers, abstract_batch)),
     )
 
 
 def jit_evaluate(evaluate: Evaluate, variables: Variables, mesh: Mesh) -> Callable[[Mapping[str, Any]], PyTree]:
-    """Return `rows of this process -> metrics of the global batch` for a model that this run does not train.
+    """Compile the evaluation of a model whose variables do not change, such as a teacher.
 
     Args:
-        evaluate: `(params, state, teachers, rows) -> metrics`.
-        variables: of the model, already placed; evaluated as the student, without teachers.
-        mesh: axes data, fsdp, tensor.
+        evaluate: `(params, state, teachers, rows) -> metrics`; called with the model as the student and no teachers.
+        variables: the model's variables, already sharded over `mesh`.
+        mesh: a mesh with the axes `data`, `fsdp` and `tensor`.
+
+    Returns:
+        `(this process's rows as host arrays) -> metrics of the global batch`; a row is one example.
     """
     measure = jax.jit(evaluate, out_shardings=NamedSharding(mesh, PartitionSpec()))
     params, state = {"student": variables.params}, {"student": variables.state}
@@ -146,7 +167,7 @@ def jit_evaluate(evaluate: Evaluate, variables: Variables, mesh: Mesh) -> Callab
 
 
 def _on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Return the function that runs under the ambient mesh, which `by_rows` reads during tracing."""
+    """Wrap a function so that it runs with `mesh` as JAX's ambient mesh, which `by_rows` reads during tracing."""
 
     def call(*args: Any) -> Any:
         with jax.set_mesh(mesh):
@@ -156,36 +177,41 @@ def _on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 
 def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Lay out this process's rows of a batch on the mesh."""
+    """Move this process's rows (examples) of a batch to the devices, as global arrays that are split by rows.
+
+    Args:
+        tree: host arrays `[rows of this process, ...]`.
+        mesh: the mesh to split the rows over.
+    """
     by_rows = NamedSharding(mesh, ROWS)
 
     def put(x: np.ndarray | Array) -> Array:
         if jax.process_count() == 1:
             return jax.device_put(x, by_rows)
         total = _local_batches_per_global_batch(mesh) * x.shape[0]
-        shard = functools.partial(local_shard, np.asarray(x), local_rows(mesh, total))
+        shard = functools.partial(local_shard, np.asarray(x), local_row_numbers(mesh, total))
         return jax.make_array_from_callback((total, *x.shape[1:]), by_rows, shard)
 
     return jax.tree.map(put, tree)
 
 
 def move_to_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Move arrays that are replicated on another mesh to this mesh, split by rows, without blocking.
+    """Move arrays that are replicated on another mesh to `mesh`, split along the first dimension, without blocking.
 
-    The arrays are read from one device: from several, `device_put` goes through the host unless source and target have
-    the same shards (jax 0.12).
+    Each array is copied from one device of the other mesh. (From several devices, `device_put` would copy through the
+    host, unless source and target have the same shards; jax 0.12.)
     """
     by_rows = NamedSharding(mesh, ROWS)
     return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), by_rows), tree)
 
 
 def local_shard(x: np.ndarray, row_numbers: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-    """Return one shard of the global batch from this process's rows.
+    """Select the rows of one device's shard from the rows of a global array that this process holds.
 
     Args:
-        x: `[rows, ...]`, the rows of this process.
-        row_numbers: `[rows]`, their numbers in the global batch, in increasing order.
-        index: the place of the shard in the global batch.
+        x: `[rows, ...]`, the rows that this process holds.
+        row_numbers: `[rows]`, the number of each of these rows in the global array, in increasing order.
+        index: the slices of the global array that make up the shard; only the first dimension is split.
     """
     first = int(np.searchsorted(row_numbers, index[0].start or 0))
     length = len(row_numbers) if index[0].stop is None else index[0].stop - (index[0].start or 0)
@@ -198,6 +224,6 @@ def _program_counts(**functions: Any) -> dict[str, int]:
 
 @functools.cache
 def _local_batches_per_global_batch(mesh: Mesh) -> int:
-    """Return the size of a global batch divided by the rows of this process; 1 if every process has all rows."""
-    shards = row_shards(mesh)
-    return shards // len(local_rows(mesh, shards))
+    """Return the number of rows of a global batch divided by those of this process; 1 if it has all rows."""
+    shards = row_shard_count(mesh)
+    return shards // len(local_row_numbers(mesh, shards))

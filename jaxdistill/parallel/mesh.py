@@ -14,10 +14,15 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
-    """Return the shape of the mesh; at most one size may be -1, for all remaining devices.
+    """Return the sizes of the mesh axes `(data, fsdp, tensor)`, with a size of -1 replaced by all remaining devices.
+
+    Args:
+        data, fsdp, tensor: sizes of the axes; at most one is -1.
+        devices: number of available devices.
 
     Raises:
-        ValueError: the mesh needs more devices than there are, or the other sizes do not divide their number.
+        ValueError: more than one size is -1, a size is 0 or less, the mesh needs more devices than there are, or the
+            product of the sizes does not divide the number of devices (if one size is -1).
     """
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -39,17 +44,18 @@ def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mesh:
-    """Return a mesh over the first devices; its axes are Auto (`jax.make_mesh` defaults to Explicit).
+    """Build a mesh with the axes `data`, `fsdp` and `tensor`, of the type Auto (`jax.make_mesh` defaults to Explicit).
 
-    On TPUs, neighbours on the mesh are neighbours in the machine, and a mesh axis may take part of a physical axis. The
-    slow network between slices carries the axis data first, then fsdp, and never tensor.
+    On TPUs, neighbours on the mesh are neighbouring chips, and a mesh axis may take a part of a physical axis. If there
+    are several TPU slices, the axis `data` is split over them first, then `fsdp`, and never `tensor`, as the network
+    between slices is slow.
 
     Args:
-        shape: sizes of the axes data, fsdp and tensor.
-        devices: to take the first devices from; empty: all of this system.
+        shape: sizes of the axes `data`, `fsdp` and `tensor`.
+        devices: devices; the mesh takes as many of the first ones as it needs. Empty: all devices of this system.
 
     Raises:
-        ValueError: the number of slices does not divide data x fsdp, or the chips of a TPU are no box of neighbours.
+        ValueError: `data` and `fsdp` cannot be split over the TPU slices, or the TPU chips do not form a box.
     """
     selected = list(devices or jax.devices())[: math.prod(shape)]
     if selected[0].platform != "tpu":
@@ -71,13 +77,17 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def row_shards(mesh: Mesh) -> int:
-    """Return the number of shards that the rows of a batch are split into."""
+def row_shard_count(mesh: Mesh) -> int:
+    """Return the number of shards that a batch is split into, `data * fsdp` (the sizes of these mesh axes)."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def build_mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device] = ()) -> Mesh:
-    """Return `make_mesh(shape, devices)`, with its errors as mistakes in the config.
+    """Build a mesh like `make_mesh`, but turn an error into a `ConfigError` of the config key `mesh`.
+
+    Args:
+        shape: sizes of the axes `data`, `fsdp` and `tensor`.
+        devices: devices; the mesh takes as many of the first ones as it needs. Empty: all devices of this system.
 
     Raises:
         ConfigError: the axes cannot be laid out on this machine.

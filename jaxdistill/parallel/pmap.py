@@ -1,4 +1,4 @@
-"""Compile steps with `pmap`, the second backend: one axis of devices, one process, nothing sharded but the rows."""
+"""Compile a training step with `pmap`, the second backend: one process, and only the batch is split over devices."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdistill.core.collectives import PMAP_AXIS, psum
 from jaxdistill.core.interfaces import Step
 from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, TrainState, Variables
-from jaxdistill.parallel.compile import Batch, Engine, Evaluate, options_of_init
+from jaxdistill.parallel.compile import Batch, Engine, Evaluate, init_compiler_options
 
 
 def pmap_engine(
@@ -22,11 +22,16 @@ def pmap_engine(
     references: tuple[Variables, ...],
     batch: Batch,
 ) -> Engine:
-    """Compile a step with `pmap` over the rows of the batch; all else is replicated on every device.
+    """Compile a training step and an evaluation with `pmap`: every device has all parameters and a part of the batch.
 
     Args:
-        step, evaluate, teachers, references, batch: see `jit_engine`.
-        devices: of this process; this backend supports one process.
+        step: the training algorithm.
+        evaluate: the evaluation of the student, `(params, state, references, rows of one stream) -> metrics`.
+        devices: the devices to use, all of one process.
+        teachers: the variables of the frozen teachers that the step trains with.
+        references: the variables of the teachers that `evaluate` compares the student with.
+        batch: the shapes of a global batch, `{stream: {field: jax.ShapeDtypeStruct}}`. A stream is a named source of
+            examples.
     """
     count = len(devices)
     shapes = jax.eval_shape(step.init, jax.random.key(0), teachers, batch, NO_VARIABLES)
@@ -38,7 +43,7 @@ def pmap_engine(
     merge_devices = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
     split_rows = lambda tree: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), tree)
 
-    init = jax.jit(step.init, compiler_options=options_of_init(), donate_argnums=3)
+    init = jax.jit(step.init, compiler_options=init_compiler_options(), donate_argnums=3)
     traces = {"update": 0, "evaluate": 0}
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,6 +74,6 @@ def pmap_engine(
         export=first,
         restore=replicate,
         abstract=shapes,
-        rows=np.arange,
+        row_numbers=np.arange,
         compiled=lambda: dict(traces),
     )

@@ -1,8 +1,8 @@
-"""Sharding rules: a table of (path regex, mesh axes) per model, of which the first match wins.
+"""Sharding rules: a table of (regex of an array's path, mesh axes), in which the first match wins.
 
-The axes of a rule belong to the array's LAST dimensions, so that one rule serves a matrix, a convolution and a stack of
-layers. An axis that does not divide its dimension is left out. The array is then replicated along this axis, which is
-right and only costs memory.
+A rule names the mesh axes of the array's LAST dimensions, so that one rule serves a matrix, a convolution and a stack
+of layers. A mesh axis whose size does not divide the dimension is left out. The array is then replicated along this
+axis, which is right and only costs memory.
 """
 
 import re
@@ -25,7 +25,14 @@ DEFAULT_RULES: Rules = (
 
 
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    """Return the partition of one array by the first rule that matches its name; replicated if none does."""
+    """Return the `PartitionSpec` of an array, by the first rule whose regex matches its name; replicated if none does.
+
+    Args:
+        name: key path of the array in its tree, such as `params/student/blocks/0/mlp/up/kernel`.
+        shape: shape of the array.
+        mesh: the mesh to split the array over.
+        rules: pairs `(regex, mesh axes of the array's last dimensions)`, such as `("kernel$", ("fsdp", "tensor"))`.
+    """
     axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
     if len(axes) > len(shape):
         return PartitionSpec()
@@ -37,7 +44,15 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> Par
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> PyTree:
-    """Return a sharding for each leaf of a tree. Optimiser moments have the name and the layout of their parameter."""
+    """Return a `NamedSharding` for each leaf of a tree, by the first rule whose regex matches the key path of the leaf.
+
+    An optimiser moment gets the same sharding as its parameter, because its key path ends with the parameter's name.
+
+    Args:
+        tree: a tree of arrays or of `jax.ShapeDtypeStruct`.
+        mesh: the mesh to split the arrays over.
+        rules: pairs `(regex, mesh axes of the array's last dimensions)`; see `spec_for`.
+    """
 
     def sharding(path, leaf):
         return NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules))
@@ -46,5 +61,5 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> PyTree:
 
 
 def with_shardings(tree: PyTree, layout: PyTree) -> PyTree:
-    """Return the shapes of a tree with a sharding for each leaf, without allocating arrays."""
+    """Return a tree of `jax.ShapeDtypeStruct` with the shapes and dtypes of `tree` and the shardings of `layout`."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout)

@@ -1,7 +1,7 @@
-"""Make configs: the defaults of the schema, with values that override them, checked key by key.
+"""Make complete configs: the defaults of the schema, overridden by the user's values. Every key and value is checked.
 
-This module does not import JAX, so that errors appear at once. A config file holds only values that differ from the
-defaults:
+This module does not import JAX, which takes seconds, so that errors appear at once. A config file holds only values
+that differ from the defaults:
 
     from jaxdistill import make
 
@@ -24,7 +24,12 @@ Config = ConfigDict  # the type of a complete config
 
 
 def make(**differences: Any) -> ConfigDict:
-    """Make a complete config from values that differ from the schema's defaults.
+    """Make a complete config: the given values, and the defaults of the schema for all other keys.
+
+    The config is locked: no key can be added to it.
+
+    Args:
+        differences: values of config keys; the value of a section is a mapping, such as `data={"name": "mnist5k"}`.
 
     Raises:
         ConfigError: a key is unknown, or a value is of the wrong kind.
@@ -43,8 +48,11 @@ def _ordered(tree: Mapping[str, Any]) -> ConfigDict:
 def differ(config: ConfigDict, **differences: Any) -> ConfigDict:
     """Copy a config, with other values for some of its keys.
 
-    A section with fixed keys, such as `data`, keeps the keys that are not passed. A section whose entries the user
-    names, such as `teachers` or `objective`, is replaced as a whole.
+    Args:
+        config: a complete config.
+        differences: new values of config keys; the value of a section is a mapping. In a section with fixed keys, such
+            as `data`, keys that are not in the mapping keep their values. A section whose entries the user names, such
+            as `teachers` or `objective`, is replaced as a whole.
     """
     old = config.to_dict()
 
@@ -80,7 +88,14 @@ def _note(text: str) -> None:
 
 
 def _merge(schema: Mapping[str, Any], values: Any, path: str, place: str) -> dict[str, Any]:
-    """Check the values of a section and add the schema's defaults for missing keys."""
+    """Check the values of a config section, and add the schema's defaults for missing keys.
+
+    Args:
+        schema: the schema of the section.
+        values: the user's values for the section.
+        path: path of the section in the config, such as "teachers.large"; empty: the whole config.
+        place: path of the section in the schema, such as "teachers.NAME", under which `RENAMED` lists old key names.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(path, f"{values!r} is not a section; set its keys: {', '.join(schema)}.")
     values = {_renamed(place, str(key), path): value for key, value in values.items()}
@@ -122,12 +137,14 @@ def _checked(key: Key, value: Any, path: str) -> Any:
 
 
 def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDict:
-    """Apply `--config.a.b=value` changes; the schema says how the text of each value is parsed.
+    """Return a copy of a config with the changes `--config.a.b=value` from the command line.
+
+    The text of a value is converted to the type that the key requires, such as int.
 
     Args:
         config: a complete config.
-        changes: `("a.b", "value")` pairs. `objective`, `teachers`, `task`, `roles` and `streams`
-            accept new names.
+        changes: pairs of key and text, such as ("data.name", "mnist5k"). In `objective`, `teachers`, `task`, `roles`
+            and `streams`, a new name creates an entry: "teachers.large.model" creates the teacher `large`.
 
     Raises:
         ConfigError: a key is unknown, or a value is of the wrong kind.
@@ -158,7 +175,11 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
 
 
 def parse_changes(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Parse `--config.a.b=value` arguments to ("a.b", "value") pairs."""
+    """Parse command-line arguments `--config.a.b=value` to ("a.b", "value") pairs.
+
+    Raises:
+        ConfigError: an argument has another form.
+    """
     changes = []
     for word in words:
         path, equals, value = word.removeprefix("--config.").partition("=")
@@ -176,7 +197,14 @@ def _read(key: Key, text: str, path: str) -> Any:
 
 
 def conflicts(saved: Mapping[str, Any], config: ConfigDict) -> list[str]:
-    """List the differences that forbid resuming a saved config with a new one, as "path: saved -> new"."""
+    """List the differences between two configs that forbid resuming a run, each as "KEY: saved value -> new value".
+
+    The keys and sections in `CHANGEABLE`, such as `steps` and `logging`, may differ.
+
+    Args:
+        saved: config of the interrupted run.
+        config: config with which the run is to be resumed.
+    """
     old, new = (dict(_flat(_frozen_tree(tree))) for tree in (saved, config.to_dict()))
     paths = sorted(set(old) | set(new))
     changed = [path for path in paths if old.get(path) != new.get(path) and path.split(".")[0] not in CHANGEABLE]
@@ -196,7 +224,14 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def describe(schema: Mapping[str, Any] = SCHEMA, path: str = "") -> Iterable[tuple[str, str, str]]:
-    """Yield (path, default, meaning) of every key, for `--help`."""
+    """Yield `(key, default, meaning)` as texts for every config key, such as "data.test", for `--help`.
+
+    A section whose entries the user names is yielded too, as "teachers.NAME" with an empty default.
+
+    Args:
+        schema: the schema of a section, or of the whole config.
+        path: key of the section, such as "data"; empty: the whole config.
+    """
     for key, part in schema.items():
         key_path = _join(path, key)
         if isinstance(part, Key):

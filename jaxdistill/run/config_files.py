@@ -17,10 +17,13 @@ from jaxdistill.run.config import make
 
 
 def load(path: str) -> ConfigDict:
-    """Load a config from a Python module with `get_config()`, or from the `config.json` of an earlier run.
+    """Load a config from a Python file with a function `get_config()`, or from the `config.json` of an earlier run.
 
-    `FILE.py:PRESET` calls `get_config("PRESET")`. The workdir of a run holds a copy of its Python file beside
-    config.json; loading config.json executes this copy, because it may register losses, models or other parts.
+    A run keeps a copy of its Python file beside config.json. Loading config.json executes this copy, because it may
+    register losses, models or data sets that the config names.
+
+    Args:
+        path: "FILE.py"; "FILE.py:NAME", which calls `get_config("NAME")`; or "FOLDER/config.json".
 
     Raises:
         ConfigError: the file does not exist, or does not define a config.
@@ -43,7 +46,11 @@ def load(path: str) -> ConfigDict:
 
 
 def choose(name: str, presets: Mapping[str, Any]) -> Any:
-    """Return the preset that `FILE.py:NAME` selects; call this in `get_config(name)`.
+    """Return the preset (variant of a config) that `--config FILE.py:NAME` selects, for use in `get_config(name)`.
+
+    Args:
+        name: name of the preset on the command line.
+        presets: all presets of the file, by name; values of any type.
 
     Raises:
         ConfigError: there is no preset of this name.
@@ -54,7 +61,12 @@ def choose(name: str, presets: Mapping[str, Any]) -> Any:
 
 
 def source(path: str) -> str:
-    """Return the absolute path of the Python file that `load(path)` executes; for a config.json, the copy beside it."""
+    """Return the absolute file path of the Python file that defines a config; an empty text if there is none.
+
+    Args:
+        path: the value of `--config`: "FILE.py" or "FILE.py:NAME", whose Python file is FILE.py; or
+            "FOLDER/config.json", whose Python file is the copy in FOLDER.
+    """
     file = Path(path.partition(":")[0]).absolute()
     if file.suffix != ".json":
         return str(file)
@@ -63,7 +75,16 @@ def source(path: str) -> str:
 
 
 def copy_source(source: str, workdir: Path) -> dict[str, str]:
-    """Copy the Python file of a config into a workdir; return its name and SHA-256, which go into config.json."""
+    """Copy the Python file of a config into the folder of a run.
+
+    Args:
+        source: file path of the Python file; empty: the config has none.
+        workdir: folder of the run.
+
+    Returns:
+        `{"source": name of the copy, "source_sha256": its hash}`, to be saved in config.json; without a Python file,
+        `{"source": ""}`.
+    """
     if not source:
         return {"source": ""}
     content, copy = Path(source).read_bytes(), workdir / Path(source).name
@@ -94,7 +115,13 @@ def _from_json(file: Path) -> ConfigDict:
 
 
 def run_file(file: Path) -> Any:
-    """Execute a config file as a module, which stays importable as `config_NAME`."""
+    """Execute the Python file of a config, and return it as a module.
+
+    The module of NAME.py can afterwards be imported as `config_NAME`.
+
+    Raises:
+        ConfigError: the file is not a Python file, or its code fails.
+    """
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file.resolve())
     if spec is None or spec.loader is None:
         raise ConfigError("--config", f"{str(file)!r} is not a Python file.")

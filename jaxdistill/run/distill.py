@@ -1,4 +1,7 @@
-"""Run a config: train teachers without a checkpoint, distil the student, train the control, and evaluate all models."""
+"""Run a config: train its untrained teachers, distil the student, train a control, and evaluate all models.
+
+The control is the student's network trained without teachers. Each of these trainings is a stage of the run.
+"""
 
 import contextlib
 import functools
@@ -23,7 +26,7 @@ from jaxdistill.evaluation.report import page, table
 from jaxdistill.export.hugging_face import write
 from jaxdistill.export.model_card import card as model_card
 from jaxdistill.models.pretrained import architecture_of_spec
-from jaxdistill.parallel.compile import jit_evaluate, local_rows
+from jaxdistill.parallel.compile import jit_evaluate, local_row_numbers
 from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run import subset, workdir
 from jaxdistill.run.config import Config
@@ -39,11 +42,11 @@ from jaxdistill.teachers.teacher import Query, Teacher, cost_of
 
 
 class Result(NamedTuple):
-    """The result of a run.
+    """The result of `distill`: the scores and the variables of all models.
 
-    rows: the table, one dict per model: name, accuracy, nll, ece, parameters, bytes, flops, latency_ms, and the
-        measures of transfer from the teacher
-    variables: variables of every model, by the name of its row
+    rows: the result table, one dict per model: name, accuracy, nll, ece, parameters, bytes, flops, latency_ms, and
+        measures of transfer from the teacher, such as agreement
+    variables: parameters and state of every model, by its name in the table: "teacher NAME", "student" or "control"
     workdir: folder of checkpoints, logs, results.json and report.html
     """
 
@@ -53,10 +56,16 @@ class Result(NamedTuple):
 
 
 def check(config: Config, folder: str | Path) -> Resolved:
-    """Resolve a config and check every rule that can be checked without compiling.
+    """Check a config against every rule, without compiling anything, and return the objects that the config describes.
+
+    These are the data, the device mesh, the teachers, and the training stages (one for each model to train).
+
+    Args:
+        config: a complete config.
+        folder: folder of the run, which must be new or hold a run of the same config.
 
     Raises:
-        ConfigError: the config breaks a rule; names the path, the value and the cure.
+        ConfigError: the config breaks a rule; the message names the key, the value and the cure.
     """
     resolved = resolve(config, jax.devices())
     resolved.check_workdir(Path(folder))
@@ -67,17 +76,23 @@ def check(config: Config, folder: str | Path) -> Resolved:
 
 
 def distill(config: Config, folder: str | Path, console: Console | None = None, source: str = "") -> Result:
-    """Run a config. An unfinished run of the same config in the workdir is resumed bit for bit.
+    """Train the models that a config describes, evaluate them, and write a report.
+
+    The models are the teachers, the student, and the control: the same student trained without a teacher. If the folder
+    holds an unfinished run of the same config, this run is resumed, with the same result to the bit.
 
     Args:
-        config: from `jaxdistill.make(...)` or `jaxdistill.load(...)`.
+        config: a complete config, from `jaxdistill.make(...)` or `jaxdistill.load(...)`.
         folder: the workdir, for checkpoints, logs, results.json and report.html.
-        console: where progress is printed.
-        source: path of the config's Python file. A copy is kept in the workdir, because it may register parts.
+        console: where progress is printed; None: standard output of process 0.
+        source: file path of the Python file that defines the config; empty: none. A copy is kept in the workdir,
+            because the config may name losses, models or data sets that this file registers.
 
     Raises:
         ConfigError: the config, the data, the mesh or the workdir break a rule; raised before any compilation.
-        NonFiniteError, Stopped, CheckpointError: see `train.train`.
+        NonFiniteError: a loss or the parameters became NaN or infinite; earlier checkpoints are intact.
+        Stopped: the run was stopped by SIGTERM or Ctrl-C; the training state is saved.
+        CheckpointError: the workdir has checkpoints, but none can be used.
     """
     folder, console = Path(folder), console or Console(quiet=jax.process_index() > 0)
     resolved = check(config, folder)
@@ -99,7 +114,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
 
 
 def _keep_programs(folder: str) -> None:
-    """Keep compiled programs in a folder for later runs."""
+    """Set the folder of JAX's persistent compilation cache, which later runs reuse; empty: change nothing."""
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -107,11 +122,13 @@ def _keep_programs(folder: str) -> None:
 
 
 class Run:
-    """A run in progress: executes the stages and keeps the variables and scores of their models.
+    """A run in progress: trains the models one after the other, and keeps the variables and scores of all models.
+
+    The models are teachers, the student, and the control (the same student trained without a teacher).
 
     Args:
-        resolved: the resolved config.
-        folder: the workdir.
+        resolved: data, mesh, teachers and training stages (one for each model to train), from `resolve(config)`.
+        folder: the workdir, for checkpoints, logs, results.json and report.html.
         console: where progress is printed.
     """
 
@@ -120,7 +137,7 @@ class Run:
         data = resolved.data
         records = {name: data.open(stream) for name, stream in data.streams.items()}
         stored = {name: self._stored(name) for name in data.with_test}
-        self.data = Data(records, data.open(data.test), stored, {}, subset.chosen(data, records["train"]))
+        self.data = Data(records, data.open(data.test), stored, {}, subset.choose_records(data, records["train"]))
         self.values: dict[str, Variables] = {}  # variables of teachers, by teacher name
         self.outcomes: dict[str, dict[str, Any]] = {}  # scores and costs of models, by row name
         self.variables: dict[str, Variables] = {}  # variables of models, by row name
@@ -131,11 +148,15 @@ class Run:
 
     @property
     def rows(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Return the shapes of the student's training batch."""
+        """Return the shapes and dtypes of the student's training batch, by field, such as `image` and `label`."""
         return self.resolved.student.shapes["train"]
 
     def load_teachers(self) -> None:
-        """Load and evaluate the teachers whose values exist before the run."""
+        """Load and evaluate the teachers that exist before the run, from a checkpoint, a pretrained model or a cache.
+
+        A teacher without weights that is trained together with the student is initialised here, and evaluated
+        afterwards.
+        """
         for name, teacher in self.resolved.teachers.items():
             if teacher.trained_here:
                 continue
@@ -145,13 +166,18 @@ class Run:
             self._evaluate_teacher(teacher, load(teacher, self.rows) if teacher.runs else NO_VARIABLES)
 
     def _evaluate_teacher(self, teacher: Teacher, values: Variables) -> None:
-        """Evaluate a teacher that was not trained in its own stage, and record its outcome."""
+        """Evaluate a teacher outside of a stage that trains it, and record its scores, cost and variables."""
         evaluated = Trained(values, self._totals(teacher, values), {})
         cost = teacher.cost(values, self.rows)
         self._record_teacher(teacher, _outcome(f"teacher {teacher.name}", cost, evaluated, 0.0), values)
 
     def stage(self, stage: Stage, preemption: Preemption) -> None:
-        """Train a stage, or load its result if an earlier run finished it."""
+        """Train one model of the run, or load the trained model if an earlier, interrupted run has finished it.
+
+        Args:
+            stage: the training of a teacher, the student or the control (the same student trained without a teacher).
+            preemption: reports after each training step whether SIGTERM or Ctrl-C has asked the run to stop.
+        """
         folder = self.folder / stage.definition.folder
         if self._load_finished(stage, folder):
             self.console.print(f"{stage.name:>12}  was already finished, at step {stage.settings.steps}")
@@ -168,7 +194,10 @@ class Run:
             write_json(folder / "result.json", {**outcome, "step": stage.settings.steps})
 
     def _context(self, stage: Stage, preemption: Preemption) -> StageContext:
-        """Return the shared values of the run, with teacher outputs for training only if the stage has teachers."""
+        """Return the data, mesh and teachers for a stage.
+
+        Cached and queried teacher outputs for the training batches are left out if the stage has no teachers.
+        """
         has_teachers = bool(stage.parts.teachers)
         only = lambda by_stream: by_stream if has_teachers else {TEST: by_stream[TEST]} if TEST in by_stream else {}
         queries = {} if stage.kind == "teacher" else self._queries
@@ -180,7 +209,10 @@ class Run:
 
     @functools.cached_property
     def _queries(self) -> dict[str, Query]:
-        """Return the queries of sub-mesh teachers, by stream; needs the values of all teachers."""
+        """Return, by stream, the function that adds the outputs of the sub-mesh teachers to a batch.
+
+        All teachers must have been loaded or trained before.
+        """
         by_stream = {}
         for stream in self.resolved.data.with_test:
             queries = {
@@ -193,7 +225,7 @@ class Run:
         return by_stream
 
     def _load_finished(self, stage: Stage, folder: Path) -> bool:
-        """Load the result of an earlier run of this stage; return False if it is unfinished or damaged."""
+        """Load the trained model of a stage from the workdir; return False if it is missing, unfinished or damaged."""
         if stage.parts.step.evolve_teachers:  # only the training loop restores the teachers that it trained
             return False
         try:
@@ -215,17 +247,17 @@ class Run:
         return True
 
     def _arguments(self) -> tuple[Variables, ...]:
-        """Return the teachers' variables as the step takes them, in the order of the config."""
+        """Return the variables of all teachers in the form that the training step takes, in the order of the config."""
         return tuple(teacher.argument(self.values[name]) for name, teacher in self.resolved.teachers.items())
 
     def _totals(self, teacher: Teacher, variables: Variables) -> dict[str, Any]:
-        """Evaluate a teacher alone and return the metrics as sums."""
+        """Evaluate a teacher alone on the test records, and return the metrics as sums over records."""
         evaluate = jit_evaluate(evaluator(teacher.network, (), None, (), teacher.prefix), variables, teacher.mesh)
         size = self.resolved.student.settings.evaluate_rows
         batches = evaluation_batches(
             self.data.test,
             batch_size=size,
-            rows=local_rows(teacher.mesh, size),
+            rows=local_row_numbers(teacher.mesh, size),
             transforms=self.resolved.data.streams["train"].transforms,
             stored=self.data.stored[TEST],
         )
@@ -238,13 +270,18 @@ class Run:
             self.outcomes[stage.name], self.variables[stage.name] = outcome, variables
 
     def _record_teacher(self, teacher: Teacher, outcome: dict[str, Any], variables: Variables) -> None:
-        """Record the outcome of a teacher, with its variables placed on its devices; training used the student's."""
+        """Record the scores and cost of a teacher, and place its variables on the devices that it runs on."""
         name = f"teacher {teacher.name}"
         values = teacher.place(variables)
         self.outcomes[name], self.variables[name], self.values[teacher.name] = outcome, values, values
 
     def finish(self, record: Mapping[str, Any]) -> Result:
-        """Write results.json and report.html, print the table, and export the trained models for transformers."""
+        """Write results.json and report.html, print the result table, and export the trained models for transformers.
+
+        Args:
+            record: what results.json gets besides the results: config, code and package versions, and the config's
+                Python file.
+        """
         names = [f"teacher {name}" for name in self.resolved.teachers]
         names += [name for name in ("student", "control") if name in self.outcomes]
         rows = [self.outcomes[name]["row"] for name in names]
@@ -283,7 +320,14 @@ class Run:
 
 
 def _outcome(name: str, cost: Mapping[str, Any], trained: Trained, seconds: float) -> dict[str, Any]:
-    """Return the outcome of a model for result.json: its row of the table, its reliability and its times."""
+    """Return the content of result.json for one model: its table row, reliability diagram and training time.
+
+    Args:
+        name: name of the model in the result table.
+        cost: number of parameters, bytes, FLOPs and latency of the model.
+        trained: the trained model and the metrics of its evaluation.
+        seconds: training time.
+    """
     return {
         "row": {"name": name, **_nested(scores(trained.total)), **cost},
         "reliability": reliability(trained.total),

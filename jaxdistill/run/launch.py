@@ -15,12 +15,18 @@ from jaxdistill.run.preemption import Stopped
 
 
 def launch(config: Config, workdir: str, source: str) -> int:
-    """Run a config and return the exit code.
+    """Train and evaluate the models of a config, print errors, and return the exit code of the process.
 
-    Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no usable checkpoint; 5 a process was lost.
+    Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no checkpoint can be used; 5 another process
+    of a run with several processes died.
+
+    Args:
+        config: a complete config.
+        workdir: folder for checkpoints, logs, results.json and report.html.
+        source: file path of the Python file that defines the config; empty: none.
 
     Raises:
-        ConfigError: the config is wrong.
+        ConfigError: the config is wrong; the caller turns this error into an exit code.
     """
     _connect(config)
     try:
@@ -56,7 +62,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _connect(config: Config) -> None:
-    """Connect the processes of the run, before JAX uses a device."""
+    """Connect the processes of a run with several processes, before JAX uses a device."""
     distributed = config.distributed
     if not distributed.coordinator:
         return

@@ -22,18 +22,21 @@ LINE_INTERVAL = 15  # seconds between progress lines, where no bar can be drawn
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient became NaN or infinite; the message names the quantity and the step."""
+    """A metric of a training, such as a loss, became NaN or infinite; the message names the metric and the step."""
 
 
 class Log:
-    """The log of one stage. Use as a context manager; only process 0 writes.
+    """The log of the training of one model, as a context manager: log file, progress bar, TensorBoard and profile.
+
+    In a run with several processes, only process 0 writes the log.
 
     Args:
         folder: where `log.jsonl` and TensorBoard events are written.
-        name: name of the stage.
-        start, steps: the first and the last step.
-        settings: the config's section `logging`.
-        schedules: functions `step -> value` by name, logged beside the losses.
+        name: name of the model, such as "student".
+        start: number of training steps that are already done; above 0 if the training is resumed.
+        steps: number of all steps of the training.
+        settings: the section `logging` of the config.
+        schedules: functions `step -> value` by name, such as the learning rate, logged beside the losses.
         console: where progress is printed.
     """
 
@@ -116,7 +119,14 @@ class Log:
             close()
 
     def trace(self, step: int) -> None:
-        """Start the profiler after 10 warm-up steps, and stop it after the number of steps in `logging.trace`."""
+        """Start JAX's profiler before the first step to profile, and stop it after the last one; else do nothing.
+
+        Only the student's training is profiled, from its 11th step on (counted anew if it is resumed). The config key
+        `logging.trace` is the number of steps to profile.
+
+        Args:
+            step: number of the step that runs next, from 0.
+        """
         first = self._start + 10
         if self._traced and step == first:
             jax.profiler.start_trace(str(self._folder / "trace"))
@@ -130,14 +140,23 @@ class Log:
         self._tracing = False
 
     def add(self, step: int, metrics: Any) -> None:
-        """Add the metrics of a step, which stay on the device."""
+        """Add the metrics of a step without waiting for them: they stay on the device until `flush` reads them.
+
+        Args:
+            step: number of the finished step, from 1.
+            metrics: `{name: Mean}`, where a `Mean` is a sum and a count.
+        """
         self._pending.append((step, metrics))
 
     def flush(self, keep: int = 0) -> None:
-        """Read, check and write the pending metrics, except those of the newest `keep` steps, which may still run.
+        """Write to the log the mean of each metric over the steps that were added since the last flush.
+
+        Args:
+            keep: number of newest steps to leave for the next flush, because the device may still compute their
+                metrics.
 
         Raises:
-            NonFiniteError: a metric is not finite; names the first step and term.
+            NonFiniteError: a metric is NaN or infinite; the message names the metric and the first such step.
         """
         ready, self._pending = self._pending[: len(self._pending) - keep], self._pending[len(self._pending) - keep :]
         if not ready:
@@ -160,11 +179,15 @@ class Log:
             self._print_line(f"step {step}/{self.steps}: {note}, {rate:.3g} steps/s, ETA {left}")
 
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
-        """Write the scores of an evaluation, and print a line.
+        """Write the scores of an evaluation to the log, and print accuracy and negative log-likelihood (NLL).
+
+        Args:
+            step: number of training steps that are done.
+            scores: values of the metrics by name, with `accuracy` and `nll`.
 
         Raises:
-            NonFiniteError: the parameters of the last update are not finite; training losses cannot show this, because
-                they are computed BEFORE the update.
+            NonFiniteError: the NLL is not finite, because the last update made the parameters NaN or infinite. The
+                training losses do not show this: they are computed before the update.
         """
         _check_finite(self.name, step, {"nll": scores["nll"]})
         self._write("eval", step, dict(scores))

@@ -1,4 +1,7 @@
-"""Build the parts of a stage from the spec strings of its config: terms, fusion, optimiser, step and student."""
+"""Build the parts of a training stage from its config: loss terms, fusion of teachers, optimiser, step and student.
+
+A config names a part by a spec string, such as "kd(temperature=4.0)": a registered function with its arguments.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -30,13 +33,14 @@ SharedVocabularyLoader = Callable[[], SharedVocabulary] | None
 
 
 class Components(NamedTuple):
-    """The components that a stage's spec strings name; building them needs no data.
+    """The parts of a training that can be built without data or models.
 
     terms: loss terms with their weights, by name
-    fusion: combines the teachers
-    optimizer: updates all roles
-    rate: the student's learning rate
-    schedules: schedules that are logged beside the losses, by name
+    fusion: combines the outputs of several teachers into the outputs of one
+    optimizer: optax transformation that updates all parameters: those of the student, of loss terms (such as
+        projectors) and of the fusion (such as a gate, a network that weights teachers)
+    rate: schedule of the student's learning rate
+    schedules: schedules of learning rate, loss weights and temperatures by name, logged beside the losses
     """
 
     terms: dict[str, WeightedTerm]
@@ -47,17 +51,17 @@ class Components(NamedTuple):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Return everything that the terms need from models, see `Term.needs`."""
+        """Return the union of `Term.needs` (requirements such as "teacher" or "input_gradients") of all loss terms."""
         return frozenset[str]().union(*(term.needs for term, _ in self.terms.values()))
 
 
 class Parts(NamedTuple):
-    """The parts of a stage.
+    """The objects that train one model: networks, loss and training algorithm, but no data.
 
-    student: the model that is trained
-    teachers: its teachers, in the order of the config
-    components: terms, fusion, optimiser and schedules
-    objective: the weighted sum of terms that is minimised
+    student: the model that is trained; if a teacher of the run is trained, this teacher
+    teachers: the teachers that the model learns from, in config order; empty: the model is trained without a teacher
+    components: loss terms, fusion of teachers, optimiser and schedules
+    objective: the weighted sum of the loss terms, which is minimised
     step: the training algorithm, one update at a time
     """
 
@@ -69,15 +73,16 @@ class Parts(NamedTuple):
 
 
 def build_components(config: Config, horizon: Horizon, tokens: Tokenization | None) -> Components:
-    """Build the components that the spec strings of a stage name.
+    """Build the loss terms, the fusion of teachers, the optimiser and the schedules for the training of one model.
 
     Args:
-        config: config of the stage.
-        horizon: steps of the stage, and of an epoch.
-        tokens: the tokenization, which knows the tokens that two vocabularies share; None: the data are not text.
+        config: config of this training.
+        horizon: length of the training, in steps and in steps per epoch, on which schedules depend.
+        tokens: how texts are converted to tokens; None: the data are not text. If student and teacher have different
+            tokenizers, loss terms get the tokens that both vocabularies contain.
 
     Raises:
-        ConfigError: a spec string is wrong; names the path, the value and the cure.
+        ConfigError: a spec string, such as "kd(temperature=4.0)", is wrong; the message names key, value and cure.
     """
     shared = functools.cache(tokens.shared) if tokens and tokens.shared else None
     terms = {name: _term(entry, f"objective.{name}", name, horizon, shared) for name, entry in config.objective.items()}
@@ -98,13 +103,16 @@ def build_components(config: Config, horizon: Horizon, tokens: Tokenization | No
 
 
 def build_loss(spec: str | Spec, path: str, horizon: Horizon, shared: SharedVocabularyLoader = None) -> Term:
-    """Build a loss term. Its arguments may be schedules, or specs of other losses.
+    """Build a loss term from its spec: the name of a registered loss with arguments, such as "kd(temperature=4.0)".
+
+    An argument may itself be the spec of a schedule or of another loss.
 
     Args:
-        spec: such as "kd(temperature=4.0)".
-        path: config path of the spec, for error messages.
-        horizon: steps of the stage, and of an epoch.
-        shared: loads the tokens that the vocabularies of student and teacher share.
+        spec: the spec, as a string or parsed.
+        path: config key of the spec, such as "objective.kd", for error messages.
+        horizon: length of the training, in steps and in steps per epoch, on which schedules depend.
+        shared: function that loads the tokens which the vocabularies of student and teacher share; None: student and
+            teacher have the same vocabulary, or the data are not text.
     """
 
     def vocabulary(value: Any, where: str) -> SharedVocabulary | None:
@@ -132,21 +140,30 @@ def _role(entry: Config, path: str, horizon: Horizon) -> tuple[Any, Schedule]:
 
 
 def build_student(config: Config, needs: frozenset[str]) -> Model:
-    """Build the student of a stage, with gradient accumulation and the gradients that its terms need."""
+    """Build the student's network, which runs in microbatches and also returns the gradients that loss terms match.
+
+    Args:
+        config: config of the training; `config.accumulate` is the number of microbatches in a batch.
+        needs: requirements of the loss terms, of which only "input_gradients" and "state_gradients" (gradients with
+            respect to the input and to the hidden states) matter here.
+    """
     return with_gradients(build_model(config.student.model, "student.model", config.dtype), needs, config.accumulate)
 
 
 def build_parts(config: Config, components: Components, teachers: Mapping[str, Teacher], horizon: Horizon) -> Parts:
-    """Build all parts of a stage.
+    """Build the student's network, the weighted sum of the loss terms and the training algorithm.
 
     Args:
-        config: config of the stage.
-        components: what its spec strings name, from `build_components`.
-        teachers: its teachers, by name.
-        horizon: steps of the stage, and of an epoch.
+        config: config of the training.
+        components: loss terms, fusion of teachers, optimiser and schedules, from `build_components`.
+        teachers: the teachers that the student learns from, by name.
+        horizon: length of the training, in steps and in steps per epoch, on which schedules depend.
+
+    Returns:
+        The new objects, together with `components` and `teachers`.
 
     Raises:
-        ConfigError: the step does not accept these parts.
+        ConfigError: the training algorithm (config key `step`) does not accept these objects.
     """
     student, teacher_values = build_student(config, components.needs), tuple(teachers.values())
     combined = objective(components.terms, components.fusion, config.chunks, config.kernels)
@@ -161,15 +178,28 @@ def build_parts(config: Config, components: Components, teachers: Mapping[str, T
 
 
 def schedule_converters(horizon: Horizon) -> dict[Any, Callable[[Any, str], Any]]:
-    """Return the converters that turn schedule arguments of a step into schedules."""
+    """Return the converters with which `registry.steps.build` makes schedules from config values.
+
+    They apply to arguments of a training algorithm that may be a number or a schedule (type `Scalar`).
+
+    Args:
+        horizon: length of the training, in steps and in steps per epoch, on which schedules depend.
+
+    Returns:
+        `{Scalar: (value, config key) -> schedule}`; the value is a number, or a spec such as "linear(start=8, end=2)".
+    """
     return {Scalar: lambda value, where: resolve(value, horizon, where)}
 
 
 def step_spec(config: Config, arguments: Mapping[str, Any]) -> Spec:
-    """Parse the step's spec and add the arguments that the stage supplies.
+    """Parse the spec string of the training algorithm, such as "offline()", and add arguments that are Python objects.
+
+    Args:
+        config: config of the training.
+        arguments: the arguments to add, by name: student, teachers, objective, optimizer.
 
     Raises:
-        ConfigError: the spec in the config already sets one of these arguments.
+        ConfigError: the spec string already sets one of these arguments, or has an argument without a name.
     """
     spec = registry.parse(config.step, "step")
     if spec.args or set(arguments) & set(spec.kwargs):

@@ -1,4 +1,4 @@
-"""Build the data pipeline of a stage from its config."""
+"""Build the data pipeline of a training stage from its config."""
 
 from pathlib import Path
 
@@ -10,11 +10,12 @@ from jaxdistill.run.config import Config
 
 
 def build_pipeline(config: Config, known: Pipeline | None = None) -> Pipeline:
-    """Build the data pipeline of a stage.
+    """Build the data pipeline for the training of one model: data set, batches, transforms and test examples.
 
     Args:
-        config: config of the stage.
-        known: pipeline of the run, whose record descriptions are reused; None: describe the records anew.
+        config: config of this training.
+        known: pipeline of another training on the same examples, whose shapes and number of examples are reused; None:
+            they are read from the data set.
     """
     data = config.data
 

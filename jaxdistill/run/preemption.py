@@ -8,11 +8,15 @@ import jax
 
 
 class Stopped(Exception):
-    """A run was stopped by a signal and saved its state; the same command resumes it."""
+    """A run was stopped by SIGTERM or Ctrl-C after its state was saved; the same command resumes the run."""
 
 
 class Preemption:
-    """A context in which SIGTERM and Ctrl-C request a stop after the current step; a second Ctrl-C stops at once."""
+    """A context manager in which SIGTERM and Ctrl-C ask the training loop to stop after the current step.
+
+    A second Ctrl-C stops at once. In a run with several processes, only SIGTERM is handled, by JAX: all processes then
+    stop at the same step.
+    """
 
     def __init__(self) -> None:
         self.signal_name, self._polls = "", 0
@@ -41,7 +45,10 @@ class Preemption:
         )
 
     def should_stop(self) -> bool:
-        """Return True if the run must stop now. All processes call this once a step and get the same answer."""
+        """Return True if a signal has asked the run to stop.
+
+        Every process of the run must call this once in each training step, and all processes get the same answer.
+        """
         if jax.process_count() == 1:
             return bool(self.signal_name)
         from jax.experimental import multihost_utils

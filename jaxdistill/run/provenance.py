@@ -15,7 +15,7 @@ PACKAGES = ("jaxdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 
 def git_hash() -> str:
-    """Return the commit of the code, with "+changes" for uncommitted changes; "unknown" outside a repository."""
+    """Return the git commit of this code, with "+changes" for uncommitted changes; "unknown" outside a repository."""
 
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent
@@ -43,7 +43,11 @@ def _command() -> str:
 
 
 def provenance(seed: int) -> dict[str, Any]:
-    """Return the provenance of a run as JSON data."""
+    """Return how the results of a run are made, as JSON data: commit, versions, devices, seed, date, command line.
+
+    Args:
+        seed: random seed of the run, to be recorded.
+    """
     device = jax.devices()[0]
     return {
         "git": git_hash(),

@@ -1,6 +1,6 @@
-"""Resolve a config to values: data, mesh, teachers and stages. Nothing is compiled.
+"""Resolve a config to the objects that it describes: data, mesh, teachers and training stages. Nothing is compiled.
 
-Every command starts from `resolve`. Each part is built on first access, and the rules for this part (`validate.py`) are
+Every command starts from `resolve`. Each object is built on first access, and the rules about it (`validate.py`) are
 checked then, so that `jaxdistill vocabulary`, for example, does not need the weights of the student.
 """
 
@@ -35,7 +35,10 @@ from jaxdistill.teachers.teacher import Teacher
 
 @dataclass(frozen=True)
 class Resolved:
-    """The values that a config describes; see `resolve`.
+    """The objects that a config describes: data, device mesh, teachers and training stages, each built on first access.
+
+    A training stage trains one model of the run: a teacher, the student, or the control (the same student without a
+    teacher). Building an object also checks the config keys that describe it, and may raise a `ConfigError`.
 
     Args:
         config: config of the run
@@ -47,7 +50,7 @@ class Resolved:
 
     @cached_property
     def teacher_configs(self) -> Mapping[str, TeacherConfig]:
-        """Return the sections `teachers.NAME`, by name, after checking the rules about devices and batches."""
+        """Return the settings of each teacher, by name, after checking that mesh and batch sizes fit the devices."""
         config, keys = self.config, [option.key for option in OPTIONS]
         teacher_configs = {
             name: TeacherConfig(
@@ -67,7 +70,10 @@ class Resolved:
 
     @cached_property
     def definitions(self) -> tuple[StageDefinition, ...]:
-        """Return the stage definitions, in order, after checking their spec strings."""
+        """Return which models the run trains, each with the config of its training, in order.
+
+        The spec strings of these configs, such as "kd(temperature=4.0)", are checked first.
+        """
         stages = tuple(plan_stages(self.config))
         for stage in stages:
             with stage.reporting():
@@ -75,7 +81,10 @@ class Resolved:
         return stages
 
     def _components(self, stage: StageDefinition) -> Components:
-        """Build and check the components of a stage. The length of an epoch, not known yet, is set to the whole run."""
+        """Build and check the loss terms, fusion, optimiser and schedules of a stage.
+
+        The number of steps per epoch is not known before the data are described; here, the whole run is one epoch.
+        """
         config, teacher_configs = stage.config, self.teacher_configs if stage.kind == "student" else {}
         tokens = registry.tokenizations.build(config.data.tokens, "data.tokens") if config.data.tokens else None
         components = build_components(config, Horizon(config.steps, config.steps), tokens)
@@ -84,31 +93,33 @@ class Resolved:
 
     @cached_property
     def data(self) -> Pipeline:
-        """Return the data pipeline of the student's stage."""
+        """Return the data pipeline of the student's training, after checking that the data exist and fit the config."""
         pipeline = build_pipeline(self.config)
         check("data", DataView(self.config, pipeline))
         return pipeline
 
     @cached_property
     def mesh(self) -> Mesh:
-        """Return the student's mesh."""
+        """Return the student's device mesh, which leaves out the devices that are reserved for teachers."""
         teacher_devices = sum(section.devices() for section in self.teacher_configs.values())
         return build_mesh(student_mesh(self.config, teacher_devices, len(self.devices)), self.devices)
 
     @cached_property
     def teachers(self) -> Mapping[str, Teacher]:
-        """Return the teachers, by name, with all of their options applied."""
+        """Return the teachers, by name, with their configured options, such as cached outputs or 8-bit weights."""
         (student,) = (stage for stage in self.definitions if stage.kind == "student")
         needs, devices = self._components(student).needs, allocate_devices(self.teacher_configs, self.devices)
         configs = self.teacher_configs.items()
         return MappingProxyType({name: build(config, self._context(devices[name], needs)) for name, config in configs})
 
     def live_teacher(self, name: str, alone: bool = False) -> Teacher:
-        """Build a teacher that runs its network, ignoring the options `cache` and `placement`.
+        """Build a teacher without its options `cache` (stored outputs) and `placement` (separate devices).
+
+        The teacher then runs its own network.
 
         Args:
-            name: name of the teacher.
-            alone: True: place it on one device; False: on the student's mesh.
+            name: name of the teacher in the config.
+            alone: True: place the teacher on one device; False: on the student's mesh.
 
         Raises:
             ConfigError: there is no teacher of this name.
@@ -124,7 +135,7 @@ class Resolved:
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """Return the stages, in order, each checked on shapes."""
+        """Return the training stages (one for each model to train), in order, each checked with `jax.eval_shape`."""
         return tuple(
             self.student if definition.kind == "student" else self._stage(definition) for definition in self.definitions
         )
@@ -139,7 +150,7 @@ class Resolved:
         teachers = self.teachers if definition.kind == "student" else {}
         teacher_configs = self.teacher_configs if definition.kind == "student" else {}
         data = self.data if definition.kind == "student" else build_pipeline(config, self.data)
-        horizon = Horizon(config.steps, data.training_records() / config.batch_size)
+        horizon = Horizon(config.steps, data.count_training_records() / config.batch_size)
         parts = build_parts(config, build_components(config, horizon, data.tokenization), teachers, horizon)
         shapes = {name: {**rows, **teacher_fields(teachers, name, rows)} for name, rows in data.shapes.items()}
         view = StageView(config, teacher_configs, data, shapes, parts, self.mesh)
@@ -148,48 +159,66 @@ class Resolved:
 
     @cached_property
     def student(self) -> Stage:
-        """Return the student's stage."""
+        """Return the training stage of the student: its parts, data and settings."""
         return self._stage(next(definition for definition in self.definitions if definition.kind == "student"))
 
     @cached_property
     def reference(self) -> Fusion:
-        """Return the fusion that evaluation compares models with: the student's, or `average()` if that is learned.
+        """Return the fusion that combines several teachers into one when evaluation compares a model with its teachers.
 
-        A learned gate depends on the student that it was trained with. The control has no such gate, but student and
-        control must be compared with the same fused teacher.
+        It is the fusion of the student's training, or `average()` if that fusion has parameters, such as a learned
+        gate. So student and control (the same student without a teacher) are compared with the same combined teacher.
         """
         student = self.student
         return registry.fusions["average"]() if student.view.fusion_learns else student.parts.components.fusion
 
     def check_run(self) -> None:
-        """Check the rules about the whole run."""
+        """Check the rules that involve several parts of the run, such as the tokenizer and the models' embeddings.
+
+        Raises:
+            ConfigError: a rule is broken.
+        """
         check("run", self)
 
     def check_weights(self) -> None:
-        """Check the files that models are loaded from."""
+        """Check that pretrained weights and the checkpoints of teachers are undamaged and fit the configured networks.
+
+        Raises:
+            ConfigError: the files of a model are damaged, incomplete, or belong to another model.
+        """
         check("weights", self)
 
     def check_workdir(self, workdir: Path) -> None:
-        """Check the folder that the run writes to."""
+        """Check that the folder of the run is new, or holds a run that this config may resume.
+
+        Raises:
+            ConfigError: the folder belongs to another config, or has a checkpoint of a later step than the config's
+                last.
+        """
         check("workdir", self, workdir)
 
 
 def resolve(config: ConfigDict, devices: Sequence[jax.Device]) -> Resolved:
-    """Resolve a config to values. Nothing is compiled.
+    """Return the objects that a config describes: data, device mesh, teachers and one training stage per trained model.
+
+    Nothing is compiled. Each object is built and checked when it is first accessed: a wrong config then raises a
+    `ConfigError`, which names the key, the value and the cure.
 
     Args:
         config: a complete config, from `jaxdistill.make` or a config file.
         devices: devices that the run may use.
-
-    Raises:
-        ConfigError: the config breaks a rule; names the path, the value and the cure. Most rules are checked on first
-            access to a part of the result.
     """
     return Resolved(config, tuple(devices))
 
 
 def teacher_fields(teachers: Mapping[str, Teacher], stream: str, rows: Shapes) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes of the fields that teachers add to the batches of a stream."""
+    """Return the shapes and dtypes of the fields that teachers add to a batch, such as cached logits, by field name.
+
+    Args:
+        teachers: the teachers, by name.
+        stream: name of the source of batches, such as "train".
+        rows: shapes of the batch without these fields, by field name.
+    """
     count = rows["mask"].shape[0]
     fields: dict[str, Any] = {}
     for teacher in teachers.values():

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 
 class Kind(NamedTuple):
-    """A kind of value.
+    """A kind of config value, such as a positive whole number or a learning-rate schedule.
 
-    accepts: returns True for a value of this kind
-    wanted: description that completes "... is not {wanted}."
-    text: True: the text on the command line is the value; False: the text is parsed as a Python literal
+    accepts: `value -> bool`; True for a value of this kind
+    wanted: description of the kind that completes the error message "... is not {wanted}."
+    text: True: a value on the command line is plain text; False: it is parsed as a Python literal, such as 3 or (1, 2)
     """
 
     accepts: Callable[[Any], bool]
@@ -23,10 +23,10 @@ class Kind(NamedTuple):
     text: bool = False
 
     def read(self, text: str) -> Any:
-        """Parse the text of a value on the command line.
+        """Convert the text of a value on the command line to the value: unchanged, or parsed as a Python literal.
 
         Raises:
-            ValueError: the text is not a Python literal.
+            ValueError: the kind requires a Python literal, and the text is none.
         """
         if self.text:
             return text
@@ -45,7 +45,12 @@ class Key(NamedTuple):
 
 
 class OpenSection(NamedTuple):
-    """A section whose entries the user names; each entry has the keys of `entry`."""
+    """A config section whose entries the user names, such as `teachers`, where each teacher is an entry.
+
+    entry: the keys that each entry has, by name
+    default: the entries of a config that does not set this section, by name
+    doc: meaning of the section
+    """
 
     entry: dict[str, Key]
     default: dict[str, dict[str, Any]]

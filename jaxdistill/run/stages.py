@@ -1,4 +1,8 @@
-"""The stages of a run. Each trains one model from its own config, so that one training loop serves all of them."""
+"""The training stages of a run: first its untrained teachers, then the student, then the control.
+
+The control is the student's network trained without teachers. Each stage trains one model from its own config, so that
+one training loop serves all stages.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +22,13 @@ Kind = Literal["teacher", "student", "control"]
 
 
 class StageDefinition(NamedTuple):
-    """The definition of a stage: which model to train, and the config to train it from.
+    """The definition of a training stage: which model of the run is trained, and with which config.
 
-    kind: the role of the model
-    teacher: the name of the teacher; empty for a student or control
-    config: the config of this stage
-    origins: (path in this config, path in the run's config) pairs, so that errors name the path that the user wrote
+    kind: "teacher", "student", or "control" (the same student trained without a teacher)
+    teacher: name of the teacher that is trained; empty for student and control
+    config: config of this training; its section `student` describes the model to train, even if this is a teacher
+    origins: pairs (key in `config`, key in the run's config), such as ("student", "teachers.big"): error
+        messages name the second key
     """
 
     kind: Kind
@@ -33,16 +38,16 @@ class StageDefinition(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the name of the stage in logs and results."""
+        """Return the name of the trained model in logs and results: "teacher NAME", "student" or "control"."""
         return f"teacher {self.teacher}" if self.kind == "teacher" else self.kind
 
     @property
     def folder(self) -> Path:
-        """Return the folder of the stage, relative to the workdir."""
+        """Return the folder for checkpoints and logs of this training, relative to the folder of the run."""
         return Path("teachers", self.teacher) if self.kind == "teacher" else Path(self.kind)
 
     def origin(self, path: str) -> str:
-        """Translate a path of this stage's config to the path of the run's config that set it."""
+        """Translate a key of this training's config ("student.model") to the run's config ("teachers.big.model")."""
         for stage_path, run_path in self.origins:
             if path == stage_path or path.startswith(f"{stage_path}."):
                 return run_path + path.removeprefix(stage_path)
@@ -50,7 +55,7 @@ class StageDefinition(NamedTuple):
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Re-raise errors in the stage's config with the path of the run's config that caused them."""
+        """Return a context manager that translates the key in a `ConfigError` to the run's config, by `origin`."""
         try:
             yield
         except ConfigError as error:
@@ -58,7 +63,14 @@ class StageDefinition(NamedTuple):
 
 
 class Logging(NamedTuple):
-    """The section `logging` of a config."""
+    """The section `logging` of a config.
+
+    every: number of training steps between two lines of the log
+    tensorboard: True: write TensorBoard events
+    wandb: name of the Weights & Biases project; empty: none
+    trace: number of training steps of the student to profile; 0: none
+    compilation_cache: folder that keeps compiled programs between runs; empty: none
+    """
 
     every: int
     tensorboard: bool
@@ -68,15 +80,15 @@ class Logging(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The settings of a stage's training loop.
+    """The settings of a training loop.
 
-    steps: optimiser steps
-    seed: of initialisation and data order
-    evaluate_every: steps between evaluations
-    evaluate_rows: rows of an evaluation batch
-    layers: (student layer, teacher layer) pairs whose CKA is measured
+    steps: number of optimiser steps
+    seed: random seed of initial values, data order and augmentation
+    evaluate_every: number of steps between two evaluations; a checkpoint is written after each evaluation
+    evaluate_rows: batch size of the evaluation
+    layers: (student layer, teacher layer) pairs whose similarity (CKA) is measured in evaluation
     backend: "jit" or "pmap"
-    rules: sharding rules of the student's parameters
+    rules: sharding rules of the parameters
     logging: the section `logging` of the config
     """
 
@@ -91,14 +103,16 @@ class Settings(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A resolved stage of a run.
+    """The training of one model of a run (a teacher, the student or the control), with everything that it needs.
 
-    definition: kind, name, folder and config
+    The control is the same student trained without a teacher.
+
+    definition: which model is trained, and with which config
     settings: settings of the training loop
     data: the data pipeline
-    shapes: shapes of the batches, by stream, with the fields that teachers add
-    parts: student, teachers, objective and step
-    view: the values that the rules of this stage check
+    shapes: shapes of the batches with the fields that teachers add, by stream (source of batches, such as "train")
+    parts: the model to train, its teachers, objective and training algorithm
+    view: the same values in the form that the rules in `rules/stage.py` check
     """
 
     definition: StageDefinition
@@ -110,22 +124,26 @@ class Stage(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """Return the role of the model."""
+        """Return what is trained: "teacher", "student" or "control" (the same student trained without a teacher)."""
         return self.definition.kind
 
     @property
     def name(self) -> str:
-        """Return the name of the stage in logs and results."""
+        """Return the name of the trained model in logs and results: "teacher NAME", "student" or "control"."""
         return self.definition.name
 
     @property
     def teachers(self) -> Mapping[str, Teacher]:
-        """Return the teachers of this stage, by name."""
+        """Return the teachers that the model learns from, by name; empty: the model is trained without a teacher."""
         return {teacher.name: teacher for teacher in self.parts.teachers}
 
 
 def plan_stages(config: Config) -> Iterator[StageDefinition]:
-    """Yield the stages of a run, in order. Only the student uses the step of the config; the others use `offline()`."""
+    """Yield what a run trains, in order: the teachers to be trained, the student, and the control.
+
+    The control is the same student trained without a teacher. The student is trained by the algorithm in the config key
+    `step`. The other models have no teacher and are trained by `offline()`, which is then supervised training.
+    """
     roles = {role: entry for role, entry in config.roles.to_dict().items() if role in ("student", "fusion", "terms")}
     plain = {"step": "offline()", "roles": roles, "teachers": {}, "objective": config.task.to_dict()}
     for number, (name, teacher) in enumerate(config.teachers.items()):
@@ -150,7 +168,7 @@ def plan_stages(config: Config) -> Iterator[StageDefinition]:
 
 
 def settings(config: Config) -> Settings:
-    """Read the settings of the training loop from a stage's config."""
+    """Read the settings of the training loop from the config of a training."""
     evaluate, log = config.evaluate, config.logging
     return Settings(
         steps=config.steps,

@@ -1,7 +1,8 @@
-"""Define a study: one base config, varied along axes, with several seeds for each variant."""
+"""Define a study: one base config, varied along axes, with several seeds for each variant (arm)."""
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,19 +21,22 @@ Axis = Sequence[str] | Mapping[str, Change]
 
 
 class Study(NamedTuple):
-    """A comparison of several variants of a run, the arms.
+    """A comparison of several variants of a run, called arms.
 
-    name: name of the module, as in `python -m experiments.NAME`
+    name: name of the module in `experiments`, as in `python -m experiments.NAME`
     question: the question that the study answers, shown as title
-    base: the config that the arms vary; teachers that it trains are trained once, for all arms and seeds
-    axes: for each config path its values, as in `{"fusion": ("average()", "entropy()")}`, or a mapping from labels to
-        changes. An axis whose changes are all mappings may have any name. Every combination of values is an arm
-    baseline: label of the arm with which the others are compared
-    further: additional arms, by label, as arguments of `differ`
-    teachers: configs of runs whose students are teachers, by teacher name; later runs may use earlier ones as teachers
-    cached: True: teacher outputs are cached once and read by all runs; needs arms that read only logits of the
-        teachers, without random augmentation
+    base: the config that the arms vary; teachers that this config trains are trained once, for all arms and seeds
+    axes: the values of each config key that varies, as in `{"fusion": ("average()", "entropy()")}`. Every combination
+        of values is an arm. An axis may also be `{label: change}`, where a change is the text of a value for the key,
+        or a mapping of several config keys to values, which ignores the key of the axis
+    baseline: label of the arm with which the other arms are compared
+    further: additional arms, `{label: {config key: value}}`, with the keys that differ from `base`
+    teachers: configs of runs that are executed before the arms, by teacher name. In the arms, and in the runs after it,
+        the student of such a run serves as the checkpoint of the teacher of this name
+    cached: True: teacher outputs are written to disk once and read by all runs; then the arms must read only logits of
+        the teachers, and use no random augmentation
     measures: the columns of the result table; arms are compared by the first
+    command: the command that runs the study, without --workdir and --seeds; empty: `python -m experiments.NAME`
     """
 
     name: str
@@ -44,10 +48,22 @@ class Study(NamedTuple):
     teachers: Mapping[str, Config] = {}
     cached: bool = False
     measures: tuple[Measure, ...] = (ACCURACY,)
+    command: tuple[str, ...] = ()
+
+    @property
+    def command_line(self) -> str:
+        """Return the command that runs the study, quoted for a shell, without --workdir and --seeds."""
+        return shlex.join(self.command or ("python", "-m", f"experiments.{self.name}"))
 
 
 class Run(NamedTuple):
-    """One run of a study: an arm, a seed, and the folder of the results."""
+    """One run of a study: one arm with one seed.
+
+    arm: label of the arm (variant of the study's base config)
+    seed: random seed
+    config: complete config of the run
+    folder: folder of checkpoints and results
+    """
 
     arm: str
     seed: int
@@ -56,10 +72,13 @@ class Run(NamedTuple):
 
 
 def expand(study: Study) -> dict[str, Config]:
-    """Return the configs of all arms, by label: every combination of the axes, and the additional arms.
+    """Return the configs of all arms (variants of the base config) of a study, by label.
+
+    The arms are every combination of the values on the study's axes, and the study's additional arms.
 
     Raises:
-        ConfigError: a change is invalid, two arms share a folder, or the baseline is not an arm.
+        ConfigError: a change is invalid, two arms share a folder, an arm changes a teacher that is trained for all
+            arms, or the baseline is not an arm.
     """
     arms = {"": study.base}
     for path, axis in study.axes.items():
@@ -84,13 +103,15 @@ def expand(study: Study) -> dict[str, Config]:
 
 
 def runs(study: Study, workdir: Path, seeds: int, checkpoints: Mapping[str, str]) -> list[Run]:
-    """Return all runs of a study, seed by seed, so that an interrupted study has all arms but fewer seeds.
+    """Return all runs of a study: every arm (variant) with seed 0, then every arm with seed 1, and so on.
+
+    In this order, a study that is interrupted has results of all arms, with fewer seeds.
 
     Args:
-        study: the study.
+        study: a base config and its variants (arms).
         workdir: folder of the study.
-        seeds: number of seeds for each arm.
-        checkpoints: checkpoints of the teachers that the arms share, by name.
+        seeds: number of runs for each arm, with seeds 0, 1, ...
+        checkpoints: checkpoint folders of the teachers that all arms share, by teacher name.
     """
     logging = {"tensorboard": False, "compilation_cache": str((workdir / "programs").absolute())}  # shared by seeds
     all_runs = []
@@ -103,7 +124,13 @@ def runs(study: Study, workdir: Path, seeds: int, checkpoints: Mapping[str, str]
 
 
 def merged_config(study: Study, workdir: Path, checkpoints: Mapping[str, str]) -> Config:
-    """Return one config with the teachers and streams of all arms, to cache the outputs of all teachers at once."""
+    """Return one config with the teachers and data streams of all arms (variants), to cache all outputs at once.
+
+    Args:
+        study: a base config and its variants (arms).
+        workdir: folder of the study, in which the caches are written.
+        checkpoints: checkpoint folders of the teachers that all arms share, by teacher name.
+    """
     arms = list(expand(study).values())
     teachers = {
         name: entry for arm in arms for name, entry in _prepared_teachers(study, arm, workdir, checkpoints).items()
@@ -113,7 +140,7 @@ def merged_config(study: Study, workdir: Path, checkpoints: Mapping[str, str]) -
 
 
 def _prepared_teachers(study: Study, config: Config, workdir: Path, checkpoints: Mapping[str, str]) -> dict[str, Any]:
-    """Return the teachers of a config with their checkpoints, and with their caches if the study uses caches."""
+    """Return the section `teachers` of a config with all checkpoints set, and the caches if the study uses caches."""
     teachers = with_checkpoints(config, checkpoints)
     if study.cached:
         folder = workdir / "said"
@@ -122,13 +149,25 @@ def _prepared_teachers(study: Study, config: Config, workdir: Path, checkpoints:
 
 
 def with_checkpoints(config: Config, checkpoints: Mapping[str, str]) -> dict[str, Any]:
-    """Return the teachers of a config; those without a checkpoint get the shared checkpoint of their name."""
+    """Return the section `teachers` of a config, with a checkpoint filled in for each teacher that has none.
+
+    Args:
+        config: a complete config.
+        checkpoints: checkpoint folders by teacher name; a teacher that is not listed stays without a checkpoint.
+    """
     teachers = {name: entry.to_dict() for name, entry in config.teachers.items()}
     return {n: {**entry, "checkpoint": entry["checkpoint"] or checkpoints.get(n, "")} for n, entry in teachers.items()}
 
 
 def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
-    """Return the results of a run and the last line of its student's log; None: unfinished, or another config."""
+    """Return the results of a finished run; None if the run is not finished, or was made from another config.
+
+    The results are the content of results.json, and under "log" the last training line of the student's log.
+
+    Args:
+        config: config of the run.
+        folder: folder of the run.
+    """
     file = folder / "results.json"
     if not file.is_file():
         return None
@@ -139,7 +178,14 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
 
 
 def run_or_resume(config: Config, folder: Path) -> list[dict[str, Any]]:
-    """Return the result rows of a run; start or resume the run if it is not finished."""
+    """Execute a run, or resume it if it was interrupted, and return its result table, one dict per model.
+
+    If the run is already finished, the table is read from its folder.
+
+    Args:
+        config: config of the run.
+        folder: folder of the run.
+    """
     if results := finished_results(config, folder):
         return results["rows"]
     return distill(config, folder, Console(quiet=True)).rows
@@ -150,5 +196,5 @@ def _changed(config: Config, path: str, change: Change) -> Config:
 
 
 def _folder(arm: str) -> str:
-    """Turn a label into a folder name."""
+    """Turn the label of an arm into a folder name."""
     return re.sub(r"[^\w.=+-]+", "-", arm).strip("-")

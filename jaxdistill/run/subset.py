@@ -21,12 +21,16 @@ PATH, ORDER = "data.select", "data.order"
 CHUNK_LOGITS = 2**23  # cached logits that are read at a time
 
 
-def chosen(data: Pipeline, records: Records) -> np.ndarray | Phases | None:
-    """Return the sorted indices of the records that a run trains on, or phases of indices; None: all records.
+def choose_records(data: Pipeline, records: Records) -> np.ndarray | Phases | None:
+    """Choose the training records (examples) of a run by the config keys `data.select` and `data.order`.
 
     Args:
         data: data pipeline of the run.
-        records: records of the stream `train`.
+        records: all training records.
+
+    Returns:
+        The numbers of the chosen records in rising order, `[chosen]`; None: all records. With `data.order`, the run has
+        phases, such as tasks that follow each other, and `Phases` holds one such array for each.
 
     Raises:
         ConfigError: a cache is damaged or lacks a record, or a phase has no records.
@@ -64,7 +68,7 @@ def _hardness(selection: Selection, records: Records) -> np.ndarray:
 
 
 def _logits_per_record(store: Store) -> int:
-    """Return the number of logits of a record, over all tokens."""
+    """Return the number of logits that a teacher has for one record: classes, times tokens for a text."""
     fields = store.manifest.fields
     positions = fields["logits"][0][:-1] if "logits" in fields else fields["tail"][0]
     return int(np.prod(positions)) * store.manifest.about["classes"]
@@ -83,10 +87,17 @@ def _logits(store: Store, chunk: np.ndarray) -> np.ndarray:
 
 
 def check_selection(workdir: Path, data: Pipeline, selected: np.ndarray | Phases | None) -> None:
-    """Write a hash of the selected records to `selection.json`, or compare with the hash of the interrupted run.
+    """Check that a resumed run trains on the same records (examples) as before it was interrupted.
+
+    A new run writes a hash of the record numbers to `selection.json`, and a resumed run compares it with its own hash.
+
+    Args:
+        workdir: folder of the run.
+        data: data pipeline of the run.
+        selected: the record numbers, from `choose_records`; None: all records are used, and nothing is checked.
 
     Raises:
-        ConfigError: the selection differs from that of the interrupted run, because a cache was rewritten.
+        ConfigError: the records differ, because a cache of teacher outputs that selects them was rewritten.
     """
     if selected is None:
         return

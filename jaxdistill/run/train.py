@@ -1,4 +1,7 @@
-"""The training loop: train the model of one stage from its newest good checkpoint, with evaluations and checkpoints."""
+"""The training loop of one stage of a run: of a teacher, the student or the control.
+
+It starts from the newest good checkpoint or from initial values, and writes evaluations and checkpoints.
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,13 +30,15 @@ from jaxdistill.teachers.teacher import Query
 
 
 class Data(NamedTuple):
-    """The open records of a stage.
+    """The records (examples) of one training, opened for reading, and the teacher outputs for them.
 
-    records: training records, by stream; one stream is `train`
+    Outputs are given by stream, a named source of batches such as "train"; for test records, under the key `TEST`.
+
+    records: training records, by stream
     test: test records
-    stored: outputs of cached teachers for these records, by stream; those for the test records under `TEST`
-    queries: functions that add the outputs of sub-mesh teachers to a batch, by stream
-    chosen: indices of the records of `train` that are trained on, or phases of indices; None: all
+    stored: teacher outputs that are read from a cache, by stream
+    queries: functions `batch -> batch with teacher outputs`, for teachers on separate devices, by stream
+    chosen: numbers of the records of "train" that are trained on, or one array for each phase; None: all
     """
 
     records: Mapping[str, Records]
@@ -46,8 +51,9 @@ class Data(NamedTuple):
 class References(NamedTuple):
     """The teachers that evaluation compares a model with.
 
-    models: the models that a step applies
-    fusion: combines their outputs; has no parameters
+    models: networks of the teachers; for a teacher that is cached or on separate devices, a model that reads the
+        teacher's outputs from the batch
+    fusion: combines the outputs of these models into the outputs of one; has no parameters
     """
 
     models: tuple[Model, ...]
@@ -55,13 +61,13 @@ class References(NamedTuple):
 
 
 class StageContext(NamedTuple):
-    """The values that all stages of a run share.
+    """What the training loop of one model gets from the run.
 
-    data: open records
-    mesh: the student's mesh
-    references: the teachers that evaluation compares a model with
+    data: records (examples) opened for reading, and teacher outputs for them
+    mesh: the student's device mesh, on which every model of the run is trained
+    references: the teachers that evaluation compares the model with
     console: where progress is printed
-    preemption: tells when to stop
+    preemption: reports whether SIGTERM or Ctrl-C has asked the run to stop
     """
 
     data: Data
@@ -72,12 +78,12 @@ class StageContext(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The result of a stage.
+    """The result of the training of one model.
 
-    variables: variables of the trained model
-    total: metrics of the last evaluation, as sums
-    compiled: number of compiled programs, by function
-    teachers: variables of the teachers, if the step trains them; else empty
+    variables: parameters and state of the trained model
+    total: metrics of the last evaluation by name, as sums over the test examples; `scores(total)` computes the values
+    compiled: number of programs that were compiled for "update" (the training step) and for "evaluate"
+    teachers: variables of the teachers if the training algorithm changes teachers too; otherwise empty
     """
 
     variables: Variables
@@ -87,19 +93,19 @@ class Trained(NamedTuple):
 
 
 def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: StageContext) -> Trained:
-    """Train the model of a stage.
+    """Train one model, from the newest good checkpoint in its folder, or else from initial values.
 
     Args:
-        stage: the stage to train.
+        stage: the model to train, with its data, objective and training algorithm.
         folder: where checkpoints and logs are written.
-        teachers: variables of the teachers, placed on the mesh. They are passed to the step if the stage has teachers,
-            and to the evaluation in any case.
-        context: values that all stages share.
+        teachers: variables of all teachers of the run, already sharded over the mesh. Evaluation compares the model
+            with these teachers; the model is trained with them only if `stage` has teachers.
+        context: records (examples), mesh, teachers for comparison, and console of the run.
 
     Raises:
-        NonFiniteError: a loss or gradient became NaN or infinite; earlier checkpoints are intact.
-        Stopped: SIGTERM or Ctrl-C; the state is saved.
-        CheckpointError: there are checkpoints, but none can be used.
+        NonFiniteError: a metric, such as a loss, became NaN or infinite; earlier checkpoints are intact.
+        Stopped: the training was stopped by SIGTERM or Ctrl-C; the state is saved.
+        CheckpointError: the folder has checkpoints, but none can be used.
     """
     name, settings, algorithm, console = stage.name, stage.settings, stage.parts.step, context.console
     engine = make_engine(stage, teachers, context.mesh, context.references)
@@ -141,14 +147,28 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
 
 
 def pretrained_values(student: Model, abstract: TrainState) -> Variables:
-    """Load the initial values of a pretrained student; return no values for any other student."""
+    """Load the pretrained weights from which a student starts; return no variables if the student is not pretrained.
+
+    Args:
+        student: the model.
+        abstract: shapes and shardings of the train state, which tell where each weight is placed.
+    """
     if student.load is None:
         return NO_VARIABLES
     return student.load(Variables(abstract.params["student"], abstract.state["student"])).read()
 
 
 def advance(engine: Engine, ts: TrainState, streams: Mapping[str, Any], log: Log, step: int, every: int) -> TrainState:
-    """Fetch a batch, dispatch a step, and add its metrics, still on the device, to the log."""
+    """Fetch a batch, dispatch one training step, hand the step's metrics to the log, and return the new train state.
+
+    Args:
+        engine: the compiled training step.
+        ts: the train state, which is donated.
+        streams: iterators of batches, by name of the source of batches, such as "train".
+        log: the log; metrics stay on the device until the log is flushed.
+        step: number of steps that are already done.
+        every: number of steps between two flushes of the log.
+    """
     log.trace(step)
     ts, metrics = engine.update(ts, engine.put({stream: next(batches) for stream, batches in streams.items()}))
     log.add(step + 1, metrics)
@@ -158,7 +178,16 @@ def advance(engine: Engine, ts: TrainState, streams: Mapping[str, Any], log: Log
 
 
 def open_streams(stage: Stage, data: Data, engine: Engine) -> dict[str, Any]:
-    """Open an endless, resumable iterator of batches for each stream that the step reads."""
+    """Open an endless, resumable iterator for each stream (named source of batches) that the training algorithm reads.
+
+    Args:
+        stage: the training of one model, with the settings of its streams.
+        data: records (examples) opened for reading, and teacher outputs for them.
+        engine: the compiled training step; its `row_numbers` gives the examples of a batch that this process supplies.
+
+    Returns:
+        The iterators, by name of the stream.
+    """
     streams = {}
     for name in sorted(stage.parts.step.streams):
         stream = stage.data.streams[name]
@@ -167,7 +196,7 @@ def open_streams(stage: Stage, data: Data, engine: Engine) -> dict[str, Any]:
             batch_size=stream.batch_size,
             seed=stage.settings.seed + stream_id(name),
             transforms=stream.transforms,
-            rows=engine.rows(stream.batch_size),
+            rows=engine.row_numbers(stream.batch_size),
             stored=data.stored.get(name, ()),
             chosen=data.chosen if name == "train" else None,
         )
@@ -176,12 +205,13 @@ def open_streams(stage: Stage, data: Data, engine: Engine) -> dict[str, Any]:
 
 
 def make_engine(stage: Stage, teachers: tuple[Variables, ...], mesh: Mesh, references: References) -> Engine:
-    """Make the training step and the evaluation of a stage, which are compiled at the first call.
+    """Make the training step and the evaluation of one model; both are compiled when they are first called.
 
     Args:
-        stage: the stage.
-        teachers: variables of the references, placed on the mesh; empty: evaluate without teachers.
-        mesh: the student's mesh.
+        stage: the model to train, with its objective and training algorithm.
+        teachers: variables of the teachers in `references`, already sharded over the mesh; empty: evaluation compares
+            the model with no teacher.
+        mesh: the student's device mesh.
         references: the teachers that evaluation compares the model with.
     """
     settings, step = stage.settings, stage.parts.step
@@ -197,18 +227,33 @@ def make_engine(stage: Stage, teachers: tuple[Variables, ...], mesh: Mesh, refer
 def zero_batch(
     shapes: Mapping[str, Shapes], streams: Iterable[str], engine: Engine
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Make a batch of zeros, with the rows of this process, to initialise parameters from."""
+    """Make a batch of zeros with the shapes of this process's part of a batch; parameters are initialised from it.
+
+    Args:
+        shapes: shapes of the global batch, by stream (named source of batches) and field.
+        streams: names of the streams to include.
+        engine: the compiled training step; its `row_numbers` gives the examples of a batch that this process supplies.
+    """
 
     def zeros(x: Any) -> np.ndarray:
-        return np.zeros((len(engine.rows(x.shape[0])), *x.shape[1:]), x.dtype)
+        return np.zeros((len(engine.row_numbers(x.shape[0])), *x.shape[1:]), x.dtype)
 
     return {stream: {name: zeros(x) for name, x in shapes[stream].items()} for stream in streams}
 
 
 def measure(engine: Engine, ts: TrainState, stage: Stage, data: Data) -> dict[str, Any]:
-    """Evaluate all test records and return the metrics as sums; transforms without randomness are applied."""
+    """Evaluate a model on all test records (examples), and return the metrics by name, as sums over the records.
+
+    Of the transforms of training batches, those without randomness are applied to the test records.
+
+    Args:
+        engine: the compiled evaluation.
+        ts: the train state with the model's parameters.
+        stage: the training of the model, with the settings of the evaluation.
+        data: records opened for reading, and teacher outputs for them.
+    """
     size = stage.settings.evaluate_rows
-    rows, stored, query = engine.rows(size), data.stored.get(TEST, ()), data.queries.get(TEST, dict)
+    rows, stored, query = engine.row_numbers(size), data.stored.get(TEST, ()), data.queries.get(TEST, dict)
     transforms = stage.data.streams["train"].transforms
     batches = evaluation_batches(data.test, batch_size=size, rows=rows, transforms=transforms, stored=stored)
     return totals(jax.device_get(engine.evaluate(ts, engine.put(query(batch)))) for batch in batches)

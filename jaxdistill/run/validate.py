@@ -1,8 +1,8 @@
 """Every rule that a config may break, in the order in which they are checked.
 
-A rule is a function that raises a `ConfigError`, which names the config path, the value and the cure; its docstring is
-the rule. Rules come in groups, by the values that they check (`views.py`). A later group relies on the earlier ones.
-No rule compiles anything.
+A rule is a function that returns nothing, or raises a `ConfigError`, which names the config path, the value and the
+cure. Rules come in groups, by the values that they check (`views.py`). A later group relies on the earlier ones. No
+rule compiles anything.
 """
 
 from collections.abc import Callable
@@ -83,11 +83,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 def check(group: str, *subjects: Any) -> None:
-    """Check a group of rules.
+    """Check all rules of a group, in order. A rule is a function that raises a `ConfigError` if the config breaks it.
 
     Args:
-        group: a key of `RULES`.
-        subjects: the values that the rules check.
+        group: a key of `RULES`, such as "data".
+        subjects: arguments of each rule: the values to check, such as a `DataView`; for the group "workdir", also the
+            folder of the run.
 
     Raises:
         ConfigError: a rule is broken; only the first one is reported.

@@ -21,11 +21,11 @@ from jaxdistill.teachers.teacher import Teacher
 
 
 class ConfigView(NamedTuple):
-    """The config of a run, before anything is built from it.
+    """The values that the rules about devices check: the config of a run, before anything is built from it.
 
     config: config of the run
-    teacher_configs: the sections `teachers.NAME`, by name
-    devices: number of devices
+    teacher_configs: the sections `teachers.NAME` of the config, by teacher name
+    devices: number of devices that the run may use
     """
 
     config: Config
@@ -34,11 +34,13 @@ class ConfigView(NamedTuple):
 
 
 class StageConfigView(NamedTuple):
-    """The config of a stage, and the components that its spec strings name.
+    """The values that the rules about spec strings check: the config of the training of one model.
 
-    config: config of the stage
-    teacher_configs: the sections `teachers.NAME` of its teachers, by name
-    components: terms, fusion, optimiser and schedules
+    A spec string is a name with arguments, such as "kd(temperature=4.0)".
+
+    config: config of this training
+    teacher_configs: the sections `teachers.NAME` of the teachers that the model learns from, by teacher name
+    components: loss terms, fusion of teachers, optimiser and schedules, built without data or models
     """
 
     config: Config
@@ -47,7 +49,7 @@ class StageConfigView(NamedTuple):
 
 
 class DataView(NamedTuple):
-    """The data of a run.
+    """The values that the rules about data check: the config and the data pipeline of a run.
 
     config: config of the run
     data: data pipeline of the run
@@ -59,15 +61,15 @@ class DataView(NamedTuple):
 
 @dataclass(frozen=True)
 class StageView:
-    """A stage that is checked on shapes, without values.
+    """The values that the rules about the training of one model check: shapes of arrays, but no arrays.
 
     Args:
-        config: config of the stage
-        teacher_configs: the sections `teachers.NAME` of its teachers, by name
-        data: data pipeline of the stage
-        shapes: shapes of the batches, by stream, with the fields that teachers add
-        parts: student, teachers, objective and step
-        mesh: the student's mesh; this machine may lack its devices
+        config: config of this training
+        teacher_configs: the sections `teachers.NAME` of the teachers that the model learns from, by teacher name
+        data: data pipeline of this training
+        shapes: shapes of the batches with the fields that teachers add, by stream (source of batches, such as "train")
+        parts: the model to train (here called the student), its teachers, objective and training algorithm
+        mesh: the student's device mesh; its devices need not exist on this machine
     """
 
     config: Config
@@ -79,8 +81,11 @@ class StageView:
 
     @cached_property
     def signals(self) -> dict[str, Any]:
-        """Return the input of a term as shapes, for each stream, including streams that the step generates."""
-        rows = {**self.shapes, **dict.fromkeys(self.parts.step.own, self.shapes["train"])}
+        """Return what loss terms read (outputs of student and teachers, and the batch) as shapes, by source of batches.
+
+        Sources that the training algorithm generates itself, such as texts of the student, are included.
+        """
+        rows = {**self.shapes, **dict.fromkeys(self.parts.step.generated_streams, self.shapes["train"])}
         return {stream: self._signals(shapes) for stream, shapes in rows.items()}
 
     def _signals(self, rows: Shapes) -> Any:
@@ -95,29 +100,34 @@ class StageView:
 
     @property
     def student(self) -> Outputs:
-        """Return the shapes of the student's outputs."""
+        """Return the outputs of the trained model on a training batch, with shapes in place of arrays."""
         return self.signals["train"].student
 
     @property
     def terms(self) -> Mapping[str, WeightedTerm]:
-        """Return the terms of the objective, by name."""
+        """Return the loss terms of the objective with their weights, by name."""
         return self.parts.components.terms
 
     @property
     def fusion_learns(self) -> bool:
-        """Return True if the fusion has parameters or state."""
+        """Return True if the fusion, which combines several teachers into one, has parameters or state."""
         return bool(self.parts.teachers and variables_of(self.parts.components.fusion, self.signals["train"]))
 
 
 def variables_of(fusion: Fusion, signals: Any) -> list[Any]:
-    """Return the shapes of a fusion's parameters and state."""
+    """Return the shapes of a fusion's parameters and state as a flat list, which is empty if the fusion has none.
+
+    Args:
+        fusion: the rule that combines several teachers into one.
+        signals: outputs of student and teachers, and the batch, with shapes in place of arrays.
+    """
     dense = replace(signals, teachers=tuple(jax.eval_shape(lambda o: o.dense(), o) for o in signals.teachers))
     return jax.tree.leaves(jax.eval_shape(fusion.init, jax.eval_shape(lambda: jax.random.key(0)), dense))
 
 
 @runtime_checkable
 class RunView(Protocol):
-    """A resolved run: `resolve.Resolved`."""
+    """The values that the rules about a whole run check; the class `Resolved` in `resolve.py` has these properties."""
 
     @property
     def config(self) -> Config: ...  # noqa: D102

@@ -1,4 +1,4 @@
-"""Own a workdir: write and compare its config, and lock it against other processes."""
+"""Own the folder of a run (workdir): write its config, compare it with a new config, and lock out other processes."""
 
 import contextlib
 import fcntl
@@ -14,14 +14,31 @@ from jaxdistill.run.config_files import copy_source
 
 
 def config_differences(old: dict[str, Any], config: Config) -> list[str]:
-    """List the differences between a saved config and this one. Keys that the saved config lacks get their defaults."""
+    """List the differences between a saved config and a new one that forbid resuming the saved run.
+
+    Args:
+        old: the saved config; keys that it lacks, because they are newer, get their defaults.
+        config: the new config.
+
+    Returns:
+        A text for each difference, "KEY: saved value -> new value"; empty: the run may be resumed.
+    """
     with contextlib.suppress(ConfigError):
         old = make(**old).to_dict()
     return conflicts(old, config)
 
 
 def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[str, str]:
-    """Write config.json and a copy of the config's Python file; return what config.json records of the file.
+    """Write config.json and a copy of the config's Python file to the folder of a run.
+
+    Args:
+        workdir: folder of the run.
+        record: content of config.json: the config, and how the results are made (code, versions, devices).
+        source: file path of the Python file that defines the config; empty: none.
+
+    Returns:
+        `{"source": name of the copy, "source_sha256": its hash}`, which is added to config.json; without a Python file,
+        `{"source": ""}`.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -36,10 +53,10 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder for this process, because two runs that write the same checkpoints would damage them.
+    """Return a context manager that locks a folder, so that no other process writes checkpoints to it.
 
-    The operating system releases the lock when the process ends, in any way. The lock is on a file, because network
-    file systems cannot lock a folder. On a file system without locks there is no protection.
+    The operating system releases the lock when the process ends in any way. If the file system has no locks, there is
+    no protection.
 
     Raises:
         ConfigError: another process holds the lock, or the folder cannot be written.

@@ -1,4 +1,7 @@
-"""Training steps: one file for each algorithm, all with the same signature. A new one is a file and a line below."""
+"""Training steps: one module for each training algorithm, all with the same signature.
+
+To add a step, add a module to this folder and import it below; the import registers the step.
+"""
 
 from jaxdistill.steps import averaged as averaged
 from jaxdistill.steps import ewc as ewc

@@ -1,6 +1,7 @@
 """Mean teacher: the student learns from a moving average of its own weights.
 
 Tarvainen and Valpola, Mean Teachers Are Better Role Models, 2017 (arxiv.org/abs/1703.01780), algorithm of section 2.
+With the student's weights S, the average A, the config's losses L, and sg for `stop_gradient`:
 
     A        <- S
     for each batch:
@@ -15,11 +16,11 @@ task, this is Learning without Forgetting (Li and Hoiem, 2016, arxiv.org/abs/160
 before the task.
 
 The paper perturbs the input of student and teacher differently. Here both read the same augmented batch, and only the
-student has dropout. The teacher runs in evaluation mode. The final average has a row in the report.
+student has dropout. The teacher runs in evaluation mode. The report of the run evaluates the final average, too.
 
 Config: step = "averaged(momentum=0.99)"; teachers.mean.model = "mlp(widths=(128,), classes=10)", the student's model;
     objective.kd.term = "kd(temperature=1.0)"
-When: there is no teacher, and few of many rows have labels; or the student must forget slowly.
+When: there is no teacher, and only some of the examples have labels; or the student must forget slowly.
 Checked: three updates by hand; the order of both updates; the mean of equal values; no gradient reaches the average.
 Experiment: `experiments/peers` (no gain on 500 digits), `experiments/continual` (learning without forgetting).
 """
@@ -36,7 +37,7 @@ from jaxdistill.core.schedules import Scalar, as_schedule
 from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, TrainState, Variables
 from jaxdistill.losses.term import select_teacher
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import report
+from jaxdistill.steps.observe import step_metrics
 
 
 @steps.register
@@ -49,19 +50,22 @@ def averaged(
     every: int = 1,
     teacher: int = 0,
 ) -> Step:
-    """Train the student beside a moving average of its weights, which replaces one teacher.
+    """Build the mean-teacher training step: one teacher is a moving average of the student's weights.
 
-    The average is kept in the state `average`.
+    The average is stored as `TrainState.state["average"]`.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        momentum: weight of the old average in an update, from 0 to 1; a number or a schedule.
-        every: steps between two updates of the average.
-        teacher: number of the teacher that the average replaces; its model must be the student's. The other teachers
-            are frozen.
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        momentum: m in average <- m average + (1 - m) student, from 0 to 1; a number or a schedule. The n-th update uses
+            min(m, 1 - 1 / (n + 1)).
+        every: number of training steps between two updates of the average.
+        teacher: index of the teacher that the average replaces. Its model must be the student's. All other teachers are
+            frozen.
 
     Raises:
-        ValueError: a number is out of range, there is no such teacher, or its model is not the student's.
+        ValueError: a number is out of range, or there is no teacher with this index; when the train state is
+            initialised, the teacher's model is not the student's.
     """
     schedule = as_schedule(momentum)
     if not 0 <= schedule.low <= schedule.high <= 1 or every < 1:
@@ -89,7 +93,7 @@ def averaged(
         m = jnp.minimum(schedule(ts.step), 1 - 1 / (new.step // every + 1))
         m = jnp.where(new.step < every, 0, jnp.where(new.step % every == 0, m, 1))
         new = replace(new, state=new.state | {"average": moving_average(ts.state["average"], values, m)})
-        return new, report(means, objective.total(means, ts.step), gradient)
+        return new, step_metrics(means, objective.total(means, ts.step), gradient)
 
     return Step(
         init,
@@ -101,7 +105,10 @@ def averaged(
 
 
 def moving_average(old: PyTree, new: PyTree, momentum: Array) -> PyTree:
-    """Compute `momentum old + (1 - momentum) new` in the dtype of `old`. Integers are copied from `new`."""
+    """Compute `momentum * old + (1 - momentum) * new` for each array, in the dtype of `old`.
+
+    Arrays of integers are copied from `new`.
+    """
 
     def each(a, b):
         if not jnp.issubdtype(a.dtype, jnp.inexact):
@@ -116,7 +123,7 @@ def _student_of(ts: TrainState) -> Variables:
 
 
 def _averaged_values(student: Variables, teacher: Variables) -> Variables:
-    """Select the student's values that the teacher has, too.
+    """Select the student's params, and those entries of the student's state that the teacher has, too.
 
     Raises:
         ValueError: student and teacher differ in their parameters, or the teacher has other state.

@@ -1,4 +1,4 @@
-"""Hard routing: run one selected teacher on each row, and no other."""
+"""Hard routing: for each example, run only the teacher that a gate selects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,20 +20,22 @@ def dispatch_rows(
     key: Array,
     block: int = 8,
 ) -> Outputs:
-    """Compute the logits of each row by the teacher that is selected for it.
+    """Compute the logits of each row (example) by the teacher that is selected for this row.
 
-    The rows are sorted by teacher and cut into blocks of `block` rows, so that all rows of a block have the same
-    teacher. A block runs through this teacher alone. For B rows and K teachers, at most B + K * block rows are
-    computed, whatever the choice. Only logits are returned, because hidden states of different teachers differ in
-    shape.
+    The rows are sorted by teacher and cut into blocks of `block` rows, so that each block needs only one teacher. At
+    most `batch + teachers * block` rows are computed, whatever the choice.
 
     Args:
-        teachers: the models.
-        frozen: their variables.
-        rows: one stream of the batch.
-        choice: `[batch]`, the number of the selected teacher of each row.
+        teachers: the teacher models.
+        frozen: the teachers' variables.
+        rows: the arrays of one batch.
+        choice: `[batch]`, the index of the selected teacher of each row.
         key: PRNG key of the teachers.
-        block: rows that run at once.
+        block: number of rows that run at once.
+
+    Returns:
+        The logits of all rows, in the order of the batch. Hidden states are not returned, because those of different
+        teachers differ in shape.
     """
     count, size = len(teachers), choice.shape[0]
     blocks = -(-size // block) + count
@@ -69,10 +71,13 @@ def dispatch_rows(
 
 
 def teacher_weights(fused: Signals) -> Array:
-    """Return the teachers' weights of a fusion, `[teachers, *batch]`.
+    """Return the weight of each teacher for each example (or token), `[teachers, *batch]`.
+
+    Args:
+        fused: the inputs of a loss term, whose `teacher` is the result of a fusion (rule that combines the teachers).
 
     Raises:
-        ValueError: the fusion returns no weights.
+        ValueError: the fusion computes no weights.
     """
     if fused.teacher is None or fused.teacher.weights is None:
         raise ValueError("this fusion returns no weights of the teachers; routing needs fusion='gate()'")
@@ -80,10 +85,28 @@ def teacher_weights(fused: Signals) -> Array:
 
 
 def observe_selected(objective, student, teachers, params, state, frozen, batch, streams, *, step, key):
-    """Like `observe`, but run only the selected teacher of each row: the one with the largest weight.
+    """Run the student on each stream of a batch, and for each example only the teacher with the largest gate weight.
+
+    A gate is a network that weights the teachers. A stream is a named source of batches.
+
+    Args:
+        objective: the losses and their fusion of teachers, which is the gate.
+        student: the student model, run in training mode.
+        teachers: the teacher models, run in evaluation mode and without gradient.
+        params: params of the train state, `{"student": ..., "fusion": ...}`.
+        state: state of the train state, with the same keys.
+        frozen: the teachers' variables.
+        batch: the arrays of each stream, by name of the stream.
+        streams: names of the streams to run on.
+        step: the step number.
+        key: PRNG key of the models and the gate.
+
+    Returns:
+        The inputs of the loss terms by stream, in which every teacher has the logits of the selected teacher; and the
+        student's new state.
 
     Raises:
-        ValueError: the gate reads teacher outputs.
+        ValueError: the gate computes its weights from teacher outputs, which do not exist before a teacher has run.
     """
     by_stream, student_state = observe(student, (), params, state, (), batch, streams, step=step, key=key)
     frozen, stopped = jax.lax.stop_gradient((frozen, params))

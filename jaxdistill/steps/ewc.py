@@ -3,7 +3,8 @@
 Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, 2017 (arxiv.org/abs/1612.00796), equation 3;
 one anchor for all tasks so far, as in Schwarz et al., Progress and Compress, 2018 (arxiv.org/abs/1805.06370); the
 Fisher information is estimated during training, as in Chaudhry et al., Riemannian Walk, 2018
-(arxiv.org/abs/1801.10112).
+(arxiv.org/abs/1801.10112). S are the student's parameters, S* those at the end of the last task, F and f the Fisher
+information of all finished tasks and of the current one, L is the config's loss, and `rows` the examples in a batch.
 
     F, f, S* <- 0, 0, S
     for each batch:
@@ -19,15 +20,15 @@ lambda / 2 F (S - S*)^2 with lambda = weight / rate. Added to the gradient inste
 rate lambda F > 2. F differs by orders of magnitude between parameters, so that training diverged before the penalty
 was strong enough to hold them.
 
-f is the diagonal of the Fisher information of the current task. Its labels are drawn from the student's prediction.
-With the labels of the data, parameters of what is learned already would seem unimportant. Scores of drawn labels are
-independent with mean 0. So the expectation of rows times the squared mean score is the mean of the squared scores, and
-no gradient of a single row is needed. The student predicts p in evaluation mode. The state `anchor` holds F, f and S*.
-The log has `anchor/distance`, 1/2 sum F (S - S*)^2.
+f is the diagonal of the Fisher information. Its labels are drawn from the student's prediction. With the labels of the
+data, parameters of what is learned already would seem unimportant. Scores of drawn labels are independent with mean 0.
+So the expectation of rows times the squared mean score is the mean of the squared scores, and no gradient of a single
+example is needed. The student predicts p in evaluation mode. The entry `anchor` of the train state's state holds F, f
+and S*. The log has `anchor/distance`, 1/2 sum F (S - S*)^2.
 
 Config: step = "ewc(weight=10.0, every=200)"; data.order = "tasks(groups=((0, 1), (2, 3)), steps=200)";
     objective.cross_entropy.weight = 1.0
-When: no rows may be stored, and the task of a record is known at test time. Without it, EWC does not help.
+When: no examples may be stored, and the task of an example is known at test time. Without it, EWC does not help.
 Checked: by hand; Fisher information against the closed form of a linear student; weight 0 is plain gradient descent.
 Experiment: `experiments/continual` (split digits, ten seeds: 95.7 % when the task is known at test time; 91.4
     without the anchor, and with plain gradient descent).
@@ -48,17 +49,17 @@ from jaxdistill.core.types import NO_VARIABLES, PyTree, struct
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import report, step_key
+from jaxdistill.steps.observe import step_key, step_metrics
 
 
 @struct
 class Anchor:
-    """The student's parameters at the end of the last task, and their importance. Each is shaped like the parameters.
+    """The values towards which EWC pulls the student's parameters, and the strength of the pull for each parameter.
 
     Args:
-        params: S*
-        fisher: F, the sum over all finished tasks
-        recent: f, the estimate of the current task
+        params: S*, the student's parameters at the end of the last task
+        fisher: F, the Fisher information of each parameter, summed over all finished tasks
+        recent: f, the estimate of the Fisher information in the current task
     """
 
     params: PyTree
@@ -76,13 +77,18 @@ def ewc(
     every: int,
     momentum: float = 0.9,
 ) -> Step:
-    """Train the student on the config's objective, and hold parameters that are important to earlier tasks.
+    """Build the EWC training step, which holds parameters that matter to earlier tasks near their earlier values S*.
+
+    After each update by the optimiser, S <- S* + (S - S*) / (1 + weight F). S are the student's parameters, S* those at
+    the end of the last task, and F is the Fisher information of each parameter, summed over the finished tasks.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        weight: strength of the pull: each step divides the distance of a parameter to S* by 1 + weight F.
-        every: steps of a task.
-        momentum: weight of the old estimate in the moving average f.
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        weight: strength of the pull towards S*, 0 or more.
+        every: number of training steps of a task.
+        momentum: weight of the old estimate in the moving average that estimates the Fisher information of the current
+            task.
 
     Raises:
         ValueError: a number is out of range.
@@ -124,7 +130,7 @@ def ewc(
         new_anchor = jax.tree.map(lambda a, b: jnp.where(ended, a, b), task_anchor, replace(anchor, recent=recent))
         distances = jax.tree.map(lambda f, s, a: jnp.vdot(f, (s - a) ** 2) / 2, anchor.fisher, held, anchor.params)
         anchor_metrics = {"anchor/distance": Mean(optax.tree.sum(distances), jnp.ones(()))}
-        metrics = report(means, objective.total(means, ts.step), gradient)
+        metrics = step_metrics(means, objective.total(means, ts.step), gradient)
         return replace(
             new, params=new.params | {"student": held}, state=new.state | {"anchor": new_anchor}
         ), metrics | anchor_metrics

@@ -1,7 +1,7 @@
 """GradNorm: learn term weights that balance the gradient norms of all terms by their training rates.
 
 Chen, Badrinarayanan, Lee and Rabinovich, GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
-Multitask Networks, 2018 (arxiv.org/abs/1711.02257), algorithm 1.
+Multitask Networks, 2018 (arxiv.org/abs/1711.02257), algorithm 1. A term k is one loss L_k of the config.
 
     for each batch, with weights w_k that start at 1:
         G_k      <- || grad_W w_k L_k ||                                 # W: the student's parameters named by `layer`
@@ -14,8 +14,8 @@ Multitask Networks, 2018 (arxiv.org/abs/1711.02257), algorithm 1.
 G_k is w_k times the gradient norm of L_k, so no second derivative is needed. L_k(0) is the loss of the first batch and
 is kept in the state; the paper takes its theoretical value if it depends much on the random start. The config's weights
 are priorities: they multiply w_k in the student's gradient, but not in the balance, where a constant would cancel. A
-term whose config weight is 0, as in phases, is left out of the balance meanwhile. A w_k that an update makes negative
-becomes 0.
+term whose config weight is 0 (a schedule may set it to 0 for some steps) is left out of the balance meanwhile. A w_k
+that an update makes negative becomes 0.
 
 Traps: it takes one backward pass for each term, down to W. A term whose gradient does not reach W is not weighted: with
 hints, W must be the whole student. Losses must be positive, or r^alpha is NaN. A regulariser is no task: list the real
@@ -37,7 +37,7 @@ from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.steps.learner import learner, select_terms
-from jaxdistill.steps.observe import report
+from jaxdistill.steps.observe import step_metrics
 
 
 @steps.register
@@ -50,18 +50,24 @@ def gradnorm(
     layer: str = "",
     terms: tuple[str, ...] = (),
 ) -> Step:
-    """Train the student with frozen teachers and term weights that balance the gradients.
+    """Build the GradNorm training step, which learns loss weights w_k to balance the gradient norms of the losses L_k.
 
-    The weights w_k are the role `weights`. L_k(0) is the state of this role.
+    The norm of w_k grad L_k is trained towards mean norm * r_k^alpha. r_k is L_k / L_k(0), divided by its mean over the
+    losses; L_k(0) is the loss of the first step. The weight of loss k is w_k times its weight in the config. w_k and
+    L_k(0) are stored as `TrainState.params["weights"]` and `TrainState.state["weights"]`.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        alpha: how strongly slowly trained terms are favoured; 0: all gradients get the same norm.
-        layer: regex of the student's parameters W; empty: all. The paper takes the last layer that the tasks share.
-        terms: names of the terms to weight; empty: all. The others keep their weights.
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        alpha: how strongly losses that fall slowly are favoured; 0: all gradients get the same norm.
+        layer: regular expression for the names of the student's parameters whose gradients are measured; "": all
+            parameters. The paper uses the last layer that the tasks share.
+        terms: names of the losses whose weights are learned; (): all losses. Losses that are not named keep the weights
+            of the config.
 
     Raises:
-        ValueError: the objective has no such term, or at initialisation the student has no such parameter.
+        ValueError: the config has no loss of such a name; when the train state is initialised, the student has no
+            parameter that `layer` matches.
     """
     parts, names = learner(student, teachers, objective, optimizer), select_terms(objective, terms)
 
@@ -96,7 +102,7 @@ def gradnorm(
 
         weights = config_weights | {name: config_weights[name] * w[k] for k, name in enumerate(names)}
         gradient = back(weights)
-        metrics = report(means, objective.total(means, ts.step), gradient, weights)
+        metrics = step_metrics(means, objective.total(means, ts.step), gradient, weights)
         new = parts.descend(ts, gradient | {"weights": jax.grad(imbalance)(w)}, state | {"weights": initial})
         updated = jnp.maximum(new.params["weights"], jnp.finfo(w.dtype).tiny)
         w = jnp.where(active, updated / average(updated), w)

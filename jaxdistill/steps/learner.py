@@ -1,6 +1,6 @@
-"""Building blocks of the steps with one student: initialise, run the models, differentiate and update.
+"""Building blocks of training steps with one student: initialise, run the models, differentiate and update.
 
-A step that uses them only says how it weights the terms.
+A step that is built from them only defines how the loss terms are weighted.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,13 +22,20 @@ Means = Mapping[str, Mean]  # by term, of the global batch
 
 
 class Learner(NamedTuple):
-    """A student with its teachers and objective. Gradients are with respect to all params of the train state.
+    """The functions from which a training step with one student is built: initialise, differentiate and update.
 
-    init: `(key, frozen, batch, start, extra) -> TrainState`; `extra` has the params and state of further roles
-    gradient: `(train_state, frozen, batch, {term: weight}) -> (gradient, means, state)` of the weighted sum of terms
-    backward: `(train_state, frozen, batch) -> (back, means, state)`, one forward pass; each call of
-        `back({term: weight})` returns the gradient of one weighted sum of terms
-    descend: `(train_state, gradient, state) -> TrainState`, one update; roles that `state` lacks keep their state
+    In the signatures, `frozen` are the teachers' variables, `means` is the mean of each loss term over the global
+    batch, and `state` is `TrainState.state` after the step. Gradients are with respect to `TrainState.params`, a dict
+    with keys such as `student` and `fusion`.
+
+    init: `(key, frozen, batch, start, extra) -> TrainState`; arrays in `start` replace the student's random arrays of
+        the same names, and `extra` has further entries of params and state
+    gradient: `(train_state, frozen, batch, {term: weight}) -> (gradient, means, state)`; the gradient is that of the
+        weighted sum of the terms
+    backward: `(train_state, frozen, batch) -> (back, means, state)`; runs the models once. Each call of
+        `back({term: weight})` then returns the gradient of one weighted sum of the terms
+    descend: `(train_state, gradient, state) -> TrainState`; one update by the optimiser. Entries that `state` lacks
+        keep their old values
     """
 
     init: Callable[..., TrainState]
@@ -44,11 +51,16 @@ def learner(
     optimizer: optax.GradientTransformation,
     run_models: Callable[..., Any] = observe,
 ) -> Learner:
-    """Build the functions of a `Learner`. Their gradients and means are summed over devices.
+    """Build the functions of a training step (see `Learner`) for a student, its teachers and an objective.
+
+    The gradients and means that these functions return are summed over all devices.
 
     Args:
-        student, teachers, objective, optimizer: the step's arguments.
-        run_models: runs the models on a batch; see `observe`.
+        student: the model to train.
+        teachers: models whose outputs the loss terms may read.
+        objective: the loss terms, their weights, and the fusion of the teachers.
+        optimizer: optimiser of all params of the train state.
+        run_models: function that runs the models on a batch, with the arguments and results of `observe`.
     """
 
     def run(params, state, frozen, batch, step, key):
@@ -105,16 +117,25 @@ def _sum_over_devices(means: Means) -> Means:
 
 
 def combine(trees: Mapping[str, PyTree], weights: Mapping[str, Array]) -> PyTree:
-    """Compute the sum over terms of `weight * tree`."""
+    """Compute sum_k weights[k] trees[k] over pytrees of equal structure, such as the gradients of the loss terms.
+
+    Args:
+        trees: a pytree for each term, by the term's name.
+        weights: a scalar for each term, by the term's name.
+    """
     scaled = [jax.tree.map(lambda x, w=weights[name]: w * x, tree) for name, tree in trees.items()]
     return jax.tree.map(lambda *each: sum(each[1:], each[0]), *scaled)
 
 
 def select_terms(objective: Objective, terms: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the terms that a step weights, in the objective's order: `terms`, or all if empty.
+    """Return the names of the loss terms that a training step weights, in the order of the objective.
+
+    Args:
+        objective: the objective, which has the loss terms.
+        terms: the names to select; (): all terms.
 
     Raises:
-        ValueError: the objective has no such term.
+        ValueError: the objective has no term of such a name.
     """
     if unknown := sorted(set(terms) - set(objective.terms)):
         raise ValueError(f"the objective has no term {unknown[0]!r}; it has {', '.join(objective.terms)}")

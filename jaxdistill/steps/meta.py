@@ -1,7 +1,8 @@
 """Meta distillation (MetaDistil): train the teacher by the quiz loss of the student after an update.
 
 Zhou, Xu and McAuley, BERT Learns to Teach: Knowledge Distillation with Meta Learning, 2022 (arxiv.org/abs/2106.04570),
-algorithm 1; the hypergradient of Maclaurin, Duvenaud and Adams, 2015 (arxiv.org/abs/1502.03492).
+algorithm 1; the hypergradient of Maclaurin, Duvenaud and Adams, 2015 (arxiv.org/abs/1502.03492). The quiz is a second
+source of batches: held-out examples with labels y. S is the student, L the config's loss, sg is `stop_gradient`.
 
     for each batch, and a batch of the quiz:
         S'       <- S
@@ -10,9 +11,9 @@ algorithm 1; the hypergradient of Maclaurin, Duvenaud and Adams, 2015 (arxiv.org
         T        <- optimizer(grad_T CE(S'(quiz), y))           # for K = 1: -inner_lr (d2 L / dT dS)' grad CE
         S        <- optimizer(grad_S L(S, sg(T)))               # on the whole batch, with the updated teacher
 
-T is what `learns` names: the teachers, one factor on the weight of each term, or one factor on the temperature of all
-terms. The factors are stored as logarithms that start at 0. T is never trained by the loss that it shapes. Teachers run
-in evaluation mode: their running statistics do not change.
+T is what `learns` names: the teachers, one factor on the weight of each loss term, or one factor on the temperature of
+all terms. The factors are stored as logarithms that start at 0. T is never trained by the loss that it shapes. Teachers
+run in evaluation mode: their running statistics do not change.
 
 The K inner steps are rematerialised in the backward pass, so that the activations of one step and K copies of the
 student exist at a time. The log has `quiz/loss`, the loss of S', and `quiz/slope`, the norm of T's gradient: 0 if no
@@ -46,7 +47,7 @@ from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
 from jaxdistill.core.types import NO_VARIABLES, PyTree, Variables
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import observe, observe_with_gradients, report, step_key
+from jaxdistill.steps.observe import observe, observe_with_gradients, step_key, step_metrics
 from jaxdistill.steps.quiz import current_teachers, init_teacher_params, quiz_loss, update_roles
 
 Learned = Literal["teachers", "weights", "temperature"]
@@ -62,19 +63,23 @@ def meta(
     inner_steps: int = 1,
     inner_lr: float = 0.1,
 ) -> Step:
-    """Train the student with teachers, weights or a temperature that learn from the stream `quiz`, which has labels.
+    """Build the meta-distillation step: teachers, loss weights or temperature learn from the student's quiz loss.
 
-    Each entry of `learns` is a role of that name.
+    The quiz is a second source of labelled batches, the stream `quiz`. In each step, a copy of the student takes K
+    updates on K parts of the batch, and the gradient of the copy's cross-entropy on the quiz trains what `learns`
+    names. Then the student is trained on the batch.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        learns: what the quiz trains: "teachers", "weights", "temperature".
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        learns: what the quiz trains: "teachers"; "weights", a factor on the weight of each loss; "temperature", one
+            factor on the temperatures of all losses. Each is stored as the entry of this name in `TrainState.params`.
         inner_steps: K; it must divide the batch size.
-        inner_lr: learning rate of the K inner steps.
+        inner_lr: learning rate of the K updates of the copy.
 
     Raises:
-        ValueError: `learns` is empty or a number is out of range; at initialisation, no teacher has parameters, or the
-            batch does not divide into `inner_steps` parts.
+        ValueError: `learns` is empty, or a number is out of range; when the train state is initialised, "teachers" are
+            to be trained and none has parameters, or `inner_steps` does not divide the batch size.
     """
     if not learns or inner_steps < 1 or inner_lr <= 0:
         values = f"learns={learns}, inner_steps={inner_steps}, inner_lr={inner_lr}"
@@ -124,14 +129,22 @@ def meta(
         gradient, means, state = outer.gradient(current, current_teachers(learned, frozen), batch, term_weights)
         gradient = gradient | hypergradient
         new = outer.descend(ts, gradient, state)
-        metrics = report(means, objective.total(means, ts.step), gradient, term_weights if "weights" in learned else {})
+        metrics = step_metrics(
+            means, objective.total(means, ts.step), gradient, term_weights if "weights" in learned else {}
+        )
         return replace(new, params=new.params | learned), metrics | _quiz_metrics(quiz, hypergradient, learned)
 
     return Step(init, update, objective.streams | {"quiz"})
 
 
 def _quiz_metrics(quiz: Mean, slope: PyTree, learned: Mapping[str, PyTree]) -> dict[str, Mean]:
-    """Collect the metrics of the quiz, which the log has beside the student's loss."""
+    """Collect the metrics of the quiz: quiz loss, norm of the gradient, and the learned temperature factor, if any.
+
+    Args:
+        quiz: the mean loss of the updated student on the quiz.
+        slope: the gradient of the quiz loss with respect to what is learned.
+        learned: the learned params by name; `temperature` is the logarithm of the factor.
+    """
     one = jnp.ones(())
     metrics = {"quiz/loss": quiz, "quiz/slope": Mean(optax.tree.norm(slope), one)}
     factor = learned.get("temperature")
@@ -139,7 +152,7 @@ def _quiz_metrics(quiz: Mean, slope: PyTree, learned: Mapping[str, PyTree]) -> d
 
 
 def _with_temperature_factor(run_models: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `run_models` so that the learned temperature factor, if any, is put into the signals."""
+    """Wrap a function that runs the models, so that the signals get the learned temperature factor, if there is one."""
 
     def run(student, teachers, params, *args, **settings):
         signals, state = run_models(student, teachers, params, *args, **settings)
@@ -152,12 +165,12 @@ def _with_temperature_factor(run_models: Callable[..., Any]) -> Callable[..., An
 
 
 def _split_rows(batch: PyTree, count: int) -> PyTree:
-    """Split `[rows, ...]` into `[count, rows / count, ...]`.
+    """Split a batch into `count` parts, `[rows, ...] -> [count, rows / count, ...]`.
 
     A part has every count-th row, so that all devices hold rows of each part.
 
     Raises:
-        ValueError: `count` does not divide the rows.
+        ValueError: `count` does not divide the number of rows.
     """
 
     def split(x):

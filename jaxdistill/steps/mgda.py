@@ -1,7 +1,7 @@
 """Multiple-gradient descent (MGDA): combine the terms' gradients so that every step lowers all terms.
 
 Sener and Koltun, Multi-Task Learning as Multi-Objective Optimization, 2018 (arxiv.org/abs/1810.04650), algorithm 2;
-Desideri, Multiple-gradient descent algorithm, 2012.
+Desideri, Multiple-gradient descent algorithm, 2012. A term k is one loss L_k of the config, with its weight w_k.
 
     for each batch:
         g_k      <- grad of w_k L_k in the student, for each term
@@ -16,8 +16,8 @@ The min-norm point favours SHORT gradients: for two orthogonal ones, alpha_k is 
 small weight or scale gets the largest alpha, and a regulariser of weight 1e-4 gets all of it. So list the real tasks in
 `terms`, and give them similar weights. `normalize="norm"` computes alpha for gradients of length 1, an option of the
 published code, and applies it to the gradients themselves. Then alpha does not depend on scale and weight, but a common
-descent is no longer guaranteed. A term without a gradient, because its weight is 0 or all its rows are padding, is left
-out. The guarantee holds for plain gradient descent; adaptive optimisers such as adamw change the direction.
+descent is no longer guaranteed. A term without a gradient, because its weight is 0 or all its examples are padding, is
+left out. The guarantee holds for plain gradient descent; adaptive optimisers such as adamw change the direction.
 
 It takes one backward pass for each term, and keeps all gradients. Steps become short when the terms disagree.
 
@@ -35,7 +35,7 @@ from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.fusion.min_norm import min_norm_weights
 from jaxdistill.steps.learner import combine, learner, select_terms
-from jaxdistill.steps.observe import report
+from jaxdistill.steps.observe import step_metrics
 
 
 @steps.register
@@ -47,15 +47,20 @@ def mgda(
     normalize: Literal["none", "norm"] = "none",
     terms: tuple[str, ...] = (),
 ) -> Step:
-    """Train the student with frozen teachers along the shortest convex combination of its terms' gradients.
+    """Build the MGDA training step: descend along the shortest convex combination of the gradients of the losses.
+
+    This is sum_k alpha_k g_k, with alpha_k >= 0 and sum_k alpha_k = 1. g_k is the gradient of loss k, times its weight
+    in the config, with respect to the student.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        normalize: "none", or "norm" to compute the combination for gradients of length 1.
-        terms: names of the terms to combine; empty: all. The others are added with their weights.
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        normalize: "norm": choose alpha for the gradients g_k / ||g_k||; "none": choose alpha for the gradients g_k.
+        terms: names of the losses to combine; (): all losses. Gradients of losses that are not named are added with
+            alpha 1.
 
     Raises:
-        ValueError: the objective has no such term.
+        ValueError: the config has no loss of such a name.
     """
     parts, names = learner(student, teachers, objective, optimizer), select_terms(objective, terms)
 
@@ -72,7 +77,7 @@ def mgda(
         alpha = ones | dict(zip(names, min_norm_weights(products), strict=True))
         gradient = combine(gradients, alpha) | {"terms": combine(gradients, ones)["terms"]}
         weights = {name: config_weights[name] * alpha[name] for name in config_weights}
-        metrics = report(means, objective.total(means, ts.step), gradient, weights)
+        metrics = step_metrics(means, objective.total(means, ts.step), gradient, weights)
         return parts.descend(ts, gradient, state), metrics
 
     return Step(parts.init, update, objective.streams)

@@ -4,19 +4,21 @@ Zhang, Xiang, Hospedales and Lu, Deep Mutual Learning, 2018 (arxiv.org/abs/1706.
 
     for each batch, and members M_0 (the student), M_1, M_2, ... (the config's teachers, of any architecture):
         p_k      <- M_k(batch) for each k
-        loss_k   <- task loss of p_k + kd of p_k to the fused sg(p_j), j != k
+        loss_k   <- task loss of p_k + kd of p_k to the fused sg(p_j), j != k       # sg: stop_gradient
         M_k      <- optimizer(grad_k loss_k) for each k             # all at once
 
 The paper updates the members in turn, each with the others' newest parameters. Here all are updated at once, as in the
-authors' later code, so that their order does not matter. Each member minimises the config's terms as if it were the
-student, with its own projectors and gates. With `fusion="average()"`, a member's kd has the gradient of the paper's
-mean of divergences to each of the others, because the mean of KLs is the KL to the mean, up to a constant.
+authors' later code, so that the order of the members does not matter. Each member minimises the config's terms (losses)
+as if it were the student, with its own projectors and gates. With `fusion="average()"`, a member's kd has the gradient
+of the paper's mean of divergences to each of the others, because the mean of KLs is the KL to the mean, up to a
+constant.
 
-`terms` are the terms that the peers minimise. `terms=('cross_entropy',)` is online co-training: the teacher learns from
-labels alone, while its student learns from the teacher. A peer with a checkpoint or with training steps in this run
-starts from these weights. All members teach in evaluation mode, with running statistics.
+`terms` are the terms that the peers (all members but the student) minimise. `terms=('cross_entropy',)` is online
+co-training: the teacher learns from labels alone, while its student learns from the teacher. A peer that has a
+checkpoint, or that was trained earlier in this run, starts from these weights. All members teach in evaluation mode,
+with running statistics.
 
-The log has `peers/<k>/loss`. The report has a row for each trained peer.
+The log has `peers/<k>/loss`. The report of the run evaluates each trained peer, too.
 
 Config: step = "mutual()"; fusion = "average()"; teachers.peer.model = "mlp(widths=(128,), classes=10)", without
     checkpoint or steps; objective.kd.term = "kd(temperature=1.0)"; roles.teachers.rate = 0.001
@@ -36,7 +38,7 @@ from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
 from jaxdistill.core.types import NO_VARIABLES, TrainState, Variables
 from jaxdistill.steps.learner import learner, select_terms
-from jaxdistill.steps.observe import report
+from jaxdistill.steps.observe import step_metrics
 
 EXTRA_ROLES = ("fusion", "terms")  # what a member has beside its model
 ROLES = ("student", *EXTRA_ROLES)
@@ -50,17 +52,20 @@ def mutual(
     optimizer: optax.GradientTransformation,
     terms: tuple[str, ...] = (),
 ) -> Step:
-    """Train student and teachers on each other's predictions.
+    """Build the mutual learning step: student and teachers are trained together, each on the others' predictions.
 
-    The teachers are the role `teachers`. The role `peers` holds their gates and projectors.
+    Each teacher minimises the losses of the config in the place of the student, with the student among its teachers.
+    `TrainState.params["teachers"]` holds the params of the teachers, and `TrainState.params["peers"]` those of the
+    gates and projectors with which the teachers learn.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        terms: names of the terms that the teachers minimise; empty: all terms of the student.
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        terms: names of the losses that the teachers minimise; (): all losses of the config.
 
     Raises:
-        ValueError: there is no teacher, or the objective has no such term; at initialisation, a teacher has no
-            parameters.
+        ValueError: there is no teacher, or the config has no loss of such a name; when the train state is initialised,
+            a teacher has no parameters.
     """
     if not teachers:
         raise ValueError(
@@ -96,7 +101,7 @@ def mutual(
         gradient = _merge_members(gradients)
         losses = [each.total(mean, ts.step) for each, mean in zip(minimised, means, strict=True)]
         peers = {f"peers/{k}/loss": Mean(loss, jnp.ones(())) for k, loss in enumerate(losses) if k}
-        metrics = report(means[0], losses[0], gradient)
+        metrics = step_metrics(means[0], losses[0], gradient)
         return parts[0].descend(ts, gradient, _merge_members(states)), metrics | peers
 
     return Step(
@@ -113,7 +118,10 @@ def _others(k, members):
 
 
 def _as_student(ts: TrainState, k: int) -> TrainState:
-    """Return the train state in which member k is the student, with its own PRNG key."""
+    """Return the train state in which member k is the student, with a PRNG key of its own.
+
+    Member 0 is the student, member k > 0 is teacher k - 1.
+    """
 
     def roles(tree):
         return {"student": tree["teachers"][k - 1], **tree["peers"][k - 1]} if k else {r: tree[r] for r in ROLES}
@@ -123,7 +131,10 @@ def _as_student(ts: TrainState, k: int) -> TrainState:
 
 
 def _merge_members(by_member):
-    """Merge the members' values by role into one train state; the inverse of `_as_student`."""
+    """Merge each member's values into one tree of params or state; the inverse of `_as_student`.
+
+    The first member is the student, the others are the teachers.
+    """
     first, *others = by_member
     peers = tuple({role: member[role] for role in EXTRA_ROLES} for member in others)
     return {role: first[role] for role in ROLES} | {

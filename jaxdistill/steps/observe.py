@@ -1,4 +1,4 @@
-"""Run the models on a batch, and report the metrics of a step."""
+"""Run the models of a training step on a batch, and collect the metrics of the step."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -14,10 +14,11 @@ from jaxdistill.data.stream import stream_id
 
 
 def step_key(ts: TrainState) -> Array:
-    """Return the PRNG key of a step's own random draws. Models and terms have `split(fold_in(key, step))`.
+    """Return a PRNG key for the random draws that the training step itself makes, such as sampled labels.
 
-    `split` returns `fold_in` of 0 and 1, so a 1 instead of the 2 here would repeat the terms' draws.
+    The key is new in each step, and differs from the keys of the models and the loss terms.
     """
+    # 2: models and terms draw from `split(fold_in(key, step))`, and `split` returns `fold_in` of 0 and 1
     return jax.random.fold_in(jax.random.fold_in(ts.key, ts.step), 2)
 
 
@@ -33,19 +34,22 @@ def observe(
     step: Array,
     key: Array,
 ) -> tuple[dict[str, Signals], PyTree]:
-    """Run the student, and the teachers without gradient, on each stream.
+    """Run the student, and the teachers without gradient, on each stream (named source of batches).
 
     Args:
-        student, teachers: the models.
-        params, state: values of the train state, by role; the role `student` is used.
+        student: the student model, run in training mode.
+        teachers: the teacher models, run in evaluation mode.
+        params: params of the train state; only `params["student"]` is used.
+        state: state of the train state; only `state["student"]` is used.
         frozen: the teachers' variables.
-        batch: a dict of arrays per stream.
-        streams: the streams to run on.
+        batch: the arrays of each stream, by name of the stream.
+        streams: names of the streams to run on.
         step: the step number.
         key: PRNG key of the models.
 
     Returns:
-        Signals by stream, and the student's new state, which only the stream `train` changes.
+        The inputs of the loss terms by stream (outputs of student and teachers, batch and mask); and the student's new
+        state, which only the stream `train` changes.
     """
     frozen = jax.lax.stop_gradient(frozen)
     return observe_with_gradients(student, teachers, params, state, frozen, batch, streams, step=step, key=key)
@@ -63,7 +67,25 @@ def observe_with_gradients(
     step: Array,
     key: Array,
 ) -> tuple[dict[str, Signals], PyTree]:
-    """Like `observe`, but gradients with respect to the teachers' variables `values` are kept."""
+    """Run student and teachers on each stream (named source of batches), with gradients through the teachers.
+
+    The function is like `observe`, which stops the gradients of the teachers.
+
+    Args:
+        student: the student model, run in training mode.
+        teachers: the teacher models, run in evaluation mode.
+        params: params of the train state; only `params["student"]` is used.
+        state: state of the train state; only `state["student"]` is used.
+        values: the teachers' variables, with respect to which a caller may differentiate.
+        batch: the arrays of each stream, by name of the stream.
+        streams: names of the streams to run on.
+        step: the step number.
+        key: PRNG key of the models.
+
+    Returns:
+        The inputs of the loss terms by stream (outputs of student and teachers, batch and mask); and the student's new
+        state, which only the stream `train` changes.
+    """
     signals, student_state = {}, state["student"]
     for stream in sorted(streams):
         rows, stream_key = batch[stream], jax.random.fold_in(key, stream_id(stream))
@@ -88,17 +110,17 @@ def observe_with_gradients(
     return signals, student_state
 
 
-def report(
+def step_metrics(
     means: Mapping[str, Mean], loss: Array, gradient: PyTree, weights: Mapping[str, Array] = MappingProxyType({})
 ) -> dict[str, Mean]:
-    """Collect the metrics of a step: the mean of each term, the loss, the gradient norm and the weights the step chose.
+    """Collect the metrics of a training step: `loss`, `terms/NAME` of each loss term, `weights/NAME`, and `grad_norm`.
 
     Args:
-        means: by term, over the global batch.
-        loss: the config's loss, `objective.total`, even if the step weights the terms differently: runs are compared by
-            it.
-        gradient: summed over devices.
-        weights: factors of the terms' gradients, if they differ from the config's weights.
+        means: mean of each loss term over the global batch, by the term's name.
+        loss: the sum of the means with the weights of the config. A step that learns other weights logs this sum, too,
+            so that runs can be compared.
+        gradient: the gradient, summed over devices; its norm is a metric.
+        weights: weights of the loss terms to log, by the term's name, if they differ from those of the config.
     """
     one = jnp.ones(())
     terms = {f"terms/{name}": mean for name, mean in means.items()}

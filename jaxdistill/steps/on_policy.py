@@ -1,15 +1,17 @@
 """On-policy distillation (GKD): the student learns from the teacher on texts that the student generates.
 
 Agarwal et al., GKD, 2023 (arxiv.org/abs/2306.13649), algorithm 1; Lin et al., ImitKD, 2020 (arxiv.org/abs/2009.07253).
+S is the student and L the config's loss:
 
     for each batch of texts:
         with probability share:   samples <- the beginning of each text, continued by S
         else:                     samples <- the texts
         S        <- optimizer(grad_S L(texts, samples))          # no gradient through the sampling
 
-Each term says which texts it reads. A term with `stream = "samples"` counts the tokens that the student generated; all
-others read the texts of the data. So each published method is a few lines of a config. Not implemented: MiniLLM's
-sampling from a mixture with the teacher, and DistiLLM-2's alpha for each text.
+Each term (loss) of the config names the texts that it reads. A term with `stream = "samples"` reads the samples and
+counts the tokens that the student generated; all others read the texts of the data. So each published method is a few
+lines of a config. Not implemented: MiniLLM's sampling from a mixture with the teacher, and DistiLLM-2's alpha for each
+text.
 
     GKD           jsd(beta=0.5) or reverse_kl on the samples; step = "on_policy(prompt=64, share=0.5)"
     in one step   share = 1, jsd on the samples and jsd on the texts, with weights lambda and 1 - lambda
@@ -17,9 +19,9 @@ sampling from a mixture with the teacher, and DistiLLM-2's alpha for each text.
     DistiLLM-2    skew_reverse_kl on the samples, skew_kl on texts by the teacher (`jaxdistill synthesize`;
                   arxiv.org/abs/2503.07067)
 
-A prompt is the beginning of a row, and all of it is context of the generated text. So a row should hold one document
-(`documents(pack=False)`). The student generates up to the end of the row or a `stop` token. It uses a key-value cache
-inside the jitted step: its parameters never leave the device. The log has `samples/length`, in tokens.
+A prompt is the beginning of a row of the batch, and all of it is context of the generated text. So a row should hold
+one document (`documents(pack=False)`). The student generates up to the end of the row or a `stop` token. It uses a
+key-value cache inside the jitted step: its parameters never leave the device. The log has `samples/length`, in tokens.
 
 Config: step = "on_policy(prompt=64)"; objective.reverse_kl.stream = "samples"
 When: a language model makes other errors on its own text than on the data: instructions, long answers.
@@ -41,7 +43,7 @@ from jaxdistill.core.sums import Mean
 from jaxdistill.core.types import NO_VARIABLES, Array, Rows, Shapes
 from jaxdistill.models.generate import Generated, empty_cache, generate
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import report, step_key
+from jaxdistill.steps.observe import step_key, step_metrics
 
 SAMPLES = "samples"
 
@@ -58,19 +60,25 @@ def on_policy(
     top_p: float = 1.0,
     stop: tuple[int, ...] = (),
 ) -> Step:
-    """Train the student with frozen teachers on the stream `samples`, which the student generates.
+    """Build the on-policy training step: in each step, the student generates texts that losses of the config can read.
+
+    The texts are the stream (named source of batches) `samples`: a loss with `stream = "samples"` reads them, all other
+    losses read the data. The teachers are frozen.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        prompt: tokens at the beginning of each text that are kept as the prompt.
-        share: fraction of the steps with generated samples, GKD's lambda; a number or a schedule, from 0 to 1.
-        temperature, top_p: of the sampling, see `generate`. With values other than 1, samples come from another policy
-            than the one that is trained.
-        stop: tokens that end a text.
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        prompt: number of tokens at the beginning of each text of the data that are kept as the prompt.
+        share: probability that a step generates texts (GKD's lambda), from 0 to 1; a number or a schedule. In all other
+            steps, `samples` are the texts of the data.
+        temperature: sampling temperature, which divides the logits; 0 selects the most likely token.
+        top_p: sample from the smallest set of tokens with this total probability. If `temperature` or `top_p` is not 1,
+            texts are not drawn from the distribution that is trained.
+        stop: ids of tokens that end a text.
 
     Raises:
-        ValueError: a number is out of range, or no term reads the samples; at initialisation, the data are no text, the
-            prompt is longer than the rows, or the student cannot generate.
+        ValueError: a number is out of range, or no loss reads the stream `samples`; when the train state is
+            initialised, the data are no text, the prompt is longer than the texts, or the student cannot generate.
     """
     schedule = as_schedule(share)
     if prompt < 1 or not 0 <= schedule.low <= schedule.high <= 1:
@@ -105,19 +113,20 @@ def on_policy(
         gradient, means, state = parts.gradient(ts, frozen, with_samples, objective.weights(ts.step))
         counts = samples["mask"] != 0
         length = Mean(*psum((jnp.sum(counts), jnp.sum(jnp.any(counts, axis=1)))))
-        metrics = report(means, objective.total(means, ts.step), gradient) | {"samples/length": length}
+        metrics = step_metrics(means, objective.total(means, ts.step), gradient) | {"samples/length": length}
         return parts.descend(ts, gradient, state), metrics
 
-    return Step(init, update, objective.streams - {SAMPLES}, own=frozenset({SAMPLES}))
+    return Step(init, update, objective.streams - {SAMPLES}, generated_streams=frozenset({SAMPLES}))
 
 
 def rows_of_samples(rows: dict[str, Array], lengths: Array, generated: Generated) -> dict[str, Array]:
-    """Replace the text after each prompt by generated tokens. The mask counts the labels that were generated.
+    """Replace the text after each prompt by generated tokens, and set the mask to 1 at generated labels only.
 
     Args:
-        rows: `input_ids` and `mask`, `[rows, length]`, and others; a row whose mask is 0 still counts nothing.
-        lengths: of the prompts, `[rows]`.
-        generated: new tokens, one more than a row can hold after the longest prompt.
+        rows: the arrays of a batch of texts, with `input_ids`, `label` and `mask` `[rows, length]`. A row whose mask is
+            0 everywhere keeps this mask.
+        lengths: number of prompt tokens of each row, `[rows]`.
+        generated: the generated tokens of each row, and their number.
     """
     ids = rows["input_ids"]
     position, first = jnp.arange(ids.shape[1] + 1), lengths[:, None]

@@ -15,10 +15,12 @@ from jaxdistill.losses.term import mean_over_positions, precise
 
 
 def init_probes(outputs: Outputs, layers: Sequence[int]) -> PyTree:
-    """Initialise a probe for each of the layers, with zeros: at first all predict the uniform distribution.
+    """Initialise a linear classifier (probe) for each of the given teacher layers.
+
+    All values are zeros, so at first each probe predicts the uniform distribution.
 
     Args:
-        outputs: the teacher's outputs.
+        outputs: the teacher's outputs; the shapes of its hidden states and logits are used.
         layers: layer numbers; 0 is the embedding.
 
     Raises:
@@ -32,9 +34,14 @@ def init_probes(outputs: Outputs, layers: Sequence[int]) -> PyTree:
 
 
 def probe_logits(probes: PyTree, signals: Signals, layers: Sequence[int]) -> Float[Array, "layers *batch classes"]:
-    """Compute the logits of each probe from its layer of the first teacher.
+    """Compute the logits of linear probes (classifiers), each from the hidden state of one layer of the first teacher.
 
-    A hidden state is averaged over its positions and scaled to a mean square of 1 first.
+    A hidden state is first averaged over its positions (tokens or pixels) and scaled to a mean square of 1.
+
+    Args:
+        probes: kernel and bias of each probe, from `init_probes`.
+        signals: the inputs of a loss term: outputs of student and teachers, the batch and its mask.
+        layers: the teacher layer of each probe; 0 is the embedding.
     """
 
     def each(probe, layer):
@@ -47,10 +54,16 @@ def probe_logits(probes: PyTree, signals: Signals, layers: Sequence[int]) -> Flo
 
 
 def path_weights(fused: Signals, layers: Sequence[int]) -> Array:
-    """Return the gate's weights of the paths, one path for each layer, `[layers, *batch]`.
+    """Return the gate's weight of each path for each example (or token), `[paths, *batch]`.
+
+    A path is a pair of a student layer and a teacher layer to match; a gate is a network that weights the paths.
+
+    Args:
+        fused: the inputs of a loss term, whose `teacher` is the result of the gate.
+        layers: the teacher layers that linear probes read, one for each path.
 
     Raises:
-        ValueError: the fusion has no path weights, or another number of them.
+        ValueError: the gate computes no path weights, or not one for each of `layers`.
     """
     routes = None if fused.teacher is None else fused.teacher.routes
     if routes is None or len(routes) != len(layers):

@@ -1,6 +1,7 @@
-"""Meta pseudo labels: the teacher labels the rows, and learns from how much its labels help the student.
+"""Meta pseudo labels: the teacher labels the examples, and learns from how much its labels help the student.
 
-Pham, Dai, Xie, Luong and Le, Meta Pseudo Labels, 2021 (arxiv.org/abs/2003.10580), algorithm 1.
+Pham, Dai, Xie, Luong and Le, Meta Pseudo Labels, 2021 (arxiv.org/abs/2003.10580), algorithm 1. T is the teacher, S the
+student, L the config's loss. The quiz is a second source of batches: held-out examples with labels.
 
     for each batch, whose labels are not used, and a batch of the quiz, which has labels:
         y        <- drawn from T(x), for each row
@@ -9,15 +10,16 @@ Pham, Dai, Xie, Luong and Le, Meta Pseudo Labels, 2021 (arxiv.org/abs/2003.10580
         T        <- optimizer(grad_T (h CE(T(x), y) + supervised CE(T(quiz))))
         S        <- S'
 
-To first order, h is the paper's inner product of gradients: L_old - L_new = lr grad L_new . grad L(y). The authors'
-code takes a difference, too, but as L_new - L_old, with which a teacher unlearns the labels that helped.
+To first order, h is the paper's inner product of gradients: L_old - L_new = lr grad L_new . grad L(y), with L_old and
+L_new the quiz losses of S and S'. The authors' code takes a difference, too, but as L_new - L_old, with which a teacher
+unlearns the labels that helped.
 
 The log has `quiz/loss`, the loss of S, and `quiz/gain`, which is h. The teacher runs in evaluation mode. The paper's
 additional consistency loss under augmentation is not implemented.
 
 Config: step = "pseudo_labels(supervised=1.0)"; objective.cross_entropy.weight = 1.0;
     streams.quiz.split = "train[:5%]", with data.train = "train[5%:]"; roles.teachers.rate = 0.0001
-When: few rows have labels, and the teacher should be trained further.
+When: few examples have labels, and the teacher should be trained further.
 Checked: by hand: h and its sign in one step; the teacher moves towards labels that helped and away from those that
     hurt.
 """
@@ -35,7 +37,7 @@ from jaxdistill.core.sums import Mean, shared_mean, values_at_labels
 from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.losses.term import precise
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import observe_with_gradients, report, step_key
+from jaxdistill.steps.observe import observe_with_gradients, step_key, step_metrics
 from jaxdistill.steps.quiz import current_teachers, init_teacher_params, quiz_loss, update_roles
 
 
@@ -47,16 +49,21 @@ def pseudo_labels(
     optimizer: optax.GradientTransformation,
     supervised: float = 1.0,
 ) -> Step:
-    """Train the student on labels drawn from the fused teachers, and the teachers on a quiz.
+    """Build the meta pseudo labels step: the student learns from labels y drawn from the teachers' fused prediction.
 
-    The teachers are the role `teachers`; the quiz is the stream `quiz`, with labels.
+        the teachers minimise   h CE(fused teacher, y) + supervised * sum over teachers of CE(teacher, quiz labels)
+
+    h is the decrease of the student's cross-entropy on a quiz by one update with y, and CE is the cross-entropy. The
+    quiz is a second source of labelled batches, the stream `quiz`. The teachers' params are stored as
+    `TrainState.params["teachers"]`.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        supervised: weight of the teachers' loss on the quiz, beside the term with h.
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        supervised: weight of the teachers' cross-entropy on the quiz, 0 or more.
 
     Raises:
-        ValueError: `supervised` is negative; at initialisation, no teacher has parameters.
+        ValueError: `supervised` is negative; when the train state is initialised, no teacher has parameters.
     """
     if supervised < 0:
         raise ValueError(f"supervised must be at least 0; got {supervised}")
@@ -98,7 +105,7 @@ def pseudo_labels(
 
         gradient = gradient | {"teachers": psum(jax.grad(teacher_loss)(teacher_params))}
         quiz_metrics = {"quiz/loss": old, "quiz/gain": Mean(h, jnp.ones(()))}
-        metrics = report(means, objective.total(means, ts.step), gradient)
+        metrics = step_metrics(means, objective.total(means, ts.step), gradient)
         return parts.descend(ts, gradient, state), metrics | quiz_metrics
 
     return Step(init, update, objective.streams | {"quiz"})

@@ -1,4 +1,4 @@
-"""Functions of the steps with a quiz: trained teachers, the loss on the quiz, and updates of single roles."""
+"""Helpers of the steps with a quiz (held-out labelled examples): trained teachers, the quiz loss, partial updates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,10 @@ from jaxdistill.steps.learner import Learner
 
 
 def init_teacher_params(frozen: Sequence[Variables]) -> tuple[PyTree, ...]:
-    """Return the initial params of the role `teachers`, as copies: the train state is donated, the teachers are not.
+    """Return copies of the teachers' params, the initial value of `TrainState.params["teachers"]`.
+
+    A training step donates (overwrites) the arrays of the train state, so they must not be those of the frozen
+    teachers.
 
     Raises:
         ValueError: no teacher has params.
@@ -26,18 +29,25 @@ def init_teacher_params(frozen: Sequence[Variables]) -> tuple[PyTree, ...]:
 
 
 def current_teachers(params: Mapping[str, PyTree], frozen: Sequence[Variables]) -> tuple[Variables, ...]:
-    """Return the teachers' variables with the trained params of the role `teachers`, if there is this role.
+    """Return the teachers' variables, with the current params if the teachers are trained, else the frozen ones.
 
     Args:
-        params: by role.
-        frozen: the teachers that the step gets; their state, such as running statistics, does not change.
+        params: params of the train state; if teachers are trained, `params["teachers"]` has the params of each teacher.
+        frozen: the teachers' initial variables. Their state, such as running statistics, never changes.
     """
     by_teacher = params.get("teachers", [values.params for values in frozen])
     return tuple(Variables(trained, values.state) for trained, values in zip(by_teacher, frozen, strict=True))
 
 
 def cross_entropy_of_rows(model: Model, values: Variables, rows: Mapping[str, Array], key: Array) -> Array:
-    """Compute a model's cross-entropy on each labelled row, `[*batch]`, in evaluation mode."""
+    """Compute a model's cross-entropy with the label of each example (or token), `[*batch]`, in evaluation mode.
+
+    Args:
+        model: the student or a teacher.
+        values: the model's variables.
+        rows: the arrays of a batch, with `label` and `mask`.
+        key: PRNG key of the model.
+    """
     out, _ = model.apply(*values, rows, train=False, key=key)
     raw: Any = out.dense().logits
     # select before the loss: a NaN in a masked row would make the gradient NaN
@@ -46,15 +56,29 @@ def cross_entropy_of_rows(model: Model, values: Variables, rows: Mapping[str, Ar
 
 
 def quiz_loss(model: Model, values: Variables, rows: Mapping[str, Array], key: Array) -> tuple[Array, Mean]:
-    """Compute a model's mean cross-entropy on labelled rows.
+    """Compute a model's mean cross-entropy on a batch of labelled examples, in evaluation mode.
+
+    Args:
+        model: the student or a teacher.
+        values: the model's variables.
+        rows: the arrays of the batch, with `label` and `mask`.
+        key: PRNG key of the model.
 
     Returns:
-        This device's share of the mean, for differentiation, and the mean over all devices.
+        This device's sum divided by the number of unmasked examples on all devices, to be differentiated; and the mean
+        over all devices.
     """
     return shared_mean(cross_entropy_of_rows(model, values, rows, key), rows["mask"])
 
 
 def update_roles(parts: Learner, ts: TrainState, gradient: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Update the roles in `gradient` by one step of their optimisers, and return their new params."""
+    """Apply one optimiser update to some entries of `TrainState.params`, and return the new values of these entries.
+
+    Args:
+        parts: the functions of the training step, which include the optimiser.
+        ts: the train state before the update.
+        gradient: gradients of the entries to update, such as `{"student": ...}`. Entries without a gradient are neither
+            updated nor returned.
+    """
     updated = parts.descend(ts, optax.tree.zeros_like(ts.params) | gradient, {}).params
     return {role: updated[role] for role in gradient}

@@ -1,4 +1,4 @@
-"""Dark experience replay (DER++): rehearse stored rows and the student's earlier logits, against forgetting.
+"""Dark experience replay (DER++): rehearse stored examples and the student's earlier logits, against forgetting.
 
 Buzzega, Boschini, Porrello, Abati and Calderara, Dark Experience for General Continual Learning, 2020
 (arxiv.org/abs/2004.07211), algorithm 2 (DER++).
@@ -9,19 +9,20 @@ Buzzega, Boschini, Porrello, Abati and Calderara, Dark Experience for General Co
         S            <- optimizer(grad_S (L(x, y) + alpha MSE(S(x'), z') + beta CE(S(x''), y'')))
         buffer       <- reservoir(buffer, (x, y, z))            # each row so far is kept with the same probability
 
-z are the student's logits when it first met a row: dark knowledge without a teacher. The mean squared error is over
-rows and classes, as in the published code. `beta=0` is DER, `alpha=0` is plain experience replay (Riemer et al., 2019);
-with both, the student keeps the classes of earlier tasks.
+S is the student and L the config's loss. A row is an example as a batch has it, with its augmentation. z are the
+student's logits when it first met a row: dark knowledge without a teacher. The mean squared error is over rows and
+classes, as in the published code. `beta=0` is DER, `alpha=0` is plain experience replay (Riemer et al., 2019); with
+both, the student keeps the classes of earlier tasks.
 
-Reservoir sampling (Vitter, 1985, doi.org/10.1145/3147.3165) needs no task boundaries. Row n of the stream, from 0, goes
-to place n while the buffer is not full, and then to a random place of n + 1; it is dropped if the buffer has no such
-place. If two rows of a batch get the same place, the later one stays. The buffer is the state `buffer`, the same on
-every device, saved and resumed. It returns rows as the batch had them, with their augmentation. As many as a batch has
-are drawn, with replacement. The log has `replay/logits` and `replay/labels`.
+Reservoir sampling (Vitter, 1985, doi.org/10.1145/3147.3165) needs no task boundaries. Row n that training has seen,
+from 0, goes to place n of the buffer while the buffer is not full. A later row goes to a random place below n + 1, and
+is dropped if the buffer has no such place. If two rows of a batch get the same place, the later one stays. The buffer
+is the entry `buffer` of the train state's state, the same on every device, saved and resumed. Each step draws as many
+rows as a batch has, with replacement. The log has `replay/logits` and `replay/labels`, the two losses on drawn rows.
 
 Config: step = "replay(size=200, alpha=0.5, beta=0.5)"; data.order = "tasks(groups=((0, 1), (2, 3)), steps=100)";
     objective.cross_entropy.weight = 1.0
-When: the order of the records is fixed, such as one task after the other, and a few hundred rows may be stored.
+When: the order of the examples is fixed, such as one task after the other, and a few hundred examples may be stored.
 Checked: the reservoir row by row; draws and both terms by hand; the tests reject a buffer of the newest rows.
 Experiment: `experiments/continual` (split digits: 85.6 % over all classes, plain gradient descent 19.6).
 """
@@ -43,19 +44,19 @@ from jaxdistill.losses.logits.logit_mse import mean_squared_error
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import report, step_key
+from jaxdistill.steps.observe import step_key, step_metrics
 
 MAX_COUNT = 2**30  # the int32 count of rows stops here; the probability of keeping a row then stays constant
 
 
 @struct
 class Buffer:
-    """The rows of a replay buffer, with the student's logits when it met them.
+    """Stored training examples, with the student's logits from the step that stored them.
 
     Args:
-        rows: `{field: [size, ...]}`; the mask of unused places is 0
-        logits: `[size, *batch, classes]`
-        seen: number of rows of the stream so far, int32 scalar
+        rows: `{field: [size, ...]}`, the batch fields of the stored examples; the mask of unused places is 0
+        logits: `[size, *batch, classes]`, the student's logits
+        seen: number of examples that training has met so far, int32 scalar
     """
 
     rows: dict[str, Array]
@@ -73,13 +74,19 @@ def replay(
     alpha: float = 0.5,
     beta: float = 0.5,
 ) -> Step:
-    """Train the student on the config's objective and on rows from a replay buffer. Teachers are optional.
+    """Build the DER++ training step: rehearse stored examples and the logits that the student had for them.
+
+        losses of the config + alpha mean((student(x1) - z1)**2) + beta CE(student(x2), y2)
+
+    (x1, z1) and (x2, y2) are drawn from a buffer of earlier examples x with labels y and earlier student logits z. CE
+    is the cross-entropy. Teachers are optional.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        size: rows that the buffer holds.
-        alpha: weight of the loss on stored logits.
-        beta: weight of the loss on stored labels.
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        size: number of examples that the buffer holds.
+        alpha: weight of the squared error between new and stored logits.
+        beta: weight of the cross-entropy with the stored labels.
 
     Raises:
         ValueError: the size is below 1, or a weight is negative.
@@ -117,13 +124,16 @@ def replay(
         all_rows, z = gather((dict(rows), student_logits(params, ts, rows, logits_key)))
         buffer = reservoir(ts.state["buffer"], all_rows, z, reservoir_key)
         new = parts.descend(ts, gradient, state | {"buffer": buffer})
-        return new, report(means, objective.total(means, ts.step), gradient) | replay_metrics
+        return new, step_metrics(means, objective.total(means, ts.step), gradient) | replay_metrics
 
     return Step(init, update, objective.streams)
 
 
 def draw_rows(buffer: Buffer, key: Array, count: int) -> Buffer:
-    """Draw `count` rows of the buffer, with replacement. Their mask is 0 while the buffer is empty."""
+    """Draw `count` examples from a replay buffer, uniformly and with replacement.
+
+    If the buffer is empty, the mask of the drawn examples is 0.
+    """
     filled = jnp.clip(buffer.seen, 1, len(buffer.logits))
     place = jax.vmap(lambda row_key: jax.random.randint(row_key, (), 0, filled))(row_keys(key, count))
     select = lambda x: x[place]
@@ -131,12 +141,15 @@ def draw_rows(buffer: Buffer, key: Array, count: int) -> Buffer:
 
 
 def reservoir(buffer: Buffer, rows: Mapping[str, Array], logits: Array, key: Array) -> Buffer:
-    """Update the buffer by the rows of a global batch, one after the other. Rows whose mask is 0 are skipped.
+    """Store the examples of a batch in a replay buffer by reservoir sampling, and return the new buffer.
+
+    After any number of updates, each example met so far is in the buffer with the same probability. Examples whose mask
+    is 0 are skipped.
 
     Args:
         buffer: the buffer before the update.
-        rows: `{field: [rows, ...]}`.
-        logits: the student's logits of the rows, `[rows, *batch, classes]`.
+        rows: `{field: [rows, ...]}`, the examples of the global batch.
+        logits: the student's logits of these examples, `[rows, *batch, classes]`.
         key: PRNG key of this update.
     """
     size, order = len(buffer.logits), jnp.arange(len(logits))

@@ -1,6 +1,6 @@
-"""Routing: a gate learns which teacher, or which path between layers, each input should learn from.
+"""Routing: a gate learns which teacher, or which path between layers, each example should learn from.
 
-    signals   <- student(batch), sg(teacher_k(batch)) for each k
+    signals   <- student(batch), sg(teacher_k(batch)) for each k         # sg: stop_gradient
     w         <- gate(sg(signals))                                       # for each row: weights that sum to 1
     student   <- optimizer(grad of the objective, with the teachers fused by sg(w))
     gate      <- optimizer(grad of one of these losses, on a stream with labels)
@@ -9,13 +9,15 @@
         reinforce     -(log p_k(y) - mean) log w_k,  k drawn from w      # Williams 1992; Yuan et al. 2021
         probes        -log sum_r r_r softmax(V_r h_r)(y)                 # for paths, added to calibration
 
-Likelihood of a mixture: Jacobs et al., Adaptive Mixtures of Local Experts, 1991 (doi.org/10.1162/neco.1991.3.1.79).
-The gate is never trained by the loss that it weights: that loss is smallest for the teacher that is easiest to match,
-such as a dead layer.
+A row is an example of the batch (or a token), y its label, and p_k(y) the label's probability by teacher k. A stream is
+a named source of batches, here of held-out labelled examples. Likelihood of a mixture: Jacobs et al., Adaptive Mixtures
+of Local Experts, 1991 (doi.org/10.1162/neco.1991.3.1.79). The gate is never trained by the loss that it weights: that
+loss is smallest for the teacher that is easiest to match, such as a dead layer.
 
-Path weights are trained by the label likelihood of a linear probe V_r on each path's teacher layer h_r (Alain and
-Bengio, 2016, arxiv.org/abs/1610.01644), or by `quiz`. Beware of `quiz` for hints: one update is a short horizon, and
-it gave a dead layer the weight 0.96, where probes gave 0.01 (experiments/routing).
+A path is a pair of a student and a teacher layer, and r_r is its weight. Path weights are trained by the label
+likelihood of a linear probe V_r on each path's teacher layer h_r (Alain and Bengio, 2016, arxiv.org/abs/1610.01644), or
+by `quiz`. Beware of `quiz` for hints: one update is a short horizon, and it gave a dead layer the weight 0.96, where
+probes gave 0.01 (experiments/routing).
 
 A floor on the entropy of the mean weights, `+ max(0, floor - H(mean w))`, prevents the collapse to one teacher. The log
 has `gate/loss`, `gate/entropy` (of a row's weights, in nats) and `gate/share/<k>` (the mean weight of each teacher, or
@@ -43,7 +45,7 @@ from jaxdistill.fusion.mixture import teacher_logits
 from jaxdistill.losses.term import masked_labels, precise
 from jaxdistill.steps.dispatch import observe_selected, teacher_weights
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import observe, report, step_key
+from jaxdistill.steps.observe import observe, step_key, step_metrics
 from jaxdistill.steps.probes import init_probes, path_weights, probe_logits
 from jaxdistill.steps.quiz import cross_entropy_of_rows
 
@@ -62,21 +64,30 @@ def routing(
     hard: bool = False,
     probes: tuple[int, ...] = (),
 ) -> Step:
-    """Train the student with frozen teachers that a gate weights. The gate is the role `fusion`.
+    """Build the routing step: a gate (network) weights the frozen teachers for each example and is trained on labels.
+
+    The student learns from the teachers with the gate's weights w_k. The gate's params are stored as
+    `TrainState.params["fusion"]`.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        by: the gate's loss. "calibration" and "reinforce" read the stream `calibration`, "quiz" the stream `quiz`; both
-            streams need labels.
-        floor: minimum entropy, in nats, of the mean weights over a batch.
-        inner_lr: learning rate of the student update in "quiz".
-        hard: run only the selected teacher on each training row; the gate may then read only the student and the image.
-        probes: layers of the first teacher, one for each path that the gate weights; only with "calibration". The
-            probes are the role `probes`.
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        by: the gate's loss for label y: "calibration": -log sum_k w_k p_k(y), with teacher k's probability p_k; "quiz":
+            the cross-entropy of the student after one update with the weights w_k; "reinforce": -(log p_k(y) - mean)
+            log w_k for a teacher k drawn by w_k, divided by the standard deviation. The labelled examples are the
+            stream (named source of batches) `quiz` for "quiz", otherwise the stream `calibration`.
+        floor: minimum entropy, in nats, of the gate's mean weights over a batch. If the entropy is lower, the
+            difference is added to the gate's loss.
+        inner_lr: learning rate of the student's update for "quiz".
+        hard: run only the teacher with the largest weight for each training example. The inputs of the gate may then be
+            only the student's outputs and the image.
+        probes: layers of the first teacher, one for each path (layer pair) that the gate weights; only for
+            "calibration". A linear probe on each layer predicts the label, and the gate's path weights are trained by
+            -log sum_r w_r p_r(y). The probes are stored as `TrainState.params["probes"]`.
 
     Raises:
-        ValueError: probes without "calibration"; at initialisation, the teacher has no such layer, or the gate reads
-            teacher outputs although `hard` is set.
+        ValueError: `probes` are given without "calibration"; when the train state is initialised, the teacher has no
+            such layer, or the gate reads teacher outputs although `hard` is set.
     """
     if probes and by != "calibration":
         raise ValueError(f"probes need by='calibration'; with by={by!r} remove them")
@@ -128,16 +139,16 @@ def routing(
         learned = {role: ts.params[role] for role in ("fusion", "probes") if role in ts.params}
         gate_gradient, gate_metrics = jax.grad(gate_loss, has_aux=True)(learned, ts, frozen, batch, key)
         gradient = gradient | psum(gate_gradient)
-        metrics = report(means, objective.total(means, ts.step), gradient) | gate_metrics
+        metrics = step_metrics(means, objective.total(means, ts.step), gradient) | gate_metrics
         return parts.descend(ts, gradient, state), metrics
 
-    return Step(init, update, objective.streams | {stream}, gates=True)
+    return Step(init, update, objective.streams | {stream}, trains_fusion=True)
 
 
 def _log_likelihoods(logits: Array, signals: Signals) -> Array:
-    """Compute the label's log-likelihood, `[any, *batch]`, from logits `[any, *batch, classes]`.
+    """Compute the label's log-likelihood, `[k, *batch]`, from k sets of logits `[k, *batch, classes]`.
 
-    It is in nats, and at least -30.
+    The result is in nats, and at least -30.
     """
     log_p = jax.nn.log_softmax(precise(logits))
     return jnp.maximum(values_at_labels(log_p, jnp.broadcast_to(masked_labels(signals), log_p.shape[:-1])), -30.0)
@@ -146,7 +157,7 @@ def _log_likelihoods(logits: Array, signals: Signals) -> Array:
 def _teacher_log_likelihoods(fused: Signals) -> Array:
     """Compute each teacher's log-likelihood of the label, `[teachers, *batch]`.
 
-    An absent teacher has that of the uniform distribution.
+    A teacher that is absent for an example has the log-likelihood of the uniform distribution.
     """
     return _log_likelihoods(teacher_logits(fused), fused)
 
@@ -157,9 +168,10 @@ def _mixture_nll(weights: Array, log_p: Array) -> Array:
 
 
 def _reinforce_loss(weights: Array, log_p: Array, mask: Array, key: Array) -> Array:
-    """Compute `-(reward - mean) / deviation * log w` for a teacher drawn for each row.
+    """Compute `-(reward - mean) / deviation * log w` for a teacher drawn for each row by its weight w.
 
-    Mean and standard deviation are over the rows of the global batch.
+    A row is an example, or a token of a text. The reward is the drawn teacher's log-likelihood of the label. Mean and
+    standard deviation of the rewards are over the rows of the global batch.
     """
     draw_teacher = lambda row_key, log_weights: jax.random.categorical(row_key, log_weights)
     log_w = jnp.log(jnp.maximum(jnp.moveaxis(weights, 0, -1), 1e-30))
@@ -173,6 +185,12 @@ def _reinforce_loss(weights: Array, log_p: Array, mask: Array, key: Array) -> Ar
 
 def _loss_with_entropy_floor(values: Array, weights: Array, mask: Array, floor: float) -> tuple[Array, dict[str, Mean]]:
     """Compute the mean of the values, plus the amount by which the entropy of the mean weights is below the floor.
+
+    Args:
+        values: the gate's loss for each row (example or token).
+        weights: the gate's weights of the teachers or paths, `[choices, *batch]`.
+        mask: 0 for rows that do not count.
+        floor: minimum entropy, in nats.
 
     Returns:
         This device's share of the loss, for differentiation, and the metrics of the gate.

@@ -1,6 +1,9 @@
-"""Tuned teacher: fine-tune the teachers on labelled quiz rows, then distil. The control of `meta` and `pseudo_labels`.
+"""Tuned teacher: fine-tune the teachers on labelled quiz examples, then distil. Control of `meta` and `pseudo_labels`.
 
 Own: the simplest use of a quiz. Its second phase is Hinton et al., 2015 (arxiv.org/abs/1503.02531).
+
+The quiz is a second source of batches: held-out examples with labels y. T is a teacher, S the student, L the config's
+loss, CE the cross-entropy, and sg is `stop_gradient`.
 
     for each of the first `updates` batches of the quiz:
         T        <- optimizer(grad_T CE(T(quiz), y))            # each teacher alone; the student does not change
@@ -30,7 +33,7 @@ from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
 from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.steps.learner import learner
-from jaxdistill.steps.observe import report, step_key
+from jaxdistill.steps.observe import step_key, step_metrics
 from jaxdistill.steps.quiz import current_teachers, init_teacher_params, quiz_loss
 
 
@@ -42,16 +45,18 @@ def tuned_teacher(
     optimizer: optax.GradientTransformation,
     updates: int = 100,
 ) -> Step:
-    """Train the teachers on the stream `quiz`, with labels, and then the student with these teachers.
+    """Build a training step that first fine-tunes the teachers on labelled examples, and then trains the student.
 
-    The teachers are the role `teachers`.
+    The labelled examples are the stream (named source of batches) `quiz`. The teachers' params are stored as
+    `TrainState.params["teachers"]`.
 
     Args:
-        student, teachers, objective, optimizer: set by the config.
-        updates: training steps of the teachers. They count as steps of the run; the student is trained in the others.
+        student, teachers, objective, optimizer: the models, the losses with their weights, and the optimiser, built
+            from the other keys of the config.
+        updates: number of training steps that train the teachers. All later steps train the student.
 
     Raises:
-        ValueError: `updates` is negative; at initialisation, no teacher has parameters.
+        ValueError: `updates` is negative; when the train state is initialised, no teacher has parameters.
     """
     if updates < 0:
         raise ValueError(f"updates must be at least 0; got {updates}")
@@ -78,7 +83,7 @@ def tuned_teacher(
             tuning, gradient | {"teachers": psum(teacher_gradient)}, optax.tree.zeros_like(ts.params)
         )
         new = parts.descend(ts, gradient, state)
-        metrics = report(means, objective.total(means, ts.step), gradient)
+        metrics = step_metrics(means, objective.total(means, ts.step), gradient)
         # momentum and weight decay change params even where the gradient is 0
         return replace(new, params=select_phase(tuning, new.params, ts.params)), metrics | {"quiz/loss": quiz}
 

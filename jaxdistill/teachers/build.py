@@ -1,4 +1,4 @@
-"""Build a teacher from its section of a config: its network, then its options in order."""
+"""Build a teacher from its section of a config: first the network, then its options (quantised, cached, ...)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,11 +23,16 @@ OPTIONS: tuple[Option, ...] = (
 
 
 class TeacherConfig(NamedTuple):
-    """The section `teachers.NAME` of a config.
+    """The settings of one teacher, from the section `teachers.NAME` of a config.
 
-    options: the values of all options that are set, by key
-    seed: of the initial values, if the teacher is trained in this run
-    dtype: of the network's computations
+    name: the teacher's name
+    model: spec string of the network: a registered model with its arguments, such as "mlp(widths=(64,), classes=10)"
+    checkpoint: "FOLDER", "FOLDER@best" or "FOLDER@STEP" of an earlier run; empty: none
+    steps: number of training steps, if this run trains the teacher before the student; otherwise 0
+    rules: sharding rules of the parameters; empty: the default rules
+    options: values of the teacher's options by key, such as "cache"; an option with an empty value is not set
+    seed: random seed of the initial values, if the teacher is trained in this run
+    dtype: dtype of the network's computations
     """
 
     name: str
@@ -41,23 +46,27 @@ class TeacherConfig(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The path of the section in the config."""
+        """The key of this section in the config, such as `teachers.big`, for error messages."""
         return f"teachers.{self.name}"
 
     @property
     def trained_here(self) -> bool:
-        """True if a stage of the run trains the teacher before the student."""
+        """Whether this run trains the teacher before the student: it has `steps`, and no checkpoint to load."""
         return bool(self.steps) and not self.checkpoint
 
     def set_options(self) -> list[tuple[Option, Any]]:
-        """Return the options that are set, with their values, in the order of `OPTIONS`."""
+        """Return pairs (option, value) of the options that the config sets for this teacher, in order of `OPTIONS`."""
         return [(option, self.options[option.key]) for option in OPTIONS if self.options.get(option.key)]
 
     def lacks(self, capability: str) -> tuple[str, str] | None:
-        """Return the option that takes a capability from this teacher, and the reason; None if no option does.
+        """Return why a capability is missing: the first option of this teacher that excludes it, and the reason.
 
         Args:
-            capability: a key of `option.Lacks`.
+            capability: name of the capability, such as "training" (this run can train the teacher) or "gradients"
+                (losses can read gradients of the teacher's outputs).
+
+        Returns:
+            The key of the option and the reason, for an error message; None if the teacher has the capability.
         """
         for option, value in self.set_options():
             lacks: Lacks = option.lacks(value)
@@ -66,14 +75,14 @@ class TeacherConfig(NamedTuple):
         return None
 
     def devices(self) -> int:
-        """Return the number of devices that are reserved for the teacher."""
+        """Return the number of devices that the teacher's options reserve for the teacher alone."""
         return sum(option.devices(value, f"{self.path}.{option.key}") for option, value in self.set_options())
 
     def check(self) -> None:
-        """Check the spec strings of model and options, without any data.
+        """Check the spec strings of the model and of the options, without reading any data.
 
         Raises:
-            ConfigError: a name or an argument is wrong.
+            ConfigError: a name or an argument in a spec string is wrong.
         """
         build_model(self.model, f"{self.path}.model", self.dtype)
         for option, value in self.set_options():
@@ -81,15 +90,16 @@ class TeacherConfig(NamedTuple):
 
 
 def build(config: TeacherConfig, context: Context, live: bool = False) -> Teacher:
-    """Build a teacher.
+    """Build a teacher from its section of the config: the network, changed by options such as "quantized" or "cache".
 
     Args:
         config: the teacher's section of the config.
-        context: the data, mesh and settings that options may read.
-        live: leave out the options that change how outputs reach the student, as for writing a cache.
+        context: the data, mesh and settings of the run that options may read.
+        live: True: leave out the options "cache" and "placement" (own devices), which only change how the teacher's
+            outputs reach the student. A cache is computed with the live teacher.
 
     Raises:
-        ConfigError: with the config path, the value and the cure.
+        ConfigError: a spec string or the value of an option is wrong; the message names the key of the config.
     """
     teacher = Teacher(
         name=config.name,
@@ -114,9 +124,16 @@ def build(config: TeacherConfig, context: Context, live: bool = False) -> Teache
 def allocate_devices(
     configs: Mapping[str, TeacherConfig], devices: tuple[jax.Device, ...]
 ) -> dict[str, tuple[jax.Device, ...]]:
-    """Assign each teacher its own devices, from the end of `devices`. The key "" has the rest, for the student.
+    """Assign devices to the teachers that reserve some, each device to at most one teacher, from the end of `devices`.
 
-    A rule has checked that some are left (`run/rules/devices.py`).
+    The caller must have checked that some devices are left for the student.
+
+    Args:
+        configs: settings of the teachers, by teacher name.
+        devices: all devices of the run.
+
+    Returns:
+        The devices of each teacher by name, and the student's devices, which are all others, under the key "".
     """
     remaining, by_teacher = devices, {}
     for name, config in configs.items():

@@ -1,7 +1,8 @@
-"""The option `cache`: read a teacher's outputs from stores that `jaxdistill cache` wrote before the run.
+"""The option `cache`: read a teacher's outputs from files that `jaxdistill cache` wrote before the run.
 
-A store belongs to one teacher, data set and augmentation. Its identity records everything that its content depends on.
-A run refuses a store with another identity. The format of the outputs is in `codec.py`.
+A cache has one store (a folder of files) for each stream (a named source of batches, such as `train`), and one for the
+test records. A store belongs to one teacher, data set and augmentation. Its identity records everything that its
+content depends on. A run refuses a store with another identity. The format of the outputs is in `codec.py`.
 """
 
 import hashlib
@@ -33,13 +34,15 @@ WRITE = "Write it: jaxdistill cache --config ... (the same config)"
 def outputs(
     folder: str, dtype: Literal["float32", "float16"] = "float32", top: int = 0, layers: tuple[int, ...] = ()
 ) -> Encoding:
-    """Cache a teacher's outputs.
+    """Store a teacher's outputs in a cache on disk before the run: the logits, and hidden states if `layers` are given.
 
     Args:
-        folder: folder of the stores.
-        dtype: of the stored values. With float32, the student is the same as with a live teacher, to the bit.
-        top: number of the largest logits to store, with the probability mass of the rest; 0: all. In float16, a logit
-            takes 4 bytes with its class number. For the test records, all logits are stored: the evaluation needs them.
+        folder: folder of the cache.
+        dtype: dtype of the stored values. With float32, a teacher's stored outputs equal those of a teacher that runs
+            beside the student, to the bit.
+        top: store only this many of the largest logits, and the total probability of all other classes; 0: all logits.
+            With `top` in float16, a logit takes 4 bytes with its class number. All logits of the test examples are
+            stored in any case, for the evaluation.
         layers: numbers of the hidden states to store; 0 is the embedding.
     """
     if not folder or top < 0 or any(layer < 0 for layer in layers):
@@ -50,14 +53,15 @@ def outputs(
 
 @caches.register
 def draws(folder: str, count: int = 128, temperature: float = 1.0) -> Encoding:
-    """Cache classes drawn from a teacher's softened distribution, 2 bytes each.
+    """Store classes drawn from softmax(teacher logits / temperature) in a cache on disk before the run, 2 bytes each.
 
-    They are for `kd`, whose gradient stays unbiased.
+    The frequencies of the drawn classes replace the teacher's probabilities. The gradient of the loss `kd` is unbiased.
 
     Args:
-        folder: folder of the stores.
-        count: draws for each row (or token). For the test records, all logits are stored, in float16.
-        temperature: of the softened distribution; it must be that of the term.
+        folder: folder of the cache.
+        count: number of draws for each example (or token). For the test examples, all logits are stored instead, in
+            float16.
+        temperature: temperature of the distribution that classes are drawn from; it must equal that of the loss.
     """
     if not folder or count < 1 or temperature <= 0:
         values = f"folder={folder!r}, count={count}, temperature={temperature}"
@@ -66,37 +70,56 @@ def draws(folder: str, count: int = 128, temperature: float = 1.0) -> Encoding:
 
 
 def parse_encoding(value: str, path: str) -> Encoding:
-    """Parse the value of the option, such as `outputs(folder='...')`."""
+    """Parse the option `cache` of a teacher, which defines what is stored and in which format.
+
+    Args:
+        value: value of the option, such as "outputs(folder='...')".
+        path: key of the config for error messages, such as `teachers.big.cache`.
+    """
     return caches.build(value, path)
 
 
 def stream_encoding(encoding: Encoding, stream: str) -> Encoding:
-    """Return the encoding of a stream. For the test records, it keeps all logits: an evenly spread rest is inaccurate.
+    """Return the storage format of a teacher's outputs on one stream (a named source of batches).
 
-    The largest 128 logits of 7,312 hold 95 % of SmolLM2's probability on the Bible. With the rest spread evenly, its
-    loss of 3.21 nats a token would be measured as 3.35.
+    For the test examples, all logits are stored instead of the largest ones or draws. The probability of classes that
+    are not stored would be spread evenly, which makes evaluation inaccurate: with the 128 largest of 7,312 logits,
+    SmolLM2's loss on the Bible would be 3.35 instead of 3.21 nats a token.
+
+    Args:
+        encoding: the format in the config.
+        stream: name of the stream, or `TEST` for the test examples.
     """
     return encoding._replace(top=0, draws=0) if stream == TEST else encoding
 
 
 def store_folder(encoding: Encoding, stream: str) -> Path:
-    """Return the folder of a stream's store."""
+    """Return the folder inside a cache that holds a teacher's stored outputs on one stream (a named source of batches).
+
+    Args:
+        encoding: the format of the cache, which includes the folder of the cache.
+        stream: name of the stream, or `TEST` for the test examples.
+    """
     return Path(encoding.folder).expanduser() / stream
 
 
 def prefix_of(name: str) -> str:
-    """Return the prefix of a teacher's fields in a batch."""
+    """Return `cached/NAME/`, the prefix of the batch fields that hold the stored outputs of the teacher `name`."""
     return f"cached/{name}/"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedTeacher(Teacher):
-    """A teacher whose outputs are read from stores. Its network reads them from the batch, and has no parameters.
+    """A teacher whose outputs were stored on disk before the run, and are read and added to the batches.
+
+    The field `network` is a model without parameters, which takes these outputs from the batch.
 
     Args:
-        encoding: format and folder of the stored outputs
-        stores: the manifest of each stream, and of the test records under `TEST`
-        by_row: streams whose augmentation is random, so that their stores have an entry for each row of the run
+        encoding: folder and format of the stored outputs
+        stores: description of the stored outputs for each stream (a named source of batches) by name, and for the test
+            examples under `TEST`
+        by_row: names of the streams with random augmentation, whose outputs are stored for every augmented example in
+            the order of training; for other streams, they are stored for every example of the data set
     """
 
     encoding: Encoding
@@ -105,28 +128,35 @@ class CachedTeacher(Teacher):
 
     @property
     def trained_here(self) -> bool:
-        """False: its outputs exist already."""
+        """Whether this run trains the teacher: always False, because the outputs were stored before the run."""
         return False
 
     @property
     def runs(self) -> bool:
-        """False: its outputs are read."""
+        """Whether the teacher's network runs in this run: always False, because its outputs are read from disk."""
         return False
 
     @property
     def has_values(self) -> bool:
-        """True: it needs no values."""
+        """Whether all parameters exist when the student's training begins: always True, because none are needed."""
         return True
 
     def fields(self, stream: str) -> Fields:
-        """Return the stored fields."""
+        """Return the shape and dtype of each field of stored outputs that is added to an example, by field name.
+
+        Args:
+            stream: name of the stream (a named source of batches), or `TEST` for the test examples.
+        """
         return {f"{prefix_of(self.name)}{name}": field for name, field in self.stores[stream].fields.items()}
 
     def stored(self, stream: str) -> StoredFields:
-        """Open the store of a stream, and check every shard.
+        """Open the stored outputs on a stream (a named source of batches), and check that every file is complete.
+
+        Args:
+            stream: name of the stream, or `TEST` for the test examples.
 
         Raises:
-            ConfigError: a shard is damaged or missing.
+            ConfigError: a file is damaged or missing.
         """
         try:
             store = Store(store_folder(self.encoding, stream))
@@ -135,7 +165,9 @@ class CachedTeacher(Teacher):
         return StoredFields(Records(_Prefixed(store, prefix_of(self.name)), None), stream in self.by_row)
 
     def cost(self, variables: Variables, rows: Shapes) -> dict[str, Any]:
-        """Return the cost of the original network's forward pass, as measured when the store was written.
+        """Return the cost of the teacher's original network, as measured when its outputs were stored.
+
+        The cost has parameters, bytes, FLOPs and latency, of a forward pass on one example.
 
         Args:
             variables: unused.
@@ -161,10 +193,18 @@ class _Prefixed:
 
 
 def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
-    """Replace the teacher by one that reads its stores. Only their manifests are read here.
+    """Return a teacher that reads its outputs from a cache on disk, in place of a teacher that runs its network.
+
+    Only the description of the stored outputs is read now, and compared with what the run needs.
+
+    Args:
+        teacher: the teacher that runs its network.
+        value: value of the option `cache`, such as "outputs(folder='...')".
+        context: the data and settings of the run.
 
     Raises:
-        ConfigError: a store is missing, unfinished, damaged, stale, or too short for the run.
+        ConfigError: stored outputs are missing or too few for the run, or belong to another teacher, data set or
+            format.
     """
     path, data = f"{teacher.path}.{KEY}", context.data
     encoding, stores = parse_encoding(value, path), {}
@@ -176,7 +216,7 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
             raise ConfigError(path, f"{error}. {WRITE}.") from None
         if changes := differences(manifest.about["identity"], identity(teacher, encoding, data, name)):
             raise ConfigError(path, f"{folder} is stale: {'; '.join(changes)}. Give another folder. {WRITE}.")
-        needed = rows_needed(data, name, context.steps)
+        needed = entries_needed(data, name, context.steps)
         if manifest.rows < needed:
             short = f"{folder} holds {manifest.rows} rows, {needed} are needed"
             raise ConfigError(path, f"{short}. Give another folder. {WRITE}.")
@@ -184,28 +224,38 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
     network = decoding_model(
         prefix_of(teacher.name), about["classes"], about["states"], encoding.temperature, reads=teacher.prefix
     )
-    by_row = frozenset(name for name, stream in data.with_test.items() if stream.draws)
+    by_row = frozenset(name for name, stream in data.with_test.items() if stream.is_random)
     return CachedTeacher(**{**vars(teacher), "network": network}, encoding=encoding, stores=stores, by_row=by_row)
 
 
-def rows_needed(data: Pipeline, name: str, steps: int) -> int:
-    """Return the number of entries that a run needs of a stream.
+def entries_needed(data: Pipeline, name: str, steps: int) -> int:
+    """Return how many inputs the teacher must have stored outputs for, on one stream (a named source of batches).
 
-    It is one per record, or with random augmentation one per row.
+    Without random augmentation, this is the number of examples in the data set, because every epoch has the same
+    inputs. With random augmentation, every example of every training batch is a new input: `steps * batch_size`.
 
     Args:
         data: the run's data pipeline.
-        name: of the stream.
-        steps: training steps of the student.
+        name: name of the stream, or `TEST` for the test examples.
+        steps: number of training steps of the student.
     """
     stream = data.with_test[name]
-    if stream.draws:
+    if stream.is_random:
         return steps * stream.batch_size
     return (data.test_description if name == TEST else data.descriptions[name]).records
 
 
 def identity(teacher: Teacher, encoding: Encoding, data: Pipeline, name: str) -> dict[str, Any]:
-    """Return everything that a teacher's stored outputs on a stream depend on. A store with another identity is stale.
+    """Return everything that a teacher's stored outputs on a stream (a named source of batches) depend on.
+
+    Examples are a hash of the weights and the augmentation. The result is saved with the outputs, and a run refuses
+    outputs with another saved result.
+
+    Args:
+        teacher: the teacher that runs its network.
+        encoding: the storage format in the config.
+        data: the run's data pipeline.
+        name: name of the stream, or `TEST` for the test examples.
 
     Raises:
         ConfigError: the teacher has neither a checkpoint nor pretrained weights, or its weights cannot be read.
@@ -219,14 +269,18 @@ def identity(teacher: Teacher, encoding: Encoding, data: Pipeline, name: str) ->
         "augmentation": list(stream.augment),
         "kept": {"dtype": encoding.dtype, "top": encoding.top, "layers": list(encoding.layers), **draw_settings},
     }
-    if stream.draws:
+    if stream.is_random:
         selected = _selected(data) if name == "train" else {}
         identity_fields["draws"] = {"seed": data.seed, "batch_size": stream.batch_size, **selected}
     return identity_fields
 
 
 def _selected(data: Pipeline) -> dict[str, Any]:
-    """Return how training records are selected: the spec, the identities of the caches that it reads, and the order."""
+    """Identify the selection and the order of the training records.
+
+    The result has the spec of the selection, the identities of the caches that the selection reads, and the spec of the
+    order; it is empty if all records are used in shuffled order.
+    """
     order = {"order": data.order} if data.order else {}
     if data.selection is None:
         return order
@@ -239,7 +293,10 @@ def _selected(data: Pipeline) -> dict[str, Any]:
 
 
 def weights_hash(teacher: Teacher) -> str:
-    """Return a hash of the teacher's weights, and of its reduced vocabulary if it has one.
+    """Return a hash of the files with the teacher's weights, and with the teacher's reduced vocabulary if it has one.
+
+    Args:
+        teacher: a teacher with a checkpoint or pretrained weights.
 
     Raises:
         ConfigError: the teacher has neither a checkpoint nor pretrained weights, or its weights cannot be read.

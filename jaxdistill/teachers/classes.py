@@ -1,4 +1,4 @@
-"""The option `classes`: a teacher whose classes have other numbers than those of the data."""
+"""The option `classes`: map the classes of a teacher to those of the data, where they have other numbers."""
 
 from jaxdistill.models.combinators import remap_classes
 from jaxdistill.teachers.option import Option

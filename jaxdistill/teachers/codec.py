@@ -1,10 +1,10 @@
-"""Encode teacher outputs as fields of a batch, and a model that decodes them.
+"""Encode teacher outputs as fields of a batch, and build a model that decodes them.
 
-Cached and sub-mesh teachers use this format: the outputs travel in the batch, and the decoding model needs no
-parameters and no forward pass. For a large vocabulary, the encoding keeps one of two things:
+Cached and sub-mesh teachers use this format: their outputs travel in the batch, and the decoding model needs no
+parameters and no forward pass. For a large vocabulary, the encoding keeps one of two things instead of all logits:
 
-- the `top` largest logits, with the probability mass of all others spread evenly over them. (A KL over a renormalised
-  top-k is not the KL.)
+- the `top` largest logits, with the probability mass of all other classes spread evenly over them. (A KL over a
+  renormalised top-k is not the KL.)
 - classes drawn from the distribution; their frequencies equal it in expectation (see `sparse_logits.py`).
 """
 
@@ -23,14 +23,14 @@ from jaxdistill.teachers.top_k import top_k
 
 
 class Encoding(NamedTuple):
-    """The format of a teacher's stored or sent outputs; see `outputs` and `draws` in `cache.py`.
+    """The format of a teacher's outputs that are stored in a cache on disk, or sent from the teacher's own devices.
 
-    folder: folder of the stores; empty on a sub-mesh
-    dtype: of the values
-    top: number of the largest logits; 0: all
-    layers: numbers of the hidden states
-    draws: classes drawn for each row or token; 0: logits are kept
-    temperature: at which the classes are drawn
+    folder: folder of the cache; empty if outputs are sent
+    dtype: dtype of logits and hidden states
+    top: keep only this many of the largest logits; 0: all
+    layers: numbers of the hidden states that are kept; 0 is the embedding
+    draws: keep this many classes, drawn at random for each example or token, instead of logits; 0: keep logits
+    temperature: T of the distribution softmax(logits / T) from which classes are drawn
     """
 
     folder: str
@@ -42,15 +42,17 @@ class Encoding(NamedTuple):
 
 
 def encoded_forward(model: Model, encoding: Encoding, chunks: int) -> Callable[..., dict[str, Array]]:
-    """Build the forward pass of a teacher that returns encoded outputs, for `jit_evaluate`.
+    """Build the forward pass of a teacher, with outputs in the format `encoding`, to be compiled by `jit_evaluate`.
 
     Args:
         model: the teacher's network.
         encoding: format of the outputs.
-        chunks: as for `encode`.
+        chunks: number of chunks of a sequence; the logits of one chunk at a time are computed, to save memory.
 
     Returns:
-        `(params, state, teachers, rows) -> {name: [rows, ...]}`; `teachers` is unused.
+        `(params, state, teachers, rows) -> {field: array}`. The teacher's own parameters and state are
+        `params["student"]` and `state["student"]`, the key that `jit_evaluate` uses for any model; `teachers` is
+        unused.
     """
 
     def forward(params: PyTree, state: PyTree, _: Any, rows: Mapping[str, Array]) -> dict[str, Array]:
@@ -61,14 +63,16 @@ def encoded_forward(model: Model, encoding: Encoding, chunks: int) -> Callable[.
 
 
 def encoded_fields(outputs: Any, encoding: Encoding, chunks: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape and dtype of each encoded field of a row, by name.
+    """Return the shape and dtype of each encoded field of one example, by field name.
 
     Args:
-        outputs: shapes of a batch of outputs.
-        encoding, chunks: as for `encode`.
+        outputs: shapes of the teacher's outputs for a batch.
+        encoding: format of the outputs.
+        chunks: number of chunks of a sequence; the logits of one chunk at a time are computed, to save memory.
 
     Raises:
-        ValueError: as `encode`.
+        ValueError: the teacher has no such layer, no more classes than `top`, or the sequence does not divide into
+            chunks.
     """
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), outputs.logits.shape[:-1]))
     shapes = jax.eval_shape(lambda outputs, keys: encode(outputs, encoding, keys, chunks), outputs, keys)
@@ -76,13 +80,14 @@ def encoded_fields(outputs: Any, encoding: Encoding, chunks: int) -> dict[str, t
 
 
 def encode(outputs: Outputs, encoding: Encoding, keys: Array, chunks: int = 1) -> dict[str, Array]:
-    """Encode a batch of outputs as `{name: [rows, ...]}`.
+    """Encode a teacher's outputs for a batch as arrays, `{field: [rows, ...]}`, which `decode` converts back.
 
     Args:
-        outputs: `[*batch, classes]`.
-        encoding: the format.
-        keys: PRNG keys for the draws, `[*batch]`.
-        chunks: chunks of a sequence with a factored head; only one chunk's logits are in memory at a time.
+        outputs: the teacher's outputs, with logits `[*batch, classes]`.
+        encoding: format of the arrays.
+        keys: PRNG key of each example or token, `[*batch]`, for formats that draw classes at random.
+        chunks: number of chunks of a sequence; the logits of one chunk at a time are computed, to save memory. More
+            than 1 needs `Factored` logits, which are not yet multiplied out.
 
     Raises:
         ValueError: the teacher has no such layer, no more classes than `top`, or the sequence does not divide into
@@ -106,7 +111,7 @@ def encode(outputs: Outputs, encoding: Encoding, keys: Array, chunks: int = 1) -
 
 
 def _encode_logits(logits: Any, encoding: Encoding, keys: Array) -> dict[str, Array]:
-    """Encode logits `[*batch, classes]`."""
+    """Encode logits `[*batch, classes]` as fields `[*batch, ...]`, by name."""
     logits = jnp.asarray(logits, jnp.float32)
     size = logits.shape[-1]
     if encoding.draws:
@@ -127,15 +132,16 @@ def _encode_logits(logits: Any, encoding: Encoding, keys: Array) -> dict[str, Ar
 
 
 def decode(encoded: Mapping[str, Array], classes: int, states: int, temperature: float = 1.0) -> Outputs[Any]:
-    """Decode outputs, the inverse of `encode`.
+    """Decode a teacher's outputs from the arrays that `encode` made; logits and hidden states are float32.
 
-    Logits and hidden states are float32. A hidden state that was not kept is None.
+    A hidden state that was not kept is None. Classes that were not kept share one logit: their total probability is
+    spread evenly over them, or is 0 if classes were drawn.
 
     Args:
-        encoded: the encoded fields.
+        encoded: the encoded arrays of a batch, by field.
         classes: number of classes.
         states: number of hidden states of the teacher, kept or not.
-        temperature: at which classes were drawn, if they were.
+        temperature: temperature at which classes were drawn, if they were.
     """
     hidden = tuple(_float(encoded.get(f"hidden/{layer}")) for layer in range(states))
     if "logits" in encoded:
@@ -152,14 +158,15 @@ def _float(x: Array | None) -> Any:
 
 
 def decoding_model(prefix: str, classes: int, states: int, temperature: float = 1.0, reads: str = "") -> Model:
-    """Build a model that reads its outputs from batch fields whose names start with `prefix`.
+    """Build a model without parameters, which takes a teacher's encoded outputs from the batch and decodes them.
 
     Args:
-        prefix: such as "cached/resnet/".
+        prefix: prefix of the batch fields with the encoded outputs, such as "cached/resnet/".
         classes: number of classes.
         states: number of hidden states of the teacher, kept or not.
-        temperature: at which classes were drawn, if they were.
-        reads: prefix of the fields that the original network reads; empty: the student's.
+        temperature: temperature at which classes were drawn, if they were.
+        reads: prefix of the batch fields that the teacher's network read, if it has its own tokenizer; empty: it read
+            the same fields as the student.
     """
 
     def apply(params, state, batch, *, train, key):

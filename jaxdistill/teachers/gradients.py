@@ -1,4 +1,7 @@
-"""The option `gradients`: return gradients of a teacher's outputs, for terms that need them. Not a config key."""
+"""The option `gradients`: make a teacher return gradients of its outputs too, for loss terms that match gradients.
+
+It is not a key of a config: it is set if a loss term needs such gradients.
+"""
 
 from jaxdistill.models.derivatives import with_gradients
 from jaxdistill.teachers.option import Option

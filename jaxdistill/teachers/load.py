@@ -1,4 +1,4 @@
-"""Load a teacher's values in their shards: from a checkpoint or a pretrained model, or initialised at random."""
+"""Load a teacher's parameters and state onto its mesh: from a checkpoint or a pretrained model, or drawn at random."""
 
 from functools import partial
 
@@ -14,14 +14,14 @@ from jaxdistill.teachers.teacher import Teacher, checkpoint_of
 
 
 def load(teacher: Teacher, rows: Shapes) -> Variables:
-    """Load the values of a teacher onto its mesh.
+    """Load the parameters and state of a teacher onto its devices, from its checkpoint or its pretrained model.
 
     Args:
-        teacher: any but a cached one.
-        rows: shapes of a batch.
+        teacher: a teacher whose network runs in this run, not a cached one.
+        rows: shapes of the arrays of a batch.
 
     Raises:
-        ConfigError: the values do not exist before the run, or the checkpoint cannot be read.
+        ConfigError: the teacher has neither a checkpoint nor pretrained weights, or the checkpoint cannot be read.
     """
     abstract = teacher.abstract(rows)
     if teacher.checkpoint:
@@ -37,11 +37,13 @@ def load(teacher: Teacher, rows: Shapes) -> Variables:
 
 
 def initialise(teacher: Teacher, rows: Shapes) -> Variables:
-    """Initialise a teacher that the student's step trains: at random, except for values of a pretrained model.
+    """Initialise the parameters and state of a teacher that is trained together with the student.
+
+    They are drawn at random, except for those that a pretrained model provides.
 
     Args:
-        teacher: a live one.
-        rows: shapes of a batch.
+        teacher: the teacher.
+        rows: shapes of the arrays of a batch.
     """
     abstract = teacher.abstract(rows)
     layout = jax.tree.map(lambda x: x.sharding, abstract)
@@ -52,12 +54,12 @@ def initialise(teacher: Teacher, rows: Shapes) -> Variables:
 
 
 def checkpoint_error(path: str, checkpoint: str, error: Exception) -> ConfigError:
-    """Return the error for a teacher's checkpoint that cannot be used.
+    """Return the error to raise if a teacher's checkpoint cannot be used, with the value in the config and the cure.
 
     Args:
-        path: config path of the teacher.
-        checkpoint: the value in the config.
-        error: what is wrong.
+        path: key of the teacher in the config, such as `teachers.big`.
+        checkpoint: value of the key `checkpoint` in the config.
+        error: the error that was raised, whose message names the problem.
     """
     cure = "Set it to the folder of a run, or to RUN/teachers/NAME, optionally with @best, @last or @STEP"
     return ConfigError(f"{path}.checkpoint", f"{checkpoint!r}: {error}. {cure}.")

@@ -1,6 +1,6 @@
-"""Options of a teacher: an option is one key of `teachers.NAME` and a function that changes the teacher.
+"""Options of a teacher: each is a key of the config section `teachers.NAME`, and a function that changes the teacher.
 
-A new option is a file here with one `Option`, a line in `build.OPTIONS`, and its key in `run/schema.py`.
+A new option is a file in this folder with one `Option`, a line in `build.OPTIONS`, and its key in `run/schema.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,14 +14,14 @@ from jaxdistill.teachers.teacher import Teacher
 
 
 class Context(NamedTuple):
-    """The parts of a run that options may read.
+    """The values of a run that an option may read when it changes a teacher.
 
     data: the data pipeline
-    mesh: the student's mesh
+    mesh: the student's mesh of devices
     devices: the devices that are reserved for the teacher
-    chunks: chunks of a sequence in which factored heads are computed
-    steps: training steps of the student
-    needs: gradients that terms need from models, such as "input_gradients"
+    chunks: number of chunks of a sequence; logits of a large vocabulary are computed for one chunk at a time
+    steps: number of training steps of the student
+    needs: names of the gradients that loss terms need from models, such as "input_gradients"
     """
 
     data: Pipeline
@@ -42,14 +42,15 @@ Lacks = Mapping[str, str]
 
 
 class Option(NamedTuple):
-    """A key of `teachers.NAME`.
+    """An option of a teacher: a key of the config section `teachers.NAME`, such as "cache" or "quantized".
 
-    key: its name
-    apply: `(teacher, value, context) -> teacher`
-    delivers: whether the option changes how outputs reach the student; otherwise it changes the network
-    lacks: `value ->` the capabilities that a teacher with the option lacks
-    devices: `(value, path) ->` the number of devices to reserve for the teacher
-    check: `(value, path)`; raises an error if the value is wrong, without any data
+    key: name of the key
+    apply: `(teacher, value, context) -> teacher`, where `value` is the value of the key
+    delivers: True: the option changes how the teacher's outputs reach the student; False: it changes the network
+    lacks: `value -> {capability: reason}`: what a teacher with the option cannot do, such as "training", and why
+    devices: `(value, path) -> number`: how many devices to reserve for the teacher; `path` is the key of the config,
+        such as `teachers.big.placement`, for error messages
+    check: `(value, path)`: raises an error if the value is wrong, without reading any data
     """
 
     key: str

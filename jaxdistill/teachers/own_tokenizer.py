@@ -1,4 +1,4 @@
-"""The option `reads`: a teacher that reads its own fields of the batch, such as tokens of its own tokenizer."""
+"""The option `reads`: let a teacher read its own fields of the batch, such as tokens of its own tokenizer."""
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.models.combinators import with_prefix
@@ -7,10 +7,15 @@ from jaxdistill.teachers.teacher import Teacher
 
 
 def apply(teacher: Teacher, prefix: str, context: Context) -> Teacher:
-    """Make the teacher read the fields with a prefix.
+    """Make a teacher read the batch fields whose names begin with `prefix`, such as the tokens of its own tokenizer.
+
+    Args:
+        teacher: the teacher.
+        prefix: prefix of the fields, such as "teacher/".
+        context: the data of the run.
 
     Raises:
-        ConfigError: the data have no such fields.
+        ConfigError: the tokenization of the data makes no fields with this prefix.
     """
     tokenization = context.data.tokenization
     known = tokenization.others if tokenization else {}

@@ -1,8 +1,8 @@
-"""Sparse logits: classes drawn from a distribution, and a compact encoding of class numbers.
+"""Sparse logits: draw classes from a distribution, compute logits from the draws, and store class numbers compactly.
 
-Anshumann et al., Sparse Logit Sampling, 2025 (arxiv.org/abs/2503.16870): the frequencies of k draws equal the
-distribution in expectation, and so does the gradient of a forward KL to them. The k most probable classes, renormalised
-to sum to 1, are another distribution.
+Anshumann et al., Sparse Logit Sampling, 2025 (arxiv.org/abs/2503.16870): in expectation, the frequencies of k draws
+equal the distribution, and the gradient of a forward KL to the frequencies equals that of the KL to the distribution.
+The k most probable classes, renormalised to sum to 1, are another distribution.
 """
 
 from collections.abc import Mapping
@@ -19,14 +19,12 @@ PAGE = 2**16  # number of classes that 16 bits can encode
 def draw_classes(logits: Array, keys: Array, count: int) -> Array:
     """Draw classes from softmax(logits), `[*batch, count]` int32, in rising order and with repetition.
 
-    This is stratified sampling by the inverse of the cumulative distribution: one class is drawn in each of `count`
-    equal parts of the distribution. A class of probability p is expected `count p` times, as with independent draws,
-    but its count varies less. The classes are searched in two levels, first the tile of `TILE` classes and then the
-    class in it.
+    The draws are stratified: one class is drawn in each of `count` equal parts of the cumulative distribution. A class
+    of probability p is drawn `count p` times on average, as with independent draws, but with a smaller variance.
 
     Args:
         logits: `[*batch, classes]`.
-        keys: PRNG key of each row, `[*batch]`.
+        keys: PRNG key of each example or token, `[*batch]`.
         count: number of draws.
     """
     p = jax.nn.softmax(logits.astype(jnp.float32))
@@ -44,11 +42,14 @@ def draw_classes(logits: Array, keys: Array, count: int) -> Array:
 
 
 def draw_keys(records: Array, batch: tuple[int, ...]) -> Array:
-    """Return PRNG keys for the draws, `[*batch]`. They depend only on the record and the position of the token.
+    """Return a PRNG key for each example or token of a batch, `[*batch]`, for `draw_classes`.
+
+    A key depends only on the number of the example in the data set and the position of the token. So the draws do not
+    depend on the other examples of the batch.
 
     Args:
-        records: record numbers, `[rows]`.
-        batch: `(rows, *extent)`.
+        records: number in the data set of each example of the batch, `[rows]`.
+        batch: the shape `*batch`: `(rows,)`, or `(rows, length)` for texts.
     """
     keys = jax.vmap(lambda record: jax.random.fold_in(jax.random.key(0), record))(records)
     for size in batch[1:]:
@@ -57,19 +58,27 @@ def draw_keys(records: Array, batch: tuple[int, ...]) -> Array:
 
 
 def _first_above(mass: Array, cumulative: Array, goal: Array) -> Array:
-    """Return the first index at which the cumulative sum exceeds each goal; never an index with mass 0."""
+    """Return the first index at which the cumulative sum exceeds each goal; never an index with mass 0.
+
+    Args:
+        mass: probabilities, `[..., n]`.
+        cumulative: their cumulative sums, `[..., n]`.
+        goal: `[..., goals]`.
+    """
     last = mass.shape[-1] - 1 - jnp.argmax(mass[..., ::-1] > 0, axis=-1)
     index = jnp.sum(cumulative[..., None, :] <= goal[..., None], axis=-1)
     return jnp.minimum(index, last[..., None]).astype(jnp.int32)  # by rounding, the last sum may be below a goal
 
 
 def logits_of_draws(drawn: Array, classes: int, temperature: float) -> SparseLogits:
-    """Compute the logits of the drawn classes: the logarithm of their frequencies, times the temperature of the draws.
+    """Compute logits z from drawn classes, so that softmax(z / temperature) equals the frequencies of the draws.
+
+    A class that was drawn n times in k draws has `z = temperature * log(n / k)`. A class that was never drawn has -inf.
 
     Args:
-        drawn: `[*batch, count]`, in rising order.
+        drawn: the k drawn classes in rising order, `[*batch, k]`.
         classes: number of classes.
-        temperature: of the draws; softmax(logits / temperature) equals the frequencies.
+        temperature: temperature of the distribution from which they were drawn.
     """
     count = drawn.shape[-1]
     position = jnp.arange(count, dtype=jnp.int32)
@@ -82,12 +91,14 @@ def logits_of_draws(drawn: Array, classes: int, temperature: float) -> SparseLog
 
 
 def pack_classes(numbers: Array, classes: int) -> dict[str, Array]:
-    """Pack class numbers `[..., k]`, in rising order, into 16 bits each.
+    """Pack class numbers, sorted in rising order, into 16 bits each.
 
-    The high bits are stored as the number of entries below each page of 65,536 classes, except the first page.
+    The field `classes` has the low 16 bits of each number. The high bits follow from the order: the field `pages` has,
+    for each multiple of 65,536 below `classes`, how many of the numbers are smaller. There is no field `pages` with at
+    most 65,536 classes.
 
     Args:
-        numbers: int32.
+        numbers: class numbers in rising order, `[..., k]` int32.
         classes: number of classes.
     """
     pages = PAGE * jnp.arange(1, -(-classes // PAGE))
@@ -99,7 +110,11 @@ def pack_classes(numbers: Array, classes: int) -> dict[str, Array]:
 
 
 def unpack_classes(packed: Mapping[str, Array]) -> Array:
-    """Unpack class numbers; the inverse of `pack_classes`."""
+    """Return the class numbers, `[..., k]` int32, that `pack_classes` packed into 16 bits each.
+
+    Args:
+        packed: the fields that `pack_classes` returned.
+    """
     low = packed["classes"].astype(jnp.int32)
     if "pages" not in packed:
         return low

@@ -1,8 +1,8 @@
 """The option `placement`: run a teacher on its own sub-mesh, one batch ahead of the student.
 
-While the student trains on one batch, the teacher runs on the next. Its outputs travel in the batch. The host
-dispatches the teacher without waiting for its results. Only the student's devices wait for them, and they do not share
-their memory with the teacher.
+While the student trains on one batch, the teacher runs on the next. The teacher's outputs travel in the batch. The host
+dispatches the teacher without waiting for its results. Only the student's devices wait for these results, and the
+teacher does not use their memory.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,11 @@ KEY = "placement"
 
 
 class Submesh(NamedTuple):
-    """The number of devices of a sub-mesh, and the format of the outputs that it sends. See `submesh`."""
+    """The parsed value of a teacher's option `placement`, which runs the teacher on its own devices.
+
+    devices: number of these devices
+    encoding: format of the outputs that are sent from the teacher's devices to the student's
+    """
 
     devices: int
     encoding: Encoding
@@ -35,11 +39,12 @@ class Submesh(NamedTuple):
 
 @placements.register
 def submesh(devices: int, top: int = 0, layers: tuple[int, ...] = ()) -> Submesh:
-    """Run the teacher on its own mesh, one batch ahead of the student.
+    """Run the teacher on its own devices, one batch ahead of the student.
 
     Args:
-        devices: number of devices, taken from the end of all; rows and parameters are split over them.
-        top: number of the largest logits to send, with the probability mass of the rest, as for `outputs`; 0: all.
+        devices: number of devices, taken from the end of the list of all devices. The examples of a batch and the
+            parameters are split over them.
+        top: send only this many of the largest logits, and the total probability of all other classes; 0: all logits.
         layers: numbers of the hidden states to send; 0 is the embedding.
     """
     if devices < 1 or top < 0 or any(layer < 0 for layer in layers):
@@ -49,19 +54,20 @@ def submesh(devices: int, top: int = 0, layers: tuple[int, ...] = ()) -> Submesh
 
 
 def prefix_of(name: str) -> str:
-    """Return the prefix of a teacher's fields in a batch."""
+    """Return `placement/NAME/`, the prefix of the batch fields that hold the outputs of the teacher `name`."""
     return f"{KEY}/{name}/"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubmeshTeacher(Teacher):
-    """A teacher on its own sub-mesh.
+    """A teacher that runs on its own devices (a sub-mesh), and whose outputs are sent to the student in the batch.
 
     Args:
-        reader: reads the outputs from the batch
-        encoding: format of the outputs that are sent; for the test records, with all logits
-        chunks: chunks of a sequence, with a factored head
-        sent: shape and dtype of the fields that are sent for a record, by stream
+        reader: model without parameters that takes the outputs from the batch, for the student's training step
+        encoding: format of the outputs that are sent; for the test examples, all logits are sent
+        chunks: number of chunks of a sequence; the logits of one chunk at a time are computed, to save memory
+        sent: shape and dtype of the fields that are sent for one example, by stream (named source of batches) and field
+            name
     """
 
     reader: Model
@@ -71,15 +77,25 @@ class SubmeshTeacher(Teacher):
 
     @property
     def model(self) -> Model:
-        """The model that reads the outputs from the batch."""
+        """The model that the student's training step applies: it takes the teacher's outputs from the batch."""
         return self.reader
 
     def fields(self, stream: str) -> Fields:
-        """Return the fields that are sent."""
+        """Return the shape and dtype of each field of teacher outputs that is added to an example, by field name.
+
+        Args:
+            stream: name of the stream (a named source of batches), or `TEST` for the test examples.
+        """
         return {f"{prefix_of(self.name)}{name}": field for name, field in self.sent[stream].items()}
 
     def query(self, stream: str, variables: Variables, mesh: Mesh) -> Query:
-        """Return a query that runs the network on its own mesh and moves the encoded outputs to the student's."""
+        """Return a function that runs the teacher on a batch, and moves its encoded outputs to the student's devices.
+
+        Args:
+            stream: name of the stream (a named source of batches), or `TEST` for the test examples.
+            variables: the teacher's parameters and state, placed on the teacher's devices.
+            mesh: the student's mesh of devices.
+        """
         encoding = self.encoding._replace(top=0) if stream == TEST else self.encoding
         encode = jit_evaluate(encoded_forward(self.network, encoding, self.chunks), variables, self.mesh)
 
@@ -89,7 +105,11 @@ class SubmeshTeacher(Teacher):
         return query
 
     def argument(self, variables: Variables) -> Variables:
-        """Return no variables: the student's step does not run the network."""
+        """Return the variables that the student's training step needs for this teacher, which runs outside it: none.
+
+        Args:
+            variables: the teacher's parameters and state; unused.
+        """
         return NO_VARIABLES
 
 
@@ -98,10 +118,15 @@ def _submesh(value: str, path: str) -> Submesh:
 
 
 def apply(teacher: Teacher, value: str, context: Context) -> Teacher:
-    """Move the teacher to the devices that are reserved for it.
+    """Move a teacher from the student's devices to the devices that are reserved for the teacher.
+
+    Args:
+        teacher: the teacher.
+        value: value of the option `placement`, such as "submesh(devices=2)".
+        context: the data, devices and settings of the run.
 
     Raises:
-        ConfigError: the teacher has no such layer, no more classes than `top`, or its sequence does not divide into
+        ConfigError: the teacher has no such layer, no more classes than `top`, or the sequence does not divide into
             chunks.
     """
     path, encoding = f"{teacher.path}.{KEY}", _submesh(value, f"{teacher.path}.{KEY}").encoding
@@ -140,13 +165,15 @@ OPTION = Option(
 
 
 class QueryPrefetcher:
-    """An iterator over a stream that adds teacher outputs to the batches, and queries the teachers one batch ahead.
+    """An iterator over batches that adds the teachers' outputs, and starts to compute them one batch ahead.
 
-    Its position is that before the prefetched batch. So after a resume, this batch is queried again.
+    It can save its position. The saved position does not include the batch that was computed ahead, so this batch is
+    computed again after a resume.
 
     Args:
-        batches: of a stream, with a position: `get_state()`, `set_state(state)`.
-        query: adds the outputs to a batch.
+        batches: iterator over the batches of a stream (a named source of batches), with the methods `get_state()` and
+            `set_state(state)`.
+        query: function that returns a batch with the teachers' outputs added.
     """
 
     def __init__(self, batches: Any, query: Query):
@@ -161,17 +188,21 @@ class QueryPrefetcher:
         return batch
 
     def get_state(self) -> Any:
-        """Return the position at which iteration goes on."""
+        """Return the position after the last batch that was returned, from which `set_state` continues."""
         return self._batches.get_state() if self._next is None else self._position
 
     def set_state(self, state: Any) -> None:
-        """Go on from a position."""
+        """Continue from a position that `get_state` returned."""
         self._batches.set_state(state)
         self._next = None
 
 
 def join_queries(queries: Mapping[str, Query]) -> Query:
-    """Join the queries of several teachers into one, which adds all outputs to a batch."""
+    """Return one function that adds the outputs of all teachers to a batch.
+
+    Args:
+        queries: functions `batch -> {field: teacher output}`, by teacher name.
+    """
 
     def query(batch: Mapping[str, Any]) -> dict[str, Any]:
         return {**batch, **{name: x for each in queries.values() for name, x in each(batch).items()}}

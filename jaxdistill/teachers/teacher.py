@@ -1,8 +1,8 @@
 """A teacher as one value, whatever its options: live beside the student, cached, on its own sub-mesh, or in 8 bits.
 
-A run asks a teacher three things: which fields it adds to a batch, how its outputs get there, and what it costs. The
-class below is the live teacher, whose network runs inside the student's step. An option of a teacher (`option.py`)
-replaces the network, or returns a subclass that overrides these three methods.
+A run asks a teacher three things: which fields it adds to a batch, how its outputs reach the student, and what it
+costs. The class below is the live teacher, whose network runs inside the student's step. An option of a teacher
+(`option.py`) replaces the network, or returns a subclass that overrides the methods for these questions.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,19 +27,19 @@ Query = Callable[[Mapping[str, Any]], dict[str, Any]]  # a batch -> the fields t
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A live teacher.
+    """A teacher whose network runs inside the student's training step; subclasses compute the outputs elsewhere.
 
     Args:
-        name: its name in the config
-        spec: spec string of the network
-        network: computes the outputs
-        mesh: the devices that the network runs on
-        rules: sharding rules of the parameters; empty: the default table
-        checkpoint: "FOLDER", "FOLDER@best" or "FOLDER@STEP" of a run; empty: none
-        steps: training steps in this run; 0: none
-        seed: of the initial values, if the student's step trains the teacher
-        dtype: of the network's computations
-        options: the values of the options, by key
+        name: the teacher's name in the config
+        spec: spec string of the network, such as "mlp(widths=(64,), classes=10)"
+        network: the model that computes the outputs
+        mesh: mesh of the devices that the network runs on
+        rules: sharding rules of the parameters; empty: the default rules
+        checkpoint: "FOLDER", "FOLDER@best" or "FOLDER@STEP" of an earlier run; empty: none
+        steps: number of training steps, if this run trains the teacher before the student; otherwise 0
+        seed: random seed of the initial values, if the teacher is trained together with the student
+        dtype: dtype of the network's computations
+        options: values of the options that change the network, by key, such as "quantized"
     """
 
     name: str
@@ -55,88 +55,118 @@ class Teacher:
 
     @property
     def path(self) -> str:
-        """The path of its section in the config."""
+        """The key of the teacher's section in the config, such as `teachers.big`, for error messages."""
         return f"teachers.{self.name}"
 
     @property
     def model(self) -> Model:
-        """The model that the student's step applies."""
+        """The model that the student's training step applies to the batch for the teacher's outputs."""
         return self.network
 
     @property
     def prefix(self) -> str:
-        """The prefix of the batch fields that the teacher reads; empty: the student's fields."""
+        """The prefix of the batch fields that the teacher reads if it has its own tokenizer; empty: it has none."""
         return self.options.get("reads", "")
 
     @property
     def trained_here(self) -> bool:
-        """True if a stage of the run trains the teacher before the student."""
+        """Whether this run trains the teacher before the student: it has `steps`, and no checkpoint to load."""
         return bool(self.steps) and not self.checkpoint
 
     @property
     def runs(self) -> bool:
-        """True if the network runs in this run, and so needs values."""
+        """Whether the network runs in this run, and so needs parameters: True here; False for a cached teacher."""
         return True
 
     @property
     def has_values(self) -> bool:
-        """True if values exist before the student is trained: from a checkpoint, a pretrained model or a stage."""
+        """Whether the teacher's parameters exist when the student's training begins.
+
+        Parameters come from a checkpoint, a pretrained model, or the training of the teacher in this run.
+        """
         return bool(self.checkpoint or self.steps or self.network.load)
 
     def fields(self, stream: str) -> Fields:
-        """Return the fields that the teacher adds to a record of a stream; a live teacher adds none."""
+        """Return the shape and dtype of each field that the teacher adds to an example; none in this base class.
+
+        Args:
+            stream: name of the stream (a named source of batches), or `TEST` for the test examples.
+        """
         return {}
 
     def stored(self, stream: str) -> StoredFields | None:
-        """Return the stored outputs for the records of a stream; None: there are none."""
+        """Return the teacher's outputs that were stored before the run; None in this base class, which stores none.
+
+        Args:
+            stream: name of the stream (a named source of batches), or `TEST` for the test examples.
+        """
         return None
 
     def query(self, stream: str, variables: Variables, mesh: Mesh) -> Query | None:
-        """Return a function that computes the outputs outside the student's step; None: they are computed inside.
+        """Return a function that computes the teacher's outputs for a batch, before the student's training step.
+
+        The result is None in this base class, because the step computes the outputs.
 
         Args:
-            stream: stream of the batches, or `TEST`.
-            variables: of the teacher, on its mesh.
-            mesh: the student's, to which the outputs are moved.
+            stream: name of the stream (a named source of batches), or `TEST` for the test examples.
+            variables: the teacher's parameters and state, placed on the teacher's mesh.
+            mesh: the student's mesh, to which the outputs are moved.
         """
         return None
 
     def abstract(self, rows: Shapes) -> Variables:
-        """Return the shapes and shardings of the variables.
+        """Return the shapes, dtypes and shardings of the teacher's parameters and state, without computing them.
 
         Args:
-            rows: shapes of a batch.
+            rows: shapes of the arrays of a batch.
         """
         key = jax.eval_shape(lambda: jax.random.key(0))
         shapes = Variables(*jax.eval_shape(self.network.init, key, rows))
         return with_shardings(shapes, shardings(shapes, self.mesh, self.rules or DEFAULT_RULES))
 
     def place(self, variables: Variables) -> Variables:
-        """Place variables on the teacher's devices."""
+        """Place the teacher's parameters and state on the devices of its mesh, sharded by its rules.
+
+        Args:
+            variables: the parameters and state.
+        """
         return place(variables, self.mesh, self.rules or DEFAULT_RULES)
 
     def argument(self, variables: Variables) -> Variables:
-        """Return the variables that the student's step takes as its argument."""
+        """Return the variables that the student's training step needs for this teacher: all, placed on its mesh.
+
+        Args:
+            variables: the teacher's parameters and state.
+        """
         return self.place(variables)
 
     def cost(self, variables: Variables, rows: Shapes) -> dict[str, Any]:
-        """Return the cost of a forward pass on one example, for the table.
+        """Measure the cost of the teacher's forward pass on one example: parameters, bytes, FLOPs and latency.
 
         Args:
-            variables: of the teacher.
-            rows: shapes of a batch.
+            variables: the teacher's parameters and state.
+            rows: shapes of the arrays of a batch, of which one example is used.
         """
         return cost_of(self.network, variables, rows)
 
     def replaced(self, **differences: Any) -> "Teacher":
-        """Return the teacher with other values of some fields."""
+        """Return a copy of the teacher with new values of some fields.
+
+        Args:
+            differences: the new values, by field name.
+        """
         return replace(self, **differences)
 
 
 def cost_of(model: Model, variables: Variables, rows: Shapes) -> dict[str, Any]:
-    """Return the cost of a forward pass on one example.
+    """Measure the cost of a model's forward pass on one example: parameters, bytes, FLOPs and latency.
 
-    With several processes, none of which holds all values, it is only the number of parameters.
+    With several processes, only the number of parameters is returned, because no process holds all parameters.
+
+    Args:
+        model: the model.
+        variables: the model's parameters and state.
+        rows: shapes of the arrays of a batch, of which one example is used.
     """
     if jax.process_count() > 1:
         return {"parameters": sum(x.size for x in jax.tree.leaves(variables.params))}
@@ -145,10 +175,11 @@ def cost_of(model: Model, variables: Variables, rows: Shapes) -> dict[str, Any]:
 
 
 def checkpoint_of(text: str) -> tuple[Path, str]:
-    """Return the folder and the step ("best", "last" or a number) of a checkpoint.
+    """Return the folder of checkpoints that a config names, and which one to load: "best", "last" or a step number.
 
     Args:
-        text: the value in a config: FOLDER, or FOLDER@STEP.
+        text: "FOLDER", "FOLDER@best", "FOLDER@last" or "FOLDER@STEP"; without "@", the last checkpoint. FOLDER is the
+            folder of a run, which stands for the student of that run, or the folder of one model in it.
     """
     path, _, which = text.partition("@")
     folder = Path(path).expanduser()

@@ -1,6 +1,6 @@
 """Exact top-k of a large vocabulary, by tiles.
 
-`jax.lax.top_k` sorts the whole vocabulary, which on a GPU takes six times as long as the teacher itself.
+`jax.lax.top_k` sorts the whole vocabulary, which on a GPU takes six times as long as the teacher's forward pass.
 
 The vocabulary is cut into tiles. The k largest elements lie in the k tiles with the largest maxima: any element of
 another tile ranks behind these k maxima. So the algorithm first selects k tiles by their maxima, and then k elements of
@@ -18,10 +18,14 @@ SMALLEST = 4  # elements of a tile; with fewer, there would be nearly as many ma
 
 
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
-    """Return values and indices of the k largest along the last axis, `[..., k]`.
+    """Compute the values and the indices of the k largest elements along the last axis, both `[..., k]`.
 
-    They are exactly those of `jax.lax.top_k`: of equal values, the first is taken. The result of a row with NaN is
-    undefined.
+    The result equals that of `jax.lax.top_k`, also for equal elements: the first is taken. The result for a row that
+    contains NaN is undefined.
+
+    Args:
+        x: the elements, `[..., n]`.
+        k: number of elements to find.
     """
     size = x.shape[-1]
     # about as many maxima as elements in k tiles; a power of 2 mostly divides a vocabulary, so that nothing is copied

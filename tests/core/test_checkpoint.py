@@ -12,7 +12,14 @@ import pytest
 import runs
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdistill.core.checkpoint import CheckpointError, Checkpoints, choose_step, load_variables, manifests, problems
+from jaxdistill.core.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    choose_step,
+    damaged_files,
+    load_variables,
+    manifests,
+)
 from jaxdistill.core.types import TrainState, Variables
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
@@ -128,11 +135,11 @@ def test_one_flipped_bit_in_any_file_is_noticed(folder):
             changed = bytearray(content)
             changed[place] ^= 0x10
             file.write_bytes(changed)
-            assert problems(folder, 40, manifests(folder)[40]) == [
+            assert damaged_files(folder, 40, manifests(folder)[40]) == [
                 f"{file} has changed since it was written (checksum differs)"
             ]
         file.write_bytes(content)
-    assert problems(folder, 40, manifests(folder)[40]) == []
+    assert damaged_files(folder, 40, manifests(folder)[40]) == []
 
 
 @pytest.mark.parametrize("place", [1, 100, -2])

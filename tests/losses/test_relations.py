@@ -99,7 +99,7 @@ def test_cc_is_the_gaussian_kernel_of_unit_rows_in_the_limit(gamma):
     x = np.float32(np.random.default_rng(0).normal(size=(5, 3)))
     rows = x / np.linalg.norm(x, axis=-1, keepdims=True)
     kernel = np.exp(-gamma * np.sum((rows[:, None] - rows[None]) ** 2, -1))
-    series = jax.jit(cc.correlation, static_argnums=(1, 2))
+    series = jax.jit(cc.gaussian_kernel, static_argnums=(1, 2))
     assert_close(series(x, gamma, 20), kernel, rtol=1e-4)
     assert np.abs(series(x, gamma, 2) - kernel).max() > 1e-3
 

@@ -16,7 +16,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.losses.logits.kd import kl_divergence
-from jaxdistill.losses.logits.taid import interpolated_cross_entropy, next_coefficient
+from jaxdistill.losses.logits.taid import interpolated_cross_entropy, next_state
 
 KEY = jax.random.key(0)
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")
@@ -39,7 +39,7 @@ def test_taid_equals_the_published_code_over_its_steps():
     def update(state, student, teacher, floor):
         loss = lambda s: jnp.mean(interpolated_cross_entropy(s, teacher, state["coefficient"]))
         value, gradient = jax.value_and_grad(loss)(student)
-        return value, gradient, next_coefficient(state, value, floor, 1.0, rate=0.3, decay=0.99)
+        return value, gradient, next_state(state, value, floor, 1.0, rate=0.3, decay=0.99)
 
     with jax.enable_x64(True):
         state = {"coefficient": np.float64(0.4), "momentum": np.float64(0.0), "loss": np.float64(np.inf)}
@@ -83,7 +83,7 @@ def test_taid_begins_at_its_floor_and_never_falls_below():
 
 def test_taid_hurries_while_its_loss_falls():
     state = {name: np.float32(x) for name, x in {"coefficient": 0.4, "momentum": 0.0, "loss": 2.0}.items()}
-    move = jax.jit(lambda *given: next_coefficient(*given, 1.0, rate=0.5, decay=0.0))
+    move = jax.jit(lambda *given: next_state(*given, 1.0, rate=0.5, decay=0.0))
     after = lambda loss: move(state, np.float32(loss), np.float32(0.4))
     by_hand = lambda change: 0.4 + 0.5 * 0.6 / (1 + np.exp(-change))
     for loss, change in ((1.0, 0.5), (2.0, 0.0), (8.0, -3.0)):

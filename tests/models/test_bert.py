@@ -16,7 +16,7 @@ from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub import slice
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.source import Safetensors
-from jaxdistill.models.hub.weights import dump, load, plan
+from jaxdistill.models.hub.weights import export_arrays, load, plan
 
 NAMES = ("bert_classifier", "bert_embedding", "roberta_classifier", "distilbert_classifier")
 FAMILY = families["bert"]
@@ -92,7 +92,7 @@ def test_bfloat16_stays_close(known, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_loaded_is_written_and_loaded_again_to_the_bit(known, name, tmp_path):
     ref, folder, _, arguments, _, variables = known(name)
-    written = dump(FAMILY, arguments, variables)
+    written = export_arrays(FAMILY, arguments, variables)
     first = load_file(folder / "model.safetensors")
     unused = {n for n in first if n.startswith("pooler.")}
     prefix = "" if arguments["classes"] else f"{arguments['style']}."

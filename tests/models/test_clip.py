@@ -16,7 +16,7 @@ import jaxdistill.models  # noqa: F401  (registers the families)
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub.family import families
-from jaxdistill.models.hub.weights import dump
+from jaxdistill.models.hub.weights import export_arrays
 from jaxdistill.models.towers import NO_CANDIDATE
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_transformers(known, name):
 @every_reference
 def test_what_is_loaded_is_written_as_it_was(known, name):
     _, folder, family, arguments, _, variables = known(name)
-    written, theirs = dump(families[family], arguments, variables), parity.Safetensors(folder)
+    written, theirs = export_arrays(families[family], arguments, variables), parity.Safetensors(folder)
     assert set(written) == set(theirs.arrays)
     for n, x in written.items():
         np.testing.assert_array_equal(x, theirs.read(n, ()), err_msg=n, strict=True)

@@ -18,7 +18,7 @@ from jaxdistill.core.types import Variables
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.source import Safetensors
-from jaxdistill.models.hub.weights import dump, load, plan
+from jaxdistill.models.hub.weights import export_arrays, load, plan
 
 KEY = jax.random.key(0)
 NAMES = ("llama_tied", "llama_untied", "llama_scaled", "qwen2", "qwen3")
@@ -59,7 +59,7 @@ def test_what_is_written_is_read_again_to_the_bit(name, scan, tmp_path):
     ref = parity.reference(name)
     folder = parity.write_folder(tmp_path / "a", ref)
     _, arguments, _, variables = parity.ours(folder, ref.batch, scan_layers=scan)
-    written = dump(FAMILY, arguments, variables)
+    written = export_arrays(FAMILY, arguments, variables)
     assert {n: x.shape for n, x in written.items()} == ref.shapes
     save_file(written, folder / "model.safetensors")
     _, _, _, again = parity.ours(folder, ref.batch, scan_layers=scan)

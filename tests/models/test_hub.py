@@ -16,9 +16,9 @@ from jaxdistill.core.hub_files import fingerprint
 from jaxdistill.core.types import Variables
 from jaxdistill.models.hub.family import Family, Rule, family_name
 from jaxdistill.models.hub.locate import open_source
-from jaxdistill.models.hub.slice import average_neighbours, cut, heads_to_units, keep_evenly, keep_units
+from jaxdistill.models.hub.slice import average_neighbours, heads_to_units, keep_evenly, keep_units, narrow
 from jaxdistill.models.hub.source import Safetensors
-from jaxdistill.models.hub.weights import dump, load, plan
+from jaxdistill.models.hub.weights import export_arrays, load, plan
 from jaxdistill.parallel.mesh import make_mesh
 
 RULES = (
@@ -87,7 +87,7 @@ def test_names_and_layouts_become_ours(tmp_path):
 
 
 def test_what_is_loaded_and_written_back_is_the_same_to_the_bit(tmp_path):
-    back = dump(TOY, {}, read(folder(tmp_path)))
+    back = export_arrays(TOY, {}, read(folder(tmp_path)))
     assert back.keys() == FILE.keys()
     for name, array in FILE.items():
         np.testing.assert_array_equal(back[name], array)
@@ -254,8 +254,8 @@ def test_averaging_units_that_agree_keeps_the_function():
     draw = np.random.default_rng(1)
     up, down = draw.normal(size=(3, 4)).repeat(2, axis=1), draw.normal(size=(8, 5))
     halves = {"ffn": average_neighbours(8, 4)}
-    small_up = cut(up, Rule("", "", "linear", ("width", "ffn")), halves)
-    small_down = cut(down, Rule("", "", "linear", ("ffn", "width")), halves)
+    small_up = narrow(up, Rule("", "", "linear", ("width", "ffn")), halves)
+    small_down = narrow(down, Rule("", "", "linear", ("ffn", "width")), halves)
     x = draw.normal(size=(7, 3))
     np.testing.assert_allclose(np.tanh(x @ small_up) @ small_down, np.tanh(x @ up) @ down, rtol=1e-12)
 
@@ -265,7 +265,7 @@ def test_removing_a_unit_that_nobody_reads_changes_nothing():
     up, down = draw.normal(size=(3, 4)), draw.normal(size=(4, 5))
     down[2] = 0
     kept = {"ffn": keep_units((0, 1, 3))}
-    small = [cut(a, Rule("", "", "linear", axes), kept) for a, axes in ((up, ("", "ffn")), (down, ("ffn", "")))]
+    small = [narrow(a, Rule("", "", "linear", axes), kept) for a, axes in ((up, ("", "ffn")), (down, ("ffn", "")))]
     x = draw.normal(size=(7, 3))
     np.testing.assert_allclose(np.tanh(x @ small[0]) @ small[1], np.tanh(x @ up) @ down, rtol=1e-12)
 
@@ -281,5 +281,5 @@ def test_selections():
 
 def test_averaged_inputs_of_a_convolution_are_added_up():
     k = np.random.default_rng(3).normal(size=(3, 3, 4, 5))
-    small = cut(k, Rule("", "", "conv", ("", "", "width", "")), {"width": average_neighbours(4, 2)})
+    small = narrow(k, Rule("", "", "conv", ("", "", "width", "")), {"width": average_neighbours(4, 2)})
     np.testing.assert_allclose(small, k[:, :, ::2] + k[:, :, 1::2], rtol=1e-12)

@@ -12,7 +12,7 @@ from golden.weights import images
 import jaxdistill.models  # noqa: F401  (registers the families)
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub.family import families
-from jaxdistill.models.hub.weights import dump
+from jaxdistill.models.hub.weights import export_arrays
 
 REFERENCES = ("efficientnet_lite", "vit", "vit_variant", "deit", "resnet_bottleneck", "resnet_basic", "resnet_variant")
 every_reference = pytest.mark.parametrize("name", REFERENCES)
@@ -43,7 +43,7 @@ def test_gradients_are_those_of_the_published_code(name, folder):
 def test_what_is_loaded_is_written_as_it_was(name, folder):
     ref = parity.reference(name)
     family, arguments, _, variables = parity.ours(folder(name), ref.batch)
-    written = dump(families[family], arguments, variables)
+    written = export_arrays(families[family], arguments, variables)
     theirs = parity.Safetensors(folder(name))
     assert set(written) == set(theirs.arrays)
     for n, x in written.items():

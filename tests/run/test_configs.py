@@ -139,7 +139,7 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
     monkeypatch.chdir(runs.ROOT)
     taken = []
     monkeypatch.setattr(cache, "write", lambda config, console: taken.append(config))
-    monkeypatch.setattr(vocabulary, "cut", lambda config, out, most: taken.append(config) or "")
+    monkeypatch.setattr(vocabulary, "reduce_vocabulary", lambda config, folder, max_tokens: taken.append(config) or "")
     monkeypatch.setattr(ahead, "plan", lambda config, topology: taken.append(config) or PLAN)
     monkeypatch.setattr(topology, "find", lambda name, slices: topology.Topology(name, [], None))
     if not rest or "--help" in rest:

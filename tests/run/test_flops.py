@@ -12,7 +12,7 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.config import override
 from jaxdistill.run.config_files import load
 from jaxdistill.run.plan import ahead, topology
-from jaxdistill.run.plan.device import device
+from jaxdistill.run.plan.device import device_work
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,7 +113,7 @@ def test_collectives_are_counted_in_every_turn_with_what_is_sent():
 
     step = jax.jit(gathered, in_shardings=(whole, split), out_shardings=whole)
     x, kernels = jax.ShapeDtypeStruct((4, 64), jnp.float32), jax.ShapeDtypeStruct((6, 64, 64), jnp.float32)
-    found = device(step.lower(x, kernels).compile().as_text(), 8)
+    found = device_work(step.lower(x, kernels).compile().as_text(), 8)
     gather = found.collectives["all-gather"]
     assert gather.bytes == pytest.approx(6 * 64 * 64 * 4 * 7 / 8)  # its eighth, passed on to seven others
     assert found.flops == 6 * 2 * 4 * 64 * 64  # by every device
@@ -124,7 +124,7 @@ def test_collectives_are_counted_in_every_turn_with_what_is_sent():
 def test_a_device_does_its_share(mesh, _drawn):
     """Of heads and widths too where they are split: 1.7 times as much if each of a group does what the others do."""
     step = step_of(decoder(mesh=mesh))
-    found = device(step.lower().compile().as_text(), 8)
+    found = device_work(step.lower().compile().as_text(), 8)
     assert found.flops * 8 == pytest.approx(flops(step.jaxpr).total, rel=0.02)
 
 
@@ -163,7 +163,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 def test_the_text_of_a_tpu_is_read_too():
     """Six turns: the first stands before the loop. A stack of products is a convolution with holes there."""
-    found = device(TPU, 8)
+    found = device_work(TPU, 8)
     assert found.collectives == {
         "all-gather": (6, 6 * 3 * 4 * 8 * 2),
         "reduce-scatter": (6, 6 * 16 * 8 * 2 * 3 / 4),

@@ -15,7 +15,7 @@ from plans import PODS, SIZES, decoder
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Variables
-from jaxdistill.parallel.compile import local_shard, rows_on
+from jaxdistill.parallel.compile import local_shard, row_numbers_on
 from jaxdistill.parallel.mesh import AXES, make_mesh
 from jaxdistill.run.commands import plan as command
 from jaxdistill.run.config import override
@@ -198,7 +198,7 @@ def test_rows_of_a_host_need_not_be_neighbours():
     whole = np.arange(48).reshape(16, 3)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     for host in (jax.devices()[:4], jax.devices()[4:]):
-        mine = rows_on(mesh, 16, host)
+        mine = row_numbers_on(mesh, 16, host)
         assert len(mine) == 8 and list(mine) != list(range(mine[0], mine[0] + 8))
         for device_, index in rows.devices_indices_map((16, 3)).items():
             if device_ in host:

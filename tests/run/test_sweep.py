@@ -4,11 +4,13 @@ import os
 import re
 import shlex
 import signal
+from pathlib import Path
 
 import pytest
 import runs
 from rich.console import Console
 
+from jaxdistill import main
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.comparison import interval, paired
 from jaxdistill.evaluation.report import study as plot
@@ -212,11 +214,10 @@ def test_a_pair_of_equal_arms_is_no_certainty():
 
 def test_the_script_of_a_cluster_runs_teachers_then_every_run_then_the_table(tmp_path):
     """Run by a shell in which `sbatch` tells what it was asked for."""
-    words = ["--workdir", "runs/it's", "--seeds", "2"]
     asked = tmp_path / "asked"
     (tmp_path / "sbatch").write_text(f'#!/bin/bash\nprintf "%q " "$@" >> {asked}; echo >> {asked}; echo 7\n')
     (tmp_path / "sbatch").chmod(0o755)
-    (tmp_path / "study.sh").write_text(sweep.script(study(), words, 10))
+    (tmp_path / "study.sh").write_text(sweep.slurm_script(study(), Path("runs/it's"), 2))
     command = ["bash", str(tmp_path / "study.sh"), "--time=1:00"]
     runs.subprocess.run(command, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True)
     jobs = [shlex.split(line) for line in asked.read_text().splitlines()]
@@ -224,9 +225,26 @@ def test_the_script_of_a_cluster_runs_teachers_then_every_run_then_the_table(tmp
     assert "--dependency=afterok:7" in jobs[1] and all(
         job[:3] == ["--parsable", "--job-name=tiny", "--time=1:00"] for job in jobs
     )
-    plain = ["python", "-m", "experiments.tiny", *words]
+    plain = ["python", "-m", "experiments.tiny", "--workdir", "runs/it's", "--seeds", "2"]
     told = [shlex.split(job[-1]) for job in jobs]
     assert told == [[*plain, "--run", "teachers"], [*plain, "--run", "$SLURM_ARRAY_TASK_ID"], plain]
+
+
+def test_the_script_of_the_command_sweep_says_what_the_command_said(tmp_path, monkeypatch, capsys):
+    """Each job's words, given to the command again, make the same study."""
+    seen = []
+    monkeypatch.setattr(sweep, "_check", seen.append)
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", str(runs.TINY), "--axis", "objective.kd.term", "kd(temperature=2.0)", "reverse_kl()"]
+    words += ["--workdir", "it's", "--seeds", "2", "--slurm", "--config.steps=8"]
+    assert main.run(["sweep", *words]) == 0
+    job = re.search(r"teachers=.* --wrap (.*)\)", capsys.readouterr().out)[1]
+    python, module, name, *again = shlex.split(*shlex.split(job))
+    assert [python, module, name] == ["python", "-m", "jaxdistill.main"]
+    assert again[-2:] == ["--run", "teachers"]
+    assert main.run([*again[:-2], "--slurm"]) == 0
+    assert seen[0] == seen[1] and len(expand(seen[0])) == 2
+    assert seen[0].base.steps == 8
 
 
 def test_one_run_is_told_by_its_number(tmp_path, monkeypatch):
@@ -234,7 +252,7 @@ def test_one_run_is_told_by_its_number(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "train_teachers", lambda *words: {})
     monkeypatch.setattr(sweep, "run_one", lambda run, console: learnt.append((run.arm, run.seed)))
     read = lambda *words: sweep.parser("tiny", "").parse_args(["--workdir", str(tmp_path), "--seeds", "2", *words])
-    sweep.execute(study(), read("--run", "6"), ())
+    sweep.execute(study(), read("--run", "6"))
     assert learnt == [(f"{TERMS[0]} | many", 1)]
     with pytest.raises(ConfigError, match="--run: '10' is not a run; choose 'teachers' or 0 to 9"):
-        sweep.execute(study(), read("--run", "10"), ())
+        sweep.execute(study(), read("--run", "10"))

@@ -1,1 +1,1 @@
-"""Loss terms of a factored head, chunk by chunk: a large vocabulary without all its logits in memory."""
+"""Loss terms computed chunk by chunk over a sequence, so that a large vocabulary needs little memory for logits."""

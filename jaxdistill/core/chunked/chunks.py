@@ -1,9 +1,9 @@
-"""Split the signals of a sequence into chunks, and put the signals of one chunk together again.
+"""Split signals (outputs of the models, and the batch) into chunks of the sequence, and build those of one chunk.
 
-The arrays of a stream are of two kinds. Arrays with an entry for each token (features or logits, hidden states, labels,
-the mask) are cut along the sequence into `[chunks, batch, length / chunks, ...]`, so that a scan takes one chunk after
-the other. All else (kernels of heads, parameters, fields of the batch without a token dimension) is shared by all
-chunks and is not copied. A cut along the sequence, not along the batch, leaves the batch dimension and its layout on
+The arrays of signals are of two kinds. Arrays with a value for each token (features or logits, hidden states, labels,
+the mask) are split along the sequence into `[chunks, batch, length / chunks, ...]`, so that a scan takes one chunk
+after the other. All else (kernels of heads, parameters, fields of the batch without a token dimension) is shared by all
+chunks and is not copied. A split along the sequence, not along the batch, leaves the batch dimension and its layout on
 the devices as they are. The result is right for every local term, whose value at a token depends on that token alone.
 The cost is one transpose of the per-token arrays.
 """
@@ -20,15 +20,15 @@ from jaxdistill.core.types import Array, Factored, Outputs, PyTree, Signals
 
 
 def is_factored(signals: Signals) -> bool:
-    """Return True if the student's head is not multiplied out."""
+    """Return True if the student's logits are `Factored`: not computed yet, but kept as `features` and `kernel`."""
     return isinstance(signals.student.logits, Factored)
 
 
 class Chunks(NamedTuple):
-    """Signals in two parts: what all chunks share, and the arrays with a row for each token.
+    """Signals (model outputs and batch) that are split along the sequence, so that a scan can take chunk after chunk.
 
-    shared: signals with None in place of the rows
-    rows: `[chunks, batch, length / chunks, ...]`
+    shared: the values that are the same for all chunks: the signals, with None in place of every array in `rows`
+    rows: a pytree of the arrays with one value for each token, in the shape `[chunks, batch, length / chunks, ...]`
     """
 
     shared: Signals
@@ -36,10 +36,14 @@ class Chunks(NamedTuple):
 
 
 def split_into_chunks(signals: Signals, chunks: int) -> Chunks:
-    """Split signals along the sequence; every chunk keeps the layout of the batch on the devices.
+    """Split signals (model outputs and batch) into chunks of the sequence; the batch dimension is not split.
 
-    Pooled embeddings, attentions and gradients have no token dimension and are left out, because no local term reads
-    them. Teachers with other tokens are left out for the same reason.
+    Of the model outputs, only logits and hidden states are kept. Local loss terms, whose value at a token depends on
+    that token alone, read nothing else. The outputs of a teacher with another tokenizer are left out, too.
+
+    Args:
+        signals: signals whose student has `Factored` logits (not computed yet).
+        chunks: the number of chunks.
 
     Raises:
         ValueError: the number of chunks does not divide the length of the sequence.
@@ -76,7 +80,12 @@ def split_into_chunks(signals: Signals, chunks: int) -> Chunks:
 
 
 def signals_of_chunk(shared: Signals, rows: PyTree) -> Signals:
-    """Return the signals of one chunk, from the shared part and the chunk's rows."""
+    """Build the signals (model outputs and batch) of one chunk of the sequence from the result of `split_into_chunks`.
+
+    Args:
+        shared: the values that are the same for all chunks (`Chunks.shared`).
+        rows: the arrays of the chunk, `[batch, length / chunks, ...]`: one entry along the first axis of `Chunks.rows`.
+    """
 
     def outputs(shared_part: Outputs, arrays: tuple[PyTree, ...]) -> Outputs:
         features, hidden_states = arrays
@@ -94,7 +103,16 @@ def signals_of_chunk(shared: Signals, rows: PyTree) -> Signals:
 
 
 def with_dense_logits(shared: Signals, rows: PyTree) -> Chunks:
-    """Return one chunk with dense logits in place of its factored heads, as `[1, batch * length, ...]`."""
+    """Compute the logits of one chunk of the sequence from its features, and merge the batch and token dimensions.
+
+    Args:
+        shared: the values that are the same for all chunks (`Chunks.shared`), with the kernels of the last layers.
+        rows: the arrays of the chunk, `[batch, length / chunks, ...]`: one entry along the first axis of `Chunks.rows`.
+
+    Returns:
+        A single chunk: `shared` without the kernels of the last layers, and `rows` with arrays
+        `[1, batch * length / chunks, ...]` and with logits in place of features.
+    """
     missing: Any = None
     student, teachers, batch, mask = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows)
 
@@ -109,12 +127,12 @@ def with_dense_logits(shared: Signals, rows: PyTree) -> Chunks:
 
 
 def reads_logits(function: Callable[[PyTree, PyTree], Any], shared: PyTree, rows: PyTree) -> bool:
-    """Return True if a function of a chunk uses the student's logits.
+    """Return True if the results of a function of one chunk of the sequence depend on the student's logits.
 
     Args:
-        function: `(shared, rows of one chunk)`.
-        shared: what all chunks share.
-        rows: the rows of all chunks (`Chunks.rows`) and the numbers of the chunks.
+        function: `(shared, (rows of one chunk, number of the chunk)) -> results`.
+        shared: the values that are the same for all chunks, such as parameters.
+        rows: the pair `(Chunks.rows, numbers of the chunks [chunks])`, with the arrays of all chunks.
     """
     one_chunk = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
     _, (((features, _), *_), _) = used_inputs(function, shared, one_chunk)

@@ -24,16 +24,21 @@ ChunkFunction = Callable[[PyTree, PyTree], tuple[Array, PyTree]]  # (shared, row
 
 
 def sum_over_chunks(function: ChunkFunction, shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
-    """Sum `function(shared, rows[i])` over all chunks i; only the first of its two results has a gradient.
+    """Compute `sum_i function(shared, rows[i])` over chunks i, and under differentiation its gradient in the same pass.
 
-    Gradients are computed for differentiated inputs alone: a frozen teacher costs none. Those of `shared` are summed in
-    float32. On a mesh every device scans over its own rows, and the devices are summed once, at the end. The
-    partitioner alone would sum the gradient of a kernel over all devices in every chunk.
+    Only the scalar can be differentiated. Gradients are computed only for the inputs that are differentiated, so a
+    frozen teacher costs none, and the gradient with respect to `shared` is summed in float32. On a mesh, every device
+    scans over its own part of the batch, and the sums of all devices are added once, at the end. (XLA would add the
+    gradient of a kernel over all devices in every chunk.)
 
     Args:
-        function: `(shared, rows) -> (scalar, tree of sums)`; must not close over anything that is differentiated.
-        shared: read by all chunks, such as kernels and parameters.
-        rows: `[chunks, batch, ...]` for each array, or `[chunks]`.
+        function: `(shared, rows of one chunk) -> (scalar, tree of sums)`; must not close over values that are
+            differentiated.
+        shared: the arrays that all chunks read, such as kernels and parameters.
+        rows: a tree of arrays `[chunks, batch, ...]` or `[chunks]`; chunk i gets the tree of `array[i]`.
+
+    Returns:
+        The sum of the scalars and the sum of the trees.
     """
     values = lambda *inputs: _on_device_rows(functools.partial(_values, function), *inputs)
     values_and_gradients = lambda wanted, *inputs: _on_device_rows(
@@ -45,13 +50,17 @@ def sum_over_chunks(function: ChunkFunction, shared: PyTree, rows: PyTree) -> tu
 def with_one_pass_gradient(
     values: Any, values_and_gradients: Any, shared: PyTree, rows: PyTree
 ) -> tuple[Array, PyTree]:
-    """Return a scalar and a tree of sums; under differentiation, compute the scalar together with its gradient.
+    """Compute a scalar and a tree of sums; under differentiation, one function returns value and gradient together.
 
     Args:
-        values: `(shared, rows) -> ((scalar, sums), anything)`
-        values_and_gradients: `(wanted, shared, rows) -> ((scalar, sums), gradients of (shared, rows))`; `wanted` is a
-            tree of bools like (shared, rows), and the gradient of a leaf that is not wanted is None
-        shared, rows: their arguments.
+        values: `(shared, rows) -> ((scalar, sums), ignored)`; called if nothing is differentiated.
+        values_and_gradients: `(wanted, shared, rows) -> ((scalar, sums), gradients of the scalar)`; called under
+            differentiation. `wanted` has the structure of `(shared, rows)`, with True for each leaf whose gradient is
+            needed. The gradients have the same structure, with None for the other leaves.
+        shared, rows: the arguments of both functions.
+
+    Returns:
+        The scalar and the sums; only the scalar can be differentiated.
     """
 
     @jax.custom_vjp
@@ -76,7 +85,16 @@ def with_one_pass_gradient(
 
 
 def value_and_wanted_grads(function: ChunkFunction, wanted: PyTree, shared: PyTree, rows: PyTree) -> tuple[Any, Any]:
-    """Return the results for one chunk, and the gradients of the scalar by (shared, rows); None where not wanted."""
+    """Compute `jax.value_and_grad(..., has_aux=True)` of a function, with respect to selected leaves of its inputs.
+
+    Args:
+        function: `(shared, rows) -> (scalar, tree of sums)`; the scalar is differentiated.
+        wanted: a tree of bools with the structure of `(shared, rows)`: True for each leaf whose gradient is needed.
+        shared, rows: the arguments of `function`.
+
+    Returns:
+        The results of the function, and a tree like `(shared, rows)` with the gradients; None for the other leaves.
+    """
     differentiated, fixed = _split((shared, rows), wanted)
     return jax.value_and_grad(lambda x: function(*_merge(x, fixed)), has_aux=True)(differentiated)
 
@@ -86,7 +104,7 @@ def _is_none(x: Any) -> bool:
 
 
 def _values(function: ChunkFunction, shared: PyTree, rows: PyTree) -> tuple[tuple[Array, PyTree], PyTree]:
-    """Scan over the chunks without gradients."""
+    """Sum the results of a function over the chunks with a scan, and return them with None in place of gradients."""
 
     def body(sums: PyTree, rows: PyTree) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, sums, function(shared, rows)), None
@@ -100,7 +118,10 @@ def _first(rows: PyTree) -> PyTree:
 
 
 def _values_and_gradients(function: ChunkFunction, wanted: PyTree, shared: PyTree, rows: PyTree) -> tuple[Any, Any]:
-    """Scan over the chunks with gradients: summed for `shared`, stacked for `rows`, None where not wanted."""
+    """Sum the results of a function over the chunks, with a scan that computes the gradients, too.
+
+    Gradients are summed over the chunks for `shared`, stacked for `rows`, and None for leaves that are not wanted.
+    """
 
     def body(carry: Any, rows: Any) -> Any:
         sums, gradients = carry
@@ -116,7 +137,7 @@ def _values_and_gradients(function: ChunkFunction, wanted: PyTree, shared: PyTre
 
 
 def _split(tree: PyTree, wanted: PyTree) -> tuple[PyTree, PyTree]:
-    """Return a tree of the wanted leaves and a tree of the others, with None in place of missing leaves."""
+    """Split a tree into the wanted leaves and the other leaves: two trees with None in place of missing leaves."""
     return (
         jax.tree.map(lambda x, want: x if want else None, tree, wanted),
         jax.tree.map(lambda x, want: None if want else x, tree, wanted),
@@ -129,7 +150,16 @@ def _merge(a: PyTree, b: PyTree) -> PyTree:
 
 
 def _on_device_rows(function: Callable[[PyTree, PyTree], Any], shared: PyTree, rows: PyTree) -> Any:
-    """Run `function -> ((total, sums), (gradients of shared, of rows))` on each device's rows; sum over the devices."""
+    """Run a function on the rows of each device with `shard_map`, and sum its results over the devices.
+
+    Without a mesh, or inside a `shard_map` over the rows, the function is called directly.
+
+    Args:
+        function: `(shared, rows) -> (results, (gradients of shared, gradients of rows))`. The gradients of `rows` are
+            not summed, because each belongs to one device.
+        shared: arrays that every device gets.
+        rows: a tree of arrays `[chunks, batch, ...]`, split along `batch`, or `[chunks]`.
+    """
     if not has_row_shards():
         return function(shared, rows)
 

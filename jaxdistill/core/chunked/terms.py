@@ -1,7 +1,8 @@
 """Compute the means of loss terms chunk by chunk over the sequence, with XLA or one Pallas kernel.
 
-Only terms of a stream with a factored head are computed like this, and only local ones, whose value at a token depends
-on that token alone: for these, the sum over the sequence is the sum over its chunks. There are two ways.
+A term is computed like this if the student's logits are `Factored` (not computed yet), and if the term is local: its
+value at a token depends on that token alone, so that the sum over the sequence is the sum over its chunks. There are
+two ways.
 
 `chunked_means` (for `Objective.apply`) scans over the chunks and adds up one `Mean` per term. Its derivative computes
 the logits of a chunk a second time, so that one chunk of logits exists at a time.
@@ -40,11 +41,11 @@ Kernels = Literal["xla", "pallas"]
 
 
 class ChunkedTerms(NamedTuple):
-    """The means of terms as a function of one chunk, with its arguments.
+    """A function that computes the means of loss terms on one chunk of the sequence, and its arguments for all chunks.
 
-    means: `(shared, rows of one chunk and its number) -> {term: Mean}`
-    shared: what all chunks share
-    rows: the rows of all chunks, `[chunks, batch, ...]`, and the numbers of the chunks, `[chunks]`
+    means: `(shared, (rows of one chunk, number of the chunk)) -> {term: Mean}`; a `Mean` is a sum and a count
+    shared: the values that are the same for all chunks: parameters, kernels of last layers, the PRNG key
+    rows: the arrays of all chunks, `[chunks, batch, ...]`, and the numbers of the chunks, `[chunks]`
     """
 
     means: Callable[[PyTree, PyTree], dict[str, Mean]]
@@ -53,12 +54,24 @@ class ChunkedTerms(NamedTuple):
 
 
 def with_global_counts(means: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Return LOCAL sums over GLOBAL counts, because gradients are summed over devices."""
+    """Replace the count of each `Mean` (a sum and a count) by its total over all devices; keep the sum of this device.
+
+    Then `sum / count` is this device's share of the global mean. The shares of all devices add up to the global mean,
+    and their gradients to its gradient.
+    """
     return {name: Mean(mean.sum, psum(mean.count)) for name, mean in means.items()}
 
 
 def chunkable_terms(terms: Mapping[str, Term], signals: Mapping[str, Signals]) -> dict[str, list[str]]:
-    """Return the terms that can be computed chunk by chunk, by stream: local terms of streams with a factored head."""
+    """Return `{stream: names}` of the loss terms that can be computed chunk by chunk over the sequence.
+
+    A stream is a named source of examples. A term is chunkable if it is local (its value at a token depends on that
+    token alone), and if the student's logits in the term's stream are `Factored` (not computed yet).
+
+    Args:
+        terms: the loss terms, by name.
+        signals: the outputs of the models and the batch, by stream.
+    """
     factored = [stream for stream, of_stream in signals.items() if is_factored(of_stream)]
     local = {s: [name for name, term in terms.items() if term.local and term.stream == s] for s in factored}
     return {stream: names for stream, names in local.items() if names}
@@ -73,14 +86,15 @@ def chunk_terms(
     key: Array,
     chunks: int,
 ) -> ChunkedTerms:
-    """Return the means of some terms of an objective as a function of one chunk.
+    """Split signals along the sequence, and return the means of some loss terms as a function of one chunk.
 
     Args:
-        term_mean: `(name, params, state, signals, key, number of the chunk) ->` the mean of a term in a chunk.
-        names: of the terms.
-        params, state: of the objective; the params of other terms are left out, so that they get no gradient.
-        signals: of the terms' stream.
-        key: the same for all chunks.
+        term_mean: `(name, params, state, signals of a chunk, key, number of the chunk) -> Mean of the term`.
+        names: names of the terms.
+        params, state: params and state of the objective, with the keys `fusion` and `terms`. The params of terms that
+            are not in `names` are left out, so that no gradient is computed for them.
+        signals: the outputs of the models and the batch, for the stream (named source of examples) of these terms.
+        key: PRNG key, the same for all chunks.
         chunks: the number of chunks.
     """
     shared_signals, tokens = split_into_chunks(signals, chunks)
@@ -97,7 +111,16 @@ def chunk_terms(
 def group_by_kernel(
     names: Sequence[str], chunked: Callable[[Sequence[str]], ChunkedTerms], kernels: Kernels
 ) -> dict[Kernels, list[str]]:
-    """Group terms by what computes them: with "pallas", a kernel for those that read logits and XLA for the others."""
+    """Decide which loss terms XLA computes, and which a Pallas kernel: return `{"xla": names, "pallas": names}`.
+
+    Args:
+        names: names of the terms.
+        chunked: `(names) -> ChunkedTerms`; traced to find out which terms read the student's logits.
+        kernels: "xla": XLA computes all terms; "pallas": a Pallas kernel computes the terms that read the logits.
+
+    Returns:
+        The names of the terms in each group; empty groups are left out.
+    """
     if kernels == "xla":
         return {"xla": list(names)}
     on_logits = [name for name in names if reads_logits(*chunked([name]))]
@@ -106,7 +129,11 @@ def group_by_kernel(
 
 
 def chunked_means(chunked: ChunkedTerms) -> dict[str, Mean]:
-    """Compute the means over all chunks. For the gradient, the logits of a chunk are computed again and never kept."""
+    """Compute the mean of each loss term with a scan over all chunks of the sequence.
+
+    Each `Mean` has the sum of this device and the count of all devices. The logits of a chunk are not kept for the
+    gradient: the backward pass computes them again.
+    """
     means, shared, rows = chunked
     recomputed = jax.checkpoint(means)
 
@@ -120,12 +147,16 @@ def chunked_means(chunked: ChunkedTerms) -> dict[str, Mean]:
 def one_pass_loss(
     chunked: ChunkedTerms, weights: Mapping[str, Array], kernel: Kernels
 ) -> tuple[Array, dict[str, Mean]]:
-    """Compute the weighted sum of the means, whose gradient is computed in the same pass, and the means.
+    """Compute `sum_k weights[k] * mean_k` over loss terms k, with its gradient in the same pass over the chunks.
 
     Args:
-        chunked: the terms.
-        weights: of the terms, by name.
-        kernel: computes all these terms.
+        chunked: the means of the terms as a function of one chunk of the sequence.
+        weights: the weights of the terms, by name.
+        kernel: what computes the terms: "xla", or "pallas" for a Pallas kernel.
+
+    Returns:
+        The weighted sum (under `pmap`, this device's share of it), and the `Mean` of each term by name, with the count
+        of all devices.
     """
     means, shared, rows = chunked
 
@@ -145,7 +176,7 @@ def one_pass_loss(
 
 
 def _with_pallas(weighted: ChunkFunction, shared_and_factors: PyTree, numbered_rows: PyTree) -> tuple[Array, PyTree]:
-    """Compute `weighted` for a chunk: XLA multiplies out the heads, and one kernel computes the rest, row by row."""
+    """Compute `weighted` for one chunk: XLA computes the logits, and one Pallas kernel the rest, token by token."""
     ((signals, *others), factors), (rows, number) = shared_and_factors, numbered_rows
     without_heads, dense_rows = with_dense_logits(signals, rows)
     of_row = lambda shared, row: weighted(shared[0], (row, shared[1]))

@@ -1,1 +1,1 @@
-"""Pallas kernels for TPUs, generated from any pointwise loss over the classes."""
+"""Pallas kernels for TPUs, generated from loss functions of pointwise operations and reductions over the classes."""

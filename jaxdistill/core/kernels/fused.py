@@ -1,10 +1,11 @@
 """Sum losses over rows of logits with one Pallas kernel on a TPU: value and gradient, each logit read once.
 
-`function(shared, row)` is the loss of one row, as any loss is written. JAX differentiates it for one row, `trace.py`
-turns value and gradient into a graph of nodes, and `launch.py` runs the graph for all rows. The kernel returns, for
-each row, its share of the sums and of the gradients of what all rows share, and the gradient of the row itself. XLA
-then sums over the rows. This is right because what a row adds depends on that row alone: the gradient of a sum by one
-row is the gradient of that row's share.
+A row is a token (or example) with its logits. `function(shared, row)` is the loss of one row, written in plain JAX;
+`shared` are the arrays that all rows need. JAX differentiates the function for one row, `trace.py` turns value and
+gradient into a graph of nodes, and `launch.py` runs the graph for all rows. For each row, the kernel returns what the
+row adds to the sums and to the gradient with respect to `shared`, and the gradient with respect to the row. XLA then
+sums over the rows. This is right because what a row adds depends on that row alone: the gradient of the sum with
+respect to one row is the gradient of what that row adds.
 
 Blocks of whole rows stay in VMEM (16 rows of 151,936 classes are 4.6 MiB) for as many passes as the function takes:
 both logits are read once and the gradient is written. The products with the heads are left to XLA: the memory traffic
@@ -33,17 +34,20 @@ from jaxdistill.core.types import Array, PyTree
 
 
 def sum_over_rows(function: ChunkFunction, classes: int, shared: PyTree, rows: PyTree) -> tuple[Array, PyTree]:
-    """Compute `function(shared, rows)`, a sum over rows, with a kernel; only the first result has a gradient.
+    """Compute `function(shared, rows)`, a sum over rows (tokens with their logits), with one Pallas kernel.
+
+    Under differentiation, one kernel computes both value and gradient.
 
     Args:
-        function: `(shared, rows) -> (scalar, tree of sums)`; what a row adds depends on that row alone.
-        classes: the number of classes; arrays of rows whose last dimension has this size are logits.
-        shared: read by all rows.
-        rows: `[1, rows, ...]` for each array.
+        function: `(shared, rows) -> (scalar, tree of sums)`. Every result is a sum over rows of what depends on one row
+            (and `shared`) alone. Only the scalar can be differentiated.
+        classes: the number of classes; an array whose last dimension has this size has one value per class.
+        shared: the arrays that all rows need, such as weights and params of loss terms.
+        rows: a tree of arrays `[1, rows, ...]`.
 
     Raises:
-        Unsupported: the function does more than pointwise operations and reductions over the classes, or its rows do
-            not fit.
+        Unsupported: the function does more than pointwise operations and reductions over the classes, or a block of
+            8 rows does not fit the memory of a TPU core (VMEM).
     """
 
     def values(shared: PyTree, row: PyTree) -> Any:
@@ -62,7 +66,10 @@ def sum_over_rows(function: ChunkFunction, classes: int, shared: PyTree, rows: P
 
 
 def _map_rows(function: Callable[..., Any], classes: int, shared: PyTree, rows: PyTree) -> Any:
-    """Run `function(shared, row) -> (tree, tree)` for all rows; sum the first tree, return the second for every row."""
+    """Run `function(shared, row) -> (tree, tree)` for all rows with one kernel.
+
+    The arrays of the first tree are summed over the rows; those of the second are returned for every row.
+    """
     shared_leaves, arrays = jax.tree.leaves(shared), jax.tree.leaves(rows)
     trees: list[Any] = []
 
@@ -86,14 +93,21 @@ def _map_rows(function: Callable[..., Any], classes: int, shared: PyTree, rows: 
 
 
 def _sum(result: Any, kind: Any, columns: Iterator[Array], count: int) -> Array:
-    """Return a result summed over all rows; a result that is not of nodes is the same for every row."""
+    """Sum one result over all rows.
+
+    Args:
+        result: an array of nodes; or an array of numbers, which are the same for every row.
+        kind: shape and dtype of the result.
+        columns: outputs of the kernel, one for each node, consumed in order.
+        count: the number of rows.
+    """
     if not is_node_array(result):
         return result * jnp.asarray(count, kind.dtype)
     return jnp.stack([jnp.sum(next(columns)) for _ in result.flat]).reshape(kind.shape)
 
 
 def _per_row(result: Any, kind: Any, columns: Iterator[Array], count: int) -> Array:
-    """Return a result of every row, `[1, rows, ...]`."""
+    """Return one result for every row, `[1, rows, ...]`; arguments as for `_sum`."""
     if not is_node_array(result):
         return jnp.broadcast_to(result, (1, count, *kind.shape[2:]))
     return jnp.concatenate([next(columns) for _ in result.flat], axis=-1).reshape(1, count, *kind.shape[2:])

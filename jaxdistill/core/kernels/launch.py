@@ -1,4 +1,4 @@
-"""Launch a graph of nodes as a Pallas kernel on a TPU: blocks of rows are in VMEM, and tiles of classes run in turn.
+"""Run a graph of nodes (see `passes.py`) as a Pallas kernel on a TPU, block by block of rows, tile by tile of classes.
 
 The grid goes over blocks of 16 or 8 rows, each with all its classes. Pallas copies the next block into VMEM while the
 kernel works on the current one, so every logit crosses HBM once, however many passes (`passes.py`) the graph takes.
@@ -30,10 +30,10 @@ BLOCK_BYTES = 48 * 2**20  # for blocks in VMEM, which has 64 MiB (v5p) or 128 (v
 
 
 class Operand(NamedTuple):
-    """An input array of the kernel.
+    """An input array of the Pallas kernel, and the graph nodes (symbols in the traced function) that stand for it.
 
-    array: `[rows, classes]`, `[rows, few]` or `[1, 1]`
-    nodes: one for each column, or a single one for all classes
+    array: `[rows, classes]`, `[rows, columns]` with few columns, or `[1, 1]`; a row is one token
+    nodes: one node if the array has a number for each class, else one node for each column
     """
 
     array: Array
@@ -41,7 +41,12 @@ class Operand(NamedTuple):
 
 
 class Output(NamedTuple):
-    """An output of the kernel: `[rows, classes]` if it is per class, else `[rows, 1]`."""
+    """An output array of the Pallas kernel.
+
+    node: the node of the computation graph whose values are written to the array
+    per_class: True: the array is `[rows, classes]`; False: `[rows, 1]`; a row is one token
+    dtype: dtype of the array
+    """
 
     node: Node
     per_class: bool
@@ -49,10 +54,10 @@ class Output(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The way in which a platform runs the kernel.
+    """The options with which Pallas compiles the kernel for one platform.
 
-    params: of the platform's compiler
-    interpret: run by JAX itself, without a compiler
+    params: Pallas compiler parameters of the platform
+    interpret: run the kernel in Pallas's interpreter, without a compiler
     """
 
     params: Any
@@ -64,16 +69,19 @@ INTERPRETED: Target | None = None  # for platforms without a compiler; None: the
 
 
 def launch_kernel(operands: Sequence[Operand], outputs: Sequence[Output], count: int, classes: int) -> list[Array]:
-    """Compute the outputs of all rows.
+    """Compute graph nodes (symbols of a traced function) for all rows (tokens) with one Pallas kernel.
 
     Args:
-        operands: the inputs.
-        outputs: the outputs.
+        operands: the input arrays, with the nodes that stand for their values.
+        outputs: the nodes to compute, with shape and dtype of the output arrays.
         count: the number of rows.
         classes: the number of classes.
 
+    Returns:
+        The output arrays, `[rows, classes]` or `[rows, 1]`.
+
     Raises:
-        Unsupported: no block of rows fits.
+        Unsupported: a block of 8 rows does not fit the memory of a TPU core (VMEM).
     """
     arrays = [x.array.astype(jnp.int32) if x.array.dtype == bool else x.array for x in operands]
     targets = {"tpu": TPU} | ({"default": INTERPRETED} if INTERPRETED else {})
@@ -86,7 +94,7 @@ def launch_kernel(operands: Sequence[Operand], outputs: Sequence[Output], count:
 
 
 def _without_derivative(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that refuses to be differentiated: its results contain a gradient already."""
+    """Wrap a function so that differentiating it is an error, because its results contain a gradient already."""
     guarded = jax.custom_jvp(function)
 
     def refuse(*_: Any) -> Any:
@@ -97,7 +105,10 @@ def _without_derivative(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _on_device_arrays(function: Callable[..., Any], arrays: Sequence[Array]) -> Any:
-    """Run a function on each device's rows inside a mesh, because XLA cannot partition a kernel."""
+    """Run a function inside `shard_map` over all mesh axes that are not manual yet, as XLA cannot partition a kernel.
+
+    The arrays are replicated along these axes.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     automatic_axes = set(mesh.axis_names) - set(mesh.manual_axes)
     if not automatic_axes:
@@ -112,7 +123,7 @@ def _on_device_arrays(function: Callable[..., Any], arrays: Sequence[Array]) -> 
 def _launch_on(
     target: Target, operands: Sequence[Operand], outputs: Sequence[Output], count: int, classes: int, *arrays: Array
 ) -> Any:
-    """Launch the kernel on one platform."""
+    """Call the Pallas kernel as `target` says, with one block of rows for each program of the grid."""
     out_shapes = [jax.ShapeDtypeStruct((count, classes if x.per_class else 1), x.dtype) for x in outputs]
     all_arrays: list[Any] = [*arrays, *out_shapes]
     rows = _rows_per_block([x for x in all_arrays if x.shape[1] == classes])
@@ -131,7 +142,13 @@ def _launch_on(
 
 
 def _rows_per_block(per_class: Sequence[Any]) -> int:
-    """Return the rows of a block: 16, as a tile of bfloat16 has, or 8. VMEM holds two blocks: one is being copied."""
+    """Return the number of rows of a block: 16, the sublanes of a bfloat16 tile, or 8 if 16 do not fit.
+
+    VMEM must hold two blocks, because one is being copied while the other is computed.
+
+    Args:
+        per_class: all inputs and outputs of the kernel with a number for each class.
+    """
     for rows in (16, 8):
         if 2 * rows * sum(x.shape[1] * x.dtype.itemsize for x in per_class) <= BLOCK_BYTES:
             return rows
@@ -167,7 +184,7 @@ def _cast(block: Array, node: Node) -> Array:
 
 
 def _loop_over_tiles(classes: int, body: Callable[[Tile, Any], Any], carry: Any) -> Any:
-    """Run `body(tile, carry)` for all tiles of a row."""
+    """Run `body(tile, carry) -> carry` for all tiles of `TILE` classes and for the rest; return the last carry."""
     full_tiles, rest = divmod(classes, TILE)
 
     def tile(first: Any, size: int) -> Tile:

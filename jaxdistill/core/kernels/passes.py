@@ -21,11 +21,13 @@ from jaxdistill.core.types import Array
 
 
 class Reduction(NamedTuple):
-    """A reduction of the tiles of a row to one number.
+    """A reduction of a token's values over the classes, such as a sum, computed tile by tile.
 
-    neutral: the value of a class that is not there
-    partial: `[rows, tile]` to the partial result of a tile, a tuple of `[rows, 1]`
-    combine: two partial results to one
+    A tile is a range of adjacent classes; a row is one token.
+
+    neutral: the value that leaves the result unchanged, such as 0 for a sum
+    partial: `(block [rows, tile]) -> result of one tile`, a tuple of arrays `[rows, 1]`
+    combine: `(result, result) -> result`; joins the results of two tiles
     """
 
     neutral: float
@@ -34,7 +36,7 @@ class Reduction(NamedTuple):
 
 
 def _partial_exponentials(x: Array) -> tuple[Array, Array]:
-    """Return the largest x, and the sum of `exp(x - largest)`; finite if every x is -inf."""
+    """Return the maximum of each row and the sum of `exp(x - maximum)`, `[rows, 1]` each; finite if all x are -inf."""
     top = jnp.maximum(jnp.max(x, axis=-1, keepdims=True), jnp.finfo(x.dtype).min)
     return top, jnp.sum(jnp.exp(x - top), axis=-1, keepdims=True)
 
@@ -54,15 +56,19 @@ _numbers = itertools.count()
 
 
 class Node:
-    """One number for every row, `[rows, 1]`, or one for every class of every row, `[rows, tile]`.
+    """A value that a kernel computes: one number for each row (token), or one number for each class of each row.
+
+    The kernel computes a node as a block `[rows, 1]`, or tile by tile (range of adjacent classes) as blocks
+    `[rows, tile]`.
 
     Args:
-        name: of the operation; "input" or "classes" (0, 1, ...) for nodes that are not computed.
+        name: name of the operation; "input" (read from an input array) and "classes" (the class numbers 0, 1, ...) are
+            not computed.
         inputs: the nodes that this node is computed from.
-        function: blocks of the inputs to the block of this node.
-        per_class: the node has a number for every class.
-        dtype: of the numbers.
-        reduction: over the classes of the only input.
+        function: `(*blocks of the inputs) -> block`; None for a reduction and for a node that is not computed.
+        per_class: True if the node has a number for each class.
+        dtype: dtype of the numbers.
+        reduction: how the only input is reduced over the classes; None: the node is no reduction.
     """
 
     def __init__(
@@ -81,10 +87,10 @@ class Node:
 
 
 class Tile(NamedTuple):
-    """Some adjacent classes of a row.
+    """A range of adjacent classes; the kernel computes one tile at a time.
 
-    index: their place in the row
-    classes: their numbers, `[1, tile]`
+    index: the Pallas slice that selects the classes of the tile from a row
+    classes: the numbers of the classes of the tile, `[1, tile]`
     """
 
     index: Any
@@ -92,12 +98,12 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Access to all tiles of some rows.
+    """Functions that loop over the tiles (ranges of adjacent classes) of a block of rows, and read and write one tile.
 
-    rows: the number of rows
-    loop: `(body, start) -> end`, where `body(tile, carry) -> carry` runs for every tile
-    read: `(node, tile) -> block` of an input node
-    write: `(number of the output, tile, block)`
+    rows: the number of rows (tokens) of the block
+    loop: `(body, first carry) -> last carry`; calls `body(tile, carry) -> carry` for every tile
+    read: `(node, tile) -> block [rows, tile]`; reads the values of an input node
+    write: `(number of the output, tile, block) -> None`; writes a block to an output array
     """
 
     rows: int
@@ -107,11 +113,11 @@ class Tiles(NamedTuple):
 
 
 def ancestors(roots: Sequence[Node], among: Callable[[Node], bool] = lambda node: True) -> list[Node]:
-    """Return the roots and all nodes that they depend on, in order of computation.
+    """Return nodes of a computation graph and all nodes that they depend on, in order of computation.
 
     Args:
-        roots: nodes.
-        among: which nodes to return; a node for which this is False ends the search.
+        roots: the nodes at which the search begins.
+        among: `(node) -> bool`; if False, the node is left out, and the search does not go on to its inputs.
     """
     reached, stack = set(), [node for node in roots if among(node)]
     while stack:
@@ -123,20 +129,34 @@ def ancestors(roots: Sequence[Node], among: Callable[[Node], bool] = lambda node
 
 
 def pass_count(outputs: Sequence[Node], per_class: Sequence[bool]) -> int:
-    """Return the number of passes over a row; a per-class output is written during a pass, so it needs one more."""
+    """Return how many passes over the classes a kernel needs to compute its output nodes.
+
+    A node (symbol for a value that the kernel computes) needs as many passes as reductions must be finished one after
+    the other. An output with a number for each class needs one pass more, in which it is written.
+
+    Args:
+        outputs: the nodes to compute.
+        per_class: for each output, whether it is written with a number for each class.
+    """
     return max(node.level + is_per_class for node, is_per_class in zip(outputs, per_class, strict=True))
 
 
 def run_passes(
     outputs: Sequence[Node], per_class: Sequence[bool], inputs: Mapping[Node, Array], tiles: Tiles
 ) -> dict[Node, Array]:
-    """Compute outputs. Per-class outputs are written tile by tile; the result has the values of the others.
+    """Compute nodes (values of a kernel, given as symbols) for a block of rows (tokens), in passes over the classes.
+
+    An output with a number for each class is written tile by tile (a tile is a range of adjacent classes).
 
     Args:
-        outputs: nodes.
-        per_class: for each output: is it written for every class? A node with one number may be, too.
-        inputs: values of the input nodes with one number, `[rows, 1]` or `[1, 1]`.
-        tiles: reads and writes per-class nodes.
+        outputs: the nodes to compute.
+        per_class: for each output, whether a number for each class is written; a node with one number per row is then
+            broadcast.
+        inputs: the values of the input nodes that have one number per row, `[rows, 1]` or `[1, 1]`.
+        tiles: functions that loop over the tiles, and read and write one tile.
+
+    Returns:
+        The values of all nodes with one number per row, `[rows, 1]` or `[1, 1]`.
     """
     nodes, values = ancestors(outputs), dict(inputs)
     for level in range(pass_count(outputs, per_class) + 1):
@@ -153,7 +173,17 @@ def run_passes(
 def _run_pass(
     reductions: list[Node], written: dict[int, Node], values: Mapping[Node, Any], tiles: Tiles
 ) -> dict[Node, Any]:
-    """Run one pass over all tiles; write the per-class outputs and return the values of the reductions."""
+    """Run one pass over all tiles of a block of rows.
+
+    Args:
+        reductions: the reductions that this pass finishes.
+        written: the per-class outputs that this pass writes, by number of the output.
+        values: the values that are known before the pass, of nodes with one number per row.
+        tiles: loops over the tiles, reads per-class inputs and writes per-class outputs.
+
+    Returns:
+        The values of the reductions.
+    """
     roots = [*(node.inputs[0] for node in reductions), *written.values()]
     per_class_nodes = ancestors(roots, lambda node: node.per_class)
 

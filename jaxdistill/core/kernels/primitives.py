@@ -1,4 +1,4 @@
-"""The JAX primitives that a kernel supports: pointwise operations, reductions, and moves of leading dimensions.
+"""The JAX primitives that a generated kernel supports: pointwise operations, reductions, and moves of dimensions.
 
 A primitive is computed in one of three ways. A pointwise one becomes a function of blocks `[rows, tile]` that, with few
 exceptions, binds the primitive itself, so that its meaning is that of JAX. A reduction over the classes becomes a
@@ -31,7 +31,14 @@ PAIRWISE = {  # the same of two numbers, for reductions over other dimensions
 
 
 def pointwise(equation: Any) -> Callable[..., Array]:
-    """Return the function of blocks for an equation whose primitive is in `POINTWISE`."""
+    """Return the function that computes a pointwise jaxpr equation on blocks of numbers in a kernel.
+
+    Args:
+        equation: a jaxpr equation whose primitive is in `POINTWISE`.
+
+    Returns:
+        `(*blocks) -> block`; a block is `[rows, 1]`, or `[rows, tile]` for a tile (range) of the classes.
+    """
     dtype = compute_dtype(equation.outvars[0].aval.dtype)
     match equation.primitive.name:
         case "convert_element_type":
@@ -44,12 +51,15 @@ def pointwise(equation: Any) -> Callable[..., Array]:
 
 
 def compute_dtype(dtype: Any) -> Any:
-    """Return the dtype to compute in: at least float32 for floats, because not every TPU computes in less."""
+    """Return the dtype in which a kernel computes with values of `dtype`.
+
+    Floats are computed in float32 or more, because not every TPU can compute in bfloat16.
+    """
     return np.dtype(np.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else dtype
 
 
 def _broadcast(x: np.ndarray, dimensions: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Broadcast to a shape, in which the dimensions of x are those with the given numbers."""
+    """Broadcast an array as `jax.lax.broadcast_in_dim` does: dimension i of `x` becomes `dimensions[i]` of `shape`."""
     sizes = dict(zip(dimensions, x.shape, strict=True))
     return np.broadcast_to(x.reshape([sizes.get(axis, 1) for axis in range(len(shape))]), shape)
 

@@ -1,9 +1,10 @@
-"""Trace a function of one row of logits to a graph of nodes, so that no loss is written a second time for a kernel.
+"""Trace a function of one row of logits to a graph that a Pallas kernel can compute, so that losses need no kernels.
 
+A row is a token (or example) with its logits; a node of the graph is one number of a row, or one number for each class.
 Divergences, and their gradients as JAX derives them, consist of pointwise operations and reductions over the classes.
 JAX traces the function to a jaxpr for one row, and dead code is removed. The equations are then interpreted in order.
 What depends only on inputs that all rows share stays an ordinary JAX computation. What depends on a row becomes an
-array of nodes: one node for each element, where an axis of all classes is a single per-class node and has size 1.
+array of nodes: one node for each element, but a single node for a whole axis of classes, which then has size 1.
 Reshapes, slices and transposes of the other dimensions then act on small numpy arrays of nodes and cost nothing in the
 kernel. Equal operations on equal nodes give one node, so nothing is computed twice in a pass. The graph is right
 because every equation is translated by itself, and an equation that has no translation is refused with its name. The
@@ -27,7 +28,11 @@ MAX_NODES = 64  # of one array; a function must have more classes than this
 
 
 class Unsupported(ValueError):
-    """A function that does more than pointwise operations and reductions over the classes; `what` names the rest."""
+    """The error for a function that no kernel can compute: it does more than pointwise operations and reductions.
+
+    Args:
+        what: the operation that is not supported, as a clause such as "this takes 'sort' of [10] numbers".
+    """
 
     def __init__(self, what: str):
         super().__init__(
@@ -36,7 +41,7 @@ class Unsupported(ValueError):
 
 
 def is_node_array(value: Any) -> bool:
-    """Return True for an array of nodes, which is a value that differs between rows."""
+    """Return True if a value is a NumPy array of `Node` objects, the symbols for values that differ between rows."""
     return isinstance(value, np.ndarray) and value.dtype == object
 
 
@@ -46,10 +51,11 @@ def _elementwise(function: Callable[..., Node], *arrays: Any) -> np.ndarray:
 
 
 class Graph:
-    """An interpreter of jaxprs that computes with arrays of nodes; values that all rows share stay plain arrays.
+    """The computation graph of a kernel, built from a jaxpr; a node is one operation on the values of a row (token).
 
-    An array over the classes is an array of per-class nodes whose last dimension is 1, so that numpy can move the other
-    dimensions.
+    A value that differs between rows becomes a NumPy array of `Node` objects; a value that all rows share stays a JAX
+    array. A node stands for a whole axis of classes, so an array `[..., classes]` becomes an array of nodes `[..., 1]`.
+    NumPy can then reshape and transpose the other dimensions.
 
     Args:
         classes: the number of classes, more than `MAX_NODES`.
@@ -63,14 +69,16 @@ class Graph:
         self.shared: dict[Any, tuple[Node, Array, Array]] = {}  # numbers that all rows share: node, number, its array
 
     def trace(self, function: Callable[..., Any], shared: Sequence[Any], rows: Sequence[Any]) -> tuple[Any, Any, Any]:
-        """Return the nodes of the rows' arguments that are used, by argument number; the results; and their shapes.
-
-        A result is an array of nodes, or a plain array if it is the same for all rows.
+        """Trace a function of one row (token) to a jaxpr, and add its operations to the graph as nodes.
 
         Args:
             function: `(*shared, *rows) -> list of arrays`.
-            shared: arrays; what depends on them alone is computed immediately.
-            rows: shapes of the arrays of one row; those whose last dimension is `classes` are per class.
+            shared: the arrays that all rows need; what depends on them alone is computed by JAX, outside the kernel.
+            rows: shapes and dtypes of the arrays of one row; a last dimension of size `classes` is the axis of classes.
+
+        Returns:
+            `(inputs, results, kinds)`: `{index in rows: input nodes}` of the arrays that are used; the results, each an
+            array of nodes, or a JAX array if it is the same for all rows; the shapes and dtypes of the results.
 
         Raises:
             Unsupported: the function does more than pointwise operations and reductions over the classes.
@@ -85,23 +93,42 @@ class Graph:
         return arguments, jaxpr.evaluate(program, closed.consts, operands, self.apply), closed.out_avals
 
     def is_per_class(self, shape: Sequence[int]) -> bool:
-        """Return True if an array of this shape has a number for every class."""
+        """Return True if the last axis of an array of this shape is the axis of classes."""
         return tuple(shape[-1:]) == (self.classes,)
 
     def node_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of the array of nodes for an array; raise Unsupported if it has too many nodes."""
+        """Return the shape of the array of nodes that stands for an array of numbers.
+
+        A node is a symbol for a value that the kernel computes; one node stands for a whole axis of classes.
+
+        Args:
+            shape: shape of the array of numbers.
+
+        Raises:
+            Unsupported: there would be more than `MAX_NODES` nodes.
+        """
         nodes = (*shape[:-1], 1) if self.is_per_class(shape) else tuple(shape)
         if np.prod(nodes, dtype=int) > MAX_NODES:
             raise Unsupported(f"this computes with {list(shape)} numbers")
         return nodes
 
     def argument(self, like: Any) -> np.ndarray:
-        """Return new input nodes for an array that every row has."""
+        """Create an array of input nodes, the symbols for an argument that has another value in each row (token).
+
+        Args:
+            like: shape and dtype of one row's array.
+        """
         make = lambda _: Node("input", (), None, self.is_per_class(like.shape), compute_dtype(like.dtype))
         return _elementwise(make, np.empty(self.node_shape(like.shape)))
 
     def as_nodes(self, value: Any) -> np.ndarray:
-        """Return a value as an array of nodes."""
+        """Convert an array of numbers that all rows share to an array of nodes (symbols for values in the kernel).
+
+        An array of nodes is returned unchanged.
+
+        Raises:
+            Unsupported: the array of numbers has an axis of classes, or more than `MAX_NODES` numbers.
+        """
         if is_node_array(value):
             return value
         shape = np.shape(value)
@@ -113,7 +140,14 @@ class Graph:
         return nodes
 
     def shared_node(self, value: Any, index: tuple[int, ...]) -> Node:
-        """Return the node of one element of a shared array: a constant, or an input that is known at run time."""
+        """Return the node (symbol for a value in the kernel) of one element of an array that all rows share.
+
+        A traced JAX value becomes an input of the kernel, any other value a constant in the kernel.
+
+        Args:
+            value: the array.
+            index: index of the element.
+        """
         dtype = compute_dtype(jnp.result_type(value))
         if isinstance(value, jax.core.Tracer):
             new = (
@@ -126,12 +160,27 @@ class Graph:
         return self.node(f"constant {constant.tobytes()!r}", "", (), lambda: jnp.full((1, 1), constant), False, dtype)
 
     def node(self, name: str, params: Any, inputs: Sequence[Node], function: Any, per_class: bool, dtype: Any) -> Node:
-        """Return the node of an operation; the same node as before for the same operation."""
+        """Return the node (symbol for a value that the kernel computes) of an operation on other nodes.
+
+        The same operation on the same nodes always gives the same node, so that it is computed once.
+
+        Args:
+            name: name of the operation.
+            params: parameters of the operation, such as those of a jaxpr equation; compared by `str(params)`.
+            inputs: the nodes that the operation takes.
+            function: `(*blocks of the inputs) -> block`; computes the operation on arrays.
+            per_class: True if the result has a number for each class.
+            dtype: dtype of the result.
+        """
         key = (name, str(params), str(dtype), *map(id, inputs))
         return self.operations.setdefault(key, Node(name, inputs, function, per_class, dtype))
 
     def apply(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
-        """Return the results of one equation, as nodes if they differ between rows."""
+        """Interpret one jaxpr equation: add it to the graph if its results differ between rows (tokens), else run it.
+
+        Returns:
+            The results: JAX arrays, or arrays of nodes (symbols for values that the kernel computes).
+        """
         if inner := jaxpr.called_program(equation):
             return jaxpr.evaluate(*inner, operands, self.apply)
         shapes = [x.aval.shape for x in equation.outvars]
@@ -142,7 +191,11 @@ class Graph:
         return jaxpr.bind_equation(equation, operands)
 
     def apply_to_nodes(self, equation: Any, operands: list[np.ndarray]) -> Sequence[np.ndarray]:
-        """Return the results of one equation on arrays of nodes.
+        """Add one jaxpr equation to the graph, and return its results as arrays of nodes.
+
+        Args:
+            equation: the jaxpr equation.
+            operands: its operands as arrays of nodes, the symbols for values that the kernel computes.
 
         Raises:
             Unsupported: no kernel can compute this equation.
@@ -164,7 +217,12 @@ class Graph:
         raise Unsupported(f"this takes {name!r} of {shapes} numbers")
 
     def apply_pointwise(self, equation: Any, operands: list[np.ndarray]) -> np.ndarray:
-        """Return the result of a pointwise equation."""
+        """Add a pointwise jaxpr equation, such as `exp`, to the graph, and return its result as an array of nodes.
+
+        Args:
+            equation: the jaxpr equation.
+            operands: its operands as arrays of nodes, the symbols for values that the kernel computes.
+        """
         name, params, dtype = equation.primitive.name, equation.params, compute_dtype(equation.outvars[0].aval.dtype)
 
         def element(*inputs: Node) -> Node:
@@ -176,7 +234,12 @@ class Graph:
         return _elementwise(element, *operands)
 
     def apply_reduction(self, equation: Any, operand: np.ndarray) -> np.ndarray:
-        """Return the result of a sum or maximum, over the classes or other dimensions."""
+        """Add a jaxpr equation that reduces axes to the graph, and return its result as an array of nodes.
+
+        Args:
+            equation: a jaxpr equation such as `reduce_sum` or `reduce_max`, over the classes or over other axes.
+            operand: its operand as an array of nodes, the symbols for values that the kernel computes.
+        """
         name, axes, shape = equation.primitive.name, list(equation.params["axes"]), equation.invars[0].aval.shape
         if self.is_per_class(shape) and len(shape) - 1 in axes:
             axes.remove(len(shape) - 1)
@@ -186,7 +249,15 @@ class Graph:
         return np.asarray(reduce(lambda a, b: _elementwise(pair, a, b), slices), object)
 
     def reduce_classes(self, name: str, node: Node) -> Node:
-        """Return the node of a sum or maximum over the classes of one node."""
+        """Return the node (symbol for a value that the kernel computes) of a sum, maximum or minimum over the classes.
+
+        Args:
+            name: name of the reduction's primitive, such as "reduce_sum".
+            node: the node that is reduced; it has a number for each class.
+
+        Raises:
+            Unsupported: the reduction is another one, or a maximum or minimum of numbers that are not floats.
+        """
         if name not in REDUCTIONS or (name != "reduce_sum" and not jnp.issubdtype(node.dtype, jnp.floating)):
             raise Unsupported(f"this takes {name!r} over classes")
         if name == "reduce_sum" and node.name == "exp" and node.inputs[0].name == "sub":

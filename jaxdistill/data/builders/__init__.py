@@ -1,6 +1,7 @@
-"""Data sets that come inside packages, and hierarchies of concepts: nothing else in the library imports them.
+"""Builders of data sets whose files come inside software packages, and a command that makes graphs of related classes.
 
-A builder is imported when a config names its data set. A new one is a file here and a line below.
+No other module of the library imports a builder directly: a builder is imported when a config names its data set. To
+add a builder, write a file in this folder and a line in `BUILDERS`.
 """
 
 BUILDERS = {  # name of a data set -> the module here that registers it with TensorFlow Datasets

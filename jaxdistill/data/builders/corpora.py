@@ -1,7 +1,7 @@
 """Builder of six English corpora for language models, from Debian packages: `plain_english`.
 
-The corpora have clearly different styles. A record is a document. One document in ten, selected by the hash of its
-text, is in the test split. Importing this module registers the builder.
+The corpora have clearly different styles. A record (example) is a document. One document in ten, selected by the hash
+of its text, is in the test split. Importing this module registers the builder.
 """
 
 import gzip
@@ -22,9 +22,12 @@ from jaxdistill.data.builders.texts import Texts
 
 
 class Corpus(NamedTuple):
-    """The source of a corpus, its licence and its citation.
+    """A text corpus inside a Debian package, and the function that reads the corpus.
 
-    read: `(folder of the unpacked package) -> documents`
+    package: name of the Debian package
+    read: `(folder of the unpacked package) -> documents`, yields one text per document
+    licence: licence of the texts
+    citation: bibliographic reference of the corpus
     """
 
     package: str
@@ -34,9 +37,13 @@ class Corpus(NamedTuple):
 
 
 def bible(root: Path) -> str:
-    """Read the King James Bible: a title, then one verse per line, `Ge1:1 In the beginning ...`.
+    """Read the King James Bible from its Debian package as one text with one verse per line.
 
-    The file consists of windows of 64 KiB, each in the format of Unix `compress` without its header.
+    The first lines are a title, and a verse looks like `Ge1:1 In the beginning ...`. The package stores the text in
+    windows of 64 KiB, each in the format of Unix `compress` but without the header of this format.
+
+    Args:
+        root: folder of the unpacked Debian package bible-kjv-text.
     """
     content = (root / "usr/lib/bible.data").read_bytes()
     _, _, windows, first = struct.unpack_from(">4I", content, 0x50)
@@ -56,7 +63,13 @@ def _kjv(root: Path) -> Iterator[str]:
 
 
 def _dictionary(name: str) -> Callable[[Path], Iterator[str]]:
-    """Return a reader of the entries of a dictd dictionary: a compressed text, and an index of places in base 64."""
+    """Return a function that reads the entries of a dictd dictionary from the folder of its unpacked package.
+
+    The dictionary consists of a compressed text, and an index with the offset and size of each entry in base 64.
+
+    Args:
+        name: name of the dictionary's files, such as `foldoc`.
+    """
     digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
     def number(word: str) -> int:
@@ -82,10 +95,14 @@ def _python_docs(root: Path) -> Iterator[str]:
 
 
 def novels(root: Path) -> Iterator[str]:
-    """Read Jane Austen's six novels, with the line breaks of the print.
+    """Yield Jane Austen's six novels, one text each, with the line breaks of the printed edition.
 
-    R stores each novel as a vector of lines: the compressed length, then zlib data. These contain a header that ends
-    with the name of the encoding, a type, the number of lines, and for each line flags, length and characters.
+    The package stores each novel as an R vector with one string per line: 4 bytes for the compressed length, then zlib
+    data. The decompressed data are a header that ends with the name of the encoding, the type of the vector, the number
+    of lines, and for each line the flags, the length in bytes and the characters.
+
+    Args:
+        root: folder of the unpacked Debian package r-cran-janeaustenr.
     """
     rest = (root / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
     while rest:
@@ -109,7 +126,7 @@ def _austen(root: Path) -> Iterator[str]:
 
 
 def _wordnet(root: Path) -> Iterator[str]:
-    """Read the synsets of WordNet, as `words: gloss`."""
+    """Read the synsets (sets of synonyms) of WordNet, one text each: `words: definition`."""
     for part in ("noun", "verb", "adj", "adv"):
         for line in (root / "usr/share/wordnet" / f"data.{part}").read_text("utf-8").splitlines():
             if not line.startswith("  "):  # the licence
@@ -140,14 +157,17 @@ CORPORA = {
 
 
 class PlainEnglish(Texts):
-    """Six English corpora, one per configuration; the only field of a record is `text`, a document.
+    """Six English text corpora, each a configuration of this data set; an example is one document, in the field `text`.
 
-    `kjv`: 1,189 chapters of the King James Bible (public domain). `foldoc`: entries of the Free On-line Dictionary of
-    Computing (GFDL). `python_docs`: 507 pages of the Python 3.13 documentation (PSF). `gcide`: entries of the GNU
-    Collaborative International Dictionary of English (GPL). `austen`: chapters of Jane Austen's six novels (public
-    domain). `wordnet`: 117,659 glosses of WordNet 3.0 (WordNet licence).
+    - `kjv`: 1,189 chapters of the King James Bible (public domain).
+    - `foldoc`: entries of the Free On-line Dictionary of Computing (GFDL).
+    - `python_docs`: 507 pages of the Python 3.13 documentation (PSF licence).
+    - `gcide`: entries of the GNU Collaborative International Dictionary of English (GPL).
+    - `austen`: chapters of Jane Austen's six novels (public domain).
+    - `wordnet`: 117,659 definitions of WordNet 3.0, each after the words that it defines (WordNet licence).
 
-    The versions are those of the system's Debian packages. So only runs on one prepared copy can be compared.
+    The texts come from Debian packages, in the versions that the system's package manager offers. Compare only runs
+    that used the same prepared copy, because copies that were prepared on different systems may differ.
     """
 
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in CORPORA]  # noqa: RUF012

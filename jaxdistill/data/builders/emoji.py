@@ -1,7 +1,7 @@
 """Builder of a data set of emoji in two styles: `emoji/twitter`, `emoji/google` and `emoji/both`.
 
-An ordinary TensorFlow Datasets builder that reads files from packages, as in digits.py. Emoji are small colour images
-of things; photographs would be too large to ship. Importing this module registers the builder.
+An ordinary TensorFlow Datasets builder that reads files from npm packages. Emoji are small colour images of things;
+photographs would be too large to ship. Importing this module registers the builder.
 """
 
 import json
@@ -48,16 +48,21 @@ SUBCATEGORIES = (
 
 
 class Emoji(tfds.core.GeneratorBasedBuilder):
-    """1,911 emoji, 64x64 pixels, in the styles of Twitter and of Google.
+    """1,911 emoji as images of 64x64 pixels, each in the styles of Twitter and of Google.
 
-    Configurations: `twitter`, `google`, and `both` styles. `label` is Unicode's category, `subcategory` the finer one
-    of Unicode's two classifications (99 classes), and `style` the style. One emoji in five is in the test split. The
-    hash of the code points decides, so that both styles of an emoji are in the same split. Emoji that look the same,
-    such as the flags of Norway and of Bouvet Island, are in the same split, too. Transparency is composed on white.
-    Skin tones are left out: they would double the set with pictures that differ in one colour, all in one category.
+    The configurations are `twitter`, `google` and `both` (the images of both styles). The fields besides `image` are:
 
-    From the npm packages emoji-datasource-twitter and emoji-datasource-google 16.0.0 (pictures: CC BY 4.0, Twitter and
-    other contributors; Apache-2.0, Google).
+    - `label`: Unicode's category of the emoji, one of 10.
+    - `subcategory`: Unicode's subcategory of the emoji, one of 99.
+    - `style`: `twitter` or `google`.
+
+    A hash of the emoji's Unicode code points puts one emoji in five into the test split, so that both styles of an
+    emoji are in the same split. Emoji that look the same, such as the flags of Norway and of Bouvet Island, are in the
+    same split too. Transparent pixels are white. Variants with other skin tones are left out: these variants would
+    double the size of the data set, but differ in one colour only and all belong to one category.
+
+    Source: the npm packages emoji-datasource-twitter and emoji-datasource-google 16.0.0. Licences of the pictures: CC
+    BY 4.0 (Twitter and other contributors) and Apache-2.0 (Google).
 
     References:
         Unicode, Inc.: Unicode emoji, version 16.0, 2024. https://unicode.org/emoji/charts/emoji-ordering.html
@@ -104,9 +109,13 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
 
 def _hashed_pictures(folders: dict[str, Path]) -> list[tuple[int, Record]]:
-    """Read all pictures in all styles, with the hash that decides split and order; sorted by hash.
+    """Read the pictures of all emoji in all styles, each with the hash that decides its split; sorted by hash.
 
-    Emoji that look the same in one style get the hash of the first of them. So both styles are always read.
+    Emoji that look the same in one style get the hash of the first of them. Therefore both styles are always read, even
+    for a data set with one style.
+
+    Args:
+        folders: folder of the unpacked package of each style.
     """
     emoji = json.loads((folders[STYLES[0]] / "package" / "emoji.json").read_text())
     records, hash_of_pixels = [], dict[bytes, int]()

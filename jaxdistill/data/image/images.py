@@ -16,9 +16,9 @@ from jaxdistill.data.stream import Batch, Transform
 
 @transforms.register
 def shift(pixels: int) -> Transform:
-    """Shift each image by up to `pixels` in both directions, and fill with zeros.
+    """Shift each image by a random number of pixels along both axes, at most `pixels`, and fill the gap with zeros.
 
-    This is the jitter of Hinton et al. (2015), and the padded crop of the CIFAR recipes.
+    Hinton et al. (2015) call this jitter. Zero padding and a random crop, as is usual for CIFAR, give the same images.
 
     Raises:
         ValueError: `pixels` is negative.
@@ -30,7 +30,10 @@ def shift(pixels: int) -> Transform:
 def crop(padding: int) -> Transform:
     """Pad each image by reflection, and crop a window of the original size at a random position.
 
-    Like `shift` without black borders: for photos.
+    Suited to photos: unlike `shift`, this leaves no black borders.
+
+    Args:
+        padding: number of pixels that are added on each side of the image.
 
     Raises:
         ValueError: `padding` is negative.
@@ -52,22 +55,22 @@ def flip() -> Transform:
 
 @transforms.register
 def mixup(alpha: float, classes: int) -> Transform:
-    """Mix each image and its label with its neighbour's, `share x + (1 - share) x'`, share ~ Beta(alpha, alpha).
+    """Mix each image x with a partner x' as `share * x + (1 - share) * x'`, and the labels in the same way.
 
-    Writes `label_probs` `[rows, classes]` for `cross_entropy(target='label_probs')`: the mixture of the labels, or of
-    the records' `label_probs` if they have this field. `label` is unchanged. Teacher and student see the same mixture.
+    The share of each example is drawn from Beta(alpha, alpha). Examples 0 and 1 of the batch are partners, examples 2
+    and 3, and so on. Since the examples are shuffled in every epoch, the partners are random.
 
-    Rows 0 and 1 are partners, rows 2 and 3, and so on; each row has its own share. Since epochs are shuffled, the
-    neighbour is a random partner, and it is always in the same process. The share is the inverse of the Beta
-    distribution function at one uniform number. Unlike rejection sampling, this uses one number per row.
+    The mixed labels are written to the field `label_probs` `[rows, classes]`, for the loss
+    `cross_entropy(target='label_probs')`. One-hot labels are mixed, or `label_probs` if the examples already have this
+    field. The field `label` is unchanged. Teacher and student receive the same mixed images.
 
     Args:
-        alpha: positive; 0.2 for ImageNet, 1 for CIFAR (uniform shares).
-        classes: number of labels.
+        alpha: parameter of the Beta distribution, positive; 0.2 for ImageNet, 1 for CIFAR (uniform shares).
+        classes: number of classes of the labels.
 
     Raises:
         ValueError: `alpha` or `classes` is not positive.
-        ConfigError: the batch has no images, an odd number of rows, or another number of classes.
+        ConfigError: the batch has no images, no labels, an odd number of examples, or another number of classes.
 
     References:
         Zhang, Cisse, Dauphin, Lopez-Paz: mixup: Beyond empirical risk minimization, 2018.
@@ -89,10 +92,22 @@ def mixup(alpha: float, classes: int) -> Transform:
 
 @transforms.register
 def cutmix(alpha: float, classes: int) -> Transform:
-    """Paste a box of its neighbour into each image, and mix the labels in proportion to the areas.
+    """Paste a box of a partner image into each image, and mix the labels y and y' as `share * y + (1 - share) * y'`.
 
-    Partners, labels, arguments and errors are those of `mixup`. The box has the image's proportions and a uniform
-    random centre. It is clipped at the border, and the labels are mixed by the pixels that remain.
+    Here share is the fraction of the image outside the box. The height and width of the box are `sqrt(1 - s)` times
+    those of the image, with s ~ Beta(alpha, alpha). The centre of the box is uniform in the image, and the box is
+    clipped at the border. Examples 0 and 1 of the batch are partners, examples 2 and 3, and so on.
+
+    The mixed labels are written to the field `label_probs` `[rows, classes]`, for the loss
+    `cross_entropy(target='label_probs')`. The field `label` is unchanged.
+
+    Args:
+        alpha: parameter of the Beta distribution, positive; 1 is the uniform distribution.
+        classes: number of classes of the labels.
+
+    Raises:
+        ValueError: `alpha` or `classes` is not positive.
+        ConfigError: the batch has no images, no labels, an odd number of examples, or another number of classes.
 
     References:
         Yun et al.: CutMix: Regularization strategy to train strong classifiers with localizable features, 2019.
@@ -119,7 +134,13 @@ def cutmix(alpha: float, classes: int) -> Transform:
 
 
 def _inside(length: np.ndarray, centre: np.ndarray, size: int) -> np.ndarray:
-    """Return which of `size` pixels lie in an interval, `[rows, size]`."""
+    """Return a mask of the pixels that lie in each row's interval, `[rows, size]`.
+
+    Args:
+        length: length of the intervals in pixels, `[rows]`.
+        centre: centre of the intervals in pixels, `[rows]`.
+        size: number of pixels along the axis of the image.
+    """
     first, last = np.rint(centre - length / 2)[:, None], np.rint(centre + length / 2)[:, None]
     return (np.arange(size) >= first) & (np.arange(size) < last)
 
@@ -130,7 +151,7 @@ def _positive(alpha: float, classes: int) -> None:
 
 
 def _partners(rows: int, name: str) -> np.ndarray:
-    """Return the neighbour of each row, `[rows]`."""
+    """Return the partner of each row (example of a batch), `[rows]`: rows 0 and 1 are partners, rows 2 and 3, ..."""
     if rows % 2:
         cure = "Choose a batch_size that gives every process an even number"
         raise ConfigError("data.augment", f"{name!r} pairs rows, but {rows} is odd. {cure}.")
@@ -138,14 +159,14 @@ def _partners(rows: int, name: str) -> np.ndarray:
 
 
 def _mixed(x: np.ndarray, share: np.ndarray, partner: np.ndarray) -> np.ndarray:
-    """Return `share x + (1 - share) x[partner]` in the dtype of `x`."""
+    """Return `share x + (1 - share) x[partner]` in the dtype of `x`; `share` and `partner` have one value per row."""
     weight = share.reshape(-1, *[1] * (x.ndim - 1))
     mixture = weight * x + (1 - weight) * x[partner]
     return (mixture if x.dtype.kind == "f" else np.rint(mixture)).astype(x.dtype)
 
 
 def _distributions(batch: Batch, classes: int, name: str) -> np.ndarray:
-    """Return the label distribution of each row, `[rows, classes]`: its `label_probs`, or its label as one-hot."""
+    """Return the label distribution of each row (example), `[rows, classes]`: `label_probs`, or the one-hot label."""
     if "label_probs" not in batch:
         if "label" not in batch:
             cure = "remove the transform, or add one of these fields to the records"
@@ -159,7 +180,15 @@ def _distributions(batch: Batch, classes: int, name: str) -> np.ndarray:
 
 
 def _windows(name: str, margin: int, border: Literal["constant", "reflect"]) -> Transform:
-    """Return a transform that crops a random window of each padded image; uniforms of 0.5 give the image itself."""
+    """Return a transform that pads each image and crops a random window of the original size.
+
+    Random numbers of 0.5 give the image itself.
+
+    Args:
+        name: name of the transform, for error messages.
+        margin: pixels to pad on each side.
+        border: padding mode of `np.pad`.
+    """
     if margin < 0:
         raise ValueError(f"{margin} pixels; give 0 or more.")
 

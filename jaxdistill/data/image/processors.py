@@ -1,7 +1,7 @@
 """Image preprocessing: `resize`, and `processed`, which follows the preprocessor_config.json of a checkpoint.
 
-Both are deterministic, so they are applied in evaluation too. Teacher and student see the same processed images,
-because they read the same batch. Images may differ in size before, and have one size afterwards.
+Both transforms are deterministic, so they are applied in evaluation too. Teacher and student see the same processed
+images, because they read the same batch. Images may differ in size before, and have one size afterwards.
 """
 
 import inspect
@@ -52,12 +52,14 @@ BY_MODEL = {"clip": "CLIP", "deit": "DeiT", "resnet": "ConvNext", "siglip": "Sig
 
 
 class Recipe(NamedTuple):
-    """The preprocessing of an image for a network.
+    """The preprocessing of images for a network: resize, crop and normalise.
 
-    resize: the shorter edge, which keeps proportions; or both sides; None: no resizing
-    crop: sides of the centre crop, padded with zeros if the image is smaller; None: no cropping
-    scale, mean, std: a pixel value x becomes (scale x - mean) / std
-    filter: the interpolation
+    resize: the new length of the shorter edge, which keeps the proportions; or the new height and width; None: no
+        resizing
+    crop: height and width of the centre crop, for which a smaller image is padded with zeros; None: no cropping
+    scale, mean, std: a pixel value x becomes `(scale * x - mean) / std`; mean and std have one value, or one per
+        channel
+    filter: interpolation filter of the resizing
     """
 
     resize: int | Sides | None
@@ -70,7 +72,11 @@ class Recipe(NamedTuple):
 
 @transforms.register
 def resize(size: int, filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic") -> Transform:
-    """Resize each image so that its shorter edge is `size`, and crop the square in the centre.
+    """Resize each image so that its shorter edge has `size` pixels, and crop the square in the centre.
+
+    Args:
+        size: height and width of the result in pixels.
+        filter: interpolation filter of resizing.
 
     Raises:
         ValueError: `size` is not positive.
@@ -87,14 +93,16 @@ def resize(size: int, filter: Literal["nearest", "bilinear", "bicubic", "lanczos
 
 @transforms.register
 def processed(source: str, size: int = 0) -> Transform:
-    """Preprocess images as a checkpoint's preprocessor_config.json says: resize, centre crop, rescale, normalise.
+    """Resize, crop, rescale and normalise images as the preprocessor_config.json of a checkpoint specifies.
 
-    Images become float32. Our models use float32 images as they are, but map uint8 images to -1..1. Greyscale images
-    get three equal channels. Other transforms may come before or after it; after it, black is no longer 0.
+    The results are float32 images, which the models of this library use without further scaling (uint8 images are
+    mapped to -1..1). Greyscale images get three equal channels. Transforms that fill pixels with 0, such as `shift`,
+    belong before `processed`, because after it 0 is no longer black.
 
     Args:
-        source: a Hugging Face folder or hub id, as in `pretrained`.
-        size: replaces the checkpoint's image size; its other sizes are scaled by the same factor. 0: no change.
+        source: the checkpoint: a folder in Hugging Face's format, or a hub id such as `google/vit-base-patch16-224`.
+        size: new image size instead of the checkpoint's; all sizes in the checkpoint's config, such as the size before
+            cropping, are scaled by the same factor. 0: no change.
 
     Raises:
         WeightsError: the checkpoint or its config does not exist, or its image processor is not supported.
@@ -109,20 +117,24 @@ def processed(source: str, size: int = 0) -> Transform:
 
 
 def preprocessing_specs(augment: Sequence[str]) -> tuple[str, ...]:
-    """Return the spec strings of those transforms that preprocess images: `resize` and `processed`."""
+    """Return the spec strings of those transforms that preprocess images: `resize` and `processed`.
+
+    Args:
+        augment: spec strings of transforms, such as `resize(size=224)` and `flip`.
+    """
     return tuple(spec for spec in augment if parse(spec, "data.augment").name in ("resize", "processed"))
 
 
 def processor_config(augment: Sequence[str], image: tuple[int, ...], dtype: np.dtype) -> dict[str, Any] | None:
-    """Return the config with which transformers preprocesses images as this run did.
+    """Return the preprocessor_config.json with which Hugging Face transformers preprocesses images as this run did.
 
     Args:
-        augment: the transforms, as spec strings.
+        augment: spec strings of the run's transforms, such as `resize(size=224)` and `flip`.
         image: height, width and channels of the network's input.
-        dtype: of the network's input.
+        dtype: dtype of the network's input.
 
     Returns:
-        The content of preprocessor_config.json; None if transformers has no processor for it.
+        The content of the file; None if no image processor of transformers has the same result.
     """
     height, width, channels = image
     half = (0.5,) * channels  # our models map uint8 images to -1..1
@@ -167,12 +179,16 @@ def _to_config(recipe: Recipe, channels: int) -> dict[str, Any]:
 
 
 def _recipe(source: str, size: int) -> Recipe:
+    """Return the preprocessing of a checkpoint, scaled to images of the size `size`; 0: not scaled."""
     recipe = read_recipe(checkpoint_path(source))
     return scaled(recipe, size) if size else recipe
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """Read the preprocessing recipe of a checkpoint.
+    """Read the image preprocessing of a checkpoint from the config of its image processor.
+
+    Args:
+        folder: folder of the checkpoint.
 
     Raises:
         WeightsError: the checkpoint has no image processor, or one that is not supported.
@@ -209,6 +225,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _kind(folder: Path, config: Mapping[str, Any]) -> str:
+    """Return the kind of a checkpoint's image processor, a key of `KINDS`."""
     processor = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", processor)
     if not kind and (folder / "config.json").is_file():
@@ -220,6 +237,7 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _sides(folder: Path, size: Any, edge: bool) -> int | Sides:
+    """Parse an image size of a config; a single number is the shorter edge if `edge` is true, else both sides."""
     match size:
         case int():
             return size if edge else (size, size)
@@ -235,10 +253,14 @@ def _channels(value: Any) -> tuple[float, ...]:
 
 
 def scaled(recipe: Recipe, size: int) -> Recipe:
-    """Scale all sizes of a recipe, so that its images have the size `size`.
+    """Scale all sizes of an image preprocessing by one factor, so that the resulting images have a given size.
+
+    Args:
+        recipe: the original preprocessing.
+        size: new height of the resulting images; if the recipe only resizes the shorter edge, new length of this edge.
 
     Raises:
-        ValueError: the recipe does not change the size of images, or `size` is negative.
+        ValueError: the recipe neither resizes nor crops images, or `size` is below 1.
     """
     old = recipe.crop or recipe.resize
     if old is None or size < 1:
@@ -251,7 +273,7 @@ def scaled(recipe: Recipe, size: int) -> Recipe:
 
 
 def _shaped(image: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Resize and crop one image; it stays uint8."""
+    """Resize and crop one image, which stays uint8; greyscale images get the channels of the recipe."""
     if image.dtype != np.uint8:
         cure = "Put it before transforms that change the dtype"
         raise ConfigError("data.augment", f"'processed' needs uint8 images, not {image.dtype}. {cure}.")
@@ -265,7 +287,10 @@ def _shaped(image: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def _normalised(images: list[np.ndarray], recipe: Recipe) -> np.ndarray:
-    """Normalise and stack images; if sizes differ, return an object array, for which the stream raises an error."""
+    """Normalise and stack images, `[rows, height, width, channels]` float32.
+
+    If the sizes of the images differ, return an object array, for which the data pipeline raises an error.
+    """
     mean, std = np.array(recipe.mean, np.float32), np.array(recipe.std, np.float32)
     normalise = lambda x: (x.astype(np.float32) * np.float32(recipe.scale) - mean) / std
     if len({image.shape for image in images}) == 1:
@@ -274,7 +299,13 @@ def _normalised(images: list[np.ndarray], recipe: Recipe) -> np.ndarray:
 
 
 def _resized(image: np.ndarray, size: int | Sides, filter: Image.Resampling) -> np.ndarray:
-    """Resize an image `[height, width, channels]` with Pillow, as transformers does."""
+    """Resize an image `[height, width, channels]` with Pillow, as transformers does.
+
+    Args:
+        image: the image.
+        size: new length of the shorter edge, or new height and width.
+        filter: interpolation filter.
+    """
     height, width = image.shape[:2]
     if isinstance(size, int):
         short = min(height, width)

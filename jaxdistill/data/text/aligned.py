@@ -1,8 +1,8 @@
 """Tokenise each text with two tokenizers and align the tokens: for a student whose teacher has another tokenizer.
 
 The two token sequences of a document are divided into spans: the shortest runs of tokens that cover the same characters
-in both. A span ends at every character position at which a token of both tokenizers ends. Rows hold whole spans, so
-that at the end of each span both models have read the same text.
+in both. A span ends at every character position at which a token of both tokenizers ends. The rows (token sequences) of
+a batch hold whole spans, so that at the end of each span both models have read the same text.
 
 The algorithm has three steps, all linear in the number of tokens up to sorting: `span_sizes` counts the tokens of each
 span of a document; `_edges` fills rows with spans until the student's or the teacher's row is full; `_fields` writes
@@ -24,10 +24,11 @@ from jaxdistill.data.text.tokens import TEACHER, Columns, Tokenization, Tokenize
 
 
 class AlignedText(NamedTuple):
-    """A document in the tokens of student and teacher.
+    """A document as tokens of the student and of the teacher, divided into spans of the same text.
 
-    student, teacher: token ids, `[tokens]` each
-    sizes: number of student and teacher tokens in each span, `[spans, 2]`; they add up to all tokens
+    student, teacher: token ids of the student's and of the teacher's tokenizer, `[tokens]` each
+    sizes: number of student tokens and of teacher tokens in each span, `[spans, 2]`; a span is a shortest run of tokens
+        that covers the same characters in both tokenizers. All tokens belong to a span
     """
 
     student: np.ndarray
@@ -45,25 +46,30 @@ def aligned(
     teacher_end: str = "",
     field: str = "text",
 ) -> Tokenization:
-    """Tokenise documents into rows with the student's and the teacher's tokenizer, for `uld` and `gold`.
+    """Tokenise documents with the student's and with the teacher's tokenizer, and align the tokens by spans of text.
 
-    Gives the fields of `documents` in the student's tokens, and the same fields under `teacher/` in the teacher's
-    tokens. The teacher reads the latter if `teachers.NAME.reads` is `teacher/`. `span` and `teacher/span`
-    `[rows, length]` (int32) are the span of each predicted token, numbered from 1 in each row. 0 means no span: the
-    token is not predicted, or the first token of its span is not predicted in this row.
+    The losses `uld` and `gold`, between models with different tokenizers, need this alignment. A span is a shortest run
+    of tokens that covers the same characters in both tokenizers; it never ends inside a character.
 
-    Alignment uses the character offsets of the tokenizers, so no span ends inside a character. Documents follow each
-    other without a gap until the row of either model is full. A span that is longer than a row is left out, and the
-    text after it becomes another document.
+    Documents are packed into rows (token sequences of fixed length), without a gap until the row of either model is
+    full. The fields `input_ids`, `label`, `mask` and `segment_ids` hold the student's tokens (see `documents`), and the
+    same fields with the prefix `teacher/` hold the teacher's tokens. Set the config key `teachers.NAME.reads` to
+    `teacher/`, so that the teacher reads the latter.
+
+    The fields `span` `[rows, length]` and `teacher/span` `[rows, teacher_length]` (int32) give, for each position, the
+    number of the span to which the predicted token belongs. Spans are numbered from 1 in each row. The number is 0 if
+    no token is predicted, if the span has no token of the other model, or if the first token of the span is not
+    predicted in this row. A span that is longer than a row is left out, and the text after this span becomes another
+    document.
 
     Args:
-        student: a folder with a tokenizer.json, the file itself, or an id of the Hugging Face hub.
-        teacher: the same, for the teacher's tokenizer.
+        student: the student's tokenizer: a folder with a tokenizer.json, the file itself, or a Hugging Face hub id.
+        teacher: the teacher's tokenizer, given in the same way.
         length: the student's tokens per row.
-        teacher_length: the teacher's tokens per row; 0: the same length.
-        end: a token of the student after each document; empty: none.
-        teacher_end: a token of the teacher after each document; empty: none.
-        field: the text field of a record.
+        teacher_length: the teacher's tokens per row; 0: the same as `length`.
+        end: a token of the student to add after each document; empty: none.
+        teacher_end: a token of the teacher to add after each document; empty: none.
+        field: the field of the data set that holds the text.
 
     Raises:
         ValueError: there is no such tokenizer, a length is below 1, or only one of `end` and `teacher_end` is given.
@@ -101,7 +107,13 @@ def aligned(
 
 
 def _align(student: Any, teacher: Any, end_ids: Sequence[int]) -> AlignedText:
-    """Align two encodings of one text; `end_ids` holds the end tokens of student and teacher, or nothing."""
+    """Align the tokens of two tokenizers on one text.
+
+    Args:
+        student: the text as encoded by the student's tokenizer, a `tokenizers.Encoding`.
+        teacher: the text as encoded by the teacher's tokenizer.
+        end_ids: ids of the student's and the teacher's token to add after the text; empty: none.
+    """
     student_ids, teacher_ids = ([*tok.ids, *end_ids[n : n + 1]] for n, tok in enumerate((student, teacher)))
     sizes = span_sizes(np.array(student.offsets), np.array(teacher.offsets))
     sizes = np.append(sizes, [[1, 1]], axis=0) if end_ids else sizes
@@ -109,37 +121,51 @@ def _align(student: Any, teacher: Any, end_ids: Sequence[int]) -> AlignedText:
 
 
 def span_sizes(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-    """Count the tokens of student and teacher in each span of a text, `[spans, 2]`.
+    """Count the tokens of the student and of the teacher in each span of a text, `[spans, 2]`.
 
-    Spans end at the common cuts of both sequences. The last span has all remaining tokens of both; one of its two
-    counts may be 0.
+    A span ends at every character position at which a student token and a teacher token end. The last span has all
+    remaining tokens of both models; one of its two counts may be 0.
 
     Args:
-        student: first character of each token, and the one after its last, `[tokens, 2]`.
-        teacher: the same for the teacher's tokens.
+        student: character offsets of the student's tokens, `[tokens, 2]`: the first character of each token, and the
+            one after its last character.
+        teacher: character offsets of the teacher's tokens, `[tokens, 2]`.
     """
-    student_cuts, teacher_cuts = _cuts(student), _cuts(teacher)
-    _, i, j = np.intersect1d(student_cuts[0], teacher_cuts[0], assume_unique=True, return_indices=True)
-    counts = np.stack([student_cuts[1][i], teacher_cuts[1][j]], axis=1)
+    (student_ends, student_counts), (teacher_ends, teacher_counts) = _token_ends(student), _token_ends(teacher)
+    _, i, j = np.intersect1d(student_ends, teacher_ends, assume_unique=True, return_indices=True)
+    counts = np.stack([student_counts[i], teacher_counts[j]], axis=1)
     totals = np.array([[len(student), len(teacher)]])
     if not len(counts) or (counts[-1] != totals[0]).any():
         counts = np.concatenate([counts, totals])
     return np.diff(counts, axis=0, prepend=0)
 
 
-def _cuts(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the character positions at which the text can be cut after a token, and the number of tokens before each.
+def _token_ends(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the character positions at which a token ends, and the number of tokens before each position.
 
-    There is no cut between tokens that share a character. Tokens without characters (such as spaces that a tokenizer
-    does not count) belong to the token before them.
+    Tokens that share a character end together. Tokens without characters (such as spaces that a tokenizer does not
+    count) belong to the token before them.
+
+    Args:
+        offsets: first character of each token, and the one after its last, `[tokens, 2]`.
     """
     begin, end = offsets[:, 0], np.maximum.accumulate(offsets[:, 1])
-    cuttable = np.append((begin[1:] >= end[:-1]) & (end[1:] > end[:-1]), True)
-    return end[cuttable], np.flatnonzero(cuttable) + 1
+    is_end = np.append((begin[1:] >= end[:-1]) & (end[1:] > end[:-1]), True)
+    return end[is_end], np.flatnonzero(is_end) + 1
 
 
 def pack_aligned(texts: Sequence[AlignedText], length: int, teacher_length: int) -> tuple[Columns, int]:
-    """Pack documents into rows of whole spans; return the columns and the number of spans left out; see `aligned`."""
+    """Pack aligned documents into rows (token sequences of fixed length) that hold whole spans; see `aligned`.
+
+    Args:
+        texts: the documents.
+        length: the student's tokens per row.
+        teacher_length: the teacher's tokens per row.
+
+    Returns:
+        The arrays of both models, `{field: [rows, ...]}`, and the number of spans that were left out because they are
+        longer than a row.
+    """
     sizes = np.concatenate([text.sizes for text in texts])
     document = np.repeat(np.arange(len(texts)), [len(text.sizes) for text in texts])
     too_long = (sizes > (length, teacher_length)).any(axis=1)
@@ -158,7 +184,14 @@ def pack_aligned(texts: Sequence[AlignedText], length: int, teacher_length: int)
 
 
 def _edges(sizes: np.ndarray, lengths: tuple[int, int]) -> list[int]:
-    """Return the first span of each row, followed by the number of spans. Each row takes as many spans as fit."""
+    """Return the number of the first span in each row, followed by the number of spans.
+
+    A row (token sequence of fixed length) takes as many spans as fit for both models.
+
+    Args:
+        sizes: number of student tokens and of teacher tokens in each span, `[spans, 2]`.
+        lengths: student tokens and teacher tokens per row.
+    """
     until = np.cumsum(sizes, axis=0)
     edges = [0]
     while edges[-1] < len(sizes):
@@ -168,10 +201,16 @@ def _edges(sizes: np.ndarray, lengths: tuple[int, int]) -> list[int]:
 
 
 def _span_numbers(sizes: np.ndarray, document: np.ndarray, row: np.ndarray, edges: list[int]) -> np.ndarray:
-    """Number the spans in each row, `[spans]`.
+    """Number the spans in each row (token sequence of fixed length) from 1, `[spans]`; 0 marks a span without number.
 
-    A span gets 0 if one model has no token in it, or cannot predict its first token because no token of the same
-    document precedes it in the row.
+    A span has no number if it contains no token of one of the models. Nor has it one if a model cannot predict the
+    span's first token, because no token of the same document precedes this token in the row.
+
+    Args:
+        sizes: number of student tokens and of teacher tokens in each span, `[spans, 2]`.
+        document: number of each span's document, `[spans]`.
+        row: number of each span's row, `[spans]`.
+        edges: the first span of each row, see `_edges`.
     """
     start = np.asarray(edges)[row]
     until = np.cumsum(sizes, axis=0) - sizes
@@ -182,14 +221,14 @@ def _span_numbers(sizes: np.ndarray, document: np.ndarray, row: np.ndarray, edge
 def _fields(
     tokens: np.ndarray, sizes: np.ndarray, document: np.ndarray, row: np.ndarray, numbers: np.ndarray, length: int
 ) -> Columns:
-    """Write the fields of one model, `[rows, length]`.
+    """Compute the arrays that one model reads, `{field: [rows, length]}`.
 
     Args:
         tokens: all token ids of the model, `[tokens]`.
-        sizes: tokens of the model in each span, `[spans]`.
-        document: of each span, `[spans]`.
-        row: of each span, `[spans]`.
-        numbers: of each span in its row, `[spans]`; see `_span_numbers`.
+        sizes: number of the model's tokens in each span, `[spans]`.
+        document: number of each span's document, `[spans]`.
+        row: number of each span's row, `[spans]`.
+        numbers: number of each span in its row, `[spans]`; see `_span_numbers`.
         length: tokens per row.
     """
     span_of = np.repeat(np.arange(len(sizes)), sizes)  # of each token

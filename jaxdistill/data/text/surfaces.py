@@ -1,9 +1,9 @@
 """Find the tokens that two vocabularies share, by comparing their texts as bytes.
 
 Tokenizers spell the same text differently: GPT-2's byte-level BPE maps bytes to printable characters; SentencePiece
-writes a space as ▁ and a byte as <0x0A>; WordPiece marks continuations with ## and omits the space before a word. Each
-token is therefore decoded to bytes first. If a tokenizer normalises text, its tokens have the normalised text: for a
-lower-case tokenizer, "the" also stands for "The".
+writes a space as the character U+2581 and a byte as <0x0A>; WordPiece marks continuations with ## and omits the space
+before a word. Each token is therefore decoded to bytes first. If a tokenizer normalises text, its tokens have the
+normalised text: for a lower-case tokenizer, "the" also stands for "The".
 """
 
 import json
@@ -24,29 +24,34 @@ BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def shared_tokens(student: Any, teacher: Any, pairs: Iterable[tuple[str, str]] = ()) -> SharedVocabulary:
-    """Find the tokens that two tokenizers share.
+    """Find the tokens that the vocabularies of two tokenizers share, as pairs of token ids with the same text.
 
     Args:
         student, teacher: tokenizers of the library `tokenizers`.
-        pairs: (student, teacher) tokens with the same meaning that have no text, such as the end of a document.
+        pairs: further pairs (student token, teacher token) that have the same meaning but no text, such as the tokens
+            that end a document.
 
     Raises:
         ConfigError: a tokenizer lacks a token of `pairs`.
     """
-    student_surfaces, teacher_surfaces = surfaces(student), surfaces(teacher)
+    student_ids, teacher_ids = ids_by_text(student), ids_by_text(teacher)
     paired = {tokenizers.token_id(student, a): tokenizers.token_id(teacher, b) for a, b in pairs}
     paired_teacher_ids = set(paired.values())
     shared = {
-        number: teacher_surfaces[text]
-        for text, number in student_surfaces.items()
-        if text in teacher_surfaces and teacher_surfaces[text] not in paired_teacher_ids
+        number: teacher_ids[text]
+        for text, number in student_ids.items()
+        if text in teacher_ids and teacher_ids[text] not in paired_teacher_ids
     }
     ids = sorted((shared | paired).items())
     return SharedVocabulary(*np.array(ids, np.int32).reshape(-1, 2).T)
 
 
-def surfaces(tokenizer: Any) -> dict[bytes | str, int]:
-    """Return the ids of a tokenizer's tokens by their text in bytes, and those of added tokens by their name."""
+def ids_by_text(tokenizer: Any) -> dict[bytes | str, int]:
+    """Return the ids of a tokenizer's tokens by the text of the token, decoded to bytes: `{text: id}`.
+
+    Tokens that were added to the vocabulary, such as [CLS], are listed by name, as a string. If several tokens have the
+    same text, only the first one is listed.
+    """
     content = json.loads(tokenizer.to_str())
     added = {entry["content"] for entry in content.get("added_tokens", ())}
     to_bytes = _decoder(content)
@@ -59,7 +64,7 @@ def surfaces(tokenizer: Any) -> dict[bytes | str, int]:
 
 
 def _decoder(content: dict[str, Any]) -> Any:
-    """Return the function that decodes a token to bytes, from the content of a tokenizer.json."""
+    """Return the function that decodes a token of a tokenizer to bytes; `content` is that of its tokenizer.json."""
     parts = json.dumps([content.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
     prefix = content["model"].get("continuing_subword_prefix")
     if '"ByteLevel"' in parts:

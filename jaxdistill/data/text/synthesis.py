@@ -1,6 +1,6 @@
 """Data sets of texts that a teacher generated: prompts, parsing of answers, and files.
 
-    FOLDER/manifest.json        the teacher, the prompt, the settings and the number of records
+    FOLDER/manifest.json        the teacher, the prompt, the settings and the number of answers
     FOLDER/<number>.jsonl       a part of the records; renamed into place when complete, so that writing can be resumed
     FOLDER/test.jsonl           real texts, on which students of the synthetic texts are evaluated
 
@@ -22,12 +22,14 @@ PLACEHOLDER = "{text}"
 
 
 class PromptTemplate(NamedTuple):
-    r"""A prompt for a teacher, and the format of the records in its answers.
+    r"""A prompt for a teacher that generates examples, and the format of an example.
 
-    template: the prompt; `{text}` is replaced by a real text. The `text` of a record is the part of the prompt after
-        `{text}`, followed by the answer: for "{text}\nQuestion:", it begins with "Question:"
-    form: a regular expression that the whole text of a record must match; its named groups become fields
-    until: a text that ends an answer, such as a blank line; empty: the answer ends with its last token
+    The `text` of an example consists of the part of the prompt after `{text}` and of the teacher's answer. With the
+    prompt "{text}\nQuestion:", every example begins with "Question:".
+
+    template: the prompt; `{text}` is replaced by a real text
+    form: a regular expression that the whole text of an example must match; its named groups become further fields
+    until: a text that ends an answer, such as a blank line; empty: the whole answer is used
     """
 
     template: str
@@ -35,11 +37,11 @@ class PromptTemplate(NamedTuple):
     until: str = ""
 
     def prompt(self, text: str) -> str:
-        """Return the prompt for a real text."""
+        """Return the prompt, with `text` in the place of `{text}`."""
         return self.template.replace(PLACEHOLDER, text)
 
     def record(self, answer: str) -> dict[str, str] | None:
-        """Parse an answer into a record; None if it does not match `form`."""
+        """Make an example `{field: text}` from an answer of the teacher; None if the text does not match `form`."""
         answer = answer.partition(self.until)[0] if self.until else answer
         text = (self.template.rpartition(PLACEHOLDER)[2] + answer).strip()
         match = re.fullmatch(self.form, text)
@@ -47,15 +49,24 @@ class PromptTemplate(NamedTuple):
 
 
 def parts(rows: int, size: int) -> list[tuple[int, range]]:
-    """Divide `rows` records into parts of `size`: (number, its rows)."""
+    """Divide the answers of a teacher into parts, each generated and written together: (part number, range of answers).
+
+    Args:
+        rows: number of answers in the data set.
+        size: answers per part.
+    """
     return [(number, range(first, min(first + size, rows))) for number, first in enumerate(range(0, rows, size))]
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """Create a data set folder, or check that an existing one has the same manifest.
+    """Create the folder of a generated data set with its manifest.json, or check that the existing file is the same.
+
+    Args:
+        folder: folder of the data set.
+        about: content of the file: teacher, prompt and settings of the generation.
 
     Raises:
-        ValueError: the existing folder has another manifest.
+        ValueError: the existing file has another content.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file, content = folder / "manifest.json", json.dumps(about, indent=1)
@@ -67,18 +78,30 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def write_part(folder: Path, number: int, records: Iterable[Mapping[str, str]]) -> None:
-    """Write one part atomically: an interrupted write leaves no part."""
+    """Write one part (file) of a generated data set; an interrupted call leaves no incomplete file.
+
+    Args:
+        folder: folder of the data set.
+        number: number of the part.
+        records: the examples of the part, `{field: text}` each.
+    """
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     _write_atomically(_part_file(folder, number), "".join(lines))
 
 
 def missing_parts(folder: Path, rows: int, size: int) -> list[tuple[int, range]]:
-    """Return the parts that are not written yet."""
+    """List the parts (files) of a generated data set that are not written yet, each as (part number, range of answers).
+
+    Args:
+        folder: folder of the data set.
+        rows: number of answers in the whole data set.
+        size: answers per part.
+    """
     return [(number, part) for number, part in parts(rows, size) if not _part_file(folder, number).is_file()]
 
 
 def write_test(folder: Path, texts: Sequence[str]) -> None:
-    """Write the real texts of the test split."""
+    """Write real texts as the test split of a generated data set."""
     lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     _write_atomically(folder / "test.jsonl", "".join(lines))
 
@@ -95,7 +118,7 @@ def _write_atomically(file: Path, content: str) -> None:
 
 @datasets.register
 def synthetic(folder: str, split: str) -> list[dict[str, str]]:
-    """Load a data set that `jaxdistill synthesize` wrote: `train` by the teacher, `test` with real texts.
+    """Load a data set that `jaxdistill synthesize` wrote: texts of a teacher in `train`, real texts in `test`.
 
     Args:
         folder: the folder of the data set.
@@ -103,7 +126,7 @@ def synthetic(folder: str, split: str) -> list[dict[str, str]]:
 
     Raises:
         ValueError: the data set does not exist, or is not finished.
-        KeyError: no such split.
+        KeyError: there is no such split.
     """
     path = Path(folder).expanduser()
     try:

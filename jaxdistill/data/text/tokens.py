@@ -1,7 +1,7 @@
-"""Tokenise the texts of records into rows of fixed length.
+"""Tokenise the texts of a data set into rows, which are token sequences of one length.
 
-Rows have one length, so that a run compiles once: sentences are truncated or padded, documents are packed. The rows are
-cached on disk, see token_cache.py.
+Since all rows have one length, a run compiles once: sentences are truncated or padded, documents are packed. The rows
+are cached on disk, see token_cache.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,27 +22,30 @@ TEACHER = "teacher/"  # prefix of the fields for a teacher with another tokenize
 
 
 class Tokenized(NamedTuple):
-    """Tokenised texts.
+    """Tokenised texts, as arrays whose rows are token sequences of one length.
 
-    columns: `{field: [rows, ...]}`
-    tokens: number of tokens without padding
-    cut: number of texts that did not fit into a row
+    columns: the arrays, `{field: [rows, ...]}`
+    tokens: number of the student's tokens, without padding
+    too_long: number of texts that are longer than a row; with the tokenization `aligned`, number of spans that are
+        longer
     """
 
     columns: Columns
     tokens: int
-    cut: int
+    too_long: int
 
 
 class Tokenization(NamedTuple):
-    """A rule that converts the texts of a data set to arrays.
+    """A rule that converts the texts of a data set to arrays of tokens; a row of an array is one token sequence.
 
-    file: the tokenizer.json
-    spec: a text with all other settings that affect the result, for the cache key
-    encode: `(tokenizer, chunks of records) -> Tokenized`
-    labelled: whether each row is one record, and so keeps its label
-    others: tokenizers of teachers, by the prefix of their fields
-    shared: `() ->` the tokens that such a teacher shares with the student
+    file: path of the student's tokenizer.json
+    spec: a text with all other settings that affect the result, for the key of the token cache
+    encode: `(tokenizer, chunks of examples) -> Tokenized`, tokenises all examples
+    labelled: True if a row is one example and keeps its label; False if the label at each position is the next token
+    others: the tokenizer.json of each teacher with another tokenizer, by the prefix of the fields that this teacher
+        reads
+    shared: function without arguments that returns the tokens which the vocabularies of student and teacher share;
+        None: the tokenization does not align the tokens of two tokenizers
     """
 
     file: Path
@@ -57,18 +60,19 @@ class Tokenization(NamedTuple):
 def sentences(
     tokenizer: str, length: int, fields: tuple[str, ...] = ("text",), teacher: str = "", teacher_length: int = 0
 ) -> Tokenization:
-    """Tokenise each text, or each pair of texts, into one row with special tokens: for encoders.
+    """Tokenise each text, or each pair of texts, with special tokens into one row of `length` tokens, for encoders.
 
     Adds `input_ids` and `attention_mask` `[rows, length]` (int32; 1 for a real token), and `token_type_ids` for pairs.
-    Keeps the other fields of a record, such as `label` and `label_probs`. In a pair, the longer text is truncated
-    first. A teacher with another tokenizer reads the same fields under `teacher/` (`teachers.NAME.reads`).
+    Other fields of the data set, such as `label` and `label_probs`, are kept. A pair that is too long loses tokens of
+    its longer text first. For a teacher with another tokenizer, the same fields are added with the prefix `teacher/`;
+    set the config key `teachers.NAME.reads` to `teacher/`, so that the teacher reads these fields.
 
     Args:
         tokenizer: a folder with a tokenizer.json, the file itself, or an id of the Hugging Face hub.
         length: tokens per row; longer texts are truncated, and shorter ones padded.
-        fields: the text fields of a record: one, or two for a pair.
-        teacher: the teacher's tokenizer, given like `tokenizer`; empty: the same tokenizer.
-        teacher_length: the teacher's tokens per row; 0: the same length.
+        fields: the fields of the data set that hold texts: one, or two for a pair.
+        teacher: the teacher's tokenizer, given like `tokenizer`; empty: the teacher uses the student's tokenizer.
+        teacher_length: the teacher's tokens per row; 0: the same as `length`.
 
     Raises:
         ValueError: there is no such tokenizer, a length is below 1, or there are not one or two fields.
@@ -99,7 +103,12 @@ def sentences(
 
 
 def _set_length(tokenizer: Any, length: int, pair: bool) -> int:
-    """Set up a tokenizer to truncate texts without padding them; return its padding id.
+    """Set up a tokenizer to truncate texts without padding them; return the id of the padding token.
+
+    Args:
+        tokenizer: the tokenizer, a `tokenizers.Tokenizer`.
+        length: largest number of tokens, including special tokens.
+        pair: whether texts come in pairs.
 
     Raises:
         ConfigError: the special tokens leave no room for text.
@@ -117,18 +126,20 @@ def _set_length(tokenizer: Any, length: int, pair: bool) -> int:
 
 @tokenizations.register
 def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", field: str = "text") -> Tokenization:
-    """Tokenise documents into rows for language models: each token after the first of a document is predicted once.
+    """Tokenise documents into rows (token sequences of one length) for language models.
 
-    Gives, all `[rows, length]`: `input_ids` and `label` (the next token; int32), `mask` (float32; 1 where the label is
-    valid: never across documents, nor in padding) and `segment_ids` (int32; the documents of a row from 1 on, 0 for
-    padding). If a row is full, the document continues in the next row. No special tokens are added except `end`.
+    The fields are `[rows, length]` each: `input_ids` and `label`, the next token (int32); `mask`, 1 where there is a
+    next token of the same document, else 0 (float32); and `segment_ids`, which numbers the documents of a row from 1,
+    and is 0 for padding (int32). If a row is full, the document continues in the next row, so each token of a document
+    except the first is predicted exactly once. No special tokens are added except `end`.
 
     Args:
         tokenizer: a folder with a tokenizer.json, the file itself, or an id of the Hugging Face hub.
         length: tokens per row.
-        pack: if true, documents follow each other without a gap; else each begins a row, and its last row is padded.
-        end: a token after each document, such as `<|endoftext|>`; empty: none.
-        field: the text field of a record.
+        pack: if true, documents follow each other without a gap; otherwise each document begins a new row, and the last
+            row of each document is padded.
+        end: a token to add after each document, such as `<|endoftext|>`; empty: none.
+        field: the field of the data set that holds the text.
 
     Raises:
         ValueError: there is no such tokenizer, or `length` is below 1.
@@ -152,17 +163,19 @@ def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", fie
     return Tokenization(tokenizers.find(tokenizer), spec, encode, labelled=False)
 
 
-def pack_documents(texts: Sequence[np.ndarray], length: int, share: bool) -> Columns:
-    """Pack documents into rows of one length, with labels, masks and segments; see `documents`.
+def pack_documents(texts: Sequence[np.ndarray], length: int, pack: bool) -> Columns:
+    """Divide tokenised documents into rows (token sequences of one length), `{field: [rows, length]}`.
+
+    The fields are `input_ids`, `label`, `mask` and `segment_ids`; see `documents`.
 
     Args:
-        texts: tokens of each document, `[tokens]` int32; none is empty.
+        texts: token ids of each document, `[tokens]` int32; no document is empty.
         length: tokens per row.
-        share: whether a row may hold several documents.
+        pack: if true, a row may hold several documents; otherwise each document begins a new row.
     """
     pad = lambda flat: np.pad(flat, (0, -len(flat) % length))
     documents = [np.full(len(text), number, np.int32) for number, text in enumerate(texts, 1)]
-    if not share:
+    if not pack:
         texts, documents = [pad(text) for text in texts], [pad(document) for document in documents]
     tokens, document = pad(np.concatenate(texts)), pad(np.concatenate(documents))
     predicted = (document > 0) & (document == np.append(document[1:], 0))  # the next token is of the same document
@@ -174,10 +187,14 @@ def pack_documents(texts: Sequence[np.ndarray], length: int, share: bool) -> Col
 
 
 def texts_of(records: Columns, field: str) -> list[str]:
-    """Return the texts of a field.
+    """Return the texts in one field of a chunk of examples (records).
+
+    Args:
+        records: the examples, `{field: [records, ...]}`.
+        field: name of the field.
 
     Raises:
-        ConfigError: the records have no such text field.
+        ConfigError: the examples have no such text field.
     """
     column = records.get(field)
     if column is None or not _is_text(column):
@@ -209,7 +226,7 @@ def _padded(encodings: Sequence[Any], length: int, padding: int, pair: bool) -> 
 
 
 def check_length(length: int) -> int:
-    """Return a valid row length.
+    """Return `length`, the number of tokens in a row (token sequence), if it is at least 1.
 
     Raises:
         ValueError: the length is below 1.

@@ -10,25 +10,26 @@ from jaxdistill.data.text import tokenizer as tokenizers
 
 @transforms.register
 def replace_tokens(share: float, length: int, tokenizer: str, by: str = "") -> Transform:
-    """Replace each token with probability `share`, by a mask token or by a random token: texts for soft targets.
+    """Replace each token of a text with probability `share`, by a mask token or by a random token.
 
-    Special tokens and padding are kept, and special tokens are never drawn. Teacher and student see the same text.
-    `label` is unchanged and may be wrong for the changed text, so a loss on labels is a loss on damaged texts.
+    The teacher's soft targets for the changed texts are further training data. Special tokens and padding are kept, and
+    special tokens are never drawn. Teacher and student receive the same text. `label` is unchanged, although it may be
+    wrong for the changed text.
 
     Args:
-        share: from 0 to 1.
-        length: tokens per row, as in `data.tokens`.
-        tokenizer: the tokenizer in `data.tokens`.
-        by: a token such as `[MASK]`; empty: a uniform random token of the vocabulary.
+        share: probability that a token is replaced, from 0 to 1.
+        length: tokens per row (token sequence), the same as in the config key `data.tokens`.
+        tokenizer: the tokenizer in the config key `data.tokens`.
+        by: the token that replaces others, such as `[MASK]`; empty: a uniform random token of the vocabulary.
 
     Raises:
         ValueError: `share` or `length` is out of range, or there is no such tokenizer.
-        ConfigError: the tokenizer has no token `by`; or the batch has no tokens, rows of another length, or tokens of
-            a second tokenizer.
+        ConfigError: the tokenizer has no token `by`; or the batch has no tokens, rows of another length, or tokens of a
+            second tokenizer.
 
     References:
         Tang et al.: Distilling task-specific knowledge from BERT into simple neural networks, 2019. Masks one word in
-        ten. https://arxiv.org/abs/1903.12136
+            ten. https://arxiv.org/abs/1903.12136
     """
     if not 0 <= share <= 1 or length < 1:
         raise ValueError(f"share={share}, length={length}; give a share from 0 to 1 and a length of 1 or more.")

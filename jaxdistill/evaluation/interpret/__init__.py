@@ -1,1 +1,1 @@
-"""Interpret models: which parts of a teacher matter."""
+"""Interpret trained models: measure which of their parts, such as attention heads, matter for the task."""

@@ -4,12 +4,12 @@ Michel, Levy and Neubig, Are Sixteen Heads Really Better than One?, 2019 (arxiv.
 
     importance of head h = mean over examples of |dL / dm_h| at m = 1, where the mask m_h scales the output of the head
 
-The importance is divided by the L2 norm of its layer, to compare layers, and then scaled to the range 0 to 1. L is the
-cross-entropy of an example; for running text it is the mean over tokens. The mask needs no hook: the output of a head
-is multiplied by its rows of the layer's output kernel, so that scaling these rows scales the head.
+The importance is divided by the L2 norm over the heads of its layer, to compare layers, and then scaled to the range 0
+to 1. L is the cross-entropy of an example; for running text it is the mean over tokens. The mask needs no hook: the
+output of a head is multiplied by some rows of the layer's output kernel, so that scaling these rows scales the head.
 
-The published code takes the absolute value for every token of an example and adds them up. The paper's formula takes
-it for every example, as here.
+The published code takes the absolute value of the gradient for every token and adds up these values. The paper's
+formula takes it for every example, as this module does.
 """
 
 import re
@@ -29,15 +29,21 @@ BATCH_SIZE = 8  # rows whose gradients are computed at a time; each gradient is 
 
 
 def head_importance(model: Model, variables: Variables, batches: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    """Compute the importance of every head, `[layers, heads]`, from 0 to 1.
+    """Compute the importance of every attention head for the task loss, `[layers, heads]`, from 0 to 1.
+
+    The importance of head h is the mean over examples of `|dL / dm_h|` at `m_h = 1`. L is the cross-entropy of an
+    example, and m_h is a factor that scales the output of the head. The importances of each layer are divided by their
+    L2 norm, and then all are scaled to the range 0 to 1.
 
     Args:
         model: a transformer with the same number of heads in every layer.
-        variables: trained variables of the model.
-        batches: batches of a run, with `label` and `mask`; rows whose mask is 0 are left out.
+        variables: trained parameters and state of the model.
+        batches: batches with the model's inputs, and with the fields `label` and `mask`; examples whose mask is 0 are
+            left out.
 
     Raises:
-        ValueError: the model is not a single transformer with equal layers, or all masks are 0.
+        ValueError: the model is not a single transformer with the same number of heads in every layer, or all masks are
+            0.
     """
     sums, count = np.zeros(()), 0
     measure = jax.jit(lambda values, batch: mask_gradients(model, values, batch))
@@ -52,7 +58,11 @@ def head_importance(model: Model, variables: Variables, batches: Iterable[Mappin
 
 
 def normalised(importance: np.ndarray) -> np.ndarray:
-    """Divide the importance, `[layers, heads]`, by each layer's L2 norm, then scale all of it to the range 0 to 1."""
+    """Normalise the importance of attention heads, `[layers, heads]`, to compare heads of different layers.
+
+    Each layer is divided by its L2 norm: `s[l, h] = importance[l, h] / ||importance[l]||`. Then all values are scaled
+    to the range 0 to 1: `(s - min(s)) / (max(s) - min(s))`.
+    """
     norm = np.linalg.norm(importance, axis=1, keepdims=True)
     shares = importance / np.where(norm > 0, norm, 1.0)
     width = np.ptp(shares)
@@ -60,16 +70,32 @@ def normalised(importance: np.ndarray) -> np.ndarray:
 
 
 def top_heads(importance: np.ndarray, count: int) -> tuple[tuple[int, int], ...]:
-    """Return the most important heads in order, as (layer, head); layers count from 1, heads from 0."""
+    """Return the most important heads as pairs (layer, head), the most important first.
+
+    Args:
+        importance: importance of the heads, `[layers, heads]`.
+        count: number of heads to return.
+
+    Returns:
+        The pairs; layers are numbered from 1, heads from 0.
+    """
     order = np.argsort(-importance, axis=None, kind="stable")[:count].tolist()
     return tuple((n // importance.shape[1] + 1, n % importance.shape[1]) for n in order)
 
 
 def mask_gradients(model: Model, variables: Variables, batch: Mapping[str, Array]) -> Array:
-    """Compute dL / dm of each row, `[rows, layers, heads]`; 0 for rows whose mask is 0.
+    """Compute `dL / dm` at m = 1 for each example, `[rows, layers, heads]`; 0 for examples with the mask 0.
+
+    L is the cross-entropy of one example. m has one factor for each attention head, which scales the output of the
+    head.
+
+    Args:
+        model: a transformer with the same number of heads in every layer.
+        variables: parameters and state of the model.
+        batch: the model's inputs, with the fields `label` and `mask`.
 
     Raises:
-        ValueError: the model is not a single transformer with equal layers.
+        ValueError: the model is not a single transformer with the same number of heads in every layer.
     """
     params, state = variables
 
@@ -88,7 +114,10 @@ def mask_gradients(model: Model, variables: Variables, batch: Mapping[str, Array
 
 
 def _output_kernels(params: Mapping[str, Array], outputs: Outputs) -> tuple[list[str], tuple[int, int]]:
-    """Return the names of the attention output kernels in order of layers, and the numbers of layers and heads."""
+    """Return the names of the attention output kernels in the order of layers, and `(layers, heads)`.
+
+    `outputs` are the shapes of the model's outputs; their attentions tell the number of heads.
+    """
     names = sorted(filter(OUT.fullmatch, params), key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
     layers = sum(params[name].shape[0] if params[name].ndim == 3 else 1 for name in names)
     heads = {each.query.shape[2] for each in outputs.attentions}
@@ -99,7 +128,10 @@ def _output_kernels(params: Mapping[str, Array], outputs: Outputs) -> tuple[list
 
 
 def _masked(params: Mapping[str, Array], names: list[str], mask: Array) -> dict[str, Array]:
-    """Scale each head's rows of the output kernels, `[in, out]` or stacked `[layers, in, out]`, by its mask."""
+    """Return the parameters with the output of each attention head scaled by its factor in `mask`, `[layers, heads]`.
+
+    Each output kernel, `[in, out]` or stacked `[layers, in, out]`, is scaled in the rows that read the head.
+    """
     masked, first = dict(params), 0
     for name in names:
         kernel = params[name]

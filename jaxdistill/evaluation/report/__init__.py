@@ -1,1 +1,1 @@
-"""Write reports of runs and studies: tables, figures and HTML pages."""
+"""Write reports of runs and studies (comparisons of several runs): tables, figures and HTML pages."""

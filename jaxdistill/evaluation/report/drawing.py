@@ -34,13 +34,13 @@ STYLE = {
 def svg(
     draw: Callable[["Figure"], None], size: tuple[float, float], description: str, png: Path | None = None
 ) -> Markup:
-    """Run `draw` on an empty figure and return the figure as SVG.
+    """Draw a matplotlib figure and return it as SVG.
 
     Args:
-        draw: draws the content
-        size: width and height in inches
-        description: description of the figure for screen readers
-        png: file to which the figure is also written as PNG
+        draw: function that draws on an empty figure.
+        size: width and height in inches.
+        description: description of the figure for screen readers.
+        png: file to which the figure is also written as PNG; None: no file.
     """
     import matplotlib.style
     from matplotlib.figure import Figure

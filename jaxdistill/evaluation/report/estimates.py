@@ -1,4 +1,4 @@
-"""Draw the figure of a study: for every arm the seeds, their mean and its confidence interval."""
+"""Draw the figure of a study: for every arm (variant of the run), the value of each seed, the mean and its interval."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """The results of one arm.
+    """The results of one arm of a study (a variant of a training run), over several random seeds.
 
     name: name of the arm
-    values: one value for each seed
-    mean, low, high: the mean and its 95 % interval
+    values: the result for each seed
+    mean: mean of `values`
+    low, high: limits of the 95 % confidence interval of the mean
     """
 
     name: str
@@ -28,15 +29,16 @@ class Estimate(NamedTuple):
 
 
 def figure(rows: Sequence[Estimate], baseline: str, label: str, png: Path | None = None) -> Markup:
-    """Draw a row for each arm, and a vertical line through the mean of the baseline.
+    """Draw the results of a study: for each arm (variant of the run), a row with the value of each seed and their mean.
 
-    The axis spans the values of all seeds. The interval of few seeds can be much wider, and is cut.
+    A line in each row is the 95 % confidence interval of the mean, and a vertical line marks the mean of the baseline.
+    The horizontal axis spans the values of all seeds; an interval that is wider is cut off.
 
     Args:
-        rows: the arms
-        baseline: name of the arm that the others are compared with
-        label: label of the axis, with its unit
-        png: file to which the figure is also written as PNG
+        rows: the results of the arms.
+        baseline: name of the arm that the others are compared with.
+        label: label of the horizontal axis, with the unit.
+        png: file to which the figure is also written as PNG; None: no file.
     """
 
     def draw(figure: "Figure") -> None:

@@ -1,4 +1,4 @@
-"""Draw the figures of a report as inline SVG, one panel each; the browser arranges them in one or two columns.
+"""Draw the figures of a report as inline SVG, one plot each; the browser arranges the figures in one or two columns.
 
 A model has the same colour and line style in every figure.
 """
@@ -27,34 +27,46 @@ POINTS = 150  # largest number of points of a curve; a longer log is averaged in
 
 
 class Style(NamedTuple):
-    """The colour and line style of a curve."""
+    """The colour and matplotlib line style of a curve."""
 
     color: str
     linestyle: str
 
 
 def network_styles(names: Iterable[str]) -> dict[str, Style]:
-    """Choose a style for each model: fixed for student and control, in order for the others."""
+    """Choose a colour and line style for each model; the styles of "student" and "control" are always the same.
+
+    The control is the same student trained without a teacher.
+
+    Args:
+        names: names of the models.
+    """
     others = [name for name in dict.fromkeys(names) if name not in ("student", "control")]
     cycle = {name: Style(OTHERS[n % len(OTHERS)], DASHES[(2 + n // len(OTHERS)) % 4]) for n, name in enumerate(others)}
     return {"student": Style(STUDENT, "-"), "control": Style(CONTROL, "--"), **cycle}
 
 
 def term_styles(names: Iterable[str]) -> dict[str, Style]:
-    """Choose a style for each loss term, with different dashes, because the curves of two weights often coincide."""
+    """Choose a colour and line style for each loss term.
+
+    Different line styles keep two curves visible where they coincide, as constant weights often do.
+
+    Args:
+        names: names of the loss terms.
+    """
     return {name: Style(TERMS[n % len(TERMS)], DASHES[n % 4]) for n, name in enumerate(dict.fromkeys(names))}
 
 
 def curves(
     series: Mapping[str, Series], styles: Mapping[str, Style], label: str, log_beyond: float = math.inf
 ) -> Markup:
-    """Draw values over steps, one curve for each name.
+    """Draw values over training steps, with one curve for each name in `series`.
 
     Args:
-        series: `(steps, values)` by name
-        styles: styles by name
-        label: label of the vertical axis, with its unit
-        log_beyond: the axis is logarithmic if all values are positive and span more than this factor
+        series: `(steps, values)` of each curve, by name.
+        styles: colour and line style of each curve, by name.
+        label: label of the vertical axis, with the unit.
+        log_beyond: the vertical axis is logarithmic if all values are positive and `max / min` exceeds this factor.
     """
 
     def draw(figure: "Figure") -> None:
@@ -67,9 +79,15 @@ def curves(
 
 
 def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -> Markup:
-    """Draw accuracies in percent over steps; if they come near 100 %, on an inverted logarithmic axis of the error.
+    """Draw accuracies over training steps, with one curve for each model.
 
-    On this axis the distance from 90 to 95 % equals that from 50 to 75 %, because both halve the errors.
+    If all errors (100 - accuracy) are positive and `max / min` of the errors exceeds 5, the vertical axis is
+    logarithmic in the error, with high accuracies at the top. On this axis, the distance from 90 to 95 % equals that
+    from 50 to 75 %, because the error is halved in both cases.
+
+    Args:
+        series: `(steps, accuracies in percent)` of each model, by name.
+        styles: colour and line style of each model, by name.
     """
     errors = {name: (steps, [100 - value for value in values]) for name, (steps, values) in series.items()}
 
@@ -85,7 +103,13 @@ def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -
 
 
 def reliability(bins: Mapping[str, Sequence[float | None]], style: Style) -> Markup:
-    """Draw accuracy over confidence by bin, above the share of examples in each bin."""
+    """Draw a reliability diagram: accuracy against confidence, and below it a histogram of confidence.
+
+    Args:
+        bins: the lists `confidence`, `accuracy` and `count`, with one value for each bin of confidence; None in empty
+            bins.
+        style: colour and line style of the model.
+    """
 
     def draw(figure: "Figure") -> None:
         above, below = figure.subplots(2, sharex=True, height_ratios=(4, 1))
@@ -102,7 +126,7 @@ def reliability(bins: Mapping[str, Sequence[float | None]], style: Style) -> Mar
 
 
 def _thinned(values: list[Any]) -> list[Any]:
-    """Average neighbouring values to at most `POINTS` values; the mean over a NaN is NaN."""
+    """Shorten a curve to at most `POINTS` values: averages of neighbours. The average with a NaN is NaN."""
     import numpy as np
 
     return [part.mean() for part in np.array_split(np.asarray(values), min(POINTS, len(values)))]
@@ -115,7 +139,7 @@ def _spans(series: Mapping[str, Series], factor: float) -> bool:
 
 
 def _plotted(figure: "Figure", series: Mapping[str, Series], styles: Mapping[str, Style]) -> "Axes":
-    """Plot the curves below a legend, with steps written as 500, 20k, 1.5M; return the axes."""
+    """Plot the curves, with a legend above them and steps written as 500, 20k, 1.5M; return the axes."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes = figure.subplots()

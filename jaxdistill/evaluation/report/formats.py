@@ -1,4 +1,4 @@
-"""Format numbers for reports: few digits and a unit prefix."""
+"""Format numbers for reports, with few digits and a unit."""
 
 
 def percent(value: float) -> str:
@@ -7,12 +7,12 @@ def percent(value: float) -> str:
 
 
 def decimal(value: float) -> str:
-    """Format with four decimal places."""
+    """Format a number with four decimal places."""
     return f"{value:.4f}"
 
 
 def count(value: float) -> str:
-    """Format a count with three digits and a prefix: 272474 -> 272 k."""
+    """Format a count with three significant digits and an SI prefix: 272474 -> 272 k."""
     return _scaled(value, 1000, ("", " k", " M", " G", " T", " P"))
 
 
@@ -30,13 +30,19 @@ def duration(seconds: float) -> str:
 
 
 def digits(value: float) -> str:
-    """Format with three significant digits, including trailing zeros: 0.412, 1.30, 41.2, 1234."""
+    """Format a number with three significant digits, including trailing zeros: 0.412, 1.30, 41.2, 1234."""
     exponent = int(f"{value:.2e}".partition("e")[2])
     return f"{value:.{max(0, 2 - exponent)}f}"
 
 
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
-    """Format with three significant digits and a unit; without prefix as a whole number."""
+    """Format a number with three significant digits and the unit that fits its size.
+
+    Args:
+        value: the number; below 999.5 it is written as a whole number, with the first unit.
+        base: ratio of two neighbouring units.
+        units: texts of the units, the smallest first.
+    """
     power = 0
     while abs(value) >= 999.5 and power < len(units) - 1:
         value, power = value / base, power + 1

@@ -1,4 +1,4 @@
-"""Read the files of a run: `results.json`, and one `log.jsonl` for each trained model."""
+"""Read the files of a run: `results.json`, and the `log.jsonl` of each trained model."""
 
 import json
 from collections.abc import Iterator
@@ -9,14 +9,25 @@ Line = dict[str, Any]
 
 
 class Log(NamedTuple):
-    """The log of one model: training and evaluation lines, ordered by step."""
+    """The lines of one model's training log, each a dictionary.
+
+    train: lines about training steps, in order of step
+    eval: lines about evaluations, in order of step
+    """
 
     train: list[Line]
     eval: list[Line]
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    """Read `results.json`; without the file, return only a title and a summary, for a report with curves."""
+    """Read the `results.json` of a run.
+
+    An unfinished run has no such file. Then only a title and a summary are returned, which are enough for a report with
+    training curves.
+
+    Args:
+        workdir: the folder of the run.
+    """
     path = workdir / "results.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -24,7 +35,13 @@ def read_results(workdir: Path) -> dict[str, Any]:
 
 
 def read_logs(workdir: Path) -> dict[str, Log]:
-    """Read all logs, by row name in the table: `teacher big`, `student`, `control`."""
+    """Read the logs of all models that a run trained, by model name, such as `teacher big`, `student` or `control`.
+
+    The control is the same student trained without a teacher.
+
+    Args:
+        workdir: the folder of the run.
+    """
     teachers = sorted(path for path in workdir.glob("teachers/*") if path.is_dir())
     folders = {f"teacher {path.name}": path for path in teachers}
     folders |= {name: workdir / name for name in ("student", "control")}
@@ -32,14 +49,21 @@ def read_logs(workdir: Path) -> dict[str, Log]:
 
 
 def read_log(path: Path) -> Log:
-    """Read one log. If a step was logged twice, by a resumed run, the later line is used."""
+    """Read the log of one model. If a resumed run logged the same step twice, the later line is used.
+
+    Args:
+        path: the file `log.jsonl` of the model.
+    """
     lines = {(line.get("kind"), line["step"]): line for line in _lines(path)}
     ordered = [lines[key] for key in sorted(lines, key=lambda key: key[1])]
     return Log(*([line for line in ordered if line.get("kind") == kind] for kind in Log._fields))
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Yield the complete lines; a killed run may leave half a line, to which a resumed run may have appended."""
+    """Yield the lines of a log that are valid JSON.
+
+    A killed run may leave half a line, to which a resumed run may have appended.
+    """
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
@@ -50,12 +74,22 @@ def _lines(path: Path) -> Iterator[Line]:
 
 
 def series(lines: list[Line], key: str) -> tuple[list[int], list[float]]:
-    """Return `(steps, values)` of a key, over the lines that have it; null becomes NaN, a gap in the curve."""
+    """Return `(steps, values)` of one key of a log, from all lines that have the key; a value of None becomes NaN.
+
+    Args:
+        lines: lines of a log.
+        key: key of the values, such as "accuracy" or "terms/kd".
+    """
     points = [(line["step"], line[key]) for line in lines if key in line]
     return [step for step, _ in points], [float("nan") if value is None else float(value) for _, value in points]
 
 
 def keys_below(lines: list[Line], prefix: str) -> list[str]:
-    """Return the names after `prefix/` in the keys of any line, in order of appearance."""
+    """Return the log keys that begin with `prefix/`, without this prefix, in order of appearance, each once.
+
+    Args:
+        lines: lines of a log.
+        prefix: beginning of the keys; for example, "terms" gives "kd" for the key "terms/kd".
+    """
     keys = dict.fromkeys(key for line in lines for key in line)
     return [key.removeprefix(f"{prefix}/") for key in keys if key.startswith(f"{prefix}/")]

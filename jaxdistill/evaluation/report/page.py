@@ -17,10 +17,12 @@ from jaxdistill.evaluation.report.template import CSS, PAGE
 
 
 def write_page(workdir: Path) -> Path:
-    """Write `workdir/report.html` from `workdir/results.json` and the logs beside it.
+    """Write the HTML report of a run, `workdir/report.html`, from `results.json` and the training logs in `workdir`.
+
+    Sections whose data are missing, for example because the run had no teacher, are left out.
 
     Args:
-        workdir: the folder of a run. Sections whose data are missing (no teacher, no control, no results) are left out.
+        workdir: the folder of the run.
 
     Returns:
         The path of the report.
@@ -33,7 +35,12 @@ def write_page(workdir: Path) -> Path:
 
 
 def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
-    """Return the report as HTML text."""
+    """Return the HTML report of a run.
+
+    Args:
+        results: the content of `results.json`.
+        logs: the training log of each model, by model name.
+    """
     names = [row["name"] for row in results.get("rows") or ()]
     styles = figures.network_styles([*logs, *names, *(results.get("reliability") or ())])
     title = results.get("title") or "A run of jaxdistill"
@@ -53,13 +60,24 @@ def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
 
 
 def section(title: str, content: Markup, note: str = "") -> Markup:
-    """Return a section with a heading and an explanation; nothing without content."""
+    """Return a section of the page with a heading; an empty string if `content` is empty.
+
+    Args:
+        title: the heading.
+        content: tables or figures.
+        note: explanation between heading and content; empty: none.
+    """
     explanation = element("p", note, class_="note") if note else Markup()
     return element("section", element("h2", title), explanation, content) if content else Markup()
 
 
 def quality(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> Markup:
-    """Return the section with the quality and the cost of each model."""
+    """Return the section with a table of the quality and the cost of each model.
+
+    Args:
+        results: the content of `results.json`.
+        styles: colour and line style of each model, by name.
+    """
 
     def swatch(name: str) -> Markup:
         return element("span", class_="swatch", style=f"background: {styles[name].color}")
@@ -69,7 +87,11 @@ def quality(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> 
 
 
 def transfer(results: Mapping[str, Any]) -> Markup:
-    """Return the section on what was transferred from the teacher beyond accuracy."""
+    """Return the section with a table that compares the student with its teacher, for example by top-1 agreement.
+
+    Args:
+        results: the content of `results.json`.
+    """
     note = (
         "The control is the same network as the student, trained without a teacher. Compare the student with the "
         "control, not with 100 %. Agreement and CKA are high for any two good networks; agreement on the teacher's "
@@ -79,17 +101,27 @@ def transfer(results: Mapping[str, Any]) -> Markup:
 
 
 def figure(title: str, note: str, svg: Markup) -> Markup:
-    """Return a figure with its caption above."""
+    """Return a figure with its caption above: a title in bold, then a note."""
     return element("figure", element("figcaption", element("b", title), f" {note}"), svg)
 
 
 def grid(*cards: Markup, small: bool = False) -> Markup:
-    """Arrange figures side by side if there is room; nothing without figures."""
+    """Arrange figures or tables side by side where the page is wide enough; an empty string without any.
+
+    Args:
+        cards: the figures or tables.
+        small: True: use narrow columns.
+    """
     return element("div", *cards, class_="grid small" if small else "grid") if cards else Markup()
 
 
 def progress(logs: Mapping[str, Log], styles: Mapping[str, figures.Style]) -> Markup:
-    """Return the section with held-out accuracy and NLL of all models over training."""
+    """Return the section with curves of held-out accuracy and NLL (negative log-likelihood) over training steps.
+
+    Args:
+        logs: the training log of each model, by model name.
+        styles: colour and line style of each model, by name.
+    """
 
     def lines(key: str, scale: float) -> dict[str, figures.Series]:
         curves = {name: series(log.eval, key) for name, log in logs.items()}
@@ -106,12 +138,12 @@ def progress(logs: Mapping[str, Log], styles: Mapping[str, figures.Style]) -> Ma
 
 
 class Panel(NamedTuple):
-    """A figure of the student's training log.
+    """The settings of one figure, which shows values of the student's training log.
 
-    kind: prefix of the log keys
-    title, note: caption
+    kind: prefix of the log keys of the curves, such as "weights" for the key "weights/kd"
+    title, note: caption of the figure
     label: label of the vertical axis
-    log_beyond: see `figures.curves`
+    log_beyond: the vertical axis is logarithmic if all values are positive and `max / min` exceeds this factor
     """
 
     kind: str
@@ -136,7 +168,13 @@ PANELS = (
 
 
 def panels(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """Return the panels of every run, and one for each further group of metrics, such as gate/entropy and gate/loss."""
+    """Return the settings of all figures of a training log: the standard ones, and one for each other group of keys.
+
+    A group consists of the keys with a common prefix, such as "gate/entropy" and "gate/loss".
+
+    Args:
+        lines: the lines of the student's training log.
+    """
     standard = {panel.kind for panel in PANELS}
     groups = dict.fromkeys(key.rpartition("/")[0] for line in lines for key in line if "/" in key)
     further = [group for group in groups if group not in standard]
@@ -144,7 +182,11 @@ def panels(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def objective(logs: Mapping[str, Log]) -> Markup:
-    """Return the section with the terms of the student's objective and their schedules."""
+    """Return the section with curves of the student's loss terms, their weights and temperatures, and learning rate.
+
+    Args:
+        logs: the training log of each model, by model name.
+    """
     lines = logs["student"].train if "student" in logs else []
     names = {panel: [name for name in keys_below(lines, panel.kind) if "/" not in name] for panel in panels(lines)}
     styles = figures.term_styles(name for group in names.values() for name in group)
@@ -161,7 +203,12 @@ def objective(logs: Mapping[str, Log]) -> Markup:
 
 
 def calibration(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> Markup:
-    """Return the section with a reliability diagram for each model."""
+    """Return the section with a reliability diagram (accuracy against confidence) for each model.
+
+    Args:
+        results: the content of `results.json`.
+        styles: colour and line style of each model, by name.
+    """
     note = (
         "Accuracy of predictions by their confidence, the probability of the predicted class. On the dotted line both "
         "are equal; below it the network is overconfident. Bars show the gap."
@@ -172,14 +219,22 @@ def calibration(results: Mapping[str, Any], styles: Mapping[str, figures.Style])
 
 
 def config(results: Mapping[str, Any]) -> Markup:
-    """Return the section with all config keys, folded."""
+    """Return the section with all keys of the run's config, collapsed until the reader opens it.
+
+    Args:
+        results: the content of `results.json`.
+    """
     text = json.dumps(results.get("config") or {}, indent=2, ensure_ascii=False, default=str)
     details = element("details", element("summary", "All config keys with their values"), element("pre", text))
     return section("Config", details if results.get("config") else Markup())
 
 
 def provenance(results: Mapping[str, Any]) -> Markup:
-    """Return the section with provenance and times."""
+    """Return the section with the code version, packages and device of a run, and the wall-clock time of each model.
+
+    Args:
+        results: the content of `results.json`.
+    """
     facts = {name: text for name, text in flat(results.get("provenance") or {}).items() if name != "command"}
     seconds = results.get("seconds") or {}
     times = {**seconds, "total": sum(seconds.values())} if len(seconds) > 1 else seconds
@@ -193,13 +248,22 @@ def provenance(results: Mapping[str, Any]) -> Markup:
 
 
 def command(results: Mapping[str, Any]) -> Markup:
-    """Return the section with the command that repeats the run."""
+    """Return the section with the command that repeats the run.
+
+    Args:
+        results: the content of `results.json`.
+    """
     text = (results.get("provenance") or {}).get("command")
     return section("Repeat this run", element("pre", text, class_="command") if text else Markup())
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested keys to names such as `versions.jax`, with values as text."""
+    """Flatten nested dictionaries: `{"versions": {"jax": 1}}` becomes `{"versions.jax": "1"}`.
+
+    Args:
+        tree: the nested dictionaries.
+        prefix: text before every name.
+    """
     pairs: dict[str, str] = {}
     for name, value in tree.items():
         pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": str(value)}

@@ -1,9 +1,9 @@
-"""Write the results of a study as a table, a figure and an HTML page.
+"""Write the results of a study, which compares variants of a run (its arms), as a table, a figure and an HTML page.
 
     python -m jaxdistill.evaluation.report.study WORKDIR
 
 Reads the `study.json` that `jaxdistill sweep` wrote, and writes `table.md`, `figure.svg`, `figure.png` and `study.html`
-beside it.
+to the same folder.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from jaxdistill.evaluation.report.template import CSS, PAGE
 
 
 class Measure(NamedTuple):
-    """A measure of a run that the study reports.
+    """A quantity that a study (a comparison of variants of a run) reports for each run, such as the student's accuracy.
 
-    key: key in the student's row of results.json, or in the last line of the student's log
-    title: title in the report, with its unit
-    scale: factor for the values
+    key: key of the value in the student's row of results.json, or in the last line of the student's log
+    title: title in the report, with the unit
+    scale: factor that converts the value to this unit
     digits: number of decimal places
     """
 
@@ -42,13 +42,14 @@ ACCURACY = Measure("accuracy", "accuracy (%)", 100.0)
 
 
 class Line(NamedTuple):
-    """A line of the table: the results of one arm.
+    """A line of the results table of a study, for one arm (a variant of the run) over all its seeds.
 
     arm: label of the arm
-    values: values of the first measure, by seed
-    mean, low, high: their mean and its 95 % interval (Student's t)
-    gain: paired difference to the baseline, over shared seeds; None for the baseline
-    others: mean and standard deviation of the other measures; empty text: not measured
+    values: the study's first measure in each run of the arm, by seed
+    mean, low, high: mean of `values`, and the limits of its 95 % confidence interval (Student's t)
+    gain: difference to the baseline arm in the first measure, paired by seed; None for the baseline itself, and for an
+        arm that has no seed in common with the baseline
+    others: mean and standard deviation of each further measure, as text; empty text: not measured
     """
 
     arm: str
@@ -61,7 +62,12 @@ class Line(NamedTuple):
 
 
 def read(workdir: Path) -> dict[str, Any]:
-    """Read study.json, with its measures as `Measure`.
+    """Read `study.json`, the results of a study (a comparison of variants of a run).
+
+    The measures in it, such as accuracy, become `Measure` objects.
+
+    Args:
+        workdir: the folder of the study.
 
     Raises:
         ConfigError: the file does not exist.
@@ -74,7 +80,11 @@ def read(workdir: Path) -> dict[str, Any]:
 
 
 def summary(study: Mapping[str, Any]) -> list[Line]:
-    """Compute a line for every arm with a finished run, in the order of the study."""
+    """Compute the lines of a study's results table, one for every arm (variant of the run) with a finished run.
+
+    Args:
+        study: the content of `study.json`, from `read`.
+    """
     first, *others = study["measures"]
     values = {arm: {s: run[first.key] for s, run in runs.items()} for arm, runs in study["runs"].items() if runs}
     base = values.get(study["baseline"], {})
@@ -91,7 +101,12 @@ def summary(study: Mapping[str, Any]) -> list[Line]:
 
 
 def cells(study: Mapping[str, Any], lines: Sequence[Line]) -> list[list[str]]:
-    """Format the table as rows of text, with the heading first."""
+    """Format the results table of a study as rows of text; the first row is the heading.
+
+    Args:
+        study: the content of `study.json`, from `read`.
+        lines: the lines of the table, from `summary`.
+    """
     first, *others = study["measures"]
     form = lambda x: f"{x:.{first.digits}f}"
     between = lambda low, high, seeds: f"{form(low)} to {form(high)}" if seeds > 1 else ""
@@ -110,20 +125,38 @@ def cells(study: Mapping[str, Any], lines: Sequence[Line]) -> list[list[str]]:
 
 
 def markdown(study: Mapping[str, Any], lines: Sequence[Line]) -> str:
-    """Format the table as Markdown."""
+    """Format the results table of a study as Markdown.
+
+    Args:
+        study: the content of `study.json`, from `read`.
+        lines: the lines of the table, from `summary`.
+    """
     escaped = [[text.replace("|", "\\|") for text in row] for row in cells(study, lines)]
     heading, *rest = (f"| {' | '.join(row)} |" for row in escaped)
     return "\n".join((heading, "|---" * len(escaped[0]) + "|", *rest))
 
 
 def figure(study: Mapping[str, Any], lines: Sequence[Line], png: Path | None = None) -> Markup:
-    """Draw the seeds, the mean and the interval of every arm."""
+    """Draw a figure with the values of all seeds, their mean and its confidence interval, for every arm (variant).
+
+    Args:
+        study: the content of `study.json`, from `read`.
+        lines: the lines of the results table, from `summary`.
+        png: file to which the figure is also written as PNG; None: no file.
+    """
     rows = [estimates.Estimate(x.arm, tuple(x.values.values()), x.mean, x.low, x.high) for x in lines]
     return estimates.figure(rows, study["baseline"], study["measures"][0].title, png)
 
 
 def sentence(study: Mapping[str, Any], lines: Sequence[Line]) -> str:
-    """Return the result in one sentence."""
+    """Return a sentence that names the best arm (variant of the run), and its difference to the baseline arm.
+
+    The best arm has the highest mean of the study's first measure, such as accuracy.
+
+    Args:
+        study: the content of `study.json`, from `read`.
+        lines: the lines of the results table, from `summary`.
+    """
     best = max(lines, key=lambda line: line.mean)
     title, digits = study["measures"][0].title, study["measures"][0].digits
     result = f"Highest {title}: {best.arm}, {best.mean:.{digits}f}"
@@ -134,7 +167,13 @@ def sentence(study: Mapping[str, Any], lines: Sequence[Line]) -> str:
 
 
 def render(study: Mapping[str, Any], lines: Sequence[Line], svg: Markup) -> str:
-    """Return the page as HTML text."""
+    """Return the HTML page that reports the results of a study.
+
+    Args:
+        study: the content of `study.json`, from `read`.
+        lines: the lines of the results table, from `summary`.
+        svg: the figure, from `figure`.
+    """
     heading, *rest = cells(study, lines)
     count = len(rest) - 1
     note = (
@@ -145,7 +184,7 @@ def render(study: Mapping[str, Any], lines: Sequence[Line], svg: Markup) -> str:
     seeds = sorted({seed for line in lines for seed in line.values}, key=int)
     value = lambda line, seed: f"{line.values[seed]:.2f}" if seed in line.values else "–"
     by_seed = [[line.arm, *(value(line, seed) for seed in seeds)] for line in lines]
-    command = f"python -m experiments.{study['name']} --seeds {len(seeds)}"
+    command = f"{study.get('command') or 'python -m experiments.' + study['name']} --seeds {len(seeds)}"
     body = (
         element("h1", study["question"]),
         element("p", sentence(study, lines), class_="summary"),
@@ -168,7 +207,14 @@ def render(study: Mapping[str, Any], lines: Sequence[Line], svg: Markup) -> str:
 
 
 def write(workdir: Path) -> list[Line]:
-    """Write table, figure and page beside study.json; return the lines of the table."""
+    """Write the table, the figure and the HTML page of a study to its folder, from the file `study.json` there.
+
+    Args:
+        workdir: the folder of the study.
+
+    Returns:
+        The lines of the results table. The list is empty, and nothing is written, if no run of the study is finished.
+    """
     study = read(workdir)
     lines = summary(study)
     if lines:

@@ -1,4 +1,4 @@
-"""Summarise a run for the terminal: a table and a sentence."""
+"""Summarise a run for the terminal: a table of all models, and a sentence about the student."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +33,13 @@ CAPTION = (
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Make a table with the quality and cost of every model in 80 columns; missing values are shown as a dash."""
+    """Make a table of the quality and the cost of every model, for a terminal with 80 columns.
+
+    A missing value is shown as a dash.
+
+    Args:
+        rows: one dictionary of results for each model, such as `{"name": "student", "accuracy": 0.9}`.
+    """
     shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
     result = Table(
         box=SIMPLE_HEAD,
@@ -54,7 +60,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the result in one sentence."""
+    """Return one sentence that compares the student's accuracy with that of the control and of the best teacher.
+
+    The control is the same student trained without a teacher.
+
+    Args:
+        rows: one dictionary of results for each model, such as `{"name": "student", "accuracy": 0.9}`.
+    """
     by_name = {row["name"]: row for row in rows}
     student, control = by_name["student"], by_name.get("control")
     teachers = [row for row in rows if row["name"].startswith("teacher ")]

@@ -1,4 +1,4 @@
-"""Make the two tables of a report: quality and cost of each model, and transfer from the teacher."""
+"""Make the two HTML tables of a run's report: quality and cost of each model, and transfer from the teacher."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,14 @@ Row = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """A column of a table.
+    """A value that a report shows for each model, such as its accuracy; one column or one row of a table.
 
     Args:
-        key: key of the value in a row
-        title: title in the report, with its unit
-        form: formats a value as text
+        key: key of the value in a model's results
+        title: title in the report, with the unit
+        form: function that formats the value as text
         better: 1 if more is better, -1 if less is better, 0 for neither
-        meaning: explanation in one line
+        meaning: explanation of the value for the readers of the report
     """
 
     key: str
@@ -87,22 +87,31 @@ CKA = (
 
 
 def role(name: str) -> str:
-    """Return the role of a row by its name: "student", "control", or "teacher" for any other name."""
+    """Return the role of a model by the beginning of its name: "student", "control", or "teacher" for any other name.
+
+    The control is the same student trained without a teacher.
+    """
     return next((role for role in ("student", "control") if name.startswith(role)), "teacher")
 
 
 def rank(name: str) -> int:
-    """Return the sort key of a row name: teachers first, then students, then controls."""
+    """Return the sort key of a model name: 0 for teachers, 1 for students, 2 for controls.
+
+    A control is the same student trained without a teacher.
+    """
     return ("teacher", "student", "control").index(role(name))
 
 
 def by_role(rows: list[Row]) -> list[Row]:
-    """Sort rows by role, and keep the order within a role."""
+    """Sort the results of models: first teachers, then students, then controls (students trained without a teacher).
+
+    Models of the same kind keep their order.
+    """
     return sorted(rows, key=lambda row: rank(row["name"]))
 
 
 def cell_text(row: Row, column: Column) -> str:
-    """Format a value; a missing value is a dash, and nan and inf are kept."""
+    """Format one value of a model's results (`row`) as text: a dash if it is missing, else a number, "nan" or "inf"."""
     value = row.get(column.key)
     if value is None:
         return "–"
@@ -110,7 +119,16 @@ def cell_text(row: Row, column: Column) -> str:
 
 
 def best_text(rows: list[Row], column: Column) -> str | None:
-    """Return the best text among students and controls; None if fewer than two values are visibly different."""
+    """Return the best value of a column among students and controls, as text; None if there is no difference.
+
+    There is no difference if fewer than two models have the value, or if all values are the same text when rounded.
+    Latencies of models with equal FLOPs count as equal, because their differences are noise. A control is the same
+    student trained without a teacher.
+
+    Args:
+        rows: one dictionary of results for each model.
+        column: the value to compare.
+    """
     rivals = [row for row in rows if role(row["name"]) != "teacher" and row.get(column.key) is not None]
     rivals = [row for row in rivals if math.isfinite(row[column.key])]
     same = column.key == "latency_ms" and len({row.get("flops") for row in rivals}) == 1  # differences are noise
@@ -120,11 +138,13 @@ def best_text(rows: list[Row], column: Column) -> str | None:
 
 
 def quality_table(rows: list[Row], swatch: Callable[[str], Markup]) -> Markup:
-    """Make a table with a row for each model and the better of student and control highlighted.
+    """Make an HTML table of the quality and the cost of each model. The better of student and control is highlighted.
+
+    The control is the same student trained without a teacher.
 
     Args:
-        rows: results of the models
-        swatch: returns the colour mark of a model name
+        rows: one dictionary of results for each model.
+        swatch: function that returns a coloured square for the name of a model.
     """
     rows = by_role(rows)
     columns = [column for column in QUALITY if any(row.get(column.key) is not None for row in rows)]
@@ -156,7 +176,13 @@ def _key(columns: list[Column]) -> Markup:
 
 
 def transfer_table(rows: list[Row]) -> Markup:
-    """Make a table with a row for each measure and a column for each model that was compared with the teacher."""
+    """Make an HTML table that compares models with the teacher: a row for each measure, and a column for each model.
+
+    It is empty if no model was compared with a teacher.
+
+    Args:
+        rows: one dictionary of results for each model.
+    """
     rows = [row | {f"cka/{pair}": value for pair, value in (row.get("cka") or {}).items()} for row in by_role(rows)]
     pairs = dict.fromkeys(pair for row in rows for pair in row.get("cka") or {})
     layers = [Column(f"cka/{pair}", f"CKA {pair}", decimal, 1, "" if n else CKA) for n, pair in enumerate(pairs)]
@@ -174,7 +200,12 @@ def transfer_table(rows: list[Row]) -> Markup:
 
 
 def plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """Make a table of text: a heading, and rows that begin with their name."""
+    """Make an HTML table of text.
+
+    Args:
+        heading: titles of the columns.
+        rows: texts of the cells, row by row; the first cell of a row is the row's heading.
+    """
     head = element("tr", *(element("th", title, scope="col") for title in heading))
     lines = (element("tr", element("th", row[0], scope="row"), *(element("td", x) for x in row[1:])) for row in rows)
     return _scrolling(element("thead", head), element("tbody", *lines))
@@ -186,6 +217,6 @@ def _scrolling(*parts: Markup, **attributes: Any) -> Markup:
 
 
 def pairs_table(pairs: Mapping[str, str], caption: str) -> Markup:
-    """Make a table of names and values."""
+    """Make an HTML table with two columns, the names and the texts of `pairs`, and a caption."""
     lines = (element("tr", element("th", name, scope="row"), element("td", text)) for name, text in pairs.items())
     return _scrolling(element("caption", caption), element("tbody", join(lines)), class_="pairs")

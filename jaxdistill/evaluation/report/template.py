@@ -1,4 +1,4 @@
-"""Define the HTML frame and the CSS of reports, for light and dark mode, wide and narrow screens."""
+"""Define the HTML frame and the CSS of all reports, for light and dark mode, wide and narrow screens."""
 
 # The security policy forbids to load or execute anything; the report needs neither.
 PAGE = """<!DOCTYPE html>

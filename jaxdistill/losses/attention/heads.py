@@ -7,12 +7,13 @@ this loss takes, so that a config states which heads its student learned from.
     mean over pairs of heads and over tokens of KL(A_t || A_s), or of (S_s - S_t)^2
     A = softmax(S),  S = q k' / sqrt d
 
-Heads are written (layer, head), with layers counted from 1 and heads from 0, the most important first. Each is assigned
-to the student's layer at the same relative depth, and there to the next free head; if none is left, the teacher's head
-is skipped. A student with fewer heads thus learns the top heads of each of its layers. `student_heads` sets the pairs
-explicitly.
+q and k are the queries and keys of one head of width d. Heads are written (layer, head), with layers counted from 1 and
+heads from 0, the most important first. Each teacher head is assigned to the student layer at the same relative depth,
+and there to the next free head; if no head is left, the teacher head is skipped. A student with fewer heads thus learns
+the most important teacher heads in each of its layers. `student_heads` sets the pairs explicitly.
 
-Padding, and later tokens in running text, are ignored, as in `minilm`. Grouped keys are repeated for their heads.
+Padding, and in a decoder later tokens, are ignored, as in `minilm`. In grouped-query attention, keys are repeated for
+the query heads that share them.
 
 Config: objective.heads.term = "heads(((12, 3), (9, 0), (12, 7)))"
 When: student and teacher have different numbers of heads, or a few heads carry the teacher's task.
@@ -46,10 +47,13 @@ DISTANCES = {"probabilities": head_divergence, "scores": score_distance}
 def assign_student_heads(
     teacher_heads: Heads, student_depth: int, teacher_depth: int, heads_per_layer: int
 ) -> list[tuple[int, int] | None]:
-    """Assign to each teacher head the next free student head at its relative depth; None if there is none left.
+    """Choose a student head (layer, head) for each teacher head, without choosing a student head twice.
+
+    A head of teacher layer n gets the first unused head of the student layer at the same relative depth, which is
+    `max(1, round(n * student_depth / teacher_depth))`. It gets None if all heads of that student layer are used.
 
     Args:
-        teacher_heads: (layer, head), the most important first.
+        teacher_heads: the teacher's heads (layer, head), the most important first; layers count from 1.
         student_depth: number of layers of the student.
         teacher_depth: number of layers of the teacher.
         heads_per_layer: number of heads in each layer of the student.
@@ -69,18 +73,22 @@ def heads(
     match: Literal["probabilities", "scores"] = "probabilities",
     teacher: int = 0,
 ) -> Term:
-    """Compare selected attention heads.
+    """Build the loss term that compares selected attention heads of the teacher, each with one head of the student.
+
+    The loss is the mean over the head pairs and tokens of a distance between the student's and the teacher's attention
+    scores S = q k / sqrt(d), for queries q and keys k of size d.
 
     Args:
-        teacher_heads: (layer, head), the most important first; layers count from 1, heads from 0.
-        student_heads: the student's head for each of them; (): the next free head in the layer at the same relative
-            depth.
-        match: "probabilities" by KL, or "scores" before the softmax by their mean squared difference.
-        teacher: index of the teacher.
+        teacher_heads: the teacher's heads (layer, head), the most important first; layers count from 1, heads from 0.
+        student_heads: the student's head (layer, head) for each teacher head, in the same order; (): chosen by
+            `assign_student_heads`; a teacher head for which no student head is left is skipped.
+        match: the distance: "probabilities" is KL(softmax(S_teacher) || softmax(S_student)), "scores" is
+            `mean((S_student - S_teacher)**2)` over the keys.
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: there are no heads, a layer is below 1 or a head below 0, or the numbers of student and teacher
-            heads differ.
+        ValueError: there are no teacher heads, a layer is below 1 or a head below 0, or the numbers of student and
+            teacher heads differ.
     """
     if not teacher_heads:
         raise ValueError("teacher_heads is empty; jaxdistill heads --config FILE finds the important heads")
@@ -112,7 +120,16 @@ def heads(
 
 
 def _scores(layer_heads: AttentionHeads, indices: tuple[int, ...], layer_name: str) -> Array:
-    """Compute the attention scores of some heads of a layer, `[rows, chosen, queries, keys]`."""
+    """Compute the attention scores of some heads of a layer before the softmax, `[rows, chosen, queries, keys]`.
+
+    Args:
+        layer_heads: queries and keys of all heads of the layer.
+        indices: the chosen heads.
+        layer_name: name of the layer in the error message.
+
+    Raises:
+        ValueError: a chosen head does not exist.
+    """
     count = layer_heads.query.shape[2]
     if max(indices) >= count:
         raise ValueError(f"the {layer_name} has no head {max(indices)}; it has heads 0 to {count - 1}")

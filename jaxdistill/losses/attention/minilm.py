@@ -6,13 +6,14 @@ Wang et al., MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compress
     mean over heads and tokens of KL(A_t || A_s) + KL(R_t || R_s)
     A = softmax(Q K' / sqrt d),  R = softmax(V V' / sqrt d)
 
-Both A and R are matrices of tokens by tokens, so widths, depths and head sizes may differ, but not the number of heads.
-Only the last layer is matched, which leaves the student's other layers free. With a large teacher, the student learns
-more from an assistant of intermediate size. The paper does not treat padding: here padded keys are excluded from every
-softmax, and the value of a text is the mean over its real tokens. In a decoder, a token's value relations too are only
-to itself and to earlier tokens.
+Q, K and V are the queries, keys and values of one head of width d. A (attention) and R (value relations) are matrices
+of tokens by tokens, so widths, depths and head sizes may differ, but not the number of heads. Only the last layer is
+matched, which leaves the student's other layers free. With a large teacher, the student learns more from an assistant
+of intermediate size. The paper does not treat padding: here padded keys are excluded from every softmax, and the value
+of a text is the mean over its tokens without padding. In a decoder, R, like A, relates a token only to itself and to
+earlier tokens.
 
-Grouped keys and values are repeated for the heads that share them.
+In grouped-query attention, keys and values are repeated for the query heads that share them.
 
 Config: objective.minilm.term = "minilm"
 When: a smaller transformer learns from a larger one with as many heads, before or beside the task's own loss.
@@ -38,7 +39,18 @@ from jaxdistill.losses.term import stateless
 
 
 def attention_and_value_divergence(student: AttentionHeads, teacher: AttentionHeads, visible: Array) -> Array:
-    """Compute the KL of attention distributions plus the KL of value relations, `[rows, queries]`."""
+    """Compute KL(A_t || A_s) + KL(R_t || R_s) for one layer of the teacher t and one layer of the student s.
+
+    A = softmax(Q K' / sqrt(d)) are the attention probabilities and R = softmax(V V' / sqrt(d)) the value relations, for
+    queries Q, keys K and values V of heads of size d.
+
+    Args:
+        student, teacher: queries, keys and values of one layer of each model.
+        visible: True where a query may attend to a key, `[rows, 1, queries, keys]`.
+
+    Returns:
+        The sum for each query, averaged over the heads, `[rows, queries]`.
+    """
     attention = lambda model: scaled_dot_products(model.query, model.key)
     value_relations = lambda model: scaled_dot_products(*[repeat_grouped_heads(model.value, model.query.shape[2])] * 2)
     divergence = lambda scores: head_divergence(scores(student), scores(teacher), visible)
@@ -47,12 +59,15 @@ def attention_and_value_divergence(student: AttentionHeads, teacher: AttentionHe
 
 @losses.register
 def minilm(layers: LayerMap = "last", teacher: int = 0) -> Term:
-    """Compare attention distributions and value relations.
+    """Build the MiniLM loss term KL(A_t || A_s) + KL(R_t || R_s) between layers of teacher t and student s.
+
+    A = softmax(Q K' / sqrt(d)) are the attention probabilities and R = softmax(V V' / sqrt(d)) the value relations, for
+    queries Q, keys K and values V of heads of size d. The loss is the mean over layer pairs, heads and tokens.
 
     Args:
-        layers: the layer map; "last" is the paper's. The loss is the mean over its pairs. See
-            `losses/hidden/layers.py`.
-        teacher: index of the teacher.
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`. The paper uses "last".
+        teacher: index of the teacher, in the order of the config.
     """
     check_layers(layers)
 

@@ -14,8 +14,8 @@ upper middle layer of a large teacher (21 of 24 for BERT): `layers=((-1, 21),)`.
 A trap: relations do not change when their vectors are rotated. A student may match the relations of the queries and
 those of the keys and still attend to other tokens than its teacher. To match attention itself, use `minilm`.
 
-Padding and decoders are treated as in `minilm`. Grouped keys are not repeated. Under rotary positions, queries and keys
-are compared after the rotation, as in a decoder.
+Padding and decoders are treated as in `minilm`. In grouped-query attention, keys and values are not repeated. With
+rotary positions, queries and keys are compared after the rotation.
 
 Config: objective.minilm2.term = "minilm2(relation_heads=48)"
 When: as for `minilm`, but the numbers of heads differ, or the teacher is large.
@@ -45,10 +45,15 @@ KINDS = ("query", "key", "value")
 def relations(
     x: Float[Array, "rows tokens heads size"], relation_heads: int
 ) -> Float[Array, "rows relation_heads tokens tokens"]:
-    """Compute the scaled products of all tokens with each other, after a new split into relation heads.
+    """Compute the scaled dot products `x x' / sqrt(d)` of all pairs of tokens, for each relation head of width d.
+
+    Args:
+        x: queries, keys or values of one layer. The vectors of all attention heads are concatenated, then split into
+            `relation_heads` relation heads of width d = heads * size / relation_heads.
+        relation_heads: number of relation heads.
 
     Raises:
-        ValueError: `relation_heads` does not divide the width.
+        ValueError: `relation_heads` does not divide `heads * size`.
     """
     rows, tokens, heads, size = x.shape
     if heads * size % relation_heads:
@@ -64,16 +69,22 @@ def minilm2(
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
     teacher: int = 0,
 ) -> Term:
-    """Compare self-attention relations.
+    """Build the MiniLMv2 loss term: sum over X in (Q, K, V) of weight_X * KL(R_teacher || R_student).
+
+    R = softmax(X X' / sqrt(d)) are the relations between all pairs of tokens. Q, K and V are the queries, keys and
+    values of one layer, split into `relation_heads` heads of width d. The loss is the mean over layer pairs, heads and
+    tokens.
 
     Args:
-        relation_heads: number of relation heads; divides the widths of queries, keys and values of both models.
-        layers: the layer map. The loss is the mean over its pairs. See `losses/hidden/layers.py`.
-        weights: of the relations of queries, of keys and of values.
-        teacher: index of the teacher.
+        relation_heads: number of heads into which the concatenated attention heads are split again; must divide the
+            widths of queries, keys and values of both models.
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`.
+        weights: weight_X of the relations of queries, of keys and of values, in this order.
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: there is less than one relation head, or the weights are negative or all 0.
+        ValueError: `layers` has none of these forms, `relation_heads` is below 1, or weights are negative or all 0.
     """
     check_layers(layers)
     if relation_heads < 1:

@@ -1,8 +1,8 @@
-"""Attention scores, divergences between heads, and masks, shared by the losses over self-attention.
+"""Functions shared by the losses on self-attention: attention scores, distances between heads, and masks.
 
-Models return queries, keys and values; these functions compute scores from them in float32 or higher. Keys that a query
-must not see (padding, a later token in a decoder, another document) are excluded from every softmax and mean. Queries
-that are padding are excluded from the mean.
+Models return queries, keys and values; these functions compute attention scores from them in float32 or wider. Keys
+that a query must not attend to (padding, a later token in a decoder, another document) are excluded from every softmax
+and mean. Queries that are padding are excluded from the mean over queries.
 """
 
 import jax.numpy as jnp
@@ -17,13 +17,17 @@ from jaxdistill.losses.term import mask_padding, mean_over_positions, precise, r
 def scaled_dot_products(
     query: Float[Array, "rows queries heads size"], key: Float[Array, "rows keys groups size"]
 ) -> Float[Array, "rows heads queries keys"]:
-    """Compute the unmasked scores before the softmax, `q k / sqrt(size)`; grouped keys are repeated for their heads."""
+    """Compute the attention scores `q k / sqrt(size)` of all pairs of a query and a key, before mask and softmax.
+
+    In grouped-query attention there are fewer key heads (`groups`) than query heads. Each key head is then repeated for
+    the query heads that share it.
+    """
     query, key = precise(query), precise(repeat_grouped_heads(key, query.shape[2]))
     return jnp.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
 
 
 def repeat_grouped_heads(x: Float[Array, "rows keys groups size"], heads: int) -> Float[Array, "rows keys heads size"]:
-    """Repeat grouped keys or values for the heads that share them."""
+    """Repeat the keys or values of grouped-query attention, so that each of `heads` query heads has its own copy."""
     return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], axis=2)
 
 
@@ -32,7 +36,12 @@ def head_divergence(
     teacher: Float[Array, "rows heads queries keys"],
     visible: Bool[Array, "rows 1 queries keys"],
 ) -> Float[Array, "rows queries"]:
-    """Compute KL(teacher || student) of the attention distributions from scores, a mean over the heads."""
+    """Compute KL(softmax(teacher) || softmax(student)) over the keys, averaged over the heads.
+
+    Args:
+        student, teacher: attention scores before the softmax.
+        visible: True where a query may attend to a key; other keys get probability 0.
+    """
     # finite, not -inf: a text without any token has no visible key
     masked = lambda scores: jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
     return jnp.mean(kl_divergence(masked(student), masked(teacher)), axis=1)
@@ -43,16 +52,25 @@ def score_distance(
     teacher: Float[Array, "rows heads queries keys"],
     visible: Bool[Array, "rows 1 queries keys"],
 ) -> Float[Array, "rows queries"]:
-    """Compute the squared difference of scores, a mean over the heads and over the keys that a query sees."""
+    """Compute `mean((student - teacher)**2)` of attention scores, over the heads and the visible keys.
+
+    Args:
+        student, teacher: attention scores before the softmax.
+        visible: True where a query may attend to a key; other keys are left out of the mean.
+    """
     square = jnp.mean(jnp.where(visible, student - teacher, 0) ** 2, axis=1)
     return jnp.sum(square, axis=-1) / jnp.maximum(jnp.sum(visible[:, 0], axis=-1), 1)
 
 
 def get_attentions(signals: Signals, teacher: int) -> tuple[tuple[AttentionHeads, ...], tuple[AttentionHeads, ...]]:
-    """Return the attention heads of each layer of the student and of the teacher.
+    """Return the queries, keys and values of all attention layers of the student, and those of one teacher.
+
+    Args:
+        signals: the inputs of a loss term: outputs of student and teachers, the batch and its mask.
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: the student or the teacher returns no attention heads.
+        ValueError: the outputs of the student or of the teacher hold no queries, keys and values.
     """
     students, teachers = signals.student.attentions, select_teacher(signals.teachers, teacher).attentions
     if not students:
@@ -63,10 +81,19 @@ def get_attentions(signals: Signals, teacher: int) -> tuple[tuple[AttentionHeads
 
 
 def paired_attentions(layers: LayerMap, signals: Signals, teacher: int) -> list[tuple[AttentionHeads, AttentionHeads]]:
-    """Return the attention heads (student, teacher) of each layer pair; padding tokens are set to 0.
+    """Return the queries, keys and values of the student layer and of the teacher layer of each layer pair.
+
+    Queries, keys and values of padding tokens are set to 0.
+
+    Args:
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`. Layers count from 1.
+        signals: the inputs of a loss term: outputs of student and teachers, the batch and its mask.
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: a model returns no attention heads, a layer does not exist, or the numbers of tokens differ.
+        ValueError: the outputs of a model hold no queries, keys and values, a layer does not exist, or student and
+            teacher have different numbers of tokens.
     """
     students, teachers = get_attentions(signals, teacher)
     indices = layer_pairs(layers, len(students) + 1, len(teachers) + 1)
@@ -82,10 +109,10 @@ def paired_attentions(layers: LayerMap, signals: Signals, teacher: int) -> list[
 
 
 def require_equal_heads(student: AttentionHeads, teacher: AttentionHeads) -> None:
-    """Check that student and teacher have the same number of heads.
+    """Check that a layer of the student and a layer of the teacher have the same number of attention heads.
 
     Raises:
-        ValueError: the numbers differ.
+        ValueError: the numbers of heads differ.
     """
     student_heads, teacher_heads = student.query.shape[2], teacher.query.shape[2]
     if student_heads != teacher_heads:
@@ -94,12 +121,20 @@ def require_equal_heads(student: AttentionHeads, teacher: AttentionHeads) -> Non
 
 
 def _mask_padding(heads: AttentionHeads, signals: Signals) -> AttentionHeads:
-    """Set queries, keys and values of padding tokens to 0, so that their contents, such as NaN, do not spread."""
+    """Set queries, keys and values of padding tokens to 0, so that a NaN in padding does not reach other tokens."""
     return AttentionHeads(*(mask_padding(x, signals.batch) for x in (heads.query, heads.key, heads.value)))
 
 
 def visible_keys(heads: AttentionHeads, signals: Signals) -> Bool[Array, "rows 1 queries keys"]:
-    """Compute which keys each query sees: no padding, no other document, and in running text no later token."""
+    """Compute the attention mask, which is True where a query may attend to a key.
+
+    Keys that are padding, or that belong to another document than the query (`segment_ids`), are never visible. In
+    causal language modelling, where the batch's mask is `[rows, tokens]`, later keys are not visible either.
+
+    Args:
+        heads: queries, keys and values of one layer; only their shapes are used.
+        signals: the inputs of a loss term: outputs of student and teachers, the batch and its mask.
+    """
     rows, length = heads.key.shape[:2]
     visible, real = jnp.ones((rows, 1, length, length), bool), real_tokens(signals.batch, (rows, length))
     if real is not None:
@@ -111,5 +146,13 @@ def visible_keys(heads: AttentionHeads, signals: Signals) -> Bool[Array, "rows 1
 
 
 def mean_over_queries(values: Float[Array, "rows queries"], signals: Signals) -> Float[Array, "..."]:
-    """Average over the real tokens of each row, `[rows]`; in running text, return one value per token unchanged."""
+    """Average loss values over the tokens of each text, without padding: `[rows, queries] -> [rows]`.
+
+    In causal language modelling, where the batch's mask is `[rows, tokens]`, every token has a loss of its own. The
+    values are then returned unchanged.
+
+    Args:
+        values: one loss value for each token (query).
+        signals: the inputs of a loss term: outputs of student and teachers, the batch and its mask.
+    """
     return mean_over_positions(values, signals.batch, signals.mask.ndim)

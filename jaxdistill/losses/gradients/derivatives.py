@@ -1,4 +1,4 @@
-"""Helpers for losses that match derivatives. `models/derivatives.py` computes the derivatives, by vjp."""
+"""Helpers for losses that match derivatives. `models/derivatives.py` computes the derivatives by `jax.vjp`."""
 
 from typing import Any
 
@@ -10,11 +10,14 @@ from jaxdistill.losses.term import precise, select_teacher
 
 
 def input_gradients(signals: Signals, teacher: int) -> tuple[Array, Array]:
-    """Return the input gradients `J^T v` of the student and of a teacher, each `[rows, dims]`.
+    """Return the gradients `J^T v` of the student and of one teacher with respect to the input, each as `[rows, dims]`.
+
+    J is the Jacobian of the logits with respect to the input, so `J^T v` is the gradient of sum_c v_c logits_c. v is a
+    random vector over the classes, the same for both models. The axes of the input are flattened.
 
     Args:
-        signals: the signals of the term.
-        teacher: number of the teacher.
+        signals: the inputs of a loss term; `input_gradients` of student and teacher must be present.
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
         ValueError: the inputs of the two models differ in shape.
@@ -30,5 +33,8 @@ def input_gradients(signals: Signals, teacher: int) -> tuple[Array, Array]:
 
 
 def broadcast_to_tokens(values: Float[Array, " rows"], mask: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Repeat the value of each row for all of its tokens; values of rows without tokens stay as they are."""
+    """Broadcast one value per example to the shape of the mask.
+
+    If the mask is `[rows, tokens]`, each token gets the value of its example; if it is `[rows]`, nothing changes.
+    """
     return jnp.broadcast_to(values.reshape(values.shape + (1,) * (mask.ndim - 1)), mask.shape)

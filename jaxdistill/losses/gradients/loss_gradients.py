@@ -2,21 +2,22 @@
 
 The first papers match the gradients of the loss in the input: Zagoruyko and Komodakis, Paying More Attention to
 Attention, 2017, section 3.2 (arxiv.org/abs/1612.03928), by squared distance; for language models in the embeddings,
-Wang, Li and Sun, Gradient Knowledge Distillation, 2022 (arxiv.org/abs/2211.01071). Here the gradients are those in
-mapped layers. They are compared by cosine, because a confident network has small gradients everywhere and their size
-carries no knowledge.
+Wang, Li and Sun, Gradient Knowledge Distillation, 2022 (arxiv.org/abs/2211.01071). Here the gradients in the hidden
+states of chosen layers are matched. They are compared by cosine, because a confident network has small gradients
+everywhere and their size carries no knowledge.
 
     mean over layer pairs of 1 - cos(g_s, W g_t),  g = d CE(label) / d h
 
-A hint maps the student's hidden state to the teacher's, h_t = W^T h_s. By the chain rule the gradient goes the other
-way, g_s = W g_t. The projector therefore has the shape of a hint's and is applied to the TEACHER's gradient,
-transposed. A learned projector can adapt to the student; a fixed one (orthonormal, drawn once) cannot, so the student
-has to do more.
+h is a hidden state, and W a projector. Losses that match hidden states, such as `hidden`, project the student's state
+to the teacher's, h_t = W^T h_s. By the chain rule the gradient goes the other way, g_s = W g_t. The projector therefore
+has the same shape as in `hidden`, but is transposed and applied to the TEACHER's gradient. A learned projector can
+adapt to the student; a fixed one (orthonormal, drawn once) cannot, so that the student itself must adapt.
 
-The cosine is taken over all positions and channels of a row together, so that positions with larger gradients weigh
-more. In running text, where every token has a label, it is taken token by token. The gradients are those of the
-cross-entropy with the field `label`, whatever the task loss is: beside `mixup` they belong to the first image's class.
-A row of which a network is perfectly certain has a zero gradient; its loss is 1, without a gradient.
+The cosine of an example is taken over all its positions and channels together, so that positions with larger gradients
+weigh more. In language modelling, where every token has a label, it is taken for each token. The gradients are those of
+the cross-entropy with the field `label` of the batch, whatever the task loss is: beside `mixup` they belong to the
+class of the first of two mixed images. Where a network is perfectly certain of an example, the gradient is zero; the
+loss of that example is 1, without a gradient.
 
 Config: objective.loss_gradients.term = "loss_gradients(layers='last')"
 When: beside hints, to match their derivatives too. Measure the gain: on 100 digits there was none
@@ -45,19 +46,22 @@ def loss_gradients(
     projector: Literal["linear", "fixed", "none"] = "linear",
     teacher: int = 0,
 ) -> Term:
-    """Compute the cosine distance between gradients of the task loss in hidden states of chosen layers.
+    """Build the loss term 1 - cos(g_s, W g_t), for gradients g of the cross-entropy with respect to hidden states.
 
-    If student and teacher have different numbers of positions (pixels, tokens), gradients are first averaged over them.
-    Padding is left out.
+    g_s belongs to a student layer, g_t to the teacher layer that is paired with it. W maps g_t to the student's width.
+    The loss is the mean over the layer pairs. If student and teacher have different numbers of positions (pixels or
+    tokens), each gradient is first averaged over its positions. Padding is left out.
 
     Args:
-        layers: the layer map, see `losses/hidden/layers.py`.
-        projector: "linear" learns a kernel per pair; "fixed" draws one whose rows (or columns, if there are fewer) are
-            orthonormal; "none" compares gradients without a projector and needs equal widths.
-        teacher: number of the teacher.
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`.
+        projector: "linear" learns W for each layer pair; "fixed" draws W once, with orthonormal rows or columns, and
+            does not train it; "none" leaves W out and needs equal widths.
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: when applied, widths differ and there is no projector, or a layer does not exist.
+        ValueError: `layers` has none of these forms; when the loss is computed, a layer does not exist, or the widths
+            differ and the projector is "none".
     """
     # used only for its kernels, which have the shapes needed here
     hints = hidden(layers, "none" if projector == "none" else "linear", teacher=teacher)
@@ -91,5 +95,5 @@ def loss_gradients(
 
 
 def _flat(gradient: Array, signals: Signals) -> Array:
-    """Flatten `[*batch, *positions, width] -> [*batch, dims]`, with zeros at the padding of a text."""
+    """Flatten a gradient, `[*batch, *positions, width] -> [*batch, dims]`, after setting padding tokens to zero."""
     return mask_padding(gradient, signals.batch).reshape(*signals.mask.shape, -1)

@@ -5,10 +5,10 @@ Zagoruyko and Komodakis, Paying More Attention to Attention, 2017 (arxiv.org/abs
     a(h) = mean_c h_c^2 at each position, divided by its norm over the positions
     mean over layer pairs of mean over positions of (a(h_s) - a(h_t))^2
 
-An attention map has no channels, so the widths may differ and no projector is needed. The larger of two maps is
-average-pooled to the size of the smaller one. Tokens of a sequence are positions too, including the class token of a
-vision transformer; padding is ignored. Hidden states with no positions, or with one, raise an error: their attention
-map is 1 whatever they hold.
+h_c is channel c of a hidden state h. An attention map has no channels, so the widths of student and teacher may differ
+and no projector is needed. The larger of two maps is average-pooled to the size of the smaller one. Tokens of a
+sequence are positions too, including the class token of a vision transformer; padding is ignored. Hidden states with no
+positions, or with one, raise an error: their attention map is 1 whatever they hold.
 
 Traps: square BEFORE the mean over channels; otherwise channels of opposite sign cancel. The maps have norm 1 over all
 positions, so the loss is about 1 / positions and needs a large weight. The equation of the paper is the norm of the
@@ -33,21 +33,27 @@ from jaxdistill.losses.term import precise, stateless, unit
 
 
 def attention_map(states: Float[Array, "*batch positions width"]) -> Float[Array, "*batch positions"]:
-    """Compute the mean squared activation over the channels, normalised to a unit vector over the positions."""
+    """Compute `a / ||a||`, with a = mean of `states**2` over the width, and the norm over the positions."""
     return unit(jnp.mean(precise(states) ** 2, axis=-1), axis=-1)
 
 
 @losses.register
 def attention_transfer(layers: LayerMap = "uniform", teacher: int = 0) -> Term:
-    """Compare the attention maps of selected layers, position by position.
+    """Build the attention transfer loss term: the mean over positions of (a_s - a_t)^2.
+
+    a is the attention map of a hidden state h: the mean of h^2 over the channels at each position, divided by its norm
+    over the positions. a_s is that of a student layer, a_t that of the teacher layer paired with it. The larger map is
+    first average-pooled to the size of the smaller one. The loss is the mean over the layer pairs.
 
     Args:
-        layers: the layer map; see `losses/hidden/layers.py`.
-        teacher: index of the teacher. Hidden states of different teachers have no common mean, so one is selected.
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`.
+        teacher: index of the teacher, in the order of the config. Only one teacher is used, because the channels of
+            different teachers do not correspond and cannot be averaged.
 
     Raises:
-        ValueError: the layer map is unknown; when the term is applied, hidden states have no positions, or their
-            extents cannot be matched.
+        ValueError: `layers` has none of these forms; when the loss is computed, hidden states have fewer than two
+            positions, or spatial or sequence axes that cannot be pooled to the same size.
     """
     check_layers(layers)
 

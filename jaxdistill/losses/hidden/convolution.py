@@ -11,18 +11,25 @@ from jaxdistill.core.types import Array
 
 
 def init_kernel(key: Array, *shape: int) -> Array:
-    """Draw a normal kernel `[*window, inputs, outputs]` with variance 1 / fan-in, which preserves the scale."""
+    """Draw a kernel from a normal distribution with mean 0 and variance 1 / fan-in.
+
+    The outputs of the layer then have about the same variance as its inputs.
+
+    Args:
+        key: PRNG key.
+        shape: `inputs, outputs` for a dense layer, `*window, inputs, outputs` for a convolution, as separate arguments.
+    """
     return jax.random.normal(key, shape) / math.prod(shape[:-1]) ** 0.5
 
 
 def convolve(x: Array, kernel: Array, strides: tuple[int, ...] = ()) -> Array:
-    """Apply a dense or convolution kernel: `[*batch, *extent, inputs] -> [*batch, *extent, outputs]`.
+    """Apply a dense or convolution kernel: `[*batch, *extent, inputs] -> [*batch, *new_extent, outputs]`.
 
     Args:
-        x: `[*batch, *extent, inputs]`
-        kernel: `[inputs, outputs]` is a dense layer at each position, for any extent; `[*window, inputs, outputs]` is a
-            convolution with "SAME" padding.
-        strides: along the axes of the window; (): 1.
+        x: `[*batch, *extent, inputs]`; `*extent` are any spatial or sequence axes.
+        kernel: `[inputs, outputs]` is a dense layer that acts on each position; `[*window, inputs, outputs]` is a
+            convolution with "SAME" padding over the axes of the window.
+        strides: the stride along each axis of the window; (): all strides are 1.
     """
     kernel, axes = kernel.astype(x.dtype), kernel.ndim - 2
     if not axes:
@@ -35,15 +42,17 @@ def convolve(x: Array, kernel: Array, strides: tuple[int, ...] = ()) -> Array:
 
 
 def batch_norm(x: Array, valid: Array, params: Mapping[str, Array], name: str) -> Array:
-    """Normalise by the mean and variance of the GLOBAL batch (Ioffe and Szegedy 2015, arxiv.org/abs/1502.03167).
+    """Apply batch normalisation: `(x - mean) / sqrt(variance + 1e-5) * scale + bias` (Ioffe and Szegedy 2015).
 
-    There are no running statistics, because a projector runs in training only.
+    Mean and variance are those of the batch on all devices (arxiv.org/abs/1502.03167). No running statistics are kept,
+    because the layer is used in training only.
 
     Args:
-        x: `[*batch, *extent, width]`
-        valid: `[*batch]`, or with more leading dimensions of `x`; entries that are 0 do not enter the statistics
-        params: hold `<name>/scale` and `<name>/bias`, `[width]`
-        name: of the layer
+        x: `[*batch, *extent, width]`; `*extent` are any spatial or sequence axes.
+        valid: mask `[*batch]`, or of more leading axes of `x`; positions where the mask is 0 are left out of mean and
+            variance.
+        params: parameters by name, with the arrays `<name>/scale` and `<name>/bias`, each `[width]`.
+        name: name of the layer in `params`.
     """
     axes = tuple(range(x.ndim - 1))
     included = valid.reshape(valid.shape + (1,) * (x.ndim - valid.ndim)) != 0

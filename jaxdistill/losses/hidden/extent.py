@@ -1,7 +1,8 @@
-"""Match the extents of two hidden states `[*batch, *extent, width]`, and flatten them to positions.
+"""Bring hidden states `[*batch, *extent, width]` of student and teacher to the same positions.
 
-The extent is the height and width of an image, or the length of a sequence. Losses that compare positions bring
-student and teacher to the same extent with these functions and exclude the padding of texts.
+The extent is the sizes of the spatial or sequence axes: `(height, width)` of an image, or `(length,)` of a sequence.
+Losses that compare hidden states position by position need equal extents. These functions pool the larger extent to the
+smaller one, flatten it to one axis of positions and exclude the padding tokens of texts.
 """
 
 import math
@@ -15,10 +16,17 @@ from jaxdistill.losses.term import mask_padding, precise, real_tokens
 
 
 def average_pool(states: Float[Array, "..."], extent: tuple[int, ...]) -> Float[Array, "..."]:
-    """Average-pool states to `[*batch, *extent, width]`, like PyTorch's adaptive average pooling.
+    """Average-pool the spatial or sequence axes of hidden states, like PyTorch's adaptive average pooling.
 
-    Window i of m over n positions spans floor(i n / m) to ceil((i + 1) n / m); windows overlap where m does not divide
-    n.
+    Where n positions are pooled to m windows, window i averages the positions from floor(i n / m) up to, but not
+    including, ceil((i + 1) n / m). Windows overlap where m does not divide n.
+
+    Args:
+        states: hidden states `[*batch, *old_extent, width]`.
+        extent: the new size of each axis of `old_extent`.
+
+    Returns:
+        The pooled hidden states, `[*batch, *extent, width]`.
     """
     first_axis = states.ndim - 1 - len(extent)
     for axis, size in enumerate(extent, first_axis):
@@ -30,17 +38,24 @@ def average_pool(states: Float[Array, "..."], extent: tuple[int, ...]) -> Float[
 
 
 def _pooling_weights(positions: int, windows: int) -> np.ndarray:
-    """Return the weights of each window's mean, `[windows, positions]`."""
+    """Return the matrix `[windows, positions]` that average-pools one axis: each row averages one window."""
     position, window = np.arange(positions), np.arange(windows)[:, None]
     inside = (position >= window * positions // windows) & (position < -(-(window + 1) * positions // windows))
     return inside / inside.sum(axis=1, keepdims=True)
 
 
 def pool_to_same_extent(student: Array, teacher: Array, batch_dims: int) -> tuple[Array, Array]:
-    """Pool the larger of two maps to the extent of the smaller one; return both in float32 or higher.
+    """Average-pool the hidden states of student and teacher to the smaller of the two sizes along each spatial axis.
+
+    Args:
+        student, teacher: hidden states `[*batch, *extent, width]`; `*extent` are the spatial or sequence axes.
+        batch_dims: number of axes `*batch`.
+
+    Returns:
+        Student and teacher states with equal `*extent`, in float32 or wider. States of equal `*extent` are not pooled.
 
     Raises:
-        ValueError: the extents differ and are not those of maps with the same number of axes, two or more.
+        ValueError: the states differ in the number of axes, or they are sequences (one axis) of different lengths.
     """
     student, teacher = precise(student), precise(teacher)
     extents = student.shape[batch_dims:-1], teacher.shape[batch_dims:-1]
@@ -55,14 +70,18 @@ def pool_to_same_extent(student: Array, teacher: Array, batch_dims: int) -> tupl
 
 
 def flatten_positions(states: Array, signals: Signals) -> tuple[Float[Array, "*batch positions width"], Array | int]:
-    """Flatten the extent to one axis of positions.
+    """Flatten the spatial or sequence axes of hidden states to one axis of positions, and count the positions.
+
+    Args:
+        states: hidden states `[*batch, *extent, width]`; `*extent` are the spatial or sequence axes.
+        signals: the inputs of a loss term; its mask has the axes `*batch`.
 
     Returns:
-        The states `[*batch, positions, width]`, 0 at padding tokens of a text, and the number of real positions,
-        `[*batch]` or one number.
+        The states `[*batch, positions, width]` in float32 or wider, which are 0 at padding tokens; and the number of
+        positions that are not padding, `[*batch]` for a text with an `attention_mask`, otherwise one integer.
 
     Raises:
-        ValueError: the states have no extent, or only one position.
+        ValueError: the states have fewer than two positions.
     """
     batch_dims = signals.mask.ndim
     extent = states.shape[batch_dims:-1]

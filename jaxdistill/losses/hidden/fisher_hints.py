@@ -6,15 +6,16 @@ way; here the student is trained:
 
     mean over layer pairs of mean_c F_c (h_s W - h_t)_c^2,  F = g^2 / mean(g^2),  g = d CE(label) / d h_t
 
-To second order, sum_c g_c^2 d_c^2 is what a change d of a row's hidden state costs the teacher. This is a Gauss-Newton
-estimate with the row's own gradient in place of the expectation, and the diagonal in place of the matrix. Theis et
-al., Faster Gaze Prediction With Dense Networks and Fisher Pruning, 2018 (arxiv.org/abs/1801.05787) choose the units of
-a student by the same quantity.
+c is a unit (channel) of the teacher's layer, W a learned projector, and CE the teacher's cross-entropy with the label.
+If the teacher's hidden state of one example changes by d, then sum_c g_c^2 d_c^2 estimates, up to a constant factor,
+the second-order increase of the teacher's loss. This is a Gauss-Newton estimate with the example's own gradient in
+place of the expectation, and the diagonal in place of the matrix. Theis et al., Faster Gaze Prediction With
+Dense Networks and Fisher Pruning, 2018 (arxiv.org/abs/1801.05787) choose the units of a student by the same quantity.
 
-Division by the mean of g^2 over all valid rows, positions and channels is our addition: the weight of this term then
-means the same as for `hidden`, whatever the teacher's confidence. A teacher that is confident on nearly all rows puts
-nearly all weight on the few others, so use labels that it has not memorised. The published code adds 1 to |g|, which
-evens the weights out; here a `hidden` term beside this one does.
+Division by the mean of g^2 over all valid examples, positions and channels is our addition: a loss weight then means
+the same as for `hidden`, whatever the teacher's confidence. If the teacher is confident on nearly all examples, the few
+others get nearly all of the weight, so use labels that the teacher has not memorised. The published code adds 1 to |g|,
+which makes the weights more even; here a `hidden` term beside this one has that effect.
 
 Config: objective.fisher_hints.term = "fisher_hints(layers='uniform')"
 When: the student is too narrow to reproduce all of its teacher's hidden states. On 100 labelled digits it gained no
@@ -41,7 +42,7 @@ from jaxdistill.losses.term import mean_over_positions, precise, select_teacher
 def weighted_distance(
     student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"], fisher: Float[Array, "*rows width"]
 ) -> Float[Array, "*rows"]:
-    """Compute the mean of F (s - t)^2 over the width."""
+    """Compute `mean(fisher * (student - teacher)**2)` over the width, the last axis."""
     return jnp.mean(precise(fisher) * (precise(student) - precise(teacher)) ** 2, axis=-1)
 
 
@@ -49,18 +50,24 @@ def weighted_distance(
 def fisher_hints(
     layers: LayerMap = "uniform", projector: Literal["linear", "none"] = "linear", teacher: int = 0
 ) -> Term:
-    """Compare hidden states of selected layers, each unit weighted by the teacher's squared task-loss gradient.
+    """Build the loss term `mean(F * (h_s W - h_t)**2)`: hidden states weighted by the teacher's Fisher information F.
 
-    If student and teacher differ in extent (image size or sequence length), states and gradients are averaged over it
-    first. Padding is ignored.
+        F = g^2 / mean(g^2),   g = gradient of the teacher's cross-entropy with respect to h_t
+
+    h_s is the hidden state of a student layer, h_t that of the teacher layer paired with it, and W a learned kernel.
+    The mean in F is over the global batch, and the loss is the mean over width and layer pairs. If student and teacher
+    differ in image size or sequence length, hidden states and gradients are first averaged over their positions.
+    Padding tokens are ignored.
 
     Args:
-        layers: the layer map; see `losses/hidden/layers.py`.
-        projector: "linear" learns a kernel for each pair; "none" compares the states directly and needs equal widths.
-        teacher: index of the teacher.
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`.
+        projector: "linear" learns W for each layer pair; "none" leaves W out and needs equal widths.
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: when the term is applied: the widths differ and projector is "none", or a layer does not exist.
+        ValueError: `layers` has none of these forms; when the loss is computed, a layer does not exist, or the widths
+            differ and the projector is "none".
     """
     hints = hidden(layers, projector, teacher=teacher)  # the same projectors
 
@@ -79,7 +86,10 @@ def fisher_hints(
 
 
 def _fisher(gradient: Array, signals: Signals) -> Array:
-    """Square the gradients and divide by their mean over the valid rows of the global batch; 0 where that mean is 0."""
+    """Compute the weights g^2 / mean(g^2) from the teacher's gradients g; they are 0 if the mean is 0.
+
+    The mean is over the valid examples of the global batch, their positions without padding, and the channels.
+    """
     square, valid = gradient**2, signals.mask != 0
     rows = mean_over_positions(jnp.mean(square, axis=-1), signals.batch, signals.mask.ndim)
     total, count = psum((jnp.sum(jnp.where(valid, rows, 0)), jnp.sum(valid)))

@@ -6,19 +6,22 @@ Yim, Joo, Bae and Kim, A Gift from Knowledge Distillation, CVPR 2017
     G[c, d] = mean over positions of first_c second_d, for two layers of the same network
     mean over c, d of (G_s - G_t)^2, for each two neighbours in the list of layer pairs, averaged
 
-Within each network, the larger of the two maps is pooled to the size of the smaller one. G is a mean over positions, so
-student and teacher may differ in resolution, but NOT in width: different widths raise an error. Tokens of a sequence
-are positions too; padding is ignored. Hidden states with no positions, or with one, raise an error.
+first_c is channel c of one layer, second_d channel d of the next; the matrix G is called the flow between these layers,
+G_s the student's and G_t the teacher's. Within each network, the larger of the two maps is pooled to the size of the
+smaller one. G is a mean over positions, so student and teacher may differ in resolution, but NOT in width: different
+widths raise an error. Tokens of a sequence are positions too; padding is ignored. Hidden states with no positions, or
+with one, raise an error.
 
 Traps: a layer map needs at least two pairs. G grows with the square of the hidden states and the loss with their
 fourth power, so choose the weight with care where layers are not normalised. The paper brings maps to one size by max
-pooling and sums the squares. The published code that made the benchmark's tables averages in both places, as this loss
-does, so that the weight does not depend on widths. It ADDS the flows, with weight 50; here they are averaged. Both
-train with this loss alone first and with labels afterwards: give the weights a `phases` schedule.
+pooling and sums the squares. The published code of the RepDistiller benchmark averages in both places, as this loss
+does, so that the weight does not depend on widths. That code ADDS the flows, with weight 50; here they are averaged.
+The paper and that code train with this loss alone first and with labels afterwards: give the weights a `phases`
+schedule.
 
 Config: objective.fsp.term = "fsp(layers=((1, 5), (2, 10), (3, 15)))"
-When: student and teacher belong to one family, have equal widths at the ends of their stages, and the teacher is
-    deeper.
+When: student and teacher belong to one family of networks, have equal widths at the end of each block of layers, and
+    the teacher is deeper.
 Checked: value and gradient equal those of the published code (golden/layer_losses.npz).
 """
 
@@ -38,21 +41,28 @@ from jaxdistill.losses.term import precise, stateless
 def flow(
     first: Float[Array, "*batch positions first_width"], second: Float[Array, "*batch positions second_width"]
 ) -> Float[Array, "*batch first_width second_width"]:
-    """Compute the mean over the positions of the products of two layers' channels."""
+    """Compute the flow matrix of two layers: G[c, d] is the mean over positions p of `first[p, c] * second[p, d]`."""
     return jnp.einsum("...pc,...pd->...cd", precise(first), precise(second)) / first.shape[-2]
 
 
 @losses.register
 def fsp(layers: LayerMap = "uniform", teacher: int = 0) -> Term:
-    """Compare the flows between neighbouring layers of the layer map.
+    """Build the FSP loss term: the mean of (G_s - G_t)^2, for flow matrices G of student and teacher.
+
+    The flow matrix of two layers of one network is G[c, d] = mean over positions p of first[p, c] * second[p, d]. There
+    is one G_s and one G_t for each two consecutive pairs of `layers`. The loss is the mean over c, d and these
+    matrices.
 
     Args:
-        layers: the layer map, with at least two pairs; see `losses/hidden/layers.py`.
-        teacher: index of the teacher. Hidden states of different teachers have no common mean, so one is selected.
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`. At least two pairs are needed.
+        teacher: index of the teacher, in the order of the config. Only one teacher is used, because the channels of
+            different teachers do not correspond and cannot be averaged.
 
     Raises:
-        ValueError: the layer map is unknown; when the term is applied: fewer than two pairs, different widths, or
-            hidden states without positions.
+        ValueError: `layers` has none of these forms; when the loss is computed, `layers` has fewer than two pairs, the
+            student layer and the teacher layer of a pair differ in width, or hidden states have fewer than two
+            positions or cannot be pooled to the same size.
     """
     check_layers(layers)
 

@@ -1,19 +1,20 @@
-"""Multi-teacher hints: one projector per teacher, each teacher's hint loss weighted by its share in the fusion.
+"""Multi-teacher hints: match the hidden states of all teachers, each weighted by the teacher's weight in the fusion.
 
 Park and Kwak, FEED, 2019 (arxiv.org/abs/1909.10754), use equal weights; Zhang et al., CA-MKD, 2022
-(arxiv.org/abs/2201.00007), use a weight for each row:
+(arxiv.org/abs/2201.00007), use a weight for each example x:
 
     sum over teachers k of w_k(x) * mean over layer pairs of mean (projector_k(h_s) - h_k)^2
 
-The teachers may differ in width. The student is projected into each teacher's space. If the teachers were instead
-projected into one common space by learned projectors, these could all collapse to a constant. Where a teacher has
-weight 0 its hidden states are ignored, even NaN. FEED's projector has three convolutions, and compares unit vectors:
-`distance='cosine'` is half the square of their difference.
+w_k(x) comes from the fusion, the rule that combines the teachers into one. The teachers may differ in width: each
+has its own projectors, which map the student's hidden states to the teacher's width. If the teachers were instead
+mapped to one common space by learned projectors, all projections could collapse to a constant. Where a teacher has
+weight 0, its hidden states are ignored, even if they are NaN. FEED's projector has three convolutions. FEED compares
+unit vectors; `distance='cosine'` is half the squared difference of unit vectors.
 
 Config: objective.hints.term = "fused_hidden(layers='last')", with fusion = "confidence()"
-When: there are several teachers, not all of them right on every input. Their hidden states agree less than their
-    logits do.
-Checked: by hand, with a weight for each row; equal to `hidden` with one teacher; with absent and permuted teachers.
+When: there are several teachers, not all of them right on every input. The teachers' hidden states agree less than
+    their logits do.
+Checked: by hand, with a weight for each example; equal to `hidden` with one teacher; with absent and permuted teachers.
 """
 
 from typing import Literal
@@ -34,15 +35,22 @@ from jaxdistill.losses.term import mean_over_positions
 def fused_hidden(
     layers: LayerMap = "last", projector: ProjectorKind = "linear", distance: Literal["mse", "cosine"] = "mse"
 ) -> Term:
-    """Compare the student's hidden states with those of all teachers, weighted for each row by the fusion.
+    """Build the loss term sum_k w_k d(P_k(h_s), h_k), which compares hidden states of student and all teachers k.
+
+    h_s is the hidden state of a student layer, h_k that of the paired layer of teacher k, and d a distance. The
+    projector P_k maps h_s to the width of h_k. w_k is the weight of teacher k for the example; the config's fusion,
+    such as `average()`, computes it. The loss is the mean over the layer pairs.
 
     Args:
-        layers: the layer map of each teacher; see `losses/hidden/layers.py`.
-        projector: "linear", "mlp" or "conv", learned for each pair of each teacher; "none" needs equal widths.
-        distance: "mse" or "cosine".
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`. All teachers have the same
+            pairs.
+        projector: "linear", "mlp" or "conv" learns P_k for each layer pair; "none" leaves P_k out and needs equal
+            widths.
+        distance: d(a, b): "mse" is `mean((a - b)**2)` over the width, "cosine" is 1 - cos(a, b).
 
     Raises:
-        ValueError: when the term is applied: the fusion computes no teacher weights.
+        ValueError: `layers` has none of these forms; when the loss is computed, the fusion computes no teacher weights.
     """
     check_layers(layers)
 

@@ -4,10 +4,11 @@ Romero et al., FitNets: Hints for Thin Deep Nets, 2015 (arxiv.org/abs/1412.6550)
 
     weighted mean over layer pairs of mean (projector(h_s) - h_t)^2, or of 1 - cos(projector(h_s), h_t)
 
-The projector (`losses/hidden/projectors.py`) is trained with the student and discarded afterwards. Hints hurt some
-pairs of networks, so tune the weight. FitNets uses one pair in the middle (`layers=((2, 3),)`), a convolution, half the
-sum of squares where this loss takes the mean, and a separate first phase: a weight of
-"phases(values=(1.0, 0.0), at=(0.3,))".
+h_s and h_t are the hidden states of a student layer and of the teacher layer that it learns from. The projector
+(`losses/hidden/projectors.py`) is trained with the student and discarded afterwards. Hints hurt some pairs of networks,
+so tune the weight. FitNets uses one pair in the middle (`layers=((2, 3),)`), a convolution as projector, and half the
+sum of squares where this loss takes the mean. It matches hints in a separate first phase of training only; a loss
+weight of "phases(values=(1.0, 0.0), at=(0.3,))" ends this loss after 30 % of the steps.
 
 Config: objective.hidden.term = "hidden(layers='uniform', projector='mlp', weights=(1, 2, 1))"
 When: student and teacher have similar architectures, so that their layers represent similar things; most useful with
@@ -33,14 +34,17 @@ from jaxdistill.losses.term import mean_over_positions, precise, unit
 def squared_distance(
     student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
 ) -> Float[Array, "*rows"]:
-    """Compute the mean squared difference over the width."""
+    """Compute `mean((student - teacher)**2)` over the width, the last axis."""
     return jnp.mean((precise(student) - precise(teacher)) ** 2, axis=-1)
 
 
 def cosine_distance(
     student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
 ) -> Float[Array, "*rows"]:
-    """Compute 1 - cosine; for a zero vector the value is 1 and the gradient 0."""
+    """Compute 1 - cos(student, teacher) over the width, the last axis.
+
+    If a vector is zero, the value is 1 and the gradient 0.
+    """
     return 1 - jnp.sum(unit(student) * unit(teacher), axis=-1)
 
 
@@ -55,21 +59,25 @@ def hidden(
     teacher: int = 0,
     weights: tuple[float, ...] = (),
 ) -> Term:
-    """Compare hidden states of selected layers, through a projector where widths differ.
+    """Build the loss term d(P(h_s), h_t), which compares hidden states of student and teacher (hints, FitNets).
 
-    If student and teacher differ in extent (image size or sequence length), both are averaged over it first; only the
-    projector "conv" brings the student's extent to the teacher's instead. Padding is ignored.
+    h_s is the hidden state of a student layer, h_t that of the teacher layer paired with it, and d a distance. The
+    projector P maps h_s to the width of h_t. If student and teacher differ in image size or sequence length, each
+    hidden state is first averaged over its positions. With the projector "conv", P reduces the student's positions to
+    the teacher's instead. Padding tokens are ignored.
 
     Args:
-        layers: the layer map; see `losses/hidden/layers.py`.
-        projector: "linear", "mlp" or "conv", learned for each pair; "none" compares the states directly and needs equal
-            widths.
-        distance: "mse" or "cosine".
-        teacher: index of the teacher. Hidden states of different teachers have no common mean, so one is selected.
-        weights: one for each pair, for the weighted mean over the pairs; (): equal weights.
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`.
+        projector: "linear", "mlp" or "conv" learns P for each layer pair; "none" leaves P out and needs equal widths.
+        distance: d(a, b): "mse" is `mean((a - b)**2)` over the width, "cosine" is 1 - cos(a, b).
+        teacher: index of the teacher, in the order of the config. Only one teacher is used, because the channels of
+            different teachers do not correspond and cannot be averaged.
+        weights: weight of each layer pair in the mean over the pairs; (): equal weights.
 
     Raises:
-        ValueError: weights are negative or all 0; when the term is applied, there is not one weight for each pair.
+        ValueError: `layers` has none of these forms, or weights are negative or all 0; when the loss is computed, the
+            number of weights is not the number of layer pairs.
     """
     check_layers(layers)
     if weights and (min(weights) < 0 or not any(weights)):

@@ -4,16 +4,16 @@ Sun et al., Patient Knowledge Distillation for BERT Model Compression, 2019 (arx
 
     mean over layer pairs of mean over the width of (h_s / |h_s| - h_t / |h_t|)^2
 
-The layer map "skip" is the paper's best (PKD-Skip): it leaves out the last layer, which soft targets already supervise.
-The paper's second map (PKD-Last) takes the teacher's layers right below its last:
-`layers=((1, 7), (2, 8), (3, 9), (4, 10), (5, 11))`.
+h_s and h_t are the first token's hidden states in student and teacher. The layer map "skip" is the paper's best
+(PKD-Skip): it leaves out the last layer, which soft targets already supervise. The paper's second map (PKD-Last) takes
+the layers right below the teacher's last layer: `layers=((1, 7), (2, 8), (3, 9), (4, 10), (5, 11))`.
 
 A trap: the paper writes a sum over the width, and its code takes the mean, as this loss does. Unit vectors of width 768
 then differ by 4 / 768 at most, so weights are large: the paper searches 10 to 1000. A zero vector stays zero and has a
 gradient of 0.
 
-The first token represents a text only if it attends to all other tokens. In running text it attends to itself alone, so
-every token is matched instead.
+The first token represents a text only if it attends to all other tokens. In a causal language model (a stream with a
+label for every token) it attends to itself alone, so every token is matched instead.
 
 Config: objective.pkd.term = "pkd"; objective.pkd.weight = 100.0
 When: an encoder with fewer layers than its teacher is fine-tuned with soft targets and labels.
@@ -37,18 +37,23 @@ from jaxdistill.losses.term import unit
 def direction_distance(
     student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
 ) -> Float[Array, "*rows"]:
-    """Compute the mean squared difference of the unit vectors over the width."""
+    """Compute `mean((s / ||s|| - t / ||t||)**2)` over the width, for s = student and t = teacher."""
     return squared_distance(unit(student), unit(teacher))
 
 
 @losses.register
 def pkd(layers: LayerMap = "skip", projector: Literal["none", "linear", "mlp"] = "none", teacher: int = 0) -> Term:
-    """Compare normalised hidden states of the first token.
+    """Build the PKD loss term `mean((s / ||s|| - t / ||t||)**2)`, for hidden states s and t of the first token.
+
+    s belongs to a student layer, t to the teacher layer paired with it. The loss is the mean over the layer pairs. In a
+    causal language model all tokens are compared, because the first token attends to no other.
 
     Args:
-        layers: the layer map; see `losses/hidden/layers.py`.
-        projector: "none" needs equal widths, as in the paper; "linear" and "mlp" are learned for each pair.
-        teacher: index of the teacher.
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`.
+        projector: "none" needs equal widths, as in the paper; "linear" and "mlp" learn a map of s to the width of t,
+            for each layer pair.
+        teacher: index of the teacher, in the order of the config.
     """
     check_layers(layers)
 
@@ -67,7 +72,13 @@ def pkd(layers: LayerMap = "skip", projector: Literal["none", "linear", "mlp"] =
 
 
 def _first_token(states: Array, batch_dims: int) -> Array:
-    """Return the first token, `[*batch, tokens, width] -> [*batch, width]`; `[*batch, width]` stays as it is."""
+    """Return the first token's states, `[*batch, tokens, width] -> [*batch, width]`.
+
+    States without an axis of tokens, `[*batch, width]`, are returned unchanged.
+
+    Raises:
+        ValueError: the states have more than one axis between `*batch` and the width, like those of images.
+    """
     extent = states.shape[batch_dims:-1]
     if len(extent) > 1:
         raise ValueError(f"hidden states of extent {list(extent)} have no first token; use the loss 'hidden'")

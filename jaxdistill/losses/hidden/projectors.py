@@ -1,12 +1,14 @@
 """Projectors from the student's width to the teacher's, trained with the student and discarded afterwards.
 
     linear   h W
-    mlp      relu(h U + b) V + c, with the teacher's width inside
-    conv     h * W over 3 positions along each axis of the extent, with strides where the teacher's extent is smaller
+    mlp      relu(h U + b) V + c, with a hidden layer of the teacher's width
+    conv     h * W, a convolution over 3 positions along each spatial or sequence axis, with strides where the
+             teacher has fewer positions
     none     h
 
-A convolution sees neighbouring positions, as FitNets' regressor does (Romero et al., 2015, arxiv.org/abs/1412.6550),
-and reduces a larger extent to the teacher's. The other projectors act on each position separately.
+h is a hidden state of the student. "conv" sees neighbouring positions, like the regressor of FitNets (Romero et al.,
+2015, arxiv.org/abs/1412.6550), and reduces the student's positions to the teacher's. The other projectors act on each
+position separately.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +26,14 @@ Params = Mapping[str, Array]
 
 
 class Projector(NamedTuple):
-    """A small network on hidden states `[*batch, *extent, width]`.
+    """A small network that maps a student's hidden state `[*batch, *extent, width]` to the teacher's width.
 
-    init: `(key, student, target, batch_dims) -> params`; uses only the shapes of the states
-    apply: `(params, student, target) ->` the student's state with the target's width
+    `*extent` are the spatial or sequence axes. `student` and `target` are hidden states of student and teacher; only
+    the shape of `target` is used.
+
+    init: `(key, student, target, batch_dims) -> params`; draws the parameters from the shapes of the states;
+        `batch_dims` is the number of axes `*batch`
+    apply: `(params, student, target) -> projected student state`
     """
 
     init: Callable[[Array, Array, Array, int], dict[str, Array]]
@@ -89,22 +95,49 @@ Pairs = Sequence[tuple[Array, Array]]  # hidden states of student and teacher
 
 
 def init_each(kind: ProjectorKind, key: Array, pairs: Pairs, batch_dims: int) -> dict[str, Array]:
-    """Draw the parameters of one projector for each pair, `{"0/kernel": ..., "1/kernel": ...}`."""
+    """Draw the parameters of a projector, which maps a student state to the teacher's width, for each layer pair.
+
+    Args:
+        kind: name of the projector, the same for all pairs.
+        key: PRNG key.
+        pairs: hidden states (student, teacher) of each layer pair, `[*batch, *extent, width]`; `*extent` are the
+            spatial or sequence axes.
+        batch_dims: number of axes `*batch`.
+
+    Returns:
+        The parameters, by the number of the pair and the name in the projector: `{"0/kernel": ..., "1/kernel": ...}`.
+    """
     drawn = [PROJECTORS[kind].init(jax.random.fold_in(key, n), *pair, batch_dims) for n, pair in enumerate(pairs)]
     return {f"{number}/{name}": x for number, params in enumerate(drawn) for name, x in params.items()}
 
 
 def project_each(kind: ProjectorKind, params: Params, pairs: Pairs) -> list[tuple[Array, Array]]:
-    """Return the pairs with the student's states projected."""
+    """Project the student state of each layer pair to the teacher's width.
+
+    Args:
+        kind: name of the projector, the same for all pairs.
+        params: the parameters that `init_each` returned.
+        pairs: hidden states (student, teacher) of each layer pair.
+
+    Returns:
+        A pair (projected student state, unchanged teacher state) for each layer pair.
+    """
     pair_params = lambda n: {name.removeprefix(f"{n}/"): x for name, x in params.items() if name.startswith(f"{n}/")}
     return [(project(kind, pair_params(number), *pair), pair[1]) for number, pair in enumerate(pairs)]
 
 
 def project(kind: ProjectorKind, params: Params, student: Array, target: Array) -> Array:
-    """Project a student's state to the width of its target.
+    """Project a student's hidden state to the width of a teacher's hidden state, the target.
+
+    Args:
+        kind: name of the projector.
+        params: the parameters that `Projector.init` returned.
+        student: `[*batch, *extent, width]`; `*extent` are the spatial or sequence axes.
+        target: the teacher's hidden state; only its shape is used.
 
     Raises:
-        ValueError: the widths differ and the projector is "none".
+        ValueError: the widths differ and the projector is "none", or "conv" cannot reduce the student's spatial or
+            sequence axes to the target's.
     """
     projected = PROJECTORS[kind].apply(params, student, target)
     if projected.shape[-1] != target.shape[-1]:

@@ -10,23 +10,25 @@ Chen, Liu, Zhao and Jia, Distilling Knowledge via Knowledge Review, CVPR 2021 (a
     HCL(out, h_t) = sum_l w_l MSE(pool_l(out), pool_l(h_t)) / sum_l w_l
 
 The fusion is the paper's ABF (attention based fusion). HCL (hierarchical context loss) compares the maps at full size
-and pooled to 4x4, 2x2 and 1x1, as far as these are smaller, with weights 1, 1/2, 1/4 and 1/8.
+and average-pooled to 4x4, 2x2 and 1x1, as far as these sizes are smaller than the map. Its weights w_l are 1, 1/2, 1/4,
+..., in the order of the sizes that are used.
 
-The loss is the mean over the layers. With `pooled`, the mean over positions of the deepest pair is one more, deepest
-layer, as for the published classifiers. Widths and resolutions may differ. Hidden states must be maps
-`[batch, height, width, channels]`; those of sequences, and those without positions, raise an error.
+The loss is the mean over the layers. With `pooled`, the deepest pair of layers is averaged over its positions and added
+as one more pair, deeper than all others, as for the published classifiers. Widths and resolutions may differ. Hidden
+states must be maps `[batch, height, width, channels]`; those of sequences, and those without positions, raise an error.
 
-Traps: batch normalisation uses the statistics of the global batch without padded rows, so the loss of a row depends on
-the other rows. The map is read from shallow to deep, and its order is the order of the review. The published code ADDS
-the layers, with weights from 0.6 to 8 on CIFAR-100, rising from 0 over the first 20 epochs; here they are averaged: its
-5 for resnet32x4 and resnet8x4, with 4 layers including the pooled one, is 20 here. It takes hidden states before the
-last ReLU; here they are taken after it.
+Traps: batch normalisation uses the statistics of the global batch without padding, so the loss of an example depends on
+the other examples. The layer map is read from shallow to deep, and the review runs through it backwards. The published
+code ADDS the layers, with weights from 0.6 to 8 on CIFAR-100, rising from 0 over the first 20 epochs; here they are
+averaged: its 5 for resnet32x4 and resnet8x4, with 4 layers including the pooled one, is 20 here. The published code
+takes hidden states before the last ReLU; here they are taken after it.
 
 Config: objective.review.term = "review(layers=((1, 5), (2, 10), (3, 15)))"; objective.review.weight = 20.0
-When: student and teacher are convolutional networks with several stages. Each layer of the map costs a 3x3 convolution
-    to the teacher's width.
+When: student and teacher are convolutional networks with maps of several resolutions. Each layer of the layer map costs
+    a 3x3 convolution to the teacher's width.
 Checked: value and the gradient of all parameters equal those of the published blocks and HCL
-    (golden/layer_losses.npz). The published loop over the layers needs CUDA, so the script restates it.
+    (golden/layer_losses.npz). The published loop over the layers needs CUDA, so the script that wrote the file restates
+    this loop.
 """
 
 import itertools
@@ -51,7 +53,13 @@ CONTEXT_SIZES = (4, 2, 1)
 def hierarchical_context(
     student: Float[Array, "*batch height width channels"], teacher: Float[Array, "*batch height width channels"]
 ) -> Float[Array, "*batch"]:
-    """Compute the weighted mean of the squared differences of the full maps and of maps pooled to 4x4, 2x2 and 1x1."""
+    """Compute the mean squared difference (MSE) of two maps at several sizes l, averaged with weights w_l.
+
+        sum_l w_l MSE(pool_l(student), pool_l(teacher)) / sum_l w_l
+
+    The sizes l are the full size, then those of 4x4, 2x2 and 1x1 that are smaller than the maps. pool_l average-pools a
+    map to size l. The weights w_l are 1, 1/2, 1/4, ..., in the order of the sizes that are used.
+    """
     student, teacher = precise(student), precise(teacher)
     square = lambda a, b: jnp.mean((a - b) ** 2, axis=(-3, -2, -1))
     value, weight, total = square(student, teacher), 1.0, 1.0
@@ -64,7 +72,7 @@ def hierarchical_context(
 
 
 def resize_nearest(x: Float[Array, "*batch height width channels"], extent: tuple[int, ...]) -> Float[Array, "..."]:
-    """Resize a map by nearest neighbours to `[*batch, *extent, channels]`."""
+    """Resize maps to `[*batch, *extent, channels]` by nearest neighbours; `extent` is the new (height, width)."""
     for axis, size in zip((-3, -2), extent, strict=True):
         if x.shape[axis] != size:
             x = jnp.take(x, jnp.arange(size) * x.shape[axis] // size, axis=axis)
@@ -77,7 +85,14 @@ def gated_sum(
     params: Mapping[str, Array],
     name: str,
 ) -> Float[Array, "*batch height width channels"]:
-    """Compute g_1 x + g_2 deeper, with two sigmoid gates at each position."""
+    """Compute g_1 x + g_2 deeper, where (g_1, g_2) = sigmoid(W [x, deeper] + b) at each position.
+
+    Args:
+        x: the map of a layer.
+        deeper: the result of the next deeper layer, resized to the size of `x`.
+        params: the learned W and b, as `<name>/kernel` and `<name>/bias`.
+        name: name of the gates in `params`.
+    """
     logits = convolve(jnp.concatenate([x, deeper], axis=-1), params[f"{name}/kernel"])
     gates = jax.nn.sigmoid(logits + params[f"{name}/bias"].astype(x.dtype))
     return by_rows(gates[..., :1] * x + gates[..., 1:] * deeper)
@@ -85,17 +100,25 @@ def gated_sum(
 
 @losses.register
 def review(layers: LayerMap = "uniform", width: int = 512, pooled: bool = True, teacher: int = 0) -> Term:
-    """Compare fused layers of the student with the teacher's, at several sizes of context.
+    """Build the ReviewKD loss term, which fuses the student's layers from deep to shallow and then compares layers.
+
+    Each student layer is added to the result of the next deeper layer by `gated_sum`, convolved to the teacher's width,
+    and compared with its teacher layer by `hierarchical_context` (squared differences at several map sizes). The loss
+    is the mean over the layer pairs.
 
     Args:
-        layers: the layer map, from shallow to deep; see `losses/hidden/layers.py`.
-        width: channels inside the blocks; at most those of the deepest student layer.
-        pooled: add the deepest pair's mean over positions as a further layer.
-        teacher: index of the teacher. Hidden states of different teachers have no common mean, so one is selected.
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`. The pairs must be in the order
+            from shallow to deep.
+        width: number of channels to which all student layers are projected before they are fused. If the deepest
+            student layer has fewer channels, that number is used.
+        pooled: add one more pair, deeper than all others: the last layer pair, averaged over its positions.
+        teacher: index of the teacher, in the order of the config. Only one teacher is used, because the channels of
+            different teachers do not correspond and cannot be averaged.
 
     Raises:
-        ValueError: the layer map is unknown or the width is below 1; when the term is applied, hidden states are not
-            maps.
+        ValueError: `layers` has none of these forms, or the width is below 1; when the loss is computed, hidden states
+            are not maps `[*batch, height, width, channels]`.
     """
     check_layers(layers)
     if width < 1:
@@ -134,15 +157,15 @@ def review(layers: LayerMap = "uniform", width: int = 512, pooled: bool = True, 
 
 
 def _init_layer(name: str, key: Array, student: int, inner: int, teacher: int, *, deepest: bool) -> dict[str, Array]:
-    """Draw the parameters of one layer of the map: W1, W2 and, except for the deepest layer, the gate.
+    """Draw one layer's parameters: convolutions, batch normalisations and, except for the deepest layer, the gates.
 
     Args:
-        name: prefix of the parameters.
+        name: prefix of the parameters' names.
         key: PRNG key.
-        student: the student's width.
-        inner: the width inside the blocks.
-        teacher: the teacher's width.
-        deepest: there is no deeper layer, and so no gate.
+        student: number of channels of the student's layer.
+        inner: number of channels that all student layers are projected to.
+        teacher: number of channels of the teacher's layer.
+        deepest: this is the deepest layer, which is not fused with a deeper one and so has no gates.
     """
     enter, gate, leave = jax.random.split(key, 3)
     params = {

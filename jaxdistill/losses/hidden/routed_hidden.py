@@ -1,12 +1,13 @@
-"""Gated hints: match hidden states along several layer pairs, with a weight for each pair and row from a learned gate.
+"""Gated hints: match hidden states of several layer pairs, weighted for each pair and example by a learned gate.
 
     sum over paths r of w_r(x) * mean (projector_r(h_s[i_r]) - h_t[j_r])^2,    w(x) from the gate, summing to 1
 
-A path is a pair of a student layer i_r and a teacher layer j_r. The loss is `hidden` with a weight for each path and
-row in place of the mean. SemCKD (`semckd.py`) trains such weights by this very loss, which makes a path to an
-uninformative layer the cheapest. Here the gate (`fusion/gate.py` with `paths=`) is trained otherwise: by how well a
-linear probe predicts the labels from the teacher's layer of each path (`steps/routing.py` with `probes=`), or by how
-much one update of the student improves the loss on a quiz (`by='quiz'`).
+A path is a pair of a student layer i_r and a teacher layer j_r; h_s[i_r] and h_t[j_r] are the hidden states of these
+layers, and x is an example. The loss is `hidden` with a weight for each path and example in place of equal weights.
+SemCKD (`semckd.py`) trains such weights by the loss that they weight, so they prefer a path to an uninformative layer,
+which is easy to match. Here the gate (`fusion/gate.py` with `paths=`) is trained by another loss: by how well a linear
+probe predicts the labels from the teacher layer of each path (`steps/routing.py` with `probes=`), or by how much one
+update of the student reduces its cross-entropy on a separate labelled batch, the quiz (`by='quiz'`).
 
 Own: the layer pairs are those of FitNets and SemCKD; weighting them by probes or a quiz is our method.
 
@@ -36,17 +37,24 @@ def routed_hidden(
     distance: Literal["mse", "cosine"] = "mse",
     teacher: int = 0,
 ) -> Term:
-    """Compare the hidden states of each layer pair, weighted for each row by the gate.
+    """Build the loss term sum_r w_r d(P_r(h_s), h_t), for hidden states h of layer pairs r with learned weights w_r.
+
+    h_s is the student's hidden state of pair r, h_t the teacher's, and d a distance. The projector P_r maps h_s to the
+    width of h_t. w_r is the weight of pair r for the example, from a gate (learned network): the config's fusion must
+    be a gate such as `gate(paths=2)`.
 
     Args:
-        layers: the layer map; its pairs are the paths, in the order of the gate. See `losses/hidden/layers.py`.
-        projector: "linear", "mlp" or "conv", learned for each path; "none" compares the states directly and needs equal
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`. The gate's weights belong to the
+            pairs in this order.
+        projector: "linear", "mlp" or "conv" learns P_r for each layer pair; "none" leaves P_r out and needs equal
             widths.
-        distance: "mse" or "cosine".
-        teacher: index of the teacher.
+        distance: d(a, b): "mse" is `mean((a - b)**2)` over the width, "cosine" is 1 - cos(a, b).
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: when the term is applied: the fusion computes no path weights, or another number of them.
+        ValueError: `layers` has none of these forms; when the loss is computed, the config's fusion computes no weights
+            of layer pairs, or not one for each pair.
     """
     check_layers(layers)
 

@@ -7,9 +7,10 @@ Ahn, Hu, Damianou, Lawrence and Dai, Variational Information Distillation for Kn
     averaged over channels, positions and layer pairs
 
 mu is a regressor of three dense layers at each position with ReLU in between. sigma_c^2 = softplus(a_c) + minimum is a
-variance for each channel of the teacher. Both are learned: a channel that the student cannot predict gets a large
-variance and so a small weight, unlike in plain hints. Hidden states may have any extent, or none. The larger of two
-maps is average-pooled to the size of the smaller one, sequences must have equal lengths, and padding is ignored.
+variance for each channel c of the teacher, with a learned a_c. Regressor and variances are learned: a channel that the
+student cannot predict gets a large variance and so a small weight, unlike in the loss `hidden`. Hidden states may have
+any number of spatial or sequence axes, or none. The larger of two maps is average-pooled to the size of the smaller
+one, sequences must have equal lengths, and padding is ignored.
 
 Traps: the loss is a negative log-density and may fall below 0. The variances belong to CHANNELS and must not be
 averaged. A channel that is constant in the teacher is predicted perfectly: its variance tends to the minimum and its
@@ -41,24 +42,39 @@ REGRESSOR_LAYERS = 3
 def negative_log_likelihood(
     predicted: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"], variance: Float[Array, " width"]
 ) -> Float[Array, "*rows"]:
-    """Compute the Gaussian negative log-likelihood of the teacher, a mean over the channels, without 0.5 log(2 pi)."""
+    """Compute `0.5 * mean((predicted - teacher)**2 / variance + log(variance))` over the channels.
+
+    This is the Gaussian negative log-likelihood of the teacher's hidden state, without the constant 0.5 log(2 pi).
+
+    Args:
+        predicted: mean of the Gaussian, predicted from the student's hidden state.
+        teacher: the teacher's hidden state.
+        variance: variance of each channel.
+    """
     square = (precise(predicted) - precise(teacher)) ** 2
     return 0.5 * jnp.mean(square / variance + jnp.log(variance), axis=-1)
 
 
 @losses.register
 def vid(layers: LayerMap = "uniform", variance: float = 5.0, minimum: float = 1e-5, teacher: int = 0) -> Term:
-    """Compute the negative log-likelihood of the teacher's hidden states given the student's.
+    """Build the VID loss term: the Gaussian negative log-likelihood of teacher states, given student states.
+
+        0.5 * mean((mu(h_s) - h_t)**2 / variance + log(variance))
+
+    h_s is the hidden state of a student layer, h_t that of the teacher layer paired with it. The regressor mu and the
+    variance of each channel are learned. The mean is over channels, positions and layer pairs.
 
     Args:
-        layers: the layer map; see `losses/hidden/layers.py`.
-        variance: the initial variance of each channel.
-        minimum: the lower bound of the variances.
-        teacher: index of the teacher. Hidden states of different teachers have no common mean, so one is selected.
+        layers: which student layer learns from which teacher layer: "uniform", "skip", "last", a range of teacher
+            layers such as "6-9", or pairs such as ((1, 2), (2, 4)); see `layer_pairs`.
+        variance: initial value of the variances.
+        minimum: lower bound of the variances.
+        teacher: index of the teacher, in the order of the config. Only one teacher is used, because the channels of
+            different teachers do not correspond and cannot be averaged.
 
     Raises:
-        ValueError: the layer map is unknown, or not 0 < minimum < variance; when the term is applied, extents cannot be
-            matched.
+        ValueError: `layers` has none of these forms, or 0 < minimum < variance does not hold; when the loss is
+            computed, the spatial or sequence axes of student and teacher cannot be pooled to the same size.
     """
     check_layers(layers)
     if not 0 < minimum < variance:

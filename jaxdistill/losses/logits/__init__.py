@@ -1,6 +1,6 @@
-"""Losses that compare class distributions: soft targets and their variants.
+"""Losses that compare the class distributions of student and teacher: soft targets and their variants.
 
-To add a loss, add a file here and an import below.
+To add a loss, add a module to this folder and import it below; the import registers the loss.
 """
 
 from jaxdistill.losses.logits import dist as dist

@@ -1,7 +1,8 @@
-"""DIST: correlate student with teacher probabilities, within each row (inter-class) and each class (intra-class).
+"""DIST: correlate student with teacher probabilities, within each example (inter-class) and each class (intra-class).
 
 Huang et al., Knowledge Distillation from A Stronger Teacher, 2022 (arxiv.org/abs/2205.10536). With r the Pearson
-correlation of the probabilities softmax(z / T), over the classes of a row or over the rows of a class:
+correlation of the student's with the teacher's probabilities softmax(z / T) of logits z, over the classes of one row
+(an example of the batch) or over the rows of the batch for one class:
 
     T^2 [b (1 - mean over rows r) + g (1 - mean over classes r)]          b = g = 1
 
@@ -11,9 +12,9 @@ The correlation within a class needs the whole batch: rows are gathered from all
 loss is a scalar. The batch size is therefore a hyperparameter: with only a few rows per class there is little to
 correlate.
 
-If one side is constant (a zero-initialised head), its correlation is undefined. Here r is then 0 with a gradient of 0.
-The published code also gives 0, but its gradient explodes. The mean over classes leaves out a class that the teacher
-masks with -inf in every row.
+If the probabilities of student or teacher are constant (a zero-initialised head), their correlation is undefined. Here
+r is then 0 with a gradient of 0. The published code also gives 0, but its gradient explodes. The mean over classes
+leaves out a class that the teacher masks with -inf in every row.
 
 Config: objective.dist.term = "dist(beta=1.0, gamma=1.0, temperature=4.0)"
 When: the teacher is far stronger than the student, which cannot match its probabilities; classification with large
@@ -39,7 +40,11 @@ EPSILON = 1e-8
 def pearson_correlation(
     x: Float[Array, "rows columns"], y: Float[Array, "rows columns"], valid: Bool[Array, "rows columns"]
 ) -> Float[Array, " rows"]:
-    """Correlate each row of `x` with the same row of `y`, over the valid entries; 0 if one of them is constant."""
+    """Compute the Pearson correlation of each row of `x` with the same row of `y`.
+
+    Only entries where `valid` is True are used. If the row of `x` or of `y` is constant, the correlation is 0, with a
+    gradient of 0.
+    """
 
     def centre(x: Array) -> Array:
         x = jnp.where(valid, x, 0.0)
@@ -62,15 +67,18 @@ def correlation_distance(
     gamma: float = 1.0,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
-    """Compute b (1 - mean over valid rows r) + g (1 - mean over classes r) of softened probabilities, without T^2.
+    """Compute the DIST loss of a batch, without the factor T^2: beta mean_i(1 - r_i) + gamma mean_c(1 - r_c).
+
+    r is the Pearson correlation of the student's with the teacher's probabilities softmax(logits / T): r_i over the
+    classes of example i, r_c over the examples for class c.
 
     Args:
-        student: logits.
-        teacher: logits.
-        valid: False for padding.
-        beta: weight of the correlations within rows.
-        gamma: weight of the correlations within classes.
-        temperature: positive.
+        student: the student's logits.
+        teacher: the teacher's logits.
+        valid: True for real examples, False for padding.
+        beta: weight of the correlations within examples (inter-class).
+        gamma: weight of the correlations within classes (intra-class).
+        temperature: T, positive.
     """
     student, teacher = (jnp.where(valid[:, None], precise(logits), 0.0) for logits in (student, teacher))
     q, p = (jax.nn.softmax(logits / temperature) for logits in (student, teacher))
@@ -87,13 +95,18 @@ def _mean(values: Array, valid: Array) -> Array:
 
 @losses.register
 def dist(beta: float = 1.0, gamma: float = 1.0, temperature: Scalar = 1.0, scale_t2: bool = True) -> Term:
-    """Compute one minus the correlation with the fused teacher, within rows and within classes.
+    """Build the DIST loss term T^2 [beta mean_i(1 - r_i) + gamma mean_c(1 - r_c)], one scalar for the whole batch.
+
+    r is the Pearson correlation of the student's with the teacher's probabilities softmax(logits / T): r_i over the
+    classes of example i, r_c over the examples of the batch for class c. Several teachers are first combined into one
+    by the config's fusion, such as `average()`.
 
     Args:
-        beta: weight of the correlations within rows (inter-class).
+        beta: weight of the correlations within examples (inter-class).
         gamma: weight of the correlations within classes (intra-class).
-        temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, so that the gradient keeps its size; the authors' code has neither T nor T^2.
+        temperature: T, a positive number or a schedule over the training steps.
+        scale_t2: multiply the loss by T^2, so that its gradient keeps its size when T changes; the authors' code has
+            neither T nor T^2.
 
     Raises:
         ValueError: `beta` or `gamma` is negative, or the temperature is not positive.

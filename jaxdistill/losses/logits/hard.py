@@ -1,13 +1,14 @@
-"""Hard example mining and curricula: weight or select the rows of another loss by their hardness.
+"""Hard example mining and curricula: weight or select the examples of a batch by their hardness, for any other loss.
 
     sum_i w_i loss_i / sum_i w_i, with w_i = h_i^power for the selected rows, and 0 for the others
 
-h is the hardness of a row, chosen by `by`: the entropy of the fused teacher, 1 minus the margin between its two
-likeliest classes, or the disagreement of the teachers, all at the inner loss's temperature; or the value of the inner
-loss, which depends on the student. h is held constant: otherwise the student, or a teacher that is trained, could lower
-the loss by making rows easy. Weights are normalised over the whole batch, on all devices.
+A row i is an example of the batch, or a token of a text. Its hardness h_i is chosen by `by`: the entropy of the fused
+teacher's distribution, 1 minus the margin between its two likeliest classes, or the disagreement of the teachers, all
+at the temperature of the other loss; or the value of the other loss, which depends on the student. h is held constant:
+otherwise the student, or a teacher that is trained, could lower the loss by making rows easy. Weights are normalised
+over the whole batch, on all devices.
 
-    hard(loss=kd(), by='entropy')                                     weights
+    hard(loss=kd(), by='entropy')                                     all rows, weighted by the teacher's entropy
     hard(loss=kd(), by='loss', share=0.25, power=0.0)                 the hardest quarter of each batch
     hard(loss=kd(), share=linear(start=0.2, end=1.0), first='easiest', power=0.0)     a curriculum
 
@@ -17,8 +18,8 @@ pre-trained language models, 2021 (arxiv.org/abs/2109.11295): by uncertainty. Be
 
 Config: objective.kd.term = "hard(loss=kd(temperature=4.0), by='entropy')"
 When: the student has already learned many rows. Errors in the data are hard too: inspect a selection before you trust
-it. To select records once, before a run, use `data.select`.
-Checked: by hand.
+it. To select examples once, before a run, use `data.select`.
+Checked: against values computed by hand.
 """
 
 from typing import Literal
@@ -41,17 +42,17 @@ MEASURES = {"entropy": hardness.entropy, "margin": hardness.margin}
 def hardness_weights(
     scores: Float[Array, "*batch"], valid: Bool[Array, "*batch"], share: Array | float, power: float, easiest: bool
 ) -> Float[Array, "*batch"]:
-    """Compute a weight for each row, with a mean of 1 over the valid rows of the global batch; 0 for masked rows.
+    """Compute the loss weight of each example (or token): `scores**power` for the selected ones, and 0 for the others.
 
-    Rows that tie with the last selected row are selected too. If all selected rows have weight 0, they get equal
-    weights.
+    The weights are divided by their mean over the valid examples of the global batch. Examples that tie with the last
+    selected one are selected too. If `scores**power` is 0 for all selected examples, these examples get equal weights.
 
     Args:
-        scores: hardness, 0 or more.
-        valid: False for masked rows.
-        share: fraction of the valid rows to select, at least one row; 1: all.
-        power: exponent of the hardness; 0 gives all selected rows the same weight.
-        easiest: select the easiest rows, not the hardest.
+        scores: hardness of each example, 0 or more.
+        valid: True for examples that count, False for masked ones, whose weight is 0.
+        share: fraction of the valid examples to select, from 0 to 1; at least one example is selected.
+        power: exponent of the hardness; 0 gives all selected examples the same weight.
+        easiest: True: select the examples of lowest hardness; False: those of highest hardness.
     """
     priority = jnp.where(valid, -scores if easiest else scores, -jnp.inf)
     count = psum(jnp.sum(valid))
@@ -70,20 +71,24 @@ def hard(
     first: Literal["hardest", "easiest"] = "hardest",
     power: float = 1.0,
 ) -> Term:
-    """Weight another loss by the hardness of its rows, or apply it to the hardest or easiest rows only.
+    """Build a term that weights another loss by the hardness h_i of each example i: sum_i w_i loss_i / sum_i w_i.
 
-    Rows are ranked over the whole batch, so the logits of a factored head are computed in full, not in chunks.
+    w_i is h_i^power for the selected examples, which are the hardest (or easiest) of the global batch, and 0 for the
+    others. Because examples are ranked over the batch, logits are computed for the whole batch at once, not in chunks,
+    even for a large vocabulary.
 
     Args:
-        loss: such as `kd(temperature=4.0)`; it must give one value per row (or token).
-        by: the measure of hardness; "loss" is the value of the inner loss.
-        share: fraction of the rows (or tokens) of a batch to learn from, above 0 and at most 1; number or schedule.
-        first: which rows to select if the share is below 1.
-        power: weights are the hardness to this power, 0 or more.
+        loss: the loss to weight, such as `kd(temperature=4.0)`; it must give one value per example (or token).
+        by: h_i: "entropy", the entropy of the fused teacher's probabilities; "margin", 1 minus the difference of the
+            fused teacher's two largest probabilities; "disagreement", the Jensen-Shannon divergence of the teachers;
+            "loss", the value of the other loss.
+        share: fraction of the examples (or tokens) to select, above 0 and at most 1; a number or a schedule.
+        first: which examples are selected if the share is below 1.
+        power: exponent of h_i, 0 or more; 0 gives all selected examples the same weight.
 
     Raises:
-        ValueError: a number is out of range. When applied: `by` is "disagreement" with fewer than two teachers, or the
-            inner loss does not give one value per row.
+        ValueError: a number is out of range; when the loss is computed, `by` is "disagreement" with fewer than two
+            teachers, or the other loss does not give one value per example.
     """
     share_schedule = require_positive("share", as_schedule(share))
     if share_schedule.high > 1:

@@ -1,11 +1,12 @@
 """Generalised Jensen-Shannon divergence (GKD): interpolates between the forward and the reverse KL.
 
-Agarwal et al., GKD, 2023 (arxiv.org/abs/2306.13649). With P = softmax(t / T), Q = softmax(s / T), M = b P + (1 - b) Q:
+Agarwal et al., GKD, 2023 (arxiv.org/abs/2306.13649). With P = softmax(t / T) of the teacher's logits t,
+Q = softmax(s / T) of the student's logits s, and M = b P + (1 - b) Q:
 
     T^2 [b KL(P || M) + (1 - b) KL(Q || M)];    b = 0: T^2 KL(P || Q);    b = 1: T^2 KL(Q || P)
 
-This jumps at both ends: the sum tends to 0 there, and the KL replaces it. A loss weight that suits one b therefore does
-not suit another. The normalised form, divided by b (1 - b), is continuous:
+The loss is not continuous at both ends: the sum tends to 0 there, and the KL replaces it. A loss weight that suits one
+b therefore does not suit another. The normalised form, divided by b (1 - b), is continuous:
 
     T^2 [KL(P || M) / (1 - b) + KL(Q || M) / b]
 
@@ -35,16 +36,19 @@ from jaxdistill.losses.term import precise
 
 
 def log_mixture(share: float, difference: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Compute log((1 - share) + share e^difference) for 0 < share < 1, accurate close to both ends."""
+    """Compute log((1 - share) + share exp(difference)) for 0 < share < 1, accurately even if share is almost 0 or 1.
+
+    With difference = log(q / p), this is log(m / p) for the mixture m = (1 - share) p + share q.
+    """
     return jnp.logaddexp(math.log1p(-share), math.log(share) + difference)
 
 
 def kl_to_mixture(
     log_p: Float[Array, "*batch classes"], log_q: Float[Array, "*batch classes"], share: float
 ) -> Float[Array, "*batch"]:
-    """Compute KL(P || (1 - share) P + share Q) from log-probabilities.
+    """Compute KL(P || (1 - share) P + share Q) over the classes, for 0 < share < 1, from log P and log Q.
 
-    A class with P = 0 adds nothing. For 0 < share < 1 the result is finite where Q = 0.
+    A class with P = 0 adds nothing. The result is finite even if Q = 0 for some classes.
     """
     support = log_p != -jnp.inf  # select BEFORE the difference, which is NaN where both are -inf
     difference = jnp.where(support, log_q, 0.0) - jnp.where(support, log_p, 0.0)
@@ -57,7 +61,11 @@ def generalized_jsd(
     beta: float,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Compute b KL(P || M) + (1 - b) KL(Q || M), or the KL that the paper uses at b = 0 and b = 1; without T^2."""
+    """Compute the generalised Jensen-Shannon divergence b KL(P || M) + (1 - b) KL(Q || M), without the factor T^2.
+
+    P and Q are the teacher's and the student's softmax(logits / T), b is `beta`, and M = b P + (1 - b) Q. As in the
+    paper, the value is KL(P || Q) at b = 0 and KL(Q || P) at b = 1.
+    """
     scale = beta * (1 - beta) if 0 < beta < 1 else 1.0
     return scale * normalized_jsd(student, teacher, beta, temperature)
 
@@ -68,9 +76,10 @@ def normalized_jsd(
     beta: float,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Compute KL(P || M) / (1 - b) + KL(Q || M) / b, without T^2.
+    """Compute the normalised Jensen-Shannon divergence KL(P || M) / (1 - b) + KL(Q || M) / b, without the factor T^2.
 
-    It tends to KL(P || Q) at b = 0 and to KL(Q || P) at b = 1.
+    P and Q are the teacher's and the student's softmax(logits / T), b is `beta`, and M = b P + (1 - b) Q. The value is
+    the limit KL(P || Q) at b = 0, and the limit KL(Q || P) at b = 1.
     """
     if beta == 0:
         return kl_divergence(student, teacher, temperature)
@@ -82,13 +91,18 @@ def normalized_jsd(
 
 @losses.register
 def jsd(beta: float = 0.5, normalized: bool = False, temperature: Scalar = 1.0, scale_t2: bool = True) -> Term:
-    """Compute the generalised Jensen-Shannon divergence from the fused teacher.
+    """Build the loss term T^2 [b KL(P || M) + (1 - b) KL(Q || M)] with M = b P + (1 - b) Q, per example or token.
+
+    P and Q are the teacher's and the student's softmax(logits / T), and b is `beta`. The loss is T^2 KL(P || Q)
+    for b = 0, and T^2 KL(Q || P) for b = 1. Several teachers are first combined into one by the
+    config's fusion, such as `average()`.
 
     Args:
-        beta: from 0, the forward KL, to 1, the reverse KL.
-        normalized: divide by `beta (1 - beta)` between the ends, so that the value does not jump there.
-        temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, so that the gradient keeps its size; published code does not.
+        beta: b, from 0 (forward KL) to 1 (reverse KL).
+        normalized: for 0 < b < 1, divide the loss by b (1 - b), so that it is a continuous function of b.
+        temperature: T, a positive number or a schedule over the training steps.
+        scale_t2: multiply the loss by T^2, so that its gradient keeps its size when T changes; the published code does
+            not.
 
     Raises:
         ValueError: `beta` is out of range, or the temperature is not positive.

@@ -1,16 +1,16 @@
 """Reverse KL divergence (MiniLLM): KL(student || teacher), which is mode-seeking.
 
 Gu et al., MiniLLM, 2023 (arxiv.org/abs/2306.08543), computed over the full vocabulary, as in Ko et al., DistiLLM, 2024
-(arxiv.org/abs/2402.03898).
+(arxiv.org/abs/2402.03898). With the student's logits s, the teacher's logits t and the temperature T:
 
     T^2 KL(softmax(s / T) || softmax(t / T))
 
-The loss counts classes by the student's own probability, so the student gives up modes that it cannot match.
+The loss weights classes by the student's own probability, so the student gives up modes that it cannot match.
 
 The divergence is infinite where the teacher's logit is -inf and the student's is not. Here such a class is left out of
 the student's softmax, adds nothing and gets no gradient. The published code leaves out only the summand, and the
-student's probability still includes the class. Its sum can fall below 0, and is lowest for a student that puts all
-probability on masked classes.
+student's probability still includes the class. The published sum can fall below 0, and is lowest for a student that
+puts all probability on masked classes.
 
 Config: objective.reverse_kl.term = "reverse_kl(temperature=1.0)"
 When: generative students much smaller than their teacher: better right on a few modes than vague on all.
@@ -33,7 +33,7 @@ def reverse_kl_divergence(
     teacher: Float[Array, "*batch classes"],
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Compute KL(student || teacher) of softened distributions, without T^2.
+    """Compute KL(softmax(student / T) || softmax(teacher / T)) over the classes, without the factor T^2.
 
     Classes whose teacher logit is -inf are left out of both distributions.
     """
@@ -42,11 +42,14 @@ def reverse_kl_divergence(
 
 @losses.register
 def reverse_kl(temperature: Scalar = 1.0, scale_t2: bool = True) -> Term:
-    """Compute the reverse KL divergence to the fused teacher.
+    """Build the loss term T^2 KL(softmax(student / T) || softmax(teacher / T)) of the logits, per example or token.
+
+    Several teachers are first combined into one by the config's fusion, such as `average()`.
 
     Args:
-        temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, so that the gradient keeps its size; published code has neither T nor T^2.
+        temperature: T, a positive number or a schedule over the training steps.
+        scale_t2: multiply the loss by T^2, so that its gradient keeps its size when T changes; the published code has
+            neither T nor T^2.
     """
 
     def values(signals: Signals) -> Array:

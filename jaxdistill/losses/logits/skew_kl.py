@@ -1,6 +1,7 @@
 """Skew KL (DistiLLM): forward KL to a mixture of student and teacher, which bounds the gradient.
 
-Ko et al., DistiLLM, 2024 (arxiv.org/abs/2402.03898). With p = softmax(t / T), q = softmax(s / T):
+Ko et al., DistiLLM, 2024 (arxiv.org/abs/2402.03898). With p = softmax(t / T) of the teacher's logits t,
+q = softmax(s / T) of the student's logits s, and the entropy H:
 
     v2   T^2 KL(p || a p + (1 - a) q)                a = 0.1
     v1   T^2 [KL(p || a p + (1 - a) q) + H(p)]
@@ -37,7 +38,10 @@ def skew_divergence(
     alpha: float,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Compute KL(p || alpha p + (1 - alpha) q), without T^2."""
+    """Compute KL(p || alpha p + (1 - alpha) q) over the classes, without the factor T^2.
+
+    p and q are the teacher's and the student's softmax(logits / temperature).
+    """
     log_q, log_p = (jax.nn.log_softmax(precise(logits) / temperature) for logits in (student, teacher))
     return kl_to_mixture(log_p, log_q, 1 - alpha)
 
@@ -46,13 +50,17 @@ def skew_divergence(
 def skew_kl(
     alpha: float = 0.1, version: Literal["v1", "v2"] = "v2", temperature: Scalar = 1.0, scale_t2: bool = True
 ) -> Term:
-    """Compute the skew KL divergence from the fused teacher.
+    """Build the loss term T^2 KL(p || alpha p + (1 - alpha) q), per example or token.
+
+    p and q are the teacher's and the student's softmax(logits / T). Several teachers are first combined into one by the
+    config's fusion, such as `average()`.
 
     Args:
-        alpha: the teacher's share in the mixture, between 0 and 1; at 0 the loss would be `kd`.
-        version: "v2" for the divergence, "v1" to add the teacher's entropy to it.
-        temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, so that the gradient keeps its size; published code has neither T nor T^2.
+        alpha: the teacher's share in the mixture, above 0 and below 1. (At 0, the loss would be that of `kd`.)
+        version: "v2": the divergence above; "v1": the divergence plus the teacher's entropy H(p).
+        temperature: T, a positive number or a schedule over the training steps.
+        scale_t2: multiply the loss by T^2, so that its gradient keeps its size when T changes; the published code has
+            neither T nor T^2.
 
     Raises:
         ValueError: `alpha` is out of range, or the temperature is not positive.
@@ -68,6 +76,10 @@ def skew_kl(
 
 
 def require_between_0_and_1(alpha: float) -> None:
-    """Raise a ValueError if there is nothing to mix."""
+    """Check that 0 < alpha < 1, for the share of one model in a mixture of student and teacher.
+
+    Raises:
+        ValueError: `alpha` is out of range.
+    """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1; got {alpha}. For alpha = 0 use kd or reverse_kl")

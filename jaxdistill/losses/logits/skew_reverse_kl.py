@@ -1,6 +1,7 @@
 """Skew reverse KL (DistiLLM): reverse KL to a mixture of teacher and student, finite for masked classes.
 
-Ko et al., DistiLLM, 2024 (arxiv.org/abs/2402.03898). With p = softmax(t / T), q = softmax(s / T):
+Ko et al., DistiLLM, 2024 (arxiv.org/abs/2402.03898). With p = softmax(t / T) of the teacher's logits t,
+q = softmax(s / T) of the student's logits s, and sg for `stop_gradient`:
 
     v1   T^2 KL(q || (1 - a) p + a q)                a = 0.1
     v2   T^2 KL(q || (1 - a) p + a sg(q))
@@ -11,8 +12,9 @@ not the gradient of the value; the `stop_gradient` here follows that paper. The 
 both versions.
 
 A class that the teacher masks with -inf costs `q log(1 / a)`, at most 2.3 nats at a = 0.1. Unlike `reverse_kl`, this
-loss needs no exception for it. DistiLLM-2 also chooses `a` for each sequence, and computes this loss on the student's
-samples and the skew KL on the teacher's; here both are terms, on the stream that the config sets.
+loss needs no exception for such a class. DistiLLM-2 also chooses `a` for each sequence, and computes this loss on the
+student's samples and the skew KL on the teacher's. Here the two losses are separate terms, each on the stream (source
+of batches) that the config sets.
 
 Config: objective.skew_reverse_kl.term = "skew_reverse_kl(alpha=0.1)"
 When: language models on text sampled from the student; on fixed text, beside `skew_kl`.
@@ -41,7 +43,10 @@ def skew_reverse_divergence(
     alpha: float,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Compute KL(q || (1 - alpha) p + alpha q), without T^2: `skew_divergence` with the roles exchanged."""
+    """Compute KL(q || (1 - alpha) p + alpha q) over the classes, without the factor T^2.
+
+    p and q are the teacher's and the student's softmax(logits / temperature).
+    """
     return skew_divergence(teacher, student, alpha, temperature)
 
 
@@ -51,7 +56,10 @@ def detached_skew_reverse_divergence(
     alpha: float,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Compute KL(q || (1 - alpha) p + alpha sg(q)), without T^2."""
+    """Compute KL(q || (1 - alpha) p + alpha sg(q)) over the classes, without the factor T^2; sg is `stop_gradient`.
+
+    p and q are the teacher's and the student's softmax(logits / temperature).
+    """
     log_q, log_p = (jax.nn.log_softmax(precise(logits) / temperature) for logits in (student, teacher))
     support = log_q != -jnp.inf
     log_q, log_p = jnp.where(support, log_q, 0.0), jnp.where(support, log_p, 0.0)
@@ -64,13 +72,17 @@ def detached_skew_reverse_divergence(
 def skew_reverse_kl(
     alpha: float = 0.1, version: Literal["v1", "v2"] = "v1", temperature: Scalar = 1.0, scale_t2: bool = True
 ) -> Term:
-    """Compute the skew reverse KL divergence to the fused teacher.
+    """Build the loss term T^2 KL(q || (1 - alpha) p + alpha q), per example or token.
+
+    p and q are the teacher's and the student's softmax(logits / T). Several teachers are first combined into one by the
+    config's fusion, such as `average()`.
 
     Args:
-        alpha: the student's share in the mixture, between 0 and 1; at 0 the loss would be `reverse_kl`.
-        version: "v1" for the divergence, "v2" to hold the student constant inside the mixture.
-        temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, so that the gradient keeps its size; published code has neither T nor T^2.
+        alpha: the student's share in the mixture, above 0 and below 1. (At 0, the loss would be that of `reverse_kl`.)
+        version: "v1": differentiate the loss completely; "v2": take q in the mixture as a constant (`stop_gradient`).
+        temperature: T, a positive number or a schedule over the training steps.
+        scale_t2: multiply the loss by T^2, so that its gradient keeps its size when T changes; the published code has
+            neither T nor T^2.
 
     Raises:
         ValueError: `alpha` is out of range, or the temperature is not positive.

@@ -1,6 +1,7 @@
-"""Logit standardisation: replace each row's logits by their z-scores before another loss.
+"""Logit standardisation: replace each example's logits by their z-scores before another loss.
 
-Sun et al., Logit Standardization in Knowledge Distillation, 2024 (arxiv.org/abs/2403.01427).
+Sun et al., Logit Standardization in Knowledge Distillation, 2024 (arxiv.org/abs/2403.01427). For the logits z of one
+example (or token), of the student and of the teacher:
 
     z -> (z - mean(z)) / (std(z) + 1e-7), of student and teacher; std divides by classes - 1
 
@@ -8,7 +9,7 @@ With one temperature for both, a small student needs logits as large as its teac
 to match only their order and proportions, and T is a temperature of z-scores: the paper has T = 2 and a weight of 9.
 
 Classes that a model masks with -inf stay masked and are left out of its mean and standard deviation. Several teachers
-are fused first, at the inner loss's temperature; then the fused teacher is standardised.
+are fused first, at the other loss's temperature; then the fused teacher is standardised.
 
 Config: objective.kd.term = "standardized(loss=kd(temperature=2.0))"
 When: classification with a student much smaller than its teacher; around `kd`, `dkd` or any other loss of logits.
@@ -29,7 +30,10 @@ EPSILON = 1e-7
 
 
 def z_score(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
-    """Compute (z - mean) / (std + 1e-7) over the classes; 0 if all logits of a row are equal."""
+    """Compute (z - mean) / (std + 1e-7) of logits z over the classes; 0 if all finite logits of an example are equal.
+
+    A logit of -inf (a masked class) stays -inf, and is left out of mean and standard deviation.
+    """
     logits = precise(logits)
     unmasked = logits != -jnp.inf
     count = jnp.sum(unmasked, axis=-1, keepdims=True)
@@ -43,10 +47,13 @@ def z_score(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch clas
 
 @losses.register
 def standardized(loss: Term) -> Term:
-    """Apply another loss to standardised logits.
+    """Build a term that applies another loss to the z-scores (z - mean(z)) / (std(z) + 1e-7) of the logits z.
+
+    Mean and standard deviation are over the classes. The logits of student, teachers and fused teacher are
+    standardised.
 
     Args:
-        loss: such as `kd(temperature=2.0)`.
+        loss: the loss to apply, such as `kd(temperature=2.0)`.
     """
 
     def standardize(outputs: Outputs) -> Outputs:

@@ -1,6 +1,7 @@
 """TAID: distillation from a target that moves from the student's to the teacher's distribution during training.
 
-Shing et al., TAID: Temporally Adaptive Interpolated Distillation, 2025 (arxiv.org/abs/2501.16937). With logits s and t:
+Shing et al., TAID: Temporally Adaptive Interpolated Distillation, 2025 (arxiv.org/abs/2501.16937). With the student's
+logits s, the teacher's logits t, the teacher's share m of the target, the cross-entropy CE, and sg for `stop_gradient`:
 
     T^2 CE(softmax(((1 - m) sg(s) + m t) / T), softmax(s / T))
 
@@ -10,11 +11,11 @@ Shing et al., TAID: Temporally Adaptive Interpolated Distillation, 2025 (arxiv.o
 
 Logits are interpolated, not probabilities. What the paper calls a KL is a cross-entropy: its gradient in the student is
 the KL's, and its minimum is the target's entropy. The entropy matters, because `m` depends on how fast the loss falls.
-The student's part of the target is held constant (`stop_gradient`, as in the paper), so that the gradient in the
-student is not the gradient of the value. The gradient in the teacher is complete. The first step does not change `m`.
+The student's part of the target is held constant, as in the paper, so that the gradient in the student is not the
+gradient of the value. The gradient in the teacher is complete. The first step does not change `m`.
 
-A class that the teacher masks with -inf adds nothing. The term's state is three numbers, `m`, `v` and the last loss,
-which are saved and resumed with the run.
+A class that the teacher masks with -inf adds nothing. The term's state is three numbers, `m`, `v` (a moving average of
+the loss's relative decrease) and the last loss, which are saved and resumed with the run.
 
 Config: objective.taid.term = "taid(floor=linear(start=0.4, end=1.0))"
 When: language models whose teacher is so much larger that the forward KL makes the student average over modes, and the
@@ -41,7 +42,11 @@ def interpolated_cross_entropy(
     coefficient: Float[Array, ""] | float,
     temperature: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "*batch"]:
-    """Compute CE(softmax(((1 - m) sg(s) + m t) / T), softmax(s / T)), without T^2; `coefficient` is m."""
+    """Compute TAID's cross-entropy CE(softmax(((1 - m) sg(s) + m t) / T), softmax(s / T)), without the factor T^2.
+
+    s and t are the student's and the teacher's logits, m is `coefficient`, sg is `stop_gradient`, and CE(p, q) is
+    -sum p log q.
+    """
     student, teacher = precise(student), precise(teacher)
     unmasked = teacher != -jnp.inf  # select BEFORE the product: 0 * (-inf) is NaN if m is 0
     mixed = (1 - coefficient) * jax.lax.stop_gradient(student) + coefficient * jnp.where(unmasked, teacher, 0.0)
@@ -49,16 +54,22 @@ def interpolated_cross_entropy(
     return soft_cross_entropy(student / temperature, target)
 
 
-def next_coefficient(state: PyTree, loss: Array, floor: Array, top: float, rate: float, decay: float) -> PyTree:
-    """Return the state after a step: the scalars `coefficient` m, `momentum` v and `loss` L.
+def next_state(state: PyTree, loss: Array, floor: Array, top: float, rate: float, decay: float) -> PyTree:
+    """Compute TAID's state after a training step: the teacher's share m of the target rises faster if the loss falls.
+
+        v <- decay v + (1 - decay) (L_before - L) / L_before
+        m <- min(top, max(floor, m + rate sigmoid(v) (1 - m)))
+
+    The first step sets only L.
 
     Args:
-        state: the state before the step; `loss` is infinite before the first step.
-        loss: the mean loss of this step.
-        floor: lower bound of the coefficient at this step.
-        top: upper bound of the coefficient.
-        rate: step size of the coefficient.
-        decay: decay of the momentum.
+        state: the state before the step: the scalars `coefficient` (m), `momentum` (v) and `loss` (L_before); the loss
+            is infinite before the first step.
+        loss: L, the mean loss of this step.
+        floor: lower bound of m at this step.
+        top: upper bound of m.
+        rate: step size of m.
+        decay: decay of v, a moving average of the loss's relative decrease; from 0 to below 1.
     """
     is_first = jnp.isinf(state["loss"])
     previous_loss = jnp.where(is_first, loss, state["loss"])
@@ -77,15 +88,23 @@ def next_coefficient(state: PyTree, loss: Array, floor: Array, top: float, rate:
 def taid(
     floor: Scalar, rate: float = 5e-4, decay: float = 0.99, temperature: Scalar = 1.0, scale_t2: bool = True
 ) -> Term:
-    """Compute the cross-entropy with a target that moves from the student to the fused teacher.
+    """Build the TAID loss term: cross-entropy with a target that moves from student to teacher, per example or token.
+
+        T^2 CE(softmax(((1 - m) sg(s) + m t) / T), softmax(s / T))
+
+    s and t are the student's and the teacher's logits, sg is `stop_gradient`. After each step, `next_state` updates m,
+    the teacher's share of the target. Several teachers are first combined into one by the config's fusion, such as
+    `average()`.
 
     Args:
-        floor: lower bound of the coefficient m at each step, between 0 and 1, such as `linear(start=0.4, end=1.0)`. m
-            starts at the floor's first value and never exceeds its largest value.
-        rate: how fast m rises above the floor; 0: not at all.
-        decay: decay of the momentum v, from 0 to below 1.
-        temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, so that the gradient keeps its size; published code has neither T nor T^2.
+        floor: lower bound of m at each step, between 0 and 1; a number, or a schedule such as
+            `linear(start=0.4, end=1.0)`. m starts at the floor's first value, and never exceeds the largest.
+        rate: how fast m rises above the floor, 0 or more; 0: m is the largest value of the floor so far.
+        decay: decay of the moving average of the loss's relative decrease, on which the rise of m depends; from 0 to
+            below 1.
+        temperature: T, a positive number or a schedule over the training steps.
+        scale_t2: multiply the loss by T^2, so that its gradient keeps its size when T changes; the published code has
+            neither T nor T^2.
 
     Raises:
         ValueError: a number is out of range.
@@ -111,7 +130,7 @@ def taid(
     def follow(state: PyTree, mean: Mean, step: Array) -> PyTree:
         state = jax.lax.stop_gradient(state)
         loss = jax.lax.stop_gradient(mean.compute())
-        new_state = next_coefficient(state, loss, floors(step), floors.high, rate, decay)
+        new_state = next_state(state, loss, floors(step), floors.high, rate, decay)
         return jax.tree.map(lambda old, new: jnp.where(mean.count > 0, new, old), state, new_state)
 
     return Term(init, apply, needs=frozenset({"teacher"}), temperature=temperatures, follow=follow)

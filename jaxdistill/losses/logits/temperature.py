@@ -1,7 +1,7 @@
-"""The temperature of a loss on class distributions, and the factor T^2 that undoes what it does to the gradient.
+"""Loss terms with a temperature T, and with the factor T^2 that keeps the size of their gradient.
 
 Hinton et al., Distilling the Knowledge in a Neural Network, 2015 (arxiv.org/abs/1503.02531), section 2: the gradient
-of a softened divergence falls as 1 / T^2.
+of a divergence between distributions softened by T falls as 1 / T^2.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,14 @@ from jaxdistill.losses.term import stateless
 
 
 def softened(values: Callable[[Signals], Array], temperature: Scalar, scale_t2: bool, **fields: Any) -> Term:
-    """Return a stateless term that compares the student with the fused teacher at a temperature.
+    """Build a loss term that compares student and fused teacher at a temperature T, without parameters or state.
 
     Args:
-        values: computes the loss from the signals; `signals.temperature` is the temperature at the current step.
-        temperature: number or schedule, positive.
-        scale_t2: multiply by T^2, so that the gradient keeps its size.
-        fields: fields of `Term`.
+        values: function that computes the loss of each example (or token) from the `Signals` (outputs of student and
+            teachers, and the batch); `signals.temperature` is T at the current step.
+        temperature: T, a positive number or a schedule over the training steps.
+        scale_t2: multiply the loss by T^2, so that its gradient keeps its size when T changes.
+        fields: further fields of the `Term`.
 
     Raises:
         ValueError: the temperature is not positive at every step.

@@ -1,13 +1,15 @@
 """Transformed teacher matching (TTM): only the teacher is softened, the student is not.
 
-Zheng and Yang, Knowledge Distillation Based on Transformed Teacher Matching, 2024 (arxiv.org/abs/2402.11148).
+Zheng and Yang, Knowledge Distillation Based on Transformed Teacher Matching, 2024 (arxiv.org/abs/2402.11148). With the
+teacher's logits t and the student's logits s:
 
     KL(softmax(t / T) || softmax(s)),  weighted: times U = sum_c p_c^(1 / T), with p = softmax(t)
 
-Softened probabilities are powers of the unsoftened ones, p^(1 / T) / U. A student that is softened too may be as
-confident as it likes. An unsoftened student is kept from more confidence than the softened teacher has; in the paper
-this is a Renyi entropy beside `kd`. The weighted form (WTTM) multiplies each row by U, from 1 for a certain teacher to
-C^(1 - 1 / T) for a uniform one, so that rows count more on which the teacher is unsure.
+Softened probabilities are powers of the unsoftened ones, p^(1 / T) / U. A student that is softened too, as in `kd`, may
+be as confident as it likes before the softening. An unsoftened student is kept from more confidence than the softened
+teacher has; the paper derives this as `kd` with a Renyi entropy as a regulariser. The weighted form (WTTM) multiplies
+each example's loss by U. For T > 1, U lies between 1 for a certain teacher and C^(1 - 1 / T) for one that is uniform
+over C classes, so that examples count more on which the teacher is unsure.
 
 There is no T^2: the student's gradient does not shrink as T grows. The minimum is at s = t / T, not at s = t. The
 published code takes the exponent 1 / T as its argument in place of T.
@@ -30,17 +32,24 @@ from jaxdistill.losses.term import precise, stateless
 
 
 def power_sum(teacher: Float[Array, "*batch classes"], temperature: Float[Array, ""] | float) -> Float[Array, "*batch"]:
-    """Compute U = sum_c p_c^(1 / T) of unsoftened probabilities, from the teacher's logits."""
+    """Compute U = sum_c p_c^(1 / T) over the classes c, with p = softmax(teacher).
+
+    For T > 1, U is 1 if one class has probability 1, and grows as the teacher becomes less certain.
+    """
     return jnp.sum(jnp.exp(jax.nn.log_softmax(precise(teacher)) / temperature), axis=-1)
 
 
 @losses.register
 def ttm(temperature: Scalar = 4.0, weighted: bool = False) -> Term:
-    """Compute KL(softened fused teacher || unsoftened student).
+    """Build the loss term KL(softmax(teacher / T) || softmax(student)) of the logits, per example or token.
+
+    Only the teacher's logits are divided by T. Several teachers are first combined into one by the config's fusion,
+    such as `average()`.
 
     Args:
-        temperature: of the teacher; number or schedule, positive.
-        weighted: multiply each row by U.
+        temperature: T, a positive number or a schedule over the training steps.
+        weighted: multiply the loss of each example by U = sum_c p_c^(1 / T), with p = softmax(teacher). For T > 1, U
+            grows as the teacher becomes less certain.
     """
     schedule = require_positive("temperature", as_schedule(temperature))
 

@@ -1,6 +1,6 @@
-"""Losses between relations of examples, or of classes.
+"""Losses that compare relations between examples, such as their distances, or that use relations between classes.
 
-To add a loss, add a file to this folder and a line below.
+To add a loss, add a module to this folder and import it below; the import registers the loss.
 """
 
 from jaxdistill.losses.relations import cc as cc

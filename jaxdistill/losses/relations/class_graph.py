@@ -1,4 +1,7 @@
-"""Graphs of related classes or records, from a config: a tuple of edges, or a file written by `write_graph`."""
+"""Read and write graphs whose nodes are classes, or examples of a data set, and whose edges join related nodes.
+
+A config gives a graph as a tuple of edges, or as the path of a JSON file that `write_graph` wrote.
+"""
 
 import json
 from pathlib import Path
@@ -11,9 +14,9 @@ MAX_NODES = 65535  # a pair of nodes is encoded as one number of 32 bits
 
 
 class Edges(NamedTuple):
-    """Directed edges, sorted by source and target, each pair once; a relation has an edge in both directions.
+    """The edges of a graph as arrays. Each edge is listed in both directions, sorted by source and then by target.
 
-    source, target: `[edges]`, numbers of nodes
+    source, target: `[edges]`, int64, the numbers of the two nodes that an edge joins
     weight: `[edges]`, float32, above 0
     nodes: number of nodes, the largest node number plus 1
     """
@@ -25,10 +28,15 @@ class Edges(NamedTuple):
 
 
 def parse_edges(spec: GraphSpec) -> Edges:
-    """Read the edges of a config; the default weight is 1.
+    """Convert a graph to arrays of edges.
+
+    Args:
+        spec: the graph as the config gives it: a tuple of edges (node, node) or (node, node, weight), or the file name
+            of a graph that `write_graph` wrote. The weight is 1 if it is not given.
 
     Raises:
-        ValueError: the file does not exist or is not a graph, there are no edges, or an edge is malformed.
+        ValueError: the file does not exist or is not a graph, there are no edges, an edge is malformed or given twice
+            with different weights, or a node number is too large.
     """
     edges = read_graph(Path(spec).expanduser()).edges if isinstance(spec, str) else spec
     if not edges:
@@ -53,10 +61,10 @@ Edge = tuple[int, int, float]
 
 
 class Graph(NamedTuple):
-    """Relations of classes, as in a graph file.
+    """The content of a graph file: classes, and weighted edges between related classes.
 
-    names: of the classes, in the order of their numbers
-    edges: (class, class, weight); each relation once, in either direction
+    names: names of the classes; the position of a name is the number of its class
+    edges: (class number, class number, weight); each edge once, in either direction
     """
 
     names: tuple[str, ...]
@@ -70,7 +78,7 @@ def write_graph(file: Path, graph: Graph) -> None:
 
 
 def read_graph(file: Path) -> Graph:
-    """Read a graph from a file.
+    """Read a graph from a JSON file that `write_graph` wrote.
 
     Raises:
         ValueError: the file does not exist, or is not a graph.

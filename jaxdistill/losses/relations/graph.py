@@ -2,15 +2,17 @@
 
 After Park et al., Relational Knowledge Distillation, 2019 (arxiv.org/abs/1904.05068), and Tung and Mori,
 Similarity-Preserving Knowledge Distillation, 2019 (arxiv.org/abs/1907.09682). On a complete graph, in which every node
-is also joined with itself, this loss equals theirs.
+is also joined with itself, this loss equals those of the two papers (`rkd` and `similarity`).
 
     distance:    sum_ij w_ij huber(d_ij / mu - D_ij / M) / sum_ij w_ij
     similarity:  sum_ij (g_ij - G_ij)^2 / sum_ij w_ij,    g = unit rows of w * (s s')
 
-w_ij is the weight of the edge between the nodes of i and j, and 0 without an edge. A graph may join classes that an
-ontology relates, or records that cite each other. With `level="records"`, i and j are the examples of the global batch;
-a field of the batch names the node of each. With `level="classes"`, i and j are the nodes, each represented by the mean
-of its examples. Examples of one class are related only if the graph joins their node with itself, as in (3, 3).
+w_ij is the weight of the edge between the nodes of i and j, and 0 without an edge. s are the student's embeddings, d_ij
+their distances and mu the mean distance along edges; capitals are the teacher's. A graph may join classes that an
+ontology relates, or examples that cite each other. With `level="records"`, i and j are the examples of the global
+batch; a field of the batch names the node of each. With `level="classes"`, i and j are the nodes, each represented by
+the mean of its examples. Examples of one class are related only if the graph joins their node with itself, as in (3,
+3).
 
 A batch may have few related pairs: 128 examples of 1,000 classes, each related to ten, have about 160 of 16,384.
 
@@ -42,10 +44,13 @@ RELATIONS = {"distance": distance_difference, "similarity": gram_difference}
 
 
 def edge_weights(nodes: Integer[Array, " rows"], edges: Edges) -> Float[Array, "rows rows"]:
-    """Look up the weight of the edge between the nodes of each pair of rows; 0 if there is none.
+    """Return the matrix of the weights of the edges between the nodes of all pairs of rows; 0 where there is no edge.
 
-    A pair of nodes is encoded as one uint32 number, source * nodes + target, and found by binary search among the
-    numbers of the edges. This needs no `[nodes, nodes]` matrix.
+    The edges are found by binary search, without a `[nodes, nodes]` matrix.
+
+    Args:
+        nodes: the node of each row (example); a node outside the graph has no edges.
+        edges: the edges of the graph.
     """
     encode = lambda source, target: source.astype(np.uint32) * np.uint32(edges.nodes) + target.astype(np.uint32)
     edge_codes = jnp.asarray(encode(edges.source, edges.target))  # sorted, as the edges are
@@ -58,7 +63,13 @@ def edge_weights(nodes: Integer[Array, " rows"], edges: Edges) -> Float[Array, "
 def means_by_node(
     rows: Float[Array, "rows width"], nodes: Integer[Array, " rows"], count: int
 ) -> Float[Array, "nodes width"]:
-    """Compute the mean of each node's rows; zeros for a node without rows. Rows with a negative node are ignored."""
+    """Compute, for each node of a graph, the mean of the rows that belong to it; zeros for a node without rows.
+
+    Args:
+        rows: the embedding of each example.
+        nodes: the node of each row; rows with a negative node are ignored.
+        count: number of nodes.
+    """
     segments = jnp.where(nodes < 0, count, nodes)  # out of range: dropped
     sums, counts = (jax.ops.segment_sum(x, segments, count) for x in (rows, jnp.ones(len(rows), rows.dtype)))
     return sums / jnp.maximum(counts, 1)[:, None]
@@ -73,21 +84,31 @@ def graph(
     layers: LayerPair = None,
     teacher: int = 0,
 ) -> Term:
-    """Compare distances or similarities along the edges of a graph.
+    """Build a loss term on the relations (distances or similarities) of embeddings, along the edges of a given graph.
+
+        distance:    sum_ij w_ij huber(d_ij - D_ij) / sum_ij w_ij
+        similarity:  sum_ij (g_ij - G_ij)^2 / sum_ij w_ij
+
+    w_ij is the weight of the edge between the nodes of the examples i and j, and 0 if there is none. d_ij is the
+    Euclidean distance of two student embeddings, divided by the mean distance along edges. g is the matrix of
+    w_ij s_i . s_j for the student's embeddings s, with each row divided by its norm. D and G are the same for the
+    teacher.
 
     Args:
-        edges: pairs of nodes such as ((0, 1), (3, 7)), optionally with a weight, (0, 1, 0.5); or the path of a graph
-            file.
-        relation: "distance" as in `rkd`, or "similarity".
-        level: compare examples ("records"), or the means of each node's examples ("classes").
-        node: the field of the batch that names each example's node: `label`, or `index` for a graph of records.
-        layers: (student layer, teacher layer) whose hidden states, averaged over their positions, are compared; None:
-            embeddings.
-        teacher: index of the teacher.
+        edges: pairs of nodes such as ((0, 1), (3, 7)), optionally with a weight, as in (0, 1, 0.5); or the name of a
+            graph file.
+        relation: which of the two formulas to use.
+        level: "records": i and j are examples; "classes": i and j are nodes, each with the mean embedding of its
+            examples.
+        node: the field of the batch that holds each example's node: `label` if the nodes are classes, `index` if they
+            are the examples of the training set.
+        layers: pair (student layer, teacher layer) whose hidden states are compared, each averaged over its positions
+            (tokens or pixels); negative numbers count from the end; None: compare the models' embeddings.
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: the graph has no edges or malformed ones; when the term is applied, the batch has no such field, or
-            not one integer for each row.
+        ValueError: the graph has no edges or malformed ones; when the loss is computed, the batch lacks the field that
+            `node` names, or the field does not hold one integer for each example.
     """
     parsed = parse_edges(edges)
 

@@ -5,9 +5,9 @@ Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge T
 
     mean_ij P_ij log((P_ij + e) / (Q_ij + e)),    P_ij = K_ij / sum_j K_ij,    K_ij = (1 + cos(t_i, t_j)) / 2
 
-P is the teacher's, Q the student's, e = 1e-7. The loss is a MEAN over all n^2 pairs, as in the published code, not the
-sum over j of a divergence. Hence the usual weight of 30,000, which the config below has. Each example is also its own
-neighbour, as in the published code.
+P is computed from the teacher's embeddings t_i of the examples i, Q likewise from the student's; e = 1e-7. The loss is
+a MEAN over all n^2 pairs, as in the published code, not the sum over j of a divergence. Hence the usual weight of
+30,000, which the config below has. Each example is also its own neighbour, as in the published code.
 
 Config: objective.pkt.term = "pkt()"; objective.pkt.weight = 30000
 When: an embedding for retrieval. In RepDistiller's table for CIFAR-100 it beats `rkd` and `similarity` in six of seven
@@ -35,8 +35,11 @@ from jaxdistill.losses.term import stateless
 EPSILON = 1e-7
 
 
-def neighbours(x: Float[Array, "rows width"], valid: Bool[Array, " rows"]) -> Float[Array, "rows rows"]:
-    """Compute each row's distribution over the valid rows; rows that are not valid get zeros."""
+def neighbour_distributions(x: Float[Array, "rows width"], valid: Bool[Array, " rows"]) -> Float[Array, "rows rows"]:
+    """Compute, for each row i of `x`, the distribution P_ij = K_ij / sum_j K_ij over the valid rows j.
+
+    K_ij = (1 + cos(x_i, x_j)) / 2. A row is the embedding of one example. P_ij is 0 if row i or j is not valid.
+    """
     kernel = (gram(x / (safe_norm(x)[:, None] + EPSILON)) + 1) / 2
     kernel = jnp.where(valid_pairs(valid), kernel, 0)
     total = jnp.sum(kernel, axis=1, keepdims=True)
@@ -46,19 +49,26 @@ def neighbours(x: Float[Array, "rows width"], valid: Bool[Array, " rows"]) -> Fl
 def neighbour_divergence(
     student: Float[Array, "rows width"], teacher: Float[Array, "rows teacher_width"], valid: Bool[Array, " rows"]
 ) -> Float[Array, ""]:
-    """Compute the mean over all valid pairs of P log(P / Q); rows that are not valid must be zeros."""
-    p, q = neighbours(teacher, valid), neighbours(student, valid)
+    """Compute mean_ij P_ij log((P_ij + e) / (Q_ij + e)) over all pairs of valid rows, with e = 1e-7.
+
+    P_ij = K_ij / sum_j K_ij with K_ij = (1 + cos(t_i, t_j)) / 2 for the teacher's rows t; Q_ij is the same for the
+    student's rows. A row is the embedding of one example; rows that are not valid must be zeros.
+    """
+    p, q = neighbour_distributions(teacher, valid), neighbour_distributions(student, valid)
     return pair_mean(p * jnp.log((p + EPSILON) / (q + EPSILON)), valid_pairs(valid))
 
 
 @losses.register
 def pkt(layers: LayerPair = None, teacher: int = 0) -> Term:
-    """Compare each example's distribution of similarities over the global batch.
+    """Build the PKT loss term mean_ij P_ij log((P_ij + e) / (Q_ij + e)), with e = 1e-7.
+
+    P_ij = K_ij / sum_j K_ij, with K_ij = (1 + cos(t_i, t_j)) / 2 for the teacher's embeddings t. Q_ij is the same for
+    the student's embeddings. i and j are the examples of the global batch.
 
     Args:
-        layers: (student layer, teacher layer) whose hidden states, averaged over their positions, are compared; None:
-            embeddings.
-        teacher: index of the teacher.
+        layers: pair (student layer, teacher layer) whose hidden states are compared, each averaged over its positions
+            (tokens or pixels); negative numbers count from the end; None: compare the models' embeddings.
+        teacher: index of the teacher, in the order of the config.
     """
     values = lambda signals: neighbour_divergence(*gather_representations(signals, layers, teacher))
     return stateless(values, local=False, needs=frozenset({"teacher"}))

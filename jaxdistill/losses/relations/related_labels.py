@@ -1,14 +1,15 @@
-"""Cross-entropy with label smoothing over related classes, as given by a graph such as a class hierarchy.
+"""Cross-entropy with label smoothing over related classes, which a graph such as a class hierarchy defines.
 
 Bertinetto et al., Making Better Mistakes: Leveraging Class Hierarchies with Deep Networks, 2020
 (arxiv.org/abs/1912.09393), whose soft labels decrease with the distance in a hierarchy.
 
     -sum_c p_c log q_c,    p = (1 - share) onehot(y) + share w_y / sum w_y
 
-w_yc is the weight of the edge between the classes y and c. A class without edges keeps its hard label. On a complete
-graph, with an edge from each class to itself, this is label smoothing. No teacher is needed: the loss is a control for
-what soft targets teach about related classes. The paper's soft labels over a whole tree are a graph with weights
-exp(-beta distance), edges from each class to itself, and a share of 1.
+q are the student's probabilities, y is the label, and w_yc the weight of the edge between the classes y and c. A class
+without edges keeps its hard label. On a complete graph, with an edge from each class to itself, this is label
+smoothing. No teacher is needed: the loss is a control for what soft targets teach about related classes. The paper's
+soft labels over a whole tree are a graph with weights exp(-beta distance), edges from each class to itself, and a share
+of 1.
 
 Config: objective.related_labels.term = "related_labels(edges='FOLDER/edges.json', share=0.2)"
 When: mistakes differ in cost (diagnoses, species) and an ontology relates the classes; with or without a teacher.
@@ -33,9 +34,16 @@ def related_cross_entropy(
     related: Integer[Array, "classes some"],
     shares: Float[Array, "classes some"],
 ) -> Float[Array, "*batch"]:
-    """Compute the cross-entropy with each label smoothed over its related classes, from the output of `label_shares`.
+    """Compute -sum_k shares[y, k] log q[related[y, k]], the cross-entropy with labels smoothed over related classes.
 
-    A class with share 0 adds nothing, whatever its logit. The value is NaN for a label out of range.
+    y is the label and q = softmax(logits). A class with share 0 adds nothing, whatever its logit. The value is NaN for
+    a label outside 0 to classes - 1.
+
+    Args:
+        logits: the student's logits.
+        labels: class numbers.
+        related: for each label, the classes among which its probability is divided, from `label_shares`.
+        shares: for each label, the probabilities of these classes, from `label_shares`.
     """
     log_q = jax.nn.log_softmax(precise(logits))
     share = shares[labels]
@@ -46,13 +54,18 @@ def related_cross_entropy(
 
 
 def label_shares(edges: Edges, share: float, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the smoothed label of each class as a sparse distribution.
+    """Compute the smoothed label of each class as a sparse distribution over the class itself and its related classes.
 
-    The result grows with the number of edges. A dense `[classes, classes]` table would be too large for a vocabulary of
-    100,000.
+    Class y gets the probability 1 - share, and a related class c gets share * w_yc / sum_c w_yc, where w_yc is the
+    weight of the edge between y and c. A class without edges keeps probability 1.
+
+    Args:
+        edges: weighted edges between related classes.
+        share: the probability that a label gives to its related classes.
+        classes: number of classes.
 
     Returns:
-        Class numbers and their shares, each `[classes, 1 + largest number of edges of a class]`.
+        Class numbers and their probabilities, each `[classes, 1 + largest number of edges of a class]`.
     """
     degree = np.bincount(edges.source, minlength=classes)
     related = np.zeros((classes, 1 + degree.max()), np.int32)
@@ -68,17 +81,20 @@ def label_shares(edges: Edges, share: float, classes: int) -> tuple[np.ndarray, 
 
 @losses.register
 def related_labels(edges: GraphSpec, share: float = 0.1, target: str = "label") -> Term:
-    """Compute the cross-entropy with labels smoothed over related classes.
+    """Build the loss term -sum_c p_c log q_c, for labels p that are smoothed over the related classes of a graph.
+
+    p is 1 - share for the label y, and share * w_yc / sum_c w_yc for each class c that an edge of weight w_yc joins
+    with y. A class without edges keeps its label unsmoothed. q is the student's softmax(logits). No teacher is needed.
 
     Args:
-        edges: pairs of classes such as ((0, 1), (3, 7)), optionally with a weight, (0, 1, 0.5); or the path of a graph
-            file.
+        edges: pairs of classes such as ((0, 1), (3, 7)), optionally with a weight, as in (0, 1, 0.5); or the name of a
+            graph file.
         share: the probability that a label gives to its related classes, from 0 to 1.
-        target: the field of the batch with the classes, `[*batch]`.
+        target: the field of the batch with the class of each example (or token), `[*batch]`.
 
     Raises:
-        ValueError: the graph has no edges or malformed ones, or `share` is out of range; when the term is applied, the
-            graph names classes that the student does not have, or the batch has no such field.
+        ValueError: the graph has no edges or malformed ones, or `share` is out of range; when the loss is computed, the
+            graph names classes that the student does not have, or the batch lacks the field that `target` names.
     """
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share must be between 0 and 1; got {share}")

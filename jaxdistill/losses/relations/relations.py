@@ -1,8 +1,8 @@
-"""Representations of the global batch, their pairs, and norms with finite gradients, for the relational losses.
+"""Helpers of the relational losses: one vector per example of the global batch, masks of pairs, and safe norms.
 
-Each example has one row: an image its embedding, a text or a running sequence the mean over its tokens. The rows of all
-devices are gathered first, because a relation may join rows of different devices. Masked rows are set to 0 before any
-operation, so their contents, including NaN, reach neither the value nor the gradient.
+Each example is one row: its embedding, or a hidden state averaged over its positions (tokens or pixels). The rows of
+all devices are gathered first, because a relation may join rows of different devices. Masked rows are set to 0 before
+any operation, so their contents, including NaN, reach neither the value nor the gradient.
 """
 
 from typing import NamedTuple
@@ -20,11 +20,11 @@ LayerPair = tuple[int, int] | None  # hidden states (student layer, teacher laye
 
 
 class Representations(NamedTuple):
-    """One row for each example, of student and teacher.
+    """The vectors that represent the examples of a batch in the student and in a teacher, one row for each example.
 
     student: `[rows, width]`
     teacher: `[rows, teacher_width]`
-    valid: `[rows]`, False for masked rows, which are zeros
+    valid: `[rows]`, False for padding; the vectors of these rows are zeros
     """
 
     student: Array
@@ -33,18 +33,32 @@ class Representations(NamedTuple):
 
 
 def gather_representations(signals: Signals, layers: LayerPair, teacher: int, *, flat: bool = False) -> Representations:
-    """Return the rows of the global batch; arguments as in `local_representations`."""
+    """Return one vector of the student and one of a teacher for each example of the global batch.
+
+    The vectors are gathered from all devices. A vector is a hidden state or the model's embedding.
+
+    Args:
+        signals: the inputs of a loss term: outputs of student and teachers, the batch and its mask.
+        layers: pair (student layer, teacher layer) whose hidden states are used; negative numbers count from the end;
+            None: use the models' embeddings.
+        teacher: index of the teacher, in the order of the config.
+        flat: concatenate the positions (tokens or pixels) of a hidden state instead of averaging over them.
+    """
     return Representations(*gather(local_representations(signals, layers, teacher, flat=flat)))
 
 
 def local_representations(signals: Signals, layers: LayerPair, teacher: int, *, flat: bool = False) -> Representations:
-    """Return this device's rows, in float32 or higher.
+    """Return one vector of the student and one of a teacher for each example on this device, in float32 or wider.
+
+    A vector is a hidden state or the model's embedding.
 
     Args:
-        signals: of one stream.
-        layers: (student layer, teacher layer), negative numbers count from the end; None: embeddings.
-        teacher: index of the teacher. Embeddings of different teachers have no common mean, so one is selected.
-        flat: concatenate the positions of a hidden state, with zeros for padding, instead of averaging over them.
+        signals: the inputs of a loss term: outputs of student and teachers, the batch and its mask.
+        layers: pair (student layer, teacher layer) whose hidden states are used; negative numbers count from the end;
+            None: use the models' embeddings.
+        teacher: index of the teacher, in the order of the config.
+        flat: concatenate the positions (tokens or pixels) of a hidden state, with zeros for padding, instead of
+            averaging over them.
 
     Raises:
         ValueError: the teacher or a layer does not exist, or a model returns no embedding.
@@ -62,7 +76,7 @@ def local_representations(signals: Signals, layers: LayerPair, teacher: int, *, 
 
 
 def valid_rows(signals: Signals) -> Bool[Array, " rows"]:
-    """Mark the rows of this device with mask 1; a sequence is valid if any of its tokens is."""
+    """Return True for each example on this device that is not padding; a sequence is valid if it has a valid token."""
     return jnp.any(signals.mask != 0, axis=tuple(range(1, signals.mask.ndim)))
 
 
@@ -74,7 +88,10 @@ def _embedding(outputs: Outputs, model_name: str) -> Array:
 
 
 def _to_rows(states: Array, signals: Signals, flat: bool) -> Array:
-    """Average or concatenate the positions, `[*batch, *extent, width] -> [rows, width]`; only valid tokens enter."""
+    """Average or concatenate the positions of hidden states, `[*batch, *positions, width] -> [rows, width]`.
+
+    Only tokens that are not padding enter. For running text, `[rows, length]` tokens, each sequence becomes one row.
+    """
     mask, states = signals.mask, precise(states)
     if flat:
         real = signals.batch.get("attention_mask", mask) if mask.ndim == 1 else mask
@@ -89,27 +106,35 @@ def _to_rows(states: Array, signals: Signals, flat: bool) -> Array:
 
 
 def valid_pairs(valid: Bool[Array, " rows"]) -> Bool[Array, "rows rows"]:
-    """Mark the pairs of two valid rows, including each row with itself."""
+    """Return the matrix `pairs[i, j] = valid[i] & valid[j]` of all pairs of rows, including each row with itself."""
     return valid[:, None] & valid[None, :]
 
 
 def pair_mean(values: Float[Array, "rows rows"], pairs: Array) -> Float[Array, ""]:
-    """Compute the mean over pairs, weighted by `pairs` `[rows, rows]`; 0 if all weights are 0."""
+    """Compute `sum(values * pairs) / sum(pairs)` over all pairs of rows; 0 if all weights are 0.
+
+    Args:
+        values: a value for each pair of rows.
+        pairs: `[rows, rows]`, the weight of each pair, or True for pairs that count.
+    """
     total = jnp.sum(pairs, dtype=values.dtype)
     summed = jnp.sum(jnp.where(pairs != 0, values * pairs, 0))
     return summed / jnp.where(total == 0, 1, total)
 
 
 def gram(x: Float[Array, "*some rows width"]) -> Float[Array, "*some rows rows"]:
-    """Compute the inner products of all pairs of rows, with factors in full precision.
+    """Compute the Gram matrix: the inner products of all pairs of rows, in full float32 precision.
 
-    By default, accelerators round the factors to 10 bits or fewer.
+    Full precision is requested, because accelerators by default round the factors of a product to 10 bits or fewer.
     """
     return jnp.einsum("...iw,...jw->...ij", x, x, precision=jax.lax.Precision.HIGHEST)
 
 
 def safe_norm(x: Float[Array, "*some width"]) -> Float[Array, " *some"]:
-    """Compute the Euclidean norm; for a zero vector the gradient is 0, where JAX's own is NaN. A NaN stays NaN."""
+    """Compute the Euclidean norm over the last axis.
+
+    For a zero vector the gradient is 0, where that of `jnp.linalg.norm` is NaN.
+    """
     square = jnp.sum(x**2, axis=-1)
     zero = square == 0
     # selected twice: the gradient of a root at 0 is infinite, and infinity times 0 is NaN
@@ -117,6 +142,6 @@ def safe_norm(x: Float[Array, "*some width"]) -> Float[Array, " *some"]:
 
 
 def smooth_l1(difference: Float[Array, "*some"]) -> Float[Array, "*some"]:
-    """Compute the Huber loss with threshold 1: half the square up to 1, linear beyond."""
+    """Compute the Huber loss with threshold 1: d^2 / 2 where |d| < 1, otherwise |d| - 1 / 2, for d = `difference`."""
     size = jnp.abs(difference)
     return jnp.where(size < 1, 0.5 * difference**2, size - 0.5)

@@ -4,15 +4,16 @@ Park, Kim, Lu and Cho, Relational Knowledge Distillation, 2019 (arxiv.org/abs/19
 
     25 mean_ij huber(d_ij / mu - D_ij / M) + 50 mean_ijk huber(a_ijk - A_ijk)
 
-with distances d_ij = ||s_i - s_j||, their mean mu over d > 0, and angles a_ijk = cos of (s_j - s_i, s_k - s_i);
-capitals are the teacher's. Distances and angles do not depend on widths, so no projector is needed.
+s_i is the student's embedding of example i. d_ij = ||s_i - s_j|| are distances, mu is their mean over d > 0, and
+a_ijk = cos of (s_j - s_i, s_k - s_i) are angles; capitals are the teacher's. Distances and angles do not depend on
+widths, so no projector is needed.
 
 The means are over all n^2 pairs and n^3 triples, diagonals included, as in the published code; mu excludes equal rows.
 The published code gives equal rows a distance of 1e-6; here it is 0, and does not enter mu.
 
-Angles need memory for n^3 + n^2 width numbers, where n is the number of rows of the GLOBAL batch: 128 rows have 2
-million triples, 1,024 rows a billion. With `triplets=N`, each step draws N triples at random instead; the loss is the
-same in expectation.
+Angles need memory for n^3 + n^2 width numbers, where n is the number of examples of the GLOBAL batch: 128 have 2
+million triples, 1,024 a billion. With `triplets=N`, each step draws N triples at random instead; the loss is the same
+in expectation.
 
 Config: objective.rkd.term = "rkd(distance=25.0, angle=50.0)"
 When: the geometry of an embedding matters (retrieval, metric learning), or widths differ and no projector is wanted.
@@ -42,11 +43,14 @@ from jaxdistill.losses.term import unit
 def distance_difference(
     student: Float[Array, "rows width"], teacher: Float[Array, "rows teacher_width"], pairs: Array
 ) -> Float[Array, ""]:
-    """Compute the mean Huber loss between distances, each divided by the mean distance of unequal rows.
+    """Compute mean_ij huber(d_ij - D_ij) over pairs of rows, for distances d of the student and D of the teacher.
+
+    A row is the embedding of one example. d_ij is the Euclidean distance of rows i and j of the student, divided by the
+    mean distance of all pairs of unequal rows; D_ij is the same for the teacher. All means are weighted by `pairs`.
 
     Args:
-        student, teacher: masked rows must be zeros.
-        pairs: `[rows, rows]`, the weight of each pair, or whether it is valid.
+        student, teacher: the embeddings; masked rows must be zeros.
+        pairs: `[rows, rows]`, the weight of each pair, or True for pairs that count.
     """
 
     def relative_distances(x: Array) -> Array:
@@ -63,7 +67,11 @@ def distance_difference(
 def angle_difference(
     student: Float[Array, "rows width"], teacher: Float[Array, "rows teacher_width"], valid: Bool[Array, " rows"]
 ) -> Float[Array, ""]:
-    """Compute the mean Huber loss between cosines of the angles at i from j to k, over all triples of valid rows."""
+    """Compute the mean of huber(a - A) over all triples of valid rows, for the student's angles a and the teacher's A.
+
+    A row is the embedding of one example. The angle of a triple (i, j, k) is cos(x_j - x_i, x_k - x_i), for the rows x
+    of one model.
+    """
 
     def cosines(x: Array) -> Array:
         return gram(jnp.where(valid_pairs(valid)[..., None], unit(x[None, :] - x[:, None]), 0))
@@ -77,7 +85,15 @@ def triplet_difference(
     teacher: Float[Array, "rows teacher_width"],
     triplets: Integer[Array, "triplets 3"],
 ) -> Float[Array, ""]:
-    """Compute the same mean over some triples (i, j, k) of row numbers, with memory for `triplets * width` numbers."""
+    """Compute the mean of huber(a - A) over given triples of rows, for the student's angles a and the teacher's A.
+
+    A row is the embedding of one example. The angle of a triple (i, j, k) is cos(x_j - x_i, x_k - x_i), for the rows x
+    of one model.
+
+    Args:
+        student, teacher: the embeddings.
+        triplets: the row numbers i, j, k of each triple.
+    """
 
     def cosines(x: Array) -> Array:
         i, j, k = (x[triplets[:, n]] for n in range(3))
@@ -87,7 +103,15 @@ def triplet_difference(
 
 
 def draw_triplets(key: Array, number: int, valid: Bool[Array, " rows"]) -> Integer[Array, "triplets 3"]:
-    """Draw triples of valid rows with replacement; their mean is, in expectation, the mean over all n^3 triples."""
+    """Draw triples of the numbers of valid rows, uniformly and with replacement.
+
+    The mean of a value over the drawn triples is an unbiased estimate of its mean over all n^3 triples of n valid rows.
+
+    Args:
+        key: PRNG key.
+        number: number of triples to draw.
+        valid: True for rows that may be drawn.
+    """
     order = jnp.argsort(~valid)  # stable: valid rows first, in their order
     return order[jax.random.randint(key, (number, 3), 0, jnp.maximum(jnp.sum(valid), 1))]
 
@@ -96,14 +120,18 @@ def draw_triplets(key: Array, number: int, valid: Bool[Array, " rows"]) -> Integ
 def rkd(
     distance: float = 25.0, angle: float = 50.0, triplets: int = 0, layers: LayerPair = None, teacher: int = 0
 ) -> Term:
-    """Compare distances and angles between the examples of the global batch.
+    """Build the RKD loss term: distance * mean_ij huber(d_ij - D_ij) + angle * mean_ijk huber(a_ijk - A_ijk).
+
+    i, j and k are the examples of the global batch, with the student's embeddings s. d_ij = |s_i - s_j|, divided by the
+    mean distance, and a_ijk = cos(s_j - s_i, s_k - s_i). D and A are the same for the teacher.
 
     Args:
-        distance, angle: the weights of the two parts; a part with weight 0 is not computed.
-        triplets: number of angles drawn in each step; 0: use all.
-        layers: (student layer, teacher layer) whose hidden states, averaged over their positions, are compared; None:
-            embeddings.
-        teacher: index of the teacher.
+        distance: weight of the distances; 0: the distances are not computed.
+        angle: weight of the angles; 0: the angles are not computed.
+        triplets: number of triples (i, j, k) that are drawn in each step; 0: use all n^3 triples of n examples.
+        layers: pair (student layer, teacher layer) whose hidden states are compared, each averaged over its positions
+            (tokens or pixels); negative numbers count from the end; None: compare the models' embeddings.
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
         ValueError: a weight or `triplets` is negative, or both weights are 0.

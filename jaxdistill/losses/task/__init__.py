@@ -1,6 +1,6 @@
-"""Losses on labels and parameters: the task loss and regularisers.
+"""Losses that need no teacher outputs: the task loss on labels, and regularisers of the parameters.
 
-To add a loss, add a file here and an import below.
+To add a loss, add a module to this folder and import it below; the import registers the loss.
 """
 
 from jaxdistill.losses.task import cross_entropy as cross_entropy

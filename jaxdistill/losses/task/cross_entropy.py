@@ -1,9 +1,11 @@
 """Cross-entropy with labels, optionally smoothed: the task loss.
 
-Label smoothing (Szegedy et al. 2016, arxiv.org/abs/1512.00567) is the teacher-free control of soft targets.
+Label smoothing (Szegedy et al. 2016, arxiv.org/abs/1512.00567) softens labels without a teacher. It is the control for
+soft targets.
 
 Config: objective.cross_entropy.term = "cross_entropy(label_smoothing=0.1)"
-When: the labels are reliable. Use it with a small weight beside soft targets, and alone to train the control.
+When: the labels are reliable. Use it with a small weight beside soft targets, and alone to train the same student
+without a teacher, as a control.
 Checked: against float64 numpy, with and without smoothing, for classes and for distributions; by hand.
 """
 
@@ -21,7 +23,7 @@ from jaxdistill.losses.term import precise, stateless
 def softmax_cross_entropy(
     logits: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], label_smoothing: float = 0.0
 ) -> Float[Array, "*batch"]:
-    """Compute the cross-entropy with class labels; a label that is not a class gives NaN.
+    """Compute the cross-entropy of logits with class labels; a label outside 0 to classes - 1 gives NaN.
 
     Args:
         logits: `[*batch, classes]`.
@@ -41,7 +43,7 @@ def softmax_cross_entropy(
 def soft_cross_entropy(
     logits: Float[Array, "*batch classes"], target: Float[Array, "*batch classes"], label_smoothing: float = 0.0
 ) -> Float[Array, "*batch"]:
-    """Compute the cross-entropy with a distribution, such as raters' votes or the labels of a mixed image.
+    """Compute the cross-entropy of logits with target distributions, such as raters' votes or labels of a mixed image.
 
     A class whose target probability is 0 adds nothing, whatever its logit.
 
@@ -74,16 +76,18 @@ def _uniform(logits: Array) -> Array:
 
 @losses.register
 def cross_entropy(label_smoothing: float = 0.0, target: str = "label") -> Term:
-    """Compute the cross-entropy of the student with a field of the batch.
+    """Build the loss term -sum_c p_c log q_c, the cross-entropy of the student with targets, per example or token.
+
+    q is the student's softmax(logits), and p the target distribution: a field of the batch.
 
     Args:
-        label_smoothing: from 0 to below 1.
-        target: the field: classes `[*batch]`, such as `label`, or distributions `[*batch, classes]`, such as
-            `label_probs`.
+        label_smoothing: share of the probability that is spread evenly over all classes, from 0 to below 1.
+        target: name of the field with the targets: classes `[*batch]`, such as `label`, or distributions
+            `[*batch, classes]`, such as `label_probs`.
 
     Raises:
-        ValueError: `label_smoothing` is out of range. When applied: the batch lacks the field, or its shape does not
-            fit the logits.
+        ValueError: `label_smoothing` is out of range; when the loss is computed, the batch lacks the field, or the
+            shape of the field does not fit the logits.
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be at least 0 and below 1; got {label_smoothing}")

@@ -1,6 +1,6 @@
-"""Losses for language models: teachers with another tokenizer, and text sampled from the student.
+"""Losses for language models: for teachers with another tokenizer, and for text sampled from the student.
 
-To add a loss, add a file here and an import below.
+To add a loss, add a module to this folder and import it below; the import registers the loss.
 """
 
 from jaxdistill.losses.text import gold as gold

@@ -7,8 +7,8 @@ span whose last token is y:
 
     m(y) = p(y | the span's earlier tokens) * product of p(earlier token)
 
-m is a measure over the model's own vocabulary. It sums to the probability of the earlier tokens, and is the next-token
-distribution itself if the span is one token.
+m is a measure over the model's own vocabulary. It sums to the probability of the earlier tokens. If the span is one
+token, m is the next-token distribution itself.
 
 `span_log_probs` computes log m at every position: a segmented prefix sum over the length adds up the earlier tokens'
 log-probabilities and restarts at every span. `match_spans` finds, for every span end of the student, the teacher's
@@ -26,33 +26,45 @@ from jaxdistill.losses.term import precise, select_teacher
 
 
 class AlignedLogProbs(NamedTuple):
-    """Log-probabilities of student and teacher, aligned to the student's positions.
+    """Log-probabilities of a student and a teacher that may have different tokenizers, at the student's positions.
 
-    student, teacher: log m, `[*batch, classes]`, each over the classes of its model
-    single: `[*batch]`, True if the span is one token in both models, so that m is their next-token distribution
-    span_ends: `[*batch]`, True at the end of a shared span; None if both models read the same tokens, so that the
-        stream's mask says which positions count
+    A span is the text between two places where tokens of both models end. m(y) is a model's probability of the span
+    that ends at a position, as a function of the span's last token y.
+
+    student, teacher: log m, `[*batch, classes]`, each over the vocabulary of its model
+    single_token: `[*batch]`, True if the span is one token in both models, so that m is the next-token distribution
+    span_ends: `[*batch]`, True where a span ends, which are the positions to compare; None if both models read the same
+        tokens, so that the batch's mask selects the positions
     """
 
     student: Array
     teacher: Array
-    single: Array
+    single_token: Array
     span_ends: Array | None = None
 
     def with_mask(self, values: Array) -> Array | tuple[Array, Array]:
-        """Return the output of a term: its values, with the mask of span ends if there is one."""
+        """Return `(values, span_ends)`, the form in which a loss term returns values and mask.
+
+        If `span_ends` is None, `values` alone are returned, and the batch's mask applies.
+
+        Args:
+            values: the loss at each position.
+        """
         return values if self.span_ends is None else (values, self.span_ends)
 
 
 def align(signals: Signals, teacher: int) -> AlignedLogProbs:
-    """Align the log-probabilities of the student and of one teacher, at the term's temperature.
+    """Compute the log-probabilities of the student and of one teacher at the ends of shared spans of text.
+
+    A span is the text between two places where tokens of both models end. Only there, both models have read the same
+    text.
 
     Args:
-        signals: the signals of the term.
-        teacher: number of the teacher.
+        signals: the inputs of a loss term; `signals.temperature` divides the logits.
+        teacher: index of the teacher, in the order of the config.
 
     Raises:
-        ValueError: the teacher reads other tokens, and the batch does not align them.
+        ValueError: the teacher has another tokenizer, and the batch does not hold the spans of both models' tokens.
     """
     outputs = signals.student, select_teacher(signals.teachers, teacher)
     log_q, log_p = (jax.nn.log_softmax(precise(output.logits) / signals.temperature) for output in outputs)
@@ -67,32 +79,41 @@ def align(signals: Signals, teacher: int) -> AlignedLogProbs:
     positions, matched = match_spans(student_spans.number, teacher_spans.number)
     # [batch, other length, ...] -> [batch, length, ...]
     to_student = lambda x: jnp.take_along_axis(x, positions.reshape(positions.shape + (1,) * (x.ndim - 2)), axis=1)
-    single = starts_span(student_spans.number) & to_student(starts_span(teacher_spans.number))
+    single_token = starts_span(student_spans.number) & to_student(starts_span(teacher_spans.number))
     log_m_student, log_m_teacher = span_log_probs(log_q, student_spans), span_log_probs(log_p, teacher_spans)
-    return AlignedLogProbs(log_m_student, to_student(log_m_teacher), single, matched & (signals.mask != 0))
+    return AlignedLogProbs(log_m_student, to_student(log_m_teacher), single_token, matched & (signals.mask != 0))
 
 
 def starts_span(number: Integer[Array, "batch length"]) -> Bool[Array, "batch length"]:
-    """Return True for predictions that are the first of their span."""
+    """Return True for each predicted token that is the first of its span (piece of text of one or more tokens).
+
+    Args:
+        number: number of the span that each predicted token belongs to, rising from 1 in each row; 0: no span.
+    """
     return (number > 0) & (number != jnp.pad(number, ((0, 0), (1, 0)))[:, :-1])
 
 
 def ends_span(number: Integer[Array, "batch length"]) -> Bool[Array, "batch length"]:
-    """Return True for predictions that are the last of their span."""
+    """Return True for each predicted token that is the last of its span (piece of text of one or more tokens).
+
+    Args:
+        number: number of the span that each predicted token belongs to, rising from 1 in each row; 0: no span.
+    """
     return (number > 0) & (number != jnp.pad(number, ((0, 0), (0, 1)))[:, 1:])
 
 
 def match_spans(
     student: Integer[Array, "batch length"], teacher: Integer[Array, "batch other"]
 ) -> tuple[Integer[Array, "batch length"], Bool[Array, "batch length"]]:
-    """Find, for each span end of the student, the position where the teacher ends the same span.
+    """Find, for each position where a span of text ends in the student's tokens, where it ends in the teacher's tokens.
 
     Args:
-        student: the span of each predicted token; 0: none.
-        teacher: the same for the teacher's tokens.
+        student: number of the span that each token predicted by the student belongs to, from 1; 0: no span.
+        teacher: the same for the teacher's tokens; equal numbers are the same span.
 
     Returns:
-        The teacher's position, and True where both models end a span of the same number.
+        For each position of the student: the teacher's position, and True if both models end a span there. Where it is
+        False, the teacher's position has no meaning.
     """
     teacher_ends = jnp.where(ends_span(teacher), teacher, -1)
     same = jnp.where(ends_span(student), student, 0)[:, :, None] == teacher_ends[:, None, :]
@@ -102,12 +123,23 @@ def match_spans(
 def span_log_probs(
     log_p: Float[Array, "batch length classes"], spans: TokenSpans
 ) -> Float[Array, "batch length classes"]:
-    """Compute log m at each position from next-token log-probabilities."""
+    """Compute the log-probability of the span that ends at each position, as a function of the span's last token.
+
+    A span is a piece of text of one or more tokens. Its log-probability is that of its last token plus those of its
+    earlier tokens.
+
+    Args:
+        log_p: next-token log-probabilities.
+        spans: the predicted token at each position, and the span that the token belongs to.
+    """
     token_log_probs = jnp.take_along_axis(log_p, spans.label[..., None], axis=-1)[..., 0]  # [batch, length]
     token_log_probs = jnp.where(spans.number > 0, token_log_probs, 0.0)
 
     def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Add two (sum, contains a start) segments; the sum restarts if the right one contains a start."""
+        """Add the (sum, flag) pairs of two neighbouring ranges of tokens, for a prefix sum that restarts at each span.
+
+        The flag is True if a span starts in the range. If a span starts in the right range, only the right sum is kept.
+        """
         return jnp.where(right[1], right[0], left[0] + right[0]), left[1] | right[1]
 
     starts = starts_span(spans.number) | (spans.number == 0)

@@ -8,8 +8,9 @@ Distillation, 2024 (arxiv.org/abs/2402.12030). The text is cut into spans that e
     one token each:    w T^2 D_b(m_s, m_t) over shared tokens + v sum |sort m_t - sort m_s| over the others
     more tokens:       v sum |sort m_t - sort m_s| over all
 
-D is the generalised Jensen-Shannon divergence of `jsd`, summed over shared tokens only. With the same tokenizer, the
-loss is D alone; at b = 0 it equals `kd` exactly.
+Shared tokens are those with the same text in both vocabularies. D_b is the generalised Jensen-Shannon divergence of
+`jsd`, summed over shared tokens only; w and v are weights. With the same tokenizer, the loss is w T^2 D_b alone; at
+b = 0 and w = 1 it equals `kd` exactly.
 
 Deliberate differences from TRL:
 - TRL compares shared tokens in spans of several tokens too. There they are different events: if the student writes "ab"
@@ -21,8 +22,8 @@ Deliberate differences from TRL:
 - TRL's default merging compares each prediction with the token before it. This is the merging that TRL calls bayesian.
 - Probabilities are not clipped at 1e-8. Tokens are shared if they are the same text, not if a file spells them alike.
 
-A class that the teacher masks with -inf has probability 0. The logits of the whole batch exist at once and are sorted:
-a factored head is not computed in chunks. Cross-entropy with the student's tokens is a separate term.
+A class that the teacher masks with -inf has probability 0. The logits of the whole batch are computed at once, not in
+chunks, because they are sorted. Cross-entropy with the student's tokens is a separate term.
 
 Config: objective.gold.term = "gold()", beside teachers.NAME.reads = "teacher/" and data.tokens = "aligned(...)"
 When: a language model whose teacher has another tokenizer.
@@ -50,7 +51,14 @@ Vocabularies = SharedVocabulary | None  # `run/parts.py` fills it in from the da
 def shared_divergence(
     log_q: Float[Array, "*batch shared"], log_p: Float[Array, "*batch shared"], beta: float
 ) -> Float[Array, "*batch"]:
-    """Compute D_b between measures that need not sum to 1: 0 if they are equal, positive otherwise."""
+    """Compute the generalised Jensen-Shannon divergence of p and q, which need not sum to 1.
+
+        beta > 0:  sum(beta p log(p / m) + (1 - beta) q log(q / m)),   m = beta p + (1 - beta) q
+        beta = 0:  sum(p log(p / q) - p + q)
+
+    p and q are the teacher's and the student's probabilities of the tokens that both vocabularies share. The value is 0
+    if p and q are equal, and positive otherwise.
+    """
     if beta > 0:
         return beta * kl_to_mixture(log_p, log_q, 1 - beta) + (1 - beta) * kl_to_mixture(log_q, log_p, beta)
     p, q, support = jnp.exp(log_p), jnp.exp(log_q), log_p != -jnp.inf
@@ -60,11 +68,19 @@ def shared_divergence(
 
 
 def rest_distance(aligned: AlignedLogProbs, shared: SharedVocabulary) -> Float[Array, "*batch"]:
-    """Compute the rank distance over all tokens, or over unshared tokens if the span is one token in both models."""
+    """Compute sum |sort(m_t) - sort(m_s)|, the rank distance of the teacher's and the student's span probabilities.
+
+    A span is a piece of text. m is the probability of a span as a function of its last token. If the span is one token
+    in both models, the sum is over the tokens that the models do not share, otherwise over all tokens.
+
+    Args:
+        aligned: log m of both models.
+        shared: the tokens that both vocabularies have.
+    """
 
     def rest(log_m: Array, shared_tokens: np.ndarray) -> Array:
         is_shared = np.isin(np.arange(log_m.shape[-1]), shared_tokens)
-        return jnp.where(aligned.single[..., None] & is_shared, 0.0, jnp.exp(log_m))
+        return jnp.where(aligned.single_token[..., None] & is_shared, 0.0, jnp.exp(log_m))
 
     return sorted_distance(rest(aligned.student, shared.student), rest(aligned.teacher, shared.teacher))
 
@@ -79,20 +95,30 @@ def gold(
     scale_t2: bool = True,
     vocabulary: Vocabularies = None,
 ) -> Term:
-    """Compute the divergence over shared tokens and the rank distance over the others, from one teacher.
+    """Build the GOLD loss term, for a teacher whose tokenizer may differ from the student's.
+
+        w T^2 D(m_s, m_t) over the shared tokens  +  v sum |sort(m_t) - sort(m_s)| over the other tokens
+
+    A span is the text between two places where tokens of both models end. m_s and m_t are the student's and the
+    teacher's probability of a span as a function of its last token. Spans of more than one token have only the rank
+    distance, over all tokens. If student and teacher have the same tokenizer, the loss is w T^2 D.
 
     Args:
-        beta: of the divergence, from 0, the forward KL, to below 1.
-        shared_weight: w; TRL has the share of the teacher's tokens that are shared.
-        rest_weight: v; TRL has 1 - w.
-        teacher: number of the teacher. Distributions over different tokens have no mean, so one teacher is chosen.
-        temperature: number or schedule, positive.
-        scale_t2: multiply the divergence by T^2, so that its gradient keeps its size; published code does not.
-        vocabulary: filled in from `data.tokens`. Without it, both models must have the same classes.
+        beta: D is a generalised Jensen-Shannon divergence, which is KL(teacher || student) at beta = 0 and approaches
+            KL(student || teacher) towards 1; from 0 to below 1.
+        shared_weight: w, the weight of the divergence; TRL uses the share of the teacher's tokens that are shared.
+        rest_weight: v, the weight of the rank distance; TRL uses 1 - w.
+        teacher: index of the teacher, in the order of the config. Only one teacher is used, because distributions over
+            different tokens cannot be averaged.
+        temperature: T, a positive number or a schedule over the training steps.
+        scale_t2: multiply the divergence by T^2, so that its gradient keeps its size when T changes; the published code
+            does not.
+        vocabulary: the tokens that both models share; a run fills it in from `data.tokens` of the config. Without it,
+            both models must have the same classes.
 
     Raises:
-        ValueError: a number is out of range. When applied: the classes differ and there is no vocabulary, or the
-            vocabulary does not fit the classes.
+        ValueError: a number is out of range; when the loss is computed, the models differ in their classes and there is
+            no vocabulary, or the vocabulary does not fit the classes.
     """
     if not 0 <= beta < 1 or shared_weight < 0 or rest_weight < 0:
         arguments = f"beta={beta}, shared_weight={shared_weight}, rest_weight={rest_weight}"
@@ -107,7 +133,7 @@ def gold(
         divergence = shared_weight * (divergence * signals.temperature**2 if scale_t2 else divergence)
         if not other_tokens:  # every span is one shared token: no token is left to be sorted
             return aligned.with_mask(divergence)
-        divergence = jnp.where(aligned.single, divergence, 0.0)
+        divergence = jnp.where(aligned.single_token, divergence, 0.0)
         return aligned.with_mask(divergence + rest_weight * rest_distance(aligned, shared))
 
     needs = frozenset({"teacher", "alignment"})

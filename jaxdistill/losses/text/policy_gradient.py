@@ -5,11 +5,11 @@ with q the student's and p the teacher's probability:
 
     -R_t log q(y_t),    R_t = 1 / (T - t) sum_{u > t} log p(y_u) / q(y_u)         q held constant in R
 
-The gradient of the reverse KL between whole texts has two parts. The first is the cost of a token at its own position,
-which `reverse_kl` on the samples computes over the full vocabulary (the paper's single-step term). The second is the
-cost of the tokens that follow it, which is this loss. With `own=True` the sum begins at t, and this loss gives the
-complete gradient, with a larger variance. The paper divides by the number of tokens, so that texts do not get short.
-With `normalized=False`, the expected gradient is that of the KL between texts.
+T is the number of tokens. The gradient of the reverse KL between whole texts has two parts. The first is the cost of a
+token at its own position, which `reverse_kl` on the samples computes over the full vocabulary (the paper's single-step
+term). The second is the cost of the tokens that follow, which is this loss. With `own=True` the sum begins at t, and
+this loss gives the complete gradient, with a larger variance. The paper divides by the number of tokens, so that texts
+do not get short. With `normalized=False`, the expected gradient is that of the KL between texts.
 
 Only the gradient of this loss has a meaning, not its value. Each row of `[rows, length]` is a text, made of the tokens
 that the mask selects; rows without a length are texts of one token. Each log-ratio is clipped, as published, so that a
@@ -35,13 +35,13 @@ from jaxdistill.losses.term import stateless
 def returns(
     rewards: Float[Array, "*batch"], mask: Float[Array, "*batch"], include_own: bool, normalized: bool
 ) -> Float[Array, "*batch"]:
-    """Sum (or average) the rewards of the unmasked tokens that follow each token in its row.
+    """Compute each token's return: the sum or mean of the rewards of the unmasked tokens that follow in the same text.
 
     Args:
-        rewards: `[rows, length]`, or `[rows]` for texts of one token.
+        rewards: reward of each token, `[rows, length]` with a text in each row, or `[rows]` for texts of one token.
         mask: not 0 for tokens that count.
-        include_own: begin with the token's own reward, not with the next token's.
-        normalized: average instead of sum.
+        include_own: include the token's own reward.
+        normalized: return the mean of the rewards instead of their sum.
     """
     valid = (mask != 0).astype(rewards.dtype)
     rewards = jnp.where(valid > 0, rewards, 0.0)
@@ -53,12 +53,16 @@ def returns(
 
 @losses.register
 def policy_gradient(own: bool = False, normalized: bool = True, clip: float = 100.0) -> Term:
-    """Compute the log-probabilities of the sampled tokens, weighted by the rewards of the tokens that follow.
+    """Build the loss term -R_t log q(y_t) for each token y_t of texts that the student has generated.
+
+    The return R_t is the mean over later tokens u > t of the reward log(p(y_u) / q(y_u)), in which q is held constant.
+    p and q are the teacher's and the student's probabilities. Several teachers are first combined into one by the
+    config's fusion, such as `average()`.
 
     Args:
-        own: include a token's own reward; beside `reverse_kl` on the same tokens it would count twice.
-        normalized: R is a mean, as in the paper; otherwise a sum.
-        clip: the largest log-ratio of a token, in nats, positive.
+        own: include u = t in R_t; with the loss `reverse_kl` on the same tokens, the own reward would count twice.
+        normalized: R_t is the mean of the rewards, as in the paper; False: R_t is the sum of the rewards.
+        clip: positive; rewards are clipped to the range from -clip to clip, in nats.
 
     Raises:
         ValueError: `clip` is not positive.

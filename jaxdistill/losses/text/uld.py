@@ -1,18 +1,17 @@
 """Universal logit distillation (ULD): sorted probabilities are compared by rank, across any two vocabularies.
 
 Boizard et al., Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs, 2024
-(arxiv.org/abs/2402.12030).
+(arxiv.org/abs/2402.12030). With p the teacher's and q the student's probabilities:
 
     sum_i |sort(p)_i - sort(q)_i|          descending, with zeros for the shorter vocabulary
 
 This is the Wasserstein distance if all tokens are equally far from each other. If the teacher has another tokenizer,
-both models are compared at the ends of shared spans (`losses/text/alignment.py`), as in TRL's extension. The authors'
-code compares the n-th tokens of both, which soon belong to different text. A class that the teacher masks with -inf has
-probability 0.
+both models are compared at the ends of shared spans (`losses/text/alignment.py`), as in TRL's extension. A span is the
+text between two places where tokens of both models end. The authors' code compares the n-th tokens of both, which soon
+belong to different text. A class that the teacher masks with -inf has probability 0.
 
-The whole vocabulary is sorted at every position, and the logits of the whole batch exist at once: a factored head is
-not computed in chunks. There is no T^2: the published code has none, and the gradient falls as 1 / T. The authors'
-weight is 1.5.
+The whole vocabulary is sorted at every position, so the logits of the whole batch are computed at once, not in chunks.
+There is no T^2: the published code has none, and the gradient falls as 1 / T. The authors' weight is 1.5.
 
 Config: objective.uld.term = "uld()", beside teachers.NAME.reads = "teacher/" and data.tokens = "aligned(...)"
 When: the teacher has another vocabulary and shares few tokens with the student. If it shares many, `gold` uses them.
@@ -33,7 +32,11 @@ from jaxdistill.losses.text.alignment import align
 def sorted_distance(
     student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch others"]
 ) -> Float[Array, "*batch"]:
-    """Compute the sum of |sort p - sort q| of probabilities or measures; the smaller vocabulary is padded with 0."""
+    """Compute sum_i |sort(p)_i - sort(q)_i| for the teacher's p and the student's q, each sorted in descending order.
+
+    p and q are probabilities of tokens, or measures that need not sum to 1. The smaller vocabulary is padded with
+    zeros.
+    """
     classes = max(student.shape[-1], teacher.shape[-1])
 
     def ranked(x: Array) -> Array:
@@ -45,15 +48,19 @@ def sorted_distance(
 
 @losses.register
 def uld(teacher: int = 0, temperature: Scalar = 1.0) -> Term:
-    """Compute the distance of sorted probabilities to one teacher, with any vocabulary.
+    """Build the loss term sum_i |sort(p)_i - sort(q)_i|, for a teacher whose vocabulary may differ from the student's.
+
+    p and q are the teacher's and the student's softmax(logits / T), each sorted in descending order. The smaller
+    vocabulary is padded with zeros. With different tokenizers, p and q are probabilities of spans of text, see `align`.
 
     Args:
-        teacher: number of the teacher. Distributions over different tokens have no mean, so one teacher is chosen.
-        temperature: number or schedule, positive.
+        teacher: index of the teacher, in the order of the config. Only one teacher is used, because distributions over
+            different tokens cannot be averaged.
+        temperature: T, a positive number or a schedule over the training steps.
 
     Raises:
-        ValueError: the temperature is not positive. When applied: the teacher reads other tokens, and the batch does
-            not align them.
+        ValueError: the temperature is not positive; when the loss is computed, the teacher has another tokenizer, and
+            the batch does not hold the spans of both models' tokens.
     """
     schedule = require_positive("temperature", as_schedule(temperature))
 

@@ -1,1 +1,1 @@
-"""Find, check, load and convert pretrained checkpoints."""
+"""Locate, check, load, convert and export pretrained checkpoints: Hugging Face, GGUF, and old PyTorch files."""

@@ -1,4 +1,4 @@
-"""Check that a pretrained checkpoint fits a model, before any weight is read."""
+"""Check that a pretrained checkpoint fits a model, before its weights are read."""
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model
@@ -7,16 +7,17 @@ from jaxdistill.models.abstract import abstract_outputs
 
 
 def check_pretrained(model: Model, path: str, shapes: Shapes, *, complete: bool) -> None:
-    """Check that a pretrained checkpoint fits its model; a model without a checkpoint passes.
+    """Check names and shapes of the arrays in a model's pretrained checkpoint, without reading weights.
 
     Args:
-        model: the model, with its checkpoint in `Model.load`.
-        path: the config path of the model, for error messages.
-        shapes: shapes of a batch.
-        complete: require weights for every array, because the model is not trained in this run.
+        model: the model; nothing is checked if its `load` is None, because it has no checkpoint then.
+        path: config key of the model, such as `student.model`, for error messages.
+        shapes: shapes and dtypes of a batch, `{field: jax.ShapeDtypeStruct}`.
+        complete: require weights for every array of the model, including the head. Set it for a model that is not
+            trained in this run, because arrays without weights would keep their random initial values.
 
     Raises:
-        ConfigError: the checkpoint does not fit, or lacks weights although `complete` is set.
+        ConfigError: the checkpoint does not fit the model, or lacks weights although `complete` is set.
     """
     if model.load is None:
         return

@@ -1,6 +1,6 @@
-"""Describe the Hugging Face format of a model family: configs, weight names and layouts.
+"""Describe the Hugging Face format of a model family (BERT, CLIP, ...): configs, weight names and layouts.
 
-Each model file registers a `Family`. One loader and one exporter (`weights.py`) then serve all families.
+The file of each model family registers a `Family`. One loader and one exporter (`weights.py`) then serve all families.
 """
 
 import inspect
@@ -15,15 +15,16 @@ Layout = Literal["same", "linear", "conv"]
 
 
 class Rule(NamedTuple):
-    r"""The mapping from the arrays of a model to those of a checkpoint. A family's rules are tried in order.
+    r"""A rule that maps arrays of a model to arrays of a Hugging Face checkpoint; the first matching rule applies.
 
-    name: regex that matches the whole name of an array of the model, `r"blocks/(\d+)/up/kernel"`
-    stored_name: name in the checkpoint, with the groups of the match, `"encoder.layer.{0}.intermediate.dense.weight"`.
-        With `{layer}` the model's array stacks all layers along a leading axis, which `layout` and `axes` leave out
-    layout: "same"; "linear": [out, in] in the checkpoint and [in, out] in the model; "conv": [out, in, h, w] in the
-        checkpoint and [h, w, in, out] in the model
-    axes: the axis that each dimension of the MODEL's array belongs to, `("width", "ffn")`. A student can be cut along
-        these axes; "" is an axis that cannot be cut
+    name: regex that matches the whole name of an array of the model, such as `r"blocks/(\d+)/up/kernel"`
+    stored_name: name of the array in the checkpoint, such as `"encoder.layer.{0}.intermediate.dense.weight"`. The
+        groups of the regex replace `{0}`, `{1}`, ... If the name contains `{layer}`, the model's array stacks the
+        arrays of all layers along a leading axis; `layout` and `axes` then describe the array of one layer
+    layout: order of the dimensions. "same": as in the model; "linear": [out, in] in the checkpoint, [in, out] in the
+        model; "conv": [out, in, h, w] in the checkpoint, [h, w, in, out] in the model
+    axes: name for each dimension of the MODEL's array, such as `("width", "ffn")`. A smaller student is made by
+        removing or averaging the same units in all dimensions of one name. A dimension named "" keeps its size
     """
 
     name: str
@@ -33,18 +34,20 @@ class Rule(NamedTuple):
 
 
 class Family(NamedTuple):
-    r"""A model family and its Hugging Face format.
+    r"""A model family and the format of its Hugging Face checkpoints.
 
-    factory: `(**arguments) -> Model`, registered in `registry.models` too
-    model_types: values of `model_type` in the configs of this family
-    arguments: `(config) -> arguments` of the factory; raises ValueError for a setting that the model does not support
-    config: `(arguments) -> config` for transformers, with `model_type` and `architectures`
-    rules: `(arguments) -> rules`
-    prefix: regex of the prefix of the base model's weight names, `r"bert\."`; a checkpoint of the base model alone has
-        names without this prefix
-    fresh: regex of arrays of the model that a checkpoint may lack, because they belong to a task. They keep their
-        initial values
-    ignored: regex of weight names that are ignored: buffers, heads of other tasks
+    factory: the registered function that builds a model, `(**arguments) -> Model`
+    model_types: values of `model_type` in the Hugging Face configs of this family
+    arguments: `(config) -> arguments`, converts a Hugging Face config to arguments of the factory; raises ValueError
+        for a setting that the model does not support
+    config: `(arguments) -> config`, the inverse of `arguments`: a config with `model_type` and `architectures`
+    rules: `(arguments) -> rules`, the rules that map the arrays of the model to arrays of a checkpoint
+    prefix: regex of the prefix, such as `r"bert\."`, that weight names have in a checkpoint of a model with a head; in
+        a checkpoint of the base model, without a head, the names have no prefix
+    fresh: regex of the names of model arrays that a checkpoint may lack, such as the head of a new task; these arrays
+        keep their random initial values
+    ignored: regex of the checkpoint's names (with or without the prefix) that are not loaded: buffers, heads of other
+        tasks, ...
     """
 
     factory: Callable[..., Model]
@@ -61,42 +64,48 @@ PERMUTATIONS: dict[Layout, tuple[int, ...]] = {"linear": (1, 0), "conv": (2, 3, 
 
 
 def find_rule(rules: tuple[Rule, ...], name: str) -> tuple[Rule, tuple[str, ...]] | None:
-    """Return the first rule that matches the name of an array of the model, and the groups of the match."""
+    """Return the first rule whose regex matches the name of a model's array, and the groups of the match; or None."""
     for rule in rules:
         if match := re.fullmatch(rule.name, name):
             return rule, match.groups()
     return None
 
 
-def batch_norm(name: str, stored_name: str, axis: str = "") -> tuple[Rule, ...]:
-    """Return the rules of a batch normalisation with PyTorch's names; its `num_batches_tracked` is not used."""
+def batch_norm_rules(name: str, stored_name: str, axis: str = "") -> tuple[Rule, ...]:
+    """Return the rules that map scale, bias, mean and variance of a batch normalisation to PyTorch's names.
+
+    Args:
+        name: regex of the layer's name in the model.
+        stored_name: name of the layer in the checkpoint. PyTorch's array `num_batches_tracked` has no rule.
+        axis: name of the channel axis, see `Rule.axes`; "": a smaller student has the same number of channels.
+    """
     parts = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     return tuple(Rule(f"{name}/{part}", f"{stored_name}.{stored}", axes=(axis,)) for part, stored in parts.items())
 
 
 def num_classes(config: Mapping[str, Any], default: int = 2) -> int:
-    """Return the number of classes of a config.
+    """Return the number of classes in a Hugging Face config; `default` if the config does not contain it.
 
-    transformers writes the names of the labels (`id2label`) instead of their number; it uses 2 if both are missing.
+    transformers writes the names of the labels (`id2label`) instead of the number, and assumes 2 if both are missing.
     """
     return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", default)
 
 
 def label_names(count: int) -> dict[str, Any]:
-    """Return the config entries with the default label names of transformers."""
+    """Return the config settings `id2label` and `label2id` for `count` classes, named LABEL_0, LABEL_1, ..."""
     names = [f"LABEL_{number}" for number in range(count)]
     return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
 
-def require_settings(config: Mapping[str, Any], supported: Mapping[str, Collection[Any]]) -> None:
-    """Check that a config has only supported settings.
+def require_supported(config: Mapping[str, Any], supported: Mapping[str, Collection[Any]]) -> None:
+    """Check that the settings of a Hugging Face config have values that the model supports.
 
     Args:
-        config: the config; it may lack keys.
-        supported: the supported values of each key.
+        config: the config. A missing key is accepted.
+        supported: the supported values of each key that is checked.
 
     Raises:
-        ValueError: a setting is not supported; the message has key, value and supported values.
+        ValueError: a value is not supported; the message contains key, value and supported values.
     """
     for key, choices in supported.items():
         if key in config and config[key] not in choices:
@@ -105,7 +114,7 @@ def require_settings(config: Mapping[str, Any], supported: Mapping[str, Collecti
 
 
 def with_defaults(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a factory with its defaults filled in."""
+    """Return `arguments` together with the default values of the other arguments of `factory`."""
     bound = inspect.signature(factory).bind(**arguments)
     bound.apply_defaults()
     return dict(bound.arguments)
@@ -115,16 +124,16 @@ families: dict[str, Family] = {}
 
 
 def register(family: Family) -> Family:
-    """Register a family under its factory's name."""
+    """Add a model family to `families` under the name of its factory, such as "bert"; return the family."""
     families[family.factory.__name__] = family
     return family
 
 
 def family_name(config: Mapping[str, Any]) -> str:
-    """Return the name of the family of a config.
+    """Return the name of the family, such as "bert", that a Hugging Face config belongs to.
 
     Raises:
-        WeightsError: no family has its `model_type`; the message lists the known ones.
+        WeightsError: no family has the config's `model_type`; the message lists the known model types.
     """
     model_type = config.get("model_type")
     for name, family in families.items():

@@ -1,7 +1,7 @@
 """Read GGUF, llama.cpp's file format for quantised weights, as a Hugging Face checkpoint in float32.
 
-Names, config and the layout of rotary heads are converted to those of transformers. The package `gguf` dequantises one
-tensor at a time, and only the rows that are read.
+Names, config and the layout of rotary heads are converted to the conventions of transformers. The package `gguf`
+dequantises one tensor at a time, and only the rows that are needed.
 """
 
 import re
@@ -36,12 +36,15 @@ INTEGERS = ("I8", "I16", "I32", "I64")
 
 
 class Gguf:
-    """A decoder in a GGUF file, as a `Source`.
+    """A GGUF file of a decoder language model, opened as a checkpoint whose arrays are read on demand (a `Source`).
 
-    fields: the metadata of the file, unchanged, including those of the tokenizer
+    path: path of the file
+    fields: the metadata of the file by key, including the tokenizer
+    config: the metadata as a config in the format of transformers
+    arrays: shape and dtype of every array, by the array's name in transformers
 
     Raises:
-        WeightsError: not a GGUF file, a damaged file, an unknown architecture, or unsupported settings.
+        WeightsError: the file is not a GGUF file, is damaged, or has an unsupported architecture or setting.
     """
 
     def __init__(self, path: Path):
@@ -55,13 +58,14 @@ class Gguf:
         self.arrays = {name: ArrayInfo(tensor.shape, _dtype(tensor)) for name, tensor in self._tensors.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """Read a part of an array in float32.
+        """Read a part of an array, dequantised to float32.
 
-        Only the rows between the first and the last wanted row are read from the file, because a row consists of whole
-        blocks of quantised values. The wanted rows are dequantised, and the other axes are sliced afterwards.
+        A row (a slice along the first axis) consists of whole blocks of quantised values. Therefore only the rows from
+        the first to the last wanted row are read from the file, and only the wanted rows are dequantised. The other
+        axes are sliced afterwards.
 
         Args:
-            name: name of the array in transformers.
+            name: name of the array in transformers, a key of `arrays`.
             index: one slice per axis, or empty for the whole array.
         """
         from gguf import dequantize
@@ -83,10 +87,11 @@ class Gguf:
         return values[:, *index[1:]] if len(tensor.shape) > 1 else values[0][index]
 
     def _file_rows(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the index in the file of each row of an array, `[rows]`; a vector is one row.
+        """Return where the file stores each row of an array, `[rows]`: the index of the row in the file.
 
-        llama.cpp rotates neighbouring units of a Llama head, so its rows of queries and keys are interleaved
-        (`models/rotary.py`).
+        A vector is one row. For Llama models, llama.cpp rotates neighbouring units of a head, and transformers rotates
+        units at the distance of half a head (`models/rotary.py`). The file therefore has the rows of query and key
+        kernels in another order; all other rows have the same order.
         """
         rows = np.arange(shape[0] if len(shape) > 1 else 1)
         projection = re.search(r"self_attn\.([qk])_proj\.weight$", name)
@@ -97,7 +102,7 @@ class Gguf:
 
 
 def _dtype(tensor: TensorEntry) -> str:
-    """Return the dtype of an array after it is read."""
+    """Return the dtype that an array has after it is read: "float32", or an integer type such as "I32"."""
     return tensor.encoding.name if tensor.encoding.name in INTEGERS else "float32"
 
 
@@ -111,7 +116,7 @@ def _hf_name(name: str) -> str:
 
 
 def _config(path: str, fields: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> dict[str, Any]:
-    """Convert the metadata to a config in the format of transformers."""
+    """Convert the metadata of a GGUF file to a config in the format of transformers."""
     architecture = fields.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise WeightsError(

@@ -1,7 +1,7 @@
 """Read the header of a GGUF file: its metadata, and the location of each tensor.
 
 Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the package `gguf` is not used, because it
-keeps an array for each token of the vocabulary: 160 MB and 1.7 s for 49,152 tokens.
+makes a NumPy array for each token of the vocabulary, which takes 160 MB and 1.7 s for 49,152 tokens.
 """
 
 import math
@@ -31,12 +31,12 @@ STRING, ARRAY = 8, 9  # metadata types
 
 
 class TensorEntry(NamedTuple):
-    """The location and format of a tensor in the file.
+    """The location and format of a tensor in a GGUF file.
 
-    shape: slowest dimension first, as in NumPy
-    encoding: the quantisation of its values, a `gguf.GGMLQuantizationType`
-    offset: bytes from the start of the file
-    size: bytes
+    shape: shape of the tensor, slowest dimension first, as in NumPy
+    encoding: dtype or quantisation of the values, a `gguf.GGMLQuantizationType`
+    offset: distance in bytes from the start of the file to the first value
+    size: number of bytes of the values
     """
 
     shape: tuple[int, ...]
@@ -46,14 +46,18 @@ class TensorEntry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The contents of a header: the metadata by key, and the tensors by name."""
+    """The contents of a GGUF header.
+
+    fields: the metadata by key, such as `general.architecture`
+    tensors: location and format of every tensor, by its name in llama.cpp
+    """
 
     fields: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
 
 
 def read_header(path: Path) -> Header:
-    """Read the header, and check that every tensor lies inside the file.
+    """Read the header of the GGUF file at `path`, and check that every tensor lies inside the file.
 
     Raises:
         WeightsError: the file does not exist, is not GGUF, is truncated, or has an unknown encoding.
@@ -125,7 +129,7 @@ def _read(reader: _Reader) -> Header:
 
 
 def _read_entry(reader: _Reader) -> tuple[str, TensorEntry]:
-    """Read the name and the entry of one tensor. The entry's offset counts from the first tensor."""
+    """Read the name and the entry of one tensor. The offset in the entry counts from the start of the tensor data."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     name = reader.string()

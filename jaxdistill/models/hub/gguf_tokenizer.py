@@ -1,4 +1,4 @@
-"""Convert the tokenizer of a GGUF file to the package `tokenizers`: byte-level byte pair encoding, as in GPT-2."""
+"""Convert the tokenizer in a GGUF file to the package `tokenizers`: byte-level byte pair encoding, as in GPT-2."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,10 @@ CONTROL, USER_DEFINED = 3, 4  # types of tokens that do not result from merges
 
 
 def tokenizer(source: Gguf) -> Any:
-    """Build a `tokenizers.Tokenizer` with the vocabulary and merges of the file.
+    """Build a `tokenizers.Tokenizer` with the vocabulary, merges and special tokens of a GGUF file.
 
     Raises:
-        WeightsError: the file has no tokenizer, or one of an unsupported kind.
+        WeightsError: the file has no tokenizer, or a tokenizer of an unsupported kind.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
@@ -49,7 +49,12 @@ def tokenizer(source: Gguf) -> Any:
 
 
 def _pre_tokenizer(path: str, name: str | None) -> Any:
-    """Build the pre-tokenizer with llama.cpp's `name`. It splits a text into words before merges apply."""
+    """Build the pre-tokenizer, which splits a text into words before the merges are applied.
+
+    Args:
+        path: path of the GGUF file, for error messages.
+        name: name of the pre-tokenizer in llama.cpp, such as "qwen2".
+    """
     from tokenizers import Regex, pre_tokenizers
 
     byte_level = lambda split: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
@@ -65,10 +70,14 @@ def _pre_tokenizer(path: str, name: str | None) -> Any:
 
 
 def write_tokenizer(source: Gguf, folder: Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`, which transformers loads.
+    """Write the tokenizer of a GGUF file as `tokenizer.json` and `tokenizer_config.json`, which transformers loads.
+
+    Args:
+        source: the GGUF file.
+        folder: existing folder to write to.
 
     Raises:
-        WeightsError: see `tokenizer`.
+        WeightsError: the file has no tokenizer, or a tokenizer of an unsupported kind.
     """
     tokenizer(source).save(str(folder / "tokenizer.json"))
     fields, tokens = source.fields, source.fields["tokenizer.ggml.tokens"]

@@ -1,11 +1,17 @@
-"""Read the tokens of a reduced vocabulary, which `jaxdistill vocabulary` writes."""
+"""Read which tokens of a tokenizer a reduced vocabulary keeps; the command `jaxdistill vocabulary` writes it."""
 
 import json
 from pathlib import Path
 
 
 def read_kept_tokens(folder: str) -> tuple[tuple[int, ...], int]:
-    """Read the original ids of the kept tokens, and the size of the full vocabulary.
+    """Read which tokens a reduced vocabulary keeps, from the file `vocabulary.json` of `jaxdistill vocabulary`.
+
+    Args:
+        folder: folder that contains the file.
+
+    Returns:
+        The ids of the kept tokens in the full vocabulary, in increasing order, and the size of the full vocabulary.
 
     Raises:
         ValueError: the folder has no valid `vocabulary.json`.

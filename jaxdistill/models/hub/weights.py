@@ -1,9 +1,9 @@
-"""Load weights from a checkpoint into a model, and export them again, by the rules of a model family.
+"""Load weights from a checkpoint into a model, and export them again, by the rules of a model family (`family.Rule`).
 
-`plan` matches every array of the model with arrays of the checkpoint and checks names and shapes; nothing is read.
+`plan` matches every array of the model with arrays of the checkpoint and checks names and shapes; no weights are read.
 `load` then reads each array shard by shard: for a shard, the slices of the model's array are translated to slices of
-the stored array (by the transposition of its rule), so that a device reads only its own part of the file. An array
-that is cut is read whole, because averaged or selected units may lie anywhere.
+the stored array (the rule says how the dimensions are permuted), so that a device reads only its own part of the file.
+An array that is narrowed is read whole, because the units that are kept or averaged may lie anywhere.
 """
 
 import re
@@ -16,7 +16,7 @@ import numpy as np
 from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.types import Array, Variables
 from jaxdistill.models.hub.family import PERMUTATIONS, Family, Rule, find_rule
-from jaxdistill.models.hub.slice import Selection, cut, uncut_shape
+from jaxdistill.models.hub.slice import Selection, narrow, shape_before_narrowing
 from jaxdistill.models.hub.source import Source
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -25,11 +25,11 @@ MAX_PROBLEMS = 12  # in one error message
 
 
 class ArrayPlan(NamedTuple):
-    """The plan for loading one array of a model.
+    """The plan for loading one array of a model from a checkpoint.
 
-    rule: the rule that matches its name
-    stored_names: its name in the checkpoint; for a stack of layers, one name per layer
-    stacked: the array stacks all layers along a leading axis
+    rule: the rule that maps the name and layout of the model's array to the checkpoint
+    stored_names: name of the array in the checkpoint; one name per layer if `stacked`
+    stacked: the model's array stacks the stored arrays of all layers along a leading axis
     """
 
     rule: Rule
@@ -40,9 +40,11 @@ class ArrayPlan(NamedTuple):
 class Plan(NamedTuple):
     """The plan for loading all arrays of a model from a checkpoint, with names and shapes checked.
 
-    arrays: one plan per array, by its name in the model
-    fresh: arrays that are not loaded, because the checkpoint lacks them or has them for another number of classes
-    selections: the selection of each axis that is cut
+    arrays: one plan per array that is loaded, by the name of the array in the model
+    fresh: names of arrays that keep their initial values, because the checkpoint lacks them or has another number of
+        classes
+    selections: for each axis on which the model is smaller than the checkpoint, by name (such as "width"), the stored
+        units that each unit of the model replaces
     """
 
     arrays: dict[str, ArrayPlan]
@@ -60,18 +62,20 @@ def plan(
 ) -> Plan:
     """Match every array of a model with arrays of a checkpoint, without reading any values.
 
-    If the model has other classes than the checkpoint, its head is not loaded.
+    If the model has another number of classes than the checkpoint, the head is not loaded.
 
     Args:
         source: the checkpoint.
         family: the model's family.
-        arguments: arguments of the family's factory.
-        shapes: the model's variables as `jax.ShapeDtypeStruct`.
+        arguments: arguments of the family's factory, with which the model was built.
+        shapes: the model's variables, with a `jax.ShapeDtypeStruct` in place of each array.
         layers: numbers of the checkpoint's layers that the model keeps, in order; empty: all.
-        selections: the selection of each axis that is cut, by its name.
+        selections: for each axis on which the model is smaller than the checkpoint, by name (such as "width"), the
+            stored units that each unit of the model replaces; None: no such axis.
 
     Raises:
-        WeightsError: arrays are missing, surplus or of another shape; the message lists them.
+        WeightsError: arrays of the model are missing in the checkpoint or have another shape there, or the checkpoint
+            has arrays that the model does not use; the message lists the arrays.
     """
     rules, selections = family.rules(arguments), selections or {}
     other_classes = family.arguments(source.config).get("classes") != arguments.get("classes")
@@ -99,14 +103,26 @@ def _without_prefix(family: Family, name: str) -> str:
 
 
 def _is_base_model(source: Source, family: Family) -> bool:
-    """Return True if a checkpoint holds the base model alone, whose names have no prefix."""
+    """Return True if the checkpoint holds a base model without a head: no name has the family's prefix."""
     return not any(re.match(family.prefix, name) for name in source.arrays)
 
 
 def _plan_array(
     family: Family, rules: tuple[Rule, ...], name: str, shape: tuple[int, ...], layers: tuple[int, ...], bare: bool
 ) -> ArrayPlan:
-    """Plan the loading of one array; `bare` removes the family's prefix from its stored names."""
+    """Plan the loading of one array of the model.
+
+    Args:
+        family: the model's family.
+        rules: the rules of the family.
+        name: name of the array in the model.
+        shape: shape of the array in the model.
+        layers: numbers of the checkpoint's layers that the model keeps; empty: all.
+        bare: the names in the checkpoint lack the family's prefix.
+
+    Raises:
+        WeightsError: no rule matches the name.
+    """
     match = find_rule(rules, name)
     if match is None:
         raise WeightsError(f"the family {family.factory.__name__!r} has no rule for {name!r}; add one to its file")
@@ -124,9 +140,16 @@ def _plan_array(
 def _surplus(
     source: Source, family: Family, rules: tuple[Rule, ...], used: set[str], layers: tuple[int, ...]
 ) -> list[str]:
-    """List the arrays of a checkpoint that are not used and not ignored.
+    """Return one error message for each array of the checkpoint that is neither used by the model nor ignored.
 
-    If the model keeps only some layers, the arrays of all other layers are ignored too.
+    If the model keeps only some layers, the arrays of all other layers are ignored.
+
+    Args:
+        source: the checkpoint.
+        family: the model's family, whose `ignored` lists names that are ignored.
+        rules: the rules of the family.
+        used: names of the checkpoint's arrays that the model uses.
+        layers: numbers of the layers that the model keeps; empty: all.
     """
     escaped = (re.escape(_without_prefix(family, rule.stored_name)) for rule in rules if layers)
     other_layers = [re.sub(r"\\\{\w+\\\}", r"\\d+", pattern) for pattern in escaped]
@@ -138,9 +161,17 @@ def _surplus(
 def _misshapen(
     source: Source, name: str, array: ArrayPlan, shape: tuple[int, ...], selections: Mapping[str, Selection]
 ) -> list[str]:
-    """List the stored arrays whose shape or dtype does not fit."""
+    """Return one error message for each stored array whose shape or dtype does not fit the model's array.
+
+    Args:
+        source: the checkpoint.
+        name: name of the array in the model.
+        array: the plan for loading the array.
+        shape: shape of the array in the model.
+        selections: for each axis that is narrowed, by name, the units that are kept or averaged.
+    """
     model_shape = shape[1:] if array.stacked else shape
-    required = uncut_shape(model_shape, array.rule.axes, selections)
+    required = shape_before_narrowing(model_shape, array.rule.axes, selections)
     problems = []
     for stored_name in array.stored_names:
         info = source.arrays[stored_name]
@@ -155,17 +186,20 @@ def _misshapen(
 
 
 def _permutation(rule: Rule, dims: int) -> tuple[int, ...]:
-    """Return the permutation for which dimension i of the model's array is stored dimension `permutation[i]`."""
+    """Return, for each dimension of the model's array, the index of the corresponding stored dimension."""
     return PERMUTATIONS.get(rule.layout, tuple(range(dims))) if dims > 1 else tuple(range(dims))
 
 
 def load(source: Source, plan: Plan, abstract: Variables) -> Variables:
-    """Read every planned array directly into its shards, without those in `Plan.fresh`.
+    """Read every array of a plan from the checkpoint, shard by shard, directly to the devices that hold the shards.
 
     Args:
         source: the checkpoint.
-        plan: the plan for this checkpoint.
-        abstract: the model's variables as `jax.ShapeDtypeStruct`, with the sharding of each array.
+        plan: the plan that `plan()` made for this checkpoint.
+        abstract: the model's variables, with a `jax.ShapeDtypeStruct` (shape, dtype, sharding) in place of each array.
+
+    Returns:
+        The loaded variables, without the arrays in `Plan.fresh`.
     """
 
     def load_array(name: str, leaf: jax.ShapeDtypeStruct) -> Array:
@@ -185,33 +219,42 @@ def load(source: Source, plan: Plan, abstract: Variables) -> Variables:
 def _read(
     source: Source, array: ArrayPlan, shape: tuple[int, ...], index: Index, selections: Mapping[str, Selection]
 ) -> np.ndarray:
-    """Read a part of the model's array: read the stored arrays, then transpose, cut and stack them."""
+    """Read a part of one array of the model: read the stored arrays, transpose and narrow each, and stack them.
+
+    Args:
+        source: the checkpoint.
+        array: the plan for loading the array.
+        shape: shape of the whole array in the model.
+        index: the part, one slice per dimension of the model's array.
+        selections: for each axis that is narrowed, by name, the units that are kept or averaged.
+    """
     names, index = (array.stored_names[index[0]], index[1:]) if array.stacked else (array.stored_names, index)
     layers = [_read_one(source, array.rule, name, index, selections) for name in names]
     return np.stack(layers) if array.stacked else layers[0]
 
 
 def _read_one(source: Source, rule: Rule, name: str, index: Index, selections: Mapping[str, Selection]) -> np.ndarray:
-    """Read a part of one stored array in the layout of the model."""
+    """Read one stored array, and return the part `index`, with the dimensions in the order of the model."""
     permutation = _permutation(rule, len(source.arrays[name].shape))
     if any(axis in selections for axis in rule.axes):  # averaged or selected units may lie anywhere
         full = source.read(name, (slice(None),) * len(permutation)).transpose(permutation)
-        return cut(np.asarray(full, np.float32), rule, selections)[index]
+        return narrow(np.asarray(full, np.float32), rule, selections)[index]
     stored_index = [slice(None)] * len(permutation)
     for dim, stored_dim in enumerate(permutation):
         stored_index[stored_dim] = index[dim]
     return source.read(name, tuple(stored_index)).transpose(permutation)
 
 
-def dump(family: Family, arguments: Mapping[str, Any], variables: Variables) -> dict[str, np.ndarray]:
-    """Convert a model's arrays to the names and layouts of the checkpoint format; the inverse of `load`.
-
-    The dtype of the arrays is kept.
+def export_arrays(family: Family, arguments: Mapping[str, Any], variables: Variables) -> dict[str, np.ndarray]:
+    """Convert a model's arrays to the names and layouts of the Hugging Face checkpoint; the inverse of `load`.
 
     Args:
         family: the model's family.
-        arguments: arguments of the family's factory.
+        arguments: arguments of the family's factory, with which the model was built.
         variables: the model's variables.
+
+    Returns:
+        The arrays by their name in the checkpoint, with unchanged dtypes. Nothing is written.
     """
     rules, stored_arrays = family.rules(arguments), {}
     for name, value in {**variables.params, **variables.state}.items():

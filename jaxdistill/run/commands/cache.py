@@ -33,15 +33,15 @@ from jaxdistill.data.store import (
     write_manifest,
     write_shard,
 )
-from jaxdistill.data.stream import Batches, Rows, evaluation_batches, stream_id
+from jaxdistill.data.stream import Batches, RowNumbers, evaluation_batches, stream_id
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.models.hub.check import check_pretrained
-from jaxdistill.parallel.compile import jit_evaluate, local_rows
+from jaxdistill.parallel.compile import jit_evaluate, local_row_numbers
 from jaxdistill.run import subset
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import Resolved, resolve
-from jaxdistill.teachers.cache import KEY, identity, parse_encoding, rows_needed, store_folder, stream_encoding
+from jaxdistill.teachers.cache import KEY, entries_needed, identity, parse_encoding, store_folder, stream_encoding
 from jaxdistill.teachers.codec import encoded_fields, encoded_forward
 from jaxdistill.teachers.load import load
 
@@ -50,10 +50,17 @@ SHARD_BYTES = 2**26  # approximate limit: a shard is collected in memory, and an
 
 
 def write(config: Config, console: Console) -> None:
-    """Write the outputs of all teachers of a config that have a cache.
+    """Compute the outputs of teachers on all training and test examples of a config, and write them to disk.
+
+    This is done for each teacher that sets the config key `teachers.NAME.cache`, in the folder and format that the key
+    gives. Outputs that are already on disk are kept.
+
+    Args:
+        config: a complete config, from `jaxdistill.make` or `jaxdistill.load`.
+        console: where progress is printed.
 
     Raises:
-        ConfigError: the config, the data or a teacher is not usable.
+        ConfigError: the config is wrong, no teacher sets the key, or the data or a teacher cannot be used.
     """
     if jax.process_count() > 1:
         raise ConfigError("distributed", "a cache is written by one process; set distributed.processes=1.")
@@ -69,7 +76,7 @@ def write(config: Config, console: Console) -> None:
 
 
 class _Writer:
-    """Writes the outputs of one teacher to its stores, one store for each stream."""
+    """Writes the outputs of one teacher to disk: one store (folder of shards) for each source of batches (stream)."""
 
     def __init__(self, resolved: Resolved, name: str):
         self.data, self.steps, config = resolved.data, resolved.config.steps, resolved.config
@@ -93,9 +100,15 @@ class _Writer:
         self.encode = {name: jit_evaluate(forward, self.variables, teacher.mesh) for name, forward in forwards.items()}
 
     def write(self, stream: str, records: Records, console: Console) -> None:
-        """Write the missing shards of a stream's store."""
+        """Compute teacher outputs for one stream (named source of batches), and write those that are not yet on disk.
+
+        Args:
+            stream: name of the stream, such as "train"; "test" for the test examples.
+            records: the examples of the stream.
+            console: where progress is printed.
+        """
         size, folder = self.data.with_test[stream].batch_size, store_folder(self.encoding, stream)
-        rows = rows_needed(self.data, stream, self.steps)
+        rows = entries_needed(self.data, stream, self.steps)
         about = {
             "identity": self.identities[stream],
             "classes": self.classes,
@@ -120,7 +133,7 @@ class _Writer:
         console.print(f"{self.teacher.name:>12}  {stream}: {rows} rows in {folder}")
 
     def _cost(self, folder: Path) -> dict[str, Any]:
-        """Return the cost of the teacher for the table; an interrupted cache keeps its first measurement of latency."""
+        """Return the teacher's parameters, FLOPs and latency; a resumed cache keeps the values that it began with."""
         try:
             return read_manifest(folder).about["cost"]
         except StoreError:
@@ -129,20 +142,32 @@ class _Writer:
     def _shard(self, stream: str, records: Records, size: int, part: slice, advance: Any) -> dict[str, np.ndarray]:
         columns: dict[str, list[np.ndarray]] = {name: [] for name in self.fields[stream]}
         count = part.stop - part.start
-        for batch in _batches(self.data, stream, records, part, local_rows(self.teacher.mesh, size)):
+        for batch in _batches(self.data, stream, records, part, local_row_numbers(self.teacher.mesh, size)):
             for name, x in jax.device_get(self.encode[stream](batch)).items():
                 columns[name].append(x)
             advance(min(size, count))
         return {name: np.concatenate(parts)[:count] for name, parts in columns.items()}
 
 
-def _batches(data: Pipeline, name: str, records: Records, part: slice, rows: Rows) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the batches of a shard: records in order, or with random augmentation the batches of the run."""
+def _batches(
+    data: Pipeline, name: str, records: Records, part: slice, rows: RowNumbers
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the batches of a shard: examples in the order of the data set, or exactly those that a run will train on.
+
+    The outputs for randomly augmented examples belong to one batch of a run, so that the order of the run is needed.
+
+    Args:
+        data: data pipeline of the run.
+        name: name of the source of batches (stream), such as "train".
+        records: the stream's examples.
+        part: the rows of the shard: numbers of examples, or of rows counted from the start of the run.
+        rows: the rows of a batch that this process computes.
+    """
     stream = data.with_test[name]
     size, transforms = stream.batch_size, stream.transforms
-    if stream.draws:
+    if stream.is_random:
         seed = data.seed + stream_id(name)
-        chosen = subset.chosen(data, records) if name == "train" else None
+        chosen = subset.choose_records(data, records) if name == "train" else None
         batches_of_run = Batches(records, batch_size=size, seed=seed, transforms=transforms, rows=rows, chosen=chosen)
         yield from (batches_of_run[number] for number in range(part.start // size, -(-part.stop // size)))
         return
@@ -151,11 +176,15 @@ def _batches(data: Pipeline, name: str, records: Records, part: slice, rows: Row
 
 
 def _shard_rows(fields: Fields, size: int) -> int:
-    """Return the rows of a shard, a multiple of the batch `size`; a row of a language model can take megabytes."""
+    """Return the number of rows in a shard: up to `SHARD` or about `SHARD_BYTES`, in whole batches of `size` rows."""
     row = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in fields.values())
     return -(-min(SHARD, max(1, SHARD_BYTES // row)) // size) * size
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command `jaxdistill cache`, which writes teacher outputs to disk, and return its exit code.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
     return cli.run_command(cli.parser("cache", __doc__), argv, lambda options, config: write(config, Console()))

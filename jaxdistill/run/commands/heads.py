@@ -31,15 +31,19 @@ ROWS = 32  # rows of a batch; the result does not depend on it
 
 
 def importance(config: Config, name: str, records: int) -> np.ndarray:
-    """Compute the importance of every head of a teacher, `[layers, heads]`.
+    """Compute the importance of every attention head of a teacher, `[layers, heads]`, from 0 to 1.
+
+    A factor m multiplies the output of each head. With the cross-entropy L of an example, the importance of the head is
+    `mean over examples of abs(dL/dm)` at m = 1. It is divided by the L2 norm over the heads of the layer. Finally, all
+    values x are normalised to `(x - min(x)) / (max(x) - min(x))`.
 
     Args:
-        config: a complete config.
-        name: name of the teacher.
-        records: number of training records to measure on.
+        config: a complete config, from `jaxdistill.make` or `jaxdistill.load`.
+        name: name of the teacher in the config.
+        records: number of training examples to average over.
 
     Raises:
-        ConfigError: the config, the data or the teacher is not usable.
+        ConfigError: the config is wrong, or the data or the teacher cannot be used.
     """
     resolved = resolve(config, jax.devices())
     teacher, data = resolved.live_teacher(name, alone=True), resolved.data
@@ -58,7 +62,7 @@ def importance(config: Config, name: str, records: int) -> np.ndarray:
 
 
 def _batches(data: Pipeline, count: int) -> Iterator[Batch]:
-    """Yield the first records of the run, in training order, each once, without random transforms."""
+    """Yield the first `count` training examples of a run in batches, in training order, without random transforms."""
     stream = data.streams["train"]
     deterministic, records = [each for each in stream.transforms if each.draws == 0], data.open(stream)
     batches = Batches(records, batch_size=ROWS, seed=data.seed, transforms=deterministic, rows=slice(None))
@@ -70,7 +74,11 @@ def _batches(data: Pipeline, count: int) -> Iterator[Batch]:
 
 
 def importance_table(scores: np.ndarray) -> Table:
-    """Make a table of the importance, `[layers, heads]`, with a row for each layer and a column for each head."""
+    """Format the importance of attention heads as a table for the console: a row per layer, a column per head.
+
+    Args:
+        scores: importance of the heads, `[layers, heads]`.
+    """
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
     for title in ("layer", *map(str, range(scores.shape[1]))):
         table.add_column(title, justify="right", no_wrap=True)
@@ -80,7 +88,12 @@ def importance_table(scores: np.ndarray) -> Table:
 
 
 def run(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command `jaxdistill heads`, which ranks a teacher's attention heads, and return its exit code.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+        console: where the table is printed; None: standard output.
+    """
     parser = cli.parser("heads", __doc__)
     parser.add_argument("--teacher", default="", metavar="NAME", help="name of the teacher; default: the first")
     parser.add_argument("--top", default=8, metavar="N", type=int, help="number of heads in the printed term; 8")

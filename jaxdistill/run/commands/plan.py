@@ -44,7 +44,13 @@ exit codes: 0 the step fits; 1 it does not fit; 2 an error in the config
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command `jaxdistill plan`, which compiles a training step for given devices, and return its exit code.
+
+    Exit codes: 0 the step fits into the memory of the devices; 1 it does not fit; 2 the config is wrong.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
     parser = cli.parser("plan", __doc__, EPILOG)
     parser.add_argument(
         "--topology",

@@ -45,7 +45,19 @@ from jaxdistill.run.workdir import locked
 
 
 def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, str]:
-    """Train the teachers that the arms share and cache their outputs, each once; return their checkpoints by name."""
+    """Train the teachers that all arms of a study share; teachers that are already trained are not trained again.
+
+    A study compares variants of a config, called arms. If `study.cached` is set, the outputs of all teachers of the
+    study are then written to disk.
+
+    Args:
+        study: a base config and its variants (arms).
+        workdir: folder of the study; the teachers are kept in it.
+        console: where progress is printed.
+
+    Returns:
+        The checkpoint folder of each shared teacher, by teacher name.
+    """
     checkpoints: dict[str, str] = {}
     for name, config in study.teachers.items():
         ready = differ(config, teachers=with_checkpoints(config, checkpoints))
@@ -64,7 +76,10 @@ def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, s
 
 
 def run_one(run: Run, console: Console) -> None:
-    """Execute one run. If its loss is not finite, print this and leave the run out of the study."""
+    """Execute one run of a study, and print the student's accuracy.
+
+    If a loss becomes NaN or infinite, the error is printed instead of raised, and the run is missing in the results.
+    """
     try:
         rows = run_or_resume(run.config, run.folder)
         (accuracy,) = (100 * row["accuracy"] for row in rows if row["name"] == "student")
@@ -74,7 +89,10 @@ def run_one(run: Run, console: Console) -> None:
 
 
 def run_all(unfinished: Sequence[Run], console: Console) -> None:
-    """Execute runs one after the other, and print the progress and the remaining time."""
+    """Execute the unfinished runs of a study one after the other.
+
+    After each run, print how many runs are done, and an estimate of the time for the remaining runs.
+    """
     start = time.perf_counter()
     for done, run in enumerate(unfinished, 1):
         run_one(run, console)
@@ -90,7 +108,19 @@ def _check(study: Study) -> None:
 
 
 def run_study(study: Study, workdir: Path, seeds: int, console: Console) -> list[pages.Line]:
-    """Execute the unfinished runs; write `study.json`, table, figure and page; return the lines of the table."""
+    """Execute all unfinished runs of a study, and compare its arms (variants of the base config) over several seeds.
+
+    Writes `study.json`, a table, a figure and an HTML page to the workdir.
+
+    Args:
+        study: a base config and its variants (arms).
+        workdir: folder of the study, for all runs and results.
+        seeds: number of runs for each arm, with seeds 0, 1, ...
+        console: where progress and the table are printed.
+
+    Returns:
+        The lines of the table, one for each arm.
+    """
     _check(study)
     with locked(workdir):
         _check_workdir(study, workdir)
@@ -108,7 +138,7 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console) -> list
 
 
 def _check_workdir(study: Study, workdir: Path) -> None:
-    """Check that a workdir holds no other study; new arms may be added to a study."""
+    """Check that a workdir holds no other study; the same study may have new arms (variants)."""
     if (workdir / "study.json").is_file():
         removed = sorted(set(pages.read(workdir)["runs"]) - set(expand(study)))
         if removed:
@@ -117,7 +147,15 @@ def _check_workdir(study: Study, workdir: Path) -> None:
 
 
 def study_results(study: Study, all_runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the content of study.json: the measures of every finished run, and their provenance."""
+    """Return the content of study.json: the results of a study, with the config, command and software versions.
+
+    The results are the study's measures, such as accuracy, of every finished run: by arm (variant of the base config),
+    seed and name of the measure.
+
+    Args:
+        study: a base config and its variants (arms).
+        all_runs: all runs of the study; unfinished runs are left out.
+    """
     measured: dict[str, dict[int, dict[str, float]]] = {run.arm: {} for run in all_runs}
     provenance = {}
     for run in all_runs:
@@ -128,13 +166,27 @@ def study_results(study: Study, all_runs: Sequence[Run]) -> dict[str, Any]:
             measured[run.arm][run.seed] = {measure.key: measure.scale * values[measure.key] for measure in present}
             provenance = {key: value for key, value in results["provenance"].items() if key not in ("seed", "command")}
     about = {"name": study.name, "question": study.question, "baseline": study.baseline, "measures": study.measures}
-    return {**about, "runs": measured, "config": study.base.to_dict(), "provenance": provenance}
+    return {
+        **about,
+        "command": study.command_line,
+        "runs": measured,
+        "config": study.base.to_dict(),
+        "provenance": provenance,
+    }
 
 
-def script(study: Study, arguments: Sequence[str], count: int) -> str:
-    """Return a shell script that submits the teachers, then all runs as a job array, then the table and the page."""
-    module = "jaxdistill.main sweep" if study.name == "sweep" else f"experiments.{study.name}"
-    command = f"python -m {module} {shlex.join(arguments)}".strip()
+def slurm_script(study: Study, workdir: Path, seeds: int) -> str:
+    """Return a shell script that submits a study to the Slurm scheduler as three jobs, one after the other.
+
+    The first job trains the teachers. The second is an array with a job for each run. The third writes the report.
+
+    Args:
+        study: a base config and its variants (arms).
+        workdir: folder of the study.
+        seeds: number of runs for each arm (variant of the base config).
+    """
+    command = f"{study.command_line} {shlex.join(['--workdir', str(workdir), '--seeds', str(seeds)])}"
+    count = len(expand(study)) * seeds
     wrapped = lambda options: f"--wrap {shlex.quote(f'{command} {options}'.strip())}"
     return f"""#!/bin/bash
 # Usage, with any options of sbatch: bash FILE --partition=gpu --time=1:00:00
@@ -147,7 +199,12 @@ submit "$@" --dependency=afterany:"$runs" {wrapped("")}
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Make the parser of the options that every study has."""
+    """Make an argument parser with the options that every study has: --workdir, --seeds, --run and --slurm.
+
+    Args:
+        name: name of the study; the default workdir (folder of the study) is `runs/NAME`.
+        doc: description of the study in `--help`.
+    """
     study_parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     workdir = "folder of the study; finished runs there are not repeated; default %(default)s"
     study_parser.add_argument("--workdir", default=Path("runs", name), type=Path, help=workdir)
@@ -159,19 +216,19 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return study_parser
 
 
-def execute(study: Study, options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Execute a command line: the whole study, one run, the teachers, or print the Slurm script.
+def execute(study: Study, options: argparse.Namespace) -> None:
+    """Do what the command line of a study asks: run the whole study, run a part of it, or print a script for Slurm.
+
+    A part is a single run, or the training of the teachers.
 
     Args:
-        study: the study.
-        options: the options that `parser` parsed.
-        arguments: the command line, which the Slurm script repeats.
+        study: a base config and its variants (arms).
+        options: parsed command line, from the parser that `parser` makes.
     """
     console = Console()
     _check(study)
     if options.slurm:
-        count = len(expand(study)) * options.seeds
-        sys.stdout.write(script(study, [argument for argument in arguments if argument != "--slurm"], count))
+        sys.stdout.write(slurm_script(study, options.workdir, options.seeds))
     elif not options.run:
         run_study(study, options.workdir, options.seeds, console)
     else:
@@ -185,7 +242,11 @@ def execute(study: Study, options: argparse.Namespace, arguments: Sequence[str])
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Exit with 0 if done, or stopped and saved; 2 for an error in the study; 4 without a usable checkpoint."""
+    """Return a context manager that prints the errors of a study as one line, and exits with a code.
+
+    Exit codes: 2 a config of the study is wrong; 4 no checkpoint of a run can be used. If SIGTERM or Ctrl-C stops the
+    study, this is printed too, and the context ends without an error (exit code 0), because the study can be resumed.
+    """
 
     def stop(number: int, frame: Any) -> None:
         raise Stopped(f"{signal.Signals(number).name} received between two runs")
@@ -204,22 +265,28 @@ def exit_codes() -> Iterator[None]:
 
 
 def main(study: Study, doc: str | None, prepare: Callable[[Console], None] | None = None) -> None:
-    """Run the command line of a study module.
+    """Run a study as the main program of a module, such as `python -m experiments.NAME`, and read the command line.
 
     Args:
-        study: the study.
+        study: a base config and its variants (arms).
         doc: docstring of the module, shown by `--help`.
-        prepare: writes what the runs need, such as caches, before the first one.
+        prepare: function `(console) -> None`, called first, which writes files that the runs need, such as caches.
     """
     options = parser(study.name, doc).parse_args()
     with exit_codes():
         if prepare is not None:
             prepare(Console())
-        execute(study, options, sys.argv[1:])
+        execute(study, options)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command `jaxdistill sweep`, which compares values of config keys over several seeds, and return 0.
+
+    An error ends the process with exit code 2 or 4; see `exit_codes`.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
     sweep_parser = parser("sweep", __doc__)
     sweep_parser.prog = "jaxdistill sweep"
     sweep_parser.add_argument("--config", required=True, help="a Python file with get_config(), or a config.json")
@@ -229,6 +296,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     with exit_codes():
         baseline = " | ".join(texts[0] for texts in axes.values())
         base: Config = override(load(options.config), parse_changes(changes))
-        study = Study("sweep", f"What is the effect of {' and '.join(axes)}?", base, axes, baseline)
-        execute(study, options, sys.argv[1:])
+        question = f"What is the effect of {' and '.join(axes)}?"
+        axis_words = [word for axis in options.axis for word in ("--axis", *axis)]
+        command = ("python", "-m", "jaxdistill.main", "sweep", "--config", options.config, *axis_words, *changes)
+        execute(Study("sweep", question, base, axes, baseline, command=command), options)
     return 0

@@ -41,16 +41,17 @@ from jaxdistill.teachers.teacher import Teacher
 
 
 class Settings(NamedTuple):
-    """The settings of text generation.
+    """The settings with which a teacher generates texts, as answers to prompts.
 
     teacher: name of the teacher in the config
-    rows: number of answers; answers that do not match `--form` are discarded
-    part: number of answers in a batch, and in a file
-    length: largest number of tokens of a prompt; a longer real text is cut at its end
+    rows: number of answers to generate; answers that do not match the regular expression `--form` are then discarded
+    part: number of answers that are generated as one batch, and written to one file
+    length: largest number of tokens of a prompt; if a prompt is longer, the real text inside it is cut at its end
     steps: largest number of tokens of an answer
-    temperature, top_p: see `generate`
+    temperature: temperature of sampling; 0 takes the most likely token
+    top_p: sample from the smallest set of most likely tokens whose total probability is at least this number
     stop: a token that ends an answer, such as `<|endoftext|>`; empty: none
-    field: field of the records with the real texts
+    field: name of the text field in the examples of the data set, whose texts are inserted into the prompts
     """
 
     teacher: str
@@ -77,17 +78,19 @@ HELP = {
 
 
 def synthesize(config: Config, out: Path, template: PromptTemplate, settings: Settings, console: Console) -> None:
-    """Write texts that a config's teacher generates.
+    """Generate texts with a teacher of a config, and write them to a folder as a data set.
+
+    If the folder holds a part of the same data set, only the missing texts are generated.
 
     Args:
-        config: a complete config.
-        out: folder of the data set.
-        template: the prompt, and the format of a record.
+        config: a complete config, from `jaxdistill.make` or `jaxdistill.load`.
+        out: folder of the new data set.
+        template: the prompt, and the regular expression that turns an answer of the teacher into an example.
         settings: settings of text generation.
         console: where progress is printed.
 
     Raises:
-        ConfigError: the config, data, teacher or settings are not usable; raised before any compilation.
+        ConfigError: the config or the settings are wrong, or the data or the teacher cannot be used.
     """
     _check(config, template, settings)
     resolved = resolve(config, jax.devices())
@@ -137,7 +140,7 @@ def _check(config: Config, template: PromptTemplate, settings: Settings) -> None
 
 
 def _tokenizer(data: Pipeline, teacher: Teacher) -> Path:
-    """Return the tokenizer file of the teacher."""
+    """Return the path of the teacher's tokenizer.json."""
     tokenization = data.tokenization
     assert tokenization is not None  # checked in `_check`
     return tokenization.others.get(teacher.prefix, tokenization.file)
@@ -149,12 +152,22 @@ def _texts(data: Pipeline, stream: Stream, field: str) -> list[str]:
 
 
 def _prompt_texts(data: Pipeline, template: PromptTemplate, settings: Settings) -> list[str]:
-    """Return the real texts that replace `{text}` in the prompt, one after the other."""
+    """Return the training texts that replace `{text}` in the prompt, in order; `[""]` for a prompt without `{text}`."""
     return _texts(data, data.streams["train"], settings.field) if PLACEHOLDER in template.template else [""]
 
 
 def _encoded_prompt(tokenizer: Any, template: PromptTemplate, text: str, length: int) -> list[int]:
-    """Encode a prompt with a real text, which is cut at its end if the prompt has more than `length` tokens."""
+    """Return the tokens of a prompt that contains a real text.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        template: the prompt with a place for the text.
+        text: the real text, which is cut at its end if the prompt would have more than `length` tokens.
+        length: largest number of tokens.
+
+    Raises:
+        ConfigError: the prompt has no tokens, or too many without any text.
+    """
     encode = functools.partial(tokenizer.encode, add_special_tokens=False)
     excess = len(encode(template.prompt(text)).ids) - length
     if excess > 0:
@@ -169,7 +182,15 @@ def _encoded_prompt(tokenizer: Any, template: PromptTemplate, text: str, length:
 
 
 def _compiled_generator(teacher: Teacher, settings: Settings, stop: tuple[int, ...]) -> Callable[..., list[list[int]]]:
-    """Return a function `(prompts, key) -> tokens of the answers`, which compiles at its first call.
+    """Return a function that generates the answers to a batch of prompts, and is compiled at its first call.
+
+    Args:
+        teacher: a teacher that runs its network.
+        settings: settings of text generation.
+        stop: numbers of the tokens that end an answer; empty: none.
+
+    Returns:
+        `(prompts, PRNG key) -> answers`; a prompt and an answer are lists of token numbers.
 
     Raises:
         ConfigError: the teacher cannot generate text, or not so many tokens, or has no weights.
@@ -206,7 +227,11 @@ def _compiled_generator(teacher: Teacher, settings: Settings, stop: tuple[int, .
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command `jaxdistill synthesize`, which generates a data set with a teacher, and return its exit code.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
     parser = cli.parser("synthesize", __doc__)
     parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="folder for the data set")
     parser.add_argument("--teacher", required=True, metavar="NAME", help="name of a teacher that generates text")

@@ -23,7 +23,7 @@ all config keys, with their defaults:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Make the parser of the command."""
+    """Make the argument parser of `jaxdistill train`; its `--help` lists all config keys with their defaults."""
     keys = "\n".join(
         f"  --config.{path}={default}\n        {doc}" if default else f"\n  {path}: {doc}"
         for path, default, doc in describe()
@@ -36,7 +36,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command `jaxdistill train`, which trains and evaluates the models of a config, and return its exit code.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
 
     def work(options: argparse.Namespace, config: Config) -> int:
         from jaxdistill.run.launch import launch  # imports JAX, after the arguments and the config are checked

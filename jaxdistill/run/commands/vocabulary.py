@@ -23,11 +23,21 @@ from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import resolve
 
 
-def cut(config: Config, out: Path, most: int) -> str:
-    """Write the vocabulary of a config's training texts and return a sentence about the result.
+def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
+    """Write a smaller tokenizer, which keeps the tokens that occur in the training texts of a config.
+
+    Special tokens and single characters are kept too.
+
+    Args:
+        config: a complete config, with a tokenizer in the key `data.tokens`.
+        folder: where tokenizer.json and the list of the kept tokens are written.
+        max_tokens: largest number of tokens to keep, the most frequent first; 0: all that occur.
+
+    Returns:
+        A sentence with the number of tokens that were kept.
 
     Raises:
-        ConfigError: the config has no tokenizer, or its data cannot be read.
+        ConfigError: the config has no tokenizer, its data cannot be read, or the tokenizer cannot be reduced.
     """
     data = resolve(config, jax.devices()).data
     tokenization = data.tokenization
@@ -40,20 +50,24 @@ def cut(config: Config, out: Path, most: int) -> str:
         columns.append(rows["input_ids"])
         size = records.vocabulary or 0
     try:
-        ids = select_tokens(tokenizer, count_tokens(columns, size), most)
+        ids = select_tokens(tokenizer, count_tokens(columns, size), max_tokens)
     except ValueError as error:
         raise ConfigError("data.tokens", f"{error}.") from None
-    write(out, tokenizer, ids, size)
-    return f"kept {len(ids)} of {size} tokens in {out}"
+    write(folder, tokenizer, ids, size)
+    return f"kept {len(ids)} of {size} tokens in {folder}"
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command `jaxdistill vocabulary`, which writes a smaller tokenizer, and return its exit code.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
     parser = cli.parser("vocabulary", __doc__)
     parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="folder for the reduced vocabulary")
     parser.add_argument("--most", default=0, metavar="N", type=int, help="keep at most N tokens; 0: all that occur")
 
     def work(options: argparse.Namespace, config: Config) -> None:
-        sys.stdout.write(cut(config, options.out, options.most) + "\n")
+        sys.stdout.write(reduce_vocabulary(config, options.out, options.most) + "\n")
 
     return cli.run_command(parser, argv, work)

@@ -1,6 +1,7 @@
-"""Compile the training step of a config ahead of time, with the same parts and engine as a run.
+"""Compile the training step of a config ahead of time, for devices that this machine need not have.
 
-No weights are read and no array of a model's size is allocated: all values are shapes with shardings.
+The program is the one that a run would execute. No weights are read and no array of a model's size is allocated: all
+values are shapes with shardings.
 """
 
 import math
@@ -16,37 +17,41 @@ from jaxdistill.core.types import PyTree, Variables
 from jaxdistill.evaluation.flops import Flops, flops
 from jaxdistill.parallel.compile import Engine
 from jaxdistill.run.config import Config
-from jaxdistill.run.plan.device import Device, device
+from jaxdistill.run.plan.device import DeviceWork, device_work
 from jaxdistill.run.plan.topology import Topology
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.train import References, make_engine
 
 
 class Plan(NamedTuple):
-    """The properties of a compiled training step, which is not run.
+    """The memory, work and compilation time of a training step that was compiled but not run.
 
-    mesh: sizes of the mesh, by axis
-    tokens: tokens (or rows) of a step
-    held: bytes on each device for values that stay between steps, by kind
-    temporaries: bytes on each device during a step; None: the step does not fit
-    device: the work of one device in a step; None: the step does not fit
+    mesh: sizes of the device mesh, by axis
+    tokens: tokens (or examples, if the data are not text) in the global batch
+    held: bytes on each device for arrays that are kept from step to step, by kind: "student", "optimiser", ...
+    temporaries: bytes on each device for arrays that exist only within a step; None: the step does not fit into memory
+    device: FLOPs and collectives of one device in a step; None: the step does not fit into memory
     flops: FLOPs of a step over all devices; work that several devices repeat is counted once
-    seconds: time of tracing and compiling, and their processor time
-    why: the reason why the step does not fit; empty: it fits
+    seconds: wall time of "trace" and of "compile", and processor time of both together ("of the processors")
+    why: the reason why the step does not fit into memory; empty: it fits
     """
 
     mesh: dict[str, int]
     tokens: int
     held: dict[str, int]
     temporaries: int | None
-    device: Device | None
+    device: DeviceWork | None
     flops: Flops
     seconds: dict[str, float]
     why: str
 
 
 def plan(config: Config, topology: Topology) -> Plan:
-    """Compile the student's training step for a topology.
+    """Compile the student's training step for given devices, and return its memory, work and compilation time.
+
+    Args:
+        config: a complete config.
+        topology: the devices to compile for, such as a TPU slice that this machine does not have.
 
     Raises:
         ConfigError: the config breaks a rule; raised before any compilation.
@@ -62,7 +67,7 @@ def plan(config: Config, topology: Topology) -> Plan:
         compiled = traced.lower().compile()
         memory = compiled.memory_analysis()
         results["temporaries"] = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        results["device"] = device(compiled.as_text(), mesh.size)
+        results["device"] = device_work(compiled.as_text(), mesh.size)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -72,7 +77,16 @@ def plan(config: Config, topology: Topology) -> Plan:
 
 
 def prepare(config: Config, topology: Topology) -> tuple[Engine, tuple[Variables, ...], Mesh, int]:
-    """Return the engine, the teachers' variables as shapes, the mesh, and the number of tokens (or rows) of a step."""
+    """Prepare the student's training step for compilation, with shapes in place of arrays.
+
+    Args:
+        config: a complete config.
+        topology: the devices to compile for.
+
+    Returns:
+        `(engine, teachers, mesh, tokens)`: the training step with its shardings; the shapes of the teachers' variables;
+        the device mesh; and the number of tokens (or examples, if the data are not text) in the global batch.
+    """
     _check(config, topology)
     resolved = resolve(config, topology.devices)
     resolved.check_run()
@@ -85,7 +99,7 @@ def prepare(config: Config, topology: Topology) -> tuple[Engine, tuple[Variables
 
 
 def _check(config: Config, topology: Topology) -> None:
-    """Check that the config uses jit and all chips of the topology.
+    """Check that the config can be planned: it uses the backend jit and all chips of the topology.
 
     Raises:
         ConfigError: the config uses another backend, fewer chips, or an option that a plan does not support.
@@ -103,7 +117,7 @@ def _check(config: Config, topology: Topology) -> None:
 
 
 def _held(engine: Engine, frozen: tuple[Variables, ...], config: Config) -> dict[str, int]:
-    """Return the bytes on each device of values that stay between steps, by kind."""
+    """Return the bytes on each device of values that stay between steps, by kind: student, optimiser, teachers, ..."""
     ts = engine.abstract
     other_roles = {role: tree for role, tree in ts.params.items() if role != "student"}
     held = {
@@ -117,7 +131,11 @@ def _held(engine: Engine, frozen: tuple[Variables, ...], config: Config) -> dict
 
 
 def bytes_per_device(tree: PyTree) -> int:
-    """Return the bytes that one device holds of a tree of shapes with shardings."""
+    """Return the number of bytes that the shards of arrays take on each device.
+
+    Args:
+        tree: the arrays, as `jax.ShapeDtypeStruct` with shardings.
+    """
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 

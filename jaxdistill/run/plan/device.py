@@ -14,33 +14,33 @@ WINDOW = re.compile(r"(\w+)=([\dx_-]+)")
 
 
 class Collective(NamedTuple):
-    """The collectives of one kind.
+    """All collective operations of one kind, such as all-gather, in a training step.
 
-    times: number of executions in a step
-    bytes: bytes that one device sends in a step, if collectives pass data on in a ring
+    times: number of executions in the step
+    bytes: bytes that one device sends in the step, if every collective uses a ring algorithm
     """
 
     times: float = 0
     bytes: float = 0
 
 
-class Device(NamedTuple):
-    """The work of one device in a step.
+class DeviceWork(NamedTuple):
+    """The work of one device in a training step.
 
-    collectives: collectives by kind
-    flops: FLOPs of matrix products and convolutions, including work that other devices repeat
+    collectives: number and bytes of the collective operations, by kind, such as "all-gather"
+    flops: FLOPs of matrix products and convolutions, including those that other devices compute too
     """
 
     collectives: dict[str, Collective]
     flops: float
 
 
-def device(text: str, devices: int) -> Device:
-    """Count the work of one device.
+def device_work(text: str, devices: int) -> DeviceWork:
+    """Count the FLOPs and the collective operations of one device in a compiled program.
 
     Args:
         text: HLO text of the compiled program.
-        devices: number of devices that run it.
+        devices: number of devices that run the program.
     """
     collectives: dict[str, Collective] = {}
     flops = 0.0
@@ -56,11 +56,19 @@ def device(text: str, devices: int) -> Device:
             flops += times * _dot_flops(executed)
         elif kind == "convolution":
             flops += times * _convolution_flops(executed)
-    return Device({kind: collectives[kind] for kind in KINDS if kind in collectives}, flops)
+    return DeviceWork({kind: collectives[kind] for kind in KINDS if kind in collectives}, flops)
 
 
 def _bytes_sent(kind: str, executed: ExecutedInstruction, devices: int) -> float:
-    """Return the bytes that a device sends in a ring: its own data, and data of other devices that it passes on."""
+    """Return the bytes that a device sends in one collective operation, if data are passed on in a ring.
+
+    Data of other devices that the device passes on are included.
+
+    Args:
+        kind: kind of the operation, such as "all-gather".
+        executed: the HLO instruction, with the types of its operands.
+        devices: number of devices that run the program.
+    """
     size = sum(map(array_bytes, executed.operands))
     group = _group_size(executed.instruction.attributes, devices)
     if kind == "collective-permute":
@@ -71,7 +79,7 @@ def _bytes_sent(kind: str, executed: ExecutedInstruction, devices: int) -> float
 
 
 def array_bytes(type: str) -> float:
-    """Return the bytes of an HLO type: an array, or a tuple of arrays."""
+    """Return the size in bytes of an HLO type: of an array, such as "bf16[8,128]", or of a tuple of arrays."""
     return sum(math.prod(_sizes(sizes)) * int(bits or 8) / 8 for _, bits, sizes in ARRAY.findall(type))
 
 
@@ -80,7 +88,10 @@ def _sizes(text: str) -> list[int]:
 
 
 def _group_size(attributes: str, devices: int) -> int:
-    """Parse a replica group's size: `[2,4]<=[8]`, `{{0,1},{2,3}}`, `mesh['a'=2,'b'=4] {'b'}`; `{}`: all devices."""
+    """Return the number of devices in each replica group of a collective, parsed from the instruction's attributes.
+
+    Groups are written as `[2,4]<=[8]` (groups of 4), `{{0,1},{2,3}}`, `mesh['a'=2,'b'=4] {'b'}`, or `{}` (all devices).
+    """
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(match[1])
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
@@ -123,7 +134,15 @@ def _convolution_flops(executed: ExecutedInstruction) -> float:
 
 
 def _products_along(axis: int, outputs: int, inputs: int, kernel: int, attributes: str) -> int:
-    """Count the pairs (output, kernel position) along an axis that read an input, not padding or a gap of dilation."""
+    """Count the pairs (output position, kernel position) of a convolution that read an input, along one spatial axis.
+
+    Pairs that read padding or a gap of dilation are not counted.
+
+    Args:
+        axis: number of the spatial axis.
+        outputs, inputs, kernel: sizes of output, input and kernel along this axis.
+        attributes: attributes of the HLO instruction, with the window of the convolution.
+    """
     window = re.search(r"window=\{([^}]*)\}", attributes)
     settings = {key: value.split("x") for key, value in WINDOW.findall(window[1])} if window else {}
     setting = lambda key: int(settings[key][axis]) if key in settings else 1

@@ -15,12 +15,12 @@ NAME = re.compile(r"%([\w.-]+)")
 
 
 class Instruction(NamedTuple):
-    """One line of HLO text.
+    """An HLO instruction, parsed from one line of text: `%name = type operation(operand_text), attributes`.
 
-    computation: name of the computation that holds the instruction
+    computation: name of the HLO computation that contains the instruction
     name: name of the result
-    type: type of the result
-    operation: such as "dot"
+    type: type of the result, such as "f32[8,128]"
+    operation: name of the operation, such as "dot"
     operand_text: text in parentheses after the operation
     attributes: text after the parentheses
     """
@@ -34,11 +34,16 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
-        """Return the names of the operands, which belong to the same computation."""
+        """Return the names of the operands, which are results of instructions in the same HLO computation."""
         return NAME.findall(self.operand_text)
 
     def attribute(self, name: str) -> list[str]:
-        """Return the names in an attribute, such as `body=%a` or `branch_computations={%a, %b}`."""
+        """Return the names that an attribute of the instruction lists: ["a", "b"] for `branch_computations={%a, %b}`.
+
+        Args:
+            name: name of the attribute, such as "branch_computations". If the instruction lacks it, the result is
+                empty.
+        """
         match = re.search(rf"\b{name}=(\{{[^}}]*\}}|%[\w.-]+)", self.attributes)
         return NAME.findall(match[1]) if match else []
 
@@ -47,7 +52,12 @@ Computation = dict[str, Instruction]
 
 
 class ExecutedInstruction(NamedTuple):
-    """An instruction, the types of its operands, and how often it is executed."""
+    """An HLO instruction that a device executes when it runs the program.
+
+    instruction: the instruction
+    operands: types of the operands, such as "f32[8,128]"
+    times: number of executions; in one of n branches of a conditional, 1 / n
+    """
 
     instruction: Instruction
     operands: list[str]
@@ -55,7 +65,14 @@ class ExecutedInstruction(NamedTuple):
 
 
 def executed_instructions(text: str) -> Iterator[ExecutedInstruction]:
-    """Yield all instructions that one device executes; each of n branches counts 1 / n times."""
+    """Yield all instructions that one device executes in a compiled program, with the number of executions.
+
+    Instructions in the body of a loop count once for each iteration. Those in one of n branches of a conditional count
+    1 / n times.
+
+    Args:
+        text: HLO text of the program.
+    """
     computations, entry = _parse(text)
 
     def walk(name: str, times: float) -> Iterator[ExecutedInstruction]:
@@ -70,7 +87,7 @@ def executed_instructions(text: str) -> Iterator[ExecutedInstruction]:
 
 
 def _parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Parse all computations, by name; also return the name of the entry computation."""
+    """Parse HLO text; return all computations by name, and the name of the entry computation."""
     computations: dict[str, Computation] = {}
     current, entry = "", ""
     for line in text.splitlines():
@@ -91,7 +108,7 @@ def _instruction(computation: str, name: str, text: str) -> Instruction:
 
 
 def _closing_position(text: str) -> int:
-    """Return the position after the parenthesis that closes the first one."""
+    """Return the position after the parenthesis that closes the first parenthesis of the text."""
     depth = 0
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
@@ -101,7 +118,7 @@ def _closing_position(text: str) -> int:
 
 
 def _called(each: Instruction, computations: dict[str, Computation]) -> Iterator[tuple[str, float]]:
-    """Yield the computations that an instruction calls, and how often."""
+    """Yield the name of each computation that an instruction calls, and the number of calls."""
     match each.operation:
         case "while":
             yield each.attribute("body")[0], trip_count(each, computations)
@@ -116,7 +133,15 @@ def _called(each: Instruction, computations: dict[str, Computation]) -> Iterator
 
 
 def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
-    """Return the trip count of a loop: XLA's own annotation, or the bound that the loop counter is compared with."""
+    """Return the number of iterations of a loop; 1 if the HLO text does not tell the number.
+
+    The number is taken from XLA's annotation `known_trip_count`, or else from the constant start and bound of the
+    counter.
+
+    Args:
+        loop: the HLO instruction `while`.
+        computations: all computations of the program, by name.
+    """
     if annotation := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(annotation[1])
     condition = computations[loop.attribute("condition")[0]]
@@ -129,7 +154,13 @@ def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
 
 
 def _first_count(computation: Computation, loop: Instruction, index: re.Match[str] | None) -> int:
-    """Return the initial value of a loop counter: 0, unless XLA has moved the first iterations out of the loop."""
+    """Return the initial value of a loop counter; XLA starts above 0 if it moves the first iterations out of the loop.
+
+    Args:
+        computation: the computation that holds the loop.
+        loop: the HLO instruction `while`.
+        index: match whose group 1 is the place of the counter in the loop's tuple of values; None: unknown.
+    """
     initial = computation[loop.operands[0]]
     if index is None or initial.operation != "tuple":
         return 0

@@ -12,7 +12,12 @@ TRAIN_STATE = ("student", "other parameters", "state", "optimiser")  # kinds of 
 
 
 class Bounds(NamedTuple):
-    """Lower bounds of a step's time, in seconds: for matrix products, memory traffic, and links between chips."""
+    """Lower bounds of the time of a training step, in seconds, one for each resource of a chip.
+
+    products: time of the matrix products and convolutions
+    memory: time of reading and writing HBM
+    links: time of sending data to other chips
+    """
 
     products: float
     memory: float
@@ -20,21 +25,31 @@ class Bounds(NamedTuple):
 
     @property
     def best(self) -> float:
-        """Return the time if the three overlap completely."""
+        """Return `max(products, memory, links)`: the time in seconds if all three overlap completely."""
         return max(self)
 
     @property
     def worst(self) -> float:
-        """Return the time if the three do not overlap, each at full speed."""
+        """Return `products + memory + links`: the time in seconds if none of the three overlap."""
         return sum(self)
 
 
 def bounds(plan: Plan, topology: Topology) -> Bounds | None:
-    """Compute the roofline of a plan (Williams, Waterman and Patterson, 2009); None without published chip speed.
+    """Compute lower bounds of a step's time from a roofline model (Williams, Waterman and Patterson, 2009).
 
-    Assumptions: matrix products run at the bfloat16 peak of the chip; every byte that stays between steps is read once,
-    the train state is written once, temporaries are written and read once; a chip sends over all its links at once. The
-    slower network between slices is not considered.
+        products = FLOPs / bfloat16 peak
+        memory   = (kept bytes + bytes of the train state + 2 * bytes of temporaries) / HBM speed
+        links    = bytes sent / speed of all links together
+
+    All values are those of one chip. Kept bytes (such as parameters and teachers) are read once; the train state is
+    also written once; temporaries are written and read once. The slower network between slices is not considered.
+
+    Args:
+        plan: memory and work of the compiled step.
+        topology: the devices, with the published speed of their chip.
+
+    Returns:
+        The bounds; None if the chip's speed is not known, or the step does not fit into memory.
     """
     chip = topology.chip
     if chip is None or plan.temporaries is None or plan.device is None:
@@ -45,7 +60,7 @@ def bounds(plan: Plan, topology: Topology) -> Bounds | None:
 
 
 def numbers(plan: Plan, topology: Topology) -> dict[str, Any]:
-    """Return all numbers of a plan as JSON data."""
+    """Return all numbers of a compiled step as JSON data: memory, work, compilation time and time bounds."""
     limits = bounds(plan, topology)
     return {
         **plan._asdict(),
@@ -63,7 +78,13 @@ def numbers(plan: Plan, topology: Topology) -> dict[str, Any]:
 
 
 def text(plan: Plan, topology: Topology, config: str) -> str:
-    """Return the plan as text for the terminal."""
+    """Return memory, work and time bounds of a compiled step as text for the terminal.
+
+    Args:
+        plan: the compiled step.
+        topology: the devices that the step was compiled for.
+        config: the value of `--config`, for the heading.
+    """
     return "\n".join(_lines(plan, topology, config)) + "\n"
 
 
@@ -87,7 +108,7 @@ def _lines(plan: Plan, topology: Topology, config: str) -> Iterator[str]:
 
 
 def _flops_per_chip(plan: Plan, topology: Topology) -> str:
-    """Compare the FLOPs of a chip with an even share of the total; more means that chips repeat work."""
+    """Compare one chip's FLOPs with an even share of the total, as text; a ratio above 1 means repeated work."""
     unknown = f", and {plan.flops.unknown} loops of unknown length, counted once" if plan.flops.unknown else ""
     if plan.device is None:
         return unknown

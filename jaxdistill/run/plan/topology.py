@@ -10,11 +10,11 @@ PATH = "--topology"
 
 
 class Chip(NamedTuple):
-    """The published peak speed of a chip.
+    """The published peak speed and memory of a TPU chip.
 
-    flops: FLOPs of bfloat16 products per second
+    flops: FLOPs per second of bfloat16 matrix products
     memory: bytes of HBM
-    memory_speed: bytes per second, from and to HBM
+    memory_speed: bytes per second that are read from and written to HBM
     link_speed: bytes per second that a chip sends to its neighbours, over all links together
     """
 
@@ -50,11 +50,11 @@ NO_TPU = {  # without these, libtpu asks the machine for its TPU and fails
 
 
 class Topology(NamedTuple):
-    """The devices to compile for.
+    """The devices to compile for, such as a TPU slice that this machine does not have.
 
-    name: name on the command line
-    devices: devices, in the order of the system
-    chip: published speed of a chip; None for a CPU
+    name: name on the command line, such as "v6e:16x16"
+    devices: the devices, in JAX's order
+    chip: published speed and memory of one chip; None for virtual CPU devices
     """
 
     name: str
@@ -63,7 +63,11 @@ class Topology(NamedTuple):
 
 
 def configure_environment(name: str) -> None:
-    """Set environment variables that JAX reads at start: use no TPU, and as many CPU devices as `name` says."""
+    """Set the environment variables that JAX and libtpu read when they start, so that a real TPU is not used.
+
+    Args:
+        name: the value of `--topology`, such as "v6e:16x16"; for "cpu:8", JAX gets 8 virtual CPU devices.
+    """
     os.environ["JAX_PLATFORMS"] = "cpu"
     for variable, value in NO_TPU.items():
         os.environ.setdefault(variable, value)
@@ -75,14 +79,14 @@ def configure_environment(name: str) -> None:
 
 
 def find(name: str, slices: int) -> Topology:
-    """Return the devices of a topology: `v6e:16x16`, or `cpu:8` for 8 virtual devices of this machine.
+    """Return the devices that a name such as "v6e:16x16" stands for; they need not exist on this machine.
 
     Args:
-        name: kind and size.
-        slices: number of slices of this size.
+        name: kind and size: "v6e:16x16" for a TPU slice, or "cpu:8" for 8 virtual CPU devices of this machine.
+        slices: number of TPU slices of this size, joined by a network.
 
     Raises:
-        ConfigError: the topology is unknown, or its compiler is not installed.
+        ConfigError: there are no such devices, or their compiler is not installed.
     """
     kind, _, size = name.partition(":")
     if slices < 1:

@@ -1,4 +1,4 @@
-"""Rules about the records of a run, checked on their descriptions alone."""
+"""Rules about the data of a run, checked on descriptions of the records (fields, shapes, number) alone."""
 
 from pathlib import Path
 
@@ -16,13 +16,20 @@ WRITE_CACHE = "Write it: jaxdistill cache --config ... with the same data, and d
 
 
 def specs_are_known(view: DataView) -> None:
-    """The data set, tokenization, selection, order and transforms exist; this check reads and downloads nothing."""
+    """Check that the config names a known data set, and valid rules that tokenise, select and order records (examples).
+
+    Nothing is downloaded.
+    """
     datasets.check_name(view.data.name, view.data.folder)
     _ = view.data.tokenization, view.data.selection, view.data.ordering
 
 
 def images_are_preprocessed_alike(view: DataView) -> None:
-    """Teachers trained in this run and additional streams preprocess images as the student does."""
+    """Check that all training batches of the run get the same preprocessing of images, such as `resize(size=224)`.
+
+    Batches of teachers that this run trains, and of additional data streams (named sources of batches), must have the
+    preprocessing of the student's batches.
+    """
     config = view.config
     trained = {name: entry for name, entry in config.teachers.items() if entry.steps and not entry.checkpoint}
     others = {f"teachers.{name}.augment": entry.augment for name, entry in trained.items()}
@@ -36,12 +43,12 @@ def images_are_preprocessed_alike(view: DataView) -> None:
 
 
 def records_can_be_read(view: DataView) -> None:
-    """Every split exists."""
+    """Check that every training and test split of the config exists and can be opened."""
     _ = view.data.descriptions, view.data.test_description
 
 
 def test_records_have_labels(view: DataView) -> None:
-    """The test records have labels."""
+    """Check that the test records (examples) have labels."""
     if "label" not in view.data.test_description.fields:
         raise ConfigError(
             "data.name",
@@ -50,7 +57,7 @@ def test_records_have_labels(view: DataView) -> None:
 
 
 def test_records_match_training_records(view: DataView) -> None:
-    """The test records have the fields and shapes of the training records."""
+    """Check that the test records (examples) have the fields and shapes of the training records."""
     if view.data.descriptions["train"].fields != view.data.test_description.fields:
         data = view.config.data
         raise ConfigError(
@@ -59,7 +66,10 @@ def test_records_match_training_records(view: DataView) -> None:
 
 
 def quiz_is_disjoint(view: DataView) -> None:
-    """The stream `quiz` shares no record with the training and test splits."""
+    """Check that the data stream `quiz`, if the config has it, shares no example with the training and test splits.
+
+    The quiz is a second source of labelled batches, on which some training algorithms measure the student.
+    """
     quiz = view.data.streams.get("quiz")
     if quiz is None:
         return
@@ -72,7 +82,11 @@ def quiz_is_disjoint(view: DataView) -> None:
 
 
 def order_is_possible(view: DataView) -> None:
-    """Records are ordered by a field that exists and holds one integer per record."""
+    """Check that the training records (examples) can be put into the order that the config key `data.order` describes.
+
+    The records are ordered by a field, such as the label, which must hold one integer per record. If the field is the
+    label, the classes that the order names must exist.
+    """
     order, description = view.data.ordering, view.data.descriptions["train"]
     if order is None:
         return
@@ -88,7 +102,12 @@ def order_is_possible(view: DataView) -> None:
 
 
 def selection_is_possible(view: DataView) -> None:
-    """A selection by hardness needs caches of the same records without augmentation, and labels if by='loss'."""
+    """Check that training records (examples) can be selected by hardness, if the config key `data.select` asks for it.
+
+    Hardness, such as the entropy of the teachers' prediction, is computed from cached teacher outputs. The caches must
+    exist, belong to the same records without augmentation, hold logits (not sampled classes), and agree in the number
+    of classes. For the hardness 'loss', the records must have labels.
+    """
     selection = view.data.selection
     if selection is None:
         return

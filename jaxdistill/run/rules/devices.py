@@ -12,7 +12,10 @@ from jaxdistill.teachers.submesh import KEY
 
 
 def teachers_have_one_delivery(view: ConfigView) -> None:
-    """A teacher has at most one option that changes how its outputs reach the student."""
+    """Check that no teacher has two options that bring its outputs to the student in different ways.
+
+    Such options are `cache` (the outputs are read from disk) and `placement` (the teacher runs on separate devices).
+    """
     for teacher in view.teacher_configs.values():
         first, *others = [option.key for option, _ in teacher.set_options() if option.delivers] or [""]
         if others:
@@ -21,7 +24,10 @@ def teachers_have_one_delivery(view: ConfigView) -> None:
 
 
 def teachers_with_own_devices(view: ConfigView) -> None:
-    """Teachers on separate devices need the jit backend and one process, and leave devices for the student."""
+    """Check that teachers on separate devices leave at least one device for the student.
+
+    If there are such teachers, the run must also have a single process and `mesh.backend="jit"`.
+    """
     backend, free = view.config.mesh.backend, view.devices
     for teacher in view.teacher_configs.values():
         for capability, required in (("pmap", backend == "pmap"), ("processes", jax.process_count() > 1)):
@@ -39,15 +45,15 @@ def teachers_with_own_devices(view: ConfigView) -> None:
 
 
 def student_mesh(config: Config, teacher_devices: int, devices: int) -> tuple[int, int, int]:
-    """Compute the shape of the student's mesh.
+    """Compute the sizes of the student's device mesh, `(data, fsdp, tensor)`; a size of -1 takes all remaining devices.
 
     Args:
-        config: config of the run.
+        config: config of the run, with the sizes in its section `mesh`.
         teacher_devices: number of devices that are reserved for teachers.
         devices: number of all devices.
 
     Raises:
-        ConfigError: the mesh needs more devices than are left.
+        ConfigError: the sizes do not fit the number of devices that are left for the student.
     """
     mesh = config.mesh
     try:
@@ -62,12 +68,12 @@ def _shape(view: ConfigView) -> tuple[int, int, int]:
 
 
 def mesh_fits(view: ConfigView) -> None:
-    """The mesh needs no more devices than there are."""
+    """Check that enough devices are left for the student's mesh, beside those that are reserved for teachers."""
     _shape(view)
 
 
 def pmap_splits_rows(view: ConfigView) -> None:
-    """The pmap backend splits rows only, in one process."""
+    """Check that a run with the backend pmap has one process, and splits only batches over devices, not parameters."""
     if view.config.mesh.backend == "pmap" and (_shape(view)[1:] != (1, 1) or jax.process_count() > 1):
         raise ConfigError(
             "mesh", "the pmap backend splits rows only, in one process; set fsdp=1 and tensor=1, or backend='jit'."
@@ -75,7 +81,10 @@ def pmap_splits_rows(view: ConfigView) -> None:
 
 
 def kernels_read_whole_rows(view: ConfigView) -> None:
-    """A Pallas kernel needs whole rows of logits, so mesh.tensor is 1."""
+    """Check that `mesh.tensor` is 1 if Pallas kernels compute the losses.
+
+    A kernel reads all logits of a token on one device, but `mesh.tensor` splits these logits over devices.
+    """
     size = _shape(view)[2]
     if view.config.kernels != "xla" and size > 1:
         cure = "Use mesh.data and mesh.fsdp instead, or set kernels='xla'"
@@ -84,7 +93,12 @@ def kernels_read_whole_rows(view: ConfigView) -> None:
 
 
 def batches_divide(view: ConfigView) -> None:
-    """Batch sizes are multiples of the devices that share a batch, and of accumulate in training."""
+    """Check that batches can be split evenly over the devices.
+
+    Training batch sizes must be multiples of `mesh.data * mesh.fsdp * accumulate` (the last factor is for gradient
+    accumulation), and the evaluation batch size of `mesh.data * mesh.fsdp`. If a teacher has separate devices, all
+    batch sizes must also be multiples of the number of these devices.
+    """
     config, (data, fsdp, _) = view.config, _shape(view)
     split = f"data {data} x fsdp {fsdp}, accumulate {config.accumulate}"
     streams = {f"streams.{n}.batch_size": s.batch_size or config.batch_size for n, s in config.streams.items()}
@@ -104,7 +118,7 @@ def _check_divisible(sizes: Mapping[str, int], divisor: int, split: str) -> None
 
 
 def processes_have_a_coordinator(view: ConfigView) -> None:
-    """A run with several processes sets distributed.coordinator."""
+    """Check that a run with several processes sets `distributed.coordinator`, the address of process 0."""
     distributed = view.config.distributed
     if distributed.processes > 1 and not distributed.coordinator:
         cure = "Set distributed.coordinator to host:port of process 0, or to 'auto'"

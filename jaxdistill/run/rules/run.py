@@ -1,4 +1,4 @@
-"""Rules about a whole run, checked after its stages are resolved."""
+"""Rules about several parts of a run at once, its weights and its workdir, checked after all parts are built."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from jaxdistill.teachers.teacher import checkpoint_of
 
 
 def vocabularies_fit(run: RunView) -> None:
-    """The embedding of every pretrained architecture has a row for each token of the tokenizer."""
+    """Check that every model with a Hugging Face architecture has an embedding for each token of its tokenizer."""
     tokenization = run.data.tokenization
     if tokenization is None:
         return
@@ -36,7 +36,11 @@ def vocabularies_fit(run: RunView) -> None:
 
 
 def pretrained_weights_fit(run: RunView) -> None:
-    """Pretrained weights fit the student and the teachers, and a teacher that is not trained lacks no weight."""
+    """Check that pretrained weights fit the networks of the student and of the teachers.
+
+    If a teacher has no checkpoint and is not trained in this run, its pretrained weights must contain every parameter,
+    including the classifier.
+    """
     rows = run.student.shapes["train"]
     check_pretrained(run.student.parts.student, "student.model", rows, complete=False)
     for name, teacher in run.teachers.items():
@@ -47,7 +51,10 @@ def pretrained_weights_fit(run: RunView) -> None:
 
 
 def teacher_checkpoints_fit(run: RunView) -> None:
-    """The checkpoint of every teacher that runs is complete, undamaged, and of the same model."""
+    """Check that the checkpoints of teachers are undamaged and fit the teachers' networks.
+
+    The checkpoint of a teacher with cached outputs is not needed, and is not checked.
+    """
     for teacher in run.teachers.values():
         if teacher.checkpoint and teacher.runs:
             values = dequantized_shapes(teacher.abstract(run.student.shapes["train"]))
@@ -58,7 +65,7 @@ def teacher_checkpoints_fit(run: RunView) -> None:
 
 
 def streams_are_read(run: RunView) -> None:
-    """The step or a term reads every stream of the config."""
+    """Check that the training algorithm or a loss term reads every additional data stream (named source of batches)."""
     for stream in run.config.streams:
         if stream not in run.student.parts.step.streams:
             used = ", ".join(sorted(run.student.parts.step.streams))
@@ -67,7 +74,10 @@ def streams_are_read(run: RunView) -> None:
 
 
 def chunks_divide_a_factored_head(run: RunView) -> None:
-    """Chunks need a language model as student, and divide its sequence evenly."""
+    """Check that logits can be computed in chunks of a sequence, one after the other, if `chunks` is above 1.
+
+    The student must be a language model, and `chunks` must divide the number of tokens in a sequence.
+    """
     chunks = run.config.chunks
     if chunks == 1:
         return
@@ -82,14 +92,17 @@ def chunks_divide_a_factored_head(run: RunView) -> None:
 
 
 def kernels_have_chunks(run: RunView) -> None:
-    """A Pallas kernel needs chunks."""
+    """Check that `chunks` is 2 or more if the config asks for Pallas kernels.
+
+    Such a kernel computes the losses of one chunk of a sequence at a time.
+    """
     if run.config.kernels != "xla" and run.config.chunks == 1:
         cure = "Set chunks to 2 or more, or kernels='xla'"
         raise ConfigError("kernels", f"{run.config.kernels!r} computes the loss terms of chunks, and chunks=1. {cure}.")
 
 
 def kernels_have_a_compiler(run: RunView) -> None:
-    """Pallas kernels run on TPUs."""
+    """Check that the devices are TPUs if the config asks for Pallas kernels."""
     platform = run.mesh.devices.flat[0].platform
     if run.config.kernels != "xla" and platform != "tpu":
         reason = f"{run.config.kernels!r} is compiled for TPUs, and these devices are of platform {platform!r}"
@@ -97,7 +110,10 @@ def kernels_have_a_compiler(run: RunView) -> None:
 
 
 def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
-    """A workdir is new, or holds a run of the same config; steps, logging, mesh and distributed may differ."""
+    """Check that the folder of the run (workdir) is new, or holds a run of the same config, which is then resumed.
+
+    The config keys steps, logging, mesh and distributed may differ from those of the run in the folder.
+    """
     saved = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError("--workdir", f"{str(workdir)!r} is not a folder; choose another path.")
@@ -113,7 +129,7 @@ def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
 
 
 def steps_are_not_fewer_than_saved(run: RunView, workdir: Path) -> None:
-    """No stage has fewer steps than its newest checkpoint."""
+    """Check that no checkpoint in the workdir has more training steps than the config sets for its model."""
     for stage in run.definitions:
         folder = workdir / stage.folder
         reached = max(checkpoint.manifests(folder / "checkpoints"), default=0)

@@ -1,4 +1,7 @@
-"""Rules about the spec strings of a stage, checked before any data are read."""
+"""Rules about the spec strings in the config of a training stage, checked before any data are read.
+
+A spec string names a registered part with its arguments, such as "kd(temperature=4.0)".
+"""
 
 from jaxdistill.core import checkpoint, registry
 from jaxdistill.core.errors import ConfigError
@@ -14,34 +17,37 @@ from jaxdistill.teachers.teacher import checkpoint_of
 
 
 def objective_has_terms(view: StageConfigView) -> None:
-    """The objective has at least one term."""
+    """Check that the objective has at least one loss term."""
     if not view.components.terms:
         raise ConfigError("objective", f"has no terms. Add at least one; known losses: {', '.join(registry.losses)}.")
 
 
 def rate_is_not_negative(view: StageConfigView) -> None:
-    """The learning rate is 0 or more at every step."""
+    """Check that the learning rate is 0 or more at every step."""
     low = view.components.rate.low
     if low < 0:
         raise ConfigError("rate", f"{view.config.rate!r} reaches {low:g}; a learning rate is 0 or more.")
 
 
 def step_is_known(view: StageConfigView) -> None:
-    """The step exists and has the arguments that the config names."""
+    """Check that the training algorithm (config key `step`) exists and takes the arguments that the config sets."""
     placeholders = {"student": None, "teachers": (), "objective": None, "optimizer": None}  # bound, not called
     horizon = Horizon(view.config.steps, view.config.steps)
     registry.steps.bind(step_spec(view.config, placeholders), "step", schedule_converters(horizon))
 
 
 def models_are_known(view: StageConfigView) -> None:
-    """The models, and the options of teachers, exist and have the arguments that the config names."""
+    """Check that the models and the options of teachers exist and take the arguments that the config sets."""
     build_model(view.config.student.model, "student.model", view.config.dtype)
     for teacher in view.teacher_configs.values():
         teacher.check()
 
 
 def teachers_can_be_trained_here(view: StageConfigView) -> None:
-    """A teacher that is trained in this run has no option that forbids training."""
+    """Check that no teacher that this run trains has an option that makes training impossible.
+
+    For example, the 8-bit weights of the option `quantized` have no gradient.
+    """
     for teacher in view.teacher_configs.values():
         if teacher.trained_here and (lack := teacher.lacks("training")):
             option, reason = lack
@@ -50,7 +56,7 @@ def teachers_can_be_trained_here(view: StageConfigView) -> None:
 
 
 def checkpoints_exist(view: StageConfigView) -> None:
-    """The checkpoint of every teacher without a cache exists."""
+    """Check that the checkpoint of every teacher exists, unless the teacher's outputs are cached."""
     for teacher in view.teacher_configs.values():
         if teacher.checkpoint and not teacher.options.get(CACHE):
             try:
@@ -60,7 +66,7 @@ def checkpoints_exist(view: StageConfigView) -> None:
 
 
 def terms_have_teachers(view: StageConfigView) -> None:
-    """A term that needs a teacher has one."""
+    """Check that the config has a teacher if a loss term compares the student with a teacher."""
     for name, (term, _) in view.components.terms.items():
         if "teacher" in term.needs and not view.teacher_configs:
             cure = "Add teachers.NAME.model with a checkpoint, or with steps to train it here."
@@ -68,7 +74,10 @@ def terms_have_teachers(view: StageConfigView) -> None:
 
 
 def teachers_have_gradients(view: StageConfigView) -> None:
-    """A term that needs gradients of the teachers has only teachers that return them."""
+    """Check that every teacher can compute the gradients with respect to input or hidden states that loss terms match.
+
+    A teacher with cached outputs cannot compute gradients.
+    """
     for name, (term, _) in view.components.terms.items():
         gradients = sorted(term.needs & GRADIENTS)
         for teacher in view.teacher_configs.values():
@@ -79,7 +88,11 @@ def teachers_have_gradients(view: StageConfigView) -> None:
 
 
 def sampled_caches_suit_their_terms(view: StageConfigView) -> None:
-    """Terms that read a cache of draws are linear in the teacher's probabilities, at the temperature of the draws."""
+    """Check that loss terms stay unbiased if a cache holds classes sampled from the teacher's distribution, not logits.
+
+    The gradient of a term is unbiased if the term is linear in the teacher's probabilities, uses the temperature at
+    which the classes were sampled, and reads the outputs of one teacher (`fusion="single()"`).
+    """
     for teacher in view.teacher_configs.values():
         if not teacher.options.get(CACHE):
             continue

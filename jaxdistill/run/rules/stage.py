@@ -1,4 +1,4 @@
-"""Rules about how the parts of a stage fit together, checked on shapes."""
+"""Rules about how the parts of a training stage fit together, checked by abstract evaluation (`jax.eval_shape`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,12 +19,16 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 
 def student_has_the_classes(view: StageView) -> None:
-    """The student has as many classes as the data."""
+    """Check that the student has as many classes as the labels of the data."""
     _check_classes("student.model", view.config.student.model, view.student, view.data.classes)
 
 
 def teachers_have_the_classes(view: StageView) -> None:
-    """Every teacher has as many classes as the student or a map to them, unless a term aligns vocabularies."""
+    """Check that every teacher has as many classes as the student, or a map to the student's classes.
+
+    The map is the config key `teachers.NAME.classes`. A teacher with another tokenizer, whose vocabulary is aligned
+    with the student's, is not checked.
+    """
     if any("alignment" in term.needs for term, _ in view.terms.values()):
         return  # such terms check the classes themselves
     needed = view.student.logits.shape[-1]
@@ -53,14 +57,17 @@ def _check_classes(path: str, spec: str, outputs: Outputs, classes: int | None, 
 
 
 def fusion_fits(view: StageView) -> None:
-    """The fusion accepts the teachers."""
+    """Check that the fusion, which combines several teachers into one, accepts the outputs of these teachers."""
     if view.teacher_configs:
         term = WeightedTerm(registry.losses.build("cross_entropy", ""), 1.0)
         _try_objective(view, {"cross_entropy": term}, view.parts.components.fusion, "fusion")
 
 
 def terms_fit(view: StageView) -> None:
-    """Every term accepts the student and the teachers, and can be compiled to a kernel if kernels='pallas'."""
+    """Check that every loss term can be computed from the outputs of student and teachers.
+
+    If the config sets kernels='pallas', a Pallas kernel must be able to compute the term, too.
+    """
     config = view.config
     kernels = (config.chunks, config.kernels) if config.kernels != "xla" else ()
     for name, weighted in view.terms.items():
@@ -70,7 +77,15 @@ def terms_fit(view: StageView) -> None:
 def _try_objective(
     view: StageView, terms: Mapping[str, WeightedTerm], fusion: Fusion, path: str, kernels: tuple[Any, ...] = ()
 ) -> None:
-    """Initialise and apply an objective on shapes, and with `kernels` compute its loss by a kernel too."""
+    """Initialise and apply an objective abstractly, and raise a `ConfigError` if this fails.
+
+    Args:
+        view: the training stage.
+        terms: loss terms with their weights, by name.
+        fusion: combines several teachers into one.
+        path: config path of the terms or of the fusion, for the error.
+        kernels: (number of chunks, kernel backend), to compute the loss by a kernel too; empty: without kernels.
+    """
     candidate = objective(terms, fusion, *kernels)
     for stream in candidate.streams - set(view.signals):
         raise ConfigError(path, f"reads the stream {stream!r}; add streams.{stream}.split.")
@@ -88,7 +103,7 @@ def _try_objective(
 
 
 def evaluated_layers_exist(view: StageView) -> None:
-    """Layers whose CKA is measured exist in the student and in the first teacher."""
+    """Check that student and first teacher have the hidden layers whose similarity (CKA) is measured in evaluation."""
     teachers = view.signals["train"].teachers
     for pair in view.config.evaluate.layers if teachers else ():
         for layer, outputs, model in zip(pair, (view.student, teachers[0]), ("student", "teacher"), strict=True):
@@ -100,14 +115,26 @@ def evaluated_layers_exist(view: StageView) -> None:
 
 
 def initialised_here(view: StageView, name: str) -> bool:
-    """Return True if a teacher starts from initial values, because the step trains it."""
+    """Return True if a teacher is initialised in this run, because it is only trained together with the student.
+
+    This is False for a teacher with a checkpoint, with cached outputs, or with a training of its own before the
+    student.
+
+    Args:
+        view: the student's training.
+        name: name of the teacher.
+    """
     teacher = view.teacher_configs[name]
     trained = list(view.teacher_configs).index(name) in view.parts.step.trained_teachers
     return trained and not (teacher.checkpoint or teacher.steps or teacher.options.get("cache"))
 
 
 def teachers_have_values(view: StageView) -> None:
-    """Every teacher gets values from a checkpoint, a pretrained model, training in this run, a cache, or the step."""
+    """Check that every teacher has weights, or outputs that are stored in a cache.
+
+    The weights may come from a checkpoint, from a pretrained model, or from training in this run: before the student,
+    or together with the student.
+    """
     for name, teacher in zip(view.teacher_configs, view.parts.teachers, strict=True):
         if not (teacher.has_values or initialised_here(view, name)):
             cure = f"Set {teacher.path}.checkpoint to the folder of a run, or {teacher.path}.steps to train it here."
@@ -115,10 +142,14 @@ def teachers_have_values(view: StageView) -> None:
 
 
 def teachers_support_the_step(view: StageView) -> None:
-    """A teacher that the step trains, or queries on generated records, has no option that forbids this."""
+    """Check that every teacher can do what the training algorithm asks of it, which some options of teachers prevent.
+
+    Some algorithms train the teachers, which is impossible on separate devices. Some run the teachers on texts that the
+    student generates, for which a cache has no outputs.
+    """
     step, spec = view.parts.step, view.config.step
     for name, teacher in view.teacher_configs.items():
-        if step.own and (lack := teacher.lacks("new_records")):
+        if step.generated_streams and (lack := teacher.lacks("new_records")):
             raise ConfigError(f"{teacher.path}.{lack[0]}", f"{spec!r} generates records, and {lack[1]}. Leave it out.")
         trained = bool(step.evolve_teachers) or initialised_here(view, name)
         if trained and (lack := teacher.lacks("learning")):
@@ -126,19 +157,26 @@ def teachers_support_the_step(view: StageView) -> None:
 
 
 def step_streams_exist(view: StageView) -> None:
-    """The config defines every stream that the step reads."""
+    """Check that the config defines every data stream (named source of batches) that the step or a loss term reads.
+
+    The step is the training algorithm, such as `offline()`.
+    """
     for stream in sorted(view.parts.step.streams - set(view.data.streams)):
         raise ConfigError("streams", f"{view.config.step!r} reads the stream {stream!r}; add streams.{stream}.split.")
 
 
 def gate_is_trained_by_the_step(view: StageView) -> None:
-    """A gate is trained by the step `routing()`, and this step needs a gate."""
+    """Check that the config has both a gate (a network that weights teachers) and the step `routing()`, or neither.
+
+    `routing()` trains the gate with a loss of its own. Trained by the distillation loss, a gate would prefer the
+    teacher that is easiest to match.
+    """
     config, fusion, step = view.config, view.parts.components.fusion, view.parts.step
-    if fusion.by_step and view.teacher_configs and not step.gates:
+    if fusion.trained_by_step and view.teacher_configs and not step.trains_fusion:
         cure = "Set step='routing()', with a stream of labelled records for the gate"
         problem = f"{config.step!r} would train {config.fusion!r} with the loss whose teachers it weights"
         raise ConfigError("step", f"{problem}. {cure}.")
-    if step.gates and not fusion.by_step:
+    if step.trains_fusion and not fusion.trained_by_step:
         raise ConfigError("step", f"{config.step!r} cannot train {config.fusion!r}; set fusion='gate()'.")
 
 
@@ -148,9 +186,10 @@ def _uses_kernel(view: StageView) -> bool:
 
 
 def step_initialises(view: StageView) -> None:
-    """The step initialises, trains every role of `roles`, and uses the kernels that the config asks for.
+    """Check that the training algorithm can be initialised, and suits the config keys `roles` and `kernels`.
 
-    The step is traced only if the config sets something that can be wrong, because a trace takes a second.
+    Every parameter group named in `roles` must exist. If `kernels` chooses Pallas kernels, the algorithm must use them.
+    The check takes a second; it is skipped if the config sets nothing that could be wrong here.
     """
     config, step = view.config, view.parts.step
     can_be_wrong = config.roles or _uses_kernel(view) or registry.parse(config.step, "step").kwargs
@@ -183,10 +222,10 @@ def step_initialises(view: StageView) -> None:
 
 
 def activations_are_constrained(view: StageView) -> None:
-    """A student on a mesh with all three axes above 1 calls `by_rows` for each hidden state.
+    """Check that the student constrains the sharding of each hidden state (by `by_rows`) if all mesh axes are above 1.
 
-    A model without these sharding constraints got gradients that were wrong by 0.1 on a (2, 2, 2) mesh, without an
-    error; with one of the axes at 1 they were right.
+    Without these constraints, the gradients of a model were wrong by 0.1 on a (2, 2, 2) mesh, and no error was raised.
+    On a mesh with an axis of size 1, the gradients were right.
     """
     if min(view.mesh.shape.values()) == 1:
         return
@@ -203,9 +242,10 @@ def activations_are_constrained(view: StageView) -> None:
 
 
 def tensor_divides_models(view: StageView) -> None:
-    """The size of mesh.tensor divides the heads and the vocabulary of every pretrained architecture.
+    """Check that `mesh.tensor` divides the number of attention heads and the vocabulary size of student and teachers.
 
-    Models with their own sharding rules are not checked.
+    Models without a Hugging Face architecture, models with their own sharding rules, and teachers on separate devices
+    are not checked.
     """
     tensor = view.mesh.shape["tensor"]
     teachers = {

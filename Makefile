@@ -28,11 +28,12 @@ check: lint ## between two edits, in 90 seconds: style, types, imports, and the 
 
 test: lint laws ## all fast checks: lint, types, import contract, tests
 
-lint: $(installed) ## style, types, who may import whom, shell scripts
+lint: $(installed) ## style, types, who may import whom and the picture of it, shell scripts
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m mypy
 	.venv/bin/lint-imports
+	$(python) docs/architecture.py --check
 	.venv/bin/shellcheck -x -P tpu tpu/*.sh setup.sh
 
 laws: $(installed) ## the fast tests alone

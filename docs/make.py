@@ -1,7 +1,7 @@
 """A page for every method, made from what its file says of itself.
 
 python docs/make.py            writes docs/methods/*.md
-python docs/make.py --check    says which pages are not what the files say, and exits with 1
+python docs/make.py --check    says which pages and numbers of README.md are not what the files say; exits with 1
 
 A docstring of a module gives title, paper, formula and traps; its lines `When:`, `Config:`, `Checked:`, `Experiment:`
 and, where there is no paper, `Own:` are what a page begins with; the docstring and signature of the factory are the
@@ -15,6 +15,7 @@ import re
 import statistics
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 
 ROOT = Path(__file__).parents[1]
-PAGES = ROOT / "docs" / "methods"
+PAGES, README = ROOT / "docs" / "methods", ROOT / "README.md"
 KINDS = {"losses": registry.losses, "fusion": registry.fusions, "steps": registry.steps}
 WORDS = ("When", "Config", "Own", "Checked", "Experiment")
 PASSED = ("student", "teachers", "objective", "optimizer")  # to a step, by the other keys of the config
 RESULTS = ROOT / "experiments" / "methods" / "results.json"
 
 MARKED = rf"^{{}}: (.*(?:\n(?!(?:{'|'.join(WORDS)}):|\n).*)*)\n?"
+# A `Checked:` line that compares with values of published code. A restatement of its formulas is another kind of check.
+PUBLISHED = re.compile(r"(?<!formulas of the )published (?:code|blocks)|Knowledge-Distillation-Zoo")
 ASSIGNED = re.compile(r"([a-z]\w*(?:\.\w+)*) = (?:\"([^\"]*)\"|([\d.]+\d))")
 LINK = re.compile(r"(?<![/\w.-])((?:[\w-]+\.)+(?:org|com|net|cc|space|html)/[\w./-]*[\w/])")
 
@@ -121,6 +124,26 @@ def pages() -> dict[str, str]:
     return {"README.md": index(), **{f"{name}.md": page(kind, name, f, results) for kind, name, f in parts()}}
 
 
+def counts() -> dict[str, int]:
+    """The numbers of parts that README.md says, by the words that follow each number there."""
+    number = Counter(kind for kind, _, _ in parts())
+    checks = [said(factory)[2].get("Checked", "") for kind, _, factory in parts() if kind == "losses"]
+    published = sum(bool(PUBLISHED.search(check)) for check in checks)
+    return {
+        "losses": number["losses"],
+        "checked against published code": published,
+        "by hand, in float64 or against exact cases": number["losses"] - published,
+        "ways to fuse several teachers": number["fusion"],
+        "training algorithms": number["steps"],
+    }
+
+
+def missing_numbers(readme: str) -> list[str]:
+    """The numbers with their words, such as "7 ways to fuse several teachers", that a text should say and does not."""
+    phrases, text = [f"{number} {words}" for words, number in counts().items()], " ".join(readme.split())
+    return [phrase for phrase in phrases if not re.search(rf"\b{re.escape(phrase)}\b", text)]
+
+
 def main() -> int:
     """Writes the pages, or compares them."""
     wanted = pages()
@@ -128,7 +151,9 @@ def main() -> int:
         have = {file.name: file.read_text() for file in PAGES.glob("*.md")}
         stale = sorted(name for name in {*wanted, *have} if wanted.get(name) != have.get(name))
         sys.stdout.write("".join(f"docs/methods/{name} is not what its file says; run make docs\n" for name in stale))
-        return 1 if stale else 0
+        missing = missing_numbers(README.read_text())
+        sys.stdout.write("".join(f"README.md should say {phrase!r}\n" for phrase in missing))
+        return int(bool(stale or missing))
     PAGES.mkdir(parents=True, exist_ok=True)
     for file in PAGES.glob("*.md"):
         file.unlink()

@@ -53,6 +53,7 @@ def pytest_configure(config):
     folder = config.cache.mkdir(f"programs-jaxlib-{jax.lib.__version__}-{machine}")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads source lines in these programs
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

@@ -14,7 +14,24 @@ DEVICE_MISTAKES = {
         "30 rows are not divisible by 8",
         "choose a multiple of 8",
     ),
-    "pieces that do not divide the batch": (["accumulate=5"], "batch_size", "32 rows", "choose a multiple of 5"),
+    "pieces that do not divide the batch": (
+        ["accumulate=5"],
+        "accumulate",
+        "5 does not divide the 32 rows of batch_size=32",
+        "choose a divisor of 32",
+    ),
+    "pieces that do not divide the rows of a device": (
+        ["accumulate=8", "mesh.data=8"],
+        "accumulate",
+        "8 does not divide the 4 rows of batch_size=32",
+        "choose a divisor of 4, or another batch_size",
+    ),
+    "pieces that do not divide a stream": (
+        ["accumulate=8", "step=meta()", "streams.quiz.split=extra", "streams.quiz.batch_size=20"],
+        "accumulate",
+        "8 does not divide the 20 rows of streams.quiz.batch_size=20",
+        "choose a divisor of 20",
+    ),
     "more devices than there are": (["mesh.data=16"], "mesh", "needs 16 devices, there are 8", "lower a size"),
     "a sub-mesh that leaves no device": (
         ["teachers.big.placement=submesh(devices=8)"],
@@ -107,6 +124,12 @@ DEVICE_MISTAKES = {
         "distributed.coordinator",
         "localhost",
         "node0:1234",
+    ),
+    "a process beyond the last": (
+        ["distributed.process=3"],
+        "distributed.process",
+        "3 is not below distributed.processes=1",
+        "processes are numbered from 0",
     ),
     "processes that nobody leads": (["distributed.processes=2"], "distributed.processes", "2 processes", "host:port"),
 }

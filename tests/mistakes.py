@@ -1,8 +1,11 @@
 """Mistakes of a config: (changes of the tiny run, the path that is named, the value in the message, the cure in it)."""
 
 from device_mistakes import DEVICE_MISTAKES
+from optimizer_mistakes import OPTIMIZER_MISTAKES
 
-MISTAKES = DEVICE_MISTAKES | {
+MISTAKES = {
+    **DEVICE_MISTAKES,
+    **OPTIMIZER_MISTAKES,
     "an unknown key": (["stepss=3"], "stepss", "'stepss'", "Did you mean 'steps'?"),
     "an unknown key of a section": (["evaluate.everyy=3"], "evaluate.everyy", "'everyy'", "Did you mean 'every'?"),
     "an unknown key of an entry": (["teachers.big.modl=mlp()"], "teachers.big.modl", "'modl'", "Did you mean 'model'?"),
@@ -20,8 +23,6 @@ MISTAKES = DEVICE_MISTAKES | {
         "give one for each",
     ),
     "an unknown step": (["step=ofline()"], "step", "'ofline'", "Did you mean 'offline'?"),
-    "an unknown optimizer": (["optimizer=adam()"], "optimizer", "'adam'", "Did you mean 'adamw'?"),
-    "an unknown schedule": (["rate=cosin(start=1)"], "rate", "'cosin'", "Did you mean 'cosine'?"),
     "an unknown transform": (["data.augment=('shft(pixels=1)',)"], "data.augment", "'shft'", "Did you mean 'shift'?"),
     "an unknown selection": (["data.select=radom(share=0.1)"], "data.select", "'radom'", "Did you mean 'random'?"),
     "a share of nothing": (
@@ -75,31 +76,88 @@ MISTAKES = DEVICE_MISTAKES | {
         "does not divide a batch of 32 rows",
     ),
     "nothing that learns": (["step=meta(learns=())"], "step", "got learns=()", "learns must not be empty"),
-    "an unknown role": (["roles.term.rate=0.1"], "roles.term", "'term'", "Did you mean 'terms'?"),
     "a misspelt argument": (
         ["objective.kd.term=kd(temprature=2)"],
-        "objective.kd",
+        "objective.kd.term",
         "'temprature'",
         "Did you mean 'temperature'?",
     ),
-    "a missing argument": (["student.model=mlp(classes=4)"], "student.model", "mlp(widths: ", "argument: 'widths'"),
+    "a missing argument": (
+        ["student.model=mlp(classes=4)"],
+        "student.model",
+        "'mlp(classes=4)': missing a required argument: 'widths'",
+        "Arguments: widths: tuple[int, ...], classes: int, dropout=0.0.",
+    ),
+    "too many arguments": (
+        ["objective.kd.term=kd(4, 5, 6)"],
+        "objective.kd.term",
+        "'kd(4, 5, 6)': too many positional arguments",
+        "Arguments: temperature=4.0, scale_t2=True.",
+    ),
+    "a cache without a folder": (
+        ["teachers.big.cache=outputs(top=10)"],
+        "teachers.big.cache",
+        "'outputs(top=10)': missing a required argument: 'folder'",
+        "Arguments: folder: str, dtype='float32', top=0, layers=().",
+    ),
+    "a step without its argument": (
+        ["step=on_policy()"],
+        "step",
+        "'on_policy()': missing a required argument: 'prompt'",
+        "Arguments: prompt: int, share=1.0, ",
+    ),
+    "mixtures of unknown classes": (
+        ["data.augment=('mixup(alpha=-1)',)"],
+        "data.augment",
+        "'mixup(alpha=-1)': missing a required argument: 'classes'",
+        "Arguments: alpha: float, classes: int.",
+    ),
+    "mixtures of too many classes": (
+        ["data.augment=('mixup(alpha=1.0, classes=10)',)"],
+        "data.augment",
+        "'mixup(alpha=1.0, classes=10)' mixes labels of 10 classes",
+        "set classes=4",
+    ),
+    "mixtures of too few classes for a teacher": (
+        ["teachers.big.augment=('cutmix(alpha=1.0, classes=3)',)"],
+        "teachers.big.augment",
+        "'cutmix(alpha=1.0, classes=3)' mixes labels of 3 classes",
+        "set classes=4",
+    ),
+    "an unknown input of a gate": (
+        ["fusion=gate(inputs=('studnt',))"],
+        "fusion",
+        "unknown 'studnt'",
+        "Did you mean 'student'?",
+    ),
+    "a test on what was learned": (
+        ["data.test=train"],
+        "data.test",
+        "'train' shares records with data.train='train'",
+        "data.test='train[90%:]'",
+    ),
     "text for a number": (["steps=many"], "steps", "'many'", "a whole number, 1 or more"),
     "a fraction for a count": (["batch_size=1.5"], "batch_size", "1.5", "a whole number, 1 or more"),
     "a negative count": (["seed=-1"], "seed", "-1", "a whole number, 0 or more"),
     "text for a flag": (["control=maybe"], "control", "'maybe'", "True or False"),
     "an unknown dtype": (["dtype=float8"], "dtype", "'float8'", "'bfloat16'"),
     "a number for a tuple": (["student.model=mlp(widths=8, classes=4)"], "student.model", "widths=8", "tuple[int"),
-    "text for a temperature": (["objective.kd.term=kd(temperature='hot')"], "objective.kd", "'hot'", "Known: constant"),
+    "text for a temperature": (
+        ["objective.kd.term=kd(temperature='hot')"],
+        "objective.kd.term",
+        "'hot'",
+        "Known: constant",
+    ),
     "one layer for pairs": (["evaluate.layers=3"], "evaluate.layers", "3", "pairs of layers such as"),
     "a negative temperature": (
         ["objective.kd.term=kd(temperature=-1)"],
-        "objective.kd",
+        "objective.kd.term",
         "it reaches -1",
         "temperature must stay above 0",
     ),
     "a temperature that turns negative": (
         ["objective.kd.term=kd(temperature=linear(start=4, end=-2))"],
-        "objective.kd",
+        "objective.kd.term",
         "it reaches -2",
         "temperature must stay above 0",
     ),
@@ -224,7 +282,7 @@ MISTAKES = DEVICE_MISTAKES | {
     "a task that needs a teacher": (["task.kd.weight=1"], "task.kd", "needs a teacher", "Add teachers.NAME.model"),
     "a spec string that runs code": (
         ["objective.kd.term=__import__('os').system('touch pwned')"],
-        "objective.kd",
+        "objective.kd.term",
         "touch pwned",
         "Write a registered name with literal arguments",
     ),
@@ -237,15 +295,8 @@ MISTAKES = DEVICE_MISTAKES | {
     "a literal that cannot be": (["steps={[]: 1}"], "steps", "'{[]: 1}'", "a whole number, 1 or more"),
     "a seed beyond its range": (["seed=99999999999999999999"], "seed", "99999999999999999999", "below 2^31"),
     "an infinite norm": (["clip_norm=1e999"], "clip_norm", "inf", "a finite number"),
-    "a curve beyond all numbers": (
-        ["rate=step(start=1.0, factor=2.0, every=1e-9)"],
-        "rate",
-        "this schedule cannot be computed",
-        "over 40 steps",
-    ),
     "a stream that nothing reads": (["streams.spare.split=train"], "streams.spare", "nothing reads it", "leave it out"),
     "pieces of a head that is multiplied out": (["chunks=2"], "chunks", "2 chunks", "leave chunks at 1"),
-    "a rate that climbs": (["rate=-0.1"], "rate", "-0.1", "a learning rate is 0 or more"),
     "a name that is no name": (
         ["teachers.3rd.model=mlp()"],
         "teachers",

@@ -1,1 +1,1 @@
-"""Make models smaller by other means than distillation: quantisation, and reduced vocabularies."""
+"""Make models smaller without distillation: quantisation and reduced vocabularies."""

@@ -4,14 +4,16 @@ Loss terms return one value for each row (example) or token. The means over rows
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from jaxdistill.core.chunked.terms import (
+    ChunkedTerms,
     Kernels,
     chunk_terms,
     chunkable_terms,
@@ -22,9 +24,11 @@ from jaxdistill.core.chunked.terms import (
 )
 from jaxdistill.core.collectives import psum
 from jaxdistill.core.interfaces import Fusion, Objective, Term
-from jaxdistill.core.schedules import Scalar, as_schedule
+from jaxdistill.core.schedules import Scalar, StepNumber, as_schedule
 from jaxdistill.core.sums import Mean, masked_mean
-from jaxdistill.core.types import Array, Outputs, PyTree, Signals
+from jaxdistill.core.types import Array, ByRole, Key, Outputs, Params, PyTree, Signals, State
+
+MeansAndState = tuple[dict[str, Mean], dict[str, State]]  # by loss term, and by role
 
 
 class WeightedTerm(NamedTuple):
@@ -118,14 +122,21 @@ def objective(
             Pallas kernel computes all terms that read logits (see `kernels/fused.py`).
     """
 
-    def fuse(params, state, signals, *, key, temperature=None):
+    def fuse(
+        params: ByRole,
+        state: ByRole,
+        signals: Signals,
+        *,
+        key: Key,
+        temperature: Callable[[Array], Array] | None = None,
+    ) -> tuple[Signals, State]:
         signals = _dense_signals(signals, temperature)
         if not signals.teachers:
             return signals, state["fusion"]
         teacher, fusion_state = fusion.apply(params["fusion"], state["fusion"], signals, key=key)
         return replace(signals, teacher=teacher), fusion_state
 
-    def init(key, signals):
+    def init(key: Key, signals: Mapping[str, Signals]) -> tuple[dict[str, Params], dict[str, State]]:
         train_signals = _dense_signals(signals["train"])
         params: dict[str, PyTree] = {"fusion": {}, "terms": {}}
         state: dict[str, PyTree] = {"fusion": {}, "terms": {}}
@@ -137,13 +148,20 @@ def objective(
             params["terms"][name], state["terms"][name] = term.init(term_key, fused)
         return params, state
 
-    def apply(params, state, signals, *, key):
+    def apply(params: ByRole, state: ByRole, signals: Mapping[str, Signals], *, key: Key) -> MeansAndState:
         means: dict[str, Mean] = {}
         for stream, names in chunkable(signals).items():
             means |= chunked_means(chunked(params, state, signals[stream], key, names))
         return complete(means, params, state, signals, key)
 
-    def loss(params, state, signals, weights, *, key):
+    def loss(
+        params: ByRole,
+        state: ByRole,
+        signals: Mapping[str, Signals],
+        weights: Mapping[str, Array],
+        *,
+        key: Key,
+    ) -> tuple[Float[Array, ""], MeansAndState]:
         values: list[Array] = []
         chunkwise: dict[str, Mean] = {}
         for stream, names in chunkable(signals).items():
@@ -156,7 +174,9 @@ def objective(
         rest = weighted_sum({name: mean for name, mean in means.items() if name not in chunkwise}, weights)
         return sum(values, rest), (means, new_state)
 
-    def complete(means, params, state, signals, key):
+    def complete(
+        means: Mapping[str, Mean], params: ByRole, state: ByRole, signals: Mapping[str, Signals], key: Key
+    ) -> MeansAndState:
         """Add the means of the loss terms that were not computed in chunks; return all means and the new state."""
         means = dict(means)
         new_state = {"fusion": state["fusion"], "terms": {name: state["terms"][name] for name in means}}
@@ -171,7 +191,9 @@ def objective(
                 new_state["terms"][name] = term.follow(new_state["terms"][name], mean, signals[term.stream].step)
         return means, new_state
 
-    def term_mean(name, params, state, signals, key, chunk=None):
+    def term_mean(
+        name: str, params: ByRole, state: ByRole, signals: Signals, key: Key, chunk: Int[Array, ""] | None = None
+    ) -> tuple[Mean, State, State]:
         """Compute the mean of one loss term; `chunk` is a chunk's number if `signals` are one chunk of the sequence."""
         term, number = terms[name].term, list(terms).index(name)
         # Fused again at each term's temperature; XLA merges equal computations. The fusion has the same key for all
@@ -183,20 +205,20 @@ def objective(
         out, term_state = term.apply(params["terms"][name], state["terms"][name], fused, key=term_key)
         return reduce(out, fused.mask), term_state, fusion_state
 
-    def chunkable(signals):
+    def chunkable(signals: Mapping[str, Signals]) -> dict[str, list[str]]:
         """Return `{stream: names}` of the loss terms that are computed chunk by chunk over the sequence."""
         return chunkable_terms({name: term for name, (term, _) in terms.items()}, signals) if chunks > 1 else {}
 
-    def chunked(params, state, signals, key, names):
+    def chunked(params: ByRole, state: ByRole, signals: Signals, key: Key, names: Sequence[str]) -> ChunkedTerms:
         return chunk_terms(lambda *args: term_mean(*args)[0], names, params, state, signals, key, chunks)
 
-    def weights(step):
+    def weights(step: StepNumber) -> dict[str, Array]:
         return {name: as_schedule(weight)(step) for name, (_, weight) in terms.items()}
 
-    def total(means, step):
+    def total(means: Mapping[str, Mean], step: StepNumber) -> Float[Array, ""]:
         return weighted_sum(means, weights(step))
 
-    def only(names):
+    def only(names: tuple[str, ...]) -> Objective:
         return objective({name: terms[name] for name in names}, fusion, chunks, kernels)
 
     streams = frozenset({"train"} | {term.stream for term, _ in terms.values()})

@@ -18,11 +18,28 @@ from jaxdistill.core.tree import path_name
 from jaxdistill.core.types import Array, PyTree
 
 
+def _check_means(**coefficients: float) -> None:
+    """Check the coefficients of running means, such as momentum: a mean with 1 or more would forget nothing."""
+    for name, value in coefficients.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1; got {value}")
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0; got {value}")
+
+
 def _decay(weight_decay: float) -> optax.GradientTransformation:
     """Return the transformation that adds weight decay for matrices: scales and biases have no reason to be small.
 
     Scales and biases are recognised by name, because in stacked layers they have two dimensions as well.
+
+    Raises:
+        ValueError: `weight_decay` is negative.
     """
+    _check_not_negative(weight_decay=weight_decay)
 
     def matrices(params: PyTree) -> PyTree:
         def is_matrix(path: tuple, x: Array) -> bool:
@@ -39,7 +56,11 @@ def sgd(momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0
 
     With `nesterov`, the update is `-rate * (gradient + weight_decay * param + momentum * m)`. Scales and biases get no
     weight decay.
+
+    Raises:
+        ValueError: `momentum` is not in [0, 1), or `weight_decay` is negative.
     """
+    _check_means(momentum=momentum)
     return optax.chain(_decay(weight_decay), optax.trace(momentum, nesterov) if momentum else optax.identity())
 
 
@@ -50,7 +71,12 @@ def adamw(
     """Build AdamW: Adam with decoupled weight decay, that is, `weight_decay * param` is added to Adam's update.
 
     Scales and biases get no weight decay (Loshchilov and Hutter 2019, arxiv.org/abs/1711.05101).
+
+    Raises:
+        ValueError: `b1` or `b2` is not in [0, 1), or `weight_decay` or `eps` is negative.
     """
+    _check_means(b1=b1, b2=b2)
+    _check_not_negative(eps=eps)
     return optax.chain(optax.scale_by_adam(b1, b2, eps), _decay(weight_decay))
 
 
@@ -60,7 +86,11 @@ def lion(weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.99) -> optax.
 
     `m` is a running mean of the gradients. As in AdamW, `weight_decay * param` is added to the update, except for
     scales and biases (Chen et al. 2023, arxiv.org/abs/2302.06675).
+
+    Raises:
+        ValueError: `b1` or `b2` is not in [0, 1), or `weight_decay` is negative.
     """
+    _check_means(b1=b1, b2=b2)
     return optax.chain(optax.scale_by_lion(b1, b2), _decay(weight_decay))
 
 

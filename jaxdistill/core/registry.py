@@ -9,6 +9,7 @@ is one value on the command line and one axis of a sweep.
 import ast
 import inspect
 import math
+import re
 import types
 import typing
 import warnings
@@ -25,11 +26,18 @@ class Spec(NamedTuple):
     name: name of a registered factory
     args: positional arguments, literals or nested specs
     kwargs: keyword arguments, literals or nested specs
+    added: keyword arguments that the program adds, any objects; error messages leave them out
     """
 
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    added: Mapping[str, Any] = MappingProxyType({})
+
+    def __repr__(self) -> str:
+        """Return the spec as a config writes it, for error messages."""
+        arguments = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
+        return f"{self.name}({', '.join(arguments)})"
 
 
 def parse(text: str, path: str) -> Spec:
@@ -100,10 +108,42 @@ def _matches(value: Any, annotation: Any) -> bool:
 
 
 def _describe(annotation: Any) -> str:
-    """Return an annotation as text for an error message."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return "one of " + ", ".join(repr(option) for option in typing.get_args(annotation))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    """Return an annotation as text for an error message, without the names of modules."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_describe, args))
+    if origin is tuple and typing.get_origin(args[0]) is typing.Literal:
+        return f"a tuple of {' or '.join(map(repr, typing.get_args(args[0])))}"
+    if origin is tuple:
+        return f"tuple[{', '.join('...' if item is ... else _describe(item) for item in args)}]"
+    if annotation in (None, types.NoneType):
+        return "None"
+    return annotation.__name__ if isinstance(annotation, type) else re.sub(r"(\w+\.)+(?=\w)", "", str(annotation))
+
+
+def _mismatch(value: Any, annotation: Any) -> str:
+    """Return what is wrong with a literal that does not fit an annotation, with the cure, for an error message."""
+    args = typing.get_args(annotation)
+    is_tuple = isinstance(value, tuple) and not isinstance(value, Spec)
+    if is_tuple and typing.get_origin(annotation) is tuple and args[-1] is ...:
+        wrong, names = next(item for item in value if not _matches(item, args[0])), typing.get_args(args[0])
+        if typing.get_origin(args[0]) is typing.Literal and all(isinstance(name, str) for name in (wrong, *names)):
+            return f"unknown {wrong!r}. {suggest(wrong, names)}"
+    return f"expected {_describe(annotation)}."
+
+
+def _list_arguments(parameters: Mapping[str, inspect.Parameter]) -> str:
+    """Return 'Arguments: NAME: TYPE, NAME=DEFAULT.', the end of a message about wrong arguments of a factory."""
+
+    def text(parameter: inspect.Parameter) -> str:
+        if parameter.default is not parameter.empty:
+            return f"{parameter.name}={parameter.default!r}"
+        kind = "" if parameter.annotation is parameter.empty else f": {_describe(parameter.annotation)}"
+        return parameter.name + kind
+
+    return f"Arguments: {', '.join(map(text, parameters.values())) or 'none'}."
 
 
 Conversions = Mapping[Any, Callable[[Any, str], Any]]  # an annotation -> `(literal, path) -> value`
@@ -176,26 +216,28 @@ class Registry:
         Raises:
             ConfigError: unknown name, misspelt or missing argument, wrong type.
         """
+        text = spec if isinstance(spec, str) else repr(spec)
         spec = parse(spec, path) if isinstance(spec, str) else spec
         if spec.name not in self.factories:
             raise ConfigError(path, f"unknown {self.kind} {spec.name!r}. {suggest(spec.name, self.factories)}")
         factory = self.factories[spec.name]
         signature = inspect.signature(factory, eval_str=True)
         accepts_any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-        for name in spec.kwargs:
+        arguments = {name: each for name, each in signature.parameters.items() if name not in spec.added}
+        for name in (*spec.kwargs, *spec.added):
             if name not in signature.parameters and not accepts_any_name:
-                cure = suggest(name, signature.parameters)
+                cure = suggest(name, arguments)
                 raise ConfigError(path, f"{self.kind} {spec.name!r} has no argument {name!r}. {cure}")
         try:
-            bound = signature.bind(*spec.args, **spec.kwargs)
+            bound = signature.bind(*spec.args, **{**spec.kwargs, **spec.added})
         except TypeError as error:
-            raise ConfigError(path, f"{spec.name}{signature}: {error}.") from None
+            raise ConfigError(path, f"{text!r}: {error}. {_list_arguments(arguments)}") from None
         for name, value in bound.arguments.items():
             annotation = signature.parameters[name].annotation
             if annotation in convert:
                 bound.arguments[name] = convert[annotation](value, f"{path}: {spec.name}({name}=...)")
             elif not _matches(value, annotation):
-                raise ConfigError(path, f"{spec.name}({name}={value!r}): expected {_describe(annotation)}.")
+                raise ConfigError(path, f"{spec.name}({name}={value!r}): {_mismatch(value, annotation)}")
         for name, parameter in signature.parameters.items():
             if name not in bound.arguments and parameter.annotation in convert:
                 bound.arguments[name] = convert[parameter.annotation](

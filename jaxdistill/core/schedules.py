@@ -75,9 +75,7 @@ def resolve(value: Any, horizon: Horizon, path: str) -> Schedule:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return as_schedule(float(value))
     if not isinstance(value, Spec):
-        raise ConfigError(
-            path, f"{value!r} is neither a finite number nor a schedule. Schedules: {', '.join(schedules)}."
-        )
+        raise ConfigError(path, f"{value!r} is neither a finite number nor a schedule. {_known()}")
     try:
         return schedules.build(value, path)(horizon)
     except ArithmeticError as error:
@@ -88,7 +86,17 @@ def _number_or_spec(text: str, path: str) -> float | Spec:
     try:
         return float(text)
     except ValueError:
+        pass
+    try:
         return parse(text, path)
+    except ConfigError:
+        if "(" in text:
+            raise  # a spec was meant, not a number
+        raise ConfigError(path, f"{text!r} is neither a number nor a schedule. {_known()}") from None
+
+
+def _known() -> str:
+    return f"Schedules: {', '.join(schedules)}."
 
 
 def require_positive(name: str, schedule: Schedule) -> Schedule:

@@ -1,4 +1,4 @@
-"""The data pipeline: data sets, batches, transforms, tokenised text and preprocessed images.
+"""The data pipeline: data sets, batches, transforms, texts and images.
 
 Grain and TensorFlow Datasets are imported on first use, so that importing this package is fast.
 """

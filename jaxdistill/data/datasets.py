@@ -118,6 +118,8 @@ def _open_untokenised(name: str, split: str, folder: Path, path: str, key: str) 
     builder = _prepare(name, folder, name_path)
     try:
         source = builder.as_data_source(split)
+        if len(source) == 0:  # len() raises a ValueError for a slice such as train[90%:80%]
+            raise ValueError
     except ValueError:
         cure = f"{suggest(split, builder.info.splits)} A slice is written train[:80%], and may not be empty."
         raise ConfigError(f"{path}.{key}", f"{split!r} is not a split of {name!r}. {cure}") from None
@@ -130,7 +132,7 @@ def _registered_source(name: str, split: str, section: str, key: str) -> Any:
     path = f"{section}.name"
     spec = parse(name, path)
     try:
-        source = datasets.build(spec._replace(kwargs={**spec.kwargs, "split": split}), path)
+        source = datasets.build(spec._replace(added={"split": split}), path)
     except KeyError as error:  # raised by a factory that looks the split up in a dict
         raise ConfigError(f"{section}.{key}", f"{name!r} has no split {split!r} (KeyError: {error}).") from error
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):

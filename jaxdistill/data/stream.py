@@ -8,7 +8,6 @@ bits of Philox never change.
 
 import functools
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -284,12 +283,3 @@ def without_text(batch: Batch) -> Batch:
             cure = "Add a transform that gives it one shape, such as resize(size=224)."
             raise ConfigError("data.augment", f"the shape of {field!r} differs from record to record. {cure}")
     return {field: value for field, value in batch.items() if value.dtype != object}
-
-
-def stream_id(stream: str) -> int:
-    """Return a number for a stream (named source of batches), so that each stream has its own random numbers.
-
-    Callers add the number to the seed, or fold it into the random key. It is 0 for the stream `train`, and otherwise a
-    hash of the name, so that adding a stream does not change the random numbers of the other streams.
-    """
-    return 0 if stream == "train" else zlib.crc32(stream.encode()) & 0x7FFFFFFF

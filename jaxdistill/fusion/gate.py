@@ -26,7 +26,7 @@ from jaxtyping import Float
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.registry import fusions
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Outputs, Params, Signals, State
 from jaxdistill.fusion.mixture import mix, present_mask, teacher_logits
 from jaxdistill.losses.task.cross_entropy import entropy
 from jaxdistill.losses.term import precise
@@ -130,13 +130,13 @@ def gate(
         values = f"{inputs=}, {width=}, {top=}, {paths=}"
         raise ValueError(f"a gate needs inputs, a width of at least 1, top and paths of at least 0; got {values}")
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         size = features(signals, inputs).shape[-1]
         kernel = jax.random.normal(key, (size, width)) * (2 / size) ** 0.5
         head = jnp.zeros((width, len(signals.teachers) + paths))
         return {"hidden/kernel": kernel, "hidden/bias": jnp.zeros(width), "head/kernel": head}, {}
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Outputs, State]:
         x = features(signals, inputs)
         x = by_rows(jax.nn.relu(x @ params["hidden/kernel"] + params["hidden/bias"]))
         scores, path_scores = jnp.split(by_rows(x @ params["head/kernel"]), [len(signals.teachers)], axis=-1)

@@ -25,7 +25,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxdistill.core.collectives import psum
 from jaxdistill.core.interfaces import Fusion
@@ -33,6 +33,9 @@ from jaxdistill.core.registry import fusions
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.fusion.mixture import MixtureSpace, mixture_fusion, present_mask, teacher_logits
 from jaxdistill.losses.term import precise
+
+# Weights, size of the last step, and number of iterations of a search
+Carry = tuple[Float[Array, " vectors"], Float[Array, ""], Int[Array, ""]]
 
 
 def min_norm_weights(products: Float[Array, "vectors vectors"], iterations: int = 250) -> Float[Array, " vectors"]:
@@ -49,7 +52,7 @@ def min_norm_weights(products: Float[Array, "vectors vectors"], iterations: int 
     products = products / jnp.maximum(jnp.max(jnp.diagonal(products)), jnp.finfo(products.dtype).tiny)
     start = jnp.where(nonzero, 1.0, 0.0) / jnp.maximum(jnp.sum(nonzero), 1)
 
-    def improve(carry):
+    def improve(carry: Carry) -> Carry:
         weights, _, number = carry
         slope = jnp.sum(products * weights, axis=1)  # a sum, because a matrix product is bfloat16 on a TPU
         best = jnp.argmin(jnp.where(nonzero, slope, jnp.inf))
@@ -62,7 +65,7 @@ def min_norm_weights(products: Float[Array, "vectors vectors"], iterations: int 
         return weights + step_size * direction, step_size, number + 1
 
     moves = lambda carry: (carry[1] > 1e-6) & (carry[2] < iterations)
-    return jax.lax.while_loop(moves, improve, (start, jnp.ones_like(start[0]), 0))[0]
+    return jax.lax.while_loop(moves, improve, (start, jnp.ones_like(start[0]), jnp.zeros((), jnp.int32)))[0]
 
 
 def logit_gradients(signals: Signals) -> Float[Array, "teachers *batch classes"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jaxdistill.core.interfaces import Fusion
-from jaxdistill.core.types import Array, Outputs, Signals
+from jaxdistill.core.types import Array, Key, Outputs, Params, Signals, State
 from jaxdistill.losses.term import precise
 
 MixtureSpace = Literal["probabilities", "logits"]
@@ -159,7 +159,7 @@ def mixture_fusion(weigh: Callable[[Signals], Array], of: MixtureSpace = "probab
             T; "logits": it is `sum_k w_k t_k`.
     """
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Outputs, State]:
         return mix(signals, weigh(signals), of), state
 
     return Fusion(lambda key, signals: ({}, {}), apply)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxdistill.core.collectives import row_keys
 from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.registry import fusions
+from jaxdistill.core.types import Key, Outputs, Params, Signals, State
 from jaxdistill.fusion.mixture import fixed_weights, mix, normalise_weights, present_mask
 
 
@@ -35,7 +36,7 @@ def sampled(weights: tuple[float, ...] = ()) -> Fusion:
     """
     weigh = fixed_weights(weights)
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Outputs, State]:
         is_present = present_mask(signals)
         prior = weigh(signals).reshape(-1, *[1] * (is_present.ndim - 1))
         log_probs = jnp.log(normalise_weights(jnp.broadcast_to(prior, is_present.shape), is_present))

@@ -9,6 +9,7 @@ Checked: common tests of fusions.
 
 from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.registry import fusions
+from jaxdistill.core.types import Key, Outputs, Params, Signals, State
 from jaxdistill.losses.term import select_teacher
 
 
@@ -20,7 +21,7 @@ def single(teacher: int = 0) -> Fusion:
         teacher: number of the teacher, from 0, in the order of the config.
     """
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Outputs, State]:
         return select_teacher(signals.teachers, teacher), state
 
     return Fusion(lambda key, signals: ({}, {}), apply)

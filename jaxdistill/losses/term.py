@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Shaped
 
-from jaxdistill.core.interfaces import Term
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.interfaces import Term, Values
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 
 
 def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields: Any) -> Term:
@@ -19,7 +20,9 @@ def stateless(values: Callable[[Signals], Array | tuple[Array, Array]], **fields
         fields: further fields of `Term`, such as `needs` and `local`.
     """
 
-    def apply(params, state, signals, *, key):
+    def apply(
+        params: Params, state: State, signals: Signals, *, key: Key
+    ) -> tuple[Values | tuple[Values, Shaped[Array, "*batch"]], State]:
         return values(signals), state
 
     return Term(lambda key, signals: ({}, {}), apply, **fields)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float
 
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.types import Array, AttentionHeads, Factored, Outputs, RowsLike
@@ -88,7 +89,9 @@ class Attention(nnx.Module):
         self.keys, self.values = empty(), empty()
         self.sizes = sizes
 
-    def __call__(self, x: Array, shared: SharedInputs) -> tuple[Array, AttentionHeads]:
+    def __call__(
+        self, x: Float[Array, "batch length width"], shared: SharedInputs
+    ) -> tuple[Float[Array, "batch length width"], AttentionHeads]:
         split = lambda y: by_rows(y.reshape(*y.shape[:-1], -1, self.sizes.head_size), tensor=-2)
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))  # [batch, length, heads, head_size]
         if self.query_norm is not None and self.key_norm is not None:
@@ -153,7 +156,9 @@ class Block(nnx.Module):
         self.gate, self.up = linear(sizes.width, sizes.ffn), linear(sizes.width, sizes.ffn)
         self.down = linear(sizes.ffn, sizes.width)
 
-    def __call__(self, x: Array, shared: SharedInputs) -> tuple[Array, AttentionHeads]:
+    def __call__(
+        self, x: Float[Array, "batch length width"], shared: SharedInputs
+    ) -> tuple[Float[Array, "batch length width"], AttentionHeads]:
         mixed, heads = self.attention(by_rows(self.attention_norm(x)), shared)
         x = by_rows(x + mixed)
         y = by_rows(self.mlp_norm(x))
@@ -295,9 +300,9 @@ def _nudge(batch: RowsLike, number: int, depth: int) -> dict[str, Array]:
 def _positions(batch: RowsLike) -> Array:
     """Return the position of every token in its sequence or document, `[batch or 1, length]`."""
     if "positions" in batch:
-        return batch["positions"]
+        return jnp.asarray(batch["positions"])
     if "segment_ids" in batch:
-        return restart_positions(batch["segment_ids"])
+        return restart_positions(jnp.asarray(batch["segment_ids"]))
     return jnp.arange(batch["input_ids"].shape[1])[None]
 
 

@@ -17,6 +17,7 @@ from flax import nnx
 
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
+from jaxdistill.core.types import RowsLike
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS
@@ -150,7 +151,7 @@ def _model(
     """
     vision.validate(), text.validate()
 
-    def make(rngs: nnx.Rngs, batch) -> TwoTowers:
+    def make(rngs: nnx.Rngs, batch: RowsLike) -> TwoTowers:
         patch, image, channels = sizes
         shape = batch["image"].shape[1:]
         require_image(shape, patch, image, channels)

@@ -1,6 +1,5 @@
 """Wrap a model in another one that adds a behaviour, such as a dtype, so that model families need no flag for it."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.types import Array, Factored, Outputs, PyTree, TokenSpans
+from jaxdistill.core.types import Array, Factored, Key, Outputs, Params, PyTree, Rows, RowsLike, State, TokenSpans
 
 
 def in_dtype(model: Model, dtype: str) -> Model:
@@ -22,7 +21,7 @@ def in_dtype(model: Model, dtype: str) -> Model:
     def cast(x: Array) -> Array:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    def apply(params, state, batch, *, train, key):
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         return model.apply(jax.tree.map(cast, params), state, batch, train=train, key=key)
 
     return model._replace(apply=apply)
@@ -44,7 +43,7 @@ def microbatched(model: Model, count: int) -> Model:
         count: number of microbatches; it must divide the batch size (on a mesh, each device's share of the batch).
     """
 
-    def split(x: Array) -> Array:
+    def split(x: Array | np.ndarray) -> Array:
         # [batch, ...] -> [count, batch / count, ...]; strided, so that each microbatch stays spread over the devices
         return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
@@ -61,12 +60,12 @@ def microbatched(model: Model, count: int) -> Model:
 
         return jax.tree.map(join_leaf, outputs, is_leaf=lambda leaf: isinstance(leaf, Factored))
 
-    def apply(params, state, batch, *, train, key):
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         if not train:  # no activations are kept for a gradient, and any number of rows is allowed
             return model.apply(params, state, batch, train=False, key=key)
 
         @jax.checkpoint
-        def run_microbatch(state, numbered_rows):
+        def run_microbatch(state: State, numbered_rows: tuple[Rows, Array]) -> tuple[State, Outputs[Any]]:
             rows, number = numbered_rows
             outputs, state = model.apply(params, state, rows, train=train, key=jax.random.fold_in(key, number))
             return state, outputs
@@ -100,14 +99,14 @@ def remap_classes(model: Model, classes: tuple[int, ...]) -> Model:
             return replace(logits, kernel=logits.kernel[:, sources], bias=jnp.where(known, bias[sources], -jnp.inf))
         return jnp.where(known, logits[..., sources], -jnp.inf)
 
-    def apply(params, state, batch, *, train, key):
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         out, state = model.apply(params, state, batch, train=train, key=key)
         return replace(out, logits=remap(out.logits)), state
 
     return model._replace(apply=apply)
 
 
-def strip_prefix(batch: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+def strip_prefix(batch: RowsLike, prefix: str) -> dict[str, Any]:
     """Return a batch with each field `<prefix><name>` copied to `<name>`: `teacher/input_ids` to `input_ids`.
 
     An existing field `<name>` is replaced.
@@ -128,10 +127,10 @@ def with_prefix(model: Model, prefix: str) -> Model:
         prefix: beginning of the names of the teacher's fields, such as "teacher/".
     """
 
-    def init(key, batch):
+    def init(key: Key, batch: RowsLike) -> tuple[Params, State]:
         return model.init(key, strip_prefix(batch, prefix))
 
-    def apply(params, state, batch, *, train, key):
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         fields = strip_prefix(batch, prefix)
         out, state = model.apply(params, state, fields, train=train, key=key)
         pooled = Outputs(out.logits, embedding=out.embedding, text_embedding=out.text_embedding)

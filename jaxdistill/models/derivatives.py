@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxdistill.core.collectives import by_rows, row_keys
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.jaxpr import mentioned_inputs
-from jaxdistill.core.types import Array, Outputs
+from jaxdistill.core.types import Array, Key, Outputs, Params, RowsLike, State
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.models.combinators import microbatched
 from jaxdistill.models.layers import pixels
@@ -68,7 +68,7 @@ def _with_direction_keys(model: Model) -> Model:
     so that the directions do not depend on the number of microbatches.
     """
 
-    def apply(params, state, batch, *, train, key):
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         keys = row_keys(jax.random.fold_in(key, DIRECTION_KEY), batch["mask"].shape[0])
         return model.apply(params, state, {**batch, "direction": keys}, train=train, key=key)
 
@@ -78,7 +78,7 @@ def _with_direction_keys(model: Model) -> Model:
 def _differentiate(model: Model, wanted: frozenset[str]) -> Model:
     """Make a model also return the wanted gradients; `wanted` is a subset of `GRADIENTS`."""
 
-    def apply(params, state, batch, *, train, key):
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         rows = {name: x for name, x in batch.items() if name != "direction"}
 
         def forward(inputs: Inputs) -> tuple[Array, Any]:

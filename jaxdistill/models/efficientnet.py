@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float, Shaped
 
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, Outputs
+from jaxdistill.core.types import Array, Outputs, RowsLike
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule, batch_norm_rules
 from jaxdistill.models.layers import BatchNorm, Depthwise, dropout, nudged, pixels, require_dropout_rate
@@ -66,7 +67,9 @@ class Block(nnx.Module):
         self.down, self.down_norm = _conv(hidden, outputs, 1, rngs), _norm(outputs)
         self.has_shortcut = stride == 1 and inputs == outputs
 
-    def __call__(self, x: Array, mask: Array, train: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], mask: Shaped[Array, " batch"], train: bool
+    ) -> Float[Array, "batch new_height new_width new_channels"]:
         y = x
         if self.up is not None and self.up_norm is not None:
             y = by_rows(jax.nn.relu6(self.up_norm(by_rows(self.up(y)), mask, train)))
@@ -99,8 +102,8 @@ class EfficientNet(nnx.Module):
         self.head = nnx.Linear(top, classes, rngs=rngs)
         self.rate = rate
 
-    def __call__(self, batch, *, train: bool, key) -> Outputs:
-        mask = batch["mask"]
+    def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
+        mask = jnp.asarray(batch["mask"])
         x = pixels(batch["image"], self.head.kernel.dtype)
         x = by_rows(jax.nn.relu6(self.stem_norm(by_rows(self.stem(x)), mask, train)))
         x = nudged(x, batch, 0)
@@ -145,7 +148,7 @@ def efficientnet_lite(
         raise ValueError(f"give at least one stage, and positive sizes; got {stem=}, {stages=}, {top=}")
     require_dropout_rate("dropout", dropout)
 
-    def make(rngs: nnx.Rngs, batch) -> EfficientNet:
+    def make(rngs: nnx.Rngs, batch: RowsLike) -> EfficientNet:
         image_channels = batch["image"].shape[-1]
         if channels not in (None, image_channels):
             raise ValueError(f"the images have {image_channels} channels, but the model has channels={channels}")

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Outputs
+from jaxdistill.core.types import Array, Outputs, RowsLike
 from jaxdistill.models.layers import dropout, nudged, pixels, require_dropout_rate
 from jaxdistill.models.nnx import from_nnx
 
@@ -30,7 +30,7 @@ class Mlp(nnx.Module):
         self.head = nnx.Linear(sizes[-1], classes, rngs=rngs)
         self.rate = rate
 
-    def __call__(self, batch, *, train: bool, key) -> Outputs:
+    def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
         image = batch["image"]
         x = pixels(image.reshape(image.shape[0], -1), self.head.kernel.dtype)  # [batch, height * width * channels]
         states = []
@@ -57,7 +57,7 @@ def mlp(widths: tuple[int, ...], classes: int, dropout: float = 0.0) -> Model:
         raise ValueError(f"widths must have at least one entry, all positive; got {widths}")
     require_dropout_rate("dropout", dropout)
 
-    def make(rngs: nnx.Rngs, batch) -> Mlp:
+    def make(rngs: nnx.Rngs, batch: RowsLike) -> Mlp:
         return Mlp(math.prod(batch["image"].shape[1:]), widths, classes, dropout, rngs=rngs)
 
     return from_nnx(make)

@@ -8,11 +8,12 @@ the "x4" variants (ResNet-8x4, ResNet-32x4) in the CIFAR-100 tables of the disti
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float, Shaped
 
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, Outputs
+from jaxdistill.core.types import Array, Outputs, RowsLike
 from jaxdistill.models.layers import BatchNorm, nudged, pixels
 from jaxdistill.models.nnx import from_nnx
 
@@ -42,7 +43,9 @@ class Block(nnx.Module):
         self.shortcut = _conv(inputs, outputs, 1, stride, rngs) if changes else None
         self.shortcut_norm = BatchNorm(outputs) if changes else None
 
-    def __call__(self, x: Array, mask: Array, train: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], mask: Shaped[Array, " batch"], train: bool
+    ) -> Float[Array, "batch new_height new_width new_channels"]:
         y = by_rows(jax.nn.relu(self.first_norm(self.first(x), mask, train)))
         y = by_rows(self.second_norm(self.second(y), mask, train))
         if self.shortcut is not None and self.shortcut_norm is not None:
@@ -69,8 +72,8 @@ class ResNet(nnx.Module):
         self.blocks = nnx.List(layers)
         self.head = nnx.Linear(width, classes, rngs=rngs)
 
-    def __call__(self, batch, *, train: bool, key) -> Outputs:
-        mask = batch["mask"]
+    def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
+        mask = jnp.asarray(batch["mask"])
         x = pixels(batch["image"], self.head.kernel.dtype)
         x = by_rows(jax.nn.relu(self.stem_norm(self.stem(x), mask, train)))
         x = nudged(x, batch, 0)

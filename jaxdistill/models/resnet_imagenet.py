@@ -11,11 +11,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float, Shaped
 
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, Outputs
+from jaxdistill.core.types import Array, Outputs, RowsLike
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule, batch_norm_rules
 from jaxdistill.models.layers import BatchNorm, nudged, pixels
@@ -40,7 +41,9 @@ class ConvNorm(nnx.Module):
         )
         self.norm = BatchNorm(outputs)
 
-    def __call__(self, x: Array, mask: Array, train: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], mask: Shaped[Array, " batch"], train: bool
+    ) -> Float[Array, "batch new_height new_width new_channels"]:
         return by_rows(self.norm(by_rows(self.conv(x)), mask, train))
 
 
@@ -60,7 +63,9 @@ class Block(nnx.Module):
         changes = stride != 1 or inputs != width
         self.shortcut = ConvNorm(inputs, width, 1, stride, rngs=rngs) if changes else None
 
-    def __call__(self, x: Array, mask: Array, train: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], mask: Shaped[Array, " batch"], train: bool
+    ) -> Float[Array, "batch new_height new_width new_channels"]:
         y = x
         for number, layer in enumerate(self.layers):
             y = layer(by_rows(jax.nn.relu(y)) if number else y, mask, train)
@@ -84,8 +89,8 @@ class ResNet(nnx.Module):
         self.stages = nnx.List([nnx.List(blocks) for blocks in stages])
         self.head = nnx.Linear(width, classes, rngs=rngs)
 
-    def __call__(self, batch, *, train: bool, key) -> Outputs:
-        mask = batch["mask"]
+    def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
+        mask = jnp.asarray(batch["mask"])
         x = pixels(batch["image"], self.head.kernel.dtype)
         x = by_rows(nnx.max_pool(by_rows(jax.nn.relu(self.stem(x, mask, train))), (3, 3), (2, 2), SYMMETRIC))
         x = nudged(x, batch, 0)
@@ -142,7 +147,7 @@ def resnet_imagenet(
         strides = (stride, 1) if early_stride else (1, stride)
         return (width // 4, 1, strides[0]), (width // 4, 3, strides[1]), (width, 1, 1)
 
-    def make(rngs: nnx.Rngs, batch) -> ResNet:
+    def make(rngs: nnx.Rngs, batch: RowsLike) -> ResNet:
         image_channels = batch["image"].shape[-1]
         if image_channels != channels:
             raise ValueError(f"the images have {image_channels} channels, but the model has channels={channels}")

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float
 
 from jaxdistill.core.collectives import by_rows, gather
 from jaxdistill.core.types import Array, AttentionHeads, Outputs, RowsLike
@@ -42,12 +43,12 @@ class TextTower(nnx.Module):
         self.projection = nnx.Linear(stack.width, projection, use_bias=end is None, rngs=rngs)
         self.end = end
 
-    def __call__(self, batch: RowsLike, train: bool, key: Array) -> Array:
-        ids = batch["input_ids"]
+    def __call__(self, batch: RowsLike, train: bool, key: Array) -> Float[Array, "batch projection"]:
+        ids = jnp.asarray(batch["input_ids"])
         length, positions = ids.shape[1], self.position.num_embeddings
         if length > positions:
             raise ValueError(f"texts of {length} tokens exceed the {positions} positions; truncate the texts")
-        mask = batch.get("attention_mask", jnp.ones_like(ids))[:, None, None, :] > 0
+        mask = jnp.asarray(batch.get("attention_mask", jnp.ones_like(ids)))[:, None, None, :] > 0
         if self.end is not None:
             mask = mask & jnp.tril(jnp.ones((length, length), bool))
         x = by_rows(self.token(ids) + self.position(jnp.arange(length)))  # [batch, length, width]
@@ -79,7 +80,7 @@ class AttentionPool(nnx.Module):
         self.down = nnx.Linear(stack.ffn, stack.width, rngs=rngs)
         self.heads, self.activation = stack.heads, ACTIVATIONS[stack.activation]
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "batch patches width"]) -> Float[Array, "batch width"]:
         split = lambda y: y.reshape(*y.shape[:-1], self.heads, -1)
         query, _, _ = jnp.split(self.project(self.probe[...]), 3, axis=-1)  # [1, 1, width]
         _, keys, values = jnp.split(by_rows(self.project(x)), 3, axis=-1)
@@ -105,7 +106,9 @@ class ImageTower(nnx.Module):
         rngs: random streams of the initial parameters.
     """
 
-    def __init__(self, stack: Stack, image, patch: int, projection: int | None, *, rngs: nnx.Rngs):
+    def __init__(
+        self, stack: Stack, image: tuple[int, int, int], patch: int, projection: int | None, *, rngs: nnx.Rngs
+    ):
         norm = partial(layer_norm, stack.width, epsilon=stack.epsilon, rngs=rngs)
         class_token = projection is not None
         self.embed = Patches(image, patch, stack.width, int(class_token), bias=not class_token, flat=True, rngs=rngs)
@@ -149,7 +152,7 @@ class TwoTowers(nnx.Module):
         self.logit_scale = nnx.Param(scale)
         self.logit_bias = None if bias is None else nnx.Param(bias)
 
-    def __call__(self, batch, *, train: bool, key) -> Outputs:
+    def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
         image_key, text_key = jax.random.split(key)
         pooled, states, attentions = self.images(batch, train, image_key)
         image, text = _normalize(pooled), _normalize(self.texts(batch, train, text_key))  # [batch, projection]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Bool, Float
 
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.types import Array, AttentionHeads
@@ -20,6 +21,7 @@ from jaxdistill.models.layers import ACTIVATIONS, pixels, require_dropout_rate
 from jaxdistill.models.layers import dropout as drop
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"]
+Mask = Bool[Array, "#batch 1 #length length"]  # true where a query may attend to a key
 layer_norm = partial(nnx.LayerNorm, use_fast_variance=False)  # the fast variance cancels if the mean is large
 
 
@@ -71,7 +73,9 @@ class Attention(nnx.Module):
         self.out = linear()
         self.heads, self.return_probabilities = stack.heads, stack.attentions
 
-    def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, AttentionHeads]:
+    def __call__(
+        self, x: Float[Array, "batch length width"], mask: Mask | None = None
+    ) -> tuple[Float[Array, "batch length width"], AttentionHeads]:
         split = lambda y: by_rows(y.reshape(*y.shape[:-1], self.heads, -1), tensor=-2)
         q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))  # [batch, length, heads, d]
         if not self.return_probabilities:
@@ -97,7 +101,9 @@ class Block(nnx.Module):
         self.down = nnx.Linear(stack.ffn, stack.width, rngs=rngs)
         self.activation, self.rate = ACTIVATIONS[stack.activation], stack.dropout
 
-    def __call__(self, x: Array, train: bool, key: Array, mask: Array | None = None) -> tuple[Array, AttentionHeads]:
+    def __call__(
+        self, x: Float[Array, "batch length width"], train: bool, key: Array, mask: Mask | None = None
+    ) -> tuple[Float[Array, "batch length width"], AttentionHeads]:
         first, second = jax.random.split(key)
         mixed, heads = self.attention(self.attention_norm(x), mask)
         x = by_rows(x + drop(mixed, self.rate, train=train, key=first))
@@ -122,7 +128,15 @@ class Patches(nnx.Module):
     """
 
     def __init__(
-        self, image, patch: int, width: int, tokens: int, bias: bool = True, flat: bool = False, *, rngs: nnx.Rngs
+        self,
+        image: tuple[int, int, int],
+        patch: int,
+        width: int,
+        tokens: int,
+        bias: bool = True,
+        flat: bool = False,
+        *,
+        rngs: nnx.Rngs,
     ):
         height, image_width, channels = image
         normal = lambda *shape: nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
@@ -131,7 +145,7 @@ class Patches(nnx.Module):
         self.tokens = nnx.List([normal(*axis, *axis, width) for _ in range(tokens)])
         self.position = normal(*axis, tokens + (height // patch) * (image_width // patch), width)
 
-    def __call__(self, image: Array | np.ndarray) -> Array:
+    def __call__(self, image: Array | np.ndarray) -> Float[Array, "batch tokens width"]:
         x = by_rows(self.conv(pixels(image, self.conv.kernel.dtype)))  # [batch, height / patch, width / patch, width]
         rows, width = x.shape[0], x.shape[-1]
         tokens = [jnp.broadcast_to(token[...], (rows, 1, width)) for token in self.tokens]

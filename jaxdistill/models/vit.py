@@ -17,7 +17,7 @@ from flax import nnx
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Outputs
+from jaxdistill.core.types import Array, Outputs, RowsLike
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, nudged
@@ -42,7 +42,9 @@ class ViT(nnx.Module):
     are the mean of the logits of both heads.
     """
 
-    def __init__(self, image, patch: int, stack: Stack, tokens: int, classes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, image: tuple[int, int, int], patch: int, stack: Stack, tokens: int, classes: int, *, rngs: nnx.Rngs
+    ):
         self.embed = Patches(image, patch, stack.width, tokens, rngs=rngs)
         self.blocks = nnx.List([Block(stack, rngs=rngs) for _ in range(stack.depth)])
         self.norm = layer_norm(stack.width, epsilon=stack.epsilon, rngs=rngs)
@@ -50,7 +52,7 @@ class ViT(nnx.Module):
         self.distilled_head = nnx.Linear(stack.width, classes, rngs=rngs) if tokens == 2 else None
         self.tokens = tokens
 
-    def __call__(self, batch, *, train: bool, key) -> Outputs:
+    def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
         x = nudged(self.embed(batch["image"]), batch, 0)
         states, attentions = [x], []
         for number, block in enumerate(self.blocks):
@@ -69,7 +71,7 @@ class ViT(nnx.Module):
 def _model(stack: Stack, patch: int, tokens: int, classes: int, image: int | None, channels: int | None) -> Model:
     stack.validate()
 
-    def make(rngs: nnx.Rngs, batch) -> ViT:
+    def make(rngs: nnx.Rngs, batch: RowsLike) -> ViT:
         shape = batch["image"].shape[1:]
         require_image(shape, patch, image, channels)
         return ViT(shape, patch, stack, tokens, classes, rngs=rngs)

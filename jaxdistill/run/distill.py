@@ -33,7 +33,6 @@ from jaxdistill.run.config import Config
 from jaxdistill.run.preemption import Preemption, Stopped
 from jaxdistill.run.provenance import provenance
 from jaxdistill.run.resolve import Resolved, resolve
-from jaxdistill.run.rules.stage import initialised_here
 from jaxdistill.run.stages import Stage
 from jaxdistill.run.train import Data, References, StageContext, Trained, train
 from jaxdistill.teachers.load import initialise, load
@@ -160,7 +159,7 @@ class Run:
         for name, teacher in self.resolved.teachers.items():
             if teacher.trained_here:
                 continue
-            if initialised_here(self.resolved.student.view, name):  # evaluated after the step has trained it
+            if self.resolved.student.view.initialised_here(name):  # evaluated after the step has trained it
                 self.values[name] = initialise(teacher, self.rows)
                 continue
             self._evaluate_teacher(teacher, load(teacher, self.rows) if teacher.runs else NO_VARIABLES)
@@ -236,13 +235,8 @@ class Run:
             shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), stage.shapes["train"]))
             abstract = with_shardings(shapes, shardings(shapes, self.resolved.mesh, stage.settings.rules))
             variables = load_variables(folder / "checkpoints", str(stage.settings.steps), abstract)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            CheckpointError,
-        ):  # the training loop reports any damage
-            return False
+        except (OSError, ValueError, KeyError, CheckpointError):
+            return False  # the training loop reports any damage
         self._record(stage, outcome, variables)
         return True
 
@@ -311,9 +305,8 @@ class Run:
             card = model_card(stage.name, config.to_dict(), results)
             tokenizer = data.tokenization.file.parent if data.tokenization else None
             variables, image = self.variables[stage.name], self.rows.get("image")
-            images = (
-                processor_config(self.resolved.config.data.augment, image.shape[1:], image.dtype) if image else None
-            )
+            augment = self.resolved.config.data.augment
+            images = processor_config(augment, image.shape[1:], image.dtype) if image is not None else None
             folder = self.folder / stage.definition.folder / "hub"
             write(folder, form.family, form.arguments, variables, card, tokenizer, images)
             self.console.print(f"{stage.name:>12}  written to {folder}")

@@ -40,6 +40,7 @@ class Components(NamedTuple):
     optimizer: optax transformation that updates all parameters: those of the student, of loss terms (such as
         projectors) and of the fusion (such as a gate, a network that weights teachers)
     rate: schedule of the student's learning rate
+    role_rates: schedules of the learning rates of the roles that have their own, such as `fusion`, by role
     schedules: schedules of learning rate, loss weights and temperatures by name, logged beside the losses
     """
 
@@ -47,6 +48,7 @@ class Components(NamedTuple):
     fusion: Fusion
     optimizer: optax.GradientTransformation
     rate: Schedule
+    role_rates: Mapping[str, Schedule]
     schedules: Mapping[str, Any]
 
     @property
@@ -98,6 +100,7 @@ def build_components(config: Config, horizon: Horizon, tokens: Tokenization | No
         registry.fusions.build(config.fusion, "fusion"),
         optimizer(transformation, rate, config.clip_norm, roles),
         rate,
+        {role: role_rate for role, (_, role_rate) in roles.items()},
         {"rate": rate, **weights, **temperatures},
     )
 
@@ -129,7 +132,8 @@ def build_loss(spec: str | Spec, path: str, horizon: Horizon, shared: SharedVoca
 
 
 def _term(entry: Config, path: str, name: str, horizon: Horizon, shared: SharedVocabularyLoader) -> WeightedTerm:
-    term = build_loss(entry.term or name, path, horizon, shared)
+    term_path = f"{path}.term" if entry.term else path
+    term = build_loss(entry.term or name, term_path, horizon, shared)
     term = term._replace(stream=entry.stream) if entry.stream else term
     return WeightedTerm(term, resolve(entry.weight, horizon, f"{path}.weight"))
 
@@ -205,4 +209,4 @@ def step_spec(config: Config, arguments: Mapping[str, Any]) -> Spec:
     if spec.args or set(arguments) & set(spec.kwargs):
         names = ", ".join(arguments)
         raise ConfigError("step", f"{config.step!r}: {names} are set from other config keys; leave them out.")
-    return spec._replace(kwargs={**spec.kwargs, **arguments})
+    return spec._replace(added=arguments)

@@ -24,7 +24,6 @@ from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.parallel.mesh import build_mesh
 from jaxdistill.run.parts import Components, build_components, build_parts
 from jaxdistill.run.pipelines import build_pipeline
-from jaxdistill.run.rules.devices import student_mesh
 from jaxdistill.run.stages import Stage, StageDefinition, plan_stages, settings
 from jaxdistill.run.validate import check
 from jaxdistill.run.views import ConfigView, DataView, StageConfigView, StageView
@@ -101,8 +100,8 @@ class Resolved:
     @cached_property
     def mesh(self) -> Mesh:
         """Return the student's device mesh, which leaves out the devices that are reserved for teachers."""
-        teacher_devices = sum(section.devices() for section in self.teacher_configs.values())
-        return build_mesh(student_mesh(self.config, teacher_devices, len(self.devices)), self.devices)
+        view = ConfigView(self.config, self.teacher_configs, len(self.devices))
+        return build_mesh(view.student_mesh(), self.devices)
 
     @cached_property
     def teachers(self) -> Mapping[str, Teacher]:

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from jaxdistill.core.checkpoint import Checkpoints
 from jaxdistill.core.interfaces import Fusion, Model
+from jaxdistill.core.streams import stream_id
 from jaxdistill.core.types import NO_VARIABLES, Shapes, TrainState, Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.data.records import Records
-from jaxdistill.data.stream import Phases, StoredFields, evaluation_batches, stream_id, train_stream
+from jaxdistill.data.stream import Phases, StoredFields, evaluation_batches, train_stream
 from jaxdistill.evaluation.evaluator import evaluator, scores, totals, with_evolving_teachers
 from jaxdistill.parallel.compile import Engine, jit_engine
 from jaxdistill.parallel.pmap import pmap_engine

@@ -22,11 +22,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
         devices.kernels_read_whole_rows,
         devices.batches_divide,
         devices.processes_have_a_coordinator,
+        devices.process_is_below_processes,
     ),
     # the config of each stage, and the components that its spec strings name
     "stage text": (
         specs.objective_has_terms,
-        specs.rate_is_not_negative,
+        specs.rates_are_not_negative,
+        specs.weights_are_not_negative,
         specs.step_is_known,
         specs.models_are_known,
         specs.teachers_can_be_trained_here,
@@ -42,6 +44,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         data.records_can_be_read,
         data.test_records_have_labels,
         data.test_records_match_training_records,
+        data.test_records_are_not_trained_on,
+        data.mixed_labels_have_the_classes,
         data.quiz_is_disjoint,
         data.order_is_possible,
         data.selection_is_possible,
@@ -65,6 +69,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "run": (
         run.vocabularies_fit,
         run.streams_are_read,
+        run.roles_have_parameters,
         run.chunks_divide_a_factored_head,
         run.kernels_have_chunks,
         run.kernels_have_a_compiler,

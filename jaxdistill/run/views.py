@@ -9,15 +9,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxdistill.core.errors import ConfigError, message_of
 from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.objective import WeightedTerm
-from jaxdistill.core.types import NO_OUTPUTS, Outputs, Shapes, Signals
+from jaxdistill.core.types import NO_OUTPUTS, Outputs, Shapes, Signals, TrainState, Variables
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.models.abstract import abstract_outputs
+from jaxdistill.parallel.mesh import mesh_shape
 from jaxdistill.run.config import Config
 from jaxdistill.run.parts import Components, Parts
 from jaxdistill.teachers.build import TeacherConfig
 from jaxdistill.teachers.teacher import Teacher
+
+KEY = jax.eval_shape(lambda: jax.random.key(0))  # shape and dtype of a PRNG key
 
 
 class ConfigView(NamedTuple):
@@ -31,6 +35,21 @@ class ConfigView(NamedTuple):
     config: Config
     teacher_configs: Mapping[str, TeacherConfig]
     devices: int
+
+    def student_mesh(self) -> tuple[int, int, int]:
+        """Compute the sizes of the student's device mesh, `(data, fsdp, tensor)`, from the section `mesh`.
+
+        A size of -1 takes all devices that remain. Devices that are reserved for teachers are left out.
+
+        Raises:
+            ConfigError: the sizes do not fit the number of devices that are left for the student.
+        """
+        mesh, reserved = self.config.mesh, sum(teacher.devices() for teacher in self.teacher_configs.values())
+        try:
+            return mesh_shape(mesh.data, mesh.fsdp, mesh.tensor, self.devices - reserved)
+        except ValueError as error:
+            reason = f" ({reserved} of {self.devices} are reserved for teachers)" if reserved else ""
+            raise ConfigError("mesh", f"{error}{reason}.") from None
 
 
 class StageConfigView(NamedTuple):
@@ -98,6 +117,42 @@ class StageView:
         teachers: Any = tuple(out for out, _ in teacher_shapes)
         return Signals(student, teachers, NO_OUTPUTS, rows, rows["mask"], step, scalar, params)  # type: ignore[arg-type]
 
+    @cached_property
+    def teacher_variables(self) -> tuple[Variables, ...]:
+        """Return the variables of all teachers, with shapes in place of arrays."""
+        rows = self.shapes["train"]
+        return tuple(Variables(*jax.eval_shape(teacher.model.init, KEY, rows)) for teacher in self.parts.teachers)
+
+    @property
+    def step_batch(self) -> dict[str, Shapes]:
+        """Return the batch that the training algorithm takes, by source of batches, with shapes in place of arrays."""
+        return {stream: self.shapes[stream] for stream in self.parts.step.streams}
+
+    @cached_property
+    def train_state(self) -> TrainState:
+        """Return the state of the training algorithm before the first step, with shapes in place of arrays.
+
+        Raises:
+            ConfigError: the training algorithm cannot be initialised.
+        """
+        try:
+            return jax.eval_shape(self.parts.step.init, KEY, self.teacher_variables, self.step_batch)
+        except (ValueError, TypeError) as error:
+            raise ConfigError("step", message_of(error)) from error
+
+    def initialised_here(self, name: str) -> bool:
+        """Return True if a teacher is initialised in this run, because it is only trained together with the student.
+
+        This is False for a teacher with a checkpoint, with cached outputs, or with a training of its own before the
+        student.
+
+        Args:
+            name: name of the teacher.
+        """
+        teacher = self.teacher_configs[name]
+        trained = list(self.teacher_configs).index(name) in self.parts.step.trained_teachers
+        return trained and not (teacher.checkpoint or teacher.steps or teacher.options.get("cache"))
+
     @property
     def student(self) -> Outputs:
         """Return the outputs of the trained model on a training batch, with shapes in place of arrays."""
@@ -122,7 +177,7 @@ def variables_of(fusion: Fusion, signals: Any) -> list[Any]:
         signals: outputs of student and teachers, and the batch, with shapes in place of arrays.
     """
     dense = replace(signals, teachers=tuple(jax.eval_shape(lambda o: o.dense(), o) for o in signals.teachers))
-    return jax.tree.leaves(jax.eval_shape(fusion.init, jax.eval_shape(lambda: jax.random.key(0)), dense))
+    return jax.tree.leaves(jax.eval_shape(fusion.init, KEY, dense))
 
 
 @runtime_checkable
@@ -143,3 +198,5 @@ class RunView(Protocol):
     def definitions(self) -> Sequence[Any]: ...  # noqa: D102
     @property
     def student(self) -> Any: ...  # noqa: D102
+    @property
+    def stages(self) -> Sequence[Any]: ...  # noqa: D102

@@ -1,4 +1,4 @@
-"""Training steps: one module for each training algorithm, all with the same signature.
+"""Training steps: one file for each training algorithm, all with one signature.
 
 To add a step, add a module to this folder and import it below; the import registers the step.
 """

@@ -34,7 +34,8 @@ import optax
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.schedules import Scalar, as_schedule
-from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, TrainState, Variables
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import NO_VARIABLES, Array, Batch, ByRole, Key, PyTree, TrainState, Variables
 from jaxdistill.losses.term import select_teacher
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import step_metrics
@@ -75,17 +76,17 @@ def averaged(
     select_teacher(teachers, teacher)
     parts = learner(student, teachers, objective, optimizer)
 
-    def evolve_teachers(params, state, frozen):
+    def evolve_teachers(params: ByRole, state: ByRole, frozen: tuple[Variables, ...]) -> tuple[Variables, ...]:
         values = list(frozen)
         values[teacher] = state["average"]
         return tuple(values)
 
-    def init(key, frozen, batch, start=NO_VARIABLES):
+    def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         ts = parts.init(key, frozen, batch, start)
         average = jax.tree.map(jnp.copy, _averaged_values(_student_of(ts), frozen[teacher]))
         return replace(ts, state=ts.state | {"average": average})
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         current = evolve_teachers(ts.params, ts.state, frozen)
         gradient, means, state = parts.gradient(ts, current, batch, objective.weights(ts.step))
         new = parts.descend(ts, gradient, state)
@@ -110,7 +111,7 @@ def moving_average(old: PyTree, new: PyTree, momentum: Array) -> PyTree:
     Arrays of integers are copied from `new`.
     """
 
-    def each(a, b):
+    def each(a: Array, b: Array) -> Array:
         if not jnp.issubdtype(a.dtype, jnp.inexact):
             return b
         return (momentum * a + (1 - momentum) * b).astype(a.dtype)

@@ -1,14 +1,15 @@
 """Hard routing: for each example, run only the teacher that a gate selects."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jaxdistill.core.interfaces import Model, Objective
 from jaxdistill.core.jaxpr import used_inputs
-from jaxdistill.core.types import Array, Outputs, PyTree, Signals, Variables
+from jaxdistill.core.types import Array, Batch, ByRole, Key, Outputs, Rows, Signals, State, Variables
 from jaxdistill.steps.observe import observe
 
 
@@ -48,8 +49,8 @@ def dispatch_rows(
     source = jnp.zeros(blocks * block, jnp.int32).at[slots].set(order.astype(jnp.int32))
     block_teacher = jnp.searchsorted(ends, jnp.arange(blocks) * block, side="right")  # K: the block is empty
 
-    def run(number: int):
-        def logits(rows: Mapping[str, Array]) -> Array:
+    def run(number: int) -> Callable[[Rows], Array]:
+        def logits(rows: Rows) -> Float[Array, "*batch classes"]:
             outputs, _ = teachers[number].apply(*frozen[number], rows, train=False, key=key)
             return jnp.asarray(outputs.dense().logits, jnp.float32)
 
@@ -84,7 +85,19 @@ def teacher_weights(fused: Signals) -> Array:
     return fused.teacher.weights
 
 
-def observe_selected(objective, student, teachers, params, state, frozen, batch, streams, *, step, key):
+def observe_selected(
+    objective: Objective,
+    student: Model,
+    teachers: tuple[Model, ...],
+    params: ByRole,
+    state: ByRole,
+    frozen: tuple[Variables, ...],
+    batch: Batch,
+    streams: Iterable[str],
+    *,
+    step: Array,
+    key: Key,
+) -> tuple[dict[str, Signals], State]:
     """Run the student on each stream of a batch, and for each example only the teacher with the largest gate weight.
 
     A gate is a network that weights the teachers. A stream is a named source of batches.
@@ -122,9 +135,7 @@ def observe_selected(objective, student, teachers, params, state, frozen, batch,
     return by_stream, student_state
 
 
-def _weights_without_teachers(
-    objective: Objective, params: Mapping[str, PyTree], state: Mapping[str, PyTree], signals: Signals, key: Array
-) -> Array:
+def _weights_without_teachers(objective: Objective, params: ByRole, state: ByRole, signals: Signals, key: Key) -> Array:
     """Compute the gate's weights before any teacher has run.
 
     Raises:

@@ -45,7 +45,7 @@ from jaxdistill.core.collectives import psum, row_keys
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean, shared_mean
-from jaxdistill.core.types import NO_VARIABLES, PyTree, struct
+from jaxdistill.core.types import NO_VARIABLES, Array, Batch, Key, Params, PyTree, Rows, TrainState, Variables, struct
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise
 from jaxdistill.steps.learner import learner
@@ -98,14 +98,14 @@ def ewc(
         raise ValueError(f"weight must be at least 0, every at least 1, momentum in [0, 1); got {values}")
     parts = learner(student, teachers, objective, optimizer)
 
-    def init(key, frozen, batch, start=NO_VARIABLES):
+    def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         ts = parts.init(key, frozen, batch, start)
         params = ts.params["student"]
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)
         anchor = Anchor(jax.tree.map(jnp.copy, params), zeros(), zeros())
         return replace(ts, state=ts.state | {"anchor": anchor})
 
-    def drawn_label_loss(params, ts, rows, key):
+    def drawn_label_loss(params: Params, ts: TrainState, rows: Rows, key: Key) -> tuple[Array, Array]:
         raw: Any = student.apply(params, ts.state["student"], rows, train=False, key=key)[0].dense().logits
         logits = precise(jnp.where(rows["mask"][..., None] != 0, raw, 0))
         draw = jax.vmap(jax.random.categorical)
@@ -113,7 +113,7 @@ def ewc(
         local_loss, loss = shared_mean(softmax_cross_entropy(logits, label), rows["mask"])
         return local_loss, loss.count
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         gradient, means, state = parts.gradient(ts, frozen, batch, objective.weights(ts.step))
         params, anchor = ts.params["student"], ts.state["anchor"]
         key = step_key(ts)

@@ -32,10 +32,12 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
-from jaxdistill.core.types import NO_VARIABLES, Variables
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import NO_VARIABLES, Array, Batch, ByRole, Key, TrainState, Variables
 from jaxdistill.steps.learner import learner, select_terms
 from jaxdistill.steps.observe import step_metrics
 
@@ -71,20 +73,20 @@ def gradnorm(
     """
     parts, names = learner(student, teachers, objective, optimizer), select_terms(objective, terms)
 
-    def shared_params(params):
+    def shared_params(params: ByRole) -> dict[str, Array]:
         selected = {name: x for name, x in params["student"].items() if re.search(layer, name)}
         if not selected:
             known = ", ".join(sorted(params["student"]))
             raise ValueError(f"layer={layer!r} matches no parameter of the student; it has {known}")
         return selected
 
-    def init(key, frozen, batch, start=NO_VARIABLES):
+    def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         weights = Variables({"weights": jnp.ones(len(names))}, {"weights": jnp.zeros(len(names))})
         ts = parts.init(key, frozen, batch, start, weights)
         shared_params(ts.params)  # raises if there are none
         return ts
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         back, means, state = parts.backward(ts, frozen, batch)
         config_weights, w = objective.weights(ts.step), ts.params["weights"]
         losses = jnp.stack([means[name].compute() for name in names])
@@ -95,7 +97,7 @@ def gradnorm(
         progress = jnp.where(initial == 0, 1.0, losses / jnp.where(initial == 0, 1.0, initial))
         rates = progress / average(progress)
 
-        def imbalance(w):
+        def imbalance(w: Float[Array, " terms"]) -> Float[Array, ""]:
             sizes = w * norms
             target = jax.lax.stop_gradient(average(sizes) * rates**alpha)
             return jnp.sum(jnp.where(active, jnp.abs(sizes - target), 0))

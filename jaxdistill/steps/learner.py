@@ -4,21 +4,51 @@ A step that is built from them only defines how the loss terms are weighted.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from jaxdistill.core.collectives import psum
 from jaxdistill.core.interfaces import Model, Objective
 from jaxdistill.core.objective import weighted_sum
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, TrainState
+from jaxdistill.core.types import (
+    NO_VARIABLES,
+    Array,
+    Batch,
+    ByRole,
+    Key,
+    PyTree,
+    Signals,
+    State,
+    TrainState,
+    Variables,
+)
 from jaxdistill.models.abstract import init_variables
-from jaxdistill.steps.observe import observe
+from jaxdistill.steps.observe import RunModels, observe
 
 Means = Mapping[str, Mean]  # by term, of the global batch
+MeansAndState = tuple[Means, dict[str, PyTree]]  # by term, and by role
+Back = Callable[[Mapping[str, Array | float]], PyTree]  # {term: weight} -> gradient of the weighted sum of the terms
+
+
+@runtime_checkable
+class LearnerInit(Protocol):
+    """The type of `Learner.init`: a function that creates the train state before the first training step."""
+
+    def __call__(
+        self,
+        key: Key,
+        frozen: tuple[Variables, ...],
+        batch: Batch,
+        start: Variables = NO_VARIABLES,
+        extra: Variables = NO_VARIABLES,
+        /,
+    ) -> TrainState:
+        """Initialise the train state; `extra` has further entries of params and state."""
 
 
 class Learner(NamedTuple):
@@ -38,9 +68,11 @@ class Learner(NamedTuple):
         keep their old values
     """
 
-    init: Callable[..., TrainState]
-    gradient: Callable[..., tuple[PyTree, Means, dict[str, PyTree]]]
-    backward: Callable[..., tuple[Callable[[Mapping[str, Any]], PyTree], Means, dict[str, PyTree]]]
+    init: LearnerInit
+    gradient: Callable[
+        [TrainState, tuple[Variables, ...], Batch, Mapping[str, Array]], tuple[PyTree, Means, dict[str, PyTree]]
+    ]
+    backward: Callable[[TrainState, tuple[Variables, ...], Batch], tuple[Back, Means, dict[str, PyTree]]]
     descend: Callable[[TrainState, PyTree, dict[str, PyTree]], TrainState]
 
 
@@ -49,7 +81,7 @@ def learner(
     teachers: tuple[Model, ...],
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    run_models: Callable[..., Any] = observe,
+    run_models: RunModels = observe,
 ) -> Learner:
     """Build the functions of a training step (see `Learner`) for a student, its teachers and an objective.
 
@@ -63,10 +95,18 @@ def learner(
         run_models: function that runs the models on a batch, with the arguments and results of `observe`.
     """
 
-    def run(params, state, frozen, batch, step, key):
+    def run(
+        params: ByRole, state: ByRole, frozen: tuple[Variables, ...], batch: Batch, step: Array, key: Key
+    ) -> tuple[dict[str, Signals], State]:
         return run_models(student, teachers, params, state, frozen, batch, objective.streams, step=step, key=key)
 
-    def init(key, frozen, batch, start=NO_VARIABLES, extra=NO_VARIABLES):
+    def init(
+        key: Key,
+        frozen: tuple[Variables, ...],
+        batch: Batch,
+        start: Variables = NO_VARIABLES,
+        extra: Variables = NO_VARIABLES,
+    ) -> TrainState:
         student_key, objective_key, run_key = jax.random.split(key, 3)
         student_params, student_state = init_variables(student, student_key, batch["train"], start)
         params, state = {"student": student_params}, {"student": student_state}
@@ -76,12 +116,16 @@ def learner(
         params = {**params, **objective_params, **extra.params}
         return TrainState(step, params, {**state, **objective_state, **extra.state}, optimizer.init(params), run_key)
 
-    def forward(params, ts, frozen, batch):
+    def forward(
+        params: ByRole, ts: TrainState, frozen: tuple[Variables, ...], batch: Batch
+    ) -> tuple[dict[str, Signals], State, Key]:
         models_key, terms_key = jax.random.split(jax.random.fold_in(ts.key, ts.step))
         return *run(params, ts.state, frozen, batch, ts.step, models_key), terms_key
 
-    def gradient(ts, frozen, batch, weights):
-        def loss(params):
+    def gradient(
+        ts: TrainState, frozen: tuple[Variables, ...], batch: Batch, weights: Mapping[str, Array]
+    ) -> tuple[PyTree, Means, dict[str, PyTree]]:
+        def loss(params: ByRole) -> tuple[Float[Array, ""], MeansAndState]:
             signals, student_state, key = forward(params, ts, frozen, batch)
             value, (means, state) = objective.loss(params, ts.state, signals, weights, key=key)
             return value, (means, {"student": student_state, **state})
@@ -89,8 +133,8 @@ def learner(
         grads, (means, state) = jax.grad(loss, has_aux=True)(ts.params)
         return psum(grads), _sum_over_devices(means), state
 
-    def backward(ts, frozen, batch):
-        def terms_of(params):
+    def backward(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[Back, Means, dict[str, PyTree]]:
+        def terms_of(params: ByRole) -> tuple[dict[str, Array], MeansAndState]:
             signals, student_state, key = forward(params, ts, frozen, batch)
             means, state = objective.apply(params, ts.state, signals, key=key)
             values = {name: weighted_sum({name: mean}, {name: jnp.ones(())}) for name, mean in means.items()}
@@ -98,13 +142,13 @@ def learner(
 
         values, vjp, (means, state) = jax.vjp(terms_of, ts.params, has_aux=True)
 
-        def back(weights: Mapping[str, Any]) -> PyTree:
+        def back(weights: Mapping[str, Array | float]) -> PyTree:
             cotangents = {name: jnp.asarray(weights.get(name, 0.0), x.dtype) for name, x in values.items()}
             return psum(vjp(cotangents)[0])
 
         return back, _sum_over_devices(means), state
 
-    def descend(ts, grads, state):
+    def descend(ts: TrainState, grads: PyTree, state: dict[str, PyTree]) -> TrainState:
         updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
         params = optax.apply_updates(ts.params, updates)
         return TrainState(ts.step + 1, params, {**ts.state, **state}, opt_state, ts.key)

@@ -33,6 +33,8 @@ import optax
 
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import Batch, TrainState, Variables
 from jaxdistill.fusion.min_norm import min_norm_weights
 from jaxdistill.steps.learner import combine, learner, select_terms
 from jaxdistill.steps.observe import step_metrics
@@ -64,7 +66,7 @@ def mgda(
     """
     parts, names = learner(student, teachers, objective, optimizer), select_terms(objective, terms)
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         back, means, state = parts.backward(ts, frozen, batch)
         config_weights = objective.weights(ts.step)
         gradients = {name: back({name: weight}) for name, weight in config_weights.items()}

@@ -27,6 +27,7 @@ Checked: two and three members by hand; no gradient crosses; peers with rate 0 e
 Experiment: `experiments/peers` (mutual learning and co-training against their control: no gain on 500 digits).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -36,7 +37,7 @@ import optax
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_VARIABLES, TrainState, Variables
+from jaxdistill.core.types import NO_VARIABLES, Batch, ByRole, Key, PyTree, TrainState, Variables
 from jaxdistill.steps.learner import learner, select_terms
 from jaxdistill.steps.observe import step_metrics
 
@@ -77,10 +78,10 @@ def mutual(
         learner(m, _others(k, models), o, optimizer) for k, (m, o) in enumerate(zip(models, minimised, strict=True))
     ]
 
-    def evolve_teachers(params, state, frozen):
+    def evolve_teachers(params: ByRole, state: ByRole, frozen: tuple[Variables, ...]) -> tuple[Variables, ...]:
         return tuple(map(Variables, params["teachers"], state["teachers"]))
 
-    def init(key, frozen, batch, start=NO_VARIABLES):
+    def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         if not all(jax.tree.leaves(values.params) for values in frozen):
             raise ValueError("every peer is trained, but one has no parameters; use no cached teacher")
         first = parts[0].init(key, frozen, batch, start)
@@ -92,7 +93,7 @@ def mutual(
         params, state = (_merge_members([getattr(ts, name) for ts in members]) for name in ("params", "state"))
         return TrainState(first.step, params, state, optimizer.init(params), first.key)
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         views = [_as_student(ts, k) for k in range(len(models))]
         values = [Variables(view.params["student"], view.state["student"]) for view in views]
         weights = [each.weights(ts.step) for each in minimised]
@@ -113,7 +114,8 @@ def mutual(
     )
 
 
-def _others(k, members):
+def _others[T](k: int, members: Sequence[T]) -> tuple[T, ...]:
+    """Return all members but member k."""
     return (*members[:k], *members[k + 1 :])
 
 
@@ -123,14 +125,14 @@ def _as_student(ts: TrainState, k: int) -> TrainState:
     Member 0 is the student, member k > 0 is teacher k - 1.
     """
 
-    def roles(tree):
+    def roles(tree: ByRole) -> dict[str, PyTree]:
         return {"student": tree["teachers"][k - 1], **tree["peers"][k - 1]} if k else {r: tree[r] for r in ROLES}
 
     key = jax.random.fold_in(ts.key, k) if k else ts.key
     return replace(ts, params=roles(ts.params), state=roles(ts.state), key=key)
 
 
-def _merge_members(by_member):
+def _merge_members(by_member: Sequence[ByRole]) -> dict[str, PyTree]:
     """Merge each member's values into one tree of params or state; the inverse of `_as_student`.
 
     The first member is the student, the others are the teachers.

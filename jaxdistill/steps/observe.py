@@ -2,18 +2,40 @@
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxdistill.core.interfaces import Model
+from jaxdistill.core.streams import stream_id
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_OUTPUTS, Array, PyTree, Signals, TrainState, Variables
-from jaxdistill.data.stream import stream_id
+from jaxdistill.core.types import NO_OUTPUTS, Array, Batch, ByRole, Key, PyTree, Signals, State, TrainState, Variables
 
 
-def step_key(ts: TrainState) -> Array:
+@runtime_checkable
+class RunModels(Protocol):
+    """The type of a function that runs student and teachers on a batch, such as `observe`."""
+
+    def __call__(
+        self,
+        student: Model,
+        teachers: tuple[Model, ...],
+        params: ByRole,
+        state: ByRole,
+        frozen: tuple[Variables, ...],
+        batch: Batch,
+        streams: Iterable[str],
+        /,
+        *,
+        step: Array,
+        key: Key,
+    ) -> tuple[dict[str, Signals], State]:
+        """Return the inputs of the loss terms by stream, and the student's new state."""
+
+
+def step_key(ts: TrainState) -> Key:
     """Return a PRNG key for the random draws that the training step itself makes, such as sampled labels.
 
     The key is new in each step, and differs from the keys of the models and the loss terms.
@@ -25,15 +47,15 @@ def step_key(ts: TrainState) -> Array:
 def observe(
     student: Model,
     teachers: tuple[Model, ...],
-    params: Mapping[str, PyTree],
-    state: Mapping[str, PyTree],
+    params: ByRole,
+    state: ByRole,
     frozen: tuple[Variables, ...],
-    batch: Mapping[str, Mapping[str, Array]],
+    batch: Batch,
     streams: Iterable[str],
     *,
     step: Array,
-    key: Array,
-) -> tuple[dict[str, Signals], PyTree]:
+    key: Key,
+) -> tuple[dict[str, Signals], State]:
     """Run the student, and the teachers without gradient, on each stream (named source of batches).
 
     Args:
@@ -58,15 +80,15 @@ def observe(
 def observe_with_gradients(
     student: Model,
     teachers: tuple[Model, ...],
-    params: Mapping[str, PyTree],
-    state: Mapping[str, PyTree],
+    params: ByRole,
+    state: ByRole,
     values: tuple[Variables, ...],
-    batch: Mapping[str, Mapping[str, Array]],
+    batch: Batch,
     streams: Iterable[str],
     *,
     step: Array,
-    key: Array,
-) -> tuple[dict[str, Signals], PyTree]:
+    key: Key,
+) -> tuple[dict[str, Signals], State]:
     """Run student and teachers on each stream (named source of batches), with gradients through the teachers.
 
     The function is like `observe`, which stops the gradients of the teachers.

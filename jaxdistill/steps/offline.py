@@ -17,6 +17,8 @@ import optax
 
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import Batch, TrainState, Variables
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import step_metrics
 
@@ -35,7 +37,7 @@ def offline(
     """
     parts = learner(student, teachers, objective, optimizer)
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         gradient, means, state = parts.gradient(ts, frozen, batch, objective.weights(ts.step))
         return parts.descend(ts, gradient, state), step_metrics(means, objective.total(means, ts.step), gradient)
 

@@ -40,7 +40,7 @@ from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.schedules import Scalar, as_schedule
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_VARIABLES, Array, Rows, Shapes
+from jaxdistill.core.types import NO_VARIABLES, Array, Batch, Key, Rows, Shapes, TrainState, Variables
 from jaxdistill.models.generate import Generated, empty_cache, generate
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import step_key, step_metrics
@@ -89,27 +89,27 @@ def on_policy(
         raise ValueError("no term reads the generated samples; set objective.NAME.stream='samples'")
     parts = learner(student, teachers, objective, optimizer)
 
-    def init(key, frozen, batch, start=NO_VARIABLES):
+    def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         _check_data(student, batch["train"], prompt)
-        return parts.init(key, frozen, batch | {SAMPLES: batch["train"]}, start)
+        return parts.init(key, frozen, {**batch, SAMPLES: batch["train"]}, start)
 
-    def generated_rows(ts, rows, key):
+    def generated_rows(ts: TrainState, rows: Rows, key: Key) -> dict[str, Array]:
         lengths = jnp.clip(_text_lengths(rows), 1, prompt)
         prompts, new_tokens = rows["input_ids"][:, :prompt], rows["input_ids"].shape[1] - prompt + 1
         settings: dict[str, Any] = {"steps": new_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
         generated = generate(student, ts.params["student"], prompts, lengths, key, **settings)
         return rows_of_samples(rows, lengths, generated)
 
-    def sample(ts, rows, key):
+    def sample(ts: TrainState, rows: Rows, key: Key) -> dict[str, Array]:
         if schedule.low == 1:
             return generated_rows(ts, rows, key)
         choice_key, sampling_key = jax.random.split(key)
         generates = jax.random.uniform(choice_key) < schedule(ts.step)
         return jax.lax.cond(generates, lambda: generated_rows(ts, rows, sampling_key), lambda: dict(rows))
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         samples = sample(ts, batch["train"], step_key(ts))
-        with_samples = batch | {SAMPLES: samples}
+        with_samples = {**batch, SAMPLES: samples}
         gradient, means, state = parts.gradient(ts, frozen, with_samples, objective.weights(ts.step))
         counts = samples["mask"] != 0
         length = Mean(*psum((jnp.sum(counts), jnp.sum(jnp.any(counts, axis=1)))))
@@ -119,7 +119,7 @@ def on_policy(
     return Step(init, update, objective.streams - {SAMPLES}, generated_streams=frozenset({SAMPLES}))
 
 
-def rows_of_samples(rows: dict[str, Array], lengths: Array, generated: Generated) -> dict[str, Array]:
+def rows_of_samples(rows: Rows, lengths: Array, generated: Generated) -> dict[str, Array]:
     """Replace the text after each prompt by generated tokens, and set the mask to 1 at generated labels only.
 
     Args:
@@ -141,7 +141,7 @@ def rows_of_samples(rows: dict[str, Array], lengths: Array, generated: Generated
     return dict(rows) | {name: x.astype(rows[name].dtype) for name, x in replaced.items()}
 
 
-def _text_lengths(rows: dict[str, Array]) -> Array:
+def _text_lengths(rows: Rows) -> Array:
     """Return the number of tokens of each row before its padding, `[rows]`.
 
     The last position that the mask counts predicts the last token.

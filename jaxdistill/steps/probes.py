@@ -3,7 +3,7 @@
 Alain and Bengio, Understanding intermediate layers using linear classifier probes, 2016 (arxiv.org/abs/1610.01644).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def probe_logits(probes: PyTree, signals: Signals, layers: Sequence[int]) -> Flo
         layers: the teacher layer of each probe; 0 is the embedding.
     """
 
-    def each(probe, layer):
+    def each(probe: Mapping[str, Array], layer: int) -> Float[Array, "*batch classes"]:
         state = precise(signals.teachers[0].hidden_states[layer])
         x = mean_over_positions(state, signals.batch, signals.mask.ndim, trailing=1)
         x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)

@@ -29,12 +29,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from jaxdistill.core.collectives import psum, row_keys
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean, shared_mean, values_at_labels
-from jaxdistill.core.types import NO_VARIABLES, Variables
+from jaxdistill.core.types import NO_VARIABLES, Array, Batch, Key, Params, TrainState, Variables
 from jaxdistill.losses.term import precise
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import observe_with_gradients, step_key, step_metrics
@@ -69,10 +70,12 @@ def pseudo_labels(
         raise ValueError(f"supervised must be at least 0; got {supervised}")
     parts = learner(student, teachers, objective, optimizer)
 
-    def init(key, frozen, batch, start=NO_VARIABLES):
+    def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         return parts.init(key, frozen, batch, start, Variables({"teachers": init_teacher_params(frozen)}, {}))
 
-    def teacher_log_probs(teacher_params, ts, frozen, batch, key):
+    def teacher_log_probs(
+        teacher_params: tuple[Params, ...], ts: TrainState, frozen: tuple[Variables, ...], batch: Batch, key: Key
+    ) -> Float[Array, "*batch classes"]:
         models, fusion = jax.random.split(key)
         values, settings = current_teachers({"teachers": teacher_params}, frozen), {"step": ts.step, "key": models}
         signals, _ = observe_with_gradients(
@@ -81,12 +84,12 @@ def pseudo_labels(
         fused: Any = objective.fuse(ts.params, ts.state, signals["train"], key=fusion)[0].teacher
         return jax.nn.log_softmax(precise(fused.logits))
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         # separate keys: with one, a fusion that draws a teacher for each row would use the same random numbers
         teacher_params, (label_key, key, quiz_key) = ts.params["teachers"], jax.random.split(step_key(ts), 3)
         log_probs = teacher_log_probs(teacher_params, ts, frozen, batch, key)
         label = jax.vmap(jax.random.categorical)(row_keys(label_key, log_probs.shape[0]), log_probs)
-        labelled = batch | {"train": batch["train"] | {"label": label}}
+        labelled = {**batch, "train": {**batch["train"], "label": label}}
         gradient, means, state = parts.gradient(
             ts, current_teachers(ts.params, frozen), labelled, objective.weights(ts.step)
         )
@@ -96,7 +99,7 @@ def pseudo_labels(
         old, new = (quiz_loss(student, v, batch["quiz"], quiz_key)[1] for v in (before, after))
         h = old.compute() - new.compute()
 
-        def teacher_loss(teacher_params):
+        def teacher_loss(teacher_params: tuple[Params, ...]) -> Float[Array, ""]:
             label_log_probs = values_at_labels(teacher_log_probs(teacher_params, ts, frozen, batch, key), label)
             loss, _ = shared_mean(-label_log_probs, batch["train"]["mask"])
             pairs = zip(teachers, current_teachers({"teachers": teacher_params}, frozen), strict=True)

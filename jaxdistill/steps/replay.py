@@ -34,12 +34,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from jaxdistill.core.collectives import gather, psum, row_keys
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
-from jaxdistill.core.sums import shared_mean
-from jaxdistill.core.types import NO_VARIABLES, Array, struct
+from jaxdistill.core.sums import Mean, shared_mean
+from jaxdistill.core.types import NO_VARIABLES, Array, Batch, Key, Params, Rows, TrainState, Variables, struct
 from jaxdistill.losses.logits.logit_mse import mean_squared_error
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.losses.term import precise
@@ -95,19 +96,19 @@ def replay(
         raise ValueError(f"size must be at least 1, alpha and beta at least 0; got {size}, {alpha} and {beta}")
     parts = learner(student, teachers, objective, optimizer)
 
-    def student_logits(params, ts, rows, key):
+    def student_logits(params: Params, ts: TrainState, rows: Rows, key: Key) -> Float[Array, "*batch classes"]:
         logits: Any = student.apply(params, ts.state["student"], rows, train=True, key=key)[0].dense().logits
         # select before the loss: a NaN in a masked row would make the gradient NaN
         return precise(jnp.where(rows["mask"][..., None] != 0, logits, 0))
 
-    def init(key, frozen, batch, start=NO_VARIABLES):
+    def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         ts = parts.init(key, frozen, batch, start)
         shapes = jax.eval_shape(student_logits, ts.params["student"], ts, batch["train"], key)
         empty = lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype)
         buffer = Buffer(jax.tree.map(empty, dict(batch["train"])), empty(shapes), jnp.zeros((), jnp.int32))
         return replace(ts, state=ts.state | {"buffer": buffer})
 
-    def replay_loss(params, ts, keys, count):
+    def replay_loss(params: Params, ts: TrainState, keys: list[Key], count: int) -> tuple[Array, dict[str, Mean]]:
         first, second = (draw_rows(ts.state["buffer"], key, count) for key in keys[:2])
         first_logits = student_logits(params, ts, first.rows, keys[2])
         second_logits = student_logits(params, ts, second.rows, keys[3])
@@ -115,7 +116,7 @@ def replay(
         ce = shared_mean(softmax_cross_entropy(second_logits, second.rows["label"]), second.rows["mask"])
         return alpha * mse[0] + beta * ce[0], {"replay/logits": mse[1], "replay/labels": ce[1]}
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         gradient, means, state = parts.gradient(ts, frozen, batch, objective.weights(ts.step))
         rows, params = batch["train"], ts.params["student"]
         *keys, logits_key, reservoir_key = jax.random.split(step_key(ts), 6)

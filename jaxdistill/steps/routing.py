@@ -35,12 +35,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from jaxdistill.core.collectives import psum, row_keys
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean, shared_mean, values_at_labels
-from jaxdistill.core.types import NO_VARIABLES, Array, Signals, Variables
+from jaxdistill.core.types import NO_VARIABLES, Array, Batch, Key, PyTree, Signals, TrainState, Variables
 from jaxdistill.fusion.mixture import teacher_logits
 from jaxdistill.losses.term import masked_labels, precise
 from jaxdistill.steps.dispatch import observe_selected, teacher_weights
@@ -49,6 +50,8 @@ from jaxdistill.steps.observe import observe, step_key, step_metrics
 from jaxdistill.steps.probes import init_probes, path_weights, probe_logits
 from jaxdistill.steps.quiz import cross_entropy_of_rows
 
+# The gate's loss for each row (example or token), and its weights of the teachers or paths
+ValuesAndWeights = tuple[Float[Array, "*batch"], Float[Array, " choices *batch"]]
 STREAMS = {"calibration": "calibration", "quiz": "quiz", "reinforce": "calibration"}
 
 
@@ -94,7 +97,7 @@ def routing(
     run_models = partial(observe_selected, objective) if hard else observe
     parts, stream = learner(student, teachers, objective, optimizer, run_models), STREAMS[by]
 
-    def init(key, frozen, batch, start=NO_VARIABLES):
+    def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         extra = NO_VARIABLES
         if probes:
             outputs, _ = teachers[0].apply(frozen[0].params, frozen[0].state, batch[stream], train=False, key=key)
@@ -104,7 +107,9 @@ def routing(
             run_models(student, teachers, ts.params, ts.state, frozen, batch, ("train",), step=ts.step, key=key)
         return ts
 
-    def calibration_loss(params, ts, frozen, batch, fused, key):
+    def calibration_loss(
+        params: dict[str, PyTree], ts: TrainState, frozen: tuple[Variables, ...], batch: Batch, fused: Signals, key: Key
+    ) -> ValuesAndWeights:
         weights = teacher_weights(fused)
         values = _mixture_nll(weights, _teacher_log_likelihoods(fused))
         if probes:  # then the log shows the weights of the paths
@@ -113,11 +118,15 @@ def routing(
             values = values + _mixture_nll(weights, log_p)
         return values, weights
 
-    def reinforce_loss(params, ts, frozen, batch, fused, key):
+    def reinforce_loss(
+        params: dict[str, PyTree], ts: TrainState, frozen: tuple[Variables, ...], batch: Batch, fused: Signals, key: Key
+    ) -> ValuesAndWeights:
         weights = teacher_weights(fused)
         return _reinforce_loss(weights, _teacher_log_likelihoods(fused), fused.mask, key), weights
 
-    def hypergradient_loss(params, ts, frozen, batch, fused, key):
+    def hypergradient_loss(
+        params: dict[str, PyTree], ts: TrainState, frozen: tuple[Variables, ...], batch: Batch, fused: Signals, key: Key
+    ) -> ValuesAndWeights:
         gradient, *_ = parts.gradient(replace(ts, params=params), frozen, batch, objective.weights(ts.step))
         pilot = jax.tree.map(lambda p, g: p - inner_lr * g, params["student"], gradient["student"])
         values = cross_entropy_of_rows(student, Variables(pilot, ts.state["student"]), fused.batch, key)
@@ -125,7 +134,9 @@ def routing(
 
     row_losses = {"calibration": calibration_loss, "reinforce": reinforce_loss, "quiz": hypergradient_loss}[by]
 
-    def gate_loss(learned, ts, frozen, batch, key):
+    def gate_loss(
+        learned: dict[str, PyTree], ts: TrainState, frozen: tuple[Variables, ...], batch: Batch, key: Key
+    ) -> tuple[Array, dict[str, Mean]]:
         models_key, fusion_key, loss_key = jax.random.split(key, 3)
         params, settings = jax.lax.stop_gradient(ts.params) | learned, {"step": ts.step, "key": models_key}
         signals = observe(student, teachers, params, ts.state, frozen, batch, (stream,), **settings)[0][stream]
@@ -133,7 +144,7 @@ def routing(
         values, weights = row_losses(params, ts, frozen, batch, fused, loss_key)
         return _loss_with_entropy_floor(values, weights, fused.mask, floor)
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         gradient, means, state = parts.gradient(ts, frozen, batch, objective.weights(ts.step))
         key = step_key(ts)
         learned = {role: ts.params[role] for role in ("fusion", "probes") if role in ts.params}

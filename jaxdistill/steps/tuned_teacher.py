@@ -26,12 +26,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Bool
 
 from jaxdistill.core.collectives import psum
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import NO_VARIABLES, Variables
+from jaxdistill.core.types import NO_VARIABLES, Array, Batch, ByRole, Key, Params, PyTree, TrainState, Variables
 from jaxdistill.steps.learner import learner
 from jaxdistill.steps.observe import step_key, step_metrics
 from jaxdistill.steps.quiz import current_teachers, init_teacher_params, quiz_loss
@@ -62,20 +63,22 @@ def tuned_teacher(
         raise ValueError(f"updates must be at least 0; got {updates}")
     parts = learner(student, teachers, objective, optimizer)
 
-    def init(key, frozen, batch, start=NO_VARIABLES):
+    def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         return parts.init(key, frozen, batch, start, Variables({"teachers": init_teacher_params(frozen)}, {}))
 
-    def teachers_loss(teacher_params, ts, frozen, batch):
+    def teachers_loss(
+        teacher_params: tuple[Params, ...], ts: TrainState, frozen: tuple[Variables, ...], batch: Batch
+    ) -> tuple[Array, Mean]:
         values, key = current_teachers({"teachers": teacher_params}, frozen), step_key(ts)
         losses = [quiz_loss(teacher, v, batch["quiz"], key) for teacher, v in zip(teachers, values, strict=True)]
         local_losses, means = zip(*losses, strict=True)
         return sum(local_losses), Mean(sum(mean.sum for mean in means), sum(mean.count for mean in means))
 
-    def select_phase(tuning, new, old):
+    def select_phase(tuning: Bool[Array, ""], new: ByRole, old: ByRole) -> dict[str, PyTree]:
         trained = {role: tuning == (role == "teachers") for role in new}
         return {role: jax.tree.map(partial(jnp.where, trained[role]), new[role], old[role]) for role in new}
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         tuning, weights = ts.step < updates, objective.weights(ts.step)
         teacher_gradient, quiz = jax.grad(teachers_loss, has_aux=True)(ts.params["teachers"], ts, frozen, batch)
         gradient, means, state = parts.gradient(ts, current_teachers(ts.params, frozen), batch, weights)

@@ -28,7 +28,8 @@ import optax
 
 from jaxdistill.core.interfaces import Model, Objective, Step
 from jaxdistill.core.registry import steps
-from jaxdistill.core.types import NO_VARIABLES, Variables
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import NO_VARIABLES, Batch, Key, TrainState, Variables
 from jaxdistill.steps.learner import learner, select_terms
 from jaxdistill.steps.observe import step_metrics
 
@@ -57,10 +58,10 @@ def uncertainty(
     """
     parts, names = learner(student, teachers, objective, optimizer), select_terms(objective, terms)
 
-    def init(key, frozen, batch, start=NO_VARIABLES):
+    def init(key: Key, frozen: tuple[Variables, ...], batch: Batch, start: Variables = NO_VARIABLES) -> TrainState:
         return parts.init(key, frozen, batch, start, Variables({"weights": jnp.zeros(len(names))}, {}))
 
-    def update(ts, frozen, batch):
+    def update(ts: TrainState, frozen: tuple[Variables, ...], batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
         config_weights = objective.weights(ts.step)
         w = jnp.stack([config_weights[name] for name in names])
         precision = jnp.exp(-ts.params["weights"])  # 1 / sigma^2

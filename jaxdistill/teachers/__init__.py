@@ -1,1 +1,1 @@
-"""Build and load teachers, read their outputs from a cache, or run them on their own sub-mesh."""
+"""Teachers: live, cached on disk, in 8 bits, or on their own sub-mesh."""

@@ -8,7 +8,7 @@ import jax
 from jaxdistill.models.build import build_model
 from jaxdistill.parallel.sharding import Rules
 from jaxdistill.teachers import cache, classes, gradients, own_tokenizer, quantized, submesh
-from jaxdistill.teachers.option import Context, Lacks, Option
+from jaxdistill.teachers.option import Capability, Context, Lacks, Option
 from jaxdistill.teachers.teacher import Teacher
 
 # in the order in which `build` applies them
@@ -58,7 +58,7 @@ class TeacherConfig(NamedTuple):
         """Return pairs (option, value) of the options that the config sets for this teacher, in order of `OPTIONS`."""
         return [(option, self.options[option.key]) for option in OPTIONS if self.options.get(option.key)]
 
-    def lacks(self, capability: str) -> tuple[str, str] | None:
+    def lacks(self, capability: Capability) -> tuple[str, str] | None:
         """Return why a capability is missing: the first option of this teacher that excludes it, and the reason.
 
         Args:

@@ -4,7 +4,7 @@ A new option is a file in this folder with one `Option`, a line in `build.OPTION
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -32,13 +32,18 @@ class Context(NamedTuple):
     needs: frozenset[str] = frozenset()
 
 
-# Capabilities that a teacher with an option lacks, each with a reason that completes "..., and {reason}":
-#   training      a stage of this run trains the teacher before the student
-#   learning      the student's step trains the teacher
-#   gradients     terms read gradients of the teacher's outputs
-#   new_records   the step makes records that are in no data set
-#   pmap, processes, planning   the teacher works under pmap, with several processes, in `jaxdistill plan`
-Lacks = Mapping[str, str]
+Capability = Literal[
+    "training",  # a stage of this run trains the teacher before the student
+    "learning",  # the student's step trains the teacher
+    "gradients",  # terms read gradients of the teacher's outputs
+    "new_records",  # the step makes records that are in no data set
+    "pmap",  # the teacher works under pmap
+    "processes",  # the teacher works with several processes
+    "planning",  # the teacher works in `jaxdistill plan`
+]
+
+# capabilities that a teacher with an option lacks, each with a reason that completes "..., and {reason}"
+Lacks = Mapping[Capability, str]
 
 
 class Option(NamedTuple):

@@ -243,6 +243,8 @@ def test_every_shift_is_as_likely():
         ("mnist5k", "tran", "data.test", ["'tran'", "Did you mean 'train'?", "Known: test, train", "train[:80%]"]),
         ("mnist5k", "train[:80%", "data.test", ["'train[:80%'", "A slice is written train[:80%]"]),
         ("mnist5k", "train[:0]", "data.test", ["may not be empty"]),
+        ("mnist5k", "train[90%:80%]", "data.test", ["'train[90%:80%]'", "may not be empty"]),
+        ("mnist5k", "train[50%:50%]", "data.test", ["'train[50%:50%]'", "may not be empty"]),
         ("mnist5k", "train[9000:]", "data.test", ["'train[9000:]'"]),
         ("mnist5k:7.0.0", "train", "data.name", ["'mnist5k:7.0.0'", "only: 1.0.0", "Correct its version"]),
         ("mnist/size=3", "train", "data.name", ["'mnist/size=3'", "'size'", "configuration"]),

@@ -1,4 +1,4 @@
-"""Pages of methods: they are what the files say, and the files say what a page needs."""
+"""Pages of methods, numbers of the README and the picture of the folders: they are what the files say."""
 
 import importlib.util
 import re
@@ -15,14 +15,14 @@ from jaxdistill.run.config import make, override
 ROOT = Path(__file__).parents[2]
 
 
-def docs():
-    spec = importlib.util.spec_from_file_location("docs_make", ROOT / "docs" / "make.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-DOCS = docs()
+DOCS, ARCHITECTURE = script("make"), script("architecture")
 PARTS = {f"{kind}/{name}": (kind, name, factory) for kind, name, factory in DOCS.parts()}
 
 
@@ -42,6 +42,39 @@ def test_a_page_that_is_stale_missing_or_of_no_part_is_named(tmp_path, monkeypat
     assert DOCS.main() == 1
     named = re.findall(r"methods/(\w+)\.md is not", capsys.readouterr().out)
     assert named == ["dkd", "gone", "kd"]
+
+
+def test_a_number_of_the_readme_that_is_wrong_or_missing_is_named(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "README.md").read_text()
+    number = DOCS.counts()["losses"]
+    assert f"**{number} losses**" in text
+    monkeypatch.setattr(DOCS, "README", tmp_path / "README.md")
+    monkeypatch.setattr("sys.argv", ["make.py", "--check"])
+    wrong = text.replace(f"{number} losses", f"1{number} losses").replace("training algorithms", "steps")
+    DOCS.README.write_text(wrong)
+    assert DOCS.main() == 1
+    named = re.findall(r"README\.md should say '\d+ (.+)'", capsys.readouterr().out)
+    assert named == ["losses", "training algorithms"]
+
+
+@pytest.mark.parametrize(
+    ("checked", "published"),
+    [
+        ("against published code (TRL), in value and gradient", True),
+        ("value and gradient equal those of Knowledge-Distillation-Zoo", True),
+        ("against the formulas of the published code in float64 numpy", False),
+        ("against the formula in plain float64 numpy (no code was published)", False),
+        ("against the published reduction, restated in float64", False),
+    ],
+)
+def test_only_a_comparison_with_the_published_code_itself_counts_as_one(checked, published):
+    assert bool(DOCS.PUBLISHED.search(checked)) == published
+
+
+def test_the_picture_is_what_the_imports_say_and_cuts_no_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["architecture.py", "--check"])
+    assert ARCHITECTURE.main() == 0, capsys.readouterr().out
+    assert "…" not in ARCHITECTURE.picture()
 
 
 @pytest.mark.parametrize("part", PARTS)

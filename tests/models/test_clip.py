@@ -212,6 +212,6 @@ def test_texts_that_are_too_long_and_images_of_another_size_are_refused(kind):
     model, variables, batch = world(kind)
     with pytest.raises(ValueError, match="texts of 12 tokens exceed the 6 positions; truncate the texts"):
         longer = {name: jnp.tile(batch[name], 2) for name in ("input_ids", "attention_mask")}
-        model.apply(*variables, batch | longer, train=False, key=KEY)
+        jax.eval_shape(lambda: model.apply(*variables, batch | longer, train=False, key=KEY))
     with pytest.raises(ValueError, match=r"images of \[8, 8, 1\], not \[12, 12, 1\]"):
-        model.init(KEY, batch | {"image": jnp.zeros((16, 12, 12, 1))})
+        jax.eval_shape(model.init, KEY, batch | {"image": jnp.zeros((16, 12, 12, 1))})

@@ -25,8 +25,8 @@ def built(options: str = ""):
 
 
 def logits(model, params, ids):
-    out, _ = model.apply(params, {}, {"input_ids": ids}, train=False, key=KEY)
-    return out.dense().logits
+    apply = lambda params, ids: model.apply(params, {}, {"input_ids": ids}, train=False, key=KEY)[0].dense().logits
+    return jax.jit(apply)(params, ids)
 
 
 @pytest.mark.sampled("*qk_norm*")

@@ -114,6 +114,41 @@ def test_test_records_are_those_of_training_with_labels(other, said, tmp_path, c
         assert refused(capsys, tmp_path / "run", "--config.data.name=uneven").startswith(said)
 
 
+def test_slices_of_one_split_are_compared_by_their_records(tmp_path, capsys):
+    records = [{"image": np.zeros((8, 8, 1), np.uint8), "label": 0}] * 100
+    slices = {"train": records, "train[:60]": records[:60], "train[60:]": records[60:], "train[59%:]": records[59:]}
+
+    def sliced(split: str) -> list[dict]:
+        return slices[split]
+
+    words = ("--config.data.name=sliced", "--config.data.train=train[:60]")
+    with runs.registries_as_found():
+        datasets.register(sliced)
+        message = refused(capsys, tmp_path / "run", *words, "--config.data.test=train[59%:]")
+        assert message.startswith("data.test: 'train[59%:]' shares records with data.train='train[:60]'.")
+        changes = [("data.name", "sliced"), ("data.train", "train[:60]"), ("data.test", "train[60:]")]
+        check(override(runs.load(), changes), tmp_path / "run")
+
+
+GATE = ("fusion=gate()", "roles.fusion.rate=0.1", "step=routing(by='quiz')", "streams.quiz.split=extra")
+TWO = ("teachers.two.model=mlp(widths=(8,), classes=4)", "teachers.two.steps=1")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param((*GATE, *TWO), id="a gate, which only the student's training has"),
+        pytest.param(("objective.kd.term=hidden()", "roles.terms.rate=0"), id="projector"),
+        pytest.param(("objective.kd.weight=0", "rate=0"), id="zeros"),
+        pytest.param(("optimizer=adamw(b1=0.0, b2=0.0)",), id="means of nothing"),
+        pytest.param(("distributed.coordinator=auto", "distributed.process=3"), id="numbered by the cluster"),
+        pytest.param(("accumulate=4", "mesh.data=8"), id="one row a part"),
+    ],
+)
+def test_what_resembles_a_mistake_is_taken(changes, tmp_path):
+    check(override(runs.load(), [tuple(change.split("=", 1)) for change in changes]), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

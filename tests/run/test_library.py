@@ -176,6 +176,7 @@ def test_a_user_brings_model_data_loss_and_step_by_command(elsewhere):
     assert (elsewhere / "by_command" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_user_brings_model_data_loss_and_step_from_python(elsewhere):
     said = json.loads(python(elsewhere, "script.py").splitlines()[-1])
     assert Path(said["file"]).is_relative_to(elsewhere)

@@ -172,6 +172,7 @@ def test_a_finished_run_is_taken_over_as_it_is(finished, tmp_path):
     assert rows(workdir) == rows(finished)
 
 
+@pytest.mark.sampled("checkpoints/steps/40")
 @pytest.mark.parametrize("damaged", ["checkpoints/steps/40", "checkpoints/manifests/40.json", "result.json"])
 def test_a_finished_run_of_which_something_is_damaged_is_mended(damaged, finished, tmp_path, capsys):
     workdir = shutil.copytree(finished, tmp_path / "run")

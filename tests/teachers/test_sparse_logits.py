@@ -262,7 +262,7 @@ def test_an_objective_of_few_classes_is_that_of_all_in_pieces_too(fusion):
         def value(head, teacher):
             seen = {"train": replace(base, student=Outputs(head), teachers=(Outputs(teacher),))}
             params, state = minimised.init(KEY, seen)
-            return minimised.loss(params, state, seen, {"kd": 1.0}, key=KEY)[0]
+            return minimised.loss(params, state, seen, {"kd": jnp.ones(())}, key=KEY)[0]
 
         return jax.jit(jax.value_and_grad(value))(head, teacher)
 

@@ -28,8 +28,9 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
+from jaxdistill.core.types import Key, Params, Signals, State
 from jaxdistill.losses.attention.self_attention import (
     mean_over_queries,
     paired_attentions,
@@ -64,11 +65,11 @@ def tinybert(layers: LayerMap = "uniform", projector: Literal["linear", "none"] 
     """
     check_layers(layers)
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         (embeddings,) = paired_states(signals, EMBEDDING, teacher)
         return PROJECTORS[projector].init(key, *embeddings, signals.mask.ndim), {}
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         values = []
         for pair in paired_attentions(layers, signals, teacher):
             require_equal_heads(*pair)

@@ -31,9 +31,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.hidden import cosine_distance, hidden
 from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, chosen_pairs
 from jaxdistill.losses.hidden.projectors import project
@@ -66,7 +66,7 @@ def loss_gradients(
     # used only for its kernels, which have the shapes needed here
     hints = hidden(layers, "none" if projector == "none" else "linear", teacher=teacher)
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         kernels, state = hints.init(key, signals)
         if projector != "fixed":
             return kernels, state
@@ -76,7 +76,7 @@ def loss_gradients(
             for kernel_key, (name, kernel) in zip(keys, kernels.items(), strict=True)
         }
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         student_gradients = signals.student.state_gradients
         teacher_outputs = select_teacher(signals.teachers, teacher)
         pairs = chosen_pairs(signals, layers, teacher)

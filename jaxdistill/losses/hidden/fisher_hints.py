@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.core.collectives import psum
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.hidden import hidden
 from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, chosen_pairs
 from jaxdistill.losses.hidden.projectors import project_each
@@ -71,7 +71,7 @@ def fisher_hints(
     """
     hints = hidden(layers, projector, teacher=teacher)  # the same projectors
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         students, target, values = signals.student.hidden_states, select_teacher(signals.teachers, teacher), []
         indices = chosen_pairs(signals, layers, teacher)
         align = average_if_extents_differ

@@ -21,10 +21,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.hidden import DISTANCES
 from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, check_layers, paired_states
 from jaxdistill.losses.hidden.projectors import ProjectorKind, init_each, project_each
@@ -57,14 +58,16 @@ def fused_hidden(
     def pairs(signals: Signals, teacher: int) -> list[tuple[Array, Array]]:
         return [average_if_extents_differ(*pair, signals) for pair in paired_states(signals, layers, teacher)]
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         draw = lambda k: init_each(projector, jax.random.fold_in(key, k), pairs(signals, k), signals.mask.ndim)
         params = [draw(teacher) for teacher in range(len(signals.teachers))]
         return {
             f"{teacher}/{name}": x for teacher, projectors in enumerate(params) for name, x in projectors.items()
         }, {}
 
-    def teacher_values(params, signals: Signals, teacher: int, weights: Array) -> Array:
+    def teacher_values(
+        params: Params, signals: Signals, teacher: int, weights: Float[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
         projectors = {name.partition("/")[2]: x for name, x in params.items() if name.startswith(f"{teacher}/")}
         used = lambda x: jnp.where((weights > 0).reshape(weights.shape + (1,) * (x.ndim - weights.ndim)), x, 0)
         # selected before the distance: in its gradient a NaN would survive a weight of 0
@@ -73,10 +76,11 @@ def fused_hidden(
         means = [mean_over_positions(value, signals.batch, signals.mask.ndim) for value in values]
         return weights * jnp.mean(jnp.stack(means), axis=0)
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         weights = None if signals.teacher is None else signals.teacher.weights
         if weights is None:
             raise ValueError("this fusion computes no teacher weights; use one that does, such as fusion='average()'")
-        return sum(teacher_values(params, signals, teacher, share) for teacher, share in enumerate(weights)), state
+        values = [teacher_values(params, signals, teacher, share) for teacher, share in enumerate(weights)]
+        return sum(values[1:], values[0]), state
 
     return Term(init, apply, needs=frozenset({"teacher"}))

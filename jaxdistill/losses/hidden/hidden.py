@@ -23,9 +23,9 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, check_layers, paired_states
 from jaxdistill.losses.hidden.projectors import ProjectorKind, init_each, project_each
 from jaxdistill.losses.term import mean_over_positions, precise, unit
@@ -87,10 +87,10 @@ def hidden(
         states = paired_states(signals, layers, teacher)
         return states if projector == "conv" else [average_if_extents_differ(*pair, signals) for pair in states]
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         return init_each(projector, key, pairs(signals), signals.mask.ndim), {}
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         distances = [DISTANCES[distance](*pair) for pair in project_each(projector, params, pairs(signals))]
         values = [mean_over_positions(value, signals.batch, signals.mask.ndim) for value in distances]
         if len(weights) not in (0, len(values)):

@@ -25,9 +25,9 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.hidden import squared_distance
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states
 from jaxdistill.losses.hidden.projectors import init_each, project_each
@@ -61,10 +61,10 @@ def pkd(layers: LayerMap = "skip", projector: Literal["none", "linear", "mlp"] =
         first = lambda states: _first_token(states, signals.mask.ndim)
         return [(first(student), first(target)) for student, target in paired_states(signals, layers, teacher)]
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         return init_each(projector, key, pairs(signals), signals.mask.ndim), {}
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         values = [direction_distance(*pair) for pair in project_each(projector, params, pairs(signals))]
         return jnp.mean(jnp.stack(values), axis=0), state
 

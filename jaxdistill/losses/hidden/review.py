@@ -39,9 +39,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.core.collectives import by_rows
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.convolution import batch_norm, convolve, init_kernel
 from jaxdistill.losses.hidden.extent import average_pool
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states
@@ -130,7 +130,7 @@ def review(layers: LayerMap = "uniform", width: int = 512, pooled: bool = True, 
         mean = lambda x: jnp.mean(x, axis=(-3, -2), keepdims=True)
         return [*pairs, (mean(pairs[-1][0]), mean(pairs[-1][1]))] if pooled else pairs
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         params: dict[str, Array] = {}
         pairs = map_pairs(signals)
         inner = min(width, pairs[-1][0].shape[-1])
@@ -140,7 +140,7 @@ def review(layers: LayerMap = "uniform", width: int = 512, pooled: bool = True, 
             params |= _init_layer(str(number), jax.random.fold_in(key, number), *widths, deepest=deepest)
         return params, {}
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         def block(name: str, x: Array) -> Array:
             return batch_norm(convolve(x, params[f"{name}/kernel"]), signals.mask, params, name)
 

@@ -21,9 +21,9 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.hidden import DISTANCES
 from jaxdistill.losses.hidden.layers import LayerMap, average_if_extents_differ, check_layers, paired_states
 from jaxdistill.losses.hidden.projectors import ProjectorKind, init_each, project_each
@@ -61,10 +61,10 @@ def routed_hidden(
     def pairs(signals: Signals) -> list[tuple[Array, Array]]:
         return [average_if_extents_differ(*pair, signals) for pair in paired_states(signals, layers, teacher)]
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         return init_each(projector, key, pairs(signals), signals.mask.ndim), {}
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         distances = [DISTANCES[distance](*pair) for pair in project_each(projector, params, pairs(signals))]
         values = jnp.stack([mean_over_positions(value, signals.batch, signals.mask.ndim) for value in distances])
         routes = None if signals.teacher is None else signals.teacher.routes

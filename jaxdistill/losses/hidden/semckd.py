@@ -40,9 +40,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jaxdistill.core.collectives import by_rows, gather
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.convolution import batch_norm, convolve, init_kernel
 from jaxdistill.losses.hidden.extent import pool_to_same_extent
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, chosen_pairs
@@ -152,7 +152,7 @@ def semckd(layers: LayerMap = "uniform", size: int = 16, teacher: int = 0) -> Te
         student_layers, teacher_layers = (sorted(set(numbers)) for numbers in zip(*pairs, strict=True))
         return [masked(students[i]) for i in student_layers], [masked(teachers[j]) for j in teacher_layers]
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         students, teachers = selected_states(signals)
         keys = (jax.random.fold_in(key, number) for number in itertools.count())
         params: dict[str, Array] = {}
@@ -165,7 +165,7 @@ def semckd(layers: LayerMap = "uniform", size: int = 16, teacher: int = 0) -> Te
             params |= _init_regressor(f"regressor/{i}/{j}", keys, *widths, window(student))
         return params, {}
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         students, teachers = selected_states(signals)
         rows = lambda x: x.reshape(-1, *x.shape[signals.mask.ndim :])
         valid = gather(rows(signals.mask)) != 0

@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.convolution import convolve, init_kernel
 from jaxdistill.losses.hidden.extent import pool_to_same_extent
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states
@@ -83,7 +83,7 @@ def vid(layers: LayerMap = "uniform", variance: float = 5.0, minimum: float = 1e
     def pairs(signals: Signals) -> list[tuple[Array, Array]]:
         return [pool_to_same_extent(*pair, signals.mask.ndim) for pair in paired_states(signals, layers, teacher)]
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         params = {}
         for number, (student, target) in enumerate(pairs(signals)):
             width = target.shape[-1]
@@ -93,7 +93,7 @@ def vid(layers: LayerMap = "uniform", variance: float = 5.0, minimum: float = 1e
             params[f"{number}/variance"] = jnp.full(width, _inverse_softplus(variance - minimum), jnp.float32)
         return params, {}
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         values = []
         for number, (x, target) in enumerate(pairs(signals)):
             for layer in range(REGRESSOR_LAYERS):

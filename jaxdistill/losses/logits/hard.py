@@ -30,10 +30,10 @@ from jaxtyping import Bool, Float
 
 from jaxdistill.core import hardness
 from jaxdistill.core.collectives import gather, psum
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar, as_schedule, require_positive
-from jaxdistill.core.types import Array, Signals
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.term import precise
 
 MEASURES = {"entropy": hardness.entropy, "margin": hardness.margin}
@@ -106,7 +106,9 @@ def hard(
             raise ValueError(f"by='disagreement' needs two teachers or more; there are {len(signals.teachers)}")
         return hardness.disagreement(jnp.stack([probabilities(teacher.logits) for teacher in signals.teachers]))
 
-    def apply(params, state, signals, *, key):
+    def apply(
+        params: Params, state: State, signals: Signals, *, key: Key
+    ) -> tuple[Values | tuple[Values, Array], State]:
         out, state = loss.apply(params, state, signals, key=key)
         values, mask = out if isinstance(out, tuple) else (out, signals.mask)
         scores = jax.lax.stop_gradient(hardness_of(signals, values))

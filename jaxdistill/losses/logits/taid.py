@@ -27,11 +27,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxdistill.core.interfaces import Term
+from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar, Schedule, as_schedule, require_positive
 from jaxdistill.core.sums import Mean
-from jaxdistill.core.types import Array, PyTree
+from jaxdistill.core.types import Array, Key, Params, PyTree, Signals, State
+from jaxdistill.losses.logits.temperature import scaled_by_t2
 from jaxdistill.losses.task.cross_entropy import soft_cross_entropy
 from jaxdistill.losses.term import precise
 
@@ -117,15 +118,15 @@ def taid(
         raise ValueError(f"rate must be 0 or more, and decay at least 0 and below 1; got rate={rate}, decay={decay}")
     temperatures = require_positive("temperature", as_schedule(temperature))
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         scalar = lambda value: jnp.full((), value, jnp.float32)
         first_floor = floors(jnp.zeros((), jnp.int32))
         return {}, {"coefficient": first_floor, "momentum": scalar(0.0), "loss": scalar(jnp.inf)}
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:
         student, teacher = signals.student.logits, signals.teacher.logits
         values = interpolated_cross_entropy(student, teacher, state["coefficient"], signals.temperature)
-        return values * signals.temperature**2 if scale_t2 else values, state
+        return scaled_by_t2(values, signals, scale_t2), state
 
     def follow(state: PyTree, mean: Mean, step: Array) -> PyTree:
         state = jax.lax.stop_gradient(state)

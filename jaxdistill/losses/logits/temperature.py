@@ -13,6 +13,11 @@ from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.term import stateless
 
 
+def scaled_by_t2(values: Array, signals: Signals, scale_t2: bool) -> Array:
+    """Multiply a loss by T^2, with T = `signals.temperature`; unchanged if `scale_t2` is False."""
+    return values * signals.temperature**2 if scale_t2 else values
+
+
 def softened(values: Callable[[Signals], Array], temperature: Scalar, scale_t2: bool, **fields: Any) -> Term:
     """Build a loss term that compares student and fused teacher at a temperature T, without parameters or state.
 
@@ -27,5 +32,5 @@ def softened(values: Callable[[Signals], Array], temperature: Scalar, scale_t2: 
         ValueError: the temperature is not positive at every step.
     """
     schedule = require_positive("temperature", as_schedule(temperature))
-    scaled = lambda signals: values(signals) * signals.temperature**2
-    return stateless(scaled if scale_t2 else values, needs=frozenset({"teacher"}), temperature=schedule, **fields)
+    scaled = lambda signals: scaled_by_t2(values(signals), signals, scale_t2)
+    return stateless(scaled, needs=frozenset({"teacher"}), temperature=schedule, **fields)

@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, Integer
 from jaxdistill.core.collectives import by_rows, gather, row_keys
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.convolution import init_kernel
 from jaxdistill.losses.relations.relations import LayerPair, local_representations
 from jaxdistill.losses.term import unit
@@ -172,7 +172,7 @@ def crd(
             f"got {sizes}, temperature={temperature}, momentum={momentum}"
         )
 
-    def init(key, signals):
+    def init(key: Key, signals: Signals) -> tuple[Params, State]:
         params: dict[str, Array] = {}
         state: dict[str, Array] = {}
         *pair, _ = local_representations(signals, layers, teacher)
@@ -182,7 +182,7 @@ def crd(
             state |= _init_bank(side, bank_key, records, width)
         return params, state
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Float[Array, ""], State]:
         if "index" not in signals.batch:
             raise ValueError("the batch has no field 'index' with each row's record number; train batches have one")
         *pair, valid = local_representations(signals, layers, teacher)

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Integer
 
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
-from jaxdistill.core.types import Array
+from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.relations.relations import (
     LayerPair,
     gather_representations,
@@ -140,7 +140,7 @@ def rkd(
         arguments = f"distance={distance}, angle={angle}, triplets={triplets}"
         raise ValueError(f"distance, angle and triplets must be 0 or more, and not both weights 0; got {arguments}")
 
-    def apply(params, state, signals, *, key):
+    def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Float[Array, ""], State]:
         student, target, valid = gather_representations(signals, layers, teacher)
         total = jnp.zeros((), student.dtype)
         if distance:

@@ -41,6 +41,7 @@ from jaxdistill.core.schedules import Scalar, as_schedule, require_positive
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.losses.logits.jsd import kl_to_mixture
+from jaxdistill.losses.logits.temperature import scaled_by_t2
 from jaxdistill.losses.term import select_teacher, stateless
 from jaxdistill.losses.text.alignment import AlignedLogProbs, align
 from jaxdistill.losses.text.uld import sorted_distance
@@ -130,7 +131,7 @@ def gold(
         other_tokens = select_teacher(signals.teachers, teacher).spans is not None
         shared = _shared(vocabulary if other_tokens else None, aligned.student.shape[-1], aligned.teacher.shape[-1])
         divergence = shared_divergence(aligned.student[..., shared.student], aligned.teacher[..., shared.teacher], beta)
-        divergence = shared_weight * (divergence * signals.temperature**2 if scale_t2 else divergence)
+        divergence = shared_weight * scaled_by_t2(divergence, signals, scale_t2)
         if not other_tokens:  # every span is one shared token: no token is left to be sorted
             return aligned.with_mask(divergence)
         divergence = jnp.where(aligned.single_token, divergence, 0.0)

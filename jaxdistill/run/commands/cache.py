@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.streams import stream_id
 from jaxdistill.core.types import Factored
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.data.records import Records
@@ -33,7 +34,7 @@ from jaxdistill.data.store import (
     write_manifest,
     write_shard,
 )
-from jaxdistill.data.stream import Batches, RowNumbers, evaluation_batches, stream_id
+from jaxdistill.data.stream import Batches, RowNumbers, evaluation_batches
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.parallel.compile import jit_evaluate, local_row_numbers

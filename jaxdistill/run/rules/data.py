@@ -1,14 +1,18 @@
 """Rules about the data of a run, checked on descriptions of the records (fields, shapes, number) alone."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.data import datasets
+from jaxdistill.data.describe import describe
 from jaxdistill.data.image.processors import preprocessing_specs
 from jaxdistill.data.splits import share_records
 from jaxdistill.data.store import Manifest, StoreError, differences, read_manifest
+from jaxdistill.run.config import Config
 from jaxdistill.run.views import DataView
 
 SELECT, ORDER = "data.select", "data.order"
@@ -30,16 +34,19 @@ def images_are_preprocessed_alike(view: DataView) -> None:
     Batches of teachers that this run trains, and of additional data streams (named sources of batches), must have the
     preprocessing of the student's batches.
     """
-    config = view.config
-    trained = {name: entry for name, entry in config.teachers.items() if entry.steps and not entry.checkpoint}
-    others = {f"teachers.{name}.augment": entry.augment for name, entry in trained.items()}
-    others |= {f"streams.{name}.augment": entry.augment for name, entry in config.streams.items()}
-    wanted = preprocessing_specs(config.data.augment)
-    for path, augment in others.items():
+    wanted = preprocessing_specs(view.config.data.augment)
+    for path, augment in _other_transforms(view.config).items():
         if preprocessing_specs(augment) != wanted:
             theirs, ours = (", ".join(each) or "nothing" for each in (preprocessing_specs(augment), wanted))
             cure = "Use the same transforms without randomness in both"
             raise ConfigError(path, f"preprocesses images by {theirs}, but data.augment by {ours}. {cure}.")
+
+
+def _other_transforms(config: Config) -> Mapping[str, tuple[str, ...]]:
+    """Return the transforms of additional streams, and of the teachers that this run trains, by config key."""
+    trained = {name: entry for name, entry in config.teachers.items() if entry.steps and not entry.checkpoint}
+    transforms = {f"teachers.{name}.augment": entry.augment for name, entry in trained.items()}
+    return transforms | {f"streams.{name}.augment": entry.augment for name, entry in config.streams.items()}
 
 
 def records_can_be_read(view: DataView) -> None:
@@ -65,6 +72,41 @@ def test_records_match_training_records(view: DataView) -> None:
         )
 
 
+def mixed_labels_have_the_classes(view: DataView) -> None:
+    """Check that the transforms that mix labels (`mixup`, `cutmix`) have the number of classes of the data.
+
+    Records with the field `label_probs` are not checked, because these transforms then check that field themselves.
+    """
+    description = view.data.descriptions["train"]
+    if description.classes is None or "label_probs" in description.fields:
+        return
+    transforms = {"data.augment": view.config.data.augment, **_other_transforms(view.config)}
+    for path, spec in ((path, spec) for path, specs in transforms.items() for spec in specs):
+        if registry.parse(spec, path).name not in ("mixup", "cutmix"):
+            continue
+        classes = registry.transforms.bind(spec, path)[1].arguments["classes"]
+        if classes != description.classes:
+            problem = f"{spec!r} mixes labels of {classes} classes, but the data have {description.classes}"
+            raise ConfigError(path, f"{problem}; set classes={description.classes}.")
+
+
+def _count_records(view: DataView) -> Callable[[str], int]:
+    """Return a function that counts the records of a whole split, given its name.
+
+    The records are those of the data set, before texts are packed into rows of tokens, because slices count these.
+    """
+    data = view.data
+    return lambda split: describe(data.name, split, data.folder, data.test.path, data.test.key).records
+
+
+def test_records_are_not_trained_on(view: DataView) -> None:
+    """Check that the test split shares no example with the training split."""
+    data = view.config.data
+    if share_records(data.test, data.train, _count_records(view)):
+        cure = "Choose other records, such as data.train='train[:90%]' and data.test='train[90%:]'"
+        raise ConfigError("data.test", f"{data.test!r} shares records with data.train={data.train!r}. {cure}.")
+
+
 def quiz_is_disjoint(view: DataView) -> None:
     """Check that the data stream `quiz`, if the config has it, shares no example with the training and test splits.
 
@@ -73,9 +115,8 @@ def quiz_is_disjoint(view: DataView) -> None:
     quiz = view.data.streams.get("quiz")
     if quiz is None:
         return
-    size = lambda split: view.data.describe(quiz._replace(split=split)).records
     for key in ("train", "test"):
-        if share_records(quiz.split, view.config.data[key], size):
+        if share_records(quiz.split, view.config.data[key], _count_records(view)):
             cure = "Choose other records, such as data.train='train[:90%]' and streams.quiz.split='train[90%:]'"
             problem = f"{quiz.split!r} shares records with data.{key}={view.config.data[key]!r}"
             raise ConfigError("streams.quiz.split", f"{problem}. {cure}.")

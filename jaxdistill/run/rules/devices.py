@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import jax
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.parallel.mesh import mesh_shape
-from jaxdistill.run.config import Config
 from jaxdistill.run.views import ConfigView
+from jaxdistill.teachers.option import Capability
 from jaxdistill.teachers.submesh import KEY
 
 
@@ -29,9 +28,10 @@ def teachers_with_own_devices(view: ConfigView) -> None:
     If there are such teachers, the run must also have a single process and `mesh.backend="jit"`.
     """
     backend, free = view.config.mesh.backend, view.devices
+    required: dict[Capability, bool] = {"pmap": backend == "pmap", "processes": jax.process_count() > 1}
     for teacher in view.teacher_configs.values():
-        for capability, required in (("pmap", backend == "pmap"), ("processes", jax.process_count() > 1)):
-            if required and (lack := teacher.lacks(capability)):
+        for capability in (name for name, is_required in required.items() if is_required):
+            if lack := teacher.lacks(capability):
                 option, reason = lack
                 problem = f"does not work with {backend} in {jax.process_count()} process(es): {reason}"
                 raise ConfigError(
@@ -44,37 +44,14 @@ def teachers_with_own_devices(view: ConfigView) -> None:
         free -= count
 
 
-def student_mesh(config: Config, teacher_devices: int, devices: int) -> tuple[int, int, int]:
-    """Compute the sizes of the student's device mesh, `(data, fsdp, tensor)`; a size of -1 takes all remaining devices.
-
-    Args:
-        config: config of the run, with the sizes in its section `mesh`.
-        teacher_devices: number of devices that are reserved for teachers.
-        devices: number of all devices.
-
-    Raises:
-        ConfigError: the sizes do not fit the number of devices that are left for the student.
-    """
-    mesh = config.mesh
-    try:
-        return mesh_shape(mesh.data, mesh.fsdp, mesh.tensor, devices - teacher_devices)
-    except ValueError as error:
-        reserved = f" ({teacher_devices} of {devices} are reserved for teachers)" if teacher_devices else ""
-        raise ConfigError("mesh", f"{error}{reserved}.") from None
-
-
-def _shape(view: ConfigView) -> tuple[int, int, int]:
-    return student_mesh(view.config, sum(teacher.devices() for teacher in view.teacher_configs.values()), view.devices)
-
-
 def mesh_fits(view: ConfigView) -> None:
     """Check that enough devices are left for the student's mesh, beside those that are reserved for teachers."""
-    _shape(view)
+    view.student_mesh()
 
 
 def pmap_splits_rows(view: ConfigView) -> None:
     """Check that a run with the backend pmap has one process, and splits only batches over devices, not parameters."""
-    if view.config.mesh.backend == "pmap" and (_shape(view)[1:] != (1, 1) or jax.process_count() > 1):
+    if view.config.mesh.backend == "pmap" and (view.student_mesh()[1:] != (1, 1) or jax.process_count() > 1):
         raise ConfigError(
             "mesh", "the pmap backend splits rows only, in one process; set fsdp=1 and tensor=1, or backend='jit'."
         )
@@ -85,7 +62,7 @@ def kernels_read_whole_rows(view: ConfigView) -> None:
 
     A kernel reads all logits of a token on one device, but `mesh.tensor` splits these logits over devices.
     """
-    size = _shape(view)[2]
+    size = view.student_mesh()[2]
     if view.config.kernels != "xla" and size > 1:
         cure = "Use mesh.data and mesh.fsdp instead, or set kernels='xla'"
         problem = f"{size} splits the rows of logits that kernels='pallas' reads whole"
@@ -99,12 +76,15 @@ def batches_divide(view: ConfigView) -> None:
     accumulation), and the evaluation batch size of `mesh.data * mesh.fsdp`. If a teacher has separate devices, all
     batch sizes must also be multiples of the number of these devices.
     """
-    config, (data, fsdp, _) = view.config, _shape(view)
-    split = f"data {data} x fsdp {fsdp}, accumulate {config.accumulate}"
+    config, (data, fsdp, _) = view.config, view.student_mesh()
     streams = {f"streams.{n}.batch_size": s.batch_size or config.batch_size for n, s in config.streams.items()}
     training, evaluation = {"batch_size": config.batch_size, **streams}, config.evaluate.batch_size
-    _check_divisible(training, data * fsdp * config.accumulate, split)
-    _check_divisible({"evaluate.batch_size": evaluation}, data * fsdp, split)
+    _check_divisible(training | {"evaluate.batch_size": evaluation}, data * fsdp, f"data {data} x fsdp {fsdp}")
+    for path, size in training.items():
+        rows = size // (data * fsdp)
+        if rows % config.accumulate:
+            problem = f"{config.accumulate} does not divide the {rows} rows of {path}={size} on each device"
+            raise ConfigError("accumulate", f"{problem}; choose a divisor of {rows}, or another {path}.")
     for teacher in view.teacher_configs.values():
         if count := teacher.devices():
             _check_divisible(training | {"evaluate.batch_size": evaluation}, count, f"{teacher.path}.{KEY}")
@@ -123,3 +103,11 @@ def processes_have_a_coordinator(view: ConfigView) -> None:
     if distributed.processes > 1 and not distributed.coordinator:
         cure = "Set distributed.coordinator to host:port of process 0, or to 'auto'"
         raise ConfigError("distributed.processes", f"{distributed.processes} processes need a coordinator. {cure}.")
+
+
+def process_is_below_processes(view: ConfigView) -> None:
+    """Check that the number of this process is below the number of processes; with 'auto', the cluster sets both."""
+    distributed = view.config.distributed
+    if distributed.coordinator != "auto" and distributed.process >= distributed.processes:
+        problem = f"{distributed.process} is not below distributed.processes={distributed.processes}"
+        raise ConfigError("distributed.process", f"{problem}; processes are numbered from 0.")

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import jax
+
 from jaxdistill.compress.quantize import dequantized_shapes
 from jaxdistill.core import checkpoint
 from jaxdistill.core.errors import ConfigError
@@ -11,7 +13,6 @@ from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run import workdir as workdirs
-from jaxdistill.run.rules.stage import initialised_here
 from jaxdistill.run.views import RunView
 from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import checkpoint_of
@@ -45,7 +46,7 @@ def pretrained_weights_fit(run: RunView) -> None:
     check_pretrained(run.student.parts.student, "student.model", rows, complete=False)
     for name, teacher in run.teachers.items():
         if teacher.runs:
-            step_trains = initialised_here(run.student.view, name)
+            step_trains = run.student.view.initialised_here(name)
             untrained = not teacher.checkpoint and not teacher.steps and not step_trains
             check_pretrained(teacher.network, f"{teacher.path}.model", rows, complete=untrained)
 
@@ -71,6 +72,17 @@ def streams_are_read(run: RunView) -> None:
             used = ", ".join(sorted(run.student.parts.step.streams))
             cure = f"{run.config.step!r} and the terms read {used}; leave it out"
             raise ConfigError(f"streams.{stream}", f"nothing reads it. {cure}.")
+
+
+def roles_have_parameters(run: RunView) -> None:
+    """Check that every role with its own optimiser (section `roles`) has parameters, in the training of some model.
+
+    For example, the role `fusion` has no parameters if the fusion is `single()`. Teachers and the control (the same
+    student trained without a teacher) have the optimisers of the student's roles, but not always their parameters.
+    """
+    for role in run.config.roles:
+        if not any(jax.tree.leaves(stage.view.train_state.params.get(role, ())) for stage in run.stages):
+            raise ConfigError(f"roles.{role}", f"the role {role!r} has no parameters; leave it out.")
 
 
 def chunks_divide_a_factored_head(run: RunView) -> None:

@@ -5,7 +5,7 @@ A spec string names a registered part with its arguments, such as "kd(temperatur
 
 from jaxdistill.core import checkpoint, registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.schedules import Horizon, Schedule
+from jaxdistill.core.schedules import Horizon, Schedule, as_schedule
 from jaxdistill.models.build import build_model
 from jaxdistill.models.derivatives import GRADIENTS
 from jaxdistill.run.parts import schedule_converters, step_spec
@@ -22,11 +22,23 @@ def objective_has_terms(view: StageConfigView) -> None:
         raise ConfigError("objective", f"has no terms. Add at least one; known losses: {', '.join(registry.losses)}.")
 
 
-def rate_is_not_negative(view: StageConfigView) -> None:
-    """Check that the learning rate is 0 or more at every step."""
-    low = view.components.rate.low
-    if low < 0:
-        raise ConfigError("rate", f"{view.config.rate!r} reaches {low:g}; a learning rate is 0 or more.")
+def rates_are_not_negative(view: StageConfigView) -> None:
+    """Check that all learning rates, the student's and those of the section `roles`, are 0 or more at every step."""
+    config, components = view.config, view.components
+    rates = {"rate": (config.rate, components.rate)}
+    rates |= {f"roles.{role}.rate": (config.roles[role].rate, rate) for role, rate in components.role_rates.items()}
+    for path, (value, rate) in rates.items():
+        if rate.low < 0:
+            raise ConfigError(path, f"{value!r} reaches {rate.low:g}; a learning rate is 0 or more.")
+
+
+def weights_are_not_negative(view: StageConfigView) -> None:
+    """Check that the weights of all loss terms are 0 or more at every step: a loss is minimised, never maximised."""
+    for name, (_, weight) in view.components.terms.items():
+        low = as_schedule(weight).low
+        if low < 0:
+            value = view.config.objective[name].weight
+            raise ConfigError(f"objective.{name}.weight", f"{value!r} reaches {low:g}; a loss weight is 0 or more.")
 
 
 def step_is_known(view: StageConfigView) -> None:

@@ -10,12 +10,10 @@ from jaxdistill.core import jaxpr, registry
 from jaxdistill.core.errors import ConfigError, message_of, suggest
 from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.objective import WeightedTerm, objective
-from jaxdistill.core.types import Factored, Outputs, Variables
+from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.models.pretrained import architecture_of_spec
-from jaxdistill.run.views import StageView
-
-KEY = jax.eval_shape(lambda: jax.random.key(0))
+from jaxdistill.run.views import KEY, StageView
 
 
 def student_has_the_classes(view: StageView) -> None:
@@ -114,21 +112,6 @@ def evaluated_layers_exist(view: StageView) -> None:
                 raise ConfigError("evaluate.layers", f"{pair}: the {model} has no layer {layer}; {cure}.")
 
 
-def initialised_here(view: StageView, name: str) -> bool:
-    """Return True if a teacher is initialised in this run, because it is only trained together with the student.
-
-    This is False for a teacher with a checkpoint, with cached outputs, or with a training of its own before the
-    student.
-
-    Args:
-        view: the student's training.
-        name: name of the teacher.
-    """
-    teacher = view.teacher_configs[name]
-    trained = list(view.teacher_configs).index(name) in view.parts.step.trained_teachers
-    return trained and not (teacher.checkpoint or teacher.steps or teacher.options.get("cache"))
-
-
 def teachers_have_values(view: StageView) -> None:
     """Check that every teacher has weights, or outputs that are stored in a cache.
 
@@ -136,7 +119,7 @@ def teachers_have_values(view: StageView) -> None:
     or together with the student.
     """
     for name, teacher in zip(view.teacher_configs, view.parts.teachers, strict=True):
-        if not (teacher.has_values or initialised_here(view, name)):
+        if not (teacher.has_values or view.initialised_here(name)):
             cure = f"Set {teacher.path}.checkpoint to the folder of a run, or {teacher.path}.steps to train it here."
             raise ConfigError(teacher.path, f"has neither a checkpoint nor steps. {cure}")
 
@@ -148,12 +131,16 @@ def teachers_support_the_step(view: StageView) -> None:
     student generates, for which a cache has no outputs.
     """
     step, spec = view.parts.step, view.config.step
-    for name, teacher in view.teacher_configs.items():
+    for teacher in view.teacher_configs.values():
         if step.generated_streams and (lack := teacher.lacks("new_records")):
             raise ConfigError(f"{teacher.path}.{lack[0]}", f"{spec!r} generates records, and {lack[1]}. Leave it out.")
-        trained = bool(step.evolve_teachers) or initialised_here(view, name)
-        if trained and (lack := teacher.lacks("learning")):
+        if (lack := teacher.lacks("learning")) and _trains_teachers(view):
             raise ConfigError(f"{teacher.path}.{lack[0]}", f"{spec!r} trains teachers, and {lack[1]}. Leave it out.")
+
+
+def _trains_teachers(view: StageView) -> bool:
+    step = view.parts.step
+    return bool(step.evolve_teachers or step.trained_teachers) or "teachers" in view.train_state.params
 
 
 def step_streams_exist(view: StageView) -> None:
@@ -185,6 +172,15 @@ def _uses_kernel(view: StageView) -> bool:
     return config.kernels != "xla" and config.chunks > 1 and isinstance(view.student.logits, Factored)
 
 
+def _count_kernels(view: StageView) -> int:
+    """Return the number of Pallas kernels in one update of the training algorithm."""
+    try:
+        update = jax.make_jaxpr(view.parts.step.update)(view.train_state, view.teacher_variables, view.step_batch)
+    except (ValueError, TypeError) as error:
+        raise ConfigError("step", message_of(error)) from error
+    return jaxpr.count_primitive(update.jaxpr, "pallas_call")
+
+
 def step_initialises(view: StageView) -> None:
     """Check that the training algorithm can be initialised, and suits the config keys `roles` and `kernels`.
 
@@ -195,27 +191,10 @@ def step_initialises(view: StageView) -> None:
     can_be_wrong = config.roles or _uses_kernel(view) or registry.parse(config.step, "step").kwargs
     if not (can_be_wrong or step.evolve_teachers or step.streams > view.parts.objective.streams):
         return
-    frozen = tuple(
-        Variables(*jax.eval_shape(teacher.model.init, KEY, view.shapes["train"])) for teacher in view.parts.teachers
-    )
-    rows = {stream: view.shapes[stream] for stream in step.streams}
-    try:
-        state = jax.eval_shape(step.init, KEY, frozen, rows)
-        kernels = (
-            jaxpr.count_primitive(jax.make_jaxpr(step.update)(state, frozen, rows).jaxpr, "pallas_call")
-            if _uses_kernel(view)
-            else 1
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError("step", message_of(error)) from error
-    if not kernels:
+    state = view.train_state
+    if _uses_kernel(view) and not _count_kernels(view):
         reason = f"{config.step!r} does not compute the gradient of all terms of a factored head at once"
         raise ConfigError("kernels", f"{config.kernels!r} would have no effect: {reason}. Set it to 'xla'.")
-    for teacher in view.teacher_configs.values():
-        if "teachers" in state.params and (lack := teacher.lacks("learning")):
-            raise ConfigError(
-                f"{teacher.path}.{lack[0]}", f"{config.step!r} trains teachers, and {lack[1]}. Leave it out."
-            )
     for role in config.roles:
         if role not in state.params:
             raise ConfigError(f"roles.{role}", f"the step has no role {role!r}. {suggest(role, state.params)}")

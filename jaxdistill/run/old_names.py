@@ -1,5 +1,8 @@
 """Import names from before the package was sorted into folders: two still work, the others say what to import.
 
+It lies in `run/`, above the modules that it names. It imports the standard library alone, because `import jaxdistill`
+installs it and must stay fast.
+
 `jaxdistill.config` and `jaxdistill.registry` still work, because configs import them. To import any other old module is
 an error that names the module with its content (the successor). To run one as a command prints this error and exits
 with code 2.

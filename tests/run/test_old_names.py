@@ -12,9 +12,9 @@ import sys
 import pytest
 import runs
 
-from jaxdistill.core.old_names import ALIASES, successor
 from jaxdistill.core.registry import losses
 from jaxdistill.run import config, config_files
+from jaxdistill.run.old_names import ALIASES, successor
 
 GOLDEN = runs.ROOT / "tests" / "golden"
 MODULES = (GOLDEN / "modules_0e6ba41.txt").read_text().split()

@@ -1,6 +1,6 @@
 """A page for every method, made from what its file says of itself.
 
-python docs/make.py            writes docs/methods/*.md
+python docs/make.py            writes docs/methods/*.md, and the numbers of parts in README.md
 python docs/make.py --check    says which pages and numbers of README.md are not what the files say; exits with 1
 
 A docstring of a module gives title, paper, formula and traps; its lines `When:`, `Config:`, `Checked:`, `Experiment:`
@@ -144,8 +144,15 @@ def missing_numbers(readme: str) -> list[str]:
     return [phrase for phrase in phrases if not re.search(rf"\b{re.escape(phrase)}\b", text)]
 
 
+def with_numbers(readme: str) -> str:
+    """Return the README with the numbers of `counts` before their words."""
+    for words, number in counts().items():
+        readme = re.sub(rf"\d+(?=\s+{r'\s+'.join(map(re.escape, words.split()))}\b)", str(number), readme)
+    return readme
+
+
 def main() -> int:
-    """Writes the pages, or compares them."""
+    """Write the pages and the README's numbers, or compare them with `--check`."""
     wanted = pages()
     if "--check" in sys.argv:
         have = {file.name: file.read_text() for file in PAGES.glob("*.md")}
@@ -159,6 +166,7 @@ def main() -> int:
         file.unlink()
     for name, text in wanted.items():
         (PAGES / name).write_text(text)
+    README.write_text(with_numbers(README.read_text()))
     return 0
 
 

@@ -21,15 +21,10 @@ from jaxtyping import install_import_hook
 
 # Every package: arguments and results are checked against their annotations, and the shapes of arrays against each
 # other. Not `types`: a pytree of arrays is also one of shapes, shardings and specs. The numeric tower: 1 is a float.
-CHECKED = [
-    f"jaxdistill.{folder.name}"
-    for folder in Path(__file__).parents[1].joinpath("jaxdistill").iterdir()
-    if folder.is_dir() and folder.name not in ("core", "__pycache__")
-]
+PACKAGE = Path(__file__).parents[1] / "jaxdistill"
+CHECKED = [f"jaxdistill.{folder.name}" for folder in PACKAGE.iterdir() if folder.is_dir() and folder.name != "core"]
 CHECKED += [
-    f"jaxdistill.core.{file.stem}"
-    for file in Path(__file__).parents[1].joinpath("jaxdistill/core").glob("*.py")
-    if file.stem not in ("types", "__init__")
+    f"jaxdistill.core.{path.stem}" for path in (PACKAGE / "core").iterdir() if path.stem not in ("types", "__init__")
 ]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 

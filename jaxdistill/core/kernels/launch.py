@@ -68,7 +68,7 @@ TPU = Target(pltpu.CompilerParams(vmem_limit_bytes=60 * 2**20))
 INTERPRETED: Target | None = None  # for platforms without a compiler; None: they cannot run the kernel. Tests set it
 
 
-def launch_kernel(operands: Sequence[Operand], outputs: Sequence[Output], count: int, classes: int) -> list[Array]:
+def launch_kernel(operands: Sequence[Operand], outputs: Sequence[Output], count: int, classes: int) -> Sequence[Array]:
     """Compute graph nodes (symbols of a traced function) for all rows (tokens) with one Pallas kernel.
 
     Args:

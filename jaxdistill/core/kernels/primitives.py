@@ -58,7 +58,7 @@ def compute_dtype(dtype: Any) -> Any:
     return np.dtype(np.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else dtype
 
 
-def _broadcast(x: np.ndarray, dimensions: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+def _broadcast(x: np.ndarray, dimensions: Sequence[int | np.integer], shape: Sequence[int]) -> np.ndarray:
     """Broadcast an array as `jax.lax.broadcast_in_dim` does: dimension i of `x` becomes `dimensions[i]` of `shape`."""
     sizes = dict(zip(dimensions, x.shape, strict=True))
     return np.broadcast_to(x.reshape([sizes.get(axis, 1) for axis in range(len(shape))]), shape)

@@ -19,11 +19,14 @@ WIDTH, BOX, HEIGHT, FLOOR = 1180, 260, 66, 112  # pixels: of the picture, of a b
 STYLE = """
 text { font-family: system-ui, sans-serif; fill: #1b1f24 } .name { font: 600 15px system-ui, sans-serif }
 .what { font-size: 11px; fill: #57606a } rect { fill: #f6f8fa; stroke: #8c959f }
-path { fill: none; stroke: #0969da; stroke-opacity: .28 } .back { stroke: #cf222e; stroke-opacity: 1 }
+path { fill: none; stroke: #0969da; stroke-opacity: .6 } .back { stroke: #cf222e; stroke-opacity: 1 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 } .what { fill: #9198a1 } rect { fill: #161b22; stroke: #484f58 } path { stroke: #58a6ff }
 }
 """
+
+HEAD = """<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">
+<path d="M0 0 L8 4 L0 8 z" style="fill: #0969da; stroke: none"/></marker></defs>"""
 
 
 def rooms() -> dict[str, str]:
@@ -62,9 +65,20 @@ def floors(names: set[str], pairs: set[tuple[str, str]]) -> dict[str, int]:
     return found
 
 
+def not_implied(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return the arrows without those that a chain of other arrows implies, which would run behind the boxes."""
+    below = {name: {other for home, other in pairs if home == name} for name, _ in pairs}
+
+    def reached(name: str, seen: frozenset[str] = frozenset()) -> set[str]:
+        ways = below.get(name, set()) - seen
+        return ways.union(*(reached(other, seen | ways) for other in ways))
+
+    return {(home, other) for home, other in pairs if not any(other in reached(way) for way in below[home] - {other})}
+
+
 def lines(text: str, width: int = 41) -> list[str]:
-    """A sentence in two lines at most."""
-    words, found = text.split(), [""]
+    """Break a sentence into two lines at most."""
+    words, found = text.replace("`", "").split(), [""]
     for word in words:
         if len(found[-1]) + len(word) > width:
             found.append("")
@@ -86,13 +100,15 @@ def picture() -> str:
             places[name] = (step * (number + 0.5), 20 + (top - floor) * FLOOR)
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {40 + top * FLOOR + HEIGHT}" role="img">',
-        "<title>The folders of jaxdistill, floor by floor; arrows are imports</title>",
+        "<title>The folders of jaxdistill, floor by floor; arrows are imports that no others imply</title>",
         f"<style>{STYLE}</style>",
+        HEAD,
     ]
-    for home, other in sorted(pairs):
+    for home, other in sorted(not_implied(pairs)):
         (x, y), (u, v) = places[home], places[other]
         kind = "" if level[home] > level[other] else ' class="back"'
-        drawn.append(f'<path{kind} d="M{x:.0f} {y + HEIGHT} C{x:.0f} {y + HEIGHT + 50} {u:.0f} {v - 50} {u:.0f} {v}"/>')
+        curve = f"M{x:.0f} {y + HEIGHT} C{x:.0f} {y + HEIGHT + 50} {u:.0f} {v - 50} {u:.0f} {v - 2}"
+        drawn.append(f'<path{kind} marker-end="url(#head)" d="{curve}"/>')
     for name, (x, y) in sorted(places.items()):
         left = x - BOX / 2
         title = "main.py" if name == "main" else f"{name}/"

@@ -146,7 +146,10 @@ SCHEMA: dict[str, Any] = {
         {
             "model": Key("", SPEC, "the network"),
             "checkpoint": Key(
-                "", TEXT, "folder of a jaxdistill run, with @best, @last or @STEP; empty: no checkpoint, see steps"
+                "",
+                TEXT,
+                "folder of a jaxdistill run, for its student, or RUN/teachers/NAME, for a teacher that it trained; "
+                "with @best, @last or @STEP; empty: no checkpoint, see steps",
             ),
             "cache": Key(
                 "",

@@ -310,7 +310,7 @@ def weights_hash(teacher: Teacher) -> str:
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     spec = parse(teacher.spec, f"{teacher.path}.model")
     if spec.name != "pretrained" or teacher.steps:
-        cure = "Train it in a separate run, and set its checkpoint to the folder of that run"
+        cure = "Train it in a separate run, and set its checkpoint to RUN (its student) or RUN/teachers/NAME"
         raise ConfigError(f"{teacher.path}.{KEY}", f"its weights do not exist before the run. {cure}.")
     try:
         weights = fingerprint(str(spec.args[0] if spec.args else spec.kwargs["source"]))

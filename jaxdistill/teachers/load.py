@@ -31,7 +31,7 @@ def load(teacher: Teacher, rows: Shapes) -> Variables:
         except CheckpointError as error:
             raise ConfigError(f"{teacher.path}.checkpoint", f"{error}.") from None
     if teacher.network.load is None or teacher.steps:
-        cure = "Train it in a separate run, and set its checkpoint to the folder of that run"
+        cure = "Train it in a separate run, and set its checkpoint to RUN (its student) or RUN/teachers/NAME"
         raise ConfigError(teacher.path, f"its weights do not exist before the run. {cure}.")
     return teacher.network.load(abstract).read()
 

@@ -191,6 +191,7 @@ def slurm_script(study: Study, workdir: Path, seeds: int) -> str:
     return f"""#!/bin/bash
 # Usage, with any options of sbatch: bash FILE --partition=gpu --time=1:00:00
 set -e
+export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"  # this Python; sbatch passes PATH on to the jobs
 submit() {{ sbatch --parsable --job-name={study.name} "$@"; }}
 teachers=$(submit "$@" {wrapped("--run teachers")})
 runs=$(submit "$@" --dependency=afterok:"$teachers" --array=0-{count - 1} {wrapped("--run $SLURM_ARRAY_TASK_ID")})

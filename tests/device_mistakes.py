@@ -131,5 +131,17 @@ DEVICE_MISTAKES = {
         "3 is not below distributed.processes=1",
         "processes are numbered from 0",
     ),
+    "an evaluation that a sub-mesh does not divide": (
+        ["teachers.big.placement=submesh(devices=3)", "batch_size=48", "evaluate.batch_size=32"],
+        "evaluate.batch_size",
+        "32 rows are not divisible by 3",
+        "choose",
+    ),
+    "pieces that do not divide the rows of a device of the axis fsdp": (
+        ["mesh.data=1", "mesh.fsdp=8", "accumulate=8"],
+        "accumulate",
+        "8 does not divide the 4 rows",
+        "choose a divisor of 4",
+    ),
     "processes that nobody leads": (["distributed.processes=2"], "distributed.processes", "2 processes", "host:port"),
 }

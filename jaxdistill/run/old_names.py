@@ -44,6 +44,7 @@ MOVED = {  # modules whose last name changed; others are found by it
     "jaxdistill.evaluate": "jaxdistill.evaluation.evaluator",
     "jaxdistill.fetch": "jaxdistill.core.packages",
     "jaxdistill.fits": "jaxdistill.run.validate",
+    "jaxdistill.heads": "jaxdistill.run.commands.heads",
     "jaxdistill.hub.cut": "jaxdistill.models.hub.slice",
     "jaxdistill.hub.folders": "jaxdistill.models.hub.locate",
     "jaxdistill.hub.legacy": "jaxdistill.models.hub.torch_legacy",
@@ -53,6 +54,7 @@ MOVED = {  # modules whose last name changed; others are found by it
     "jaxdistill.kernels.graph": "jaxdistill.core.kernels.trace",
     "jaxdistill.kernels.operations": "jaxdistill.core.kernels.primitives",
     "jaxdistill.kernels.rows": "jaxdistill.core.kernels.fused",
+    "jaxdistill.launch": "jaxdistill.run.launch",
     "jaxdistill.losses.edges": "jaxdistill.losses.relations.class_graph",
     "jaxdistill.means": "jaxdistill.core.chunked.terms",
     "jaxdistill.meshes": "jaxdistill.run.rules.devices",
@@ -68,6 +70,8 @@ MOVED = {  # modules whose last name changed; others are found by it
     "jaxdistill.sources": "jaxdistill.data.pipeline",
     "jaxdistill.staged": "jaxdistill.run.resolve",
     "jaxdistill.streamed": "jaxdistill.core.chunked.one_pass",
+    "jaxdistill.train": "jaxdistill.run.train",
+    "jaxdistill.vocabulary": "jaxdistill.run.commands.vocabulary",
     "jaxdistill.workfolder": "jaxdistill.run.workdir",
 }
 

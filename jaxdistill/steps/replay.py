@@ -60,9 +60,9 @@ class Buffer:
         seen: number of examples that training has met so far, int32 scalar
     """
 
-    rows: dict[str, Array]
-    logits: Array
-    seen: Array
+    rows: dict[str, Any]  # arrays, or what a pytree of arrays is mapped to: shapes, shardings
+    logits: Any
+    seen: Any
 
 
 @steps.register

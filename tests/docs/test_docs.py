@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import examples
@@ -33,8 +35,12 @@ def test_the_pages_are_what_the_files_say(monkeypatch, capsys):
 
 def test_a_page_that_is_stale_missing_or_of_no_part_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(DOCS, "PAGES", tmp_path)
+    monkeypatch.setattr(DOCS, "README", tmp_path / "README.txt")
+    number = DOCS.counts()["losses"]
+    DOCS.README.write_text((ROOT / "README.md").read_text().replace(f"{number} losses", "3 losses"))
     monkeypatch.setattr("sys.argv", ["make.py"])
     assert DOCS.main() == 0
+    assert DOCS.README.read_text() == (ROOT / "README.md").read_text()
     (tmp_path / "kd.md").write_text("another text")
     (tmp_path / "dkd.md").unlink()
     (tmp_path / "gone.md").write_text("a page of nothing")
@@ -122,3 +128,27 @@ def test_what_a_page_refers_to_is_there(part):
     named = re.findall(r"\b((?:experiments|tests|configs|jaxdistill)/[\w/]+(?:\.py)?)", DOCS.page(*PARTS[part], {}))
     missing = {path for path in named if not ((ROOT / path).exists() or (ROOT / f"{path}.py").exists())}
     assert not missing
+
+
+def test_a_picture_that_is_stale_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ARCHITECTURE, "PICTURE", tmp_path / "stale.svg")
+    ARCHITECTURE.PICTURE.write_text("another picture")
+    monkeypatch.setattr("sys.argv", ["architecture.py", "--check"])
+    assert ARCHITECTURE.main() == 1
+
+
+def test_a_sample_is_fast_and_the_rest_is_slow():
+    """Of a test with the mark `sampled`: the cases whose ids match, and no other."""
+    collected = {
+        speed: subprocess.run(
+            [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", speed, "tests/run/test_old_names.py"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        ).stdout
+        for speed in ("slow", "not slow")
+    }
+    chosen = {speed: set(re.findall(r"names_the_new_one\[(.+)\]", text)) for speed, text in collected.items()}
+    assert chosen["not slow"] == {"cache", "plan"}
+    assert chosen["slow"] == {"data.graphs", "heads", "hub.legacy", "synthesize", "vocabulary"}

@@ -1,5 +1,6 @@
 """A mistake is one message with path, value and cure, before anything compiles or a file is written; exit code 2."""
 
+import inspect
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from jaxdistill.core.registry import datasets
 from jaxdistill.models.build import build_model as model
 from jaxdistill.run.config import override
 from jaxdistill.run.distill import check
+from jaxdistill.run.rules import data, devices, run, specs, stage
+from jaxdistill.run.validate import RULES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,6 +42,14 @@ def refused(capsys, workdir: Path, *words: str, source: Path = runs.TINY) -> str
     assert runs.compilations[before:] == []
     assert sorted(workdir.rglob("*")) == files
     return said.err.removeprefix("error: ").strip()
+
+
+def test_every_rule_is_listed_once():
+    modules = (data, devices, run, specs, stage)
+    functions = [f for module in modules for f in vars(module).values() if inspect.isfunction(f)]
+    rules = {f for f in functions if f.__module__.startswith("jaxdistill.run.rules") and not f.__name__.startswith("_")}
+    listed = [rule for group in RULES.values() for rule in group]
+    assert set(listed) == rules and len(listed) == len(rules)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -17,20 +17,21 @@ from jaxdistill.run import config, config_files
 from jaxdistill.run.old_names import ALIASES, successor
 
 GOLDEN = runs.ROOT / "tests" / "golden"
-MODULES = (GOLDEN / "modules_0e6ba41.txt").read_text().split()
+MODULES = [line.partition(" ") for line in (GOLDEN / "modules_0e6ba41.txt").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_is_there_or_its_successor_is_named(name):
+@pytest.mark.parametrize(("name", "new"), [(name, new) for name, _, new in MODULES])
+def test_a_module_is_there_or_its_successor_is_named(name, new):
     try:
         module = importlib.import_module(name)
         if not hasattr(module, "__file__"):  # a folder that is no more: its names say where they went
             module.anything  # noqa: B018
     except ModuleNotFoundError as error:
         (named,) = re.findall(rf"^{re.escape(name)} is (\S+) now", str(error))
+        assert named == new
         assert importlib.import_module(named).__file__
     else:
-        assert module.__file__ or name in ALIASES
+        assert not new and (module.__file__ or name in ALIASES)
 
 
 def test_an_invented_module_has_no_successor():

@@ -11,6 +11,7 @@ import runs
 from rich.console import Console
 
 from jaxdistill import main
+from jaxdistill.core.checkpoint import CheckpointError
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.comparison import interval, paired
 from jaxdistill.evaluation.report import study as plot
@@ -242,6 +243,7 @@ def test_the_script_of_the_command_sweep_says_what_the_command_said(tmp_path, mo
     python, module, name, *again = shlex.split(*shlex.split(job))
     assert [python, module, name] == ["python", "-m", "jaxdistill.main"]
     assert again[-2:] == ["--run", "teachers"]
+    assert again[again.index("--seeds") + 1] == "2"
     assert main.run([*again[:-2], "--slurm"]) == 0
     assert seen[0] == seen[1] and len(expand(seen[0])) == 2
     assert seen[0].base.steps == 8
@@ -256,3 +258,18 @@ def test_one_run_is_told_by_its_number(tmp_path, monkeypatch):
     assert learnt == [(f"{TERMS[0]} | many", 1)]
     with pytest.raises(ConfigError, match="--run: '10' is not a run; choose 'teachers' or 0 to 9"):
         sweep.execute(study(), read("--run", "10"))
+
+
+def test_the_number_of_seeds_and_the_folder_are_those_that_were_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweep, "_check", lambda study: None)
+    monkeypatch.setattr(sweep, "run_study", lambda study, workdir, seeds, console: asked.append((workdir, seeds)))
+    sweep.execute(study(), sweep.parser("tiny", "").parse_args(["--workdir", str(tmp_path), "--seeds", "2"]))
+    assert asked == [(tmp_path, 2)]
+
+
+@pytest.mark.parametrize(("error", "code"), [(ConfigError("a.b", "x"), 2), (CheckpointError("x"), 4)])
+def test_an_error_of_a_study_has_its_exit_code(error, code):
+    with pytest.raises(SystemExit) as ended, sweep.exit_codes():
+        raise error
+    assert ended.value.code == code

@@ -51,6 +51,15 @@ def planned(**differences) -> Stage:
     return resolve(differ(runs.load(), **differences), jax.devices()).student
 
 
+def test_a_teacher_has_the_seed_of_the_stage_that_trains_it_and_runs_on_one_device_if_it_is_alone():
+    resolved = resolve(differ(runs.load(), teachers=TEACHERS, mesh={"data": 2}), jax.devices())
+    trained = {stage.teacher: stage.config.seed for stage in resolved.definitions if stage.kind == "teacher"}
+    assert {name: teacher.seed for name, teacher in resolved.teacher_configs.items()} == trained
+    assert len({resolved.config.seed, *trained.values()}) == 3
+    sizes = [resolved.live_teacher("amy", alone=alone).mesh.size for alone in (True, False)]
+    assert sizes == [1, 2]
+
+
 def networks(stage: Stage):
     return tuple(teacher.model for teacher in stage.parts.teachers)
 

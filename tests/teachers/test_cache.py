@@ -65,8 +65,9 @@ def test_float32_trains_as_the_living_teacher_does_to_the_bit(taught, tmp_path, 
     taught = differ(taught, data={"augment": augment})
     made = with_cache(taught, tmp_path / "cache", ", layers=(0, 1)")
     cache.write(made, quiet())
-    live, _ = student(taught, tmp_path / "live")
+    live, beside = student(taught, tmp_path / "live")
     read, result = student(made, tmp_path / "read")
+    assert result.rows[0]["nll"] == pytest.approx(beside.rows[0]["nll"], rel=1e-6)  # of the test examples
     for name in live:
         np.testing.assert_array_equal(read[name], live[name])
     assert result.variables["teacher big"].params == {}  # never loaded
@@ -79,6 +80,7 @@ def test_smaller_caches_end_close_to_the_whole(taught, tmp_path, words):
     taught = differ(taught, objective={"kd": {}})
     made = with_cache(taught, tmp_path / "cache", words)
     cache.write(made, quiet())
+    assert set(store.Store(tmp_path / "cache" / "test")[0]) == {"logits"}
     live, read = (student(config, tmp_path / name)[1].rows[-1] for config, name in ((taught, "live"), (made, "read")))
     assert abs(live["nll"] - read["nll"]) < 0.02
 
@@ -131,6 +133,7 @@ def test_of_the_test_records_all_logits_are_kept(taught, tmp_path):
     made = with_cache(differ(taught, objective={"kd": {}}), tmp_path / "cache", ", top=2")
     cache.write(made, quiet())
     assert set(store.Store(tmp_path / "cache" / "train")[0]) == {"top", "classes", "tail"}
+    assert set(store.Store(tmp_path / "cache" / "test")[0]) == {"logits"}
     measured = [student(config, tmp_path / name)[1].rows[0] for name, config in (("live", taught), ("read", made))]
     assert measured[0]["nll"] == pytest.approx(measured[1]["nll"], rel=1e-6)
 

@@ -14,12 +14,15 @@ from rich.console import Console
 import jaxdistill
 from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.parallel.compile import move_to_mesh
+from jaxdistill.core.types import Variables
+from jaxdistill.data.pipeline import TEST
+from jaxdistill.parallel.compile import move_to_mesh, place
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check
 from jaxdistill.run.plan import ahead, topology
 from jaxdistill.run.preemption import Preemption, Stopped
+from jaxdistill.run.resolve import resolve
 from jaxdistill.teachers import submesh
 
 OWN = "submesh(devices=2, layers=(0, 1))"
@@ -177,3 +180,18 @@ def test_a_plan_has_one_mesh():
     config = placed(runs.load())
     with pytest.raises(ConfigError, match=r"^teachers\.big\.placement: a mesh beside the student's is not planned"):
         ahead.plan(config, topology.Topology("", jax.devices(), None))
+
+
+def test_of_the_test_examples_all_logits_are_sent(taught):
+    resolved = resolve(differ(placed(taught[0], own="submesh(devices=2, top=2)"), objective={"kd": {}}), jax.devices())
+    teacher = resolved.teachers["big"]
+    batch = {name: np.zeros((32, *x.shape[1:]), x.dtype) for name, x in resolved.data.shapes["train"].items()}
+    values = place(Variables(*jax.jit(teacher.network.init)(jax.random.key(0), batch)), teacher.mesh)
+    sent = {stream: teacher.query(stream, values, resolved.mesh)(batch) for stream in ("train", TEST)}
+    kinds = {stream: {name.rpartition("/")[2] for name in fields} for stream, fields in sent.items()}
+    assert kinds == {"train": {"top", "tail", "classes"}, TEST: {"logits"}}
+
+
+def test_a_batch_gets_the_outputs_of_every_teacher():
+    joined = submesh.join_queries({"a": lambda batch: {"x": batch["z"] + 1}, "b": lambda batch: {"y": 2}})
+    assert joined({"z": 0}) == {"z": 0, "x": 1, "y": 2}

@@ -52,7 +52,7 @@ def gather(tree: PyTree) -> PyTree:
 
 
 def has_row_shards() -> bool:
-    """Return True if JAX's ambient mesh splits the batch and arrays are global (outside `shard_map` and `pmap`)."""
+    """Return True if JAX's ambient mesh shards the batch, outside `shard_map` and `pmap`, so that arrays are global."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and set(ROW_AXES) <= set(mesh.axis_names) and not _is_manual(mesh) and not in_pmap()
 

@@ -142,9 +142,10 @@ class Term(NamedTuple):
     stream: name of the stream that the term reads
     local: True if the value at a token (or row) depends on that token alone and `apply` changes no state. The term can
         then be computed in chunks of the sequence
-    needs: what the term requires: "teacher"; "input_gradients" or "state_gradients", which the models then return;
+    needs: what the term requires: "teacher"; "input_gradients" or "state_gradients", for which the models
+        then also return gradients in the input or in the hidden states (`models/derivatives.py`);
         "alignment" if the term compares the student with teachers of other tokenizers
-    temperature: `(step number) -> temperature` at which the teachers are fused for this term; None: 1
+    temperature: `(step number) -> temperature` of the softmax at which several teachers are combined into one; None: 1
     follow: `(state, mean, step number) -> new state`, called once a step with the term's `Mean` (a sum and a count) of
         the whole batch. So a local term, too, can keep a state, such as a running mean
     linear: True if the gradient with respect to the student is linear in the teacher's probabilities (at the term's

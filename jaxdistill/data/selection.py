@@ -38,7 +38,7 @@ class Selection(NamedTuple):
         return max(1, round(self.share * records))
 
     def chosen(self, seed: int, records: int, hard: np.ndarray | None) -> np.ndarray:
-        """Return the numbers of the chosen examples (records), sorted, `[self.count(records)]`.
+        """Return the sorted indices of the examples (records) that this rule selects, `[self.count(records)]`.
 
         Args:
             seed: random seed of the run.

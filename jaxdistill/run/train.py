@@ -62,7 +62,7 @@ class References(NamedTuple):
 
 
 class StageContext(NamedTuple):
-    """What the training loop of one model gets from the run.
+    """The inputs that the training loop of one model gets from the run.
 
     data: records (examples) opened for reading, and teacher outputs for them
     mesh: the student's device mesh, on which every model of the run is trained

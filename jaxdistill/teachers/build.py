@@ -51,7 +51,7 @@ class TeacherConfig(NamedTuple):
 
     @property
     def trained_here(self) -> bool:
-        """Whether this run trains the teacher before the student: it has `steps`, and no checkpoint to load."""
+        """Return whether this run trains the teacher before the student: it has `steps`, and no checkpoint to load."""
         return bool(self.steps) and not self.checkpoint
 
     def set_options(self) -> list[tuple[Option, Any]]:

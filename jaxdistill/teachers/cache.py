@@ -128,17 +128,17 @@ class CachedTeacher(Teacher):
 
     @property
     def trained_here(self) -> bool:
-        """Whether this run trains the teacher: always False, because the outputs were stored before the run."""
+        """Return whether this run trains the teacher: always False, because the outputs were stored before the run."""
         return False
 
     @property
     def runs(self) -> bool:
-        """Whether the teacher's network runs in this run: always False, because its outputs are read from disk."""
+        """Return whether the teacher's network runs in this run: never, because its outputs are read from disk."""
         return False
 
     @property
     def has_values(self) -> bool:
-        """Whether all parameters exist when the student's training begins: always True, because none are needed."""
+        """Return whether all parameters exist when the student's training begins: always, because none are needed."""
         return True
 
     def fields(self, stream: str) -> Fields:

@@ -70,17 +70,17 @@ class Teacher:
 
     @property
     def trained_here(self) -> bool:
-        """Whether this run trains the teacher before the student: it has `steps`, and no checkpoint to load."""
+        """Return whether this run trains the teacher before the student: it has `steps`, and no checkpoint to load."""
         return bool(self.steps) and not self.checkpoint
 
     @property
     def runs(self) -> bool:
-        """Whether the network runs in this run, and so needs parameters: True here; False for a cached teacher."""
+        """Return whether the network runs in this run, and so needs parameters: True here, False if it is cached."""
         return True
 
     @property
     def has_values(self) -> bool:
-        """Whether the teacher's parameters exist when the student's training begins.
+        """Return whether the teacher's parameters exist when the student's training begins.
 
         Parameters come from a checkpoint, a pretrained model, or the training of the teacher in this run.
         """
@@ -133,7 +133,7 @@ class Teacher:
         return place(variables, self.mesh, self.rules or DEFAULT_RULES)
 
     def argument(self, variables: Variables) -> Variables:
-        """Return the variables that the student's training step needs for this teacher: all, placed on its mesh.
+        """Return the variables that the training step needs for this teacher: all of them, placed on its mesh.
 
         Args:
             variables: the teacher's parameters and state.

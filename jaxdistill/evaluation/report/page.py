@@ -72,7 +72,7 @@ def section(title: str, content: Markup, note: str = "") -> Markup:
 
 
 def quality(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> Markup:
-    """Return the section with a table of the quality and the cost of each model.
+    """Return the page section with a table of the quality and the cost of each model.
 
     Args:
         results: the content of `results.json`.
@@ -87,7 +87,7 @@ def quality(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> 
 
 
 def transfer(results: Mapping[str, Any]) -> Markup:
-    """Return the section with a table that compares the student with its teacher, for example by top-1 agreement.
+    """Return the page section with a table that compares the student with its teacher, for example by top-1 agreement.
 
     Args:
         results: the content of `results.json`.
@@ -116,7 +116,7 @@ def grid(*cards: Markup, small: bool = False) -> Markup:
 
 
 def progress(logs: Mapping[str, Log], styles: Mapping[str, figures.Style]) -> Markup:
-    """Return the section with curves of held-out accuracy and NLL (negative log-likelihood) over training steps.
+    """Return the page section with curves of held-out accuracy and NLL (negative log-likelihood) over training steps.
 
     Args:
         logs: the training log of each model, by model name.
@@ -182,7 +182,7 @@ def panels(lines: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def objective(logs: Mapping[str, Log]) -> Markup:
-    """Return the section with curves of the student's loss terms, their weights and temperatures, and learning rate.
+    """Return the page section with curves of the student's loss terms, their weights and temperatures, and rate.
 
     Args:
         logs: the training log of each model, by model name.
@@ -203,7 +203,7 @@ def objective(logs: Mapping[str, Log]) -> Markup:
 
 
 def calibration(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> Markup:
-    """Return the section with a reliability diagram (accuracy against confidence) for each model.
+    """Return the page section with a reliability diagram (accuracy against confidence) for each model.
 
     Args:
         results: the content of `results.json`.
@@ -219,7 +219,7 @@ def calibration(results: Mapping[str, Any], styles: Mapping[str, figures.Style])
 
 
 def config(results: Mapping[str, Any]) -> Markup:
-    """Return the section with all keys of the run's config, collapsed until the reader opens it.
+    """Return the page section with all keys of the run's config, collapsed until the reader opens it.
 
     Args:
         results: the content of `results.json`.
@@ -230,7 +230,7 @@ def config(results: Mapping[str, Any]) -> Markup:
 
 
 def provenance(results: Mapping[str, Any]) -> Markup:
-    """Return the section with the code version, packages and device of a run, and the wall-clock time of each model.
+    """Return the page section with the code version, packages and device of a run, and the wall-clock time by model.
 
     Args:
         results: the content of `results.json`.
@@ -248,7 +248,7 @@ def provenance(results: Mapping[str, Any]) -> Markup:
 
 
 def command(results: Mapping[str, Any]) -> Markup:
-    """Return the section with the command that repeats the run.
+    """Return the page section with the command that repeats the run.
 
     Args:
         results: the content of `results.json`.

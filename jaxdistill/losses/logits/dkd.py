@@ -84,7 +84,8 @@ def _log_sum_exp(logits: Array) -> Array:
 def dkd(alpha: float = 1.0, beta: float = 8.0, temperature: Scalar = 4.0, scale_t2: bool = True) -> Term:
     """Build the loss term T^2 (alpha TCKD + beta NCKD) of decoupled knowledge distillation, per example.
 
-        TCKD = KL((p_y, 1 - p_y) || (q_y, 1 - q_y)),   NCKD = KL(p || q) over all classes but the label y
+        TCKD = KL((p_y, 1 - p_y) || (q_y, 1 - q_y)),   NCKD = KL(p' || q'), with
+        p' and q' the probabilities of all classes but the label y, scaled to sum to 1
 
     p and q are the teacher's and the student's softmax(logits / T). The batch must have the labels as the field
     `label`. Several teachers are first combined into one by the config's fusion, such as `average()`.

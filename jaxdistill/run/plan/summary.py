@@ -60,7 +60,7 @@ def bounds(plan: Plan, topology: Topology) -> Bounds | None:
 
 
 def numbers(plan: Plan, topology: Topology) -> dict[str, Any]:
-    """Return all numbers of a compiled step as JSON data: memory, work, compilation time and time bounds."""
+    """Return the numbers of a compiled training step as JSON data: memory, FLOPs, bytes, lower bounds on its time."""
     limits = bounds(plan, topology)
     return {
         **plan._asdict(),

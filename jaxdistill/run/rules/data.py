@@ -20,7 +20,7 @@ WRITE_CACHE = "Write it: jaxdistill cache --config ... with the same data, and d
 
 
 def specs_are_known(view: DataView) -> None:
-    """Check that the config names a known data set, and valid rules that tokenise, select and order records (examples).
+    """Check that the data set, the tokenizer, the selection and the order that the config names exist and are valid.
 
     Nothing is downloaded.
     """

@@ -6,6 +6,7 @@ cache, and compares its perplexity on five texts with another program's (windows
 
 import argparse
 import gzip
+import re
 import resource
 import sys
 import tempfile
@@ -79,7 +80,10 @@ def load_measured(file: Path, **options: Any) -> Loaded:
     token = {"input_ids": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
     shapes = Variables(*jax.eval_shape(model.init, KEY, token))
     variables = jax.block_until_ready(load(source, plan(source, family, arguments, shapes), shapes))
-    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - pages * resource.getpagesize()
+    # not `ru_maxrss`, which a process inherits from the one that started it
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak, "this system does not tell the peak of the resident set"
+    growth = int(peak[1]) * 1024 - pages * resource.getpagesize()
     return Loaded(source, model, variables, growth / sum(x.nbytes for x in variables.params.values()))
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.types import Array, Outputs, PyTree, SparseLogits
+from jaxdistill.core.types import Array, Outputs, PyTree, RowsLike, SparseLogits
 from jaxdistill.models.combinators import with_prefix
 from jaxdistill.teachers.sparse_logits import draw_classes, draw_keys, logits_of_draws, pack_classes, unpack_classes
 from jaxdistill.teachers.top_k import top_k
@@ -131,7 +131,7 @@ def _encode_logits(logits: Any, encoding: Encoding, keys: Array) -> dict[str, Ar
     return {"top": convert(values), "tail": convert(tail), **pack_classes(classes, size)}
 
 
-def decode(encoded: Mapping[str, Array], classes: int, states: int, temperature: float = 1.0) -> Outputs[Any]:
+def decode(encoded: RowsLike, classes: int, states: int, temperature: float = 1.0) -> Outputs[Any]:
     """Decode a teacher's outputs from the arrays that `encode` made; logits and hidden states are float32.
 
     A hidden state that was not kept is None. Classes that were not kept share one logit: their total probability is

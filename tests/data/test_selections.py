@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import runs
@@ -19,6 +20,7 @@ from jaxdistill.run import subset
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check
+from jaxdistill.run.resolve import resolve
 
 
 def build(spec: str) -> Selection:
@@ -146,15 +148,16 @@ def test_a_selection_is_enriched_in_the_errors_of_its_teacher_and_one_of_shuffle
     wrong = logits.argmax(-1) != labels
     assert 12 < wrong.sum() < 120  # there is something to find
     share = lambda numbers: wrong[numbers].mean() / wrong.mean()
+    pipeline = lambda spec: resolve(selecting(config, spec), jax.devices()).data
     for by in ("entropy", "margin", "loss"):
         spec = f"hardest(share=0.2, cache={str(said)!r}, by={by!r})"
-        numbers = subset.choose_records(selecting(config, spec), records)
+        numbers = subset.choose_records(pipeline(spec), records)
         assert len(numbers) == 50 and share(numbers) > 1.6, by
-        assert share(subset.choose_records(selecting(config, spec.replace("hardest", "easiest")), records)) < 0.5
+        assert share(subset.choose_records(pipeline(spec.replace("hardest", "easiest")), records)) < 0.5
         shuffled = logits[np.random.default_rng(0).permutation(250)]
         twin = build(spec).chosen(0, 250, record_hardness(by, shuffled[None], labels, None))
         assert share(twin) < 1.6
-    assert share(subset.choose_records(selecting(config, "random(share=0.2)"), records)) < 1.6
+    assert share(subset.choose_records(pipeline("random(share=0.2)"), records)) < 1.6
 
 
 def params(config, folder):

@@ -149,7 +149,7 @@ def test_a_loss_gives_one_value_per_row_or_one_scalar(example, batch, extent, cl
 
 
 @every(LOSSES, least=True)
-@given(seed=st.integers(0, 99), size=st.floats(0.01, 10.0))
+@given(seed=st.integers(0, 99), size=st.floats(0.1, 10.0))  # nearer, float32 cannot tell a row's loss from 0
 def test_a_loss_is_least_where_the_student_equals_the_teacher(example, seed, size):
     equal = taught(equally_deep(example, seed=seed))
     away = lambda tree: jax.tree.map(lambda x, n: x + size * n, tree, noise(seed + 1, tree))

@@ -55,7 +55,7 @@ def signals(
     width: int = 4,
     depths: Iterable[int] = (4,),
 ) -> Signals:
-    """What a term sees in a step: a student of 2 layers and one teacher for each of `depths`, all drawn at random."""
+    """Draw the signals of a term at random: a student of 2 layers and one teacher for each of `depths`."""
     rng = np.random.default_rng(seed)
     kernels = lambda: {name: single(rng.normal(size=(3, 4))) for name in ("a/kernel", "b/kernel")}
     teachers = tuple(outputs(rng, batch, extent, classes, width, depth) for depth in depths)

@@ -1,4 +1,4 @@
-"""Whether numbers agree, are the same or finite, and the same numbers in float64."""
+"""Assertions and predicates on trees of arrays: close, equal, finite; and conversion to float64."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def all_finite(tree: Any) -> bool:
-    """Whether no number of the tree is NaN or infinite."""
+    """Return True if no number of the tree is NaN or infinite."""
     return all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(tree)))
 
 

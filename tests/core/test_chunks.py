@@ -110,7 +110,7 @@ def test_in_one_pass_every_device_goes_over_its_own_rows(shape):
 @pytest.mark.sampled("average*", "gate*")
 @every(FUSIONS)
 def test_a_fusion_is_the_same_in_pieces_and_on_8_devices(example):
-    """What it weighs by the batch it weighs by the rows of all; what it draws for a row it draws for all its tokens."""
+    """Check that a fusion weights by the whole batch, and draws one teacher for all tokens of a row."""
     seen = of_tokens(7, (12, 10, 3))  # of two, min_norm's weights are always even
     student = replace(seen.student, hidden_states=(seen.student.logits.features,))
     fusion = registry.fusions.build(example.spec, "")
@@ -145,7 +145,7 @@ def test_a_gradient_through_the_gradient_in_one_pass_is_that_of_the_plain_form()
 
 
 def test_in_one_pass_a_frozen_teacher_costs_no_gradient():
-    """Of the student's head three products, of a frozen teacher's one: what the plain form takes, nothing twice."""
+    """Count the products: three with the student's head, one with a frozen teacher's, as without chunks."""
     seen = of_tokens(4096)
 
     def products(how):
@@ -168,7 +168,7 @@ def test_in_one_pass_a_frozen_teacher_costs_no_gradient():
 
 
 def test_chunks_keep_the_logits_of_one_piece_at_a_time():
-    """Of local terms alone: 8 x 16 x 4,096 logits of three models take 6 MiB and more, an eighth of them 0.8."""
+    """Compare memory for local terms: logits of 8 x 16 x 4,096 for three models take 6 MiB, an eighth 0.8 MiB."""
 
     def temporaries(chunks: int) -> int:
         minimised, seen = objective({"kd": WeightedTerm(build_loss("kd"))}, AVERAGE, chunks), of_tokens(4096)

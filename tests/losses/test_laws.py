@@ -148,15 +148,22 @@ def test_a_loss_gives_one_value_per_row_or_one_scalar(example, batch, extent, cl
     assert jax.tree.leaves(out)[0].dtype == jnp.float32
 
 
+def in_float64(tree):
+    wide = lambda x: x.astype(jnp.float64) if getattr(x, "dtype", None) == jnp.float32 else x
+    return jax.tree.map(wide, tree)
+
+
 @every(LOSSES, least=True)
-@given(seed=st.integers(0, 99), size=st.floats(0.1, 10.0))  # nearer, float32 cannot tell a row's loss from 0
+@given(seed=st.integers(0, 99), size=st.floats(0.01, 10.0))
 def test_a_loss_is_least_where_the_student_equals_the_teacher(example, seed, size):
     equal = taught(equally_deep(example, seed=seed))
     away = lambda tree: jax.tree.map(lambda x, n: x + size * n, tree, noise(seed + 1, tree))
     params = equal.params | {"student": away(equal.params["student"])}
     other = replace(equal, student=away(equal.student), params=params)
     least, _, slope = law(example.spec).everything(equal)
-    assert (np.asarray(law(example.spec).everything(other)[0]) > least).all()
+    with jax.enable_x64(True):  # in float32 the loss of a row this near may round to 0 and below
+        assert (law(example.spec).values(in_float64(other)) > law(example.spec).values(in_float64(equal))).all()
+    assert size < 0.1 or (np.asarray(law(example.spec).everything(other)[0]) > least).all()
     assert np.abs(least).max() < 1e-5
     for leaf in jax.tree.leaves((slope["student"], slope["params"]["student"])):
         assert np.abs(leaf).max() < 1e-5

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from jaxdistill import __version__
 from jaxdistill.core.errors import suggest
+from jaxdistill.run import failures
 
 COMMANDS = {
     "train": "distil a student from its teachers",
@@ -47,7 +48,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         sys.stderr.write(f"error: unknown command {name!r}. {suggest(name, COMMANDS)}\n")
         return 2
-    return importlib.import_module(f"jaxdistill.run.commands.{name}").run(rest)
+    command = lambda: importlib.import_module(f"jaxdistill.run.commands.{name}").run(rest)
+    return failures.run(command, debug="--debug" in rest)  # a command reports its own errors; here, those of imports
 
 
 def main() -> None:

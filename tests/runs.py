@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import jaxdistill.run.parts  # noqa: F401  (registers the parts: what comes later, `registries_as_found` takes away)
 from jaxdistill import main
 from jaxdistill.core import registry
-from jaxdistill.core.checkpoint import manifests
+from jaxdistill.core.manifest import manifests
 from jaxdistill.evaluation.report.logs import Log, read_log
 from jaxdistill.run.config_files import load as load_config
 
@@ -124,17 +124,27 @@ def load() -> ConfigDict:
 
 
 def damage(step: Path, how: str, file: Path | None = None) -> Path:
-    """Damages a file, by default the largest of a step, and says which: "flipped bit", "truncated" or "missing"."""
-    file = file or max((file for file in step.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    """Damages a file, by default the largest with values of a step, and says which: "flipped bits", "truncated" or
+    "missing"."""
+    values = (file for file in step.rglob("*") if file.is_file() and file.parent.name == "d")
+    file = file or max(values, key=lambda file: (file.stat().st_size, "ocdbt" not in str(file)))
     content = bytearray(file.read_bytes())
     if how == "missing":
         file.unlink()
     elif how == "truncated":
         file.write_bytes(content[: len(content) // 2])
     else:
-        content[len(content) // 2] ^= 1
+        for place in range(0, len(content), 16):  # of one alone, some lie where nothing is read
+            content[place] ^= 1
         file.write_bytes(content)
     return file
+
+
+def flip(file: Path, place: int, bits: int = 1) -> None:
+    """Flips bits of one byte of a file."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= bits
+    file.write_bytes(content)
 
 
 def results(workdir: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ A run that was stopped resumes, and finished runs are not repeated.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from experiments.routing.worlds import base
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
-from jaxdistill.run.commands.sweep import exit_codes, run_study
+from jaxdistill.run.commands.sweep import guarded, run_study
 from jaxdistill.run.config import differ
 from jaxdistill.run.study import Study, run_or_resume
 
@@ -119,11 +120,14 @@ def main() -> None:
     console, workdir = Console(width=200), args.workdir
     programs = str((workdir / "compiled").absolute())
     config = base(logging={"tensorboard": False, "every": 100, "compilation_cache": programs})
-    with exit_codes():
+
+    def work() -> None:
         teach(workdir, config, console)
         for world in args.worlds:
             study = teacher_study(world, workdir, config) if world in WORLDS else layer_study(workdir, config)
             run_study(study, workdir / world.replace(" ", "-"), args.seeds, console)
+
+    sys.exit(guarded(work, workdir=workdir))
 
 
 if __name__ == "__main__":

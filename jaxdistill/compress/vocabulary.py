@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill.core import seal
+
 KINDS = ("WordPiece", "BPE", "WordLevel")
 
 
@@ -153,5 +155,6 @@ def write(folder: Path, tokenizer: dict[str, Any], ids: Sequence[int], size: int
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(reduce_tokenizer(tokenizer, ids), ensure_ascii=False, indent=1)
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    (folder / "vocabulary.json").write_text(json.dumps({"ids": list(ids), "size": size}))
+    seal.write_text(folder / "tokenizer.json", text)
+    seal.write_text(folder / "vocabulary.json", json.dumps({"ids": list(ids), "size": size}))
+    seal.seal_folder(folder)

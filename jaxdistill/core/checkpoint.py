@@ -1,135 +1,71 @@
-"""Checkpoints of train states: Orbax writes and reads them, and a manifest of checksums beside each detects damage.
+"""Checkpoints of train states: Orbax writes and reads them, and a sealed manifest beside each detects damage.
 
     FOLDER/steps/<n>/           the checkpoint of step n; Orbax writes it asynchronously and commits it by a rename
-    FOLDER/manifests/<n>.json   written after the commit: sizes and SHA-256 of the files, shapes of the arrays, metrics
+    FOLDER/manifests/<n>.json   written after the commit: step, shapes and checksums of the arrays, metrics, positions
     FOLDER/damaged/<n>-<k>      a damaged or unfinished checkpoint with its manifest, kept for inspection
 
-Orbax alone restores a flipped bit silently. A checkpoint without a manifest was never finished and is not used. Nothing
-is ever unpickled.
+Orbax alone restores a flipped bit silently. The checksums are those of the arrays in memory (`checksums.py`): they are
+computed before an array is written and after it is read, so no file is read a second time. A checkpoint without a
+manifest was never finished and is not used. Nothing is ever unpickled.
 """
 
-import hashlib
-import json
-import os
-from collections.abc import Mapping
+import asyncio.log
+import functools
+import gc
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from jaxdistill.core.tree import path_name
+from jaxdistill.core import seal
+from jaxdistill.core.checksums import array_checksums
+from jaxdistill.core.manifest import (
+    CheckpointError,
+    Manifest,
+    choose_step,
+    damaged_arrays,
+    damaged_files,
+    describe,
+    flatten,
+    manifests,
+    mismatches,
+    unflatten,
+)
 from jaxdistill.core.types import PyTree, Variables
 
 
-class CheckpointError(RuntimeError):
-    """The error for a checkpoint that is missing, damaged or of another model; the message says which one and why."""
+class _LatestAndBest:
+    """Orbax's rule about which checkpoints are kept: the last two, and the best by a metric in the manifests.
+
+    Args:
+        metrics: metrics of each step, by step number; the caller adds those of new steps.
+        best: name of the metric whose greatest value marks the best checkpoint; None: keep only the last two.
+    """
+
+    def __init__(self, metrics: Mapping[int, Mapping[str, float]], best: str | None):
+        self._metrics, self._best = metrics, best
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return for each checkpoint, oldest first, whether it is kept."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept, scores = set(steps[-2:]), {step: self._metrics.get(step, {}).get(self._best or "") for step in steps}
+        measured = [step for step in steps if scores[step] is not None]  # a step may be saved before its evaluation
+        if measured:
+            kept.add(max(measured, key=lambda step: (scores[step], step)))
+        return [step in kept for step in steps]
 
 
-Manifest = dict[str, Any]
+class Restored(NamedTuple):
+    """A checkpoint that was read: its step, the train state, and the positions of the data iterators by stream."""
 
-
-def flatten(tree: PyTree) -> dict[str, Any]:
-    """Flatten a pytree to a dict by key path, `{"params/student/head/kernel": array}`; PRNG keys become uint32 data."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_name(path): _untyped(leaf) for path, leaf in leaves}
-
-
-def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
-    """Invert `flatten`: build a tree like `like` from the arrays in `flat`; uint32 data become PRNG keys again."""
-
-    def restored(path, leaf):
-        value = flat[path_name(path)]
-        return jax.random.wrap_key_data(value) if _is_key(leaf) else value
-
-    return jax.tree_util.tree_map_with_path(restored, like)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _untyped(leaf: Any) -> Any:
-    """Return the data of a typed PRNG key, and any other array as it is."""
-    if not _is_key(leaf):
-        return leaf
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        data = jax.eval_shape(jax.random.key_data, leaf)
-        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
-    return jax.random.key_data(leaf)
-
-
-def _describe(flat: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return `{name: [shape, dtype]}` of some arrays, in the format of a manifest."""
-    return {name: [list(x.shape), str(x.dtype)] for name, x in flat.items()}
-
-
-def _digest(file: Path) -> list[Any]:
-    """Return `[size in bytes, SHA-256]` of a file."""
-    with file.open("rb") as stream:
-        return [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file atomically: a reader sees the complete old or new file, even if the process dies."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w") as stream:
-        json.dump(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-
-
-def _seal(manifest: Manifest) -> str:
-    """Compute the checksum of a manifest's content, which is stored in the manifest under `seal`."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _read_manifest(file: Path) -> Manifest:
-    """Read a manifest; raise ValueError if it is damaged."""
-    manifest = json.loads(file.read_text())
-    if manifest.pop("seal", None) != _seal(manifest):
-        raise ValueError("checksum differs")
-    return manifest
-
-
-def manifests(folder: Path) -> dict[int, Manifest]:
-    """Read `{step: manifest}` of all finished checkpoints, oldest first: file checksums, array shapes and metrics."""
-    by_step = {}
-    for file in (folder / "manifests").glob("*.json"):
-        try:
-            if (folder / "steps" / file.stem).is_dir():
-                by_step[int(file.stem)] = _read_manifest(file)
-        except ValueError:
-            continue  # a step with a damaged manifest counts as never finished
-    return dict(sorted(by_step.items()))
-
-
-def damaged_files(folder: Path, step: int, manifest: Manifest) -> list[str]:
-    """Return a line of text for each file that is missing, or differs in size or checksum from the manifest."""
-    lines = []
-    for name, (size, digest) in manifest["files"].items():
-        file = folder / "steps" / str(step) / name
-        if not file.is_file():
-            lines.append(f"{file} is missing")
-        elif file.stat().st_size != size:
-            lines.append(f"{file} has {file.stat().st_size} bytes instead of {size}")
-        elif _digest(file)[1] != digest:
-            lines.append(f"{file} has changed since it was written (checksum differs)")
-    return lines
-
-
-def mismatches(manifest: Manifest, abstract: PyTree) -> list[str]:
-    """Compare the arrays of a checkpoint with the tree `abstract`: return a line per other name, shape or dtype."""
-    saved, needed = manifest["arrays"], _describe(flatten(abstract))
-    lines = [f"{name} {needed[name][0]} is missing" for name in needed if name not in saved]
-    lines += [f"{name} {saved[name][0]} is surplus" for name in saved if name not in needed]
-    unlike = [name for name in needed if name in saved and saved[name] != needed[name]]
-    return lines + [
-        f"{name} is {saved[name][0]} {saved[name][1]}, needed {needed[name][0]} {needed[name][1]}" for name in unlike
-    ]
+    step: int
+    tree: PyTree
+    data: dict[str, Any]
 
 
 class Checkpoints:
@@ -138,63 +74,54 @@ class Checkpoints:
     Args:
         folder: the folder of the checkpoints; created if missing.
         best: name of the metric whose greatest value marks the best checkpoint; None: keep only the last two.
-        report: function that receives a line of text for each damaged or unfinished checkpoint found at the start.
+        report: function that receives a line of text for each damaged or unfinished checkpoint that is found.
     """
 
     def __init__(self, folder: Path, best: str | None = None, report=print):
         import orbax.checkpoint as ocp  # imported late: a wrong config must fail within three seconds
-        from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-        self.folder, self._ocp = folder.absolute(), ocp
+        self.folder, self._ocp, self._report = folder.absolute(), ocp, report
         self._manifest_thread, self._last_manifest = ThreadPoolExecutor(1, "manifest"), Future[None]()
         self._last_manifest.set_result(None)
         if jax.process_index() == 0:
-            self._set_aside(report)
+            self._set_unfinished_aside()
         _barrier("checkpoints are checked")
-        policies = [keep.LatestN(2)]
-        score = lambda metrics: metrics.get(best, float("-inf"))  # a step saved before its evaluation has none
-        if best:
-            policies.append(keep.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
+        self._metrics = {step: manifest["metrics"] for step, manifest in manifests(self.folder).items()}
         self._manager = ocp.CheckpointManager(
             self.folder / "steps",
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep.AnyPreservationPolicy(policies),
-                best_fn=score if best else None,
-                cleanup_tmp_directories=True,
+                preservation_policy=_LatestAndBest(self._metrics, best), cleanup_tmp_directories=True
             ),
         )
 
-    def _set_aside(self, report) -> None:
-        """Move damaged and unfinished checkpoints away, so that they are neither restored nor block a new save."""
+    def _set_unfinished_aside(self) -> None:
+        """Move checkpoints without a valid manifest away, so that they are neither restored nor block a new save."""
         finished = manifests(self.folder)
         steps = (int(path.name) for path in (self.folder / "steps").glob("*") if path.name.isdigit())
         for step in sorted(steps, reverse=True):
             manifest = self.folder / "manifests" / f"{step}.json"
-            if step in finished:
-                lines = damaged_files(self.folder, step, finished[step])
-            else:
+            if step not in finished:
                 reason = "is damaged" if manifest.is_file() else "is missing: the save was never finished"
-                lines = [f"{manifest} {reason}"]
-            if not lines:
-                continue
-            report(f"checkpoint of step {step} is set aside: {'; '.join(lines)}")
-            damaged = self.folder / "damaged"
-            damaged.mkdir(exist_ok=True)
-            aside = damaged / f"{step}-{sum(path.is_dir() for path in damaged.glob(f'{step}-*'))}"
-            if manifest.is_file():
-                manifest.rename(aside.with_suffix(".json"))
-            (self.folder / "steps" / str(step)).rename(aside)
+                self._set_aside(step, [f"{manifest} {reason}"])
         self._delete_stale_manifests()
 
-    def _write_manifest(self, step: int, arrays: dict[str, list[Any]], metrics: Mapping[str, float]) -> None:
+    def _set_aside(self, step: int, problems: Sequence[str]) -> None:
+        """Move the checkpoint of a step, with its manifest, to the folder `damaged`, and report why."""
+        rest = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        self._report(f"checkpoint of step {step} is set aside: {'; '.join(problems[:4])}{rest}")
+        damaged, manifest = self.folder / "damaged", self.folder / "manifests" / f"{step}.json"
+        damaged.mkdir(exist_ok=True)
+        aside = damaged / f"{step}-{sum(path.is_dir() for path in damaged.glob(f'{step}-*'))}"
+        if manifest.is_file():
+            manifest.rename(aside.with_suffix(".json"))
+        (self.folder / "steps" / str(step)).rename(aside)
+
+    def _write_manifest(self, step: int, manifest: Manifest) -> None:
         """Write a step's manifest after Orbax has committed it; in a thread, as Orbax's callback comes BEFORE that."""
         self._manager.wait_until_finished()
         if jax.process_index() != 0:
             return
-        root = self.folder / "steps" / str(step)
-        files = {str(file.relative_to(root)): _digest(file) for file in sorted(root.rglob("*")) if file.is_file()}
-        manifest = {"files": files, "arrays": arrays, "metrics": dict(metrics)}
-        write_json(self.folder / "manifests" / f"{step}.json", {**manifest, "seal": _seal(manifest)})
+        seal.write(self.folder / "manifests" / f"{step}.json", manifest)
         self._delete_stale_manifests()
 
     def _delete_stale_manifests(self) -> None:
@@ -216,42 +143,57 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         flat = flatten(tree)
-        args = self._ocp.args
-        items = args.Composite(state=args.PyTreeSave(flat), data=args.JsonSave(dict(data)))
-        self._manager.save(step, args=items, metrics=dict(metrics), force=True)
-        self._last_manifest = self._manifest_thread.submit(self._write_manifest, step, _describe(flat), metrics)
+        checksums, entries = array_checksums(flat), describe(flat)
+        arrays = {name: [*entry, checksums[name]] for name, entry in entries.items()}
+        self._metrics[step] = dict(metrics)
+        self._manager.save(step, args=self._ocp.args.Composite(state=self._ocp.args.PyTreeSave(flat)), force=True)
+        manifest = {"step": step, "arrays": arrays, "metrics": dict(metrics), "data": dict(data)}
+        self._last_manifest = self._manifest_thread.submit(self._write_manifest, step, manifest)
 
-    def latest(self) -> int | None:
-        """Return the step number of the newest checkpoint; None if there is none yet.
+    def restore(self, abstract: PyTree) -> Restored | None:
+        """Read the newest checkpoint that is not damaged; return None if there is none yet.
 
-        Raises:
-            CheckpointError: there were checkpoints, and all of them are damaged.
-        """
-        step = self._manager.latest_step()
-        if step is None and any((self.folder / "damaged").glob("*.json")):  # unfinished saves have no manifest
-            cure = "restore it from a copy, or start in another workdir"
-            raise CheckpointError(f"{self.folder}: every checkpoint is damaged, none is left to resume from; {cure}")
-        return step
-
-    def restore(self, step: int, abstract: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """Read a checkpoint; return the train state and the positions of the data iterators, as given to `save`.
+        Damaged checkpoints are set aside and reported.
 
         Args:
-            step: the step number.
             abstract: the train state as `jax.ShapeDtypeStruct`; its shardings, on any mesh, are those of the result.
 
         Raises:
-            CheckpointError: the saved arrays have other names, shapes or dtypes than `abstract`.
+            CheckpointError: the saved arrays have other names, shapes or dtypes than `abstract`; or there were
+                checkpoints, and all of them are damaged.
         """
-        differences = mismatches(manifests(self.folder)[step], abstract)
-        if differences:
-            raise CheckpointError(
-                f"{self.folder}, step {step}: the checkpoint of another model: {'; '.join(differences[:8])}"
-            )
+        self.wait()
+        while (step := self._manager.latest_step()) is not None:
+            manifest = manifests(self.folder)[step]
+            if differences := mismatches(manifest, abstract):
+                problem = f"the checkpoint of another model: {'; '.join(differences[:8])}"
+                raise CheckpointError(f"{self.folder}, step {step}: {problem}")
+            problems = damaged_files(self.folder, step, manifest)
+            if not problems:
+                problems, flat, data = self._read(step, manifest, flatten(abstract))
+            if not problems:
+                return Restored(step, unflatten(abstract, flat), data)
+            if jax.process_index() == 0:
+                self._set_aside(step, problems)
+            _barrier(f"checkpoint of step {step} is set aside")
+            self._manager.reload()
+        if any((self.folder / "damaged").glob("*.json")):  # unfinished saves have no manifest
+            cure = "restore it from a copy, or start in another workdir"
+            raise CheckpointError(f"{self.folder}: every checkpoint is damaged, none is left to resume from; {cure}")
+        return None
+
+    def _read(self, step: int, manifest: Manifest, flat: dict[str, Any]) -> tuple[list[str], dict[str, Any], Any]:
+        """Read a checkpoint; return what is wrong with it, its arrays by name, and the positions of the iterators."""
         args = self._ocp.args
-        state = args.PyTreeRestore(item=(flat := flatten(abstract)), restore_args=_restore_args(self._ocp, flat))
-        items = self._manager.restore(step, args=args.Composite(state=state, data=args.JsonRestore()))
-        return unflatten(abstract, items.state), items.data
+        items = {"state": args.PyTreeRestore(item=flat, restore_args=_restore_args(self._ocp, flat))}
+        earlier = "data" not in manifest  # an earlier version kept the positions in the checkpoint
+        if earlier:
+            items["data"] = args.JsonRestore()
+        problems, restored = _attempt(lambda: self._manager.restore(step, args=args.Composite(**items)))
+        if problems:
+            return problems, {}, None
+        positions = restored.data if earlier else manifest["data"]
+        return damaged_arrays(manifest, restored.state), restored.state, positions
 
     def wait(self) -> None:
         """Wait until the last `save` is complete on disk, with its manifest (the file of checksums)."""
@@ -276,6 +218,39 @@ def _restore_args(ocp: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
     return {name: ocp.ArrayRestoreArgs(sharding=x.sharding or default, dtype=x.dtype) for name, x in flat.items()}
 
 
+def _attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
+    """Call a function of Orbax that reads a checkpoint; return what is wrong with the checkpoint, and the result."""
+    _silence_abandoned_reads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
+        try:
+            return [], read()
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged files make Orbax and TensorStore fail in any way
+            problem = f"it cannot be read ({_first_line(error)})"
+        gc.collect()
+    return [problem], None
+
+
+@functools.cache  # once for the process, because abandoned reads end later
+def _silence_abandoned_reads() -> None:
+    """Keep Python from printing a traceback for each array that Orbax was reading when another array failed."""
+    asyncio.log.logger.addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        of_orbax = inspect.iscoroutine(unraisable.object) and "orbax" in unraisable.object.cr_code.co_filename
+        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -283,37 +258,14 @@ def _barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def choose_step(folder: Path, which: str) -> int:
-    """Return the step number of the finished checkpoint `which`: "last", "best" (by accuracy, then newest) or a number.
-
-    Raises:
-        CheckpointError: there is no such checkpoint.
-    """
-    finished = manifests(folder)
-    if not finished:
-        raise CheckpointError(f"there is no finished checkpoint in {folder}")
-    if which == "last":
-        return max(finished)
-    if which == "best":
-        return max(finished, key=lambda step: (finished[step]["metrics"].get("accuracy", float("-inf")), step))
-    if not which.isdigit() or int(which) not in finished:
-        raise CheckpointError(
-            f"there is no step {which!r} in {folder}; there are last, best, {', '.join(map(str, finished))}"
-        )
-    return int(which)
-
-
 def check_variables(folder: Path, which: str, abstract: Variables) -> int:
-    """Check that `load_variables` with the same arguments will succeed, and return the step number of the checkpoint.
+    """Check that a checkpoint exists and has the arrays of a model, and return its step number. No array is read.
 
     Raises:
-        CheckpointError: the checkpoint does not exist, is damaged, or has other arrays than `abstract`.
+        CheckpointError: the checkpoint does not exist, or has other arrays than `abstract`.
     """
     step = choose_step(folder, which)
     manifest = manifests(folder)[step]
-    damage = damaged_files(folder, step, manifest)
-    if damage:
-        raise CheckpointError(f"the checkpoint of step {step} is damaged: {'; '.join(damage)}")
     roles = ("params/student/", "state/student/")
     arrays = {name: x for name, x in manifest["arrays"].items() if name.startswith(roles)}
     differences = mismatches({"arrays": arrays}, _as_student(abstract))
@@ -341,9 +293,15 @@ def load_variables(folder: Path, which: str, abstract: Variables) -> Variables:
     import orbax.checkpoint as ocp
 
     step = check_variables(folder, which, abstract)
-    flat = flatten(_as_student(abstract))
+    manifest, flat = manifests(folder)[step], flatten(_as_student(abstract))
     restore = ocp.args.PyTreeRestore(item=flat, restore_args=_restore_args(ocp, flat), partial_restore=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        restored = reader.restore((folder / "steps" / str(step) / "state").absolute(), args=restore)
+    problems = damaged_files(folder, step, manifest)
+    if not problems:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            state = (folder / "steps" / str(step) / "state").absolute()
+            problems, restored = _attempt(lambda: reader.restore(state, args=restore))
+        problems = problems or damaged_arrays(manifest, restored)
+    if problems:
+        raise CheckpointError(f"the checkpoint of step {step} in {folder} is damaged: {'; '.join(problems[:4])}")
     tree = unflatten(_as_student(abstract), restored)
     return Variables(tree["params"]["student"], tree["state"]["student"])

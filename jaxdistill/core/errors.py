@@ -1,4 +1,4 @@
-"""Errors for mistakes of the user; their messages name the config key, the wrong value and the cure."""
+"""Errors with messages for the user, which name the config key or the file, what is wrong and the cure."""
 
 import difflib
 import re
@@ -22,6 +22,21 @@ class ConfigError(ValueError):
         super().__init__(f"{path}: {message}" if path else message)
 
 
+class DamageError(RuntimeError):
+    """The error for a damaged file of a run that nothing can replace; printed without a traceback, with exit code 4.
+
+    The message names the file and what is wrong with it.
+    """
+
+
+class NonFiniteError(RuntimeError):
+    """The error for a training that diverged: a loss or the parameters became NaN or infinite; exit code 3."""
+
+
+class Stopped(Exception):
+    """A run was stopped by SIGTERM or Ctrl-C after its state was saved; the same command resumes the run."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return 'Did you mean NAME? Known: NAMES.', the end of the message about an unknown name.
 
@@ -41,13 +56,13 @@ def message_of(error: Exception) -> str:
     line number of that code are appended.
     """
     text = re.sub(r"\s+", " ", str(error).strip().split("\n\n")[0])[:400] or type(error).__name__
-    return text + _user_location(error)
+    return text + user_location(error)
 
 
-def _user_location(error: Exception) -> str:
-    """Return file and line of the innermost traceback frame in the user's own code, as text; '' if there is none."""
-    package = Path(__file__).parents[1]
-    library_prefixes = (*(f"{folder}/" for folder in (package, sysconfig.get_paths()["purelib"], sys.base_prefix)), "<")
+def user_location(error: Exception) -> str:
+    """Return " (FILE, line N)" of the innermost traceback frame in the user's own code; '' if there is none."""
+    package, installed = Path(__file__).parents[1], sysconfig.get_paths()["purelib"]
+    library_prefixes = (*(f"{folder}/" for folder in (package, installed, sys.prefix, sys.base_prefix)), "<")
     frames = traceback.extract_tb(error.__traceback__)  # outermost first
     user_frames = [frame for frame in frames if not frame.filename.startswith(library_prefixes)]
     return f" ({Path(user_frames[-1].filename).name}, line {user_frames[-1].lineno})" if user_frames else ""

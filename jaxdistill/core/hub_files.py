@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.core import seal
 from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.packages import FetchError, cached_wheel
 
@@ -16,12 +17,14 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Raises:
         WeightsError: the file is missing, cannot be read, or is not a JSON object.
+        DamageError: its folder was written by jaxdistill, and the file has changed since.
     """
+    seal.check_in_folder(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeightsError(f"{file} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{file} cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{file} is not a JSON object")

@@ -10,13 +10,15 @@ import functools
 import hashlib
 import importlib
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, DamageError, suggest
 from jaxdistill.core.packages import FetchError
 from jaxdistill.core.registry import datasets, parse, tokenizations
 from jaxdistill.data.builders import BUILDERS
@@ -154,8 +156,10 @@ def _builder(name: str, folder: Path, path: str) -> Any:
 
 def _prepare(name: str, folder: Path, path: str) -> Any:
     """Return the builder of a data set, after preparing its files if they are missing."""
+    _check_sealed(name, folder)
     builder = _builder(name, folder, path)
     if builder.is_prepared():
+        _seal_prepared(Path(builder.data_dir))
         return builder
     sys.stderr.write(f"Preparing {name!r} in {folder}; this happens once.\n")
     try:
@@ -169,7 +173,44 @@ def _prepare(name: str, folder: Path, path: str) -> Any:
         command = f"tfds build {name} --file_format=array_record"
         cure = f"On a machine with internet and TensorFlow, run `{command}`, and copy its output into {folder}."
         raise ConfigError(path, f"{name!r} cannot be prepared ({reason}). {cure}") from error
+    _seal_prepared(Path(builder.data_dir))
     return builder
+
+
+def _check_sealed(name: str, folder: Path) -> None:
+    """Compare the files of a prepared data set with their seal; a damaged data set of this library is removed.
+
+    Raises:
+        DamageError: a file is missing or has changed, and the data set is not of this library.
+    """
+    for file in (folder / _base(name)).glob(f"**/{seal.FOLDER_SEAL}"):
+        try:
+            sealed, found = seal.read(file, {"files": dict})["files"], _prepared_files(file.parent)
+            for changed in (other for other, content in sealed.items() if found.get(other) != content):
+                problem = "has changed since it was written" if changed in found else "is missing"
+                raise DamageError(f"{file.parent / changed} {problem}")
+        except DamageError as error:
+            if _base(name) not in BUILDERS:  # a long download is not repeated unasked
+                cure = f"remove {file.parent}, and the next run prepares {name!r} again"
+                raise DamageError(f"{error}; {cure}") from None
+            sys.stderr.write(f"note: {error}; preparing {name!r} again\n")
+            shutil.rmtree(file.parent)
+
+
+def _seal_prepared(folder: Path) -> None:
+    """Seal a prepared data set, unless it is sealed already or its folder is read-only."""
+    if not (folder / seal.FOLDER_SEAL).exists():
+        with contextlib.suppress(OSError):
+            seal.write(folder / seal.FOLDER_SEAL, {"files": _prepared_files(folder)})
+
+
+def _prepared_files(folder: Path) -> dict[str, int | str]:
+    """Return the size of each shard, and the SHA-256 of each other file, of a prepared data set.
+
+    The size of a shard is enough: ArrayRecord itself stores and checks a hash of every chunk of records.
+    """
+    files = (file for file in folder.iterdir() if file.is_file() and file.name != seal.FOLDER_SEAL)
+    return {file.name: file.stat().st_size if "array_record" in file.name else seal.sha256(file) for file in files}
 
 
 def _one_line(error: Exception) -> str:

@@ -6,13 +6,13 @@ first opening writes a description next to the prepared data, and later runs rea
 
 import contextlib
 import hashlib
-import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError
 from jaxdistill.core.registry import datasets
 from jaxdistill.data.datasets import open_records, prepared_hash
 from jaxdistill.data.records import Records
@@ -60,18 +60,15 @@ def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: s
     registered = name.partition("(")[0].strip() in datasets  # may change with its code, so it gets no file
     if not registered:
         file = _description_file(name, split, folder)
-        with contextlib.suppress(OSError, ValueError, KeyError):  # a missing or damaged file: inspect the records
-            content = json.loads(file.read_text())
+        with contextlib.suppress(FileNotFoundError, DamageError, ValueError, TypeError):  # then inspect the records
+            content = seal.read(file, {"records": int, "fields": dict})
             fields = {field: (tuple(shape), dtype) for field, (shape, dtype) in content["fields"].items()}
-            return Description(content["records"], fields, content["classes"], None)
+            return Description(content["records"], fields, content.get("classes"), None)
     description = _inspect(open_records(name, split, folder, path, key))
     if not registered:
         file = _description_file(name, split, folder)  # another name than above if the data were prepared just now
         with contextlib.suppress(OSError):  # a read-only folder costs time, but must not stop the run
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(f".{os.getpid()}")  # renamed when complete: several processes may write it
-            temporary.write_text(json.dumps({**description._asdict(), "data set": name, "split": split}))
-            temporary.replace(file)
+            seal.write(file, {**description._asdict(), "data set": name, "split": split})
     return description
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill.core.errors import DamageError
+
 IN_MEMORY = 2**30  # bytes; smaller sets are decoded once, because decoding in every epoch costs more than a small step
 
 
@@ -47,7 +49,12 @@ class Records:
 
     def _read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         read_many = getattr(self._source, "__getitems__", None)
-        records = read_many(indices) if read_many else [self._source[index] for index in indices]
+        try:
+            records = read_many(indices) if read_many else [self._source[index] for index in indices]
+        except RuntimeError as error:
+            if "Corrupted" not in str(error):  # ArrayRecord stores and checks a hash of every chunk of records
+                raise
+            raise DamageError(f"a file of the data set is damaged ({error}); prepare the data again") from None
         return {field: _stack([record[field] for record in records]) for field in records[0]}
 
 

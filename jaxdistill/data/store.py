@@ -4,9 +4,9 @@ A row of the table holds one array for each field. An interrupted write can be r
 
     FOLDER/manifest.json            shapes and dtypes of a row's arrays, the number of rows, and metadata of the writer
     FOLDER/<number>.array_record    a shard; renamed into place when complete
-    FOLDER/<number>.json            the SHA-256 of the shard, written after it
+    FOLDER/<number>.json            the seal of the shard, written after it: its SHA-256, its number, and its store
 
-A shard without its checksum file counts as missing, and is written again.
+A shard without its seal counts as missing, and is written again.
 """
 
 import hashlib
@@ -18,11 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError
+
 Fields = Mapping[str, tuple[tuple[int, ...], str]]  # shape and dtype of one row's arrays, by name
 
 
 class StoreError(RuntimeError):
-    """An error in a store (a table of arrays on disk); the message names the file or folder and the problem."""
+    """The error for a store (a table of arrays on disk) that is missing, unfinished, or written with other settings."""
 
 
 class Manifest(NamedTuple):
@@ -44,50 +47,60 @@ class Manifest(NamedTuple):
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the description of a new store (a table of arrays on disk), or compare it with that of an existing store.
 
+    A damaged description is written again.
+
     Raises:
         StoreError: the existing store has another description.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "manifest.json").exists():
-        if read_manifest(folder) != manifest:
-            raise StoreError(f"{folder} was written with other settings; remove it, or choose another folder")
+    try:
+        if read_manifest(folder) == manifest:
+            return
+    except (StoreError, DamageError):
+        seal.write(folder / "manifest.json", manifest._asdict())
         return
-    _write_atomically(folder / "manifest.json", json.dumps(manifest._asdict()).encode())
+    raise StoreError(f"{folder} was written with other settings; remove it, or choose another folder")
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the description of a store, which is a table of arrays on disk.
 
     Raises:
-        StoreError: the folder has no description file, or a damaged one.
+        StoreError: the folder has no description file.
+        DamageError: the description file is damaged.
     """
     file = folder / "manifest.json"
     try:
-        content = json.loads(file.read_text())
-        fields = {name: (tuple(shape), dtype) for name, (shape, dtype) in content["fields"].items()}
-        return Manifest(content["rows"], content["shard"], fields, content["about"])
+        content = seal.read(file, {"rows": int, "shard": int, "fields": dict, "about": dict})
+        fields = {name: (tuple(shape), np.dtype(dtype).name) for name, (shape, dtype) in content["fields"].items()}
     except FileNotFoundError:
         raise StoreError(f"{folder} holds no store") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{file} is damaged ({error})") from None
+    except (ValueError, TypeError) as error:
+        raise DamageError(f"{file} is damaged ({error})") from None
+    return Manifest(content["rows"], content["shard"], fields, content["about"])
 
 
 def missing_shards(folder: Path, manifest: Manifest) -> list[tuple[int, slice]]:
     """Return the shards (files) of a store that are not written yet: pairs (shard number, slice of its rows)."""
+    return [(number, rows) for number, rows in _shards(manifest) if not _seal_file(folder, number).exists()]
+
+
+def damaged_shards(folder: Path, manifest: Manifest) -> list[tuple[int, slice]]:
+    """Return the shards (files) of a store that are written, but damaged: pairs (shard number, slice of its rows)."""
+    return [(number, rows) for number, rows in _shards(manifest) if _damage(folder, manifest, number)]
+
+
+def _shards(manifest: Manifest) -> list[tuple[int, slice]]:
     firsts = enumerate(range(0, manifest.rows, manifest.shard))
-    shards = [(number, slice(first, min(first + manifest.shard, manifest.rows))) for number, first in firsts]
-    return [(number, rows) for number, rows in shards if not _checksum_file(folder, number).exists()]
+    return [(number, slice(first, min(first + manifest.shard, manifest.rows))) for number, first in firsts]
 
 
-def _shard_numbers(manifest: Manifest) -> range:
-    return range(-(-manifest.rows // manifest.shard))
-
-
-def write_shard(folder: Path, number: int, columns: Mapping[str, np.ndarray]) -> None:
-    """Write one shard (file) of a store, then its checksum; a shard without checksum counts as missing.
+def write_shard(folder: Path, manifest: Manifest, number: int, columns: Mapping[str, np.ndarray]) -> None:
+    """Write one shard (file) of a store, then its seal; a shard without seal counts as missing.
 
     Args:
         folder: folder of the store.
+        manifest: description of the store.
         number: number of the shard, from 0.
         columns: the arrays of the shard's rows, `{field: [rows, ...]}`.
     """
@@ -98,45 +111,50 @@ def write_shard(folder: Path, number: int, columns: Mapping[str, np.ndarray]) ->
     for row in zip(*(columns[name] for name in sorted(columns)), strict=True):
         writer.write(b"".join(np.ascontiguousarray(x).tobytes() for x in row))
     writer.close()
-    digest = _sha256(temporary)
+    _seal_file(folder, number).unlink(missing_ok=True)  # of a damaged shard, which is replaced
     temporary.replace(_shard_file(folder, number))
-    _write_atomically(_checksum_file(folder, number), json.dumps({"sha256": digest}).encode())
+    seal.seal_file(_shard_file(folder, number), _about_shard(manifest, number))
+
+
+def _about_shard(manifest: Manifest, number: int) -> dict[str, Any]:
+    """Return what a shard belongs to: its number, and a hash of what the content of its store depends on."""
+    content = [manifest.rows, manifest.shard, manifest.fields, manifest.about.get("identity")]
+    store = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {"shard": number, "store": store}
 
 
 def _shard_file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.array_record"
 
 
-def _checksum_file(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.json"
+def _seal_file(folder: Path, number: int) -> Path:
+    return _shard_file(folder, number).with_suffix(".json")
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_atomically(file: Path, content: bytes) -> None:
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(file)
+def _damage(folder: Path, manifest: Manifest, number: int) -> DamageError | None:
+    try:
+        seal.check_file(_shard_file(folder, number), _about_shard(manifest, number))
+    except FileNotFoundError:
+        return None  # it is not written yet
+    except DamageError as error:
+        return error
+    return None
 
 
 def check(folder: Path) -> Manifest:
-    """Check that all shards (files) of a store exist and match their checksums; return the description of the store.
+    """Check that all shards (files) of a store exist and match their seals; return the description of the store.
 
     Raises:
-        StoreError: a shard is missing or damaged.
+        StoreError: a shard is not written yet.
+        DamageError: a shard or the description is damaged.
     """
     manifest = read_manifest(folder)
-    missing, total = missing_shards(folder, manifest), len(_shard_numbers(manifest))
+    missing, every = missing_shards(folder, manifest), _shards(manifest)
     if missing:
-        raise StoreError(f"{folder} is not finished: {total - len(missing)} of {total} shards are written")
-    for number in _shard_numbers(manifest):
-        file, checksum_file = _shard_file(folder, number), _checksum_file(folder, number)
-        expected = json.loads(checksum_file.read_text())["sha256"]
-        if not file.is_file() or _sha256(file) != expected:
-            raise StoreError(f"{file} is {'damaged' if file.is_file() else 'missing'}; remove {checksum_file}")
+        raise StoreError(f"{folder} is not finished: {len(every) - len(missing)} of {len(every)} shards are written")
+    for number, _ in every:
+        if damage := _damage(folder, manifest, number):
+            raise damage
     return manifest
 
 
@@ -147,14 +165,15 @@ class Store:
         folder: folder of the store.
 
     Raises:
-        StoreError: a shard (file) of the store is missing or damaged.
+        StoreError: a shard (file) of the store is not written yet.
+        DamageError: a shard or the description of the store is damaged.
     """
 
     def __init__(self, folder: Path):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.manifest = check(folder)
-        files = [str(_shard_file(folder, number)) for number in _shard_numbers(self.manifest)]
+        files = [str(_shard_file(folder, number)) for number, _ in _shards(self.manifest)]
         self._source = ArrayRecordDataSource(files)
 
     def __len__(self) -> int:

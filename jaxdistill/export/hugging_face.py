@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdistill.core import seal
 from jaxdistill.core.types import Array, Variables
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.weights import export_arrays
@@ -59,6 +60,7 @@ def write(
             shutil.copyfile(file, temporary / file.name)
     if image_processor:
         (temporary / "preprocessor_config.json").write_text(json.dumps(image_processor, indent=2) + "\n")
+    seal.seal_folder(temporary)
     previous = folder.with_name(f"{folder.name}.old")  # kept until the new one is in place: a kill loses neither
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():

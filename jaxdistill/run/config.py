@@ -78,12 +78,13 @@ def _renamed(place: str, key: str, path: str) -> str:
     new = RENAMED.get((place, key))
     if new is None:
         return key
-    _note(f"{_join(path, key)} was renamed to {_join(path, new)}")
+    note(f"{_join(path, key)} was renamed to {_join(path, new)}")
     return new
 
 
-@functools.cache  # once for each message
-def _note(text: str) -> None:
+@functools.cache
+def note(text: str) -> None:
+    """Print a note on stderr, each text once in a process."""
     sys.stderr.write(f"note: {text}\n")
 
 

@@ -3,30 +3,38 @@
 import hashlib
 import importlib.util
 import json
+import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxdistill.core.errors import ConfigError, suggest
-from jaxdistill.run.config import make
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, DamageError, suggest
+from jaxdistill.run.config import make, note
+from jaxdistill.run.own_parts import unregistered
 
 
-def load(path: str) -> ConfigDict:
+def load(path: str, trust_source: bool = False) -> ConfigDict:
     """Load a config from a Python file with a function `get_config()`, or from the `config.json` of an earlier run.
 
-    A run keeps a copy of its Python file beside config.json. Loading config.json executes this copy, because it may
-    register losses, models or data sets that the config names.
+    A Python file is executed. A config.json is data: loading it executes nothing. A run keeps a copy of its Python file
+    beside config.json, because the file may register losses, models or data sets that the config names; this copy is
+    executed only with `trust_source`.
 
     Args:
         path: "FILE.py"; "FILE.py:NAME", which calls `get_config("NAME")`; or "FOLDER/config.json".
+        trust_source: for a config.json: execute the Python file that lies beside it, if it is the one that the run
+            copied (by its hash).
 
     Raises:
-        ConfigError: the file does not exist, or does not define a config.
+        ConfigError: the file does not exist, or does not define a config; or the config names parts that its Python
+            file registers, and `trust_source` is not set.
+        DamageError: config.json has changed since it was written.
     """
     name, _, preset = path.partition(":")
     file = Path(name)
@@ -34,7 +42,7 @@ def load(path: str) -> ConfigDict:
         problem = "is a folder" if Path(name).is_dir() else "does not exist"
         raise ConfigError("--config", f"{name!r} {problem}. Try configs/quickstart.py.")
     if file.suffix == ".json":
-        return _from_json(file)
+        return _from_json(file, trust_source)
     module = run_file(file)
     if not hasattr(module, "get_config"):
         raise ConfigError("--config", f"{name!r} has no function get_config(); define it, and return make(...).")
@@ -70,8 +78,8 @@ def source(path: str) -> str:
     file = Path(path.partition(":")[0]).absolute()
     if file.suffix != ".json":
         return str(file)
-    name = json.loads(file.read_text()).get("source", "")
-    return str(file.parent / name) if name and (file.parent / name).is_file() else ""
+    copy, _ = _source_of(file, seal.read(file, {}))
+    return str(copy) if copy and copy.is_file() else ""
 
 
 def copy_source(source: str, workdir: Path) -> dict[str, str]:
@@ -94,24 +102,54 @@ def copy_source(source: str, workdir: Path) -> dict[str, str]:
     return {"source": copy.name, "source_sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _from_json(file: Path) -> ConfigDict:
+def _from_json(file: Path, trust_source: bool) -> ConfigDict:
     try:
-        content = json.loads(file.read_text())
-        tree, source, sha = dict(content["config"]), content.get("source", ""), content.get("source_sha256", "")
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        tree, parts = dict(content["config"]), content.get("parts")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError("--config", f"{str(file)!r} is not a saved config.json ({error}).") from None
-    if source:
-        copy = file.parent / Path(source).name  # only in this folder: a config.json must not run files elsewhere
+    try:
+        seal.read(file, {})
+    except DamageError as error:
+        cure = "Change keys by --config.a.b=value; or, if this change is meant, delete the key 'seal' of the file"
+        raise DamageError(f"{error}. {cure}") from None
+    copy, digest = _source_of(file, content)
+    if copy and trust_source:
         if not copy.is_file():
-            sys.stderr.write(
-                f"note: {copy}, which defined this config, is missing; parts that it registered are unknown\n"
-            )
-        elif hashlib.sha256(copy.read_bytes()).hexdigest() != sha:
+            raise ConfigError("--trust-source", f"{str(copy)!r}, which defined this config, is missing.")
+        if copy.is_symlink() or seal.sha256(copy) != digest:
             cure = f"Use --config {copy} to run the changed file"
             raise ConfigError("--config", f"{str(copy)!r} was changed since {str(file)!r} was written. {cure}.")
-        else:
-            run_file(copy)
+        run_file(copy)
+    if parts is None and copy and not trust_source:  # a record of an earlier version does not list them
+        note(f"{copy}, which defined this config, is not run. If a part is unknown, read it, and add --trust-source")
+    if missing := unregistered(parts if isinstance(parts, dict) else {}):
+        raise ConfigError("--config", _lacking(file, copy, missing))
     return make(**tree)
+
+
+def _lacking(file: Path, copy: Path | None, missing: Sequence[str]) -> str:
+    """Return the message about parts of a config.json that no code has registered in this process."""
+    names = f"{str(file)!r} names {', '.join(missing)}"
+    if copy is None:
+        return f"{names}, which the code of that run registered, and the record has no copy of it. Register it first."
+    cure = f"Read {copy}, then add --trust-source (in Python: load(..., trust_source=True))"
+    return f"{names}, which {copy.name} registers; loading a record runs no code. {cure}."
+
+
+def _source_of(file: Path, content: Mapping[str, Any]) -> tuple[Path | None, str]:
+    """Return the copy of the Python file that belongs to a config.json, and its recorded hash; None: there is none.
+
+    Raises:
+        ConfigError: the record names a file outside of its own folder.
+    """
+    name, digest = content.get("source", ""), content.get("source_sha256", "")
+    if not name:
+        return None, ""
+    if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.py", name):
+        problem = f"{str(file)!r} names the source {name!r}, which is not a Python file in its own folder"
+        raise ConfigError("--config", f"{problem}. Correct the key 'source', or use a Python file.")
+    return file.parent / name, str(digest)
 
 
 def run_file(file: Path) -> Any:

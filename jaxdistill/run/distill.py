@@ -5,7 +5,6 @@ The control is the student's network trained without teachers. Each of these tra
 
 import contextlib
 import functools
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -16,7 +15,9 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
-from jaxdistill.core.checkpoint import CheckpointError, load_variables, write_json
+from jaxdistill.core import seal
+from jaxdistill.core.checkpoint import load_variables
+from jaxdistill.core.errors import DamageError, Stopped
 from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.data.image.processors import processor_config
 from jaxdistill.data.pipeline import TEST
@@ -30,7 +31,7 @@ from jaxdistill.parallel.compile import jit_evaluate, local_row_numbers
 from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run import subset, workdir
 from jaxdistill.run.config import Config
-from jaxdistill.run.preemption import Preemption, Stopped
+from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.provenance import provenance
 from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.run.stages import Stage
@@ -38,6 +39,14 @@ from jaxdistill.run.train import Data, References, StageContext, Trained, train
 from jaxdistill.teachers.load import initialise, load
 from jaxdistill.teachers.submesh import join_queries
 from jaxdistill.teachers.teacher import Query, Teacher, cost_of
+
+OUTCOME: seal.JsonTypes = {
+    "row": dict,
+    "reliability": dict,
+    "seconds": (int, float),
+    "compiled": dict,
+    "step": int,
+}  # keys of result.json
 
 
 class Result(NamedTuple):
@@ -100,7 +109,11 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(workdir.locked(folder))
-            record |= workdir.write_config(folder, record, source)
+            added = workdir.write_config(folder, record, source)
+            record |= added
+            if added["lacks"]:
+                parts = ", ".join(f"{part} (module {module})" for part, module in added["lacks"].items())
+                console.print(f"note: config.json has no copy of the code of {parts}; keep it, to repeat this run")
         run = Run(resolved, folder, console)
         subset.check_selection(folder, resolved.data, run.data.chosen)
         preemption = stack.enter_context(Preemption())
@@ -190,7 +203,7 @@ class Run:
         for teacher, values in zip(stage.parts.teachers, trained.teachers, strict=False):
             self._evaluate_teacher(teacher, values)
         if jax.process_index() == 0:
-            write_json(folder / "result.json", {**outcome, "step": stage.settings.steps})
+            seal.write(folder / "result.json", {**outcome, "step": stage.settings.steps})
 
     def _context(self, stage: Stage, preemption: Preemption) -> StageContext:
         """Return the data, mesh and teachers for a stage.
@@ -228,15 +241,15 @@ class Run:
         if stage.parts.step.evolve_teachers:  # only the training loop restores the teachers that it trained
             return False
         try:
-            outcome = json.loads((folder / "result.json").read_text())
+            outcome = seal.read(folder / "result.json", OUTCOME)
             if outcome["step"] != stage.settings.steps:
                 return False
             model = stage.parts.student
             shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), stage.shapes["train"]))
             abstract = with_shardings(shapes, shardings(shapes, self.resolved.mesh, stage.settings.rules))
             variables = load_variables(folder / "checkpoints", str(stage.settings.steps), abstract)
-        except (OSError, ValueError, KeyError, CheckpointError):
-            return False  # the training loop reports any damage
+        except (FileNotFoundError, DamageError):
+            return False  # the training loop reports damaged checkpoints, and makes result.json again
         self._record(stage, outcome, variables)
         return True
 
@@ -289,7 +302,7 @@ class Run:
             **record,
         }
         if jax.process_index() == 0:
-            write_json(self.folder / "results.json", results)
+            seal.write(self.folder / "results.json", results)
             self.console.print(table.table(rows))
             self.console.print(results["summary"])
             self.console.print(f"Report: {page.write_page(self.folder)}")

@@ -1,24 +1,14 @@
-"""Start JAX, run a config, and turn exceptions into a message and an exit code."""
-
-import os
-import sys
-import traceback
+"""Start JAX in all processes of a run, and run a config."""
 
 import jax
 
-from jaxdistill.core.checkpoint import CheckpointError
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.config import Config
 from jaxdistill.run.distill import distill
-from jaxdistill.run.log import NonFiniteError
-from jaxdistill.run.preemption import Stopped
 
 
-def launch(config: Config, workdir: str, source: str) -> int:
-    """Train and evaluate the models of a config, print errors, and return the exit code of the process.
-
-    Exit codes: 0 done, or stopped and saved; 3 the loss is not finite; 4 no checkpoint can be used; 5 another process
-    of a run with several processes died.
+def launch(config: Config, workdir: str, source: str) -> None:
+    """Train and evaluate the models of a config, in one process or as one of several.
 
     Args:
         config: a complete config.
@@ -26,39 +16,10 @@ def launch(config: Config, workdir: str, source: str) -> int:
         source: file path of the Python file that defines the config; empty: none.
 
     Raises:
-        ConfigError: the config is wrong; the caller turns this error into an exit code.
+        ConfigError: the config is wrong; the other errors are those of `distill`.
     """
     _connect(config)
-    try:
-        distill(config, workdir, source=source)
-    except Stopped as stopped:
-        print(f"stopped: {stopped}. The same command resumes it.", file=sys.stderr)
-    except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 4
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        if str(error).startswith("RESOURCE_EXHAUSTED"):  # this process failed, not another one
-            traceback.print_exc()
-        _exit(error)
-    return 0
-
-
-def _exit(error: Exception) -> None:
-    """End this process at once: an ordinary exit would wait for the lost processes."""
-    cure = "The process that died prints the reason. Start all of them again: they resume from the last checkpoint"
-    print(f"error: the processes of this run lost contact ({_first_line(error)}). {cure}.", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(5)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+    distill(config, workdir, source=source)
 
 
 def _connect(config: Config) -> None:

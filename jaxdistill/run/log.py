@@ -18,11 +18,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jaxdistill.core.errors import ConfigError, NonFiniteError
+
 LINE_INTERVAL = 15  # seconds between progress lines, where no bar can be drawn
-
-
-class NonFiniteError(RuntimeError):
-    """A metric of a training, such as a loss, became NaN or infinite; the message names the metric and the step."""
 
 
 class Log:
@@ -157,6 +155,7 @@ class Log:
 
         Raises:
             NonFiniteError: a metric is NaN or infinite; the message names the metric and the first such step.
+            ConfigError: a metric is so at step 1, before the first update: what goes into the training is wrong.
         """
         ready, self._pending = self._pending[: len(self._pending) - keep], self._pending[len(self._pending) - keep :]
         if not ready:
@@ -164,7 +163,7 @@ class Log:
         rows = jax.device_get([metrics for _, metrics in ready])
         values = [{name: float(mean.sum / max(mean.count, 1)) for name, mean in row.items()} for row in rows]
         for (step, _), row in zip(ready, values, strict=True):
-            _check_finite(self.name, step, row)
+            _check_finite(self.name, step, row, before_update=step == 1)
         step = ready[-1][0]
         now = time.perf_counter()
         rate, self._since, self._last = (step - self._last) / max(now - self._since, 1e-9), now, step
@@ -212,11 +211,15 @@ def _write_line(file: Any, kind: str, step: int, values: dict[str, float]) -> No
     file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
 
 
-def _check_finite(stage: str, step: int, row: Mapping[str, float]) -> None:
+def _check_finite(stage: str, step: int, row: Mapping[str, float], before_update: bool = False) -> None:
     # terms before their sum, so that the message names the term that failed
     for name in sorted(row, key=lambda name: (not name.startswith("terms/"), name == "loss", name)):
         if not math.isfinite(row[name]):
             term = name.removeprefix("terms/")
+            if before_update:  # so the rate cannot be the reason
+                cure = "Check the records, the initial weights and the outputs of the teachers"
+                problem = f"{stage}: {term} is {row[name]} at step 1, before the first update"
+                raise ConfigError("", f"{problem}. {cure}.")
             raise NonFiniteError(
                 f"{stage}: {term} is {row[name]} at step {step}. The last good checkpoint is kept. "
                 "Lower the rate, set clip_norm, or check the data of that step."

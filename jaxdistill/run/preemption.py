@@ -7,10 +7,6 @@ from typing import Any
 import jax
 
 
-class Stopped(Exception):
-    """A run was stopped by SIGTERM or Ctrl-C after its state was saved; the same command resumes the run."""
-
-
 class Preemption:
     """A context manager in which SIGTERM and Ctrl-C ask the training loop to stop after the current step.
 

@@ -1,6 +1,5 @@
 """Define a study: one base config, varied along axes, with several seeds for each variant (arm)."""
 
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,8 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, DamageError, suggest
 from jaxdistill.evaluation.report.logs import read_log
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
 from jaxdistill.run.config import Config, differ, override
@@ -168,10 +168,12 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
         config: config of the run.
         folder: folder of the run.
     """
-    file = folder / "results.json"
-    if not file.is_file():
+    try:
+        results = seal.read(
+            folder / "results.json", {"config": dict, "rows": list, "seconds": dict, "provenance": dict}
+        )
+    except (FileNotFoundError, DamageError):  # damaged results are made again
         return None
-    results = json.loads(file.read_text())
     if results["config"]["steps"] != config.steps or config_differences(results["config"], config):
         return None
     return {**results, "log": read_log(folder / "student" / "log.jsonl").train[-1]}

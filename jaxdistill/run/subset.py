@@ -1,14 +1,13 @@
 """Select and order the training records of a run: the config keys `data.select` and `data.order`."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxdistill.core.checkpoint import write_json
+from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.data.records import Records
@@ -56,7 +55,7 @@ def _hardness(selection: Selection, records: Records) -> np.ndarray:
     try:
         stores = [Store(Path(folder).expanduser() / "train") for folder in selection.caches]
     except StoreError as error:
-        raise ConfigError(PATH, f"{error}, and write the cache again.") from None
+        raise ConfigError(PATH, f"{error}. Write the cache again: jaxdistill cache --config ...") from None
     size = max(1, CHUNK_LOGITS // _logits_per_record(stores[0]))
     chunks = [np.arange(first, min(first + size, len(records))) for first in range(0, len(records), size)]
     hardness = np.concatenate([_chunk_hardness(selection, stores, records, chunk) for chunk in chunks])
@@ -108,9 +107,9 @@ def check_selection(workdir: Path, data: Pipeline, selected: np.ndarray | Phases
         "records": len(indices),
         "sha256": hashlib.sha256(indices.astype(np.int64).tobytes()).hexdigest(),
     }
-    if file.is_file() and json.loads(file.read_text()) != summary:
+    if file.is_file() and seal.read(file, {"sha256": str}) != summary:
         cure = "Choose another --workdir, or restore the cache that the run started with"
         problem = f"{data.select!r} no longer selects the records that the run in {str(workdir)!r} started with"
         raise ConfigError(PATH, f"{problem}. {cure}.")
     if jax.process_index() == 0:
-        write_json(file, summary)
+        seal.write(file, summary)

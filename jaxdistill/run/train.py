@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdistill.core.checkpoint import Checkpoints
+from jaxdistill.core.errors import Stopped
 from jaxdistill.core.interfaces import Fusion, Model
 from jaxdistill.core.streams import stream_id
 from jaxdistill.core.types import NO_VARIABLES, Shapes, TrainState, Variables
@@ -24,7 +25,7 @@ from jaxdistill.evaluation.evaluator import evaluator, scores, totals, with_evol
 from jaxdistill.parallel.compile import Engine, jit_engine
 from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run.log import Log
-from jaxdistill.run.preemption import Preemption, Stopped
+from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.stages import Stage
 from jaxdistill.teachers.submesh import QueryPrefetcher
 from jaxdistill.teachers.teacher import Query
@@ -113,11 +114,10 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
     checkpoints = Checkpoints(folder / "checkpoints", best="accuracy", report=console.print)
     streams = open_streams(stage, context.data, engine)
 
-    step = checkpoints.latest() or 0
-    if step:
-        ts, position = checkpoints.restore(step, engine.abstract)
-        ts = engine.restore(ts)
-        for stream, state in position.items():
+    restored, step = checkpoints.restore(engine.abstract), 0
+    if restored is not None:
+        step, ts = restored.step, engine.restore(restored.tree)
+        for stream, state in restored.data.items():
             streams[stream].set_state(state)
         console.print(f"{name:>12}  resumed at step {step}")
     else:

@@ -3,14 +3,16 @@
 import contextlib
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.core.checkpoint import write_json
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.run.config import Config, conflicts, make
 from jaxdistill.run.config_files import copy_source
+from jaxdistill.run.own_parts import own_parts
 
 
 def config_differences(old: dict[str, Any], config: Config) -> list[str]:
@@ -28,8 +30,11 @@ def config_differences(old: dict[str, Any], config: Config) -> list[str]:
     return conflicts(old, config)
 
 
-def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[str, str]:
+def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Write config.json and a copy of the config's Python file to the folder of a run.
+
+    If the folder holds a run that is resumed or continued, the earlier records are kept in config.json under `earlier`,
+    and the results of a finished run with another number of steps are renamed to results-STEPS.json.
 
     Args:
         workdir: folder of the run.
@@ -37,18 +42,57 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
         source: file path of the Python file that defines the config; empty: none.
 
     Returns:
-        `{"source": name of the copy, "source_sha256": its hash}`, which is added to config.json; without a Python file,
-        `{"source": ""}`.
+        What is added to the record. source: name of the copied Python file; source_sha256: its hash; parts: the parts
+        of the config that the user's own code registers, with their modules; lacks: those of them that are not in the
+        copied file; earlier: provenance and number of steps of each earlier process of this run.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
     try:
         source_record = copy_source(source, workdir)
-        write_json(workdir / "config.json", {**record, **source_record})
-        return source_record
+        parts = own_parts(record["config"])
+        lacks = {part: module for part, module in parts.items() if module != f"config_{Path(source).stem}"}
+        added = {**source_record, "parts": parts, "lacks": lacks, "earlier": _earlier_records(workdir)}
+        _keep_results(workdir, record["config"]["steps"])
+        seal.write(workdir / "config.json", {**record, **added})
+        return added
     except OSError as error:
         raise _unwritable(workdir, error) from None
+
+
+def _earlier_records(workdir: Path) -> list[dict[str, Any]]:
+    try:
+        old = seal.read(workdir / "config.json", {"config": dict})
+    except FileNotFoundError:
+        return []
+    return [*old.get("earlier", []), {"steps": old["config"].get("steps"), "provenance": old.get("provenance")}]
+
+
+def _keep_results(workdir: Path, steps: int) -> None:
+    """Rename the results of a finished run that is continued to another number of steps."""
+    with contextlib.suppress(FileNotFoundError, DamageError):  # damaged results are made again
+        finished = seal.read(workdir / "results.json", {"config": dict})["config"].get("steps")
+        if finished != steps:
+            (workdir / "results.json").rename(workdir / f"results-{finished}.json")
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Create a folder, and check that files can be written to it.
+
+    Args:
+        folder: the folder.
+        option: option of the command line that names it, for the error message.
+
+    Raises:
+        ConfigError: the folder cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error, option) from None
 
 
 @contextlib.contextmanager
@@ -81,5 +125,5 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _unwritable(workdir: Path, error: OSError) -> ConfigError:
-    return ConfigError("--workdir", f"{str(workdir)!r} cannot be written ({error}); choose another folder.")
+def _unwritable(workdir: Path, error: OSError, option: str = "--workdir") -> ConfigError:
+    return ConfigError(option, f"{str(workdir)!r} cannot be written ({error}); choose another folder.")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxdistill.core.checkpoint import CheckpointError, choose_step, manifests
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.hub_files import fingerprint
+from jaxdistill.core.manifest import CheckpointError, choose_step, manifests
 from jaxdistill.core.registry import caches, parse
 from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.pipeline import TEST, Pipeline
@@ -156,12 +156,16 @@ class CachedTeacher(Teacher):
             stream: name of the stream, or `TEST` for the test examples.
 
         Raises:
-            ConfigError: a file is damaged or missing.
+            ConfigError: the outputs are not all written.
+            DamageError: a file is damaged.
         """
         try:
             store = Store(store_folder(self.encoding, stream))
         except StoreError as error:
-            raise ConfigError(f"{self.path}.{KEY}", f"{error}, and write it again.") from None
+            raise ConfigError(f"{self.path}.{KEY}", f"{error}. {WRITE}.") from None
+        except DamageError as error:
+            cure = "The same `jaxdistill cache` command writes damaged files again"
+            raise DamageError(f"{self.path}.{KEY}: {error}. {cure}") from None
         return StoredFields(Records(_Prefixed(store, prefix_of(self.name)), None), stream in self.by_row)
 
     def cost(self, variables: Variables, rows: Shapes) -> dict[str, Any]:
@@ -304,10 +308,12 @@ def weights_hash(teacher: Teacher) -> str:
     if teacher.checkpoint:
         try:
             folder, which = checkpoint_of(teacher.checkpoint)
-            files = manifests(folder)[choose_step(folder, which)]["files"]
+            manifest = manifests(folder)[choose_step(folder, which)]
         except (CheckpointError, ValueError, OSError) as error:
             raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
-        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        arrays = {name: entry for name, entry in manifest["arrays"].items() if "/student/" in f"/{name}"}
+        content = manifest.get("files", arrays)  # an earlier version has checksums of files, and none of arrays
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     spec = parse(teacher.spec, f"{teacher.path}.model")
     if spec.name != "pretrained" or teacher.steps:
         cure = "Train it in a separate run, and set its checkpoint to RUN (its student) or RUN/teachers/NAME"

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.compress.quantize import dequantized_shapes, quantize_like
-from jaxdistill.core.checkpoint import CheckpointError, load_variables
+from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.manifest import CheckpointError
 from jaxdistill.core.types import NO_VARIABLES, Shapes, Variables
 from jaxdistill.models.abstract import init_variables
 from jaxdistill.teachers.teacher import Teacher, checkpoint_of
@@ -21,7 +22,8 @@ def load(teacher: Teacher, rows: Shapes) -> Variables:
         rows: shapes of the arrays of a batch.
 
     Raises:
-        ConfigError: the teacher has neither a checkpoint nor pretrained weights, or the checkpoint cannot be read.
+        ConfigError: the teacher has neither a checkpoint nor pretrained weights.
+        CheckpointError: the checkpoint is damaged.
     """
     abstract = teacher.abstract(rows)
     if teacher.checkpoint:
@@ -29,7 +31,8 @@ def load(teacher: Teacher, rows: Shapes) -> Variables:
             saved = load_variables(*checkpoint_of(teacher.checkpoint), dequantized_shapes(abstract))
             return quantize_like(saved, abstract)
         except CheckpointError as error:
-            raise ConfigError(f"{teacher.path}.checkpoint", f"{error}.") from None
+            cure = "restore it from a copy, or train it again"
+            raise CheckpointError(f"{teacher.path}.checkpoint: {error}; {cure}") from None
     if teacher.network.load is None or teacher.steps:
         cure = "Train it in a separate run, and set its checkpoint to RUN (its student) or RUN/teachers/NAME"
         raise ConfigError(teacher.path, f"its weights do not exist before the run. {cure}.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -272,16 +273,19 @@ def test_a_mistake_names_path_value_and_cure(words, tmp_path, tokens, said):
     assert all(word in str(error.value) for word in said), str(error.value)
 
 
-def test_numbers_are_no_text_and_damage_is_noticed(words, tmp_path, monkeypatch):
+def test_numbers_are_no_text_and_damaged_tokens_are_made_again(words, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(datasets.factories, "remarks", lambda split: [{"label": 1}])
     with pytest.raises(ConfigError, match=r"no text field 'text'; choose another data set, or leave data.tokens empty"):
         opened(sentences(words), tmp_path)
     monkeypatch.undo()
-    opened(sentences(words), tmp_path)
-    (array,) = tmp_path.glob("tokens/*/input_ids.npy")
-    array.write_bytes(array.read_bytes()[:-8])
-    with pytest.raises(ConfigError, match=r"data.tokens: .* is damaged .*; delete it"):
-        opened(sentences(words), tmp_path)
+    whole = everything(opened(sentences(words), tmp_path))
+    for damaged in ("input_ids.npy", "manifest.json"):
+        (file,) = tmp_path.glob(f"tokens/*/{damaged}")
+        runs.flip(file, -10)
+        again = everything(opened(sentences(words), tmp_path))
+        assert all(np.array_equal(again[field], column) for field, column in whole.items())
+        assert re.search(rf"note: .*{damaged} has changed .*; tokenising the texts again", capsys.readouterr().err)
+    assert len(list(tmp_path.glob("tokens/*"))) == 1
 
 
 def test_a_tokenizer_of_the_hub(words, tmp_path, monkeypatch):

@@ -168,7 +168,7 @@ def test_what_resembles_a_mistake_is_taken(changes, tmp_path):
     ],
 )
 def test_a_teacher_of_other_classes_needs_a_whole_map(change, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jaxdistill.run.rules.specs.checkpoint.choose_step", lambda *_: 1)  # as if it were there
+    monkeypatch.setattr("jaxdistill.run.rules.specs.manifest.choose_step", lambda *_: 1)  # as if it were there
     words = (f"--config.teachers.big.{change}", "--config.teachers.big.checkpoint=somewhere")
     message = refused(capsys, tmp_path / "run", *words)
     assert message.startswith(f"teachers.big.{change.split('=')[0]}: ")
@@ -252,13 +252,15 @@ def test_a_step_that_a_checkpoint_has_not(teacher, tmp_path, capsys):
     assert "there are last, best, 7" in message
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "missing"])
-def test_an_unreadable_checkpoint_names_the_file(damage, teacher, tmp_path, capsys):
+@pytest.mark.parametrize("damage", ["flipped bits", "truncated", "missing"])
+def test_an_unreadable_checkpoint_is_named(damage, teacher, tmp_path, capsys):
     folder = shutil.copytree(teacher, tmp_path / "teacher")
-    file = runs.damage(folder / "checkpoints" / "steps" / "7", damage)
-    message = refused(capsys, tmp_path / "run", f"--config.teachers.big.checkpoint={folder}")
-    assert message.startswith(f"teachers.big.checkpoint: '{folder}': the checkpoint of step 7 is damaged: {file} ")
-    assert "Set it to the folder of a run" in message
+    runs.damage(folder / "checkpoints" / "steps" / "7", damage)
+    assert runs.run(tmp_path / "run", f"--config.teachers.big.checkpoint={folder}") == 4
+    message = capsys.readouterr().err
+    problem = f"the checkpoint of step 7 in {folder}/checkpoints is damaged"
+    assert message.startswith(f"error: teachers.big.checkpoint: {problem}: ")
+    assert message.endswith("; restore it from a copy, or train it again\n")
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def world(tmp_path, monkeypatch):
         Path(name).mkdir(parents=True)
         Path(name, "vocabulary.json").write_text(json.dumps({"ids": [0, 1, 2], "size": size}))
         Path(name, "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
-    monkeypatch.setattr(specs.checkpoint, "choose_step", left_by_a_command)
+    monkeypatch.setattr(specs.manifest, "choose_step", left_by_a_command)
 
 
 @pytest.mark.parametrize("file", [file for file in CONFIGS if words(file) != [""]], ids=lambda file: file.name)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import runs
 
-from jaxdistill.core.checkpoint import Checkpoints, flatten
-from jaxdistill.run import launch
+from jaxdistill.core.checkpoint import Checkpoints
+from jaxdistill.core.manifest import flatten
+from jaxdistill.run import failures
 from jaxdistill.run.config import override, parse_changes
 from jaxdistill.run.plan import ahead, topology
 
@@ -163,16 +164,15 @@ def assert_restored_elsewhere(stage: Path, words: tuple[str, ...]) -> None:
 def test_a_process_that_has_lost_the_others_ends_at_once(monkeypatch, capsys):
     """At an ordinary end JAX would wait for those that are gone."""
 
-    def lost(*args, **more):
+    def lost():
         raise jax.errors.JaxRuntimeError("INTERNAL: Gloo all-reduce failed: Connection closed by peer\nmore")
 
-    monkeypatch.setattr(launch, "distill", lost)
-    with pytest.raises(jax.errors.JaxRuntimeError):  # one process alone has lost nobody
-        launch.launch(runs.load(), "nowhere", "")
-    monkeypatch.setattr(launch.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(launch.os, "_exit", sys.exit)
+    assert failures.run(lost) == 2  # one process alone has lost nobody
+    capsys.readouterr()
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(failures.os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as end:
-        launch.launch(runs.load(), "nowhere", "")
+        failures.run(lost)
     assert end.value.code == 5
     said = capsys.readouterr().err
     assert said.startswith("error: the processes of this run lost contact (INTERNAL: Gloo all-reduce failed")

@@ -11,8 +11,8 @@ import runs
 from rich.console import Console
 
 from jaxdistill import main
-from jaxdistill.core.checkpoint import CheckpointError
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, Stopped
+from jaxdistill.core.manifest import CheckpointError
 from jaxdistill.evaluation.comparison import interval, paired
 from jaxdistill.evaluation.report import study as plot
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
@@ -20,7 +20,6 @@ from jaxdistill.run import study as studies
 from jaxdistill.run import workdir
 from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import differ
-from jaxdistill.run.preemption import Stopped
 from jaxdistill.run.study import Study, expand
 from jaxdistill.run.study import runs as runs_of
 
@@ -159,8 +158,7 @@ def test_the_page_is_one_file_that_escapes_what_it_is_told(conducted):
 def test_a_signal_between_two_runs_leaves_what_is_there(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "run_all", lambda left, console: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(sweep, "train_teachers", lambda *_: {"big": str(tmp_path)})
-    with sweep.exit_codes():
-        sweep.run_study(study(), tmp_path, 1, QUIET)
+    assert sweep.guarded(lambda: sweep.run_study(study(), tmp_path, 1, QUIET) and 0) == 0
     assert capsys.readouterr().err == ("stopped: SIGTERM received between two runs. The same command resumes it.\n")
     assert plot.read(tmp_path)["runs"] == {arm: {} for arm in expand(study())}
 
@@ -270,6 +268,7 @@ def test_the_number_of_seeds_and_the_folder_are_those_that_were_asked_for(tmp_pa
 
 @pytest.mark.parametrize(("error", "code"), [(ConfigError("a.b", "x"), 2), (CheckpointError("x"), 4)])
 def test_an_error_of_a_study_has_its_exit_code(error, code):
-    with pytest.raises(SystemExit) as ended, sweep.exit_codes():
+    def fails():
         raise error
-    assert ended.value.code == code
+
+    assert sweep.guarded(fails) == code

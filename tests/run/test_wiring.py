@@ -11,7 +11,7 @@ import runs
 from jax.sharding import PartitionSpec
 
 from jaxdistill.core import registry
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, Stopped
 from jaxdistill.core.types import Variables
 from jaxdistill.data.records import Records
 from jaxdistill.evaluation.cost import cost
@@ -22,7 +22,7 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run import distill, parts, provenance
 from jaxdistill.run.config import differ, make
-from jaxdistill.run.preemption import Preemption, Stopped
+from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.stages import Stage, plan_stages
 from jaxdistill.run.train import Data, open_streams

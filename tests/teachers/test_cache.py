@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from rich.console import Console
 
 import jaxdistill
 from jaxdistill.core import registry
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.types import Outputs
 from jaxdistill.data import store
 from jaxdistill.run.commands import cache
@@ -149,18 +150,18 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(taught, tmp_path, monkeyp
     folder = tmp_path / "cache"
     made, honest, written = with_cache(taught, folder), store.write_shard, []
 
-    def dies(to, number, columns):
+    def dies(to, manifest, number, columns):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append((to, number))
-        honest(to, number, columns)
+        honest(to, manifest, number, columns)
 
     monkeypatch.setattr(cache, "write_shard", dies)
     with pytest.raises(KeyboardInterrupt):
         cache.write(made, quiet())
     with pytest.raises(store.StoreError, match="is not finished: 2 of 4 shards"):
         store.check(folder / "train")
-    monkeypatch.setattr(cache, "write_shard", lambda *args: (written.append(args[:2]), honest(*args)))
+    monkeypatch.setattr(cache, "write_shard", lambda *args: (written.append((args[0], args[2])), honest(*args)))
     cache.write(made, quiet())
     assert len(written) == len(set(written)) == 4 + 2  # 250 and 90 rows, nothing twice
     whole = store.Store(folder / "train")
@@ -236,24 +237,40 @@ def test_mistakes_are_named(taught, tmp_path):
         check(made, tmp_path / "never")
 
 
-def test_a_damaged_shard_is_named(taught, tmp_path):
+def test_a_damaged_shard_is_named_and_written_again(taught, tmp_path):
     made = with_cache(differ(taught, objective={"kd": {}}), tmp_path / "cache")
     cache.write(made, quiet())
     shard = tmp_path / "cache" / "train" / "00000.array_record"
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"teachers\.big\.cache: .*00000\.array_record is damaged; remove .*json"):
+    whole = shard.read_bytes()
+    runs.flip(shard, len(whole) // 2)
+    with pytest.raises(DamageError, match=r"teachers\.big\.cache: .*00000\.array_record has changed since it was writ"):
         jaxdistill.distill(made, tmp_path / "run", console=quiet())
     shard.unlink()
-    with pytest.raises(ConfigError, match=r"00000\.array_record is missing"):
+    with pytest.raises(DamageError, match=r"00000\.array_record is missing\. The same `jaxdistill cache` command writ"):
         jaxdistill.distill(made, tmp_path / "run", console=quiet())
+    cache.write(made, quiet())
+    assert shard.read_bytes() == whole
+    runs.flip(shard.with_suffix(".json"), 20)  # also its seal
+    runs.flip(shard.with_name("manifest.json"), 20)
+    cache.write(made, quiet())
+    assert store.check(shard.parent).rows == 250 and shard.read_bytes() == whole
+
+
+def test_a_shard_in_the_place_of_another_is_noticed(taught, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "SHARD", 64)
+    made = with_cache(taught, tmp_path / "cache")
+    cache.write(made, quiet())
+    folder = tmp_path / "cache" / "train"
+    for suffix in (".array_record", ".json"):
+        shutil.copy(folder / f"00001{suffix}", folder / f"00000{suffix}")
+    with pytest.raises(DamageError, match=r"00000\.array_record belongs to something else \(shard differs\)"):
+        store.check(folder)
 
 
 def test_the_command_speaks(taught, tmp_path, capsys):
     made = with_cache(taught, tmp_path / "cache")
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({"config": made.to_dict(), "source": str(runs.TINY)}))
+    file.write_text(json.dumps({"config": made.to_dict(), "source": "tiny.py"}))
     assert cache.run(["--config", str(file)]) == 0
     assert re.search(r"big\s+train: 250 rows", capsys.readouterr().out)
     assert cache.run(["--config", str(file), "--config.dtype=float64"]) == 2

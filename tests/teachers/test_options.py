@@ -44,7 +44,7 @@ def test_what_a_teacher_lacks_are_known_capabilities_each_with_the_option_and_a_
 
 
 def test_a_map_of_classes_is_applied_before_outputs_are_sent_or_stored(monkeypatch):
-    monkeypatch.setattr("jaxdistill.run.rules.specs.checkpoint.choose_step", lambda *_: 1)  # as if it were there
+    monkeypatch.setattr("jaxdistill.run.rules.specs.manifest.choose_step", lambda *_: 1)  # as if it were there
     model = "mlp(widths=(16, 16), classes=7)"
     with runs.registries_as_found():
         options = {"model": model, "checkpoint": "a run", "classes": (2, 4, -1, 0)}

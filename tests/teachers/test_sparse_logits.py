@@ -174,8 +174,9 @@ def test_a_token_of_a_large_vocabulary_takes_few_bytes_on_disk(keep, limit, tmp_
     )
     written = {name: np.tile(x, (512, *[1] * (x.ndim - 1))) for name, x in written.items()}  # a file has 128 KiB itself
     rows, fields = 512 * rows, {name: (x.shape[1:], str(x.dtype)) for name, x in written.items()}
-    store.write_manifest(tmp_path, store.Manifest(rows, rows, fields, {}))
-    store.write_shard(tmp_path, 0, written)
+    manifest = store.Manifest(rows, rows, fields, {})
+    store.write_manifest(tmp_path, manifest)
+    store.write_shard(tmp_path, manifest, 0, written)
     assert (tmp_path / "00000.array_record").stat().st_size < limit * rows * length
     back = store.Store(tmp_path).__getitems__(list(range(rows)))
     assert_same({name: np.stack([row[name] for row in back]) for name in written}, written)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import jaxdistill
 from jaxdistill.core.collectives import ROWS
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, Stopped
 from jaxdistill.core.types import Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.parallel.compile import move_to_mesh, place
@@ -21,7 +21,7 @@ from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check
 from jaxdistill.run.plan import ahead, topology
-from jaxdistill.run.preemption import Preemption, Stopped
+from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.resolve import resolve
 from jaxdistill.teachers import submesh
 

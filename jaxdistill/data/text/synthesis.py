@@ -3,6 +3,7 @@
     FOLDER/manifest.json        the teacher, the prompt, the settings and the number of answers
     FOLDER/<number>.jsonl       a part of the records; renamed into place when complete, so that writing can be resumed
     FOLDER/test.jsonl           real texts, on which students of the synthetic texts are evaluated
+    FOLDER/<name>.json          the seal of the file <name>.jsonl, with its checksum
 
 Kim and Rush, Sequence-level knowledge distillation, 2016 (arxiv.org/abs/1606.07947): the student learns from texts
 that the teacher generates. West et al., Symbolic knowledge distillation, 2022 (arxiv.org/abs/2110.07178): the teacher
@@ -10,12 +11,13 @@ generates from a prompt alone, and a critic filters its texts; here, a regular e
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError
 from jaxdistill.core.registry import datasets
 
 PLACEHOLDER = "{text}"
@@ -68,13 +70,15 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the existing file has another content.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file, content = folder / "manifest.json", json.dumps(about, indent=1)
-    if file.is_file() and file.read_text() != content:
-        old, new = json.loads(file.read_text()), json.loads(content)
-        changed = ", ".join(key for key in sorted({*old, *about}) if old.get(key) != new.get(key))
-        raise ValueError(f"{folder} was written with other settings ({changed}); remove it, or choose another folder")
-    _write_atomically(file, content)
+    file, new = folder / "manifest.json", json.loads(json.dumps(dict(about)))
+    try:
+        old = seal.read(file, {})
+    except (FileNotFoundError, DamageError):
+        seal.write(file, new)
+        return
+    if changed := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
+        settings = f"other settings ({', '.join(changed)})"
+        raise ValueError(f"{folder} was written with {settings}; remove it, or choose another folder")
 
 
 def write_part(folder: Path, number: int, records: Iterable[Mapping[str, str]]) -> None:
@@ -85,35 +89,42 @@ def write_part(folder: Path, number: int, records: Iterable[Mapping[str, str]]) 
         number: number of the part.
         records: the examples of the part, `{field: text}` each.
     """
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    _write_atomically(_part_file(folder, number), "".join(lines))
+    _write_records(_part_file(folder, number), records)
 
 
 def missing_parts(folder: Path, rows: int, size: int) -> list[tuple[int, range]]:
-    """List the parts (files) of a generated data set that are not written yet, each as (part number, range of answers).
+    """List the parts of a generated data set that are missing or damaged, each as (part number, range of answers).
 
     Args:
         folder: folder of the data set.
         rows: number of answers in the whole data set.
         size: answers per part.
     """
-    return [(number, part) for number, part in parts(rows, size) if not _part_file(folder, number).is_file()]
+    return [(number, part) for number, part in parts(rows, size) if not _is_good(_part_file(folder, number))]
 
 
 def write_test(folder: Path, texts: Sequence[str]) -> None:
     """Write real texts as the test split of a generated data set."""
-    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-    _write_atomically(folder / "test.jsonl", "".join(lines))
+    _write_records(folder / "test.jsonl", ({"text": text} for text in texts))
 
 
 def _part_file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.jsonl"
 
 
-def _write_atomically(file: Path, content: str) -> None:
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(file)
+def _write_records(file: Path, records: Iterable[Mapping[str, str]]) -> None:
+    seal.write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    seal.seal_file(file, {"part": file.stem})
+
+
+def _is_good(file: Path) -> bool:
+    try:
+        seal.check_file(file, {"part": file.stem})
+    except FileNotFoundError:
+        return file.is_file()  # an earlier version wrote no seals
+    except DamageError:
+        return False
+    return True
 
 
 @datasets.register
@@ -125,17 +136,21 @@ def synthetic(folder: str, split: str) -> list[dict[str, str]]:
         split: `train` or `test`.
 
     Raises:
-        ValueError: the data set does not exist, or is not finished.
+        ValueError: the data set does not exist, is not finished, or is damaged.
         KeyError: there is no such split.
     """
-    path = Path(folder).expanduser()
+    path, cure = Path(folder).expanduser(), "the same `jaxdistill synthesize` command writes it again"
     try:
-        about = json.loads((path / "manifest.json").read_text())
+        about = seal.read(path / "manifest.json", {"rows": int, "part": int})
     except FileNotFoundError:
         raise ValueError(f"{folder!r} holds no manifest.json; write it with jaxdistill synthesize") from None
+    except DamageError as error:
+        raise ValueError(f"{error}; {cure}") from None
     missing, every = missing_parts(path, about["rows"], about["part"]), parts(about["rows"], about["part"])
     if missing:
         done = f"{len(every) - len(missing)} of {len(every)} parts"
-        raise ValueError(f"{folder!r} is not finished: {done} are written; run the same command again to resume")
+        raise ValueError(f"{folder!r} is not finished or damaged: {done} are complete; {cure}")
     files = {"train": [_part_file(path, number) for number, _ in every], "test": [path / "test.jsonl"]}[split]
+    if not all(map(_is_good, files)):
+        raise ValueError(f"{path / 'test.jsonl'} is missing or damaged; {cure}")
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").split("\n") if line]

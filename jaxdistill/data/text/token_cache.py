@@ -7,6 +7,7 @@ A folder is written elsewhere and renamed when complete, so that several process
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError
 from jaxdistill.data.records import Records
 from jaxdistill.data.text import tokenizer
 from jaxdistill.data.text.tokens import Columns, Tokenization
@@ -39,13 +41,19 @@ def tokenise(
         title: name of the data set in the message that announces a long tokenisation.
 
     Raises:
-        ConfigError: the tokenizer or the text field does not exist, or the cache folder is damaged.
+        ConfigError: the tokenizer or the text field does not exist.
     """
     sha = tokenizer_hash(tokenization)
     key = hashlib.sha256(json.dumps([FORMAT, source, sha, tokenization.spec]).encode()).hexdigest()[:16]
     cache = folder / "tokens" / key
-    if cache.is_dir():
-        return _open_cache(cache)
+    if cache.exists() or cache.is_symlink():
+        try:
+            return _open_cache(cache)
+        except DamageError as error:
+            sys.stderr.write(f"note: {error}; tokenising the texts again\n")
+            aside = cache.with_name(f"{key}.damaged-{os.getpid()}")
+            cache.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
     records, loaded = open_records(), tokenizer.load(tokenization.file)
     message = f"Tokenising {title} with {tokenization.file}; this happens once.\n"
     tokenized = tokenization.encode(loaded, _chunks(records, message))
@@ -79,8 +87,18 @@ def fingerprint(records: Records) -> str:
     for chunk in _chunks(records, ""):
         for field, column in sorted(chunk.items()):
             digest.update(f"{field} {column.dtype} {column.shape}".encode())
-            digest.update(repr(column.tolist()).encode() if column.dtype == object else column.tobytes())
+            digest.update(_content(column))
     return digest.hexdigest()
+
+
+def _content(column: np.ndarray) -> bytes:
+    """Return all values of a column of records as bytes."""
+    if column.dtype != object:
+        return column.tobytes()
+    if not any(isinstance(value, np.ndarray) for value in column):
+        return repr(column.tolist()).encode()
+    arrays = map(np.asarray, column)  # of several shapes; the text of a large array would leave values out
+    return b"".join(f"{x.dtype} {x.shape} ".encode() + np.ascontiguousarray(x).tobytes() for x in arrays)
 
 
 def _chunks(records: Records, message: str) -> Iterator[Columns]:
@@ -102,7 +120,8 @@ def _write_cache(cache: Path, columns: Columns, about: dict[str, Any]) -> None:
             file = draft / f"{field}.npy"
             file.parent.mkdir(exist_ok=True)  # for fields such as teacher/input_ids
             np.save(file, column, allow_pickle=False)
-        (draft / "manifest.json").write_text(json.dumps({**about, "fields": list(columns)}, indent=1))
+        files = {field: seal.sha256(draft / f"{field}.npy") for field in columns}
+        seal.write(draft / "manifest.json", {**about, "fields": list(columns), "files": files})
         try:
             os.rename(draft, cache)
         except OSError:
@@ -111,10 +130,17 @@ def _write_cache(cache: Path, columns: Columns, about: dict[str, Any]) -> None:
 
 
 def _open_cache(cache: Path) -> Records:
+    """Open a folder of tokenised texts.
+
+    Raises:
+        DamageError: a file is missing or has changed.
+    """
     try:
-        about = json.loads((cache / "manifest.json").read_text())
+        about = seal.read(cache / "manifest.json", {"fields": list, "vocabulary": int})
+        for field, digest in about.get("files", {}).items():  # an earlier version has no checksums
+            if seal.sha256(cache / f"{field}.npy") != digest:
+                raise DamageError(f"{cache / field}.npy has changed since it was written (checksum differs)")
         columns = {field: np.load(cache / f"{field}.npy", mmap_mode="r") for field in about["fields"]}
         return Records(columns, about["classes"], about["vocabulary"])
-    except (OSError, ValueError, KeyError) as error:
-        cure = "delete it, and the next run tokenises the texts again."
-        raise ConfigError(tokenizer.PATH, f"{cache} is damaged ({error}); {cure}") from None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DamageError(f"{cache} is damaged ({error})") from None

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.hub_files import checkpoint_path, fingerprint
 from jaxdistill.core.packages import default_folder
 
@@ -44,9 +45,15 @@ def _extract_from_gguf(file: Path) -> Path:
     from jaxdistill.models.hub.gguf_tokenizer import write_tokenizer
 
     folder = default_folder() / "tokenizers" / fingerprint(str(file))[:16]
-    if not (folder / "tokenizer.json").is_file():
+    try:
+        seal.check_in_folder(folder / "tokenizer.json")
+        complete = (folder / "tokenizer.json").is_file()
+    except DamageError:
+        complete = False
+    if not complete:
         folder.mkdir(parents=True, exist_ok=True)
         write_tokenizer(Gguf(file), folder)
+        seal.seal_folder(folder)
     return folder / "tokenizer.json"
 
 
@@ -55,11 +62,13 @@ def load(file: Path) -> Any:
 
     Raises:
         ConfigError: the library `tokenizers` is not installed, or the file is not a tokenizer.
+        DamageError: its folder was written by jaxdistill, and the file has changed since.
     """
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise ConfigError(PATH, "the library tokenizers is missing; pip install 'jaxdistill[hf]'.") from None
+    seal.check_in_folder(file)
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower

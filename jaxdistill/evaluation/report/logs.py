@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdistill.core import seal
+
 Line = dict[str, Any]
 
 
@@ -28,9 +30,10 @@ def read_results(workdir: Path) -> dict[str, Any]:
     Args:
         workdir: the folder of the run.
     """
-    path = workdir / "results.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return seal.read(workdir / "results.json", {"rows": list})
+    except FileNotFoundError:
+        pass
     return {"title": workdir.resolve().name, "summary": "The run is not finished: this folder has no results.json yet."}
 
 

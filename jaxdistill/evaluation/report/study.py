@@ -7,7 +7,6 @@ to the same folder.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.comparison import Paired, interval, paired, spread
 from jaxdistill.evaluation.report import estimates, page, tables
@@ -71,11 +71,14 @@ def read(workdir: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the file does not exist.
+        DamageError: the file is damaged; the command of the study writes it again once it is removed.
     """
     file = workdir / "study.json"
-    if not file.is_file():
-        raise ConfigError("WORKDIR", f"{str(file)!r} does not exist. Use the --workdir of a study that was started.")
-    study = json.loads(file.read_text())
+    try:
+        study = seal.read(file, {"measures": list, "runs": dict, "baseline": str})
+    except FileNotFoundError:
+        cure = "Use the --workdir of a study that was started"
+        raise ConfigError("WORKDIR", f"{str(file)!r} does not exist. {cure}.") from None
     return {**study, "measures": [Measure(*measure) for measure in study["measures"]]}
 
 

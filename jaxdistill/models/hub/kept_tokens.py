@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from jaxdistill.core import seal
+
 
 def read_kept_tokens(folder: str) -> tuple[tuple[int, ...], int]:
     """Read which tokens a reduced vocabulary keeps, from the file `vocabulary.json` of `jaxdistill vocabulary`.
@@ -15,8 +17,10 @@ def read_kept_tokens(folder: str) -> tuple[tuple[int, ...], int]:
 
     Raises:
         ValueError: the folder has no valid `vocabulary.json`.
+        DamageError: the file has changed since it was written.
     """
     file = Path(folder).expanduser() / "vocabulary.json"
+    seal.check_in_folder(file)
     try:
         content = json.loads(file.read_text())
         ids, size = tuple(content["ids"]), content["size"]

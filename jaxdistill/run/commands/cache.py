@@ -3,7 +3,7 @@
 jaxdistill cache --config configs/x.py [--config.a.b=value ...]
 
 Every teacher with the key `cache` is run on all training streams and test records of the config. The same command
-resumes an interrupted one: shards that exist are not written again.
+resumes an interrupted one: only shards that are missing or damaged are written.
 
 Set the key in the config, or by --config.teachers.NAME.cache="outputs(folder='FOLDER')". For smaller files use
 outputs(folder='FOLDER', dtype='float16', top=8), which keeps the 8 largest logits; layers=(0, 6) keeps hidden states.
@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.streams import stream_id
 from jaxdistill.core.types import Factored
 from jaxdistill.data.pipeline import Pipeline
@@ -29,6 +29,7 @@ from jaxdistill.data.store import (
     Fields,
     Manifest,
     StoreError,
+    damaged_shards,
     missing_shards,
     read_manifest,
     write_manifest,
@@ -121,23 +122,25 @@ class _Writer:
             write_manifest(folder, manifest)
         except StoreError as error:
             raise ConfigError(f"{self.teacher.path}.{KEY}", f"{error}.") from None
-        missing = missing_shards(folder, manifest)
+        damaged = damaged_shards(folder, manifest)
+        for number, _ in damaged:
+            console.print(f"{self.teacher.name:>12}  {stream}: shard {number} is damaged, and is written again")
+        missing = sorted(missing_shards(folder, manifest) + damaged, key=lambda shard: shard[0])
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task(
                 f"{self.teacher.name} {stream}", total=sum(part.stop - part.start for _, part in missing)
             )
             for number, part in missing:
-                write_shard(
-                    folder, number, self._shard(stream, records, size, part, functools.partial(progress.advance, task))
-                )
+                columns_of_shard = self._shard(stream, records, size, part, functools.partial(progress.advance, task))
+                write_shard(folder, manifest, number, columns_of_shard)
         console.print(f"{self.teacher.name:>12}  {stream}: {rows} rows in {folder}")
 
     def _cost(self, folder: Path) -> dict[str, Any]:
         """Return the teacher's parameters, FLOPs and latency; a resumed cache keeps the values that it began with."""
         try:
             return read_manifest(folder).about["cost"]
-        except StoreError:
+        except (StoreError, DamageError, KeyError):
             return self.teacher.cost(self.variables, self.rows)
 
     def _shard(self, stream: str, records: Records, size: int, part: slice, advance: Any) -> dict[str, np.ndarray]:

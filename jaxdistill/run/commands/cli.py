@@ -1,10 +1,9 @@
 """Parse the command line of every command: a config with changes, the docstring as help, errors as one line."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.run import failures
 from jaxdistill.run.config import Config, override, parse_changes
 from jaxdistill.run.config_files import load
 
@@ -26,9 +25,8 @@ def parser(name: str, description: str | None, epilog: str = "") -> argparse.Arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a Python file with get_config(), or the config.json of a run"
-    )
+    add_config_options(parser)
+    add_debug_option(parser)
     return parser
 
 
@@ -45,11 +43,26 @@ def run_command(
         work: the command's function, `(options, config) -> exit code`; it may return None for exit code 0.
 
     Returns:
-        The exit code of `work`; or 2 if the config is wrong (a `ConfigError`), which is printed in one line.
+        The exit code of `work`; or that of an error, which is printed in one line (see `failures.py`).
     """
     options, rest = parser.parse_known_args(argv)
-    try:
-        return work(options, override(load(options.config), parse_changes(rest))) or 0
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    loaded = lambda: override(load(options.config, options.trust_source), parse_changes(rest))
+    folder = str(getattr(options, "workdir", "") or getattr(options, "out", ""))
+    return failures.run(lambda: work(options, loaded()), options.debug, folder)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options with which a command loads its config: --config and --trust-source."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a Python file with get_config(), or the config.json of a run"
+    )
+    parser.add_argument(
+        "--trust-source",
+        action="store_true",
+        help="with a config.json: run the Python file beside it, which registers parts that the config names",
+    )
+
+
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option --debug."""
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")

@@ -9,27 +9,26 @@ repeats no finished run. --slurm prints a script that runs the study as an array
 """
 
 import argparse
+import contextlib
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from jaxdistill.core.checkpoint import CheckpointError, write_json
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, DamageError, NonFiniteError, Stopped
 from jaxdistill.evaluation.report import study as pages
 from jaxdistill.evaluation.report.formats import duration
-from jaxdistill.run.commands import cache
+from jaxdistill.run import failures
+from jaxdistill.run.commands import cache, cli
 from jaxdistill.run.config import Config, differ, override, parse_changes
 from jaxdistill.run.config_files import load
-from jaxdistill.run.log import NonFiniteError
-from jaxdistill.run.preemption import Stopped
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.study import (
     Run,
@@ -42,6 +41,8 @@ from jaxdistill.run.study import (
     with_checkpoints,
 )
 from jaxdistill.run.workdir import locked
+
+UNFINISHED = 75  # exit code of a part that was stopped: try again (EX_TEMPFAIL)
 
 
 def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, str]:
@@ -130,7 +131,7 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console) -> list
         try:
             run_all(unfinished, console)
         finally:  # also after an interruption, so that `jaxdistill.evaluation.report.study` can show the finished runs
-            write_json(workdir / "study.json", study_results(study, all_runs))
+            seal.write(workdir / "study.json", study_results(study, all_runs))
     lines = pages.write(workdir)
     console.print(pages.markdown(pages.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: {workdir / 'study.html'}")
@@ -139,9 +140,9 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console) -> list
 
 def _check_workdir(study: Study, workdir: Path) -> None:
     """Check that a workdir holds no other study; the same study may have new arms (variants)."""
-    if (workdir / "study.json").is_file():
-        removed = sorted(set(pages.read(workdir)["runs"]) - set(expand(study)))
-        if removed:
+    with contextlib.suppress(DamageError):  # a damaged study.json is made again
+        written = pages.read(workdir)["runs"] if (workdir / "study.json").is_file() else {}
+        if removed := sorted(set(written) - set(expand(study))):
             problem = f"{str(workdir)!r} holds a study with the arm {removed[0]!r}, which this study lacks"
             raise ConfigError("--workdir", f"{problem}. Choose another folder, or delete its study.json.")
 
@@ -214,10 +215,11 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     )
     study_parser.add_argument("--run", default="", help="execute only the run with this number, or only 'teachers'")
     study_parser.add_argument("--slurm", action="store_true", help="print a script that runs the study on a cluster")
+    cli.add_debug_option(study_parser)
     return study_parser
 
 
-def execute(study: Study, options: argparse.Namespace) -> None:
+def execute(study: Study, options: argparse.Namespace) -> int:
     """Do what the command line of a study asks: run the whole study, run a part of it, or print a script for Slurm.
 
     A part is a single run, or the training of the teachers.
@@ -225,6 +227,9 @@ def execute(study: Study, options: argparse.Namespace) -> None:
     Args:
         study: a base config and its variants (arms).
         options: parsed command line, from the parser that `parser` makes.
+
+    Returns:
+        The exit code: 0; or `UNFINISHED` if a part was stopped by a signal, so that Slurm starts no job that needs it.
     """
     console = Console()
     _check(study)
@@ -233,20 +238,32 @@ def execute(study: Study, options: argparse.Namespace) -> None:
     elif not options.run:
         run_study(study, options.workdir, options.seeds, console)
     else:
-        checkpoints = train_teachers(study, options.workdir, console)
-        all_runs = {str(n): run for n, run in enumerate(runs(study, options.workdir, options.seeds, checkpoints))}
-        if options.run in all_runs:
-            run_one(all_runs[options.run], console)
-        elif options.run != "teachers":
-            raise ConfigError("--run", f"{options.run!r} is not a run; choose 'teachers' or 0 to {len(all_runs) - 1}.")
+        try:
+            _execute_part(study, options, console)
+        except Stopped as stopped:
+            sys.stderr.write(f"stopped: {stopped}. The same command resumes it.\n")
+            return UNFINISHED
+    return 0
 
 
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """Return a context manager that prints the errors of a study as one line, and exits with a code.
+def _execute_part(study: Study, options: argparse.Namespace, console: Console) -> None:
+    checkpoints = train_teachers(study, options.workdir, console)
+    all_runs = {str(n): run for n, run in enumerate(runs(study, options.workdir, options.seeds, checkpoints))}
+    if options.run in all_runs:
+        run_one(all_runs[options.run], console)
+    elif options.run != "teachers":
+        raise ConfigError("--run", f"{options.run!r} is not a run; choose 'teachers' or 0 to {len(all_runs) - 1}.")
 
-    Exit codes: 2 a config of the study is wrong; 4 no checkpoint of a run can be used. If SIGTERM or Ctrl-C stops the
-    study, this is printed too, and the context ends without an error (exit code 0), because the study can be resumed.
+
+def guarded(work: Callable[[], int | None], debug: bool = False, workdir: str | Path = "") -> int:
+    """Call a function that runs a study, and return an exit code; an error is printed in one line (`failures.py`).
+
+    SIGTERM or Ctrl-C between two runs ends the study without an error, because the same command resumes it.
+
+    Args:
+        work: the function; it may return None for exit code 0.
+        debug: print the traceback of an error too.
+        workdir: folder of the study.
     """
 
     def stop(number: int, frame: Any) -> None:
@@ -254,12 +271,7 @@ def exit_codes() -> Iterator[None]:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
-    except Stopped as stopped:
-        sys.stderr.write(f"stopped: {stopped}. The same command resumes it.\n")
-    except (ConfigError, CheckpointError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2 if isinstance(error, ConfigError) else 4)
+        return failures.run(work, debug, str(workdir))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -274,31 +286,36 @@ def main(study: Study, doc: str | None, prepare: Callable[[Console], None] | Non
         prepare: function `(console) -> None`, called first, which writes files that the runs need, such as caches.
     """
     options = parser(study.name, doc).parse_args()
-    with exit_codes():
+
+    def work() -> int:
         if prepare is not None:
             prepare(Console())
-        execute(study, options)
+        return execute(study, options)
+
+    sys.exit(guarded(work, options.debug, options.workdir))
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command `jaxdistill sweep`, which compares values of config keys over several seeds, and return 0.
-
-    An error ends the process with exit code 2 or 4; see `exit_codes`.
+    """Run the command `jaxdistill sweep`, which compares values of config keys over several seeds; return an exit code.
 
     Args:
         argv: arguments of the command; None: `sys.argv[1:]`.
     """
     sweep_parser = parser("sweep", __doc__)
     sweep_parser.prog = "jaxdistill sweep"
-    sweep_parser.add_argument("--config", required=True, help="a Python file with get_config(), or a config.json")
+    cli.add_config_options(sweep_parser)
     sweep_parser.add_argument("--axis", action="append", nargs="+", required=True, help="a config key, and its values")
     options, changes = sweep_parser.parse_known_args(argv)
-    axes = {path: tuple(texts) for path, *texts in options.axis}
-    with exit_codes():
+
+    def work() -> int:
+        axes = {path: tuple(texts) for path, *texts in options.axis}
         baseline = " | ".join(texts[0] for texts in axes.values())
-        base: Config = override(load(options.config), parse_changes(changes))
+        base: Config = override(load(options.config, options.trust_source), parse_changes(changes))
         question = f"What is the effect of {' and '.join(axes)}?"
         axis_words = [word for axis in options.axis for word in ("--axis", *axis)]
-        command = ("python", "-m", "jaxdistill.main", "sweep", "--config", options.config, *axis_words, *changes)
-        execute(Study("sweep", question, base, axes, baseline, command=command), options)
-    return 0
+        trust = ("--trust-source",) if options.trust_source else ()
+        program = ("python", "-m", "jaxdistill.main", "sweep")
+        command = (*program, "--config", options.config, *trust, *axis_words, *changes)
+        return execute(Study("sweep", question, base, axes, baseline, command=command), options)
+
+    return guarded(work, options.debug, options.workdir)

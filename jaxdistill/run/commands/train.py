@@ -13,10 +13,12 @@ examples:
   jaxdistill train --config configs/quickstart.py --workdir runs/two --config.steps=500 \\
       "--config.objective.kd.term=kd(temperature=linear(start=8, end=2))"
   jaxdistill train --config runs/two/config.json --workdir runs/again               repeat a run
+                                                                (with --trust-source if its file registers own parts)
 
 The same command resumes a run that was stopped or killed. `python -m jaxdistill.main` does the same as `jaxdistill`.
-Exit codes: 0 done, or stopped and saved; 2 an error in the config; 3 the loss is not finite; 4 no usable checkpoint;
-5 another process of the run died: start all processes again.
+Exit codes: 0 done, or stopped and saved; 2 a mistake in the config, the data or your own code, or no place, memory or
+package; 3 the training diverged; 4 a file of the run is damaged; 5 another process of the run died: start all of them
+again; 70 a bug of jaxdistill. --debug prints the traceback of an error.
 
 all config keys, with their defaults:
 """
@@ -42,9 +44,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: arguments of the command; None: `sys.argv[1:]`.
     """
 
-    def work(options: argparse.Namespace, config: Config) -> int:
+    def work(options: argparse.Namespace, config: Config) -> None:
         from jaxdistill.run.launch import launch  # imports JAX, after the arguments and the config are checked
 
-        return launch(config, options.workdir, source(options.config))
+        launch(config, options.workdir, source(options.config))
 
     return cli.run_command(parser(), argv, work)

@@ -1,13 +1,12 @@
 """Rules about several parts of a run at once, its weights and its workdir, checked after all parts are built."""
 
-import json
 from pathlib import Path
 
 import jax
 
 from jaxdistill.compress.quantize import dequantized_shapes
-from jaxdistill.core import checkpoint
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core import checkpoint, manifest, seal
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.types import Factored
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.models.hub.check import check_pretrained
@@ -61,7 +60,7 @@ def teacher_checkpoints_fit(run: RunView) -> None:
             values = dequantized_shapes(teacher.abstract(run.student.shapes["train"]))
             try:
                 checkpoint.check_variables(*checkpoint_of(teacher.checkpoint), values)
-            except checkpoint.CheckpointError as error:
+            except manifest.CheckpointError as error:
                 raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
 
 
@@ -132,9 +131,9 @@ def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
     if not saved.is_file():
         return
     try:
-        old = json.loads(saved.read_text())["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError("--workdir", f"{saved} is not a saved config ({error}); choose another folder.") from None
+        old = seal.read(saved, {"config": dict})["config"]
+    except DamageError as error:
+        raise DamageError(f"{error}; restore it from a copy, or choose another --workdir") from None
     if changed := workdirs.config_differences(old, run.config):
         cure = f"Choose another --workdir, or resume that run with --config {saved}"
         raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:6])}). {cure}")
@@ -144,7 +143,7 @@ def steps_are_not_fewer_than_saved(run: RunView, workdir: Path) -> None:
     """Check that no checkpoint in the workdir has more training steps than the config sets for its model."""
     for stage in run.definitions:
         folder = workdir / stage.folder
-        reached = max(checkpoint.manifests(folder / "checkpoints"), default=0)
+        reached = max(manifest.manifests(folder / "checkpoints"), default=0)
         if reached > stage.config.steps:
             cure = f"Choose another --workdir, or --config.steps={reached} or more"
             problem = f"{stage.config.steps} steps are fewer than the {reached} of the checkpoint in {folder}"

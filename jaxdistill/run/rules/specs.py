@@ -3,7 +3,7 @@
 A spec string names a registered part with its arguments, such as "kd(temperature=4.0)".
 """
 
-from jaxdistill.core import checkpoint, registry
+from jaxdistill.core import manifest, registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.schedules import Horizon, Schedule, as_schedule
 from jaxdistill.models.build import build_model
@@ -72,8 +72,8 @@ def checkpoints_exist(view: StageConfigView) -> None:
     for teacher in view.teacher_configs.values():
         if teacher.checkpoint and not teacher.options.get(CACHE):
             try:
-                checkpoint.choose_step(*checkpoint_of(teacher.checkpoint))
-            except checkpoint.CheckpointError as error:
+                manifest.choose_step(*checkpoint_of(teacher.checkpoint))
+            except manifest.CheckpointError as error:
                 raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
 
 

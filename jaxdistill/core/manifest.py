@@ -1,0 +1,126 @@
+"""The manifest of a checkpoint: step, shapes and checksums of its arrays, metrics, and positions of the iterators."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.core import seal
+from jaxdistill.core.checksums import array_checksums
+from jaxdistill.core.errors import DamageError
+from jaxdistill.core.tree import path_name
+from jaxdistill.core.types import PyTree
+
+
+class CheckpointError(DamageError):
+    """The error for a checkpoint that is missing, damaged or of another model; the message says which one and why."""
+
+
+Manifest = dict[str, Any]
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+    """Flatten a pytree to a dict by key path, `{"params/student/head/kernel": array}`; PRNG keys become uint32 data."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): _untyped(leaf) for path, leaf in leaves}
+
+
+def unflatten(like: PyTree, flat: Mapping[str, Any]) -> PyTree:
+    """Invert `flatten`: build a tree like `like` from the arrays in `flat`; uint32 data become PRNG keys again."""
+
+    def restored(path, leaf):
+        value = flat[path_name(path)]
+        return jax.random.wrap_key_data(value) if _is_key(leaf) else value
+
+    return jax.tree_util.tree_map_with_path(restored, like)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _untyped(leaf: Any) -> Any:
+    """Return the data of a typed PRNG key, and any other array as it is."""
+    if not _is_key(leaf):
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        data = jax.eval_shape(jax.random.key_data, leaf)
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
+    return jax.random.key_data(leaf)
+
+
+def describe(flat: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return `{name: [shape, dtype]}` of some arrays, as a manifest begins each entry."""
+    return {name: [list(x.shape), str(x.dtype)] for name, x in flat.items()}
+
+
+def manifests(folder: Path) -> dict[int, Manifest]:
+    """Read `{step: manifest}` of all finished checkpoints, oldest first: shapes and checksums of arrays, and metrics.
+
+    A manifest has the keys step, arrays (`{name: [shape, dtype, checksum]}`), metrics and data. Manifests of earlier
+    versions have the key files (`{name: [size, SHA-256]}`) instead of step, checksums and data.
+    """
+    by_step = {}
+    for file in (folder / "manifests").glob("*.json"):
+        try:
+            if (folder / "steps" / file.stem).is_dir():
+                manifest = seal.read(file, {"arrays": dict, "metrics": dict})
+                if manifest.get("step", int(file.stem)) == int(file.stem):  # else the file of another step
+                    by_step[int(file.stem)] = manifest
+        except (DamageError, FileNotFoundError, ValueError):
+            continue  # a step with a damaged manifest counts as never finished
+    return dict(sorted(by_step.items()))
+
+
+def damaged_files(folder: Path, step: int, manifest: Manifest) -> list[str]:
+    """Return a line of text for each file of a checkpoint of an earlier version that differs from the manifest."""
+    lines = []
+    for name, (size, digest) in manifest.get("files", {}).items():
+        file = folder / "steps" / str(step) / name
+        if not file.is_file():
+            lines.append(f"{file} is missing")
+        elif file.stat().st_size != size or seal.sha256(file) != digest:
+            lines.append(f"{file} has changed since it was written (checksum differs)")
+    return lines
+
+
+def damaged_arrays(manifest: Manifest, flat: Mapping[str, Any]) -> list[str]:
+    """Return a line of text for each restored array that differs from the array that was saved."""
+    if "files" in manifest:  # an earlier version
+        return []
+    saved = manifest["arrays"]
+    checksums = array_checksums(flat)
+    return [f"{name} differs from what was saved" for name in flat if saved[name][2] != checksums[name]]
+
+
+def mismatches(manifest: Manifest, abstract: PyTree) -> list[str]:
+    """Compare the arrays of a checkpoint with the tree `abstract`: return a line per other name, shape or dtype."""
+    saved, needed = {name: entry[:2] for name, entry in manifest["arrays"].items()}, describe(flatten(abstract))
+    lines = [f"{name} {needed[name][0]} is missing" for name in needed if name not in saved]
+    lines += [f"{name} {saved[name][0]} is surplus" for name in saved if name not in needed]
+    unlike = [name for name in needed if name in saved and saved[name] != needed[name]]
+    return lines + [
+        f"{name} is {saved[name][0]} {saved[name][1]}, needed {needed[name][0]} {needed[name][1]}" for name in unlike
+    ]
+
+
+def choose_step(folder: Path, which: str) -> int:
+    """Return the step number of the finished checkpoint `which`: "last", "best" (by accuracy, then newest) or a number.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    finished = manifests(folder)
+    if not finished:
+        raise CheckpointError(f"there is no finished checkpoint in {folder}")
+    if which == "last":
+        return max(finished)
+    if which == "best":
+        return max(finished, key=lambda step: (finished[step]["metrics"].get("accuracy", float("-inf")), step))
+    if not which.isdigit() or int(which) not in finished:
+        raise CheckpointError(
+            f"there is no step {which!r} in {folder}; there are last, best, {', '.join(map(str, finished))}"
+        )
+    return int(which)

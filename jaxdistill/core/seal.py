@@ -1,0 +1,149 @@
+"""Seal the files and folders that a run writes and later believes, and check the seal when they are read.
+
+    a JSON file     holds its own SHA-256 under the key `seal`
+    a data file     has a sealed JSON file beside it, `x.json` for `x.jsonl`, with its SHA-256 and what it belongs to
+    a folder        has a file `seal.json` with the SHA-256 of each file
+
+Arrays of checkpoints have checksums of their own, see `checksums.py`; a sealed JSON file keeps them.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.core.errors import DamageError
+
+SEAL = "seal"
+FOLDER_SEAL = "seal.json"
+
+JsonTypes = Mapping[str, type | tuple[type, ...]]
+
+
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a sealed JSON file atomically: a reader sees the complete old or new file, even if the process dies.
+
+    Args:
+        file: the file; its folder is created if it is missing.
+        content: JSON data.
+    """
+    plain = json.loads(json.dumps(dict(content)))  # as a reader gets it: lists for tuples, texts as keys
+    write_text(file, json.dumps({**plain, SEAL: _checksum(plain)}) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file atomically: a reader sees the complete old or new file, even if the process dies."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read(file: Path, types: JsonTypes) -> dict[str, Any]:
+    """Read a sealed JSON file, and return its content without the seal.
+
+    A file without a seal is accepted: files of earlier versions have none.
+
+    Args:
+        file: the file.
+        types: the keys that the file must have, with the type or types of each value.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamageError: the file cannot be read, its content differs from its seal, or a value has another type.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if file.is_symlink():
+            raise DamageError(f"{file} is a link to a file that does not exist") from None
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamageError(f"{file} is damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise DamageError(f"{file} is damaged (it is not a JSON object)")
+    seal = content.pop(SEAL, None)
+    if seal is not None and seal != _checksum(content):
+        raise DamageError(f"{file} has changed since it was written (checksum differs)")
+    for key, kinds in types.items():
+        if key not in content or not isinstance(content[key], kinds) or isinstance(content[key], bool):
+            raise DamageError(f"{file} is damaged ({key!r} is missing or of another type)")
+    return content
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_of(file: Path, stat: os.stat_result) -> str:
+    return _sha256_once(file, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)  # a run opens the same weights several times
+def _sha256_once(file: Path, size: int, modified: int) -> str:
+    return sha256(file)
+
+
+def seal_file(file: Path, about: Mapping[str, Any]) -> None:
+    """Write the seal of a data file beside it: a sealed JSON file with its SHA-256, and what the file belongs to.
+
+    Args:
+        file: the data file, which is complete.
+        about: JSON data that tells the file from others of its kind, such as its number.
+    """
+    write(file.with_suffix(".json"), {"sha256": sha256(file), **about})
+
+
+def check_file(file: Path, about: Mapping[str, Any]) -> None:
+    """Compare a data file with the seal beside it.
+
+    Args:
+        file: the data file.
+        about: the data that `seal_file` was given; keys that an earlier version did not write are not compared.
+
+    Raises:
+        FileNotFoundError: the file has no seal.
+        DamageError: the file is missing, has changed, or belongs to something else; or its seal is damaged.
+    """
+    sealed = read(file.with_suffix(".json"), {"sha256": str})
+    if not file.is_file():
+        raise DamageError(f"{file} is missing")
+    if sealed["sha256"] != sha256(file):
+        raise DamageError(f"{file} has changed since it was written (checksum differs)")
+    if other := [key for key, value in about.items() if sealed.get(key, value) != value]:
+        raise DamageError(f"{file} belongs to something else ({', '.join(other)} differs)")
+
+
+def seal_folder(folder: Path) -> None:
+    """Write `seal.json` into a folder, with the SHA-256 of each file in it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != FOLDER_SEAL)
+    write(folder / FOLDER_SEAL, {"files": {str(file.relative_to(folder)): sha256(file) for file in files}})
+
+
+def check_in_folder(*files: Path) -> None:
+    """Compare files with the `seal.json` of their folder, if it has one; files that it does not list are accepted.
+
+    Raises:
+        DamageError: a file is missing or has changed, or the seal is damaged; the message names the first such file.
+    """
+    for file in files:
+        try:
+            digests = read(file.parent / FOLDER_SEAL, {"files": dict})["files"]
+        except FileNotFoundError:
+            continue
+        if file.name in digests and not file.is_file():
+            raise DamageError(f"{file} is missing")
+        if file.name in digests and _sha256_of(file, file.stat()) != digests[file.name]:
+            raise DamageError(f"{file} has changed since it was written (checksum differs)")

@@ -1,0 +1,111 @@
+"""Seals: what changed since it was written is named, in every kind of file that a run writes and later believes."""
+
+import json
+import os
+
+import pytest
+import runs
+
+from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError
+
+CONTENT = {"step": 3, "row": {"accuracy": 0.1 + 0.2, "nll": float("nan")}, "names": ["ä", "b"], "pair": (1, 2)}
+
+
+@pytest.fixture
+def file(tmp_path):
+    seal.write(tmp_path / "deep" / "x.json", CONTENT)
+    return tmp_path / "deep" / "x.json"
+
+
+def test_what_was_written_comes_back(file):
+    read = seal.read(file, {"step": int, "row": dict, "names": list})
+    assert str(read) == str({**CONTENT, "pair": [1, 2]})
+    assert os.listdir(file.parent) == ["x.json"], "no draft is left"
+
+
+def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(file):
+    whole, content = file.read_bytes(), str(seal.read(file, {}))
+    noticed = 0
+    for place in range(len(whole)):
+        for bit in (1, 4, 64):
+            file.write_bytes(whole)
+            runs.flip(file, place, bit)
+            try:
+                read = seal.read(file, {})
+            except DamageError as error:
+                assert str(file) in str(error)
+                noticed += 1
+            else:  # of the key "seal" itself, or of white space
+                assert str({key: read[key] for key in ("step", "row", "names", "pair")}) == content
+    assert noticed > 2.8 * len(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is damaged (Expecting value"),
+        ("[1]", "is damaged (it is not a JSON object)"),
+        ("[" * 100_000, "is damaged (maximum recursion"),
+        ('{"step": "3"}', "is damaged ('step' is missing or of another type)"),
+        ('{"step": true}', "is damaged ('step' is missing or of another type)"),
+        ("{}", "is damaged ('step' is missing or of another type)"),
+        ('{"step": 3, "seal": "0"}', "has changed since it was written"),
+    ],
+)
+def test_what_is_no_such_file_is_named(text, said, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DamageError) as error:
+        seal.read(tmp_path / "x.json", {"step": int})
+    assert said in str(error.value) and str(error.value).startswith(str(tmp_path / "x.json"))
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(DamageError, match="is damaged"):
+        seal.read(tmp_path / "x.json", {})
+
+
+def test_a_dangling_link_is_not_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        seal.read(tmp_path / "x.json", {})
+    (tmp_path / "x.json").symlink_to(tmp_path / "gone")
+    with pytest.raises(DamageError, match="is a link to a file that does not exist"):
+        seal.read(tmp_path / "x.json", {})
+
+
+def test_a_file_of_an_earlier_version_has_no_seal(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"step": 3}))
+    assert seal.read(tmp_path / "x.json", {"step": int}) == {"step": 3}
+
+
+def test_a_data_file_is_sealed_beside_it(tmp_path):
+    file = tmp_path / "7.jsonl"
+    file.write_text("text")
+    with pytest.raises(FileNotFoundError):
+        seal.check_file(file, {"part": 7})
+    seal.seal_file(file, {"part": 7})
+    seal.check_file(file, {"part": 7})
+    seal.check_file(file, {"part": 7, "newer": 1})  # a key that an earlier version did not write
+    with pytest.raises(DamageError, match=r"7\.jsonl belongs to something else \(part differs\)"):
+        seal.check_file(file, {"part": 8})
+    runs.flip(file, 2)
+    with pytest.raises(DamageError, match=r"7\.jsonl has changed"):
+        seal.check_file(file, {"part": 7})
+    file.unlink()
+    with pytest.raises(DamageError, match=r"7\.jsonl is missing"):
+        seal.check_file(file, {"part": 7})
+
+
+def test_a_sealed_folder_may_get_more_files(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    seal.check_in_folder(tmp_path / "a.txt")  # of a folder without a seal
+    seal.seal_folder(tmp_path)
+    (tmp_path / "b.txt").write_text("b")
+    seal.check_in_folder(tmp_path / "a.txt", tmp_path / "b.txt")
+    runs.flip(tmp_path / "a.txt", 0)
+    with pytest.raises(DamageError, match=r"a\.txt has changed"):
+        seal.check_in_folder(tmp_path / "b.txt", tmp_path / "a.txt")
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(DamageError, match=r"a\.txt is missing"):
+        seal.check_in_folder(tmp_path / "a.txt")

@@ -22,6 +22,7 @@ from jaxdistill.core.errors import ConfigError, DamageError, suggest
 from jaxdistill.core.packages import FetchError
 from jaxdistill.core.registry import datasets, parse, tokenizations
 from jaxdistill.data.builders import BUILDERS
+from jaxdistill.data.checks import CheckedStack
 from jaxdistill.data.records import Records
 from jaxdistill.data.text.token_cache import fingerprint, tokenise
 
@@ -116,7 +117,7 @@ def _open_untokenised(name: str, split: str, folder: Path, path: str, key: str) 
     check_name(name, folder, name_path)
     if _base(name) in datasets:
         source = _registered_source(name, split, path, key)
-        return Records(source, getattr(source, "classes", None))
+        return _checked_records(source, getattr(source, "classes", None), name_path)
     builder = _prepare(name, folder, name_path)
     try:
         source = builder.as_data_source(split)
@@ -126,7 +127,19 @@ def _open_untokenised(name: str, split: str, folder: Path, path: str, key: str) 
         cure = f"{suggest(split, builder.info.splits)} A slice is written train[:80%], and may not be empty."
         raise ConfigError(f"{path}.{key}", f"{split!r} is not a split of {name!r}. {cure}") from None
     features = builder.info.features
-    return Records(source, getattr(features["label"], "num_classes", None) if "label" in features else None)
+    classes = getattr(features["label"], "num_classes", None) if "label" in features else None
+    return _checked_records(source, classes, name_path)
+
+
+def _checked_records(source: Any, classes: Any, path: str) -> Records:
+    """Return records whose values are checked as they are read.
+
+    Raises:
+        ConfigError: `classes` is no number of classes, or the records cannot be stacked, or a value is wrong.
+    """
+    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
+        raise ConfigError(path, f"the data set has classes={classes!r}; classes is a whole number, 1 or more.")
+    return Records(source, classes, stack=CheckedStack(classes, path))
 
 
 def _registered_source(name: str, split: str, section: str, key: str) -> Any:

@@ -1,12 +1,13 @@
 """Random access to the records (examples) of a split, many records at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxdistill.core.errors import DamageError
 
+Stack = Callable[[Sequence[Mapping[str, Any]], Sequence[int]], dict[str, np.ndarray]]
 IN_MEMORY = 2**30  # bytes; smaller sets are decoded once, because decoding in every epoch costs more than a small step
 
 
@@ -19,19 +20,21 @@ class Records:
             `__getitems__([i, ...])`, it is used to read several examples at once.
         classes: number of classes of the labels; None if the data set does not define it.
         vocabulary: vocabulary size of the tokenizer; None if texts are not tokenised.
+        stack: function `(records, their numbers) -> {field: [records, ...]}` that stacks the records of a sequence
+            whenever they are read, and may check them.
 
     Attributes:
         in_memory: True if all examples are decoded already, as for small data sets and for stacked arrays.
     """
 
-    def __init__(self, source: Any, classes: int | None, vocabulary: int | None = None):
-        self.classes, self.vocabulary = classes, vocabulary
+    def __init__(self, source: Any, classes: int | None, vocabulary: int | None = None, stack: Stack | None = None):
+        self.classes, self.vocabulary, self._stack = classes, vocabulary, stack or _stack_records
         if isinstance(source, Mapping):
             self._columns, self.in_memory = dict(source), True
             self._length = len(next(iter(source.values())))
             return
         self._source, self._length = source, len(source)
-        decoded_bytes = self._length * sum(np.asarray(value).nbytes for value in source[0].values())
+        decoded_bytes = self._length * sum(column.nbytes for column in self._read([0]).values())
         self.in_memory = decoded_bytes < IN_MEMORY
         self._columns = self._read(range(self._length)) if self.in_memory else {}
 
@@ -55,7 +58,11 @@ class Records:
             if "Corrupted" not in str(error):  # ArrayRecord stores and checks a hash of every chunk of records
                 raise
             raise DamageError(f"a file of the data set is damaged ({error}); prepare the data again") from None
-        return {field: _stack([record[field] for record in records]) for field in records[0]}
+        return self._stack(records, indices)
+
+
+def _stack_records(records: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    return {field: _stack([record[field] for record in records]) for field in records[0]}
 
 
 def _stack(values: Sequence[Any]) -> np.ndarray:

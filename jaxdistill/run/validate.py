@@ -43,6 +43,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         data.images_are_preprocessed_alike,
         data.records_can_be_read,
         data.test_records_have_labels,
+        data.labels_have_one_class_for_each_prediction,
         data.test_records_match_training_records,
         data.test_records_are_not_trained_on,
         data.mixed_labels_have_the_classes,

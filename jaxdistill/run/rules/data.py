@@ -63,6 +63,17 @@ def test_records_have_labels(view: DataView) -> None:
         )
 
 
+def labels_have_one_class_for_each_prediction(view: DataView) -> None:
+    """Check that a label is one class number, or for texts one for each token."""
+    for name, description in {**view.data.descriptions, "test": view.data.test_description}.items():
+        shape, _ = description.fields.get("label", ((), ""))
+        tokens = [description.fields[field][0] for field in ("input_ids", "mask") if field in description.fields]
+        if shape and shape not in tokens:
+            problem = f"a label of the split {name!r} has the shape {list(shape)}, so it is not one class number"
+            cure = "Give one class number, and probabilities of classes in the field 'label_probs'"
+            raise ConfigError("data.name", f"{problem}. {cure}.")
+
+
 def test_records_match_training_records(view: DataView) -> None:
     """Check that the test records (examples) have the fields and shapes of the training records."""
     if view.data.descriptions["train"].fields != view.data.test_description.fields:

@@ -1,0 +1,118 @@
+"""Stack records, and check their values: what cannot be a label, a pixel or a token is never trained on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.core.errors import ConfigError
+
+LARGEST = np.iinfo(np.int32).max  # integers become int32 on the device
+TOKENS = ("input_ids", "token_type_ids")  # fields that number the rows of an embedding
+
+
+class CheckedStack:
+    """A function that stacks records to columns, `{field: [records, ...]}`, and checks every value.
+
+    Args:
+        classes: number of classes of the labels; None: the data set does not define it.
+        path: config key of the data set, for error messages.
+    """
+
+    def __init__(self, classes: int | None, path: str):
+        self._classes, self._path = classes, path
+
+    def __call__(self, records: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """Stack records; texts, and arrays whose shapes differ between records, become arrays of Python objects.
+
+        Args:
+            records: the records, which must all have the fields of the first one.
+            numbers: the numbers of the records in their split, for error messages.
+
+        Raises:
+            ConfigError: a value is none that a model can read; the message names record, field and value.
+        """
+        first = records[0]
+        for number, record in zip(numbers, records, strict=True):
+            if not isinstance(record, Mapping):
+                raise self._error(number, f"{_short(record)} is not a dict of arrays")
+            if record.keys() != first.keys():
+                others = ", ".join(map(repr, sorted(record.keys() ^ first.keys(), key=str)))
+                raise self._error(number, f"its fields are not those of record {numbers[0]} (see {others})")
+        return {field: self._column(field, [record[field] for record in records], numbers) for field in first}
+
+    def _column(self, field: str, values: Sequence[Any], numbers: Sequence[int]) -> np.ndarray:
+        arrays = []
+        for number, value in zip(numbers, values, strict=True):
+            try:
+                arrays.append(np.asarray(value))
+            except ValueError:
+                raise self._error(number, f"{_short(value)} is not an array", field) from None
+            if problem := _kind_problem(field, value, arrays[-1], arrays[0], self._classes):
+                raise self._error(number, problem, field)
+        if arrays[0].dtype.kind in "SUO":
+            return np.fromiter(values, dtype=object, count=len(values))
+        shapes_differ = any(array.shape != arrays[0].shape for array in arrays)
+        column = np.fromiter(arrays, dtype=object, count=len(arrays)) if shapes_differ else np.stack(arrays)
+        for row, part in enumerate(arrays if shapes_differ else ()):
+            for _, problem in _problems(field, part[None], self._classes):
+                raise self._error(numbers[row], problem, field)
+        for row, problem in () if shapes_differ else _problems(field, column, self._classes):
+            raise self._error(numbers[row], problem, field)
+        return column
+
+    def _error(self, number: int, problem: str, field: str = "") -> ConfigError:
+        place = f"record {number}, field {field!r}" if field else f"record {number}"
+        return ConfigError(self._path, f"{place}: {problem}. Correct the data set, or leave this record out.")
+
+
+def _short(value: Any) -> str:
+    return " ".join(repr(value).split())[:80]
+
+
+def _is_label(field: str) -> bool:
+    return field.rpartition("/")[2] == "label"
+
+
+def _wanted_label(classes: int | None) -> str:
+    last = LARGEST if classes is None else classes - 1
+    return f"is not a class: classes are the whole numbers from 0 to {last}"
+
+
+def _kind_problem(field: str, value: Any, array: np.ndarray, first: np.ndarray, classes: int | None) -> str:
+    """Return what is wrong with the type of a value, or an empty text."""
+    kind = array.dtype.kind
+    if _is_label(field):
+        if kind not in "iub" or array.size == 0:
+            return f"{_short(value)} {_wanted_label(classes)}"
+        return "" if array.shape == first.shape else "its labels have another shape than those of the first record"
+    if kind == "O" or (kind in "SU" and not isinstance(value, str | bytes)):
+        return f"{_short(value)} is neither an array of numbers nor a text"
+    if kind not in "SUbiuf":
+        return f"values of type {array.dtype} cannot be moved to a device"
+    return "" if (kind in "SU") == (first.dtype.kind in "SU") else f"{_short(value)} is of another type than before"
+
+
+def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[tuple[int, str]]:
+    """Yield the first record of a column with a wrong number, and what is wrong: `(row, text)`."""
+    kind = column.dtype.kind
+    if _is_label(field):
+        last = LARGEST if classes is None else classes - 1
+        if column.min() < 0 or column.max() > last:
+            yield _first(column, (column < 0) | (column > last), _wanted_label(classes))
+    elif kind == "f":
+        with np.errstate(invalid="ignore", over="ignore"):
+            narrow = column.astype(np.float32, copy=False)
+            if not np.isfinite(narrow.sum(dtype=np.float64)):  # one pass, finite if all values are
+                yield _first(column, ~np.isfinite(narrow), "is not a finite number in 32 bits")
+    elif kind in "iu" and column.dtype.itemsize >= 4 and column.size:
+        low = 0 if field.rpartition("/")[2] in TOKENS else -LARGEST - 1
+        if column.max() > LARGEST or column.min() < low:
+            yield _first(column, (column > LARGEST) | (column < low), f"is not in {low} to {LARGEST}")
+
+
+def _first(column: np.ndarray, wrong: np.ndarray, problem: str) -> tuple[int, str]:
+    """Return the row of the first value for which `wrong` is true, and the text about it."""
+    row, *place = (int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+    where = f" at {place}" if place else ""
+    return row, f"{column[(row, *place)].item()!r}{where} {problem}"

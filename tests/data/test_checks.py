@@ -1,0 +1,128 @@
+"""Records: a value that no model can read is named with record and field, when data are described and when read."""
+
+import re
+
+import grain
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets
+from jaxdistill.data import open_records
+from jaxdistill.data.records import Records
+from jaxdistill.data.stream import train_stream
+
+IMAGE = np.zeros((2, 2, 1), np.float32)
+NAN = np.full((2, 2, 1), np.nan, np.float32)
+WIDE = np.array([2**40])
+
+
+class Own(list):
+    """Six records of three classes."""
+
+    classes = 3
+
+
+def own(place, **changed):
+    records = Own({"image": IMAGE, "x": np.array([1]), "label": i % 3} for i in range(6))
+    records[place] = {**records[place], **changed}
+    return records
+
+
+def opened(records, monkeypatch, tmp_path):
+    monkeypatch.setitem(datasets.factories, "own", lambda split: records)
+    return open_records("own", "train", tmp_path, "data", "train")
+
+
+@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize(
+    "label",
+    [2**40, -1, 3, 0.5, 1.0, float("nan"), None, "cat", "1", b"1", [], {}, 1j, 10**30, np.datetime64("2020-01-01")],
+    ids=str,
+)
+def test_a_label_is_a_class(label, place, monkeypatch, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        opened(own(place, label=label), monkeypatch, tmp_path)
+    said = re.escape(" ".join(repr(label).split()))
+    assert re.match(
+        rf"data\.name: record {place}, field 'label': {said} is not a class: .* 0 to 2\. Correct", str(error.value)
+    )
+
+
+@pytest.mark.parametrize("label", [True, np.int64(2), np.uint8(2), np.array(1)])
+def test_any_whole_number_is_a_label(label, monkeypatch, tmp_path):
+    assert opened(own(3, label=label), monkeypatch, tmp_path).take(np.arange(6))["label"][3] == label
+
+
+@pytest.mark.parametrize("place", [1, 3])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"label": np.array([0, 1])}, "field 'label': its labels have another shape"),
+        ({"image": None}, "field 'image': None is neither an array of numbers nor a text"),
+        ({"image": "x"}, "field 'image': 'x' is of another type than before"),
+        ({"image": NAN}, r"field 'image': nan at \[0, 0, 0\] is not a finite number"),
+        ({"image": np.inf * NAN[:1]}, r"field 'image': nan at \[0, 0, 0\] is not a finite number"),
+        ({"image": np.full((2, 2, 1), 1e300)}, r"1e\+300 at \[0, 0, 0\] is not a finite number in 32 bits"),
+        ({"image": IMAGE + 1j}, "values of type complex.* cannot be moved to a device"),
+        ({"image": [[1, [2]]]}, r"\[\[1, \[2\]\]\] is not an array"),
+        ({"x": WIDE}, r"field 'x': 1099511627776 at \[0\] is not in -2147483648 to 2147483647"),
+        ({"more": 1}, r"its fields are not those of record 0 \(see 'more'\)"),
+    ],
+)
+def test_a_value_that_no_model_reads_is_named(changed, said, place, monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match=rf"data\.name: record {place}.*{said}"):
+        opened(own(place, **changed), monkeypatch, tmp_path)
+
+
+def test_a_missing_field_is_named(monkeypatch, tmp_path):
+    records = own(3)
+    del records[3]["label"]
+    with pytest.raises(ConfigError, match=r"record 3: its fields are not those of record 0 \(see 'label'\)"):
+        opened(records, monkeypatch, tmp_path)
+
+
+def test_tokens_are_not_negative(monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match=r"record 1, field 'teacher/input_ids': -3 at \[1\] is not in 0 to"):
+        opened([{"teacher/input_ids": np.array([1, x])} for x in (2, -3)], monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("classes", [0, 2.5, "3", True])
+def test_classes_are_a_number(classes, monkeypatch, tmp_path):
+    records = own(0)
+    records.classes = classes
+    with pytest.raises(ConfigError, match="classes is a whole number, 1 or more"):
+        opened(records, monkeypatch, tmp_path)
+
+
+def test_what_is_read_later_is_checked_too(monkeypatch, tmp_path):
+    """Of data that do not fit into memory, a record is read when its batch is made, in a thread."""
+    monkeypatch.setattr("jaxdistill.data.records.IN_MEMORY", 0)
+    records = opened(own(3, label=7), monkeypatch, tmp_path)
+    batches = train_stream(records, batch_size=6, seed=0, transforms=(), rows=slice(6))
+    assert isinstance(batches, grain.DatasetIterator)
+    with pytest.raises(ConfigError, match="record 3, field 'label': 7 is not a class"):
+        next(batches)
+
+
+def test_outputs_of_teachers_may_be_infinite():
+    assert Records([{"cached": np.array([-np.inf])}] * 2, None).take(np.arange(2))["cached"][0] == -np.inf
+
+
+@pytest.mark.parametrize("label", [[1], [0, 1, 0]])
+def test_a_label_is_one_number(label, monkeypatch, tmp_path, capsys):
+    records = Own({"image": np.zeros((8, 8, 1), np.float32), "label": np.array(label)} for _ in range(40))
+    monkeypatch.setitem(datasets.factories, "own", lambda split: records)
+    assert runs.run(tmp_path / "run", "--config.data.name=own", "--config.data.augment=()") == 2
+    said = f"a label of the split 'train' has the shape {list(np.shape(label))}, so it is not one class number"
+    assert said in capsys.readouterr().err
+
+
+def test_an_input_that_is_not_finite_is_no_divergence(tmp_path, capsys):
+    """A loss that is NaN before the first update has another reason than the rate."""
+    from jaxdistill.run.log import _check_finite
+
+    with pytest.raises(ConfigError, match=r"student: kd is nan at step 1, before the first update\. Check the records"):
+        _check_finite("student", 1, {"terms/kd": float(jnp.nan), "loss": float(jnp.nan)}, before_update=True)

@@ -8,6 +8,11 @@ from jaxdistill.core.errors import ConfigError, message_of
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Array, Outputs, PyTree, Shapes, Variables
 
+PAIRS = (
+    "its logits compare the images and the texts of one batch: their number changes with the batch size, so they are no "
+    "classes that accuracy, losses and caches could use. Choose a model with a fixed number of classes."
+)
+
 
 def init_variables(model: Model, key: Array, rows: Mapping[str, Array], start: Variables) -> tuple[PyTree, PyTree]:
     """Initialise a model's params and state at random, then replace the values that a checkpoint provides.
@@ -37,14 +42,22 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, 
         The outputs and the variables, with a `jax.ShapeDtypeStruct` in place of each array.
 
     Raises:
-        ConfigError: the model cannot run on such a batch, for example because a field is missing.
+        ConfigError: the model cannot run on such a batch, for example because a field is missing; or its logits are not
+            those of classes, but compare the rows of the batch with each other.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def apply(variables: Variables, rows: Shapes) -> Outputs:
+        forward = lambda v, b, k: model.apply(v.params, v.state, b, train=True, key=k)[0]
+        return jax.eval_shape(forward, variables, rows, key)
+
     try:
         variables = Variables(*jax.eval_shape(model.init, key, shapes))
-        outputs, _ = jax.eval_shape(
-            lambda v, b, k: model.apply(v.params, v.state, b, train=True, key=k), variables, shapes, key
-        )
+        outputs = apply(variables, shapes)
+        if outputs.text_embedding is not None or outputs.logits.shape[-1] == outputs.logits.shape[0]:
+            twice = {name: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype) for name, x in shapes.items()}
+            if apply(variables, twice).logits.shape[-1] != outputs.logits.shape[-1]:
+                raise ConfigError(path, PAIRS)
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:

@@ -157,6 +157,19 @@ SUPPORTED: Mapping[str, Collection[Any]] = {  # config keys, and the values that
 }
 
 
+HEADS: Mapping[str, str] = {  # end of an architecture's name -> regex of the arrays that only this architecture has
+    "Model": r"pooler\..*",
+    "ForSequenceClassification": r"(?:pooler|pre_classifier|classifier)\..*",
+    "ForMultipleChoice": r"(?:pooler|pre_classifier|classifier)\..*",
+    "ForTokenClassification": r"(?:pooler|classifier)\..*",
+    "ForQuestionAnswering": r"(?:pooler|qa_outputs)\..*",
+    "ForMaskedLM": r"(?:pooler|cls|lm_head|vocab_\w+)\..*",
+    "LMHeadModel": r"(?:pooler|cls|lm_head)\..*",
+    "ForPreTraining": r"(?:pooler|cls)\..*",
+    "ForNextSentencePrediction": r"(?:pooler|cls)\..*",
+}
+
+
 def _keys(style: str) -> dict[str, str]:
     """Map each argument of `bert` to its Hugging Face config key."""
     keys = {row.argument: row.distilbert if style == "distilbert" else row.bert for row in SETTINGS}
@@ -216,6 +229,8 @@ family.register(
         _rules,
         prefix=r"(?:distil)?bert\.|roberta\.",
         fresh=r"head/.*",
-        ignored=r"embeddings\.position_ids|(?:cls|pooler|lm_head|vocab_\w+|pre_classifier|classifier|qa_outputs)\..*",
+        ignored=r"embeddings\.position_ids",
+        heads=HEADS,
+        own_heads=("Model", "ForSequenceClassification"),
     )
 )

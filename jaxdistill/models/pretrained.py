@@ -121,6 +121,7 @@ def architecture_of(
     """
     name = hub_family.family_name(source.config)
     arguments = hub_family.families[name].arguments(source.config)
+    _check_head(source, hub_family.families[name], options)
     if layers and "depth" not in arguments:
         raise WeightsError(f"{source.path} is a {name}, which is not a single stack of layers; remove layers={layers}")
     numbers = _layer_numbers(layers, arguments["depth"], source.path) if layers else ()
@@ -142,6 +143,19 @@ def architecture_of(
         if axis in selections:
             selections[axis] = heads_to_units(selections[axis], _head_size(arguments))
     return Architecture(name, {**arguments, **sizes, **options}, numbers, selections)
+
+
+def _check_head(source: CheckpointConfig | Source, family: hub_family.Family, options: Mapping[str, Any]) -> None:
+    """Check that no head of another task is dropped silently: the spec must then say which head the model gets.
+
+    Raises:
+        WeightsError: the checkpoint has a head that the family's model does not have, and `classes` is not set.
+    """
+    others = [head for head in family.heads_of(source.config) if head not in family.own_heads]
+    if others and "classes" not in options:
+        architecture = ", ".join(map(str, source.config["architectures"]))
+        cure = "Set classes=0 to use it without a head, as an embedding, or classes=N for a new classifier of N classes"
+        raise WeightsError(f"{source.path} is a {architecture}, and this model does not have its head. {cure}")
 
 
 def _layer_numbers(layers: Layers, depth: int, path: str) -> tuple[int, ...]:

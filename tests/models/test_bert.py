@@ -1,5 +1,7 @@
 """BERT, RoBERTa and DistilBERT: what transformers says on the same weights, and what a text encoder promises."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, WeightsError
+from jaxdistill.core.registry import Spec
 from jaxdistill.core.types import Variables
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub import slice
@@ -128,12 +131,46 @@ def test_a_base_model_becomes_a_classifier_whose_head_is_fresh(known, kind, tmp_
     assert_same(loaded, {n: x for n, x in variables.params.items() if n not in planned.fresh})
 
 
-def test_heads_of_other_tasks_and_buffers_are_ignored_and_foreign_arrays_are_not(known, tmp_path):
+def of_architecture(folder, name):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [name] if name else None}))
+
+
+HEADS = {
+    "BertForMaskedLM": {"cls.predictions.bias": 60},
+    "BertForTokenClassification": {"classifier.weight": 9},
+    "BertForQuestionAnswering": {"qa_outputs.weight": 2},
+    "BertForPreTraining": {"cls.seq_relationship.bias": 2},
+}
+
+
+@pytest.mark.parametrize("architecture", HEADS)
+def test_a_head_of_another_task_is_dropped_only_if_the_spec_says_so(architecture, known, tmp_path):
+    ref, folder, *_ = known("bert_classifier")
+    tensors = {n: x for n, x in load_file(folder / "model.safetensors").items() if not n.startswith("classifier")}
+    tensors |= {name: np.zeros((size, 8), np.float32) for name, size in HEADS[architecture].items()}
+    other = parity.write_folder(tmp_path, ref)
+    save_file(tensors, other / "model.safetensors")
+    of_architecture(other, architecture)
+
+    def loading(**options):
+        model = registry.models.build(Spec("pretrained", (str(other),), options), "student.model")
+        return model.load(Variables(*jax.eval_shape(model.init, jax.random.key(0), ref.batch)))
+
+    with pytest.raises(ConfigError, match=f"is a {architecture}, and this model does not have its head. Set cl"):
+        loading()
+    assert loading(classes=0).fresh == ()
+    assert set(loading(classes=4).fresh) >= {"head/out/kernel", "head/out/bias"}
+    of_architecture(other, "")  # then nothing says what the head is
+    with pytest.raises(WeightsError, match=rf"{next(iter(HEADS[architecture]))} \[\d+, 8\] is surplus"):
+        loading(classes=0)
+
+
+def test_buffers_are_ignored_and_foreign_arrays_are_not(known, tmp_path):
     ref, folder, *_ = known("bert_classifier")
     tensors = load_file(folder / "model.safetensors")
-    more = {"cls.predictions.bias": np.zeros(60, np.float32), "bert.embeddings.position_ids": np.arange(16)[None]}
     other = parity.write_folder(tmp_path, ref)
-    save_file(tensors | more, other / "model.safetensors")
+    save_file(tensors | {"bert.embeddings.position_ids": np.arange(16)[None]}, other / "model.safetensors")
     parity.ours(other, ref.batch)
     _, _, model, variables = parity.ours(other, ref.batch, classes=0)
     assert not any(n.startswith("head/") for n in variables.params)

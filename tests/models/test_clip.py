@@ -13,7 +13,10 @@ from checks import all_finite, assert_close
 from examples import slow
 
 import jaxdistill.models  # noqa: F401  (registers the families)
+from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.weights import export_arrays
@@ -215,3 +218,19 @@ def test_texts_that_are_too_long_and_images_of_another_size_are_refused(kind):
         jax.eval_shape(lambda: model.apply(*variables, batch | longer, train=False, key=KEY))
     with pytest.raises(ValueError, match=r"images of \[8, 8, 1\], not \[12, 12, 1\]"):
         jax.eval_shape(model.init, KEY, batch | {"image": jnp.zeros((16, 12, 12, 1))})
+
+
+@one_soon
+def test_the_logits_of_pairs_are_no_classes(kind):
+    """Neither a cache nor accuracy may take the places of a batch for classes, whatever their number."""
+    model, batch = small(kind), batches.images(rows=16) | batches.texts(rows=16)
+    for rows in (2, 4):
+        shapes = {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+        with pytest.raises(ConfigError, match=r"teachers\.clip\.model: its logits compare the images and the texts of"):
+            abstract_outputs(model, "teachers.clip.model", shapes)
+
+
+def test_as_many_classes_as_rows_are_classes():
+    model = registry.models.build("mlp(widths=(4,), classes=3)", "student.model")
+    shapes = {"image": jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)}
+    assert abstract_outputs(model, "student.model", shapes)[0].logits.shape == (3, 3)

@@ -6,6 +6,7 @@ The file of each model family registers a `Family`. One loader and one exporter 
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from jaxdistill.core.errors import WeightsError
@@ -46,8 +47,11 @@ class Family(NamedTuple):
         a checkpoint of the base model, without a head, the names have no prefix
     fresh: regex of the names of model arrays that a checkpoint may lack, such as the head of a new task; these arrays
         keep their random initial values
-    ignored: regex of the checkpoint's names (with or without the prefix) that are not loaded: buffers, heads of other
-        tasks, ...
+    ignored: regex of the checkpoint's names (with or without the prefix) that are not loaded, such as buffers
+    heads: heads that checkpoints of this family may have: the end of the architecture's name in the Hugging Face config
+        ("ForMaskedLM") -> regex of the names of the head's arrays. Arrays of a head are accepted as surplus only if
+        the config names its architecture
+    own_heads: those keys of `heads` that the model has itself
     """
 
     factory: Callable[..., Model]
@@ -58,6 +62,13 @@ class Family(NamedTuple):
     prefix: str = ""
     fresh: str = r"(?!)"  # matches nothing
     ignored: str = r"(?!)"
+    heads: Mapping[str, str] = MappingProxyType({})
+    own_heads: tuple[str, ...] = ()
+
+    def heads_of(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of `heads` that the architectures in a Hugging Face config end in; without any: "Model"."""
+        names = config.get("architectures") or ["Model"]
+        return tuple(head for head in self.heads if any(str(name).endswith(head) for name in names))
 
 
 PERMUTATIONS: dict[Layout, tuple[int, ...]] = {"linear": (1, 0), "conv": (2, 3, 1, 0)}

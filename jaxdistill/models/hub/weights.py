@@ -142,7 +142,8 @@ def _surplus(
 ) -> list[str]:
     """Return one error message for each array of the checkpoint that is neither used by the model nor ignored.
 
-    If the model keeps only some layers, the arrays of all other layers are ignored.
+    If the model keeps only some layers, the arrays of all other layers are ignored. The arrays of a head are ignored if
+    the architecture in the checkpoint's config has this head.
 
     Args:
         source: the checkpoint.
@@ -153,7 +154,8 @@ def _surplus(
     """
     escaped = (re.escape(_without_prefix(family, rule.stored_name)) for rule in rules if layers)
     other_layers = [re.sub(r"\\\{\w+\\\}", r"\\d+", pattern) for pattern in escaped]
-    ignored = re.compile("|".join([f"(?:{family.prefix})?(?:{p})" for p in [*other_layers, family.ignored]]))
+    heads = [family.heads[head] for head in family.heads_of(source.config)]
+    ignored = re.compile("|".join([f"(?:{family.prefix})?(?:{p})" for p in [*other_layers, *heads, family.ignored]]))
     surplus = {name: info for name, info in source.arrays.items() if name not in used and not ignored.fullmatch(name)}
     return [f"{name} {list(info.shape)} is surplus" for name, info in surplus.items()]
 

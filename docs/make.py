@@ -3,9 +3,9 @@
 python docs/make.py            writes docs/methods/*.md, and the numbers of parts in README.md
 python docs/make.py --check    says which pages and numbers of README.md are not what the files say; exits with 1
 
-A docstring of a module gives title, paper, formula and traps; its lines `When:`, `Config:`, `Checked:`, `Experiment:`
-and, where there is no paper, `Own:` are what a page begins with; the docstring and signature of the factory are the
-arguments. Results are those that `experiments/methods` wrote.
+A docstring of a module gives title, paper, formula and traps; its lines `When:`, `Config:`, `Mean:`, `Checked:`,
+`Experiment:` and, where there is no paper, `Own:` are what a page begins with; the docstring and signature of the
+factory are the arguments. Results are those that `experiments/methods` wrote.
 """
 
 import importlib
@@ -26,7 +26,7 @@ from jaxdistill.core import registry
 ROOT = Path(__file__).parents[1]
 PAGES, README = ROOT / "docs" / "methods", ROOT / "README.md"
 KINDS = {"losses": registry.losses, "fusion": registry.fusions, "steps": registry.steps}
-WORDS = ("When", "Config", "Own", "Checked", "Experiment")
+WORDS = ("When", "Config", "Own", "Mean", "Checked", "Experiment")
 PASSED = ("student", "teachers", "objective", "optimizer")  # to a step, by the other keys of the config
 RESULTS = ROOT / "experiments" / "methods" / "results.json"
 

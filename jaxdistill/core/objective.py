@@ -6,7 +6,7 @@ Loss terms return one value for each row (example) or token. The means over rows
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,37 +25,59 @@ from jaxdistill.core.chunked.terms import (
 from jaxdistill.core.collectives import psum
 from jaxdistill.core.interfaces import Fusion, Objective, Term
 from jaxdistill.core.schedules import Scalar, StepNumber, as_schedule
-from jaxdistill.core.sums import Mean, masked_mean
+from jaxdistill.core.sums import Mean, masked_mean, text_mean, text_shares, weighted_mean
 from jaxdistill.core.types import Array, ByRole, Key, Outputs, Params, PyTree, Signals, State
 
+TEXT_SHARE = "share_of_text"  # field of a batch in chunks: 1 / the number of tokens of the text, for each token
 MeansAndState = tuple[dict[str, Mean], dict[str, State]]  # by loss term, and by role
 
 
+Reduction = Literal["token", "text"]
+
+
 class WeightedTerm(NamedTuple):
-    """A loss term and its weight in the training loss: a number, or a schedule (a function of the step number)."""
+    """A loss term, its weight in the training loss, and what its mean is taken over.
+
+    term: the loss term
+    weight: a number, or a schedule (a function of the step number)
+    reduction: for values of tokens: "token": the mean over all tokens of the batch, so that a long text counts more
+        than a short one; "text": the mean over the tokens of each text, then over the texts of the batch. Values of
+        rows that are no texts have one mean, whatever the reduction
+    """
 
     term: Term
     weight: Scalar = 1.0
+    reduction: Reduction = "token"
 
 
-def reduce(out: Any, mask: Array) -> Mean:
-    """Reduce the values of a loss term to a `Mean`: `sum(values * mask)` and `sum(mask)` on this device.
+def reduce(out: Any, signals: Signals, reduction: Reduction = "token") -> Mean:
+    """Reduce the values of a loss term to a `Mean`: a sum and a count on this device.
+
+    For the reduction "text", a text of the batch without a value that counts has the mean 0 and counts as a text, as in
+    the trainer GOLD of TRL.
 
     Args:
         out: what the term's `apply` returns: values `[*batch]`; or `(values, mask)` with another mask; or a scalar,
             which counts as one value.
-        mask: `[*batch]`, 1 for a row or token that counts, 0 for padding; used if `out` is an array of values.
+        signals: the signals that the term was computed from. Its mask, `[*batch]`, is used if `out` is an array of
+            values: 1 for a row or token that counts, 0 for padding.
+        reduction: "token", or "text"; see `WeightedTerm`.
 
     Raises:
-        ValueError: the values have another shape than the mask.
+        ValueError: the values have another shape than the mask, or the values of a chunk have a mask of their own.
     """
+    values, mask = out if isinstance(out, tuple) else (out, signals.mask)
+    if values.ndim == 0:  # every device has the whole scalar, so every device counts 1
+        return Mean(values, jnp.ones(()))
+    if values.shape != mask.shape:
+        raise ValueError(f"a term returns one value per row, {list(mask.shape)}, or a scalar; got {list(values.shape)}")
+    if reduction == "token":
+        return masked_mean(values, mask)
+    if TEXT_SHARE not in signals.batch:
+        return text_mean(values, mask, signals.mask)
     if isinstance(out, tuple):
-        out, mask = out
-    if out.ndim == 0:  # every device has the whole scalar, so every device counts 1
-        return Mean(out, jnp.ones(()))
-    if out.shape != mask.shape:
-        raise ValueError(f"a term returns one value per row, {list(mask.shape)}, or a scalar; got {list(out.shape)}")
-    return masked_mean(out, mask)
+        raise ValueError("reduction='text' needs chunks=1 for a term with a mask of its own")
+    return weighted_mean(values, signals.batch[TEXT_SHARE])
 
 
 def weighted_sum(means: Mapping[str, Mean], weights: Mapping[str, Array | float]) -> Array:
@@ -100,7 +122,7 @@ def _dense_signals(signals: Signals, temperature: Callable[[Array], Array] | Non
         signals: the models' outputs; their temperature is a factor on the term's.
         temperature: `(step) -> temperature` of the term; None: the temperature is 1.
     """
-    at = jnp.ones((), jnp.float32) if temperature is None else temperature(signals.step) * signals.temperature
+    at = jnp.ones((), float) if temperature is None else temperature(signals.step) * signals.temperature
     teachers = tuple(_zero_masked_rows(teacher.dense(), signals.mask) for teacher in signals.teachers)
     return replace(signals, student=signals.student.dense(), teachers=teachers, temperature=at)
 
@@ -142,7 +164,7 @@ def objective(
         state: dict[str, PyTree] = {"fusion": {}, "terms": {}}
         if train_signals.teachers:
             params["fusion"], state["fusion"] = fusion.init(key, train_signals)
-        for number, (name, (term, _)) in enumerate(terms.items()):
+        for number, (name, (term, *_)) in enumerate(terms.items()):
             fused, _ = fuse(params, state, signals[term.stream], key=key, temperature=term.temperature)
             term_key = jax.random.fold_in(key, number)
             params["terms"][name], state["terms"][name] = term.init(term_key, fused)
@@ -180,12 +202,12 @@ def objective(
         """Add the means of the loss terms that were not computed in chunks; return all means and the new state."""
         means = dict(means)
         new_state = {"fusion": state["fusion"], "terms": {name: state["terms"][name] for name in means}}
-        for name, (term, _) in terms.items():
+        for name, (term, *_) in terms.items():
             if name not in means:
                 mean, new_state["terms"][name], fusion_state = term_mean(name, params, state, signals[term.stream], key)
                 means |= with_global_counts({name: mean})
                 new_state["fusion"] = fusion_state if term.stream == "train" else new_state["fusion"]
-        for name, (term, _) in terms.items():
+        for name, (term, *_) in terms.items():
             if term.follow is not None:
                 mean = Mean(psum(means[name].sum), means[name].count)
                 new_state["terms"][name] = term.follow(new_state["terms"][name], mean, signals[term.stream].step)
@@ -195,7 +217,7 @@ def objective(
         name: str, params: ByRole, state: ByRole, signals: Signals, key: Key, chunk: Int[Array, ""] | None = None
     ) -> tuple[Mean, State, State]:
         """Compute the mean of one loss term; `chunk` is a chunk's number if `signals` are one chunk of the sequence."""
-        term, number = terms[name].term, list(terms).index(name)
+        (term, _, reduction), number = terms[name], list(terms).index(name)
         # Fused again at each term's temperature; XLA merges equal computations. The fusion has the same key for all
         # chunks, so that every chunk of a sequence gets the same teacher.
         fused, fusion_state = fuse(params, state, signals, key=key, temperature=term.temperature)
@@ -203,17 +225,19 @@ def objective(
             raise ValueError("the teacher reads other tokens than the student; only gold and uld compare such models")
         term_key = jax.random.fold_in(key if chunk is None else jax.random.fold_in(key, chunk), number)
         out, term_state = term.apply(params["terms"][name], state["terms"][name], fused, key=term_key)
-        return reduce(out, fused.mask), term_state, fusion_state
+        return reduce(out, fused, reduction), term_state, fusion_state
 
     def chunkable(signals: Mapping[str, Signals]) -> dict[str, list[str]]:
         """Return `{stream: names}` of the loss terms that are computed chunk by chunk over the sequence."""
-        return chunkable_terms({name: term for name, (term, _) in terms.items()}, signals) if chunks > 1 else {}
+        return chunkable_terms({name: each.term for name, each in terms.items()}, signals) if chunks > 1 else {}
 
     def chunked(params: ByRole, state: ByRole, signals: Signals, key: Key, names: Sequence[str]) -> ChunkedTerms:
+        if any(terms[name].reduction == "text" for name in names):  # a chunk does not know the lengths of its texts
+            signals = replace(signals, batch={**signals.batch, TEXT_SHARE: text_shares(signals.mask)})
         return chunk_terms(lambda *args: term_mean(*args)[0], names, params, state, signals, key, chunks)
 
     def weights(step: StepNumber) -> dict[str, Array]:
-        return {name: as_schedule(weight)(step) for name, (_, weight) in terms.items()}
+        return {name: as_schedule(each.weight)(step) for name, each in terms.items()}
 
     def total(means: Mapping[str, Mean], step: StepNumber) -> Float[Array, ""]:
         return weighted_sum(means, weights(step))
@@ -221,5 +245,5 @@ def objective(
     def only(names: tuple[str, ...]) -> Objective:
         return objective({name: terms[name] for name in names}, fusion, chunks, kernels)
 
-    streams = frozenset({"train"} | {term.stream for term, _ in terms.values()})
+    streams = frozenset({"train"} | {each.term.stream for each in terms.values()})
     return Objective(init, apply, loss, fuse, weights, total, tuple(terms), streams, only)

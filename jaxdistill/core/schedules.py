@@ -46,8 +46,8 @@ class Schedule:
     high: float
 
     def __call__(self, step: StepNumber) -> Array:
-        """Return the value at a step, a float32 scalar."""
-        return jnp.asarray(self.curve(step), jnp.float32)
+        """Return the value at a step, a scalar of JAX's default float dtype: float32, or float64 if 64 bits are on."""
+        return jnp.asarray(self.curve(step), float)
 
 
 Scalar = Schedule | float  # the type of a factory's argument that may be a number or a schedule

@@ -144,7 +144,7 @@ def fixed_weights(weights: tuple[float, ...]) -> Callable[[Signals], Array]:
             raise ValueError(
                 f"{len(weights)} weights for {count} teachers; give one for each, in the order of the config"
             )
-        return jnp.asarray(weights or (1,) * count, jnp.float32)
+        return jnp.asarray(weights or (1,) * count, float)
 
     return weigh
 

@@ -9,8 +9,8 @@ from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Array, Outputs, PyTree, Shapes, Variables
 
 PAIRS = (
-    "its logits compare the images and the texts of one batch: their number changes with the batch size, so they are no "
-    "classes that accuracy, losses and caches could use. Choose a model with a fixed number of classes."
+    "its logits compare the images and the texts of one batch: their number changes with the batch size, so they are "
+    "no classes that accuracy, losses and caches could use. Choose a model with a fixed number of classes."
 )
 
 

@@ -54,7 +54,7 @@ class Components(NamedTuple):
     @property
     def needs(self) -> frozenset[str]:
         """Return the union of `Term.needs` (requirements such as "teacher" or "input_gradients") of all loss terms."""
-        return frozenset[str]().union(*(term.needs for term, _ in self.terms.values()))
+        return frozenset[str]().union(*(term.needs for term, *_ in self.terms.values()))
 
 
 class Parts(NamedTuple):
@@ -93,7 +93,7 @@ def build_components(config: Config, horizon: Horizon, tokens: Tokenization | No
     transformation = registry.optimizers.build(config.optimizer, "optimizer")
     weights: dict[str, Any] = {f"weights/{n}": as_schedule(weighted.weight) for n, weighted in terms.items()}
     temperatures: dict[str, Any] = {
-        f"temperature/{name}": term.temperature for name, (term, _) in terms.items() if term.temperature
+        f"temperature/{name}": each.term.temperature for name, each in terms.items() if each.term.temperature
     }
     return Components(
         terms,
@@ -135,7 +135,7 @@ def _term(entry: Config, path: str, name: str, horizon: Horizon, shared: SharedV
     term_path = f"{path}.term" if entry.term else path
     term = build_loss(entry.term or name, term_path, horizon, shared)
     term = term._replace(stream=entry.stream) if entry.stream else term
-    return WeightedTerm(term, resolve(entry.weight, horizon, f"{path}.weight"))
+    return WeightedTerm(term, resolve(entry.weight, horizon, f"{path}.weight"), entry.reduction)
 
 
 def _role(entry: Config, path: str, horizon: Horizon) -> tuple[Any, Schedule]:

@@ -97,6 +97,7 @@ ADDRESS = Kind(
     "'auto', or the host:port of process 0, such as 'node0:1234'",
     text=True,
 )
+REDUCTION = _one_of("token", "text")
 DTYPE = _one_of("float32", "bfloat16")
 BITS = _one_of("int8", "fp8", empty=True)
 KERNELS = _one_of("xla", "pallas")
@@ -115,6 +116,11 @@ TERM = {
     "term": Key("", SPEC, "the loss, such as 'kd(temperature=4.0)'; empty: the loss with the name of the entry"),
     "weight": Key("1.0", SCHEDULE, "weight of the term, a number or a schedule"),
     "stream": Key("", TEXT, "stream that the term reads; empty: the default of the loss, usually train"),
+    "reduction": Key(
+        "token",
+        REDUCTION,
+        "mean over all tokens of the batch ('token'), or over the tokens of each text, then over texts ('text')",
+    ),
 }
 RULES_DOC = (
     "sharding rules: (regex of parameter paths, mesh axes of the last dimensions) pairs; empty: the default rules"

@@ -57,6 +57,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         stage.teachers_have_the_classes,
         stage.fusion_fits,
         stage.terms_fit,
+        stage.text_reductions_have_texts,
         stage.evaluated_layers_exist,
         stage.teachers_have_values,
         stage.step_streams_exist,

@@ -164,3 +164,19 @@ def test_a_temperature_that_stays_positive_is_taken():
 
 def test_every_schedule_says_what_it_does():
     assert all(registry.schedules[name].__doc__ for name in registry.schedules)
+
+
+@pytest.mark.parametrize("spec", ["linear(start=1.0, end=0.1)", "cosine(start=1.0, end=0.1, warmup=0.1)", "0.1"])
+def test_in_64_bits_a_schedule_has_64_bits(spec):
+    with jax.enable_x64(True):
+        schedule = resolve(spec, Horizon(1000, 10), "rate")
+        found = np.array([float(schedule(step)) for step in (5, 333, 777)])
+        assert schedule(333).dtype == np.float64
+    t = np.array([5, 333, 777]) / 1000
+    wanted = {
+        "linear": 1 - 0.9 * t,
+        "cosine": np.where(t < 0.1, 6 / 100, 0.1 + 0.45 * (1 + np.cos(np.pi * (t - 0.1) / 0.9))),
+        "0.1": np.full(3, 0.1),
+    }[spec.partition("(")[0]]
+    np.testing.assert_allclose(found, wanted, rtol=1e-13)
+    assert resolve(spec, Horizon(1000, 10), "rate")(333).dtype == np.float32

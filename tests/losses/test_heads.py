@@ -217,7 +217,7 @@ def learning(tmp_path_factory):
         teacher = {"model": spec, "checkpoint": str(folder / "vit")}
         config = differ(runs.load(), student={"model": spec}, teachers={"vit": teacher}, objective={"kd": {}})
         file = folder / "config.json"
-        file.write_text(json.dumps({"config": config.to_dict(), "source": str(runs.TINY)}))
+        file.write_text(json.dumps({"config": config.to_dict()}))
         yield config, str(file)
 
 
@@ -243,7 +243,7 @@ def test_of_another_teacher_the_term_says_its_number(learning, tmp_path):
     config, _ = learning
     file = tmp_path / "two.json"
     teachers = {"first": {"model": "mlp(widths=(8,), classes=4)", "steps": 5}, **config.teachers.to_dict()}
-    file.write_text(json.dumps({"config": {**config.to_dict(), "teachers": teachers}, "source": str(runs.TINY)}))
+    file.write_text(json.dumps({"config": {**config.to_dict(), "teachers": teachers}}))
     code, text = told(str(file), "--teacher", "vit", "--top", "1", "--records", "8")
     assert code == 0 and text.splitlines()[-1].endswith(', teacher=1)"')
 

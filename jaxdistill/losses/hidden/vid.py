@@ -90,7 +90,7 @@ def vid(layers: LayerMap = "uniform", variance: float = 5.0, minimum: float = 1e
             keys = jax.random.split(jax.random.fold_in(key, number), REGRESSOR_LAYERS)
             for layer, inputs in enumerate((student.shape[-1], width, width)):
                 params[f"{number}/{layer}/kernel"] = init_kernel(keys[layer], inputs, width)
-            params[f"{number}/variance"] = jnp.full(width, _inverse_softplus(variance - minimum), jnp.float32)
+            params[f"{number}/variance"] = jnp.full(width, _inverse_softplus(variance - minimum), float)
         return params, {}
 
     def apply(params: Params, state: State, signals: Signals, *, key: Key) -> tuple[Values, State]:

@@ -14,6 +14,8 @@ For 0 < b < 1 both forms are finite where a teacher's logit is -inf. At b = 1 su
 `reverse_kl`.
 
 Config: objective.jsd.term = "jsd(beta=0.5)"
+Mean: over tokens (`reduction="token"`) in TRL (f2cd577, trl/experimental/gkd/gkd_trainer.py, lines 301 to 317) and
+DistiLLM (d47e77f, distillm/losses.py, lines 47 to 52). The paper (equation 2) has `reduction="text"`.
 When: language models, above all on text sampled from the student. Sweep b; papers try .1, .5 and .9.
 Checked: against published code (TRL's GKD) at b = 0, .5 and 1; the normalised form by hand, and against both KLs at its
 ends.

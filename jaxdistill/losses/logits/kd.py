@@ -14,6 +14,8 @@ The outputs of a cached teacher are computed before the run. The cache may store
 of all its logits and their normaliser, and gives the same number.
 
 Config: objective.kd.term = "kd(temperature=4.0)"; objective.kd.weight = 0.9
+Mean: over tokens (`reduction="token"`), as in MiniLLM (LMOps 4f2a9de, minillm/finetune.py, line 174), DistiLLM
+(d47e77f, distillm/losses.py, line 11) and DSKD (077337a, code/criterions/various_divergence.py, lines 85 and 107).
 When: always first, for classification and language, with any two networks. Compare other losses with it.
 Checked: against published code (golden/losses.npz, T = 2 and 4), in value and gradient; by hand; sparse against dense
 teacher logits.

@@ -13,6 +13,9 @@ student's probability still includes the class. The published sum can fall below
 puts all probability on masked classes.
 
 Config: objective.reverse_kl.term = "reverse_kl(temperature=1.0)"
+Mean: over tokens (`reduction="token"`), as in DistiLLM (d47e77f, distillm/losses.py, line 23) and MiniLLM (LMOps
+4f2a9de, minillm/minillm/losses.py, line 105). TRL's MiniLLM divides by all positions, padding too (f2cd577,
+trl/experimental/minillm/minillm_trainer.py, lines 278 to 283 and 366).
 When: generative students much smaller than their teacher: better right on a few modes than vague on all.
 Checked: against published code (DistiLLM), in value and gradient.
 """

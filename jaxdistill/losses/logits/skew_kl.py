@@ -13,6 +13,8 @@ v1 is not 0 where the student equals the teacher. A class that the teacher masks
 DistiLLM-2 also chooses `a` for each sequence from the distance between the models; here it is a number.
 
 Config: objective.skew_kl.term = "skew_kl(alpha=0.1)"
+Mean: over tokens (`reduction="token"`) in DistiLLM (d47e77f, distillm/losses.py, line 77). DistiLLM-2 has
+`reduction="text"` (fe4cf9b, src/distillm_trainer.py, lines 1233 and 1347).
 When: language models, instead of `kd` if classes with almost no student probability make the gradient of `kd` explode.
 Checked: against published code (DistiLLM and DistiLLM-2), in value and gradient.
 """

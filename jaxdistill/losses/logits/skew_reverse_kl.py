@@ -17,6 +17,8 @@ student's samples and the skew KL on the teacher's. Here the two losses are sepa
 of batches) that the config sets.
 
 Config: objective.skew_reverse_kl.term = "skew_reverse_kl(alpha=0.1)"
+Mean: over tokens (`reduction="token"`) in DistiLLM (d47e77f, distillm/losses.py, line 94). DistiLLM-2 has
+`reduction="text"` (fe4cf9b, src/distillm_trainer.py, lines 1233 and 1347).
 When: language models on text sampled from the student; on fixed text, beside `skew_kl`.
 Checked: against published code (DistiLLM and DistiLLM-2), in value and gradient.
 """

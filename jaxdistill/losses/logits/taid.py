@@ -18,6 +18,7 @@ A class that the teacher masks with -inf adds nothing. The term's state is three
 the loss's relative decrease) and the last loss, which are saved and resumed with the run.
 
 Config: objective.taid.term = "taid(floor=linear(start=0.4, end=1.0))"
+Mean: over tokens (`reduction="token"`), as in the published code (a062892, src/distil_losses/fkl.py, line 24).
 When: language models whose teacher is so much larger that the forward KL makes the student average over modes, and the
 reverse KL makes it collapse to a few.
 Checked: against published code (SakanaAI/TAID), over several steps: value, gradient and coefficient.
@@ -119,7 +120,7 @@ def taid(
     temperatures = require_positive("temperature", as_schedule(temperature))
 
     def init(key: Key, signals: Signals) -> tuple[Params, State]:
-        scalar = lambda value: jnp.full((), value, jnp.float32)
+        scalar = lambda value: jnp.full((), value, float)
         first_floor = floors(jnp.zeros((), jnp.int32))
         return {}, {"coefficient": first_floor, "momentum": scalar(0.0), "loss": scalar(jnp.inf)}
 

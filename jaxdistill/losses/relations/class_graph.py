@@ -17,7 +17,7 @@ class Edges(NamedTuple):
     """The edges of a graph as arrays. Each edge is listed in both directions, sorted by source and then by target.
 
     source, target: `[edges]`, int64, the numbers of the two nodes that an edge joins
-    weight: `[edges]`, float32, above 0
+    weight: `[edges]`, above 0
     nodes: number of nodes, the largest node number plus 1
     """
 
@@ -53,7 +53,7 @@ def parse_edges(spec: GraphSpec) -> Edges:
     nodes = int(source.max()) + 1
     if nodes > MAX_NODES:
         raise ValueError(f"node {nodes - 1} is above {MAX_NODES - 1}; renumber the nodes that your records use, from 0")
-    weight_array = np.array([both_directions[pair] for pair in sorted(both_directions)], np.float32)
+    weight_array = np.array([both_directions[pair] for pair in sorted(both_directions)])
     return Edges(source, target, weight_array, nodes)
 
 

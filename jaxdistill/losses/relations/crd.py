@@ -212,7 +212,7 @@ def _init_bank(side: str, key: Array, records: int, width: int) -> dict[str, Arr
     """Draw a memory bank whose entries have a mean squared norm of 1; log Z is -inf, which means not yet known."""
     bound = (3 / width) ** 0.5
     bank = jax.random.uniform(key, (records, width), minval=-bound, maxval=bound)
-    return {f"{side}/bank": bank, f"{side}/log_z": jnp.full((), -jnp.inf, jnp.float32)}
+    return {f"{side}/bank": bank, f"{side}/log_z": jnp.full((), -jnp.inf, float)}
 
 
 def _project(params: dict[str, Array], side: str, rows: Array) -> Array:

@@ -69,7 +69,7 @@ def label_shares(edges: Edges, share: float, classes: int) -> tuple[np.ndarray, 
     """
     degree = np.bincount(edges.source, minlength=classes)
     related = np.zeros((classes, 1 + degree.max()), np.int32)
-    shares = np.zeros(related.shape, np.float32)
+    shares = np.zeros(related.shape)  # JAX narrows it to its own float dtype
     related[:, 0], shares[:, 0] = np.arange(classes), np.where(degree > 0, 1 - share, 1)
     first = np.cumsum(degree) - degree
     place = 1 + np.arange(len(edges.source)) - first[edges.source]  # edges are sorted by their source

@@ -4,6 +4,7 @@ Label smoothing (Szegedy et al. 2016, arxiv.org/abs/1512.00567) softens labels w
 soft targets.
 
 Config: objective.cross_entropy.term = "cross_entropy(label_smoothing=0.1)"
+Mean: over tokens (`reduction="token"`), as in transformers 5.23 (loss/loss_utils.py, lines 41 to 47).
 When: the labels are reliable. Use it with a small weight beside soft targets, and alone to train the same student
 without a teacher, as a control.
 Checked: against float64 numpy, with and without smoothing, for classes and for distributions; by hand.

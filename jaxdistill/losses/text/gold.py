@@ -26,6 +26,9 @@ A class that the teacher masks with -inf has probability 0. The logits of the wh
 chunks, because they are sorted. Cross-entropy with the student's tokens is a separate term.
 
 Config: objective.gold.term = "gold()", beside teachers.NAME.reads = "teacher/" and data.tokens = "aligned(...)"
+Mean: `reduction="text"` in TRL: over the spans of each text, then over texts; a text without a span counts as 0
+(f2cd577, trl/experimental/gold/gold_trainer.py, lines 334, 524 and 739 to 747). With the same tokenizer TRL has
+`reduction="token"` (lines 2319 to 2335), which is the default here.
 When: a language model whose teacher has another tokenizer.
 Checked: against published code (TRL) with spans of one token each, and with every span compared by rank, in value and
 gradient; against `kd` with the same tokenizer; alignment by hand.

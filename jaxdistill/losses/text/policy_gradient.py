@@ -17,6 +17,9 @@ token that the teacher masks has a finite cost.
 
 Config: objective.policy_gradient.term = "policy_gradient()"; objective.policy_gradient.stream = "samples", beside
     objective.reverse_kl.stream = "samples", and step = "on_policy(prompt=64)"
+Mean: over tokens (`reduction="token"`), as in MiniLLM (LMOps 4f2a9de, minillm/minillm/losses.py, lines 70 and 94) and
+TRL (f2cd577, trl/trainer/grpo_trainer.py, line 3139, by default). For texts of unequal lengths, the gradient of the KL
+between texts would need the sum over each text, which neither reduction is.
 When: long answers, in which an early token can spoil all that follows.
 Checked: against the exact gradient of the KL between all texts of three tokens, alone and beside `reverse_kl`.
 """

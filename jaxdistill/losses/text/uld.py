@@ -14,6 +14,10 @@ The whole vocabulary is sorted at every position, so the logits of the whole bat
 There is no T^2: the published code has none, and the gradient falls as 1 / T. The authors' weight is 1.5.
 
 Config: objective.uld.term = "uld()", beside teachers.NAME.reads = "teacher/" and data.tokens = "aligned(...)"
+Mean: `reduction="text"` in both sources: over the answer tokens of each text and then over texts in the authors' code
+(llm-recipes ab6e798, models/distillation_model.py, lines 160 to 164), over the spans of each text and then over texts
+in TRL (f2cd577, trl/experimental/gold/gold_trainer.py, lines 520 to 524). DSKD divides by all tokens (077337a,
+code/criterions/universal_logit_distillation.py, line 65). The default here is "token", as for all losses.
 When: the teacher has another vocabulary and shares few tokens with the student. If it shares many, `gold` uses them.
 Checked: against published code (the authors' llm-recipes; TRL's GOLD if tokens differ), in value and gradient.
 """

@@ -34,7 +34,7 @@ def rates_are_not_negative(view: StageConfigView) -> None:
 
 def weights_are_not_negative(view: StageConfigView) -> None:
     """Check that the weights of all loss terms are 0 or more at every step: a loss is minimised, never maximised."""
-    for name, (_, weight) in view.components.terms.items():
+    for name, (_, weight, _) in view.components.terms.items():
         low = as_schedule(weight).low
         if low < 0:
             value = view.config.objective[name].weight
@@ -79,7 +79,7 @@ def checkpoints_exist(view: StageConfigView) -> None:
 
 def terms_have_teachers(view: StageConfigView) -> None:
     """Check that the config has a teacher if a loss term compares the student with a teacher."""
-    for name, (term, _) in view.components.terms.items():
+    for name, (term, *_) in view.components.terms.items():
         if "teacher" in term.needs and not view.teacher_configs:
             cure = "Add teachers.NAME.model with a checkpoint, or with steps to train it here."
             raise ConfigError(f"objective.{name}", f"needs a teacher, and the config has none. {cure}")
@@ -90,7 +90,7 @@ def teachers_have_gradients(view: StageConfigView) -> None:
 
     A teacher with cached outputs cannot compute gradients.
     """
-    for name, (term, _) in view.components.terms.items():
+    for name, (term, *_) in view.components.terms.items():
         gradients = sorted(term.needs & GRADIENTS)
         for teacher in view.teacher_configs.values():
             if gradients and (lack := teacher.lacks("gradients")):
@@ -109,7 +109,7 @@ def sampled_caches_suit_their_terms(view: StageConfigView) -> None:
         if not teacher.options.get(CACHE):
             continue
         encoding = parse_encoding(teacher.options[CACHE], f"{teacher.path}.{CACHE}")
-        for name, (term, _) in view.components.terms.items():
+        for name, (term, *_) in view.components.terms.items():
             if not encoding.draws or "teacher" not in term.needs:
                 continue
             path, temperature = f"objective.{name}", term.temperature

@@ -27,7 +27,7 @@ def teachers_have_the_classes(view: StageView) -> None:
     The map is the config key `teachers.NAME.classes`. A teacher with another tokenizer, whose vocabulary is aligned
     with the student's, is not checked.
     """
-    if any("alignment" in term.needs for term, _ in view.terms.values()):
+    if any("alignment" in term.needs for term, *_ in view.terms.values()):
         return  # such terms check the classes themselves
     needed = view.student.logits.shape[-1]
     for teacher, out in zip(view.teacher_configs.values(), view.signals["train"].teachers, strict=True):
@@ -70,6 +70,15 @@ def terms_fit(view: StageView) -> None:
     kernels = (config.chunks, config.kernels) if config.kernels != "xla" else ()
     for name, weighted in view.terms.items():
         _try_objective(view, {name: weighted}, view.parts.components.fusion, f"objective.{name}", kernels)
+
+
+def text_reductions_have_texts(view: StageView) -> None:
+    """Check that only the values of texts are reduced text by text (config key `objective.NAME.reduction`)."""
+    for name, (term, _, reduction) in view.terms.items():
+        if reduction == "text" and term.stream in view.signals and view.signals[term.stream].mask.ndim < 2:
+            cure = "Leave reduction at 'token'"
+            problem = f"'text' averages over the tokens of each text, and the records of {term.stream!r} are no texts"
+            raise ConfigError(f"objective.{name}.reduction", f"{problem}. {cure}.")
 
 
 def _try_objective(

@@ -124,17 +124,16 @@ def load() -> ConfigDict:
 
 
 def damage(step: Path, how: str, file: Path | None = None) -> Path:
-    """Damages a file, by default the largest with values of a step, and says which: "flipped bits", "truncated" or
-    "missing"."""
-    values = (file for file in step.rglob("*") if file.is_file() and file.parent.name == "d")
-    file = file or max(values, key=lambda file: (file.stat().st_size, "ocdbt" not in str(file)))
+    """Damages a file, or all files with values of a step: "flipped bits", "truncated" or "missing". Says which last."""
+    if file is None:  # of the files alone, some hold nothing that is read
+        return [damage(step, how, each) for each in step.rglob("*") if each.is_file() and each.parent.name == "d"][-1]
     content = bytearray(file.read_bytes())
     if how == "missing":
         file.unlink()
     elif how == "truncated":
         file.write_bytes(content[: len(content) // 2])
     else:
-        for place in range(0, len(content), 16):  # of one alone, some lie where nothing is read
+        for place in range(0, len(content), 16):
             content[place] ^= 1
         file.write_bytes(content)
     return file

@@ -61,11 +61,18 @@ class _LatestAndBest:
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read: its step, the train state, and the positions of the data iterators by stream."""
+    """A checkpoint that was read.
+
+    step: the step number
+    tree: the train state
+    data: the positions of the data iterators, by stream
+    seconds: time that the training had taken until then, over all processes that worked on it
+    """
 
     step: int
     tree: PyTree
     data: dict[str, Any]
+    seconds: float
 
 
 class Checkpoints:
@@ -130,7 +137,14 @@ class Checkpoints:
             if not (self.folder / "steps" / file.stem).exists():
                 file.unlink(missing_ok=True)
 
-    def save(self, step: int, tree: PyTree, data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def save(
+        self,
+        step: int,
+        tree: PyTree,
+        data: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        seconds: float = 0.0,
+    ) -> None:
         """Save a checkpoint in the background; the arrays may be donated as soon as this returns.
 
         Args:
@@ -138,6 +152,7 @@ class Checkpoints:
             tree: the train state, with arrays of any sharding.
             data: the positions of the data iterators, as JSON values.
             metrics: evaluation results at this step, by name; a checkpoint without metrics never counts as the best.
+            seconds: time that the training has taken so far, over all processes that worked on it.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -147,7 +162,8 @@ class Checkpoints:
         arrays = {name: [*entry, checksums[name]] for name, entry in entries.items()}
         self._metrics[step] = dict(metrics)
         self._manager.save(step, args=self._ocp.args.Composite(state=self._ocp.args.PyTreeSave(flat)), force=True)
-        manifest = {"step": step, "arrays": arrays, "metrics": dict(metrics), "data": dict(data)}
+        contents = {"arrays": arrays, "metrics": dict(metrics), "data": dict(data)}
+        manifest = {"step": step, "seconds": round(seconds, 3), **contents}
         self._last_manifest = self._manifest_thread.submit(self._write_manifest, step, manifest)
 
     def restore(self, abstract: PyTree) -> Restored | None:
@@ -172,7 +188,7 @@ class Checkpoints:
             if not problems:
                 problems, flat, data = self._read(step, manifest, flatten(abstract))
             if not problems:
-                return Restored(step, unflatten(abstract, flat), data)
+                return Restored(step, unflatten(abstract, flat), data, manifest.get("seconds", 0.0))
             if jax.process_index() == 0:
                 self._set_aside(step, problems)
             _barrier(f"checkpoint of step {step} is set aside")

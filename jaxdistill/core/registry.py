@@ -146,6 +146,12 @@ def _list_arguments(parameters: Mapping[str, inspect.Parameter]) -> str:
     return f"Arguments: {', '.join(map(text, parameters.values())) or 'none'}."
 
 
+HINTS = {  # (kind of part, argument that users expect) -> where it is
+    ("optimizer", "lr"): "The learning rate is the config key 'rate'. ",
+    ("optimizer", "learning_rate"): "The learning rate is the config key 'rate'. ",
+    ("loss", "weight"): "The weight is a config key beside 'term'. ",
+    ("loss", "reduction"): "The reduction is a config key beside 'term'. ",
+}
 Conversions = Mapping[Any, Callable[[Any, str], Any]]  # an annotation -> `(literal, path) -> value`
 
 
@@ -154,10 +160,12 @@ class Registry:
 
     Args:
         kind: what the factories build, such as "loss", for error messages.
+        check: function that is called with the arguments of a factory by name, and raises a ValueError for an argument
+            that no factory of this kind can take.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, check: Callable[[Mapping[str, Any]], None] = lambda arguments: None):
+        self.kind, self._check = kind, check
         self.factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, factory: Callable[..., Any]) -> Callable[..., Any]:
@@ -196,6 +204,7 @@ class Registry:
         """
         factory, bound = self.bind(spec, path, convert)
         try:
+            self._check(bound.arguments)
             return factory(*bound.args, **bound.kwargs)
         except ConfigError as error:
             raise error if error.path else ConfigError(path, error.message) from None
@@ -226,7 +235,7 @@ class Registry:
         arguments = {name: each for name, each in signature.parameters.items() if name not in spec.added}
         for name in (*spec.kwargs, *spec.added):
             if name not in signature.parameters and not accepts_any_name:
-                cure = suggest(name, arguments)
+                cure = HINTS.get((self.kind, name), "") + suggest(name, arguments)
                 raise ConfigError(path, f"{self.kind} {spec.name!r} has no argument {name!r}. {cure}")
         try:
             bound = signature.bind(*spec.args, **{**spec.kwargs, **spec.added})
@@ -246,10 +255,29 @@ class Registry:
         return factory, bound
 
 
+LARGEST, MOST_LAYERS = 2**31 - 1, 2048
+
+
+def _possible_sizes(arguments: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a size that no network has: below 0, above 2^31, or too many layers.
+
+    Layers are built one by one, so that millions of them would take all time and memory before anything is compiled.
+    """
+    for name, value in arguments.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        sizes = [number for number in numbers if isinstance(number, int) and not isinstance(number, bool)]
+        for size in sizes:
+            if abs(size) > LARGEST:
+                raise ValueError(f"{name}={value!r:.60} is too large; give at most {LARGEST}")
+        layers = sum(sizes) if re.search("depth|blocks", name) else len(numbers)
+        if layers > MOST_LAYERS and name not in ("source", "keep"):
+            raise ValueError(f"{name} asks for {layers} layers; give at most {MOST_LAYERS}")
+
+
 losses = Registry("loss")
 fusions = Registry("fusion")
 steps = Registry("step")
-models = Registry("model")
+models = Registry("model", _possible_sizes)
 schedules = Registry("schedule")
 optimizers = Registry("optimizer")
 datasets = Registry("data set")

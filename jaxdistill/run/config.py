@@ -9,6 +9,7 @@ that differ from the defaults:
         return make(steps=1000, student=dict(model="mlp(widths=(64,), classes=10)"), ...)
 """
 
+import difflib
 import functools
 import re
 import sys
@@ -102,8 +103,16 @@ def _merge(schema: Mapping[str, Any], values: Any, path: str, place: str) -> dic
     values = {_renamed(place, str(key), path): value for key, value in values.items()}
     for key in values:
         if key not in schema:
-            raise ConfigError(_join(path, key), f"unknown key {key!r}. {suggest(key, schema)}")
+            raise ConfigError(_join(path, key), f"unknown key {key!r}. {suggest(key, schema)}{_hint(place, path, key)}")
     return {key: _value(part, values.get(key), _join(path, key), _join(place, key)) for key, part in schema.items()}
+
+
+def _hint(place: str, path: str, key: str) -> str:
+    """Return where the arguments of a loss belong, for an unknown key of a loss term."""
+    if place not in ("objective.NAME", "task.NAME"):
+        return ""
+    loss = path.rpartition(".")[2]
+    return f" Arguments of the loss belong into its spec: {path}.term='{loss}({key}=...)'."
 
 
 def _value(part: Any, value: Any, path: str, place: str) -> Any:
@@ -158,6 +167,7 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
         for number, name in enumerate(parents):
             section = ".".join(parents[: number + 1])
             if isinstance(schema, OpenSection):
+                _note_new_entry(section, name, node)
                 schema, node, place = schema.entry, node.setdefault(name, {}), _join(place, "NAME")
             elif isinstance(schema.get(name), Key):
                 raise ConfigError(section, f"{name!r} is a key, not a section; set it as --config.{section}=VALUE.")
@@ -170,9 +180,17 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
             raise ConfigError(path, f"{last!r} is a section; set one of its keys, as in --config.{path}.KEY=VALUE.")
         last = _renamed(place, last, ".".join(parents))
         if last not in keys:
-            raise ConfigError(path, f"unknown key {last!r}. {suggest(last, keys)}")
+            hint = _hint(place, path.rpartition(".")[0], last)
+            raise ConfigError(path, f"unknown key {last!r}. {suggest(last, keys)}{hint}")
         node[last] = _read(schema[last], text, path)
     return make(**tree)
+
+
+def _note_new_entry(section: str, name: str, entries: Mapping[str, Any]) -> None:
+    """Print a note if a change from the command line creates an entry whose name is almost that of another."""
+    close = difflib.get_close_matches(name, entries, n=1, cutoff=0.75)
+    if name not in entries and close and section.partition(".")[0] not in ("objective", "task"):  # losses name theirs
+        note(f"{section} is a new entry, beside {close[0]!r}; check its spelling")
 
 
 def parse_changes(words: Iterable[str]) -> list[tuple[str, str]]:

@@ -6,7 +6,6 @@ The control is the student's network trained without teachers. Each of these tra
 import contextlib
 import functools
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +79,7 @@ def check(config: Config, folder: str | Path) -> Resolved:
     _ = resolved.stages
     resolved.check_run()
     resolved.check_weights()
+    resolved.check_memory()
     return resolved
 
 
@@ -113,7 +113,9 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
             record |= added
             if added["lacks"]:
                 parts = ", ".join(f"{part} (module {module})" for part, module in added["lacks"].items())
-                console.print(f"note: config.json has no copy of the code of {parts}; keep it, to repeat this run")
+                console.print(
+                    f"note: config.json has no copy of the code of {parts}; keep it, to repeat this run", soft_wrap=True
+                )
         run = Run(resolved, folder, console)
         subset.check_selection(folder, resolved.data, run.data.chosen)
         preemption = stack.enter_context(Preemption())
@@ -179,9 +181,9 @@ class Run:
 
     def _evaluate_teacher(self, teacher: Teacher, values: Variables) -> None:
         """Evaluate a teacher outside of a stage that trains it, and record its scores, cost and variables."""
-        evaluated = Trained(values, self._totals(teacher, values), {})
+        evaluated = Trained(values, self._totals(teacher, values), {}, 0.0)
         cost = teacher.cost(values, self.rows)
-        self._record_teacher(teacher, _outcome(f"teacher {teacher.name}", cost, evaluated, 0.0), values)
+        self._record_teacher(teacher, _outcome(f"teacher {teacher.name}", cost, evaluated), values)
 
     def stage(self, stage: Stage, preemption: Preemption) -> None:
         """Train one model of the run, or load the trained model if an earlier, interrupted run has finished it.
@@ -194,11 +196,10 @@ class Run:
         if self._load_finished(stage, folder):
             self.console.print(f"{stage.name:>12}  was already finished, at step {stage.settings.steps}")
             return
-        start = time.perf_counter()
         teachers = () if stage.kind == "teacher" else self._arguments()
         trained = train(stage, folder, teachers, self._context(stage, preemption))
         cost = cost_of(stage.parts.student, trained.variables, self.rows)
-        outcome = _outcome(stage.name, cost, trained, time.perf_counter() - start)
+        outcome = _outcome(stage.name, cost, trained)
         self._record(stage, outcome, trained.variables)
         for teacher, values in zip(stage.parts.teachers, trained.teachers, strict=False):
             self._evaluate_teacher(teacher, values)
@@ -325,19 +326,18 @@ class Run:
             self.console.print(f"{stage.name:>12}  written to {folder}")
 
 
-def _outcome(name: str, cost: Mapping[str, Any], trained: Trained, seconds: float) -> dict[str, Any]:
+def _outcome(name: str, cost: Mapping[str, Any], trained: Trained) -> dict[str, Any]:
     """Return the content of result.json for one model: its table row, reliability diagram and training time.
 
     Args:
         name: name of the model in the result table.
         cost: number of parameters, bytes, FLOPs and latency of the model.
-        trained: the trained model and the metrics of its evaluation.
-        seconds: training time.
+        trained: the trained model, the metrics of its evaluation and the training time.
     """
     return {
         "row": {"name": name, **_nested(scores(trained.total)), **cost},
         "reliability": reliability(trained.total),
-        "seconds": seconds,
+        "seconds": trained.seconds,
         "compiled": trained.compiled,
     }
 

@@ -5,6 +5,7 @@ import jax
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.config import Config
 from jaxdistill.run.distill import distill
+from jaxdistill.run.rendezvous import wait_for_all
 
 
 def launch(config: Config, workdir: str, source: str) -> None:
@@ -27,10 +28,14 @@ def _connect(config: Config) -> None:
     distributed = config.distributed
     if not distributed.coordinator:
         return
+    address, count, number = distributed.coordinator, distributed.processes, distributed.process
     try:
-        if distributed.coordinator == "auto":
-            jax.distributed.initialize()
+        if address == "auto":
+            jax.distributed.initialize(initialization_timeout=distributed.timeout)
         else:
-            jax.distributed.initialize(distributed.coordinator, distributed.processes, distributed.process)
+            wait_for_all(address, count, number, distributed.timeout)
+            jax.distributed.initialize(address, count, number, initialization_timeout=distributed.timeout)
+    except ConfigError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise ConfigError("distributed", f"the processes could not connect: {error}") from None

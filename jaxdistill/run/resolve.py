@@ -179,6 +179,16 @@ class Resolved:
         """
         check("run", self)
 
+    def check_memory(self) -> None:
+        """Check that every stage fits into memory, by a lower bound.
+
+        Raises:
+            ConfigError: a stage needs more memory than there is; the message has both numbers.
+        """
+        for stage in self.stages:
+            with stage.definition.reporting():
+                check("stage to run", stage.view)
+
     def check_weights(self) -> None:
         """Check that pretrained weights and the checkpoints of teachers are undamaged and fit the configured networks.
 

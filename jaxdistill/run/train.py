@@ -3,6 +3,7 @@
 It starts from the newest good checkpoint or from initial values, and writes evaluations and checkpoints.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -85,12 +86,14 @@ class Trained(NamedTuple):
     variables: parameters and state of the trained model
     total: metrics of the last evaluation by name, as sums over the test examples; `scores(total)` computes the values
     compiled: number of programs that were compiled for "update" (the training step) and for "evaluate"
+    seconds: time that the training has taken, over all processes that worked on it, up to their last checkpoints
     teachers: variables of the teachers if the training algorithm changes teachers too; otherwise empty
     """
 
     variables: Variables
     total: dict[str, Any]
     compiled: dict[str, int]
+    seconds: float
     teachers: tuple[Variables, ...] = ()
 
 
@@ -110,12 +113,14 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
         CheckpointError: the folder has checkpoints, but none can be used.
     """
     name, settings, algorithm, console = stage.name, stage.settings, stage.parts.step, context.console
+    start = time.perf_counter()
     engine = make_engine(stage, teachers, context.mesh, context.references)
     checkpoints = Checkpoints(folder / "checkpoints", best="accuracy", report=console.print)
     streams = open_streams(stage, context.data, engine)
 
-    restored, step = checkpoints.restore(engine.abstract), 0
+    restored, step, earlier = checkpoints.restore(engine.abstract), 0, 0.0
     if restored is not None:
+        earlier = restored.seconds
         step, ts = restored.step, engine.restore(restored.tree)
         for stream, state in restored.data.items():
             streams[stream].set_state(state)
@@ -138,13 +143,15 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
                     total = measure(engine, ts, stage, context.data)
                     log.evaluation(step, scores(total))
                 position = {stream: iterator.get_state() for stream, iterator in streams.items()}
-                checkpoints.save(step, engine.export(ts), position, scores(total) if due else {})
+                seconds = earlier + time.perf_counter() - start
+                checkpoints.save(step, engine.export(ts), position, scores(total) if due else {}, seconds)
             if stop and step < settings.steps:
                 raise Stopped(f"{name}: saved at step {step} of {settings.steps}")
     total = total or measure(engine, ts, stage, context.data)
     exported = engine.export(ts)
     evolved = algorithm.evolve_teachers(exported.params, exported.state, teachers) if algorithm.evolve_teachers else ()
-    return Trained(Variables(exported.params["student"], exported.state["student"]), total, engine.compiled(), evolved)
+    variables, seconds = Variables(exported.params["student"], exported.state["student"]), time.perf_counter() - start
+    return Trained(variables, total, engine.compiled(), earlier + seconds, evolved)
 
 
 def pretrained_values(student: Model, abstract: TrainState) -> Variables:

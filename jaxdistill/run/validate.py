@@ -76,13 +76,17 @@ RULES: dict[str, tuple[Rule, ...]] = {
         run.kernels_have_chunks,
         run.kernels_have_a_compiler,
     ),
+    # each stage that is to be run, and not only planned
+    "stage to run": (stage.memory_suffices,),
     # the files that models are loaded from
     "weights": (
+        run.packages_exist,
         run.pretrained_weights_fit,
         run.teacher_checkpoints_fit,
     ),
     # the folder that the run writes to
     "workdir": (
+        run.workdir_can_be_written,
         run.workdir_holds_this_run,
         run.steps_are_not_fewer_than_saved,
     ),

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.run.config import Config, conflicts, make
 from jaxdistill.run.config_files import copy_source
 from jaxdistill.run.own_parts import own_parts
+
+NAME_BYTES = 255  # of a file name, on most file systems
 
 
 def config_differences(old: dict[str, Any], config: Config) -> list[str]:
@@ -78,21 +79,27 @@ def _keep_results(workdir: Path, steps: int) -> None:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Create a folder, and check that files can be written to it.
+    """Check that a folder can be created and written, before any work is done; nothing is created yet.
 
     Args:
         folder: the folder.
-        option: option of the command line that names it, for the error message.
+        option: option of the command line, or config key, that names it, for the error message.
 
     Raises:
         ConfigError: the folder cannot be created or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise _unwritable(folder, error, option) from None
+    place = folder.absolute()
+    while not (place.exists() or place.is_symlink()):
+        place = place.parent
+    problem = ""
+    if not place.is_dir():
+        problem = "is not a folder" if place == folder.absolute() else f"lies below {str(place)!r}, which is no folder"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        problem = f"cannot be written: {str(place)!r} is read-only or belongs to another user"
+    elif len(folder.name.encode()) > NAME_BYTES:
+        problem = f"has a name of more than {NAME_BYTES} bytes"
+    if problem:
+        raise ConfigError(option, f"{str(folder)!r:.300} {problem}; choose another folder.")
 
 
 @contextlib.contextmanager
@@ -125,5 +132,5 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _unwritable(workdir: Path, error: OSError, option: str = "--workdir") -> ConfigError:
-    return ConfigError(option, f"{str(workdir)!r} cannot be written ({error}); choose another folder.")
+def _unwritable(workdir: Path, error: OSError) -> ConfigError:
+    return ConfigError("--workdir", f"{str(workdir)!r} cannot be written ({error}); choose another folder.")

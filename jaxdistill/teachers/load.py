@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.compress.quantize import dequantized_shapes, quantize_like
-from jaxdistill.core.checkpoint import load_variables
+from jaxdistill.core.checkpoint import check_variables, load_variables
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.manifest import CheckpointError
 from jaxdistill.core.types import NO_VARIABLES, Shapes, Variables
@@ -22,13 +22,18 @@ def load(teacher: Teacher, rows: Shapes) -> Variables:
         rows: shapes of the arrays of a batch.
 
     Raises:
-        ConfigError: the teacher has neither a checkpoint nor pretrained weights.
+        ConfigError: the teacher has neither a checkpoint nor pretrained weights, or the checkpoint is of another model.
         CheckpointError: the checkpoint is damaged.
     """
     abstract = teacher.abstract(rows)
     if teacher.checkpoint:
+        folder, which = checkpoint_of(teacher.checkpoint)
         try:
-            saved = load_variables(*checkpoint_of(teacher.checkpoint), dequantized_shapes(abstract))
+            check_variables(folder, which, dequantized_shapes(abstract))
+        except CheckpointError as error:
+            raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
+        try:
+            saved = load_variables(folder, which, dequantized_shapes(abstract))
             return quantize_like(saved, abstract)
         except CheckpointError as error:
             cure = "restore it from a copy, or train it again"

@@ -248,7 +248,7 @@ def test_long_work_is_announced(words, tmp_path, monkeypatch, capfd):
     [
         ("sentence(tokenizer='x', length=4)", ["unknown tokenization 'sentence'", "Did you mean 'sentences'?"]),
         ("sentences(tokenizer='{words}')", ["length"]),
-        ("sentences(tokenizer='{words}', length=0)", ["length=0", "1 or more"]),
+        ("sentences(tokenizer='{words}', length=0)", ["length=0", "give 1 to"]),
         ("sentences(tokenizer='{words}', length=2)", ["no room for text beside 2 special tokens"]),
         ("sentences(tokenizer='{words}', length=8, fields=('text', 'other', 'text'))", ["3 fields", "two for a pair"]),
         (

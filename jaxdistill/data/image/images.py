@@ -194,6 +194,10 @@ def _windows(name: str, margin: int, border: Literal["constant", "reflect"]) -> 
 
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
         images = _images(batch, name)
+        if margin >= min(images.shape[1:3]):
+            height, width = images.shape[1:3]
+            problem = f"{name} by {margin} pixels leaves nothing of images of {height} x {width} pixels"
+            raise ConfigError("data.augment", f"{problem}. Choose fewer pixels.")
         padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode=border)
         windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[1:], axis=(1, 2, 3))
         down, right = (uniforms * (2 * margin + 1)).astype(int).T

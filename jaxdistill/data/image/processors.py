@@ -70,6 +70,9 @@ class Recipe(NamedTuple):
     filter: Image.Resampling
 
 
+LARGEST_SIDE = 2**14  # pixels
+
+
 @transforms.register
 def resize(size: int, filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic") -> Transform:
     """Resize each image so that its shorter edge has `size` pixels, and crop the square in the centre.
@@ -79,10 +82,10 @@ def resize(size: int, filter: Literal["nearest", "bilinear", "bicubic", "lanczos
         filter: interpolation filter of resizing.
 
     Raises:
-        ValueError: `size` is not positive.
+        ValueError: `size` is not positive, or too large.
     """
-    if size < 1:
-        raise ValueError(f"size {size}; give 1 or more.")
+    if not 1 <= size <= LARGEST_SIDE:
+        raise ValueError(f"size {size}; give 1 to {LARGEST_SIDE}.")
 
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
         crop = lambda image: _cropped(_resized(image, size, FILTERS[filter]), (size, size))
@@ -238,12 +241,13 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
 
 def _sides(folder: Path, size: Any, edge: bool) -> int | Sides:
     """Parse an image size of a config; a single number is the shorter edge if `edge` is true, else both sides."""
+    fits = lambda *sides: all(1 <= side <= LARGEST_SIDE for side in sides)
     match size:
-        case int():
+        case int() if fits(size):
             return size if edge else (size, size)
-        case {"height": int(height), "width": int(width)} | [int(height), int(width)]:
+        case {"height": int(height), "width": int(width)} | [int(height), int(width)] if fits(height, width):
             return height, width
-        case {"shortest_edge": int(shortest)} if len(size) == 1:
+        case {"shortest_edge": int(shortest)} if len(size) == 1 and fits(shortest):
             return shortest
     raise WeightsError(f"{folder} has the image size {size!r}; supported are height and width, or shortest_edge")
 

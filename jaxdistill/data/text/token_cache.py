@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import DamageError
+from jaxdistill.core.memory import host_memory, require
 from jaxdistill.data.records import Records
 from jaxdistill.data.text import tokenizer
 from jaxdistill.data.text.tokens import Columns, Tokenization
@@ -56,6 +57,8 @@ def tokenise(
             shutil.rmtree(aside, ignore_errors=True)
     records, loaded = open_records(), tokenizer.load(tokenization.file)
     message = f"Tokenising {title} with {tokenization.file}; this happens once.\n"
+    arrays = {f"the tokens of {len(records)} texts": (tokenizer.PATH, len(records) * tokenization.row_bytes)}
+    require(arrays, host_memory(), "Choose a smaller length, or fewer records")
     tokenized = tokenization.encode(loaded, _chunks(records, message))
     about: dict[str, Any] = {
         "source": source,

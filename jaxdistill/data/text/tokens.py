@@ -18,6 +18,7 @@ from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.data.text.tokenizer import PATH
 
 Columns = dict[str, np.ndarray]
+LONGEST = 2**24  # tokens of a row
 TEACHER = "teacher/"  # prefix of the fields for a teacher with another tokenizer
 
 
@@ -44,6 +45,7 @@ class Tokenization(NamedTuple):
     labelled: True if a row is one example and keeps its label; False if the label at each position is the next token
     others: the tokenizer.json of each teacher with another tokenizer, by the prefix of the fields that this teacher
         reads
+    row_bytes: bytes of the arrays of one example, if each example has rows of its own; 0: rows are shared
     shared: function without arguments that returns the tokens which the vocabularies of student and teacher share;
         None: the tokenization does not align the tokens of two tokenizers
     """
@@ -54,6 +56,7 @@ class Tokenization(NamedTuple):
     labelled: bool
     others: Mapping[str, Path] = MappingProxyType({})
     shared: Callable[[], SharedVocabulary] | None = None
+    row_bytes: int = 0
 
 
 @tokenizations.register
@@ -99,7 +102,8 @@ def sentences(
         return Tokenized(columns, int(columns["attention_mask"].sum()), cut)
 
     spec = f"sentences {length} {fields}" + (f" {lengths[TEACHER]}" if teacher else "")
-    return Tokenization(tokenizers.find(tokenizer), spec, encode, labelled=True, others=others)
+    row_bytes = 4 * (1 + len(fields)) * sum(lengths.values())
+    return Tokenization(tokenizers.find(tokenizer), spec, encode, labelled=True, others=others, row_bytes=row_bytes)
 
 
 def _set_length(tokenizer: Any, length: int, pair: bool) -> int:
@@ -160,7 +164,8 @@ def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", fie
         return Tokenized(pack_documents(texts, length, pack), sum(sizes), sum(size > length for size in sizes))
 
     spec = f"documents {check_length(length)} {pack} {end!r} {field!r}"
-    return Tokenization(tokenizers.find(tokenizer), spec, encode, labelled=False)
+    row_bytes = 0 if pack else 16 * length
+    return Tokenization(tokenizers.find(tokenizer), spec, encode, labelled=False, row_bytes=row_bytes)
 
 
 def pack_documents(texts: Sequence[np.ndarray], length: int, pack: bool) -> Columns:
@@ -226,11 +231,11 @@ def _padded(encodings: Sequence[Any], length: int, padding: int, pair: bool) -> 
 
 
 def check_length(length: int) -> int:
-    """Return `length`, the number of tokens in a row (token sequence), if it is at least 1.
+    """Return `length`, the number of tokens in a row (token sequence), if it is possible.
 
     Raises:
-        ValueError: the length is below 1.
+        ValueError: the length is below 1 or above `LONGEST`.
     """
-    if length < 1:
-        raise ValueError(f"length={length}; give 1 or more.")
+    if not 1 <= length <= LONGEST:
+        raise ValueError(f"length={length}; give 1 to {LONGEST}.")
     return length

@@ -43,6 +43,7 @@ from jaxdistill.run import subset
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import Resolved, resolve
+from jaxdistill.run.workdir import check_writable
 from jaxdistill.teachers.cache import KEY, entries_needed, identity, parse_encoding, store_folder, stream_encoding
 from jaxdistill.teachers.codec import encoded_fields, encoded_forward
 from jaxdistill.teachers.load import load
@@ -71,6 +72,10 @@ def write(config: Config, console: Console) -> None:
     if not names:
         raise ConfigError("teachers", "no teacher has a cache. Add teachers.NAME.cache=\"outputs(folder='...')\".")
     _ = resolved.data  # reports errors of the data before those of teachers
+    for name in names:
+        key = f"teachers.{name}.{KEY}"
+        folder = parse_encoding(resolved.teacher_configs[name].options[KEY], key).folder
+        check_writable(Path(folder).expanduser(), key)
     for name in names:
         writer = _Writer(resolved, name)
         for name, stream in resolved.data.with_test.items():

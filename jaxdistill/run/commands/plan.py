@@ -16,6 +16,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.plan import topology
+from jaxdistill.run.workdir import check_writable
 
 EPILOG = """
 examples:
@@ -70,8 +71,11 @@ def _print_plan(options: argparse.Namespace, config: Config) -> int:
         summary,  # imports JAX, after the environment is configured
     )
 
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise ConfigError("--json", f"the folder of {options.json!r} does not exist; create it, or choose another.")
+    if options.json:
+        folder = Path(options.json).absolute().parent
+        if not folder.is_dir():
+            raise ConfigError("--json", f"the folder of {options.json!r} does not exist; create it, or choose another.")
+        check_writable(folder, "--json")
     devices = topology.find(options.topology, options.slices)
     plan = ahead.plan(config, devices)
     sys.stdout.write(summary.text(plan, devices, options.config))

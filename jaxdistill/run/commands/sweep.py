@@ -40,7 +40,7 @@ from jaxdistill.run.study import (
     runs,
     with_checkpoints,
 )
-from jaxdistill.run.workdir import locked
+from jaxdistill.run.workdir import check_writable, locked
 
 UNFINISHED = 75  # exit code of a part that was stopped: try again (EX_TEMPFAIL)
 
@@ -232,6 +232,8 @@ def execute(study: Study, options: argparse.Namespace) -> int:
         The exit code: 0; or `UNFINISHED` if a part was stopped by a signal, so that Slurm starts no job that needs it.
     """
     console = Console()
+    if not options.slurm:
+        check_writable(options.workdir, "--workdir")
     _check(study)
     if options.slurm:
         sys.stdout.write(slurm_script(study, options.workdir, options.seeds))

@@ -35,6 +35,7 @@ from jaxdistill.models.generate import generate
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import resolve
+from jaxdistill.run.workdir import check_writable
 from jaxdistill.teachers.cache import weights_hash
 from jaxdistill.teachers.load import load
 from jaxdistill.teachers.teacher import Teacher
@@ -92,6 +93,7 @@ def synthesize(config: Config, out: Path, template: PromptTemplate, settings: Se
     Raises:
         ConfigError: the config or the settings are wrong, or the data or the teacher cannot be used.
     """
+    check_writable(out, "--out")
     _check(config, template, settings)
     resolved = resolve(config, jax.devices())
     data, teacher = resolved.data, resolved.live_teacher(settings.teacher, alone=True)

@@ -21,6 +21,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import resolve
+from jaxdistill.run.workdir import check_writable
 
 
 def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
@@ -39,6 +40,7 @@ def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
     Raises:
         ConfigError: the config has no tokenizer, its data cannot be read, or the tokenizer cannot be reduced.
     """
+    check_writable(folder, "--out")
     data = resolve(config, jax.devices()).data
     tokenization = data.tokenization
     if tokenization is None:

@@ -1,5 +1,6 @@
 """Rules about several parts of a run at once, its weights and its workdir, checked after all parts are built."""
 
+import importlib.util
 from pathlib import Path
 
 import jax
@@ -33,6 +34,13 @@ def vocabularies_fit(run: RunView) -> None:
         if rows is not None and rows < tokens:
             cure = "Use the tokenizer of this model, or one that `jaxdistill vocabulary` reduced for it"
             raise ConfigError(path, f"has an embedding of {rows} rows, the tokenizer {tokens} tokens. {cure}.")
+
+
+def packages_exist(run: RunView) -> None:
+    """Check that the optional packages that the config needs are installed."""
+    if run.config.logging.wandb and importlib.util.find_spec("wandb") is None:
+        cure = "pip install 'jaxdistill[wandb]', or leave logging.wandb empty"
+        raise ConfigError("logging.wandb", f"the package 'wandb' is not installed. {cure}.")
 
 
 def pretrained_weights_fit(run: RunView) -> None:
@@ -118,6 +126,14 @@ def kernels_have_a_compiler(run: RunView) -> None:
     if run.config.kernels != "xla" and platform != "tpu":
         reason = f"{run.config.kernels!r} is compiled for TPUs, and these devices are of platform {platform!r}"
         raise ConfigError("kernels", f"{reason}. Set kernels='xla', which works everywhere.")
+
+
+def workdir_can_be_written(run: RunView, workdir: Path) -> None:
+    """Check that the folder of the run can be created and written; nothing is created yet."""
+    if jax.process_index() == 0:
+        workdirs.check_writable(workdir, "--workdir")
+        if run.config.logging.compilation_cache:
+            workdirs.check_writable(Path(run.config.logging.compilation_cache), "logging.compilation_cache")
 
 
 def workdir_holds_this_run(run: RunView, workdir: Path) -> None:

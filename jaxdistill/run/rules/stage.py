@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxdistill.core import jaxpr, registry
 from jaxdistill.core.errors import ConfigError, message_of, suggest
 from jaxdistill.core.interfaces import Fusion
+from jaxdistill.core.memory import device_memory, require, size_of
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.models.abstract import abstract_outputs
@@ -207,6 +208,26 @@ def step_initialises(view: StageView) -> None:
     for role in config.roles:
         if role not in state.params:
             raise ConfigError(f"roles.{role}", f"the step has no role {role!r}. {suggest(role, state.params)}")
+
+
+def memory_suffices(view: StageView) -> None:
+    """Check that parameters, optimiser, teachers and batches fit into the memory of the devices and of the host.
+
+    This is a lower bound: activations, gradients and copies come on top of it.
+    """
+    config, rows = view.config, view.shapes["train"]
+    evaluated = size_of(rows) * config.evaluate.batch_size // config.batch_size
+    state, teachers = view.train_state, zip(view.parts.teachers, view.teacher_variables, strict=True)
+    live = {teacher.name: variables for teacher, variables in teachers if teacher.runs}
+    parts = {
+        "the parameters of the model": ("student.model", size_of(state.params) + size_of(state.state)),
+        "the state of the optimiser": ("student.model", size_of(state.opt_state)),
+        **{f"the teacher {name}": (f"teachers.{name}.model", size_of(x)) for name, x in live.items()},
+        f"a batch of {config.batch_size} rows": ("batch_size", size_of(view.shapes)),
+        f"a batch of {config.evaluate.batch_size} rows for evaluation": ("evaluate.batch_size", evaluated),
+    }
+    cure = "Choose a smaller model or smaller batches, or more devices"
+    require(parts, device_memory(view.mesh.devices.flat), cure)
 
 
 def activations_are_constrained(view: StageView) -> None:

@@ -1,0 +1,174 @@
+"""Whatever a command raises is one line and an exit code; a bug of ours says where its traceback lies."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import runs
+
+from jaxdistill.core.errors import ConfigError, DamageError, NonFiniteError, Stopped, WeightsError
+from jaxdistill.core.packages import FetchError
+from jaxdistill.run import failures
+from jaxdistill.run.commands import cli
+
+
+def told(error: BaseException, capsys, **options) -> tuple[int, str]:
+    """Exit code and stderr of a command that raises this error."""
+
+    def work():
+        raise error
+
+    code = failures.run(work, **options)
+    return code, capsys.readouterr().err
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "runs/x/log.jsonl")
+TENSORSTORE = ValueError('RESOURCE_EXHAUSTED: Error writing local file "x" [OS error 28: No space left on device]')
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("a.b", "is wrong."), 2, "error: a.b: is wrong."),
+        (WeightsError("x has no y"), 2, "error: x has no y"),
+        (FetchError("no network"), 2, "error: no network"),
+        (NonFiniteError("student: kd is nan at step 3"), 3, "error: student: kd is nan at step 3"),
+        (DamageError("x has changed"), 4, "error: x has changed"),
+        (Stopped("saved at step 3"), 0, "stopped: saved at step 3. The same command resumes it."),
+        (KeyboardInterrupt(), 130, "interrupted: what was not saved yet is lost."),
+        (BrokenPipeError(), 0, ""),
+        (FULL, 2, "error: the disk is full ([Errno 28] No space left on device: 'runs/x/log.jsonl'). Free some space"),
+        (TENSORSTORE, 2, "error: the disk is full (RESOURCE_EXHAUSTED: Error writing local file"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), 2, "error: the place is read-only"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "error: the place may not be used by this user"),
+        (MemoryError("Unable to allocate 7 TiB"), 2, "error: there is not enough memory (Unable to allocate 7 TiB)."),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes"),
+            2,
+            "error: there is not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes). Lower",
+        ),
+        (
+            ModuleNotFoundError("No module", name="transformers.x"),
+            2,
+            "the package 'transformers' is missing; pip install",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_an_error_is_one_line_with_its_exit_code(error, code, said, capsys):
+    found, text = told(error, capsys)
+    assert found == code and said in text
+    assert text.count("\n") == bool(text) and "Traceback" not in text
+
+
+def test_a_cause_is_recognised_below_another_error(capsys):
+    error = RuntimeError("saving failed")
+    error.__cause__ = FULL
+    cure = "Free some space, or choose another place; the same command then resumes."
+    assert told(error, capsys) == (2, f"error: the disk is full (saving failed). {cure}\n")
+
+
+def ours():
+    """Raises in our own code, as a bug would."""
+    failures.explain(None, None)  # type: ignore[call-arg]
+
+
+def test_a_bug_of_ours_says_so_and_where_its_traceback_lies(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(failures, "user_location", lambda error: "")
+    assert failures.run(ours, folder=str(tmp_path)) == 70
+    said = capsys.readouterr().err
+    (file,) = tmp_path.glob("traceback-*.txt")
+    assert said.startswith("error: this is a bug of jaxdistill, please report it (TypeError: ")
+    assert said.endswith(f" The traceback is in {file}; --debug prints it.\n") and said.count("\n") == 1
+    assert "in ours" in file.read_text() and "TypeError" in file.read_text()
+    assert failures.run(ours, debug=True, folder=str(tmp_path / "none")) == 70
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_mistake_in_code_of_the_users_names_file_and_line(capsys):
+    code, said = told(ZeroDivisionError("division by zero"), capsys)
+    assert code == 2 and said.startswith("error: ZeroDivisionError: division by zero (test_failures.py, line ")
+
+
+OWN = """
+import numpy as np
+import jax.numpy as jnp
+from jaxdistill import make
+from jaxdistill.registry import datasets, losses
+from jaxdistill.losses.term import stateless
+
+class Rows:
+    classes = 4
+    def __len__(self):
+        return 64
+    def __getitem__(self, i):
+        if i == 40 and {reading}:
+            raise OSError("row 40 is gone")
+        return {{"image": np.zeros((8, 8, 1), np.float32), "label": i % 4}}
+
+@datasets.register
+def rows(split):
+    return Rows()
+
+@losses.register
+def mine():
+    def values(signals):
+        if {losing}:
+            raise RuntimeError("no such thing")
+        return jnp.square(signals.student.logits).sum(-1)
+    return stateless(values)
+
+def get_config():
+    return make(steps=2, batch_size=8, data={{"name": "rows"}}, objective={{"mine": {{}}}}, control=False,
+        student={{"model": "mlp(widths=(4,), classes=4)"}})
+"""
+
+
+@pytest.mark.parametrize(("what", "line", "kind"), [("reading", 14, "OSError"), ("losing", 25, "RuntimeError")])
+def test_own_data_and_own_losses_that_fail_are_named(what, line, kind, tmp_path, capsys):
+    file = tmp_path / "own.py"
+    file.write_text(OWN.format(**{"reading": False, "losing": False} | {what: True}))
+    with runs.registries_as_found():
+        assert runs.run(tmp_path / "run", source=file) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f"(own.py, line {line})\n") and kind in said and "Traceback" not in said
+
+
+def test_the_command_knows_debug(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "load", lambda *_: ours())
+    parser = cli.parser("train", "", "")
+    assert cli.run_command(parser, ["--config", "x.py", "--debug"], lambda options, config: 0) in (2, 70)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_reader_of_the_output_may_go(tmp_path):
+    """As in `jaxdistill train --help | head -1`."""
+    command = [sys.executable, "-m", "jaxdistill.main", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_place_that_may_not_be_written_is_refused_before_any_work(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert runs.run(tmp_path / "run") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named(tmp_path, capsys):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    assert runs.run(tmp_path / "run") == 0
+    capsys.readouterr()
+    log = tmp_path / "run" / "student" / "log.jsonl"
+    log.unlink()
+    log.symlink_to("/dev/full")
+    (tmp_path / "run" / "student" / "result.json").unlink()
+    assert runs.run(tmp_path / "run", "--config.steps=60", "--config.control=False") == 2
+    said = capsys.readouterr().err
+    assert "--workdir: " in said or "the disk is full" in said

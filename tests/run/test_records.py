@@ -1,0 +1,144 @@
+"""Records: loading one runs no code, what it lacks is said, and what is reported of a resumed run is of all of it."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import runs
+from own_parts import LOSS
+
+import jaxdistill
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.manifest import manifests
+from jaxdistill.run.config_files import load, source
+from jaxdistill.run.own_parts import own_parts
+
+NAMES = ["../evil.py", "/tmp/evil.py", "a/evil.py", "evil.pyc", "..", 3, "evil.py\0", "a\\b.py"]
+EVIL = 'raise SystemExit("run by a record")\n'
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    with runs.registries_as_found():
+        yield
+
+
+def record(folder, **changes):
+    """A config.json, with what a run writes beside the config."""
+    config = runs.load().to_dict()
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"config": config, **changes}))
+    return folder / "config.json"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_source_outside_of_the_records_folder_is_refused(name, tmp_path):
+    (tmp_path / "evil.py").write_text(EVIL)
+    digest = hashlib.sha256(EVIL.encode()).hexdigest()
+    file = record(tmp_path / "run", source=name, source_sha256=digest)
+    for trust in (False, True):
+        with pytest.raises(ConfigError, match="which is not a Python file in its own folder"):
+            load(str(file), trust)
+    with pytest.raises(ConfigError, match="which is not a Python file in its own folder"):
+        source(str(file))
+
+
+def test_loading_a_record_runs_nothing(tmp_path, capsys):
+    file = record(tmp_path / "run", source="evil.py", source_sha256=hashlib.sha256(EVIL.encode()).hexdigest())
+    (tmp_path / "run" / "evil.py").write_text(EVIL)
+    load(str(file))
+    assert "evil.py, which defined this config, is not run" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="run by a record"):
+        load(str(file), trust_source=True)
+
+
+@pytest.mark.parametrize("how", ["changed", "link", "missing"])
+def test_only_the_file_that_the_run_copied_is_trusted(how, tmp_path):
+    file = record(tmp_path / "run", source="own.py", source_sha256=hashlib.sha256(LOSS.encode()).hexdigest())
+    copy = tmp_path / "run" / "own.py"
+    if how == "link":
+        (tmp_path / "elsewhere.py").write_text(LOSS)
+        copy.symlink_to(tmp_path / "elsewhere.py")
+    elif how == "changed":
+        copy.write_text(LOSS + "#")
+    with pytest.raises(ConfigError, match="is missing" if how == "missing" else "was changed since"):
+        load(str(file), trust_source=True)
+
+
+def test_parts_of_ones_own_are_recorded_and_named(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        LOSS
+        + f"""
+from jaxdistill import differ, load
+
+def get_config():
+    plain = {{"teachers": {{}}, "objective": {{"l1": {{}}}}, "task": {{"l1": {{}}}}, "step": "offline()"}}
+    return differ(load({str(runs.TINY)!r}), steps=1, control=False, **plain)
+"""
+    )
+    config = load(str(tmp_path / "mine.py"))
+    assert own_parts(config.to_dict()) == {"loss l1": "config_mine", "data set blobs": "config_tiny"}
+    assert own_parts(jaxdistill.make().to_dict()) == {}
+
+
+def test_a_run_of_python_says_what_its_record_lacks(tmp_path, capsys):
+    config = runs.load()
+    jaxdistill.distill(jaxdistill.differ(config, steps=1, teachers={}, objective={"cross_entropy": {}}), tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: config.json has no copy of the code of data set blobs (module config_tiny); keep it" in said
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["lacks"] == {"data set blobs": "config_tiny"} and written["source"] == ""
+    del registry.datasets.factories["blobs"]
+    with pytest.raises(ConfigError, match="names data set blobs, which the code of that run registered, and the"):
+        load(str(tmp_path / "config.json"))
+
+
+def test_a_changed_record_is_named(tmp_path):
+    assert runs.run(tmp_path, "--config.steps=1", "--config.teachers.big.steps=1", "--config.control=False") == 0
+    file = tmp_path / "config.json"
+    text = file.read_text().replace('"batch_size": 32', '"batch_size": 16', 1)
+    assert text != file.read_text()
+    file.write_text(text)
+    with pytest.raises(DamageError, match=r"config\.json has changed since it was written .* Change keys by --config"):
+        load(str(file))
+    assert runs.run(tmp_path, "--config.steps=1", "--config.teachers.big.steps=1", "--config.control=False") == 4
+    content = json.loads(text)
+    del content["seal"]
+    file.write_text(json.dumps(content))
+    assert load(str(file)).batch_size == 16
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("short")
+    with runs.registries_as_found():
+        assert runs.run(workdir, "--config.steps=20", "--config.control=False") == 0
+    return workdir
+
+
+def test_a_finished_run_that_is_continued_keeps_both_records(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    first = json.loads((workdir / "results.json").read_text())
+    assert runs.run(workdir, "--config.steps=30", "--config.control=False") == 0
+    kept, now = (json.loads((workdir / name).read_text()) for name in ("results-20.json", "results.json"))
+    assert kept == first and now["config"]["steps"] == 30
+    assert now["earlier"] == [{"steps": 20, "provenance": first["provenance"]}] and first["earlier"] == []
+    assert json.loads((workdir / "config.json").read_text())["earlier"] == now["earlier"]
+
+
+def test_seconds_are_those_of_all_processes(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    before = runs.results(workdir)["seconds"]
+    (workdir / "student" / "result.json").unlink()  # what was measured is lost; how long it took is not
+    assert runs.run(workdir, "--config.steps=20", "--config.control=False") == 0
+    again = runs.results(workdir)["seconds"]
+    last = max(manifests(workdir / "student" / "checkpoints").values(), key=lambda manifest: manifest["step"])
+    assert again["student"] >= last["seconds"] > 0.5 * before["student"]
+    assert runs.run(workdir, "--config.steps=40", "--config.control=False") == 0
+    assert runs.results(workdir)["seconds"]["student"] > again["student"]
+    steps = sorted(manifests(workdir / "student" / "checkpoints"))
+    seconds = [manifests(workdir / "student" / "checkpoints")[step]["seconds"] for step in steps]
+    assert np.all(np.diff(seconds) > 0)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import terms
 from batches import signals
 from checks import assert_close
 from terms import build_loss
@@ -15,6 +16,8 @@ from terms import build_loss
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS
 from jaxdistill.core.objective import WeightedTerm, objective
+from jaxdistill.core.schedules import Horizon
+from jaxdistill.core.types import Outputs
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.logits.taid import interpolated_cross_entropy, next_state
 
@@ -35,24 +38,43 @@ def softmax(z: Any) -> np.ndarray:
 def test_taid_equals_the_published_code_over_its_steps():
     """In the first two updates the floor decides, in the last the student's progress."""
 
-    @jax.jit
-    def update(state, student, teacher, floor):
-        loss = lambda s: jnp.mean(interpolated_cross_entropy(s, teacher, state["coefficient"]))
-        value, gradient = jax.value_and_grad(loss)(student)
-        return value, gradient, next_state(state, value, floor, 1.0, rate=0.3, decay=0.99)
-
+    line = "linear(start=0.4, end=1.0)"
     with jax.enable_x64(True):
-        state = {"coefficient": np.float64(0.4), "momentum": np.float64(0.0), "loss": np.float64(np.inf)}
+        term = terms.loss(f"taid(floor={line}, rate=0.3, decay=0.99)", "objective.taid.term", Horizon(20, 10.0))
+        minimised = objective({"taid": WeightedTerm(term)}, registry.fusions.build("single", ""))
+        wide = replace(signals(), temperature=jnp.ones(()), teacher=None, params={"student": {}, "teachers": ({},)})
+
+        @jax.jit
+        def update(state, student, teacher, step):
+            seen = replace(wide, teachers=(Outputs(teacher),), mask=jnp.ones(student.shape[:-1]), batch={}, step=step)
+
+            def mean(student):
+                given = {"train": replace(seen, student=Outputs(student))}
+                means, state_after = minimised.apply(params, state, given, key=KEY)
+                return minimised.total(means, step), state_after
+
+            return jax.value_and_grad(mean, has_aux=True)(student)
+
+        first = {key: GOLDEN[f"taid/0/{key}"] for key in ("student", "teacher")}
+        seen = replace(
+            wide,
+            student=Outputs(jnp.asarray(first["student"])),
+            teachers=(Outputs(jnp.asarray(first["teacher"])),),
+            mask=jnp.ones(first["student"].shape[:-1]),
+            batch={},
+            step=jnp.asarray(0, jnp.int32),
+        )
+        params, state = minimised.init(KEY, {"train": seen})
         for step in range(4):
             said = {key: GOLDEN[f"taid/{step}/{key}"] for key in ("student", "teacher", "before", "after", "momentum")}
-            assert np.abs(state["coefficient"] - said["before"]) < 1e-12
-            floor = np.float64(0.4 + 0.6 * step / 20)
-            value, gradient, state = jax.device_get(update(state, said["student"], said["teacher"], floor))
+            assert np.abs(state["terms"]["taid"]["coefficient"] - said["before"]) < 1e-12
+            (value, state), gradient = update(state, said["student"], said["teacher"], jnp.asarray(step, jnp.int32))
+            after = state["terms"]["taid"]
             assert np.abs(value - GOLDEN[f"taid/{step}/value"]) < 1e-12
             assert np.abs(gradient - GOLDEN[f"taid/{step}/grad"]).max() < 1e-12
-            assert np.abs(state["coefficient"] - said["after"]) < 1e-12
-            assert np.abs(state["momentum"] - said["momentum"]) < 1e-12
-            assert (state["coefficient"] > floor + 1e-6) == (step > 0)
+            assert np.abs(after["coefficient"] - said["after"]) < 1e-12
+            assert np.abs(after["momentum"] - said["momentum"]) < 1e-12
+            assert (after["coefficient"] > 0.4 + 0.6 * step / 20 + 1e-6) == (step > 0)
 
 
 def taid_run(spec: str, sizes: tuple[float, ...], **fields: Any) -> list[float]:

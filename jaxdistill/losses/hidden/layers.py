@@ -36,7 +36,8 @@ def layer_pairs(layers: LayerMap, student_states: int, teacher_states: int) -> l
     student_depth, teacher_depth = student_states - 1, teacher_states - 1
     if student_depth < 1 or teacher_depth < 1:
         counts = f"the student has {student_states} and the teacher {teacher_states} hidden states"
-        raise ValueError(f"{counts}; each needs at least an embedding and a layer")
+        cure = "choose a deeper network, such as mlp(widths=(64, 64), ...)"
+        raise ValueError(f"{counts}; each needs at least an embedding and a layer: {cure}")
     if not layers:
         raise ValueError("no layers are named; at least one pair is needed")
     if not isinstance(layers, str):

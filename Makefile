@@ -9,7 +9,7 @@ QUICK := losses/test_laws.py losses/test_losses.py losses/test_hidden.py losses/
 python := .venv/bin/python
 installed := .venv/.installed-$(EXTRAS)
 
-.PHONY: help install demo test lint laws check test-slow same gain bench docs clean
+.PHONY: help install demo test lint laws check test-slow mutants same gain bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,10 @@ laws: $(installed) ## the fast tests alone
 
 test-slow: $(installed) ## the slow tests: kills at ten moments, experiments, further examples under the laws
 	$(python) -m pytest -m slow -n $(WORKERS) --dist loadfile
+
+mutants: $(installed) ## plant bugs one at a time: which does no fast test notice? hours; an interrupted run goes on
+	@$(MAKE) --no-print-directory install EXTRAS=test,lint,mutants
+	$(python) -m experiments.mutants
 
 gain: $(installed) ## what distillation is worth: 5 seeds beside the same student without a teacher
 	$(python) -m experiments.gain

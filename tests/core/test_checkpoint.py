@@ -63,7 +63,7 @@ def reopened(folder):
     """`(newest good step, its state, what was reported)`."""
     said = []
     with Checkpoints(folder, best="accuracy", report=said.append) as checkpoints:
-        step, restored, data = checkpoints.restore(abstract(state(0)))
+        step, restored, data, _ = checkpoints.restore(abstract(state(0)))
         assert data == {"next": step}
     return step, restored, said
 

@@ -1,0 +1,1 @@
+"""Do the tests notice bugs that are planted one at a time?"""

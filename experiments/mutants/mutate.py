@@ -32,6 +32,9 @@ OPERATORS = (
 )
 
 
+FEW = 4  # mutants of a file, below which arguments of calls are emptied too
+
+
 class Mutant(NamedTuple):
     """One change of one file.
 
@@ -61,7 +64,10 @@ def mutants(root: Path, file: str) -> Iterator[Mutant]:
     source = (root / file).read_text()
     left_out = _lines_left_out(source)
     seen = set()
-    for operator, changed in (*_by_cosmic_ray(source), *_swapped(source)):
+    changes = [*_by_cosmic_ray(source), *_swapped(source)]
+    if len(changes) < FEW:  # a part that only passes its arguments on
+        changes += _emptied(source)
+    for operator, changed in changes:
         before, after = source.split("\n"), changed.split("\n")
         line = next((n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), None)
         if line is None or line + 1 in left_out or changed in seen or not _parses(changed):
@@ -134,6 +140,18 @@ class _Swap(ast.NodeVisitor):
         if len(node.args) >= 2 and all(isinstance(x, plain) for x in node.args[:2]):
             self.pairs.append((node.args[0], node.args[1]))
         self.generic_visit(node)
+
+
+def _emptied(source: str) -> Iterator[tuple[str, str]]:
+    """Sources with `()` in place of a name that is an argument of a call."""
+    lines = source.split("\n")
+    for node in ast.walk(ast.parse(source)):
+        for argument in node.args if isinstance(node, ast.Call) else ():
+            if isinstance(argument, ast.Name) and argument.end_col_offset is not None:
+                row = lines[argument.lineno - 1].encode()
+                changed = (row[: argument.col_offset] + b"()" + row[argument.end_col_offset :]).decode()
+                before, after = lines[: argument.lineno - 1], lines[argument.lineno :]
+                yield "argument emptied", "\n".join([*before, changed, *after])
 
 
 def _swapped(source: str) -> Iterator[tuple[str, str]]:

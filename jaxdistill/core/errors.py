@@ -1,11 +1,12 @@
 """Errors with messages for the user, which name the config key or the file, what is wrong and the cure."""
 
+import contextlib
 import difflib
 import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -70,3 +71,21 @@ def user_location(error: Exception) -> str:
 
 class WeightsError(ValueError):
     """The error for pretrained weights that cannot be used; the message says which weights, and what is wrong."""
+
+
+@contextlib.contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Return a context manager that turns an error in the interpretation of somebody's file into a `WeightsError`.
+
+    Errors that already have a message for the user, and a lack of memory, pass unchanged.
+
+    Args:
+        path: the file, for the message.
+    """
+    try:
+        yield
+    except (WeightsError, ConfigError, DamageError, MemoryError, OSError, ImportError):
+        raise
+    except Exception as error:  # a damaged or foreign file can be wrong in any way
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise WeightsError(f"{path} is damaged, or has an unknown form ({reason})") from error

@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxdistill.core.errors import ConfigError, WeightsError
+from jaxdistill.core.errors import ConfigError, WeightsError, reading
 from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.registry import Spec, models, parse
 from jaxdistill.core.types import Variables
@@ -119,8 +119,12 @@ def architecture_of(
         WeightsError: the architecture is unknown, or `layers`, `cut` or `keep` does not fit it.
         ValueError: the config has an unsupported setting, or a size that is not possible.
     """
-    name = hub_family.family_name(source.config)
-    arguments = hub_family.families[name].arguments(source.config)
+    with reading(source.path):
+        name = hub_family.family_name(source.config)
+        try:
+            arguments = hub_family.families[name].arguments(source.config)
+        except ValueError as error:  # a setting that the model does not support: the message says which
+            raise WeightsError(f"{source.path}: {error}") from None
     _check_head(source, hub_family.families[name], options)
     if layers and "depth" not in arguments:
         raise WeightsError(f"{source.path} is a {name}, which is not a single stack of layers; remove layers={layers}")

@@ -1,14 +1,17 @@
 """Preparing data sets: who builds them, where they are written, and what to do without a network."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
+import runs
 
 from jaxdistill.core import packages
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.packages import default_folder
 from jaxdistill.data import check_name, open_records
+from jaxdistill.data import datasets as data
 from jaxdistill.data.builders import BUILDERS
 
 
@@ -71,3 +74,45 @@ def test_a_client_that_runs_inside_a_relative_folder_writes_there(kind, tmp_path
 def test_a_shipped_data_set_has_its_builder_in_the_module_that_the_table_names(name):
     module = importlib.import_module(f"jaxdistill.data.builders.{BUILDERS[name]}")
     assert name.replace("_", "") in {known.lower() for known in vars(module)}
+
+
+def prepared(folder: Path, name: str) -> Path:
+    """What TensorFlow Datasets leaves, as far as seals are concerned."""
+    place = folder / name / "1.0.0"
+    place.mkdir(parents=True)
+    (place / "dataset_info.json").write_text('{"name": "x"}')
+    (place / f"{name}-train.array_record-00000-of-00001").write_bytes(bytes(100))
+    data._seal_prepared(place)
+    data._check_sealed(name, folder)
+    return place
+
+
+@pytest.mark.parametrize("what", ["metadata", "a shard that was cut", "a shard that is missing", "the seal"])
+def test_damage_of_a_prepared_data_set_is_named_and_ours_are_prepared_again(what, tmp_path, capsys):
+    for name in ("mnist5k", "theirs"):
+        place = prepared(tmp_path, name)
+        shard = place / f"{name}-train.array_record-00000-of-00001"
+        if what == "metadata":
+            runs.flip(place / "dataset_info.json", 3)
+        elif what == "the seal":
+            runs.flip(place / "seal.json", 12)
+        elif what == "a shard that was cut":
+            shard.write_bytes(bytes(99))
+        else:
+            shard.unlink()
+        if name == "mnist5k":
+            data._check_sealed(name, tmp_path)
+            assert re.search(r"note: .*(has changed|is missing).*; preparing 'mnist5k' again", capsys.readouterr().err)
+            assert not place.exists()
+        else:
+            with pytest.raises(DamageError, match=r"(has changed|is missing).*; remove .*1\.0\.0, and the next run"):
+                data._check_sealed(name, tmp_path)
+            assert place.exists()
+
+
+def test_a_prepared_data_set_without_a_seal_gets_one(tmp_path):
+    place = prepared(tmp_path, "theirs")
+    (place / "seal.json").unlink()
+    data._check_sealed("theirs", tmp_path)
+    data._seal_prepared(place)
+    assert (place / "seal.json").is_file()

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import batches
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from checks import assert_close
@@ -13,6 +14,7 @@ from scipy.special import softmax
 import jaxdistill.fusion  # noqa: F401  (registers the fusions)
 from jaxdistill.core import registry
 from jaxdistill.core.types import Outputs
+from jaxdistill.fusion import gate
 
 KEY = jax.random.key(0)
 
@@ -55,6 +57,29 @@ def test_teachers_weigh_by_the_probability_of_the_label():
     assert_close(said.weights[:, 0], 1 - softmax)
     thrice = fused("confidence", [[1 - 1e-6, 1e-6]], [[1e-6, 1 - 1e-6]], [[1e-6, 1 - 1e-6]], label=[0])
     assert_close(thrice.weights[:, 0], [0.5, 0.25, 0.25], atol=1e-5)  # the right one never has more than 1 / (K - 1)
+
+
+def test_for_a_text_one_teacher_is_drawn_for_all_tokens():
+    seen = batches.signals(batch=(12, 5), classes=3)
+    draw = np.random.default_rng(0)
+    teachers = tuple(Outputs(np.float32(draw.normal(size=(12, 5, 3)))) for _ in range(2))
+    said = jax.device_get(compiled("sampled")(replace(seen, teachers=teachers), KEY))
+    assert said.weights.shape == (2, 12, 5)
+    assert (said.weights == said.weights[:, :, :1]).all() and set(said.weights[0, :, 0]) == {0, 1}
+    chosen = np.where(said.weights[0, ..., None] == 1, teachers[0].logits, teachers[1].logits)
+    assert_close(softmax(said.logits, -1), softmax(chosen, -1))
+
+
+def test_what_a_gate_reads_of_teachers_is_as_by_hand():
+    p = np.float32([[[0.7, 0.2, 0.1]], [[0.1, 0.1, 0.8]], [[0.2, 0.6, 0.2]]])  # of three teachers, for one row
+    seen = replace(batches.signals(batch=(1,), classes=3), teachers=tuple(Outputs(jnp.log(each)) for each in p))
+    read = {name: np.asarray(reader(seen)) for name, reader in gate.READERS.items() if name not in ("student", "image")}
+    apart = lambda a, b: 0.5 * np.abs(p[a] - p[b]).sum(-1)
+    assert_close(read["disagreement"], np.stack([apart(0, 1), apart(0, 2), apart(1, 2)], -1))
+    assert_close(read["entropies"], -np.sum(p * np.log(p), -1).T)
+    assert_close(read["teachers"], np.log(p).transpose(1, 0, 2).reshape(1, 9))
+    image = jnp.asarray([[[[0], [51]], [[102], [255]]]], jnp.uint8)
+    assert_close(gate.READERS["image"](replace(seen, batch={"image": image})), np.float32([[0, 0.2, 0.4, 1]]))
 
 
 def test_one_teacher_is_drawn_for_each_row_in_proportion_to_the_weights():

@@ -182,6 +182,14 @@ def test_fisher_hints_weigh_squared_differences_by_squared_gradients():
     assert_close(values(spec, replace(fishers(h, t, 1e-3 * g, signals()), mask=seen.mask)), expected, rtol=1e-4)
 
 
+def test_of_one_row_that_counts_fisher_hints_know_the_mean():
+    draw = np.random.default_rng(5)
+    h, t, g = draw.normal(size=(3, 6, 4))
+    seen = replace(fishers(h, t, g, signals()), mask=np.float32([0, 0, 1, 0, 0, 0]))
+    expected = (g[2] ** 2 / (g[2] ** 2).mean() * (h[2] - t[2]) ** 2).mean()
+    assert_close(values("fisher_hints(layers='last', projector='none')", seen)[2], expected)
+
+
 def test_with_gradients_of_one_size_fisher_hints_are_hints():
     draw = np.random.default_rng(4)
     h, t = draw.normal(size=(2, 6, 4))

@@ -1,77 +1,21 @@
 """A legacy pickle of PyTorch gives its tensors and nothing else: whatever else it asks for is refused and not run."""
 
-import collections
 import json
 import os
 import pickle
-import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from torch_files import VALUES, Made, Named, holding, tensor, write
 
 from jaxdistill.core.errors import WeightsError
 from jaxdistill.models.hub import torch_legacy
-from jaxdistill.models.hub.torch_legacy import MAGIC, PROTOCOL, LegacyTorch, convert
+from jaxdistill.models.hub.torch_legacy import LegacyTorch, convert
 
 CONFIG = {"model_type": "efficientnet_lite0"}
-VALUES = np.arange(12, dtype=np.float32)
-
-
-def tensor(key="0", size=12, offset=0, shape=(3, 4), strides=(4, 1), kind="FloatStorage"):
-    return Named("torch._utils", "_rebuild_tensor_v2"), (Stored(kind, key, size), offset, shape, strides, False, {})
-
-
-class Named:
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-
-class Stored(collections.namedtuple("Stored", "kind key size")):
-    pass
-
-
-class Made:
-    """Reduces to a call of a function that is found by its name only when the pickle is read."""
-
-    def __init__(self, function, args):
-        self.function, self.args = function, args
-
-
-class Writer(pickle._Pickler):
-    """Python's own pickler, with names and storages that do not exist here."""
-
-    def persistent_id(self, value):
-        return (
-            ("storage", Named("torch", value.kind), value.key, "cpu", value.size, None)
-            if isinstance(value, Stored)
-            else None
-        )
-
-    def save(self, value, save_persistent_id=True):
-        if isinstance(value, Named):
-            self.write(pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())
-        elif isinstance(value, Made):
-            self.save(value.function)
-            self.save(value.args)
-            self.write(pickle.REDUCE)
-        else:
-            super().save(value, save_persistent_id)
-
-
-def write(path, content, storages=(("0", VALUES),), magic=MAGIC):
-    with path.open("wb") as file:
-        for part in (magic, PROTOCOL, {"little_endian": True}, content, [key for key, _ in storages]):
-            Writer(file, 2).dump(part)
-        for _, values in storages:
-            file.write(struct.pack("<q", values.size) + values.tobytes())
-    return path
-
-
-def holding(**tensors):
-    return collections.OrderedDict((name, Made(*each)) for name, each in tensors.items())
 
 
 def test_tensors_are_read_whole_and_in_parts(tmp_path):

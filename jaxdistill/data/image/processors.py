@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxdistill.core.errors import ConfigError, WeightsError
+from jaxdistill.core.errors import ConfigError, WeightsError, reading
 from jaxdistill.core.hub_files import checkpoint_path, read_json
 from jaxdistill.core.registry import Spec, parse, transforms
 from jaxdistill.data.stream import Batch, Transform
@@ -194,8 +194,13 @@ def read_recipe(folder: Path) -> Recipe:
         folder: folder of the checkpoint.
 
     Raises:
-        WeightsError: the checkpoint has no image processor, or one that is not supported.
+        WeightsError: the checkpoint has no image processor, or one that is damaged or not supported.
     """
+    with reading(folder):
+        return _read_recipe(folder)
+
+
+def _read_recipe(folder: Path) -> Recipe:
     written = _read_config(folder)
     kind = _kind(folder, written)
     config = {**COMMON, **KINDS[kind], **{name: value for name, value in written.items() if value is not None}}
@@ -212,7 +217,7 @@ def read_recipe(folder: Path) -> Recipe:
     return Recipe(
         resize,
         crop,
-        config["rescale_factor"] if config["do_rescale"] else 1.0,
+        float(config["rescale_factor"]) if config["do_rescale"] else 1.0,
         _channels(config["image_mean"]) if normalize else (0.0,),
         _channels(config["image_std"]) if normalize else (1.0,),
         Image.Resampling(config["resample"]),
@@ -253,7 +258,7 @@ def _sides(folder: Path, size: Any, edge: bool) -> int | Sides:
 
 
 def _channels(value: Any) -> tuple[float, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (float(value),)
+    return tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),)
 
 
 def scaled(recipe: Recipe, size: int) -> Recipe:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.core.errors import WeightsError
+from jaxdistill.core.errors import WeightsError, reading
 from jaxdistill.models.hub.gguf_header import TensorEntry, read_header
 from jaxdistill.models.hub.source import ArrayInfo
 
@@ -49,13 +49,14 @@ class Gguf:
 
     def __init__(self, path: Path):
         self.path = str(path)
-        try:
-            self.fields, tensors = read_header(path)
-        except ImportError:
-            raise WeightsError(f"{path} needs the package gguf: pip install 'jaxdistill[hf]'") from None
-        self.config = _config(self.path, self.fields, tensors)
-        self._tensors = {_hf_name(name): tensor for name, tensor in tensors.items()}
-        self.arrays = {name: ArrayInfo(tensor.shape, _dtype(tensor)) for name, tensor in self._tensors.items()}
+        with reading(path):
+            try:
+                self.fields, tensors = read_header(path)
+            except ImportError:
+                raise WeightsError(f"{path} needs the package gguf: pip install 'jaxdistill[hf]'") from None
+            self.config = _config(self.path, self.fields, tensors)
+            self._tensors = {_hf_name(name): tensor for name, tensor in tensors.items()}
+            self.arrays = {name: ArrayInfo(tensor.shape, _dtype(tensor)) for name, tensor in self._tensors.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Read a part of an array, dequantised to float32.
@@ -67,7 +68,14 @@ class Gguf:
         Args:
             name: name of the array in transformers, a key of `arrays`.
             index: one slice per axis, or empty for the whole array.
+
+        Raises:
+            WeightsError: the file is damaged, or has an encoding that the package gguf cannot decode.
         """
+        with reading(self.path):
+            return self._read(name, index)
+
+    def _read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         from gguf import dequantize
 
         tensor = self._tensors[name]

@@ -135,6 +135,8 @@ def _read_entry(reader: _Reader) -> tuple[str, TensorEntry]:
     name = reader.string()
     shape = tuple(reversed(reader.numbers("u8", reader.number("u4")).tolist()))
     number, offset = reader.number("u4"), reader.number("u8")
+    if not all(shape):
+        raise WeightsError(f"{reader.path} is damaged: {name} has the shape {list(shape)}; download it again")
     try:
         encoding = GGMLQuantizationType(number)
     except ValueError:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import WeightsError
+from jaxdistill.core.errors import WeightsError, reading
 from jaxdistill.core.hub_files import read_json
 
 
@@ -71,13 +71,14 @@ class Safetensors:
         weight_files = _weight_files(folder)
         seal.check_in_folder(*weight_files)
         self._files = {file: _open(file) for file in weight_files}
-        stored = ((name, file) for file, tensors in self._files.items() for name in tensors.keys())  # noqa: SIM118
-        self._locations = {_current_name(name): (name, file) for name, file in stored}
-        slices = {name: self._slice(name) for name in self._locations}
-        self.arrays = {
-            name: ArrayInfo(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
-            for name, part in slices.items()
-        }
+        with reading(folder):
+            stored = ((name, file) for file, tensors in self._files.items() for name in tensors.keys())  # noqa: SIM118
+            self._locations = {_current_name(name): (name, file) for name, file in stored}
+            slices = {name: self._slice(name) for name in self._locations}
+            self.arrays = {
+                name: ArrayInfo(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
+                for name, part in slices.items()
+            }
 
     def _slice(self, name: str) -> Any:
         stored_name, file = self._locations[name]
@@ -85,10 +86,11 @@ class Safetensors:
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Read a part of the array `name`: one slice per axis, or the whole array if `index` is empty."""
-        if index:
-            return self._slice(name)[index]
-        stored_name, file = self._locations[name]
-        return self._files[file].get_tensor(stored_name)
+        with reading(self.path):
+            if index:
+                return self._slice(name)[index]
+            stored_name, file = self._locations[name]
+            return self._files[file].get_tensor(stored_name)
 
 
 def _current_name(name: str) -> str:

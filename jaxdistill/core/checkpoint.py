@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxdistill.core import seal
 from jaxdistill.core.checksums import array_checksums
@@ -34,6 +35,7 @@ from jaxdistill.core.manifest import (
     flatten,
     manifests,
     mismatches,
+    student_arrays,
     unflatten,
 )
 from jaxdistill.core.types import PyTree, Variables
@@ -239,14 +241,42 @@ def _attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
     _silence_abandoned_reads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
+        problem, result = "", None
         try:
-            return [], read()
-        except MemoryError:
-            raise
-        except Exception as error:  # damaged files make Orbax and TensorStore fail in any way
+            result = read()
+        except Exception as error:  # damaged files make Orbax and TensorStore fail in many ways
+            if _has_another_reason(error):
+                raise
             problem = f"it cannot be read ({_first_line(error)})"
-        gc.collect()
-    return [problem], None
+        if problem:
+            gc.collect()
+    failures = _processes_where(bool(problem))
+    if failures:  # all processes must go on alike
+        return [problem or f"it cannot be read by {failures} of {jax.process_count()} processes"], None
+    return [], result
+
+
+OTHER_REASONS = (
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
+    *("Permission denied", "Too many open files", "Input/output error", "Stale file handle"),
+)
+
+
+def _has_another_reason(error: Exception) -> bool:
+    """Return True if a checkpoint was not read for a reason outside of its files, such as a lack of memory."""
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+        return True
+    is_other_os_error = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    return is_other_os_error or any(reason in str(error) for reason in OTHER_REASONS)
+
+
+def _processes_where(condition: bool) -> int:
+    """Return in how many processes of the run a condition holds; every process must call this."""
+    if jax.process_count() == 1:
+        return int(condition)
+    from jax.experimental import multihost_utils
+
+    return int(np.sum(multihost_utils.process_allgather(np.asarray([condition]))))
 
 
 @functools.cache  # once for the process, because abandoned reads end later
@@ -282,9 +312,7 @@ def check_variables(folder: Path, which: str, abstract: Variables) -> int:
     """
     step = choose_step(folder, which)
     manifest = manifests(folder)[step]
-    roles = ("params/student/", "state/student/")
-    arrays = {name: x for name, x in manifest["arrays"].items() if name.startswith(roles)}
-    differences = mismatches({"arrays": arrays}, _as_student(abstract))
+    differences = mismatches({"arrays": student_arrays(manifest)}, _as_student(abstract))
     if differences:
         raise CheckpointError(f"the checkpoint belongs to another model: {'; '.join(differences[:4])}")
     return step

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import re
+import struct
 import sys
 import sysconfig
 import traceback
@@ -34,6 +35,10 @@ class NonFiniteError(RuntimeError):
     """The error for a training that diverged: a loss or the parameters became NaN or infinite; exit code 3."""
 
 
+class BadStartError(ConfigError, NonFiniteError):
+    """The error for a loss that is not finite at the first step; a mistake of the input, with exit code 2."""
+
+
 class Stopped(Exception):
     """A run was stopped by SIGTERM or Ctrl-C after its state was saved; the same command resumes the run."""
 
@@ -50,13 +55,18 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return (f"Did you mean {close[0]!r}? " if close else "") + "Known: " + (", ".join(known) or "none") + "."
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line."""
+    return " ".join(str(error).split())
+
+
 def message_of(error: Exception) -> str:
     """Return the first paragraph of an error's message as one line.
 
     If the traceback passes through the user's own code (neither jaxdistill nor an installed package), the file name and
     line number of that code are appended.
     """
-    text = re.sub(r"\s+", " ", str(error).strip().split("\n\n")[0])[:400] or type(error).__name__
+    text = " ".join(str(error).strip().split("\n\n")[0].split())[:400] or type(error).__name__
     return text + user_location(error)
 
 
@@ -65,7 +75,8 @@ def user_location(error: Exception) -> str:
     package, installed = Path(__file__).parents[1], sysconfig.get_paths()["purelib"]
     library_prefixes = (*(f"{folder}/" for folder in (package, installed, sys.prefix, sys.base_prefix)), "<")
     frames = traceback.extract_tb(error.__traceback__)  # outermost first
-    user_frames = [frame for frame in frames if not frame.filename.startswith(library_prefixes)]
+    is_library = lambda file: file.startswith(library_prefixes) or re.search(r"/(site|dist)-packages/", file)
+    user_frames = [frame for frame in frames if not is_library(frame.filename)]
     return f" ({Path(user_frames[-1].filename).name}, line {user_frames[-1].lineno})" if user_frames else ""
 
 
@@ -73,9 +84,14 @@ class WeightsError(ValueError):
     """The error for pretrained weights that cannot be used; the message says which weights, and what is wrong."""
 
 
+# What a parser raises if a file is damaged or has another form; a bug of ours, such as a NameError, is none of these.
+FORM_ERRORS: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+FORM_ERRORS += (EOFError, RecursionError, struct.error)
+
+
 @contextlib.contextmanager
-def reading(path: object) -> Iterator[None]:
-    """Return a context manager that turns an error in the interpretation of somebody's file into a `WeightsError`.
+def as_weights_error(path: object) -> Iterator[None]:
+    """Return a context manager that turns an error in the interpretation of a model's file into a `WeightsError`.
 
     Errors that already have a message for the user, and a lack of memory, pass unchanged.
 
@@ -84,8 +100,10 @@ def reading(path: object) -> Iterator[None]:
     """
     try:
         yield
-    except (WeightsError, ConfigError, DamageError, MemoryError, OSError, ImportError):
+    except (WeightsError, ConfigError, DamageError):
         raise
-    except Exception as error:  # a damaged or foreign file can be wrong in any way
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    except Exception as error:
+        if not isinstance(error, FORM_ERRORS) and type(error).__name__ != "SafetensorError":
+            raise
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise WeightsError(f"{path} is damaged, or has an unknown form ({reason})") from error

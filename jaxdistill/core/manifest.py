@@ -106,6 +106,12 @@ def mismatches(manifest: Manifest, abstract: PyTree) -> list[str]:
     ]
 
 
+def student_arrays(manifest: Manifest) -> dict[str, list[Any]]:
+    """Return the entries of the student's parameters and state in a manifest, by the names of the arrays."""
+    roles = ("params/student/", "state/student/")
+    return {name: entry for name, entry in manifest["arrays"].items() if name.startswith(roles)}
+
+
 def choose_step(folder: Path, which: str) -> int:
     """Return the step number of the finished checkpoint `which`: "last", "best" (by accuracy, then newest) or a number.
 

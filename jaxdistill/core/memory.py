@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ def host_memory() -> int:
     ):
         with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no limit
             read = lambda name: int(Path("/sys/fs/cgroup", name).read_text())
-            limits.append(read(limit) - read(used))
+            limits.append(
+                read(limit) - read(used) + _reclaimable(Path("/sys/fs/cgroup", used).with_name("memory.stat"))
+            )
     with contextlib.suppress(OSError, ValueError, IndexError):
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         if soft != resource.RLIM_INFINITY:
@@ -35,13 +37,28 @@ def host_memory() -> int:
     return max(0, min(limits))
 
 
-def device_memory(devices: Any) -> int:
-    """Return the bytes of memory of some JAX devices together; CPU devices share the memory of the host."""
-    if all(device.platform == "cpu" for device in devices):
-        return host_memory()
-    sizes = [(device.memory_stats() or {}).get("bytes_limit", math.inf) for device in devices]
-    total = sum(sizes)
-    return int(total) if total < math.inf else 2**63
+def _reclaimable(file: Path) -> int:
+    """Return the bytes of files that the kernel keeps in memory, and gives up when a container needs the memory."""
+    with contextlib.suppress(OSError, ValueError):
+        counts = dict(line.split() for line in file.read_text().splitlines())
+        return int(counts.get("inactive_file", counts.get("total_inactive_file", 0)))
+    return 0
+
+
+def device_memory(devices: Iterable[Any]) -> int:
+    """Return the bytes of memory of each device, of those that this process addresses.
+
+    CPU devices share the memory of the host.
+
+    Args:
+        devices: devices of JAX, of any processes.
+    """
+    import jax
+
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    if all(device.platform == "cpu" for device in local):
+        return host_memory() // max(1, len(local))
+    return min((device.memory_stats() or {}).get("bytes_limit", 2**63) for device in local)
 
 
 def size_of(tree: Any) -> int:
@@ -67,11 +84,11 @@ def require(parts: Mapping[str, tuple[str, int]], available: int, cure: str) -> 
     if total > available:
         most = max(parts, key=lambda name: parts[name][1])
         path, count = parts[most]
-        needs = f"needs at least {text(total)} of memory, {text(count)} of it for {most}"
-        raise ConfigError(path, f"{needs}, and {text(available)} are available. {cure}.")
+        needs = f"needs at least {format_bytes(total)} of memory, {format_bytes(count)} of it for {most}"
+        raise ConfigError(path, f"{needs}, and {format_bytes(available)} are available. {cure}.")
 
 
-def text(count: int) -> str:
-    """Return a number of bytes as text, such as "3.2 GiB"."""
+def format_bytes(count: int) -> str:
+    """Format a number of bytes: 3435973836 -> 3.2 GiB."""
     power = min(max(0, (int(count).bit_length() - 1) // 10), len(UNITS) - 1)
     return f"{count / 1024**power:.3g} {UNITS[power]}"

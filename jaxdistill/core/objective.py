@@ -25,9 +25,10 @@ from jaxdistill.core.chunked.terms import (
 from jaxdistill.core.collectives import psum
 from jaxdistill.core.interfaces import Fusion, Objective, Term
 from jaxdistill.core.schedules import Scalar, StepNumber, as_schedule
-from jaxdistill.core.sums import Mean, masked_mean, text_mean, text_shares, weighted_mean
+from jaxdistill.core.sums import Mean, masked_mean, text_shares, weighted_mean
 from jaxdistill.core.types import Array, ByRole, Key, Outputs, Params, PyTree, Signals, State
 
+TEXTS = "segment_ids"  # field of a batch: of each token, the number of its text within the row
 TEXT_SHARE = "share_of_text"  # field of a batch in chunks: 1 / the number of tokens of the text, for each token
 MeansAndState = tuple[dict[str, Mean], dict[str, State]]  # by loss term, and by role
 
@@ -41,8 +42,9 @@ class WeightedTerm(NamedTuple):
     term: the loss term
     weight: a number, or a schedule (a function of the step number)
     reduction: for values of tokens: "token": the mean over all tokens of the batch, so that a long text counts more
-        than a short one; "text": the mean over the tokens of each text, then over the texts of the batch. Values of
-        rows that are no texts have one mean, whatever the reduction
+        than a short one; "text": the mean over the tokens of each text, then over the texts of the batch. Texts that
+        are packed into one row count each; the parts of a text in two rows count as two. Values of rows that are no
+        texts, and scalars, have one mean, whatever the reduction
     """
 
     term: Term
@@ -71,13 +73,15 @@ def reduce(out: Any, signals: Signals, reduction: Reduction = "token") -> Mean:
         return Mean(values, jnp.ones(()))
     if values.shape != mask.shape:
         raise ValueError(f"a term returns one value per row, {list(mask.shape)}, or a scalar; got {list(values.shape)}")
-    if reduction == "token":
+    if reduction == "token" or mask.ndim < 2:
         return masked_mean(values, mask)
-    if TEXT_SHARE not in signals.batch:
-        return text_mean(values, mask, signals.mask)
-    if isinstance(out, tuple):
-        raise ValueError("reduction='text' needs chunks=1 for a term with a mask of its own")
-    return weighted_mean(values, signals.batch[TEXT_SHARE])
+    if TEXT_SHARE in signals.batch:
+        if isinstance(out, tuple):
+            raise ValueError("reduction='text' needs chunks=1 for a term with a mask of its own")
+        return weighted_mean(values, signals.batch[TEXT_SHARE])
+    texts = signals.batch.get(TEXTS)
+    total = weighted_mean(values, text_shares(mask, texts)).sum
+    return Mean(total, text_shares(signals.mask, texts).sum())
 
 
 def weighted_sum(means: Mapping[str, Mean], weights: Mapping[str, Array | float]) -> Array:
@@ -233,7 +237,9 @@ def objective(
 
     def chunked(params: ByRole, state: ByRole, signals: Signals, key: Key, names: Sequence[str]) -> ChunkedTerms:
         if any(terms[name].reduction == "text" for name in names):  # a chunk does not know the lengths of its texts
-            signals = replace(signals, batch={**signals.batch, TEXT_SHARE: text_shares(signals.mask)})
+            signals = replace(
+                signals, batch={**signals.batch, TEXT_SHARE: text_shares(signals.mask, signals.batch.get(TEXTS))}
+            )
         return chunk_terms(lambda *args: term_mean(*args)[0], names, params, state, signals, key, chunks)
 
     def weights(step: StepNumber) -> dict[str, Array]:

@@ -259,7 +259,7 @@ LARGEST, MOST_LAYERS = 2**31 - 1, 2048
 
 
 def _possible_sizes(arguments: Mapping[str, Any]) -> None:
-    """Raise a ValueError for a size that no network has: below 0, above 2^31, or too many layers.
+    """Raise a ValueError for a size that no network has: beyond 2^31, or more than 2,048 layers.
 
     Layers are built one by one, so that millions of them would take all time and memory before anything is compiled.
     """
@@ -270,7 +270,7 @@ def _possible_sizes(arguments: Mapping[str, Any]) -> None:
             if abs(size) > LARGEST:
                 raise ValueError(f"{name}={value!r:.60} is too large; give at most {LARGEST}")
         layers = sum(sizes) if re.search("depth|blocks", name) else len(numbers)
-        if layers > MOST_LAYERS and name not in ("source", "keep"):
+        if layers > MOST_LAYERS:
             raise ValueError(f"{name} asks for {layers} layers; give at most {MOST_LAYERS}")
 
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,16 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
 def write_text(file: Path, text: str) -> None:
     """Write a text file atomically: a reader sees the complete old or new file, even if the process dies."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")  # processes of several hosts share a number
+    try:
+        with temporary.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -56,7 +61,7 @@ def read(file: Path, types: JsonTypes) -> dict[str, Any]:
 
     Args:
         file: the file.
-        types: the keys that the file must have, with the type or types of each value.
+        types: the keys that the file must have, with the type or types of each value; a bool is no int.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -85,10 +90,6 @@ def sha256(file: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sha256_of(file: Path, stat: os.stat_result) -> str:
-    return _sha256_once(file, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)  # a run opens the same weights several times
@@ -143,7 +144,11 @@ def check_in_folder(*files: Path) -> None:
             digests = read(file.parent / FOLDER_SEAL, {"files": dict})["files"]
         except FileNotFoundError:
             continue
-        if file.name in digests and not file.is_file():
+        if file.name not in digests:
+            continue
+        if not file.is_file():
             raise DamageError(f"{file} is missing")
-        if file.name in digests and _sha256_of(file, file.stat()) != digests[file.name]:
-            raise DamageError(f"{file} has changed since it was written (checksum differs)")
+        stat = file.stat()
+        if _sha256_once(file, stat.st_size, stat.st_mtime_ns) != digests[file.name]:
+            cure = f"if the change is meant, delete {file.parent / FOLDER_SEAL}"
+            raise DamageError(f"{file} has changed since it was written (checksum differs); {cure}")

@@ -58,31 +58,26 @@ def masked_mean(values: Shaped[Array, "..."], mask: Mask) -> Mean:
     return Mean(jnp.where(mask, values, 0.0).sum(), mask.sum(dtype=jnp.float32))
 
 
-def text_shares(mask: Mask) -> Float[Array, "batch tokens"]:
+def text_shares(mask: Mask, texts: Integer[Array, "batch tokens"] | None = None) -> Float[Array, "batch tokens"]:
     """Return for each token that counts 1 / the number of such tokens of its text, and 0 for padding.
 
     Args:
         mask: `[batch, tokens]`.
+        texts: number of the text of each token within its row, `[batch, tokens]`, from 0 to the number of tokens, if
+            several texts are packed into a row; None: a row is one text.
     """
     counted = (jnp.asarray(mask) != 0).astype(jnp.result_type(float))
-    return counted / jnp.maximum(counted.sum(axis=1, keepdims=True), 1)
-
-
-def text_mean(values: Shaped[Array, "..."], mask: Mask, rows: Mask) -> Mean:
-    """Return the sum over texts of the mean over the values of each text, and the number of texts, as a `Mean`.
-
-    Args:
-        values: `[batch, ...]`.
-        mask: `[batch, ...]`, 1 for a value that counts.
-        rows: `[batch, ...]`: a row is a text, and counts, if one of its entries is not 0.
-    """
-    share = text_shares(mask.reshape(mask.shape[0], -1)).reshape(mask.shape)
-    of_row = lambda mask: (mask != 0).reshape(mask.shape[0], -1).any(axis=1)
-    return Mean(weighted_mean(values, share).sum, of_row(rows).sum(dtype=share.dtype))
+    if texts is None:
+        return counted / jnp.maximum(counted.sum(axis=1, keepdims=True), 1)
+    count_texts = lambda row, numbers: jnp.zeros(row.shape[0] + 1, row.dtype).at[numbers].add(row)[numbers]
+    return counted / jnp.maximum(jax.vmap(count_texts)(counted, texts), 1)
 
 
 def weighted_mean(values: Shaped[Array, "..."], weight: Float[Array, "..."]) -> Mean:
-    """Return the sum of the values times their weights, and the sum of the weights, as a `Mean`; 0 takes a NaN away."""
+    """Return the sum of the values times their weights, and the sum of the weights, as a `Mean`.
+
+    A value of weight 0 is left out, even if it is NaN.
+    """
     values = values.astype(jnp.promote_types(values.dtype, weight.dtype))
     return Mean(jnp.where(weight != 0, values * weight, 0.0).sum(), weight.sum())
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxdistill.core.errors import ConfigError
 
 LARGEST = np.iinfo(np.int32).max  # integers become int32 on the device
-TOKENS = ("input_ids", "token_type_ids")  # fields that number the rows of an embedding
+TOKENS = ("input_ids", "token_type_ids")  # fields of embedding indices
 
 
 class CheckedStack:
@@ -85,12 +85,16 @@ def _kind_problem(field: str, value: Any, array: np.ndarray, first: np.ndarray, 
     if _is_label(field):
         if kind not in "iub" or array.size == 0:
             return f"{_short(value)} {_wanted_label(classes)}"
-        return "" if array.shape == first.shape else "its labels have another shape than those of the first record"
+        return "" if array.shape == first.shape else "its label has another shape than the labels before it"
     if kind == "O" or (kind in "SU" and not isinstance(value, str | bytes)):
         return f"{_short(value)} is neither an array of numbers nor a text"
     if kind not in "SUbiuf":
-        return f"values of type {array.dtype} cannot be moved to a device"
-    return "" if (kind in "SU") == (first.dtype.kind in "SU") else f"{_short(value)} is of another type than before"
+        return f"values of type {array.dtype} are not supported"
+    return (
+        ""
+        if (kind in "SU") == (first.dtype.kind in "SU")
+        else f"{_short(value)} is of another type than the values before it"
+    )
 
 
 def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[tuple[int, str]]:
@@ -105,7 +109,7 @@ def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[t
             narrow = column.astype(np.float32, copy=False)
             if not np.isfinite(narrow.sum(dtype=np.float64)):  # one pass, finite if all values are
                 yield _first(column, ~np.isfinite(narrow), "is not a finite number in 32 bits")
-    elif kind in "iu" and column.dtype.itemsize >= 4 and column.size:
+    elif kind in "iu" and column.size:
         low = 0 if field.rpartition("/")[2] in TOKENS else -LARGEST - 1
         if column.max() > LARGEST or column.min() < low:
             yield _first(column, (column > LARGEST) | (column < low), f"is not in {low} to {LARGEST}")

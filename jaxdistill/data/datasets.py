@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import importlib
+import os
 import re
 import shutil
 import sys
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, DamageError, suggest
+from jaxdistill.core.errors import ConfigError, DamageError, one_line, suggest
 from jaxdistill.core.packages import FetchError
 from jaxdistill.core.registry import datasets, parse, tokenizations
 from jaxdistill.data.builders import BUILDERS
@@ -162,7 +163,7 @@ def _builder(name: str, folder: Path, path: str) -> Any:
     try:
         return _tfds(_base(name)).builder(name, data_dir=str(folder), file_format="array_record")
     except Exception as error:  # assertions and lookups of foreign code: version, configuration, another file format
-        reason = re.sub(r'^Failed to construct .*?}": ', "", _one_line(error))
+        reason = re.sub(r'^Failed to construct .*?}": ', "", one_line(error).rstrip("."))
         cure = "Correct its version or configuration, or choose another data.folder."
         raise ConfigError(path, f"{name!r} cannot be opened in {folder} ({reason}). {cure}") from error
 
@@ -182,7 +183,7 @@ def _prepare(name: str, folder: Path, path: str) -> Any:
     except FetchError as error:
         raise ConfigError(path, f"{name!r} cannot be prepared: {error}.") from None
     except Exception as error:  # foreign code: downloads, parsers, a missing TensorFlow
-        reason = f"{type(error).__name__}: {_one_line(error)[:300]}"
+        reason = f"{type(error).__name__}: {one_line(error).rstrip('.')[:300]}"
         command = f"tfds build {name} --file_format=array_record"
         cure = f"On a machine with internet and TensorFlow, run `{command}`, and copy its output into {folder}."
         raise ConfigError(path, f"{name!r} cannot be prepared ({reason}). {cure}") from error
@@ -196,18 +197,35 @@ def _check_sealed(name: str, folder: Path) -> None:
     Raises:
         DamageError: a file is missing or has changed, and the data set is not of this library.
     """
-    for file in (folder / _base(name)).glob(f"**/{seal.FOLDER_SEAL}"):
-        try:
-            sealed, found = seal.read(file, {"files": dict})["files"], _prepared_files(file.parent)
-            for changed in (other for other, content in sealed.items() if found.get(other) != content):
-                problem = "has changed since it was written" if changed in found else "is missing"
-                raise DamageError(f"{file.parent / changed} {problem}")
-        except DamageError as error:
-            if _base(name) not in BUILDERS:  # a long download is not repeated unasked
-                cure = f"remove {file.parent}, and the next run prepares {name!r} again"
-                raise DamageError(f"{error}; {cure}") from None
-            sys.stderr.write(f"note: {error}; preparing {name!r} again\n")
-            shutil.rmtree(file.parent)
+    for file in (folder / name.partition("(")[0].partition(":")[0]).glob(f"**/{seal.FOLDER_SEAL}"):
+        damage = _first_damage(file)
+        if damage and _base(name) not in BUILDERS:  # a long download is not repeated unasked
+            cure = f"remove {file.parent}, and the next run prepares {name!r} again"
+            raise DamageError(f"{damage}; {cure}")
+        if damage:
+            sys.stderr.write(f"note: {damage}; preparing {name!r} again\n")
+            aside = file.parent.with_name(f"{file.parent.name}.damaged-{os.getpid()}")
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                file.parent.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _first_damage(file: Path) -> str:
+    """Return what is wrong with the first damaged file of a prepared data set; empty: nothing.
+
+    Args:
+        file: the seal of the data set.
+    """
+    try:
+        sealed, files = seal.read(file, {"files": dict})["files"], _prepared_files(file.parent)
+    except FileNotFoundError:  # another process has moved the data set away
+        return ""
+    except DamageError as error:
+        return str(error)
+    changed = next((name for name, content in sealed.items() if files.get(name) != content), None)
+    if changed is None:
+        return ""
+    return f"{file.parent / changed} {'has changed since it was written' if changed in files else 'is missing'}"
 
 
 def _seal_prepared(folder: Path) -> None:
@@ -217,17 +235,23 @@ def _seal_prepared(folder: Path) -> None:
             seal.write(folder / seal.FOLDER_SEAL, {"files": _prepared_files(folder)})
 
 
-def _prepared_files(folder: Path) -> dict[str, int | str]:
-    """Return the size of each shard, and the SHA-256 of each other file, of a prepared data set.
+def _prepared_files(folder: Path) -> dict[str, str]:
+    """Return what identifies each file of a prepared data set.
 
-    The size of a shard is enough: ArrayRecord itself stores and checks a hash of every chunk of records.
+    For a shard these are its size and a hash of its ends, which tell it from other shards: ArrayRecord itself stores
+    and checks a hash of every chunk of records. For any other file it is the SHA-256.
     """
     files = (file for file in folder.iterdir() if file.is_file() and file.name != seal.FOLDER_SEAL)
-    return {file.name: file.stat().st_size if "array_record" in file.name else seal.sha256(file) for file in files}
+    return {file.name: _ends(file) if "array_record" in file.name else seal.sha256(file) for file in files}
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
+def _ends(file: Path) -> str:
+    """Return the size of a file, and a hash of its first and last 64 KiB."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        first = stream.read(2**16)
+        stream.seek(max(0, size - 2**16))
+        return f"{size} {hashlib.sha256(first + stream.read(2**16)).hexdigest()}"
 
 
 def prepared_hash(name: str, folder: Path) -> str:

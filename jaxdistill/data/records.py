@@ -34,7 +34,8 @@ class Records:
             self._length = len(next(iter(source.values())))
             return
         self._source, self._length = source, len(source)
-        decoded_bytes = self._length * sum(column.nbytes for column in self._read([0]).values())
+        first = {field: column[0] for field, column in self._read([0]).items()}
+        decoded_bytes = self._length * sum(np.asarray(value).nbytes for value in first.values())
         self.in_memory = decoded_bytes < IN_MEMORY
         self._columns = self._read(range(self._length)) if self.in_memory else {}
 

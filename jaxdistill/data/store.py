@@ -34,8 +34,8 @@ class Manifest(NamedTuple):
     rows: number of rows of the table
     shard: number of rows per shard
     fields: shape and dtype of one row's array in each field, by the name of the field
-    about: metadata that the writer adds, such as the hash of the teacher's weights; a reader compares them with the
-        metadata that it expects
+    about: metadata that the writer adds; its entry `identity`, such as the hash of the teacher's weights, tells stores
+        apart: a reader compares it with the identity that it expects, and a shard is sealed with it
     """
 
     rows: int

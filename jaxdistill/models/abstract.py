@@ -8,7 +8,7 @@ from jaxdistill.core.errors import ConfigError, message_of
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Array, Outputs, PyTree, Shapes, Variables
 
-PAIRS = (
+BATCH_LOGITS = (
     "its logits compare the images and the texts of one batch: their number changes with the batch size, so they are "
     "no classes that accuracy, losses and caches could use. Choose a model with a fixed number of classes."
 )
@@ -57,7 +57,7 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, 
         if outputs.text_embedding is not None or outputs.logits.shape[-1] == outputs.logits.shape[0]:
             twice = {name: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype) for name, x in shapes.items()}
             if apply(variables, twice).logits.shape[-1] != outputs.logits.shape[-1]:
-                raise ConfigError(path, PAIRS)
+                raise ConfigError(path, BATCH_LOGITS)
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:

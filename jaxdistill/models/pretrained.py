@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxdistill.core.errors import ConfigError, WeightsError, reading
+from jaxdistill.core.errors import ConfigError, WeightsError, as_weights_error
 from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.registry import Spec, models, parse
 from jaxdistill.core.types import Variables
@@ -116,13 +116,16 @@ def architecture_of(
         options: arguments of the family's factory that replace those of the checkpoint.
 
     Raises:
-        WeightsError: the architecture is unknown, or `layers`, `cut` or `keep` does not fit it.
-        ValueError: the config has an unsupported setting, or a size that is not possible.
+        WeightsError: the architecture is unknown, the config has an unsupported setting, or `layers`, `cut` or `keep`
+            does not fit it.
+        ValueError: a size is not possible.
     """
-    with reading(source.path):
-        name = hub_family.family_name(source.config)
+    name = hub_family.family_name(source.config)
+    with as_weights_error(source.path):
         try:
             arguments = hub_family.families[name].arguments(source.config)
+        except WeightsError:
+            raise
         except ValueError as error:  # a setting that the model does not support: the message says which
             raise WeightsError(f"{source.path}: {error}") from None
     _check_head(source, hub_family.families[name], options)

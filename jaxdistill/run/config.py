@@ -112,7 +112,7 @@ def _hint(place: str, path: str, key: str) -> str:
     if place not in ("objective.NAME", "task.NAME"):
         return ""
     loss = path.rpartition(".")[2]
-    return f" Arguments of the loss belong into its spec: {path}.term='{loss}({key}=...)'."
+    return f" Pass arguments of the loss in its spec: {path}.term='{loss}({key}=...)'."
 
 
 def _value(part: Any, value: Any, path: str, place: str) -> Any:

@@ -97,8 +97,9 @@ def copy_source(source: str, workdir: Path) -> dict[str, str]:
         return {"source": ""}
     content, copy = Path(source).read_bytes(), workdir / Path(source).name
     if not copy.is_file() or copy.read_bytes() != content:
-        workdir.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(content)
+        if copy.is_file():  # the file of an earlier part of this run, which its record names by this hash
+            copy.replace(copy.with_name(f"{copy.stem}-{seal.sha256(copy)[:12]}.py"))
+        seal.write_text(copy, content.decode("utf-8"))
     return {"source": copy.name, "source_sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -117,7 +118,11 @@ def _from_json(file: Path, trust_source: bool) -> ConfigDict:
     if copy and trust_source:
         if not copy.is_file():
             raise ConfigError("--trust-source", f"{str(copy)!r}, which defined this config, is missing.")
-        if copy.is_symlink() or seal.sha256(copy) != digest:
+        if copy.is_symlink():
+            raise ConfigError(
+                "--trust-source", f"{str(copy)!r} is a link; only a file of the record's own folder is run."
+            )
+        if seal.sha256(copy) != digest:
             cure = f"Use --config {copy} to run the changed file"
             raise ConfigError("--config", f"{str(copy)!r} was changed since {str(file)!r} was written. {cure}.")
         run_file(copy)

@@ -39,7 +39,7 @@ from jaxdistill.teachers.load import initialise, load
 from jaxdistill.teachers.submesh import join_queries
 from jaxdistill.teachers.teacher import Query, Teacher, cost_of
 
-OUTCOME: seal.JsonTypes = {
+RESULT_TYPES: seal.JsonTypes = {
     "row": dict,
     "reliability": dict,
     "seconds": (int, float),
@@ -109,13 +109,11 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(workdir.locked(folder))
-            added = workdir.write_config(folder, record, source)
-            record |= added
-            if added["lacks"]:
-                parts = ", ".join(f"{part} (module {module})" for part, module in added["lacks"].items())
-                console.print(
-                    f"note: config.json has no copy of the code of {parts}; keep it, to repeat this run", soft_wrap=True
-                )
+            record |= workdir.write_config(folder, record, source)
+            if record["not_copied"]:
+                parts = ", ".join(f"{part} (module {module})" for part, module in record["not_copied"].items())
+                text = f"note: config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run"
+                console.print(text, soft_wrap=True)
         run = Run(resolved, folder, console)
         subset.check_selection(folder, resolved.data, run.data.chosen)
         preemption = stack.enter_context(Preemption())
@@ -181,7 +179,7 @@ class Run:
 
     def _evaluate_teacher(self, teacher: Teacher, values: Variables) -> None:
         """Evaluate a teacher outside of a stage that trains it, and record its scores, cost and variables."""
-        evaluated = Trained(values, self._totals(teacher, values), {}, 0.0)
+        evaluated = Trained(values, self._totals(teacher, values), {}, 0.0, {})
         cost = teacher.cost(values, self.rows)
         self._record_teacher(teacher, _outcome(f"teacher {teacher.name}", cost, evaluated), values)
 
@@ -242,7 +240,7 @@ class Run:
         if stage.parts.step.evolve_teachers:  # only the training loop restores the teachers that it trained
             return False
         try:
-            outcome = seal.read(folder / "result.json", OUTCOME)
+            outcome = seal.read(folder / "result.json", RESULT_TYPES)
             if outcome["step"] != stage.settings.steps:
                 return False
             model = stage.parts.student
@@ -300,6 +298,7 @@ class Run:
             "rows": rows,
             "reliability": {name: self.outcomes[name]["reliability"] for name in names},
             "seconds": {name: self.outcomes[name]["seconds"] for name in names},
+            "log": {name: self.outcomes[name].get("log", {}) for name in names},
             **record,
         }
         if jax.process_index() == 0:
@@ -339,6 +338,7 @@ def _outcome(name: str, cost: Mapping[str, Any], trained: Trained) -> dict[str, 
         "reliability": reliability(trained.total),
         "seconds": trained.seconds,
         "compiled": trained.compiled,
+        "log": trained.log,
     }
 
 

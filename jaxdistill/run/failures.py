@@ -1,17 +1,20 @@
 """Turn whatever a command raises into one line on stderr and an exit code. This is the only place that does so.
 
-0    done, or stopped by a signal and saved
-2    a mistake in the config, the command line, the data or the user's own code; no place, memory or package
-3    the training diverged: the loss is not finite
-4    a file of a run is damaged, and nothing can replace it
-5    another process of a run with several processes died
-70   a bug of jaxdistill, whose traceback is written to a file
+0     done; or stopped by a signal, and saved
+2     a mistake in the config, the command line, the data or the user's own code (with file and line); or no space,
+memory, package or process
+3     the training diverged: a loss is not finite
+4     a file of the run is damaged, and nothing can replace it
+5     another process of the run died: start all of them again
+70    a bug of jaxdistill, whose traceback is written to a file
+75    a part of a study (`sweep --run`) was stopped: run it again
+130   interrupted by a second Ctrl-C, unsaved
+141   the reader of the output has gone
 """
 
 import contextlib
 import errno
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -25,63 +28,83 @@ from jaxdistill.core.errors import (
     Stopped,
     WeightsError,
     message_of,
+    one_line,
     user_location,
 )
 from jaxdistill.core.packages import FetchError
 
-BUG, LOST_PROCESS = 70, 5
+BUG, LOST_PROCESS, INTERRUPTED, NO_READER = 70, 5, 130, 141
 
-# What the operating system says of a place that cannot be used; libraries in C++ put only the text into their errors.
+# What the operating system says of a place that cannot be used, and the cure. Libraries in C++ put only the text of the
+# operating system into their errors.
+FREE, ELSEWHERE, AGAIN = "Free some space", "Choose another place", "Check the disk or the network"
 PLACES = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the place is read-only",
-    errno.EACCES: "the place may not be used by this user",
-    errno.EPERM: "the place may not be used by this user",
-    errno.EIO: "the disk does not answer",
-    errno.ENAMETOOLONG: "the name is too long",
-    errno.EMFILE: "too many files are open",
-    errno.ELOOP: "a link leads to itself",
-    errno.ENOTDIR: "a part of the path is a file",
-    errno.EISDIR: "the path is a folder",
-    errno.ESTALE: "the network disk does not answer",
+    errno.ENOSPC: ("the disk is full", FREE),
+    errno.EDQUOT: ("the disk quota is used up", FREE),
+    errno.EROFS: ("the place is read-only", ELSEWHERE),
+    errno.EACCES: ("the place may not be used by this user", ELSEWHERE),
+    errno.EPERM: ("the place may not be used by this user", ELSEWHERE),
+    errno.ENAMETOOLONG: ("the name is too long", ELSEWHERE),
+    errno.ELOOP: ("a link leads to itself", ELSEWHERE),
+    errno.ENOTDIR: ("a part of the path is a file", ELSEWHERE),
+    errno.EISDIR: ("the path is a folder", ELSEWHERE),
+    errno.EIO: ("the disk does not answer", AGAIN),
+    errno.ESTALE: ("the network disk does not answer", AGAIN),
+    errno.EMFILE: ("too many files are open", "Raise the limit by `ulimit -n`"),
 }
-PLACE_TEXTS = {os.strerror(number): reason for number, reason in PLACES.items()}
+PLACE_TEXTS = {os.strerror(number): place for number, place in PLACES.items()}
 
 # Packages that an extra of jaxdistill brings
 EXTRAS = {"transformers": "hf", "tokenizers": "hf", "gguf": "hf", "huggingface_hub": "hf", "wandb": "wandb"}
 
 
-def run(work: Callable[[], int | None], debug: bool = False, folder: str = "") -> int:
+def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", stopped: int = 0) -> int:
     """Call the function of a command, and return an exit code; whatever the function raises becomes one line.
 
     Args:
         work: the function; it may return None for exit code 0.
         debug: print the traceback of an error too.
         folder: folder that the command writes to, which also gets the traceback of a bug; empty: a temporary folder.
+        stopped: exit code of a command that was stopped by a signal after its state was saved.
     """
     try:
         return work() or 0
-    except Stopped as stopped:
-        _print(f"stopped: {stopped}. The same command resumes it.")
-        return 0
-    except BrokenPipeError:  # the reader of the output has gone, as in `jaxdistill ... | head`
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except Stopped as reason:
+        _print(f"stopped: {reason}. The same command resumes it.")
+        return stopped
+    except BrokenPipeError as error:
+        if _reads_stdout():
+            return _report(error, debug, folder)
+        return NO_READER  # as in `jaxdistill ... | head`
     except KeyboardInterrupt:
-        _print("interrupted: what was not saved yet is lost. The same command resumes from the last checkpoint.")
-        return 130
+        _print("interrupted: what was not saved yet is lost.")
+        return INTERRUPTED
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        code, text = explain(error)
-        if code == BUG:
-            text += f" The traceback is in {_write_traceback(folder)}; --debug prints it."
-        _print(f"error: {text}")
-        if _is_distributed():
-            _leave(code)
-        return code
+        return _report(error, debug, folder)
+
+
+def _report(error: Exception, debug: bool, folder: str) -> int:
+    """Print an error in one line, and return its exit code; in a run with several processes, end this process."""
+    if debug:
+        traceback.print_exception(error)
+    code, text = explain(error)
+    if code == BUG:
+        text += f" The traceback is in {_write_traceback(error, folder)}; --debug prints it."
+    _print(f"error: {text}")
+    if _is_distributed():
+        _leave(code)
+    return code
+
+
+def _reads_stdout() -> bool:
+    """Return False if nobody reads the standard output any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):  # else Python complains at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def explain(error: Exception) -> tuple[int, str]:
@@ -97,9 +120,9 @@ def explain(error: Exception) -> tuple[int, str]:
             return 3, _line(error)
         case DamageError():
             return 4, _line(error)
-    if reason := _place(error):
-        cure = "Free some space, or choose another place" if "full" in reason else "Choose another place"
-        return 2, f"{reason} ({_line(error)}). {cure}; the same command then resumes."
+    if place := _place(error):
+        reason, cure = place
+        return 2, f"{reason} ({_line(error)}). {cure}; the same command then goes on."
     if _is_lost_process(error):
         cure = "The process that died prints the reason. Start all of them again: they resume from the last checkpoint"
         first = str(error).strip().partition("\n")[0][:200]
@@ -122,18 +145,18 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         if seen is None:
             return
         yield seen
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
 
 
-def _place(error: Exception) -> str:
-    """Return what is wrong with a place on a disk, or an empty text if the error has another reason."""
+def _place(error: Exception) -> tuple[str, str] | None:
+    """Return what is wrong with a place on a disk, and the cure; None if the error has another reason."""
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno in PLACES:
             return PLACES[each.errno]
-        for text, reason in PLACE_TEXTS.items():
+        for text, place in PLACE_TEXTS.items():
             if f"{text}]" in str(each) or str(each).endswith(text):  # "... [No space left on device]" of TensorStore
-                return reason
-    return ""
+                return place
+    return None
 
 
 def _is_distributed() -> bool:
@@ -154,8 +177,7 @@ def _is_lost_process(error: Exception) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    """Return the message of an error as one line of at most 2,000 characters."""
-    return re.sub(r"\s+", " ", str(error)).strip()[:2000]
+    return one_line(error)[:2000]
 
 
 def _print(text: str) -> None:
@@ -165,12 +187,13 @@ def _print(text: str) -> None:
         sys.stderr.flush()
 
 
-def _write_traceback(folder: str) -> Path:
+def _write_traceback(error: Exception, folder: str) -> Path:
     name = f"traceback-{os.getpid()}.txt"
     for place in (folder, tempfile.gettempdir()):
         with contextlib.suppress(OSError):
             if place and Path(place).is_dir():
-                (Path(place) / name).write_text(f"{' '.join(sys.argv)}\n{traceback.format_exc()}")
+                text = "".join(traceback.format_exception(error))
+                (Path(place) / name).write_text(f"{' '.join(sys.argv)}\n{text}")
                 return Path(place) / name
     return Path(os.devnull)
 

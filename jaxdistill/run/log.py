@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jaxdistill.core.errors import ConfigError, NonFiniteError
+from jaxdistill.core.errors import BadStartError, NonFiniteError
 
 LINE_INTERVAL = 15  # seconds between progress lines, where no bar can be drawn
 
@@ -52,6 +52,7 @@ class Log:
         self._folder, self._start = folder, start
         self._traced, self._tracing = settings.trace if name == "student" else 0, False
         self._pending: list[tuple[int, Any]] = []
+        self.last: dict[str, Any] = {}  # the last line about training steps
         self._since, self._last = time.perf_counter(), start
         self._last_line = self._since
         self._writers: list[Callable[[str, int, dict[str, float]], None]] = []
@@ -155,7 +156,7 @@ class Log:
 
         Raises:
             NonFiniteError: a metric is NaN or infinite; the message names the metric and the first such step.
-            ConfigError: a metric is so at step 1, before the first update: what goes into the training is wrong.
+            BadStartError: a metric is so at step 1, before an update: what goes into the training is wrong.
         """
         ready, self._pending = self._pending[: len(self._pending) - keep], self._pending[len(self._pending) - keep :]
         if not ready:
@@ -163,14 +164,16 @@ class Log:
         rows = jax.device_get([metrics for _, metrics in ready])
         values = [{name: float(mean.sum / max(mean.count, 1)) for name, mean in row.items()} for row in rows]
         for (step, _), row in zip(ready, values, strict=True):
-            _check_finite(self.name, step, row, before_update=step == 1)
+            _check_finite(self.name, step, row, at_start=step == 1)
         step = ready[-1][0]
         now = time.perf_counter()
         rate, self._since, self._last = (step - self._last) / max(now - self._since, 1e-9), now, step
         averages = {name: float(np.mean([row[name] for row in values])) for name in values[-1]}
         curves = {name: float(curve(step - 1)) for name, curve in self.schedules.items()}
         # a weight that the step computes replaces the scheduled weight of the same name
-        self._write("train", step, {**curves, **averages, "steps_per_second": rate})
+        line = {**curves, **averages, "steps_per_second": rate}
+        self._write("train", step, line)
+        self.last = {"step": step, **_finite(line)}
         note = f"loss {averages['loss']:.3f}"
         self._progress.update(self._task, completed=step, rate=rate, note=note)
         if self._progress.disable and now - self._last_line > LINE_INTERVAL:
@@ -207,19 +210,25 @@ def _write_scalars(board: Any, kind: str, step: int, values: dict[str, float]) -
 
 
 def _write_line(file: Any, kind: str, step: int, values: dict[str, float]) -> None:
-    clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    clean = _finite(values)
     file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
 
 
-def _check_finite(stage: str, step: int, row: Mapping[str, float], before_update: bool = False) -> None:
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return values as JSON has them: None in place of a number that is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _check_finite(stage: str, step: int, row: Mapping[str, float], at_start: bool = False) -> None:
     # terms before their sum, so that the message names the term that failed
     for name in sorted(row, key=lambda name: (not name.startswith("terms/"), name == "loss", name)):
         if not math.isfinite(row[name]):
             term = name.removeprefix("terms/")
-            if before_update:  # so the rate cannot be the reason
-                cure = "Check the records, the initial weights and the outputs of the teachers"
-                problem = f"{stage}: {term} is {row[name]} at step 1, before the first update"
-                raise ConfigError("", f"{problem}. {cure}.")
+            if at_start:  # so the rate cannot be the reason
+                cure = (
+                    "Check the records, the initial weights, the outputs of the teachers and the arguments of the loss"
+                )
+                raise BadStartError(f"objective.{term}", f"{stage}: {row[name]} at step 1, before an update. {cure}.")
             raise NonFiniteError(
                 f"{stage}: {term} is {row[name]} at step {step}. The last good checkpoint is kept. "
                 "Lower the rate, set clip_norm, or check the data of that step."

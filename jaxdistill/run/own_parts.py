@@ -14,6 +14,8 @@ OwnParts = dict[str, str]  # "loss l1" -> the module that registered it
 def own_parts(config: Mapping[str, Any]) -> OwnParts:
     """Return the parts that a config names and that do not come with jaxdistill, with the modules that registered them.
 
+    Every word of the config counts as a name, so that a part named like a word of the config is listed too.
+
     Args:
         config: a config as nested dicts.
 

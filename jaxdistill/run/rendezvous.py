@@ -88,9 +88,13 @@ def _receive(port: int, processes: int, timeout: float) -> None:
                 raise ConfigError("distributed.process", f"two processes have the number {number}; number them from 0.")
             if number is not None:
                 joined[number] = client
-        for client in joined.values():
+        for number, client in joined.items():
             client.settimeout(5)
-            client.sendall(GO)
+            try:
+                client.sendall(GO)
+            except OSError as error:
+                problem = f"process {number} died while the processes connected ({error})"
+                raise ConfigError("distributed", f"{problem}. Start all processes again.") from None
         for client in joined.values():  # whoever closes first keeps the port busy for a minute, so the others do
             with contextlib.suppress(OSError):
                 client.recv(1)
@@ -147,7 +151,8 @@ def _join(host: str, port: int, processes: int, process: int, timeout: float) ->
                     with contextlib.suppress(TimeoutError):
                         if server.recv(len(GO)) == GO:
                             return
-                        break  # process 0 is gone: it may be started again
+                        problem = "it closed the connection"
+                        break  # it may be started again
         except OSError as error:
             problem = str(error)
         time.sleep(RETRY)

@@ -258,7 +258,11 @@ SCHEMA: dict[str, Any] = {
         "coordinator": Key("", ADDRESS, "host:port of process 0; 'auto': ask the cluster; empty: one process"),
         "processes": Key(1, POSITIVE, "number of processes"),
         "process": Key(0, COUNT, "number of this process, from 0"),
-        "timeout": Key(300, POSITIVE, "seconds to wait for the other processes at the start"),
+        "timeout": Key(
+            300,
+            POSITIVE,
+            "seconds to wait for the other processes at the start; missing ones are named, but not with 'auto'",
+        ),
     },
     "logging": {
         "every": Key(20, POSITIVE, "steps between lines of the log"),

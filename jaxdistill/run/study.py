@@ -176,7 +176,8 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
         return None
     if results["config"]["steps"] != config.steps or config_differences(results["config"], config):
         return None
-    return {**results, "log": read_log(folder / "student" / "log.jsonl").train[-1]}
+    line = results.get("log", {}).get("student") or read_log(folder / "student" / "log.jsonl").train[-1]
+    return {**results, "log": line}
 
 
 def run_or_resume(config: Config, folder: Path) -> list[dict[str, Any]]:

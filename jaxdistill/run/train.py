@@ -87,6 +87,7 @@ class Trained(NamedTuple):
     total: metrics of the last evaluation by name, as sums over the test examples; `scores(total)` computes the values
     compiled: number of programs that were compiled for "update" (the training step) and for "evaluate"
     seconds: time that the training has taken, over all processes that worked on it, up to their last checkpoints
+    log: the last line of the log about training steps
     teachers: variables of the teachers if the training algorithm changes teachers too; otherwise empty
     """
 
@@ -94,6 +95,7 @@ class Trained(NamedTuple):
     total: dict[str, Any]
     compiled: dict[str, int]
     seconds: float
+    log: dict[str, Any]
     teachers: tuple[Variables, ...] = ()
 
 
@@ -151,7 +153,7 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
     exported = engine.export(ts)
     evolved = algorithm.evolve_teachers(exported.params, exported.state, teachers) if algorithm.evolve_teachers else ()
     variables, seconds = Variables(exported.params["student"], exported.state["student"]), time.perf_counter() - start
-    return Trained(variables, total, engine.compiled(), earlier + seconds, evolved)
+    return Trained(variables, total, engine.compiled(), earlier + seconds, log.last, evolved)
 
 
 def pretrained_values(student: Model, abstract: TrainState) -> Variables:

@@ -44,8 +44,8 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
 
     Returns:
         What is added to the record. source: name of the copied Python file; source_sha256: its hash; parts: the parts
-        of the config that the user's own code registers, with their modules; lacks: those of them that are not in the
-        copied file; earlier: provenance and number of steps of each earlier process of this run.
+        of the config that the user's own code registers, with their modules; not_copied: those of them that are not in
+        the copied file; earlier: provenance and number of steps of each earlier process of this run.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -53,8 +53,8 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
     try:
         source_record = copy_source(source, workdir)
         parts = own_parts(record["config"])
-        lacks = {part: module for part, module in parts.items() if module != f"config_{Path(source).stem}"}
-        added = {**source_record, "parts": parts, "lacks": lacks, "earlier": _earlier_records(workdir)}
+        not_copied = {part: module for part, module in parts.items() if module != f"config_{Path(source).stem}"}
+        added = {**source_record, "parts": parts, "not_copied": not_copied, "earlier": _earlier_records(workdir)}
         _keep_results(workdir, record["config"]["steps"])
         seal.write(workdir / "config.json", {**record, **added})
         return added
@@ -88,6 +88,9 @@ def check_writable(folder: Path, option: str) -> None:
     Raises:
         ConfigError: the folder cannot be created or written.
     """
+    if any(len(part.encode()) > NAME_BYTES for part in folder.parts):
+        problem = f"has a name of more than {NAME_BYTES} bytes"
+        raise ConfigError(option, f"{str(folder)[:60]!r}... {problem}; choose another folder.")
     place = folder.absolute()
     while not (place.exists() or place.is_symlink()):
         place = place.parent
@@ -96,8 +99,6 @@ def check_writable(folder: Path, option: str) -> None:
         problem = "is not a folder" if place == folder.absolute() else f"lies below {str(place)!r}, which is no folder"
     elif not os.access(place, os.W_OK | os.X_OK):
         problem = f"cannot be written: {str(place)!r} is read-only or belongs to another user"
-    elif len(folder.name.encode()) > NAME_BYTES:
-        problem = f"has a name of more than {NAME_BYTES} bytes"
     if problem:
         raise ConfigError(option, f"{str(folder)!r:.300} {problem}; choose another folder.")
 

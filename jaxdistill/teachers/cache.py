@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.hub_files import fingerprint
-from jaxdistill.core.manifest import CheckpointError, choose_step, manifests
+from jaxdistill.core.manifest import CheckpointError, choose_step, manifests, student_arrays
 from jaxdistill.core.registry import caches, parse
 from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.pipeline import TEST, Pipeline
@@ -311,8 +311,9 @@ def weights_hash(teacher: Teacher) -> str:
             manifest = manifests(folder)[choose_step(folder, which)]
         except (CheckpointError, ValueError, OSError) as error:
             raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
-        arrays = {name: entry for name, entry in manifest["arrays"].items() if "/student/" in f"/{name}"}
-        content = manifest.get("files", arrays)  # an earlier version has checksums of files, and none of arrays
+        content = manifest.get(
+            "files", student_arrays(manifest)
+        )  # an earlier version has checksums of files, and none of arrays
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     spec = parse(teacher.spec, f"{teacher.path}.model")
     if spec.name != "pretrained" or teacher.steps:

@@ -11,7 +11,7 @@ from jaxdistill.core.errors import ConfigError
 
 def test_the_host_has_memory_and_says_how_much():
     assert 2**26 < memory.host_memory() < 2**60
-    assert memory.device_memory(jax.devices()) == pytest.approx(memory.host_memory(), rel=0.5)
+    assert len(jax.devices()) * memory.device_memory(jax.devices()) == pytest.approx(memory.host_memory(), rel=0.5)
 
 
 def test_the_size_of_shapes_is_that_of_arrays():
@@ -23,7 +23,7 @@ def test_the_size_of_shapes_is_that_of_arrays():
     ("count", "said"), [(0, "0 bytes"), (1000, "1e+03 bytes"), (1024, "1 KiB"), (3 * 2**40, "3 TiB")]
 )
 def test_bytes_are_read_by_people(count, said):
-    assert memory.text(count) == said
+    assert memory.format_bytes(count) == said
 
 
 def test_what_needs_most_is_named_with_its_key():

@@ -14,7 +14,7 @@ from examples import slow
 from terms import build_loss
 
 from jaxdistill.core import registry
-from jaxdistill.core.objective import WeightedTerm, objective
+from jaxdistill.core.objective import WeightedTerm, objective, reduce
 from jaxdistill.core.types import Factored, Outputs
 
 KEY = jax.random.key(0)
@@ -110,3 +110,28 @@ def test_images_are_no_texts(tmp_path, capsys):
 def test_a_reduction_is_one_of_two(tmp_path, capsys):
     assert runs.run(tmp_path / "run", "--config.objective.kd.reduction=batch") == 2
     assert "objective.kd.reduction: 'batch' is not 'token' or 'text'" in capsys.readouterr().err
+
+
+def test_texts_that_are_packed_into_one_row_count_each():
+    """Rows of 3 + 5 and of 6 + 2 tokens; the last text has one token that counts."""
+    numbers = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 2, 2]], jnp.int32)
+    mask = jnp.asarray([[1, 1, 0, 1, 1, 1, 1, 0], [1] * 6 + [1, 0]], jnp.float32)
+    values = np.random.default_rng(0).normal(size=(2, 8))
+    chosen = [(np.asarray(numbers[row]) == n) & (np.asarray(mask[row]) != 0) for row in (0, 1) for n in (1, 2)]
+    alone = [values[place // 2][rows].mean() for place, rows in enumerate(chosen)]
+    seen = replace(signals(batch=(2, 8)), mask=mask, batch={"segment_ids": numbers})
+    found = reduce(jnp.asarray(np.where(mask != 0, values, np.nan), jnp.float32), seen, "text")
+    assert_close((found.sum, found.count), (np.sum(alone), 4.0), rtol=1e-5)
+    rows = reduce(jnp.asarray(values, jnp.float32), replace(seen, batch={}), "text")
+    assert abs(rows.compute() - np.mean(alone)) > 1e-2 and rows.count == pytest.approx(2)
+
+
+def test_packed_texts_count_each_in_chunks_too():
+    seen = of_texts()
+    numbers = jnp.asarray(np.where(np.arange(8) < 3, 1, 2) * np.ones((4, 1)), jnp.int32)
+    seen = replace(seen, batch={**seen.batch, "segment_ids": numbers})
+    terms = {"a": WeightedTerm(build_loss("kd"), 1.0, "text")}
+    whole = mean(terms, seen)
+    assert_close(mean(terms, seen, 4), whole, rtol=1e-5)
+    assert_close(mean(terms, seen, 4, by_loss=True), whole, rtol=1e-5)
+    assert abs(whole - mean(terms, of_texts())) > 1e-3

@@ -40,7 +40,7 @@ TENSORSTORE = ValueError('RESOURCE_EXHAUSTED: Error writing local file "x" [OS e
         (DamageError("x has changed"), 4, "error: x has changed"),
         (Stopped("saved at step 3"), 0, "stopped: saved at step 3. The same command resumes it."),
         (KeyboardInterrupt(), 130, "interrupted: what was not saved yet is lost."),
-        (BrokenPipeError(), 0, ""),
+        (BrokenPipeError(), 2, "error: BrokenPipeError"),
         (FULL, 2, "error: the disk is full ([Errno 28] No space left on device: 'runs/x/log.jsonl'). Free some space"),
         (TENSORSTORE, 2, "error: the disk is full (RESOURCE_EXHAUSTED: Error writing local file"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), 2, "error: the place is read-only"),
@@ -68,7 +68,7 @@ def test_an_error_is_one_line_with_its_exit_code(error, code, said, capsys):
 def test_a_cause_is_recognised_below_another_error(capsys):
     error = RuntimeError("saving failed")
     error.__cause__ = FULL
-    cure = "Free some space, or choose another place; the same command then resumes."
+    cure = "Free some space; the same command then goes on."
     assert told(error, capsys) == (2, f"error: the disk is full (saving failed). {cure}\n")
 
 

@@ -64,7 +64,9 @@ def test_only_the_file_that_the_run_copied_is_trusted(how, tmp_path):
         copy.symlink_to(tmp_path / "elsewhere.py")
     elif how == "changed":
         copy.write_text(LOSS + "#")
-    with pytest.raises(ConfigError, match="is missing" if how == "missing" else "was changed since"):
+    with pytest.raises(
+        ConfigError, match={"missing": "is missing", "link": "is a link", "changed": "was changed since"}[how]
+    ):
         load(str(file), trust_source=True)
 
 
@@ -88,9 +90,11 @@ def test_a_run_of_python_says_what_its_record_lacks(tmp_path, capsys):
     config = runs.load()
     jaxdistill.distill(jaxdistill.differ(config, steps=1, teachers={}, objective={"cross_entropy": {}}), tmp_path)
     said = " ".join(capsys.readouterr().out.split())
-    assert "note: config.json has no copy of the code of data set blobs (module config_tiny); keep it" in said
+    assert (
+        "note: config.json keeps no copy of the code that registers data set blobs (module config_tiny). Keep" in said
+    )
     written = json.loads((tmp_path / "config.json").read_text())
-    assert written["lacks"] == {"data set blobs": "config_tiny"} and written["source"] == ""
+    assert written["not_copied"] == {"data set blobs": "config_tiny"} and written["source"] == ""
     del registry.datasets.factories["blobs"]
     with pytest.raises(ConfigError, match="names data set blobs, which the code of that run registered, and the"):
         load(str(tmp_path / "config.json"))

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxdistill.core.errors import ConfigError, WeightsError, reading
+from jaxdistill.core.errors import ConfigError, WeightsError, as_weights_error
 from jaxdistill.core.hub_files import checkpoint_path, read_json
 from jaxdistill.core.registry import Spec, parse, transforms
 from jaxdistill.data.stream import Batch, Transform
@@ -196,7 +196,7 @@ def read_recipe(folder: Path) -> Recipe:
     Raises:
         WeightsError: the checkpoint has no image processor, or one that is damaged or not supported.
     """
-    with reading(folder):
+    with as_weights_error(folder):
         return _read_recipe(folder)
 
 

@@ -136,7 +136,8 @@ def synthetic(folder: str, split: str) -> list[dict[str, str]]:
         split: `train` or `test`.
 
     Raises:
-        ValueError: the data set does not exist, is not finished, or is damaged.
+        ValueError: the data set does not exist, or is not finished.
+        DamageError: its description or its test split is damaged.
         KeyError: there is no such split.
     """
     path, cure = Path(folder).expanduser(), "the same `jaxdistill synthesize` command writes it again"
@@ -145,12 +146,12 @@ def synthetic(folder: str, split: str) -> list[dict[str, str]]:
     except FileNotFoundError:
         raise ValueError(f"{folder!r} holds no manifest.json; write it with jaxdistill synthesize") from None
     except DamageError as error:
-        raise ValueError(f"{error}; {cure}") from None
+        raise DamageError(f"{error}; {cure}") from None
     missing, every = missing_parts(path, about["rows"], about["part"]), parts(about["rows"], about["part"])
     if missing:
         done = f"{len(every) - len(missing)} of {len(every)} parts"
         raise ValueError(f"{folder!r} is not finished or damaged: {done} are complete; {cure}")
     files = {"train": [_part_file(path, number) for number, _ in every], "test": [path / "test.jsonl"]}[split]
-    if not all(map(_is_good, files)):
-        raise ValueError(f"{path / 'test.jsonl'} is missing or damaged; {cure}")
+    if not _is_good(path / "test.jsonl"):
+        raise DamageError(f"{path / 'test.jsonl'} is missing or damaged; {cure}")
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").split("\n") if line]

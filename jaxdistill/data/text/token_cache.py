@@ -4,6 +4,7 @@ The name of a cache folder is a hash of all that determines its content: the rec
 A folder is written elsewhere and renamed when complete, so that several processes may use it at once.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,7 +54,8 @@ def tokenise(
         except DamageError as error:
             sys.stderr.write(f"note: {error}; tokenising the texts again\n")
             aside = cache.with_name(f"{key}.damaged-{os.getpid()}")
-            cache.rename(aside)
+            with contextlib.suppress(OSError):  # another process was faster, or the folder is read-only
+                cache.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
     records, loaded = open_records(), tokenizer.load(tokenization.file)
     message = f"Tokenising {title} with {tokenization.file}; this happens once.\n"
@@ -73,9 +75,9 @@ def tokenise(
     }
     try:
         _write_cache(cache, tokenized.columns, about)
-    except OSError:  # a read-only folder costs time, but must not stop the run
+        return _open_cache(cache)
+    except (OSError, DamageError):  # a read-only folder costs time, but must not stop the run
         return Records(tokenized.columns, about["classes"], about["vocabulary"])
-    return _open_cache(cache)
 
 
 def tokenizer_hash(tokenization: Tokenization) -> str:
@@ -145,5 +147,5 @@ def _open_cache(cache: Path) -> Records:
                 raise DamageError(f"{cache / field}.npy has changed since it was written (checksum differs)")
         columns = {field: np.load(cache / f"{field}.npy", mmap_mode="r") for field in about["fields"]}
         return Records(columns, about["classes"], about["vocabulary"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, EOFError) as error:
         raise DamageError(f"{cache} is damaged ({error})") from None

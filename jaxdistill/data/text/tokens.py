@@ -45,7 +45,7 @@ class Tokenization(NamedTuple):
     labelled: True if a row is one example and keeps its label; False if the label at each position is the next token
     others: the tokenizer.json of each teacher with another tokenizer, by the prefix of the fields that this teacher
         reads
-    row_bytes: bytes of the arrays of one example, if each example has rows of its own; 0: rows are shared
+    row_bytes: bytes of the arrays of one example's row; 0: rows are packed from several examples
     shared: function without arguments that returns the tokens which the vocabularies of student and teacher share;
         None: the tokenization does not align the tokens of two tokenizers
     """

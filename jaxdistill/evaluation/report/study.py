@@ -71,7 +71,7 @@ def read(workdir: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the file does not exist.
-        DamageError: the file is damaged; the command of the study writes it again once it is removed.
+        DamageError: the file is damaged; the command of the study writes it again.
     """
     file = workdir / "study.json"
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.core.errors import WeightsError, reading
+from jaxdistill.core.errors import WeightsError, as_weights_error
 from jaxdistill.models.hub.gguf_header import TensorEntry, read_header
 from jaxdistill.models.hub.source import ArrayInfo
 
@@ -49,7 +49,7 @@ class Gguf:
 
     def __init__(self, path: Path):
         self.path = str(path)
-        with reading(path):
+        with as_weights_error(path):
             try:
                 self.fields, tensors = read_header(path)
             except ImportError:
@@ -72,7 +72,7 @@ class Gguf:
         Raises:
             WeightsError: the file is damaged, or has an encoding that the package gguf cannot decode.
         """
-        with reading(self.path):
+        with as_weights_error(self.path):
             return self._read(name, index)
 
     def _read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:

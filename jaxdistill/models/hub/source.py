@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import WeightsError, reading
+from jaxdistill.core.errors import WeightsError, as_weights_error
 from jaxdistill.core.hub_files import read_json
 
 
@@ -71,7 +71,7 @@ class Safetensors:
         weight_files = _weight_files(folder)
         seal.check_in_folder(*weight_files)
         self._files = {file: _open(file) for file in weight_files}
-        with reading(folder):
+        with as_weights_error(folder):
             stored = ((name, file) for file, tensors in self._files.items() for name in tensors.keys())  # noqa: SIM118
             self._locations = {_current_name(name): (name, file) for name, file in stored}
             slices = {name: self._slice(name) for name in self._locations}
@@ -86,7 +86,7 @@ class Safetensors:
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Read a part of the array `name`: one slice per axis, or the whole array if `index` is empty."""
-        with reading(self.path):
+        with as_weights_error(self.path):
             if index:
                 return self._slice(name)[index]
             stored_name, file = self._locations[name]

@@ -42,7 +42,7 @@ from jaxdistill.run.study import (
 )
 from jaxdistill.run.workdir import check_writable, locked
 
-UNFINISHED = 75  # exit code of a part that was stopped: try again (EX_TEMPFAIL)
+UNFINISHED = 75  # exit code of a part that was stopped, so that Slurm starts no job that needs it (EX_TEMPFAIL)
 
 
 def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, str]:
@@ -219,7 +219,7 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return study_parser
 
 
-def execute(study: Study, options: argparse.Namespace) -> int:
+def execute(study: Study, options: argparse.Namespace) -> None:
     """Do what the command line of a study asks: run the whole study, run a part of it, or print a script for Slurm.
 
     A part is a single run, or the training of the teachers.
@@ -227,9 +227,6 @@ def execute(study: Study, options: argparse.Namespace) -> int:
     Args:
         study: a base config and its variants (arms).
         options: parsed command line, from the parser that `parser` makes.
-
-    Returns:
-        The exit code: 0; or `UNFINISHED` if a part was stopped by a signal, so that Slurm starts no job that needs it.
     """
     console = Console()
     if not options.slurm:
@@ -240,12 +237,7 @@ def execute(study: Study, options: argparse.Namespace) -> int:
     elif not options.run:
         run_study(study, options.workdir, options.seeds, console)
     else:
-        try:
-            _execute_part(study, options, console)
-        except Stopped as stopped:
-            sys.stderr.write(f"stopped: {stopped}. The same command resumes it.\n")
-            return UNFINISHED
-    return 0
+        _execute_part(study, options, console)
 
 
 def _execute_part(study: Study, options: argparse.Namespace, console: Console) -> None:
@@ -257,7 +249,7 @@ def _execute_part(study: Study, options: argparse.Namespace, console: Console) -
         raise ConfigError("--run", f"{options.run!r} is not a run; choose 'teachers' or 0 to {len(all_runs) - 1}.")
 
 
-def guarded(work: Callable[[], int | None], debug: bool = False, workdir: str | Path = "") -> int:
+def guarded(work: Callable[[], int | None], debug: bool = False, workdir: str | Path = "", part: bool = False) -> int:
     """Call a function that runs a study, and return an exit code; an error is printed in one line (`failures.py`).
 
     SIGTERM or Ctrl-C between two runs ends the study without an error, because the same command resumes it.
@@ -266,6 +258,7 @@ def guarded(work: Callable[[], int | None], debug: bool = False, workdir: str | 
         work: the function; it may return None for exit code 0.
         debug: print the traceback of an error too.
         workdir: folder of the study.
+        part: the function executes only a part of the study; if it is stopped, the exit code is `UNFINISHED`.
     """
 
     def stop(number: int, frame: Any) -> None:
@@ -273,7 +266,7 @@ def guarded(work: Callable[[], int | None], debug: bool = False, workdir: str | 
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return failures.run(work, debug, str(workdir))
+        return failures.run(work, debug, str(workdir), UNFINISHED if part else 0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -289,12 +282,12 @@ def main(study: Study, doc: str | None, prepare: Callable[[Console], None] | Non
     """
     options = parser(study.name, doc).parse_args()
 
-    def work() -> int:
+    def work() -> None:
         if prepare is not None:
             prepare(Console())
-        return execute(study, options)
+        execute(study, options)
 
-    sys.exit(guarded(work, options.debug, options.workdir))
+    sys.exit(guarded(work, options.debug, options.workdir, bool(options.run)))
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -309,7 +302,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     sweep_parser.add_argument("--axis", action="append", nargs="+", required=True, help="a config key, and its values")
     options, changes = sweep_parser.parse_known_args(argv)
 
-    def work() -> int:
+    def work() -> None:
         axes = {path: tuple(texts) for path, *texts in options.axis}
         baseline = " | ".join(texts[0] for texts in axes.values())
         base: Config = override(load(options.config, options.trust_source), parse_changes(changes))
@@ -318,6 +311,6 @@ def run(argv: Sequence[str] | None = None) -> int:
         trust = ("--trust-source",) if options.trust_source else ()
         program = ("python", "-m", "jaxdistill.main", "sweep")
         command = (*program, "--config", options.config, *trust, *axis_words, *changes)
-        return execute(Study("sweep", question, base, axes, baseline, command=command), options)
+        execute(Study("sweep", question, base, axes, baseline, command=command), options)
 
-    return guarded(work, options.debug, options.workdir)
+    return guarded(work, options.debug, options.workdir, bool(options.run))

@@ -211,22 +211,25 @@ def step_initialises(view: StageView) -> None:
 
 
 def memory_suffices(view: StageView) -> None:
-    """Check that parameters, optimiser, teachers and batches fit into the memory of the devices and of the host.
+    """Check that parameters, optimiser, teachers and batches fit into the memory of a device.
 
-    This is a lower bound: activations, gradients and copies come on top of it.
+    This is a lower bound: parameters count as if they were split evenly over the axes fsdp and tensor, and activations,
+    gradients and copies come on top of it.
     """
-    config, rows = view.config, view.shapes["train"]
+    config, rows, mesh = view.config, view.shapes["train"], view.mesh.shape
     evaluated = size_of(rows) * config.evaluate.batch_size // config.batch_size
     state, teachers = view.train_state, zip(view.parts.teachers, view.teacher_variables, strict=True)
     live = {teacher.name: variables for teacher, variables in teachers if teacher.runs}
+    of_parameters = lambda *trees: sum(map(size_of, trees)) // (mesh["fsdp"] * mesh["tensor"])
+    of_rows = lambda count: count // (mesh["data"] * mesh["fsdp"])
     parts = {
-        "the parameters of the model": ("student.model", size_of(state.params) + size_of(state.state)),
-        "the state of the optimiser": ("student.model", size_of(state.opt_state)),
-        **{f"the teacher {name}": (f"teachers.{name}.model", size_of(x)) for name, x in live.items()},
-        f"a batch of {config.batch_size} rows": ("batch_size", size_of(view.shapes)),
-        f"a batch of {config.evaluate.batch_size} rows for evaluation": ("evaluate.batch_size", evaluated),
+        "the parameters of the model": ("student.model", of_parameters(state.params, state.state)),
+        "the state of the optimiser": ("student.model", of_parameters(state.opt_state)),
+        **{f"the teacher {name}": (f"teachers.{name}.model", of_parameters(x)) for name, x in live.items()},
+        f"a batch of {config.batch_size} rows": ("batch_size", of_rows(size_of(view.shapes))),
+        f"a batch of {config.evaluate.batch_size} rows for evaluation": ("evaluate.batch_size", of_rows(evaluated)),
     }
-    cure = "Choose a smaller model or smaller batches, or more devices"
+    cure = "Choose a smaller model or smaller batches, or split them over more devices"
     require(parts, device_memory(view.mesh.devices.flat), cure)
 
 

@@ -9,6 +9,7 @@ the changed line, then all tests of their files. Results are kept in the workdir
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -36,7 +37,8 @@ KINDS = {"loss": registry.losses, "fusion": registry.fusions, "step": registry.s
 NUMERICS = ("core/*.py", "core/chunked/*.py", "losses/**/*.py", "fusion/*.py", "steps/*.py", "evaluation/*.py",
             "data/stream.py", "data/selection.py", "data/order.py", "compress/*.py", "teachers/codec.py",
             "teachers/sparse_logits.py", "parallel/*.py")  # fmt: skip
-NOT_NUMERICS = ("__init__", "errors", "interfaces", "packages", "hub_files", "registry", "checkpoint", "types")
+NOT_NUMERICS = ("__init__", "errors", "interfaces", "packages", "hub_files", "registry", "checkpoint", "orbax_reads",
+                "types")  # fmt: skip
 EQUIVALENT = Path(__file__).with_name("equivalent.json")  # mutants that change nothing, with the reason
 AT_FIRST, LIMIT = 40, 300  # tests of a changed line that run first; seconds
 
@@ -68,8 +70,9 @@ def drawn(count: int) -> list[Mutant]:
     for part in sorted(by_part):
         of_part = [m for m in every[by_part[part]] if m.key not in chosen]
         chosen |= {m.key: m for m in draw.sample(of_part, min(2, len(of_part)))}
-    rest = [m for file in sorted(every) for m in every[file] if m.key not in chosen]
-    chosen |= {m.key: m for m in draw.sample(rest, min(count, len(rest)))}
+    rest = [m for of_file in every.values() for m in of_file if m.key not in chosen]
+    rank = lambda m: hashlib.sha256(f"{SEED} {m.key}".encode()).digest()  # so that an edit changes the draw of its file
+    chosen |= {m.key: m for m in sorted(rest, key=rank)[:count]}
     return list(chosen.values())
 
 
@@ -156,11 +159,14 @@ def copies(workdir: Path, count: int) -> Iterator[Path]:
         yield place
 
 
-def run(workdir: Path, count: int, workers: int) -> list[dict[str, Any]]:
+def run(workdir: Path, count: int, workers: int, again: bool) -> list[dict[str, Any]]:
     """Judge mutants until `count` of them could be imported; return their results."""
     file = workdir / "results.jsonl"
     lines = file.read_text().splitlines() if file.is_file() else []
     known = {result["key"]: result for result in map(json.loads, lines)}
+    if again:
+        reasons = equivalent_mutants()
+        known = {k: r for k, r in known.items() if r["outcome"] == "killed" or line_of(r) in reasons}
     by_line, places = tests_by_line(workdir), Queue[Path]()
     for place in copies(workdir, workers):
         places.put(place)
@@ -189,12 +195,21 @@ def run(workdir: Path, count: int, workers: int) -> list[dict[str, Any]]:
     return good
 
 
+def line_of(result: Mapping[str, Any]) -> str:
+    """How a mutant is named in the list of those that change nothing."""
+    return f"{result['file']}: {result['before']} -> {result['after']}"
+
+
+def equivalent_mutants() -> dict[str, str]:
+    """Mutants that change nothing, each with the reason."""
+    return dict(json.loads(EQUIVALENT.read_text()))
+
+
 def report(results: list[dict[str, Any]]) -> None:
     """Print how many died, of each part too, and who survived."""
-    reasons = json.loads(EQUIVALENT.read_text()) if EQUIVALENT.is_file() else {}
-    name = lambda result: f"{result['file']}: {result['before']} -> {result['after']}"
-    equivalent = [r for r in results if r["outcome"] != "killed" and name(r) in reasons]
-    alive = [r for r in results if r["outcome"] != "killed" and name(r) not in reasons]
+    reasons = equivalent_mutants()
+    equivalent = [r for r in results if r["outcome"] != "killed" and line_of(r) in reasons]
+    alive = [r for r in results if r["outcome"] != "killed" and line_of(r) not in reasons]
     files = Counter(result["file"] for result in results)
     print("mutants of each part:", ", ".join(f"{part} {files[file]}" for part, file in sorted(parts().items())))
     judged_count = len(results) - len(equivalent)
@@ -213,11 +228,12 @@ def main() -> None:
     parser.add_argument("--map", action="store_true", help="record which test runs which line; minutes")
     parser.add_argument("--count", default=200, type=int, help="number of mutants")
     parser.add_argument("--workers", default=2, type=int)
+    parser.add_argument("--again", action="store_true", help="judge again what did not die; after tests were added")
     args = parser.parse_args()
     if args.map or not (args.workdir / "coverage").is_file():
         record_map(args.workdir)
     if not args.map:
-        report(run(args.workdir, args.count, args.workers))
+        report(run(args.workdir, args.count, args.workers, args.again))
 
 
 if __name__ == "__main__":

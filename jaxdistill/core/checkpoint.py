@@ -9,19 +9,12 @@ computed before an array is written and after it is read, so no file is read a s
 manifest was never finished and is not used. Nothing is ever unpickled.
 """
 
-import asyncio.log
-import functools
-import gc
-import inspect
-import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxdistill.core import seal
 from jaxdistill.core.checksums import array_checksums
@@ -38,6 +31,7 @@ from jaxdistill.core.manifest import (
     student_arrays,
     unflatten,
 )
+from jaxdistill.core.orbax_reads import attempt, restore_args
 from jaxdistill.core.types import PyTree, Variables
 
 
@@ -203,11 +197,11 @@ class Checkpoints:
     def _read(self, step: int, manifest: Manifest, flat: dict[str, Any]) -> tuple[list[str], dict[str, Any], Any]:
         """Read a checkpoint; return what is wrong with it, its arrays by name, and the positions of the iterators."""
         args = self._ocp.args
-        items = {"state": args.PyTreeRestore(item=flat, restore_args=_restore_args(self._ocp, flat))}
+        items = {"state": args.PyTreeRestore(item=flat, restore_args=restore_args(self._ocp, flat))}
         earlier = "data" not in manifest  # an earlier version kept the positions in the checkpoint
         if earlier:
             items["data"] = args.JsonRestore()
-        problems, restored = _attempt(lambda: self._manager.restore(step, args=args.Composite(**items)))
+        problems, restored = attempt(lambda: self._manager.restore(step, args=args.Composite(**items)))
         if problems:
             return problems, {}, None
         positions = restored.data if earlier else manifest["data"]
@@ -228,73 +222,6 @@ class Checkpoints:
 
     def __exit__(self, *error: Any) -> None:
         self.close()
-
-
-def _restore_args(ocp: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return Orbax's arguments to restore arrays with the shardings and dtypes of `flat`; by default on one device."""
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return {name: ocp.ArrayRestoreArgs(sharding=x.sharding or default, dtype=x.dtype) for name, x in flat.items()}
-
-
-def _attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
-    """Call a function of Orbax that reads a checkpoint; return what is wrong with the checkpoint, and the result."""
-    _silence_abandoned_reads()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
-        problem, result = "", None
-        try:
-            result = read()
-        except Exception as error:  # damaged files make Orbax and TensorStore fail in many ways
-            if _has_another_reason(error):
-                raise
-            problem = f"it cannot be read ({_first_line(error)})"
-        if problem:
-            gc.collect()
-    failures = _processes_where(bool(problem))
-    if failures:  # all processes must go on alike
-        return [problem or f"it cannot be read by {failures} of {jax.process_count()} processes"], None
-    return [], result
-
-
-OTHER_REASONS = (
-    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
-    *("Permission denied", "Too many open files", "Input/output error", "Stale file handle"),
-)
-
-
-def _has_another_reason(error: Exception) -> bool:
-    """Return True if a checkpoint was not read for a reason outside of its files, such as a lack of memory."""
-    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-        return True
-    is_other_os_error = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    return is_other_os_error or any(reason in str(error) for reason in OTHER_REASONS)
-
-
-def _processes_where(condition: bool) -> int:
-    """Return in how many processes of the run a condition holds; every process must call this."""
-    if jax.process_count() == 1:
-        return int(condition)
-    from jax.experimental import multihost_utils
-
-    return int(np.sum(multihost_utils.process_allgather(np.asarray([condition]))))
-
-
-@functools.cache  # once for the process, because abandoned reads end later
-def _silence_abandoned_reads() -> None:
-    """Keep Python from printing a traceback for each array that Orbax was reading when another array failed."""
-    asyncio.log.logger.addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
-    report = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        of_orbax = inspect.iscoroutine(unraisable.object) and "orbax" in unraisable.object.cr_code.co_filename
-        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
-
-    sys.unraisablehook = hook
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def _barrier(name: str) -> None:
@@ -338,12 +265,12 @@ def load_variables(folder: Path, which: str, abstract: Variables) -> Variables:
 
     step = check_variables(folder, which, abstract)
     manifest, flat = manifests(folder)[step], flatten(_as_student(abstract))
-    restore = ocp.args.PyTreeRestore(item=flat, restore_args=_restore_args(ocp, flat), partial_restore=True)
+    restore = ocp.args.PyTreeRestore(item=flat, restore_args=restore_args(ocp, flat), partial_restore=True)
     problems = damaged_files(folder, step, manifest)
     if not problems:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             state = (folder / "steps" / str(step) / "state").absolute()
-            problems, restored = _attempt(lambda: reader.restore(state, args=restore))
+            problems, restored = attempt(lambda: reader.restore(state, args=restore))
         problems = problems or damaged_arrays(manifest, restored)
     if problems:
         raise CheckpointError(f"the checkpoint of step {step} in {folder} is damaged: {'; '.join(problems[:4])}")

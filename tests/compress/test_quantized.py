@@ -115,6 +115,20 @@ def test_every_row_of_what_is_multiplied_has_a_scale_of_its_own():
     np.testing.assert_allclose(y, x, rtol=0.02)
 
 
+def test_products_of_another_form_are_those_of_the_dequantized_kernel():
+    """One kernel per row, as for experts, or two kernels: their scales do not factor out of the sum."""
+    draw = np.random.default_rng(0)
+    x, kernels = (draw.normal(size=size).astype(np.float32) for size in ((2, 3), (2, 3, 4)))
+    small = QuantizedArray(*quantize(jnp.asarray(kernels), -2, "int8"), jnp.float32)
+    rows = lambda x, k: jnp.einsum("bi,bio->bo", x, k)
+    found = run_quantized(jax.make_jaxpr(rows)(x, kernels), [x, small])[0]
+    np.testing.assert_allclose(found, rows(x, small.dequantize()), rtol=1e-6)
+    left = QuantizedArray(*quantize(jnp.asarray(x), -1, "int8"), jnp.float32)
+    right = QuantizedArray(*quantize(jnp.asarray(kernels[0]), -2, "int8"), jnp.float32)
+    found = run_quantized(jax.make_jaxpr(jnp.matmul)(x, kernels[0]), [left, right])[0]
+    np.testing.assert_allclose(found, left.dequantize() @ right.dequantize(), rtol=1e-6)
+
+
 def test_a_config_has_its_teacher_in_8_bits(taught):
     made = (
         resolve(eight(taught[0]), jax.devices())

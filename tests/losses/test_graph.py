@@ -173,6 +173,15 @@ def test_a_class_that_is_not_related_adds_nothing_whatever_its_logit():
     assert_close((value, slope), (2 * np.log(2), np.zeros((2, 3))))
 
 
+def test_a_label_without_a_share_of_its_own_adds_nothing_either():
+    """With share=1 all of the probability goes to the related class; the label's own logit may be -inf."""
+    logits = np.float32([[-np.inf, 1.0, 2.0]])
+    seen = replace(signals(batch=(1,), classes=3), batch={"label": np.int32([0])})
+    seen = replace(seen, student=replace(seen.student, logits=logits))
+    expected = np.log(np.exp(1.0) + np.exp(2.0)) - 1.0
+    assert_close(values("related_labels(edges=((0, 1),), share=1.0)", seen), [expected])
+
+
 def test_labels_that_do_not_fit_are_told_with_the_cure():
     seen = signals()
     with pytest.raises(ValueError, match="the graph names class 7, but the student has 5"):

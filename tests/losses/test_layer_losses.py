@@ -195,6 +195,20 @@ def test_contexts_by_hand():
     assert_close(hierarchical_context(teacher[:, :1, :1] + 3, teacher[:, :1, :1]), [9.0])
 
 
+def test_review_projects_to_its_width_or_the_channels_of_the_deepest_layer():
+    layer = lambda size, channels: jnp.ones((2, size, size, channels))
+    seen = seeing((layer(4, 3), layer(2, 7)), (layer(4, 5), layer(2, 6)))
+    for width, inner in ((512, 7), (4, 4)):
+        shapes = jax.eval_shape(build_loss(f"review(layers=((1, 1), (2, 2)), width={width})").init, KEY, seen)[0]
+        found = {name: shapes[f"{name}/kernel"].shape for name in ("0/enter", "1/enter", "0/leave", "0/gate")}
+        assert found == {
+            "0/enter": (3, inner),
+            "1/enter": (7, inner),
+            "0/leave": (3, 3, inner, 5),
+            "0/gate": (2 * inner, 2),
+        }
+
+
 def test_pooling_and_nearest_neighbours_by_hand():
     x = jnp.arange(5.0).reshape(1, 5, 1, 1)
     assert_close(average_pool(x, (2, 1)).ravel(), [1.0, 3.0])  # 0 to 2 and 2 to 4

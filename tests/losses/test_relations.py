@@ -58,7 +58,7 @@ def of_rows(student, teacher, mask=None) -> Signals:
     return seen if mask is None else replace(seen, mask=single(mask))
 
 
-@pytest.mark.sampled("3-rkd", "3-cc")
+@pytest.mark.sampled("3-rkd", "3-cc", "3-pkt")
 @pytest.mark.parametrize("name", BY_LOOPS)
 @pytest.mark.parametrize("padding", [0, 3])
 def test_a_relational_loss_is_that_of_the_rows_that_count(name, padding):

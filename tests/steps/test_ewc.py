@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from checks import assert_close, assert_same
+from checks import assert_close, assert_same, float64
 from perceptrons import CLASSES, KEY, WIDTH, counted, rows
 from terms import build_loss
 
@@ -88,6 +88,16 @@ def test_the_student_is_pulled_to_where_the_last_task_ended_by_what_mattered_the
         assert_same(new.state["anchor"].params, anchor)
         assert_close(new.state["anchor"].fisher, fisher)
     assert optax.tree.norm(optax.tree.sub(free, held)) > 1e-3
+
+
+def test_the_reported_distance_is_half_the_square_from_the_anchor_weighted_by_importance():
+    world = World("ewc(weight=3.0, every=2, momentum=0.5)", rate=0.5)
+    old = world.states(3)[-1]
+    new, metrics = world.update(old, (), world.batch)
+    anchor, student = old.state["anchor"], new.params["student"]["kernel"]
+    by_hand = np.sum(float64(anchor.fisher["kernel"]) * float64(student - anchor.params["kernel"]) ** 2) / 2
+    assert by_hand > 1e-6
+    assert_close(metrics["anchor/distance"].compute(), by_hand, rtol=1e-4)
 
 
 def test_however_heavy_the_student_stays_between_the_anchor_and_where_it_would_go():

@@ -215,6 +215,14 @@ def test_few_classes_give_the_divergence_and_gradient_of_all(keep, temperature):
     assert_close(both(kl_to_sparse, few), both(kl_divergence, dense(few)), rtol=1e-5, atol=1e-6)
 
 
+def test_empty_slots_beside_a_probability_of_the_rest_count_as_if_they_were_not_there():
+    few = SparseLogits(np.int32([[4, 9, 2, 9]]), np.float32([[1.0, 7.0, 0.5, -3.0]]), np.float32([-1.0]), 9)
+    student = drawn(10, 1, 9)
+    both = lambda f, t: jax.jit(jax.value_and_grad(lambda s, t: f(s, t, 2.0).sum()))(student, t)
+    assert_close(dense(few)[0], np.where(np.arange(9) == 4, 1.0, np.where(np.arange(9) == 2, 0.5, -1.0)))
+    assert_close(both(kl_to_sparse, few), both(kl_divergence, dense(few)), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.sampled("hard*")
 @pytest.mark.parametrize(
     "spec", ["kd(temperature=2.0)", "hard(loss=kd(temperature=2.0))", "standardized(loss=kd(temperature=2.0))"]

@@ -1,0 +1,83 @@
+"""Reads of checkpoints by Orbax that may fail: what is the files' fault is told from what is the machine's.
+
+In a run with several processes, all of them learn that one could not read, and go on alike.
+"""
+
+import asyncio.log
+import functools
+import gc
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def restore_args(ocp: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return Orbax's arguments to restore arrays with the shardings and dtypes of `flat`; by default on one device."""
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {name: ocp.ArrayRestoreArgs(sharding=x.sharding or default, dtype=x.dtype) for name, x in flat.items()}
+
+
+def attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
+    """Call a function of Orbax that reads a checkpoint; return what is wrong with the checkpoint, and the result."""
+    _silence_abandoned_reads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
+        problem, result = "", None
+        try:
+            result = read()
+        except Exception as error:  # damaged files make Orbax and TensorStore fail in many ways
+            if _has_another_reason(error):
+                raise
+            problem = f"it cannot be read ({_first_line(error)})"
+        if problem:
+            gc.collect()
+    failures = _processes_where(bool(problem))
+    if failures:  # all processes must go on alike
+        return [problem or f"it cannot be read by {failures} of {jax.process_count()} processes"], None
+    return [], result
+
+
+OTHER_REASONS = (
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
+    *("Permission denied", "Too many open files", "Input/output error", "Stale file handle"),
+)
+
+
+def _has_another_reason(error: Exception) -> bool:
+    """Return True if a checkpoint was not read for a reason outside of its files, such as a lack of memory."""
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+        return True
+    is_other_os_error = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    return is_other_os_error or any(reason in str(error) for reason in OTHER_REASONS)
+
+
+def _processes_where(condition: bool) -> int:
+    """Return in how many processes of the run a condition holds; every process must call this."""
+    if jax.process_count() == 1:
+        return int(condition)
+    from jax.experimental import multihost_utils
+
+    return int(np.sum(multihost_utils.process_allgather(np.asarray([condition]))))
+
+
+@functools.cache  # once for the process, because abandoned reads end later
+def _silence_abandoned_reads() -> None:
+    """Keep Python from printing a traceback for each array that Orbax was reading when another array failed."""
+    asyncio.log.logger.addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        of_orbax = inspect.iscoroutine(unraisable.object) and "orbax" in unraisable.object.cr_code.co_filename
+        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -1,6 +1,12 @@
 """Mistakes of a config about devices: meshes, sub-meshes, rows that do not divide over them, processes."""
 
 DEVICE_MISTAKES = {
+    "a rule of bytes": (
+        ["student.rules=((b'kernel', ('fsdp',)),)"],
+        "student.rules",
+        "b'kernel'",
+        "(regex, axes) pairs",
+    ),
     "a rule for no axis": (["student.rules=(('kernel', ('fdsp',)),)"], "student.rules", "'fdsp'", "data, fsdp, tensor"),
     "a batch that does not divide by the mesh": (
         ["mesh.data=8", "batch_size=36"],

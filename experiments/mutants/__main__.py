@@ -1,6 +1,7 @@
 """Do the fast tests notice bugs that are planted one at a time?
 
     python -m experiments.mutants --map           run the fast tests once, and record which test runs which line
+    python -m experiments.mutants --map tests/x.py     the same for new tests alone
     python -m experiments.mutants --count 200     plant 200 bugs, run the tests of each, and print who survives
 
 The bugs are drawn by a fixed seed: two in every loss, fusion and step, the rest from all numerics. A bug is killed if a
@@ -76,11 +77,11 @@ def drawn(count: int) -> list[Mutant]:
     return list(chosen.values())
 
 
-def record_map(workdir: Path) -> None:
-    """Run the fast tests with coverage, and keep which test runs which line."""
+def record_map(workdir: Path, tests: Iterable[str]) -> None:
+    """Run the fast tests with coverage, and keep which test runs which line; of some files, add it to what is known."""
     workdir.mkdir(parents=True, exist_ok=True)
-    options = ("-m", "not slow", "-q", "-n", "2", "--dist", "loadfile")
-    options += ("--cov=jaxdistill", "--cov-context=test", "--cov-report=")
+    options = ("-m", "not slow", "-q", "-n", "2", "--dist", "loadfile", *tests)
+    options += ("--cov=jaxdistill", "--cov-context=test", "--cov-report=", *(["--cov-append"] if tests else []))
     environment = {**os.environ, "COVERAGE_FILE": str(workdir / "coverage")}
     subprocess.run((sys.executable, "-m", "pytest", *options), cwd=ROOT, env=environment, check=False)
 
@@ -225,14 +226,15 @@ def report(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", default=ROOT / "runs" / "mutants", type=Path)
-    parser.add_argument("--map", action="store_true", help="record which test runs which line; minutes")
+    parser.add_argument("--map", nargs="*", metavar="FILE", help="record which test runs which line; minutes, or of "
+                        "these files alone")  # fmt: skip
     parser.add_argument("--count", default=200, type=int, help="number of mutants")
     parser.add_argument("--workers", default=2, type=int)
     parser.add_argument("--again", action="store_true", help="judge again what did not die; after tests were added")
     args = parser.parse_args()
-    if args.map or not (args.workdir / "coverage").is_file():
-        record_map(args.workdir)
-    if not args.map:
+    if args.map is not None or not (args.workdir / "coverage").is_file():
+        record_map(args.workdir, args.map or ())
+    if args.map is None:
         report(run(args.workdir, args.count, args.workers, args.again))
 
 

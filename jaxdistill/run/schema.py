@@ -71,7 +71,8 @@ def _is_rule(v: Any) -> bool:
         pattern, axes = v
         re.compile(pattern)
         named = [axis for axis in axes if axis is not None]  # one mesh axis cannot split two dimensions of an array
-        return isinstance(axes, tuple) and set(named) <= {"data", "fsdp", "tensor"} and len(set(named)) == len(named)
+        texts = isinstance(pattern, str) and isinstance(axes, tuple)  # a pattern of bytes is not JSON
+        return texts and set(named) <= {"data", "fsdp", "tensor"} and len(set(named)) == len(named)
     except (TypeError, ValueError, re.error):
         return False
 

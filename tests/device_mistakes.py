@@ -7,6 +7,13 @@ DEVICE_MISTAKES = {
         "b'kernel'",
         "(regex, axes) pairs",
     ),
+    "a batch of copies": (["batch_size=50000000"], "batch_size", "50000000 rows", "Lower it to"),
+    "an evaluation of copies": (
+        ["evaluate.batch_size=33000000"],
+        "evaluate.batch_size",
+        "33000000 rows",
+        "Lower it to",
+    ),
     "a rule for no axis": (["student.rules=(('kernel', ('fdsp',)),)"], "student.rules", "'fdsp'", "data, fsdp, tensor"),
     "a batch that does not divide by the mesh": (
         ["mesh.data=8", "batch_size=36"],

@@ -55,22 +55,30 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return (f"Did you mean {close[0]!r}? " if close else "") + "Known: " + (", ".join(known) or "none") + "."
 
 
+def text_of(error: BaseException) -> str:
+    """Return the message of an error; empty if the error, of a user's own class, cannot say it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error as one line."""
-    return " ".join(str(error).split())
+    return " ".join(text_of(error).split())
 
 
-def message_of(error: Exception) -> str:
+def message_of(error: BaseException) -> str:
     """Return the first paragraph of an error's message as one line.
 
     If the traceback passes through the user's own code (neither jaxdistill nor an installed package), the file name and
     line number of that code are appended.
     """
-    text = " ".join(str(error).strip().split("\n\n")[0].split())[:400] or type(error).__name__
+    text = " ".join(text_of(error).strip().split("\n\n")[0].split())[:400] or type(error).__name__
     return text + user_location(error)
 
 
-def user_location(error: Exception) -> str:
+def user_location(error: BaseException) -> str:
     """Return " (FILE, line N)" of the innermost traceback frame in the user's own code; '' if there is none."""
     package, installed = Path(__file__).parents[1], sysconfig.get_paths()["purelib"]
     library_prefixes = (*(f"{folder}/" for folder in (package, installed, sys.prefix, sys.base_prefix)), "<")

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, DamageError, suggest
+from jaxdistill.core.errors import ConfigError, DamageError, one_line, suggest
 from jaxdistill.run.config import make, note
 from jaxdistill.run.own_parts import unregistered
 
@@ -180,11 +180,11 @@ def _reporting(file: Path) -> Iterator[None]:
     """Turn any exception of a user's file into a ConfigError with the file and the line."""
     try:
         yield
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit too: a config does not end the program
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(file.resolve())]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else 1)
-        reason = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+        reason = f"{type(error).__name__}: {getattr(error, 'msg', None) or one_line(error)}"
         raise ConfigError("--config", f"{str(file)!r} fails in line {line} ({reason}); correct this line.") from error

@@ -29,6 +29,7 @@ from jaxdistill.core.errors import (
     WeightsError,
     message_of,
     one_line,
+    text_of,
     user_location,
 )
 from jaxdistill.core.packages import FetchError
@@ -79,11 +80,15 @@ def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", s
     except KeyboardInterrupt:
         _print("interrupted: what was not saved yet is lost.")
         return INTERRUPTED
-    except Exception as error:
+    except SystemExit as error:
+        if user_location(error):  # the user's own code ends Python in the middle of a run
+            return _report(error, debug, folder)
+        raise
+    except BaseException as error:
         return _report(error, debug, folder)
 
 
-def _report(error: Exception, debug: bool, folder: str) -> int:
+def _report(error: BaseException, debug: bool, folder: str) -> int:
     """Print an error in one line, and return its exit code; in a run with several processes, end this process."""
     if debug:
         traceback.print_exception(error)
@@ -107,7 +112,7 @@ def _reads_stdout() -> bool:
     return True
 
 
-def explain(error: Exception) -> tuple[int, str]:
+def explain(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the one-line text for an exception.
 
     Args:
@@ -125,9 +130,9 @@ def explain(error: Exception) -> tuple[int, str]:
         return 2, f"{reason} ({_line(error)}). {cure}; the same command then goes on."
     if _is_lost_process(error):
         cure = "The process that died prints the reason. Start all of them again: they resume from the last checkpoint"
-        first = str(error).strip().partition("\n")[0][:200]
+        first = text_of(error).strip().partition("\n")[0][:200]
         return LOST_PROCESS, f"the processes of this run lost contact ({first}). {cure}."
-    if any(isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in str(each) for each in _chain(error)):
+    if any(isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in text_of(each) for each in _chain(error)):
         cure = "Lower batch_size, raise accumulate, chunks or mesh.fsdp, or choose a smaller model"
         return 2, f"there is not enough memory ({_line(error)}). {cure}."
     if isinstance(error, ImportError) and (package := (error.name or "").partition(".")[0]) in EXTRAS:
@@ -148,13 +153,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
 
 
-def _place(error: Exception) -> tuple[str, str] | None:
+def _place(error: BaseException) -> tuple[str, str] | None:
     """Return what is wrong with a place on a disk, and the cure; None if the error has another reason."""
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno in PLACES:
             return PLACES[each.errno]
+        message = text_of(each)
         for text, place in PLACE_TEXTS.items():
-            if f"{text}]" in str(each) or str(each).endswith(text):  # "... [No space left on device]" of TensorStore
+            if f"{text}]" in message or message.endswith(text):  # "... [No space left on device]" of TensorStore
                 return place
     return None
 
@@ -168,12 +174,12 @@ def _is_distributed() -> bool:
     return jax.distributed.is_initialized()
 
 
-def _is_lost_process(error: Exception) -> bool:
+def _is_lost_process(error: BaseException) -> bool:
     if not _is_distributed():
         return False
     import jax
 
-    return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith("RESOURCE_EXHAUSTED")
+    return isinstance(error, jax.errors.JaxRuntimeError) and not text_of(error).startswith("RESOURCE_EXHAUSTED")
 
 
 def _line(error: BaseException) -> str:
@@ -187,7 +193,7 @@ def _print(text: str) -> None:
         sys.stderr.flush()
 
 
-def _write_traceback(error: Exception, folder: str) -> Path:
+def _write_traceback(error: BaseException, folder: str) -> Path:
     name = f"traceback-{os.getpid()}.txt"
     for place in (folder, tempfile.gettempdir()):
         with contextlib.suppress(OSError):

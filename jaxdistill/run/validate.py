@@ -50,6 +50,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         data.quiz_is_disjoint,
         data.order_is_possible,
         data.selection_is_possible,
+        data.batches_hold_few_copies,
     ),
     # each stage, on shapes
     "stage": (

@@ -76,6 +76,12 @@ FILES = {
     "get_config of something else": ("def get_config():\n    return {'steps': 3}\n", "returned dict; return make(...)"),
     "a syntax error": ("def get_config():\n    return make(steps=\n", "fails in line 2 (SyntaxError"),
     "an import that fails": ("import nonesuch\n", "fails in line 1 (ModuleNotFoundError: No module named 'nonesuch')"),
+    "an error without words": (
+        "class Odd(Exception):\n    def __str__(self):\n        raise ValueError\n\nraise Odd\n",
+        "fails in line 5 (Odd: )",
+    ),
+    "an end of Python": ("\nexit(0)\n", "fails in line 2 (SystemExit: 0)"),
+    "no ordinary error": ("class Odd(BaseException): ...\n\nraise Odd('x')\n", "fails in line 3 (Odd: x)"),
     "an error in get_config": ("\ndef get_config():\n    return [][1]\n", "fails in line 3 (IndexError"),
 }
 

@@ -1,6 +1,7 @@
 """Whatever a command raises is one line and an exit code; a bug of ours says where its traceback lies."""
 
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -172,3 +173,16 @@ def test_a_full_disk_is_named(tmp_path, capsys):
     assert runs.run(tmp_path / "run", "--config.steps=60", "--config.control=False") == 2
     said = capsys.readouterr().err
     assert "--workdir: " in said or "the disk is full" in said
+
+
+def test_own_code_that_ends_python_is_a_mistake_but_an_end_of_the_command_line_is_none(capsys, tmp_path):
+    (tmp_path / "mine.py").write_text("\ndef work():\n    raise SystemExit(0)\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import mine
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert failures.run(mine.work) == 2
+    assert capsys.readouterr().err == "error: SystemExit: 0 (mine.py, line 3)\n"
+    with pytest.raises(SystemExit):
+        failures.run(functools.partial(cli.parser("x", "").parse_args, ["--nonesuch"]))

@@ -101,6 +101,21 @@ def mixed_labels_have_the_classes(view: DataView) -> None:
             raise ConfigError(path, f"{problem}; set classes={description.classes}.")
 
 
+MANY_ROWS, MANY_COPIES = 2**16, 64  # below either, a batch that repeats its records may be meant
+
+
+def batches_hold_few_copies(view: DataView) -> None:
+    """Check that no huge batch consists of copies of a few records: reading it takes minutes, and it adds nothing."""
+    counts = {
+        "batch_size": (view.config.batch_size, view.data.count_training_records()),
+        "evaluate.batch_size": (view.config.evaluate.batch_size, view.data.test_description.records),
+    }
+    for path, (rows, records) in counts.items():
+        if rows > MANY_ROWS and rows > MANY_COPIES * records:
+            problem = f"a batch of {rows} rows would hold each of the {records} records {rows // records} times"
+            raise ConfigError(path, f"{problem}. Lower it to {records} or less.")
+
+
 def _count_records(view: DataView) -> Callable[[str], int]:
     """Return a function that counts the records of a whole split, given its name.
 

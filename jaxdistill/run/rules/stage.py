@@ -214,14 +214,16 @@ def memory_suffices(view: StageView) -> None:
     """Check that parameters, optimiser, teachers and batches fit into the memory of a device.
 
     This is a lower bound: parameters count as if they were split evenly over the axes fsdp and tensor, and activations,
-    gradients and copies come on top of it.
+    gradients and copies come on top of it. If the devices are CPUs, a batch is in the same memory twice: as it was read
+    and as it was put on the devices.
     """
     config, rows, mesh = view.config, view.shapes["train"], view.mesh.shape
+    copies = 2 if view.mesh.devices.flat[0].platform == "cpu" else 1
     evaluated = size_of(rows) * config.evaluate.batch_size // config.batch_size
     state, teachers = view.train_state, zip(view.parts.teachers, view.teacher_variables, strict=True)
     live = {teacher.name: variables for teacher, variables in teachers if teacher.runs}
     of_parameters = lambda *trees: sum(map(size_of, trees)) // (mesh["fsdp"] * mesh["tensor"])
-    of_rows = lambda count: count // (mesh["data"] * mesh["fsdp"])
+    of_rows = lambda count: copies * count // (mesh["data"] * mesh["fsdp"])
     parts = {
         "the parameters of the model": ("student.model", of_parameters(state.params, state.state)),
         "the state of the optimiser": ("student.model", of_parameters(state.opt_state)),

@@ -102,7 +102,10 @@ def tests_by_line(workdir: Path) -> dict[str, dict[int, list[str]]]:
 
 
 def chosen_tests(mutant: Mutant, by_line: Mapping[str, Mapping[int, list[str]]]) -> tuple[list[str], list[str]]:
-    """The tests that run the changed line, a few of each file first; and all files with such tests."""
+    """The tests that run the changed line, a few of each file first; and all files with such tests.
+
+    A line whose result is kept runs in one test of many only, so files that import the module by name are added.
+    """
     of_file = by_line.get(mutant.file, {})
     tests = of_file.get(mutant.line) or sorted({test for tests in of_file.values() for test in tests})
     by_test_file = defaultdict(list)
@@ -110,7 +113,10 @@ def chosen_tests(mutant: Mutant, by_line: Mapping[str, Mapping[int, list[str]]])
         by_test_file[test.partition("::")[0]].append(test)
     share = max(1, AT_FIRST // max(1, len(by_test_file)))
     few = [test for of_one in by_test_file.values() for test in of_one[:share]]
-    return few[: 2 * AT_FIRST], sorted(by_test_file)
+    imports = re.compile(rf"\bimport .*\b{Path(mutant.file).stem}\b|\b{Path(mutant.file).stem} import ")
+    every = ROOT.glob("tests/**/test_*.py")
+    naming = {str(path.relative_to(ROOT)) for path in every if imports.search(path.read_text())}
+    return few[: 2 * AT_FIRST], sorted({*by_test_file, *naming})
 
 
 def run_tests(place: Path, tests: Iterable[str]) -> tuple[str, str]:

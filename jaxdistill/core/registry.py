@@ -205,11 +205,14 @@ class Registry:
         factory, bound = self.bind(spec, path, convert)
         try:
             self._check(bound.arguments)
-            return factory(*bound.args, **bound.kwargs)
+            part = factory(*bound.args, **bound.kwargs)
         except ConfigError as error:
             raise error if error.path else ConfigError(path, error.message) from None
         except (ValueError, TypeError) as error:
             raise ConfigError(path, f"{factory.__name__}: {error}") from error
+        if part is None:
+            raise ConfigError(path, f"{factory.__name__} in {factory.__module__} returned None; return a {self.kind}.")
+        return part
 
     def bind(
         self, spec: str | Spec, path: str, convert: Conversions = MappingProxyType({})
@@ -259,7 +262,7 @@ LARGEST, MOST_LAYERS = 2**31 - 1, 2048
 
 
 def _possible_sizes(arguments: Mapping[str, Any]) -> None:
-    """Raise a ValueError for a size that no network has: beyond 2^31, or more than 2,048 layers.
+    """Raise a ValueError for a size that no network has: beyond 2^31, a stride of 0, or more than 2,048 layers.
 
     Layers are built one by one, so that millions of them would take all time and memory before anything is compiled.
     """
@@ -269,6 +272,8 @@ def _possible_sizes(arguments: Mapping[str, Any]) -> None:
         for size in sizes:
             if abs(size) > LARGEST:
                 raise ValueError(f"{name}={value!r:.60} is too large; give at most {LARGEST}")
+            if "stride" in name and size < 1:
+                raise ValueError(f"{name}={value!r:.60}: a stride is 1 or more")
         layers = sum(sizes) if re.search("depth|blocks", name) else len(numbers)
         if layers > MOST_LAYERS:
             raise ValueError(f"{name} asks for {layers} layers; give at most {MOST_LAYERS}")

@@ -54,14 +54,13 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read(file: Path, types: JsonTypes) -> dict[str, Any]:
+def read(file: Path, types: JsonTypes, required: bool = False) -> dict[str, Any]:
     """Read a sealed JSON file, and return its content without the seal.
-
-    A file without a seal is accepted: files of earlier versions have none.
 
     Args:
         file: the file.
         types: the keys that the file must have, with the type or types of each value; a bool is no int.
+        required: refuse a file without a seal, which an earlier version has written, or whose seal was removed.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -78,6 +77,8 @@ def read(file: Path, types: JsonTypes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamageError(f"{file} is damaged (it is not a JSON object)")
     seal = content.pop(SEAL, None)
+    if seal is None and required:
+        raise DamageError(f"{file} has no seal")
     if seal is not None and seal != _checksum(content):
         raise DamageError(f"{file} has changed since it was written (checksum differs)")
     for key, kinds in types.items():

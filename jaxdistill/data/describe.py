@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import DamageError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.registry import datasets
 from jaxdistill.data.datasets import open_records, prepared_hash
 from jaxdistill.data.records import Records
@@ -83,6 +83,9 @@ def _inspect(records: Records) -> Description:
     batch = gather(records, index, np.ones(len(index), np.float32))
     shapes = {field: _shape(column) for field, column in batch.items()}
     fields = {field: shape for field, shape in shapes.items() if shape}
+    for field, (shape, _) in fields.items():
+        if 0 in shape:
+            raise ConfigError("data.name", f"the field {field!r} of the records has no values, {shape}. Leave it out.")
     return Description(len(records), fields, records.classes, records.vocabulary)
 
 

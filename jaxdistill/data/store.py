@@ -44,6 +44,9 @@ class Manifest(NamedTuple):
     about: dict[str, Any]
 
 
+MOST_SHARDS = 2**20  # files of one store
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the description of a new store (a table of arrays on disk), or compare it with that of an existing store.
 
@@ -72,6 +75,8 @@ def read_manifest(folder: Path) -> Manifest:
     file = folder / "manifest.json"
     try:
         content = seal.read(file, {"rows": int, "shard": int, "fields": dict, "about": dict})
+        if not (0 <= content["rows"] <= MOST_SHARDS * content["shard"] and content["shard"] >= 1):
+            raise ValueError(f"{content['rows']} rows in shards of {content['shard']}")
         fields = {name: (tuple(shape), np.dtype(dtype).name) for name, (shape, dtype) in content["fields"].items()}
     except FileNotFoundError:
         raise StoreError(f"{folder} holds no store") from None

@@ -240,7 +240,7 @@ class Run:
         if stage.parts.step.evolve_teachers:  # only the training loop restores the teachers that it trained
             return False
         try:
-            outcome = seal.read(folder / "result.json", RESULT_TYPES)
+            outcome = seal.read(folder / "result.json", RESULT_TYPES, required=True)
             if outcome["step"] != stage.settings.steps:
                 return False
             model = stage.parts.student

@@ -33,6 +33,7 @@ from jaxdistill.core.errors import (
     user_location,
 )
 from jaxdistill.core.packages import FetchError
+from jaxdistill.run.own_parts import registered_by_others
 
 BUG, LOST_PROCESS, INTERRUPTED, NO_READER = 70, 5, 130, 141
 
@@ -48,6 +49,7 @@ PLACES = {
     errno.ENAMETOOLONG: ("the name is too long", ELSEWHERE),
     errno.ELOOP: ("a link leads to itself", ELSEWHERE),
     errno.ENOTDIR: ("a part of the path is a file", ELSEWHERE),
+    errno.EEXIST: ("a file stands where a folder is needed", ELSEWHERE),
     errno.EISDIR: ("the path is a folder", ELSEWHERE),
     errno.EIO: ("the disk does not answer", AGAIN),
     errno.ESTALE: ("the network disk does not answer", AGAIN),
@@ -93,7 +95,7 @@ def _report(error: BaseException, debug: bool, folder: str) -> int:
     if debug:
         traceback.print_exception(error)
     code, text = explain(error)
-    if code == BUG:
+    if "this is a bug" in text:
         text += f" The traceback is in {_write_traceback(error, folder)}; --debug prints it."
     _print(f"error: {text}")
     if _is_distributed():
@@ -137,10 +139,15 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 2, f"there is not enough memory ({_line(error)}). {cure}."
     if isinstance(error, ImportError) and (package := (error.name or "").partition(".")[0]) in EXTRAS:
         return 2, f"the package {package!r} is missing; pip install 'jaxdistill[{EXTRAS[package]}]'."
+    if "Could not determine home directory" in text_of(error):
+        return 2, "a path begins with '~', and there is no such user or home folder; write the whole path."
     if user_location(error):
         return 2, f"{type(error).__name__}: {message_of(error)}"
-    kind = type(error).__name__
-    return BUG, f"this is a bug of jaxdistill, please report it ({kind}: {_line(error) or 'no message'})."
+    what = f"{type(error).__name__}: {_line(error) or 'no message'}"
+    if own := registered_by_others():
+        cure = f"Check what your own code takes and returns: {', '.join(own)}; if it is right, this is a bug, report it"
+        return 2, f"{what}. {cure}."
+    return BUG, f"this is a bug of jaxdistill, please report it ({what})."
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -183,6 +190,9 @@ def _is_lost_process(error: BaseException) -> bool:
 
 
 def _line(error: BaseException) -> str:
+    lines = text_of(error).strip().splitlines()
+    if any(line.startswith("Traceback (most recent call last)") or line.endswith("call last):") for line in lines):
+        return lines[-1]  # of what a callback in a compiled program raised; the rest is its traceback
     return one_line(error)[:2000]
 
 

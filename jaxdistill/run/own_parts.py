@@ -28,6 +28,12 @@ def own_parts(config: Mapping[str, Any]) -> OwnParts:
     return {f"{kind} {name}": make.__module__ for kind, name, make in named if not _is_ours(make.__module__)}
 
 
+def registered_by_others() -> list[str]:
+    """Return all registered parts that do not come with jaxdistill, such as "loss l1 (config_mine)"."""
+    every = ((kind, name, each[name].__module__) for kind, each in REGISTRIES.items() for name in each)
+    return [f"{kind} {name} ({module})" for kind, name, module in every if not _is_ours(module)]
+
+
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == "jaxdistill"
 

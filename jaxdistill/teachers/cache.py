@@ -215,7 +215,7 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
     for name in data.with_test:
         folder = store_folder(encoding, name)
         try:
-            stores[name] = manifest = read_manifest(folder)
+            stores[name] = manifest = _read(folder)
         except StoreError as error:
             raise ConfigError(path, f"{error}. {WRITE}.") from None
         if changes := differences(manifest.about["identity"], identity(teacher, encoding, data, name)):
@@ -230,6 +230,15 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
     )
     by_row = frozenset(name for name, stream in data.with_test.items() if stream.is_random)
     return CachedTeacher(**{**vars(teacher), "network": network}, encoding=encoding, stores=stores, by_row=by_row)
+
+
+def _read(folder: Path) -> Manifest:
+    """Read the description of stored outputs, and check the types of what is believed of it."""
+    manifest = read_manifest(folder)
+    for key, kind in {"identity": dict, "cost": dict, "classes": int, "states": int}.items():
+        if not isinstance(manifest.about.get(key), kind):
+            raise DamageError(f"{folder / 'manifest.json'} is damaged ({key!r} is missing or of another type)")
+    return manifest
 
 
 def entries_needed(data: Pipeline, name: str, steps: int) -> int:

@@ -90,7 +90,7 @@ def aligned(
         documents: list[AlignedText] = []
         for records in chunks:
             texts = texts_of(records, field)
-            encodings = zip(*(tok.encode_batch(texts, add_special_tokens=False) for tok in pair), strict=True)
+            encodings = zip(*(tokenizers.encode(tok, texts, special=False, fast=False) for tok in pair), strict=True)
             documents += [_align(ours, theirs, end_ids) for ours, theirs in encodings if ours.ids and theirs.ids]
         if not documents:
             cure = "choose other tokenizers or another field."

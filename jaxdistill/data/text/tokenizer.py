@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.errors import ConfigError, DamageError, one_line
 from jaxdistill.core.hub_files import checkpoint_path, fingerprint
 from jaxdistill.core.packages import default_folder
 
@@ -70,10 +70,32 @@ def load(file: Path) -> Any:
         raise ConfigError(PATH, "the library tokenizers is missing; pip install 'jaxdistill[hf]'.") from None
     seal.check_in_folder(file)
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         cure = "write one with the save_pretrained of its tokenizer"
         raise ConfigError(PATH, f"{file} is not a tokenizer.json ({error}); {cure}.") from None
+    if not tokenizer.get_vocab_size() or vocabulary_size(tokenizer) > 2**31:
+        raise ConfigError(PATH, f"{file} has no tokens, or a token id above 2^31; choose another tokenizer.")
+    return tokenizer
+
+
+def encode(tokenizer: Any, texts: list[Any], special: bool = True, fast: bool = True) -> list[Any]:
+    """Return the encodings of texts, or of pairs of texts.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        texts: the texts.
+        special: add special tokens.
+        fast: leave out the places of tokens in the text.
+
+    Raises:
+        ConfigError: the tokenizer cannot encode one of the texts.
+    """
+    try:
+        return (tokenizer.encode_batch_fast if fast else tokenizer.encode_batch)(texts, add_special_tokens=special)
+    except Exception as error:  # the library raises nothing narrower: no unknown token, half a character
+        problem = f"the tokenizer cannot encode a text ({one_line(error)})"
+        raise ConfigError(PATH, f"{problem}; choose another tokenizer, or correct the text.") from None
 
 
 def vocabulary_size(tokenizer: Any) -> int:

@@ -93,7 +93,7 @@ def sentences(
             texts = [texts_of(records, field) for field in fields]
             part = _other_fields(records)
             for prefix, tok in by_prefix.items():
-                encodings = tok.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
+                encodings = tokenizers.encode(tok, texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
                 cut += sum(bool(encoding.overflowing) for encoding in encodings) if not prefix else 0
                 padded = _padded(encodings, lengths[prefix], padding[prefix], len(fields) == 2)
                 part |= {f"{prefix}{field}": values for field, values in padded.items()}
@@ -155,7 +155,7 @@ def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", fie
         tokenizer.no_truncation()
         texts: list[np.ndarray] = []
         for records in chunks:
-            encodings = tokenizer.encode_batch_fast(texts_of(records, field), add_special_tokens=False)
+            encodings = tokenizers.encode(tokenizer, texts_of(records, field), special=False)
             texts += [np.array([*encoding.ids, *end_ids], np.int32) for encoding in encodings if encoding.ids]
         if not texts:
             cure = "choose another tokenizer or field."
@@ -206,7 +206,10 @@ def texts_of(records: Columns, field: str) -> list[str]:
         names = [name for name, values in records.items() if _is_text(values)]
         cure = f"name one of {', '.join(names)}" if names else "choose another data set, or leave data.tokens empty"
         raise ConfigError(PATH, f"the records have no text field {field!r}; {cure}.")
-    return [text.decode() if isinstance(text, bytes) else text for text in column]
+    try:
+        return [text.decode() if isinstance(text, bytes) else text for text in column]
+    except UnicodeDecodeError as error:
+        raise ConfigError(PATH, f"a text in the field {field!r} is not UTF-8 ({error}); convert it.") from None
 
 
 def _is_text(column: np.ndarray) -> bool:

@@ -71,7 +71,7 @@ def cc(gamma: float = 0.4, order: int = 2, layers: LayerPair = None, teacher: in
 
     Args:
         gamma: scale of the kernel, above 0.
-        order: the highest power of u_i . u_j in the power series, 1 or more.
+        order: the highest power of u_i . u_j in the power series, from 1 to 100.
         layers: pair (student layer, teacher layer) whose hidden states are compared, each averaged over its positions
             (tokens or pixels); negative numbers count from the end; None: compare the models' embeddings.
         teacher: index of the teacher, in the order of the config.
@@ -79,8 +79,8 @@ def cc(gamma: float = 0.4, order: int = 2, layers: LayerPair = None, teacher: in
     Raises:
         ValueError: `gamma` or `order` is out of range.
     """
-    if gamma <= 0 or order < 1:
-        raise ValueError(f"gamma must be above 0 and order 1 or more; got gamma={gamma}, order={order}")
+    if gamma <= 0 or not 1 <= order <= 100:
+        raise ValueError(f"gamma must be above 0 and order from 1 to 100; got gamma={gamma}, order={order}")
 
     def values(signals: Signals) -> Array:
         return correlation_difference(*gather_representations(signals, layers, teacher), gamma, order)

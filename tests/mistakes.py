@@ -294,7 +294,7 @@ MISTAKES = {
     ),
     "a literal that cannot be": (["steps={[]: 1}"], "steps", "'{[]: 1}'", "a whole number, 1 or more"),
     "a seed beyond its range": (["seed=99999999999999999999"], "seed", "99999999999999999999", "below 2^31"),
-    "an infinite norm": (["clip_norm=1e999"], "clip_norm", "inf", "a finite number"),
+    "an infinite norm": (["clip_norm=1e999"], "clip_norm", "inf", "a number from 0 to 1e38"),
     "a stream that nothing reads": (["streams.spare.split=train"], "streams.spare", "nothing reads it", "leave it out"),
     "pieces of a head that is multiplied out": (["chunks=2"], "chunks", "2 chunks", "leave chunks at 1"),
     "a name that is no name": (

@@ -9,6 +9,8 @@ computed before an array is written and after it is read, so no file is read a s
 manifest was never finished and is not used. Nothing is ever unpickled.
 """
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +23,7 @@ from jaxdistill.core.checksums import array_checksums
 from jaxdistill.core.manifest import (
     CheckpointError,
     Manifest,
+    check_owner,
     choose_step,
     damaged_arrays,
     damaged_files,
@@ -31,7 +34,7 @@ from jaxdistill.core.manifest import (
     student_arrays,
     unflatten,
 )
-from jaxdistill.core.orbax_reads import attempt, restore_args
+from jaxdistill.core.orbax_reads import attempt, restore_args, silence_threads
 from jaxdistill.core.types import PyTree, Variables
 
 
@@ -78,12 +81,16 @@ class Checkpoints:
         folder: the folder of the checkpoints; created if missing.
         best: name of the metric whose greatest value marks the best checkpoint; None: keep only the last two.
         report: function that receives a line of text for each damaged or unfinished checkpoint that is found.
+        owner: name of the model that is trained, such as "student"; checkpoints of another model are refused.
     """
 
-    def __init__(self, folder: Path, best: str | None = None, report=print):
+    def __init__(self, folder: Path, best: str | None = None, report=print, owner: str = ""):
         import orbax.checkpoint as ocp  # imported late: a wrong config must fail within three seconds
 
-        self.folder, self._ocp, self._report = folder.absolute(), ocp, report
+        self.folder, self._ocp, self._report, self._owner = folder.absolute(), ocp, report, owner
+        if (self.folder / "steps").exists() and not (self.folder / "steps").is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.folder / "steps"))
+        silence_threads()
         self._manifest_thread, self._last_manifest = ThreadPoolExecutor(1, "manifest"), Future[None]()
         self._last_manifest.set_result(None)
         if jax.process_index() == 0:
@@ -159,7 +166,7 @@ class Checkpoints:
         self._metrics[step] = dict(metrics)
         self._manager.save(step, args=self._ocp.args.Composite(state=self._ocp.args.PyTreeSave(flat)), force=True)
         contents = {"arrays": arrays, "metrics": dict(metrics), "data": dict(data)}
-        manifest = {"step": step, "seconds": round(seconds, 3), **contents}
+        manifest = {"step": step, "owner": self._owner, "seconds": round(seconds, 3), **contents}
         self._last_manifest = self._manifest_thread.submit(self._write_manifest, step, manifest)
 
     def restore(self, abstract: PyTree) -> Restored | None:
@@ -177,6 +184,7 @@ class Checkpoints:
         self.wait()
         while (step := self._manager.latest_step()) is not None:
             manifest = manifests(self.folder)[step]
+            check_owner(self.folder, manifest, self._owner)
             if differences := mismatches(manifest, abstract):
                 problem = f"the checkpoint of another model: {'; '.join(differences[:8])}"
                 raise CheckpointError(f"{self.folder}, step {step}: {problem}")

@@ -74,6 +74,23 @@ def manifests(folder: Path) -> dict[int, Manifest]:
     return dict(sorted(by_step.items()))
 
 
+def check_owner(folder: Path, manifest: Manifest, owner: str) -> None:
+    """Check that a checkpoint is of the model that it is read for; models of one run may have the same shapes.
+
+    Args:
+        folder: folder of the checkpoints, for the message.
+        manifest: manifest of the checkpoint; those of earlier versions name no model.
+        owner: name of the model, such as "student"; empty: any.
+
+    Raises:
+        CheckpointError: it is of another model.
+    """
+    found = manifest.get("owner", owner)
+    if owner and found != owner:
+        cure = "Restore the folder from a copy, or start in another workdir"
+        raise CheckpointError(f"{folder} has the checkpoints of {found!r} and not of {owner!r}. {cure}")
+
+
 def damaged_files(folder: Path, step: int, manifest: Manifest) -> list[str]:
     """Return a line of text for each file of a checkpoint of an earlier version that differs from the manifest."""
     lines = []

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core.errors import ConfigError, suggest, user_location
 
 
 class Spec(NamedTuple):
@@ -209,7 +209,7 @@ class Registry:
         except ConfigError as error:
             raise error if error.path else ConfigError(path, error.message) from None
         except (ValueError, TypeError) as error:
-            raise ConfigError(path, f"{factory.__name__}: {error}") from error
+            raise ConfigError(path, f"{factory.__name__}: {error}{user_location(error)}") from error
         if part is None:
             raise ConfigError(path, f"{factory.__name__} in {factory.__module__} returned None; return a {self.kind}.")
         return part
@@ -259,6 +259,8 @@ class Registry:
 
 
 LARGEST, MOST_LAYERS = 2**31 - 1, 2048
+POSITIVE = {"depth", "depths", "width", "widths", "ffn", "heads", "kv_heads", "head_size", "patch"}
+POSITIVE |= {"channels", "vocabulary", "positions"}
 
 
 def _possible_sizes(arguments: Mapping[str, Any]) -> None:
@@ -272,8 +274,9 @@ def _possible_sizes(arguments: Mapping[str, Any]) -> None:
         for size in sizes:
             if abs(size) > LARGEST:
                 raise ValueError(f"{name}={value!r:.60} is too large; give at most {LARGEST}")
-            if "stride" in name and size < 1:
-                raise ValueError(f"{name}={value!r:.60}: a stride is 1 or more")
+            least = 1 if name in POSITIVE or "stride" in name else 0 if name == "classes" else -LARGEST
+            if size < least:  # 0 classes: a model without a head
+                raise ValueError(f"{name}={value!r:.60} must {'be positive' if least == 1 else 'not be negative'}")
         layers = sum(sizes) if re.search("depth|blocks", name) else len(numbers)
         if layers > MOST_LAYERS:
             raise ValueError(f"{name} asks for {layers} layers; give at most {MOST_LAYERS}")

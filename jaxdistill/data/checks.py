@@ -21,6 +21,7 @@ class CheckedStack:
 
     def __init__(self, classes: int | None, path: str):
         self._classes, self._path = classes, path
+        self._first: dict[str, np.ndarray] = {}  # of each field, the value that was read first
 
     def __call__(self, records: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Stack records; texts, and arrays whose shapes differ between records, become arrays of Python objects.
@@ -48,7 +49,8 @@ class CheckedStack:
                 arrays.append(np.asarray(value))
             except ValueError:
                 raise self._error(number, f"{_short(value)} is not an array", field) from None
-            if problem := _kind_problem(field, value, arrays[-1], arrays[0], self._classes):
+            first = self._first.setdefault(field, arrays[0])
+            if problem := _kind_problem(field, value, arrays[-1], first, self._classes):
                 raise self._error(number, problem, field)
         if arrays[0].dtype.kind in "SUO":
             return np.fromiter(values, dtype=object, count=len(values))
@@ -90,11 +92,12 @@ def _kind_problem(field: str, value: Any, array: np.ndarray, first: np.ndarray, 
         return f"{_short(value)} is neither an array of numbers nor a text"
     if kind not in "SUbiuf":
         return f"values of type {array.dtype} are not supported"
-    return (
-        ""
-        if (kind in "SU") == (first.dtype.kind in "SU")
-        else f"{_short(value)} is of another type than the values before it"
-    )
+    if (kind in "SU") != (first.dtype.kind in "SU"):
+        return f"{_short(value)} is of another type than the values before it"
+    if kind not in "SU" and (array.ndim > 0 or kind != first.dtype.kind) and array.dtype != first.dtype:
+        # stacked, all of them would become of the wider type, and a model reads uint8 and float32 pixels differently
+        return f"it has the type {array.dtype}, and the values before it have {first.dtype}"
+    return ""
 
 
 def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[tuple[int, str]]:

@@ -147,9 +147,13 @@ def _registered_source(name: str, split: str, section: str, key: str) -> Any:
     """Call the factory of a registered data set, and check the source (the sequence of records) that it returns."""
     path = f"{section}.name"
     spec = parse(name, path)
+    if "split" in spec.kwargs:
+        raise ConfigError(path, f"{name!r} sets split, which is the key {section}.{key}; leave it out of the name.")
     try:
         source = datasets.build(spec._replace(added={"split": split}), path)
-    except KeyError as error:  # raised by a factory that looks the split up in a dict
+    except KeyError as error:
+        if error.args[:1] != (split,):
+            raise  # a mistake in the factory; else the factory looks the split up in a dict
         raise ConfigError(f"{section}.{key}", f"{name!r} has no split {split!r} (KeyError: {error}).") from error
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         cure = "return a list, or an object with len() and [i]."

@@ -20,7 +20,7 @@ from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.order import Order
 from jaxdistill.data.records import Records
 from jaxdistill.data.selection import Selection
-from jaxdistill.data.stream import Transform, without_text
+from jaxdistill.data.stream import Transform, transformed, without_text
 from jaxdistill.data.text.token_cache import tokenizer_hash
 from jaxdistill.data.text.tokens import Tokenization
 
@@ -173,7 +173,7 @@ class Pipeline:
     def _shapes(stream: Stream, description: Description) -> Shapes:
         pair = {name: _two_records(shape, dtype) for name, (shape, dtype) in description.fields.items()}
         for transform in stream.transforms:
-            pair = transform.apply(pair, np.zeros((2, transform.draws)))
+            pair = transformed(pair, [transform], np.zeros((2, transform.draws)))
         rows = stream.batch_size
         return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in without_text(pair).items()}
 

@@ -148,7 +148,7 @@ class Batches:
         index = self._record_numbers(run_rows, min(number // self.phases.steps, len(self.phases.pools) - 1))
         batch = gather(self.records, index, np.ones(len(index), np.float32))
         draws = uniforms(self.seed, number, self.batch_size, sum(t.draws for t in self.transforms))[self.rows]
-        batch = without_text(_transformed(batch, self.transforms, draws))
+        batch = without_text(transformed(batch, self.transforms, draws))
         for entries, by_row in self.stored:
             batch |= entries.take(run_rows if by_row else index)
         return batch
@@ -231,7 +231,7 @@ def evaluation_batches(
         index = first + np.arange(batch_size)[rows]
         mask = (index < len(records)).astype(np.float32)
         index = np.minimum(index, len(records) - 1)
-        batch = without_text(_transformed(gather(records, index, mask), deterministic, np.zeros((len(index), 0))))
+        batch = without_text(transformed(gather(records, index, mask), deterministic, np.zeros((len(index), 0))))
         for entries, _ in stored:
             batch |= entries.take(index)
         yield batch
@@ -265,10 +265,23 @@ def _to_32_bit(field: str, column: np.ndarray) -> np.ndarray:
     return column.astype(dtype, copy=False)
 
 
-def _transformed(batch: Batch, transforms: Sequence[Transform], draws: np.ndarray) -> Batch:
+def transformed(batch: Batch, transforms: Sequence[Transform], draws: np.ndarray) -> Batch:
+    """Apply transforms to a batch, in order.
+
+    Args:
+        batch: the batch.
+        transforms: the transforms.
+        draws: uniform random numbers for all transforms, `[rows, sum of their draws]`.
+
+    Raises:
+        ConfigError: a transform returns another number of rows.
+    """
     for transform in transforms:
         transform_draws, draws = draws[:, : transform.draws], draws[:, transform.draws :]
-        batch = transform.apply(batch, transform_draws)
+        rows, batch = len(next(iter(batch.values()))), transform.apply(batch, transform_draws)
+        if wrong := [field for field, column in batch.items() if len(column) != rows]:
+            problem = f"a transform returns {len(batch[wrong[0]])} rows of {wrong[0]!r} for {rows}"
+            raise ConfigError("data.augment", f"{problem}; it must return as many as it gets.")
     return batch
 
 

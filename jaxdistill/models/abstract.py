@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax
 
-from jaxdistill.core.errors import ConfigError, message_of
+from jaxdistill.core.errors import ConfigError, message_of, user_location
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Array, Outputs, PyTree, Shapes, Variables
 
@@ -60,6 +60,11 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, 
                 raise ConfigError(path, BATCH_LOGITS)
     except ConfigError:
         raise
-    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+    except KeyError as error:
+        if error.args[0] in shapes or not isinstance(error.args[0], str):
+            raise ConfigError(path, message_of(error)) from error
+        fields = f"the batches have {', '.join(shapes)}"
+        raise ConfigError(path, f"the model reads the field {error}; {fields}{user_location(error)}.") from error
+    except (ValueError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(path, message_of(error)) from error
     return outputs, variables

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.core.collectives import ROWS
@@ -227,3 +228,11 @@ def _local_batches_per_global_batch(mesh: Mesh) -> int:
     """Return the number of rows of a global batch divided by those of this process; 1 if it has all rows."""
     shards = row_shard_count(mesh)
     return shards // len(local_row_numbers(mesh, shards))
+
+
+def keep_programs(folder: str) -> None:
+    """Set the folder of JAX's persistent compilation cache, which later runs reuse; empty: change nothing."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        compilation_cache.reset_cache()  # JAX reads the setting only when it opens its cache, at the first compilation

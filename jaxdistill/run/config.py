@@ -210,7 +210,10 @@ def parse_changes(words: Iterable[str]) -> list[tuple[str, str]]:
 
 def _read(key: Key, text: str, path: str) -> Any:
     try:
-        return key.kind.read(text)
+        value = key.kind.read(text)
+        if value is None:  # in a config file it stands for the default
+            raise ValueError
+        return value
     except ValueError:
         raise ConfigError(path, f"{text!r} is not {key.kind.wanted}. Meaning: {key.doc}.") from None
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from jaxdistill.core import seal
 from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import DamageError, Stopped
+from jaxdistill.core.manifest import check_owner, manifests
 from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.data.image.processors import processor_config
 from jaxdistill.data.pipeline import TEST
@@ -26,7 +26,7 @@ from jaxdistill.evaluation.report import page, table
 from jaxdistill.export.hugging_face import write
 from jaxdistill.export.model_card import card as model_card
 from jaxdistill.models.pretrained import architecture_of_spec
-from jaxdistill.parallel.compile import jit_evaluate, local_row_numbers
+from jaxdistill.parallel.compile import jit_evaluate, keep_programs, local_row_numbers
 from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run import subset, workdir
 from jaxdistill.run.config import Config
@@ -104,11 +104,12 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
     """
     folder, console = Path(folder), console or Console(quiet=jax.process_index() > 0)
     resolved = check(config, folder)
-    _keep_programs(config.logging.compilation_cache)
-    record = {"config": config.to_dict(), "provenance": provenance(config.seed)}
+    keep_programs(config.logging.compilation_cache)
+    record, finished = {"config": config.to_dict(), "provenance": provenance(config.seed)}, {}
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(workdir.locked(folder))
+            finished = workdir.finished_record(folder)
             record |= workdir.write_config(folder, record, source)
             if record["not_copied"]:
                 parts = ", ".join(f"{part} (module {module})" for part, module in record["not_copied"].items())
@@ -122,15 +123,10 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
             run.stage(stage, preemption)
         if preemption.signal_name:  # a signal after the last step must also stop a study of several runs
             raise Stopped("all models are trained; only the table and the page are missing")
+        if not run.trained and finished:  # the record names what trained the models
+            seal.write(folder / "config.json", finished["config.json"])
+            record = {key: finished["results.json"].get(key) for key in record}
         return run.finish(record)
-
-
-def _keep_programs(folder: str) -> None:
-    """Set the folder of JAX's persistent compilation cache, which later runs reuse; empty: change nothing."""
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        compilation_cache.reset_cache()  # JAX reads the setting only when it opens its cache, at the first compilation
 
 
 class Run:
@@ -150,6 +146,7 @@ class Run:
         records = {name: data.open(stream) for name, stream in data.streams.items()}
         stored = {name: self._stored(name) for name in data.with_test}
         self.data = Data(records, data.open(data.test), stored, {}, subset.choose_records(data, records["train"]))
+        self.trained = False  # whether this process has trained a model
         self.values: dict[str, Variables] = {}  # variables of teachers, by teacher name
         self.outcomes: dict[str, dict[str, Any]] = {}  # scores and costs of models, by row name
         self.variables: dict[str, Variables] = {}  # variables of models, by row name
@@ -196,6 +193,7 @@ class Run:
             return
         teachers = () if stage.kind == "teacher" else self._arguments()
         trained = train(stage, folder, teachers, self._context(stage, preemption))
+        self.trained = True
         cost = cost_of(stage.parts.student, trained.variables, self.rows)
         outcome = _outcome(stage.name, cost, trained)
         self._record(stage, outcome, trained.variables)
@@ -243,12 +241,16 @@ class Run:
             outcome = seal.read(folder / "result.json", RESULT_TYPES, required=True)
             if outcome["step"] != stage.settings.steps:
                 return False
-            model = stage.parts.student
+            place, model = folder / "checkpoints", stage.parts.student
+            check_owner(place, manifests(place).get(outcome["step"], {}), stage.name)
             shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), stage.shapes["train"]))
             abstract = with_shardings(shapes, shardings(shapes, self.resolved.mesh, stage.settings.rules))
-            variables = load_variables(folder / "checkpoints", str(stage.settings.steps), abstract)
-        except (FileNotFoundError, DamageError):
-            return False  # the training loop reports damaged checkpoints, and makes result.json again
+            variables = load_variables(place, str(stage.settings.steps), abstract)
+        except FileNotFoundError:
+            return False
+        except DamageError as error:  # the training loop looks for another checkpoint, and makes result.json again
+            self.console.print(f"{stage.name:>12}  {error}", soft_wrap=True)
+            return False
         self._record(stage, outcome, variables)
         return True
 

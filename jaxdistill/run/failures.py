@@ -15,6 +15,7 @@ memory, package or process
 import contextlib
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -167,7 +168,7 @@ def _place(error: BaseException) -> tuple[str, str] | None:
             return PLACES[each.errno]
         message = text_of(each)
         for text, place in PLACE_TEXTS.items():
-            if f"{text}]" in message or message.endswith(text):  # "... [No space left on device]" of TensorStore
+            if re.search(rf"{re.escape(text)}($|[\]:] | \[os_error|\])", message):  # of TensorStore
                 return place
     return None
 

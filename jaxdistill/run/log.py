@@ -76,7 +76,7 @@ class Log:
     def _open(self, folder: Path, start: int, settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lines = (folder / "log.jsonl").open("a", buffering=1)
-        if lines.tell():
+        if lines.tell() and (folder / "log.jsonl").read_bytes()[-1:] != b"\n":
             lines.write("\n")  # ends a last line that was cut off when the run was killed
         self._writers.append(lambda kind, step, values: _write_line(lines, kind, step, values))
         self._closers.append(lines.close)
@@ -230,6 +230,6 @@ def _check_finite(stage: str, step: int, row: Mapping[str, float], at_start: boo
                 )
                 raise BadStartError(f"objective.{term}", f"{stage}: {row[name]} at step 1, before an update. {cure}.")
             raise NonFiniteError(
-                f"{stage}: {term} is {row[name]} at step {step}. The last good checkpoint is kept. "
-                "Lower the rate, set clip_norm, or check the data of that step."
+                f"{stage}: {term} is {row[name]} at step {step}. Checkpoints before that step are kept. "
+                "Check the data of that step; or lower the rate or set clip_norm, in another workdir."
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
-from jaxdistill.run.config import Config, conflicts, make
+from jaxdistill.run.config import Config, conflicts, make, note
 from jaxdistill.run.config_files import copy_source
 from jaxdistill.run.own_parts import own_parts
 
@@ -48,13 +48,15 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
         the copied file; earlier: provenance and number of steps of each earlier process of this run.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder cannot be written; or the Python file registers parts of the run in the folder, and has
+            changed since.
     """
     try:
+        old, parts = saved_record(workdir), own_parts(record["config"])
+        _require_same_parts(workdir, old, source)
         source_record = copy_source(source, workdir)
-        parts = own_parts(record["config"])
         not_copied = {part: module for part, module in parts.items() if module != f"config_{Path(source).stem}"}
-        added = {**source_record, "parts": parts, "not_copied": not_copied, "earlier": _earlier_records(workdir)}
+        added = {**source_record, "parts": parts, "not_copied": not_copied, "earlier": _earlier_records(old)}
         _keep_results(workdir, record["config"]["steps"])
         seal.write(workdir / "config.json", {**record, **added})
         return added
@@ -62,12 +64,56 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
         raise _unwritable(workdir, error) from None
 
 
-def _earlier_records(workdir: Path) -> list[dict[str, Any]]:
+def saved_record(workdir: Path) -> dict[str, Any] | None:
+    """Return the record of the run in a folder, from config.json, or else from results.json; None: there is no run.
+
+    Raises:
+        DamageError: the folder holds a run, and both records are damaged or missing.
+    """
+    file = workdir / "config.json"
     try:
-        old = seal.read(workdir / "config.json", {"config": dict})
+        return seal.read(file, {"config": dict})
     except FileNotFoundError:
+        problem = f"{file}, the config of the run in this folder, is missing"
+    except DamageError as error:
+        problem = str(error)
+    with contextlib.suppress(FileNotFoundError, DamageError):
+        record = seal.read(workdir / "results.json", {"config": dict})
+        note(f"{problem}; the config in results.json is used")
+        return record
+    if file.is_file() or any(workdir.glob("**/checkpoints/manifests/*.json")):
+        raise DamageError(f"{problem}; restore it from a copy, or choose another --workdir")
+    return None
+
+
+def _require_same_parts(workdir: Path, old: Mapping[str, Any] | None, source: str) -> None:
+    """Raise a ConfigError if the Python file that registers parts of a run has changed since the run began."""
+    recorded = (old or {}).get("source_sha256")
+    if not (old and recorded and source) or seal.sha256(Path(source)) == recorded:
+        return
+    parts = [part for part, module in old.get("parts", {}).items() if module == f"config_{Path(old['source']).stem}"]
+    if parts:
+        problem = f"{source!r} registers {', '.join(parts)}, and was changed since the run in {str(workdir)!r} began"
+        cure = f"Choose another --workdir, or resume that run with the file {workdir / old['source']}"
+        raise ConfigError("--config", f"{problem}. {cure}.")
+
+
+def _earlier_records(old: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    if old is None:
         return []
-    return [*old.get("earlier", []), {"steps": old["config"].get("steps"), "provenance": old.get("provenance")}]
+    kept = {key: old[key] for key in ("provenance", "source_sha256") if key in old}
+    return [*old.get("earlier", []), {"steps": old["config"].get("steps"), **kept}]
+
+
+def finished_record(workdir: Path) -> dict[str, dict[str, Any]]:
+    """Return the contents of config.json and results.json of a finished run, by file name; empty if it is not finished.
+
+    They are written again if the run is repeated and nothing has to be trained: the record names what trained it.
+    """
+    names = ("config.json", "results.json")
+    with contextlib.suppress(FileNotFoundError, DamageError):
+        return {name: seal.read(workdir / name, {"config": dict}, required=True) for name in names}
+    return {}
 
 
 def _keep_results(workdir: Path, steps: int) -> None:

@@ -68,9 +68,11 @@ def gradnorm(
             of the config.
 
     Raises:
-        ValueError: the config has no loss of such a name; when the train state is initialised, the student has no
-            parameter that `layer` matches.
+        ValueError: `alpha` is negative, or the config has no loss of such a name; when the train state is initialised,
+            the student has no parameter that `layer` matches.
     """
+    if alpha < 0:
+        raise ValueError(f"alpha must be at least 0; got {alpha}")
     parts, names = learner(student, teachers, objective, optimizer), select_terms(objective, terms)
 
     def shared_params(params: ByRole) -> dict[str, Array]:

@@ -179,8 +179,10 @@ def select_terms(objective: Objective, terms: tuple[str, ...]) -> tuple[str, ...
         terms: the names to select; (): all terms.
 
     Raises:
-        ValueError: the objective has no term of such a name.
+        ValueError: the objective has no term of such a name, or a name is given twice.
     """
     if unknown := sorted(set(terms) - set(objective.terms)):
         raise ValueError(f"the objective has no term {unknown[0]!r}; it has {', '.join(objective.terms)}")
+    if len(set(terms)) < len(terms):
+        raise ValueError(f"terms={terms} names a term twice")
     return tuple(name for name in objective.terms if name in terms or not terms)

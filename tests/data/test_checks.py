@@ -65,7 +65,8 @@ def test_any_whole_number_is_a_label(label, monkeypatch, tmp_path):
         ({"image": "x"}, "field 'image': 'x' is of another type than the values before it"),
         ({"image": NAN}, r"field 'image': nan at \[0, 0, 0\] is not a finite number"),
         ({"image": np.inf * NAN[:1]}, r"field 'image': nan at \[0, 0, 0\] is not a finite number"),
-        ({"image": np.full((2, 2, 1), 1e300)}, r"1e\+300 at \[0, 0, 0\] is not a finite number in 32 bits"),
+        ({"image": IMAGE.astype(np.uint8)}, "it has the type uint8, and the values before it have float32"),
+        ({"image": IMAGE > 0}, "it has the type bool, and the values before it have float32"),
         ({"image": IMAGE + 1j}, "values of type complex.* are not supported"),
         ({"image": [[1, [2]]]}, r"\[\[1, \[2\]\]\] is not an array"),
         ({"x": WIDE}, r"field 'x': 1099511627776 at \[0\] is not in -2147483648 to 2147483647"),
@@ -75,6 +76,20 @@ def test_any_whole_number_is_a_label(label, monkeypatch, tmp_path):
 def test_a_value_that_no_model_reads_is_named(changed, said, place, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match=rf"data\.name: record {place}.*{said}"):
         opened(own(place, **changed), monkeypatch, tmp_path)
+
+
+def test_a_number_that_is_infinite_in_32_bits_is_named(monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match=r"record 1, field 'x': 1e\+300 at \[0\] is not a finite number in 32 bits"):
+        opened([{"x": np.array([x])} for x in (2.0, 1e300)], monkeypatch, tmp_path)
+
+
+def test_the_type_of_a_field_is_that_of_its_first_record_in_every_batch(monkeypatch, tmp_path):
+    """Else one record would change how a model reads the pixels of its whole batch."""
+    monkeypatch.setattr("jaxdistill.data.records.IN_MEMORY", 0)
+    records = opened([{"image": IMAGE}] * 3 + [{"image": IMAGE.astype(np.float16)}], monkeypatch, tmp_path)
+    records.take(np.array([0]))
+    with pytest.raises(ConfigError, match="record 3, field 'image': it has the type float16"):
+        records.take(np.array([3]))
 
 
 def test_a_missing_field_is_named(monkeypatch, tmp_path):

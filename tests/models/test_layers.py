@@ -156,7 +156,7 @@ def test_attentions_are_distributions_over_patches():
     ("spec", "problem"),
     [
         ("mlp(widths=(), classes=5)", "widths must have at least one entry, all positive"),
-        ("mlp(widths=(0,), classes=5)", "widths must have at least one entry, all positive"),
+        ("mlp(widths=(0,), classes=5)", "must be positive"),
         ("resnet(widths=(), blocks=1, classes=5)", "must be positive"),
         ("resnet(widths=(4,), blocks=0, classes=5)", "must be positive"),
         ("vit(patch=4, width=9, depth=2, heads=2, classes=5)", "heads=2 does not divide width=9"),

@@ -28,6 +28,9 @@ def told(error: BaseException, capsys, **options) -> tuple[int, str]:
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "runs/x/log.jsonl")
+LATER = ValueError(
+    "RESOURCE_EXHAUSTED: Error writing: Failed to write 9 bytes: No space left on device [os_error_code='28']"
+)
 TENSORSTORE = ValueError('RESOURCE_EXHAUSTED: Error writing local file "x" [OS error 28: No space left on device]')
 
 
@@ -44,6 +47,7 @@ TENSORSTORE = ValueError('RESOURCE_EXHAUSTED: Error writing local file "x" [OS e
         (BrokenPipeError(), 2, "error: BrokenPipeError"),
         (FULL, 2, "error: the disk is full ([Errno 28] No space left on device: 'runs/x/log.jsonl'). Free some space"),
         (TENSORSTORE, 2, "error: the disk is full (RESOURCE_EXHAUSTED: Error writing local file"),
+        (LATER, 2, "error: the disk is full (RESOURCE_EXHAUSTED: Error writing"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), 2, "error: the place is read-only"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "error: the place may not be used by this user"),
         (MemoryError("Unable to allocate 7 TiB"), 2, "error: there is not enough memory (Unable to allocate 7 TiB)."),
@@ -79,6 +83,7 @@ def ours():
 
 
 def test_a_bug_of_ours_says_so_and_where_its_traceback_lies(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(failures, "registered_by_others", list)
     monkeypatch.setattr(failures, "user_location", lambda error: "")
     assert failures.run(ours, folder=str(tmp_path)) == 70
     said = capsys.readouterr().err
@@ -88,6 +93,13 @@ def test_a_bug_of_ours_says_so_and_where_its_traceback_lies(capsys, tmp_path, mo
     assert "in ours" in file.read_text() and "TypeError" in file.read_text()
     assert failures.run(ours, debug=True, folder=str(tmp_path / "none")) == 70
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_beside_own_parts_an_unknown_error_names_them_first(monkeypatch):
+    monkeypatch.setattr(failures, "registered_by_others", lambda: ["loss mine (config_x)"])
+    code, said = failures.explain(TypeError("bad"))
+    cure = "Check what your own code takes and returns: loss mine (config_x); if it is right, this is a bug, report it."
+    assert (code, said) == (2, f"TypeError: bad. {cure}")
 
 
 def test_a_mistake_in_code_of_the_users_names_file_and_line(capsys):

@@ -114,6 +114,7 @@ def _no_code_of_the_users():
     """Errors that come from these tests' own frames are not taken for errors of a user's code."""
     with pytest.MonkeyPatch.context() as patch, runs.registries_as_found():
         patch.setattr(failures, "user_location", lambda error: "")
+        patch.setattr(failures, "registered_by_others", list)
         runs.load()
         yield
 

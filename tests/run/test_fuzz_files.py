@@ -246,6 +246,7 @@ def noticed(name: str, whole, damage) -> None:
 def _no_code_of_the_users():
     with pytest.MonkeyPatch.context() as patch, runs.registries_as_found():
         patch.setattr(failures, "user_location", lambda error: "")
+        patch.setattr(failures, "registered_by_others", list)
         yield
 
 

@@ -10,6 +10,7 @@ import runs
 from own_parts import LOSS
 
 import jaxdistill
+from jaxdistill import main
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.manifest import manifests
@@ -51,7 +52,7 @@ def test_loading_a_record_runs_nothing(tmp_path, capsys):
     (tmp_path / "run" / "evil.py").write_text(EVIL)
     load(str(file))
     assert "evil.py, which defined this config, is not run" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="run by a record"):
+    with pytest.raises(ConfigError, match="run by a record"):
         load(str(file), trust_source=True)
 
 
@@ -108,7 +109,16 @@ def test_a_changed_record_is_named(tmp_path):
     file.write_text(text)
     with pytest.raises(DamageError, match=r"config\.json has changed since it was written .* Change keys by --config"):
         load(str(file))
+    results = (tmp_path / "results.json").read_bytes()
+    assert runs.run(tmp_path, "--config.steps=1", "--config.teachers.big.steps=1", "--config.control=False") == 0
+    assert load(str(file)).batch_size == 32, "the results have the config too"
+    file.write_text(text)
+    (tmp_path / "results.json").unlink()
     assert runs.run(tmp_path, "--config.steps=1", "--config.teachers.big.steps=1", "--config.control=False") == 4
+    file.unlink()
+    assert runs.run(tmp_path, "--config.steps=1", "--config.teachers.big.steps=1", "--config.control=False") == 4
+    (tmp_path / "results.json").write_bytes(results)
+    assert runs.run(tmp_path, "--config.rate=0.5", "--config.teachers.big.steps=1", "--config.control=False") == 2
     content = json.loads(text)
     del content["seal"]
     file.write_text(json.dumps(content))
@@ -129,8 +139,32 @@ def test_a_finished_run_that_is_continued_keeps_both_records(finished, tmp_path)
     assert runs.run(workdir, "--config.steps=30", "--config.control=False") == 0
     kept, now = (json.loads((workdir / name).read_text()) for name in ("results-20.json", "results.json"))
     assert kept == first and now["config"]["steps"] == 30
-    assert now["earlier"] == [{"steps": 20, "provenance": first["provenance"]}] and first["earlier"] == []
+    was = {"steps": 20, "provenance": first["provenance"], "source_sha256": first["source_sha256"]}
+    assert now["earlier"] == [was] and first["earlier"] == []
     assert json.loads((workdir / "config.json").read_text())["earlier"] == now["earlier"]
+
+
+def test_a_repeat_that_trains_nothing_leaves_the_record_as_it_is(finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    records = [json.loads((workdir / name).read_text()) for name in ("config.json", "results.json")]
+    monkeypatch.setattr("jaxdistill.run.provenance.git_hash", lambda: "another commit")
+    assert runs.run(workdir, "--config.steps=20", "--config.control=False") == 0
+    config, results = (json.loads((workdir / name).read_text()) for name in ("config.json", "results.json"))
+    assert config == records[0]
+    assert results["provenance"] == records[1]["provenance"] and results["earlier"] == records[1]["earlier"]
+
+
+def test_a_run_is_not_continued_by_other_code_of_the_same_name(tmp_path, capsys):
+    file = tmp_path / "tiny.py"
+    file.write_text(runs.TINY.read_text())
+    words = ["train", "--config", str(file), "--workdir", str(tmp_path / "run"), "--config.control=False"]
+    assert main.run([*words, "--config.steps=2", "--config.teachers.big.steps=1"]) == 0
+    file.write_text(file.read_text() + "# another\n")
+    for steps in (2, 3):
+        assert main.run([*words, f"--config.steps={steps}", "--config.teachers.big.steps=1"]) == 2
+        said = capsys.readouterr().err
+        assert "registers data set blobs" in said and "was changed since the run in" in said
+    assert "# another" not in (tmp_path / "run" / "tiny.py").read_text()
 
 
 def test_seconds_are_those_of_all_processes(finished, tmp_path):

@@ -225,7 +225,7 @@ def test_a_run_that_blows_up_stops_with_exit_code_3(taught, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: student: ")
     assert said.count("\n") == 1
-    assert "The last good checkpoint is kept" in said
+    assert "Checkpoints before that step are kept" in said
 
 
 def breaking(at: int) -> tuple[str, str]:
@@ -238,7 +238,7 @@ def test_a_loss_that_turns_nan_is_named_with_its_step_and_the_last_checkpoint_is
     words = breaking(at)
     assert runs.run(tmp_path, *taught, *words) == 3
     assert capsys.readouterr().err.startswith(
-        f"error: student: breaks is nan at step {at + 1}. The last good checkpoint is kept"
+        f"error: student: breaks is nan at step {at + 1}. Checkpoints before that step are kept"
     )
     assert at - 5 <= max(line["step"] for line in runs.log(tmp_path / "student").train) <= at  # one logging interval
     left = runs.saved(tmp_path / "student")

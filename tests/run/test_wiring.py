@@ -17,7 +17,7 @@ from jaxdistill.data.records import Records
 from jaxdistill.evaluation.cost import cost
 from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.losses.term import stateless
-from jaxdistill.parallel.compile import jit_engine, place
+from jaxdistill.parallel.compile import jit_engine, keep_programs, place
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run import distill, parts, provenance
@@ -285,7 +285,7 @@ def test_the_commit_is_recorded():
 def test_programs_are_kept_where_the_config_says(tmp_path):
     jax.jit(lambda x: x + 1)(1.0).block_until_ready()  # JAX has compiled before, and has opened its cache
     with runs.compilation_cache(tmp_path / "before"):
-        distill._keep_programs(str(tmp_path / "kept"))
+        keep_programs(str(tmp_path / "kept"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.jit(lambda x: x * 2)(1.0).block_until_ready()
     assert any((tmp_path / "kept").iterdir())

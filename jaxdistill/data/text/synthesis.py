@@ -50,6 +50,9 @@ class PromptTemplate(NamedTuple):
         return None if match is None else {"text": text} | {k: v.strip() for k, v in match.groupdict("").items()}
 
 
+MOST_PARTS = 2**20  # files of one data set
+
+
 def parts(rows: int, size: int) -> list[tuple[int, range]]:
     """Divide the answers of a teacher into parts, each generated and written together: (part number, range of answers).
 
@@ -143,6 +146,8 @@ def synthetic(folder: str, split: str) -> list[dict[str, str]]:
     path, cure = Path(folder).expanduser(), "the same `jaxdistill synthesize` command writes it again"
     try:
         about = seal.read(path / "manifest.json", {"rows": int, "part": int})
+        if not (about["part"] >= 1 and 0 <= about["rows"] <= about["part"] * MOST_PARTS):
+            raise DamageError(f"{path / 'manifest.json'} is damaged ({about['rows']} rows by {about['part']})")
     except FileNotFoundError:
         raise ValueError(f"{folder!r} holds no manifest.json; write it with jaxdistill synthesize") from None
     except DamageError as error:

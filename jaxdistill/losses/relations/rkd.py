@@ -136,6 +136,8 @@ def rkd(
     Raises:
         ValueError: a weight or `triplets` is negative, or both weights are 0.
     """
+    if triplets > 2**24:
+        raise ValueError(f"triplets={triplets} is too large; give at most 2^24, or 0 for all triples of the batch")
     if min(distance, angle, triplets) < 0 or distance == angle == 0:
         arguments = f"distance={distance}, angle={angle}, triplets={triplets}"
         raise ValueError(f"distance, angle and triplets must be 0 or more, and not both weights 0; got {arguments}")

@@ -219,6 +219,9 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return study_parser
 
 
+MOST_SEEDS = 10_000
+
+
 def execute(study: Study, options: argparse.Namespace) -> None:
     """Do what the command line of a study asks: run the whole study, run a part of it, or print a script for Slurm.
 
@@ -229,6 +232,10 @@ def execute(study: Study, options: argparse.Namespace) -> None:
         options: parsed command line, from the parser that `parser` makes.
     """
     console = Console()
+    if not 1 <= options.seeds <= MOST_SEEDS:
+        raise ConfigError("--seeds", f"{options.seeds} seeds; give 1 to {MOST_SEEDS}.")
+    if options.slurm and options.run:
+        raise ConfigError("--run", "one run is executed, and --slurm prints a script for all; leave one of them out.")
     if not options.slurm:
         check_writable(options.workdir, "--workdir")
     _check(study)
@@ -303,7 +310,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     options, changes = sweep_parser.parse_known_args(argv)
 
     def work() -> None:
-        axes = {path: tuple(texts) for path, *texts in options.axis}
+        axes = _axes(options.axis, changes)
         baseline = " | ".join(texts[0] for texts in axes.values())
         base: Config = override(load(options.config, options.trust_source), parse_changes(changes))
         question = f"What is the effect of {' and '.join(axes)}?"
@@ -314,3 +321,22 @@ def run(argv: Sequence[str] | None = None) -> int:
         execute(Study("sweep", question, base, axes, baseline, command=command), options)
 
     return guarded(work, options.debug, options.workdir, bool(options.run))
+
+
+def _axes(given: Sequence[Sequence[str]], changes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the values of each axis by config key, from the options `--axis KEY VALUE ...`.
+
+    Raises:
+        ConfigError: a key or a value is given twice, or a key is set elsewhere.
+    """
+    axes: dict[str, tuple[str, ...]] = {}
+    for path, *texts in given:
+        twice = [text for number, text in enumerate(texts) if text in texts[:number]]
+        if path in axes or twice:
+            raise ConfigError(f"--axis {path}", f"{twice[0] if twice else path!r} is given twice; arms must differ.")
+        if path == "seed":
+            raise ConfigError("--axis seed", "each arm is run with seeds 0, 1, ...; use --seeds instead.")
+        if any(change.startswith(f"--config.{path}=") for change in changes):
+            raise ConfigError(f"--axis {path}", f"--config.{path} sets the same key; leave one of them out.")
+        axes[path] = tuple(texts)
+    return axes

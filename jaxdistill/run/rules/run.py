@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 
 from jaxdistill.compress.quantize import dequantized_shapes
-from jaxdistill.core import checkpoint, manifest, seal
-from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core import checkpoint, manifest
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Factored
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.models.hub.check import check_pretrained
@@ -144,13 +144,10 @@ def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
     saved = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError("--workdir", f"{str(workdir)!r} is not a folder; choose another path.")
-    if not saved.is_file():
+    old = workdirs.saved_record(workdir)
+    if old is None:
         return
-    try:
-        old = seal.read(saved, {"config": dict})["config"]
-    except DamageError as error:
-        raise DamageError(f"{error}; restore it from a copy, or choose another --workdir") from None
-    if changed := workdirs.config_differences(old, run.config):
+    if changed := workdirs.config_differences(old["config"], run.config):
         cure = f"Choose another --workdir, or resume that run with --config {saved}"
         raise ConfigError("--workdir", f"{str(workdir)!r} belongs to another config ({'; '.join(changed[:6])}). {cure}")
 

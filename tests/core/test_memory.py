@@ -20,7 +20,8 @@ def test_the_size_of_shapes_is_that_of_arrays():
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(0, "0 bytes"), (1000, "1e+03 bytes"), (1024, "1 KiB"), (3 * 2**40, "3 TiB")]
+    ("count", "said"),
+    [(0, "0 bytes"), (1000, "1e+03 bytes"), (1024, "1 KiB"), (3 * 2**40, "3 TiB"), (2**80, "1.05e+06 EiB")],
 )
 def test_bytes_are_read_by_people(count, said):
     assert memory.format_bytes(count) == said
@@ -38,8 +39,8 @@ def test_what_needs_most_is_named_with_its_key():
     [
         ("student.model=mlp(widths=(9999999999,), classes=4)", "student.model: mlp: widths=(9999999999,) is too large"),
         ("student.model=mlp(widths=(2000000000,), classes=4)", "student.model: needs at least"),
-        ("batch_size=2147483640", "batch_size: needs at least"),
-        ("evaluate.batch_size=2147483640", "evaluate.batch_size: needs at least"),
+        ("batch_size=2147483640", "batch_size: a batch of 2147483640 rows would hold each of the 250 records"),
+        ("evaluate.batch_size=2147483640", "evaluate.batch_size: a batch of 2147483640 rows would hold"),
         ("teachers.big.model=mlp(widths=(2000000000,), classes=4)", "teachers.big.model: needs at least"),
         ("student.model=vit(patch=4, width=8, depth=100000, heads=2, classes=4)", "depth asks for 100000 layers"),
         ("student.model=resnet(widths=(4,), blocks=3000, classes=4)", "blocks asks for 3000 layers"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from batches import signals
 from checks import assert_close
-from terms import build_loss
+from terms import build_loss, loss_values
 
 from jaxdistill.core.types import Outputs
 from jaxdistill.losses.logits.jsd import generalized_jsd, normalized_jsd
@@ -158,3 +158,11 @@ def test_the_versions_of_a_skew_differ_where_their_papers_do():
     q, p = softmax(student), softmax(teacher)  # of a mixture that stays where it is: q (r - mean r), r = log q / m
     ratio = np.log(q / (0.9 * p + 0.1 * q))
     assert_close(two[0], q * (ratio - (q * ratio).sum(-1, keepdims=True)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kd", "reverse_kl", "jsd", "dkd", "dist"])
+def test_by_default_a_softened_loss_is_multiplied_by_the_square_of_the_temperature(name):
+    seen = signals(batch=(6,))
+    plain, scaled = (loss_values(f"{name}(temperature=3.0{more})", seen) for more in (", scale_t2=False", ""))
+    assert_close(scaled, 9 * plain, rtol=1e-5)
+    assert np.abs(plain).max() > 1e-3

@@ -225,10 +225,10 @@ def _check_finite(stage: str, step: int, row: Mapping[str, float], at_start: boo
         if not math.isfinite(row[name]):
             term = name.removeprefix("terms/")
             if at_start:  # so the rate cannot be the reason
-                cure = (
-                    "Check the records, the initial weights, the outputs of the teachers and the arguments of the loss"
-                )
-                raise BadStartError(f"objective.{term}", f"{stage}: {row[name]} at step 1, before an update. {cure}.")
+                cure = "Check the records, the initial weights, the outputs of the teachers, and weights and arguments"
+                is_term = name.startswith("terms/")
+                path, what = (f"objective.{term}", f"{stage}:") if is_term else ("objective", f"{stage}: {name} is")
+                raise BadStartError(path, f"{what} {row[name]} at step 1, before an update. {cure} of the losses.")
             raise NonFiniteError(
                 f"{stage}: {term} is {row[name]} at step {step}. Checkpoints before that step are kept. "
                 "Check the data of that step; or lower the rate or set clip_norm, in another workdir."

@@ -48,6 +48,13 @@ def test_dkd_hides_the_label_however_large_its_logit():
     assert_close(hidden, jax.jit(kl_divergence)(student[:, 1:], teacher[:, 1:]))
 
 
+def test_dkd_of_a_teacher_that_masks_all_other_classes_is_0_with_a_gradient_of_0():
+    teacher, labels = jnp.array([[1.0, -jnp.inf, -jnp.inf]]), jnp.zeros(1, int)
+    loss = jax.jit(jax.value_and_grad(lambda s: other_divergence(s, teacher, labels, 2.0).sum()))
+    value, slope = loss(jnp.array([[1.0, 2.0, 3.0]]))
+    assert value == 0 and not slope.any()
+
+
 def test_dkd_needs_a_class_for_each_row():
     seen = signals()
     for batch, said in (({}, "no field 'label'"), ({"label": jnp.zeros((6, 2), int)}, r"labels of shape \[6, 2\]")):

@@ -159,7 +159,9 @@ KINDS = {
     "config.json of a checkpoint": Kind(write_config, read_config),
     "preprocessor_config.json": Kind(write_preprocessor, lambda file: read_recipe(file.parent)),
     "record of a run": Kind(write_record, lambda file: load(str(file)).to_dict(), sealed=True),
-    "result.json": Kind(write_result, lambda file: seal.read(file, {"row": dict, "step": int}), sealed=True),
+    "result.json": Kind(
+        write_result, lambda file: seal.read(file, {"row": dict, "step": int}, required=True), sealed=True
+    ),
     "vocabulary.json": Kind(write_kept, lambda file: read_kept_tokens(str(file.parent)), sealed=True),
     "graph": Kind(write_a_graph, read_graph),
 }

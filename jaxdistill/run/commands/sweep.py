@@ -102,10 +102,11 @@ def run_all(unfinished: Sequence[Run], console: Console) -> None:
         console.print(f"{done} of {len(unfinished)}; about {remaining} left")
 
 
-def _check(study: Study) -> None:
-    """Check the configs of all arms and teachers before anything runs."""
+def _check(study: Study, data: bool = False) -> None:
+    """Check the configs of all arms and teachers before anything runs; with `data`, their data and models too."""
     for config in (*expand(study).values(), *study.teachers.values()):
-        _ = resolve(config, jax.devices()).definitions
+        resolved = resolve(config, jax.devices())
+        _ = resolved.stages if data else resolved.definitions
 
 
 def run_study(study: Study, workdir: Path, seeds: int, console: Console) -> list[pages.Line]:
@@ -122,7 +123,7 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console) -> list
     Returns:
         The lines of the table, one for each arm.
     """
-    _check(study)
+    _check(study, data=True)
     with locked(workdir):
         _check_workdir(study, workdir)
         all_runs = runs(study, workdir, seeds, train_teachers(study, workdir, console))

@@ -149,6 +149,17 @@ def test_every_flipped_bit_of_the_values_is_noticed():
     assert array_checksums({"x": values["x"][::-1]})["x"] != before["x"]
 
 
+def test_checkpoints_of_another_model_of_the_run_are_refused(tmp_path):
+    """A student and its control have arrays of the same names and shapes."""
+    with Checkpoints(tmp_path, owner="control") as checkpoints:
+        checkpoints.save(3, state(3), {}, {})
+    other = pytest.raises(CheckpointError, match="has the checkpoints of 'control' and not of 'student'")
+    with Checkpoints(tmp_path, owner="student") as checkpoints, other:
+        checkpoints.restore(state(3))
+    with Checkpoints(tmp_path, owner="control") as checkpoints:
+        assert checkpoints.restore(state(3)).step == 3
+
+
 def splitmix64(seed: int, count: int) -> list[int]:
     """The generator in whole numbers."""
     drawn = []

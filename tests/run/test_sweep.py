@@ -272,3 +272,23 @@ def test_an_error_of_a_study_has_its_exit_code(error, code):
         raise error
 
     assert sweep.guarded(fails) == code
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--axis", "steps", "2", "2"], "--axis steps: '2' is given twice; arms must differ"),
+        (["--axis", "steps", "2", "--axis", "steps", "3"], "--axis steps: 'steps' is given twice"),
+        (["--axis", "seed", "1", "2"], "--axis seed: each arm is run with seeds 0, 1, ...; use --seeds"),
+        (["--axis", "steps", "2", "--config.steps=9"], "--axis steps: --config.steps sets the same key"),
+        (["--axis", "steps", "2", "--seeds", "0"], "--seeds: 0 seeds; give 1 to 10000"),
+        (["--axis", "steps", "2", "--seeds", "1000000000"], "--seeds: 1000000000 seeds"),
+        (["--axis", "steps", "2", "--slurm", "--run", "1"], "--run: one run is executed, and --slurm prints"),
+        (["--axis", "data.train", "train", "trainn"], "data.train: 'blobs' has no split 'trainn'"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused_before_anything_is_trained(words, said, tmp_path, capsys):
+    with runs.registries_as_found():
+        assert main.run(["sweep", "--config", str(runs.TINY), "--workdir", str(tmp_path / "study"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.rglob("checkpoints"))

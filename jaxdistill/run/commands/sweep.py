@@ -249,12 +249,12 @@ def execute(study: Study, options: argparse.Namespace) -> None:
 
 
 def _execute_part(study: Study, options: argparse.Namespace, console: Console) -> None:
+    count = len(expand(study)) * options.seeds
+    if options.run not in ("teachers", *map(str, range(count))):
+        raise ConfigError("--run", f"{options.run!r} is not a run; choose 'teachers' or 0 to {count - 1}.")
     checkpoints = train_teachers(study, options.workdir, console)
-    all_runs = {str(n): run for n, run in enumerate(runs(study, options.workdir, options.seeds, checkpoints))}
-    if options.run in all_runs:
-        run_one(all_runs[options.run], console)
-    elif options.run != "teachers":
-        raise ConfigError("--run", f"{options.run!r} is not a run; choose 'teachers' or 0 to {len(all_runs) - 1}.")
+    if options.run != "teachers":
+        run_one(runs(study, options.workdir, options.seeds, checkpoints)[int(options.run)], console)
 
 
 def guarded(work: Callable[[], int | None], debug: bool = False, workdir: str | Path = "", part: bool = False) -> int:

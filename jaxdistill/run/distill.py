@@ -287,8 +287,7 @@ class Run:
         """Write results.json and report.html, print the result table, and export the trained models for transformers.
 
         Args:
-            record: what results.json gets besides the results: config, code and package versions, and the config's
-                Python file.
+            record: what results.json gets besides the results: config, versions, and the config's Python file.
         """
         names = [f"teacher {name}" for name in self.resolved.teachers]
         names += [name for name in ("student", "control") if name in self.outcomes]

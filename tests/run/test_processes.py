@@ -151,8 +151,8 @@ def assert_restored_elsewhere(stage: Path, words: tuple[str, ...]) -> None:
     )
     engine, *_ = ahead.prepare(config, topology.find("cpu:8", 1))
     with Checkpoints(stage / "checkpoints") as checkpoints:
-        step = checkpoints.latest()
-        found = flatten(checkpoints.restore(step, engine.abstract)[0])
+        restored = checkpoints.restore(engine.abstract)
+    step, found = restored.step, flatten(restored.tree)
     wanted = flatten(engine.abstract)
     assert all(found[name].sharding == wanted[name].sharding for name in wanted)
     split = [name for name in wanted if not wanted[name].sharding.is_fully_replicated]

@@ -1,4 +1,4 @@
-"""What does sealing cost: python -m experiments.benchmarks.seals [--config configs/quickstart.py] [--config.steps=200]
+"""Measure what sealing costs: python -m experiments.benchmarks.seals [--config FILE] [--config.steps=200]
 
 Trains in a folder of its own, and once more from the checkpoints of that run, which are read and checked. Prints the
 seconds in the checksums of arrays and the seals of files, as a share of all seconds of a command.

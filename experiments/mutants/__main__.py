@@ -120,7 +120,7 @@ def chosen_tests(mutant: Mutant, by_line: Mapping[str, Mapping[int, list[str]]])
 
 
 def run_tests(place: Path, tests: Iterable[str]) -> tuple[str, str]:
-    """What became of a mutant in this copy of the repository: (outcome, the line that says why)."""
+    """Run tests in a copy of the repository with a bug, and return the outcome and the line that says why."""
     command = (sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "--no-header", "--tb=short", *tests)
     environment = {**os.environ, "PYTHONPATH": str(place)}
     try:

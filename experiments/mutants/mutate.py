@@ -104,7 +104,7 @@ def _lines_left_out(source: str) -> set[int]:
 
 
 def _only_in_types(line: str) -> bool:
-    """Whether the `|` of a line joins types, as in `float | None`."""
+    """Return True if the `|` of a line joins types, as in `float | None`."""
     return bool(re.search(r"(->|:) [^=]*\w\]? \| \w", line))
 
 

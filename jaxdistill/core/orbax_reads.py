@@ -22,13 +22,6 @@ def restore_args(ocp: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
     return {name: ocp.ArrayRestoreArgs(sharding=x.sharding or default, dtype=x.dtype) for name, x in flat.items()}
 
 
-@functools.cache
-def silence_threads() -> None:
-    """Keep Orbax from logging tracebacks of its threads: what they raised is raised again where it is waited for."""
-    absl = asyncio.log.logger.manager.getLogger("absl")
-    absl.addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
-
-
 def attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
     """Call a function of Orbax that reads a checkpoint; return what is wrong with the checkpoint, and the result."""
     _silence_abandoned_reads()

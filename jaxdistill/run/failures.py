@@ -14,8 +14,8 @@ memory, package or process
 
 import contextlib
 import errno
+import logging
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -62,6 +62,10 @@ PLACE_TEXTS = {os.strerror(number): place for number, place in PLACES.items()}
 EXTRAS = {"transformers": "hf", "tokenizers": "hf", "gguf": "hf", "huggingface_hub": "hf", "wandb": "wandb"}
 
 
+# Loggers to which Orbax and JAX write tracebacks of their threads and callbacks; the error is raised all the same
+LOGS_OF_THREADS = ("absl", "jax._src.callback")
+
+
 def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", stopped: int = 0) -> int:
     """Call the function of a command, and return an exit code; whatever the function raises becomes one line.
 
@@ -71,6 +75,9 @@ def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", s
         folder: folder that the command writes to, which also gets the traceback of a bug; empty: a temporary folder.
         stopped: exit code of a command that was stopped by a signal after its state was saved.
     """
+    for name in LOGS_OF_THREADS:
+        change = logging.getLogger(name).removeFilter if debug else logging.getLogger(name).addFilter
+        change(_has_no_traceback)
     try:
         return work() or 0
     except Stopped as reason:
@@ -91,12 +98,17 @@ def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", s
         return _report(error, debug, folder)
 
 
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return not record.exc_info
+
+
 def _report(error: BaseException, debug: bool, folder: str) -> int:
     """Print an error in one line, and return its exit code; in a run with several processes, end this process."""
     if debug:
         traceback.print_exception(error)
-    code, text = explain(error)
-    if "this is a bug" in text:
+    known = _explain_known(error)
+    code, text = known or _explain_unknown(error)
+    if known is None:
         text += f" The traceback is in {_write_traceback(error, folder)}; --debug prints it."
     _print(f"error: {text}")
     if _is_distributed():
@@ -121,6 +133,11 @@ def explain(error: BaseException) -> tuple[int, str]:
     Args:
         error: the exception; errors of libraries are recognised by their causes too.
     """
+    return _explain_known(error) or _explain_unknown(error)
+
+
+def _explain_known(error: BaseException) -> tuple[int, str] | None:
+    """Return the exit code and the text for an exception whose reason is known; None: it may be a bug."""
     match error:
         case ConfigError() | WeightsError() | FetchError():
             return 2, _line(error)
@@ -144,6 +161,11 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 2, "a path begins with '~', and there is no such user or home folder; write the whole path."
     if user_location(error):
         return 2, f"{type(error).__name__}: {message_of(error)}"
+    return None
+
+
+def _explain_unknown(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the text for a bug: of the user's own parts if there are any, else of jaxdistill."""
     what = f"{type(error).__name__}: {_line(error) or 'no message'}"
     if own := registered_by_others():
         cure = f"Check what your own code takes and returns: {', '.join(own)}; if it is right, this is a bug, report it"
@@ -168,7 +190,7 @@ def _place(error: BaseException) -> tuple[str, str] | None:
             return PLACES[each.errno]
         message = text_of(each)
         for text, place in PLACE_TEXTS.items():
-            if re.search(rf"{re.escape(text)}($|[\]:] | \[os_error|\])", message):  # of TensorStore
+            if text in message:
                 return place
     return None
 

@@ -6,6 +6,7 @@ waits for the host.
 
 import json
 import math
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -76,8 +77,11 @@ class Log:
     def _open(self, folder: Path, start: int, settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lines = (folder / "log.jsonl").open("a", buffering=1)
-        if lines.tell() and (folder / "log.jsonl").read_bytes()[-1:] != b"\n":
-            lines.write("\n")  # ends a last line that was cut off when the run was killed
+        if lines.tell():
+            with (folder / "log.jsonl").open("rb") as written:
+                written.seek(-1, os.SEEK_END)
+                if written.read() != b"\n":  # the last line was cut off when the run was killed
+                    lines.write("\n")
         self._writers.append(lambda kind, step, values: _write_line(lines, kind, step, values))
         self._closers.append(lines.close)
         if settings.tensorboard:

@@ -113,7 +113,7 @@ def test_classes_are_a_number(classes, monkeypatch, tmp_path):
 
 
 def test_what_is_read_later_is_checked_too(monkeypatch, tmp_path):
-    """Of data that do not fit into memory, a record is read when its batch is made, in a thread."""
+    """Read a record when its batch is made, in a thread, as of data that do not fit into memory."""
     monkeypatch.setattr("jaxdistill.data.records.IN_MEMORY", 0)
     records = opened(own(3, label=7), monkeypatch, tmp_path)
     batches = train_stream(records, batch_size=6, seed=0, transforms=(), rows=slice(6))

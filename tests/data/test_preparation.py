@@ -77,7 +77,7 @@ def test_a_shipped_data_set_has_its_builder_in_the_module_that_the_table_names(n
 
 
 def prepared(folder: Path, name: str) -> Path:
-    """What TensorFlow Datasets leaves, as far as seals are concerned."""
+    """Write the files that TensorFlow Datasets leaves, as far as seals need them."""
     place = folder / name / "1.0.0"
     place.mkdir(parents=True)
     (place / "dataset_info.json").write_text('{"name": "x"}')

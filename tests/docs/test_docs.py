@@ -138,7 +138,7 @@ def test_a_picture_that_is_stale_is_named(tmp_path, monkeypatch):
 
 
 def test_a_sample_is_fast_and_the_rest_is_slow():
-    """Of a test with the mark `sampled`: the cases whose ids match, and no other."""
+    """Check that of a test with the mark `sampled` the cases whose ids match are fast, and no other."""
     collected = {
         speed: subprocess.run(
             [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", speed, "tests/run/test_old_names.py"],

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import logging
 import os
 import subprocess
 import sys
@@ -185,6 +186,21 @@ def test_a_full_disk_is_named(tmp_path, capsys):
     assert runs.run(tmp_path / "run", "--config.steps=60", "--config.control=False") == 2
     said = capsys.readouterr().err
     assert "--workdir: " in said or "the disk is full" in said
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_tracebacks_of_threads_are_printed_for_debugging_alone(debug, caplog):
+    def work():
+        try:
+            raise ValueError("in a thread of Orbax")
+        except ValueError:
+            logging.getLogger("absl").exception("a thread has failed")
+        logging.getLogger("absl").error("without a traceback")
+
+    assert failures.run(work, debug=debug) == 0
+    assert [record.getMessage() for record in caplog.records] == ["a thread has failed"] * debug + [
+        "without a traceback"
+    ]
 
 
 def test_own_code_that_ends_python_is_a_mistake_but_an_end_of_the_command_line_is_none(capsys, tmp_path):

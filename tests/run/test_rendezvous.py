@@ -1,5 +1,6 @@
 """Processes that wait for each other: who is missing is named, soon and again, and not for ever."""
 
+import contextlib
 import re
 import socket
 import threading
@@ -79,29 +80,25 @@ def test_another_number_of_processes_is_named():
     assert said.startswith("distributed.processes: a process says that it is number 1 of 4, but here there are 3.")
 
 
+def say(port: int, words: bytes) -> None:
+    """Connect as soon as somebody listens, say these words, and hang up."""
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port)) as connection:
+            connection.sendall(words)
+            return
+
+
 def test_whatever_else_connects_is_ignored():
     port = free_port()
     first = start(port, 2, 0)
-    while True:
-        try:
-            with socket.create_connection(("localhost", port)) as stray:
-                stray.sendall(b"GET / HTTP/1.1\r\n")
-            break
-        except OSError:
-            pass
+    say(port, b"GET / HTTP/1.1\r\n")
     assert ended(first, start(port, 2, 1)) == [None, None]
 
 
 def test_a_process_that_was_started_again_takes_its_place():
     port = free_port()
     first = start(port, 3, 0)
-    while True:
-        try:
-            with socket.create_connection(("localhost", port)) as gone:
-                gone.sendall(b"jaxdistill process 1 of 3\n")
-            break
-        except OSError:
-            pass
+    say(port, b"jaxdistill process 1 of 3\n")
     assert ended(first, start(port, 3, 2), start(port, 3, 1)) == [None] * 3
 
 

@@ -65,8 +65,9 @@ def registries_as_found() -> Iterator[None]:
     before = [dict(kind.factories) for kind in kinds]
     yield
     for kind, factories in zip(kinds, before, strict=True):
+        ours = {name: make for name, make in kind.factories.items() if make.__module__.startswith("jaxdistill.")}
         kind.factories.clear()
-        kind.factories.update(factories)
+        kind.factories.update(ours | factories)  # modules of the library are imported once, and perhaps in between
 
 
 def run(workdir: Path, *words: str, source: Path = TINY) -> int:

@@ -34,7 +34,7 @@ from jaxdistill.core.manifest import (
     student_arrays,
     unflatten,
 )
-from jaxdistill.core.orbax_reads import attempt, restore_args
+from jaxdistill.core.orbax_reads import attempt, restore_args, silence_abandoned_work
 from jaxdistill.core.types import PyTree, Variables
 
 
@@ -90,6 +90,7 @@ class Checkpoints:
         self.folder, self._ocp, self._report, self._owner = folder.absolute(), ocp, report, owner
         if (self.folder / "steps").exists() and not (self.folder / "steps").is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.folder / "steps"))
+        silence_abandoned_work()
         self._manifest_thread, self._last_manifest = ThreadPoolExecutor(1, "manifest"), Future[None]()
         self._last_manifest.set_result(None)
         if jax.process_index() == 0:

@@ -3,7 +3,6 @@
 In a run with several processes, all of them learn that one could not read, and go on alike.
 """
 
-import asyncio.log
 import functools
 import gc
 import inspect
@@ -24,7 +23,7 @@ def restore_args(ocp: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
     """Call a function of Orbax that reads a checkpoint; return what is wrong with the checkpoint, and the result."""
-    _silence_abandoned_reads()
+    silence_abandoned_work()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
         problem, result = "", None
@@ -65,10 +64,9 @@ def _processes_where(condition: bool) -> int:
     return int(np.sum(multihost_utils.process_allgather(np.asarray([condition]))))
 
 
-@functools.cache  # once for the process, because abandoned reads end later
-def _silence_abandoned_reads() -> None:
-    """Keep Python from printing a traceback for each array that Orbax was reading when another array failed."""
-    asyncio.log.logger.addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+@functools.cache  # once for the process, because abandoned work ends later
+def silence_abandoned_work() -> None:
+    """Keep Python from complaining of each array that Orbax was reading or writing when another array failed."""
     report = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

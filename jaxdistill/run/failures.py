@@ -63,7 +63,7 @@ EXTRAS = {"transformers": "hf", "tokenizers": "hf", "gguf": "hf", "huggingface_h
 
 
 # Loggers to which Orbax and JAX write tracebacks of their threads and callbacks; the error is raised all the same
-LOGS_OF_THREADS = ("absl", "jax._src.callback")
+LOGS_OF_THREADS = ("absl", "asyncio", "jax._src.callback")
 
 
 def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", stopped: int = 0) -> int:

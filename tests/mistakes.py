@@ -15,6 +15,10 @@ MISTAKES = {
     "unknown bits": (["teachers.big.quantized=int4"], "teachers.big.quantized", "'int4'", "'int8' or 'fp8'"),
     "an unknown term": (["objective.kdd.weight=1"], "objective.kdd", "unknown loss 'kdd'", "Did you mean 'kd'?"),
     "an unknown model": (["student.model=mpl(classes=4)"], "student.model", "'mpl'", "Did you mean 'mlp'?"),
+    "a weight beyond float32": (["objective.kd.weight=1e308"], "objective.kd.weight", "1e+308", "from -1e30 to 1e30"),
+    "a weight below float32": (["objective.kd.weight=1e-300"], "objective.kd.weight", "1e-300", "at least 1e-30, or 0"),
+    "an argument beyond float32": (["step=ewc(weight=1e308)"], "step", "1e+308", "a number from -1e30 to 1e30"),
+    "a whole number beyond float": (["step=ewc(weight=1" + 400 * "0" + ")"], "step", "100000", "from -1e30 to 1e30"),
     "an unknown fusion": (["fusion=avrage()"], "fusion", "'avrage'", "Did you mean 'average'?"),
     "weights for other teachers": (
         ["fusion=average(weights=(1, 2))"],
@@ -297,7 +301,7 @@ MISTAKES = {
     "no value": (["steps=None"], "steps", "'None'", "a whole number, 1 or more"),
     "a split in the name": (["data.name=blobs(split='test')"], "data.name", "sets split", "the key data.train"),
     "a term twice": (["step=gradnorm(terms=('kd', 'kd'))"], "step", "terms=('kd', 'kd')", "names a term twice"),
-    "an infinite norm": (["clip_norm=1e999"], "clip_norm", "inf", "a number from 0 to 1e38"),
+    "an infinite norm": (["clip_norm=1e999"], "clip_norm", "inf", "a number from 0 to 1e30"),
     "a stream that nothing reads": (["streams.spare.split=train"], "streams.spare", "nothing reads it", "leave it out"),
     "pieces of a head that is multiplied out": (["chunks=2"], "chunks", "2 chunks", "leave chunks at 1"),
     "a name that is no name": (

@@ -20,6 +20,9 @@ from typing import Any, NamedTuple
 from jaxdistill.core.errors import ConfigError, suggest, user_location
 
 
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30  # products of others leave the range of float32, after compilation
+
+
 class Spec(NamedTuple):
     """A parsed spec string such as `"kd(temperature=4.0)"`.
 
@@ -38,6 +41,14 @@ class Spec(NamedTuple):
         """Return the spec as a config writes it, for error messages."""
         arguments = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
         return f"{self.name}({', '.join(arguments)})"
+
+
+def out_of_range(number: float) -> str:
+    """Return what is wrong with a number whose products float32 cannot hold, as a sentence; empty: nothing is wrong."""
+    if number == 0 or SMALLEST_NUMBER <= abs(number) <= LARGEST_NUMBER:
+        return ""
+    extreme, limits = ("large", "from -1e30 to 1e30") if abs(number) > 1 else ("small", "of at least 1e-30, or 0")
+    return f"{number!r:.24} is too {extreme} to compute with in float32. Give a number {limits}."
 
 
 def parse(text: str, path: str) -> Spec:
@@ -59,6 +70,8 @@ def parse(text: str, path: str) -> Spec:
         value = ast.literal_eval(node)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError
+        if isinstance(value, int | float) and (wrong := out_of_range(value)):
+            raise ConfigError(path, f"{text.strip()!r:.80}: {wrong}")
         return value
 
     def call(node: ast.expr) -> Spec:
@@ -76,6 +89,8 @@ def parse(text: str, path: str) -> Spec:
         with warnings.catch_warnings():
             warnings.simplefilter("error", SyntaxWarning)  # "\d" would be read as it stands, with a warning
             return call(ast.parse(text.strip(), mode="eval").body)
+    except ConfigError:
+        raise
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         cure = "Write a registered name with literal arguments, like name(key=1.0); specs are parsed, never run."
         raise ConfigError(path, f"{text!r} is not a spec string. {cure}") from None
@@ -271,6 +286,8 @@ def _possible_sizes(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         numbers = value if isinstance(value, tuple) else (value,)
         sizes = [number for number in numbers if isinstance(number, int) and not isinstance(number, bool)]
+        if name == "epsilon" and not value > 0:
+            raise ValueError(f"epsilon={value!r:.60} must be positive")
         for size in sizes:
             if abs(size) > LARGEST:
                 raise ValueError(f"{name}={value!r:.60} is too large; give at most {LARGEST}")

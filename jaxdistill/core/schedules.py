@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.registry import Spec, parse, schedules
+from jaxdistill.core.registry import Spec, out_of_range, parse, schedules
 from jaxdistill.core.types import Array
 
 
@@ -73,6 +73,8 @@ def resolve(value: Any, horizon: Horizon, path: str) -> Schedule:
     if isinstance(value, str):
         value = _number_or_spec(value, path)
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if wrong := out_of_range(value):
+            raise ConfigError(path, wrong)
         return as_schedule(float(value))
     if not isinstance(value, Spec):
         raise ConfigError(path, f"{value!r} is neither a finite number nor a schedule. {_known()}")

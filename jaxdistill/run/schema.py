@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxdistill.core.registry import LARGEST_NUMBER
+
 
 class Kind(NamedTuple):
     """A kind of config value, such as a positive whole number or a learning-rate schedule.
@@ -91,7 +93,7 @@ FLAG = Kind(_of(bool), "True or False")
 COUNT = Kind(lambda v: _integer(v) and 0 <= v < LIMIT, "a whole number, 0 or more, below 2^31")
 POSITIVE = Kind(lambda v: _integer(v) and 0 < v < LIMIT, "a whole number, 1 or more, below 2^31")
 SIZE = Kind(lambda v: _integer(v) and (v > 0 or v == -1), "a whole number, 1 or more, or -1")
-NUMBER = Kind(lambda v: _number(v) and 0 <= v < 2**127, "a number from 0 to 1e38")  # float32 holds no more
+NUMBER = Kind(lambda v: _number(v) and 0 <= v <= LARGEST_NUMBER, "a number from 0 to 1e30")
 ADDRESS = Kind(
     lambda v: v in ("", "auto") or (isinstance(v, str) and re.fullmatch(r"[^\s:]+:\d{1,5}", v) is not None),
     "'auto', or the host:port of process 0, such as 'node0:1234'",

@@ -28,10 +28,16 @@ ARMS = ("plain", "control", "small", "small_control", "distilbert", "minilm", "t
 Row = dict[str, Any]
 
 
-def load_preset(word: str):
-    """Load a preset; all runs share their compiled programs."""
+def load_preset(word: str, every: int):
+    """Load a preset; all runs share their compiled programs.
+
+    Args:
+        word: name of the preset.
+        every: steps between two evaluations, each with a checkpoint; 0: as the preset says.
+    """
     config = load(f"{CONFIG}:{word}")
-    return differ(config, logging={"compilation_cache": str(HOME / "compiled")})
+    config = differ(config, logging={"compilation_cache": str(HOME / "compiled")})
+    return differ(config, evaluate={"every": every}) if every else config
 
 
 def train(config, folder: Path) -> Row:
@@ -44,9 +50,9 @@ def train(config, folder: Path) -> Row:
     return {**row, "body": body, "seconds": seconds}
 
 
-def prepare(console: Console) -> Row:
+def prepare(every: int, console: Console) -> Row:
     """Make the teacher, the students' vocabularies and the caches, and return the teacher's row."""
-    config = load_preset("teacher")
+    config = load_preset("teacher", every)
     row = train(config, HOME / "teacher")
     console.print(f"teacher: {100 * row['accuracy']:.2f} %, {row['seconds']:.0f} s")
     all_texts = differ(config, data={"train": "train"})
@@ -54,7 +60,7 @@ def prepare(console: Console) -> Row:
         if not (HOME / name / "vocabulary.json").is_file():
             console.print(vocabulary.reduce_vocabulary(all_texts, HOME / name, most))
     for word in ("distilbert", "small"):
-        cache.write(load_preset(word), console)
+        cache.write(load_preset(word, every), console)
     return row
 
 
@@ -91,14 +97,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default=3, type=int)
     parser.add_argument("--only", default=",".join(ARMS), help="comma-separated presets")
+    parser.add_argument("--every", default=0, type=int, help="steps between checkpoints; 0: only the last step has one")
     args = parser.parse_args()
     console = Console(width=200)
 
-    teacher = prepare(console)
+    teacher = prepare(args.every, console)
     rows: dict[str, list[Row]] = {arm: [] for arm in args.only.split(",")}
     for seed in range(args.seeds):  # all arms of a seed first, so that a stopped study is a smaller study
         for arm, arm_rows in rows.items():
-            arm_rows.append(train(differ(load_preset(arm), seed=seed), HOME / "runs" / f"{arm}-{seed}"))
+            arm_rows.append(train(differ(load_preset(arm, args.every), seed=seed), HOME / "runs" / f"{arm}-{seed}"))
             console.print(
                 f"{arm}, seed {seed}: {100 * arm_rows[-1]['accuracy']:.2f} %, {arm_rows[-1]['seconds']:.0f} s"
             )

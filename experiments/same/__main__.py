@@ -14,11 +14,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments.same.arrays import differences, saved
 from experiments.same.cases import CASES, Case
 
 ROOT = Path(__file__).parents[2]
@@ -94,19 +95,6 @@ def run(tree: Path, name: str, case: Case, place: Path, *more: str) -> None:
     finish([start(tree, place, [*words, number], case.devices) for number in numbered])
 
 
-def saved(stage: Path) -> dict[str, np.ndarray]:
-    """Every array of a stage's newest checkpoint, by name."""
-    import orbax.checkpoint as ocp
-
-    manifests = {int(file.stem): file for file in (stage / "checkpoints" / "manifests").glob("*.json")}
-    newest = max(manifests)
-    names = json.loads(manifests[newest].read_text())["arrays"]
-    arguments = ocp.args.PyTreeRestore(restore_args=dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray)))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.restore((stage / "checkpoints" / "steps" / str(newest) / "state").absolute(), args=arguments)
-    return {f"{newest}/{name}": array for name, array in found.items()}
-
-
 def arrays(place: Path, rename: Callable[[str], str] = str) -> Iterator[tuple[str, np.ndarray]]:
     """Every array that a case left in its checkpoints, and the content of its cache by the sums of the shards."""
     for stage in (folder for pattern in STAGES for folder in sorted(place.glob(pattern))):
@@ -122,20 +110,6 @@ def renamed(name: str) -> str:
     for pattern, new in RENAMES:
         name = re.sub(pattern, new, name)
     return name
-
-
-def differences(base: Mapping[str, np.ndarray], here: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of arrays that only one of the two has, or whose bits differ."""
-    lines = [f"{name} is missing" for name in sorted(base.keys() - here.keys())]
-    lines += [f"{name} is new" for name in sorted(here.keys() - base.keys())]
-    for name in sorted(base.keys() & here.keys()):
-        old, new = base[name], here[name]
-        if (old.dtype, old.shape, old.tobytes()) != (new.dtype, new.shape, new.tobytes()):
-            far = ""
-            if old.shape == new.shape and old.dtype.kind == "f":
-                far = f" by {np.abs(np.float64(old) - np.float64(new)).max():.2g}"
-            lines.append(f"{name} differs{far}")
-    return lines
 
 
 def compared(name: str, case: Case, tree: Path, folder: Path) -> list[str]:

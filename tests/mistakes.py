@@ -14,6 +14,12 @@ MISTAKES = {
     "a value as a section": (["steps.kd=3"], "steps", "'steps' is a key", "--config.steps=VALUE"),
     "unknown bits": (["teachers.big.quantized=int4"], "teachers.big.quantized", "'int4'", "'int8' or 'fp8'"),
     "an unknown term": (["objective.kdd.weight=1"], "objective.kdd", "unknown loss 'kdd'", "Did you mean 'kd'?"),
+    "a policy gradient on given texts": (
+        ["objective.kd.term=policy_gradient()"],
+        "objective.kd",
+        "'train'",
+        "Set objective.kd.stream=samples, and step=on_policy(prompt=64)",
+    ),
     "an unknown model": (["student.model=mpl(classes=4)"], "student.model", "'mpl'", "Did you mean 'mlp'?"),
     "a weight beyond float32": (["objective.kd.weight=1e308"], "objective.kd.weight", "1e+308", "from -1e30 to 1e30"),
     "a weight below float32": (["objective.kd.weight=1e-300"], "objective.kd.weight", "1e-300", "at least 1e-30, or 0"),

@@ -144,7 +144,8 @@ class Term(NamedTuple):
         then be computed in chunks of the sequence
     needs: what the term requires: "teacher"; "input_gradients" or "state_gradients", for which the models
         then also return gradients in the input or in the hidden states (`models/derivatives.py`);
-        "alignment" if the term compares the student with teachers of other tokenizers
+        "alignment" if the term compares the student with teachers of other tokenizers; "samples" if it is right only
+        for texts that the student generated, which it reads from the stream of that name
     temperature: `(step number) -> temperature` of the softmax at which several teachers are combined into one; None: 1
     follow: `(state, mean, step number) -> new state`, called once a step with the term's `Mean` (a sum and a count) of
         the whole batch. So a local term, too, can keep a state, such as a running mean

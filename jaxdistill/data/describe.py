@@ -29,12 +29,14 @@ class Description(NamedTuple):
         between examples, such as the height of images
     classes: number of classes of the labels; None if the data set does not define it
     vocabulary: vocabulary size of the tokenizer; None if texts are not tokenised
+    largest_label: greatest class number of the labels; None if it is unknown
     """
 
     records: int
     fields: dict[str, tuple[tuple[int, ...], str]]
     classes: int | None
     vocabulary: int | None
+    largest_label: int | None = None
 
 
 def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: str = "") -> Description:
@@ -63,7 +65,7 @@ def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: s
         with contextlib.suppress(FileNotFoundError, DamageError, ValueError, TypeError):  # then inspect the records
             content = seal.read(file, {"records": int, "fields": dict})
             fields = {field: (tuple(shape), dtype) for field, (shape, dtype) in content["fields"].items()}
-            return Description(content["records"], fields, content.get("classes"), None)
+            return Description(content["records"], fields, content.get("classes"), None, content.get("largest_label"))
     description = _inspect(open_records(name, split, folder, path, key))
     if not registered:
         file = _description_file(name, split, folder)  # another name than above if the data were prepared just now
@@ -86,7 +88,7 @@ def _inspect(records: Records) -> Description:
     for field, (shape, _) in fields.items():
         if 0 in shape:
             raise ConfigError("data.name", f"the field {field!r} of the records has no values, {shape}. Leave it out.")
-    return Description(len(records), fields, records.classes, records.vocabulary)
+    return Description(len(records), fields, records.classes, records.vocabulary, records.largest_label)
 
 
 def _shape(column: np.ndarray) -> tuple[tuple[int, ...], str] | None:

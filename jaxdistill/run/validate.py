@@ -33,6 +33,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         specs.models_are_known,
         specs.teachers_can_be_trained_here,
         specs.checkpoints_exist,
+        specs.needs_are_known,
+        specs.terms_have_samples,
         specs.terms_have_teachers,
         specs.teachers_have_gradients,
         specs.sampled_caches_suit_their_terms,

@@ -131,6 +131,17 @@ def test_test_records_are_those_of_training_with_labels(other, said, tmp_path, c
         assert refused(capsys, tmp_path / "run", "--config.data.name=uneven").startswith(said)
 
 
+def test_labels_beyond_the_classes_of_the_student_are_refused_if_the_data_set_does_not_count_them(tmp_path, capsys):
+    def uncounted(split: str) -> list[dict]:
+        return [{"image": np.zeros((8, 8, 1), np.uint8), "label": label % 6} for label in range(64)]
+
+    with runs.registries_as_found():
+        datasets.register(uncounted)
+        message = refused(capsys, tmp_path / "run", "--config.data.name=uncounted", "--config.data.test=test")
+    assert message.startswith("teachers.big.model: ")
+    assert "the split 'train' has a label 5; set classes=6" in message
+
+
 def test_slices_of_one_split_are_compared_by_their_records(tmp_path, capsys):
     records = [{"image": np.zeros((8, 8, 1), np.uint8), "label": 0}] * 100
     slices = {"train": records, "train[:60]": records[:60], "train[60:]": records[60:], "train[59%:]": records[59:]}

@@ -315,3 +315,14 @@ def test_a_mistake_in_a_part_of_ones_own_is_placed(tmp_path):
         config = differ(runs.load(), objective={"misspelt": {}})
         with pytest.raises(ConfigError, match=r"^objective.misspelt: .* 'logit' \(test_wiring.py, line \d+\)$"):
             distill.check(config, tmp_path)
+
+
+def test_a_part_of_ones_own_needs_what_there_is(tmp_path):
+    def needy():
+        return stateless(lambda signals: signals.student.logits, needs=frozenset({"teachers"}))
+
+    with runs.registries_as_found():
+        registry.losses.register(needy)
+        config = differ(runs.load(), objective={"needy": {}})
+        with pytest.raises(ConfigError, match=r"^objective.needy: needs 'teachers', .* Did you mean 'teacher'\?"):
+            distill.check(config, tmp_path)

@@ -80,4 +80,4 @@ def policy_gradient(own: bool = False, normalized: bool = True, clip: float = 10
         rewards = jnp.clip(jax.lax.stop_gradient(student_loss) - teacher_loss, -clip, clip)  # log p - log q
         return student_loss * returns(rewards, signals.mask, own, normalized)
 
-    return stateless(values, needs=frozenset({"teacher"}), local=False)
+    return stateless(values, needs=frozenset({"teacher", "samples"}), local=False)

@@ -4,7 +4,7 @@ A spec string names a registered part with its arguments, such as "kd(temperatur
 """
 
 from jaxdistill.core import manifest, registry
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.core.schedules import Horizon, Schedule, as_schedule
 from jaxdistill.models.build import build_model
 from jaxdistill.models.derivatives import GRADIENTS
@@ -14,6 +14,8 @@ from jaxdistill.teachers.cache import KEY as CACHE
 from jaxdistill.teachers.cache import parse_encoding
 from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import checkpoint_of
+
+NEEDS = GRADIENTS | {"teacher", "alignment", "samples"}  # what a term may require (`Term.needs`)
 
 
 def objective_has_terms(view: StageConfigView) -> None:
@@ -75,6 +77,22 @@ def checkpoints_exist(view: StageConfigView) -> None:
                 manifest.choose_step(*checkpoint_of(teacher.checkpoint))
             except manifest.CheckpointError as error:
                 raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
+
+
+def needs_are_known(view: StageConfigView) -> None:
+    """Check that the field `needs` of every loss term, also of a user's own, names what the library can provide."""
+    for name, (term, *_) in view.components.terms.items():
+        if unknown := sorted(term.needs - NEEDS):
+            raise ConfigError(f"objective.{name}", f"needs {unknown[0]!r}, which is unknown. {suggest(unknown[0], NEEDS)}")
+
+
+def terms_have_samples(view: StageConfigView) -> None:
+    """Check that a loss term which is right only for texts that the student generated reads these."""
+    for name, (term, *_) in view.components.terms.items():
+        if "samples" in term.needs and term.stream != "samples":
+            cure = f"Set objective.{name}.stream=samples, and step=on_policy(prompt=64)"
+            problem = f"reads the stream {term.stream!r}, but is right only for texts that the student generated"
+            raise ConfigError(f"objective.{name}", f"{problem}. {cure}.")
 
 
 def terms_have_teachers(view: StageConfigView) -> None:

@@ -18,8 +18,17 @@ from jaxdistill.run.views import KEY, StageView
 
 
 def student_has_the_classes(view: StageView) -> None:
-    """Check that the student has as many classes as the labels of the data."""
-    _check_classes("student.model", view.config.student.model, view.student, view.data.classes)
+    """Check that the student has as many classes as the labels of the data.
+
+    If the data set does not say how many classes its labels have, the student needs one for each label that occurs.
+    """
+    model, count = view.config.student.model, view.student.logits.shape[-1]
+    _check_classes("student.model", model, view.student, view.data.classes)
+    for name, description in {**view.data.descriptions, "test": view.data.test_description}.items():
+        largest = description.largest_label
+        if largest is not None and largest >= count:
+            problem = f"{model!r} has {count} classes, and the split {name!r} has a label {largest}"
+            raise ConfigError("student.model", f"{problem}; set classes={largest + 1}, or correct the labels.")
 
 
 def teachers_have_the_classes(view: StageView) -> None:

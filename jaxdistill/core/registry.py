@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 from jaxdistill.core.errors import ConfigError, suggest, user_location
 
-
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30  # products of others leave the range of float32, after compilation
 
 

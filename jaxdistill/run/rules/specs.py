@@ -83,7 +83,8 @@ def needs_are_known(view: StageConfigView) -> None:
     """Check that the field `needs` of every loss term, also of a user's own, names what the library can provide."""
     for name, (term, *_) in view.components.terms.items():
         if unknown := sorted(term.needs - NEEDS):
-            raise ConfigError(f"objective.{name}", f"needs {unknown[0]!r}, which is unknown. {suggest(unknown[0], NEEDS)}")
+            cure = suggest(unknown[0], NEEDS)
+            raise ConfigError(f"objective.{name}", f"needs {unknown[0]!r}, which is unknown. {cure}")
 
 
 def terms_have_samples(view: StageConfigView) -> None:

@@ -11,9 +11,9 @@ Result: not run. experiments/assistant has a smaller chain, on 500 digits over 5
 
 from pathlib import Path
 
-from jaxdistill import differ, load
+from jaxdistill import differ, load_config
 
 
 def get_config():
-    config = load(str(Path(__file__).with_name("quickstart.py")))
+    config = load_config(str(Path(__file__).with_name("quickstart.py")))
     return differ(config, title="Teacher assistant: digits", teachers={"above": config.teachers.resnet.to_dict()})

@@ -7,12 +7,12 @@ Result (seed 0): student 92.4 %, control 92.2 %; the quickstart, at T = 4 and ta
 
 from pathlib import Path
 
-from jaxdistill import differ, load
+from jaxdistill import differ, load_config
 
 
 def get_config():
     return differ(
-        load(str(Path(__file__).with_name("quickstart.py"))),
+        load_config(str(Path(__file__).with_name("quickstart.py"))),
         title="Staged loss weights: digits",
         objective={
             "kd": {"term": "kd(temperature=2.0)", "weight": "phases(values=(0.7, 0.4), at=(0.5,))"},

@@ -8,12 +8,12 @@ steps than it is worth; with half of the run spent on it the student reaches 91.
 
 from pathlib import Path
 
-from jaxdistill import differ, load
+from jaxdistill import differ, load_config
 
 
 def get_config():
     return differ(
-        load(str(Path(__file__).with_name("quickstart.py"))),
+        load_config(str(Path(__file__).with_name("quickstart.py"))),
         title="TinyBERT's two phases",
         student={"model": "mlp(widths=(128, 128), classes=10)"},
         objective={

@@ -27,15 +27,18 @@ if TYPE_CHECKING:  # the same names as in `_HOMES` and `_MODULES`, for type chec
     from jaxdistill.run.config import differ as differ
     from jaxdistill.run.config import make as make
     from jaxdistill.run.config_files import choose as choose
-    from jaxdistill.run.config_files import load as load
+    from jaxdistill.run.config_files import load_config as load_config
     from jaxdistill.run.distill import distill as distill
+    from jaxdistill.run.predict import load as load
     from jaxdistill.run.resolve import resolve as resolve
 
 __version__ = "0.1.0"
 
 _HOMES = {
     **dict.fromkeys(("make", "differ"), "run.config"),
-    **dict.fromkeys(("load", "choose"), "run.config_files"),
+    "choose": "run.config_files",
+    "load_config": "run.config_files",
+    "load": "run.predict",
     "resolve": "run.resolve",
     "distill": "run.distill",
     **dict.fromkeys(("Fusion", "Model", "Step", "Term"), "core.interfaces"),

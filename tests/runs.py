@@ -21,7 +21,7 @@ from jaxdistill import main
 from jaxdistill.core import registry
 from jaxdistill.core.manifest import manifests
 from jaxdistill.evaluation.report.logs import Log, read_log
-from jaxdistill.run.config_files import load as load_config
+from jaxdistill.run.config_files import load_config
 
 processes: list[subprocess.Popen] = []  # started by `spawn`
 compilations: list[str] = []  # the names of all programs that XLA has compiled in this process

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jaxdistill.run import distill, train
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.log import Log
 from jaxdistill.teachers.load import initialise
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--steps", default=100, type=int)
     args = parser.parse_args()
     console = Console(quiet=True)
-    config = differ(load(str(QUICKSTART)), control=False)
+    config = differ(load_config(str(QUICKSTART)), control=False)
     with tempfile.TemporaryDirectory() as folder:
         resolved = distill.check(config, folder)
         stage, teachers = resolved.student, tuple(resolved.teachers.values())

@@ -24,7 +24,7 @@ from jaxdistill.core.schedules import Scalar
 from jaxdistill.core.sums import Mean
 from jaxdistill.evaluation.comparison import mean_and_interval
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.study import run_or_resume
 
 TASKS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
@@ -98,7 +98,7 @@ def arms(workdir: Path):
     }
     configs = {}
     for name, (word, step) in choices.items():
-        config = load(f"{CONFIG}:{word}")
+        config = load_config(f"{CONFIG}:{word}")
         configs[name] = differ(
             config,
             step=f"judged(inner={step or config.step!r})",

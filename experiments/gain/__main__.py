@@ -14,7 +14,7 @@ from rich.console import Console
 import jaxdistill
 from jaxdistill.evaluation.comparison import paired, spread
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 RATES = (0.001, 0.003, 0.01)
@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     console, quiet = Console(), Console(quiet=True)
 
-    config = load(str(QUICKSTART))
+    config = load_config(str(QUICKSTART))
     console.print("training the teacher")
     jaxdistill.distill(differ(config, steps=1, control=False), args.workdir / "teacher", console)
     (name,) = config.teachers

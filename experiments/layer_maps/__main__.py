@@ -7,7 +7,7 @@ The maps are top, bottom, uniform, crossed (the broken twin), and one that is le
 from pathlib import Path
 
 from jaxdistill.run.commands import sweep
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.study import Study
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
@@ -16,7 +16,7 @@ LABELS = {"cross_entropy": {}}
 STUDY = Study(
     name="layer_maps",
     question="Which of the teacher's layers should each layer of the student learn from?",
-    base=load(f"{METHODS}:hidden"),
+    base=load_config(f"{METHODS}:hidden"),
     axes={
         "objective.hidden.term": {
             "uniform: 1 from 2, 2 from 4": "hidden(layers='uniform')",

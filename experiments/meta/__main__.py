@@ -17,7 +17,7 @@ import jaxdistill
 from jaxdistill.core.registry import optimizers
 from jaxdistill.evaluation.comparison import mean_and_interval, paired
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "meta.py"
 
@@ -31,7 +31,7 @@ def climbing_adamw() -> optax.GradientTransformation:
 def arms():
     """Return the configs of all arms by name."""
     quiet = {"control": False, "logging": {"tensorboard": False}, "mesh": {"data": 1}}
-    configs = {word: differ(load(f"{CONFIG}:{word}"), **quiet) for word in ("static", "meta", "tuned", "labels")}
+    configs = {word: differ(load_config(f"{CONFIG}:{word}"), **quiet) for word in ("static", "meta", "tuned", "labels")}
     climbing = {"teachers": {**configs["meta"].roles.teachers.to_dict(), "optimizer": "climbing_adamw()"}}
     return configs | {"wrong sign": differ(configs["meta"], roles=climbing)}
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from experiments.meta.__main__ import CONFIG
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.plan.ahead import plan
 from jaxdistill.run.plan.topology import find
 
@@ -24,7 +24,7 @@ STUDENT = "resnet(widths=(8, 16), blocks=1, classes=10)"
 def temporaries(word: str, rows: int, **differences) -> float:
     """Return the size of a preset's temporaries for a batch of `rows`, in MiB."""
     changes = {"student": {"model": STUDENT}, "batch_size": rows, "mesh": {"data": 1}, **differences}
-    size = plan(differ(load(f"{CONFIG}:{word}"), **changes), find("cpu:1", 1)).temporaries
+    size = plan(differ(load_config(f"{CONFIG}:{word}"), **changes), find("cpu:1", 1)).temporaries
     assert size is not None  # on a CPU the compiler has no memory limit
     return size / 2**20
 

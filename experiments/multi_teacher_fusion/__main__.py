@@ -10,7 +10,7 @@ from typing import Any
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
 from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.study import Study
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
@@ -28,7 +28,7 @@ LEARNING = {  # steps, learning rate and records of each teacher
 }
 LABELS = {"cross_entropy": {}}
 BASE = differ(
-    load(f"{METHODS}:kd"),
+    load_config(f"{METHODS}:kd"),
     title="380 digits from four unlike teachers",
     teachers={name: {"model": model} for name, model in MODELS.items()},
     data={"train": "train[:95%]", "select": "random(share=0.1)"},

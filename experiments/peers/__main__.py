@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
 from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.study import Study
 
 MODEL, WIDE = "mlp(widths=(128,), classes=10)", "mlp(widths=(256, 256), classes=10)"
@@ -21,7 +21,7 @@ FROZEN = {"teachers": {"rate": "0.0"}}
 
 CONFIG = Path(__file__).parents[2] / "configs" / "peers.py"
 BASE = differ(
-    load(f"{CONFIG}:alone"),
+    load_config(f"{CONFIG}:alone"),
     evaluate={"every": 600, "layers": ()},
     logging={"tensorboard": False, "every": 100},
     mesh={"data": 1},

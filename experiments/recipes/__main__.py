@@ -17,7 +17,7 @@ import jaxdistill
 from jaxdistill.evaluation.comparison import paired, spread
 from jaxdistill.run.commands import cache, vocabulary
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "topics.py"
 HOME = Path("runs/topics")  # the config expects teacher, vocabulary and caches here
@@ -35,7 +35,7 @@ def load_preset(word: str, every: int):
         word: name of the preset.
         every: steps between two evaluations, each with a checkpoint; 0: as the preset says.
     """
-    config = load(f"{CONFIG}:{word}")
+    config = load_config(f"{CONFIG}:{word}")
     config = differ(config, logging={"compilation_cache": str(HOME / "compiled")})
     return differ(config, evaluate={"every": every}) if every else config
 

@@ -21,7 +21,7 @@ from jaxdistill.data.text.unigram import unigram_nll
 from jaxdistill.evaluation.comparison import paired, spread
 from jaxdistill.run.commands import cache, vocabulary
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.resolve import resolve
 
 CONFIG = Path(__file__).parents[2] / "configs" / "smollm2.py"
@@ -82,8 +82,8 @@ def main() -> None:
     console = Console()
 
     if not (VOCABULARY / "vocabulary.json").is_file():
-        console.print(vocabulary.reduce_vocabulary(load(f"{CONFIG}:whole"), VOCABULARY, 0))
-    config = load(str(CONFIG))
+        console.print(vocabulary.reduce_vocabulary(load_config(f"{CONFIG}:whole"), VOCABULARY, 0))
+    config = load_config(str(CONFIG))
     cache.write(config, console)
     logging = {"compilation_cache": str(args.workdir / "compiled")}
     config = differ(config, control=False, logging=logging)  # seeds share their programs

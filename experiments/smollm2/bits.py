@@ -18,7 +18,7 @@ from jaxdistill.evaluation import metrics
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.commands import vocabulary
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.resolve import resolve
 from jaxdistill.teachers.load import load as load_teacher
 
@@ -28,7 +28,7 @@ BATCH = 4
 
 def teacher(form: dict[str, str], rows, mesh):
     """Load the teacher in one number format; return `(model, values)`."""
-    config = load(str(CONFIG))
+    config = load_config(str(CONFIG))
     entry = {"model": config.teachers.smollm2.model, "quantized": form.get("quantized", "")}
     config = differ(config, teachers={"smollm2": entry}, dtype=form.get("dtype", "float32"))
     teacher = resolve(config, mesh.devices.flat).live_teacher("smollm2", alone=True)
@@ -62,8 +62,8 @@ def main() -> None:
     parser.add_argument("--rows", default=16, type=int, help="texts of 256 tokens")
     args, console = parser.parse_args(), Console()
     if not (VOCABULARY / "vocabulary.json").is_file():
-        console.print(vocabulary.reduce_vocabulary(load(f"{CONFIG}:whole"), VOCABULARY, 0))
-    data = resolve(load(str(CONFIG)), jax.devices()).data
+        console.print(vocabulary.reduce_vocabulary(load_config(f"{CONFIG}:whole"), VOCABULARY, 0))
+    data = resolve(load_config(str(CONFIG)), jax.devices()).data
     records = data.open(data.test)
     batches = [records.take(np.arange(first, first + BATCH)) for first in range(0, args.rows, BATCH)]
     mesh, floats = make_mesh((1, 1, 1)), []

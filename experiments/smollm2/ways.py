@@ -12,11 +12,11 @@ from experiments.smollm2.__main__ import CONFIG, VOCABULARY
 from jaxdistill.evaluation.report.study import Measure
 from jaxdistill.run.commands import cache, sweep, vocabulary
 from jaxdistill.run.config import differ
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.study import Study, expand
 
 STEPS = 155  # each token once
-FULL_CONFIG, ON_POLICY = load(str(CONFIG)), load(f"{CONFIG}:on_policy")
+FULL_CONFIG, ON_POLICY = load_config(str(CONFIG)), load_config(f"{CONFIG}:on_policy")
 BASE = differ(
     FULL_CONFIG,
     steps=STEPS,
@@ -58,7 +58,7 @@ STUDY = Study(
 def prepare(console: Console) -> None:
     """Cut the vocabulary, and write each cache of teacher outputs."""
     if not (VOCABULARY / "vocabulary.json").is_file():
-        console.print(vocabulary.reduce_vocabulary(load(f"{CONFIG}:whole"), VOCABULARY, 0))
+        console.print(vocabulary.reduce_vocabulary(load_config(f"{CONFIG}:whole"), VOCABULARY, 0))
     for config in expand(STUDY).values():
         if any(entry.cache for entry in config.teachers.values()):
             cache.write(config, console)

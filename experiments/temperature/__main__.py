@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
 from jaxdistill.run.commands import sweep
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.study import Study
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
@@ -15,7 +15,7 @@ METHODS = Path(__file__).parents[2] / "configs" / "methods.py"
 STUDY = Study(
     name="temperature",
     question="At which temperature do soft targets teach most?",
-    base=load(f"{METHODS}:kd"),
+    base=load_config(f"{METHODS}:kd"),
     axes={
         "objective.kd.term": {
             **{f"T = {t}": f"kd(temperature={t}.0)" for t in (1, 2, 3, 4, 6, 8, 16)},

@@ -31,6 +31,7 @@ from jaxdistill.core.manifest import (
     flatten,
     manifests,
     mismatches,
+    quality,
     student_arrays,
     unflatten,
 )
@@ -39,20 +40,19 @@ from jaxdistill.core.types import PyTree, Variables
 
 
 class _LatestAndBest:
-    """Orbax's rule about which checkpoints are kept: the last two, and the best by a metric in the manifests.
+    """Orbax's rule about which checkpoints are kept: the last two, and the best by the metrics in the manifests.
 
     Args:
         metrics: metrics of each step, by step number; the caller adds those of new steps.
-        best: name of the metric whose greatest value marks the best checkpoint; None: keep only the last two.
     """
 
-    def __init__(self, metrics: Mapping[int, Mapping[str, float]], best: str | None):
-        self._metrics, self._best = metrics, best
+    def __init__(self, metrics: Mapping[int, Mapping[str, float]]):
+        self._metrics = metrics
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Return for each checkpoint, oldest first, whether it is kept."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept, scores = set(steps[-2:]), {step: self._metrics.get(step, {}).get(self._best or "") for step in steps}
+        kept, scores = set(steps[-2:]), {step: quality(self._metrics.get(step, {})) for step in steps}
         measured = [step for step in steps if scores[step] is not None]  # a step may be saved before its evaluation
         if measured:
             kept.add(max(measured, key=lambda step: (scores[step], step)))
@@ -79,12 +79,11 @@ class Checkpoints:
 
     Args:
         folder: the folder of the checkpoints; created if missing.
-        best: name of the metric whose greatest value marks the best checkpoint; None: keep only the last two.
         report: function that receives a line of text for each damaged or unfinished checkpoint that is found.
         owner: name of the model that is trained, such as "student"; checkpoints of another model are refused.
     """
 
-    def __init__(self, folder: Path, best: str | None = None, report=print, owner: str = ""):
+    def __init__(self, folder: Path, report=print, owner: str = ""):
         import orbax.checkpoint as ocp  # imported late: a wrong config must fail within three seconds
 
         self.folder, self._ocp, self._report, self._owner = folder.absolute(), ocp, report, owner
@@ -100,7 +99,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder / "steps",
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_LatestAndBest(self._metrics, best), cleanup_tmp_directories=True
+                preservation_policy=_LatestAndBest(self._metrics), cleanup_tmp_directories=True
             ),
         )
 

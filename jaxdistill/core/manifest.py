@@ -129,8 +129,19 @@ def student_arrays(manifest: Manifest) -> dict[str, list[Any]]:
     return {name: entry for name, entry in manifest["arrays"].items() if name.startswith(roles)}
 
 
+QUALITIES = ("accuracy", "agreement", "similarity")  # metrics that rank models: the first that was measured is used
+
+
+def quality(metrics: Mapping[str, float]) -> float | None:
+    """Return the metric that says how good a model is: accuracy, or without labels its match with the teacher.
+
+    None: the model was not measured.
+    """
+    return next((metrics[name] for name in QUALITIES if name in metrics), None)
+
+
 def choose_step(folder: Path, which: str) -> int:
-    """Return the step number of the finished checkpoint `which`: "last", "best" (by accuracy, then newest) or a number.
+    """Return the step number of the finished checkpoint `which`: "last", "best" (by quality, then newest) or a number.
 
     Raises:
         CheckpointError: there is no such checkpoint.
@@ -141,7 +152,8 @@ def choose_step(folder: Path, which: str) -> int:
     if which == "last":
         return max(finished)
     if which == "best":
-        return max(finished, key=lambda step: (finished[step]["metrics"].get("accuracy", float("-inf")), step))
+        scores = {step: quality(manifest["metrics"]) for step, manifest in finished.items()}
+        return max(scores, key=lambda step: (float("-inf") if scores[step] is None else scores[step], step))
     if not which.isdigit() or int(which) not in finished:
         raise CheckpointError(
             f"there is no step {which!r} in {folder}; there are last, best, {', '.join(map(str, finished))}"

@@ -1,5 +1,6 @@
 """Masked means over rows or tokens. A mean is kept as a sum and a count until all batches and devices are added up."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,6 +38,25 @@ class Mean:
     def compute(self) -> Total:
         """Return the mean, `sum / count`; if the count is 0, return 0 for JAX arrays and nan for NumPy values."""
         return ratio(self.sum, self.count)
+
+
+@struct
+class PerRow:
+    """Values of each row of a batch (an example): those of batches and devices are concatenated, not added.
+
+    Args:
+        values: the values by name, each `[rows, ...]`
+        mask: `[rows]`, 0 for a row that only fills the batch
+    """
+
+    values: dict[str, Total]
+    mask: Total
+
+
+def over_devices(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Combine results by name over the devices under `pmap`: sums are added, and values of rows are concatenated."""
+    combine = lambda result: collectives.gather(result) if isinstance(result, PerRow) else collectives.psum(result)
+    return {name: combine(result) for name, result in results.items()}
 
 
 def broadcast_mask(mask: Mask, shape: tuple[int, ...]) -> Bool[Array, "..."]:

@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import importlib
+import inspect
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from jaxdistill.core.registry import datasets, parse, tokenizations
 from jaxdistill.data.builders import BUILDERS
 from jaxdistill.data.checks import CheckedStack
 from jaxdistill.data.records import Records
+from jaxdistill.data.splits import SplitError
 from jaxdistill.data.text.token_cache import fingerprint, tokenise
 
 # Without TensorFlow, version 4.9.10 stops registering builders at the first group that needs it. These groups follow.
@@ -109,7 +111,7 @@ def content_hash(name: str, split: str, folder: str | Path, path: str, key: str)
 def _content_hash(name: str, folder: Path, open_plain: Callable[[], Records]) -> str:
     if not prepared_hash(name, folder):
         open_plain()  # prepares the data set, unless it is registered
-    return prepared_hash(name, folder) or fingerprint(open_plain())
+    return prepared_hash(name, folder) or open_plain().fingerprint or fingerprint(open_plain())
 
 
 def _open_untokenised(name: str, split: str, folder: Path, path: str, key: str) -> Records:
@@ -117,8 +119,8 @@ def _open_untokenised(name: str, split: str, folder: Path, path: str, key: str) 
     name_path = f"{path}.name"
     check_name(name, folder, name_path)
     if _base(name) in datasets:
-        source = _registered_source(name, split, path, key)
-        return _checked_records(source, getattr(source, "classes", None), name_path)
+        source = _registered_source(name, split, folder, path, key)
+        return _checked_records(source, source, name_path)
     builder = _prepare(name, folder, name_path)
     try:
         source = builder.as_data_source(split)
@@ -128,29 +130,47 @@ def _open_untokenised(name: str, split: str, folder: Path, path: str, key: str) 
         cure = f"{suggest(split, builder.info.splits)} A slice is written train[:80%], and may not be empty."
         raise ConfigError(f"{path}.{key}", f"{split!r} is not a split of {name!r}. {cure}") from None
     features = builder.info.features
-    classes = getattr(features["label"], "num_classes", None) if "label" in features else None
-    return _checked_records(source, classes, name_path)
+    return _checked_records(source, dict(features.items()).get("label"), name_path)
 
 
-def _checked_records(source: Any, classes: Any, path: str) -> Records:
+def _checked_records(source: Any, labels: Any, path: str) -> Records:
     """Return records whose values are checked as they are read.
+
+    Args:
+        source: the sequence of records.
+        labels: what defines the labels: its attribute `classes` or `num_classes` is the number of classes, and
+            `class_names` or `names` has their names; all may be missing.
+        path: config key of the data set, for error messages.
 
     Raises:
         ConfigError: `classes` is no number of classes, or the records cannot be stacked, or a value is wrong.
     """
+    classes = getattr(labels, "classes", getattr(labels, "num_classes", None))
+    names = tuple(map(str, getattr(labels, "class_names", getattr(labels, "names", None)) or ()))
     if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
         raise ConfigError(path, f"the data set has classes={classes!r}; classes is a whole number, 1 or more.")
-    return Records(source, classes, stack=CheckedStack(classes, path))
+    if names and len(names) != (classes or len(names)):
+        raise ConfigError(path, f"the data set has classes={classes}, and {len(names)} class_names.")
+    classes, fingerprint = classes or len(names) or None, getattr(source, "fingerprint", "")
+    return Records(source, classes, None, CheckedStack(classes, path), names, fingerprint)
 
 
-def _registered_source(name: str, split: str, section: str, key: str) -> Any:
+def _registered_source(name: str, split: str, folder: Path, section: str, key: str) -> Any:
     """Call the factory of a registered data set, and check the source (the sequence of records) that it returns."""
     path = f"{section}.name"
     spec = parse(name, path)
-    if "split" in spec.kwargs:
-        raise ConfigError(path, f"{name!r} sets split, which is the key {section}.{key}; leave it out of the name.")
+    added: dict[str, Any] = {"split": split}
+    if "folder" in inspect.signature(datasets[spec.name]).parameters:
+        added["folder"] = folder
+    keys = {"split": f"{section}.{key}", "folder": "data.folder"}
+    for argument in added.keys() & spec.kwargs.keys():
+        raise ConfigError(
+            path, f"{name!r} sets {argument}, which is the key {keys[argument]}; leave it out of the name."
+        )
     try:
-        source = datasets.build(spec._replace(added={"split": split}), path)
+        source = datasets.build(spec._replace(added=added), path)
+    except SplitError as error:
+        raise ConfigError(f"{section}.{key}", f"{split!r} is no split of {name!r}. {error.problem}") from None
     except KeyError as error:
         if error.args[:1] != (split,):
             raise  # a mistake in the factory; else the factory looks the split up in a dict

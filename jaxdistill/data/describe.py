@@ -30,6 +30,7 @@ class Description(NamedTuple):
     classes: number of classes of the labels; None if the data set does not define it
     vocabulary: vocabulary size of the tokenizer; None if texts are not tokenised
     largest_label: greatest class number of the labels; None if it is unknown
+    class_names: names of the classes, in order; empty if the data set does not define them
     """
 
     records: int
@@ -37,6 +38,7 @@ class Description(NamedTuple):
     classes: int | None
     vocabulary: int | None
     largest_label: int | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: str = "") -> Description:
@@ -65,7 +67,8 @@ def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: s
         with contextlib.suppress(FileNotFoundError, DamageError, ValueError, TypeError):  # then inspect the records
             content = seal.read(file, {"records": int, "fields": dict})
             fields = {field: (tuple(shape), dtype) for field, (shape, dtype) in content["fields"].items()}
-            return Description(content["records"], fields, content.get("classes"), None, content.get("largest_label"))
+            names, largest = tuple(content.get("class_names", ())), content.get("largest_label")
+            return Description(content["records"], fields, content.get("classes"), None, largest, names)
     description = _inspect(open_records(name, split, folder, path, key))
     if not registered:
         file = _description_file(name, split, folder)  # another name than above if the data were prepared just now
@@ -88,7 +91,8 @@ def _inspect(records: Records) -> Description:
     for field, (shape, _) in fields.items():
         if 0 in shape:
             raise ConfigError("data.name", f"the field {field!r} of the records has no values, {shape}. Leave it out.")
-    return Description(len(records), fields, records.classes, records.vocabulary, records.largest_label)
+    names, largest = records.class_names, records.largest_label
+    return Description(len(records), fields, records.classes, records.vocabulary, largest, names)
 
 
 def _shape(column: np.ndarray) -> tuple[tuple[int, ...], str] | None:

@@ -112,6 +112,11 @@ class Pipeline:
         return self.descriptions["train"].classes
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, in order; empty if the data set does not define them."""
+        return self.descriptions["train"].class_names or self.test_description.class_names
+
+    @property
     def vocabulary(self) -> int | None:
         """Return the vocabulary size of the tokenizer; None if texts are not tokenised."""
         return self.descriptions["train"].vocabulary

@@ -17,18 +17,30 @@ class Records:
     Args:
         source: a sequence of examples, each a dict of arrays, numbers or texts; or one dict of arrays that stack the
             examples, `{field: [records, ...]}`, which may be memory-mapped. If a sequence has the method
-            `__getitems__([i, ...])`, it is used to read several examples at once.
+            `__getitems__([i, ...])`, it is used to read several examples at once. Its attribute `nbytes`, if any, is
+            the size of all examples in memory.
         classes: number of classes of the labels; None if the data set does not define it.
         vocabulary: vocabulary size of the tokenizer; None if texts are not tokenised.
         stack: function `(records, their numbers) -> {field: [records, ...]}` that stacks the records of a sequence
             whenever they are read, and may check them.
+        class_names: names of the classes, in order; empty: the data set does not define them.
+        fingerprint: text that changes if an example changes; empty: unknown.
 
     Attributes:
         in_memory: True if all examples are decoded already, as for small data sets and for stacked arrays.
     """
 
-    def __init__(self, source: Any, classes: int | None, vocabulary: int | None = None, stack: Stack | None = None):
+    def __init__(
+        self,
+        source: Any,
+        classes: int | None,
+        vocabulary: int | None = None,
+        stack: Stack | None = None,
+        class_names: Sequence[str] = (),
+        fingerprint: str = "",
+    ):
         self.classes, self.vocabulary, self._stack = classes, vocabulary, stack or _stack_records
+        self.class_names, self.fingerprint = tuple(class_names), fingerprint
         if isinstance(source, Mapping):
             self._columns, self.in_memory = dict(source), True
             self._length = len(next(iter(source.values())))
@@ -36,7 +48,7 @@ class Records:
         self._source, self._length = source, len(source)
         first = {field: column[0] for field, column in self._read([0]).items()}
         decoded_bytes = self._length * sum(np.asarray(value).nbytes for value in first.values())
-        self.in_memory = decoded_bytes < IN_MEMORY
+        self.in_memory = max(decoded_bytes, getattr(source, "nbytes", 0)) < IN_MEMORY
         self._columns = self._read(range(self._length)) if self.in_memory else {}
 
     def __len__(self) -> int:

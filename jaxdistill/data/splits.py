@@ -1,8 +1,10 @@
-"""Check from the names of two splits whether they have records (examples of the data set) in common."""
+"""Read the names of splits, such as `train[:80%]`: which records they select, and whether two of them share records."""
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from jaxdistill.core.errors import suggest
 
 SLICE = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
@@ -22,6 +24,42 @@ def share_records(one: str, other: str, size: Callable[[str], int]) -> bool:
         return one == other
     pairs = ((a, b) for a, b in itertools.product(*parts) if a and b and a[1] == b[1])
     return any(_overlap(_range(a, size(a[1])), _range(b, size(b[1]))) for a, b in pairs)
+
+
+class SplitError(KeyError):
+    """The error for a split that a data set does not have.
+
+    Args:
+        split: the split.
+        problem: what is wrong with it, and which splits there are.
+    """
+
+    def __init__(self, split: str, problem: str):
+        self.problem = problem
+        super().__init__(split)
+
+
+def select_rows(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
+    """Return the records that a split such as `train[:80%]+test` selects, as `(name of a whole split, numbers)`.
+
+    Args:
+        split: the split, in the syntax of TensorFlow Datasets; see `share_records`.
+        sizes: number of records of each whole split, by name.
+
+    Raises:
+        SplitError: there is no such split, it has another form, or it is empty.
+    """
+    parts = []
+    for text in split.split("+"):
+        part = SLICE.fullmatch(text.strip())
+        if part is None:
+            raise SplitError(split, "A split is a name, or a slice such as train[:80%].")
+        if part[1] not in sizes:
+            raise SplitError(split, suggest(part[1], sizes))
+        parts.append((part[1], range(*_range(part, sizes[part[1]]))))
+    if not sum(len(rows) for _, rows in parts):
+        raise SplitError(split, "It has no records.")
+    return parts
 
 
 def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:

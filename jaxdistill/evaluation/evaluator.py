@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.core.interfaces import Fusion, Model
-from jaxdistill.core.sums import add
+from jaxdistill.core.sums import PerRow, add
 from jaxdistill.core.types import NO_OUTPUTS, Array, Outputs, PyTree, Signals, Variables
 from jaxdistill.evaluation import metrics
 from jaxdistill.losses.term import mask_padding
 from jaxdistill.models.combinators import strip_prefix
 
 Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], dict[str, Any]]
+
+
+ANSWERS = "answers"  # the predictions of the rows, beside the metrics
 
 
 def evaluator(
@@ -26,9 +29,11 @@ def evaluator(
 ) -> Evaluate:
     """Build a function that computes a model's metrics on one batch, as sums that can be added up over batches.
 
-    The metrics are accuracy, NLL and calibration error, and perplexity for texts. Metrics that compare the student with
-    its teachers (agreement, KL, rank correlation, CKA) are left out if a teacher predicts other tokens or classes than
-    the student.
+    Records with labels give accuracy, NLL and calibration error, and perplexity for texts. Metrics that compare the
+    student with its teachers (agreement, KL, rank correlation, CKA) are left out if a teacher predicts other tokens or
+    classes than the student; those that need no label are measured on records without labels too. A model without
+    classes, which embeds its input, is compared by the cosine similarity of its embedding with the teacher's. A
+    classifier also gives its predictions, as `ANSWERS`.
 
     Args:
         student: the model to evaluate.
@@ -48,28 +53,61 @@ def evaluator(
 
     def evaluate(params, state, frozen, rows):
         rows = strip_prefix(rows, prefix) if prefix else rows
-        key, mask, labels = jax.random.key(0), rows["mask"], rows["label"]
+        key, mask, labels = jax.random.key(0), rows["mask"], rows.get("label")
         out, _ = student.apply(params["student"], state["student"], rows, train=False, key=key)
         teacher_outputs = (
             t.apply(v.params, v.state, rows, train=False, key=key)[0] for t, v in zip(teachers, frozen, strict=True)
         )
-        dense = tuple(outputs.dense() for outputs in teacher_outputs)
-        logits = out.dense().logits
-        results = {
-            "accuracy": metrics.accuracy(logits, labels, mask),
-            "nll": metrics.nll(logits, labels, mask),
-            "ece": metrics.calibration(logits, labels, mask),
-        }
-        if labels.ndim > 1:  # a label for each token
-            results["perplexity"] = metrics.perplexity(logits, labels, mask)
+        dense, embeds = tuple(outputs.dense() for outputs in teacher_outputs), has_no_classes(out)
+        logits = separate(out.dense().logits)
+        results = {} if labels is None or embeds else _label_metrics(logits, labels, mask)
+        if logits.ndim == mask.ndim + 1 == 2 and not embeds:
+            results[ANSWERS] = PerRow(answers(logits), mask)
         if fusion is None or not _comparable(logits, dense):
             return results
         signals = Signals(out, dense, NO_OUTPUTS, rows, mask, jnp.zeros((), jnp.int32), 1.0, {})
         fused, _ = fusion.apply({}, {}, signals, key=key)
-        comparison = _agreement_metrics(logits, fused.logits, labels, mask)
+        if embeds:
+            comparison = {"similarity": metrics.cosine_similarity(logits, fused.logits, mask)}
+        else:
+            comparison = _agreement_metrics(logits, fused.logits, labels, mask)
         return {**results, **comparison, **_cka_metrics(out, dense[0], layers, rows)}
 
     return evaluate
+
+
+def has_no_classes(out: Outputs) -> bool:
+    """Return True for the outputs of a model without a head, whose logits are its embedding."""
+    return out.embedding is not None and out.logits is out.embedding
+
+
+def separate(logits: Array) -> Array:
+    """Return the logits unchanged, as a value that XLA computes on its own, without fusing it into what reads it.
+
+    So a model gives the same bits in an evaluation and in a prediction.
+    """
+    return jax.lax.optimization_barrier(logits)
+
+
+def answers(logits: Array) -> dict[str, Array]:
+    """Return each row's predicted class and its probability: `{"predicted": [rows], "confidence": [rows]}`.
+
+    Args:
+        logits: `[rows, classes]`.
+    """
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return {"predicted": logits.argmax(-1), "confidence": jnp.exp(logp.max(-1))}
+
+
+def _label_metrics(logits: Array, labels: Array, mask: Array) -> dict[str, Any]:
+    results = {
+        "accuracy": metrics.accuracy(logits, labels, mask),
+        "nll": metrics.nll(logits, labels, mask),
+        "ece": metrics.calibration(logits, labels, mask),
+    }
+    if labels.ndim > 1:  # a label for each token
+        results["perplexity"] = metrics.perplexity(logits, labels, mask)
+    return results
 
 
 def with_evolving_teachers(evaluate: Evaluate, evolve: Callable[..., tuple[Variables, ...]]) -> Evaluate:
@@ -88,10 +126,15 @@ def _comparable(student: Array, teachers: Sequence[Outputs]) -> bool:
     return bool(teachers) and all(t.spans is None and t.logits.shape == student.shape for t in teachers)
 
 
-def _agreement_metrics(student: Array, teacher: Array, labels: Array, mask: Array) -> dict[str, Any]:
-    return {
+def _agreement_metrics(student: Array, teacher: Array, labels: Array | None, mask: Array) -> dict[str, Any]:
+    plain = {
         "agreement": metrics.agreement(student, teacher, mask),
         "kl": metrics.divergence(student, teacher, mask),
+    }
+    if labels is None:
+        return plain
+    return {
+        **plain,
         "agreement_on_errors": metrics.agreement_on_errors(student, teacher, labels, mask),
         "rank_correlation": metrics.rank_correlation(student, teacher, labels, mask),
     }
@@ -108,15 +151,27 @@ def _cka_metrics(
 
 
 def totals(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the metrics of all batches, in float64 on the host.
+    """Add up the metrics of all batches, in float64 on the host, and concatenate the values of rows.
 
     Args:
-        batches: yields the metrics of each batch, `{name: metric}`, where a metric consists of sums.
+        batches: yields the metrics of each batch, `{name: metric}`, where a metric consists of sums, or of the values
+            of rows, of which those that only fill a batch are left out.
     """
     total: dict[str, Any] = {}
+    rows: dict[str, list[PerRow]] = {}
     for batch in batches:
-        total = add(total, batch) if total else jax.tree.map(lambda x: np.asarray(x, np.float64), batch)
-    return total
+        for name, result in batch.items():
+            if isinstance(result, PerRow):
+                rows.setdefault(name, []).append(result)
+        sums = {name: result for name, result in batch.items() if name not in rows}
+        total = add(total, sums) if total else jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+    return {**total, **{name: _concatenated(parts) for name, parts in rows.items()}}
+
+
+def _concatenated(parts: Sequence[PerRow]) -> PerRow:
+    real = np.concatenate([np.asarray(part.mask) for part in parts]) > 0
+    names = parts[0].values
+    return PerRow({name: np.concatenate([part.values[name] for part in parts])[real] for name in names}, real[real])
 
 
 def scores(total: Mapping[str, Any]) -> dict[str, float]:
@@ -126,9 +181,9 @@ def scores(total: Mapping[str, Any]) -> dict[str, float]:
     is in `total`, the number of these rows is added to the result as `teacher_errors`.
 
     Args:
-        total: `{name: metric}`, from `totals`.
+        total: `{name: metric}`, from `totals`; the values of rows are left out.
     """
-    values = {name: float(metric.compute()) for name, metric in total.items()}
+    values = {name: float(metric.compute()) for name, metric in total.items() if not isinstance(metric, PerRow)}
     if "agreement_on_errors" in total:
         values["teacher_errors"] = float(total["agreement_on_errors"].count)
     return values
@@ -141,8 +196,10 @@ def reliability(total: Mapping[str, Any]) -> dict[str, list[float | None]]:
     and accuracy.
 
     Args:
-        total: `{name: metric}`, from `totals`; the metric `ece` must be in it.
+        total: `{name: metric}`, from `totals`; without the metric `ece`, the result is empty.
     """
+    if "ece" not in total:
+        return {}
     confidence, accuracy, count = total["ece"].curve()
     filled = lambda values: [value if n else None for value, n in zip(values.tolist(), count, strict=True)]
     return {"confidence": filled(confidence), "accuracy": filled(accuracy), "count": count.tolist()}

@@ -155,6 +155,13 @@ def agreement_on_errors(
     return masked_mean(student.argmax(-1) == top, broadcast_mask(mask, top.shape) & (top != labels))
 
 
+def cosine_similarity(student: Float[Array, "rows width"], teacher: Float[Array, "rows width"], mask: Mask) -> Mean:
+    """Compute the mean over rows of the cosine of the angle between the two models' embeddings, from -1 to 1."""
+    x, y = (z.astype(jnp.float32) for z in (student, teacher))
+    x, y = (z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-12) for z in (x, y))
+    return masked_mean((x * y).sum(-1), mask)
+
+
 def divergence(student: Float[Array, "*batch classes"], teacher: Float[Array, "*batch classes"], mask: Mask) -> Mean:
     """Compute the mean over rows of `KL(teacher || student) = sum_c p_c log(p_c / q_c)` at temperature 1, in nats.
 

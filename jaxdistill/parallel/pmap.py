@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill.core.collectives import PMAP_AXIS, psum
+from jaxdistill.core.collectives import PMAP_AXIS
 from jaxdistill.core.interfaces import Step
+from jaxdistill.core.sums import over_devices
 from jaxdistill.core.types import NO_VARIABLES, Array, PyTree, TrainState, Variables
 from jaxdistill.parallel.compile import Batch, Engine, Evaluate, init_compiler_options
 
@@ -53,7 +54,7 @@ def pmap_engine(
 
         return trace
 
-    evaluate_all = lambda *args: psum(evaluate(*args))
+    evaluate_all = lambda *args: over_devices(evaluate(*args))
     update = jax.pmap(counted("update", step.update), axis_name=PMAP_AXIS, donate_argnums=0, devices=devices)
     measure = jax.pmap(counted("evaluate", evaluate_all), axis_name=PMAP_AXIS, devices=devices)
     frozen_teachers = replicate(teachers)

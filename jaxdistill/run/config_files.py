@@ -19,7 +19,7 @@ from jaxdistill.run.config import make, note
 from jaxdistill.run.own_parts import unregistered
 
 
-def load(path: str, trust_source: bool = False) -> ConfigDict:
+def load_config(path: str, trust_source: bool = False) -> ConfigDict:
     """Load a config from a Python file with a function `get_config()`, or from the `config.json` of an earlier run.
 
     A Python file is executed. A config.json is data: loading it executes nothing. A run keeps a copy of its Python file
@@ -138,7 +138,7 @@ def _lacking(file: Path, copy: Path | None, missing: Sequence[str]) -> str:
     names = f"{str(file)!r} names {', '.join(missing)}"
     if copy is None:
         return f"{names}, which the code of that run registered, and the record has no copy of it. Register it first."
-    cure = f"Read {copy}, then add --trust-source (in Python: load(..., trust_source=True))"
+    cure = f"Read {copy}, then add --trust-source (in Python: load_config(..., trust_source=True))"
     return f"{names}, which {copy.name} registers; loading a record runs no code. {cure}."
 
 

@@ -5,7 +5,6 @@ The control is the student's network trained without teachers. Each of these tra
 
 import contextlib
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,18 +17,17 @@ from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import DamageError, Stopped
 from jaxdistill.core.manifest import check_owner, manifests
 from jaxdistill.core.types import NO_VARIABLES, Variables
-from jaxdistill.data.image.processors import processor_config
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.data.stream import evaluation_batches
-from jaxdistill.evaluation.evaluator import evaluator, reliability, scores, totals
+from jaxdistill.evaluation.evaluator import evaluator, totals
 from jaxdistill.evaluation.report import page, table
-from jaxdistill.export.hugging_face import write
+from jaxdistill.export import model_folder
 from jaxdistill.export.model_card import card as model_card
-from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.parallel.compile import jit_evaluate, keep_programs, local_row_numbers
 from jaxdistill.parallel.sharding import shardings, with_shardings
-from jaxdistill.run import subset, workdir
-from jaxdistill.run.config import Config
+from jaxdistill.run import exports, subset, workdir
+from jaxdistill.run.config import Config, differ
+from jaxdistill.run.outcomes import RESULT_TYPES, outcome_of
 from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.provenance import provenance
 from jaxdistill.run.resolve import Resolved, resolve
@@ -38,14 +36,6 @@ from jaxdistill.run.train import Data, References, StageContext, Trained, train
 from jaxdistill.teachers.load import initialise, load
 from jaxdistill.teachers.submesh import join_queries
 from jaxdistill.teachers.teacher import Query, Teacher, cost_of
-
-RESULT_TYPES: seal.JsonTypes = {
-    "row": dict,
-    "reliability": dict,
-    "seconds": (int, float),
-    "compiled": dict,
-    "step": int,
-}  # keys of result.json
 
 
 class Result(NamedTuple):
@@ -90,7 +80,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
     holds an unfinished run of the same config, this run is resumed, with the same result to the bit.
 
     Args:
-        config: a complete config, from `jaxdistill.make(...)` or `jaxdistill.load(...)`.
+        config: a complete config, from `jaxdistill.make(...)` or `jaxdistill.load_config(...)`.
         folder: the workdir, for checkpoints, logs, results.json and report.html.
         console: where progress is printed; None: standard output of process 0.
         source: file path of the Python file that defines the config; empty: none. A copy is kept in the workdir,
@@ -115,7 +105,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
                 parts = ", ".join(f"{part} (module {module})" for part, module in record["not_copied"].items())
                 text = f"note: config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run"
                 console.print(text, soft_wrap=True)
-        run = Run(resolved, folder, console)
+        run = Run(resolved, folder, console, record)
         subset.check_selection(folder, resolved.data, run.data.chosen)
         preemption = stack.enter_context(Preemption())
         run.load_teachers()
@@ -125,8 +115,8 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
             raise Stopped("all models are trained; only the table and the page are missing")
         if not run.trained and finished:  # the record names what trained the models
             seal.write(folder / "config.json", finished["config.json"])
-            record = {key: finished["results.json"].get(key) for key in record}
-        return run.finish(record)
+            run.record = {key: finished["results.json"].get(key) for key in record}
+        return run.finish()
 
 
 class Run:
@@ -138,15 +128,17 @@ class Run:
         resolved: data, mesh, teachers and training stages (one for each model to train), from `resolve(config)`.
         folder: the workdir, for checkpoints, logs, results.json and report.html.
         console: where progress is printed.
+        record: what results.json gets besides the results: config, versions, and the config's Python file.
     """
 
-    def __init__(self, resolved: Resolved, folder: Path, console: Console):
-        self.resolved, self.folder, self.console = resolved, folder, console
+    def __init__(self, resolved: Resolved, folder: Path, console: Console, record: Mapping[str, Any]):
+        self.resolved, self.folder, self.console, self.record = resolved, folder, console, record
         data = resolved.data
         records = {name: data.open(stream) for name, stream in data.streams.items()}
         stored = {name: self._stored(name) for name in data.with_test}
         self.data = Data(records, data.open(data.test), stored, {}, subset.choose_records(data, records["train"]))
         self.trained = False  # whether this process has trained a model
+        self.exported: set[Path] = set()  # folders of the models that this process has written
         self.values: dict[str, Variables] = {}  # variables of teachers, by teacher name
         self.outcomes: dict[str, dict[str, Any]] = {}  # scores and costs of models, by row name
         self.variables: dict[str, Variables] = {}  # variables of models, by row name
@@ -178,7 +170,7 @@ class Run:
         """Evaluate a teacher outside of a stage that trains it, and record its scores, cost and variables."""
         evaluated = Trained(values, self._totals(teacher, values), {}, 0.0, {})
         cost = teacher.cost(values, self.rows)
-        self._record_teacher(teacher, _outcome(f"teacher {teacher.name}", cost, evaluated), values)
+        self._record_teacher(teacher, outcome_of(f"teacher {teacher.name}", cost, evaluated), values)
 
     def stage(self, stage: Stage, preemption: Preemption) -> None:
         """Train one model of the run, or load the trained model if an earlier, interrupted run has finished it.
@@ -195,10 +187,14 @@ class Run:
         trained = train(stage, folder, teachers, self._context(stage, preemption))
         self.trained = True
         cost = cost_of(stage.parts.student, trained.variables, self.rows)
-        outcome = _outcome(stage.name, cost, trained)
+        outcome = outcome_of(stage.name, cost, trained)
         self._record(stage, outcome, trained.variables)
+        self._export(stage.definition.folder, stage.name, stage.definition.config, trained.variables)
         for teacher, values in zip(stage.parts.teachers, trained.teachers, strict=False):
             self._evaluate_teacher(teacher, values)
+            if not teacher.options:  # else its network is not the one that its spec describes
+                config = differ(stage.definition.config, student={"model": teacher.spec})
+                self._export(Path("teachers", teacher.name), f"teacher {teacher.name}", config, values)
         if jax.process_index() == 0:
             seal.write(folder / "result.json", {**outcome, "step": stage.settings.steps})
 
@@ -283,68 +279,57 @@ class Run:
         values = teacher.place(variables)
         self.outcomes[name], self.variables[name], self.values[teacher.name] = outcome, values, values
 
-    def finish(self, record: Mapping[str, Any]) -> Result:
-        """Write results.json and report.html, print the result table, and export the trained models for transformers.
-
-        Args:
-            record: what results.json gets besides the results: config, versions, and the config's Python file.
-        """
-        names = [f"teacher {name}" for name in self.resolved.teachers]
-        names += [name for name in ("student", "control") if name in self.outcomes]
-        rows = [self.outcomes[name]["row"] for name in names]
-        config = self.resolved.config
-        results = {
-            "title": config.title or f"Distillation on {config.data.name}",
-            "summary": table.sentence(rows),
-            "rows": rows,
-            "reliability": {name: self.outcomes[name]["reliability"] for name in names},
-            "seconds": {name: self.outcomes[name]["seconds"] for name in names},
-            "log": {name: self.outcomes[name].get("log", {}) for name in names},
-            **record,
-        }
+    def finish(self) -> Result:
+        """Write results.json and report.html, print the result table, and complete the folders of the models."""
+        results = self._results()
         if jax.process_index() == 0:
             seal.write(self.folder / "results.json", results)
-            self.console.print(table.table(rows))
+            self.console.print(table.table(results["rows"]))
             self.console.print(results["summary"])
             self.console.print(f"Report: {page.write_page(self.folder)}")
         for stage in self.resolved.stages:
-            self._export(stage, results)
-        return Result(rows, {name: self.variables[name] for name in names}, self.folder)
-
-    def _export(self, stage: Stage, results: Mapping[str, Any]) -> None:
-        """Export a trained model as a folder that transformers loads, if its architecture exists there."""
-        config, data = stage.definition.config, self.resolved.data
-        form = architecture_of_spec(config.student.model)
-        if form is not None:
-            card = model_card(stage.name, config.to_dict(), results)
-            tokenizer = data.tokenization.file.parent if data.tokenization else None
-            variables, image = self.variables[stage.name], self.rows.get("image")
-            augment = self.resolved.config.data.augment
-            images = processor_config(augment, image.shape[1:], image.dtype) if image is not None else None
-            folder = self.folder / stage.definition.folder / "hub"
-            write(folder, form.family, form.arguments, variables, card, tokenizer, images)
+            folder = self.folder / stage.definition.folder / exports.HUB
+            if stage.definition.folder not in self.exported and not _is_complete(folder):
+                self._export(stage.definition.folder, stage.name, stage.definition.config, self.variables[stage.name])
+            if jax.process_index() == 0:
+                model_folder.write_card(folder, model_card(stage.name, stage.definition.config.to_dict(), results))
             self.console.print(f"{stage.name:>12}  written to {folder}")
+        return Result(
+            results["rows"], {row["name"]: self.variables[row["name"]] for row in results["rows"]}, self.folder
+        )
+
+    def _results(self) -> dict[str, Any]:
+        """Return the content of results.json, with the models that are trained until now."""
+        names = [f"teacher {name}" for name in self.resolved.teachers]
+        outcomes = {name: self.outcomes[name] for name in (*names, "student", "control") if name in self.outcomes}
+        rows, config = [outcome["row"] for outcome in outcomes.values()], self.resolved.config
+        return {
+            "title": config.title or f"Distillation on {config.data.name}",
+            "summary": table.sentence(rows) if "student" in outcomes else "",
+            "rows": rows,
+            "reliability": {name: outcome["reliability"] for name, outcome in outcomes.items()},
+            "seconds": {name: outcome["seconds"] for name, outcome in outcomes.items()},
+            "log": {name: outcome.get("log", {}) for name, outcome in outcomes.items()},
+            "class_names": list(self.resolved.data.class_names),
+            **self.record,
+        }
+
+    def _export(self, place: Path, name: str, config: Config, variables: Variables) -> None:
+        """Write a trained model as a folder that can be used without this run, and that transformers loads if it can.
+
+        Args:
+            place: folder of the model's training, relative to the folder of the run.
+            name: name of the model in the result table.
+            config: config of its training; the section `student` describes the model.
+            variables: its parameters and state.
+        """
+        data = self.resolved.data
+        about, extras = exports.about(config, data, self.rows), exports.extras(config, data, self.rows)
+        card = model_card(name, config.to_dict(), self._results())
+        model_folder.write(self.folder / place / exports.HUB, about, extras, variables, card)
+        self.exported.add(place)
 
 
-def _outcome(name: str, cost: Mapping[str, Any], trained: Trained) -> dict[str, Any]:
-    """Return the content of result.json for one model: its table row, reliability diagram and training time.
-
-    Args:
-        name: name of the model in the result table.
-        cost: number of parameters, bytes, FLOPs and latency of the model.
-        trained: the trained model, the metrics of its evaluation and the training time.
-    """
-    return {
-        "row": {"name": name, **_nested(scores(trained.total)), **cost},
-        "reliability": reliability(trained.total),
-        "seconds": trained.seconds,
-        "compiled": trained.compiled,
-        "log": trained.log,
-    }
-
-
-def _nested(scores: Mapping[str, float]) -> dict[str, Any]:
-    """Turn `cka/1:2` into `cka: {"1:2": ...}`, as the report expects; a score that is not finite becomes None."""
-    finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
-    plain = {name: value for name, value in finite.items() if "/" not in name}
-    return {**plain, "cka": {name.removeprefix("cka/"): v for name, v in finite.items() if name.startswith("cka/")}}
+def _is_complete(folder: Path) -> bool:
+    """Return True if the folder of a model need not be written again; with several processes, all must decide alike."""
+    return jax.process_count() == 1 and model_folder.is_complete(folder)

@@ -185,26 +185,36 @@ class Log:
             self._print_line(f"step {step}/{self.steps}: {note}, {rate:.3g} steps/s, ETA {left}")
 
     def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
-        """Write the scores of an evaluation to the log, and print accuracy and negative log-likelihood (NLL).
+        """Write the scores of an evaluation to the log, and print the most important ones, such as the accuracy.
 
         Args:
             step: number of training steps that are done.
-            scores: values of the metrics by name, with `accuracy` and `nll`.
+            scores: values of the metrics by name.
 
         Raises:
-            NonFiniteError: the NLL is not finite, because the last update made the parameters NaN or infinite. The
-                training losses do not show this: they are computed before the update.
+            NonFiniteError: the NLL (without labels: the KL or the similarity) is not finite, because the last update
+                made the parameters NaN or infinite. The training losses do not show this: they are computed before the
+                update.
         """
-        _check_finite(self.name, step, {"nll": scores["nll"]})
+        decisive = next((name for name in ("nll", "kl", "similarity") if name in scores), None)
+        if decisive:
+            _check_finite(self.name, step, {decisive: scores[decisive]})
         self._write("eval", step, dict(scores))
-        self._print_line(
-            f"step {step}/{self.steps}: accuracy {100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.3f}"
-        )
+        self._print_line(f"step {step}/{self.steps}: {_in_short(scores)}")
         self._since, self._last = time.perf_counter(), step  # evaluation time does not count in steps per second
 
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
         for sink in self._writers:
             sink(kind, step, values)
+
+
+def _in_short(scores: Mapping[str, float]) -> str:
+    """Return the scores of an evaluation in one line: with labels accuracy and NLL, else the match with the teacher."""
+    if "accuracy" in scores:
+        return f"accuracy {100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.3f}"
+    if "agreement" in scores:
+        return f"agreement {100 * scores['agreement']:.2f} %, KL {scores['kl']:.3f}"
+    return f"similarity {scores['similarity']:.4f}" if "similarity" in scores else "there are no labels to compare with"
 
 
 def _write_scalars(board: Any, kind: str, step: int, values: dict[str, float]) -> None:

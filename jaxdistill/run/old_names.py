@@ -19,6 +19,7 @@ ALIASES = {  # old module -> the modules that have its public names
     "jaxdistill.config": ("jaxdistill.run.config", "jaxdistill.run.config_files"),
     "jaxdistill.registry": ("jaxdistill.core.registry",),
 }
+RENAMED = {"load": "load_config"}  # functions of these modules: old name -> new name
 COMMANDS = {  # modules that were run by `python -m`
     **{f"jaxdistill.{name}": name for name in ("cache", "heads", "plan", "synthesize", "vocabulary")},
 }
@@ -48,7 +49,7 @@ MOVED = {  # modules whose last name changed; others are found by it
     "jaxdistill.hub.cut": "jaxdistill.models.hub.slice",
     "jaxdistill.hub.folders": "jaxdistill.models.hub.locate",
     "jaxdistill.hub.legacy": "jaxdistill.models.hub.torch_legacy",
-    "jaxdistill.hub.write": "jaxdistill.export.hugging_face",
+    "jaxdistill.hub.write": "jaxdistill.export.model_folder",
     "jaxdistill.interrupts": "jaxdistill.run.preemption",
     "jaxdistill.kernels.calls": "jaxdistill.core.kernels.launch",
     "jaxdistill.kernels.graph": "jaxdistill.core.kernels.trace",
@@ -106,6 +107,7 @@ class _Alias:
         homes = [importlib.import_module(home) for home in ALIASES[module.__name__]]
 
         def find(name: str) -> Any:
+            name = RENAMED.get(name, name)
             for home in homes:
                 if hasattr(home, name):
                     return getattr(home, name)

@@ -134,10 +134,29 @@ class Resolved:
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """Return the training stages (one for each model to train), in order, each checked with `jax.eval_shape`."""
+        """Return the training stages (one for each model to train), in order, each checked with `jax.eval_shape`.
+
+        The control is left out if it would have no labels to learn from; see `without_labels`.
+        """
         return tuple(
-            self.student if definition.kind == "student" else self._stage(definition) for definition in self.definitions
+            self.student if definition.kind == "student" else self._stage(definition)
+            for definition in self.definitions
+            if definition.kind != "control" or not self.without_labels
         )
+
+    @cached_property
+    def without_labels(self) -> str:
+        """Return the split whose records have no labels, so that no control can be trained on it; empty: there is none.
+
+        The control is the student's network trained on labels alone.
+        """
+        for definition in self.definitions if self.config.control else ():
+            if definition.kind == "control":
+                for term, *_ in self._components(definition).terms.values():
+                    stream = self.data.streams.get(term.stream)
+                    if stream and "label" not in self.data.shapes[term.stream]:
+                        return stream.split
+        return ""
 
     def _stage(self, definition: StageDefinition) -> Stage:
         _ = self.data  # checks the rules about data before those about the stage

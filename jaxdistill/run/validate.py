@@ -44,7 +44,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         data.specs_are_known,
         data.images_are_preprocessed_alike,
         data.records_can_be_read,
-        data.test_records_have_labels,
+        data.test_records_have_labels_or_teachers,
         data.labels_have_one_class_for_each_prediction,
         data.test_records_match_training_records,
         data.test_records_are_not_trained_on,

@@ -46,7 +46,7 @@ def same(a, b) -> bool:
 def whole(tmp_path_factory):
     """Checkpoints of four steps, of which the best and the last two are kept."""
     folder = tmp_path_factory.mktemp("whole") / "checkpoints"
-    with Checkpoints(folder, best="accuracy") as checkpoints:
+    with Checkpoints(folder) as checkpoints:
         for step, accuracy in ACCURACIES.items():
             checkpoints.save(step, state(step), {"next": step}, {"accuracy": accuracy})
     return folder
@@ -61,7 +61,7 @@ def folder(whole, tmp_path):
 def reopened(folder):
     """`(newest good step, its state, what was reported)`."""
     said = []
-    with Checkpoints(folder, best="accuracy", report=said.append) as checkpoints:
+    with Checkpoints(folder, report=said.append) as checkpoints:
         step, restored, data, _ = checkpoints.restore(abstract(state(0)))
         assert data == {"next": step}
     return step, restored, said
@@ -85,7 +85,7 @@ def test_best_and_last_two_are_kept(folder):
 
 def test_a_step_that_was_not_evaluated_is_the_last_but_never_the_best(folder):
     for step in (50, 60):  # a run may be stopped twice between two evaluations
-        with Checkpoints(folder, best="accuracy") as checkpoints:
+        with Checkpoints(folder) as checkpoints:
             checkpoints.save(step, state(step), {"next": step}, {})
     assert list(manifests(folder)) == [10, 50, 60]
     assert reopened(folder)[0] == 60

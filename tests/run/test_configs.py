@@ -21,7 +21,7 @@ from jaxdistill.models.hub import locate
 from jaxdistill.run.commands import cache, sweep, train, vocabulary
 from jaxdistill.run.commands import plan as planning
 from jaxdistill.run.config import override, parse_changes
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.plan import ahead, topology
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.rules import specs
@@ -91,7 +91,7 @@ def world(tmp_path, monkeypatch):
 @pytest.mark.parametrize("file", [file for file in CONFIGS if words(file) != [""]], ids=lambda file: file.name)
 def test_a_preset_that_is_none_is_told_with_those_that_are(file):
     with pytest.raises(ConfigError, match=r"--config: unknown preset 'mutal'\..* Known: "):
-        load(f"{file}:mutal")
+        load_config(f"{file}:mutal")
 
 
 def left_by_a_command(folder, which):
@@ -104,7 +104,7 @@ def left_by_a_command(folder, which):
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.rpartition("/")[2])
 def test_a_preset_is_sound(preset, world):
-    config = load(preset)
+    config = load_config(preset)
     assert config.title
     _ = resolve(config, jax.devices()[:1]).definitions
     for stream in {"quiz", "calibration"} & set(config.streams):
@@ -148,7 +148,7 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
     if module == "jaxdistill.main" and command == "train":
         known, more = train.parser().parse_known_args(rest)
         if not known.config.startswith("runs/"):  # a config that an earlier command has left
-            override(load(known.config), parse_changes(more))
+            override(load_config(known.config), parse_changes(more))
     elif module == "jaxdistill.main" and command == "plan":
         assert planning.run(rest) == 0
         assert taken

@@ -9,7 +9,7 @@ import pytest
 import runs
 
 from jaxdistill.core.errors import ConfigError, DamageError
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 
 WORDS = ("--config.steps=20", "--config.teachers.big.steps=20", "--config.control=False")
 
@@ -105,13 +105,13 @@ def test_thirty_flips_anywhere(seed, left, whole, capsys):
 def test_flips_in_a_record_never_load_as_another_config(left, tmp_path):
     """Of the two readers of a record, the one that repeats a run."""
     draw, whole = np.random.default_rng(1), (left / "taught" / "config.json").read_bytes()
-    config = load(str(left / "taught" / "config.json"), trust_source=True)
+    config = load_config(str(left / "taught" / "config.json"), trust_source=True)
     shutil.copytree(left / "taught", tmp_path / "run")
     file = tmp_path / "run" / "config.json"
     for _ in range(300):
         file.write_bytes(whole)
         runs.flip(file, int(draw.integers(len(whole))), 1 << int(draw.integers(8)))
         try:
-            assert load(str(file)) == config
+            assert load_config(str(file)) == config
         except (ConfigError, DamageError):
             continue

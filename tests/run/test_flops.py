@@ -10,7 +10,7 @@ from plans import PODS, SIZES, decoder
 from jaxdistill.evaluation.flops import flops
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.config import override
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.plan import ahead, topology
 from jaxdistill.run.plan.device import device_work
 
@@ -23,7 +23,7 @@ def _registries():
 
 @pytest.fixture(scope="module")
 def _drawn():
-    load(PODS)  # registers its data set
+    load_config(PODS)  # registers its data set
 
 
 # --- FLOPs
@@ -81,7 +81,7 @@ def _models(config):
 def test_flops_are_those_that_the_compiler_counts_where_there_is_no_loop():
     """Broad layers, so that what is no product is little of it."""
     config = override(
-        load(str(runs.TINY)), [("student.model", "mlp(widths=(512, 512), classes=4)"), ("batch_size", "64")]
+        load_config(str(runs.TINY)), [("student.model", "mlp(widths=(512, 512), classes=4)"), ("batch_size", "64")]
     )
     step = step_of(config, 1)
     said = step.lower().compile().cost_analysis()["flops"]

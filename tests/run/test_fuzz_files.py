@@ -32,7 +32,7 @@ from jaxdistill.models.hub.source import Safetensors
 from jaxdistill.models.hub.torch_legacy import LegacyTorch
 from jaxdistill.models.pretrained import architecture_of
 from jaxdistill.run import failures
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 
 SECONDS, MEMORY = 10, 2**30
 
@@ -158,7 +158,7 @@ KINDS = {
     "manifest of a store": of_store("manifest.json"),
     "config.json of a checkpoint": Kind(write_config, read_config),
     "preprocessor_config.json": Kind(write_preprocessor, lambda file: read_recipe(file.parent)),
-    "record of a run": Kind(write_record, lambda file: load(str(file)).to_dict(), sealed=True),
+    "record of a run": Kind(write_record, lambda file: load_config(str(file)).to_dict(), sealed=True),
     "result.json": Kind(
         write_result, lambda file: seal.read(file, {"row": dict, "step": int}, required=True), sealed=True
     ),

@@ -19,7 +19,7 @@ from jaxdistill.parallel.compile import local_shard, row_numbers_on
 from jaxdistill.parallel.mesh import AXES, make_mesh
 from jaxdistill.run.commands import plan as command
 from jaxdistill.run.config import override
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.distill import check
 from jaxdistill.run.plan import ahead, summary, topology
 from jaxdistill.teachers.teacher import Teacher
@@ -33,7 +33,7 @@ def _registries():
 
 @pytest.fixture(scope="module")
 def _drawn():
-    load(PODS)  # registers its data set
+    load_config(PODS)  # registers its data set
 
 
 # --- what is held, and whether it fits
@@ -232,7 +232,7 @@ def test_between_slices_goes_data_then_fsdp_and_never_tensor():
 
 
 def test_a_run_needs_the_weights_that_a_plan_does_without(_drawn, tmp_path):
-    config = override(load(f"{PODS}:qwen3"), [("mesh.fsdp", "8")])
+    config = override(load_config(f"{PODS}:qwen3"), [("mesh.fsdp", "8")])
     with pytest.raises(ConfigError, match=r"student\.model: .*configs/shapes/Qwen3-4B has no safetensors file"):
         check(config, tmp_path)
 

@@ -14,7 +14,7 @@ from jaxdistill import main
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.manifest import manifests
-from jaxdistill.run.config_files import load, source
+from jaxdistill.run.config_files import load_config, source
 from jaxdistill.run.own_parts import own_parts
 
 NAMES = ["../evil.py", "/tmp/evil.py", "a/evil.py", "evil.pyc", "..", 3, "evil.py\0", "a\\b.py"]
@@ -42,7 +42,7 @@ def test_a_source_outside_of_the_records_folder_is_refused(name, tmp_path):
     file = record(tmp_path / "run", source=name, source_sha256=digest)
     for trust in (False, True):
         with pytest.raises(ConfigError, match="which is not a Python file in its own folder"):
-            load(str(file), trust)
+            load_config(str(file), trust)
     with pytest.raises(ConfigError, match="which is not a Python file in its own folder"):
         source(str(file))
 
@@ -50,10 +50,10 @@ def test_a_source_outside_of_the_records_folder_is_refused(name, tmp_path):
 def test_loading_a_record_runs_nothing(tmp_path, capsys):
     file = record(tmp_path / "run", source="evil.py", source_sha256=hashlib.sha256(EVIL.encode()).hexdigest())
     (tmp_path / "run" / "evil.py").write_text(EVIL)
-    load(str(file))
+    load_config(str(file))
     assert "evil.py, which defined this config, is not run" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="run by a record"):
-        load(str(file), trust_source=True)
+        load_config(str(file), trust_source=True)
 
 
 @pytest.mark.parametrize("how", ["changed", "link", "missing"])
@@ -68,21 +68,21 @@ def test_only_the_file_that_the_run_copied_is_trusted(how, tmp_path):
     with pytest.raises(
         ConfigError, match={"missing": "is missing", "link": "is a link", "changed": "was changed since"}[how]
     ):
-        load(str(file), trust_source=True)
+        load_config(str(file), trust_source=True)
 
 
 def test_parts_of_ones_own_are_recorded_and_named(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
         LOSS
         + f"""
-from jaxdistill import differ, load
+from jaxdistill import differ, load_config
 
 def get_config():
     plain = {{"teachers": {{}}, "objective": {{"l1": {{}}}}, "task": {{"l1": {{}}}}, "step": "offline()"}}
-    return differ(load({str(runs.TINY)!r}), steps=1, control=False, **plain)
+    return differ(load_config({str(runs.TINY)!r}), steps=1, control=False, **plain)
 """
     )
-    config = load(str(tmp_path / "mine.py"))
+    config = load_config(str(tmp_path / "mine.py"))
     assert own_parts(config.to_dict()) == {"loss l1": "config_mine", "data set blobs": "config_tiny"}
     assert own_parts(jaxdistill.make().to_dict()) == {}
 
@@ -98,7 +98,7 @@ def test_a_run_of_python_says_what_its_record_lacks(tmp_path, capsys):
     assert written["not_copied"] == {"data set blobs": "config_tiny"} and written["source"] == ""
     del registry.datasets.factories["blobs"]
     with pytest.raises(ConfigError, match="names data set blobs, which the code of that run registered, and the"):
-        load(str(tmp_path / "config.json"))
+        load_config(str(tmp_path / "config.json"))
 
 
 def test_a_changed_record_is_named(tmp_path):
@@ -108,10 +108,10 @@ def test_a_changed_record_is_named(tmp_path):
     assert text != file.read_text()
     file.write_text(text)
     with pytest.raises(DamageError, match=r"config\.json has changed since it was written .* Change keys by --config"):
-        load(str(file))
+        load_config(str(file))
     results = (tmp_path / "results.json").read_bytes()
     assert runs.run(tmp_path, "--config.steps=1", "--config.teachers.big.steps=1", "--config.control=False") == 0
-    assert load(str(file)).batch_size == 32, "the results have the config too"
+    assert load_config(str(file)).batch_size == 32, "the results have the config too"
     file.write_text(text)
     (tmp_path / "results.json").unlink()
     assert runs.run(tmp_path, "--config.steps=1", "--config.teachers.big.steps=1", "--config.control=False") == 4
@@ -122,7 +122,7 @@ def test_a_changed_record_is_named(tmp_path):
     content = json.loads(text)
     del content["seal"]
     file.write_text(json.dumps(content))
-    assert load(str(file)).batch_size == 16
+    assert load_config(str(file)).batch_size == 16
 
 
 @pytest.fixture(scope="module")

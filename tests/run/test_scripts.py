@@ -12,7 +12,7 @@ import yaml
 
 from jaxdistill.run.commands import train
 from jaxdistill.run.config import override, parse_changes
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 
 FOLDER = runs.ROOT / "tpu"
 RUN = ("--config", "configs/quickstart.py", "--workdir", "/shared/run")
@@ -81,7 +81,7 @@ def test_every_process_runs_the_same_command(script, command):
     assert len(started) == (3 if script == "queued.sh" else 1)  # on each slice by ssh; else the scheduler starts it
     for words in started:
         known, rest = train.parser().parse_known_args(words[1:])
-        config = override(load(known.config), parse_changes(rest))
+        config = override(load_config(known.config), parse_changes(rest))
         assert known.workdir == "/shared/run"
         assert (config.steps, config.distributed.coordinator) == (7, "auto")
         assert config.objective.kd.term == CHANGED[2].partition("=")[2]

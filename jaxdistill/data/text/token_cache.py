@@ -71,13 +71,14 @@ def tokenise(
         "cut": tokenized.too_long,
         "tokens": tokenized.tokens,
         "classes": records.classes if tokenization.labelled else None,  # else the classes are the vocabulary
+        "class_names": records.class_names if tokenization.labelled else (),
         "vocabulary": tokenizer.vocabulary_size(loaded),
     }
     try:
         _write_cache(cache, tokenized.columns, about)
         return _open_cache(cache)
     except (OSError, DamageError):  # a read-only folder costs time, but must not stop the run
-        return Records(tokenized.columns, about["classes"], about["vocabulary"])
+        return _records(tokenized.columns, about)
 
 
 def tokenizer_hash(tokenization: Tokenization) -> str:
@@ -146,6 +147,10 @@ def _open_cache(cache: Path) -> Records:
             if seal.sha256(cache / f"{field}.npy") != digest:
                 raise DamageError(f"{cache / field}.npy has changed since it was written (checksum differs)")
         columns = {field: np.load(cache / f"{field}.npy", mmap_mode="r") for field in about["fields"]}
-        return Records(columns, about["classes"], about["vocabulary"])
+        return _records(columns, about)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, EOFError) as error:
         raise DamageError(f"{cache} is damaged ({error})") from None
+
+
+def _records(columns: Columns, about: dict[str, Any]) -> Records:
+    return Records(columns, about["classes"], about["vocabulary"], class_names=about.get("class_names", ()))

@@ -59,7 +59,7 @@ def write(config: Config, console: Console) -> None:
     gives. Outputs that are already on disk are kept.
 
     Args:
-        config: a complete config, from `jaxdistill.make` or `jaxdistill.load`.
+        config: a complete config, from `jaxdistill.make` or `jaxdistill.load_config`.
         console: where progress is printed.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from jaxdistill.run import failures
 from jaxdistill.run.config import Config, override, parse_changes
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 
 
 def parser(name: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
@@ -46,7 +46,7 @@ def run_command(
         The exit code of `work`; or that of an error, which is printed in one line (see `failures.py`).
     """
     options, rest = parser.parse_known_args(argv)
-    loaded = lambda: override(load(options.config, options.trust_source), parse_changes(rest))
+    loaded = lambda: override(load_config(options.config, options.trust_source), parse_changes(rest))
     folder = str(getattr(options, "workdir", "") or getattr(options, "out", ""))
     return failures.run(lambda: work(options, loaded()), options.debug, folder)
 

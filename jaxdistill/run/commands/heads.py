@@ -38,7 +38,7 @@ def importance(config: Config, name: str, records: int) -> np.ndarray:
     values x are normalised to `(x - min(x)) / (max(x) - min(x))`.
 
     Args:
-        config: a complete config, from `jaxdistill.make` or `jaxdistill.load`.
+        config: a complete config, from `jaxdistill.make` or `jaxdistill.load_config`.
         name: name of the teacher in the config.
         records: number of training examples to average over.
 

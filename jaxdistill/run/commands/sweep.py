@@ -28,7 +28,7 @@ from jaxdistill.evaluation.report.formats import duration
 from jaxdistill.run import failures
 from jaxdistill.run.commands import cache, cli
 from jaxdistill.run.config import Config, differ, override, parse_changes
-from jaxdistill.run.config_files import load
+from jaxdistill.run.config_files import load_config
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.study import (
     Run,
@@ -313,7 +313,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         axes = _axes(options.axis, changes)
         baseline = " | ".join(texts[0] for texts in axes.values())
-        base: Config = override(load(options.config, options.trust_source), parse_changes(changes))
+        base: Config = override(load_config(options.config, options.trust_source), parse_changes(changes))
         question = f"What is the effect of {' and '.join(axes)}?"
         axis_words = [word for axis in options.axis for word in ("--axis", *axis)]
         trust = ("--trust-source",) if options.trust_source else ()

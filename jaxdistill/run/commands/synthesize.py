@@ -84,7 +84,7 @@ def synthesize(config: Config, out: Path, template: PromptTemplate, settings: Se
     If the folder holds a part of the same data set, only the missing texts are generated.
 
     Args:
-        config: a complete config, from `jaxdistill.make` or `jaxdistill.load`.
+        config: a complete config, from `jaxdistill.make` or `jaxdistill.load_config`.
         out: folder of the new data set.
         template: the prompt, and the regular expression that turns an answer of the teacher into an example.
         settings: settings of text generation.

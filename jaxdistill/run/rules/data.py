@@ -54,13 +54,11 @@ def records_can_be_read(view: DataView) -> None:
     _ = view.data.descriptions, view.data.test_description
 
 
-def test_records_have_labels(view: DataView) -> None:
-    """Check that the test records (examples) have labels."""
-    if "label" not in view.data.test_description.fields:
-        raise ConfigError(
-            "data.name",
-            f"the records of {view.data.name!r} have no field 'label'; choose a data set with labels.",
-        )
+def test_records_have_labels_or_teachers(view: DataView) -> None:
+    """Check that a model can be measured: by the labels of the test records (examples), or beside a teacher."""
+    if "label" not in view.data.test_description.fields and not view.config.teachers:
+        problem = f"the test records of {view.data.name!r} have no field 'label', and there is no teacher"
+        raise ConfigError("data.name", f"{problem}; add a teacher, or choose a data set with labels.")
 
 
 def labels_have_one_class_for_each_prediction(view: DataView) -> None:
@@ -75,8 +73,14 @@ def labels_have_one_class_for_each_prediction(view: DataView) -> None:
 
 
 def test_records_match_training_records(view: DataView) -> None:
-    """Check that the test records (examples) have the fields and shapes of the training records."""
-    if view.data.descriptions["train"].fields != view.data.test_description.fields:
+    """Check that the test records (examples) have the fields and shapes of the training records.
+
+    Training records may lack labels, because a student can learn from its teacher alone.
+    """
+    train, test = dict(view.data.descriptions["train"].fields), dict(view.data.test_description.fields)
+    if "label" not in train:
+        test.pop("label", None)
+    if train != test:
         data = view.config.data
         raise ConfigError(
             "data.test", f"{data.test!r} differs from {data.train!r} in fields or shapes; choose another."

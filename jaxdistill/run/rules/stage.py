@@ -116,6 +116,11 @@ def _try_objective(
                 lambda p, s, x, w, k: candidate.loss(p, s, x, w, key=k), params, state, signals, weights, KEY
             )
     except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        unlabelled = [name for name, term in terms.items() if "label" not in view.shapes.get(term.term.stream, "label")]
+        if isinstance(error, KeyError) and error.args == ("label",) and unlabelled:
+            split = view.data.streams[terms[unlabelled[0]].term.stream].split
+            cure = "Train on records with labels, or remove this term"
+            raise ConfigError(path, f"reads labels, and the records of {split!r} have none. {cure}.") from None
         raise ConfigError(path, message_of(error)) from error
 
 

@@ -1,0 +1,22 @@
+"""Show the progress of long preparations: a bar in a terminal, and nothing in a file, where a note tells the end."""
+
+import sys
+from collections.abc import Iterable, Iterator
+
+
+def progress[Item](items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items; in a terminal, show a bar with their number and the time that is left.
+
+    Args:
+        items: the items, such as chunks of a file.
+        title: what is being done.
+        total: number of items; None: unknown.
+    """
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(items, title, total=total, console=console, transient=True)

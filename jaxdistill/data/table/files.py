@@ -1,0 +1,248 @@
+"""Read files of records chunk by chunk: CSV, TSV, JSON lines, Parquet, npz, and folders of Hugging Face datasets.
+
+A chunk is `{column: values}`, with at most a few thousand records, so that a file larger than memory can be read.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import batched
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdistill.core.errors import one_line, suggest
+
+Chunk = dict[str, list[Any]]
+ROWS = 4096  # records of a chunk
+BLOCK = 2**24  # bytes of a CSV file that are parsed at once; a record may not be longer
+
+
+class Problem(ValueError):
+    """A mistake in a user's file; the message names the file, the place and what is wrong."""
+
+
+class Opened(NamedTuple):
+    """A file of records that was opened: its columns are known, and its records can be read.
+
+    columns: names of all columns
+    chunks: `(names of columns) -> chunks`, reads the records from the start
+    class_names: column -> names of the classes that its numbers stand for, if the file defines them
+    """
+
+    columns: tuple[str, ...]
+    chunks: Callable[[Sequence[str]], Iterator[Chunk]]
+    class_names: Mapping[str, tuple[str, ...]] = {}
+
+
+def open_csv(file: Path, encoding: str, delimiter: str = ",") -> Opened:
+    """Open a CSV file whose first line names the columns; all values are texts. Compressed files are recognised.
+
+    Raises:
+        Problem: the file is empty, a line is broken, or the text has another encoding.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    def reader(columns: Sequence[str]) -> Any:
+        options = csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()), include_columns=columns, strings_can_be_null=False
+        )
+        return csv.open_csv(
+            pa.input_stream(str(file), compression="detect"),
+            csv.ReadOptions(use_threads=False, encoding=encoding, block_size=BLOCK),  # threads: no number of the line
+            csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            options,
+        )
+
+    def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
+        with _arrow_problems(file, encoding), reader(columns) as batches:
+            for batch in batches:
+                for start in range(0, batch.num_rows, ROWS):
+                    yield batch.slice(start, ROWS).to_pydict()
+
+    with _arrow_problems(file, encoding), reader(()) as first:
+        return Opened(tuple(first.schema.names), chunks)
+
+
+def open_tsv(file: Path, encoding: str) -> Opened:
+    """Open a TSV file, a CSV file whose values are separated by tabs; see `open_csv`."""
+    return open_csv(file, encoding, "\t")
+
+
+class _arrow_problems:  # noqa: N801  (a context manager, used like a function)
+    """A context manager that turns an error of pyarrow about a file into a `Problem`, which names the line."""
+
+    def __init__(self, file: Path, encoding: str):
+        self.file, self.encoding = file, encoding
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        import pyarrow as pa
+
+        if not isinstance(error, pa.ArrowException | UnicodeDecodeError | LookupError | OSError):
+            return
+        text = one_line(error)
+        if "UTF8" in text or isinstance(error, UnicodeDecodeError):
+            cure = "Name its encoding, such as encoding='latin-1'"
+            raise Problem(f"{self.file} is not written in {self.encoding} ({text[:160]}). {cure}.") from None
+        if "Empty CSV file" in text:
+            raise Problem(f"{self.file} is empty.") from None
+        if isinstance(error, LookupError):
+            raise Problem(f"encoding={self.encoding!r} is unknown. Give a name such as 'utf-8' or 'latin-1'.") from None
+        raise Problem(f"{self.file}: {text[:300].rstrip('.')}. Correct the file.") from None
+
+
+def open_json_lines(file: Path, encoding: str) -> Opened:
+    """Open a file with a JSON object in each line; its columns are the keys of the first object.
+
+    Raises:
+        Problem: the file is empty, a line is no JSON object, or the text has another encoding.
+    """
+
+    def objects() -> Iterator[tuple[int, dict[str, Any]]]:
+        import pyarrow as pa
+
+        with _arrow_problems(file, encoding), pa.input_stream(str(file), compression="detect") as stream:
+            for number, line in enumerate(_lines(stream), 1):
+                if line.strip():
+                    yield number, _json_object(line.decode(encoding), file, number)
+
+    def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
+        for part in batched(objects(), ROWS):
+            for number, record in part:
+                if absent := [name for name in columns if name not in record]:
+                    raise Problem(f"{file}, line {number}: there is no {absent[0]!r}. Write null if it is unknown.")
+            yield {name: [record[name] for _, record in part] for name in columns}
+
+    first = next(objects(), None)
+    if first is None:
+        raise Problem(f"{file} is empty.")
+    return Opened(tuple(first[1]), chunks)
+
+
+def _lines(stream: Any) -> Iterator[bytes]:
+    """Yield the lines of a binary stream, which pyarrow's streams do not offer."""
+    rest = b""
+    while block := stream.read(2**20):
+        *lines, rest = (rest + bytes(block)).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _json_object(line: str, file: Path, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise Problem(f"{file}, line {number}, is not JSON ({one_line(error)}). Correct it.") from None
+    if not isinstance(value, dict):
+        raise Problem(f"{file}, line {number}, is not a JSON object, as {{...}}. Write one record in each line.")
+    return value
+
+
+def open_parquet(file: Path, encoding: str) -> Opened:
+    """Open a Parquet file; `encoding` is not used, because Parquet defines it.
+
+    Raises:
+        Problem: the file is damaged, or it is not Parquet.
+    """
+    from pyarrow import parquet
+
+    def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
+        with _arrow_problems(file, encoding), parquet.ParquetFile(file) as source:
+            for batch in source.iter_batches(batch_size=ROWS, columns=list(columns)):
+                yield batch.to_pydict()
+
+    with _arrow_problems(file, encoding), parquet.ParquetFile(file) as source:
+        return Opened(tuple(source.schema_arrow.names), chunks)
+
+
+def open_npz(file: Path, encoding: str) -> Opened:
+    """Open an npz file, whose arrays have one row for each record; `encoding` is not used. Pickles are refused.
+
+    Raises:
+        Problem: the file is damaged, holds Python objects, or its arrays differ in their number of rows.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as source:
+            arrays = {name: source[name] for name in source.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise Problem(f"{file} is not an npz file of plain arrays ({one_line(error)[:160]}).") from None
+    sizes = {name: array.shape[:1] for name, array in arrays.items()}
+    if len(set(sizes.values())) != 1 or () in sizes.values():
+        found = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        raise Problem(f"{file}: all arrays must have one row for each record; found {found or 'none'}.")
+
+    def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
+        for start in range(0, len(arrays[columns[0]]), ROWS):
+            yield {name: _rows(arrays[name][start : start + ROWS]) for name in columns}
+
+    return Opened(tuple(arrays), chunks)
+
+
+def _rows(array: np.ndarray) -> list[Any]:
+    return array.tolist() if array.ndim == 1 else list(array)
+
+
+def from_datasets(dataset: Any) -> Opened:
+    """Return the records of a `datasets.Dataset` of Hugging Face, with the class names that it defines."""
+    names = {name: tuple(feature.names) for name, feature in dataset.features.items() if hasattr(feature, "int2str")}
+
+    def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
+        for batch in dataset.select_columns(list(columns)).with_format("arrow").iter(ROWS):
+            yield batch.to_pydict()
+
+    return Opened(tuple(dataset.column_names), chunks, names)
+
+
+READERS: Mapping[str, Callable[[Path, str], Opened]] = {
+    ".csv": open_csv,
+    ".tsv": open_tsv,
+    ".jsonl": open_json_lines,
+    ".ndjson": open_json_lines,
+    ".parquet": open_parquet,
+    ".npz": open_npz,
+}
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+
+
+def suffix_of(file: Path) -> str:
+    """Return the suffix that names the format of a file: `.csv` for reviews.csv and for reviews.csv.gz."""
+    path = file.with_suffix("") if file.suffix.lower() in COMPRESSED else file
+    return path.suffix.lower()
+
+
+def open_file(file: Path, encoding: str) -> Opened:
+    """Open a file of records by the format that its suffix names.
+
+    Raises:
+        Problem: the format is unknown, or the file cannot be read.
+    """
+    reader = READERS.get(suffix_of(file))
+    if reader is None:
+        raise Problem(f"{file} has the unknown format {suffix_of(file)!r}. Give one of {', '.join(READERS)}.")
+    opened = reader(file, encoding)
+    if doubled := [name for name in opened.columns if opened.columns.count(name) > 1]:
+        raise Problem(f"{file} has two columns {doubled[0]!r}. Rename one of them.")
+    return opened
+
+
+def require_columns(opened: Opened, wanted: Mapping[str, Sequence[str]], file: object) -> None:
+    """Check that a file has the columns that the arguments of a data set name.
+
+    Args:
+        opened: the file.
+        wanted: names of columns, by argument.
+        file: the file, for the message.
+
+    Raises:
+        Problem: a column is missing; the message lists those that there are.
+    """
+    for argument, names in wanted.items():
+        for name in names:
+            if name not in opened.columns:
+                raise Problem(f"{argument}={name!r} is no column of {file}. {suggest(name, opened.columns)}")

@@ -1,0 +1,70 @@
+"""Find the images of a folder by class, and decode image files."""
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from jaxdistill.core.errors import ConfigError, one_line
+from jaxdistill.data.table.files import ROWS, Chunk, Opened, Problem
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE, LABEL = "image", "label"  # the columns of a folder of images
+
+
+def open_folder(folder: Path) -> Opened:
+    """Open a folder that has a folder of images for each class, as a table with the columns `image` and `label`.
+
+    Every image is decoded once, so that a broken one is found before a model is trained.
+
+    Raises:
+        Problem: there are no such folders, or a class has no images.
+    """
+    classes = class_folders(folder)
+    listed = {place.name: _images(place) for place in classes}
+    if empty := [name for name, files in listed.items() if not files]:
+        raise Problem(f"{folder / empty[0]} has no images ({', '.join(SUFFIXES)}).")
+    rows = [(str(file.absolute()), name) for name, files in listed.items() for file in files]
+
+    def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
+        with ThreadPoolExecutor() as threads:
+            for start in range(0, len(rows), ROWS):
+                part = rows[start : start + ROWS]
+                for _ in threads.map(lambda row: decode(row[0], 3), part):
+                    pass
+                yield {IMAGE: [file for file, _ in part], LABEL: [name for _, name in part]}
+
+    return Opened((IMAGE, LABEL), chunks)
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, in order, without hidden ones."""
+    return sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+
+def decode(image: bytes | str, channels: int) -> np.ndarray:
+    """Decode an image to `[height, width, channels]` uint8, upright as its EXIF data say.
+
+    Args:
+        image: path or content of an image file.
+        channels: 3 for RGB, 1 for grey values.
+
+    Raises:
+        ConfigError: it is no image, or it is broken.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            pixels = np.asarray(ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        name = "bytes of a record" if isinstance(image, bytes) else image
+        problem = f"{name} cannot be read as an image ({one_line(error)[:160]})"
+        raise ConfigError("data.name", f"{problem}. Replace the file, or remove it.") from None
+    return pixels.reshape(*pixels.shape[:2], channels)

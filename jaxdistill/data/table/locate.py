@@ -1,0 +1,137 @@
+"""Find the files behind the path of a user's data: one file, one for each split, a folder of images, a hub name."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdistill.core import seal
+from jaxdistill.core.errors import one_line
+from jaxdistill.data.table import images
+from jaxdistill.data.table.files import READERS, Opened, Problem, from_datasets, open_file, suffix_of
+
+TRAIN, TEST, UNLABELLED = "train", "test", "unlabelled"
+SPLITS = (TRAIN, TEST, UNLABELLED, "validation", "valid", "val", "dev")
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+NAME = "{split}"  # stands for the name of a split in a path
+
+
+class Source(NamedTuple):
+    """The records of one split, before they are read.
+
+    place: file or folder, for error messages
+    open: opens the records
+    fingerprint: function that returns a text which changes if the records change
+    """
+
+    place: str
+    open: Callable[[], Opened]
+    fingerprint: Callable[[], str]
+
+
+def locate(path: str, encoding: str) -> Mapping[str, Source]:
+    """Return the sources of a path by split; data without splits are one source, `train`.
+
+    Args:
+        path: a file; a path with `{split}`; a folder with a file or a folder of images for each split; a folder with a
+            folder of images for each class; a folder that `datasets` has saved; or the name of a data set on the
+            Hugging Face hub.
+        encoding: encoding of CSV, TSV and JSON lines.
+
+    Raises:
+        Problem: there is no such file, its format is unknown, or a split has two files.
+    """
+    if NAME in path:
+        return _by_pattern(path, encoding)
+    place = Path(path).expanduser()
+    if place.is_file():
+        return {TRAIN: _file(place, encoding)}
+    if place.is_dir():
+        return _in_folder(place, encoding)
+    if suffix_of(place) in READERS or not HUB_NAME.fullmatch(path):
+        raise Problem(f"path={path!r}: there is no such file or folder{_neighbours(place)}.")
+    return _datasets(path)
+
+
+def _neighbours(place: Path) -> str:
+    """Return the names of the files beside a missing one, for the message about it."""
+    folder = place.parent
+    names = sorted(file.name for file in folder.iterdir() if file.suffix)[:8] if folder.is_dir() else []
+    return f"; {folder.absolute()} has {', '.join(names)}" if names else ""
+
+
+def _file(file: Path, encoding: str) -> Source:
+    return Source(str(file), lambda: open_file(file, encoding), lambda: seal.sha256(file))
+
+
+def _by_pattern(path: str, encoding: str) -> Mapping[str, Source]:
+    before, _, after = path.partition(NAME)
+    place = Path(f"{before}x").expanduser().parent
+    start, pattern = Path(f"{before}x").name[:-1], re.compile(rf"(\w+){re.escape(after)}")
+    found = {}
+    for file in sorted(place.iterdir()) if place.is_dir() else ():
+        match = pattern.fullmatch(file.name.removeprefix(start)) if file.name.startswith(start) else None
+        if match and file.is_file():
+            found[match[1]] = _file(file, encoding)
+    if TRAIN not in found:
+        raise Problem(f"path={path!r}: there is no {path.replace(NAME, TRAIN)!r}, for the training records.")
+    return found
+
+
+def _in_folder(folder: Path, encoding: str) -> Mapping[str, Source]:
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return _datasets(str(folder))
+    files: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        name = file.name.partition(".")[0]
+        if name in SPLITS and file.is_file() and suffix_of(file) in READERS:
+            files.setdefault(name, []).append(file)
+    for name, several in files.items():
+        if len(several) > 1:
+            raise Problem(f"the split {name!r} has two files, {several[0]} and {several[1]}. Remove or rename one.")
+    if files:
+        if TRAIN not in files:
+            raise Problem(f"{folder} has no file for the split 'train', such as train.csv.")
+        return {name: _file(file, encoding) for name, (file,) in files.items()}
+    parts = {place.name: place for place in images.class_folders(folder)}
+    if not parts:
+        raise Problem(
+            f"{folder} has neither a file for a split, such as train.csv, nor a folder of images for a class."
+        )
+    if TRAIN in parts and set(parts) <= set(SPLITS):
+        return {name: _images(place) for name, place in parts.items()}
+    return {TRAIN: _images(folder)}
+
+
+def _images(folder: Path) -> Source:
+    return Source(str(folder), lambda: images.open_folder(folder), lambda: _listing_hash(folder))
+
+
+def _listing_hash(folder: Path) -> str:
+    """Return a hash of the names, sizes and times of change of all files in a folder; their content is not read."""
+    digest = hashlib.sha256(str(folder.absolute()).encode())
+    for file in sorted(folder.rglob("*")):
+        stat = file.stat()
+        digest.update(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _datasets(name: str) -> Mapping[str, Source]:
+    """Return the splits of a data set of Hugging Face `datasets`: a folder that it has saved, or a name on the hub."""
+    try:
+        import datasets
+    except ImportError:
+        raise Problem(f"path={name!r} needs the package datasets: pip install 'jaxdistill[datasets]'") from None
+    try:
+        found = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+    except Exception as error:  # foreign code: no network, no such repository, damaged files
+        problem = "is no local file, and cannot be loaded by datasets"
+        raise Problem(f"path={name!r} {problem} ({type(error).__name__}: {one_line(error)[:200]}).") from None
+    splits: dict[str, Any] = dict(found) if isinstance(found, datasets.DatasetDict) else {TRAIN: found}
+    return {split: _dataset(name, split, part) for split, part in splits.items()}
+
+
+def _dataset(name: str, split: str, dataset: Any) -> Source:
+    local = f" {_listing_hash(Path(name))}" if Path(name).is_dir() else ""
+    return Source(f"{name} ({split})", lambda: from_datasets(dataset), lambda: f"{dataset._fingerprint}{local}")

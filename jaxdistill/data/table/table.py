@@ -1,0 +1,279 @@
+"""The data set `table`: records from a user's own files, with texts, images or numbers, and labels.
+
+Config: data.name = "table(path='reviews.csv', text='review', label='stars')"
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.registry import datasets
+from jaxdistill.data.progress import progress
+from jaxdistill.data.splits import select_rows
+from jaxdistill.data.table import arrow_store, images
+from jaxdistill.data.table.arrow_store import ArrowFile, Manifest
+from jaxdistill.data.table.columns import Classes, Roles, converted
+from jaxdistill.data.table.files import Opened, Problem, require_columns
+from jaxdistill.data.table.locate import TEST, TRAIN, UNLABELLED, Source, locate
+
+FORMAT = 1  # version of the files; a new number makes them anew
+
+
+@datasets.register
+def table(
+    split: str,
+    folder: Path,
+    path: str,
+    text: str | tuple[str, ...] = (),
+    label: str = "",
+    image: str = "",
+    features: str | tuple[str, ...] = (),
+    test: float = 0.2,
+    seed: int = 0,
+    channels: int = 3,
+    encoding: str = "utf-8",
+) -> "Rows":
+    """Read your own files: CSV, TSV, JSON lines, Parquet, npz, a folder of images, or a data set of Hugging Face.
+
+    `path` is one of these:
+
+    - a file, from which a share is held out as the split `test`, with the same share of every class;
+    - a path with `{split}`, such as `data/{split}.csv`, or a folder with `train.csv` and `test.csv`;
+    - a folder that has a folder of images for each class, itself or in its folders `train` and `test`;
+    - a folder that the package `datasets` has saved, or the name of a data set on the Hugging Face hub.
+
+    Words and numbers may be labels; their names appear in tables, on the page and in the exported model. Records whose
+    label is empty are the split `unlabelled`, which can be distilled: a teacher needs no labels. Without `label`, no
+    record has one, and models are compared with the teacher alone. The files are read once, into the folder of prepared
+    data, and never need to fit into memory.
+
+    Args:
+        split: split of the records, from the config, such as `train` or `train[:80%]`.
+        folder: folder of prepared data, from the config.
+        path: where the records are, see above.
+        text: column of texts, which becomes the field `text`; or several columns, such as a pair, which keep their
+            names for `sentences(tokenizer=..., fields=(...))`.
+        label: column of the labels. A folder of images needs none.
+        image: column of images: paths, from the file's folder, or contents of image files; in npz pixels
+            `[records, height, width, channels]`. A folder of images needs none.
+        features: columns of numbers, or an npz array `[records, numbers]`; they become one vector, in the field
+            `image`, which every network without text reads.
+        test: share of the records that are held out as the split `test`, if there are no files for it.
+        seed: random seed of this choice.
+        channels: 3 for RGB images, 1 for grey values.
+        encoding: encoding of CSV, TSV and JSON lines, such as `latin-1`.
+
+    Raises:
+        ValueError: a file cannot be read, a column is not there, or a value is wrong; the message says where.
+    """
+    columns = lambda names: (names,) if isinstance(names, str) else names
+    roles = Roles(columns(text), label, image, columns(features))
+    if not 0 < test < 1:
+        raise ValueError(f"test={test} must be between 0 and 1: the share of the records that are held out")
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels} must be 1 or 3")
+    sources = locate(path, encoding)
+    opened = {name: source.open() for name, source in sources.items()}
+    roles = _complete(roles, opened[TRAIN], sources[TRAIN].place)
+    manifest, files = _stored(sources, opened, roles, folder)
+    parts = _splits(files, roles, test, seed, sources)
+    chosen = [(name, np.asarray(rows)) for name, rows in select_rows(split, {n: len(r) for n, (_, r) in parts.items()})]
+    rows = [(parts[name][0], parts[name][1][numbers]) for name, numbers in chosen]
+    labelled = bool(roles.label) and all(name != UNLABELLED for name, _ in chosen)
+    about = json.dumps([FORMAT, manifest.files, chosen[0][0], split, test, seed, channels])
+    fingerprint = hashlib.sha256(about.encode()).hexdigest()
+    base = Path(sources[TRAIN].place).expanduser().parent
+    return Rows(
+        [(files[name], numbers) for name, numbers in rows], manifest.classes, labelled, fingerprint, base, channels
+    )
+
+
+def _complete(roles: Roles, opened: Opened, place: str) -> Roles:
+    """Return the roles of columns with those of a folder of images, after checking that the columns are there.
+
+    Raises:
+        Problem: a column is not there, or no column is named that a model could read.
+    """
+    if opened.columns == (images.IMAGE, images.LABEL) and not any(roles.named()):
+        return Roles((), images.LABEL, images.IMAGE, ())
+    require_columns(opened, roles.named(), place)
+    if not (roles.text or roles.image or roles.features):
+        known = ", ".join(opened.columns)
+        raise Problem(f"name the columns to learn from, as text=, image= or features=. {place} has {known}.")
+    if roles.image and roles.features:
+        raise Problem("image and features cannot be combined; both become the field 'image'.")
+    return roles
+
+
+def _stored(
+    sources: Mapping[str, Source], opened: Mapping[str, Opened], roles: Roles, folder: Path
+) -> tuple[Manifest, dict[str, ArrowFile]]:
+    """Return the records as Arrow files: those that an earlier run has written, if the sources are the same.
+
+    Raises:
+        Problem: a source cannot be read, or has a wrong value.
+        ConfigError: the folder of prepared data cannot be written.
+    """
+    contents = {name: source.fingerprint() for name, source in sources.items()}
+    key = hashlib.sha256(json.dumps([FORMAT, contents, roles]).encode()).hexdigest()[:16]
+    place = folder / "tables" / key
+    try:
+        return arrow_store.open_folder(place)
+    except FileNotFoundError:
+        pass
+    except DamageError as error:
+        sys.stderr.write(f"note: {error}; reading {sources[TRAIN].place} again\n")
+    try:
+        with arrow_store.new_folder(place) as draft:
+            _write(draft, sources, opened, roles)
+        return arrow_store.open_folder(place)
+    except PermissionError as error:
+        raise ConfigError("data.folder", f"{place} cannot be written ({error}); choose another folder.") from None
+
+
+def _write(draft: Path, sources: Mapping[str, Source], opened: Mapping[str, Opened], roles: Roles) -> None:
+    """Write the records of all splits as Arrow files, the training records first: their labels define the classes."""
+    classes = Classes(opened[TRAIN].class_names.get(roles.label, ()))
+    shapes, total, begin = {}, 0, time.perf_counter()
+    for split in sorted(sources, key=lambda name: name != TRAIN):
+        place, file = sources[split].place, draft / f"{split}.arrow"
+        wanted = roles._replace(label="") if split == UNLABELLED else roles
+        require_columns(opened[split], wanted.named(), place)
+        chunks = progress(opened[split].chunks(wanted.columns()), f"Reading {place}")
+        count, shapes[split] = arrow_store.write_file(file, converted(chunks, wanted, classes, place))
+        if not count:
+            raise Problem(f"{place} has no records.")
+        total += count
+        if split == TRAIN:
+            names, places = classes.finish(place, count) if roles.label else ((), [])
+            classes.complete = True
+    files = {split: seal.sha256(draft / f"{split}.arrow") for split in sources}
+    manifest = Manifest(files, shapes, list(names), places)
+    seal.write(draft / arrow_store.MANIFEST, manifest._asdict())
+    if time.perf_counter() - begin > 1:
+        sys.stderr.write(f"Read {total:,} records of {sources[TRAIN].place} into {draft.parent}; this happens once.\n")
+
+
+Parts = dict[str, tuple[str, np.ndarray]]  # split -> the file that has its records, and their numbers in it
+
+
+def _splits(
+    files: Mapping[str, ArrowFile], roles: Roles, test: float, seed: int, sources: Mapping[str, Source]
+) -> Parts:
+    """Return the splits: those with files of their own, and those that are taken from the training records.
+
+    Raises:
+        Problem: a test record has no label, or there are too few records to hold some out.
+    """
+    parts: Parts = {}
+    for split, file in files.items():
+        classes, rows = file.labels(), np.arange(len(file))
+        if classes is None or split == UNLABELLED:
+            parts[split] = split, rows
+            continue
+        empty = np.flatnonzero(classes < 0)
+        if split != TRAIN and len(empty):
+            problem = f"record {empty[0]} has no label, which a split other than 'train' needs"
+            raise Problem(f"{sources[split].place}: {problem}.")
+        parts[split] = split, rows[classes >= 0]
+        if len(empty) and UNLABELLED not in files:
+            parts[UNLABELLED] = split, empty
+    if TEST not in files:
+        name, rows = parts[TRAIN]
+        classes = files[TRAIN].labels()
+        held_out = _held_out(np.zeros(len(rows), int) if classes is None else classes[rows], test, seed)
+        if held_out.all() or not held_out.any():
+            place = sources[TRAIN].place
+            raise Problem(f"{place} has too few records ({len(rows)}) to hold {test:g} of them out as test records.")
+        parts[TRAIN], parts[TEST] = (name, rows[~held_out]), (name, rows[held_out])
+    return parts
+
+
+def _held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Choose the test records: the same share of each class, at random; a class keeps at least one training record.
+
+    Args:
+        classes: class of each record, `[records]`.
+        share: share of the records to choose.
+        seed: random seed.
+
+    Returns:
+        True for each record that was chosen, `[records]`.
+    """
+    draws = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(classes))
+    chosen = np.zeros(len(classes), bool)
+    for number in np.unique(classes):
+        rows = np.flatnonzero(classes == number)
+        count = min(round(share * len(rows)), len(rows) - 1)
+        chosen[rows[np.argsort(draws[rows], kind="stable")[:count]]] = True
+    return chosen
+
+
+class Rows:
+    """The records of a split, as a sequence; each is a dict with texts, an image or numbers, and the class as `label`.
+
+    Args:
+        parts: the files, and the numbers of the records in them, in order.
+        classes: names of the classes; empty: the records have no labels.
+        labelled: whether the records get the field `label`.
+        fingerprint: text that changes if the records change.
+        base: folder that relative paths of images start from.
+        channels: channels of decoded images.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[ArrowFile, np.ndarray]],
+        classes: Sequence[str],
+        labelled: bool,
+        fingerprint: str,
+        base: Path,
+        channels: int,
+    ):
+        self._parts, self._labelled, self._base, self._channels = tuple(parts), labelled, base, channels
+        self._ends = np.cumsum([len(rows) for _, rows in parts])
+        self.class_names = tuple(classes)
+        self.classes = len(classes) or None
+        self.fingerprint = fingerprint
+        self.nbytes = sum(file.nbytes * len(rows) // max(1, len(file)) for file, rows in parts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        return self.__getitems__([number % len(self)])[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several records at once, in the given order."""
+        wanted = np.asarray(numbers)
+        records: list[dict[str, Any]] = [{} for _ in numbers]
+        owner = np.searchsorted(self._ends, wanted, side="right")
+        for number in np.unique(owner).tolist():
+            (file, rows), places = self._parts[number], np.flatnonzero(owner == number)
+            local = wanted[places] - (self._ends[number] - len(rows))
+            for place, record in zip(places.tolist(), file.take(rows[local]), strict=True):
+                records[place] = self._record(record)
+        return records
+
+    def _record(self, record: dict[str, Any]) -> dict[str, Any]:
+        if not self._labelled:
+            record.pop("label", None)
+        image = record.get("image")
+        if isinstance(image, str):
+            record["image"] = images.decode(str(self._base / Path(image).expanduser()), self._channels)
+        elif isinstance(image, bytes):
+            record["image"] = images.decode(image, self._channels)
+        return record

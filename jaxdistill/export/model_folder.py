@@ -1,0 +1,191 @@
+"""Write a trained model as a folder that holds all it takes to use it, and read this folder.
+
+FOLDER/jaxdistill.json      how the model is built, what it reads, and the names of its classes
+FOLDER/model.safetensors    its weights; with the names of transformers, if transformers has the architecture
+FOLDER/config.json ...      what transformers and sentence-transformers read, if they have the architecture
+FOLDER/tokenizer.json ...   the tokenizer, if the model reads text
+FOLDER/README.md            the model card
+FOLDER/seal.json            checksums of all files
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError
+from jaxdistill.core.types import Array, Variables
+from jaxdistill.export import hugging_face
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
+ABOUT, WEIGHTS, CARD = "jaxdistill.json", "model.safetensors", "README.md"
+
+
+class About(NamedTuple):
+    """What it takes to use a model, beside its weights: the content of `jaxdistill.json`.
+
+    model: spec string of the model, such as "mlp(widths=(64,), classes=10)"
+    dtype: dtype of its computation, "float32" or "bfloat16"
+    inputs: shape and dtype of one example of each batch field that the model was trained with
+    tokens: spec string of the tokenization; empty: the model reads no text
+    transforms: spec strings of the transforms of its batches that are not random, such as "resize(size=224)"
+    class_names: names of the classes, in order; empty: they have none
+    batch_size: rows of a batch of its evaluation
+    columns: columns of the user's files that the model reads, by argument of the data set `table`, such as
+        {"text": ["review"]}; empty: the data came from elsewhere
+    channels: channels of decoded images, 1 or 3
+    in_transformers: whether `config.json` and the names of the weights are those of transformers
+    parts: own parts that the spec names, with their modules
+    """
+
+    model: str
+    dtype: str
+    inputs: dict[str, tuple[tuple[int, ...], str]]
+    tokens: str
+    transforms: list[str]
+    class_names: list[str]
+    batch_size: int
+    columns: dict[str, list[str]]
+    channels: int
+    in_transformers: bool
+    parts: dict[str, str]
+
+
+TYPES: seal.JsonTypes = {
+    "model": str,
+    "dtype": str,
+    "inputs": dict,
+    "tokens": str,
+    "transforms": list,
+    "class_names": list,
+    "batch_size": int,
+    "columns": dict,
+    "channels": int,
+    "parts": dict,
+}
+
+
+class Extras(NamedTuple):
+    """The files of a model folder that only some models have.
+
+    family: name of the model's family in transformers; empty: transformers does not have the architecture
+    arguments: arguments of the family's factory
+    tokenizer: folder of the tokenizer's files; None: the model reads no text
+    length: largest number of tokens of a text; 0: the model reads no text
+    image_processor: content of `preprocessor_config.json`; None: no image processor of transformers does the same
+    """
+
+    family: str
+    arguments: Mapping[str, Any]
+    tokenizer: Path | None = None
+    length: int = 0
+    image_processor: Mapping[str, Any] | None = None
+
+
+def write(folder: Path, about: About, extras: Extras, variables: Variables, card: str) -> None:
+    """Write a model folder. It is written under another name and renamed when complete; an existing one is replaced.
+
+    Args:
+        folder: the folder.
+        about: how the model is built and what it reads.
+        extras: what transformers, the tokenizer and the image processor need.
+        variables: the model's parameters and state, with any sharding. Every process must call the function; one
+            process writes.
+        card: text of the model card, in Markdown.
+    """
+    from safetensors.numpy import save_file
+
+    gathered = jax.tree.map(_gather, variables)  # collective: every process must take part before it returns
+    if jax.process_index() != 0:
+        return
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    if extras.family:
+        arrays = hugging_face.weights(extras.family, extras.arguments, gathered)
+        files = hugging_face.config_files(extras.family, extras.arguments, about.class_names, extras.length)
+    else:
+        arrays = {f"{part}/{name}": np.ascontiguousarray(x) for part, name, x in _named(gathered)}
+        files = {}
+    if extras.image_processor:
+        files["preprocessor_config.json"] = extras.image_processor
+    for name, content in files.items():
+        (temporary / name).parent.mkdir(exist_ok=True)
+        (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_file(arrays, temporary / WEIGHTS, metadata={"format": "pt"})
+    for file in (extras.tokenizer / name for name in TOKENIZER_FILES) if extras.tokenizer else ():
+        if file.is_file():
+            shutil.copyfile(file, temporary / file.name)
+    seal.write(temporary / ABOUT, about._asdict())
+    (temporary / CARD).write_text(card, encoding="utf-8")
+    seal.seal_folder(temporary)
+    previous = folder.with_name(f"{folder.name}.old")  # kept until the new one is in place: a kill loses neither
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.rename(previous)
+    temporary.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _named(variables: Variables) -> list[tuple[str, str, np.ndarray]]:
+    return [(part, name, x) for part in ("params", "state") for name, x in getattr(variables, part).items()]
+
+
+def _gather(x: Array) -> np.ndarray:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+
+
+def is_complete(folder: Path) -> bool:
+    """Return True if a folder holds a model, and no file that is needed has changed since it was written."""
+    try:
+        seal.check_in_folder(*(folder / name for name in (ABOUT, WEIGHTS, CARD)))
+    except DamageError:
+        return False
+    return (folder / ABOUT).is_file() and (folder / seal.FOLDER_SEAL).is_file()
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Replace the model card of a folder, and its checksum, unless it has this text already."""
+    if (folder / CARD).read_text(encoding="utf-8") != card:
+        seal.write_text(folder / CARD, card)
+        seal.seal_folder(folder)
+
+
+def read_about(folder: Path) -> About:
+    """Read how the model in a folder is built and what it reads.
+
+    Raises:
+        FileNotFoundError: the folder holds no model of jaxdistill.
+        DamageError: a file is damaged.
+    """
+    seal.check_in_folder(folder / ABOUT)
+    content = seal.read(folder / ABOUT, TYPES, required=True)
+    inputs = {name: (tuple(shape), str(dtype)) for name, (shape, dtype) in content["inputs"].items()}
+    return About(**{name: content[name] for name in About._fields} | {"inputs": inputs})
+
+
+def read_arrays(folder: Path) -> Variables:
+    """Read the weights of a model that transformers does not have.
+
+    Raises:
+        DamageError: the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    seal.check_in_folder(folder / WEIGHTS)
+    try:
+        arrays = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DamageError(f"{folder / WEIGHTS} is damaged ({error})") from None
+    part = lambda name: {key.removeprefix(name): x for key, x in arrays.items() if key.startswith(name)}
+    return Variables(part("params/"), part("state/"))

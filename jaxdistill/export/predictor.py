@@ -1,0 +1,233 @@
+"""Use a trained model: predict classes with probabilities, embeddings, or the likelihood of texts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxdistill.data
+import jaxdistill.models  # noqa: F401  (importing registers transforms, tokenizations and models)
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError, WeightsError
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Array, Variables
+from jaxdistill.data.checks import CheckedStack
+from jaxdistill.data.records import Records
+from jaxdistill.data.stream import Batch, evaluation_batches
+from jaxdistill.data.table import images
+from jaxdistill.data.text import tokenizer as tokenizers
+from jaxdistill.data.text.tokens import Tokenization
+from jaxdistill.evaluation.evaluator import answers, has_no_classes, separate
+from jaxdistill.export import model_folder
+from jaxdistill.export.model_folder import About
+from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
+from jaxdistill.models.build import build_model
+
+PATH = "records"  # named in errors about records
+SHORTEST = 8  # tokens of the shortest bucket of texts
+Column = Sequence[Any]
+
+
+class Predictions(NamedTuple):
+    """What a model says about some records; a field is None if the model has no such output.
+
+    predicted: number of the most likely class of each record, `[records]`
+    labels: its name, or its number as a text if the classes have no names, `[records]`
+    probabilities: probability of each class, `[records, classes]` float32
+    confidence: probability of the most likely class, `[records]` float32
+    embeddings: the embedding of each record, `[records, width]`
+    nll: of a language model: negative log-likelihood of each text, the mean over its tokens, in nats, `[records]`
+    """
+
+    predicted: np.ndarray | None = None
+    labels: list[str] | None = None
+    probabilities: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    embeddings: np.ndarray | None = None
+    nll: np.ndarray | None = None
+
+
+class Predictor:
+    """A trained model that is ready for use: it preprocesses records as its training did, and runs them in batches.
+
+    Batches have a few sizes only, and texts a few lengths (powers of 2), so that few programs are compiled.
+
+    Args:
+        folder: the folder of a model, `hub` in the folder of a stage of a run, such as `runs/mine/student/hub`.
+
+    Raises:
+        ConfigError: the folder holds no model, or the model has a part that is not registered.
+        DamageError: a file of the model has changed since it was written.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        try:
+            self.about: About = model_folder.read_about(self.folder)
+        except FileNotFoundError:
+            problem = f"{str(folder)!r} holds no model that jaxdistill has written ({model_folder.ABOUT} is missing)"
+            raise ConfigError("", f"{problem}. Give the folder of a finished run, or RUN/student/hub.") from None
+        self._variables = self._read()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, in order; empty if the training data did not name them."""
+        return tuple(self.about.class_names)
+
+    @cached_property
+    def tokenization(self) -> Tokenization | None:
+        """Return the rule that converts texts to tokens; None if the model reads no text."""
+        if not self.about.tokens:
+            return None
+        spec = registry.parse(self.about.tokens, "tokens")
+        kept = {name: value for name, value in spec.kwargs.items() if not name.startswith("teacher")}
+        local = {"tokenizer": str(self.folder), **({"pack": False} if spec.name == "documents" else {})}
+        return registry.tokenizations.build(spec._replace(args=spec.args[1:], kwargs=kept | local), "tokens")
+
+    @cached_property
+    def text_fields(self) -> tuple[str, ...]:
+        """Return the fields of a record that hold texts; empty if the model reads no text."""
+        if not self.about.tokens:
+            return ()
+        arguments = registry.tokenizations.bind(self.about.tokens, "tokens")[1]
+        arguments.apply_defaults()
+        return tuple(arguments.arguments.get("fields", (arguments.arguments.get("field", "text"),)))
+
+    @cached_property
+    def _model(self) -> Model:
+        about = self.about
+        spec = f"pretrained({str(self.folder)!r})" if about.in_transformers else about.model
+        try:
+            return build_model(spec, "model", about.dtype)
+        except ConfigError as error:
+            needs = ", ".join(f"{part} (module {module})" for part, module in about.parts.items())
+            cure = f" The model needs {needs}: import it first, or pass trust_source=True." if needs else ""
+            raise ConfigError("model", f"{error.message}{cure}") from None
+
+    def _read(self) -> Variables:
+        shapes = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in self.about.inputs.items()}
+        shapes["mask"] = shapes.get("mask", jax.ShapeDtypeStruct((2,), np.float32))
+        if self._model.load is None:
+            return jax.device_put(model_folder.read_arrays(self.folder))
+        expected = Variables(*jax.eval_shape(self._model.init, jax.random.key(0), shapes))
+        try:
+            return self._model.load(expected).read()
+        except WeightsError as error:
+            raise ConfigError("model", f"{error}.") from None
+
+    @cached_property
+    def _program(self) -> Any:
+        """Return the compiled function `(variables, batch) -> {name of an output: array}`."""
+        model = self._model
+
+        def run(variables: Variables, rows: Mapping[str, Array]) -> dict[str, Array]:
+            key = jax.random.key(0)
+            out, _ = model.apply(variables.params, variables.state, rows, train=False, key=key)
+            embeds, logits = has_no_classes(out), separate(out.dense().logits)
+            embedding = {} if out.embedding is None else {"embeddings": out.embedding}
+            if embeds:
+                return embedding
+            if logits.ndim > 2:  # a language model
+                values = jnp.where(rows["mask"] > 0, softmax_cross_entropy(logits, rows["label"]), 0.0)
+                return {"nll_sum": values.sum(-1), "tokens": (rows["mask"] > 0).sum(-1)}
+            return {"probabilities": jax.nn.softmax(logits.astype(jnp.float32)), **embedding, **answers(logits)}
+
+        return jax.jit(run)
+
+    def predict(self, records: Sequence[Any], batch_size: int | None = None) -> Predictions:
+        """Predict the classes of records, or compute their embeddings or the likelihood of texts.
+
+        Args:
+            records: texts, image arrays `[height, width, channels]`, paths of image files, or dicts with the fields of
+                the training data, such as `{"text": ...}` or `{"image": ...}`.
+            batch_size: rows of a batch; then the last batch and all texts are filled up as in the evaluation of the
+                run, which gives its numbers to the bit. None: the batch size of this evaluation, or less for fewer
+                records, with texts no longer than needed.
+
+        Raises:
+            ConfigError: a record has not the fields that the model reads, or a wrong value; the message says which.
+        """
+        if not len(records):
+            raise ConfigError(PATH, "there are none. Give at least one record.")
+        exact, size = batch_size is not None, batch_size or self.about.batch_size
+        parts = []
+        for first in range(0, len(records), size):
+            opened, texts = self._opened(records[first : first + size], first)
+            rows = size if exact or len(records) > size else _power_of_two(len(opened))
+            outputs = list(self._outputs(opened, rows, exact))
+            joined = _joined(outputs)
+            parts.append(_per_text(joined, texts) if "nll_sum" in joined else joined)
+        found: dict[str, Any] = _joined(parts)
+        if "predicted" in found:
+            names = self.class_names or tuple(map(str, range(found["probabilities"].shape[1])))
+            found["labels"] = [names[number] for number in found["predicted"]]
+        return Predictions(**found)
+
+    def _outputs(self, opened: Records, rows: int, exact: bool) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the outputs of each batch of `rows` rows, without the rows that only fill it."""
+        transforms = [registry.transforms.build(spec, "transforms") for spec in self.about.transforms]
+        batches = evaluation_batches(opened, batch_size=rows, rows=slice(None), transforms=transforms)
+        for number, batch in enumerate(batches):
+            fields = {name: x for name, x in batch.items() if name != "index"}
+            outputs = self._program(self._variables, fields if exact else self._shortened(fields))
+            real = len(opened) - number * rows
+            yield {name: np.asarray(x)[:real] for name, x in outputs.items()}
+
+    def _opened(self, records: Sequence[Any], first: int) -> tuple[Records, np.ndarray]:
+        """Return records in the form that batches are made from, checked and tokenised, and the record of each row."""
+        dicts = [self._record(record, first + number) for number, record in enumerate(records)]
+        stack = lambda part, numbers: CheckedStack(None, PATH)(part, [first + number for number in numbers])
+        plain = Records(dicts, None, stack=stack)
+        if self.tokenization is None:
+            return plain, np.arange(len(plain))
+        loaded, columns = tokenizers.load(self.tokenization.file), plain.take(np.arange(len(plain)))
+        if self.tokenization.labelled:
+            return Records(self.tokenization.encode(loaded, iter([columns])).columns, None), np.arange(len(plain))
+        texts = [{name: x[number : number + 1] for name, x in columns.items()} for number in range(len(plain))]
+        parts = [self.tokenization.encode(loaded, iter([text])).columns for text in texts]  # a text may need many rows
+        owner = np.repeat(np.arange(len(parts)), [len(part["mask"]) for part in parts])
+        return Records({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, None), owner
+
+    def _record(self, record: Any, number: int) -> dict[str, Any]:
+        """Return a record as a dict with the fields that the model reads."""
+        fields = self.text_fields or ("image",)
+        if not isinstance(record, Mapping):
+            if len(fields) > 1:
+                raise ConfigError(PATH, f"record {number} is no dict; give the fields {', '.join(fields)}.")
+            record = {fields[0]: record}
+        if absent := [field for field in fields if field not in record]:
+            known = ", ".join(map(str, record)) or "none"
+            raise ConfigError(PATH, f"record {number} has no field {absent[0]!r}; it has {known}.")
+        if not self.text_fields and isinstance(record["image"], str | bytes | Path):
+            image = record["image"] if isinstance(record["image"], bytes) else str(record["image"])
+            return {"image": images.decode(image, self.about.channels)}
+        return {field: record[field] for field in fields}
+
+    def _shortened(self, batch: Batch) -> Batch:
+        """Return a batch whose texts are cut after the longest one, at a power of 2, if there is only padding after."""
+        if "attention_mask" not in batch:
+            return batch
+        length = batch["attention_mask"].shape[1]
+        longest = int(batch["attention_mask"].sum(1).max())
+        bucket = min(length, max(SHORTEST, _power_of_two(longest)))
+        ends = lambda x: x.ndim == 2 and x.shape[1] == length
+        return {name: x[:, :bucket] if ends(x) else x for name, x in batch.items()}
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _per_text(rows: Mapping[str, np.ndarray], texts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the mean negative log-likelihood of the tokens of each text, from its rows of tokens."""
+    total, count = (np.bincount(texts, rows[name]) for name in ("nll_sum", "tokens"))
+    return {"nll": (total / np.maximum(count, 1)).astype(np.float32)}
+
+
+def _power_of_two(number: int) -> int:
+    """Return the smallest power of 2 that is not below a positive number."""
+    return 1 << (number - 1).bit_length()

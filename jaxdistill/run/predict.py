@@ -1,0 +1,91 @@
+"""Open a trained model of a run for use: `jaxdistill.load(RUN)`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.run.config import note
+from jaxdistill.run.config_files import load_config
+from jaxdistill.run.exports import HUB
+
+CONFIGS = (".py", ".json")
+
+
+def load(run: str | Path, model: str = "student", trust_source: bool = False) -> Any:
+    """Open a trained model of a run for use, with the preprocessing and the class names of its training.
+
+        predictor = jaxdistill.load("runs/mine")
+        predictor.predict(["a text", "another"]).labels
+
+    Args:
+        run: folder of a run, or the folder of one of its models, such as `runs/mine/student/hub`.
+        model: "student", "control", or "teachers/NAME" for a teacher that the run trained.
+        trust_source: execute the Python file that the run has kept, which registers parts of the model.
+
+    Returns:
+        A `Predictor` (`jaxdistill/export/predictor.py`).
+
+    Raises:
+        ConfigError: there is no such model, or it has parts that only the run's Python file registers.
+        DamageError: a file of the model has changed since it was written.
+    """
+    folder = Path(run).expanduser()
+    if Path(str(run).partition(":")[0]).suffix in CONFIGS:  # what `load` did in earlier versions
+        note("jaxdistill.load(FILE) is load_config(FILE) now; load(RUN) opens a trained model")
+        return load_config(str(run), trust_source)
+    from jaxdistill.export.predictor import Predictor  # imports JAX; the mistakes above are told at once
+
+    place = model_folder(folder, model)
+    if trust_source:
+        load_config(str(_run_of(place) / "config.json"), trust_source=True)
+    return Predictor(place)
+
+
+def model_folder(folder: Path, model: str) -> Path:
+    """Return the folder with the model of a run, or the folder itself if it holds a model.
+
+    Args:
+        folder: folder of a run or of a model.
+        model: "student", "control" or "teachers/NAME".
+
+    Raises:
+        ConfigError: the folder holds no such model.
+    """
+    if (folder / "jaxdistill.json").is_file():
+        return folder
+    places = {
+        str(file.parents[1].relative_to(folder)): file.parent for file in folder.glob(f"**/{HUB}/jaxdistill.json")
+    }
+    if not places:
+        state = "does not exist" if not folder.exists() else "holds no trained model"
+        raise ConfigError("RUN", f"{str(folder)!r} {state}. Give the folder of a run, as in --workdir.")
+    if model not in places:
+        raise ConfigError("model", f"there is no {model!r} in {str(folder)!r}. {suggest(model, places)}")
+    return places[model]
+
+
+def _run_of(place: Path) -> Path:
+    """Return the folder of the run that a model belongs to.
+
+    Raises:
+        ConfigError: no folder above has a config.json.
+    """
+    for folder in place.absolute().parents:
+        if (folder / "config.json").is_file():
+            return folder
+    raise ConfigError("trust_source", f"no folder above {str(place)!r} has the config.json of a run.")
+
+
+def results(folder: Path) -> Mapping[str, Any]:
+    """Return the content of the results.json of a run.
+
+    Raises:
+        ConfigError: the folder holds no finished run.
+        DamageError: the file is damaged.
+    """
+    try:
+        return seal.read(folder / "results.json", {"rows": list, "config": dict})
+    except FileNotFoundError:
+        raise ConfigError("RUN", f"{str(folder)!r} holds no finished run (results.json is missing).") from None

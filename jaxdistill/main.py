@@ -1,6 +1,6 @@
 """The command line: jaxdistill COMMAND, or python -m jaxdistill.main COMMAND.
 
-The default command is `train`: python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart
+Without a command, it is `train`: python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart
 """
 
 import importlib
@@ -13,6 +13,9 @@ from jaxdistill.run import failures
 
 COMMANDS = {
     "train": "distil a student from its teachers",
+    "predict": "use a trained model: write its predictions for the records of a file",
+    "compare": "make one page of any finished runs",
+    "list": "name the losses, fusions, steps, models, data sets, presets, ... with their arguments",
     "cache": "write the outputs of teachers to disk once, so that runs need no teacher in memory",
     "plan": "compile a training step for hardware you do not have: does it fit, and what does it cost?",
     "sweep": "run every combination of config values and seeds, and compare the results",
@@ -21,7 +24,7 @@ COMMANDS = {
     "vocabulary": "reduce a vocabulary to the tokens that the training texts use",
 }
 
-USAGE = f"""usage: jaxdistill COMMAND --config FILE [--config.a.b=value ...] ...
+USAGE = f"""usage: jaxdistill COMMAND ...
 
 Knowledge distillation in JAX, version {__version__}.
 
@@ -29,7 +32,8 @@ commands:
 {chr(10).join(f"  {name:<12}{purpose}" for name, purpose in COMMANDS.items())}
 
 `jaxdistill COMMAND --help` explains a command; `jaxdistill train --help` lists every config key.
-Start with: jaxdistill train --config configs/quickstart.py --workdir runs/quickstart
+Start with your own texts: jaxdistill train --preset text --workdir runs/mine \\
+    --config.data.name="table(path='reviews.csv', text='review', label='stars')"
 """
 
 

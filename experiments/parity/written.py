@@ -19,7 +19,7 @@ import jaxdistill.run.parts  # noqa: F401  (registers the parts)
 from jaxdistill.core import registry
 from jaxdistill.core.registry import Spec
 from jaxdistill.core.types import Variables
-from jaxdistill.export.hugging_face import write
+from jaxdistill.export.model_folder import About, Extras, write
 from jaxdistill.models.hub.family import families, family_name
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"  # configs and inputs of every family, as in transformers
@@ -42,7 +42,9 @@ def export(name: str, config: dict[str, Any], batch: dict[str, np.ndarray], fold
     full_batch, key = {"mask": np.ones(rows, np.float32), **batch}, jax.random.key(0)
     variables = random_variables(Variables(*jax.eval_shape(model.init, key, full_batch)))
     out = jax.jit(lambda values: model.apply(*values, full_batch, train=False, key=key)[0].dense())(variables)
-    write(folder / name, family, arguments, variables, f"# {name}, drawn\n")
+    inputs_of = {field: (x.shape[1:], str(x.dtype)) for field, x in full_batch.items()}
+    about = About(family, "float32", inputs_of, "", [], [], rows, {}, 3, False, True, {})
+    write(folder / name, about, Extras(family, arguments), variables, f"# {name}, drawn\n")
     outputs = {"logits": out.logits, **{f"hidden/{number}": x for number, x in enumerate(out.hidden_states)}}
     inputs = {f"in/{field}": x for field, x in batch.items()}
     np.savez(folder / f"{name}.npz", **inputs, **{f"out/{field}": np.asarray(x) for field, x in outputs.items()})

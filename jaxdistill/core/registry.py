@@ -148,8 +148,8 @@ def _mismatch(value: Any, annotation: Any) -> str:
     return f"expected {_describe(annotation)}."
 
 
-def _list_arguments(parameters: Mapping[str, inspect.Parameter]) -> str:
-    """Return 'Arguments: NAME: TYPE, NAME=DEFAULT.', the end of a message about wrong arguments of a factory."""
+def list_arguments(parameters: Mapping[str, inspect.Parameter]) -> str:
+    """Return the parameters of a factory as text, 'NAME: TYPE, NAME=DEFAULT'; empty if there are none."""
 
     def text(parameter: inspect.Parameter) -> str:
         if parameter.default is not parameter.empty:
@@ -157,7 +157,7 @@ def _list_arguments(parameters: Mapping[str, inspect.Parameter]) -> str:
         kind = "" if parameter.annotation is parameter.empty else f": {_describe(parameter.annotation)}"
         return parameter.name + kind
 
-    return f"Arguments: {', '.join(map(text, parameters.values())) or 'none'}."
+    return ", ".join(map(text, parameters.values()))
 
 
 HINTS = {  # (kind of part, argument that users expect) -> where it is
@@ -257,7 +257,7 @@ class Registry:
         try:
             bound = signature.bind(*spec.args, **{**spec.kwargs, **spec.added})
         except TypeError as error:
-            raise ConfigError(path, f"{text!r}: {error}. {_list_arguments(arguments)}") from None
+            raise ConfigError(path, f"{text!r}: {error}. Arguments: {list_arguments(arguments) or 'none'}.") from None
         for name, value in bound.arguments.items():
             annotation = signature.parameters[name].annotation
             if annotation in convert:

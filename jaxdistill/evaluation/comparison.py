@@ -58,6 +58,48 @@ def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
     return Paired(float(differences.mean()), *interval(differences), p, differences.tolist())
 
 
+class PairedRecords(NamedTuple):
+    """The comparison of two models on the same test records.
+
+    records: number of records
+    only_one, only_other: number of records that only this model predicts correctly
+    difference: accuracy of the first model minus that of the second, in percent points
+    low, high: limits of the 95 % confidence interval of the difference (Agresti and Min)
+    p: p-value of McNemar's exact test: how likely a difference as large would be if both models were equally good
+
+    References:
+        McNemar, "Note on the sampling error of the difference between correlated proportions", 1947,
+        https://doi.org/10.1007/BF02295996
+        Agresti & Min, "Simple improved confidence intervals for comparing matched proportions", 2005,
+        https://doi.org/10.1002/sim.1781
+    """
+
+    records: int
+    only_one: int
+    only_other: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_records(one: Sequence[bool] | np.ndarray, other: Sequence[bool] | np.ndarray) -> PairedRecords:
+    """Compare two models on the same test records.
+
+    Args:
+        one: whether the first model predicts each record correctly, `[records]`.
+        other: whether the second model does, `[records]`.
+    """
+    one, other = np.asarray(one, bool), np.asarray(other, bool)
+    records, b, c = len(one), int((one & ~other).sum()), int((other & ~one).sum())
+    p = float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
+    more, less, count = b + 0.5, c + 0.5, records + 2  # Agresti and Min add half a record to each of the four cells
+    centre, error = (more - less) / count, np.sqrt(more + less - (more - less) ** 2 / count) / count
+    reach = float(stats.norm.ppf(0.975) * error)
+    low, high = 100 * (centre - reach), 100 * (centre + reach)
+    return PairedRecords(records, b, c, 100 * (b - c) / records, low, high, p)
+
+
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Format values over seeds as mean, plus-minus sign and standard deviation; with one seed, as the mean alone.
 

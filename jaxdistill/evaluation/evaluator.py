@@ -12,6 +12,7 @@ from jaxdistill.core.sums import PerRow, add
 from jaxdistill.core.types import NO_OUTPUTS, Array, Outputs, PyTree, Signals, Variables
 from jaxdistill.evaluation import metrics
 from jaxdistill.losses.term import mask_padding
+from jaxdistill.models.abstract import has_no_classes
 from jaxdistill.models.combinators import strip_prefix
 
 Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], dict[str, Any]]
@@ -62,7 +63,7 @@ def evaluator(
         logits = separate(out.dense().logits)
         results = {} if labels is None or embeds else _label_metrics(logits, labels, mask)
         if logits.ndim == mask.ndim + 1 == 2 and not embeds:
-            results[ANSWERS] = PerRow(answers(logits), mask)
+            results[ANSWERS] = PerRow(answers(logits) | ({} if labels is None else {"label": labels}), mask)
         if fusion is None or not _comparable(logits, dense):
             return results
         signals = Signals(out, dense, NO_OUTPUTS, rows, mask, jnp.zeros((), jnp.int32), 1.0, {})
@@ -74,11 +75,6 @@ def evaluator(
         return {**results, **comparison, **_cka_metrics(out, dense[0], layers, rows)}
 
     return evaluate
-
-
-def has_no_classes(out: Outputs) -> bool:
-    """Return True for the outputs of a model without a head, whose logits are its embedding."""
-    return out.embedding is not None and out.logits is out.embedding
 
 
 def separate(logits: Array) -> Array:

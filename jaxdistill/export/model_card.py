@@ -1,57 +1,175 @@
-"""Write the model card of an exported model: its teachers, objective, data and evaluation."""
+"""Write the model card of a trained model: what it is for, how to use it, its teachers, training and measured results.
 
+The front matter has the keys that the Hugging Face hub shows (huggingface.co/docs/hub/model-cards). No path of the
+machine that trained the model appears.
+"""
+
+import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from jaxdistill.evaluation.report.table import COLUMNS
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import Spec, parse
+from jaxdistill.evaluation.report.table import columns_of
+from jaxdistill.export.model_folder import About
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+EXAMPLES = {
+    "text-classification": '["a text to classify"]',
+    "sentence-similarity": '["a text", "another text"]',
+    "image-classification": '["photo.png"]',
+    "text-generation": '["a text"]',
+}
+RESULTS = {  # task -> what a prediction has
+    "text-classification": "labels",
+    "image-classification": "labels",
+    "sentence-similarity": "embeddings",
+    "text-generation": "nll",
+}
 
 
-def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """Return the text of a Hugging Face model card, in Markdown, for a model that a run trained.
+def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any], about: About) -> str:
+    """Return the text of a model card, in Markdown, for a model that a run trained.
 
     Args:
-        name: name of the model, such as "student", for the title.
-        config: the config of the run, as a nested dictionary.
+        name: name of the model in the result table, such as "student".
+        config: config of its training, as a nested dictionary; the section `student` describes the model.
         results: the content of the run's `results.json`.
+        about: how the model is built and what it reads.
     """
-    teachers = "\n".join(f"- {teacher}: `{entry['model']}`" for teacher, entry in config["teachers"].items())
-    entries = config["objective"].items()
-    terms = "\n".join(f"- `{entry['term'] or term}`, weight {entry['weight']}" for term, entry in entries)
     data, provenance = config["data"], results["provenance"]
+    dataset, task, row = public(data["name"]), task_of(about), _row(results["rows"], name)
+    entries = config["objective"].items() if config["teachers"] or name != "student" else config["task"].items()
+    terms = "\n".join(f"- `{entry['term'] or term}`, weight {entry['weight']}" for term, entry in entries)
+    teachers = "\n".join(f"- {teacher}: `{public(entry['model'])}`" for teacher, entry in config["teachers"].items())
+    rows = config["steps"] * config["batch_size"]
+    seconds = results.get("seconds", {}).get(name)
+    took = f", in {seconds:.0f} seconds on {provenance['device']}" if seconds else ""
     return f"""---
-library_name: transformers
-tags:
-- knowledge-distillation
-- jaxdistill
+{_front_matter(name, config, about, task, dataset, row)}
 ---
 
-# {results["title"]}: {name}
+# {public(results["title"])}: {name}
 
-{results["summary"]}
+{results["summary"] or "This model is part of a run that is not finished."}
 
+## Use
+
+```python
+import jaxdistill
+
+predictor = jaxdistill.load("PATH_OF_THIS_FOLDER")
+predictor.predict({EXAMPLES[task]}).{RESULTS[task]}
+```
+{_in_other_libraries(about, task)}
 ## Training
+
+Model: `{public(about.model)}`
 
 Teachers:
 
-{teachers or "none"}
+{teachers or "none: this model was trained on labels alone"}
 
 Objective:
 
 {terms}
 
-{config["steps"]} steps of {config["batch_size"]} rows of `{data["name"]}` ({data["train"]}), seed {config["seed"]}.
-Trained with jaxdistill, commit {provenance["git"]}. The full config is in the run's `config.json`.
+{config["steps"]:,} steps of {config["batch_size"]} rows ({rows:,} rows) of `{dataset}` (`{data["train"]}`), seed \
+{config["seed"]}{took}.
+Trained with jaxdistill, commit {provenance["git"]}.
 
 ## Evaluation
 
-On `{data["name"]}` ({data["test"]}), beside the teachers and the control, the same model trained without them.
+On `{dataset}` (`{data["test"]}`), beside the other models of the run. A control is the same network as the student,
+trained without a teacher.
 
 {_table(results["rows"])}
+
+## Licence
+
+{_licence(about)}
 """
 
 
+def task_of(about: About) -> str:
+    """Return the task of a model by its name on the Hugging Face hub, such as "text-classification"."""
+    if not about.tokens:
+        return "image-classification"
+    if parse(about.tokens, "tokens").name != "sentences":
+        return "text-generation"
+    return "sentence-similarity" if about.embeds else "text-classification"
+
+
+def public(text: str) -> str:
+    """Return a spec string or a title without local folders: of a path only its last part is left."""
+    return re.sub(r"""(['"])([^'"]*/[^'"]*)\1""", lambda match: f"{match[1]}{_last_part(match[2])}{match[1]}", text)
+
+
+def _last_part(path: str) -> str:
+    is_hub_id = HUB_ID.fullmatch(path) and not Path(path).exists()
+    return path if is_hub_id or path.startswith("pypi:") else Path(path).name or path
+
+
+def _row(rows: list[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    return next((row for row in rows if row["name"] == name), {})
+
+
+def _base_model(about: About) -> str:
+    """Return the checkpoint that a model started from; empty: it started from random values."""
+    try:
+        spec = parse(about.model, "model")
+    except ConfigError:
+        return ""
+    return _first_text(spec) if spec.name == "pretrained" else ""
+
+
+def _first_text(spec: Spec) -> str:
+    value = spec.args[0] if spec.args else spec.kwargs.get("source", "")
+    return value if isinstance(value, str) else ""
+
+
+def _front_matter(
+    name: str, config: Mapping[str, Any], about: About, task: str, dataset: str, row: Mapping[str, Any]
+) -> str:
+    embeds = task == "sentence-similarity" and about.in_transformers
+    library = "sentence-transformers" if embeds else "transformers" if about.in_transformers else "jaxdistill"
+    lines = [f"library_name: {library}", f"pipeline_tag: {task}"]
+    base = _base_model(about)
+    if HUB_ID.fullmatch(base) and not Path(base).exists():
+        lines.append(f"base_model: {base.partition('@')[0]}")
+    lines += ["tags:", "- knowledge-distillation", "- jaxdistill"]
+    measured = [("accuracy", row.get("accuracy")), ("perplexity", row.get("perplexity"))]
+    metrics = [(metric, value) for metric, value in measured if isinstance(value, float)]
+    if metrics:
+        lines += ["model-index:", f"- name: {json.dumps(name)}", "  results:", f"  - task: {{type: {task}}}"]
+        lines += [f"    dataset: {{name: {json.dumps(dataset)}, type: {json.dumps(dataset)}}}", "    metrics:"]
+        lines += [f"    - {{type: {metric}, value: {value:.6g}}}" for metric, value in metrics]
+    return "\n".join(lines)
+
+
+def _in_other_libraries(about: About, task: str) -> str:
+    """Return how other libraries load the model, as Markdown; empty if they cannot."""
+    if not about.in_transformers:
+        return ""
+    if task == "sentence-similarity":
+        code = "from sentence_transformers import SentenceTransformer\n\n"
+        code += 'model = SentenceTransformer("PATH_OF_THIS_FOLDER")'
+        return f"\n```python\n{code}\nmodel.encode({EXAMPLES[task]})\n```\n"
+    code = f'from transformers import pipeline\n\nmodel = pipeline("{task}", "PATH_OF_THIS_FOLDER")'
+    call = "" if task == "image-classification" else f"\nmodel({EXAMPLES[task]})"
+    return f"\n```python\n{code}{call}\n```\n"
+
+
+def _licence(about: About) -> str:
+    base = _base_model(about)
+    start = f"The weights started from `{public(repr(base))[1:-1]}`, whose licence applies to them. " if base else ""
+    return f"{start}The licence of the training data may restrict the use of this model; add it here before publishing."
+
+
 def _table(rows: list[Mapping[str, Any]]) -> str:
-    shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    shown = columns_of(rows)
     line = lambda cells: f"| {' | '.join(cells)} |"
     cells = lambda row: ["-" if row.get(key) is None else write(row) for key, _, write in shown]
     body = [line([row["name"], *cells(row)]) for row in rows]

@@ -39,6 +39,7 @@ class About(NamedTuple):
     columns: columns of the user's files that the model reads, by argument of the data set `table`, such as
         {"text": ["review"]}; empty: the data came from elsewhere
     channels: channels of decoded images, 1 or 3
+    embeds: whether the model has no classes, and gives the embedding of its input
     in_transformers: whether `config.json` and the names of the weights are those of transformers
     parts: own parts that the spec names, with their modules
     """
@@ -52,6 +53,7 @@ class About(NamedTuple):
     batch_size: int
     columns: dict[str, list[str]]
     channels: int
+    embeds: bool
     in_transformers: bool
     parts: dict[str, str]
 

@@ -21,10 +21,11 @@ from jaxdistill.data.stream import Batch, evaluation_batches
 from jaxdistill.data.table import images
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.data.text.tokens import Tokenization
-from jaxdistill.evaluation.evaluator import answers, has_no_classes, separate
+from jaxdistill.evaluation.evaluator import answers, separate
 from jaxdistill.export import model_folder
 from jaxdistill.export.model_folder import About
 from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
+from jaxdistill.models.abstract import has_no_classes
 from jaxdistill.models.build import build_model
 
 PATH = "records"  # named in errors about records

@@ -1,6 +1,7 @@
 """Initialise models, and compute the shapes of their outputs without running them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -68,3 +69,26 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, 
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(path, message_of(error)) from error
     return outputs, variables
+
+
+def has_no_classes(out: Outputs) -> bool:
+    """Return True for the outputs of a model without a head, whose logits are its embedding."""
+    return out.embedding is not None and out.logits is out.embedding
+
+
+def embeds(model: Model, shapes: Shapes) -> bool:
+    """Return True if a model has no classes, and gives the embedding of its input. The model is traced, not run.
+
+    Args:
+        model: the model.
+        shapes: shapes and dtypes of a batch, `{field: jax.ShapeDtypeStruct}`.
+    """
+    found = []
+
+    def apply(variables: Variables, rows: Any, key: Any) -> None:
+        out, _ = model.apply(variables.params, variables.state, rows, train=False, key=key)
+        found.append(has_no_classes(out))  # here, because `eval_shape` returns copies
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(apply, Variables(*jax.eval_shape(model.init, key, shapes)), shapes, key)
+    return found[0]

@@ -15,6 +15,7 @@ from rich.console import Console
 from jaxdistill.core import seal
 from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import DamageError, Stopped
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.manifest import check_owner, manifests
 from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.data.pipeline import TEST
@@ -23,11 +24,12 @@ from jaxdistill.evaluation.evaluator import evaluator, totals
 from jaxdistill.evaluation.report import page, table
 from jaxdistill.export import model_folder
 from jaxdistill.export.model_card import card as model_card
+from jaxdistill.models.abstract import embeds
 from jaxdistill.parallel.compile import jit_evaluate, keep_programs, local_row_numbers
 from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run import exports, subset, workdir
 from jaxdistill.run.config import Config, differ
-from jaxdistill.run.outcomes import RESULT_TYPES, outcome_of
+from jaxdistill.run.outcomes import RESULT_TYPES, Timed, add_latencies, comparison, details, outcome_of
 from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.provenance import provenance
 from jaxdistill.run.resolve import Resolved, resolve
@@ -52,20 +54,21 @@ class Result(NamedTuple):
     workdir: Path
 
 
-def check(config: Config, folder: str | Path) -> Resolved:
+def check(config: Config, folder: str | Path | None) -> Resolved:
     """Check a config against every rule, without compiling anything, and return the objects that the config describes.
 
     These are the data, the device mesh, the teachers, and the training stages (one for each model to train).
 
     Args:
         config: a complete config.
-        folder: folder of the run, which must be new or hold a run of the same config.
+        folder: folder of the run, which must be new or hold a run of the same config; None: it is not checked.
 
     Raises:
         ConfigError: the config breaks a rule; the message names the key, the value and the cure.
     """
     resolved = resolve(config, jax.devices())
-    resolved.check_workdir(Path(folder))
+    if folder is not None:
+        resolved.check_workdir(Path(folder))
     _ = resolved.stages
     resolved.check_run()
     resolved.check_weights()
@@ -94,6 +97,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
     """
     folder, console = Path(folder), console or Console(quiet=jax.process_index() > 0)
     resolved = check(config, folder)
+    config = resolved.config
     keep_programs(config.logging.compilation_cache)
     record, finished = {"config": config.to_dict(), "provenance": provenance(config.seed)}, {}
     with contextlib.ExitStack() as stack:
@@ -116,6 +120,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
         if not run.trained and finished:  # the record names what trained the models
             seal.write(folder / "config.json", finished["config.json"])
             run.record = {key: finished["results.json"].get(key) for key in record}
+            run.earlier_rows = finished["results.json"].get("rows", [])
         return run.finish()
 
 
@@ -138,7 +143,9 @@ class Run:
         stored = {name: self._stored(name) for name in data.with_test}
         self.data = Data(records, data.open(data.test), stored, {}, subset.choose_records(data, records["train"]))
         self.trained = False  # whether this process has trained a model
+        self.earlier_rows: list[dict[str, Any]] = []  # the table of the same run, if it was finished before
         self.exported: set[Path] = set()  # folders of the models that this process has written
+        self.timed: dict[str, Timed] = {}  # what is timed for each model that this process can run, by row name
         self.values: dict[str, Variables] = {}  # variables of teachers, by teacher name
         self.outcomes: dict[str, dict[str, Any]] = {}  # scores and costs of models, by row name
         self.variables: dict[str, Variables] = {}  # variables of models, by row name
@@ -189,12 +196,14 @@ class Run:
         cost = cost_of(stage.parts.student, trained.variables, self.rows)
         outcome = outcome_of(stage.name, cost, trained)
         self._record(stage, outcome, trained.variables)
-        self._export(stage.definition.folder, stage.name, stage.definition.config, trained.variables)
+        self._export(
+            stage.definition.folder, stage.name, stage.definition.config, stage.parts.student, trained.variables
+        )
         for teacher, values in zip(stage.parts.teachers, trained.teachers, strict=False):
             self._evaluate_teacher(teacher, values)
             if not teacher.options:  # else its network is not the one that its spec describes
                 config = differ(stage.definition.config, student={"model": teacher.spec})
-                self._export(Path("teachers", teacher.name), f"teacher {teacher.name}", config, values)
+                self._export(Path("teachers", teacher.name), f"teacher {teacher.name}", config, teacher.network, values)
         if jax.process_index() == 0:
             seal.write(folder / "result.json", {**outcome, "step": stage.settings.steps})
 
@@ -272,27 +281,38 @@ class Run:
             self._record_teacher(self.resolved.teachers[stage.definition.teacher], outcome, variables)
         else:
             self.outcomes[stage.name], self.variables[stage.name] = outcome, variables
+            config = stage.definition.config
+            self.timed[stage.name] = Timed((config.student.model, config.dtype), stage.parts.student, variables)
 
     def _record_teacher(self, teacher: Teacher, outcome: dict[str, Any], variables: Variables) -> None:
         """Record the scores and cost of a teacher, and place its variables on the devices that it runs on."""
         name = f"teacher {teacher.name}"
         values = teacher.place(variables)
         self.outcomes[name], self.variables[name], self.values[teacher.name] = outcome, values, values
+        if teacher.runs:
+            kind = (teacher.spec, teacher.dtype, *map(str, teacher.options.items()))
+            self.timed[name] = Timed(kind, teacher.network, values)
 
     def finish(self) -> Result:
         """Write results.json and report.html, print the result table, and complete the folders of the models."""
-        results = self._results()
+        if jax.process_count() == 1:
+            add_latencies(self.outcomes, self.timed, self.rows, [] if self.trained else self.earlier_rows)
+        results = self._results() | details(self.resolved.data, self.outcomes)
         if jax.process_index() == 0:
             seal.write(self.folder / "results.json", results)
             self.console.print(table.table(results["rows"]))
             self.console.print(results["summary"])
+            for model, reason in results["left_out"].items():
+                self.console.print(f"There is no {model}: {reason}.", soft_wrap=True)
             self.console.print(f"Report: {page.write_page(self.folder)}")
         for stage in self.resolved.stages:
             folder = self.folder / stage.definition.folder / exports.HUB
+            name, config, model = stage.name, stage.definition.config, stage.parts.student
             if stage.definition.folder not in self.exported and not _is_complete(folder):
-                self._export(stage.definition.folder, stage.name, stage.definition.config, self.variables[stage.name])
+                self._export(stage.definition.folder, name, config, model, self.variables[name])
             if jax.process_index() == 0:
-                model_folder.write_card(folder, model_card(stage.name, stage.definition.config.to_dict(), results))
+                about = exports.about(config, self.resolved.data, self.rows, embeds(model, self.rows))
+                model_folder.write_card(folder, model_card(name, config.to_dict(), results, about))
             self.console.print(f"{stage.name:>12}  written to {folder}")
         return Result(
             results["rows"], {row["name"]: self.variables[row["name"]] for row in results["rows"]}, self.folder
@@ -305,27 +325,30 @@ class Run:
         rows, config = [outcome["row"] for outcome in outcomes.values()], self.resolved.config
         return {
             "title": config.title or f"Distillation on {config.data.name}",
-            "summary": table.sentence(rows) if "student" in outcomes else "",
+            "summary": table.sentence(rows, comparison(outcomes)) if "student" in outcomes else "",
             "rows": rows,
             "reliability": {name: outcome["reliability"] for name, outcome in outcomes.items()},
             "seconds": {name: outcome["seconds"] for name, outcome in outcomes.items()},
             "log": {name: outcome.get("log", {}) for name, outcome in outcomes.items()},
             "class_names": list(self.resolved.data.class_names),
+            "left_out": self.resolved.left_out,
             **self.record,
         }
 
-    def _export(self, place: Path, name: str, config: Config, variables: Variables) -> None:
+    def _export(self, place: Path, name: str, config: Config, model: Model, variables: Variables) -> None:
         """Write a trained model as a folder that can be used without this run, and that transformers loads if it can.
 
         Args:
             place: folder of the model's training, relative to the folder of the run.
             name: name of the model in the result table.
             config: config of its training; the section `student` describes the model.
+            model: the model.
             variables: its parameters and state.
         """
         data = self.resolved.data
-        about, extras = exports.about(config, data, self.rows), exports.extras(config, data, self.rows)
-        card = model_card(name, config.to_dict(), self._results())
+        about = exports.about(config, data, self.rows, embeds(model, self.rows))
+        extras = exports.extras(config, data, self.rows)
+        card = model_card(name, config.to_dict(), self._results(), about)
         model_folder.write(self.folder / place / exports.HUB, about, extras, variables, card)
         self.exported.add(place)
 

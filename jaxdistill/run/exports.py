@@ -16,13 +16,14 @@ from jaxdistill.run.own_parts import own_parts
 HUB = "hub"  # name of the folder of a model in the folder of its stage
 
 
-def about(config: Config, data: Pipeline, shapes: Shapes) -> About:
+def about(config: Config, data: Pipeline, shapes: Shapes, embeds: bool) -> About:
     """Return what it takes to use a trained model, beside its weights.
 
     Args:
         config: config of the training; its section `student` describes the model.
         data: data pipeline of the run.
         shapes: shapes and dtypes of a batch of the training, by field.
+        embeds: whether the model has no classes, and gives the embedding of its input.
     """
     spec = config.student.model
     augment = [text for text in config.data.augment if not registry.transforms.build(text, "data.augment").draws]
@@ -38,6 +39,7 @@ def about(config: Config, data: Pipeline, shapes: Shapes) -> About:
         batch_size=config.evaluate.batch_size,
         columns=columns,
         channels=channels,
+        embeds=embeds,
         in_transformers=architecture_of_spec(spec) is not None,
         parts=own_parts({"model": spec, "tokens": config.data.tokens, "transforms": augment}),
     )

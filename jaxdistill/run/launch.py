@@ -3,8 +3,9 @@
 import jax
 
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.evaluation.report.formats import count
+from jaxdistill.run import distill
 from jaxdistill.run.config import Config
-from jaxdistill.run.distill import distill
 from jaxdistill.run.rendezvous import wait_for_all
 
 
@@ -20,7 +21,32 @@ def launch(config: Config, workdir: str, source: str) -> None:
         ConfigError: the config is wrong; the other errors are those of `distill`.
     """
     _connect(config)
-    distill(config, workdir, source=source)
+    distill.distill(config, workdir, source=source)
+
+
+def check(config: Config, workdir: str) -> str:
+    """Check a config against every rule, without compiling anything, and say what a run of it would train.
+
+    Args:
+        config: a complete config.
+        workdir: folder of the run, which must be new or hold a run of the same config; empty: it is not checked.
+
+    Raises:
+        ConfigError: the config breaks a rule.
+    """
+    resolved = distill.check(config, workdir or None)
+    data = resolved.data
+    shown = [*data.class_names[:8], *(["..."] if len(data.class_names) > 8 else [])]
+    names = f" ({', '.join(shown)})" if shown else ""
+    classes = f", {data.classes} classes{names}" if data.classes else ""
+    counts = f"{data.count_training_records():,} training records, {data.test_description.records:,} test records"
+    lines = [f"data      {counts}{classes}"]
+    for stage in resolved.stages:
+        size = sum(x.size for x in jax.tree.leaves(stage.view.train_state.params["student"]))
+        model = stage.definition.config.student.model
+        lines.append(f"{stage.name:<9} {stage.settings.steps:,} steps, {count(size).strip()} parameters: {model}")
+    lines += [f"{name:<9} left out: {reason}" for name, reason in resolved.left_out.items()]
+    return "\n".join([*lines, "The config is right. Nothing was trained or written."]) + "\n"
 
 
 def _connect(config: Config) -> None:

@@ -66,6 +66,7 @@ MOVED = {  # modules whose last name changed; others are found by it
     "jaxdistill.models.quantized": "jaxdistill.compress.quantize",
     "jaxdistill.pieces": "jaxdistill.core.chunked.chunks",
     "jaxdistill.plan.told": "jaxdistill.run.plan.summary",
+    "jaxdistill.report.table": "jaxdistill.evaluation.report.table",
     "jaxdistill.report.card": "jaxdistill.export.model_card",
     "jaxdistill.selected": "jaxdistill.run.subset",
     "jaxdistill.sources": "jaxdistill.data.pipeline",

@@ -1,12 +1,22 @@
 """What a run keeps of a trained model beside its weights: the content of result.json."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from jaxdistill.core import seal
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Shapes, Variables
+from jaxdistill.data.pipeline import Pipeline
+from jaxdistill.evaluation.comparison import paired_records
+from jaxdistill.evaluation.cost import Latency, forward_pass, latencies
 from jaxdistill.evaluation.evaluator import ANSWERS, reliability, scores
+from jaxdistill.run.examples import differing
 from jaxdistill.run.train import Trained
+from jaxdistill.teachers.teacher import one_example
 
 RESULT_TYPES: seal.JsonTypes = {
     "row": dict,
@@ -22,7 +32,7 @@ def outcome_of(name: str, cost: Mapping[str, Any], trained: Trained) -> dict[str
 
     Args:
         name: name of the model in the result table.
-        cost: number of parameters, bytes, FLOPs and latency of the model.
+        cost: number of parameters, bytes and FLOPs of the model.
         trained: the trained model, the metrics of its evaluation and the training time.
     """
     return {
@@ -45,3 +55,101 @@ def _nested(scores: Mapping[str, float]) -> dict[str, Any]:
 def _answers(total: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return the predictions for the test records as lists; empty: the model predicts no class for a record."""
     return {name: values.tolist() for name, values in total[ANSWERS].values.items()} if ANSWERS in total else {}
+
+
+class Timed(NamedTuple):
+    """A model whose forward pass is timed.
+
+    kind: what its program depends on; models of one kind are timed once
+    model: the model
+    variables: its parameters and state, with any sharding
+    """
+
+    kind: tuple[str, ...]
+    model: Model
+    variables: Variables
+
+
+def add_latencies(
+    outcomes: Mapping[str, dict[str, Any]],
+    timed: Mapping[str, Timed],
+    rows: Shapes,
+    earlier: Sequence[Mapping[str, Any]],
+) -> None:
+    """Add the latency of a forward pass on one example, with its range, to the row of each model.
+
+    Models of one architecture are timed once, and all architectures in turns, so that their latencies can be compared.
+
+    Args:
+        outcomes: content of result.json of each model, by name; its table row is changed.
+        timed: the models that can be run here, by name.
+        rows: shapes of the arrays of a batch.
+        earlier: table rows of the same run, if it was finished before; their latencies are kept.
+    """
+    known = {row["name"]: row for row in earlier if row.get("latency_ms") is not None}
+    if not known.keys() >= timed.keys():
+        kinds = {each.kind: each for each in timed.values()}
+        batch, device = one_example(rows), jax.devices()[0]
+        passes = {
+            str(kind): forward_pass(each.model, jax.device_put(each.variables, device), batch)
+            for kind, each in kinds.items()
+        }
+        measured = latencies(passes)
+        known = {name: _latency_columns(measured[str(each.kind)]) for name, each in timed.items()}
+    for name in timed.keys() & outcomes.keys():
+        outcomes[name]["row"] |= {key: known[name].get(key) for key in ("latency_ms", "latency_range")}
+
+
+def _latency_columns(latency: Latency) -> dict[str, Any]:
+    return {"latency_ms": latency.median, "latency_range": [latency.low, latency.high]}
+
+
+MANY_CLASSES = 40  # more do not fit into a confusion matrix on a page
+
+
+def comparison(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Compare student and control on the test records; None: one of them, or the labels, are missing.
+
+    The control is the same student trained without a teacher.
+
+    Args:
+        outcomes: content of result.json of each model, by name.
+    """
+    right = [_right(outcomes.get(name, {}).get("answers") or {}) for name in ("student", "control")]
+    if any(values is None for values in right):
+        return None
+    return paired_records(*right)._asdict()
+
+
+def _right(answers: Mapping[str, Any]) -> Any:
+    if "label" not in answers:
+        return None
+    return np.equal(answers["predicted"], answers["label"])
+
+
+def details(data: Pipeline, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what results.json gets about single test records: comparison, confusion matrices and examples.
+
+    Args:
+        data: data pipeline of the run.
+        outcomes: content of result.json of each model, by name.
+    """
+    answers = {name: outcome["answers"] for name, outcome in outcomes.items() if outcome.get("answers")}
+    return {
+        "paired": comparison(outcomes),
+        "confusion": {name: matrix for name, found in answers.items() if (matrix := _confusion(found))},
+        "examples": differing(data, answers),
+    }
+
+
+def _confusion(answers: Mapping[str, Any]) -> list[list[int]]:
+    """Return how many test records of each class (row) are predicted as each class (column); empty: not known."""
+    if "label" not in answers:
+        return []
+    labels, predicted = np.asarray(answers["label"]), np.asarray(answers["predicted"])
+    classes = int(max(labels.max(), predicted.max())) + 1
+    if classes > MANY_CLASSES:
+        return []
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (labels, predicted), 1)
+    return counts.tolist()

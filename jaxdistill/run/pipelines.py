@@ -37,7 +37,7 @@ def build_pipeline(config: Config, known: Pipeline | None = None) -> Pipeline:
     deterministic = tuple(transform for transform in train.transforms if not transform.draws)
     return Pipeline(
         name=data.name,
-        folder=Path(data.folder).expanduser() if data.folder else default_folder(),
+        folder=data_folder(config),
         tokens=data.tokens,
         seed=config.seed,
         streams={"train": train, **extra},
@@ -46,6 +46,11 @@ def build_pipeline(config: Config, known: Pipeline | None = None) -> Pipeline:
         order=data.order,
         reused_descriptions=known.descriptions if known else None,
     )
+
+
+def data_folder(config: Config) -> Path:
+    """Return the folder of prepared data that a config names, or the default one."""
+    return Path(config.data.folder).expanduser() if config.data.folder else default_folder()
 
 
 def _transforms(specs: tuple[str, ...], path: str) -> tuple[Transform, ...]:

@@ -22,6 +22,7 @@ from jaxdistill.core.schedules import Horizon
 from jaxdistill.core.types import Shapes
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.parallel.mesh import build_mesh
+from jaxdistill.run.fill import filled
 from jaxdistill.run.parts import Components, build_components, build_parts
 from jaxdistill.run.pipelines import build_pipeline
 from jaxdistill.run.stages import Stage, StageDefinition, plan_stages, settings
@@ -136,27 +137,29 @@ class Resolved:
     def stages(self) -> tuple[Stage, ...]:
         """Return the training stages (one for each model to train), in order, each checked with `jax.eval_shape`.
 
-        The control is left out if it would have no labels to learn from; see `without_labels`.
+        Those in `left_out` are not among them.
         """
         return tuple(
             self.student if definition.kind == "student" else self._stage(definition)
             for definition in self.definitions
-            if definition.kind != "control" or not self.without_labels
+            if definition.name not in self.left_out
         )
 
     @cached_property
-    def without_labels(self) -> str:
-        """Return the split whose records have no labels, so that no control can be trained on it; empty: there is none.
+    def left_out(self) -> dict[str, str]:
+        """Return the models that the config asks for but the run cannot train, with the reason: perhaps the control.
 
         The control is the student's network trained on labels alone.
         """
-        for definition in self.definitions if self.config.control else ():
+        for definition in self.definitions:
             if definition.kind == "control":
                 for term, *_ in self._components(definition).terms.values():
                     stream = self.data.streams.get(term.stream)
                     if stream and "label" not in self.data.shapes[term.stream]:
-                        return stream.split
-        return ""
+                        return {
+                            "control": f"it learns from labels alone, and the records of {stream.split!r} have none"
+                        }
+        return {}
 
     def _stage(self, definition: StageDefinition) -> Stage:
         _ = self.data  # checks the rules about data before those about the stage
@@ -229,14 +232,15 @@ class Resolved:
 def resolve(config: ConfigDict, devices: Sequence[jax.Device]) -> Resolved:
     """Return the objects that a config describes: data, device mesh, teachers and one training stage per trained model.
 
-    Nothing is compiled. Each object is built and checked when it is first accessed: a wrong config then raises a
-    `ConfigError`, which names the key, the value and the cure.
+    Nothing is compiled. Placeholders in the config, such as `{classes}`, are filled in from the data. Each object is
+    built and checked when it is first accessed: a wrong config then raises a `ConfigError`, which names the key, the
+    value and the cure.
 
     Args:
         config: a complete config, from `jaxdistill.make` or a config file.
         devices: devices that the run may use.
     """
-    return Resolved(config, tuple(devices))
+    return Resolved(filled(config), tuple(devices))
 
 
 def teacher_fields(teachers: Mapping[str, Teacher], stream: str, rows: Shapes) -> dict[str, jax.ShapeDtypeStruct]:

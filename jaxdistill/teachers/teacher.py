@@ -141,7 +141,7 @@ class Teacher:
         return self.place(variables)
 
     def cost(self, variables: Variables, rows: Shapes) -> dict[str, Any]:
-        """Measure the cost of the teacher's forward pass on one example: parameters, bytes, FLOPs and latency.
+        """Measure the cost of the teacher's forward pass on one example: parameters, bytes and FLOPs.
 
         Args:
             variables: the teacher's parameters and state.
@@ -159,7 +159,7 @@ class Teacher:
 
 
 def cost_of(model: Model, variables: Variables, rows: Shapes) -> dict[str, Any]:
-    """Measure the cost of a model's forward pass on one example: parameters, bytes, FLOPs and latency.
+    """Measure the cost of a model's forward pass on one example: parameters, bytes and FLOPs.
 
     With several processes, only the number of parameters is returned, because no process holds all parameters.
 
@@ -170,8 +170,12 @@ def cost_of(model: Model, variables: Variables, rows: Shapes) -> dict[str, Any]:
     """
     if jax.process_count() > 1:
         return {"parameters": sum(x.size for x in jax.tree.leaves(variables.params))}
-    on_one_device = jax.device_put(variables, jax.devices()[0])
-    return cost(model, on_one_device, {key: np.zeros((1, *x.shape[1:]), x.dtype) for key, x in rows.items()})
+    return cost(model, variables, one_example(rows))
+
+
+def one_example(rows: Shapes) -> dict[str, np.ndarray]:
+    """Return a batch of one example of zeros, `{field: [1, ...]}`, for batches of the given shapes."""
+    return {key: np.zeros((1, *x.shape[1:]), x.dtype) for key, x in rows.items()}
 
 
 def checkpoint_of(text: str) -> tuple[Path, str]:

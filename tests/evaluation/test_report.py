@@ -120,7 +120,12 @@ def write_log(folder: Path, term: str = "kd") -> None:
     lines = []
     for step in range(0, 100, 10):
         loss = math.nan if step == 50 else 2.0 / (1 + step)
-        terms = {f"terms/{term}": loss, f"weights/{term}": 0.9, f"temperature/{term}": 4.0, "terms/ce": 3 * loss}
+        terms = {
+            f"terms/{term}": loss,
+            f"weights/{term}": 0.9 / step,
+            f"temperature/{term}": 4.0 + step,
+            "terms/ce": 3 * loss,
+        }
         lines.append({"step": step, "kind": "train", "loss": loss, "rate": 0.01 * step, **terms})
         lines.append({"step": step, "kind": "eval", "accuracy": 0.1 + step / 120, "nll": 2.3 / (1 + step)})
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -313,10 +318,12 @@ def test_what_a_step_watches_is_drawn():
         {
             "step": step,
             "kind": "train",
-            "terms/kd": 1.0,
-            "gate/share/0": 0.3,
-            "gate/share/1": 0.7,
+            "terms/kd": 1.0 / step,
+            "gate/share/0": 0.01 * step,
+            "gate/share/1": 1 - 0.01 * step,
             "gate/loss": 0.1 * step,
+            "weights/kd": 0.5,
+            "rate": 0.001,
         }
         for step in (10, 20)
     ]
@@ -324,6 +331,7 @@ def test_what_a_step_watches_is_drawn():
     for title in ("Loss terms", "Gate weights", "gate"):
         assert f"<b>{title}</b>" in page_of
     assert page_of.count("<figure>") == 3
+    assert "Constant during the training: Weights: kd 0.5. Learning rate: 0.001." in page_of  # and no figures
 
 
 @pytest.mark.parametrize(("errors", "said"), [(19, "3 of 19"), (2000, "15.8 %")])

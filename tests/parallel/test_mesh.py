@@ -3,7 +3,7 @@
 import functools
 import itertools
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import Mock
 
 import batches
@@ -21,6 +21,7 @@ from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
+from jaxdistill.core.sums import PerRow
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.models.derivatives import with_gradients
@@ -148,11 +149,16 @@ def one_step(case: str, layout: str, start: dict[str, np.ndarray] | None = None)
         before = engine.restore(given if layout == "pmap" else jax.tree.map(put, given, engine.abstract))
     after, metrics = engine.update(before, rows)
     judged = jax.device_get(engine.evaluate(after, rows["train"])) if CASES[case].evaluated else {}
-    scores = {name: metric.compute() for name, metric in judged.items()}
+    scores = {name: value_of(metric) for name, metric in judged.items()}
     means = {name: metric.compute() for name, metric in jax.device_get(metrics).items()}
     exported = jax.device_get(engine.export(after))
     gradients = jax.tree.map(lambda a, b: a - b, unflatten(exported, start).params, exported.params)
     return {"gradients": gradients, "state": exported.state, "metrics": means, "scores": scores}, start, engine
+
+
+def value_of(metric: Any) -> Any:
+    """The value of a metric; of the predictions of rows their confidence, in the order of the global batch."""
+    return metric.values["confidence"] if isinstance(metric, PerRow) else metric.compute()
 
 
 def put(x: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:

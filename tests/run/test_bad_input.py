@@ -116,7 +116,7 @@ def test_names_are_judged_before_any_data_are_made(change, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"image": np.zeros((8, 8, 1), np.uint8)}, "data.name: the records of 'uneven' have no field 'label'"),
+        ({"image": np.zeros((8, 8, 1), np.uint8)}, "data.test: 'test' differs from 'train' in fields or shapes"),
         ({"image": np.zeros((9, 9, 1), np.uint8), "label": 0}, "data.test: 'test' differs from 'train' in fields"),
     ],
 )

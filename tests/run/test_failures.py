@@ -153,7 +153,7 @@ def test_own_data_and_own_losses_that_fail_are_named(what, line, kind, tmp_path,
 
 
 def test_the_command_knows_debug(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "load", lambda *_: ours())
+    monkeypatch.setattr(cli, "load_config", lambda *_: ours())
     parser = cli.parser("train", "", "")
     assert cli.run_command(parser, ["--config", "x.py", "--debug"], lambda options, config: 0) in (2, 70)
     assert "Traceback" in capsys.readouterr().err

@@ -50,13 +50,13 @@ def test_a_config_file_of_then_loads(tmp_path):
         "def get_config(name='a'):\n"
         "    return choose(name, {'a': differ(make(seed=3), steps=7)})\n"
     )
-    loaded = config_files.load(f"{file}:a")
+    loaded = config_files.load_config(f"{file}:a")
     assert (loaded.seed, loaded.steps) == (3, 7)
     assert importlib.import_module("jaxdistill.registry").losses is losses
 
 
 def test_a_record_of_then_loads_with_a_note_about_the_renamed_key(capsys):
-    loaded = config_files.load(str(GOLDEN / "config_0e6ba41.json"))
+    loaded = config_files.load_config(str(GOLDEN / "config_0e6ba41.json"))
     assert loaded.teachers.resnet.placement == "submesh(devices=2)"
     assert "apart" not in loaded.teachers.resnet
     note = capsys.readouterr().err

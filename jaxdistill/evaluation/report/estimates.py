@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SEEDS = 3  # with fewer, an interval says little more than that there are too few
+
+
 class Estimate(NamedTuple):
     """The results of one arm of a study (a variant of a training run), over several random seeds.
 
@@ -32,7 +35,8 @@ def figure(rows: Sequence[Estimate], baseline: str, label: str, png: Path | None
     """Draw the results of a study: for each arm (variant of the run), a row with the value of each seed and their mean.
 
     A line in each row is the 95 % confidence interval of the mean, and a vertical line marks the mean of the baseline.
-    The horizontal axis spans the values of all seeds; an interval that is wider is cut off.
+    The horizontal axis spans the values of all seeds; an interval that is wider is cut off, and an arrow marks the cut.
+    Fewer than three seeds have no interval.
 
     Args:
         rows: the results of the arms.
@@ -46,15 +50,25 @@ def figure(rows: Sequence[Estimate], baseline: str, label: str, png: Path | None
         for place, row in enumerate(rows):
             color = CONTROL if row.name == baseline else STUDENT
             axes.plot(row.values, [place] * len(row.values), "o", color=color, alpha=0.4, markersize=3.5)
-            axes.plot((row.low, row.high), (place, place), color=color, linewidth=2)
+            if len(row.values) >= SEEDS:
+                axes.plot((row.low, row.high), (place, place), color=color, linewidth=2)
             axes.plot(row.mean, place, "D", color=color, markersize=6)
             if row.name == baseline:
                 axes.axvline(row.mean, color=color, linewidth=1, linestyle=":")
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
-        axes.invert_yaxis()
         values = [value for row in rows for value in row.values]
         margin = 0.25 * (max(values) - min(values)) or 1.0
-        axes.set(xlabel=label, xlim=(min(values) - margin, max(values) + margin))
+        left, right = min(values) - margin, max(values) + margin
+        for place, row in enumerate(rows):
+            color = CONTROL if row.name == baseline else STUDENT
+            for cut, edge, mark in ((row.low < left, left, "<"), (row.high > right, right, ">")):
+                if cut and len(row.values) >= SEEDS:
+                    axes.plot(edge, place, mark, color=color, markersize=7, clip_on=False)
+        axes.set(xlabel=label, xlim=(left, right), ylim=(len(rows) - 0.4, -0.6))
 
-    summary = "; ".join(f"{row.name} {row.mean:.2f} ({row.low:.2f} to {row.high:.2f})" for row in rows)
+    summary = "; ".join(_summary(row) for row in rows)
     return svg(draw, (7.2, 1.0 + 0.3 * len(rows)), f"{label}, mean and 95 % interval: {summary}", png)
+
+
+def _summary(row: Estimate) -> str:
+    return f"{row.name} {row.mean:.2f}" + (f" ({row.low:.2f} to {row.high:.2f})" if len(row.values) >= SEEDS else "")

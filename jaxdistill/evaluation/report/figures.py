@@ -105,6 +105,8 @@ def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -
 def reliability(bins: Mapping[str, Sequence[float | None]], style: Style) -> Markup:
     """Draw a reliability diagram: accuracy against confidence, and below it a histogram of confidence.
 
+    The area of a point is proportional to the number of examples behind it.
+
     Args:
         bins: the lists `confidence`, `accuracy` and `count`, with one value for each bin of confidence; None in empty
             bins.
@@ -117,7 +119,9 @@ def reliability(bins: Mapping[str, Sequence[float | None]], style: Style) -> Mar
         confidence, accuracy, count = zip(*filled, strict=True) if filled else ((), (), ())
         above.plot((0, 1), (0, 1), color="#777777", linewidth=1, linestyle=":")
         above.vlines(confidence, confidence, accuracy, color=style.color, alpha=0.35, linewidth=3.5)
-        above.plot(confidence, accuracy, color=style.color, marker="o", linewidth=1.2)
+        sizes = [120 * n / max(count) + 4 for n in count]  # a bin of few examples is mostly noise
+        above.plot(confidence, accuracy, color=style.color, linewidth=0.8, alpha=0.5)
+        above.scatter(confidence, accuracy, s=sizes, color=style.color, zorder=3)
         above.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="accuracy")
         below.vlines(confidence, 0, [100 * n / sum(count) for n in count], color=style.color, linewidth=5)
         below.set(xlabel="confidence", ylabel="share (%)", ylim=(0, None))

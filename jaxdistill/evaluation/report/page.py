@@ -49,6 +49,8 @@ def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
         element("p", results.get("summary") or "", class_="summary"),
         quality(results, styles),
         transfer(results),
+        confusion(results),
+        examples(results),
         progress(logs, styles),
         objective(logs),
         calibration(results, styles),
@@ -100,6 +102,53 @@ def transfer(results: Mapping[str, Any]) -> Markup:
     return section("What was transferred", tables.transfer_table(results.get("rows") or []), note)
 
 
+def confusion(results: Mapping[str, Any]) -> Markup:
+    """Return the page section with a confusion matrix of the student, and one of the control beside it.
+
+    The control is the same student trained without a teacher.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    found, names = results.get("confusion") or {}, results.get("class_names") or []
+    cards = [
+        tables.confusion_table(found[name], names, f"{name}: class of a record (row), prediction (column)")
+        for name in ("student", "control")
+        if name in found
+    ]
+    note = "Number of test records; the diagonal is right. The darker a cell, the larger its share of the row."
+    return section("Which classes are confused", grid(*cards), note)
+
+
+def examples(results: Mapping[str, Any]) -> Markup:
+    """Return the page section with test records on which either the student or the control is right, but not both.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    found, names = results.get("examples") or [], results.get("class_names") or []
+    pair = results.get("paired") or {}
+    named = lambda number: str(names[number]) if number < len(names) else f"class {number}"
+
+    def card(example: Mapping[str, Any]) -> Markup:
+        lines = [element("b", f"{named(example['label'])} "), f"(record {example['record']})"]
+        for model, predicted in example["predicted"].items():
+            mark = "✓" if predicted == example["label"] else "✗"
+            lines.append(element("div", f"{mark} {model}: {named(predicted)}"))
+        look = Markup()
+        if "image" in example:
+            look = element("img", src=f"data:image/png;base64,{example['image']}", alt=f"record {example['record']}")
+        elif "text" in example:
+            look = element("blockquote", example["text"])
+        return element("div", look, element("div", *lines), class_="example")
+
+    note = (
+        f"Only the student is right on {pair.get('only_one')} test records, only the control on "
+        f"{pair.get('only_other')}. The first of each are shown."
+    )
+    return section("Where student and control differ", grid(*map(card, found), small=True), note if pair else "")
+
+
 def figure(title: str, note: str, svg: Markup) -> Markup:
     """Return a figure with its caption above: a title in bold, then a note."""
     return element("figure", element("figcaption", element("b", title), f" {note}"), svg)
@@ -131,6 +180,9 @@ def progress(logs: Mapping[str, Log], styles: Mapping[str, figures.Style]) -> Ma
     if accuracy := lines("accuracy", 100):
         note = "Higher is better. The axis is stretched near 100 % if the curves come close to it."
         cards.append(figure("Held-out accuracy", note, figures.accuracy_curves(accuracy, styles)))
+    if not accuracy and (agreement := lines("agreement", 100)):
+        note = "Share of test records with the teacher's most likely class. Higher is better."
+        cards.append(figure("Agreement with the teacher", note, figures.accuracy_curves(agreement, styles)))
     if nll := lines("nll", 1):
         note = "Negative log-likelihood. Lower is better; a curve that rises again shows overfitting."
         cards.append(figure("Held-out NLL", note, figures.curves(nll, styles, "NLL (nats)", log_beyond=5)))
@@ -191,15 +243,23 @@ def objective(logs: Mapping[str, Log]) -> Markup:
     names = {panel: [name for name in keys_below(lines, panel.kind) if "/" not in name] for panel in panels(lines)}
     styles = figures.term_styles(name for group in names.values() for name in group)
     cards = []
+    constant: list[str] = []
     for panel in filter(names.get, names):
         values = {name: series(lines, f"{panel.kind}/{name}") for name in names[panel]}
+        if all(len(set(points)) <= 1 for _, points in values.values()):
+            listed = ", ".join(f"{name} {points[0]:g}" for name, (_, points) in values.items() if points)
+            constant.append(f"{panel.title}: {listed}.")
+            continue
         svg = figures.curves(values, styles, panel.label, panel.log_beyond)
         cards.append(figure(panel.title, panel.note, svg))
     rate = series(lines, "rate")
-    if rate[0]:
+    if rate[0] and len(set(rate[1])) == 1:
+        constant.append(f"Learning rate: {rate[1][0]:g}.")
+    elif rate[0]:
         svg = figures.curves({"rate": rate}, {"rate": figures.Style("#333333", "-")}, "learning rate")
         cards.append(figure("Learning rate", "The learning rate of the student at each step.", svg))
-    return section("The student's objective", grid(*cards))
+    note = f"Constant during the training: {' '.join(constant)}" if constant else ""
+    return section("The student's objective", grid(*cards) or (element("p") if constant else Markup()), note)
 
 
 def calibration(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> Markup:
@@ -211,7 +271,8 @@ def calibration(results: Mapping[str, Any], styles: Mapping[str, figures.Style])
     """
     note = (
         "Accuracy of predictions by their confidence, the probability of the predicted class. On the dotted line both "
-        "are equal; below it the network is overconfident. Bars show the gap."
+        "are equal; below it the network is overconfident. Bars show the gap, and "
+        "the area of a point the number of examples behind it."
     )
     measured = sorted((results.get("reliability") or {}).items(), key=lambda item: tables.rank(item[0]))
     cards = (figure(name, "", figures.reliability(bins, styles[name])) for name, bins in measured)

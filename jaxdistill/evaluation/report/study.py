@@ -112,7 +112,7 @@ def cells(study: Mapping[str, Any], lines: Sequence[Line]) -> list[list[str]]:
     """
     first, *others = study["measures"]
     form = lambda x: f"{x:.{first.digits}f}"
-    between = lambda low, high, seeds: f"{form(low)} to {form(high)}" if seeds > 1 else ""
+    between = lambda low, high, seeds: f"{form(low)} to {form(high)}" if seeds >= estimates.SEEDS else ""
     difference = f"difference to {study['baseline']}"
     columns = ("arm", first.title, "95 % interval", difference, "95 % interval", "p", "seeds")
     rows = [[*columns, *(m.title for m in others)]]
@@ -185,7 +185,14 @@ def render(study: Mapping[str, Any], lines: Sequence[Line], svg: Markup) -> str:
         "p-values is small by chance."
     )
     seeds = sorted({seed for line in lines for seed in line.values}, key=int)
-    value = lambda line, seed: f"{line.values[seed]:.2f}" if seed in line.values else "–"
+    links = study.get("pages") or {}  # an earlier version did not write them
+
+    def value(line: Line, seed: str) -> str:
+        if seed not in line.values:
+            return "–"
+        text, link = f"{line.values[seed]:.2f}", links.get(line.arm, {}).get(seed)
+        return element("a", text, href=link) if link else text
+
     by_seed = [[line.arm, *(value(line, seed) for seed in seeds)] for line in lines]
     command = f"{study.get('command') or 'python -m experiments.' + study['name']} --seeds {len(seeds)}"
     body = (

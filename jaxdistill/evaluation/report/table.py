@@ -19,6 +19,9 @@ COLUMNS = (
     ("nll", "NLL", lambda row: f"{row['nll']:.3f}"),
     ("perplexity", "ppl", lambda row: f"{row['perplexity']:.2f}"),
     ("ece", "ECE %", lambda row: f"{100 * row['ece']:.2f}"),
+    ("agreement", "agree %", lambda row: f"{100 * row['agreement']:.2f}"),
+    ("kl", "KL", lambda row: f"{row['kl']:.3f}"),
+    ("similarity", "cosine", lambda row: f"{row['similarity']:.4f}"),
     ("agreement_on_errors", "errors", _agreement_on_errors),
     ("rank_correlation", "rank", lambda row: f"{row['rank_correlation']:.3f}"),
     ("parameters", "params", lambda row: f"{row['parameters'] / 1000:,.1f}k"),
@@ -32,6 +35,16 @@ CAPTION = (
 )
 
 
+WITHOUT_LABELS = ("agreement", "kl")  # columns that stand in for the accuracy if the test records have no labels
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, Any]]:
+    """Return the columns of the table that a row has a value for, as `(key, title, function that formats a row)`."""
+    labelled = any(row.get("accuracy") is not None for row in rows)
+    shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    return [column for column in shown if not (labelled and column[0] in WITHOUT_LABELS)]
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Make a table of the quality and the cost of every model, for a terminal with 80 columns.
 
@@ -40,7 +53,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     Args:
         rows: one dictionary of results for each model, such as `{"name": "student", "accuracy": 0.9}`.
     """
-    shown = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    shown = columns_of(rows)
     result = Table(
         box=SIMPLE_HEAD,
         show_edge=False,
@@ -59,26 +72,51 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return result
 
 
-def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+def sentence(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = None) -> str:
     """Return one sentence that compares the student's accuracy with that of the control and of the best teacher.
 
-    The control is the same student trained without a teacher.
+    The control is the same student trained without a teacher. Without labels, the sentence tells how well the student
+    matches its teacher.
 
     Args:
         rows: one dictionary of results for each model, such as `{"name": "student", "accuracy": 0.9}`.
+        pair: comparison of student and control on the test records, the fields of `PairedRecords`; None: not known.
     """
     by_name = {row["name"]: row for row in rows}
     student, control = by_name["student"], by_name.get("control")
     teachers = [row for row in rows if row["name"].startswith("teacher ")]
+    if "accuracy" not in student:
+        return _match(student)
     text = f"The student reaches {100 * student['accuracy']:.2f} %"
     if control:
         points = 100 * (student["accuracy"] - control["accuracy"])
-        text += (
-            f", {abs(points):.2f} points {'above' if points >= 0 else 'below'} the same network trained on labels alone"
-        )
-    if teachers:
-        best = max(teachers, key=lambda row: row["accuracy"])
+        side = "above" if points >= 0 else "below"
+        text += f", {abs(points):.2f} points {side} the same network trained on labels alone{_significance(pair)}"
+    if measured := [row for row in teachers if "accuracy" in row]:
+        best = max(measured, key=lambda row: row["accuracy"])
         share = student["parameters"] / best["parameters"]
         text += f"; its best teacher reaches {100 * best['accuracy']:.2f} %"
         text += f" and the student has {100 * share:.1f} % of its parameters"
     return text + "."
+
+
+def _significance(pair: Mapping[str, Any] | None) -> str:
+    """Return the part of the sentence that says whether a difference in accuracy is more than chance."""
+    if not pair:
+        return ""
+    verdict = "more than chance" if pair["p"] < 0.05 else "no more than chance may give"
+    p = f"p = {pair['p']:.3f}" if pair["p"] >= 0.001 else "p < 0.001"
+    interval = f"95 % interval {pair['low']:.2f} to {pair['high']:.2f}"
+    return f" ({verdict}: {interval}, McNemar's test on {pair['records']:,} test records, {p})"
+
+
+def _match(student: Mapping[str, Any]) -> str:
+    """Return the sentence about a student whose test records have no labels."""
+    if student.get("agreement") is not None:
+        shares = f"gives the teacher's answer on {100 * student['agreement']:.2f} % of the test records"
+        return f"The student {shares}, with a KL divergence of {student['kl']:.3f} nats from the teacher."
+    if student.get("similarity") is not None:
+        return (
+            f"The student's embeddings have a mean cosine similarity of {student['similarity']:.4f} with the teacher's."
+        )
+    return "The test records have no labels, and the student cannot be compared with a teacher."

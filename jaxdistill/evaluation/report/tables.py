@@ -42,7 +42,7 @@ QUALITY = (
     Column("parameters", "Parameters", count, -1, "weights and biases of the network"),
     Column("bytes", "Size", size, -1, "memory of parameters and state"),
     Column("flops", "FLOPs", count, -1, "floating point operations of one forward pass, per example"),
-    Column("latency_ms", "Latency (ms)", digits, -1, "time of one forward pass on this device"),
+    Column("latency_ms", "Latency (ms)", digits, -1, "time of one forward pass of one example on this device"),
 )
 
 TRANSFER = (
@@ -61,6 +61,7 @@ TRANSFER = (
         "Divergence of the student's probabilities from the teacher's; 0 is a perfect copy. "
         "It also depends on how confident the two networks are, so compare ECE too.",
     ),
+    Column("similarity", "Cosine similarity", decimal, 1, "Of the two models' embeddings; 1: the same direction."),
     Column(
         "agreement_on_errors",
         "Agreement on the teacher's errors (%)",
@@ -157,7 +158,10 @@ def quality_table(rows: list[Row], swatch: Callable[[str], Markup]) -> Markup:
     def cell(row: Row, column: Column) -> Markup:
         text = cell_text(row, column)
         wins = text == best[column] and role(row["name"]) != "teacher"
-        return element("td", element("strong", text) if wins else text, title=f"{column.title}: {row.get(column.key)}")
+        shown = element("strong", text) if wins else text
+        low_high = row.get("latency_range") if column.key == "latency_ms" else None
+        spread = element("small", f" {digits(low_high[0])}–{digits(low_high[1])}") if low_high else ""
+        return element("td", shown, spread, title=f"{column.title}: {row.get(column.key)}")
 
     head = element("tr", element("th", "Model", scope="col"), *(_head(column) for column in columns))
     return join((_scrolling(element("thead", head), element("tbody", *map(line, rows))), _key(columns)))
@@ -197,6 +201,33 @@ def transfer_table(rows: list[Row]) -> Markup:
 
     head = element("tr", *(element("th", name, scope="col") for name in ("Measure", *(row["name"] for row in rows))))
     return _scrolling(element("thead", head), element("tbody", *map(line, measures)), class_="measures")
+
+
+def confusion_table(counts: Sequence[Sequence[int]], names: Sequence[str], caption: str) -> Markup:
+    """Make an HTML table of a confusion matrix, in which the colour of a cell shows its share of the row.
+
+    Args:
+        counts: number of records of each class (row) with each prediction (column).
+        names: names of the classes; classes beyond them are called by their number.
+        caption: caption of the table.
+    """
+    named = lambda number: str(names[number]) if number < len(names) else str(number)
+
+    def line(number: int, row: Sequence[int]) -> Markup:
+        cells = (
+            element(
+                "td",
+                count or "·",
+                style=f"background: color-mix(in srgb, var({'--right' if place == number else '--wrong'}) "
+                f"{100 * count / max(1, sum(row)):.0f}%, transparent)",
+            )
+            for place, count in enumerate(row)
+        )
+        return element("tr", element("th", named(number), scope="row"), *cells)
+
+    head = element("tr", element("th", ""), *(element("th", named(place), scope="col") for place in range(len(counts))))
+    body = element("tbody", *(line(number, row) for number, row in enumerate(counts)))
+    return _scrolling(element("caption", caption), element("thead", head), body, class_="confusion")
 
 
 def plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:

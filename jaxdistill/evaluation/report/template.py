@@ -21,10 +21,11 @@ PAGE = """<!DOCTYPE html>
 
 CSS = """
 :root { --paper: #fff; --ink: #1c1e21; --faint: #5f6670; --line: #d9dce1;
-  --tint: #e3f2ea; --block: #f5f6f8; --shade: #0003; }
+  --tint: #e3f2ea; --block: #f5f6f8; --shade: #0003; --right: #57b894; --wrong: #e0875a; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #15171a; --ink: #e6e8eb; --faint: #9aa2ad; --line: #33383f;
-    --tint: #1d3a2c; --block: #1e2125; --shade: #fff3; }
+    --tint: #1d3a2c; --block: #1e2125; --shade: #fff3; --right: #2c7a5b; --wrong: #a3532b; }
+  figure svg { filter: invert(.92) hue-rotate(180deg); } /* charts are drawn dark on white */
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
@@ -38,7 +39,7 @@ h2 { margin: 2.5rem 0 .5rem; font-size: 1.2rem; }
 .scroll { overflow-x: auto; background: linear-gradient(to left, var(--paper) 1rem, transparent 2rem) right / 2rem 100%,
   linear-gradient(to left, var(--shade), transparent) right / .8rem 100%; background-repeat: no-repeat;
   background-attachment: local, scroll; width: fit-content; max-width: 100%; }
-.grid > .scroll { width: auto; }
+.grid > .scroll { width: auto; min-width: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; padding-left: 0; }
@@ -56,11 +57,15 @@ tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 8.5rem; max-
 .swatch { outline: 1px solid var(--line); }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 .grid.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); }
-figure { margin: 0; padding: .75rem; background: #fff; color: #1c1e21; border: 1px solid var(--line);
-  border-radius: .5rem; min-width: 0; }
+figure { margin: 0; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; }
-figcaption { color: #5f6670; overflow-wrap: anywhere; margin-bottom: .25rem; }
-figcaption b { color: #1c1e21; }
+figcaption { overflow-wrap: anywhere; margin-bottom: .25rem; }
+figcaption b { color: var(--ink); }
+.confusion td { text-align: center; padding: .25rem .5rem; }
+.confusion th { padding: .25rem .5rem; min-width: 0; }
+.example { border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; font-size: .85rem; min-width: 0; }
+.example img { width: 6rem; image-rendering: pixelated; display: block; margin-bottom: .5rem; }
+.example blockquote { margin: 0 0 .5rem; color: var(--faint); overflow-wrap: anywhere; }
 pre { background: var(--block); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem 1rem;
   overflow-x: auto; font-size: .85rem; line-height: 1.45; }
 .command { user-select: all; white-space: pre-wrap; overflow-wrap: anywhere; }

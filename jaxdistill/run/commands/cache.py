@@ -142,7 +142,7 @@ class _Writer:
         console.print(f"{self.teacher.name:>12}  {stream}: {rows} rows in {folder}")
 
     def _cost(self, folder: Path) -> dict[str, Any]:
-        """Return the teacher's parameters, FLOPs and latency; a resumed cache keeps the values that it began with."""
+        """Return the teacher's parameters and FLOPs; a resumed cache keeps the values that it began with."""
         try:
             return read_manifest(folder).about["cost"]
         except (StoreError, DamageError, KeyError):

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from jaxdistill.run import failures
+from jaxdistill.run import failures, presets
 from jaxdistill.run.config import Config, override, parse_changes
 from jaxdistill.run.config_files import load_config
 
@@ -46,16 +46,20 @@ def run_command(
         The exit code of `work`; or that of an error, which is printed in one line (see `failures.py`).
     """
     options, rest = parser.parse_known_args(argv)
-    loaded = lambda: override(load_config(options.config, options.trust_source), parse_changes(rest))
     folder = str(getattr(options, "workdir", "") or getattr(options, "out", ""))
-    return failures.run(lambda: work(options, loaded()), options.debug, folder)
+
+    def run() -> int | None:
+        options.config = options.config or presets.find(options.preset)
+        return work(options, override(load_config(options.config, options.trust_source), parse_changes(rest)))
+
+    return failures.run(run, options.debug, folder)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options with which a command loads its config: --config and --trust-source."""
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a Python file with get_config(), or the config.json of a run"
-    )
+    """Add the options with which a command loads its config: --config or --preset, and --trust-source."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", metavar="FILE", help="a Python file with get_config(), or the config.json of a run")
+    which.add_argument("--preset", metavar="NAME", help="a config that comes along; see jaxdistill list presets")
     parser.add_argument(
         "--trust-source",
         action="store_true",

@@ -159,8 +159,10 @@ def study_results(study: Study, all_runs: Sequence[Run]) -> dict[str, Any]:
         all_runs: all runs of the study; unfinished runs are left out.
     """
     measured: dict[str, dict[int, dict[str, float]]] = {run.arm: {} for run in all_runs}
-    provenance = {}
+    provenance: dict[str, Any] = {}
+    pages_of_runs: dict[str, dict[int, str]] = {run.arm: {} for run in all_runs}
     for run in all_runs:
+        pages_of_runs[run.arm][run.seed] = "/".join((*run.folder.parts[-2:], "report.html"))
         if results := finished_results(run.config, run.folder):
             (row,) = (row for row in results["rows"] if row["name"] == "student")
             values = results["log"] | row
@@ -172,6 +174,7 @@ def study_results(study: Study, all_runs: Sequence[Run]) -> dict[str, Any]:
         **about,
         "command": study.command_line,
         "runs": measured,
+        "pages": pages_of_runs,  # relative to the folder of the study
         "config": study.base.to_dict(),
         "provenance": provenance,
     }

@@ -1,14 +1,17 @@
 """Distil a student from its teachers, as described by a config."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config, describe
 from jaxdistill.run.config_files import source
 
 EPILOG = """
 examples:
+  jaxdistill train --preset text --workdir runs/one --config.data.name="table(path='mine.csv', text='a', label='b')"
   jaxdistill train --config configs/quickstart.py --workdir runs/one
   jaxdistill train --config configs/quickstart.py --workdir runs/two --config.steps=500 \\
       "--config.objective.kd.term=kd(temperature=linear(start=8, end=2))"
@@ -32,7 +35,12 @@ def parser() -> argparse.ArgumentParser:
     )
     train_parser = cli.parser("train", __doc__, EPILOG + keys)
     train_parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="folder for checkpoints, logs, results.json and report.html"
+        "--workdir", metavar="DIR", help="folder for checkpoints, logs, trained models, results.json and report.html"
+    )
+    train_parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check everything, say what would be trained, and stop",
     )
     return train_parser
 
@@ -45,8 +53,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
 
     def work(options: argparse.Namespace, config: Config) -> None:
-        from jaxdistill.run.launch import launch  # imports JAX, after the arguments and the config are checked
+        if not options.workdir and not options.check:
+            raise ConfigError("--workdir", "is missing. Name the folder of the run, such as --workdir runs/mine.")
+        from jaxdistill.run.launch import check, launch  # imports JAX, after the arguments and the config are checked
 
-        launch(config, options.workdir, source(options.config))
+        if options.check:
+            sys.stdout.write(check(config, options.workdir))
+        else:
+            launch(config, options.workdir, source(options.config))
 
     return cli.run_command(parser(), argv, work)

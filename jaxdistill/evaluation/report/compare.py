@@ -1,0 +1,109 @@
+"""Write the page that compares finished runs: results, differences of their configs, and links to their own pages."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdistill.evaluation.report import estimates, page, table, tables
+from jaxdistill.evaluation.report.markup import Markup, element, join
+from jaxdistill.evaluation.report.template import CSS, PAGE
+
+UNTOLD = ("logging.", "distributed.")  # keys that do not change a result
+
+
+class ComparedRun(NamedTuple):
+    """A run on a page that compares several.
+
+    folder: folder of the run
+    row: the row of the compared model in the run's result table
+    config: all keys of the run's config, by path
+    pair: comparison with the first run on the same test records, the fields of `PairedRecords`; None: not possible
+    title: title of the run
+    """
+
+    folder: str
+    row: Mapping[str, Any]
+    config: Mapping[str, str]
+    pair: Mapping[str, Any] | None
+    title: str
+
+
+def cells(runs: Sequence[ComparedRun]) -> list[list[str]]:
+    """Format the results of the runs as rows of text; the first row is the heading."""
+    rows = [run.row for run in runs]
+    shown = table.columns_of(rows)
+    compared = any(run.pair for run in runs)
+    over = ("over the first", "95 % interval", "p") if compared else ()
+    lines = [["run", *(title for _, title, _ in shown), *over]]
+    for run in runs:
+        values = ["-" if run.row.get(key) is None else form(run.row) for key, _, form in shown]
+        lines.append([Path(run.folder).name, *values, *(_difference(run.pair) if compared else ())])
+    return lines
+
+
+def _difference(pair: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if pair is None:
+        return "", "", ""
+    p = f"{pair['p']:.3f}" if pair["p"] >= 0.001 else "< 0.001"
+    return f"{pair['difference']:+.2f}", f"{pair['low']:.2f} to {pair['high']:.2f}", p
+
+
+def text_table(runs: Sequence[ComparedRun]) -> str:
+    """Return the results of the runs as a table for the terminal."""
+    rows = cells(runs)
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        numbers = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))
+        return "  ".join([row[0].ljust(widths[0]), *numbers]).rstrip()
+
+    return "\n".join(map(line, rows))
+
+
+def differences(runs: Sequence[ComparedRun]) -> list[list[str]]:
+    """Return the config keys in which the runs differ, with the value of each run; the first row is the heading."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith(UNTOLD))
+    unlike = [key for key in keys if len({run.config.get(key) for run in runs}) > 1]
+    heading = ["key", *(Path(run.folder).name for run in runs)]
+    return [heading, *([key, *(run.config.get(key, "–") for run in runs)] for key in unlike)]
+
+
+def render(runs: Sequence[ComparedRun], model: str, place: Path) -> str:
+    """Return the HTML page that compares runs.
+
+    Args:
+        runs: the runs; the others are compared with the first one.
+        model: name of the compared model, such as "student".
+        place: folder of the page, from which the links to the pages of the runs start.
+    """
+    heading, *lines = cells(runs)
+    keys, *unlike = differences(runs)
+    title = f"{len(runs)} runs compared: {model}"
+    note = (
+        "On held-out data. Differences are those of the accuracy, in points, to the first run, on the same test "
+        "records with McNemar's exact test; runs with other test records have none. One run of each does not show the "
+        "spread over seeds."
+    )
+    links = element("ul", *(element("li", _link(run, place)) for run in runs))
+    body = (
+        element("h1", title),
+        page.section("Results", join((_figure(runs), tables.plain_table(heading, lines))), note),
+        page.section("Where the configs differ", tables.plain_table(keys, unlike) if unlike else Markup()),
+        page.section("Pages of the runs", links),
+    )
+    return PAGE.format(title=element("title", title), css=CSS, body=join(body))
+
+
+def _link(run: ComparedRun, place: Path) -> Markup:
+    report = Path(run.folder).resolve() / "report.html"
+    return element("a", run.folder, href=os.path.relpath(report, place)) if report.is_file() else join((run.folder,))
+
+
+def _figure(runs: Sequence[ComparedRun]) -> Markup:
+    """Draw the accuracy of each run; without labels, nothing is drawn."""
+    values = [(Path(run.folder).name, 100 * run.row["accuracy"]) for run in runs if run.row.get("accuracy") is not None]
+    if len(values) < 2:
+        return Markup()
+    rows = [estimates.Estimate(name, (value,), value, value, value) for name, value in values]
+    return page.figure("Accuracy", "One run each.", estimates.figure(rows, rows[0].name, "accuracy (%)", None))

@@ -1,0 +1,42 @@
+"""Make one page of any finished runs: their results side by side, where their configs differ, links to their pages.
+
+jaxdistill compare RUN RUN ... --out FOLDER
+
+Prints a table of the students, and writes FOLDER/compare.html. Runs with the same test records are compared record by
+record with the first one (McNemar's test). For variants over several seeds use `jaxdistill sweep`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxdistill.run import failures
+from jaxdistill.run.commands.cli import add_debug_option
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command `jaxdistill compare`, which makes one page of several runs, and return its exit code.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="jaxdistill compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of finished runs")
+    parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="folder for compare.html")
+    parser.add_argument("--model", default="student", help="the model to compare: student, control or 'teacher NAME'")
+    add_debug_option(parser)
+    options = parser.parse_args(argv)
+
+    def work() -> int:
+        from jaxdistill.run.comparing import compare
+
+        sys.stdout.write(compare(options.runs, options.model, options.out))
+        return 0
+
+    return failures.run(work, options.debug, str(options.out))

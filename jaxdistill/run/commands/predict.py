@@ -1,0 +1,67 @@
+"""Use a trained model: write its predictions for all records of a file.
+
+jaxdistill predict RUN --input FILE --output FILE
+
+RUN is the folder of a run. The input is CSV, TSV, JSON lines, Parquet, npz or a folder of images; the columns that the
+model reads are those of its training data, unless --text, --image or --features name others. The output repeats the
+columns of the input, and adds `prediction` and `confidence`; in JSON lines, Parquet and npz also `probabilities`. A
+model without classes adds `embedding`, and a language model `nll` and `perplexity`.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxdistill.run import failures
+from jaxdistill.run.commands.cli import add_debug_option
+
+EPILOG = """
+examples:
+  jaxdistill predict runs/reviews --input new.csv --output predicted.csv
+  jaxdistill predict runs/reviews --model control --input new.jsonl --output predicted.jsonl --text body
+  jaxdistill predict runs/pets --input photos/ --output predicted.parquet
+"""
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command `jaxdistill predict`, which writes a model's predictions for a file, and return its exit code.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="jaxdistill predict",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    columns = lambda text: tuple(name for name in text.split(",") if name)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or of a model, such as RUN/student/hub")
+    parser.add_argument("--input", required=True, metavar="FILE", help="the records")
+    parser.add_argument("--output", required=True, metavar="FILE", type=Path, help="where the predictions are written")
+    parser.add_argument("--model", default="student", help="student, control, or teachers/NAME; default: student")
+    parser.add_argument("--text", default=(), metavar="COLUMN,...", type=columns, help="columns of texts")
+    parser.add_argument("--image", default=(), metavar="COLUMN", type=columns, help="column of images")
+    parser.add_argument("--features", default=(), metavar="COLUMN,...", type=columns, help="columns of numbers")
+    parser.add_argument("--encoding", default="utf-8", help="encoding of the input, such as latin-1; default: utf-8")
+    parser.add_argument("--trust-source", action="store_true", help="run the Python file that the run has kept")
+    add_debug_option(parser)
+    options = parser.parse_args(argv)
+
+    def work() -> int:
+        from jaxdistill.run.predict import load  # imports JAX, after the arguments are checked
+
+        predictor, start = load(options.run, options.model, options.trust_source), time.perf_counter()
+        from jaxdistill.export.prediction_files import predict_file
+
+        named = {"text": options.text, "image": options.image, "features": options.features}
+        chosen = {argument: names for argument, names in named.items() if names}
+        count = predict_file(predictor, options.input, options.output, chosen, options.encoding)
+        seconds = time.perf_counter() - start
+        sys.stdout.write(f"{count:,} records in {seconds:.1f} s; predictions are in {options.output}\n")
+        return 0
+
+    return failures.run(work, options.debug)

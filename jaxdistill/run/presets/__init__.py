@@ -1,0 +1,27 @@
+"""Configs for common tasks, which are named without a path: `jaxdistill train --preset text --config.data.name=...`.
+
+A preset is a config file with `get_config()`; the first line of its docstring is shown by `jaxdistill list presets`.
+"""
+
+from pathlib import Path
+
+from jaxdistill.core.errors import ConfigError, suggest
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Return the names of all presets."""
+    return sorted(file.stem for file in FOLDER.glob("*.py") if not file.stem.startswith("_"))
+
+
+def find(name: str) -> str:
+    """Return the path of a preset's config file; `NAME:WORD` gives `FILE:WORD`.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    stem, colon, word = name.partition(":")
+    if stem not in names():
+        raise ConfigError("--preset", f"unknown preset {stem!r}. {suggest(stem, names())}")
+    return f"{FOLDER / stem}.py{colon}{word}"

@@ -122,7 +122,7 @@ def write_log(folder: Path, term: str = "kd") -> None:
         loss = math.nan if step == 50 else 2.0 / (1 + step)
         terms = {
             f"terms/{term}": loss,
-            f"weights/{term}": 0.9 / step,
+            f"weights/{term}": 0.9 / (1 + step),
             f"temperature/{term}": 4.0 + step,
             "terms/ce": 3 * loss,
         }

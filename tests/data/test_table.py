@@ -1,0 +1,323 @@
+"""The data set `table`: every format gives the same records, splits are laws, and a wrong file is one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import runs
+from PIL import Image
+from pyarrow import parquet
+
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.data.datasets import open_records
+from jaxdistill.data.records import Records
+from jaxdistill.data.table import arrow_store
+
+WORDS = ("good", "bad", "fair")
+RECORDS = [{"text": f'say "{number}",\nand more', "kind": WORDS[number % 3], "n": number} for number in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def opened(spec: str, split: str = "train") -> Records:
+    return open_records(spec, split, "prepared", "data", "train")
+
+
+def everything(records: Records) -> dict[str, np.ndarray]:
+    return records.take(np.arange(len(records)))
+
+
+def refusal(spec: str, split: str = "train") -> ConfigError:
+    with pytest.raises(ConfigError) as error:
+        opened(spec, split)
+    assert "\n" not in error.value.message
+    return error.value
+
+
+def write_csv(file: Path, rows: list[dict[str, Any]] = RECORDS, delimiter: str = ",", encoding: str = "utf-8") -> None:
+    quoted = lambda value: '"' + str(value).replace('"', '""') + '"'
+    lines = [delimiter.join(rows[0]), *(delimiter.join(map(quoted, row.values())) for row in rows)]
+    file.write_text("\n".join(lines) + "\n", encoding=encoding)
+
+
+def write_lines(file: Path) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in RECORDS))
+
+
+def write_parquet(file: Path) -> None:
+    parquet.write_table(pa.Table.from_pylist(RECORDS), file, row_group_size=7)
+
+
+SPEC = "table(path='a.csv', text='text', label='kind')"
+
+FORMATS = {
+    "reviews.csv": write_csv,
+    "reviews.tsv": lambda file: write_csv(file, delimiter="\t"),
+    "reviews.jsonl": write_lines,
+    "reviews.parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_records(name):
+    FORMATS[name](Path(name))
+    whole = {
+        split: everything(opened(f"table(path={name!r}, text='text', label='kind')", split))
+        for split in ("train", "test")
+    }
+    found = {text: label for part in whole.values() for text, label in zip(part["text"], part["label"], strict=True)}
+    order = sorted(WORDS)
+    assert found == {row["text"]: order.index(row["kind"]) for row in RECORDS}
+    assert opened(f"table(path={name!r}, text='text', label='kind')").class_names == tuple(order)
+
+
+def test_a_compressed_file_is_read():
+    import gzip
+
+    write_csv(Path("reviews.csv"))
+    Path("more.csv.gz").write_bytes(gzip.compress(Path("reviews.csv").read_bytes()))
+    one, other = (opened(f"table(path={name!r}, text='text')") for name in ("reviews.csv", "more.csv.gz"))
+    assert everything(one)["text"].tolist() == everything(other)["text"].tolist()
+
+
+def test_another_encoding_can_be_named():
+    write_csv(Path("a.csv"), [{"text": "größer", "kind": word} for word in WORDS * 10], encoding="latin-1")
+    error = refusal(SPEC)
+    assert "is not written in utf-8" in error.message and "encoding='latin-1'" in error.message
+    assert (
+        everything(opened("table(path='a.csv', text='text', label='kind', encoding='latin-1')"))["text"][0] == "größer"
+    )
+
+
+def test_held_out_records_have_the_classes_of_all_and_none_is_in_both():
+    write_csv(Path("a.csv"))
+    spec = "table(path='a.csv', text='text', label='kind', test=0.25)"
+    train, test = everything(opened(spec)), everything(opened(spec, "test"))
+    assert np.bincount(test["label"]).tolist() == [5, 5, 5] and np.bincount(train["label"]).tolist() == [15, 15, 15]
+    assert not set(train["text"]) & set(test["text"])
+    again = everything(opened(spec, "test"))
+    assert again["text"].tolist() == test["text"].tolist()
+    other = everything(opened(spec.replace("0.25", "0.25, seed=1"), "test"))
+    assert other["text"].tolist() != test["text"].tolist()
+
+
+def test_a_class_of_one_record_is_trained_on():
+    write_csv(Path("a.csv"), [*RECORDS, {"text": "rare", "kind": "odd", "n": 0}])
+    spec = "table(path='a.csv', text='text', label='kind', test=0.5)"
+    assert "rare" in everything(opened(spec))["text"].tolist()
+
+
+def test_slices_and_sums_of_splits():
+    write_csv(Path("a.csv"))
+    spec = SPEC
+    assert [len(opened(spec, split)) for split in ("train", "train[:50%]", "train[10:]", "train+test")] == [
+        48,
+        24,
+        38,
+        60,
+    ]
+    first, rest = everything(opened(spec, "train[:10]")), everything(opened(spec, "train[10:]"))
+    assert [*first["text"], *rest["text"]] == everything(opened(spec))["text"].tolist()
+
+
+@pytest.mark.parametrize("split", ["trian", "train[", "train[5:5]", "validation"])
+def test_a_split_that_is_not_there_names_those_that_are(split):
+    write_csv(Path("a.csv"))
+    assert refusal(SPEC, split).path == "data.train"
+
+
+def test_a_file_for_each_split():
+    Path("data").mkdir()
+    write_csv(Path("data/train.csv"), RECORDS[:40])
+    write_csv(Path("data/test.csv"), RECORDS[40:])
+    for path in ("data", "data/{split}.csv"):
+        spec = f"table(path={path!r}, text='text', label='kind')"
+        assert (len(opened(spec)), len(opened(spec, "test"))) == (40, 20)
+    write_csv(Path("data/test.csv"), [{**RECORDS[0], "kind": "new"}])
+    error = refusal("table(path='data', text='text', label='kind')")
+    assert "the label 'new' does not occur in the training records" in error.message and "record 0" in error.message
+    write_csv(Path("data/test.tsv"), delimiter="\t")
+    assert "the split 'test' has two files" in refusal("table(path='data', text='text', label='kind')").message
+
+
+def test_records_without_a_label_are_a_split():
+    rows = [{**row, "kind": row["kind"] if row["n"] < 20 else ""} for row in RECORDS]
+    write_csv(Path("a.csv"), rows)
+    spec = SPEC
+    unlabelled = opened(spec, "unlabelled")
+    assert len(unlabelled) == 40 and set(everything(unlabelled)) == {"text"}
+    assert len(opened(spec)) + len(opened(spec, "test")) == 20
+    assert "label" not in everything(opened(spec, "train+unlabelled"))
+    Path("b").mkdir()
+    write_csv(Path("b/train.csv"), RECORDS)
+    write_csv(Path("b/test.csv"), rows)
+    assert (
+        "has no label, which a split other than 'train' needs"
+        in refusal("table(path='b', text='text', label='kind')").message
+    )
+
+
+def test_numbers_as_labels_are_ordered_by_value():
+    write_csv(Path("a.csv"), [{"text": str(n), "stars": (10, 2, 1)[n % 3]} for n in range(30)])
+    assert opened("table(path='a.csv', text='text', label='stars')").class_names == ("1", "2", "10")
+
+
+def test_a_pair_of_texts_keeps_its_names():
+    write_csv(Path("a.csv"))
+    assert {"text", "kind", "label"} > set(everything(opened("table(path='a.csv', text=('text', 'kind'))")))
+
+
+def test_numbers_become_vectors_and_arrays_stay_as_they_are():
+    write_csv(Path("a.csv"), [{"a": n, "b": n / 4, "y": n % 2} for n in range(20)])
+    vectors = everything(opened("table(path='a.csv', features=('a', 'b'), label='y')"))["image"]
+    assert vectors.dtype == np.float32 and vectors.shape == (16, 2)
+    assert np.all(vectors[:, 1] == vectors[:, 0] / 4)
+    pixels = np.arange(20 * 6, dtype=np.uint8).reshape(20, 2, 3)
+    np.savez("a.npz", x=pixels, y=np.arange(20) % 2)
+    found = everything(opened("table(path='a.npz', image='x', label='y')"))
+    assert found["image"].dtype == np.uint8 and found["image"].shape == (16, 2, 3, 1)
+    assert {row.tobytes() for row in found["image"]} < {row.tobytes() for row in pixels}
+    flat = everything(opened("table(path='a.npz', features='x', label='y')"))["image"]
+    assert flat.shape == (16, 6) and flat.dtype == np.float32
+
+
+def write_images(folder: Path, sizes: tuple[int, ...] = (8,)) -> None:
+    for shade, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for number in range(10):
+            size = sizes[number % len(sizes)]
+            Image.fromarray(np.full((size, size, 3), 100 * shade + number, np.uint8)).save(
+                folder / name / f"{number}.png"
+            )
+
+
+def test_a_folder_of_images_by_class():
+    write_images(Path("pets"))
+    found = opened("table(path='pets')")
+    assert found.class_names == ("cat", "dog") and everything(found)["image"].shape == (16, 8, 8, 3)
+    values = everything(found)
+    assert np.all((values["image"][:, 0, 0, 0] >= 100) == values["label"])
+    write_images(Path("split/train"))
+    write_images(Path("split/test"))
+    assert len(opened("table(path='split', channels=1)", "test")) == 20
+    Path("pets/cat/broken.png").write_bytes(b"no image")
+    assert "broken.png cannot be read as an image" in refusal("table(path='pets')").message
+
+
+def test_images_that_a_table_names():
+    write_images(Path("pets"))
+    write_csv(Path("pets.csv"), [{"file": f"pets/cat/{n}.png", "kind": n % 2} for n in range(10)])
+    assert everything(opened("table(path='pets.csv', image='file', label='kind')"))["image"].shape == (8, 8, 8, 3)
+    content = [{"picture": Path(f"pets/dog/{n}.png").read_bytes(), "kind": n % 2} for n in range(10)]
+    parquet.write_table(pa.Table.from_pylist(content), "pets.parquet")
+    assert everything(opened("table(path='pets.parquet', image='picture', label='kind')"))["image"].shape == (
+        8,
+        8,
+        8,
+        3,
+    )
+
+
+def test_a_changed_file_is_read_again_and_a_damaged_copy_is_made_again(capsys):
+    write_csv(Path("a.csv"))
+    spec = SPEC
+    before = everything(opened(spec))["text"].tolist()
+    (file,) = Path("prepared/tables").glob("*/train.arrow")
+    runs.flip(file, file.stat().st_size // 2)
+    assert everything(opened(spec))["text"].tolist() == before
+    assert "reading a.csv again" in capsys.readouterr().err
+    write_csv(Path("a.csv"), RECORDS[:30])
+    assert len(opened(spec)) == 24
+    assert opened(spec).fingerprint != opened(spec, "test").fingerprint
+
+
+BAD = {  # what is wrong: (the file's content, what the message says)
+    "an empty file": ("", "a.csv is empty"),
+    "a heading alone": ("text,kind\n", "a.csv has no records"),
+    "a column that is not there": ("words,kind\na,b\nc,d\n", "text='text' is no column of a.csv. Known: kind, words"),
+    "a broken line": ("text,kind\na,b\nc\nd,e\n", "Row #3: Expected 2 columns, got 1: c"),
+    "a column twice": ("text,text\na,b\n", "has two columns 'text'"),
+    "words and numbers": (
+        "text,kind\na,1\nb,good\nc,2\n",
+        "some labels are numbers and others are words (record 0, '1'",
+    ),
+    "half a label": ("text,kind\na,0.5\nb,1\n", "record 0: '0.5' is not a label: a word, or a whole number"),
+    "no label": ("text,kind\na,\nb,\n", "no record has a label. Leave the argument label out"),
+    "a label of its own": ("text,kind\n" + "".join(f"a,w{n}\n" for n in range(40)), "so they are no classes"),
+    "one record": ("text,kind\na,b\n", "too few records (1)"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_a_wrong_file_is_one_line_and_leaves_nothing(mistake):
+    content, said = BAD[mistake]
+    Path("a.csv").write_text(content)
+    error = refusal(SPEC)
+    assert error.path == "data.name" and said in error.message
+    if mistake != "one record":  # which can be read, and not divided
+        assert list(Path("prepared").rglob("*.arrow")) == []
+
+
+LINES = {
+    "no JSON": ('{"text": "a"}\n{"text": \n', "a.jsonl, line 2, is not JSON"),
+    "no object": ("[1]\n", "line 1, is not a JSON object"),
+    "no such key": ('{"text": "a"}\n{"words": "b"}\n', "line 2: there is no 'text'"),
+    "a number as text": ('{"text": "a"}\n{"text": 7}\n', "record 1: 'text' is 7, not a text"),
+    "no text": ('{"text": "a"}\n{"text": null}\n', "record 1: 'text' is missing"),
+}
+
+
+@pytest.mark.parametrize("mistake", LINES)
+def test_a_wrong_line_is_named(mistake):
+    content, said = LINES[mistake]
+    Path("a.jsonl").write_text(content)
+    assert said in refusal("table(path='a.jsonl', text='text')").message
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("table(path='none.csv', text='text')", "there is no such file or folder; "),
+        ("table(path='a.doc', text='text')", "unknown format '.doc'"),
+        ("table(path='a.csv')", "name the columns to learn from, as text=, image= or features="),
+        ("table(path='a.csv', text='text', test=1.5)", "test=1.5 must be between 0 and 1"),
+        ("table(path='a.csv', text='text', split='train')", "sets split, which is the key data.train"),
+        ("table(path='a.csv', text='text', folder='x')", "sets folder, which is the key data.folder"),
+        ("table(path='a.csv', features='text')", "record 0: 'text' is 'say"),
+        ("table(path='a.npz', features='x')", "all arrays must have one row for each record"),
+        ("table(path='b.npz', features='x')", "is not an npz file of plain arrays"),
+        ("table(path='broken.parquet', text='x')", "broken.parquet: "),
+        ("table(path='{split}.tsv', text='x')", "there is no 'train.tsv', for the training records"),
+    ],
+)
+def test_what_cannot_be_read_is_said(spec, said):
+    write_csv(Path("a.csv"))
+    Path("a.doc").touch()
+    np.savez("a.npz", x=np.zeros((3, 2)), y=np.zeros(4))
+    np.savez("b.npz", x=np.array([{}], dtype=object))
+    Path("broken.parquet").write_bytes(b"PAR1 nothing PAR1")
+    assert said in refusal(spec).message
+
+
+def test_a_hub_name_without_its_library_or_a_network_is_one_line():
+    message = refusal("table(path='nobody/nothing', text='text')").message
+    assert "jaxdistill[datasets]" in message or "cannot be loaded by datasets" in message
+
+
+def test_records_are_read_a_few_at_a_time(monkeypatch):
+    """A file larger than memory is never whole in it: what is read of the source is a chunk, and then a batch."""
+    write_parquet(Path("a.parquet"))
+    monkeypatch.setattr("jaxdistill.data.records.IN_MEMORY", 0)
+    taken: list[int] = []
+    take = arrow_store.ArrowFile.take
+    monkeypatch.setattr(arrow_store.ArrowFile, "take", lambda self, rows: taken.append(len(rows)) or take(self, rows))
+    records = opened("table(path='a.parquet', text='text', label='kind')")
+    assert not records.in_memory and max(taken) == 1
+    batch = records.take(np.array([7, 3, 41]))
+    assert batch["text"].tolist() == [everything(records)["text"][place] for place in (7, 3, 41)]

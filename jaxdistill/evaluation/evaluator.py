@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill.core.interfaces import Fusion, Model
-from jaxdistill.core.sums import PerRow, add
+from jaxdistill.core.sums import PerRow, add, values_at_labels
 from jaxdistill.core.types import NO_OUTPUTS, Array, Outputs, PyTree, Signals, Variables
 from jaxdistill.evaluation import metrics
 from jaxdistill.losses.term import mask_padding
@@ -62,6 +62,8 @@ def evaluator(
         dense, embeds = tuple(outputs.dense() for outputs in teacher_outputs), has_no_classes(out)
         logits = separate(out.dense().logits)
         results = {} if labels is None or embeds else _label_metrics(logits, labels, mask)
+        if logits.ndim == 3 and mask.ndim == 2 and labels is not None:
+            results[ANSWERS] = PerRow(text_answers(logits, labels, mask), (mask != 0).any(-1))
         if logits.ndim == mask.ndim + 1 == 2 and not embeds:
             results[ANSWERS] = PerRow(answers(logits) | ({} if labels is None else {"label": labels}), mask)
         if fusion is None or not _comparable(logits, dense):
@@ -93,6 +95,20 @@ def answers(logits: Array) -> dict[str, Array]:
     """
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
     return {"predicted": logits.argmax(-1), "confidence": jnp.exp(logp.max(-1))}
+
+
+def text_answers(logits: Array, labels: Array, mask: Array) -> dict[str, Array]:
+    """Return what a language model says of each row of tokens, `{"nll_sum": [rows], "tokens": [rows]}`.
+
+    `nll_sum` is the sum of the negative log-likelihoods of the row's tokens, in nats, and `tokens` their number.
+
+    Args:
+        logits: `[rows, length, vocabulary]`.
+        labels: the next token at each position, `[rows, length]`.
+        mask: not 0 for tokens that count, `[rows, length]`.
+    """
+    logp = values_at_labels(jax.nn.log_softmax(logits.astype(jnp.float32)), labels)
+    return {"nll_sum": jnp.where(mask != 0, -logp, 0.0).sum(-1), "tokens": (mask != 0).sum(-1)}
 
 
 def _label_metrics(logits: Array, labels: Array, mask: Array) -> dict[str, Any]:

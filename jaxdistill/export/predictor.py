@@ -21,10 +21,9 @@ from jaxdistill.data.stream import Batch, evaluation_batches
 from jaxdistill.data.table import images
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.data.text.tokens import Tokenization
-from jaxdistill.evaluation.evaluator import answers, separate
+from jaxdistill.evaluation.evaluator import answers, separate, text_answers
 from jaxdistill.export import model_folder
 from jaxdistill.export.model_folder import About
-from jaxdistill.losses.task.cross_entropy import softmax_cross_entropy
 from jaxdistill.models.abstract import has_no_classes
 from jaxdistill.models.build import build_model
 
@@ -133,13 +132,12 @@ class Predictor:
             if embeds:
                 return embedding
             if logits.ndim > 2:  # a language model
-                values = jnp.where(rows["mask"] > 0, softmax_cross_entropy(logits, rows["label"]), 0.0)
-                return {"nll_sum": values.sum(-1), "tokens": (rows["mask"] > 0).sum(-1)}
+                return text_answers(logits, rows["label"], rows["mask"])
             return {"probabilities": jax.nn.softmax(logits.astype(jnp.float32)), **embedding, **answers(logits)}
 
         return jax.jit(run)
 
-    def predict(self, records: Sequence[Any], batch_size: int | None = None) -> Predictions:
+    def predict(self, records: Sequence[Any] | np.ndarray, batch_size: int | None = None) -> Predictions:
         """Predict the classes of records, or compute their embeddings or the likelihood of texts.
 
         Args:
@@ -178,7 +176,7 @@ class Predictor:
             real = len(opened) - number * rows
             yield {name: np.asarray(x)[:real] for name, x in outputs.items()}
 
-    def _opened(self, records: Sequence[Any], first: int) -> tuple[Records, np.ndarray]:
+    def _opened(self, records: Sequence[Any] | np.ndarray, first: int) -> tuple[Records, np.ndarray]:
         """Return records in the form that batches are made from, checked and tokenised, and the record of each row."""
         dicts = [self._record(record, first + number) for number, record in enumerate(records)]
         stack = lambda part, numbers: CheckedStack(None, PATH)(part, [first + number for number in numbers])

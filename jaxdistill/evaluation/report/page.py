@@ -275,7 +275,7 @@ def calibration(results: Mapping[str, Any], styles: Mapping[str, figures.Style])
         "the area of a point the number of examples behind it."
     )
     measured = sorted((results.get("reliability") or {}).items(), key=lambda item: tables.rank(item[0]))
-    cards = (figure(name, "", figures.reliability(bins, styles[name])) for name, bins in measured)
+    cards = (figure(name, "", figures.reliability(bins, styles[name])) for name, bins in measured if bins)
     return section("Reliability", grid(*cards, small=True), note)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import resource
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,14 @@ def device_memory(devices: Iterable[Any]) -> int:
     return min((device.memory_stats() or {}).get("bytes_limit", 2**63) for device in local)
 
 
+def free_disk(folder: Path) -> int:
+    """Return the bytes that are free on the disk of a folder, which need not exist yet."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
 def size_of(tree: Any) -> int:
     """Return the bytes of all arrays, or shapes of arrays, in a pytree."""
     import jax
@@ -68,14 +77,15 @@ def size_of(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x.dtype, "itemsize"))
 
 
-def require(parts: Mapping[str, tuple[str, int]], available: int, cure: str) -> None:
-    """Check that memory suffices.
+def require(parts: Mapping[str, tuple[str, int]], available: int, cure: str, kind: str = "memory") -> None:
+    """Check that memory, or a disk, suffices.
 
     Args:
         parts: for each thing that needs memory: the config key that determines its size, and the bytes that it needs at
             least.
         available: the bytes that are available.
         cure: how to need less, a sentence.
+        kind: "memory", or "disk space".
 
     Raises:
         ConfigError: more is needed than available; the message has both numbers, and what needs most.
@@ -84,7 +94,7 @@ def require(parts: Mapping[str, tuple[str, int]], available: int, cure: str) -> 
     if total > available:
         most = max(parts, key=lambda name: parts[name][1])
         path, count = parts[most]
-        needs = f"needs at least {format_bytes(total)} of memory, {format_bytes(count)} of it for {most}"
+        needs = f"needs at least {format_bytes(total)} of {kind}, {format_bytes(count)} of it for {most}"
         raise ConfigError(path, f"{needs}, and {format_bytes(available)} are available. {cure}.")
 
 

@@ -20,7 +20,7 @@ from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batch, evaluation_batches
 from jaxdistill.data.table import images
 from jaxdistill.data.text import tokenizer as tokenizers
-from jaxdistill.data.text.tokens import Tokenization
+from jaxdistill.data.text.tokens import Tokenization, joined
 from jaxdistill.evaluation.evaluator import answers, separate, text_answers
 from jaxdistill.export import model_folder
 from jaxdistill.export.model_folder import About
@@ -185,9 +185,11 @@ class Predictor:
             return plain, np.arange(len(plain))
         loaded, columns = tokenizers.load(self.tokenization.file), plain.take(np.arange(len(plain)))
         if self.tokenization.labelled:
-            return Records(self.tokenization.encode(loaded, iter([columns])).columns, None), np.arange(len(plain))
+            encoded = joined(self.tokenization.encode(loaded, iter([columns])))
+            return Records(encoded.columns, None), np.arange(len(plain))
         texts = [{name: x[number : number + 1] for name, x in columns.items()} for number in range(len(plain))]
-        parts = [self.tokenization.encode(loaded, iter([text])).columns for text in texts]  # a text may need many rows
+        # a text may need many rows
+        parts = [joined(self.tokenization.encode(loaded, iter([text]))).columns for text in texts]
         owner = np.repeat(np.arange(len(parts)), [len(part["mask"]) for part in parts])
         return Records({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, None), owner
 

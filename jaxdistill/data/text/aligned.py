@@ -79,7 +79,7 @@ def aligned(
     files = tokenizers.find(student), tokenizers.find(teacher)
     lengths = check_length(length), check_length(teacher_length or length)
 
-    def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Tokenized:
+    def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Iterator[Tokenized]:
         pair = tokenizer, tokenizers.load(files[1])
         end_ids = [
             tokenizers.token_id(tok, token) for tok, token in zip(pair, (end, teacher_end), strict=True) if token
@@ -96,7 +96,7 @@ def aligned(
             cure = "choose other tokenizers or another field."
             raise ConfigError(PATH, f"the tokenizers find no token in the field {field!r} of any record; {cure}")
         columns, cut = pack_aligned(documents, *lengths)
-        return Tokenized(columns, sum(len(document.student) for document in documents), cut)
+        yield Tokenized(columns, sum(len(document.student) for document in documents), cut)
 
     def shared() -> SharedVocabulary:
         student_tokenizer, teacher_tokenizer = (tokenizers.load(file) for file in files)

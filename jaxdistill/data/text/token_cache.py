@@ -6,6 +6,7 @@ A folder is written elsewhere and renamed when complete, so that several process
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -21,10 +22,11 @@ import numpy as np
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import DamageError
-from jaxdistill.core.memory import host_memory, require
+from jaxdistill.core.memory import free_disk, host_memory, require
+from jaxdistill.data.progress import progress
 from jaxdistill.data.records import Records
 from jaxdistill.data.text import tokenizer
-from jaxdistill.data.text.tokens import Columns, Tokenization
+from jaxdistill.data.text.tokens import Columns, Tokenization, Tokenized, joined
 
 FORMAT = 1  # version of the cache format; a new number invalidates all folders
 CHUNK = 2048  # texts that are tokenised at once, on all cores
@@ -59,26 +61,29 @@ def tokenise(
             shutil.rmtree(aside, ignore_errors=True)
     records, loaded = open_records(), tokenizer.load(tokenization.file)
     message = f"Tokenising {title} with {tokenization.file}; this happens once.\n"
-    arrays = {f"the tokens of {len(records)} texts": (tokenizer.PATH, len(records) * tokenization.row_bytes)}
-    require(arrays, host_memory(), "Choose a smaller length, or fewer records")
-    tokenized = tokenization.encode(loaded, _chunks(records, message))
     about: dict[str, Any] = {
         "source": source,
         "tokenizer": str(tokenization.file),
         "sha256": sha,
         "spec": tokenization.spec,
         "texts": len(records),
-        "cut": tokenized.too_long,
-        "tokens": tokenized.tokens,
         "classes": records.classes if tokenization.labelled else None,  # else the classes are the vocabulary
         "class_names": records.class_names if tokenization.labelled else (),
         "vocabulary": tokenizer.vocabulary_size(loaded),
     }
+    for kind, texts, available in (
+        ("memory", min(CHUNK, len(records)), host_memory()),
+        ("disk space", len(records), free_disk(cache.parent)),
+    ):
+        arrays = {f"the tokens of {texts} texts": (tokenizer.PATH, texts * tokenization.row_bytes)}
+        require(arrays, available, "Choose a smaller length, or fewer records", kind)
+    chunks = -(-len(records) // CHUNK)
+    parts = lambda: tokenization.encode(loaded, progress(_chunks(records, message), f"Tokenising {title}", chunks))
     try:
-        _write_cache(cache, tokenized.columns, about)
+        _write_cache(cache, parts(), about)
         return _open_cache(cache)
-    except (OSError, DamageError):  # a read-only folder costs time, but must not stop the run
-        return _records(tokenized.columns, about)
+    except (OSError, DamageError):  # a read-only folder costs time and memory, but must not stop the run
+        return _records(joined(parts()).columns, about)
 
 
 def tokenizer_hash(tokenization: Tokenization) -> str:
@@ -117,22 +122,65 @@ def _chunks(records: Records, message: str) -> Iterator[Columns]:
         yield records.take(np.arange(first, last))
 
 
-def _write_cache(cache: Path, columns: Columns, about: dict[str, Any]) -> None:
+def _write_cache(cache: Path, parts: Iterator[Tokenized], about: dict[str, Any]) -> None:
+    """Write tokenised texts part by part, so that they need not fit into memory."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.parent) as temporary:
-        draft = Path(temporary, "whole")
+        draft, counts = Path(temporary, "whole"), {"tokens": 0, "cut": 0}
         draft.mkdir()
-        for field, column in columns.items():
-            file = draft / f"{field}.npy"
-            file.parent.mkdir(exist_ok=True)  # for fields such as teacher/input_ids
-            np.save(file, column, allow_pickle=False)
-        files = {field: seal.sha256(draft / f"{field}.npy") for field in columns}
-        seal.write(draft / "manifest.json", {**about, "fields": list(columns), "files": files})
+        with contextlib.ExitStack() as stack:
+            files: dict[str, ArrayFile] = {}
+            for part in parts:
+                for field, column in part.columns.items():
+                    if field not in files:
+                        (draft / f"{field}.npy").parent.mkdir(exist_ok=True)  # for fields such as teacher/input_ids
+                        files[field] = stack.enter_context(ArrayFile(draft / f"{field}.npy"))
+                    files[field].append(column)
+                counts = {"tokens": counts["tokens"] + part.tokens, "cut": counts["cut"] + part.too_long}
+        digests = {field: seal.sha256(draft / f"{field}.npy") for field in files}
+        seal.write(draft / "manifest.json", {**about, **counts, "fields": list(files), "files": digests})
         try:
             os.rename(draft, cache)
         except OSError:
             if not cache.is_dir():  # otherwise another process was faster, which is no error
                 raise
+
+
+class ArrayFile:
+    """A `.npy` file to which rows are appended; the number of rows is written into its heading at the end.
+
+    Args:
+        file: the file.
+    """
+
+    def __init__(self, file: Path):
+        self._stream, self._rows = file.open("wb"), 0
+        self._like: np.ndarray | None = None
+
+    def __enter__(self) -> "ArrayFile":
+        return self
+
+    def append(self, rows: np.ndarray) -> None:
+        """Append rows, `[rows, ...]`; all have the shape and dtype of the first ones."""
+        if self._like is None:
+            self._like = rows[:0]
+            self._stream.write(self._heading(0))
+        self._stream.write(np.ascontiguousarray(rows).tobytes())
+        self._rows += len(rows)
+
+    def _heading(self, rows: int) -> bytes:
+        """Return the heading of the file; NumPy gives it one size for any number of rows."""
+        assert self._like is not None
+        about = {"descr": np.lib.format.dtype_to_descr(self._like.dtype), "fortran_order": False}
+        buffer = io.BytesIO()
+        np.lib.format.write_array_header_1_0(buffer, {**about, "shape": (rows, *self._like.shape[1:])})
+        return buffer.getvalue()
+
+    def __exit__(self, *error: object) -> None:
+        if self._like is not None:
+            self._stream.seek(0)
+            self._stream.write(self._heading(self._rows))
+        self._stream.close()
 
 
 def _open_cache(cache: Path) -> Records:

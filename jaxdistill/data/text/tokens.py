@@ -4,7 +4,7 @@ Since all rows have one length, a run compiles once: sentences are truncated or 
 are cached on disk, see token_cache.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ TEACHER = "teacher/"  # prefix of the fields for a teacher with another tokenize
 
 
 class Tokenized(NamedTuple):
-    """Tokenised texts, as arrays whose rows are token sequences of one length.
+    """A part of the tokenised texts of a data set, as arrays whose rows are token sequences of one length.
 
     columns: the arrays, `{field: [rows, ...]}`
     tokens: number of the student's tokens, without padding
@@ -41,7 +41,7 @@ class Tokenization(NamedTuple):
 
     file: path of the student's tokenizer.json
     spec: a text with all other settings that affect the result, for the key of the token cache
-    encode: `(tokenizer, chunks of examples) -> Tokenized`, tokenises all examples
+    encode: `(tokenizer, chunks of examples) -> parts`, tokenises all examples; each part is a `Tokenized`
     labelled: True if a row is one example and keeps its label; False if the label at each position is the next token
     others: the tokenizer.json of each teacher with another tokenizer, by the prefix of the fields that this teacher
         reads
@@ -52,7 +52,7 @@ class Tokenization(NamedTuple):
 
     file: Path
     spec: str
-    encode: Callable[[Any, Iterator[Columns]], Tokenized]
+    encode: Callable[[Any, Iterator[Columns]], Iterator[Tokenized]]
     labelled: bool
     others: Mapping[str, Path] = MappingProxyType({})
     shared: Callable[[], SharedVocabulary] | None = None
@@ -85,21 +85,18 @@ def sentences(
     others = {TEACHER: tokenizers.find(teacher)} if teacher else {}
     lengths = {"": check_length(length)} | dict.fromkeys(others, check_length(teacher_length or length))
 
-    def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Tokenized:
+    def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Iterator[Tokenized]:
         by_prefix = {"": tokenizer} | {prefix: tokenizers.load(file) for prefix, file in others.items()}
         padding = {prefix: _set_length(tok, lengths[prefix], len(fields) == 2) for prefix, tok in by_prefix.items()}
-        parts, cut = [], 0
         for records in chunks:
             texts = [texts_of(records, field) for field in fields]
-            part = _other_fields(records)
+            part, cut = _other_fields(records), 0
             for prefix, tok in by_prefix.items():
                 encodings = tokenizers.encode(tok, texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
                 cut += sum(bool(encoding.overflowing) for encoding in encodings) if not prefix else 0
                 padded = _padded(encodings, lengths[prefix], padding[prefix], len(fields) == 2)
                 part |= {f"{prefix}{field}": values for field, values in padded.items()}
-            parts.append(part)
-        columns = {field: np.concatenate([part[field] for part in parts]) for field in parts[0]}
-        return Tokenized(columns, int(columns["attention_mask"].sum()), cut)
+            yield Tokenized(part, int(part["attention_mask"].sum()), cut)
 
     spec = f"sentences {length} {fields}" + (f" {lengths[TEACHER]}" if teacher else "")
     row_bytes = 4 * (1 + len(fields)) * sum(lengths.values())
@@ -149,19 +146,22 @@ def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", fie
         ValueError: there is no such tokenizer, or `length` is below 1.
     """
 
-    def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Tokenized:
+    def encode(tokenizer: Any, chunks: Iterator[Columns]) -> Iterator[Tokenized]:
         end_ids = [tokenizers.token_id(tokenizer, end)] if end else []
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        texts: list[np.ndarray] = []
+        packer, found = _Packer(length, pack), False
         for records in chunks:
             encodings = tokenizers.encode(tokenizer, texts_of(records, field), special=False)
-            texts += [np.array([*encoding.ids, *end_ids], np.int32) for encoding in encodings if encoding.ids]
-        if not texts:
+            texts = [np.array([*encoding.ids, *end_ids], np.int32) for encoding in encodings if encoding.ids]
+            packer.add(texts)
+            sizes = [len(text) for text in texts]
+            found = found or bool(texts)
+            yield Tokenized(packer.full_rows(), sum(sizes), sum(size > length for size in sizes))
+        if not found:
             cure = "choose another tokenizer or field."
             raise ConfigError(PATH, f"the tokenizer finds no token in the field {field!r} of any record; {cure}")
-        sizes = [len(text) for text in texts]
-        return Tokenized(pack_documents(texts, length, pack), sum(sizes), sum(size > length for size in sizes))
+        yield Tokenized(packer.last_rows(), 0, 0)
 
     spec = f"documents {check_length(length)} {pack} {end!r} {field!r}"
     row_bytes = 0 if pack else 16 * length
@@ -178,17 +178,80 @@ def pack_documents(texts: Sequence[np.ndarray], length: int, pack: bool) -> Colu
         length: tokens per row.
         pack: if true, a row may hold several documents; otherwise each document begins a new row.
     """
-    pad = lambda flat: np.pad(flat, (0, -len(flat) % length))
-    documents = [np.full(len(text), number, np.int32) for number, text in enumerate(texts, 1)]
-    if not pack:
-        texts, documents = [pad(text) for text in texts], [pad(document) for document in documents]
-    tokens, document = pad(np.concatenate(texts)), pad(np.concatenate(documents))
-    predicted = (document > 0) & (document == np.append(document[1:], 0))  # the next token is of the same document
-    label = np.where(predicted, np.append(tokens[1:], 0), 0).astype(np.int32)
-    fields = {"input_ids": tokens, "label": label, "mask": predicted.astype(np.float32), "segment_ids": document}
+    packer = _Packer(length, pack)
+    packer.add(texts)
+    return packer.last_rows()
+
+
+class _Packer:
+    """Divides documents into rows as they come: a row is complete when the token after it is known.
+
+    Args:
+        length: tokens per row.
+        pack: if true, a row may hold several documents; otherwise each document begins a new row.
+    """
+
+    def __init__(self, length: int, pack: bool):
+        self._length, self._pack, self._count = length, pack, 0
+        self._tokens: list[np.ndarray] = []
+        self._documents: list[np.ndarray] = []  # number of the document of each token, from 1; 0: padding
+
+    def add(self, texts: Sequence[np.ndarray]) -> None:
+        """Add documents, the token ids of each, `[tokens]` int32."""
+        for text in texts:
+            self._count += 1
+            padding = (0, 0 if self._pack else -len(text) % self._length)
+            self._tokens.append(np.pad(text, padding))
+            self._documents.append(np.pad(np.full(len(text), self._count, np.int32), padding))
+
+    def full_rows(self) -> Columns:
+        """Return the rows that are complete, perhaps none, and forget them."""
+        tokens, documents = self._flat()
+        end = max(0, (len(tokens) - 1) // self._length * self._length)  # the last token's label is not known yet
+        self._tokens, self._documents = [tokens[end:]], [documents[end:]]
+        return _rows(tokens[: end + 1], documents[: end + 1], self._length) if end else _rows(*_NOTHING, self._length)
+
+    def last_rows(self) -> Columns:
+        """Return all remaining rows; the last one is filled up with padding."""
+        tokens, documents = self._flat()
+        padding = (0, -len(tokens) % self._length + 1)  # and one token that stands for what follows
+        return _rows(np.pad(tokens, padding), np.pad(documents, padding), self._length)
+
+    def _flat(self) -> tuple[np.ndarray, np.ndarray]:
+        empty = np.zeros(0, np.int32)
+        return np.concatenate([empty, *self._tokens]), np.concatenate([empty, *self._documents])
+
+
+_NOTHING = np.zeros(1, np.int32), np.zeros(1, np.int32)
+
+
+def _rows(tokens: np.ndarray, documents: np.ndarray, length: int) -> Columns:
+    """Return the rows of a stream of tokens.
+
+    Args:
+        tokens: ids of the tokens of the rows, and of the token that follows, `[rows * length + 1]`.
+        documents: number of the document of each of these tokens, 0 for padding.
+        length: tokens per row.
+    """
+    document = documents[:-1]
+    predicted = (document > 0) & (document == documents[1:])  # the next token is of the same document
+    label = np.where(predicted, tokens[1:], 0).astype(np.int32)
+    fields = {
+        "input_ids": tokens[:-1],
+        "label": label,
+        "mask": predicted.astype(np.float32),
+        "segment_ids": document,
+    }
     rows = {field: flat.reshape(-1, length) for field, flat in fields.items()}
     document = rows["segment_ids"]
     return {**rows, "segment_ids": np.where(document > 0, document - document[:, :1] + 1, 0)}
+
+
+def joined(parts: Iterable[Tokenized]) -> Tokenized:
+    """Return the parts of tokenised texts as one, in memory."""
+    every = list(parts)
+    columns = {field: np.concatenate([part.columns[field] for part in every]) for field in every[0].columns}
+    return Tokenized(columns, sum(part.tokens for part in every), sum(part.too_long for part in every))
 
 
 def texts_of(records: Columns, field: str) -> list[str]:

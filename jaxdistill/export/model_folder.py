@@ -40,7 +40,8 @@ class About(NamedTuple):
         {"text": ["review"]}; empty: the data came from elsewhere
     channels: channels of decoded images, 1 or 3
     embeds: whether the model has no classes, and gives the embedding of its input
-    in_transformers: whether `config.json` and the names of the weights are those of transformers
+    hub_layout: whether the folder has the layout of Hugging Face, which `pretrained(FOLDER)` reads
+    in_transformers: whether transformers has the architecture too
     parts: own parts that the spec names, with their modules
     """
 
@@ -54,6 +55,7 @@ class About(NamedTuple):
     columns: dict[str, list[str]]
     channels: int
     embeds: bool
+    hub_layout: bool
     in_transformers: bool
     parts: dict[str, str]
 
@@ -149,10 +151,11 @@ def _gather(x: Array) -> np.ndarray:
 def is_complete(folder: Path) -> bool:
     """Return True if a folder holds a model, and no file that is needed has changed since it was written."""
     try:
-        seal.check_in_folder(*(folder / name for name in (ABOUT, WEIGHTS, CARD)))
-    except DamageError:
+        read_about(folder)
+        seal.check_in_folder(*(folder / name for name in (WEIGHTS, CARD)))
+    except (DamageError, FileNotFoundError):
         return False
-    return (folder / ABOUT).is_file() and (folder / seal.FOLDER_SEAL).is_file()
+    return (folder / seal.FOLDER_SEAL).is_file()
 
 
 def write_card(folder: Path, card: str) -> None:
@@ -171,6 +174,9 @@ def read_about(folder: Path) -> About:
     """
     seal.check_in_folder(folder / ABOUT)
     content = seal.read(folder / ABOUT, TYPES, required=True)
+    if missing := [name for name in About._fields if name not in content]:
+        cure = "repeat the command of the run, which writes it again"
+        raise DamageError(f"{folder / ABOUT} is of another version ({missing[0]!r} is missing); {cure}")
     inputs = {name: (tuple(shape), str(dtype)) for name, (shape, dtype) in content["inputs"].items()}
     return About(**{name: content[name] for name in About._fields} | {"inputs": inputs})
 

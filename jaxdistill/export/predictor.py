@@ -100,7 +100,7 @@ class Predictor:
     @cached_property
     def _model(self) -> Model:
         about = self.about
-        spec = f"pretrained({str(self.folder)!r})" if about.in_transformers else about.model
+        spec = f"pretrained({str(self.folder)!r})" if about.hub_layout else about.model
         try:
             return build_model(spec, "model", about.dtype)
         except ConfigError as error:

@@ -8,6 +8,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.types import Shapes
 from jaxdistill.data.image.processors import processor_config
 from jaxdistill.data.pipeline import Pipeline
+from jaxdistill.export.hugging_face import in_transformers
 from jaxdistill.export.model_folder import About, Extras
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run.config import Config
@@ -26,6 +27,7 @@ def about(config: Config, data: Pipeline, shapes: Shapes, embeds: bool) -> About
         embeds: whether the model has no classes, and gives the embedding of its input.
     """
     spec = config.student.model
+    form = architecture_of_spec(spec)
     augment = [text for text in config.data.augment if not registry.transforms.build(text, "data.augment").draws]
     fields = {name: (x.shape[1:], str(x.dtype)) for name, x in shapes.items() if name not in ("index", "label")}
     columns, channels = _columns(config.data.name)
@@ -40,7 +42,8 @@ def about(config: Config, data: Pipeline, shapes: Shapes, embeds: bool) -> About
         columns=columns,
         channels=channels,
         embeds=embeds,
-        in_transformers=architecture_of_spec(spec) is not None,
+        hub_layout=form is not None,
+        in_transformers=form is not None and in_transformers(form.family, form.arguments),
         parts=own_parts({"model": spec, "tokens": config.data.tokens, "transforms": augment}),
     )
 

@@ -21,6 +21,7 @@ from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.schedules import Horizon
 from jaxdistill.core.types import Shapes
 from jaxdistill.data.pipeline import Pipeline
+from jaxdistill.models.abstract import embeds
 from jaxdistill.parallel.mesh import build_mesh
 from jaxdistill.run.fill import filled
 from jaxdistill.run.parts import Components, build_components, build_parts
@@ -153,6 +154,8 @@ class Resolved:
         """
         for definition in self.definitions:
             if definition.kind == "control":
+                if embeds(self.student.parts.student, self.student.shapes["train"]):
+                    return {"control": "it learns from labels alone, and a model without classes reads none"}
                 for term, *_ in self._components(definition).terms.values():
                     stream = self.data.streams.get(term.stream)
                     if stream and "label" not in self.data.shapes[term.stream]:

@@ -13,7 +13,7 @@ from jaxdistill.core.memory import device_memory, require, size_of
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.losses.term import stateless
-from jaxdistill.models.abstract import abstract_outputs
+from jaxdistill.models.abstract import abstract_outputs, embeds
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run.views import KEY, StageView
 
@@ -21,8 +21,11 @@ from jaxdistill.run.views import KEY, StageView
 def student_has_the_classes(view: StageView) -> None:
     """Check that the student has as many classes as the labels of the data.
 
-    If the data set does not say how many classes its labels have, the student needs one for each label that occurs.
+    If the data set does not say how many classes its labels have, the student needs one for each label that occurs. A
+    model without classes, which embeds its input, does not read the labels.
     """
+    if embeds(view.parts.student, view.shapes["train"]):
+        return
     model, count = view.config.student.model, view.student.logits.shape[-1]
     _check_classes("student.model", model, view.student, view.data.classes)
     for name, description in {**view.data.descriptions, "test": view.data.test_description}.items():

@@ -20,8 +20,8 @@ help:
 	@echo "Your own run:   $(python) -m jaxdistill.main --config configs/quickstart.py --workdir runs/mine --config.seed=1"
 	@echo "With a GPU:     make install EXTRAS=test,lint,gpu     (other extras: tpu hf wandb)"
 
-demo: $(installed) ## distil a student on real images, in minutes on a laptop; results in runs/quickstart
-	$(python) -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart
+demo: $(installed) ## few labels, many texts: distil a small classifier in minutes on a laptop; results in runs/demo
+	$(python) -m jaxdistill.main train --preset demo --workdir runs/demo
 
 check: lint ## between two edits, in 90 seconds: style, types, imports, and the tests of pure functions
 	$(python) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(addprefix tests/,$(QUICK))

@@ -24,12 +24,12 @@ def launch(config: Config, workdir: str, source: str) -> None:
     distill.distill(config, workdir, source=source)
 
 
-def check(config: Config, workdir: str) -> str:
+def check(config: Config, workdir: str | None) -> str:
     """Check a config against every rule, without compiling anything, and say what a run of it would train.
 
     Args:
         config: a complete config.
-        workdir: folder of the run, which must be new or hold a run of the same config; empty: it is not checked.
+        workdir: folder of the run, which must be new or hold a run of the same config; None: it is not checked.
 
     Raises:
         ConfigError: the config breaks a rule.

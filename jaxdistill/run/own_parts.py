@@ -34,8 +34,8 @@ def registered_by_others() -> list[str]:
     return [f"{kind} {name} ({module})" for kind, name, module in every if not _is_ours(module)]
 
 
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == "jaxdistill"
+def _is_ours(module: str | None) -> bool:  # None: the code that registered the part was given to `exec`
+    return str(module).partition(".")[0] == "jaxdistill"
 
 
 def _texts(tree: Any) -> Iterator[str]:

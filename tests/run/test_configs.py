@@ -14,10 +14,12 @@ import spelt
 
 from jaxdistill import main
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.data.describe import Description
 from jaxdistill.data.splits import share_records
 from jaxdistill.data.text import tokenizer
 from jaxdistill.models import pretrained
 from jaxdistill.models.hub import locate
+from jaxdistill.run import fill, presets
 from jaxdistill.run.commands import cache, sweep, train, vocabulary
 from jaxdistill.run.commands import plan as planning
 from jaxdistill.run.config import override, parse_changes
@@ -114,6 +116,25 @@ def test_a_preset_is_sound(preset, world):
         assert teacher.cache == "" or parse_encoding(teacher.cache, name).folder
 
 
+@pytest.mark.parametrize("name", presets.names())
+def test_a_preset_that_comes_along_is_sound(name, world, monkeypatch):
+    monkeypatch.setattr(fill, "describe", lambda *_: Description(100, {}, 3, 30522))
+    config = load_config(presets.find(name))
+    assert config.title
+    resolved = resolve(config, jax.devices()[:1])
+    _ = resolved.definitions
+    assert "{classes}" not in str(resolved.config.to_dict()) and "{vocabulary}" not in str(resolved.config.to_dict())
+
+
+def test_a_placeholder_needs_what_the_data_know(monkeypatch):
+    monkeypatch.setattr(fill, "describe", lambda *_: Description(100, {}, None, None))
+    config = load_config(presets.find("features"))
+    with pytest.raises(ConfigError, match=r"^student.model: .* asks for \{classes\}, and the data have not labels"):
+        resolve(config, jax.devices()[:1])
+    with pytest.raises(ConfigError, match=r"^--preset: unknown preset 'txt'. Did you mean 'text'\?"):
+        presets.find("txt")
+
+
 PLAN = ahead.Plan({}, 1, {}, 0, None, ahead.Flops(0.0, 0), {}, "")
 DOCUMENTS = [runs.ROOT / "README.md", runs.ROOT / "Makefile", *CONFIGS]
 DOCUMENTS += [*(runs.ROOT / "experiments").rglob("*.md"), *(runs.ROOT / "tpu").glob("*.md")]
@@ -147,8 +168,9 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
     command = rest.pop(0) if module == "jaxdistill.main" and rest[0] in main.COMMANDS else "train"
     if module == "jaxdistill.main" and command == "train":
         known, more = train.parser().parse_known_args(rest)
-        if not known.config.startswith("runs/"):  # a config that an earlier command has left
-            override(load_config(known.config), parse_changes(more))
+        chosen = known.config or presets.find(known.preset)
+        if not chosen.startswith(("runs/", "mine.py")):  # a config that an earlier command, or the reader, has left
+            override(load_config(chosen), parse_changes(more))
     elif module == "jaxdistill.main" and command == "plan":
         assert planning.run(rest) == 0
         assert taken

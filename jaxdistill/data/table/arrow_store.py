@@ -5,6 +5,7 @@ FOLDER/table.json       sealed: checksums, shapes of arrays, names of the classe
 """
 
 import contextlib
+import mmap
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from jaxdistill.core.errors import DamageError
 
 Columns = dict[str, Any]  # the values of a few records: lists, or arrays [records, ...]
 MANIFEST = "table.json"
+RESIDENT = 2**27  # bytes of a mapped file that may stay in memory
 
 
 class Manifest(NamedTuple):
@@ -48,7 +50,10 @@ class ArrowFile:
         import pyarrow as pa
 
         self.nbytes = file.stat().st_size
-        self._reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        with file.open("rb") as stream:
+            self._mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._reader = pa.ipc.open_file(pa.py_buffer(self._mapped))
+        self._touched = 0  # bytes of the file that may be in memory
         self._shapes, self._places = shapes, np.asarray([*places, -1], np.int32)  # code -1: no label
         sizes = [self._reader.get_batch(number).num_rows for number in range(self._reader.num_record_batches)]
         self._ends = np.cumsum(sizes, dtype=np.int64)
@@ -70,10 +75,14 @@ class ArrowFile:
         owner = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(owner).tolist():
             batch, places = self._reader.get_batch(number), np.flatnonzero(owner == number)
+            self._touched += batch.nbytes
             local = rows[places] - (self._ends[number] - batch.num_rows)
             for name, values in self._columns(batch.take(local)).items():
                 for place, value in zip(places.tolist(), values, strict=True):
                     records[place][name] = value
+        if self._touched > RESIDENT:  # else a pass over a large file would count as memory of this process
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
         return records
 
     def _columns(self, batch: Any) -> Columns:

@@ -14,6 +14,10 @@ def _agreement_on_errors(row: Mapping[str, Any]) -> str:
     return f"{100 * share:.1f} %" if errors >= MIN_ERRORS else f"{share * errors:.0f} of {errors:.0f}"
 
 
+def _count(number: float) -> str:
+    return f"{number / 1e6:,.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k"
+
+
 COLUMNS = (
     ("accuracy", "acc %", lambda row: f"{100 * row['accuracy']:.2f}"),
     ("nll", "NLL", lambda row: f"{row['nll']:.3f}"),
@@ -24,7 +28,7 @@ COLUMNS = (
     ("similarity", "cosine", lambda row: f"{row['similarity']:.4f}"),
     ("agreement_on_errors", "errors", _agreement_on_errors),
     ("rank_correlation", "rank", lambda row: f"{row['rank_correlation']:.3f}"),
-    ("parameters", "params", lambda row: f"{row['parameters'] / 1000:,.1f}k"),
+    ("parameters", "params", lambda row: _count(row["parameters"])),
     ("bytes", "MB", lambda row: f"{row['bytes'] / 1e6:.2f}"),
     ("flops", "MFLOP", lambda row: f"{row['flops'] / 1e6:,.1f}"),
     ("latency_ms", "ms", lambda row: f"{row['latency_ms']:.2f}"),

@@ -25,6 +25,7 @@ from jaxdistill.core.packages import FetchError
 from jaxdistill.core.registry import datasets, parse, tokenizations
 from jaxdistill.data.builders import BUILDERS
 from jaxdistill.data.checks import CheckedStack
+from jaxdistill.data.progress import errors_only, quiet
 from jaxdistill.data.records import Records
 from jaxdistill.data.splits import SplitError
 from jaxdistill.data.text.token_cache import fingerprint, tokenise
@@ -185,7 +186,8 @@ def _registered_source(name: str, split: str, folder: Path, section: str, key: s
 
 def _builder(name: str, folder: Path, path: str) -> Any:
     try:
-        return _tfds(_base(name)).builder(name, data_dir=str(folder), file_format="array_record")
+        with errors_only():
+            return _tfds(_base(name)).builder(name, data_dir=str(folder), file_format="array_record")
     except Exception as error:  # assertions and lookups of foreign code: version, configuration, another file format
         reason = re.sub(r'^Failed to construct .*?}": ', "", one_line(error).rstrip("."))
         cure = "Correct its version or configuration, or choose another data.folder."
@@ -196,12 +198,15 @@ def _prepare(name: str, folder: Path, path: str) -> Any:
     """Return the builder of a data set, after preparing its files if they are missing."""
     _check_sealed(name, folder)
     builder = _builder(name, folder, path)
-    if builder.is_prepared():
+    with errors_only():
+        is_prepared = builder.is_prepared()
+    if is_prepared:
         _seal_prepared(Path(builder.data_dir))
         return builder
     sys.stderr.write(f"Preparing {name!r} in {folder}; this happens once.\n")
     try:
-        builder.download_and_prepare()
+        with quiet(f"Preparing {name!r}"):
+            builder.download_and_prepare()
     except FileExistsError:  # another process was faster
         return _builder(name, folder, path)
     except FetchError as error:

@@ -13,7 +13,7 @@ import difflib
 import functools
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -160,6 +160,7 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
         ConfigError: a key is unknown, or a value is of the wrong kind.
     """
     tree = config.to_dict()
+    new_entries: dict[str, list[str]] = {}  # section -> the entries that were there before
     for path, text in changes:
         *parents, last = path.split(".")
         schema: Any = SCHEMA
@@ -167,7 +168,8 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
         for number, name in enumerate(parents):
             section = ".".join(parents[: number + 1])
             if isinstance(schema, OpenSection):
-                _note_new_entry(section, name, node)
+                if name not in node:
+                    new_entries[section] = [*map(str, node)]
                 schema, node, place = schema.entry, node.setdefault(name, {}), _join(place, "NAME")
             elif isinstance(schema.get(name), Key):
                 raise ConfigError(section, f"{name!r} is a key, not a section; set it as --config.{section}=VALUE.")
@@ -183,13 +185,27 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, str]]) -> ConfigDi
             hint = _hint(place, path.rpartition(".")[0], last)
             raise ConfigError(path, f"unknown key {last!r}. {suggest(last, keys)}{hint}")
         node[last] = _read(schema[last], text, path)
+    for section, others in new_entries.items():
+        _check_new_entry(section, others, tree)
     return make(**tree)
 
 
-def _note_new_entry(section: str, name: str, entries: Mapping[str, Any]) -> None:
-    """Print a note if a change from the command line creates an entry whose name is almost that of another."""
-    close = difflib.get_close_matches(name, entries, n=1, cutoff=0.75)
-    if name not in entries and close and section.partition(".")[0] not in ("objective", "task"):  # losses name theirs
+def _check_new_entry(section: str, others: Sequence[str], tree: Mapping[str, Any]) -> None:
+    """Check an entry that changes from the command line have created; print a note if its name is almost another's.
+
+    Args:
+        section: path of the entry, such as "teachers.big".
+        others: names of the entries that were there before.
+        tree: the config with all changes, as nested dictionaries.
+
+    Raises:
+        ConfigError: the entry is a teacher without a model, so that the name of another teacher was probably meant.
+    """
+    kind, _, name = section.partition(".")
+    if kind == "teachers" and not tree["teachers"][name].get("model"):
+        raise ConfigError(section, f"there is no such teacher, and a new one needs a model. {suggest(name, others)}")
+    close = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
+    if close and kind not in ("objective", "task"):  # losses name theirs
         note(f"{section} is a new entry, beside {close[0]!r}; check its spelling")
 
 

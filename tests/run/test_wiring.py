@@ -242,7 +242,7 @@ def test_every_stream_has_an_order_and_an_augmentation_of_its_own():
 def test_cost_is_that_of_one_example():
     model = registry.models.build("mlp(widths=(32,), classes=10)", "")
     one = {name: x[:1] for name, x in ROWS.items()}
-    found = cost(model, Variables(*model.init(KEY, one)), one, repeats=2)
+    found = cost(model, Variables(*model.init(KEY, one)), one)
     products = 2 * (64 * 32 + 32 * 10)
     assert products <= found["flops"] <= 1.2 * products
     assert found["parameters"] == 64 * 32 + 32 + 32 * 10 + 10
@@ -253,7 +253,7 @@ def test_every_layer_of_a_scanned_stack_costs():
     one, found = {"input_ids": np.zeros((1, 16), np.int32)}, {}
     for options in ("scan_layers=False", "scan_layers=True", "scan_layers=True, remat='full'"):
         model = registry.models.build(f"decoder({sizes}, {options})", "")
-        found[options] = cost(model, Variables(*model.init(KEY, one)), one, repeats=1)["flops"]
+        found[options] = cost(model, Variables(*model.init(KEY, one)), one)["flops"]
     unrolled, *scanned = found.values()
     assert scanned == [pytest.approx(unrolled, rel=0.01)] * 2
 
@@ -261,7 +261,7 @@ def test_every_layer_of_a_scanned_stack_costs():
     logits = lambda v: model.apply(*v, one, train=False, key=KEY)[0].dense().logits
     with jax.set_mesh(mesh):  # as a run does before: JAX then keeps traces that name the mesh
         jax.eval_shape(logits, variables)
-    again = cost(model, jax.device_put(place(variables, mesh), jax.devices()[0]), one, repeats=1)
+    again = cost(model, jax.device_put(place(variables, mesh), jax.devices()[0]), one)
     assert again["flops"] == scanned[-1]
 
 

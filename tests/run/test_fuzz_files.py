@@ -12,6 +12,7 @@ import corpora
 import hypothesis
 import jax
 import numpy as np
+import own_files
 import parity
 import pytest
 import runs
@@ -164,6 +165,17 @@ KINDS = {
     ),
     "vocabulary.json": Kind(write_kept, lambda file: read_kept_tokens(str(file.parent)), sealed=True),
     "graph": Kind(write_a_graph, read_graph),
+    "own csv": Kind(own_files.write_csv, own_files.read_table),
+    "own json lines": Kind(own_files.write_lines, own_files.read_table),
+    "own parquet": Kind(own_files.write_parquet, own_files.read_table),
+    "own npz": Kind(own_files.write_npz, lambda file: own_files.read_table(file, "features='x', label='y'")),
+    "own image": Kind(own_files.write_image, lambda file: own_files.read_table(file.parents[1], "", file.parents[2])),
+    "copy of an own file": Kind(own_files.write_store, own_files.read_store, sealed=True),
+    "manifest of this copy": Kind(own_files.write_store_manifest, own_files.read_store, sealed=True),
+    "weights of a model": Kind(own_files.write_model, own_files.read_model, sealed=True),
+    "jaxdistill.json": Kind(
+        lambda folder: own_files.write_model(folder).with_name("jaxdistill.json"), own_files.read_model, sealed=True
+    ),
 }
 
 
@@ -219,7 +231,7 @@ def whole(tmp_path_factory):
         for name, kind in KINDS.items():
             folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
             file = kind.write(folder)
-            made[name] = (folder, file.name, file.read_bytes(), repr(kind.read(file)))
+            made[name] = (folder, file.relative_to(folder), file.read_bytes(), repr(kind.read(file)))
     return made
 
 

@@ -4,7 +4,6 @@ A chunk is `{column: values}`, with at most a few thousand records, so that a fi
 """
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import batched
 from pathlib import Path
@@ -168,9 +167,11 @@ def open_npz(file: Path, encoding: str) -> Opened:
         Problem: the file is damaged, holds Python objects, or its arrays differ in their number of rows.
     """
     try:
-        with np.load(file, allow_pickle=False) as source:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as source:
             arrays = {name: source[name] for name in source.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # foreign code: the zip archive, its compression, the headings of the arrays
         raise Problem(f"{file} is not an npz file of plain arrays ({one_line(error)[:160]}).") from None
     sizes = {name: array.shape[:1] for name, array in arrays.items()}
     if len(set(sizes.values())) != 1 or () in sizes.values():

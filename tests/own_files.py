@@ -1,0 +1,87 @@
+"""Files of a user's own, in every format that the data set `table` reads, for tests of damaged ones."""
+
+import io
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pyarrow import parquet
+
+from jaxdistill.core.types import Variables
+from jaxdistill.data.datasets import open_records
+from jaxdistill.export.model_folder import About, Extras, read_about, read_arrays, write
+
+ROWS = [{"text": f"text {n}", "label": ("a", "b")[n % 2]} for n in range(12)]
+TEXTS = "text='text', label='label'"
+
+
+def write_csv(folder: Path) -> Path:
+    lines = ["text,label", *(f'"{row["text"]}",{row["label"]}' for row in ROWS)]
+    (folder / "own.csv").write_text("\n".join(lines) + "\n")
+    return folder / "own.csv"
+
+
+def write_lines(folder: Path) -> Path:
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder / "own.jsonl"
+
+
+def write_parquet(folder: Path) -> Path:
+    parquet.write_table(pa.Table.from_pylist(ROWS), folder / "own.parquet")
+    return folder / "own.parquet"
+
+
+def write_npz(folder: Path) -> Path:
+    np.savez(folder / "own.npz", x=np.arange(24.0).reshape(12, 2), y=np.arange(12) % 2)
+    return folder / "own.npz"
+
+
+def write_image(folder: Path) -> Path:
+    for name in ("a", "b"):
+        (folder / "own" / name).mkdir(parents=True)
+        for number in range(3):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((4, 4, 3), 40 * number, np.uint8)).save(buffer, "PNG")
+            (folder / "own" / name / f"{number}.png").write_bytes(buffer.getvalue())
+    return folder / "own" / "a" / "0.png"
+
+
+def read_table(path: Path, columns: str = TEXTS, home: Path | None = None) -> object:
+    """Everything that is read of a file; a copy is kept in `prepared`, beside it."""
+    comma = ", " if columns else ""
+    spec = f"table(path={str(path)!r}{comma}{columns})"
+    records = open_records(spec, "train", (home or path.parent) / "prepared", "data", "train")
+    return {name: x.tolist() for name, x in records.take(np.arange(len(records))).items()}
+
+
+def write_store(folder: Path) -> Path:
+    """The copy that is kept of a CSV file."""
+    read_table(write_csv(folder))
+    (file,) = folder.glob("prepared/tables/*/train.arrow")
+    return file
+
+
+def read_store(file: Path) -> object:
+    """What is read of the CSV file, whose copy may be damaged."""
+    return read_table(file.parents[3] / "own.csv")
+
+
+def write_store_manifest(folder: Path) -> Path:
+    return write_store(folder).with_name("table.json")
+
+
+def write_model(folder: Path) -> Path:
+    inputs = {"image": ((2,), "float32")}
+    model = "mlp(widths=(4,), classes=2)"
+    about = About(model, "float32", inputs, "", [], ["a", "b"], 4, {}, 3, False, False, False, {})
+    values = Variables({"head/kernel": jnp.arange(8, dtype=jnp.float32).reshape(4, 2)}, {})
+    write(folder / "hub", about, Extras("", {}), values, "# A card\n")
+    return folder / "hub" / "model.safetensors"
+
+
+def read_model(file: Path) -> object:
+    arrays = read_arrays(file.parent)
+    return read_about(file.parent), {name: x.tolist() for name, x in arrays.params.items()}

@@ -25,7 +25,7 @@ import numpy as np
 from experiments.same.arrays import differences, saved
 
 ROOT = Path(__file__).parents[2]
-TIMED = {"latency_ms", "seconds"}  # of a row: they differ between two runs of one program
+TIMED = {"latency_ms", "latency_range", "seconds"}  # of a row: they differ between two runs of one program
 
 
 def start(folder: Path, words: list[str]) -> subprocess.Popen:

@@ -98,6 +98,12 @@ def _sha256_once(file: Path, size: int, modified: int) -> str:
     return sha256(file)
 
 
+def sha256_once(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes; a file that has not changed is read once in a process."""
+    stat = file.stat()
+    return _sha256_once(file.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
 def seal_file(file: Path, about: Mapping[str, Any]) -> None:
     """Write the seal of a data file beside it: a sealed JSON file with its SHA-256, and what the file belongs to.
 
@@ -149,7 +155,20 @@ def check_in_folder(*files: Path) -> None:
             continue
         if not file.is_file():
             raise DamageError(f"{file} is missing")
-        stat = file.stat()
-        if _sha256_once(file, stat.st_size, stat.st_mtime_ns) != digests[file.name]:
+        if sha256_once(file) != digests[file.name]:
             cure = f"if the change is meant, delete {file.parent / FOLDER_SEAL}"
             raise DamageError(f"{file} has changed since it was written (checksum differs); {cure}")
+
+
+def check_folder(folder: Path) -> None:
+    """Compare all files of a folder with its `seal.json`.
+
+    Raises:
+        FileNotFoundError: the folder has no seal.
+        DamageError: a file is missing or has changed, or the seal is damaged; the message names the first such file.
+    """
+    for name, digest in read(folder / FOLDER_SEAL, {"files": dict}, required=True)["files"].items():
+        if not (folder / name).is_file():
+            raise DamageError(f"{folder / name} is missing")
+        if sha256_once(folder / name) != digest:
+            raise DamageError(f"{folder / name} has changed since it was written (checksum differs)")

@@ -9,7 +9,7 @@ from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.image import images, processors
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batch, Batches, Transform, evaluation_batches, train_stream
-from jaxdistill.data.table import table
+from jaxdistill.data.table import dataset
 from jaxdistill.data.text import aligned, synthesis, tokens, words
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Transform",
     "aligned",
     "check_name",
+    "dataset",
     "describe",
     "evaluation_batches",
     "images",
@@ -27,7 +28,6 @@ __all__ = [
     "processors",
     "selection",
     "synthesis",
-    "table",
     "tokens",
     "train_stream",
     "words",

@@ -10,11 +10,12 @@ import functools
 import hashlib
 import importlib
 import inspect
+import io
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,6 @@ from jaxdistill.core.packages import FetchError
 from jaxdistill.core.registry import datasets, parse, tokenizations
 from jaxdistill.data.builders import BUILDERS
 from jaxdistill.data.checks import CheckedStack
-from jaxdistill.data.progress import errors_only, quiet
 from jaxdistill.data.records import Records
 from jaxdistill.data.splits import SplitError
 from jaxdistill.data.text.token_cache import fingerprint, tokenise
@@ -186,8 +186,7 @@ def _registered_source(name: str, split: str, folder: Path, section: str, key: s
 
 def _builder(name: str, folder: Path, path: str) -> Any:
     try:
-        with errors_only():
-            return _tfds(_base(name)).builder(name, data_dir=str(folder), file_format="array_record")
+        return _tfds(_base(name)).builder(name, data_dir=str(folder), file_format="array_record")
     except Exception as error:  # assertions and lookups of foreign code: version, configuration, another file format
         reason = re.sub(r'^Failed to construct .*?}": ', "", one_line(error).rstrip("."))
         cure = "Correct its version or configuration, or choose another data.folder."
@@ -198,14 +197,12 @@ def _prepare(name: str, folder: Path, path: str) -> Any:
     """Return the builder of a data set, after preparing its files if they are missing."""
     _check_sealed(name, folder)
     builder = _builder(name, folder, path)
-    with errors_only():
-        is_prepared = builder.is_prepared()
-    if is_prepared:
+    if builder.is_prepared():
         _seal_prepared(Path(builder.data_dir))
         return builder
     sys.stderr.write(f"Preparing {name!r} in {folder}; this happens once.\n")
     try:
-        with quiet(f"Preparing {name!r}"):
+        with _quiet(f"Preparing {name!r}"):
             builder.download_and_prepare()
     except FileExistsError:  # another process was faster
         return _builder(name, folder, path)
@@ -317,3 +314,25 @@ def _tfds(base: str) -> ModuleType:
 def _base(name: str) -> str:
     """Return the bare name of a data set: `my_data` for my_data(size=3), `glue` for glue/sst2 or glue:2.0.0."""
     return re.split(r"[(/:]", name)[0].strip()
+
+
+@contextlib.contextmanager
+def _quiet(title: str) -> Iterator[None]:
+    """Return a context manager in which TensorFlow Datasets writes nothing; in a terminal, a sign shows that it works.
+
+    Its bars and messages would fill a page. Errors are raised all the same.
+
+    Args:
+        title: what is being done.
+    """
+    import tensorflow_datasets as tfds
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    sign = console.status(title) if console.is_terminal else contextlib.nullcontext()
+    tfds.disable_progress_bar()
+    try:
+        with sign, contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()

@@ -12,7 +12,7 @@ from jaxdistill.core.types import Array, Variables
 from jaxdistill.evaluation.flops import flops
 from jaxdistill.parallel.mesh import make_mesh
 
-ROUNDS, SLICE = 15, 0.03  # how often each model has its turn, and the least seconds of a turn
+ROUNDS, SLICE = 50, 0.02  # how often each model has its turn, and the least seconds of a turn
 
 
 class Latency(NamedTuple):

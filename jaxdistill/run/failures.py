@@ -75,6 +75,7 @@ def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", s
         folder: folder that the command writes to, which also gets the traceback of a bug; empty: a temporary folder.
         stopped: exit code of a command that was stopped by a signal after its state was saved.
     """
+    logging.getLogger("absl").setLevel(logging.NOTSET if debug else logging.ERROR)  # TensorFlow Datasets' small talk
     for name in LOGS_OF_THREADS:
         change = logging.getLogger(name).removeFilter if debug else logging.getLogger(name).addFilter
         change(_has_no_traceback)

@@ -6,6 +6,7 @@ FOLDER/table.json       sealed: checksums, shapes of arrays, names of the classe
 
 import contextlib
 import mmap
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -111,7 +112,7 @@ def open_folder(folder: Path) -> tuple[Manifest, dict[str, ArrowFile]]:
     files = {}
     for split, digest in manifest.files.items():
         file = folder / f"{split}.arrow"
-        if not file.is_file() or seal.sha256(file) != digest:
+        if not file.is_file() or seal.sha256_once(file) != digest:
             raise DamageError(f"{file} is missing, or has changed since it was written")
         files[split] = ArrowFile(file, manifest.shapes[split], manifest.places)
     return manifest, files
@@ -148,6 +149,8 @@ def _arrow(name: str, values: Any) -> Any:
     if isinstance(values, np.ndarray):
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
+    if values and isinstance(values[0], bytes):
+        return pa.array(values, pa.large_binary())  # images of a chunk may have more than 2^31 bytes
     return pa.array(values, pa.int32() if name == "label" else None)
 
 
@@ -155,16 +158,23 @@ def _arrow(name: str, values: Any) -> Any:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Return a context manager with an empty folder, which gets the name `folder` when its block ends without an error.
 
-    An existing folder of this name is replaced.
+    If another process was faster, its folder stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    replaced = draft.with_name(f"{draft.name}.replaced")
-    try:
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
+        draft = Path(temporary, "whole")
+        draft.mkdir()
         yield draft
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(replaced)
-        draft.rename(folder)
-    finally:
-        for left in (draft, replaced):
-            shutil.rmtree(left, ignore_errors=True)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+
+
+def set_aside(folder: Path) -> None:
+    """Remove a damaged folder; another process may have done so."""
+    aside = folder.with_name(f"{folder.name}.damaged-{os.getpid()}")
+    with contextlib.suppress(OSError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,6 +1,7 @@
-"""What the columns of a user's file mean: texts, labels, images or numbers; check their values and convert them."""
+"""Check and convert the columns of a user's file: texts, labels, images or numbers."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,17 +42,17 @@ class Roles(NamedTuple):
 
 
 class Classes:
-    """The classes of a column of labels, in the order in which they are found; `finish` puts them into their order.
+    """The classes of a column of labels, found as the records are read; `finish` puts them into their order.
 
     Args:
-        names: names of the classes, if the file defines them for its numbers; empty: the values are the names.
+        names: names of the classes, if the file defines them for its numbers; empty: the labels are the names.
     """
 
     def __init__(self, names: Sequence[str] = ()):
         self._names = tuple(names)
         self._codes: dict[str, int] = {}
-        self._kinds: dict[str, str] = {}  # "number" or "word" -> where the first label of this kind stands
-        self.complete = False  # True: a label that was not found before is a mistake
+        self._first: dict[str, int] = {}  # label -> number of the first record that has it
+        self._complete = False  # True: a label that was not found before is a mistake
 
     def codes(self, values: Sequence[Any], first: int, file: object) -> list[int]:
         """Return a number for each label, in the order in which they are found; `UNLABELLED` for an empty one.
@@ -62,7 +63,7 @@ class Classes:
             file: the file, for error messages.
 
         Raises:
-            Problem: a value cannot be a label, or some labels are words and others numbers.
+            Problem: a value cannot be a label, or it does not occur in the training records.
         """
         return [self._code(value, number, file) for number, value in enumerate(values, first)]
 
@@ -71,76 +72,86 @@ class Classes:
         if name is None:
             problem = f"{_short(value)} is not a label: a word, or a whole number"
             raise Problem(f"{file}, record {number}: {problem}.")
+        if name and self._names:
+            name = self._defined_name(name, number, file)
         if not name:
             return UNLABELLED
-        if self._names:
-            name = self._defined_name(name, number, file)
-        if name not in self._codes and self.complete:
-            known = ", ".join(list(self._codes)[:20])
-            raise Problem(
-                f"{file}, record {number}: the label {name!r} does not occur in the training records ({known})."
+        if name not in self._codes and self._complete:
+            same = next(
+                (known for known in self._codes if _number(known) is not None and _number(known) == _number(name)), ""
             )
+            if not same:
+                known = ", ".join(list(self._codes)[:20])
+                raise Problem(
+                    f"{file}, record {number}: the label {name!r} does not occur in the training records ({known})."
+                )
+            name = same
         if name not in self._codes:
-            self._codes[name] = len(self._codes)
-            self._kinds.setdefault("number" if _is_whole(name) else "word", f"record {number}, {name!r}")
+            self._codes[name], self._first[name] = len(self._codes), number
         return self._codes[name]
 
     def _defined_name(self, name: str, number: int, file: object) -> str:
-        if not _is_whole(name) or not 0 <= int(name) < len(self._names):
+        """Return the name of a class that the file defines for a number; empty for -1, which stands for no label."""
+        if name == "-1":
+            return ""
+        if not name.isdigit() or int(name) >= len(self._names):
             raise Problem(f"{file}, record {number}: {name!r} is none of the {len(self._names)} classes of the file.")
         return self._names[int(name)]
 
     def finish(self, file: object, records: int) -> tuple[tuple[str, ...], list[int]]:
         """Return the names of all classes in order, and for each code of `codes` the number of its class.
 
-        Numbers are ordered by value and words by alphabet. A file that defines its classes keeps their order.
+        Whole numbers are ordered by value, and 1 and 1.0 are one class; words are ordered by alphabet. A file that
+        defines its classes keeps their order. From now on, other labels are mistakes.
 
         Raises:
             Problem: there are no labels; some are words and others numbers; or almost every record has its own.
         """
+        self._complete = True
         if not self._codes:
             raise Problem(f"{file}: no record has a label. Leave the argument label out.")
-        if len(self._kinds) > 1 and not self._names:
-            raise Problem(
-                f"{file}: some labels are numbers and others are words ({' and '.join(self._kinds.values())})."
-            )
+        numbers = {name: _number(name) for name in self._codes}
+        kinds = {name: "a number" if value is not None else "a word" for name, value in numbers.items()}
+        if len(set(kinds.values())) > 1 and not self._names:
+            places = {kind: f"record {self._first[name]} has {name!r}" for name, kind in reversed(kinds.items())}
+            raise Problem(f"{file}: some labels are numbers and others are words ({', '.join(places.values())}).")
         if len(self._codes) > max(20, records // 2):
             raise Problem(
                 f"{file}: {records} records have {len(self._codes)} different labels, so they are no classes."
             )
-        words = "word" in self._kinds
-        names = self._names or tuple(sorted(self._codes, key=None if words else int))
+        if not self._names and "a number" in kinds.values():
+            order = sorted({value for value in numbers.values() if value is not None})
+            return tuple(map(str, order)), [order.index(numbers[name] or 0) for name in self._codes]
+        names = self._names or tuple(sorted(self._codes))
         place = {name: number for number, name in enumerate(names)}
         return names, [place[name] for name in self._codes]
 
 
 def label_name(value: Any) -> str | None:
-    """Return the name of a label as a text; empty: there is no label; None: the value cannot be a label."""
+    """Return a label as a text; empty: there is no label; None: the value cannot be a label."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas writes whole numbers with a gap among them as floats
-    if isinstance(value, np.integer | np.bool_):
-        value = value.item()
     if not isinstance(value, str | int):
         return None
     text = str(value).strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if not number.is_integer():
-        return None
-    return str(int(number))
+    return None if re.fullmatch(r"[-+]?\d*\.\d*[1-9]\d*", text) else text
 
 
-def _is_whole(name: str) -> bool:
-    return name.removeprefix("-").isdigit()
+def _number(name: str) -> int | None:
+    """Return the value of a label that is a whole number, such as 7 or 7.0; None for a word, such as 007."""
+    match = re.fullmatch(r"(-?(?:0|[1-9]\d*))(?:\.0+)?", name)
+    return int(match[1]) if match else None
 
 
-def converted(chunks: Iterator[Chunk], roles: Roles, classes: Classes, file: object) -> Iterator[dict[str, Any]]:
+def converted(
+    chunks: Iterator[Chunk], roles: Roles, classes: Classes, file: object, first: int = 0
+) -> Iterator[dict[str, Any]]:
     """Yield chunks of a file as columns of one type each: texts, images, vectors, and codes of labels.
 
     Args:
@@ -148,11 +159,11 @@ def converted(chunks: Iterator[Chunk], roles: Roles, classes: Classes, file: obj
         roles: what its columns mean.
         classes: collects the classes of the labels.
         file: the file, for error messages.
+        first: number of the first record, for error messages.
 
     Raises:
         Problem: a value is of another type; the message names file, record and column.
     """
-    first = 0
     for chunk in chunks:
         count = len(next(iter(chunk.values())))
         columns: dict[str, Any] = {}

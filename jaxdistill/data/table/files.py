@@ -3,6 +3,7 @@
 A chunk is `{column: values}`, with at most a few thousand records, so that a file larger than memory can be read.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import batched
@@ -14,7 +15,7 @@ import numpy as np
 from jaxdistill.core.errors import one_line, suggest
 
 Chunk = dict[str, list[Any]]
-ROWS = 4096  # records of a chunk
+ROWS = 1024  # records of a chunk
 BLOCK = 2**24  # bytes of a CSV file that are parsed at once; a record may not be longer
 
 
@@ -70,29 +71,23 @@ def open_tsv(file: Path, encoding: str) -> Opened:
     return open_csv(file, encoding, "\t")
 
 
-class _arrow_problems:  # noqa: N801  (a context manager, used like a function)
-    """A context manager that turns an error of pyarrow about a file into a `Problem`, which names the line."""
+@contextlib.contextmanager
+def _arrow_problems(file: Path, encoding: str) -> Iterator[None]:
+    """Return a context manager that turns an error of pyarrow about a file into a `Problem`, which names the line."""
+    import pyarrow as pa
 
-    def __init__(self, file: Path, encoding: str):
-        self.file, self.encoding = file, encoding
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        import pyarrow as pa
-
-        if not isinstance(error, pa.ArrowException | UnicodeDecodeError | LookupError | OSError):
-            return
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, LookupError, OSError) as error:
         text = one_line(error)
         if "UTF8" in text or isinstance(error, UnicodeDecodeError):
             cure = "Name its encoding, such as encoding='latin-1'"
-            raise Problem(f"{self.file} is not written in {self.encoding} ({text[:160]}). {cure}.") from None
+            raise Problem(f"{file} is not written in {encoding} ({text[:160]}). {cure}.") from None
         if "Empty CSV file" in text:
-            raise Problem(f"{self.file} is empty.") from None
+            raise Problem(f"{file} is empty.") from None
         if isinstance(error, LookupError):
-            raise Problem(f"encoding={self.encoding!r} is unknown. Give a name such as 'utf-8' or 'latin-1'.") from None
-        raise Problem(f"{self.file}: {text[:300].rstrip('.')}. Correct the file.") from None
+            raise Problem(f"encoding={encoding!r} is unknown. Give a name such as 'utf-8' or 'latin-1'.") from None
+        raise Problem(f"{file}: {text[:300].rstrip('.')}. Correct the file.") from None
 
 
 def open_json_lines(file: Path, encoding: str) -> Opened:
@@ -102,25 +97,22 @@ def open_json_lines(file: Path, encoding: str) -> Opened:
         Problem: the file is empty, a line is no JSON object, or the text has another encoding.
     """
 
-    def objects() -> Iterator[tuple[int, dict[str, Any]]]:
+    def objects() -> Iterator[dict[str, Any]]:
         import pyarrow as pa
 
         with _arrow_problems(file, encoding), pa.input_stream(str(file), compression="detect") as stream:
             for number, line in enumerate(_lines(stream), 1):
                 if line.strip():
-                    yield number, _json_object(line.decode(encoding), file, number)
+                    yield _json_object(line.decode(encoding), file, number)
 
     def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
         for part in batched(objects(), ROWS):
-            for number, record in part:
-                if absent := [name for name in columns if name not in record]:
-                    raise Problem(f"{file}, line {number}: there is no {absent[0]!r}. Write null if it is unknown.")
-            yield {name: [record[name] for _, record in part] for name in columns}
+            yield {name: [record.get(name) for record in part] for name in columns}  # a key that is not there: null
 
     first = next(objects(), None)
     if first is None:
         raise Problem(f"{file} is empty.")
-    return Opened(tuple(first[1]), chunks)
+    return Opened(tuple(first), chunks)
 
 
 def _lines(stream: Any) -> Iterator[bytes]:
@@ -166,23 +158,28 @@ def open_npz(file: Path, encoding: str) -> Opened:
     Raises:
         Problem: the file is damaged, holds Python objects, or its arrays differ in their number of rows.
     """
+
+    def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
+        arrays = _npz_arrays(file, columns)
+        sizes = {name: array.shape[:1] for name, array in arrays.items()}
+        if len(set(sizes.values())) != 1 or () in sizes.values():
+            found = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+            raise Problem(f"{file}: all arrays must have one row for each record; found {found}.")
+        for start in range(0, len(arrays[columns[0]]), ROWS):
+            yield {name: _rows(arrays[name][start : start + ROWS]) for name in columns}
+
+    return Opened(tuple(_npz_arrays(file, ())), chunks)
+
+
+def _npz_arrays(file: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Return arrays of an npz file by name; without names, all names with None."""
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as source:
-            arrays = {name: source[name] for name in source.files}
+            return {name: source[name] for name in names} if names else dict.fromkeys(source.files)
     except MemoryError:
         raise
     except Exception as error:  # foreign code: the zip archive, its compression, the headings of the arrays
         raise Problem(f"{file} is not an npz file of plain arrays ({one_line(error)[:160]}).") from None
-    sizes = {name: array.shape[:1] for name, array in arrays.items()}
-    if len(set(sizes.values())) != 1 or () in sizes.values():
-        found = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-        raise Problem(f"{file}: all arrays must have one row for each record; found {found or 'none'}.")
-
-    def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
-        for start in range(0, len(arrays[columns[0]]), ROWS):
-            yield {name: _rows(arrays[name][start : start + ROWS]) for name in columns}
-
-    return Opened(tuple(arrays), chunks)
 
 
 def _rows(array: np.ndarray) -> list[Any]:

@@ -23,29 +23,37 @@ def open_folder(folder: Path) -> Opened:
         Problem: there are no such folders, or a class has no images.
     """
     classes = class_folders(folder)
-    listed = {place.name: _images(place) for place in classes}
+    listed = {place.name: files_in(place) for place in classes}
     if empty := [name for name, files in listed.items() if not files]:
         raise Problem(f"{folder / empty[0]} has no images ({', '.join(SUFFIXES)}).")
     rows = [(str(file.absolute()), name) for name, files in listed.items() for file in files]
+    return Opened((IMAGE, LABEL), lambda columns: _checked_chunks(rows))
 
-    def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
-        with ThreadPoolExecutor() as threads:
-            for start in range(0, len(rows), ROWS):
-                part = rows[start : start + ROWS]
-                for _ in threads.map(lambda row: decode(row[0], 3), part):
-                    pass
-                yield {IMAGE: [file for file, _ in part], LABEL: [name for _, name in part]}
 
-    return Opened((IMAGE, LABEL), chunks)
+def open_flat(folder: Path) -> Opened:
+    """Open a folder of images without classes, as a table with the column `image`. Every image is decoded once."""
+    rows = [(str(file.absolute()), "") for file in files_in(folder)]
+    chunks = lambda columns: ({IMAGE: chunk[IMAGE]} for chunk in _checked_chunks(rows))
+    return Opened((IMAGE,), chunks)
+
+
+def _checked_chunks(rows: Sequence[tuple[str, str]]) -> Iterator[Chunk]:
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            for _ in threads.map(lambda row: decode(row[0], 3), part):
+                pass
+            yield {IMAGE: [file for file, _ in part], LABEL: [name for _, name in part]}
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, in order, without hidden ones."""
-    return sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+    """Return the folders in a folder, in order, without hidden ones such as `.git` and `__MACOSX`."""
+    return sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith((".", "__")))
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+def files_in(folder: Path) -> list[Path]:
+    """Return the image files in a folder and in its folders, in order."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def decode(image: bytes | str, channels: int) -> np.ndarray:

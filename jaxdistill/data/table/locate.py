@@ -62,7 +62,7 @@ def _neighbours(place: Path) -> str:
 
 
 def _file(file: Path, encoding: str) -> Source:
-    return Source(str(file), lambda: open_file(file, encoding), lambda: seal.sha256(file))
+    return Source(str(file), lambda: open_file(file, encoding), lambda: seal.sha256_once(file))
 
 
 def _by_pattern(path: str, encoding: str) -> Mapping[str, Source]:
@@ -95,11 +95,16 @@ def _in_folder(folder: Path, encoding: str) -> Mapping[str, Source]:
             raise Problem(f"{folder} has no file for the split 'train', such as train.csv.")
         return {name: _file(file, encoding) for name, (file,) in files.items()}
     parts = {place.name: place for place in images.class_folders(folder)}
+    if not parts and images.files_in(folder):
+        return {TRAIN: Source(str(folder), lambda: images.open_flat(folder), lambda: _listing_hash(folder))}
     if not parts:
         raise Problem(
             f"{folder} has neither a file for a split, such as train.csv, nor a folder of images for a class."
         )
-    if TRAIN in parts and set(parts) <= set(SPLITS):
+    if TRAIN in parts and (others := sorted(set(parts) - set(SPLITS))):
+        known = ", ".join(SPLITS)
+        raise Problem(f"{folder} has the folder {others[0]!r} beside 'train', which is no split. Splits are {known}.")
+    if TRAIN in parts:
         return {name: _images(place) for name, place in parts.items()}
     return {TRAIN: _images(folder)}
 

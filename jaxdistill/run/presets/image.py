@@ -9,7 +9,7 @@ Hinton, Vinyals and Dean, 2015 (arxiv.org/abs/1503.02531). Cost: 3 to 6 minutes 
 
 from jaxdistill import make
 
-AUGMENT = ("resize(size=(32, 32))", "shift(pixels=3)")
+AUGMENT = ("resize(size=32)", "shift(pixels=3)")
 
 
 def get_config():

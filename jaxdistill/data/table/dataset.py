@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.memory import free_disk, require
 from jaxdistill.core.registry import datasets
 from jaxdistill.data.progress import progress
 from jaxdistill.data.splits import select_rows
@@ -25,6 +26,7 @@ from jaxdistill.data.table.files import Opened, Problem, require_columns
 from jaxdistill.data.table.locate import TEST, TRAIN, UNLABELLED, Source, locate
 
 FORMAT = 1  # version of the files; a new number makes them anew
+FOLDER_ROLES = Roles((), images.LABEL, images.IMAGE, ())  # of a folder of images by class
 
 
 @datasets.register
@@ -53,7 +55,7 @@ def table(
     Words and numbers may be labels; their names appear in tables, on the page and in the exported model. Records whose
     label is empty are the split `unlabelled`, which can be distilled: a teacher needs no labels. Without `label`, no
     record has one, and models are compared with the teacher alone. The files are read once, into the folder of prepared
-    data, and never need to fit into memory.
+    data, and need not fit into memory; only the arrays of an npz file must.
 
     Args:
         split: split of the records, from the config, such as `train` or `train[:80%]`.
@@ -83,17 +85,49 @@ def table(
     sources = locate(path, encoding)
     opened = {name: source.open() for name, source in sources.items()}
     roles = _complete(roles, opened[TRAIN], sources[TRAIN].place)
-    manifest, files = _stored(sources, opened, roles, folder)
+    contents = {name: source.fingerprint() for name, source in sources.items()}
+    manifest, files = _stored(sources, opened, roles, contents, folder)
     parts = _splits(files, roles, test, seed, sources)
     chosen = [(name, np.asarray(rows)) for name, rows in select_rows(split, {n: len(r) for n, (_, r) in parts.items()})]
-    rows = [(parts[name][0], parts[name][1][numbers]) for name, numbers in chosen]
-    labelled = bool(roles.label) and all(name != UNLABELLED for name, _ in chosen)
-    about = json.dumps([FORMAT, manifest.files, chosen[0][0], split, test, seed, channels])
-    fingerprint = hashlib.sha256(about.encode()).hexdigest()
+    rows = [(files[parts[name][0]], parts[name][1][numbers]) for name, numbers in chosen]
+    places = {name: sources[parts[name][0]].place for name, _ in chosen}
+    labelled = all([_labelled(file, part, places[name]) for (name, _), (file, part) in zip(chosen, rows, strict=True)])
     base = Path(sources[TRAIN].place).expanduser().parent
-    return Rows(
-        [(files[name], numbers) for name, numbers in rows], manifest.classes, labelled, fingerprint, base, channels
-    )
+    about = [FORMAT, contents, roles, manifest.classes, split, test, seed, channels, _images_hash(rows, roles, base)]
+    fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    return Rows(rows, manifest.classes, labelled, fingerprint, base, channels)
+
+
+def _labelled(file: ArrowFile, rows: np.ndarray, place: str) -> bool:
+    """Return whether the records of a split have labels.
+
+    Raises:
+        Problem: some have one, and others have none.
+    """
+    classes = file.labels()
+    empty = np.flatnonzero(classes[rows] < 0) if classes is not None else rows
+    if len(empty) not in (0, len(rows)):
+        raise Problem(
+            f"{place}: record {rows[empty[0]]} has no label, and others have one. Label all, or leave it out."
+        )
+    return not len(empty)
+
+
+def _images_hash(parts: Sequence[tuple[ArrowFile, np.ndarray]], roles: Roles, base: Path) -> str:
+    """Return a hash of size and time of change of the image files that a column names; empty: there is no such column.
+
+    A folder of images has its own fingerprint.
+    """
+    if not roles.image or roles._replace(label=images.LABEL) == FOLDER_ROLES:
+        return ""
+    digest = hashlib.sha256()
+    for file, rows in parts:
+        for start in range(0, len(rows), 4096):
+            for record in file.take(rows[start : start + 4096]):
+                if isinstance(record["image"], str):
+                    stat = (base / Path(record["image"]).expanduser()).stat()
+                    digest.update(f"{record['image']} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def _complete(roles: Roles, opened: Opened, place: str) -> Roles:
@@ -102,8 +136,10 @@ def _complete(roles: Roles, opened: Opened, place: str) -> Roles:
     Raises:
         Problem: a column is not there, or no column is named that a model could read.
     """
-    if opened.columns == (images.IMAGE, images.LABEL) and not any(roles.named()):
-        return Roles((), images.LABEL, images.IMAGE, ())
+    if not any(roles.named()) and opened.columns == (images.IMAGE, images.LABEL):
+        return FOLDER_ROLES
+    if not any(roles.named()) and opened.columns == (images.IMAGE,):
+        return FOLDER_ROLES._replace(label="")
     require_columns(opened, roles.named(), place)
     if not (roles.text or roles.image or roles.features):
         known = ", ".join(opened.columns)
@@ -114,15 +150,14 @@ def _complete(roles: Roles, opened: Opened, place: str) -> Roles:
 
 
 def _stored(
-    sources: Mapping[str, Source], opened: Mapping[str, Opened], roles: Roles, folder: Path
+    sources: Mapping[str, Source], opened: Mapping[str, Opened], roles: Roles, contents: Mapping[str, str], folder: Path
 ) -> tuple[Manifest, dict[str, ArrowFile]]:
     """Return the records as Arrow files: those that an earlier run has written, if the sources are the same.
 
     Raises:
         Problem: a source cannot be read, or has a wrong value.
-        ConfigError: the folder of prepared data cannot be written.
+        ConfigError: the folder of prepared data cannot be written, or its disk is too small.
     """
-    contents = {name: source.fingerprint() for name, source in sources.items()}
     key = hashlib.sha256(json.dumps([FORMAT, contents, roles]).encode()).hexdigest()[:16]
     place = folder / "tables" / key
     try:
@@ -131,6 +166,10 @@ def _stored(
         pass
     except DamageError as error:
         sys.stderr.write(f"note: {error}; reading {sources[TRAIN].place} again\n")
+        arrow_store.set_aside(place)
+    files = [Path(source.place) for source in sources.values()]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    require({f"a copy of {files[0]}": ("data.folder", size)}, free_disk(place), "Choose another folder", "disk space")
     try:
         with arrow_store.new_folder(place) as draft:
             _write(draft, sources, opened, roles)
@@ -140,12 +179,16 @@ def _stored(
 
 
 def _write(draft: Path, sources: Mapping[str, Source], opened: Mapping[str, Opened], roles: Roles) -> None:
-    """Write the records of all splits as Arrow files, the training records first: their labels define the classes."""
+    """Write the records of all splits as Arrow files, the training records first: their labels define the classes.
+
+    Other splits may lack the column of the labels.
+    """
     classes = Classes(opened[TRAIN].class_names.get(roles.label, ()))
     shapes, total, begin = {}, 0, time.perf_counter()
     for split in sorted(sources, key=lambda name: name != TRAIN):
         place, file = sources[split].place, draft / f"{split}.arrow"
-        wanted = roles._replace(label="") if split == UNLABELLED else roles
+        unlabelled = split == UNLABELLED or (split != TRAIN and roles.label not in opened[split].columns)
+        wanted = roles._replace(label="") if unlabelled else roles
         require_columns(opened[split], wanted.named(), place)
         chunks = progress(opened[split].chunks(wanted.columns()), f"Reading {place}")
         count, shapes[split] = arrow_store.write_file(file, converted(chunks, wanted, classes, place))
@@ -154,7 +197,6 @@ def _write(draft: Path, sources: Mapping[str, Source], opened: Mapping[str, Open
         total += count
         if split == TRAIN:
             names, places = classes.finish(place, count) if roles.label else ((), [])
-            classes.complete = True
     files = {split: seal.sha256(draft / f"{split}.arrow") for split in sources}
     manifest = Manifest(files, shapes, list(names), places)
     seal.write(draft / arrow_store.MANIFEST, manifest._asdict())
@@ -171,24 +213,20 @@ def _splits(
     """Return the splits: those with files of their own, and those that are taken from the training records.
 
     Raises:
-        Problem: a test record has no label, or there are too few records to hold some out.
+        Problem: training records without labels have no place, or there are too few records to hold some out.
     """
-    parts: Parts = {}
-    for split, file in files.items():
-        classes, rows = file.labels(), np.arange(len(file))
-        if classes is None or split == UNLABELLED:
-            parts[split] = split, rows
-            continue
-        empty = np.flatnonzero(classes < 0)
-        if split != TRAIN and len(empty):
-            problem = f"record {empty[0]} has no label, which a split other than 'train' needs"
-            raise Problem(f"{sources[split].place}: {problem}.")
-        parts[split] = split, rows[classes >= 0]
-        if len(empty) and UNLABELLED not in files:
-            parts[UNLABELLED] = split, empty
+    parts: Parts = {split: (split, np.arange(len(file))) for split, file in files.items()}
+    classes, (name, rows) = files[TRAIN].labels(), parts[TRAIN]
+    if classes is not None and (classes < 0).any():
+        if UNLABELLED in files:
+            problem = (
+                f"record {int(np.argmax(classes < 0))} has no label, and there is a file for the split 'unlabelled'"
+            )
+            raise Problem(f"{sources[TRAIN].place}: {problem}. Move such records there.")
+        parts[UNLABELLED] = TRAIN, rows[classes < 0]
+        rows = rows[classes >= 0]
+        parts[TRAIN] = TRAIN, rows
     if TEST not in files:
-        name, rows = parts[TRAIN]
-        classes = files[TRAIN].labels()
         held_out = _held_out(np.zeros(len(rows), int) if classes is None else classes[rows], test, seed)
         if held_out.all() or not held_out.any():
             place = sources[TRAIN].place

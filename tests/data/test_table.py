@@ -157,15 +157,52 @@ def test_records_without_a_label_are_a_split():
     Path("b").mkdir()
     write_csv(Path("b/train.csv"), RECORDS)
     write_csv(Path("b/test.csv"), rows)
-    assert (
-        "has no label, which a split other than 'train' needs"
-        in refusal("table(path='b', text='text', label='kind')").message
-    )
+    both = "table(path='b', text='text', label='kind')"
+    assert len(opened(both)) == 60
+    assert "record 20 has no label, and others have one" in refusal(both, "test").message
+    write_csv(Path("b/test.csv"), [{"text": row["text"]} for row in RECORDS])  # as competitions give it
+    assert set(everything(opened(both, "test"))) == {"text"}
+    write_csv(Path("b/unlabelled.csv"), RECORDS)
+    write_csv(Path("b/train.csv"), rows)
+    assert "Move it to the file of the split 'unlabelled'" in refusal(both).message
 
 
 def test_numbers_as_labels_are_ordered_by_value():
     write_csv(Path("a.csv"), [{"text": str(n), "stars": (10, 2, 1)[n % 3]} for n in range(30)])
     assert opened("table(path='a.csv', text='text', label='stars')").class_names == ("1", "2", "10")
+
+
+def test_labels_of_words_stay_as_they_are_written():
+    write_csv(Path("a.csv"), [{"text": str(n), "code": ("007", "7", "nan", "Inf")[n % 4]} for n in range(40)])
+    spec = "table(path='a.csv', text='text', label='code')"
+    assert "some labels are numbers and others are words" in refusal(spec).message
+    write_csv(Path("a.csv"), [{"text": str(n), "code": ("007", "nan", "a b")[n % 3]} for n in range(40)])
+    assert opened(spec).class_names == ("007", "a b", "nan")
+    write_csv(Path("a.csv"), [{"text": str(n), "code": ("1", "1.0", "2")[n % 3]} for n in range(40)])
+    assert opened(spec).class_names == ("1", "2")
+
+
+def test_changed_labels_and_images_change_the_fingerprint():
+    write_csv(Path("a.csv"))
+    before = opened(SPEC).fingerprint
+    swapped = {"good": "bad", "bad": "good", "fair": "fair"}
+    write_csv(Path("a.csv"), [{**row, "kind": swapped[row["kind"]]} for row in RECORDS])
+    assert opened(SPEC).fingerprint != before
+    write_images(Path("pets"))
+    write_csv(Path("pets.csv"), [{"file": f"pets/cat/{n}.png", "kind": n % 2} for n in range(10)])
+    for spec in ("table(path='pets')", "table(path='pets.csv', image='file', label='kind')"):
+        before = opened(spec).fingerprint
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save("pets/cat/3.png")
+        assert opened(spec).fingerprint != before
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("pets/cat/3.png")
+
+
+def test_a_folder_that_is_no_split_is_named_and_images_need_no_classes():
+    write_images(Path("k/train"))
+    write_images(Path("k/extra"))
+    assert "has the folder 'extra' beside 'train', which is no split" in refusal("table(path='k')").message
+    flat = everything(opened("table(path='k/train/cat')"))
+    assert set(flat) == {"image"} and len(flat["image"]) == 8
 
 
 def test_a_pair_of_texts_keeps_its_names():
@@ -245,7 +282,7 @@ BAD = {  # what is wrong: (the file's content, what the message says)
     "a column twice": ("text,text\na,b\n", "has two columns 'text'"),
     "words and numbers": (
         "text,kind\na,1\nb,good\nc,2\n",
-        "some labels are numbers and others are words (record 0, '1'",
+        "(record 0 has '1', record 1 has 'good')",
     ),
     "half a label": ("text,kind\na,0.5\nb,1\n", "record 0: '0.5' is not a label: a word, or a whole number"),
     "no label": ("text,kind\na,\nb,\n", "no record has a label. Leave the argument label out"),
@@ -267,7 +304,7 @@ def test_a_wrong_file_is_one_line_and_leaves_nothing(mistake):
 LINES = {
     "no JSON": ('{"text": "a"}\n{"text": \n', "a.jsonl, line 2, is not JSON"),
     "no object": ("[1]\n", "line 1, is not a JSON object"),
-    "no such key": ('{"text": "a"}\n{"words": "b"}\n', "line 2: there is no 'text'"),
+    "no such key": ('{"text": "a"}\n{"words": "b"}\n', "record 1: 'text' is missing"),
     "a number as text": ('{"text": "a"}\n{"text": 7}\n', "record 1: 'text' is 7, not a text"),
     "no text": ('{"text": "a"}\n{"text": null}\n', "record 1: 'text' is missing"),
 }
@@ -290,7 +327,7 @@ def test_a_wrong_line_is_named(mistake):
         ("table(path='a.csv', text='text', split='train')", "sets split, which is the key data.train"),
         ("table(path='a.csv', text='text', folder='x')", "sets folder, which is the key data.folder"),
         ("table(path='a.csv', features='text')", "record 0: 'text' is 'say"),
-        ("table(path='a.npz', features='x')", "all arrays must have one row for each record"),
+        ("table(path='a.npz', features='x', label='y')", "all arrays must have one row for each record"),
         ("table(path='b.npz', features='x')", "is not an npz file of plain arrays"),
         ("table(path='broken.parquet', text='x')", "broken.parquet: "),
         ("table(path='{split}.tsv', text='x')", "there is no 'train.tsv', for the training records"),

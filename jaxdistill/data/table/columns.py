@@ -77,9 +77,8 @@ class Classes:
         if not name:
             return UNLABELLED
         if name not in self._codes and self._complete:
-            same = next(
-                (known for known in self._codes if _number(known) is not None and _number(known) == _number(name)), ""
-            )
+            value = _number(name)
+            same = next((known for known in self._codes if value is not None and _number(known) == value), "")
             if not same:
                 known = ", ".join(list(self._codes)[:20])
                 raise Problem(

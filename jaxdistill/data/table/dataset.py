@@ -91,7 +91,8 @@ def table(
     chosen = [(name, np.asarray(rows)) for name, rows in select_rows(split, {n: len(r) for n, (_, r) in parts.items()})]
     rows = [(files[parts[name][0]], parts[name][1][numbers]) for name, numbers in chosen]
     places = {name: sources[parts[name][0]].place for name, _ in chosen}
-    labelled = all([_labelled(file, part, places[name]) for (name, _), (file, part) in zip(chosen, rows, strict=True)])
+    have_labels = [_labelled(*part, places[name]) for (name, _), part in zip(chosen, rows, strict=True)]
+    labelled = all(have_labels)
     base = Path(sources[TRAIN].place).expanduser().parent
     about = [FORMAT, contents, roles, manifest.classes, split, test, seed, channels, _images_hash(rows, roles, base)]
     fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()

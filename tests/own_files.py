@@ -74,9 +74,24 @@ def write_store_manifest(folder: Path) -> Path:
 
 
 def write_model(folder: Path) -> Path:
-    inputs = {"image": ((2,), "float32")}
-    model = "mlp(widths=(4,), classes=2)"
-    about = About(model, "float32", inputs, "", [], ["a", "b"], 4, {}, 3, False, False, False, {})
+    about = About(
+        model="mlp(widths=(4,), classes=2)",
+        options={},
+        dtype="float32",
+        inputs={"image": ((2,), "float32")},
+        tokens="",
+        texts=[],
+        transforms=[],
+        task="image-classification",
+        class_names=["a", "b"],
+        batch_size=4,
+        columns={},
+        channels=3,
+        embeds=False,
+        hub_layout=False,
+        in_transformers=False,
+        parts={},
+    )
     values = Variables({"head/kernel": jnp.arange(8, dtype=jnp.float32).reshape(4, 2)}, {})
     write(folder / "hub", about, Extras("", {}), values, "# A card\n")
     return folder / "hub" / "model.safetensors"

@@ -43,7 +43,24 @@ def export(name: str, config: dict[str, Any], batch: dict[str, np.ndarray], fold
     variables = random_variables(Variables(*jax.eval_shape(model.init, key, full_batch)))
     out = jax.jit(lambda values: model.apply(*values, full_batch, train=False, key=key)[0].dense())(variables)
     inputs_of = {field: (x.shape[1:], str(x.dtype)) for field, x in full_batch.items()}
-    about = About(family, "float32", inputs_of, "", [], [], rows, {}, 3, False, True, True, {})
+    about = About(
+        model=family,
+        options={},
+        dtype="float32",
+        inputs=inputs_of,
+        tokens="",
+        texts=[],
+        transforms=[],
+        task="image-classification",
+        class_names=[],
+        batch_size=4,
+        columns={},
+        channels=3,
+        embeds=False,
+        hub_layout=True,
+        in_transformers=True,
+        parts={},
+    )
     write(folder / name, about, Extras(family, arguments), variables, f"# {name}, drawn\n")
     outputs = {"logits": out.logits, **{f"hidden/{number}": x for number, x in enumerate(out.hidden_states)}}
     inputs = {f"in/{field}": x for field, x in batch.items()}

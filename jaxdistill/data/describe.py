@@ -18,6 +18,7 @@ from jaxdistill.data.datasets import open_records, prepared_hash
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import gather
 
+FORMAT = 2  # version of the description files; a new number makes them anew
 INSPECTED = 32  # records that are read: enough to see whether images have one size
 
 
@@ -78,7 +79,7 @@ def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: s
 
 
 def _description_file(name: str, split: str, folder: Path) -> Path:
-    key = f"{name} {split} {prepared_hash(name, folder)}"
+    key = f"{FORMAT} {name} {split} {prepared_hash(name, folder)}"
     return folder / "descriptions" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 

@@ -16,17 +16,13 @@ from jaxdistill.evaluation.report.table import columns_of
 from jaxdistill.export.model_folder import About
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-EXAMPLES = {
-    "text-classification": '["a text to classify"]',
-    "sentence-similarity": '["a text", "another text"]',
-    "image-classification": '["photo.png"]',
-    "text-generation": '["a text"]',
-}
-RESULTS = {  # task -> what a prediction has
-    "text-classification": "labels",
-    "image-classification": "labels",
-    "sentence-similarity": "embeddings",
-    "text-generation": "nll",
+USES = {  # task -> (records, output of a prediction)
+    "text-classification": ('["a text to classify"]', "labels"),
+    "sentence-similarity": ('["a text", "another text"]', "embeddings"),
+    "text-generation": ('["a text"]', "nll"),
+    "image-classification": ('["photo.png"]', "labels"),
+    "image-feature-extraction": ('["photo.png"]', "embeddings"),
+    "tabular-classification": ("rows", "labels"),
 }
 
 
@@ -40,7 +36,7 @@ def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any], about
         about: how the model is built and what it reads.
     """
     data, provenance = config["data"], results["provenance"]
-    dataset, task, row = public(data["name"]), task_of(about), _row(results["rows"], name)
+    dataset, task, row = public(data["name"]), about.task, _row(results["rows"], name)
     entries = config["objective"].items() if config["teachers"] or name != "student" else config["task"].items()
     terms = "\n".join(f"- `{entry['term'] or term}`, weight {entry['weight']}" for term, entry in entries)
     teachers = "\n".join(f"- {teacher}: `{public(entry['model'])}`" for teacher, entry in config["teachers"].items())
@@ -61,7 +57,7 @@ def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any], about
 import jaxdistill
 
 predictor = jaxdistill.load("PATH_OF_THIS_FOLDER")
-predictor.predict({EXAMPLES[task]}).{RESULTS[task]}
+predictor.predict({_records(about)}).{USES[task][1]}
 ```
 {_in_other_libraries(about, task)}
 ## Training
@@ -93,15 +89,6 @@ trained without a teacher.
 """
 
 
-def task_of(about: About) -> str:
-    """Return the task of a model by its name on the Hugging Face hub, such as "text-classification"."""
-    if not about.tokens:
-        return "image-classification"
-    if parse(about.tokens, "tokens").name != "sentences":
-        return "text-generation"
-    return "sentence-similarity" if about.embeds else "text-classification"
-
-
 def public(text: str) -> str:
     """Return a spec string or a title without local folders: of a path only its last part is left."""
     return re.sub(r"""(['"])([^'"]*/[^'"]*)\1""", lambda match: f"{match[1]}{_last_part(match[2])}{match[1]}", text)
@@ -110,6 +97,13 @@ def public(text: str) -> str:
 def _last_part(path: str) -> str:
     is_hub_id = HUB_ID.fullmatch(path) and not Path(path).exists()
     return path if is_hub_id or path.startswith("pypi:") else Path(path).name or path
+
+
+def _records(about: About) -> str:
+    """Return records for an example of use, as Python code."""
+    if len(about.texts) > 1:
+        return "[{" + ", ".join(f'"{field}": "a text"' for field in about.texts) + "}]"
+    return USES[about.task][0]
 
 
 def _row(rows: list[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
@@ -151,14 +145,14 @@ def _front_matter(
 
 def _in_other_libraries(about: About, task: str) -> str:
     """Return how other libraries load the model, as Markdown; empty if they cannot."""
-    if not about.in_transformers:
+    if not about.in_transformers or len(about.texts) > 1:
         return ""
     if task == "sentence-similarity":
         code = "from sentence_transformers import SentenceTransformer\n\n"
         code += 'model = SentenceTransformer("PATH_OF_THIS_FOLDER")'
-        return f"\n```python\n{code}\nmodel.encode({EXAMPLES[task]})\n```\n"
+        return f"\n```python\n{code}\nmodel.encode({_records(about)})\n```\n"
     code = f'from transformers import pipeline\n\nmodel = pipeline("{task}", "PATH_OF_THIS_FOLDER")'
-    call = "" if task == "image-classification" else f"\nmodel({EXAMPLES[task]})"
+    call = "" if task == "image-classification" else f"\nmodel({_records(about)})"
     return f"\n```python\n{code}{call}\n```\n"
 
 

@@ -22,7 +22,7 @@ from jaxdistill.core.errors import DamageError
 from jaxdistill.core.types import Array, Variables
 from jaxdistill.export import hugging_face
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
 ABOUT, WEIGHTS, CARD = "jaxdistill.json", "model.safetensors", "README.md"
 
 
@@ -30,10 +30,13 @@ class About(NamedTuple):
     """What it takes to use a model, beside its weights: the content of `jaxdistill.json`.
 
     model: spec string of the model, such as "mlp(widths=(64,), classes=10)"
+    options: arguments of the model that the files of the Hugging Face layout cannot express, such as {"pool": "cls"}
     dtype: dtype of its computation, "float32" or "bfloat16"
     inputs: shape and dtype of one example of each batch field that the model was trained with
-    tokens: spec string of the tokenization; empty: the model reads no text
+    tokens: spec string of the tokenization, with `tokenizer='.'` for this folder; empty: the model reads no text
+    texts: fields of a record that hold its texts
     transforms: spec strings of the transforms of its batches that are not random, such as "resize(size=224)"
+    task: the task by its name on the Hugging Face hub, such as "text-classification"
     class_names: names of the classes, in order; empty: they have none
     batch_size: rows of a batch of its evaluation
     columns: columns of the user's files that the model reads, by argument of the data set `table`, such as
@@ -46,10 +49,13 @@ class About(NamedTuple):
     """
 
     model: str
+    options: dict[str, Any]
     dtype: str
     inputs: dict[str, tuple[tuple[int, ...], str]]
     tokens: str
+    texts: list[str]
     transforms: list[str]
+    task: str
     class_names: list[str]
     batch_size: int
     columns: dict[str, list[str]]
@@ -62,10 +68,13 @@ class About(NamedTuple):
 
 TYPES: seal.JsonTypes = {
     "model": str,
+    "options": dict,
     "dtype": str,
     "inputs": dict,
     "tokens": str,
+    "texts": list,
     "transforms": list,
+    "task": str,
     "class_names": list,
     "batch_size": int,
     "columns": dict,
@@ -79,7 +88,7 @@ class Extras(NamedTuple):
 
     family: name of the model's family in transformers; empty: transformers does not have the architecture
     arguments: arguments of the family's factory
-    tokenizer: folder of the tokenizer's files; None: the model reads no text
+    tokenizer: file of the tokenizer; None: the model reads no text
     length: largest number of tokens of a text; 0: the model reads no text
     image_processor: content of `preprocessor_config.json`; None: no image processor of transformers does the same
     """
@@ -122,9 +131,11 @@ def write(folder: Path, about: About, extras: Extras, variables: Variables, card
         (temporary / name).parent.mkdir(exist_ok=True)
         (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(arrays, temporary / WEIGHTS, metadata={"format": "pt"})
-    for file in (extras.tokenizer / name for name in TOKENIZER_FILES) if extras.tokenizer else ():
+    for file in (extras.tokenizer.with_name(name) for name in TOKENIZER_FILES) if extras.tokenizer else ():
         if file.is_file():
             shutil.copyfile(file, temporary / file.name)
+    if extras.tokenizer:
+        shutil.copyfile(extras.tokenizer, temporary / "tokenizer.json")
     seal.write(temporary / ABOUT, about._asdict())
     (temporary / CARD).write_text(card, encoding="utf-8")
     seal.seal_folder(temporary)
@@ -152,10 +163,10 @@ def is_complete(folder: Path) -> bool:
     """Return True if a folder holds a model, and no file that is needed has changed since it was written."""
     try:
         read_about(folder)
-        seal.check_in_folder(*(folder / name for name in (WEIGHTS, CARD)))
+        seal.check_folder(folder)
     except (DamageError, FileNotFoundError):
         return False
-    return (folder / seal.FOLDER_SEAL).is_file()
+    return True
 
 
 def write_card(folder: Path, card: str) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, one_line
 from jaxdistill.data.progress import progress
+from jaxdistill.data.table import images
 from jaxdistill.data.table.columns import Classes, Roles, converted
-from jaxdistill.data.table.files import Opened, Problem, require_columns
+from jaxdistill.data.table.files import Chunk, Opened, Problem, require_columns
 from jaxdistill.data.table.locate import locate
 from jaxdistill.export.predictor import Predictions, Predictor
 
@@ -46,16 +47,16 @@ def predict_file(
     try:
         place, opened = _open(source, encoding)
         roles = _roles(predictor, columns, opened, place)
-        count = 0
+        count, kept = 0, None
         with _replacing(output) as draft, writer(draft) as write:
-            for chunk, fields in _chunks(opened, roles, place):
-                records = [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
-                if roles.image:
-                    records = [{"image": _image(record["image"], Path(place).parent)} for record in records]
-                write(_plain(chunk) | _columns(predictor.predict(records), output.suffix.lower()))
+            for chunk in progress(opened.chunks(opened.columns), f"Predicting {place}"):
+                kept = _kept(chunk) if kept is None else kept
+                records = _records(predictor, chunk, roles, place, count)
+                plain = {name: [_plain(value) for value in chunk[name]] for name in kept}
+                write(plain | _columns(predictor.predict(records), output.suffix.lower()))
                 count += len(records)
-        if not count:
-            raise Problem(f"{place} has no records.")
+            if not count:
+                raise Problem(f"{place} has no records.")
         return count
     except Problem as problem:
         raise ConfigError("--input", str(problem)) from None
@@ -86,21 +87,37 @@ def _roles(predictor: Predictor, columns: Mapping[str, Sequence[str]], opened: O
     return roles
 
 
-def _chunks(opened: Opened, roles: Roles, place: str) -> Iterator[tuple[Rows, dict[str, Any]]]:
-    """Yield the chunks of a file, each as its own columns and as the fields that the model reads."""
-    for chunk in progress(opened.chunks(opened.columns), f"Reading {place}"):
-        (fields,) = converted(iter([chunk]), roles, Classes(), place)
-        yield chunk, fields
+def _records(predictor: Predictor, chunk: Chunk, roles: Roles, place: str, first: int) -> list[dict[str, Any]]:
+    """Return the records of a chunk with the fields that the model reads.
+
+    Raises:
+        Problem: a value is missing or of another type, or an image is broken; the message says where.
+    """
+    (fields,) = converted(iter([chunk]), roles, Classes(), place, first)
+    named = dict(zip(roles.text_fields(), predictor.text_fields, strict=False))  # by their order
+    names = [named.get(field, field) for field in fields]
+    records = [dict(zip(names, row, strict=True)) for row in zip(*fields.values(), strict=True)]
+    for number, record in enumerate(records, first):
+        image = record.get("image")
+        if isinstance(image, str | bytes):
+            path = str(Path(place).parent / Path(image).expanduser()) if isinstance(image, str) else image
+            try:
+                record["image"] = images.decode(path, predictor.about.channels)
+            except ConfigError as error:
+                raise Problem(f"{place}, record {number}: {error.message}") from None
+    return records
 
 
-def _image(image: Any, base: Path) -> Any:
-    return str(base / image) if isinstance(image, str) else image
+def _kept(chunk: Chunk) -> list[str]:
+    """Return the columns of the input that the output repeats: all but contents of files and arrays."""
+    return [name for name, values in chunk.items() if not any(isinstance(x, bytes | np.ndarray) for x in values)]
 
 
-def _plain(chunk: Mapping[str, Sequence[Any]]) -> Rows:
-    """Return the columns of a file whose values are texts, numbers or truth values."""
-    plain = lambda value: value is None or isinstance(value, str | int | float)
-    return {name: list(values) for name, values in chunk.items() if all(map(plain, values))}
+def _plain(value: Any) -> Any:
+    """Return a value as a text, a number or a truth value, other values as JSON text."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _columns(found: Predictions, suffix: str) -> Rows:
@@ -134,6 +151,8 @@ def _replacing(file: Path) -> Iterator[Path]:
         yield draft
         draft.replace(file)
     except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        if error.filename and Path(error.filename).absolute() not in (draft.absolute(), *file.absolute().parents, file):
+            raise
         raise ConfigError("--output", f"{str(file)!r} cannot be written ({error}). Choose another file.") from None
     finally:
         draft.unlink(missing_ok=True)
@@ -172,10 +191,18 @@ def _parquet(file: Path) -> Iterator[Write]:
         opened: list[Any] = []
 
         def write(rows: Rows) -> None:
-            chunk = pa.table(rows, schema=opened[0].schema if opened else None)
             if not opened:
-                opened.append(stack.enter_context(parquet.ParquetWriter(file, chunk.schema)))
-            opened[0].write_table(chunk)
+                arrays = {name: pa.array(values) for name, values in rows.items()}
+                kinds = {name: pa.string() if pa.types.is_null(x.type) else x.type for name, x in arrays.items()}
+                opened.append(stack.enter_context(parquet.ParquetWriter(file, pa.schema(list(kinds.items())))))
+            schema = opened[0].schema
+            as_text = lambda name, x: str(x) if x is not None and pa.types.is_string(schema.field(name).type) else x
+            chunk = {name: [as_text(name, x) for x in values] for name, values in rows.items()}
+            try:
+                opened[0].write_table(pa.table(chunk, schema=schema))
+            except pa.ArrowException as error:
+                problem = f"a column changes its type ({one_line(error)[:160]})"
+                raise ConfigError("--output", f"{problem}; Parquet has one type for each. Use .jsonl.") from None
 
         yield write
 

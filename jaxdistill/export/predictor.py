@@ -14,13 +14,14 @@ import jaxdistill.models  # noqa: F401  (importing registers transforms, tokeniz
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, WeightsError
 from jaxdistill.core.interfaces import Model
+from jaxdistill.core.registry import Spec
 from jaxdistill.core.types import Array, Variables
 from jaxdistill.data.checks import CheckedStack
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batch, evaluation_batches
 from jaxdistill.data.table import images
 from jaxdistill.data.text import tokenizer as tokenizers
-from jaxdistill.data.text.tokens import Tokenization, joined
+from jaxdistill.data.text.tokens import Columns, Tokenization, joined
 from jaxdistill.evaluation.evaluator import answers, separate, text_answers
 from jaxdistill.export import model_folder
 from jaxdistill.export.model_folder import About
@@ -33,7 +34,7 @@ Column = Sequence[Any]
 
 
 class Predictions(NamedTuple):
-    """What a model says about some records; a field is None if the model has no such output.
+    """The outputs of a model for some records; a field is None if the model has no such output.
 
     predicted: number of the most likely class of each record, `[records]`
     labels: its name, or its number as a text if the classes have no names, `[records]`
@@ -78,29 +79,33 @@ class Predictor:
         """Return the names of the classes, in order; empty if the training data did not name them."""
         return tuple(self.about.class_names)
 
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """Return the fields of a record that hold texts; empty if the model reads no text."""
+        return tuple(self.about.texts)
+
     @cached_property
     def tokenization(self) -> Tokenization | None:
         """Return the rule that converts texts to tokens; None if the model reads no text."""
-        if not self.about.tokens:
+        if not self.about.texts:
             return None
-        spec = registry.parse(self.about.tokens, "tokens")
-        kept = {name: value for name, value in spec.kwargs.items() if not name.startswith("teacher")}
-        local = {"tokenizer": str(self.folder), **({"pack": False} if spec.name == "documents" else {})}
-        return registry.tokenizations.build(spec._replace(args=spec.args[1:], kwargs=kept | local), "tokens")
-
-    @cached_property
-    def text_fields(self) -> tuple[str, ...]:
-        """Return the fields of a record that hold texts; empty if the model reads no text."""
         if not self.about.tokens:
-            return ()
-        arguments = registry.tokenizations.bind(self.about.tokens, "tokens")[1]
-        arguments.apply_defaults()
-        return tuple(arguments.arguments.get("fields", (arguments.arguments.get("field", "text"),)))
+            raise ConfigError("model", "its own tokenization does not say how it is used (`Tokenization.serving`).")
+        return registry.tokenizations.build(self._local(self.about.tokens), "tokens")
+
+    def _local(self, text: str) -> Spec:
+        """Return a spec in which the argument "." is replaced by the folder of the model."""
+        spec = registry.parse(text, "model")
+        return spec._replace(
+            kwargs={name: str(self.folder) if value == "." else value for name, value in spec.kwargs.items()}
+        )
 
     @cached_property
     def _model(self) -> Model:
-        about = self.about
-        spec = f"pretrained({str(self.folder)!r})" if about.hub_layout else about.model
+        about, spec = self.about, self.about.model
+        if about.hub_layout:
+            options = {name: _tuples(value) for name, value in about.options.items()}
+            spec = repr(Spec("pretrained", (str(self.folder),), options))
         try:
             return build_model(spec, "model", about.dtype)
         except ConfigError as error:
@@ -150,16 +155,18 @@ class Predictor:
         Raises:
             ConfigError: a record has not the fields that the model reads, or a wrong value; the message says which.
         """
+        if isinstance(records, str | bytes | Mapping):
+            raise ConfigError(PATH, f"a {type(records).__name__} is one record; give a list, such as [record].")
         if not len(records):
             raise ConfigError(PATH, "there are none. Give at least one record.")
         exact, size = batch_size is not None, batch_size or self.about.batch_size
         parts = []
         for first in range(0, len(records), size):
             opened, texts = self._opened(records[first : first + size], first)
-            rows = size if exact or len(records) > size else _power_of_two(len(opened))
-            outputs = list(self._outputs(opened, rows, exact))
-            joined = _joined(outputs)
-            parts.append(_per_text(joined, texts) if "nll_sum" in joined else joined)
+            rows = size if exact or len(records) > size else min(size, _power_of_two(len(opened)))
+            outputs = _joined(list(self._outputs(opened, rows, exact)))
+            count = len(records[first : first + size])
+            parts.append(_per_text(outputs, texts, count) if "nll_sum" in outputs else outputs)
         found: dict[str, Any] = _joined(parts)
         if "predicted" in found:
             names = self.class_names or tuple(map(str, range(found["probabilities"].shape[1])))
@@ -168,10 +175,11 @@ class Predictor:
 
     def _outputs(self, opened: Records, rows: int, exact: bool) -> Iterator[dict[str, np.ndarray]]:
         """Yield the outputs of each batch of `rows` rows, without the rows that only fill it."""
-        transforms = [registry.transforms.build(spec, "transforms") for spec in self.about.transforms]
+        transforms = [registry.transforms.build(self._local(spec), "transforms") for spec in self.about.transforms]
         batches = evaluation_batches(opened, batch_size=rows, rows=slice(None), transforms=transforms)
         for number, batch in enumerate(batches):
             fields = {name: x for name, x in batch.items() if name != "index"}
+            self._check_image(fields)
             outputs = self._program(self._variables, fields if exact else self._shortened(fields))
             real = len(opened) - number * rows
             yield {name: np.asarray(x)[:real] for name, x in outputs.items()}
@@ -187,11 +195,33 @@ class Predictor:
         if self.tokenization.labelled:
             encoded = joined(self.tokenization.encode(loaded, iter([columns])))
             return Records(encoded.columns, None), np.arange(len(plain))
-        texts = [{name: x[number : number + 1] for name, x in columns.items()} for number in range(len(plain))]
-        # a text may need many rows
-        parts = [joined(self.tokenization.encode(loaded, iter([text]))).columns for text in texts]
-        owner = np.repeat(np.arange(len(parts)), [len(part["mask"]) for part in parts])
+        texts = ({name: x[row : row + 1] for name, x in columns.items()} for row in range(len(plain)))
+        parts = [self._tokens_of(loaded, text) for text in texts]
+        owner = np.repeat(np.arange(len(parts)), [len(part["mask"]) for part in parts])  # a text may need many rows
         return Records({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, None), owner
+
+    def _tokens_of(self, loaded: Any, text: Columns) -> Columns:
+        """Return the rows of tokens of one text; a text without tokens is a row of padding."""
+        assert self.tokenization is not None
+        try:
+            return joined(self.tokenization.encode(loaded, iter([text]))).columns
+        except ConfigError:
+            fields = {name: about for name, about in self.about.inputs.items() if name != "index"}
+            empty = {name: np.zeros((1, *shape), dtype) for name, (shape, dtype) in fields.items()}
+            return {**empty, "label": np.zeros_like(empty["input_ids"])}
+
+    def _check_image(self, batch: Batch) -> None:
+        """Check that images, or vectors, have the shape and dtype of those that the model was trained on.
+
+        Raises:
+            ConfigError: they have others.
+        """
+        if "image" in self.about.inputs and "image" in batch:
+            shape, dtype = self.about.inputs["image"]
+            found = batch["image"].shape[1:], str(batch["image"].dtype)
+            if found != (shape, dtype):
+                problem = f"images of shape {list(found[0])} and type {found[1]}"
+                raise ConfigError(PATH, f"{problem}; the model was trained on {list(shape)} and {dtype}. Convert them.")
 
     def _record(self, record: Any, number: int) -> dict[str, Any]:
         """Return a record as a dict with the fields that the model reads."""
@@ -223,10 +253,21 @@ def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _per_text(rows: Mapping[str, np.ndarray], texts: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the mean negative log-likelihood of the tokens of each text, from its rows of tokens."""
-    total, count = (np.bincount(texts, rows[name]) for name in ("nll_sum", "tokens"))
-    return {"nll": (total / np.maximum(count, 1)).astype(np.float32)}
+def _per_text(rows: Mapping[str, np.ndarray], texts: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Return the mean negative log-likelihood of the tokens of each text; NaN for a text without a predicted token.
+
+    Args:
+        rows: `nll_sum` and `tokens` of each row of tokens.
+        texts: number of the text of each row.
+        count: number of texts.
+    """
+    total, tokens = (np.bincount(texts, rows[name], minlength=count) for name in ("nll_sum", "tokens"))
+    return {"nll": np.where(tokens > 0, total / np.maximum(tokens, 1), np.nan).astype(np.float32)}
+
+
+def _tuples(value: Any) -> Any:
+    """Return lists, which JSON has instead of tuples, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _power_of_two(number: int) -> int:

@@ -22,9 +22,6 @@ from jaxdistill.data.pipeline import TEST
 from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.evaluation.evaluator import evaluator, totals
 from jaxdistill.evaluation.report import page, table
-from jaxdistill.export import model_folder
-from jaxdistill.export.model_card import card as model_card
-from jaxdistill.models.abstract import embeds
 from jaxdistill.parallel.compile import jit_evaluate, keep_programs, local_row_numbers
 from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run import exports, subset, workdir
@@ -144,7 +141,7 @@ class Run:
         self.data = Data(records, data.open(data.test), stored, {}, subset.choose_records(data, records["train"]))
         self.trained = False  # whether this process has trained a model
         self.earlier_rows: list[dict[str, Any]] = []  # the table of the same run, if it was finished before
-        self.exported: set[Path] = set()  # folders of the models that this process has written
+        self.exported: dict[Path, exports.Export] = {}  # the models that this process has written
         self.timed: dict[str, Timed] = {}  # what is timed for each model that this process can run, by row name
         self.values: dict[str, Variables] = {}  # variables of teachers, by teacher name
         self.outcomes: dict[str, dict[str, Any]] = {}  # scores and costs of models, by row name
@@ -199,9 +196,10 @@ class Run:
         self._export(
             stage.definition.folder, stage.name, stage.definition.config, stage.parts.student, trained.variables
         )
-        for teacher, values in zip(stage.parts.teachers, trained.teachers, strict=False):
+        for number, (teacher, values) in enumerate(zip(stage.parts.teachers, trained.teachers, strict=False)):
             self._evaluate_teacher(teacher, values)
-            if not teacher.options:  # else its network is not the one that its spec describes
+            own = not teacher.options  # else its network is not the one that its spec describes
+            if own and number in stage.parts.step.trained_teachers:
                 config = differ(stage.definition.config, student={"model": teacher.spec})
                 self._export(Path("teachers", teacher.name), f"teacher {teacher.name}", config, teacher.network, values)
         if jax.process_index() == 0:
@@ -306,14 +304,15 @@ class Run:
                 self.console.print(f"There is no {model}: {reason}.", soft_wrap=True)
             self.console.print(f"Report: {page.write_page(self.folder)}")
         for stage in self.resolved.stages:
-            folder = self.folder / stage.definition.folder / exports.HUB
-            name, config, model = stage.name, stage.definition.config, stage.parts.student
-            if stage.definition.folder not in self.exported and not _is_complete(folder):
-                self._export(stage.definition.folder, name, config, model, self.variables[name])
+            place = stage.definition.folder
+            written = exports.Export(stage.name, stage.definition.config, stage.parts.student)
+            if place not in self.exported and not exports.is_complete(self.folder / place):
+                self._export(place, *written, self.variables[stage.name])
+            self.exported[place] = written
+        for place, export in self.exported.items():
             if jax.process_index() == 0:
-                about = exports.about(config, self.resolved.data, self.rows, embeds(model, self.rows))
-                model_folder.write_card(folder, model_card(name, config.to_dict(), results, about))
-            self.console.print(f"{stage.name:>12}  written to {folder}")
+                exports.write_card(self.folder / place, export, self.resolved.data, self.rows, results)
+            self.console.print(f"{export.name:>12}  written to {self.folder / place / exports.HUB}")
         return Result(
             results["rows"], {row["name"]: self.variables[row["name"]] for row in results["rows"]}, self.folder
         )
@@ -336,23 +335,6 @@ class Run:
         }
 
     def _export(self, place: Path, name: str, config: Config, model: Model, variables: Variables) -> None:
-        """Write a trained model as a folder that can be used without this run, and that transformers loads if it can.
-
-        Args:
-            place: folder of the model's training, relative to the folder of the run.
-            name: name of the model in the result table.
-            config: config of its training; the section `student` describes the model.
-            model: the model.
-            variables: its parameters and state.
-        """
-        data = self.resolved.data
-        about = exports.about(config, data, self.rows, embeds(model, self.rows))
-        extras = exports.extras(config, data, self.rows)
-        card = model_card(name, config.to_dict(), self._results(), about)
-        model_folder.write(self.folder / place / exports.HUB, about, extras, variables, card)
-        self.exported.add(place)
-
-
-def _is_complete(folder: Path) -> bool:
-    """Return True if the folder of a model need not be written again; with several processes, all must decide alike."""
-    return jax.process_count() == 1 and model_folder.is_complete(folder)
+        """Write a trained model to its folder, with a card that `finish` completes; see `exports.write_model`."""
+        self.exported[place] = export = exports.Export(name, config, model)
+        exports.write_model(self.folder / place, export, variables, self.resolved.data, self.rows, self._results())

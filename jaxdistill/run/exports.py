@@ -1,51 +1,132 @@
 """Write the trained models of a run as folders that can be used anywhere: `hub` in the folder of each stage."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
 
 from jaxdistill.core import registry
-from jaxdistill.core.types import Shapes
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.image.processors import processor_config
 from jaxdistill.data.pipeline import Pipeline
+from jaxdistill.export import model_folder
 from jaxdistill.export.hugging_face import in_transformers
+from jaxdistill.export.model_card import card, public
 from jaxdistill.export.model_folder import About, Extras
-from jaxdistill.models.pretrained import architecture_of_spec
+from jaxdistill.models.abstract import embeds
+from jaxdistill.models.hub.family import families, with_defaults
+from jaxdistill.models.pretrained import Architecture, architecture_of_spec
 from jaxdistill.run.config import Config
 from jaxdistill.run.own_parts import own_parts
 
 HUB = "hub"  # name of the folder of a model in the folder of its stage
 
 
-def about(config: Config, data: Pipeline, shapes: Shapes, embeds: bool) -> About:
+class Export(NamedTuple):
+    """A trained model that is written for use.
+
+    name: name of the model in the result table
+    config: config of its training; the section `student` describes the model
+    model: the model
+    """
+
+    name: str
+    config: Config
+    model: Model
+
+
+def write_model(
+    stage: Path, export: Export, variables: Variables, data: Pipeline, shapes: Shapes, results: Mapping[str, Any]
+) -> None:
+    """Write a trained model as a folder that can be used without its run, and that transformers loads if it can.
+
+    Every process must call the function; one process writes.
+
+    Args:
+        stage: folder of the training; the model is written to its folder `HUB`.
+        export: the model.
+        variables: its parameters and state.
+        data: data pipeline of the run.
+        shapes: shapes and dtypes of a batch of the training, by field.
+        results: content of results.json, with the models that are trained until now, for the model card.
+    """
+    facts = about(export.config, data, shapes, embeds(export.model, shapes))
+    text = card(export.name, export.config.to_dict(), results, facts)
+    model_folder.write(stage / HUB, facts, extras(export.config, data, shapes), variables, text)
+
+
+def write_card(stage: Path, export: Export, data: Pipeline, shapes: Shapes, results: Mapping[str, Any]) -> None:
+    """Write the model card of a folder again, with all results of the run; see `write_model` for the arguments."""
+    facts = about(export.config, data, shapes, embeds(export.model, shapes))
+    model_folder.write_card(stage / HUB, card(export.name, export.config.to_dict(), results, facts))
+
+
+def is_complete(stage: Path) -> bool:
+    """Return True if the model of a stage need not be written again; with several processes, all must decide alike."""
+    return jax.process_count() == 1 and model_folder.is_complete(stage / HUB)
+
+
+def about(config: Config, data: Pipeline, shapes: Shapes, is_embedder: bool) -> About:
     """Return what it takes to use a trained model, beside its weights.
 
     Args:
         config: config of the training; its section `student` describes the model.
         data: data pipeline of the run.
         shapes: shapes and dtypes of a batch of the training, by field.
-        embeds: whether the model has no classes, and gives the embedding of its input.
+        is_embedder: whether the model has no classes, and gives the embedding of its input.
     """
-    spec = config.student.model
-    form = architecture_of_spec(spec)
+    spec, tokens = config.student.model, data.tokenization
+    form, image = architecture_of_spec(spec), shapes.get("image")
     augment = [text for text in config.data.augment if not registry.transforms.build(text, "data.augment").draws]
-    fields = {name: (x.shape[1:], str(x.dtype)) for name, x in shapes.items() if name not in ("index", "label")}
-    columns, channels = _columns(config.data.name)
+    if _image_processor(config, shapes):  # the folder has it
+        is_processed = lambda text: registry.parse(text, "data.augment").name == "processed"
+        augment = ["processed(source='.')" if is_processed(text) else text for text in augment]
     return About(
-        model=spec,
+        model=public(spec) if form else spec,
+        options=_beyond_config(form) if form else {},
         dtype=config.dtype,
-        inputs=fields,
-        tokens=config.data.tokens,
+        inputs={name: (x.shape[1:], str(x.dtype)) for name, x in shapes.items() if name not in ("index", "label")},
+        tokens=tokens.serving if tokens else "",
+        texts=list(tokens.texts) if tokens else [],
         transforms=augment,
+        task=_task(data, shapes, is_embedder),
         class_names=list(data.class_names),
         batch_size=config.evaluate.batch_size,
-        columns=columns,
-        channels=channels,
-        embeds=embeds,
+        columns=_columns(config.data.name),
+        channels=image.shape[-1] if image is not None and image.ndim == 4 else 3,
+        embeds=is_embedder,
         hub_layout=form is not None,
         in_transformers=form is not None and in_transformers(form.family, form.arguments),
         parts=own_parts({"model": spec, "tokens": config.data.tokens, "transforms": augment}),
     )
+
+
+def _task(data: Pipeline, shapes: Shapes, is_embedder: bool) -> str:
+    """Return the task of a model by its name on the Hugging Face hub."""
+    if data.tokenization is None:
+        kind = "image" if len(shapes["image"].shape) == 4 else "tabular"
+        return "image-feature-extraction" if is_embedder else f"{kind}-classification"
+    if not data.tokenization.labelled:
+        return "text-generation"
+    return "sentence-similarity" if is_embedder else "text-classification"
+
+
+def _beyond_config(form: Architecture) -> dict[str, Any]:
+    """Return the arguments of a model that a Hugging Face config does not keep, such as the pooling of an embedder."""
+    family = families[form.family]
+    plain = lambda value: json.loads(json.dumps(value))
+    kept = with_defaults(family.factory, family.arguments(plain(family.config(form.arguments))))
+    return {name: value for name, value in form.arguments.items() if plain(kept.get(name)) != plain(value)}
+
+
+def _image_processor(config: Config, shapes: Shapes) -> dict[str, Any] | None:
+    image = shapes.get("image")
+    if image is None or image.ndim != 4 or architecture_of_spec(config.student.model) is None:
+        return None
+    return processor_config(config.data.augment, image.shape[1:], image.dtype)
 
 
 def extras(config: Config, data: Pipeline, shapes: Shapes) -> Extras:
@@ -56,25 +137,21 @@ def extras(config: Config, data: Pipeline, shapes: Shapes) -> Extras:
         data: data pipeline of the run.
         shapes: shapes and dtypes of a batch of the training, by field.
     """
-    form, image = architecture_of_spec(config.student.model), shapes.get("image")
-    tokens, ids = data.tokenization, shapes.get("input_ids")
+    form, tokens, ids = architecture_of_spec(config.student.model), data.tokenization, shapes.get("input_ids")
     return Extras(
         family=form.family if form else "",
         arguments=form.arguments if form else {},
-        tokenizer=tokens.file.parent if tokens else None,
+        tokenizer=tokens.file if tokens else None,
         length=ids.shape[1] if ids is not None else 0,
-        image_processor=processor_config(config.data.augment, image.shape[1:], image.dtype) if form and image else None,
+        image_processor=_image_processor(config, shapes),
     )
 
 
-def _columns(name: str) -> tuple[dict[str, list[str]], int]:
-    """Return the columns of files that the data set `table` reads, by argument, and the number of image channels."""
-    spec = registry.parse(name, "data.name") if name.partition("(")[0].strip() in registry.datasets else None
-    if spec is None or spec.name != "table":
-        return {}, 3
-    arguments: Mapping[str, Any] = registry.datasets.bind(spec._replace(added={"split": "", "folder": Path()}), "")[
-        1
-    ].arguments
+def _columns(name: str) -> dict[str, list[str]]:
+    """Return the columns of the user's files that a data set reads, by argument of `table`; empty: it reads none."""
+    if name.partition("(")[0].strip() != "table":
+        return {}
+    spec = registry.parse(name, "data.name")._replace(added={"split": "", "folder": Path()})
+    arguments = registry.datasets.bind(spec, "data.name")[1].arguments
     listed = lambda value: [value] if isinstance(value, str) else list(value)
-    columns = {key: listed(arguments[key]) for key in ("text", "image", "features") if arguments.get(key)}
-    return columns, arguments.get("channels", 3)
+    return {key: listed(arguments[key]) for key in ("text", "image", "features") if arguments.get(key)}

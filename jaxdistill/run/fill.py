@@ -15,6 +15,11 @@ from jaxdistill.run.pipelines import data_folder
 PLACEHOLDER = re.compile(r"\{(classes|vocabulary)\}")
 
 
+def with_stand_ins(config: Config) -> Config:
+    """Return a config whose placeholders are 2, so that its other mistakes are found before any data are read."""
+    return make(**_replaced(config.to_dict(), "", lambda *_: "2"))
+
+
 def filled(config: Config) -> Config:
     """Return a config whose placeholders are replaced by the number of classes and the size of the vocabulary.
 

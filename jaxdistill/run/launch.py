@@ -46,7 +46,7 @@ def check(config: Config, workdir: str | None) -> str:
         model = stage.definition.config.student.model
         lines.append(f"{stage.name:<9} {stage.settings.steps:,} steps, {count(size).strip()} parameters: {model}")
     lines += [f"{name:<9} left out: {reason}" for name, reason in resolved.left_out.items()]
-    return "\n".join([*lines, "The config is right. Nothing was trained or written."]) + "\n"
+    return "\n".join([*lines, "The config is right. Nothing was trained."]) + "\n"
 
 
 def _connect(config: Config) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxdistill.core import seal
 from jaxdistill.core.interfaces import Model
+from jaxdistill.core.memory import device_memory, size_of
 from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.evaluation.comparison import paired_records
@@ -79,6 +80,7 @@ def add_latencies(
     """Add the latency of a forward pass on one example, with its range, to the row of each model.
 
     Models of one architecture are timed once, and all architectures in turns, so that their latencies can be compared.
+    Models that together need more than half of a device's memory are not timed.
 
     Args:
         outcomes: content of result.json of each model, by name; its table row is changed.
@@ -89,6 +91,8 @@ def add_latencies(
     known = {row["name"]: row for row in earlier if row.get("latency_ms") is not None}
     if not known.keys() >= timed.keys():
         kinds = {each.kind: each for each in timed.values()}
+        if sum(map(size_of, (each.variables for each in kinds.values()))) > device_memory(jax.devices()[:1]) // 2:
+            return  # together on one device, they might not fit
         batch, device = one_example(rows), jax.devices()[0]
         passes = {
             str(kind): forward_pass(each.model, jax.device_put(each.variables, device), batch)

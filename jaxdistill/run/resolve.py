@@ -23,7 +23,7 @@ from jaxdistill.core.types import Shapes
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.models.abstract import embeds
 from jaxdistill.parallel.mesh import build_mesh
-from jaxdistill.run.fill import filled
+from jaxdistill.run.fill import filled, with_stand_ins
 from jaxdistill.run.parts import Components, build_components, build_parts
 from jaxdistill.run.pipelines import build_pipeline
 from jaxdistill.run.stages import Stage, StageDefinition, plan_stages, settings
@@ -243,6 +243,8 @@ def resolve(config: ConfigDict, devices: Sequence[jax.Device]) -> Resolved:
         config: a complete config, from `jaxdistill.make` or a config file.
         devices: devices that the run may use.
     """
+    if (quick := with_stand_ins(config)) != config:
+        _ = Resolved(quick, tuple(devices)).definitions
     return Resolved(filled(config), tuple(devices))
 
 

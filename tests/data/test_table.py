@@ -164,7 +164,7 @@ def test_records_without_a_label_are_a_split():
     assert set(everything(opened(both, "test"))) == {"text"}
     write_csv(Path("b/unlabelled.csv"), RECORDS)
     write_csv(Path("b/train.csv"), rows)
-    assert "Move it to the file of the split 'unlabelled'" in refusal(both).message
+    assert "there is a file for the split 'unlabelled'" in refusal(both).message
 
 
 def test_numbers_as_labels_are_ordered_by_value():

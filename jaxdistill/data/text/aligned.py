@@ -20,7 +20,15 @@ from jaxdistill.core.vocabulary import SharedVocabulary
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.data.text.surfaces import shared_tokens
 from jaxdistill.data.text.tokenizer import PATH
-from jaxdistill.data.text.tokens import TEACHER, Columns, Tokenization, Tokenized, check_length, texts_of
+from jaxdistill.data.text.tokens import (
+    TEACHER,
+    Columns,
+    Tokenization,
+    Tokenized,
+    check_length,
+    serving_documents,
+    texts_of,
+)
 
 
 class AlignedText(NamedTuple):
@@ -103,7 +111,16 @@ def aligned(
         return shared_tokens(student_tokenizer, teacher_tokenizer, [(end, teacher_end)] if end else [])
 
     spec = f"aligned {lengths} {end!r} {teacher_end!r} {field!r}"
-    return Tokenization(files[0], spec, encode, labelled=False, others={TEACHER: files[1]}, shared=shared)
+    return Tokenization(
+        files[0],
+        spec,
+        encode,
+        labelled=False,
+        others={TEACHER: files[1]},
+        shared=shared,
+        texts=(field,),
+        serving=serving_documents(length, end, field),
+    )
 
 
 def _align(student: Any, teacher: Any, end_ids: Sequence[int]) -> AlignedText:

@@ -28,7 +28,7 @@ from jaxdistill.data.records import Records
 from jaxdistill.data.text import tokenizer
 from jaxdistill.data.text.tokens import Columns, Tokenization, Tokenized, joined
 
-FORMAT = 1  # version of the cache format; a new number invalidates all folders
+FORMAT = 2  # version of the cache format; a new number invalidates all folders
 CHUNK = 2048  # texts that are tokenised at once, on all cores
 
 

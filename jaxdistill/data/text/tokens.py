@@ -46,6 +46,9 @@ class Tokenization(NamedTuple):
     others: the tokenizer.json of each teacher with another tokenizer, by the prefix of the fields that this teacher
         reads
     row_bytes: bytes of the arrays of one example's row; 0: rows are packed from several examples
+    texts: fields of an example that hold its texts
+    serving: spec string of the tokenization with which the trained model is used, where `tokenizer='.'` stands for the
+        student's tokenizer; empty: it cannot be used
     shared: function without arguments that returns the tokens which the vocabularies of student and teacher share;
         None: the tokenization does not align the tokens of two tokenizers
     """
@@ -57,6 +60,8 @@ class Tokenization(NamedTuple):
     others: Mapping[str, Path] = MappingProxyType({})
     shared: Callable[[], SharedVocabulary] | None = None
     row_bytes: int = 0
+    texts: tuple[str, ...] = ("text",)
+    serving: str = ""
 
 
 @tokenizations.register
@@ -100,7 +105,16 @@ def sentences(
 
     spec = f"sentences {length} {fields}" + (f" {lengths[TEACHER]}" if teacher else "")
     row_bytes = 4 * (1 + len(fields)) * sum(lengths.values())
-    return Tokenization(tokenizers.find(tokenizer), spec, encode, labelled=True, others=others, row_bytes=row_bytes)
+    return Tokenization(
+        tokenizers.find(tokenizer),
+        spec,
+        encode,
+        labelled=True,
+        others=others,
+        row_bytes=row_bytes,
+        texts=fields,
+        serving=f"sentences(tokenizer='.', length={length}, fields={fields!r})",
+    )
 
 
 def _set_length(tokenizer: Any, length: int, pair: bool) -> int:
@@ -165,7 +179,20 @@ def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", fie
 
     spec = f"documents {check_length(length)} {pack} {end!r} {field!r}"
     row_bytes = 0 if pack else 16 * length
-    return Tokenization(tokenizers.find(tokenizer), spec, encode, labelled=False, row_bytes=row_bytes)
+    return Tokenization(
+        tokenizers.find(tokenizer),
+        spec,
+        encode,
+        labelled=False,
+        row_bytes=row_bytes,
+        texts=(field,),
+        serving=serving_documents(length, end, field),
+    )
+
+
+def serving_documents(length: int, end: str, field: str) -> str:
+    """Return the spec string with which a language model is used: each document in rows of its own."""
+    return f"documents(tokenizer='.', length={length}, pack=False, end={end!r}, field={field!r})"
 
 
 def pack_documents(texts: Sequence[np.ndarray], length: int, pack: bool) -> Columns:

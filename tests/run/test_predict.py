@@ -1,101 +1,17 @@
 """A trained model in use: `jaxdistill.load(RUN)` says what the evaluation of the run said, to the bit."""
 
-import csv
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import runs
-from corpora import WORDS, documents, sentences, written
+from own_runs import FAMILIES, IMAGES, QUIET, ROWS, command, config_of, test_records, unlabelled
 from pyarrow import parquet
-from rich.console import Console
 
 import jaxdistill
-from jaxdistill import differ, main, make
+from jaxdistill import differ
 from jaxdistill.core.errors import ConfigError, DamageError
-from jaxdistill.data.datasets import open_records
-
-QUIET = Console(quiet=True)
-IMAGES = "table(path='{home}/images.npz', image='x', label='y')"
-TEXTS = "table(path='{home}/texts.jsonl', text='words', label='kind')"
-FAMILIES = {  # the model, the data, their tokens
-    "mlp": ("mlp(widths=(16,), classes={classes})", IMAGES, ""),
-    "resnet": ("resnet(widths=(4, 8), blocks=1, classes=3)", IMAGES, ""),
-    "resnet_imagenet": ("resnet_imagenet(widths=(8, 16), depths=(1, 1), classes=3, stem=8, channels=1)", IMAGES, ""),
-    "efficientnet_lite": ("efficientnet_lite(stem=8, stages=((8, 2, 3, 2, 2),), top=16, classes=3)", IMAGES, ""),
-    "vit": ("vit(patch=4, width=16, depth=1, heads=2, classes=3, image=8, channels=1)", IMAGES, ""),
-    "deit": ("deit(patch=4, width=16, depth=1, heads=2, classes=3, image=8, channels=1)", IMAGES, ""),
-    "bert": ("bert(vocabulary={vocabulary}, width=16, depth=1, heads=2, ffn=24, classes=2)", TEXTS, "sentences"),
-    "decoder": (
-        "decoder(vocabulary={vocabulary}, width=16, depth=1, heads=2, kv_heads=1, head_size=8, ffn=24)",
-        TEXTS.replace(", label='kind'", ""),
-        "documents",
-    ),
-}
-ROWS = 16  # of an evaluation batch
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """Files of images and texts, and a tokenizer."""
-    place = tmp_path_factory.mktemp("own")
-    draw = np.random.default_rng(0)
-    labels = np.arange(120) % 3
-    images = np.clip(80 * labels[:, None, None, None] + draw.normal(0, 60, (120, 8, 8, 1)), 0, 255).astype(np.uint8)
-    np.savez(place / "images.npz", x=images, y=labels)
-    letters = [" ".join(draw.choice(WORDS[5:], 2 + n % 6)) for n in range(120)]
-    rows = [{"words": text, "kind": ("early", "late")[text[0] > "c"]} for text in letters]
-    (place / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    written(place, WORDS)
-    with pytest.MonkeyPatch.context() as patch, runs.compilation_cache(place / "programs"):
-        patch.setenv("JAXDISTILL_DATA", str(place / "prepared"))
-        yield place
-
-
-def config_of(family: str, home: Path, **more):
-    model, data, tokens = FAMILIES[family]
-    tokenize = {"sentences": sentences(home, 8), "documents": documents(home, 8, ", pack=False")}
-    teachers = {"big": {"model": model, "steps": 3}}
-    plain = {
-        "steps": 4,
-        "batch_size": 16,
-        "student": {"model": model},
-        "teachers": teachers,
-        "objective": {"kd": {}, "cross_entropy": {}},
-        "data": {"name": data.format(home=home), "tokens": tokenize.get(tokens, "")},
-        "evaluate": {"every": 2, "batch_size": ROWS, "layers": ()},
-        "logging": {"tensorboard": False},
-        "mesh": {"data": 1},
-    }
-    return make(**plain | more)
-
-
-@pytest.fixture(scope="module")
-def trained(home):
-    """The folder of a run of each family, which is made when it is asked for."""
-
-    def run(family: str) -> Path:
-        folder = home / "runs" / family
-        if not (folder / "results.json").is_file():
-            jaxdistill.distill(config_of(family, home), folder, QUIET)
-        return folder
-
-    return run
-
-
-def test_records(family: str, home: Path) -> list[dict]:
-    name = FAMILIES[family][1].format(home=home)
-    records = open_records(name, "test", home / "prepared", "data", "test")
-    columns = records.take(np.arange(len(records)))
-    return [
-        {field: column[row] for field, column in columns.items() if field != "label"} for row in range(len(records))
-    ]
-
-
-test_records.__test__ = False
 
 
 @pytest.mark.sampled("mlp*", "bert*", "decoder*", "vit-student")
@@ -162,6 +78,7 @@ def test_names_of_classes_and_forms_of_records(home, trained):
         ([], "there are none"),
         ([{"words": "a"}], "record 0 has no field 'text'; it has words"),
         (["a", 3], "record 1, field 'text'"),
+        ("a b c", "a str is one record; give a list"),
     ],
 )
 def test_a_wrong_record_is_one_line(records, said, trained):
@@ -187,51 +104,6 @@ def test_the_card_names_no_folder_of_this_machine(home, trained):
         assert "texts.jsonl" in card or "images.npz" in card
 
 
-def command(*words: object) -> int:
-    return main.run(list(map(str, words)))
-
-
-def test_the_command_writes_predictions_beside_the_records(home, trained, capsys):
-    run, rows = trained("bert"), [json.loads(line) for line in (home / "texts.jsonl").read_text().splitlines()]
-    with (home / "new.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, ["words", "number"])
-        table.writeheader()
-        table.writerows({"words": row["words"], "number": n} for n, row in enumerate(rows))
-    for suffix in ("csv", "jsonl", "parquet", "npz"):
-        assert command("predict", run, "--input", home / "new.csv", "--output", home / f"out.{suffix}") == 0
-    assert "120 records in " in capsys.readouterr().out
-    with (home / "out.csv").open() as file:
-        written_rows = list(csv.DictReader(file))
-    expected = jaxdistill.load(run).predict([row["words"] for row in rows])
-    assert [row["prediction"] for row in written_rows] == expected.labels
-    assert [row["number"] for row in written_rows] == [str(n) for n in range(120)]
-    lines = [json.loads(line) for line in (home / "out.jsonl").read_text().splitlines()]
-    assert [line["probabilities"] for line in lines] == expected.probabilities.tolist()
-    assert parquet.read_table(home / "out.parquet")["prediction"].to_pylist() == expected.labels
-    with np.load(home / "out.npz") as arrays:
-        assert arrays["confidence"].tolist() == expected.confidence.tolist()
-    parquet.write_table(pa.table({"body": ["a b"]}), home / "other.parquet")
-    assert command("predict", run, "--input", home / "other.parquet", "--output", home / "o.csv", "--text", "body") == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--input", "none.csv", "--output", "o.csv"), "error: --input: "),
-        (("--input", "{home}/texts.jsonl", "--output", "o.doc"), "'o.doc' has an unknown format. Use one of .csv"),
-        (("--input", "{home}/texts.jsonl", "--output", "o.csv", "--text", "word"), "Did you mean 'words'?"),
-        (("--input", "{home}/texts.jsonl", "--output", "o.csv", "--model", "big"), "there is no 'big'"),
-    ],
-)
-def test_a_wrong_command_is_one_line_and_writes_nothing(words, said, home, trained, tmp_path, monkeypatch, capsys):
-    run = trained("bert")
-    monkeypatch.chdir(tmp_path)
-    assert command("predict", run, *(word.format(home=home) for word in words)) == 2
-    message = capsys.readouterr().err
-    assert said in message and message.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_model_of_ones_own_needs_its_source(home):
     source = home / "mine.py"
     source.write_text(
@@ -255,11 +127,6 @@ def test_a_model_of_ones_own_needs_its_source(home):
     with runs.registries_as_found():
         there = jaxdistill.load(folder, trust_source=True).predict(test_records("mlp", home)).predicted
     assert here.tolist() == there.tolist()
-
-
-def unlabelled(home: Path, model: str, **more):
-    config = config_of("bert", home, student={"model": model}, **more)
-    return differ(config, data={"name": TEXTS.replace(", label='kind'", "").format(home=home)})
 
 
 def test_texts_without_labels_are_distilled_without_a_control(home, trained, capsys):
@@ -295,3 +162,51 @@ def test_an_embedding_needs_no_label(home, trained):
     assert command("predict", home / "e", "--input", home / "texts.jsonl", "--output", home / "e.csv") == 2
     assert command("predict", home / "e", "--input", home / "texts.jsonl", "--output", home / "e.parquet") == 0
     assert len(parquet.read_table(home / "e.parquet")["embedding"][0]) == 16
+
+
+def test_the_pooling_of_an_embedder_is_kept(home, trained):
+    """The config of Hugging Face has no place for it."""
+    body = str(trained("bert") / "teachers" / "big" / "hub")
+    found = {}
+    for pool in ("mean", "cls"):
+        model = f"pretrained({body!r}, classes=0, pool={pool!r})"
+        config = unlabelled(home, model, teachers={"big": {"model": model}}, objective={"logit_mse": {}}, steps=1)
+        jaxdistill.distill(differ(config, rate="0.0"), home / f"e-{pool}", QUIET)
+        found[pool] = jaxdistill.load(home / f"e-{pool}").predict(["a b c d"]).embeddings
+        pooling = json.loads((home / f"e-{pool}" / "student/hub/1_Pooling/config.json").read_text())
+        assert pooling["pooling_mode_cls_token"] == (pool == "cls")
+    assert np.abs(found["mean"] - found["cls"]).max() > 0.01
+
+
+def test_images_of_another_shape_or_type_are_refused(home, trained):
+    predictor = jaxdistill.load(trained("mlp"))
+    for wrong in (
+        np.zeros((2, 8, 8, 1), np.float32),
+        np.zeros((2, 9, 9, 1), np.uint8),
+        np.zeros((2, 8, 8, 3), np.uint8),
+    ):
+        with pytest.raises(ConfigError, match=r"the model was trained on \[8, 8, 1\] and uint8"):
+            predictor.predict(wrong)
+
+
+def test_a_text_without_a_predicted_token_has_no_likelihood(trained):
+    found = jaxdistill.load(trained("decoder")).predict(["a b c", "a", ""]).nll
+    assert np.isfinite(found[0]) and np.isnan(found[1:]).all()
+
+
+def test_a_folder_without_all_of_its_files_is_written_again(home, trained):
+    run = trained("bert")
+    (run / "student/hub/tokenizer.json").unlink()
+    jaxdistill.distill(config_of("bert", home), run, QUIET)
+    assert jaxdistill.load(run).predict(["a"]).labels
+
+
+def test_a_teacher_that_learns_with_the_student_is_written_and_another_is_not(home, trained):
+    model, checkpoint = FAMILIES["mlp"][0], str(trained("mlp") / "teachers" / "big")
+    teachers = {"peer": {"model": model}}
+    config = config_of("mlp", home, teachers=teachers, step="mutual()", objective={"kd": {}, "cross_entropy": {}})
+    jaxdistill.distill(config, home / "peers", QUIET)
+    assert jaxdistill.load(home / "peers", "teachers/peer").predict(test_records("mlp", home)[:2]).labels
+    teachers = {"old": {"model": model, "checkpoint": checkpoint}}
+    jaxdistill.distill(config_of("mlp", home, teachers=teachers, control=False), home / "old", QUIET)
+    assert not (home / "old/teachers/old/hub").exists()

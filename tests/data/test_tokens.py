@@ -16,7 +16,8 @@ from jaxdistill.core.registry import datasets
 from jaxdistill.data import Batches, evaluation_batches, open_records
 from jaxdistill.data.describe import describe
 from jaxdistill.data.text import token_cache, tokenizer
-from jaxdistill.data.text.tokens import pack_documents
+from jaxdistill.data.text.token_cache import ArrayFile
+from jaxdistill.data.text.tokens import _Packer, pack_documents
 from jaxdistill.data.text.unigram import unigram_nll
 
 A, B, C, D, E, F, G = range(5, 12)
@@ -304,3 +305,34 @@ def test_a_tokenizer_of_the_hub(words, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(ConfigError, match=r"data.tokens: .*'someone/model' is not a local folder.*no route to host"):
         opened(sentences(Path("someone/model")), tmp_path)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("sizes", [(1,), (4, 4), (3, 1, 9), (2, 11, 1, 1, 5), (5, 3, 4, 4, 1)])
+def test_documents_in_parts_are_the_same_rows(sizes, pack):
+    """A row at the end of a part has the label that only the next part knows."""
+    start = iter(range(1, 1000))
+    texts = [np.array([next(start) for _ in range(size)], np.int32) for size in sizes]
+    whole = pack_documents(texts, 4, pack)
+    packer = _Packer(4, pack)
+    parts = []
+    for text in texts:
+        packer.add([text])
+        parts.append(packer.full_rows())
+    parts.append(packer.last_rows())
+    for field, expected in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[field] for part in parts]), expected, err_msg=field)
+    flat = np.concatenate(texts)
+    assert whole["input_ids"][whole["segment_ids"] > 0].tolist() == flat.tolist()
+
+
+def test_an_array_file_is_read_by_numpy(tmp_path):
+    rows = np.arange(14, dtype=np.int32).reshape(7, 2)
+    with ArrayFile(tmp_path / "x.npy") as file:
+        for start in (0, 3, 3, 5):
+            file.append(rows[start : start + 2])
+    found = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert found.tolist() == np.concatenate([rows[s : s + 2] for s in (0, 3, 3, 5)]).tolist()
+    with ArrayFile(tmp_path / "y.npy") as file:
+        file.append(rows[:0])
+    assert np.load(tmp_path / "y.npy").shape == (0, 2)

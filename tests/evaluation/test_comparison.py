@@ -1,0 +1,139 @@
+"""Two models on the same test records, and runs side by side: literal values, and pages that say the same."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+from scipy import stats
+
+from jaxdistill import main
+from jaxdistill.core import seal
+from jaxdistill.core.registry import datasets
+from jaxdistill.data.pipeline import Pipeline, Stream
+from jaxdistill.data.splits import SplitError, select_rows
+from jaxdistill.evaluation.comparison import paired_records
+from jaxdistill.evaluation.cost import ROUNDS, latencies
+from jaxdistill.evaluation.report import page, table
+from jaxdistill.run.catalogue import listing, names
+from jaxdistill.run.outcomes import comparison, details
+
+
+def answers_of(predicted, labels) -> dict:
+    return {"answers": {"predicted": list(predicted), "confidence": [0.5] * len(labels), "label": list(labels)}}
+
+
+def test_mcnemars_test_and_the_interval_have_literal_values():
+    """Agresti, Categorical Data Analysis, 2002, table 10.1 has 150 and 86 discordant pairs of 1,600."""
+    one = np.array([True] * 150 + [False] * 86 + [True] * 794 + [False] * 570)
+    other = np.array([False] * 150 + [True] * 86 + [True] * 794 + [False] * 570)
+    found = paired_records(one, other)
+    assert (found.records, found.only_one, found.only_other) == (1600, 150, 86)
+    assert found.difference == pytest.approx(4.0)
+    assert found.p == pytest.approx(stats.binomtest(86, 236).pvalue) and 2e-5 < found.p < 5e-5
+    assert (found.low, found.high) == (
+        pytest.approx(2.1, abs=0.05),
+        pytest.approx(5.9, abs=0.05),
+    )  # the book: 0.02, 0.06
+    back = paired_records(other, one)
+    assert (back.difference, back.low, back.high) == pytest.approx((-found.difference, -found.high, -found.low))
+
+
+def test_equal_models_differ_by_chance_alone():
+    right = np.arange(50) % 3 == 0
+    found = paired_records(right, right)
+    assert (found.difference, found.p) == (0.0, 1.0) and found.low < 0 < found.high
+
+
+@pytest.mark.parametrize(("p", "said"), [(0.001, "more than chance"), (0.3, "no more than chance may give")])
+def test_the_summary_says_whether_a_gain_is_more_than_chance(p, said):
+    rows = [{"name": name, "accuracy": a, "parameters": 5} for name, a in (("student", 0.9), ("control", 0.8))]
+    pair = {"p": p, "low": 1.0, "high": 2.0, "records": 1000}
+    assert f"({said}: 95 % interval 1.00 to 2.00, McNemar's test on 1,000 test records" in table.sentence(rows, pair)
+
+
+def pictures(split: str) -> list[dict]:
+    """Five pictures of one shade each."""
+    return [{"image": np.full((4, 4, 1), 50 * n, np.uint8), "label": int(n > 1)} for n in range(5)]
+
+
+def test_confusion_and_examples_are_those_of_the_predictions(tmp_path):
+    labels = [0, 0, 1, 1, 1]
+    outcomes = {"student": answers_of([0, 1, 1, 1, 0], labels), "control": answers_of([0, 0, 1, 0, 0], labels)}
+    test = Stream("test", "data", "test", 4, (), ())
+    with runs.registries_as_found():
+        datasets.register(pictures)
+        found = details(Pipeline("pictures", tmp_path, "", 0, {}, test), outcomes)
+    assert found["confusion"]["student"] == [[1, 1], [1, 2]]
+    assert found["confusion"]["control"] == [[2, 0], [2, 1]]
+    assert [(each["record"], each["label"]) for each in found["examples"]] == [(3, 1), (1, 0)]
+    assert found["examples"][0]["predicted"] == {"student": 1, "control": 0}
+    assert (found["paired"]["only_one"], found["paired"]["only_other"]) == (1, 1)
+    assert comparison({"student": outcomes["student"]}) is None
+    html = page.render({**found, "rows": [], "class_names": ["cat", "dog"]}, {})
+    assert "<b>dog </b>(record 3)" in html and "✓ student: dog" in html and "✗ control: cat" in html
+    assert html.count("data:image/png;base64,") == 2
+
+
+def test_turns_are_taken_by_all():
+    calls: list[str] = []
+    found = latencies({name: lambda name=name: calls.append(name) for name in "ab"})
+    assert found.keys() == {"a", "b"} and all(0 <= each.low <= each.median <= each.high for each in found.values())
+    swaps = sum(one != other for one, other in itertools.pairwise(calls))
+    assert swaps >= 2 * ROUNDS - 1
+
+
+def test_rows_of_splits():
+    sizes = {"train": 10, "test": 4}
+    assert select_rows("train", sizes) == [("train", range(10))]
+    assert select_rows("train[20%:] + test[-1:]", sizes) == [("train", range(2, 10)), ("test", range(3, 4))]
+    for wrong in ("tain", "train[3:3]", "train[a:]", ""):
+        with pytest.raises(SplitError):
+            select_rows(wrong, sizes)
+
+
+def finished(folder: Path, accuracy: float, predicted: list[int], **config: object) -> Path:
+    """A folder with what a finished run has left."""
+    row = {"name": "student", "accuracy": accuracy, "nll": 0.5, "parameters": 1000}
+    data = {"data": {"name": "d", "test": "test"}, "steps": 10} | config
+    seal.write(folder / "results.json", {"rows": [row], "config": data, "title": folder.name})
+    seal.write(folder / "student/result.json", {"row": row, **answers_of(predicted, [0, 1] * 10)})
+    (folder / "report.html").write_text("")
+    return folder
+
+
+def test_runs_are_compared_on_one_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    finished(Path("runs/a"), 0.5, [0] * 20)
+    finished(Path("runs/b"), 1.0, [0, 1] * 10, steps=20)
+    finished(Path("runs/c"), 1.0, [0, 1] * 10, data={"name": "other", "test": "test"})
+    assert main.run(["compare", "runs/a", "runs/b", "runs/c", "--out", "out"]) == 0
+    heading, a, b, c, _ = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["run", "acc", "%"] and a.split()[:2] == ["a", "50.00"]
+    assert "+50.00" in b and "0.002" in b and "+" not in c  # 10 of 10 discordant records; another data set
+    html = Path("out/compare.html").read_text()
+    assert 'href="../runs/b/report.html"' in html and '<th scope="row">steps</th><td>10</td><td>20</td>' in html
+    for words, said in (
+        (["runs/a", "runs/a"], "a run is named twice"),
+        (["runs/a", "none"], "holds no finished run"),
+        (["runs/a", "--model", "control"], "has no 'control'"),
+    ):
+        assert main.run(["compare", *words, "--out", "out"]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_every_part_is_listed_with_a_sentence_and_its_arguments(capsys):
+    for kind in names():
+        assert main.run(["list", kind]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        sentences = [line for line in lines if line.startswith("    ")]
+        assert sentences and all(len(line) > 12 for line in sentences), kind
+    assert "kd(temperature=4.0, scale_t2=True)" in listing("losses")
+    assert main.run(["list", "losses", "kd"]) == 0
+    assert "Hinton, Vinyals and Dean" in capsys.readouterr().out
+    for words, said in ((["loses"], "Did you mean 'losses'?"), (["losses", "kdd"], "Did you mean 'kd'?")):
+        assert main.run(["list", *words]) == 2
+        assert said in capsys.readouterr().err
+    json.dumps(names())

@@ -1,14 +1,18 @@
 """Every block of code in the README runs as it is written; what takes minutes is slow, and its arguments are fast."""
 
 import csv
+import json
 import re
 import shlex
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import runs
 from corpora import WORDS, sentences, written
+from PIL import Image
+from pyarrow import parquet
 from rich.console import Console
 
 import jaxdistill
@@ -126,3 +130,41 @@ def test_the_arguments_of_a_command_are_right(command, here, capsys):
 def test_the_first_command_runs_as_written(command, here):
     assert main.run(command) == 0
     assert Path("runs/mine/student/hub/config.json").is_file()
+
+
+OWN = re.findall(r'^\| [^|]+ \| `"(table\([^`]*\))"`', TEXT, re.M)
+
+
+def write_own_files(place: Path) -> None:
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(WORDS[5:], 6)) for _ in range(40)]
+    labels = [("bad", "good")[n % 2] for n in range(40)]
+    (place / "data").mkdir()
+    for split in ("train", "test"):
+        parquet.write_table(pa.table({"body": texts, "topic": labels}), place / "data" / f"{split}.parquet")
+    pairs = ({"question": text, "answer": text, "good": label} for text, label in zip(texts, labels, strict=True))
+    (place / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (place / "texts.csv").write_text("\n".join(["text", *texts]) + "\n")
+    np.savez(place / "measured.npz", x=draw.normal(size=(40, 3)), y=np.arange(40) % 2)
+    for name in ("cat", "dog"):
+        (place / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            shade = np.full((40, 30, 3), 100 * (name == "dog") + number, np.uint8)
+            Image.fromarray(shade).save(place / "photos" / name / f"{number}.png")
+
+
+@pytest.mark.parametrize("spec", OWN)
+def test_the_data_of_the_table_are_read(spec, here):
+    write_own_files(here)
+    assert len(OWN) == 6
+    assert len(open_records(spec, "train", here / "prepared", "data", "train")) >= 32
+    assert len(open_records(spec, "test", here / "prepared", "data", "test")) >= 8
+
+
+@pytest.mark.parametrize(("preset", "path"), [("image", "photos"), ("features", "measured.npz")])
+def test_a_preset_is_right_for_its_data(preset, path, here, capsys):
+    write_own_files(here)
+    (spec,) = (each for each in OWN if path in each)
+    words = ["train", "--preset", preset, f"--config.data.name={spec}", "--check"]
+    assert main.run(words) == 0, capsys.readouterr().err
+    assert "2 classes" in capsys.readouterr().out

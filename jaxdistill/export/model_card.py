@@ -36,7 +36,7 @@ def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any], about
         about: how the model is built and what it reads.
     """
     data, provenance = config["data"], results["provenance"]
-    dataset, task, row = public(data["name"]), about.task, _row(results["rows"], name)
+    dataset, task, row = _dataset(data["name"]), about.task, _row(results["rows"], name)
     entries = config["objective"].items() if config["teachers"] or name != "student" else config["task"].items()
     terms = "\n".join(f"- `{entry['term'] or term}`, weight {entry['weight']}" for term, entry in entries)
     teachers = "\n".join(f"- {teacher}: `{public(entry['model'])}`" for teacher, entry in config["teachers"].items())
@@ -74,7 +74,7 @@ Objective:
 
 {config["steps"]:,} steps of {config["batch_size"]} rows ({rows:,} rows) of `{dataset}` (`{data["train"]}`), seed \
 {config["seed"]}{took}.
-Trained with jaxdistill, commit {provenance["git"]}.
+Trained with jaxdistill {provenance.get("versions", {}).get("jaxdistill", "")}, commit {provenance["git"]}.
 
 ## Evaluation
 
@@ -87,6 +87,12 @@ trained without a teacher.
 
 {_licence(about)}
 """
+
+
+def _dataset(name: str) -> str:
+    """Return the name of a data set: of the user's own files, the name of the file or folder."""
+    match = re.search(r"""^table\(.*path=(['"])(.*?)\1""", name)
+    return Path(match[2]).name if match else public(name)
 
 
 def public(text: str) -> str:

@@ -138,6 +138,7 @@ def write(folder: Path, about: About, extras: Extras, variables: Variables, card
         shutil.copyfile(extras.tokenizer, temporary / "tokenizer.json")
     seal.write(temporary / ABOUT, about._asdict())
     (temporary / CARD).write_text(card, encoding="utf-8")
+    shutil.copymode(temporary / CARD, temporary / WEIGHTS)  # safetensors lets only the owner read
     seal.seal_folder(temporary)
     previous = folder.with_name(f"{folder.name}.old")  # kept until the new one is in place: a kill loses neither
     shutil.rmtree(previous, ignore_errors=True)

@@ -44,6 +44,8 @@ def predict_file(
     writer = WRITERS.get(output.suffix.lower())
     if writer is None:
         raise ConfigError("--output", f"{str(output)!r} has an unknown format. Use one of {', '.join(WRITERS)}.")
+    if Path(source).exists() and output.exists() and output.samefile(source):
+        raise ConfigError("--output", f"{str(output)!r} is the input. Choose another file.")
     try:
         place, opened = _open(source, encoding)
         roles = _roles(predictor, columns, opened, place)
@@ -150,7 +152,7 @@ def _replacing(file: Path) -> Iterator[Path]:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         draft.replace(file)
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError) as error:
         if error.filename and Path(error.filename).absolute() not in (draft.absolute(), *file.absolute().parents, file):
             raise
         raise ConfigError("--output", f"{str(file)!r} cannot be written ({error}). Choose another file.") from None

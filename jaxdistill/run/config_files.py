@@ -40,7 +40,7 @@ def load_config(path: str, trust_source: bool = False) -> ConfigDict:
     file = Path(name)
     if not file.is_file():
         problem = "is a folder" if Path(name).is_dir() else "does not exist"
-        raise ConfigError("--config", f"{name!r} {problem}. Try configs/quickstart.py.")
+        raise ConfigError("--config", f"{name!r} {problem}. Try --preset demo.")
     if file.suffix == ".json":
         return _from_json(file, trust_source)
     module = run_file(file)

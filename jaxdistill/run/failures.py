@@ -62,6 +62,8 @@ PLACE_TEXTS = {os.strerror(number): place for number, place in PLACES.items()}
 EXTRAS = {"transformers": "hf", "tokenizers": "hf", "gguf": "hf", "huggingface_hub": "hf", "wandb": "wandb"}
 
 
+LIBRARIES = ("absl", "datasets", "huggingface_hub", "transformers")  # loggers whose warnings would fill a page
+
 # Loggers to which Orbax and JAX write tracebacks of their threads and callbacks; the error is raised all the same
 LOGS_OF_THREADS = ("absl", "asyncio", "jax._src.callback")
 
@@ -75,7 +77,8 @@ def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", s
         folder: folder that the command writes to, which also gets the traceback of a bug; empty: a temporary folder.
         stopped: exit code of a command that was stopped by a signal after its state was saved.
     """
-    logging.getLogger("absl").setLevel(logging.NOTSET if debug else logging.ERROR)  # TensorFlow Datasets' small talk
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.NOTSET if debug else logging.ERROR)
     for name in LOGS_OF_THREADS:
         change = logging.getLogger(name).removeFilter if debug else logging.getLogger(name).addFilter
         change(_has_no_traceback)

@@ -287,7 +287,8 @@ BAD = {  # what is wrong: (the file's content, what the message says)
     "half a label": ("text,kind\na,0.5\nb,1\n", "record 0: '0.5' is not a label: a word, or a whole number"),
     "no label": ("text,kind\na,\nb,\n", "no record has a label. Leave the argument label out"),
     "a label of its own": ("text,kind\n" + "".join(f"a,w{n}\n" for n in range(40)), "so they are no classes"),
-    "one record": ("text,kind\na,b\n", "too few records (1)"),
+    "one class": ("text,kind\na,b\nc,b\n", "all labels are 'b'; a classifier needs two classes"),
+    "few records": ("text,kind\na,b\nc,d\n", "too few records (2)"),
 }
 
 
@@ -297,7 +298,7 @@ def test_a_wrong_file_is_one_line_and_leaves_nothing(mistake):
     Path("a.csv").write_text(content)
     error = refusal(SPEC)
     assert error.path == "data.name" and said in error.message
-    if mistake != "one record":  # which can be read, and not divided
+    if mistake != "few records":  # which can be read, and not divided
         assert list(Path("prepared").rglob("*.arrow")) == []
 
 

@@ -114,6 +114,8 @@ class Classes:
         if len(set(kinds.values())) > 1 and not self._names:
             places = {kind: f"record {self._first[name]} has {name!r}" for name, kind in reversed(kinds.items())}
             raise Problem(f"{file}: some labels are numbers and others are words ({', '.join(places.values())}).")
+        if len(self._codes) < 2 and not self._names:
+            raise Problem(f"{file}: all labels are {next(iter(self._codes))!r}; a classifier needs two classes.")
         if len(self._codes) > max(20, records // 2):
             raise Problem(
                 f"{file}: {records} records have {len(self._codes)} different labels, so they are no classes."

@@ -45,6 +45,10 @@ def open_csv(file: Path, encoding: str, delimiter: str = ",") -> Opened:
     import pyarrow as pa
     from pyarrow import csv
 
+    with file.open("rb") as stream:
+        if encoding == "utf-8" and stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise Problem(f"{file} is not written in utf-8. Name its encoding: encoding='utf-16'.")
+
     def reader(columns: Sequence[str]) -> Any:
         options = csv.ConvertOptions(
             column_types=dict.fromkeys(columns, pa.string()), include_columns=columns, strings_can_be_null=False

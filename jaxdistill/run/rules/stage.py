@@ -24,9 +24,9 @@ def student_has_the_classes(view: StageView) -> None:
     If the data set does not say how many classes its labels have, the student needs one for each label that occurs. A
     model without classes, which embeds its input, does not read the labels.
     """
+    model, count = view.config.student.model, view.student.logits.shape[-1]
     if embeds(view.parts.student, view.shapes["train"]):
         return
-    model, count = view.config.student.model, view.student.logits.shape[-1]
     _check_classes("student.model", model, view.student, view.data.classes)
     for name, description in {**view.data.descriptions, "test": view.data.test_description}.items():
         largest = description.largest_label

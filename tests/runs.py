@@ -157,7 +157,7 @@ def rows(workdir: Path) -> dict[str, dict]:
 
 
 def without_latency(row: dict) -> dict:
-    return {name: value for name, value in row.items() if name != "latency_ms"}
+    return {name: value for name, value in row.items() if not name.startswith("latency_")}
 
 
 def log(stage: Path) -> Log:

@@ -225,7 +225,7 @@ class Predictor:
 
     def _record(self, record: Any, number: int) -> dict[str, Any]:
         """Return a record as a dict with the fields that the model reads."""
-        fields = self.text_fields or ("image",)
+        fields = self.text_fields or tuple(name for name in self.about.inputs if name != "mask")
         if not isinstance(record, Mapping):
             if len(fields) > 1:
                 raise ConfigError(PATH, f"record {number} is no dict; give the fields {', '.join(fields)}.")
@@ -233,7 +233,7 @@ class Predictor:
         if absent := [field for field in fields if field not in record]:
             known = ", ".join(map(str, record)) or "none"
             raise ConfigError(PATH, f"record {number} has no field {absent[0]!r}; it has {known}.")
-        if not self.text_fields and isinstance(record["image"], str | bytes | Path):
+        if fields == ("image",) and isinstance(record["image"], str | bytes | Path):
             image = record["image"] if isinstance(record["image"], bytes) else str(record["image"])
             return {"image": images.decode(image, self.about.channels)}
         return {field: record[field] for field in fields}

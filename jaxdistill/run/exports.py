@@ -88,7 +88,7 @@ def about(config: Config, data: Pipeline, shapes: Shapes, is_embedder: bool) -> 
         model=public(spec) if form else spec,
         options=_beyond_config(form) if form else {},
         dtype=config.dtype,
-        inputs={name: (x.shape[1:], str(x.dtype)) for name, x in shapes.items() if name not in ("index", "label")},
+        inputs={name: (x.shape[1:], str(x.dtype)) for name, x in shapes.items() if _is_read(name)},
         tokens=tokens.serving if tokens else "",
         texts=list(tokens.texts) if tokens else [],
         transforms=augment,
@@ -104,10 +104,15 @@ def about(config: Config, data: Pipeline, shapes: Shapes, is_embedder: bool) -> 
     )
 
 
+def _is_read(field: str) -> bool:
+    """Return whether a model reads a field of a batch; labels, and outputs of teachers, are for its training."""
+    return field not in ("index", "label", "label_probs") and "/" not in field
+
+
 def _task(data: Pipeline, shapes: Shapes, is_embedder: bool) -> str:
     """Return the task of a model by its name on the Hugging Face hub."""
     if data.tokenization is None:
-        kind = "image" if len(shapes["image"].shape) == 4 else "tabular"
+        kind = "image" if "image" in shapes and len(shapes["image"].shape) == 4 else "tabular"
         return "image-feature-extraction" if is_embedder else f"{kind}-classification"
     if not data.tokenization.labelled:
         return "text-generation"

@@ -143,7 +143,7 @@ class Resolved:
         return tuple(
             self.student if definition.kind == "student" else self._stage(definition)
             for definition in self.definitions
-            if definition.name not in self.left_out
+            if definition.kind != "control" or not self.left_out
         )
 
     @cached_property

@@ -65,7 +65,7 @@ def unlike(found, wanted) -> float:
 
     def said(run):
         losses = [line["loss"] for line in runs.log(run.workdir / "student").train]
-        told = [{k: v for k, v in row.items() if k not in ("name", "latency_ms")} for row in run.rows]
+        told = [{k: v for k, v in row.items() if k not in ("name", "latency_ms", "latency_range")} for row in run.rows]
         return losses, told, jax.device_get(run.variables["student"].params)
 
     apart = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), said(found), said(wanted))

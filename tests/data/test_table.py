@@ -1,8 +1,6 @@
 """The data set `table`: every format gives the same records, splits are laws, and a wrong file is one line."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,58 +8,25 @@ import pytest
 import runs
 from PIL import Image
 from pyarrow import parquet
+from table_files import (
+    FORMATS,
+    RECORDS,
+    SPEC,
+    WORDS,
+    everything,
+    opened,
+    refusal,
+    write_csv,
+    write_images,
+    write_parquet,
+)
 
-from jaxdistill.core.errors import ConfigError
-from jaxdistill.data.datasets import open_records
-from jaxdistill.data.records import Records
 from jaxdistill.data.table import arrow_store
-
-WORDS = ("good", "bad", "fair")
-RECORDS = [{"text": f'say "{number}",\nand more', "kind": WORDS[number % 3], "n": number} for number in range(60)]
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def opened(spec: str, split: str = "train") -> Records:
-    return open_records(spec, split, "prepared", "data", "train")
-
-
-def everything(records: Records) -> dict[str, np.ndarray]:
-    return records.take(np.arange(len(records)))
-
-
-def refusal(spec: str, split: str = "train") -> ConfigError:
-    with pytest.raises(ConfigError) as error:
-        opened(spec, split)
-    assert "\n" not in error.value.message
-    return error.value
-
-
-def write_csv(file: Path, rows: list[dict[str, Any]] = RECORDS, delimiter: str = ",", encoding: str = "utf-8") -> None:
-    quoted = lambda value: '"' + str(value).replace('"', '""') + '"'
-    lines = [delimiter.join(rows[0]), *(delimiter.join(map(quoted, row.values())) for row in rows)]
-    file.write_text("\n".join(lines) + "\n", encoding=encoding)
-
-
-def write_lines(file: Path) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in RECORDS))
-
-
-def write_parquet(file: Path) -> None:
-    parquet.write_table(pa.Table.from_pylist(RECORDS), file, row_group_size=7)
-
-
-SPEC = "table(path='a.csv', text='text', label='kind')"
-
-FORMATS = {
-    "reviews.csv": write_csv,
-    "reviews.tsv": lambda file: write_csv(file, delimiter="\t"),
-    "reviews.jsonl": write_lines,
-    "reviews.parquet": write_parquet,
-}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -222,16 +187,6 @@ def test_numbers_become_vectors_and_arrays_stay_as_they_are():
     assert {row.tobytes() for row in found["image"]} < {row.tobytes() for row in pixels}
     flat = everything(opened("table(path='a.npz', features='x', label='y')"))["image"]
     assert flat.shape == (16, 6) and flat.dtype == np.float32
-
-
-def write_images(folder: Path, sizes: tuple[int, ...] = (8,)) -> None:
-    for shade, name in enumerate(("cat", "dog")):
-        (folder / name).mkdir(parents=True)
-        for number in range(10):
-            size = sizes[number % len(sizes)]
-            Image.fromarray(np.full((size, size, 3), 100 * shade + number, np.uint8)).save(
-                folder / name / f"{number}.png"
-            )
 
 
 def test_a_folder_of_images_by_class():

@@ -89,6 +89,7 @@ def test_rows_of_splits():
     sizes = {"train": 10, "test": 4}
     assert select_rows("train", sizes) == [("train", range(10))]
     assert select_rows("train[20%:] + test[-1:]", sizes) == [("train", range(2, 10)), ("test", range(3, 4))]
+    assert select_rows("train[:55%]", sizes) == [("train", range(6))]  # rounded, as TensorFlow Datasets does
     for wrong in ("tain", "train[3:3]", "train[a:]", ""):
         with pytest.raises(SplitError):
             select_rows(wrong, sizes)

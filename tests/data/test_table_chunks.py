@@ -31,7 +31,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [*FORMATS, "reviews.npz"])
 def test_chunks_lose_and_mix_nothing(name, monkeypatch):
-    monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 7)
+    monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 13)
     monkeypatch.setattr("jaxdistill.data.table.arrow_store.RESIDENT", 1)
     monkeypatch.setattr("jaxdistill.data.records.IN_MEMORY", 0)
     if name == "reviews.npz":

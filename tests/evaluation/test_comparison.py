@@ -1,5 +1,7 @@
 """Two models on the same test records, and runs side by side: literal values, and pages that say the same."""
 
+import base64
+import io
 import itertools
 import json
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs
+from PIL import Image
 from scipy import stats
 
 from jaxdistill import main
@@ -55,26 +58,28 @@ def test_the_summary_says_whether_a_gain_is_more_than_chance(p, said):
 
 
 def pictures(split: str) -> list[dict]:
-    """Five pictures of one shade each."""
-    return [{"image": np.full((4, 4, 1), 50 * n, np.uint8), "label": int(n > 1)} for n in range(5)]
+    """Six pictures of one shade each."""
+    return [{"image": np.full((4, 4, 1), 40 * n, np.uint8), "label": int(n > 1)} for n in range(6)]
 
 
 def test_confusion_and_examples_are_those_of_the_predictions(tmp_path):
-    labels = [0, 0, 1, 1, 1]
-    outcomes = {"student": answers_of([0, 1, 1, 1, 0], labels), "control": answers_of([0, 0, 1, 0, 0], labels)}
+    labels = [0, 0, 1, 1, 1, 1]
+    outcomes = {"student": answers_of([0, 1, 1, 1, 0, 1], labels), "control": answers_of([0, 0, 1, 0, 0, 0], labels)}
     test = Stream("test", "data", "test", 4, (), ())
     with runs.registries_as_found():
         datasets.register(pictures)
         found = details(Pipeline("pictures", tmp_path, "", 0, {}, test), outcomes)
-    assert found["confusion"]["student"] == [[1, 1], [1, 2]]
-    assert found["confusion"]["control"] == [[2, 0], [2, 1]]
-    assert [(each["record"], each["label"]) for each in found["examples"]] == [(3, 1), (1, 0)]
+    assert found["confusion"]["student"] == [[1, 1], [1, 3]]
+    assert found["confusion"]["control"] == [[2, 0], [3, 1]]
+    assert [(each["record"], each["label"]) for each in found["examples"]] == [(3, 1), (5, 1), (1, 0)]
     assert found["examples"][0]["predicted"] == {"student": 1, "control": 0}
-    assert (found["paired"]["only_one"], found["paired"]["only_other"]) == (1, 1)
+    assert (found["paired"]["only_one"], found["paired"]["only_other"]) == (2, 1)
     assert comparison({"student": outcomes["student"]}) is None
     html = page.render({**found, "rows": [], "class_names": ["cat", "dog"]}, {})
     assert "<b>dog </b>(record 3)" in html and "✓ student: dog" in html and "✗ control: cat" in html
-    assert html.count("data:image/png;base64,") == 2
+    assert html.count("data:image/png;base64,") == 3
+    shades = [Image.open(io.BytesIO(base64.b64decode(each["image"]))).getpixel((0, 0)) for each in found["examples"]]
+    assert shades == [120, 200, 40]
 
 
 def test_turns_are_taken_by_all():

@@ -11,7 +11,7 @@ Cost: 2 minutes on 2 cores, after a download of 90 MB.
 """
 
 from jaxdistill import differ
-from jaxdistill.run.presets import few_labels
+from jaxdistill.run.presets import few_labels, text
 
 
 def get_config():
@@ -21,7 +21,7 @@ def get_config():
         data={
             "name": "reuters/r8",
             "train": "train",
-            "tokens": f"sentences(tokenizer={few_labels.MINILM!r}, length=24)",
+            "tokens": f"sentences(tokenizer={text.MINILM!r}, length=24)",
         },
         streams={"labelled": {"split": "train[:5%]", "batch_size": 16}},
         student={

@@ -24,7 +24,7 @@ from experiments.same.cases import CASES, Case
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Path(__file__).with_name("cases.py")
-STAGES = ("teachers/*", "student", "control")
+STAGES = ("teachers/*/checkpoints", "student/checkpoints", "control/checkpoints")  # a teacher that learns has none
 RENAMES: tuple[tuple[str, str], ...] = ()  # (pattern in the base's name of an array, what it is called here)
 MODULES = {"cache": "jaxdistill.cache"}  # commands that were modules of their own, by name
 
@@ -99,7 +99,7 @@ def arrays(place: Path, rename: Callable[[str], str] = str) -> Iterator[tuple[st
     """Every array that a case left in its checkpoints, and the content of its cache by the sums of the shards."""
     for stage in (folder for pattern in STAGES for folder in sorted(place.glob(pattern))):
         for name, array in saved(stage).items():
-            yield rename(f"{stage.relative_to(place)}/{name}"), array
+            yield rename(f"{stage.parent.relative_to(place)}/{name}"), array
     for seal in sorted(place.glob("cache/*/[0-9]*.json")):
         digest = bytes.fromhex(json.loads(seal.read_text())["sha256"])
         yield str(seal.relative_to(place)), np.frombuffer(digest, np.uint8)

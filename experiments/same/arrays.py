@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 
 
-def saved(stage: Path) -> dict[str, np.ndarray]:
-    """Every array of a stage's newest checkpoint, by name."""
+def saved(folder: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint in a folder `checkpoints`, by name."""
     import orbax.checkpoint as ocp
 
-    manifests = {int(file.stem): file for file in (stage / "checkpoints" / "manifests").glob("*.json")}
+    manifests = {int(file.stem): file for file in (folder / "manifests").glob("*.json")}
     newest = max(manifests)
     names = json.loads(manifests[newest].read_text())["arrays"]
     arguments = ocp.args.PyTreeRestore(restore_args=dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray)))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.restore((stage / "checkpoints" / "steps" / str(newest) / "state").absolute(), args=arguments)
+        found = reader.restore((folder / "steps" / str(newest) / "state").absolute(), args=arguments)
     return {f"{newest}/{name}": array for name, array in found.items()}
 
 

@@ -11,11 +11,11 @@ import functools
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxdistill.core.atomic import new_file
 from jaxdistill.core.errors import DamageError
 
 SEAL = "seal"
@@ -37,17 +37,10 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file atomically: a reader sees the complete old or new file, even if the process dies."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")  # processes of several hosts share a number
-    try:
-        with temporary.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with new_file(file) as draft, draft.open("x", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -6,10 +6,7 @@ FOLDER/table.json       sealed: checksums, shapes of arrays, names of the classe
 
 import contextlib
 import mmap
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +96,7 @@ class ArrowFile:
         return columns
 
 
-def open_folder(folder: Path) -> tuple[Manifest, dict[str, ArrowFile]]:
+def open_tables(folder: Path) -> tuple[Manifest, dict[str, ArrowFile]]:
     """Open a folder of Arrow files: what it holds, and its files by split.
 
     Raises:
@@ -152,29 +149,3 @@ def _arrow(name: str, values: Any) -> Any:
     if values and isinstance(values[0], bytes):
         return pa.array(values, pa.large_binary())  # images of a chunk may have more than 2^31 bytes
     return pa.array(values, pa.int32() if name == "label" else None)
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Return a context manager with an empty folder, which gets the name `folder` when its block ends without an error.
-
-    If another process was faster, its folder stays.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
-        draft = Path(temporary, "whole")
-        draft.mkdir()
-        yield draft
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-
-
-def set_aside(folder: Path) -> None:
-    """Remove a damaged folder; another process may have done so."""
-    aside = folder.with_name(f"{folder.name}.damaged-{os.getpid()}")
-    with contextlib.suppress(OSError):
-        folder.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -14,7 +14,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 IMAGE, LABEL = "image", "label"  # the columns of a folder of images
 
 
-def open_folder(folder: Path) -> Opened:
+def open_class_folders(folder: Path) -> Opened:
     """Open a folder that has a folder of images for each class, as a table with the columns `image` and `label`.
 
     Every image is decoded once, so that a broken one is found before a model is trained.

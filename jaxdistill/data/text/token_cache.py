@@ -8,10 +8,7 @@ import contextlib
 import hashlib
 import io
 import json
-import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -21,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.core import seal
+from jaxdistill.core.atomic import new_folder, remove_folder
 from jaxdistill.core.errors import DamageError
 from jaxdistill.core.memory import free_disk, host_memory, require
 from jaxdistill.data.progress import progress
@@ -55,10 +53,7 @@ def tokenise(
             return _open_cache(cache)
         except DamageError as error:
             sys.stderr.write(f"note: {error}; tokenising the texts again\n")
-            aside = cache.with_name(f"{key}.damaged-{os.getpid()}")
-            with contextlib.suppress(OSError):  # another process was faster, or the folder is read-only
-                cache.rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_folder(cache)
     records, loaded = open_records(), tokenizer.load(tokenization.file)
     message = f"Tokenising {title} with {tokenization.file}; this happens once.\n"
     about: dict[str, Any] = {
@@ -69,6 +64,7 @@ def tokenise(
         "texts": len(records),
         "classes": records.classes if tokenization.labelled else None,  # else the classes are the vocabulary
         "class_names": records.class_names if tokenization.labelled else (),
+        "split_sizes": records.split_sizes,
         "vocabulary": tokenizer.vocabulary_size(loaded),
     }
     for kind, texts, available in (
@@ -126,10 +122,8 @@ def _chunks(records: Records, message: str) -> Iterator[Columns]:
 
 def _write_cache(cache: Path, parts: Iterator[Tokenized], about: dict[str, Any]) -> int:
     """Write tokenised texts part by part, so that they need not fit into memory; return how many are too long."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache.parent) as temporary:
-        draft, counts = Path(temporary, "whole"), {"tokens": 0, "cut": 0}
-        draft.mkdir()
+    counts = {"tokens": 0, "cut": 0}
+    with new_folder(cache) as draft:
         with contextlib.ExitStack() as stack:
             files: dict[str, ArrayFile] = {}
             for part in parts:
@@ -141,12 +135,7 @@ def _write_cache(cache: Path, parts: Iterator[Tokenized], about: dict[str, Any])
                 counts = {"tokens": counts["tokens"] + part.tokens, "cut": counts["cut"] + part.too_long}
         digests = {field: seal.sha256(draft / f"{field}.npy") for field in files}
         seal.write(draft / "manifest.json", {**about, **counts, "fields": list(files), "files": digests})
-        try:
-            os.rename(draft, cache)
-        except OSError:
-            if not cache.is_dir():  # otherwise another process was faster, which is no error
-                raise
-        return counts["cut"]
+    return counts["cut"]
 
 
 class ArrayFile:
@@ -204,4 +193,5 @@ def _open_cache(cache: Path) -> Records:
 
 
 def _records(columns: Columns, about: dict[str, Any]) -> Records:
-    return Records(columns, about["classes"], about["vocabulary"], class_names=about.get("class_names", ()))
+    names, sizes = about.get("class_names", ()), about.get("split_sizes", {})
+    return Records(columns, about["classes"], about["vocabulary"], class_names=names, split_sizes=sizes)

@@ -1,0 +1,56 @@
+"""Write files and folders so that a reader sees all of one or nothing, even if the process dies."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def new_file(file: Path) -> Iterator[Path]:
+    """Return a context manager with a path beside `file`, whose file replaces it if the block ends without an error.
+
+    Args:
+        file: the file; its folder is created if it is missing.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")  # processes of several hosts share a number
+    try:
+        yield draft
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Return a context manager with an empty folder, which gets the name `folder` if the block ends without an error.
+
+    If another process was faster, its folder stays.
+
+    Args:
+        folder: the folder; the one that holds it is created if it is missing.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
+        draft = Path(temporary, "whole")
+        draft.mkdir()
+        yield draft
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a damaged folder, or a link in its place; another process may have done so, or the disk be read-only."""
+    aside = folder.with_name(f"{folder.name}.damaged-{os.getpid()}")
+    with contextlib.suppress(OSError):
+        folder.rename(aside)
+    if aside.is_symlink():
+        aside.unlink()
+    shutil.rmtree(aside, ignore_errors=True)

@@ -153,7 +153,8 @@ def _checked_records(source: Any, labels: Any, path: str) -> Records:
     if names and len(names) != (classes or len(names)):
         raise ConfigError(path, f"the data set has classes={classes}, and {len(names)} class_names.")
     classes, fingerprint = classes or len(names) or None, getattr(source, "fingerprint", "")
-    return Records(source, classes, None, CheckedStack(classes, path), names, fingerprint)
+    sizes = getattr(source, "split_sizes", {})
+    return Records(source, classes, None, CheckedStack(classes, path), names, fingerprint, sizes)
 
 
 def _registered_source(name: str, split: str, folder: Path, section: str, key: str) -> Any:

@@ -6,7 +6,9 @@ first opening writes a description next to the prepared data, and later runs rea
 
 import contextlib
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +34,7 @@ class Description(NamedTuple):
     vocabulary: vocabulary size of the tokenizer; None if texts are not tokenised
     largest_label: greatest class number of the labels; None if it is unknown
     class_names: names of the classes, in order; empty if the data set does not define them
+    split_sizes: number of examples in each split of the data set; empty if they are not known
     """
 
     records: int
@@ -40,6 +43,7 @@ class Description(NamedTuple):
     vocabulary: int | None
     largest_label: int | None = None
     class_names: tuple[str, ...] = ()
+    split_sizes: Mapping[str, int] = MappingProxyType({})
 
 
 def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: str = "") -> Description:
@@ -93,7 +97,8 @@ def _inspect(records: Records) -> Description:
         if 0 in shape:
             raise ConfigError("data.name", f"the field {field!r} of the records has no values, {shape}. Leave it out.")
     names, largest = records.class_names, records.largest_label
-    return Description(len(records), fields, records.classes, records.vocabulary, largest, names)
+    known = records.classes, records.vocabulary, largest, names, records.split_sizes
+    return Description(len(records), fields, *known)
 
 
 def _shape(column: np.ndarray) -> tuple[tuple[int, ...], str] | None:

@@ -20,6 +20,7 @@ from jaxdistill.data.describe import Description, describe
 from jaxdistill.data.order import Order
 from jaxdistill.data.records import Records
 from jaxdistill.data.selection import Selection
+from jaxdistill.data.splits import split_names
 from jaxdistill.data.stream import Transform, transformed, without_text
 from jaxdistill.data.text.token_cache import tokenizer_hash
 from jaxdistill.data.text.tokens import Tokenization
@@ -115,6 +116,12 @@ class Pipeline:
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the classes, in order; empty if the data set does not define them."""
         return self.descriptions["train"].class_names or self.test_description.class_names
+
+    @property
+    def unused_splits(self) -> dict[str, int]:
+        """Return the number of examples in each split of the data set that neither a stream nor the test reads."""
+        used = set().union(*(split_names(stream.split) for stream in self.with_test.values()))
+        return {name: size for name, size in self.test_description.split_sizes.items() if name not in used}
 
     @property
     def vocabulary(self) -> int | None:

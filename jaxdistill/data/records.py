@@ -25,6 +25,7 @@ class Records:
             whenever they are read, and may check them.
         class_names: names of the classes, in order; empty: the data set does not define them.
         fingerprint: text that changes if an example changes; empty: unknown.
+        split_sizes: number of examples in each split of the data set, by name; empty: unknown.
 
     Attributes:
         in_memory: True if all examples are decoded already, as for small data sets and for stacked arrays.
@@ -38,9 +39,11 @@ class Records:
         stack: Stack | None = None,
         class_names: Sequence[str] = (),
         fingerprint: str = "",
+        split_sizes: Mapping[str, int] | None = None,
     ):
         self.classes, self.vocabulary, self._stack = classes, vocabulary, stack or _stack_records
         self.class_names, self.fingerprint = tuple(class_names), fingerprint
+        self.split_sizes = dict(split_sizes or {})
         if isinstance(source, Mapping):
             self._columns, self.in_memory = dict(source), True
             self._length = len(next(iter(source.values())))

@@ -26,6 +26,12 @@ def share_records(one: str, other: str, size: Callable[[str], int]) -> bool:
     return any(_overlap(_range(a, size(a[1])), _range(b, size(b[1]))) for a, b in pairs)
 
 
+def split_names(split: str) -> set[str]:
+    """Return the names of the whole splits of which a split such as `train[:80%]+test` has records."""
+    parts = (SLICE.fullmatch(part.strip()) for part in split.split("+"))
+    return {part[1] for part in parts if part}
+
+
 class SplitError(KeyError):
     """The error for a split that a data set does not have.
 

@@ -40,7 +40,8 @@ def check(config: Config, workdir: str | None) -> str:
     names = f" ({', '.join(shown)})" if shown else ""
     classes = f", {data.classes} classes{names}" if data.classes else ""
     counts = f"{data.count_training_records():,} training records, {data.test_description.records:,} test records"
-    lines = [f"data      {counts}{classes}"]
+    unused = ", ".join(f"{size:,} records of the split {name!r}" for name, size in data.unused_splits.items())
+    lines = [f"data      {counts}{classes}", *([f"unused    {unused}"] if unused else [])]
     for stage in resolved.stages:
         size = sum(x.size for x in jax.tree.leaves(stage.view.train_state.params["student"]))
         model = stage.definition.config.student.model

@@ -1,6 +1,7 @@
 """The data set `table`: chunks, odd values and fingerprints, where records could be lost or mixed without a word."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from table_files import (
     write_images,
 )
 
-from jaxdistill.data.table.columns import UNLABELLED, Classes
+from jaxdistill.data.table.columns import UNLABELLED, Classes, Roles, converted
 from jaxdistill.data.table.files import Problem
 
 
@@ -106,3 +107,99 @@ def test_classes_that_a_file_defines_keep_their_order_and_minus_one_is_no_label(
     assert [UNLABELLED if code < 0 else places[code] for code in codes] == [1, -1, 0, 1]
     with pytest.raises(Problem, match=r"record 0: '2' is none of the 2 classes"):
         Classes(("negative", "positive")).codes([2], 0, "f")
+
+
+def test_a_saved_data_set_of_hugging_face_is_read_with_its_splits_and_class_names(monkeypatch):
+    """Written and read by the package itself; a class is a number there, whose name the file knows."""
+    import datasets
+
+    monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 7)
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=["poor", "good", "fair"])}
+    )
+    parts = {
+        name: datasets.Dataset.from_list(
+            [{"text": f"{name} {n}", "kind": -1 if name == "validation" else n % 3} for n in range(count)], features
+        )
+        for name, count in (("train", 20), ("test", 9), ("validation", 4))
+    }
+    datasets.DatasetDict(parts).save_to_disk("saved")
+    records = opened("table(path='saved', text='text', label='kind')")
+    found = everything(records)
+    assert records.class_names == ("poor", "good", "fair") and found["label"].tolist() == [n % 3 for n in range(20)]
+    assert found["text"].tolist() == [f"train {n}" for n in range(20)]
+    assert records.split_sizes == {"train": 20, "test": 9, "validation": 4}
+    parts["train"].save_to_disk("alone")
+    assert len(opened("table(path='alone', text='text', label='kind')", "test")) == 4  # a fifth
+    pictures = [{"image": Image.fromarray(np.full((4, 4, 3), n, np.uint8)), "kind": n % 3} for n in range(12)]
+    features = datasets.Features({"image": datasets.Image(), "kind": features["kind"]})
+    datasets.Dataset.from_list(pictures, features).save_to_disk("pictures")
+    spec = "table(path='pictures', image='image', label='kind')"
+    found = [everything(opened(spec, split)) for split in ("train", "test")]
+    assert sorted(shade for part in found for shade in part["image"][:, 0, 0, 0].tolist()) == list(range(12))
+
+
+def test_another_delimiter_can_be_named_and_is_suggested():
+    write_csv(Path("a.csv"), delimiter=";")
+    assert "separated by ';': give delimiter=';'" in refusal(SPEC).message
+    semicolons = everything(opened(f"{SPEC[:-1]}, delimiter=';')"))
+    write_csv(Path("a.csv"))
+    commas = everything(opened(SPEC))
+    assert semicolons["text"].tolist() == commas["text"].tolist()
+    assert semicolons["label"].tolist() == commas["label"].tolist()
+    assert "must be one character" in refusal(f"{SPEC[:-1]}, delimiter='::')").message
+
+
+def test_how_a_file_is_written_is_part_of_its_fingerprint():
+    """Else the copy that was read with a wrong encoding would be used again."""
+    Path("a.csv").write_text("text,kind\n" + "é,a\nü,b\n" * 10, encoding="latin-1")
+    wrong = opened(f"{SPEC[:-1]}, encoding='cp1251')")
+    right = opened(f"{SPEC[:-1]}, encoding='latin-1')")
+    assert set(everything(right)["text"]) == {"é", "ü"} != set(everything(wrong)["text"])
+    assert wrong.fingerprint != right.fingerprint
+
+
+def test_a_mistake_of_a_later_chunk_has_its_own_number(monkeypatch):
+    monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 8)
+    rows = [{"text": "a" if n != 21 else None, "kind": n % 2} for n in range(30)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "record 21: 'text' is missing" in refusal(SPEC.replace("csv", "jsonl")).message
+
+
+@pytest.mark.parametrize(("labels", "classes"), [(30, False), (25, True), (20, True)])
+def test_as_many_labels_as_half_of_the_records_are_no_classes(labels, classes):
+    write_csv(Path("a.csv"), [{"text": "t", "kind": f"w{n % labels}"} for n in range(50)])
+    if classes:
+        assert opened(SPEC).classes == labels and len(opened(SPEC, "test")) == 10  # though a fifth of two is none
+    else:
+        assert "50 records have 30 different labels" in refusal(SPEC).message
+
+
+def test_paths_and_contents_of_images_in_one_column_are_refused():
+    roles = Roles((), "", "image", ())
+    one_kind = [{"bytes": b"a", "path": None}, {"bytes": b"b", "path": "b.png"}]
+    assert next(converted(iter([{"image": one_kind}]), roles, Classes(), "f"))["image"] == [b"a", b"b"]
+    mixed = iter([{"image": [{"bytes": b"a"}, {"path": "b.png"}]}])
+    with pytest.raises(Problem, match="f, record 1: "):
+        next(converted(mixed, roles, Classes(), "f"))
+
+
+def test_a_broken_image_is_found_before_anything_is_trained():
+    write_images(Path("p"))
+    Path("p/dog/9.png").write_bytes(Path("p/dog/9.png").read_bytes()[:-30])
+    assert "dog/9.png" in refusal("table(path='p')").message
+    assert not list(Path("prepared").rglob("*.arrow"))
+
+
+def test_folders_with_equal_listings_are_told_apart():
+    for name, shade in (("one", 0), ("two", 200)):
+        write_images(Path(name))
+        for file in Path(name).rglob("*.png"):
+            Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(file)
+    size = max(file.stat().st_size for file in Path().rglob("*.png"))
+    for file in Path().rglob("*.png"):
+        file.write_bytes(file.read_bytes().ljust(size, b"\0"))
+        os.utime(file, ns=(10**18, 10**18))
+    one, two = (opened(f"table(path={name!r})") for name in ("one", "two"))
+    assert everything(one)["image"].max() == 0 and everything(two)["image"].min() == 200
+    assert one.fingerprint != two.fingerprint

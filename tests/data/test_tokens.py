@@ -225,8 +225,9 @@ def test_several_processes_may_tokenise_at_once(words, tmp_path, monkeypatch):
     assert len(list((tmp_path / "tokens").iterdir())) == 1
 
 
-def test_a_folder_that_cannot_be_written_costs_time_and_not_the_run(words, tmp_path):
+def test_a_folder_that_cannot_be_written_costs_time_and_not_the_run(words, tmp_path, monkeypatch):
     (tmp_path / "tokens").write_text("a file in the way")
+    monkeypatch.setattr(token_cache, "CHUNK", 3)
     records = opened(sentences(words), tmp_path)
     assert len(records) == 4 and records.vocabulary == 12 and records.classes == 2
 

@@ -19,6 +19,7 @@ import jaxdistill
 from jaxdistill import main, make
 from jaxdistill.core.registry import datasets
 from jaxdistill.data.datasets import open_records
+from jaxdistill.run import presets
 
 TEXT = (runs.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.M | re.S)
@@ -170,3 +171,16 @@ def test_a_preset_is_right_for_its_data(preset, path, here, capsys):
     words = ["train", "--preset", preset, f"--config.data.name={spec}", "--check"]
     assert main.run(words) == 0, capsys.readouterr().err
     assert "2 classes" in capsys.readouterr().out
+
+
+def test_the_check_tells_which_records_nothing_reads(here, capsys):
+    write_own_files(here)
+    (spec,) = (each for each in OWN if "topics" in each)
+    words = ["train", "--preset", "features", f"--config.data.name={spec}", "--check"]
+    tokens = sentences(written(here, WORDS), 8)
+    model = "bert(vocabulary={vocabulary}, width=8, depth=1, heads=2, ffn=8, classes={classes})"
+    words += [f"--config.data.tokens={tokens}", f"--config.student.model={model}"]
+    teachers = jaxdistill.load_config(presets.find("features")).teachers
+    words += [f"--config.teachers.{name}.model={model}" for name in teachers]
+    assert main.run([*words, "--config.batch_size=8"]) == 0, capsys.readouterr().err
+    assert "unused    20 records of the split 'unlabelled'" in capsys.readouterr().out

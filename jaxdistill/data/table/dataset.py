@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.core import seal
+from jaxdistill.core.atomic import new_folder, remove_folder
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.memory import free_disk, require
 from jaxdistill.core.registry import datasets
@@ -22,7 +23,7 @@ from jaxdistill.data.splits import select_rows
 from jaxdistill.data.table import arrow_store, images
 from jaxdistill.data.table.arrow_store import ArrowFile, Manifest
 from jaxdistill.data.table.columns import Classes, Roles, converted
-from jaxdistill.data.table.files import Opened, Problem, require_columns
+from jaxdistill.data.table.files import Opened, Problem, TextFormat, require_columns
 from jaxdistill.data.table.locate import TEST, TRAIN, UNLABELLED, Source, locate
 
 FORMAT = 1  # version of the files; a new number makes them anew
@@ -42,7 +43,8 @@ def table(
     seed: int = 0,
     channels: int = 3,
     encoding: str = "utf-8",
-) -> "Rows":
+    delimiter: str = "",
+) -> "TableRecords":
     """Read your own files: CSV, TSV, JSON lines, Parquet, npz, a folder of images, or a data set of Hugging Face.
 
     `path` is one of these:
@@ -72,6 +74,7 @@ def table(
         seed: random seed of this choice.
         channels: 3 for RGB images, 1 for grey values.
         encoding: encoding of CSV, TSV and JSON lines, such as `latin-1`.
+        delimiter: character between two values of a CSV file, such as `;`; empty: a comma, in TSV a tab.
 
     Raises:
         ValueError: a file cannot be read, a column is not there, or a value is wrong; the message says where.
@@ -82,7 +85,9 @@ def table(
         raise ValueError(f"test={test} must be between 0 and 1: the share of the records that are held out")
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} must be 1 or 3")
-    sources = locate(path, encoding)
+    if len(delimiter) > 1:
+        raise ValueError(f"delimiter={delimiter!r} must be one character, such as ';'")
+    sources = locate(path, TextFormat(encoding, delimiter))
     opened = {name: source.open() for name, source in sources.items()}
     roles = _complete(roles, opened[TRAIN], sources[TRAIN].place)
     contents = {name: source.fingerprint() for name, source in sources.items()}
@@ -96,7 +101,8 @@ def table(
     base = Path(sources[TRAIN].place).expanduser().parent
     about = [FORMAT, contents, roles, manifest.classes, split, test, seed, channels, _images_hash(rows, roles, base)]
     fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    return Rows(rows, manifest.classes, labelled, fingerprint, base, channels)
+    sizes = {name: len(numbers) for name, (_, numbers) in parts.items()}
+    return TableRecords(rows, manifest.classes, labelled, fingerprint, base, channels, sizes)
 
 
 def _labelled(file: ArrowFile, rows: np.ndarray, place: str) -> bool:
@@ -162,19 +168,19 @@ def _stored(
     key = hashlib.sha256(json.dumps([FORMAT, contents, roles]).encode()).hexdigest()[:16]
     place = folder / "tables" / key
     try:
-        return arrow_store.open_folder(place)
+        return arrow_store.open_tables(place)
     except FileNotFoundError:
         pass
     except DamageError as error:
         sys.stderr.write(f"note: {error}; reading {sources[TRAIN].place} again\n")
-        arrow_store.set_aside(place)
+        remove_folder(place)
     files = [Path(source.place) for source in sources.values()]
     size = sum(file.stat().st_size for file in files if file.is_file())
     require({f"a copy of {files[0]}": ("data.folder", size)}, free_disk(place), "Choose another folder", "disk space")
     try:
-        with arrow_store.new_folder(place) as draft:
+        with new_folder(place) as draft:
             _write(draft, sources, opened, roles)
-        return arrow_store.open_folder(place)
+        return arrow_store.open_tables(place)
     except PermissionError as error:
         raise ConfigError("data.folder", f"{place} cannot be written ({error}); choose another folder.") from None
 
@@ -239,6 +245,8 @@ def _splits(
 def _held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Choose the test records: the same share of each class, at random; a class keeps at least one training record.
 
+    Shares that are no whole numbers of records are rounded so that their sum is the share of all records.
+
     Args:
         classes: class of each record, `[records]`.
         share: share of the records to choose.
@@ -249,14 +257,17 @@ def _held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
     """
     draws = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(classes))
     chosen = np.zeros(len(classes), bool)
-    for number in np.unique(classes):
+    _, first, records = np.unique(classes, return_index=True, return_counts=True)
+    counts, rest = np.floor(share * records).astype(int), share * records % 1
+    most_left = np.lexsort((draws[first], -rest))  # classes by what rounding down leaves out, equal ones at random
+    counts[most_left[: round(share * len(classes)) - counts.sum()]] += 1
+    for number, count, available in zip(classes[first], counts, records, strict=True):
         rows = np.flatnonzero(classes == number)
-        count = min(round(share * len(rows)), len(rows) - 1)
-        chosen[rows[np.argsort(draws[rows], kind="stable")[:count]]] = True
+        chosen[rows[np.argsort(draws[rows], kind="stable")[: min(count, available - 1)]]] = True
     return chosen
 
 
-class Rows:
+class TableRecords:
     """The records of a split, as a sequence; each is a dict with texts, an image or numbers, and the class as `label`.
 
     Args:
@@ -266,6 +277,7 @@ class Rows:
         fingerprint: text that changes if the records change.
         base: folder that relative paths of images start from.
         channels: channels of decoded images.
+        split_sizes: number of records in each split, by name.
     """
 
     def __init__(
@@ -276,12 +288,13 @@ class Rows:
         fingerprint: str,
         base: Path,
         channels: int,
+        split_sizes: Mapping[str, int],
     ):
         self._parts, self._labelled, self._base, self._channels = tuple(parts), labelled, base, channels
         self._ends = np.cumsum([len(rows) for _, rows in parts])
         self.class_names = tuple(classes)
         self.classes = len(classes) or None
-        self.fingerprint = fingerprint
+        self.fingerprint, self.split_sizes = fingerprint, dict(split_sizes)
         self.nbytes = sum(file.nbytes * len(rows) // max(1, len(file)) for file, rows in parts)
 
     def __len__(self) -> int:

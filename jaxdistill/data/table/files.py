@@ -23,6 +23,17 @@ class Problem(ValueError):
     """A mistake in a user's file; the message names the file, the place and what is wrong."""
 
 
+class TextFormat(NamedTuple):
+    """How a text file is written.
+
+    encoding: encoding of CSV, TSV and JSON lines
+    delimiter: character between two values of a CSV file; empty: a comma, in TSV a tab
+    """
+
+    encoding: str = "utf-8"
+    delimiter: str = ""
+
+
 class Opened(NamedTuple):
     """A file of records that was opened: its columns are known, and its records can be read.
 
@@ -36,7 +47,7 @@ class Opened(NamedTuple):
     class_names: Mapping[str, tuple[str, ...]] = {}
 
 
-def open_csv(file: Path, encoding: str, delimiter: str = ",") -> Opened:
+def open_csv(file: Path, written: TextFormat) -> Opened:
     """Open a CSV file whose first line names the columns; all values are texts. Compressed files are recognised.
 
     Raises:
@@ -45,6 +56,7 @@ def open_csv(file: Path, encoding: str, delimiter: str = ",") -> Opened:
     import pyarrow as pa
     from pyarrow import csv
 
+    encoding, delimiter = written.encoding, written.delimiter or ","
     with file.open("rb") as stream:
         if encoding == "utf-8" and stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise Problem(f"{file} is not written in utf-8. Name its encoding: encoding='utf-16'.")
@@ -70,9 +82,9 @@ def open_csv(file: Path, encoding: str, delimiter: str = ",") -> Opened:
         return Opened(tuple(first.schema.names), chunks)
 
 
-def open_tsv(file: Path, encoding: str) -> Opened:
+def open_tsv(file: Path, written: TextFormat) -> Opened:
     """Open a TSV file, a CSV file whose values are separated by tabs; see `open_csv`."""
-    return open_csv(file, encoding, "\t")
+    return open_csv(file, written._replace(delimiter=written.delimiter or "\t"))
 
 
 @contextlib.contextmanager
@@ -94,7 +106,7 @@ def _arrow_problems(file: Path, encoding: str) -> Iterator[None]:
         raise Problem(f"{file}: {text[:300].rstrip('.')}. Correct the file.") from None
 
 
-def open_json_lines(file: Path, encoding: str) -> Opened:
+def open_json_lines(file: Path, written: TextFormat) -> Opened:
     """Open a file with a JSON object in each line; its columns are the keys of the first object.
 
     Raises:
@@ -104,10 +116,10 @@ def open_json_lines(file: Path, encoding: str) -> Opened:
     def objects() -> Iterator[dict[str, Any]]:
         import pyarrow as pa
 
-        with _arrow_problems(file, encoding), pa.input_stream(str(file), compression="detect") as stream:
+        with _arrow_problems(file, written.encoding), pa.input_stream(str(file), compression="detect") as stream:
             for number, line in enumerate(_lines(stream), 1):
                 if line.strip():
-                    yield _json_object(line.decode(encoding), file, number)
+                    yield _json_object(line.decode(written.encoding), file, number)
 
     def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
         for part in batched(objects(), ROWS):
@@ -139,8 +151,8 @@ def _json_object(line: str, file: Path, number: int) -> dict[str, Any]:
     return value
 
 
-def open_parquet(file: Path, encoding: str) -> Opened:
-    """Open a Parquet file; `encoding` is not used, because Parquet defines it.
+def open_parquet(file: Path, written: TextFormat) -> Opened:
+    """Open a Parquet file; `written` is not used, because Parquet is no text.
 
     Raises:
         Problem: the file is damaged, or it is not Parquet.
@@ -148,16 +160,16 @@ def open_parquet(file: Path, encoding: str) -> Opened:
     from pyarrow import parquet
 
     def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
-        with _arrow_problems(file, encoding), parquet.ParquetFile(file) as source:
+        with _arrow_problems(file, written.encoding), parquet.ParquetFile(file) as source:
             for batch in source.iter_batches(batch_size=ROWS, columns=list(columns)):
                 yield batch.to_pydict()
 
-    with _arrow_problems(file, encoding), parquet.ParquetFile(file) as source:
+    with _arrow_problems(file, written.encoding), parquet.ParquetFile(file) as source:
         return Opened(tuple(source.schema_arrow.names), chunks)
 
 
-def open_npz(file: Path, encoding: str) -> Opened:
-    """Open an npz file, whose arrays have one row for each record; `encoding` is not used. Pickles are refused.
+def open_npz(file: Path, written: TextFormat) -> Opened:
+    """Open an npz file, whose arrays have one row for each record; `written` is not used. Pickles are refused.
 
     Raises:
         Problem: the file is damaged, holds Python objects, or its arrays differ in their number of rows.
@@ -201,7 +213,7 @@ def from_datasets(dataset: Any) -> Opened:
     return Opened(tuple(dataset.column_names), chunks, names)
 
 
-READERS: Mapping[str, Callable[[Path, str], Opened]] = {
+READERS: Mapping[str, Callable[[Path, TextFormat], Opened]] = {
     ".csv": open_csv,
     ".tsv": open_tsv,
     ".jsonl": open_json_lines,
@@ -218,7 +230,7 @@ def suffix_of(file: Path) -> str:
     return path.suffix.lower()
 
 
-def open_file(file: Path, encoding: str) -> Opened:
+def open_file(file: Path, written: TextFormat) -> Opened:
     """Open a file of records by the format that its suffix names.
 
     Raises:
@@ -227,7 +239,7 @@ def open_file(file: Path, encoding: str) -> Opened:
     reader = READERS.get(suffix_of(file))
     if reader is None:
         raise Problem(f"{file} has the unknown format {suffix_of(file)!r}. Give one of {', '.join(READERS)}.")
-    opened = reader(file, encoding)
+    opened = reader(file, written)
     if doubled := [name for name in opened.columns if opened.columns.count(name) > 1]:
         raise Problem(f"{file} has two columns {doubled[0]!r}. Rename one of them.")
     return opened
@@ -247,4 +259,12 @@ def require_columns(opened: Opened, wanted: Mapping[str, Sequence[str]], file: o
     for argument, names in wanted.items():
         for name in names:
             if name not in opened.columns:
-                raise Problem(f"{argument}={name!r} is no column of {file}. {suggest(name, opened.columns)}")
+                raise Problem(f"{argument}={name!r} is no column of {file}. {_cure(name, opened.columns)}")
+
+
+def _cure(name: str, columns: Sequence[str]) -> str:
+    """Return which columns there are, or that the file has another delimiter."""
+    for delimiter in ";\t|,":
+        if len(columns) == 1 and delimiter in columns[0] and name in columns[0].split(delimiter):
+            return f"Its values are separated by {delimiter!r}: give delimiter={delimiter!r}."
+    return suggest(name, columns)

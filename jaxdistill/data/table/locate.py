@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxdistill.core import seal
 from jaxdistill.core.errors import one_line
 from jaxdistill.data.table import images
-from jaxdistill.data.table.files import READERS, Opened, Problem, from_datasets, open_file, suffix_of
+from jaxdistill.data.table.files import READERS, Opened, Problem, TextFormat, from_datasets, open_file, suffix_of
 
 TRAIN, TEST, UNLABELLED = "train", "test", "unlabelled"
 SPLITS = (TRAIN, TEST, UNLABELLED, "validation", "valid", "val", "dev")
@@ -30,25 +30,25 @@ class Source(NamedTuple):
     fingerprint: Callable[[], str]
 
 
-def locate(path: str, encoding: str) -> Mapping[str, Source]:
+def locate(path: str, written: TextFormat) -> Mapping[str, Source]:
     """Return the sources of a path by split; data without splits are one source, `train`.
 
     Args:
         path: a file; a path with `{split}`; a folder with a file or a folder of images for each split; a folder with a
             folder of images for each class; a folder that `datasets` has saved; or the name of a data set on the
             Hugging Face hub.
-        encoding: encoding of CSV, TSV and JSON lines.
+        written: how text files are written.
 
     Raises:
         Problem: there is no such file, its format is unknown, or a split has two files.
     """
     if NAME in path:
-        return _by_pattern(path, encoding)
+        return _by_pattern(path, written)
     place = Path(path).expanduser()
     if place.is_file():
-        return {TRAIN: _file(place, encoding)}
+        return {TRAIN: _file(place, written)}
     if place.is_dir():
-        return _in_folder(place, encoding)
+        return _in_folder(place, written)
     if suffix_of(place) in READERS or not HUB_NAME.fullmatch(path):
         raise Problem(f"path={path!r}: there is no such file or folder{_neighbours(place)}.")
     return _datasets(path)
@@ -61,11 +61,12 @@ def _neighbours(place: Path) -> str:
     return f"; {folder.absolute()} has {', '.join(names)}" if names else ""
 
 
-def _file(file: Path, encoding: str) -> Source:
-    return Source(str(file), lambda: open_file(file, encoding), lambda: seal.sha256_once(file))
+def _file(file: Path, written: TextFormat) -> Source:
+    fingerprint = lambda: " ".join((seal.sha256_once(file), *written))
+    return Source(str(file), lambda: open_file(file, written), fingerprint)
 
 
-def _by_pattern(path: str, encoding: str) -> Mapping[str, Source]:
+def _by_pattern(path: str, written: TextFormat) -> Mapping[str, Source]:
     before, _, after = path.partition(NAME)
     place = Path(f"{before}x").expanduser().parent
     start, pattern = Path(f"{before}x").name[:-1], re.compile(rf"(\w+){re.escape(after)}")
@@ -73,13 +74,13 @@ def _by_pattern(path: str, encoding: str) -> Mapping[str, Source]:
     for file in sorted(place.iterdir()) if place.is_dir() else ():
         match = pattern.fullmatch(file.name.removeprefix(start)) if file.name.startswith(start) else None
         if match and file.is_file():
-            found[match[1]] = _file(file, encoding)
+            found[match[1]] = _file(file, written)
     if TRAIN not in found:
         raise Problem(f"path={path!r}: there is no {path.replace(NAME, TRAIN)!r}, for the training records.")
     return found
 
 
-def _in_folder(folder: Path, encoding: str) -> Mapping[str, Source]:
+def _in_folder(folder: Path, written: TextFormat) -> Mapping[str, Source]:
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _datasets(str(folder))
     files: dict[str, list[Path]] = {}
@@ -93,7 +94,7 @@ def _in_folder(folder: Path, encoding: str) -> Mapping[str, Source]:
     if files:
         if TRAIN not in files:
             raise Problem(f"{folder} has no file for the split 'train', such as train.csv.")
-        return {name: _file(file, encoding) for name, (file,) in files.items()}
+        return {name: _file(file, written) for name, (file,) in files.items()}
     parts = {place.name: place for place in images.class_folders(folder)}
     if not parts and images.files_in(folder):
         return {TRAIN: Source(str(folder), lambda: images.open_flat(folder), lambda: _listing_hash(folder))}
@@ -110,7 +111,7 @@ def _in_folder(folder: Path, encoding: str) -> Mapping[str, Source]:
 
 
 def _images(folder: Path) -> Source:
-    return Source(str(folder), lambda: images.open_folder(folder), lambda: _listing_hash(folder))
+    return Source(str(folder), lambda: images.open_class_folders(folder), lambda: _listing_hash(folder))
 
 
 def _listing_hash(folder: Path) -> str:

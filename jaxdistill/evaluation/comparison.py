@@ -1,6 +1,6 @@
 """Compute means and confidence intervals over seeds, and paired differences between two arms (variants) of a study."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,6 +98,17 @@ def paired_records(one: Sequence[bool] | np.ndarray, other: Sequence[bool] | np.
     reach = float(stats.norm.ppf(0.975) * error)
     low, high = 100 * (centre - reach), 100 * (centre + reach)
     return PairedRecords(records, b, c, 100 * (b - c) / records, low, high, p)
+
+
+def paired_answers(one: Mapping[str, Any], other: Mapping[str, Any]) -> PairedRecords | None:
+    """Compare the predictions of two models; None: they are not for the same labelled test records.
+
+    Args:
+        one, other: the predictions as result.json has them: `predicted` and `label`, each `[records]`.
+    """
+    if "predicted" not in one or "label" not in one or one["label"] != other.get("label"):
+        return None
+    return paired_records(*(np.equal(each["predicted"], each["label"]) for each in (one, other)))
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

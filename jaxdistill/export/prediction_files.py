@@ -3,40 +3,44 @@
 import contextlib
 import csv
 import json
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxdistill.core.atomic import new_file
 from jaxdistill.core.errors import ConfigError, one_line
 from jaxdistill.data.progress import progress
 from jaxdistill.data.table import images
 from jaxdistill.data.table.columns import Classes, Roles, converted
-from jaxdistill.data.table.files import Chunk, Opened, Problem, require_columns
+from jaxdistill.data.table.files import Chunk, Opened, Problem, TextFormat, require_columns
 from jaxdistill.data.table.locate import locate
 from jaxdistill.export.predictor import Predictions, Predictor
 
-Rows = dict[str, list[Any]]  # column -> values of a chunk
-Write = Callable[[Rows], None]
+Write = Callable[[Chunk], None]
+TEXT_FORMAT = TextFormat()
 
 
 def predict_file(
-    predictor: Predictor, source: str, output: Path, columns: Mapping[str, Sequence[str]], encoding: str = "utf-8"
+    predictor: Predictor,
+    source: str,
+    output: Path,
+    columns: Mapping[str, Sequence[str]],
+    written: TextFormat = TEXT_FORMAT,
 ) -> int:
     """Write the predictions for all records of a file beside the records' own columns, and return their number.
 
-    The output appears when it is complete. It gets the columns `prediction` and `confidence`, and in JSON lines,
-    Parquet and npz also `probabilities`; for a model without classes `embedding`; for a language model `nll` and
-    `perplexity`.
+    The output appears when it is complete. It gets the columns `prediction` and `confidence`, and `probabilities`: in
+    JSON lines by the names of the classes, in Parquet and npz as a vector, in CSV not at all. A model without classes
+    gives the column `embedding`, a language model `nll` and `perplexity`.
 
     Args:
         predictor: the model.
         source: a file or a folder of images, as in the data set `table`.
         output: the file to write: .csv, .tsv, .jsonl, .parquet or .npz.
         columns: columns of the source that the model reads, by argument of `table`: text, image, features.
-        encoding: encoding of the source, if it is CSV, TSV or JSON lines.
+        written: how the source is written, if it is CSV, TSV or JSON lines.
 
     Raises:
         ConfigError: the source cannot be read, lacks a column or has a wrong value; or the output has another format.
@@ -47,7 +51,7 @@ def predict_file(
     if Path(source).exists() and output.exists() and output.samefile(source):
         raise ConfigError("--output", f"{str(output)!r} is the input. Choose another file.")
     try:
-        place, opened = _open(source, encoding)
+        place, opened = _open(source, written)
         roles = _roles(predictor, columns, opened, place)
         count, kept = 0, None
         with _replacing(output) as draft, writer(draft) as write:
@@ -55,7 +59,7 @@ def predict_file(
                 kept = _kept(chunk) if kept is None else kept
                 records = _records(predictor, chunk, roles, place, count)
                 plain = {name: [_plain(value) for value in chunk[name]] for name in kept}
-                write(plain | _columns(predictor.predict(records), output.suffix.lower()))
+                write(plain | _columns(predictor.predict(records), predictor.class_names, output.suffix.lower()))
                 count += len(records)
             if not count:
                 raise Problem(f"{place} has no records.")
@@ -64,8 +68,8 @@ def predict_file(
         raise ConfigError("--input", str(problem)) from None
 
 
-def _open(source: str, encoding: str) -> tuple[str, Opened]:
-    sources = locate(source, encoding)
+def _open(source: str, written: TextFormat) -> tuple[str, Opened]:
+    sources = locate(source, written)
     if len(sources) > 1:
         raise Problem(f"{source!r} has the splits {', '.join(sources)}. Give the file of one of them.")
     (found,) = sources.values()
@@ -122,7 +126,7 @@ def _plain(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _columns(found: Predictions, suffix: str) -> Rows:
+def _columns(found: Predictions, class_names: Sequence[str], suffix: str) -> Chunk:
     """Return the columns of the output that hold the predictions.
 
     Raises:
@@ -136,8 +140,11 @@ def _columns(found: Predictions, suffix: str) -> Rows:
             raise ConfigError("--output", f"a {suffix} file has no place for embeddings. Use .jsonl, .parquet or .npz.")
         return {"embedding": found.embeddings.tolist()}
     assert found.labels is not None and found.confidence is not None and found.probabilities is not None
-    columns: Rows = {"prediction": found.labels, "confidence": found.confidence.tolist()}
-    return columns | ({"probabilities": found.probabilities.tolist()} if vectors else {})
+    columns: Chunk = {"prediction": found.labels, "confidence": found.confidence.tolist()}
+    probabilities: list[Any] = found.probabilities.tolist()
+    if suffix == ".jsonl" and class_names:
+        probabilities = [dict(zip(class_names, row, strict=False)) for row in probabilities]
+    return columns | ({"probabilities": probabilities} if vectors else {})
 
 
 @contextlib.contextmanager
@@ -147,17 +154,15 @@ def _replacing(file: Path) -> Iterator[Path]:
     Raises:
         ConfigError: the folder of the file cannot be written.
     """
-    draft = file.with_name(f".{file.stem}.{secrets.token_hex(4)}{file.suffix}")
+    places = {file.absolute(), *file.absolute().parents}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        yield draft
-        draft.replace(file)
+        with new_file(file) as draft:
+            places.add(draft.absolute())
+            yield draft
     except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError) as error:
-        if error.filename and Path(error.filename).absolute() not in (draft.absolute(), *file.absolute().parents, file):
+        if error.filename and Path(error.filename).absolute() not in places:
             raise
         raise ConfigError("--output", f"{str(file)!r} cannot be written ({error}). Choose another file.") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -165,7 +170,7 @@ def _csv(file: Path, delimiter: str = ",") -> Iterator[Write]:
     with file.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, delimiter=delimiter)
 
-        def write(rows: Rows) -> None:
+        def write(rows: Chunk) -> None:
             if not stream.tell():
                 table.writerow(rows)
             table.writerows(zip(*rows.values(), strict=True))
@@ -177,7 +182,7 @@ def _csv(file: Path, delimiter: str = ",") -> Iterator[Write]:
 def _json_lines(file: Path) -> Iterator[Write]:
     with file.open("w", encoding="utf-8") as stream:
 
-        def write(rows: Rows) -> None:
+        def write(rows: Chunk) -> None:
             for values in zip(*rows.values(), strict=True):
                 stream.write(json.dumps(dict(zip(rows, values, strict=True)), ensure_ascii=False) + "\n")
 
@@ -192,7 +197,7 @@ def _parquet(file: Path) -> Iterator[Write]:
     with contextlib.ExitStack() as stack:
         opened: list[Any] = []
 
-        def write(rows: Rows) -> None:
+        def write(rows: Chunk) -> None:
             if not opened:
                 arrays = {name: pa.array(values) for name, values in rows.items()}
                 kinds = {name: pa.string() if pa.types.is_null(x.type) else x.type for name, x in arrays.items()}
@@ -211,11 +216,12 @@ def _parquet(file: Path) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _npz(file: Path) -> Iterator[Write]:
-    parts: list[Rows] = []
+    parts: list[Chunk] = []
     yield parts.append
     columns = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in (parts[0] if parts else ())}
     plain: Any = {name: values for name, values in columns.items() if values.dtype != object}
-    np.savez(file, **plain)
+    with file.open("wb") as stream:
+        np.savez(stream, **plain)
 
 
 WRITERS: Mapping[str, Callable[[Path], contextlib.AbstractContextManager[Write]]] = {

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, suggest
-from jaxdistill.evaluation.comparison import paired_records
+from jaxdistill.evaluation.comparison import paired_answers
 from jaxdistill.evaluation.report import compare as page
 from jaxdistill.evaluation.report.compare import ComparedRun
 from jaxdistill.run.predict import results
@@ -34,12 +32,13 @@ def compare(runs: Sequence[Path], model: str, out: Path) -> str:
     contents = [results(run) for run in runs]
     answers = [_answers(run, content, model) for run, content in zip(runs, contents, strict=True)]
     compared = []
-    for run, content, found in zip(runs, contents, answers, strict=True):
+    for run, name, content, found in zip(runs, _names(runs), contents, answers, strict=True):
         rows = {row["name"]: row for row in content["rows"]}
         if model not in rows:
             raise ConfigError("--model", f"the run in {str(run)!r} has no {model!r}. {suggest(model, rows)}")
-        pair = paired_records(*pairs)._asdict() if (pairs := _right(found, answers[0])) and run != runs[0] else None
-        compared.append(ComparedRun(str(run), rows[model], _flat(content["config"]), pair, content.get("title", "")))
+        pair = _pair(found, answers[0]) if run != runs[0] else None
+        title, config = content.get("title", ""), _flat(content["config"])
+        compared.append(ComparedRun(str(run), name, rows[model], config, pair, title))
     out.mkdir(parents=True, exist_ok=True)
     file = out / "compare.html"
     seal.write_text(file, page.render(compared, model, out.resolve()))
@@ -57,11 +56,18 @@ def _answers(run: Path, content: Mapping[str, Any], model: str) -> Mapping[str, 
     return {**found, "records": (data["name"], data["test"])} if "label" in found else {}
 
 
-def _right(one: Mapping[str, Any], other: Mapping[str, Any]) -> Any:
-    """Return which test records each of two models predicts correctly; None if their records are not the same."""
-    if not one or not other or one["records"] != other["records"] or one["label"] != other["label"]:
-        return None
-    return [np.equal(each["predicted"], each["label"]) for each in (one, other)]
+def _pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Compare two models record by record; None: their test records are not known to be the same."""
+    pair = paired_answers(one, other) if one and other and one["records"] == other["records"] else None
+    return pair._asdict() if pair else None
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Return a name for each run: the last parts of its folder, as many as it takes to tell them apart."""
+    parts = [run.resolve().parts for run in runs]
+    counts = range(1, max(map(len, parts)) + 1)
+    tried = (["/".join(part[-count:]) for part in parts] for count in counts)
+    return next(names for names in tried if len(set(names)) == len(names))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

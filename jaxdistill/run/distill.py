@@ -26,7 +26,7 @@ from jaxdistill.parallel.compile import jit_evaluate, keep_programs, local_row_n
 from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run import exports, subset, workdir
 from jaxdistill.run.config import Config, differ
-from jaxdistill.run.outcomes import RESULT_TYPES, Timed, add_latencies, comparison, details, outcome_of
+from jaxdistill.run.outcomes import RESULT_TYPES, Timed, add_latencies, comparison, constant_answer, details, outcome_of
 from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.provenance import provenance
 from jaxdistill.run.resolve import Resolved, resolve
@@ -322,14 +322,16 @@ class Run:
         names = [f"teacher {name}" for name in self.resolved.teachers]
         outcomes = {name: self.outcomes[name] for name in (*names, "student", "control") if name in self.outcomes}
         rows, config = [outcome["row"] for outcome in outcomes.values()], self.resolved.config
+        class_names = list(self.resolved.data.class_names)
+        told = comparison(outcomes), constant_answer(outcomes, class_names)
         return {
             "title": config.title or f"Distillation on {config.data.name}",
-            "summary": table.sentence(rows, comparison(outcomes)) if "student" in outcomes else "",
+            "summary": table.sentence(rows, *told) if "student" in outcomes else "",
             "rows": rows,
             "reliability": {name: outcome["reliability"] for name, outcome in outcomes.items()},
             "seconds": {name: outcome["seconds"] for name, outcome in outcomes.items()},
             "log": {name: outcome.get("log", {}) for name, outcome in outcomes.items()},
-            "class_names": list(self.resolved.data.class_names),
+            "class_names": class_names,
             "left_out": self.resolved.left_out,
             **self.record,
         }

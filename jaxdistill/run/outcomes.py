@@ -12,7 +12,7 @@ from jaxdistill.core.interfaces import Model
 from jaxdistill.core.memory import device_memory, size_of
 from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.pipeline import Pipeline
-from jaxdistill.evaluation.comparison import paired_records
+from jaxdistill.evaluation.comparison import paired_answers
 from jaxdistill.evaluation.cost import Latency, forward_pass, latencies
 from jaxdistill.evaluation.evaluator import ANSWERS, reliability, scores
 from jaxdistill.run.examples import differing
@@ -119,16 +119,23 @@ def comparison(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | No
     Args:
         outcomes: content of result.json of each model, by name.
     """
-    right = [_right(outcomes.get(name, {}).get("answers") or {}) for name in ("student", "control")]
-    if any(values is None for values in right):
-        return None
-    return paired_records(*right)._asdict()
+    pair = paired_answers(*(outcomes.get(name, {}).get("answers") or {} for name in ("student", "control")))
+    return pair._asdict() if pair else None
 
 
-def _right(answers: Mapping[str, Any]) -> Any:
-    if "label" not in answers:
+def constant_answer(outcomes: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> tuple[str, float] | None:
+    """Return the most frequent class of the test records, and its share; None: they have no classes.
+
+    Args:
+        outcomes: content of result.json of each model, by name.
+        class_names: names of the classes; empty: they have none.
+    """
+    labels = (outcomes.get("student", {}).get("answers") or {}).get("label")
+    if not labels:
         return None
-    return np.equal(answers["predicted"], answers["label"])
+    counts = np.bincount(labels)
+    most = int(counts.argmax())
+    return str(class_names[most]) if most < len(class_names) else str(most), float(counts[most] / counts.sum())
 
 
 def details(data: Pipeline, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from jaxdistill.data.splits import SplitError, select_rows
 from jaxdistill.evaluation.comparison import paired_records
 from jaxdistill.evaluation.cost import ROUNDS, latencies
 from jaxdistill.evaluation.report import page, table
+from jaxdistill.evaluation.report.formats import p_value
 from jaxdistill.run.catalogue import listing, names
-from jaxdistill.run.outcomes import comparison, details
+from jaxdistill.run.outcomes import comparison, constant_answer, details
 
 
 def answers_of(predicted, labels) -> dict:
@@ -75,11 +76,28 @@ def test_confusion_and_examples_are_those_of_the_predictions(tmp_path):
     assert found["examples"][0]["predicted"] == {"student": 1, "control": 0}
     assert (found["paired"]["only_one"], found["paired"]["only_other"]) == (2, 1)
     assert comparison({"student": outcomes["student"]}) is None
+    assert constant_answer(outcomes, ["cat", "dog"]) == ("dog", 4 / 6) and constant_answer({}, []) is None
     html = page.render({**found, "rows": [], "class_names": ["cat", "dog"]}, {})
     assert "<b>dog </b>(record 3)" in html and "✓ student: dog" in html and "✗ control: cat" in html
     assert html.count("data:image/png;base64,") == 3
     shades = [Image.open(io.BytesIO(base64.b64decode(each["image"]))).getpixel((0, 0)) for each in found["examples"]]
     assert shades == [120, 200, 40]
+
+
+def test_a_confusion_matrix_has_at_most_forty_classes(tmp_path):
+    empty = Pipeline("pictures", tmp_path, "", 0, {}, Stream("test", "data", "test", 4, (), ()))
+    for classes in (3, 40, 41):
+        numbers = list(range(classes))
+        found = details(empty, {"student": answers_of(numbers, [*numbers[1:], 0])})["confusion"]
+        assert len(found.get("student", ())) == (classes if classes <= 40 else 0)
+    matrix = details(empty, {"student": answers_of([0, 2], [1, 2])})["confusion"]["student"]
+    assert matrix == [[0, 0, 0], [1, 0, 0], [0, 0, 1]]  # a row for each class, a column for each prediction
+
+
+def test_a_student_that_knows_nothing_is_called_so():
+    rows = [{"name": "student", "accuracy": 0.6, "parameters": 10}]
+    assert "always answering 'dog' reaches 60.00 %" in table.sentence(rows, None, ("dog", 0.6))
+    assert "always" not in table.sentence(rows, None, ("dog", 0.59))
 
 
 def test_turns_are_taken_by_all():
@@ -128,6 +146,18 @@ def test_runs_are_compared_on_one_page(tmp_path, monkeypatch, capsys):
     ):
         assert main.run(["compare", *words, "--out", "out"]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for place in ("a/seed-0", "b/seed-0"):
+        finished(Path(place), 0.5, [0] * 20)
+    assert main.run(["compare", "a/seed-0", "b/seed-0", "--out", "out"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["a/seed-0", "b/seed-0"]
+
+
+def test_p_values_are_never_zero():
+    assert [p_value(p) for p in (0.5, 0.001, 0.00099, 0.0)] == ["= 0.500", "= 0.001", "< 0.001", "< 0.001"]
 
 
 def test_every_part_is_listed_with_a_sentence_and_its_arguments(capsys):

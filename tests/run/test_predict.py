@@ -210,3 +210,29 @@ def test_a_teacher_that_learns_with_the_student_is_written_and_another_is_not(ho
     teachers = {"old": {"model": model, "checkpoint": checkpoint}}
     jaxdistill.distill(config_of("mlp", home, teachers=teachers, control=False), home / "old", QUIET)
     assert not (home / "old/teachers/old/hub").exists()
+
+
+def test_shorter_batches_of_texts_lose_no_token(trained, monkeypatch):
+    predictor = jaxdistill.load(trained("bert"))
+    texts = ["a", "a b c", "g f e d c"]
+    whole = predictor.predict(texts, batch_size=ROWS)
+    monkeypatch.setattr("jaxdistill.export.predictor.SHORTEST", 2)
+    for some in (texts, texts[:1], texts[1:2]):
+        found, first = predictor.predict(some), texts.index(some[0])
+        np.testing.assert_allclose(found.probabilities, whole.probabilities[first : first + len(some)], atol=1e-6)
+
+
+def test_texts_of_many_rows_keep_their_own_tokens(trained):
+    """Five texts have more rows than a batch."""
+    predictor, draw = jaxdistill.load(trained("decoder")), np.random.default_rng(1)
+    texts = [" ".join(draw.choice(list("abcdefg"), 20 + 13 * n)) for n in range(5)]
+    together = predictor.predict(texts, batch_size=4).nll
+    alone = [predictor.predict([text]).nll[0] for text in texts]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert np.ptp(alone) > 1e-4
+
+
+def test_a_wrong_record_of_a_later_batch_has_its_own_number(trained):
+    predictor = jaxdistill.load(trained("bert"))
+    with pytest.raises(ConfigError, match="record 21"):
+        predictor.predict([{"text": "a"} if n != 21 else {"word": "a"} for n in range(30)])

@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 import jaxdistill
 from jaxdistill import differ
+from jaxdistill.data.datasets import open_records
 
 
 def test_the_command_writes_predictions_beside_the_records(home, trained, capsys):
@@ -31,7 +32,8 @@ def test_the_command_writes_predictions_beside_the_records(home, trained, capsys
     assert [row["prediction"] for row in written_rows] == expected.labels
     assert [row["number"] for row in written_rows] == [str(n) for n in range(120)]
     lines = [json.loads(line) for line in (home / "out.jsonl").read_text().splitlines()]
-    assert [line["probabilities"] for line in lines] == expected.probabilities.tolist()
+    assert {tuple(line["probabilities"]) for line in lines} == {("early", "late")}
+    assert [list(line["probabilities"].values()) for line in lines] == expected.probabilities.tolist()
     assert parquet.read_table(home / "out.parquet")["prediction"].to_pylist() == expected.labels
     with np.load(home / "out.npz") as arrays:
         assert arrays["confidence"].tolist() == expected.confidence.tolist()
@@ -77,7 +79,7 @@ def test_files_of_many_chunks_keep_their_order_and_columns(home, trained, monkey
     rows[40]["n"] = [1, 2]  # in a later chunk
     (home / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 8)
-    for suffix in ("csv", "jsonl"):
+    for suffix in ("csv", "jsonl", "npz"):
         assert command("predict", run, "--input", home / "many.jsonl", "--output", home / f"many-out.{suffix}") == 0
     assert command("predict", run, "--input", home / "many.jsonl", "--output", home / "many.jsonl") == 2
     expected = jaxdistill.load(run).predict([row["words"] for row in rows]).labels
@@ -85,6 +87,8 @@ def test_files_of_many_chunks_keep_their_order_and_columns(home, trained, monkey
         found = list(csv.DictReader(file))
     assert [row["prediction"] for row in found] == expected and found[40]["n"] == "[1, 2]"
     assert [row["words"] for row in found] == [row["words"] for row in rows]
+    with np.load(home / "many-out.npz") as arrays:
+        assert arrays["prediction"].tolist() == expected and arrays["n"][40] == "[1, 2]"
     (home / "many.jsonl").write_text(
         "".join(json.dumps({"words": row["words"] if row["n"] != 30 else 3}) + "\n" for row in rows)
     )
@@ -108,3 +112,56 @@ def test_a_pair_of_texts_is_read_from_columns_of_other_names(home):
     assert command(*words, "--text", "x,y") == 0
     with (home / "pairs.csv").open() as file:
         assert next(csv.DictReader(file))["prediction"] == found.labels[0]
+
+
+def test_grey_pictures_are_prepared_as_in_the_training_but_not_augmented(home):
+    """Their paths start from the file that names them."""
+    folder = home / "grey"
+    for number in range(40):
+        (folder / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        picture = np.tile(np.uint8([[0, 5 * number, 250]]), (6, 1))
+        Image.fromarray(picture).save(folder / "photos" / "ab"[number % 2] / f"{number}.png")
+    spec = "mlp(widths=(8,), classes={classes})"
+    config = config_of("mlp", home, teachers={}, objective={"cross_entropy": {}}, student={"model": spec})
+    name = f"table(path='{folder}/photos', channels=1)"
+    config = differ(config, data={"name": name, "augment": ("resize(size=4)", "flip()")})
+    jaxdistill.distill(config, folder / "run", QUIET)
+    predictor = jaxdistill.load(folder / "run")
+    assert predictor.about.transforms == ["resize(size=4)"] and predictor.about.channels == 1
+    said = json.loads((folder / "run/student/result.json").read_text())["answers"]
+    records = [{"image": str(file)} for file in test_files(folder / "photos", name, home)]
+    found = predictor.predict([record["image"] for record in records], batch_size=16)
+    assert found.predicted.tolist() == said["predicted"]
+    (folder / "new.jsonl").write_text(
+        "".join(json.dumps({"image": str(Path(r["image"]).relative_to(folder))}) + "\n" for r in records)
+    )
+    words = ("--input", folder / "new.jsonl", "--output", folder / "out.jsonl", "--image", "image")
+    assert command("predict", folder / "run", *words) == 0
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in rows] == found.labels
+
+
+def test_files(folder: Path, name: str, home: Path) -> list[Path]:
+    """The image files of the test records, found by their shade."""
+    records = open_records(name, "test", home / "prepared", "data", "test")
+    numbers = (records.take(np.arange(len(records)))["image"][:, 0, 1, 0] // 5).tolist()
+    return [folder / "ab"[number % 2] / f"{number}.png" for number in numbers]
+
+
+test_files.__test__ = False
+
+
+def test_the_perplexity_of_a_text_is_that_of_its_mean_token(home, trained):
+    run = trained("decoder")
+    assert command("predict", run, "--input", home / "texts.jsonl", "--output", home / "ppl.jsonl") == 0
+    rows = [json.loads(line) for line in (home / "ppl.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose([row["perplexity"] for row in rows], np.exp([row["nll"] for row in rows]), rtol=1e-6)
+    expected = jaxdistill.load(run).predict([row["words"] for row in rows]).nll
+    assert [row["nll"] for row in rows] == pytest.approx(expected.tolist(), nan_ok=True)
+
+
+def test_another_delimiter_is_read(home, trained):
+    (home / "semicolons.csv").write_text("words;n\na b;1\nc d;2\n")
+    words = ("--input", home / "semicolons.csv", "--output", home / "semicolons-out.csv", "--delimiter", ";")
+    assert command("predict", trained("bert"), *words) == 0
+    assert len((home / "semicolons-out.csv").read_text().splitlines()) == 3

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdistill.evaluation.report import estimates, page, table, tables
+from jaxdistill.evaluation.report.formats import p_value
 from jaxdistill.evaluation.report.markup import Markup, element, join
 from jaxdistill.evaluation.report.template import CSS, PAGE
 
@@ -16,6 +17,7 @@ class ComparedRun(NamedTuple):
     """A run on a page that compares several.
 
     folder: folder of the run
+    name: what the run is called on the page: the end of its folder, as long as it takes to differ from the others
     row: the row of the compared model in the run's result table
     config: all keys of the run's config, by path
     pair: comparison with the first run on the same test records, the fields of `PairedRecords`; None: not possible
@@ -23,6 +25,7 @@ class ComparedRun(NamedTuple):
     """
 
     folder: str
+    name: str
     row: Mapping[str, Any]
     config: Mapping[str, str]
     pair: Mapping[str, Any] | None
@@ -38,14 +41,14 @@ def cells(runs: Sequence[ComparedRun]) -> list[list[str]]:
     lines = [["run", *(title for _, title, _ in shown), *over]]
     for run in runs:
         values = ["-" if run.row.get(key) is None else form(run.row) for key, _, form in shown]
-        lines.append([Path(run.folder).name, *values, *(_difference(run.pair) if compared else ())])
+        lines.append([run.name, *values, *(_difference(run.pair) if compared else ())])
     return lines
 
 
 def _difference(pair: Mapping[str, Any] | None) -> tuple[str, str, str]:
     if pair is None:
         return "", "", ""
-    p = f"{pair['p']:.3f}" if pair["p"] >= 0.001 else "< 0.001"
+    p = p_value(pair["p"]).removeprefix("= ")
     return f"{pair['difference']:+.2f}", f"{pair['low']:.2f} to {pair['high']:.2f}", p
 
 
@@ -65,7 +68,7 @@ def differences(runs: Sequence[ComparedRun]) -> list[list[str]]:
     """Return the config keys in which the runs differ, with the value of each run; the first row is the heading."""
     keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith(UNTOLD))
     unlike = [key for key in keys if len({run.config.get(key) for run in runs}) > 1]
-    heading = ["key", *(Path(run.folder).name for run in runs)]
+    heading = ["key", *(run.name for run in runs)]
     return [heading, *([key, *(run.config.get(key, "–") for run in runs)] for key in unlike)]
 
 
@@ -102,7 +105,7 @@ def _link(run: ComparedRun, place: Path) -> Markup:
 
 def _figure(runs: Sequence[ComparedRun]) -> Markup:
     """Draw the accuracy of each run; without labels, nothing is drawn."""
-    values = [(Path(run.folder).name, 100 * run.row["accuracy"]) for run in runs if run.row.get("accuracy") is not None]
+    values = [(run.name, 100 * run.row["accuracy"]) for run in runs if run.row.get("accuracy") is not None]
     if len(values) < 2:
         return Markup()
     rows = [estimates.Estimate(name, (value,), value, value, value) for name, value in values]

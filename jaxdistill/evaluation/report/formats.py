@@ -35,6 +35,11 @@ def digits(value: float) -> str:
     return f"{value:.{max(0, 2 - exponent)}f}"
 
 
+def p_value(value: float) -> str:
+    """Format a p-value with the sign before it: = 0.042, or < 0.001."""
+    return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
+
+
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
     """Format a number with three significant digits and the unit that fits its size.
 

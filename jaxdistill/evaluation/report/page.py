@@ -94,12 +94,18 @@ def transfer(results: Mapping[str, Any]) -> Markup:
     Args:
         results: the content of `results.json`.
     """
-    note = (
-        "The control is the same network as the student, trained without a teacher. Compare the student with the "
-        "control, not with 100 %. Agreement and CKA are high for any two good networks; agreement on the teacher's "
-        "errors and the rank correlation of the other classes show what the teacher transferred."
-    )
-    return section("What was transferred", tables.transfer_table(results.get("rows") or []), note)
+    rows, notes = results.get("rows") or [], []
+    if any(tables.role(row["name"]) == "control" for row in rows):
+        notes.append(
+            "The control is the same network as the student, trained without a teacher. Compare the student with the "
+            "control, not with 100 %."
+        )
+    if any(row.get("rank_correlation") is not None for row in rows):
+        notes.append(
+            "Agreement and CKA are high for any two good networks; agreement on the teacher's errors and the rank "
+            "correlation of the other classes show what the teacher transferred."
+        )
+    return section("What was transferred", tables.transfer_table(rows), " ".join(notes))
 
 
 def confusion(results: Mapping[str, Any]) -> Markup:

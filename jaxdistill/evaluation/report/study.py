@@ -19,6 +19,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.comparison import Paired, interval, paired, spread
 from jaxdistill.evaluation.report import estimates, page, tables
+from jaxdistill.evaluation.report.formats import p_value
 from jaxdistill.evaluation.report.markup import Markup, element, join
 from jaxdistill.evaluation.report.template import CSS, PAGE
 
@@ -118,7 +119,7 @@ def cells(study: Mapping[str, Any], lines: Sequence[Line]) -> list[list[str]]:
     rows = [[*columns, *(m.title for m in others)]]
     for line in lines:
         seeds, gain = len(line.values), line.gain
-        p = "" if gain is None or math.isnan(gain.p) else f"{gain.p:.3f}" if gain.p >= 0.001 else "< 0.001"
+        p = "" if gain is None or math.isnan(gain.p) else p_value(gain.p).removeprefix("= ")
         comparison = (
             [f"{gain.mean:+.{first.digits}f}", between(gain.low, gain.high, seeds), p] if gain else ["", "", ""]
         )
@@ -165,8 +166,8 @@ def sentence(study: Mapping[str, Any], lines: Sequence[Line]) -> str:
     result = f"Highest {title}: {best.arm}, {best.mean:.{digits}f}"
     if not best.gain or math.isnan(best.gain.p):
         return f"{result}."
-    p = f"p = {best.gain.p:.3f}" if best.gain.p >= 0.001 else "p < 0.001"
-    return f"{result}, {best.gain.mean:+.{digits}f} over {study['baseline']} ({p}, not corrected for this choice)."
+    p = f"p {p_value(best.gain.p)}, not corrected for this choice"
+    return f"{result}, {best.gain.mean:+.{digits}f} over {study['baseline']} ({p})."
 
 
 def render(study: Mapping[str, Any], lines: Sequence[Line], svg: Markup) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from jaxdistill.evaluation.report.formats import p_value
+
 MIN_ERRORS = 100  # with fewer teacher errors a percentage would be too precise
 
 
@@ -33,11 +35,14 @@ COLUMNS = (
     ("flops", "MFLOP", lambda row: f"{row['flops'] / 1e6:,.1f}"),
     ("latency_ms", "ms", lambda row: f"{row['latency_ms']:.2f}"),
 )
-CAPTION = (
-    "On held-out data. errors: teacher errors that the model repeats; rank: rank correlation with the teacher over "
-    "the wrong classes; MFLOP and ms: forward pass of one example."
-)
-
+MEANINGS = {
+    "agreement": "agree: same answer as the teacher",
+    "kl": "KL: divergence from the teacher in nats",
+    "similarity": "cosine: similarity of the embeddings to the teacher's",
+    "agreement_on_errors": "errors: teacher errors that the model repeats",
+    "rank_correlation": "rank: rank correlation with the teacher over the wrong classes",
+    "flops": "MFLOP and ms: forward pass of one example",
+}  # what the caption says of a column
 
 WITHOUT_LABELS = ("agreement", "kl")  # columns that stand in for the accuracy if the test records have no labels
 
@@ -64,7 +69,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
         collapse_padding=True,
-        caption=CAPTION,
+        caption=f"On held-out data. {'; '.join(MEANINGS[key] for key, _, _ in shown if key in MEANINGS)}.",
         caption_justify="left",
     )
     result.add_column("model", overflow="fold")  # folds long names to fit 80 columns
@@ -76,15 +81,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return result
 
 
-def sentence(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = None) -> str:
-    """Return one sentence that compares the student's accuracy with that of the control and of the best teacher.
+def sentence(
+    rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = None, constant: tuple[str, float] | None = None
+) -> str:
+    """Return a summary that compares the student's accuracy with that of the control and of the best teacher.
 
     The control is the same student trained without a teacher. Without labels, the sentence tells how well the student
-    matches its teacher.
+    matches its teacher. A student that is no better than a constant answer is called so.
 
     Args:
         rows: one dictionary of results for each model, such as `{"name": "student", "accuracy": 0.9}`.
         pair: comparison of student and control on the test records, the fields of `PairedRecords`; None: not known.
+        constant: the most frequent class of the test records, and its share; None: not known.
     """
     by_name = {row["name"]: row for row in rows}
     student, control = by_name["student"], by_name.get("control")
@@ -101,6 +109,8 @@ def sentence(rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None =
         share = student["parameters"] / best["parameters"]
         text += f"; its best teacher reaches {100 * best['accuracy']:.2f} %"
         text += f" and the student has {100 * share:.1f} % of its parameters"
+    if constant and student["accuracy"] <= constant[1]:
+        text += f". It has learned nothing useful: always answering {constant[0]!r} reaches {100 * constant[1]:.2f} %"
     return text + "."
 
 
@@ -109,9 +119,8 @@ def _significance(pair: Mapping[str, Any] | None) -> str:
     if not pair:
         return ""
     verdict = "more than chance" if pair["p"] < 0.05 else "no more than chance may give"
-    p = f"p = {pair['p']:.3f}" if pair["p"] >= 0.001 else "p < 0.001"
     interval = f"95 % interval {pair['low']:.2f} to {pair['high']:.2f}"
-    return f" ({verdict}: {interval}, McNemar's test on {pair['records']:,} test records, {p})"
+    return f" ({verdict}: {interval}, McNemar's test on {pair['records']:,} test records, p {p_value(pair['p'])})"
 
 
 def _match(student: Mapping[str, Any]) -> str:

@@ -2,13 +2,38 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from jaxdistill.run import failures, presets
 from jaxdistill.run.config import Config, override, parse_changes
 from jaxdistill.run.config_files import load_config
 
 
-def parser(name: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Argument parser of one command, with the option --debug; a mistake is one line, and names the command's help.
+
+    Args:
+        program: what the user types before the arguments, such as `jaxdistill train`; empty: the program's name.
+        description: text before the options in `--help`.
+        epilog: text after the options in `--help`.
+    """
+
+    def __init__(self, program: str, description: str | None, epilog: str = ""):
+        super().__init__(
+            prog=program or None,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--debug", action="store_true", help="print the traceback of an error")
+
+    def error(self, message: str) -> NoReturn:
+        """Write a mistake on the command line in one line, and exit with code 2."""
+        self.exit(2, f"error: {message}. `{self.prog} --help` explains the arguments.\n")
+
+
+def parser(name: str, description: str | None, epilog: str = "") -> Parser:
     """Make an argument parser for `jaxdistill NAME --config FILE`; the command then adds its own options.
 
     Arguments of the form `--config.a.b=value`, which change keys of the config, are parsed by `run_command`.
@@ -18,16 +43,9 @@ def parser(name: str, description: str | None, epilog: str = "") -> argparse.Arg
         description: text before the options in `--help`.
         epilog: text after the options in `--help`.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"jaxdistill {name}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_config_options(parser)
-    add_debug_option(parser)
-    return parser
+    made = Parser(f"jaxdistill {name}", description, epilog)
+    add_config_options(made)
+    return made
 
 
 def run_command(
@@ -65,8 +83,3 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with a config.json: run the Python file beside it, which registers parts that the config names",
     )
-
-
-def add_debug_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option --debug."""
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")

@@ -6,13 +6,12 @@ Prints a table of the students, and writes FOLDER/compare.html. Runs with the sa
 record with the first one (McNemar's test). For variants over several seeds use `jaxdistill sweep`.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdistill.run import failures
-from jaxdistill.run.commands.cli import add_debug_option
+from jaxdistill.run.commands.cli import Parser
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -21,16 +20,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments of the command; None: `sys.argv[1:]`.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxdistill compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("jaxdistill compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of finished runs")
     parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="folder for compare.html")
     parser.add_argument("--model", default="student", help="the model to compare: student, control or 'teacher NAME'")
-    add_debug_option(parser)
     options = parser.parse_args(argv)
 
     def work() -> int:

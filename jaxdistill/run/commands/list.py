@@ -5,12 +5,11 @@ jaxdistill list losses             all losses
 jaxdistill list losses kd          one loss: formula, source, arguments
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from jaxdistill.run import failures
-from jaxdistill.run.commands.cli import add_debug_option
+from jaxdistill.run.commands.cli import Parser
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -19,15 +18,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments of the command; None: `sys.argv[1:]`.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxdistill list",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("jaxdistill list", __doc__)
     parser.add_argument("kind", nargs="?", default="", metavar="KIND", help="such as losses; without it, all kinds")
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="such as kd; without it, all of the kind")
-    add_debug_option(parser)
     options = parser.parse_args(argv)
 
     def work() -> int:

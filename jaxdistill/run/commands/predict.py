@@ -8,14 +8,13 @@ columns of the input, and adds `prediction` and `confidence`; in JSON lines, Par
 model without classes adds `embedding`, and a language model `nll` and `perplexity`.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdistill.run import failures
-from jaxdistill.run.commands.cli import add_debug_option
+from jaxdistill.run.commands.cli import Parser
 
 EPILOG = """
 examples:
@@ -31,13 +30,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments of the command; None: `sys.argv[1:]`.
     """
-    parser = argparse.ArgumentParser(
-        prog="jaxdistill predict",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("jaxdistill predict", __doc__, EPILOG)
     columns = lambda text: tuple(name for name in text.split(",") if name)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or of a model, such as RUN/student/hub")
     parser.add_argument("--input", required=True, metavar="FILE", help="the records")
@@ -47,19 +40,21 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image", default=(), metavar="COLUMN", type=columns, help="column of images")
     parser.add_argument("--features", default=(), metavar="COLUMN,...", type=columns, help="columns of numbers")
     parser.add_argument("--encoding", default="utf-8", help="encoding of the input, such as latin-1; default: utf-8")
+    parser.add_argument("--delimiter", default="", help="character between values of a CSV file; default: a comma")
     parser.add_argument("--trust-source", action="store_true", help="run the Python file that the run has kept")
-    add_debug_option(parser)
     options = parser.parse_args(argv)
 
     def work() -> int:
         from jaxdistill.run.predict import load  # imports JAX, after the arguments are checked
 
         predictor, start = load(options.run, options.model, options.trust_source), time.perf_counter()
+        from jaxdistill.data.table.files import TextFormat
         from jaxdistill.export.prediction_files import predict_file
 
         named = {"text": options.text, "image": options.image, "features": options.features}
         chosen = {argument: names for argument, names in named.items() if names}
-        count = predict_file(predictor, options.input, options.output, chosen, options.encoding)
+        written = TextFormat(options.encoding, options.delimiter)
+        count = predict_file(predictor, options.input, options.output, chosen, written)
         seconds = time.perf_counter() - start
         sys.stdout.write(f"{count:,} records in {seconds:.1f} s; predictions are in {options.output}\n")
         return 0

@@ -204,14 +204,15 @@ submit "$@" --dependency=afterany:"$runs" {wrapped("")}
 """
 
 
-def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+def parser(name: str, doc: str | None, program: str = "") -> cli.Parser:
     """Make an argument parser with the options that every study has: --workdir, --seeds, --run and --slurm.
 
     Args:
         name: name of the study; the default workdir (folder of the study) is `runs/NAME`.
         doc: description of the study in `--help`.
+        program: what the user types before the arguments; empty: the program's name.
     """
-    study_parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    study_parser = cli.Parser(program, doc)
     workdir = "folder of the study; finished runs there are not repeated; default %(default)s"
     study_parser.add_argument("--workdir", default=Path("runs", name), type=Path, help=workdir)
     study_parser.add_argument(
@@ -219,7 +220,6 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     )
     study_parser.add_argument("--run", default="", help="execute only the run with this number, or only 'teachers'")
     study_parser.add_argument("--slurm", action="store_true", help="print a script that runs the study on a cluster")
-    cli.add_debug_option(study_parser)
     return study_parser
 
 
@@ -307,8 +307,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments of the command; None: `sys.argv[1:]`.
     """
-    sweep_parser = parser("sweep", __doc__)
-    sweep_parser.prog = "jaxdistill sweep"
+    sweep_parser = parser("sweep", __doc__, "jaxdistill sweep")
     cli.add_config_options(sweep_parser)
     sweep_parser.add_argument("--axis", action="append", nargs="+", required=True, help="a config key, and its values")
     options, changes = sweep_parser.parse_known_args(argv)

@@ -1,7 +1,6 @@
-"""Write files and folders so that a reader sees all of one or nothing, even if the process dies."""
+"""Write files and folders atomically: a reader sees a complete version, never a part, even if the process dies."""
 
 import contextlib
-import os
 import secrets
 import shutil
 import tempfile
@@ -46,9 +45,31 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 raise
 
 
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Return a context manager with an empty folder, which replaces `folder` if the block ends without an error.
+
+    The earlier folder is kept until then, so that a kill loses neither. Only one process may write the folder: what a
+    killed one has left is removed.
+
+    Args:
+        folder: the folder; the one that holds it is created if it is missing.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        draft, previous = Path(temporary, "new"), Path(temporary, "previous")
+        draft.mkdir()
+        yield draft
+        if folder.exists():
+            folder.rename(previous)
+        draft.rename(folder)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a damaged folder, or a link in its place; another process may have done so, or the disk be read-only."""
-    aside = folder.with_name(f"{folder.name}.damaged-{os.getpid()}")
+    aside = folder.with_name(f"{folder.name}.damaged-{secrets.token_hex(4)}")
     with contextlib.suppress(OSError):
         folder.rename(aside)
     if aside.is_symlink():

@@ -9,6 +9,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -41,6 +42,11 @@ class BadStartError(ConfigError, NonFiniteError):
 
 class Stopped(Exception):
     """A run was stopped by SIGTERM or Ctrl-C after its state was saved; the same command resumes the run."""
+
+
+def short_repr(value: Any) -> str:
+    """Return the `repr` of a value on one line, at most 80 characters, for an error message."""
+    return " ".join(repr(value).split())[:80]
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -36,8 +36,11 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file atomically: a reader sees the complete old or new file, even if the process dies."""
-    with new_file(file) as draft, draft.open("x", encoding="utf-8") as stream:
+    """Write a text file atomically: a reader sees the complete old or new file, even if the process dies.
+
+    A lone surrogate, which UTF-8 cannot express, becomes a question mark.
+    """
+    with new_file(file) as draft, draft.open("x", encoding="utf-8", errors="replace") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())

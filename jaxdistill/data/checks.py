@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, short_repr
 
 LARGEST = np.iinfo(np.int32).max  # integers become int32 on the device
 TOKENS = ("input_ids", "token_type_ids")  # fields of embedding indices
@@ -36,7 +36,7 @@ class CheckedStack:
         first = records[0]
         for number, record in zip(numbers, records, strict=True):
             if not isinstance(record, Mapping):
-                raise self._error(number, f"{_short(record)} is not a dict of arrays")
+                raise self._error(number, f"{short_repr(record)} is not a dict of arrays")
             if record.keys() != first.keys():
                 others = ", ".join(map(repr, sorted(record.keys() ^ first.keys(), key=str)))
                 raise self._error(number, f"its fields are not those of record {numbers[0]} (see {others})")
@@ -48,7 +48,7 @@ class CheckedStack:
             try:
                 arrays.append(np.asarray(value))
             except ValueError:
-                raise self._error(number, f"{_short(value)} is not an array", field) from None
+                raise self._error(number, f"{short_repr(value)} is not an array", field) from None
             first = self._first.setdefault(field, arrays[0])
             if problem := _kind_problem(field, value, arrays[-1], first, self._classes):
                 raise self._error(number, problem, field)
@@ -68,10 +68,6 @@ class CheckedStack:
         return ConfigError(self._path, f"{place}: {problem}. Correct the data set, or leave this record out.")
 
 
-def _short(value: Any) -> str:
-    return " ".join(repr(value).split())[:80]
-
-
 def _is_label(field: str) -> bool:
     return field.rpartition("/")[2] == "label"
 
@@ -86,14 +82,14 @@ def _kind_problem(field: str, value: Any, array: np.ndarray, first: np.ndarray, 
     kind = array.dtype.kind
     if _is_label(field):
         if kind not in "iub" or array.size == 0:
-            return f"{_short(value)} {_wanted_label(classes)}"
+            return f"{short_repr(value)} {_wanted_label(classes)}"
         return "" if array.shape == first.shape else "its label has another shape than the labels before it"
     if kind == "O" or (kind in "SU" and not isinstance(value, str | bytes)):
-        return f"{_short(value)} is neither an array of numbers nor a text"
+        return f"{short_repr(value)} is neither an array of numbers nor a text"
     if kind not in "SUbiuf":
         return f"values of type {array.dtype} are not supported"
     if (kind in "SU") != (first.dtype.kind in "SU"):
-        return f"{_short(value)} is of another type than the values before it"
+        return f"{short_repr(value)} is of another type than the values before it"
     if kind not in "SU" and (array.ndim > 0 or kind != first.dtype.kind) and array.dtype != first.dtype:
         # stacked, all of them would become of the wider type, and a model reads uint8 and float32 pixels differently
         return f"it has the type {array.dtype}, and the values before it have {first.dtype}"

@@ -1,4 +1,4 @@
-"""Show the progress of long preparations: a bar in a terminal, and nothing in a file, where a note tells the end."""
+"""Show a progress bar on stderr; if stderr is not a terminal, show nothing."""
 
 import sys
 from collections.abc import Iterable, Iterator

@@ -1,12 +1,14 @@
-"""Read the names of splits, such as `train[:80%]`: which records they select, and whether two of them share records."""
+"""Split the records of a data set: read names such as `train[:80%]`, and choose records to hold out."""
 
 import itertools
 import re
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from jaxdistill.core.errors import suggest
 
-SLICE = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+SPLIT = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 
 def share_records(one: str, other: str, size: Callable[[str], int]) -> bool:
@@ -19,7 +21,7 @@ def share_records(one: str, other: str, size: Callable[[str], int]) -> bool:
             percent, such as `train[100:]`; or a sum, such as `train[:10%]+test`.
         size: function that returns the number of examples in a whole split, given the name of the split.
     """
-    parts = [[SLICE.fullmatch(part.strip()) for part in split.split("+")] for split in (one, other)]
+    parts = [[SPLIT.fullmatch(part.strip()) for part in split.split("+")] for split in (one, other)]
     if not all(part for split in parts for part in split):
         return one == other
     pairs = ((a, b) for a, b in itertools.product(*parts) if a and b and a[1] == b[1])
@@ -28,7 +30,7 @@ def share_records(one: str, other: str, size: Callable[[str], int]) -> bool:
 
 def split_names(split: str) -> set[str]:
     """Return the names of the whole splits of which a split such as `train[:80%]+test` has records."""
-    parts = (SLICE.fullmatch(part.strip()) for part in split.split("+"))
+    parts = (SPLIT.fullmatch(part.strip()) for part in split.split("+"))
     return {part[1] for part in parts if part}
 
 
@@ -57,7 +59,7 @@ def select_rows(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]
     """
     parts = []
     for text in split.split("+"):
-        part = SLICE.fullmatch(text.strip())
+        part = SPLIT.fullmatch(text.strip())
         if part is None:
             raise SplitError(split, "A split is a name, or a slice such as train[:80%].")
         if part[1] not in sizes:
@@ -76,7 +78,7 @@ def _range(part: re.Match[str], size: int) -> tuple[int, int]:
     """Return the number of the first record of a slice, and the number after that of its last record.
 
     Args:
-        part: match of `SLICE`, such as that of `train[:80%]`.
+        part: match of `SPLIT`, such as that of `train[:80%]`.
         size: number of records of the whole split.
     """
 
@@ -87,3 +89,28 @@ def _range(part: re.Match[str], size: int) -> tuple[int, int]:
         return min(max(number + size if number < 0 else number, 0), size)
 
     return position(part[2], 0), position(part[3], size)
+
+
+def choose_held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Choose the test records: the same share of each class, at random; a class keeps at least one training record.
+
+    Shares that are no whole numbers of records are rounded so that their sum is the share of all records.
+
+    Args:
+        classes: class of each record, `[records]`.
+        share: share of the records to choose.
+        seed: random seed.
+
+    Returns:
+        True for each record that was chosen, `[records]`.
+    """
+    draws = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(classes))
+    chosen = np.zeros(len(classes), bool)
+    _, first, records = np.unique(classes, return_index=True, return_counts=True)
+    counts, rest = np.floor(share * records).astype(int), share * records % 1
+    most_left = np.lexsort((draws[first], -rest))  # classes by what rounding down leaves out, equal ones at random
+    counts[most_left[: round(share * len(classes)) - counts.sum()]] += 1
+    for number, count, available in zip(classes[first], counts, records, strict=True):
+        rows = np.flatnonzero(classes == number)
+        chosen[rows[np.argsort(draws[rows], kind="stable")[: min(count, available - 1)]]] = True
+    return chosen

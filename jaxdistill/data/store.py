@@ -11,7 +11,6 @@ A shard without its seal counts as missing, and is written again.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.core import seal
+from jaxdistill.core.atomic import new_file
 from jaxdistill.core.errors import DamageError
 
 Fields = Mapping[str, tuple[tuple[int, ...], str]]  # shape and dtype of one row's arrays, by name
@@ -111,13 +111,12 @@ def write_shard(folder: Path, manifest: Manifest, number: int, columns: Mapping[
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = folder / f"{number:05d}.{os.getpid()}.tmp"
-    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-    for row in zip(*(columns[name] for name in sorted(columns)), strict=True):
-        writer.write(b"".join(np.ascontiguousarray(x).tobytes() for x in row))
-    writer.close()
-    _seal_file(folder, number).unlink(missing_ok=True)  # of a damaged shard, which is replaced
-    temporary.replace(_shard_file(folder, number))
+    with new_file(_shard_file(folder, number)) as draft:
+        writer = ArrayRecordWriter(str(draft), "group_size:1,uncompressed")
+        for row in zip(*(columns[name] for name in sorted(columns)), strict=True):
+            writer.write(b"".join(np.ascontiguousarray(x).tobytes() for x in row))
+        writer.close()
+        _seal_file(folder, number).unlink(missing_ok=True)  # of a damaged shard, which is replaced
     seal.seal_file(_shard_file(folder, number), _about_shard(manifest, number))
 
 

@@ -60,7 +60,7 @@ def evaluator(
             t.apply(v.params, v.state, rows, train=False, key=key)[0] for t, v in zip(teachers, frozen, strict=True)
         )
         dense, embeds = tuple(outputs.dense() for outputs in teacher_outputs), has_no_classes(out)
-        logits = separate(out.dense().logits)
+        logits = prevent_fusion(out.dense().logits)
         results = {} if labels is None or embeds else _label_metrics(logits, labels, mask)
         if logits.ndim == 3 and mask.ndim == 2 and labels is not None:
             results[ANSWERS] = PerRow(text_answers(logits, labels, mask), (mask != 0).any(-1))
@@ -79,7 +79,7 @@ def evaluator(
     return evaluate
 
 
-def separate(logits: Array) -> Array:
+def prevent_fusion(logits: Array) -> Array:
     """Return the logits unchanged, as a value that XLA computes on its own, without fusing it into what reads it.
 
     So a model gives the same bits in an evaluation and in a prediction.

@@ -38,7 +38,7 @@ def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any], about
     data, provenance = config["data"], results["provenance"]
     dataset, task, row = _dataset(data["name"]), about.task, _row(results["rows"], name)
     entries = config["objective"].items() if config["teachers"] or name != "student" else config["task"].items()
-    terms = "\n".join(f"- `{entry['term'] or term}`, weight {entry['weight']}" for term, entry in entries)
+    terms = "\n".join(f"- `{public(entry['term'] or term)}`, weight {entry['weight']}" for term, entry in entries)
     teachers = "\n".join(f"- {teacher}: `{public(entry['model'])}`" for teacher, entry in config["teachers"].items())
     rows = config["steps"] * config["batch_size"]
     seconds = results.get("seconds", {}).get(name)
@@ -91,8 +91,11 @@ trained without a teacher.
 
 def _dataset(name: str) -> str:
     """Return the name of a data set: of the user's own files, the name of the file or folder."""
-    match = re.search(r"""^table\(.*path=(['"])(.*?)\1""", name)
-    return Path(match[2]).name if match else public(name)
+    try:
+        spec = parse(name, "data.name")
+    except ConfigError:  # a name of TensorFlow Datasets with a version, such as mnist:3.0.1
+        return public(name)
+    return Path(_first_text(spec, "path")).name if spec.name == "table" else public(name)
 
 
 def public(text: str) -> str:
@@ -122,11 +125,12 @@ def _base_model(about: About) -> str:
         spec = parse(about.model, "model")
     except ConfigError:
         return ""
-    return _first_text(spec) if spec.name == "pretrained" else ""
+    return _first_text(spec, "source") if spec.name == "pretrained" else ""
 
 
-def _first_text(spec: Spec) -> str:
-    value = spec.args[0] if spec.args else spec.kwargs.get("source", "")
+def _first_text(spec: Spec, name: str) -> str:
+    """Return the first argument of a spec, whose name is `name`; empty if it is no text."""
+    value = spec.args[0] if spec.args else spec.kwargs.get(name, "")
     return value if isinstance(value, str) else ""
 
 

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from jaxdistill.core import seal
+from jaxdistill.core.atomic import replaced_folder
 from jaxdistill.core.errors import DamageError
 from jaxdistill.core.types import Array, Variables
 from jaxdistill.export import hugging_face
@@ -116,36 +117,28 @@ def write(folder: Path, about: About, extras: Extras, variables: Variables, card
     gathered = jax.tree.map(_gather, variables)  # collective: every process must take part before it returns
     if jax.process_index() != 0:
         return
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if extras.family:
-        arrays = hugging_face.weights(extras.family, extras.arguments, gathered)
-        files = hugging_face.config_files(extras.family, extras.arguments, about.class_names, extras.length)
-    else:
-        arrays = {f"{part}/{name}": np.ascontiguousarray(x) for part, name, x in _named(gathered)}
-        files = {}
-    if extras.image_processor:
-        files["preprocessor_config.json"] = extras.image_processor
-    for name, content in files.items():
-        (temporary / name).parent.mkdir(exist_ok=True)
-        (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_file(arrays, temporary / WEIGHTS, metadata={"format": "pt"})
-    for file in (extras.tokenizer.with_name(name) for name in TOKENIZER_FILES) if extras.tokenizer else ():
-        if file.is_file():
-            shutil.copyfile(file, temporary / file.name)
-    if extras.tokenizer:
-        shutil.copyfile(extras.tokenizer, temporary / "tokenizer.json")
-    seal.write(temporary / ABOUT, about._asdict())
-    (temporary / CARD).write_text(card, encoding="utf-8")
-    shutil.copymode(temporary / CARD, temporary / WEIGHTS)  # safetensors lets only the owner read
-    seal.seal_folder(temporary)
-    previous = folder.with_name(f"{folder.name}.old")  # kept until the new one is in place: a kill loses neither
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        folder.rename(previous)
-    temporary.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    with replaced_folder(folder) as draft:
+        if extras.family:
+            arrays = hugging_face.weights(extras.family, extras.arguments, gathered)
+            files = hugging_face.config_files(extras.family, extras.arguments, about.class_names, extras.length)
+        else:
+            arrays = {f"{part}/{name}": np.ascontiguousarray(x) for part, name, x in _named(gathered)}
+            files = {}
+        if extras.image_processor:
+            files["preprocessor_config.json"] = extras.image_processor
+        for name, content in files.items():
+            (draft / name).parent.mkdir(exist_ok=True)
+            (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        save_file(arrays, draft / WEIGHTS, metadata={"format": "pt"})
+        for file in (extras.tokenizer.with_name(name) for name in TOKENIZER_FILES) if extras.tokenizer else ():
+            if file.is_file():
+                shutil.copyfile(file, draft / file.name)
+        if extras.tokenizer:
+            shutil.copyfile(extras.tokenizer, draft / "tokenizer.json")
+        seal.write(draft / ABOUT, about._asdict())
+        (draft / CARD).write_text(card, encoding="utf-8")
+        shutil.copymode(draft / CARD, draft / WEIGHTS)  # safetensors lets only the owner read
+        seal.seal_folder(draft)
 
 
 def _named(variables: Variables) -> list[tuple[str, str, np.ndarray]]:

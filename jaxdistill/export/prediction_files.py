@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from jaxdistill.core.atomic import new_file
 from jaxdistill.core.errors import ConfigError, one_line
 from jaxdistill.data.progress import progress
 from jaxdistill.data.table import images
-from jaxdistill.data.table.columns import Classes, Roles, converted
-from jaxdistill.data.table.files import Chunk, Opened, Problem, TextFormat, require_columns
+from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
+from jaxdistill.data.table.files import Chunk, RecordReader, TableError, TextFormat, require_columns
 from jaxdistill.data.table.locate import locate
+from jaxdistill.export.predictor import PATH as RECORDS
 from jaxdistill.export.predictor import Predictions, Predictor
 
 Write = Callable[[Chunk], None]
@@ -27,7 +29,7 @@ def predict_file(
     source: str,
     output: Path,
     columns: Mapping[str, Sequence[str]],
-    written: TextFormat = TEXT_FORMAT,
+    text_format: TextFormat = TEXT_FORMAT,
 ) -> int:
     """Write the predictions for all records of a file beside the records' own columns, and return their number.
 
@@ -40,7 +42,7 @@ def predict_file(
         source: a file or a folder of images, as in the data set `table`.
         output: the file to write: .csv, .tsv, .jsonl, .parquet or .npz.
         columns: columns of the source that the model reads, by argument of `table`: text, image, features.
-        written: how the source is written, if it is CSV, TSV or JSON lines.
+        text_format: how the source is written, if it is CSV, TSV or JSON lines.
 
     Raises:
         ConfigError: the source cannot be read, lacks a column or has a wrong value; or the output has another format.
@@ -51,56 +53,68 @@ def predict_file(
     if Path(source).exists() and output.exists() and output.samefile(source):
         raise ConfigError("--output", f"{str(output)!r} is the input. Choose another file.")
     try:
-        place, opened = _open(source, written)
-        roles = _roles(predictor, columns, opened, place)
+        place, opened = _open(source, text_format)
+        column_names = _roles(predictor, columns, opened, place)
         count, kept = 0, None
         with _replacing(output) as draft, writer(draft) as write:
             for chunk in progress(opened.chunks(opened.columns), f"Predicting {place}"):
                 kept = _kept(chunk) if kept is None else kept
-                records = _records(predictor, chunk, roles, place, count)
+                records = _records(predictor, chunk, column_names, place, count)
                 plain = {name: [_plain(value) for value in chunk[name]] for name in kept}
-                write(plain | _columns(predictor.predict(records), predictor.class_names, output.suffix.lower()))
+                found = predictor.predict(records, first=count)
+                added = _columns(found, predictor.class_names, output.suffix.lower())
+                if taken := sorted(plain.keys() & added):
+                    raise TableError(f"{place} has a column {taken[0]!r}, which the output adds. Rename it.")
+                write(plain | added)
                 count += len(records)
             if not count:
-                raise Problem(f"{place} has no records.")
+                raise TableError(f"{place} has no records.")
         return count
-    except Problem as problem:
+    except TableError as problem:
         raise ConfigError("--input", str(problem)) from None
+    except ConfigError as error:
+        raise ConfigError("--input", f"{source}, {error.message}") from None if error.path == RECORDS else error
 
 
-def _open(source: str, written: TextFormat) -> tuple[str, Opened]:
-    sources = locate(source, written)
+def _open(source: str, text_format: TextFormat) -> tuple[str, RecordReader]:
+    sources = locate(source, text_format)
     if len(sources) > 1:
-        raise Problem(f"{source!r} has the splits {', '.join(sources)}. Give the file of one of them.")
+        raise TableError(f"{source!r} has the splits {', '.join(sources)}. Give the file of one of them.")
     (found,) = sources.values()
     return found.place, found.open()
 
 
-def _roles(predictor: Predictor, columns: Mapping[str, Sequence[str]], opened: Opened, place: str) -> Roles:
+def _roles(predictor: Predictor, columns: Mapping[str, Sequence[str]], opened: RecordReader, place: str) -> ColumnNames:
     """Return which columns are read, and as what: those of the training data, unless others are given.
 
     Raises:
-        Problem: a column is not there.
+        TableError: a column is not there.
     """
     fields = predictor.text_fields
     default = {"text": fields} if fields else {"image": ("image",)}
     named = {**(columns or predictor.about.columns or default)}
     image = named.get("image", ())
-    roles = Roles(tuple(named.get("text", ())), "", image[0] if image else "", tuple(named.get("features", ())))
-    require_columns(opened, roles.named(), place)
-    if len(roles.text) != len(fields):
-        raise Problem(f"the model reads {len(fields)} texts ({', '.join(fields) or 'none'}); give as many with --text.")
-    return roles
+    column_names = ColumnNames(
+        tuple(named.get("text", ())), "", image[0] if image else "", tuple(named.get("features", ()))
+    )
+    require_columns(opened, column_names.named(), place)
+    if len(column_names.text) != len(fields):
+        raise TableError(
+            f"the model reads {len(fields)} texts ({', '.join(fields) or 'none'}); give as many with --text."
+        )
+    return column_names
 
 
-def _records(predictor: Predictor, chunk: Chunk, roles: Roles, place: str, first: int) -> list[dict[str, Any]]:
+def _records(
+    predictor: Predictor, chunk: Chunk, column_names: ColumnNames, place: str, first: int
+) -> list[dict[str, Any]]:
     """Return the records of a chunk with the fields that the model reads.
 
     Raises:
-        Problem: a value is missing or of another type, or an image is broken; the message says where.
+        TableError: a value is missing or of another type, or an image is broken; the message says where.
     """
-    (fields,) = converted(iter([chunk]), roles, Classes(), place, first)
-    named = dict(zip(roles.text_fields(), predictor.text_fields, strict=False))  # by their order
+    (fields,) = convert_chunks(iter([chunk]), column_names, Classes(), place, first)
+    named = dict(zip(column_names.text_fields(), predictor.text_fields, strict=False))  # by their order
     names = [named.get(field, field) for field in fields]
     records = [dict(zip(names, row, strict=True)) for row in zip(*fields.values(), strict=True)]
     for number, record in enumerate(records, first):
@@ -110,7 +124,7 @@ def _records(predictor: Predictor, chunk: Chunk, roles: Roles, place: str, first
             try:
                 record["image"] = images.decode(path, predictor.about.channels)
             except ConfigError as error:
-                raise Problem(f"{place}, record {number}: {error.message}") from None
+                raise TableError(f"{place}, record {number}: {error.message}") from None
     return records
 
 
@@ -133,7 +147,8 @@ def _columns(found: Predictions, class_names: Sequence[str], suffix: str) -> Chu
         ConfigError: the predictions are vectors, and the format has no place for them.
     """
     if found.nll is not None:
-        return {"nll": found.nll.tolist(), "perplexity": np.exp(np.float64(found.nll)).tolist()}
+        known = lambda values: [value if math.isfinite(value) else None for value in values.tolist()]
+        return {"nll": known(found.nll), "perplexity": known(np.exp(np.float64(found.nll)))}
     vectors = suffix not in (".csv", ".tsv")
     if found.predicted is None and found.embeddings is not None:
         if not vectors:
@@ -184,7 +199,8 @@ def _json_lines(file: Path) -> Iterator[Write]:
 
         def write(rows: Chunk) -> None:
             for values in zip(*rows.values(), strict=True):
-                stream.write(json.dumps(dict(zip(rows, values, strict=True)), ensure_ascii=False) + "\n")
+                row = {name: None if value != value else value for name, value in zip(rows, values, strict=True)}
+                stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")  # JSON has no NaN
 
         yield write
 
@@ -218,10 +234,15 @@ def _parquet(file: Path) -> Iterator[Write]:
 def _npz(file: Path) -> Iterator[Write]:
     parts: list[Chunk] = []
     yield parts.append
-    columns = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in (parts[0] if parts else ())}
-    plain: Any = {name: values for name, values in columns.items() if values.dtype != object}
+    arrays: Any = {name: _array([x for part in parts for x in part[name]]) for name in (parts[0] if parts else ())}
     with file.open("wb") as stream:
-        np.savez(stream, **plain)
+        np.savez(stream, **arrays)
+
+
+def _array(values: Sequence[Any]) -> np.ndarray:
+    """Return the values of a column as an array of numbers or texts; a missing one is NaN, or an empty text."""
+    missing = "" if any(isinstance(value, str) for value in values) else math.nan
+    return np.asarray([missing if value is None else value for value in values])
 
 
 WRITERS: Mapping[str, Callable[[Path], contextlib.AbstractContextManager[Write]]] = {

@@ -21,8 +21,8 @@ from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batch, evaluation_batches
 from jaxdistill.data.table import images
 from jaxdistill.data.text import tokenizer as tokenizers
-from jaxdistill.data.text.tokens import Columns, Tokenization, joined
-from jaxdistill.evaluation.evaluator import answers, separate, text_answers
+from jaxdistill.data.text.tokens import Columns, NoTokensError, Tokenization, joined
+from jaxdistill.evaluation.evaluator import answers, prevent_fusion, text_answers
 from jaxdistill.export import model_folder
 from jaxdistill.export.model_folder import About
 from jaxdistill.models.abstract import has_no_classes
@@ -132,7 +132,7 @@ class Predictor:
         def run(variables: Variables, rows: Mapping[str, Array]) -> dict[str, Array]:
             key = jax.random.key(0)
             out, _ = model.apply(variables.params, variables.state, rows, train=False, key=key)
-            embeds, logits = has_no_classes(out), separate(out.dense().logits)
+            embeds, logits = has_no_classes(out), prevent_fusion(out.dense().logits)
             embedding = {} if out.embedding is None else {"embeddings": out.embedding}
             if embeds:
                 return embedding
@@ -142,7 +142,9 @@ class Predictor:
 
         return jax.jit(run)
 
-    def predict(self, records: Sequence[Any] | np.ndarray, batch_size: int | None = None) -> Predictions:
+    def predict(
+        self, records: Sequence[Any] | np.ndarray, batch_size: int | None = None, first: int = 0
+    ) -> Predictions:
         """Predict the classes of records, or compute their embeddings or the likelihood of texts.
 
         Args:
@@ -151,6 +153,7 @@ class Predictor:
             batch_size: rows of a batch; then the last batch and all texts are filled up as in the evaluation of the
                 run, which gives its numbers to the bit. None: the batch size of this evaluation, or less for fewer
                 records, with texts no longer than needed.
+            first: number of the first record, for error messages.
 
         Raises:
             ConfigError: a record has not the fields that the model reads, or a wrong value; the message says which.
@@ -161,11 +164,11 @@ class Predictor:
             raise ConfigError(PATH, "there are none. Give at least one record.")
         exact, size = batch_size is not None, batch_size or self.about.batch_size
         parts = []
-        for first in range(0, len(records), size):
-            opened, texts = self._opened(records[first : first + size], first)
+        for start in range(0, len(records), size):
+            opened, texts = self._opened(records[start : start + size], first + start)
             rows = size if exact or len(records) > size else min(size, _power_of_two(len(opened)))
             outputs = _joined(list(self._outputs(opened, rows, exact)))
-            count = len(records[first : first + size])
+            count = len(records[start : start + size])
             parts.append(_per_text(outputs, texts, count) if "nll_sum" in outputs else outputs)
         found: dict[str, Any] = _joined(parts)
         if "predicted" in found:
@@ -205,7 +208,7 @@ class Predictor:
         assert self.tokenization is not None
         try:
             return joined(self.tokenization.encode(loaded, iter([text]))).columns
-        except ConfigError:
+        except NoTokensError:
             fields = {name: about for name, about in self.about.inputs.items() if name != "index"}
             empty = {name: np.zeros((1, *shape), dtype) for name, (shape, dtype) in fields.items()}
             return {**empty, "label": np.zeros_like(empty["input_ids"])}
@@ -233,6 +236,8 @@ class Predictor:
         if absent := [field for field in fields if field not in record]:
             known = ", ".join(map(str, record)) or "none"
             raise ConfigError(PATH, f"record {number} has no field {absent[0]!r}; it has {known}.")
+        if wrong := [field for field in self.text_fields if not isinstance(record[field], str | bytes)]:
+            raise ConfigError(PATH, f"record {number}: {wrong[0]!r} is {record[wrong[0]]!r:.80}, not a text.")
         if fields == ("image",) and isinstance(record["image"], str | bytes | Path):
             image = record["image"] if isinstance(record["image"], bytes) else str(record["image"])
             return {"image": images.decode(image, self.about.channels)}

@@ -3,11 +3,12 @@
 import ast
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jaxdistill.data
 import jaxdistill.run.parts
-import jaxdistill.teachers  # noqa: F401  (importing registers the parts)
+import jaxdistill.teachers
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.core.registry import Registry, list_arguments
@@ -58,13 +59,17 @@ def details(kind: str, name: str) -> str:
         ConfigError: there is no such kind or part.
     """
     if kind == PRESETS:
-        presets.find(name)
+        if name not in presets.names():
+            raise ConfigError("NAME", f"unknown preset {name!r}. {suggest(name, presets.names())}")
         return _preset_text(name)
     if kind not in KINDS:
         raise ConfigError("KIND", f"unknown kind {kind!r}. {suggest(kind, names())}")
     factories = KINDS[kind].factories
+    if kind == "datasets" and name in BUILDERS:
+        return f"{name}\n\n{_builder_text(name)}"
     if name not in factories:
-        raise ConfigError("NAME", f"unknown {KINDS[kind].kind} {name!r}. {suggest(name, factories)}")
+        known = [*factories, *(BUILDERS if kind == "datasets" else ())]
+        raise ConfigError("NAME", f"unknown {KINDS[kind].kind} {name!r}. {suggest(name, known)}")
     factory = factories[name]
     module = inspect.getdoc(inspect.getmodule(factory)) or ""
     return f"{name}({_arguments(factory)})\n\n{_text(factory)}\n\n{module}"
@@ -82,6 +87,12 @@ def _text(factory: Callable[..., Any]) -> str:
 
 def _preset_text(name: str) -> str:
     return ast.get_docstring(ast.parse((presets.FOLDER / f"{name}.py").read_text(encoding="utf-8"))) or ""
+
+
+def _builder_text(name: str) -> str:
+    """Return what the module says that builds a data set; importing it would need TensorFlow Datasets."""
+    file = Path(jaxdistill.data.__file__).parent / "builders" / f"{BUILDERS[name]}.py"
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def _first_sentence(text: str) -> str:

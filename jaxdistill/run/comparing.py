@@ -9,6 +9,7 @@ from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.evaluation.comparison import paired_answers
 from jaxdistill.evaluation.report import compare as page
 from jaxdistill.evaluation.report.compare import ComparedRun
+from jaxdistill.evaluation.report.page import flat
 from jaxdistill.run.predict import results
 from jaxdistill.run.workdir import check_writable
 
@@ -37,7 +38,7 @@ def compare(runs: Sequence[Path], model: str, out: Path) -> str:
         if model not in rows:
             raise ConfigError("--model", f"the run in {str(run)!r} has no {model!r}. {suggest(model, rows)}")
         pair = _pair(found, answers[0]) if run != runs[0] else None
-        title, config = content.get("title", ""), _flat(content["config"])
+        title, config = content.get("title", ""), flat(content["config"])
         compared.append(ComparedRun(str(run), name, rows[model], config, pair, title))
     out.mkdir(parents=True, exist_ok=True)
     file = out / "compare.html"
@@ -53,7 +54,8 @@ def _answers(run: Path, content: Mapping[str, Any], model: str) -> Mapping[str, 
     except FileNotFoundError:
         return {}
     data = content["config"]["data"]
-    return {**found, "records": (data["name"], data["test"])} if "label" in found else {}
+    records = content.get("test_records") or data["name"]
+    return {**found, "records": (records, data["test"])} if "label" in found else {}
 
 
 def _pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -68,10 +70,3 @@ def _names(runs: Sequence[Path]) -> list[str]:
     counts = range(1, max(map(len, parts)) + 1)
     tried = (["/".join(part[-count:]) for part in parts] for count in counts)
     return next(names for names in tried if len(set(names)) == len(names))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
-    return found

@@ -39,7 +39,7 @@ def differing(data: Pipeline, answers: Mapping[str, Mapping[str, Sequence[Any]]]
         records = data.open(data.test, tokens=False).take(np.asarray(numbers))
     except (ConfigError, DamageError):  # the raw records are gone, such as behind a cache of tokens
         records = {}
-    looks = [_look({field: column[place] for field, column in records.items()}) for place in range(len(numbers))]
+    looks = [_preview({field: column[place] for field, column in records.items()}) for place in range(len(numbers))]
     predicted = {name: found["predicted"] for name, found in answers.items() if found.get("predicted")}
     return [
         {"record": number, "label": int(labels[number]), **look}
@@ -48,7 +48,7 @@ def differing(data: Pipeline, answers: Mapping[str, Mapping[str, Sequence[Any]]]
     ]
 
 
-def _look(record: Mapping[str, Any]) -> dict[str, str]:
+def _preview(record: Mapping[str, Any]) -> dict[str, str]:
     """Return what a record looks like: its texts, or its image as a small PNG file in base64; empty if unknown."""
     image = record.get("image")
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] in (1, 3):

@@ -20,7 +20,7 @@ def with_stand_ins(config: Config) -> Config:
     return make(**_replaced(config.to_dict(), "", lambda *_: "2"))
 
 
-def filled(config: Config) -> Config:
+def fill_placeholders(config: Config) -> Config:
     """Return a config whose placeholders are replaced by the number of classes and the size of the vocabulary.
 
     A config without placeholders is returned as it is, and its data are not looked at.

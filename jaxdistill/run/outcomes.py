@@ -8,13 +8,15 @@ import jax
 import numpy as np
 
 from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.memory import device_memory, size_of
 from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.evaluation.comparison import paired_answers
-from jaxdistill.evaluation.cost import Latency, forward_pass, latencies
+from jaxdistill.evaluation.cost import forward_pass
 from jaxdistill.evaluation.evaluator import ANSWERS, reliability, scores
+from jaxdistill.evaluation.latency import Latency, latencies, timer
 from jaxdistill.run.examples import differing
 from jaxdistill.run.train import Trained
 from jaxdistill.teachers.teacher import one_example
@@ -95,7 +97,7 @@ def add_latencies(
             return  # together on one device, they might not fit
         batch, device = one_example(rows), jax.devices()[0]
         passes = {
-            str(kind): forward_pass(each.model, jax.device_put(each.variables, device), batch)
+            str(kind): timer(forward_pass(each.model, jax.device_put(each.variables, device), batch))
             for kind, each in kinds.items()
         }
         measured = latencies(passes)
@@ -147,10 +149,19 @@ def details(data: Pipeline, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[s
     """
     answers = {name: outcome["answers"] for name, outcome in outcomes.items() if outcome.get("answers")}
     return {
+        "test_records": _test_records(data),
         "paired": comparison(outcomes),
         "confusion": {name: matrix for name, found in answers.items() if (matrix := _confusion(found))},
         "examples": differing(data, answers),
     }
+
+
+def _test_records(data: Pipeline) -> str:
+    """Return a hash of the test records, by which runs on the same ones are recognised; empty: they cannot be read."""
+    try:
+        return data.identity(data.test)["contents"]
+    except (ConfigError, DamageError):  # the raw records are gone, such as behind a cache of tokens
+        return ""
 
 
 def _confusion(answers: Mapping[str, Any]) -> list[list[int]]:

@@ -23,7 +23,7 @@ from jaxdistill.core.types import Shapes
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.models.abstract import embeds
 from jaxdistill.parallel.mesh import build_mesh
-from jaxdistill.run.fill import filled, with_stand_ins
+from jaxdistill.run.fill import fill_placeholders, with_stand_ins
 from jaxdistill.run.parts import Components, build_components, build_parts
 from jaxdistill.run.pipelines import build_pipeline
 from jaxdistill.run.stages import Stage, StageDefinition, plan_stages, settings
@@ -245,7 +245,7 @@ def resolve(config: ConfigDict, devices: Sequence[jax.Device]) -> Resolved:
     """
     if (quick := with_stand_ins(config)) != config:
         _ = Resolved(quick, tuple(devices)).definitions
-    return Resolved(filled(config), tuple(devices))
+    return Resolved(fill_placeholders(config), tuple(devices))
 
 
 def teacher_fields(teachers: Mapping[str, Teacher], stream: str, rows: Shapes) -> dict[str, jax.ShapeDtypeStruct]:

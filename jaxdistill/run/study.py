@@ -14,7 +14,7 @@ from jaxdistill.evaluation.report.logs import read_log
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
 from jaxdistill.run.config import Config, differ, override
 from jaxdistill.run.distill import distill
-from jaxdistill.run.fill import filled
+from jaxdistill.run.fill import fill_placeholders
 from jaxdistill.run.workdir import config_differences
 
 Change = str | Mapping[str, Any]  # the text of a value, as on the command line; or arguments of `differ`
@@ -175,7 +175,7 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
         )
     except (FileNotFoundError, DamageError):  # damaged results are made again
         return None
-    if results["config"]["steps"] != config.steps or config_differences(results["config"], filled(config)):
+    if results["config"]["steps"] != config.steps or config_differences(results["config"], fill_placeholders(config)):
         return None
     line = results.get("log", {}).get("student") or read_log(folder / "student" / "log.jsonl").train[-1]
     return {**results, "log": line}

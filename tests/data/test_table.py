@@ -54,7 +54,7 @@ def test_a_compressed_file_is_read():
 def test_another_encoding_can_be_named():
     write_csv(Path("a.csv"), [{"text": "größer", "kind": word} for word in WORDS * 10], encoding="latin-1")
     error = refusal(SPEC)
-    assert "is not written in utf-8" in error.message and "encoding='latin-1'" in error.message
+    assert "is not written in utf-8" in error.message and "such as latin-1" in error.message
     assert (
         everything(opened("table(path='a.csv', text='text', label='kind', encoding='latin-1')"))["text"][0] == "größer"
     )
@@ -104,6 +104,12 @@ def test_a_file_for_each_split():
     for path in ("data", "data/{split}.csv"):
         spec = f"table(path={path!r}, text='text', label='kind')"
         assert (len(opened(spec)), len(opened(spec, "test"))) == (40, 20)
+    write_csv(Path("data/submission.csv"), [{"id": 1}])  # which is no split
+    assert len(opened("table(path='data/{split}.csv', text='text', label='kind')")) == 40
+    for split, rows in (("train", RECORDS[:40]), ("test", RECORDS[40:])):
+        Path("by", split).mkdir(parents=True)
+        write_csv(Path("by", split, "x.csv"), rows)
+    assert len(opened("table(path='by/{split}/x.csv', text='text', label='kind')", "test")) == 20
     write_csv(Path("data/test.csv"), [{**RECORDS[0], "kind": "new"}])
     error = refusal("table(path='data', text='text', label='kind')")
     assert "the label 'new' does not occur in the training records" in error.message and "record 0" in error.message
@@ -172,7 +178,9 @@ def test_a_folder_that_is_no_split_is_named_and_images_need_no_classes():
 
 def test_a_pair_of_texts_keeps_its_names():
     write_csv(Path("a.csv"))
-    assert {"text", "kind", "label"} > set(everything(opened("table(path='a.csv', text=('text', 'kind'))")))
+    found = everything(opened("table(path='a.csv', text=('text', 'kind'))"))
+    assert found.keys() == {"text", "kind"}
+    assert set(zip(found["text"], found["kind"], strict=True)) < {(row["text"], row["kind"]) for row in RECORDS}
 
 
 def test_numbers_become_vectors_and_arrays_stay_as_they_are():
@@ -232,7 +240,7 @@ def test_a_changed_file_is_read_again_and_a_damaged_copy_is_made_again(capsys):
 BAD = {  # what is wrong: (the file's content, what the message says)
     "an empty file": ("", "a.csv is empty"),
     "a heading alone": ("text,kind\n", "a.csv has no records"),
-    "a column that is not there": ("words,kind\na,b\nc,d\n", "text='text' is no column of a.csv. Known: kind, words"),
+    "a column that is not there": ("words,kind\na,b\nc,d\n", "text: 'text' is no column of a.csv. Known: kind, words"),
     "a broken line": ("text,kind\na,b\nc\nd,e\n", "Row #3: Expected 2 columns, got 1: c"),
     "a column twice": ("text,text\na,b\n", "has two columns 'text'"),
     "words and numbers": (

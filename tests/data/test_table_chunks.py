@@ -21,8 +21,10 @@ from table_files import (
     write_images,
 )
 
-from jaxdistill.data.table.columns import UNLABELLED, Classes, Roles, converted
-from jaxdistill.data.table.files import Problem
+from jaxdistill.core.atomic import remove_folder
+from jaxdistill.data.table import dataset
+from jaxdistill.data.table.columns import NO_LABEL, Classes, ColumnNames, convert_chunks
+from jaxdistill.data.table.files import TableError
 
 
 @pytest.fixture(autouse=True)
@@ -104,8 +106,8 @@ def test_classes_that_a_file_defines_keep_their_order_and_minus_one_is_no_label(
     codes = classes.codes([1, -1, 0, 1], 0, "f")
     names, places = classes.finish("f", 4)
     assert names == ("negative", "positive")
-    assert [UNLABELLED if code < 0 else places[code] for code in codes] == [1, -1, 0, 1]
-    with pytest.raises(Problem, match=r"record 0: '2' is none of the 2 classes"):
+    assert [NO_LABEL if code < 0 else places[code] for code in codes] == [1, -1, 0, 1]
+    with pytest.raises(TableError, match=r"record 0: '2' is none of the 2 classes"):
         Classes(("negative", "positive")).codes([2], 0, "f")
 
 
@@ -141,7 +143,7 @@ def test_a_saved_data_set_of_hugging_face_is_read_with_its_splits_and_class_name
 
 def test_another_delimiter_can_be_named_and_is_suggested():
     write_csv(Path("a.csv"), delimiter=";")
-    assert "separated by ';': give delimiter=';'" in refusal(SPEC).message
+    assert "separated by ';': name this delimiter" in refusal(SPEC).message
     semicolons = everything(opened(f"{SPEC[:-1]}, delimiter=';')"))
     write_csv(Path("a.csv"))
     commas = everything(opened(SPEC))
@@ -176,12 +178,12 @@ def test_as_many_labels_as_half_of_the_records_are_no_classes(labels, classes):
 
 
 def test_paths_and_contents_of_images_in_one_column_are_refused():
-    roles = Roles((), "", "image", ())
+    column_names = ColumnNames((), "", "image", ())
     one_kind = [{"bytes": b"a", "path": None}, {"bytes": b"b", "path": "b.png"}]
-    assert next(converted(iter([{"image": one_kind}]), roles, Classes(), "f"))["image"] == [b"a", b"b"]
+    assert next(convert_chunks(iter([{"image": one_kind}]), column_names, Classes(), "f"))["image"] == [b"a", b"b"]
     mixed = iter([{"image": [{"bytes": b"a"}, {"path": "b.png"}]}])
-    with pytest.raises(Problem, match="f, record 1: "):
-        next(converted(mixed, roles, Classes(), "f"))
+    with pytest.raises(TableError, match="f, record 1: "):
+        next(convert_chunks(mixed, column_names, Classes(), "f"))
 
 
 def test_a_broken_image_is_found_before_anything_is_trained():
@@ -189,6 +191,49 @@ def test_a_broken_image_is_found_before_anything_is_trained():
     Path("p/dog/9.png").write_bytes(Path("p/dog/9.png").read_bytes()[:-30])
     assert "dog/9.png" in refusal("table(path='p')").message
     assert not list(Path("prepared").rglob("*.arrow"))
+
+
+def test_a_missing_image_is_named_and_a_changed_one_changes_the_fingerprint():
+    write_images(Path("p"))
+    rows = [{"image": f"p/{'cat' if n % 2 else 'dog'}/{n % 10}.png", "kind": n % 2} for n in range(20)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = "table(path='a.jsonl', image='image', label='kind')"
+    before = opened(spec).fingerprint
+    os.utime("p/dog/4.png", ns=(10**18, 10**18))
+    assert opened(spec).fingerprint != before
+    Path("p/dog/4.png").unlink()
+    assert "p/dog/4.png" in refusal(spec).message and "record" in refusal(spec).message
+
+
+def test_records_of_another_shape_in_a_later_chunk_are_refused(monkeypatch):
+    monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 8)
+    rows = [{"x": [1.0, 2.0] if n < 20 else [1.0], "y": n % 2} for n in range(24)]
+    rows[20:24] = [{"x": [1.0], "y": 0}] * 4
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:16] + rows[20:]))
+    message = refusal("table(path='a.jsonl', features='x', label='y')").message
+    assert "record 16: 'image' has arrays [1] float32, and the records before have arrays [2]" in message
+
+
+def test_json_lines_in_utf_16_are_read():
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in RECORDS), encoding="utf-16")
+    spec = SPEC.replace("csv", "jsonl")
+    texts = [everything(opened(f"{spec[:-1]}, encoding='utf-16')", split))["text"] for split in ("train", "test")]
+    assert sorted(text for part in texts for text in part) == sorted(row["text"] for row in RECORDS)
+
+
+def test_a_table_that_another_process_removes_is_made_again(monkeypatch):
+    """What a process finds damaged may be replaced by another one before it is removed."""
+    write_csv(Path("a.csv"))
+    open_tables, calls = dataset.arrow_store.open_tables, []
+
+    def removed_once(folder):
+        calls.append(folder)
+        if len(calls) == 2:  # it was just written
+            remove_folder(folder)
+        return open_tables(folder)
+
+    monkeypatch.setattr(dataset.arrow_store, "open_tables", removed_once)
+    assert len(opened(SPEC)) == 48 and len(calls) == 3
 
 
 def test_folders_with_equal_listings_are_told_apart():

@@ -1,5 +1,6 @@
 """Text as arrays: what is in a row, that it is made once, that rows and documents lose nothing, and every mistake."""
 
+import errno
 import json
 import os
 import re
@@ -337,3 +338,18 @@ def test_an_array_file_is_read_by_numpy(tmp_path):
     with ArrayFile(tmp_path / "y.npy") as file:
         file.append(rows[:0])
     assert np.load(tmp_path / "y.npy").shape == (0, 2)
+    for other in (rows[:, :1], rows.astype(np.int64)):
+        with ArrayFile(tmp_path / "z.npy") as file, pytest.raises(ConfigError, match="a later record has"):
+            file.append(rows)
+            file.append(other)
+
+
+def test_a_full_disk_is_no_read_only_folder(words, tmp_path, monkeypatch):
+    """It must not fill the memory instead."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(token_cache, "_write_cache", full)
+    with pytest.raises(OSError, match="No space left"):
+        opened(sentences(words), tmp_path)

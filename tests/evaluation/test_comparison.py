@@ -3,7 +3,6 @@
 import base64
 import io
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from jaxdistill.core.registry import datasets
 from jaxdistill.data.pipeline import Pipeline, Stream
 from jaxdistill.data.splits import SplitError, select_rows
 from jaxdistill.evaluation.comparison import paired_records
-from jaxdistill.evaluation.cost import ROUNDS, latencies
+from jaxdistill.evaluation.latency import ROUNDS, latencies, timer
 from jaxdistill.evaluation.report import page, table
 from jaxdistill.evaluation.report.formats import p_value
 from jaxdistill.run.catalogue import listing, names
@@ -55,7 +54,8 @@ def test_equal_models_differ_by_chance_alone():
 def test_the_summary_says_whether_a_gain_is_more_than_chance(p, said):
     rows = [{"name": name, "accuracy": a, "parameters": 5} for name, a in (("student", 0.9), ("control", 0.8))]
     pair = {"p": p, "low": 1.0, "high": 2.0, "records": 1000}
-    assert f"({said}: 95 % interval 1.00 to 2.00, McNemar's test on 1,000 test records" in table.sentence(rows, pair)
+    expected = f"({said} on these 1,000 test records, of one seed: 95 % interval 1.00 to 2.00, McNemar's test, p "
+    assert expected in table.sentence(rows, pair)
 
 
 def pictures(split: str) -> list[dict]:
@@ -102,7 +102,7 @@ def test_a_student_that_knows_nothing_is_called_so():
 
 def test_turns_are_taken_by_all():
     calls: list[str] = []
-    found = latencies({name: lambda name=name: calls.append(name) for name in "ab"})
+    found = latencies({name: timer(lambda name=name: calls.append(name)) for name in "ab"})
     assert found.keys() == {"a", "b"} and all(0 <= each.low <= each.median <= each.high for each in found.values())
     swaps = sum(one != other for one, other in itertools.pairwise(calls))
     assert swaps >= 2 * ROUNDS - 1
@@ -172,4 +172,7 @@ def test_every_part_is_listed_with_a_sentence_and_its_arguments(capsys):
     for words, said in ((["loses"], "Did you mean 'losses'?"), (["losses", "kdd"], "Did you mean 'kd'?")):
         assert main.run(["list", *words]) == 2
         assert said in capsys.readouterr().err
-    json.dumps(names())
+    assert main.run(["list", "datasets", "reuters"]) == 0 and "`reuters`" in capsys.readouterr().out
+    for name in ("nope", "text:x"):
+        assert main.run(["list", "presets", name]) == 2
+        assert f"NAME: unknown preset {name!r}" in capsys.readouterr().err

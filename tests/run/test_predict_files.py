@@ -165,3 +165,28 @@ def test_another_delimiter_is_read(home, trained):
     words = ("--input", home / "semicolons.csv", "--output", home / "semicolons-out.csv", "--delimiter", ";")
     assert command("predict", trained("bert"), *words) == 0
     assert len((home / "semicolons-out.csv").read_text().splitlines()) == 3
+
+
+def test_columns_of_the_input_are_neither_lost_nor_overwritten(home, trained, capsys):
+    run = trained("bert")
+    rows = [{"words": "a b", "note": "x" if n else None, "size": 1.5 if n else None} for n in range(3)]
+    parquet.write_table(pa.Table.from_pylist(rows), home / "gaps.parquet")
+    for suffix in ("npz", "jsonl"):
+        assert command("predict", run, "--input", home / "gaps.parquet", "--output", home / f"gaps.{suffix}") == 0
+    with np.load(home / "gaps.npz") as arrays:
+        assert arrays["note"].tolist() == ["", "x", "x"] and np.isnan(arrays["size"][0]) and arrays["size"][1] == 1.5
+    first = json.loads((home / "gaps.jsonl").read_text().splitlines()[0], parse_constant=pytest.fail)
+    assert (first["note"], first["size"]) == (None, None)
+    (home / "taken.csv").write_text("words,prediction\na b,good\n")
+    assert command("predict", run, "--input", home / "taken.csv", "--output", home / "taken-out.csv") == 2
+    assert "has a column 'prediction', which the output adds. Rename it" in capsys.readouterr().err
+    assert not (home / "taken-out.csv").exists()
+
+
+def test_a_text_without_a_likelihood_is_null_in_json(home, trained):
+    (home / "short.jsonl").write_text('{"words": "a b c"}\n{"words": "a"}\n')
+    words = ("--input", home / "short.jsonl", "--output", home / "short-out.jsonl")
+    assert command("predict", trained("decoder"), *words) == 0
+    lines = (home / "short-out.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert rows[0]["nll"] > 0 and (rows[1]["nll"], rows[1]["perplexity"]) == (None, None)

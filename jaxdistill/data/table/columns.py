@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill.data.table.files import Chunk, Problem
+from jaxdistill.core.errors import short_repr
+from jaxdistill.data.table.files import Chunk, TableError
 
-UNLABELLED = -1  # the code of a record without a label
+NO_LABEL = -1  # the code of a record without a label
+FEW_CLASSES = 20  # more are labels only if each stands, on average, for two records
 
 
-class Roles(NamedTuple):
+class ColumnNames(NamedTuple):
     """Which columns of a file are read, and as what.
 
     text: columns of texts
@@ -55,7 +57,7 @@ class Classes:
         self._complete = False  # True: a label that was not found before is a mistake
 
     def codes(self, values: Sequence[Any], first: int, file: object) -> list[int]:
-        """Return a number for each label, in the order in which they are found; `UNLABELLED` for an empty one.
+        """Return a number for each label, in the order in which they are found; `NO_LABEL` for an empty one.
 
         Args:
             values: the labels: words, whole numbers or truth values; None or "" if there is none.
@@ -63,25 +65,25 @@ class Classes:
             file: the file, for error messages.
 
         Raises:
-            Problem: a value cannot be a label, or it does not occur in the training records.
+            TableError: a value cannot be a label, or it does not occur in the training records.
         """
         return [self._code(value, number, file) for number, value in enumerate(values, first)]
 
     def _code(self, value: Any, number: int, file: object) -> int:
         name = label_name(value)
         if name is None:
-            problem = f"{_short(value)} is not a label: a word, or a whole number"
-            raise Problem(f"{file}, record {number}: {problem}.")
+            problem = f"{short_repr(value)} is not a label: a word, or a whole number"
+            raise TableError(f"{file}, record {number}: {problem}.")
         if name and self._names:
             name = self._defined_name(name, number, file)
         if not name:
-            return UNLABELLED
+            return NO_LABEL
         if name not in self._codes and self._complete:
             value = _number(name)
             same = next((known for known in self._codes if value is not None and _number(known) == value), "")
             if not same:
                 known = ", ".join(list(self._codes)[:20])
-                raise Problem(
+                raise TableError(
                     f"{file}, record {number}: the label {name!r} does not occur in the training records ({known})."
                 )
             name = same
@@ -90,11 +92,17 @@ class Classes:
         return self._codes[name]
 
     def _defined_name(self, name: str, number: int, file: object) -> str:
-        """Return the name of a class that the file defines for a number; empty for -1, which stands for no label."""
+        """Return the name of a class that the file defines for a number; empty for -1, which stands for no label.
+
+        Raises:
+            TableError: the file defines no class of this number.
+        """
         if name == "-1":
             return ""
         if not name.isdigit() or int(name) >= len(self._names):
-            raise Problem(f"{file}, record {number}: {name!r} is none of the {len(self._names)} classes of the file.")
+            raise TableError(
+                f"{file}, record {number}: {name!r} is none of the {len(self._names)} classes of the file."
+            )
         return self._names[int(name)]
 
     def finish(self, file: object, records: int) -> tuple[tuple[str, ...], list[int]]:
@@ -104,20 +112,20 @@ class Classes:
         defines its classes keeps their order. From now on, other labels are mistakes.
 
         Raises:
-            Problem: there are no labels; some are words and others numbers; or almost every record has its own.
+            TableError: there are no labels; some are words and others numbers; or almost every record has its own.
         """
         self._complete = True
         if not self._codes:
-            raise Problem(f"{file}: no record has a label. Leave the argument label out.")
+            raise TableError(f"{file}: no record has a label. Leave the argument label out.")
         numbers = {name: _number(name) for name in self._codes}
         kinds = {name: "a number" if value is not None else "a word" for name, value in numbers.items()}
         if len(set(kinds.values())) > 1 and not self._names:
             places = {kind: f"record {self._first[name]} has {name!r}" for name, kind in reversed(kinds.items())}
-            raise Problem(f"{file}: some labels are numbers and others are words ({', '.join(places.values())}).")
+            raise TableError(f"{file}: some labels are numbers and others are words ({', '.join(places.values())}).")
         if len(self._codes) < 2 and not self._names:
-            raise Problem(f"{file}: all labels are {next(iter(self._codes))!r}; a classifier needs two classes.")
-        if len(self._codes) > max(20, records // 2):
-            raise Problem(
+            raise TableError(f"{file}: all labels are {next(iter(self._codes))!r}; a classifier needs two classes.")
+        if len(self._codes) > max(FEW_CLASSES, records // 2):
+            raise TableError(
                 f"{file}: {records} records have {len(self._codes)} different labels, so they are no classes."
             )
         if not self._names and "a number" in kinds.values():
@@ -150,41 +158,58 @@ def _number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def converted(
-    chunks: Iterator[Chunk], roles: Roles, classes: Classes, file: object, first: int = 0
+def convert_chunks(
+    chunks: Iterator[Chunk], column_names: ColumnNames, classes: Classes, file: object, first: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Yield chunks of a file as columns of one type each: texts, images, vectors, and codes of labels.
 
     Args:
         chunks: the chunks of the file.
-        roles: what its columns mean.
+        column_names: what its columns mean.
         classes: collects the classes of the labels.
         file: the file, for error messages.
         first: number of the first record, for error messages.
 
     Raises:
-        Problem: a value is of another type; the message names file, record and column.
+        TableError: a value is of another type; the message names file, record and column.
     """
+    kinds: dict[str, Any] = {}
     for chunk in chunks:
         count = len(next(iter(chunk.values())))
         columns: dict[str, Any] = {}
-        for name, field in zip(roles.text, roles.text_fields(), strict=True):
+        for name, field in zip(column_names.text, column_names.text_fields(), strict=True):
             columns[field] = _texts(chunk[name], first, f"{file}", name)
-        if roles.features:
-            columns["image"] = _vectors(chunk, roles.features, first, f"{file}")
-        if roles.image:
-            columns["image"] = _images(chunk[roles.image], first, f"{file}")
-        if roles.label:
-            columns["label"] = classes.codes(chunk[roles.label], first, file)
+        if column_names.features:
+            columns["image"] = _vectors(chunk, column_names.features, first, f"{file}")
+        if column_names.image:
+            columns["image"] = _images(chunk[column_names.image], first, f"{file}")
+        _check_kinds(columns, kinds, file, first)
+        if column_names.label:
+            columns["label"] = classes.codes(chunk[column_names.label], first, file)
         yield columns
         first += count
+
+
+def _check_kinds(columns: Mapping[str, Any], kinds: dict[str, Any], file: object, first: int) -> None:
+    """Check that the values of a chunk have the type and shape of those before; `kinds` keeps them by field.
+
+    Raises:
+        TableError: they have others; the message names file, record and field.
+    """
+    for field, values in columns.items():
+        is_array = isinstance(values, np.ndarray)
+        kind = f"arrays {list(values.shape[1:])} {values.dtype}" if is_array else type(values[0]).__name__
+        if kinds.setdefault(field, kind) != kind:
+            raise TableError(
+                f"{file}, record {first}: {field!r} has {kind}, and the records before have {kinds[field]}."
+            )
 
 
 def _texts(values: Sequence[Any], first: int, file: str, column: str) -> list[str]:
     for number, value in enumerate(values, first):
         if not isinstance(value, str):
-            problem = "is missing" if value is None else f"is {_short(value)}, not a text"
-            raise Problem(f"{file}, record {number}: {column!r} {problem}. Correct it, or leave the record out.")
+            problem = "is missing" if value is None else f"is {short_repr(value)}, not a text"
+            raise TableError(f"{file}, record {number}: {column!r} {problem}. Correct it, or leave the record out.")
     return list(values)
 
 
@@ -208,9 +233,9 @@ def _numbers(values: Sequence[Any], first: int, file: str, column: str) -> np.nd
         except (TypeError, ValueError):
             right = False
         if not right:
-            problem = f"{column!r} is {_short(value)}, not a finite number"
-            raise Problem(f"{file}, record {number}: {problem}. Correct it, or leave the record out.")
-    raise Problem(f"{file}: the arrays in {column!r} differ in shape from record to record.")
+            problem = f"{column!r} is {short_repr(value)}, not a finite number"
+            raise TableError(f"{file}, record {number}: {problem}. Correct it, or leave the record out.")
+    raise TableError(f"{file}: the arrays in {column!r} differ in shape from record to record.")
 
 
 def _images(values: Sequence[Any], first: int, file: str) -> list[Any] | np.ndarray:
@@ -218,14 +243,12 @@ def _images(values: Sequence[Any], first: int, file: str) -> list[Any] | np.ndar
     if isinstance(values[0], np.ndarray):
         array = np.stack(values)
         if array.ndim not in (2, 3, 4) or array.dtype.kind not in "uif":
-            raise Problem(f"{file}: images of shape {list(array.shape[1:])} and type {array.dtype} cannot be read.")
+            raise TableError(f"{file}: images of shape {list(array.shape[1:])} and type {array.dtype} cannot be read.")
         return array[..., None] if array.ndim == 3 else array
     images = [value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value for value in values]
     for number, image in enumerate(images, first):
         if not isinstance(image, bytes | str) or not image or type(image) is not type(images[0]):
-            raise Problem(f"{file}, record {number}: {_short(image)} is neither the path nor the bytes of an image.")
+            raise TableError(
+                f"{file}, record {number}: {short_repr(image)} is neither the path nor the bytes of an image."
+            )
     return images
-
-
-def _short(value: Any) -> str:
-    return " ".join(repr(value).split())[:80]

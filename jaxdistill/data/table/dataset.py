@@ -19,15 +19,15 @@ from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.memory import free_disk, require
 from jaxdistill.core.registry import datasets
 from jaxdistill.data.progress import progress
-from jaxdistill.data.splits import select_rows
+from jaxdistill.data.splits import choose_held_out, select_rows
 from jaxdistill.data.table import arrow_store, images
 from jaxdistill.data.table.arrow_store import ArrowFile, Manifest
-from jaxdistill.data.table.columns import Classes, Roles, converted
-from jaxdistill.data.table.files import Opened, Problem, TextFormat, require_columns
+from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
+from jaxdistill.data.table.files import RecordReader, TableError, TextFormat, require_columns
 from jaxdistill.data.table.locate import TEST, TRAIN, UNLABELLED, Source, locate
 
 FORMAT = 1  # version of the files; a new number makes them anew
-FOLDER_ROLES = Roles((), images.LABEL, images.IMAGE, ())  # of a folder of images by class
+FOLDER_COLUMNS = ColumnNames((), images.LABEL, images.IMAGE, ())  # of a folder of images by class
 
 
 @datasets.register
@@ -50,7 +50,8 @@ def table(
     `path` is one of these:
 
     - a file, from which a share is held out as the split `test`, with the same share of every class;
-    - a path with `{split}`, such as `data/{split}.csv`, or a folder with `train.csv` and `test.csv`;
+    - a path with `{split}`, such as `data/{split}.csv`, or a folder with `train.csv` and `test.csv`; the splits may be
+      train, test, unlabelled, validation, valid, val and dev;
     - a folder that has a folder of images for each class, itself or in its folders `train` and `test`;
     - a folder that the package `datasets` has saved, or the name of a data set on the Hugging Face hub.
 
@@ -80,7 +81,7 @@ def table(
         ValueError: a file cannot be read, a column is not there, or a value is wrong; the message says where.
     """
     columns = lambda names: (names,) if isinstance(names, str) else names
-    roles = Roles(columns(text), label, image, columns(features))
+    column_names = ColumnNames(columns(text), label, image, columns(features))
     if not 0 < test < 1:
         raise ValueError(f"test={test} must be between 0 and 1: the share of the records that are held out")
     if channels not in (1, 3):
@@ -89,17 +90,28 @@ def table(
         raise ValueError(f"delimiter={delimiter!r} must be one character, such as ';'")
     sources = locate(path, TextFormat(encoding, delimiter))
     opened = {name: source.open() for name, source in sources.items()}
-    roles = _complete(roles, opened[TRAIN], sources[TRAIN].place)
+    is_class_folder = not any(column_names.named())
+    column_names = _complete(column_names, opened[TRAIN], sources[TRAIN].place)
     contents = {name: source.fingerprint() for name, source in sources.items()}
-    manifest, files = _stored(sources, opened, roles, contents, folder)
-    parts = _splits(files, roles, test, seed, sources)
+    manifest, files = _stored(sources, opened, column_names, contents, folder)
+    parts = _splits(files, column_names, test, seed, sources)
     chosen = [(name, np.asarray(rows)) for name, rows in select_rows(split, {n: len(r) for n, (_, r) in parts.items()})]
     rows = [(files[parts[name][0]], parts[name][1][numbers]) for name, numbers in chosen]
     places = {name: sources[parts[name][0]].place for name, _ in chosen}
     have_labels = [_labelled(*part, places[name]) for (name, _), part in zip(chosen, rows, strict=True)]
     labelled = all(have_labels)
     base = Path(sources[TRAIN].place).expanduser().parent
-    about = [FORMAT, contents, roles, manifest.classes, split, test, seed, channels, _images_hash(rows, roles, base)]
+    about = [
+        FORMAT,
+        contents,
+        column_names,
+        manifest.classes,
+        split,
+        test,
+        seed,
+        channels,
+        "" if is_class_folder or not image else _images_hash(rows, list(places.values()), base),
+    ]
     fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     sizes = {name: len(numbers) for name, (_, numbers) in parts.items()}
     return TableRecords(rows, manifest.classes, labelled, fingerprint, base, channels, sizes)
@@ -109,101 +121,114 @@ def _labelled(file: ArrowFile, rows: np.ndarray, place: str) -> bool:
     """Return whether the records of a split have labels.
 
     Raises:
-        Problem: some have one, and others have none.
+        TableError: some have one, and others have none.
     """
     classes = file.labels()
     empty = np.flatnonzero(classes[rows] < 0) if classes is not None else rows
     if len(empty) not in (0, len(rows)):
-        raise Problem(
+        raise TableError(
             f"{place}: record {rows[empty[0]]} has no label, and others have one. Label all, or leave it out."
         )
     return not len(empty)
 
 
-def _images_hash(parts: Sequence[tuple[ArrowFile, np.ndarray]], roles: Roles, base: Path) -> str:
-    """Return a hash of size and time of change of the image files that a column names; empty: there is no such column.
+def _images_hash(parts: Sequence[tuple[ArrowFile, np.ndarray]], places: Sequence[str], base: Path) -> str:
+    """Return a hash of size and time of change of the image files that a column names.
 
-    A folder of images has its own fingerprint.
+    Raises:
+        TableError: an image file does not exist.
     """
-    if not roles.image or roles._replace(label=images.LABEL) == FOLDER_ROLES:
-        return ""
     digest = hashlib.sha256()
-    for file, rows in parts:
+    for (file, rows), place in zip(parts, places, strict=True):
         for start in range(0, len(rows), 4096):
-            for record in file.take(rows[start : start + 4096]):
-                if isinstance(record["image"], str):
+            numbers = rows[start : start + 4096]
+            for number, record in zip(numbers, file.take(numbers), strict=True):
+                if not isinstance(record["image"], str):
+                    continue
+                try:
                     stat = (base / Path(record["image"]).expanduser()).stat()
-                    digest.update(f"{record['image']} {stat.st_size} {stat.st_mtime_ns}".encode())
+                except OSError as error:
+                    raise TableError(f"{place}, record {number}: {error.strerror}: {record['image']!r}.") from None
+                digest.update(f"{record['image']} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
-def _complete(roles: Roles, opened: Opened, place: str) -> Roles:
-    """Return the roles of columns with those of a folder of images, after checking that the columns are there.
+def _complete(column_names: ColumnNames, opened: RecordReader, place: str) -> ColumnNames:
+    """Return the column_names of columns with those of a folder of images, after checking that the columns are there.
 
     Raises:
-        Problem: a column is not there, or no column is named that a model could read.
+        TableError: a column is not there, or no column is named that a model could read.
     """
-    if not any(roles.named()) and opened.columns == (images.IMAGE, images.LABEL):
-        return FOLDER_ROLES
-    if not any(roles.named()) and opened.columns == (images.IMAGE,):
-        return FOLDER_ROLES._replace(label="")
-    require_columns(opened, roles.named(), place)
-    if not (roles.text or roles.image or roles.features):
+    if not any(column_names.named()) and opened.columns == (images.IMAGE, images.LABEL):
+        return FOLDER_COLUMNS
+    if not any(column_names.named()) and opened.columns == (images.IMAGE,):
+        return FOLDER_COLUMNS._replace(label="")
+    require_columns(opened, column_names.named(), place)
+    if not (column_names.text or column_names.image or column_names.features):
         known = ", ".join(opened.columns)
-        raise Problem(f"name the columns to learn from, as text=, image= or features=. {place} has {known}.")
-    if roles.image and roles.features:
-        raise Problem("image and features cannot be combined; both become the field 'image'.")
-    return roles
+        raise TableError(f"name the columns to learn from, as text=, image= or features=. {place} has {known}.")
+    if column_names.image and column_names.features:
+        raise TableError("image and features cannot be combined; both become the field 'image'.")
+    return column_names
 
 
 def _stored(
-    sources: Mapping[str, Source], opened: Mapping[str, Opened], roles: Roles, contents: Mapping[str, str], folder: Path
+    sources: Mapping[str, Source],
+    opened: Mapping[str, RecordReader],
+    column_names: ColumnNames,
+    contents: Mapping[str, str],
+    folder: Path,
 ) -> tuple[Manifest, dict[str, ArrowFile]]:
     """Return the records as Arrow files: those that an earlier run has written, if the sources are the same.
 
     Raises:
-        Problem: a source cannot be read, or has a wrong value.
+        TableError: a source cannot be read, or has a wrong value.
         ConfigError: the folder of prepared data cannot be written, or its disk is too small.
     """
-    key = hashlib.sha256(json.dumps([FORMAT, contents, roles]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([FORMAT, contents, column_names]).encode()).hexdigest()[:16]
     place = folder / "tables" / key
-    try:
-        return arrow_store.open_tables(place)
-    except FileNotFoundError:
-        pass
-    except DamageError as error:
-        sys.stderr.write(f"note: {error}; reading {sources[TRAIN].place} again\n")
-        remove_folder(place)
-    files = [Path(source.place) for source in sources.values()]
-    size = sum(file.stat().st_size for file in files if file.is_file())
-    require({f"a copy of {files[0]}": ("data.folder", size)}, free_disk(place), "Choose another folder", "disk space")
-    try:
-        with new_folder(place) as draft:
-            _write(draft, sources, opened, roles)
-        return arrow_store.open_tables(place)
-    except PermissionError as error:
-        raise ConfigError("data.folder", f"{place} cannot be written ({error}); choose another folder.") from None
+    for _ in range(2):  # another process may remove what it found damaged just when this one has replaced it
+        try:
+            return arrow_store.open_tables(place)
+        except FileNotFoundError:
+            pass
+        except DamageError as error:
+            sys.stderr.write(f"note: {error}; reading {sources[TRAIN].place} again\n")
+            remove_folder(place)
+        files = [Path(source.place) for source in sources.values()]
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        require(
+            {f"a copy of {files[0]}": ("data.folder", size)}, free_disk(place), "Choose another folder", "disk space"
+        )
+        try:
+            with new_folder(place) as draft:
+                _write(draft, sources, opened, column_names)
+        except PermissionError as error:
+            raise ConfigError("data.folder", f"{place} cannot be written ({error}); choose another folder.") from None
+    return arrow_store.open_tables(place)
 
 
-def _write(draft: Path, sources: Mapping[str, Source], opened: Mapping[str, Opened], roles: Roles) -> None:
+def _write(
+    draft: Path, sources: Mapping[str, Source], opened: Mapping[str, RecordReader], column_names: ColumnNames
+) -> None:
     """Write the records of all splits as Arrow files, the training records first: their labels define the classes.
 
     Other splits may lack the column of the labels.
     """
-    classes = Classes(opened[TRAIN].class_names.get(roles.label, ()))
+    classes = Classes(opened[TRAIN].class_names.get(column_names.label, ()))
     shapes, total, begin = {}, 0, time.perf_counter()
     for split in sorted(sources, key=lambda name: name != TRAIN):
         place, file = sources[split].place, draft / f"{split}.arrow"
-        unlabelled = split == UNLABELLED or (split != TRAIN and roles.label not in opened[split].columns)
-        wanted = roles._replace(label="") if unlabelled else roles
+        unlabelled = split == UNLABELLED or (split != TRAIN and column_names.label not in opened[split].columns)
+        wanted = column_names._replace(label="") if unlabelled else column_names
         require_columns(opened[split], wanted.named(), place)
         chunks = progress(opened[split].chunks(wanted.columns()), f"Reading {place}")
-        count, shapes[split] = arrow_store.write_file(file, converted(chunks, wanted, classes, place))
+        count, shapes[split] = arrow_store.write_file(file, convert_chunks(chunks, wanted, classes, place))
         if not count:
-            raise Problem(f"{place} has no records.")
+            raise TableError(f"{place} has no records.")
         total += count
         if split == TRAIN:
-            names, places = classes.finish(place, count) if roles.label else ((), [])
+            names, places = classes.finish(place, count) if column_names.label else ((), [])
     files = {split: seal.sha256(draft / f"{split}.arrow") for split in sources}
     manifest = Manifest(files, shapes, list(names), places)
     seal.write(draft / arrow_store.MANIFEST, manifest._asdict())
@@ -215,12 +240,12 @@ Parts = dict[str, tuple[str, np.ndarray]]  # split -> the file that has its reco
 
 
 def _splits(
-    files: Mapping[str, ArrowFile], roles: Roles, test: float, seed: int, sources: Mapping[str, Source]
+    files: Mapping[str, ArrowFile], column_names: ColumnNames, test: float, seed: int, sources: Mapping[str, Source]
 ) -> Parts:
     """Return the splits: those with files of their own, and those that are taken from the training records.
 
     Raises:
-        Problem: training records without labels have no place, or there are too few records to hold some out.
+        TableError: training records without labels have no place, or there are too few records to hold some out.
     """
     parts: Parts = {split: (split, np.arange(len(file))) for split, file in files.items()}
     classes, (name, rows) = files[TRAIN].labels(), parts[TRAIN]
@@ -229,42 +254,17 @@ def _splits(
             problem = (
                 f"record {int(np.argmax(classes < 0))} has no label, and there is a file for the split 'unlabelled'"
             )
-            raise Problem(f"{sources[TRAIN].place}: {problem}. Move such records there.")
+            raise TableError(f"{sources[TRAIN].place}: {problem}. Move such records there.")
         parts[UNLABELLED] = TRAIN, rows[classes < 0]
         rows = rows[classes >= 0]
         parts[TRAIN] = TRAIN, rows
     if TEST not in files:
-        held_out = _held_out(np.zeros(len(rows), int) if classes is None else classes[rows], test, seed)
+        held_out = choose_held_out(np.zeros(len(rows), int) if classes is None else classes[rows], test, seed)
         if held_out.all() or not held_out.any():
             place = sources[TRAIN].place
-            raise Problem(f"{place} has too few records ({len(rows)}) to hold {test:g} of them out as test records.")
+            raise TableError(f"{place} has too few records ({len(rows)}) to hold {test:g} of them out as test records.")
         parts[TRAIN], parts[TEST] = (name, rows[~held_out]), (name, rows[held_out])
     return parts
-
-
-def _held_out(classes: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose the test records: the same share of each class, at random; a class keeps at least one training record.
-
-    Shares that are no whole numbers of records are rounded so that their sum is the share of all records.
-
-    Args:
-        classes: class of each record, `[records]`.
-        share: share of the records to choose.
-        seed: random seed.
-
-    Returns:
-        True for each record that was chosen, `[records]`.
-    """
-    draws = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(classes))
-    chosen = np.zeros(len(classes), bool)
-    _, first, records = np.unique(classes, return_index=True, return_counts=True)
-    counts, rest = np.floor(share * records).astype(int), share * records % 1
-    most_left = np.lexsort((draws[first], -rest))  # classes by what rounding down leaves out, equal ones at random
-    counts[most_left[: round(share * len(classes)) - counts.sum()]] += 1
-    for number, count, available in zip(classes[first], counts, records, strict=True):
-        rows = np.flatnonzero(classes == number)
-        chosen[rows[np.argsort(draws[rows], kind="stable")[: min(count, available - 1)]]] = True
-    return chosen
 
 
 class TableRecords:

@@ -3,6 +3,7 @@
 A chunk is `{column: values}`, with at most a few thousand records, so that a file larger than memory can be read.
 """
 
+import codecs
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ ROWS = 1024  # records of a chunk
 BLOCK = 2**24  # bytes of a CSV file that are parsed at once; a record may not be longer
 
 
-class Problem(ValueError):
+class TableError(ValueError):
     """A mistake in a user's file; the message names the file, the place and what is wrong."""
 
 
@@ -34,7 +35,7 @@ class TextFormat(NamedTuple):
     delimiter: str = ""
 
 
-class Opened(NamedTuple):
+class RecordReader(NamedTuple):
     """A file of records that was opened: its columns are known, and its records can be read.
 
     columns: names of all columns
@@ -47,19 +48,19 @@ class Opened(NamedTuple):
     class_names: Mapping[str, tuple[str, ...]] = {}
 
 
-def open_csv(file: Path, written: TextFormat) -> Opened:
+def open_csv(file: Path, text_format: TextFormat) -> RecordReader:
     """Open a CSV file whose first line names the columns; all values are texts. Compressed files are recognised.
 
     Raises:
-        Problem: the file is empty, a line is broken, or the text has another encoding.
+        TableError: the file is empty, a line is broken, or the text has another encoding.
     """
     import pyarrow as pa
     from pyarrow import csv
 
-    encoding, delimiter = written.encoding, written.delimiter or ","
+    encoding, delimiter = text_format.encoding, text_format.delimiter or ","
     with file.open("rb") as stream:
         if encoding == "utf-8" and stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise Problem(f"{file} is not written in utf-8. Name its encoding: encoding='utf-16'.")
+            raise TableError(f"{file} is not written in utf-8. Name its encoding, utf-16.")
 
     def reader(columns: Sequence[str]) -> Any:
         options = csv.ConvertOptions(
@@ -79,17 +80,17 @@ def open_csv(file: Path, written: TextFormat) -> Opened:
                     yield batch.slice(start, ROWS).to_pydict()
 
     with _arrow_problems(file, encoding), reader(()) as first:
-        return Opened(tuple(first.schema.names), chunks)
+        return RecordReader(tuple(first.schema.names), chunks)
 
 
-def open_tsv(file: Path, written: TextFormat) -> Opened:
+def open_tsv(file: Path, text_format: TextFormat) -> RecordReader:
     """Open a TSV file, a CSV file whose values are separated by tabs; see `open_csv`."""
-    return open_csv(file, written._replace(delimiter=written.delimiter or "\t"))
+    return open_csv(file, text_format._replace(delimiter=text_format.delimiter or "\t"))
 
 
 @contextlib.contextmanager
 def _arrow_problems(file: Path, encoding: str) -> Iterator[None]:
-    """Return a context manager that turns an error of pyarrow about a file into a `Problem`, which names the line."""
+    """Return a context manager that turns an error of pyarrow into a `TableError`, which names file and line."""
     import pyarrow as pa
 
     try:
@@ -97,29 +98,29 @@ def _arrow_problems(file: Path, encoding: str) -> Iterator[None]:
     except (pa.ArrowException, UnicodeDecodeError, LookupError, OSError) as error:
         text = one_line(error)
         if "UTF8" in text or isinstance(error, UnicodeDecodeError):
-            cure = "Name its encoding, such as encoding='latin-1'"
-            raise Problem(f"{file} is not written in {encoding} ({text[:160]}). {cure}.") from None
+            cure = "Name its encoding, such as latin-1"
+            raise TableError(f"{file} is not written in {encoding} ({text[:160]}). {cure}.") from None
         if "Empty CSV file" in text:
-            raise Problem(f"{file} is empty.") from None
+            raise TableError(f"{file} is empty.") from None
         if isinstance(error, LookupError):
-            raise Problem(f"encoding={encoding!r} is unknown. Give a name such as 'utf-8' or 'latin-1'.") from None
-        raise Problem(f"{file}: {text[:300].rstrip('.')}. Correct the file.") from None
+            raise TableError(f"the encoding {encoding!r} is unknown. Give one such as utf-8 or latin-1.") from None
+        raise TableError(f"{file}: {text[:300].rstrip('.')}. Correct the file.") from None
 
 
-def open_json_lines(file: Path, written: TextFormat) -> Opened:
+def open_json_lines(file: Path, text_format: TextFormat) -> RecordReader:
     """Open a file with a JSON object in each line; its columns are the keys of the first object.
 
     Raises:
-        Problem: the file is empty, a line is no JSON object, or the text has another encoding.
+        TableError: the file is empty, a line is no JSON object, or the text has another encoding.
     """
 
     def objects() -> Iterator[dict[str, Any]]:
         import pyarrow as pa
 
-        with _arrow_problems(file, written.encoding), pa.input_stream(str(file), compression="detect") as stream:
-            for number, line in enumerate(_lines(stream), 1):
+        with _arrow_problems(file, text_format.encoding), pa.input_stream(str(file), compression="detect") as stream:
+            for number, line in enumerate(_lines(stream, text_format.encoding), 1):
                 if line.strip():
-                    yield _json_object(line.decode(written.encoding), file, number)
+                    yield _json_object(line, file, number)
 
     def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
         for part in batched(objects(), ROWS):
@@ -127,16 +128,22 @@ def open_json_lines(file: Path, written: TextFormat) -> Opened:
 
     first = next(objects(), None)
     if first is None:
-        raise Problem(f"{file} is empty.")
-    return Opened(tuple(first), chunks)
+        raise TableError(f"{file} is empty.")
+    return RecordReader(tuple(first), chunks)
 
 
-def _lines(stream: Any) -> Iterator[bytes]:
-    """Yield the lines of a binary stream, which pyarrow's streams do not offer."""
-    rest = b""
+def _lines(stream: Any, encoding: str) -> Iterator[str]:
+    """Yield the lines of a binary stream, which pyarrow's streams do not offer.
+
+    Raises:
+        LookupError: the encoding is unknown.
+        UnicodeDecodeError: the text has another encoding.
+    """
+    rest, decoder = "", codecs.getincrementaldecoder(encoding)()
     while block := stream.read(2**20):
-        *lines, rest = (rest + bytes(block)).split(b"\n")
+        *lines, rest = (rest + decoder.decode(bytes(block))).split("\n")
         yield from lines
+    rest += decoder.decode(b"", final=True)
     if rest:
         yield rest
 
@@ -145,34 +152,34 @@ def _json_object(line: str, file: Path, number: int) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise Problem(f"{file}, line {number}, is not JSON ({one_line(error)}). Correct it.") from None
+        raise TableError(f"{file}, line {number}, is not JSON ({one_line(error)}). Correct it.") from None
     if not isinstance(value, dict):
-        raise Problem(f"{file}, line {number}, is not a JSON object, as {{...}}. Write one record in each line.")
+        raise TableError(f"{file}, line {number}, is not a JSON object, as {{...}}. Write one record in each line.")
     return value
 
 
-def open_parquet(file: Path, written: TextFormat) -> Opened:
-    """Open a Parquet file; `written` is not used, because Parquet is no text.
+def open_parquet(file: Path, text_format: TextFormat) -> RecordReader:
+    """Open a Parquet file; `text_format` is not used, because Parquet is no text.
 
     Raises:
-        Problem: the file is damaged, or it is not Parquet.
+        TableError: the file is damaged, or it is not Parquet.
     """
     from pyarrow import parquet
 
     def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
-        with _arrow_problems(file, written.encoding), parquet.ParquetFile(file) as source:
+        with _arrow_problems(file, text_format.encoding), parquet.ParquetFile(file) as source:
             for batch in source.iter_batches(batch_size=ROWS, columns=list(columns)):
                 yield batch.to_pydict()
 
-    with _arrow_problems(file, written.encoding), parquet.ParquetFile(file) as source:
-        return Opened(tuple(source.schema_arrow.names), chunks)
+    with _arrow_problems(file, text_format.encoding), parquet.ParquetFile(file) as source:
+        return RecordReader(tuple(source.schema_arrow.names), chunks)
 
 
-def open_npz(file: Path, written: TextFormat) -> Opened:
-    """Open an npz file, whose arrays have one row for each record; `written` is not used. Pickles are refused.
+def open_npz(file: Path, text_format: TextFormat) -> RecordReader:
+    """Open an npz file, whose arrays have one row for each record; `text_format` is not used. Pickles are refused.
 
     Raises:
-        Problem: the file is damaged, holds Python objects, or its arrays differ in their number of rows.
+        TableError: the file is damaged, holds Python objects, or its arrays differ in their number of rows.
     """
 
     def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
@@ -180,29 +187,45 @@ def open_npz(file: Path, written: TextFormat) -> Opened:
         sizes = {name: array.shape[:1] for name, array in arrays.items()}
         if len(set(sizes.values())) != 1 or () in sizes.values():
             found = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-            raise Problem(f"{file}: all arrays must have one row for each record; found {found}.")
+            raise TableError(f"{file}: all arrays must have one row for each record; found {found}.")
         for start in range(0, len(arrays[columns[0]]), ROWS):
             yield {name: _rows(arrays[name][start : start + ROWS]) for name in columns}
 
-    return Opened(tuple(_npz_arrays(file, ())), chunks)
+    with _npz(file) as source:
+        return RecordReader(tuple(source.files), chunks)
 
 
-def _npz_arrays(file: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Return arrays of an npz file by name; without names, all names with None."""
+def _npz_arrays(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Load arrays of an npz file, `{name: array}`.
+
+    Raises:
+        TableError: the file is damaged or holds Python objects.
+    """
+    with _npz(file) as source:
+        return {name: source[name] for name in names}
+
+
+@contextlib.contextmanager
+def _npz(file: Path) -> Iterator[Any]:
+    """Return a context manager with an open npz file.
+
+    Raises:
+        TableError: the file is damaged or holds Python objects.
+    """
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as source:
-            return {name: source[name] for name in names} if names else dict.fromkeys(source.files)
+            yield source
     except MemoryError:
         raise
     except Exception as error:  # foreign code: the zip archive, its compression, the headings of the arrays
-        raise Problem(f"{file} is not an npz file of plain arrays ({one_line(error)[:160]}).") from None
+        raise TableError(f"{file} is not an npz file of plain arrays ({one_line(error)[:160]}).") from None
 
 
 def _rows(array: np.ndarray) -> list[Any]:
     return array.tolist() if array.ndim == 1 else list(array)
 
 
-def from_datasets(dataset: Any) -> Opened:
+def from_datasets(dataset: Any) -> RecordReader:
     """Return the records of a `datasets.Dataset` of Hugging Face, with the class names that it defines."""
     names = {name: tuple(feature.names) for name, feature in dataset.features.items() if hasattr(feature, "int2str")}
 
@@ -210,10 +233,10 @@ def from_datasets(dataset: Any) -> Opened:
         for batch in dataset.select_columns(list(columns)).with_format("arrow").iter(ROWS):
             yield batch.to_pydict()
 
-    return Opened(tuple(dataset.column_names), chunks, names)
+    return RecordReader(tuple(dataset.column_names), chunks, names)
 
 
-READERS: Mapping[str, Callable[[Path, TextFormat], Opened]] = {
+READERS: Mapping[str, Callable[[Path, TextFormat], RecordReader]] = {
     ".csv": open_csv,
     ".tsv": open_tsv,
     ".jsonl": open_json_lines,
@@ -230,22 +253,22 @@ def suffix_of(file: Path) -> str:
     return path.suffix.lower()
 
 
-def open_file(file: Path, written: TextFormat) -> Opened:
+def open_file(file: Path, text_format: TextFormat) -> RecordReader:
     """Open a file of records by the format that its suffix names.
 
     Raises:
-        Problem: the format is unknown, or the file cannot be read.
+        TableError: the format is unknown, or the file cannot be read.
     """
     reader = READERS.get(suffix_of(file))
     if reader is None:
-        raise Problem(f"{file} has the unknown format {suffix_of(file)!r}. Give one of {', '.join(READERS)}.")
-    opened = reader(file, written)
+        raise TableError(f"{file} has the unknown format {suffix_of(file)!r}. Give one of {', '.join(READERS)}.")
+    opened = reader(file, text_format)
     if doubled := [name for name in opened.columns if opened.columns.count(name) > 1]:
-        raise Problem(f"{file} has two columns {doubled[0]!r}. Rename one of them.")
+        raise TableError(f"{file} has two columns {doubled[0]!r}. Rename one of them.")
     return opened
 
 
-def require_columns(opened: Opened, wanted: Mapping[str, Sequence[str]], file: object) -> None:
+def require_columns(opened: RecordReader, wanted: Mapping[str, Sequence[str]], file: object) -> None:
     """Check that a file has the columns that the arguments of a data set name.
 
     Args:
@@ -254,17 +277,17 @@ def require_columns(opened: Opened, wanted: Mapping[str, Sequence[str]], file: o
         file: the file, for the message.
 
     Raises:
-        Problem: a column is missing; the message lists those that there are.
+        TableError: a column is missing; the message lists those that there are.
     """
     for argument, names in wanted.items():
         for name in names:
             if name not in opened.columns:
-                raise Problem(f"{argument}={name!r} is no column of {file}. {_cure(name, opened.columns)}")
+                raise TableError(f"{argument}: {name!r} is no column of {file}. {_cure(name, opened.columns)}")
 
 
 def _cure(name: str, columns: Sequence[str]) -> str:
     """Return which columns there are, or that the file has another delimiter."""
     for delimiter in ";\t|,":
         if len(columns) == 1 and delimiter in columns[0] and name in columns[0].split(delimiter):
-            return f"Its values are separated by {delimiter!r}: give delimiter={delimiter!r}."
+            return f"Its values are separated by {delimiter!r}: name this delimiter."
     return suggest(name, columns)

@@ -8,33 +8,33 @@ from pathlib import Path
 import numpy as np
 
 from jaxdistill.core.errors import ConfigError, one_line
-from jaxdistill.data.table.files import ROWS, Chunk, Opened, Problem
+from jaxdistill.data.table.files import ROWS, Chunk, RecordReader, TableError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 IMAGE, LABEL = "image", "label"  # the columns of a folder of images
 
 
-def open_class_folders(folder: Path) -> Opened:
+def open_class_folders(folder: Path) -> RecordReader:
     """Open a folder that has a folder of images for each class, as a table with the columns `image` and `label`.
 
     Every image is decoded once, so that a broken one is found before a model is trained.
 
     Raises:
-        Problem: there are no such folders, or a class has no images.
+        TableError: there are no such folders, or a class has no images.
     """
     classes = class_folders(folder)
     listed = {place.name: files_in(place) for place in classes}
     if empty := [name for name, files in listed.items() if not files]:
-        raise Problem(f"{folder / empty[0]} has no images ({', '.join(SUFFIXES)}).")
+        raise TableError(f"{folder / empty[0]} has no images ({', '.join(SUFFIXES)}).")
     rows = [(str(file.absolute()), name) for name, files in listed.items() for file in files]
-    return Opened((IMAGE, LABEL), lambda columns: _checked_chunks(rows))
+    return RecordReader((IMAGE, LABEL), lambda columns: _checked_chunks(rows))
 
 
-def open_flat(folder: Path) -> Opened:
+def open_flat(folder: Path) -> RecordReader:
     """Open a folder of images without classes, as a table with the column `image`. Every image is decoded once."""
     rows = [(str(file.absolute()), "") for file in files_in(folder)]
     chunks = lambda columns: ({IMAGE: chunk[IMAGE]} for chunk in _checked_chunks(rows))
-    return Opened((IMAGE,), chunks)
+    return RecordReader((IMAGE,), chunks)
 
 
 def _checked_chunks(rows: Sequence[tuple[str, str]]) -> Iterator[Chunk]:

@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 from jaxdistill.core import seal
 from jaxdistill.core.errors import one_line
 from jaxdistill.data.table import images
-from jaxdistill.data.table.files import READERS, Opened, Problem, TextFormat, from_datasets, open_file, suffix_of
+from jaxdistill.data.table.files import (
+    READERS,
+    RecordReader,
+    TableError,
+    TextFormat,
+    from_datasets,
+    open_file,
+    suffix_of,
+)
 
 TRAIN, TEST, UNLABELLED = "train", "test", "unlabelled"
 SPLITS = (TRAIN, TEST, UNLABELLED, "validation", "valid", "val", "dev")
@@ -26,31 +34,31 @@ class Source(NamedTuple):
     """
 
     place: str
-    open: Callable[[], Opened]
+    open: Callable[[], RecordReader]
     fingerprint: Callable[[], str]
 
 
-def locate(path: str, written: TextFormat) -> Mapping[str, Source]:
+def locate(path: str, text_format: TextFormat) -> Mapping[str, Source]:
     """Return the sources of a path by split; data without splits are one source, `train`.
 
     Args:
         path: a file; a path with `{split}`; a folder with a file or a folder of images for each split; a folder with a
             folder of images for each class; a folder that `datasets` has saved; or the name of a data set on the
             Hugging Face hub.
-        written: how text files are written.
+        text_format: how text files are written.
 
     Raises:
-        Problem: there is no such file, its format is unknown, or a split has two files.
+        TableError: there is no such file, its format is unknown, or a split has two files.
     """
     if NAME in path:
-        return _by_pattern(path, written)
+        return _by_pattern(path, text_format)
     place = Path(path).expanduser()
     if place.is_file():
-        return {TRAIN: _file(place, written)}
+        return {TRAIN: _file(place, text_format)}
     if place.is_dir():
-        return _in_folder(place, written)
+        return _in_folder(place, text_format)
     if suffix_of(place) in READERS or not HUB_NAME.fullmatch(path):
-        raise Problem(f"path={path!r}: there is no such file or folder{_neighbours(place)}.")
+        raise TableError(f"path={path!r}: there is no such file or folder{_neighbours(place)}.")
     return _datasets(path)
 
 
@@ -61,26 +69,20 @@ def _neighbours(place: Path) -> str:
     return f"; {folder.absolute()} has {', '.join(names)}" if names else ""
 
 
-def _file(file: Path, written: TextFormat) -> Source:
-    fingerprint = lambda: " ".join((seal.sha256_once(file), *written))
-    return Source(str(file), lambda: open_file(file, written), fingerprint)
+def _file(file: Path, text_format: TextFormat) -> Source:
+    fingerprint = lambda: " ".join((seal.sha256_once(file), *text_format))
+    return Source(str(file), lambda: open_file(file, text_format), fingerprint)
 
 
-def _by_pattern(path: str, written: TextFormat) -> Mapping[str, Source]:
-    before, _, after = path.partition(NAME)
-    place = Path(f"{before}x").expanduser().parent
-    start, pattern = Path(f"{before}x").name[:-1], re.compile(rf"(\w+){re.escape(after)}")
-    found = {}
-    for file in sorted(place.iterdir()) if place.is_dir() else ():
-        match = pattern.fullmatch(file.name.removeprefix(start)) if file.name.startswith(start) else None
-        if match and file.is_file():
-            found[match[1]] = _file(file, written)
+def _by_pattern(path: str, text_format: TextFormat) -> Mapping[str, Source]:
+    places = {name: Path(path.replace(NAME, name)).expanduser() for name in SPLITS}
+    found = {name: _file(place, text_format) for name, place in places.items() if place.is_file()}
     if TRAIN not in found:
-        raise Problem(f"path={path!r}: there is no {path.replace(NAME, TRAIN)!r}, for the training records.")
+        raise TableError(f"path={path!r}: there is no {path.replace(NAME, TRAIN)!r}, for the training records.")
     return found
 
 
-def _in_folder(folder: Path, written: TextFormat) -> Mapping[str, Source]:
+def _in_folder(folder: Path, text_format: TextFormat) -> Mapping[str, Source]:
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _datasets(str(folder))
     files: dict[str, list[Path]] = {}
@@ -90,21 +92,23 @@ def _in_folder(folder: Path, written: TextFormat) -> Mapping[str, Source]:
             files.setdefault(name, []).append(file)
     for name, several in files.items():
         if len(several) > 1:
-            raise Problem(f"the split {name!r} has two files, {several[0]} and {several[1]}. Remove or rename one.")
+            raise TableError(f"the split {name!r} has two files, {several[0]} and {several[1]}. Remove or rename one.")
     if files:
         if TRAIN not in files:
-            raise Problem(f"{folder} has no file for the split 'train', such as train.csv.")
-        return {name: _file(file, written) for name, (file,) in files.items()}
+            raise TableError(f"{folder} has no file for the split 'train', such as train.csv.")
+        return {name: _file(file, text_format) for name, (file,) in files.items()}
     parts = {place.name: place for place in images.class_folders(folder)}
     if not parts and images.files_in(folder):
         return {TRAIN: Source(str(folder), lambda: images.open_flat(folder), lambda: _listing_hash(folder))}
     if not parts:
-        raise Problem(
+        raise TableError(
             f"{folder} has neither a file for a split, such as train.csv, nor a folder of images for a class."
         )
     if TRAIN in parts and (others := sorted(set(parts) - set(SPLITS))):
         known = ", ".join(SPLITS)
-        raise Problem(f"{folder} has the folder {others[0]!r} beside 'train', which is no split. Splits are {known}.")
+        raise TableError(
+            f"{folder} has the folder {others[0]!r} beside 'train', which is no split. Splits are {known}."
+        )
     if TRAIN in parts:
         return {name: _images(place) for name, place in parts.items()}
     return {TRAIN: _images(folder)}
@@ -118,7 +122,7 @@ def _listing_hash(folder: Path) -> str:
     """Return a hash of the names, sizes and times of change of all files in a folder; their content is not read."""
     digest = hashlib.sha256(str(folder.absolute()).encode())
     for file in sorted(folder.rglob("*")):
-        stat = file.stat()
+        stat = file.lstat()  # of a link that leads nowhere too, which is told when it is read
         digest.update(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
 
@@ -128,12 +132,12 @@ def _datasets(name: str) -> Mapping[str, Source]:
     try:
         import datasets
     except ImportError:
-        raise Problem(f"path={name!r} needs the package datasets: pip install 'jaxdistill[datasets]'") from None
+        raise TableError(f"path={name!r} needs the package datasets: pip install 'jaxdistill[datasets]'") from None
     try:
         found = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
     except Exception as error:  # foreign code: no network, no such repository, damaged files
         problem = "is no local file, and cannot be loaded by datasets"
-        raise Problem(f"path={name!r} {problem} ({type(error).__name__}: {one_line(error)[:200]}).") from None
+        raise TableError(f"path={name!r} {problem} ({type(error).__name__}: {one_line(error)[:200]}).") from None
     splits: dict[str, Any] = dict(found) if isinstance(found, datasets.DatasetDict) else {TRAIN: found}
     return {split: _dataset(name, split, part) for split, part in splits.items()}
 

@@ -5,6 +5,7 @@ A folder is written elsewhere and renamed when complete, so that several process
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -19,15 +20,16 @@ import numpy as np
 
 from jaxdistill.core import seal
 from jaxdistill.core.atomic import new_folder, remove_folder
-from jaxdistill.core.errors import DamageError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.memory import free_disk, host_memory, require
 from jaxdistill.data.progress import progress
 from jaxdistill.data.records import Records
 from jaxdistill.data.text import tokenizer
 from jaxdistill.data.text.tokens import Columns, Tokenization, Tokenized, joined
 
-FORMAT = 2  # version of the cache format; a new number invalidates all folders
+FORMAT = 3  # version of the cache format; a new number invalidates all folders
 CHUNK = 2048  # texts that are tokenised at once, on all cores
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # a folder that cannot be written
 
 
 def tokenise(
@@ -80,8 +82,13 @@ def tokenise(
         if cut and tokenization.labelled:
             sys.stderr.write(f"note: {cut:,} of {len(records):,} texts of {title} are longer than a row, and are cut\n")
         return _open_cache(cache)
-    except (OSError, DamageError):  # a read-only folder costs time and memory, but must not stop the run
-        return _records(joined(parts()).columns, about)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+    # a folder that cannot be written costs time and memory, but must not stop the run
+    arrays = {f"the tokens of {len(records)} texts": (tokenizer.PATH, len(records) * tokenization.row_bytes)}
+    require(arrays, host_memory(), f"Let this user write to {folder}, or choose fewer records", "memory")
+    return _records(joined(parts()).columns, about)
 
 
 def tokenizer_hash(tokenization: Tokenization) -> str:
@@ -146,17 +153,24 @@ class ArrayFile:
     """
 
     def __init__(self, file: Path):
-        self._stream, self._rows = file.open("wb"), 0
+        self._stream, self._rows, self._path = file.open("wb"), 0, f"the field {file.stem!r}"
         self._like: np.ndarray | None = None
 
     def __enter__(self) -> "ArrayFile":
         return self
 
     def append(self, rows: np.ndarray) -> None:
-        """Append rows, `[rows, ...]`; all have the shape and dtype of the first ones."""
+        """Append rows, `[rows, ...]`.
+
+        Raises:
+            ConfigError: they have another shape or dtype than the first ones.
+        """
         if self._like is None:
             self._like = rows[:0]
             self._stream.write(self._heading(0))
+        if (rows.shape[1:], rows.dtype) != (self._like.shape[1:], self._like.dtype):
+            expected = f"{list(self._like.shape[1:])} {self._like.dtype}"
+            raise ConfigError(self._path, f"a later record has {list(rows.shape[1:])} {rows.dtype}, not {expected}.")
         self._stream.write(np.ascontiguousarray(rows).tobytes())
         self._rows += len(rows)
 
@@ -182,8 +196,8 @@ def _open_cache(cache: Path) -> Records:
         DamageError: a file is missing or has changed.
     """
     try:
-        about = seal.read(cache / "manifest.json", {"fields": list, "vocabulary": int})
-        for field, digest in about.get("files", {}).items():  # an earlier version has no checksums
+        about = seal.read(cache / "manifest.json", {"fields": list, "vocabulary": int, "files": dict}, required=True)
+        for field, digest in about["files"].items():
             if seal.sha256(cache / f"{field}.npy") != digest:
                 raise DamageError(f"{cache / field}.npy has changed since it was written (checksum differs)")
         columns = {field: np.load(cache / f"{field}.npy", mmap_mode="r") for field in about["fields"]}
@@ -193,5 +207,5 @@ def _open_cache(cache: Path) -> Records:
 
 
 def _records(columns: Columns, about: dict[str, Any]) -> Records:
-    names, sizes = about.get("class_names", ()), about.get("split_sizes", {})
+    names, sizes = about["class_names"], about["split_sizes"]
     return Records(columns, about["classes"], about["vocabulary"], class_names=names, split_sizes=sizes)

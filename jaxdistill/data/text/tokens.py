@@ -22,6 +22,10 @@ LONGEST = 2**24  # tokens of a row
 TEACHER = "teacher/"  # prefix of the fields for a teacher with another tokenizer
 
 
+class NoTokensError(ConfigError):
+    """The error for texts in which the tokenizer finds no token at all."""
+
+
 class Tokenized(NamedTuple):
     """A part of the tokenised texts of a data set, as arrays whose rows are token sequences of one length.
 
@@ -174,7 +178,7 @@ def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", fie
             yield Tokenized(packer.full_rows(), sum(sizes), sum(size > length for size in sizes))
         if not found:
             cure = "choose another tokenizer or field."
-            raise ConfigError(PATH, f"the tokenizer finds no token in the field {field!r} of any record; {cure}")
+            raise NoTokensError(PATH, f"the tokenizer finds no token in the field {field!r} of any record; {cure}")
         yield Tokenized(packer.last_rows(), 0, 0)
 
     spec = f"documents {check_length(length)} {pack} {end!r} {field!r}"

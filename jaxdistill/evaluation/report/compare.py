@@ -10,7 +10,7 @@ from jaxdistill.evaluation.report.formats import p_value
 from jaxdistill.evaluation.report.markup import Markup, element, join
 from jaxdistill.evaluation.report.template import CSS, PAGE
 
-UNTOLD = ("logging.", "distributed.")  # keys that do not change a result
+IGNORED_KEYS = ("logging.", "distributed.")  # keys that do not change a result
 
 
 class ComparedRun(NamedTuple):
@@ -66,7 +66,7 @@ def text_table(runs: Sequence[ComparedRun]) -> str:
 
 def differences(runs: Sequence[ComparedRun]) -> list[list[str]]:
     """Return the config keys in which the runs differ, with the value of each run; the first row is the heading."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith(UNTOLD))
+    keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith(IGNORED_KEYS))
     unlike = [key for key in keys if len({run.config.get(key) for run in runs}) > 1]
     heading = ["key", *(run.name for run in runs)]
     return [heading, *([key, *(run.config.get(key, "–") for run in runs)] for key in unlike)]

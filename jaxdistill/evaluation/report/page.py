@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdistill.core import seal
 from jaxdistill.evaluation.report import figures, tables
 from jaxdistill.evaluation.report.formats import duration
 from jaxdistill.evaluation.report.logs import Log, keys_below, read_logs, read_results, series
@@ -29,8 +30,7 @@ def write_page(workdir: Path) -> Path:
     """
     workdir = Path(workdir)
     path = workdir / "report.html"
-    # `errors="replace"`: a lone surrogate in a name cannot be written as UTF-8
-    path.write_text(render(read_results(workdir), read_logs(workdir)), encoding="utf-8", errors="replace")
+    seal.write_text(path, render(read_results(workdir), read_logs(workdir)))
     return path
 
 

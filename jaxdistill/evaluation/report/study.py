@@ -230,9 +230,9 @@ def write(workdir: Path) -> list[Line]:
     lines = summary(study)
     if lines:
         svg = figure(study, lines, workdir / "figure.png")
-        (workdir / "table.md").write_text(markdown(study, lines) + "\n")
-        (workdir / "figure.svg").write_text(svg)
-        (workdir / "study.html").write_text(render(study, lines, svg), encoding="utf-8")
+        seal.write_text(workdir / "table.md", markdown(study, lines) + "\n")
+        seal.write_text(workdir / "figure.svg", svg)
+        seal.write_text(workdir / "study.html", render(study, lines, svg))
     return lines
 
 

@@ -119,8 +119,9 @@ def _significance(pair: Mapping[str, Any] | None) -> str:
     if not pair:
         return ""
     verdict = "more than chance" if pair["p"] < 0.05 else "no more than chance may give"
+    records = f"on these {pair['records']:,} test records, of one seed"
     interval = f"95 % interval {pair['low']:.2f} to {pair['high']:.2f}"
-    return f" ({verdict}: {interval}, McNemar's test on {pair['records']:,} test records, p {p_value(pair['p'])})"
+    return f" ({verdict} {records}: {interval}, McNemar's test, p {p_value(pair['p'])})"
 
 
 def _match(student: Mapping[str, Any]) -> str:

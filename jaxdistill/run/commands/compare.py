@@ -23,7 +23,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser = Parser("jaxdistill compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of finished runs")
     parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="folder for compare.html")
-    parser.add_argument("--model", default="student", help="the model to compare: student, control or 'teacher NAME'")
+    parser.add_argument("--model", default="student", help="student, control, or teachers/NAME; default: student")
     options = parser.parse_args(argv)
 
     def work() -> int:

@@ -53,8 +53,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
         named = {"text": options.text, "image": options.image, "features": options.features}
         chosen = {argument: names for argument, names in named.items() if names}
-        written = TextFormat(options.encoding, options.delimiter)
-        count = predict_file(predictor, options.input, options.output, chosen, written)
+        text_format = TextFormat(options.encoding, options.delimiter)
+        count = predict_file(predictor, options.input, options.output, chosen, text_format)
         seconds = time.perf_counter() - start
         sys.stdout.write(f"{count:,} records in {seconds:.1f} s; predictions are in {options.output}\n")
         return 0

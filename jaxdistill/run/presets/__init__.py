@@ -16,12 +16,11 @@ def names() -> list[str]:
 
 
 def find(name: str) -> str:
-    """Return the path of a preset's config file; `NAME:WORD` gives `FILE:WORD`.
+    """Return the path of a preset's config file.
 
     Raises:
         ConfigError: there is no such preset.
     """
-    stem, colon, word = name.partition(":")
-    if stem not in names():
-        raise ConfigError("--preset", f"unknown preset {stem!r}. {suggest(stem, names())}")
-    return f"{FOLDER / stem}.py{colon}{word}"
+    if name not in names():
+        raise ConfigError("--preset", f"unknown preset {name!r}. {suggest(name, names())}")
+    return str(FOLDER / f"{name}.py")

@@ -14,6 +14,7 @@ from jaxdistill.run import failures
 COMMANDS = {
     "train": "distil a student from its teachers",
     "predict": "use a trained model: write its predictions for the records of a file",
+    "export": "write a trained model for ONNX Runtime, OpenVINO, XLA ..., and measure the file on the test records",
     "compare": "make one page of any finished runs",
     "list": "name the losses, fusions, steps, models, data sets, presets, ... with their arguments",
     "cache": "write the outputs of teachers to disk once, so that runs need no teacher in memory",

@@ -41,7 +41,7 @@ def latencies(timed: Mapping[str, Callable[[int], float]]) -> dict[str, Latency]
     return {name: Latency(*(float(x) for x in np.percentile(times, (50, 10, 90)))) for name, times in turns.items()}
 
 
-def timer(run: Callable[[], None]) -> Callable[[int], float]:
+def timer(run: Callable[[], object]) -> Callable[[int], float]:
     """Return a function `(number of calls) -> seconds` that calls a function so often, and returns the time it took."""
 
     def seconds(calls: int) -> float:

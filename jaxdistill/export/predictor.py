@@ -72,7 +72,7 @@ class Predictor:
         except FileNotFoundError:
             problem = f"{str(folder)!r} holds no model that jaxdistill has written ({model_folder.ABOUT} is missing)"
             raise ConfigError("", f"{problem}. Give the folder of a finished run, or RUN/student/hub.") from None
-        self._variables = self._read()
+        self.variables = self._read()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -101,13 +101,21 @@ class Predictor:
         )
 
     @cached_property
-    def _model(self) -> Model:
+    def model(self) -> Model:
+        """Return the network, built from its spec or from the files of its checkpoint."""
+        return self._built(self.about.dtype)
+
+    def float_model(self) -> Model:
+        """Return the network as `model`, with its computation in float32."""
+        return self._built("float32")
+
+    def _built(self, dtype: str) -> Model:
         about, spec = self.about, self.about.model
         if about.hub_layout:
             options = {name: _tuples(value) for name, value in about.options.items()}
             spec = repr(Spec("pretrained", (str(self.folder),), options))
         try:
-            return build_model(spec, "model", about.dtype)
+            return build_model(spec, "model", dtype)
         except ConfigError as error:
             needs = ", ".join(f"{part} (module {module})" for part, module in about.parts.items())
             cure = f" The model needs {needs}: import it first, or pass trust_source=True." if needs else ""
@@ -116,18 +124,18 @@ class Predictor:
     def _read(self) -> Variables:
         shapes = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in self.about.inputs.items()}
         shapes["mask"] = shapes.get("mask", jax.ShapeDtypeStruct((2,), np.float32))
-        if self._model.load is None:
+        if self.model.load is None:
             return jax.device_put(model_folder.read_arrays(self.folder))
-        expected = Variables(*jax.eval_shape(self._model.init, jax.random.key(0), shapes))
+        expected = Variables(*jax.eval_shape(self.model.init, jax.random.key(0), shapes))
         try:
-            return self._model.load(expected).read()
+            return self.model.load(expected).read()
         except WeightsError as error:
             raise ConfigError("model", f"{error}.") from None
 
     @cached_property
     def _program(self) -> Any:
         """Return the compiled function `(variables, batch) -> {name of an output: array}`."""
-        model = self._model
+        model = self.model
 
         def run(variables: Variables, rows: Mapping[str, Array]) -> dict[str, Array]:
             key = jax.random.key(0)
@@ -183,7 +191,7 @@ class Predictor:
         for number, batch in enumerate(batches):
             fields = {name: x for name, x in batch.items() if name != "index"}
             self._check_image(fields)
-            outputs = self._program(self._variables, fields if exact else self._shortened(fields))
+            outputs = self._program(self.variables, fields if exact else self._shortened(fields))
             real = len(opened) - number * rows
             yield {name: np.asarray(x)[:real] for name, x in outputs.items()}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdistill.evaluation.report import estimates, page, table, tables
-from jaxdistill.evaluation.report.formats import p_value
+from jaxdistill.evaluation.report.formats import aligned, p_value
 from jaxdistill.evaluation.report.markup import Markup, element, join
 from jaxdistill.evaluation.report.template import CSS, PAGE
 
@@ -54,14 +54,7 @@ def _difference(pair: Mapping[str, Any] | None) -> tuple[str, str, str]:
 
 def text_table(runs: Sequence[ComparedRun]) -> str:
     """Return the results of the runs as a table for the terminal."""
-    rows = cells(runs)
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-
-    def line(row: Sequence[str]) -> str:
-        numbers = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))
-        return "  ".join([row[0].ljust(widths[0]), *numbers]).rstrip()
-
-    return "\n".join(map(line, rows))
+    return aligned(cells(runs))
 
 
 def differences(runs: Sequence[ComparedRun]) -> list[list[str]]:

@@ -1,5 +1,7 @@
 """Format numbers for reports, with few digits and a unit."""
 
+from collections.abc import Sequence
+
 
 def percent(value: float) -> str:
     """Format a share as a percentage without the sign: 0.9342 -> 93.42."""
@@ -38,6 +40,17 @@ def digits(value: float) -> str:
 def p_value(value: float) -> str:
     """Format a p-value with the sign before it: = 0.042, or < 0.001."""
     return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows of texts as a table for the terminal: the first column to the left, the others to the right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        numbers = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))
+        return "  ".join([row[0].ljust(widths[0]), *numbers]).rstrip()
+
+    return "\n".join(map(line, rows))
 
 
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:

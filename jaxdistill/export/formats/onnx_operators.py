@@ -1,0 +1,235 @@
+"""How primitives of JAX on elements and shapes are written in ONNX; onnx.ai/onnx/operators. One function each."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.export.formats.onnx_graph import Graph, Value, constant, emits, is_known, unsupported
+
+ELEMENTWISE = {
+    "abs": "Abs", "add": "Add", "ceil": "Ceil", "cos": "Cos", "div": "Div", "eq": "Equal", "erf": "Erf", "exp": "Exp",
+    "floor": "Floor", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "log": "Log",
+    "logistic": "Sigmoid", "lt": "Less", "max": "Max", "min": "Min", "mul": "Mul", "neg": "Neg", "pow": "Pow",
+    "sign": "Sign", "sin": "Sin", "sqrt": "Sqrt", "sub": "Sub", "tanh": "Tanh",
+}  # fmt: skip
+LOGICAL = {
+    "and": ("And", "BitwiseAnd"),
+    "or": ("Or", "BitwiseOr"),
+    "not": ("Not", "BitwiseNot"),
+    "xor": ("Xor", "BitwiseXor"),
+}
+REDUCTIONS = {
+    "reduce_max": "ReduceMax",
+    "reduce_min": "ReduceMin",
+    "reduce_prod": "ReduceProd",
+    "reduce_sum": "ReduceSum",
+}
+int64 = lambda values: np.array(values, np.int64)
+
+
+def elementwise(graph: Graph, kind: str, equation: Any, inputs: Sequence[Value]) -> Value:
+    """Return the value of an operation on each element alone; broadcasts of its inputs are not carried out."""
+    extents = [(1,) * (len(equation.outvars[0].aval.shape) - len(value.extent)) + value.extent for value in inputs]
+    extent = tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*extents, strict=True))
+    name = graph.node(kind, *(graph.plain(value) for value in inputs))
+    aval = equation.outvars[0].aval
+    return Value(aval.shape, np.dtype(aval.dtype), None, name, extent)
+
+
+@emits(*ELEMENTWISE)
+def _(graph, equation, inputs):
+    return [elementwise(graph, ELEMENTWISE[equation.primitive.name], equation, inputs)]
+
+
+@emits(*LOGICAL)
+def _(graph, equation, inputs):
+    kinds = LOGICAL[equation.primitive.name]
+    return [elementwise(graph, kinds[inputs[0].dtype != bool], equation, inputs)]
+
+
+@emits("select_n")
+def _(graph, equation, inputs):
+    which, *cases = inputs
+    if which.dtype != bool or len(cases) != 2:
+        raise unsupported("select_n", "of more than two cases")
+    return [elementwise(graph, "Where", equation, (which, cases[1], cases[0]))]
+
+
+@emits("clamp")
+def _(graph, equation, inputs):
+    low, x, high = inputs
+    return [_chained(graph, equation, "Min", _chained(graph, equation, "Max", x, low), high)]
+
+
+def _chained(graph: Graph, equation: Any, kind: str, *inputs: Value) -> Value:
+    return elementwise(graph, kind, equation, inputs)
+
+
+@emits("ne")
+def _(graph, equation, inputs):
+    return [_chained(graph, equation, "Not", elementwise(graph, "Equal", equation, inputs))]
+
+
+@emits("square")
+def _(graph, equation, inputs):
+    return [elementwise(graph, "Mul", equation, (*inputs, *inputs))]
+
+
+@emits("rsqrt")
+def _(graph, equation, inputs):
+    return [_chained(graph, equation, "Reciprocal", elementwise(graph, "Sqrt", equation, inputs))]
+
+
+@emits("erfc")
+def _(graph, equation, inputs):
+    one = constant(np.ones((), inputs[0].dtype))
+    return [_chained(graph, equation, "Sub", one, elementwise(graph, "Erf", equation, inputs))]
+
+
+@emits("log1p", "expm1")
+def _(graph, equation, inputs):
+    one = constant(np.ones((), inputs[0].dtype))
+    if equation.primitive.name == "expm1":
+        return [_chained(graph, equation, "Sub", elementwise(graph, "Exp", equation, inputs), one)]
+    return [_chained(graph, equation, "Log", elementwise(graph, "Add", equation, (*inputs, one)))]
+
+
+@emits("integer_pow")
+def _(graph, equation, inputs):
+    power = constant(np.array(equation.params["y"], inputs[0].dtype))
+    return [elementwise(graph, "Pow", equation, (*inputs, power))]
+
+
+@emits("convert_element_type")
+def _(graph, equation, inputs):
+    from onnx import helper
+
+    (x,), dtype = inputs, np.dtype(equation.params["new_dtype"])
+    name = graph.node("Cast", graph.plain(x), to=helper.np_dtype_to_tensor_dtype(dtype))
+    return [x._replace(array=None, name=name, dtype=dtype)]
+
+
+@emits("stop_gradient", "copy", "copy_p", "optimization_barrier", "sharding_constraint")
+def _(graph, equation, inputs):
+    return inputs
+
+
+@emits("broadcast_in_dim")
+def _(graph, equation, inputs):
+    x, shape = inputs[0], equation.outvars[0].aval.shape
+    extent = [1] * len(shape)
+    for place, size in zip(equation.params["broadcast_dimensions"], x.extent, strict=True):
+        extent[place] = size
+    if x.array is not None:
+        return [Value(shape, x.dtype, x.array.reshape(extent), "", tuple(extent))]
+    name = x.name if tuple(extent) == x.extent else graph.reshaped(x.name, tuple(extent))
+    return [Value(shape, x.dtype, None, name, tuple(extent))]
+
+
+@emits("reshape", "squeeze", "expand_dims")
+def _(graph, equation, inputs):
+    return [graph.reshaped(graph.whole(inputs[0]), equation.outvars[0].aval.shape)]
+
+
+@emits("transpose")
+def _(graph, equation, inputs):
+    (x,), order = inputs, equation.params["permutation"]
+    name = graph.node("Transpose", graph.plain(x), perm=list(order))
+    extent, shape = (tuple(sizes[place] for place in order) for sizes in (x.extent, x.shape))
+    return [Value(shape, x.dtype, None, name, extent)]
+
+
+@emits("slice")
+def _(graph, equation, inputs):
+    p, shape = equation.params, inputs[0].shape
+    starts, ends, steps = p["start_indices"], p["limit_indices"], p["strides"] or (1,) * len(shape)
+    cut = [n for n, size in enumerate(shape) if (starts[n], ends[n], steps[n]) != (0, size, 1)]
+    if not is_known(tuple(each[n] for n in cut for each in (starts, ends))):
+        raise unsupported("slice", "of the rows of a batch")
+    chosen = lambda numbers: int64([numbers[n] for n in cut])
+    return [graph.node("Slice", graph.whole(inputs[0]), chosen(starts), chosen(ends), int64(cut), chosen(steps))]
+
+
+@emits("split")
+def _(graph, equation, inputs):
+    sizes, axis = equation.params["sizes"], equation.params["axis"]
+    found = graph.node("Split", graph.whole(inputs[0]), int64(sizes), outputs=len(sizes), axis=axis)
+    return found if isinstance(found, list) else [found]
+
+
+@emits("concatenate")
+def _(graph, equation, inputs):
+    return [graph.node("Concat", *map(graph.whole, inputs), axis=equation.params["dimension"])]
+
+
+@emits("stack")
+def _(graph, equation, inputs):
+    axis = equation.params["axis"]
+    return [graph.node("Concat", *(graph.node("Unsqueeze", graph.whole(x), int64([axis])) for x in inputs), axis=axis)]
+
+
+@emits("dim_as_value")
+def _(graph, equation, inputs):
+    from onnx import helper
+
+    size = graph.node("Squeeze", graph.dimensions((equation.params["dim"],)))
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(equation.outvars[0].aval.dtype))
+    return [graph.node("Cast", size, to=dtype)]
+
+
+@emits("pad")
+def _(graph, equation, inputs):
+    x, value = inputs
+    low, high, inner = zip(*equation.params["padding_config"], strict=True)
+    if any(inner) or min(*low, *high) < 0:
+        raise unsupported("pad", "between elements, or by less than nothing")
+    return [graph.node("Pad", graph.whole(x), int64([*low, *high]), graph.whole(value))]
+
+
+@emits(*REDUCTIONS)
+def _(graph, equation, inputs):
+    axes = int64(equation.params["axes"])
+    return [graph.node(REDUCTIONS[equation.primitive.name], graph.whole(inputs[0]), axes, keepdims=0)]
+
+
+@emits("reduce_and", "reduce_or")
+def _(graph, equation, inputs):
+    from onnx import TensorProto
+
+    kind = {"reduce_and": "ReduceMin", "reduce_or": "ReduceMax"}[equation.primitive.name]
+    numbers = graph.node("Cast", graph.whole(inputs[0]), to=TensorProto.INT32)
+    found = graph.node(kind, numbers, int64(equation.params["axes"]), keepdims=0)
+    return [graph.node("Cast", found, to=TensorProto.BOOL)]
+
+
+@emits("argmax", "argmin")
+def _(graph, equation, inputs):
+    from onnx import helper
+
+    (axis,), kind = equation.params["axes"], {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
+    found = graph.node(kind, graph.whole(inputs[0]), axis=axis, keepdims=0)
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["index_dtype"]))
+    return [graph.node("Cast", found, to=dtype)]
+
+
+@emits("cumsum")
+def _(graph, equation, inputs):
+    axis, reverse = equation.params["axis"], int(equation.params["reverse"])
+    return [graph.node("CumSum", graph.whole(inputs[0]), int64(axis), reverse=reverse)]
+
+
+@emits("cummax", "cummin")
+def _(graph, equation, inputs):
+    """Write the maximum up to each place as that over a triangle; ONNX has no such operation."""
+    (x,), axis = inputs, equation.params["axis"]
+    size, rest = x.shape[axis], len(x.shape) - axis - 1
+    before = (
+        np.tril(np.ones((size, size), bool)) if not equation.params["reverse"] else np.triu(np.ones((size, size), bool))
+    )
+    limits = np.iinfo(x.dtype) if np.issubdtype(x.dtype, np.integer) else np.finfo(x.dtype)
+    is_max = equation.primitive.name == "cummax"
+    neutral = np.array(limits.min if is_max else limits.max, x.dtype)
+    column = graph.node("Unsqueeze", graph.whole(x), int64([axis]))
+    table = graph.node("Where", before.reshape(size, size, *[1] * rest), column, neutral)
+    return [graph.node("ReduceMax" if is_max else "ReduceMin", table, int64([axis + 1]), keepdims=0)]

@@ -1,0 +1,203 @@
+"""Measure exported files: their outputs beside the model's, accuracy, bytes, latency and memory, each in a process."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.evaluation.latency import Latency, latencies
+
+FLOAT_BOUND = 1e-4  # greatest difference of a float file's outputs, as a share of the model's greatest output
+SAME_ANSWERS, LOST = 0.99, 0.005  # of a file with integers: least share of the same answers, and accuracy it may lose
+
+
+class Difference(NamedTuple):
+    """How the outputs of a file differ from those of the model.
+
+    largest: greatest difference, as a share of the greatest output of the model
+    record: number of the example with the greatest difference
+    same: share of the examples (or tokens) with the same most likely class; NaN for embeddings
+    accuracy, expected_accuracy: accuracy of the file and of the model; NaN without labels
+    """
+
+    largest: float
+    record: int
+    same: float
+    accuracy: float
+    expected_accuracy: float
+
+    def problem(self, rounds: bool) -> str:
+        """Return what is beyond the bounds, as a sentence; empty: nothing.
+
+        Args:
+            rounds: True: the file computes with integers.
+        """
+        if not np.isfinite(self.largest):
+            return f"the output for test record {self.record} is not finite"
+        if not rounds and self.largest > FLOAT_BOUND:
+            far = f"outputs differ by {self.largest:.1e} of the greatest one (record {self.record})"
+            return f"{far}, {FLOAT_BOUND:g} is allowed"
+        if not rounds and self.same < 1:
+            return f"{100 * (1 - self.same):.2f} % of the answers are not those of the model"
+        if rounds and self.same < SAME_ANSWERS:
+            return f"{100 * self.same:.2f} % of the answers are those of the model, {100 * SAME_ANSWERS:g} % are needed"
+        if rounds and self.expected_accuracy - self.accuracy > LOST:
+            lost = 100 * (self.expected_accuracy - self.accuracy)
+            return f"{lost:.2f} points of accuracy are lost, {100 * LOST:g} are allowed"
+        return ""
+
+
+def difference(found: np.ndarray, expected: np.ndarray, labels: np.ndarray | None, classifies: bool) -> Difference:
+    """Compare the outputs of a file with those of the model.
+
+    Args:
+        found, expected: outputs of the file and of the model, `[examples, ...]`.
+        labels: class of each example or token; None: there are none.
+        classifies: False: the outputs are embeddings.
+    """
+    errors = np.abs(np.float64(found) - expected).reshape(len(found), -1).max(1)
+    errors = np.where(np.isfinite(errors), errors, np.inf)
+    record, nan = int(errors.argmax()), float("nan")
+    largest = float(errors[record] / np.abs(expected).max())
+    if not classifies:
+        return Difference(largest, record, nan, nan, nan)
+    answers, theirs = found.argmax(-1), expected.argmax(-1)
+    share = lambda chosen: nan if labels is None else float((chosen == labels).mean())
+    return Difference(largest, record, float((answers == theirs).mean()), share(answers), share(theirs))
+
+
+class Runner:
+    """A process that runs an exported file; see `process.py`.
+
+    Args:
+        name: what the file is called in error messages, such as `--to onnx`.
+        runtime: name of the runtime.
+        file: the file.
+        threads: number of threads.
+    """
+
+    def __init__(self, name: str, runtime: str, file: Path, threads: int):
+        self._name = name
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by `close`)
+        command = (sys.executable, "-m", "jaxdistill.export.process", runtime, str(file), str(threads))
+        pipe = subprocess.PIPE
+        variables = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True, env=variables
+        )
+        try:
+            self._answer()
+        except ConfigError:
+            self.close()
+            raise
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Send a command, and return the answer.
+
+        Raises:
+            ConfigError: the process has ended; with what it wrote last.
+        """
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def seconds(self, calls: int) -> float:
+        """Return the time that some calls with one example take."""
+        return float(self.ask("seconds", calls=calls))
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        code = self._process.wait()
+        self._errors.seek(0)
+        written = [text for text in self._errors.read().splitlines() if text.strip()]
+        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        last = f": {written[-1][:300]}" if written else ""
+        raise ConfigError(self._name, f"the process that runs the file {ended}{last}.")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+class Measured(NamedTuple):
+    """What was measured of one file.
+
+    outputs: its outputs for the test records, `[examples, ...]`
+    latency: time of one example
+    memory: greatest memory of its process, in bytes
+    """
+
+    outputs: np.ndarray
+    latency: Latency
+    memory: int
+
+
+class Job(NamedTuple):
+    """A file to measure.
+
+    name: its name in results and in error messages
+    runtime: name of the runtime that runs it
+    file: the file
+    rows: examples that are run at once
+    """
+
+    name: str
+    runtime: str
+    file: Path
+    rows: int
+
+
+def measure(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], threads: int) -> dict[str, Measured]:
+    """Run files on the same examples, each in its own process, and time them in turns.
+
+    Args:
+        jobs: the files.
+        inputs: the examples, `{field: [examples, ...]}`.
+        threads: number of threads, and of processors, that each may use.
+
+    Raises:
+        ConfigError: a process has ended; the message says how, and what it wrote last.
+    """
+    with tempfile.TemporaryDirectory() as folder, _runners(jobs, threads) as runners:
+        examples, place = Path(folder, "inputs.npz"), Path(folder, "outputs.npy")
+        plain: Any = dict(inputs)
+        np.savez(examples, **plain)
+        outputs = {}
+        for job in jobs:
+            runners[job.name].ask("outputs", inputs=str(examples), rows=job.rows, outputs=str(place))
+            outputs[job.name] = np.load(place)
+        timed = latencies({name: runner.seconds for name, runner in runners.items()})
+        memory = {name: runner.ask("memory") for name, runner in runners.items()}
+    return {name: Measured(outputs[name], timed[name], memory[name]) for name in outputs}
+
+
+@contextlib.contextmanager
+def _runners(jobs: Sequence[Job], threads: int) -> Iterator[dict[str, Runner]]:
+    with contextlib.ExitStack() as stack:
+        runners = {}
+        for job in jobs:
+            runners[job.name] = Runner(job.name, job.runtime, job.file, threads)
+            stack.callback(runners[job.name].close)
+        yield runners
+
+
+def is_installed(package: str) -> bool:
+    """Return True if a package can be imported; it is not imported."""
+    return importlib.util.find_spec(package) is not None

@@ -1,0 +1,102 @@
+"""A trained model as a function of arrays with its weights inside: what an exporter writes and a runtime repeats."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jax.interpreters import partial_eval
+
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Array, RowsLike, Shapes, Variables
+from jaxdistill.models.abstract import has_no_classes
+
+Rows = Mapping[str, np.ndarray]  # the inputs of a batch, `{field: [rows, ...]}`
+LOGITS, EMBEDDING = "logits", "embedding"
+
+
+class Network(NamedTuple):
+    """A trained model as a pure function of one batch.
+
+    apply: `(variables, rows) -> {name: array}`: the output, and the hidden states as `hidden_states/0`, ...
+    variables: parameters and state
+    inputs: shape and dtype of one example of each field that the output depends on, in the order of the file's inputs
+    output: name of the output: `logits` `[rows, classes]`, for a language model `[rows, length, vocabulary]`; or
+        `embedding` `[rows, width]` of a model without classes
+    """
+
+    apply: Callable[[Variables, RowsLike], dict[str, Array]]
+    variables: Variables
+    inputs: Mapping[str, tuple[tuple[int, ...], str]]
+    output: str
+
+    def shapes(self, rows: Any) -> Shapes:
+        """Return shapes and dtypes of a batch; `rows` is a number, or a symbol from `any_number`."""
+        return {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in self.inputs.items()}
+
+    def function(self, rows: RowsLike) -> Array:
+        """Compute the output of a batch."""
+        return self.apply(self.variables, rows)[self.output]
+
+
+class Write(Protocol):
+    """Function that writes a network to a file; `samples` yields batches of training records, for integer ranges."""
+
+    def __call__(self, network: Network, file: Path, samples: Callable[[], Iterable[Rows]]) -> None:
+        """Write the file."""
+
+
+class Exporter(NamedTuple):
+    """A format that a trained model can be written in; see `registry.exporters`.
+
+    file: name of the file, such as `model.onnx`
+    runtimes: names of the runtimes that run it, see `runtimes`; the first one is the default
+    write: writes the file
+    packages: packages that writing needs, beside the runtime
+    rounds: True: weights or activations are rounded to integers, so that the outputs are not those of the model
+    any_batch: True: the file takes any number of rows; False: one row
+    """
+
+    file: str
+    runtimes: tuple[str, ...]
+    write: Write
+    packages: tuple[str, ...] = ()
+    rounds: bool = False
+    any_batch: bool = True
+
+
+def any_number() -> Any:
+    """Return the symbol for a number of rows that is not fixed."""
+    return export.symbolic_shape("rows")[0]
+
+
+def network_of(model: Model, variables: Variables, fields: Mapping[str, tuple[tuple[int, ...], str]]) -> Network:
+    """Return a trained model as a function of the fields that its output depends on.
+
+    Args:
+        model: the model.
+        variables: its parameters and state.
+        fields: shape and dtype of one example of each field of a batch.
+    """
+    masks = {name: shape for name, (shape, _) in fields.items() if name == "mask"} or {"mask": ()}
+    inputs = {name: about for name, about in sorted(fields.items()) if name not in masks}
+
+    def apply(variables: Variables, rows: RowsLike) -> dict[str, Array]:
+        count = next(iter(rows.values())).shape[0]
+        full = {name: jnp.ones((count, *shape), jnp.float32) for name, shape in masks.items()}  # only losses read it
+        key = jax.random.key(0)
+        out, _ = model.apply(variables.params, variables.state, {**rows, **full}, train=False, key=key)
+        states = {f"hidden_states/{number}": x for number, x in enumerate(out.hidden_states)}
+        if has_no_classes(out) and out.embedding is not None:
+            return {**states, EMBEDDING: out.embedding}
+        return {**states, LOGITS: out.dense().logits}
+
+    whole = Network(apply, variables, inputs, "")
+    output = EMBEDDING if EMBEDDING in jax.eval_shape(apply, variables, whole.shapes(2)) else LOGITS
+    traced = jax.make_jaxpr(lambda rows: apply(variables, rows)[output])(whole.shapes(2))
+    _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])
+    read = {name: inputs[name] for name, is_used in zip(inputs, used, strict=True) if is_used}
+    return whole._replace(output=output, inputs=read)

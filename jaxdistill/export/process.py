@@ -1,0 +1,85 @@
+"""Run an exported file in a process of its own: `python -m jaxdistill.export.process RUNTIME FILE THREADS`.
+
+A converter or a runtime can crash, and two of them may not live in one process. The process reads one JSON object from
+each line of its input, and answers each with one line:
+
+    {"do": "outputs", "inputs": FILE, "rows": 32, "outputs": FILE}   runs the examples of an npz file, 32 at a time
+    {"do": "seconds", "calls": 10}                                    times calls with the first example
+    {"do": "memory"}                                                  greatest memory of the process so far, in bytes
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from jaxdistill.evaluation.latency import timer
+
+Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+class Session:
+    """An opened file, and the examples that it was last run on.
+
+    Args:
+        run: the function that the file computes.
+    """
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._example: dict[str, np.ndarray] = {}
+
+    def outputs(self, inputs: str, rows: int, outputs: str) -> int:
+        """Run all examples, `rows` at a time, and write the outputs as an npy file; return their number."""
+        with np.load(inputs) as arrays:
+            examples = dict(arrays)
+        count = len(next(iter(examples.values())))
+        self._example = {name: x[:1] for name, x in examples.items()}
+        found = []
+        for start in range(0, count, rows):
+            part = {name: x[start : start + rows] for name, x in examples.items()}
+            missing = rows - len(next(iter(part.values())))
+            full = {name: np.concatenate([x, np.repeat(x[-1:], missing, 0)]) for name, x in part.items()}
+            found.append(self._run(full)[: rows - missing])
+        np.save(outputs, np.concatenate(found))
+        return count
+
+    def seconds(self, calls: int) -> float:
+        """Return the time of some calls with one example."""
+        return timer(lambda: self._run(self._example))(calls)
+
+    def memory(self) -> int:
+        """Return the greatest memory of the process so far, in bytes."""
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()  # getrusage counts the parent's too
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def serve(session: Session, commands: TextIO, answers: TextIO) -> None:
+    """Answer commands until there are none."""
+    for line in commands:
+        command: dict[str, Any] = json.loads(line)
+        answer = getattr(session, command.pop("do"))(**command)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def main() -> None:
+    """Open the file that the arguments name, and answer commands."""
+    runtime, file, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])  # also for threads that no option limits
+    module = importlib.import_module(f"jaxdistill.export.runtimes.{runtime}")
+    run = module.open_file(file, threads)
+    answers.write(json.dumps("opened") + "\n")
+    answers.flush()
+    serve(Session(run), sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

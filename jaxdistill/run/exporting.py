@@ -1,0 +1,327 @@
+"""Write trained models of a run in the formats of other runtimes, and measure the files on the run's test records."""
+
+import datetime
+import functools
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+import jaxdistill.export.formats  # noqa: F401  (importing registers the formats)
+from jaxdistill import __version__
+from jaxdistill.core import registry
+from jaxdistill.core.atomic import remove_folder, replaced_folder
+from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.data.pipeline import Pipeline
+from jaxdistill.evaluation.report.formats import aligned
+from jaxdistill.export import exported_folder, model_folder
+from jaxdistill.export.examples import Examples, test_examples, training_samples
+from jaxdistill.export.measure import Difference, Job, Measured, difference, is_installed, measure
+from jaxdistill.export.network import LOGITS, Exporter, Network, network_of
+from jaxdistill.export.predictor import Predictor
+from jaxdistill.run.config_files import load_config
+from jaxdistill.run.predict import load, results
+from jaxdistill.run.provenance import processor
+from jaxdistill.run.resolve import resolve
+
+EXPORTS = "exports"  # name of the folder with exported files, beside the folder of the model
+DEPARTS = {False: 1e-4, True: 0.1}  # by `Exporter.rounds`: difference of a hidden state that is named in an error
+
+
+class Options(NamedTuple):
+    """How files are measured.
+
+    runtime: name of the runtime; empty: the first one of each format
+    threads: processors that each file may use
+    records: number of test records; 0: all
+    trust_source: execute the Python file that the run has kept
+    """
+
+    runtime: str = ""
+    threads: int = 1
+    records: int = 0
+    trust_source: bool = False
+
+
+class Subject(NamedTuple):
+    """A model to export.
+
+    name: "student", "control" or "teachers/NAME"
+    predictor: the trained model
+    network: it as a function
+    examples: test records
+    expected: its outputs for them
+    """
+
+    name: str
+    predictor: Predictor
+    network: Network
+    examples: Examples
+    expected: np.ndarray
+
+
+class File(NamedTuple):
+    """A file that was written and is measured.
+
+    subject: the model
+    spec: spec string of the format
+    exporter: the format
+    job: the file and its runtime
+    """
+
+    subject: Subject
+    spec: str
+    exporter: Exporter
+    job: Job
+
+
+def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Options) -> str:
+    """Write models of a finished run in some formats, measure the files, and return a table of the results as text.
+
+    Args:
+        run: folder of the run.
+        models: "student", "control" or "teachers/NAME".
+        formats: spec strings of export formats, such as `onnx(int8='dynamic')`.
+        options: how the files are measured.
+
+    Raises:
+        ConfigError: there is no such run, model, format or runtime; a package is missing; a model cannot be written in
+            the format; or a file disagrees with its model.
+    """
+    results(run)  # of a finished run
+    exporters = {spec: _exporter(spec, options) for spec in dict.fromkeys(formats)}
+    if options.threads < 1 or options.records < 0:
+        raise ConfigError("--threads", "and --records must be positive.")
+    data = resolve(load_config(str(run / "config.json"), options.trust_source), jax.devices()).data
+    subjects = [_subject(run, name, data, options) for name in dict.fromkeys(models)]
+    with tempfile.TemporaryDirectory(prefix=".exports.", dir=run) as temporary:
+        files = [
+            _written(subject, spec, exporter, data, Path(temporary), options)
+            for subject in subjects
+            for spec, exporter in exporters.items()
+        ]
+        found = _measured(files, _references(subjects, Path(temporary)), options.threads)
+        lines, problems = [HEADING], []
+        for subject in subjects:
+            lines += [_line(subject, name, each) for name, each in found.items() if name == subject.name]
+            for file in files:
+                if file.subject is subject:
+                    line, problem = _finished(file, found[file.job.name], run, options.threads)
+                    lines.append(line)
+                    problems += [problem] if problem else []
+    text = f"{aligned(lines)}\n{_circumstances(subjects, options)}\n"
+    if problems:
+        sys.stdout.write(text)
+        raise ConfigError("--to", " ".join(problems))
+    return text + "".join(f"{_folder(run, file)}\n" for file in files)
+
+
+def _exporter(spec: str, options: Options) -> Exporter:
+    """Build a format, and check that its packages are there.
+
+    Raises:
+        ConfigError: there is no such format or runtime, or a package is missing.
+    """
+    if spec.partition("(")[0] == "hugging_face":
+        raise ConfigError("--to", "every run has written its models for Hugging Face: see the folder hub of the model.")
+    exporter: Exporter = registry.exporters.build(spec, "--to")
+    if options.runtime and options.runtime not in exporter.runtimes:
+        raise ConfigError(
+            "--runtime", f"{options.runtime!r} does not run {spec}. {suggest(options.runtime, exporter.runtimes)}"
+        )
+    runtime = options.runtime or exporter.runtimes[0]
+    for package in dict.fromkeys((*exporter.packages, runtime)):
+        if not is_installed(package):
+            extra = "openvino" if package == "openvino" else spec.partition("(")[0]
+            raise ConfigError("--to", f"{spec} needs the package {package}: pip install 'jaxdistill[{extra}]'.")
+    return exporter._replace(runtimes=(runtime,))
+
+
+def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:
+    predictor: Predictor = load(run, name)
+    if predictor.about.dtype != "float32":
+        sys.stderr.write(f"note: {name} was trained in {predictor.about.dtype}; it is exported in float32\n")
+    network = network_of(predictor.float_model(), predictor.variables, predictor.about.inputs)
+    examples = test_examples(network, data, predictor.about.batch_size, options.records)
+    run_batch = jax.jit(network.function)
+    size, count = predictor.about.batch_size, len(examples.counts)
+    parts = [
+        run_batch({n: x[start : start + size] for n, x in examples.inputs.items()}) for start in range(0, count, size)
+    ]
+    return Subject(name, predictor, network, examples, np.concatenate(parts))
+
+
+def _slug(spec: str) -> str:
+    """Return a spec as the name of a folder: `onnx(int8='dynamic')` becomes `onnx-int8-dynamic`."""
+    parsed = registry.parse(spec, "--to")
+    arguments = [*map(str, parsed.args), *(f"{name}-{value}" for name, value in parsed.kwargs.items())]
+    return "-".join([parsed.name, *arguments])
+
+
+def _written(
+    subject: Subject, spec: str, exporter: Exporter, data: Pipeline, temporary: Path, options: Options
+) -> File:
+    """Write a model in a format, with its preprocessing and class names."""
+    folder = temporary / subject.name.replace("/", "-") / _slug(spec)
+    folder.mkdir(parents=True)
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the quantizer of ONNX Runtime recommends a step that is not needed here
+    try:
+        exporter.write(
+            subject.network, folder / exporter.file, functools.partial(training_samples, subject.network, data)
+        )
+    finally:
+        logging.disable(previous)
+    for name in (model_folder.ABOUT, "tokenizer.json", *model_folder.TOKENIZER_FILES, "preprocessor_config.json"):
+        if (subject.predictor.folder / name).is_file():
+            shutil.copyfile(subject.predictor.folder / name, folder / name)
+    rows = subject.predictor.about.batch_size if exporter.any_batch else 1
+    job = Job(f"{subject.name}: {spec}", exporter.runtimes[0], folder / exporter.file, rows)
+    return File(subject, spec, exporter, job)
+
+
+def _references(subjects: Sequence[Subject], temporary: Path) -> list[Job]:
+    """Write the models themselves as programs of XLA, so that they are timed as the files are; empty: it cannot."""
+    if not is_installed("flatbuffers"):
+        return []
+    exporter: Exporter = registry.exporters.build("stablehlo", "--to")
+    jobs = []
+    for subject in subjects:
+        file = temporary / f"{subject.name.replace('/', '-')}.stablehlo"
+        exporter.write(subject.network, file, tuple)
+        jobs.append(Job(subject.name, "jax", file, subject.predictor.about.batch_size))
+    return jobs
+
+
+def _measured(files: Sequence[File], references: Sequence[Job], threads: int) -> dict[str, Measured]:
+    """Measure all files of models that read the same fields in turns."""
+    found: dict[str, Measured] = {}
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    inputs = {}
+    for file in files:
+        key = tuple(file.subject.network.inputs)
+        groups.setdefault(key, []).append(file.job)
+        groups[key] += [job for job in references if job.name == file.subject.name and job not in groups[key]]
+        inputs[key] = file.subject.examples.inputs
+    for key, jobs in groups.items():
+        found |= measure(jobs, inputs[key], threads)
+    return found
+
+
+def _compared(subject: Subject, outputs: np.ndarray) -> Difference:
+    counts, labels = subject.examples.counts, subject.examples.labels
+    per_token = outputs.ndim == counts.ndim + 2
+    if subject.network.output != LOGITS or per_token:
+        return difference(outputs, subject.expected, None, subject.network.output == LOGITS)
+    chosen = labels[counts] if labels is not None and labels.shape == counts.shape else None
+    return difference(outputs[counts], subject.expected[counts], chosen, True)
+
+
+HEADING = ["model", "file", "runtime", "acc %", "same %", "difference", "MB", "ms", "10-90 %", "MiB"]
+
+
+def _line(subject: Subject, name: str, found: Measured) -> list[str]:
+    """Return the row of a model itself."""
+    size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(subject.network.variables))
+    compared = _compared(subject, found.outputs)
+    return _cells(name, "-", f"jax {jax.__version__}", compared, size, found)
+
+
+def _cells(name: str, file: str, runtime: str, compared: Difference, size: int, found: Measured) -> list[str]:
+    share = lambda value: "-" if np.isnan(value) else f"{100 * value:.2f}"
+    latency = found.latency
+    return [
+        name,
+        file,
+        runtime,
+        share(compared.accuracy),
+        share(compared.same),
+        f"{compared.largest:.1e}",
+        f"{size / 1e6:.2f}",
+        f"{latency.median:.3f}",
+        f"{latency.low:.3f}-{latency.high:.3f}",
+        f"{found.memory / 2**20:.0f}",
+    ]
+
+
+def _finished(file: File, found: Measured, run: Path, threads: int) -> tuple[list[str], str]:
+    """Move a file to its place, or set it aside if it disagrees; return its row, and what is wrong; empty: nothing."""
+    subject, exporter, job = file.subject, file.exporter, file.job
+    compared = _compared(subject, found.outputs)
+    problem = compared.problem(exporter.rounds)
+    size = sum(each.stat().st_size for each in job.file.parent.glob(f"{exporter.file}*"))
+    runtime = f"{job.runtime} {version(job.runtime)}"
+    row = _cells(subject.name, _slug(file.spec), runtime, compared, size, found)
+    about = {
+        "format": file.spec,
+        "file": exporter.file,
+        "rows": None if exporter.any_batch else 1,
+        "inputs": {name: [list(shape), dtype] for name, (shape, dtype) in subject.network.inputs.items()},
+        "output": subject.network.output,
+        "runtime": runtime,
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"jaxdistill": __version__, "jax": jax.__version__},
+        "processor": processor(),
+        "threads": threads,
+        "records": len(subject.examples.counts),
+        "measured": {
+            **{name: None if np.isnan(value) else value for name, value in compared._asdict().items()},
+            "bytes": size,
+            "latency_ms": found.latency._asdict(),
+            "memory": found.memory,
+        },
+        "problem": problem,
+    }
+    place = _folder(run, file)
+    rejected = place.with_name(f"{place.name}.rejected")
+    remove_folder(rejected)
+    if problem:
+        remove_folder(place)
+        problem = f"{job.name}: {problem}{_departure(file, compared.record)}. The file is in {rejected}."
+    with replaced_folder(rejected if problem else place) as draft:
+        for each in job.file.parent.iterdir():
+            shutil.move(each, draft / each.name)
+        exported_folder.write(draft, subject.name, subject.predictor.class_names, about)
+    return row, problem
+
+
+def _departure(file: File, record: int) -> str:
+    """Return which hidden state is the first that differs, as the end of a sentence; empty: it is not known."""
+    subject, exporter = file.subject, file.exporter
+    shapes = jax.eval_shape(subject.network.apply, subject.network.variables, subject.network.shapes(1))
+    count = sum(name.startswith("hidden_states/") for name in shapes)
+    states = [f"hidden_states/{number}" for number in range(count)]
+    example = {name: x[record : record + 1] for name, x in subject.examples.inputs.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for state in states:
+            network = subject.network._replace(output=state)
+            expected = np.asarray(jax.jit(network.function)(example))
+            place = Path(folder, exporter.file)
+            exporter.write(network, place, lambda: [example])
+            found = measure([Job(file.job.name, file.job.runtime, place, 1)], example, 1)[file.job.name].outputs
+            far = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
+            if not far <= DEPARTS[exporter.rounds]:
+                return f"; {state} of {count} is the first that differs by more than {DEPARTS[exporter.rounds]:g}"
+    return ""
+
+
+def _folder(run: Path, file: File) -> Path:
+    return run / file.subject.name / EXPORTS / _slug(file.spec)
+
+
+def _circumstances(subjects: Sequence[Subject], options: Options) -> str:
+    """Return how the numbers were measured."""
+    counts = sorted({len(subject.examples.counts) for subject in subjects})
+    threads = "one thread" if options.threads == 1 else f"{options.threads} threads"
+    return (
+        f"{' and '.join(f'{count:,}' for count in counts)} test records, {processor()}, {threads}. difference: the "
+        "greatest one, as a share of the greatest output; ms: one example; MiB: greatest memory of the process, with "
+        "the runtime."
+    )

@@ -1,0 +1,166 @@
+"""`jaxdistill export`: the file is run on the test records by its own runtime, and is set aside if it disagrees."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from own_runs import command
+
+import jaxdistill
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.export import measure
+from jaxdistill.export.formats import onnx_operators
+from jaxdistill.export.formats.onnx_graph import EMITTERS
+from jaxdistill.export.measure import Job, Runner, difference
+
+
+def test_files_stand_beside_their_model_with_what_was_measured(home, trained, capsys):
+    run = trained("bert")
+    words = ("--to", "onnx", "--to", "onnx(int8='dynamic')", "--model", "student", "--model", "teachers/big")
+    assert command("export", run, *words) == 0
+    out = capsys.readouterr().out
+    said = json.loads((run / "student/result.json").read_text())["answers"]
+    accuracy = np.mean(np.equal(said["predicted"], said["label"]))
+    for name in ("student", "teachers/big"):
+        folder = run / name / "exports" / "onnx"
+        seal.check_folder(folder)
+        about = seal.read(folder / "export.json", {"measured": dict}, required=True)
+        assert about["problem"] == "" and about["measured"]["same"] == 1 and about["measured"]["largest"] < 1e-5
+        assert about["records"] == len(said["label"]) and about["inputs"]["input_ids"] == [[8], "int32"]
+        assert about["measured"]["bytes"] == (folder / "model.onnx").stat().st_size
+        assert about["measured"]["memory"] > 2**24 and about["measured"]["latency_ms"]["median"] > 0
+        assert (folder / "tokenizer.json").is_file() and "Classes: early, late" in (folder / "README.md").read_text()
+    student = seal.read(run / "student/exports/onnx/export.json", {"measured": dict})["measured"]
+    assert student["accuracy"] == student["expected_accuracy"] == pytest.approx(accuracy)
+    assert (run / "student/exports/onnx-int8-dynamic/model.onnx").is_file()
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[:2] for line in lines[1:4]] == [
+        ["student", "-"],
+        ["student", "onnx"],
+        ["student", "onnx-int8-dynamic"],
+    ]
+    assert not [file for file in run.iterdir() if file.name.startswith(".exports")]
+
+
+@pytest.mark.parametrize(("to", "runtime"), [("onnx", "openvino"), ("stablehlo", "jax")])
+def test_other_runtimes_run_in_a_process_of_their_own(to, runtime, trained):
+    run = trained("mlp")
+    assert command("export", run, "--to", to, "--runtime", runtime) == 0
+    about = seal.read(run / "student" / "exports" / to / "export.json", {"measured": dict})
+    assert about["runtime"].startswith(f"{runtime} ") and about["measured"]["largest"] < 1e-5
+
+
+@pytest.mark.parametrize("family", ["mlp", "decoder"])
+def test_pictures_and_language_models_are_exported_too(family, trained):
+    run = trained(family)
+    assert command("export", run, "--to", "onnx", "--records", "7") == 0
+    about = seal.read(run / "student/exports/onnx/export.json", {"measured": dict})
+    assert about["records"] == 7 and about["measured"]["largest"] < 1e-5 and about["measured"]["same"] == 1
+    assert about["measured"]["accuracy"] == about["measured"]["expected_accuracy"] > 0  # of a language model: of tokens
+
+
+def test_an_embedder_is_compared_by_its_embeddings(home, trained):
+    from own_runs import QUIET, unlabelled
+
+    body = str(trained("bert") / "teachers" / "big" / "hub")
+    model = f"pretrained({body!r}, classes=0)"
+    config = unlabelled(home, model, teachers={"big": {"model": model}}, objective={"logit_mse": {}}, steps=1)
+    jaxdistill.distill(config, home / "embedder", QUIET)
+    assert command("export", home / "embedder", "--to", "onnx") == 0
+    about = seal.read(home / "embedder/student/exports/onnx/export.json", {"measured": dict})
+    assert about["output"] == "embedding" and about["measured"]["largest"] < 1e-5 and about["measured"]["same"] is None
+
+
+def test_a_file_that_departs_is_set_aside_and_says_where(home, trained, monkeypatch, capsys):
+    """A planted bug: the tanh of the pooler, or of an activation, is the identity."""
+    run = home / "runs" / "departs"
+    shutil.copytree(trained("bert"), run)
+    place = run / "student" / "exports"
+    assert command("export", run, "--to", "onnx") == 0 and (place / "onnx").is_dir()
+    monkeypatch.setitem(EMITTERS, "rsqrt", EMITTERS["square"])
+    capsys.readouterr()
+    assert command("export", run, "--to", "onnx") == 2
+    captured = capsys.readouterr()
+    assert "outputs differ by" in captured.err and captured.err.count("\n") == 1
+    assert "hidden_states/0 of 2 is the first that differs by more than 0.0001" in captured.err
+    assert "student  onnx" in captured.out  # the table, with the numbers of the file that is wrong
+    assert (place / "onnx.rejected").is_dir() and not (place / "onnx").exists()
+    assert seal.read(place / "onnx.rejected" / "export.json", {"problem": str})["problem"]
+    monkeypatch.undo()
+    assert command("export", run, "--to", "onnx") == 0
+    assert (place / "onnx").is_dir() and not (place / "onnx.rejected").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--to", "onx"), "unknown export format 'onx'. Did you mean 'onnx'?"),
+        (("--to", "onnx(int8='fast')"), "expected one of '', 'dynamic', 'static'"),
+        (("--to", "hugging_face"), "see the folder hub of the model"),
+        (("--to", "onnx", "--runtime", "jax"), "'jax' does not run onnx"),
+        (("--to", "onnx", "--model", "big"), "there is no 'big'"),
+        (("--to", "onnx", "--threads", "0"), "must be positive"),
+    ],
+)
+def test_a_wrong_command_is_one_line(words, said, trained, capsys):
+    assert command("export", trained("bert"), *words) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1
+
+
+def test_a_run_that_is_not_finished_is_refused(home, trained, capsys):
+    run = home / "runs" / "unfinished"
+    shutil.copytree(trained("bert"), run)
+    (run / "results.json").unlink()
+    assert command("export", run, "--to", "onnx") == 2
+    assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_a_missing_package_names_its_extra(trained, monkeypatch, capsys):
+    monkeypatch.setattr("jaxdistill.run.exporting.is_installed", lambda package: package != "openvino")
+    assert command("export", trained("bert"), "--to", "onnx", "--runtime", "openvino") == 2
+    assert "needs the package openvino: pip install 'jaxdistill[openvino]'" in capsys.readouterr().err
+
+
+def test_a_process_that_ends_is_told_with_its_last_words(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match=r"--to onnx: the process that runs the file ended with exit code 1: .+"):
+        Runner("--to onnx", "onnxruntime", tmp_path / "x.onnx", 1)
+    with pytest.raises(ConfigError, match="ended with exit code"):
+        measure.measure([Job("a", "onnxruntime", tmp_path / "x.onnx", 1)], {"x": np.zeros(1)}, 1)
+
+
+LOGITS = np.float32([[1, 0], [0, 1], [2, 1], [0, 3]])
+
+
+@pytest.mark.parametrize(
+    ("found", "rounds", "said"),
+    [
+        (LOGITS, False, ""),
+        (LOGITS + 1e-4, False, ""),
+        (
+            LOGITS + np.float32([[0], [0], [1e-3], [0]]),
+            False,
+            "outputs differ by 3.3e-04 of the greatest one (record 2)",
+        ),
+        (LOGITS * np.float32([[1], [1], [np.nan], [1]]), True, "the output for test record 2 is not finite"),
+        (LOGITS[:, ::-1], True, "0.00 % of the answers are those of the model, 99 % are needed"),
+        (LOGITS + 0.2, True, ""),
+    ],
+)
+def test_bounds_are_those_of_floats_and_integers(found, rounds, said):
+    problem = difference(np.asarray(found), LOGITS, np.array([0, 1, 0, 0]), True).problem(rounds)
+    assert problem.startswith(said) and bool(problem) == bool(said)
+
+
+def test_accuracy_that_integers_lose_is_a_problem():
+    expected = np.zeros((1000, 2), np.float32)
+    expected[:, 0] = 1
+    found = expected.copy()
+    found[:8] = found[:8, ::-1]  # 99.2 % of the answers, all of which were right
+    compared = difference(found, expected, np.zeros(1000, int), True)
+    assert (compared.same, compared.accuracy, compared.expected_accuracy) == (0.992, 0.992, 1.0)
+    assert compared.problem(True) == "0.80 points of accuracy are lost, 0.5 are allowed"
+    assert onnx_operators.ELEMENTWISE["add"] == "Add"

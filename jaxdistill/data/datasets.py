@@ -57,6 +57,8 @@ def check_name(name: str, folder: str | Path, path: str = "data.name") -> None:
     if base not in tfds_names:
         near = [close for close in difflib.get_close_matches(base, tfds_names, n=1) if close not in local_names]
         hint = f" TensorFlow Datasets has {near[0]!r}." if near else ""
+        if "/" in name:
+            hint += f" A name of the Hugging Face hub is given as table(path={name!r}, ...)."
         cure = f"{suggest(base, local_names)}{hint} Any name of TensorFlow Datasets is allowed."
         raise ConfigError(path, f"unknown data set {name!r}. {cure}")
 

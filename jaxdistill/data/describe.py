@@ -20,7 +20,7 @@ from jaxdistill.data.datasets import open_records, prepared_hash
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import gather
 
-FORMAT = 2  # version of the description files; a new number makes them anew
+FORMAT = 3  # version of the description files; a new number makes them anew
 INSPECTED = 32  # records that are read: enough to see whether images have one size
 
 
@@ -35,6 +35,8 @@ class Description(NamedTuple):
     largest_label: greatest class number of the labels; None if it is unknown
     class_names: names of the classes, in order; empty if the data set does not define them
     split_sizes: number of examples in each split of the data set; empty if they are not known
+    texts: fields that hold texts
+    truncated: number of texts that are longer than a row of tokens, and are cut
     """
 
     records: int
@@ -44,6 +46,8 @@ class Description(NamedTuple):
     largest_label: int | None = None
     class_names: tuple[str, ...] = ()
     split_sizes: Mapping[str, int] = MappingProxyType({})
+    texts: tuple[str, ...] = ()
+    truncated: int = 0
 
 
 def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: str = "") -> Description:
@@ -73,7 +77,8 @@ def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: s
             content = seal.read(file, {"records": int, "fields": dict})
             fields = {field: (tuple(shape), dtype) for field, (shape, dtype) in content["fields"].items()}
             names, largest = tuple(content.get("class_names", ())), content.get("largest_label")
-            return Description(content["records"], fields, content.get("classes"), None, largest, names)
+            texts = tuple(content.get("texts", ()))
+            return Description(content["records"], fields, content.get("classes"), None, largest, names, texts=texts)
     description = _inspect(open_records(name, split, folder, path, key))
     if not registered:
         file = _description_file(name, split, folder)  # another name than above if the data were prepared just now
@@ -97,7 +102,8 @@ def _inspect(records: Records) -> Description:
         if 0 in shape:
             raise ConfigError("data.name", f"the field {field!r} of the records has no values, {shape}. Leave it out.")
     names, largest = records.class_names, records.largest_label
-    known = records.classes, records.vocabulary, largest, names, records.split_sizes
+    texts = tuple(field for field, column in batch.items() if isinstance(column[0], str | bytes))
+    known = records.classes, records.vocabulary, largest, names, records.split_sizes, texts, records.truncated
     return Description(len(records), fields, *known)
 
 

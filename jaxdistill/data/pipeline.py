@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -116,6 +116,27 @@ class Pipeline:
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the classes, in order; empty if the data set does not define them."""
         return self.descriptions["train"].class_names or self.test_description.class_names
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Return for each stream, and for the test, its split, its number of records, and what may surprise.
+
+        A row is `{"stream": "train", "split": "train", "records": 100, "labels": True, "truncated": 7}`, where
+        `truncated` is the number of texts that are longer than a row of tokens.
+        """
+        described = {**self.descriptions, "test": self.test_description}
+        splits = {name: stream.split for name, stream in self.streams.items()} | {"test": self.test.split}
+        counts = {name: description.records for name, description in described.items()}
+        counts["train"] = self.count_training_records()
+        return [
+            {
+                "stream": name,
+                "split": splits[name],
+                "records": counts[name],
+                "labels": "label" in description.fields,
+                "truncated": description.truncated,
+            }
+            for name, description in described.items()
+        ]
 
     @property
     def unused_splits(self) -> dict[str, int]:

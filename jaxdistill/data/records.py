@@ -26,6 +26,7 @@ class Records:
         class_names: names of the classes, in order; empty: the data set does not define them.
         fingerprint: text that changes if an example changes; empty: unknown.
         split_sizes: number of examples in each split of the data set, by name; empty: unknown.
+        truncated: number of texts that are longer than a row of tokens, and were cut.
 
     Attributes:
         in_memory: True if all examples are decoded already, as for small data sets and for stacked arrays.
@@ -40,10 +41,11 @@ class Records:
         class_names: Sequence[str] = (),
         fingerprint: str = "",
         split_sizes: Mapping[str, int] | None = None,
+        truncated: int = 0,
     ):
         self.classes, self.vocabulary, self._stack = classes, vocabulary, stack or _stack_records
         self.class_names, self.fingerprint = tuple(class_names), fingerprint
-        self.split_sizes = dict(split_sizes or {})
+        self.split_sizes, self.truncated = dict(split_sizes or {}), truncated
         if isinstance(source, Mapping):
             self._columns, self.in_memory = dict(source), True
             self._length = len(next(iter(source.values())))

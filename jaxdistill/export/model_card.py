@@ -41,6 +41,8 @@ def card(name: str, config: Mapping[str, Any], results: Mapping[str, Any], about
     terms = "\n".join(f"- `{public(entry['term'] or term)}`, weight {entry['weight']}" for term, entry in entries)
     teachers = "\n".join(f"- {teacher}: `{public(entry['model'])}`" for teacher, entry in config["teachers"].items())
     rows = config["steps"] * config["batch_size"]
+    has_control = any(row["name"] == "control" for row in results["rows"])
+    control = " The control is the same network as the student,\ntrained without a teacher." if has_control else ""
     seconds = results.get("seconds", {}).get(name)
     took = f", in {seconds:.0f} seconds on {provenance['device']}" if seconds else ""
     return f"""---
@@ -78,8 +80,7 @@ Trained with jaxdistill {provenance.get("versions", {}).get("jaxdistill", "")}, 
 
 ## Evaluation
 
-On `{dataset}` (`{data["test"]}`), beside the other models of the run. A control is the same network as the student,
-trained without a teacher.
+On `{dataset}` (`{data["test"]}`), beside the other models of the run.{control}
 
 {_table(results["rows"])}
 

@@ -34,7 +34,7 @@ def predict_file(
     """Write the predictions for all records of a file beside the records' own columns, and return their number.
 
     The output appears when it is complete. It gets the columns `prediction` and `confidence`, and `probabilities`: in
-    JSON lines by the names of the classes, in Parquet and npz as a vector, in CSV not at all. A model without classes
+    JSON lines and Parquet by the names of the classes, in npz as a vector, in CSV not at all. A model without classes
     gives the column `embedding`, a language model `nll` and `perplexity`.
 
     Args:
@@ -157,7 +157,7 @@ def _columns(found: Predictions, class_names: Sequence[str], suffix: str) -> Chu
     assert found.labels is not None and found.confidence is not None and found.probabilities is not None
     columns: Chunk = {"prediction": found.labels, "confidence": found.confidence.tolist()}
     probabilities: list[Any] = found.probabilities.tolist()
-    if suffix == ".jsonl" and class_names:
+    if suffix in (".jsonl", ".parquet") and class_names:
         probabilities = [dict(zip(class_names, row, strict=False)) for row in probabilities]
     return columns | ({"probabilities": probabilities} if vectors else {})
 

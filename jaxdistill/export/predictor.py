@@ -231,7 +231,8 @@ class Predictor:
             shape, dtype = self.about.inputs["image"]
             found = batch["image"].shape[1:], str(batch["image"].dtype)
             if found != (shape, dtype):
-                problem = f"images of shape {list(found[0])} and type {found[1]}"
+                kind = "images" if len(shape) == 3 else "numbers"
+                problem = f"{kind} of shape {list(found[0])} and type {found[1]}"
                 raise ConfigError(PATH, f"{problem}; the model was trained on {list(shape)} and {dtype}. Convert them.")
 
     def _record(self, record: Any, number: int) -> dict[str, Any]:

@@ -332,6 +332,8 @@ class Run:
             "seconds": {name: outcome["seconds"] for name, outcome in outcomes.items()},
             "log": {name: outcome.get("log", {}) for name, outcome in outcomes.items()},
             "class_names": class_names,
+            "data": self.resolved.data.summary(),
+            "unused_splits": self.resolved.data.unused_splits,
             "left_out": self.resolved.left_out,
             **self.record,
         }

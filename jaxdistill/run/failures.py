@@ -64,6 +64,8 @@ EXTRAS = {"transformers": "hf", "tokenizers": "hf", "gguf": "hf", "huggingface_h
 
 LIBRARIES = ("absl", "datasets", "huggingface_hub", "transformers")  # loggers whose warnings would fill a page
 
+VERBOSITIES = ("DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
+
 # Loggers to which Orbax and JAX write tracebacks of their threads and callbacks; the error is raised all the same
 LOGS_OF_THREADS = ("absl", "asyncio", "jax._src.callback")
 
@@ -77,6 +79,8 @@ def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", s
         folder: folder that the command writes to, which also gets the traceback of a bug; empty: a temporary folder.
         stopped: exit code of a command that was stopped by a signal after its state was saved.
     """
+    for name in VERBOSITIES:  # read when the library is imported, which sets the level of its loggers
+        os.environ.setdefault(name, "warning" if debug else "error")
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.NOTSET if debug else logging.ERROR)
     for name in LOGS_OF_THREADS:

@@ -1,23 +1,26 @@
-"""Fill in what only the data tell: `{classes}` and `{vocabulary}` in the spec strings of a config.
+"""Fill in what only the data tell: `{classes}`, `{vocabulary}` and `{texts}` in the spec strings of a config.
 
-So a preset such as `mlp(widths=(64,), classes={classes})` fits any data set.
+So a preset such as `mlp(widths=(64,), classes={classes})` fits any data set. `{texts}` are the names of its fields with
+texts.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.describe import describe
 from jaxdistill.run.config import Config, make
 from jaxdistill.run.pipelines import data_folder
 
-PLACEHOLDER = re.compile(r"\{(classes|vocabulary)\}")
+PLACEHOLDER = re.compile(r"\{(classes|vocabulary|texts)\}")
+STAND_INS = {"classes": "2", "vocabulary": "2", "texts": "('text',)"}
 
 
 def with_stand_ins(config: Config) -> Config:
-    """Return a config whose placeholders are 2, so that its other mistakes are found before any data are read."""
-    return make(**_replaced(config.to_dict(), "", lambda *_: "2"))
+    """Return a config with values for its placeholders, so that other mistakes are found before any data are read."""
+    return make(**_replaced(config.to_dict(), "", lambda path, text, name: STAND_INS[name]))
 
 
 def fill_placeholders(config: Config) -> Config:
@@ -31,20 +34,33 @@ def fill_placeholders(config: Config) -> Config:
     Raises:
         ConfigError: the data cannot be described, or do not define what a placeholder asks for.
     """
-    known: list[Description] = []
+    data = config.data
+    described = functools.cache(
+        lambda tokens: describe(data.name, data.train, data_folder(config), "data", "train", tokens)
+    )
 
-    def value(path: str, text: str, name: str) -> str:
-        if not known:
-            data = config.data
-            known.append(describe(data.name, data.train, data_folder(config), "data", "train", data.tokens))
-        number = getattr(known[0], name)
-        if number is None:
-            lack = "labels with a known number of classes" if name == "classes" else "a tokenizer"
-            raise ConfigError(path, f"{text!r} asks for {{{name}}}, and the data have not {lack}. Write a number.")
-        return str(number)
+    def texts(path: str, text: str, name: str) -> str:
+        if name != "texts":
+            return f"{{{name}}}"
+        if not (found := described("").texts):
+            raise ConfigError(path, f"{text!r} asks for {{texts}}, and the records of {data.name!r} have no texts.")
+        return repr(found)
+
+    def number(path: str, text: str, name: str) -> str:
+        value = getattr(described(tokens), name)
+        if value is None and name == "classes":
+            cure = (
+                "Name the column of the labels, label=; use the preset 'embedding' for data without; or write a number"
+            )
+            raise ConfigError(path, f"{text!r} asks for {{classes}}, and the data have no known classes. {cure}.")
+        if value is None:
+            raise ConfigError(path, f"{text!r} asks for {{vocabulary}}, and data.tokens is empty. Write a number.")
+        return str(value)
 
     tree = config.to_dict()
-    found = _replaced(tree, "", value)
+    with_texts = _replaced(tree, "", texts)
+    tokens = with_texts["data"]["tokens"]
+    found = _replaced(with_texts, "", number)
     return make(**found) if found != tree else config
 
 

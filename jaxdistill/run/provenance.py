@@ -38,8 +38,14 @@ def _version(package: str) -> str:
 
 def _command() -> str:
     """Return the command line, quoted for a shell."""
-    program = ["python", "-m", "jaxdistill.main"] if Path(sys.argv[0]).name == "main.py" else ["python", sys.argv[0]]
-    return shlex.join([*program, *sys.argv[1:]])
+    programs = {"main.py": ["python", "-m", "jaxdistill.main"], "jaxdistill": ["jaxdistill"]}
+    program = programs.get(Path(sys.argv[0]).name, ["python", sys.argv[0]])
+    return " ".join(map(_quoted, [*program, *sys.argv[1:]]))
+
+
+def _quoted(word: str) -> str:
+    """Return a word quoted for a shell, in double quotes where that is easier to read."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def provenance(seed: int) -> dict[str, Any]:
@@ -49,10 +55,11 @@ def provenance(seed: int) -> dict[str, Any]:
         seed: random seed of the run, to be recorded.
     """
     device = jax.devices()[0]
+    kind = processor() if device.platform == "cpu" else device.device_kind
     return {
         "git": git_hash(),
         "versions": {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}},
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "device": f"{jax.device_count()} x {kind} ({device.platform})",
         "processes": jax.process_count(),
         "seed": seed,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

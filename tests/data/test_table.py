@@ -106,6 +106,8 @@ def test_a_file_for_each_split():
         assert (len(opened(spec)), len(opened(spec, "test"))) == (40, 20)
     write_csv(Path("data/submission.csv"), [{"id": 1}])  # which is no split
     assert len(opened("table(path='data/{split}.csv', text='text', label='kind')")) == 40
+    assert "'submission.csv', which is no split" in refusal("table(path='data', text='text', label='kind')").message
+    Path("data/submission.csv").unlink()
     for split, rows in (("train", RECORDS[:40]), ("test", RECORDS[40:])):
         Path("by", split).mkdir(parents=True)
         write_csv(Path("by", split, "x.csv"), rows)

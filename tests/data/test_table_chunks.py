@@ -152,6 +152,52 @@ def test_another_delimiter_can_be_named_and_is_suggested():
     assert "must be one character" in refusal(f"{SPEC[:-1]}, delimiter='::')").message
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_another_delimiter_is_suggested_if_texts_have_commas_too(delimiter):
+    rows = [f"a, b{delimiter}x", f"c, d, e{delimiter}y"] * 10
+    Path("a.csv").write_text("\n".join([f"text{delimiter}kind", *rows]))
+    expected = f"a.csv has ',' between values, and its first line has {delimiter!r}. Name this delimiter"
+    assert expected in refusal(SPEC).message
+    assert opened(f"{SPEC[:-1]}, delimiter={delimiter!r})").class_names == ("x", "y")
+
+
+def test_a_split_may_have_several_files():
+    """As data sets of the Hugging Face hub are written."""
+    Path("parts").mkdir()
+    for number in range(3):
+        rows = pa.Table.from_pylist(RECORDS[20 * number : 20 * number + 20])
+        parquet.write_table(rows, f"parts/train-0000{number}-of-00003.parquet")
+    parquet.write_table(pa.Table.from_pylist(RECORDS[:9]), "parts/test-00000-of-00001.parquet")
+    spec = "table(path='parts', text='text', label='kind')"
+    assert everything(opened(spec))["text"].tolist() == [row["text"] for row in RECORDS]
+    assert len(opened(spec, "test")) == 9
+    parquet.write_table(pa.table({"other": ["a"]}), "parts/train-00003.parquet")
+    assert "train-00003.parquet has other columns than" in refusal(spec).message
+    parquet.write_table(pa.Table.from_pylist(RECORDS), "parts/train.parquet")
+    assert "the split 'train' has two files" in refusal(spec).message
+
+
+def test_a_split_of_unlabelled_records_that_is_not_there_says_why():
+    write_csv(Path("a.csv"))
+    assert "Every record has a label" in refusal(SPEC, "unlabelled").message
+
+
+def test_an_array_with_a_wrong_number_says_where():
+    x = np.ones((12, 3))
+    x[7, 2] = np.nan
+    np.savez("a.npz", x=x, y=np.arange(12) % 2)
+    message = refusal("table(path='a.npz', features='x', label='y')").message
+    assert "record 7: 'x' is nan at [2], not a finite number" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"), [("a.json", "call the file .jsonl"), ("a.txt", "a column of texts"), ("a.png", "Give the folder")]
+)
+def test_a_format_that_people_try_has_a_cure(name, cure):
+    Path(name).touch()
+    assert cure in refusal(f"table(path={name!r}, text='text')").message
+
+
 def test_how_a_file_is_written_is_part_of_its_fingerprint():
     """Else the copy that was read with a wrong encoding would be used again."""
     Path("a.csv").write_text("text,kind\n" + "é,a\nü,b\n" * 10, encoding="latin-1")

@@ -98,6 +98,26 @@ def test_a_student_that_knows_nothing_is_called_so():
     rows = [{"name": "student", "accuracy": 0.6, "parameters": 10}]
     assert "always answering 'dog' reaches 60.00 %" in table.sentence(rows, None, ("dog", 0.6))
     assert "always" not in table.sentence(rows, None, ("dog", 0.59))
+    teacher = {"name": "teacher big", "accuracy": 0.5, "parameters": 10}
+    assert "learned by teacher big: always" in table.sentence([teacher, *rows], None, ("dog", 0.55))
+
+
+def test_the_page_tells_what_was_read():
+    data = [
+        {"stream": "train", "split": "train", "records": 1200, "labels": True, "truncated": 869},
+        {"stream": "test", "split": "test", "records": 300, "labels": False, "truncated": 0},
+    ]
+    html = page.render({"data": data, "unused_splits": {"unlabelled": 13}, "rows": []}, {})
+    assert "<td>1,200</td><td>yes</td><td>869</td>" in html and "Nothing reads the 13 records" in html
+    reason = {"left_out": {"control": "it learns from labels alone"}, "rows": [{"name": "student", "parameters": 3}]}
+    html = page.render(reason, {})
+    assert "There is no control: it learns from labels alone." in html and "Highlighted" not in html
+
+
+def test_small_models_have_a_size():
+    rows = [{"name": "student", "parameters": 259, "bytes": 1036, "flops": 512}]
+    texts = [form(rows[0]) for key, _, form in table.columns_of(rows)]
+    assert texts == ["259", "0.001", "0.0005"]
 
 
 def test_turns_are_taken_by_all():
@@ -134,7 +154,8 @@ def test_runs_are_compared_on_one_page(tmp_path, monkeypatch, capsys):
     finished(Path("runs/b"), 1.0, [0, 1] * 10, steps=20)
     finished(Path("runs/c"), 1.0, [0, 1] * 10, data={"name": "other", "test": "test"})
     assert main.run(["compare", "runs/a", "runs/b", "runs/c", "--out", "out"]) == 0
-    heading, a, b, c, _ = capsys.readouterr().out.splitlines()
+    heading, a, b, c, reason, _ = capsys.readouterr().out.splitlines()
+    assert reason == "No test for c: not known to have the test records of a, with labels."
     assert heading.split()[:3] == ["run", "acc", "%"] and a.split()[:2] == ["a", "50.00"]
     assert "+50.00" in b and "0.002" in b and "+" not in c  # 10 of 10 discordant records; another data set
     html = Path("out/compare.html").read_text()

@@ -178,7 +178,7 @@ def test_page_has_every_figure(page):
 
 def test_every_name_and_number_appears(page):
     expected = """teacher big|student|control|92.81|91.34|95.13|0.2423|0.3181|0.1712|1.23|4.12|2.10|272 k|36.5 M
-        |1.04 MiB|139 MiB|40.8 M|5.20 G|0.412|0.520|93.12|91.61|0.1034|0.2631|51.20|0.7130|CKA 1-3|0.9100|CKA 2-6
+        |1.09 MB|146 MB|40.8 M|5.20 G|0.412|0.520|93.12|91.61|0.1034|0.2631|51.20|0.7130|CKA 1-3|0.9100|CKA 2-6
         |0.8765|–|4f2c1e9|versions.jax|0.11.2|1 x TPU v5e|17|2025-11-23|3 min 05 s|4.2 s|3 min 09 s|kd|ce"""
     missing = {text.strip() for text in expected.split("|")} - set(page.texts)
     assert not missing
@@ -282,6 +282,7 @@ def test_text_is_escaped_unless_it_is_markup():
         (formats.count, 999_999, "1.00 M"),
         (formats.count, 12_345_678, "12.3 M"),
         (formats.count, 1.2e18, "1200 P"),
+        (formats.file_size, 1_089_896, "1.09 MB"),
         (formats.size, 0, "0 B"),
         (formats.size, 1024, "1.00 KiB"),
         (formats.size, 3 * 2**30, "3.00 GiB"),

@@ -118,18 +118,23 @@ def test_a_preset_is_sound(preset, world):
 
 @pytest.mark.parametrize("name", presets.names())
 def test_a_preset_that_comes_along_is_sound(name, world, monkeypatch):
-    monkeypatch.setattr(fill, "describe", lambda *_: Description(100, {}, 3, 30522))
+    monkeypatch.setattr(fill, "describe", lambda *_: Description(100, {}, 3, 30522, texts=("text",)))
     config = load_config(presets.find(name))
     assert config.title
     resolved = resolve(config, jax.devices()[:1])
     _ = resolved.definitions
-    assert "{classes}" not in str(resolved.config.to_dict()) and "{vocabulary}" not in str(resolved.config.to_dict())
+    assert not re.search(r"\{(classes|vocabulary|texts)\}", str(resolved.config.to_dict()))
 
 
 def test_a_placeholder_needs_what_the_data_know(monkeypatch):
     monkeypatch.setattr(fill, "describe", lambda *_: Description(100, {}, None, None))
     config = load_config(presets.find("features"))
-    with pytest.raises(ConfigError, match=r"^student.model: .* asks for \{classes\}, and the data have not labels"):
+    with pytest.raises(
+        ConfigError, match=r"^student.model: .* asks for \{classes\}, and the data have no known classes"
+    ):
+        resolve(config, jax.devices()[:1])
+    config = load_config(presets.find("text"))
+    with pytest.raises(ConfigError, match=r"^data.tokens: .* asks for \{texts\}, and the records of .* have no texts"):
         resolve(config, jax.devices()[:1])
     with pytest.raises(ConfigError, match=r"^--preset: unknown preset 'txt'. Did you mean 'text'\?"):
         presets.find("txt")

@@ -35,6 +35,7 @@ def test_the_command_writes_predictions_beside_the_records(home, trained, capsys
     assert {tuple(line["probabilities"]) for line in lines} == {("early", "late")}
     assert [list(line["probabilities"].values()) for line in lines] == expected.probabilities.tolist()
     assert parquet.read_table(home / "out.parquet")["prediction"].to_pylist() == expected.labels
+    assert parquet.read_table(home / "out.parquet")["probabilities"].to_pylist()[3] == lines[3]["probabilities"]
     with np.load(home / "out.npz") as arrays:
         assert arrays["confidence"].tolist() == expected.confidence.tolist()
     parquet.write_table(pa.table({"body": ["a b"]}), home / "other.parquet")
@@ -104,7 +105,7 @@ def test_a_pair_of_texts_is_read_from_columns_of_other_names(home):
     name = f"table(path='{home}/pairs.jsonl', text=('q', 'r'), label='y')"
     config = differ(
         config_of("bert", home, teachers={}, objective={"cross_entropy": {}}),
-        data={"name": name, "tokens": sentences(home, 8, ", fields=('q', 'r')")},
+        data={"name": name, "tokens": sentences(home, 8, ", fields={texts}")},
     )
     jaxdistill.distill(config, home / "pairs", QUIET)
     found = jaxdistill.load(home / "pairs").predict([{"q": "a b", "r": "c"}])

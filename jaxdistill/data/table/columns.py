@@ -125,9 +125,8 @@ class Classes:
         if len(self._codes) < 2 and not self._names:
             raise TableError(f"{file}: all labels are {next(iter(self._codes))!r}; a classifier needs two classes.")
         if len(self._codes) > max(FEW_CLASSES, records // 2):
-            raise TableError(
-                f"{file}: {records} records have {len(self._codes)} different labels, so they are no classes."
-            )
+            problem = f"{records} records have {len(self._codes)} different labels, so they are no classes"
+            raise TableError(f"{file}: {problem}. Name a column with few values.")
         if not self._names and "a number" in kinds.values():
             order = sorted({value for value in numbers.values() if value is not None})
             return tuple(map(str, order)), [order.index(numbers[name] or 0) for name in self._codes]
@@ -233,9 +232,19 @@ def _numbers(values: Sequence[Any], first: int, file: str, column: str) -> np.nd
         except (TypeError, ValueError):
             right = False
         if not right:
-            problem = f"{column!r} is {short_repr(value)}, not a finite number"
+            problem = f"{column!r} {_not_finite(value)}"
             raise TableError(f"{file}, record {number}: {problem}. Correct it, or leave the record out.")
     raise TableError(f"{file}: the arrays in {column!r} differ in shape from record to record.")
+
+
+def _not_finite(value: Any) -> str:
+    """Return what is wrong with a value that is no number, or an array with one that is not finite."""
+    try:
+        array = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        return f"is {short_repr(value)}, not a finite number"
+    place = np.argwhere(~np.isfinite(array))[0].tolist()
+    return f"is {array[tuple(place)]}{f' at {place}' if place else ''}, not a finite number"
 
 
 def _images(values: Sequence[Any], first: int, file: str) -> list[Any] | np.ndarray:

@@ -19,7 +19,7 @@ from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.memory import free_disk, require
 from jaxdistill.core.registry import datasets
 from jaxdistill.data.progress import progress
-from jaxdistill.data.splits import choose_held_out, select_rows
+from jaxdistill.data.splits import SplitError, choose_held_out, select_rows, split_names
 from jaxdistill.data.table import arrow_store, images
 from jaxdistill.data.table.arrow_store import ArrowFile, Manifest
 from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
@@ -50,8 +50,9 @@ def table(
     `path` is one of these:
 
     - a file, from which a share is held out as the split `test`, with the same share of every class;
-    - a path with `{split}`, such as `data/{split}.csv`, or a folder with `train.csv` and `test.csv`; the splits may be
-      train, test, unlabelled, validation, valid, val and dev;
+    - a folder with a file for each split, or several, as `train-00000-of-00002.parquet`;
+    - a path with `{split}`, such as `data/{split}.csv`; the splits may be train, test,
+       unlabelled, validation, valid, val and dev;
     - a folder that has a folder of images for each class, itself or in its folders `train` and `test`;
     - a folder that the package `datasets` has saved, or the name of a data set on the Hugging Face hub.
 
@@ -95,6 +96,10 @@ def table(
     contents = {name: source.fingerprint() for name, source in sources.items()}
     manifest, files = _stored(sources, opened, column_names, contents, folder)
     parts = _splits(files, column_names, test, seed, sources)
+    if UNLABELLED in split_names(split) and UNLABELLED not in parts:
+        raise SplitError(
+            split, "Every record has a label: learn from them with the preset 'text', or leave some empty."
+        )
     chosen = [(name, np.asarray(rows)) for name, rows in select_rows(split, {n: len(r) for n, (_, r) in parts.items()})]
     rows = [(files[parts[name][0]], parts[name][1][numbers]) for name, numbers in chosen]
     places = {name: sources[parts[name][0]].place for name, _ in chosen}

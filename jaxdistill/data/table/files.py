@@ -17,6 +17,7 @@ from jaxdistill.core.errors import one_line, suggest
 
 Chunk = dict[str, list[Any]]
 ROWS = 1024  # records of a chunk
+DELIMITERS = ";\t|,"  # that CSV files may have
 BLOCK = 2**24  # bytes of a CSV file that are parsed at once; a record may not be longer
 
 
@@ -79,8 +80,26 @@ def open_csv(file: Path, text_format: TextFormat) -> RecordReader:
                 for start in range(0, batch.num_rows, ROWS):
                     yield batch.slice(start, ROWS).to_pydict()
 
-    with _arrow_problems(file, encoding), reader(()) as first:
-        return RecordReader(tuple(first.schema.names), chunks)
+    try:
+        with _arrow_problems(file, encoding), reader(()) as first:
+            return RecordReader(tuple(first.schema.names), chunks)
+    except TableError:
+        if other := _other_delimiter(file, encoding, delimiter):
+            problem = f"{file} has {delimiter!r} between values, and its first line has {other!r}"
+            raise TableError(f"{problem}. Name this delimiter.") from None
+        raise
+
+
+def _other_delimiter(file: Path, encoding: str, delimiter: str) -> str:
+    """Return the delimiter that the first line of a file has, if it has not the given one; empty: there is none."""
+    import pyarrow as pa
+
+    try:
+        with pa.input_stream(str(file), compression="detect") as stream:
+            line = next(_lines(stream, encoding), "")
+    except (UnicodeDecodeError, OSError):
+        return ""
+    return next((each for each in DELIMITERS if each in line), "") if delimiter not in line else ""
 
 
 def open_tsv(file: Path, text_format: TextFormat) -> RecordReader:
@@ -218,7 +237,10 @@ def _npz(file: Path) -> Iterator[Any]:
     except MemoryError:
         raise
     except Exception as error:  # foreign code: the zip archive, its compression, the headings of the arrays
-        raise TableError(f"{file} is not an npz file of plain arrays ({one_line(error)[:160]}).") from None
+        reason = "it may hold Python objects" if "allow_pickle" in str(error) else one_line(error)[:160]
+        raise TableError(
+            f"{file} is not an npz file of plain arrays ({reason}). Write it again with numpy.savez."
+        ) from None
 
 
 def _rows(array: np.ndarray) -> list[Any]:
@@ -244,6 +266,13 @@ READERS: Mapping[str, Callable[[Path, TextFormat], RecordReader]] = {
     ".parquet": open_parquet,
     ".npz": open_npz,
 }
+IMAGE = "Give the folder with the images, or a table with a column of their paths."
+CURES = {  # suffixes that people try
+    ".json": "Write one JSON object in each line, and call the file .jsonl.",
+    ".txt": "Write a table with a column of texts: .csv, .tsv, .jsonl or .parquet.",
+    ".xlsx": "Save the sheet as .csv.",
+    **dict.fromkeys((".jpg", ".jpeg", ".png"), IMAGE),
+}
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 
 
@@ -261,7 +290,8 @@ def open_file(file: Path, text_format: TextFormat) -> RecordReader:
     """
     reader = READERS.get(suffix_of(file))
     if reader is None:
-        raise TableError(f"{file} has the unknown format {suffix_of(file)!r}. Give one of {', '.join(READERS)}.")
+        cure = CURES.get(suffix_of(file), f"Give one of {', '.join(READERS)}.")
+        raise TableError(f"{file} has the unknown format {suffix_of(file)!r}. {cure}")
     opened = reader(file, text_format)
     if doubled := [name for name in opened.columns if opened.columns.count(name) > 1]:
         raise TableError(f"{file} has two columns {doubled[0]!r}. Rename one of them.")
@@ -287,7 +317,7 @@ def require_columns(opened: RecordReader, wanted: Mapping[str, Sequence[str]], f
 
 def _cure(name: str, columns: Sequence[str]) -> str:
     """Return which columns there are, or that the file has another delimiter."""
-    for delimiter in ";\t|,":
+    for delimiter in DELIMITERS:
         if len(columns) == 1 and delimiter in columns[0] and name in columns[0].split(delimiter):
             return f"Its values are separated by {delimiter!r}: name this delimiter."
     return suggest(name, columns)

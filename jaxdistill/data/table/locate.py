@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from jaxdistill.data.table.files import (
 TRAIN, TEST, UNLABELLED = "train", "test", "unlabelled"
 SPLITS = (TRAIN, TEST, UNLABELLED, "validation", "valid", "val", "dev")
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+PART = re.compile(r"[A-Za-z]+-\d+(-of-\d+)?")  # of a split in several files: train-00000-of-00002
 NAME = "{split}"  # stands for the name of a split in a path
 
 
@@ -50,6 +52,7 @@ def locate(path: str, text_format: TextFormat) -> Mapping[str, Source]:
     Raises:
         TableError: there is no such file, its format is unknown, or a split has two files.
     """
+    path = path.removeprefix("hf://datasets/")  # as other libraries write a name of the hub
     if NAME in path:
         return _by_pattern(path, text_format)
     place = Path(path).expanduser()
@@ -74,6 +77,22 @@ def _file(file: Path, text_format: TextFormat) -> Source:
     return Source(str(file), lambda: open_file(file, text_format), fingerprint)
 
 
+def _files(files: Sequence[Path], text_format: TextFormat) -> Source:
+    """Return the records of several files, one after the other, such as train-00000-of-00002.parquet."""
+    sources = [_file(file, text_format) for file in files]
+    if len(sources) == 1:
+        return sources[0]
+
+    def opened() -> RecordReader:
+        readers = [source.open() for source in sources]
+        for file, reader in zip(files, readers, strict=True):
+            if reader.columns != readers[0].columns:
+                raise TableError(f"{file} has other columns than {files[0]}: {', '.join(reader.columns)}.")
+        return readers[0]._replace(chunks=lambda names: chain.from_iterable(each.chunks(names) for each in readers))
+
+    return Source(f"{files[0]} and {len(files) - 1} more", opened, lambda: " ".join(x.fingerprint() for x in sources))
+
+
 def _by_pattern(path: str, text_format: TextFormat) -> Mapping[str, Source]:
     places = {name: Path(path.replace(NAME, name)).expanduser() for name in SPLITS}
     found = {name: _file(place, text_format) for name, place in places.items() if place.is_file()}
@@ -85,18 +104,22 @@ def _by_pattern(path: str, text_format: TextFormat) -> Mapping[str, Source]:
 def _in_folder(folder: Path, text_format: TextFormat) -> Mapping[str, Source]:
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _datasets(str(folder))
+    tables = [file for file in sorted(folder.iterdir()) if file.is_file() and suffix_of(file) in READERS]
     files: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
-        name = file.name.partition(".")[0]
-        if name in SPLITS and file.is_file() and suffix_of(file) in READERS:
+    for file in tables:
+        name, is_part, _ = file.name.partition(".")[0].partition("-")
+        if name in SPLITS and (not is_part or PART.fullmatch(file.name.partition(".")[0])):
             files.setdefault(name, []).append(file)
     for name, several in files.items():
-        if len(several) > 1:
+        parts_alone = all("-" in file.name for file in several) and len({suffix_of(file) for file in several}) == 1
+        if len(several) > 1 and not parts_alone:
             raise TableError(f"the split {name!r} has two files, {several[0]} and {several[1]}. Remove or rename one.")
     if files:
         if TRAIN not in files:
             raise TableError(f"{folder} has no file for the split 'train', such as train.csv.")
-        return {name: _file(file, text_format) for name, (file,) in files.items()}
+        if others := sorted({file.name for file in tables} - {file.name for each in files.values() for file in each}):
+            raise TableError(f"{folder} has {others[0]!r}, which is no split. Splits are {', '.join(SPLITS)}.")
+        return {name: _files(several, text_format) for name, several in files.items()}
     parts = {place.name: place for place in images.class_folders(folder)}
     if not parts and images.files_in(folder):
         return {TRAIN: Source(str(folder), lambda: images.open_flat(folder), lambda: _listing_hash(folder))}
@@ -137,7 +160,9 @@ def _datasets(name: str) -> Mapping[str, Source]:
         found = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
     except Exception as error:  # foreign code: no network, no such repository, damaged files
         problem = "is no local file, and cannot be loaded by datasets"
-        raise TableError(f"path={name!r} {problem} ({type(error).__name__}: {one_line(error)[:200]}).") from None
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        cure = "Correct the path; or, for a name of the Hugging Face hub, connect this machine to the network"
+        raise TableError(f"path={name!r} {problem} ({reason}). {cure}.") from None
     splits: dict[str, Any] = dict(found) if isinstance(found, datasets.DatasetDict) else {TRAIN: found}
     return {split: _dataset(name, split, part) for split, part in splits.items()}
 

@@ -67,6 +67,7 @@ def tokenise(
         "classes": records.classes if tokenization.labelled else None,  # else the classes are the vocabulary
         "class_names": records.class_names if tokenization.labelled else (),
         "split_sizes": records.split_sizes,
+        "truncates": tokenization.labelled,  # else texts are spread over rows
         "vocabulary": tokenizer.vocabulary_size(loaded),
     }
     for kind, texts, available in (
@@ -80,7 +81,9 @@ def tokenise(
     try:
         cut = _write_cache(cache, parts(), about)
         if cut and tokenization.labelled:
-            sys.stderr.write(f"note: {cut:,} of {len(records):,} texts of {title} are longer than a row, and are cut\n")
+            sys.stderr.write(
+                f"note: {cut:,} of {len(records):,} texts of {title} are longer than a row (length in data.tokens)\n"
+            )
         return _open_cache(cache)
     except OSError as error:
         if error.errno not in READ_ONLY:
@@ -88,7 +91,8 @@ def tokenise(
     # a folder that cannot be written costs time and memory, but must not stop the run
     arrays = {f"the tokens of {len(records)} texts": (tokenizer.PATH, len(records) * tokenization.row_bytes)}
     require(arrays, host_memory(), f"Let this user write to {folder}, or choose fewer records", "memory")
-    return _records(joined(parts()).columns, about)
+    whole = joined(parts())
+    return _records(whole.columns, {**about, "cut": whole.too_long})
 
 
 def tokenizer_hash(tokenization: Tokenization) -> str:
@@ -208,4 +212,6 @@ def _open_cache(cache: Path) -> Records:
 
 def _records(columns: Columns, about: dict[str, Any]) -> Records:
     names, sizes = about["class_names"], about["split_sizes"]
-    return Records(columns, about["classes"], about["vocabulary"], class_names=names, split_sizes=sizes)
+    cut = about["cut"] if about["truncates"] else 0
+    known = {"class_names": names, "split_sizes": sizes, "truncated": cut}
+    return Records(columns, about["classes"], about["vocabulary"], **known)

@@ -53,8 +53,10 @@ def _difference(pair: Mapping[str, Any] | None) -> tuple[str, str, str]:
 
 
 def text_table(runs: Sequence[ComparedRun]) -> str:
-    """Return the results of the runs as a table for the terminal."""
-    return aligned(cells(runs))
+    """Return the results of the runs as a table for the terminal, and why some were not compared by a test."""
+    untested = [run.name for run in runs[1:] if run.pair is None]
+    reason = f"No test for {', '.join(untested)}: not known to have the test records of {runs[0].name}, with labels."
+    return "\n".join([aligned(cells(runs)), *([reason] if untested else [])])
 
 
 def differences(runs: Sequence[ComparedRun]) -> list[list[str]]:
@@ -79,7 +81,7 @@ def render(runs: Sequence[ComparedRun], model: str, place: Path) -> str:
     note = (
         "On held-out data. Differences are those of the accuracy, in points, to the first run, on the same test "
         "records with McNemar's exact test; runs with other test records have none. One run of each does not show the "
-        "spread over seeds."
+        "spread over seeds. Each run was timed when it ended: times of one network differ with the machine's load."
     )
     links = element("ul", *(element("li", _link(run, place)) for run in runs))
     body = (

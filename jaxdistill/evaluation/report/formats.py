@@ -19,8 +19,13 @@ def count(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Format a number of bytes: 1089896 -> 1.04 MiB."""
+    """Format an amount of memory, in powers of 1024: 1089896 -> 1.04 MiB."""
     return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def file_size(value: float) -> str:
+    """Format the size of a model or file, in powers of 1000: 1089896 -> 1.09 MB."""
+    return _scaled(value, 1000, (" B", " kB", " MB", " GB", " TB"))
 
 
 def duration(seconds: float) -> str:

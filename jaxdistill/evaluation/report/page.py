@@ -1,6 +1,6 @@
 """Write the HTML report of a run: one file without scripts or external links.
 
-The sections are: results, transfer from the teacher, training progress, reliability, and how to repeat the run.
+The sections are: results, data, transfer from the teacher, training progress, reliability, and how to repeat the run.
 """
 
 import json
@@ -48,6 +48,7 @@ def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
         element("h1", title),
         element("p", results.get("summary") or "", class_="summary"),
         quality(results, styles),
+        records(results),
         transfer(results),
         confusion(results),
         examples(results),
@@ -84,8 +85,34 @@ def quality(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> 
     def swatch(name: str) -> Markup:
         return element("span", class_="swatch", style=f"background: {styles[name].color}")
 
-    rows = results.get("rows") or []
-    return section("Result", tables.quality_table(rows, swatch) if rows else Markup())
+    rows, left_out = results.get("rows") or [], results.get("left_out") or {}
+    notes = " ".join(f"There is no {model}: {reason}." for model, reason in left_out.items())
+    return section("Result", tables.quality_table(rows, swatch) if rows else Markup(), notes)
+
+
+def records(results: Mapping[str, Any]) -> Markup:
+    """Return the page section with the number of records, which of them have labels, and how many texts are cut.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    found = results.get("data") or []
+    cuts = any(row["truncated"] for row in found)
+    lines = [
+        [
+            row["stream"],
+            row["split"],
+            f"{row['records']:,}",
+            "yes" if row["labels"] else "no",
+            *([f"{row['truncated']:,}"] if cuts else []),
+        ]
+        for row in found
+    ]
+    unused = (results.get("unused_splits") or {}).items()
+    notes = ["A text that is longer than a row of tokens is cut: see length in data.tokens."] if cuts else []
+    notes += [f"Nothing reads the {size:,} records of the split '{name}'." for name, size in unused]
+    heading = ["used as", "split", "records", "labels", *(["longer than a row"] if cuts else [])]
+    return section("Data", tables.plain_table(heading, lines) if lines else Markup(), " ".join(notes))
 
 
 def transfer(results: Mapping[str, Any]) -> Markup:
@@ -101,9 +128,10 @@ def transfer(results: Mapping[str, Any]) -> Markup:
             "control, not with 100 %."
         )
     if any(row.get("rank_correlation") is not None for row in rows):
+        high = "Agreement and CKA are" if any(row.get("cka") for row in rows) else "Agreement is"
         notes.append(
-            "Agreement and CKA are high for any two good networks; agreement on the teacher's errors and the rank "
-            "correlation of the other classes show what the teacher transferred."
+            f"{high} high for any two good networks; agreement on the teacher's errors and the rank correlation of the "
+            "other classes show what the teacher transferred."
         )
     return section("What was transferred", tables.transfer_table(rows), " ".join(notes))
 
@@ -321,7 +349,11 @@ def command(results: Mapping[str, Any]) -> Markup:
         results: the content of `results.json`.
     """
     text = (results.get("provenance") or {}).get("command")
-    return section("Repeat this run", element("pre", text, class_="command") if text else Markup())
+    note = (
+        "In the folder where it was started, with another --workdir. Or from its record, anywhere, if the data have an "
+        "absolute path: jaxdistill train --config RUN/config.json --workdir NEW"
+    )
+    return section("Repeat this run", element("pre", text, class_="command") if text else Markup(), note)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

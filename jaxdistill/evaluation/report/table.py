@@ -17,7 +17,13 @@ def _agreement_on_errors(row: Mapping[str, Any]) -> str:
 
 
 def _count(number: float) -> str:
-    return f"{number / 1e6:,.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k"
+    return f"{number / 1e6:,.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k" if number >= 1000 else f"{number:.0f}"
+
+
+def _millions(number: float, digits: int) -> str:
+    """Format a number in millions with a few decimal places, or with one significant digit if it would be 0."""
+    rounded = f"{number / 1e6:,.{digits}f}"
+    return rounded if float(rounded.replace(",", "")) or not number else f"{number / 1e6:.1g}"
 
 
 COLUMNS = (
@@ -31,8 +37,8 @@ COLUMNS = (
     ("agreement_on_errors", "errors", _agreement_on_errors),
     ("rank_correlation", "rank", lambda row: f"{row['rank_correlation']:.3f}"),
     ("parameters", "params", lambda row: _count(row["parameters"])),
-    ("bytes", "MB", lambda row: f"{row['bytes'] / 1e6:.2f}"),
-    ("flops", "MFLOP", lambda row: f"{row['flops'] / 1e6:,.1f}"),
+    ("bytes", "MB", lambda row: _millions(row["bytes"], 2)),
+    ("flops", "MFLOP", lambda row: _millions(row["flops"], 1)),
     ("latency_ms", "ms", lambda row: f"{row['latency_ms']:.2f}"),
 )
 MEANINGS = {
@@ -109,9 +115,16 @@ def sentence(
         share = student["parameters"] / best["parameters"]
         text += f"; its best teacher reaches {100 * best['accuracy']:.2f} %"
         text += f" and the student has {100 * share:.1f} % of its parameters"
-    if constant and student["accuracy"] <= constant[1]:
-        text += f". It has learned nothing useful: always answering {constant[0]!r} reaches {100 * constant[1]:.2f} %"
+    named = {"the student": student, **{row["name"]: row for row in teachers}}
+    useless = [name for name, row in named.items() if _is_useless(row, constant)]
+    if constant and useless:
+        reaches = f"always answering {constant[0]!r} reaches {100 * constant[1]:.2f} %"
+        text += f". Nothing useful was learned by {' and '.join(useless)}: {reaches}"
     return text + "."
+
+
+def _is_useless(row: Mapping[str, Any], constant: tuple[str, float] | None) -> bool:
+    return constant is not None and row.get("accuracy", 1.0) <= constant[1]
 
 
 def _significance(pair: Mapping[str, Any] | None) -> str:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxdistill.evaluation.report.formats import count, decimal, digits, percent, size
+from jaxdistill.evaluation.report.formats import count, decimal, digits, file_size, percent
 from jaxdistill.evaluation.report.markup import Markup, element, join
+from jaxdistill.evaluation.report.table import MIN_ERRORS
 
 Row = dict[str, Any]
 
@@ -40,9 +41,16 @@ QUALITY = (
     ),
     Column("ece", "ECE (%)", percent, -1, "expected calibration error: mean gap between confidence and accuracy"),
     Column("parameters", "Parameters", count, -1, "weights and biases of the network"),
-    Column("bytes", "Size", size, -1, "memory of parameters and state"),
+    Column("bytes", "Size", file_size, -1, "memory of parameters and state"),
     Column("flops", "FLOPs", count, -1, "floating point operations of one forward pass, per example"),
-    Column("latency_ms", "Latency (ms)", digits, -1, "time of one forward pass of one example on this device"),
+    Column(
+        "latency_ms",
+        "Latency (ms)",
+        digits,
+        -1,
+        "time of one forward pass of one example on this device, with its range; models of one architecture are timed "
+        "once",
+    ),
 )
 
 TRANSFER = (
@@ -67,8 +75,8 @@ TRANSFER = (
         "Agreement on the teacher's errors (%)",
         percent,
         1,
-        "Same most likely class as the teacher where the teacher is wrong. Labels cannot teach this: an excess over "
-        "the control was transferred from the teacher, if there are many errors.",
+        "Same most likely class as the teacher where the teacher is wrong. An excess over the control was transferred "
+        "from the teacher, if there are many errors.",
     ),
     Column("teacher_errors", "The teacher's errors", "{:.0f}".format, 0, "Number of examples behind the row above."),
     Column(
@@ -77,7 +85,7 @@ TRANSFER = (
         decimal,
         1,
         "Similarity of the order in which the two networks rank the wrong classes; 1: the same order, 0: unrelated. "
-        "Labels cannot teach this: an excess over the control was transferred from the teacher.",
+        "An excess over the control was transferred from the teacher.",
     ),
 )
 
@@ -116,6 +124,9 @@ def cell_text(row: Row, column: Column) -> str:
     value = row.get(column.key)
     if value is None:
         return "–"
+    errors = row.get("teacher_errors", MIN_ERRORS)
+    if column.key == "agreement_on_errors" and errors < MIN_ERRORS and math.isfinite(value):
+        return f"{value * errors:.0f} of {errors:.0f}"  # a percentage would be too precise
     return column.form(value) if math.isfinite(value) else str(value)
 
 
@@ -164,7 +175,8 @@ def quality_table(rows: list[Row], swatch: Callable[[str], Markup]) -> Markup:
         return element("td", shown, spread, title=f"{column.title}: {row.get(column.key)}")
 
     head = element("tr", element("th", "Model", scope="col"), *(_head(column) for column in columns))
-    return join((_scrolling(element("thead", head), element("tbody", *map(line, rows))), _key(columns)))
+    has_control = any(role(row["name"]) == "control" for row in rows)
+    return join((_scrolling(element("thead", head), element("tbody", *map(line, rows))), _key(columns, has_control)))
 
 
 def _head(column: Column) -> Markup:
@@ -172,11 +184,16 @@ def _head(column: Column) -> Markup:
     return element("th", column.title, scope="col", title=column.meaning)
 
 
-def _key(columns: list[Column]) -> Markup:
-    """Return the meaning of every column as text, for touch screens without tooltips."""
+def _key(columns: list[Column], has_control: bool) -> Markup:
+    """Return the meaning of every column as text, for touch screens without tooltips.
+
+    Args:
+        columns: the columns.
+        has_control: whether the table has a control: the student's network, trained without a teacher.
+    """
     items = (element("span", element("b", column.title), f" {column.meaning}. ") for column in columns)
-    control = "The control is the student's network, trained without a teacher."
-    return element("p", *items, f"{control} Highlighted: the better of student and control.", class_="note")
+    control = "The control is the student's network, trained without a teacher. Highlighted: the better of the two."
+    return element("p", *items, control if has_control else "", class_="note")
 
 
 def transfer_table(rows: list[Row]) -> Markup:

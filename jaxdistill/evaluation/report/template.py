@@ -62,7 +62,7 @@ figure svg { display: block; width: 100%; height: auto; }
 figcaption { overflow-wrap: anywhere; margin-bottom: .25rem; }
 figcaption b { color: var(--ink); }
 .confusion td { text-align: center; padding: .25rem .5rem; }
-.confusion th { padding: .25rem .5rem; min-width: 0; }
+.confusion th, .confusion tbody th { padding: .25rem .5rem; min-width: 0; white-space: nowrap; }
 .example { border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; font-size: .85rem; min-width: 0; }
 .example img { width: 6rem; image-rendering: pixelated; display: block; margin-bottom: .5rem; }
 .example blockquote { margin: 0 0 .5rem; color: var(--faint); overflow-wrap: anywhere; }

@@ -4,8 +4,8 @@ jaxdistill predict RUN --input FILE --output FILE
 
 RUN is the folder of a run. The input is CSV, TSV, JSON lines, Parquet, npz or a folder of images; the columns that the
 model reads are those of its training data, unless --text, --image or --features name others. The output repeats the
-columns of the input, and adds `prediction` and `confidence`; in JSON lines, Parquet and npz also `probabilities`. A
-model without classes adds `embedding`, and a language model `nll` and `perplexity`.
+columns of the input, except images and arrays, and adds `prediction` and `confidence`; in JSON lines, Parquet and npz
+also `probabilities`. A model without classes adds `embedding`, and a language model `nll` and `perplexity`.
 """
 
 import sys

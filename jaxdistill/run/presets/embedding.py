@@ -1,4 +1,4 @@
-"""Embed texts, without labels: two layers of all-MiniLM-L6 learn its sentence embeddings on your texts.
+r"""Embed texts, without labels: two layers of all-MiniLM-L6 learn its sentence embeddings on your texts.
 
 jaxdistill train --preset embedding --workdir runs/mine \
     --config.data.name="table(path='texts.csv', text='text')"

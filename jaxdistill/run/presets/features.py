@@ -1,4 +1,4 @@
-"""Classify rows of numbers: a wide perceptron learns them and teaches a narrow one.
+r"""Classify rows of numbers: a wide perceptron learns them and teaches a narrow one.
 
 jaxdistill train --preset features --workdir runs/mine \
     --config.data.name="table(path='measured.npz', features='x', label='y')"

@@ -1,4 +1,4 @@
-"""Classify texts with few labels: a small network learns from a teacher what most of your texts, without labels, say.
+r"""Classify texts with few labels: a small network learns from a teacher what most of your texts, without labels, say.
 
 jaxdistill train --preset few_labels --workdir runs/mine \
     --config.data.name="table(path='texts.csv', text='text', label='topic')"
@@ -23,7 +23,7 @@ def get_config():
         data={
             "name": "table(path='data.csv', text='text', label='label')",
             "train": "unlabelled",
-            "tokens": f"sentences(tokenizer={MINILM!r}, length=48)",
+            "tokens": f"sentences(tokenizer={MINILM!r}, length=48, fields={{texts}})",
         },
         streams={"labelled": {"split": "train", "batch_size": 16}},
         student={

@@ -1,4 +1,4 @@
-"""Classify texts: all-MiniLM-L6 is fine-tuned on your texts, and teaches two of its layers.
+r"""Classify texts: all-MiniLM-L6 is fine-tuned on your texts, and teaches two of its layers.
 
 jaxdistill train --preset text --workdir runs/mine \
     --config.data.name="table(path='reviews.csv', text='review', label='stars')"
@@ -22,7 +22,7 @@ def get_config():
         clip_norm=1.0,
         data={
             "name": "table(path='data.csv', text='text', label='label')",
-            "tokens": f"sentences(tokenizer={MINILM!r}, length=48)",
+            "tokens": f"sentences(tokenizer={MINILM!r}, length=48, fields={{texts}})",
         },
         student={"model": f"pretrained({MINILM!r}, layers=('uniform', 2), classes={{classes}})"},
         teachers={

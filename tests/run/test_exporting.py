@@ -9,11 +9,10 @@ from own_runs import command
 
 import jaxdistill
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError
 from jaxdistill.export import measure
 from jaxdistill.export.formats import onnx_operators
 from jaxdistill.export.formats.onnx_graph import EMITTERS
-from jaxdistill.export.measure import Job, Runner, difference
+from jaxdistill.export.measure import Job, RunError, Runner, difference
 
 
 def test_files_stand_beside_their_model_with_what_was_measured(home, trained, capsys):
@@ -124,12 +123,24 @@ def test_a_missing_package_names_its_extra(trained, monkeypatch, capsys):
     assert "needs the package openvino: pip install 'jaxdistill[openvino]'" in capsys.readouterr().err
 
 
-def test_a_process_that_ends_is_told_with_its_last_words(tmp_path):
+def test_a_process_that_ends_is_told_and_loses_no_other_file(trained, tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match=r"--to onnx: the process that runs the file ended with exit code 1: .+"):
-        Runner("--to onnx", "onnxruntime", tmp_path / "x.onnx", 1)
-    with pytest.raises(ConfigError, match="ended with exit code"):
-        measure.measure([Job("a", "onnxruntime", tmp_path / "x.onnx", 1)], {"x": np.zeros(1)}, 1)
+    with pytest.raises(RunError, match=r"the process that runs the file ended with exit code 1: .+"):
+        Runner("onnxruntime", tmp_path / "x.onnx", 1)
+    assert command("export", trained("mlp"), "--to", "onnx", "--records", 5) == 0
+    good = trained("mlp") / "student" / "exports" / "onnx" / "model.onnx"
+    jobs = [Job("bad", "onnxruntime", tmp_path / "x.onnx", 1), Job("good", "onnxruntime", good, 2)]
+    found = measure.measure(jobs, {"image": np.zeros((3, 8, 8, 1), np.uint8)}, 1)
+    assert "exit code 1" in found["bad"] and found["good"].outputs.shape == (3, 3)
+
+
+def test_a_runtime_that_is_killed_is_named(trained, monkeypatch):
+    assert command("export", trained("mlp"), "--to", "onnx", "--records", 5) == 0
+    runner = Runner("onnxruntime", trained("mlp") / "student" / "exports" / "onnx" / "model.onnx", 1)
+    runner._process.kill()
+    with pytest.raises(RunError, match="was ended by SIGKILL"):
+        runner.ask("memory")
+    runner.close()
 
 
 LOGITS = np.float32([[1, 0], [0, 1], [2, 1], [0, 3]])

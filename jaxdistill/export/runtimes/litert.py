@@ -1,0 +1,43 @@
+"""Run a LiteRT file, on the CPU: ai.google.dev/edge/litert."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+PACKAGE = "ai_edge_litert"
+
+
+def open_file(file: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """Open a LiteRT file, and return the function that it computes; integers are converted from and to floats.
+
+    Args:
+        file: the file, which takes one row.
+        threads: number of threads.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(file), num_threads=threads)
+    interpreter.allocate_tensors()
+    (output,) = interpreter.get_output_details()
+    inputs = {details["name"].removeprefix("serving_default_").partition(":")[0]: details
+              for details in interpreter.get_input_details()}  # fmt: skip
+
+    def run(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        for name, details in inputs.items():
+            interpreter.set_tensor(details["index"], _as_integers(rows[name], details))
+        interpreter.invoke()
+        found = interpreter.get_tensor(output["index"])
+        scale, zero = output["quantization"]
+        return (found.astype(np.float32) - zero) * np.float32(scale) if scale else found
+
+    return run
+
+
+def _as_integers(x: np.ndarray, details: Mapping) -> np.ndarray:
+    """Return an input as the file wants it: rounded to integers by its scale, if it has one."""
+    (scale, zero), dtype = details["quantization"], details["dtype"]
+    if not scale or x.dtype == dtype:
+        return x
+    limits = np.iinfo(dtype)
+    return np.clip(np.round(x / scale) + zero, limits.min, limits.max).astype(dtype)

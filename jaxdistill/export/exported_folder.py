@@ -11,25 +11,24 @@ from jaxdistill.export import model_folder
 ABOUT = "export.json"
 
 
-def write(folder: Path, name: str, class_names: Sequence[str], about: Mapping[str, Any]) -> None:
+def write(folder: Path, class_names: Sequence[str], about: Mapping[str, Any]) -> None:
     """Write what is known of an exported file beside it, and seal the folder.
 
     Args:
         folder: the folder with the file.
-        name: name of the model, such as "student".
         class_names: names of its classes, in order; empty: it has none.
         about: how the file was made, what it reads, and what was measured; the content of `export.json`.
     """
     seal.write(folder / ABOUT, about)
-    (folder / "README.md").write_text(_readme(name, class_names, about), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(class_names, about), encoding="utf-8")
     seal.seal_folder(folder)
 
 
-def _readme(name: str, class_names: Sequence[str], about: Mapping[str, Any]) -> str:
+def _readme(class_names: Sequence[str], about: Mapping[str, Any]) -> str:
     batch = "rows" if about["rows"] is None else "1"
     fields = [f"`{name}` {dtype} {[batch, *shape]}" for name, (shape, dtype) in about["inputs"].items()]
     classes = f" Classes: {', '.join(class_names)}." if class_names else ""
-    return f"""# {name}, exported by `{about["format"]}`
+    return f"""# {about["model"]}, exported by `{about["format"]}`
 
 `{about["file"]}` reads {", ".join(fields)}, and returns `{about["output"]}`.{classes} The preprocessing is described in
 `{model_folder.ABOUT}` and in the files beside it.

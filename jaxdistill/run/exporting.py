@@ -9,29 +9,35 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import jaxdistill.export.formats  # noqa: F401  (importing registers the formats)
 from jaxdistill import __version__
-from jaxdistill.core import registry
+from jaxdistill.core import registry, seal
 from jaxdistill.core.atomic import remove_folder, replaced_folder
 from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.data.pipeline import Pipeline
+from jaxdistill.evaluation.report import exports as report
+from jaxdistill.evaluation.report import page
 from jaxdistill.evaluation.report.formats import aligned
 from jaxdistill.export import exported_folder, model_folder
 from jaxdistill.export.examples import Examples, test_examples, training_samples
 from jaxdistill.export.measure import Difference, Job, Measured, difference, is_installed, measure, package_of
 from jaxdistill.export.network import LOGITS, Exporter, Network, network_of
 from jaxdistill.export.predictor import Predictor
+from jaxdistill.run import workdir
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.predict import load, results
 from jaxdistill.run.provenance import processor
 from jaxdistill.run.resolve import resolve
 
-EXPORTS = "exports"  # name of the folder with exported files, beside the folder of the model
+EXPORTS, DRAFTS = (
+    "exports",
+    ".exports.",
+)  # folder with exported files beside that of the model; prefix of unfinished ones
 DEPARTS = {False: 1e-4, True: 0.1}  # by `Exporter.rounds`: difference of a hidden state that is named in an error
 
 
@@ -99,26 +105,30 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
     exporters = {spec: _exporter(spec, options) for spec in dict.fromkeys(formats)}
     if options.threads < 1 or options.records < 0:
         raise ConfigError("--threads", "and --records must be positive.")
-    data = resolve(load_config(str(run / "config.json"), options.trust_source), jax.devices()).data
-    subjects = [_subject(run, name, data, options) for name in dict.fromkeys(models)]
-    with tempfile.TemporaryDirectory(prefix=".exports.", dir=run) as temporary:
-        files = [
-            _written(subject, spec, exporter, data, Path(temporary), options)
-            for subject in subjects
-            for spec, exporter in exporters.items()
-        ]
-        found = _measured(files, _references(subjects, Path(temporary)), options.threads)
-        lines, problems = [HEADING], []
-        for subject in subjects:
-            model = found.get(subject.name)
-            lines += [_line(subject, model)] if isinstance(model, Measured) else []
-            for file in files:
-                if file.subject is subject:
-                    line, problem = _finished(file, found[file.job.name], run, options.threads)
-                    lines.append(line)
-                    problems += [problem] if problem else []
-    text = f"{aligned(lines)}\n{_circumstances(subjects, options)}\n"
-    if problems:
+    with workdir.locked(run):
+        data = resolve(load_config(str(run / "config.json"), options.trust_source), jax.devices()).data
+        subjects = [_subject(run, name, data, options) for name in dict.fromkeys(models)]
+        for left in run.glob(f"{DRAFTS}*"):  # by a command that was killed
+            remove_folder(left)
+        with tempfile.TemporaryDirectory(prefix=DRAFTS, dir=run) as temporary:
+            files = [
+                _written(subject, spec, exporter, data, Path(temporary), options)
+                for subject in subjects
+                for spec, exporter in exporters.items()
+            ]
+            found = _measured(files, _references(subjects, Path(temporary)), options.threads)
+            entries = []
+            for subject in subjects:
+                model = found.get(subject.name)
+                entries += [_itself(subject, model)] if isinstance(model, Measured) else []
+                own = [file for file in files if file.subject is subject]
+                entries += [_finished(file, found[file.job.name], run, options.threads) for file in own]
+        content = results(run)
+        kept = {(entry["model"], entry["name"]): entry for entry in (*content.get("exports", ()), *entries)}
+        seal.write(run / "results.json", {**content, "exports": list(kept.values())})
+        page.write_page(run)
+    text = f"{aligned([report.HEADING, *report.cells(entries)])}\n{report.circumstances(entries)}\n"
+    if problems := [f"{entry['model']}: {entry['problem']}" for entry in entries if entry["problem"]]:
         sys.stdout.write(text)
         raise ConfigError("--to", " ".join(problems))
     return text + "".join(f"{_folder(run, file)}\n" for file in files)
@@ -225,74 +235,57 @@ def _compared(subject: Subject, outputs: np.ndarray) -> Difference:
     return difference(outputs[counts], subject.expected[counts], chosen, True)
 
 
-HEADING = ["model", "file", "runtime", "acc %", "same %", "difference", "MB", "ms", "10-90 %", "MiB"]
-
-
-def _line(subject: Subject, found: Measured) -> list[str]:
-    """Return the row of a model itself."""
+def _itself(subject: Subject, found: Measured) -> dict[str, Any]:
+    """Return what was measured of a model itself, as that of a file."""
     size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(subject.network.variables))
-    compared = _compared(subject, found.outputs)
-    return _cells(subject.name, "-", f"jax {jax.__version__}", compared, size, found)
+    numbers = _numbers(_compared(subject, found.outputs), size, found)
+    return {"model": subject.name, "name": "-", "runtime": f"jax {jax.__version__}", "measured": numbers, "problem": ""}
 
 
-def _cells(name: str, file: str, runtime: str, compared: Difference, size: int, found: Measured) -> list[str]:
-    share = lambda value: "-" if np.isnan(value) else f"{100 * value:.2f}"
-    latency = found.latency
-    return [
-        name,
-        file,
-        runtime,
-        share(compared.accuracy),
-        share(compared.same),
-        f"{compared.largest:.1e}",
-        f"{size / 1e6:.2f}",
-        f"{latency.median:.3f}",
-        f"{latency.low:.3f}-{latency.high:.3f}",
-        f"{found.memory / 2**20:.0f}",
-    ]
+def _numbers(compared: Difference, size: int, found: Measured) -> dict[str, Any]:
+    plain = {name: None if np.isnan(value) else value for name, value in compared._asdict().items()}
+    return {**plain, "bytes": size, "latency_ms": found.latency._asdict(), "memory": found.memory}
 
 
-def _finished(file: File, found: Measured | str, run: Path, threads: int) -> tuple[list[str], str]:
-    """Move a file to its place, or set it aside if it disagrees; return its row, and what is wrong; empty: nothing."""
+def _finished(file: File, found: Measured | str, run: Path, threads: int) -> dict[str, Any]:
+    """Move a file to its place, or set it aside if it disagrees; return the content of its `export.json`."""
     subject, exporter, job = file.subject, file.exporter, file.job
-    runtime = f"{job.runtime} {version(package_of(job.runtime))}"
-    size = sum(each.stat().st_size for each in job.file.parent.glob(f"{exporter.file}*"))
-    row, measured = [subject.name, _slug(file.spec), runtime, *["-"] * (len(HEADING) - 3)], {}
+    numbers: dict[str, Any] = {}
     if isinstance(found, Measured):
+        size = sum(each.stat().st_size for each in job.file.parent.glob(f"{exporter.file}*"))
         compared = _compared(subject, found.outputs)
         problem = compared.problem(exporter.rounds)
         problem += _departure(file, compared.record) if problem else ""
-        row = _cells(subject.name, _slug(file.spec), runtime, compared, size, found)
-        measured = {name: None if np.isnan(value) else value for name, value in compared._asdict().items()}
-        measured |= {"bytes": size, "latency_ms": found.latency._asdict(), "memory": found.memory}
+        numbers = _numbers(compared, size, found)
     else:
         problem = found
+    place = _folder(run, file)
+    rejected = place.with_name(f"{place.name}.rejected")
     about = {
+        "model": subject.name,
+        "name": _slug(file.spec),
         "format": file.spec,
         "file": exporter.file,
         "rows": None if exporter.any_batch else 1,
         "inputs": {name: [list(shape), dtype] for name, (shape, dtype) in subject.network.inputs.items()},
         "output": subject.network.output,
-        "runtime": runtime,
+        "runtime": f"{job.runtime} {version(package_of(job.runtime))}",
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"jaxdistill": __version__, "jax": jax.__version__},
         "processor": processor(),
         "threads": threads,
         "records": len(subject.examples.counts),
-        "measured": measured,
-        "problem": problem,
+        "measured": numbers,
+        "problem": f"{file.spec}: {problem}. The file is in {rejected}." if problem else "",
     }
-    place = _folder(run, file)
-    rejected = place.with_name(f"{place.name}.rejected")
     remove_folder(rejected)
     if problem:
         remove_folder(place)
-        problem = f"{job.name}: {problem}. The file is in {rejected}."
     with replaced_folder(rejected if problem else place) as draft:
         for each in job.file.parent.iterdir():
             shutil.move(each, draft / each.name)
-        exported_folder.write(draft, subject.name, subject.predictor.class_names, about)
-    return row, problem
+        exported_folder.write(draft, subject.predictor.class_names, about)
+    return about
 
 
 def _departure(file: File, record: int) -> str:
@@ -319,14 +312,3 @@ def _departure(file: File, record: int) -> str:
 
 def _folder(run: Path, file: File) -> Path:
     return run / file.subject.name / EXPORTS / _slug(file.spec)
-
-
-def _circumstances(subjects: Sequence[Subject], options: Options) -> str:
-    """Return how the numbers were measured."""
-    counts = sorted({len(subject.examples.counts) for subject in subjects})
-    threads = "one thread" if options.threads == 1 else f"{options.threads} threads"
-    return (
-        f"{' and '.join(f'{count:,}' for count in counts)} test records, {processor()}, {threads}. difference: the "
-        "greatest one, as a share of the greatest output; ms: one example; MiB: greatest memory of the process, with "
-        "the runtime."
-    )

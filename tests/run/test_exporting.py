@@ -41,6 +41,16 @@ def test_files_stand_beside_their_model_with_what_was_measured(home, trained, ca
         ["student", "onnx-int8-dynamic"],
     ]
     assert not [file for file in run.iterdir() if file.name.startswith(".exports")]
+    page = (run / "report.html").read_text()
+    assert "Exported files" in page and page.count("onnxruntime") == 4 and "onnx-int8-dynamic" in page
+    (run / ".exports.left").mkdir()
+    assert command("export", run, "--to", "onnx", "--records", 9) == 0
+    assert not (run / ".exports.left").exists()
+    entries = seal.read(run / "results.json", {"exports": list}, required=True)["exports"]
+    assert [(each["model"], each["name"]) for each in entries] == [
+        (model, name) for model in ("student", "teachers/big") for name in ("-", "onnx", "onnx-int8-dynamic")
+    ]
+    assert [each.get("records") for each in entries][:3] == [None, 9, len(said["label"])]
 
 
 @pytest.mark.parametrize(("to", "runtime"), [("onnx", "openvino"), ("stablehlo", "jax")])
@@ -84,7 +94,7 @@ def test_a_file_that_departs_is_set_aside_and_says_where(home, trained, monkeypa
     captured = capsys.readouterr()
     assert "outputs differ by" in captured.err and captured.err.count("\n") == 1
     assert "hidden_states/0 of 2 is the first that differs by more than 0.0001" in captured.err
-    assert "student  onnx" in captured.out  # the table, with the numbers of the file that is wrong
+    assert "onnx (set aside)" in captured.out  # the table, with the numbers of the file that is wrong
     assert (place / "onnx.rejected").is_dir() and not (place / "onnx").exists()
     assert seal.read(place / "onnx.rejected" / "export.json", {"problem": str})["problem"]
     monkeypatch.undo()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdistill.evaluation.report import estimates, page, table, tables
+from jaxdistill.evaluation.report import estimates, layout, table, tables
 from jaxdistill.evaluation.report.formats import aligned, p_value
 from jaxdistill.evaluation.report.markup import Markup, element, join
 from jaxdistill.evaluation.report.template import CSS, PAGE
@@ -86,9 +86,9 @@ def render(runs: Sequence[ComparedRun], model: str, place: Path) -> str:
     links = element("ul", *(element("li", _link(run, place)) for run in runs))
     body = (
         element("h1", title),
-        page.section("Results", join((_figure(runs), tables.plain_table(heading, lines))), note),
-        page.section("Where the configs differ", tables.plain_table(keys, unlike) if unlike else Markup()),
-        page.section("Pages of the runs", links),
+        layout.section("Results", join((_figure(runs), tables.plain_table(heading, lines))), note),
+        layout.section("Where the configs differ", tables.plain_table(keys, unlike) if unlike else Markup()),
+        layout.section("Pages of the runs", links),
     )
     return PAGE.format(title=element("title", title), css=CSS, body=join(body))
 
@@ -104,4 +104,4 @@ def _figure(runs: Sequence[ComparedRun]) -> Markup:
     if len(values) < 2:
         return Markup()
     rows = [estimates.Estimate(name, (value,), value, value, value) for name, value in values]
-    return page.figure("Accuracy", "One run each.", estimates.figure(rows, rows[0].name, "accuracy (%)", None))
+    return layout.figure("Accuracy", "One run each.", estimates.figure(rows, rows[0].name, "accuracy (%)", None))

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 from jaxdistill.core import seal
 from jaxdistill.evaluation.report import figures, tables
 from jaxdistill.evaluation.report.formats import duration
+from jaxdistill.evaluation.report.layout import figure, grid, section
 from jaxdistill.evaluation.report.logs import Log, keys_below, read_logs, read_results, series
 from jaxdistill.evaluation.report.markup import Markup, element, join
+from jaxdistill.evaluation.report.records import confusion, examples, exported, records
 from jaxdistill.evaluation.report.template import CSS, PAGE
 
 
@@ -48,6 +50,7 @@ def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
         element("h1", title),
         element("p", results.get("summary") or "", class_="summary"),
         quality(results, styles),
+        exported(results),
         records(results),
         transfer(results),
         confusion(results),
@@ -60,18 +63,6 @@ def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
         command(results),
     )
     return PAGE.format(title=element("title", title), css=CSS, body=join(body))
-
-
-def section(title: str, content: Markup, note: str = "") -> Markup:
-    """Return a section of the page with a heading; an empty string if `content` is empty.
-
-    Args:
-        title: the heading.
-        content: tables or figures.
-        note: explanation between heading and content; empty: none.
-    """
-    explanation = element("p", note, class_="note") if note else Markup()
-    return element("section", element("h2", title), explanation, content) if content else Markup()
 
 
 def quality(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> Markup:
@@ -88,31 +79,6 @@ def quality(results: Mapping[str, Any], styles: Mapping[str, figures.Style]) -> 
     rows, left_out = results.get("rows") or [], results.get("left_out") or {}
     notes = " ".join(f"There is no {model}: {reason}." for model, reason in left_out.items())
     return section("Result", tables.quality_table(rows, swatch) if rows else Markup(), notes)
-
-
-def records(results: Mapping[str, Any]) -> Markup:
-    """Return the page section with the number of records, which of them have labels, and how many texts are cut.
-
-    Args:
-        results: the content of `results.json`.
-    """
-    found = results.get("data") or []
-    cuts = any(row["truncated"] for row in found)
-    lines = [
-        [
-            row["stream"],
-            row["split"],
-            f"{row['records']:,}",
-            "yes" if row["labels"] else "no",
-            *([f"{row['truncated']:,}"] if cuts else []),
-        ]
-        for row in found
-    ]
-    unused = (results.get("unused_splits") or {}).items()
-    notes = ["A text that is longer than a row of tokens is cut: see length in data.tokens."] if cuts else []
-    notes += [f"Nothing reads the {size:,} records of the split '{name}'." for name, size in unused]
-    heading = ["used as", "split", "records", "labels", *(["longer than a row"] if cuts else [])]
-    return section("Data", tables.plain_table(heading, lines) if lines else Markup(), " ".join(notes))
 
 
 def transfer(results: Mapping[str, Any]) -> Markup:
@@ -134,68 +100,6 @@ def transfer(results: Mapping[str, Any]) -> Markup:
             "other classes show what the teacher transferred."
         )
     return section("What was transferred", tables.transfer_table(rows), " ".join(notes))
-
-
-def confusion(results: Mapping[str, Any]) -> Markup:
-    """Return the page section with a confusion matrix of the student, and one of the control beside it.
-
-    The control is the same student trained without a teacher.
-
-    Args:
-        results: the content of `results.json`.
-    """
-    found, names = results.get("confusion") or {}, results.get("class_names") or []
-    cards = [
-        tables.confusion_table(found[name], names, f"{name}: class of a record (row), prediction (column)")
-        for name in ("student", "control")
-        if name in found
-    ]
-    note = "Number of test records; the diagonal is right. The darker a cell, the larger its share of the row."
-    return section("Which classes are confused", grid(*cards), note)
-
-
-def examples(results: Mapping[str, Any]) -> Markup:
-    """Return the page section with test records on which either the student or the control is right, but not both.
-
-    Args:
-        results: the content of `results.json`.
-    """
-    found, names = results.get("examples") or [], results.get("class_names") or []
-    pair = results.get("paired") or {}
-    named = lambda number: str(names[number]) if number < len(names) else f"class {number}"
-
-    def card(example: Mapping[str, Any]) -> Markup:
-        lines = [element("b", f"{named(example['label'])} "), f"(record {example['record']})"]
-        for model, predicted in example["predicted"].items():
-            mark = "✓" if predicted == example["label"] else "✗"
-            lines.append(element("div", f"{mark} {model}: {named(predicted)}"))
-        look = Markup()
-        if "image" in example:
-            look = element("img", src=f"data:image/png;base64,{example['image']}", alt=f"record {example['record']}")
-        elif "text" in example:
-            look = element("blockquote", example["text"])
-        return element("div", look, element("div", *lines), class_="example")
-
-    note = (
-        f"Only the student is right on {pair.get('only_one')} test records, only the control on "
-        f"{pair.get('only_other')}. The first of each are shown."
-    )
-    return section("Where student and control differ", grid(*map(card, found), small=True), note if pair else "")
-
-
-def figure(title: str, note: str, svg: Markup) -> Markup:
-    """Return a figure with its caption above: a title in bold, then a note."""
-    return element("figure", element("figcaption", element("b", title), f" {note}"), svg)
-
-
-def grid(*cards: Markup, small: bool = False) -> Markup:
-    """Arrange figures or tables side by side where the page is wide enough; an empty string without any.
-
-    Args:
-        cards: the figures or tables.
-        small: True: use narrow columns.
-    """
-    return element("div", *cards, class_="grid small" if small else "grid") if cards else Markup()
 
 
 def progress(logs: Mapping[str, Log], styles: Mapping[str, figures.Style]) -> Markup:

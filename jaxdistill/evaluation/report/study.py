@@ -18,7 +18,7 @@ import numpy as np
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.comparison import Paired, interval, paired, spread
-from jaxdistill.evaluation.report import estimates, page, tables
+from jaxdistill.evaluation.report import estimates, layout, page, tables
 from jaxdistill.evaluation.report.formats import p_value
 from jaxdistill.evaluation.report.markup import Markup, element, join
 from jaxdistill.evaluation.report.template import CSS, PAGE
@@ -199,17 +199,17 @@ def render(study: Mapping[str, Any], lines: Sequence[Line], svg: Markup) -> str:
     body = (
         element("h1", study["question"]),
         element("p", sentence(study, lines), class_="summary"),
-        page.section(
+        layout.section(
             "Result",
             join(
                 (
-                    page.figure("All arms", "Small dots: seeds. Large marks: means, with their 95 % interval.", svg),
+                    layout.figure("All arms", "Small dots: seeds. Large marks: means, with their 95 % interval.", svg),
                     tables.plain_table(heading, rest),
                 )
             ),
             note,
         ),
-        page.section("Seed by seed", tables.plain_table(["arm", *(f"seed {seed}" for seed in seeds)], by_seed)),
+        layout.section("Seed by seed", tables.plain_table(["arm", *(f"seed {seed}" for seed in seeds)], by_seed)),
         page.config({"config": study["config"]}),
         page.provenance({"provenance": study["provenance"]}),
         page.command({"provenance": {"command": command}}),

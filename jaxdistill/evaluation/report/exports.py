@@ -1,0 +1,51 @@
+"""Show what was measured of exported files, beside their models: in the terminal and on the page of a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxdistill.evaluation.report.formats import digits
+
+HEADING = ("model", "file", "runtime", "acc %", "same %", "difference", "MB", "ms", "10-90 %", "MiB")
+NOTE = (
+    "same: answers that are those of the model; difference: the greatest one, as a share of the greatest output; ms: "
+    "one example; MiB: greatest memory of the process, with the runtime"
+)
+
+
+def cells(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Format exported files, and the models themselves, as rows of texts below `HEADING`.
+
+    Args:
+        entries: contents of `export.json`, with the model's name as `model` and the folder's as `name`.
+    """
+    return [[entry["model"], _name(entry), entry["runtime"], *_numbers(entry["measured"])] for entry in entries]
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return f"{entry['name']} (set aside)" if entry.get("problem") else entry["name"]
+
+
+def _numbers(measured: Mapping[str, Any]) -> list[str]:
+    if not measured:  # its process has ended
+        return ["-"] * (len(HEADING) - 3)
+    share = lambda key: "-" if measured[key] is None else f"{100 * measured[key]:.2f}"
+    latency = measured["latency_ms"]
+    return [
+        share("accuracy"),
+        share("same"),
+        f"{measured['largest']:.1e}",
+        f"{measured['bytes'] / 1e6:.2f}",
+        digits(latency["median"]),
+        f"{digits(latency['low'])}-{digits(latency['high'])}",
+        f"{measured['memory'] / 2**20:.0f}",
+    ]
+
+
+def circumstances(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return how files were measured: on how many records, on which processor, with how many threads."""
+    found = {(entry["records"], entry["processor"], entry["threads"]) for entry in entries if entry.get("records")}
+    texts = [
+        f"{records:,} test records, {processor}, {'one thread' if threads == 1 else f'{threads} threads'}"
+        for records, processor, threads in sorted(found)
+    ]
+    return f"{'; '.join(texts)}. {NOTE}."

@@ -1,0 +1,91 @@
+"""The sections of a page about records and files: exported files, what was read, confusions, and examples."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdistill.evaluation.report import exports, tables
+from jaxdistill.evaluation.report.layout import grid, section
+from jaxdistill.evaluation.report.markup import Markup, element
+
+
+def exported(results: Mapping[str, Any]) -> Markup:
+    """Return the page section with a table of exported files beside their models.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    found = results.get("exports") or []
+    table = tables.plain_table(exports.HEADING, exports.cells(found)) if found else Markup()
+    return section("Exported files", table, exports.circumstances(found) if found else "")
+
+
+def records(results: Mapping[str, Any]) -> Markup:
+    """Return the page section with the number of records, which of them have labels, and how many texts are cut.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    found = results.get("data") or []
+    cuts = any(row["truncated"] for row in found)
+    lines = [
+        [
+            row["stream"],
+            row["split"],
+            f"{row['records']:,}",
+            "yes" if row["labels"] else "no",
+            *([f"{row['truncated']:,}"] if cuts else []),
+        ]
+        for row in found
+    ]
+    unused = (results.get("unused_splits") or {}).items()
+    notes = ["A text that is longer than a row of tokens is cut: see length in data.tokens."] if cuts else []
+    notes += [f"Nothing reads the {size:,} records of the split '{name}'." for name, size in unused]
+    heading = ["used as", "split", "records", "labels", *(["longer than a row"] if cuts else [])]
+    return section("Data", tables.plain_table(heading, lines) if lines else Markup(), " ".join(notes))
+
+
+def confusion(results: Mapping[str, Any]) -> Markup:
+    """Return the page section with a confusion matrix of the student, and one of the control beside it.
+
+    The control is the same student trained without a teacher.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    found, names = results.get("confusion") or {}, results.get("class_names") or []
+    cards = [
+        tables.confusion_table(found[name], names, f"{name}: class of a record (row), prediction (column)")
+        for name in ("student", "control")
+        if name in found
+    ]
+    note = "Number of test records; the diagonal is right. The darker a cell, the larger its share of the row."
+    return section("Which classes are confused", grid(*cards), note)
+
+
+def examples(results: Mapping[str, Any]) -> Markup:
+    """Return the page section with test records on which either the student or the control is right, but not both.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    found, names = results.get("examples") or [], results.get("class_names") or []
+    pair = results.get("paired") or {}
+    named = lambda number: str(names[number]) if number < len(names) else f"class {number}"
+
+    def card(example: Mapping[str, Any]) -> Markup:
+        lines = [element("b", f"{named(example['label'])} "), f"(record {example['record']})"]
+        for model, predicted in example["predicted"].items():
+            mark = "✓" if predicted == example["label"] else "✗"
+            lines.append(element("div", f"{mark} {model}: {named(predicted)}"))
+        look = Markup()
+        if "image" in example:
+            look = element("img", src=f"data:image/png;base64,{example['image']}", alt=f"record {example['record']}")
+        elif "text" in example:
+            look = element("blockquote", example["text"])
+        return element("div", look, element("div", *lines), class_="example")
+
+    note = (
+        f"Only the student is right on {pair.get('only_one')} test records, only the control on "
+        f"{pair.get('only_other')}. The first of each are shown."
+    )
+    return section("Where student and control differ", grid(*map(card, found), small=True), note if pair else "")

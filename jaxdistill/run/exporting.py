@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import jaxdistill.export.formats  # noqa: F401  (importing registers the formats)
 from jaxdistill import __version__
 from jaxdistill.core import registry, seal
 from jaxdistill.core.atomic import remove_folder, replaced_folder
-from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.evaluation.report import exports as report
 from jaxdistill.evaluation.report import page
 from jaxdistill.evaluation.report.formats import aligned
 from jaxdistill.export import exported_folder, model_folder
+from jaxdistill.export.choice import choose
 from jaxdistill.export.examples import Examples, test_examples, training_samples
 from jaxdistill.export.measure import Difference, Job, Measured, difference, is_installed, measure, package_of
 from jaxdistill.export.network import LOGITS, Exporter, Network, network_of
@@ -102,7 +102,7 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
             the format; or a file disagrees with its model.
     """
     results(run)  # of a finished run
-    exporters = {spec: _exporter(spec, options) for spec in dict.fromkeys(formats)}
+    exporters = {spec: choose(spec, options.runtime, "--to", "--runtime") for spec in dict.fromkeys(formats)}
     if options.threads < 1 or options.records < 0:
         raise ConfigError("--threads", "and --records must be positive.")
     with workdir.locked(run):
@@ -132,27 +132,6 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
         sys.stdout.write(text)
         raise ConfigError("--to", " ".join(problems))
     return text + "".join(f"{_folder(run, file)}\n" for file in files)
-
-
-def _exporter(spec: str, options: Options) -> Exporter:
-    """Build a format, and check that its packages are there.
-
-    Raises:
-        ConfigError: there is no such format or runtime, or a package is missing.
-    """
-    if spec.partition("(")[0] == "hugging_face":
-        raise ConfigError("--to", "every run has written its models for Hugging Face: see the folder hub of the model.")
-    exporter: Exporter = registry.exporters.build(spec, "--to")
-    if options.runtime and options.runtime not in exporter.runtimes:
-        raise ConfigError(
-            "--runtime", f"{options.runtime!r} does not run {spec}. {suggest(options.runtime, exporter.runtimes)}"
-        )
-    runtime = options.runtime or exporter.runtimes[0]
-    for package in dict.fromkeys((*exporter.packages, package_of(runtime))):
-        if not is_installed(package):
-            extra = "openvino" if package == "openvino" else spec.partition("(")[0]
-            raise ConfigError("--to", f"{spec} needs the package {package}: pip install 'jaxdistill[{extra}]'.")
-    return exporter._replace(runtimes=(runtime,))
 
 
 def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:

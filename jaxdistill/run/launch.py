@@ -1,5 +1,8 @@
 """Start JAX in all processes of a run, and run a config."""
 
+import sys
+from pathlib import Path
+
 import jax
 
 from jaxdistill.core.errors import ConfigError
@@ -22,6 +25,12 @@ def launch(config: Config, workdir: str, source: str) -> None:
     """
     _connect(config)
     distill.distill(config, workdir, source=source)
+    if config.exports:
+        from jaxdistill.run import exporting  # only here: a run without exports needs none of it
+
+        for entry in config.exports.values():
+            options = exporting.Options(entry.runtime, entry.threads, trust_source=bool(source))
+            sys.stdout.write(exporting.export(Path(workdir), [entry.model], [entry.to], options))
 
 
 def check(config: Config, workdir: str | None) -> str:

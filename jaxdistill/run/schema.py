@@ -245,6 +245,16 @@ SCHEMA: dict[str, Any] = {
         {},
         "additional streams that a step or a term reads beside the training batches, by name, such as quiz",
     ),
+    "exports": OpenSection(
+        {
+            "to": Key("onnx", SPEC, "export format, such as \"onnx(int8='dynamic')\"; see `jaxdistill list exporters`"),
+            "model": Key("student", TEXT, "the model: student, control, or teachers/NAME"),
+            "runtime": Key("", TEXT, "what runs the file; empty: the first runtime of the format"),
+            "threads": Key(1, POSITIVE, "processors that the file may use"),
+        },
+        {},
+        "files that are written and measured when the run has ended, by name, such as phone; see `jaxdistill export`",
+    ),
     "evaluate": {
         "every": Key(200, POSITIVE, "steps between evaluations, each of which writes a checkpoint"),
         "batch_size": Key(512, POSITIVE, "rows of an evaluation batch"),
@@ -276,7 +286,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 # Sections that may be changed when a run is resumed.
-CHANGEABLE = ("steps", "logging", "mesh", "distributed")
+CHANGEABLE = ("steps", "logging", "mesh", "distributed", "exports")
 
 # Renamed keys: (section, old name) -> new name; NAME stands for an entry that the user names.
 RENAMED = {("teachers.NAME", "apart"): "placement"}

@@ -8,7 +8,7 @@ rule compiles anything.
 from collections.abc import Callable
 from typing import Any
 
-from jaxdistill.run.rules import data, devices, run, specs, stage
+from jaxdistill.run.rules import data, devices, exports, run, specs, stage
 
 Rule = Callable[..., None]
 
@@ -23,6 +23,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         devices.batches_divide,
         devices.processes_have_a_coordinator,
         devices.process_is_below_processes,
+        exports.exports_can_be_written,
     ),
     # the config of each stage, and the components that its spec strings name
     "stage text": (

@@ -19,7 +19,7 @@ from jaxdistill.core.registry import datasets
 from jaxdistill.models.build import build_model as model
 from jaxdistill.run.config import override
 from jaxdistill.run.distill import check
-from jaxdistill.run.rules import data, devices, run, specs, stage
+from jaxdistill.run.rules import data, devices, exports, run, specs, stage
 from jaxdistill.run.validate import RULES
 
 
@@ -45,7 +45,7 @@ def refused(capsys, workdir: Path, *words: str, source: Path = runs.TINY) -> str
 
 
 def test_every_rule_is_listed_once():
-    modules = (data, devices, run, specs, stage)
+    modules = (data, devices, exports, run, specs, stage)
     functions = [f for module in modules for f in vars(module).values() if inspect.isfunction(f)]
     rules = {f for f in functions if f.__module__.startswith("jaxdistill.run.rules") and not f.__name__.startswith("_")}
     listed = [rule for group in RULES.values() for rule in group]

@@ -5,14 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
-from own_runs import command
+from own_runs import QUIET, command, config_of
 
 import jaxdistill
 from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.export import measure
 from jaxdistill.export.formats import onnx_operators
 from jaxdistill.export.formats.onnx_graph import EMITTERS
 from jaxdistill.export.measure import Job, RunError, Runner, difference
+from jaxdistill.run.launch import launch
 
 
 def test_files_stand_beside_their_model_with_what_was_measured(home, trained, capsys):
@@ -71,7 +73,7 @@ def test_pictures_and_language_models_are_exported_too(family, trained):
 
 
 def test_an_embedder_is_compared_by_its_embeddings(home, trained):
-    from own_runs import QUIET, unlabelled
+    from own_runs import unlabelled
 
     body = str(trained("bert") / "teachers" / "big" / "hub")
     model = f"pretrained({body!r}, classes=0)"
@@ -128,7 +130,7 @@ def test_a_run_that_is_not_finished_is_refused(home, trained, capsys):
 
 
 def test_a_missing_package_names_its_extra(trained, monkeypatch, capsys):
-    monkeypatch.setattr("jaxdistill.run.exporting.is_installed", lambda package: package != "openvino")
+    monkeypatch.setattr("jaxdistill.export.choice.is_installed", lambda package: package != "openvino")
     assert command("export", trained("bert"), "--to", "onnx", "--runtime", "openvino") == 2
     assert "needs the package openvino: pip install 'jaxdistill[openvino]'" in capsys.readouterr().err
 
@@ -185,3 +187,30 @@ def test_accuracy_that_integers_lose_is_a_problem():
     assert (compared.same, compared.accuracy, compared.expected_accuracy) == (0.992, 0.992, 1.0)
     assert compared.problem(True) == "0.80 points of accuracy are lost, 0.5 are allowed"
     assert onnx_operators.ELEMENTWISE["add"] == "Add"
+
+
+def test_a_config_names_the_files_that_are_written_when_the_run_has_ended(home, capsys):
+    exports = {"phone": {"to": "onnx(int8='dynamic')"}, "server": {"model": "teachers/big"}}
+    config = config_of("mlp", home, exports=exports, steps=1)
+    launch(config, str(home / "exports"), "")
+    assert "onnx-int8-dynamic" in capsys.readouterr().out
+    assert (home / "exports/student/exports/onnx-int8-dynamic/model.onnx").is_file()
+    assert (home / "exports/teachers/big/exports/onnx/model.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"to": "onx"}, "exports.phone.to: unknown export format 'onx'"),
+        ({"runtime": "jax"}, "exports.phone.runtime: 'jax' does not run onnx"),
+        (
+            {"model": "teachers/bog"},
+            r"exports.phone.model: the run trains no 'teachers/bog'. Did you mean 'teachers/big'",
+        ),
+    ],
+)
+def test_a_wrong_export_is_refused_before_anything_is_trained(entry, said, home):
+    config = config_of("mlp", home, exports={"phone": entry})
+    with pytest.raises(ConfigError, match=said):
+        jaxdistill.distill(config, home / "refused", QUIET)
+    assert not (home / "refused").exists()

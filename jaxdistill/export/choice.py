@@ -1,0 +1,32 @@
+"""Choose an export format and what runs it, after checking that their packages are installed."""
+
+import jaxdistill.export.formats  # noqa: F401  (importing registers the formats)
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.export.measure import is_installed, package_of
+from jaxdistill.export.network import Exporter
+
+
+def choose(spec: str, runtime: str, path: str, runtime_path: str) -> Exporter:
+    """Build the export format that a spec names, with one runtime.
+
+    Args:
+        spec: spec string of the format, such as `onnx(int8='dynamic')`.
+        runtime: name of the runtime; empty: the first one of the format.
+        path, runtime_path: where spec and runtime come from, for error messages.
+
+    Raises:
+        ConfigError: there is no such format or runtime, or a package is missing.
+    """
+    if spec.partition("(")[0] == "hugging_face":
+        raise ConfigError(path, "every run has written its models for Hugging Face: see the folder hub of the model.")
+    exporter: Exporter = registry.exporters.build(spec, path)
+    if runtime and runtime not in exporter.runtimes:
+        cure = suggest(runtime, exporter.runtimes)
+        raise ConfigError(runtime_path, f"{runtime!r} does not run {spec}. {cure}")
+    chosen = runtime or exporter.runtimes[0]
+    for package in dict.fromkeys((*exporter.packages, package_of(chosen))):
+        if not is_installed(package):
+            extra = "openvino" if package == "openvino" else spec.partition("(")[0]
+            raise ConfigError(path, f"{spec} needs the package {package}: pip install 'jaxdistill[{extra}]'.")
+    return exporter._replace(runtimes=(chosen,))

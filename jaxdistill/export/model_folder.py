@@ -178,10 +178,11 @@ def read_about(folder: Path) -> About:
         DamageError: a file is damaged.
     """
     seal.check_in_folder(folder / ABOUT)
-    content = seal.read(folder / ABOUT, TYPES, required=True)
+    content = seal.read(folder / ABOUT, {}, required=True)
     if missing := [name for name in About._fields if name not in content]:
         cure = "repeat the command of the run, which writes it again"
         raise DamageError(f"{folder / ABOUT} is of another version ({missing[0]!r} is missing); {cure}")
+    seal.read(folder / ABOUT, TYPES, required=True)
     inputs = {name: (tuple(shape), str(dtype)) for name, (shape, dtype) in content["inputs"].items()}
     return About(**{name: content[name] for name in About._fields} | {"inputs": inputs})
 

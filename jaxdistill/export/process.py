@@ -12,15 +12,25 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 
 from jaxdistill.evaluation.latency import timer
 
 Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+class SupportsWrite(Protocol):
+    """A text stream that answers are written to."""
+
+    def write(self, text: str, /) -> object:
+        """Write a text."""
+
+    def flush(self) -> None:
+        """Send what was written."""
 
 
 class Session:
@@ -59,7 +69,7 @@ class Session:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def serve(session: Session, commands: TextIO, answers: TextIO) -> None:
+def serve(session: Session, commands: Iterable[str], answers: SupportsWrite) -> None:
     """Answer commands until there are none."""
     for line in commands:
         command: dict[str, Any] = json.loads(line)

@@ -239,6 +239,14 @@ def test_a_broken_image_is_found_before_anything_is_trained():
     assert not list(Path("prepared").rglob("*.arrow"))
 
 
+def test_a_changed_picture_and_other_channels_change_the_fingerprint_of_a_folder():
+    write_images(Path("p"))
+    before = opened("table(path='p')").fingerprint
+    assert opened("table(path='p', channels=1)").fingerprint != before
+    os.utime("p/cat/0.png", ns=(10**18, 10**18))  # as an edit that keeps the size
+    assert opened("table(path='p')").fingerprint != before
+
+
 def test_a_missing_image_is_named_and_a_changed_one_changes_the_fingerprint():
     write_images(Path("p"))
     rows = [{"image": f"p/{'cat' if n % 2 else 'dog'}/{n % 10}.png", "kind": n % 2} for n in range(20)]

@@ -13,9 +13,10 @@ from corpora import WORDS, Labelled, documents, sentences, written
 
 import jaxdistill
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.registry import datasets
+from jaxdistill.core.registry import datasets, tokenizations
 from jaxdistill.data import Batches, evaluation_batches, open_records
 from jaxdistill.data.describe import describe
+from jaxdistill.data.records import Records
 from jaxdistill.data.text import token_cache, tokenizer
 from jaxdistill.data.text.token_cache import ArrayFile
 from jaxdistill.data.text.tokens import _Packer, pack_documents
@@ -353,3 +354,18 @@ def test_a_full_disk_is_no_read_only_folder(words, tmp_path, monkeypatch):
     monkeypatch.setattr(token_cache, "_write_cache", full)
     with pytest.raises(OSError, match="No space left"):
         opened(sentences(words), tmp_path)
+
+
+def test_the_teachers_tokenizer_is_part_of_the_hash(words, tmp_path):
+    hashes = set()
+    for vocabulary in (WORDS, WORDS[::-1]):
+        (tmp_path / vocabulary[0].strip("[]")).mkdir()
+        other = written(tmp_path / vocabulary[0].strip("[]"), vocabulary)
+        spec = sentences(words, 5, f", teacher={str(other)!r}")
+        hashes.add(token_cache.tokenizer_hash(tokenizations.build(spec, "data.tokens")))
+    assert len(hashes) == 2
+
+
+def test_the_fingerprint_of_records_tells_types_and_shapes_apart():
+    arrays = (np.zeros((4, 2), np.int32), np.zeros((4, 2), np.float32), np.zeros((2, 4), np.int32))
+    assert len({token_cache.fingerprint(Records({"x": x}, None)) for x in arrays}) == 3

@@ -15,7 +15,7 @@ from jaxdistill import main
 from jaxdistill.core import seal
 from jaxdistill.core.registry import datasets
 from jaxdistill.data.pipeline import Pipeline, Stream
-from jaxdistill.data.splits import SplitError, select_rows
+from jaxdistill.data.splits import SplitError, choose_held_out, select_rows
 from jaxdistill.evaluation.comparison import paired_records
 from jaxdistill.evaluation.latency import ROUNDS, latencies, timer
 from jaxdistill.evaluation.report import page, table
@@ -42,6 +42,12 @@ def test_mcnemars_test_and_the_interval_have_literal_values():
     )  # the book: 0.02, 0.06
     back = paired_records(other, one)
     assert (back.difference, back.low, back.high) == pytest.approx((-found.difference, -found.high, -found.low))
+
+
+def test_the_interval_of_few_records_is_that_of_the_paper():
+    """8 and 2 discordant pairs of 20: (8.5 - 2.5) / 22 and 1.96 sqrt(11 - 36 / 22) / 22, by hand."""
+    found = paired_records([True] * 8 + [False] * 2 + [True] * 10, [False] * 8 + [True] * 2 + [True] * 10)
+    assert (found.low, found.high) == (pytest.approx(0.0114, abs=1e-3), pytest.approx(54.534, abs=1e-3))
 
 
 def test_equal_models_differ_by_chance_alone():
@@ -128,6 +134,24 @@ def test_turns_are_taken_by_all():
     assert swaps >= 2 * ROUNDS - 1
 
 
+def test_a_latency_has_its_median_and_the_tenth_and_ninetieth_percentile():
+    seconds = iter([0.02] * 4 + [0.001 * n for n in range(1, ROUNDS + 1)])  # 0.02 s a call: one call a turn
+    found = latencies({"a": lambda calls: calls * next(seconds)})["a"]
+    assert found == pytest.approx((25.5, 5.9, 45.1))
+
+
+def test_held_out_records_of_classes_add_up():
+    classes = np.repeat([0, 1, 2], [10, 14, 11])  # a fifth: 2.0, 2.8 and 2.2, together 7
+    chosen = choose_held_out(classes, 0.2, 0)
+    assert np.bincount(classes[chosen]).tolist() == [2, 3, 2]
+
+
+def test_columns_of_models_without_labels_are_shown_only_if_no_model_has_labels():
+    rows = [{"name": "a", "accuracy": 0.5, "agreement": 0.4}, {"name": "b", "agreement": 0.3}]
+    assert [key for key, _, _ in table.columns_of(rows)] == ["accuracy"]
+    assert [key for key, _, _ in table.columns_of(rows[1:])] == ["agreement"]
+
+
 def test_rows_of_splits():
     sizes = {"train": 10, "test": 4}
     assert select_rows("train", sizes) == [("train", range(10))]
@@ -151,7 +175,7 @@ def finished(folder: Path, accuracy: float, predicted: list[int], **config: obje
 def test_runs_are_compared_on_one_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     finished(Path("runs/a"), 0.5, [0] * 20)
-    finished(Path("runs/b"), 1.0, [0, 1] * 10, steps=20)
+    finished(Path("runs/b"), 1.0, [0, 1] * 10, steps=20, distributed={"process": 1}, logging={"every": 3})
     finished(Path("runs/c"), 1.0, [0, 1] * 10, data={"name": "other", "test": "test"})
     assert main.run(["compare", "runs/a", "runs/b", "runs/c", "--out", "out"]) == 0
     heading, a, b, c, reason, _ = capsys.readouterr().out.splitlines()
@@ -159,6 +183,7 @@ def test_runs_are_compared_on_one_page(tmp_path, monkeypatch, capsys):
     assert heading.split()[:3] == ["run", "acc", "%"] and a.split()[:2] == ["a", "50.00"]
     assert "+50.00" in b and "0.002" in b and "+" not in c  # 10 of 10 discordant records; another data set
     html = Path("out/compare.html").read_text()
+    assert "distributed" not in html and "logging" not in html  # which change no result
     assert 'href="../runs/b/report.html"' in html and '<th scope="row">steps</th><td>10</td><td>20</td>' in html
     for words, said in (
         (["runs/a", "runs/a"], "a run is named twice"),

@@ -14,7 +14,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Outputs, Variables
-from jaxdistill.export.formats.onnx_graph import onnx_model
+from jaxdistill.export.formats.onnx_graph import Graph, onnx_model
 from jaxdistill.export.network import Network, any_number, network_of
 
 LENGTH = 6
@@ -106,6 +106,24 @@ def pooled(x, start, operation):
     return jax.lax.reduce_window(x[..., None], start, operation, (1, 2, 3, 1), (1, 1, 2, 1), "SAME")
 
 
+def test_each_output_of_a_kernel_has_a_scale_of_its_own(tmp_path):
+    """Else one large column leaves no precision to the others."""
+    kernel = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32) * np.float32([1, 1, 1, 3000])
+    subject = traced(lambda x: x.reshape(-1, 20) @ kernel)
+    exporter, x = registry.exporters.build("onnx(int8='dynamic')", "--to"), np.ones((1, 4, 5), np.float32)
+    exporter.write(subject, tmp_path / exporter.file, lambda: [{"x": x}])
+    found = importlib.import_module("jaxdistill.export.runtimes.onnxruntime").open_file(tmp_path / exporter.file, 1)
+    expected = x.reshape(1, 20) @ kernel
+    np.testing.assert_allclose(found({"x": x})[:, :3], expected[:, :3], atol=0.1)
+    assert np.abs(expected[:, :3]).min() > 0.3
+
+
+def test_constants_of_equal_bytes_and_other_types_are_two():
+    graph = Graph(any_number(), "x")
+    names = [graph.constant(np.zeros((), dtype)) for dtype in (np.int32, np.float32, np.int32)]
+    assert names[0] == names[2] != names[1]
+
+
 OPERATIONS = {
     "arithmetic": lambda x: (x * 2 - 1) / (jnp.abs(x) + 3) + jnp.square(x) - jnp.maximum(x, 0.1) * jnp.minimum(x, 0.2),
     "roots": lambda x: jnp.sqrt(jnp.abs(x) + 1) * jax.lax.rsqrt(jnp.abs(x) + 2) + x**3 + (jnp.abs(x) + 1) ** 0.3,
@@ -124,11 +142,14 @@ OPERATIONS = {
     "splits": lambda x: sum(part * n for n, part in enumerate(jnp.split(x, 5, -1), 1)),
     "broadcasts": lambda x: (x[:, :, None] + x[:, None, :, :]).sum(-1) + jnp.ones((x.shape[0], 4, 4)) * jnp.arange(4.0),
     "rows": lambda x: x[:, jnp.array([3, 0, 2])] + jnp.take(x[:, 1:], jnp.array([1, 9]), axis=2, mode="clip")[..., 1:],
+    "looked up": lambda x: jnp.take(jnp.arange(12.0).reshape(4, 3), 3 * x[:, :, 0].astype(int), axis=0, mode="clip"),
+    "many rows": lambda x: jnp.broadcast_to(x.reshape(-1, 5)[:, None], (4 * x.shape[0], 3, 5)).sum(1).reshape(-1, 20),
     "pairs": lambda x: x[:, jnp.array([0, 3, 1]), jnp.array([4, 0, 2])],
     "products": lambda x: jnp.einsum("bij,bkj->bik", x, x) + jnp.einsum("bij,jk->bik", x, jnp.ones((5, 4))),
     "contractions": lambda x: jnp.einsum("bij,ijk->bk", x, jnp.arange(40.0).reshape(4, 5, 2))
     + jnp.einsum("bij,kj->bk", x, jnp.arange(10.0).reshape(2, 5)),
-    "loops": lambda x: looped(x[:, 0], jnp.arange(3.0))[0] + looped(x[:, 0], jnp.ones((2, 1)), reverse=True)[1].sum(0),
+    "loops": lambda x: looped(x[:, 0], jnp.arange(3.0))[0],
+    "loops from the end": lambda x: jnp.einsum("lbi,l->bi", looped(x[:, 0], jnp.arange(2.0), True)[1], jnp.arange(2.0)),
     "sequences": lambda x: looped(x[:, 0], x.transpose(1, 0, 2))[1].transpose(1, 0, 2),
     "convolutions": lambda x: jax.lax.conv_general_dilated(
         x[..., None], jnp.arange(18.0).reshape(3, 3, 1, 2) - 8, (2, 1), ((1, 0), (1, 1)),
@@ -177,7 +198,7 @@ def test_an_operation_without_a_translation_is_named(function, said):
 
 
 def test_only_fields_that_the_output_depends_on_are_inputs():
-    fields = {"image": ((2,), "float32"), "text": ((3,), "int32"), "mask": ((), "float32")}
+    fields = {"text": ((3,), "int32"), "mask": ((), "float32"), "image": ((2,), "float32")}  # in no order
 
     def apply(params, state, batch, *, train, key):
         hidden = batch["image"] @ params["kernel"] * batch["mask"][:, None]

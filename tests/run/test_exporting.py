@@ -168,6 +168,11 @@ LOGITS = np.float32([[1, 0], [0, 1], [2, 1], [0, 3]])
             False,
             "outputs differ by 3.3e-04 of the greatest one (record 2)",
         ),
+        (
+            LOGITS + np.float32([[0, 0], [0, 4e-4], [0, 0], [0, 0]]),
+            False,
+            "outputs differ by 1.3e-04 of the greatest one",
+        ),
         (LOGITS * np.float32([[1], [1], [np.nan], [1]]), True, "the output for test record 2 is not finite"),
         (LOGITS[:, ::-1], True, "0.00 % of the answers are those of the model, 99 % are needed"),
         (LOGITS + 0.2, True, ""),
@@ -176,6 +181,12 @@ LOGITS = np.float32([[1, 0], [0, 1], [2, 1], [0, 3]])
 def test_bounds_are_those_of_floats_and_integers(found, rounds, said):
     problem = difference(np.asarray(found), LOGITS, np.array([0, 1, 0, 0]), True).problem(rounds)
     assert problem.startswith(said) and bool(problem) == bool(said)
+
+
+def test_floats_must_give_the_same_answers_even_where_two_are_close():
+    expected = np.float32([[1, 1 - 1e-6], [0, 1]])
+    compared = difference(expected + np.float32([[0, 2e-6], [0, 0]]), expected, None, True)
+    assert compared.largest < 1e-5 and compared.problem(False) == "50.00 % of the answers are not those of the model"
 
 
 def test_accuracy_that_integers_lose_is_a_problem():

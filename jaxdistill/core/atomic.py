@@ -16,7 +16,7 @@ def new_file(file: Path) -> Iterator[Path]:
         file: the file; its folder is created if it is missing.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")  # processes of several hosts share a number
+    draft = file.with_name(f".{secrets.token_hex(8)}.tmp")  # processes of several hosts share a number
     try:
         yield draft
         draft.replace(file)

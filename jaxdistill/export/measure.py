@@ -68,7 +68,7 @@ def difference(found: np.ndarray, expected: np.ndarray, labels: np.ndarray | Non
     errors = np.abs(np.float64(found) - expected).reshape(len(found), -1).max(1)
     errors = np.where(np.isfinite(errors), errors, np.inf)
     record, nan = int(errors.argmax()), float("nan")
-    largest = float(errors[record] / np.abs(expected).max())
+    largest = float(errors[record] / max(np.abs(expected).max(), 1e-30))
     if not classifies:
         return Difference(largest, record, nan, nan, nan)
     answers, theirs = found.argmax(-1), expected.argmax(-1)
@@ -178,7 +178,8 @@ def measure(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], threads: int)
         What was measured of each file by name; a text if its process has ended, which says how.
     """
     found: dict[str, Measured | str] = {}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    place_of_files = jobs[0].file.parent  # so that a killed command leaves nothing elsewhere
+    with tempfile.TemporaryDirectory(dir=place_of_files) as folder, contextlib.ExitStack() as stack:
         examples, place = Path(folder, "inputs.npz"), Path(folder, "outputs.npy")
         plain: Any = dict(inputs)
         np.savez(examples, **plain)

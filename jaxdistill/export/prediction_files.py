@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,13 @@ def predict_file(
     writer = WRITERS.get(output.suffix.lower())
     if writer is None:
         raise ConfigError("--output", f"{str(output)!r} has an unknown format. Use one of {', '.join(WRITERS)}.")
-    if Path(source).exists() and output.exists() and output.samefile(source):
-        raise ConfigError("--output", f"{str(output)!r} is the input. Choose another file.")
+    output = output.resolve()  # of a link, the file that it leads to
+    if output.is_dir():
+        raise ConfigError("--output", f"{str(output)!r} is a folder. Choose a file.")
     try:
         place, opened = _open(source, text_format)
+        if Path(place).exists() and output.exists() and output.samefile(place):
+            raise ConfigError("--output", f"{str(output)!r} is the input. Choose another file.")
         column_names = _roles(predictor, columns, opened, place)
         count, kept = 0, None
         with _replacing(output) as draft, writer(draft) as write:
@@ -73,7 +77,9 @@ def predict_file(
     except TableError as problem:
         raise ConfigError("--input", str(problem)) from None
     except ConfigError as error:
-        raise ConfigError("--input", f"{source}, {error.message}") from None if error.path == RECORDS else error
+        if error.path != RECORDS:
+            raise
+        raise ConfigError("--input", f"{source}, {error.message}") from None
 
 
 def _open(source: str, text_format: TextFormat) -> tuple[str, RecordReader]:
@@ -134,10 +140,12 @@ def _kept(chunk: Chunk) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a text, a number or a truth value, other values as JSON text."""
+    """Return a value as a text, a number or a truth value; lists and dicts as JSON text."""
     if value is None or isinstance(value, str | int | float):
         return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, list | tuple | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)  # such as a date
 
 
 def _columns(found: Predictions, class_names: Sequence[str], suffix: str) -> Chunk:
@@ -182,7 +190,7 @@ def _replacing(file: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _csv(file: Path, delimiter: str = ",") -> Iterator[Write]:
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with file.open("w", newline="", encoding="utf-8", errors="replace") as stream:
         table = csv.writer(stream, delimiter=delimiter)
 
         def write(rows: Chunk) -> None:
@@ -195,7 +203,7 @@ def _csv(file: Path, delimiter: str = ",") -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _json_lines(file: Path) -> Iterator[Write]:
-    with file.open("w", encoding="utf-8") as stream:
+    with file.open("w", encoding="utf-8", errors="replace") as stream:
 
         def write(rows: Chunk) -> None:
             for values in zip(*rows.values(), strict=True):
@@ -210,22 +218,28 @@ def _parquet(file: Path) -> Iterator[Write]:
     import pyarrow as pa
     from pyarrow import parquet
 
+    def column(name: str, values: list[Any], kind: Any) -> Any:
+        """Return the values of a column as an array of the kind that its first chunk had; None: this is the first."""
+        try:
+            if kind is None:
+                found = pa.array(values)
+                return found.cast(pa.string()) if pa.types.is_null(found.type) else found
+            if pa.types.is_string(kind):
+                return pa.array([value if value is None else str(value) for value in values], kind)
+            return pa.array(values).cast(kind, safe=True)
+        except (pa.ArrowException, OverflowError) as error:
+            problem = f"the column {name!r} has values of several types or beyond 64 bits ({one_line(error)[:120]})"
+            raise ConfigError("--output", f"{problem}; Parquet has one type for each. Use .jsonl.") from None
+
     with contextlib.ExitStack() as stack:
         opened: list[Any] = []
 
         def write(rows: Chunk) -> None:
+            kinds = {field.name: field.type for field in opened[0].schema} if opened else {}
+            table = pa.table({name: column(name, values, kinds.get(name)) for name, values in rows.items()})
             if not opened:
-                arrays = {name: pa.array(values) for name, values in rows.items()}
-                kinds = {name: pa.string() if pa.types.is_null(x.type) else x.type for name, x in arrays.items()}
-                opened.append(stack.enter_context(parquet.ParquetWriter(file, pa.schema(list(kinds.items())))))
-            schema = opened[0].schema
-            as_text = lambda name, x: str(x) if x is not None and pa.types.is_string(schema.field(name).type) else x
-            chunk = {name: [as_text(name, x) for x in values] for name, values in rows.items()}
-            try:
-                opened[0].write_table(pa.table(chunk, schema=schema))
-            except pa.ArrowException as error:
-                problem = f"a column changes its type ({one_line(error)[:160]})"
-                raise ConfigError("--output", f"{problem}; Parquet has one type for each. Use .jsonl.") from None
+                opened.append(stack.enter_context(parquet.ParquetWriter(file, table.schema)))
+            opened[0].write_table(table)
 
         yield write
 
@@ -234,15 +248,23 @@ def _parquet(file: Path) -> Iterator[Write]:
 def _npz(file: Path) -> Iterator[Write]:
     parts: list[Chunk] = []
     yield parts.append
-    arrays: Any = {name: _array([x for part in parts for x in part[name]]) for name in (parts[0] if parts else ())}
-    with file.open("wb") as stream:
-        np.savez(stream, **arrays)
+    with zipfile.ZipFile(file, "w") as archive:  # `numpy.savez` takes no array called `file`
+        for name in parts[0] if parts else ():
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.lib.format.write_array(stream, _array([x for part in parts for x in part[name]]), allow_pickle=False)
+
+
+EXACT = 2**53  # float64 holds no greater whole number exactly
 
 
 def _array(values: Sequence[Any]) -> np.ndarray:
     """Return the values of a column as an array of numbers or texts; a missing one is NaN, or an empty text."""
-    missing = "" if any(isinstance(value, str) for value in values) else math.nan
-    return np.asarray([missing if value is None else value for value in values])
+    has_gap = any(value is None for value in values)
+    too_large = lambda value: has_gap and isinstance(value, int) and abs(value) > EXACT
+    as_text = any(isinstance(value, str) or too_large(value) for value in values)
+    if as_text:
+        return np.asarray(["" if value is None else str(value) for value in values])
+    return np.asarray([math.nan if value is None else value for value in values])
 
 
 WRITERS: Mapping[str, Callable[[Path], contextlib.AbstractContextManager[Write]]] = {

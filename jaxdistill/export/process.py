@@ -12,9 +12,9 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,20 @@ from jaxdistill.evaluation.latency import timer
 Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
+def full_batches(inputs: Mapping[str, np.ndarray], rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield examples in batches of a size; the last one is filled with copies of the last example.
+
+    Args:
+        inputs: the examples, `{field: [examples, ...]}`.
+        rows: examples of a batch.
+    """
+    for start in range(0, len(next(iter(inputs.values()))), rows):
+        part = {name: x[start : start + rows] for name, x in inputs.items()}
+        missing = rows - len(next(iter(part.values())))
+        yield {name: np.concatenate([x, np.repeat(x[-1:], missing, 0)]) for name, x in part.items()}
+
+
+@runtime_checkable
 class SupportsWrite(Protocol):
     """A text stream that answers are written to."""
 
@@ -50,13 +64,8 @@ class Session:
             examples = dict(arrays)
         count = len(next(iter(examples.values())))
         self._example = {name: x[:1] for name, x in examples.items()}
-        found = []
-        for start in range(0, count, rows):
-            part = {name: x[start : start + rows] for name, x in examples.items()}
-            missing = rows - len(next(iter(part.values())))
-            full = {name: np.concatenate([x, np.repeat(x[-1:], missing, 0)]) for name, x in part.items()}
-            found.append(self._run(full)[: rows - missing])
-        np.save(outputs, np.concatenate(found))
+        found = [self._run(batch) for batch in full_batches(examples, rows)]
+        np.save(outputs, np.concatenate(found)[:count])
         return count
 
     def seconds(self, calls: int) -> float:

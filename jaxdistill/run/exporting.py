@@ -2,11 +2,13 @@
 
 import datetime
 import functools
+import inspect
 import logging
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +30,10 @@ from jaxdistill.export.examples import Examples, test_examples, training_samples
 from jaxdistill.export.measure import Difference, Job, Measured, difference, is_installed, measure, package_of
 from jaxdistill.export.network import LOGITS, Exporter, Network, network_of
 from jaxdistill.export.predictor import Predictor
+from jaxdistill.export.process import full_batches
 from jaxdistill.run import workdir
 from jaxdistill.run.config_files import load_config
+from jaxdistill.run.outcomes import test_records
 from jaxdistill.run.predict import load, results
 from jaxdistill.run.provenance import processor
 from jaxdistill.run.resolve import resolve
@@ -38,6 +42,7 @@ EXPORTS, DRAFTS = (
     "exports",
     ".exports.",
 )  # folder with exported files beside that of the model; prefix of unfinished ones
+FAR = 0.002  # difference in accuracy between the run and now that no rounding explains
 DEPARTS = {False: 1e-4, True: 0.1}  # by `Exporter.rounds`: difference of a hidden state that is named in an error
 
 
@@ -101,12 +106,16 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
         ConfigError: there is no such run, model, format or runtime; a package is missing; a model cannot be written in
             the format; or a file disagrees with its model.
     """
-    results(run)  # of a finished run
-    exporters = {spec: choose(spec, options.runtime, "--to", "--runtime") for spec in dict.fromkeys(formats)}
+    finished, processors = results(run), len(os.sched_getaffinity(0))
+    chosen = [(spec, choose(spec, options.runtime, "--to", "--runtime")) for spec in formats]
+    exporters = {_slug(spec): (spec, exporter) for spec, exporter in chosen}
     if options.threads < 1 or options.records < 0:
         raise ConfigError("--threads", "and --records must be positive.")
+    if options.threads > processors:
+        raise ConfigError("--threads", f"{options.threads} are more than the {processors} processors of this process.")
     with workdir.locked(run):
         data = resolve(load_config(str(run / "config.json"), options.trust_source), jax.devices()).data
+        _check_records(finished, data)
         subjects = [_subject(run, name, data, options) for name in dict.fromkeys(models)]
         for left in run.glob(f"{DRAFTS}*"):  # by a command that was killed
             remove_folder(left)
@@ -114,7 +123,7 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
             files = [
                 _written(subject, spec, exporter, data, Path(temporary), options)
                 for subject in subjects
-                for spec, exporter in exporters.items()
+                for spec, exporter in exporters.values()
             ]
             found = _measured(files, _references(subjects, Path(temporary)), options.threads)
             entries = []
@@ -134,6 +143,19 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
     return text + "".join(f"{_folder(run, file)}\n" for file in files)
 
 
+def _check_records(finished: Mapping[str, Any], data: Pipeline) -> None:
+    """Check that the test records are those of the run.
+
+    Raises:
+        ConfigError: they have changed.
+    """
+    known = finished.get("test_records") or ""
+    names = finished.get("class_names", [])
+    if (known and known != test_records(data)) or names != list(data.class_names):
+        problem = "the test records, or the names of the classes, have changed since the run has ended"
+        raise ConfigError("RUN", f"{problem}. Restore the data, or train again.")
+
+
 def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:
     predictor: Predictor = load(run, name)
     if predictor.about.dtype != "float32":
@@ -142,17 +164,29 @@ def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:
     examples = test_examples(network, data, predictor.about.batch_size, options.records)
     run_batch = jax.jit(network.function)
     size, count = predictor.about.batch_size, len(examples.counts)
-    parts = [
-        run_batch({n: x[start : start + size] for n, x in examples.inputs.items()}) for start in range(0, count, size)
-    ]
-    return Subject(name, predictor, network, examples, np.concatenate(parts))
+    batches = full_batches(examples.inputs, size)
+    expected = np.concatenate([np.asarray(run_batch(batch)) for batch in batches])[:count]
+    subject = Subject(name, predictor, network, examples, expected)
+    accuracy, row = _compared(subject, expected).accuracy, _row(run, name)
+    all_records = count == data.test_description.records and predictor.about.dtype == "float32"
+    if all_records and row.get("accuracy") is not None and abs(accuracy - row["accuracy"]) > FAR:
+        problem = f"{name} has an accuracy of {100 * accuracy:.2f} %, and had {100 * row['accuracy']:.2f} % in the run"
+        raise ConfigError("RUN", f"{problem}: its files, or the data, have changed. Repeat the command of the run.")
+    return subject
+
+
+def _row(run: Path, name: str) -> Mapping[str, Any]:
+    """Return the row of a model in the result table of a run; empty: it has none."""
+    rows = {row["name"]: row for row in results(run)["rows"]}
+    return rows.get(name.replace("teachers/", "teacher "), {})
 
 
 def _slug(spec: str) -> str:
-    """Return a spec as the name of a folder: `onnx(int8='dynamic')` becomes `onnx-int8-dynamic`."""
-    parsed = registry.parse(spec, "--to")
-    arguments = [*map(str, parsed.args), *(f"{name}-{value}" for name, value in parsed.kwargs.items())]
-    return "-".join([parsed.name, *arguments])
+    """Return a spec as the name of a folder, without defaults: `onnx(int8='dynamic')` becomes `onnx-int8-dynamic`."""
+    factory, bound = registry.exporters.bind(spec, "--to")
+    defaults = {name: each.default for name, each in inspect.signature(factory).parameters.items()}
+    given = [f"{name}-{value}" for name, value in bound.arguments.items() if value != defaults[name]]
+    return "-".join([factory.__name__, *given])
 
 
 def _written(
@@ -196,7 +230,7 @@ def _measured(files: Sequence[File], references: Sequence[Job], threads: int) ->
     groups: dict[tuple[str, ...], list[Job]] = {}
     inputs = {}
     for file in files:
-        key = tuple(file.subject.network.inputs)
+        key = (*file.subject.network.inputs, str(len(file.subject.examples.counts)))
         groups.setdefault(key, []).append(file.job)
         groups[key] += [job for job in references if job.name == file.subject.name and job not in groups[key]]
         inputs[key] = file.subject.examples.inputs
@@ -274,7 +308,7 @@ def _departure(file: File, record: int) -> str:
     count = sum(name.startswith("hidden_states/") for name in shapes)
     states = [f"hidden_states/{number}" for number in range(count)]
     example = {name: x[record : record + 1] for name, x in subject.examples.inputs.items()}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=file.job.file.parent) as folder:
         for state in states:
             network = subject.network._replace(output=state)
             expected = np.asarray(jax.jit(network.function)(example))

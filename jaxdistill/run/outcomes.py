@@ -149,14 +149,14 @@ def details(data: Pipeline, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[s
     """
     answers = {name: outcome["answers"] for name, outcome in outcomes.items() if outcome.get("answers")}
     return {
-        "test_records": _test_records(data),
+        "test_records": test_records(data),
         "paired": comparison(outcomes),
         "confusion": {name: matrix for name, found in answers.items() if (matrix := _confusion(found))},
         "examples": differing(data, answers),
     }
 
 
-def _test_records(data: Pipeline) -> str:
+def test_records(data: Pipeline) -> str:
     """Return a hash of the test records, by which runs on the same ones are recognised; empty: they cannot be read."""
     try:
         return data.identity(data.test)["contents"]

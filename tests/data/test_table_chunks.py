@@ -149,7 +149,10 @@ def test_another_delimiter_can_be_named_and_is_suggested():
     commas = everything(opened(SPEC))
     assert semicolons["text"].tolist() == commas["text"].tolist()
     assert semicolons["label"].tolist() == commas["label"].tolist()
-    assert "must be one character" in refusal(f"{SPEC[:-1]}, delimiter='::')").message
+    for wrong in ("delimiter='::'", "delimiter='é'"):
+        assert "must be one character" in refusal(f"{SPEC[:-1]}, {wrong})").message
+    for wrong in ("base64", "hex", "utf-9"):
+        assert f"the encoding '{wrong}' is unknown" in refusal(f"{SPEC[:-1]}, encoding='{wrong}')").message
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
@@ -245,6 +248,30 @@ def test_a_changed_picture_and_other_channels_change_the_fingerprint_of_a_folder
     assert opened("table(path='p', channels=1)").fingerprint != before
     os.utime("p/cat/0.png", ns=(10**18, 10**18))  # as an edit that keeps the size
     assert opened("table(path='p')").fingerprint != before
+
+
+def test_classes_behind_links_are_looked_at_and_a_circle_ends():
+    write_images(Path("real"))
+    Path("links").mkdir()
+    for name in ("cat", "dog"):
+        Path("links", name).symlink_to(Path("real", name).absolute())
+    before = opened("table(path='links')")
+    Path("real/cat/99.png").write_bytes(Path("real/cat/1.png").read_bytes())
+    after = opened("table(path='links')")
+    assert len(before) == 16 and len(after) == 17 and before.fingerprint != after.fingerprint
+    Path("real/cat/circle").symlink_to(Path("real").absolute())
+    assert len(opened("table(path='links')")) == 17
+
+
+def test_names_of_fields_of_a_batch_are_no_names_of_texts():
+    write_csv(Path("a.csv"), [{"label": "a", "other": "b", "kind": n % 2} for n in range(20)])
+    spec = "table(path='a.csv', text=('label', 'other'), label='kind')"
+    assert "cannot be called 'label', a field of batches" in refusal(spec).message
+
+
+def test_json_lines_may_begin_with_a_byte_order_mark():
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in RECORDS), encoding="utf-8-sig")
+    assert len(opened(SPEC.replace("csv", "jsonl"))) == 48
 
 
 def test_a_missing_image_is_named_and_a_changed_one_changes_the_fingerprint():

@@ -183,4 +183,4 @@ def test_the_check_tells_which_records_nothing_reads(here, capsys):
     teachers = jaxdistill.load_config(presets.find("features")).teachers
     words += [f"--config.teachers.{name}.model={model}" for name in teachers]
     assert main.run([*words, "--config.batch_size=8"]) == 0, capsys.readouterr().err
-    assert "unused    20 records of the split 'unlabelled'" in capsys.readouterr().out
+    assert "unused    20 records of the split 'unlabelled'\n" in capsys.readouterr().out

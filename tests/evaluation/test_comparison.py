@@ -97,6 +97,7 @@ def test_a_confusion_matrix_has_at_most_forty_classes(tmp_path):
         found = details(empty, {"student": answers_of(numbers, [*numbers[1:], 0])})["confusion"]
         assert len(found.get("student", ())) == (classes if classes <= 40 else 0)
     matrix = details(empty, {"student": answers_of([0, 2], [1, 2])})["confusion"]["student"]
+    assert details(empty, {"student": answers_of([3], [0])})["confusion"]["student"][0] == [0, 0, 0, 1]
     assert matrix == [[0, 0, 0], [1, 0, 0], [0, 0, 1]]  # a row for each class, a column for each prediction
 
 

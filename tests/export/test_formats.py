@@ -15,6 +15,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.export.formats.onnx_graph import Graph, onnx_model
+from jaxdistill.export.measure import package_of
 from jaxdistill.export.network import Network, any_number, network_of
 
 LENGTH = 6
@@ -25,7 +26,7 @@ FIELDS = {
     "tokens": TEXT | {"mask": ((LENGTH,), "float32")},
 }
 EXAMPLES = {example.spec: example for each in MODELS.values() for example in each if example.inputs != "pairs"}
-FORMATS = ("onnx", "stablehlo", "onnx(int8='dynamic')", "onnx(int8='static')")
+FORMATS = ("onnx", "stablehlo", "litert", "litert(int8='dynamic')", "onnx(int8='dynamic')", "onnx(int8='static')")
 
 
 def rows_of(network: Network, count: int) -> dict[str, np.ndarray]:
@@ -48,25 +49,33 @@ def network(spec: str, inputs: str) -> Network:
     return network_of(model, values, fields)
 
 
-@pytest.mark.sampled("*-onnx-onnxruntime", "mlp*-stablehlo-jax", "resnet(*-onnxruntime", "bert*dynamic*-onnxruntime")
-@pytest.mark.parametrize("runtime", ["onnxruntime", "jax"])
+@pytest.mark.sampled(
+    "*-onnx-onnxruntime",
+    "mlp*-stablehlo-jax",
+    "resnet(*-onnxruntime",
+    "bert*onnx*dynamic*-onnxruntime",
+    "mlp*litert*-litert",
+)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "jax", "litert"])
 @pytest.mark.parametrize("spec", FORMATS)
 @pytest.mark.parametrize("model", EXAMPLES)
 def test_a_file_gives_the_outputs_of_its_model(model, spec, runtime, tmp_path):
     exporter = registry.exporters.build(spec, "--to")
     if runtime not in exporter.runtimes:
         return
+    for package in (*exporter.packages, package_of(runtime)):
+        pytest.importorskip(package)  # `litert` needs older packages than `lint` and is tried in its own environment
     subject = network(model, EXAMPLES[model].inputs)
     file = tmp_path / exporter.file
     exporter.write(subject, file, lambda: [rows_of(subject, 8), rows_of(subject, 5)])
     run = importlib.import_module(f"jaxdistill.export.runtimes.{runtime}").open_file(file, 1)
-    for count in (5, 1, 3):
+    for count in (5, 1, 3) if exporter.any_batch else (1, 1):
         rows = rows_of(subject, count)
         expected = np.asarray(jax.jit(subject.function)(rows))
         found = run(rows)
         assert found.shape == expected.shape and found.dtype == np.float32
         far = np.abs(found - expected).max() / np.abs(expected).max()
-        assert (1e-6 < far < 0.3) if exporter.rounds else far < 1e-5
+        assert (1e-6 < far < 0.4) if exporter.rounds else far < 1e-5
 
 
 def test_every_format_and_kind_of_model_is_tried():
@@ -158,6 +167,18 @@ OPERATIONS = {
     "pooling": lambda x: pooled(x, -jnp.inf, jax.lax.max) + pooled(x, 0.0, jax.lax.add),
     "numbers": lambda x: (x.astype(int) & 3) + (x.astype(int) | 4) + jnp.sign(x) + jnp.floor(x) + jnp.ceil(x),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [jnp.log1p, jnp.expm1])
+def test_small_numbers_keep_their_digits(function, tmp_path):
+    import onnx
+
+    x = np.float32([1e-8, -1e-8, 1e-4, -0.3, 0.49, 0.51, 0.0, 3.0, -0.9, 7.0] * 2).reshape(1, 4, 5)
+    onnx.save(onnx_model(traced(function)), tmp_path / "x.onnx")
+    found = importlib.import_module("jaxdistill.export.runtimes.onnxruntime").open_file(tmp_path / "x.onnx", 1)(
+        {"x": x}
+    )
+    np.testing.assert_allclose(found, function(jnp.asarray(x)), rtol=1e-5)
 
 
 def traced(function) -> Network:

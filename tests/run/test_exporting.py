@@ -113,12 +113,36 @@ def test_a_file_that_departs_is_set_aside_and_says_where(home, trained, monkeypa
         (("--to", "onnx", "--runtime", "jax"), "'jax' does not run onnx"),
         (("--to", "onnx", "--model", "big"), "there is no 'big'"),
         (("--to", "onnx", "--threads", "0"), "must be positive"),
+        (("--to", "onnx", "--threads", "999"), "999 are more than the"),
     ],
 )
 def test_a_wrong_command_is_one_line(words, said, trained, capsys):
-    assert command("export", trained("bert"), *words) == 2
+    run = trained("bert")
+    capsys.readouterr()  # what its making has said
+    assert command("export", run, *words) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
+
+
+def test_two_spellings_of_a_format_are_one_file(trained, capsys):
+    run = trained("mlp")
+    assert command("export", run, "--to", "onnx", "--to", "onnx()", "--to", "onnx(int8='')", "--records", 5) == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("student")]) == 2
+    assert not (run / "student" / "exports" / "onnx-int8-").exists()
+
+
+def test_changed_test_records_and_models_are_noticed(home, trained, capsys):
+    run = home / "runs" / "changed"
+    shutil.copytree(trained("mlp"), run)
+    content = seal.read(run / "results.json", {"rows": list})
+    for change in ({"test_records": "0" * 64}, {"class_names": ["a", "b", "c"]}):
+        seal.write(run / "results.json", {**content, **change})
+        assert command("export", run, "--to", "onnx") == 2
+        assert "the test records, or the names of the classes, have changed" in capsys.readouterr().err
+    rows = [{**row, "accuracy": row.get("accuracy", 0) + 0.1} for row in content["rows"]]
+    seal.write(run / "results.json", {**content, "rows": rows})
+    assert command("export", run, "--to", "onnx") == 2
+    assert "its files, or the data, have changed" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_finished_is_refused(home, trained, capsys):

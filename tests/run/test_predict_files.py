@@ -1,6 +1,8 @@
 """`jaxdistill predict`: the predictions for a file stand beside its records, in their order."""
 
 import csv
+import datetime
+import decimal
 import json
 from pathlib import Path
 
@@ -54,6 +56,7 @@ def test_the_command_writes_predictions_beside_the_records(home, trained, capsys
 def test_a_wrong_command_is_one_line_and_writes_nothing(words, said, home, trained, tmp_path, monkeypatch, capsys):
     run = trained("bert")
     monkeypatch.chdir(tmp_path)
+    capsys.readouterr()  # what its making has said
     assert command("predict", run, *(word.format(home=home) for word in words)) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
@@ -191,3 +194,60 @@ def test_a_text_without_a_likelihood_is_null_in_json(home, trained):
     lines = (home / "short-out.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     assert rows[0]["nll"] > 0 and (rows[1]["nll"], rows[1]["perplexity"]) == (None, None)
+
+
+def test_the_input_behind_a_folder_a_pattern_or_a_link_is_not_overwritten(home, trained, capsys):
+    run, place = trained("bert"), home / "guarded"
+    place.mkdir()
+    (place / "train.csv").write_text("words\na b\n")
+    link, train = home / "link.csv", place / "train.csv"
+    link.symlink_to(train)
+    for source, output in ((place, train), (place / "{split}.csv", train), (train, link)):
+        capsys.readouterr()
+        assert command("predict", run, "--input", source, "--output", output) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: --output: ") and "is the input. Choose another file" in message
+    assert (place / "train.csv").read_text() == "words\na b\n"
+    (place / "d.csv").mkdir()
+    assert command("predict", run, "--input", place / "train.csv", "--output", place / "d.csv") == 2
+    assert "is a folder" in capsys.readouterr().err
+    (place / "target.csv").write_text("old")
+    (place / "other.csv").symlink_to(place / "target.csv")
+    assert command("predict", run, "--input", place / "train.csv", "--output", place / "other.csv") == 0
+    assert (place / "other.csv").is_symlink() and "prediction" in (place / "target.csv").read_text()
+
+
+def test_values_of_other_types_in_a_later_chunk_are_not_changed(home, trained, monkeypatch, capsys):
+    monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 4)
+    odd = {"fraction": [1, 1, 1, 1, 2.5], "mixed": [1, "x"], "large": [2**70]}
+    for name, values in odd.items():
+        rows = "".join(json.dumps({"words": "a", "n": value}) + "\n" for value in values)
+        (home / f"{name}.jsonl").write_text(rows)
+        words = ("predict", trained("bert"), "--input", home / f"{name}.jsonl", "--output")
+        assert command(*words, home / f"{name}.parquet") == 2, name
+        message = capsys.readouterr().err
+        assert "the column 'n' has values of several types" in message and message.count("\n") == 1
+        assert command(*words, home / f"{name}.csv") == 0
+
+
+def test_every_name_and_number_fits_an_npz_file(home, trained):
+    rows = [{"words": "a", "file": 1, "allow_pickle": 2, "id": value} for value in (9007199254740993, None)]
+    (home / "names.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--input", home / "names.jsonl", "--output", home / "names.npz")
+    assert command("predict", trained("bert"), *words) == 0
+    with np.load(home / "names.npz") as arrays:
+        assert arrays["id"].tolist() == ["9007199254740993", ""]
+        assert arrays["file"].tolist() == [1, 1] and arrays["allow_pickle"].tolist() == [2, 2]
+
+
+def test_dates_and_odd_texts_are_written_plainly(home, trained):
+    table = pa.table({"words": ["a"], "when": [datetime.date(2020, 1, 2)], "price": [decimal.Decimal("1.50")]})
+    parquet.write_table(table, home / "dates.parquet")
+    words = ("--input", home / "dates.parquet", "--output", home / "dates.jsonl")
+    assert command("predict", trained("bert"), *words) == 0
+    row = json.loads((home / "dates.jsonl").read_text())
+    assert (row["when"], row["price"]) == ("2020-01-02", "1.50")
+    (home / "surrogate.jsonl").write_text('{"words": "a", "note": "\\ud800 x"}\n')
+    words = ("--input", home / "surrogate.jsonl", "--output", home / "surrogate.csv")
+    assert command("predict", trained("bert"), *words) == 0
+    assert "? x" in (home / "surrogate.csv").read_text()

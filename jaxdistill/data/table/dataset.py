@@ -26,6 +26,7 @@ from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
 from jaxdistill.data.table.files import RecordReader, TableError, TextFormat, require_columns
 from jaxdistill.data.table.locate import TEST, TRAIN, UNLABELLED, Source, locate
 
+RESERVED = {"attention_mask", "image", "index", "input_ids", "label", "label_probs", "mask", "token_type_ids"}
 FORMAT = 1  # version of the files; a new number makes them anew
 FOLDER_COLUMNS = ColumnNames((), images.LABEL, images.IMAGE, ())  # of a folder of images by class
 
@@ -87,8 +88,8 @@ def table(
         raise ValueError(f"test={test} must be between 0 and 1: the share of the records that are held out")
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} must be 1 or 3")
-    if len(delimiter) > 1:
-        raise ValueError(f"delimiter={delimiter!r} must be one character, such as ';'")
+    if len(column_names.text) > 1 and (taken := RESERVED & {*column_names.text}):
+        raise TableError(f"a column of several texts cannot be called {min(taken)!r}, a field of batches. Rename it.")
     sources = locate(path, TextFormat(encoding, delimiter))
     opened = {name: source.open() for name, source in sources.items()}
     is_class_folder = not any(column_names.named())

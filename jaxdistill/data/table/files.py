@@ -36,6 +36,23 @@ class TextFormat(NamedTuple):
     delimiter: str = ""
 
 
+def check_text_format(text_format: TextFormat) -> None:
+    """Check that there is such an encoding, and that a delimiter is one character.
+
+    Raises:
+        TableError: there is none.
+    """
+    encoding, delimiter = text_format
+    try:
+        is_text = codecs.lookup(encoding)._is_text_encoding
+    except LookupError:
+        is_text = False
+    if not is_text:
+        raise TableError(f"the encoding {encoding!r} is unknown. Give one such as utf-8 or latin-1.")
+    if len(delimiter) > 1 or not delimiter.isascii():
+        raise TableError(f"the delimiter {delimiter!r} must be one character of ASCII, such as ;")
+
+
 class RecordReader(NamedTuple):
     """A file of records that was opened: its columns are known, and its records can be read.
 
@@ -160,7 +177,7 @@ def _lines(stream: Any, encoding: str) -> Iterator[str]:
     """
     rest, decoder = "", codecs.getincrementaldecoder(encoding)()
     while block := stream.read(2**20):
-        *lines, rest = (rest + decoder.decode(bytes(block))).split("\n")
+        *lines, rest = (rest + decoder.decode(bytes(block)).removeprefix("\ufeff")).split("\n")  # no byte order mark
         yield from lines
     rest += decoder.decode(b"", final=True)
     if rest:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from jaxdistill.data.table.files import (
     RecordReader,
     TableError,
     TextFormat,
+    check_text_format,
     from_datasets,
     open_file,
     suffix_of,
@@ -52,6 +53,7 @@ def locate(path: str, text_format: TextFormat) -> Mapping[str, Source]:
     Raises:
         TableError: there is no such file, its format is unknown, or a split has two files.
     """
+    check_text_format(text_format)
     path = path.removeprefix("hf://datasets/")  # as other libraries write a name of the hub
     if NAME in path:
         return _by_pattern(path, text_format)
@@ -144,10 +146,19 @@ def _images(folder: Path) -> Source:
 def _listing_hash(folder: Path) -> str:
     """Return a hash of the names, sizes and times of change of all files in a folder; their content is not read."""
     digest = hashlib.sha256(str(folder.absolute()).encode())
-    for file in sorted(folder.rglob("*")):
-        stat = file.lstat()  # of a link that leads nowhere too, which is told when it is read
+    for file in sorted(_inside(folder, set())):
+        stat = file.stat() if file.exists() else file.lstat()  # a link that leads nowhere is told when it is read
         digest.update(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def _inside(folder: Path, known: set[Path]) -> Iterator[Path]:
+    """Yield all files and folders in a folder, also behind links; a link that leads back is not followed."""
+    known.add(folder.resolve())
+    for place in folder.iterdir():
+        yield place
+        if place.is_dir() and place.resolve() not in known:
+            yield from _inside(place, known)
 
 
 def _datasets(name: str) -> Mapping[str, Source]:

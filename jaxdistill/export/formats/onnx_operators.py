@@ -87,12 +87,34 @@ def _(graph, equation, inputs):
     return [_chained(graph, equation, "Sub", one, elementwise(graph, "Erf", equation, inputs))]
 
 
-@emits("log1p", "expm1")
+@emits("log1p")
 def _(graph, equation, inputs):
-    one = constant(np.ones((), inputs[0].dtype))
-    if equation.primitive.name == "expm1":
-        return [_chained(graph, equation, "Sub", elementwise(graph, "Exp", equation, inputs), one)]
-    return [_chained(graph, equation, "Log", elementwise(graph, "Add", equation, (*inputs, one)))]
+    """Write log(1 + x) so that it is exact near 0 too: x log(u) / (u - 1) with u = 1 + x; Kahan's formula."""
+    (x,), one = inputs, constant(np.ones((), inputs[0].dtype))
+    u = elementwise(graph, "Add", equation, (x, one))
+    rest = _chained(graph, equation, "Sub", u, one)
+    is_one = _boolean(elementwise(graph, "Equal", equation, (u, one)))
+    safe = _chained(graph, equation, "Where", is_one, one, rest)
+    above = _chained(graph, equation, "Mul", x, _chained(graph, equation, "Log", u))
+    found = _chained(graph, equation, "Div", above, safe)
+    return [_chained(graph, equation, "Where", is_one, x, found)]
+
+
+@emits("expm1")
+def _(graph, equation, inputs):
+    """Write exp(x) - 1 so that it is exact near 0 too: 2 tanh(x / 2) / (1 - tanh(x / 2)) for small x."""
+    (x,), dtype = inputs, inputs[0].dtype
+    number = lambda value: constant(np.array(value, dtype))
+    half = _chained(graph, equation, "Tanh", elementwise(graph, "Mul", equation, (x, number(0.5))))
+    above = _chained(graph, equation, "Mul", half, number(2))
+    near = _chained(graph, equation, "Div", above, _chained(graph, equation, "Sub", number(1), half))
+    far = _chained(graph, equation, "Sub", elementwise(graph, "Exp", equation, (x,)), number(1))
+    small = _boolean(_chained(graph, equation, "Less", _chained(graph, equation, "Abs", x), number(0.5)))
+    return [_chained(graph, equation, "Where", small, near, far)]
+
+
+def _boolean(x: Value) -> Value:
+    return x._replace(dtype=np.dtype(bool))
 
 
 @emits("integer_pow")

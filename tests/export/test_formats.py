@@ -67,6 +67,10 @@ def test_a_file_gives_the_outputs_of_its_model(model, spec, runtime, tmp_path):
         pytest.importorskip(package)  # `litert` needs older packages than `lint` and is tried in its own environment
     subject = network(model, EXAMPLES[model].inputs)
     file = tmp_path / exporter.file
+    if runtime == "litert" and model.startswith("decoder") and "scan_layers=False" not in model:
+        with pytest.raises(ConfigError, match="the converter of LiteRT ended with exit code 1"):  # which takes no loop
+            exporter.write(subject, file, tuple)
+        return
     exporter.write(subject, file, lambda: [rows_of(subject, 8), rows_of(subject, 5)])
     run = importlib.import_module(f"jaxdistill.export.runtimes.{runtime}").open_file(file, 1)
     for count in (5, 1, 3) if exporter.any_batch else (1, 1):

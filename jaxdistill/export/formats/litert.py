@@ -29,7 +29,7 @@ def litert(int8: Literal["", "dynamic", "static"] = "") -> Exporter:
     Args:
         int8: empty: floats; `dynamic`: integer kernels, and activations rounded by their range in each call; `static`:
             everything in integers, by ranges on training records, as an NPU wants it; a network with attention masks
-            has ranges that no integer holds.
+            has ranges that no integer holds. A decoder needs `scan_layers=False`: the converter takes no loop.
 
     Source: LiteRT, github.com/google-ai-edge/LiteRT; Jacob et al., Quantization and Training of Neural Networks for
     Efficient Integer-Arithmetic-Only Inference, 2018, arxiv.org/abs/1712.05877.

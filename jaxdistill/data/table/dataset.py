@@ -239,7 +239,9 @@ def _write(
     manifest = Manifest(files, shapes, list(names), places)
     seal.write(draft / arrow_store.MANIFEST, manifest._asdict())
     if time.perf_counter() - begin > 1:
-        sys.stderr.write(f"Read {total:,} records of {sources[TRAIN].place} into {draft.parent}; this happens once.\n")
+        sys.stderr.write(
+            f"Read {total:,} records of {sources[TRAIN].place} into {draft.parents[1]}; this happens once.\n"
+        )
 
 
 Parts = dict[str, tuple[str, np.ndarray]]  # split -> the file that has its records, and their numbers in it

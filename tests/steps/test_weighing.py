@@ -284,6 +284,6 @@ def test_a_term_that_does_not_exist_is_named(step):
 def test_a_term_that_begins_at_zero_has_lost_nothing_yet():
     """GradNorm divides by the first loss: without it, the term would count as finished, and the other one as slow."""
     terms = {"still": bowl([1.0]), "far": bowl([0.0])}
-    ts, _ = run(world("gradnorm(layer='x', alpha=1.0)", (1.0,), terms, weights=0.1), 1)
+    ts, _ = run(world("gradnorm(layer='x', alpha=2.0)", (1.0,), terms, weights=0.1), 1)
     still, far = np.asarray(ts.params["weights"])
     assert np.isfinite([still, far]).all() and still > 1.01 > 0.99 > far

@@ -13,12 +13,10 @@ from corpora import WORDS, Labelled, documents, sentences, written
 
 import jaxdistill
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.registry import datasets, tokenizations
+from jaxdistill.core.registry import datasets
 from jaxdistill.data import Batches, evaluation_batches, open_records
 from jaxdistill.data.describe import describe
-from jaxdistill.data.records import Records
 from jaxdistill.data.text import token_cache, tokenizer
-from jaxdistill.data.text.token_cache import ArrayFile
 from jaxdistill.data.text.tokens import _Packer, pack_documents
 from jaxdistill.data.text.unigram import unigram_nll
 
@@ -329,22 +327,6 @@ def test_documents_in_parts_are_the_same_rows(sizes, pack):
     assert whole["input_ids"][whole["segment_ids"] > 0].tolist() == flat.tolist()
 
 
-def test_an_array_file_is_read_by_numpy(tmp_path):
-    rows = np.arange(14, dtype=np.int32).reshape(7, 2)
-    with ArrayFile(tmp_path / "x.npy") as file:
-        for start in (0, 3, 3, 5):
-            file.append(rows[start : start + 2])
-    found = np.load(tmp_path / "x.npy", mmap_mode="r")
-    assert found.tolist() == np.concatenate([rows[s : s + 2] for s in (0, 3, 3, 5)]).tolist()
-    with ArrayFile(tmp_path / "y.npy") as file:
-        file.append(rows[:0])
-    assert np.load(tmp_path / "y.npy").shape == (0, 2)
-    for other in (rows[:, :1], rows.astype(np.int64)):
-        with ArrayFile(tmp_path / "z.npy") as file, pytest.raises(ConfigError, match="a later record has"):
-            file.append(rows)
-            file.append(other)
-
-
 def test_a_full_disk_is_no_read_only_folder(words, tmp_path, monkeypatch):
     """It must not fill the memory instead."""
 
@@ -354,18 +336,3 @@ def test_a_full_disk_is_no_read_only_folder(words, tmp_path, monkeypatch):
     monkeypatch.setattr(token_cache, "_write_cache", full)
     with pytest.raises(OSError, match="No space left"):
         opened(sentences(words), tmp_path)
-
-
-def test_the_teachers_tokenizer_is_part_of_the_hash(words, tmp_path):
-    hashes = set()
-    for vocabulary in (WORDS, WORDS[::-1]):
-        (tmp_path / vocabulary[0].strip("[]")).mkdir()
-        other = written(tmp_path / vocabulary[0].strip("[]"), vocabulary)
-        spec = sentences(words, 5, f", teacher={str(other)!r}")
-        hashes.add(token_cache.tokenizer_hash(tokenizations.build(spec, "data.tokens")))
-    assert len(hashes) == 2
-
-
-def test_the_fingerprint_of_records_tells_types_and_shapes_apart():
-    arrays = (np.zeros((4, 2), np.int32), np.zeros((4, 2), np.float32), np.zeros((2, 4), np.int32))
-    assert len({token_cache.fingerprint(Records({"x": x}, None)) for x in arrays}) == 3

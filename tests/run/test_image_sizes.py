@@ -1,0 +1,30 @@
+"""Images of several sizes, where a transform makes them one."""
+
+import numpy as np
+import pytest
+import runs
+
+from jaxdistill.core.registry import datasets
+from jaxdistill.main import run as run_command
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_of_several_sizes_in_one_split_are_resized(split, tmp_path):
+    """A picture of another size among those that are looked at is no reason to refuse a preset that resizes."""
+
+    mixed = split
+
+    def several(split: str) -> list[dict]:
+        sizes = [8, 9] if split == mixed else [8]
+        return [{"image": np.zeros((sizes[n % len(sizes)], 8, 1), np.uint8), "label": n % 2} for n in range(64)]
+
+    with runs.registries_as_found():
+        datasets.register(several)
+        resized = "augment=('resize(size=8)',)"
+        words = [
+            "--config.data.name=several",
+            f"--config.data.{resized}",
+            f"--config.teachers.big.{resized}",
+            "--check",
+        ]
+        assert run_command(["train", "--config", str(runs.TINY), *words]) == 0

@@ -116,11 +116,9 @@ def test_names_are_judged_before_any_data_are_made(change, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (
-            {"image": np.zeros((8, 8, 1), np.uint8)},
-            "data.test: the records of 'train' have the field 'label'",
-        ),
+        ({"image": np.zeros((8, 8, 1), np.uint8)}, "data.test: the records of 'train' have the field 'label'"),
         ({"image": np.zeros((9, 9, 1), np.uint8), "label": 0}, "data.test: 'image' is [8, 8, 1] uint8 in 'train'"),
+        ({"image": np.zeros((8, 8, 1), np.float32), "label": 0}, "data.test: 'image' is [8, 8, 1] uint8 in 'train'"),
     ],
 )
 def test_test_records_are_those_of_training_with_labels(other, said, tmp_path, capsys):

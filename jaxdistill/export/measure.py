@@ -139,7 +139,7 @@ class Runner:
 
 
 class Measured(NamedTuple):
-    """What was measured of one file.
+    """The measurements of one exported file.
 
     outputs: its outputs for the test records, `[examples, ...]`
     latency: time of one example

@@ -101,7 +101,7 @@ def test_the_choice_of_test_records_is_part_of_the_fingerprint():
 
 
 def test_classes_that_a_file_defines_keep_their_order_and_minus_one_is_no_label():
-    """As data sets of Hugging Face have them."""
+    """Check codes and names of classes as data sets of Hugging Face store them."""
     classes = Classes(("negative", "positive"))
     codes = classes.codes([1, -1, 0, 1], 0, "f")
     names, places = classes.finish("f", 4)
@@ -165,7 +165,7 @@ def test_another_delimiter_is_suggested_if_texts_have_commas_too(delimiter):
 
 
 def test_a_split_may_have_several_files():
-    """As data sets of the Hugging Face hub are written."""
+    """Read the parts of a split as data sets of the Hugging Face hub are stored."""
     Path("parts").mkdir()
     for number in range(3):
         rows = pa.Table.from_pylist(RECORDS[20 * number : 20 * number + 20])
@@ -303,7 +303,7 @@ def test_json_lines_in_utf_16_are_read():
 
 
 def test_a_table_that_another_process_removes_is_made_again(monkeypatch):
-    """What a process finds damaged may be replaced by another one before it is removed."""
+    """Simulate a process that removes a table just after another one has replaced it."""
     write_csv(Path("a.csv"))
     open_tables, calls = dataset.arrow_store.open_tables, []
 

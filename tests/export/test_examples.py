@@ -1,4 +1,4 @@
-"""What a network is compared on, and what its integers are chosen by, are the records of the run, prepared as there."""
+"""Check that test records and calibration samples are those of the run, preprocessed as in the run."""
 
 import io
 import json

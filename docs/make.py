@@ -25,7 +25,12 @@ from jaxdistill.core import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES, README = ROOT / "docs" / "methods", ROOT / "README.md"
-KINDS = {"losses": registry.losses, "fusion": registry.fusions, "steps": registry.steps}
+KINDS = {
+    "losses": registry.losses,
+    "fusion": registry.fusions,
+    "steps": registry.steps,
+    "compress": registry.quantizers,
+}
 WORDS = ("When", "Config", "Own", "Mean", "Checked", "Experiment")
 PASSED = ("student", "teachers", "objective", "optimizer")  # to a step, by the other keys of the config
 RESULTS = ROOT / "experiments" / "methods" / "results.json"

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.core.interfaces import Model, Pretrained
-from jaxdistill.core.quantized_array import DTYPES, Kind, QuantizedArray, dequantize, quantize, run_quantized
+from jaxdistill.core.marked_arrays import plain
+from jaxdistill.core.quantized_array import DTYPES, Kind, QuantizedArray, quantize, run_quantized
 from jaxdistill.core.types import Array, PyTree, Variables
 
 SCALE = "/scale"  # suffix of the name of a kernel's scale
@@ -51,7 +52,7 @@ def quantized(model: Model, kind: Kind) -> Model:
         traced, out = trace(dequantized_shapes(Variables(params, state)), batch, key)
         is_quantized = lambda x: isinstance(x, QuantizedArray)
         inputs = jax.tree.leaves((_with_quantized_arrays(params), state, batch, key), is_leaf=is_quantized)
-        return jax.tree.unflatten(jax.tree.structure(out), map(dequantize, run_quantized(traced, inputs)))
+        return jax.tree.unflatten(jax.tree.structure(out), map(plain, run_quantized(traced, inputs)))
 
     if (load_floats := model.load) is None:
         return Model(init, apply)

@@ -1,18 +1,18 @@
-"""8-bit arrays, and a jaxpr interpreter that runs a traced model with some of its kernels in 8 bits.
+"""8-bit arrays, and the rules by which a traced model runs with some of its kernels in 8 bits.
 
 Casts, calls, scans over stacked layers and matrix products keep a kernel in 8 bits. Any other operation gets the kernel
 as floats: its result is right, but costs as much as without quantization.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr  # type: ignore[attr-defined]  # its stub omits it
 
-from jaxdistill.core.jaxpr import evaluate, run_equation
+from jaxdistill.core.marked_arrays import Collected, MarkedArray, Rule, run_marked
 from jaxdistill.core.types import Array, struct
 
 Kind = Literal["int8", "fp8"]
@@ -20,7 +20,7 @@ DTYPES = {"int8": (jnp.int8, 127.0), "fp8": (jnp.float8_e4m3fn, 448.0)}  # the d
 
 
 @struct
-class QuantizedArray:
+class QuantizedArray(MarkedArray):
     """A kernel in 8 bits, which stands for `values * scale`, with one scale for each output channel.
 
     Args:
@@ -33,7 +33,7 @@ class QuantizedArray:
     scale: Array
     dtype: Any = dataclasses.field(metadata={"static": True})
 
-    def dequantize(self) -> Array:
+    def plain(self) -> Array:
         """Compute `values * scale` in float32, and cast it to `dtype`."""
         return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)
 
@@ -54,14 +54,6 @@ def quantize(x: Array, axes: int | Sequence[int], kind: Any) -> tuple[Array, Arr
     return (jnp.round(x / scale) if kind == "int8" else x / scale).astype(dtype), scale
 
 
-def dequantize(x: Any) -> Any:
-    """Convert a `QuantizedArray` to floats, `values * scale`; return any other array unchanged."""
-    return x.dequantize() if isinstance(x, QuantizedArray) else x
-
-
-Rule = Callable[[Any, list[Any]], list[Any] | None]  # (equation, inputs) -> outputs; None: dequantize the inputs
-
-
 def run_quantized(traced: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
     """Run a traced function with some of its kernels in 8 bits, and return its outputs.
 
@@ -72,48 +64,14 @@ def run_quantized(traced: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
     Returns:
         The outputs of the jaxpr: arrays, or a `QuantizedArray` for an 8-bit kernel that the function returns.
     """
-
-    def results(eqn: Any, operands: list[Any]) -> Sequence[Any]:
-        rule = RULES.get(eqn.primitive.name) if any(isinstance(x, QuantizedArray) for x in operands) else None
-        outputs = rule(eqn, operands) if rule else None
-        return run_equation(eqn, [*map(dequantize, operands)]) if outputs is None else outputs
-
-    return evaluate(traced.jaxpr, traced.consts, inputs, results)
+    return run_marked(traced, inputs, RULES, {})
 
 
-def _closed(program: Any) -> ClosedJaxpr:
-    return program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
-
-
-def _cast(eqn: Any, operands: list[Any]) -> list[Any]:
+def _cast(eqn: Any, operands: list[Any], collected: Collected) -> list[Any]:
     return [dataclasses.replace(operands[0], dtype=eqn.params["new_dtype"])]
 
 
-def _call(eqn: Any, operands: list[Any]) -> list[Any]:
-    return run_quantized(_closed(eqn.params["jaxpr"]), operands)
-
-
-def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
-    """Run a scan over stacked layers: each iteration gets one layer of each stacked `QuantizedArray`."""
-    inner = _closed(eqn.params["jaxpr"])
-    # Releases of JAX name the counts of constants and carries differently, so shapes tell them: stacked inputs lose an
-    # axis inside the body, constants and carries do not; only carries come out again.
-    same_shape = lambda outer, body: [a.aval.shape == b.aval.shape for a, b in zip(outer, body, strict=True)]
-    carries = sum(same_shape(eqn.outvars, inner.jaxpr.outvars))
-    constant_count = sum(same_shape(eqn.invars, inner.jaxpr.invars)) - carries
-    end = constant_count + carries
-    constants, start, stacks = operands[:constant_count], operands[constant_count:end], operands[end:]
-
-    def body(carry: list[Any], layer: list[Any]) -> tuple[list[Any], list[Any]]:
-        outputs = [*map(dequantize, run_quantized(inner, [*constants, *carry, *layer]))]
-        return outputs[:carries], outputs[carries:]
-
-    options = {key: eqn.params[key] for key in ("length", "reverse", "unroll")}
-    last, stacked = jax.lax.scan(body, [*map(dequantize, start)], stacks, **options)
-    return [*last, *stacked]
-
-
-def _product(eqn: Any, operands: list[Any]) -> list[Any] | None:
+def _product(eqn: Any, operands: list[Any], collected: Collected) -> list[Any] | None:
     """Multiply an array by an 8-bit kernel, after quantizing the array; return None for any other product."""
     x, kernel = operands
     (inputs, summed), (rows, _) = eqn.params["dimension_numbers"]
@@ -129,11 +87,4 @@ def _product(eqn: Any, operands: list[Any]) -> list[Any] | None:
     return [y.astype(eqn.outvars[0].aval.dtype)]
 
 
-RULES: Mapping[str, Rule] = {
-    "convert_element_type": _cast,
-    "jit": _call,
-    "checkpoint": _call,
-    "remat2": _call,
-    "scan": _scan,
-    "dot_general": _product,
-}
+RULES: Mapping[str, Rule] = {"convert_element_type": _cast, "dot_general": _product}

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +48,8 @@ class About(NamedTuple):
     hub_layout: whether the folder has the layout of Hugging Face, which `pretrained(FOLDER)` reads
     in_transformers: whether transformers has the architecture too
     parts: own parts that the spec names, with their modules
+    quantized: spec string of the quantizer that rounds the inputs of its products; empty: none
+    ranges: least and greatest input of products, by name of the weight; empty: not fixed
     """
 
     model: str
@@ -65,6 +68,8 @@ class About(NamedTuple):
     hub_layout: bool
     in_transformers: bool
     parts: dict[str, str]
+    quantized: str = ""
+    ranges: Mapping[str, Any] = MappingProxyType({})
 
 
 TYPES: seal.JsonTypes = {
@@ -81,6 +86,8 @@ TYPES: seal.JsonTypes = {
     "columns": dict,
     "channels": int,
     "parts": dict,
+    "quantized": str,
+    "ranges": dict,
 }
 
 
@@ -135,7 +142,7 @@ def write(folder: Path, about: About, extras: Extras, variables: Variables, card
                 shutil.copyfile(file, draft / file.name)
         if extras.tokenizer:
             shutil.copyfile(extras.tokenizer, draft / "tokenizer.json")
-        seal.write(draft / ABOUT, about._asdict())
+        seal.write(draft / ABOUT, {**about._asdict(), "ranges": dict(about.ranges)})
         (draft / CARD).write_text(card, encoding="utf-8")
         shutil.copymode(draft / CARD, draft / WEIGHTS)  # safetensors lets only the owner read
         seal.seal_folder(draft)
@@ -179,12 +186,13 @@ def read_about(folder: Path) -> About:
     """
     seal.check_in_folder(folder / ABOUT)
     content = seal.read(folder / ABOUT, {}, required=True)
-    if missing := [name for name in About._fields if name not in content]:
+    required = [name for name in About._fields if name not in About._field_defaults]
+    if missing := [name for name in required if name not in content]:
         cure = "repeat the command of the run, which writes it again"
         raise DamageError(f"{folder / ABOUT} is of another version ({missing[0]!r} is missing); {cure}")
     seal.read(folder / ABOUT, TYPES, required=True)
     inputs = {name: (tuple(shape), str(dtype)) for name, (shape, dtype) in content["inputs"].items()}
-    return About(**{name: content[name] for name in About._fields} | {"inputs": inputs})
+    return About(**{name: content[name] for name in About._fields if name in content} | {"inputs": inputs})
 
 
 def read_arrays(folder: Path) -> Variables:

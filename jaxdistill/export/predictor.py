@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxdistill.data
 import jaxdistill.models  # noqa: F401  (importing registers transforms, tokenizations and models)
+from jaxdistill.compress.aware import Quantizer, with_ranges
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, WeightsError
 from jaxdistill.core.interfaces import Model
@@ -72,7 +73,9 @@ class Predictor:
         except FileNotFoundError:
             problem = f"{str(folder)!r} holds no model that jaxdistill has written ({model_folder.ABOUT} is missing)"
             raise ConfigError("", f"{problem}. Give the folder of a finished run, or RUN/student/hub.") from None
-        self.variables = self._read()
+        self.float_variables = self._read()
+        ranges = {name: jnp.asarray(np.asarray(span, np.float32)) for name, span in self.about.ranges.items()}
+        self.variables = with_ranges(self.float_variables, ranges)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -103,10 +106,17 @@ class Predictor:
     @cached_property
     def model(self) -> Model:
         """Return the network, built from its spec or from the files of its checkpoint."""
-        return self._built(self.about.dtype)
+        floats = self._built(self.about.dtype)
+        if not self.about.quantized:
+            return floats
+        quantizer: Quantizer = registry.quantizers.build(self.about.quantized, "quantized")
+        return quantizer.wrap(floats, 0)
 
     def float_model(self) -> Model:
-        """Return the network as `model`, with its computation in float32."""
+        """Return the network as `model`, with its computation in float32, and without rounded inputs of products.
+
+        Its variables are `float_variables`.
+        """
         return self._built("float32")
 
     def _built(self, dtype: str) -> Model:
@@ -124,11 +134,12 @@ class Predictor:
     def _read(self) -> Variables:
         shapes = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in self.about.inputs.items()}
         shapes["mask"] = shapes.get("mask", jax.ShapeDtypeStruct((2,), np.float32))
-        if self.model.load is None:
+        model = self._built(self.about.dtype)
+        if model.load is None:
             return jax.device_put(model_folder.read_arrays(self.folder))
-        expected = Variables(*jax.eval_shape(self.model.init, jax.random.key(0), shapes))
+        expected = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes))
         try:
-            return self.model.load(expected).read()
+            return model.load(expected).read()
         except WeightsError as error:
             raise ConfigError("model", f"{error}.") from None
 

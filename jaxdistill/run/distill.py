@@ -19,14 +19,15 @@ from jaxdistill.core.interfaces import Model
 from jaxdistill.core.manifest import check_owner, manifests
 from jaxdistill.core.types import NO_VARIABLES, Variables
 from jaxdistill.data.pipeline import TEST
-from jaxdistill.data.stream import evaluation_batches
-from jaxdistill.evaluation.evaluator import evaluator, totals
 from jaxdistill.evaluation.report import page, table
-from jaxdistill.parallel.compile import jit_evaluate, keep_programs, local_row_numbers
+from jaxdistill.evaluation.report.table import FLOATS, ROUNDED
+from jaxdistill.parallel.compile import keep_programs
 from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run import exports, subset, workdir
 from jaxdistill.run.config import Config, differ
+from jaxdistill.run.evaluation import evaluate, rounded_afterwards
 from jaxdistill.run.outcomes import RESULT_TYPES, Timed, add_latencies, comparison, constant_answer, details, outcome_of
+from jaxdistill.run.parts import build_quantizer
 from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.provenance import provenance
 from jaxdistill.run.resolve import Resolved, resolve
@@ -172,7 +173,9 @@ class Run:
 
     def _evaluate_teacher(self, teacher: Teacher, values: Variables) -> None:
         """Evaluate a teacher outside of a stage that trains it, and record its scores, cost and variables."""
-        evaluated = Trained(values, self._totals(teacher, values), {}, 0.0, {})
+        student = self.resolved.student
+        total = evaluate(teacher.network, values, teacher.mesh, student, self.data, teacher.prefix)
+        evaluated = Trained(values, total, {}, 0.0, {})
         cost = teacher.cost(values, self.rows)
         self._record_teacher(teacher, outcome_of(f"teacher {teacher.name}", cost, evaluated), values)
 
@@ -196,11 +199,12 @@ class Run:
         self._export(
             stage.definition.folder, stage.name, stage.definition.config, stage.parts.student, trained.variables
         )
-        for number, (teacher, values) in enumerate(zip(stage.parts.teachers, trained.teachers, strict=False)):
+        evolved = trained.teachers if stage.kind == "student" else ()
+        for number, (teacher, values) in enumerate(zip(stage.parts.teachers, evolved, strict=False)):
             self._evaluate_teacher(teacher, values)
             own = not teacher.options  # else its network is not the one that its spec describes
             if own and number in stage.parts.step.trained_teachers:
-                config = differ(stage.definition.config, student={"model": teacher.spec})
+                config = differ(stage.definition.config, student={"model": teacher.spec, "quantized": ""})
                 self._export(Path("teachers", teacher.name), f"teacher {teacher.name}", config, teacher.network, values)
         if jax.process_index() == 0:
             seal.write(folder / "result.json", {**outcome, "step": stage.settings.steps})
@@ -261,26 +265,26 @@ class Run:
         """Return the variables of all teachers in the form that the training step takes, in the order of the config."""
         return tuple(teacher.argument(self.values[name]) for name, teacher in self.resolved.teachers.items())
 
-    def _totals(self, teacher: Teacher, variables: Variables) -> dict[str, Any]:
-        """Evaluate a teacher alone on the test records, and return the metrics as sums over records."""
-        evaluate = jit_evaluate(evaluator(teacher.network, (), None, (), teacher.prefix), variables, teacher.mesh)
-        size = self.resolved.student.settings.evaluate_rows
-        batches = evaluation_batches(
-            self.data.test,
-            batch_size=size,
-            rows=local_row_numbers(teacher.mesh, size),
-            transforms=self.resolved.data.streams["train"].transforms,
-            stored=self.data.stored[TEST],
-        )
-        return totals(jax.device_get(evaluate(batch)) for batch in batches)
-
     def _record(self, stage: Stage, outcome: dict[str, Any], variables: Variables) -> None:
         if stage.kind == "teacher":
             self._record_teacher(self.resolved.teachers[stage.definition.teacher], outcome, variables)
         else:
             self.outcomes[stage.name], self.variables[stage.name] = outcome, variables
             config = stage.definition.config
-            self.timed[stage.name] = Timed((config.student.model, config.dtype), stage.parts.student, variables)
+            kind = (config.student.model, config.student.quantized, config.dtype)
+            self.timed[stage.name] = Timed(kind, stage.parts.student, variables)
+        if stage.kind == "floats":
+            self._record_rounded(stage, variables)
+
+    def _record_rounded(self, stage: Stage, variables: Variables) -> None:
+        """Record the scores of the student that was trained in floats, after post-training quantisation."""
+        quantizer = build_quantizer(self.resolved.config)
+        assert quantizer is not None
+        rounded, values = rounded_afterwards(stage.parts.student, quantizer, variables, self.rows)
+        total = evaluate(rounded, values, self.resolved.mesh, stage, self.data)
+        evaluated = Trained(values, total, {}, 0.0, {})
+        self.outcomes[ROUNDED] = outcome_of(ROUNDED, cost_of(rounded, values, self.rows), evaluated)
+        self.variables[ROUNDED] = values
 
     def _record_teacher(self, teacher: Teacher, outcome: dict[str, Any], variables: Variables) -> None:
         """Record the scores and cost of a teacher, and place its variables on the devices that it runs on."""
@@ -320,7 +324,11 @@ class Run:
     def _results(self) -> dict[str, Any]:
         """Return the content of results.json, with the models that are trained until now."""
         names = [f"teacher {name}" for name in self.resolved.teachers]
-        outcomes = {name: self.outcomes[name] for name in (*names, "student", "control") if name in self.outcomes}
+        outcomes = {
+            name: self.outcomes[name]
+            for name in (*names, "student", FLOATS, ROUNDED, "control")
+            if name in self.outcomes
+        }
         rows, config = [outcome["row"] for outcome in outcomes.values()], self.resolved.config
         class_names = list(self.resolved.data.class_names)
         told = comparison(outcomes), constant_answer(outcomes, class_names)

@@ -160,19 +160,27 @@ def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:
     predictor: Predictor = load(run, name)
     if predictor.about.dtype != "float32":
         sys.stderr.write(f"note: {name} was trained in {predictor.about.dtype}; it is exported in float32\n")
-    network = network_of(predictor.float_model(), predictor.variables, predictor.about.inputs)
+    network = network_of(predictor.float_model(), predictor.float_variables, predictor.about.inputs)
     examples = test_examples(network, data, predictor.about.batch_size, options.records)
-    run_batch = jax.jit(network.function)
     size, count = predictor.about.batch_size, len(examples.counts)
-    batches = full_batches(examples.inputs, size)
-    expected = np.concatenate([np.asarray(run_batch(batch)) for batch in batches])[:count]
-    subject = Subject(name, predictor, network, examples, expected)
-    accuracy, row = _compared(subject, expected).accuracy, _row(run, name)
+    expected = _outputs(network, examples, size)
+    subject, as_trained = Subject(name, predictor, network, examples, expected), expected
+    if predictor.about.quantized:  # the run has evaluated it with the inputs of its products rounded
+        whole = network_of(predictor.model, predictor.variables, predictor.about.inputs)
+        as_trained = _outputs(whole, examples, size)
+    accuracy, row = _compared(subject, as_trained).accuracy, _row(run, name)
     all_records = count == data.test_description.records and predictor.about.dtype == "float32"
     if all_records and row.get("accuracy") is not None and abs(accuracy - row["accuracy"]) > FAR:
         problem = f"{name} has an accuracy of {100 * accuracy:.2f} %, and had {100 * row['accuracy']:.2f} % in the run"
         raise ConfigError("RUN", f"{problem}: its files, or the data, have changed. Repeat the command of the run.")
     return subject
+
+
+def _outputs(network: Network, examples: Examples, size: int) -> np.ndarray:
+    """Return the outputs of a model for all examples, run in batches of `size`."""
+    run_batch = jax.jit(network.function)
+    batches = full_batches(examples.inputs, size)
+    return np.concatenate([np.asarray(run_batch(batch)) for batch in batches])[: len(examples.counts)]
 
 
 def _row(run: Path, name: str) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxdistill.core import registry
 from jaxdistill.core.interfaces import Model
@@ -17,10 +18,12 @@ from jaxdistill.export.hugging_face import in_transformers
 from jaxdistill.export.model_card import card, public
 from jaxdistill.export.model_folder import About, Extras
 from jaxdistill.models.abstract import embeds
+from jaxdistill.models.build import build_model
 from jaxdistill.models.hub.family import families, with_defaults
 from jaxdistill.models.pretrained import Architecture, architecture_of_spec
 from jaxdistill.run.config import Config
 from jaxdistill.run.own_parts import own_parts
+from jaxdistill.run.parts import build_quantizer
 
 HUB = "hub"  # name of the folder of a model in the folder of its stage
 
@@ -54,6 +57,11 @@ def write_model(
         results: content of results.json, with the models that are trained until now, for the model card.
     """
     facts = about(export.config, data, shapes, embeds(export.model, shapes))
+    if quantizer := build_quantizer(export.config):
+        floats = build_model(export.config.student.model, "student.model", export.config.dtype)
+        variables, ranges = quantizer.finish(floats, variables, shapes)
+        spans = {name: np.asarray(x).tolist() for name, x in ranges.items()}
+        facts = facts._replace(quantized=quantizer.serving, ranges=spans)
     text = card(export.name, export.config.to_dict(), results, facts)
     model_folder.write(stage / HUB, facts, extras(export.config, data, shapes), variables, text)
 

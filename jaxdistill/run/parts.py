@@ -13,6 +13,7 @@ import jaxdistill.fusion
 import jaxdistill.losses
 import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
+from jaxdistill.compress.aware import Quantizer
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Fusion, Model, Objective, Step, Term
@@ -151,7 +152,23 @@ def build_student(config: Config, needs: frozenset[str]) -> Model:
         needs: requirements of the loss terms, of which only "input_gradients" and "state_gradients" (gradients with
             respect to the input and to the hidden states) matter here.
     """
-    return with_gradients(build_model(config.student.model, "student.model", config.dtype), needs, config.accumulate)
+    model, quantizer = build_model(config.student.model, "student.model", config.dtype), build_quantizer(config)
+    if quantizer:
+        model = quantizer.wrap(model, config.steps * config.accumulate)  # each microbatch is a call
+    return with_gradients(model, needs, config.accumulate)
+
+
+def build_quantizer(config: Config) -> Quantizer | None:
+    """Build the way in which the student is trained in few bits; None: it is trained in floats.
+
+    Args:
+        config: config of the training.
+
+    Raises:
+        ConfigError: the config key `student.quantized` is wrong.
+    """
+    text = config.student.quantized
+    return registry.quantizers.build(text, "student.quantized") if text else None
 
 
 def build_parts(config: Config, components: Components, teachers: Mapping[str, Teacher], horizon: Horizon) -> Parts:

@@ -86,7 +86,7 @@ class Resolved:
 
         The number of steps per epoch is not known before the data are described; here, the whole run is one epoch.
         """
-        config, teacher_configs = stage.config, self.teacher_configs if stage.kind == "student" else {}
+        config, teacher_configs = stage.config, self.teacher_configs if stage.learns_from_teachers else {}
         tokens = registry.tokenizations.build(config.data.tokens, "data.tokens") if config.data.tokens else None
         components = build_components(config, Horizon(config.steps, config.steps), tokens)
         check("stage text", StageConfigView(config, teacher_configs, components))
@@ -171,9 +171,9 @@ class Resolved:
 
     def _checked_stage(self, definition: StageDefinition) -> Stage:
         config = definition.config
-        teachers = self.teachers if definition.kind == "student" else {}
-        teacher_configs = self.teacher_configs if definition.kind == "student" else {}
-        data = self.data if definition.kind == "student" else build_pipeline(config, self.data)
+        teachers = self.teachers if definition.learns_from_teachers else {}
+        teacher_configs = self.teacher_configs if definition.learns_from_teachers else {}
+        data = self.data if definition.learns_from_teachers else build_pipeline(config, self.data)
         horizon = Horizon(config.steps, data.count_training_records() / config.batch_size)
         parts = build_parts(config, build_components(config, horizon, data.tokenization), teachers, horizon)
         shapes = {name: {**rows, **teacher_fields(teachers, name, rows)} for name, rows in data.shapes.items()}

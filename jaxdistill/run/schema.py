@@ -148,6 +148,12 @@ SCHEMA: dict[str, Any] = {
     "dtype": Key("float32", DTYPE, "dtype in which students and teachers compute; parameters stay float32"),
     "student": {
         "model": Key("", SPEC, "the network, such as 'mlp(widths=(64,), classes=10)'"),
+        "quantized": Key(
+            "",
+            SPEC,
+            "quantisation-aware training of student and control, such as 'aware(weights=4, inputs=8, start=0.5)'; "
+            "empty: floats",
+        ),
         "rules": Key((), RULES, RULES_DOC),
     },
     "teachers": OpenSection(
@@ -199,7 +205,11 @@ SCHEMA: dict[str, Any] = {
         {"cross_entropy": {}},
         "the terms that models without a teacher minimise: the control, and teachers trained in this run",
     ),
-    "control": Key(True, FLAG, "train the same network without a teacher too, for comparison"),
+    "control": Key(
+        True,
+        FLAG,
+        "train the same network without a teacher too, for comparison; if it is quantized, also one in floats",
+    ),
     "step": Key("offline()", SPEC, "the training algorithm, one update at a time"),
     "optimizer": Key("adamw()", SPEC, "the optax transformation that turns gradients into updates"),
     "rate": Key("0.001", SCHEDULE, "learning rate, a number or a schedule"),

@@ -12,19 +12,22 @@ from typing import Literal, NamedTuple
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Shapes
 from jaxdistill.data.pipeline import Pipeline
+from jaxdistill.evaluation.report.table import FLOATS
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules
 from jaxdistill.run.config import Config, differ
 from jaxdistill.run.parts import Parts
 from jaxdistill.run.views import StageView
 from jaxdistill.teachers.teacher import Teacher
 
-Kind = Literal["teacher", "student", "control"]
+Kind = Literal["teacher", "student", "floats", "control"]
+NAMES = {"floats": FLOATS}  # names of kinds in tables, where they differ
 
 
 class StageDefinition(NamedTuple):
     """The definition of a training stage: which model of the run is trained, and with which config.
 
-    kind: "teacher", "student", or "control" (the same student trained without a teacher)
+    kind: "teacher", "student", "floats" (the same student, if it is trained in few bits, trained in floats), or
+        "control" (the same student trained without a teacher)
     teacher: name of the teacher that is trained; empty for student and control
     config: config of this training; its section `student` describes the model to train, even if this is a teacher
     origins: pairs (key in `config`, key in the run's config), such as ("student", "teachers.big"): error
@@ -38,8 +41,13 @@ class StageDefinition(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the name of the trained model in logs and results: "teacher NAME", "student" or "control"."""
-        return f"teacher {self.teacher}" if self.kind == "teacher" else self.kind
+        """Return the name of the trained model in logs and results, such as "teacher NAME" or "student"."""
+        return f"teacher {self.teacher}" if self.kind == "teacher" else NAMES.get(self.kind, self.kind)
+
+    @property
+    def learns_from_teachers(self) -> bool:
+        """Return True if the model is trained with the teachers of the run: the student, also in floats."""
+        return self.kind in ("student", "floats")
 
     @property
     def folder(self) -> Path:
@@ -139,10 +147,11 @@ class Stage(NamedTuple):
 
 
 def plan_stages(config: Config) -> Iterator[StageDefinition]:
-    """Yield what a run trains, in order: the teachers to be trained, the student, and the control.
+    """Yield what a run trains, in order: the teachers to be trained, the student, and the controls.
 
-    The control is the same student trained without a teacher. The student is trained by the algorithm in the config key
-    `step`. The other models have no teacher and are trained by `offline()`, which is then supervised training.
+    If the student is trained in few bits, one control is the same student trained in floats. The other one is the same
+    student trained without a teacher. The student is trained by the algorithm in the config key `step`; models without
+    a teacher by `offline()`, which is then supervised training.
     """
     roles = {role: entry for role, entry in config.roles.to_dict().items() if role in ("student", "fusion", "terms")}
     plain = {"step": "offline()", "roles": roles, "teachers": {}, "objective": config.task.to_dict()}
@@ -152,7 +161,7 @@ def plan_stages(config: Config) -> Iterator[StageDefinition]:
         stage_config = differ(
             config,
             **plain,
-            student={"model": teacher.model, "rules": teacher.rules},
+            student={"model": teacher.model, "rules": teacher.rules, "quantized": ""},
             steps=teacher.steps,
             rate=teacher.rate or config.rate,
             seed=config.seed + number + 1,  # teachers of the same architecture must start from different values
@@ -163,6 +172,8 @@ def plan_stages(config: Config) -> Iterator[StageDefinition]:
             origins.append(("rate", f"teachers.{name}.rate"))
         yield StageDefinition("teacher", name, stage_config, tuple(origins))
     yield StageDefinition("student", "", config)
+    if config.control and config.student.quantized:
+        yield StageDefinition("floats", "", differ(config, student={"quantized": ""}))
     if config.control and config.teachers:
         yield StageDefinition("control", "", differ(config, **plain), (("objective", "task"),))
 

@@ -34,6 +34,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         specs.models_are_known,
         specs.teachers_can_be_trained_here,
         specs.checkpoints_exist,
+        specs.teachers_are_in_floats,
         specs.needs_are_known,
         specs.terms_have_samples,
         specs.terms_have_teachers,

@@ -103,7 +103,7 @@ def test_scales_are_those_of_rows_and_outputs_by_hand(kind):
     values, scale = quantize(x, -2, kind)
     np.testing.assert_allclose(scale[0], [100 / most, 2 / most], rtol=1e-6)
     step = {"int8": scale / 2, "fp8": jnp.abs(x) / 16 + 1e-6}[kind]  # half of an integer, or of 3 binary digits
-    assert (jnp.abs(QuantizedArray(values, scale, jnp.float32).dequantize() - x) <= step * 1.001).all()
+    assert (jnp.abs(QuantizedArray(values, scale, jnp.float32).plain() - x) <= step * 1.001).all()
 
 
 def test_every_row_of_what_is_multiplied_has_a_scale_of_its_own():
@@ -122,11 +122,11 @@ def test_products_of_another_form_are_those_of_the_dequantized_kernel():
     small = QuantizedArray(*quantize(jnp.asarray(kernels), -2, "int8"), jnp.float32)
     rows = lambda x, k: jnp.einsum("bi,bio->bo", x, k)
     found = run_quantized(jax.make_jaxpr(rows)(x, kernels), [x, small])[0]
-    np.testing.assert_allclose(found, rows(x, small.dequantize()), rtol=1e-6)
+    np.testing.assert_allclose(found, rows(x, small.plain()), rtol=1e-6)
     left = QuantizedArray(*quantize(jnp.asarray(x), -1, "int8"), jnp.float32)
     right = QuantizedArray(*quantize(jnp.asarray(kernels[0]), -2, "int8"), jnp.float32)
     found = run_quantized(jax.make_jaxpr(jnp.matmul)(x, kernels[0]), [left, right])[0]
-    np.testing.assert_allclose(found, left.dequantize() @ right.dequantize(), rtol=1e-6)
+    np.testing.assert_allclose(found, left.plain() @ right.plain(), rtol=1e-6)
 
 
 def test_a_config_has_its_teacher_in_8_bits(taught):

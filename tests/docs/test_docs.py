@@ -95,7 +95,11 @@ def test_every_part_names_its_paper_when_to_use_it_and_how_it_was_checked(part):
 def test_every_config_line_is_one(part):
     _, name, factory = PARTS[part]
     assigned = DOCS.assignments(DOCS.said(factory)[2]["Config"])
-    ours = [(path, text) for path, text in assigned if re.fullmatch(r"objective\.\w+\.(term|weight)|fusion|step", path)]
+    ours = [
+        (path, text)
+        for path, text in assigned
+        if re.fullmatch(r"objective\.\w+\.(term|weight)|fusion|step|student\.quantized", path)
+    ]
     override(make(), ours)  # paths and kinds of values are the schema's
     named = set()
     for path, text in ours:
@@ -107,6 +111,8 @@ def test_every_config_line_is_one(part):
             build_loss(text.replace("'FOLDER/edges.json'", "((0, 1),)"))
         elif path == "fusion":
             registry.fusions.build(spec, path)
+        elif path == "student.quantized":
+            registry.quantizers.build(spec, path)
         else:
             given = dict.fromkeys(("student", "teachers", "objective", "optimizer"), ())
             registry.steps.bind(Spec(spec.name, (), given | spec.kwargs), path, examples.TIMED)

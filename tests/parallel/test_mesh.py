@@ -65,6 +65,7 @@ class Case(NamedTuple):
     terms: tuple[str, ...] = ()
     evaluated: bool = False
     stream: str = "train"
+    quantized: str = ""
 
 
 CASES = {family: Case(family, TEACHERS.get(family, ("mlp",)), evaluated=family in EVALUATED) for family in FAMILIES}
@@ -73,6 +74,9 @@ CASES |= {
     for family, teacher in {"decoder": "decoder", "mlp": "vit", "resnet": "mlp", "vit": "mlp"}.items()
 }
 CASES["bert, heads"] = Case("bert", ("bert",), terms=("minilm",))  # heads are split over the axis tensor
+# ranges are kept while nothing is rounded yet: rounded inputs would make much of a difference in the last bit
+CASES["decoder, rounded"] = Case("decoder", ("decoder",), quantized="aware(weights=4, inputs=0, scales='learned')")
+CASES["mlp, ranges"] = Case("mlp", ("mlp",), quantized="aware(ranges='running', start=0.5)")
 READERS = {"image": "thin", "tokens": "decoder"}
 CASES |= {
     f"{READERS[e.inputs]}, {e.spec}": Case(READERS[e.inputs], (READERS[e.inputs],), e.spec, stream=e.stream)
@@ -102,6 +106,8 @@ def parts(case: Case):
     needs = frozenset[str]().union(*(weighted.term.needs for weighted in further.values()))
     model = lambda name: with_gradients(registry.models.build(FAMILIES.get(name, THIN), ""), needs)
     student, teachers = model(family), tuple(map(model, case.teachers))
+    if case.quantized:
+        student = registry.quantizers.build(case.quantized, "").wrap(student, 100)
     terms = further | {
         "kd": WeightedTerm(registry.losses.build("kd(temperature=3.0)", "")._replace(stream=case.stream)),
         "cross_entropy": WeightedTerm(registry.losses.build("cross_entropy()", "")),

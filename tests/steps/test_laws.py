@@ -97,16 +97,17 @@ def first_values(model: Model, number: int, inputs: str) -> Variables:
 
 
 def with_memory(model: Model) -> Model:
-    """The model, except that its state holds moving averages of its logits and of what it drew at random."""
+    """The model, except that its state counts calls, and has moving averages of its logits and of what it drew."""
 
     def init(key, batch):
         params, state = model.init(key, batch)
-        return params, state | {"draw": jnp.zeros(()), "logits": jnp.zeros(())}
+        return params, state | {"draw": jnp.zeros(()), "logits": jnp.zeros(()), "calls": jnp.zeros((), jnp.int32)}
 
     def apply(params, state, batch, *, train, key):
         out, new = model.apply(params, state, batch, train=train, key=key)
         logits = state["logits"] / 2 + jnp.abs(out.dense().logits).mean()
-        return out, new | {"draw": state["draw"] / 2 + jax.random.uniform(key), "logits": logits}
+        draw = state["draw"] / 2 + jax.random.uniform(key)
+        return out, new | {"draw": draw, "logits": logits, "calls": state["calls"] + train}
 
     return Model(init, apply)
 
@@ -234,6 +235,7 @@ def test_every_update_draws_anew_and_keeps_the_students_state(example):
         states.append(jax.device_get(start.state["student"]))
     for name in states[0]:
         assert len({state[name].tobytes() for state in states}) == 4, name
+    assert [int(state["calls"]) for state in states] == [0, 1, 2, 3]  # as `aware(start=...)` counts updates
     draws = [state["draw"] - before["draw"] / 2 for before, state in itertools.pairwise(states)]
     assert np.abs(np.diff(draws)).min() > 1e-3 and draws[0] != draws[2]
     again, _ = run(w, 3)

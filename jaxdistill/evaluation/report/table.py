@@ -87,6 +87,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return result
 
 
+FLOATS = "student in floats"  # the row of a student that is trained in few bits, and here was not
+ROUNDED = "student rounded afterwards"  # the row of that model after post-training quantisation
+
+
 def sentence(
     rows: Sequence[Mapping[str, Any]], pair: Mapping[str, Any] | None = None, constant: tuple[str, float] | None = None
 ) -> str:
@@ -115,12 +119,25 @@ def sentence(
         share = student["parameters"] / best["parameters"]
         text += f"; its best teacher reaches {100 * best['accuracy']:.2f} %"
         text += f" and the student has {100 * share:.1f} % of its parameters"
+    text += _rounded(by_name)
     named = {"the student": student, **{row["name"]: row for row in teachers}}
     useless = [name for name, row in named.items() if _is_useless(row, constant)]
     if constant and useless:
         reaches = f"always answering {constant[0]!r} reaches {100 * constant[1]:.2f} %"
         text += f". Nothing useful was learned by {' and '.join(useless)}: {reaches}"
     return text + "."
+
+
+def _rounded(by_name: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the part of the sentence about a student that was trained in few bits; empty: it was not.
+
+    It is compared with the same student trained in floats, and with that one after post-training quantisation.
+    """
+    floats, afterwards = by_name.get(FLOATS), by_name.get(ROUNDED)
+    if not floats or not afterwards or "accuracy" not in floats:
+        return ""
+    found = f"{100 * floats['accuracy']:.2f} % in floats, {100 * afterwards['accuracy']:.2f} % when it is rounded"
+    return f". It was trained for few bits; trained in floats, it reaches {found} afterwards"
 
 
 def _is_useless(row: Mapping[str, Any], constant: tuple[str, float] | None) -> bool:

@@ -3,12 +3,14 @@
 A spec string names a registered part with its arguments, such as "kd(temperature=4.0)".
 """
 
+import json
+
 from jaxdistill.core import manifest, registry
 from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.core.schedules import Horizon, Schedule, as_schedule
 from jaxdistill.models.build import build_model
 from jaxdistill.models.derivatives import GRADIENTS
-from jaxdistill.run.parts import schedule_converters, step_spec
+from jaxdistill.run.parts import build_quantizer, schedule_converters, step_spec
 from jaxdistill.run.views import StageConfigView
 from jaxdistill.teachers.cache import KEY as CACHE
 from jaxdistill.teachers.cache import parse_encoding
@@ -53,6 +55,7 @@ def step_is_known(view: StageConfigView) -> None:
 def models_are_known(view: StageConfigView) -> None:
     """Check that the models and the options of teachers exist and take the arguments that the config sets."""
     build_model(view.config.student.model, "student.model", view.config.dtype)
+    build_quantizer(view.config)
     for teacher in view.teacher_configs.values():
         teacher.check()
 
@@ -77,6 +80,27 @@ def checkpoints_exist(view: StageConfigView) -> None:
                 manifest.choose_step(*checkpoint_of(teacher.checkpoint))
             except manifest.CheckpointError as error:
                 raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
+
+
+def teachers_are_in_floats(view: StageConfigView) -> None:
+    """Check that no teacher's checkpoint is that of a student trained in few bits: it holds the floats before rounding.
+
+    Such a network is none that was ever evaluated.
+    """
+    for teacher in view.teacher_configs.values():
+        if not teacher.checkpoint:
+            continue
+        stage = checkpoint_of(teacher.checkpoint)[0].parent
+        try:
+            student = json.loads((stage.parent / "config.json").read_text(encoding="utf-8"))["config"]["student"]
+        except (OSError, ValueError, KeyError, TypeError):  # a checkpoint without its run
+            continue
+        if isinstance(student, dict) and student.get("quantized") and stage.name in ("student", "control"):
+            problem = f"{teacher.checkpoint!r} was trained with student.quantized={student['quantized']!r}"
+            cure = f"Set {teacher.path}.model=pretrained('{stage}/hub'), which has the rounded weights"
+            raise ConfigError(
+                f"{teacher.path}.checkpoint", f"{problem}. {cure}, or the checkpoint to {stage.parent}/floats."
+            )
 
 
 def needs_are_known(view: StageConfigView) -> None:

@@ -1,0 +1,275 @@
+"""Quantisation-aware training: a model computes with rounded weights and inputs, and its gradients pass through.
+
+When: the student will be stored in 8, 4 or 2 bits, and rounding it afterwards costs accuracy: with 8 bits often nothing,
+with 4 some points, with 2 everything.
+Config: student.quantized = "aware(weights=4, inputs=8, start=0.5)"
+Checked: integers and scales equal those of the writers of ONNX, LiteRT and GGUF files; a perceptron and the gradient of
+learned scales (equation 3 of LSQ) by hand.
+
+    y = Q(x) Q(W),    dQ(v)/dv = 1 (straight-through)
+
+The weights stay floats, and are rounded in every forward pass to the grid of the file that will hold them (`grids.py`).
+With `start`, the model trains in floats first. Weights are found in the trace of the model: an array that is multiplied
+with inputs, or whose rows are looked up. A depthwise convolution, which is computed as a sum of scaled images, and the
+products of attention, which have no weight, stay floats.
+
+Two controls are trained beside such a student: the same one in floats, which is also rounded afterwards, and the one
+without a teacher. The folder of the student holds the rounded weights. Its time in the table is that of the simulation
+in floats; `jaxdistill export` measures the file.
+
+Sources: straight-through: Bengio et al. 2013 (arxiv.org/abs/1308.3432); ranges: Jacob et al., Quantization and Training
+of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018 (arxiv.org/abs/1712.05877); learned scales:
+LSQ, Esser et al. 2020 (arxiv.org/abs/1902.08153).
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.compress.grids import (
+    BLOCK,
+    Grid,
+    grid,
+    round_in_range,
+    round_rows,
+    straight_through,
+    values,
+)
+from jaxdistill.compress.products import Axes, Role, RoundInputs, Weight, forward, weight_roles
+from jaxdistill.core.collectives import gather
+from jaxdistill.core.interfaces import Model, Pretrained
+from jaxdistill.core.marked_arrays import Collected
+from jaxdistill.core.registry import Spec, quantizers
+from jaxdistill.core.types import Array, Key, Outputs, Params, RowsLike, State, Variables
+
+LOG_SCALE, RANGE, CALLS = "/log_scale", "quantize/range/", "quantize/calls"  # names of added parameters and state
+MOMENTUM = 0.99  # of the running range of inputs
+Bits = Literal[0, 2, 4, 8]
+
+
+class Quantizer(NamedTuple):
+    """A way to train a model in few bits.
+
+    wrap: `(model, training calls of the whole training) -> model` that computes with rounded weights and inputs
+    finish: `(model, variables of the wrapped model, batch) -> (variables, ranges)`: the variables of `model`, with its
+        weights on the grid; and the range of the inputs of each weight, `[..., 2]`, by name (empty: not fixed)
+    serving: spec string of the quantizer of the finished variables, which rounds inputs alone
+    """
+
+    wrap: Callable[[Model, int], Model]
+    finish: Callable[[Model, Variables, RowsLike], tuple[Variables, dict[str, Array]]]
+    serving: str
+
+
+@quantizers.register
+def aware(
+    weights: Bits = 8,
+    inputs: Literal[0, 8, 16] = 8,
+    block: int = 0,
+    scales: Literal["largest", "learned"] = "largest",
+    ranges: Literal["row", "running"] = "row",
+    start: float = 0.0,
+    skip: str = "",
+) -> Quantizer:
+    """Train with weights, and inputs of products, rounded to integers; the gradient passes straight through.
+
+    Args:
+        weights: bits of weights: 8, 4, 2 (the values -1, 0, 1 times a scale), or 0: floats.
+        inputs: bits of what is multiplied with a weight: 8, 16, or 0: floats.
+        block: weights that share a scale: 32 neighbours, as in GGUF (Q8_0, Q4_0), or 0: all of one output.
+        scales: "largest": by the largest weight (2 bits: the mean one); "learned": times a learned factor (LSQ).
+        ranges: of inputs: "row": the largest value of each row, as files with dynamic ranges have it; "running": a
+            running range of all rows, as files with static ranges have it.
+        start: share of the training before weights and inputs are rounded, from 0 to below 1.
+        skip: regex of names of weights that stay floats, with their inputs, such as "head"; empty: none.
+
+    Source: Jacob et al. 2018, arxiv.org/abs/1712.05877; LSQ: Esser et al. 2020, arxiv.org/abs/1902.08153; 2 bits: Ma et
+    al. 2024, arxiv.org/abs/2402.17764.
+
+    Raises:
+        ValueError: there is no such grid, `start` is not in [0, 1), or `skip` is no regex.
+    """
+    if not weights and not inputs:
+        raise ValueError("weights=0 with inputs=0 rounds nothing; set one of them")
+    if not 0 <= start < 1:
+        raise ValueError(f"start={start} is not in [0, 1)")
+    if scales == "learned" and (block or not weights):
+        raise ValueError("scales='learned' needs block=0: a file chooses the scales of its blocks itself")
+    try:
+        re.compile(skip)
+    except re.error as error:
+        raise ValueError(f"skip={skip!r} is no regular expression ({error})") from None
+    weight_grid = grid(weights, block) if weights else None
+    settings = Settings(weight_grid, block, inputs, scales == "learned", ranges == "running", start, skip)
+    serving = Spec("aware", (), {"weights": 0, "inputs": inputs, "ranges": ranges, "skip": skip})
+    return Quantizer(partial(_wrapped, settings), partial(_finished, settings), repr(serving) if inputs else "")
+
+
+class Settings(NamedTuple):
+    """The arguments of `aware`, checked.
+
+    grid: rounds weights; None: they stay floats
+    block: weights that share a scale; 0: all of one output
+    inputs: bits of the inputs of products; 0: floats
+    learned: True: scales have a learned factor
+    running: True: inputs have a running range
+    start: share of the training in floats
+    skip: regex of names of weights that stay floats; empty: none
+    """
+
+    grid: Grid | None
+    block: int
+    inputs: int
+    learned: bool
+    running: bool
+    start: float
+    skip: str
+
+    def roles(self, model: Model, params: Params, state: State, batch: RowsLike) -> dict[str, Role]:
+        """Return the weights that are rounded, by name, each with its role in the model."""
+        roles = weight_roles(model, params, state, batch)
+        return {name: role for name, role in roles.items() if not (self.skip and re.search(self.skip, name))}
+
+
+def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
+    first = math.floor(settings.start * calls + 0.5)  # number of the first training call with rounded values
+
+    def init(key: Key, batch: RowsLike) -> tuple[Params, State]:
+        params, state = model.init(key, batch)
+        roles = settings.roles(model, params, state, batch)
+        added: dict[str, Array] = {CALLS: jnp.zeros((), jnp.int32)} if first else {}
+        if settings.running:
+            stack = lambda name: params[name].shape[: params[name].ndim - roles[name].rank]
+            added |= {RANGE + name: jnp.zeros((*stack(name), 2)) for name, role in roles.items() if role.is_factor}
+        factors = {}
+        if settings.learned:
+            rows = {name: _rows(params[name], role.axes) for name, role in roles.items()}
+            factors = {name + LOG_SCALE: jnp.zeros(x.shape[:-1]) for name, x in rows.items()}
+        return {**params, **factors}, {**state, **added}
+
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
+        params, state, batch = jax.tree.map(jnp.asarray, (dict(params), dict(state), dict(batch)))
+        inner_params, inner_state = _own(params, state)
+        roles = settings.roles(model, inner_params, inner_state, batch)
+        is_on = state[CALLS] >= first if first else True
+        rounded = {
+            name: _choose(is_on, _rounded(settings, params, name, roles[name].axes), x) if name in roles else x
+            for name, x in inner_params.items()
+        }
+        ranges = {name.removeprefix(RANGE): x for name, x in state.items() if name.startswith(RANGE)}
+        round_inputs = _inputs_rule(settings, roles, is_on, train)
+        if settings.inputs:
+            (out, new_state), collected, _ = forward(
+                model, rounded, inner_state, batch, train=train, key=key, ranges=ranges, round_inputs=round_inputs
+            )
+        else:
+            (out, new_state), collected = model.apply(rounded, inner_state, batch, train=train, key=key), {}
+        counted = {CALLS: state[CALLS] + train} if first else {}
+        new_ranges = {RANGE + name: collected.get(name, span) for name, span in ranges.items()}
+        return out, {**new_state, **counted, **new_ranges}
+
+    if (load_inner := model.load) is None:
+        return Model(init, apply)
+
+    def load(shapes: Variables) -> Pretrained:
+        return load_inner(Variables(*_own(shapes.params, shapes.state)))
+
+    return Model(init, apply, load)
+
+
+def _finished(
+    settings: Settings, model: Model, variables: Variables, batch: RowsLike
+) -> tuple[Variables, dict[str, Array]]:
+    params, state = _own(*variables)
+    roles = settings.roles(model, params, state, batch)
+    on_grid = jax.jit(lambda params, name, found: _rounded(settings, params, name, found), static_argnums=(1, 2))
+    finished = {n: on_grid(variables.params, n, roles[n].axes) if n in roles else x for n, x in params.items()}
+    ranges = {n.removeprefix(RANGE): x for n, x in variables.state.items() if n.startswith(RANGE)}
+    return Variables(finished, state), ranges
+
+
+def with_ranges(variables: Variables, ranges: Mapping[str, Array]) -> Variables:
+    """Return the variables of a model together with the ranges of its inputs, for the model that `serving` builds."""
+    return variables._replace(state={**variables.state, **{RANGE + name: x for name, x in ranges.items()}})
+
+
+def _own(params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the variables of the model that was wrapped."""
+    kept = {name: x for name, x in params.items() if not name.endswith(LOG_SCALE)}
+    return kept, {name: x for name, x in state.items() if name != CALLS and not name.startswith(RANGE)}
+
+
+def _choose(is_on: Any, rounded: Array, x: Array) -> Array:
+    return rounded if is_on is True else jnp.where(is_on, rounded, x)
+
+
+def _rows(x: Array, axes: Axes) -> Array:
+    """Return a weight as rows, `[..., rows, columns]`: the axes that its products sum become the columns."""
+    moved = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    return moved.reshape(*moved.shape[: x.ndim - len(axes)], -1)
+
+
+def _rounded(settings: Settings, params: Params, name: str, axes: Axes) -> Array:
+    """Round a weight to its grid, with the gradient of `aware`."""
+    x = params[name]
+    if settings.grid is None:
+        return x
+    rows = _rows(x, axes)
+    weight_grid = settings.grid
+    if settings.block and rows.shape[-1] % BLOCK:  # such as a convolution; no file has blocks of another size
+        weight_grid = grid(8, 0)
+    if settings.learned:
+        found = _learned(weight_grid, rows, params[name + LOG_SCALE])
+    else:
+        found = straight_through(rows, values(weight_grid(rows)))
+    kept_shape = [size for axis, size in enumerate(x.shape) if axis - x.ndim not in axes]
+    summed_shape = [x.shape[axis] for axis in axes]
+    return jnp.moveaxis(found.reshape(*kept_shape, *summed_shape), range(-len(axes), 0), axes)
+
+
+def _learned(weight_grid: Grid, rows: Array, log_factor: Array) -> Array:
+    """Round rows with scales that are learned, as in LSQ: the gradient of `round` is 1, and its input is clipped.
+
+    Args:
+        weight_grid: gives the integers' range, and the scales that are multiplied by the factor.
+        rows: the weights, `[..., rows, columns]`.
+        log_factor: logarithm of the factor of each row, `[..., rows]`.
+    """
+    start = weight_grid(jax.lax.stop_gradient(rows))
+    damping = 1 / math.sqrt(rows.shape[-1] * start.high)  # section 2.2 of the paper
+    factor = jnp.exp(log_factor)[..., None]
+    damped = jax.lax.stop_gradient(factor) + damping * (factor - jax.lax.stop_gradient(factor))
+    scales = start.scales[..., 0] * damped
+    clipped = jnp.clip(rows / scales, start.low, start.high)
+    return straight_through(clipped, jnp.round(clipped)) * scales
+
+
+def _inputs_rule(settings: Settings, roles: Mapping[str, Role], is_on: Any, train: bool) -> RoundInputs:
+    """Return the function that rounds the inputs of products, see `products.RoundInputs`."""
+
+    def round_inputs(weight: Weight, x: Array, summed: Axes, collected: Collected) -> Array:
+        if weight.name not in roles:
+            return x
+        if not settings.running:
+            return _choose(is_on, round_rows(x, summed, settings.inputs), x)
+        assert weight.range is not None
+        span = _running(weight.range, jax.lax.stop_gradient(x), train)
+        known = collected.get(weight.name, span)  # a weight with two products has one range for both
+        collected[weight.name] = jnp.stack([jnp.minimum(known[0], span[0]), jnp.maximum(known[1], span[1])])
+        return _choose(is_on, round_in_range(x, span[0], span[1], settings.inputs), x)
+
+    return round_inputs
+
+
+def _running(span: Array, x: Array, train: bool) -> Array:
+    """Return the range `[2]` of inputs after a batch; before the first batch, that of the batch itself."""
+    ends = jnp.stack([jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)]).astype(jnp.float32)
+    everywhere = gather(ends[None])  # [devices, 2] under pmap
+    batch = jnp.stack([everywhere[:, 0].min(), everywhere[:, 1].max()])
+    known = MOMENTUM * span + (1 - MOMENTUM) * batch if train else span
+    return jnp.where((span == 0).all(), batch, known)

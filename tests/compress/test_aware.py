@@ -1,0 +1,272 @@
+"""Quantisation-aware training: every model computes on the grid of its file, and learns as if it did not."""
+
+import functools
+
+import batches
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checks import assert_same
+from examples import MODELS, every
+from flax import nnx
+from networks import KEY, batch, built
+
+import jaxdistill.compress.aware  # noqa: F401  (registers `aware`)
+from jaxdistill.compress.products import Role, weight_roles
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Outputs, Variables
+from jaxdistill.models.combinators import in_dtype, microbatched
+from jaxdistill.models.layers import pixels
+from jaxdistill.models.nnx import from_nnx
+
+FIRST = {name: table[:1] for name, table in MODELS.items()}
+DECODER = "decoder(vocabulary=10, width=16, depth=3, heads=4, kv_heads=2, head_size=8, ffn=32{})"
+
+
+def aware(spec: str, model, calls: int = 0):
+    quantizer = registry.quantizers.build(spec, "student.quantized")
+    return quantizer, quantizer.wrap(model, calls)
+
+
+def rows_of(example):
+    return batch(example.inputs)
+
+
+def loss_of(model, variables, rows, train=False):
+    out, state = model.apply(*variables, rows, train=train, key=KEY)
+    logits = out.dense().logits
+    kept = jnp.where(jnp.abs(logits) < 1e6, logits, 0)  # pairs that are none have -1e9
+    return (kept * jnp.sin(jnp.arange(kept.size)).reshape(kept.shape)).sum(), (kept, state)
+
+
+def levels(x: np.ndarray, role: Role) -> int:
+    """Return the greatest number of different magnitudes in the weights of one output."""
+    columns = np.moveaxis(x, role.axes, range(-len(role.axes), 0)).reshape(-1, np.prod([x.shape[a] for a in role.axes]))
+    return max(len(np.unique(np.abs(row))) for row in columns)
+
+
+@every(MODELS)
+def test_the_trace_tells_the_weights_of_every_family(example):
+    model, params, state = built(example.spec)
+    roles = weight_roles(model, params, state, rows_of(example))
+    named = {
+        n for n, x in params.items() if x.ndim > 1 and n.endswith(("kernel", "embedding")) and "depthwise" not in n
+    }
+    assert set(roles) == named  # a depthwise convolution is a sum of products by element
+    for name, role in roles.items():
+        kernel = {-4: (-4, -3, -2), -3: (-2,), -2: (-2,)}[-params[name].ndim]
+        tied = name.endswith("embedding")
+        assert role.axes == ((-1,) if tied else kernel), name
+        assert role.rank == (4 if params[name].ndim == 4 else 2), name
+
+
+@every(FIRST)
+@pytest.mark.parametrize(("bits", "most"), [(8, 128), (4, 8), (2, 2)])
+def test_finished_weights_are_on_the_grid_and_give_the_same_outputs(example, bits, most):
+    model, params, state = built(example.spec)
+    quantizer, wrapped = aware(f"aware(weights={bits}, inputs=0)", model)
+    finished, ranges = quantizer.finish(model, Variables(params, state), rows_of(example))
+    roles = weight_roles(model, params, state, rows_of(example))
+    for name, x in finished.params.items():
+        if name not in roles:
+            assert_same({"x": x}, {"x": params[name]})
+            continue
+        assert levels(np.asarray(x), roles[name]) <= most, name
+        assert (np.asarray(x) != np.asarray(params[name])).mean() >= 0.5  # some kernels have two inputs
+    assert ranges == {}
+    forward = lambda model: jax.jit(lambda v: loss_of(model, v, rows_of(example))[1][0])
+    rounded, floats = forward(wrapped)(Variables(params, state)), forward(model)
+    np.testing.assert_allclose(rounded, floats(finished), rtol=1e-5, atol=1e-6)
+    assert np.abs(rounded - floats(Variables(params, state))).max() > 0
+
+
+@every(FIRST)
+def test_the_gradient_is_that_at_the_rounded_weights(example):
+    model, params, state = built(example.spec)
+    quantizer, wrapped = aware("aware(weights=4, inputs=0)", model)
+    finished, _ = quantizer.finish(model, Variables(params, state), rows_of(example))
+    gradient = lambda model: jax.jit(jax.grad(lambda p: loss_of(model, (p, state), rows_of(example), True)[0]))
+    found, expected = gradient(wrapped)(params), gradient(model)(finished.params)
+    largest = max(float(np.abs(x).max()) for x in expected.values())
+    for name, x in expected.items():
+        np.testing.assert_allclose(found[name], x, rtol=1e-4, atol=1e-5 * largest, err_msg=name)
+
+
+def test_products_of_rounded_rows_and_weights_by_hand():
+    model, params, state = built("mlp(widths=(12, 8), classes=5)")
+    _, wrapped = aware("aware(weights=4, inputs=8)", model)
+    rows = batch("image")
+    found, _ = loss_of(wrapped, (params, state), rows)[1]
+    x = np.float64(pixels(rows["image"], jnp.float32)).reshape(len(rows["mask"]), -1)
+    p = {name: np.float64(value) for name, value in params.items()}
+    for layer in ("layers/0", "layers/1", "head"):
+        w, step = p[f"{layer}/kernel"], np.abs(p[f"{layer}/kernel"]).max(0) / 7
+        scale = np.abs(x).max(1, keepdims=True) / 127
+        x = (np.round(x / scale) * scale) @ (np.round(w / step) * step) + p[f"{layer}/bias"]
+        x = np.maximum(x, 0) if layer != "head" else x
+    np.testing.assert_allclose(found, x, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [", remat='full'", ", scan_layers=False", ", tied=False"])
+def test_stacked_and_rematerialised_layers_are_rounded_alike(options):
+    rows, plain = batches.tokens(rows=4, classes=10), registry.models.build(DECODER.format(""), "")
+    other = registry.models.build(DECODER.format(options), "")
+    spec = "aware(weights=4, ranges='running')"
+    values = Variables(*jax.jit(other.init)(KEY, rows))
+    (_, wrapped), (_, rounded) = aware(spec, plain), aware(spec, other)
+    given = jax.jit(rounded.init)(KEY, rows)
+    found, (logits, after) = loss_of(rounded, given, rows, train=True)
+    assert np.isfinite(logits).all() and set(after) == set(given[1])
+    if "tied" in options:  # its head is returned unmultiplied, as that of tied embeddings
+        assert np.asarray(after["quantize/range/head/kernel"])[1] > 0
+        assert np.abs(logits - loss_of(other, values, rows, train=True)[1][0]).max() > 1e-3
+        return
+    stack = lambda name: np.stack([np.asarray(values.params[name.replace("blocks", f"blocks/{n}")]) for n in range(3)])
+    params = (
+        values.params
+        if "remat" in options
+        else {
+            name: stack(name) if name.startswith("blocks") else values.params[name]
+            for name in jax.eval_shape(plain.init, KEY, rows)[0]
+        }
+    )
+    state = jax.jit(wrapped.init)(KEY, rows)[1]
+    expected, (same_logits, same_after) = loss_of(wrapped, (params, state), rows, train=True)
+    np.testing.assert_allclose(logits, same_logits, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(float(found), float(expected), rtol=1e-3, atol=1e-4)
+    span = np.asarray(same_after["quantize/range/blocks/up/kernel"])
+    assert span.shape == (3, 2) and (span[:, 0] < 0).all() and len(np.unique(span)) == 6
+
+
+def test_the_first_steps_are_in_floats_and_microbatches_count_as_calls():
+    model, _, state = built("mlp(widths=(12, 8), classes=5)")
+    rows = batch("image")
+    for microbatches in (1, 2):
+        _, wrapped = aware("aware(weights=2, start=0.5)", model, calls=4 * microbatches)
+        run = microbatched(wrapped, microbatches) if microbatches > 1 else wrapped
+        values, outputs = jax.jit(run.init)(KEY, rows), []
+        for _ in range(4):
+            out, counted = run.apply(*values, rows, train=True, key=KEY)
+            outputs.append(np.asarray(out.logits))
+            values = values[0], counted
+        floats = model.apply(values[0], state, rows, train=True, key=KEY)[0].logits
+        np.testing.assert_allclose(outputs[0], floats, atol=1e-6)
+        np.testing.assert_array_equal(outputs[1], outputs[0])
+        assert np.abs(outputs[2] - outputs[1]).max() > 0.01
+        np.testing.assert_array_equal(outputs[3], outputs[2])
+        evaluated = run.apply(*values, rows, train=False, key=KEY)
+        np.testing.assert_allclose(evaluated[0].logits, outputs[3], atol=1e-5)
+        assert int(evaluated[1]["quantize/calls"]) == 4 * microbatches
+
+
+def test_running_ranges_are_moving_averages_that_evaluation_reads():
+    model = registry.models.build("mlp(widths=(12,), classes=5)", "")
+    _, wrapped = aware("aware(weights=0, ranges='running')", model)
+    params, state = jax.jit(wrapped.init)(KEY, batch("image"))
+    name, low, high = "quantize/range/layers/0/kernel", 0.0, 0.0
+    for number, brightest in enumerate((100, 255, 180)):
+        image = np.full((8, 8, 8, 1), brightest, np.uint8)
+        image[0, 0, 0] = 0
+        rows = {**batch("image"), "image": image}
+        _, unchanged = wrapped.apply(params, state, rows, train=False, key=KEY)
+        assert_same(unchanged, state) if number else None
+        _, state = wrapped.apply(params, state, rows, train=True, key=KEY)
+        ends = (-1.0, max(brightest / 127.5 - 1, 0))
+        share = 0.01 if number else 1.0
+        low, high = low + share * (ends[0] - low), high + share * (ends[1] - high)
+        np.testing.assert_allclose(state[name], [low, high], rtol=1e-5, atol=1e-6)
+
+
+def test_a_learned_scale_has_the_gradient_of_lsq():
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    model = from_nnx(lambda rngs, batch: Linear(20, 3, rngs=rngs))
+    _, wrapped = aware("aware(weights=4, inputs=0, scales='learned')", model)
+    rows = {"x": np.eye(20, dtype=np.float32), "mask": np.ones(20, np.float32)}
+    params, state = wrapped.init(KEY, rows)
+    factor = np.log(np.asarray([0.5, 0.9, 1.3], np.float32))  # the first one clips
+    params = {**params, "layer/kernel": x, "layer/kernel/log_scale": factor}
+    total = lambda params: (wrapped.apply(params, state, rows, train=True, key=KEY)[0].logits * WEIGHTS).sum()
+    found = jax.grad(total)(params)
+    step = np.abs(x).max(0) / 7 * np.exp(factor)
+    v = x / step
+    inside = (v > -7) & (v < 7)
+    by_step = np.where(inside, np.round(v) - v, np.clip(v, -7, 7))  # equation 3 of the paper
+    damping = 1 / np.sqrt(20 * 7)
+    expected = (WEIGHTS * by_step).sum(0) * damping * step  # times d step / d log_scale
+    np.testing.assert_allclose(found["layer/kernel/log_scale"], expected, rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(found["layer/kernel"], np.where(inside, WEIGHTS, 0), atol=1e-6)
+    assert not inside[:, :2].all(0).any() and inside[:, 2].all()
+
+
+WEIGHTS = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
+
+
+class Linear(nnx.Module):
+    """A layer of a user's own."""
+
+    def __init__(self, inputs, outputs, *, rngs):
+        self.layer = nnx.Linear(inputs, outputs, use_bias=False, rngs=rngs)
+
+    def __call__(self, batch, *, train, key):
+        return Outputs(self.layer(batch["x"]))
+
+
+class Mixed(nnx.Module):
+    """Kernels of several axes, and a weight that is a product's input, too."""
+
+    def __init__(self, *, rngs):
+        self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=8, decode=False, rngs=rngs)
+        self.probe, self.head = nnx.Param(jnp.ones((1, 8))), nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, batch, *, train, key):
+        x = self.attention(batch["x"]) + self.head.kernel[...].sum()
+        return Outputs(self.head(x.mean(1) + self.probe[...]) + self.head(self.probe[...]))
+
+
+def test_an_own_module_is_understood_by_what_it_computes():
+    model = from_nnx(lambda rngs, batch: Mixed(rngs=rngs))
+    rows = {"x": np.random.default_rng(0).normal(size=(4, 5, 8)).astype(np.float32), "mask": np.ones(4, np.float32)}
+    params, state = model.init(KEY, rows)
+    roles = weight_roles(model, params, state, rows)
+    assert roles["attention/query/kernel"].axes == (-3,) and roles["attention/out/kernel"].axes == (-3, -2)
+    assert roles["head/kernel"] == Role((-2,), 2, True) and "probe" not in roles
+    for spec in ("aware()", "aware(weights=4, ranges='running', scales='learned')", "aware(weights=8, block=32)"):
+        _, wrapped = aware(spec, model)
+        values = wrapped.init(KEY, rows)
+        logits, after = wrapped.apply(*values, rows, train=True, key=KEY)
+        assert np.isfinite(logits.logits).all() and set(after) == set(values[1])
+
+
+def test_weights_that_are_left_out_stay_floats_with_their_inputs():
+    model, params, state = built("mlp(widths=(12, 8), classes=5)")
+    quantizer, _ = aware("aware(weights=4, skip='head|layers/0')", model)
+    finished, _ = quantizer.finish(model, Variables(params, state), batch("image"))
+    changed = {name for name, x in finished.params.items() if (np.asarray(x) != np.asarray(params[name])).any()}
+    assert changed == {"layers/1/kernel"} and "skip='head|layers/0'" in quantizer.serving
+
+
+def test_a_model_in_bfloat16_is_rounded_before_its_cast():
+    model = registry.models.build("mlp(widths=(12, 8), classes=5)", "")
+    _, wrapped = aware("aware(weights=4)", in_dtype(model, "bfloat16"))
+    values = wrapped.init(KEY, batch("image"))
+    out = jax.jit(functools.partial(wrapped.apply, train=False))(*values, batch("image"), key=KEY)[0].logits
+    assert out.dtype == jnp.bfloat16 and np.isfinite(np.asarray(out, np.float32)).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("aware(weights=3)", "student.quantized: aware(weights=3): expected one of 0, 2, 4, 8."),
+        ("aware(weights=2, block=32)", "there is no grid for weights=2 with block=32. Known: weights=8,"),
+        ("aware(weights=0, inputs=0)", "rounds nothing"),
+        ("aware(start=1.0)", "start=1.0 is not in [0, 1)"),
+        ("aware(scales='learned', block=32)", "needs block=0"),
+        ("aware(skip='(')", "no regular expression"),
+    ],
+)
+def test_what_is_not_offered_is_named(spec, said):
+    with pytest.raises(ConfigError) as error:
+        registry.quantizers.build(spec, "student.quantized")
+    assert said in str(error.value)

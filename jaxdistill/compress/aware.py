@@ -1,6 +1,6 @@
 """Quantisation-aware training: a model computes with rounded weights and inputs, and its gradients pass through.
 
-When: the student will be stored in 8, 4 or 2 bits, and rounding it afterwards costs accuracy: with 8 bits often nothing,
+When: the student will be stored in 8, 4 or 2 bits, and rounding it afterwards costs accuracy: with 8 bits often none,
 with 4 some points, with 2 everything.
 Config: student.quantized = "aware(weights=4, inputs=8, start=0.5)"
 Checked: integers and scales equal those of the writers of ONNX, LiteRT and GGUF files; a perceptron and the gradient of

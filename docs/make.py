@@ -29,7 +29,7 @@ KINDS = {
     "losses": registry.losses,
     "fusion": registry.fusions,
     "steps": registry.steps,
-    "compress": registry.quantizers,
+    "compress": {name: each[name] for each in (registry.quantizers, registry.cuts) for name in each},
 }
 WORDS = ("When", "Config", "Own", "Mean", "Checked", "Experiment")
 PASSED = ("student", "teachers", "objective", "optimizer")  # to a step, by the other keys of the config

@@ -43,6 +43,7 @@ def bert(
     head_dropout: float = 0.0,
     pool: Literal["mean", "cls"] = "mean",
     attentions: bool = False,
+    head_size: int | None = None,
 ) -> Model:
     """Build a BERT, RoBERTa or DistilBERT encoder.
 
@@ -52,7 +53,7 @@ def bert(
         vocabulary: number of tokens in the vocabulary.
         width: width of the residual stream.
         depth: number of blocks.
-        heads: number of attention heads; must divide the width.
+        heads: number of attention heads; must divide the width if `head_size` is None.
         ffn: width of the perceptron inside a block.
         classes: number of classes. 0 builds a sentence embedding model instead of a classifier: the pooled token
             vector, scaled to unit norm, is both embedding and logits.
@@ -68,12 +69,13 @@ def bert(
         head_dropout: dropout rate in the classification head.
         pool: pooling of the sentence embedding model: "mean", or "cls" (first token); not in Hugging Face configs.
         attentions: return the attention probabilities of every block, which takes additional memory.
+        head_size: number of units of an attention head; None: width / heads. transformers has no such model.
 
     Raises:
         ValueError: the heads do not divide the width, "distilbert" has token types or an epsilon other than 1e-12, or a
             dropout rate is out of range.
     """
-    stack = Stack(width, depth, heads, ffn, dropout, activation, epsilon, True, attentions)
+    stack = Stack(width, depth, heads, ffn, dropout, activation, epsilon, True, attentions, head_size)
     stack.validate()
     if style == "distilbert" and (token_types or epsilon != 1e-12):
         raise ValueError(f"style='distilbert' needs token_types=0 and epsilon=1e-12; got {token_types} and {epsilon}")
@@ -176,8 +178,11 @@ def _keys(style: str) -> dict[str, str]:
     return {argument: key for argument, key in keys.items() if key}
 
 
+OWN = "jaxdistill_"  # prefix of our own model types, with which transformers has no model
+
+
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    style = config["model_type"]
+    style = config["model_type"].removeprefix(OWN)
     family.require_supported(config, SUPPORTED)
     settings = {"pad_token_id": STYLES[style].pad, "classifier_dropout": config.get("hidden_dropout_prob")}
     settings |= {key: value for key, value in config.items() if value is not None}
@@ -186,15 +191,19 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"the config has no {', '.join(missing)}; add the values that the model was trained with")
     classifies = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
     classes = family.num_classes(config) if classifies else 0
-    fixed = {"token_types": 0} if style == "distilbert" else {}
+    fixed: dict[str, Any] = {"token_types": 0} if style == "distilbert" else {}
+    if config["model_type"].startswith(OWN):
+        fixed["head_size"] = config["head_dim"]
     return fixed | {"style": style, "classes": classes} | {name: settings[key] for name, key in _keys(style).items()}
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     settings = family.with_defaults(bert, arguments)
-    style, classes = settings["style"], settings["classes"]
+    style, classes, head_size = settings["style"], settings["classes"], settings["head_size"]
+    own = {"model_type": OWN + style, "head_dim": head_size} if head_size else {}
     return {
         "model_type": style,
+        **own,
         "architectures": [STYLES[style].title + ("ForSequenceClassification" if classes else "Model")],
         **{key: settings[argument] for argument, key in _keys(style).items()},
         **(family.label_names(classes) if classes else {}),
@@ -223,7 +232,7 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
 family.register(
     Family(
         bert,
-        tuple(STYLES),
+        (*STYLES, *(OWN + style for style in STYLES)),
         _arguments,
         _config,
         _rules,

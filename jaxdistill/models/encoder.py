@@ -74,7 +74,9 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, stack: Stack, rate: float, *, rngs: nnx.Rngs):
-        self.query, self.key, self.value, self.out = (_linear(stack.width, stack.width, rngs=rngs) for _ in range(4))
+        inner = stack.attention_width
+        self.query, self.key, self.value = (_linear(stack.width, inner, rngs=rngs) for _ in range(3))
+        self.out = _linear(inner, stack.width, rngs=rngs)
         self.heads, self.rate, self.return_probabilities = stack.heads, rate, stack.attentions
 
     def __call__(self, x: Tokens, real: Real, train: bool, key: Array) -> tuple[Tokens, AttentionHeads]:
@@ -88,7 +90,7 @@ class Attention(nnx.Module):
             mixed = jnp.einsum("bhqk,bkhd->bqhd", drop(weights, self.rate, train=train, key=key), v)
         else:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        mixed = self.out(by_rows(mixed, tensor=-2).reshape(x.shape))
+        mixed = self.out(by_rows(mixed, tensor=-2).reshape(*x.shape[:-1], -1))
         return by_rows(mixed), AttentionHeads(q, k, v, weights if self.return_probabilities else None)
 
 

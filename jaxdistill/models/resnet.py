@@ -33,12 +33,13 @@ def _conv(inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs) -> 
 class Block(nnx.Module):
     """A basic residual block: two 3x3 convolutions and a shortcut, `[batch, height, width, channels]`.
 
-    The shortcut is a 1x1 convolution if the number of channels or the image size changes, else the identity.
+    The shortcut is a 1x1 convolution if the number of channels or the image size changes, else the identity. `inner` is
+    the number of channels between the two convolutions.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
-        self.first, self.first_norm = _conv(inputs, outputs, 3, stride, rngs), BatchNorm(outputs)
-        self.second, self.second_norm = _conv(outputs, outputs, 3, 1, rngs), BatchNorm(outputs)
+    def __init__(self, inputs: int, inner: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
+        self.first, self.first_norm = _conv(inputs, inner, 3, stride, rngs), BatchNorm(inner)
+        self.second, self.second_norm = _conv(inner, outputs, 3, 1, rngs), BatchNorm(outputs)
         changes = stride != 1 or inputs != outputs
         self.shortcut = _conv(inputs, outputs, 1, stride, rngs) if changes else None
         self.shortcut_norm = BatchNorm(outputs) if changes else None
@@ -58,16 +59,28 @@ class Block(nnx.Module):
 class ResNet(nnx.Module):
     """A ResNet; the hidden states are the outputs of stem and blocks, `[batch, height, width, channels]` each.
 
-    `blocks` is the number of blocks in each stage (blocks with one number of channels). The embedding is the last
-    hidden state averaged over height and width.
+    `blocks` is the number of blocks in each stage (blocks with one number of channels), and `inner` the number of
+    channels between the convolutions of each block. The embedding is the last hidden state averaged over height and
+    width.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...], blocks: int, classes: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        widths: tuple[int, ...],
+        blocks: int,
+        classes: int,
+        inner: tuple[int, ...],
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.stem, self.stem_norm = _conv(channels, widths[0], 3, 1, rngs), BatchNorm(widths[0])
-        layers, width = [], widths[0]
+        layers: list[Block] = []
+        width = widths[0]
         for stage, outputs in enumerate(widths):
             for number in range(blocks):
-                layers.append(Block(width, outputs, 2 if stage and not number else 1, rngs=rngs))
+                stride = 2 if stage and not number else 1
+                layers.append(Block(width, inner[len(layers)], outputs, stride, rngs=rngs))
                 width = outputs
         self.blocks = nnx.List(layers)
         self.head = nnx.Linear(width, classes, rngs=rngs)
@@ -86,7 +99,7 @@ class ResNet(nnx.Module):
 
 
 @models.register
-def resnet(widths: tuple[int, ...], blocks: int, classes: int) -> Model:
+def resnet(widths: tuple[int, ...], blocks: int, classes: int, inner: tuple[int, ...] = ()) -> Model:
     """Build a residual network for small images, which reads the batch field `image`.
 
     The running statistics of the batch normalisation are state, not params.
@@ -95,10 +108,14 @@ def resnet(widths: tuple[int, ...], blocks: int, classes: int) -> Model:
         widths: number of channels in each stage of blocks; one entry or more.
         blocks: number of basic blocks in each stage.
         classes: number of classes.
+        inner: number of channels between the two convolutions of each block, in order; (): as after them.
 
     Raises:
-        ValueError: `widths` is empty, or a size is not positive.
+        ValueError: `widths` is empty, a size is not positive, or `inner` has not one entry for each block.
     """
     if not widths or min(widths) < 1 or blocks < 1:
         raise ValueError(f"widths and blocks must be positive; got widths={widths}, blocks={blocks}")
-    return from_nnx(lambda rngs, batch: ResNet(batch["image"].shape[-1], widths, blocks, classes, rngs=rngs))
+    channels = inner or tuple(width for width in widths for _ in range(blocks))
+    if len(channels) != len(widths) * blocks or min(channels) < 1:
+        raise ValueError(f"inner={inner} must have {len(widths) * blocks} positive entries, one for each block")
+    return from_nnx(lambda rngs, batch: ResNet(batch["image"].shape[-1], widths, blocks, classes, channels, rngs=rngs))

@@ -37,6 +37,7 @@ class Stack(NamedTuple):
     epsilon: value added to the variance in the layer norms
     bias: if true, queries, keys and values have a bias
     attentions: if true, every block returns the attention probabilities
+    head_size: number of units of a head; None: width / heads
     """
 
     width: int
@@ -48,15 +49,22 @@ class Stack(NamedTuple):
     epsilon: float
     bias: bool
     attentions: bool
+    head_size: int | None = None
+
+    @property
+    def attention_width(self) -> int:
+        """Return the number of units of all heads."""
+        return self.heads * (self.head_size or self.width // self.heads)
 
     def validate(self) -> None:
-        """Check that the number of heads divides the width, and that the dropout rate is in range.
+        """Check that the heads divide the width if `head_size` is None, and that the dropout rate is in range.
 
         Raises:
             ValueError: the heads do not divide the width, or the dropout rate is negative or not below 1.
         """
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}; choose a divisor")
+        if self.heads < 1 or (self.head_size is None and self.width % self.heads):
+            cure = "choose a divisor, or set head_size"
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}; {cure}")
         require_dropout_rate("dropout", self.dropout)
 
 
@@ -68,9 +76,10 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, stack: Stack, *, rngs: nnx.Rngs):
-        linear = partial(nnx.Linear, stack.width, stack.width, rngs=rngs)
-        self.query, self.key, self.value = (linear(use_bias=stack.bias) for _ in range(3))
-        self.out = linear()
+        inner = stack.attention_width
+        linear = partial(nnx.Linear, stack.width, inner, use_bias=stack.bias, rngs=rngs)
+        self.query, self.key, self.value = (linear() for _ in range(3))
+        self.out = nnx.Linear(inner, stack.width, rngs=rngs)
         self.heads, self.return_probabilities = stack.heads, stack.attentions
 
     def __call__(
@@ -80,14 +89,15 @@ class Attention(nnx.Module):
         q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))  # [batch, length, heads, d]
         if not self.return_probabilities:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
-            return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(x.shape))), AttentionHeads(q, k, v)
+            joined = by_rows(mixed, tensor=-2).reshape(*x.shape[:-1], -1)
+            return by_rows(self.out(joined)), AttentionHeads(q, k, v)
         # scores and weights are `[batch, heads, queries, keys]`
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
         weights = by_rows(jax.nn.softmax(scores).astype(x.dtype), tensor=1)
         mixed = by_rows(jnp.einsum("bhqk,bkhd->bqhd", weights, v), tensor=-2)
-        return by_rows(self.out(mixed.reshape(x.shape))), AttentionHeads(q, k, v, weights)
+        return by_rows(self.out(mixed.reshape(*x.shape[:-1], -1))), AttentionHeads(q, k, v, weights)
 
 
 class Block(nnx.Module):

@@ -95,6 +95,7 @@ def vit(
     epsilon: float = 1e-6,
     bias: bool = True,
     attentions: bool = False,
+    head_size: int | None = None,
 ) -> Model:
     """Build a vision transformer, which reads the batch field `image`.
 
@@ -102,7 +103,7 @@ def vit(
         patch: side of a patch in pixels; must divide the image's sides.
         width: width of the residual stream.
         depth: number of blocks.
-        heads: number of attention heads; must divide the width.
+        heads: number of attention heads; must divide the width if `head_size` is None.
         classes: number of classes.
         dropout: dropout rate of the output of each attention layer and perceptron.
         ffn: width of the perceptron inside a block; None: 4 times the width.
@@ -114,6 +115,7 @@ def vit(
         epsilon: value added to the variance in the layer norms.
         bias: if true, queries, keys and values have a bias.
         attentions: return the attention probabilities of every block, which takes additional memory.
+        head_size: number of units of an attention head; None: width / heads. transformers has no such model.
 
     Raises:
         ValueError: `pool` is "token" without `image` and `channels`, the heads do not divide the width, or the dropout
@@ -121,7 +123,7 @@ def vit(
     """
     if pool == "token" and None in (image, channels):
         raise ValueError("pool='token' needs the sizes of the images; set, for example, image=224, channels=3")
-    stack = Stack(width, depth, heads, ffn or 4 * width, dropout, activation, epsilon, bias, attentions)
+    stack = Stack(width, depth, heads, ffn or 4 * width, dropout, activation, epsilon, bias, attentions, head_size)
     return _model(stack, patch, int(pool == "token"), classes, image, channels)
 
 
@@ -140,6 +142,7 @@ def deit(
     epsilon: float = 1e-12,
     bias: bool = True,
     attentions: bool = False,
+    head_size: int | None = None,
 ) -> Model:
     """Build DeiT, a vision transformer with class token and distillation token, which reads the batch field `image`.
 
@@ -149,7 +152,7 @@ def deit(
         patch: side of a patch in pixels; must divide `image`.
         width: width of the residual stream.
         depth: number of blocks.
-        heads: number of attention heads; must divide the width.
+        heads: number of attention heads; must divide the width if `head_size` is None.
         classes: number of classes.
         image: side of an image in pixels.
         channels: number of channels of an image.
@@ -159,8 +162,9 @@ def deit(
         epsilon: value added to the variance in the layer norms.
         bias: if true, queries, keys and values have a bias.
         attentions: return the attention probabilities of every block, which takes additional memory.
+        head_size: number of units of an attention head; None: width / heads. transformers has no such model.
     """
-    stack = Stack(width, depth, heads, ffn or 4 * width, dropout, activation, epsilon, bias, attentions)
+    stack = Stack(width, depth, heads, ffn or 4 * width, dropout, activation, epsilon, bias, attentions, head_size)
     return _model(stack, patch, 2, classes, image, channels)
 
 
@@ -187,7 +191,7 @@ BLOCK = {  # our layer name: (layer name in the checkpoint, axes)
     "up": ("intermediate.dense", ("width", "ffn")),
     "down": ("output.dense", ("ffn", "width")),
 }
-MEAN_POOLED = "jaxdistill_vit"  # our own model type: transformers has no ViT with mean pooling
+OWN = "jaxdistill_"  # prefix of our own model types: transformers has no mean pooling and no heads of another size
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,16 +202,20 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     family.require_supported(config, {"hidden_act": ACTIVATIONS})
     require_squares(config)
     arguments = {argument: config.get(key, default) for argument, (key, default) in SETTINGS.items()}
-    pool = {"vit": {"pool": "token"}, MEAN_POOLED: {"pool": "mean"}}
-    return arguments | {"classes": family.num_classes(config)} | pool.get(config["model_type"], {})
+    model_type = config["model_type"]
+    own = {"head_size": config.get("head_dim")} if model_type.startswith(OWN) else {}
+    pool = {"vit": {"pool": "token"}, f"{OWN}vit": {"pool": config.get("pool", "mean")}}
+    return arguments | {"classes": family.num_classes(config)} | own | pool.get(model_type, {})
 
 
 def _config(factory: Any, model_type: str, title: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     settings = family.with_defaults(factory, arguments)
-    mean_pooled = settings.get("pool") == "mean"
+    is_own = settings.get("pool") == "mean" or settings["head_size"] is not None
+    own = {"pool": settings.get("pool", "token"), "head_dim": settings["head_size"]} if is_own else {}
     return {
-        "model_type": MEAN_POOLED if mean_pooled else model_type,
-        "architectures": ["MeanViT" if mean_pooled else title],
+        "model_type": OWN + model_type if is_own else model_type,
+        "architectures": [OWN + title if is_own else title],
+        **own,
         **{key: settings[argument] for argument, (key, _) in SETTINGS.items()},
         "intermediate_size": settings["ffn"] or 4 * settings["width"],
         **family.label_names(settings["classes"]),
@@ -235,7 +243,7 @@ def _rules(base: str, heads: Mapping[str, str], arguments: Mapping[str, Any]) ->
 family.register(
     Family(
         vit,
-        ("vit", MEAN_POOLED),
+        ("vit", f"{OWN}vit"),
         _arguments,
         partial(_config, vit, "vit", "ViTForImageClassification"),
         partial(_rules, "vit", {"head": "classifier"}),
@@ -247,7 +255,7 @@ family.register(
 family.register(
     Family(
         deit,
-        ("deit",),
+        ("deit", f"{OWN}deit"),
         _arguments,
         partial(_config, deit, "deit", "DeiTForImageClassificationWithTeacher"),
         partial(_rules, "deit", {"head": "cls_classifier", "distilled_head": "distillation_classifier"}),

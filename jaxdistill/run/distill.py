@@ -7,7 +7,7 @@ import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -23,10 +23,19 @@ from jaxdistill.evaluation.report import page, table
 from jaxdistill.evaluation.report.table import FLOATS, ROUNDED
 from jaxdistill.parallel.compile import keep_programs
 from jaxdistill.parallel.sharding import shardings, with_shardings
-from jaxdistill.run import exports, subset, workdir
+from jaxdistill.run import cutting, exports, subset, workdir
 from jaxdistill.run.config import Config, differ
 from jaxdistill.run.evaluation import evaluate, rounded_afterwards
-from jaxdistill.run.outcomes import RESULT_TYPES, Timed, add_latencies, comparison, constant_answer, details, outcome_of
+from jaxdistill.run.outcomes import (
+    RESULT_TYPES,
+    Result,
+    Timed,
+    add_latencies,
+    comparison,
+    constant_answer,
+    details,
+    outcome_of,
+)
 from jaxdistill.run.parts import build_quantizer
 from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.provenance import provenance
@@ -36,20 +45,6 @@ from jaxdistill.run.train import Data, References, StageContext, Trained, train
 from jaxdistill.teachers.load import initialise, load
 from jaxdistill.teachers.submesh import join_queries
 from jaxdistill.teachers.teacher import Query, Teacher, cost_of
-
-
-class Result(NamedTuple):
-    """The result of `distill`: the scores and the variables of all models.
-
-    rows: the result table, one dict per model: name, accuracy, nll, ece, parameters, bytes, flops, latency_ms, and
-        measures of transfer from the teacher, such as agreement
-    variables: parameters and state of every model, by its name in the table: "teacher NAME", "student" or "control"
-    workdir: folder of checkpoints, logs, results.json and report.html
-    """
-
-    rows: list[dict[str, Any]]
-    variables: dict[str, Variables]
-    workdir: Path
 
 
 def check(config: Config, folder: str | Path | None) -> Resolved:
@@ -140,6 +135,7 @@ class Run:
         records = {name: data.open(stream) for name, stream in data.streams.items()}
         stored = {name: self._stored(name) for name in data.with_test}
         self.data = Data(records, data.open(data.test), stored, {}, subset.choose_records(data, records["train"]))
+        self.cutter = cutting.Cutter(resolved, folder, self.data, console)
         self.trained = False  # whether this process has trained a model
         self.earlier_rows: list[dict[str, Any]] = []  # the table of the same run, if it was finished before
         self.exported: dict[Path, exports.Export] = {}  # the models that this process has written
@@ -221,7 +217,9 @@ class Run:
         data = self.data._replace(stored=only(self.data.stored), queries=only(queries), chosen=chosen)
         models = tuple(teacher.model for teacher in self.resolved.teachers.values())
         references = References(models, self.resolved.reference)
-        return StageContext(data, self.resolved.mesh, references, self.console, preemption)
+        return StageContext(
+            data, self.resolved.mesh, references, self.console, preemption, self.cutter.start(stage, self.values)
+        )
 
     @functools.cached_property
     def _queries(self) -> dict[str, Query]:
@@ -334,7 +332,9 @@ class Run:
         told = comparison(outcomes), constant_answer(outcomes, class_names)
         return {
             "title": config.title or f"Distillation on {config.data.name}",
-            "summary": table.sentence(rows, *told) if "student" in outcomes else "",
+            "summary": f"{table.sentence(rows, *told)} {cutting.sentence(self.folder)}".strip()
+            if "student" in outcomes
+            else "",
             "rows": rows,
             "reliability": {name: outcome["reliability"] for name, outcome in outcomes.items()},
             "seconds": {name: outcome["seconds"] for name, outcome in outcomes.items()},

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,20 @@ RESULT_TYPES: seal.JsonTypes = {
     "compiled": dict,
     "step": int,
 }  # keys of result.json
+
+
+class Result(NamedTuple):
+    """The result of `distill`: the scores and the variables of all models.
+
+    rows: the result table, one dict per model: name, accuracy, nll, ece, parameters, bytes, flops, latency_ms, and
+        measures of transfer from the teacher, such as agreement
+    variables: parameters and state of every model, by its name in the table: "teacher NAME", "student" or "control"
+    workdir: folder of checkpoints, logs, results.json and report.html
+    """
+
+    rows: list[dict[str, Any]]
+    variables: dict[str, Variables]
+    workdir: Path
 
 
 def outcome_of(name: str, cost: Mapping[str, Any], trained: Trained) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from jaxdistill.core.types import Shapes
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.models.abstract import embeds
 from jaxdistill.parallel.mesh import build_mesh
+from jaxdistill.run.cut_specs import with_sizes
 from jaxdistill.run.fill import fill_placeholders, with_stand_ins
 from jaxdistill.run.parts import Components, build_components, build_parts
 from jaxdistill.run.pipelines import build_pipeline
@@ -75,7 +76,7 @@ class Resolved:
 
         The spec strings of these configs, such as "kd(temperature=4.0)", are checked first.
         """
-        stages = tuple(plan_stages(self.config))
+        stages = tuple(plan_stages(with_sizes(self.config)))
         for stage in stages:
             with stage.reporting():
                 _ = self._components(stage)
@@ -113,7 +114,7 @@ class Resolved:
         configs = self.teacher_configs.items()
         return MappingProxyType({name: build(config, self._context(devices[name], needs)) for name, config in configs})
 
-    def live_teacher(self, name: str, alone: bool = False) -> Teacher:
+    def live_teacher(self, name: str, alone: bool = False, plain: bool = False) -> Teacher:
         """Build a teacher without its options `cache` (stored outputs) and `placement` (separate devices).
 
         The teacher then runs its own network.
@@ -121,6 +122,7 @@ class Resolved:
         Args:
             name: name of the teacher in the config.
             alone: True: place the teacher on one device; False: on the student's mesh.
+            plain: True: leave out the other options, too, such as 8-bit weights.
 
         Raises:
             ConfigError: there is no teacher of this name.
@@ -128,7 +130,8 @@ class Resolved:
         if name not in self.config.teachers:
             raise ConfigError("teachers", f"there is no teacher {name!r}. {suggest(name, self.config.teachers)}")
         context = self._context()._replace(mesh=build_mesh((1, 1, 1)) if alone else self.mesh)
-        return build(self.teacher_configs[name], context, live=True)
+        config = self.teacher_configs[name]
+        return build(config._replace(options={}) if plain else config, context, live=True)
 
     def _context(self, devices: tuple[jax.Device, ...] = (), needs: frozenset[str] = frozenset()) -> Context:
         config = self.config

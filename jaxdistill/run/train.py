@@ -4,7 +4,7 @@ It starts from the newest good checkpoint or from initial values, and writes eva
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -71,6 +71,7 @@ class StageContext(NamedTuple):
     references: the teachers that evaluation compares the model with
     console: where progress is printed
     preemption: reports whether SIGTERM or Ctrl-C has asked the run to stop
+    start: returns the variables from which the model starts, for their shapes; None: those of its checkpoint, if any
     """
 
     data: Data
@@ -78,6 +79,7 @@ class StageContext(NamedTuple):
     references: References
     console: Console
     preemption: Preemption
+    start: Callable[[Variables], Variables] | None = None
 
 
 class Trained(NamedTuple):
@@ -129,7 +131,9 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
         console.print(f"{name:>12}  resumed at step {step}")
     else:
         zeros = engine.put(zero_batch(stage.shapes, algorithm.streams, engine))
-        ts = engine.init(jax.random.key(settings.seed), zeros, pretrained_values(stage.parts.student, engine.abstract))
+        own = Variables(engine.abstract.params["student"], engine.abstract.state["student"])
+        values = context.start(own) if context.start else pretrained_values(stage.parts.student, own)
+        ts = engine.init(jax.random.key(settings.seed), zeros, values)
 
     total: dict[str, Any] = {}
     schedules = stage.parts.components.schedules
@@ -156,16 +160,16 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
     return Trained(variables, total, engine.compiled(), earlier + seconds, log.last, evolved)
 
 
-def pretrained_values(student: Model, abstract: TrainState) -> Variables:
+def pretrained_values(student: Model, abstract: Variables) -> Variables:
     """Load the pretrained weights from which a student starts; return no variables if the student is not pretrained.
 
     Args:
         student: the model.
-        abstract: shapes and shardings of the train state, which tell where each weight is placed.
+        abstract: shapes and shardings of its variables, which tell where each weight is placed.
     """
     if student.load is None:
         return NO_VARIABLES
-    return student.load(Variables(abstract.params["student"], abstract.state["student"])).read()
+    return student.load(abstract).read()
 
 
 def advance(engine: Engine, ts: TrainState, streams: Mapping[str, Any], log: Log, step: int, every: int) -> TrainState:

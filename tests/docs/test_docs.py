@@ -111,8 +111,8 @@ def test_every_config_line_is_one(part):
             build_loss(text.replace("'FOLDER/edges.json'", "((0, 1),)"))
         elif path == "fusion":
             registry.fusions.build(spec, path)
-        elif path == "student.quantized":
-            registry.quantizers.build(spec, path)
+        elif path.startswith("student"):
+            (registry.quantizers if path == "student.quantized" else registry.cuts).build(spec, path)
         else:
             given = dict.fromkeys(("student", "teachers", "objective", "optimizer"), ())
             registry.steps.bind(Spec(spec.name, (), given | spec.kwargs), path, examples.TIMED)

@@ -96,6 +96,7 @@ def test_its_checkpoint_is_no_teacher_for_it_holds_the_floats_before_rounding(ho
         assert "/hub'), which has the rounded weights" in str(error.value)
 
 
+@pytest.mark.slow
 def test_texts_are_compared_with_the_float_student_too(home, tmp_path):
     config = quantized("decoder", home, "aware(weights=8, block=32)", chunks=2)
     rows = jaxdistill.distill(config, tmp_path, QUIET).rows

@@ -7,7 +7,7 @@ without augmentation. Run this once, before training a student, and copy the pri
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,17 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.data.pipeline import Pipeline
-from jaxdistill.data.stream import Batch, Batches
 from jaxdistill.evaluation.interpret.head_importance import head_importance, top_heads
 from jaxdistill.models.abstract import abstract_outputs
 from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import resolve
+from jaxdistill.run.samples import samples
 from jaxdistill.teachers.load import load
-
-ROWS = 32  # rows of a batch; the result does not depend on it
 
 
 def importance(config: Config, name: str, records: int) -> np.ndarray:
@@ -56,21 +53,9 @@ def importance(config: Config, name: str, records: int) -> np.ndarray:
     check_pretrained(teacher.network, path, shapes, complete=not teacher.checkpoint)
     values = load(teacher, shapes)
     try:
-        return head_importance(teacher.network, values, _batches(data, records))
+        return head_importance(teacher.network, values, samples(data, records))
     except ValueError as error:
         raise ConfigError(path, f"{error}.") from None
-
-
-def _batches(data: Pipeline, count: int) -> Iterator[Batch]:
-    """Yield the first `count` training examples of a run in batches, in training order, without random transforms."""
-    stream = data.streams["train"]
-    deterministic, records = [each for each in stream.transforms if each.draws == 0], data.open(stream)
-    batches = Batches(records, batch_size=ROWS, seed=data.seed, transforms=deterministic, rows=slice(None))
-    count = min(count, len(records))
-    for first in range(0, count, ROWS):
-        batch = batches[first // ROWS]
-        valid = first + np.arange(ROWS) < count
-        yield batch | {"mask": batch["mask"] * valid.reshape(-1, *[1] * (batch["mask"].ndim - 1))}
 
 
 def importance_table(scores: np.ndarray) -> Table:

@@ -25,7 +25,7 @@ def vocabularies_fit(run: RunView) -> None:
         return
     size = run.data.vocabulary or 0
     others = {prefix: tokenizers.vocabulary_size(tokenizers.load(file)) for prefix, file in tokenization.others.items()}
-    models = {"student.model": (run.config.student.model, size)}
+    models = {"student.model": (run.student.definition.config.student.model, size)}
     for teacher in run.teacher_configs.values():
         models[f"{teacher.path}.model"] = (teacher.model, others.get(teacher.options.get("reads", ""), size))
     for path, (spec, tokens) in models.items():

@@ -1,0 +1,161 @@
+"""Name the axes of a model's arrays, so that the same units can be removed everywhere: heads, neurons, channels, width.
+
+Families with a Hugging Face format name the axes in their table of weights. The other families have a table here.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxdistill.models.hub.family import Rule, families, find_rule
+
+Arguments = Mapping[str, Any]
+BLOCK = re.compile(r"blocks/(\d+)/")
+
+
+class ArrayAxes(NamedTuple):
+    """The names of an array's axes.
+
+    names: a name for each axis, such as ("width", "ffn/3"); "": its units are not chosen. Layers are numbered: "ffn/3"
+        are the neurons of layer 3, of which other layers know nothing
+    stacked: True: the array has the layers as its first axis, which has no entry in `names`; "{layer}" stands for its
+        number, as in "ffn/{layer}"
+    """
+
+    names: tuple[str, ...]
+    stacked: bool = False
+
+    def of_layer(self, number: int) -> tuple[str, ...]:
+        """Return the names of the axes in one layer of a stacked array."""
+        return tuple(name.replace("{layer}", str(number)) for name in self.names)
+
+
+class Sizes(NamedTuple):
+    """How many units a model has; 0: it has none of this kind.
+
+    layers: layers that can be removed
+    units: number of units of each axis, by name: "width", "ffn/0", "ffn/1", ..., "heads/0", ...
+    head_size: units of an attention head
+    groups: attention heads that share keys and values
+    """
+
+    layers: int
+    units: dict[str, int]
+    head_size: int = 0
+    groups: int = 1
+
+
+class Cuttable(NamedTuple):
+    """A model family whose models can be cut.
+
+    rules: `(arguments) -> rules`, which name the axes of arrays
+    sizes: `(arguments) -> sizes` of a model
+    arguments: `(arguments, sizes after the cut) -> arguments` of the smaller model
+    layered: axes that each layer has for itself, such as "ffn"
+    """
+
+    rules: Callable[[Arguments], tuple[Rule, ...]]
+    sizes: Callable[[Arguments], Sizes]
+    arguments: Callable[[Arguments, Sizes], dict[str, Any]]
+    layered: tuple[str, ...]
+
+
+def array_axes(cuttable: Cuttable, arguments: Arguments, name: str) -> ArrayAxes | None:
+    """Return the names of an array's axes; None: the array has none that can be cut.
+
+    Args:
+        cuttable: the family.
+        arguments: arguments of the model.
+        name: name of the array, such as "blocks/3/up/kernel".
+    """
+    found = find_rule(cuttable.rules(arguments), name)
+    if found is None or not found[0].axes:
+        return None
+    rule, groups = found
+    stacked = "{layer}" in rule.stored_name
+    layer = "{layer}" if stacked else groups[0] if BLOCK.match(name) and groups else ""
+    numbered = lambda axis: f"{axis}/{layer}" if axis in cuttable.layered and layer else axis
+    return ArrayAxes(tuple(map(numbered, rule.axes)), stacked)
+
+
+def _transformer_sizes(arguments: Arguments) -> Sizes:
+    heads, depth = arguments["heads"], arguments["depth"]
+    head_size = arguments.get("head_size") or arguments["width"] // heads
+    shared = arguments.get("kv_heads") or heads
+    ffn = arguments.get("ffn") or 4 * arguments["width"]
+    units = {"width": arguments["width"]}
+    units |= {f"heads/{n}": shared for n in range(depth)} | {f"ffn/{n}": ffn for n in range(depth)}
+    return Sizes(depth, units, head_size, heads // shared)
+
+
+def _transformer_arguments(arguments: Arguments, sizes: Sizes) -> dict[str, Any]:
+    heads, changed = sizes.units["heads/0"], {}
+    was = _transformer_sizes(arguments)
+    if "kv_heads" in arguments:
+        changed = {"kv_heads": heads}
+    elif (heads, sizes.units["width"]) != (was.units["heads/0"], was.units["width"]):
+        changed = {"head_size": sizes.head_size}
+    return {
+        **arguments,
+        **changed,
+        "depth": sizes.layers,
+        "width": sizes.units["width"],
+        "heads": heads * sizes.groups,
+        "ffn": sizes.units["ffn/0"],
+    }
+
+
+def _mlp_rules(arguments: Arguments) -> tuple[Rule, ...]:
+    count = len(arguments["widths"])
+    before = lambda number: f"ffn/{number - 1}" if number else ""
+    layers = [
+        rule
+        for n in range(count)
+        for rule in (
+            Rule(f"layers/{n}/kernel", "", axes=(before(n), f"ffn/{n}")),
+            Rule(f"layers/{n}/bias", "", axes=(f"ffn/{n}",)),
+        )
+    ]
+    return (*layers, Rule("head/kernel", "", axes=(before(count), "")))
+
+
+def _resnet_rules(arguments: Arguments) -> tuple[Rule, ...]:
+    return (
+        Rule(r"blocks/(\d+)/first/kernel", "", axes=("", "", "", "channels")),
+        Rule(r"blocks/(\d+)/first_norm/\w+", "", axes=("channels",)),
+        Rule(r"blocks/(\d+)/second/kernel", "", axes=("", "", "channels", "")),
+    )
+
+
+def _inner_channels(arguments: Arguments) -> tuple[int, ...]:
+    return arguments["inner"] or tuple(w for w in arguments["widths"] for _ in range(arguments["blocks"]))
+
+
+def _numbered(axis: str, sizes: tuple[int, ...]) -> Sizes:
+    return Sizes(0, {f"{axis}/{n}": size for n, size in enumerate(sizes)})
+
+
+def _in_order(axis: str, sizes: Sizes) -> tuple[int, ...]:
+    return tuple(sizes.units[f"{axis}/{n}"] for n in range(len(sizes.units)))
+
+
+def _of_family(name: str) -> Cuttable:
+    rules = lambda arguments: families[name].rules(arguments)
+    return Cuttable(rules, _transformer_sizes, _transformer_arguments, ("ffn", "heads", "kv_heads"))
+
+
+CUTTABLE: Mapping[str, Cuttable] = {
+    **{name: _of_family(name) for name in ("bert", "decoder", "deit", "vit")},
+    "mlp": Cuttable(
+        _mlp_rules,
+        lambda arguments: _numbered("ffn", arguments["widths"]),
+        lambda arguments, sizes: {**arguments, "widths": _in_order("ffn", sizes)},
+        (),
+    ),
+    "resnet": Cuttable(
+        _resnet_rules,
+        lambda arguments: _numbered("channels", _inner_channels(arguments)),
+        lambda arguments, sizes: {**arguments, "inner": _in_order("channels", sizes)},
+        ("channels",),
+    ),
+}

@@ -1,0 +1,136 @@
+"""Score the units of a trained model on some records: how much each layer, head, neuron, channel or width unit does.
+
+The formulas are in `cut.py`. The activations are the inputs of the model's products, found in its trace, so that no
+model needs a hook for them.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.compress.axes import Arguments, Cuttable, Sizes, array_axes
+from jaxdistill.compress.products import Axes, RoundInputs, Weight, forward
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.marked_arrays import Collected
+from jaxdistill.core.types import Array, RowsLike, Variables
+
+INFLUENCE, COUNT = "layers", "count"  # names of sums beside those of the axes
+
+
+def unit_scores(
+    model: Model,
+    variables: Variables,
+    batches: Iterable[Mapping[str, Any]],
+    table: Cuttable,
+    arguments: Arguments,
+) -> dict[str, np.ndarray]:
+    """Return a score for each unit of each axis, by name ("width", "ffn/0", ...), and for each layer, under "layers".
+
+    Args:
+        model: the model.
+        variables: its trained parameters and state.
+        batches: batches of records; rows and tokens whose `mask` or `attention_mask` is 0 are left out.
+        table: the axes of the model's family.
+        arguments: arguments of the model.
+
+    Raises:
+        ValueError: no row counts, or an activation is not finite.
+    """
+    run = jax.jit(lambda values, batch: batch_sums(model, values, batch, table, arguments))
+    sums: dict[str, np.ndarray] = {}
+    for batch in batches:
+        for name, x in jax.device_get(run(variables, dict(batch))).items():
+            sums[name] = sums.get(name, np.zeros(())) + np.asarray(x, np.float64)
+    count = sums.pop(COUNT, np.zeros(()))
+    if not count:
+        raise ValueError("there are no records; give at least one")
+    if bad := [name for name, x in sums.items() if not np.isfinite(x).all()]:
+        raise ValueError(f"activations of {bad[0]} are not finite")
+    return {name: x / count for name, x in sums.items()}
+
+
+def batch_sums(
+    model: Model, variables: Variables, batch: RowsLike, table: Cuttable, arguments: Arguments
+) -> dict[str, Array]:
+    """Return the scores of a batch, summed over its tokens, or over its rows; and their number, under "count".
+
+    Activations of an image are averages over its positions.
+    """
+    sizes, rows = table.sizes(arguments), jax.tree.map(jnp.asarray, dict(batch))
+    counted = _counted(rows)
+
+    found: dict[str, Array] = {}
+    record = _recorder(table, arguments, sizes, counted)
+    key = jax.random.key(0)
+    (out, _), collected, _ = forward(
+        model, variables.params, variables.state, rows, train=False, key=key, ranges={}, round_inputs=record
+    )
+    for weight, x in collected.items():
+        for axis, score in _by_axis(table, arguments, weight, x):
+            if axis in sizes.units:
+                found[axis] = found.get(axis, jnp.zeros(())) + score
+    if sizes.layers:
+        pairs = zip(out.hidden_states, out.hidden_states[1:], strict=False)
+        found[INFLUENCE] = jnp.stack([_influence(a, b, counted) for a, b in pairs])
+    return {**found, COUNT: counted.sum()}
+
+
+def _counted(batch: Mapping[str, Array]) -> Array:
+    """Return 1 for each row `[batch]`, or token `[batch, length]`, that counts, else 0."""
+    mask = (batch["mask"] != 0).astype(jnp.float32)
+    real = batch.get("attention_mask")
+    if mask.ndim > 1 or real is None:
+        return mask
+    return mask[:, None] * real.astype(jnp.float32)
+
+
+def _mean_over_positions(x: Array, counted: Array) -> Array:
+    """Sum values `[batch, ..., units]` over what counts; positions without a mask of their own are averaged."""
+    if x.ndim <= counted.ndim:  # a pooled text: its row counts for as many tokens as it has
+        x = jnp.broadcast_to(x[:, None], (*counted.shape, *x.shape[1:]))
+    extra = tuple(range(counted.ndim, x.ndim - 1))
+    return jnp.tensordot(counted, x.mean(extra) if extra else x, counted.ndim)
+
+
+def _recorder(table: Cuttable, arguments: Arguments, sizes: Sizes, counted: Array) -> RoundInputs:
+    """Return a function that collects, for each weight, the size of each unit of its inputs, and changes nothing."""
+
+    def record(weight: Weight, x: Array, summed: Axes, collected: Collected) -> Array:
+        axes = array_axes(table, arguments, weight.name)
+        if axes is None or x.shape[0] != len(counted):
+            return x
+        size = jnp.abs(x.astype(jnp.float32))
+        if _input_axis(axes.names).startswith("heads"):
+            split = size.reshape(*size.shape[:-1], -1, sizes.groups * sizes.head_size)
+            size = jnp.sqrt((split**2).sum(-1))
+        collected[weight.name] = _mean_over_positions(size, counted)
+        return x
+
+    return record
+
+
+def _input_axis(names: tuple[str, ...]) -> str:
+    """Return the name of the axis that a product of a kernel `[..., inputs, outputs]` sums; empty: it has none."""
+    return names[-2] if len(names) > 1 else ""
+
+
+def _by_axis(table: Cuttable, arguments: Arguments, weight: str, x: Array) -> list[tuple[str, Array]]:
+    """Return the sums of a weight's inputs by name of the axis; those of a stacked weight by layer."""
+    axes = array_axes(table, arguments, weight)
+    assert axes is not None
+    if not (axis := _input_axis(axes.names)):
+        return []
+    if not axes.stacked:
+        return [(axis, x)]
+    return [(_input_axis(axes.of_layer(number)), x[number]) for number in range(x.shape[0])]
+
+
+def _influence(before: Array, after: Array, counted: Array) -> Array:
+    """Sum 1 - cos of a layer's hidden states before and after it over what counts: block influence."""
+    a, b = before.astype(jnp.float32), after.astype(jnp.float32)
+    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    change = 1 - (a * b).sum(-1) / jnp.maximum(norms, 1e-30)
+    return _mean_over_positions(change[..., None], counted)[0]

@@ -1,0 +1,78 @@
+"""Resolve a student that is cut out of a trained model to its sizes; no data and no weights are needed."""
+
+import inspect
+from typing import Any, NamedTuple
+
+from jaxdistill.compress.cut import Cut, cuttable, sizes_after
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core.registry import Spec
+from jaxdistill.models.hub.family import with_defaults
+from jaxdistill.models.pretrained import architecture_of_spec
+from jaxdistill.run.config import Config, differ
+
+PATH = "student.model"
+
+
+class Architecture(NamedTuple):
+    """A model by the factory of its family and all its arguments."""
+
+    family: str
+    arguments: dict[str, Any]
+
+
+def cut_of(config: Config) -> Cut | None:
+    """Return what the config cuts the student out of; None: the student is a model of its own.
+
+    Raises:
+        ConfigError: the spec string is wrong, or there is no such teacher.
+    """
+    text = config.student.model
+    if text.partition("(")[0].strip() not in registry.cuts:
+        return None
+    cut: Cut = registry.cuts.build(text, PATH)
+    if cut.teacher and cut.teacher not in config.teachers:
+        raise ConfigError(PATH, f"there is no teacher {cut.teacher!r}. {suggest(cut.teacher, config.teachers)}")
+    if cut.teacher:
+        for key in ("reads", "classes"):
+            if config.teachers[cut.teacher].get(key):
+                problem = f"is cut out of {cut.teacher!r}, which does not read or answer as the student does"
+                raise ConfigError(PATH, f"{problem} (teachers.{cut.teacher}.{key}). Cut a teacher without {key}.")
+    return cut
+
+
+def source_of(config: Config, cut: Cut) -> str:
+    """Return the spec string of the model that is cut."""
+    return config.teachers[cut.teacher].model if cut.teacher else repr(Spec("pretrained", (cut.source,), {}))
+
+
+def architecture(spec: str, path: str = PATH) -> Architecture:
+    """Return family and arguments of the model that a spec string describes.
+
+    Raises:
+        ConfigError: the spec string is wrong.
+    """
+    if form := architecture_of_spec(spec, path):
+        return Architecture(form.family, form.arguments)
+    factory, bound = registry.models.bind(spec, path)
+    accepts = inspect.signature(factory).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepts):
+        return Architecture(factory.__name__, dict(bound.arguments))
+    return Architecture(factory.__name__, with_defaults(factory, bound.arguments))
+
+
+def with_sizes(config: Config) -> Config:
+    """Return a config whose student is the smaller model that a cut leaves; other configs are returned unchanged.
+
+    Raises:
+        ConfigError: the model cannot be cut so.
+    """
+    if (cut := cut_of(config)) is None:
+        return config
+    source = architecture(source_of(config, cut))
+    try:
+        sizes = sizes_after(cut, source.family, source.arguments)
+        arguments = cuttable(source.family).arguments(source.arguments, sizes) | dict(cut.options)
+    except ValueError as error:
+        raise ConfigError(PATH, f"{config.student.model!r}: {error}.") from None
+    return differ(config, student={"model": repr(Spec(source.family, (), arguments))})

@@ -1,0 +1,220 @@
+"""Cut the student out of a trained model before its training: measure the units, choose some, take their weights."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxdistill.compress.axes import Sizes
+from jaxdistill.compress.cut import Choice, Cut, choose, cuttable, sizes_after, sliced
+from jaxdistill.compress.unit_scores import unit_scores
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Variables
+from jaxdistill.data.stream import Phases
+from jaxdistill.evaluation.evaluator import ANSWERS
+from jaxdistill.evaluation.interpret.head_importance import head_importance
+from jaxdistill.models.abstract import embeds
+from jaxdistill.models.build import build_model
+from jaxdistill.run.cut_specs import PATH, Architecture, architecture, cut_of, source_of
+from jaxdistill.run.evaluation import evaluate
+from jaxdistill.run.resolve import Resolved
+from jaxdistill.run.samples import samples
+from jaxdistill.run.stages import Stage
+from jaxdistill.run.train import Data
+from jaxdistill.teachers.load import load
+
+FILE = Path("cut", "units.json")
+TYPES: seal.JsonTypes = {"cut": str, "source": str, "heads_by": str, "layers": list, "units": dict, "scores": dict}
+
+
+class Source(NamedTuple):
+    """The trained model that a student is cut out of.
+
+    spec: its spec string
+    model: the network
+    variables: its parameters and state, on the host
+    form: its family and arguments
+    """
+
+    spec: str
+    model: Model
+    variables: Variables
+    form: Architecture
+
+
+def source(resolved: Resolved, trained: Mapping[str, Variables]) -> Source:
+    """Load the model that the student is cut out of.
+
+    Args:
+        resolved: the run, whose student is cut out of a model.
+        trained: variables of the teachers of the run, by name.
+
+    Raises:
+        ConfigError: its weights do not exist.
+    """
+    config, cut, rows = resolved.config, cut_of(resolved.config), resolved.student.shapes["train"]
+    assert cut is not None
+    spec = source_of(config, cut)
+    form = architecture(spec)
+    if cut.source:
+        model = build_model(spec, PATH, config.dtype)
+        assert model.load is not None
+        shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), rows))
+        return Source(spec, model, jax.device_get(model.load(shapes).read()), form)
+    teacher = resolved.live_teacher(cut.teacher, alone=True, plain=True)
+    values = trained.get(cut.teacher) if not resolved.teachers[cut.teacher].options else None
+    return Source(spec, teacher.network, jax.device_get(values or load(teacher, rows)), form)
+
+
+def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: np.ndarray | Phases | None) -> Choice:
+    """Choose the units that stay, or read the choice of an earlier, interrupted run of the same config.
+
+    Args:
+        resolved: the run.
+        cut: what the cut keeps.
+        source: the model that is cut.
+        folder: the workdir, which gets `FILE`.
+        chosen: numbers of the training records of the run; None: all.
+
+    Raises:
+        ConfigError: the units cannot be measured.
+    """
+    known = {"cut": resolved.config.student.model, "source": source.spec}
+    try:
+        content = seal.read(folder / FILE, TYPES, required=True)
+        if known.items() <= content.items():
+            return Choice(tuple(content["layers"]), {name: tuple(ids) for name, ids in content["units"].items()})
+    except (FileNotFoundError, DamageError):  # it is made again
+        pass
+    table = cuttable(source.form.family)
+    before, after = table.sizes(source.form.arguments), sizes_after(cut, source.form.family, source.form.arguments)
+    records = chosen.pools[0] if isinstance(chosen, Phases) else chosen
+    try:
+        scores = unit_scores(
+            source.model, source.variables, samples(resolved.data, cut.records, records), table, source.form.arguments
+        )
+        by = ""
+        if after.units.get("heads/0", 0) < before.units.get("heads/0", 0):
+            importance = _head_importance(source, samples(resolved.data, cut.records, records), before)
+            scores, by = scores | (importance or {}), "importance" if importance else "activation"
+    except ValueError as error:
+        raise ConfigError(PATH, f"{known['cut']!r}: {error}.") from None
+    found = choose(cut, before, after, scores)
+    units = {name: list(ids) for name, ids in found.units.items()}
+    rounded = {name: np.asarray(x, np.float64).tolist() for name, x in scores.items()}
+    content = {**known, "records": cut.records, "heads_by": by, "layers": list(found.layers), "units": units}
+    (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
+    seal.write(folder / FILE, {**content, "scores": rounded})
+    return found
+
+
+def _head_importance(source: Source, batches: Iterable[Mapping[str, Any]], before: Sizes) -> dict[str, np.ndarray]:
+    """Return the importance of each head, or group of heads, by axis; empty: the records have no labels for it."""
+    first, *rest = batches
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in first.items()}
+    if "label" not in first or embeds(source.model, shapes):
+        return {}
+    heads = head_importance(source.model, source.variables, [first, *rest])  # [layers, heads]
+    groups = heads.reshape(len(heads), -1, before.groups).sum(-1)
+    return {f"heads/{layer}": row for layer, row in enumerate(groups)}
+
+
+def begin(abstract: Variables, source: Source, found: Choice) -> Variables:
+    """Return the variables from which the smaller model starts, with the sharding of its own variables.
+
+    Args:
+        abstract: shapes and shardings of the variables of the smaller model.
+        source: the model that is cut.
+        found: the units that stay.
+    """
+    sizes = cuttable(source.form.family).sizes(source.form.arguments)
+    take = partial(
+        sliced,
+        source.form.family,
+        source.form.arguments,
+        shapes=abstract,
+        choice=found,
+        head_size=sizes.head_size,
+        groups=sizes.groups,
+    )
+    shapes = jax.eval_shape(take, source.variables)
+    layout = jax.tree.map(lambda x: x.sharding, abstract)
+    kept = Variables({n: layout.params[n] for n in shapes.params}, {n: layout.state[n] for n in shapes.state})
+    return jax.jit(take, out_shardings=kept)(source.variables)
+
+
+class Cutter:
+    """Gives the student and its controls the weights of the model that they are cut out of.
+
+    Args:
+        resolved: the run.
+        folder: the workdir.
+        data: its records, opened for reading.
+        console: where the cut is reported.
+    """
+
+    def __init__(self, resolved: Resolved, folder: Path, data: Data, console: Console):
+        self._resolved, self._folder, self._data, self._console = resolved, folder, data, console
+        self._made: tuple[Source, Choice] | None = None
+
+    def start(self, stage: Stage, trained: Mapping[str, Variables]) -> Callable[[Variables], Variables] | None:
+        """Return the function that gives a stage its first variables; None: its model is not cut out of another.
+
+        Args:
+            stage: the training of a model.
+            trained: variables of the teachers of the run, by name.
+        """
+        cut = cut_of(self._resolved.config)
+        if cut is None or stage.kind == "teacher":
+            return None
+
+        def first(abstract: Variables) -> Variables:
+            if self._made is None:
+                found = source(self._resolved, trained)
+                self._made = found, choice(self._resolved, cut, found, self._folder, self._data.chosen)
+            values = begin(abstract, *self._made)
+            if stage.kind == "student" and values.params.keys() == abstract.params.keys():
+                self._report(stage, values, self._made[0])
+            return values
+
+        return first
+
+    def _report(self, stage: Stage, values: Variables, source: Source) -> None:
+        """Print what the student answers before its training, and keep it in `FILE`."""
+        ours, theirs = self._answers(stage.parts.student, values), self._answers(source.model, source.variables)
+        share = lambda a, b: None if a is None or b is None else float(np.mean(np.equal(a, b)))
+        predicted = ours.get("predicted")
+        before = {
+            "agreement": share(predicted, theirs.get("predicted")),
+            "accuracy": share(predicted, ours.get("label")),
+        }
+        content = seal.read(self._folder / FILE, TYPES, required=True)
+        seal.write(self._folder / FILE, {**content, "before_training": before})
+        self._console.print(f"{stage.name:>12}  {sentence(self._folder)}", soft_wrap=True)
+
+    def _answers(self, model: Model, variables: Variables) -> Mapping[str, Any]:
+        total = evaluate(model, variables, self._resolved.mesh, self._resolved.student, self._data)
+        return total[ANSWERS].values if ANSWERS in total else {}
+
+
+def sentence(folder: Path) -> str:
+    """Return what the student of a run was cut out of, and what it answered before its training; empty: it was not.
+
+    Args:
+        folder: the workdir.
+    """
+    try:
+        content = seal.read(folder / FILE, TYPES, required=True)
+    except (FileNotFoundError, DamageError):
+        return ""
+    before = content.get("before_training", {})
+    shares = (("agreement", "of the answers of the model that was cut"), ("accuracy", "right answers"))
+    found = [f"{100 * before[name]:.2f} % {what}" for name, what in shares if before.get(name) is not None]
+    gave = f" Before its training it gave {' and '.join(found)}." if found else ""
+    return f"The student starts as {content['cut']}, chosen on {content['records']} training records.{gave}"

@@ -1,0 +1,158 @@
+"""A student that is cut out of a trained model: units are chosen once, before its training, and kept."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from own_runs import QUIET, command, config_of, test_records, unlabelled
+from rich.console import Console
+
+import jaxdistill
+from jaxdistill import differ
+from jaxdistill.core.checkpoint import load_variables
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.run import cutting
+from jaxdistill.run.distill import check
+
+CUT = "cut(teacher='big', layers=1, heads=0.5, neurons=0.5, records=40)"
+BIG = "bert(vocabulary={vocabulary}, width=16, depth=3, heads=2, ffn=24, classes=2)"
+
+
+def cut_config(home, student=CUT, family="bert", **more):
+    config = config_of(family, home)
+    teachers = {"big": {"model": BIG, "steps": 3}} if family == "bert" else config.teachers.to_dict()
+    return differ(config, student={"model": student}, teachers=teachers, **more)
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """A folder of a finished run."""
+    folder = home / "runs" / "cut"
+    jaxdistill.distill(cut_config(home), folder, QUIET)
+    return folder
+
+
+def units(folder):
+    return json.loads((folder / cutting.FILE).read_text())
+
+
+def test_the_units_and_their_scores_are_kept_and_the_agreement_is_told(run):
+    content, results = units(run), json.loads((run / "results.json").read_text())
+    (layer,) = content["layers"]
+    assert layer == int(np.argmax(content["scores"]["layers"]))
+    assert {name: len(ids) for name, ids in content["units"].items()} == {f"heads/{layer}": 1, f"ffn/{layer}": 12}
+    order = np.argsort(content["scores"][f"ffn/{layer}"])[-12:]
+    assert content["units"][f"ffn/{layer}"] == sorted(order.tolist()) and content["heads_by"] == "importance"
+    before = content["before_training"]
+    assert 0 <= before["agreement"] <= 1 and f"{100 * before['agreement']:.2f} % of the answers" in results["summary"]
+    parameters = {row["name"]: row["parameters"] for row in results["rows"]}
+    block, half = 4 * 17 * 16 + 2 * 32 + 2 * 16 * 24 + 40, 3 * 17 * 8 + 8 * 16 + 16 + 2 * 32 + 2 * 16 * 12 + 28
+    assert parameters["teacher big"] - parameters["student"] == 3 * block - half
+    assert json.loads((run / "config.json").read_text())["config"]["student"]["model"] == CUT
+
+
+def test_student_and_control_start_with_the_weights_of_the_teacher(home, tmp_path):
+    config = cut_config(home, "cut(teacher='big', layers=(1,))", steps=1, rate="0.0")
+    found = jax.device_get(jaxdistill.distill(config, tmp_path, QUIET).variables)
+    for name in ("student", "control"):
+        for array in ("attention/query/kernel", "down/bias", "mlp_norm/scale"):
+            np.testing.assert_array_equal(
+                found[name].params[f"blocks/0/{array}"], found["teacher big"].params[f"blocks/1/{array}"]
+            )
+        np.testing.assert_array_equal(
+            found[name].params["head/out/kernel"], found["teacher big"].params["head/out/kernel"]
+        )
+    assert units(tmp_path)["layers"] == [1] and units(tmp_path)["heads_by"] == ""
+
+
+def test_a_resumed_run_keeps_its_units_and_its_numbers(run, home, tmp_path):
+    again = shutil.copytree(run, tmp_path / "again")
+    for place in ("student/checkpoints/steps/4", "control/checkpoints"):
+        shutil.rmtree(again / place)
+    for file in ("student/result.json", "control/result.json"):
+        (again / file).unlink()
+    resumed = jaxdistill.distill(cut_config(home), again, QUIET)
+    assert units(again) == units(run)
+    for name in ("student", "control"):
+        found = resumed.variables[name]
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), found)
+        first = load_variables(run / name / "checkpoints", "last", shapes)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(first), jax.device_get(found))
+
+
+@pytest.mark.slow
+def test_damaged_units_are_chosen_again(run, home, tmp_path):
+    again = shutil.copytree(run, tmp_path / "again")
+    text = (again / cutting.FILE).read_text()
+    (again / cutting.FILE).write_text(text.replace('"layers": [', '"layers": [0, '))
+    shutil.rmtree(again / "control/checkpoints")
+    (again / "control/result.json").unlink()
+    jaxdistill.distill(cut_config(home), again, QUIET)
+    same = lambda folder: {key: units(folder)[key] for key in ("layers", "units", "scores")}
+    assert same(again) == same(run)
+
+
+def test_its_folder_is_one_of_hugging_face_layout_and_can_be_cut_again(run, home, tmp_path):
+    found = jaxdistill.load(run).predict(test_records("bert", home), batch_size=16)
+    answers = json.loads((run / "student/result.json").read_text())["answers"]
+    np.testing.assert_array_equal(found.predicted, answers["predicted"])
+    about = json.loads((run / "student/hub/jaxdistill.json").read_text())
+    assert about["hub_layout"] and not about["in_transformers"]
+    config = cut_config(home, f"cut(source={str(run / 'student/hub')!r}, neurons=6)", control=False)
+    rows = {row["name"]: row for row in jaxdistill.distill(config, tmp_path, QUIET).rows}
+    assert {name: len(ids) for name, ids in units(tmp_path)["units"].items()} == {"ffn/0": 6}
+    assert rows["student"]["parameters"] < json.loads((run / "results.json").read_text())["rows"][1]["parameters"]
+    assert command("export", tmp_path, "--to", "onnx") == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "student"),
+    [
+        ("mlp", "cut(teacher='big', neurons=0.5)"),
+        pytest.param("resnet", "cut(teacher='big', channels=0.5)", marks=pytest.mark.slow),
+        pytest.param("decoder", "cut(teacher='big', neurons=0.5)", marks=pytest.mark.slow),
+        pytest.param("vit", "cut(teacher='big', width=0.5, heads=1)", marks=pytest.mark.slow),
+        pytest.param("deit", "cut(teacher='big', neurons=8)", marks=pytest.mark.slow),
+    ],
+)
+def test_every_family_is_cut_and_trained(family, student, home, tmp_path):
+    config = cut_config(home, student, family, steps=2, evaluate={"every": 2})
+    rows = {row["name"]: row for row in jaxdistill.distill(config, tmp_path, QUIET).rows}
+    assert rows["student"]["parameters"] < rows["teacher big"]["parameters"]
+    assert np.isfinite(rows["student"]["nll"])
+
+
+def test_records_without_labels_score_heads_by_their_outputs(run, home, tmp_path):
+    teachers = {"big": {"model": BIG, "steps": 0, "checkpoint": str(run / "teachers/big")}}
+    config = unlabelled(home, "cut(teacher='big', heads=1)", teachers=teachers, objective={"kd": {}}, control=False)
+    jaxdistill.distill(config, tmp_path, QUIET)
+    content = units(tmp_path)
+    assert content["heads_by"] == "activation" and content["before_training"]["accuracy"] is None
+    assert content["units"]["heads/0"] == [int(np.argmax(content["scores"]["heads/0"]))]
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ("cut(teacher='small')", "there is no teacher 'small'. Known: big"),
+        ("cut(teacher='big', layers=9)", "9 of 3 units of layers cannot be kept"),
+        ("cut(teacher='big', channels=0.5)", "a bert has no channels"),
+        ("cut(teacher='big', wide=2)", "no argument 'wide'"),
+        ("cut(source='nowhere')", "nowhere"),
+    ],
+)
+def test_a_wrong_cut_is_refused_before_anything_runs(student, said, home, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        check(cut_config(home, student), tmp_path)
+    assert said in str(error.value) and str(error.value).startswith("student.model")
+
+
+@pytest.mark.slow
+def test_the_console_tells_the_agreement_once(home, tmp_path):
+    import io
+
+    text = io.StringIO()
+    jaxdistill.distill(cut_config(home, steps=1), tmp_path, Console(file=text, width=400))
+    assert text.getvalue().count("Before its training it gave") == 2  # as the training begins, and in the summary

@@ -98,8 +98,8 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
             stack.enter_context(workdir.locked(folder))
             finished = workdir.finished_record(folder)
             record |= workdir.write_config(folder, record, source)
-            if record["not_copied"]:
-                parts = ", ".join(f"{part} (module {module})" for part, module in record["not_copied"].items())
+            if missing := record["not_copied"]:
+                parts = ", ".join(f"{part} (module {module})" for part, module in missing.items())
                 text = f"note: config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run"
                 console.print(text, soft_wrap=True)
         run = Run(resolved, folder, console, record)
@@ -140,13 +140,12 @@ class Run:
         self.earlier_rows: list[dict[str, Any]] = []  # the table of the same run, if it was finished before
         self.exported: dict[Path, exports.Export] = {}  # the models that this process has written
         self.timed: dict[str, Timed] = {}  # what is timed for each model that this process can run, by row name
-        self.values: dict[str, Variables] = {}  # variables of teachers, by teacher name
+        self.values: dict[str, Variables] = {}  # of teachers, by teacher name
         self.outcomes: dict[str, dict[str, Any]] = {}  # scores and costs of models, by row name
-        self.variables: dict[str, Variables] = {}  # variables of models, by row name
+        self.variables: dict[str, Variables] = {}  # of models, by row name
 
     def _stored(self, stream: str) -> tuple[Any, ...]:
-        fields = (teacher.stored(stream) for teacher in self.resolved.teachers.values())
-        return tuple(stored for stored in fields if stored is not None)
+        return tuple(found for each in self.resolved.teachers.values() if (found := each.stored(stream)) is not None)
 
     @property
     def rows(self) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -169,8 +168,7 @@ class Run:
 
     def _evaluate_teacher(self, teacher: Teacher, values: Variables) -> None:
         """Evaluate a teacher outside of a stage that trains it, and record its scores, cost and variables."""
-        student = self.resolved.student
-        total = evaluate(teacher.network, values, teacher.mesh, student, self.data, teacher.prefix)
+        total = evaluate(teacher.network, values, teacher.mesh, self.resolved.student, self.data, teacher.prefix)
         evaluated = Trained(values, total, {}, 0.0, {})
         cost = teacher.cost(values, self.rows)
         self._record_teacher(teacher, outcome_of(f"teacher {teacher.name}", cost, evaluated), values)

@@ -88,6 +88,16 @@ def test_by_hand():
     assert_close(compiled("rank_correlation")(half, other, labels, row), sums.Mean(-1.0, 1.0))
 
 
+@pytest.mark.parametrize(("rows", "width"), [(3, 3), (3, 5)])  # a square hides which axis is normalised
+def test_cosines_are_those_of_rows(rows, width):
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(2, rows, width)).astype(np.float32) * [[[1.0]], [[9.0]]]
+    x[0] = 0
+    expected = [np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(x[1:], y[1:], strict=True)]
+    found = metrics.cosine_similarity(jnp.asarray(x), jnp.asarray(y), jnp.ones(rows)).compute()
+    np.testing.assert_allclose(found, np.sum(expected) / rows, rtol=1e-5)
+
+
 def test_mean_selects_and_broadcasts_over_trailing_dimensions():
     values, mean_of = np.float32([[1.0, 2.0], [np.nan, np.inf], [3.0, 4.0]]), compiled("masked_mean")
     mean = jax.device_get(mean_of(values, np.int32([1, 0, 1])))

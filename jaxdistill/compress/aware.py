@@ -105,9 +105,7 @@ def aware(
     except re.error as error:
         raise ValueError(f"skip={skip!r} is no regular expression ({error})") from None
     weight_grid = grid(weights, block) if weights else None
-    settings = Settings(weight_grid, block, inputs, scales == "learned", ranges == "running", start, skip)
-    serving = Spec("aware", (), {"weights": 0, "inputs": inputs, "ranges": ranges, "skip": skip})
-    return Quantizer(partial(_wrapped, settings), partial(_finished, settings), repr(serving) if inputs else "")
+    return quantizer(Settings(weight_grid, block, inputs, scales == "learned", ranges == "running", start, skip))
 
 
 class Settings(NamedTuple):
@@ -134,6 +132,14 @@ class Settings(NamedTuple):
         """Return the weights that are rounded, by name, each with its role in the model."""
         roles = weight_roles(model, params, state, batch)
         return {name: role for name, role in roles.items() if not (self.skip and re.search(self.skip, name))}
+
+
+def quantizer(settings: Settings) -> Quantizer:
+    """Return the way of training that settings describe, for a grid of your own, too."""
+    ranges = "running" if settings.running else "row"
+    arguments = {"weights": 0, "inputs": settings.inputs, "ranges": ranges, "skip": settings.skip}
+    serving = repr(Spec("aware", (), arguments)) if settings.inputs else ""
+    return Quantizer(partial(_wrapped, settings), partial(_finished, settings), serving)
 
 
 def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
@@ -198,10 +204,15 @@ def with_ranges(variables: Variables, ranges: Mapping[str, Array]) -> Variables:
     return variables._replace(state={**variables.state, **{RANGE + name: x for name, x in ranges.items()}})
 
 
+def is_added(name: str) -> bool:
+    """Return True for the name of a parameter or state that a quantizer adds; all of them start with zeros."""
+    return name.endswith(LOG_SCALE) or name == CALLS or name.startswith(RANGE)
+
+
 def _own(params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the variables of the model that was wrapped."""
-    kept = {name: x for name, x in params.items() if not name.endswith(LOG_SCALE)}
-    return kept, {name: x for name, x in state.items() if name != CALLS and not name.startswith(RANGE)}
+    kept = lambda arrays: {name: x for name, x in arrays.items() if not is_added(name)}
+    return kept(params), kept(state)
 
 
 def _choose(is_on: Any, rounded: Array, x: Array) -> Array:

@@ -205,8 +205,8 @@ def sliced(
         family: name of the model family.
         arguments: arguments of the source.
         source: variables of the source.
-        shapes: shapes of the variables of the smaller model; arrays of another shape than the slice are left out, such
-            as a head for other classes.
+        shapes: shapes of the variables of the smaller model. Arrays that the source lacks, such as learned scales, or
+            has in another shape, such as a head for other classes, are left out.
         choice: which units stay.
         head_size, groups: units of an attention head, and heads that share keys and values.
     """
@@ -224,7 +224,7 @@ def sliced(
         return jnp.stack([_taken(x[layer], axes.of_layer(layer), expanded) for layer in choice.layers])
 
     def part(arrays: Mapping[str, Array], wanted: Mapping[str, Any]) -> dict[str, Array]:
-        found = {name: array(name, arrays) for name in wanted}
+        found = {name: array(name, arrays) for name in wanted if _name_in_source(name, choice.layers) in arrays}
         return {name: x for name, x in found.items() if x is not None and x.shape == wanted[name].shape}
 
     return Variables(part(source.params, shapes.params), part(source.state, shapes.state))

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from jaxdistill.compress.aware import is_added
 from jaxdistill.compress.axes import Sizes
 from jaxdistill.compress.cut import Choice, Cut, choose, cuttable, sizes_after, sliced
 from jaxdistill.compress.unit_scores import unit_scores
@@ -179,8 +181,8 @@ class Cutter:
                 found = source(self._resolved, trained)
                 self._made = found, choice(self._resolved, cut, found, self._folder, self._data.chosen)
             values = begin(abstract, *self._made)
-            if stage.kind == "student" and values.params.keys() == abstract.params.keys():
-                self._report(stage, values, self._made[0])
+            if stage.kind == "student" and (whole := _completed(values, abstract)):
+                self._report(stage, whole, self._made[0])
             return values
 
         return first
@@ -201,6 +203,17 @@ class Cutter:
     def _answers(self, model: Model, variables: Variables) -> Mapping[str, Any]:
         total = evaluate(model, variables, self._resolved.mesh, self._resolved.student, self._data)
         return total[ANSWERS].values if ANSWERS in total else {}
+
+
+def _completed(values: Variables, abstract: Variables) -> Variables | None:
+    """Return first variables with the zeros that a quantizer adds; None: others are missing, such as a new head."""
+    parts = []
+    for known, wanted in zip(values, abstract, strict=True):
+        missing = {name: x for name, x in wanted.items() if name not in known}
+        if not all(map(is_added, missing)):
+            return None
+        parts.append({**known, **{name: jnp.zeros(x.shape, x.dtype) for name, x in missing.items()}})
+    return Variables(*parts)
 
 
 def sentence(folder: Path) -> str:

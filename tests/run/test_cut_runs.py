@@ -149,6 +149,16 @@ def test_a_wrong_cut_is_refused_before_anything_runs(student, said, home, tmp_pa
     assert said in str(error.value) and str(error.value).startswith("student.model")
 
 
+def test_a_cut_student_is_trained_for_few_bits_too(home, tmp_path):
+    student = {
+        "model": "cut(teacher='big', neurons=0.5)",
+        "quantized": "aware(scales='learned', ranges='running', start=0.5)",
+    }
+    found = jaxdistill.distill(differ(cut_config(home, family="mlp"), student=student, steps=2), tmp_path, QUIET)
+    assert units(tmp_path)["before_training"]["agreement"] is not None
+    assert "layers/0/kernel/log_scale" in found.variables["student"].params
+
+
 @pytest.mark.slow
 def test_the_console_tells_the_agreement_once(home, tmp_path):
     import io

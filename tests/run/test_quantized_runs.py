@@ -40,7 +40,7 @@ def test_its_control_in_floats_stands_beside_it_also_rounded_afterwards(run):
     assert names == ["teacher big", "student", "student in floats", "student rounded afterwards", "control"]
     rows = {row["name"]: row for row in results["rows"]}
     assert rows["student"]["nll"] != rows["student in floats"]["nll"] != rows["student rounded afterwards"]["nll"]
-    assert "trained in floats, it reaches" in results["summary"]
+    assert "trained in floats instead, it reaches" in results["summary"]
     assert "student in floats" in (run / "report.html").read_text()
     assert not json.loads((run / "floats/hub" / ABOUT).read_text())["quantized"]
 

@@ -77,6 +77,14 @@ def test_a_teacher_may_have_learned_from_one_before_it(tmp_path, monkeypatch):
     assert ran[tmp_path / "teachers" / "below"].teachers.above.checkpoint == found["above"]
 
 
+def test_arms_may_learn_from_teachers_that_the_study_has_yet_to_train():
+    without = differ(study().base, teachers={"big": {"model": "mlp(widths=(16,), classes=4)", "steps": 0}})
+    learned = study(base=without, teachers={"big": differ(study().base, teachers={}, objective={"cross_entropy": {}})})
+    sweep._check(learned, data=True)
+    with pytest.raises(ConfigError, match=r"teachers\.big: has neither a checkpoint nor steps"):
+        sweep._check(learned._replace(teachers={}), data=True)
+
+
 ROW = {"name": "student", "accuracy": 0.5}
 
 

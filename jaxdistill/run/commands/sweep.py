@@ -105,7 +105,13 @@ def run_all(unfinished: Sequence[Run], console: Console) -> None:
 def _check(study: Study, data: bool = False) -> None:
     """Check the configs of all arms and teachers before anything runs; with `data`, their data and models too."""
     for config in (*expand(study).values(), *study.teachers.values()):
-        resolved = resolve(config, jax.devices())
+        teachers = {name: entry.to_dict() for name, entry in config.teachers.items()}
+        for name, entry in teachers.items():
+            if name in study.teachers and not entry["checkpoint"]:
+                entry["steps"] = study.teachers[
+                    name
+                ].steps  # its checkpoint comes later; until then, as if trained here
+        resolved = resolve(differ(config, teachers=teachers), jax.devices())
         _ = resolved.stages if data else resolved.definitions
 
 

@@ -1,6 +1,7 @@
 """Fusions by hand; the laws of `test_fusion_laws.py` hold all of them."""
 
 import functools
+import itertools
 from dataclasses import replace
 
 import batches
@@ -15,6 +16,7 @@ import jaxdistill.fusion  # noqa: F401  (registers the fusions)
 from jaxdistill.core import registry
 from jaxdistill.core.types import Outputs
 from jaxdistill.fusion import gate
+from jaxdistill.fusion.mixture import normalise_weights
 
 KEY = jax.random.key(0)
 
@@ -154,3 +156,10 @@ def test_mixing_first_and_softening_afterwards_is_another_objective():
     uniform = np.full_like(one, 1 / 3)
     right, twin = uniform - mixed, uniform - soft((one + other) / 2)
     assert np.linalg.norm(right - twin) > 0.3 * np.linalg.norm(right)
+
+
+@pytest.mark.parametrize("present", list(itertools.product((False, True), repeat=3)))
+def test_weights_of_zero_are_shared_equally_by_those_who_are_present(present):
+    is_present = np.array(present)[:, None]
+    found = np.asarray(normalise_weights(jnp.zeros((3, 1)), jnp.asarray(is_present)))
+    np.testing.assert_allclose(found, is_present / max(is_present.sum(), 1))

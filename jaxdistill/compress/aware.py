@@ -24,7 +24,7 @@ LSQ, Esser et al. 2020 (arxiv.org/abs/1902.08153).
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +32,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.compress.grids import (
-    BLOCK,
     Grid,
     grid,
     round_in_range,
@@ -43,12 +42,16 @@ from jaxdistill.compress.grids import (
 from jaxdistill.compress.products import Axes, Role, RoundInputs, Weight, forward, weight_roles
 from jaxdistill.core.collectives import gather
 from jaxdistill.core.interfaces import Model, Pretrained
-from jaxdistill.core.marked_arrays import Collected
+from jaxdistill.core.marked_arrays import Collected, Combine
 from jaxdistill.core.registry import Spec, quantizers
 from jaxdistill.core.types import Array, Key, Outputs, Params, RowsLike, State, Variables
 
-LOG_SCALE, RANGE, CALLS = "/log_scale", "quantize/range/", "quantize/calls"  # names of added parameters and state
-MOMENTUM = 0.99  # of the running range of inputs
+LOG_SCALE, RANGE, CALLS = "/log_scale", "/input_range", "quantize/calls"  # names of added parameters and state
+MOMENTUM = 0.99  # of the running range of inputs, as in TensorFlow's fake_quant
+WIDEST = Combine(  # of the ranges of two products of one weight
+    lambda a, b: jnp.stack([jnp.minimum(a[..., 0], b[..., 0]), jnp.maximum(a[..., 1], b[..., 1])], -1),
+    lambda x: jnp.stack([x[..., 0].min(0), x[..., 1].max(0)], -1),
+)
 Bits = Literal[0, 2, 4, 8]
 
 
@@ -56,12 +59,15 @@ class Quantizer(NamedTuple):
     """A way to train a model in few bits.
 
     wrap: `(model, training calls of the whole training) -> model` that computes with rounded weights and inputs
+    calibrate: `(model, variables of the wrapped model, batches) -> variables`, with ranges of inputs that are those of
+        the batches; without fixed ranges, the variables are returned unchanged
     finish: `(model, variables of the wrapped model, batch) -> (variables, ranges)`: the variables of `model`, with its
         weights on the grid; and the range of the inputs of each weight, `[..., 2]`, by name (empty: not fixed)
     serving: spec string of the quantizer of the finished variables, which rounds inputs alone
     """
 
     wrap: Callable[[Model, int], Model]
+    calibrate: Callable[[Model, Variables, Iterable[RowsLike]], Variables]
     finish: Callable[[Model, Variables, RowsLike], tuple[Variables, dict[str, Array]]]
     serving: str
 
@@ -129,9 +135,25 @@ class Settings(NamedTuple):
     skip: str
 
     def roles(self, model: Model, params: Params, state: State, batch: RowsLike) -> dict[str, Role]:
-        """Return the weights that are rounded, by name, each with its role in the model."""
-        roles = weight_roles(model, params, state, batch)
-        return {name: role for name, role in roles.items() if not (self.skip and re.search(self.skip, name))}
+        """Return the weights that are rounded, by name, each with its role in the model.
+
+        Raises:
+            ValueError: there are none, `skip` matches none, or a weight cannot be split into blocks.
+        """
+        every = weight_roles(model, params, state, batch)
+        roles = {name: role for name, role in every.items() if not (self.skip and re.search(self.skip, name))}
+        if self.skip and len(roles) == len(every):
+            raise ValueError(f"skip={self.skip!r} matches no weight; there are {', '.join(every)}")
+        if not roles:
+            raise ValueError(
+                "no weight is rounded: none is multiplied with inputs as it is, or skip matches all of them"
+            )
+        for name, role in roles.items():
+            size = math.prod(params[name].shape[axis] for axis in role.axes)
+            if self.block and size % self.block:
+                cure = f"leave it out by skip={name!r}, or set block=0"
+                raise ValueError(f"{name} has {size} inputs for an output, no multiple of {self.block}; {cure}")
+        return roles
 
 
 def quantizer(settings: Settings) -> Quantizer:
@@ -139,7 +161,7 @@ def quantizer(settings: Settings) -> Quantizer:
     ranges = "running" if settings.running else "row"
     arguments = {"weights": 0, "inputs": settings.inputs, "ranges": ranges, "skip": settings.skip}
     serving = repr(Spec("aware", (), arguments)) if settings.inputs else ""
-    return Quantizer(partial(_wrapped, settings), partial(_finished, settings), serving)
+    return Quantizer(partial(_wrapped, settings), partial(_calibrated, settings), partial(_finished, settings), serving)
 
 
 def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
@@ -151,7 +173,7 @@ def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
         added: dict[str, Array] = {CALLS: jnp.zeros((), jnp.int32)} if first else {}
         if settings.running:
             stack = lambda name: params[name].shape[: params[name].ndim - roles[name].rank]
-            added |= {RANGE + name: jnp.zeros((*stack(name), 2)) for name, role in roles.items() if role.is_factor}
+            added |= {name + RANGE: jnp.zeros((*stack(name), 2)) for name, role in roles.items() if role.is_factor}
         factors = {}
         if settings.learned:
             rows = {name: _rows(params[name], role.axes) for name, role in roles.items()}
@@ -167,16 +189,24 @@ def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
             name: _choose(is_on, _rounded(settings, params, name, roles[name].axes), x) if name in roles else x
             for name, x in inner_params.items()
         }
-        ranges = {name.removeprefix(RANGE): x for name, x in state.items() if name.startswith(RANGE)}
+        ranges = _ranges(state)
         round_inputs = _inputs_rule(settings, roles, is_on, train)
         if settings.inputs:
             (out, new_state), collected, _ = forward(
-                model, rounded, inner_state, batch, train=train, key=key, ranges=ranges, round_inputs=round_inputs
+                model,
+                rounded,
+                inner_state,
+                batch,
+                train=train,
+                key=key,
+                ranges=ranges,
+                round_inputs=round_inputs,
+                combine=WIDEST,
             )
         else:
             (out, new_state), collected = model.apply(rounded, inner_state, batch, train=train, key=key), {}
         counted = {CALLS: state[CALLS] + train} if first else {}
-        new_ranges = {RANGE + name: collected.get(name, span) for name, span in ranges.items()}
+        new_ranges = {name + RANGE: collected.get(name, span) for name, span in ranges.items()}
         return out, {**new_state, **counted, **new_ranges}
 
     if (load_inner := model.load) is None:
@@ -188,6 +218,29 @@ def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
     return Model(init, apply, load)
 
 
+def _calibrated(settings: Settings, model: Model, variables: Variables, batches: Iterable[RowsLike]) -> Variables:
+    """Return the variables of a wrapped model with the ranges of the inputs in some batches; the model is in floats."""
+    if not settings.running:
+        return variables
+    params, state = _own(*variables)
+    floats = settings._replace(grid=None, learned=False, start=0.0)
+
+    @jax.jit
+    def observe(params: Params, state: State, ranges: dict[str, Array], batch: RowsLike) -> dict[str, Array]:
+        rows = jax.tree.map(jnp.asarray, dict(batch))
+        roles = floats.roles(model, params, state, rows)
+        rule = _inputs_rule(floats, roles, False, True)
+        key = jax.random.key(0)
+        return forward(
+            model, params, state, rows, train=False, key=key, ranges=ranges, round_inputs=rule, combine=WIDEST
+        )[1]
+
+    ranges = _ranges(variables.state)
+    for batch in batches:
+        ranges = {**ranges, **observe(params, state, ranges, batch)}
+    return with_ranges(variables, ranges)
+
+
 def _finished(
     settings: Settings, model: Model, variables: Variables, batch: RowsLike
 ) -> tuple[Variables, dict[str, Array]]:
@@ -195,18 +248,23 @@ def _finished(
     roles = settings.roles(model, params, state, batch)
     on_grid = jax.jit(lambda params, name, found: _rounded(settings, params, name, found), static_argnums=(1, 2))
     finished = {n: on_grid(variables.params, n, roles[n].axes) if n in roles else x for n, x in params.items()}
-    ranges = {n.removeprefix(RANGE): x for n, x in variables.state.items() if n.startswith(RANGE)}
+    ranges = _ranges(variables.state)
     return Variables(finished, state), ranges
 
 
 def with_ranges(variables: Variables, ranges: Mapping[str, Array]) -> Variables:
     """Return the variables of a model together with the ranges of its inputs, for the model that `serving` builds."""
-    return variables._replace(state={**variables.state, **{RANGE + name: x for name, x in ranges.items()}})
+    return variables._replace(state={**variables.state, **{name + RANGE: x for name, x in ranges.items()}})
 
 
 def is_added(name: str) -> bool:
     """Return True for the name of a parameter or state that a quantizer adds; all of them start with zeros."""
-    return name.endswith(LOG_SCALE) or name == CALLS or name.startswith(RANGE)
+    return name.endswith((LOG_SCALE, RANGE)) or name == CALLS
+
+
+def _ranges(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ranges of inputs among the state, `[..., 2]` each, by name of the weight."""
+    return {name.removesuffix(RANGE): x for name, x in state.items() if name.endswith(RANGE)}
 
 
 def _own(params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -216,7 +274,10 @@ def _own(params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[dict[str,
 
 
 def _choose(is_on: Any, rounded: Array, x: Array) -> Array:
-    return rounded if is_on is True else jnp.where(is_on, rounded, x)
+    """Return rounded values, or floats; `is_on` is True, False, or known only to the compiled program."""
+    if isinstance(is_on, bool):
+        return rounded if is_on else x
+    return jnp.where(is_on, rounded, x)
 
 
 def _rows(x: Array, axes: Axes) -> Array:
@@ -231,13 +292,10 @@ def _rounded(settings: Settings, params: Params, name: str, axes: Axes) -> Array
     if settings.grid is None:
         return x
     rows = _rows(x, axes)
-    weight_grid = settings.grid
-    if settings.block and rows.shape[-1] % BLOCK:  # such as a convolution; no file has blocks of another size
-        weight_grid = grid(8, 0)
     if settings.learned:
-        found = _learned(weight_grid, rows, params[name + LOG_SCALE])
+        found = _learned(settings.grid, rows, params[name + LOG_SCALE])
     else:
-        found = straight_through(rows, values(weight_grid(rows)))
+        found = straight_through(rows, values(settings.grid(rows)))
     kept_shape = [size for axis, size in enumerate(x.shape) if axis - x.ndim not in axes]
     summed_shape = [x.shape[axis] for axis in axes]
     return jnp.moveaxis(found.reshape(*kept_shape, *summed_shape), range(-len(axes), 0), axes)
@@ -255,7 +313,8 @@ def _learned(weight_grid: Grid, rows: Array, log_factor: Array) -> Array:
     damping = 1 / math.sqrt(rows.shape[-1] * start.high)  # section 2.2 of the paper
     factor = jnp.exp(log_factor)[..., None]
     damped = jax.lax.stop_gradient(factor) + damping * (factor - jax.lax.stop_gradient(factor))
-    scales = start.scales[..., 0] * damped
+    is_zero = (jax.lax.stop_gradient(rows) == 0).all(-1, keepdims=True)  # such as padding: its scale is of no use
+    scales = jnp.where(is_zero, 1.0, start.scales[..., 0]) * damped
     clipped = jnp.clip(rows / scales, start.low, start.high)
     return straight_through(clipped, jnp.round(clipped)) * scales
 
@@ -270,8 +329,7 @@ def _inputs_rule(settings: Settings, roles: Mapping[str, Role], is_on: Any, trai
             return _choose(is_on, round_rows(x, summed, settings.inputs), x)
         assert weight.range is not None
         span = _running(weight.range, jax.lax.stop_gradient(x), train)
-        known = collected.get(weight.name, span)  # a weight with two products has one range for both
-        collected[weight.name] = jnp.stack([jnp.minimum(known[0], span[0]), jnp.maximum(known[1], span[1])])
+        collected.add(weight.name, span)
         return _choose(is_on, round_in_range(x, span[0], span[1], settings.inputs), x)
 
     return round_inputs

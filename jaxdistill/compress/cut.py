@@ -157,7 +157,8 @@ def _given_layers(layers: Share | tuple[int, ...], count: int) -> tuple[int, ...
 def _number(share: Share, size: int, name: str) -> int:
     number = max(1, round(share * size)) if isinstance(share, float) else share
     if number > size:
-        raise ValueError(f"{number} of {size} units of {name.partition('/')[0]} cannot be kept")
+        arguments = {axis: argument for argument, axis in KINDS.items()} | {"layers": "layers"}
+        raise ValueError(f"{arguments[name.partition('/')[0]]}={number}: the model has {size}; give at most {size}")
     return number
 
 

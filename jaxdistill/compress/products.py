@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.jaxpr import run_equation
-from jaxdistill.core.marked_arrays import Collected, MarkedArray, Rule, plain, run_marked
+from jaxdistill.core.marked_arrays import NOTHING, Collected, Combine, MarkedArray, Rule, plain, run_marked
 from jaxdistill.core.types import Array, Key, Outputs, Params, PyTree, RowsLike, State, struct
 
 Axes = tuple[int, ...]  # axes of an array, counted from its end: -1 is the last one
@@ -73,7 +73,8 @@ def forward(
     key: Key,
     ranges: Mapping[str, Array],
     round_inputs: RoundInputs,
-) -> tuple[tuple[Outputs[Any], State], Collected, dict[str, Role]]:
+    combine: Combine = NOTHING,
+) -> tuple[tuple[Outputs[Any], State], dict[str, Array], dict[str, Role]]:
     """Run a model, with the inputs of every product of a weight rounded.
 
     Args:
@@ -81,9 +82,10 @@ def forward(
         params, state, batch, train, key: as in `Model.apply`.
         ranges: least and greatest input of products, `[..., 2]`, by name of the weight; may be empty.
         round_inputs: rounds the inputs of a product.
+        combine: combines what `round_inputs` collects of a weight in several products.
 
     Returns:
-        The outputs and the new state; what `round_inputs` has collected; and the role of each weight.
+        The outputs and the new state; what `round_inputs` has collected, by weight; and the role of each weight.
 
     Raises:
         ValueError: two products of one weight sum different axes.
@@ -94,10 +96,10 @@ def forward(
     is_weight = lambda x: isinstance(x, Weight)
     inputs = jax.tree.leaves((marked, state, batch, key), is_leaf=is_weight)
     roles: dict[str, Role] = {}
-    collected: Collected = {}
+    collected = Collected(combine)
     results = run_marked(traced, inputs, _rules(roles, round_inputs), collected)
     _round_features(results, shapes, roles, round_inputs, collected)
-    return jax.tree.unflatten(jax.tree.structure(shapes), map(plain, results)), collected, roles
+    return jax.tree.unflatten(jax.tree.structure(shapes), map(plain, results)), collected.arrays, roles
 
 
 def weight_roles(model: Model, params: Params, state: State, batch: RowsLike) -> dict[str, Role]:

@@ -14,9 +14,10 @@ import numpy as np
 from jaxdistill.compress.axes import Arguments, Cuttable, Sizes, array_axes
 from jaxdistill.compress.products import Axes, RoundInputs, Weight, forward
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.marked_arrays import Collected
+from jaxdistill.core.marked_arrays import Collected, Combine
 from jaxdistill.core.types import Array, RowsLike, Variables
 
+SUM = Combine(lambda a, b: a + b, lambda x: x.sum(0))
 INFLUENCE, COUNT = "layers", "count"  # names of sums beside those of the axes
 
 
@@ -40,9 +41,9 @@ def unit_scores(
         ValueError: no row counts, or an activation is not finite.
     """
     run = jax.jit(lambda values, batch: batch_sums(model, values, batch, table, arguments))
-    sums: dict[str, np.ndarray] = {}
+    on_device, sums = jax.device_put(variables), dict[str, np.ndarray]()
     for batch in batches:
-        for name, x in jax.device_get(run(variables, dict(batch))).items():
+        for name, x in jax.device_get(run(on_device, dict(batch))).items():
             sums[name] = sums.get(name, np.zeros(())) + np.asarray(x, np.float64)
     count = sums.pop(COUNT, np.zeros(()))
     if not count:
@@ -66,7 +67,15 @@ def batch_sums(
     record = _recorder(table, arguments, sizes, counted)
     key = jax.random.key(0)
     (out, _), collected, _ = forward(
-        model, variables.params, variables.state, rows, train=False, key=key, ranges={}, round_inputs=record
+        model,
+        variables.params,
+        variables.state,
+        rows,
+        train=False,
+        key=key,
+        ranges={},
+        round_inputs=record,
+        combine=SUM,
     )
     for weight, x in collected.items():
         for axis, score in _by_axis(table, arguments, weight, x):
@@ -106,7 +115,7 @@ def _recorder(table: Cuttable, arguments: Arguments, sizes: Sizes, counted: Arra
         if _input_axis(axes.names).startswith("heads"):
             split = size.reshape(*size.shape[:-1], -1, sizes.groups * sizes.head_size)
             size = jnp.sqrt((split**2).sum(-1))
-        collected[weight.name] = _mean_over_positions(size, counted)
+        collected.add(weight.name, _mean_over_positions(size, counted))
         return x
 
     return record

@@ -5,8 +5,8 @@ equation that has a marked operand, such as a matrix product with an 8-bit kerne
 rematerialised parts are run with the same rules inside. Any other operation gets the marked array as plain floats.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr  # type: ignore[attr-defined]  # its stub omits it
@@ -18,15 +18,53 @@ from jaxdistill.core.types import Array
 class MarkedArray:
     """The base class of pytrees that stand for one array of a traced function.
 
-    The leaves of a stacked array have the layers as their first axis, so that a scan can split them.
+    The leaves of a stacked array have the layers as their first axis, so that a scan can split them. `name` is the name
+    under which rules collect arrays of it.
     """
+
+    name: Any = ""
 
     def plain(self) -> Array:
         """Return the array of floats that it stands for."""
         raise NotImplementedError
 
 
-Collected = dict[str, Array]  # arrays that rules return beside the outputs, by name; those of a scan are stacked
+class Combine(NamedTuple):
+    """How arrays of one name are combined, such as a sum.
+
+    pair: combines two arrays
+    first_axis: combines an array along its first axis
+    """
+
+    pair: Callable[[Array, Array], Array]
+    first_axis: Callable[[Array], Array]
+
+
+class Collected:
+    """Arrays that rules return beside the outputs, by the name of a marked array.
+
+    In a scan over stacked layers, those of a stacked array are stacked, too; those of an array that all iterations
+    share are combined.
+
+    Args:
+        combine: combines the arrays of a marked array that several equations use.
+    """
+
+    def __init__(self, combine: Combine):
+        self.combine = combine
+        self.arrays: dict[str, Array] = {}
+
+    def add(self, name: str, x: Array) -> None:
+        """Add an array."""
+        self.arrays[name] = self.combine.pair(self.arrays[name], x) if name in self.arrays else x
+
+    def add_all(self, arrays: Mapping[str, Array], shared: Collection[str] = ()) -> None:
+        """Add the arrays of a part; those in `shared` are first combined along their first axis."""
+        for name, x in arrays.items():
+            self.add(name, self.combine.first_axis(x) if name in shared else x)
+
+
+NOTHING = Combine(lambda a, b: b, lambda x: x)  # for rules that return nothing beside the outputs
 Rule = Callable[[Any, list[Any], Collected], list[Any] | None]  # (equation, operands, collected) -> outputs
 """Compute an equation with a marked operand; None: its operands are made plain, and it runs as it is."""
 
@@ -45,8 +83,7 @@ def run_marked(
         traced: the closed jaxpr of the function, traced with plain arrays.
         inputs: the inputs of the jaxpr: arrays, or a `MarkedArray` for some of them.
         rules: how equations with a marked operand are computed, by name of the primitive.
-        collected: gets the arrays that rules return beside the outputs. Names inside a scan get one array for each
-            iteration, stacked.
+        collected: gets the arrays that rules return beside the outputs.
 
     Returns:
         The outputs of the jaxpr: arrays, or a `MarkedArray` for a marked input that the function returns.
@@ -56,8 +93,8 @@ def run_marked(
         if not any(isinstance(x, MarkedArray) for x in operands):
             return run_equation(equation, operands)
         name = equation.primitive.name
-        if name in CALLS:
-            return CALLS[name](equation, operands, rules, collected)
+        if name in INSIDE:
+            return INSIDE[name](equation, operands, rules, collected)
         outputs = rules[name](equation, operands, collected) if name in rules else None
         return run_equation(equation, [*map(plain, operands)]) if outputs is None else outputs
 
@@ -75,14 +112,14 @@ def _call(equation: Any, operands: list[Any], rules: Mapping[str, Rule], collect
 def _checkpoint(equation: Any, operands: list[Any], rules: Mapping[str, Rule], collected: Collected) -> list[Any]:
     """Run a rematerialised part, which is rematerialised again."""
 
-    def run(operands: list[Any]) -> tuple[list[Any], Collected]:
-        inner: Collected = {}
+    def run(operands: list[Any]) -> tuple[list[Any], dict[str, Array]]:
+        inner = Collected(collected.combine)
         outputs = run_marked(_closed(equation.params["jaxpr"]), operands, rules, inner)
-        return [*map(plain, outputs)], inner
+        return [*map(plain, outputs)], inner.arrays
 
     options = {key: equation.params[key] for key in ("policy", "prevent_cse")}
     outputs, inner = jax.checkpoint(run, **options)(operands)
-    collected.update(inner)
+    collected.add_all(inner)
     return outputs
 
 
@@ -97,18 +134,18 @@ def _scan(equation: Any, operands: list[Any], rules: Mapping[str, Rule], collect
     end = constant_count + carries
     constants, start, stacks = operands[:constant_count], operands[constant_count:end], operands[end:]
 
-    def body(carry: list[Any], layer: list[Any]) -> tuple[list[Any], tuple[list[Any], Collected]]:
-        found: Collected = {}
+    def body(carry: list[Any], layer: list[Any]) -> tuple[list[Any], tuple[list[Any], dict[str, Array]]]:
+        found = Collected(collected.combine)
         outputs = [*map(plain, run_marked(inner, [*constants, *carry, *layer], rules, found))]
-        return outputs[:carries], (outputs[carries:], found)
+        return outputs[:carries], (outputs[carries:], found.arrays)
 
     options = {key: equation.params[key] for key in ("length", "reverse", "unroll")}
     last, (stacked, found) = jax.lax.scan(body, [*map(plain, start)], stacks, **options)
-    collected.update(found)
+    collected.add_all(found, shared={x.name for x in operands[:end] if isinstance(x, MarkedArray)})
     return [*last, *stacked]
 
 
-CALLS: Mapping[str, Callable[..., list[Any]]] = {
+INSIDE: Mapping[str, Callable[..., list[Any]]] = {  # primitives that are run with the same rules inside
     "jit": _call,
     "checkpoint": _checkpoint,
     "remat2": _checkpoint,

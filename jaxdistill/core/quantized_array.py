@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr  # type: ignore[attr-defined]  # its stub omits it
 
-from jaxdistill.core.marked_arrays import Collected, MarkedArray, Rule, run_marked
+from jaxdistill.core.marked_arrays import NOTHING, Collected, MarkedArray, Rule, run_marked
 from jaxdistill.core.types import Array, struct
 
 Kind = Literal["int8", "fp8"]
@@ -64,7 +64,7 @@ def run_quantized(traced: ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
     Returns:
         The outputs of the jaxpr: arrays, or a `QuantizedArray` for an 8-bit kernel that the function returns.
     """
-    return run_marked(traced, inputs, RULES, {})
+    return run_marked(traced, inputs, RULES, Collected(NOTHING))
 
 
 def _cast(eqn: Any, operands: list[Any], collected: Collected) -> list[Any]:

@@ -190,7 +190,7 @@ def read_about(folder: Path) -> About:
     if missing := [name for name in required if name not in content]:
         cure = "repeat the command of the run, which writes it again"
         raise DamageError(f"{folder / ABOUT} is of another version ({missing[0]!r} is missing); {cure}")
-    seal.read(folder / ABOUT, TYPES, required=True)
+    seal.read(folder / ABOUT, {name: kind for name, kind in TYPES.items() if name in content}, required=True)
     inputs = {name: (tuple(shape), str(dtype)) for name, (shape, dtype) in content["inputs"].items()}
     return About(**{name: content[name] for name in About._fields if name in content} | {"inputs": inputs})
 

@@ -1,24 +1,16 @@
 """Resolve a student that is cut out of a trained model to its sizes; no data and no weights are needed."""
 
 import inspect
-from typing import Any, NamedTuple
 
 from jaxdistill.compress.cut import Cut, cuttable, sizes_after
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.core.registry import Spec
 from jaxdistill.models.hub.family import with_defaults
-from jaxdistill.models.pretrained import architecture_of_spec
+from jaxdistill.models.pretrained import Architecture, architecture_of_spec
 from jaxdistill.run.config import Config, differ
 
 PATH = "student.model"
-
-
-class Architecture(NamedTuple):
-    """A model by the factory of its family and all its arguments."""
-
-    family: str
-    arguments: dict[str, Any]
 
 
 def cut_of(config: Config) -> Cut | None:
@@ -31,6 +23,9 @@ def cut_of(config: Config) -> Cut | None:
     if text.partition("(")[0].strip() not in registry.cuts:
         return None
     cut: Cut = registry.cuts.build(text, PATH)
+    if config.distributed.coordinator:
+        cure = "Cut it in a run of one process first, and start from its folder: pretrained('RUN/student/hub')"
+        raise ConfigError(PATH, f"{text!r}: units are chosen by one process. {cure}.")
     if cut.teacher and cut.teacher not in config.teachers:
         raise ConfigError(PATH, f"there is no teacher {cut.teacher!r}. {suggest(cut.teacher, config.teachers)}")
     if cut.teacher:
@@ -41,9 +36,12 @@ def cut_of(config: Config) -> Cut | None:
     return cut
 
 
-def source_of(config: Config, cut: Cut) -> str:
-    """Return the spec string of the model that is cut."""
-    return config.teachers[cut.teacher].model if cut.teacher else repr(Spec("pretrained", (cut.source,), {}))
+def source_of(config: Config, cut: Cut) -> tuple[str, str]:
+    """Return the spec string of the model that is cut, and the config key that it comes from."""
+    if cut.teacher:
+        return config.teachers[cut.teacher].model, f"teachers.{cut.teacher}.model"
+    head = {name: value for name, value in cut.options.items() if name == "classes"}  # its head may be another one
+    return repr(Spec("pretrained", (cut.source,), head)), PATH
 
 
 def architecture(spec: str, path: str = PATH) -> Architecture:
@@ -53,12 +51,12 @@ def architecture(spec: str, path: str = PATH) -> Architecture:
         ConfigError: the spec string is wrong.
     """
     if form := architecture_of_spec(spec, path):
-        return Architecture(form.family, form.arguments)
+        return form
     factory, bound = registry.models.bind(spec, path)
     accepts = inspect.signature(factory).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepts):
-        return Architecture(factory.__name__, dict(bound.arguments))
-    return Architecture(factory.__name__, with_defaults(factory, bound.arguments))
+        return Architecture(factory.__name__, dict(bound.arguments), (), {})
+    return Architecture(factory.__name__, with_defaults(factory, bound.arguments), (), {})
 
 
 def with_sizes(config: Config) -> Config:
@@ -69,7 +67,7 @@ def with_sizes(config: Config) -> Config:
     """
     if (cut := cut_of(config)) is None:
         return config
-    source = architecture(source_of(config, cut))
+    source = architecture(*source_of(config, cut))
     try:
         sizes = sizes_after(cut, source.family, source.arguments)
         arguments = cuttable(source.family).arguments(source.arguments, sizes) | dict(cut.options)

@@ -21,9 +21,10 @@ from jaxdistill.core.types import Variables
 from jaxdistill.data.stream import Phases
 from jaxdistill.evaluation.evaluator import ANSWERS
 from jaxdistill.evaluation.interpret.head_importance import head_importance
-from jaxdistill.models.abstract import embeds
+from jaxdistill.models.abstract import embeds, init_variables
 from jaxdistill.models.build import build_model
-from jaxdistill.run.cut_specs import PATH, Architecture, architecture, cut_of, source_of
+from jaxdistill.models.pretrained import Architecture
+from jaxdistill.run.cut_specs import PATH, architecture, cut_of, source_of
 from jaxdistill.run.evaluation import evaluate
 from jaxdistill.run.resolve import Resolved
 from jaxdistill.run.samples import samples
@@ -40,14 +41,16 @@ class Source(NamedTuple):
 
     spec: its spec string
     model: the network
-    variables: its parameters and state, on the host
+    variables: its parameters and state, on the host; arrays that its checkpoint lacks are drawn at random
     form: its family and arguments
+    fresh: names of those arrays, such as a new head; the student draws its own
     """
 
     spec: str
     model: Model
     variables: Variables
     form: Architecture
+    fresh: tuple[str, ...] = ()
 
 
 def source(resolved: Resolved, trained: Mapping[str, Variables]) -> Source:
@@ -62,16 +65,22 @@ def source(resolved: Resolved, trained: Mapping[str, Variables]) -> Source:
     """
     config, cut, rows = resolved.config, cut_of(resolved.config), resolved.student.shapes["train"]
     assert cut is not None
-    spec = source_of(config, cut)
-    form = architecture(spec)
+    spec, path = source_of(config, cut)
+    form = architecture(spec, path)
     if cut.source:
         model = build_model(spec, PATH, config.dtype)
         assert model.load is not None
         shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), rows))
-        return Source(spec, model, jax.device_get(model.load(shapes).read()), form)
+        pretrained = model.load(shapes)
+        zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in rows.items()}
+        init = jax.jit(partial(init_variables, model))
+        values = Variables(*init(jax.random.key(config.seed), zeros, pretrained.read()))
+        return Source(spec, model, jax.device_get(values), form, pretrained.fresh)
     teacher = resolved.live_teacher(cut.teacher, alone=True, plain=True)
-    values = trained.get(cut.teacher) if not resolved.teachers[cut.teacher].options else None
-    return Source(spec, teacher.network, jax.device_get(values or load(teacher, rows)), form)
+    as_trained = resolved.teachers[cut.teacher]
+    is_whole = as_trained.runs and not as_trained.options  # else its variables are not those of its own network
+    values = trained[cut.teacher] if is_whole and cut.teacher in trained else load(teacher, rows)
+    return Source(spec, teacher.network, jax.device_get(values), form)
 
 
 def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: np.ndarray | Phases | None) -> Choice:
@@ -96,21 +105,21 @@ def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: n
         pass
     table = cuttable(source.form.family)
     before, after = table.sizes(source.form.arguments), sizes_after(cut, source.form.family, source.form.arguments)
-    records = chosen.pools[0] if isinstance(chosen, Phases) else chosen
     try:
         scores = unit_scores(
-            source.model, source.variables, samples(resolved.data, cut.records, records), table, source.form.arguments
+            source.model, source.variables, samples(resolved.data, cut.records, chosen), table, source.form.arguments
         )
         by = ""
         if after.units.get("heads/0", 0) < before.units.get("heads/0", 0):
-            importance = _head_importance(source, samples(resolved.data, cut.records, records), before)
+            importance = _head_importance(source, samples(resolved.data, cut.records, chosen), before)
             scores, by = scores | (importance or {}), "importance" if importance else "activation"
     except ValueError as error:
         raise ConfigError(PATH, f"{known['cut']!r}: {error}.") from None
     found = choose(cut, before, after, scores)
     units = {name: list(ids) for name, ids in found.units.items()}
     rounded = {name: np.asarray(x, np.float64).tolist() for name, x in scores.items()}
-    content = {**known, "records": cut.records, "heads_by": by, "layers": list(found.layers), "units": units}
+    count = min(cut.records, resolved.data.count_training_records())
+    content = {**known, "records": count, "heads_by": by, "layers": list(found.layers), "units": units}
     (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
     seal.write(folder / FILE, {**content, "scores": rounded})
     return found
@@ -120,7 +129,7 @@ def _head_importance(source: Source, batches: Iterable[Mapping[str, Any]], befor
     """Return the importance of each head, or group of heads, by axis; empty: the records have no labels for it."""
     first, *rest = batches
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in first.items()}
-    if "label" not in first or embeds(source.model, shapes):
+    if "label" not in first or source.fresh or embeds(source.model, shapes):
         return {}
     heads = head_importance(source.model, source.variables, [first, *rest])  # [layers, heads]
     groups = heads.reshape(len(heads), -1, before.groups).sum(-1)
@@ -145,10 +154,12 @@ def begin(abstract: Variables, source: Source, found: Choice) -> Variables:
         head_size=sizes.head_size,
         groups=sizes.groups,
     )
-    shapes = jax.eval_shape(take, source.variables)
+    known = lambda arrays: {name: x for name, x in arrays.items() if name not in source.fresh}
+    kept_arrays = Variables(*map(known, source.variables))
+    shapes = jax.eval_shape(take, kept_arrays)
     layout = jax.tree.map(lambda x: x.sharding, abstract)
     kept = Variables({n: layout.params[n] for n in shapes.params}, {n: layout.state[n] for n in shapes.state})
-    return jax.jit(take, out_shardings=kept)(source.variables)
+    return jax.jit(take, out_shardings=kept)(kept_arrays)
 
 
 class Cutter:
@@ -230,4 +241,5 @@ def sentence(folder: Path) -> str:
     shares = (("agreement", "of the answers of the model that was cut"), ("accuracy", "right answers"))
     found = [f"{100 * before[name]:.2f} % {what}" for name, what in shares if before.get(name) is not None]
     gave = f" Before its training it gave {' and '.join(found)}." if found else ""
-    return f"The student starts as {content['cut']}, chosen on {content['records']} training records.{gave}"
+    start = f"The student, and its controls, start as {content['cut']}"
+    return f"{start}, chosen on {content['records']} training records.{gave}"

@@ -33,12 +33,13 @@ from jaxdistill.run.outcomes import (
     add_latencies,
     comparison,
     constant_answer,
+    continued,
     details,
     outcome_of,
 )
-from jaxdistill.run.parts import build_quantizer
 from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.provenance import provenance
+from jaxdistill.run.record_identity import check_records
 from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.run.stages import Stage
 from jaxdistill.run.train import Data, References, StageContext, Trained, train
@@ -103,6 +104,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
                 text = f"note: config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run"
                 console.print(text, soft_wrap=True)
         run = Run(resolved, folder, console, record)
+        check_records(folder, resolved.data)
         subset.check_selection(folder, resolved.data, run.data.chosen)
         preemption = stack.enter_context(Preemption())
         run.load_teachers()
@@ -141,6 +143,7 @@ class Run:
         self.exported: dict[Path, exports.Export] = {}  # the models that this process has written
         self.timed: dict[str, Timed] = {}  # what is timed for each model that this process can run, by row name
         self.values: dict[str, Variables] = {}  # of teachers, by teacher name
+        self.untrained: dict[str, Variables] = {}  # the same, before the student's training
         self.outcomes: dict[str, dict[str, Any]] = {}  # scores and costs of models, by row name
         self.variables: dict[str, Variables] = {}  # of models, by row name
 
@@ -181,10 +184,12 @@ class Run:
             preemption: reports after each training step whether SIGTERM or Ctrl-C has asked the run to stop.
         """
         folder = self.folder / stage.definition.folder
+        if stage.kind == "student":
+            self.untrained = dict(self.values)  # the student in floats learns from them, too
         if self._load_finished(stage, folder):
             self.console.print(f"{stage.name:>12}  was already finished, at step {stage.settings.steps}")
             return
-        teachers = () if stage.kind == "teacher" else self._arguments()
+        teachers = () if stage.kind == "teacher" else self._arguments(stage)
         trained = train(stage, folder, teachers, self._context(stage, preemption))
         self.trained = True
         cost = cost_of(stage.parts.student, trained.variables, self.rows)
@@ -257,9 +262,10 @@ class Run:
         self._record(stage, outcome, variables)
         return True
 
-    def _arguments(self) -> tuple[Variables, ...]:
+    def _arguments(self, stage: Stage) -> tuple[Variables, ...]:
         """Return the variables of all teachers in the form that the training step takes, in the order of the config."""
-        return tuple(teacher.argument(self.values[name]) for name, teacher in self.resolved.teachers.items())
+        values = self.untrained if stage.definition.learns_from_teachers else self.values
+        return tuple(teacher.argument(values[name]) for name, teacher in self.resolved.teachers.items())
 
     def _record(self, stage: Stage, outcome: dict[str, Any], variables: Variables) -> None:
         if stage.kind == "teacher":
@@ -270,17 +276,8 @@ class Run:
             kind = (config.student.model, config.student.quantized, config.dtype)
             self.timed[stage.name] = Timed(kind, stage.parts.student, variables)
         if stage.kind == "floats":
-            self._record_rounded(stage, variables)
-
-    def _record_rounded(self, stage: Stage, variables: Variables) -> None:
-        """Record the scores of the student that was trained in floats, after post-training quantisation."""
-        quantizer = build_quantizer(self.resolved.config)
-        assert quantizer is not None
-        rounded, values = rounded_afterwards(stage.parts.student, quantizer, variables, self.rows)
-        total = evaluate(rounded, values, self.resolved.mesh, stage, self.data)
-        evaluated = Trained(values, total, {}, 0.0, {})
-        self.outcomes[ROUNDED] = outcome_of(ROUNDED, cost_of(rounded, values, self.rows), evaluated)
-        self.variables[ROUNDED] = values
+            rounded = rounded_afterwards(stage, self.resolved, variables, self.data)
+            self.outcomes[ROUNDED], self.variables[ROUNDED] = rounded
 
     def _record_teacher(self, teacher: Teacher, outcome: dict[str, Any], variables: Variables) -> None:
         """Record the scores and cost of a teacher, and place its variables on the devices that it runs on."""
@@ -328,11 +325,12 @@ class Run:
         rows, config = [outcome["row"] for outcome in outcomes.values()], self.resolved.config
         class_names = list(self.resolved.data.class_names)
         told = comparison(outcomes), constant_answer(outcomes, class_names)
+        sentences = [cutting.sentence(self.folder), continued(self.record.get("earlier", ()), config.steps)]
+        if "student" in outcomes:
+            sentences.insert(0, table.sentence(rows, *told))
         return {
             "title": config.title or f"Distillation on {config.data.name}",
-            "summary": f"{table.sentence(rows, *told)} {cutting.sentence(self.folder)}".strip()
-            if "student" in outcomes
-            else "",
+            "summary": " ".join(filter(None, sentences)) if "student" in outcomes else "",
             "rows": rows,
             "reliability": {name: outcome["reliability"] for name, outcome in outcomes.items()},
             "seconds": {name: outcome["seconds"] for name, outcome in outcomes.items()},

@@ -6,15 +6,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxdistill.compress.aware import Quantizer
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.types import Shapes, Variables
+from jaxdistill.core.types import Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.evaluation.evaluator import evaluator, totals
+from jaxdistill.evaluation.report.table import ROUNDED
+from jaxdistill.models.build import build_model
 from jaxdistill.parallel.compile import jit_evaluate, local_row_numbers
+from jaxdistill.run.outcomes import outcome_of
+from jaxdistill.run.parts import build_quantizer
+from jaxdistill.run.resolve import Resolved
+from jaxdistill.run.samples import samples
 from jaxdistill.run.stages import Stage
-from jaxdistill.run.train import Data
+from jaxdistill.run.train import Data, Trained
+from jaxdistill.teachers.teacher import cost_of
+
+CALIBRATION = 512  # training records that give a rounded model its ranges
 
 
 def evaluate(
@@ -43,19 +51,29 @@ def evaluate(
 
 
 def rounded_afterwards(
-    model: Model, quantizer: Quantizer, variables: Variables, rows: Shapes
-) -> tuple[Model, Variables]:
-    """Return a model that was trained in floats, with weights and inputs rounded: post-training quantisation.
-
-    Running ranges of inputs, which it lacks, are those of each batch.
+    stage: Stage, resolved: Resolved, variables: Variables, data: Data
+) -> tuple[dict[str, Any], Variables]:
+    """Evaluate the student that was trained in floats after post-training quantisation.
 
     Args:
-        model: the model, in floats.
-        quantizer: how it is rounded.
-        variables: its parameters and state.
-        rows: shapes of the arrays of a batch.
+        stage: the training of this student.
+        resolved: the run, whose config says how the student is rounded.
+        variables: the trained parameters and state, in floats.
+        data: records opened for reading; some training records give the inputs of products their ranges.
+
+    Returns:
+        The content of a result.json, and the variables of the rounded model.
     """
+    quantizer = build_quantizer(resolved.config)
+    assert quantizer is not None
+    model, rows = stage.parts.student, stage.shapes["train"]
     wrapped = quantizer.wrap(model, 0)
     shapes = Variables(*jax.eval_shape(wrapped.init, jax.random.key(0), rows))
-    filled = lambda known, all_shapes: {n: known.get(n, jnp.zeros(x.shape, x.dtype)) for n, x in all_shapes.items()}
-    return wrapped, Variables(filled(variables.params, shapes.params), filled(variables.state, shapes.state))
+    filled = lambda known, wanted: {n: known.get(n, jnp.zeros(x.shape, x.dtype)) for n, x in wanted.items()}
+    values = Variables(filled(variables.params, shapes.params), filled(variables.state, shapes.state))
+    if jax.process_count() == 1:  # several would each read other records; then the ranges are those of each batch
+        floats = build_model(stage.definition.config.student.model, "student.model", stage.definition.config.dtype)
+        values = quantizer.calibrate(floats, values, samples(stage.data, CALIBRATION, data.chosen))
+    total = evaluate(wrapped, values, resolved.mesh, stage, data)
+    cost = cost_of(wrapped, values, rows)
+    return outcome_of(ROUNDED, cost, Trained(values, total, {}, 0.0, {})), values

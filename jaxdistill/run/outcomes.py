@@ -75,6 +75,20 @@ def _answers(total: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {name: values.tolist() for name, values in total[ANSWERS].values.items()} if ANSWERS in total else {}
 
 
+def continued(earlier: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """Return a sentence that says that a run was resumed with another number of steps; empty: it was not.
+
+    Args:
+        earlier: records of the parts of the run before this one.
+        steps: number of steps now.
+    """
+    before = [part["steps"] for part in earlier if part["steps"] != steps]
+    if not before:
+        return ""
+    went_on = f"The run was begun with {before[0]} steps, and went on with {steps}"
+    return f"{went_on}: a model that was trained in both parts had the schedules of both."
+
+
 class Timed(NamedTuple):
     """A model whose forward pass is timed.
 

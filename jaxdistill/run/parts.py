@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+import jaxdistill.compress.cut
 import jaxdistill.fusion
 import jaxdistill.losses
 import jaxdistill.models

@@ -1,23 +1,24 @@
-"""Read some training examples of a run, to measure a trained model on them: its heads, neurons or layers."""
+"""Read some training examples of a run, on which a trained model is measured."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from jaxdistill.data.pipeline import Pipeline
-from jaxdistill.data.stream import Batch, Batches
+from jaxdistill.data.stream import Batch, Batches, Phases
 
 ROWS = 32  # rows of a batch; no result depends on it
 
 
-def samples(data: Pipeline, count: int, chosen: np.ndarray | None = None) -> Iterator[Batch]:
+def samples(data: Pipeline, count: int, chosen: np.ndarray | Phases | None = None) -> Iterator[Batch]:
     """Yield the first `count` training examples of a run in batches, in training order, without random transforms.
 
     Args:
         data: data pipeline of the run.
         count: number of examples; fewer if there are fewer records.
-        chosen: numbers of the records to draw from; None: all.
+        chosen: numbers of the records to draw from; of several phases, those of the first; None: all.
     """
+    chosen = chosen.pools[0] if isinstance(chosen, Phases) else chosen
     stream = data.streams["train"]
     deterministic, records = [each for each in stream.transforms if each.draws == 0], data.open(stream)
     batches = Batches(

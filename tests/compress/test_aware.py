@@ -120,7 +120,7 @@ def test_stacked_and_rematerialised_layers_are_rounded_alike(options):
     found, (logits, after) = loss_of(rounded, given, rows, train=True)
     assert np.isfinite(logits).all() and set(after) == set(given[1])
     if "tied" in options:  # its head is returned unmultiplied, as that of tied embeddings
-        assert np.asarray(after["quantize/range/head/kernel"])[1] > 0
+        assert np.asarray(after["head/kernel/input_range"])[1] > 0
         assert np.abs(logits - loss_of(other, values, rows, train=True)[1][0]).max() > 1e-3
         return
     stack = lambda name: np.stack([np.asarray(values.params[name.replace("blocks", f"blocks/{n}")]) for n in range(3)])
@@ -136,7 +136,7 @@ def test_stacked_and_rematerialised_layers_are_rounded_alike(options):
     expected, (same_logits, same_after) = loss_of(wrapped, (params, state), rows, train=True)
     np.testing.assert_allclose(logits, same_logits, rtol=1e-4, atol=2e-5)
     np.testing.assert_allclose(float(found), float(expected), rtol=1e-3, atol=1e-4)
-    span = np.asarray(same_after["quantize/range/blocks/up/kernel"])
+    span = np.asarray(same_after["blocks/up/kernel/input_range"])
     assert span.shape == (3, 2) and (span[:, 0] < 0).all() and len(np.unique(span)) == 6
 
 
@@ -165,7 +165,7 @@ def test_running_ranges_are_moving_averages_that_evaluation_reads():
     model = registry.models.build("mlp(widths=(12,), classes=5)", "")
     _, wrapped = aware("aware(weights=0, ranges='running')", model)
     params, state = jax.jit(wrapped.init)(KEY, batch("image"))
-    name, low, high = "quantize/range/layers/0/kernel", 0.0, 0.0
+    name, low, high = "layers/0/kernel/input_range", 0.0, 0.0
     for number, brightest in enumerate((100, 255, 180)):
         image = np.full((8, 8, 8, 1), brightest, np.uint8)
         image[0, 0, 0] = 0
@@ -232,11 +232,56 @@ def test_an_own_module_is_understood_by_what_it_computes():
     roles = weight_roles(model, params, state, rows)
     assert roles["attention/query/kernel"].axes == (-3,) and roles["attention/out/kernel"].axes == (-3, -2)
     assert roles["head/kernel"] == Role((-2,), 2, True) and "probe" not in roles
-    for spec in ("aware()", "aware(weights=4, ranges='running', scales='learned')", "aware(weights=8, block=32)"):
+    for spec in ("aware()", "aware(weights=4, ranges='running', scales='learned')"):
         _, wrapped = aware(spec, model)
         values = wrapped.init(KEY, rows)
         logits, after = wrapped.apply(*values, rows, train=True, key=KEY)
         assert np.isfinite(logits.logits).all() and set(after) == set(values[1])
+
+
+class Repeated(nnx.Module):
+    """One layer that a scan runs three times, and that is used once more after it."""
+
+    def __init__(self, *, rngs):
+        self.layer = nnx.Linear(6, 6, rngs=rngs)
+
+    def __call__(self, batch, *, train, key):
+        x, _ = jax.lax.scan(lambda x, _: (2 * self.layer(x), None), batch["x"], length=3)
+        return Outputs(self.layer(x))
+
+
+def test_a_layer_that_is_used_again_has_one_range_for_all_its_inputs():
+    model = from_nnx(lambda rngs, batch: Repeated(rngs=rngs))
+    rows = {"x": np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32), "mask": np.ones(4, np.float32)}
+    _, wrapped = aware("aware(weights=0, inputs=16, ranges='running')", model)
+    params, state = wrapped.init(KEY, rows)
+    after = wrapped.apply(params, state, rows, train=True, key=KEY)[1]["layer/kernel/input_range"]
+    x, inputs = np.float64(rows["x"]), []
+    for _ in range(3):
+        inputs.append(x)
+        x = 2 * (x @ np.float64(params["layer/kernel"]) + np.float64(params["layer/bias"]))
+    np.testing.assert_allclose(after, [np.min([*inputs, x]), np.max([*inputs, x])], rtol=1e-3)
+
+
+def test_a_row_of_zeros_with_a_learned_scale_stays_zero_and_finite():
+    model, params, state = built("bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5)")
+    _, wrapped = aware("aware(weights=4, scales='learned')", model)
+    padded = {**params, "embed/token/embedding": params["embed/token/embedding"].at[0].set(0.0)}
+    start = {**wrapped.init(KEY, batch("text"))[0], **padded}
+    gradients = jax.grad(lambda p: loss_of(wrapped, (p, state), batch("text"))[0])(start)
+    assert all(np.isfinite(x).all() for x in gradients.values())
+    assert np.asarray(gradients["embed/token/embedding/log_scale"])[0] == 0
+
+
+def test_a_model_in_which_nothing_can_be_rounded_is_refused():
+    model, *_ = built("mlp(widths=(12, 8), classes=5)")
+    for options, said in (
+        ("skip='haed'", "skip='haed' matches no weight; there are"),
+        ("skip='kernel'", "no weight is rounded"),
+        ("block=32", "layers/1/kernel has 12 inputs for an output, no multiple of 32"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            aware(f"aware({options})", model)[1].init(KEY, batch("image"))
 
 
 def test_weights_that_are_left_out_stay_floats_with_their_inputs():

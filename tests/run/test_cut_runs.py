@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from own_runs import QUIET, command, config_of, test_records, unlabelled
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 import jaxdistill
 from jaxdistill import differ
 from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run import cutting
+from jaxdistill.run.commands.cache import write as write_cache
 from jaxdistill.run.distill import check
 
 CUT = "cut(teacher='big', layers=1, heads=0.5, neurons=0.5, records=40)"
@@ -137,7 +139,7 @@ def test_records_without_labels_score_heads_by_their_outputs(run, home, tmp_path
     ("student", "said"),
     [
         ("cut(teacher='small')", "there is no teacher 'small'. Known: big"),
-        ("cut(teacher='big', layers=9)", "9 of 3 units of layers cannot be kept"),
+        ("cut(teacher='big', layers=9)", "layers=9: the model has 3; give at most 3"),
         ("cut(teacher='big', channels=0.5)", "a bert has no channels"),
         ("cut(teacher='big', wide=2)", "no argument 'wide'"),
         ("cut(source='nowhere')", "nowhere"),
@@ -147,6 +149,32 @@ def test_a_wrong_cut_is_refused_before_anything_runs(student, said, home, tmp_pa
     with pytest.raises(ConfigError) as error:
         check(cut_config(home, student), tmp_path)
     assert said in str(error.value) and str(error.value).startswith("student.model")
+
+
+def test_a_teacher_with_a_cache_is_cut_as_it_is_without_one(run, home, tmp_path):
+    teacher = {"model": BIG, "steps": 0, "checkpoint": str(run / "teachers/big")}
+    config = cut_config(home, "cut(teacher='big', neurons=6)", control=False, steps=1, rate="0.0")
+    plain = differ(config, teachers={"big": teacher})
+    cached = differ(plain, teachers={"big": {**teacher, "cache": f"outputs(folder={str(tmp_path / 'cache/big')!r})"}})
+    write_cache(cached, QUIET)
+    folders = tmp_path / "plain", tmp_path / "cached"
+    found = [jaxdistill.distill(each, folder, QUIET) for each, folder in zip((plain, cached), folders, strict=True)]
+    assert units(folders[0])["units"] == units(folders[1])["units"]
+    params = [jax.device_get(each.variables["student"].params) for each in found]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+
+
+def test_a_checkpoint_of_another_task_gets_a_new_head(run, home, tmp_path):
+    hub = shutil.copytree(run / "teachers/big/hub", tmp_path / "hub")
+    weights = load_file(hub / "model.safetensors")
+    save_file({name: x for name, x in weights.items() if "classifier" not in name}, hub / "model.safetensors")
+    about = json.loads((hub / "config.json").read_text())
+    (hub / "config.json").write_text(json.dumps({**about, "architectures": ["BertForMaskedLM"]}))
+    (hub / "seal.json").unlink()
+    config = cut_config(home, f"cut(source={str(hub)!r}, layers=2, classes=2)", steps=1, control=False)
+    student = jaxdistill.distill(config, tmp_path / "run", QUIET).variables["student"]
+    assert student.params["head/out/kernel"].shape == (16, 2) and np.isfinite(student.params["head/out/kernel"]).all()
+    assert "before_training" not in units(tmp_path / "run")  # a new head answers at random
 
 
 def test_a_cut_student_is_trained_for_few_bits_too(home, tmp_path):

@@ -85,7 +85,7 @@ def checkpoints_exist(view: StageConfigView) -> None:
 def teachers_are_in_floats(view: StageConfigView) -> None:
     """Check that no teacher's checkpoint is that of a student trained in few bits: it holds the floats before rounding.
 
-    Such a network is none that was ever evaluated.
+    No evaluation used these weights.
     """
     for teacher in view.teacher_configs.values():
         if not teacher.checkpoint:
@@ -97,10 +97,10 @@ def teachers_are_in_floats(view: StageConfigView) -> None:
             continue
         if isinstance(student, dict) and student.get("quantized") and stage.name in ("student", "control"):
             problem = f"{teacher.checkpoint!r} was trained with student.quantized={student['quantized']!r}"
-            cure = f"Set {teacher.path}.model=pretrained('{stage}/hub'), which has the rounded weights"
-            raise ConfigError(
-                f"{teacher.path}.checkpoint", f"{problem}. {cure}, or the checkpoint to {stage.parent}/floats."
-            )
+            cure = f"Set it to {stage.parent}/floats, the same student trained in floats"
+            if (stage / "hub" / "config.json").is_file():
+                cure += f"; or set {teacher.path}.model=pretrained('{stage}/hub'), which has the rounded weights"
+            raise ConfigError(f"{teacher.path}.checkpoint", f"{problem}. {cure}.")
 
 
 def needs_are_known(view: StageConfigView) -> None:

@@ -79,7 +79,7 @@ class Gguf:
         from gguf import dequantize
 
         tensor = self._tensors[name]
-        rows = self._file_rows(name, tensor.shape)
+        rows = file_rows(self.config, name, tensor.shape)
         row_size = tensor.size // len(rows)
         rows = rows[index[0] if index and len(tensor.shape) > 1 else slice(None)]
         first, count = (int(rows.min()), int(np.ptp(rows)) + 1) if rows.size else (0, 0)
@@ -94,19 +94,33 @@ class Gguf:
             raise WeightsError(f"{self.path}: gguf cannot decode {tensor.encoding.name} ({name}); {cure}") from None
         return values[:, *index[1:]] if len(tensor.shape) > 1 else values[0][index]
 
-    def _file_rows(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return where the file stores each row of an array, `[rows]`: the index of the row in the file.
 
-        A vector is one row. For Llama models, llama.cpp rotates neighbouring units of a head, and transformers rotates
-        units at the distance of half a head (`models/rotary.py`). The file therefore has the rows of query and key
-        kernels in another order; all other rows have the same order.
-        """
-        rows = np.arange(shape[0] if len(shape) > 1 else 1)
-        projection = re.search(r"self_attn\.([qk])_proj\.weight$", name)
-        if self.config["model_type"] != "llama" or not projection:
-            return rows
-        heads = self.config["num_attention_heads" if projection[1] == "q" else "num_key_value_heads"]
-        return rows.reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+def file_rows(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return where a GGUF file stores each row of an array, `[rows]`: the index of the row in the file.
+
+    A vector is one row. For Llama models, llama.cpp rotates neighbouring units of a head, and transformers rotates
+    units at the distance of half a head (`models/rotary.py`). The file therefore has the rows of query and key
+    kernels in another order; all other rows have the same order.
+
+    Args:
+        config: config of the model in the format of transformers.
+        name: name of the array in transformers.
+        shape: shape of the array.
+    """
+    rows = np.arange(shape[0] if len(shape) > 1 else 1)
+    projection = re.search(r"self_attn\.([qk])_proj\.weight$", name)
+    if config["model_type"] != "llama" or not projection:
+        return rows
+    heads = config["num_attention_heads" if projection[1] == "q" else "num_key_value_heads"]
+    return rows.reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+
+
+def llama_cpp_name(name: str) -> str:
+    """Convert the name of an array in transformers to its name in llama.cpp: the inverse of `_hf_name`."""
+    match = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)", name)
+    assert match is not None, name
+    converted = next(file_name for file_name, hf_name in NAMES.items() if hf_name == match[2])
+    return f"{converted}.{match[3]}" if match[1] is None else f"blk.{match[1]}.{converted}.{match[3]}"
 
 
 def _dtype(tensor: TensorEntry) -> str:

@@ -11,7 +11,8 @@ from jaxdistill.models.hub.gguf import Gguf
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CONTROL, USER_DEFINED = 3, 4  # types of tokens that do not result from merges
+LLAMA3 = "llama-bpe"  # the pre-tokenizer of Llama 3, whose model takes a word of the vocabulary without any merge
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens; only normal ones result from merges
 
 
 def tokenizer(source: Gguf) -> Any:
@@ -28,10 +29,15 @@ def tokenizer(source: Gguf) -> Any:
         raise WeightsError(f"{source.path}: the tokenizer model is {settings['model']!r}; {cure}")
     tokens = settings["tokens"]
     merges = [tuple(merge.split(" ")) for merge in settings["merges"]]
-    result = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
-    result.pre_tokenizer = _pre_tokenizer(source.path, settings["pre"])
+    name, known = settings["pre"], known_pre_tokenizers()
+    if name not in known:
+        cure = f"supported are {', '.join(known)}; use its tokenizer.json"
+        raise WeightsError(f"{source.path}: the pre-tokenizer {name!r} is not supported; {cure}")
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    result = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name == LLAMA3))
+    result.pre_tokenizer = known[name]
     result.decoder = decoders.ByteLevel()
-    if settings["pre"] == "qwen2":
+    if name == "qwen2":
         result.normalizer = normalizers.NFC()
     types = source.fields.get("tokenizer.ggml.token_type", [None] * len(tokens))
     if len(types) != len(tokens):
@@ -48,25 +54,21 @@ def tokenizer(source: Gguf) -> Any:
     return result
 
 
-def _pre_tokenizer(path: str, name: str | None) -> Any:
-    """Build the pre-tokenizer, which splits a text into words before the merges are applied.
+def known_pre_tokenizers() -> dict[str, Any]:
+    """Return the pre-tokenizers that llama.cpp has too, by their name in llama.cpp.
 
-    Args:
-        path: path of the GGUF file, for error messages.
-        name: name of the pre-tokenizer in llama.cpp, such as "qwen2".
+    A pre-tokenizer splits a text into words before the merges are applied.
     """
     from tokenizers import Regex, pre_tokenizers
 
     byte_level = lambda split: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
-    factories = {
-        "gpt-2": lambda: byte_level(True),
-        "smollm": lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level(True)]),
-        "qwen2": lambda: pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2), "isolated"), byte_level(False)]),
+    by_regex = lambda pattern: [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level(False)]
+    return {
+        "gpt-2": byte_level(True),
+        "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level(True)]),
+        "qwen2": pre_tokenizers.Sequence(by_regex(QWEN2)),
+        LLAMA3: pre_tokenizers.Sequence(by_regex(QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|"))),
     }
-    if name not in factories:
-        cure = f"supported are {', '.join(factories)}; use its tokenizer.json"
-        raise WeightsError(f"{path}: the pre-tokenizer {name!r} is not supported; {cure}")
-    return factories[name]()
 
 
 def write_tokenizer(source: Gguf, folder: Path) -> None:

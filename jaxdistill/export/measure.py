@@ -19,6 +19,7 @@ from jaxdistill.evaluation.latency import Latency, latencies
 
 FLOAT_BOUND = 1e-4  # greatest difference of a float file's outputs, as a share of the model's greatest output
 SAME_ANSWERS, LOST = 0.99, 0.005  # of a file with integers: least share of the same answers, and accuracy it may lose
+DIVERGENCE = 0.01  # nats; of a file of a language model with rounded weights: largest mean divergence from the model
 
 
 class Difference(NamedTuple):
@@ -28,6 +29,8 @@ class Difference(NamedTuple):
     record: number of the example with the greatest difference
     same: share of the examples (or tokens) with the same most likely class; NaN for embeddings
     accuracy, expected_accuracy: accuracy of the file and of the model; NaN without labels
+    divergence: of a language model: Kullback-Leibler divergence of the file's distribution of the next token from that
+        of the model, the mean over the tokens, in nats; else NaN
     """
 
     largest: float
@@ -35,15 +38,21 @@ class Difference(NamedTuple):
     same: float
     accuracy: float
     expected_accuracy: float
+    divergence: float = float("nan")
 
     def problem(self, rounds: bool) -> str:
         """Return what is beyond the bounds, as a sentence; empty: nothing.
 
         Args:
-            rounds: True: the file computes with integers.
+            rounds: True: the file has rounded weights, or computes with integers.
         """
         if not np.isfinite(self.largest):
             return f"the output for test record {self.record} is not finite"
+        if rounds and self.divergence > DIVERGENCE:
+            far = f"the distribution of the next token diverges by {self.divergence:.4f} nats from that of the model"
+            return f"{far}, {DIVERGENCE:g} are allowed"
+        if rounds and np.isfinite(self.divergence):
+            return ""
         if not rounds and self.largest > FLOAT_BOUND:
             far = f"outputs differ by {self.largest:.1e} of the greatest one (record {self.record})"
             return f"{far}, {FLOAT_BOUND:g} is allowed"

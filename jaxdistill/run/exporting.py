@@ -26,11 +26,11 @@ from jaxdistill.evaluation.report import page
 from jaxdistill.evaluation.report.formats import aligned
 from jaxdistill.export import exported_folder, model_folder
 from jaxdistill.export.choice import choose
+from jaxdistill.export.compare import compare, outputs_of
 from jaxdistill.export.examples import Examples, test_examples, training_samples
-from jaxdistill.export.measure import Difference, Job, Measured, difference, is_installed, measure, package_of
-from jaxdistill.export.network import LOGITS, Exporter, Network, network_of
+from jaxdistill.export.measure import Difference, Job, Measured, is_installed, measure, package_of
+from jaxdistill.export.network import Exporter, Network, network_of
 from jaxdistill.export.predictor import Predictor
-from jaxdistill.export.process import full_batches
 from jaxdistill.run import workdir
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.outcomes import test_records
@@ -163,24 +163,17 @@ def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:
     network = network_of(predictor.float_model(), predictor.float_variables, predictor.about.inputs)
     examples = test_examples(network, data, predictor.about.batch_size, options.records)
     size, count = predictor.about.batch_size, len(examples.counts)
-    expected = _outputs(network, examples, size)
+    expected = outputs_of(network, examples, size)
     subject, as_trained = Subject(name, predictor, network, examples, expected), expected
     if predictor.about.quantized:  # the run has evaluated it with the inputs of its products rounded
         whole = network_of(predictor.model, predictor.variables, predictor.about.inputs)
-        as_trained = _outputs(whole, examples, size)
+        as_trained = outputs_of(whole, examples, size)
     accuracy, row = _compared(subject, as_trained).accuracy, _row(run, name)
     all_records = count == data.test_description.records and predictor.about.dtype == "float32"
     if all_records and row.get("accuracy") is not None and abs(accuracy - row["accuracy"]) > FAR:
         problem = f"{name} has an accuracy of {100 * accuracy:.2f} %, and had {100 * row['accuracy']:.2f} % in the run"
         raise ConfigError("RUN", f"{problem}: its files, or the data, have changed. Repeat the command of the run.")
     return subject
-
-
-def _outputs(network: Network, examples: Examples, size: int) -> np.ndarray:
-    """Return the outputs of a model for all examples, run in batches of `size`."""
-    run_batch = jax.jit(network.function)
-    batches = full_batches(examples.inputs, size)
-    return np.concatenate([np.asarray(run_batch(batch)) for batch in batches])[: len(examples.counts)]
 
 
 def _row(run: Path, name: str) -> Mapping[str, Any]:
@@ -248,12 +241,7 @@ def _measured(files: Sequence[File], references: Sequence[Job], threads: int) ->
 
 
 def _compared(subject: Subject, outputs: np.ndarray) -> Difference:
-    counts, labels = subject.examples.counts, subject.examples.labels
-    per_token = outputs.ndim == counts.ndim + 2
-    if subject.network.output != LOGITS or per_token:
-        return difference(outputs, subject.expected, None, subject.network.output == LOGITS)
-    chosen = labels[counts] if labels is not None and labels.shape == counts.shape else None
-    return difference(outputs[counts], subject.expected[counts], chosen, True)
+    return compare(subject.network, subject.examples, subject.expected, outputs)
 
 
 def _itself(subject: Subject, found: Measured) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from typing import Any
 
 from jaxdistill.evaluation.report.formats import digits
 
-HEADING = ("model", "file", "runtime", "acc %", "same %", "difference", "MB", "ms", "10-90 %", "MiB")
+HEADING = ("model", "file", "runtime", "acc %", "same %", "KL", "difference", "MB", "ms", "10-90 %", "MiB")
 NOTE = (
-    "same: answers that are those of the model; difference: the greatest one, as a share of the greatest output; ms: "
-    "one example; MiB: greatest memory of the process, with the runtime"
+    "same: answers that are those of the model; KL: of a language model, the mean divergence of the next token's "
+    "distribution from the model's, in nats; difference: the greatest one, as a share of the greatest output; ms: one "
+    "example; MiB: greatest memory of the process, with the runtime"
 )
 
 
@@ -29,10 +30,11 @@ def _numbers(measured: Mapping[str, Any]) -> list[str]:
     if not measured:  # its process has ended
         return ["-"] * (len(HEADING) - 3)
     share = lambda key: "-" if measured[key] is None else f"{100 * measured[key]:.2f}"
-    latency = measured["latency_ms"]
+    divergence, latency = measured.get("divergence"), measured["latency_ms"]
     return [
         share("accuracy"),
         share("same"),
+        "-" if divergence is None else f"{divergence:.1e}",
         f"{measured['largest']:.1e}",
         f"{measured['bytes'] / 1e6:.2f}",
         digits(latency["median"]),

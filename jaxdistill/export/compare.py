@@ -1,0 +1,76 @@
+"""Compute the outputs of a model, and compare those of an exported file with them, where examples and tokens count."""
+
+import jax
+import numpy as np
+
+from jaxdistill.export.examples import Examples
+from jaxdistill.export.measure import Difference, difference
+from jaxdistill.export.network import LOGITS, Network
+from jaxdistill.export.process import full_batches
+
+TOKENS_AT_ONCE = 256  # whose distributions are compared, so that few are in memory in float64
+
+
+def outputs_of(network: Network, examples: Examples, size: int) -> np.ndarray:
+    """Return the outputs of a model for all examples, run in batches of `size`."""
+    run_batch = jax.jit(network.function)
+    batches = full_batches(examples.inputs, size)
+    return np.concatenate([np.asarray(run_batch(batch)) for batch in batches])[: len(examples.counts)]
+
+
+def compare(network: Network, examples: Examples, expected: np.ndarray, outputs: np.ndarray) -> Difference:
+    """Compare the outputs of a file with those of its model, for the examples, or tokens, that count.
+
+    Args:
+        network: the model.
+        examples: the examples.
+        expected, outputs: outputs of the model and of the file, `[examples, ...]`.
+    """
+    if network.output != LOGITS:
+        return difference(outputs, expected, None, False)
+    counts, labels, is_language_model = examples.counts, examples.labels, outputs.ndim == 3
+    if is_language_model and counts.ndim == 1:  # examples count, and of their tokens those that are no padding
+        counts = counts[:, None] & (examples.inputs.get("attention_mask", np.ones(outputs.shape[:2])) > 0)
+    chosen = labels[counts] if labels is not None and labels.shape == counts.shape else None
+    if is_language_model:
+        found = token_difference(outputs[counts], expected[counts], chosen)
+    else:
+        found = difference(outputs[counts], expected[counts], chosen, True)
+    return found._replace(record=int(np.argwhere(counts)[found.record][0]))
+
+
+def token_difference(found: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> Difference:
+    """Compare the distributions of the next token of a file with those of the model.
+
+    They are compared as log-probabilities, because a constant that is added to all logits of a token changes nothing.
+    The greatest difference is a share of the model's greatest logit.
+
+    Args:
+        found, expected: logits, or log-probabilities, of the file and of the model, `[tokens, vocabulary]`.
+        labels: the next token of each token, `[tokens]`; None: there are none.
+    """
+    errors, divergences = [], []
+    for start in range(0, len(expected), TOKENS_AT_ONCE):
+        part = slice(start, start + TOKENS_AT_ONCE)
+        ours, theirs = _log_probabilities(expected[part]), _log_probabilities(found[part])
+        errors.append(np.abs(theirs - ours).max(1))
+        divergences.append((np.exp(ours) * (ours - theirs)).sum(1))
+    worst = np.nan_to_num(np.concatenate(errors), nan=np.inf)
+    record, scale = int(worst.argmax()), max(float(np.abs(expected).max()), 1e-30)
+    answers, expected_answers = found.argmax(-1), expected.argmax(-1)
+    share = lambda chosen: float("nan") if labels is None else float((chosen == labels).mean())
+    return Difference(
+        float(worst[record] / scale),
+        record,
+        float((answers == expected_answers).mean()),
+        share(answers),
+        share(expected_answers),
+        float(np.concatenate(divergences).mean()),
+    )
+
+
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return log-probabilities in float64, `[tokens, vocabulary]`; logits that are no numbers give NaN."""
+    with np.errstate(invalid="ignore"):  # infinite logits
+        shifted = np.float64(logits) - logits.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

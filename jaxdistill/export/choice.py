@@ -4,7 +4,7 @@ import jaxdistill.export.formats  # noqa: F401  (importing registers the formats
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.export.measure import is_installed, package_of
-from jaxdistill.export.network import Exporter
+from jaxdistill.export.network import Definition, Exporter
 
 
 def choose(spec: str, runtime: str, path: str, runtime_path: str) -> Exporter:
@@ -30,3 +30,20 @@ def choose(spec: str, runtime: str, path: str, runtime_path: str) -> Exporter:
             extra = "openvino" if package == "openvino" else spec.partition("(")[0]
             raise ConfigError(path, f"{spec} needs the package {package}: pip install 'jaxdistill[{extra}]'.")
     return exporter._replace(runtimes=(chosen,))
+
+
+def check_model(exporter: Exporter, spec: str, model: str, definition: Definition | None, path: str) -> None:
+    """Check that a format can hold a model.
+
+    Args:
+        exporter: the format.
+        spec: its spec string.
+        model: name of the model, such as "student".
+        definition: architecture of the model; None: it has no Hugging Face format.
+        path: where the spec comes from, for error messages.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if exporter.refuse and (reason := exporter.refuse(definition)):
+        raise ConfigError(path, f"{spec} cannot hold {model}: {reason}")

@@ -27,11 +27,14 @@ def write(folder: Path, class_names: Sequence[str], about: Mapping[str, Any]) ->
 def _readme(class_names: Sequence[str], about: Mapping[str, Any]) -> str:
     batch = "rows" if about["rows"] is None else "1"
     fields = [f"`{name}` {dtype} {[batch, *shape]}" for name, (shape, dtype) in about["inputs"].items()]
+    reads = about["reads"] or ", ".join(fields)
+    notes = "".join(f"\n- {note}" for note in about["notes"])
     classes = f" Classes: {', '.join(class_names)}." if class_names else ""
     return f"""# {about["model"]}, exported by `{about["format"]}`
 
-`{about["file"]}` reads {", ".join(fields)}, and returns `{about["output"]}`.{classes} The preprocessing is described in
+`{about["file"]}` reads {reads}, and returns `{about["output"]}`.{classes} The preprocessing is described in
 `{model_folder.ABOUT}` and in the files beside it.
+{notes}
 
 Run by {about["runtime"]} on {about["records"]:,} test records ({about["processor"]}, threads: {about["threads"]}):
 

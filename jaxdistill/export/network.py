@@ -1,6 +1,6 @@
 """A trained model as a function of arrays with its weights inside: what an exporter writes and a runtime repeats."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,21 @@ Rows = Mapping[str, np.ndarray]  # the inputs of a batch, `{field: [rows, ...]}`
 LOGITS, EMBEDDING = "logits", "embedding"
 
 
+class Definition(NamedTuple):
+    """How a network is defined, for a format that stores its weights by name and brings the operations itself.
+
+    family: name of the model family, such as "decoder"
+    arguments: arguments of the family's factory
+    tokenizer: the tokenizer.json; None: the network reads no text
+    end: token after each text of the training; empty: none
+    """
+
+    family: str
+    arguments: Mapping[str, Any]
+    tokenizer: Path | None = None
+    end: str = ""
+
+
 class Network(NamedTuple):
     """A trained model as a pure function of one batch.
 
@@ -26,12 +41,14 @@ class Network(NamedTuple):
     inputs: shape and dtype of one example of each field that the output depends on, in the order of the file's inputs
     output: name of the output: `logits` `[rows, classes]`, for a language model `[rows, length, vocabulary]`; or
         `embedding` `[rows, width]` of a model without classes
+    definition: architecture and tokenizer of the model; None: it has no Hugging Face format
     """
 
     apply: Callable[[Variables, RowsLike], dict[str, Array]]
     variables: Variables
     inputs: Mapping[str, tuple[tuple[int, ...], str]]
     output: str
+    definition: Definition | None = None
 
     def shapes(self, rows: Any) -> Shapes:
         """Return shapes and dtypes of a batch; `rows` is a number, or a symbol from `any_number`."""
@@ -45,8 +62,11 @@ class Network(NamedTuple):
 class Write(Protocol):
     """Function that writes a network to a file; `samples` yields batches of training records, for integer ranges."""
 
-    def __call__(self, network: Network, file: Path, samples: Callable[[], Iterable[Rows]]) -> None:
-        """Write the file."""
+    def __call__(self, network: Network, file: Path, samples: Callable[[], Iterable[Rows]]) -> Sequence[str] | None:
+        """Write the file; return notes on what it does not hold, one sentence each."""
+
+
+Refuse = Callable[[Definition | None], str]  # see `Exporter.refuse`
 
 
 class Exporter(NamedTuple):
@@ -56,8 +76,13 @@ class Exporter(NamedTuple):
     runtimes: names of the runtimes that run it, see `runtimes`; the first one is the default
     write: writes the file
     packages: packages that writing needs, beside the runtime
-    rounds: True: weights or activations are rounded to integers, so that the outputs are not those of the model
+    rounds: True: weights or activations are rounded, to integers or to 16 bits, so that the outputs are not those of
+        the model
     any_batch: True: the file takes any number of rows; False: one row
+    refuse: function `(definition) -> sentence`, which says why the format cannot hold a model, and what to use instead;
+        empty: it can. The definition is None for a model without a Hugging Face format. None: every model may be tried
+    reads: what the file reads, if its runtime has the operations of the model; the file then has no hidden states.
+        Empty: the file has the operations, and reads the inputs of the network
     """
 
     file: str
@@ -66,6 +91,8 @@ class Exporter(NamedTuple):
     packages: tuple[str, ...] = ()
     rounds: bool = False
     any_batch: bool = True
+    refuse: Refuse | None = None
+    reads: str = ""
 
 
 def any_number() -> Any:

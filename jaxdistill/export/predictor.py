@@ -26,8 +26,10 @@ from jaxdistill.data.text.tokens import Columns, NoTokensError, Tokenization, jo
 from jaxdistill.evaluation.evaluator import answers, prevent_fusion, text_answers
 from jaxdistill.export import model_folder
 from jaxdistill.export.model_folder import About
+from jaxdistill.export.network import Definition
 from jaxdistill.models.abstract import has_no_classes
 from jaxdistill.models.build import build_model
+from jaxdistill.models.pretrained import architecture_of_spec
 
 PATH = "records"  # named in errors about records
 SHORTEST = 8  # tokens of the shortest bucket of texts
@@ -120,12 +122,9 @@ class Predictor:
         return self._built("float32")
 
     def _built(self, dtype: str) -> Model:
-        about, spec = self.about, self.about.model
-        if about.hub_layout:
-            options = {name: _tuples(value) for name, value in about.options.items()}
-            spec = repr(Spec("pretrained", (str(self.folder),), options))
+        about = self.about
         try:
-            return build_model(spec, "model", dtype)
+            return build_model(model_spec(self.folder, about), "model", dtype)
         except ConfigError as error:
             needs = ", ".join(f"{part} (module {module})" for part, module in about.parts.items())
             cure = f" The model needs {needs}: import it first, or pass trust_source=True." if needs else ""
@@ -272,6 +271,35 @@ class Predictor:
         bucket = min(length, max(SHORTEST, _power_of_two(longest)))
         ends = lambda x: x.ndim == 2 and x.shape[1] == length
         return {name: x[:, :bucket] if ends(x) else x for name, x in batch.items()}
+
+
+def model_spec(folder: Path, about: About) -> str:
+    """Return the spec string that builds the model of a folder.
+
+    A model with a Hugging Face format is built from the files of the folder.
+
+    Args:
+        folder: the folder of the model.
+        about: what `model_folder.read_about` reads from it.
+    """
+    if not about.hub_layout:
+        return about.model
+    return repr(Spec("pretrained", (str(folder),), {name: _tuples(value) for name, value in about.options.items()}))
+
+
+def definition_of(folder: Path) -> Definition | None:
+    """Return the architecture and the tokenizer of the model in a folder, without its weights.
+
+    Args:
+        folder: the folder of the model.
+
+    Returns:
+        The definition; None: the model has no Hugging Face format.
+    """
+    about, tokenizer = model_folder.read_about(folder), folder / "tokenizer.json"
+    form = architecture_of_spec(model_spec(folder, about))
+    end = str(registry.parse(about.tokens, "tokens").kwargs.get("end", "")) if about.tokens else ""
+    return form and Definition(form.family, form.arguments, tokenizer if tokenizer.is_file() else None, end)
 
 
 def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

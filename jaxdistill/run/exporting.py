@@ -3,6 +3,7 @@
 import datetime
 import functools
 import inspect
+import itertools
 import logging
 import os
 import shutil
@@ -25,23 +26,22 @@ from jaxdistill.evaluation.report import exports as report
 from jaxdistill.evaluation.report import page
 from jaxdistill.evaluation.report.formats import aligned
 from jaxdistill.export import exported_folder, model_folder
-from jaxdistill.export.choice import choose
+from jaxdistill.export.choice import check_model, choose
 from jaxdistill.export.compare import compare, outputs_of
 from jaxdistill.export.examples import Examples, test_examples, training_samples
 from jaxdistill.export.measure import Difference, Job, Measured, is_installed, measure, package_of
 from jaxdistill.export.network import Exporter, Network, network_of
-from jaxdistill.export.predictor import Predictor
+from jaxdistill.export.predictor import Predictor, definition_of
 from jaxdistill.run import workdir
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.outcomes import test_records
 from jaxdistill.run.predict import load, results
+from jaxdistill.run.predict import model_folder as folder_of
 from jaxdistill.run.provenance import processor
 from jaxdistill.run.resolve import resolve
 
-EXPORTS, DRAFTS = (
-    "exports",
-    ".exports.",
-)  # folder with exported files beside that of the model; prefix of unfinished ones
+EXPORTS = "exports"  # folder with exported files beside that of the model
+DRAFTS = ".exports."  # prefix of unfinished folders
 FAR = 0.002  # difference in accuracy between the run and now that no rounding explains
 DEPARTS = {False: 1e-4, True: 0.1}  # by `Exporter.rounds`: difference of a hidden state that is named in an error
 
@@ -85,12 +85,14 @@ class File(NamedTuple):
     spec: spec string of the format
     exporter: the format
     job: the file and its runtime
+    notes: sentences on what the file does not hold
     """
 
     subject: Subject
     spec: str
     exporter: Exporter
     job: Job
+    notes: Sequence[str]
 
 
 def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Options) -> str:
@@ -113,6 +115,8 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
         raise ConfigError("--threads", "and --records must be positive.")
     if options.threads > processors:
         raise ConfigError("--threads", f"{options.threads} are more than the {processors} processors of this process.")
+    for name, (spec, exporter) in itertools.product(models, chosen):
+        check_model(exporter, spec, name, definition_of(folder_of(run, name)), "--to")
     with workdir.locked(run):
         data = resolve(load_config(str(run / "config.json"), options.trust_source), jax.devices()).data
         _check_records(finished, data)
@@ -161,6 +165,7 @@ def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:
     if predictor.about.dtype != "float32":
         sys.stderr.write(f"note: {name} was trained in {predictor.about.dtype}; it is exported in float32\n")
     network = network_of(predictor.float_model(), predictor.float_variables, predictor.about.inputs)
+    network = network._replace(definition=definition_of(predictor.folder))
     examples = test_examples(network, data, predictor.about.batch_size, options.records)
     size, count = predictor.about.batch_size, len(examples.counts)
     expected = outputs_of(network, examples, size)
@@ -199,17 +204,17 @@ def _written(
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the quantizer of ONNX Runtime recommends a step that is not needed here
     try:
-        exporter.write(
-            subject.network, folder / exporter.file, functools.partial(training_samples, subject.network, data)
-        )
+        samples = functools.partial(training_samples, subject.network, data)
+        notes = exporter.write(subject.network, folder / exporter.file, samples) or ()
     finally:
         logging.disable(previous)
+    sys.stderr.writelines(f"note: {subject.name}, {spec}: {note}\n" for note in notes)
     for name in (model_folder.ABOUT, "tokenizer.json", *model_folder.TOKENIZER_FILES, "preprocessor_config.json"):
         if (subject.predictor.folder / name).is_file():
             shutil.copyfile(subject.predictor.folder / name, folder / name)
     rows = subject.predictor.about.batch_size if exporter.any_batch else 1
     job = Job(f"{subject.name}: {spec}", exporter.runtimes[0], folder / exporter.file, rows)
-    return File(subject, spec, exporter, job)
+    return File(subject, spec, exporter, job, notes)
 
 
 def _references(subjects: Sequence[Subject], temporary: Path) -> list[Job]:
@@ -276,6 +281,7 @@ def _finished(file: File, found: Measured | str, run: Path, threads: int) -> dic
         "format": file.spec,
         "file": exporter.file,
         "rows": None if exporter.any_batch else 1,
+        "reads": exporter.reads,
         "inputs": {name: [list(shape), dtype] for name, (shape, dtype) in subject.network.inputs.items()},
         "output": subject.network.output,
         "runtime": f"{job.runtime} {version(package_of(job.runtime))}",
@@ -285,6 +291,7 @@ def _finished(file: File, found: Measured | str, run: Path, threads: int) -> dic
         "threads": threads,
         "records": len(subject.examples.counts),
         "measured": numbers,
+        "notes": list(file.notes),
         "problem": f"{file.spec}: {problem}. The file is in {rejected}." if problem else "",
     }
     remove_folder(rejected)
@@ -300,6 +307,8 @@ def _finished(file: File, found: Measured | str, run: Path, threads: int) -> dic
 def _departure(file: File, record: int) -> str:
     """Return which hidden state is the first that differs, as the end of a sentence; empty: it is not known."""
     subject, exporter = file.subject, file.exporter
+    if exporter.reads:
+        return ""
     shapes = jax.eval_shape(subject.network.apply, subject.network.variables, subject.network.shapes(1))
     count = sum(name.startswith("hidden_states/") for name in shapes)
     states = [f"hidden_states/{number}" for number in range(count)]

@@ -80,6 +80,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         run.chunks_divide_a_factored_head,
         run.kernels_have_chunks,
         run.kernels_have_a_compiler,
+        exports.exports_can_hold_their_models,
     ),
     # each stage that is to be run, and not only planned
     "stage to run": (stage.memory_suffices,),

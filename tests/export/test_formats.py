@@ -83,7 +83,7 @@ def test_a_file_gives_the_outputs_of_its_model(model, spec, runtime, tmp_path):
 
 
 def test_every_format_and_kind_of_model_is_tried():
-    assert {registry.parse(spec, "").name for spec in FORMATS} == set(registry.exporters)
+    assert {registry.parse(spec, "").name for spec in FORMATS} == set(registry.exporters) - {"gguf"}  # `test_gguf.py`
     assert jaxdistill.export.formats.__doc__
     assert {example.inputs for example in EXAMPLES.values()} == set(FIELDS)
 

@@ -72,6 +72,40 @@ def test_pictures_and_language_models_are_exported_too(family, trained):
     assert about["measured"]["accuracy"] == about["measured"]["expected_accuracy"] > 0  # of a language model: of tokens
 
 
+def test_a_language_model_runs_in_llama_cpp(trained, capsys):
+    pytest.importorskip("xllamacpp")
+    run = trained("decoder")
+    assert command("export", run, "--to", "gguf(kind='F32')", "--to", "gguf(kind='Q8_0')", "--records", 7) == 0
+    captured = capsys.readouterr()
+    about = {
+        kind: seal.read(run / f"student/exports/gguf-kind-{kind}/export.json", {"measured": dict})
+        for kind in ("F32", "Q8_0")
+    }
+    assert about["F32"]["measured"]["largest"] < 1e-5 and about["F32"]["measured"]["same"] == 1
+    assert abs(about["F32"]["measured"]["divergence"]) < about["Q8_0"]["measured"]["divergence"] < 0.01
+    tokenizer = "llama.cpp cannot cut texts as the tokenizer does, which is of type WordLevel"
+    assert about["F32"]["notes"] == [f"{tokenizer}: give it token ids, made by tokenizer.json."]
+    assert about["Q8_0"]["notes"][1].startswith("The rows of 8 matrices are no multiple of 32, so F16 holds them")
+    for note in about["Q8_0"]["notes"]:
+        assert f"note: student, gguf(kind='Q8_0'): {note}\n" in captured.err
+        assert f"- {note}\n" in (run / "student/exports/gguf-kind-Q8_0/README.md").read_text()
+    assert (
+        "`model.gguf` reads a text or token ids, and returns `logits`"
+        in (run / "student/exports/gguf-kind-F32/README.md").read_text()
+    )
+    assert "KL" in captured.out and about["F32"]["runtime"].startswith("llamacpp ")
+
+
+def test_a_file_of_a_language_model_that_diverges_is_set_aside(trained, monkeypatch, capsys):
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setattr(measure, "DIVERGENCE", -1.0)
+    assert command("export", trained("decoder"), "--to", "gguf", "--records", 2) == 2
+    assert (
+        "the distribution of the next token diverges by 0.0000 nats from that of the model" in capsys.readouterr().err
+    )
+    assert (trained("decoder") / "student/exports/gguf.rejected/model.gguf").is_file()
+
+
 def test_an_embedder_is_compared_by_its_embeddings(home, trained):
     from own_runs import unlabelled
 
@@ -153,10 +187,23 @@ def test_a_run_that_is_not_finished_is_refused(home, trained, capsys):
     assert "holds no finished run" in capsys.readouterr().err
 
 
+def test_a_model_that_a_format_cannot_hold_is_refused_before_anything_is_written(trained, monkeypatch, capsys):
+    monkeypatch.setattr("jaxdistill.export.choice.is_installed", lambda package: True)
+    run, spec = trained("bert"), "gguf(kind='Q8_0')"
+    before = sorted(run.rglob("*"))
+    assert command("export", run, "--to", "onnx", "--to", spec) == 2
+    message = capsys.readouterr().err
+    assert f"--to: {spec} cannot hold student: llama.cpp runs decoders of the" in message and message.count("\n") == 1
+    assert "and this is a bert. Use onnx or stablehlo." in message and sorted(run.rglob("*")) == before
+
+
 def test_a_missing_package_names_its_extra(trained, monkeypatch, capsys):
     monkeypatch.setattr("jaxdistill.export.choice.is_installed", lambda package: package != "openvino")
     assert command("export", trained("bert"), "--to", "onnx", "--runtime", "openvino") == 2
     assert "needs the package openvino: pip install 'jaxdistill[openvino]'" in capsys.readouterr().err
+    monkeypatch.setattr("jaxdistill.export.choice.is_installed", lambda package: package != "xllamacpp")
+    assert command("export", trained("bert"), "--to", "gguf") == 2
+    assert "needs the package xllamacpp: pip install 'jaxdistill[gguf]'" in capsys.readouterr().err
 
 
 def test_a_process_that_ends_is_told_and_loses_no_other_file(trained, tmp_path):
@@ -242,9 +289,12 @@ def test_a_config_names_the_files_that_are_written_when_the_run_has_ended(home, 
             {"model": "teachers/bog"},
             r"exports.phone.model: the run trains no 'teachers/bog'. Did you mean 'teachers/big'",
         ),
+        ({"to": "gguf"}, "exports.phone.to: gguf cannot hold student: llama.cpp runs .* and this is another model"),
+        ({"to": "gguf", "model": "teachers/big"}, "exports.phone.to: gguf cannot hold teachers/big: llama.cpp"),
     ],
 )
-def test_a_wrong_export_is_refused_before_anything_is_trained(entry, said, home):
+def test_a_wrong_export_is_refused_before_anything_is_trained(entry, said, home, monkeypatch):
+    monkeypatch.setattr("jaxdistill.export.choice.is_installed", lambda package: True)
     config = config_of("mlp", home, exports={"phone": entry})
     with pytest.raises(ConfigError, match=said):
         jaxdistill.distill(config, home / "refused", QUIET)

@@ -209,6 +209,22 @@ def test_review_projects_to_its_width_or_the_channels_of_the_deepest_layer():
         }
 
 
+def test_review_compares_the_mean_of_the_last_pair_too(monkeypatch):
+    draw = np.random.default_rng(0)
+    layer = lambda size, channels: jnp.asarray(draw.normal(size=(2, size, size, channels)), jnp.float32)
+    seen, targets = seeing((layer(4, 3), layer(2, 7)), (layer(4, 5), layer(2, 5))), []
+    term = build_loss("review(layers=((1, 1), (2, 2)))")
+    params, state = term.init(KEY, seen)
+    monkeypatch.setattr(
+        review, "hierarchical_context", lambda x, target: targets.append(target) or target.mean((1, 2, 3))
+    )
+    term.apply(params, state, seen, key=KEY)
+    shallow, deep = seen.teachers[0].hidden_states[1:]  # the first one is the embedding
+    expected = [deep.mean((1, 2), keepdims=True), deep, shallow]
+    for found, wanted in zip(targets, expected, strict=True):
+        assert_close(found, wanted)
+
+
 def test_pooling_and_nearest_neighbours_by_hand():
     x = jnp.arange(5.0).reshape(1, 5, 1, 1)
     assert_close(average_pool(x, (2, 1)).ravel(), [1.0, 3.0])  # 0 to 2 and 2 to 4

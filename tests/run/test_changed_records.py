@@ -28,7 +28,7 @@ def test_a_repeated_run_notices_that_a_label_has_changed(home, tmp_path):
     files["y"] = (files["y"] + 1) % 3
     np.savez(tmp_path / "images.npz", **files)
     for changed in (config, differ(config, steps=4)):
-        with pytest.raises(ConfigError, match="have changed since the run in .* began. Restore them") as error:
+        with pytest.raises(ConfigError, match=r"have changed since the run in .* began\. Restore them") as error:
             jaxdistill.distill(changed, tmp_path / "run", QUIET)
         assert str(error.value).startswith("data.name: ")
     (tmp_path / "run" / FILE).write_text("{}")  # damaged: written again, as by a run of an earlier version

@@ -3,19 +3,29 @@
 When: the student will be stored in 8, 4 or 2 bits, and rounding it afterwards costs accuracy: with 8 bits often none,
 with 4 some points, with 2 everything.
 Config: student.quantized = "aware(weights=4, inputs=8, start=0.5)"
+Experiment: `experiments/few_bits` (2 bits cost a perceptron 0.1 points where rounding afterwards costs 55).
 Checked: integers and scales equal those of the writers of ONNX, LiteRT and GGUF files; a perceptron and the gradient of
 learned scales (equation 3 of LSQ) by hand.
 
     y = Q(x) Q(W),    dQ(v)/dv = 1 (straight-through)
 
-The weights stay floats, and are rounded in every forward pass to the grid of the file that will hold them (`grids.py`).
+The weights stay floats, and are rounded in every forward pass to the grid of a file format (`grids.py`).
 With `start`, the model trains in floats first. Weights are found in the trace of the model: an array that is multiplied
 with inputs, or whose rows are looked up. A depthwise convolution, which is computed as a sum of scaled images, and the
 products of attention, which have no weight, stay floats.
 
-Two controls are trained beside such a student: the same one in floats, which is also rounded afterwards, and the one
-without a teacher. The folder of the student holds the rounded weights. Its time in the table is that of the simulation
-in floats; `jaxdistill export` measures the file.
+Two controls are trained beside such a student: the same one in floats ("student in floats"), which is also rounded by
+the same rule ("student rounded afterwards"), and the one without a teacher, which is rounded too. The folder of the
+student holds the rounded weights as floats, so that bytes and time in the table are those of floats. The bytes are
+saved by the file that is shipped, which `jaxdistill export` writes and measures:
+
+    weights=8              onnx(int8='dynamic'), litert(int8='dynamic')
+    the same, with ranges='running'     onnx(int8='static'), litert(int8='static')
+    weights=8, block=32    gguf(kind='Q8_0'), for language models
+    weights=4, block=32    gguf(kind='Q4_0'), for language models
+
+For 4 bits per output and for 2 bits no format here stores fewer bytes than 8 bits: they are studied in JAX. An 8-bit
+file chooses scales by the largest weight again, and ranges by training records: learned scales are rounded once more.
 
 Sources: straight-through: Bengio et al. 2013 (arxiv.org/abs/1308.3432); ranges: Jacob et al., Quantization and Training
 of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018 (arxiv.org/abs/1712.05877); learned scales:
@@ -39,19 +49,14 @@ from jaxdistill.compress.grids import (
     straight_through,
     values,
 )
+from jaxdistill.compress.input_ranges import CALLS, RANGE, WIDEST, ranges_in, running, with_ranges
 from jaxdistill.compress.products import Axes, Role, RoundInputs, Weight, forward, weight_roles
-from jaxdistill.core.collectives import gather
 from jaxdistill.core.interfaces import Model, Pretrained
-from jaxdistill.core.marked_arrays import Collected, Combine
+from jaxdistill.core.marked_arrays import Collected
 from jaxdistill.core.registry import Spec, quantizers
 from jaxdistill.core.types import Array, Key, Outputs, Params, RowsLike, State, Variables
 
-LOG_SCALE, RANGE, CALLS = "/log_scale", "/input_range", "quantize/calls"  # names of added parameters and state
-MOMENTUM = 0.99  # of the running range of inputs, as in TensorFlow's fake_quant
-WIDEST = Combine(  # of the ranges of two products of one weight
-    lambda a, b: jnp.stack([jnp.minimum(a[..., 0], b[..., 0]), jnp.maximum(a[..., 1], b[..., 1])], -1),
-    lambda x: jnp.stack([x[..., 0].min(0), x[..., 1].max(0)], -1),
-)
+LOG_SCALE = "/log_scale"  # suffix of the name of an added parameter
 Bits = Literal[0, 2, 4, 8]
 
 
@@ -104,7 +109,11 @@ def aware(
         raise ValueError("weights=0 with inputs=0 rounds nothing; set one of them")
     if not 0 <= start < 1:
         raise ValueError(f"start={start} is not in [0, 1)")
-    if scales == "learned" and (block or not weights):
+    if not weights and (block or scales != "largest"):
+        raise ValueError("weights=0 are not rounded; leave block and scales out")
+    if not inputs and ranges != "row":
+        raise ValueError("inputs=0 are not rounded; leave ranges out")
+    if scales == "learned" and block:
         raise ValueError("scales='learned' needs block=0: a file chooses the scales of its blocks itself")
     try:
         re.compile(skip)
@@ -170,7 +179,7 @@ def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
     def init(key: Key, batch: RowsLike) -> tuple[Params, State]:
         params, state = model.init(key, batch)
         roles = settings.roles(model, params, state, batch)
-        added: dict[str, Array] = {CALLS: jnp.zeros((), jnp.int32)} if first else {}
+        added: dict[str, Array] = {CALLS: jnp.zeros((), jnp.int32)}  # also tells its checkpoints from those in floats
         if settings.running:
             stack = lambda name: params[name].shape[: params[name].ndim - roles[name].rank]
             added |= {name + RANGE: jnp.zeros((*stack(name), 2)) for name, role in roles.items() if role.is_factor}
@@ -189,7 +198,7 @@ def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
             name: _choose(is_on, _rounded(settings, params, name, roles[name].axes), x) if name in roles else x
             for name, x in inner_params.items()
         }
-        ranges = _ranges(state)
+        ranges = ranges_in(state)
         round_inputs = _inputs_rule(settings, roles, is_on, train)
         if settings.inputs:
             (out, new_state), collected, _ = forward(
@@ -205,7 +214,7 @@ def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
             )
         else:
             (out, new_state), collected = model.apply(rounded, inner_state, batch, train=train, key=key), {}
-        counted = {CALLS: state[CALLS] + train} if first else {}
+        counted = {CALLS: state[CALLS] + train} if CALLS in state else {}
         new_ranges = {name + RANGE: collected.get(name, span) for name, span in ranges.items()}
         return out, {**new_state, **counted, **new_ranges}
 
@@ -235,7 +244,7 @@ def _calibrated(settings: Settings, model: Model, variables: Variables, batches:
             model, params, state, rows, train=False, key=key, ranges=ranges, round_inputs=rule, combine=WIDEST
         )[1]
 
-    ranges = _ranges(variables.state)
+    ranges = ranges_in(variables.state)
     for batch in batches:
         ranges = {**ranges, **observe(params, state, ranges, batch)}
     return with_ranges(variables, ranges)
@@ -248,23 +257,13 @@ def _finished(
     roles = settings.roles(model, params, state, batch)
     on_grid = jax.jit(lambda params, name, found: _rounded(settings, params, name, found), static_argnums=(1, 2))
     finished = {n: on_grid(variables.params, n, roles[n].axes) if n in roles else x for n, x in params.items()}
-    ranges = _ranges(variables.state)
+    ranges = ranges_in(variables.state)
     return Variables(finished, state), ranges
-
-
-def with_ranges(variables: Variables, ranges: Mapping[str, Array]) -> Variables:
-    """Return the variables of a model together with the ranges of its inputs, for the model that `serving` builds."""
-    return variables._replace(state={**variables.state, **{name + RANGE: x for name, x in ranges.items()}})
 
 
 def is_added(name: str) -> bool:
     """Return True for the name of a parameter or state that a quantizer adds; all of them start with zeros."""
     return name.endswith((LOG_SCALE, RANGE)) or name == CALLS
-
-
-def _ranges(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ranges of inputs among the state, `[..., 2]` each, by name of the weight."""
-    return {name.removesuffix(RANGE): x for name, x in state.items() if name.endswith(RANGE)}
 
 
 def _own(params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -328,17 +327,8 @@ def _inputs_rule(settings: Settings, roles: Mapping[str, Role], is_on: Any, trai
         if not settings.running:
             return _choose(is_on, round_rows(x, summed, settings.inputs), x)
         assert weight.range is not None
-        span = _running(weight.range, jax.lax.stop_gradient(x), train)
+        span = running(weight.range, jax.lax.stop_gradient(x), train)
         collected.add(weight.name, span)
         return _choose(is_on, round_in_range(x, span[0], span[1], settings.inputs), x)
 
     return round_inputs
-
-
-def _running(span: Array, x: Array, train: bool) -> Array:
-    """Return the range `[2]` of inputs after a batch; before the first batch, that of the batch itself."""
-    ends = jnp.stack([jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)]).astype(jnp.float32)
-    everywhere = gather(ends[None])  # [devices, 2] under pmap
-    batch = jnp.stack([everywhere[:, 0].min(), everywhere[:, 1].max()])
-    known = MOMENTUM * span + (1 - MOMENTUM) * batch if train else span
-    return jnp.where((span == 0).all(), batch, known)

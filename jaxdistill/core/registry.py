@@ -91,7 +91,8 @@ def parse(text: str, path: str) -> Spec:
     except ConfigError:
         raise
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        cure = "Write a registered name with literal arguments, like name(key=1.0); specs are parsed, never run."
+        cure = "Write a registered name with literal arguments, like name(key=1.0, file='a.csv'), words in quotes; "
+        cure += "specs are parsed, never run."
         raise ConfigError(path, f"{text!r} is not a spec string. {cure}") from None
 
 
@@ -145,6 +146,8 @@ def _mismatch(value: Any, annotation: Any) -> str:
         wrong, names = next(item for item in value if not _matches(item, args[0])), typing.get_args(args[0])
         if typing.get_origin(args[0]) is typing.Literal and all(isinstance(name, str) for name in (wrong, *names)):
             return f"unknown {wrong!r}. {suggest(wrong, names)}"
+    if typing.get_origin(annotation) is tuple and not isinstance(value, tuple | Spec) and args[-1] is ...:
+        return f"expected {_describe(annotation)}, such as ({value!r},)."
     return f"expected {_describe(annotation)}."
 
 
@@ -165,6 +168,7 @@ HINTS = {  # (kind of part, argument that users expect) -> where it is
     ("optimizer", "learning_rate"): "The learning rate is the config key 'rate'. ",
     ("loss", "weight"): "The weight is a config key beside 'term'. ",
     ("loss", "reduction"): "The reduction is a config key beside 'term'. ",
+    ("quantization", "bits"): "The bits are those of weights=4 and inputs=8. ",
 }
 Conversions = Mapping[Any, Callable[[Any, str], Any]]  # an annotation -> `(literal, path) -> value`
 

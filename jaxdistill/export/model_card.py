@@ -64,7 +64,7 @@ predictor.predict({_records(about)}).{USES[task][1]}
 {_in_other_libraries(about, task)}
 ## Training
 
-Model: `{public(about.model)}`
+Model: `{public(about.model)}`{_quantized(config["student"])}
 
 Teachers:
 
@@ -114,6 +114,14 @@ def _records(about: About) -> str:
     if len(about.texts) > 1:
         return "[{" + ", ".join(f'"{field}": "a text"' for field in about.texts) + "}]"
     return USES[about.task][0]
+
+
+def _quantized(student: Mapping[str, Any]) -> str:
+    """Return what the card says of a model that was trained for few bits; empty: it was trained in floats."""
+    if not student.get("quantized"):
+        return ""
+    stored = "the weights in this folder are rounded, and stored as floats"
+    return f"\n\nTrained for few bits by `{student['quantized']}`: {stored}."
 
 
 def _row(rows: list[Mapping[str, Any]], name: str) -> Mapping[str, Any]:

@@ -48,6 +48,7 @@ class About(NamedTuple):
     hub_layout: whether the folder has the layout of Hugging Face, which `pretrained(FOLDER)` reads
     in_transformers: whether transformers has the architecture too
     parts: own parts that the spec names, with their modules
+    stage: name of the model in the result table of its run, such as "student"; empty: not known
     quantized: spec string of the quantizer that rounds the inputs of its products; empty: none
     ranges: least and greatest input of products, by name of the weight; empty: not fixed
     """
@@ -68,6 +69,7 @@ class About(NamedTuple):
     hub_layout: bool
     in_transformers: bool
     parts: dict[str, str]
+    stage: str = ""
     quantized: str = ""
     ranges: Mapping[str, Any] = MappingProxyType({})
 
@@ -86,6 +88,7 @@ TYPES: seal.JsonTypes = {
     "columns": dict,
     "channels": int,
     "parts": dict,
+    "stage": str,
     "quantized": str,
     "ranges": dict,
 }

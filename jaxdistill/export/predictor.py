@@ -11,9 +11,10 @@ import numpy as np
 
 import jaxdistill.data
 import jaxdistill.models  # noqa: F401  (importing registers transforms, tokenizations and models)
-from jaxdistill.compress.aware import Quantizer, with_ranges
+from jaxdistill.compress.aware import Quantizer
+from jaxdistill.compress.input_ranges import require_ranges, with_ranges
 from jaxdistill.core import registry
-from jaxdistill.core.errors import ConfigError, WeightsError
+from jaxdistill.core.errors import ConfigError, DamageError, WeightsError
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import Spec
 from jaxdistill.core.types import Array, Variables
@@ -76,8 +77,7 @@ class Predictor:
             problem = f"{str(folder)!r} holds no model that jaxdistill has written ({model_folder.ABOUT} is missing)"
             raise ConfigError("", f"{problem}. Give the folder of a finished run, or RUN/student/hub.") from None
         self.float_variables = self._read()
-        ranges = {name: jnp.asarray(np.asarray(span, np.float32)) for name, span in self.about.ranges.items()}
-        self.variables = with_ranges(self.float_variables, ranges)
+        self.variables = self._with_ranges() if self.about.quantized else self.float_variables
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -130,9 +130,26 @@ class Predictor:
             cure = f" The model needs {needs}: import it first, or pass trust_source=True." if needs else ""
             raise ConfigError("model", f"{error.message}{cure}") from None
 
-    def _read(self) -> Variables:
+    def _with_ranges(self) -> Variables:
+        """Return the variables together with the ranges of inputs.
+
+        Raises:
+            DamageError: the ranges in the folder are not those of the model.
+        """
+        try:
+            ranges = {name: jnp.asarray(span, jnp.float32) for name, span in self.about.ranges.items()}
+            require_ranges(self.model, ranges, self._shapes())
+        except (TypeError, ValueError, ConfigError) as error:
+            raise DamageError(f"{self.folder / model_folder.ABOUT} is damaged ({error})") from None
+        return with_ranges(self.float_variables, ranges)
+
+    def _shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         shapes = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in self.about.inputs.items()}
         shapes["mask"] = shapes.get("mask", jax.ShapeDtypeStruct((2,), np.float32))
+        return shapes
+
+    def _read(self) -> Variables:
+        shapes = self._shapes()
         model = self._built(self.about.dtype)
         if model.load is None:
             return jax.device_put(model_folder.read_arrays(self.folder))

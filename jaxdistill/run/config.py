@@ -219,7 +219,10 @@ def parse_changes(words: Iterable[str]) -> list[tuple[str, str]]:
     for word in words:
         path, equals, value = word.removeprefix("--config.").partition("=")
         if not word.startswith("--config.") or not equals:
-            raise ConfigError(word, "unknown argument. Config keys are set by --config.a.b=value; see --help.")
+            cure = (
+                f"Write {word}=VALUE" if word.startswith("--config.") else "Config keys are set by --config.a.b=value"
+            )
+            raise ConfigError(word, f"unknown argument. {cure}; see --help.")
         changes.append((path, value))
     return changes
 

@@ -29,6 +29,10 @@ def cut_of(config: Config) -> Cut | None:
     if cut.teacher and cut.teacher not in config.teachers:
         raise ConfigError(PATH, f"there is no teacher {cut.teacher!r}. {suggest(cut.teacher, config.teachers)}")
     if cut.teacher:
+        entry = config.teachers[cut.teacher]
+        if not (entry.checkpoint or entry.steps or entry.model.partition("(")[0].strip() == "pretrained"):
+            problem = f"is cut out of {cut.teacher!r}, which has no weights before the student's training"
+            raise ConfigError(PATH, f"{problem}. Set teachers.{cut.teacher}.checkpoint or .steps.")
         for key in ("reads", "classes"):
             if config.teachers[cut.teacher].get(key):
                 problem = f"is cut out of {cut.teacher!r}, which does not read or answer as the student does"
@@ -59,6 +63,11 @@ def architecture(spec: str, path: str = PATH) -> Architecture:
     return Architecture(factory.__name__, with_defaults(factory, bound.arguments), (), {})
 
 
+def _may_change(option: str) -> bool:
+    """Return True for an argument of a model that may differ from that of the model that is cut."""
+    return "dropout" in option or option in ("classes", "remat", "attention", "attentions")
+
+
 def with_sizes(config: Config) -> Config:
     """Return a config whose student is the smaller model that a cut leaves; other configs are returned unchanged.
 
@@ -68,6 +77,15 @@ def with_sizes(config: Config) -> Config:
     if (cut := cut_of(config)) is None:
         return config
     source = architecture(*source_of(config, cut))
+    known = inspect.signature(registry.models[source.family]).parameters
+    if unknown := [name for name in cut.options if name not in known]:
+        own = inspect.signature(registry.cuts["cut"]).parameters
+        names = [name for name in own if name != "options"]
+        close = suggest(unknown[0], [*names, *(name for name in known if _may_change(name))])
+        raise ConfigError(PATH, f"neither cut nor {source.family} has an argument {unknown[0]!r}. {close}")
+    if fixed := [name for name in cut.options if not _may_change(name)]:
+        problem = f"{fixed[0]}={cut.options[fixed[0]]!r} is what the cut decides, or what its weights were made for"
+        raise ConfigError(PATH, f"{config.student.model!r}: {problem}; leave it out.")
     try:
         sizes = sizes_after(cut, source.family, source.arguments)
         arguments = cuttable(source.family).arguments(source.arguments, sizes) | dict(cut.options)

@@ -1,5 +1,6 @@
 """Cut the student out of a trained model before its training: measure the units, choose some, take their weights."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from jaxdistill.evaluation.interpret.head_importance import head_importance
 from jaxdistill.models.abstract import embeds, init_variables
 from jaxdistill.models.build import build_model
 from jaxdistill.models.pretrained import Architecture
+from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run.cut_specs import PATH, architecture, cut_of, source_of
 from jaxdistill.run.evaluation import evaluate
 from jaxdistill.run.resolve import Resolved
@@ -96,15 +98,11 @@ def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: n
     Raises:
         ConfigError: the units cannot be measured.
     """
-    known = {"cut": resolved.config.student.model, "source": source.spec}
-    try:
-        content = seal.read(folder / FILE, TYPES, required=True)
-        if known.items() <= content.items():
-            return Choice(tuple(content["layers"]), {name: tuple(ids) for name, ids in content["units"].items()})
-    except (FileNotFoundError, DamageError):  # it is made again
-        pass
+    known = {"cut": resolved.config.student.model, "source": source.spec, "weights": _checksum(source.variables)}
     table = cuttable(source.form.family)
     before, after = table.sizes(source.form.arguments), sizes_after(cut, source.form.family, source.form.arguments)
+    if found := _read(folder / FILE, known, partial(choose, cut, before, after)):
+        return found
     try:
         scores = unit_scores(
             source.model, source.variables, samples(resolved.data, cut.records, chosen), table, source.form.arguments
@@ -123,6 +121,30 @@ def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: n
     (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
     seal.write(folder / FILE, {**content, "scores": rounded})
     return found
+
+
+def _read(
+    file: Path, known: Mapping[str, str], choose_by: Callable[[Mapping[str, np.ndarray]], Choice]
+) -> Choice | None:
+    """Read which units stay; None: the file is missing, damaged, of another model, or not what its scores say."""
+    try:
+        content = seal.read(file, TYPES, required=True)
+        found = Choice(tuple(content["layers"]), {name: tuple(ids) for name, ids in content["units"].items()})
+        scores = {name: np.asarray(values, np.float64) for name, values in content["scores"].items()}
+        return found if known.items() <= content.items() and choose_by(scores) == found else None
+    except (FileNotFoundError, DamageError):
+        return None
+    except (TypeError, ValueError, KeyError, IndexError):  # values of other types than `choice` writes
+        return None
+
+
+def _checksum(variables: Variables) -> str:
+    """Return the SHA-256 of the arrays of a model, in the order of their names."""
+    digest = hashlib.sha256()
+    for part in variables:
+        for name in sorted(part):
+            digest.update(name.encode() + np.ascontiguousarray(part[name]).tobytes())
+    return digest.hexdigest()
 
 
 def _head_importance(source: Source, batches: Iterable[Mapping[str, Any]], before: Sizes) -> dict[str, np.ndarray]:
@@ -192,11 +214,28 @@ class Cutter:
                 found = source(self._resolved, trained)
                 self._made = found, choice(self._resolved, cut, found, self._folder, self._data.chosen)
             values = begin(abstract, *self._made)
+            self._require_all(values, abstract, cut)
             if stage.kind == "student" and (whole := _completed(values, abstract)):
                 self._report(stage, whole, self._made[0])
             return values
 
         return first
+
+    def _require_all(self, values: Variables, abstract: Variables, cut: Cut) -> None:
+        """Raise a ConfigError if the source lacks arrays of the smaller model, other than those of a new head."""
+        assert self._made is not None
+        given = set(values.params) | set(values.state) | set(self._made[0].fresh)
+        missing = [n for part in abstract for n in part if n not in given and not is_added(n)]
+        if missing and "classes" not in cut.options:
+            text = self._resolved.config.student.model
+            raise ConfigError(PATH, f"{text!r}: the model that is cut has no {missing[0]!r} of this shape.")
+
+    def restore(self, stage: Stage, trained: Mapping[str, Variables]) -> None:
+        """Write `FILE` again if it is missing or damaged; the arguments are those of `start`, for a trained student."""
+        if (first := self.start(stage, trained)) and not sentence(self._folder):
+            model, rows = stage.parts.student, stage.shapes["train"]
+            shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), rows))
+            first(with_shardings(shapes, shardings(shapes, self._resolved.mesh, stage.settings.rules)))
 
     def _report(self, stage: Stage, values: Variables, source: Source) -> None:
         """Print what the student answers before its training, and keep it in `FILE`."""

@@ -116,6 +116,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
             seal.write(folder / "config.json", finished["config.json"])
             run.record = {key: finished["results.json"].get(key) for key in record}
             run.earlier_rows = finished["results.json"].get("rows", [])
+            run.earlier_exports = finished["results.json"].get("exports", [])
         return run.finish()
 
 
@@ -138,8 +139,9 @@ class Run:
         stored = {name: self._stored(name) for name in data.with_test}
         self.data = Data(records, data.open(data.test), stored, {}, subset.choose_records(data, records["train"]))
         self.cutter = cutting.Cutter(resolved, folder, self.data, console)
-        self.trained = False  # whether this process has trained a model
+        self.trained = False  # whether it has trained a model
         self.earlier_rows: list[dict[str, Any]] = []  # the table of the same run, if it was finished before
+        self.earlier_exports: list[dict[str, Any]] = []  # and what was measured of its files
         self.exported: dict[Path, exports.Export] = {}  # the models that this process has written
         self.timed: dict[str, Timed] = {}  # what is timed for each model that this process can run, by row name
         self.values: dict[str, Variables] = {}  # of teachers, by teacher name
@@ -292,7 +294,9 @@ class Run:
         """Write results.json and report.html, print the result table, and complete the folders of the models."""
         if jax.process_count() == 1:
             add_latencies(self.outcomes, self.timed, self.rows, [] if self.trained else self.earlier_rows)
+            self.cutter.restore(self.resolved.student, self.untrained)
         results = self._results() | details(self.resolved.data, self.outcomes)
+        results["exports"] = [] if self.trained else self.earlier_exports
         if jax.process_index() == 0:
             seal.write(self.folder / "results.json", results)
             self.console.print(table.table(results["rows"]))
@@ -310,18 +314,13 @@ class Run:
             if jax.process_index() == 0:
                 exports.write_card(self.folder / place, export, self.resolved.data, self.rows, results)
             self.console.print(f"{export.name:>12}  written to {self.folder / place / exports.HUB}")
-        return Result(
-            results["rows"], {row["name"]: self.variables[row["name"]] for row in results["rows"]}, self.folder
-        )
+        variables = {row["name"]: self.variables[row["name"]] for row in results["rows"]}
+        return Result(results["rows"], variables, self.folder)
 
     def _results(self) -> dict[str, Any]:
         """Return the content of results.json, with the models that are trained until now."""
-        names = [f"teacher {name}" for name in self.resolved.teachers]
-        outcomes = {
-            name: self.outcomes[name]
-            for name in (*names, "student", FLOATS, ROUNDED, "control")
-            if name in self.outcomes
-        }
+        names = [*(f"teacher {name}" for name in self.resolved.teachers), "student", FLOATS, ROUNDED, "control"]
+        outcomes = {name: self.outcomes[name] for name in names if name in self.outcomes}
         rows, config = [outcome["row"] for outcome in outcomes.values()], self.resolved.config
         class_names = list(self.resolved.data.class_names)
         told = comparison(outcomes), constant_answer(outcomes, class_names)

@@ -1,5 +1,6 @@
 """Write trained models of a run in the formats of other runtimes, and measure the files on the run's test records."""
 
+import contextlib
 import datetime
 import functools
 import inspect
@@ -9,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.evaluation.report import exports as report
 from jaxdistill.evaluation.report import page
 from jaxdistill.evaluation.report.formats import aligned
+from jaxdistill.evaluation.report.table import FLOATS
 from jaxdistill.export import exported_folder, model_folder
 from jaxdistill.export.choice import check_model, choose
 from jaxdistill.export.compare import compare, outputs_of
@@ -111,13 +113,15 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
     finished, processors = results(run), len(os.sched_getaffinity(0))
     chosen = [(spec, choose(spec, options.runtime, "--to", "--runtime")) for spec in formats]
     exporters = {_slug(spec): (spec, exporter) for spec, exporter in chosen}
-    if options.threads < 1 or options.records < 0:
-        raise ConfigError("--threads", "and --records must be positive.")
+    if options.threads < 1:
+        raise ConfigError("--threads", f"{options.threads} is not positive. Give 1 or more.")
+    if options.records < 0:
+        raise ConfigError("--records", f"{options.records} is negative. Give 0 for all test records, or more.")
     if options.threads > processors:
         raise ConfigError("--threads", f"{options.threads} are more than the {processors} processors of this process.")
     for name, (spec, exporter) in itertools.product(models, chosen):
         check_model(exporter, spec, name, definition_of(folder_of(run, name)), "--to")
-    with workdir.locked(run):
+    with workdir.locked(run, "RUN", "make it writable, or copy it to a place that is"):
         data = resolve(load_config(str(run / "config.json"), options.trust_source), jax.devices()).data
         _check_records(finished, data)
         subjects = [_subject(run, name, data, options) for name in dict.fromkeys(models)]
@@ -141,10 +145,12 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
         seal.write(run / "results.json", {**content, "exports": list(kept.values())})
         page.write_page(run)
     text = f"{aligned([report.HEADING, *report.cells(entries)])}\n{report.circumstances(entries)}\n"
+    good = [entry for entry in entries if entry["name"] != "-" and not entry["problem"]]
+    text += "".join(f"{run / entry['model'] / EXPORTS / entry['name']}\n" for entry in good)
     if problems := [f"{entry['model']}: {entry['problem']}" for entry in entries if entry["problem"]]:
         sys.stdout.write(text)
         raise ConfigError("--to", " ".join(problems))
-    return text + "".join(f"{_folder(run, file)}\n" for file in files)
+    return text
 
 
 def _check_records(finished: Mapping[str, Any], data: Pipeline) -> None:
@@ -184,7 +190,7 @@ def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:
 def _row(run: Path, name: str) -> Mapping[str, Any]:
     """Return the row of a model in the result table of a run; empty: it has none."""
     rows = {row["name"]: row for row in results(run)["rows"]}
-    return rows.get(name.replace("teachers/", "teacher "), {})
+    return rows.get({"floats": FLOATS}.get(name, name.replace("teachers/", "teacher ")), {})
 
 
 def _slug(spec: str) -> str:
@@ -195,19 +201,26 @@ def _slug(spec: str) -> str:
     return "-".join([factory.__name__, *given])
 
 
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Return a context manager that drops warnings: the quantizer of ONNX recommends a step that is not needed here."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
 def _written(
     subject: Subject, spec: str, exporter: Exporter, data: Pipeline, temporary: Path, options: Options
 ) -> File:
     """Write a model in a format, with its preprocessing and class names."""
     folder = temporary / subject.name.replace("/", "-") / _slug(spec)
     folder.mkdir(parents=True)
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the quantizer of ONNX Runtime recommends a step that is not needed here
-    try:
-        samples = functools.partial(training_samples, subject.network, data)
+    samples = functools.partial(training_samples, subject.network, data)
+    with _without_warnings():
         notes = exporter.write(subject.network, folder / exporter.file, samples) or ()
-    finally:
-        logging.disable(previous)
     sys.stderr.writelines(f"note: {subject.name}, {spec}: {note}\n" for note in notes)
     for name in (model_folder.ABOUT, "tokenizer.json", *model_folder.TOKENIZER_FILES, "preprocessor_config.json"):
         if (subject.predictor.folder / name).is_file():
@@ -318,7 +331,8 @@ def _departure(file: File, record: int) -> str:
             network = subject.network._replace(output=state)
             expected = np.asarray(jax.jit(network.function)(example))
             place = Path(folder, exporter.file)
-            exporter.write(network, place, lambda: [example])
+            with _without_warnings():
+                exporter.write(network, place, lambda: [example])
             found = measure([Job(file.job.name, file.job.runtime, place, 1)], example, 1)[file.job.name]
             if not isinstance(found, Measured):
                 return ""

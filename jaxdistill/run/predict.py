@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core.errors import ConfigError, DamageError, suggest
+from jaxdistill.evaluation.report.table import FLOATS
 from jaxdistill.run.config import note
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.exports import HUB
@@ -40,7 +41,11 @@ def load(run: str | Path, model: str = "student", trust_source: bool = False) ->
     place = model_folder(folder, model)
     if trust_source:
         load_config(str(_run_of(place) / "config.json"), trust_source=True)
-    return Predictor(place)
+    predictor, row = Predictor(place), {"floats": FLOATS}.get(model, model.replace("teachers/", "teacher "))
+    if place != folder and predictor.about.stage not in ("", row):
+        cure = "Repeat the command of the run, which writes it again"
+        raise DamageError(f"{place} holds the model {predictor.about.stage!r}, not {row!r}. {cure}.")
+    return predictor
 
 
 def model_folder(folder: Path, model: str) -> Path:
@@ -89,3 +94,5 @@ def results(folder: Path) -> Mapping[str, Any]:
         return seal.read(folder / "results.json", {"rows": list, "config": dict})
     except FileNotFoundError:
         raise ConfigError("RUN", f"{str(folder)!r} holds no finished run (results.json is missing).") from None
+    except NotADirectoryError:
+        raise ConfigError("RUN", f"{str(folder)!r} is a file. Give the folder of a run, as in --workdir.") from None

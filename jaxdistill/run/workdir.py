@@ -150,11 +150,15 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, option: str = "--workdir", cure: str = "choose another folder") -> Iterator[None]:
     """Return a context manager that locks a folder, so that no other process writes checkpoints to it.
 
     The operating system releases the lock when the process ends in any way. If the file system has no locks, there is
     no protection.
+
+    Args:
+        folder: the folder.
+        option, cure: argument of the command that names the folder, and what helps if it cannot be written.
 
     Raises:
         ConfigError: another process holds the lock, or the folder cannot be written.
@@ -163,14 +167,14 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a+")
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise ConfigError(option, f"{str(folder)!r} cannot be written ({error}); {cure}.") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            cure = "Choose another folder, or wait until that process ends; the same command then resumes the run"
-            raise ConfigError("--workdir", f"{str(folder)!r} is in use by {file.read()}. {cure}.") from None
+            wait = "Wait until that process ends, and repeat the command, or choose another folder"
+            raise ConfigError(option, f"{str(folder)!r} is in use by {file.read()}. {wait}.") from None
         except OSError:
             pass
         file.truncate(0)

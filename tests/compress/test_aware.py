@@ -16,6 +16,7 @@ import jaxdistill.compress.aware  # noqa: F401  (registers `aware`)
 from jaxdistill.compress.products import Role, weight_roles
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.interfaces import Pretrained
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.models.combinators import in_dtype, microbatched
 from jaxdistill.models.layers import pixels
@@ -118,6 +119,8 @@ def test_stacked_and_rematerialised_layers_are_rounded_alike(options):
     (_, wrapped), (_, rounded) = aware(spec, plain), aware(spec, other)
     given = jax.jit(rounded.init)(KEY, rows)
     found, (logits, after) = loss_of(rounded, given, rows, train=True)
+    ranges = {name: np.asarray(x) for name, x in after.items() if name.endswith("/input_range")}
+    assert all((x[..., 0] <= 0).all() and (x[..., 1] > 0).all() for x in ranges.values()) and len(ranges) > 6
     assert np.isfinite(logits).all() and set(after) == set(given[1])
     if "tied" in options:  # its head is returned unmultiplied, as that of tied embeddings
         assert np.asarray(after["head/kernel/input_range"])[1] > 0
@@ -273,6 +276,38 @@ def test_a_row_of_zeros_with_a_learned_scale_stays_zero_and_finite():
     assert np.asarray(gradients["embed/token/embedding/log_scale"])[0] == 0
 
 
+class Twice(nnx.Module):
+    """A weight that is multiplied from both sides."""
+
+    def __init__(self, *, rngs):
+        self.kernel = nnx.Param(jnp.eye(6))
+
+    def __call__(self, batch, *, train, key):
+        return Outputs(batch["x"] @ self.kernel[...] @ self.kernel[...].T)
+
+
+def test_a_weight_that_is_summed_over_different_axes_is_refused():
+    model = from_nnx(lambda rngs, batch: Twice(rngs=rngs))
+    rows = {"x": np.ones((4, 6), np.float32), "mask": np.ones(4, np.float32)}
+    with pytest.raises(ValueError, match="products of kernel sum different axes; leave it out by skip='kernel'"):
+        aware("aware()", model)[1].init(KEY, rows)
+
+
+def test_a_pretrained_model_is_loaded_without_what_a_quantizer_adds():
+    model, params, state = built("mlp(widths=(12, 8), classes=5)")
+    asked = []
+
+    def load(shapes):
+        asked.append(shapes)
+        return Pretrained((), lambda: Variables(params, state))
+
+    wrapped = aware("aware(scales='learned', ranges='running')", model._replace(load=load))[1]
+    shapes = Variables(*jax.eval_shape(wrapped.init, KEY, batch("image")))
+    assert len(shapes.params) > len(params) and len(shapes.state) == 4
+    assert wrapped.load(shapes).read().params is params
+    assert asked[0].params.keys() == params.keys() and asked[0].state == {}
+
+
 def test_a_model_in_which_nothing_can_be_rounded_is_refused():
     model, *_ = built("mlp(widths=(12, 8), classes=5)")
     for options, said in (
@@ -296,8 +331,14 @@ def test_a_model_in_bfloat16_is_rounded_before_its_cast():
     model = registry.models.build("mlp(widths=(12, 8), classes=5)", "")
     _, wrapped = aware("aware(weights=4)", in_dtype(model, "bfloat16"))
     values = wrapped.init(KEY, batch("image"))
-    out = jax.jit(functools.partial(wrapped.apply, train=False))(*values, batch("image"), key=KEY)[0].logits
-    assert out.dtype == jnp.bfloat16 and np.isfinite(np.asarray(out, np.float32)).all()
+    apply = lambda model: jax.jit(functools.partial(model.apply, train=False))
+    found = apply(wrapped)(*values, batch("image"), key=KEY)[0].logits
+    exact, floats = aware("aware(weights=4)", model)[1], in_dtype(model, "bfloat16")
+    expected = np.asarray(apply(exact)(*values, batch("image"), key=KEY)[0].logits)
+    plain = np.asarray(apply(floats)(values[0], {}, batch("image"), key=KEY)[0].logits, np.float32)
+    assert found.dtype == jnp.bfloat16
+    distance = lambda x: np.abs(np.asarray(x, np.float32) - expected).max()
+    assert distance(found) < distance(plain) / 3  # weights are rounded though the model casts them
 
 
 @pytest.mark.parametrize(
@@ -306,6 +347,9 @@ def test_a_model_in_bfloat16_is_rounded_before_its_cast():
         ("aware(weights=3)", "student.quantized: aware(weights=3): expected one of 0, 2, 4, 8."),
         ("aware(weights=2, block=32)", "there is no grid for weights=2 with block=32. Known: weights=8,"),
         ("aware(weights=0, inputs=0)", "rounds nothing"),
+        ("aware(weights=0, block=32)", "weights=0 are not rounded; leave block and scales out"),
+        ("aware(inputs=0, ranges='running')", "inputs=0 are not rounded; leave ranges out"),
+        ("aware(bits=4)", "The bits are those of weights=4 and inputs=8."),
         ("aware(start=1.0)", "start=1.0 is not in [0, 1)"),
         ("aware(scales='learned', block=32)", "needs block=0"),
         ("aware(skip='(')", "no regular expression"),

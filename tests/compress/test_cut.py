@@ -9,9 +9,11 @@ import pytest
 import jaxdistill.models  # noqa: F401  (registers the families)
 from jaxdistill.compress.axes import CUTTABLE, array_axes
 from jaxdistill.compress.cut import Choice, choose, cut, sizes_after, sliced
+from jaxdistill.compress.products import forward
 from jaxdistill.compress.unit_scores import unit_scores
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.marked_arrays import NOTHING
 from jaxdistill.core.types import Variables
 from jaxdistill.evaluation.flops import flops
 from jaxdistill.export import hugging_face
@@ -151,6 +153,33 @@ def test_neurons_and_layers_are_scored_by_hand():
         np.testing.assert_allclose(scores["layers"][number], (1 - cosines).mean(), rtol=1e-4)
 
 
+def test_heads_and_width_are_scored_by_hand():
+    model, variables, rows, form, table = world("bert")
+    variables, rows = jax.tree.map(jnp.asarray, (variables, rows))
+    scores = unit_scores(model, variables, [rows], table, form.arguments)
+
+    def keep(weight, x, summed, collected):
+        collected.add(weight.name, x)
+        return x
+
+    collected = forward(model, *variables, rows, train=False, key=KEY, ranges={}, round_inputs=keep, combine=NOTHING)[1]
+    inputs = {name: np.float64(x) for name, x in collected.items()}
+    real = np.asarray(rows["attention_mask"] * (rows["mask"] != 0)[:, None]) != 0
+    split = inputs["blocks/1/attention/out/kernel"][real].reshape(real.sum(), 4, 2)
+    np.testing.assert_allclose(scores["heads/1"], np.linalg.norm(split, axis=-1).mean(0), rtol=1e-4)
+    readers = [
+        f"blocks/{n}/{part}/kernel"
+        for n in range(3)
+        for part in ("attention/query", "attention/key", "attention/value", "up")
+    ]
+    expected = sum(np.abs(inputs[name][real]).mean(0) for name in readers)
+    tokens = real.sum(1)[:, None]  # a pooled text counts for each of its tokens
+    expected = expected + sum(
+        (np.abs(inputs[f"head/{name}/kernel"]) * tokens).sum(0) / real.sum() for name in ("dense", "out")
+    )
+    np.testing.assert_allclose(scores["width"], expected, rtol=1e-4)
+
+
 def test_heads_are_scored_by_the_size_of_their_outputs():
     model, variables, rows, form, table = world("bert")
     scores = unit_scores(model, variables, [rows], table, form.arguments)
@@ -178,6 +207,11 @@ def test_padding_and_rows_that_do_not_count_have_no_say(name):
         np.testing.assert_allclose(again[axis], x, rtol=1e-4, atol=1e-6, err_msg=axis)
     sizes = table.sizes(form.arguments)
     assert {axis: len(x) for axis, x in scores.items() if axis != "layers"} == sizes.units
+
+
+def test_a_small_share_keeps_one_unit():
+    form = architecture(SPECS["mlp"])
+    assert set(sizes_after(cut(teacher="big", neurons=0.01), form.family, form.arguments).units.values()) == {1}
 
 
 def test_the_largest_scores_stay_and_of_equal_ones_the_first():

@@ -129,6 +129,13 @@ def test_values_outside_a_fixed_range_have_no_gradient():
         np.testing.assert_array_equal(gradient, [0, 1, 1, 1, 0])
 
 
+def test_a_range_of_16_bits_is_symmetric_around_its_greater_end():
+    x = jnp.asarray([-2.5, -1.9, 0.3, 1.7])
+    found = np.float64(round_in_range(x, jnp.float32(-2), jnp.float32(1), 16))
+    step = 2 / 32767
+    np.testing.assert_allclose(found, [-32768 * step, *(np.round(np.float64(x[1:]) / step) * step)], rtol=1e-6)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_rows_of_inputs_have_their_own_scale(bits):
     x = np.random.default_rng(0).normal(size=(3, 4, 50)).astype(np.float32) * [[[1]], [[100]], [[1e-3]]]

@@ -1,6 +1,7 @@
 """A student that is cut out of a trained model: units are chosen once, before its training, and kept."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxdistill
 from jaxdistill import differ
+from jaxdistill.core import seal
 from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run import cutting
@@ -36,6 +38,10 @@ def run(home):
     return folder
 
 
+def answers(folder):
+    return json.loads((folder / "student/result.json").read_text())["answers"]
+
+
 def units(folder):
     return json.loads((folder / cutting.FILE).read_text())
 
@@ -48,6 +54,9 @@ def test_the_units_and_their_scores_are_kept_and_the_agreement_is_told(run):
     order = np.argsort(content["scores"][f"ffn/{layer}"])[-12:]
     assert content["units"][f"ffn/{layer}"] == sorted(order.tolist()) and content["heads_by"] == "importance"
     before = content["before_training"]
+    teacher = json.loads((run / "teachers/big/result.json").read_text())["answers"]
+    labels = np.mean(np.equal(teacher["predicted"], teacher["label"]))
+    assert before["agreement"] != before["accuracy"] or labels == 1 or before["agreement"] in (0, 1)
     assert 0 <= before["agreement"] <= 1 and f"{100 * before['agreement']:.2f} % of the answers" in results["summary"]
     parameters = {row["name"]: row["parameters"] for row in results["rows"]}
     block, half = 4 * 17 * 16 + 2 * 32 + 2 * 16 * 24 + 40, 3 * 17 * 8 + 8 * 16 + 16 + 2 * 32 + 2 * 16 * 12 + 28
@@ -141,8 +150,10 @@ def test_records_without_labels_score_heads_by_their_outputs(run, home, tmp_path
         ("cut(teacher='small')", "there is no teacher 'small'. Known: big"),
         ("cut(teacher='big', layers=9)", "layers=9: the model has 3; give at most 3"),
         ("cut(teacher='big', channels=0.5)", "a bert has no channels"),
-        ("cut(teacher='big', wide=2)", "no argument 'wide'"),
-        ("cut(source='nowhere')", "nowhere"),
+        ("cut(teacher='big', wide=2)", "has an argument 'wide'"),
+        ("cut(source='nowhere')", "there is no folder 'nowhere'"),
+        ("cut(teacher='big', ffn=7)", "ffn=7 is what the cut decides"),
+        ("cut(teacher='big', channel=0.5)", "has an argument 'channel'. Did you mean 'channels'"),
     ],
 )
 def test_a_wrong_cut_is_refused_before_anything_runs(student, said, home, tmp_path):
@@ -185,6 +196,56 @@ def test_a_cut_student_is_trained_for_few_bits_too(home, tmp_path):
     found = jaxdistill.distill(differ(cut_config(home, family="mlp"), student=student, steps=2), tmp_path, QUIET)
     assert units(tmp_path)["before_training"]["agreement"] is not None
     assert "layers/0/kernel/log_scale" in found.variables["student"].params
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"reads": "teacher/"}, "does not read or answer as the student does (teachers.big.reads)"),
+        ({"classes": (1, 0)}, "does not read or answer as the student does (teachers.big.classes)"),
+        ({"steps": 0}, "has no weights before the student's training. Set teachers.big.checkpoint or .steps"),
+    ],
+)
+def test_a_teacher_that_is_no_model_for_the_student_is_not_cut(entry, said, home, tmp_path):
+    config = cut_config(home)
+    config = differ(config, teachers={"big": {**config.teachers.big.to_dict(), **entry}}, step="mutual()")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        check(config, tmp_path)
+
+
+def test_units_are_measured_on_the_records_that_are_trained_on(run, home, tmp_path):
+    config = cut_config(home, steps=1, control=False, data={"select": "random(share=0.2)"})
+    jaxdistill.distill(config, tmp_path, QUIET)
+    few, all_records = units(tmp_path), units(run)
+    assert few["records"] < all_records["records"] == 40
+    assert few["scores"]["ffn/0"] != all_records["scores"]["ffn/0"]
+
+
+@pytest.mark.slow
+def test_units_of_another_model_and_units_that_their_scores_do_not_choose_are_not_believed(run, home, tmp_path):
+    for number, change in enumerate(
+        ({"weights": "0" * 64}, {"layers": [0]}, {"units": {"ffn/0": ["a"]}}, {"scores": {}})
+    ):
+        again = shutil.copytree(run, tmp_path / str(number))
+        content = {name: x for name, x in units(again).items() if name != "seal"}
+        seal.write(again / cutting.FILE, {**content, **change})
+        for place in ("student/checkpoints", "control/checkpoints"):
+            shutil.rmtree(again / place)
+        for name in ("student", "control"):
+            (again / name / "result.json").unlink()
+        jaxdistill.distill(cut_config(home), again, QUIET)
+        assert {k: units(again)[k] for k in ("layers", "units", "weights")} == {
+            k: units(run)[k] for k in ("layers", "units", "weights")
+        }
+        assert answers(again) == answers(run)
+
+
+def test_damaged_units_of_a_finished_run_are_made_again(run, home, tmp_path):
+    again = shutil.copytree(run, tmp_path / "again")
+    (again / cutting.FILE).write_text("{}")
+    jaxdistill.distill(cut_config(home), again, QUIET)
+    assert units(again) == units(run)
+    assert "The student, and its controls, start as" in json.loads((again / "results.json").read_text())["summary"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import jaxdistill
 from jaxdistill import differ
 from jaxdistill.core import seal
 from jaxdistill.core.checkpoint import load_variables
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.export.model_folder import ABOUT
 from jaxdistill.run.distill import check
 
@@ -106,9 +106,66 @@ def test_a_folder_of_an_earlier_version_is_read(run, tmp_path):
     assert jaxdistill.load(hub).about.quantized == ""
 
 
+def test_a_network_with_statistics_keeps_them_when_it_is_rounded_afterwards(home, tmp_path):
+    config = quantized("resnet", home, "aware(weights=8, inputs=16)", steps=3)
+    rows = {row["name"]: row for row in jaxdistill.distill(config, tmp_path, QUIET).rows}
+    assert abs(rows["student rounded afterwards"]["nll"] - rows["student in floats"]["nll"]) < 0.01
+    found = jaxdistill.load(tmp_path).predict(test_records("resnet", home), batch_size=16)
+    np.testing.assert_array_equal(found.predicted, answers(tmp_path / "student")["predicted"])
+    np.testing.assert_allclose(found.confidence, answers(tmp_path / "student")["confidence"], rtol=2e-6)
+
+
+def test_ranges_that_are_not_those_of_the_model_are_damage(run, tmp_path):
+    names = list(json.loads((run / "student/hub" / ABOUT).read_text())["ranges"])
+    whole = {name: [-1.0, 1.0] for name in names}
+    wrong = [{names[0]: [-1.0, 1.0]}, {**whole, "other": [-1.0, 1.0]}, *({**whole, names[0]: x} for x in BAD_RANGES)]
+    for number, ranges in enumerate(wrong):
+        hub = shutil.copytree(run / "student/hub", tmp_path / str(number))
+        about = json.loads((hub / ABOUT).read_text())
+        seal.write(hub / ABOUT, {**{name: x for name, x in about.items() if name != "seal"}, "ranges": ranges})
+        seal.seal_folder(hub)
+        with pytest.raises(DamageError, match="is damaged"):
+            jaxdistill.load(hub)
+
+
+BAD_RANGES = [[float("nan"), 1.0], [0.5, 1.0], [1.0, -1.0], [-1.0, 0.0, 1.0], "ab", None]
+
+
+def test_the_folder_of_another_model_of_the_run_is_noticed(run, tmp_path):
+    again = shutil.copytree(run, tmp_path / "again")
+    shutil.rmtree(again / "student/hub")
+    shutil.copytree(run / "floats/hub", again / "student/hub")
+    with pytest.raises(DamageError, match=r"holds the model 'student in floats', not 'student'\. Repeat the command"):
+        jaxdistill.load(again)
+
+
+def test_a_repeated_run_keeps_what_was_measured_of_its_files(run, home, tmp_path):
+    again = shutil.copytree(run, tmp_path / "again")
+    assert command("export", again, "--to", "stablehlo", "--model", "floats") == 0
+    jaxdistill.distill(quantized("mlp", home), again, QUIET)
+    assert [entry["name"] for entry in json.loads((again / "results.json").read_text())["exports"]] == [
+        "-",
+        "stablehlo",
+    ]
+    assert "Exported files" in (again / "report.html").read_text()
+
+
+THREADS = ({"threads": 999}, "exports.phone.threads: 999 are more than")
+
+
+@pytest.mark.parametrize(("entry", "said"), [THREADS, ({"model": "floats"}, "")])
+def test_exports_of_a_config_are_checked_before_anything_is_trained(entry, said, home, tmp_path):
+    config = quantized("mlp", home, exports={"phone": {"to": "onnx", **entry}})
+    if not said:
+        check(config, tmp_path)
+        return
+    with pytest.raises(ConfigError, match=said):
+        check(config, tmp_path)
+
+
 @pytest.mark.slow
 def test_texts_are_compared_with_the_float_student_too(home, tmp_path):
-    config = quantized("decoder", home, "aware(weights=8, block=32)", chunks=2)
+    config = quantized("decoder", home, "aware(weights=8)", chunks=2)
     rows = jaxdistill.distill(config, tmp_path, QUIET).rows
     assert [row["name"] for row in rows][1:4] == ["student", "student in floats", "student rounded afterwards"]
     assert all(np.isfinite(row["nll"]) for row in rows)

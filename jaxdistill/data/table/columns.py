@@ -121,7 +121,9 @@ class Classes:
         kinds = {name: "a number" if value is not None else "a word" for name, value in numbers.items()}
         if len(set(kinds.values())) > 1 and not self._names:
             places = {kind: f"record {self._first[name]} has {name!r}" for name, kind in reversed(kinds.items())}
-            raise TableError(f"{file}: some labels are numbers and others are words ({', '.join(places.values())}).")
+            cure = "Write all of them as numbers, or all as words"
+            problem = f"some labels are numbers and others are words ({', '.join(places.values())})"
+            raise TableError(f"{file}: {problem}. {cure}.")
         if len(self._codes) < 2 and not self._names:
             raise TableError(f"{file}: all labels are {next(iter(self._codes))!r}; a classifier needs two classes.")
         if len(self._codes) > max(FEW_CLASSES, records // 2):

@@ -1,5 +1,6 @@
 """Find the files behind the path of a user's data: one file, one for each split, a folder of images, a hub name."""
 
+import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,8 +71,12 @@ def locate(path: str, text_format: TextFormat) -> Mapping[str, Source]:
 def _neighbours(place: Path) -> str:
     """Return the names of the files beside a missing one, for the message about it."""
     folder = place.parent
-    names = sorted(file.name for file in folder.iterdir() if file.suffix)[:8] if folder.is_dir() else []
-    return f"; {folder.absolute()} has {', '.join(names)}" if names else ""
+    names = sorted(file.name for file in folder.iterdir() if file.suffix) if folder.is_dir() else []
+    close = difflib.get_close_matches(place.name, names, n=1)
+    meant = f". Did you mean {close[0]!r}? It" if close else f"; {folder.absolute()}"
+    others = [name for name in names if name not in close][:8]
+    beside = f" lies in {folder.absolute()}" if close else f" has {', '.join(others)}"
+    return meant + beside if names else ""
 
 
 def _file(file: Path, text_format: TextFormat) -> Source:

@@ -87,7 +87,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return result
 
 
-FLOATS = "student in floats"  # the row of a student that is trained in few bits, and here was not
+FLOATS = "student in floats"  # the row of the control that is trained in floats, of a student trained for few bits
 ROUNDED = "student rounded afterwards"  # the row of that model after post-training quantisation
 
 

@@ -34,7 +34,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument("--to", action="append", required=True, metavar="FORMAT", help="such as onnx; may be repeated")
     parser.add_argument(
-        "--model", action="append", help="student, control, or teachers/NAME; default: student; may be repeated"
+        "--model", action="append", help="student, control, floats, or teachers/NAME; default: student; may be repeated"
     )
     parser.add_argument("--runtime", default="", metavar="NAME", help="what runs the file; default: the first that can")
     parser.add_argument("--threads", default=1, type=int, help="processors that each file may use; default: 1")

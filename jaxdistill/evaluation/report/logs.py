@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdistill.core import seal
+from jaxdistill.evaluation.report.table import FLOATS
 
 Line = dict[str, Any]
 
@@ -47,7 +48,7 @@ def read_logs(workdir: Path) -> dict[str, Log]:
     """
     teachers = sorted(path for path in workdir.glob("teachers/*") if path.is_dir())
     folders = {f"teacher {path.name}": path for path in teachers}
-    folders |= {name: workdir / name for name in ("student", "control")}
+    folders |= {"student": workdir / "student", FLOATS: workdir / "floats", "control": workdir / "control"}
     return {name: read_log(path / "log.jsonl") for name, path in folders.items() if (path / "log.jsonl").exists()}
 
 

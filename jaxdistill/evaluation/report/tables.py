@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxdistill.evaluation.report.formats import count, decimal, digits, file_size, percent
 from jaxdistill.evaluation.report.markup import Markup, element, join
-from jaxdistill.evaluation.report.table import MIN_ERRORS
+from jaxdistill.evaluation.report.table import FLOATS, MIN_ERRORS, ROUNDED
 
 Row = dict[str, Any]
 
@@ -175,8 +175,8 @@ def quality_table(rows: list[Row], swatch: Callable[[str], Markup]) -> Markup:
         return element("td", shown, spread, title=f"{column.title}: {row.get(column.key)}")
 
     head = element("tr", element("th", "Model", scope="col"), *(_head(column) for column in columns))
-    has_control = any(role(row["name"]) == "control" for row in rows)
-    return join((_scrolling(element("thead", head), element("tbody", *map(line, rows))), _key(columns, has_control)))
+    names = [row["name"] for row in rows]
+    return join((_scrolling(element("thead", head), element("tbody", *map(line, rows))), _key(columns, names)))
 
 
 def _head(column: Column) -> Markup:
@@ -184,16 +184,25 @@ def _head(column: Column) -> Markup:
     return element("th", column.title, scope="col", title=column.meaning)
 
 
-def _key(columns: list[Column], has_control: bool) -> Markup:
-    """Return the meaning of every column as text, for touch screens without tooltips.
+ROUNDING = (
+    f"{FLOATS}: the student's training, without rounding. {ROUNDED}: that model, rounded by the same rule after its "
+    "training. Size and latency of the student are those of a simulation in floats; those of its file are under "
+    "Exported files, once `jaxdistill export` has written one."
+)
+
+
+def _key(columns: list[Column], names: Sequence[str]) -> Markup:
+    """Return the meaning of every column, and of rows that need one, as text, for touch screens without tooltips.
 
     Args:
         columns: the columns.
-        has_control: whether the table has a control: the student's network, trained without a teacher.
+        names: names of the models in the table.
     """
     items = (element("span", element("b", column.title), f" {column.meaning}. ") for column in columns)
-    control = "The control is the student's network, trained without a teacher. Highlighted: the better of the two."
-    return element("p", *items, control if has_control else "", class_="note")
+    control = "The control is the student's network, trained without a teacher. Highlighted: the best of these."
+    has_control = any(role(name) == "control" for name in names)
+    texts = (control if has_control else "", f" {ROUNDING}" if FLOATS in names else "")
+    return element("p", *items, *texts, class_="note")
 
 
 def transfer_table(rows: list[Row]) -> Markup:

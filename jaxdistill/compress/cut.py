@@ -14,7 +14,10 @@ With the inputs x of a product of a trained model on some training records, t ru
     neurons, channels, width    mean_t |x[t, i]|      mean activation, summed over all products that read the unit
 
 The largest scores stay, in each layer for itself, and in the teacher's order. `jaxdistill train` decides this once,
-before the student's training, and keeps it in RUN/cut/units.json.
+before the student's training, and keeps it in RUN/cut/units.json. The controls of the run start with the same weights:
+they tell what the teacher's answers add, not what its weights do. A vocabulary is reduced before, by
+`jaxdistill vocabulary` and `pretrained(..., keep=FOLDER)` of the teacher. To cut, distil and cut again, give the folder
+of the first run's student as `source`.
 
 Sources: block influence: Men et al., ShortGPT, 2024 (arxiv.org/abs/2403.03853); activations: Muralidharan et al.,
 Compact Language Models via Pruning and Knowledge Distillation (Minitron), 2024 (arxiv.org/abs/2407.14679); heads:
@@ -67,7 +70,10 @@ def cut(
     records: int = 512,
     **options: Any,
 ) -> Cut:
-    """Make a student of the most important parts of a trained model. Numbers are kept parts; 0.5 keeps half of them.
+    """Make a student of the most important parts of a trained model.
+
+    A whole number is how many parts stay, so that 1 keeps one; a number with a point is their share, from above 0 to
+    1.0, which keeps all.
 
     Args:
         teacher: name of the teacher that is cut; or give `source`.

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,6 +44,9 @@ class ColumnNames(NamedTuple):
         return ("text",) if len(self.text) == 1 else self.text
 
 
+RARE = 3  # a class with fewer training records may be a slip
+
+
 class Classes:
     """The classes of a column of labels, found as the records are read; `finish` puts them into their order.
 
@@ -54,6 +58,7 @@ class Classes:
         self._names = tuple(names)
         self._codes: dict[str, int] = {}
         self._first: dict[str, int] = {}  # label -> number of the first record that has it
+        self._counts: Counter[str] = Counter()  # label -> number of training records that have it
         self._complete = False  # True: a label that was not found before is a mistake
 
     def codes(self, values: Sequence[Any], first: int, file: object) -> list[int]:
@@ -89,7 +94,21 @@ class Classes:
             name = same
         if name not in self._codes:
             self._codes[name], self._first[name] = len(self._codes), number
+        self._counts[name] += not self._complete
         return self._codes[name]
+
+    def rare(self) -> str:
+        """Return a sentence about classes with one or two training records, which may be slips; empty: there are none.
+
+        If most classes are so small, none of them is called a slip.
+        """
+        few = {name: count for name, count in self._counts.items() if count < RARE}
+        if not few or len(few) > len(self._counts) // 2:
+            return ""
+        name = min(few, key=self._first.__getitem__)
+        others = f", and {len(few) - 1} more classes have so few" if len(few) > 1 else ""
+        records = "1 record" if few[name] == 1 else f"{few[name]} records"
+        return f"the class {name!r} has {records} (the first is {self._first[name]}){others}; check the spelling"
 
     def _defined_name(self, name: str, number: int, file: object) -> str:
         """Return the name of a class that the file defines for a number; empty for -1, which stands for no label.

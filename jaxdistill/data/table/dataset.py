@@ -235,6 +235,8 @@ def _write(
         total += count
         if split == TRAIN:
             names, places = classes.finish(place, count) if column_names.label else ((), [])
+            if rare := classes.rare():
+                sys.stderr.write(f"note: {place}: {rare}\n")
     files = {split: seal.sha256(draft / f"{split}.arrow") for split in sources}
     manifest = Manifest(files, shapes, list(names), places)
     seal.write(draft / arrow_store.MANIFEST, manifest._asdict())

@@ -72,7 +72,7 @@ def _neighbours(place: Path) -> str:
     """Return the names of the files beside a missing one, for the message about it."""
     folder = place.parent
     names = sorted(file.name for file in folder.iterdir() if file.suffix) if folder.is_dir() else []
-    close = difflib.get_close_matches(place.name, names, n=1)
+    close = difflib.get_close_matches(place.name, names, n=1, cutoff=0.8)
     meant = f". Did you mean {close[0]!r}? It" if close else f"; {folder.absolute()}"
     others = [name for name in names if name not in close][:8]
     beside = f" lies in {folder.absolute()}" if close else f" has {', '.join(others)}"

@@ -47,6 +47,7 @@ MOVED = {  # modules whose last name changed; others are found by it
     "jaxdistill.fits": "jaxdistill.run.validate",
     "jaxdistill.heads": "jaxdistill.run.commands.heads",
     "jaxdistill.hub.cut": "jaxdistill.models.hub.slice",
+    "jaxdistill.hub.gguf": "jaxdistill.models.hub.gguf",
     "jaxdistill.hub.folders": "jaxdistill.models.hub.locate",
     "jaxdistill.hub.legacy": "jaxdistill.models.hub.torch_legacy",
     "jaxdistill.hub.write": "jaxdistill.export.model_folder",

@@ -67,7 +67,7 @@ def test_a_mistake_is_one_message_with_path_value_and_cure(mistake, tmp_path, mo
 def test_a_word_that_is_no_change_is_shown_how_changes_are_written(word, tmp_path, capsys):
     message = refused(capsys, tmp_path / "run", word)
     assert message.startswith(f"{word}: unknown argument")
-    assert "--config.a.b=value" in message
+    assert ("Write --config.steps=VALUE" if word == "--config.steps" else "--config.a.b=value") in message
 
 
 # what is wrong with a config file: (its text, what the message says)

@@ -184,7 +184,7 @@ def test_a_folder_holds_one_study(tmp_path, monkeypatch):
 
 def test_two_sweeps_refuse_each_other(tmp_path):
     with workdir.locked(tmp_path):
-        with pytest.raises(ConfigError, match=r"--workdir: .* is in use by process \d+ on .*\. Choose another"):
+        with pytest.raises(ConfigError, match=r"--workdir: .* is in use by process \d+ on .*\. Wait until"):
             sweep.run_study(study(), tmp_path, 1, QUIET)
         with pytest.raises(ConfigError, match="in use"), workdir.locked(tmp_path):
             pass

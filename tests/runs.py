@@ -167,16 +167,20 @@ def log(stage: Path) -> Log:
     return Log(*([{key: line[key] for key in line if key not in clock} for line in part] for part in lines))
 
 
-def saved(stage: Path, step: int | None = None) -> dict[str, np.ndarray]:
-    """Every array of a stage's checkpoint, by name: parameters, state, optimiser, key. By default of the newest."""
+def saved(stage: Path, step: int | None = None, without: str = "-") -> dict[str, np.ndarray]:
+    """Every array of a stage's checkpoint, by name: parameters, state, optimiser, key. By default of the newest.
+
+    Arrays whose names begin with `without` are not read.
+    """
     import orbax.checkpoint as ocp
 
     folder = stage / "checkpoints"
     known = manifests(folder)
     step = max(known) if step is None else step
-    wanted = dict.fromkeys(known[step]["arrays"], ocp.RestoreArgs(restore_type=np.ndarray))
+    names = [name for name in known[step]["arrays"] if not name.startswith(without)]
+    wanted = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        args = ocp.args.PyTreeRestore(restore_args=wanted)
+        args = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=wanted, partial_restore=True)
         return reader.restore((folder / "steps" / str(step) / "state").absolute(), args=args)
 
 

@@ -46,17 +46,21 @@ def command(name: str, home: Path) -> int:
 
 def results(home: Path) -> dict[str, Any]:
     rows = [runs.without_latency(row) for row in runs.results(home / "run")["rows"]]
-    saved = runs.saved(home / "run" / "student")  # by Orbax, unchecked
-    # a finished run does not read its moments; they are checked when it goes on
-    arrays = {name: x.tobytes() for name, x in saved.items() if not name.startswith("opt_state/")}
-    return {"rows": rows} | arrays
+    # by Orbax, unchecked; a finished run does not read its moments, which are checked when it goes on
+    saved = runs.saved(home / "run" / "student", without="opt_state/")
+    return {"rows": rows} | {name: x.tobytes() for name, x in saved.items()}
 
 
 def files(home: Path) -> list[Path]:
-    """Every file that a run reads again; what it only writes (logs, pages) is left out."""
+    """Every file that a run reads again; what it only writes (logs, pages) is left out.
+
+    Their order is the same in every run: the names of some files of a checkpoint are drawn at random.
+    """
     only_written = (".html", ".jsonl", ".svg", ".png")
-    every = (f for f in sorted(home.rglob("*")) if f.is_file() and f.stat().st_size and f.name != "lock")
-    return [f.relative_to(home) for f in every if f.suffix not in only_written and "events.out" not in f.name]
+    every = (f for f in home.rglob("*") if f.is_file() and f.stat().st_size and f.name != "lock")
+    read = [f for f in every if f.suffix not in only_written and "events.out" not in f.name]
+    place = lambda f: (f.parent, f.name if f.parent.name != "d" else "", f.stat().st_size, f.read_bytes())
+    return [f.relative_to(home) for f in sorted(read, key=place)]
 
 
 def flipped_is_harmless(home: Path, whole: Path, file: Path, draw: np.random.Generator) -> str:

@@ -64,7 +64,9 @@ def test_the_trace_tells_the_weights_of_every_family(example):
 
 
 @every(FIRST)
-@pytest.mark.parametrize(("bits", "most"), [(8, 128), (4, 8), (2, 2)])
+@pytest.mark.parametrize(
+    ("bits", "most"), [pytest.param(8, 128, marks=pytest.mark.slow), (4, 8), pytest.param(2, 2, marks=pytest.mark.slow)]
+)
 def test_finished_weights_are_on_the_grid_and_give_the_same_outputs(example, bits, most):
     model, params, state = built(example.spec)
     quantizer, wrapped = aware(f"aware(weights={bits}, inputs=0)", model)

@@ -105,6 +105,7 @@ def test_damaged_units_are_chosen_again(run, home, tmp_path):
     assert same(again) == same(run)
 
 
+@pytest.mark.slow
 def test_its_folder_is_one_of_hugging_face_layout_and_can_be_cut_again(run, home, tmp_path):
     found = jaxdistill.load(run).predict(test_records("bert", home), batch_size=16)
     answers = json.loads((run / "student/result.json").read_text())["answers"]
@@ -135,6 +136,7 @@ def test_every_family_is_cut_and_trained(family, student, home, tmp_path):
     assert np.isfinite(rows["student"]["nll"])
 
 
+@pytest.mark.slow
 def test_records_without_labels_score_heads_by_their_outputs(run, home, tmp_path):
     teachers = {"big": {"model": BIG, "steps": 0, "checkpoint": str(run / "teachers/big")}}
     config = unlabelled(home, "cut(teacher='big', heads=1)", teachers=teachers, objective={"kd": {}}, control=False)
@@ -162,6 +164,7 @@ def test_a_wrong_cut_is_refused_before_anything_runs(student, said, home, tmp_pa
     assert said in str(error.value) and str(error.value).startswith("student.model")
 
 
+@pytest.mark.slow
 def test_a_teacher_with_a_cache_is_cut_as_it_is_without_one(run, home, tmp_path):
     teacher = {"model": BIG, "steps": 0, "checkpoint": str(run / "teachers/big")}
     config = cut_config(home, "cut(teacher='big', neurons=6)", control=False, steps=1, rate="0.0")
@@ -175,6 +178,7 @@ def test_a_teacher_with_a_cache_is_cut_as_it_is_without_one(run, home, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, *params)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_task_gets_a_new_head(run, home, tmp_path):
     hub = shutil.copytree(run / "teachers/big/hub", tmp_path / "hub")
     weights = load_file(hub / "model.safetensors")
@@ -188,6 +192,7 @@ def test_a_checkpoint_of_another_task_gets_a_new_head(run, home, tmp_path):
     assert "before_training" not in units(tmp_path / "run")  # a new head answers at random
 
 
+@pytest.mark.slow
 def test_a_cut_student_is_trained_for_few_bits_too(home, tmp_path):
     student = {
         "model": "cut(teacher='big', neurons=0.5)",
@@ -213,6 +218,7 @@ def test_a_teacher_that_is_no_model_for_the_student_is_not_cut(entry, said, home
         check(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_units_are_measured_on_the_records_that_are_trained_on(run, home, tmp_path):
     config = cut_config(home, steps=1, control=False, data={"select": "random(share=0.2)"})
     jaxdistill.distill(config, tmp_path, QUIET)

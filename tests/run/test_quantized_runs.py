@@ -108,6 +108,7 @@ def test_a_folder_of_an_earlier_version_is_read(run, tmp_path):
     assert jaxdistill.load(hub).about.quantized == ""
 
 
+@pytest.mark.slow
 def test_a_network_with_statistics_keeps_them_when_it_is_rounded_afterwards(home, tmp_path):
     config = quantized("resnet", home, "aware(weights=8, inputs=16)", steps=3)
     rows = {row["name"]: row for row in jaxdistill.distill(config, tmp_path, QUIET).rows}

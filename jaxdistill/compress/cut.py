@@ -40,7 +40,7 @@ KINDS = {"heads": "heads", "neurons": "ffn", "channels": "channels", "width": "w
 
 
 class Cut(NamedTuple):
-    """What a cut keeps of a model.
+    """The parts of a model that a cut keeps.
 
     teacher: name of the teacher that is cut; empty: `source`
     source: checkpoint that is cut; empty: `teacher`

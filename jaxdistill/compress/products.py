@@ -21,7 +21,7 @@ Axes = tuple[int, ...]  # axes of an array, counted from its end: -1 is the last
 
 
 class Role(NamedTuple):
-    """What a model does with a weight.
+    """The role of a weight in its model.
 
     axes: the axes that its products sum, counted from the end; (-1,) for an embedding whose rows are looked up
     rank: number of its last axes that take part in one product; those before them are the layers of a scan

@@ -48,21 +48,6 @@ def levels(x: np.ndarray, role: Role) -> int:
     return max(len(np.unique(np.abs(row))) for row in columns)
 
 
-@every(MODELS)
-def test_the_trace_tells_the_weights_of_every_family(example):
-    model, params, state = built(example.spec)
-    roles = weight_roles(model, params, state, rows_of(example))
-    named = {
-        n for n, x in params.items() if x.ndim > 1 and n.endswith(("kernel", "embedding")) and "depthwise" not in n
-    }
-    assert set(roles) == named  # a depthwise convolution is a sum of products by element
-    for name, role in roles.items():
-        kernel = {-4: (-4, -3, -2), -3: (-2,), -2: (-2,)}[-params[name].ndim]
-        tied = name.endswith("embedding")
-        assert role.axes == ((-1,) if tied else kernel), name
-        assert role.rank == (4 if params[name].ndim == 4 else 2), name
-
-
 @every(FIRST)
 @pytest.mark.parametrize(
     ("bits", "most"), [pytest.param(8, 128, marks=pytest.mark.slow), (4, 8), pytest.param(2, 2, marks=pytest.mark.slow)]
@@ -218,56 +203,6 @@ class Linear(nnx.Module):
         return Outputs(self.layer(batch["x"]))
 
 
-class Mixed(nnx.Module):
-    """Kernels of several axes, and a weight that is a product's input, too."""
-
-    def __init__(self, *, rngs):
-        self.attention = nnx.MultiHeadAttention(num_heads=2, in_features=8, decode=False, rngs=rngs)
-        self.probe, self.head = nnx.Param(jnp.ones((1, 8))), nnx.Linear(8, 3, rngs=rngs)
-
-    def __call__(self, batch, *, train, key):
-        x = self.attention(batch["x"]) + self.head.kernel[...].sum()
-        return Outputs(self.head(x.mean(1) + self.probe[...]) + self.head(self.probe[...]))
-
-
-def test_an_own_module_is_understood_by_what_it_computes():
-    model = from_nnx(lambda rngs, batch: Mixed(rngs=rngs))
-    rows = {"x": np.random.default_rng(0).normal(size=(4, 5, 8)).astype(np.float32), "mask": np.ones(4, np.float32)}
-    params, state = model.init(KEY, rows)
-    roles = weight_roles(model, params, state, rows)
-    assert roles["attention/query/kernel"].axes == (-3,) and roles["attention/out/kernel"].axes == (-3, -2)
-    assert roles["head/kernel"] == Role((-2,), 2, True) and "probe" not in roles
-    for spec in ("aware()", "aware(weights=4, ranges='running', scales='learned')"):
-        _, wrapped = aware(spec, model)
-        values = wrapped.init(KEY, rows)
-        logits, after = wrapped.apply(*values, rows, train=True, key=KEY)
-        assert np.isfinite(logits.logits).all() and set(after) == set(values[1])
-
-
-class Repeated(nnx.Module):
-    """One layer that a scan runs three times, and that is used once more after it."""
-
-    def __init__(self, *, rngs):
-        self.layer = nnx.Linear(6, 6, rngs=rngs)
-
-    def __call__(self, batch, *, train, key):
-        x, _ = jax.lax.scan(lambda x, _: (2 * self.layer(x), None), batch["x"], length=3)
-        return Outputs(self.layer(x))
-
-
-def test_a_layer_that_is_used_again_has_one_range_for_all_its_inputs():
-    model = from_nnx(lambda rngs, batch: Repeated(rngs=rngs))
-    rows = {"x": np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32), "mask": np.ones(4, np.float32)}
-    _, wrapped = aware("aware(weights=0, inputs=16, ranges='running')", model)
-    params, state = wrapped.init(KEY, rows)
-    after = wrapped.apply(params, state, rows, train=True, key=KEY)[1]["layer/kernel/input_range"]
-    x, inputs = np.float64(rows["x"]), []
-    for _ in range(3):
-        inputs.append(x)
-        x = 2 * (x @ np.float64(params["layer/kernel"]) + np.float64(params["layer/bias"]))
-    np.testing.assert_allclose(after, [np.min([*inputs, x]), np.max([*inputs, x])], rtol=1e-3)
-
-
 def test_a_row_of_zeros_with_a_learned_scale_stays_zero_and_finite():
     model, params, state = built("bert(vocabulary=13, width=8, depth=2, heads=2, ffn=16, classes=5)")
     _, wrapped = aware("aware(weights=4, scales='learned')", model)
@@ -276,23 +211,6 @@ def test_a_row_of_zeros_with_a_learned_scale_stays_zero_and_finite():
     gradients = jax.grad(lambda p: loss_of(wrapped, (p, state), batch("text"))[0])(start)
     assert all(np.isfinite(x).all() for x in gradients.values())
     assert np.asarray(gradients["embed/token/embedding/log_scale"])[0] == 0
-
-
-class Twice(nnx.Module):
-    """A weight that is multiplied from both sides."""
-
-    def __init__(self, *, rngs):
-        self.kernel = nnx.Param(jnp.eye(6))
-
-    def __call__(self, batch, *, train, key):
-        return Outputs(batch["x"] @ self.kernel[...] @ self.kernel[...].T)
-
-
-def test_a_weight_that_is_summed_over_different_axes_is_refused():
-    model = from_nnx(lambda rngs, batch: Twice(rngs=rngs))
-    rows = {"x": np.ones((4, 6), np.float32), "mask": np.ones(4, np.float32)}
-    with pytest.raises(ValueError, match="products of kernel sum different axes; leave it out by skip='kernel'"):
-        aware("aware()", model)[1].init(KEY, rows)
 
 
 def test_a_pretrained_model_is_loaded_without_what_a_quantizer_adds():

@@ -54,14 +54,13 @@ def take(form, variables, shapes, choice, before) -> Variables:
     return jax.device_get(jax.jit(cut_out)(variables))
 
 
-def smaller(name: str, wanted: dict, choice: Choice | None = None):
+def smaller(name: str, wanted: dict):
     """Cut a model with scores of our own: of each axis the later units count more. Return it and its variables."""
     _, variables, rows, form, table = world(name)
     how, before = cut(teacher="big", **wanted), table.sizes(form.arguments)
     after = sizes_after(how, form.family, form.arguments)
-    if choice is None:
-        scores = {axis: np.arange(size) for axis, size in before.units.items()} | {"layers": np.arange(before.layers)}
-        choice = choose(how, before, after, scores)
+    scores = {axis: np.arange(size) for axis, size in before.units.items()} | {"layers": np.arange(before.layers)}
+    choice = choose(how, before, after, scores)
     model = registry.models.build(registry.Spec(form.family, (), table.arguments(form.arguments, after)), "")
     shapes = Variables(*jax.eval_shape(model.init, KEY, rows))
     found = take(form, variables, shapes, choice, before)

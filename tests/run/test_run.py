@@ -344,8 +344,7 @@ def test_a_loss_a_fusion_and_a_model_are_each_one_file_and_one_import(finished, 
 def test_two_runs_do_not_write_into_one_folder(taught, tmp_path, capsys):
     with workdir.locked(tmp_path):
         assert runs.run(tmp_path, *taught, "--config.steps=5") == 2
-    assert re.match(
-        r"error: --workdir: .* is in use by process \d+ on .*Wait until that process ends", capsys.readouterr().err
-    )
+    said = r"error: --workdir: .* is in use by process \d+ on .*Wait until that process ends"
+    assert re.match(said, capsys.readouterr().err)
     assert [file.name for file in tmp_path.iterdir()] == ["lock"]
     assert runs.run(tmp_path, *taught, "--config.steps=5") == 0

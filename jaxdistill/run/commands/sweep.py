@@ -106,11 +106,9 @@ def _check(study: Study, data: bool = False) -> None:
     """Check the configs of all arms and teachers before anything runs; with `data`, their data and models too."""
     for config in (*expand(study).values(), *study.teachers.values()):
         teachers = {name: entry.to_dict() for name, entry in config.teachers.items()}
-        for name, entry in teachers.items():
-            if name in study.teachers and not entry["checkpoint"]:
-                entry["steps"] = study.teachers[
-                    name
-                ].steps  # its checkpoint comes later; until then, as if trained here
+        for name in teachers.keys() & study.teachers.keys():  # until they have checkpoints: as if trained in each run
+            if not teachers[name]["checkpoint"]:
+                teachers[name]["steps"] = study.teachers[name].steps
         resolved = resolve(differ(config, teachers=teachers), jax.devices())
         _ = resolved.stages if data else resolved.definitions
 

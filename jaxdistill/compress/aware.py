@@ -50,7 +50,8 @@ from jaxdistill.compress.grids import (
     values,
 )
 from jaxdistill.compress.input_ranges import CALLS, RANGE, WIDEST, ranges_in, running, with_ranges
-from jaxdistill.compress.products import Axes, Role, RoundInputs, Weight, forward, weight_roles
+from jaxdistill.compress.products import PATH, Axes, Role, RoundInputs, Weight, forward, weight_roles
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.marked_arrays import Collected
 from jaxdistill.core.registry import Spec, quantizers
@@ -147,21 +148,21 @@ class Settings(NamedTuple):
         """Return the weights that are rounded, by name, each with its role in the model.
 
         Raises:
-            ValueError: there are none, `skip` matches none, or a weight cannot be split into blocks.
+            ConfigError: there are none, `skip` matches none, or a weight cannot be split into blocks.
         """
         every = weight_roles(model, params, state, batch)
         roles = {name: role for name, role in every.items() if not (self.skip and re.search(self.skip, name))}
         if self.skip and len(roles) == len(every):
-            raise ValueError(f"skip={self.skip!r} matches no weight; there are {', '.join(every)}")
+            raise ConfigError(PATH, f"skip={self.skip!r} matches no weight; there are {', '.join(every)}")
         if not roles:
-            raise ValueError(
-                "no weight is rounded: none is multiplied with inputs as it is, or skip matches all of them"
+            raise ConfigError(
+                PATH, "no weight is rounded: none is multiplied with inputs as it is, or skip matches all of them"
             )
         for name, role in roles.items():
             size = math.prod(params[name].shape[axis] for axis in role.axes)
             if self.block and size % self.block:
                 cure = f"leave it out by skip={name!r}, or set block=0"
-                raise ValueError(f"{name} has {size} inputs for an output, no multiple of {self.block}; {cure}")
+                raise ConfigError(PATH, f"{name} has {size} inputs for an output, no multiple of {self.block}; {cure}")
         return roles
 
 

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.jaxpr import run_equation
 from jaxdistill.core.marked_arrays import NOTHING, Collected, Combine, MarkedArray, Rule, plain, run_marked
 from jaxdistill.core.types import Array, Key, Outputs, Params, PyTree, RowsLike, State, struct
 
+PATH = "student.quantized"  # the config key that errors about weights name
 Axes = tuple[int, ...]  # axes of an array, counted from its end: -1 is the last one
 
 
@@ -88,7 +90,7 @@ def forward(
         The outputs and the new state; what `round_inputs` has collected, by weight; and the role of each weight.
 
     Raises:
-        ValueError: two products of one weight sum different axes.
+        ConfigError: two products of one weight sum different axes.
     """
     apply = lambda params, state, batch, key: model.apply(params, state, batch, train=train, key=key)
     traced, shapes = jax.make_jaxpr(apply, return_shape=True)(params, state, batch, key)
@@ -130,11 +132,12 @@ def _record(roles: dict[str, Role], weight: Weight, axes: Sequence[int]) -> None
     """Record that a product sums some axes of a weight.
 
     Raises:
-        ValueError: another product of the weight sums other axes.
+        ConfigError: another product of the weight sums other axes.
     """
     role, known = Role(tuple(sorted(weight.original(axes))), weight.values.ndim, True), roles.get(weight.name)
     if known and known.is_factor and known != role:
-        raise ValueError(f"products of {weight.name} sum different axes; leave it out by skip={weight.name!r}")
+        problem = f"products of {weight.name} sum different axes"
+        raise ConfigError(PATH, f"{problem}; leave it out by skip={weight.name!r}.")
     roles[weight.name] = role
 
 

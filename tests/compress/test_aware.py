@@ -235,7 +235,7 @@ def test_a_model_in_which_nothing_can_be_rounded_is_refused():
         ("skip='kernel'", "no weight is rounded"),
         ("block=32", "layers/1/kernel has 12 inputs for an output, no multiple of 32"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ConfigError, match=f"student.quantized: {said}"):
             aware(f"aware({options})", model)[1].init(KEY, batch("image"))
 
 

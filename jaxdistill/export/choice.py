@@ -1,8 +1,10 @@
 """Choose an export format and what runs it, after checking that their packages are installed."""
 
+import jaxdistill.export.devices
 import jaxdistill.export.formats  # noqa: F401  (importing registers the formats)
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.export.device import Device
 from jaxdistill.export.measure import is_installed, package_of
 from jaxdistill.export.network import Definition, Exporter
 
@@ -30,6 +32,24 @@ def choose(spec: str, runtime: str, path: str, runtime_path: str) -> Exporter:
             extra = "openvino" if package == "openvino" else spec.partition("(")[0]
             raise ConfigError(path, f"{spec} needs the package {package}: pip install 'jaxdistill[{extra}]'.")
     return exporter._replace(runtimes=(chosen,))
+
+
+def choose_device(spec: str, path: str) -> Device:
+    """Build the device that a spec names.
+
+    Args:
+        spec: spec string of the device, such as `cpu(threads=1)`.
+        path: where it comes from, for error messages.
+
+    Raises:
+        ConfigError: there is no such device, or a package is missing.
+    """
+    device: Device = registry.devices.build(spec, path)
+    for package in device.packages:
+        if not is_installed(package):
+            cure = f"pip install 'jaxdistill[{device.extra}]'"
+            raise ConfigError(path, f"{spec} needs the package {package}: {cure}.")
+    return device
 
 
 def check_model(exporter: Exporter, spec: str, model: str, definition: Definition | None, path: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxdistill.data
+import jaxdistill.export.devices
 import jaxdistill.export.formats
 import jaxdistill.run.parts
 import jaxdistill.teachers

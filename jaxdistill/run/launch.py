@@ -29,7 +29,7 @@ def launch(config: Config, workdir: str, source: str) -> None:
         from jaxdistill.run import exporting  # only here: a run without exports needs none of it
 
         for entry in config.exports.values():
-            options = exporting.Options(entry.runtime, entry.threads, trust_source=bool(source))
+            options = exporting.Options(entry.runtime, entry.threads, 0, bool(source), entry.device)
             sys.stdout.write(exporting.export(Path(workdir), [entry.model], [entry.to], options))
 
 

@@ -261,6 +261,9 @@ SCHEMA: dict[str, Any] = {
             "model": Key("student", TEXT, "the model: student, control, or teachers/NAME"),
             "runtime": Key("", TEXT, "what runs the file; empty: the first runtime of the format"),
             "threads": Key(1, POSITIVE, "processors that the file may use"),
+            "device": Key(
+                "", SPEC, "what the file is made for, such as 'ethos_u65()'; see `jaxdistill list devices`; empty: any"
+            ),
         },
         {},
         "files that are written and measured when the run has ended, by name, such as phone; see `jaxdistill export`",

@@ -147,6 +147,12 @@ def test_a_file_that_departs_is_set_aside_and_says_where(home, trained, monkeypa
         (("--to", "onnx", "--runtime", "jax"), "'jax' does not run onnx"),
         (("--to", "onnx", "--model", "big"), "there is no 'big'"),
         (("--to", "onnx", "--threads", "0"), "--threads: 0 is not positive"),
+        (("--to", "onnx", "--device", "gpu()"), "--device: unknown device 'gpu'. "),
+        (("--to", "onnx", "--device", "own()"), "--device: own() needs the package ai_edge_litert: pip install"),
+        (
+            ("--to", "onnx", "--device", "own(operations_of='onnx', megabytes=0.001)"),
+            "has 0.001 MB for weights, and those of student take at least 0.04 MB. Make the model smaller",
+        ),
         (("--to", "onnx", "--threads", "999"), "999 are more than the"),
     ],
 )
@@ -177,6 +183,17 @@ def test_changed_test_records_and_models_are_noticed(home, trained, capsys):
     seal.write(run / "results.json", {**content, "rows": rows})
     assert command("export", run, "--to", "onnx") == 2
     assert "its files, or the data, have changed" in capsys.readouterr().err
+
+
+def test_a_device_says_which_operations_it_lacks(home, trained, capsys):
+    run, spec = trained("mlp"), "own(operations_of='onnx', known=('MatMul', 'Add'))"
+    assert command("export", run, "--to", "onnx", "--records", 5, "--device", spec) == 0
+    out = capsys.readouterr().out
+    assert f"student, onnx on {spec}: " in out and "  not on the device: Max in layers/0: give the model another" in out
+    about = seal.read(run / "student/exports/onnx/export.json", {"device": dict})["device"]
+    assert 0 < about["on_device"] < about["operations"] and f"onnx on {spec}" in (
+        run / "report.html"
+    ).read_text().replace("&#x27;", "'")
 
 
 def test_a_run_that_is_not_finished_is_refused(home, trained, capsys):
@@ -291,6 +308,9 @@ def test_a_config_names_the_files_that_are_written_when_the_run_has_ended(home, 
         ),
         ({"to": "gguf"}, "exports.phone.to: gguf cannot hold student: llama.cpp runs .* and this is another model"),
         ({"to": "gguf", "model": "teachers/big"}, "exports.phone.to: gguf cannot hold teachers/big: llama.cpp"),
+        ({"device": "cpu(megabytes=0.001)"}, "exports.phone.device: .* has 0.001 MB for weights, and those of student"),
+        ({"device": "ethos_u65()"}, r"exports.phone.device: ethos_u65\(\) takes litert, no onnx"),
+        ({"device": "ethos_u65()", "to": "litert"}, r"exports.phone.device: .* Export litert\(int8='static'\) instead"),
     ],
 )
 def test_a_wrong_export_is_refused_before_anything_is_trained(entry, said, home, monkeypatch):

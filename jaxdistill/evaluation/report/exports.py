@@ -43,6 +43,20 @@ def _numbers(measured: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def devices(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what compilers of devices say of exported files: one paragraph for each, with a line for each problem."""
+    return [_on_device(entry) for entry in entries if entry.get("device")]
+
+
+def _on_device(entry: Mapping[str, Any]) -> str:
+    device = entry["device"]
+    share = f"{device['on_device']} of {device['operations']} operations"
+    percent = f" ({100 * device['on_device'] / max(device['operations'], 1):.1f} %)"
+    numbers = "".join(f", {name} {number}" for name, number in device["numbers"].items())
+    lines = [f"{entry['model']}, {entry['name']} on {device['name']}: {share}{percent}{numbers}"]
+    return "\n".join([*lines, *(f"  not on the device: {problem}" for problem in device["refused"])])
+
+
 def circumstances(entries: Sequence[Mapping[str, Any]]) -> str:
     """Return how files were measured: on how many records, on which processor, with how many threads."""
     found = {(entry["records"], entry["processor"], entry["threads"]) for entry in entries if entry.get("records")}

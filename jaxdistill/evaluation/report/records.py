@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxdistill.evaluation.report import exports, tables
 from jaxdistill.evaluation.report.layout import grid, section
-from jaxdistill.evaluation.report.markup import Markup, element
+from jaxdistill.evaluation.report.markup import Markup, element, join
 
 
 def exported(results: Mapping[str, Any]) -> Markup:
@@ -16,7 +16,12 @@ def exported(results: Mapping[str, Any]) -> Markup:
     """
     found = results.get("exports") or []
     table = tables.plain_table(exports.HEADING, exports.cells(found)) if found else Markup()
-    return section("Exported files", table, exports.circumstances(found) if found else "")
+    compiled = [_list(*text.splitlines()) for text in exports.devices(found)]
+    return section("Exported files", join([table, *compiled]), exports.circumstances(found) if found else "")
+
+
+def _list(title: str, *items: str) -> Markup:
+    return join([element("p", title, class_="note"), element("ul", *(element("li", text.strip()) for text in items))])
 
 
 def records(results: Mapping[str, Any]) -> Markup:

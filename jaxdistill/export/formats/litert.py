@@ -14,6 +14,7 @@ import numpy as np
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import exporters
 from jaxdistill.export import litert_process
+from jaxdistill.export.integer_forms import for_integers
 from jaxdistill.export.litert_process import PROGRAM, RESULT, SAMPLES
 from jaxdistill.export.network import Exporter, Network, Rows
 
@@ -28,23 +29,31 @@ def litert(int8: Literal["", "dynamic", "static"] = "") -> Exporter:
 
     Args:
         int8: empty: floats; `dynamic`: integer kernels, and activations rounded by their range in each call; `static`:
-            everything in integers, by ranges on training records, as an NPU wants it; a network with attention masks
-            has ranges that no integer holds. A decoder needs `scan_layers=False`: the converter takes no loop.
+            everything in integers, by ranges on training records, as an NPU wants it, with GELU by tanh and finite
+            attention masks (`export/integer_forms.py`).
+
+    A decoder needs `scan_layers=False`: the converter takes no loop.
 
     Source: LiteRT, github.com/google-ai-edge/LiteRT; Jacob et al., Quantization and Training of Neural Networks for
     Efficient Integer-Arithmetic-Only Inference, 2018, arxiv.org/abs/1712.05877.
     """
 
-    def write(network: Network, file: Path, samples: Callable[[], Iterable[Rows]]) -> None:
-        names = list(network.inputs)
-        flat = jax.jit(lambda *arrays: network.function(dict(zip(names, arrays, strict=True))))
+    def write(network: Network, file: Path, samples: Callable[[], Iterable[Rows]]) -> list[str]:
+        names, is_static = list(network.inputs), int8 == "static"
+        pixels = [name for name, (_, dtype) in network.inputs.items() if dtype == "uint8"] if is_static else []
+        shapes = dict(network.shapes(1))
+        shapes |= {name: jax.ShapeDtypeStruct(shapes[name].shape, np.float32) for name in pixels}
+        function = for_integers(network) if is_static else network.function
+        flat = jax.jit(lambda *arrays: function(dict(zip(names, arrays, strict=True))))
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, PROGRAM).write_text(
-                flat.trace(*network.shapes(1).values()).lower().as_text(), encoding="utf-8"
-            )
-            if int8 == "static":
+            program = flat.trace(*shapes.values()).lower().as_text(debug_info=is_static)  # names of layers
+            Path(folder, PROGRAM).write_text(program, encoding="utf-8")
+            if is_static:
                 batches = list(samples())
+                if not batches:
+                    raise ConfigError("--to", "int8='static' needs training records for its ranges; there are none.")
                 arrays: Any = {name: np.concatenate([x[name] for x in batches]) for name in names}
+                arrays |= {name: np.float32(arrays[name]) for name in pixels}
                 np.savez(Path(folder, SAMPLES), **arrays)
             command = (
                 sys.executable,
@@ -61,6 +70,7 @@ def litert(int8: Literal["", "dynamic", "static"] = "") -> Exporter:
                 problem = f"the converter of LiteRT ended with exit code {done.returncode}"
                 raise ConfigError("--to", f"{problem}{': ' + last[0][:300] if last else ''}. Try onnx or stablehlo.")
             file.write_bytes(Path(folder, RESULT).read_bytes())
+        return [f"the file reads {name} as 8-bit integers, by its own scale and zero point" for name in pixels]
 
     packages = ("litert_converter", "litert_quantizer") if int8 else ("litert_converter",)
     return Exporter("model.tflite", ("litert",), write, packages, rounds=bool(int8), any_batch=False)

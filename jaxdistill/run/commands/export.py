@@ -3,6 +3,7 @@
 jaxdistill export RUN --to onnx
 jaxdistill export RUN --to onnx --to "onnx(int8='dynamic')" --to stablehlo --model student --model teachers/minilm
 jaxdistill export RUN --to "gguf(kind='Q8_0')"
+jaxdistill export RUN --to "litert(int8='static')" --device "ethos_u65()"
 
 Each file is run in a process of its own: its accuracy, bytes, latency and memory stand beside the model's. A file that
 disagrees with its model beyond a bound is set aside, and the message says where it departs. RUN/student/exports/onnx
@@ -21,6 +22,8 @@ EPILOG = """
 formats: see jaxdistill list exporters. Bounds: a file in floats may differ by 1e-4 of the greatest output and must give
 the same answers; one with 8-bit integers must give 99 % of the answers, and may lose half a point of accuracy.
 The next token's distribution of a language model with rounded weights may diverge by 0.01 nats, the mean over tokens.
+devices: see jaxdistill list devices. A device says which formats it takes, and which operations of a file it runs:
+"cpu(threads=2)", "ethos_u65()", or your own: "own(operations_of='litert', known=('CONV_2D', 'ADD'), megabytes=1)".
 """
 
 
@@ -37,6 +40,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         "--model", action="append", help="student, control, floats, or teachers/NAME; default: student; may be repeated"
     )
     parser.add_argument("--runtime", default="", metavar="NAME", help="what runs the file; default: the first that can")
+    parser.add_argument("--device", default="", metavar="SPEC", help="what the files are made for; see devices below")
     parser.add_argument("--threads", default=1, type=int, help="processors that each file may use; default: 1")
     parser.add_argument("--records", default=0, type=int, help="number of test records; default: all")
     parser.add_argument("--trust-source", action="store_true", help="run the Python file that the run has kept")
@@ -45,7 +49,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         from jaxdistill.run.exporting import Options, export  # imports JAX, after the arguments are checked
 
-        chosen = Options(options.runtime, options.threads, options.records, options.trust_source)
+        chosen = Options(options.runtime, options.threads, options.records, options.trust_source, options.device)
         sys.stdout.write(export(options.run, options.model or ["student"], options.to, chosen))
         return 0
 

@@ -4,7 +4,8 @@ import os
 
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
-from jaxdistill.export.choice import check_model, choose
+from jaxdistill.export.choice import check_model, choose, choose_device
+from jaxdistill.export.device import check_device
 from jaxdistill.export.network import Definition
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run.views import ConfigView, RunView
@@ -21,6 +22,8 @@ def exports_can_be_written(view: ConfigView) -> None:
     for name, entry in view.config.exports.items():
         path = f"exports.{name}"
         choose(entry.to, entry.runtime, f"{path}.to", f"{path}.runtime")
+        if entry.device:
+            check_device(choose_device(entry.device, f"{path}.device"), entry.device, entry.to, 0, "", f"{path}.device")
         if entry.model not in models:
             raise ConfigError(f"{path}.model", f"the run trains no {entry.model!r}. {suggest(entry.model, models)}")
         if entry.threads > processors:
@@ -34,8 +37,13 @@ def exports_can_hold_their_models(run: RunView) -> None:
     """Check that the format of each exported file can hold the architecture of its model."""
     specs = {f"teachers/{name}": teacher.model for name, teacher in run.teacher_configs.items()}
     student = run.student.definition.config.student.model
+    stages = {str(stage.definition.folder): stage for stage in run.stages}
     for name, entry in run.config.exports.items():
         path = f"exports.{name}.to"
         form = architecture_of_spec(specs.get(entry.model, student))
         definition = form and Definition(form.family, form.arguments)
         check_model(registry.exporters.build(entry.to, path), entry.to, entry.model, definition, path)
+        if entry.device and entry.model in stages:
+            params = stages[entry.model].view.train_state.params["student"]
+            size, path = sum(x.size for x in params.values()), f"exports.{name}.device"
+            check_device(choose_device(entry.device, path), entry.device, entry.to, size, entry.model, path)

@@ -1,0 +1,127 @@
+"""A device that exported files are made for: what it takes, and what its compiler says of a file."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import Spec, parse
+
+
+class Refused(NamedTuple):
+    """An operation of a file that a device does not run.
+
+    operation: its name in the format, such as `GATHER_ND`
+    layer: the layer of the model that it belongs to, such as `embed/token`; empty: not known
+    reason: why, as the device's compiler says it; empty: the device has no such operation
+    """
+
+    operation: str
+    layer: str
+    reason: str = ""
+
+    def sentence(self) -> str:
+        """Return the operation, its layer, the reason and the change that would help."""
+        where = f" in {self.layer}" if self.layer else ""
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{self.operation}{where}{why}: {change_for(self.operation)}"
+
+
+class Report(NamedTuple):
+    """What is known of a file on a device.
+
+    operations: number of operations, as the device counts them
+    refused: the operations that it leaves to the processor, or cannot run
+    numbers: further numbers in words, such as `{"estimated time": "1.22 ms"}`
+    """
+
+    operations: int
+    refused: tuple[Refused, ...] = ()
+    numbers: Mapping[str, str] = {}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of `device` in `export.json`."""
+        sentences = list(dict.fromkeys(each.sentence() for each in self.refused))
+        return {
+            "operations": self.operations,
+            "on_device": self.operations - len(self.refused),
+            "refused": sentences,
+            "numbers": dict(self.numbers),
+        }
+
+
+class Device(NamedTuple):
+    """A kind of device; see `registry.devices`.
+
+    formats: names of the export formats that it takes; empty: all
+    integers: True: it computes with 8-bit integers alone
+    memory: bytes for the weights; 0: no limit is known
+    threads: processors that a file may use while it is measured on this machine; 0: as many as the command says
+    inspect: function `(file) -> Report`; None: the device runs every operation, and is this machine
+    packages: packages that `inspect` needs
+    extra: the extra of jaxdistill that has these packages
+    """
+
+    formats: tuple[str, ...] = ()
+    integers: bool = False
+    memory: int = 0
+    threads: int = 0
+    inspect: Callable[[Path], Report] | None = None
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+
+CHANGES = (  # (operations, what to change)
+    (
+        ("GATHER", "GATHER_ND", "Gather"),
+        "rows of an embedding are looked up by the processor beside the device; without one, give the network numbers",
+    ),
+    (
+        ("CAST", "GREATER", "LESS", "RESHAPE", "Cast", "Greater", "Less"),
+        "it prepares the attention mask, once for each text; texts of one length need no mask",
+    ),
+    (("QUANTIZE", "DEQUANTIZE", "QuantizeLinear", "DequantizeLinear"), "it converts between integers and floats"),
+    (
+        ("ERF", "Erf", "SELECT_V2", "SELECT", "Where", "NEG"),
+        "export litert(int8='static'), which computes it otherwise",
+    ),
+    (("WHILE", "Scan", "Loop"), "give the model scan_layers=False"),
+)
+
+
+def change_for(operation: str) -> str:
+    """Return the change of a model, or of its export, that helps where a device lacks an operation."""
+    found = [change for names, change in CHANGES if operation in names]
+    return found[0] if found else "give the model another layer, or leave this one to the processor"
+
+
+def check_device(device: Device, spec: str, to: str, parameters: int, model: str, path: str) -> None:
+    """Check that a device takes a format, and can hold a model, before anything is trained or converted.
+
+    Args:
+        device: the device.
+        spec: its spec string.
+        to: spec string of the export format.
+        parameters: number of parameters of the model; 0: not known yet.
+        model: name of the model, such as "student".
+        path: where the spec comes from, for error messages.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    wanted: Spec = parse(to, path)
+    if device.formats and wanted.name not in device.formats:
+        raise ConfigError(path, f"{spec} takes {' or '.join(device.formats)}, no {wanted.name}. Change the format.")
+    if device.integers and wanted.kwargs.get("int8") != "static":
+        whole = f"{wanted.name}(int8='static')"
+        raise ConfigError(path, f"{spec} computes with integers alone. Export {whole} instead of {to}.")
+    least = parameters * (1 if "int8" in wanted.kwargs else 4)
+    if device.memory and least > device.memory:
+        has, needs = f"{device.memory / 1e6:g} MB", f"{least / 1e6:.2f} MB"
+        cure = "Make the model smaller: student.model='cut(...)', or fewer and narrower layers."
+        raise ConfigError(path, f"{spec} has {has} for weights, and those of {model} take at least {needs}. {cure}")
+
+
+def refused_by(operations: Sequence[tuple[str, str]], known: Collection[str]) -> tuple[Refused, ...]:
+    """Return the operations, `(name, layer)`, that are not among the known ones."""
+    return tuple(Refused(name, layer) for name, layer in operations if name not in known)

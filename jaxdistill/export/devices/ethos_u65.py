@@ -1,0 +1,100 @@
+"""Arm Ethos-U65, an NPU for microcontrollers and small Linux boards, by its compiler Vela.
+
+Vela (pypi.org/project/ethos-u-vela) takes a LiteRT file in 8-bit integers. It says which operations run on the NPU, and
+estimates cycles and memory; no NPU is needed. Needs the extra `npu`.
+"""
+
+import csv
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from jaxdistill.core.errors import ConfigError, one_line
+from jaxdistill.core.registry import devices
+from jaxdistill.export.device import Device, Refused, Report
+from jaxdistill.export.operations import layer_of
+
+REFUSED = re.compile(r"operator: (\w+), ofm: '(.*)'\nReason: (.*)")
+
+
+@devices.register
+def ethos_u65(macs: Literal[256, 512] = 256, megabytes: float = 0.0) -> Device:
+    """Compile files for the NPU Arm Ethos-U65: share of the operations that run on it, estimated time and memory.
+
+    Takes `litert(int8='static')`. Accuracy and latency are measured on the processor of this machine, the time on the
+    NPU is Vela's estimate for its default memories and a clock of 1 GHz.
+
+    Args:
+        macs: products of the NPU in each cycle.
+        megabytes: largest size of the weights, 10^6 bytes; 0: no limit.
+
+    Raises:
+        ValueError: `megabytes` is negative.
+    """
+    if megabytes < 0:
+        raise ValueError(f"megabytes={megabytes} is negative; give 0 for no limit")
+
+    def inspect(file: Path) -> Report:
+        return compiled(file, f"ethos-u65-{macs}")
+
+    return Device(("litert",), True, int(megabytes * 1e6), 0, inspect, ("ethosu",), "npu")
+
+
+def compiled(file: Path, accelerator: str) -> Report:
+    """Compile a LiteRT file with Vela, and read its tables.
+
+    Args:
+        file: the file.
+        accelerator: name of the NPU, such as `ethos-u65-256`.
+
+    Raises:
+        ConfigError: Vela fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = (sys.executable, "-m", "ethosu.vela", str(file.absolute()), "--accelerator-config", accelerator)
+        done = subprocess.run(
+            [*command, "--output-dir", folder, "--verbose-performance"], capture_output=True, text=True, check=False
+        )
+        tables = [*Path(folder).glob("*_summary_*.csv"), *Path(folder).glob("*_per-layer.csv")]
+        if done.returncode or len(tables) != 2:
+            last = one_line(ValueError((done.stderr.strip() or done.stdout.strip())[-300:]))
+            raise ConfigError("--device", f"Vela ended with exit code {done.returncode}: {last}. Try another format.")
+        (summary,), operations = (list(csv.DictReader(table.read_text().splitlines())) for table in tables)
+    return report(summary, operations, done.stdout)
+
+
+def report(summary: Mapping[str, str], operations: Sequence[Mapping[str, str]], output: str) -> Report:
+    """Read the tables that Vela writes.
+
+    Args:
+        summary: the row of its summary.
+        operations: the rows of its table of operations.
+        output: what it prints: the reasons why operations do not run on the NPU.
+    """
+    reasons = {place: (name, _short(reason)) for name, place, reason in REFUSED.findall(output)}
+    refused = []
+    for row in operations:
+        if row["Target"] != "NPU":
+            kind, reason = reasons.get(row["Name"], (row["Original Operator"], ""))
+            refused.append(Refused(kind, layer_of(row["Name"]), reason))
+    return Report(
+        len(operations),
+        tuple(refused),
+        {
+            "estimated time": f"{1e3 * float(summary['inference_time']):.3g} ms",
+            "cycles": f"{float(summary['cycles_total']):,.0f}",
+            "SRAM": f"{float(summary['sram_memory_used']):,.0f} KiB",
+            "DRAM": f"{float(summary['dram_memory_used']):,.0f} KiB",
+        },
+    )
+
+
+def _short(reason: str) -> str:
+    """Return the reason without the names of tensors, which can take a line; empty: there is no such operation."""
+    if reason == "Unsupported opType":
+        return ""
+    return re.sub(r"Operation has tensor with unsupported DataType (\w+).*", r"a tensor is \1", reason).lower()

@@ -1,0 +1,210 @@
+"""Rewrite a trained network with the operations of integer files: finite masks, no `erf`, no negative row numbers.
+
+A file in 8-bit integers has one range for each array. A mask of minus infinity would stretch the range of attention
+scores until no integer is left for the scores themselves. NPUs have neither `erf` nor `select`, and the quantizer
+leaves `neg` and `reduce_max` in floats. The network is read from its trace, so that no model knows of it:
+
+    where(mask, x, -inf)      x + MASK (mask - 1); exp(-MASK) is 0 beside any score, for a softmax in 8 bits
+    erf(z), erfc(z)           tanh(1.1284 z + 0.1009 z^3), which differs by at most 4e-4
+    softmax(x - max(x))       softmax(x): the file's own softmax subtracts the maximum
+    -x                        -1 x
+    i < 0 for integers        False: no row of a table is counted from its end
+    a lookup of rows          one that reads the last row for a number that is too large
+
+`tanh` stands for `erf` in the GELU of Hendrycks and Gimpel, 2016 (arxiv.org/abs/1606.08415), section 2.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.core.jaxpr import bind_equation, called_program, evaluate
+from jaxdistill.core.types import Array, RowsLike
+from jaxdistill.export.network import Network
+
+INFINITE, MASK = 1e30, 24.0
+LINEAR, CUBIC = 2 / np.sqrt(np.pi), 0.1009  # erf(z) is about tanh(LINEAR z + CUBIC z^3)
+
+
+class _Softmax(NamedTuple):
+    """An array on the way from a maximum to the softmax that subtracts it.
+
+    value: the array
+    unshifted: it without the subtraction; None: the array is the maximum itself
+    axes: the axes along which the maximum is one number
+    """
+
+    value: Array
+    unshifted: Array | None
+    axes: tuple[int, ...] = ()
+
+
+def for_integers(network: Network) -> Callable[[RowsLike], Array]:
+    """Return a function that computes nearly the output of a network, with the operations of integer files.
+
+    Pixels that the network reads as bytes may be given as floats: converting bytes is no operation of integer files.
+    Each operation gets the name of the layer whose weights it follows, which compilers of devices report.
+
+    Args:
+        network: a trained model as a function of a batch.
+    """
+
+    def rewritten(rows: RowsLike) -> Array:
+        variables = jax.tree.map(np.asarray, network.variables)
+        as_read = {n: jax.ShapeDtypeStruct(x.shape, network.inputs[n][1]) for n, x in rows.items()}
+        traced = jax.make_jaxpr(lambda v, rows: network.apply(v, rows)[network.output])(variables, as_read)
+        layers = {id(x): name.rpartition("/")[0] for part in variables for name, x in part.items()}
+        operands = jax.tree.leaves((variables, rows))
+        (out,) = _Interpreter(layers).run(traced.jaxpr, traced.consts, operands)
+        return _value(out)
+
+    return rewritten
+
+
+class _Interpreter:
+    """Computes a jaxpr by the rules of this module.
+
+    Args:
+        layers: name of the layer of each weight, by the weight's `id`.
+    """
+
+    def __init__(self, layers: Mapping[int, str]):
+        self._layers, self._layer = layers, ""
+
+    def run(self, program: Any, constants: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+        return evaluate(program, [*map(_finite, constants)], operands, self._equation)
+
+    def _equation(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
+        operands = [*map(_finite, operands)]
+        if called := called_program(equation):
+            return self.run(*called, operands)
+        for x in operands:
+            self._layer = self._layers.get(id(x), self._layer)
+        if not any(map(_is_traced, operands)):
+            with jax.ensure_compile_time_eval():  # so that a mask's constant is known where it is used
+                return [*map(_finite, bind_equation(equation, operands))]
+        name, arrays = equation.primitive.name, [*map(_value, operands)]
+        with jax.named_scope(self._layer) if self._layer else contextlib.nullcontext():
+            if name in RULES and (found := RULES[name](equation, operands, arrays)) is not None:
+                return [found]
+            return bind_equation(equation, arrays)
+
+
+def _reduce_max(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    return _Softmax(bind_equation(equation, arrays)[0], None)
+
+
+def _max(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    """Keep a maximum: it may be the larger one of itself and minus infinity."""
+    found = [x for x in operands if isinstance(x, _Softmax)]
+    return found[0] if len(found) == 1 and all(_is_least(x) for x in operands if x is not found[0]) else None
+
+
+def _moved(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    """Give axes, or another order of axes, to a maximum or to the sum of exponentials."""
+    (x,) = operands
+    if not isinstance(x, _Softmax) or x.axes:
+        return None
+    moved = lambda array: bind_equation(equation, [array])[0]
+    return _Softmax(moved(x.value), None if x.unshifted is None else moved(x.unshifted))
+
+
+def _sub(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    x, y = operands
+    if not isinstance(y, _Softmax) or y.unshifted is not None or isinstance(x, _Softmax):
+        return None
+    axes = tuple(axis for axis, size in enumerate(y.value.shape) if size == 1 < x.shape[axis])
+    return _Softmax(bind_equation(equation, arrays)[0], x, axes) if axes and x.ndim == y.value.ndim else None
+
+
+def _exp(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    (x,) = operands
+    if not isinstance(x, _Softmax) or x.unshifted is None:
+        return None
+    return _Softmax(jnp.exp(x.value), jnp.exp(x.unshifted), x.axes)
+
+
+def _reduce_sum(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    (x,) = operands
+    if not isinstance(x, _Softmax) or x.unshifted is None or tuple(equation.params["axes"]) != x.axes:
+        return None
+    total = lambda array: bind_equation(equation, [array])[0]
+    return _Softmax(total(x.value), total(x.unshifted))
+
+
+def _div(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    x, y = operands
+    is_softmax = all(isinstance(each, _Softmax) and each.unshifted is not None for each in operands)
+    return bind_equation(equation, [x.unshifted, y.unshifted])[0] if is_softmax and x.axes and not y.axes else None
+
+
+def _select_n(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    condition, *cases = arrays
+    if not _is_traced(condition) and (condition.all() or not condition.any()):
+        return cases[int(condition.all())]
+    masked = [number for number, x in enumerate(cases) if _is_least(x)]
+    if len(cases) != 2 or len(masked) != 1 or condition.dtype != bool:
+        return None
+    (number,) = masked
+    is_kept = condition.astype(cases[1 - number].dtype)  # 1 for the second case
+    is_kept = is_kept if number == 0 else 1.0 - is_kept
+    return cases[1 - number] + MASK * (is_kept - 1.0)
+
+
+def _lt(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    x, least = arrays
+    is_row_number = not _is_traced(least) and jnp.issubdtype(x.dtype, np.integer) and not np.any(least)
+    return np.zeros(x.shape, bool) if is_row_number else None
+
+
+def _gather(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    params = {**equation.params, "mode": jax.lax.GatherScatterMode.CLIP, "fill_value": None}
+    return equation.primitive.bind(*map(jnp.asarray, arrays), **params)
+
+
+def _erf(z: Array) -> Array:
+    return jnp.tanh(z * (LINEAR + CUBIC * z * z))
+
+
+RULES: dict[str, Callable[[Any, list[Any], list[Any]], Any]] = {  # None: the equation stays as it is
+    "reduce_max": _reduce_max,
+    "max": _max,
+    **dict.fromkeys(("broadcast_in_dim", "reshape", "stop_gradient", "transpose"), _moved),
+    "sub": _sub,
+    "exp": _exp,
+    "reduce_sum": _reduce_sum,
+    "div": _div,
+    "select_n": _select_n,
+    "lt": _lt,
+    "gather": _gather,
+    "erf": lambda equation, operands, arrays: _erf(arrays[0]),
+    "erfc": lambda equation, operands, arrays: 1.0 - _erf(arrays[0]),
+    "neg": lambda equation, operands, arrays: -1 * arrays[0] if jnp.issubdtype(arrays[0].dtype, np.floating) else None,
+}
+
+
+def _value(x: Any) -> Any:
+    return x.value if isinstance(x, _Softmax) else x
+
+
+def _is_traced(x: Any) -> bool:
+    return isinstance(_value(x), jax.core.Tracer)
+
+
+def _finite(x: Any) -> Any:
+    """Return a constant with its infinite values replaced; other values are returned unchanged."""
+    if _is_traced(x) or not jnp.issubdtype(jnp.result_type(x), np.floating):
+        return x
+    constant = np.asarray(x)
+    if not np.any(np.abs(constant) > INFINITE):
+        return x
+    return np.where(np.abs(constant) > INFINITE, np.sign(constant) * MASK, constant).astype(constant.dtype)
+
+
+def _is_least(x: Any) -> bool:
+    """Return True for a constant that was minus infinity, or the least number of its type."""
+    return not _is_traced(x) and bool(np.all(np.asarray(x) == -MASK))

@@ -1,0 +1,250 @@
+"""Write trained models in the formats of other runtimes, run the files, and compare them with their models."""
+
+import contextlib
+import datetime
+import functools
+import inspect
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxdistill import __version__
+from jaxdistill.core import registry
+from jaxdistill.core.atomic import remove_folder, replaced_folder
+from jaxdistill.data.pipeline import Pipeline
+from jaxdistill.export import exported_folder, model_folder
+from jaxdistill.export.compare import compare
+from jaxdistill.export.device import Device
+from jaxdistill.export.examples import Examples, training_samples
+from jaxdistill.export.measure import Difference, Job, Measured, is_installed, measure, package_of
+from jaxdistill.export.network import Exporter, Network
+from jaxdistill.export.predictor import Predictor
+from jaxdistill.run.provenance import processor
+
+EXPORTS = "exports"  # folder with exported files beside that of the model
+DEPARTS = {False: 1e-4, True: 0.1}  # by `Exporter.rounds`: difference of a hidden state that is named in an error
+
+
+class Subject(NamedTuple):
+    """A model to export.
+
+    name: "student", "control" or "teachers/NAME"
+    predictor: the trained model
+    network: it as a function
+    examples: test records
+    expected: its outputs for them
+    """
+
+    name: str
+    predictor: Predictor
+    network: Network
+    examples: Examples
+    expected: np.ndarray
+
+
+class File(NamedTuple):
+    """A file that was written and is measured.
+
+    subject: the model
+    spec: spec string of the format
+    exporter: the format
+    job: the file and its runtime
+    notes: sentences on what the file does not hold
+    """
+
+    subject: Subject
+    spec: str
+    exporter: Exporter
+    job: Job
+    notes: Sequence[str]
+
+
+class Target(NamedTuple):
+    """The device that files are made for.
+
+    spec: its spec string; empty: none was given
+    device: what it takes
+    """
+
+    spec: str = ""
+    device: Device = Device()
+
+
+def slug(spec: str) -> str:
+    """Return a spec as the name of a folder, without defaults: `onnx(int8='dynamic')` becomes `onnx-int8-dynamic`."""
+    factory, bound = registry.exporters.bind(spec, "--to")
+    defaults = {name: each.default for name, each in inspect.signature(factory).parameters.items()}
+    given = [f"{name}-{value}" for name, value in bound.arguments.items() if value != defaults[name]]
+    return "-".join([factory.__name__, *given])
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Return a context manager that drops warnings: the quantizer of ONNX recommends a step that is not needed here."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+def write_file(subject: Subject, spec: str, exporter: Exporter, data: Pipeline, temporary: Path) -> File:
+    """Write a model in a format, with its preprocessing and class names, to a folder for unfinished files.
+
+    Args:
+        subject: the model.
+        spec: spec string of the format.
+        exporter: the format.
+        data: data pipeline of the run, for the records whose activations give integer ranges.
+        temporary: the folder.
+    """
+    folder = temporary / subject.name.replace("/", "-") / slug(spec)
+    folder.mkdir(parents=True)
+    samples = functools.partial(training_samples, subject.network, data)
+    with _without_warnings():
+        notes = exporter.write(subject.network, folder / exporter.file, samples) or ()
+    sys.stderr.writelines(f"note: {subject.name}, {spec}: {note}\n" for note in notes)
+    for name in (model_folder.ABOUT, "tokenizer.json", *model_folder.TOKENIZER_FILES, "preprocessor_config.json"):
+        if (subject.predictor.folder / name).is_file():
+            shutil.copyfile(subject.predictor.folder / name, folder / name)
+    rows = subject.predictor.about.batch_size if exporter.any_batch else 1
+    job = Job(f"{subject.name}: {spec}", exporter.runtimes[0], folder / exporter.file, rows)
+    return File(subject, spec, exporter, job, notes)
+
+
+def reference_jobs(subjects: Sequence[Subject], temporary: Path) -> list[Job]:
+    """Write the models themselves as programs of XLA, so that they are timed as the files are; empty: it cannot."""
+    if not is_installed("flatbuffers"):
+        return []
+    exporter: Exporter = registry.exporters.build("stablehlo", "--to")
+    jobs = []
+    for subject in subjects:
+        file = temporary / f"{subject.name.replace('/', '-')}.stablehlo"
+        exporter.write(subject.network, file, tuple)
+        jobs.append(Job(subject.name, "jax", file, subject.predictor.about.batch_size))
+    return jobs
+
+
+def measure_files(files: Sequence[File], references: Sequence[Job], threads: int) -> dict[str, Measured | str]:
+    """Measure all files of models that read the same fields in turns, with their models; see `export.measure`."""
+    found: dict[str, Measured | str] = {}
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    inputs = {}
+    for file in files:
+        key = (*file.subject.network.inputs, str(len(file.subject.examples.counts)))
+        groups.setdefault(key, []).append(file.job)
+        groups[key] += [job for job in references if job.name == file.subject.name and job not in groups[key]]
+        inputs[key] = file.subject.examples.inputs
+    for key, jobs in groups.items():
+        found |= measure(jobs, inputs[key], threads)
+    return found
+
+
+def compare_outputs(subject: Subject, outputs: np.ndarray) -> Difference:
+    """Compare the outputs of a file with those of its model."""
+    return compare(subject.network, subject.examples, subject.expected, outputs)
+
+
+def model_entry(subject: Subject, found: Measured) -> dict[str, Any]:
+    """Return what was measured of a model itself, as that of a file."""
+    size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(subject.network.variables))
+    numbers = _numbers(compare_outputs(subject, found.outputs), size, found)
+    return {"model": subject.name, "name": "-", "runtime": f"jax {jax.__version__}", "measured": numbers, "problem": ""}
+
+
+def _numbers(compared: Difference, size: int, found: Measured) -> dict[str, Any]:
+    plain = {name: None if np.isnan(value) else value for name, value in compared._asdict().items()}
+    return {**plain, "bytes": size, "latency_ms": found.latency._asdict(), "memory": found.memory}
+
+
+def finish_file(file: File, found: Measured | str, run: Path, threads: int, target: Target) -> dict[str, Any]:
+    """Move a file to its place, or set it aside if it disagrees; return the content of its `export.json`.
+
+    Args:
+        file: the file.
+        found: what was measured of it; a text: its process has ended, which says how.
+        run: folder of the run.
+        threads: processors that it used.
+        target: the device that it is made for.
+    """
+    subject, exporter, job = file.subject, file.exporter, file.job
+    numbers: dict[str, Any] = {}
+    if isinstance(found, Measured):
+        size = sum(each.stat().st_size for each in job.file.parent.glob(f"{exporter.file}*"))
+        compared = compare_outputs(subject, found.outputs)
+        problem = compared.problem(exporter.rounds)
+        problem += _departure(file, compared.record) if problem else ""
+        if not problem and target.device.memory and size > target.device.memory:
+            problem = f"the file has {size / 1e6:.2f} MB, and {target.spec} has {target.device.memory / 1e6:g} MB"
+        numbers = _numbers(compared, size, found)
+    else:
+        problem = found
+    place = _folder_of(run, file)
+    rejected = place.with_name(f"{place.name}.rejected")
+    about = {
+        "model": subject.name,
+        "name": slug(file.spec),
+        "format": file.spec,
+        "file": exporter.file,
+        "rows": None if exporter.any_batch else 1,
+        "reads": exporter.reads,
+        "inputs": {name: [list(shape), dtype] for name, (shape, dtype) in subject.network.inputs.items()},
+        "output": subject.network.output,
+        "runtime": f"{job.runtime} {version(package_of(job.runtime))}",
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"jaxdistill": __version__, "jax": jax.__version__},
+        "processor": processor(),
+        "threads": threads,
+        "records": len(subject.examples.counts),
+        "measured": numbers,
+        "notes": list(file.notes),
+        "problem": f"{file.spec}: {problem}. The file is in {rejected}." if problem else "",
+    }
+    if target.device.inspect and not problem:
+        about["device"] = {"name": target.spec, **target.device.inspect(job.file).as_json()}
+    remove_folder(rejected)
+    if problem:
+        remove_folder(place)
+    with replaced_folder(rejected if problem else place) as draft:
+        for each in job.file.parent.iterdir():
+            shutil.move(each, draft / each.name)
+        exported_folder.write(draft, subject.predictor.class_names, about)
+    return about
+
+
+def _departure(file: File, record: int) -> str:
+    """Return which hidden state is the first that differs, as the end of a sentence; empty: it is not known."""
+    subject, exporter = file.subject, file.exporter
+    if exporter.reads:
+        return ""
+    shapes = jax.eval_shape(subject.network.apply, subject.network.variables, subject.network.shapes(1))
+    count = sum(name.startswith("hidden_states/") for name in shapes)
+    states = [f"hidden_states/{number}" for number in range(count)]
+    example = {name: x[record : record + 1] for name, x in subject.examples.inputs.items()}
+    with tempfile.TemporaryDirectory(dir=file.job.file.parent) as folder:
+        for state in states:
+            network = subject.network._replace(output=state)
+            expected = np.asarray(jax.jit(network.function)(example))
+            place = Path(folder, exporter.file)
+            with _without_warnings():
+                exporter.write(network, place, lambda: [example])
+            found = measure([Job(file.job.name, file.job.runtime, place, 1)], example, 1)[file.job.name]
+            if not isinstance(found, Measured):
+                return ""
+            far = float(np.abs(found.outputs - expected).max() / max(np.abs(expected).max(), 1e-30))
+            if not far <= DEPARTS[exporter.rounds]:
+                return f"; {state} of {count} is the first that differs by more than {DEPARTS[exporter.rounds]:g}"
+    return ""
+
+
+def _folder_of(run: Path, file: File) -> Path:
+    return run / file.subject.name / EXPORTS / slug(file.spec)

@@ -1,0 +1,120 @@
+"""A network in the operations of integer files: nearly the same outputs, and no operation that such files lack."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from batches import drawn
+
+from jaxdistill.core import registry
+from jaxdistill.core.jaxpr import inner_programs
+from jaxdistill.core.types import Variables
+from jaxdistill.export import integer_forms
+from jaxdistill.export.integer_forms import for_integers
+from jaxdistill.export.network import Network, network_of
+
+TEXT = {"input_ids": ((6,), "int32"), "attention_mask": ((6,), "int32"), "mask": ((), "float32")}
+IMAGE = {"image": ((8, 8, 1), "uint8"), "mask": ((), "float32")}
+MODELS = {
+    "bert(vocabulary=9, width=16, depth=2, heads=2, ffn=24, classes=3)": TEXT,
+    "vit(patch=4, width=16, depth=1, heads=2, classes=3, image=8, channels=1)": IMAGE,
+    "resnet(widths=(4, 8), blocks=1, classes=3)": IMAGE,
+}
+LACKED = {"erf", "erfc", "select_n", "neg", "reduce_max", "lt"}
+
+
+def network(spec: str) -> Network:
+    model, fields = registry.models.build(spec, "model"), MODELS[spec]
+    batch = {name: jax.ShapeDtypeStruct((2, *shape), dtype) for name, (shape, dtype) in fields.items()}
+    return network_of(model, drawn(Variables(*jax.eval_shape(model.init, jax.random.key(0), batch)), 0), fields)
+
+
+def rows_of(subject: Network, count: int) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    rows = {"image": draw.integers(0, 256, (count, 8, 8, 1)).astype(np.uint8)}
+    rows["input_ids"] = draw.integers(1, 9, (count, 6)).astype(np.int32)
+    rows["attention_mask"] = (np.arange(6) < draw.integers(2, 7, (count, 1))).astype(np.int32)
+    return {name: rows[name] for name in subject.inputs}
+
+
+def primitives(program) -> set[str]:
+    inner = [each for equation in program.eqns for each in inner_programs(equation)]
+    return {equation.primitive.name for equation in program.eqns}.union(*map(primitives, inner))
+
+
+def used(function, rows) -> set[str]:
+    program = jax.make_jaxpr(function)(rows).jaxpr
+    return primitives(jax.interpreters.partial_eval.dce_jaxpr(program, [True])[0])
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_outputs_are_nearly_those_of_the_network(spec):
+    subject = network(spec)
+    rows = rows_of(subject, 8)
+    expected, found = jax.jit(subject.function)(rows), jax.jit(for_integers(subject))(rows)
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+    missing = used(for_integers(subject), rows) & LACKED
+    assert not missing and (used(subject.function, rows) & LACKED or "resnet" in spec)
+
+
+def test_pixels_may_be_floats():
+    subject = network("resnet(widths=(4, 8), blocks=1, classes=3)")
+    rows = rows_of(subject, 4)
+    found = for_integers(subject)({"image": rows["image"].astype(np.float32)})
+    np.testing.assert_allclose(found, subject.function(rows), rtol=1e-5, atol=1e-5)
+
+
+def function(apply, *shape: int) -> Network:
+    return Network(lambda v, rows: {"y": apply(rows["x"])}, Variables({}, {}), {"x": (shape, "float32")}, "y")
+
+
+def test_a_masked_score_gets_no_weight_and_the_others_keep_theirs():
+    x = np.float32([[1.0, 2.0, 3.0, 50.0]])
+    masked = function(lambda x: jax.nn.softmax(jnp.where(x < 40, x, -jnp.inf)), 4)
+    found = for_integers(masked)({"x": x - np.float32([[0, 0, 0, 8]])})
+    np.testing.assert_allclose(found, jax.nn.softmax(jnp.float32([[1, 2, 3, -jnp.inf]])), atol=1e-6)
+
+
+def test_a_softmax_is_left_its_own_maximum_and_no_other_use_of_it_changes():
+    shifted = lambda x, axis: x - x.max(axis, keepdims=True)
+    x = np.float32([[1.0, 2.0, 4.0], [9.0, 2.0, 3.0]])
+
+    def of_another_axis(x):
+        exponentials = jnp.exp(shifted(x, 1))
+        return exponentials / exponentials.sum(0, keepdims=True)
+
+    for kept in (lambda x: jnp.exp(shifted(x, -1)) + shifted(x, -1), of_another_axis):
+        found = for_integers(function(kept, 3))({"x": x})
+        np.testing.assert_allclose(found, kept(x), rtol=1e-6)
+        assert "reduce_max" in used(for_integers(function(kept, 3)), {"x": x})
+    softmax = function(lambda x: jax.nn.softmax(x.T, axis=0).T, 3)
+    np.testing.assert_allclose(for_integers(softmax)({"x": x}), jax.nn.softmax(x), rtol=1e-6)
+    assert "reduce_max" not in used(for_integers(softmax), {"x": x})
+
+
+def test_tanh_stands_for_erf():
+    z = np.linspace(-4, 4, 101, dtype=np.float32)[None]
+    for exact in (jax.lax.erf, jax.lax.erfc):
+        np.testing.assert_allclose(for_integers(function(exact, 101))({"x": z}), exact(z), atol=4e-4)
+
+
+def test_an_operation_is_named_by_the_layer_whose_weights_it_follows():
+    subject = network("bert(vocabulary=9, width=16, depth=2, heads=2, ffn=24, classes=3)")
+    text = jax.jit(for_integers(subject)).trace(rows_of(subject, 1)).lower().as_text(debug_info=True)
+    for layer in ("embed/token", "blocks/0/attention/query", "blocks/1/up", "head"):
+        assert f"/{layer}/" in text, layer
+    assert integer_forms.MASK == 24.0
+
+
+def test_an_npu_runs_every_operation_of_a_resnet_and_most_of_a_bert(tmp_path):
+    for package in ("ethosu", "litert_converter", "litert_quantizer", "ai_edge_litert"):
+        pytest.importorskip(package)  # `litert` needs older packages than `lint` and is tried in its own environment
+    exporter, device = registry.exporters.build("litert(int8='static')", ""), registry.devices.build("ethos_u65()", "")
+    shares = {}
+    for spec in MODELS:
+        subject = network(spec)
+        exporter.write(subject, tmp_path / exporter.file, lambda subject=subject: [rows_of(subject, 8)])
+        found = device.inspect(tmp_path / exporter.file)
+        shares[spec.partition("(")[0]] = 1 - len(found.refused) / found.operations
+        assert all(each.sentence() for each in found.refused)
+    assert shares["resnet"] == 1 and 0.9 < shares["bert"] < 1 and shares["vit"] > 0.9

@@ -1,9 +1,10 @@
 """Kill and damage the study of recipes: does it end with the same bits? python -m experiments.recipes.disturbed
 
 Runs `python -m experiments.recipes` for one seed in two folders. One is left alone. The other is killed (SIGKILL, with
-all its threads) at three random moments; while it is dead after the second kill, one bit of the newest checkpoint is
-flipped, and after the third, one bit of a cache shard. Each start goes on with what it finds. In the end all arrays of
-all final checkpoints, all cache shards, the vocabularies and the table must be the same.
+all its threads) at three random moments. While it is dead after the second kill, one bit of the newest checkpoint is
+flipped; if its training had ended, the results are removed, so that the checkpoint is read again. After the third, one
+bit of a cache shard is flipped. Each start goes on with what it finds. In the end all arrays of all final checkpoints,
+all cache shards, the vocabularies and the table must be the same.
 
 A stopped command goes on; what is finished is not run again. Remove --home to start over.
 """
@@ -67,6 +68,15 @@ def newest_checkpoint(folder: Path) -> Path:
     return max((file for file in files if file.is_file()), key=lambda file: file.stat().st_size)
 
 
+def unfinished(file: Path) -> str:
+    """Remove the results of a stage, so that its damaged checkpoint is read again; returns what was removed."""
+    stage = next(parent for parent in file.parents if parent.name == "checkpoints").parent
+    results = [each for each in (stage / "result.json", stage.parent / "results.json") if each.is_file()]
+    for each in results:
+        each.unlink()
+    return "".join(f"; removed {each}" for each in results)
+
+
 def shards(folder: Path) -> list[Path]:
     """Return the shards of all teacher caches."""
     return sorted(folder.glob("runs/topics/cache*/*/*.array_record"))
@@ -96,7 +106,8 @@ def disturb(folder: Path, words: list[str], seconds: float, seed: int) -> None:
             process.wait()
         event = f"killed after {lasting:.0f} s"
         if number == 1:
-            event += f"; flipped {flip(newest_checkpoint(folder), draw)}"
+            file = newest_checkpoint(folder)
+            event += f"; flipped {flip(file, draw)}{unfinished(file)}"
         if number == 2:
             event += f"; flipped {flip(draw.choice(shards(folder)), draw)}"
         print(event, flush=True)
@@ -110,7 +121,7 @@ def left(folder: Path) -> dict[str, np.ndarray]:
     found = {}
     for checkpoints in sorted(folder.rglob("checkpoints")):
         stage = checkpoints.parent
-        found |= {f"{stage.relative_to(folder)}/{name}": array for name, array in saved(stage).items()}
+        found |= {f"{stage.relative_to(folder)}/{name}": array for name, array in saved(checkpoints).items()}
     for file in [*shards(folder), *sorted(folder.rglob("vocabulary.json")), *sorted(folder.rglob("hub/*.safetensors"))]:
         digest = hashlib.sha256(file.read_bytes()).digest()
         found[str(file.relative_to(folder))] = np.frombuffer(digest, np.uint8)

@@ -1,6 +1,7 @@
 """Evaluate a model on held-out data, and compare it with its teachers to measure what was transferred."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -30,7 +31,8 @@ def evaluator(
 ) -> Evaluate:
     """Build a function that computes a model's metrics on one batch, as sums that can be added up over batches.
 
-    Records with labels give accuracy, NLL and calibration error, and perplexity for texts. Metrics that compare the
+    Records with labels give accuracy, NLL and calibration error, perplexity for texts, and the area under the ROC curve
+    for two classes. Metrics that compare the
     student with its teachers (agreement, KL, rank correlation, CKA) are left out if a teacher predicts other tokens or
     classes than the student; those that need no label are measured on records without labels too. A model without
     classes, which embeds its input, is compared by the cosine similarity of its embedding with the teacher's. A
@@ -66,6 +68,8 @@ def evaluator(
             results[ANSWERS] = PerRow(text_answers(logits, labels, mask), (mask != 0).any(-1))
         if logits.ndim == mask.ndim + 1 == 2 and not embeds:
             results[ANSWERS] = PerRow(answers(logits) | ({} if labels is None else {"label": labels}), mask)
+        if logits.ndim == 2 and logits.shape[-1] == 2 and labels is not None and not embeds:
+            results["auc"] = metrics.Ranking({"score": logits[:, 1] - logits[:, 0], "label": labels}, mask)
         if fusion is None or not _comparable(logits, dense):
             return results
         signals = Signals(out, dense, NO_OUTPUTS, rows, mask, jnp.zeros((), jnp.int32), 1.0, {})
@@ -183,7 +187,8 @@ def totals(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def _concatenated(parts: Sequence[PerRow]) -> PerRow:
     real = np.concatenate([np.asarray(part.mask) for part in parts]) > 0
     names = parts[0].values
-    return PerRow({name: np.concatenate([part.values[name] for part in parts])[real] for name in names}, real[real])
+    values = {name: np.concatenate([np.asarray(part.values[name]) for part in parts])[real] for name in names}
+    return replace(parts[0], values=values, mask=real[real])
 
 
 def scores(total: Mapping[str, Any]) -> dict[str, float]:
@@ -193,9 +198,9 @@ def scores(total: Mapping[str, Any]) -> dict[str, float]:
     is in `total`, the number of these rows is added to the result as `teacher_errors`.
 
     Args:
-        total: `{name: metric}`, from `totals`; the values of rows are left out.
+        total: `{name: metric}`, from `totals`; values of rows that are no metric are left out.
     """
-    values = {name: float(metric.compute()) for name, metric in total.items() if not isinstance(metric, PerRow)}
+    values = {name: float(metric.compute()) for name, metric in total.items() if hasattr(metric, "compute")}
     if "agreement_on_errors" in total:
         values["teacher_errors"] = float(total["agreement_on_errors"].count)
     return values

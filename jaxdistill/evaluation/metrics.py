@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Integer
+from scipy import stats
 
 from jaxdistill.core import collectives
-from jaxdistill.core.sums import Mask, Mean, Total, broadcast_mask, masked_mean, ratio, values_at_labels
+from jaxdistill.core.sums import Mask, Mean, PerRow, Total, broadcast_mask, masked_mean, ratio, values_at_labels
 from jaxdistill.core.types import Array, struct
 
 
@@ -58,6 +59,34 @@ class Calibration:
         In an empty bin, mean confidence and accuracy are NaN for NumPy values, and 0 for JAX arrays.
         """
         return ratio(self.confidence, self.count), ratio(self.correct, self.count), self.count
+
+
+@struct
+class Ranking(PerRow):
+    """The score and the label of each row, for the area under the ROC curve of two classes.
+
+    It is the probability that a row of class 1 has a higher score than one of class 0, where equal scores count half
+    (Hanley and McNeil, "The Meaning and Use of the Area under a ROC Curve", 1982). It is exact: ranks of all rows are
+    needed, so that it cannot be a sum over batches.
+    """
+
+    def compute(self) -> Total:
+        """Return the area, from 0 to 1; NaN if one of the classes has no row."""
+        return roc_auc(np.asarray(self.values["score"]), np.asarray(self.values["label"]))
+
+
+def roc_auc(score: np.ndarray, label: np.ndarray) -> float:
+    """Compute the area under the ROC curve from midranks.
+
+    Args:
+        score: `[rows]`, higher for class 1.
+        label: `[rows]`, 0 or 1.
+    """
+    positive, negative = int((label == 1).sum()), int((label != 1).sum())
+    if not positive or not negative:
+        return float("nan")
+    ranks = stats.rankdata(score)[label == 1].sum()
+    return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
 
 
 @struct

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.evaluation.latency import Latency, latencies
+from jaxdistill.evaluation.metrics import roc_auc
 
 FLOAT_BOUND = 1e-4  # greatest difference of a float file's outputs, as a share of the model's greatest output
 SAME_ANSWERS, LOST = 0.99, 0.005  # of a file with integers: least share of the same answers, and accuracy it may lose
@@ -31,6 +32,7 @@ class Difference(NamedTuple):
     accuracy, expected_accuracy: accuracy of the file and of the model; NaN without labels
     divergence: of a language model: Kullback-Leibler divergence of the file's distribution of the next token from that
         of the model, the mean over the tokens, in nats; else NaN
+    auc, expected_auc: with two classes: area under the ROC curve of the file and of the model; else NaN
     """
 
     largest: float
@@ -39,6 +41,8 @@ class Difference(NamedTuple):
     accuracy: float
     expected_accuracy: float
     divergence: float = float("nan")
+    auc: float = float("nan")
+    expected_auc: float = float("nan")
 
     def problem(self, rounds: bool) -> str:
         """Return what is beyond the bounds, as a sentence; empty: nothing.
@@ -82,7 +86,11 @@ def difference(found: np.ndarray, expected: np.ndarray, labels: np.ndarray | Non
         return Difference(largest, record, nan, nan, nan)
     answers, theirs = found.argmax(-1), expected.argmax(-1)
     share = lambda chosen: nan if labels is None else float((chosen == labels).mean())
-    return Difference(largest, record, float((answers == theirs).mean()), share(answers), share(theirs))
+    same, plain = float((answers == theirs).mean()), (share(answers), share(theirs))
+    if labels is None or expected.shape[1:] != (2,):
+        return Difference(largest, record, same, *plain)
+    areas = (roc_auc(logits[:, 1] - logits[:, 0], labels) for logits in (found, expected))
+    return Difference(largest, record, same, *plain, nan, *areas)
 
 
 class RunError(RuntimeError):

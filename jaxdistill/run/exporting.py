@@ -116,7 +116,7 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
         kept = {(entry["model"], entry["name"]): entry for entry in (*content.get("exports", ()), *entries)}
         seal.write(run / "results.json", {**content, "exports": list(kept.values())})
         page.write_page(run)
-    text = f"{aligned([report.HEADING, *report.cells(entries)])}\n{report.circumstances(entries)}\n"
+    text = f"{aligned(report.table(entries))}\n{report.circumstances(entries)}\n"
     text += "".join(f"{paragraph}\n" for paragraph in report.devices(entries))
     good = [entry for entry in entries if entry["name"] != "-" and not entry["problem"]]
     text += "".join(f"{run / entry['model'] / EXPORTS / entry['name']}\n" for entry in good)

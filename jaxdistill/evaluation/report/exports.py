@@ -5,21 +5,28 @@ from typing import Any
 
 from jaxdistill.evaluation.report.formats import digits
 
-HEADING = ("model", "file", "runtime", "acc %", "same %", "KL", "difference", "MB", "ms", "10-90 %", "MiB")
-NOTE = (
-    "same: answers that are those of the model; KL: of a language model, the mean divergence of the next token's "
-    "distribution from the model's, in nats; difference: the greatest one, as a share of the greatest output; ms: one "
-    "example; MiB: greatest memory of the process, with the runtime"
-)
+HEADING = ("model", "file", "runtime", "acc %", "AUC", "same %", "KL", "difference", "MB", "ms", "10-90 %", "MiB")
+MEANINGS = {
+    "AUC": "AUC: area under the ROC curve",
+    "same %": "same: answers that are those of the model",
+    "KL": "KL: mean divergence of the next token's distribution from the model's, in nats",
+    "difference": "difference: the greatest one, as a share of the greatest output",
+    "ms": "ms: one example",
+    "MiB": "MiB: greatest memory of the process, with the runtime",
+}  # of columns
 
 
-def cells(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Format exported files, and the models themselves, as rows of texts below `HEADING`.
+def table(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Format exported files, and the models themselves, as rows of texts, of which the first is the heading.
+
+    Columns for which no file has a number are left out.
 
     Args:
         entries: contents of `export.json`, with the model's name as `model` and the folder's as `name`.
     """
-    return [[entry["model"], _name(entry), entry["runtime"], *_numbers(entry["measured"])] for entry in entries]
+    rows = [[entry["model"], _name(entry), entry["runtime"], *_numbers(entry["measured"])] for entry in entries]
+    filled = [column for column in range(len(HEADING)) if any(row[column] != "-" for row in rows) or column < 3]
+    return [[row[column] for column in filled] for row in (HEADING, *rows)]
 
 
 def _name(entry: Mapping[str, Any]) -> str:
@@ -30,9 +37,10 @@ def _numbers(measured: Mapping[str, Any]) -> list[str]:
     if not measured:  # its process has ended
         return ["-"] * (len(HEADING) - 3)
     share = lambda key: "-" if measured[key] is None else f"{100 * measured[key]:.2f}"
-    divergence, latency = measured.get("divergence"), measured["latency_ms"]
+    divergence, latency, auc = measured.get("divergence"), measured["latency_ms"], measured.get("auc")
     return [
         share("accuracy"),
+        "-" if auc is None else f"{auc:.4f}",
         share("same"),
         "-" if divergence is None else f"{divergence:.1e}",
         f"{measured['largest']:.1e}",
@@ -64,4 +72,5 @@ def circumstances(entries: Sequence[Mapping[str, Any]]) -> str:
         f"{records:,} test records, {processor}, {'one thread' if threads == 1 else f'{threads} threads'}"
         for records, processor, threads in sorted(found)
     ]
-    return f"{'; '.join(texts)}. {NOTE}."
+    meanings = [MEANINGS[column] for column in table(entries)[0] if column in MEANINGS]
+    return f"{'; '.join(texts)}. {'; '.join(meanings)}."

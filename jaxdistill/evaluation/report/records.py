@@ -15,7 +15,8 @@ def exported(results: Mapping[str, Any]) -> Markup:
         results: the content of `results.json`.
     """
     found = results.get("exports") or []
-    table = tables.plain_table(exports.HEADING, exports.cells(found)) if found else Markup()
+    heading, *rows = exports.table(found) if found else [[]]
+    table = tables.plain_table(heading, rows) if found else Markup()
     compiled = [_list(*text.splitlines()) for text in exports.devices(found)]
     return section("Exported files", join([table, *compiled]), exports.circumstances(found) if found else "")
 

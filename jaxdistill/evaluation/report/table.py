@@ -28,6 +28,7 @@ def _millions(number: float, digits: int) -> str:
 
 COLUMNS = (
     ("accuracy", "acc %", lambda row: f"{100 * row['accuracy']:.2f}"),
+    ("auc", "AUC", lambda row: f"{row['auc']:.4f}"),
     ("nll", "NLL", lambda row: f"{row['nll']:.3f}"),
     ("perplexity", "ppl", lambda row: f"{row['perplexity']:.2f}"),
     ("ece", "ECE %", lambda row: f"{100 * row['ece']:.2f}"),

@@ -31,6 +31,7 @@ class Column(NamedTuple):
 
 QUALITY = (
     Column("accuracy", "Accuracy (%)", percent, 1, "share of held-out examples whose most likely class is right"),
+    Column("auc", "AUC", decimal, 1, "area under the ROC curve: how often class 1 is ranked above class 0"),
     Column("nll", "NLL (nats)", decimal, -1, "negative log-likelihood of the right class, mean over examples"),
     Column(
         "perplexity",

@@ -141,9 +141,19 @@ def tokens(rows: int = 8, length: int = 6, classes: int = 5, seed: int = 0) -> d
     }
 
 
+def clicks(rows: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
+    """A batch of records of 3 categories of 13; padded as `texts`."""
+    rng = np.random.default_rng(seed)
+    return {
+        "categories": jnp.asarray(rng.integers(0, 13, (rows, 3)).astype(np.int32)),
+        "label": jnp.asarray(rng.integers(0, classes, rows).astype(np.int32)),
+        "mask": single(np.arange(rows) < rows - rows // 4),
+    }
+
+
 def pairs(rows: int = 8, classes: int = 5, seed: int = 0) -> dict[str, Array]:
     """A batch of images, each with a sentence; padded as both."""
     return texts(rows, classes=classes, seed=seed) | images(rows, classes=classes, seed=seed)
 
 
-BATCHES = {"image": images, "text": texts, "tokens": tokens, "pairs": pairs}
+BATCHES = {"image": images, "text": texts, "tokens": tokens, "pairs": pairs, "clicks": clicks}

@@ -32,8 +32,8 @@ class Example(NamedTuple):
         symmetric: a fusion treats its teachers alike.
         hidden_states: how many a model returns.
         statistics: a model normalises by its batch; they are its state.
-        inputs: what a model reads: "image", "text" (a label for each row), "tokens" (one for each token) or "pairs" of
-            image and text, whose logits compare each row with every row.
+        inputs: what a model reads: "image", "text" (a label for each row), "tokens" (one for each token),
+            "clicks" (categories) or "pairs" of image and text, whose logits compare each row with every row.
         falls: the metric that a step makes fall on learnable data; not its loss where what is matched moves.
         alike: a step's first teacher is its student's network.
         stream: on which a step's student hears its teachers, if it makes one of its own.
@@ -207,6 +207,11 @@ MODELS = {
         ),
     ],
     "clip": [Example(f"clip({TOWERS}, projection=8, end=12)", hidden_states=3, inputs="pairs")],
+    "dcn": [
+        Example("dcn(categories=13, width=4, classes=5, widths=(8,))", hidden_states=3, inputs="clicks"),
+        Example("dcn(categories=13, width=4, classes=5, crosses=0, widths=(8,))", hidden_states=1, inputs="clicks"),
+        Example("dcn(categories=13, width=4, classes=5, crosses=1, widths=())", hidden_states=1, inputs="clicks"),
+    ],
     "decoder": [
         Example(f"decoder({DECODER}, {options})", hidden_states=3, inputs="tokens")
         for options in ("remat='full'", "scan_layers=False, tied=False, qk_norm=True, attentions=True")

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Integer
 
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.types import Array, AttentionHeads, Outputs, RowsLike
-from jaxdistill.models.layers import ACTIVATIONS, nudged
+from jaxdistill.models.layers import ACTIVATIONS, lookup, nudged
 from jaxdistill.models.layers import dropout as drop
 from jaxdistill.models.transformer import Stack, layer_norm
 
@@ -22,14 +22,6 @@ Real = Bool[Array, "batch length"]  # false for padding
 Pooled = tuple[Float[Array, "batch classes"], Float[Array, "batch width"]]  # logits and embedding
 _normal = nnx.initializers.normal(0.02)
 _linear = partial(nnx.Linear, kernel_init=_normal)
-
-
-def _lookup(table: nnx.Embed, ids: Integer[Array, "*ids"]) -> Float[Array, "*ids width"]:
-    """Look up the embedding of each id; an id outside the table gives NaN.
-
-    The result has the table's current dtype. Calling `nnx.Embed` would cast it to the dtype of the table's creation.
-    """
-    return jnp.take(table.embedding.get_value(), ids, axis=0)
 
 
 class Embed(nnx.Module):
@@ -52,10 +44,10 @@ class Embed(nnx.Module):
         ids = jnp.asarray(batch["input_ids"])
         if ids.shape[1] > self.limit:
             raise ValueError(f"texts of {ids.shape[1]} tokens exceed the {self.limit} positions; truncate the texts")
-        x = by_rows(_lookup(self.token, ids)) + by_rows(_lookup(self.position, self._positions(ids)))
+        x = by_rows(lookup(self.token, ids)) + by_rows(lookup(self.position, self._positions(ids)))
         if self.type is not None:
             types = jnp.asarray(batch.get("token_type_ids", jnp.zeros_like(ids)))
-            x = x + by_rows(_lookup(self.type, types))
+            x = x + by_rows(lookup(self.type, types))
         return by_rows(drop(self.norm(by_rows(x)), self.rate, train=train, key=key))
 
     def _positions(self, ids: Integer[Array, "batch length"]) -> Integer[Array, "batch length"]:

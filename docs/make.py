@@ -29,7 +29,7 @@ KINDS = {
     "losses": registry.losses,
     "fusion": registry.fusions,
     "steps": registry.steps,
-    "compress": {name: each[name] for each in (registry.quantizers, registry.cuts) for name in each},
+    "compress": {name: each[name] for each in (registry.quantizers, registry.cuts, registry.masks) for name in each},
 }
 WORDS = ("When", "Config", "Own", "Mean", "Checked", "Experiment")
 PASSED = ("student", "teachers", "objective", "optimizer")  # to a step, by the other keys of the config

@@ -49,7 +49,7 @@ from jaxdistill.compress.grids import (
     straight_through,
     values,
 )
-from jaxdistill.compress.input_ranges import CALLS, RANGE, WIDEST, ranges_in, running, with_ranges
+from jaxdistill.compress.input_ranges import CALLS, RANGE, SQUARE, WIDEST, ranges_in, running, with_ranges
 from jaxdistill.compress.products import PATH, Axes, Role, RoundInputs, Weight, forward, weight_roles
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model, Pretrained
@@ -263,13 +263,15 @@ def _finished(
 
 
 def is_added(name: str) -> bool:
-    """Return True for the name of a parameter or state that a quantizer adds; all of them start with zeros."""
-    return name.endswith((LOG_SCALE, RANGE)) or name == CALLS
+    """Return True for the name of an array that a quantizer or pruner adds; all of them start with zeros."""
+    return name.endswith((LOG_SCALE, RANGE, SQUARE)) or name == CALLS
 
 
 def _own(params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the variables of the model that was wrapped."""
-    kept = lambda arrays: {name: x for name, x in arrays.items() if not is_added(name)}
+    kept = lambda arrays: {
+        name: x for name, x in arrays.items() if not name.endswith((LOG_SCALE, RANGE)) and name != CALLS
+    }
     return kept(params), kept(state)
 
 

@@ -61,7 +61,7 @@ def batch_sums(
     Activations of an image are averages over its positions.
     """
     sizes, rows = table.sizes(arguments), jax.tree.map(jnp.asarray, dict(batch))
-    counted = _counted(rows)
+    counted = counted_rows(rows)
 
     found: dict[str, Array] = {}
     record = _recorder(table, arguments, sizes, counted)
@@ -87,7 +87,7 @@ def batch_sums(
     return {**found, COUNT: counted.sum()}
 
 
-def _counted(batch: Mapping[str, Array]) -> Array:
+def counted_rows(batch: Mapping[str, Array]) -> Array:
     """Return 1 for each row `[batch]`, or token `[batch, length]`, that counts, else 0."""
     mask = (batch["mask"] != 0).astype(jnp.float32)
     real = batch.get("attention_mask")
@@ -96,7 +96,7 @@ def _counted(batch: Mapping[str, Array]) -> Array:
     return mask[:, None] * real.astype(jnp.float32)
 
 
-def _mean_over_positions(x: Array, counted: Array) -> Array:
+def sum_over_counted(x: Array, counted: Array) -> Array:
     """Sum values `[batch, ..., units]` over what counts; positions without a mask of their own are averaged."""
     if x.ndim <= counted.ndim:  # a pooled text: its row counts for as many tokens as it has
         x = jnp.broadcast_to(x[:, None], (*counted.shape, *x.shape[1:]))
@@ -115,7 +115,7 @@ def _recorder(table: Cuttable, arguments: Arguments, sizes: Sizes, counted: Arra
         if _input_axis(axes.names).startswith("heads"):
             split = size.reshape(*size.shape[:-1], -1, sizes.groups * sizes.head_size)
             size = jnp.sqrt((split**2).sum(-1))
-        collected.add(weight.name, _mean_over_positions(size, counted))
+        collected.add(weight.name, sum_over_counted(size, counted))
         return x
 
     return record
@@ -142,4 +142,4 @@ def _influence(before: Array, after: Array, counted: Array) -> Array:
     a, b = before.astype(jnp.float32), after.astype(jnp.float32)
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     change = 1 - (a * b).sum(-1) / jnp.maximum(norms, 1e-30)
-    return _mean_over_positions(change[..., None], counted)[0]
+    return sum_over_counted(change[..., None], counted)[0]

@@ -53,7 +53,8 @@ class Dcn(nnx.Module):
     def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
         rows: Int[Array, "batch fields"] = batch[FIELD]
         first: Float[Array, "batch inputs"] = by_rows(lookup(self.embed, rows).reshape(rows.shape[0], -1))
-        states, crossed, deep = [], first, first
+        states: list[Array] = []
+        crossed = deep = first
         for layer in self.crosses:
             crossed = nudged(by_rows(first * layer(crossed) + crossed), batch, len(states))
             states.append(crossed)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from jaxdistill.compress.masks import zeros
 from jaxdistill.core import seal
 from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import DamageError, Stopped
@@ -195,6 +196,8 @@ class Run:
         trained = train(stage, folder, teachers, self._context(stage, preemption))
         self.trained = True
         cost = cost_of(stage.parts.student, trained.variables, self.rows)
+        if stage.definition.config.student.masks:
+            cost["zeros"] = zeros(trained.variables.params)
         outcome = outcome_of(stage.name, cost, trained)
         self._record(stage, outcome, trained.variables)
         self._export(
@@ -205,7 +208,7 @@ class Run:
             self._evaluate_teacher(teacher, values)
             own = not teacher.options  # else its network is not the one that its spec describes
             if own and number in stage.parts.step.trained_teachers:
-                config = differ(stage.definition.config, student={"model": teacher.spec, "quantized": ""})
+                config = differ(stage.definition.config, student={"model": teacher.spec, "quantized": "", "masks": ""})
                 self._export(Path("teachers", teacher.name), f"teacher {teacher.name}", config, teacher.network, values)
         if jax.process_index() == 0:
             seal.write(folder / "result.json", {**outcome, "step": stage.settings.steps})

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxdistill.compress import masks
 from jaxdistill.core import registry
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Shapes, Variables
@@ -57,6 +58,7 @@ def write_model(
         results: content of results.json, with the models that are trained until now, for the model card.
     """
     facts = about(export.config, data, shapes, embeds(export.model, shapes))
+    variables = masks.finished(variables)
     if quantizer := build_quantizer(export.config):
         floats = build_model(export.config.student.model, "student.model", export.config.dtype)
         variables, ranges = quantizer.finish(floats, variables, shapes)

@@ -15,6 +15,7 @@ import jaxdistill.losses
 import jaxdistill.models
 import jaxdistill.steps  # noqa: F401  (importing registers the parts)
 from jaxdistill.compress.aware import Quantizer
+from jaxdistill.compress.masks import Pruner
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Fusion, Model, Objective, Step, Term
@@ -97,10 +98,11 @@ def build_components(config: Config, horizon: Horizon, tokens: Tokenization | No
     temperatures: dict[str, Any] = {
         f"temperature/{name}": each.term.temperature for name, each in terms.items() if each.term.temperature
     }
+    whole, pruner = optimizer(transformation, rate, config.clip_norm, roles), build_pruner(config)
     return Components(
         terms,
         registry.fusions.build(config.fusion, "fusion"),
-        optimizer(transformation, rate, config.clip_norm, roles),
+        pruner.optimizer(whole, config.steps) if pruner else whole,
         rate,
         {role: role_rate for role, (_, role_rate) in roles.items()},
         {"rate": rate, **weights, **temperatures},
@@ -154,6 +156,8 @@ def build_student(config: Config, needs: frozenset[str]) -> Model:
             respect to the input and to the hidden states) matter here.
     """
     model, quantizer = build_model(config.student.model, "student.model", config.dtype), build_quantizer(config)
+    if pruner := build_pruner(config):
+        model = pruner.wrap(model)
     if quantizer:
         model = quantizer.wrap(model, config.steps * config.accumulate)  # each microbatch is a call
     return with_gradients(model, needs, config.accumulate)
@@ -170,6 +174,19 @@ def build_quantizer(config: Config) -> Quantizer | None:
     """
     text = config.student.quantized
     return registry.quantizers.build(text, "student.quantized") if text else None
+
+
+def build_pruner(config: Config) -> Pruner | None:
+    """Build the way in which weights of the student are set to zero in training; None: none are.
+
+    Args:
+        config: config of the training.
+
+    Raises:
+        ConfigError: the config key `student.masks` is wrong.
+    """
+    text = config.student.masks
+    return registry.masks.build(text, "student.masks") if text else None
 
 
 def build_parts(config: Config, components: Components, teachers: Mapping[str, Teacher], horizon: Horizon) -> Parts:

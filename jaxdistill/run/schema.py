@@ -154,6 +154,11 @@ SCHEMA: dict[str, Any] = {
             "quantisation-aware training of student and control, such as 'aware(weights=4, inputs=8, start=0.5)'; "
             "empty: floats",
         ),
+        "masks": Key(
+            "",
+            SPEC,
+            "unstructured pruning of student and control, such as 'sparse(share=0.8)'; empty: every weight may change",
+        ),
         "rules": Key((), RULES, RULES_DOC),
     },
     "teachers": OpenSection(

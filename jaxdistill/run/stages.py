@@ -161,7 +161,7 @@ def plan_stages(config: Config) -> Iterator[StageDefinition]:
         stage_config = differ(
             config,
             **plain,
-            student={"model": teacher.model, "rules": teacher.rules, "quantized": ""},
+            student={"model": teacher.model, "rules": teacher.rules, "quantized": "", "masks": ""},
             steps=teacher.steps,
             rate=teacher.rate or config.rate,
             seed=config.seed + number + 1,  # teachers of the same architecture must start from different values

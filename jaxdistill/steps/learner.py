@@ -94,6 +94,7 @@ def learner(
         optimizer: optimiser of all params of the train state.
         run_models: function that runs the models on a batch, with the arguments and results of `observe`.
     """
+    transformation = optax.with_extra_args_support(optimizer)
 
     def run(
         params: ByRole, state: ByRole, frozen: tuple[Variables, ...], batch: Batch, step: Array, key: Key
@@ -149,9 +150,10 @@ def learner(
         return back, _sum_over_devices(means), state
 
     def descend(ts: TrainState, grads: PyTree, state: dict[str, PyTree]) -> TrainState:
-        updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
+        whole_state = {**ts.state, **state}
+        updates, opt_state = transformation.update(grads, ts.opt_state, ts.params, model_state=whole_state)
         params = optax.apply_updates(ts.params, updates)
-        return TrainState(ts.step + 1, params, {**ts.state, **state}, opt_state, ts.key)
+        return TrainState(ts.step + 1, params, whole_state, opt_state, ts.key)
 
     return Learner(init, gradient, backward, descend)
 

@@ -66,6 +66,7 @@ class Case(NamedTuple):
     evaluated: bool = False
     stream: str = "train"
     quantized: str = ""
+    masks: str = ""
 
 
 CASES = {family: Case(family, TEACHERS.get(family, ("mlp",)), evaluated=family in EVALUATED) for family in FAMILIES}
@@ -77,6 +78,7 @@ CASES["bert, heads"] = Case("bert", ("bert",), terms=("minilm",))  # heads are s
 # ranges are kept while nothing is rounded yet: rounded inputs would make much of a difference in the last bit
 CASES["decoder, rounded"] = Case("decoder", ("decoder",), quantized="aware(weights=4, inputs=0, scales='learned')")
 CASES["mlp, ranges"] = Case("mlp", ("mlp",), quantized="aware(ranges='running', start=0.5)")
+CASES["mlp, masks"] = Case("mlp", ("mlp",), masks="sparse(share=0.5, by='wanda', start=0.0, end=0.0)")
 READERS = {"image": "thin", "tokens": "decoder"}
 CASES |= {
     f"{READERS[e.inputs]}, {e.spec}": Case(READERS[e.inputs], (READERS[e.inputs],), e.spec, stream=e.stream)
@@ -106,6 +108,9 @@ def parts(case: Case):
     needs = frozenset[str]().union(*(weighted.term.needs for weighted in further.values()))
     model = lambda name: with_gradients(registry.models.build(FAMILIES.get(name, THIN), ""), needs)
     student, teachers = model(family), tuple(map(model, case.teachers))
+    pruner = registry.masks.build(case.masks, "") if case.masks else None
+    if pruner:
+        student = pruner.wrap(student)
     if case.quantized:
         student = registry.quantizers.build(case.quantized, "").wrap(student, 100)
     terms = further | {
@@ -118,6 +123,7 @@ def parts(case: Case):
     minimised = objective(terms, fused, chunks=4 if family == "chunked" else 1)
     # plain descent at rate 1: the change of the parameters IS the gradient
     update = optimizer(registry.optimizers.build("sgd(momentum=0.0)", ""), 1.0)
+    update = pruner.optimizer(update, 1) if pruner else update
     named, given = registry.parse(case.step, ""), (student, teachers, minimised, update)
     step = registry.steps.build(named._replace(args=given), "", examples.TIMED)
     values = tuple(first_values(name, family, n) for n, name in enumerate(case.teachers))

@@ -38,6 +38,7 @@ COLUMNS = (
     ("agreement_on_errors", "errors", _agreement_on_errors),
     ("rank_correlation", "rank", lambda row: f"{row['rank_correlation']:.3f}"),
     ("parameters", "params", lambda row: _count(row["parameters"])),
+    ("zeros", "zero %", lambda row: f"{100 * row['zeros']:.1f}"),
     ("bytes", "MB", lambda row: _millions(row["bytes"], 2)),
     ("flops", "MFLOP", lambda row: _millions(row["flops"], 1)),
     ("latency_ms", "ms", lambda row: f"{row['latency_ms']:.2f}"),
@@ -48,6 +49,7 @@ MEANINGS = {
     "similarity": "cosine: similarity of the embeddings to the teacher's",
     "agreement_on_errors": "errors: teacher errors that the model repeats",
     "rank_correlation": "rank: rank correlation with the teacher over the wrong classes",
+    "zeros": "zero: weights of matrices that are 0, which save no bytes and no time here",
     "flops": "MFLOP and ms: forward pass of one example",
 }  # what the caption says of a column
 

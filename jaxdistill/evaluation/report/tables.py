@@ -42,6 +42,7 @@ QUALITY = (
     ),
     Column("ece", "ECE (%)", percent, -1, "expected calibration error: mean gap between confidence and accuracy"),
     Column("parameters", "Parameters", count, -1, "weights and biases of the network"),
+    Column("zeros", "Zeros (%)", percent, 0, "weights of matrices that are 0; they save no bytes and no time on a CPU"),
     Column("bytes", "Size", file_size, -1, "memory of parameters and state"),
     Column("flops", "FLOPs", count, -1, "floating point operations of one forward pass, per example"),
     Column(

@@ -1,0 +1,273 @@
+"""Unstructured pruning: weights are set to zero while a model trains, by their size or by that of their inputs.
+
+When: the file is compressed before it is sent, or the device has kernels for 2 of 4 weights. A CPU computes a product
+with zeros in the same time, and a file holds a zero in as many bytes; structured pruning (`cut.py`) saves both.
+Config: student.masks = "sparse(share=0.8, start=0.1, end=0.6)"
+Experiment: `experiments/masks`.
+Checked: masks by hand; shares and patterns to the weight; pruned weights are 0 after every update, resumed or not.
+
+    score     magnitude: |W_ij|               ranked within each kernel
+              wanda: |W_ij| ||x_i||_2         ranked within each output j; x_i: its input, a running mean over batches
+    share     s_t = s (1 - (1 - (t - t0) / (t1 - t0))^3), from t0 = start to t1 = end of the training
+    pattern   the `keep` largest of every `of` neighbouring inputs, from `start` on
+
+It is an optax transformation around the optimiser: gradients of pruned weights are zero, and each update sets them to
+zero. A weight may come back while the share rises, as its rank is computed again. Only the student's own kernels are
+pruned; teachers, projectors and gates are not. The controls are pruned alike.
+
+Sources: schedule: Zhu and Gupta, To Prune, or Not to Prune, 2017 (arxiv.org/abs/1710.01878); patterns: Mishra et al.,
+Accelerating Sparse Deep Neural Networks, 2021 (arxiv.org/abs/2104.08378); Wanda: Sun et al., A Simple and Effective
+Pruning Approach for Large Language Models, 2023 (arxiv.org/abs/2306.11695).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdistill.compress.input_ranges import SQUARE
+from jaxdistill.compress.products import Axes, Weight, forward
+from jaxdistill.compress.unit_scores import counted_rows, sum_over_counted
+from jaxdistill.core.collectives import psum
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.interfaces import Model, Pretrained
+from jaxdistill.core.marked_arrays import Collected, Combine
+from jaxdistill.core.registry import masks
+from jaxdistill.core.types import Array, ByRole, Key, Outputs, Params, PyTree, RowsLike, State, Variables
+
+PATH, ROLE = "student.masks", "student"
+MOMENTUM = 0.99  # of the running mean of squared inputs
+ADDED = Combine(lambda a, b: a + b, lambda x: x.sum(0))  # squared inputs of two products of one weight
+
+Scores = Callable[[str, Array, Mapping[str, Array]], Array]  # (name, kernel, state of the model) -> scores
+
+
+class Pruner(NamedTuple):
+    """A way to set weights to zero in training.
+
+    wrap: `(model) -> model`, which also measures what the scores need
+    optimizer: `(transformation, steps of the whole training) -> transformation` that prunes
+    """
+
+    wrap: Callable[[Model], Model]
+    optimizer: Callable[[optax.GradientTransformation, int], optax.GradientTransformationExtraArgs]
+
+
+@masks.register
+def sparse(
+    share: float = 0.0,
+    keep: int = 0,
+    of: int = 0,
+    by: Literal["magnitude", "wanda"] = "magnitude",
+    start: float = 0.1,
+    end: float = 0.6,
+    every: int = 10,
+    only: str = "kernel$",
+) -> Pruner:
+    """Set the least important weights to zero, more and more of them, or all but `keep` of every `of`.
+
+    Args:
+        share: share of the weights that are zero in the end, from above 0 to below 1; or give `keep` and `of`.
+        keep, of: weights that stay, of how many neighbouring inputs of an output, such as 2 of 4.
+        by: the importance of a weight: its magnitude, or `wanda`: times the size of its input.
+        start, end: when the share begins to rise, and when it is reached, as shares of the training.
+        every: steps between two choices of the weights.
+        only: regex of names of the kernels `[..., inputs, outputs]` that are pruned.
+
+    Source: Zhu and Gupta 2017, arxiv.org/abs/1710.01878; Mishra et al. 2021, arxiv.org/abs/2104.08378; Sun et al. 2023,
+    arxiv.org/abs/2306.11695.
+
+    Raises:
+        ValueError: neither a share nor a pattern is given, or both; or a number is out of range.
+    """
+    if bool(share) == bool(keep or of):
+        raise ValueError("give a share, such as share=0.8, or a pattern, such as keep=2, of=4")
+    if share and not 0 < share < 1:
+        raise ValueError(f"share={share} is not between 0 and 1")
+    if not share and not 0 < keep < of:
+        raise ValueError(f"keep={keep}, of={of}: give fewer weights that stay than there are, such as keep=2, of=4")
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"start={start}, end={end}: give shares of the training, 0 <= start <= end <= 1")
+    if every < 1:
+        raise ValueError(f"every={every} is not positive")
+    try:
+        re.compile(only)
+    except re.error as error:
+        raise ValueError(f"only={only!r} is no regular expression ({error})") from None
+    return pruner(Settings(share, keep, of, by == "wanda", start, end, every, only))
+
+
+class Settings(NamedTuple):
+    """The arguments of `sparse`, checked; `by_inputs` is True for Wanda."""
+
+    share: float
+    keep: int
+    of: int
+    by_inputs: bool
+    start: float
+    end: float
+    every: int
+    only: str
+
+    def kernels(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the kernels that are pruned, by name.
+
+        Raises:
+            ConfigError: there are none, or the inputs of one are no multiple of `of`.
+        """
+        found = {name: x for name, x in params.items() if x.ndim > 1 and re.search(self.only, name)}
+        if not found:
+            raise ConfigError(PATH, f"only={self.only!r} matches no kernel; there are {', '.join(sorted(params))}.")
+        for name, x in found.items():
+            if self.of and x.shape[-2] % self.of:
+                problem = f"{name} has {x.shape[-2]} inputs, no multiple of {self.of}"
+                raise ConfigError(PATH, f"{problem}. Leave it out by `only`, or give another pattern.")
+        return found
+
+    def share_at(self, step: Array, steps: int) -> Array:
+        """Return the share of pruned weights at a step: 0 before the start."""
+        first, last = self.moments(steps)
+        done = jnp.clip((step - first) / max(last - first, 1), 0.0, 1.0) if last > first else 1.0
+        return jnp.where(step >= first, self.share * (1 - (1 - done) ** 3), 0.0)
+
+    def moments(self, steps: int) -> tuple[int, int]:
+        """Return the first and the last step at which weights are chosen; with a pattern, all are chosen at once."""
+        last = max(steps - 1, 0)
+        return min(int(self.start * steps), last), min(int(self.end * steps), last)
+
+    def chosen(self, score: Array, share: Array) -> Array:
+        """Return which weights stay, of the shape of the scores `[..., inputs, outputs]`."""
+        if self.of:
+            grouped = score.reshape(*score.shape[:-2], -1, self.of, score.shape[-1])
+            return (_ranks(grouped, -2) < self.keep).reshape(score.shape)
+        if self.by_inputs:
+            return _ranks(score, -2) < jnp.round((1 - share) * score.shape[-2])
+        return (_ranks(score.ravel(), 0) < jnp.round((1 - share) * score.size)).reshape(score.shape)
+
+
+def _ranks(score: Array, axis: int) -> Array:
+    """Return the rank of each score along an axis, 0 for the largest; of equal ones the first."""
+    return jnp.argsort(jnp.argsort(-score, axis=axis, stable=True), axis=axis)
+
+
+def pruner(settings: Settings) -> Pruner:
+    """Return the way of pruning that settings describe, also settings of your own with other choices."""
+    wrap = partial(_measured, settings) if settings.by_inputs else lambda model: model
+    return Pruner(wrap, partial(_pruned, settings))
+
+
+class MaskState(NamedTuple):
+    """The state of the transformation.
+
+    updates: number of updates until now
+    kept: which weights stay, by name
+    inner: state of the optimiser
+    """
+
+    updates: Array
+    kept: dict[str, Array]
+    inner: PyTree
+
+
+def _pruned(
+    settings: Settings, inner: optax.GradientTransformation, steps: int
+) -> optax.GradientTransformationExtraArgs:
+    first, last = settings.moments(steps)
+    whole = optax.with_extra_args_support(inner)
+
+    def init(params: ByRole) -> MaskState:
+        kernels = settings.kernels(params[ROLE])
+        kept = {name: jnp.ones(x.shape, bool) for name, x in kernels.items()}
+        return MaskState(jnp.zeros((), jnp.int32), kept, inner.init(params))
+
+    def choose(count: Array, params: Params, model_state: State) -> dict[str, Array]:
+        share = settings.share_at(count, steps)
+        squares = {name: model_state.get(name + SQUARE) for name in settings.kernels(params)}
+
+        def score(name: str, x: Array) -> Array:
+            square = squares[name]
+            size = jnp.abs(x.astype(jnp.float32))
+            return size if square is None else size * jnp.sqrt(square)[..., :, None]
+
+        return {name: settings.chosen(score(name, x), share) for name, x in settings.kernels(params).items()}
+
+    def update(
+        grads: ByRole, state: MaskState, params: ByRole | None = None, *, model_state: Any = None, **extra: Any
+    ) -> tuple[ByRole, MaskState]:
+        assert params is not None
+        count = state.updates
+        is_due = (count >= first) & (count <= last) & (((count - first) % settings.every == 0) | (count == last))
+        student, values = dict(params[ROLE]), (model_state or {}).get(ROLE, {})
+        kept = jax.lax.cond(is_due, lambda: choose(count, student, values), lambda: state.kept)
+        select = lambda tree, other: {
+            **tree[ROLE],
+            **{name: jnp.where(mask, tree[ROLE][name], other(name)) for name, mask in kept.items()},
+        }
+        masked = {**grads, ROLE: select(grads, lambda name: jnp.zeros((), grads[ROLE][name].dtype))}
+        updates, inner_state = whole.update(masked, state.inner, params, **extra)
+        return {**updates, ROLE: select(updates, lambda name: -student[name])}, MaskState(count + 1, kept, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _measured(settings: Settings, model: Model) -> Model:
+    """Return a model that keeps a running mean of the squared inputs of its kernels, for Wanda."""
+
+    def init(key: Key, batch: RowsLike) -> tuple[Params, State]:
+        params, state = model.init(key, batch)
+        kernels = settings.kernels(params)
+        shape = lambda x: x.shape[:-1] if x.ndim == 3 else x.shape[-2:-1]  # three axes: the first one is the layers
+        return params, {**state, **{name + SQUARE: jnp.zeros(shape(x)) for name, x in kernels.items()}}
+
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
+        known = {name: x for name, x in state.items() if name.endswith(SQUARE)}
+        own = {name: x for name, x in state.items() if name not in known}
+        if not train:
+            out, new_state = model.apply(params, own, batch, train=train, key=key)
+            return out, {**new_state, **known}
+        rows = jax.tree.map(jnp.asarray, dict(batch))
+        counted = counted_rows(rows)
+
+        def record(weight: Weight, x: Array, summed: Axes, collected: Collected) -> Array:
+            if weight.name + SQUARE in known and x.shape[0] == len(counted):
+                squares = jnp.moveaxis(jnp.square(x.astype(jnp.float32)), summed[0], -1)
+                collected.add(weight.name, sum_over_counted(squares, counted))
+            return x
+
+        (out, new_state), sums, _ = forward(
+            model, params, own, rows, train=train, key=key, ranges={}, round_inputs=record, combine=ADDED
+        )
+        count = jnp.maximum(psum(counted.sum()), 1.0)
+        after = {name: _running(x, psum(sums[name.removesuffix(SQUARE)]) / count, x.shape) for name, x in known.items()
+                 if name.removesuffix(SQUARE) in sums}  # fmt: skip
+        return out, {**new_state, **known, **after}
+
+    if (load_inner := model.load) is None:
+        return Model(init, apply)
+    without = lambda shapes: {name: x for name, x in shapes.items() if not name.endswith(SQUARE)}
+
+    def load(shapes: Variables) -> Pretrained:
+        return load_inner(shapes._replace(state=without(shapes.state)))
+
+    return Model(init, apply, load)
+
+
+def _running(known: Array, batch: Array, shape: tuple[int, ...]) -> Array:
+    """Return a running mean; before the first batch, the batch's."""
+    batch = batch.reshape(shape)
+    return jnp.where((known == 0).all(), batch, MOMENTUM * known + (1 - MOMENTUM) * batch)
+
+
+def finished(variables: Variables) -> Variables:
+    """Return the variables of a model without what a pruner has added to its state."""
+    return variables._replace(state={name: x for name, x in variables.state.items() if not name.endswith(SQUARE)})
+
+
+def zeros(params: Mapping[str, Any]) -> float:
+    """Return the share of the weights of all matrices that are 0."""
+    matrices = [x for x in params.values() if x.ndim > 1]
+    return float(sum(int((x == 0).sum()) for x in matrices) / max(sum(x.size for x in matrices), 1))

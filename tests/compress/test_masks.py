@@ -1,0 +1,128 @@
+"""Unstructured pruning: which weights are set to zero, when, and that they stay zero after every update."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from batches import BATCHES
+
+from jaxdistill.compress.input_ranges import SQUARE
+from jaxdistill.compress.masks import ROLE, finished, zeros
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.types import Variables
+
+KERNEL = np.float32([[1, -8, 3], [-6, 2, 9], [5, -4, 7], [0.5, 10, -11]])  # [inputs, outputs]
+PARAMS = {ROLE: {"a/kernel": jnp.asarray(KERNEL), "a/bias": jnp.ones(3)}, "terms": {"kernel": jnp.ones((4, 3))}}
+
+
+def pruned(spec: str, steps: int = 10, inner=None, updates: int = 1, model_state=None):
+    """The params after some updates with gradients of 1, and the masks."""
+    transformation = registry.masks.build(spec, "student.masks").optimizer(inner or optax.sgd(0.0), steps)
+    params, state = PARAMS, transformation.init(PARAMS)
+    for _ in range(updates):
+        grads = jax.tree.map(jnp.ones_like, params)
+        updated, state = transformation.update(grads, state, params, model_state=model_state)
+        params = optax.apply_updates(params, updated)
+    return params, state
+
+
+def test_the_smallest_weights_of_a_kernel_are_zero_and_nothing_else_is():
+    params, state = pruned("sparse(share=0.5, start=0.0, end=0.0)")
+    expected = np.where(np.abs(KERNEL) >= 6, KERNEL, 0)  # 6 of 12
+    np.testing.assert_array_equal(params[ROLE]["a/kernel"], expected)
+    np.testing.assert_array_equal(params[ROLE]["a/bias"], np.ones(3))
+    np.testing.assert_array_equal(params["terms"]["kernel"], np.ones((4, 3)))
+    assert set(state.kept) == {"a/kernel"} and int(state.updates) == 1
+    assert zeros({"kernel": params[ROLE]["a/kernel"], "bias": jnp.zeros(3)}) == 0.5
+
+
+def test_a_pattern_keeps_the_largest_of_neighbouring_inputs():
+    params, _ = pruned("sparse(keep=1, of=2, start=0.0)")
+    expected = np.float32([[0, -8, 0], [-6, 0, 9], [5, 0, 0], [0, 10, -11]])
+    np.testing.assert_array_equal(params[ROLE]["a/kernel"], expected)
+
+
+def test_wanda_ranks_by_the_size_of_the_input_in_each_output():
+    squares = {ROLE: {f"a/kernel{SQUARE}": jnp.float32([10000, 1, 1, 1])}}  # the first input is a hundred times larger
+    params, _ = pruned("sparse(share=0.5, by='wanda', start=0.0, end=0.0)", model_state=squares)
+    expected = np.float32([[1, -8, 3], [-6, 0, 0], [0, 0, 0], [0, 10, -11]])  # two of each column
+    np.testing.assert_array_equal(params[ROLE]["a/kernel"], expected)
+
+
+def test_the_share_rises_as_published_and_pruned_weights_stay_zero_under_an_optimiser_with_momentum():
+    """Twin: without the gradient's mask, momentum would move the pruned weights away from zero."""
+    spec, counts = "sparse(share=0.75, start=0.2, end=0.6, every=2)", []
+    for updates in range(1, 11):
+        params, state = pruned(spec, inner=optax.adam(0.1), updates=updates)
+        kernel = np.asarray(params[ROLE]["a/kernel"])
+        np.testing.assert_array_equal(kernel == 0, ~np.asarray(state.kept["a/kernel"]))
+        counts.append(int((kernel == 0).sum()))
+    shares = [0.75 * (1 - (1 - t / 4) ** 3) for t in (0, 2, 4)]  # at steps 2, 4 and 6
+    expected = [round(12 * share) for share in shares]
+    assert counts == [0, 0, *[expected[0]] * 2, *[expected[1]] * 2, *[expected[2]] * 4] and expected == [0, 8, 9]
+
+
+def test_what_stays_is_updated_as_without_a_mask():
+    with_mask, _ = pruned("sparse(share=0.5, start=0.0, end=0.0)", inner=optax.sgd(0.5), updates=3)
+    np.testing.assert_allclose(with_mask[ROLE]["a/bias"], np.ones(3) - 1.5)
+    kept = np.abs(KERNEL) >= 6
+    np.testing.assert_allclose(np.asarray(with_mask[ROLE]["a/kernel"])[kept], (KERNEL - 1.5)[kept])
+
+
+@pytest.mark.parametrize(
+    ("spec", "inputs"),
+    [
+        ("mlp(widths=(12, 8), classes=5)", "image"),
+        ("resnet(widths=(4,), blocks=1, classes=5)", "image"),
+        ("bert(vocabulary=13, width=8, depth=1, heads=2, ffn=16, classes=5)", "text"),
+        ("decoder(vocabulary=13, width=8, depth=2, heads=2, kv_heads=1, head_size=4, ffn=12)", "tokens"),
+    ],
+)
+def test_wanda_measures_the_inputs_of_every_kernel(spec, inputs):
+    pruner = registry.masks.build("sparse(share=0.5, by='wanda')", "student.masks")
+    inner = registry.models.build(spec, "model")
+    model, rows = pruner.wrap(inner), BATCHES[inputs]()
+    params, state = model.init(jax.random.key(0), rows)
+    out, after = jax.jit(lambda: model.apply(params, state, rows, train=True, key=jax.random.key(1)))()
+    own = {name: x for name, x in state.items() if not name.endswith(SQUARE)}
+    plain, _ = jax.jit(lambda: inner.apply(params, own, rows, train=True, key=jax.random.key(1)))()
+    np.testing.assert_allclose(out.dense().logits, plain.dense().logits, rtol=1e-5, atol=1e-6)
+    squares = {name: x for name, x in after.items() if name.endswith(SQUARE)}
+    assert squares and all(x.shape == state[name].shape for name, x in squares.items())
+    assert all(bool((x > 0).any()) for x in squares.values()), [n for n, x in squares.items() if not (x > 0).any()]
+    if spec.startswith("mlp"):  # rows of padding are left out
+        flat = np.asarray(rows["image"]).reshape(8, -1)[np.asarray(rows["mask"]) > 0]
+        np.testing.assert_allclose(squares[f"layers/0/kernel{SQUARE}"], (flat**2).mean(0), rtol=1e-5)
+        again, _ = jax.jit(lambda: model.apply(params, after, rows, train=False, key=jax.random.key(1)))()
+        np.testing.assert_allclose(again.logits, plain.logits, rtol=1e-5, atol=1e-6)
+        assert set(finished(Variables(params, after)).state) == set(own)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("sparse()", "give a share, such as share=0.8, or a pattern"),
+        ("sparse(share=0.5, keep=2, of=4)", "give a share, such as share=0.8, or a pattern"),
+        ("sparse(share=1.0)", "share=1.0 is not between 0 and 1"),
+        ("sparse(share=-0.5)", "share=-0.5 is not between 0 and 1"),
+        ("sparse(keep=4, of=4)", "keep=4, of=4: give fewer weights that stay"),
+        ("sparse(keep=2)", "keep=2, of=0: give fewer"),
+        ("sparse(share=0.5, start=0.6, end=0.5)", "0 <= start <= end <= 1"),
+        ("sparse(share=0.5, every=0)", "every=0 is not positive"),
+        ("sparse(share=0.5, only='(')", "only='(' is no regular expression"),
+        ("sparse(share=0.5, by='random')", "expected one of 'magnitude', 'wanda'"),
+    ],
+)
+def test_a_wrong_argument_is_refused(spec, said):
+    with pytest.raises(ConfigError) as error:
+        registry.masks.build(spec, "student.masks")
+    assert said in str(error.value)
+
+
+def test_kernels_that_do_not_exist_or_do_not_divide_are_named():
+    with pytest.raises(ConfigError, match=r"student.masks: only='head' matches no kernel; there are a/bias, a/kernel"):
+        pruned("sparse(share=0.5, only='head')")
+    with pytest.raises(ConfigError, match=r"student.masks: a/kernel has 4 inputs, no multiple of 3"):
+        pruned("sparse(keep=1, of=3)")

@@ -19,6 +19,7 @@ COMMANDS = {
     "list": "name the losses, fusions, steps, models, data sets, presets, ... with their arguments",
     "cache": "write the outputs of teachers to disk once, so that runs need no teacher in memory",
     "plan": "compile a training step for hardware you do not have: does it fit, and what does it cost?",
+    "search": "find the student that is best within a budget of time and bytes on a device",
     "sweep": "run every combination of config values and seeds, and compare the results",
     "heads": "rank the attention heads of a teacher by importance",
     "synthesize": "generate training text with a teacher",

@@ -43,17 +43,14 @@ def study(kind: str) -> Study:
     of_tenth = {
         "teachers": {"tenth": {"model": teacher.model}},
         "student": {**base.student.to_dict(), "model": model.replace(repr(name), "'tenth'")},
+        "streams": {"labelled": {"split": tenth}},
     }
-    soft = {"kd": config.objective.kd.to_dict()}
+    soft, few = {"kd": config.objective.kd.to_dict()}, {"cross_entropy": {"stream": "labelled"}}
     arms: dict[str, dict[str, Any]] = {
         "all labels": {},
         "all labels, alone": {"objective": LABELS},
-        "a tenth": {
-            **of_tenth,
-            "objective": {**soft, "cross_entropy": {"stream": "labelled"}},
-            "streams": {"labelled": {"split": tenth}},
-        },
-        "a tenth, alone": {**of_tenth, "objective": LABELS, "data": {"train": tenth}},
+        "a tenth": {**of_tenth, "objective": {**soft, **few}},
+        "a tenth, alone": {**of_tenth, "objective": few},
     }
     return Study(
         name="shop",
@@ -62,6 +59,7 @@ def study(kind: str) -> Study:
         axes={"arm": arms},
         baseline="all labels, alone",
         teachers={"all": taught(config, name, "train"), "tenth": taught(config, name, tenth)},
+        cached=True,
         measures=MEASURES,
         command=("python", "-m", "experiments.shop", kind),
     )

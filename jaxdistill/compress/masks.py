@@ -2,7 +2,7 @@
 
 When: the file is compressed before it is sent, or the device has kernels for 2 of 4 weights. A CPU computes a product
 with zeros in the same time, and a file holds a zero in as many bytes; structured pruning (`cut.py`) saves both.
-Config: student.masks = "sparse(share=0.8, start=0.1, end=0.6)"
+Config: student.masks = "sparse(share=0.8)"
 Experiment: `experiments/masks`.
 Checked: masks by hand; shares and patterns to the weight; pruned weights are 0 after every update, resumed or not.
 

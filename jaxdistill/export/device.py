@@ -1,5 +1,6 @@
 """A device that exported files are made for: what it takes, and what its compiler says of a file."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,12 +33,14 @@ class Report(NamedTuple):
 
     operations: number of operations, as the device counts them
     refused: the operations that it leaves to the processor, or cannot run
-    numbers: further numbers in words, such as `{"estimated time": "1.22 ms"}`
+    numbers: further numbers in words, such as `{"SRAM": "269 KiB"}`
+    milliseconds: estimated time of one example on the device; NaN: not known
     """
 
     operations: int
     refused: tuple[Refused, ...] = ()
     numbers: Mapping[str, str] = {}
+    milliseconds: float = float("nan")
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `device` in `export.json`."""
@@ -47,6 +50,7 @@ class Report(NamedTuple):
             "on_device": self.operations - len(self.refused),
             "refused": sentences,
             "numbers": dict(self.numbers),
+            "milliseconds": None if math.isnan(self.milliseconds) else self.milliseconds,
         }
 
 

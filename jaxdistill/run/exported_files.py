@@ -87,7 +87,7 @@ def slug(spec: str) -> str:
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Return a context manager that drops warnings: the quantizer of ONNX recommends a step that is not needed here."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -110,7 +110,7 @@ def write_file(subject: Subject, spec: str, exporter: Exporter, data: Pipeline, 
     folder = temporary / subject.name.replace("/", "-") / slug(spec)
     folder.mkdir(parents=True)
     samples = functools.partial(training_samples, subject.network, data)
-    with _without_warnings():
+    with without_warnings():
         notes = exporter.write(subject.network, folder / exporter.file, samples) or ()
     sys.stderr.writelines(f"note: {subject.name}, {spec}: {note}\n" for note in notes)
     for name in (model_folder.ABOUT, "tokenizer.json", *model_folder.TOKENIZER_FILES, "preprocessor_config.json"):
@@ -235,7 +235,7 @@ def _departure(file: File, record: int) -> str:
             network = subject.network._replace(output=state)
             expected = np.asarray(jax.jit(network.function)(example))
             place = Path(folder, exporter.file)
-            with _without_warnings():
+            with without_warnings():
                 exporter.write(network, place, lambda: [example])
             found = measure([Job(file.job.name, file.job.runtime, place, 1)], example, 1)[file.job.name]
             if not isinstance(found, Measured):

@@ -25,6 +25,11 @@ def script(name):
 
 
 DOCS, ARCHITECTURE = script("make"), script("architecture")
+KINDS = {
+    "student.quantized": registry.quantizers,
+    "student.masks": registry.masks,
+    "student.model": registry.cuts,
+}
 PARTS = {f"{kind}/{name}": (kind, name, factory) for kind, name, factory in DOCS.parts()}
 
 
@@ -98,7 +103,7 @@ def test_every_config_line_is_one(part):
     ours = [
         (path, text)
         for path, text in assigned
-        if re.fullmatch(r"objective\.\w+\.(term|weight)|fusion|step|student\.(quantized|model)", path)
+        if re.fullmatch(r"objective\.\w+\.(term|weight)|fusion|step|student\.(quantized|masks|model)", path)
     ]
     override(make(), ours)  # paths and kinds of values are the schema's
     named = set()
@@ -114,7 +119,7 @@ def test_every_config_line_is_one(part):
         elif path == "fusion":
             registry.fusions.build(spec, path)
         elif path.startswith("student"):
-            (registry.quantizers if path == "student.quantized" else registry.cuts).build(spec, path)
+            KINDS[path].build(spec, path)
         else:
             given = dict.fromkeys(("student", "teachers", "objective", "optimizer"), ())
             registry.steps.bind(Spec(spec.name, (), given | spec.kwargs), path, examples.TIMED)

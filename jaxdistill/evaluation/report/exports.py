@@ -60,7 +60,9 @@ def _on_device(entry: Mapping[str, Any]) -> str:
     device = entry["device"]
     share = f"{device['on_device']} of {device['operations']} operations"
     percent = f" ({100 * device['on_device'] / max(device['operations'], 1):.1f} %)"
-    numbers = "".join(f", {name} {number}" for name, number in device["numbers"].items())
+    time = device.get("milliseconds")
+    numbers = "" if time is None else f", estimated time {digits(time)} ms"
+    numbers += "".join(f", {name} {number}" for name, number in device["numbers"].items())
     lines = [f"{entry['model']}, {entry['name']} on {device['name']}: {share}{percent}{numbers}"]
     return "\n".join([*lines, *(f"  not on the device: {problem}" for problem in device["refused"])])
 

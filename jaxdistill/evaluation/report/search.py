@@ -1,0 +1,154 @@
+"""Write the page of a search: accuracy against time and bytes of all files, and the table of candidates."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxdistill.evaluation.report import layout, tables
+from jaxdistill.evaluation.report.drawing import svg
+from jaxdistill.evaluation.report.formats import aligned, digits
+from jaxdistill.evaluation.report.markup import Markup, element, join
+from jaxdistill.evaluation.report.template import CSS, PAGE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+UNITS = {"latency_ms": "ms", "megabytes": "MB"}
+MARKS = {"floats": ("s", "#555555"), "distilled": ("o", "#1f77b4"), "distilled, rounded afterwards": ("^", "#ff7f0e")}
+OTHER_MARK = ("x", "#999999")
+
+
+class Point(NamedTuple):
+    """What was measured of one kind of file, over seeds.
+
+    label: the candidate, or the teacher
+    kind: how it was trained, such as "distilled" or "alone"
+    accuracies: accuracy of the file on the test records, by seed
+    latency_ms: time of one example
+    megabytes: size of the file, 10^6 bytes
+    problem: why a file was set aside; empty: none was
+    """
+
+    label: str
+    kind: str
+    accuracies: tuple[float, ...]
+    latency_ms: float
+    megabytes: float
+    problem: str = ""
+
+    @property
+    def mean(self) -> float:
+        """Return the mean accuracy."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+
+def front(points: Sequence[Point], cost: str) -> list[Point]:
+    """Return the points that no other one beats in accuracy at the same or a lower cost, from the cheapest on.
+
+    Args:
+        points: the points; those with a problem are left out.
+        cost: "latency_ms" or "megabytes".
+    """
+    best, kept = -math.inf, []
+    for point in sorted((p for p in points if not p.problem), key=lambda p: (getattr(p, cost), -p.mean)):
+        if point.mean > best:
+            kept.append(point)
+            best = point.mean
+    return kept
+
+
+def cells(points: Sequence[Point]) -> list[list[str]]:
+    """Format the files as rows of text; the first row is the heading."""
+    rows = [["student", "learns", "accuracy %", "seeds", "ms", "MB"]]
+    for point in points:
+        aside = " (set aside)" if point.problem else ""
+        numbers = f"{100 * point.mean:.2f}", str(len(point.accuracies)), digits(point.latency_ms)
+        rows.append([f"{point.label}{aside}", point.kind, *numbers, f"{point.megabytes:.3f}"])
+    return rows
+
+
+def text_table(points: Sequence[Point]) -> str:
+    """Return the files as a table for the terminal."""
+    return aligned(cells(points))
+
+
+def sentence(chosen: Point, points: Sequence[Point], budget: Mapping[str, float], device: str) -> str:
+    """Return what was chosen, and how it compares with its teacher and its control."""
+    limits = " and ".join(f"{limit:g} {UNITS[name]}" for name, limit in budget.items())
+    text = f"Within {limits} on {device}, the best student is {chosen.label} ({chosen.kind}): "
+    text += f"{100 * chosen.mean:.2f} %, {digits(chosen.latency_ms)} ms, {chosen.megabytes:.2f} MB"
+    others = {(point.label, point.kind): point for point in points}
+    if control := others.get((chosen.label, "alone")):
+        text += f"; without its teacher it reaches {100 * control.mean:.2f} %"
+    if teachers := [point for point in points if point.label.startswith("teacher ")]:
+        best = max(teachers, key=lambda point: point.mean)
+        times = f"{best.latency_ms / chosen.latency_ms:.1f} times the time"
+        share = f"{best.megabytes / chosen.megabytes:.1f} times the bytes"
+        text += f"; the {best.label} reaches {100 * best.mean:.2f} % with {times} and {share}"
+    seeds = len(chosen.accuracies)
+    warning = (
+        "one seed: no interval" if seeds == 1 else f"{seeds} seeds, chosen among several: its accuracy is too high"
+    )
+    return f"{text} ({warning})."
+
+
+def figure(points: Sequence[Point], chosen: Point) -> Markup:
+    """Draw accuracy against time, and against bytes, with the files that no other one beats joined by a line."""
+
+    def draw(drawing: "Figure") -> None:
+        axes = drawing.subplots(1, 2, sharey=True)
+        for axis, (cost, unit) in zip(axes, UNITS.items(), strict=True):
+            best = front(points, cost)
+            axis.plot([getattr(p, cost) for p in best], [100 * p.mean for p in best], color="#cccccc", zorder=1)
+            kinds = dict.fromkeys(point.kind for point in points)
+            for kind in kinds:
+                mark, colour = MARKS.get(kind, OTHER_MARK)
+                of_kind = [point for point in points if point.kind == kind]
+                costs, heights = [getattr(p, cost) for p in of_kind], [100 * p.mean for p in of_kind]
+                label = "teacher, floats" if kind == "floats" else kind
+                axis.scatter(costs, heights, marker=mark, color=colour, label=label, zorder=2)
+            place = getattr(chosen, cost), 100 * chosen.mean
+            axis.annotate("chosen", place, xytext=(6, -12), textcoords="offset points")
+            axis.set_xscale("log")
+            axis.set_xlabel({"ms": "time of one example (ms)", "MB": "size of the file (MB)"}[unit])
+        axes[0].set_ylabel("accuracy (%)")
+        axes[1].legend(loc="lower right")
+
+    return svg(draw, (9.0, 3.6), "Accuracy against time and bytes")
+
+
+def render(
+    text: str,
+    points: Sequence[Point],
+    chosen: Point,
+    sizes: Sequence[Mapping[str, Any]],
+    device: str,
+    command: str,
+) -> str:
+    """Return the page of a search.
+
+    Args:
+        text: the sentence about the chosen student.
+        points: the files that were measured.
+        chosen: the chosen one.
+        sizes: the candidates, the fields of `run.search.Size`, and whether they are `inside` the budget.
+        device: spec string of the device.
+        command: the command of the search.
+    """
+    heading, *rows = cells(points)
+    drawn = layout.figure("All files", "Joined: no other file is as accurate at a lower cost.", figure(points, chosen))
+    number = lambda size: [f"{size['parameters']:,}", digits(size["latency_ms"]), f"{size['megabytes']:.3f}"]
+    measured = [[size["label"], *number(size), "yes" if size["inside"] else "no"] for size in sizes]
+    title = "Search for the best student"
+    body = (
+        element("h1", title),
+        element("p", text, class_="summary"),
+        layout.section("Finalists", join((drawn, tables.plain_table(heading, rows)))),
+        layout.section(
+            "Candidates",
+            tables.plain_table(["candidate", "parameters", "ms", "MB", "within the budget"], measured),
+            f"Measured untrained on {device}: time and bytes do not depend on the weights.",
+        ),
+        layout.section("Repeat this search", element("pre", command, class_="command")),
+    )
+    return PAGE.format(title=element("title", title), css=CSS, body=join(body))

@@ -1,0 +1,115 @@
+r"""Find the student that is best within a budget of time and bytes on a device.
+
+    jaxdistill search --config configs/edge.py --workdir runs/search --device "cpu(threads=1)" \
+        --budget latency_ms=0.4 megabytes=14 --axis layers 1 2 3 --axis neurons 0.25 0.5 --axis bits 8 32
+
+Candidates are the config's student with other arguments of `student.model`, and bits (8 or 32). All are exported
+untrained and measured once on the device. The largest ones within the budget are distilled, beside the same students
+without a teacher and rounded after their training. The page search.html shows accuracy against time and bytes, and ends
+with the chosen student, whose config is chosen.json. The same command resumes an interrupted search.
+"""
+
+import ast
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.run.commands import cli
+
+MOST = 512  # candidates
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command `jaxdistill search`, and return its exit code.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
+    parser = cli.parser("search", __doc__)
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of the search; finished parts are kept")
+    parser.add_argument("--device", default="cpu(threads=1)", metavar="SPEC", help="default: %(default)s")
+    parser.add_argument("--budget", nargs="+", required=True, metavar="LIMIT", help="latency_ms=N, megabytes=N")
+    parser.add_argument("--axis", action="append", nargs="+", required=True, metavar="NAME", help="name, then values")
+    parser.add_argument("--finalists", default=3, type=int, help="students that are distilled; default: %(default)s")
+    parser.add_argument("--seeds", default=1, type=int, help="runs of each; default: %(default)s")
+
+    def work(options: Any, config: Any) -> int:
+        axes = read_axes(options.axis)
+        words = shlex.join(["jaxdistill", "search", *(argv or ())])
+        return _search(config, options, axes, words)
+
+    return cli.run_command(parser, argv, work)
+
+
+def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command: str) -> int:
+    import sys
+
+    import jax
+    from rich.console import Console
+
+    from jaxdistill.export.choice import choose_device
+    from jaxdistill.run import search, search_study
+    from jaxdistill.run.commands.sweep import MOST_SEEDS
+    from jaxdistill.run.config import differ
+    from jaxdistill.run.fill import fill_placeholders
+    from jaxdistill.run.resolve import resolve
+    from jaxdistill.run.workdir import check_writable, locked
+
+    for name, number, most in (("--finalists", options.finalists, MOST), ("--seeds", options.seeds, MOST_SEEDS)):
+        if not 1 <= number <= most:
+            raise ConfigError(name, f"{number}: give 1 to {most}.")
+    budget, device = search.parse_budget(options.budget), choose_device(options.device, "--device")
+    config = fill_placeholders(config)
+    found = search.candidates(config, axes, device)
+    check_writable(options.workdir, "--workdir")
+    console = Console()
+    with locked(options.workdir):
+        resolved = resolve(differ(config, exports={}, student={"quantized": ""}), jax.devices())
+        _ = resolved.student  # its rules, before anything is measured
+        sizes = search.measure_sizes(resolved, found, options.device, options.workdir, console)
+        best = search.finalists(sizes, budget, options.finalists)
+        names = "; ".join(size.label for size in best)
+        console.print(f"{len(best)} finalists: {names}", highlight=False, soft_wrap=True)
+        chosen = [candidate for size in best for candidate in found if candidate.label == size.label]
+        study = search_study.study_of(config, chosen, shlex.split(command))
+        all_runs = search_study.distil(study, options.workdir, options.seeds, console)
+        points = search_study.measure_files(study, all_runs, chosen, options.device, options.workdir, console)
+        point = search_study.choose_point(points, sizes, budget)
+        candidate = next(each for each in chosen if each.label == point.label)
+        sys.stdout.write(
+            search_study.finish(
+                options.workdir, config, point, candidate, points, sizes, budget, options.device, command
+            )
+        )
+    return 0
+
+
+def read_axes(given: Sequence[Sequence[str]]) -> dict[str, tuple[Any, ...]]:
+    """Read the options `--axis NAME VALUE ...`; values are Python literals, other words are texts.
+
+    Raises:
+        ConfigError: a name has no values, or a name or value is given twice.
+    """
+    axes: dict[str, tuple[Any, ...]] = {}
+    for name, *texts in given:
+        values = tuple(map(_literal, texts))
+        if not values:
+            raise ConfigError(f"--axis {name}", "has no values. Write a name, then values: --axis layers 1 2 3.")
+        if name in axes or len(set(values)) < len(values):
+            raise ConfigError(f"--axis {name}", "the name, or a value, is given twice.")
+        axes[name] = values
+    count = 1
+    for values in axes.values():
+        count *= len(values)
+    if count > MOST:
+        raise ConfigError("--axis", f"{count:,} candidates; give at most {MOST}.")
+    return axes
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

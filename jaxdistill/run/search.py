@@ -1,0 +1,259 @@
+"""Search for the best student within a budget: measure sizes on a device, distil the largest that fit, choose one.
+
+A candidate is the student of a config with other arguments (depth, heads, neurons, width) and bits. Its latency and
+bytes do not depend on its weights, so that all candidates are exported untrained and measured once. Of those within the
+budget, a candidate that another one exceeds in every argument is left out; the largest of the others are the finalists.
+"""
+
+import hashlib
+import itertools
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxdistill.core import registry, seal
+from jaxdistill.core.errors import ConfigError, DamageError, suggest
+from jaxdistill.core.types import Variables
+from jaxdistill.export.choice import choose, choose_device
+from jaxdistill.export.device import Device, check_device
+from jaxdistill.export.examples import test_examples, training_samples
+from jaxdistill.export.measure import Job, Measured, measure
+from jaxdistill.export.network import Exporter, Network, network_of
+from jaxdistill.models.build import build_model
+from jaxdistill.run.config import Config, differ
+from jaxdistill.run.cut_specs import with_sizes
+from jaxdistill.run.exported_files import without_warnings
+from jaxdistill.run.exports import about
+from jaxdistill.run.provenance import processor
+from jaxdistill.run.resolve import Resolved
+
+BITS = "bits"  # the axis that is no argument of the student's model
+ONNX = {32: "onnx", 8: "onnx(int8='dynamic')"}
+LITERT = {32: "litert", 8: "litert(int8='static')"}
+AWARE = {"onnx": "aware(weights=8, inputs=8, start=0.5)", "litert": "aware(weights=8, ranges='running', start=0.5)"}
+LIMITS = {"latency_ms": "ms", "megabytes": "MB"}  # what a budget may limit, with its unit
+AT_ONCE, EXAMPLES = 8, 16  # files that are measured in turns, and the test records that they are run on
+Value = int | float | str | tuple[Any, ...]
+
+
+class Candidate(NamedTuple):
+    """A student that could be trained.
+
+    label: its values in words, such as `layers=2 bits=8`
+    values: value of each axis
+    config: the config that trains it, without its exports
+    sized: spec string of its model
+    format: spec string of its export format
+    """
+
+    label: str
+    values: Mapping[str, Value]
+    config: Config
+    sized: str
+    format: str
+
+
+class Size(NamedTuple):
+    """What was measured of a candidate.
+
+    label: that of the candidate
+    values: value of each axis
+    parameters: number of its parameters
+    latency_ms: time of one example on the device
+    megabytes: size of its file, 10^6 bytes
+    """
+
+    label: str
+    values: Mapping[str, Value]
+    parameters: int
+    latency_ms: float
+    megabytes: float
+
+    def excess(self, budget: Mapping[str, float]) -> float:
+        """Return by which factor the size exceeds its budget at most; at most 1: it is within."""
+        return max(getattr(self, name) / limit for name, limit in budget.items())
+
+
+def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Device) -> list[Candidate]:
+    """Return all candidates: every combination of the values of the axes.
+
+    Args:
+        config: the base config, without placeholders; arguments of its key `student.model` are replaced.
+        axes: values by name of an argument, or of `bits`, which are 8 and 32.
+        device: the device that they are made for.
+
+    Raises:
+        ConfigError: an axis is unknown or a value is impossible; the message names them.
+    """
+    spec = registry.parse(config.student.model, "student.model")
+    formats = LITERT if device.formats and "onnx" not in device.formats else ONNX
+    if device.formats and not set(device.formats) & {"onnx", "litert"}:
+        raise ConfigError("--device", f"it takes {' or '.join(device.formats)}; a search takes onnx or litert.")
+    bits = axes.get(BITS, (8,) if device.integers or config.student.quantized else (32,))
+    if unknown := [value for value in bits if value not in formats]:
+        raise ConfigError(f"--axis {BITS}", f"{unknown[0]!r} bits: give 8 or 32, as files have them.")
+    others = {name: values for name, values in axes.items() if name != BITS}
+    found = []
+    for chosen in itertools.product(*others.values()):
+        values = dict(zip(others, chosen, strict=True))
+        model = repr(spec._replace(kwargs={**spec.kwargs, **values}))
+        try:
+            changed = differ(config, student={"model": model, "quantized": ""}, exports={})
+            sized = with_sizes(changed).student.model
+            registry.models.build(sized, "student.model")
+        except ConfigError as error:
+            named = " ".join(f"{name}={value}" for name, value in values.items())
+            raise ConfigError(f"--axis {named}", error.message) from None
+        for number in bits:
+            to = formats[int(number)]
+            quantized = (config.student.quantized or AWARE[to.partition("(")[0]]) if number == 8 else ""
+            of_bits = differ(changed, student={"quantized": quantized})
+            all_values = {**values, BITS: number} if BITS in axes else values
+            label = " ".join(f"{name}={value}" for name, value in all_values.items()) or "as configured"
+            found.append(Candidate(label, all_values, of_bits, sized, to))
+    return found
+
+
+def measure_sizes(
+    resolved: Resolved, chosen: Sequence[Candidate], device_spec: str, folder: Path, console: Console
+) -> list[Size]:
+    """Measure all candidates on a device, or read what an earlier, interrupted search has measured.
+
+    Args:
+        resolved: the base config, for its records.
+        chosen: the candidates.
+        device_spec: spec string of the device.
+        folder: folder of the search; the table is `table.json` in it.
+        console: where progress is printed.
+    """
+    device, file = choose_device(device_spec, "--device"), folder / "table.json"
+    known, key = _read(file), {"device": device_spec, "processor": processor(), "jax": jax.__version__}
+    measured = {each["key"]: Size(**each["size"]) for each in known.get("sizes", []) if known.get("about") == key}
+    keys = {candidate.label: _key(candidate) for candidate in chosen}
+    left = [candidate for candidate in chosen if keys[candidate.label] not in measured]
+    console.print(f"{len(chosen)} candidates, {len(chosen) - len(left)} of them measured before")
+    for start in range(0, len(left), AT_ONCE):
+        part = left[start : start + AT_ONCE]
+        for candidate, size in zip(part, _measured(resolved, part, device, device_spec, folder), strict=True):
+            measured[keys[candidate.label]] = size
+            numbers = f"{size.latency_ms:.4f} ms, {size.megabytes:.3f} MB, {size.parameters:,} parameters"
+            console.print(f"{size.label}: {numbers}", highlight=False)
+        sizes = [{"key": name, "size": size._asdict()} for name, size in measured.items()]
+        seal.write(file, {"about": key, "sizes": sizes})
+    return [measured[keys[candidate.label]]._replace(values=candidate.values) for candidate in chosen]
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    """Return the content of a table; empty: there is none, or it is damaged."""
+    try:
+        return seal.read(file, {"about": dict, "sizes": list}, required=True)
+    except (FileNotFoundError, DamageError):
+        return {}
+
+
+def _key(candidate: Candidate) -> str:
+    text = json.dumps([candidate.sized, candidate.format, dict(candidate.values)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _measured(
+    resolved: Resolved, chosen: Sequence[Candidate], device: Device, device_spec: str, folder: Path
+) -> list[Size]:
+    networks = [_untrained(resolved, candidate) for candidate in chosen]
+    examples = test_examples(networks[0], resolved.data, EXAMPLES, EXAMPLES)
+    jobs, parameters, estimates, sizes = [], [], [], []
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        for number, (candidate, network) in enumerate(zip(chosen, networks, strict=True)):
+            count = sum(x.size for x in network.variables.params.values())
+            check_device(device, device_spec, candidate.format, count, candidate.label, "--device")
+            exporter: Exporter = choose(candidate.format, "", "--device", "--device")
+            file = Path(place, str(number), exporter.file)
+            file.parent.mkdir()
+            with without_warnings():
+                exporter.write(network, file, partial(training_samples, network, resolved.data))
+            rows = EXAMPLES if exporter.any_batch else 1
+            jobs.append(Job(candidate.label, exporter.runtimes[0], file, rows))
+            parameters.append(count)
+            estimates.append(device.inspect(file).milliseconds if device.inspect else float("nan"))
+            sizes.append(sum(each.stat().st_size for each in file.parent.iterdir()) / 1e6)
+        found = measure(jobs, examples.inputs, device.threads or 1)
+    result = []
+    for candidate, count, estimate, size in zip(chosen, parameters, estimates, sizes, strict=True):
+        times = found[candidate.label]
+        if not isinstance(times, Measured):
+            raise ConfigError("--device", f"{candidate.label}: {times}.")
+        latency = times.latency.median if np.isnan(estimate) else estimate
+        result.append(Size(candidate.label, dict(candidate.values), count, float(latency), size))
+    return result
+
+
+def _untrained(resolved: Resolved, candidate: Candidate) -> Network:
+    """Return the network of a candidate with small random weights: its time and bytes are those of a trained one."""
+    shapes = resolved.student.shapes["train"]
+    model = build_model(candidate.sized, "student.model", "float32")
+    abstract = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes))
+    draw = np.random.default_rng(0)
+    params = {n: (0.02 * draw.standard_normal(x.shape, np.float32)).astype(x.dtype) for n, x in abstract.params.items()}
+    state = {name: np.ones(x.shape, x.dtype) for name, x in abstract.state.items()}
+    config = differ(candidate.config, student={"model": candidate.sized})
+    return network_of(model, Variables(params, state), about(config, resolved.data, shapes, False).inputs)
+
+
+def parse_budget(texts: Sequence[str]) -> dict[str, float]:
+    """Read a budget, such as `latency_ms=0.5` and `megabytes=14`.
+
+    Raises:
+        ConfigError: there is none, a name is unknown, or a number is not positive.
+    """
+    budget = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in LIMITS:
+            raise ConfigError("--budget", f"unknown limit {name!r}. {suggest(name, LIMITS)}")
+        try:
+            budget[name] = float(number)
+        except ValueError:
+            raise ConfigError("--budget", f"{text!r} has no number. Write {name}=NUMBER.") from None
+        if not 0 < budget[name] < 1e9:
+            raise ConfigError("--budget", f"{text!r}: give a number above 0.")
+    return budget
+
+
+def finalists(sizes: Sequence[Size], budget: Mapping[str, float], count: int) -> list[Size]:
+    """Return the largest candidates within a budget.
+
+    A candidate is left out if another one within the budget is at least as large in every axis. The others are ordered
+    by their number of parameters.
+
+    Args:
+        sizes: what was measured of all candidates.
+        budget: limits by name, see `LIMITS`.
+        count: how many to return at most.
+
+    Raises:
+        ConfigError: no candidate is within the budget; the nearest one is named.
+    """
+    inside = [size for size in sizes if size.excess(budget) <= 1]
+    if not inside:
+        nearest = min(sizes, key=lambda size: size.excess(budget))
+        has = ", ".join(f"{getattr(nearest, name):.3g} {unit}" for name, unit in LIMITS.items() if name in budget)
+        limits = ", ".join(f"{limit:g} {LIMITS[name]}" for name, limit in budget.items())
+        cure = "Raise the budget, or give smaller values; what was measured is kept in table.json"
+        raise ConfigError("--budget", f"no candidate has {limits}; the nearest, {nearest.label}, has {has}. {cure}.")
+    largest = [size for size in inside if not any(_exceeds(other, size) for other in inside)]
+    return sorted(largest, key=lambda size: -size.parameters)[:count]
+
+
+def _exceeds(one: Size, other: Size) -> bool:
+    """Return True if one candidate is at least as large as another in every axis, and larger in one."""
+    pairs = [(one.values[name], value) for name, value in other.values.items()]
+    if any(isinstance(a, str) or isinstance(b, str) for a, b in pairs):
+        return False
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)  # type: ignore[operator]

@@ -4,8 +4,8 @@ When: the student will be stored in 8, 4 or 2 bits, and rounding it afterwards c
 with 4 some points, with 2 everything.
 Config: student.quantized = "aware(weights=4, inputs=8, start=0.5)"
 Experiment: `experiments/few_bits` (2 bits cost a perceptron 0.1 points where rounding afterwards costs 55).
-Checked: integers and scales equal those of the writers of ONNX, LiteRT and GGUF files; a perceptron and the gradient of
-learned scales (equation 3 of LSQ) by hand.
+Checked: integers and scales equal those of the writers of ONNX, LiteRT and GGUF files; values and gradients equal those
+of qwix, given its scales; a perceptron and the gradient of learned scales (equation 3 of LSQ) by hand.
 
     y = Q(x) Q(W),    dQ(v)/dv = 1 (straight-through)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxdistill.models.hub.family import Rule, families, find_rule
 
 Arguments = Mapping[str, Any]
+VOCABULARY = "vocabulary"  # axis of an embedding table: its rows
 BLOCK = re.compile(r"blocks/(\d+)/")
 
 
@@ -144,8 +145,20 @@ def _of_family(name: str) -> Cuttable:
     return Cuttable(rules, _transformer_sizes, _transformer_arguments, ("ffn", "heads", "kv_heads"))
 
 
+def _encoder_sizes(arguments: Arguments) -> Sizes:
+    sizes = _transformer_sizes(arguments)
+    return sizes._replace(units={**sizes.units, VOCABULARY: arguments["vocabulary"]})
+
+
+def _encoder_arguments(arguments: Arguments, sizes: Sizes) -> dict[str, Any]:
+    rows, tokens = sizes.units[VOCABULARY], arguments.get("tokens") or arguments["vocabulary"]
+    shared = {"vocabulary": rows, "tokens": tokens} if rows < tokens else {}
+    return {**_transformer_arguments(arguments, sizes), **shared}
+
+
 CUTTABLE: Mapping[str, Cuttable] = {
-    **{name: _of_family(name) for name in ("bert", "decoder", "deit", "vit")},
+    **{name: _of_family(name) for name in ("decoder", "deit", "vit")},
+    "bert": _of_family("bert")._replace(sizes=_encoder_sizes, arguments=_encoder_arguments),
     "mlp": Cuttable(
         _mlp_rules,
         lambda arguments: _numbered("ffn", arguments["widths"]),

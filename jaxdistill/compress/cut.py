@@ -12,12 +12,13 @@ With the inputs x of a product of a trained model on some training records, t ru
     heads       mean |dL / dm_h|                      importance: gradient of a mask over a head (`head_importance.py`)
                 mean_t || x[t, h] ||                  without labels: the size of the head's output
     neurons, channels, width    mean_t |x[t, i]|      mean activation, summed over all products that read the unit
+    vocabulary                  occurrences           how often the token is in the training records
 
 The largest scores stay, in each layer for itself, and in the teacher's order. `jaxdistill train` decides this once,
 before the student's training, and keeps it in RUN/cut/units.json. The controls of the run start with the same weights:
-they tell what the teacher's answers add, not what its weights do. A vocabulary is reduced before, by
-`jaxdistill vocabulary` and `pretrained(..., keep=FOLDER)` of the teacher. To cut, distil and cut again, give the folder
-of the first run's student as `source`.
+they tell what the teacher's answers add, not what its weights do. To cut, distil and cut again, give the folder of the
+first run's student as `source`; a vocabulary is cut last, as such a model has no Hugging Face format. To reduce
+vocabulary and tokenizer alike, see `jaxdistill vocabulary` and `pretrained(..., keep=FOLDER)`.
 
 Sources: block influence: Men et al., ShortGPT, 2024 (arxiv.org/abs/2403.03853); activations: Muralidharan et al.,
 Compact Language Models via Pruning and Knowledge Distillation (Minitron), 2024 (arxiv.org/abs/2407.14679); heads:
@@ -31,12 +32,19 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdistill.compress.axes import BLOCK, CUTTABLE, Arguments, Cuttable, Sizes, array_axes
+from jaxdistill.compress.axes import BLOCK, CUTTABLE, VOCABULARY, Arguments, Cuttable, Sizes, array_axes
 from jaxdistill.core.registry import cuts
 from jaxdistill.core.types import Array, Variables
 
 Share = int | float
-KINDS = {"heads": "heads", "neurons": "ffn", "channels": "channels", "width": "width"}  # argument: name of the axis
+KINDS = {  # argument: name of the axis
+    "heads": "heads",
+    "neurons": "ffn",
+    "channels": "channels",
+    "width": "width",
+    "vocabulary": VOCABULARY,
+}
+ROWS = "embed/rows"  # array with the row of the embedding table of each token
 
 
 class Cut(NamedTuple):
@@ -67,6 +75,7 @@ def cut(
     neurons: int | float = 1.0,
     channels: int | float = 1.0,
     width: int | float = 1.0,
+    vocabulary: int | float = 1.0,
     records: int = 512,
     **options: Any,
 ) -> Cut:
@@ -83,6 +92,9 @@ def cut(
         neurons: hidden units that stay in each perceptron.
         channels: channels that stay inside each block of a convolutional network.
         width: units that stay in the residual stream of a transformer.
+        vocabulary: rows that stay in the embedding table of an encoder: those of special tokens, and of the tokens that
+            are most frequent in all training records. Every other token is read as the unknown one. The tokenizer stays
+            as it is.
         records: training records whose activations are measured.
         options: arguments of the model that replace the teacher's, such as `dropout=0.1`.
 
@@ -95,6 +107,7 @@ def cut(
     if bool(teacher) == bool(source):
         raise ValueError("give the name of a teacher, teacher='NAME', or a checkpoint, source='FOLDER'")
     shares: dict[str, Share] = {"heads": heads, "neurons": neurons, "channels": channels, "width": width}
+    shares["vocabulary"] = vocabulary
     for name, share in {
         **shares,
         "records": records,
@@ -173,10 +186,12 @@ class Choice(NamedTuple):
 
     layers: numbers of the layers that stay, in order; empty: the model has none that can be removed
     units: numbers of the units that stay, in order, by axis of the source: "width", "ffn/3", "heads/3", ...
+    unknown: token as which a token is read whose row was removed
     """
 
     layers: tuple[int, ...]
     units: Mapping[str, tuple[int, ...]]
+    unknown: int = 0
 
 
 def choose(cut: Cut, before: Sizes, after: Sizes, scores: Mapping[str, np.ndarray]) -> Choice:
@@ -221,6 +236,8 @@ def sliced(
     expanded = {name: _positions(name, units, head_size, groups) for name, units in choice.units.items()}
 
     def array(name: str, arrays: Mapping[str, Array]) -> Array | None:
+        if name == ROWS:
+            return _rows(arrays.get(ROWS), arguments, choice)
         old = _name_in_source(name, choice.layers)
         axes = array_axes(table, arguments, old)
         x = arrays[old]
@@ -231,10 +248,29 @@ def sliced(
         return jnp.stack([_taken(x[layer], axes.of_layer(layer), expanded) for layer in choice.layers])
 
     def part(arrays: Mapping[str, Array], wanted: Mapping[str, Any]) -> dict[str, Array]:
-        found = {name: array(name, arrays) for name in wanted if _name_in_source(name, choice.layers) in arrays}
+        is_there = lambda name: name == ROWS or _name_in_source(name, choice.layers) in arrays
+        found = {name: array(name, arrays) for name in wanted if is_there(name)}
         return {name: x for name, x in found.items() if x is not None and x.shape == wanted[name].shape}
 
     return Variables(part(source.params, shapes.params), part(source.state, shapes.state))
+
+
+def _rows(known: Array | None, arguments: Arguments, choice: Choice) -> Array:
+    """Return the row of the smaller embedding table for each token, `[tokens]`.
+
+    Args:
+        known: the row of the larger table for each token; None: the token's own number.
+        arguments: arguments of the source.
+        choice: which rows stay.
+    """
+    before = jnp.arange(arguments["vocabulary"]) if known is None else known
+    if VOCABULARY not in choice.units:
+        return before
+    kept = np.asarray(choice.units[VOCABULARY])
+    after = np.full(arguments["vocabulary"], -1, np.int32)
+    after[kept] = np.arange(len(kept))
+    rows = jnp.take(jnp.asarray(after), before)
+    return jnp.where(rows < 0, rows[choice.unknown], rows)
 
 
 def _name_in_source(name: str, layers: tuple[int, ...]) -> str:

@@ -31,6 +31,17 @@ def count_tokens(columns: Iterable[np.ndarray], size: int) -> np.ndarray:
     return counts
 
 
+def special_tokens(tokenizer: dict[str, Any]) -> list[int]:
+    """Return the numbers of the special and added tokens of a tokenizer.json."""
+    return sorted({entry["id"] for entry in tokenizer.get("added_tokens", ())})
+
+
+def unknown_token(tokenizer: dict[str, Any]) -> int | None:
+    """Return the number of the unknown token of a tokenizer.json; None: it has none."""
+    model = tokenizer.get("model", {})
+    return model.get("vocab", {}).get(model.get("unk_token")) if isinstance(model.get("vocab"), dict) else None
+
+
 def select_tokens(tokenizer: dict[str, Any], counts: np.ndarray, most: int = 0) -> list[int]:
     """Select the tokens that a reduced vocabulary keeps, and return their numbers in rising order.
 

@@ -44,6 +44,7 @@ def bert(
     pool: Literal["mean", "cls"] = "mean",
     attentions: bool = False,
     head_size: int | None = None,
+    tokens: int | None = None,
 ) -> Model:
     """Build a BERT, RoBERTa or DistilBERT encoder.
 
@@ -70,21 +71,25 @@ def bert(
         pool: pooling of the sentence embedding model: "mean", or "cls" (first token); not in Hugging Face configs.
         attentions: return the attention probabilities of every block, which takes additional memory.
         head_size: number of units of an attention head; None: width / heads. transformers has no such model.
+        tokens: number of tokens of the tokenizer, if the vocabulary has fewer: tokens share rows of the table, as
+            `cut(vocabulary=...)` decides. transformers has no such model.
 
     Raises:
-        ValueError: the heads do not divide the width, "distilbert" has token types or an epsilon other than 1e-12, or a
-            dropout rate is out of range.
+        ValueError: `tokens` are fewer than the vocabulary, the heads do not divide the width, "distilbert" has token
+            types or an epsilon other than 1e-12, or a dropout rate is out of range.
     """
     stack = Stack(width, depth, heads, ffn, dropout, activation, epsilon, True, attentions, head_size)
     stack.validate()
     if style == "distilbert" and (token_types or epsilon != 1e-12):
         raise ValueError(f"style='distilbert' needs token_types=0 and epsilon=1e-12; got {token_types} and {epsilon}")
+    if tokens is not None and tokens < vocabulary:
+        raise ValueError(f"tokens={tokens} are fewer than vocabulary={vocabulary}")
     for name, rate in (("attention_dropout", attention_dropout), ("head_dropout", head_dropout)):
         require_dropout_rate(name, rate)
 
     def make(rngs: nnx.Rngs, batch: RowsLike) -> Bert:
         roberta = style == "roberta"
-        embed = Embed(stack, vocabulary, positions, token_types, pad if roberta else None, rngs=rngs)
+        embed = Embed(stack, vocabulary, positions, token_types, pad if roberta else None, tokens, rngs=rngs)
         head_activation = jax.nn.relu if style == "distilbert" else jnp.tanh
         head = Head(width, classes, head_activation, head_dropout, roberta, rngs=rngs) if classes else Pool(pool)
         return Bert(embed, [Block(stack, attention_dropout, rngs=rngs) for _ in range(depth)], head)

@@ -24,19 +24,33 @@ _normal = nnx.initializers.normal(0.02)
 _linear = partial(nnx.Linear, kernel_init=_normal)
 
 
+class Rows(nnx.Variable):
+    """The row of an embedding table for each token; it is not trained."""
+
+
 class Embed(nnx.Module):
     """The embedding layer: the normalised sum of token, position and token type embeddings, then dropout.
 
     If `pad` is set (RoBERTa), real tokens are numbered from `pad + 1`, and padding tokens have the position `pad`.
+    If `tokens` is set, there are more tokens than rows of the table, and `rows` has the row of each token.
     """
 
     def __init__(
-        self, stack: Stack, vocabulary: int, positions: int, token_types: int, pad: int | None, *, rngs: nnx.Rngs
+        self,
+        stack: Stack,
+        vocabulary: int,
+        positions: int,
+        token_types: int,
+        pad: int | None,
+        tokens: int | None,
+        *,
+        rngs: nnx.Rngs,
     ):
         table = partial(nnx.Embed, features=stack.width, embedding_init=_normal, rngs=rngs)
         self.token, self.position = table(vocabulary), table(positions)
         self.type = table(token_types) if token_types else None
         self.norm = layer_norm(stack.width, epsilon=stack.epsilon, rngs=rngs)
+        self.rows = Rows(jnp.minimum(jnp.arange(tokens), vocabulary - 1)) if tokens else None
         self.limit = positions if pad is None else positions - pad - 1
         self.pad, self.rate = pad, stack.dropout
 
@@ -44,7 +58,8 @@ class Embed(nnx.Module):
         ids = jnp.asarray(batch["input_ids"])
         if ids.shape[1] > self.limit:
             raise ValueError(f"texts of {ids.shape[1]} tokens exceed the {self.limit} positions; truncate the texts")
-        x = by_rows(lookup(self.token, ids)) + by_rows(lookup(self.position, self._positions(ids)))
+        rows = ids if self.rows is None else jnp.take(self.rows.get_value(), ids, axis=0)
+        x = by_rows(lookup(self.token, rows)) + by_rows(lookup(self.position, self._positions(ids)))
         if self.type is not None:
             types = jnp.asarray(batch.get("token_type_ids", jnp.zeros_like(ids)))
             x = x + by_rows(lookup(self.type, types))

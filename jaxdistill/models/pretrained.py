@@ -77,7 +77,7 @@ def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", 
 
 
 def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
-    """Return the architecture of the model that a spec string describes; None if its family has no Hugging Face format.
+    """Return the architecture of the model that a spec string describes; None if it has no Hugging Face format.
 
     Args:
         spec: name and arguments of a registered model factory, such as "pretrained('runs/bert', layers=(0, 5))".
@@ -92,6 +92,8 @@ def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:
         return None
     bound = inspect.signature(models[parsed.name]).bind(*parsed.args, **parsed.kwargs)
     bound.apply_defaults()
+    if bound.arguments.get("tokens"):  # more tokens than rows of the embedding
+        return None
     if parsed.name != "pretrained":
         return Architecture(parsed.name, dict(bound.arguments), (), {})
     source, layers, cut, keep = bound.args

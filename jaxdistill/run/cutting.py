@@ -1,6 +1,7 @@
 """Cut the student out of a trained model before its training: measure the units, choose some, take their weights."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 from rich.console import Console
 
 from jaxdistill.compress.aware import is_added
-from jaxdistill.compress.axes import Sizes
+from jaxdistill.compress.axes import VOCABULARY, Sizes
 from jaxdistill.compress.cut import Choice, Cut, choose, cuttable, sizes_after, sliced
 from jaxdistill.compress.unit_scores import unit_scores
+from jaxdistill.compress.vocabulary import count_tokens, special_tokens, unknown_token
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.interfaces import Model
@@ -35,6 +37,7 @@ from jaxdistill.run.train import Data
 from jaxdistill.teachers.load import load
 
 FILE = Path("cut", "units.json")
+COUNTED = 4096  # records whose tokens are counted at once
 TYPES: seal.JsonTypes = {"cut": str, "source": str, "heads_by": str, "layers": list, "units": dict, "scores": dict}
 
 
@@ -104,6 +107,7 @@ def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: n
     if found := _read(folder / FILE, known, partial(choose, cut, before, after)):
         return found
     try:
+        unknown = 0
         scores = unit_scores(
             source.model, source.variables, samples(resolved.data, cut.records, chosen), table, source.form.arguments
         )
@@ -111,13 +115,17 @@ def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: n
         if after.units.get("heads/0", 0) < before.units.get("heads/0", 0):
             importance = _head_importance(source, samples(resolved.data, cut.records, chosen), before)
             scores, by = scores | (importance or {}), "importance" if importance else "activation"
+        if after.units.get(VOCABULARY, 0) < before.units.get(VOCABULARY, 0):
+            counts, unknown = _token_counts(resolved, source)
+            scores = {**scores, VOCABULARY: counts}
     except ValueError as error:
         raise ConfigError(PATH, f"{known['cut']!r}: {error}.") from None
-    found = choose(cut, before, after, scores)
+    found = choose(cut, before, after, scores)._replace(unknown=unknown)
     units = {name: list(ids) for name, ids in found.units.items()}
     rounded = {name: np.asarray(x, np.float64).tolist() for name, x in scores.items()}
     count = min(cut.records, resolved.data.count_training_records())
     content = {**known, "records": count, "heads_by": by, "layers": list(found.layers), "units": units}
+    content["unknown"] = found.unknown
     (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
     seal.write(folder / FILE, {**content, "scores": rounded})
     return found
@@ -129,13 +137,40 @@ def _read(
     """Read which units stay; None: the file is missing, damaged, of another model, or not what its scores say."""
     try:
         content = seal.read(file, TYPES, required=True)
-        found = Choice(tuple(content["layers"]), {name: tuple(ids) for name, ids in content["units"].items()})
+        kept = {name: tuple(ids) for name, ids in content["units"].items()}
+        found = Choice(tuple(content["layers"]), kept, int(content.get("unknown", 0)))
         scores = {name: np.asarray(values, np.float64) for name, values in content["scores"].items()}
-        return found if known.items() <= content.items() and choose_by(scores) == found else None
+        chosen = choose_by(scores)._replace(unknown=found.unknown)
+        return found if known.items() <= content.items() and chosen == found else None
     except (FileNotFoundError, DamageError):
         return None
     except (TypeError, ValueError, KeyError, IndexError):  # values of other types than `choice` writes
         return None
+
+
+def _token_counts(resolved: Resolved, source: Source) -> tuple[np.ndarray, int]:
+    """Return how often each row of the embedding table is used, and the unknown token.
+
+    Special tokens count more than all others, so that they stay.
+
+    Raises:
+        ValueError: the tokenizer has no unknown token, or the table's rows are not those of its tokens.
+    """
+    data = resolved.data
+    assert data.tokenization is not None
+    tokenizer = json.loads(data.tokenization.file.read_text(encoding="utf-8"))
+    size = source.form.arguments["vocabulary"]
+    unknown = unknown_token(tokenizer)
+    if unknown is None:
+        raise ValueError("the tokenizer has no unknown token, as which the other tokens could be read")
+    if source.form.arguments.get("tokens"):
+        raise ValueError("its embedding table was cut before; cut it once")
+    records, counts = data.open(data.streams["train"]), np.zeros(size)
+    for start in range(0, len(records), COUNTED):
+        rows = records.take(np.arange(start, min(start + COUNTED, len(records))))
+        counts += count_tokens([rows["input_ids"]], size)
+    counts[[unknown, *special_tokens(tokenizer)]] += counts.sum() + 1
+    return counts, unknown
 
 
 def _checksum(variables: Variables) -> str:

@@ -15,7 +15,7 @@ from jaxdistill.run.config import Config, make
 from jaxdistill.run.pipelines import data_folder
 
 PLACEHOLDER = re.compile(r"\{(classes|vocabulary|texts)\}")
-STAND_INS = {"classes": "2", "vocabulary": "2", "texts": "('text',)"}
+STAND_INS = {"classes": "2", "vocabulary": str(2**20), "texts": "('text',)"}
 
 
 def with_stand_ins(config: Config) -> Config:

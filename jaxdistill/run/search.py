@@ -97,7 +97,8 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
     if device.formats and not set(device.formats) & {"onnx", "litert"}:
         raise ConfigError("--device", f"it takes {' or '.join(device.formats)}; a search takes onnx or litert.")
     bits = axes.get(BITS, (8,) if device.integers or config.student.quantized else (32,))
-    if unknown := [value for value in bits if value not in formats]:
+    widths = [value for value in bits if isinstance(value, int) and value in formats]
+    if unknown := [value for value in bits if value not in widths]:
         raise ConfigError(f"--axis {BITS}", f"{unknown[0]!r} bits: give 8 or 32, as files have them.")
     others = {name: values for name, values in axes.items() if name != BITS}
     found = []
@@ -111,8 +112,8 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
         except ConfigError as error:
             named = " ".join(f"{name}={value}" for name, value in values.items())
             raise ConfigError(f"--axis {named}", error.message) from None
-        for number in bits:
-            to = formats[int(number)]
+        for number in widths:
+            to = formats[number]
             quantized = (config.student.quantized or AWARE[to.partition("(")[0]]) if number == 8 else ""
             of_bits = differ(changed, student={"quantized": quantized})
             all_values = {**values, BITS: number} if BITS in axes else values

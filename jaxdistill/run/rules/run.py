@@ -8,6 +8,7 @@ import jax
 from jaxdistill.compress.quantize import dequantized_shapes
 from jaxdistill.core import checkpoint, manifest
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import parse
 from jaxdistill.core.types import Factored
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.models.hub.check import check_pretrained
@@ -29,11 +30,17 @@ def vocabularies_fit(run: RunView) -> None:
     for teacher in run.teacher_configs.values():
         models[f"{teacher.path}.model"] = (teacher.model, others.get(teacher.options.get("reads", ""), size))
     for path, (spec, tokens) in models.items():
-        form = architecture_of_spec(spec, path)
-        rows = form.arguments.get("vocabulary") if form else None
+        rows = _embedding_rows(spec, path)
         if rows is not None and rows < tokens:
             cure = "Use the tokenizer of this model, or one that `jaxdistill vocabulary` reduced for it"
             raise ConfigError(path, f"has an embedding of {rows} rows, the tokenizer {tokens} tokens. {cure}.")
+
+
+def _embedding_rows(spec: str, path: str) -> int | None:
+    """Return how many tokens a model has an embedding for; None: its family has no Hugging Face format."""
+    if form := architecture_of_spec(spec, path):
+        return form.arguments.get("vocabulary")
+    return parse(spec, path).kwargs.get("tokens")
 
 
 def packages_exist(run: RunView) -> None:

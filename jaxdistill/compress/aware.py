@@ -23,8 +23,9 @@ saved by the file that is shipped, which `jaxdistill export` writes and measures
     the same, with ranges='running'     onnx(int8='static'), litert(int8='static')
     weights=8, block=32    gguf(kind='Q8_0'), for language models
     weights=4, block=32    gguf(kind='Q4_0'), for language models
+    weights=2              gguf(kind='TQ2_0'), for language models whose widths are multiples of 256
 
-For 4 bits per output and for 2 bits no format here stores fewer bytes than 8 bits: they are studied in JAX. An 8-bit
+For 4 bits per output no format here stores fewer bytes than 8 bits: they are studied in JAX. An 8-bit
 file chooses scales by the largest weight again, and ranges by training records: learned scales are rounded once more.
 
 Sources: straight-through: Bengio et al. 2013 (arxiv.org/abs/1308.3432); ranges: Jacob et al., Quantization and Training

@@ -17,15 +17,17 @@ FAMILY = "decoder"  # the family whose architectures llama.cpp has too
 
 
 @exporters.register
-def gguf(kind: Literal["F16", "F32", "Q8_0", "Q4_0"] = "F16") -> Exporter:
-    """Write a language model for llama.cpp, with 32, 16, 8 or 4 bits a weight, and its tokenizer in the same file.
+def gguf(kind: Literal["F16", "F32", "Q8_0", "Q4_0", "TQ2_0"] = "F16") -> Exporter:
+    """Write a language model for llama.cpp, with 32 to 2 bits a weight, and its tokenizer in the same file.
 
     Holds decoders of the architectures llama, qwen2 and qwen3. Vectors (norms and biases) stay in 32 bits. Needs the
     extra `gguf`.
 
     Args:
         kind: encoding of the matrices. `F32`, `F16`: floats; `Q8_0`, `Q4_0`: integers of 8 or 4 bits, with a scale for
-            each 32 weights of a row. A matrix whose rows are no multiple of 32 stays in 16 bits, which a note says.
+            each 32 weights of a row; `TQ2_0`: the values -1, 0 and 1 in 2 bits, with a scale for each 256 weights, for
+            a student that was trained by `aware(weights=2)`. A matrix whose rows are no multiple of 32 (256) stays in
+            16 bits, which a note says.
 
     Source: GGUF, github.com/ggml-org/ggml/blob/master/docs/gguf.md; llama.cpp, github.com/ggml-org/llama.cpp.
     """
@@ -71,7 +73,7 @@ def write_file(network: Network, file: Path, kind: str) -> tuple[str, ...]:
         file: the file to write.
         kind: encoding of the matrices, such as "Q8_0".
     """
-    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quantize
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType, quantize
 
     definition = network.definition
     assert definition is not None  # `refuse` has looked at it
@@ -98,9 +100,10 @@ def write_file(network: Network, file: Path, kind: str) -> tuple[str, ...]:
     writer.close()
     if not short:
         return words.notes
+    block, _ = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     return (
         *words.notes,
-        f"The rows of {len(short)} matrices are no multiple of 32, so F16 holds them: {_list(short)}.",
+        f"The rows of {len(short)} matrices are no multiple of {block}, so F16 holds them: {_list(short)}.",
     )
 
 

@@ -40,9 +40,12 @@ def compare(runs: Sequence[Path], model: str, out: Path) -> str:
         pair = _pair(found, answers[0]) if run != runs[0] else None
         title, config = content.get("title", ""), flat(content["config"])
         compared.append(ComparedRun(str(run), name, rows[model], config, pair, title))
-    out.mkdir(parents=True, exist_ok=True)
     file = out / "compare.html"
-    seal.write_text(file, page.render(compared, model, out.resolve()))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        seal.write_text(file, page.render(compared, model, out.resolve()))
+    except FileNotFoundError:  # a file system of the kernel, such as /proc, in which nobody makes a folder
+        raise ConfigError("--out", f"{str(out)!r} cannot be made there; choose another folder.") from None
     return f"{page.text_table(compared)}\nPage: {file}\n"
 
 

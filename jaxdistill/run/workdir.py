@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jaxdistill.run.config_files import copy_source
 from jaxdistill.run.own_parts import own_parts
 
 NAME_BYTES = 255  # of a file name, on most file systems
+BUCKET = re.compile(r"[a-z][a-z0-9]+:/")  # gs://bucket/run, which `Path` writes with one slash
 
 
 def config_differences(old: dict[str, Any], config: Config) -> list[str]:
@@ -137,6 +139,11 @@ def check_writable(folder: Path, option: str) -> None:
     if any(len(part.encode()) > NAME_BYTES for part in folder.parts):
         problem = f"has a name of more than {NAME_BYTES} bytes"
         raise ConfigError(option, f"{str(folder)[:60]!r}... {problem}; choose another folder.")
+    if BUCKET.match(str(folder)):
+        cure = (
+            "Give a folder of a file system that all machines share; a bucket cannot rename folders, see tpu/README.md"
+        )
+        raise ConfigError(option, f"{str(folder)!r:.300} is an address of a bucket. {cure}.")
     place = folder.absolute()
     while not (place.exists() or place.is_symlink()):
         place = place.parent

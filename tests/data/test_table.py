@@ -253,6 +253,7 @@ BAD = {  # what is wrong: (the file's content, what the message says)
     "no label": ("text,kind\na,\nb,\n", "no record has a label. Leave the argument label out"),
     "a label of its own": ("text,kind\n" + "".join(f"a,w{n}\n" for n in range(40)), "so they are no classes"),
     "one class": ("text,kind\na,b\nc,b\n", "all labels are 'b'; a classifier needs two classes"),
+    "zero bytes": ("text,kind\n" + "a,b\nc\0,d\n" * 9, "record 1: 'text' has a zero byte, as no text has. Name the"),
     "few records": ("text,kind\na,b\nc,d\n", "too few records (2)"),
 }
 

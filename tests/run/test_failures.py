@@ -12,6 +12,7 @@ import jax
 import pytest
 import runs
 
+import jaxdistill.main
 from jaxdistill.core.errors import ConfigError, DamageError, NonFiniteError, Stopped, WeightsError
 from jaxdistill.core.packages import FetchError
 from jaxdistill.run import failures
@@ -172,6 +173,16 @@ def test_a_place_that_may_not_be_written_is_refused_before_any_work(tmp_path, ca
     tmp_path.chmod(0o500)
     assert runs.run(tmp_path / "run") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("train", "--config", "x.py", "--workdir"), ("compare", "run", "--out")])
+def test_a_bucket_is_no_folder(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.py").write_text(runs.TINY.read_text())
+    assert jaxdistill.main.run([*words, "gs://bucket/run"]) == 2
+    message = capsys.readouterr().err
+    assert "'gs:/bucket/run' is an address of a bucket. Give a folder of a file system that all machines" in message
+    assert message.count("\n") == 1 and not (tmp_path / "gs:").exists()
 
 
 def test_a_full_disk_is_named(tmp_path, capsys):

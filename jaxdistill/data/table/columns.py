@@ -230,6 +230,9 @@ def _texts(values: Sequence[Any], first: int, file: str, column: str) -> list[st
         if not isinstance(value, str):
             problem = "is missing" if value is None else f"is {short_repr(value)}, not a text"
             raise TableError(f"{file}, record {number}: {column!r} {problem}. Correct it, or leave the record out.")
+        if "\0" in value:
+            problem = f"{file}, record {number}: {column!r} has a zero byte, as no text has"
+            raise TableError(f"{problem}. Name the file's encoding, such as utf-16, or leave the record out.")
     return list(values)
 
 

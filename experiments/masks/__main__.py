@@ -23,18 +23,17 @@ MODEL = "mlp(widths=(128,), classes=10)"
 SHARES = (0.5, 0.8, 0.9, 0.95)
 
 
-class Shuffled(Settings):
-    """The settings of `sparse`, but the scores are shuffled."""
+class Random(Settings):
+    """The settings of `sparse`, but the scores are drawn once for each kernel."""
 
     def chosen(self, score, share):
-        shuffled = jax.random.permutation(jax.random.key(score.size), score.ravel()).reshape(score.shape)
-        return super().chosen(shuffled, share)
+        return super().chosen(jax.random.uniform(jax.random.key(score.size), score.shape), share)
 
 
 @masks.register
 def random(share: float) -> Pruner:
     """Set weights to zero that are chosen at random: a broken twin."""
-    return pruner(Shuffled(share, 0, 0, False, 0.0, 0.5, 10, "kernel$"))
+    return pruner(Random(share, 0, 0, False, 0.0, 0.5, 10, "kernel$"))
 
 
 def arm(spec: str, **changes):

@@ -1,6 +1,6 @@
 """Three hundred bad inputs: a command line for each, after a change of the files that it reads.
 
-`{home}` in a word stands for the folder with the files of `files.py`; a change is a function of that folder.
+`{home}` in a word stands for the folder with the files that `__main__.py` writes; a change is a function of it.
 """
 
 import json
@@ -432,7 +432,7 @@ FILES = (
         (f"results {name}", EXPORT, change)
         for name, change in (
             ("cut short", cut_short("run/results.json")),
-            ("with another accuracy", json_with("run/results.json", rows=[])),
+            ("without rows", json_with("run/results.json", rows=[])),
             ("missing", removed("run/results.json")),
             ("of a number", written("run/results.json", "7")),
         )

@@ -11,11 +11,11 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.comparison import interval, paired
 from jaxdistill.evaluation.report.formats import aligned
+from jaxdistill.run.exported_files import slug
 from jaxdistill.run.exporting import Options, export
 from jaxdistill.run.study import Study, runs
 
 INT8, FLOATS = "onnx(int8='dynamic')", "onnx"
-NAMES = {INT8: "onnx-int8-dynamic", FLOATS: "onnx"}
 
 
 class Pair(NamedTuple):
@@ -36,7 +36,7 @@ def measured(folder: Path, spec: str) -> dict[str, Any]:
 
     def entry() -> dict[str, Any] | None:
         content = seal.read(folder / "results.json", {"rows": list}, required=True)
-        found = [x for x in content.get("exports", ()) if x["model"] == "student" and x["name"] == NAMES[spec]]
+        found = [x for x in content.get("exports", ()) if x["model"] == "student" and x["name"] == slug(spec)]
         return found[0] if found else None
 
     if entry() is None:
@@ -45,7 +45,8 @@ def measured(folder: Path, spec: str) -> dict[str, Any]:
         except ConfigError as error:  # a file that disagrees is set aside, with its numbers
             Console(stderr=True).print(f"{folder}: {error}")
     found = entry()
-    assert found is not None
+    if not found or not found["measured"]:
+        raise SystemExit(f"{folder}: its file could not be measured; see above.")
     return found
 
 
@@ -64,7 +65,7 @@ def compare(study: Study, workdir: Path, seeds: int, pairs: Sequence[Pair]) -> s
         files.setdefault(run.arm, []).append(measured(run.folder, INT8))
     entries = {"teachers": teachers, "files": files}
     seal.write(workdir / "files.json", entries)
-    return f"{_files(teachers, files, pairs)}\n\n{_pairs(teachers, files, pairs)}\n"
+    return f"{_files(teachers, files, pairs)}\n\n{_pairs(files, pairs)}\n"
 
 
 def auc(entry: Mapping[str, Any]) -> float:
@@ -103,6 +104,6 @@ def _pairs(teachers: Mapping[str, Any], files: Mapping[str, Sequence[Mapping[str
     for pair in pairs:
         found = paired([auc(x) for x in files[pair.arm]], [auc(x) for x in files[pair.control]])
         low, high = interval(found.differences)
-        verdict = "the teacher helps" if low > 0 else "a teacher was not needed"
+        verdict = "the teacher helps" if low > 0 else "the teacher harms" if high < 0 else "no difference is shown"
         rows.append([pair.arm, f"{found.mean:.4f}", f"{low:.4f} to {high:.4f}", verdict])
     return aligned(rows)

@@ -42,6 +42,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.compress.added import CALLS, LOG_SCALE, RANGE, is_of_quantizer
 from jaxdistill.compress.grids import (
     Grid,
     grid,
@@ -50,7 +51,7 @@ from jaxdistill.compress.grids import (
     straight_through,
     values,
 )
-from jaxdistill.compress.input_ranges import CALLS, RANGE, SQUARE, WIDEST, ranges_in, running, with_ranges
+from jaxdistill.compress.input_ranges import WIDEST, ranges_in, running, with_ranges
 from jaxdistill.compress.products import PATH, Axes, Role, RoundInputs, Weight, forward, weight_roles
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model, Pretrained
@@ -58,7 +59,6 @@ from jaxdistill.core.marked_arrays import Collected
 from jaxdistill.core.registry import Spec, quantizers
 from jaxdistill.core.types import Array, Key, Outputs, Params, RowsLike, State, Variables
 
-LOG_SCALE = "/log_scale"  # suffix of the name of an added parameter
 Bits = Literal[0, 2, 4, 8]
 
 
@@ -263,16 +263,9 @@ def _finished(
     return Variables(finished, state), ranges
 
 
-def is_added(name: str) -> bool:
-    """Return True for the name of an array that a quantizer or pruner adds; all of them start with zeros."""
-    return name.endswith((LOG_SCALE, RANGE, SQUARE)) or name == CALLS
-
-
 def _own(params: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the variables of the model that was wrapped."""
-    kept = lambda arrays: {
-        name: x for name, x in arrays.items() if not name.endswith((LOG_SCALE, RANGE)) and name != CALLS
-    }
+    kept = lambda arrays: {name: x for name, x in arrays.items() if not is_of_quantizer(name)}
     return kept(params), kept(state)
 
 

@@ -143,9 +143,9 @@ def sizes_after(cut: Cut, family: str, arguments: Arguments) -> Sizes:
     before = cuttable(family).sizes(arguments)
     present = {name.partition("/")[0] for name in before.units}
     for argument, axis in KINDS.items():
-        if axis not in present and not _is_all(cut.shares[axis]):
+        if axis not in present and not is_all(cut.shares[axis]):
             raise ValueError(f"a {family} has no {argument}; leave {argument}={cut.shares[axis]} out")
-    if not before.layers and not _is_all(cut.layers):
+    if not before.layers and not is_all(cut.layers):
         raise ValueError(f"a {family} has no layers that can be removed; leave layers={cut.layers} out")
     layers = before.layers and len(_given_layers(cut.layers, before.layers))
     kept = {name: _number(cut.shares[name.partition("/")[0]], size, name) for name, size in before.units.items()}
@@ -153,7 +153,7 @@ def sizes_after(cut: Cut, family: str, arguments: Arguments) -> Sizes:
     return before._replace(layers=layers, units=numbered)
 
 
-def _is_all(share: Share | tuple[int, ...]) -> bool:
+def is_all(share: Share | tuple[int, ...]) -> bool:
     """Return True for the share 1.0; the number 1 keeps one unit."""
     return isinstance(share, float) and share == 1
 

@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdistill.compress.added import CALLS, RANGE
 from jaxdistill.core.collectives import gather
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.marked_arrays import Combine
 from jaxdistill.core.types import Array, RowsLike, Variables
 
-RANGE, CALLS = "/input_range", "quantize/calls"  # names of added state: a suffix, and the number of training calls
-SQUARE = "/input_square"  # suffix of another one, see `masks.py`
 MOMENTUM = 0.99  # of the running range of inputs, as in TensorFlow's fake_quant
 WIDEST = Combine(  # of the ranges of two products of one weight
     lambda a, b: jnp.stack([jnp.minimum(a[..., 0], b[..., 0]), jnp.maximum(a[..., 1], b[..., 1])], -1),

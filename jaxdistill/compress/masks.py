@@ -12,8 +12,9 @@ Checked: masks by hand; shares and patterns to the weight; pruned weights are 0 
     pattern   the `keep` largest of every `of` neighbouring inputs, from `start` on
 
 It is an optax transformation around the optimiser: gradients of pruned weights are zero, and each update sets them to
-zero. A weight may come back while the share rises, as its rank is computed again. Only the student's own kernels are
-pruned; teachers, projectors and gates are not. The controls are pruned alike.
+zero, so that they rank last from then on: a pruned weight stays zero, and a pattern is chosen once. Only the student's
+own kernels are pruned; teachers, projectors and gates are not. The controls are pruned alike. Kernels of stacked layers
+(a scan) are ranked layer by layer; in a convolution, an output has the weights of all positions and input channels.
 
 Sources: schedule: Zhu and Gupta, To Prune, or Not to Prune, 2017 (arxiv.org/abs/1710.01878); patterns: Mishra et al.,
 Accelerating Sparse Deep Neural Networks, 2021 (arxiv.org/abs/2104.08378); Wanda: Sun et al., A Simple and Effective
@@ -29,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdistill.compress.input_ranges import SQUARE
+from jaxdistill.compress.added import SQUARE
 from jaxdistill.compress.products import Axes, Weight, forward
 from jaxdistill.compress.unit_scores import counted_rows, sum_over_counted
 from jaxdistill.core.collectives import psum
@@ -140,13 +141,24 @@ class Settings(NamedTuple):
         return min(int(self.start * steps), last), min(int(self.end * steps), last)
 
     def chosen(self, score: Array, share: Array) -> Array:
-        """Return which weights stay, of the shape of the scores `[..., inputs, outputs]`."""
+        """Return which weights stay.
+
+        Args:
+            score: importance of each weight, `[..., inputs, outputs]`.
+            share: share of the weights that are pruned; a pattern has its own.
+
+        Returns:
+            Booleans of the shape of the scores; of each group that is ranked, at least one is True.
+        """
         if self.of:
             grouped = score.reshape(*score.shape[:-2], -1, self.of, score.shape[-1])
             return (_ranks(grouped, -2) < self.keep).reshape(score.shape)
-        if self.by_inputs:
-            return _ranks(score, -2) < jnp.round((1 - share) * score.shape[-2])
-        return (_ranks(score.ravel(), 0) < jnp.round((1 - share) * score.size)).reshape(score.shape)
+        layers = score.shape[0] if score.ndim == 3 else 1
+        grouped = score.reshape(layers, -1, score.shape[-1])  # [layers, inputs, outputs]
+        if not self.by_inputs:
+            grouped = grouped.reshape(layers, -1, 1)
+        number = jnp.maximum(jnp.round((1 - share) * grouped.shape[1]), 1)
+        return (_ranks(grouped, 1) < number).reshape(score.shape)
 
 
 def _ranks(score: Array, axis: int) -> Array:
@@ -189,9 +201,12 @@ def _pruned(
         squares = {name: model_state.get(name + SQUARE) for name in settings.kernels(params)}
 
         def score(name: str, x: Array) -> Array:
-            square = squares[name]
             size = jnp.abs(x.astype(jnp.float32))
-            return size if square is None else size * jnp.sqrt(square)[..., :, None]
+            if not settings.by_inputs:
+                return size
+            if squares[name] is None:
+                raise ConfigError(PATH, f"by='wanda' knows no inputs of {name}: this step trains another model.")
+            return size * jnp.sqrt(squares[name])[..., :, None]
 
         return {name: settings.chosen(score(name, x), share) for name, x in settings.kernels(params).items()}
 
@@ -241,10 +256,12 @@ def _measured(settings: Settings, model: Model) -> Model:
         (out, new_state), sums, _ = forward(
             model, params, own, rows, train=train, key=key, ranges={}, round_inputs=record, combine=ADDED
         )
+        if missing := [name for name in known if name.removesuffix(SQUARE) not in sums]:
+            kernel = missing[0].removesuffix(SQUARE)
+            raise ConfigError(PATH, f"by='wanda': {kernel} is multiplied with no inputs. Leave it out by `only`.")
         count = jnp.maximum(psum(counted.sum()), 1.0)
-        after = {name: _running(x, psum(sums[name.removesuffix(SQUARE)]) / count, x.shape) for name, x in known.items()
-                 if name.removesuffix(SQUARE) in sums}  # fmt: skip
-        return out, {**new_state, **known, **after}
+        after = {name: _running(x, psum(sums[name.removesuffix(SQUARE)]) / count, x.shape) for name, x in known.items()}
+        return out, {**new_state, **after}
 
     if (load_inner := model.load) is None:
         return Model(init, apply)

@@ -31,15 +31,19 @@ def count_tokens(columns: Iterable[np.ndarray], size: int) -> np.ndarray:
     return counts
 
 
-def special_tokens(tokenizer: dict[str, Any]) -> list[int]:
-    """Return the numbers of the special and added tokens of a tokenizer.json."""
-    return sorted({entry["id"] for entry in tokenizer.get("added_tokens", ())})
+def required_tokens(tokenizer: dict[str, Any]) -> set[int]:
+    """Return the numbers of the tokens that every vocabulary keeps: special, added and unknown ones."""
+    unknown = unknown_token(tokenizer)
+    added = {entry["id"] for entry in tokenizer.get("added_tokens", ())}
+    return added if unknown is None else added | {unknown}
 
 
 def unknown_token(tokenizer: dict[str, Any]) -> int | None:
     """Return the number of the unknown token of a tokenizer.json; None: it has none."""
     model = tokenizer.get("model", {})
-    return model.get("vocab", {}).get(model.get("unk_token")) if isinstance(model.get("vocab"), dict) else None
+    if isinstance(model.get("vocab"), list):  # Unigram
+        return model.get("unk_id")
+    return model.get("vocab", {}).get(model.get("unk_token"))
 
 
 def select_tokens(tokenizer: dict[str, Any], counts: np.ndarray, most: int = 0) -> list[int]:
@@ -61,9 +65,7 @@ def select_tokens(tokenizer: dict[str, Any], counts: np.ndarray, most: int = 0) 
     model = _model(tokenizer)
     numbers = model["vocab"]
     merges = {a + b: (a, b) for a, b in map(_halves, model.get("merges", ()))}
-    required = {entry["id"] for entry in tokenizer.get("added_tokens", ())}
-    if model.get("unk_token") in numbers:
-        required.add(numbers[model["unk_token"]])
+    required = required_tokens(tokenizer)
     if model["type"] != "WordLevel":
         prefix = model.get("continuing_subword_prefix") or ""
         required |= {number for token, number in numbers.items() if len(token.removeprefix(prefix)) == 1}

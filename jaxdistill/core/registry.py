@@ -278,7 +278,7 @@ class Registry:
 
 LARGEST, MOST_LAYERS = 2**31 - 1, 2048
 POSITIVE = {"depth", "depths", "width", "widths", "ffn", "heads", "kv_heads", "head_size", "patch"}
-POSITIVE |= {"channels", "vocabulary", "positions"}
+POSITIVE |= {"categories", "channels", "vocabulary", "positions"}
 
 
 def _possible_sizes(arguments: Mapping[str, Any]) -> None:

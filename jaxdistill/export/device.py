@@ -5,8 +5,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.core.registry import Spec, parse
+from jaxdistill.export.network import Exporter
 
 
 class Refused(NamedTuple):
@@ -29,7 +30,7 @@ class Refused(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What is known of a file on a device.
+    """The answer of a device's compiler, or of a list of its operations, about a file.
 
     operations: number of operations, as the device counts them
     refused: the operations that it leaves to the processor, or cannot run
@@ -78,25 +79,36 @@ class Device(NamedTuple):
 CHANGES = (  # (operations, what to change)
     (
         ("GATHER", "GATHER_ND", "Gather"),
-        "rows of an embedding are looked up by the processor beside the device; without one, give the network numbers",
+        "the processor looks up rows of an embedding; a device without one must be given embeddings instead of tokens",
     ),
     (
         ("CAST", "GREATER", "LESS", "RESHAPE", "Cast", "Greater", "Less"),
         "it prepares the attention mask, once for each text; texts of one length need no mask",
     ),
-    (("QUANTIZE", "DEQUANTIZE", "QuantizeLinear", "DequantizeLinear"), "it converts between integers and floats"),
     (
-        ("ERF", "Erf", "SELECT_V2", "SELECT", "Where", "NEG"),
-        "export litert(int8='static'), which computes it otherwise",
+        ("QUANTIZE", "DEQUANTIZE", "QuantizeLinear", "DequantizeLinear"),
+        "it converts between integers and floats; inputs of integers, and a device for all operations, need none",
     ),
+    (("ERF", "SELECT_V2", "SELECT", "NEG"), "export litert(int8='static'), which has other operations for it"),
     (("WHILE", "Scan", "Loop"), "give the model scan_layers=False"),
 )
 
 
 def change_for(operation: str) -> str:
     """Return the change of a model, or of its export, that helps where a device lacks an operation."""
-    found = [change for names, change in CHANGES if operation in names]
-    return found[0] if found else "give the model another layer, or leave this one to the processor"
+    changes = [change for names, change in CHANGES if operation in names]
+    return changes[0] if changes else "give the model another layer, or leave this one to the processor"
+
+
+def bytes_of(megabytes: float) -> int:
+    """Convert the argument of a device to bytes; 0: no limit.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if megabytes < 0:
+        raise ValueError(f"megabytes={megabytes} is negative; give 0 for no limit")
+    return int(megabytes * 1e6)
 
 
 def check_device(device: Device, spec: str, to: str, parameters: int, model: str, path: str) -> None:
@@ -104,23 +116,26 @@ def check_device(device: Device, spec: str, to: str, parameters: int, model: str
 
     Args:
         device: the device.
-        spec: its spec string.
+        spec: spec string of the device.
         to: spec string of the export format.
         parameters: number of parameters of the model; 0: not known yet.
         model: name of the model, such as "student".
-        path: where the spec comes from, for error messages.
+        path: config key, or option of the command line, with the spec of the device, for error messages.
 
     Raises:
         ConfigError: it does not.
     """
-    wanted: Spec = parse(to, path)
-    if device.formats and wanted.name not in device.formats:
-        raise ConfigError(path, f"{spec} takes {' or '.join(device.formats)}, no {wanted.name}. Change the format.")
-    if device.integers and wanted.kwargs.get("int8") != "static":
-        whole = f"{wanted.name}(int8='static')"
-        raise ConfigError(path, f"{spec} computes with integers alone. Export {whole} instead of {to}.")
-    least = parameters * (1 if "int8" in wanted.kwargs else 4)
-    if device.memory and least > device.memory:
+    factory, bound = registry.exporters.bind(to, path)
+    name = factory.__name__
+    if device.formats and name not in device.formats:
+        raise ConfigError(path, f"{spec} takes {' or '.join(device.formats)}, no {name}. Change the format.")
+    if device.integers and bound.arguments.get("int8") != "static":
+        raise ConfigError(path, f"{spec} computes with integers alone. Export {name}(int8='static') instead of {to}.")
+    if not device.memory or not parameters:
+        return
+    exporter: Exporter = registry.exporters.build(to, path)
+    least = parameters * exporter.bits // 8
+    if least > device.memory:
         has, needs = f"{device.memory / 1e6:g} MB", f"{least / 1e6:.2f} MB"
         cure = "Make the model smaller: student.model='cut(...)', or fewer and narrower layers."
         raise ConfigError(path, f"{spec} has {has} for weights, and those of {model} take at least {needs}. {cure}")

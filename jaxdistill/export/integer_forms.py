@@ -4,13 +4,14 @@ A file in 8-bit integers has one range for each array. A mask of minus infinity 
 scores until no integer is left for the scores themselves. NPUs have neither `erf` nor `select`, and the quantizer
 leaves `neg` and `reduce_max` in floats. The network is read from its trace, so that no model knows of it:
 
-    where(mask, x, -inf)      x + MASK (mask - 1); exp(-MASK) is 0 beside any score, for a softmax in 8 bits
+    where(mask, x, -inf)      mask x - MASK (1 - mask), where mask is 1 or 0; so is x + c, where c is 0 or -inf
     erf(z), erfc(z)           tanh(1.1284 z + 0.1009 z^3), which differs by at most 4e-4
     softmax(x - max(x))       softmax(x): the file's own softmax subtracts the maximum
     -x                        -1 x
     i < 0 for integers        False: no row of a table is counted from its end
     a lookup of rows          one that reads the last row for a number that is too large
 
+exp(-24) is 0 in a softmax of 8 bits, unless all real scores are below -17. Other infinite constants stay as they are.
 `tanh` stands for `erf` in the GELU of Hendrycks and Gimpel, 2016 (arxiv.org/abs/1606.08415), section 2.
 """
 
@@ -76,17 +77,16 @@ class _Interpreter:
         self._layers, self._layer = layers, ""
 
     def run(self, program: Any, constants: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
-        return evaluate(program, [*map(_finite, constants)], operands, self._equation)
+        return evaluate(program, constants, operands, self._equation)
 
     def _equation(self, equation: Any, operands: list[Any]) -> Sequence[Any]:
-        operands = [*map(_finite, operands)]
         if called := called_program(equation):
             return self.run(*called, operands)
         for x in operands:
             self._layer = self._layers.get(id(x), self._layer)
         if not any(map(_is_traced, operands)):
             with jax.ensure_compile_time_eval():  # so that a mask's constant is known where it is used
-                return [*map(_finite, bind_equation(equation, operands))]
+                return bind_equation(equation, operands)
         name, arrays = equation.primitive.name, [*map(_value, operands)]
         with jax.named_scope(self._layer) if self._layer else contextlib.nullcontext():
             if name in RULES and (found := RULES[name](equation, operands, arrays)) is not None:
@@ -151,8 +151,21 @@ def _select_n(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
         return None
     (number,) = masked
     is_kept = condition.astype(cases[1 - number].dtype)  # 1 for the second case
-    is_kept = is_kept if number == 0 else 1.0 - is_kept
-    return cases[1 - number] + MASK * (is_kept - 1.0)
+    return _masked(cases[1 - number], is_kept if number == 0 else 1.0 - is_kept)
+
+
+def _add(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
+    for x, constant in (arrays, arrays[::-1]):
+        where = _is_infinite(constant, -1.0)
+        if where is not None and where.any() and _is_traced(x):
+            finite = np.where(where, 0, constant).astype(constant.dtype)
+            return _masked(x + finite, np.where(where, 0, 1).astype(constant.dtype))
+    return None
+
+
+def _masked(x: Array, is_kept: Any) -> Array:
+    """Return scores of which those that are not kept (0) become -MASK."""
+    return x * is_kept + MASK * (is_kept - 1.0)
 
 
 def _lt(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
@@ -174,6 +187,7 @@ RULES: dict[str, Callable[[Any, list[Any], list[Any]], Any]] = {  # None: the eq
     "reduce_max": _reduce_max,
     "max": _max,
     **dict.fromkeys(("broadcast_in_dim", "reshape", "stop_gradient", "transpose"), _moved),
+    "add": _add,
     "sub": _sub,
     "exp": _exp,
     "reduce_sum": _reduce_sum,
@@ -195,16 +209,14 @@ def _is_traced(x: Any) -> bool:
     return isinstance(_value(x), jax.core.Tracer)
 
 
-def _finite(x: Any) -> Any:
-    """Return a constant with its infinite values replaced; other values are returned unchanged."""
+def _is_infinite(x: Any, sign: float) -> np.ndarray | None:
+    """Return where a constant is infinite, or as good as that, with one sign; None: it is traced, or no float."""
     if _is_traced(x) or not jnp.issubdtype(jnp.result_type(x), np.floating):
-        return x
-    constant = np.asarray(x)
-    if not np.any(np.abs(constant) > INFINITE):
-        return x
-    return np.where(np.abs(constant) > INFINITE, np.sign(constant) * MASK, constant).astype(constant.dtype)
+        return None
+    return np.asarray(np.asarray(x) * sign > INFINITE)
 
 
 def _is_least(x: Any) -> bool:
-    """Return True for a constant that was minus infinity, or the least number of its type."""
-    return not _is_traced(x) and bool(np.all(np.asarray(x) == -MASK))
+    """Return True for a constant that is minus infinity, or the least number of its type, everywhere."""
+    where = _is_infinite(x, -1.0)
+    return where is not None and bool(where.all())

@@ -78,6 +78,7 @@ class Exporter(NamedTuple):
     packages: packages that writing needs, beside the runtime
     rounds: True: weights or activations are rounded, to integers or to 16 bits, so that the outputs are not those of
         the model
+    bits: bits of a weight in the file
     any_batch: True: the file takes any number of rows; False: one row
     refuse: function `(definition) -> sentence`, which says why the format cannot hold a model, and what to use instead;
         empty: it can. The definition is None for a model without a Hugging Face format. None: every model may be tried
@@ -90,6 +91,7 @@ class Exporter(NamedTuple):
     write: Write
     packages: tuple[str, ...] = ()
     rounds: bool = False
+    bits: int = 32
     any_batch: bool = True
     refuse: Refuse | None = None
     reads: str = ""

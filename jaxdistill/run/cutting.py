@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from jaxdistill.compress.aware import is_added
+from jaxdistill.compress.added import is_added
 from jaxdistill.compress.axes import VOCABULARY, Sizes
 from jaxdistill.compress.cut import Choice, Cut, choose, cuttable, sizes_after, sliced
 from jaxdistill.compress.unit_scores import unit_scores
-from jaxdistill.compress.vocabulary import count_tokens, special_tokens, unknown_token
+from jaxdistill.compress.vocabulary import count_tokens, required_tokens, unknown_token
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.interfaces import Model
@@ -116,7 +116,7 @@ def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: n
             importance = _head_importance(source, samples(resolved.data, cut.records, chosen), before)
             scores, by = scores | (importance or {}), "importance" if importance else "activation"
         if after.units.get(VOCABULARY, 0) < before.units.get(VOCABULARY, 0):
-            counts, unknown = _token_counts(resolved, source)
+            counts, unknown = _token_counts(resolved, before.units[VOCABULARY])
             scores = {**scores, VOCABULARY: counts}
     except ValueError as error:
         raise ConfigError(PATH, f"{known['cut']!r}: {error}.") from None
@@ -148,28 +148,21 @@ def _read(
         return None
 
 
-def _token_counts(resolved: Resolved, source: Source) -> tuple[np.ndarray, int]:
-    """Return how often each row of the embedding table is used, and the unknown token.
+def _token_counts(resolved: Resolved, size: int) -> tuple[np.ndarray, int]:
+    """Return how often each token occurs in the training records, `[size]`, and the unknown token.
 
-    Special tokens count more than all others, so that they stay.
-
-    Raises:
-        ValueError: the tokenizer has no unknown token, or the table's rows are not those of its tokens.
+    Special tokens count more than all others, so that they stay. See `rules.run.cut_vocabulary_has_tokens`.
     """
     data = resolved.data
     assert data.tokenization is not None
     tokenizer = json.loads(data.tokenization.file.read_text(encoding="utf-8"))
-    size = source.form.arguments["vocabulary"]
-    unknown = unknown_token(tokenizer)
-    if unknown is None:
-        raise ValueError("the tokenizer has no unknown token, as which the other tokens could be read")
-    if source.form.arguments.get("tokens"):
-        raise ValueError("its embedding table was cut before; cut it once")
     records, counts = data.open(data.streams["train"]), np.zeros(size)
     for start in range(0, len(records), COUNTED):
         rows = records.take(np.arange(start, min(start + COUNTED, len(records))))
         counts += count_tokens([rows["input_ids"]], size)
-    counts[[unknown, *special_tokens(tokenizer)]] += counts.sum() + 1
+    unknown = unknown_token(tokenizer)
+    assert unknown is not None
+    counts[sorted(required_tokens(tokenizer))] += counts.sum() + 1
     return counts, unknown
 
 

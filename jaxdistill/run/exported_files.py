@@ -19,6 +19,7 @@ import numpy as np
 from jaxdistill import __version__
 from jaxdistill.core import registry
 from jaxdistill.core.atomic import remove_folder, replaced_folder
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.export import exported_folder, model_folder
 from jaxdistill.export.compare import compare
@@ -209,8 +210,9 @@ def finish_file(file: File, found: Measured | str, run: Path, threads: int, targ
         "notes": list(file.notes),
         "problem": f"{file.spec}: {problem}. The file is in {rejected}." if problem else "",
     }
+    about["target"] = target.spec
     if target.device.inspect and not problem:
-        about["device"] = {"name": target.spec, **target.device.inspect(job.file).as_json()}
+        about["device"] = _on_device(target, job.file)
     remove_folder(rejected)
     if problem:
         remove_folder(place)
@@ -219,6 +221,15 @@ def finish_file(file: File, found: Measured | str, run: Path, threads: int, targ
             shutil.move(each, draft / each.name)
         exported_folder.write(draft, subject.predictor.class_names, about)
     return about
+
+
+def _on_device(target: Target, file: Path) -> dict[str, Any]:
+    """Return what the device's compiler says of a file; if it fails, the other files keep their results."""
+    assert target.device.inspect is not None
+    try:
+        return {"name": target.spec, **target.device.inspect(file).as_json()}
+    except ConfigError as error:
+        return {"name": target.spec, "error": error.message}
 
 
 def _departure(file: File, record: int) -> str:

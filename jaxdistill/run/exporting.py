@@ -52,14 +52,14 @@ class Options(NamedTuple):
     """How files are measured.
 
     runtime: name of the runtime; empty: the first one of each format
-    threads: processors that each file may use
+    threads: processors that each file may use; 0: those of the device, or one
     records: number of test records; 0: all
     trust_source: execute the Python file that the run has kept
     device: spec string of the device that the files are made for; empty: none
     """
 
     runtime: str = ""
-    threads: int = 1
+    threads: int = 0
     records: int = 0
     trust_source: bool = False
     device: str = ""
@@ -82,13 +82,15 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
     chosen = [(spec, choose(spec, options.runtime, "--to", "--runtime")) for spec in formats]
     exporters = {slug(spec): (spec, exporter) for spec, exporter in chosen}
     target = Target(options.device, choose_device(options.device, "--device")) if options.device else Target()
-    threads = target.device.threads or options.threads
-    if options.threads < 1:
-        raise ConfigError("--threads", f"{options.threads} is not positive. Give 1 or more.")
+    threads = target.device.threads or options.threads or 1
+    if options.threads and target.device.threads not in (0, options.threads):
+        raise ConfigError("--threads", f"{options.threads} threads, and {options.device}: leave one of them out.")
+    if options.threads < 0:
+        raise ConfigError("--threads", f"{options.threads} is negative. Give 1 or more.")
     if options.records < 0:
         raise ConfigError("--records", f"{options.records} is negative. Give 0 for all test records, or more.")
-    if options.threads > processors:
-        raise ConfigError("--threads", f"{options.threads} are more than the {processors} processors of this process.")
+    if threads > processors:
+        raise ConfigError("--threads", f"{threads} are more than the {processors} processors of this process.")
     for name, (spec, exporter) in itertools.product(models, chosen):
         check_model(exporter, spec, name, definition_of(folder_of(run, name)), "--to")
         if options.device:

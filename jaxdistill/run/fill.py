@@ -15,6 +15,7 @@ from jaxdistill.run.config import Config, make
 from jaxdistill.run.pipelines import data_folder
 
 PLACEHOLDER = re.compile(r"\{(classes|vocabulary|texts)\}")
+# A vocabulary that is large enough for every cut of it.
 STAND_INS = {"classes": "2", "vocabulary": str(2**20), "texts": "('text',)"}
 
 

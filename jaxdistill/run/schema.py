@@ -265,7 +265,7 @@ SCHEMA: dict[str, Any] = {
             "to": Key("onnx", SPEC, "export format, such as \"onnx(int8='dynamic')\"; see `jaxdistill list exporters`"),
             "model": Key("student", TEXT, "the model: student, control, or teachers/NAME"),
             "runtime": Key("", TEXT, "what runs the file; empty: the first runtime of the format"),
-            "threads": Key(1, POSITIVE, "processors that the file may use"),
+            "threads": Key(0, COUNT, "processors that the file may use; 0: those of the device, or one"),
             "device": Key(
                 "", SPEC, "what the file is made for, such as 'ethos_u65()'; see `jaxdistill list devices`; empty: any"
             ),

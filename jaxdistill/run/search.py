@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ from rich.console import Console
 from jaxdistill.core import registry, seal
 from jaxdistill.core.errors import ConfigError, DamageError, suggest
 from jaxdistill.core.types import Variables
+from jaxdistill.evaluation.report.search import UNITS
 from jaxdistill.export.choice import choose, choose_device
 from jaxdistill.export.device import Device, check_device
 from jaxdistill.export.examples import test_examples, training_samples
-from jaxdistill.export.measure import Job, Measured, measure
+from jaxdistill.export.measure import Job, Measured, measure, package_of
 from jaxdistill.export.network import Exporter, Network, network_of
 from jaxdistill.models.build import build_model
 from jaxdistill.run.config import Config, differ
@@ -35,10 +37,12 @@ from jaxdistill.run.provenance import processor
 from jaxdistill.run.resolve import Resolved
 
 BITS = "bits"  # the axis that is no argument of the student's model
-ONNX = {32: "onnx", 8: "onnx(int8='dynamic')"}
-LITERT = {32: "litert", 8: "litert(int8='static')"}
-AWARE = {"onnx": "aware(weights=8, inputs=8, start=0.5)", "litert": "aware(weights=8, ranges='running', start=0.5)"}
-LIMITS = {"latency_ms": "ms", "megabytes": "MB"}  # what a budget may limit, with its unit
+DYNAMIC, STATIC = "onnx(int8='dynamic')", "{}(int8='static')"  # formats with integers
+AWARE = {  # training for 8 bits, by whether the ranges of inputs are fixed
+    False: "aware(weights=8, inputs=8, start=0.5)",
+    True: "aware(weights=8, ranges='running', start=0.5)",
+}
+TOO_LARGE = 1e30  # latency of a candidate whose weights the device cannot hold
 AT_ONCE, EXAMPLES = 8, 16  # files that are measured in turns, and the test records that they are run on
 Value = int | float | str | tuple[Any, ...]
 
@@ -93,13 +97,12 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
         ConfigError: an axis is unknown or a value is impossible; the message names them.
     """
     spec = registry.parse(config.student.model, "student.model")
-    formats = LITERT if device.formats and "onnx" not in device.formats else ONNX
-    if device.formats and not set(device.formats) & {"onnx", "litert"}:
-        raise ConfigError("--device", f"it takes {' or '.join(device.formats)}; a search takes onnx or litert.")
+    formats = _formats(device)
     bits = axes.get(BITS, (8,) if device.integers or config.student.quantized else (32,))
     widths = [value for value in bits if isinstance(value, int) and value in formats]
     if unknown := [value for value in bits if value not in widths]:
-        raise ConfigError(f"--axis {BITS}", f"{unknown[0]!r} bits: give 8 or 32, as files have them.")
+        known = " or ".join(map(str, formats))
+        raise ConfigError(f"--axis {BITS}", f"{unknown[0]!r} bits: give {known}, as files of the device have them.")
     others = {name: values for name, values in axes.items() if name != BITS}
     found = []
     for chosen in itertools.product(*others.values()):
@@ -114,12 +117,27 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
             raise ConfigError(f"--axis {named}", error.message) from None
         for number in widths:
             to = formats[number]
-            quantized = (config.student.quantized or AWARE[to.partition("(")[0]]) if number == 8 else ""
+            quantized = (config.student.quantized or AWARE["static" in to]) if number == 8 else ""
             of_bits = differ(changed, student={"quantized": quantized})
             all_values = {**values, BITS: number} if BITS in axes else values
             label = " ".join(f"{name}={value}" for name, value in all_values.items()) or "as configured"
             found.append(Candidate(label, all_values, of_bits, sized, to))
     return found
+
+
+def _formats(device: Device) -> dict[int, str]:
+    """Return the export format of each number of bits for a device.
+
+    Raises:
+        ConfigError: it takes neither ONNX nor LiteRT.
+    """
+    names = [name for name in ("onnx", "litert") if not device.formats or name in device.formats]
+    if not names:
+        raise ConfigError("--device", f"it takes {' or '.join(device.formats)}; a search takes onnx or litert.")
+    static = STATIC.format(names[0])
+    if device.integers:
+        return {8: static}
+    return {8: DYNAMIC if names[0] == "onnx" else static, 32: names[0]}
 
 
 def measure_sizes(
@@ -135,7 +153,7 @@ def measure_sizes(
         console: where progress is printed.
     """
     device, file = choose_device(device_spec, "--device"), folder / "table.json"
-    known, key = _read(file), {"device": device_spec, "processor": processor(), "jax": jax.__version__}
+    known, key = _read(file), _circumstances(resolved, device_spec, chosen)
     measured = {each["key"]: Size(**each["size"]) for each in known.get("sizes", []) if known.get("about") == key}
     keys = {candidate.label: _key(candidate) for candidate in chosen}
     left = [candidate for candidate in chosen if keys[candidate.label] not in measured]
@@ -144,11 +162,20 @@ def measure_sizes(
         part = left[start : start + AT_ONCE]
         for candidate, size in zip(part, _measured(resolved, part, device, device_spec, folder), strict=True):
             measured[keys[candidate.label]] = size
-            numbers = f"{size.latency_ms:.4f} ms, {size.megabytes:.3f} MB, {size.parameters:,} parameters"
+            time = "too large for the device" if size.latency_ms == TOO_LARGE else f"{size.latency_ms:.4f} ms"
+            numbers = f"{time}, {size.megabytes:.3f} MB, {size.parameters:,} parameters"
             console.print(f"{size.label}: {numbers}", highlight=False)
         sizes = [{"key": name, "size": size._asdict()} for name, size in measured.items()]
         seal.write(file, {"about": key, "sizes": sizes})
     return [measured[keys[candidate.label]]._replace(values=candidate.values) for candidate in chosen]
+
+
+def _circumstances(resolved: Resolved, device_spec: str, chosen: Sequence[Candidate]) -> dict[str, Any]:
+    """Return what the table depends on, beside the candidates."""
+    exporters = [registry.exporters.build(spec, "--device") for spec in sorted({each.format for each in chosen})]
+    runtimes = sorted({f"{package_of(each.runtimes[0])} {version(each.runtimes[0])}" for each in exporters})
+    rows = {name: [list(x.shape[1:]), str(x.dtype)] for name, x in sorted(resolved.student.shapes["train"].items())}
+    return {"device": device_spec, "processor": processor(), "runtimes": runtimes, "rows": rows}
 
 
 def _read(file: Path) -> Mapping[str, Any]:
@@ -168,31 +195,44 @@ def _measured(
     resolved: Resolved, chosen: Sequence[Candidate], device: Device, device_spec: str, folder: Path
 ) -> list[Size]:
     networks = [_untrained(resolved, candidate) for candidate in chosen]
+    counts = [sum(x.size for x in network.variables.params.values()) for network in networks]
     examples = test_examples(networks[0], resolved.data, EXAMPLES, EXAMPLES)
-    jobs, parameters, estimates, sizes = [], [], [], []
+    sizes: dict[str, Size] = {}
+    jobs, estimates = [], {}
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        for number, (candidate, network) in enumerate(zip(chosen, networks, strict=True)):
-            count = sum(x.size for x in network.variables.params.values())
-            check_device(device, device_spec, candidate.format, count, candidate.label, "--device")
+        for number, (candidate, network, count) in enumerate(zip(chosen, networks, counts, strict=True)):
             exporter: Exporter = choose(candidate.format, "", "--device", "--device")
+            size = Size(candidate.label, dict(candidate.values), count, TOO_LARGE, count * exporter.bits / 8e6)
+            sizes[candidate.label] = size
+            if not _fits(device, device_spec, candidate, count):
+                continue
             file = Path(place, str(number), exporter.file)
             file.parent.mkdir()
             with without_warnings():
                 exporter.write(network, file, partial(training_samples, network, resolved.data))
             rows = EXAMPLES if exporter.any_batch else 1
             jobs.append(Job(candidate.label, exporter.runtimes[0], file, rows))
-            parameters.append(count)
-            estimates.append(device.inspect(file).milliseconds if device.inspect else float("nan"))
-            sizes.append(sum(each.stat().st_size for each in file.parent.iterdir()) / 1e6)
-        found = measure(jobs, examples.inputs, device.threads or 1)
-    result = []
-    for candidate, count, estimate, size in zip(chosen, parameters, estimates, sizes, strict=True):
-        times = found[candidate.label]
-        if not isinstance(times, Measured):
-            raise ConfigError("--device", f"{candidate.label}: {times}.")
-        latency = times.latency.median if np.isnan(estimate) else estimate
-        result.append(Size(candidate.label, dict(candidate.values), count, float(latency), size))
-    return result
+            estimates[candidate.label] = device.inspect(file).milliseconds if device.inspect else float("nan")
+            megabytes = sum(each.stat().st_size for each in file.parent.iterdir()) / 1e6
+            sizes[candidate.label] = size._replace(megabytes=megabytes)
+        timed = measure(jobs, examples.inputs, device.threads or 1) if jobs else {}
+    for label, measured in timed.items():
+        if not isinstance(measured, Measured):
+            raise ConfigError("--device", f"{label}: {measured}.")
+        estimate = estimates[label]
+        latency = float(measured.latency.median if np.isnan(estimate) else estimate)
+        sizes[label] = sizes[label]._replace(latency_ms=latency)
+    return [sizes[candidate.label] for candidate in chosen]
+
+
+def _fits(device: Device, device_spec: str, candidate: Candidate, parameters: int) -> bool:
+    """Return False if the device cannot hold the weights; a format that it does not take is an error."""
+    check_device(device, device_spec, candidate.format, 0, candidate.label, "--device")
+    try:
+        check_device(device, device_spec, candidate.format, parameters, candidate.label, "--device")
+    except ConfigError:
+        return False
+    return True
 
 
 def _untrained(resolved: Resolved, candidate: Candidate) -> Network:
@@ -216,8 +256,8 @@ def parse_budget(texts: Sequence[str]) -> dict[str, float]:
     budget = {}
     for text in texts:
         name, _, number = text.partition("=")
-        if name not in LIMITS:
-            raise ConfigError("--budget", f"unknown limit {name!r}. {suggest(name, LIMITS)}")
+        if name not in UNITS:
+            raise ConfigError("--budget", f"unknown limit {name!r}. {suggest(name, UNITS)}")
         try:
             budget[name] = float(number)
         except ValueError:
@@ -235,7 +275,7 @@ def finalists(sizes: Sequence[Size], budget: Mapping[str, float], count: int) ->
 
     Args:
         sizes: what was measured of all candidates.
-        budget: limits by name, see `LIMITS`.
+        budget: limits by name, see `UNITS`.
         count: how many to return at most.
 
     Raises:
@@ -244,8 +284,8 @@ def finalists(sizes: Sequence[Size], budget: Mapping[str, float], count: int) ->
     inside = [size for size in sizes if size.excess(budget) <= 1]
     if not inside:
         nearest = min(sizes, key=lambda size: size.excess(budget))
-        has = ", ".join(f"{getattr(nearest, name):.3g} {unit}" for name, unit in LIMITS.items() if name in budget)
-        limits = ", ".join(f"{limit:g} {LIMITS[name]}" for name, limit in budget.items())
+        has = ", ".join(f"{getattr(nearest, name):.3g} {UNITS[name]}" for name in budget)
+        limits = ", ".join(f"{limit:g} {UNITS[name]}" for name, limit in budget.items())
         cure = "Raise the budget, or give smaller values; what was measured is kept in table.json"
         raise ConfigError("--budget", f"no candidate has {limits}; the nearest, {nearest.label}, has {has}. {cure}.")
     largest = [size for size in inside if not any(_exceeds(other, size) for other in inside)]
@@ -254,7 +294,22 @@ def finalists(sizes: Sequence[Size], budget: Mapping[str, float], count: int) ->
 
 def _exceeds(one: Size, other: Size) -> bool:
     """Return True if one candidate is at least as large as another in every axis, and larger in one."""
-    pairs = [(one.values[name], value) for name, value in other.values.items()]
-    if any(isinstance(a, str) or isinstance(b, str) for a, b in pairs):
-        return False
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)  # type: ignore[operator]
+    orders = [_order(one.values[name], value) for name, value in other.values.items()]
+    return None not in orders and min(orders) >= 0 and max(orders) > 0  # type: ignore[type-var, operator]
+
+
+def _order(a: Value, b: Value) -> int | None:
+    """Return 1, 0 or -1 if a value is larger, equal or smaller; None: they cannot be compared, as a share and a count.
+
+    Widths of several layers are compared layer by layer.
+    """
+    if a == b:
+        return 0
+    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        orders = [_order(x, y) for x, y in zip(a, b, strict=True)]
+        if None in orders or (1 in orders and -1 in orders):
+            return None
+        return 1 if 1 in orders else -1
+    if type(a) is not type(b) or not isinstance(a, int | float):
+        return None
+    return 1 if a > b else -1  # type: ignore[operator]

@@ -10,7 +10,8 @@ from rich.console import Console
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.report import search as page
-from jaxdistill.evaluation.report.search import Point
+from jaxdistill.evaluation.report.search import ALONE, DISTILLED, FLOATS, ROUNDED, Point
+from jaxdistill.export.choice import choose_device
 from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import Config, differ
 from jaxdistill.run.exported_files import slug
@@ -19,7 +20,6 @@ from jaxdistill.run.predict import results
 from jaxdistill.run.search import Candidate, Size
 from jaxdistill.run.study import Run, Study, runs
 
-AWARE, AFTERWARDS, ALONE = "distilled", "distilled, rounded afterwards", "alone"
 RUNS = "runs"  # folder of the study in that of the search
 
 
@@ -34,9 +34,9 @@ def study_of(base: Config, chosen: Sequence[Candidate], command: Sequence[str]) 
     arms: dict[str, dict[str, Any]] = {}
     for candidate in chosen:
         student = candidate.config.student.to_dict()
-        arms[f"{candidate.label} | {AWARE}"] = {"student": student}
+        arms[f"{candidate.label} | {DISTILLED}"] = {"student": student}
         if student["quantized"]:
-            arms[f"{candidate.label} | {AFTERWARDS}"] = {"student": {**student, "quantized": ""}}
+            arms[f"{candidate.label} | {ROUNDED}"] = {"student": {**student, "quantized": ""}}
         if base.teachers:
             arms[f"{candidate.label} | {ALONE}"] = {"student": student, "objective": base.task.to_dict()}
     question = "Which student is best within the budget?"
@@ -47,11 +47,7 @@ def study_of(base: Config, chosen: Sequence[Candidate], command: Sequence[str]) 
 def distil(study: Study, workdir: Path, seeds: int, console: Console) -> list[Run]:
     """Train all arms of the study, and return their runs; finished ones are not repeated."""
     sweep.run_study(study, workdir / RUNS, seeds, console)
-    checkpoints = {
-        name: str(workdir / RUNS / "taught" / "teachers" / name)
-        for name, entry in study.base.teachers.items()
-        if entry.steps and not entry.checkpoint
-    }
+    checkpoints = sweep.train_teachers(study, workdir / RUNS, Console(quiet=True))  # they are trained
     return runs(study, workdir / RUNS, seeds, checkpoints)
 
 
@@ -77,8 +73,11 @@ def measure_files(
     whole = "onnx" if any("onnx" in to for to in formats.values()) else "litert"
     for name, teacher in study.base.teachers.items():
         if teacher.steps and not teacher.checkpoint:
-            floats = _entry(workdir / RUNS / "taught", f"teachers/{name}", whole, "", console)
-            points.append(_point(f"teacher {name} | floats", [floats]))
+            chosen_device = choose_device(device, "--device")
+            of_teacher = "" if chosen_device.inspect else device  # an NPU cannot run floats
+            floats = _entry(workdir / RUNS / "taught", f"teachers/{name}", whole, of_teacher, console)
+            point = _point(f"teacher {name} | {FLOATS}", [floats])
+            points.append(point._replace(latency_ms=float("nan")) if chosen_device.inspect else point)
     return points
 
 
@@ -86,8 +85,8 @@ def _entry(folder: Path, model: str, to: str, device: str, console: Console) -> 
     """Return what was measured of a file of a run, which is exported first if it is not yet."""
 
     def found() -> Mapping[str, Any]:
-        entries = results(folder).get("exports", ())
-        return next((each for each in entries if each["model"] == model and each["name"] == slug(to)), {})
+        wanted = {"model": model, "name": slug(to), "target": device}
+        return next((each for each in results(folder).get("exports", ()) if wanted.items() <= each.items()), {})
 
     if not found():
         try:
@@ -98,35 +97,40 @@ def _entry(folder: Path, model: str, to: str, device: str, console: Console) -> 
 
 
 def _point(arm: str, entries: Sequence[Mapping[str, Any]]) -> Point:
+    label, _, kind = arm.rpartition(" | ")
+    if not all(entry.get("measured") for entry in entries):
+        problem = next((entry["problem"] for entry in entries if entry.get("problem")), "a file was not measured")
+        return Point(label, kind, (), float("nan"), float("nan"), problem)
     measured = [entry["measured"] for entry in entries]
     estimates = [(entry.get("device") or {}).get("milliseconds") for entry in entries]
-    times = [each or found["latency_ms"]["median"] for each, found in zip(estimates, measured, strict=True)]
-    label, _, kind = arm.rpartition(" | ")
-    accuracies = [found["accuracy"] for found in measured]
+    times = [each or one["latency_ms"]["median"] for each, one in zip(estimates, measured, strict=True)]
     return Point(
         label,
         kind,
-        tuple(float("nan") if each is None else each for each in accuracies),
+        tuple(one["accuracy"] for one in measured),
         float(np.median(times)),
-        float(np.mean([found["bytes"] for found in measured]) / 1e6),
+        float(np.mean([one["bytes"] for one in measured]) / 1e6),
         "; ".join(entry["problem"] for entry in entries if entry["problem"]),
     )
 
 
-def choose_point(points: Sequence[Point], sizes: Sequence[Size], budget: Mapping[str, float]) -> Point:
+def choose_point(points: Sequence[Point], budget: Mapping[str, float]) -> Point:
     """Return the distilled student with the best mean accuracy, of equal ones the fastest.
 
-    A file that was set aside is not chosen. Time and bytes are those of the table, where all candidates were measured
-    in turns.
+    A file that was set aside is not chosen. A file that is beyond the budget, measured again, is chosen if all are.
+
+    Args:
+        points: the files of all finalists.
+        budget: limits by name, see `UNITS`.
 
     Raises:
         ConfigError: no file is right.
     """
-    inside = {size.label for size in sizes if size.excess(budget) <= 1}
-    right = [each for each in points if each.kind in (AWARE, AFTERWARDS) and not each.problem and each.label in inside]
+    right = [each for each in points if each.kind in (DISTILLED, ROUNDED) and not each.problem]
     if not right:
         raise ConfigError("--budget", "no finalist's file gives the answers of its model; see the notes above.")
-    return max(right, key=lambda each: (each.mean, -each.latency_ms))
+    inside = [each for each in right if each.is_within(budget)]
+    return max(inside or right, key=lambda each: (each.mean, -each.latency_ms))
 
 
 def finish(
@@ -153,7 +157,7 @@ def finish(
         device: spec string of the device.
         command: the command of the search.
     """
-    quantized = candidate.config.student.quantized if chosen.kind == AWARE else ""
+    quantized = candidate.config.student.quantized if chosen.kind == DISTILLED else ""
     student = {**candidate.config.student.to_dict(), "quantized": quantized}
     exports = {"student": {"to": candidate.format, "device": device}}
     final = differ(config, student=student, exports=exports)

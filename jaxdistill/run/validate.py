@@ -75,6 +75,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     # the whole run
     "run": (
         run.vocabularies_fit,
+        run.cut_vocabulary_has_tokens,
         run.streams_are_read,
         run.roles_have_parameters,
         run.chunks_divide_a_factored_head,

@@ -7,7 +7,7 @@ import optax
 import pytest
 from batches import BATCHES
 
-from jaxdistill.compress.input_ranges import SQUARE
+from jaxdistill.compress.added import SQUARE
 from jaxdistill.compress.masks import ROLE, finished, zeros
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
@@ -52,7 +52,6 @@ def test_wanda_ranks_by_the_size_of_the_input_in_each_output():
 
 
 def test_the_share_rises_as_published_and_pruned_weights_stay_zero_under_an_optimiser_with_momentum():
-    """Twin: without the gradient's mask, momentum would move the pruned weights away from zero."""
     spec, counts = "sparse(share=0.75, start=0.2, end=0.6, every=2)", []
     for updates in range(1, 11):
         params, state = pruned(spec, inner=optax.adam(0.1), updates=updates)
@@ -62,6 +61,47 @@ def test_the_share_rises_as_published_and_pruned_weights_stay_zero_under_an_opti
     shares = [0.75 * (1 - (1 - t / 4) ** 3) for t in (0, 2, 4)]  # at steps 2, 4 and 6
     expected = [round(12 * share) for share in shares]
     assert counts == [0, 0, *[expected[0]] * 2, *[expected[1]] * 2, *[expected[2]] * 4] and expected == [0, 8, 9]
+
+
+def test_the_optimiser_sees_no_gradient_of_a_pruned_weight():
+    _, state = pruned("sparse(share=0.5, start=0.0, end=0.0)", inner=optax.trace(0.9), updates=3)
+    momentum = np.asarray(state.inner.trace[ROLE]["a/kernel"])
+    np.testing.assert_array_equal(momentum == 0, np.abs(KERNEL) < 6)
+
+
+@pytest.mark.parametrize("by", ["magnitude", "wanda"])
+def test_each_layer_of_a_stack_is_ranked_by_itself(by):
+    stack = np.stack([KERNEL, 100 * KERNEL])  # [layers, inputs, outputs]
+    share = registry.masks.build(f"sparse(share=0.5, by='{by}', start=0.0, end=0.0)", "").optimizer(optax.sgd(0.0), 1)
+    params = {ROLE: {"blocks/kernel": jnp.asarray(stack)}}
+    squares = {ROLE: {f"blocks/kernel{SQUARE}": jnp.ones((2, 4))}}
+    _, state = share.update(params, share.init(params), params, model_state=squares)
+    kept = np.asarray(state.kept["blocks/kernel"])
+    np.testing.assert_array_equal(kept[0], kept[1])
+    assert kept.sum() == 12
+
+
+def test_an_output_of_a_convolution_keeps_weights_of_all_positions():
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 4)).astype(np.float32)
+    share = registry.masks.build("sparse(share=0.9, by='wanda', start=0.0, end=0.0)", "").optimizer(optax.sgd(0.0), 1)
+    params = {ROLE: {"stem/kernel": jnp.asarray(kernel)}}
+    _, state = share.update(
+        params, share.init(params), params, model_state={ROLE: {f"stem/kernel{SQUARE}": jnp.ones(3)}}
+    )
+    kept = np.asarray(state.kept["stem/kernel"]).reshape(27, 4)
+    assert kept.sum(0).tolist() == [3, 3, 3, 3]
+    largest = np.argsort(-np.abs(kernel.reshape(27, 4)), axis=0)[:3]
+    assert all(kept[largest[:, n], n].all() for n in range(4))
+
+
+def test_a_group_keeps_at_least_one_weight():
+    params, _ = pruned("sparse(share=0.99, start=0.0, end=0.0)")
+    assert np.flatnonzero(np.asarray(params[ROLE]["a/kernel"])).size == 1
+
+
+def test_wanda_without_measured_inputs_is_refused():
+    with pytest.raises(ConfigError, match=r"student.masks: by='wanda' knows no inputs of a/kernel"):
+        pruned("sparse(share=0.5, by='wanda', start=0.0, end=0.0)")
 
 
 def test_what_stays_is_updated_as_without_a_mask():

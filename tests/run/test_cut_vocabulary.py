@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from corpora import WORDS
+from corpora import WORDS, sentences
 from own_runs import QUIET, command, config_of, test_records
 
 import jaxdistill
@@ -14,6 +14,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.run import cutting
 from jaxdistill.run.distill import check
 
+ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 BIG = "bert(vocabulary={vocabulary}, width=16, depth=1, heads=2, ffn=24, classes=2)"
 
 
@@ -72,4 +73,18 @@ def test_a_wrong_vocabulary_is_refused(student, said, home):
 def test_another_family_has_none(home):
     config = differ(config_of("mlp", home), student={"model": "cut(teacher='big', vocabulary=0.5)"})
     with pytest.raises(ConfigError, match=r"a mlp has no vocabulary; leave vocabulary=0.5 out"):
+        check(config, None)
+
+
+def test_a_tokenizer_without_an_unknown_token_is_refused_before_the_teacher_is_trained(home, tmp_path):
+    tokenizer = json.loads((home / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [{"id": n, "content": WORDS[n], "special": True} | ADDED for n in range(4)]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = cut_config(home, "cut(teacher='big', vocabulary=3)")
+    config = differ(config, data={"tokens": sentences(tmp_path, 8)})
+    with pytest.raises(ConfigError, match=r"student.model: .* keeps 3 rows; the tokenizer has 4 special tokens"):
+        check(config, None)
+    tokenizer["model"]["unk_token"] = "[NONE]"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ConfigError, match=r"student.model: .* the tokenizer has no unknown token"):
         check(config, None)

@@ -34,6 +34,8 @@ def test_candidates_are_all_combinations_each_with_the_format_of_its_bits(home):
     assert [each.format for each in found[:2]] == ["onnx(int8='dynamic')", "onnx"]
     assert found[0].config.student.quantized == "aware(weights=8, inputs=8, start=0.5)"
     assert found[1].config.student.quantized == "" and "widths=(8,)" in found[1].config.student.model
+    (of_own,) = candidates(config, {"widths": ((8,),)}, Device(("onnx",), True))
+    assert of_own.format == "onnx(int8='static')"
     (of_npu,) = candidates(config, {"widths": ((8,),)}, Device(("litert",), True))
     assert of_npu.format == "litert(int8='static')" and "ranges='running'" in of_npu.config.student.quantized
 
@@ -57,7 +59,9 @@ def test_finalists_are_the_largest_that_nothing_within_the_budget_exceeds():
     budget = {"latency_ms": 2.5, "megabytes": 3.0}
     assert [each.label for each in finalists(sizes, budget, 3)] == ["b", "c"]
     assert [each.label for each in finalists(sizes, budget, 1)] == ["b"]
-    assert finalists([size("x", 1.0, 1.0, pool="mean"), size("y", 1.0, 1.0, pool="token")], budget, 5)[1].label == "y"
+    for a, b in ((("mean", "token")), ((16, 8), (8, 64)), (1, 0.5)):  # they cannot be compared
+        assert len(finalists([size("x", 1.0, 1.0, pool=a), size("y", 1.0, 1.0, pool=b)], budget, 5)) == 2
+    assert len(finalists([size("x", 1.0, 1.0, w=(8, 8)), size("y", 1.0, 1.0, w=(8, 16))], budget, 5)) == 1
     with pytest.raises(ConfigError, match=r"--budget: no candidate has 0.5 ms; the nearest, a, has 1 ms. Raise"):
         finalists(sizes, {"latency_ms": 0.5}, 3)
 
@@ -71,8 +75,11 @@ def test_the_front_and_the_choice_leave_out_files_that_are_set_aside():
         Point("teacher big", "floats", (1.0,), 9.0, 9.0),
     ]
     sizes = [size("small", 1.0, 1.0), size("large", 2.0, 2.0)]
-    assert choose_point(points, sizes, {"latency_ms": 3.0}).label == "large"
-    assert choose_point(points, sizes, {"latency_ms": 1.5}).label == "small"
+    assert choose_point(points, {"latency_ms": 3.0}).label == "large"
+    assert choose_point(points, {"latency_ms": 1.5}).label == "small"
+    beyond = choose_point(points, {"latency_ms": 0.5})  # the table said otherwise
+    assert beyond.label == "large"
+    assert "measured again, is beyond the budget" in page.sentence(beyond, points, {"latency_ms": 0.5}, "cpu()")
     assert [p.label for p in front(points, "latency_ms")] == ["small", "teacher big"] and front(points, "megabytes")
     chosen = points[0]
     text = page.sentence(chosen, points, {"latency_ms": 1.5}, "cpu()")
@@ -83,7 +90,7 @@ def test_the_front_and_the_choice_leave_out_files_that_are_set_aside():
     html = page.render(text, points, chosen, [{**sizes[0]._asdict(), "inside": True}], "cpu()", "the command")
     assert "large (set aside)" in html and "chosen</text>" in html and "within the budget" in html
     with pytest.raises(ConfigError, match="no finalist's file gives the answers"):
-        choose_point(points, sizes, {"latency_ms": 0.5})
+        choose_point([p for p in points if p.problem or p.kind == "alone"], {"latency_ms": 3.0})
 
 
 @pytest.mark.parametrize(
@@ -106,7 +113,7 @@ def test_a_wrong_budget_is_refused(texts, said):
     [
         ({"widhts": (1,)}, "--axis widhts=1: model 'mlp' has no argument 'widhts'. Did you mean 'widths'?"),
         ({"widths": ((8,), (0,))}, "--axis widths=(0,): mlp: widths=(0,) must be positive"),
-        ({"bits": (4,)}, "--axis bits: 4 bits: give 8 or 32"),
+        ({"bits": (4,)}, "--axis bits: 4 bits: give 8 or 32, as files of the device have them"),
     ],
 )
 def test_a_wrong_axis_is_refused_before_anything_is_measured(axes, said, home):
@@ -116,10 +123,10 @@ def test_a_wrong_axis_is_refused_before_anything_is_measured(axes, said, home):
 
 
 def test_axes_are_literals_and_given_once():
-    assert read_axes([["layers", "1", "2"], ["pool", "mean"], ["w", "(8,)"]]) == {
+    assert read_axes([["layers", "1", "2"], ["pool", "mean"], ["w", "(8,)", "[16]", "{}"]]) == {
         "layers": (1, 2),
         "pool": ("mean",),
-        "w": ((8,),),
+        "w": ((8,), (16,), "{}"),
     }
     for given, said in (
         ([["layers"]], "has no values"),

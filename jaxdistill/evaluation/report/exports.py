@@ -58,6 +58,8 @@ def devices(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _on_device(entry: Mapping[str, Any]) -> str:
     device = entry["device"]
+    if "error" in device:
+        return f"{entry['model']}, {entry['name']} on {device['name']}: {device['error']}"
     share = f"{device['on_device']} of {device['operations']} operations"
     percent = f" ({100 * device['on_device'] / max(device['operations'], 1):.1f} %)"
     time = device.get("milliseconds")

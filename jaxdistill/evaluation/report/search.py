@@ -13,16 +13,21 @@ from jaxdistill.evaluation.report.template import CSS, PAGE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UNITS = {"latency_ms": "ms", "megabytes": "MB"}
-MARKS = {"floats": ("s", "#555555"), "distilled": ("o", "#1f77b4"), "distilled, rounded afterwards": ("^", "#ff7f0e")}
-OTHER_MARK = ("x", "#999999")
+UNITS = {"latency_ms": "ms", "megabytes": "MB"}  # what a budget may limit, with its unit
+FLOATS, DISTILLED, ROUNDED, ALONE = "floats", "distilled", "distilled, rounded afterwards", "alone"  # kinds of files
+MARKS = {
+    FLOATS: ("s", "#555555"),
+    DISTILLED: ("o", "#1f77b4"),
+    ROUNDED: ("^", "#ff7f0e"),
+    ALONE: ("x", "#999999"),
+}
 
 
 class Point(NamedTuple):
     """What was measured of one kind of file, over seeds.
 
     label: the candidate, or the teacher
-    kind: how it was trained, such as "distilled" or "alone"
+    kind: how it was trained, a key of `MARKS`
     accuracies: accuracy of the file on the test records, by seed
     latency_ms: time of one example
     megabytes: size of the file, 10^6 bytes
@@ -38,8 +43,12 @@ class Point(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Return the mean accuracy."""
-        return sum(self.accuracies) / len(self.accuracies)
+        """Return the mean accuracy; NaN: it was not measured."""
+        return sum(self.accuracies) / len(self.accuracies) if self.accuracies else math.nan
+
+    def is_within(self, budget: Mapping[str, float]) -> bool:
+        """Return True if time and bytes of the file are within the budget."""
+        return all(getattr(self, name) <= limit for name, limit in budget.items())
 
 
 def front(points: Sequence[Point], cost: str) -> list[Point]:
@@ -50,7 +59,8 @@ def front(points: Sequence[Point], cost: str) -> list[Point]:
         cost: "latency_ms" or "megabytes".
     """
     best, kept = -math.inf, []
-    for point in sorted((p for p in points if not p.problem), key=lambda p: (getattr(p, cost), -p.mean)):
+    right = [p for p in points if not p.problem and not math.isnan(p.mean) and not math.isnan(getattr(p, cost))]
+    for point in sorted(right, key=lambda p: (getattr(p, cost), -p.mean)):
         if point.mean > best:
             kept.append(point)
             best = point.mean
@@ -62,7 +72,9 @@ def cells(points: Sequence[Point]) -> list[list[str]]:
     rows = [["student", "learns", "accuracy %", "seeds", "ms", "MB"]]
     for point in points:
         aside = " (set aside)" if point.problem else ""
-        numbers = f"{100 * point.mean:.2f}", str(len(point.accuracies)), digits(point.latency_ms)
+        time = "-" if math.isnan(point.latency_ms) else digits(point.latency_ms)
+        accuracy = "-" if math.isnan(point.mean) else f"{100 * point.mean:.2f}"
+        numbers = accuracy, str(len(point.accuracies)), time
         rows.append([f"{point.label}{aside}", point.kind, *numbers, f"{point.megabytes:.3f}"])
     return rows
 
@@ -78,18 +90,19 @@ def sentence(chosen: Point, points: Sequence[Point], budget: Mapping[str, float]
     text = f"Within {limits} on {device}, the best student is {chosen.label} ({chosen.kind}): "
     text += f"{100 * chosen.mean:.2f} %, {digits(chosen.latency_ms)} ms, {chosen.megabytes:.2f} MB"
     others = {(point.label, point.kind): point for point in points}
-    if control := others.get((chosen.label, "alone")):
+    if control := others.get((chosen.label, ALONE)):
         text += f"; without its teacher it reaches {100 * control.mean:.2f} %"
     if teachers := [point for point in points if point.label.startswith("teacher ")]:
         best = max(teachers, key=lambda point: point.mean)
-        times = f"{best.latency_ms / chosen.latency_ms:.1f} times the time"
         share = f"{best.megabytes / chosen.megabytes:.1f} times the bytes"
-        text += f"; the {best.label} reaches {100 * best.mean:.2f} % with {times} and {share}"
+        if not math.isnan(best.latency_ms):
+            share = f"{best.latency_ms / chosen.latency_ms:.1f} times the time and {share}"
+        text += f"; the {best.label} reaches {100 * best.mean:.2f} % with {share}"
+    if not chosen.is_within(budget):
+        text += "; its file, measured again, is beyond the budget, as times vary"
     seeds = len(chosen.accuracies)
-    warning = (
-        "one seed: no interval" if seeds == 1 else f"{seeds} seeds, chosen among several: its accuracy is too high"
-    )
-    return f"{text} ({warning})."
+    several = f"{seeds} seeds; the best of several is a little worse on other records"
+    return f"{text} ({'one seed: no interval' if seeds == 1 else several})."
 
 
 def figure(points: Sequence[Point], chosen: Point) -> Markup:
@@ -101,11 +114,11 @@ def figure(points: Sequence[Point], chosen: Point) -> Markup:
             best = front(points, cost)
             axis.plot([getattr(p, cost) for p in best], [100 * p.mean for p in best], color="#cccccc", zorder=1)
             kinds = dict.fromkeys(point.kind for point in points)
-            for kind in kinds:
-                mark, colour = MARKS.get(kind, OTHER_MARK)
+            for kind in (each for each in kinds if each in MARKS):
+                mark, colour = MARKS[kind]
                 of_kind = [point for point in points if point.kind == kind]
                 costs, heights = [getattr(p, cost) for p in of_kind], [100 * p.mean for p in of_kind]
-                label = "teacher, floats" if kind == "floats" else kind
+                label = "teacher, floats" if kind == FLOATS else kind
                 axis.scatter(costs, heights, marker=mark, color=colour, label=label, zorder=2)
             place = getattr(chosen, cost), 100 * chosen.mean
             axis.annotate("chosen", place, xytext=(6, -12), textcoords="offset points")
@@ -137,7 +150,8 @@ def render(
     """
     heading, *rows = cells(points)
     drawn = layout.figure("All files", "Joined: no other file is as accurate at a lower cost.", figure(points, chosen))
-    number = lambda size: [f"{size['parameters']:,}", digits(size["latency_ms"]), f"{size['megabytes']:.3f}"]
+    time = lambda size: digits(size["latency_ms"]) if size["latency_ms"] < 1e9 else "too large"
+    number = lambda size: [f"{size['parameters']:,}", time(size), f"{size['megabytes']:.3f}"]
     measured = [[size["label"], *number(size), "yes" if size["inside"] else "no"] for size in sizes]
     title = "Search for the best student"
     body = (

@@ -3,7 +3,7 @@
 import os
 
 from jaxdistill.core.registry import devices
-from jaxdistill.export.device import Device
+from jaxdistill.export.device import Device, bytes_of
 
 
 @devices.register
@@ -20,6 +20,4 @@ def cpu(threads: int = 1, megabytes: float = 0.0) -> Device:
     processors = len(os.sched_getaffinity(0))
     if not 1 <= threads <= processors:
         raise ValueError(f"threads={threads}: this process has {processors} processors; give 1 to {processors}")
-    if megabytes < 0:
-        raise ValueError(f"megabytes={megabytes} is negative; give 0 for no limit")
-    return Device(threads=threads, memory=int(megabytes * 1e6))
+    return Device(threads=threads, memory=bytes_of(megabytes))

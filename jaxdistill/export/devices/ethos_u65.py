@@ -15,7 +15,7 @@ from typing import Literal
 
 from jaxdistill.core.errors import ConfigError, one_line
 from jaxdistill.core.registry import devices
-from jaxdistill.export.device import Device, Refused, Report
+from jaxdistill.export.device import Device, Refused, Report, bytes_of
 from jaxdistill.export.operations import layer_of
 
 REFUSED = re.compile(r"operator: (\w+), ofm: '(.*)'\nReason: (.*)")
@@ -35,13 +35,18 @@ def ethos_u65(macs: Literal[256, 512] = 256, megabytes: float = 0.0) -> Device:
     Raises:
         ValueError: `megabytes` is negative.
     """
-    if megabytes < 0:
-        raise ValueError(f"megabytes={megabytes} is negative; give 0 for no limit")
 
     def inspect(file: Path) -> Report:
         return compiled(file, f"ethos-u65-{macs}")
 
-    return Device(("litert",), True, int(megabytes * 1e6), 0, inspect, ("ethosu",), "npu")
+    return Device(
+        formats=("litert",),
+        integers=True,
+        memory=bytes_of(megabytes),
+        inspect=inspect,
+        packages=("ethosu",),
+        extra="npu",
+    )
 
 
 def compiled(file: Path, accelerator: str) -> Report:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jaxdistill.core.registry import devices
-from jaxdistill.export.device import Device, Report, refused_by
+from jaxdistill.export.device import Device, Report, bytes_of, refused_by
 from jaxdistill.export.operations import FORMATS, operations
 
 
@@ -27,13 +27,9 @@ def own(
     """
     if operations_of not in FORMATS:
         raise ValueError(f"operations_of={operations_of!r}: give {' or '.join(map(repr, FORMATS))}")
-    if megabytes < 0:
-        raise ValueError(f"megabytes={megabytes} is negative; give 0 for no limit")
 
     def inspect(file: Path) -> Report:
         found = operations(file)
         return Report(len(found), refused_by(found, known) if known else ())
 
-    return Device(
-        (operations_of,), integers, int(megabytes * 1e6), 0, inspect, (FORMATS[operations_of],), operations_of
-    )
+    return Device((operations_of,), integers, bytes_of(megabytes), 0, inspect, (FORMATS[operations_of],), operations_of)

@@ -13,6 +13,7 @@ from jaxdistill.export.network import Definition, Exporter, Network, Rows
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.gguf import ARCHITECTURES, file_rows, llama_cpp_name
 
+BITS = {"F32": 32, "F16": 16, "Q8_0": 8, "Q4_0": 4, "TQ2_0": 2}  # of a weight, without scales
 FAMILY = "decoder"  # the family whose architectures llama.cpp has too
 
 
@@ -41,6 +42,7 @@ def gguf(kind: Literal["F16", "F32", "Q8_0", "Q4_0", "TQ2_0"] = "F16") -> Export
         write,
         ("gguf", "tokenizers"),
         rounds=kind != "F32",
+        bits=BITS[kind],
         any_batch=False,
         refuse=refuse,
         reads="a text or token ids",

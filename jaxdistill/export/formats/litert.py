@@ -73,4 +73,6 @@ def litert(int8: Literal["", "dynamic", "static"] = "") -> Exporter:
         return [f"the file reads {name} as 8-bit integers, by its own scale and zero point" for name in pixels]
 
     packages = ("litert_converter", "litert_quantizer") if int8 else ("litert_converter",)
-    return Exporter("model.tflite", ("litert",), write, packages, rounds=bool(int8), any_batch=False)
+    return Exporter(
+        "model.tflite", ("litert",), write, packages, rounds=bool(int8), bits=8 if int8 else 32, any_batch=False
+    )

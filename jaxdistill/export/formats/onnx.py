@@ -40,7 +40,7 @@ def onnx(int8: Literal["", "dynamic", "static"] = "") -> Exporter:
             _quantize(floats, file, int8, samples, too_large)
 
     packages = ("onnx", "onnxruntime") if int8 else ("onnx",)
-    return Exporter("model.onnx", ("onnxruntime", "openvino"), write, packages, bool(int8))
+    return Exporter("model.onnx", ("onnxruntime", "openvino"), write, packages, bool(int8), 8 if int8 else 32)
 
 
 def _save(model: Any, file: Path, too_large: bool) -> None:

@@ -41,7 +41,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--runtime", default="", metavar="NAME", help="what runs the file; default: the first that can")
     parser.add_argument("--device", default="", metavar="SPEC", help="what the files are made for; see devices below")
-    parser.add_argument("--threads", default=1, type=int, help="processors that each file may use; default: 1")
+    parser.add_argument("--threads", default=0, type=int, help="processors that each file may use; default: 1")
     parser.add_argument("--records", default=0, type=int, help="number of test records; default: all")
     parser.add_argument("--trust-source", action="store_true", help="run the Python file that the run has kept")
     options = parser.parse_args(argv)

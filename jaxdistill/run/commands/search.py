@@ -11,6 +11,7 @@ with the chosen student, whose config is chosen.json. The same command resumes a
 
 import ast
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,13 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     def work(options: Any, config: Any) -> int:
         axes = read_axes(options.axis)
-        words = shlex.join(["jaxdistill", "search", *(argv or ())])
+        words = shlex.join(["jaxdistill", "search", *(sys.argv[1:] if argv is None else argv)])
         return _search(config, options, axes, words)
 
     return cli.run_command(parser, argv, work)
 
 
 def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command: str) -> int:
-    import sys
-
     import jax
     from rich.console import Console
 
@@ -68,6 +67,8 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
     with locked(options.workdir):
         resolved = resolve(differ(config, exports={}, student={"quantized": ""}), jax.devices())
         _ = resolved.student  # its rules, before anything is measured
+        if "label" not in resolved.data.test_description.fields:
+            raise ConfigError("data.test", "a search compares accuracies, and the test records have no labels.")
         sizes = search.measure_sizes(resolved, found, options.device, options.workdir, console)
         best = search.finalists(sizes, budget, options.finalists)
         names = "; ".join(size.label for size in best)
@@ -76,7 +77,7 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
         study = search_study.study_of(config, chosen, shlex.split(command))
         all_runs = search_study.distil(study, options.workdir, options.seeds, console)
         points = search_study.measure_files(study, all_runs, chosen, options.device, options.workdir, console)
-        point = search_study.choose_point(points, sizes, budget)
+        point = search_study.choose_point(points, budget)
         candidate = next(each for each in chosen if each.label == point.label)
         sys.stdout.write(
             search_study.finish(
@@ -90,7 +91,7 @@ def read_axes(given: Sequence[Sequence[str]]) -> dict[str, tuple[Any, ...]]:
     """Read the options `--axis NAME VALUE ...`; values are Python literals, other words are texts.
 
     Raises:
-        ConfigError: a name has no values, or a name or value is given twice.
+        ConfigError: a name has no values, a name or value is given twice, or there are too many combinations.
     """
     axes: dict[str, tuple[Any, ...]] = {}
     for name, *texts in given:
@@ -110,6 +111,7 @@ def read_axes(given: Sequence[Sequence[str]]) -> dict[str, tuple[Any, ...]]:
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    return tuple(value) if isinstance(value, list) else value if isinstance(value, tuple | int | float) else text

@@ -1,11 +1,15 @@
 """Rules about several parts of a run at once, its weights and its workdir, checked after all parts are built."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
 
+from jaxdistill.compress.axes import VOCABULARY
+from jaxdistill.compress.cut import is_all
 from jaxdistill.compress.quantize import dequantized_shapes
+from jaxdistill.compress.vocabulary import required_tokens, unknown_token
 from jaxdistill.core import checkpoint, manifest
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import parse
@@ -14,6 +18,7 @@ from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run import workdir as workdirs
+from jaxdistill.run.cut_specs import architecture, cut_of, source_of
 from jaxdistill.run.views import RunView
 from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import checkpoint_of
@@ -34,6 +39,26 @@ def vocabularies_fit(run: RunView) -> None:
         if rows is not None and rows < tokens:
             cure = "Use the tokenizer of this model, or one that `jaxdistill vocabulary` reduced for it"
             raise ConfigError(path, f"has an embedding of {rows} rows, the tokenizer {tokens} tokens. {cure}.")
+
+
+def cut_vocabulary_has_tokens(run: RunView) -> None:
+    """Check that the tokens of a smaller embedding table can be chosen: there are texts, and an unknown token."""
+    cut = cut_of(run.config)
+    if cut is None or is_all(cut.shares[VOCABULARY]):
+        return
+    tokenization, text = run.data.tokenization, run.config.student.model
+    if tokenization is None:
+        raise ConfigError("student.model", f"{text!r}: vocabulary= needs texts; set data.tokens.")
+    if architecture(*source_of(run.config, cut)).arguments.get("tokens"):
+        raise ConfigError("student.model", f"{text!r}: the embedding table was cut before. Cut it once, in the end.")
+    tokenizer = json.loads(tokenization.file.read_text(encoding="utf-8"))
+    if unknown_token(tokenizer) is None:
+        cure = "Leave vocabulary= out, or reduce the tokenizer by `jaxdistill vocabulary`"
+        raise ConfigError("student.model", f"{text!r}: the tokenizer has no unknown token. {cure}.")
+    definition = next(each for each in run.definitions if each.kind == "student")
+    rows, least = parse(definition.config.student.model, "").kwargs["vocabulary"], len(required_tokens(tokenizer))
+    if rows < least:
+        raise ConfigError("student.model", f"{text!r} keeps {rows} rows; the tokenizer has {least} special tokens.")
 
 
 def _embedding_rows(spec: str, path: str) -> int | None:

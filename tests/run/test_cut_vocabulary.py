@@ -44,6 +44,7 @@ def test_rows_of_tokens_that_never_occur_change_no_answer(home, tmp_path, capsys
     assert command("export", tmp_path, "--to", "onnx", "--records", 5) == 0
 
 
+@pytest.mark.slow
 def test_the_most_frequent_tokens_stay_and_others_are_read_as_unknown(home, tmp_path):
     config = cut_config(home, "cut(teacher='big', vocabulary=0.5)", steps=1, rate="0.0")
     found = jax.device_get(jaxdistill.distill(config, tmp_path, QUIET).variables)

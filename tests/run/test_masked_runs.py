@@ -31,6 +31,7 @@ def test_student_and_control_are_pruned_and_the_teacher_is_not(home, capsys):
     assert any("input_square" in name for name in result.variables["student"].state)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_a_checkpoint_has_the_same_bits(home):
     config = masked(home, "sparse(share=0.5, by='wanda', start=0.25, end=0.75, every=1)", control=False)
     folder = home / "resumed"

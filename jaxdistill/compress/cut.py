@@ -86,7 +86,7 @@ def cut(
 
     Args:
         teacher: name of the teacher that is cut; or give `source`.
-        source: checkpoint that is cut, such as the folder `RUN/student/hub` of an earlier cut.
+        source: checkpoint that is cut, such as the folder `RUN/student/hub` of an earlier cut of a transformer.
         layers: layers that stay: their number, a share, or the layers themselves, counted from 0.
         heads: attention heads that stay in each layer; of a model whose heads share keys and values, groups of heads.
         neurons: hidden units that stay in each perceptron.

@@ -1,10 +1,12 @@
 """Choose an export format and what runs it, after checking that their packages are installed."""
 
+from collections.abc import Sequence
+
 import jaxdistill.export.devices
 import jaxdistill.export.formats  # noqa: F401  (importing registers the formats)
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
-from jaxdistill.export.device import Device
+from jaxdistill.export.device import Device, check_device
 from jaxdistill.export.measure import is_installed, package_of
 from jaxdistill.export.network import Definition, Exporter
 
@@ -34,17 +36,20 @@ def choose(spec: str, runtime: str, path: str, runtime_path: str) -> Exporter:
     return exporter._replace(runtimes=(chosen,))
 
 
-def choose_device(spec: str, path: str) -> Device:
+def choose_device(spec: str, path: str, formats: Sequence[str] = ()) -> Device:
     """Build the device that a spec names.
 
     Args:
         spec: spec string of the device, such as `cpu(threads=1)`.
-        path: where it comes from, for error messages.
+        path: config key, or option of the command line, with the spec, for error messages.
+        formats: spec strings of the formats that are exported.
 
     Raises:
-        ConfigError: there is no such device, or a package is missing.
+        ConfigError: there is no such device, it does not take a format, or a package is missing.
     """
     device: Device = registry.devices.build(spec, path)
+    for to in formats:
+        check_device(device, spec, to, 0, "", path)
     for package in device.packages:
         if not is_installed(package):
             cure = f"pip install 'jaxdistill[{device.extra}]'"

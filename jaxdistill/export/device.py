@@ -62,6 +62,7 @@ class Device(NamedTuple):
     integers: True: it computes with 8-bit integers alone
     memory: bytes for the weights; 0: no limit is known
     threads: processors that a file may use while it is measured on this machine; 0: as many as the command says
+    has_time: False: neither this machine nor the compiler tells how fast the device is
     inspect: function `(file) -> Report`; None: the device runs every operation, and is this machine
     packages: packages that `inspect` needs
     extra: the extra of jaxdistill that has these packages
@@ -71,6 +72,7 @@ class Device(NamedTuple):
     integers: bool = False
     memory: int = 0
     threads: int = 0
+    has_time: bool = True
     inspect: Callable[[Path], Report] | None = None
     packages: tuple[str, ...] = ()
     extra: str = ""
@@ -83,7 +85,7 @@ CHANGES = (  # (operations, what to change)
     ),
     (
         ("CAST", "GREATER", "LESS", "RESHAPE", "Cast", "Greater", "Less"),
-        "it prepares the attention mask, once for each text; texts of one length need no mask",
+        "it prepares inputs, such as an attention mask, once for each example; texts of one length need no mask",
     ),
     (
         ("QUANTIZE", "DEQUANTIZE", "QuantizeLinear", "DequantizeLinear"),
@@ -136,7 +138,7 @@ def check_device(device: Device, spec: str, to: str, parameters: int, model: str
     exporter: Exporter = registry.exporters.build(to, path)
     least = parameters * exporter.bits // 8
     if least > device.memory:
-        has, needs = f"{device.memory / 1e6:g} MB", f"{least / 1e6:.2f} MB"
+        has, needs = f"{device.memory / 1e6:.6g} MB", f"{least / 1e6:.6g} MB"
         cure = "Make the model smaller: student.model='cut(...)', or fewer and narrower layers."
         raise ConfigError(path, f"{spec} has {has} for weights, and those of {model} take at least {needs}. {cure}")
 

@@ -1,11 +1,13 @@
 """Resolve a student that is cut out of a trained model to its sizes; no data and no weights are needed."""
 
 import inspect
+from pathlib import Path
 
 from jaxdistill.compress.cut import Cut, cuttable, sizes_after
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.core.registry import Spec
+from jaxdistill.export.model_folder import ABOUT
 from jaxdistill.models.hub.family import with_defaults
 from jaxdistill.models.pretrained import Architecture, architecture_of_spec
 from jaxdistill.run.config import Config, differ
@@ -44,6 +46,9 @@ def source_of(config: Config, cut: Cut) -> tuple[str, str]:
     """Return the spec string of the model that is cut, and the config key that it comes from."""
     if cut.teacher:
         return config.teachers[cut.teacher].model, f"teachers.{cut.teacher}.model"
+    if (Path(cut.source) / ABOUT).is_file() and not (Path(cut.source) / "config.json").is_file():
+        cure = "Models of its family are cut out of a teacher: cut(teacher='NAME')"
+        raise ConfigError(PATH, f"{cut.source!r} has no Hugging Face format. {cure}.")
     head = {name: value for name, value in cut.options.items() if name == "classes"}  # its head may be another one
     return repr(Spec("pretrained", (cut.source,), head)), PATH
 

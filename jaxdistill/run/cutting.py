@@ -305,8 +305,8 @@ def sentence(folder: Path) -> str:
     except (FileNotFoundError, DamageError):
         return ""
     before = content.get("before_training", {})
-    shares = (("agreement", "of the answers of the model that was cut"), ("accuracy", "right answers"))
-    found = [f"{100 * before[name]:.2f} % {what}" for name, what in shares if before.get(name) is not None]
-    gave = f" Before its training it gave {' and '.join(found)}." if found else ""
+    shares = (("agreement", "gave the answer of the model that was cut on"), ("accuracy", "was right on"))
+    parts = [f"{what} {100 * before[name]:.2f} %" for name, what in shares if before.get(name) is not None]
+    gave = f" Before its training, it {' and '.join(parts)} of the test records." if parts else ""
     start = f"The student, and its controls, start as {content['cut']}"
     return f"{start}, chosen on {content['records']} training records.{gave}"

@@ -159,7 +159,14 @@ def model_entry(subject: Subject, found: Measured) -> dict[str, Any]:
     """Return what was measured of a model itself, as that of a file."""
     size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(subject.network.variables))
     numbers = _numbers(compare_outputs(subject, found.outputs), size, found)
-    return {"model": subject.name, "name": "-", "runtime": f"jax {jax.__version__}", "measured": numbers, "problem": ""}
+    entry = {
+        "model": subject.name,
+        "name": "-",
+        "runtime": f"jax {jax.__version__}",
+        "measured": numbers,
+        "problem": "",
+    }
+    return {**entry, "few_bits": bool(subject.predictor.about.quantized)}
 
 
 def _numbers(compared: Difference, size: int, found: Measured) -> dict[str, Any]:

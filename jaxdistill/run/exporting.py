@@ -81,7 +81,7 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
     finished, processors = results(run), len(os.sched_getaffinity(0))
     chosen = [(spec, choose(spec, options.runtime, "--to", "--runtime")) for spec in formats]
     exporters = {slug(spec): (spec, exporter) for spec, exporter in chosen}
-    target = Target(options.device, choose_device(options.device, "--device")) if options.device else Target()
+    target = Target(options.device, choose_device(options.device, "--device", formats)) if options.device else Target()
     threads = target.device.threads or options.threads or 1
     if options.threads and target.device.threads not in (0, options.threads):
         raise ConfigError("--threads", f"{options.threads} threads, and {options.device}: leave one of them out.")

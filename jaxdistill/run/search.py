@@ -22,6 +22,7 @@ from rich.console import Console
 from jaxdistill.core import registry, seal
 from jaxdistill.core.errors import ConfigError, DamageError, suggest
 from jaxdistill.core.types import Variables
+from jaxdistill.evaluation.latency import Latency
 from jaxdistill.evaluation.report.search import UNITS
 from jaxdistill.export.choice import choose, choose_device
 from jaxdistill.export.device import Device, check_device
@@ -42,6 +43,7 @@ AWARE = {  # training for 8 bits, by whether the ranges of inputs are fixed
     False: "aware(weights=8, inputs=8, start=0.5)",
     True: "aware(weights=8, ranges='running', start=0.5)",
 }
+LARGEST_LIMIT = 1e12
 TOO_LARGE = 1e30  # latency of a candidate whose weights the device cannot hold
 AT_ONCE, EXAMPLES = 8, 16  # files that are measured in turns, and the test records that they are run on
 Value = int | float | str | tuple[Any, ...]
@@ -70,8 +72,9 @@ class Size(NamedTuple):
     label: that of the candidate
     values: value of each axis
     parameters: number of its parameters
-    latency_ms: time of one example on the device
+    latency_ms: time of one example on the device, the median
     megabytes: size of its file, 10^6 bytes
+    low_ms, high_ms: the range of 80 % of the measured times; of an estimate, it itself
     """
 
     label: str
@@ -79,6 +82,8 @@ class Size(NamedTuple):
     parameters: int
     latency_ms: float
     megabytes: float
+    low_ms: float = 0.0
+    high_ms: float = 0.0
 
     def excess(self, budget: Mapping[str, float]) -> float:
         """Return by which factor the size exceeds its budget at most; at most 1: it is within."""
@@ -162,7 +167,8 @@ def measure_sizes(
         part = left[start : start + AT_ONCE]
         for candidate, size in zip(part, _measured(resolved, part, device, device_spec, folder), strict=True):
             measured[keys[candidate.label]] = size
-            time = "too large for the device" if size.latency_ms == TOO_LARGE else f"{size.latency_ms:.4f} ms"
+            spread = f"{size.latency_ms:.4f} ({size.low_ms:.4f} to {size.high_ms:.4f}) ms"
+            time = "too large for the device" if size.latency_ms == TOO_LARGE else spread
             numbers = f"{time}, {size.megabytes:.3f} MB, {size.parameters:,} parameters"
             console.print(f"{size.label}: {numbers}", highlight=False)
         sizes = [{"key": name, "size": size._asdict()} for name, size in measured.items()]
@@ -220,8 +226,8 @@ def _measured(
         if not isinstance(measured, Measured):
             raise ConfigError("--device", f"{label}: {measured}.")
         estimate = estimates[label]
-        latency = float(measured.latency.median if np.isnan(estimate) else estimate)
-        sizes[label] = sizes[label]._replace(latency_ms=latency)
+        times = measured.latency if np.isnan(estimate) else Latency(estimate, estimate, estimate)
+        sizes[label] = sizes[label]._replace(latency_ms=times.median, low_ms=times.low, high_ms=times.high)
     return [sizes[candidate.label] for candidate in chosen]
 
 
@@ -247,31 +253,40 @@ def _untrained(resolved: Resolved, candidate: Candidate) -> Network:
     return network_of(model, Variables(params, state), about(config, resolved.data, shapes, False).inputs)
 
 
-def parse_budget(texts: Sequence[str]) -> dict[str, float]:
+def parse_budget(texts: Sequence[str], device: Device, spec: str) -> dict[str, float]:
     """Read a budget, such as `latency_ms=0.5` and `megabytes=14`.
 
+    Args:
+        texts: the limits, `NAME=NUMBER`.
+        device: the device, which may not tell how fast it is.
+        spec: its spec string.
+
     Raises:
-        ConfigError: there is none, a name is unknown, or a number is not positive.
+        ConfigError: there is none, a name is unknown or given twice, or a number is not positive.
     """
-    budget = {}
+    budget: dict[str, float] = {}
     for text in texts:
         name, _, number = text.partition("=")
         if name not in UNITS:
             raise ConfigError("--budget", f"unknown limit {name!r}. {suggest(name, UNITS)}")
+        if name in budget:
+            raise ConfigError("--budget", f"{name} is given twice.")
+        if name == "latency_ms" and not device.has_time:
+            raise ConfigError("--budget", f"{text!r}: how fast {spec} is, is not known. Limit megabytes alone.")
         try:
             budget[name] = float(number)
         except ValueError:
             raise ConfigError("--budget", f"{text!r} has no number. Write {name}=NUMBER.") from None
-        if not 0 < budget[name] < 1e9:
-            raise ConfigError("--budget", f"{text!r}: give a number above 0.")
+        if not 0 < budget[name] < LARGEST_LIMIT:
+            raise ConfigError("--budget", f"{text!r}: give a number above 0, below {LARGEST_LIMIT:g}.")
     return budget
 
 
 def finalists(sizes: Sequence[Size], budget: Mapping[str, float], count: int) -> list[Size]:
     """Return the largest candidates within a budget.
 
-    A candidate is left out if another one within the budget is at least as large in every axis. The others are ordered
-    by their number of parameters.
+    First those that no other one within the budget exceeds (`_exceeds`), then the others, each from the one with most
+    parameters on.
 
     Args:
         sizes: what was measured of all candidates.
@@ -288,12 +303,14 @@ def finalists(sizes: Sequence[Size], budget: Mapping[str, float], count: int) ->
         limits = ", ".join(f"{limit:g} {UNITS[name]}" for name, limit in budget.items())
         cure = "Raise the budget, or give smaller values; what was measured is kept in table.json"
         raise ConfigError("--budget", f"no candidate has {limits}; the nearest, {nearest.label}, has {has}. {cure}.")
-    largest = [size for size in inside if not any(_exceeds(other, size) for other in inside)]
-    return sorted(largest, key=lambda size: -size.parameters)[:count]
+    is_exceeded = lambda size: any(_exceeds(other, size) for other in inside)
+    return sorted(inside, key=lambda size: (is_exceeded(size), -size.parameters))[:count]
 
 
 def _exceeds(one: Size, other: Size) -> bool:
-    """Return True if one candidate is at least as large as another in every axis, and larger in one."""
+    """Return True if one candidate is at least as large as another in every axis, and larger in parameters or bits."""
+    if one.parameters <= other.parameters and one.values.get(BITS) == other.values.get(BITS):
+        return False  # an axis such as dropout is no size
     orders = [_order(one.values[name], value) for name, value in other.values.items()]
     return None not in orders and min(orders) >= 0 and max(orders) > 0  # type: ignore[type-var, operator]
 

@@ -1,5 +1,6 @@
 """Distil the finalists of a search, export and measure them beside their teacher, and choose one within the budget."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,17 @@ import numpy as np
 from rich.console import Console
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.evaluation.report import search as page
 from jaxdistill.evaluation.report.search import ALONE, DISTILLED, FLOATS, ROUNDED, Point
 from jaxdistill.export.choice import choose_device
 from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import Config, differ
-from jaxdistill.run.exported_files import slug
+from jaxdistill.run.exported_files import EXPORTS, slug
 from jaxdistill.run.exporting import Options, export
 from jaxdistill.run.predict import results
 from jaxdistill.run.search import Candidate, Size
-from jaxdistill.run.study import Run, Study, runs
+from jaxdistill.run.study import Run, Study, expand, runs
 
 RUNS = "runs"  # folder of the study in that of the search
 
@@ -37,7 +38,7 @@ def study_of(base: Config, chosen: Sequence[Candidate], command: Sequence[str]) 
         arms[f"{candidate.label} | {DISTILLED}"] = {"student": student}
         if student["quantized"]:
             arms[f"{candidate.label} | {ROUNDED}"] = {"student": {**student, "quantized": ""}}
-        if base.teachers:
+        if base.teachers and base.control:
             arms[f"{candidate.label} | {ALONE}"] = {"student": student, "objective": base.task.to_dict()}
     question = "Which student is best within the budget?"
     quiet = differ(base, title="Search", exports={}, control=False, logging={"tensorboard": False})
@@ -46,9 +47,17 @@ def study_of(base: Config, chosen: Sequence[Candidate], command: Sequence[str]) 
 
 def distil(study: Study, workdir: Path, seeds: int, console: Console) -> list[Run]:
     """Train all arms of the study, and return their runs; finished ones are not repeated."""
-    sweep.run_study(study, workdir / RUNS, seeds, console)
+    forget_other_arms(study, workdir / RUNS)
+    sweep.run_study(study, workdir / RUNS, seeds, console, shows_table=False)
     checkpoints = sweep.train_teachers(study, workdir / RUNS, Console(quiet=True))  # they are trained
     return runs(study, workdir / RUNS, seeds, checkpoints)
+
+
+def forget_other_arms(study: Study, folder: Path) -> None:
+    """Remove the summary of a study with other finalists, of another budget; their runs stay, and are used again."""
+    with contextlib.suppress(FileNotFoundError, DamageError):
+        if set(seal.read(folder / "study.json", {"runs": dict})["runs"]) - set(expand(study)):
+            (folder / "study.json").unlink()
 
 
 def measure_files(
@@ -86,7 +95,15 @@ def _entry(folder: Path, model: str, to: str, device: str, console: Console) -> 
 
     def found() -> Mapping[str, Any]:
         wanted = {"model": model, "name": slug(to), "target": device}
-        return next((each for each in results(folder).get("exports", ()) if wanted.items() <= each.items()), {})
+        entry: Mapping[str, Any] = next(
+            (each for each in results(folder).get("exports", ()) if wanted.items() <= each.items()), {}
+        )
+        try:
+            if entry and not entry["problem"]:
+                seal.check_folder(folder / model / EXPORTS / slug(to))
+        except (FileNotFoundError, DamageError):  # it is made again
+            return {}
+        return entry
 
     if not found():
         try:
@@ -111,13 +128,23 @@ def _point(arm: str, entries: Sequence[Mapping[str, Any]]) -> Point:
         float(np.median(times)),
         float(np.mean([one["bytes"] for one in measured]) / 1e6),
         "; ".join(entry["problem"] for entry in entries if entry["problem"]),
+        (min(one["latency_ms"]["low"] for one in measured), max(one["latency_ms"]["high"] for one in measured)),
+        _coverage(entries[0].get("device") or {}),
     )
 
 
-def choose_point(points: Sequence[Point], budget: Mapping[str, float]) -> Point:
-    """Return the distilled student with the best mean accuracy, of equal ones the fastest.
+def _coverage(device: Mapping[str, Any]) -> str:
+    """Return how many operations a device runs, as text; empty: all, or it is not known."""
+    if "operations" not in device or device["on_device"] == device["operations"]:
+        return ""
+    return f"{device['on_device']} of {device['operations']} operations"
 
-    A file that was set aside is not chosen. A file that is beyond the budget, measured again, is chosen if all are.
+
+def choose_point(points: Sequence[Point], budget: Mapping[str, float]) -> Point:
+    """Return the distilled student with the best mean accuracy.
+
+    Of equal ones it is the one that was trained for its bits, then the smaller one. A file that was set aside is not
+    chosen. A file that is beyond the budget, measured again, is chosen if all are.
 
     Args:
         points: the files of all finalists.
@@ -130,7 +157,7 @@ def choose_point(points: Sequence[Point], budget: Mapping[str, float]) -> Point:
     if not right:
         raise ConfigError("--budget", "no finalist's file gives the answers of its model; see the notes above.")
     inside = [each for each in right if each.is_within(budget)]
-    return max(inside or right, key=lambda each: (each.mean, -each.latency_ms))
+    return max(inside or right, key=lambda each: (each.mean, each.kind == DISTILLED, -each.megabytes))
 
 
 def finish(
@@ -143,6 +170,7 @@ def finish(
     budget: Mapping[str, float],
     device: str,
     command: str,
+    file_of_chosen: Path,
 ) -> str:
     """Write the page and the config of the chosen student, and return a summary.
 
@@ -156,6 +184,7 @@ def finish(
         budget: the limits.
         device: spec string of the device.
         command: the command of the search.
+        file_of_chosen: folder of the chosen student's file.
     """
     quantized = candidate.config.student.quantized if chosen.kind == DISTILLED else ""
     student = {**candidate.config.student.to_dict(), "quantized": quantized}
@@ -163,6 +192,8 @@ def finish(
     final = differ(config, student=student, exports=exports)
     seal.write(workdir / "chosen.json", {"config": final.to_dict()})
     rows = [{**size._asdict(), "inside": size.excess(budget) <= 1} for size in sizes]
-    text = page.sentence(chosen, points, budget, device)
+    text = page.sentence(chosen, points, budget, device, choose_device(device, "--device").has_time)
     seal.write_text(workdir / "search.html", page.render(text, points, chosen, rows, device, command))
-    return f"{page.text_table(points)}\n{text}\nPage: {workdir / 'search.html'}\nConfig: {workdir / 'chosen.json'}\n"
+    places = {"Page": "search.html", "Config": "chosen.json"}
+    lines = [f"{name}: {workdir / file}" for name, file in places.items()]
+    return "\n".join([page.text_table(points), text, *lines, f"File: {file_of_chosen}", ""])

@@ -47,7 +47,7 @@ def test_what_vela_says_is_read_with_layers_and_reasons():
     entry = {"model": "student", "name": "litert", "device": {"name": "ethos_u65()", **found.as_json()}}
     (text,) = devices([entry, {"model": "student", "name": "onnx"}])
     assert text.splitlines()[0].startswith("student, litert on ethos_u65(): 1 of 3 operations (33.3 %), estimated time")
-    assert "CAST in blocks/0/mlp/up (a tensor is bool8): it prepares the attention mask" in text
+    assert "CAST in blocks/0/mlp/up (a tensor is bool8): it prepares inputs, such as an attention mask" in text
     assert "FOO: give the model another layer, or leave this one to the processor" in text
 
 
@@ -69,11 +69,11 @@ def test_the_layer_is_in_the_name(name, layer):
     [
         ("ethos_u65()", "onnx(int8='static')", "takes litert, no onnx. Change the format."),
         ("ethos_u65()", "litert", "computes with integers alone. Export litert(int8='static') instead of litert."),
-        ("cpu(megabytes=0.5)", "onnx", "has 0.5 MB for weights, and those of student take at least 0.80 MB. Make"),
+        ("cpu(megabytes=0.5)", "onnx", "has 0.5 MB for weights, and those of student take at least 0.8 MB. Make"),
         (
             "cpu(megabytes=0.1)",
             "onnx(int8='dynamic')",
-            "0.1 MB for weights, and those of student take at least 0.20 MB",
+            "0.1 MB for weights, and those of student take at least 0.2 MB",
         ),
         ("cpu(megabytes=0.1)", "gguf('Q8_0')", "has 0.1 MB for weights, and those of student take"),
     ],
@@ -103,6 +103,8 @@ def test_a_device_takes_what_fits(spec, to):
         ("ethos_u65(megabytes=-1.0)", "is negative"),
         ("own(operations_of='gguf')", "give 'litert' or 'onnx'"),
         ("own(megabytes=-1.0)", "is negative"),
+        ("own(operations_of='onnx', integers=True)", "an ONNX file keeps floats between its integers"),
+        ("own(operations_of='onnx', known=('matmul',))", "known has 'matmul', which is no operation of ONNX"),
         ("ethos_u56()", "unknown device 'ethos_u56'. Did you mean 'ethos_u65'?"),
     ],
 )

@@ -54,7 +54,7 @@ def test_the_units_and_their_scores_are_kept_and_the_agreement_is_told(run):
     order = np.argsort(content["scores"][f"ffn/{layer}"])[-12:]
     assert content["units"][f"ffn/{layer}"] == sorted(order.tolist()) and content["heads_by"] == "importance"
     before = content["before_training"]
-    assert 0 <= before["agreement"] <= 1 and f"{100 * before['agreement']:.2f} % of the answers" in results["summary"]
+    assert 0 <= before["agreement"] <= 1 and f"cut on {100 * before['agreement']:.2f} %" in results["summary"]
     parameters = {row["name"]: row["parameters"] for row in results["rows"]}
     block, half = 4 * 17 * 16 + 2 * 32 + 2 * 16 * 24 + 40, 3 * 17 * 8 + 8 * 16 + 16 + 2 * 32 + 2 * 16 * 12 + 28
     assert parameters["teacher big"] - parameters["student"] == 3 * block - half

@@ -14,7 +14,7 @@ from jaxdistill.export.device import Device
 from jaxdistill.run.commands.search import read_axes
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.fill import fill_placeholders
-from jaxdistill.run.search import Size, candidates, finalists, parse_budget
+from jaxdistill.run.search import Size, _exceeds, candidates, finalists, parse_budget
 from jaxdistill.run.search_study import choose_point, study_of
 
 
@@ -34,8 +34,8 @@ def test_candidates_are_all_combinations_each_with_the_format_of_its_bits(home):
     assert [each.format for each in found[:2]] == ["onnx(int8='dynamic')", "onnx"]
     assert found[0].config.student.quantized == "aware(weights=8, inputs=8, start=0.5)"
     assert found[1].config.student.quantized == "" and "widths=(8,)" in found[1].config.student.model
-    (of_own,) = candidates(config, {"widths": ((8,),)}, Device(("onnx",), True))
-    assert of_own.format == "onnx(int8='static')"
+    (of_own,) = candidates(config, {"widths": ((8,),)}, Device(formats=("onnx",)))
+    assert of_own.format == "onnx"
     (of_npu,) = candidates(config, {"widths": ((8,),)}, Device(("litert",), True))
     assert of_npu.format == "litert(int8='static')" and "ranges='running'" in of_npu.config.student.quantized
 
@@ -57,11 +57,16 @@ def test_finalists_are_the_largest_that_nothing_within_the_budget_exceeds():
         size("d", 9.0, 9.0, 90, layers=3, heads=4),
     ]
     budget = {"latency_ms": 2.5, "megabytes": 3.0}
-    assert [each.label for each in finalists(sizes, budget, 3)] == ["b", "c"]
+    assert [each.label for each in finalists(sizes, budget, 3)] == ["b", "c", "a"]  # a is exceeded by both
+    assert [each.label for each in finalists(sizes, budget, 2)] == ["b", "c"]
+    dropouts = [size("x", 1.0, 1.0, 5, dropout=0.0), size("y", 1.0, 1.0, 5, dropout=0.3)]
+    assert [each.label for each in finalists(dropouts, budget, 1)] == ["x"]  # a larger rate is no larger student
     assert [each.label for each in finalists(sizes, budget, 1)] == ["b"]
-    for a, b in ((("mean", "token")), ((16, 8), (8, 64)), (1, 0.5)):  # they cannot be compared
-        assert len(finalists([size("x", 1.0, 1.0, pool=a), size("y", 1.0, 1.0, pool=b)], budget, 5)) == 2
-    assert len(finalists([size("x", 1.0, 1.0, w=(8, 8)), size("y", 1.0, 1.0, w=(8, 16))], budget, 5)) == 1
+    for a, b in (("mean", "token"), ((8, 64), (16, 8)), (1, 0.5)):  # they cannot be compared
+        pair = [size("x", 1.0, 1.0, 1, pool=a), size("y", 1.0, 1.0, 2, pool=b)]
+        assert not _exceeds(pair[1], pair[0])
+    assert _exceeds(size("x", 1.0, 1.0, 2, w=(8, 16)), size("y", 1.0, 1.0, 1, w=(8, 8)))
+    assert _exceeds(size("x", 1.0, 1.0, 1, bits=32), size("y", 1.0, 1.0, 1, bits=8))
     with pytest.raises(ConfigError, match=r"--budget: no candidate has 0.5 ms; the nearest, a, has 1 ms. Raise"):
         finalists(sizes, {"latency_ms": 0.5}, 3)
 
@@ -83,9 +88,9 @@ def test_the_front_and_the_choice_leave_out_files_that_are_set_aside():
     assert [p.label for p in front(points, "latency_ms")] == ["small", "teacher big"] and front(points, "megabytes")
     chosen = points[0]
     text = page.sentence(chosen, points, {"latency_ms": 1.5}, "cpu()")
-    assert (
-        "best student is small (distilled): 85.00 %, 1.00 ms, 1.00 MB; without its teacher it reaches 99.00 %" in text
-    )
+    assert "best student is small (distilled): 85.00 %, 1.00 ms, 1.00 MB; the same student on labels alone" in text
+    assert "reaches 99.00 %, so that no gain by its teacher is shown; the teacher big" in text
+    assert "(the time is that of this machine's" in page.sentence(chosen, points, {"megabytes": 2.0}, "own()", False)
     assert "the teacher big reaches 100.00 % with 9.0 times the time and 9.0 times the bytes (2 seeds" in text
     html = page.render(text, points, chosen, [{**sizes[0]._asdict(), "inside": True}], "cpu()", "the command")
     assert "large (set aside)" in html and "chosen</text>" in html and "within the budget" in html
@@ -98,14 +103,21 @@ def test_the_front_and_the_choice_leave_out_files_that_are_set_aside():
     [
         (["latncy_ms=1"], "unknown limit 'latncy_ms'. Did you mean 'latency_ms'?"),
         (["latency_ms"], "'latency_ms' has no number. Write latency_ms=NUMBER."),
-        (["megabytes=-1"], "'megabytes=-1': give a number above 0."),
-        (["megabytes=nan"], "'megabytes=nan': give a number above 0."),
+        (["megabytes=-1"], "'megabytes=-1': give a number above 0, below 1e+12."),
+        (["megabytes=nan"], "'megabytes=nan': give a number above 0, below 1e+12."),
+        (["megabytes=1", "megabytes=2"], "megabytes is given twice"),
     ],
 )
 def test_a_wrong_budget_is_refused(texts, said):
     with pytest.raises(ConfigError) as error:
-        parse_budget(texts)
+        parse_budget(texts, Device(), "cpu()")
     assert said in str(error.value)
+
+
+def test_a_device_without_a_time_has_no_limit_of_it():
+    assert parse_budget(["megabytes=1"], Device(has_time=False), "own()") == {"megabytes": 1.0}
+    with pytest.raises(ConfigError, match=r"'latency_ms=1': how fast own\(\) is, is not known. Limit megabytes"):
+        parse_budget(["latency_ms=1"], Device(has_time=False), "own()")
 
 
 @pytest.mark.parametrize(
@@ -158,4 +170,10 @@ def test_a_search_goes_from_sizes_to_a_config_and_resumes(home, capsys):
     assert "widths=(16,)" in chosen.student.model and chosen.exports.student.to == "onnx(int8='dynamic')"
     assert command(*words, "--budget", "latency_ms=1000") == 0
     assert "3 of 3 runs were already finished" in capsys.readouterr().out
+    limit = sum(each["size"]["megabytes"] for each in table["sizes"]) / 2
+    assert command(*words, "--budget", f"megabytes={limit}") == 0  # another budget, in the same folder
+    out = capsys.readouterr().out
+    assert "1 within the budget; trained: widths=(8,) bits=8" in out and "File: " in out
+    (home / "search" / "config.json").write_text("{}")
+    assert command(*words, "--budget", "latency_ms=1000") == 2 and "holds a run" in capsys.readouterr().err
     assert not math.isnan(table["sizes"][0]["size"]["latency_ms"])

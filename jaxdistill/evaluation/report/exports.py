@@ -77,4 +77,6 @@ def circumstances(entries: Sequence[Mapping[str, Any]]) -> str:
         for records, processor, threads in sorted(found)
     ]
     meanings = [MEANINGS[column] for column in table(entries)[0] if column in MEANINGS]
+    if any(entry.get("few_bits") for entry in entries):
+        meanings.append("-: the model itself, its inputs in floats; the run has evaluated it with rounded inputs")
     return f"{'; '.join(texts)}. {'; '.join(meanings)}."

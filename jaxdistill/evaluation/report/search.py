@@ -23,6 +23,14 @@ MARKS = {
 }
 
 
+PROTOCOL = (
+    "The largest candidates within the budget were trained: first those that no other one within it exceeds in every "
+    "argument. Accuracies are those of the files on the test records, by which the student was chosen, too. Times are "
+    "medians, with the range of 80 % of the measurements. A student on labels alone is shown for comparison, and not "
+    "chosen."
+)
+
+
 class Point(NamedTuple):
     """What was measured of one kind of file, over seeds.
 
@@ -32,6 +40,8 @@ class Point(NamedTuple):
     latency_ms: time of one example
     megabytes: size of the file, 10^6 bytes
     problem: why a file was set aside; empty: none was
+    spread: least and greatest measured time (80 % of the measurements)
+    on_device: how many operations the device runs, as text; empty: all, or not known
     """
 
     label: str
@@ -40,6 +50,8 @@ class Point(NamedTuple):
     latency_ms: float
     megabytes: float
     problem: str = ""
+    spread: tuple[float, float] = (math.nan, math.nan)
+    on_device: str = ""
 
     @property
     def mean(self) -> float:
@@ -69,13 +81,14 @@ def front(points: Sequence[Point], cost: str) -> list[Point]:
 
 def cells(points: Sequence[Point]) -> list[list[str]]:
     """Format the files as rows of text; the first row is the heading."""
-    rows = [["student", "learns", "accuracy %", "seeds", "ms", "MB"]]
+    rows = [["student", "learns", "accuracy %", "seeds", "ms", "range", "MB", "on the device"]]
     for point in points:
         aside = " (set aside)" if point.problem else ""
         time = "-" if math.isnan(point.latency_ms) else digits(point.latency_ms)
         accuracy = "-" if math.isnan(point.mean) else f"{100 * point.mean:.2f}"
-        numbers = accuracy, str(len(point.accuracies)), time
-        rows.append([f"{point.label}{aside}", point.kind, *numbers, f"{point.megabytes:.3f}"])
+        range_of = "-" if math.isnan(point.spread[0]) else "-".join(map(digits, point.spread))
+        numbers = accuracy, str(len(point.accuracies)), time, range_of, f"{point.megabytes:.3f}"
+        rows.append([f"{point.label}{aside}", point.kind, *numbers, point.on_device or "-"])
     return rows
 
 
@@ -84,14 +97,27 @@ def text_table(points: Sequence[Point]) -> str:
     return aligned(cells(points))
 
 
-def sentence(chosen: Point, points: Sequence[Point], budget: Mapping[str, float], device: str) -> str:
-    """Return what was chosen, and how it compares with its teacher and its control."""
+def sentence(
+    chosen: Point, points: Sequence[Point], budget: Mapping[str, float], device: str, has_time: bool = True
+) -> str:
+    """Return what was chosen, and how it compares with its teacher and its control.
+
+    Args:
+        chosen: the chosen student.
+        points: all files.
+        budget: the limits.
+        device: spec string of the device.
+        has_time: False: the times are those of the processor of this machine, not of the device.
+    """
     limits = " and ".join(f"{limit:g} {UNITS[name]}" for name, limit in budget.items())
     text = f"Within {limits} on {device}, the best student is {chosen.label} ({chosen.kind}): "
-    text += f"{100 * chosen.mean:.2f} %, {digits(chosen.latency_ms)} ms, {chosen.megabytes:.2f} MB"
+    text += f"{100 * chosen.mean:.2f} %, {digits(chosen.latency_ms)} ms, {digits(chosen.megabytes)} MB"
+    text += "" if has_time else " (the time is that of this machine's processor)"
+    text += f", {chosen.on_device}" if chosen.on_device else ""
     others = {(point.label, point.kind): point for point in points}
     if control := others.get((chosen.label, ALONE)):
-        text += f"; without its teacher it reaches {100 * control.mean:.2f} %"
+        text += f"; the same student on labels alone reaches {100 * control.mean:.2f} %"
+        text += ", so that no gain by its teacher is shown" if control.mean >= chosen.mean else ""
     if teachers := [point for point in points if point.label.startswith("teacher ")]:
         best = max(teachers, key=lambda point: point.mean)
         share = f"{best.megabytes / chosen.megabytes:.1f} times the bytes"
@@ -149,15 +175,18 @@ def render(
         command: the command of the search.
     """
     heading, *rows = cells(points)
-    drawn = layout.figure("All files", "Joined: no other file is as accurate at a lower cost.", figure(points, chosen))
-    time = lambda size: digits(size["latency_ms"]) if size["latency_ms"] < 1e9 else "too large"
+    drawn = layout.figure(
+        "All files", "The line joins the files that no cheaper file equals in accuracy.", figure(points, chosen)
+    )
+    spread = lambda size: f"{digits(size['latency_ms'])} ({digits(size['low_ms'])}-{digits(size['high_ms'])})"
+    time = lambda size: spread(size) if size["latency_ms"] < 1e9 else "too large"
     number = lambda size: [f"{size['parameters']:,}", time(size), f"{size['megabytes']:.3f}"]
     measured = [[size["label"], *number(size), "yes" if size["inside"] else "no"] for size in sizes]
     title = "Search for the best student"
     body = (
         element("h1", title),
         element("p", text, class_="summary"),
-        layout.section("Finalists", join((drawn, tables.plain_table(heading, rows)))),
+        layout.section("Finalists", join((drawn, tables.plain_table(heading, rows))), PROTOCOL),
         layout.section(
             "Candidates",
             tables.plain_table(["candidate", "parameters", "ms", "MB", "within the budget"], measured),

@@ -1,9 +1,11 @@
 """A device of your own, by what it takes."""
 
+from collections import Counter
 from pathlib import Path
 
 from jaxdistill.core.registry import devices
 from jaxdistill.export.device import Device, Report, bytes_of, refused_by
+from jaxdistill.export.measure import is_installed
 from jaxdistill.export.operations import FORMATS, operations
 
 
@@ -16,20 +18,41 @@ def own(
 ) -> Device:
     """Describe a device by its format, its operations and its memory; what it lacks is named with its layer.
 
+    Its time is not known: latencies are those of the processor of this machine.
+
     Args:
         operations_of: the export format that it takes, `litert` or `onnx`.
-        known: operations that it runs, as the format names them, such as `('CONV_2D', 'ADD')`; empty: all.
-        integers: it computes with 8-bit integers alone.
+        known: operations that it runs, as the format names them, such as `('CONV_2D', 'ADD')`; an export to the device
+            lists those of the file. Empty: all.
+        integers: it computes with 8-bit integers alone, as LiteRT files can.
         megabytes: largest size of the weights, 10^6 bytes; 0: no limit.
 
     Raises:
-        ValueError: the format is unknown, or `megabytes` is negative.
+        ValueError: the format is unknown or has no such operation, `integers` is set for ONNX, or `megabytes` is
+            negative.
     """
     if operations_of not in FORMATS:
         raise ValueError(f"operations_of={operations_of!r}: give {' or '.join(map(repr, FORMATS))}")
+    if integers and operations_of == "onnx":
+        raise ValueError("integers=True: an ONNX file keeps floats between its integers; set operations_of='litert'")
+    if operations_of == "onnx" and known and is_installed("onnx"):
+        from onnx import defs
+
+        if unknown := [name for name in known if not defs.has(name)]:
+            raise ValueError(f"known has {unknown[0]!r}, which is no operation of ONNX; names are like 'MatMul', 'Add'")
 
     def inspect(file: Path) -> Report:
-        found = operations(file)
-        return Report(len(found), refused_by(found, known) if known else ())
+        listed = operations(file)
+        counts = Counter(name for name, _ in listed)
+        kinds = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        return Report(len(listed), refused_by(listed, known) if known else (), {"operations of the file": kinds})
 
-    return Device((operations_of,), integers, bytes_of(megabytes), 0, inspect, (FORMATS[operations_of],), operations_of)
+    return Device(
+        formats=(operations_of,),
+        integers=integers,
+        memory=bytes_of(megabytes),
+        has_time=False,
+        inspect=inspect,
+        packages=(FORMATS[operations_of],),
+        extra=operations_of,
+    )

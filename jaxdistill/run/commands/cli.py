@@ -52,6 +52,7 @@ def run_command(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     work: Callable[[argparse.Namespace, Config], int | None],
+    stopped: int = 0,
 ) -> int:
     """Parse the command line, load the config, apply its `--config.a.b=value` changes, and call the command's function.
 
@@ -59,6 +60,7 @@ def run_command(
         parser: argument parser of the command, made by the function `parser`.
         argv: arguments of the command; None: `sys.argv[1:]`.
         work: the command's function, `(options, config) -> exit code`; it may return None for exit code 0.
+        stopped: exit code of a command that was stopped by a signal after its state was saved.
 
     Returns:
         The exit code of `work`; or that of an error, which is printed in one line (see `failures.py`).
@@ -70,7 +72,7 @@ def run_command(
         options.config = options.config or presets.find(options.preset)
         return work(options, override(load_config(options.config, options.trust_source), parse_changes(rest)))
 
-    return failures.run(run, options.debug, folder)
+    return failures.run(run, options.debug, folder, stopped)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

@@ -4,9 +4,11 @@ r"""Find the student that is best within a budget of time and bytes on a device.
         --budget latency_ms=0.4 megabytes=14 --axis layers 1 2 3 --axis neurons 0.25 0.5 --axis bits 8 32
 
 Candidates are the config's student with other arguments of `student.model`, and bits (8 or 32). All are exported
-untrained and measured once on the device. The largest ones within the budget are distilled, beside the same students
-without a teacher and rounded after their training. The page search.html shows accuracy against time and bytes, and ends
-with the chosen student, whose config is chosen.json. The same command resumes an interrupted search.
+untrained and measured once on the device. The largest ones within the budget are distilled (first those that no other
+one within it exceeds in every argument), beside the same students without a teacher and rounded after their training.
+Of the distilled ones, the one with the best accuracy on the test records is chosen. The page search.html shows accuracy
+against time and bytes; chosen.json is the config. The same command resumes an interrupted search, and another budget
+uses what was measured and trained.
 """
 
 import ast
@@ -18,8 +20,10 @@ from typing import Any
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.commands import cli
+from jaxdistill.run.commands.sweep import UNFINISHED
 
 MOST = 512  # candidates
+AXIS = "argument of student.model, or bits, then its values: --axis layers 1 2 3; may be repeated"
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -31,8 +35,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser("search", __doc__)
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the search; finished parts are kept")
     parser.add_argument("--device", default="cpu(threads=1)", metavar="SPEC", help="default: %(default)s")
-    parser.add_argument("--budget", nargs="+", required=True, metavar="LIMIT", help="latency_ms=N, megabytes=N")
-    parser.add_argument("--axis", action="append", nargs="+", required=True, metavar="NAME", help="name, then values")
+    parser.add_argument(
+        "--budget", nargs="+", required=True, metavar="LIMIT", help="such as latency_ms=0.5 megabytes=14"
+    )
+    parser.add_argument("--axis", action="append", nargs="+", required=True, metavar="WORD", help=AXIS)
     parser.add_argument("--finalists", default=3, type=int, help="students that are distilled; default: %(default)s")
     parser.add_argument("--seeds", default=1, type=int, help="runs of each; default: %(default)s")
 
@@ -41,7 +47,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         words = shlex.join(["jaxdistill", "search", *(sys.argv[1:] if argv is None else argv)])
         return _search(config, options, axes, words)
 
-    return cli.run_command(parser, argv, work)
+    return cli.run_command(parser, argv, work, UNFINISHED)
 
 
 def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command: str) -> int:
@@ -52,6 +58,7 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
     from jaxdistill.run import search, search_study
     from jaxdistill.run.commands.sweep import MOST_SEEDS
     from jaxdistill.run.config import differ
+    from jaxdistill.run.exported_files import EXPORTS, slug
     from jaxdistill.run.fill import fill_placeholders
     from jaxdistill.run.resolve import resolve
     from jaxdistill.run.workdir import check_writable, locked
@@ -59,7 +66,10 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
     for name, number, most in (("--finalists", options.finalists, MOST), ("--seeds", options.seeds, MOST_SEEDS)):
         if not 1 <= number <= most:
             raise ConfigError(name, f"{number}: give 1 to {most}.")
-    budget, device = search.parse_budget(options.budget), choose_device(options.device, "--device")
+    device = choose_device(options.device, "--device")
+    budget = search.parse_budget(options.budget, device, options.device)
+    if any((options.workdir / name).exists() for name in ("config.json", "results.json")):
+        raise ConfigError("--workdir", f"{str(options.workdir)!r} holds a run. Choose another folder.")
     config = fill_placeholders(config)
     found = search.candidates(config, axes, device)
     check_writable(options.workdir, "--workdir")
@@ -72,16 +82,19 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
         sizes = search.measure_sizes(resolved, found, options.device, options.workdir, console)
         best = search.finalists(sizes, budget, options.finalists)
         names = "; ".join(size.label for size in best)
-        console.print(f"{len(best)} finalists: {names}", highlight=False, soft_wrap=True)
+        inside = sum(size.excess(budget) <= 1 for size in sizes)
+        console.print(f"{inside} within the budget; trained: {names}", highlight=False, soft_wrap=True)
         chosen = [candidate for size in best for candidate in found if candidate.label == size.label]
         study = search_study.study_of(config, chosen, shlex.split(command))
         all_runs = search_study.distil(study, options.workdir, options.seeds, console)
         points = search_study.measure_files(study, all_runs, chosen, options.device, options.workdir, console)
         point = search_study.choose_point(points, budget)
         candidate = next(each for each in chosen if each.label == point.label)
+        run = next(run for run in all_runs if run.arm == f"{point.label} | {point.kind}")
+        place = run.folder / "student" / EXPORTS / slug(candidate.format)
         sys.stdout.write(
             search_study.finish(
-                options.workdir, config, point, candidate, points, sizes, budget, options.device, command
+                options.workdir, config, point, candidate, points, sizes, budget, options.device, command, place
             )
         )
     return 0

@@ -113,7 +113,7 @@ def _check(study: Study, data: bool = False) -> None:
         _ = resolved.stages if data else resolved.definitions
 
 
-def run_study(study: Study, workdir: Path, seeds: int, console: Console) -> list[pages.Line]:
+def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_table: bool = True) -> list[pages.Line]:
     """Execute all unfinished runs of a study, and compare its arms (variants of the base config) over several seeds.
 
     Writes `study.json`, a table, a figure and an HTML page to the workdir.
@@ -123,6 +123,7 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console) -> list
         workdir: folder of the study, for all runs and results.
         seeds: number of runs for each arm, with seeds 0, 1, ...
         console: where progress and the table are printed.
+        shows_table: False: print progress alone.
 
     Returns:
         The lines of the table, one for each arm.
@@ -138,8 +139,9 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console) -> list
         finally:  # also after an interruption, so that `jaxdistill.evaluation.report.study` can show the finished runs
             seal.write(workdir / "study.json", study_results(study, all_runs))
     lines = pages.write(workdir)
-    console.print(pages.markdown(pages.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Report: {workdir / 'study.html'}")
+    if shows_table:
+        console.print(pages.markdown(pages.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Report: {workdir / 'study.html'}")
     return lines
 
 

@@ -23,7 +23,7 @@ def exports_can_be_written(view: ConfigView) -> None:
         path = f"exports.{name}"
         choose(entry.to, entry.runtime, f"{path}.to", f"{path}.runtime")
         if entry.device:
-            check_device(choose_device(entry.device, f"{path}.device"), entry.device, entry.to, 0, "", f"{path}.device")
+            choose_device(entry.device, f"{path}.device", [entry.to])
         if entry.model not in models:
             raise ConfigError(f"{path}.model", f"the run trains no {entry.model!r}. {suggest(entry.model, models)}")
         if entry.threads > processors:

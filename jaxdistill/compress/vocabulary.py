@@ -38,6 +38,13 @@ def required_tokens(tokenizer: dict[str, Any]) -> set[int]:
     return added if unknown is None else added | {unknown}
 
 
+def with_required_first(tokenizer: dict[str, Any], counts: np.ndarray) -> np.ndarray:
+    """Return the occurrences of tokens, `[size]`, with those that must be kept above all others."""
+    raised = counts.copy()
+    raised[sorted(required_tokens(tokenizer))] += counts.sum() + 1
+    return raised
+
+
 def unknown_token(tokenizer: dict[str, Any]) -> int | None:
     """Return the number of the unknown token of a tokenizer.json; None: it has none."""
     model = tokenizer.get("model", {})

@@ -8,7 +8,7 @@ leaves `neg` and `reduce_max` in floats. The network is read from its trace, so 
     erf(z), erfc(z)           tanh(1.1284 z + 0.1009 z^3), which differs by at most 4e-4
     softmax(x - max(x))       softmax(x): the file's own softmax subtracts the maximum
     -x                        -1 x
-    i < 0 for integers        False: no row of a table is counted from its end
+    where(i < 0, i + n, i)    i: no row of a table is counted from its end
     a lookup of rows          one that reads the last row for a number that is too large
 
 exp(-24) is 0 in a softmax of 8 bits, unless all real scores are below -17. Other infinite constants stay as they are.
@@ -37,11 +37,20 @@ class _Softmax(NamedTuple):
     value: the array
     unshifted: it without the subtraction; None: the array is the maximum itself
     axes: the axes along which the maximum is one number
+    origin: the exponentials that it comes from
     """
 
     value: Array
     unshifted: Array | None
     axes: tuple[int, ...] = ()
+    origin: object = None
+
+
+class _Negative(NamedTuple):
+    """Where whole numbers are below 0; `of` are the numbers, and `value` the booleans."""
+
+    of: Array
+    value: Array
 
 
 def for_integers(network: Network) -> Callable[[RowsLike], Array]:
@@ -110,7 +119,7 @@ def _moved(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
     if not isinstance(x, _Softmax) or x.axes:
         return None
     moved = lambda array: bind_equation(equation, [array])[0]
-    return _Softmax(moved(x.value), None if x.unshifted is None else moved(x.unshifted))
+    return x._replace(value=moved(x.value), unshifted=None if x.unshifted is None else moved(x.unshifted))
 
 
 def _sub(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
@@ -125,7 +134,7 @@ def _exp(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
     (x,) = operands
     if not isinstance(x, _Softmax) or x.unshifted is None:
         return None
-    return _Softmax(jnp.exp(x.value), jnp.exp(x.unshifted), x.axes)
+    return _Softmax(jnp.exp(x.value), jnp.exp(x.unshifted), x.axes, object())
 
 
 def _reduce_sum(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
@@ -133,17 +142,21 @@ def _reduce_sum(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
     if not isinstance(x, _Softmax) or x.unshifted is None or tuple(equation.params["axes"]) != x.axes:
         return None
     total = lambda array: bind_equation(equation, [array])[0]
-    return _Softmax(total(x.value), total(x.unshifted))
+    return _Softmax(total(x.value), total(x.unshifted), (), x.origin)
 
 
 def _div(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
     x, y = operands
-    is_softmax = all(isinstance(each, _Softmax) and each.unshifted is not None for each in operands)
-    return bind_equation(equation, [x.unshifted, y.unshifted])[0] if is_softmax and x.axes and not y.axes else None
+    if not isinstance(x, _Softmax) or not isinstance(y, _Softmax) or not x.axes or y.axes:
+        return None
+    is_softmax = x.origin is not None and x.origin is y.origin
+    return bind_equation(equation, [x.unshifted, y.unshifted])[0] if is_softmax else None
 
 
 def _select_n(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
     condition, *cases = arrays
+    if isinstance(operands[0], _Negative) and len(cases) == 2 and cases[0] is operands[0].of:
+        return cases[0]  # the number of a row, or that number from the end of the table
     if not _is_traced(condition) and (condition.all() or not condition.any()):
         return cases[int(condition.all())]
     masked = [number for number, x in enumerate(cases) if _is_least(x)]
@@ -170,8 +183,8 @@ def _masked(x: Array, is_kept: Any) -> Array:
 
 def _lt(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
     x, least = arrays
-    is_row_number = not _is_traced(least) and jnp.issubdtype(x.dtype, np.integer) and not np.any(least)
-    return np.zeros(x.shape, bool) if is_row_number else None
+    is_number = not _is_traced(least) and jnp.issubdtype(x.dtype, np.integer) and not np.any(least)
+    return _Negative(x, bind_equation(equation, arrays)[0]) if is_number else None
 
 
 def _gather(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
@@ -202,7 +215,7 @@ RULES: dict[str, Callable[[Any, list[Any], list[Any]], Any]] = {  # None: the eq
 
 
 def _value(x: Any) -> Any:
-    return x.value if isinstance(x, _Softmax) else x
+    return x.value if isinstance(x, _Softmax | _Negative) else x
 
 
 def _is_traced(x: Any) -> bool:

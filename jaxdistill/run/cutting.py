@@ -16,7 +16,7 @@ from jaxdistill.compress.added import is_added
 from jaxdistill.compress.axes import VOCABULARY, Sizes
 from jaxdistill.compress.cut import Choice, Cut, choose, cuttable, sizes_after, sliced
 from jaxdistill.compress.unit_scores import unit_scores
-from jaxdistill.compress.vocabulary import count_tokens, required_tokens, unknown_token
+from jaxdistill.compress.vocabulary import count_tokens, unknown_token, with_required_first
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.interfaces import Model
@@ -162,8 +162,7 @@ def _token_counts(resolved: Resolved, size: int) -> tuple[np.ndarray, int]:
         counts += count_tokens([rows["input_ids"]], size)
     unknown = unknown_token(tokenizer)
     assert unknown is not None
-    counts[sorted(required_tokens(tokenizer))] += counts.sum() + 1
-    return counts, unknown
+    return with_required_first(tokenizer, counts), unknown
 
 
 def _checksum(variables: Variables) -> str:

@@ -179,7 +179,7 @@ def measure_sizes(
 def _circumstances(resolved: Resolved, device_spec: str, chosen: Sequence[Candidate]) -> dict[str, Any]:
     """Return what the table depends on, beside the candidates."""
     exporters = [registry.exporters.build(spec, "--device") for spec in sorted({each.format for each in chosen})]
-    runtimes = sorted({f"{package_of(each.runtimes[0])} {version(each.runtimes[0])}" for each in exporters})
+    runtimes = sorted({f"{package_of(each.runtimes[0])} {version(package_of(each.runtimes[0]))}" for each in exporters})
     rows = {name: [list(x.shape[1:]), str(x.dtype)] for name, x in sorted(resolved.student.shapes["train"].items())}
     return {"device": device_spec, "processor": processor(), "runtimes": runtimes, "rows": rows}
 

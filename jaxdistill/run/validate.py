@@ -76,6 +76,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "run": (
         run.vocabularies_fit,
         run.cut_vocabulary_has_tokens,
+        run.categories_fit,
         run.streams_are_read,
         run.roles_have_parameters,
         run.chunks_divide_a_factored_head,

@@ -166,3 +166,27 @@ def test_kernels_that_do_not_exist_or_do_not_divide_are_named():
         pruned("sparse(share=0.5, only='head')")
     with pytest.raises(ConfigError, match=r"student.masks: a/kernel has 4 inputs, no multiple of 3"):
         pruned("sparse(keep=1, of=3)")
+
+
+def test_the_share_is_reached_although_it_is_chosen_now_and_then():
+    _, state = pruned("sparse(share=0.5, start=0.0, end=0.5, every=4)", updates=6)  # at steps 0, 4 and 5
+    assert int(state.kept["a/kernel"].sum()) == 6
+
+
+def test_wanda_takes_the_root_of_the_mean_square():
+    params = {ROLE: {"kernel": jnp.float32([[1.0], [3.0]])}}
+    share = registry.masks.build("sparse(share=0.5, by='wanda', start=0.0, end=0.0)", "").optimizer(optax.sgd(0.0), 1)
+    squares = {ROLE: {f"kernel{SQUARE}": jnp.float32([4.0, 1.0])}}  # 1 * 2 < 3 * 1, and 1 * 4 > 3 * 1
+    _, state = share.update(params, share.init(params), params, model_state=squares)
+    assert np.asarray(state.kept["kernel"]).ravel().tolist() == [False, True]
+
+
+def test_the_mean_square_runs_over_batches():
+    pruner = registry.masks.build("sparse(share=0.5, by='wanda')", "")
+    model, rows = pruner.wrap(registry.models.build("mlp(widths=(4,), classes=5)", "model")), BATCHES["image"]()
+    params, state = model.init(jax.random.key(0), rows)
+    apply = jax.jit(lambda state, rows: model.apply(params, state, rows, train=True, key=jax.random.key(1))[1])
+    first = apply(state, rows)
+    second = apply(first, {**rows, "image": 3 * rows["image"]})
+    name = f"layers/0/kernel{SQUARE}"
+    np.testing.assert_allclose(second[name], (0.99 + 0.01 * 9) * first[name], rtol=1e-5)

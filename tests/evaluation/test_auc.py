@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.types import Outputs
 from jaxdistill.evaluation import metrics
-from jaxdistill.evaluation.evaluator import scores, totals
+from jaxdistill.evaluation.evaluator import evaluator, scores, totals
 from jaxdistill.evaluation.report.exports import circumstances, table
 from jaxdistill.export.measure import difference
 
@@ -46,3 +48,13 @@ def test_a_file_has_its_own():
     heading, row = table([entry])
     assert "KL" not in heading and row[heading.index("AUC")] == "0.2500"
     assert "AUC: area under" in circumstances([entry]) and "KL:" not in circumstances([entry])
+
+
+def test_an_evaluation_ranks_by_the_difference_of_the_logits():
+    logits = np.float32([[5, 5.5], [0, 1], [3, 1], [9, 8]])
+    label = np.array([1, 0, 0, 1])
+    model = Model(lambda key, batch: ({}, {}), lambda p, s, batch, *, train, key: (Outputs(batch["x"], ()), s))
+    rows = {"x": jnp.asarray(logits), "label": jnp.asarray(label), "mask": jnp.ones(4)}
+    found = evaluator(model, (), None, ())({"student": {}}, {"student": {}}, (), rows)
+    expected = by_pairs(logits[:, 1] - logits[:, 0], label)
+    assert scores({"auc": found["auc"]})["auc"] == expected != by_pairs(logits[:, 1], label)

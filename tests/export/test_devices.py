@@ -128,3 +128,36 @@ def test_your_own_device_names_what_it_lacks(tmp_path):
     rest = registry.devices.build(f"own(operations_of='onnx', known={tuple(sorted(names - {activation}))})", "")
     (refused,) = rest.inspect(tmp_path / "x.onnx").refused
     assert refused.operation == activation and refused.layer == "layers/0"
+
+
+def test_each_operation_counts_though_its_sentence_is_said_once():
+    twice = report(SUMMARY, [*OPERATIONS, {**OPERATIONS[2], "Name": "jit(<lambda>)/bar"}], OUTPUT).as_json()
+    assert (twice["operations"], twice["on_device"], len(twice["refused"])) == (4, 1, 3)
+    again = report(SUMMARY, [*OPERATIONS, OPERATIONS[2]], OUTPUT).as_json()
+    assert (again["operations"], again["on_device"], len(again["refused"])) == (4, 1, 2)
+
+
+def test_threads_and_products_are_those_that_were_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2})
+    assert registry.devices.build("cpu(threads=2)", "").threads == 2
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        raise RuntimeError
+
+    monkeypatch.setattr("subprocess.run", run)
+    for spec, name in (("ethos_u65()", "ethos-u65-256"), ("ethos_u65(macs=512)", "ethos-u65-512")):
+        with pytest.raises(RuntimeError):
+            registry.devices.build(spec, "").inspect(tmp_path / "x.tflite")
+        assert name in commands[-1]
+
+
+def test_a_device_of_all_operations_refuses_none(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    node = onnx.helper.make_node("Add", ["x", "x"], ["y"])
+    value = lambda name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], "g", [value("x")], [value("y")])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "x.onnx")
+    found = registry.devices.build("own(operations_of='onnx')", "").inspect(tmp_path / "x.onnx")
+    assert found.refused == () and found.operations == 1 and found.numbers == {"operations of the file": "1 Add"}

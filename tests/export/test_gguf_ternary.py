@@ -62,3 +62,15 @@ def test_llama_cpp_runs_it(networks, tmp_path):
         expected = np.asarray(jax.jit(subject.function)({"input_ids": IDS}))
         divergence[name] = token_difference(found.reshape(-1, 64), expected.reshape(-1, 64), None).divergence
     assert divergence["ternary"] < 1e-3 < 0.1 < divergence["floats"]
+
+
+def test_a_matrix_of_other_widths_is_named_with_the_size_of_its_blocks(tmp_path):
+    spec = SPEC.replace("ffn=256", "ffn=32")
+    model, form = registry.models.build(spec, ""), architecture_of_spec(spec)
+    batch = {"input_ids": IDS, "mask": np.ones((2, 16), np.float32)}
+    values = Variables(*jax.jit(model.init)(jax.random.key(0), batch))
+    subject = network_of(model, values, FIELDS)._replace(definition=Definition(form.family, form.arguments))
+    *_, note = write_file(subject, tmp_path / "model.gguf", "TQ2_0")
+    assert (
+        note == "The rows of 1 matrices are no multiple of 256, so F16 holds them: model.layers.0.mlp.down_proj.weight."
+    )

@@ -136,3 +136,47 @@ def test_an_npu_runs_every_operation_of_a_resnet_and_most_of_a_bert(tmp_path):
         shares[spec.partition("(")[0]] = 1 - len(found.refused) / found.operations
         assert all(each.sentence() for each in found.refused)
     assert shares["resnet"] == 1 and 0.9 < shares["bert"] < 1 and shares["vit"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda x: jnp.exp(x - jnp.maximum(x.max(-1, keepdims=True), x[:, :1] + 1.0)),
+        lambda x: jnp.exp(x - x.max(-1, keepdims=True)) / jnp.exp(2 * x - (2 * x).max(-1, keepdims=True)),
+        lambda x: (
+            jnp.exp(x - x.max(-1, keepdims=True))
+            / jnp.exp(2 * x - (2 * x).max(-1, keepdims=True)).sum(-1, keepdims=True)
+        ),
+    ],
+    ids=["of another maximum", "without sums", "of another array"],
+)
+def test_what_is_no_softmax_stays_as_it_is(kept):
+    x = np.float32([[1.0, 2.0, 4.0]])
+    np.testing.assert_allclose(jax.jit(for_integers(function(kept, 3)))({"x": x}), kept(x), rtol=1e-5)
+
+
+def test_a_row_number_beyond_a_table_reads_its_last_row():
+    table = np.arange(6, dtype=np.float32).reshape(3, 2)
+    looked = Network(
+        lambda v, rows: {"y": jnp.asarray(table)[rows["i"]]}, Variables({}, {}), {"i": ((2,), "int32")}, "y"
+    )
+    found = jax.jit(for_integers(looked))({"i": np.int32([[0, 9]])})
+    np.testing.assert_array_equal(found, [[[0, 1], [4, 5]]])
+
+
+def test_other_comparisons_with_zero_stay_as_they_are():
+    compared = function(lambda x: jnp.where(jnp.argmin(x, -1) - 1 < 0, 1.0, 0.0), 3)
+    assert jax.jit(for_integers(compared))({"x": np.float32([[1, 2, 3]])}).tolist() == [1.0]
+
+
+def test_a_mask_leaves_low_scores_their_weights():
+    x = np.float32([[-15.0, -15.0, 0.0]])
+    masked = function(lambda x: jax.nn.softmax(jnp.where(x < -1, x, -jnp.inf)), 3)
+    np.testing.assert_allclose(jax.jit(for_integers(masked))({"x": x}), [[0.5, 0.5, 0]], atol=1e-3)
+
+
+def test_the_finite_part_of_a_bias_is_added():
+    bias = np.float32([[0.5, 0.0, -np.inf]])
+    biased = function(lambda x: jax.nn.softmax(x + bias), 3)
+    x = np.float32([[1.0, 2.0, 3.0]])
+    np.testing.assert_allclose(jax.jit(for_integers(biased))({"x": x}), jax.nn.softmax(x + bias), atol=1e-6)

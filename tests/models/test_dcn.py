@@ -35,3 +35,11 @@ def test_it_is_the_formula_of_the_paper():
 def test_it_needs_crosses_or_layers():
     with pytest.raises(ConfigError, match=r"crosses=0 with widths=.*give at least one cross, or one layer"):
         registry.models.build("dcn(categories=7, width=3, classes=2, crosses=0, widths=())", "model")
+
+
+def test_dropout_is_that_of_training():
+    model = registry.models.build("dcn(categories=7, width=3, classes=2, widths=(64,), dropout=0.9)", "model")
+    rows = {"categories": jnp.array([[0, 4]], jnp.int32), "mask": jnp.ones(1)}
+    params, state = model.init(jax.random.key(0), rows)
+    run = lambda train: model.apply(params, state, rows, train=train, key=jax.random.key(1))[0].hidden_states[-1]
+    assert (np.asarray(run(True)) == 0).mean() > 0.8 and (np.asarray(run(False)) == 0).mean() < 0.8

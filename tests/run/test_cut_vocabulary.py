@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from corpora import WORDS, sentences
@@ -10,6 +11,8 @@ from own_runs import QUIET, command, config_of, test_records
 
 import jaxdistill
 from jaxdistill import differ
+from jaxdistill.compress.vocabulary import unknown_token, with_required_first
+from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run import cutting
 from jaxdistill.run.distill import check
@@ -89,3 +92,24 @@ def test_a_tokenizer_without_an_unknown_token_is_refused_before_the_teacher_is_t
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ConfigError, match=r"student.model: .* the tokenizer has no unknown token"):
         check(config, None)
+
+
+def test_special_tokens_stay_although_no_text_has_them():
+    model = {"vocab": {"a": 0, "b": 1, "[UNK]": 2, "[X]": 3}, "unk_token": "[UNK]"}
+    tokenizer = {"model": model, "added_tokens": [{"id": 3, "content": "[X]"}]}
+    counts = with_required_first(tokenizer, np.array([2.0, 1.0, 0.0, 0.0]))
+    assert np.argsort(-counts, kind="stable").tolist() == [2, 3, 0, 1]
+    unigram = {"model": {"type": "Unigram", "vocab": [["<unk>", 0.0], ["a", -1.0]], "unk_id": 0}}
+    assert unknown_token(unigram) == 0
+
+
+def test_a_token_beyond_the_tokenizer_is_not_read_as_another():
+    model = registry.models.build("bert(vocabulary=3, width=8, depth=1, heads=2, ffn=8, classes=2, tokens=5)", "model")
+    rows = {
+        "input_ids": jnp.array([[1, 9]], jnp.int32),
+        "attention_mask": jnp.ones((1, 2), jnp.int32),
+        "mask": jnp.ones(1),
+    }
+    params, state = model.init(jax.random.key(0), rows)
+    out, _ = model.apply(params, state, rows, train=False, key=jax.random.key(0))
+    assert np.isnan(np.asarray(out.logits)).any()

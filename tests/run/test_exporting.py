@@ -198,6 +198,14 @@ def test_a_device_says_which_operations_it_lacks(home, trained, capsys):
     ).read_text().replace("&#x27;", "'")
 
 
+def test_a_file_that_a_device_cannot_hold_is_set_aside(trained, capsys):
+    run = trained("mlp")
+    size = sum(x.nbytes for x in jaxdistill.load(run).variables.params.values()) + 64  # weights fit, the file does not
+    assert command("export", run, "--to", "onnx", "--records", 5, "--device", f"cpu(megabytes={size / 1e6})") == 2
+    assert "the file has 0.0" in capsys.readouterr().err and (run / "student/exports/onnx.rejected").is_dir()
+    assert command("export", run, "--to", "onnx", "--records", 5) == 0
+
+
 def test_a_run_that_is_not_finished_is_refused(home, trained, capsys):
     run = home / "runs" / "unfinished"
     shutil.copytree(trained("bert"), run)

@@ -14,7 +14,7 @@ from jaxdistill.export.device import Device
 from jaxdistill.run.commands.search import read_axes
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.fill import fill_placeholders
-from jaxdistill.run.search import Size, _exceeds, candidates, finalists, parse_budget
+from jaxdistill.run.search import Size, _exceeds, _key, candidates, finalists, parse_budget
 from jaxdistill.run.search_study import choose_point, study_of
 
 
@@ -47,6 +47,8 @@ def test_arms_are_the_finalist_its_rounding_afterwards_and_its_control(home):
     kinds = [name.rpartition(" | ")[2] for name in arms]
     assert kinds == ["distilled", "distilled, rounded afterwards", "alone", "distilled", "alone"]
     assert list(arms["widths=(8,) bits=8 | alone"]["objective"]) == ["cross_entropy"]
+    assert arms["widths=(8,) bits=8 | distilled, rounded afterwards"]["student"]["quantized"] == ""
+    assert arms["widths=(8,) bits=8 | distilled"]["student"]["quantized"]
 
 
 def test_finalists_are_the_largest_that_nothing_within_the_budget_exceeds():
@@ -177,3 +179,20 @@ def test_a_search_goes_from_sizes_to_a_config_and_resumes(home, capsys):
     (home / "search" / "config.json").write_text("{}")
     assert command(*words, "--budget", "latency_ms=1000") == 2 and "holds a run" in capsys.readouterr().err
     assert not math.isnan(table["sizes"][0]["size"]["latency_ms"])
+
+
+def test_a_budget_is_kept_in_time_and_in_bytes():
+    small, slow = size("small", 1.0, 1.0, 1, layers=1), size("slow", 9.0, 1.0, 2, layers=2)
+    assert finalists([small, slow], {"latency_ms": 2.0, "megabytes": 2.0}, 2) == [small]
+
+
+def test_of_equal_accuracies_the_smaller_file_is_chosen_and_stands_on_the_front():
+    small, large = Point("small", "distilled", (0.9,), 2.0, 1.0), Point("large", "distilled", (0.9,), 1.0, 2.0)
+    assert choose_point([large, small], {"latency_ms": 9.0}) == small
+    assert front([small, large], "megabytes") == [small] and front([small, large], "latency_ms") == [large]
+
+
+def test_a_size_is_known_by_its_format_too(home):
+    config = fill_placeholders(config_of("mlp", home))
+    eight, whole = candidates(config, {"widths": ((8,),), "bits": (8, 32)}, Device())
+    assert _key(eight) != _key(whole._replace(values=eight.values)) and eight.sized == whole.sized

@@ -36,7 +36,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the search; finished parts are kept")
     parser.add_argument("--device", default="cpu(threads=1)", metavar="SPEC", help="default: %(default)s")
     parser.add_argument(
-        "--budget", nargs="+", required=True, metavar="LIMIT", help="such as latency_ms=0.5 megabytes=14"
+        "--budget",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="LIMIT",
+        help="such as latency_ms=0.5 megabytes=14",
     )
     parser.add_argument("--axis", action="append", nargs="+", required=True, metavar="WORD", help=AXIS)
     parser.add_argument("--finalists", default=3, type=int, help="students that are distilled; default: %(default)s")

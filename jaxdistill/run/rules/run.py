@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxdistill.compress.axes import VOCABULARY
 from jaxdistill.compress.cut import is_all
@@ -59,6 +60,24 @@ def cut_vocabulary_has_tokens(run: RunView) -> None:
     rows, least = parse(definition.config.student.model, "").kwargs["vocabulary"], len(required_tokens(tokenizer))
     if rows < least:
         raise ConfigError("student.model", f"{text!r} keeps {rows} rows; the tokenizer has {least} special tokens.")
+
+
+def categories_fit(run: RunView) -> None:
+    """Check that a table of categories has a row for each category of the records, as far as they are in memory."""
+    field = "categories"
+    if field not in run.student.shapes["train"]:
+        return
+    streams = (run.data.streams["train"], run.data.test)
+    opened = [records for records in map(run.data.open, streams) if records.in_memory]
+    largest = max((int(each.take(np.arange(len(each)))[field].max()) for each in opened), default=-1)
+    specs = {"student.model": run.student.definition.config.student.model}
+    specs |= {f"{teacher.path}.model": teacher.model for teacher in run.teacher_configs.values()}
+    for path, spec in specs.items():
+        rows = parse(spec, path).kwargs.get(field)
+        if rows is not None and rows <= largest:
+            raise ConfigError(
+                path, f"has a table of {rows} rows, and the records have {largest}. Set {field}={largest + 1}."
+            )
 
 
 def _embedding_rows(spec: str, path: str) -> int | None:

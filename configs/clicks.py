@@ -22,7 +22,7 @@ def get_config():
         batch_size=256,
         rate="cosine(start=0.003)",
         optimizer="adamw(weight_decay=0.1)",
-        data={"name": "movielens"},
+        data={"name": "movie_ratings"},
         student={
             "model": "dcn(categories=2693, width=4, classes=2, crosses=1, widths=(16,))",
             "quantized": "aware(weights=8, inputs=8, start=0.5)",

@@ -274,7 +274,7 @@ MISTAKES = {
         ["data.name=nonesuch"],
         "data.name",
         "'nonesuch'",
-        "Known: blobs, clothes, emoji",
+        "Known: blobs, clothes, clothing_reviews, emoji",
     ),
     "an unknown split": (["data.test=tset"], "data.test", "'blobs' has no split 'tset'", "(KeyError: 'tset')"),
     "a checkpoint that is not there": (

@@ -6,7 +6,7 @@ import jaxdistill.export.devices
 import jaxdistill.export.formats  # noqa: F401  (importing registers the formats)
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
-from jaxdistill.export.device import Device, check_device
+from jaxdistill.export.device_profile import Device, check_device
 from jaxdistill.export.measure import is_installed, package_of
 from jaxdistill.export.network import Definition, Exporter
 

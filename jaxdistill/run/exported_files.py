@@ -23,7 +23,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.export import exported_folder, model_folder
 from jaxdistill.export.compare import compare
-from jaxdistill.export.device import Device
+from jaxdistill.export.device_profile import Device
 from jaxdistill.export.examples import Examples, training_samples
 from jaxdistill.export.measure import Difference, Job, Measured, is_installed, measure, package_of
 from jaxdistill.export.network import Exporter, Network

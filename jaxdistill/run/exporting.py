@@ -20,7 +20,7 @@ from jaxdistill.evaluation.report.formats import aligned
 from jaxdistill.evaluation.report.table import FLOATS
 from jaxdistill.export.choice import check_model, choose, choose_device
 from jaxdistill.export.compare import outputs_of
-from jaxdistill.export.device import check_device
+from jaxdistill.export.device_profile import check_device
 from jaxdistill.export.examples import test_examples
 from jaxdistill.export.measure import Measured
 from jaxdistill.export.network import network_of

@@ -25,7 +25,7 @@ from jaxdistill.core.types import Variables
 from jaxdistill.evaluation.latency import Latency
 from jaxdistill.evaluation.report.search import UNITS
 from jaxdistill.export.choice import choose, choose_device
-from jaxdistill.export.device import Device, check_device
+from jaxdistill.export.device_profile import Device, check_device
 from jaxdistill.export.examples import test_examples, training_samples
 from jaxdistill.export.measure import Job, Measured, measure, package_of
 from jaxdistill.export.network import Exporter, Network, network_of

@@ -184,7 +184,7 @@ def test_without_network_the_cure_is_named(monkeypatch, tmp_path, client):
         ("spam", 2, 4836, 1210),
         ("clothing_reviews/recommended", 2, 18110, 4518),
         ("clothing_reviews/department", 6, 18110, 4518),
-        ("movielens", 2, 80000, 20000),
+        ("movie_ratings", 2, 80000, 20000),
         ("plain_english/kjv", None, 1078, 111),
         ("plain_english/wordnet", None, 106116, 11543),
     ],

@@ -10,7 +10,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Variables
 from jaxdistill.evaluation.report.exports import devices
-from jaxdistill.export.device import check_device
+from jaxdistill.export.device_profile import check_device
 from jaxdistill.export.devices.ethos_u65 import report
 from jaxdistill.export.network import network_of
 from jaxdistill.export.operations import layer_of, operations

@@ -194,7 +194,11 @@ def test_a_command_of_a_document_can_be_given(file, command, monkeypatch):
             importlib.import_module(home.name)  # which an earlier change may have broken
         options = [word.partition("=")[0] for word in rest if word.startswith("--")]
         words = Path(home.origin).read_text()
-        for shared in ("jaxdistill/run/commands/sweep.py: sweep.main(", "jaxdistill/run/commands/cli.py: cli.parser("):
+        for shared in (
+            "jaxdistill/run/commands/sweep.py: sweep.main(",
+            "jaxdistill/run/commands/sweep.py: sweep.parser(",
+            "jaxdistill/run/commands/cli.py: cli.parser(",
+        ):
             file, _, call = shared.partition(": ")
             words += (runs.ROOT / file).read_text() if call in words else ""
         assert all(f'"{option}"' in words for option in options)

@@ -175,10 +175,12 @@ def test_a_place_that_may_not_be_written_is_refused_before_any_work(tmp_path, ca
     assert "cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [("train", "--config", "x.py", "--workdir"), ("compare", "run", "--out")])
+@pytest.mark.parametrize(
+    "words",
+    [("train", "--config", str(runs.ROOT / "configs" / "quickstart.py"), "--workdir"), ("compare", "run", "--out")],
+)
 def test_a_bucket_is_no_folder(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.py").write_text(runs.TINY.read_text())
     assert jaxdistill.main.run([*words, "gs://bucket/run"]) == 2
     message = capsys.readouterr().err
     assert "'gs:/bucket/run' is an address of a bucket. Give a folder of a file system that all machines" in message

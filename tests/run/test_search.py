@@ -10,7 +10,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.report import search as page
 from jaxdistill.evaluation.report.search import Point, front
-from jaxdistill.export.device import Device
+from jaxdistill.export.device_profile import Device
 from jaxdistill.run.commands.search import read_axes
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.fill import fill_placeholders

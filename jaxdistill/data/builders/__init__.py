@@ -9,7 +9,7 @@ BUILDERS = {  # name of a data set -> the module here that registers it with Ten
     "clothing_reviews": "shop",
     "emoji": "emoji",
     "mnist5k": "digits",
-    "movielens": "shop",
+    "movie_ratings": "shop",
     "newsgroups": "texts",
     "plain_english": "corpora",
     "reuters": "texts",

@@ -1,4 +1,4 @@
-"""Builders of data sets of shops: reviews of clothes (`clothing_reviews`) and ratings of films (`movielens`).
+"""Builders of data sets of shops: reviews of clothes (`clothing_reviews`) and ratings of films (`movie_ratings`).
 
 Ordinary TensorFlow Datasets builders that read files from Python packages. Importing this module registers them.
 """
@@ -62,7 +62,7 @@ class ClothingReviews(Texts):
             yield {"text": text, "label": is_recommended if self.builder_config.name == "recommended" else department}
 
 
-class Movielens(tfds.core.GeneratorBasedBuilder):
+class MovieRatings(tfds.core.GeneratorBasedBuilder):
     """MovieLens-100k: 100,000 ratings of films, split in time: the last 20,000 are for testing.
 
     The label is whether a film got 4 or 5 of 5 stars. `categories` has 9 rows of one table, for user, film, age of the

@@ -3,7 +3,7 @@
 import os
 
 from jaxdistill.core.registry import devices
-from jaxdistill.export.device import Device, bytes_of
+from jaxdistill.export.device_profile import Device, bytes_of
 
 
 @devices.register

@@ -15,7 +15,7 @@ from typing import Literal
 
 from jaxdistill.core.errors import ConfigError, one_line
 from jaxdistill.core.registry import devices
-from jaxdistill.export.device import Device, Refused, Report, bytes_of
+from jaxdistill.export.device_profile import Device, Refused, Report, bytes_of
 from jaxdistill.export.operations import layer_of
 
 REFUSED = re.compile(r"operator: (\w+), ofm: '(.*)'\nReason: (.*)")

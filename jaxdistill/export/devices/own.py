@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from jaxdistill.core.registry import devices
-from jaxdistill.export.device import Device, Report, bytes_of, refused_by
+from jaxdistill.export.device_profile import Device, Report, bytes_of, refused_by
 from jaxdistill.export.measure import is_installed
 from jaxdistill.export.operations import FORMATS, operations
 

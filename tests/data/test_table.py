@@ -309,6 +309,7 @@ def test_what_cannot_be_read_is_said(spec, said):
     assert said in refusal(spec).message
 
 
+@pytest.mark.slow  # it waits for a network
 def test_a_hub_name_without_its_library_or_a_network_is_one_line():
     message = refusal("table(path='nobody/nothing', text='text')").message
     assert "jaxdistill[datasets]" in message or "cannot be loaded by datasets" in message

@@ -85,8 +85,6 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
     threads = target.device.threads or options.threads or 1
     if options.threads and target.device.threads not in (0, options.threads):
         raise ConfigError("--threads", f"{options.threads} threads, and {options.device}: leave one of them out.")
-    if options.threads < 0:
-        raise ConfigError("--threads", f"{options.threads} is negative. Give 1 or more.")
     if options.records < 0:
         raise ConfigError("--records", f"{options.records} is negative. Give 0 for all test records, or more.")
     if threads > processors:

@@ -146,7 +146,7 @@ def test_a_file_that_departs_is_set_aside_and_says_where(home, trained, monkeypa
         (("--to", "hugging_face"), "see the folder hub of the model"),
         (("--to", "onnx", "--runtime", "jax"), "'jax' does not run onnx"),
         (("--to", "onnx", "--model", "big"), "there is no 'big'"),
-        (("--to", "onnx", "--threads", "-1"), "--threads: -1 is negative"),
+        (("--to", "onnx", "--threads", "0"), "--threads: 0 is not positive"),
         (("--to", "onnx", "--device", "gpu()"), "--device: unknown device 'gpu'. "),
         (("--to", "litert", "--device", "own()"), "litert needs the package"),
         (("--to", "onnx", "--device", "own()"), "--device: own() takes litert, no onnx. Change the format."),

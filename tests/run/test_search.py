@@ -95,6 +95,7 @@ def test_the_front_and_the_choice_leave_out_files_that_are_set_aside():
     assert "(the time is that of this machine's" in page.sentence(chosen, points, {"megabytes": 2.0}, "own()", False)
     assert "the teacher big reaches 100.00 % with 9.0 times the time and 9.0 times the bytes (2 seeds" in text
     html = page.render(text, points, chosen, [{**sizes[0]._asdict(), "inside": True}], "cpu()", "the command")
+    assert "mathdefault" not in html and "on the device" not in html  # no powers as formulas, no empty column
     assert "large (set aside)" in html and "chosen</text>" in html and "within the budget" in html
     with pytest.raises(ConfigError, match="no finalist's file gives the answers"):
         choose_point([p for p in points if p.problem or p.kind == "alone"], {"latency_ms": 3.0})

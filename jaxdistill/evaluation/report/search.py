@@ -89,7 +89,7 @@ def cells(points: Sequence[Point]) -> list[list[str]]:
         range_of = "-" if math.isnan(point.spread[0]) else "-".join(map(digits, point.spread))
         numbers = accuracy, str(len(point.accuracies)), time, range_of, f"{point.megabytes:.3f}"
         rows.append([f"{point.label}{aside}", point.kind, *numbers, point.on_device or "-"])
-    return rows
+    return rows if any(point.on_device for point in points) else [row[:-1] for row in rows]
 
 
 def text_table(points: Sequence[Point]) -> str:
@@ -149,6 +149,8 @@ def figure(points: Sequence[Point], chosen: Point) -> Markup:
             place = getattr(chosen, cost), 100 * chosen.mean
             axis.annotate("chosen", place, xytext=(6, -12), textcoords="offset points")
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+            axis.xaxis.set_minor_formatter(lambda value, position: "")
             axis.set_xlabel({"ms": "time of one example (ms)", "MB": "size of the file (MB)"}[unit])
         axes[0].set_ylabel("accuracy (%)")
         axes[1].legend(loc="lower right")

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.run import failures
 from jaxdistill.run.commands.cli import Parser
 
@@ -41,7 +42,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--runtime", default="", metavar="NAME", help="what runs the file; default: the first that can")
     parser.add_argument("--device", default="", metavar="SPEC", help="what the files are made for; see devices below")
-    parser.add_argument("--threads", default=0, type=int, help="processors that each file may use; default: 1")
+    parser.add_argument("--threads", default=None, type=int, help="processors that each file may use; default: 1")
     parser.add_argument("--records", default=0, type=int, help="number of test records; default: all")
     parser.add_argument("--trust-source", action="store_true", help="run the Python file that the run has kept")
     options = parser.parse_args(argv)
@@ -49,7 +50,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         from jaxdistill.run.exporting import Options, export  # imports JAX, after the arguments are checked
 
-        chosen = Options(options.runtime, options.threads, options.records, options.trust_source, options.device)
+        if options.threads is not None and options.threads < 1:
+            raise ConfigError("--threads", f"{options.threads} is not positive. Give 1 or more.")
+        chosen = Options(options.runtime, options.threads or 0, options.records, options.trust_source, options.device)
         sys.stdout.write(export(options.run, options.model or ["student"], options.to, chosen))
         return 0
 

@@ -114,9 +114,7 @@ def _check(study: Study, data: bool = False) -> None:
 
 
 def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_table: bool = True) -> list[pages.Line]:
-    """Execute all unfinished runs of a study, and compare its arms (variants of the base config) over several seeds.
-
-    Writes `study.json`, a table, a figure and an HTML page to the workdir.
+    """Execute all unfinished runs of a study, and write a table, a figure and a page that compare its arms over seeds.
 
     Args:
         study: a base config and its variants (arms).

@@ -47,7 +47,7 @@ class _Softmax(NamedTuple):
 
 
 class _Negative(NamedTuple):
-    """Where whole numbers are below 0; `of` are the numbers, and `value` the booleans."""
+    """The comparison of whole numbers with 0: `value` is True where one of the numbers `of` is negative."""
 
     of: Array
     value: Array

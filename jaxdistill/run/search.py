@@ -67,7 +67,7 @@ class Candidate(NamedTuple):
 
 
 class Size(NamedTuple):
-    """What was measured of a candidate.
+    """The number of parameters, time and bytes of a candidate.
 
     label: that of the candidate
     values: value of each axis

@@ -32,7 +32,7 @@ PROTOCOL = (
 
 
 class Point(NamedTuple):
-    """What was measured of one kind of file, over seeds.
+    """The accuracy, time and bytes of one kind of file, over seeds.
 
     label: the candidate, or the teacher
     kind: how it was trained, a key of `MARKS`

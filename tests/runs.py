@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 import jaxdistill.run.parts  # noqa: F401  (registers the parts: what comes later, `registries_as_found` takes away)
 from jaxdistill import main
-from jaxdistill.core import registry
+from jaxdistill.core import bucket, registry
 from jaxdistill.core.manifest import manifests
 from jaxdistill.evaluation.report.logs import Log, read_log
 from jaxdistill.run.config_files import load_config
@@ -89,6 +90,19 @@ def spawn(workdir: Path, *words: str, source: Path = TINY, devices: int = 1, pac
     return processes[-1]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def together(workdir: Path, *words: str, count: int = 2) -> list[subprocess.Popen]:
+    """Starts processes with two devices each, which find each other."""
+    place = f"--config.distributed.coordinator=localhost:{free_port()}", f"--config.distributed.processes={count}"
+    numbers = [f"--config.distributed.process={number}" for number in range(count)]
+    return [spawn(workdir, *words, *place, number, devices=2) for number in numbers]
+
+
 def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[str, str]:
     """What a process that must succeed has printed."""
     out, err = process.communicate(timeout=timeout)
@@ -96,13 +110,13 @@ def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[str, str]:
     return out, err
 
 
-def meet(process: subprocess.Popen, moment: Callable[[], bool], timeout: float = 240) -> None:
+def meet(process: subprocess.Popen, moment: Callable[[], bool], timeout: float = 240, pause: float = 0.001) -> None:
     """Waits until something has come about that a process does."""
     end = time.monotonic() + timeout
     while not moment():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
-        time.sleep(0.001)
+        time.sleep(pause)
 
 
 def assert_same_end(workdir: Path, reference: Path) -> None:
@@ -181,7 +195,7 @@ def saved(stage: Path, step: int | None = None, without: str = "-") -> dict[str,
     wanted = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         args = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=wanted, partial_restore=True)
-        return reader.restore((folder / "steps" / str(step) / "state").absolute(), args=args)
+        return reader.restore(bucket.place(folder) / "steps" / str(step) / "state", args=args)
 
 
 def differences(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:

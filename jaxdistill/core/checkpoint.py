@@ -2,7 +2,9 @@
 
     FOLDER/steps/<n>/           the checkpoint of step n; Orbax writes it asynchronously and commits it by a rename
     FOLDER/manifests/<n>.json   written after the commit: step, shapes and checksums of the arrays, metrics, positions
-    FOLDER/damaged/<n>-<k>      a damaged or unfinished checkpoint with its manifest, kept for inspection
+    FOLDER/damaged/<n>-<k>      a damaged or unfinished checkpoint with its manifest, and why, kept for inspection
+
+All of this may lie in a bucket instead, see `bucket.py`.
 
 Orbax alone restores a flipped bit silently. The checksums are those of the arrays in memory (`checksums.py`): they are
 computed before an array is written and after it is read, so no file is read a second time. A checkpoint without a
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdistill.core import seal
+from jaxdistill.core import bucket, seal
 from jaxdistill.core.checksums import array_checksums
 from jaxdistill.core.manifest import (
     CheckpointError,
@@ -81,14 +83,19 @@ class Checkpoints:
         folder: the folder of the checkpoints; created if missing.
         report: function that receives a line of text for each damaged or unfinished checkpoint that is found.
         owner: name of the model that is trained, such as "student"; checkpoints of another model are refused.
+        address: address of the bucket in which new checkpoints are kept; empty: in the folder.
     """
 
-    def __init__(self, folder: Path, report=print, owner: str = ""):
+    def __init__(self, folder: Path, report=print, owner: str = "", address: str = ""):
         import orbax.checkpoint as ocp  # imported late: a wrong config must fail within three seconds
 
         self.folder, self._ocp, self._report, self._owner = folder.absolute(), ocp, report, owner
-        if (self.folder / "steps").exists() and not (self.folder / "steps").is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.folder / "steps"))
+        if jax.process_index() == 0:
+            bucket.point(folder, address)
+        _barrier("the place of the checkpoints is known")
+        self._place = bucket.place(folder)
+        if (self._place / "steps").exists() and not (self._place / "steps").is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self._place / "steps"))
         silence_abandoned_work()
         self._manifest_thread, self._last_manifest = ThreadPoolExecutor(1, "manifest"), Future[None]()
         self._last_manifest.set_result(None)
@@ -97,7 +104,7 @@ class Checkpoints:
         _barrier("checkpoints are checked")
         self._metrics = {step: manifest["metrics"] for step, manifest in manifests(self.folder).items()}
         self._manager = ocp.CheckpointManager(
-            self.folder / "steps",
+            self._place / "steps",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_LatestAndBest(self._metrics), cleanup_tmp_directories=True
             ),
@@ -106,9 +113,9 @@ class Checkpoints:
     def _set_unfinished_aside(self) -> None:
         """Move checkpoints without a valid manifest away, so that they are neither restored nor block a new save."""
         finished = manifests(self.folder)
-        steps = (int(path.name) for path in (self.folder / "steps").glob("*") if path.name.isdigit())
+        steps = (int(path.name) for path in (self._place / "steps").glob("*") if path.name.isdigit())
         for step in sorted(steps, reverse=True):
-            manifest = self.folder / "manifests" / f"{step}.json"
+            manifest = self._place / "manifests" / f"{step}.json"
             if step not in finished:
                 reason = "is damaged" if manifest.is_file() else "is missing: the save was never finished"
                 self._set_aside(step, [f"{manifest} {reason}"])
@@ -118,25 +125,26 @@ class Checkpoints:
         """Move the checkpoint of a step, with its manifest, to the folder `damaged`, and report why."""
         rest = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         self._report(f"checkpoint of step {step} is set aside: {'; '.join(problems[:4])}{rest}")
-        damaged, manifest = self.folder / "damaged", self.folder / "manifests" / f"{step}.json"
+        damaged, manifest = self._place / "damaged", self._place / "manifests" / f"{step}.json"
         damaged.mkdir(exist_ok=True)
         aside = damaged / f"{step}-{sum(path.is_dir() for path in damaged.glob(f'{step}-*'))}"
+        seal.write_text(aside.with_suffix(".txt"), "\n".join([*problems, ""]))  # raises if the bucket does not answer
         if manifest.is_file():
             manifest.rename(aside.with_suffix(".json"))
-        (self.folder / "steps" / str(step)).rename(aside)
+        (self._place / "steps" / str(step)).rename(aside)
 
     def _write_manifest(self, step: int, manifest: Manifest) -> None:
         """Write a step's manifest after Orbax has committed it; in a thread, as Orbax's callback comes BEFORE that."""
         self._manager.wait_until_finished()
         if jax.process_index() != 0:
             return
-        seal.write(self.folder / "manifests" / f"{step}.json", manifest)
+        seal.write(self._place / "manifests" / f"{step}.json", manifest)
         self._delete_stale_manifests()
 
     def _delete_stale_manifests(self) -> None:
         """Delete the manifests of steps that Orbax has deleted."""
-        for file in (self.folder / "manifests").glob("*.json"):
-            if not (self.folder / "steps" / file.stem).exists():
+        for file in (self._place / "manifests").glob("*.json"):
+            if not (self._place / "steps" / file.stem).exists():
                 file.unlink(missing_ok=True)
 
     def save(
@@ -196,7 +204,7 @@ class Checkpoints:
                 self._set_aside(step, problems)
             _barrier(f"checkpoint of step {step} is set aside")
             self._manager.reload()
-        if any((self.folder / "damaged").glob("*.json")):  # unfinished saves have no manifest
+        if any((self._place / "damaged").glob("*.json")):  # unfinished saves have no manifest
             cure = "restore it from a copy, or start in another workdir"
             raise CheckpointError(f"{self.folder}: every checkpoint is damaged, none is left to resume from; {cure}")
         return None
@@ -276,7 +284,7 @@ def load_variables(folder: Path, which: str, abstract: Variables) -> Variables:
     problems = damaged_files(folder, step, manifest)
     if not problems:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            state = (folder / "steps" / str(step) / "state").absolute()
+            state = bucket.place(folder) / "steps" / str(step) / "state"
             problems, restored = attempt(lambda: reader.restore(state, args=restore))
         problems = problems or damaged_arrays(manifest, restored)
     if problems:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdistill.core import seal
+from jaxdistill.core import bucket, seal
 from jaxdistill.core.checksums import array_checksums
 from jaxdistill.core.errors import DamageError
 from jaxdistill.core.tree import path_name
@@ -62,10 +62,10 @@ def manifests(folder: Path) -> dict[int, Manifest]:
     A manifest has the keys step, arrays (`{name: [shape, dtype, checksum]}`), metrics and data. Manifests of earlier
     versions have the key files (`{name: [size, SHA-256]}`) instead of step, checksums and data.
     """
-    by_step = {}
-    for file in (folder / "manifests").glob("*.json"):
+    by_step, place = {}, bucket.place(folder)
+    for file in (place / "manifests").glob("*.json"):
         try:
-            if (folder / "steps" / file.stem).is_dir():
+            if (place / "steps" / file.stem).is_dir():
                 manifest = seal.read(file, {"arrays": dict, "metrics": dict})
                 if manifest.get("step", int(file.stem)) == int(file.stem):  # else the file of another step
                     by_step[int(file.stem)] = manifest
@@ -93,9 +93,9 @@ def check_owner(folder: Path, manifest: Manifest, owner: str) -> None:
 
 def damaged_files(folder: Path, step: int, manifest: Manifest) -> list[str]:
     """Return a line of text for each file of a checkpoint of an earlier version that differs from the manifest."""
-    lines = []
+    lines, place = [], bucket.place(folder)
     for name, (size, digest) in manifest.get("files", {}).items():
-        file = folder / "steps" / str(step) / name
+        file = place / "steps" / str(step) / name
         if not file.is_file():
             lines.append(f"{file} is missing")
         elif file.stat().st_size != size or seal.sha256(file) != digest:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from jaxdistill.core.errors import DamageError
 SEAL = "seal"
 FOLDER_SEAL = "seal.json"
 
-JsonTypes = Mapping[str, type | tuple[type, ...]]
+BucketPath = Any  # etils.epath.Path, with the methods of pathlib.Path; imported only where there is a bucket
+JsonTypes = Mapping[str, Any]  # a type, or several, or `list[dict]` and the like
 
 
-def write(file: Path, content: Mapping[str, Any]) -> None:
+def write(file: Path | BucketPath, content: Mapping[str, Any]) -> None:
     """Write a sealed JSON file atomically: a reader sees the complete old or new file, even if the process dies.
 
     Args:
@@ -35,11 +37,14 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
     write_text(file, json.dumps({**plain, SEAL: _checksum(plain)}) + "\n")
 
 
-def write_text(file: Path, text: str) -> None:
+def write_text(file: Path | BucketPath, text: str) -> None:
     """Write a text file atomically: a reader sees the complete old or new file, even if the process dies.
 
     A lone surrogate, which UTF-8 cannot express, becomes a question mark.
     """
+    if not isinstance(file, Path):  # an object of a bucket is complete, or is not there
+        file.write_bytes(text.encode("utf-8", errors="replace"))
+        return
     with new_file(file) as draft, draft.open("x", encoding="utf-8", errors="replace") as stream:
         stream.write(text)
         stream.flush()
@@ -50,12 +55,13 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read(file: Path, types: JsonTypes, required: bool = False) -> dict[str, Any]:
+def read(file: Path | BucketPath, types: JsonTypes, required: bool = False) -> dict[str, Any]:
     """Read a sealed JSON file, and return its content without the seal.
 
     Args:
         file: the file.
-        types: the keys that the file must have, with the type or types of each value; a bool is no int.
+        types: the keys that the file must have, with the type of each value, `(int, float)` for one of several, or
+            `list[dict]` for a list of objects; a bool is no int.
         required: refuse a file without a seal, which an earlier version has written, or whose seal was removed.
 
     Raises:
@@ -65,7 +71,7 @@ def read(file: Path, types: JsonTypes, required: bool = False) -> dict[str, Any]
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if file.is_symlink():
+        if isinstance(file, Path) and file.is_symlink():
             raise DamageError(f"{file} is a link to a file that does not exist") from None
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -78,9 +84,17 @@ def read(file: Path, types: JsonTypes, required: bool = False) -> dict[str, Any]
     if seal is not None and seal != _checksum(content):
         raise DamageError(f"{file} has changed since it was written (checksum differs)")
     for key, kinds in types.items():
-        if key not in content or not isinstance(content[key], kinds) or isinstance(content[key], bool):
+        if key not in content or not _is_of(content[key], kinds):
             raise DamageError(f"{file} is damaged ({key!r} is missing or of another type)")
     return content
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Return True if a JSON value is of a type, of one of several types, or a list or dict with values of a type."""
+    if arguments := typing.get_args(kind):
+        values = value.values() if isinstance(value, dict) else value
+        return isinstance(value, typing.get_origin(kind)) and all(_is_of(each, arguments[-1]) for each in values)
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def sha256(file: Path) -> str:

@@ -49,6 +49,7 @@ class About(NamedTuple):
     in_transformers: whether transformers has the architecture too
     parts: own parts that the spec names, with their modules
     stage: name of the model in the result table of its run, such as "student"; empty: not known
+    run: random name of the run, as in its config.json; empty: not known
     quantized: spec string of the quantizer that rounds the inputs of its products; empty: none
     ranges: least and greatest input of products, by name of the weight; empty: not fixed
     """
@@ -70,6 +71,7 @@ class About(NamedTuple):
     in_transformers: bool
     parts: dict[str, str]
     stage: str = ""
+    run: str = ""
     quantized: str = ""
     ranges: Mapping[str, Any] = MappingProxyType({})
 
@@ -89,6 +91,7 @@ TYPES: seal.JsonTypes = {
     "channels": int,
     "parts": dict,
     "stage": str,
+    "run": str,
     "quantized": str,
     "ranges": dict,
 }

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from jaxdistill.core.bucket import is_bucket_error
 from jaxdistill.core.errors import (
     ConfigError,
     DamageError,
@@ -160,6 +161,9 @@ def _explain_known(error: BaseException) -> tuple[int, str] | None:
         cure = "The process that died prints the reason. Start all of them again: they resume from the last checkpoint"
         first = text_of(error).strip().partition("\n")[0][:200]
         return LOST_PROCESS, f"the processes of this run lost contact ({first}). {cure}."
+    if unreached := next((each for each in _chain(error) if is_bucket_error(each)), None):
+        cure = "Check the network and the rights; the same command then goes on"
+        return 2, f"the bucket does not answer ({_line(unreached)}). {cure}."
     if any(isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in text_of(each) for each in _chain(error)):
         cure = "Lower batch_size, raise accumulate, chunks or mesh.fsdp, or choose a smaller model"
         return 2, f"there is not enough memory ({_line(error)}). {cure}."

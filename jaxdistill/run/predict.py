@@ -42,9 +42,12 @@ def load(run: str | Path, model: str = "student", trust_source: bool = False) ->
     if trust_source:
         load_config(str(_run_of(place) / "config.json"), trust_source=True)
     predictor, row = Predictor(place), {"floats": FLOATS}.get(model, model.replace("teachers/", "teacher "))
+    cure = "Delete that folder, and repeat the command of the run, which writes it again"
     if place != folder and predictor.about.stage not in ("", row):
-        cure = "Repeat the command of the run, which writes it again"
         raise DamageError(f"{place} holds the model {predictor.about.stage!r}, not {row!r}. {cure}.")
+    name, wanted = predictor.about.run, _name_of(folder)
+    if place != folder and name and wanted and name != wanted:
+        raise DamageError(f"{place} holds a model of another run. {cure}.")
     return predictor
 
 
@@ -83,6 +86,14 @@ def _run_of(place: Path) -> Path:
     raise ConfigError("trust_source", f"no folder above {str(place)!r} has the config.json of a run.")
 
 
+def _name_of(folder: Path) -> str:
+    """Return the random name of a run, from its config.json; empty: it has none, or that file is missing."""
+    try:
+        return seal.read(folder / "config.json", {"config": dict}).get("run", "")
+    except FileNotFoundError:
+        return ""
+
+
 def results(folder: Path) -> Mapping[str, Any]:
     """Return the content of the results.json of a run.
 
@@ -91,7 +102,7 @@ def results(folder: Path) -> Mapping[str, Any]:
         DamageError: the file is damaged.
     """
     try:
-        return seal.read(folder / "results.json", {"rows": list, "config": dict})
+        return seal.read(folder / "results.json", {"rows": list[dict], "config": dict})
     except FileNotFoundError:
         raise ConfigError("RUN", f"{str(folder)!r} holds no finished run (results.json is missing).") from None
     except NotADirectoryError:

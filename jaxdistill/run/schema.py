@@ -278,6 +278,13 @@ SCHEMA: dict[str, Any] = {
         "batch_size": Key(512, POSITIVE, "rows of an evaluation batch"),
         "layers": Key(((-1, -1),), PAIRS, "(student layer, teacher layer) pairs whose CKA is measured"),
     },
+    "checkpoints": {
+        "bucket": Key(
+            "",
+            TEXT,
+            "address in a bucket below which checkpoints are kept, such as 'gs://bucket/runs'; empty: in the workdir",
+        ),
+    },
     "mesh": {
         "backend": Key("jit", BACKEND, "'jit' over a mesh, or 'pmap' over rows"),
         "data": Key(-1, SIZE, "devices along the axis data, which splits rows; -1: all remaining devices"),

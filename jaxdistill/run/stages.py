@@ -93,6 +93,7 @@ class Settings(NamedTuple):
     steps: number of optimiser steps
     seed: random seed of initial values, data order and augmentation
     evaluate_every: number of steps between two evaluations; a checkpoint is written after each evaluation
+    bucket: address below which the checkpoints are kept; empty: in the workdir
     evaluate_rows: batch size of the evaluation
     layers: (student layer, teacher layer) pairs whose similarity (CKA) is measured in evaluation
     backend: "jit" or "pmap"
@@ -103,6 +104,7 @@ class Settings(NamedTuple):
     steps: int
     seed: int
     evaluate_every: int
+    bucket: str
     evaluate_rows: int
     layers: tuple[tuple[int, int], ...]
     backend: str
@@ -185,6 +187,7 @@ def settings(config: Config) -> Settings:
         steps=config.steps,
         seed=config.seed,
         evaluate_every=evaluate.every,
+        bucket=config.checkpoints.bucket,
         evaluate_rows=evaluate.batch_size,
         layers=evaluate.layers,
         backend=config.mesh.backend,

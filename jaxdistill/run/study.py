@@ -171,7 +171,7 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
     """
     try:
         results = seal.read(
-            folder / "results.json", {"config": dict, "rows": list, "seconds": dict, "provenance": dict}
+            folder / "results.json", {"config": dict, "rows": list[dict], "seconds": dict, "provenance": dict}
         )
     except (FileNotFoundError, DamageError):  # damaged results are made again
         return None

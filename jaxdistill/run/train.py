@@ -119,7 +119,7 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
     name, settings, algorithm, console = stage.name, stage.settings, stage.parts.step, context.console
     start = time.perf_counter()
     engine = make_engine(stage, teachers, context.mesh, context.references)
-    checkpoints = Checkpoints(folder / "checkpoints", console.print, owner=name)
+    checkpoints = Checkpoints(folder / "checkpoints", console.print, name, settings.bucket)
     streams = open_streams(stage, context.data, engine)
 
     restored, step, earlier = checkpoints.restore(engine.abstract), 0, 0.0

@@ -95,6 +95,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     # the folder that the run writes to
     "workdir": (
         run.workdir_can_be_written,
+        run.bucket_can_be_written,
         run.workdir_holds_this_run,
         run.steps_are_not_fewer_than_saved,
     ),

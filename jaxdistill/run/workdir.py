@@ -4,11 +4,13 @@ import contextlib
 import fcntl
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxdistill.core import seal
+from jaxdistill.core.bucket import POINTER
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.run.config import Config, conflicts, make, note
 from jaxdistill.run.config_files import copy_source
@@ -45,9 +47,10 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
         source: file path of the Python file that defines the config; empty: none.
 
     Returns:
-        What is added to the record. source: name of the copied Python file; source_sha256: its hash; parts: the parts
-        of the config that the user's own code registers, with their modules; not_copied: those of them that are not in
-        the copied file; earlier: provenance and number of steps of each earlier process of this run.
+        What is added to the record. run: random name of the run, kept when it is resumed; source: name of the copied
+        Python file; source_sha256: its hash; parts: the parts of the config that the user's own code registers, with
+        their modules; not_copied: those of them that are not in the copied file; earlier: provenance and number of
+        steps of each earlier process of this run.
 
     Raises:
         ConfigError: the folder cannot be written; or the Python file registers parts of the run in the folder, and has
@@ -58,7 +61,14 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
         _require_same_parts(workdir, old, source)
         source_record = copy_source(source, workdir)
         not_copied = {part: module for part, module in parts.items() if module != f"config_{Path(source).stem}"}
-        added = {**source_record, "parts": parts, "not_copied": not_copied, "earlier": _earlier_records(old)}
+        name = (old or {}).get("run") or secrets.token_hex(8)
+        added = {
+            **source_record,
+            "run": name,
+            "parts": parts,
+            "not_copied": not_copied,
+            "earlier": _earlier_records(old),
+        }
         _keep_results(workdir, record["config"]["steps"])
         seal.write(workdir / "config.json", {**record, **added})
         return added
@@ -83,7 +93,7 @@ def saved_record(workdir: Path) -> dict[str, Any] | None:
         record = seal.read(workdir / "results.json", {"config": dict})
         note(f"{problem}; the config in results.json is used")
         return record
-    if file.is_file() or any(workdir.glob("**/checkpoints/manifests/*.json")):
+    if file.is_file() or any(any(workdir.glob(f"**/checkpoints/{name}")) for name in ("manifests/*.json", POINTER)):
         raise DamageError(f"{problem}; restore it from a copy, or choose another --workdir")
     return None
 
@@ -141,7 +151,8 @@ def check_writable(folder: Path, option: str) -> None:
         raise ConfigError(option, f"{str(folder)[:60]!r}... {problem}; choose another folder.")
     if BUCKET.match(str(folder)):
         cure = (
-            "Give a folder of a file system that all machines share; a bucket cannot rename folders, see tpu/README.md"
+            "Give a folder of a file system that all machines share; checkpoints alone may lie in a bucket, by "
+            "checkpoints.bucket"
         )
         raise ConfigError(option, f"{str(folder)!r:.300} is an address of a bucket. {cure}.")
     place = folder.absolute()

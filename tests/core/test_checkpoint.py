@@ -7,39 +7,16 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import runs
 from jax.sharding import NamedSharding, PartitionSpec
+from saved_states import ACCURACIES, abstract, reopened, same, state
 
 from jaxdistill.core.checkpoint import Checkpoints, load_variables
 from jaxdistill.core.manifest import CheckpointError, choose_step, manifests
 from jaxdistill.core.types import TrainState, Variables
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
-
-ACCURACIES = {10: 0.9, 20: 0.1, 30: 0.3, 40: 0.2}  # the best is not among the last two
-
-
-def state(number: int) -> TrainState:
-    """A train state that tells its number."""
-    draw = lambda name, *shape: jax.random.normal(jax.random.key(number + len(name)), shape)
-    params = {"student": {"up/kernel": draw("up", 8, 4), "up/bias": draw("bias", 4)}, "terms": {"kd": {}}}
-    moving = {"student": {"norm/mean": draw("mean", 8)}}
-    moments = optax.adam(0.1).init(params)
-    return TrainState(jnp.asarray(number, jnp.int32), params, moving, moments, jax.random.key(number))
-
-
-def abstract(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def same(a, b) -> bool:
-    bits = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        np.asarray(bits(x)).tobytes() == np.asarray(bits(y)).tobytes()
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +33,6 @@ def whole(tmp_path_factory):
 def folder(whole, tmp_path):
     """A copy of it, to be damaged."""
     return shutil.copytree(whole, tmp_path / "checkpoints")
-
-
-def reopened(folder):
-    """`(newest good step, its state, what was reported)`."""
-    said = []
-    with Checkpoints(folder, report=said.append) as checkpoints:
-        step, restored, data, _ = checkpoints.restore(abstract(state(0)))
-        assert data == {"next": step}
-    return step, restored, said
 
 
 def test_a_state_comes_back_to_the_bit(folder):

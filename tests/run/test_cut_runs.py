@@ -263,4 +263,4 @@ def test_the_console_tells_the_agreement_once(home, tmp_path):
 
     text = io.StringIO()
     jaxdistill.distill(cut_config(home, steps=1), tmp_path, Console(file=text, width=400))
-    assert text.getvalue().count("Before its training it gave") == 2  # as the training begins, and in the summary
+    assert text.getvalue().count("Before its training, it gave") == 2  # as the training begins, and in the summary

@@ -11,7 +11,9 @@ from pyarrow import parquet
 
 import jaxdistill
 from jaxdistill import differ
+from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.run.predict import results
 
 
 @pytest.mark.sampled("mlp*", "bert*", "decoder*", "vit-student")
@@ -46,6 +48,22 @@ def test_a_resumed_run_writes_the_same_models(home, trained):
     for name in ("student", "control", "teachers/big"):
         one, other = ((run / name / "hub" / "model.safetensors").read_bytes() for run in (whole, folder))
         assert one == other
+
+
+def test_the_model_of_another_run_is_not_taken_for_its_own(home, trained, tmp_path):
+    run = shutil.copytree(trained("mlp"), tmp_path / "run")
+    assert jaxdistill.load(run).about.run == json.loads((run / "config.json").read_text())["run"]
+    shutil.copytree(run / "student" / "hub", tmp_path / "other" / "student" / "hub")
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"config": {}, "run": "another"}))
+    with pytest.raises(DamageError, match=r"holds a model of another run\. Delete that folder, and repeat"):
+        jaxdistill.load(tmp_path / "other")
+
+
+@pytest.mark.parametrize("rows", [["text"], [["list"]], {"name": "student"}, None])
+def test_results_of_another_form_are_damaged(rows, tmp_path):
+    seal.write(tmp_path / "results.json", {"rows": rows, "config": {}})
+    with pytest.raises(DamageError, match=r"'rows' is missing or of another type"):
+        results(tmp_path)
 
 
 def test_a_damaged_or_missing_model_of_a_finished_run_is_written_again(home, trained):

@@ -3,8 +3,6 @@
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -30,19 +28,6 @@ def surroundings(tmp_path_factory):
 def ended():
     yield
     runs.end_processes()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def together(workdir: Path, *words: str, count: int = 2) -> list[subprocess.Popen]:
-    """Starts processes with two devices each, which find each other."""
-    place = f"--config.distributed.coordinator=localhost:{free_port()}", f"--config.distributed.processes={count}"
-    numbers = [f"--config.distributed.process={number}" for number in range(count)]
-    return [runs.spawn(workdir, *words, *place, number, devices=2) for number in numbers]
 
 
 # What the library that connects processes prints, piece by piece, so that two threads may write over each other.
@@ -71,7 +56,7 @@ MESHES = {"data and fsdp": ("--config.mesh.data=2", "--config.mesh.fsdp=2"), "te
 def test_two_processes_end_like_one(mesh, tmp_path):
     words = *MESHES[mesh], "--config.rate=0.01", "--config.optimizer=sgd()"
     runs.finish(runs.spawn(tmp_path / "one", *words, devices=4))
-    first, second = map(runs.finish, together(tmp_path / "two", *words))
+    first, second = map(runs.finish, runs.together(tmp_path / "two", *words))
     assert "The student reaches" in first[0]
     assert said(second[0]) == ""
     assert_near_end(tmp_path / "two", tmp_path / "one")
@@ -89,7 +74,7 @@ def test_two_processes_take_a_teacher_from_a_checkpoint_of_one(tmp_path):
         "--config.steps=10",
         f"--config.teachers.big.checkpoint={reference / runs.STAGES[0]}",
     )
-    for _, err in map(runs.finish, together(tmp_path / "two", *words)):
+    for _, err in map(runs.finish, runs.together(tmp_path / "two", *words)):
         assert "Error" not in err
     teacher, before = (runs.results(workdir)["rows"][0] for workdir in (tmp_path / "two", reference))
     for metric in ("accuracy", "nll", "ece", "parameters"):
@@ -102,13 +87,13 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     words = *MESHES["data and fsdp"], *slowly, "--config.optimizer=sgd()"
     runs.finish(runs.spawn(tmp_path / "one", *words, devices=4))
     workdir = tmp_path / "two"
-    processes = together(workdir, *words)
+    processes = runs.together(workdir, *words)
     runs.meet(processes[0], (workdir / "student/checkpoints/manifests/10.json").is_file)
     processes[1].send_signal(signal.SIGTERM)  # one is told, all stop
     for _, err in map(runs.finish, processes):
         assert "stopped: student: saved at step" in err
     assert 10 < runs.saved(workdir / "student")["step"] < 40
-    first, second = map(runs.finish, together(workdir, *words))
+    first, second = map(runs.finish, runs.together(workdir, *words))
     assert "teacher big  was already finished" in first[0]
     assert "student  resumed at step" in first[0]
     assert said(second[0]) == ""
@@ -121,10 +106,10 @@ def test_a_process_that_is_killed_costs_nothing(count, victim, tmp_path):
     """Whoever dies, the others end; all of them together go on to the same bits, on another mesh to the same run."""
     mesh = "--config.mesh.data=2", f"--config.mesh.fsdp={count}"
     words = *runs.SLOWLY, "--config.optimizer=sgd()"
-    for _, err in map(runs.finish, together(tmp_path / "whole", *words, *mesh, count=count)):
+    for _, err in map(runs.finish, runs.together(tmp_path / "whole", *words, *mesh, count=count)):
         assert "Error" not in err
     workdir = tmp_path / "killed"
-    processes = together(workdir, *words, *mesh, count=count)
+    processes = runs.together(workdir, *words, *mesh, count=count)
     runs.meet(processes[0], (workdir / "student/checkpoints/manifests/20.json").is_file)
     processes[victim].kill()
     for process in processes:
@@ -136,7 +121,7 @@ def test_a_process_that_is_killed_costs_nothing(count, victim, tmp_path):
     assert not (workdir / "student/result.json").exists()
     shutil.copytree(workdir, tmp_path / "elsewhere")
     assert_restored_elsewhere(tmp_path / "elsewhere/student", words)
-    first, *others = map(runs.finish, together(workdir, *words, *mesh, count=count))
+    first, *others = map(runs.finish, runs.together(workdir, *words, *mesh, count=count))
     assert "student  resumed at step" in first[0] and all(said(out) == "" for out, _ in others)
     runs.assert_same_end(workdir, tmp_path / "whole")
     out, _ = runs.finish(runs.spawn(tmp_path / "elsewhere", *words, "--config.mesh.tensor=2", devices=2))

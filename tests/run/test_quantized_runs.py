@@ -138,7 +138,7 @@ def test_the_folder_of_another_model_of_the_run_is_noticed(run, tmp_path):
     again = shutil.copytree(run, tmp_path / "again")
     shutil.rmtree(again / "student/hub")
     shutil.copytree(run / "floats/hub", again / "student/hub")
-    with pytest.raises(DamageError, match=r"holds the model 'student in floats', not 'student'\. Repeat the command"):
+    with pytest.raises(DamageError, match=r"holds the model 'student in floats', not 'student'\. Delete that folder"):
         jaxdistill.load(again)
 
 

@@ -32,7 +32,7 @@ def read_results(workdir: Path) -> dict[str, Any]:
         workdir: the folder of the run.
     """
     try:
-        return seal.read(workdir / "results.json", {"rows": list})
+        return seal.read(workdir / "results.json", {"rows": list[dict]})
     except FileNotFoundError:
         pass
     return {"title": workdir.resolve().name, "summary": "The run is not finished: this folder has no results.json yet."}

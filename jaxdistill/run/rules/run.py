@@ -11,7 +11,7 @@ from jaxdistill.compress.axes import VOCABULARY
 from jaxdistill.compress.cut import is_all
 from jaxdistill.compress.quantize import dequantized_shapes
 from jaxdistill.compress.vocabulary import required_tokens, unknown_token
-from jaxdistill.core import checkpoint, manifest
+from jaxdistill.core import bucket, checkpoint, manifest
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import parse
 from jaxdistill.core.types import Factored
@@ -187,6 +187,12 @@ def workdir_can_be_written(run: RunView, workdir: Path) -> None:
         workdirs.check_writable(workdir, "--workdir")
         if run.config.logging.compilation_cache:
             workdirs.check_writable(Path(run.config.logging.compilation_cache), "logging.compilation_cache")
+
+
+def bucket_can_be_written(run: RunView, workdir: Path) -> None:
+    """Check that each process can write and read the bucket of the checkpoints; new checkpoints are not yet written."""
+    if run.config.checkpoints.bucket:
+        bucket.check(run.config.checkpoints.bucket, "checkpoints.bucket")
 
 
 def workdir_holds_this_run(run: RunView, workdir: Path) -> None:

@@ -23,6 +23,12 @@ def server():
         yield
 
 
+@pytest.fixture(autouse=True)
+def ended():
+    yield
+    runs.end_processes()
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Checkpoints of four steps, of which the best and the last two are kept."""

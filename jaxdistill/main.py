@@ -50,6 +50,12 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0].startswith("-"):
         arguments.insert(0, "train")
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            sys.stderr.write(f"error: the argument {ascii(argument)[:200]} is not UTF-8. Write it again.\n")
+            return 2
     name, *rest = arguments
     if name not in COMMANDS:
         sys.stderr.write(f"error: unknown command {name!r}. {suggest(name, COMMANDS)}\n")

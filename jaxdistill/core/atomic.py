@@ -57,6 +57,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.*"):
+        if not folder.exists() and (left / "previous").is_dir():  # killed between the two renames
+            (left / "previous").rename(folder)
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         draft, previous = Path(temporary, "new"), Path(temporary, "previous")
@@ -64,7 +66,12 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         yield draft
         if folder.exists():
             folder.rename(previous)
-        draft.rename(folder)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if previous.exists():
+                previous.rename(folder)
+            raise
 
 
 def remove_folder(folder: Path) -> None:

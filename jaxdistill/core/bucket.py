@@ -6,28 +6,50 @@ What Orbax commits by a rename in a folder, it commits by an object in a bucket;
 small files there. Tried with Google Cloud Storage's interface (`gs://`), so no other kind of address is accepted.
 """
 
+import importlib.util
+import os
 import re
 import secrets
+import socket
+import time
+import urllib.parse
 from pathlib import Path
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, one_line
+from jaxdistill.core.errors import ConfigError, DamageError, one_line
 
 POINTER = "bucket.json"
-ADDRESS = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^\s]*)?")
+ADDRESS = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[\w./-]*)?", re.ASCII)
+WAIT = 90.0  # seconds until all machines that share a disk see a new file; NFS remembers for 60 that it was not there
 
 
 def point(folder: Path, bucket: str) -> None:
-    """Write the file that names where the checkpoints of a folder lie, unless there is one; no bucket: do nothing.
+    """Write bucket.json, which names the place of the checkpoints, unless it exists or `bucket` is empty.
 
     Args:
         folder: the folder of the checkpoints, `WORKDIR/STAGE/checkpoints`.
         bucket: address that the runs share; each training gets a new place below it.
     """
-    if bucket and not (folder / POINTER).exists():
-        *_, workdir, stage = folder.absolute().parent.parts
-        place = f"{bucket.rstrip('/')}/{workdir}-{secrets.token_hex(4)}/{stage}"
-        seal.write(folder / POINTER, {"address": place})
+    if not bucket or (folder / POINTER).exists():
+        return
+    stage = folder.absolute().parent
+    workdir = next((parent for parent in stage.parents if (parent / "config.json").is_file()), stage.parent)
+    names = [f"{workdir.name}-{secrets.token_hex(4)}", *stage.relative_to(workdir).parts]
+    place = "/".join([bucket.rstrip("/"), *(re.sub(r"[^A-Za-z0-9._-]", "_", name) for name in names)])
+    seal.write(folder / POINTER, {"address": place})
+
+
+def wait_for(folder: Path) -> None:
+    """Wait until this process, too, sees the file that `point` has written in process 0.
+
+    Raises:
+        DamageError: the file does not appear, so that the processes do not share the disk.
+    """
+    end = time.monotonic() + WAIT
+    while not (folder / POINTER).exists():
+        if time.monotonic() > end:
+            raise DamageError(f"{folder / POINTER} was written by process 0, and does not appear; share one workdir")
+        time.sleep(1)
 
 
 def place(folder: Path) -> Path | seal.BucketPath:
@@ -43,7 +65,14 @@ def place(folder: Path) -> Path | seal.BucketPath:
 
 
 def path(address: str) -> seal.BucketPath:
-    """Return the path of an address in a bucket."""
+    """Return the path of an address in a bucket.
+
+    Raises:
+        ConfigError: the package that reaches buckets is missing.
+    """
+    if not any(importlib.util.find_spec(package) for package in ("gcsfs", "tensorflow")):
+        cure = "pip install 'jaxdistill[buckets]'"
+        raise ConfigError("checkpoints.bucket", f"{address!r} needs the package 'gcsfs'; {cure}.")
     import fsspec.config
     from etils import epath
 
@@ -63,7 +92,8 @@ def check(address: str, option: str) -> None:
         ConfigError: it is no such address, or the bucket cannot be written and read.
     """
     if not ADDRESS.fullmatch(address):
-        raise ConfigError(option, f"{address!r} is no address of a bucket; write 'gs://BUCKET/FOLDER'.")
+        raise ConfigError(option, f"{address!r} is not a bucket address; write 'gs://BUCKET/FOLDER'.")
+    _require_server(address, option)
     text = secrets.token_hex(8)
     probe = f"{address.rstrip('/')}/.checked-{text}"
     try:
@@ -71,19 +101,26 @@ def check(address: str, option: str) -> None:
         file.write_text(text)
         found = file.read_text()
         file.unlink()
-    except ImportError:
-        cure = "pip install 'jaxdistill[buckets]', or leave it empty"
-        raise ConfigError(option, f"{address!r} needs the package 'gcsfs'. {cure}.") from None
+    except ConfigError:
+        raise
     except Exception as error:  # of a library of the network, or of the service, each in its own words
         cure = "Check its name, the rights (`gcloud auth application-default login`) and the network"
         problem = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise ConfigError(option, f"{address!r} cannot be written and read ({problem}). {cure}.") from None
     if found != text:
-        raise ConfigError(option, f"{address!r} gives back another text than was written; choose another place.")
+        raise ConfigError(option, f"{address!r} returns other bytes than were written; choose another place.")
 
 
-def is_bucket_error(error: BaseException) -> bool:
-    """Return True for an error of the libraries that reach a bucket."""
-    return type(error).__module__.startswith(("aiohttp", "gcsfs", "google.auth", "google.api_core")) or "gs://" in str(
-        error
-    )
+def _require_server(address: str, option: str) -> None:
+    """Raise a ConfigError if nothing answers where buckets are served, which gcsfs would try for a minute."""
+    server = urllib.parse.urlsplit(os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com")
+    host, port = server.hostname or server.path, server.port or 443
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(option, f"{address!r}: {host} cannot be reached ({error}). Check the network.") from None
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Return True for an error of the libraries that reach a bucket: the network, or the rights to use it."""
+    return type(error).__module__.startswith(("aiohttp", "gcsfs", "google.auth", "google.api_core", "requests"))

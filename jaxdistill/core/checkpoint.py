@@ -26,7 +26,7 @@ from jaxdistill.core.manifest import (
     CheckpointError,
     Manifest,
     check_owner,
-    choose_step,
+    choose_checkpoint,
     damaged_arrays,
     damaged_files,
     describe,
@@ -84,15 +84,19 @@ class Checkpoints:
         report: function that receives a line of text for each damaged or unfinished checkpoint that is found.
         owner: name of the model that is trained, such as "student"; checkpoints of another model are refused.
         address: address of the bucket in which new checkpoints are kept; empty: in the folder.
+        run: random name of the run; checkpoints of another run are refused; empty: any.
     """
 
-    def __init__(self, folder: Path, report=print, owner: str = "", address: str = ""):
+    def __init__(self, folder: Path, report=print, owner: str = "", address: str = "", run: str = ""):
         import orbax.checkpoint as ocp  # imported late: a wrong config must fail within three seconds
 
-        self.folder, self._ocp, self._report, self._owner = folder.absolute(), ocp, report, owner
+        self.folder, self._ocp, self._report = folder.absolute(), ocp, report
+        self._owner, self._run = owner, run
         if jax.process_index() == 0:
             bucket.point(folder, address)
         _barrier("the place of the checkpoints is known")
+        if address:
+            bucket.wait_for(folder)
         self._place = bucket.place(folder)
         if (self._place / "steps").exists() and not (self._place / "steps").is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self._place / "steps"))
@@ -113,7 +117,7 @@ class Checkpoints:
     def _set_unfinished_aside(self) -> None:
         """Move checkpoints without a valid manifest away, so that they are neither restored nor block a new save."""
         finished = manifests(self.folder)
-        steps = (int(path.name) for path in (self._place / "steps").glob("*") if path.name.isdigit())
+        steps = (int(path.name) for path in (self._place / "steps").glob("*") if path.name.isdecimal())
         for step in sorted(steps, reverse=True):
             manifest = self._place / "manifests" / f"{step}.json"
             if step not in finished:
@@ -173,7 +177,8 @@ class Checkpoints:
         self._metrics[step] = dict(metrics)
         self._manager.save(step, args=self._ocp.args.Composite(state=self._ocp.args.PyTreeSave(flat)), force=True)
         contents = {"arrays": arrays, "metrics": dict(metrics), "data": dict(data)}
-        manifest = {"step": step, "owner": self._owner, "seconds": round(seconds, 3), **contents}
+        of_run = {"run": self._run} if self._run else {}
+        manifest = {"step": step, "owner": self._owner, **of_run, "seconds": round(seconds, 3), **contents}
         self._last_manifest = self._manifest_thread.submit(self._write_manifest, step, manifest)
 
     def restore(self, abstract: PyTree) -> Restored | None:
@@ -191,7 +196,7 @@ class Checkpoints:
         self.wait()
         while (step := self._manager.latest_step()) is not None:
             manifest = manifests(self.folder)[step]
-            check_owner(self.folder, manifest, self._owner)
+            check_owner(self.folder, manifest, self._owner, self._run)
             if differences := mismatches(manifest, abstract):
                 problem = f"the checkpoint of another model: {'; '.join(differences[:8])}"
                 raise CheckpointError(f"{self.folder}, step {step}: {problem}")
@@ -228,9 +233,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until the last `save` is complete on disk, then stop the background threads."""
-        self.wait()
-        self._manager.close()
-        self._manifest_thread.shutdown()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+            self._manifest_thread.shutdown()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -246,18 +253,19 @@ def _barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def check_variables(folder: Path, which: str, abstract: Variables) -> int:
-    """Check that a checkpoint exists and has the arrays of a model, and return its step number. No array is read.
+def check_variables(folder: Path, which: str, abstract: Variables, owner: str = "") -> tuple[int, Manifest]:
+    """Check that a checkpoint exists and has the arrays of a model; no array is read. Return its step and manifest.
 
     Raises:
-        CheckpointError: the checkpoint does not exist, or has other arrays than `abstract`.
+        CheckpointError: the checkpoint does not exist, is of another model than `owner`, or has other arrays than
+            `abstract`.
     """
-    step = choose_step(folder, which)
-    manifest = manifests(folder)[step]
+    step, manifest = choose_checkpoint(folder, which)
+    check_owner(folder, manifest, owner)
     differences = mismatches({"arrays": student_arrays(manifest)}, _as_student(abstract))
     if differences:
         raise CheckpointError(f"the checkpoint belongs to another model: {'; '.join(differences[:4])}")
-    return step
+    return step, manifest
 
 
 def _as_student(variables: Variables) -> dict[str, Any]:
@@ -265,21 +273,23 @@ def _as_student(variables: Variables) -> dict[str, Any]:
     return {"params": {"student": variables.params}, "state": {"student": variables.state}}
 
 
-def load_variables(folder: Path, which: str, abstract: Variables) -> Variables:
+def load_variables(folder: Path, which: str, abstract: Variables, owner: str = "") -> Variables:
     """Load the student's parameters and state from a checkpoint, to evaluate the student or to use it as a teacher.
 
     Args:
         folder: the `checkpoints` folder of an earlier training.
         which: "last", "best" or a step number.
         abstract: the model's variables as `jax.ShapeDtypeStruct`, with the shardings to load them with.
+        owner: name of the model, such as "student"; empty: any.
 
     Raises:
-        CheckpointError: the checkpoint does not exist, is damaged, or has other arrays than `abstract`.
+        CheckpointError: the checkpoint does not exist, is damaged, is of another model, or has other arrays than
+            `abstract`.
     """
     import orbax.checkpoint as ocp
 
-    step = check_variables(folder, which, abstract)
-    manifest, flat = manifests(folder)[step], flatten(_as_student(abstract))
+    step, manifest = check_variables(folder, which, abstract, owner)
+    flat = flatten(_as_student(abstract))
     restore = ocp.args.PyTreeRestore(item=flat, restore_args=restore_args(ocp, flat), partial_restore=True)
     problems = damaged_files(folder, step, manifest)
     if not problems:

@@ -6,6 +6,7 @@ import re
 import struct
 import sys
 import sysconfig
+import textwrap
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -80,7 +81,8 @@ def message_of(error: BaseException) -> str:
     If the traceback passes through the user's own code (neither jaxdistill nor an installed package), the file name and
     line number of that code are appended.
     """
-    text = " ".join(text_of(error).strip().split("\n\n")[0].split())[:400] or type(error).__name__
+    text = " ".join(text_of(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    text = textwrap.shorten(text, 400, placeholder=" ...")
     return text + user_location(error)
 
 

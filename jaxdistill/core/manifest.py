@@ -74,17 +74,21 @@ def manifests(folder: Path) -> dict[int, Manifest]:
     return dict(sorted(by_step.items()))
 
 
-def check_owner(folder: Path, manifest: Manifest, owner: str) -> None:
+def check_owner(folder: Path, manifest: Manifest, owner: str, run: str = "") -> None:
     """Check that a checkpoint is of the model that it is read for; models of one run may have the same shapes.
 
     Args:
         folder: folder of the checkpoints, for the message.
         manifest: manifest of the checkpoint; those of earlier versions name no model.
         owner: name of the model, such as "student"; empty: any.
+        run: random name of the run; empty: any.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: it is of another model, or of another run.
     """
+    if run and manifest.get("run", run) != run:
+        cure = "Restore the folder from a copy, or start in another workdir"
+        raise CheckpointError(f"{folder} has the checkpoints of another run. {cure}")
     found = manifest.get("owner", owner)
     if owner and found != owner:
         cure = "Restore the folder from a copy, or start in another workdir"
@@ -141,7 +145,12 @@ def quality(metrics: Mapping[str, float]) -> float | None:
 
 
 def choose_step(folder: Path, which: str) -> int:
-    """Return the step number of the finished checkpoint `which`: "last", "best" (by quality, then newest) or a number.
+    """Return the step number of the finished checkpoint `which`, see `choose_checkpoint`."""
+    return choose_checkpoint(folder, which)[0]
+
+
+def choose_checkpoint(folder: Path, which: str) -> tuple[int, Manifest]:
+    """Return step number and manifest of a finished checkpoint: "last", "best" (by quality, then newest) or a number.
 
     Raises:
         CheckpointError: there is no such checkpoint.
@@ -150,12 +159,14 @@ def choose_step(folder: Path, which: str) -> int:
     if not finished:
         raise CheckpointError(f"there is no finished checkpoint in {folder}")
     if which == "last":
-        return max(finished)
-    if which == "best":
+        step = max(finished)
+    elif which == "best":
         scores = {step: quality(manifest["metrics"]) for step, manifest in finished.items()}
-        return max(scores, key=lambda step: (float("-inf") if scores[step] is None else scores[step], step))
-    if not which.isdigit() or int(which) not in finished:
+        step = max(scores, key=lambda step: (float("-inf") if scores[step] is None else scores[step], step))
+    elif which.isdecimal() and int(which) in finished:
+        step = int(which)
+    else:
         raise CheckpointError(
             f"there is no step {which!r} in {folder}; there are last, best, {', '.join(map(str, finished))}"
         )
-    return int(which)
+    return step, finished[step]

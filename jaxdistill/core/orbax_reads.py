@@ -1,6 +1,7 @@
-"""Reads of checkpoints by Orbax that may fail: what is the files' fault is told from what is the machine's.
+"""Read checkpoints with Orbax, and tell damaged files from a failing machine or network.
 
-In a run with several processes, all of them learn that one could not read, and go on alike.
+In a run with several processes, all of them learn that one found damaged files, and go on alike. A process whose
+machine fails ends, and with it the run.
 """
 
 import functools
@@ -13,6 +14,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from jaxdistill.core.bucket import is_network_error
 
 
 def restore_args(ocp: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,14 +45,14 @@ def attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
 
 
 OTHER_REASONS = (
-    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
+    *("PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"),
     *("Permission denied", "Too many open files", "Input/output error", "Stale file handle"),
 )
 
 
 def _has_another_reason(error: Exception) -> bool:
     """Return True if a checkpoint was not read for a reason outside of its files, such as a lack of memory."""
-    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or is_network_error(error):
         return True
     is_other_os_error = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     return is_other_os_error or any(reason in str(error) for reason in OTHER_REASONS)

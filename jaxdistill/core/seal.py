@@ -7,6 +7,7 @@
 Arrays of checkpoints have checksums of their own, see `checksums.py`; a sealed JSON file keeps them.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -66,7 +67,8 @@ def read(file: Path | BucketPath, types: JsonTypes, required: bool = False) -> d
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamageError: the file cannot be read, its content differs from its seal, or a value has another type.
+        DamageError: the file is no JSON, its content differs from its seal, or a value has another type.
+        OSError: the disk or the network failed; the file may be good.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -74,8 +76,12 @@ def read(file: Path | BucketPath, types: JsonTypes, required: bool = False) -> d
         if isinstance(file, Path) and file.is_symlink():
             raise DamageError(f"{file} is a link to a file that does not exist") from None
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise DamageError(f"{file} is damaged ({error})") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DamageError(f"{file} is a link that leads to itself") from None
+        raise
     if not isinstance(content, dict):
         raise DamageError(f"{file} is damaged (it is not a JSON object)")
     seal = content.pop(SEAL, None)
@@ -148,6 +154,12 @@ def seal_folder(folder: Path) -> None:
     """Write `seal.json` into a folder, with the SHA-256 of each file in it."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != FOLDER_SEAL)
     write(folder / FOLDER_SEAL, {"files": {str(file.relative_to(folder)): sha256(file) for file in files}})
+
+
+def seal_again(file: Path) -> None:
+    """Replace the SHA-256 of one file in the `seal.json` of its folder; those of the other files stay."""
+    files = read(file.parent / FOLDER_SEAL, {"files": dict}, required=True)["files"]
+    write(file.parent / FOLDER_SEAL, {"files": {**files, file.name: sha256(file)}})
 
 
 def check_in_folder(*files: Path) -> None:

@@ -58,7 +58,8 @@ class Factored:
 
     def dense(self) -> Array:
         """Compute the logits `features @ kernel + bias` (capped by `cap`), `[*batch, classes]`."""
-        logits = self.features @ self.kernel
+        logits = self.features.reshape(-1, self.features.shape[-1]) @ self.kernel
+        logits = logits.reshape(self.shape)
         logits = self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
         return logits if self.bias is None else logits + self.bias
 

@@ -9,6 +9,7 @@ A row of the table holds one array for each field. An interrupted write can be r
 A shard without its seal counts as missing, and is written again.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,10 +113,9 @@ def write_shard(folder: Path, manifest: Manifest, number: int, columns: Mapping[
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with new_file(_shard_file(folder, number)) as draft:
-        writer = ArrayRecordWriter(str(draft), "group_size:1,uncompressed")
-        for row in zip(*(columns[name] for name in sorted(columns)), strict=True):
-            writer.write(b"".join(np.ascontiguousarray(x).tobytes() for x in row))
-        writer.close()
+        with contextlib.closing(ArrayRecordWriter(str(draft), "group_size:1,uncompressed")) as writer:
+            for row in zip(*(columns[name] for name in sorted(columns)), strict=True):
+                writer.write(b"".join(np.ascontiguousarray(x).tobytes() for x in row))
         _seal_file(folder, number).unlink(missing_ok=True)  # of a damaged shard, which is replaced
     seal.seal_file(_shard_file(folder, number), _about_shard(manifest, number))
 

@@ -180,7 +180,7 @@ def write_card(folder: Path, card: str) -> None:
     """Replace the model card of a folder, and its checksum, unless it has this text already."""
     if (folder / CARD).read_text(encoding="utf-8") != card:
         seal.write_text(folder / CARD, card)
-        seal.seal_folder(folder)
+        seal.seal_again(folder / CARD)
 
 
 def read_about(folder: Path) -> About:

@@ -16,8 +16,9 @@ from jaxdistill.core.errors import ConfigError, one_line
 from jaxdistill.data.progress import progress
 from jaxdistill.data.table import images
 from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
-from jaxdistill.data.table.files import Chunk, RecordReader, TableError, TextFormat, require_columns
+from jaxdistill.data.table.files import require_columns
 from jaxdistill.data.table.locate import locate
+from jaxdistill.data.table.record_reader import Chunk, RecordReader, TableError, TextFormat
 from jaxdistill.export.predictor import PATH as RECORDS
 from jaxdistill.export.predictor import Predictions, Predictor
 
@@ -104,6 +105,10 @@ def _roles(predictor: Predictor, columns: Mapping[str, Sequence[str]], opened: R
         tuple(named.get("text", ())), "", image[0] if image else "", tuple(named.get("features", ()))
     )
     require_columns(opened, column_names.named(), place)
+    trained = tuple(predictor.about.columns.get("features", ()))
+    if column_names.features != trained and sorted(column_names.features) == sorted(trained):
+        problem = f"the model was trained with the columns in the order {','.join(trained)}"
+        raise TableError(f"{problem}. Give them so, or leave --features out.")
     if len(column_names.text) != len(fields):
         raise TableError(
             f"the model reads {len(fields)} texts ({', '.join(fields) or 'none'}); give as many with --text."

@@ -218,10 +218,9 @@ def parse_changes(words: Iterable[str]) -> list[tuple[str, str]]:
     changes = []
     for word in words:
         path, equals, value = word.removeprefix("--config.").partition("=")
-        if not word.startswith("--config.") or not equals:
-            cure = (
-                f"Write {word}=VALUE" if word.startswith("--config.") else "Config keys are set by --config.a.b=value"
-            )
+        if not word.startswith("--config.") or not equals or not path:
+            is_key = word.startswith("--config.") and path
+            cure = f"Write {word}=VALUE" if is_key else "Config keys are set by --config.a.b=value"
             raise ConfigError(word, f"unknown argument. {cure}; see --help.")
         changes.append((path, value))
     return changes

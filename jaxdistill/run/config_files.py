@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdistill.core import seal
+from jaxdistill.core.atomic import new_file
 from jaxdistill.core.errors import ConfigError, DamageError, one_line, suggest
 from jaxdistill.run.config import make, note
 from jaxdistill.run.own_parts import unregistered
@@ -95,11 +96,16 @@ def copy_source(source: str, workdir: Path) -> dict[str, str]:
     """
     if not source:
         return {"source": ""}
-    content, copy = Path(source).read_bytes(), workdir / Path(source).name
+    try:
+        content = Path(source).read_bytes()
+    except OSError as error:
+        raise ConfigError("--config", f"{source!r} cannot be read any more ({error.strerror}).") from None
+    copy = workdir / Path(source).name
     if not copy.is_file() or copy.read_bytes() != content:
         if copy.is_file():  # the file of an earlier part of this run, which its record names by this hash
             copy.replace(copy.with_name(f"{copy.stem}-{seal.sha256(copy)[:12]}.py"))
-        seal.write_text(copy, content.decode("utf-8"))
+        with new_file(copy) as draft:
+            draft.write_bytes(content)
     return {"source": copy.name, "source_sha256": hashlib.sha256(content).hexdigest()}
 
 

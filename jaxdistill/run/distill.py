@@ -211,7 +211,7 @@ class Run:
                 config = differ(stage.definition.config, student={"model": teacher.spec, "quantized": "", "masks": ""})
                 self._export(Path("teachers", teacher.name), f"teacher {teacher.name}", config, teacher.network, values)
         if jax.process_index() == 0:
-            seal.write(folder / "result.json", {**outcome, "step": stage.settings.steps})
+            seal.write(folder / "result.json", {**outcome, "step": stage.settings.steps, "run": self.record["run"]})
 
     def _context(self, stage: Stage, preemption: Preemption) -> StageContext:
         """Return the data, mesh and teachers for a stage.
@@ -223,11 +223,9 @@ class Run:
         queries = {} if stage.kind == "teacher" else self._queries
         chosen = self.data.chosen if stage.data.select or stage.data.order else None
         data = self.data._replace(stored=only(self.data.stored), queries=only(queries), chosen=chosen)
-        models = tuple(teacher.model for teacher in self.resolved.teachers.values())
-        references = References(models, self.resolved.reference)
-        return StageContext(
-            data, self.resolved.mesh, references, self.console, preemption, self.cutter.start(stage, self.values)
-        )
+        references = References(tuple(t.model for t in self.resolved.teachers.values()), self.resolved.reference)
+        start, name = self.cutter.start(stage, self.values), self.record.get("run", "")
+        return StageContext(data, self.resolved.mesh, references, self.console, preemption, start, name)
 
     @functools.cached_property
     def _queries(self) -> dict[str, Query]:
@@ -251,11 +249,13 @@ class Run:
         if stage.parts.step.evolve_teachers:  # only the training loop restores the teachers that it trained
             return False
         try:
-            outcome = seal.read(folder / "result.json", RESULT_TYPES, required=True)
+            outcome, name = seal.read(folder / "result.json", RESULT_TYPES, required=True), self.record.get("run", "")
+            if name and outcome.pop("run", name) != name:
+                raise DamageError(f"{folder / 'result.json'} is of another run")
             if outcome["step"] != stage.settings.steps:
                 return False
             place, model = folder / "checkpoints", stage.parts.student
-            check_owner(place, manifests(place).get(outcome["step"], {}), stage.name)
+            check_owner(place, manifests(place).get(outcome["step"], {}), stage.name, name)
             shapes = Variables(*jax.eval_shape(model.init, jax.random.key(0), stage.shapes["train"]))
             abstract = with_shardings(shapes, shardings(shapes, self.resolved.mesh, stage.settings.rules))
             variables = load_variables(place, str(stage.settings.steps), abstract)

@@ -2,7 +2,7 @@
 
 0     done; or stopped by a signal, and saved
 2     a mistake in the config, the command line, the data or the user's own code (with file and line); or no space,
-memory, package or process
+      memory, package, bucket or process
 3     the training diverged: a loss is not finite
 4     a file of the run is damaged, and nothing can replace it
 5     another process of the run died: start all of them again
@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxdistill.core.bucket import is_bucket_error
+from jaxdistill.core.bucket import is_network_error
 from jaxdistill.core.errors import (
     ConfigError,
     DamageError,
@@ -63,12 +63,19 @@ PLACE_TEXTS = {os.strerror(number): place for number, place in PLACES.items()}
 EXTRAS = {"transformers": "hf", "tokenizers": "hf", "gguf": "hf", "huggingface_hub": "hf", "wandb": "wandb"}
 
 
-LIBRARIES = ("absl", "datasets", "huggingface_hub", "transformers")  # loggers whose warnings would fill a page
+LIBRARIES = (
+    "absl",
+    "datasets",
+    "gcsfs",
+    "google",
+    "huggingface_hub",
+    "transformers",
+)  # loggers whose warnings would fill a page
 
 VERBOSITIES = ("DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
 
 # Loggers to which Orbax and JAX write tracebacks of their threads and callbacks; the error is raised all the same
-LOGS_OF_THREADS = ("absl", "asyncio", "jax._src.callback")
+LOGS_OF_THREADS = ("absl", "asyncio", "gcsfs", "jax._src.callback")
 
 
 def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", stopped: int = 0) -> int:
@@ -156,12 +163,13 @@ def _explain_known(error: BaseException) -> tuple[int, str] | None:
             return 4, _line(error)
     if place := _place(error):
         reason, cure = place
-        return 2, f"{reason} ({_line(error)}). {cure}; the same command then goes on."
+        goes_on = "" if cure == ELSEWHERE else "; the same command then goes on"
+        return 2, f"{reason} ({_line(error)[:300]}). {cure}{goes_on}."
     if _is_lost_process(error):
         cure = "The process that died prints the reason. Start all of them again: they resume from the last checkpoint"
         first = text_of(error).strip().partition("\n")[0][:200]
         return LOST_PROCESS, f"the processes of this run lost contact ({first}). {cure}."
-    if unreached := next((each for each in _chain(error) if is_bucket_error(each)), None):
+    if unreached := next((each for each in _chain(error) if _is_of_bucket(each)), None):
         cure = "Check the network and the rights; the same command then goes on"
         return 2, f"the bucket does not answer ({_line(unreached)}). {cure}."
     if any(isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in text_of(each) for each in _chain(error)):
@@ -172,7 +180,9 @@ def _explain_known(error: BaseException) -> tuple[int, str] | None:
     if "Could not determine home directory" in text_of(error):
         return 2, "a path begins with '~', and there is no such user or home folder; write the whole path."
     if user_location(error):
-        return 2, f"{type(error).__name__}: {message_of(error)}"
+        return 2, f"{type(error).__name__}: {message_of(error)}".replace(
+            f"{type(error).__name__}: {type(error).__name__} (", f"{type(error).__name__} ("
+        )
     return None
 
 
@@ -207,6 +217,10 @@ def _place(error: BaseException) -> tuple[str, str] | None:
     return None
 
 
+def _is_of_bucket(error: BaseException) -> bool:
+    return is_network_error(error) or "gs://" in text_of(error)
+
+
 def _is_distributed() -> bool:
     """Return True in a run with several processes, without starting JAX's backend."""
     if "jax" not in sys.modules:
@@ -239,12 +253,14 @@ def _print(text: str) -> None:
 
 
 def _write_traceback(error: BaseException, folder: str) -> Path:
-    name = f"traceback-{os.getpid()}.txt"
+    name = f"traceback-{os.uname().nodename}-{os.getpid()}.txt"  # machines of a run share the folder
     for place in (folder, tempfile.gettempdir()):
         with contextlib.suppress(OSError):
             if place and Path(place).is_dir():
                 text = "".join(traceback.format_exception(error))
-                (Path(place) / name).write_text(f"{' '.join(sys.argv)}\n{text}")
+                (Path(place) / name).write_text(
+                    f"{' '.join(sys.argv)}\n{text}", encoding="utf-8", errors="backslashreplace"
+                )
                 return Path(place) / name
     return Path(os.devnull)
 

@@ -169,6 +169,8 @@ class Log:
         values = [{name: float(mean.sum / max(mean.count, 1)) for name, mean in row.items()} for row in rows]
         for (step, _), row in zip(ready, values, strict=True):
             _check_finite(self.name, step, row, at_start=step == 1)
+            if step == 1 and row.get("grad_norm") == 0:
+                self._print_line("note: the loss has no gradient at step 1; does it depend on the student's outputs?")
         step = ready[-1][0]
         now = time.perf_counter()
         rate, self._since, self._last = (step - self._last) / max(now - self._since, 1e-9), now, step

@@ -102,7 +102,12 @@ def results(folder: Path) -> Mapping[str, Any]:
         DamageError: the file is damaged.
     """
     try:
-        return seal.read(folder / "results.json", {"rows": list[dict], "config": dict})
+        found = seal.read(folder / "results.json", {"rows": list[dict], "config": dict})
+        if found.get("run", "") not in ("", _name_of(folder)):
+            raise DamageError(f"{folder / 'results.json'} is of another run than config.json")
+        return found
+    except DamageError as error:
+        raise DamageError(f"{error}. Restore it, or delete it: the command of the run writes it again.") from None
     except FileNotFoundError:
         raise ConfigError("RUN", f"{str(folder)!r} holds no finished run (results.json is missing).") from None
     except NotADirectoryError:

@@ -84,6 +84,8 @@ def _receive(port: int, processes: int, timeout: float) -> None:
                 continue
             stack.enter_context(client)
             number = _number_of(client, processes)
+            if number is None:  # something else has connected
+                client.close()
             if number in joined and _is_open(joined[number]):
                 raise ConfigError("distributed.process", f"two processes have the number {number}; number them from 0.")
             if number is not None:

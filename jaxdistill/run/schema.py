@@ -82,12 +82,16 @@ def _is_tuple_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda v: isinstance(v, tuple) and all(map(accepts, v))
 
 
+def _is_text(v: Any) -> bool:
+    return isinstance(v, str) and not any("\ud800" <= letter <= "\udfff" for letter in v)  # half of a pair: no UTF-8
+
+
 LIMIT = 2**31  # steps and seeds are int32
 _integer, _number = _of(int), _of(int, float)
 
-TEXT = Kind(_of(str), "text", text=True)
-SPEC = Kind(_of(str), "a spec string such as 'name(key=1.0)'", text=True)
-SPECS = Kind(_is_tuple_of(_of(str)), "a tuple of spec strings")
+TEXT = Kind(_is_text, "text that UTF-8 can express", text=True)
+SPEC = Kind(_is_text, "a spec string such as 'name(key=1.0)'", text=True)
+SPECS = Kind(_is_tuple_of(_is_text), "a tuple of spec strings")
 SCHEDULE = Kind(_of(str), "a number, or a schedule such as 'cosine(start=0.9, end=0.1)'", text=True)
 FLAG = Kind(_of(bool), "True or False")
 COUNT = Kind(lambda v: _integer(v) and 0 <= v < LIMIT, "a whole number, 0 or more, below 2^31")

@@ -72,6 +72,7 @@ class StageContext(NamedTuple):
     console: where progress is printed
     preemption: reports whether SIGTERM or Ctrl-C has asked the run to stop
     start: returns the variables from which the model starts, for their shapes; None: those of its checkpoint, if any
+    run: random name of the run, which its checkpoints keep; empty in all processes but the first
     """
 
     data: Data
@@ -80,6 +81,7 @@ class StageContext(NamedTuple):
     console: Console
     preemption: Preemption
     start: Callable[[Variables], Variables] | None = None
+    run: str = ""
 
 
 class Trained(NamedTuple):
@@ -116,10 +118,17 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
         Stopped: the training was stopped by SIGTERM or Ctrl-C; the state is saved.
         CheckpointError: the folder has checkpoints, but none can be used.
     """
+    place, bucket = folder / "checkpoints", stage.settings.bucket
+    with Checkpoints(place, context.console.print, stage.name, bucket, context.run) as checkpoints:
+        return _train(stage, folder, teachers, context, checkpoints)
+
+
+def _train(
+    stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: StageContext, checkpoints: Checkpoints
+) -> Trained:
     name, settings, algorithm, console = stage.name, stage.settings, stage.parts.step, context.console
     start = time.perf_counter()
     engine = make_engine(stage, teachers, context.mesh, context.references)
-    checkpoints = Checkpoints(folder / "checkpoints", console.print, name, settings.bucket)
     streams = open_streams(stage, context.data, engine)
 
     restored, step, earlier = checkpoints.restore(engine.abstract), 0, 0.0
@@ -137,7 +146,7 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
 
     total: dict[str, Any] = {}
     schedules = stage.parts.components.schedules
-    with checkpoints, Log(folder, name, step, settings.steps, settings.logging, schedules, console) as log:
+    with Log(folder, name, step, settings.steps, settings.logging, schedules, console) as log:
         while step < settings.steps:
             ts = advance(engine, ts, streams, log, step, settings.logging.every)
             step += 1
@@ -153,6 +162,7 @@ def train(stage: Stage, folder: Path, teachers: tuple[Variables, ...], context: 
                 checkpoints.save(step, engine.export(ts), position, scores(total) if due else {}, seconds)
             if stop and step < settings.steps:
                 raise Stopped(f"{name}: saved at step {step} of {settings.steps}")
+    checkpoints.wait()
     total = total or measure(engine, ts, stage, context.data)
     exported = engine.export(ts)
     evolved = algorithm.evolve_teachers(exported.params, exported.state, teachers) if algorithm.evolve_teachers else ()

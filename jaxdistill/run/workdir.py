@@ -84,11 +84,13 @@ def saved_record(workdir: Path) -> dict[str, Any] | None:
     """
     file = workdir / "config.json"
     try:
-        return seal.read(file, {"config": dict})
+        record = seal.read(file, {"config": dict})
     except FileNotFoundError:
         problem = f"{file}, the config of the run in this folder, is missing"
     except DamageError as error:
         problem = str(error)
+    else:
+        return _require_one_run(workdir, record)
     with contextlib.suppress(FileNotFoundError, DamageError):
         record = seal.read(workdir / "results.json", {"config": dict})
         note(f"{problem}; the config in results.json is used")
@@ -96,6 +98,23 @@ def saved_record(workdir: Path) -> dict[str, Any] | None:
     if file.is_file() or any(any(workdir.glob(f"**/checkpoints/{name}")) for name in ("manifests/*.json", POINTER)):
         raise DamageError(f"{problem}; restore it from a copy, or choose another --workdir")
     return None
+
+
+def _require_one_run(workdir: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record in config.json, after checking that results.json, if it is there, is of the same run.
+
+    Raises:
+        DamageError: it is of another run.
+    """
+    try:
+        results = seal.read(workdir / "results.json", {})
+    except (FileNotFoundError, DamageError):  # they are made again
+        return record
+    if results.get("run", record.get("run")) == record.get("run"):
+        return record
+    files = f"{workdir / 'config.json'} and {workdir / 'results.json'}"
+    cure = "Restore the one that is not of this run, or delete it: the command of the run writes it again"
+    raise DamageError(f"{files} are of two runs. {cure}.")
 
 
 def _require_same_parts(workdir: Path, old: Mapping[str, Any] | None, source: str) -> None:
@@ -124,7 +143,9 @@ def finished_record(workdir: Path) -> dict[str, dict[str, Any]]:
     """
     names = ("config.json", "results.json")
     with contextlib.suppress(FileNotFoundError, DamageError):
-        return {name: seal.read(workdir / name, {"config": dict}, required=True) for name in names}
+        record, results = (seal.read(workdir / name, {"config": dict}, required=True) for name in names)
+        if results.get("run", record.get("run")) == record.get("run"):  # else the results of another run
+            return {"config.json": record, "results.json": results}
     return {}
 
 

@@ -5,29 +5,22 @@ test records. A store belongs to one teacher, data set and augmentation. Its ide
 content depends on. A run refuses a store with another identity. The format of the outputs is in `codec.py`.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxdistill.core.errors import ConfigError, DamageError
-from jaxdistill.core.hub_files import fingerprint
-from jaxdistill.core.manifest import CheckpointError, choose_step, manifests, student_arrays
-from jaxdistill.core.registry import caches, parse
+from jaxdistill.core.registry import caches
 from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.pipeline import TEST, Pipeline
 from jaxdistill.data.records import Records
-from jaxdistill.data.store import Manifest, Store, StoreError, differences, read_manifest
+from jaxdistill.data.store import Manifest, Store, StoreError, differences
 from jaxdistill.data.stream import StoredFields
+from jaxdistill.teachers.cache_identity import KEY, WRITE, identity, read_description
 from jaxdistill.teachers.codec import Encoding, decoding_model
-from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.option import Context, Option
-from jaxdistill.teachers.teacher import Fields, Teacher, checkpoint_of
-
-KEY = "cache"
-WRITE = "Write it: jaxdistill cache --config ... (the same config)"
+from jaxdistill.teachers.teacher import Fields, Teacher
 
 
 @caches.register
@@ -77,20 +70,6 @@ def parse_encoding(value: str, path: str) -> Encoding:
         path: key of the config for error messages, such as `teachers.big.cache`.
     """
     return caches.build(value, path)
-
-
-def stream_encoding(encoding: Encoding, stream: str) -> Encoding:
-    """Return the storage format of a teacher's outputs on one stream (a named source of batches).
-
-    For the test examples, all logits are stored instead of the largest ones or draws. The probability of classes that
-    are not stored would be spread evenly, which makes evaluation inaccurate: with the 128 largest of 7,312 logits,
-    SmolLM2's loss on the Bible would be 3.35 instead of 3.21 nats a token.
-
-    Args:
-        encoding: the format in the config.
-        stream: name of the stream, or `TEST` for the test examples.
-    """
-    return encoding._replace(top=0, draws=0) if stream == TEST else encoding
 
 
 def store_folder(encoding: Encoding, stream: str) -> Path:
@@ -161,6 +140,8 @@ class CachedTeacher(Teacher):
         """
         try:
             store = Store(store_folder(self.encoding, stream))
+            if store.manifest != self.stores[stream]:
+                raise DamageError(f"{store_folder(self.encoding, stream)} was written again since the run began")
         except StoreError as error:
             raise ConfigError(f"{self.path}.{KEY}", f"{error}. {WRITE}.") from None
         except DamageError as error:
@@ -216,10 +197,13 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
     for name in data.with_test:
         folder = store_folder(encoding, name)
         try:
-            stores[name] = manifest = _read(folder)
+            stores[name] = manifest = read_description(folder)
         except StoreError as error:
             raise ConfigError(path, f"{error}. {WRITE}.") from None
-        if changes := differences(manifest.about["identity"], identity(teacher, encoding, data, name)):
+        written, wanted = manifest.about["identity"], identity(teacher, encoding, data, name)
+        if "architecture" not in written.get("teacher", {}):  # an earlier version hashed the weights alone
+            wanted["teacher"].pop("architecture", None)
+        if changes := differences(written, wanted):
             raise ConfigError(path, f"{folder} is stale: {'; '.join(changes)}. Give another folder. {WRITE}.")
         needed = entries_needed(data, name, context.steps)
         if manifest.rows < needed:
@@ -231,15 +215,6 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
     )
     by_row = frozenset(name for name, stream in data.with_test.items() if stream.is_random)
     return CachedTeacher(**{**vars(teacher), "network": network}, encoding=encoding, stores=stores, by_row=by_row)
-
-
-def _read(folder: Path) -> Manifest:
-    """Read the description of stored outputs, and check the types of what is believed of it."""
-    manifest = read_manifest(folder)
-    for key, kind in {"identity": dict, "cost": dict, "classes": int, "states": int}.items():
-        if not isinstance(manifest.about.get(key), kind):
-            raise DamageError(f"{folder / 'manifest.json'} is damaged ({key!r} is missing or of another type)")
-    return manifest
 
 
 def entries_needed(data: Pipeline, name: str, steps: int) -> int:
@@ -257,85 +232,6 @@ def entries_needed(data: Pipeline, name: str, steps: int) -> int:
     if stream.is_random:
         return steps * stream.batch_size
     return (data.test_description if name == TEST else data.descriptions[name]).records
-
-
-def identity(teacher: Teacher, encoding: Encoding, data: Pipeline, name: str) -> dict[str, Any]:
-    """Return everything that a teacher's stored outputs on a stream (a named source of batches) depend on.
-
-    Examples are a hash of the weights and the augmentation. The result is saved with the outputs, and a run refuses
-    outputs with another saved result.
-
-    Args:
-        teacher: the teacher that runs its network.
-        encoding: the storage format in the config.
-        data: the run's data pipeline.
-        name: name of the stream, or `TEST` for the test examples.
-
-    Raises:
-        ConfigError: the teacher has neither a checkpoint nor pretrained weights, or its weights cannot be read.
-    """
-    encoding, stream = stream_encoding(encoding, name), data.with_test[name]
-    network = {key: list(x) if isinstance(x, tuple) else x for key, x in teacher.options.items()}
-    draw_settings = {"draws": encoding.draws, "temperature": encoding.temperature} if encoding.draws else {}
-    identity_fields = {
-        "teacher": {"model": teacher.spec, "weights": weights_hash(teacher), "dtype": teacher.dtype, **network},
-        "data": data.identity(stream),
-        "augmentation": list(stream.augment),
-        "kept": {"dtype": encoding.dtype, "top": encoding.top, "layers": list(encoding.layers), **draw_settings},
-    }
-    if stream.is_random:
-        selected = _selected(data) if name == "train" else {}
-        identity_fields["draws"] = {"seed": data.seed, "batch_size": stream.batch_size, **selected}
-    return identity_fields
-
-
-def _selected(data: Pipeline) -> dict[str, Any]:
-    """Identify the selection and the order of the training records.
-
-    The result has the spec of the selection, the identities of the caches that the selection reads, and the spec of the
-    order; it is empty if all records are used in shuffled order.
-    """
-    order = {"order": data.order} if data.order else {}
-    if data.selection is None:
-        return order
-    try:
-        folders = (Path(cache).expanduser() / "train" for cache in data.selection.caches)
-        identities = [read_manifest(folder).about["identity"] for folder in folders]
-    except StoreError as error:
-        raise ConfigError("data.select", f"{error}. {WRITE}.") from None
-    return {"select": data.select, "asked": identities, **order}
-
-
-def weights_hash(teacher: Teacher) -> str:
-    """Return a hash of the files with the teacher's weights, and with the teacher's reduced vocabulary if it has one.
-
-    Args:
-        teacher: a teacher with a checkpoint or pretrained weights.
-
-    Raises:
-        ConfigError: the teacher has neither a checkpoint nor pretrained weights, or its weights cannot be read.
-    """
-    if teacher.checkpoint:
-        try:
-            folder, which = checkpoint_of(teacher.checkpoint)
-            manifest = manifests(folder)[choose_step(folder, which)]
-        except (CheckpointError, ValueError, OSError) as error:
-            raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
-        content = manifest.get(
-            "files", student_arrays(manifest)
-        )  # an earlier version has checksums of files, and none of arrays
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    spec = parse(teacher.spec, f"{teacher.path}.model")
-    if spec.name != "pretrained" or teacher.steps:
-        cure = "Train it in a separate run, and set its checkpoint to RUN (its student) or RUN/teachers/NAME"
-        raise ConfigError(f"{teacher.path}.{KEY}", f"its weights do not exist before the run. {cure}.")
-    try:
-        weights = fingerprint(str(spec.args[0] if spec.args else spec.kwargs["source"]))
-        vocabulary = Path(str(spec.kwargs.get("keep", ""))).expanduser() / "vocabulary.json"
-        return weights + (hashlib.sha256(vocabulary.read_bytes()).hexdigest() if spec.kwargs.get("keep") else "")
-    except (ValueError, OSError) as error:
-        cure = "Name a checkpoint that exists, and as keep= a folder that `jaxdistill vocabulary` wrote"
-        raise ConfigError(f"{teacher.path}.model", f"{error}. {cure}.") from None
 
 
 OPTION = Option(

@@ -11,7 +11,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.manifest import CheckpointError
 from jaxdistill.core.types import NO_VARIABLES, Shapes, Variables
 from jaxdistill.models.abstract import init_variables
-from jaxdistill.teachers.teacher import Teacher, checkpoint_of
+from jaxdistill.teachers.teacher import Teacher, checkpoint_of, owner_of
 
 
 def load(teacher: Teacher, rows: Shapes) -> Variables:
@@ -29,7 +29,7 @@ def load(teacher: Teacher, rows: Shapes) -> Variables:
     if teacher.checkpoint:
         folder, which = checkpoint_of(teacher.checkpoint)
         try:
-            check_variables(folder, which, dequantized_shapes(abstract))
+            check_variables(folder, which, dequantized_shapes(abstract), owner_of(teacher.checkpoint))
         except CheckpointError as error:
             raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
         try:

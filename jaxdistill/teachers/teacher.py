@@ -189,3 +189,15 @@ def checkpoint_of(text: str) -> tuple[Path, str]:
     folder = Path(path).expanduser()
     student = folder / "student"  # the folder of a run stands for its student
     return (student if student.is_dir() else folder) / "checkpoints", which or "last"
+
+
+def owner_of(text: str) -> str:
+    """Return the name of the model whose checkpoints a config names, as their manifests have it; empty: not known.
+
+    Args:
+        text: as for `checkpoint_of`.
+    """
+    stage = checkpoint_of(text)[0].parent
+    if stage.parent.name == "teachers":
+        return f"teacher {stage.name}"
+    return stage.name if stage.name in ("student", "control") else ""

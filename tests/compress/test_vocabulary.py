@@ -18,7 +18,7 @@ from jaxdistill.run.commands import vocabulary
 from jaxdistill.run.config import differ, make
 from jaxdistill.run.distill import check
 from jaxdistill.run.resolve import resolve
-from jaxdistill.teachers.cache import weights_hash
+from jaxdistill.teachers.cache_identity import weights_hash
 
 CORPUS = ["the cat sat on the mat", "a dog ran to the cat", "mats and dogs and cats", "sitting dogs run on mats"]
 OTHER = ["xylophones and zebras", "the running quizzes", "unrelated words, with marks!"]

@@ -54,3 +54,28 @@ def test_a_damaged_folder_or_link_is_removed(tmp_path):
     for name in ("folder", "link", "absent"):
         remove_folder(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "x").write_text("one")
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name == "new":
+            raise OSError("no")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"), replaced_folder(folder):
+        patch.setattr(Path, "rename", fail)
+    assert (folder / "x").read_text() == "one" and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path):
+    left = tmp_path / ".folder.left" / "previous"
+    left.mkdir(parents=True)
+    (left / "x").write_text("one")
+    with pytest.raises(KeyError), replaced_folder(tmp_path / "folder"):
+        raise KeyError
+    assert (tmp_path / "folder" / "x").read_text() == "one"

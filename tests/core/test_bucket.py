@@ -1,6 +1,8 @@
 """Checkpoints in a bucket: written, checked and set aside as in a folder, through a server on this machine."""
 
 import json
+import re
+import time
 
 import buckets
 import pytest
@@ -40,11 +42,12 @@ def folder(tmp_path):
 
 
 def flip(step) -> None:
-    """Change one byte in the middle of each object with values of a step; of the objects alone, some are never read."""
+    """Flip a bit in every 16th byte of each object with values of a step. Some objects alone are never read."""
     for folder in (step / "state" / "d", step / "state" / "ocdbt.process_0" / "d"):
         for file in folder.iterdir():
             content = bytearray(file.read_bytes())
-            content[len(content) // 2] ^= 1
+            for place in range(0, len(content), 16):
+                content[place] ^= 1
             file.write_bytes(bytes(content))
 
 
@@ -107,14 +110,52 @@ def test_an_address_that_was_changed_is_noticed(folder):
     (folder / bucket.POINTER).write_text(json.dumps(content))
     with pytest.raises(DamageError, match=r"bucket\.json has changed since it was written"):
         manifests(folder)
+    del content["seal"]
+    (folder / bucket.POINTER).write_text(json.dumps(content))
+    with pytest.raises(DamageError, match=r"bucket\.json has no seal"):
+        manifests(folder)
+
+
+def test_the_place_has_the_names_of_run_and_model(tmp_path):
+    stage = tmp_path / "my run [1]" / "teachers" / "big"
+    (tmp_path / "my run [1]").mkdir()
+    (tmp_path / "my run [1]" / "config.json").write_text("{}")
+    bucket.point(stage / "checkpoints", f"gs://{buckets.BUCKET}/x/")
+    place = str(bucket.place(stage / "checkpoints"))
+    assert re.fullmatch(rf"gs://{buckets.BUCKET}/x/my_run__1_-[0-9a-f]{{8}}/teachers/big", place)
+    before = (stage / "checkpoints" / bucket.POINTER).read_bytes()
+    bucket.point(stage / "checkpoints", "gs://another")  # the place of checkpoints never changes
+    assert (stage / "checkpoints" / bucket.POINTER).read_bytes() == before
+
+
+def test_a_process_that_never_sees_the_address_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(bucket, "WAIT", 0.0)
+    with pytest.raises(DamageError, match="does not appear; share one workdir"):
+        bucket.wait_for(tmp_path)
+
+
+def test_a_missing_package_names_its_extra(monkeypatch):
+    monkeypatch.setattr(bucket.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package 'gcsfs'; pip install 'jaxdistill\[buckets\]'"):
+        bucket.path("gs://distilled/runs")
+
+
+def test_without_a_network_the_check_ends_at_once(monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1 cannot be reached"):
+        bucket.check("gs://distilled/runs", "checkpoints.bucket")
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("s3://distilled/runs", "is no address of a bucket; write 'gs://BUCKET/FOLDER'"),
-        ("gs://", "is no address of a bucket"),
-        ("runs", "is no address of a bucket"),
+        ("s3://distilled/runs", "is not a bucket address; write 'gs://BUCKET/FOLDER'"),
+        ("gs://", "is not a bucket address"),
+        ("runs", "is not a bucket address"),
+        ("gs://distilled/a[1]", "is not a bucket address"),
+        ("gs://distilled/a b", "is not a bucket address"),
         (f"gs://{buckets.BUCKET}-of-another/runs", "cannot be written and read"),
     ],
 )
@@ -130,9 +171,13 @@ def test_checking_leaves_nothing_behind():
     assert not bucket.path(address).exists()
 
 
-def test_an_error_of_the_bucket_is_no_bug():
-    code, text = failures.explain(ValueError("Error reading gs://distilled/runs/x: UNAVAILABLE"))
-    assert code == 2 and text.startswith("the bucket does not answer (Error reading gs://")
+@pytest.mark.parametrize(
+    "module", ["aiohttp.client", "gcsfs.retry", "google.auth.exceptions", "requests.exceptions", ""]
+)
+def test_an_error_of_the_bucket_is_no_bug(module):
+    kind = type("Refused", (Exception,), {"__module__": module or "builtins"})
+    code, text = failures.explain(kind("timeout" if module else "Error reading gs://distilled/runs/x: UNAVAILABLE"))
+    assert code == 2 and text.startswith("the bucket does not answer (")
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """Checkpoints: what is damaged is noticed, named and set aside, and the last good step is used."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,9 @@ import runs
 from jax.sharding import NamedSharding, PartitionSpec
 from saved_states import ACCURACIES, abstract, reopened, same, state
 
+from jaxdistill.core import seal
 from jaxdistill.core.checkpoint import Checkpoints, load_variables
-from jaxdistill.core.manifest import CheckpointError, choose_step, manifests
+from jaxdistill.core.manifest import CheckpointError, choose_step, flatten, manifests
 from jaxdistill.core.types import TrainState, Variables
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
@@ -48,7 +51,7 @@ def test_keys_survive(folder):
 
 def test_best_and_last_two_are_kept(folder):
     assert list(manifests(folder)) == [10, 30, 40]
-    assert sorted(path.name for path in (folder / "steps").iterdir()) == ["10", "30", "40"]
+    assert {path.name for path in (folder / "steps").iterdir()} == {"10", "30", "40"}
 
 
 def test_a_step_that_was_not_evaluated_is_the_last_but_never_the_best(folder):
@@ -296,3 +299,53 @@ def test_moments_come_back_as_they_were(tmp_path):
         checkpoints.save(1, full, {}, {})
         checkpoints.wait()
         assert same(checkpoints.restore(abstract(full)).tree, full)
+
+
+def test_a_failing_disk_sets_nothing_aside(folder, monkeypatch):
+    def fail(file, *args, **options):
+        if file.name == "40.json":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return original(file, *args, **options)
+
+    original = Path.read_text
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(OSError, match="Stale file handle"):
+        reopened(folder)
+    assert not (folder / "damaged").exists()
+
+
+@pytest.mark.parametrize("which", ["²", "-1", "4_0", "x", ""])
+def test_a_step_is_a_number(which, folder):
+    with pytest.raises(CheckpointError, match="there is no step"):
+        choose_step(folder, which)
+
+
+def test_why_a_checkpoint_was_set_aside_stands_beside_it(folder):
+    runs.damage(folder / "steps" / "40", "missing")
+    said = reopened(folder)[2]
+    assert (folder / "damaged" / "40-0.txt").read_text().splitlines()[0] in said[0]
+
+
+def test_the_checksum_of_every_array_is_compared(folder):
+    file = folder / "manifests" / "40.json"
+    sealed = seal.read(file, {})
+    for name, (*entry, checksum) in sealed["arrays"].items():
+        other = f"{int(checksum, 16) ^ 1:016x}"
+        wrong = {**sealed, "arrays": {**sealed["arrays"], name: [*entry, other]}}
+        with Checkpoints(folder) as checkpoints:
+            problems, *_ = checkpoints._read(40, wrong, flatten(abstract(state(0))))
+        assert problems == [f"{name} differs from what was saved"]
+
+
+def test_of_equally_good_checkpoints_the_newest_is_kept_and_is_the_best(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, accuracy in {10: 0.5, 20: 0.5, 30: 0.1, 40: 0.1}.items():
+            checkpoints.save(step, state(step), {}, {"accuracy": accuracy})
+    assert list(manifests(tmp_path)) == [20, 30, 40] and choose_step(tmp_path, "best") == 20
+
+
+def test_a_measured_checkpoint_is_better_than_one_that_was_not_measured(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, metrics in {10: {"similarity": -0.2}, 20: {}}.items():
+            checkpoints.save(step, state(step), {}, metrics)
+    assert choose_step(tmp_path, "best") == 10

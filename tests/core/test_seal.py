@@ -1,7 +1,9 @@
 """Seals: what changed since it was written is named, in every kind of file that a run writes and later believes."""
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 import runs
@@ -74,6 +76,50 @@ def test_a_dangling_link_is_not_a_missing_file(tmp_path):
         seal.read(tmp_path / "x.json", {})
 
 
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EMFILE, errno.EIO, errno.EACCES])
+def test_a_failing_disk_is_no_damage(number, tmp_path, monkeypatch):
+    seal.write(tmp_path / "x.json", {"step": 3})
+
+    def fail(*args, **options):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fail)
+        with pytest.raises(OSError) as error:
+            seal.read(tmp_path / "x.json", {})
+    assert error.value.errno == number
+    assert seal.read(tmp_path / "x.json", {"step": int}) == {"step": 3}
+
+
+def test_a_link_that_leads_to_itself_is_damage(tmp_path):
+    (tmp_path / "x.json").symlink_to(tmp_path / "x.json")
+    with pytest.raises(DamageError, match="is a link that leads to itself"):
+        seal.read(tmp_path / "x.json", {})
+
+
+def test_types_of_the_elements_are_checked(tmp_path):
+    seal.write(tmp_path / "x.json", {"rows": [{"a": 1}], "names": {"a": "b"}})
+    seal.read(tmp_path / "x.json", {"rows": list[dict], "names": dict[str, str]})
+    seal.write(tmp_path / "mixed.json", {"rows": [{}, "x"], "names": {"a": "b", "c": 1}})
+    for key, kind in (("rows", list[dict]), ("names", dict[str, str])):
+        with pytest.raises(DamageError, match="is missing or of another type"):
+            seal.read(tmp_path / "mixed.json", {key: kind})
+    for types in ({"rows": list[str]}, {"rows": dict[str, dict]}, {"names": dict[str, int]}, {"names": list[str]}):
+        with pytest.raises(DamageError, match="is missing or of another type"):
+            seal.read(tmp_path / "x.json", types)
+
+
+def test_sealing_one_file_again_does_not_vouch_for_the_others(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    seal.seal_folder(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("changed")
+    seal.seal_again(tmp_path / "a.txt")
+    with pytest.raises(DamageError, match=r"b\.txt has changed"):
+        seal.check_folder(tmp_path)
+
+
 def test_a_file_of_an_earlier_version_has_no_seal(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"step": 3}))
     assert seal.read(tmp_path / "x.json", {"step": int}) == {"step": 3}
@@ -109,3 +155,24 @@ def test_a_sealed_folder_may_get_more_files(tmp_path):
     (tmp_path / "a.txt").unlink()
     with pytest.raises(DamageError, match=r"a\.txt is missing"):
         seal.check_in_folder(tmp_path / "a.txt")
+
+
+def test_a_seal_that_was_removed_is_missed_where_it_is_required(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"step": 3}))
+    with pytest.raises(DamageError, match=r"x\.json has no seal"):
+        seal.read(tmp_path / "x.json", {}, required=True)
+    (tmp_path / seal.FOLDER_SEAL).write_text(json.dumps({"files": {}}))
+    with pytest.raises(DamageError, match=r"seal\.json has no seal"):
+        seal.check_folder(tmp_path)
+
+
+def test_every_key_is_sealed(tmp_path):
+    content = {"step": 3, "seconds": 1.5, "metrics": {"nll": 0.1}, "arrays": {"x": [[2], "float32", "0f"]}, "": None}
+    file = tmp_path / "x.json"
+    seal.write(file, content)
+    sealed = json.loads(file.read_text())
+    for key in content:
+        for wrong in ({**sealed, key: "other"}, {name: x for name, x in sealed.items() if name != key}):
+            file.write_text(json.dumps(wrong))
+            with pytest.raises(DamageError, match="has changed since it was written"):
+                seal.read(file, {})

@@ -141,3 +141,13 @@ def test_an_input_that_is_not_finite_is_no_divergence(tmp_path, capsys):
 
     with pytest.raises(ConfigError, match=r"objective\.kd: student: nan at step 1, before an update\. Check"):
         _check_finite("student", 1, {"terms/kd": float(jnp.nan), "loss": float(jnp.nan)}, at_start=True)
+
+
+@pytest.mark.parametrize("label", [2**40, 2**31, 2**31 - 1])
+def test_without_a_number_of_classes_a_label_has_32_bits(label, monkeypatch, tmp_path):
+    records = list(own(3, label=label))
+    if label < 2**31:
+        assert opened(records, monkeypatch, tmp_path).take(np.arange(6))["label"][3] == label
+        return
+    with pytest.raises(ConfigError, match=r"is not a class: .* 0 to 2147483647"):
+        opened(records, monkeypatch, tmp_path)

@@ -24,7 +24,7 @@ from table_files import (
 from jaxdistill.core.atomic import remove_folder
 from jaxdistill.data.table import dataset
 from jaxdistill.data.table.columns import NO_LABEL, Classes, ColumnNames, convert_chunks
-from jaxdistill.data.table.files import TableError
+from jaxdistill.data.table.record_reader import TableError
 
 
 @pytest.fixture(autouse=True)

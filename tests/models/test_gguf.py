@@ -18,6 +18,7 @@ from tokenizers import pre_tokenizers
 from jaxdistill.core import packages, registry
 from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.types import Variables
+from jaxdistill.models.hub import gguf_header
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.gguf import NAMES, Gguf
 from jaxdistill.models.hub.gguf_tokenizer import tokenizer, write_tokenizer
@@ -166,6 +167,23 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
         cut.write_bytes(content[:length])
         with pytest.raises(WeightsError, match=r"cut\.gguf is (truncated|not a GGUF)"):
             Gguf(cut)
+
+
+def test_values_that_lie_beyond_the_end_are_missed_whatever_their_place_in_the_list(tmp_path):
+    file = write(tmp_path / "tiny.gguf", parity.reference("llama_tied"))
+    header = gguf_header.read_header(file)
+    for entry in header.tensors.values():
+        offset = entry.offset + entry.size
+        content = file.read_bytes()
+        if offset > len(content) - 1:
+            continue
+        cut = tmp_path / "cut.gguf"
+        cut.write_bytes(content[: offset - 1])
+        with pytest.raises(WeightsError, match="its last values are missing"):
+            gguf_header.read_header(cut)
+    names = list(header.tensors)
+    last = max(names, key=lambda name: header.tensors[name].offset)
+    assert len(names) > 3 and header.tensors[last].offset + header.tensors[last].size <= file.stat().st_size
 
 
 def test_what_is_no_gguf_is_refused(tmp_path):

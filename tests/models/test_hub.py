@@ -156,6 +156,7 @@ def test_all_wrong_names_are_told_at_once(tmp_path):
     wrong["toy.stem.running_mean"] = np.ones(4, np.int32)
     del wrong["toy.layer.1.up.weight"]
     wrong["toy.position_ids"] = np.arange(3)  # ignored
+    wrong["toy.position_ids.extra"] = np.ones(3, np.float32)
     with pytest.raises(WeightsError) as error:
         read(folder(tmp_path, wrong))
     for said in (
@@ -163,9 +164,10 @@ def test_all_wrong_names_are_told_at_once(tmp_path):
         r"toy\.surplus \[2, 2\] is surplus",
         r"toy\.words\.weight is \[12, 5\]",
         r"running_mean is I32, not a float",
+        r"toy\.position_ids\.extra \[3\] is surplus",
     ):
         assert re.search(said, str(error.value)), error.value
-    assert "position_ids" not in str(error.value)
+    assert "position_ids [" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,28 @@ def test_a_cause_is_recognised_below_another_error(capsys):
     assert told(error, capsys) == (2, f"error: the disk is full (saving failed). {cure}\n")
 
 
+def test_an_error_during_the_handling_of_another_has_its_reason(capsys):
+    def raised(cut: bool):
+        try:
+            raise FULL
+        except OSError:
+            if cut:
+                raise RuntimeError("saving failed") from None
+            raise RuntimeError("saving failed")  # noqa: B904  (that is what is tested)
+
+    for cut, is_known in ((False, True), (True, False)):
+        with pytest.raises(RuntimeError) as error:
+            raised(cut)
+        assert (failures._explain_known(error.value) or (0, ""))[1].startswith("the disk is full") == is_known
+
+
+def test_a_stopped_part_of_a_study_has_its_own_exit_code(capsys):
+    def work():
+        raise Stopped("saved at step 3")
+
+    assert failures.run(work, stopped=75) == 75
+
+
 def ours():
     """Raises in our own code, as a bug would."""
     failures.explain(None, None)  # type: ignore[call-arg]
@@ -227,3 +249,27 @@ def test_own_code_that_ends_python_is_a_mistake_but_an_end_of_the_command_line_i
     assert capsys.readouterr().err == "error: SystemExit: 0 (mine.py, line 3)\n"
     with pytest.raises(SystemExit):
         failures.run(functools.partial(cli.parser("x", "").parse_args, ["--nonesuch"]))
+
+
+def test_an_error_that_cannot_say_what_it_is_is_explained():
+    class Silent(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    assert failures._explain_known(Silent()) is None
+    assert "no message" in failures.explain(Silent())[1]
+
+
+def test_an_argument_that_is_not_utf_8_is_refused(capsys):
+    assert jaxdistill.main.run(["train", "--config.title=bad\udcff"]) == 2
+    assert capsys.readouterr().err == "error: the argument '--config.title=bad\\udcff' is not UTF-8. Write it again.\n"
+
+
+def test_a_text_of_a_config_is_unicode():
+    with pytest.raises(ConfigError, match="is not text that UTF-8 can express"):
+        jaxdistill.make(title="bad\ud800")
+
+
+def test_a_place_that_must_change_is_no_matter_of_repeating():
+    assert failures.explain(OSError(errno.EROFS, "Read-only file system"))[1].endswith("Choose another place.")
+    assert failures.explain(OSError(errno.ENOSPC, "No space left"))[1].endswith("; the same command then goes on.")

@@ -14,8 +14,9 @@ from jaxdistill import main
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.manifest import manifests
+from jaxdistill.core.registry import losses
 from jaxdistill.run.config_files import load_config, source
-from jaxdistill.run.own_parts import own_parts
+from jaxdistill.run.own_parts import own_parts, registered_by_others
 
 NAMES = ["../evil.py", "/tmp/evil.py", "a/evil.py", "evil.pyc", "..", 3, "evil.py\0", "a\\b.py"]
 EVIL = 'raise SystemExit("run by a record")\n'
@@ -180,3 +181,18 @@ def test_seconds_are_those_of_all_processes(finished, tmp_path):
     steps = sorted(manifests(workdir / "student" / "checkpoints"))
     seconds = [manifests(workdir / "student" / "checkpoints")[step]["seconds"] for step in steps]
     assert np.all(np.diff(seconds) > 0)
+
+
+def test_a_record_without_the_hash_of_its_source_runs_nothing(tmp_path):
+    file = record(tmp_path / "run", source="evil.py")
+    (tmp_path / "run" / "evil.py").write_text(EVIL)
+    with pytest.raises(ConfigError, match="was changed since"):
+        load_config(str(file), trust_source=True)
+
+
+def test_a_module_whose_name_begins_like_ours_is_the_users(monkeypatch):
+    made = lambda: None
+    made.__module__ = "jaxdistill_mine"
+    monkeypatch.setitem(losses.factories, "lately", made)
+    assert own_parts({"objective": {"lately": {}}}) == {"loss lately": "jaxdistill_mine"}
+    assert "loss lately (jaxdistill_mine)" in registered_by_others()

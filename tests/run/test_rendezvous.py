@@ -4,6 +4,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 
 import runs
 
@@ -113,3 +114,13 @@ def test_the_command_ends_with_exit_code_2(tmp_path, capsys):
     assert runs.run(tmp_path / "run", f"--config.distributed.coordinator=localhost:{free_port()}", *words) == 2
     assert "process 0 cannot be reached" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_number_that_no_process_has_is_named():
+    port = free_port()
+    thread = start(port, 2, 0, 5.0)
+    time.sleep(0.3)
+    with socket.create_connection(("localhost", port)) as client:
+        client.sendall(b"jaxdistill process 2 of 2\n")
+        (said,) = ended(thread)
+    assert "number 2 of 2" in said

@@ -22,7 +22,8 @@ from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check
 from jaxdistill.run.resolve import resolve
-from jaxdistill.teachers.cache import identity, parse_encoding
+from jaxdistill.teachers.cache import parse_encoding
+from jaxdistill.teachers.cache_identity import identity
 from jaxdistill.teachers.codec import Encoding, decode, encode
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -117,6 +118,7 @@ def test_from_draws_a_student_ends_where_it_does_beside_the_living_teacher(taugh
         ({"fusion": "entropy()"}, "objective.kd", "is biased with a cache of draws"),
         ({"objective": {"kd": {"term": "kd(temperature=4.0)"}}}, "objective.kd", "which is 2"),
         ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=1))"}}}, "objective.kd", "which is 2"),
+        ({"objective": {"kd": {"term": "kd(temperature=linear(start=2, end=4))"}}}, "objective.kd", "which is 2"),
         ({"data": {"select": "hardest(share=0.5, cache='CACHE')"}}, "data.select", "holds draws"),
     ],
 )

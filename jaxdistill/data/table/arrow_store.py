@@ -104,6 +104,8 @@ def open_tables(folder: Path) -> tuple[Manifest, dict[str, ArrowFile]]:
         DamageError: a file is missing or has changed.
     """
     kinds = {"files": dict, "shapes": dict, "classes": list, "places": list}
+    if folder.is_dir() and not (folder / MANIFEST).exists():
+        raise DamageError(f"{folder} holds no {MANIFEST}")
     content = seal.read(folder / MANIFEST, kinds, required=True)
     manifest = Manifest(**{name: content[name] for name in Manifest._fields})
     files = {}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.core.errors import short_repr
-from jaxdistill.data.table.files import Chunk, TableError
+from jaxdistill.data.table.record_reader import Chunk, TableError
 
 NO_LABEL = -1  # the code of a record without a label
 FEW_CLASSES = 20  # more are labels only if each stands, on average, for two records
@@ -77,8 +77,11 @@ class Classes:
     def _code(self, value: Any, number: int, file: object) -> int:
         name = label_name(value)
         if name is None:
-            problem = f"{short_repr(value)} is not a label: a word, or a whole number"
+            problem = f"{short_repr(value)} is no label. Labels are words or whole numbers"
             raise TableError(f"{file}, record {number}: {problem}.")
+        if "\n" in name:
+            problem = f"the label {short_repr(name)} has several lines"
+            raise TableError(f"{file}, record {number}: {problem}. Close the quotation mark at its beginning.")
         if name and self._names:
             name = self._defined_name(name, number, file)
         if not name:
@@ -102,6 +105,8 @@ class Classes:
 
         If most classes are so small, none of them is called a slip.
         """
+        if "-1" in self._codes and len(self._codes) > 2:
+            return "the label '-1' is a class like any other; leave the cell empty where a record has no label"
         few = {name: count for name, count in self._counts.items() if count < RARE}
         if not few or len(few) > len(self._counts) // 2:
             return ""
@@ -118,7 +123,7 @@ class Classes:
         """
         if name == "-1":
             return ""
-        if not name.isdigit() or int(name) >= len(self._names):
+        if not name.isdecimal() or int(name) >= len(self._names):
             raise TableError(
                 f"{file}, record {number}: {name!r} is none of the {len(self._names)} classes of the file."
             )
@@ -245,14 +250,14 @@ def _vectors(chunk: Mapping[str, Sequence[Any]], names: Sequence[str], first: in
 def _numbers(values: Sequence[Any], first: int, file: str, column: str) -> np.ndarray:
     """Return the numbers of one column, `[records, numbers]`: one for each record, or the elements of its array."""
     try:
-        array = np.asarray(values, np.float32)
+        array = _float32(values)
         if np.isfinite(array).all():
             return array.reshape(len(values), -1)
     except (TypeError, ValueError):
         pass  # find the value
     for number, value in enumerate(values, first):
         try:
-            right = bool(np.isfinite(np.asarray(value, np.float32)).all())
+            right = bool(np.isfinite(_float32(value)).all())
         except (TypeError, ValueError):
             right = False
         if not right:
@@ -264,11 +269,19 @@ def _numbers(values: Sequence[Any], first: int, file: str, column: str) -> np.nd
 def _not_finite(value: Any) -> str:
     """Return what is wrong with a value that is no number, or an array with one that is not finite."""
     try:
-        array = np.asarray(value, np.float32)
+        array = _float32(value)
     except (TypeError, ValueError):
         return f"is {short_repr(value)}, not a finite number"
     place = np.argwhere(~np.isfinite(array))[0].tolist()
-    return f"is {array[tuple(place)]}{f' at {place}' if place else ''}, not a finite number"
+    if not place:
+        return f"is {short_repr(value)}, not a finite number in float32"
+    return f"is {array[tuple(place)]} at {place}, not a finite number in float32"
+
+
+def _float32(values: Any) -> np.ndarray:
+    """Return numbers in float32; one that is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, np.float32)
 
 
 def _images(values: Sequence[Any], first: int, file: str) -> list[Any] | np.ndarray:

@@ -23,8 +23,9 @@ from jaxdistill.data.splits import SplitError, choose_held_out, select_rows, spl
 from jaxdistill.data.table import arrow_store, images
 from jaxdistill.data.table.arrow_store import ArrowFile, Manifest
 from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
-from jaxdistill.data.table.files import RecordReader, TableError, TextFormat, require_columns
+from jaxdistill.data.table.files import require_columns
 from jaxdistill.data.table.locate import TEST, TRAIN, UNLABELLED, Source, locate
+from jaxdistill.data.table.record_reader import RecordReader, TableError, TextFormat
 
 RESERVED = {"attention_mask", "image", "index", "input_ids", "label", "label_probs", "mask", "token_type_ids"}
 FORMAT = 1  # version of the files; a new number makes them anew
@@ -160,7 +161,7 @@ def _images_hash(parts: Sequence[tuple[ArrowFile, np.ndarray]], places: Sequence
 
 
 def _complete(column_names: ColumnNames, opened: RecordReader, place: str) -> ColumnNames:
-    """Return the column_names of columns with those of a folder of images, after checking that the columns are there.
+    """Return the names of the columns, or those of a folder of images, after checking that the columns are there.
 
     Raises:
         TableError: a column is not there, or no column is named that a model could read.
@@ -173,6 +174,9 @@ def _complete(column_names: ColumnNames, opened: RecordReader, place: str) -> Co
     if not (column_names.text or column_names.image or column_names.features):
         known = ", ".join(opened.columns)
         raise TableError(f"name the columns to learn from, as text=, image= or features=. {place} has {known}.")
+    if column_names.label and column_names.label in (*column_names.text, column_names.image, *column_names.features):
+        problem = f"the model would read the label {column_names.label!r}"
+        raise TableError(f"{problem}. Take it out of text=, image= or features=.")
     if column_names.image and column_names.features:
         raise TableError("image and features cannot be combined; both become the field 'image'.")
     return column_names

@@ -4,66 +4,22 @@ A chunk is `{column: values}`, with at most a few thousand records, so that a fi
 """
 
 import codecs
+import collections
 import contextlib
+import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import batched
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxdistill.core.errors import one_line, suggest
+from jaxdistill.data.table.record_reader import ROWS, Chunk, RecordReader, TableError, TextFormat
 
-Chunk = dict[str, list[Any]]
-ROWS = 1024  # records of a chunk
 DELIMITERS = ";\t|,"  # that CSV files may have
 BLOCK = 2**24  # bytes of a CSV file that are parsed at once; a record may not be longer
-
-
-class TableError(ValueError):
-    """A mistake in a user's file; the message names the file, the place and what is wrong."""
-
-
-class TextFormat(NamedTuple):
-    """How a text file is written.
-
-    encoding: encoding of CSV, TSV and JSON lines
-    delimiter: character between two values of a CSV file; empty: a comma, in TSV a tab
-    """
-
-    encoding: str = "utf-8"
-    delimiter: str = ""
-
-
-def check_text_format(text_format: TextFormat) -> None:
-    """Check that there is such an encoding, and that a delimiter is one character.
-
-    Raises:
-        TableError: there is none.
-    """
-    encoding, delimiter = text_format
-    try:
-        is_text = codecs.lookup(encoding)._is_text_encoding
-    except LookupError:
-        is_text = False
-    if not is_text:
-        raise TableError(f"the encoding {encoding!r} is unknown. Give one such as utf-8 or latin-1.")
-    if len(delimiter) > 1 or not delimiter.isascii():
-        raise TableError(f"the delimiter {delimiter!r} must be one character of ASCII, such as ;")
-
-
-class RecordReader(NamedTuple):
-    """A file of records that was opened: its columns are known, and its records can be read.
-
-    columns: names of all columns
-    chunks: `(names of columns) -> chunks`, reads the records from the start
-    class_names: column -> names of the classes that its numbers stand for, if the file defines them
-    """
-
-    columns: tuple[str, ...]
-    chunks: Callable[[Sequence[str]], Iterator[Chunk]]
-    class_names: Mapping[str, tuple[str, ...]] = {}
 
 
 def open_csv(file: Path, text_format: TextFormat) -> RecordReader:
@@ -73,7 +29,7 @@ def open_csv(file: Path, text_format: TextFormat) -> RecordReader:
         TableError: the file is empty, a line is broken, or the text has another encoding.
     """
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import csv as arrow_csv
 
     encoding, delimiter = text_format.encoding, text_format.delimiter or ","
     with file.open("rb") as stream:
@@ -81,21 +37,34 @@ def open_csv(file: Path, text_format: TextFormat) -> RecordReader:
             raise TableError(f"{file} is not written in utf-8. Name its encoding, utf-16.")
 
     def reader(columns: Sequence[str]) -> Any:
-        options = csv.ConvertOptions(
+        options = arrow_csv.ConvertOptions(
             column_types=dict.fromkeys(columns, pa.string()), include_columns=columns, strings_can_be_null=False
         )
-        return csv.open_csv(
+        return arrow_csv.open_csv(
             pa.input_stream(str(file), compression="detect"),
-            csv.ReadOptions(use_threads=False, encoding=encoding, block_size=BLOCK),  # threads: no number of the line
-            csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            arrow_csv.ReadOptions(
+                use_threads=False, encoding=encoding, block_size=BLOCK
+            ),  # threads: no number of the line
+            arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             options,
         )
 
     def chunks(columns: Sequence[str]) -> Iterator[Chunk]:
+        last: Chunk = {}
         with _arrow_problems(file, encoding), reader(columns) as batches:
             for batch in batches:
                 for start in range(0, batch.num_rows, ROWS):
-                    yield batch.slice(start, ROWS).to_pydict()
+                    last = batch.slice(start, ROWS).to_pydict()
+                    yield last
+        if not any("\n" in values[-1] for values in last.values()):
+            return
+        with pa.input_stream(str(file), compression="detect") as stream:
+            try:
+                collections.deque(csv.reader(_lines(stream, encoding), delimiter=delimiter, strict=True), 0)
+            except csv.Error as error:
+                if "unexpected end of data" in str(error):
+                    problem = "the last record has several lines"
+                    raise TableError(f"{file}: {problem}. Close the quotation mark at its beginning.") from None
 
     try:
         with _arrow_problems(file, encoding), reader(()) as first:
@@ -138,7 +107,7 @@ def _arrow_problems(file: Path, encoding: str) -> Iterator[None]:
             raise TableError(f"{file} is not written in {encoding} ({text[:160]}). {cure}.") from None
         if "Empty CSV file" in text:
             raise TableError(f"{file} is empty.") from None
-        if isinstance(error, LookupError):
+        if isinstance(error, LookupError) and not isinstance(error, pa.ArrowException):
             raise TableError(f"the encoding {encoding!r} is unknown. Give one such as utf-8 or latin-1.") from None
         raise TableError(f"{file}: {text[:300].rstrip('.')}. Correct the file.") from None
 
@@ -175,9 +144,11 @@ def _lines(stream: Any, encoding: str) -> Iterator[str]:
         LookupError: the encoding is unknown.
         UnicodeDecodeError: the text has another encoding.
     """
-    rest, decoder = "", codecs.getincrementaldecoder(encoding)()
+    rest, decoder, is_first = "", codecs.getincrementaldecoder(encoding)(), True
     while block := stream.read(2**20):
-        *lines, rest = (rest + decoder.decode(bytes(block)).removeprefix("\ufeff")).split("\n")  # no byte order mark
+        text = decoder.decode(bytes(block))
+        *lines, rest = (rest + (text.removeprefix("\ufeff") if is_first else text)).split("\n")  # no byte order mark
+        is_first = False
         yield from lines
     rest += decoder.decode(b"", final=True)
     if rest:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdistill.core.errors import ConfigError, one_line
-from jaxdistill.data.table.files import ROWS, Chunk, RecordReader, TableError
+from jaxdistill.data.table.record_reader import ROWS, Chunk, RecordReader, TableError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 IMAGE, LABEL = "image", "label"  # the columns of a folder of images

@@ -11,16 +11,8 @@ from typing import Any, NamedTuple
 from jaxdistill.core import seal
 from jaxdistill.core.errors import one_line
 from jaxdistill.data.table import images
-from jaxdistill.data.table.files import (
-    READERS,
-    RecordReader,
-    TableError,
-    TextFormat,
-    check_text_format,
-    from_datasets,
-    open_file,
-    suffix_of,
-)
+from jaxdistill.data.table.files import READERS, from_datasets, open_file, suffix_of
+from jaxdistill.data.table.record_reader import RecordReader, TableError, TextFormat, check_text_format
 
 TRAIN, TEST, UNLABELLED = "train", "test", "unlabelled"
 SPLITS = (TRAIN, TEST, UNLABELLED, "validation", "valid", "val", "dev")

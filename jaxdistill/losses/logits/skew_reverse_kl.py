@@ -32,6 +32,7 @@ from jaxtyping import Float
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
+from jaxdistill.core.softmax import sum_over_classes
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.jsd import log_mixture
 from jaxdistill.losses.logits.skew_kl import require_between_0_and_1, skew_divergence
@@ -62,12 +63,15 @@ def detached_skew_reverse_divergence(
 
     p and q are the teacher's and the student's softmax(logits / temperature).
     """
-    log_q, log_p = (jax.nn.log_softmax(precise(logits) / temperature) for logits in (student, teacher))
-    support = log_q != -jnp.inf
-    log_q, log_p = jnp.where(support, log_q, 0.0), jnp.where(support, log_p, 0.0)
-    constant_log_q = jax.lax.stop_gradient(log_q)
-    log_m = constant_log_q + log_mixture(1 - alpha, log_p - constant_log_q)
-    return jnp.sum(jnp.where(support, jnp.exp(log_q), 0.0) * (log_q - log_m), axis=-1)
+
+    def of_class(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
+        support = log_q != -jnp.inf
+        log_q, log_p = jnp.where(support, log_q, 0.0), jnp.where(support, log_p, 0.0)
+        constant_log_q = jax.lax.stop_gradient(log_q)
+        log_m = constant_log_q + log_mixture(1 - alpha, log_p - constant_log_q)
+        return jnp.where(support, q, 0.0) * (log_q - log_m)
+
+    return sum_over_classes(of_class, precise(teacher), precise(student), temperature)
 
 
 @losses.register

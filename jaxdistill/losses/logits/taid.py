@@ -31,10 +31,10 @@ from jaxtyping import Float
 from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar, Schedule, as_schedule, require_positive
+from jaxdistill.core.softmax import sum_over_classes
 from jaxdistill.core.sums import Mean
 from jaxdistill.core.types import Array, Key, Params, PyTree, Signals, State
 from jaxdistill.losses.logits.temperature import scaled_by_t2
-from jaxdistill.losses.task.cross_entropy import soft_cross_entropy
 from jaxdistill.losses.term import precise
 
 
@@ -52,8 +52,12 @@ def interpolated_cross_entropy(
     student, teacher = precise(student), precise(teacher)
     unmasked = teacher != -jnp.inf  # select BEFORE the product: 0 * (-inf) is NaN if m is 0
     mixed = (1 - coefficient) * jax.lax.stop_gradient(student) + coefficient * jnp.where(unmasked, teacher, 0.0)
-    target = jax.nn.softmax(jnp.where(unmasked, mixed, -jnp.inf) / temperature)
-    return soft_cross_entropy(student / temperature, target)
+    return sum_over_classes(_cross_entropy_of_class, jnp.where(unmasked, mixed, -jnp.inf), student, temperature)
+
+
+def _cross_entropy_of_class(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
+    # select BEFORE the product: 0 * (-inf) is NaN, in the value and in its gradient
+    return -p * jnp.where(p == 0, 0.0, log_q)
 
 
 def next_state(state: PyTree, loss: Array, floor: Array, top: float, rate: float, decay: float) -> PyTree:

@@ -113,6 +113,8 @@ class LegacyTorch:
                 self._tensors, self._offsets = _read_index(file, path.stat().st_size)
         except WeightsError as error:
             raise WeightsError(f"{path} is rejected: {error}") from None
+        except (MemoryError, PermissionError):
+            raise
         except Exception as error:  # a damaged or hostile pickle can fail in any way
             raise WeightsError(f"{path} is not a legacy PyTorch file, or is damaged ({error})") from None
         self.arrays = {

@@ -44,7 +44,8 @@ from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.run.workdir import check_writable
-from jaxdistill.teachers.cache import KEY, entries_needed, identity, parse_encoding, store_folder, stream_encoding
+from jaxdistill.teachers.cache import entries_needed, parse_encoding, store_folder
+from jaxdistill.teachers.cache_identity import KEY, identity, stream_encoding
 from jaxdistill.teachers.codec import encoded_fields, encoded_forward
 from jaxdistill.teachers.load import load
 

@@ -48,7 +48,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         from jaxdistill.run.predict import load  # imports JAX, after the arguments are checked
 
         predictor, start = load(options.run, options.model, options.trust_source), time.perf_counter()
-        from jaxdistill.data.table.files import TextFormat
+        from jaxdistill.data.table.record_reader import TextFormat
         from jaxdistill.export.prediction_files import predict_file
 
         named = {"text": options.text, "image": options.image, "features": options.features}

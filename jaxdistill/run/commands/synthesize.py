@@ -36,7 +36,7 @@ from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.workdir import check_writable
-from jaxdistill.teachers.cache import weights_hash
+from jaxdistill.teachers.cache_identity import weights_hash
 from jaxdistill.teachers.load import load
 from jaxdistill.teachers.teacher import Teacher
 

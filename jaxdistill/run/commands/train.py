@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     train_parser.add_argument(
         "--check",
         action="store_true",
-        help="check everything, say what would be trained, and stop",
+        help="check config, data, caches and workdir as a run does before it trains, say what it would train, and stop",
     )
     return train_parser
 

@@ -75,7 +75,7 @@ def configure_environment(name: str) -> None:
     for variable, value in NO_TPU.items():
         os.environ.setdefault(variable, value)
     kind, _, count = name.partition(":")
-    if kind == "cpu" and count.isdigit() and int(count) <= MOST_VIRTUAL:
+    if kind == "cpu" and count.isdecimal() and int(count) <= MOST_VIRTUAL:
         flags = os.environ.get("XLA_FLAGS", "")
         if "xla_force_host_platform_device_count" not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}"
@@ -94,9 +94,9 @@ def find(name: str, slices: int) -> Topology:
     kind, _, size = name.partition(":")
     if slices < 1:
         raise ConfigError("--slices", f"{slices} slices; give 1 or more.")
-    if kind == "cpu" and size.isdigit() and not 1 <= int(size) <= MOST_VIRTUAL:
+    if kind == "cpu" and size.isdecimal() and not 1 <= int(size) <= MOST_VIRTUAL:
         raise ConfigError(PATH, f"{name!r}: give 1 to {MOST_VIRTUAL} virtual CPU devices.")
-    if kind == "cpu" and size.isdigit():
+    if kind == "cpu" and size.isdecimal():
         return Topology(name, _virtual(int(size), slices), None)
     if size not in SLICES.get(kind, ()):
         known = "; ".join(f"{kind}: {', '.join(sizes)}" for kind, sizes in SLICES.items())

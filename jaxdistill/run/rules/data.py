@@ -11,9 +11,10 @@ from jaxdistill.data import datasets
 from jaxdistill.data.describe import describe
 from jaxdistill.data.image.processors import preprocessing_specs
 from jaxdistill.data.splits import share_records
-from jaxdistill.data.store import Manifest, StoreError, differences, read_manifest
+from jaxdistill.data.store import Manifest, StoreError, differences
 from jaxdistill.run.config import Config
 from jaxdistill.run.views import DataView
+from jaxdistill.teachers.cache_identity import read_description
 
 SELECT, ORDER = "data.select", "data.order"
 WRITE_CACHE = "Write it: jaxdistill cache --config ... with the same data, and data.augment=()"
@@ -207,6 +208,6 @@ def selection_is_possible(view: DataView) -> None:
 
 def _manifest(folder: str) -> Manifest:
     try:
-        return read_manifest(Path(folder).expanduser() / "train")
+        return read_description(Path(folder).expanduser() / "train")
     except StoreError as error:
         raise ConfigError(SELECT, f"{error}. {WRITE_CACHE}.") from None

@@ -22,7 +22,7 @@ from jaxdistill.run import workdir as workdirs
 from jaxdistill.run.cut_specs import architecture, cut_of, source_of
 from jaxdistill.run.views import RunView
 from jaxdistill.teachers.load import checkpoint_error
-from jaxdistill.teachers.teacher import checkpoint_of
+from jaxdistill.teachers.teacher import checkpoint_of, owner_of
 
 
 def vocabularies_fit(run: RunView) -> None:
@@ -110,7 +110,7 @@ def pretrained_weights_fit(run: RunView) -> None:
 
 
 def teacher_checkpoints_fit(run: RunView) -> None:
-    """Check that the checkpoints of teachers are undamaged and fit the teachers' networks.
+    """Check that the checkpoints of teachers exist, are theirs, and fit the teachers' networks; no array is read yet.
 
     The checkpoint of a teacher with cached outputs is not needed, and is not checked.
     """
@@ -118,7 +118,7 @@ def teacher_checkpoints_fit(run: RunView) -> None:
         if teacher.checkpoint and teacher.runs:
             values = dequantized_shapes(teacher.abstract(run.student.shapes["train"]))
             try:
-                checkpoint.check_variables(*checkpoint_of(teacher.checkpoint), values)
+                checkpoint.check_variables(*checkpoint_of(teacher.checkpoint), values, owner_of(teacher.checkpoint))
             except manifest.CheckpointError as error:
                 raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
 

@@ -3,17 +3,15 @@
 A spec string names a registered part with its arguments, such as "kd(temperature=4.0)".
 """
 
-import json
-
-from jaxdistill.core import manifest, registry
+from jaxdistill.core import manifest, registry, seal
 from jaxdistill.core.errors import ConfigError, suggest
 from jaxdistill.core.schedules import Horizon, Schedule, as_schedule
 from jaxdistill.models.build import build_model
 from jaxdistill.models.derivatives import GRADIENTS
 from jaxdistill.run.parts import build_quantizer, schedule_converters, step_spec
 from jaxdistill.run.views import StageConfigView
-from jaxdistill.teachers.cache import KEY as CACHE
 from jaxdistill.teachers.cache import parse_encoding
+from jaxdistill.teachers.cache_identity import KEY as CACHE
 from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import checkpoint_of
 
@@ -92,8 +90,8 @@ def teachers_are_in_floats(view: StageConfigView) -> None:
             continue
         stage = checkpoint_of(teacher.checkpoint)[0].parent
         try:
-            student = json.loads((stage.parent / "config.json").read_text(encoding="utf-8"))["config"]["student"]
-        except (OSError, ValueError, KeyError, TypeError):  # a checkpoint without its run
+            student = seal.read(stage.parent / "config.json", {"config": dict})["config"].get("student")
+        except FileNotFoundError:  # a checkpoint without its run
             continue
         if isinstance(student, dict) and student.get("quantized") and stage.name in ("student", "control"):
             problem = f"{teacher.checkpoint!r} was trained with student.quantized={student['quantized']!r}"

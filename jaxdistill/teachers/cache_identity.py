@@ -1,0 +1,145 @@
+"""What the stored outputs of a teacher depend on: its weights, its architecture, the data, and what is kept of them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.hub_files import checkpoint_path, fingerprint
+from jaxdistill.core.manifest import CheckpointError, choose_checkpoint, student_arrays
+from jaxdistill.core.registry import parse
+from jaxdistill.data.pipeline import TEST, Pipeline
+from jaxdistill.data.store import Manifest, StoreError, read_manifest
+from jaxdistill.teachers.codec import Encoding
+from jaxdistill.teachers.load import checkpoint_error
+from jaxdistill.teachers.teacher import Teacher, checkpoint_of
+
+KEY = "cache"
+WRITE = "Write it: jaxdistill cache --config ... (the same config)"
+
+
+def stream_encoding(encoding: Encoding, stream: str) -> Encoding:
+    """Return the storage format of a teacher's outputs on one stream (a named source of batches).
+
+    For the test examples, all logits are stored instead of the largest ones or draws. The probability of classes that
+    are not stored would be spread evenly, which makes evaluation inaccurate: with the 128 largest of 7,312 logits,
+    SmolLM2's loss on the Bible would be 3.35 instead of 3.21 nats a token.
+
+    Args:
+        encoding: the format in the config.
+        stream: name of the stream, or `TEST` for the test examples.
+    """
+    return encoding._replace(top=0, draws=0) if stream == TEST else encoding
+
+
+def read_description(folder: Path) -> Manifest:
+    """Read the description of stored outputs, and check the types of what is believed of it.
+
+    Args:
+        folder: folder of one stream inside a cache.
+
+    Raises:
+        StoreError: there is none.
+        DamageError: it is damaged.
+    """
+    manifest = read_manifest(folder)
+    for key, kind in {"identity": dict, "cost": dict, "classes": int, "states": int}.items():
+        if not isinstance(manifest.about.get(key), kind):
+            raise DamageError(f"{folder / 'manifest.json'} is damaged ({key!r} is missing or of another type)")
+    return manifest
+
+
+def identity(teacher: Teacher, encoding: Encoding, data: Pipeline, name: str) -> dict[str, Any]:
+    """Return everything that a teacher's stored outputs on a stream (a named source of batches) depend on.
+
+    Examples are a hash of the weights and the augmentation. The result is saved with the outputs, and a run refuses
+    outputs with another saved result.
+
+    Args:
+        teacher: the teacher that runs its network.
+        encoding: the storage format in the config.
+        data: the run's data pipeline.
+        name: name of the stream, or `TEST` for the test examples.
+
+    Raises:
+        ConfigError: the teacher has neither a checkpoint nor pretrained weights, or its weights cannot be read.
+    """
+    encoding, stream = stream_encoding(encoding, name), data.with_test[name]
+    network = {key: list(x) if isinstance(x, tuple) else x for key, x in teacher.options.items()}
+    draw_settings = {"draws": encoding.draws, "temperature": encoding.temperature} if encoding.draws else {}
+    identity_fields = {
+        "teacher": {
+            "model": teacher.spec,
+            "weights": weights_hash(teacher),
+            "dtype": teacher.dtype,
+            **network,
+            **_architecture(teacher),
+        },
+        "data": data.identity(stream),
+        "augmentation": list(stream.augment),
+        "kept": {"dtype": encoding.dtype, "top": encoding.top, "layers": list(encoding.layers), **draw_settings},
+    }
+    if stream.is_random:
+        selected = _selected(data) if name == "train" else {}
+        identity_fields["draws"] = {"seed": data.seed, "batch_size": stream.batch_size, **selected}
+    return identity_fields
+
+
+def _selected(data: Pipeline) -> dict[str, Any]:
+    """Identify the selection and the order of the training records.
+
+    The result has the spec of the selection, the identities of the caches that the selection reads, and the spec of the
+    order; it is empty if all records are used in shuffled order.
+    """
+    order = {"order": data.order} if data.order else {}
+    if data.selection is None:
+        return order
+    try:
+        folders = (Path(cache).expanduser() / "train" for cache in data.selection.caches)
+        identities = [read_description(folder).about["identity"] for folder in folders]
+    except StoreError as error:
+        raise ConfigError("data.select", f"{error}. {WRITE}.") from None
+    return {"select": data.select, "asked": identities, **order}
+
+
+def _architecture(teacher: Teacher) -> dict[str, str]:
+    """Return a hash of the config.json of a teacher's pretrained model, which its spec does not tell; else nothing."""
+    spec = parse(teacher.spec, f"{teacher.path}.model")
+    if teacher.checkpoint or spec.name != "pretrained":
+        return {}
+    file = checkpoint_path(str(spec.args[0] if spec.args else spec.kwargs["source"])) / "config.json"
+    return {"architecture": seal.sha256(file)} if file.is_file() else {}
+
+
+def weights_hash(teacher: Teacher) -> str:
+    """Return a hash of the files with the teacher's weights, and with the teacher's reduced vocabulary if it has one.
+
+    Args:
+        teacher: a teacher with a checkpoint or pretrained weights.
+
+    Raises:
+        ConfigError: the teacher has neither a checkpoint nor pretrained weights, or its weights cannot be read.
+    """
+    if teacher.checkpoint:
+        try:
+            folder, which = checkpoint_of(teacher.checkpoint)
+            _, manifest = choose_checkpoint(folder, which)
+        except (CheckpointError, ValueError, OSError) as error:
+            raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
+        content = manifest.get(
+            "files", student_arrays(manifest)
+        )  # an earlier version has checksums of files, and none of arrays
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    spec = parse(teacher.spec, f"{teacher.path}.model")
+    if spec.name != "pretrained" or teacher.steps:
+        cure = "Train it in a separate run, and set its checkpoint to RUN (its student) or RUN/teachers/NAME"
+        raise ConfigError(f"{teacher.path}.{KEY}", f"its weights do not exist before the run. {cure}.")
+    try:
+        weights = fingerprint(str(spec.args[0] if spec.args else spec.kwargs["source"]))
+        vocabulary = Path(str(spec.kwargs.get("keep", ""))).expanduser() / "vocabulary.json"
+        return weights + (hashlib.sha256(vocabulary.read_bytes()).hexdigest() if spec.kwargs.get("keep") else "")
+    except (ValueError, OSError) as error:
+        cure = "Name a checkpoint that exists, and as keep= a folder that `jaxdistill vocabulary` wrote"
+        raise ConfigError(f"{teacher.path}.model", f"{error}. {cure}.") from None

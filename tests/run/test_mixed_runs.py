@@ -1,0 +1,96 @@
+"""Files of one run among those of another: each is noticed, and what can be made again is made again."""
+
+import json
+import shutil
+
+import pytest
+import runs
+
+from jaxdistill.core import seal
+from jaxdistill.core.manifest import CheckpointError, check_owner, manifests
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(tmp_path_factory):
+    with runs.registries_as_found(), runs.compilation_cache(tmp_path_factory.getbasetemp() / "programs"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two runs that differ in the seed, and in nothing that their files would show."""
+    folder = tmp_path_factory.mktemp("two")
+    for seed in (0, 1):
+        assert runs.run(folder / str(seed), f"--config.seed={seed}", "--config.control=False") == 0
+    return folder / "0", folder / "1"
+
+
+@pytest.fixture
+def mine(two, tmp_path):
+    return shutil.copytree(two[0], tmp_path / "mine")
+
+
+def accuracy(run):
+    return runs.rows(run)["student"]["accuracy"]
+
+
+def resume(run, capsys, *words):
+    capsys.readouterr()
+    code = runs.run(run, "--config.seed=0", "--config.control=False", *words)
+    return code, "".join(capsys.readouterr())
+
+
+def test_all_files_of_a_run_have_its_name(two):
+    names = set()
+    for run in two:
+        (name,) = {
+            *(seal.read(run / file, {"run": str})["run"] for file in ("config.json", "results.json")),
+            *(seal.read(run / stage / "result.json", {"run": str})["run"] for stage in ("student", "teachers/big")),
+            *(each["run"] for each in manifests(run / "student/checkpoints").values()),
+            json.loads((run / "student/hub/jaxdistill.json").read_text())["run"],
+        }
+        names.add(name)
+    assert len(names) == 2
+
+
+def test_results_of_another_run_are_not_believed(two, mine, capsys):
+    shutil.copy(two[1] / "results.json", mine)
+    code, said = resume(mine, capsys)
+    assert code == 4 and "are of two runs. Restore the one that is not of this run, or delete it" in said
+    assert runs.main.run(["compare", str(mine), str(two[0]), "--out", str(mine / "page")]) == 4
+    assert "results.json is of another run than config.json. Restore it, or delete it" in capsys.readouterr().err
+    (mine / "results.json").unlink()
+    assert resume(mine, capsys)[0] == 0
+    assert accuracy(mine) == accuracy(two[0])
+
+
+def test_the_result_of_a_model_of_another_run_is_made_again(two, mine, capsys):
+    shutil.copy(two[1] / "student/result.json", mine / "student")
+    code, said = resume(mine, capsys)
+    assert code == 0 and "result.json is of another run" in said.replace("\n", " ")
+    assert accuracy(mine) == accuracy(two[0])
+
+
+def test_checkpoints_of_another_run_are_refused(two, mine, capsys):
+    for name in ("student/checkpoints", "student/result.json", "results.json"):
+        place = mine / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    shutil.copytree(two[1] / "student/checkpoints", mine / "student/checkpoints")
+    code, said = resume(mine, capsys)
+    assert code == 4 and "student/checkpoints has the checkpoints of another run. Restore the folder" in said
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_name(tmp_path):
+    check_owner(tmp_path, {"owner": "student"}, "student", "mine")
+    with pytest.raises(CheckpointError, match="of another run"):
+        check_owner(tmp_path, {"owner": "student", "run": "other"}, "student", "mine")
+
+
+def test_a_teacher_is_read_from_its_own_folder(two, mine, tmp_path, capsys):
+    """Folders of models that changed places are noticed, though the networks have the same shapes."""
+    places = mine / "student/checkpoints", mine / "teachers/big/checkpoints"
+    shutil.move(places[0], tmp_path / "aside")
+    shutil.move(places[1], places[0])
+    words = f"--config.teachers.big.checkpoint={mine}", "--config.teachers.big.steps=0", "--config.control=False"
+    assert runs.run(tmp_path / "new", *words) == 2
+    assert "has the checkpoints of 'teacher big' and not of 'student'" in capsys.readouterr().err

@@ -48,7 +48,8 @@ def work(size, kind) -> Work:
 
 def main() -> None:
     args = parse_arguments(__doc__)
-    size, kind = SIZES["head"][args.size], jnp.bfloat16 if args.size == "gpu" else jnp.float32
+    size, kind = dict(SIZES["head"][args.size]), jnp.bfloat16 if args.size == "gpu" else jnp.float32
+    size["chunks"] = args.chunks or size["chunks"]
     compare("head", work(size, kind), args)
 
 

@@ -55,6 +55,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="compile the PyTorch step with torch.compile")
     parser.add_argument("--rounds", default=5, type=int, help="rounds, in turns")
     parser.add_argument("--steps", default=3, type=int, help="steps of each in a round")
+    parser.add_argument("--chunks", default=0, type=int, help="chunks of a factored head; 0: those of sizes.py")
     parser.add_argument("--out", default="", metavar="FILE", help="write the numbers here, as JSON")
     return parser.parse_args()
 

@@ -285,13 +285,6 @@ def test_a_teacher_of_another_model_names_the_arrays(folder):
     assert "state/student/norm/mean [8] is surplus" in str(error.value)
 
 
-def test_of_equally_good_steps_the_newest_is_the_best(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (10, 20):
-            checkpoints.save(step, {"x": jnp.zeros(1)}, {}, {"accuracy": 0.5})
-    assert choose_step(tmp_path, "best") == 20
-
-
 def test_moments_come_back_as_they_were(tmp_path):
     base = state(3)
     full = replace(base, opt_state=jax.tree.map(lambda x: x + jnp.asarray(3, x.dtype), base.opt_state))

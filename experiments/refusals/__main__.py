@@ -1,8 +1,9 @@
-"""Give the command line 300 bad inputs: python -m experiments.refusals [--home runs/refusals] [--only WORD]
+"""Give the command line 350 bad inputs: python -m experiments.refusals [--home runs/refusals] [--only WORD]
 
 Each runs in a process of its own, in a fresh copy of a folder with data, a tokenizer and a finished run. It must end
-with exit code 2, 3 or 4 and one line that begins with "error:", without a traceback, within 3 s of processor time (5 s
-where a file of a run must be opened) and 1 GiB of memory. What is accepted, or refused otherwise, is listed.
+with exit code 2 or 4 and one line that begins with "error:", without a traceback, before anything is trained, within
+3 s of processor time (5 s where a file of a run must be opened) and 1 GiB of memory. What is accepted, or refused
+otherwise, is listed.
 """
 
 import argparse
@@ -98,7 +99,12 @@ def tried(number: int, bad: Input, home: Path) -> dict[str, Any]:
     before = sorted(str(file) for file in place.rglob("*"))
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.monotonic()
-        process = subprocess.Popen([sys.executable, "-m", "jaxdistill.main", *words], stdout=out, stderr=err)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jaxdistill.main", *words],
+            stdout=out,
+            stderr=err,
+            env={**os.environ, "JAXDISTILL_DATA": str(place / "prepared")},  # nothing was prepared before
+        )
         status, usage, hung = None, None, False
         while status is None:
             pid, code, used = os.wait4(process.pid, os.WNOHANG)
@@ -113,6 +119,7 @@ def tried(number: int, bad: Input, home: Path) -> dict[str, Any]:
         process.returncode = status
         err.seek(0)
         text = err.read().decode(errors="replace")
+    stray = [line for line in text.splitlines() if not line.startswith(("error:", "note:", "Read ", "Fetching "))]
     errors = [line for line in text.splitlines() if line.startswith("error:")]
     left = sorted(str(file) for file in place.rglob("*"))
     shutil.rmtree(place, ignore_errors=True)
@@ -128,7 +135,8 @@ def tried(number: int, bad: Input, home: Path) -> dict[str, Any]:
         "seconds": usage.ru_utime + usage.ru_stime,
         "allowed": bad.seconds,
         "mebibytes": usage.ru_maxrss / 1024,
-        "new_files": len(set(left) - set(before)),
+        "stray": stray,
+        "trained": sorted(file.replace(str(place), "HOME") for file in {*left} - {*before} if "checkpoints" in file),
     }
 
 
@@ -140,8 +148,12 @@ def verdict(row: dict[str, Any]) -> str:
         return "traceback"
     if row["code"] == 0:
         return "accepted"
-    if row["code"] not in (2, 3, 4) or row["lines"] != 1:
+    if row["code"] not in (2, 4) or row["lines"] != 1:
         return f"exit code {row['code']}, {row['lines']} lines"
+    if row["stray"]:
+        return f"more lines ({row['stray'][0][:100]})"
+    if row["trained"]:
+        return f"trained ({row['trained'][0]})"
     if row["seconds"] > row["allowed"]:
         return f"slow: {row['seconds']:.1f} s"
     return f"memory: {row['mebibytes']:.0f} MiB" if row["mebibytes"] > MEMORY / 2**20 else ""

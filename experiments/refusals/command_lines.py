@@ -125,6 +125,9 @@ SPECS = (
     "teachers.big.modell=mlp()",
     "objective=kd",
     "steps.every=3",
+    "checkpoints.bucket=s3://bucket/runs",
+    "checkpoints.bucket=gs://",
+    "checkpoints.bucket=gs://bucket/a[1]",
 )
 
 COMMANDS = (
@@ -160,6 +163,10 @@ COMMANDS = (
     ("compare", "{home}/run", "{home}/run", "--out", "{home}/page"),
     ("compare", "{home}/run", "--out", "/proc/page"),
     ("compare", "{home}/run", "--out", "{home}/page", "--model", "nobody"),
+    ("compare", "{home}/run", "{home}/config.py", "--out", "{home}/page"),
+    ("train", "--config", "{home}/config.py", "--workdir", "{home}/new", "--config.title=bad\udcff"),
+    ("train", "--config", "{home}/config.py", "--workdir", "{home}/new", "--config.="),
+    (*TEXT, "--config.data.name=table(path='{home}/texts.csv', text=('words', 'kind'), label='kind')"),
     ("list", "nonesuch"),
     ("list", "losses", "kdd"),
     ("cache", "--config", "{home}/config.py"),

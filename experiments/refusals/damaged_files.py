@@ -102,6 +102,17 @@ def linked(path: str) -> Change:
     return change
 
 
+def copied(source: str, target: str) -> Change:
+    def change(home: Path) -> None:
+        if (home / source).is_dir():
+            shutil.rmtree(home / target)
+            shutil.copytree(home / source, home / target)
+        else:
+            shutil.copy(home / source, home / target)
+
+    return change
+
+
 def json_with(path: str, **values: Any) -> Change:
     def change(home: Path) -> None:
         content = json.loads((home / path).read_text())
@@ -164,6 +175,16 @@ FILES = (
             ("without steps", removed("run/student/checkpoints/steps")),
         )
     ),
+    *(
+        (f"{name} of another run", words, copied(f"read/{path}", f"run/{path}"))
+        for name, path, words in (
+            ("results", "results.json", ("compare", "{home}/run", "{home}/read", "--out", "{home}/page")),
+            ("results, trained again,", "results.json", (*BASE[:-1], "{home}/run")),
+            ("record", "config.json", (*BASE[:-1], "{home}/run")),
+            ("model", "student/hub", PREDICT),
+        )
+    ),
+    ("checkpoints of the control", TAUGHT, copied("run/control/checkpoints", "run/student/checkpoints")),
     ("checkpoint of other widths", (*TAUGHT, "--config.teachers.big.model=mlp(widths=(17,), classes=3)"), None),
     ("checkpoint of a step that is not there", (*BASE, "--config.teachers.big.checkpoint={home}/run@77"), None),
     ("Python that fails", BASE, written("config.py", "def get_config():\n    return 1 / 0\n")),

@@ -192,7 +192,7 @@ def _round_features(
     round_inputs: RoundInputs,
     collected: Collected,
 ) -> None:
-    """Round the features of a head that is not multiplied out (`Factored`), and record its kernel `[width, classes]`.
+    """Round the features of a head that is not multiplied out (`Factored`), and record its kernel.
 
     Args:
         results: the outputs of the trace; the features among them are replaced.
@@ -206,5 +206,5 @@ def _round_features(
     if kernel is None or features is None or not isinstance(results[kernel], Weight):
         return
     weight, x = results[kernel], plain(results[features])
-    _record(roles, weight, (0,))
+    _record(roles, weight, (1 if shapes[0].logits.tied else 0,))
     results[features] = round_inputs(weight, x, (x.ndim - 1,), collected)

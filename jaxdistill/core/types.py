@@ -41,25 +41,28 @@ class Factored:
 
     Args:
         features: `[*batch, width]`, the input of the model's last layer
-        kernel: `[width, classes]`, the kernel of the last layer
+        kernel: `[width, classes]`, the kernel of the last layer; if `tied`, the table of embeddings, `[classes, width]`
         bias: `[classes]`, the bias of the last layer, or None
         cap: if not 0, the logits are `cap * tanh(features @ kernel / cap) + bias` (Gemma 2, arxiv.org/abs/2408.00118)
+        tied: whether the kernel is the table of the model's embeddings
     """
 
     features: Array
     kernel: Array
     bias: Array | None = None
     cap: float = dataclasses.field(default=0.0, metadata={"static": True})
+    tied: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the shape that the logits will have, `(*batch, classes)`."""
-        return (*self.features.shape[:-1], self.kernel.shape[-1])
+        return (*self.features.shape[:-1], self.kernel.shape[0 if self.tied else -1])
 
     def dense(self) -> Array:
         """Compute the logits `features @ kernel + bias` (capped by `cap`), `[*batch, classes]`."""
-        logits = self.features.reshape(-1, self.features.shape[-1]) @ self.kernel
-        logits = logits.reshape(self.shape)
+        rows = self.features.reshape(-1, self.features.shape[-1])  # else the gradient of the kernel is transposed
+        contracted = ((1,), (1 if self.tied else 0,))  # a table is not transposed, which would copy it in every chunk
+        logits = jax.lax.dot_general(rows, self.kernel, (contracted, ((), ()))).reshape(self.shape)
         logits = self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
         return logits if self.bias is None else logits + self.bias
 

@@ -214,9 +214,10 @@ class Decoder(nnx.Module):
         x = nudged(x, batch, 0)
         states, attentions = self._layers(x, shared, batch)
         features = nudged(by_rows(self.norm(states[-1])), batch, len(states))
-        kernel = self.embed.embedding.get_value().T if self.head is None else self.head.kernel.get_value()
+        tied = self.head is None
+        kernel = self.embed.embedding.get_value() if self.head is None else self.head.kernel.get_value()
         return Outputs(
-            Factored(features, kernel),
+            Factored(features, kernel, tied=tied),
             (x, *states[:-1], features),
             attentions,
             features[jnp.arange(x.shape[0]), _last(batch)],

@@ -96,7 +96,8 @@ def remap_classes(model: Model, classes: tuple[int, ...]) -> Model:
             raise ValueError(f"classes names class {max(classes)}, but the model has only classes 0 to {last}")
         if isinstance(logits, Factored):
             bias = jnp.zeros(logits.shape[-1], logits.kernel.dtype) if logits.bias is None else logits.bias
-            return replace(logits, kernel=logits.kernel[:, sources], bias=jnp.where(known, bias[sources], -jnp.inf))
+            kernel = logits.kernel[sources] if logits.tied else logits.kernel[:, sources]
+            return replace(logits, kernel=kernel, bias=jnp.where(known, bias[sources], -jnp.inf))
         return jnp.where(known, logits[..., sources], -jnp.inf)
 
     def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:

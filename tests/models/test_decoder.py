@@ -244,7 +244,10 @@ def test_bfloat16_is_close_to_float32():
 def test_a_tied_head_is_the_embedding_and_has_no_parameters():
     assert "head/kernel" not in built()[1].params and "head/kernel" in built(", tied=False")[1].params
     out = built()[0].apply(*built()[1], {"input_ids": tokens(1, 3, 64)}, train=False, key=KEY)[0]
-    assert_same(out.logits.kernel, built()[1].params["embed/embedding"].T)
+    table = built()[1].params["embed/embedding"]
+    assert out.logits.tied and out.logits.shape == (1, 3, 64)
+    assert_same(out.logits.kernel, table)  # no transposed copy
+    assert_same(out.logits.dense(), out.logits.features @ table.T)
 
 
 def test_a_saved_copy_of_a_tied_head_is_no_surplus_and_layers_can_be_chosen(tmp_path):

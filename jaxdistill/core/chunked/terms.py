@@ -180,5 +180,5 @@ def _with_pallas(weighted: ChunkFunction, shared_and_factors: PyTree, numbered_r
     ((signals, *others), factors), (rows, number) = shared_and_factors, numbered_rows
     without_heads, dense_rows = with_dense_logits(signals, rows)
     of_row = lambda shared, row: weighted(shared[0], (row, shared[1]))
-    classes = signals.student.logits.kernel.shape[-1]
+    classes = signals.student.logits.kernel.shape[0 if signals.student.logits.tied else -1]
     return sum_over_rows(of_row, classes, (((without_heads, *others), factors), number), dense_rows)

@@ -22,6 +22,8 @@ teacher logits.
 Experiment: `experiments/gain` (against the control), `experiments/missing_class` (the effect of T).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -48,7 +50,7 @@ def kl_divergence(
 
 
 def _kl_of_class(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
-    masked = p == 0  # not `p > 0`, which would hide a NaN
+    masked = log_p < math.log(jnp.finfo(log_p.dtype).tiny)  # False for a NaN, which is not hidden
     # Select BEFORE the product, as 0 * (-inf) is NaN, in the value and in its gradient. The second selection is for
     # XLA, which on CPUs would write p and the difference to memory, each alone, before it sums their product.
     return jnp.where(masked, 0.0, p * jnp.where(masked, 0.0, log_p - log_q))

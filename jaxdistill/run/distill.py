@@ -18,7 +18,7 @@ from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import DamageError, Stopped
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.manifest import check_owner, manifests
-from jaxdistill.core.types import NO_VARIABLES, Variables
+from jaxdistill.core.types import Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.evaluation.report import page, table
 from jaxdistill.evaluation.report.table import FLOATS, ROUNDED
@@ -170,7 +170,7 @@ class Run:
             if self.resolved.student.view.initialised_here(name):  # evaluated after the step has trained it
                 self.values[name] = initialise(teacher, self.rows)
                 continue
-            self._evaluate_teacher(teacher, load(teacher, self.rows) if teacher.runs else NO_VARIABLES)
+            self._evaluate_teacher(teacher, load(teacher, self.rows) if teacher.runs else teacher.delivered())
 
     def _evaluate_teacher(self, teacher: Teacher, values: Variables) -> None:
         """Evaluate a teacher outside of a stage that trains it, and record its scores, cost and variables."""

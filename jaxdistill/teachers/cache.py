@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.registry import caches
-from jaxdistill.core.types import Shapes, Variables
+from jaxdistill.core.types import NO_VARIABLES, Shapes, Variables
 from jaxdistill.data.pipeline import TEST, Pipeline
 from jaxdistill.data.records import Records
 from jaxdistill.data.store import Manifest, Store, StoreError, differences
 from jaxdistill.data.stream import StoredFields
 from jaxdistill.teachers.cache_identity import KEY, WRITE, identity, read_description
+from jaxdistill.teachers.cached_head import head_of, read_head
 from jaxdistill.teachers.codec import Encoding, decoding_model
 from jaxdistill.teachers.option import Context, Option
 from jaxdistill.teachers.teacher import Fields, Teacher
@@ -25,7 +26,11 @@ from jaxdistill.teachers.teacher import Fields, Teacher
 
 @caches.register
 def outputs(
-    folder: str, dtype: Literal["float32", "float16"] = "float32", top: int = 0, layers: tuple[int, ...] = ()
+    folder: str,
+    dtype: Literal["float32", "float16"] = "float32",
+    top: int = 0,
+    layers: tuple[int, ...] = (),
+    features: bool = False,
 ) -> Encoding:
     """Store a teacher's outputs in a cache on disk before the run: the logits, and hidden states if `layers` are given.
 
@@ -37,11 +42,13 @@ def outputs(
             With `top` in float16, a logit takes 4 bytes with its class number. All logits of the test examples are
             stored in any case, for the evaluation.
         layers: numbers of the hidden states to store; 0 is the embedding.
+        features: store the inputs of the teacher's head instead of logits, and the head once. The logits of all
+            classes are multiplied out in the student's step, chunk by chunk, and are exact. For language models.
     """
-    if not folder or top < 0 or any(layer < 0 for layer in layers):
-        values = f"folder={folder!r}, top={top}, layers={layers}"
-        raise ValueError(f"set a folder, and top and layers of at least 0; got {values}")
-    return Encoding(folder, dtype, top, layers)
+    if not folder or top < 0 or any(layer < 0 for layer in layers) or (features and top):
+        values = f"folder={folder!r}, top={top}, layers={layers}, features={features}"
+        raise ValueError(f"set a folder, top and layers of at least 0, and one of top and features; got {values}")
+    return Encoding(folder, dtype, top, layers, features=features)
 
 
 @caches.register
@@ -91,7 +98,7 @@ def prefix_of(name: str) -> str:
 class CachedTeacher(Teacher):
     """A teacher whose outputs were stored on disk before the run, and are read and added to the batches.
 
-    The field `network` is a model without parameters, which takes these outputs from the batch.
+    The field `network` is a model that takes these outputs from the batch; see `decoding_model`.
 
     Args:
         encoding: folder and format of the stored outputs
@@ -117,8 +124,18 @@ class CachedTeacher(Teacher):
 
     @property
     def has_values(self) -> bool:
-        """Return whether all parameters exist when the student's training begins: always, because none are needed."""
+        """Return whether all parameters exist when the student's training begins: always, they are in the cache."""
         return True
+
+    def delivered(self) -> Variables:
+        """Return the head of the teacher's network, if its features were stored; otherwise nothing.
+
+        Raises:
+            DamageError: the file with the head is missing, has changed, or belongs to another teacher.
+        """
+        if not self.encoding.features:
+            return NO_VARIABLES
+        return self.place(Variables(read_head(self.encoding, self.stores["train"]), {}))
 
     def fields(self, stream: str) -> Fields:
         """Return the shape and dtype of each field of stored outputs that is added to an example, by field name.
@@ -209,10 +226,10 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
         if manifest.rows < needed:
             short = f"{folder} holds {manifest.rows} rows, {needed} are needed"
             raise ConfigError(path, f"{short}. Give another folder. {WRITE}.")
-    about = stores["train"].about
-    network = decoding_model(
-        prefix_of(teacher.name), about["classes"], about["states"], encoding.temperature, reads=teacher.prefix
-    )
+    about, temperature = stores["train"].about, encoding.temperature
+    head = head_of(stores["train"]) if encoding.features else None
+    prefix = prefix_of(teacher.name)
+    network = decoding_model(prefix, about["classes"], about["states"], temperature, teacher.prefix, head)
     by_row = frozenset(name for name, stream in data.with_test.items() if stream.is_random)
     return CachedTeacher(**{**vars(teacher), "network": network}, encoding=encoding, stores=stores, by_row=by_row)
 

@@ -68,7 +68,9 @@ def identity(teacher: Teacher, encoding: Encoding, data: Pipeline, name: str) ->
     """
     encoding, stream = stream_encoding(encoding, name), data.with_test[name]
     network = {key: list(x) if isinstance(x, tuple) else x for key, x in teacher.options.items()}
-    draw_settings = {"draws": encoding.draws, "temperature": encoding.temperature} if encoding.draws else {}
+    settings: dict[str, Any] = {"features": True} if encoding.features else {}
+    if encoding.draws:
+        settings = {"draws": encoding.draws, "temperature": encoding.temperature}
     identity_fields = {
         "teacher": {
             "model": teacher.spec,
@@ -79,7 +81,12 @@ def identity(teacher: Teacher, encoding: Encoding, data: Pipeline, name: str) ->
         },
         "data": data.identity(stream),
         "augmentation": list(stream.augment),
-        "kept": {"dtype": encoding.dtype, "top": encoding.top, "layers": list(encoding.layers), **draw_settings},
+        "kept": {
+            "dtype": encoding.dtype,
+            "top": encoding.top,
+            "layers": list(encoding.layers),
+            **settings,
+        },
     }
     if stream.is_random:
         selected = _selected(data) if name == "train" else {}

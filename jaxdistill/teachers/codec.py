@@ -1,11 +1,13 @@
 """Encode teacher outputs as fields of a batch, and build a model that decodes them.
 
 Cached and sub-mesh teachers use this format: their outputs travel in the batch, and the decoding model needs no
-parameters and no forward pass. For a large vocabulary, the encoding keeps one of two things instead of all logits:
+parameters and no forward pass. For a large vocabulary, the encoding keeps one of three things instead of all logits:
 
 - the `top` largest logits, with the probability mass of all other classes spread evenly over them. (A KL over a
   renormalised top-k is not the KL.)
-- classes drawn from the distribution; their frequencies equal it in expectation (see `sparse_logits.py`).
+- classes drawn from the distribution; their frequencies equal it in expectation (see `sparse_logits.py`);
+- the features of a factored head, its last hidden states. The head's kernel travels once: it is a parameter of the
+  decoding model, never trained. Logits are multiplied out beside the student's, chunk by chunk, and are exact.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,9 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.types import Array, Outputs, PyTree, RowsLike, SparseLogits
+from jaxdistill.core.types import Array, Factored, Outputs, PyTree, RowsLike, Shapes, SparseLogits, Variables
 from jaxdistill.models.combinators import with_prefix
 from jaxdistill.teachers.sparse_logits import draw_classes, draw_keys, logits_of_draws, pack_classes, unpack_classes
 from jaxdistill.teachers.top_k import top_k
@@ -31,6 +34,7 @@ class Encoding(NamedTuple):
     layers: numbers of the hidden states that are kept; 0 is the embedding
     draws: keep this many classes, drawn at random for each example or token, instead of logits; 0: keep logits
     temperature: T of the distribution softmax(logits / T) from which classes are drawn
+    features: keep the features of a factored head instead of logits
     """
 
     folder: str
@@ -39,6 +43,56 @@ class Encoding(NamedTuple):
     layers: tuple[int, ...]
     draws: int = 0
     temperature: float = 1.0
+    features: bool = False
+
+
+class Head(NamedTuple):
+    """The last layer of a teacher whose features are kept: shapes and dtypes of its arrays, and its constants.
+
+    kernel, bias: as in `Factored`; bias may be None
+    cap, tied: as in `Factored`
+    """
+
+    kernel: jax.ShapeDtypeStruct
+    bias: jax.ShapeDtypeStruct | None
+    cap: float
+    tied: bool
+
+
+def head_shapes(outputs: Any) -> Head:
+    """Return the head of a teacher's outputs.
+
+    Args:
+        outputs: shapes of the teacher's outputs for a batch.
+
+    Raises:
+        ValueError: the logits are no product of features and a kernel.
+    """
+    head = outputs.logits
+    if not isinstance(head, Factored):
+        raise ValueError("features need a head that is one product, as in a language model; leave features out")
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return Head(shape(head.kernel), None if head.bias is None else shape(head.bias), head.cap, head.tied)
+
+
+def head_arrays(model: Model, variables: Variables, rows: Shapes, mesh: Mesh) -> dict[str, Array]:
+    """Return kernel and bias of a teacher's head, by name; the network is not run.
+
+    Args:
+        model: the teacher's network.
+        variables: its parameters and state, on the mesh.
+        rows: shapes of the arrays of a batch.
+        mesh: mesh of the teacher's devices.
+    """
+
+    def arrays(variables: Variables) -> dict[str, Array]:
+        zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in rows.items()}
+        outputs, _ = model.apply(*variables, zeros, train=False, key=jax.random.key(0))
+        head: Any = outputs.logits
+        return {"kernel": head.kernel} | ({} if head.bias is None else {"bias": head.bias})
+
+    with jax.set_mesh(mesh):
+        return jax.jit(arrays)(variables)  # XLA removes what the kernel does not depend on: the network
 
 
 def encoded_forward(model: Model, encoding: Encoding, chunks: int) -> Callable[..., dict[str, Array]]:
@@ -100,6 +154,9 @@ def encode(outputs: Outputs, encoding: Encoding, keys: Array, chunks: int = 1) -
             raise ValueError(f"the teacher has no layer {layer}; {known}")
     hidden = {f"hidden/{layer}": states[layer].astype(encoding.dtype) for layer in encoding.layers}
     head: Any = outputs.logits
+    if encoding.features:
+        _ = head_shapes(outputs)
+        return {"features": head.features.astype(encoding.dtype)} | hidden
     if chunks == 1:
         return _encode_logits(outputs.dense().logits, encoding, keys) | hidden
     if keys.shape[1] % chunks:
@@ -131,7 +188,9 @@ def _encode_logits(logits: Any, encoding: Encoding, keys: Array) -> dict[str, Ar
     return {"top": convert(values), "tail": convert(tail), **pack_classes(classes, size)}
 
 
-def decode(encoded: RowsLike, classes: int, states: int, temperature: float = 1.0) -> Outputs[Any]:
+def decode(
+    encoded: RowsLike, classes: int, states: int, temperature: float = 1.0, head: Factored | None = None
+) -> Outputs[Any]:
     """Decode a teacher's outputs from the arrays that `encode` made; logits and hidden states are float32.
 
     A hidden state that was not kept is None. Classes that were not kept share one logit: their total probability is
@@ -142,8 +201,11 @@ def decode(encoded: RowsLike, classes: int, states: int, temperature: float = 1.
         classes: number of classes.
         states: number of hidden states of the teacher, kept or not.
         temperature: temperature at which classes were drawn, if they were.
+        head: the teacher's head, if features were kept; its own features are replaced.
     """
     hidden = tuple(_float(encoded.get(f"hidden/{layer}")) for layer in range(states))
+    if head is not None:
+        return Outputs(replace(head, features=jnp.asarray(encoded["features"], head.kernel.dtype)), hidden)
     if "logits" in encoded:
         return Outputs(encoded["logits"].astype(jnp.float32), hidden)
     indices = unpack_classes(encoded)
@@ -157,8 +219,12 @@ def _float(x: Array | None) -> Any:
     return None if x is None else x.astype(jnp.float32)
 
 
-def decoding_model(prefix: str, classes: int, states: int, temperature: float = 1.0, reads: str = "") -> Model:
-    """Build a model without parameters, which takes a teacher's encoded outputs from the batch and decodes them.
+def decoding_model(
+    prefix: str, classes: int, states: int, temperature: float = 1.0, reads: str = "", head: Head | None = None
+) -> Model:
+    """Build a model that takes a teacher's encoded outputs from the batch and decodes them.
+
+    It has no parameters, unless the features of the teacher's head are kept: then it has the head.
 
     Args:
         prefix: prefix of the batch fields with the encoded outputs, such as "cached/resnet/".
@@ -167,11 +233,18 @@ def decoding_model(prefix: str, classes: int, states: int, temperature: float = 
         temperature: temperature at which classes were drawn, if they were.
         reads: prefix of the batch fields that the teacher's network read, if it has its own tokenizer; empty: it read
             the same fields as the student.
+        head: shapes of the teacher's head, if features are kept; None: they are not.
     """
+
+    def init(key, batch):
+        arrays = {} if head is None else {"kernel": head.kernel, "bias": head.bias}
+        return {name: jnp.zeros(x.shape, x.dtype) for name, x in arrays.items() if x is not None}, {}
 
     def apply(params, state, batch, *, train, key):
         encoded = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
-        return decode(encoded, classes, states, temperature), state
+        missing: Any = None
+        factors = head and Factored(missing, params["kernel"], params.get("bias"), head.cap, head.tied)
+        return decode(encoded, classes, states, temperature, factors), state
 
-    model = Model(lambda key, batch: ({}, {}), apply)
+    model = Model(init, apply)
     return with_prefix(model, reads) if reads else model

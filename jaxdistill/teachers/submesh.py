@@ -9,17 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import placements
-from jaxdistill.core.types import NO_VARIABLES, Factored, Variables
+from jaxdistill.core.types import NO_VARIABLES, Factored, Shapes, Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.models.abstract import abstract_outputs
-from jaxdistill.parallel.compile import jit_evaluate, move_to_mesh
+from jaxdistill.parallel.compile import jit_evaluate, move_to_mesh, place
 from jaxdistill.parallel.mesh import build_mesh
-from jaxdistill.teachers.codec import Encoding, decoding_model, encoded_fields, encoded_forward
+from jaxdistill.parallel.sharding import DEFAULT_RULES
+from jaxdistill.teachers.codec import (
+    Encoding,
+    decoding_model,
+    encoded_fields,
+    encoded_forward,
+    head_arrays,
+    head_shapes,
+)
 from jaxdistill.teachers.option import Context, Option
 from jaxdistill.teachers.teacher import Fields, Query, Teacher
 
@@ -38,7 +47,7 @@ class Submesh(NamedTuple):
 
 
 @placements.register
-def submesh(devices: int, top: int = 0, layers: tuple[int, ...] = ()) -> Submesh:
+def submesh(devices: int, top: int = 0, layers: tuple[int, ...] = (), features: bool = False) -> Submesh:
     """Run the teacher on its own devices, one batch ahead of the student.
 
     Args:
@@ -46,11 +55,15 @@ def submesh(devices: int, top: int = 0, layers: tuple[int, ...] = ()) -> Submesh
             parameters are split over them.
         top: send only this many of the largest logits, and the total probability of all other classes; 0: all logits.
         layers: numbers of the hidden states to send; 0 is the embedding.
+        features: send the inputs of the teacher's head instead of logits. The student's devices get a copy of the head
+            once, and multiply the logits out, chunk by chunk. For language models.
     """
-    if devices < 1 or top < 0 or any(layer < 0 for layer in layers):
-        values = f"devices={devices}, top={top}, layers={layers}"
-        raise ValueError(f"set devices to at least 1, top and layers to at least 0; got {values}")
-    return Submesh(devices, Encoding("", "float32", top, layers))
+    if devices < 1 or top < 0 or any(layer < 0 for layer in layers) or (features and top):
+        values = f"devices={devices}, top={top}, layers={layers}, features={features}"
+        raise ValueError(
+            f"set devices to at least 1, top and layers to at least 0, and one of top and features; got {values}"
+        )
+    return Submesh(devices, Encoding("", "float32", top, layers, features=features))
 
 
 def prefix_of(name: str) -> str:
@@ -63,7 +76,9 @@ class SubmeshTeacher(Teacher):
     """A teacher that runs on its own devices (a sub-mesh), and whose outputs are sent to the student in the batch.
 
     Args:
-        reader: model without parameters that takes the outputs from the batch, for the student's training step
+        reader: model that takes the outputs from the batch, for the student's training step; see `decoding_model`
+        student_mesh: mesh of the student's devices
+        rows: shapes of the arrays of a batch
         encoding: format of the outputs that are sent; for the test examples, all logits are sent
         chunks: number of chunks of a sequence; the logits of one chunk at a time are computed, to save memory
         sent: shape and dtype of the fields that are sent for one example, by stream (named source of batches) and field
@@ -71,6 +86,8 @@ class SubmeshTeacher(Teacher):
     """
 
     reader: Model
+    student_mesh: Mesh
+    rows: Shapes
     encoding: Encoding
     chunks: int
     sent: Mapping[str, Fields]
@@ -105,12 +122,17 @@ class SubmeshTeacher(Teacher):
         return query
 
     def argument(self, variables: Variables) -> Variables:
-        """Return the variables that the student's training step needs for this teacher, which runs outside it: none.
+        """Return the variables that the student's training step needs for this teacher, which runs outside it.
+
+        They are a copy of the teacher's head if its features are sent; otherwise nothing.
 
         Args:
-            variables: the teacher's parameters and state; unused.
+            variables: the teacher's parameters and state.
         """
-        return NO_VARIABLES
+        if not self.encoding.features:
+            return NO_VARIABLES
+        head = head_arrays(self.network, variables, self.rows, self.mesh)
+        return place(Variables(jax.device_get(head), {}), self.student_mesh, self.rules or DEFAULT_RULES)
 
 
 def _submesh(value: str, path: str) -> Submesh:
@@ -140,9 +162,13 @@ def apply(teacher: Teacher, value: str, context: Context) -> Teacher:
         sent = {stream: encoded_fields(each, encoding, chunks) for stream, each in outputs.items()}
     except ValueError as error:
         raise ConfigError(path, f"{error}.") from None
+    head = head_shapes(outputs["train"]) if encoding.features else None
+    prefix = prefix_of(teacher.name)
     changes = {
         "mesh": build_mesh((1, len(context.devices), 1), context.devices),
-        "reader": decoding_model(prefix_of(teacher.name), logits.shape[-1], layers, reads=teacher.prefix),
+        "reader": decoding_model(prefix, logits.shape[-1], layers, reads=teacher.prefix, head=head),
+        "student_mesh": context.mesh,
+        "rows": context.data.shapes["train"],
     }
     return SubmeshTeacher(**{**vars(teacher), **changes}, encoding=encoding, chunks=chunks, sent=sent)
 

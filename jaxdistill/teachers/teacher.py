@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.types import Shapes, Variables
+from jaxdistill.core.types import NO_VARIABLES, Shapes, Variables
 from jaxdistill.data.stream import StoredFields
 from jaxdistill.evaluation.cost import cost
 from jaxdistill.parallel.compile import place
@@ -139,6 +139,10 @@ class Teacher:
             variables: the teacher's parameters and state.
         """
         return self.place(variables)
+
+    def delivered(self) -> Variables:
+        """Return what the student's step needs of a teacher whose network does not run, beside the batch: nothing."""
+        return NO_VARIABLES
 
     def cost(self, variables: Variables, rows: Shapes) -> dict[str, Any]:
         """Measure the cost of the teacher's forward pass on one example: parameters, bytes and FLOPs.

@@ -46,7 +46,8 @@ from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.run.workdir import check_writable
 from jaxdistill.teachers.cache import entries_needed, parse_encoding, store_folder
 from jaxdistill.teachers.cache_identity import KEY, identity, stream_encoding
-from jaxdistill.teachers.codec import encoded_fields, encoded_forward
+from jaxdistill.teachers.cached_head import describe_head, is_written, write_head
+from jaxdistill.teachers.codec import encoded_fields, encoded_forward, head_arrays, head_shapes
 from jaxdistill.teachers.load import load
 
 SHARD = 4096  # largest number of rows in a shard, rounded up to whole batches
@@ -94,6 +95,7 @@ class _Writer:
         self.rows = self.data.shapes["train"]
         outputs, _ = abstract_outputs(teacher.network, f"{teacher.path}.model", self.rows)
         self.classes, self.states = outputs.logits.shape[-1], len(outputs.hidden_states)
+        self.outputs = outputs
         chunks = config.chunks if isinstance(outputs.logits, Factored) else 1
         encodings = {stream: stream_encoding(self.encoding, stream) for stream in self.data.with_test}
         try:
@@ -122,12 +124,16 @@ class _Writer:
             "classes": self.classes,
             "states": self.states,
             "cost": self._cost(folder),
+            **({"head": describe_head(head_shapes(self.outputs))} if self.encoding.features else {}),
         }
         manifest = Manifest(rows, _shard_rows(self.fields[stream], size), self.fields[stream], about)
         try:
             write_manifest(folder, manifest)
         except StoreError as error:
             raise ConfigError(f"{self.teacher.path}.{KEY}", f"{error}.") from None
+        if self.encoding.features and not is_written(self.encoding, manifest):
+            arrays = head_arrays(self.teacher.network, self.variables, self.rows, self.teacher.mesh)
+            write_head(self.encoding, manifest, arrays)
         damaged = damaged_shards(folder, manifest)
         for number, _ in damaged:
             console.print(f"{self.teacher.name:>12}  {stream}: shard {number} is damaged, and is written again")

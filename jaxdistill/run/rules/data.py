@@ -195,6 +195,8 @@ def selection_is_possible(view: DataView) -> None:
         identity = manifest.about["identity"]
         if "draws" in identity:
             raise ConfigError(SELECT, f"{folder!r} is a cache of augmented batches, not of records. {WRITE_CACHE}.")
+        if "features" in identity["kept"]:
+            raise ConfigError(SELECT, f"{folder!r} holds features, not logits. {WRITE_CACHE}.")
         if "draws" in identity["kept"]:
             raise ConfigError(SELECT, f"{folder!r} holds draws, which do not say how hard a record is. {WRITE_CACHE}.")
         if other := differences(identity["data"], view.data.identity(view.data.streams["train"])):

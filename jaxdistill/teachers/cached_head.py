@@ -1,0 +1,99 @@
+"""The head of a teacher in a cache of its features: one file, `head.safetensors`, with its seal beside it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdistill.core import seal
+from jaxdistill.core.atomic import new_file
+from jaxdistill.core.errors import DamageError
+from jaxdistill.core.types import Array
+from jaxdistill.data.store import Manifest
+from jaxdistill.teachers.codec import Encoding, Head
+
+FILE = "head.safetensors"
+
+
+def describe_head(head: Head) -> dict[str, Any]:
+    """Return a head's shapes, dtypes and constants as JSON values, for the manifest of a store; see `head_of`."""
+    entry = lambda x: None if x is None else [list(x.shape), str(x.dtype)]
+    return {"kernel": entry(head.kernel), "bias": entry(head.bias), "cap": head.cap, "tied": head.tied}
+
+
+def head_of(manifest: Manifest) -> Head:
+    """Invert `describe_head`, from the manifest of a store.
+
+    Raises:
+        DamageError: the manifest does not describe a head.
+    """
+    shape = lambda entry: jax.ShapeDtypeStruct(tuple(entry[0]), entry[1])
+    try:
+        about = manifest.about["head"]
+        bias = about["bias"] and shape(about["bias"])
+        return Head(shape(about["kernel"]), bias, float(about["cap"]), bool(about["tied"]))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DamageError(
+            f"the manifest of a cache is damaged: 'head' is missing or of another type ({error})"
+        ) from None
+
+
+def write_head(encoding: Encoding, manifest: Manifest, arrays: Mapping[str, Array]) -> None:
+    """Write the arrays of a head to the cache, in float32, which holds every value of bfloat16 and float16.
+
+    Args:
+        encoding: the format, which includes the folder of the cache.
+        manifest: manifest of a store of the cache, whose identity the file is sealed with.
+        arrays: kernel and bias, by name.
+    """
+    from safetensors.numpy import save_file
+
+    file = _file(encoding)
+    with new_file(file) as draft:
+        save_file({name: np.asarray(x, np.float32) for name, x in jax.device_get(dict(arrays)).items()}, draft)
+    seal.seal_file(file, _owner(manifest))
+
+
+def read_head(encoding: Encoding, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Read the arrays of a head, by name, in the dtypes that the teacher computes with.
+
+    Args:
+        encoding: the format, which includes the folder of the cache.
+        manifest: manifest of a store of the cache.
+
+    Raises:
+        DamageError: the file is missing, has changed, or belongs to another teacher.
+    """
+    from safetensors.numpy import load_file
+
+    file, head = _file(encoding), head_of(manifest)
+    cure = "The same `jaxdistill cache` command writes it again"
+    try:
+        seal.check_file(file, _owner(manifest))
+    except FileNotFoundError:
+        raise DamageError(f"{file} is missing. {cure}.") from None
+    except DamageError as error:
+        raise DamageError(f"{error}. {cure}.") from None
+    arrays, wanted = load_file(file), {"kernel": head.kernel} | ({} if head.bias is None else {"bias": head.bias})
+    if {name: x.shape for name, x in arrays.items()} != {name: x.shape for name, x in wanted.items()}:
+        raise DamageError(f"{file} has other arrays than its manifest says. {cure}.")
+    return {name: x.astype(wanted[name].dtype) for name, x in arrays.items()}
+
+
+def is_written(encoding: Encoding, manifest: Manifest) -> bool:
+    """Return True if the cache holds the head, undamaged."""
+    try:
+        seal.check_file(_file(encoding), _owner(manifest))
+    except (FileNotFoundError, DamageError):
+        return False
+    return True
+
+
+def _file(encoding: Encoding) -> Path:
+    return Path(encoding.folder).expanduser() / FILE
+
+
+def _owner(manifest: Manifest) -> dict[str, Any]:
+    return {"teacher": manifest.about["identity"]["teacher"]}

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdistill.core import hardness
 from jaxdistill.core.registry import selections
-from jaxdistill.data.stream import SELECTION, random_words
+from jaxdistill.data.shuffle import SELECTION, random_words
 
 Measure = Literal["entropy", "margin", "disagreement", "loss"]
 

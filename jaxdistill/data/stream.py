@@ -6,7 +6,6 @@ counter-based generator Philox: any batch can be drawn without the batches befor
 bits of Philox never change.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.data.records import Records
+from jaxdistill.data.shuffle import AUGMENTATION, random_words, records_at
 
 if TYPE_CHECKING:
     import grain
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]
 RowNumbers = slice | np.ndarray  # rows (examples) of a global batch: a range, or their numbers
 DTYPES_32_BIT = {np.dtype("int64"): np.dtype("int32"), np.dtype("float64"): np.dtype("float32")}
-ORDER, AUGMENTATION, SELECTION = 0, 1, 2  # purposes of random numbers: their sequences start 2^192 draws apart
 
 
 class Transform(NamedTuple):
@@ -36,33 +35,6 @@ class Transform(NamedTuple):
 
     draws: int
     apply: Callable[[Batch, np.ndarray], Batch]
-
-
-def random_words(seed: int, number: int, purpose: int, count: int) -> np.ndarray:
-    """Return random 64-bit words from the counter-based generator Philox, `[count]` uint64.
-
-    Args:
-        seed: random seed, the first half of the generator's key.
-        number: number of the batch or epoch that the words are for, the second half of the generator's key.
-        purpose: `ORDER`, `AUGMENTATION` or `SELECTION`; each purpose has its own sequence of words.
-        count: number of words.
-    """
-    key = np.array([seed, number], np.uint64)
-    return np.random.Philox(key=key, counter=[0, 0, 0, purpose]).random_raw(count)
-
-
-@functools.lru_cache(maxsize=4)  # a batch may span two epochs, and threads prefetch
-def permutation(seed: int, epoch: int, records: int) -> np.ndarray:
-    """Return the random order in which an epoch visits the examples of the data set: their numbers, `[records]`.
-
-    The array is cached and shared by all callers, so do not modify it.
-
-    Args:
-        seed: random seed.
-        epoch: number of the epoch.
-        records: number of examples.
-    """
-    return np.argsort(random_words(seed, epoch, ORDER, records), kind="stable")
 
 
 def uniforms(seed: int, number: int, rows: int, draws: int) -> np.ndarray:
@@ -97,7 +69,7 @@ class Phases(NamedTuple):
     steps: batches per phase; the last phase continues to the end of the run
     """
 
-    pools: tuple[np.ndarray, ...]
+    pools: tuple[np.ndarray | range, ...]
     steps: int
 
 
@@ -105,7 +77,7 @@ class Batches:
     """The training batches of a run as a random-access source for Grain: item i is batch i, `{field: [rows, ...]}`.
 
     A row is an example of a batch, and a record is an example of the data set. Rows are numbered through the whole run:
-    row r is record `chosen[permutation(seed, r // n, n)[r % n]]`, where n is the length of `chosen`. Every batch is
+    row r is record `chosen[records_at(r % n, seed, r // n, n)]`, where n is the length of `chosen`. Every batch is
     therefore full, and an epoch may end inside a batch. In a run with phases, each phase has its own `chosen`, and rows
     and epochs are counted from the first batch of the phase.
 
@@ -133,10 +105,10 @@ class Batches:
         transforms: Sequence[Transform],
         rows: RowNumbers,
         stored: Sequence[StoredFields] = (),
-        chosen: np.ndarray | Phases | None = None,
+        chosen: np.ndarray | range | Phases | None = None,
     ) -> None:
         self.records, self.batch_size, self.seed = records, batch_size, seed
-        pool = np.arange(len(records)) if chosen is None else chosen
+        pool = range(len(records)) if chosen is None else chosen  # no array of all numbers
         self.phases = pool if isinstance(pool, Phases) else Phases((pool,), sys.maxsize)
         self.transforms, self.rows, self.stored = tuple(transforms), rows, tuple(stored)
 
@@ -164,8 +136,13 @@ class Batches:
         first_row = phase * self.phases.steps * self.batch_size if phase else 0
         epochs, places = np.divmod(run_rows - first_row, len(pool))
         # A phase has fewer epochs than rows. So `first_row + epoch` gives every epoch of every phase its own number.
-        orders = {epoch: permutation(self.seed, first_row + epoch, len(pool)) for epoch in np.unique(epochs).tolist()}
-        return pool[np.concatenate([order[places[epochs == epoch]] for epoch, order in orders.items()])]
+        numbers = np.concatenate(
+            [
+                records_at(places[epochs == epoch], self.seed, first_row + epoch, len(pool))
+                for epoch in np.unique(epochs).tolist()
+            ]
+        )
+        return numbers if isinstance(pool, range) else pool[numbers]
 
 
 def train_stream(
@@ -256,7 +233,7 @@ def gather(records: Records, index: np.ndarray, mask: np.ndarray) -> Batch:
         field: mask.reshape(-1, *[1] * (values.ndim - 1)) * values.astype(np.float32)
         for field, values in record_masks.items()
     }
-    return {**batch, **masks, "index": index.astype(np.int32)}
+    return {**batch, **masks, "index": (index & 0x7FFFFFFF).astype(np.int32)}  # of 2^31 records each has its own
 
 
 def _to_32_bit(field: str, column: np.ndarray) -> np.ndarray:

@@ -18,13 +18,11 @@ def samples(data: Pipeline, count: int, chosen: np.ndarray | Phases | None = Non
         count: number of examples; fewer if there are fewer records.
         chosen: numbers of the records to draw from; of several phases, those of the first; None: all.
     """
-    chosen = chosen.pools[0] if isinstance(chosen, Phases) else chosen
+    pool = chosen.pools[0] if isinstance(chosen, Phases) else chosen
     stream = data.streams["train"]
     deterministic, records = [each for each in stream.transforms if each.draws == 0], data.open(stream)
-    batches = Batches(
-        records, batch_size=ROWS, seed=data.seed, transforms=deterministic, rows=slice(None), chosen=chosen
-    )
-    count = min(count, len(records) if chosen is None else len(chosen))
+    batches = Batches(records, batch_size=ROWS, seed=data.seed, transforms=deterministic, rows=slice(None), chosen=pool)
+    count = min(count, len(records) if pool is None else len(pool))
     for first in range(0, count, ROWS):
         batch = batches[first // ROWS]
         valid = first + np.arange(ROWS) < count

@@ -17,7 +17,8 @@ from terms import build_loss
 from jaxdistill.core import registry
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Variables
-from jaxdistill.data.stream import AUGMENTATION, ORDER, SELECTION, permutation, random_words, uniforms
+from jaxdistill.data.shuffle import AUGMENTATION, ORDER, SELECTION, permutation, random_words
+from jaxdistill.data.stream import uniforms
 
 KEY = jax.random.key(0)
 DRAWS = ("bernoulli", "categorical", "gumbel", "normal", "randint", "uniform")

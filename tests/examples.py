@@ -252,8 +252,10 @@ SCHEDULES = {
 }
 
 OPTIMIZERS = {
+    "adafactor": [Example("adafactor")],
     "adamw": [Example("adamw(weight_decay=0.01)")],
     "lion": [Example("lion")],
+    "muon": [Example("muon")],
     "sgd": [Example("sgd"), Example("sgd(momentum=0.0)"), Example("sgd(nesterov=True)")],
 }
 

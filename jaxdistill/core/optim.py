@@ -5,6 +5,7 @@ it is one key of a config and one axis of a sweep. Each role (a top-level key of
 `fusion`, `terms`, ...) may have its own update rule and rate.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -92,6 +93,82 @@ def lion(weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.99) -> optax.
     """
     _check_means(b1=b1, b2=b2)
     return optax.chain(optax.scale_by_lion(b1, b2), _decay(weight_decay))
+
+
+@optimizers.register
+def adafactor(weight_decay: float = 0.0, decay: float = 0.8, clip: float = 1.0) -> optax.GradientTransformation:
+    """Build Adafactor: Adam's division by the gradient's size, from the means of rows and columns of its squares.
+
+    Of a matrix with both sides of 128 or more it keeps one number for each row and column, and no momentum, so that its
+    state is small. An update whose root mean square is above `clip` is scaled down to it. The rate is absolute, as for
+    the other optimisers: it is not multiplied by the size of the params (Shazeer and Stern 2018,
+    arxiv.org/abs/1804.04235).
+
+    Args:
+        weight_decay: weight decay of matrices, not of scales and biases.
+        decay: the mean of step t forgets its past with `1 - t^-decay`.
+        clip: largest root mean square of an update; 0: no clipping.
+
+    Raises:
+        ValueError: `decay` is not in [0, 1), or a number is negative.
+    """
+    _check_means(decay=decay)
+    _check_not_negative(clip=clip)
+    clipping = optax.clip_by_block_rms(clip) if clip else optax.identity()
+    return optax.chain(optax.scale_by_factored_rms(decay_rate=decay), clipping, _decay(weight_decay))
+
+
+@optimizers.register
+def muon(
+    weight_decay: float = 0.0, momentum: float = 0.95, b1: float = 0.9, b2: float = 0.999, rms: float = 0.2
+) -> optax.GradientTransformation:
+    """Build Muon: the momentum of each matrix, made orthogonal by Newton and Schulz's iteration.
+
+    Kernels are such matrices, of a stack of layers each layer alone, and of a convolution the filters. All else
+    (tables of embeddings, heads, scales and biases) is updated by Adam (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon). An update has the root mean square `rms`, like one of Adam's, so that the rate
+    that suits AdamW suits it (Liu et al. 2025, arxiv.org/abs/2502.16982).
+
+    Args:
+        weight_decay: weight decay of matrices.
+        momentum: momentum of the matrices (Nesterov's).
+        b1, b2: coefficients of Adam.
+        rms: root mean square of an update of a matrix.
+
+    Raises:
+        ValueError: `momentum`, `b1` or `b2` is not in [0, 1), or a number is negative.
+    """
+    from optax import contrib  # slow to import, and rarely needed
+
+    _check_means(momentum=momentum, b1=b1, b2=b2)
+    _check_not_negative(rms=rms)
+
+    def sides(x: Array) -> tuple[tuple[int, ...], int]:  # axes of the inputs, and the axis of the outputs
+        return (tuple(range(x.ndim - 1)) if x.ndim == 4 else (x.ndim - 2,)), x.ndim - 1  # 4: a convolution
+
+    def labels(params: PyTree) -> PyTree:
+        def label(path: tuple, x: Array) -> str:
+            name = path_name(path)
+            is_matrix = x.ndim > 1 and name.endswith("kernel") and not name.endswith("head/kernel")
+            return "muon" if is_matrix else "adam"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    def numbers(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: contrib.MuonDimensionNumbers(sides(x)[0], (sides(x)[1],)), params)
+
+    def to_rms(update: PyTree, params: PyTree = None) -> PyTree:  # of an orthogonal matrix it is 1 / sqrt(longer side)
+        def scaled(x: Array) -> Array:
+            inputs, outputs = sides(x)
+            return x * rms * math.sqrt(max(math.prod(x.shape[axis] for axis in inputs), x.shape[outputs]))
+
+        return jax.tree.map(scaled, update)
+
+    orthogonal = optax.chain(
+        contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=numbers), optax.stateless(to_rms)
+    )
+    parts = {"muon": orthogonal, "adam": optax.scale_by_adam(b1, b2)}
+    return optax.chain(optax.partition(parts, labels), _decay(weight_decay))
 
 
 def optimizer(

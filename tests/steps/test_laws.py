@@ -281,7 +281,8 @@ def test_plain_descent_moves_by_the_rate_times_the_gradient():
 def test_weights_decay_but_biases_do_not():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "blocks/norm/scale": jnp.ones((3, 2))}  # of 3 layers
     still = jax.tree.map(jnp.zeros_like, params)
-    for spec in ("sgd(weight_decay=0.5)", "adamw(weight_decay=0.5)", "lion(weight_decay=0.5)"):
+    for name in registry.optimizers:
+        spec = f"{name}(weight_decay=0.5)"
         moved = step_of(optimizer(registry.optimizers.build(spec, "optimizer"), 0.1), params, still)
         assert_close(moved, still | {"kernel": jnp.full((2, 2), -0.05)})
 

@@ -44,6 +44,8 @@ def outputs(rng: np.random.Generator, batch: tuple[int, ...], extent, classes: i
         input_gradients=draw(batch[0], 7),
         state_gradients=tuple(draw(*x.shape) for x in hidden),
     )
+    text, factor = np.roll(said.embedding, 1, axis=1) + 0.3 * said.embedding[::-1], np.ones(batch[0], np.float32)
+    said = replace(said, text_embedding=text, scale=3 * factor, bias=-2 * factor)  # no draw: others would change
     return jax.tree.map(jnp.asarray, said)
 
 

@@ -54,8 +54,10 @@ class Example(NamedTuple):
 
 
 LOSSES = {
+    "affinity": [Example("affinity"), Example("affinity(scale=5.0)")],
     "attention_transfer": [Example("attention_transfer", least=True, extent=(2, 3))],
     "cc": [Example("cc", least=True)],
+    "contrastive": [Example("contrastive")],
     "crd": [Example("crd(records=20, negatives=8, width=3)", draws=True, detaches=("student", "teachers"))],
     "cross_entropy": [
         Example("cross_entropy"),
@@ -65,6 +67,7 @@ LOSSES = {
     "decay": [Example("decay"), Example("decay(towards='teacher')", least=True)],
     "dist": [Example("dist", least=True)],
     "dkd": [Example("dkd", least=True)],
+    "embedding": [Example("embedding"), Example("embedding(projector='none', side='texts')", least=True)],
     "fisher_hints": [Example("fisher_hints"), Example("fisher_hints(projector='none')", least=True)],
     "fsp": [Example("fsp", least=True, extent=(2, 3))],
     "fused_hidden": [Example("fused_hidden"), Example("fused_hidden(projector='none')", least=True)],
@@ -89,6 +92,7 @@ LOSSES = {
         Example("hidden(projector='none')", least=True),
         Example("hidden(projector='none', distance='cosine')", least=True),
     ],
+    "interactive": [Example("interactive")],
     "jacobian": [Example("jacobian", least=True)],
     "jsd": [
         Example("jsd(temperature=2.0)", least=True),
@@ -125,6 +129,7 @@ LOSSES = {
         Example("routed_hidden(layers=((1, 1), (2, 2)), projector='none')", least=True),
     ],
     "semckd": [Example("semckd(layers=((2, 1), (2, 2)), size=3)")],
+    "sigmoid": [Example("sigmoid")],
     "similarity": [Example("similarity(layers=(-1, -1))", least=True)],
     "skew_kl": [Example("skew_kl", least=True), Example("skew_kl(version='v1', temperature=2.0)")],
     "skew_reverse_kl": [

@@ -75,9 +75,18 @@ def row_keys(key: Array, rows: int) -> Array:
     Returns:
         `[rows]`, the keys.
     """
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(row_numbers(rows))
+
+
+def row_numbers(rows: int) -> Array:
+    """Return the numbers in the global batch of the examples that the arrays of the caller hold, `[rows]`.
+
+    Args:
+        rows: number of these examples: those of one device under `pmap` or `shard_map`, otherwise those of all devices.
+    """
     axes = _per_device_axes()
     first = lax.axis_index(axes) * rows if axes else 0
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
+    return first + jnp.arange(rows)
 
 
 def by_rows(x: Array, tensor: int | None = None) -> Array:

@@ -114,6 +114,8 @@ def _zero_masked_rows(outputs: Outputs, mask: Array) -> Outputs:
         attentions=select(outputs.attentions, examples),
         embedding=select(outputs.embedding, examples),
         text_embedding=select(outputs.text_embedding, examples),
+        scale=select(outputs.scale, examples),
+        bias=select(outputs.bias, examples),
         input_gradients=select(outputs.input_gradients, examples),
         state_gradients=select(outputs.state_gradients, mask),
         spans=outputs.spans,

@@ -150,6 +150,9 @@ class Outputs(Generic[Logits]):
         attentions: one `AttentionHeads` per layer
         embedding: the pooled or projected representation, `[batch, width]`
         text_embedding: the text embedding of a model with two towers, whose `embedding` is the image embedding
+        scale: of a model with two towers: factor of the similarity of an image and a text, `[batch]`, the same number
+            for all rows; exponentiated, if the model learns its logarithm
+        bias: of a model with two towers that has one: what is added to the similarities, `[batch]`
         input_gradients: `J^T v`, `[batch, *input]`, with the Jacobian J of the logits with respect to the input and a
             random direction v; only if a loss term needs it (see `models/derivatives.py`)
         weights: only in fused outputs of several teachers: the weight of each teacher, `[teachers, *batch]`
@@ -166,6 +169,8 @@ class Outputs(Generic[Logits]):
     attentions: tuple[AttentionHeads, ...] = ()
     embedding: Array | None = None
     text_embedding: Array | None = None
+    scale: Array | None = None
+    bias: Array | None = None
     weights: Array | None = None
     routes: Array | None = None
     input_gradients: Array | None = None

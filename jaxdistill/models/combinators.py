@@ -134,7 +134,8 @@ def with_prefix(model: Model, prefix: str) -> Model:
     def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         fields = strip_prefix(batch, prefix)
         out, state = model.apply(params, state, fields, train=train, key=key)
-        pooled = Outputs(out.logits, embedding=out.embedding, text_embedding=out.text_embedding)
+        text, scale, bias = out.text_embedding, out.scale, out.bias
+        pooled = Outputs(out.logits, embedding=out.embedding, text_embedding=text, scale=scale, bias=bias)
         return replace(pooled, spans=TokenSpans(fields["span"], fields["label"]) if "span" in fields else None), state
 
     return model._replace(init=init, apply=apply)

@@ -156,12 +156,17 @@ class TwoTowers(nnx.Module):
         image_key, text_key = jax.random.split(key)
         pooled, states, attentions = self.images(batch, train, image_key)
         image, text = _normalize(pooled), _normalize(self.texts(batch, train, text_key))  # [batch, projection]
-        logits = jnp.exp(self.logit_scale[...].astype(jnp.float32)) * by_rows(image @ gather(text).T)
+        scale = jnp.exp(self.logit_scale[...].astype(jnp.float32))
+        logits = scale * by_rows(image @ gather(text).T)
         if self.logit_bias is not None:
             logits = logits + self.logit_bias[...]
+        of_rows = lambda x: by_rows(jnp.broadcast_to(jnp.reshape(x, ()), image.shape[:1]))
+        bias = None if self.logit_bias is None else of_rows(self.logit_bias[...])
         logits = by_rows(jnp.where(gather(batch["mask"]) > 0, logits, NO_CANDIDATE))
         cast = lambda x: x.astype(pooled.dtype)
-        return Outputs(cast(logits), states, attentions, cast(image), cast(text))
+        return Outputs(
+            cast(logits), states, attentions, cast(image), text_embedding=cast(text), scale=of_rows(scale), bias=bias
+        )
 
 
 def _normalize(x: Array) -> Array:

@@ -1,0 +1,96 @@
+"""Embeddings of a batch of pairs, of the rows of this device and of all rows, and how they are compared.
+
+Row i of a batch is a pair: image i belongs to text i. Each image is compared with the texts of the GLOBAL batch and
+each text with its images, so that 8 devices give what 1 gives. Rows that the mask excludes are no candidates.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from jaxdistill.core.collectives import gather, row_numbers
+from jaxdistill.core.types import Array, Outputs, Signals
+from jaxdistill.losses.term import precise, unit
+
+NO_CANDIDATE = -1e9  # logit of an excluded row; finite, so that probability 0 times this logit is 0, not NaN
+
+
+class Candidates(NamedTuple):
+    """Embeddings of unit length of one model for a batch of pairs.
+
+    images, texts: those of this device, `[rows, width]`
+    all_images, all_texts: those of the global batch, `[all rows, width]`
+    valid: True for rows of the global batch that count, `[all rows]`
+    scale: factor of similarities for each row, `[rows]`
+    """
+
+    images: Float[Array, "rows width"]
+    texts: Float[Array, "rows width"]
+    all_images: Float[Array, "all width"]
+    all_texts: Float[Array, "all width"]
+    valid: Bool[Array, " all"]
+    scale: Float[Array, " rows"]
+
+
+def candidates(outputs: Outputs, signals: Signals, who: str, scale: float = 0.0) -> Candidates:
+    """Return the embeddings of a model for the pairs of a batch.
+
+    Args:
+        outputs: outputs of the model.
+        signals: the inputs of a loss term, for the mask.
+        who: name of the model, for error messages.
+        scale: factor of similarities; 0: the model's own.
+
+    Raises:
+        ValueError: the model has not two towers, or no scale of its own and none is given.
+    """
+    if outputs.embedding is None or outputs.text_embedding is None:
+        raise ValueError(f"the {who} has not two towers, as clip(...) and siglip(...) have")
+    if not scale and outputs.scale is None:
+        raise ValueError(f"the {who} has no scale of its own; set scale=")
+    counted = counted_rows(signals)
+    rows = lambda x: unit(jnp.where(counted[:, None], precise(x), 0))
+    images, texts = rows(outputs.embedding), rows(outputs.text_embedding)
+    own = precise(jnp.full(counted.shape, scale) if outputs.scale is None or scale else outputs.scale)
+    return Candidates(images, texts, gather(images), gather(texts), gather(counted), jnp.where(counted, own, 1))
+
+
+def logits_of(
+    rows: Float[Array, "rows width"], columns: Float[Array, "all width"], seen: Candidates
+) -> Float[Array, "rows all"]:
+    """Compute `scale * rows @ columns.T`; columns that do not count have the logit `NO_CANDIDATE`.
+
+    Args:
+        rows: embeddings of this device.
+        columns: embeddings of the global batch, which they are compared with.
+        seen: the model's candidates, for its scale and for the columns that count.
+    """
+    return jnp.where(seen.valid, seen.scale[:, None] * (rows @ columns.T), NO_CANDIDATE)
+
+
+def counted_rows(signals: Signals) -> Bool[Array, " rows"]:
+    """Return which rows of this device count; a row of tokens counts if any of its tokens does."""
+    return jnp.any(signals.mask != 0, axis=tuple(range(1, signals.mask.ndim)))
+
+
+def of_rows(values: Float[Array, " rows"], signals: Signals) -> Array:
+    """Return values of rows with the shape of the mask: all tokens of a row have its value."""
+    return jnp.broadcast_to(values.reshape(-1, *[1] * (signals.mask.ndim - 1)), signals.mask.shape)
+
+
+def own_places(signals: Signals) -> Int[Array, " rows"]:
+    """Return the place of each row of this device in the global batch: the column that belongs to it."""
+    return row_numbers(signals.mask.shape[0])
+
+
+def cross_entropy_to_own(logits: Float[Array, "rows all"], places: Int[Array, " rows"]) -> Float[Array, " rows"]:
+    """Compute -log softmax(logits)[i, places[i]]: how surely each row finds the column that belongs to it."""
+    own = jnp.take_along_axis(logits, places[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - own
+
+
+def cross_entropy_to(logits: Float[Array, "rows all"], target: Float[Array, "rows all"]) -> Float[Array, " rows"]:
+    """Compute the cross-entropy of softmax(logits) with target distributions over the columns."""
+    return -jnp.sum(target * jax.nn.log_softmax(logits, axis=-1), axis=-1)

@@ -96,8 +96,8 @@ def test_the_scale_is_each_models_own():
 
 def test_of_several_teachers_the_softmaxes_are_averaged():
     student, one, two = drawn_towers(0), drawn_towers(1, width=6, scale=5.0), drawn_towers(2, width=3, scale=30.0)
-    both = float(mean("affinity(teachers=(0, 1))", seen(student, (one, two))))
-    each = [float(mean(f"affinity(teachers=({n},))", seen(student, (one, two)))) for n in (0, 1)]
+    both = float(mean("affinity(of=(0, 1))", seen(student, (one, two))))
+    each = [float(mean(f"affinity(of=({n},))", seen(student, (one, two)))) for n in (0, 1)]
     assert both == pytest.approx(np.mean(each), rel=1e-6) and abs(each[0] - each[1]) > 0.01
 
 
@@ -143,7 +143,7 @@ def test_a_batch_that_is_longer_is_harder():
         ("contrastive", {"text_embedding": None}, {}, "the student has not two towers"),
         ("contrastive", {"scale": None}, {}, "the student has no scale of its own; set scale="),
         ("affinity", {}, {"scale": None}, "the teacher has no scale of its own; set scale="),
-        ("affinity(teachers=(0, 3))", {}, {}, "there is no teacher 3"),
+        ("affinity(of=(0, 3))", {}, {}, "there is no teacher 3"),
         ("interactive", {}, {"embedding": jnp.ones((5, 9)), "text_embedding": jnp.ones((5, 9))}, "widths of the emb"),
         ("embedding(projector='none')", {}, {"embedding": jnp.ones((5, 9))}, "widths differ"),
         ("embedding('texts')", {}, {"text_embedding": None}, "the teacher has no embedding of texts"),
@@ -156,7 +156,7 @@ def test_models_that_cannot_be_compared_are_refused(spec, student, teacher, said
         mean(spec, given)
 
 
-@pytest.mark.parametrize("spec", ["affinity(scale=-1.0)", "affinity(teachers=())", "interactive(scale=-1.0)"])
+@pytest.mark.parametrize("spec", ["affinity(scale=-1.0)", "affinity(of=())", "interactive(scale=-1.0)"])
 def test_wrong_arguments_are_refused(spec):
     with pytest.raises(ValueError, match="at least 0"):
         build_loss(spec)

@@ -13,8 +13,9 @@ and texts, so a stream whose texts are permuted against its images serves, too.
 Several teachers: the mean of their softmaxes (MobileCLIP, CVPR 2024, arxiv.org/abs/2311.17049), never of their logits,
 whose scales differ.
 
-Config: objective.affinity.term = "affinity"; objective.affinity.term = "affinity(scale=70.0, teachers=(0, 1))"
+Config: objective.affinity.term = "affinity"; objective.affinity.term = "affinity(scale=70.0, of=(0, 1))"
 When: image-text models with a teacher; first where pairs are few, and images and texts without a partner are many.
+For now from Python alone: a run refuses networks with two towers, which it cannot evaluate yet.
 Checked: against published code (open_clip's DistillClipLoss), in value and gradient; equal to `kd` plus entropy; by
 loops.
 """
@@ -30,25 +31,25 @@ from jaxdistill.losses.term import select_teacher, stateless
 
 
 @losses.register
-def affinity(scale: float = 0.0, teachers: tuple[int, ...] = (0,)) -> Term:
+def affinity(scale: float = 0.0, of: tuple[int, ...] = (0,)) -> Term:
     """Build the loss term [CE(softmax(A I T'), a i t') + CE(softmax(A T I'), a t i')] / 2, per pair.
 
     i, t, a are the student's unit embeddings and scale, I, T, A the teacher's, over the pairs of the global batch.
 
     Args:
         scale: A of every teacher; 0: each teacher's own.
-        teachers: indices of the teachers, in the order of the config; their softmaxes are averaged.
+        of: indices of the teachers, in the order of the config; their softmaxes are averaged.
 
     Raises:
         ValueError: `scale` is negative, or no teacher is named; when the loss is computed, if a model has not two
             towers.
     """
-    if scale < 0 or not teachers:
-        raise ValueError(f"set scale to at least 0, and name a teacher; got scale={scale}, teachers={teachers}")
+    if scale < 0 or not of:
+        raise ValueError(f"set scale to at least 0, and name a teacher; got scale={scale}, of={of}")
 
     def values(signals: Signals) -> Array:
         seen = candidates(signals.student, signals, "student")
-        chosen = [select_teacher(signals.teachers, number) for number in teachers]
+        chosen = [select_teacher(signals.teachers, number) for number in of]
         targets = [candidates(teacher, signals, "teacher", scale) for teacher in chosen]
         mean = lambda logits: jnp.mean(jnp.stack([jax.nn.softmax(each, axis=-1) for each in logits]), axis=0)
         to_texts = mean([logits_of(each.images, each.all_texts, each) for each in targets])

@@ -2,6 +2,7 @@
 
     a JSON file     holds its own SHA-256 under the key `seal`
     a data file     has a sealed JSON file beside it, `x.json` for `x.jsonl`, with its SHA-256 and what it belongs to
+    a line of a log holds its own CRC-32 under that key
     a folder        has a file `seal.json` with the SHA-256 of each file
 
 Arrays of checkpoints have checksums of their own, see `checksums.py`; a sealed JSON file keeps them.
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import typing
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,32 @@ def write_text(file: Path | BucketPath, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def sealed_line(content: Mapping[str, Any]) -> str:
+    """Return JSON data as one line of a file that grows, with a short checksum of its own (CRC-32)."""
+    text = json.dumps(dict(content))
+    return f"{text[:-1]}, {json.dumps(SEAL)}: {json.dumps(_line_checksum(text))}}}"
+
+
+def open_line(line: str) -> dict[str, Any]:
+    """Return the JSON data of a line of `sealed_line`; lines of an earlier version have no checksum.
+
+    Raises:
+        DamageError: the line has changed since it was written.
+        ValueError: the line is no JSON object, as one that a killed run has not finished.
+    """
+    content = json.loads(line)
+    if not isinstance(content, dict):
+        raise ValueError("the line is no JSON object")
+    seal = content.pop(SEAL, None)
+    if seal is not None and seal != _line_checksum(json.dumps(content)):
+        raise DamageError("the line has changed since it was written (checksum differs)")
+    return content
+
+
+def _line_checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

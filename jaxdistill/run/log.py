@@ -4,7 +4,6 @@ Metrics stay on the device until a logging interval ends. They are then read one
 waits for the host.
 """
 
-import json
 import math
 import os
 import secrets
@@ -19,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jaxdistill.core import seal
 from jaxdistill.core.errors import BadStartError, NonFiniteError
 
 LINE_INTERVAL = 15  # seconds between progress lines, where no bar can be drawn
@@ -227,7 +227,7 @@ def _write_scalars(board: Any, kind: str, step: int, values: dict[str, float]) -
 
 def _write_line(file: Any, kind: str, step: int, values: dict[str, float]) -> None:
     clean = _finite(values)
-    file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
+    file.write(seal.sealed_line({"step": step, "kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:

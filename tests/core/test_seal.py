@@ -176,3 +176,19 @@ def test_every_key_is_sealed(tmp_path):
             file.write_text(json.dumps(wrong))
             with pytest.raises(DamageError, match="has changed since it was written"):
                 seal.read(file, {})
+
+
+def test_a_line_of_a_log_is_sealed_by_itself():
+    content = {"step": 3, "loss": 0.25, "terms/kd": None}
+    line = seal.sealed_line(content)
+    assert seal.open_line(line) == content and json.loads(line)["step"] == 3
+    assert seal.open_line('{"step": 3}') == {"step": 3}  # of an earlier version
+    for place in range(len(line)):
+        changed = line[:place] + chr(ord(line[place]) ^ 1) + line[place + 1 :]
+        try:
+            found = seal.open_line(changed)
+        except (DamageError, ValueError):
+            continue
+        assert ("sea" not in json.loads(changed) and found == content | {"rdal": None}) or list(found) != list(content)
+    with pytest.raises(ValueError, match="no JSON object"):
+        seal.open_line("[3]")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxdistill.core import seal
 from jaxdistill.evaluation.report import formats, logs, markup, table, tables
 from jaxdistill.evaluation.report import page as pages
 from jaxdistill.evaluation.report.page import write_page
@@ -265,6 +266,14 @@ def test_log_of_a_killed_and_resumed_run(tmp_path):
     assert losses[0] == 3.0 and math.isnan(losses[1]) and losses[2] == 2.5
     assert logs.series(log.eval, "accuracy") == ([10], [0.5])
     assert logs.series(log.train, "absent") == ([], [])
+
+
+def test_a_changed_line_of_a_log_is_left_out_and_named(tmp_path, capsys):
+    path = tmp_path / "log.jsonl"
+    lines = [seal.sealed_line({"step": step, "kind": "train", "loss": 1.5}) for step in (10, 20, 30)]
+    path.write_text("\n".join([lines[0], lines[1].replace("1.5", "9.5"), lines[2]]) + "\n")
+    assert logs.series(logs.read_log(path).train, "loss") == ([10, 30], [1.5, 1.5])
+    assert capsys.readouterr().err == f"note: {path}, line 2, has changed since it was written; it is left out\n"
 
 
 def test_text_is_escaped_unless_it_is_markup():

@@ -1,11 +1,12 @@
 """Read the files of a run: `results.json`, and the `log.jsonl` of each trained model."""
 
-import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError
 from jaxdistill.evaluation.report.table import FLOATS
 
 Line = dict[str, Any]
@@ -64,16 +65,20 @@ def read_log(path: Path) -> Log:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a log that are valid JSON.
+    """Yield the lines of a log that are as they were written.
 
-    A killed run may leave half a line, to which a resumed run may have appended.
+    A killed run may leave half a line, to which a resumed run may have appended. A line that has changed since it was
+    written is left out, and named in a note.
     """
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            line = json.loads(text)
+            line = seal.open_line(text)
+        except DamageError:
+            sys.stderr.write(f"note: {path}, line {number}, has changed since it was written; it is left out\n")
+            continue
         except ValueError:
             continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
+        if isinstance(line.get("step"), int):
             yield line
 
 

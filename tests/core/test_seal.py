@@ -189,6 +189,6 @@ def test_a_line_of_a_log_is_sealed_by_itself():
             found = seal.open_line(changed)
         except (DamageError, ValueError):
             continue
-        assert ("sea" not in json.loads(changed) and found == content | {"rdal": None}) or list(found) != list(content)
+        assert {key: found.get(key) for key in content} == content  # the flip was in the name of the checksum
     with pytest.raises(ValueError, match="no JSON object"):
         seal.open_line("[3]")

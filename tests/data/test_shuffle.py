@@ -78,3 +78,17 @@ def test_the_array_and_the_function_change_at_many(monkeypatch):
     monkeypatch.setattr(shuffle, "MANY", 9)
     assert np.array_equal(records_at(np.arange(9), 0, 0, 9), permutation(0, 0, 9))
     assert np.array_equal(records_at(np.arange(10), 0, 0, 10), keyed(np.arange(10), 0, 0, 10))
+
+
+def test_orders_never_change_from_one_version_to_the_next():
+    """A run that an earlier version began goes on with the records that it would have seen."""
+    words = {
+        shuffle.ORDER: [8893702929424106994, 13357943582879616415],
+        shuffle.AUGMENTATION: [3845544696532098304, 9931676275916508706],
+        shuffle.SELECTION: [6626441875418973127, 4298078626401097108],
+    }
+    for purpose, wanted in words.items():
+        assert shuffle.random_words(7, 3, purpose, 2).tolist() == wanted
+    assert permutation(7, 3, 8).tolist() == [2, 5, 7, 3, 0, 6, 4, 1]
+    wanted = [4390928126, 9412252495, 2448090631, 5715834414, 99080260, 8990324989]
+    assert keyed(np.arange(6), 7, 3, BILLIONS).tolist() == wanted

@@ -174,3 +174,22 @@ def test_networks_with_two_towers_give_scale_and_bias(name):
     counted = rows["mask"] > 0
     compared = out.scale[:, None] * (out.embedding @ out.text_embedding.T) + bias
     np.testing.assert_allclose(compared[:, counted], out.logits[:, counted], rtol=1e-4, atol=1e-4)
+
+
+SPECS = ("contrastive", "sigmoid", "affinity", "interactive", "embedding(projector='none')")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_row_of_tokens_counts_as_one_pair(spec):
+    student, teacher = (replace(drawn_towers(n, rows=6, scale=4.0 + n), bias=jnp.ones(6)) for n in (0, 1))
+    by_token = jnp.asarray([[1.0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    by_row = jnp.max(by_token, axis=1)
+    out = [build_loss(spec).apply({}, {}, seen(student, (teacher,), mask), key=KEY)[0] for mask in (by_token, by_row)]
+    assert out[0].shape == by_token.shape
+    counted = np.asarray(by_row) > 0
+    np.testing.assert_allclose(out[0][counted], np.broadcast_to(out[1][:, None], out[0].shape)[counted], rtol=1e-6)
+
+
+def test_pairs_are_compared_over_the_whole_batch_and_never_in_chunks():
+    is_local = {spec: build_loss(spec).local for spec in SPECS}
+    assert [spec for spec in SPECS if is_local[spec]] == ["embedding(projector='none')"]  # whose rows do not meet

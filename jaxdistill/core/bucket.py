@@ -2,8 +2,9 @@
 
     FOLDER/bucket.json      {"address": "gs://bucket/runs/topics-1f2e3d4c/student"}
 
-What Orbax commits by a rename in a folder, it commits by an object in a bucket; `etils.epath` reads and writes the
-small files there. Tried with Google Cloud Storage's interface (`gs://`), so no other kind of address is accepted.
+In a folder Orbax commits a checkpoint by a rename; in a bucket, by writing one object. `etils.epath` reads and writes
+the small files there. A copy of a workdir has the address, too: two runs that go on from one bucket overwrite each
+other. Tried with Google Cloud Storage's interface (`gs://`), so no other kind of address is accepted.
 """
 
 import importlib.util
@@ -60,7 +61,7 @@ def place(folder: Path) -> Path | seal.BucketPath:
     """
     try:
         return path(seal.read(folder / POINTER, {"address": str}, required=True)["address"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return folder.absolute()
 
 
@@ -70,9 +71,10 @@ def path(address: str) -> seal.BucketPath:
     Raises:
         ConfigError: the package that reaches buckets is missing.
     """
-    if not any(importlib.util.find_spec(package) for package in ("gcsfs", "tensorflow")):
+    if importlib.util.find_spec("gcsfs") is None:
         cure = "pip install 'jaxdistill[buckets]'"
         raise ConfigError("checkpoints.bucket", f"{address!r} needs the package 'gcsfs'; {cure}.")
+    os.environ["EPATH_USE_TF"] = "false"  # the errors of TensorFlow's own client are not known here
     import fsspec.config
     from etils import epath
 
@@ -113,8 +115,9 @@ def check(address: str, option: str) -> None:
 
 def _require_server(address: str, option: str) -> None:
     """Raise a ConfigError if nothing answers where buckets are served, which gcsfs would try for a minute."""
-    server = urllib.parse.urlsplit(os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com")
-    host, port = server.hostname or server.path, server.port or 443
+    text = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+    server = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+    host, port = server.hostname or "", server.port or (443 if server.scheme == "https" else 80)
     try:
         socket.create_connection((host, port), timeout=10).close()
     except OSError as error:

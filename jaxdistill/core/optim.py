@@ -124,8 +124,8 @@ def muon(
 ) -> optax.GradientTransformation:
     """Build Muon: the momentum of each matrix, made orthogonal by Newton and Schulz's iteration.
 
-    Kernels are such matrices, of a stack of layers each layer alone, and of a convolution the filters. All else
-    (tables of embeddings, heads, scales and biases) is updated by Adam (Jordan et al. 2024,
+    This is for kernels: each layer of a stack separately, and each convolution as a matrix `[inputs, outputs]`. All
+    else (tables of embeddings, heads, scales and biases) is updated by Adam (Jordan et al. 2024,
     kellerjordan.github.io/posts/muon). An update has the root mean square `rms`, like one of Adam's, so that the rate
     that suits AdamW suits it (Liu et al. 2025, arxiv.org/abs/2502.16982).
 

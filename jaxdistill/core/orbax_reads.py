@@ -1,7 +1,7 @@
 """Read checkpoints with Orbax, and tell damaged files from a failing machine or network.
 
-In a run with several processes, all of them learn that one found damaged files, and go on alike. A process whose
-machine fails ends, and with it the run.
+In a run with several processes, all of them learn that one found damaged files, and go on alike. If a
+process cannot read because of its machine, it stops the run.
 """
 
 import functools

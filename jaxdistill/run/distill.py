@@ -104,7 +104,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
                 parts = ", ".join(f"{part} (module {module})" for part, module in missing.items())
                 text = f"note: config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run"
                 console.print(text, soft_wrap=True)
-        run = Run(resolved, folder, console, record)
+        run = Run(resolved, folder, console, record | {"run": workdir.agreed_name(record.get("run", ""))})
         check_records(folder, resolved.data)
         subset.check_selection(folder, resolved.data, run.data.chosen)
         preemption = stack.enter_context(Preemption())
@@ -115,9 +115,9 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
             raise Stopped("all models are trained; only the table and the page are missing")
         if not run.trained and finished:  # the record names what trained the models
             seal.write(folder / "config.json", finished["config.json"])
-            run.record = {key: finished["results.json"].get(key) for key in record}
-            run.earlier_rows = finished["results.json"].get("rows", [])
-            run.earlier_exports = finished["results.json"].get("exports", [])
+            before = finished["results.json"]
+            run.record = {key: before[key] for key in run.record if key in before}
+            run.earlier_rows, run.earlier_exports = before.get("rows", []), before.get("exports", [])
         return run.finish()
 
 
@@ -250,7 +250,7 @@ class Run:
             return False
         try:
             outcome, name = seal.read(folder / "result.json", RESULT_TYPES, required=True), self.record.get("run", "")
-            if name and outcome.pop("run", name) != name:
+            if name and (outcome.pop("run", "") or name) != name:
                 raise DamageError(f"{folder / 'result.json'} is of another run")
             if outcome["step"] != stage.settings.steps:
                 return False

@@ -64,7 +64,7 @@ def write_model(
         variables, ranges = quantizer.finish(floats, variables, shapes)
         spans = {name: np.asarray(x).tolist() for name, x in ranges.items()}
         facts = facts._replace(quantized=quantizer.serving, ranges=spans)
-    facts = facts._replace(stage=export.name, run=results.get("run", ""))
+    facts = facts._replace(stage=export.name, run=results.get("run") or "")
     text = card(export.name, export.config.to_dict(), results, facts)
     model_folder.write(stage / HUB, facts, extras(export.config, data, shapes), variables, text)
 

@@ -180,9 +180,8 @@ def _explain_known(error: BaseException) -> tuple[int, str] | None:
     if "Could not determine home directory" in text_of(error):
         return 2, "a path begins with '~', and there is no such user or home folder; write the whole path."
     if user_location(error):
-        return 2, f"{type(error).__name__}: {message_of(error)}".replace(
-            f"{type(error).__name__}: {type(error).__name__} (", f"{type(error).__name__} ("
-        )
+        has_text = bool(text_of(error).strip())  # else its message is the name of its type
+        return 2, f"{type(error).__name__}: {message_of(error)}" if has_text else message_of(error)
     return None
 
 

@@ -89,7 +89,7 @@ def _run_of(place: Path) -> Path:
 def _name_of(folder: Path) -> str:
     """Return the random name of a run, from its config.json; empty: it has none, or that file is missing."""
     try:
-        return seal.read(folder / "config.json", {"config": dict}).get("run", "")
+        return seal.read(folder / "config.json", {"config": dict}).get("run") or ""
     except FileNotFoundError:
         return ""
 
@@ -103,7 +103,8 @@ def results(folder: Path) -> Mapping[str, Any]:
     """
     try:
         found = seal.read(folder / "results.json", {"rows": list[dict], "config": dict})
-        if found.get("run", "") not in ("", _name_of(folder)):
+        names = {found.get("run") or "", _name_of(folder)} - {""}
+        if len(names) > 1:
             raise DamageError(f"{folder / 'results.json'} is of another run than config.json")
         return found
     except DamageError as error:

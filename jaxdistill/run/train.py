@@ -72,7 +72,7 @@ class StageContext(NamedTuple):
     console: where progress is printed
     preemption: reports whether SIGTERM or Ctrl-C has asked the run to stop
     start: returns the variables from which the model starts, for their shapes; None: those of its checkpoint, if any
-    run: random name of the run, which its checkpoints keep; empty in all processes but the first
+    run: random name of the run, which its checkpoints keep
     """
 
     data: Data

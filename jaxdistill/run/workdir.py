@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxdistill.core import seal
 from jaxdistill.core.bucket import POINTER
 from jaxdistill.core.errors import ConfigError, DamageError
@@ -110,11 +113,32 @@ def _require_one_run(workdir: Path, record: dict[str, Any]) -> dict[str, Any]:
         results = seal.read(workdir / "results.json", {})
     except (FileNotFoundError, DamageError):  # they are made again
         return record
-    if results.get("run", record.get("run")) == record.get("run"):
+    if _are_of_one_run(record, results):
         return record
     files = f"{workdir / 'config.json'} and {workdir / 'results.json'}"
-    cure = "Restore the one that is not of this run, or delete it: the command of the run writes it again"
+    cure = "Restore the file that was replaced, or delete results.json, which the same command writes again"
     raise DamageError(f"{files} are of two runs. {cure}.")
+
+
+def _are_of_one_run(record: Mapping[str, Any], results: Mapping[str, Any]) -> bool:
+    """Return False if both records have the name of a run, and the names differ; earlier versions wrote none."""
+    names = {content.get("run") or "" for content in (record, results)} - {""}
+    return len(names) < 2
+
+
+def agreed_name(name: str) -> str:
+    """Return in every process the random name of the run, which process 0 has read or made; every process must call it.
+
+    Args:
+        name: the name in process 0; in others it is replaced.
+    """
+    if jax.process_count() == 1:
+        return name
+    from jax.experimental import multihost_utils
+
+    mine = np.frombuffer(bytes.fromhex(name or "0" * 16), np.uint8)
+    shared = bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine))).hex()
+    return shared if shared != "0" * 16 else ""
 
 
 def _require_same_parts(workdir: Path, old: Mapping[str, Any] | None, source: str) -> None:
@@ -144,7 +168,7 @@ def finished_record(workdir: Path) -> dict[str, dict[str, Any]]:
     names = ("config.json", "results.json")
     with contextlib.suppress(FileNotFoundError, DamageError):
         record, results = (seal.read(workdir / name, {"config": dict}, required=True) for name in names)
-        if results.get("run", record.get("run")) == record.get("run"):  # else the results of another run
+        if _are_of_one_run(record, results):
             return {"config.json": record, "results.json": results}
     return {}
 

@@ -43,7 +43,8 @@ def outputs(
             stored in any case, for the evaluation.
         layers: numbers of the hidden states to store; 0 is the embedding.
         features: store the inputs of the teacher's head instead of logits, and the head once. The logits of all
-            classes are multiplied out in the student's step, chunk by chunk, and are exact. For language models.
+            classes are multiplied out in the student's step, chunk by chunk; in float32 they are exact. For language
+            models.
     """
     if not folder or top < 0 or any(layer < 0 for layer in layers) or (features and top):
         values = f"folder={folder!r}, top={top}, layers={layers}, features={features}"
@@ -227,7 +228,7 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
             short = f"{folder} holds {manifest.rows} rows, {needed} are needed"
             raise ConfigError(path, f"{short}. Give another folder. {WRITE}.")
     about, temperature = stores["train"].about, encoding.temperature
-    head = head_of(stores["train"]) if encoding.features else None
+    head = head_of(stores["train"], store_folder(encoding, "train")) if encoding.features else None
     prefix = prefix_of(teacher.name)
     network = decoding_model(prefix, about["classes"], about["states"], temperature, teacher.prefix, head)
     by_row = frozenset(name for name, stream in data.with_test.items() if stream.is_random)

@@ -23,8 +23,8 @@ def describe_head(head: Head) -> dict[str, Any]:
     return {"kernel": entry(head.kernel), "bias": entry(head.bias), "cap": head.cap, "tied": head.tied}
 
 
-def head_of(manifest: Manifest) -> Head:
-    """Invert `describe_head`, from the manifest of a store.
+def head_of(manifest: Manifest, folder: Path) -> Head:
+    """Invert `describe_head`, from the manifest of a store in a folder.
 
     Raises:
         DamageError: the manifest does not describe a head.
@@ -35,9 +35,8 @@ def head_of(manifest: Manifest) -> Head:
         bias = about["bias"] and shape(about["bias"])
         return Head(shape(about["kernel"]), bias, float(about["cap"]), bool(about["tied"]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DamageError(
-            f"the manifest of a cache is damaged: 'head' is missing or of another type ({error})"
-        ) from None
+        file = folder / "manifest.json"
+        raise DamageError(f"{file} is damaged: 'head' is missing or of another type ({error})") from None
 
 
 def write_head(encoding: Encoding, manifest: Manifest, arrays: Mapping[str, Array]) -> None:
@@ -68,7 +67,7 @@ def read_head(encoding: Encoding, manifest: Manifest) -> dict[str, np.ndarray]:
     """
     from safetensors.numpy import load_file
 
-    file, head = _file(encoding), head_of(manifest)
+    file, head = _file(encoding), head_of(manifest, Path(encoding.folder).expanduser())
     cure = "The same `jaxdistill cache` command writes it again"
     try:
         seal.check_file(file, _owner(manifest))

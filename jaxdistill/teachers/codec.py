@@ -7,7 +7,8 @@ parameters and no forward pass. For a large vocabulary, the encoding keeps one o
   renormalised top-k is not the KL.)
 - classes drawn from the distribution; their frequencies equal it in expectation (see `sparse_logits.py`);
 - the features of a factored head, its last hidden states. The head's kernel travels once: it is a parameter of the
-  decoding model, never trained. Logits are multiplied out beside the student's, chunk by chunk, and are exact.
+  decoding model, never trained. Logits are multiplied out beside the student's, chunk by chunk. They are exact with
+  dtype="float32"; float16 rounds features, and cannot hold any above 65,504.
 """
 
 from collections.abc import Callable, Mapping

@@ -128,6 +128,11 @@ def test_the_place_has_the_names_of_run_and_model(tmp_path):
     assert (stage / "checkpoints" / bucket.POINTER).read_bytes() == before
 
 
+def test_a_file_in_place_of_a_folder_has_no_address(tmp_path):
+    (tmp_path / "file").touch()
+    assert bucket.place(tmp_path / "file" / "checkpoints") == tmp_path / "file" / "checkpoints"
+
+
 def test_a_process_that_never_sees_the_address_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(bucket, "WAIT", 0.0)
     with pytest.raises(DamageError, match="does not appear; share one workdir"):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import runs
 
+import jaxdistill
 from jaxdistill.core import seal
 from jaxdistill.core.manifest import CheckpointError, check_owner, manifests
 
@@ -56,7 +57,7 @@ def test_all_files_of_a_run_have_its_name(two):
 def test_results_of_another_run_are_not_believed(two, mine, capsys):
     shutil.copy(two[1] / "results.json", mine)
     code, said = resume(mine, capsys)
-    assert code == 4 and "are of two runs. Restore the one that is not of this run, or delete it" in said
+    assert code == 4 and "are of two runs. Restore the file that was replaced, or delete results.json" in said
     assert runs.main.run(["compare", str(mine), str(two[0]), "--out", str(mine / "page")]) == 4
     assert "results.json is of another run than config.json. Restore it, or delete it" in capsys.readouterr().err
     (mine / "results.json").unlink()
@@ -94,3 +95,31 @@ def test_a_teacher_is_read_from_its_own_folder(two, mine, tmp_path, capsys):
     words = f"--config.teachers.big.checkpoint={mine}", "--config.teachers.big.steps=0", "--config.control=False"
     assert runs.run(tmp_path / "new", *words) == 2
     assert "has the checkpoints of 'teacher big' and not of 'student'" in capsys.readouterr().err
+
+
+def without_names(run):
+    """The run as an earlier version would have written it."""
+    files = [*run.rglob("*.json")]
+    for file in files:
+        content = json.loads(file.read_text())
+        if isinstance(content, dict) and "run" in content and file.name != "jaxdistill.json":
+            seal.write(file, {key: x for key, x in content.items() if key not in ("run", "seal")})
+    for hub in run.rglob("hub/jaxdistill.json"):
+        content = json.loads(hub.read_text())
+        seal.write(hub, {key: x for key, x in content.items() if key not in ("run", "seal")})
+        seal.seal_again(hub)
+
+
+def test_a_finished_run_of_an_earlier_version_is_repeated_and_compared(mine, two, tmp_path, capsys):
+    without_names(mine)
+    for _ in range(2):
+        assert resume(mine, capsys)[0] == 0
+    assert accuracy(mine) == accuracy(two[0])
+    assert json.loads((mine / "results.json").read_text()).get("run") != ""
+    assert runs.main.run(["compare", str(mine), str(two[1]), "--out", str(tmp_path / "page")]) == 0
+    assert jaxdistill.load(mine).about.stage == "student"
+
+
+def test_a_run_that_lost_its_config_can_be_compared(mine, two, tmp_path, capsys):
+    (mine / "config.json").unlink()
+    assert runs.main.run(["compare", str(mine), str(two[1]), "--out", str(tmp_path / "page")]) == 0

@@ -1,5 +1,6 @@
 """Several processes are one run: they end like one process, stop together, and outlive the death of any of them."""
 
+import json
 import re
 import shutil
 import signal
@@ -12,7 +13,7 @@ import pytest
 import runs
 
 from jaxdistill.core.checkpoint import Checkpoints
-from jaxdistill.core.manifest import flatten
+from jaxdistill.core.manifest import flatten, manifests
 from jaxdistill.run import failures
 from jaxdistill.run.config import override, parse_changes
 from jaxdistill.run.plan import ahead, topology
@@ -97,6 +98,8 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     assert "teacher big  was already finished" in first[0]
     assert "student  resumed at step" in first[0]
     assert said(second[0]) == ""
+    names = {each["run"] for stage in runs.STAGES for each in manifests(workdir / stage / "checkpoints").values()}
+    assert names == {json.loads((workdir / "config.json").read_text())["run"]}
     assert_near_end(workdir, tmp_path / "one")
 
 

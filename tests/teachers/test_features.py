@@ -1,6 +1,7 @@
 """Features travel instead of logits: from a cache or a sub-mesh the same training as beside the teacher."""
 
 import io
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -172,5 +173,5 @@ def teacher_rows(config):
 
 
 def test_a_manifest_without_a_head_is_damaged():
-    with pytest.raises(DamageError, match="'head' is missing or of another type"):
-        cached_head.head_of(Manifest(1, 1, {}, {"head": {"kernel": [3]}}))
+    with pytest.raises(DamageError, match=r"folder/manifest\.json is damaged: 'head' is missing or of another type"):
+        cached_head.head_of(Manifest(1, 1, {}, {"head": {"kernel": [3]}}), Path("folder"))

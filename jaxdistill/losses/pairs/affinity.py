@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals
-from jaxdistill.losses.pairs.towers import candidates, cross_entropy_to, logits_of, of_rows
+from jaxdistill.losses.pairs.towers import candidates, cross_entropy_to, logits_of, to_mask_shape
 from jaxdistill.losses.term import select_teacher, stateless
 
 
@@ -56,6 +56,6 @@ def affinity(scale: float = 0.0, of: tuple[int, ...] = (0,)) -> Term:
         to_images = mean([logits_of(each.texts, each.all_images, each) for each in targets])
         of_images = cross_entropy_to(logits_of(seen.images, seen.all_texts, seen), to_texts)
         of_texts = cross_entropy_to(logits_of(seen.texts, seen.all_images, seen), to_images)
-        return of_rows((of_images + of_texts) / 2, signals)
+        return to_mask_shape((of_images + of_texts) / 2, signals)
 
     return stateless(values, local=False, needs=frozenset({"teacher"}))

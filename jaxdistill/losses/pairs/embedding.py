@@ -24,7 +24,7 @@ from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Key, Params, Signals, State
 from jaxdistill.losses.hidden.projectors import ProjectorKind, init_each, project_each
-from jaxdistill.losses.pairs.towers import counted_rows, of_rows
+from jaxdistill.losses.pairs.towers import counted_rows, to_mask_shape
 from jaxdistill.losses.term import precise, select_teacher, unit
 
 Side = Literal["both", "images", "texts"]
@@ -58,9 +58,9 @@ def embedding(side: Side = "both", projector: ProjectorKind = "linear", teacher:
         counted = counted_rows(signals)[:, None]
         shown = [(jnp.where(counted, x, 0), y) for x, y in pairs(signals)]
         distances = [jnp.sum((unit(x) - unit(y)) ** 2, axis=-1) for x, y in project_each(projector, params, shown)]
-        return of_rows(jnp.sum(jnp.stack(distances), axis=0), signals), state
+        return to_mask_shape(jnp.sum(jnp.stack(distances), axis=0), signals), state
 
-    return Term(init, apply, needs=frozenset({"teacher"}))
+    return Term(init, apply, local=False, needs=frozenset({"teacher"}))
 
 
 def _present(x: Array | None, name: str, who: str) -> Array:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals
-from jaxdistill.losses.pairs.towers import candidates, cross_entropy_to_own, logits_of, of_rows, own_places
+from jaxdistill.losses.pairs.towers import candidates, cross_entropy_to_own, logits_of, own_places, to_mask_shape
 from jaxdistill.losses.term import select_teacher, stateless
 
 
@@ -49,6 +49,6 @@ def interactive(scale: float = 0.0, teacher: int = 0) -> Term:
             raise ValueError(f"widths of the embeddings differ ({widths}); give the student the teacher's projection")
         to_texts = cross_entropy_to_own(logits_of(seen.images, target.all_texts, target), places)
         to_images = cross_entropy_to_own(logits_of(seen.texts, target.all_images, target), places)
-        return of_rows((to_texts + to_images) / 2, signals)
+        return to_mask_shape((to_texts + to_images) / 2, signals)
 
     return stateless(values, local=False, needs=frozenset({"teacher"}))

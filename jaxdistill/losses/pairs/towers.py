@@ -75,7 +75,7 @@ def counted_rows(signals: Signals) -> Bool[Array, " rows"]:
     return jnp.any(signals.mask != 0, axis=tuple(range(1, signals.mask.ndim)))
 
 
-def of_rows(values: Float[Array, " rows"], signals: Signals) -> Array:
+def to_mask_shape(values: Float[Array, " rows"], signals: Signals) -> Array:
     """Return values of rows with the shape of the mask: all tokens of a row have its value."""
     return jnp.broadcast_to(values.reshape(-1, *[1] * (signals.mask.ndim - 1)), signals.mask.shape)
 

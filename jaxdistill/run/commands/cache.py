@@ -126,6 +126,9 @@ class _Writer:
             "cost": self._cost(folder),
             **({"head": describe_head(head_shapes(self.outputs))} if self.encoding.features else {}),
         }
+        if self._is_earlier(folder):  # one that hashed the weights alone
+            teacher = {key: x for key, x in self.identities[stream]["teacher"].items() if key != "architecture"}
+            about["identity"] = {**self.identities[stream], "teacher": teacher}
         manifest = Manifest(rows, _shard_rows(self.fields[stream], size), self.fields[stream], about)
         try:
             write_manifest(folder, manifest)
@@ -147,6 +150,13 @@ class _Writer:
                 columns_of_shard = self._shard(stream, records, size, part, functools.partial(progress.advance, task))
                 write_shard(folder, manifest, number, columns_of_shard)
         console.print(f"{self.teacher.name:>12}  {stream}: {rows} rows in {folder}")
+
+    def _is_earlier(self, folder: Path) -> bool:
+        """Return True if an earlier version began this store, without a hash of the teacher's architecture."""
+        try:
+            return "architecture" not in read_manifest(folder).about["identity"]["teacher"]
+        except (StoreError, DamageError, KeyError, TypeError):
+            return False
 
     def _cost(self, folder: Path) -> dict[str, Any]:
         """Return the teacher's parameters and FLOPs; a resumed cache keeps the values that it began with."""

@@ -90,9 +90,10 @@ def teachers_are_in_floats(view: StageConfigView) -> None:
             continue
         stage = checkpoint_of(teacher.checkpoint)[0].parent
         try:
-            student = seal.read(stage.parent / "config.json", {"config": dict})["config"].get("student")
+            config = seal.read(stage.parent / "config.json", {}).get("config")
         except FileNotFoundError:  # a checkpoint without its run
             continue
+        student = config.get("student") if isinstance(config, dict) else None  # else somebody else's config.json
         if isinstance(student, dict) and student.get("quantized") and stage.name in ("student", "control"):
             problem = f"{teacher.checkpoint!r} was trained with student.quantized={student['quantized']!r}"
             cure = f"Set it to {stage.parent}/floats, the same student trained in floats"

@@ -108,7 +108,7 @@ MISTAKES = {
         ["teachers.big.cache=outputs(top=10)"],
         "teachers.big.cache",
         "'outputs(top=10)': missing a required argument: 'folder'",
-        "Arguments: folder: str, dtype='float32', top=0, layers=().",
+        "Arguments: folder: str, dtype='float32', top=0, layers=(), features=False.",
     ),
     "a step without its argument": (
         ["step=on_policy()"],

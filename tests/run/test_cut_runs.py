@@ -61,6 +61,7 @@ def test_the_units_and_their_scores_are_kept_and_the_agreement_is_told(run):
     assert json.loads((run / "config.json").read_text())["config"]["student"]["model"] == CUT
 
 
+@pytest.mark.slow
 def test_student_and_control_start_with_the_weights_of_the_teacher(home, tmp_path):
     config = cut_config(home, "cut(teacher='big', layers=(1,))", steps=1, rate="0.0")
     found = jax.device_get(jaxdistill.distill(config, tmp_path, QUIET).variables)

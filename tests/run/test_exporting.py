@@ -298,6 +298,7 @@ def test_accuracy_that_integers_lose_is_a_problem():
     assert onnx_operators.ELEMENTWISE["add"] == "Add"
 
 
+@pytest.mark.slow
 def test_a_config_names_the_files_that_are_written_when_the_run_has_ended(home, capsys):
     exports = {"phone": {"to": "onnx(int8='dynamic')"}, "server": {"model": "teachers/big"}}
     config = config_of("mlp", home, exports=exports, steps=1)

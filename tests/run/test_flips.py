@@ -87,6 +87,7 @@ def flipped_is_harmless(home: Path, whole: Path, file: Path, draw: np.random.Gen
         shutil.copytree(whole, home)
 
 
+@pytest.mark.slow
 def test_a_flip_in_each_kind_of_file(left, whole, capsys):
     draw, kinds = np.random.default_rng(0), {}
     for file in files(left):  # one file of each kind

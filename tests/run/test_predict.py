@@ -182,6 +182,7 @@ def test_an_embedding_needs_no_label(home, trained):
     assert len(parquet.read_table(home / "e.parquet")["embedding"][0]) == 16
 
 
+@pytest.mark.slow
 def test_the_pooling_of_an_embedder_is_kept(home, trained):
     """The config of Hugging Face has no place for it."""
     body = str(trained("bert") / "teachers" / "big" / "hub")

@@ -83,6 +83,7 @@ def test_from_a_cache_a_student_ends_where_it_does_beside_the_teacher(taught, wr
     assert kernel.shape in ((WIDTH, CLASSES), (CLASSES, WIDTH))
 
 
+@pytest.mark.slow
 def test_from_devices_of_its_own_too(taught, tmp_path):
     config = with_option(taught[0], placement="submesh(devices=2, features=True)")
     assert_same_run(jaxdistill.distill(config, tmp_path, console=quiet()), taught[1], 1e-5)

@@ -10,8 +10,8 @@ JAX, `log_softmax` and the selections that guard it make twice as many passes ov
 The numbers of a row (its maximum, the logarithm of its sum) stand behind barriers. Without them XLA fuses them into the
 loop over the classes, and on CPUs it repeats the logarithm for every class.
 
-The gradient is the rule of a `jax.custom_jvp`, so forward mode and gradients of gradients work, too. It is used from
-`MANY` classes on. Fewer classes gain nothing, and keep the plain form.
+The gradient is the rule of a `jax.custom_jvp`, so forward mode and gradients of gradients work, too. Losses use it from
+`MANY` classes on. Fewer gain nothing: there each loss keeps its plain form, and a run its bits.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,11 @@ MANY = 1024
 OfClass = Callable[[Array, Array, Array, Array], Array]
 
 
+def has_many_classes(logits: Array) -> bool:
+    """Return True if a divergence of logits `[*batch, classes]` is worth its gradient by hand."""
+    return logits.shape[-1] >= MANY
+
+
 def sum_over_classes(
     of_class: OfClass,
     teacher: Float[Array, "*batch classes"],
@@ -38,20 +43,14 @@ def sum_over_classes(
 ) -> Float[Array, "*batch"]:
     """Compute `sum_c of_class(p_c, q_c, log p_c, log q_c)`, with p = softmax(teacher / T) and q = softmax(student / T).
 
+    The gradient is the one that the module's docstring derives.
+
     Args:
         of_class: function of arrays, one value for each class. It must be differentiable in JAX, and finite, with a
             finite gradient, where p or q is 0.
         teacher, student: logits, in float32 or wider.
         temperature: T.
     """
-    if student.shape[-1] >= MANY:
-        return _by_hand(of_class, teacher, student, 1 / jnp.asarray(temperature, student.dtype))
-    log_p, log_q = (jax.nn.log_softmax(logits / temperature) for logits in (teacher, student))
-    return jnp.sum(of_class(jnp.exp(log_p), jnp.exp(log_q), log_p, log_q), axis=-1)
-
-
-def _by_hand(of_class: OfClass, teacher: Array, student: Array, inverse: Array) -> Array:
-    """Compute `sum_over_classes` with the gradient that the module's docstring derives; `inverse` is 1 / T."""
 
     @jax.custom_jvp
     def total(teacher: Array, student: Array, inverse: Array) -> Array:
@@ -81,7 +80,7 @@ def _by_hand(of_class: OfClass, teacher: Array, student: Array, inverse: Array) 
         return out, change
 
     total.defjvp(derivative, symbolic_zeros=True)
-    return total(teacher, student, inverse)
+    return total(teacher, student, 1 / jnp.asarray(temperature, student.dtype))
 
 
 def _softmax(logits: Array, inverse: Array) -> tuple[Array, Array]:

@@ -23,13 +23,14 @@ ends.
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
-from jaxdistill.core.softmax import OfClass, sum_over_classes
+from jaxdistill.core.softmax import OfClass, has_many_classes, sum_over_classes
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.logits.reverse_kl import reverse_kl_divergence
@@ -52,14 +53,16 @@ def kl_to_mixture(
 
     A class with P = 0 adds nothing. The result is finite even if Q = 0 for some classes.
     """
-    return jnp.sum(kl_to_mixture_of_class(share)(jnp.exp(log_p), log_q, log_p, log_q), axis=-1)
+    support = log_p != -jnp.inf  # select BEFORE the difference, which is NaN where both are -inf
+    difference = jnp.where(support, log_q, 0.0) - jnp.where(support, log_p, 0.0)
+    return -jnp.sum(jnp.exp(log_p) * log_mixture(share, difference), axis=-1)
 
 
 def kl_to_mixture_of_class(share: float) -> OfClass:
     """Return the function of one class whose sum is KL(P || (1 - share) P + share Q), for 0 < share < 1."""
 
     def of_class(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:
-        support = log_p != -jnp.inf  # select BEFORE the difference, which is NaN where both are -inf
+        support = log_p != -jnp.inf
         difference = jnp.where(support, log_q, 0.0) - jnp.where(support, log_p, 0.0)
         return -p * log_mixture(share, difference)
 
@@ -97,6 +100,9 @@ def normalized_jsd(
     if beta == 1:
         return reverse_kl_divergence(student, teacher, temperature)
     student, teacher = precise(student), precise(teacher)
+    if not has_many_classes(student):
+        log_q, log_p = (jax.nn.log_softmax(logits / temperature) for logits in (student, teacher))
+        return kl_to_mixture(log_p, log_q, 1 - beta) / (1 - beta) + kl_to_mixture(log_q, log_p, beta) / beta
     of_p, of_q = kl_to_mixture_of_class(1 - beta), kl_to_mixture_of_class(beta)
 
     def of_class(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
-from jaxdistill.core.softmax import sum_over_classes
+from jaxdistill.core.softmax import has_many_classes, sum_over_classes
 from jaxdistill.core.types import Array, Signals, SparseLogits
 from jaxdistill.losses.logits.temperature import softened
 from jaxdistill.losses.term import precise
@@ -46,7 +46,13 @@ def kl_divergence(
 
     A class whose teacher logit is -inf has probability 0 and adds nothing.
     """
-    return sum_over_classes(_kl_of_class, precise(teacher), precise(student), temperature)
+    if has_many_classes(student):
+        return sum_over_classes(_kl_of_class, precise(teacher), precise(student), temperature)
+    log_q = jax.nn.log_softmax(precise(student) / temperature)
+    log_p = jax.nn.log_softmax(precise(teacher) / temperature)
+    p = jnp.exp(log_p)
+    # select BEFORE the product: 0 * (-inf) is NaN, in the value and in its gradient
+    return jnp.sum(p * (jnp.where(p > 0, log_p, 0.0) - jnp.where(p > 0, log_q, 0.0)), axis=-1)
 
 
 def _kl_of_class(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:

@@ -21,14 +21,15 @@ Checked: against published code (DistiLLM and DistiLLM-2), in value and gradient
 
 from typing import Literal
 
+import jax
 from jaxtyping import Float
 
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
-from jaxdistill.core.softmax import sum_over_classes
+from jaxdistill.core.softmax import has_many_classes, sum_over_classes
 from jaxdistill.core.types import Array, Signals
-from jaxdistill.losses.logits.jsd import kl_to_mixture_of_class
+from jaxdistill.losses.logits.jsd import kl_to_mixture, kl_to_mixture_of_class
 from jaxdistill.losses.logits.temperature import softened
 from jaxdistill.losses.task.cross_entropy import entropy
 from jaxdistill.losses.term import precise
@@ -44,7 +45,11 @@ def skew_divergence(
 
     p and q are the teacher's and the student's softmax(logits / temperature).
     """
-    return sum_over_classes(kl_to_mixture_of_class(1 - alpha), precise(teacher), precise(student), temperature)
+    student, teacher = precise(student), precise(teacher)
+    if has_many_classes(student):
+        return sum_over_classes(kl_to_mixture_of_class(1 - alpha), teacher, student, temperature)
+    log_q, log_p = (jax.nn.log_softmax(logits / temperature) for logits in (student, teacher))
+    return kl_to_mixture(log_p, log_q, 1 - alpha)
 
 
 @losses.register

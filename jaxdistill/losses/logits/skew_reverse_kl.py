@@ -32,7 +32,7 @@ from jaxtyping import Float
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar
-from jaxdistill.core.softmax import sum_over_classes
+from jaxdistill.core.softmax import has_many_classes, sum_over_classes
 from jaxdistill.core.types import Array, Signals
 from jaxdistill.losses.logits.jsd import log_mixture
 from jaxdistill.losses.logits.skew_kl import require_between_0_and_1, skew_divergence
@@ -71,7 +71,11 @@ def detached_skew_reverse_divergence(
         log_m = constant_log_q + log_mixture(1 - alpha, log_p - constant_log_q)
         return jnp.where(support, q, 0.0) * (log_q - log_m)
 
-    return sum_over_classes(of_class, precise(teacher), precise(student), temperature)
+    student, teacher = precise(student), precise(teacher)
+    if has_many_classes(student):
+        return sum_over_classes(of_class, teacher, student, temperature)
+    log_q, log_p = (jax.nn.log_softmax(logits / temperature) for logits in (student, teacher))
+    return jnp.sum(of_class(jnp.exp(log_p), jnp.exp(log_q), log_p, log_q), axis=-1)
 
 
 @losses.register

@@ -31,10 +31,11 @@ from jaxtyping import Float
 from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
 from jaxdistill.core.schedules import Scalar, Schedule, as_schedule, require_positive
-from jaxdistill.core.softmax import sum_over_classes
+from jaxdistill.core.softmax import has_many_classes, sum_over_classes
 from jaxdistill.core.sums import Mean
 from jaxdistill.core.types import Array, Key, Params, PyTree, Signals, State
 from jaxdistill.losses.logits.temperature import scaled_by_t2
+from jaxdistill.losses.task.cross_entropy import soft_cross_entropy
 from jaxdistill.losses.term import precise
 
 
@@ -52,7 +53,10 @@ def interpolated_cross_entropy(
     student, teacher = precise(student), precise(teacher)
     unmasked = teacher != -jnp.inf  # select BEFORE the product: 0 * (-inf) is NaN if m is 0
     mixed = (1 - coefficient) * jax.lax.stop_gradient(student) + coefficient * jnp.where(unmasked, teacher, 0.0)
-    return sum_over_classes(_cross_entropy_of_class, jnp.where(unmasked, mixed, -jnp.inf), student, temperature)
+    mixed = jnp.where(unmasked, mixed, -jnp.inf)
+    if has_many_classes(student):
+        return sum_over_classes(_cross_entropy_of_class, mixed, student, temperature)
+    return soft_cross_entropy(student / temperature, jax.nn.softmax(mixed / temperature))
 
 
 def _cross_entropy_of_class(p: Array, q: Array, log_p: Array, log_q: Array) -> Array:

@@ -11,6 +11,7 @@ import runs
 from rich.console import Console
 
 from jaxdistill import main
+from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, Stopped
 from jaxdistill.core.manifest import CheckpointError
 from jaxdistill.evaluation.comparison import interval, paired
@@ -137,6 +138,18 @@ def test_the_table_says_what_the_runs_say(conducted):
         ]
         assert line.others == (plot.spread(norms, 3), "")
     assert (workdir / "table.md").read_text() == plot.markdown(plot.read(workdir), lines) + "\n"
+
+
+@pytest.mark.parametrize(("change", "taken"), [({}, True), ({"steps": 5}, False), ({"batch_size": 16}, False)])
+def test_results_are_taken_over_from_the_same_config_alone(change, taken, tmp_path):
+    config = differ(runs.load(), steps=4)
+    assert studies.finished_results(config, tmp_path) is None, "nothing was run"
+    content = {"config": config.to_dict(), "rows": [], "seconds": {}, "provenance": {}}
+    seal.write(tmp_path / "results.json", {**content, "log": {"student": {"loss": 1.0}}})
+    assert bool(studies.finished_results(differ(config, **change), tmp_path)) == taken
+    damaged = (tmp_path / "results.json").read_text().replace("1.0", "2.0", 1)
+    (tmp_path / "results.json").write_text(damaged)
+    assert studies.finished_results(config, tmp_path) is None, "damaged results are made again"
 
 
 @pytest.mark.slow

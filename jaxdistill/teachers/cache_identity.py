@@ -1,4 +1,4 @@
-"""What the stored outputs of a teacher depend on: its weights, its architecture, the data, and what is kept of them."""
+"""Identify what the stored outputs of a teacher depend on: weights, architecture, data, and the kept outputs."""
 
 import hashlib
 import json

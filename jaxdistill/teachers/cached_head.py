@@ -1,4 +1,4 @@
-"""The head of a teacher in a cache of its features: one file, `head.safetensors`, with its seal beside it."""
+"""Write and read the head of a teacher whose features are cached: `head.safetensors`, with its seal beside it."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,6 +1,5 @@
-"""The data set `table`: every format gives the same records, splits are laws, and a wrong file is one line."""
+"""The data set `table`: every format gives the same records, and splits are laws."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -240,48 +239,6 @@ def test_a_changed_file_is_read_again_and_a_damaged_copy_is_made_again(capsys):
     assert opened(spec).fingerprint != opened(spec, "test").fingerprint
 
 
-BAD = {  # what is wrong: (the file's content, what the message says)
-    "an empty file": ("", "a.csv is empty"),
-    "a heading alone": ("text,kind\n", "a.csv has no records"),
-    "a column that is not there": ("words,kind\na,b\nc,d\n", "text: 'text' is no column of a.csv. Known: kind, words"),
-    "a broken line": ("text,kind\na,b\nc\nd,e\n", "Row #3: Expected 2 columns, got 1: c"),
-    "a column twice": ("text,text\na,b\n", "has two columns 'text'"),
-    "words and numbers": (
-        "text,kind\na,1\nb,good\nc,2\n",
-        "(record 0 has '1', record 1 has 'good')",
-    ),
-    "half a label": ("text,kind\na,0.5\nb,1\n", "record 0: '0.5' is no label. Labels are words or whole numbers"),
-    "half a negative label": ("text,kind\na,-0.5\nb,1\n", "record 0: '-0.5' is no label"),
-    "half a label with a sign": ("text,kind\na,+0.5\nb,1\n", "record 0: '+0.5' is no label"),
-    "no label": ("text,kind\na,\nb,\n", "no record has a label. Leave the argument label out"),
-    "a label of its own": ("text,kind\n" + "".join(f"a,w{n}\n" for n in range(40)), "so they are no classes"),
-    "a label of several lines": ('text,kind\na,b\nc,"d\ne,f\ng,b\n', "record 1: the label 'd\\ne,f\\ng,b' has several"),
-    "an open quotation mark": ('kind,text\nb,a\nd,"c\nb,e\nd,f\n', "the last record has several lines. Close the"),
-    "one class": ("text,kind\na,b\nc,b\n", "all labels are 'b'; a classifier needs two classes"),
-    "zero bytes": ("text,kind\n" + "a,b\nc\0,d\n" * 9, "record 1: 'text' has a zero byte, as no text has. Name the"),
-    "few records": ("text,kind\na,b\nc,d\n", "too few records (2)"),
-}
-
-
-@pytest.mark.parametrize("mistake", BAD)
-def test_a_wrong_file_is_one_line_and_leaves_nothing(mistake):
-    content, said = BAD[mistake]
-    Path("a.csv").write_text(content)
-    error = refusal(SPEC)
-    assert error.path == "data.name" and said in error.message
-    if mistake != "few records":  # which can be read, and not divided
-        assert list(Path("prepared").rglob("*.arrow")) == []
-
-
-def test_half_a_label_is_none_in_files_with_types_either():
-    lines = lambda *labels: "".join(json.dumps({"text": "a", "kind": label}) + "\n" for label in labels)
-    Path("a.jsonl").write_text(lines(0.5, 1, 2))
-    spec = "table(path='a.jsonl', text='text', label='kind')"
-    assert "record 0: 0.5 is no label" in refusal(spec).message
-    Path("a.jsonl").write_text(lines(*(0.0, 1.0, 0, 1, None) * 4))
-    assert opened(spec).class_names == ("0", "1")
-
-
 def test_quotation_marks_within_a_text_are_no_mistake():
     Path("a.csv").write_text("text,kind\n" + 'a,b\n5" wide,c\n"two\nlines",b\n' * 5)
     assert len(opened(SPEC)) + len(opened(SPEC, "test")) == 15
@@ -300,59 +257,6 @@ def test_a_prepared_copy_that_lost_its_description_is_made_again(capsys):
     file.unlink()
     assert everything(opened(SPEC))["text"].tolist() == before
     assert "holds no table.json; reading a.csv again" in capsys.readouterr().err
-
-
-LINES = {
-    "no JSON": ('{"text": "a"}\n{"text": \n', "a.jsonl, line 2, is not JSON"),
-    "no object": ("[1]\n", "line 1, is not a JSON object"),
-    "no such key": ('{"text": "a"}\n{"words": "b"}\n', "record 1: 'text' is missing"),
-    "a number as text": ('{"text": "a"}\n{"text": 7}\n', "record 1: 'text' is 7, not a text"),
-    "no text": ('{"text": "a"}\n{"text": null}\n', "record 1: 'text' is missing"),
-}
-
-
-@pytest.mark.parametrize("mistake", LINES)
-def test_a_wrong_line_is_named(mistake):
-    content, said = LINES[mistake]
-    Path("a.jsonl").write_text(content)
-    assert said in refusal("table(path='a.jsonl', text='text')").message
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ("table(path='none.csv', text='text')", "there is no such file or folder; "),
-        ("table(path='a.doc', text='text')", "unknown format '.doc'"),
-        ("table(path='a.csv')", "name the columns to learn from, as text=, image= or features="),
-        ("table(path='a.csv', text='text', test=1.5)", "test=1.5 must be between 0 and 1"),
-        ("table(path='a.csv', text='text', split='train')", "sets split, which is the key data.train"),
-        ("table(path='a.csv', text='text', folder='x')", "sets folder, which is the key data.folder"),
-        (
-            "table(path='a.csv', text=('text', 'kind'), label='kind')",
-            "the model would read the label 'kind'",
-        ),
-        ("table(path='large.csv', features='x')", "record 1: 'x' is '1e39', not a finite number in float32"),
-        ("table(path='a.csv', features='text')", "record 0: 'text' is 'say"),
-        ("table(path='a.npz', features='x', label='y')", "all arrays must have one row for each record"),
-        ("table(path='b.npz', features='x')", "is not an npz file of plain arrays"),
-        ("table(path='broken.parquet', text='x')", "broken.parquet: "),
-        ("table(path='{split}.tsv', text='x')", "there is no 'train.tsv', for the training records"),
-    ],
-)
-def test_what_cannot_be_read_is_said(spec, said):
-    write_csv(Path("a.csv"))
-    Path("a.doc").touch()
-    Path("large.csv").write_text("x\n1\n1e39\n")
-    np.savez("a.npz", x=np.zeros((3, 2)), y=np.zeros(4))
-    np.savez("b.npz", x=np.array([{}], dtype=object))
-    Path("broken.parquet").write_bytes(b"PAR1 nothing PAR1")
-    assert said in refusal(spec).message
-
-
-@pytest.mark.slow  # it waits for a network
-def test_a_hub_name_without_its_library_or_a_network_is_one_line():
-    message = refusal("table(path='nobody/nothing', text='text')").message
-    assert "jaxdistill[datasets]" in message or "cannot be loaded by datasets" in message
 
 
 def test_records_are_read_a_few_at_a_time(monkeypatch):

@@ -5,8 +5,9 @@
     python -m experiments.mutants --count 200     plant 200 bugs, run the tests of each, and print who survives
 
 The bugs are drawn by a fixed seed: two in every loss, fusion and step, the rest from all numerics. A bug is killed if a
-test fails; one that only keeps a module from being imported is replaced by another. First the tests run that execute
-the changed line, then all tests of their files. Results are kept in the workdir: an interrupted run goes on.
+test fails; one that only keeps a module from being imported is replaced by another, and one that is known to change
+nothing is not run. First the smallest tests run that execute the changed line, then more of them, then all tests of
+their files. Results are kept in the workdir: an interrupted run goes on.
 """
 
 import argparse
@@ -41,7 +42,7 @@ NUMERICS = ("core/*.py", "core/chunked/*.py", "losses/**/*.py", "fusion/*.py", "
 NOT_NUMERICS = ("__init__", "errors", "interfaces", "packages", "hub_files", "registry", "checkpoint", "orbax_reads",
                 "types")  # fmt: skip
 EQUIVALENT = Path(__file__).with_name("equivalent.json")  # mutants that change nothing, with the reason
-AT_FIRST, LIMIT = 40, 600  # tests of a changed line that run first; seconds
+AT_FIRST, THEN, LIMIT = 10, 80, 600  # tests of a changed line that run first, and then; seconds
 
 
 def parts() -> dict[str, str]:
@@ -87,22 +88,23 @@ def record_map(workdir: Path, tests: Iterable[str]) -> None:
 
 
 def tests_by_line(workdir: Path) -> dict[str, dict[int, list[str]]]:
-    """`{file: {line: tests}}`."""
+    """`{file: {line: tests}}`, the tests that run the fewest lines of the package first."""
     from coverage import CoverageData
 
     data = CoverageData(str(workdir / "coverage"))
     data.read()
-    found: dict[str, dict[int, list[str]]] = {}
-    for file in data.measured_files():
+    found: dict[str, dict[int, set[str]]] = {}
+    for file in filter(lambda name: Path(name).is_relative_to(ROOT), data.measured_files()):
         contexts_of = data.contexts_by_lineno(file).items()
         by_line = {n: {c.rpartition("|")[0] for c in contexts} - {""} for n, contexts in contexts_of}
-        if Path(file).is_relative_to(ROOT):
-            found[str(Path(file).relative_to(ROOT))] = {n: sorted(tests) for n, tests in by_line.items() if tests}
-    return found
+        found[str(Path(file).relative_to(ROOT))] = {n: tests for n, tests in by_line.items() if tests}
+    size = Counter(test for by_line in found.values() for tests in by_line.values() for test in tests)
+    rank = lambda test: (size[test], test)
+    return {file: {n: sorted(tests, key=rank) for n, tests in by_line.items()} for file, by_line in found.items()}
 
 
-def chosen_tests(mutant: Mutant, by_line: Mapping[str, Mapping[int, list[str]]]) -> tuple[list[str], list[str]]:
-    """The tests that run the changed line, a few of each file first; and all files with such tests.
+def chosen_tests(mutant: Mutant, by_line: Mapping[str, Mapping[int, list[str]]]) -> list[list[str]]:
+    """What runs in turn: a few tests of the changed line, more of them from all their files, and these files whole.
 
     A line whose result is kept runs in one test of many only, so files that import the module by name are added.
     """
@@ -111,12 +113,13 @@ def chosen_tests(mutant: Mutant, by_line: Mapping[str, Mapping[int, list[str]]])
     by_test_file = defaultdict(list)
     for test in tests:
         by_test_file[test.partition("::")[0]].append(test)
-    share = max(1, AT_FIRST // max(1, len(by_test_file)))
-    few = [test for of_one in by_test_file.values() for test in of_one[:share]]
+    share = max(1, THEN // max(1, len(by_test_file)))
+    of_every_file = {test for of_one in by_test_file.values() for test in of_one[:share]}
+    more = [test for test in tests if test in of_every_file][:THEN]
     imports = re.compile(rf"\bimport .*\b{Path(mutant.file).stem}\b|\b{Path(mutant.file).stem} import ")
     every = ROOT.glob("tests/**/test_*.py")
     naming = {str(path.relative_to(ROOT)) for path in every if imports.search(path.read_text())}
-    return few[: 2 * AT_FIRST], sorted({*by_test_file, *naming})
+    return [tests[:AT_FIRST], more, sorted({*by_test_file, *naming})] if tests else []
 
 
 def run_tests(place: Path, tests: Iterable[str]) -> tuple[str, str]:
@@ -138,17 +141,20 @@ def run_tests(place: Path, tests: Iterable[str]) -> tuple[str, str]:
 
 def judged(mutant: Mutant, place: Path, by_line: Mapping[str, Mapping[int, list[str]]]) -> dict[str, Any]:
     """Plant a bug in a copy of the repository, run its tests, and take it out again."""
+    about = {name: getattr(mutant, name) for name in ("key", "file", "line", "operator", "before", "after")}
+    if reason := equivalent_mutants().get(line_of(about)):
+        return {**about, "outcome": "equivalent", "reason": reason, "seconds": 0.0}
     start, file = time.perf_counter(), place / mutant.file
     whole = file.read_text()
-    few, files = chosen_tests(mutant, by_line)
+    outcome, reason = "not run by any test", ""
     try:
         file.write_text(mutant.source)
-        outcome, reason = run_tests(place, few) if few else ("not run by any test", "")
-        if outcome == "survived":
-            outcome, reason = run_tests(place, files)
+        for tests in chosen_tests(mutant, by_line):
+            outcome, reason = run_tests(place, tests)
+            if outcome != "survived":
+                break
     finally:
         file.write_text(whole)
-    about = {name: getattr(mutant, name) for name in ("key", "file", "line", "operator", "before", "after")}
     return {**about, "outcome": outcome, "reason": reason, "seconds": round(time.perf_counter() - start, 1)}
 
 

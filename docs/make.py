@@ -4,7 +4,7 @@ python docs/make.py            writes docs/methods/*.md, and the numbers of part
 python docs/make.py --check    says which pages and numbers of README.md are not what the files say; exits with 1
 
 A docstring of a module gives title, paper, formula and traps; its lines `When:`, `Config:`, `Mean:`, `Checked:`,
-`Experiment:` and, where there is no paper, `Own:` are what a page begins with; the docstring and signature of the
+`Experiment:` and `No paper:` (with the reason) are what a page begins with; the docstring and signature of the
 factory are the arguments. Results are those that `experiments/methods` wrote.
 """
 
@@ -31,7 +31,7 @@ KINDS = {
     "steps": registry.steps,
     "compress": {name: each[name] for each in (registry.quantizers, registry.cuts, registry.masks) for name in each},
 }
-WORDS = ("When", "Config", "Own", "Mean", "Checked", "Experiment")
+WORDS = ("When", "Config", "No paper", "Mean", "Checked", "Experiment")
 PASSED = ("student", "teachers", "objective", "optimizer")  # to a step, by the other keys of the config
 RESULTS = ROOT / "experiments" / "methods" / "results.json"
 

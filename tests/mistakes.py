@@ -44,7 +44,7 @@ MISTAKES = {
     "a selection by nobody": (
         ["data.select=hardest(share=0.1, cache='nowhere')"],
         "data.select",
-        "nowhere/train holds no store",
+        "nowhere/train has no cached outputs",
         "Write it: jaxdistill cache",
     ),
     "hard rows of nobody": (
@@ -85,7 +85,7 @@ MISTAKES = {
         "inner_steps=5",
         "does not divide a batch of 32 rows",
     ),
-    "nothing that learns": (["step=meta(learns=())"], "step", "got learns=()", "learns must not be empty"),
+    "nothing that learns": (["step=meta(learns=())"], "step", "learns is empty", "name what is learned"),
     "a misspelt argument": (
         ["objective.kd.term=kd(temprature=2)"],
         "objective.kd.term",

@@ -18,7 +18,7 @@ from jaxdistill.core.registry import Spec
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.models.hub import family as hub_family
 from jaxdistill.models.hub.source import Safetensors
-from jaxdistill.models.hub.weights import export_arrays, load, plan
+from jaxdistill.models.hub.weights import export_arrays, load, map_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 KEY = jax.random.key(0)
@@ -61,7 +61,7 @@ def ours(folder: Path, batch: Mapping[str, jax.Array], **options: Any) -> tuple[
     arguments = {**family.arguments(source.config), **options}
     model = registry.models.build(Spec(name, (), arguments), "model")
     shapes = Variables(*jax.eval_shape(model.init, KEY, batch))
-    planned = plan(source, family, arguments, shapes)
+    planned = map_weights(source, family, arguments, shapes)
     assert not planned.fresh, planned.fresh
     return name, arguments, model, load(source, planned, shapes)
 

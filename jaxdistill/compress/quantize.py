@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.marked_arrays import plain
 from jaxdistill.core.quantized_array import DTYPES, Kind, QuantizedArray, quantize, run_quantized
-from jaxdistill.core.types import Array, PyTree, Variables
+from jaxdistill.core.types import Array, Key, Outputs, Params, PyTree, RowsLike, State, Variables
 
 SCALE = "/scale"  # suffix of the name of a kernel's scale
 
@@ -46,7 +46,7 @@ def quantized(model: Model, kind: Kind) -> Model:
         params, state = model.init(key, batch)
         return quantize_params(params, kind), state
 
-    def apply(params, state, batch, *, train, key):
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         forward = lambda v, rows, key: model.apply(v.params, v.state, rows, train=train, key=key)
         trace: Any = jax.make_jaxpr(forward, return_shape=True)
         traced, out = trace(dequantized_shapes(Variables(params, state)), batch, key)

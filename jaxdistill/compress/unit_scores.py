@@ -61,7 +61,7 @@ def batch_sums(
     Activations of an image are averages over its positions.
     """
     sizes, rows = table.sizes(arguments), jax.tree.map(jnp.asarray, dict(batch))
-    counted = counted_rows(rows)
+    counted = counted_tokens(rows)
 
     found: dict[str, Array] = {}
     record = _recorder(table, arguments, sizes, counted)
@@ -87,7 +87,7 @@ def batch_sums(
     return {**found, COUNT: counted.sum()}
 
 
-def counted_rows(batch: Mapping[str, Array]) -> Array:
+def counted_tokens(batch: Mapping[str, Array]) -> Array:
     """Return 1 for each row `[batch]`, or token `[batch, length]`, that counts, else 0."""
     mask = (batch["mask"] != 0).astype(jnp.float32)
     real = batch.get("attention_mask")

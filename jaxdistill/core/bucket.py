@@ -53,7 +53,7 @@ def wait_for(folder: Path) -> None:
         time.sleep(1)
 
 
-def place(folder: Path) -> Path | seal.BucketPath:
+def checkpoints_path(folder: Path) -> Path | seal.BucketPath:
     """Return where the checkpoints of a folder lie: in the bucket that its `bucket.json` names, or in the folder.
 
     Raises:
@@ -83,7 +83,7 @@ def path(address: str) -> seal.BucketPath:
     return epath.Path(address)
 
 
-def check(address: str, option: str) -> None:
+def require_writable(address: str, option: str) -> None:
     """Check that a bucket can be written and read, by one small object.
 
     Args:

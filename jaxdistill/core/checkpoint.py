@@ -24,12 +24,12 @@ from jaxdistill.core import bucket, seal
 from jaxdistill.core.checksums import array_checksums
 from jaxdistill.core.manifest import (
     CheckpointError,
-    Manifest,
+    CheckpointManifest,
+    array_entries,
     check_owner,
     choose_checkpoint,
     damaged_arrays,
     damaged_files,
-    describe,
     flatten,
     manifests,
     mismatches,
@@ -97,7 +97,7 @@ class Checkpoints:
         _barrier("the place of the checkpoints is known")
         if address:
             bucket.wait_for(folder)
-        self._place = bucket.place(folder)
+        self._place = bucket.checkpoints_path(folder)
         if (self._place / "steps").exists() and not (self._place / "steps").is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self._place / "steps"))
         silence_abandoned_work()
@@ -137,7 +137,7 @@ class Checkpoints:
             manifest.rename(aside.with_suffix(".json"))
         (self._place / "steps" / str(step)).rename(aside)
 
-    def _write_manifest(self, step: int, manifest: Manifest) -> None:
+    def _write_manifest(self, step: int, manifest: CheckpointManifest) -> None:
         """Write a step's manifest after Orbax has committed it; in a thread, as Orbax's callback comes BEFORE that."""
         self._manager.wait_until_finished()
         if jax.process_index() != 0:
@@ -172,7 +172,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         flat = flatten(tree)
-        checksums, entries = array_checksums(flat), describe(flat)
+        checksums, entries = array_checksums(flat), array_entries(flat)
         arrays = {name: [*entry, checksums[name]] for name, entry in entries.items()}
         self._metrics[step] = dict(metrics)
         self._manager.save(step, args=self._ocp.args.Composite(state=self._ocp.args.PyTreeSave(flat)), force=True)
@@ -214,7 +214,9 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder}: every checkpoint is damaged, none is left to resume from; {cure}")
         return None
 
-    def _read(self, step: int, manifest: Manifest, flat: dict[str, Any]) -> tuple[list[str], dict[str, Any], Any]:
+    def _read(
+        self, step: int, manifest: CheckpointManifest, flat: dict[str, Any]
+    ) -> tuple[list[str], dict[str, Any], Any]:
         """Read a checkpoint; return what is wrong with it, its arrays by name, and the positions of the iterators."""
         args = self._ocp.args
         items = {"state": args.PyTreeRestore(item=flat, restore_args=restore_args(self._ocp, flat))}
@@ -253,7 +255,7 @@ def _barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def check_variables(folder: Path, which: str, abstract: Variables, owner: str = "") -> tuple[int, Manifest]:
+def check_variables(folder: Path, which: str, abstract: Variables, owner: str = "") -> tuple[int, CheckpointManifest]:
     """Check that a checkpoint exists and has the arrays of a model; no array is read. Return its step and manifest.
 
     Raises:
@@ -294,7 +296,7 @@ def load_variables(folder: Path, which: str, abstract: Variables, owner: str = "
     problems = damaged_files(folder, step, manifest)
     if not problems:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            state = bucket.place(folder) / "steps" / str(step) / "state"
+            state = bucket.checkpoints_path(folder) / "steps" / str(step) / "state"
             problems, restored = attempt(lambda: reader.restore(state, args=restore))
         problems = problems or damaged_arrays(manifest, restored)
     if problems:

@@ -1,6 +1,6 @@
 """Checksums of arrays, computed from memory when an array is saved and again when it is restored.
 
-So no file is read only to be checked, each process works on the shards that it holds, and the folder may be a bucket.
+No file is read just for the check, each process works on the shards that it holds, and the folder may be a bucket.
 """
 
 import functools

@@ -87,13 +87,17 @@ def message_of(error: BaseException) -> str:
 
 
 def user_location(error: BaseException) -> str:
-    """Return " (FILE, line N)" of the innermost traceback frame in the user's own code; '' if there is none."""
+    """Return " (FILE, line N)" of the innermost traceback frame in the user's own code; '' if there is none.
+
+    The error of a callback in a compiled program has the traceback of the callback in its text.
+    """
     package, installed = Path(__file__).parents[1], sysconfig.get_paths()["purelib"]
     library_prefixes = (*(f"{folder}/" for folder in (package, installed, sys.prefix, sys.base_prefix)), "<")
-    frames = traceback.extract_tb(error.__traceback__)  # outermost first
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]  # outermost first
+    frames += re.findall(r'File "([^"\n]+)", line (\d+)', text_of(error))
     is_library = lambda file: file.startswith(library_prefixes) or re.search(r"/(site|dist)-packages/", file)
-    user_frames = [frame for frame in frames if not is_library(frame.filename)]
-    return f" ({Path(user_frames[-1].filename).name}, line {user_frames[-1].lineno})" if user_frames else ""
+    user_frames = [(file, line) for file, line in frames if not is_library(file)]
+    return f" ({Path(user_frames[-1][0]).name}, line {user_frames[-1][1]})" if user_frames else ""
 
 
 class WeightsError(ValueError):

@@ -18,7 +18,7 @@ class CheckpointError(DamageError):
     """The error for a checkpoint that is missing, damaged or of another model; the message says which one and why."""
 
 
-Manifest = dict[str, Any]
+CheckpointManifest = dict[str, Any]
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
@@ -51,30 +51,42 @@ def _untyped(leaf: Any) -> Any:
     return jax.random.key_data(leaf)
 
 
-def describe(flat: Mapping[str, Any]) -> dict[str, list[Any]]:
+def array_entries(flat: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return `{name: [shape, dtype]}` of some arrays, as a manifest begins each entry."""
     return {name: [list(x.shape), str(x.dtype)] for name, x in flat.items()}
 
 
-def manifests(folder: Path) -> dict[int, Manifest]:
+def manifests(folder: Path) -> dict[int, CheckpointManifest]:
     """Read `{step: manifest}` of all finished checkpoints, oldest first: shapes and checksums of arrays, and metrics.
 
     A manifest has the keys step, arrays (`{name: [shape, dtype, checksum]}`), metrics and data. Manifests of earlier
     versions have the key files (`{name: [size, SHA-256]}`) instead of step, checksums and data.
     """
-    by_step, place = {}, bucket.place(folder)
+    by_step, place = {}, bucket.checkpoints_path(folder)
     for file in (place / "manifests").glob("*.json"):
         try:
             if (place / "steps" / file.stem).is_dir():
-                manifest = seal.read(file, {"arrays": dict, "metrics": dict})
-                if manifest.get("step", int(file.stem)) == int(file.stem):  # else the file of another step
+                manifest = seal.read(file, {"arrays": dict[str, list], "metrics": dict})
+                is_own = manifest.get("step", int(file.stem)) == int(file.stem)  # else the file of another step
+                if is_own and _is_well_formed(manifest):
                     by_step[int(file.stem)] = manifest
         except (DamageError, FileNotFoundError, ValueError):
             continue  # a step with a damaged manifest counts as never finished
     return dict(sorted(by_step.items()))
 
 
-def check_owner(folder: Path, manifest: Manifest, owner: str, run: str = "") -> None:
+def _is_well_formed(manifest: CheckpointManifest) -> bool:
+    """Return True if the values inside a manifest have their types; one of an earlier version has no seal."""
+    least = 2 if "files" in manifest else 3  # of an earlier version: without checksums
+    entries = all(len(entry) >= least and isinstance(entry[0], list) for entry in manifest["arrays"].values())
+    metrics = all(value is None or isinstance(value, int | float) for value in manifest["metrics"].values())
+    files = manifest.get("files", {})
+    others = isinstance(files, dict) and all(isinstance(pair, list) and len(pair) == 2 for pair in files.values())
+    kinds = isinstance(manifest.get("data", {}), dict) and isinstance(manifest.get("seconds", 0.0), int | float)
+    return entries and metrics and others and kinds
+
+
+def check_owner(folder: Path, manifest: CheckpointManifest, owner: str, run: str = "") -> None:
     """Check that a checkpoint is of the model that it is read for; models of one run may have the same shapes.
 
     Args:
@@ -95,9 +107,9 @@ def check_owner(folder: Path, manifest: Manifest, owner: str, run: str = "") -> 
         raise CheckpointError(f"{folder} has the checkpoints of {found!r} and not of {owner!r}. {cure}")
 
 
-def damaged_files(folder: Path, step: int, manifest: Manifest) -> list[str]:
+def damaged_files(folder: Path, step: int, manifest: CheckpointManifest) -> list[str]:
     """Return a line of text for each file of a checkpoint of an earlier version that differs from the manifest."""
-    lines, place = [], bucket.place(folder)
+    lines, place = [], bucket.checkpoints_path(folder)
     for name, (size, digest) in manifest.get("files", {}).items():
         file = place / "steps" / str(step) / name
         if not file.is_file():
@@ -107,7 +119,7 @@ def damaged_files(folder: Path, step: int, manifest: Manifest) -> list[str]:
     return lines
 
 
-def damaged_arrays(manifest: Manifest, flat: Mapping[str, Any]) -> list[str]:
+def damaged_arrays(manifest: CheckpointManifest, flat: Mapping[str, Any]) -> list[str]:
     """Return a line of text for each restored array that differs from the array that was saved."""
     if "files" in manifest:  # an earlier version
         return []
@@ -116,9 +128,9 @@ def damaged_arrays(manifest: Manifest, flat: Mapping[str, Any]) -> list[str]:
     return [f"{name} differs from what was saved" for name in flat if saved[name][2] != checksums[name]]
 
 
-def mismatches(manifest: Manifest, abstract: PyTree) -> list[str]:
+def mismatches(manifest: CheckpointManifest, abstract: PyTree) -> list[str]:
     """Compare the arrays of a checkpoint with the tree `abstract`: return a line per other name, shape or dtype."""
-    saved, needed = {name: entry[:2] for name, entry in manifest["arrays"].items()}, describe(flatten(abstract))
+    saved, needed = {name: entry[:2] for name, entry in manifest["arrays"].items()}, array_entries(flatten(abstract))
     lines = [f"{name} {needed[name][0]} is missing" for name in needed if name not in saved]
     lines += [f"{name} {saved[name][0]} is surplus" for name in saved if name not in needed]
     unlike = [name for name in needed if name in saved and saved[name] != needed[name]]
@@ -127,7 +139,7 @@ def mismatches(manifest: Manifest, abstract: PyTree) -> list[str]:
     ]
 
 
-def student_arrays(manifest: Manifest) -> dict[str, list[Any]]:
+def student_arrays(manifest: CheckpointManifest) -> dict[str, list[Any]]:
     """Return the entries of the student's parameters and state in a manifest, by the names of the arrays."""
     roles = ("params/student/", "state/student/")
     return {name: entry for name, entry in manifest["arrays"].items() if name.startswith(roles)}
@@ -149,7 +161,7 @@ def choose_step(folder: Path, which: str) -> int:
     return choose_checkpoint(folder, which)[0]
 
 
-def choose_checkpoint(folder: Path, which: str) -> tuple[int, Manifest]:
+def choose_checkpoint(folder: Path, which: str) -> tuple[int, CheckpointManifest]:
     """Return step number and manifest of a finished checkpoint: "last", "best" (by quality, then newest) or a number.
 
     Raises:

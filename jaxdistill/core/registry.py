@@ -90,10 +90,18 @@ def parse(text: str, path: str) -> Spec:
             return call(ast.parse(text.strip(), mode="eval").body)
     except ConfigError:
         raise
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         cure = "Write a registered name with literal arguments, like name(key=1.0, file='a.csv'), words in quotes; "
         cure += "specs are parsed, never run."
-        raise ConfigError(path, f"{text!r} is not a spec string. {cure}") from None
+        raise ConfigError(path, f"{text!r:.200} is not a spec string{_where(text.strip(), error)}. {cure}") from None
+
+
+def _where(text: str, error: Exception) -> str:
+    """Return where a text stops being a spec string, as part of a sentence; empty: not known."""
+    if not isinstance(error, SyntaxError) or error.lineno != 1 or not error.offset:
+        return ""
+    reason, rest = (error.msg or "").replace(". Perhaps", ", perhaps").rstrip("?"), text[error.offset - 1 :]
+    return f" ({reason}, at {rest[:30]!r})" if rest else f" ({reason})"
 
 
 def _matches(value: Any, annotation: Any) -> bool:

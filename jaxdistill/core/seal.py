@@ -67,7 +67,10 @@ def open_line(line: str) -> dict[str, Any]:
         DamageError: the line has changed since it was written.
         ValueError: the line is no JSON object, as one that a killed run has not finished.
     """
-    content = json.loads(line)
+    try:
+        content = json.loads(line)
+    except RecursionError:
+        raise ValueError("the line is nested too deeply") from None
     if not isinstance(content, dict):
         raise ValueError("the line is no JSON object")
     seal = content.pop(SEAL, None)
@@ -190,17 +193,25 @@ def seal_again(file: Path) -> None:
     write(file.parent / FOLDER_SEAL, {"files": {**files, file.name: sha256(file)}})
 
 
-def check_in_folder(*files: Path) -> None:
-    """Compare files with the `seal.json` of their folder, if it has one; files that it does not list are accepted.
+def check_in_folder(*files: Path, listed: bool = False) -> None:
+    """Compare files with the `seal.json` of their folder, if it has one.
+
+    Args:
+        files: the files.
+        listed: refuse a file that the seal does not list, such as weights that were added later.
 
     Raises:
-        DamageError: a file is missing or has changed, or the seal is damaged; the message names the first such file.
+        DamageError: a file is missing, was added or has changed, or the seal is damaged; the message names the first
+            such file.
     """
     for file in files:
         try:
             digests = read(file.parent / FOLDER_SEAL, {"files": dict})["files"]
         except FileNotFoundError:
             continue
+        if file.name not in digests and listed and file.exists():
+            cure = f"if it is meant, delete {file.parent / FOLDER_SEAL}"
+            raise DamageError(f"{file} was added after the folder was sealed; {cure}")
         if file.name not in digests:
             continue
         if not file.is_file():

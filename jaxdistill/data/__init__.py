@@ -5,7 +5,7 @@ Grain and TensorFlow Datasets are imported on first use, so that importing this 
 
 from jaxdistill.data import selection
 from jaxdistill.data.datasets import check_name, open_records
-from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.describe import Description, describe_split
 from jaxdistill.data.image import images, processors
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Batch, Batches, Transform, evaluation_batches, train_stream
@@ -21,7 +21,7 @@ __all__ = [
     "aligned",
     "check_name",
     "dataset",
-    "describe",
+    "describe_split",
     "evaluation_batches",
     "images",
     "open_records",

@@ -20,7 +20,7 @@ from jaxdistill.data.datasets import open_records, prepared_hash
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import gather
 
-FORMAT = 3  # version of the description files; a new number makes them anew
+FORMAT = 3  # version of the description files; raise it to have all of them written again
 INSPECTED = 32  # records that are read: enough to see whether images have one size
 
 
@@ -50,7 +50,7 @@ class Description(NamedTuple):
     truncated: int = 0
 
 
-def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: str = "") -> Description:
+def describe_split(name: str, split: str, folder: Path, path: str, key: str, tokens: str = "") -> Description:
     """Return the number of examples in a split, and their shapes, number of classes and vocabulary size.
 
     A description file in `folder` is read if it exists. Otherwise the data set is opened, which takes seconds, and the
@@ -75,6 +75,8 @@ def describe(name: str, split: str, folder: Path, path: str, key: str, tokens: s
         file = _description_file(name, split, folder)
         with contextlib.suppress(FileNotFoundError, DamageError, ValueError, TypeError):  # then inspect the records
             content = seal.read(file, {"records": int, "fields": dict})
+            if (content.get("data set", name), content.get("split", split)) != (name, split):
+                raise DamageError(f"{file} describes other records")
             fields = {field: (tuple(shape), dtype) for field, (shape, dtype) in content["fields"].items()}
             names, largest = tuple(content.get("class_names", ())), content.get("largest_label")
             texts = tuple(content.get("texts", ()))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxdistill.core import registry
 from jaxdistill.core.types import Shapes
 from jaxdistill.data.datasets import content_hash, open_records
-from jaxdistill.data.describe import Description, describe
+from jaxdistill.data.describe import Description, describe_split
 from jaxdistill.data.order import Order
 from jaxdistill.data.records import Records
 from jaxdistill.data.selection import Selection
@@ -100,12 +100,14 @@ class Pipeline:
     @cached_property
     def descriptions(self) -> dict[str, Description]:
         """Return the number and the shapes of the examples of each stream (named source of batches), by stream name."""
-        return dict(self.reused_descriptions or {name: self.describe(stream) for name, stream in self.streams.items()})
+        return dict(
+            self.reused_descriptions or {name: self.describe_stream(stream) for name, stream in self.streams.items()}
+        )
 
     @cached_property
     def test_description(self) -> Description:
         """Return the number and the shapes of the examples that models are evaluated on."""
-        return self.describe(self.test)
+        return self.describe_stream(self.test)
 
     @property
     def classes(self) -> int | None:
@@ -154,7 +156,7 @@ class Pipeline:
         """Return all streams (named sources of batches) by name, and the evaluation data under the name `TEST`."""
         return {**self.streams, TEST: self.test}
 
-    def describe(self, stream: Stream) -> Description:
+    def describe_stream(self, stream: Stream) -> Description:
         """Return the number and the shapes of the examples of a stream (named source of batches).
 
         They are read from a description file if it exists; see the function `describe`.
@@ -162,7 +164,7 @@ class Pipeline:
         Raises:
             ConfigError: the examples do not exist or cannot be prepared.
         """
-        return describe(self.name, stream.split, self.folder, stream.path, stream.key, self.tokens)
+        return describe_split(self.name, stream.split, self.folder, stream.path, stream.key, self.tokens)
 
     def open(self, stream: Stream, tokens: bool = True) -> Records:
         """Open the examples (records) of a stream (named source of batches), for random access by number.

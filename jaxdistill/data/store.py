@@ -29,7 +29,7 @@ class StoreError(RuntimeError):
     """The error for a store (a table of arrays on disk) that is missing, unfinished, or written with other settings."""
 
 
-class Manifest(NamedTuple):
+class StoreManifest(NamedTuple):
     """The description of a store, which is a table of arrays on disk, written as several files (shards).
 
     rows: number of rows of the table
@@ -48,7 +48,7 @@ class Manifest(NamedTuple):
 MOST_SHARDS = 2**20  # files of one store
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: StoreManifest) -> None:
     """Write the description of a new store (a table of arrays on disk), or compare it with that of an existing store.
 
     A damaged description is written again.
@@ -66,7 +66,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     raise StoreError(f"{folder} was written with other settings; remove it, or choose another folder")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> StoreManifest:
     """Read the description of a store, which is a table of arrays on disk.
 
     Raises:
@@ -80,28 +80,28 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"{content['rows']} rows in shards of {content['shard']}")
         fields = {name: (tuple(shape), np.dtype(dtype).name) for name, (shape, dtype) in content["fields"].items()}
     except FileNotFoundError:
-        raise StoreError(f"{folder} holds no store") from None
+        raise StoreError(f"{folder} has no cached outputs") from None
     except (ValueError, TypeError) as error:
         raise DamageError(f"{file} is damaged ({error})") from None
-    return Manifest(content["rows"], content["shard"], fields, content["about"])
+    return StoreManifest(content["rows"], content["shard"], fields, content["about"])
 
 
-def missing_shards(folder: Path, manifest: Manifest) -> list[tuple[int, slice]]:
+def missing_shards(folder: Path, manifest: StoreManifest) -> list[tuple[int, slice]]:
     """Return the shards (files) of a store that are not written yet: pairs (shard number, slice of its rows)."""
     return [(number, rows) for number, rows in _shards(manifest) if not _seal_file(folder, number).exists()]
 
 
-def damaged_shards(folder: Path, manifest: Manifest) -> list[tuple[int, slice]]:
+def damaged_shards(folder: Path, manifest: StoreManifest) -> list[tuple[int, slice]]:
     """Return the shards (files) of a store that are written, but damaged: pairs (shard number, slice of its rows)."""
     return [(number, rows) for number, rows in _shards(manifest) if _damage(folder, manifest, number)]
 
 
-def _shards(manifest: Manifest) -> list[tuple[int, slice]]:
+def _shards(manifest: StoreManifest) -> list[tuple[int, slice]]:
     firsts = enumerate(range(0, manifest.rows, manifest.shard))
     return [(number, slice(first, min(first + manifest.shard, manifest.rows))) for number, first in firsts]
 
 
-def write_shard(folder: Path, manifest: Manifest, number: int, columns: Mapping[str, np.ndarray]) -> None:
+def write_shard(folder: Path, manifest: StoreManifest, number: int, columns: Mapping[str, np.ndarray]) -> None:
     """Write one shard (file) of a store, then its seal; a shard without seal counts as missing.
 
     Args:
@@ -120,7 +120,7 @@ def write_shard(folder: Path, manifest: Manifest, number: int, columns: Mapping[
     seal.seal_file(_shard_file(folder, number), _about_shard(manifest, number))
 
 
-def _about_shard(manifest: Manifest, number: int) -> dict[str, Any]:
+def _about_shard(manifest: StoreManifest, number: int) -> dict[str, Any]:
     """Return what a shard belongs to: its number, and a hash of what the content of its store depends on."""
     content = [manifest.rows, manifest.shard, manifest.fields, manifest.about.get("identity")]
     store = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -135,7 +135,7 @@ def _seal_file(folder: Path, number: int) -> Path:
     return _shard_file(folder, number).with_suffix(".json")
 
 
-def _damage(folder: Path, manifest: Manifest, number: int) -> DamageError | None:
+def _damage(folder: Path, manifest: StoreManifest, number: int) -> DamageError | None:
     try:
         seal.check_file(_shard_file(folder, number), _about_shard(manifest, number))
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def _damage(folder: Path, manifest: Manifest, number: int) -> DamageError | None
     return None
 
 
-def check(folder: Path) -> Manifest:
+def verify_store(folder: Path) -> StoreManifest:
     """Check that all shards (files) of a store exist and match their seals; return the description of the store.
 
     Raises:
@@ -176,7 +176,7 @@ class Store:
     def __init__(self, folder: Path):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self.manifest = check(folder)
+        self.manifest = verify_store(folder)
         files = [str(_shard_file(folder, number)) for number, _ in _shards(self.manifest)]
         self._source = ArrayRecordDataSource(files)
 

@@ -1,1 +1,1 @@
-"""Export trained models to formats that other libraries load."""
+"""Use trained models, export them for other libraries, and measure the files."""

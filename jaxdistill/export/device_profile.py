@@ -1,4 +1,4 @@
-"""A device that exported files are made for: what it takes, and what its compiler says of a file."""
+"""Profiles of target devices: supported formats, limits, and the report of a device's compiler about a file."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -62,7 +62,7 @@ class Device(NamedTuple):
     integers: True: it computes with 8-bit integers alone
     memory: bytes for the weights; 0: no limit is known
     threads: processors that a file may use while it is measured on this machine; 0: as many as the command says
-    has_time: False: neither this machine nor the compiler tells how fast the device is
+    has_time: False: neither this machine nor the compiler reports how fast the device is
     inspect: function `(file) -> Report`; None: the device runs every operation, and is this machine
     packages: packages that `inspect` needs
     extra: the extra of jaxdistill that has these packages

@@ -2,7 +2,7 @@
 
 A file in 8-bit integers has one range for each array. A mask of minus infinity would stretch the range of attention
 scores until no integer is left for the scores themselves. NPUs have neither `erf` nor `select`, and the quantizer
-leaves `neg` and `reduce_max` in floats. The network is read from its trace, so that no model knows of it:
+leaves `neg` and `reduce_max` in floats. The network is read from its trace, so that models need no change:
 
     where(mask, x, -inf)      mask x - MASK (1 - mask), where mask is 1 or 0; so is x + c, where c is 0 or -inf
     erf(z), erfc(z)           tanh(1.1284 z + 0.1009 z^3), which differs by at most 4e-4

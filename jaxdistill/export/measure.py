@@ -24,7 +24,7 @@ DIVERGENCE = 0.01  # nats; of a file of a language model with rounded weights: l
 
 
 class Difference(NamedTuple):
-    """How the outputs of a file differ from those of the model.
+    """Differences between the outputs of a file and those of its model.
 
     largest: greatest difference, as a share of the greatest output of the model
     record: number of the example with the greatest difference

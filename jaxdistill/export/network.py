@@ -1,4 +1,4 @@
-"""A trained model as a function of arrays with its weights inside: what an exporter writes and a runtime repeats."""
+"""Convert a trained model to a function of arrays, with its weights inside, for exporters."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ LOGITS, EMBEDDING = "logits", "embedding"
 
 
 class Definition(NamedTuple):
-    """How a network is defined, for a format that stores its weights by name and brings the operations itself.
+    """The definition of a network, for formats that store weights by name and implement the operations themselves.
 
     family: name of the model family, such as "decoder"
     arguments: arguments of the family's factory

@@ -50,11 +50,11 @@ def predict_file(
         ConfigError: the source cannot be read, lacks a column or has a wrong value; or the output has another format.
     """
     writer = WRITERS.get(output.suffix.lower())
+    if output.is_dir():
+        raise ConfigError("--output", f"{str(output)!r} is a folder. Choose a file.")
     if writer is None:
         raise ConfigError("--output", f"{str(output)!r} has an unknown format. Use one of {', '.join(WRITERS)}.")
     output = output.resolve()  # of a link, the file that it leads to
-    if output.is_dir():
-        raise ConfigError("--output", f"{str(output)!r} is a folder. Choose a file.")
     try:
         place, opened = _open(source, text_format)
         if Path(place).exists() and output.exists() and output.samefile(place):
@@ -105,6 +105,8 @@ def _roles(predictor: Predictor, columns: Mapping[str, Sequence[str]], opened: R
         tuple(named.get("text", ())), "", image[0] if image else "", tuple(named.get("features", ()))
     )
     require_columns(opened, column_names.named(), place)
+    if twice := next((name for names in named.values() for name in names if list(names).count(name) > 1), ""):
+        raise TableError(f"the column {twice!r} is named twice. Name each column once.")
     trained = tuple(predictor.about.columns.get("features", ()))
     if column_names.features != trained and sorted(column_names.features) == sorted(trained):
         problem = f"the model was trained with the columns in the order {','.join(trained)}"

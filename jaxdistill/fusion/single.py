@@ -1,6 +1,6 @@
 """Single teacher: use one teacher's outputs unchanged.
 
-Own: the identity, without any computation.
+No paper: the identity, without any computation.
 
 Config: fusion = "single(teacher=0)"
 When: there is one teacher.

@@ -16,9 +16,9 @@ from flax import nnx
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import RowsLike
-from jaxdistill.models.encoder import Bert, Block, Embed, Head, Pool
+from jaxdistill.models.bert_network import Bert, Block, Embed, Head, Pool
 from jaxdistill.models.hub import family
-from jaxdistill.models.hub.family import Family, Rule
+from jaxdistill.models.hub.family import OWN_PREFIX, Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, require_dropout_rate
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.models.transformer import Stack, weight_and_bias_rules
@@ -78,7 +78,18 @@ def bert(
         ValueError: `tokens` are fewer than the vocabulary, the heads do not divide the width, "distilbert" has token
             types or an epsilon other than 1e-12, or a dropout rate is out of range.
     """
-    stack = Stack(width, depth, heads, ffn, dropout, activation, epsilon, True, attentions, head_size)
+    stack = Stack(
+        width=width,
+        depth=depth,
+        heads=heads,
+        ffn=ffn,
+        dropout=dropout,
+        activation=activation,
+        epsilon=epsilon,
+        bias=True,
+        attentions=attentions,
+        head_size=head_size,
+    )
     stack.validate()
     if style == "distilbert" and (token_types or epsilon != 1e-12):
         raise ValueError(f"style='distilbert' needs token_types=0 and epsilon=1e-12; got {token_types} and {epsilon}")
@@ -183,11 +194,8 @@ def _keys(style: str) -> dict[str, str]:
     return {argument: key for argument, key in keys.items() if key}
 
 
-OWN = "jaxdistill_"  # prefix of our own model types, with which transformers has no model
-
-
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    style = config["model_type"].removeprefix(OWN)
+    style = config["model_type"].removeprefix(OWN_PREFIX)
     family.require_supported(config, SUPPORTED)
     settings = {"pad_token_id": STYLES[style].pad, "classifier_dropout": config.get("hidden_dropout_prob")}
     settings |= {key: value for key, value in config.items() if value is not None}
@@ -197,7 +205,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     classifies = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
     classes = family.num_classes(config) if classifies else 0
     fixed: dict[str, Any] = {"token_types": 0} if style == "distilbert" else {}
-    if config["model_type"].startswith(OWN):
+    if config["model_type"].startswith(OWN_PREFIX):
         fixed["head_size"] = config["head_dim"]
     return fixed | {"style": style, "classes": classes} | {name: settings[key] for name, key in _keys(style).items()}
 
@@ -205,7 +213,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     settings = family.with_defaults(bert, arguments)
     style, classes, head_size = settings["style"], settings["classes"], settings["head_size"]
-    own = {"model_type": OWN + style, "head_dim": head_size} if head_size else {}
+    own = {"model_type": OWN_PREFIX + style, "head_dim": head_size} if head_size else {}
     return {
         "model_type": style,
         **own,
@@ -236,11 +244,11 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
 
 family.register(
     Family(
-        bert,
-        (*STYLES, *(OWN + style for style in STYLES)),
-        _arguments,
-        _config,
-        _rules,
+        factory=bert,
+        model_types=(*STYLES, *(OWN_PREFIX + style for style in STYLES)),
+        arguments=_arguments,
+        config=_config,
+        rules=_rules,
         prefix=r"(?:distil)?bert\.|roberta\.",
         fresh=r"head/.*",
         ignored=r"embeddings\.position_ids",

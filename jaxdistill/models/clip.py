@@ -10,6 +10,7 @@ logits have a bias.
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,11 +19,11 @@ from flax import nnx
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import RowsLike
+from jaxdistill.models.clip_network import ImageTower, TextTower, TwoTowers
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.models.towers import ImageTower, TextTower, TwoTowers
 from jaxdistill.models.transformer import Activation, Stack, require_image, require_squares, weight_and_bias_rules
 
 
@@ -74,8 +75,9 @@ def clip(
         epsilon: value added to the variance in the layer norms.
         attentions: return the attention probabilities of every block of the image tower, which takes additional memory.
     """
-    vision = Stack(vision_width, vision_depth, vision_heads, vision_ffn, 0.0, activation, epsilon, True, attentions)
-    text = Stack(text_width, text_depth, text_heads, text_ffn, 0.0, activation, epsilon, True, False)
+    stack = partial(Stack, dropout=0.0, activation=activation, epsilon=epsilon, bias=True)
+    vision = stack(width=vision_width, depth=vision_depth, heads=vision_heads, ffn=vision_ffn, attentions=attentions)
+    text = stack(width=text_width, depth=text_depth, heads=text_heads, ffn=text_ffn, attentions=False)
     scale = math.log(1 / 0.07)
     return _model(vision, text, (patch, image, channels), (vocabulary, positions, projection, end), projection, scale)
 
@@ -124,8 +126,9 @@ def siglip(
         epsilon: value added to the variance in the layer norms.
         attentions: return the attention probabilities of every block of the image tower, which takes additional memory.
     """
-    vision = Stack(vision_width, vision_depth, vision_heads, vision_ffn, 0.0, activation, epsilon, True, attentions)
-    text = Stack(text_width, text_depth, text_heads, text_ffn, 0.0, activation, epsilon, True, False)
+    stack = partial(Stack, dropout=0.0, activation=activation, epsilon=epsilon, bias=True)
+    vision = stack(width=vision_width, depth=vision_depth, heads=vision_heads, ffn=vision_ffn, attentions=attentions)
+    text = stack(width=text_width, depth=text_depth, heads=text_heads, ffn=text_ffn, attentions=False)
     return _model(
         vision, text, (patch, image, channels), (vocabulary, positions, vision_width, None), None, math.log(10.0)
     )

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import RowsLike
-from jaxdistill.models.causal import Decoder, Sizes
+from jaxdistill.models.decoder_network import Decoder, Sizes
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.nnx import from_nnx
@@ -93,12 +93,33 @@ def decoder(
         raise ValueError(f"head_size must be even, because rotary positions rotate pairs of units; got {head_size}")
     if qkv_bias and qk_norm:
         raise ValueError("qkv_bias (Qwen2) and qk_norm (Qwen3) are both set; no architecture has both, so choose one")
-    sizes = Sizes(width, heads, kv_heads, head_size, ffn, epsilon, qkv_bias, qk_norm, attentions, attention)
+    sizes = Sizes(
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        ffn=ffn,
+        epsilon=epsilon,
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+        attentions=attentions,
+        attention=attention,
+    )
     rope = (positions, theta, rope_scaling and Llama3(*rope_scaling))
 
     def make(rngs: nnx.Rngs, batch: RowsLike) -> Decoder:
         slots = batch["slots"].shape if "slots" in batch else None
-        return Decoder(sizes, vocabulary, depth, tied, rope, scan_layers, remat, slots, rngs=rngs)
+        return Decoder(
+            sizes,
+            vocabulary=vocabulary,
+            depth=depth,
+            tied=tied,
+            rope=rope,
+            scan_layers=scan_layers,
+            remat=remat,
+            slots=slots,
+            rngs=rngs,
+        )
 
     return from_nnx(make)
 

@@ -23,7 +23,7 @@ from jaxdistill.models.hub.kept_tokens import read_kept_tokens
 from jaxdistill.models.hub.locate import CheckpointConfig, open_config, open_source
 from jaxdistill.models.hub.slice import Selection, average_neighbours, heads_to_units, keep_evenly, keep_units
 from jaxdistill.models.hub.source import Source
-from jaxdistill.models.hub.weights import load, plan
+from jaxdistill.models.hub.weights import load, map_weights
 
 CUTS = {"evenly": keep_evenly, "average": average_neighbours}
 AXES = ("width", "ffn", "heads", "kv_heads")
@@ -70,7 +70,7 @@ def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", 
     def prepare(shapes: Variables) -> Pretrained:
         family, checkpoint = hub_family.families[architecture.family], open_source(source)
         selections = architecture.selections
-        loading = plan(checkpoint, family, architecture.arguments, shapes, architecture.layers, selections)
+        loading = map_weights(checkpoint, family, architecture.arguments, shapes, architecture.layers, selections)
         return Pretrained(loading.fresh, lambda: load(checkpoint, loading, shapes))
 
     return model._replace(load=prepare)

@@ -19,7 +19,7 @@ from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import Array, Outputs, RowsLike
 from jaxdistill.models.hub import family
-from jaxdistill.models.hub.family import Family, Rule
+from jaxdistill.models.hub.family import OWN_PREFIX, Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, nudged
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.models.transformer import (
@@ -123,7 +123,18 @@ def vit(
     """
     if pool == "token" and None in (image, channels):
         raise ValueError("pool='token' needs the sizes of the images; set, for example, image=224, channels=3")
-    stack = Stack(width, depth, heads, ffn or 4 * width, dropout, activation, epsilon, bias, attentions, head_size)
+    stack = Stack(
+        width=width,
+        depth=depth,
+        heads=heads,
+        ffn=ffn or 4 * width,
+        dropout=dropout,
+        activation=activation,
+        epsilon=epsilon,
+        bias=bias,
+        attentions=attentions,
+        head_size=head_size,
+    )
     return _model(stack, patch, int(pool == "token"), classes, image, channels)
 
 
@@ -164,7 +175,18 @@ def deit(
         attentions: return the attention probabilities of every block, which takes additional memory.
         head_size: number of units of an attention head; None: width / heads. transformers has no such model.
     """
-    stack = Stack(width, depth, heads, ffn or 4 * width, dropout, activation, epsilon, bias, attentions, head_size)
+    stack = Stack(
+        width=width,
+        depth=depth,
+        heads=heads,
+        ffn=ffn or 4 * width,
+        dropout=dropout,
+        activation=activation,
+        epsilon=epsilon,
+        bias=bias,
+        attentions=attentions,
+        head_size=head_size,
+    )
     return _model(stack, patch, 2, classes, image, channels)
 
 
@@ -191,7 +213,6 @@ BLOCK = {  # our layer name: (layer name in the checkpoint, axes)
     "up": ("intermediate.dense", ("width", "ffn")),
     "down": ("output.dense", ("ffn", "width")),
 }
-OWN = "jaxdistill_"  # prefix of our own model types: transformers has no mean pooling and no heads of another size
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,8 +224,8 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     require_squares(config)
     arguments = {argument: config.get(key, default) for argument, (key, default) in SETTINGS.items()}
     model_type = config["model_type"]
-    own = {"head_size": config.get("head_dim")} if model_type.startswith(OWN) else {}
-    pool = {"vit": {"pool": "token"}, f"{OWN}vit": {"pool": config.get("pool", "mean")}}
+    own = {"head_size": config.get("head_dim")} if model_type.startswith(OWN_PREFIX) else {}
+    pool = {"vit": {"pool": "token"}, f"{OWN_PREFIX}vit": {"pool": config.get("pool", "mean")}}
     return arguments | {"classes": family.num_classes(config)} | own | pool.get(model_type, {})
 
 
@@ -213,8 +234,8 @@ def _config(factory: Any, model_type: str, title: str, arguments: Mapping[str, A
     is_own = settings.get("pool") == "mean" or settings["head_size"] is not None
     own = {"pool": settings.get("pool", "token"), "head_dim": settings["head_size"]} if is_own else {}
     return {
-        "model_type": OWN + model_type if is_own else model_type,
-        "architectures": [OWN + title if is_own else title],
+        "model_type": OWN_PREFIX + model_type if is_own else model_type,
+        "architectures": [OWN_PREFIX + title if is_own else title],
         **own,
         **{key: settings[argument] for argument, (key, _) in SETTINGS.items()},
         "intermediate_size": settings["ffn"] or 4 * settings["width"],
@@ -243,7 +264,7 @@ def _rules(base: str, heads: Mapping[str, str], arguments: Mapping[str, Any]) ->
 family.register(
     Family(
         vit,
-        ("vit", f"{OWN}vit"),
+        ("vit", f"{OWN_PREFIX}vit"),
         _arguments,
         partial(_config, vit, "vit", "ViTForImageClassification"),
         partial(_rules, "vit", {"head": "classifier"}),
@@ -255,7 +276,7 @@ family.register(
 family.register(
     Family(
         deit,
-        ("deit", f"{OWN}deit"),
+        ("deit", f"{OWN_PREFIX}deit"),
         _arguments,
         partial(_config, deit, "deit", "DeiTForImageClassificationWithTeacher"),
         partial(_rules, "deit", {"head": "cls_classifier", "distilled_head": "distillation_classifier"}),

@@ -61,7 +61,7 @@ def init_compiler_options() -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
-def place(variables: PyTree, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
+def shard_variables(variables: PyTree, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
     """Move a model's variables to the mesh; each array is sharded by the first rule whose regex matches its name."""
     return jax.device_put(variables, shardings(variables, mesh, rules))
 

@@ -7,6 +7,7 @@ axis, which is right and only costs memory.
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -54,7 +55,7 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> PyTree:
         rules: pairs `(regex, mesh axes of the array's last dimensions)`; see `spec_for`.
     """
 
-    def sharding(path, leaf):
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)

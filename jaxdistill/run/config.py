@@ -64,6 +64,9 @@ def differ(config: ConfigDict, **differences: Any) -> ConfigDict:
     return make(**{**old, **{key: merged(key, value) for key, value in differences.items()}})
 
 
+MISSING = object()  # stands for a key that a config does not set
+
+
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
@@ -104,7 +107,9 @@ def _merge(schema: Mapping[str, Any], values: Any, path: str, place: str) -> dic
     for key in values:
         if key not in schema:
             raise ConfigError(_join(path, key), f"unknown key {key!r}. {suggest(key, schema)}{_hint(place, path, key)}")
-    return {key: _value(part, values.get(key), _join(path, key), _join(place, key)) for key, part in schema.items()}
+    return {
+        key: _value(part, values.get(key, MISSING), _join(path, key), _join(place, key)) for key, part in schema.items()
+    }
 
 
 def _hint(place: str, path: str, key: str) -> str:
@@ -117,7 +122,8 @@ def _hint(place: str, path: str, key: str) -> str:
 
 def _value(part: Any, value: Any, path: str, place: str) -> Any:
     if isinstance(part, Key):
-        return part.default if value is None else _checked(part, value, path)
+        return part.default if value is MISSING else _checked(part, value, path)
+    value = None if value is MISSING else value
     if isinstance(part, OpenSection):
         entries = part.default if value is None else value
         if not isinstance(entries, Mapping):
@@ -263,7 +269,7 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
             yield _join(path, key), value
 
 
-def describe(schema: Mapping[str, Any] = SCHEMA, path: str = "") -> Iterable[tuple[str, str, str]]:
+def iter_keys(schema: Mapping[str, Any] = SCHEMA, path: str = "") -> Iterable[tuple[str, str, str]]:
     """Yield `(key, default, meaning)` as texts for every config key, such as "data.test", for `--help`.
 
     A section whose entries the user names is yielded too, as "teachers.NAME" with an empty default.
@@ -278,6 +284,6 @@ def describe(schema: Mapping[str, Any] = SCHEMA, path: str = "") -> Iterable[tup
             yield key_path, repr(part.default), part.doc
         elif isinstance(part, OpenSection):
             yield f"{key_path}.NAME", "", part.doc
-            yield from describe(part.entry, f"{key_path}.NAME")
+            yield from iter_keys(part.entry, f"{key_path}.NAME")
         else:
-            yield from describe(part, key_path)
+            yield from iter_keys(part, key_path)

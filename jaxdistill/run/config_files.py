@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -49,6 +50,8 @@ def load_config(path: str, trust_source: bool = False) -> ConfigDict:
         raise ConfigError("--config", f"{name!r} has no function get_config(); define it, and return make(...).")
     with _reporting(file):
         config = module.get_config(preset) if preset else module.get_config()
+    if inspect.iscoroutine(config):
+        config.close()
     if not isinstance(config, ConfigDict):
         raise ConfigError("--config", f"get_config() in {name!r} returned {type(config).__name__}; return make(...).")
     return make(**config.to_dict())
@@ -174,6 +177,8 @@ def run_file(file: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file.resolve())
     if spec is None or spec.loader is None:
         raise ConfigError("--config", f"{str(file)!r} is not a Python file.")
+    if b"\0" in file.read_bytes():
+        raise ConfigError("--config", f"{str(file)!r} has zero bytes, as no Python file has. Save it as UTF-8.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     with _reporting(file):

@@ -29,7 +29,7 @@ from jaxdistill.models.build import build_model
 from jaxdistill.models.pretrained import Architecture
 from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run.cut_specs import PATH, architecture, cut_of, source_of
-from jaxdistill.run.evaluation import evaluate
+from jaxdistill.run.evaluate_existing import evaluate
 from jaxdistill.run.resolve import Resolved
 from jaxdistill.run.samples import samples
 from jaxdistill.run.stages import Stage

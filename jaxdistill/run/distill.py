@@ -24,9 +24,9 @@ from jaxdistill.evaluation.report import page, table
 from jaxdistill.evaluation.report.table import FLOATS, ROUNDED
 from jaxdistill.parallel.compile import keep_programs
 from jaxdistill.parallel.sharding import shardings, with_shardings
-from jaxdistill.run import cutting, exports, subset, workdir
-from jaxdistill.run.config import Config, differ
-from jaxdistill.run.evaluation import evaluate, rounded_afterwards
+from jaxdistill.run import cutting, hub_folders, subset, workdir
+from jaxdistill.run.config import Config, differ, note
+from jaxdistill.run.evaluate_existing import evaluate, rounded_afterwards
 from jaxdistill.run.outcomes import (
     RESULT_TYPES,
     Result,
@@ -49,7 +49,7 @@ from jaxdistill.teachers.submesh import join_queries
 from jaxdistill.teachers.teacher import Query, Teacher, cost_of
 
 
-def check(config: Config, folder: str | Path | None) -> Resolved:
+def check_config(config: Config, folder: str | Path | None) -> Resolved:
     """Check a config against every rule, without compiling anything, and return the objects that the config describes.
 
     These are the data, the device mesh, the teachers, and the training stages (one for each model to train).
@@ -91,7 +91,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
         CheckpointError: the workdir has checkpoints, but none can be used.
     """
     folder, console = Path(folder), console or Console(quiet=jax.process_index() > 0)
-    resolved = check(config, folder)
+    resolved = check_config(config, folder)
     config = resolved.config
     keep_programs(config.logging.compilation_cache)
     record, finished = {"config": config.to_dict(), "provenance": provenance(config.seed)}, {}
@@ -102,8 +102,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
             record |= workdir.write_config(folder, record, source)
             if missing := record["not_copied"]:
                 parts = ", ".join(f"{part} (module {module})" for part, module in missing.items())
-                text = f"note: config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run"
-                console.print(text, soft_wrap=True)
+                note(f"config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run")
         run = Run(resolved, folder, console, record | {"run": workdir.agreed_name(record.get("run", ""))})
         check_records(folder, resolved.data)
         subset.check_selection(folder, resolved.data, run.data.chosen)
@@ -143,7 +142,7 @@ class Run:
         self.trained = False  # whether it has trained a model
         self.earlier_rows: list[dict[str, Any]] = []  # the table of the same run, if it was finished before
         self.earlier_exports: list[dict[str, Any]] = []  # and what was measured of its files
-        self.exported: dict[Path, exports.Export] = {}  # the models that this process has written
+        self.exported: dict[Path, hub_folders.Export] = {}  # the models that this process has written
         self.timed: dict[str, Timed] = {}  # what is timed for each model that this process can run, by row name
         self.values: dict[str, Variables] = {}  # of teachers, by teacher name
         self.untrained: dict[str, Variables] = {}  # the same, before the student's training
@@ -250,8 +249,8 @@ class Run:
             return False
         try:
             outcome, name = seal.read(folder / "result.json", RESULT_TYPES, required=True), self.record.get("run", "")
-            if name and (outcome.pop("run", "") or name) != name:
-                raise DamageError(f"{folder / 'result.json'} is of another run")
+            if (name and (outcome.pop("run", "") or name) != name) or outcome["row"].get("name") != stage.name:
+                raise DamageError(f"{folder / 'result.json'} is of another run or model")
             if outcome["step"] != stage.settings.steps:
                 return False
             place, model = folder / "checkpoints", stage.parts.student
@@ -287,7 +286,7 @@ class Run:
     def _record_teacher(self, teacher: Teacher, outcome: dict[str, Any], variables: Variables) -> None:
         """Record the scores and cost of a teacher, and place its variables on the devices that it runs on."""
         name = f"teacher {teacher.name}"
-        values = teacher.place(variables)
+        values = teacher.shard(variables)
         self.outcomes[name], self.variables[name], self.values[teacher.name] = outcome, values, values
         if teacher.runs:
             kind = (teacher.spec, teacher.dtype, *map(str, teacher.options.items()))
@@ -309,14 +308,15 @@ class Run:
             self.console.print(f"Report: {page.write_page(self.folder)}")
         for stage in self.resolved.stages:
             place = stage.definition.folder
-            written = exports.Export(stage.name, stage.definition.config, stage.parts.student)
-            if place not in self.exported and not exports.is_complete(self.folder / place):
+            written = hub_folders.Export(stage.name, stage.definition.config, stage.parts.student)
+            run = self.record.get("run") or ""
+            if place not in self.exported and not hub_folders.is_complete(self.folder / place, stage.name, run):
                 self._export(place, *written, self.variables[stage.name])
             self.exported[place] = written
         for place, export in self.exported.items():
             if jax.process_index() == 0:
-                exports.write_card(self.folder / place, export, self.resolved.data, self.rows, results)
-            self.console.print(f"{export.name:>12}  written to {self.folder / place / exports.HUB}")
+                hub_folders.write_card(self.folder / place, export, self.resolved.data, self.rows, results)
+            self.console.print(f"{export.name:>12}  written to {self.folder / place / hub_folders.HUB}")
         variables = {row["name"]: self.variables[row["name"]] for row in results["rows"]}
         return Result(results["rows"], variables, self.folder)
 
@@ -345,6 +345,6 @@ class Run:
         }
 
     def _export(self, place: Path, name: str, config: Config, model: Model, variables: Variables) -> None:
-        """Write a trained model to its folder, with a card that `finish` completes; see `exports.write_model`."""
-        self.exported[place] = export = exports.Export(name, config, model)
-        exports.write_model(self.folder / place, export, variables, self.resolved.data, self.rows, self._results())
+        """Write a trained model to its folder, with a card that `finish` completes; see `hub_folders.write_model`."""
+        self.exported[place] = export = hub_folders.Export(name, config, model)
+        hub_folders.write_model(self.folder / place, export, variables, self.resolved.data, self.rows, self._results())

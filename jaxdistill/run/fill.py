@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.data.describe import describe
+from jaxdistill.data.describe import describe_split
 from jaxdistill.run.config import Config, make
 from jaxdistill.run.pipelines import data_folder
 
@@ -37,7 +37,7 @@ def fill_placeholders(config: Config) -> Config:
     """
     data = config.data
     described = functools.cache(
-        lambda tokens: describe(data.name, data.train, data_folder(config), "data", "train", tokens)
+        lambda tokens: describe_split(data.name, data.train, data_folder(config), "data", "train", tokens)
     )
 
     def texts(path: str, text: str, name: str) -> str:

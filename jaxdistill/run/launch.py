@@ -1,6 +1,7 @@
 """Start JAX in all processes of a run, and run a config."""
 
 import sys
+import textwrap
 from pathlib import Path
 
 import jax
@@ -26,14 +27,14 @@ def launch(config: Config, workdir: str, source: str) -> None:
     _connect(config)
     distill.distill(config, workdir, source=source)
     if config.exports:
-        from jaxdistill.run import exporting  # only here: a run without exports needs none of it
+        from jaxdistill.run import export_run  # only here: a run without exports needs none of it
 
         for entry in config.exports.values():
-            options = exporting.Options(entry.runtime, entry.threads, 0, bool(source), entry.device)
-            sys.stdout.write(exporting.export(Path(workdir), [entry.model], [entry.to], options))
+            options = export_run.Options(entry.runtime, entry.threads, 0, bool(source), entry.device)
+            sys.stdout.write(export_run.export(Path(workdir), [entry.model], [entry.to], options))
 
 
-def check(config: Config, workdir: str | None) -> str:
+def check_report(config: Config, workdir: str | None) -> str:
     """Check a config against every rule, without compiling anything, and say what a run of it would train.
 
     Args:
@@ -43,9 +44,11 @@ def check(config: Config, workdir: str | None) -> str:
     Raises:
         ConfigError: the config breaks a rule.
     """
-    resolved = distill.check(config, workdir or None)
+    resolved = distill.check_config(config, workdir or None)
     data = resolved.data
-    shown = [*data.class_names[:8], *(["..."] if len(data.class_names) > 8 else [])]
+    readable = (textwrap.shorten(name, 40, placeholder="...") for name in data.class_names[:8])
+    printable = ("".join(x if x.isprintable() else "?" for x in name) for name in readable)
+    shown = [*printable, *(["..."] if len(data.class_names) > 8 else [])]
     names = f" ({', '.join(shown)})" if shown else ""
     classes = f", {data.classes} classes{names}" if data.classes else ""
     counts = f"{data.count_training_records():,} training records, {data.test_description.records:,} test records"

@@ -62,6 +62,7 @@ MOVED = {  # modules whose last name changed; others are found by it
     "jaxdistill.meshes": "jaxdistill.run.rules.devices",
     "jaxdistill.models.cached": "jaxdistill.teachers.codec",
     "jaxdistill.models.few": "jaxdistill.teachers.sparse_logits",
+    "jaxdistill.models.causal": "jaxdistill.models.decoder_network",
     "jaxdistill.models.importance": "jaxdistill.evaluation.interpret.head_importance",
     "jaxdistill.models.narrow": "jaxdistill.core.quantized_array",
     "jaxdistill.models.quantized": "jaxdistill.compress.quantize",

@@ -1,4 +1,4 @@
-"""What a run keeps of a trained model beside its weights: the content of result.json."""
+"""The content of result.json: the results of a trained model besides its weights."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from jaxdistill.evaluation.comparison import paired_answers
 from jaxdistill.evaluation.cost import forward_pass
 from jaxdistill.evaluation.evaluator import ANSWERS, reliability, scores
 from jaxdistill.evaluation.latency import Latency, latencies, timer
-from jaxdistill.run.examples import differing
+from jaxdistill.run.differing_records import differing
 from jaxdistill.run.train import Trained
 from jaxdistill.teachers.teacher import one_example
 

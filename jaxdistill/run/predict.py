@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, DamageError, suggest
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.evaluation.report.table import FLOATS
 from jaxdistill.run.config import note
 from jaxdistill.run.config_files import load_config
-from jaxdistill.run.exports import HUB
+from jaxdistill.run.hub_folders import HUB
 
 CONFIGS = (".py", ".json")
 
@@ -70,7 +70,9 @@ def model_folder(folder: Path, model: str) -> Path:
         state = "does not exist" if not folder.exists() else "holds no trained model"
         raise ConfigError("RUN", f"{str(folder)!r} {state}. Give the folder of a run, as in --workdir.")
     if model not in places:
-        raise ConfigError("model", f"there is no {model!r} in {str(folder)!r}. {suggest(model, places)}")
+        raise ConfigError(
+            "model", f"there is no {model!r} in {str(folder)!r}. Choose one of {', '.join(sorted(places))}."
+        )
     return places[model]
 
 

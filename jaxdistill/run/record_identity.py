@@ -1,4 +1,4 @@
-"""Notice that the records of a run have changed between two of its parts: RUN/records.json."""
+"""Detect that the records of a run have changed since it began: RUN/records.json."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import jax
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.data.pipeline import TEST, Pipeline, Stream
+from jaxdistill.run.config import note
 
 FILE = "records.json"
 
@@ -14,7 +15,7 @@ FILE = "records.json"
 def check_records(workdir: Path, data: Pipeline) -> None:
     """Check that the records of a resumed or repeated run are those with which it began, by hashes of their content.
 
-    A new run writes the hashes to `FILE`. A damaged file is written again.
+    A new run writes the hashes to `FILE`. A damaged or missing file is written again, with a note.
 
     Args:
         workdir: folder of the run.
@@ -27,8 +28,11 @@ def check_records(workdir: Path, data: Pipeline) -> None:
     found = {name: contents for name, stream in streams.items() if (contents := _contents(data, stream))}
     try:
         known = seal.read(workdir / FILE, {"contents": dict})["contents"]
-    except (FileNotFoundError, DamageError):
+    except (FileNotFoundError, DamageError) as error:
         known = {}
+        if any(workdir.glob("**/checkpoints/manifests/*.json")):
+            state = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+            note(f"{workdir / FILE} {state}: nobody can tell whether the run began with these records")
     if changed := [name for name in found if known.get(name, found[name]) != found[name]]:
         problem = f"the records of {' and '.join(changed)} have changed since the run in {str(workdir)!r} began"
         raise ConfigError("data.name", f"{data.name!r}: {problem}. Restore them, or choose another --workdir.")

@@ -28,7 +28,7 @@ from jaxdistill.run.fill import fill_placeholders, with_stand_ins
 from jaxdistill.run.parts import Components, build_components, build_parts
 from jaxdistill.run.pipelines import build_pipeline
 from jaxdistill.run.stages import Stage, StageDefinition, plan_stages, settings
-from jaxdistill.run.validate import check
+from jaxdistill.run.validate import check_rules
 from jaxdistill.run.views import ConfigView, DataView, StageConfigView, StageView
 from jaxdistill.teachers.build import OPTIONS, TeacherConfig, allocate_devices, build
 from jaxdistill.teachers.option import Context
@@ -67,7 +67,7 @@ class Resolved:
             )
             for number, (name, section) in enumerate(config.teachers.items())
         }
-        check("text", ConfigView(config, teacher_configs, len(self.devices)))
+        check_rules("text", ConfigView(config, teacher_configs, len(self.devices)))
         return MappingProxyType(teacher_configs)
 
     @cached_property
@@ -90,14 +90,14 @@ class Resolved:
         config, teacher_configs = stage.config, self.teacher_configs if stage.learns_from_teachers else {}
         tokens = registry.tokenizations.build(config.data.tokens, "data.tokens") if config.data.tokens else None
         components = build_components(config, Horizon(config.steps, config.steps), tokens)
-        check("stage text", StageConfigView(config, teacher_configs, components))
+        check_rules("stage text", StageConfigView(config, teacher_configs, components))
         return components
 
     @cached_property
     def data(self) -> Pipeline:
         """Return the data pipeline of the student's training, after checking that the data exist and fit the config."""
         pipeline = build_pipeline(self.config)
-        check("data", DataView(self.config, pipeline))
+        check_rules("data", DataView(self.config, pipeline))
         return pipeline
 
     @cached_property
@@ -181,7 +181,7 @@ class Resolved:
         parts = build_parts(config, build_components(config, horizon, data.tokenization), teachers, horizon)
         shapes = {name: {**rows, **teacher_fields(teachers, name, rows)} for name, rows in data.shapes.items()}
         view = StageView(config, teacher_configs, data, shapes, parts, self.mesh)
-        check("stage", view)
+        check_rules("stage", view)
         return Stage(definition, settings(config), data, shapes, parts, view)
 
     @cached_property
@@ -205,7 +205,7 @@ class Resolved:
         Raises:
             ConfigError: a rule is broken.
         """
-        check("run", self)
+        check_rules("run", self)
 
     def check_memory(self) -> None:
         """Check that every stage fits into memory, by a lower bound.
@@ -215,7 +215,7 @@ class Resolved:
         """
         for stage in self.stages:
             with stage.definition.reporting():
-                check("stage to run", stage.view)
+                check_rules("stage to run", stage.view)
 
     def check_weights(self) -> None:
         """Check that pretrained weights and the checkpoints of teachers are undamaged and fit the configured networks.
@@ -223,7 +223,7 @@ class Resolved:
         Raises:
             ConfigError: the files of a model are damaged, incomplete, or belong to another model.
         """
-        check("weights", self)
+        check_rules("weights", self)
 
     def check_workdir(self, workdir: Path) -> None:
         """Check that the folder of the run is new, or holds a run that this config may resume.
@@ -232,7 +232,7 @@ class Resolved:
             ConfigError: the folder belongs to another config, or has a checkpoint of a later step than the config's
                 last.
         """
-        check("workdir", self, workdir)
+        check_rules("workdir", self, workdir)
 
 
 def resolve(config: ConfigDict, devices: Sequence[jax.Device]) -> Resolved:

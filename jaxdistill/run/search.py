@@ -32,8 +32,8 @@ from jaxdistill.export.network import Exporter, Network, network_of
 from jaxdistill.models.build import build_model
 from jaxdistill.run.config import Config, differ
 from jaxdistill.run.cut_specs import with_sizes
-from jaxdistill.run.exported_files import without_warnings
-from jaxdistill.run.exports import about
+from jaxdistill.run.export_files import without_warnings
+from jaxdistill.run.hub_folders import about
 from jaxdistill.run.provenance import processor
 from jaxdistill.run.resolve import Resolved
 

@@ -15,8 +15,8 @@ from jaxdistill.evaluation.report.search import ALONE, DISTILLED, FLOATS, ROUNDE
 from jaxdistill.export.choice import choose_device
 from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import Config, differ
-from jaxdistill.run.exported_files import EXPORTS, slug
-from jaxdistill.run.exporting import Options, export
+from jaxdistill.run.export_files import EXPORTS, slug
+from jaxdistill.run.export_run import Options, export
 from jaxdistill.run.predict import results
 from jaxdistill.run.search import Candidate, Size
 from jaxdistill.run.study import Run, Study, expand, runs

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from rich.console import Console
 
 from jaxdistill.core import seal
@@ -15,6 +16,8 @@ from jaxdistill.evaluation.report.study import ACCURACY, Measure
 from jaxdistill.run.config import Config, differ, override
 from jaxdistill.run.distill import distill
 from jaxdistill.run.fill import fill_placeholders
+from jaxdistill.run.record_identity import check_records
+from jaxdistill.run.resolve import resolve
 from jaxdistill.run.workdir import config_differences
 
 Change = str | Mapping[str, Any]  # the text of a value, as on the command line; or arguments of `differ`
@@ -191,6 +194,7 @@ def run_or_resume(config: Config, folder: Path) -> list[dict[str, Any]]:
         folder: folder of the run.
     """
     if results := finished_results(config, folder):
+        check_records(folder, resolve(config, jax.devices()).data)  # else new runs stand beside those on other records
         return results["rows"]
     return distill(config, folder, Console(quiet=True)).rows
 

@@ -8,7 +8,7 @@ rule compiles anything.
 from collections.abc import Callable
 from typing import Any
 
-from jaxdistill.run.rules import data, devices, exports, run, specs, stage
+from jaxdistill.run.rules import data, devices, exports, run, specs, stage, terms
 
 Rule = Callable[..., None]
 
@@ -60,15 +60,16 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "stage": (
         stage.student_has_the_classes,
         stage.teachers_have_the_classes,
-        stage.fusion_fits,
-        stage.terms_fit,
-        stage.text_reductions_have_texts,
+        terms.fusion_fits,
+        terms.terms_fit,
+        terms.text_reductions_have_texts,
         stage.evaluated_layers_exist,
         stage.teachers_have_values,
         stage.step_streams_exist,
         stage.teachers_support_the_step,
         stage.gate_is_trained_by_the_step,
         stage.step_initialises,
+        terms.terms_have_gradients,
         stage.activations_are_constrained,
         stage.tensor_divides_models,
     ),
@@ -91,6 +92,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         run.packages_exist,
         run.pretrained_weights_fit,
         run.teacher_checkpoints_fit,
+        run.teacher_checkpoints_know_the_data,
     ),
     # the folder that the run writes to
     "workdir": (
@@ -102,7 +104,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 
-def check(group: str, *subjects: Any) -> None:
+def check_rules(group: str, *subjects: Any) -> None:
     """Check all rules of a group, in order. A rule is a function that raises a `ConfigError` if the config breaks it.
 
     Args:

@@ -81,9 +81,12 @@ def meta(
         ValueError: `learns` is empty, or a number is out of range; when the train state is initialised, "teachers" are
             to be trained and none has parameters, or `inner_steps` does not divide the batch size.
     """
-    if not learns or inner_steps < 1 or inner_lr <= 0:
-        values = f"learns={learns}, inner_steps={inner_steps}, inner_lr={inner_lr}"
-        raise ValueError(f"learns must not be empty, inner_steps at least 1, inner_lr above 0; got {values}")
+    if not learns:
+        raise ValueError("learns is empty; name what is learned")
+    if inner_steps < 1:
+        raise ValueError(f"inner_steps={inner_steps} must be at least 1")
+    if inner_lr <= 0:
+        raise ValueError(f"inner_lr={inner_lr} must be above 0")
     outer, inner = (
         learner(student, teachers, objective, optimizer, _with_temperature_factor(run_models))
         for run_models in (observe, observe_with_gradients)
@@ -139,16 +142,16 @@ def meta(
     return Step(init, update, objective.streams | {"quiz"})
 
 
-def _quiz_metrics(quiz: Mean, slope: PyTree, learned: Mapping[str, PyTree]) -> dict[str, Mean]:
+def _quiz_metrics(quiz: Mean, gradient: PyTree, learned: Mapping[str, PyTree]) -> dict[str, Mean]:
     """Collect the metrics of the quiz: quiz loss, norm of the gradient, and the learned temperature factor, if any.
 
     Args:
         quiz: the mean loss of the updated student on the quiz.
-        slope: the gradient of the quiz loss with respect to what is learned.
+        gradient: the gradient of the quiz loss with respect to what is learned.
         learned: the learned params by name; `temperature` is the logarithm of the factor.
     """
     one = jnp.ones(())
-    metrics = {"quiz/loss": quiz, "quiz/slope": Mean(optax.tree.norm(slope), one)}
+    metrics = {"quiz/loss": quiz, "quiz/slope": Mean(optax.tree.norm(gradient), one)}
     factor = learned.get("temperature")
     return metrics if factor is None else metrics | {"temperature/factor": Mean(jnp.exp(factor), one)}
 

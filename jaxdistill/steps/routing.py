@@ -122,7 +122,7 @@ def routing(
         params: dict[str, PyTree], ts: TrainState, frozen: tuple[Variables, ...], batch: Batch, fused: Signals, key: Key
     ) -> ValuesAndWeights:
         weights = teacher_weights(fused)
-        return _reinforce_loss(weights, _teacher_log_likelihoods(fused), fused.mask, key), weights
+        return _policy_gradient(weights, _teacher_log_likelihoods(fused), fused.mask, key), weights
 
     def hypergradient_loss(
         params: dict[str, PyTree], ts: TrainState, frozen: tuple[Variables, ...], batch: Batch, fused: Signals, key: Key
@@ -178,7 +178,7 @@ def _mixture_nll(weights: Array, log_p: Array) -> Array:
     return -jax.nn.logsumexp(log_p, axis=0, b=weights)
 
 
-def _reinforce_loss(weights: Array, log_p: Array, mask: Array, key: Array) -> Array:
+def _policy_gradient(weights: Array, log_p: Array, mask: Array, key: Array) -> Array:
     """Compute `-(reward - mean) / deviation * log w` for a teacher drawn for each row by its weight w.
 
     A row is an example, or a token of a text. The reward is the drawn teacher's log-likelihood of the label. Mean and

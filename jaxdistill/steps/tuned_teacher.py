@@ -1,6 +1,6 @@
 """Tuned teacher: fine-tune the teachers on labelled quiz examples, then distil. Control of `meta` and `pseudo_labels`.
 
-Own: the simplest use of a quiz. Its second phase is Hinton et al., 2015 (arxiv.org/abs/1503.02531).
+No paper: the simplest use of a quiz. The second phase is that of Hinton et al., 2015 (arxiv.org/abs/1503.02531).
 
 The quiz is a second source of batches: held-out examples with labels y. T is a teacher, S the student, L the config's
 loss, CE the cross-entropy, and sg is `stop_gradient`.

@@ -78,7 +78,7 @@ class TeacherConfig(NamedTuple):
         """Return the number of devices that the teacher's options reserve for the teacher alone."""
         return sum(option.devices(value, f"{self.path}.{option.key}") for option, value in self.set_options())
 
-    def check(self) -> None:
+    def check_specs(self) -> None:
         """Check the spec strings of the model and of the options, without reading any data.
 
         Raises:

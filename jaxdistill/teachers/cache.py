@@ -15,7 +15,7 @@ from jaxdistill.core.registry import caches
 from jaxdistill.core.types import NO_VARIABLES, Shapes, Variables
 from jaxdistill.data.pipeline import TEST, Pipeline
 from jaxdistill.data.records import Records
-from jaxdistill.data.store import Manifest, Store, StoreError, differences
+from jaxdistill.data.store import Store, StoreError, StoreManifest, differences
 from jaxdistill.data.stream import StoredFields
 from jaxdistill.teachers.cache_identity import KEY, WRITE, identity, read_description
 from jaxdistill.teachers.cached_head import head_of, read_head
@@ -32,7 +32,7 @@ def outputs(
     layers: tuple[int, ...] = (),
     features: bool = False,
 ) -> Encoding:
-    """Store a teacher's outputs in a cache on disk before the run: the logits, and hidden states if `layers` are given.
+    """Describe a cache of a teacher's outputs on disk: its folder, which outputs it holds, and their dtype.
 
     Args:
         folder: folder of the cache.
@@ -45,6 +45,9 @@ def outputs(
         features: store the inputs of the teacher's head instead of logits, and the head once. The logits of all
             classes are multiplied out in the student's step, chunk by chunk; in float32 they are exact. For language
             models.
+
+    Raises:
+        ValueError: there is no folder, `top` or a layer is negative, or both `top` and `features` are set.
     """
     if not folder or top < 0 or any(layer < 0 for layer in layers) or (features and top):
         values = f"folder={folder!r}, top={top}, layers={layers}, features={features}"
@@ -54,7 +57,7 @@ def outputs(
 
 @caches.register
 def draws(folder: str, count: int = 128, temperature: float = 1.0) -> Encoding:
-    """Store classes drawn from softmax(teacher logits / temperature) in a cache on disk before the run, 2 bytes each.
+    """Describe a cache of classes drawn from softmax(teacher logits / temperature), on disk, 2 bytes each.
 
     The frequencies of the drawn classes replace the teacher's probabilities. The gradient of the loss `kd` is unbiased.
 
@@ -110,7 +113,7 @@ class CachedTeacher(Teacher):
     """
 
     encoding: Encoding
-    stores: Mapping[str, Manifest]
+    stores: Mapping[str, StoreManifest]
     by_row: frozenset[str]
 
     @property
@@ -136,7 +139,7 @@ class CachedTeacher(Teacher):
         """
         if not self.encoding.features:
             return NO_VARIABLES
-        return self.place(Variables(read_head(self.encoding, self.stores["train"]), {}))
+        return self.shard(Variables(read_head(self.encoding, self.stores["train"]), {}))
 
     def fields(self, stream: str) -> Fields:
         """Return the shape and dtype of each field of stored outputs that is added to an example, by field name.

@@ -11,7 +11,7 @@ from jaxdistill.core.hub_files import checkpoint_path, fingerprint
 from jaxdistill.core.manifest import CheckpointError, choose_checkpoint, student_arrays
 from jaxdistill.core.registry import parse
 from jaxdistill.data.pipeline import TEST, Pipeline
-from jaxdistill.data.store import Manifest, StoreError, read_manifest
+from jaxdistill.data.store import StoreError, StoreManifest, read_manifest
 from jaxdistill.teachers.codec import Encoding
 from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import Teacher, checkpoint_of
@@ -34,7 +34,7 @@ def stream_encoding(encoding: Encoding, stream: str) -> Encoding:
     return encoding._replace(top=0, draws=0) if stream == TEST else encoding
 
 
-def read_description(folder: Path) -> Manifest:
+def read_description(folder: Path) -> StoreManifest:
     """Read the description of stored outputs, and check the types of what is believed of it.
 
     Args:

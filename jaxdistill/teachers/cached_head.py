@@ -11,7 +11,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.atomic import new_file
 from jaxdistill.core.errors import DamageError
 from jaxdistill.core.types import Array
-from jaxdistill.data.store import Manifest
+from jaxdistill.data.store import StoreManifest
 from jaxdistill.teachers.codec import Encoding, Head
 
 FILE = "head.safetensors"
@@ -23,7 +23,7 @@ def describe_head(head: Head) -> dict[str, Any]:
     return {"kernel": entry(head.kernel), "bias": entry(head.bias), "cap": head.cap, "tied": head.tied}
 
 
-def head_of(manifest: Manifest, folder: Path) -> Head:
+def head_of(manifest: StoreManifest, folder: Path) -> Head:
     """Invert `describe_head`, from the manifest of a store in a folder.
 
     Raises:
@@ -39,7 +39,7 @@ def head_of(manifest: Manifest, folder: Path) -> Head:
         raise DamageError(f"{file} is damaged: 'head' is missing or of another type ({error})") from None
 
 
-def write_head(encoding: Encoding, manifest: Manifest, arrays: Mapping[str, Array]) -> None:
+def write_head(encoding: Encoding, manifest: StoreManifest, arrays: Mapping[str, Array]) -> None:
     """Write the arrays of a head to the cache, in float32, which holds every value of bfloat16 and float16.
 
     Args:
@@ -55,7 +55,7 @@ def write_head(encoding: Encoding, manifest: Manifest, arrays: Mapping[str, Arra
     seal.seal_file(file, _owner(manifest))
 
 
-def read_head(encoding: Encoding, manifest: Manifest) -> dict[str, np.ndarray]:
+def read_head(encoding: Encoding, manifest: StoreManifest) -> dict[str, np.ndarray]:
     """Read the arrays of a head, by name, in the dtypes that the teacher computes with.
 
     Args:
@@ -81,7 +81,7 @@ def read_head(encoding: Encoding, manifest: Manifest) -> dict[str, np.ndarray]:
     return {name: x.astype(wanted[name].dtype) for name, x in arrays.items()}
 
 
-def is_written(encoding: Encoding, manifest: Manifest) -> bool:
+def is_written(encoding: Encoding, manifest: StoreManifest) -> bool:
     """Return True if the cache holds the head, undamaged."""
     try:
         seal.check_file(_file(encoding), _owner(manifest))
@@ -94,5 +94,5 @@ def _file(encoding: Encoding) -> Path:
     return Path(encoding.folder).expanduser() / FILE
 
 
-def _owner(manifest: Manifest) -> dict[str, Any]:
+def _owner(manifest: StoreManifest) -> dict[str, Any]:
     return {"teacher": manifest.about["identity"]["teacher"]}

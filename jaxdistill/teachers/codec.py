@@ -20,7 +20,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.types import Array, Factored, Outputs, PyTree, RowsLike, Shapes, SparseLogits, Variables
+from jaxdistill.core.types import (
+    Array,
+    Factored,
+    Key,
+    Outputs,
+    Params,
+    PyTree,
+    RowsLike,
+    Shapes,
+    SparseLogits,
+    State,
+    Variables,
+)
 from jaxdistill.models.combinators import with_prefix
 from jaxdistill.teachers.sparse_logits import draw_classes, draw_keys, logits_of_draws, pack_classes, unpack_classes
 from jaxdistill.teachers.top_k import top_k
@@ -237,11 +249,11 @@ def decoding_model(
         head: shapes of the teacher's head, if features are kept; None: they are not.
     """
 
-    def init(key, batch):
+    def init(key: Key, batch: RowsLike) -> tuple[Params, State]:
         arrays = {} if head is None else {"kernel": head.kernel, "bias": head.bias}
         return {name: jnp.zeros(x.shape, x.dtype) for name, x in arrays.items() if x is not None}, {}
 
-    def apply(params, state, batch, *, train, key):
+    def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         encoded = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
         missing: Any = None
         factors = head and Factored(missing, params["kernel"], params.get("bias"), head.cap, head.tied)

@@ -18,7 +18,7 @@ from jaxdistill.core.registry import placements
 from jaxdistill.core.types import NO_VARIABLES, Factored, Shapes, Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.models.abstract import abstract_outputs
-from jaxdistill.parallel.compile import jit_evaluate, move_to_mesh, place
+from jaxdistill.parallel.compile import jit_evaluate, move_to_mesh, shard_variables
 from jaxdistill.parallel.mesh import build_mesh
 from jaxdistill.parallel.sharding import DEFAULT_RULES
 from jaxdistill.teachers.codec import (
@@ -132,7 +132,7 @@ class SubmeshTeacher(Teacher):
         if not self.encoding.features:
             return NO_VARIABLES
         head = head_arrays(self.network, variables, self.rows, self.mesh)
-        return place(Variables(jax.device_get(head), {}), self.student_mesh, self.rules or DEFAULT_RULES)
+        return shard_variables(Variables(jax.device_get(head), {}), self.student_mesh, self.rules or DEFAULT_RULES)
 
 
 def _submesh(value: str, path: str) -> Submesh:

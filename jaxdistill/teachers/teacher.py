@@ -1,6 +1,6 @@
 """A teacher as one value, whatever its options: live beside the student, cached, on its own sub-mesh, or in 8 bits.
 
-A run asks a teacher three things: which fields it adds to a batch, how its outputs reach the student, and what it
+A run needs three things from a teacher: which fields it adds to a batch, how its outputs reach the student, and what it
 costs. The class below is the live teacher, whose network runs inside the student's step. An option of a teacher
 (`option.py`) replaces the network, or returns a subclass that overrides the methods for these questions.
 """
@@ -18,7 +18,7 @@ from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import NO_VARIABLES, Shapes, Variables
 from jaxdistill.data.stream import StoredFields
 from jaxdistill.evaluation.cost import cost
-from jaxdistill.parallel.compile import place
+from jaxdistill.parallel.compile import shard_variables
 from jaxdistill.parallel.sharding import DEFAULT_RULES, Rules, shardings, with_shardings
 
 Fields = Mapping[str, tuple[tuple[int, ...], str]]  # shape and dtype of what is added to a record, by name
@@ -124,13 +124,13 @@ class Teacher:
         shapes = Variables(*jax.eval_shape(self.network.init, key, rows))
         return with_shardings(shapes, shardings(shapes, self.mesh, self.rules or DEFAULT_RULES))
 
-    def place(self, variables: Variables) -> Variables:
+    def shard(self, variables: Variables) -> Variables:
         """Place the teacher's parameters and state on the devices of its mesh, sharded by its rules.
 
         Args:
             variables: the parameters and state.
         """
-        return place(variables, self.mesh, self.rules or DEFAULT_RULES)
+        return shard_variables(variables, self.mesh, self.rules or DEFAULT_RULES)
 
     def argument(self, variables: Variables) -> Variables:
         """Return the variables that the training step needs for this teacher: all of them, placed on its mesh.
@@ -138,7 +138,7 @@ class Teacher:
         Args:
             variables: the teacher's parameters and state.
         """
-        return self.place(variables)
+        return self.shard(variables)
 
     def delivered(self) -> Variables:
         """Return what the student's step needs of a teacher whose network does not run, beside the batch: nothing."""

@@ -23,10 +23,10 @@ from jaxdistill.core.interfaces import Pretrained
 from jaxdistill.core.quantized_array import QuantizedArray, quantize, run_quantized
 from jaxdistill.core.types import Variables
 from jaxdistill.models.combinators import in_dtype
-from jaxdistill.parallel.compile import place
+from jaxdistill.parallel.compile import shard_variables
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.config import differ
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 from jaxdistill.run.resolve import resolve
 
 KEY = jax.random.key(0)
@@ -141,7 +141,7 @@ def test_a_config_has_its_teacher_in_8_bits(taught):
 def test_on_a_mesh_it_says_what_it_says_on_one_device_and_is_read_into_its_shards():
     model, values, rows = world(SCANNED, "tokens")
     mesh = make_mesh((2, 2, 2))
-    model = quantized(model._replace(load=lambda shapes: Pretrained((), lambda: place(values, mesh))), "int8")
+    model = quantized(model._replace(load=lambda shapes: Pretrained((), lambda: shard_variables(values, mesh))), "int8")
     layout = {"blocks/up/kernel": PartitionSpec(None, "fsdp", "tensor")}
     shapes = jax.eval_shape(lambda: Variables(*model.init(KEY, rows)))
     shard = lambda name, x: NamedSharding(mesh, layout.get(name, PartitionSpec()))
@@ -203,4 +203,4 @@ def test_a_student_learns_from_it_what_it_learns_from_floats(taught, tmp_path):
 def test_what_8_bits_cannot_do_is_refused(taught, tmp_path, changes, said):
     config = eight(taught[0], **changes.pop("teachers", {}))
     with pytest.raises(ConfigError, match=re.escape(said)):
-        check(differ(config, **changes), tmp_path)
+        check_config(differ(config, **changes), tmp_path)

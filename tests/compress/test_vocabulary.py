@@ -16,7 +16,7 @@ from jaxdistill.core.types import Variables
 from jaxdistill.models.hub.kept_tokens import read_kept_tokens
 from jaxdistill.run.commands import vocabulary
 from jaxdistill.run.config import differ, make
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 from jaxdistill.run.resolve import resolve
 from jaxdistill.teachers.cache_identity import weights_hash
 
@@ -175,7 +175,7 @@ def test_mistakes_are_named(world, tmp_path, capsys):
     terms = {"cross_entropy": {}}
     narrow = differ(config, student={"model": spec}, batch_size=8, objective=terms)
     with pytest.raises(ConfigError, match=r"student\.model: has an embedding of 59 rows, the tokenizer 60 tokens"):
-        check(narrow, tmp_path / "never")
+        check_config(narrow, tmp_path / "never")
     words = ["--config", str(folder / "config.json"), "--out", str(tmp_path / "x")]
     assert vocabulary.run([*words, "--config.data.tokens="]) == 2
     assert "error: data.tokens: is empty" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def flip(step) -> None:
 
 def test_the_folder_holds_the_address_alone(folder):
     assert [file.name for file in folder.iterdir()] == [bucket.POINTER]
-    place = bucket.place(folder)
+    place = bucket.checkpoints_path(folder)
     assert str(place).startswith(f"gs://{buckets.BUCKET}/runs/run-") and place.name == "student"
     assert list(manifests(folder)) == [10, 30, 40]
     assert sorted(file.name for file in (place / "steps").iterdir()) == ["10", "30", "40"]
@@ -69,7 +69,7 @@ def test_a_state_comes_back_to_the_bit(folder):
 
 
 def test_a_changed_byte_is_noticed_and_the_last_good_step_is_used(folder):
-    place = bucket.place(folder)
+    place = bucket.checkpoints_path(folder)
     flip(place / "steps" / "40")
     step, restored, said = reopened(folder)
     assert (step, len(said)) == (30, 1) and said[0].startswith("checkpoint of step 40 is set aside: ")
@@ -81,7 +81,7 @@ def test_a_changed_byte_is_noticed_and_the_last_good_step_is_used(folder):
 
 
 def test_a_save_that_was_never_finished_is_set_aside(folder):
-    (bucket.place(folder) / "manifests" / "40.json").unlink()
+    (bucket.checkpoints_path(folder) / "manifests" / "40.json").unlink()
     step, _, said = reopened(folder)
     assert step == 30 and "40.json is missing: the save was never finished" in said[0]
     with Checkpoints(folder) as checkpoints:  # the step can be saved again
@@ -91,7 +91,7 @@ def test_a_save_that_was_never_finished_is_set_aside(folder):
 
 def test_if_all_are_damaged_nothing_is_restored(folder):
     for step in manifests(folder):
-        flip(bucket.place(folder) / "steps" / str(step))
+        flip(bucket.checkpoints_path(folder) / "steps" / str(step))
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
         reopened(folder)
 
@@ -100,7 +100,7 @@ def test_two_runs_of_one_name_have_places_of_their_own(tmp_path):
     places = []
     for parent in ("a", "b"):
         bucket.point(tmp_path / parent / "run" / "student" / "checkpoints", f"gs://{buckets.BUCKET}/runs")
-        places.append(bucket.place(tmp_path / parent / "run" / "student" / "checkpoints"))
+        places.append(bucket.checkpoints_path(tmp_path / parent / "run" / "student" / "checkpoints"))
     assert places[0] != places[1] and places[0].parent.parent == places[1].parent.parent
 
 
@@ -121,7 +121,7 @@ def test_the_place_has_the_names_of_run_and_model(tmp_path):
     (tmp_path / "my run [1]").mkdir()
     (tmp_path / "my run [1]" / "config.json").write_text("{}")
     bucket.point(stage / "checkpoints", f"gs://{buckets.BUCKET}/x/")
-    place = str(bucket.place(stage / "checkpoints"))
+    place = str(bucket.checkpoints_path(stage / "checkpoints"))
     assert re.fullmatch(rf"gs://{buckets.BUCKET}/x/my_run__1_-[0-9a-f]{{8}}/teachers/big", place)
     before = (stage / "checkpoints" / bucket.POINTER).read_bytes()
     bucket.point(stage / "checkpoints", "gs://another")  # the place of checkpoints never changes
@@ -130,7 +130,7 @@ def test_the_place_has_the_names_of_run_and_model(tmp_path):
 
 def test_a_file_in_place_of_a_folder_has_no_address(tmp_path):
     (tmp_path / "file").touch()
-    assert bucket.place(tmp_path / "file" / "checkpoints") == tmp_path / "file" / "checkpoints"
+    assert bucket.checkpoints_path(tmp_path / "file" / "checkpoints") == tmp_path / "file" / "checkpoints"
 
 
 def test_a_process_that_never_sees_the_address_says_so(tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_without_a_network_the_check_ends_at_once(monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     start = time.monotonic()
     with pytest.raises(ConfigError, match=r"127\.0\.0\.1 cannot be reached"):
-        bucket.check("gs://distilled/runs", "checkpoints.bucket")
+        bucket.require_writable("gs://distilled/runs", "checkpoints.bucket")
     assert time.monotonic() - start < 10
 
 
@@ -166,13 +166,13 @@ def test_without_a_network_the_check_ends_at_once(monkeypatch):
 )
 def test_a_bucket_that_cannot_be_used_is_refused(address, message):
     with pytest.raises(ConfigError, match=message) as error:
-        bucket.check(address, "checkpoints.bucket")
+        bucket.require_writable(address, "checkpoints.bucket")
     assert error.value.path == "checkpoints.bucket"
 
 
 def test_checking_leaves_nothing_behind():
     address = f"gs://{buckets.BUCKET}/checked"
-    bucket.check(address, "checkpoints.bucket")
+    bucket.require_writable(address, "checkpoints.bucket")
     assert not bucket.path(address).exists()
 
 
@@ -189,7 +189,7 @@ def test_an_error_of_the_bucket_is_no_bug(module):
 def test_a_run_keeps_its_checkpoints_there_and_goes_on_from_them(tmp_path, capsys):
     words = f"--config.checkpoints.bucket=gs://{buckets.BUCKET}/runs", "--config.control=False"
     assert runs.run(tmp_path / "run", *words) == 0
-    (bucket.place(tmp_path / "run/student/checkpoints") / "manifests" / "40.json").unlink()
+    (bucket.checkpoints_path(tmp_path / "run/student/checkpoints") / "manifests" / "40.json").unlink()
     (tmp_path / "run/student/result.json").unlink()
     assert runs.run(tmp_path / "run", *words) == 0
     assert "student  resumed at step 30" in capsys.readouterr().out
@@ -210,11 +210,11 @@ def test_processes_share_a_bucket_and_one_that_is_killed_costs_nothing(tmp_path)
     processes = runs.together(workdir, *words, there)
     student = workdir / "student" / "checkpoints"
     runs.meet(processes[0], (student / bucket.POINTER).is_file)
-    runs.meet(processes[0], (bucket.place(student) / "manifests" / "10.json").exists, pause=0.05)
+    runs.meet(processes[0], (bucket.checkpoints_path(student) / "manifests" / "10.json").exists, pause=0.05)
     processes[1].kill()
     assert processes[0].wait(timeout=150) != 0  # JAX waits 100 s for a sign of life
     first, _ = map(runs.finish, runs.together(workdir, *words, there))
     assert "student  resumed at step" in first[0]
     runs.assert_same_end(workdir, tmp_path / "whole")
-    shards = [file.name for file in (bucket.place(student) / "steps" / "40" / "state").iterdir()]
+    shards = [file.name for file in (bucket.checkpoints_path(student) / "steps" / "40" / "state").iterdir()]
     assert {"ocdbt.process_0", "ocdbt.process_1"} <= set(shards)  # each process wrote its own

@@ -192,3 +192,8 @@ def test_a_line_of_a_log_is_sealed_by_itself():
         assert {key: found.get(key) for key in content} == content  # the flip was in the name of the checksum
     with pytest.raises(ValueError, match="no JSON object"):
         seal.open_line("[3]")
+
+
+def test_a_line_that_is_nested_too_deeply_is_no_line():
+    with pytest.raises(ValueError, match="nested too deeply"):
+        seal.open_line("[" * 100_000)

@@ -19,7 +19,7 @@ from jaxdistill.data.stream import StoredFields
 from jaxdistill.run import subset
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 from jaxdistill.run.resolve import resolve
 
 
@@ -193,7 +193,7 @@ def test_a_run_that_goes_on_learns_from_the_same_records_and_from_no_others(taug
 def test_only_the_student_and_its_control_have_less_to_learn_from(tmp_path):
     """A rate that falls with every epoch tells how long one is."""
     config = differ(runs.load(), rate="step(start=1.0, factor=0.5, every=1)")
-    stages = check(selecting(config, "random(share=0.256)"), tmp_path).stages
+    stages = check_config(selecting(config, "random(share=0.256)"), tmp_path).stages
     assert [bool(stage.data.select) for stage in stages] == [False, True, True]
     for stage, records in zip(stages, (250, 64, 64), strict=True):
         rates = [float(stage.parts.components.schedules["rate"](np.int32(step))) for step in range(16)]
@@ -210,13 +210,13 @@ def test_what_a_teacher_said_of_the_chosen_rows_is_read_as_it_was_said(taught, t
     cache.write(written, quiet())
     assert not runs.differences(params(chosen, tmp_path / "live"), params(written, tmp_path / "read"))
     with pytest.raises(ConfigError, match=r"is stale: draws\.asked was .*; draws\.select was \"hardest.* is 'random"):
-        check(selecting(written, "random(share=0.2)"), tmp_path / "other")
+        check_config(selecting(written, "random(share=0.2)"), tmp_path / "other")
 
 
 @pytest.mark.parametrize(
     ("select", "data", "said"),
     [
-        ("hardest(share=0.2, cache='nowhere')", {}, "nowhere/train holds no store. Write it: jaxdistill cache"),
+        ("hardest(share=0.2, cache='nowhere')", {}, "nowhere/train has no cached outputs. Write it: jaxdistill cache"),
         ("hardest(share=0.2, cache={said!r})", {"name": "blobs"}, "is a cache of other data: contents was"),
         ("hardest(share=2.0, cache={said!r})", {}, "hardest: share must be above 0 and at most 1; got 2.0"),
         ("random(share=0.2, by='loss')", {}, "selection 'random' has no argument 'by'"),
@@ -226,7 +226,7 @@ def test_a_mistake_is_told_before_anything_compiles(taught, tmp_path, select, da
     config, folder = taught
     before = len(runs.compilations)
     with pytest.raises(ConfigError) as error:
-        check(selecting(config, select.format(said=str(folder)), **data), tmp_path / "never")
+        check_config(selecting(config, select.format(said=str(folder)), **data), tmp_path / "never")
     assert str(error.value).startswith("data.select: ") and said in str(error.value)
     assert len(runs.compilations) == before
 
@@ -236,7 +236,7 @@ def test_a_cache_of_augmented_rows_says_nothing_of_records(taught, tmp_path):
     entry = {**config.teachers["big"].to_dict(), "cache": f"outputs(folder={str(tmp_path / 'rows')!r})"}
     cache.write(differ(config, teachers={"big": entry}), quiet())
     with pytest.raises(ConfigError, match=r"data\.select: .* is a cache of augmented batches, not of records\. Write"):
-        check(selecting(config, f"hardest(share=0.2, cache={str(tmp_path / 'rows')!r})"), tmp_path / "never")
+        check_config(selecting(config, f"hardest(share=0.2, cache={str(tmp_path / 'rows')!r})"), tmp_path / "never")
 
 
 def test_teachers_of_unlike_classes_cannot_disagree(taught, tmp_path):
@@ -248,7 +248,7 @@ def test_teachers_of_unlike_classes_cannot_disagree(taught, tmp_path):
     other.write_text(json.dumps(manifest))
     folders = (str(said), str(tmp_path / "other"))
     with pytest.raises(ConfigError, match=r"data\.select: the teachers of .* have different numbers of classes"):
-        check(selecting(config, f"hardest(share=0.2, cache={folders}, by='disagreement')"), tmp_path / "never")
+        check_config(selecting(config, f"hardest(share=0.2, cache={folders}, by='disagreement')"), tmp_path / "never")
 
 
 def test_a_share_is_rounded_to_the_nearest():

@@ -15,7 +15,7 @@ import jaxdistill
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
 from jaxdistill.data import Batches, evaluation_batches, open_records
-from jaxdistill.data.describe import describe
+from jaxdistill.data.describe import describe_split
 from jaxdistill.data.text import token_cache, tokenizer
 from jaxdistill.data.text.tokens import _Packer, pack_documents
 from jaxdistill.data.text.unigram import unigram_nll
@@ -108,7 +108,7 @@ def test_batches_of_sentences(words, tmp_path):
         "mask": ("float32", (4,)),
         "index": ("int32", (4,)),
     }
-    looks = describe("remarks", "train", tmp_path, "data", "train", sentences(words))
+    looks = describe_split("remarks", "train", tmp_path, "data", "train", sentences(words))
     assert looks.records == 4 and looks.classes == 2 and looks.vocabulary == 12
     assert looks.fields == {field: (value.shape[1:], value.dtype.name) for field, value in batch.items()}
 
@@ -157,7 +157,7 @@ def test_the_mask_of_a_token_counts_where_its_row_does(words, tmp_path):
     batch = next(evaluation_batches(records, batch_size=4, rows=slice(4)))
     assert batch["mask"].tolist() == [[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert Batches(records, batch_size=2, seed=0, transforms=(), rows=slice(2))[0]["mask"].sum() == 5
-    looks = describe("stories", "train", tmp_path, "data", "train", documents(words))
+    looks = describe_split("stories", "train", tmp_path, "data", "train", documents(words))
     assert looks.fields["mask"] == ((4,), "float32") and looks.classes is None and looks.vocabulary == 12
 
 

@@ -92,7 +92,7 @@ def test_the_picture_is_what_the_imports_say_and_cuts_no_sentence(monkeypatch, c
 def test_every_part_names_its_paper_when_to_use_it_and_how_it_was_checked(part):
     title, body, marked = DOCS.said(PARTS[part][2])
     paper = re.search(r"\b(19|20)\d\d\b", title + body) and re.search(r"\w\.(org|com|cc|space)\b", title + body)
-    assert paper or "Own" in marked, "a year and an address, or a line `Own: ...` that says why there is none"
+    assert paper or "No paper" in marked, "a year and an address, or a line `No paper: ...` that says why there is none"
     assert {"When", "Config", "Checked"} <= set(marked)
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from jaxdistill.core.types import Variables
-from jaxdistill.export.compare import compare, token_difference
 from jaxdistill.export.examples import Examples
 from jaxdistill.export.measure import DIVERGENCE
 from jaxdistill.export.network import Network
+from jaxdistill.export.output_difference import compare, token_difference
 
 DRAW = np.random.default_rng(0)
 LOGITS = DRAW.normal(0, 2, (600, 7)).astype(np.float32)  # more tokens than are compared at once

@@ -9,9 +9,9 @@ from jaxdistill.compress.aware import aware
 from jaxdistill.core import registry
 from jaxdistill.core.types import Variables
 from jaxdistill.export import hugging_face
-from jaxdistill.export.compare import token_difference
 from jaxdistill.export.formats.gguf import write_file
 from jaxdistill.export.network import Definition, network_of
+from jaxdistill.export.output_difference import token_difference
 from jaxdistill.export.runtimes import llamacpp
 from jaxdistill.models.hub.gguf import Gguf
 from jaxdistill.models.pretrained import architecture_of_spec

@@ -163,3 +163,14 @@ def test_weights_of_zero_are_shared_equally_by_those_who_are_present(present):
     is_present = np.array(present)[:, None]
     found = np.asarray(normalise_weights(jnp.zeros((3, 1)), jnp.asarray(is_present)))
     np.testing.assert_allclose(found, is_present / max(is_present.sum(), 1))
+
+
+def test_the_top_teachers_of_a_gate_are_among_those_who_are_present():
+    """At its beginning a gate weighs all alike, and ties go to the first: here an absent one."""
+    seen = batches.signals(depths=(4, 4, 4))
+    rows = seen.mask.shape[0]
+    absent = replace(seen, batch={**seen.batch, "present": jnp.tile(jnp.array([0, 1, 1]), (rows, 1))})
+    made = registry.fusions.build("gate(top=2)", "fusion")
+    params, state = made.init(KEY, absent)
+    weights = made.apply(params, state, absent, key=KEY)[0].weights
+    assert_close(weights, np.repeat([[0.0], [0.5], [0.5]], rows, axis=1))

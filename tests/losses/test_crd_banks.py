@@ -16,7 +16,7 @@ from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Variables
 from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.losses.relations import crd
-from jaxdistill.parallel.compile import jit_engine, place
+from jaxdistill.parallel.compile import jit_engine, shard_variables
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run.preemption import Preemption
@@ -54,7 +54,7 @@ def three_steps(layout: str):
         engine = pmap_engine(step, evaluate, jax.devices()[:8], values, values, shapes)
     else:
         mesh = make_mesh(LAYOUTS[layout])
-        placed = tuple(place(value, mesh) for value in values)
+        placed = tuple(shard_variables(value, mesh) for value in values)
         engine = jit_engine(step, evaluate, mesh, placed, placed, shapes)
     ts = engine.init(KEY, engine.put({"train": jax.tree.map(np.zeros_like, rows[0])}))
     means = []

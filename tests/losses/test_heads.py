@@ -24,7 +24,7 @@ from jaxdistill.evaluation.interpret.head_importance import head_importance, mas
 from jaxdistill.losses.attention.heads import assign_student_heads
 from jaxdistill.run.commands import heads
 from jaxdistill.run.config import differ
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 
 KEY = jax.random.key(0)
 
@@ -233,7 +233,7 @@ def test_the_command_prints_a_term_that_a_config_takes(learning, tmp_path):
     path, _, term = text.splitlines()[-1].partition(" = ")
     assert code == 0 and path == "objective.heads.term"
     taught = differ(config, objective={"heads": {"term": term.strip('"')}})
-    check(taught, tmp_path / "run")
+    check_config(taught, tmp_path / "run")
     found = heads.importance(differ(config, seed=1), "vit", 40)
     assert found.shape == (2, 2) and f"{found[1, 0]:.2f}" in text
     assert term == f'"heads({top_heads(found, 3)})"'

@@ -13,7 +13,7 @@ from terms import loss_values as values
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Outputs, Signals
-from jaxdistill.losses.hidden.hidden import cosine_distance, squared_distance
+from jaxdistill.losses.hidden.hidden import cosine_distance, mean_squared_distance
 from jaxdistill.losses.hidden.layers import layer_pairs
 
 KEY = jax.random.key(0)
@@ -91,7 +91,7 @@ def test_unlike_widths_without_a_projector_are_refused_with_the_cure():
 
 def test_distances_by_hand():
     a, b = np.float32([[3.0, 4.0], [1.0, 0.0]]), np.float32([[4.0, 3.0], [0.0, 2.0]])
-    assert_close(jax.jit(squared_distance)(a, b), [1.0, 2.5])
+    assert_close(jax.jit(mean_squared_distance)(a, b), [1.0, 2.5])
     cosine = jax.jit(cosine_distance)
     assert_close(cosine(a, b), [1 - 24 / 25, 1.0])
     assert_close(cosine(a, 7 * a), [0.0, 0.0])
@@ -123,7 +123,7 @@ def test_hidden_does_not_see_padding(distance):
     spec = f"hidden(projector='none', distance='{distance}', layers='last')"
     assert_close(values(spec, padded(text, 5)), values(spec, text))
     student, teacher = (np.asarray(x.hidden_states[-1]) for x in (text.student, text.teachers[0]))
-    apart = float64(jax.jit(squared_distance if distance == "mse" else cosine_distance)(student, teacher))
+    apart = float64(jax.jit(mean_squared_distance if distance == "mse" else cosine_distance)(student, teacher))
     by_hand = [apart[i, :n].mean() for i, n in enumerate(lengths.tolist())]
     assert_close(values(spec, text), by_hand)
 
@@ -135,7 +135,7 @@ def test_unlike_extents_are_averaged_without_padding_too():
     seen = replace(text, teachers=pooled.teachers, batch=text.batch | {"attention_mask": real})
     states, teacher = (np.asarray(x.hidden_states[-1]) for x in (text.student, pooled.teachers[0]))
     means = np.stack([states[0, :2].mean(0), states[1, :3].mean(0)])
-    expected = jax.jit(squared_distance)(means, teacher[:, 0])
+    expected = jax.jit(mean_squared_distance)(means, teacher[:, 0])
     assert_close(values("hidden(projector='none', layers='last')", seen), expected)
 
 

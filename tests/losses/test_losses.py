@@ -15,7 +15,7 @@ from terms import loss_values as values
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Outputs
 from jaxdistill.fusion.mixture import mixture_logits
-from jaxdistill.losses.hidden.hidden import cosine_distance, squared_distance
+from jaxdistill.losses.hidden.hidden import cosine_distance, mean_squared_distance
 from jaxdistill.losses.logits.kd import kl_divergence
 from jaxdistill.losses.logits.logit_mse import mean_squared_error
 from jaxdistill.losses.task.cross_entropy import soft_cross_entropy, softmax_cross_entropy
@@ -213,7 +213,7 @@ def test_decay_towards_a_teacher_that_shares_no_kernel_is_refused():
 # Shapes
 
 
-@pytest.mark.parametrize("loss", [kl_divergence, mean_squared_error, squared_distance, cosine_distance])
+@pytest.mark.parametrize("loss", [kl_divergence, mean_squared_error, mean_squared_distance, cosine_distance])
 def test_shapes_are_checked_in_tests(loss):
     with pytest.raises(jaxtyping.TypeCheckError):
         loss(jnp.zeros((6, 5)), jnp.zeros((6, 4)))

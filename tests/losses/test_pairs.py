@@ -140,7 +140,7 @@ def test_a_batch_that_is_longer_is_harder():
 @pytest.mark.parametrize(
     ("spec", "student", "teacher", "said"),
     [
-        ("contrastive", {"text_embedding": None}, {}, "the student has not two towers"),
+        ("contrastive", {"text_embedding": None}, {}, "the student does not have two towers"),
         ("contrastive", {"scale": None}, {}, "the student has no scale of its own; set scale="),
         ("affinity", {}, {"scale": None}, "the teacher has no scale of its own; set scale="),
         ("affinity(of=(0, 3))", {}, {}, "there is no teacher 3"),
@@ -193,3 +193,21 @@ def test_a_row_of_tokens_counts_as_one_pair(spec):
 def test_pairs_are_compared_over_the_whole_batch_and_never_in_chunks():
     is_local = {spec: build_loss(spec).local for spec in SPECS}
     assert not any(is_local.values())
+
+
+def test_a_row_without_a_pair_changes_no_gradient_whatever_the_student_holds_there():
+    student, teacher = drawn_towers(0, rows=6), drawn_towers(1, rows=6)
+    mask, broken = jnp.asarray([1.0, 1, 1, 1, 0, 0]), student.embedding.at[5].set(jnp.nan)
+    for spec in ("contrastive", "affinity", "interactive", "embedding(projector='none')"):
+
+        def loss(image, spec=spec):
+            return mean(spec, seen(replace(student, embedding=image), (teacher,), mask))
+
+        slopes, whole = jax.grad(loss)(broken), jax.grad(loss)(student.embedding)
+        np.testing.assert_array_equal(slopes[:4], whole[:4], err_msg=spec)
+
+
+def test_interactive_needs_no_scale_of_the_student():
+    student, teacher = drawn_towers(0), drawn_towers(1, scale=6.0)
+    without = seen(replace(student, scale=None), (teacher,))
+    assert float(mean("interactive", without)) == float(mean("interactive", seen(student, (teacher,))))

@@ -19,7 +19,7 @@ from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub import slice
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.source import Safetensors
-from jaxdistill.models.hub.weights import export_arrays, load, plan
+from jaxdistill.models.hub.weights import export_arrays, load, map_weights
 
 NAMES = ("bert_classifier", "bert_embedding", "roberta_classifier", "distilbert_classifier")
 FAMILY = families["bert"]
@@ -52,7 +52,7 @@ def plan_of(folder, arguments, batch, **cuts):
     model = registry.models["bert"](**arguments)
     shapes = Variables(*jax.eval_shape(model.init, KEY, batch))
     source = Safetensors(folder)
-    return model, shapes, source, plan(source, FAMILY, arguments, shapes, **cuts)
+    return model, shapes, source, map_weights(source, FAMILY, arguments, shapes, **cuts)
 
 
 # Parity

@@ -18,7 +18,7 @@ from jaxdistill.core.types import Variables
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.source import Safetensors
-from jaxdistill.models.hub.weights import export_arrays, load, plan
+from jaxdistill.models.hub.weights import export_arrays, load, map_weights
 
 KEY = jax.random.key(0)
 NAMES = ("llama_tied", "llama_untied", "llama_scaled", "qwen2", "qwen3")
@@ -260,6 +260,6 @@ def test_a_saved_copy_of_a_tied_head_is_no_surplus_and_layers_can_be_chosen(tmp_
         model = FAMILY.factory(**student)
         abstract = Variables(*jax.eval_shape(model.init, KEY, ref.batch))
         source = Safetensors(folder)
-        found = load(source, plan(source, FAMILY, student, abstract, layers=(1,)), abstract).params
+        found = load(source, map_weights(source, FAMILY, student, abstract, layers=(1,)), abstract).params
         kernel = found["blocks/up/kernel"][0] if scan else found["blocks/0/up/kernel"]
         assert_same(kernel, variables.params["blocks/1/up/kernel"])

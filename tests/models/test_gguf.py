@@ -24,7 +24,7 @@ from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.gguf import NAMES, Gguf
 from jaxdistill.models.hub.gguf_tokenizer import tokenizer, write_tokenizer
 from jaxdistill.models.hub.locate import open_source
-from jaxdistill.models.hub.weights import load, plan
+from jaxdistill.models.hub.weights import load, map_weights
 
 ROOT = Path(__file__).parents[2]
 FAMILY = families["decoder"]
@@ -80,7 +80,7 @@ def write(path: Path, ref: parity.Reference, quantised: bool = False, **changes)
 def values(source, batch, **options):
     arguments = {**FAMILY.arguments(source.config), **options}
     shapes = Variables(*jax.eval_shape(FAMILY.factory(**arguments).init, parity.KEY, batch))
-    return load(source, plan(source, FAMILY, arguments, shapes), shapes)
+    return load(source, map_weights(source, FAMILY, arguments, shapes), shapes)
 
 
 @pytest.mark.parametrize("name", ["llama_tied", "llama_untied", "qwen2", "qwen3"])

@@ -11,14 +11,15 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
-from jaxdistill.core.errors import WeightsError
+from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError, WeightsError
 from jaxdistill.core.hub_files import fingerprint
 from jaxdistill.core.types import Variables
 from jaxdistill.models.hub.family import Family, Rule, family_name
 from jaxdistill.models.hub.locate import open_source
 from jaxdistill.models.hub.slice import average_neighbours, heads_to_units, keep_evenly, keep_units, narrow
 from jaxdistill.models.hub.source import Safetensors
-from jaxdistill.models.hub.weights import export_arrays, load, plan
+from jaxdistill.models.hub.weights import export_arrays, load, map_weights
 from jaxdistill.parallel.mesh import make_mesh
 
 RULES = (
@@ -75,7 +76,7 @@ def shapes(params=PARAMS, state=STATE, sharding=None) -> Variables:
 
 def read(path: Path, abstract=None, **kept) -> Variables:
     source, abstract = Safetensors(path), abstract or shapes()
-    return load(source, plan(source, TOY, {}, abstract, **kept), abstract)
+    return load(source, map_weights(source, TOY, {}, abstract, **kept), abstract)
 
 
 def test_names_and_layouts_become_ours(tmp_path):
@@ -103,7 +104,7 @@ def test_any_float_type_becomes_float32(tmp_path, dtype):
 def test_the_bare_base_model_lacks_prefix_and_head(tmp_path):
     bare = {name.removeprefix("toy."): array for name, array in FILE.items() if name != "head.weight"}
     source = Safetensors(folder(tmp_path, bare))
-    planned = plan(source, TOY, {}, shapes())
+    planned = map_weights(source, TOY, {}, shapes())
     assert planned.fresh == ("head/kernel",)
     assert load(source, planned, shapes()).params.keys() == PARAMS.keys() - {"head/kernel"}
 
@@ -112,16 +113,16 @@ def test_a_head_for_other_classes_is_new_and_one_of_another_width_is_wrong(tmp_p
     counting = TOY._replace(arguments=lambda config: {"classes": config["classes"]})
     source = Safetensors(folder(tmp_path, config={"model_type": "toy", "classes": 5}))
     three = shapes({**PARAMS, "head/kernel": (4, 3)})
-    planned = plan(source, counting, {"classes": 3}, three)
+    planned = map_weights(source, counting, {"classes": 3}, three)
     assert planned.fresh == ("head/kernel",)
     assert load(source, planned, three).params.keys() == PARAMS.keys() - {"head/kernel"}
-    assert not plan(source, counting, {"classes": 5}, shapes()).fresh
+    assert not map_weights(source, counting, {"classes": 5}, shapes()).fresh
     with pytest.raises(
         WeightsError, match=r"head.weight is \[4, 5\] in the model's axis order, head/kernel is \[4, 3\]"
     ):
-        plan(source, counting, {"classes": 5}, three)
+        map_weights(source, counting, {"classes": 5}, three)
     with pytest.raises(WeightsError, match=r"toy\.words\.weight is"):
-        plan(source, counting, {"classes": 3}, shapes({**PARAMS, "embedding": (13, 4)}))
+        map_weights(source, counting, {"classes": 3}, shapes({**PARAMS, "embedding": (13, 4)}))
 
 
 def test_each_device_reads_its_own_shard_and_no_more(tmp_path, monkeypatch):
@@ -132,7 +133,7 @@ def test_each_device_reads_its_own_shard_and_no_more(tmp_path, monkeypatch):
     abstract = shapes({"blocks/0/up/kernel": (4, 8)}, {}, NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))
     one = {"toy.layer.0.up.weight": FILE["toy.layer.0.up.weight"]}
     source.arrays = {name: source.arrays[name] for name in one}
-    found = load(source, plan(source, TOY, {}, abstract), abstract).params["blocks/0/up/kernel"]
+    found = load(source, map_weights(source, TOY, {}, abstract), abstract).params["blocks/0/up/kernel"]
     np.testing.assert_array_equal(found, one["toy.layer.0.up.weight"].T)
     assert len(asked) == 8 and all(rows.stop - rows.start == 4 and cols.stop - cols.start == 1 for rows, cols in asked)
 
@@ -285,3 +286,34 @@ def test_averaged_inputs_of_a_convolution_are_added_up():
     k = np.random.default_rng(3).normal(size=(3, 3, 4, 5))
     small = narrow(k, Rule("", "", "conv", ("", "", "width", "")), {"width": average_neighbours(4, 2)})
     np.testing.assert_allclose(small, k[:, :, ::2] + k[:, :, 1::2], rtol=1e-12)
+
+
+def test_an_array_in_two_shards_and_one_that_no_shard_has_are_named(tmp_path):
+    arrays = lambda *names: {name: np.ones(2, np.float32) for name in names}
+    (tmp_path / "config.json").write_text("{}")
+    index, shards = tmp_path / "model.safetensors.index.json", ["1.safetensors", "2.safetensors"]
+    save_file(arrays("a", "b"), tmp_path / shards[0])
+    save_file(arrays("c", "b"), tmp_path / shards[1])
+    index.write_text(json.dumps({"weight_map": {"a": shards[0], "b": shards[0], "c": shards[1]}}))
+    with pytest.raises(WeightsError, match="has 'b' twice"):
+        Safetensors(tmp_path)
+    save_file(arrays("c"), tmp_path / shards[1])
+    assert set(Safetensors(tmp_path).arrays) == {"a", "b", "c"}
+    index.write_text(json.dumps({"weight_map": {"a": shards[0], "b": shards[0], "d": shards[1]}}))
+    with pytest.raises(WeightsError, match="no shard has 'd'"):
+        Safetensors(tmp_path)
+    for wrong in ({"a": 3}, {"a": ["x"]}, {"a": None, "b": "1"}):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(WeightsError, match=r"index\.json"):
+            Safetensors(tmp_path)
+
+
+def test_weights_that_are_added_to_a_sealed_folder_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    seal.seal_folder(tmp_path)
+    Safetensors(tmp_path)
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "other.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "other.safetensors"}}')
+    with pytest.raises(DamageError, match="was added after the folder was sealed; if it is meant, delete"):
+        Safetensors(tmp_path)

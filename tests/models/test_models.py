@@ -23,7 +23,7 @@ FAMILIES = pytest.mark.sampled("*mlp*", "*resnet(*", "*decoder*", "*bert*")
 ROW_BY_ROW = {name: [e for e in table if e.inputs != "pairs"] for name, table in MODELS.items()}
 
 
-def counted_rows(rows):
+def counted_tokens(rows):
     return jnp.any(rows["mask"].reshape(ROWS, -1) > 0, axis=1)
 
 
@@ -32,7 +32,7 @@ def loss_of(model: Model, state, batch, train: bool = True):
 
     def loss(params):
         out = model.apply(params, state, batch, train=train, key=KEY)[0].dense()
-        counts = lambda x: counted_rows(batch).reshape(-1, *[1] * (x.ndim - 1))
+        counts = lambda x: counted_tokens(batch).reshape(-1, *[1] * (x.ndim - 1))
         parts = jax.tree.map(lambda x: jnp.mean(jnp.where(counts(x), jnp.sin(x.astype(jnp.float32)), 0)), out)
         return sum(jax.tree.leaves(parts))
 
@@ -94,7 +94,7 @@ def test_a_model_in_use_leaves_its_state_alone_and_in_training_keeps_its_form(ex
 def test_rows_that_do_not_count_change_neither_the_others_nor_the_statistics(example, train):
     _, params, state = built(example.spec)
     rows = batch(example.inputs)
-    padding, rows = np.asarray(~counted_rows(rows)), jax.device_get(rows)
+    padding, rows = np.asarray(~counted_tokens(rows)), jax.device_get(rows)
     foreign = lambda x: (x + 1) % CLASSES if x.dtype == np.int32 else np.full_like(x, 1e3)
     select = lambda x: np.where(padding.reshape(-1, *[1] * (x.ndim - 1)), foreign(x), x)
     other = {name: x if name.endswith("mask") else select(x) for name, x in rows.items()}

@@ -19,7 +19,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Variables
 from jaxdistill.models.hub.locate import open_source
 from jaxdistill.models.pretrained import architecture_of
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 
 REFERENCE = parity.reference("bert_classifier")  # 3 classes
 
@@ -129,7 +129,7 @@ def test_a_new_head_is_trained_here_on_top_of_what_was_loaded(folder, tmp_path):
     model = f"pretrained({str(base)!r}, classes=3)"
     as_it_is = config(folder, teachers={"base": {"model": model}})
     with pytest.raises(ConfigError, match=r"teachers\.base\.model: .* has no weights for head/.*steps=1000"):
-        check(as_it_is, tmp_path / "never")
+        check_config(as_it_is, tmp_path / "never")
     tuned = config(folder, teachers={"base": {"model": model, "steps": 3}}, rate="0", control=False)
     result = distill(tuned, tmp_path / "run")
     up = next(key for key in bare if key.endswith("layer.0.intermediate.dense.weight"))
@@ -172,7 +172,7 @@ def test_layers_are_chosen_by_number_or_place(folder, layers, numbers):
 )
 def test_mistakes_are_told_before_anything_compiles(folder, tmp_path, model, said):
     with pytest.raises(ConfigError) as error:
-        check(config(folder, student={"model": model.replace("FOLDER", repr(str(folder)))}), tmp_path / "never")
+        check_config(config(folder, student={"model": model.replace("FOLDER", repr(str(folder)))}), tmp_path / "never")
     assert re.search(said, str(error.value)), str(error.value)
 
 

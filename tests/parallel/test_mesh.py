@@ -26,7 +26,7 @@ from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.models.derivatives import with_gradients
 from jaxdistill.models.nnx import from_nnx
-from jaxdistill.parallel.compile import jit_engine, place
+from jaxdistill.parallel.compile import jit_engine, shard_variables
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run.rules import stage
@@ -150,7 +150,7 @@ def one_step(case: str, layout: str, start: dict[str, np.ndarray] | None = None)
         engine = pmap_engine(step, evaluate, jax.devices()[:8], values, values, shapes)
     else:
         mesh = make_mesh(MESHES.get(layout, (1, 1, 1)))
-        placed = tuple(place(value, mesh) for value in values)
+        placed = tuple(shard_variables(value, mesh) for value in values)
         engine = jit_engine(step, evaluate, mesh, placed, placed, shapes)
     rows = engine.put(dict.fromkeys(step.streams, rows))
     if start is None:

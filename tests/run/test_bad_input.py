@@ -18,8 +18,8 @@ from jaxdistill.core.checkpoint import Checkpoints
 from jaxdistill.core.registry import datasets
 from jaxdistill.models.build import build_model as model
 from jaxdistill.run.config import override
-from jaxdistill.run.distill import check
-from jaxdistill.run.rules import data, devices, exports, run, specs, stage
+from jaxdistill.run.distill import check_config
+from jaxdistill.run.rules import data, devices, exports, run, specs, stage, terms
 from jaxdistill.run.validate import RULES
 
 
@@ -45,7 +45,7 @@ def refused(capsys, workdir: Path, *words: str, source: Path = runs.TINY) -> str
 
 
 def test_every_rule_is_listed_once():
-    modules = (data, devices, exports, run, specs, stage)
+    modules = (data, devices, exports, run, specs, stage, terms)
     functions = [f for module in modules for f in vars(module).values() if inspect.isfunction(f)]
     rules = {f for f in functions if f.__module__.startswith("jaxdistill.run.rules") and not f.__name__.startswith("_")}
     listed = [rule for group in RULES.values() for rule in group]
@@ -107,7 +107,7 @@ def test_a_line_is_found_in_a_file_that_is_named_from_here(tmp_path, monkeypatch
     "change", ["objective.kd.term=kdd", "rate=fast", "fusion=avrage", "step=online()", "teachers.big.checkpoint=gone"]
 )
 def test_names_are_judged_before_any_data_are_made(change, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jaxdistill.data.pipeline.describe", lambda *_: pytest.fail("data were looked at"))
+    monkeypatch.setattr("jaxdistill.data.pipeline.describe_split", lambda *_: pytest.fail("data were looked at"))
     assert refused(capsys, tmp_path / "run", f"--config.{change}").startswith(
         change.split("=")[0].removesuffix(".term")
     )
@@ -156,7 +156,7 @@ def test_slices_of_one_split_are_compared_by_their_records(tmp_path, capsys):
         message = refused(capsys, tmp_path / "run", *words, "--config.data.test=train[59%:]")
         assert message.startswith("data.test: 'train[59%:]' shares records with data.train='train[:60]'.")
         changes = [("data.name", "sliced"), ("data.train", "train[:60]"), ("data.test", "train[60:]")]
-        check(override(runs.load(), changes), tmp_path / "run")
+        check_config(override(runs.load(), changes), tmp_path / "run")
 
 
 GATE = ("fusion=gate()", "roles.fusion.rate=0.1", "step=routing(by='quiz')", "streams.quiz.split=extra")
@@ -175,7 +175,7 @@ TWO = ("teachers.two.model=mlp(widths=(8,), classes=4)", "teachers.two.steps=1")
     ],
 )
 def test_what_resembles_a_mistake_is_taken(changes, tmp_path):
-    check(override(runs.load(), [tuple(change.split("=", 1)) for change in changes]), tmp_path / "run")
+    check_config(override(runs.load(), [tuple(change.split("=", 1)) for change in changes]), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_workdir_of_another_config(change, expected, begun, capsys):
 @pytest.mark.parametrize("change", ["steps=80", "logging.every=7", "mesh.data=8"])
 def test_a_workdir_may_be_resumed_with_other_steps_logging_and_mesh(change, begun):
     words = change.partition("=")
-    check(override(runs.load(), [(words[0], words[2])]), begun)
+    check_config(override(runs.load(), [(words[0], words[2])]), begun)
 
 
 def test_fewer_steps_than_a_workdir_has_reached(begun, teacher, capsys):

@@ -16,7 +16,7 @@ from jaxdistill.core.registry import datasets
 from jaxdistill.models.build import build_model as model
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 
 DECODER = "decoder(vocabulary={}, width={}, depth=1, heads=2, kv_heads=2, head_size=4, ffn=12, positions={})"
 TEACHER = DECODER.format(9, 12, 64)
@@ -53,7 +53,7 @@ def world(tmp_path_factory):
 def refused(config, folder) -> str:
     before = len(runs.compilations)
     with pytest.raises(ConfigError) as caught:
-        check(config, folder)
+        check_config(config, folder)
     assert runs.compilations[before:] == []
     return str(caught.value)
 
@@ -164,7 +164,7 @@ def test_a_mistake_of_a_language_model_is_told(mistake, world, kept, tmp_path):
 
 def test_a_cache_of_another_tokenizer_is_refused(world, kept, tmp_path):
     _, folders = world
-    check(kept, tmp_path / "run")
+    check_config(kept, tmp_path / "run")
     other = differ(kept, data={"tokens": kept.data.tokens.replace(str(folders["words"]), str(folders["pairs"]))})
     said = refused(other, tmp_path / "run")
     assert said.startswith("teachers.big.cache: ") and "is stale: data.tokens was" in said

@@ -8,7 +8,7 @@ from own_runs import config_of
 from jaxdistill import differ
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 
 
 def test_a_category_without_a_row_is_named(home):
@@ -22,5 +22,5 @@ def test_a_category_without_a_row_is_named(home):
         config = differ(config_of("mlp", home), data={"name": "clicked"}, teachers={}, objective={"cross_entropy": {}})
         for rows, path in ((6, "student.model"), (7, "student.model")):
             with pytest.raises(ConfigError, match=rf"{path}: has a table of {rows} rows, .* 7. Set categories=8"):
-                check(differ(config, student={"model": model.format(rows)}), None)
-        check(differ(config, student={"model": model.format(8)}), None)
+                check_config(differ(config, student={"model": model.format(rows)}), None)
+        check_config(differ(config, student={"model": model.format(8)}), None)

@@ -118,7 +118,7 @@ def test_a_preset_is_sound(preset, world):
 
 @pytest.mark.parametrize("name", presets.names())
 def test_a_preset_that_comes_along_is_sound(name, world, monkeypatch):
-    monkeypatch.setattr(fill, "describe", lambda *_: Description(100, {}, 3, 30522, texts=("text",)))
+    monkeypatch.setattr(fill, "describe_split", lambda *_: Description(100, {}, 3, 30522, texts=("text",)))
     config = load_config(presets.find(name))
     assert config.title
     resolved = resolve(config, jax.devices()[:1])
@@ -127,7 +127,7 @@ def test_a_preset_that_comes_along_is_sound(name, world, monkeypatch):
 
 
 def test_a_placeholder_needs_what_the_data_know(monkeypatch):
-    monkeypatch.setattr(fill, "describe", lambda *_: Description(100, {}, None, None))
+    monkeypatch.setattr(fill, "describe_split", lambda *_: Description(100, {}, None, None))
     config = load_config(presets.find("features"))
     with pytest.raises(
         ConfigError, match=r"^student.model: .* asks for \{classes\}, and the data have no known classes"

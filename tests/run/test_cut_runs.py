@@ -18,7 +18,7 @@ from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run import cutting
 from jaxdistill.run.commands.cache import write as write_cache
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 
 CUT = "cut(teacher='big', layers=1, heads=0.5, neurons=0.5, records=40)"
 BIG = "bert(vocabulary={vocabulary}, width=16, depth=3, heads=2, ffn=24, classes=2)"
@@ -164,7 +164,7 @@ def test_records_without_labels_score_heads_by_their_outputs(run, home, tmp_path
 )
 def test_a_wrong_cut_is_refused_before_anything_runs(student, said, home, tmp_path):
     with pytest.raises(ConfigError) as error:
-        check(cut_config(home, student), tmp_path)
+        check_config(cut_config(home, student), tmp_path)
     assert said in str(error.value) and str(error.value).startswith("student.model")
 
 
@@ -219,7 +219,7 @@ def test_a_teacher_that_is_no_model_for_the_student_is_not_cut(entry, said, home
     config = cut_config(home)
     config = differ(config, teachers={"big": {**config.teachers.big.to_dict(), **entry}}, step="mutual()")
     with pytest.raises(ConfigError, match=re.escape(said)):
-        check(config, tmp_path)
+        check_config(config, tmp_path)
 
 
 @pytest.mark.slow

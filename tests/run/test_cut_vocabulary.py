@@ -15,7 +15,7 @@ from jaxdistill.compress.vocabulary import unknown_token, with_required_first
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run import cutting
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 
 ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 BIG = "bert(vocabulary={vocabulary}, width=16, depth=1, heads=2, ffn=24, classes=2)"
@@ -70,14 +70,14 @@ def test_the_most_frequent_tokens_stay_and_others_are_read_as_unknown(home, tmp_
 )
 def test_a_wrong_vocabulary_is_refused(student, said, home):
     with pytest.raises(ConfigError, match=r"student\.model") as error:
-        check(cut_config(home, student), None)
+        check_config(cut_config(home, student), None)
     assert said in str(error.value)
 
 
 def test_another_family_has_none(home):
     config = differ(config_of("mlp", home), student={"model": "cut(teacher='big', vocabulary=0.5)"})
     with pytest.raises(ConfigError, match=r"a mlp has no vocabulary; leave vocabulary=0.5 out"):
-        check(config, None)
+        check_config(config, None)
 
 
 def test_a_tokenizer_without_an_unknown_token_is_refused_before_the_teacher_is_trained(home, tmp_path):
@@ -87,11 +87,11 @@ def test_a_tokenizer_without_an_unknown_token_is_refused_before_the_teacher_is_t
     config = cut_config(home, "cut(teacher='big', vocabulary=3)")
     config = differ(config, data={"tokens": sentences(tmp_path, 8)})
     with pytest.raises(ConfigError, match=r"student.model: .* keeps 3 rows; the tokenizer has 4 special tokens"):
-        check(config, None)
+        check_config(config, None)
     tokenizer["model"]["unk_token"] = "[NONE]"
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ConfigError, match=r"student.model: .* the tokenizer has no unknown token"):
-        check(config, None)
+        check_config(config, None)
 
 
 def test_special_tokens_stay_although_no_text_has_them():

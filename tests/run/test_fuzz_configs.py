@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run import failures
-from jaxdistill.run.config import describe, make, override
-from jaxdistill.run.distill import check
+from jaxdistill.run.config import iter_keys, make, override
+from jaxdistill.run.distill import check_config
 from jaxdistill.run.own_parts import REGISTRIES
 from jaxdistill.run.schema import SCHEMA, OpenSection
 
@@ -81,7 +81,7 @@ NAMED = {
     "teachers.big.placement": "placement", "data.tokens": "tokenization",
 }  # fmt: skip
 KEYS = sorted(
-    path.replace("teachers.NAME", "teachers.big").replace("NAME", "kd") for path, default, _ in describe() if default
+    path.replace("teachers.NAME", "teachers.big").replace("NAME", "kd") for path, default, _ in iter_keys() if default
 )
 KEYS = [key for key in KEYS if not key.startswith(("data.folder", "distributed", "logging"))]
 
@@ -141,7 +141,7 @@ long_fuzz = settings(fuzz, max_examples=600)
 
 def taken(change, folder):
     base = runs.load().to_dict()
-    _ = check(make(**merged(base, nested(change))), folder)
+    _ = check_config(make(**merged(base, nested(change))), folder)
 
 
 @given(changes())

@@ -92,7 +92,7 @@ def read_legacy(file: Path) -> object:
 
 
 def write_store(folder: Path) -> Path:
-    manifest = store.Manifest(5, 4, {"logits": ((3,), "float32")}, {"identity": {"a": 1}})
+    manifest = store.StoreManifest(5, 4, {"logits": ((3,), "float32")}, {"identity": {"a": 1}})
     store.write_manifest(folder, manifest)
     for number, rows in enumerate((4, 1)):
         store.write_shard(folder, manifest, number, {"logits": np.full((rows, 3), number, np.float32)})

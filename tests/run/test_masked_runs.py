@@ -11,7 +11,7 @@ import jaxdistill
 from jaxdistill import differ
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 
 
 def masked(home, spec: str, **more):
@@ -57,4 +57,4 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_the_same_bits(home):
 )
 def test_a_wrong_mask_is_refused_before_anything_is_trained(spec, said, home):
     with pytest.raises(ConfigError, match=said):
-        check(masked(home, spec), None)
+        check_config(masked(home, spec), None)

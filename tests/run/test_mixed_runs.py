@@ -113,7 +113,8 @@ def without_names(run):
 def test_a_finished_run_of_an_earlier_version_is_repeated_and_compared(mine, two, tmp_path, capsys):
     without_names(mine)
     for _ in range(2):
-        assert resume(mine, capsys)[0] == 0
+        code, said = resume(mine, capsys)
+        assert code == 0, said
     assert accuracy(mine) == accuracy(two[0])
     assert json.loads((mine / "results.json").read_text()).get("run") != ""
     assert runs.main.run(["compare", str(mine), str(two[1]), "--out", str(tmp_path / "page")]) == 0
@@ -123,3 +124,22 @@ def test_a_finished_run_of_an_earlier_version_is_repeated_and_compared(mine, two
 def test_a_run_that_lost_its_config_can_be_compared(mine, two, tmp_path, capsys):
     (mine / "config.json").unlink()
     assert runs.main.run(["compare", str(mine), str(two[1]), "--out", str(tmp_path / "page")]) == 0
+
+
+def test_the_result_of_another_model_of_the_run_is_made_again(two, mine, capsys):
+    shutil.copy(mine / "teachers/big/result.json", mine / "student")
+    assert runs.main.run(["compare", str(two[1]), str(mine), "--out", str(mine / "page")]) == 4
+    assert "student/result.json is of another run or model. Delete it" in capsys.readouterr().err
+    code, said = resume(mine, capsys)
+    assert code == 0 and "student/result.json is of another run or model" in said.replace("\n", " ")
+    assert accuracy(mine) == accuracy(two[0])
+
+
+@pytest.mark.parametrize("source", ["teachers/big/hub", "the other run"])
+def test_the_folder_of_another_model_is_written_again(two, mine, source, capsys):
+    shutil.rmtree(mine / "student/hub")
+    shutil.copytree(two[1] / "student/hub" if source == "the other run" else mine / source, mine / "student/hub")
+    code, said = resume(mine, capsys)
+    assert code == 0 and "student/hub has changed since it was written, or holds another model" in said
+    weights = [(run / "student/hub/model.safetensors").read_bytes() for run in (mine, two[0])]
+    assert weights[0] == weights[1]

@@ -20,7 +20,7 @@ from jaxdistill.parallel.mesh import AXES, make_mesh
 from jaxdistill.run.commands import plan as command
 from jaxdistill.run.config import override
 from jaxdistill.run.config_files import load_config
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 from jaxdistill.run.plan import ahead, summary, topology
 from jaxdistill.teachers.teacher import Teacher
 
@@ -50,7 +50,7 @@ def test_a_plan_holds_what_a_run_holds(planned, monkeypatch):
 
     def real(self, rows):
         zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in rows.items()}
-        return self.place(Variables(*self.network.init(jax.random.key(0), zeros)))
+        return self.shard(Variables(*self.network.init(jax.random.key(0), zeros)))
 
     monkeypatch.setattr(Teacher, "abstract", real)
     engine, frozen, *_ = ahead.prepare(decoder(), found)
@@ -234,7 +234,7 @@ def test_between_slices_goes_data_then_fsdp_and_never_tensor():
 def test_a_run_needs_the_weights_that_a_plan_does_without(_drawn, tmp_path):
     config = override(load_config(f"{PODS}:qwen3"), [("mesh.fsdp", "8")])
     with pytest.raises(ConfigError, match=r"student\.model: .*configs/shapes/Qwen3-4B has no safetensors file"):
-        check(config, tmp_path)
+        check_config(config, tmp_path)
 
 
 def test_chips_that_are_no_box_are_refused():

@@ -109,7 +109,7 @@ def test_what_is_no_model_is_named(home, trained):
     for place, model, said in (
         (home / "nothing", "student", "does not exist"),
         (home, "studnet", "there is no 'studnet'"),
-        (run, "teachers/small", "Known: control, student, teachers/big"),
+        (run, "teachers/small", "Choose one of control, student, teachers/big"),
     ):
         with pytest.raises(ConfigError, match=said):
             jaxdistill.load(place if model != "studnet" else run, model)

@@ -17,6 +17,7 @@ from pyarrow import parquet
 import jaxdistill
 from jaxdistill import differ
 from jaxdistill.data.datasets import open_records
+from jaxdistill.export.predictor import Predictor
 
 
 def test_the_command_writes_predictions_beside_the_records(home, trained, capsys):
@@ -220,6 +221,7 @@ def test_the_input_behind_a_folder_a_pattern_or_a_link_is_not_overwritten(home, 
 def test_values_of_other_types_in_a_later_chunk_are_not_changed(home, trained, monkeypatch, capsys):
     monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 4)
     odd = {"fraction": [1, 1, 1, 1, 2.5], "mixed": [1, "x"], "large": [2**70]}
+    trained("bert"), capsys.readouterr()  # what its making has said
     for name, values in odd.items():
         rows = "".join(json.dumps({"words": "a", "n": value}) + "\n" for value in values)
         (home / f"{name}.jsonl").write_text(rows)
@@ -251,3 +253,18 @@ def test_dates_and_odd_texts_are_written_plainly(home, trained):
     words = ("--input", home / "surrogate.jsonl", "--output", home / "surrogate.csv")
     assert command("predict", trained("bert"), *words) == 0
     assert "? x" in (home / "surrogate.csv").read_text()
+
+
+def test_a_later_chunk_knows_the_number_of_its_first_record(home, trained, tmp_path, monkeypatch):
+    """So that an error in it names the record's number in the file."""
+    (tmp_path / "many.jsonl").write_text('{"words": "a b"}\n' * 1030)
+    firsts, predict = [], Predictor.predict
+
+    def spy(self, records, batch_size=None, first=0):
+        firsts.append(first)
+        return predict(self, records, batch_size, first)
+
+    monkeypatch.setattr(Predictor, "predict", spy)
+    words = ("--input", tmp_path / "many.jsonl", "--output", tmp_path / "out.csv")
+    assert command("predict", trained("bert"), *words) == 0
+    assert firsts == [0, 1024]

@@ -15,7 +15,7 @@ from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.evaluation.report.logs import read_logs
 from jaxdistill.export.model_folder import ABOUT
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 
 AWARE = "aware(weights=4, ranges='running', scales='learned', start=0.5)"
 
@@ -89,12 +89,12 @@ def test_its_checkpoint_is_no_teacher_for_it_holds_the_floats_before_rounding(ho
     for folder, refused in ((run, True), (run / "control", True), (run / "floats", False)):
         config = config_of("mlp", home, teachers={"big": {**teacher, "checkpoint": str(folder)}})
         if not refused:
-            check(config, tmp_path)
+            check_config(config, tmp_path)
             continue
         with pytest.raises(
             ConfigError, match=r"teachers.big.checkpoint: .*was trained with student.quantized"
         ) as error:
-            check(config, tmp_path)
+            check_config(config, tmp_path)
         assert f"Set it to {run}/floats, the same student" in str(error.value) and "/hub" not in str(error.value)
 
 
@@ -158,10 +158,10 @@ THREADS = ({"threads": 999}, "exports.phone.threads: 999 are more than")
 def test_exports_of_a_config_are_checked_before_anything_is_trained(entry, said, home, tmp_path):
     config = quantized("mlp", home, exports={"phone": {"to": "onnx", **entry}})
     if not said:
-        check(config, tmp_path)
+        check_config(config, tmp_path)
         return
     with pytest.raises(ConfigError, match=said):
-        check(config, tmp_path)
+        check_config(config, tmp_path)
 
 
 @pytest.mark.slow

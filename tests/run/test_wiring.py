@@ -17,7 +17,7 @@ from jaxdistill.data.records import Records
 from jaxdistill.evaluation.cost import cost
 from jaxdistill.evaluation.evaluator import evaluator
 from jaxdistill.losses.term import stateless
-from jaxdistill.parallel.compile import jit_engine, keep_programs, place
+from jaxdistill.parallel.compile import jit_engine, keep_programs, shard_variables
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run import distill, parts, provenance
@@ -71,7 +71,7 @@ def engine_of(stage: Stage, backend: str, shape=(2, 2, 2), rules=()):
     if backend == "pmap":
         return pmap_engine(plan.step, evaluate, jax.devices()[:8], tuple(values), tuple(values), {"train": SHAPES})
     mesh = make_mesh(shape)
-    placed = tuple(place(value, mesh) for value in values)
+    placed = tuple(shard_variables(value, mesh) for value in values)
     return jit_engine(
         plan.step, evaluate, mesh, placed, placed, {"train": SHAPES}, **({"rules": rules} if rules else {})
     )
@@ -121,7 +121,7 @@ def test_rule_tables_are_obeyed():
     mesh = make_mesh((1, 2, 2))
     teacher = registry.models.build("mlp(widths=(8, 8), classes=4)", "")
     values = Variables(*teacher.init(KEY, ROWS))
-    placed = place(values, mesh, (("layers/0/kernel$", ("tensor", None)),))
+    placed = shard_variables(values, mesh, (("layers/0/kernel$", ("tensor", None)),))
     assert placed.params["layers/0/kernel"].sharding.spec == PartitionSpec("tensor", None)
     assert placed.params["layers/1/kernel"].sharding.is_fully_replicated
     engine = engine_of(planned(), "jit", (1, 2, 2), rules=(("layers/0/kernel$", (None, "fsdp")),))
@@ -261,7 +261,7 @@ def test_every_layer_of_a_scanned_stack_costs():
     logits = lambda v: model.apply(*v, one, train=False, key=KEY)[0].dense().logits
     with jax.set_mesh(mesh):  # as a run does before: JAX then keeps traces that name the mesh
         jax.eval_shape(logits, variables)
-    again = cost(model, jax.device_put(place(variables, mesh), jax.devices()[0]), one)
+    again = cost(model, jax.device_put(shard_variables(variables, mesh), jax.devices()[0]), one)
     assert again["flops"] == scanned[-1]
 
 
@@ -314,7 +314,7 @@ def test_a_mistake_in_a_part_of_ones_own_is_placed(tmp_path):
         registry.losses.register(misspelt)
         config = differ(runs.load(), objective={"misspelt": {}})
         with pytest.raises(ConfigError, match=r"^objective.misspelt: .* 'logit' \(test_wiring.py, line \d+\)$"):
-            distill.check(config, tmp_path)
+            distill.check_config(config, tmp_path)
 
 
 def test_a_part_of_ones_own_needs_what_there_is(tmp_path):
@@ -325,4 +325,4 @@ def test_a_part_of_ones_own_needs_what_there_is(tmp_path):
         registry.losses.register(needy)
         config = differ(runs.load(), objective={"needy": {}})
         with pytest.raises(ConfigError, match=r"^objective.needy: needs 'teachers', .* Did you mean 'teacher'\?"):
-            distill.check(config, tmp_path)
+            distill.check_config(config, tmp_path)

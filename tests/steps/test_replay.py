@@ -204,3 +204,9 @@ def test_a_run_of_tasks_is_resumed_to_the_bit_and_its_teacher_sees_everything_at
     assert runs.differences(whole, parts) == []
     rows = {row["name"]: row["accuracy"] for row in runs.results(tmp_path / "whole")["rows"]}
     assert rows["teacher big"] > 0.6  # of 4 classes
+
+
+def test_each_task_has_an_order_of_its_own():
+    run = batches(((0, 1, 2), (0, 1, 2)), steps=15)
+    index = lambda first, last: np.concatenate([run[number]["index"] for number in range(first, last)]).tolist()
+    assert sorted(index(0, 15)) == sorted(index(15, 30)) and index(0, 15) != index(15, 30)

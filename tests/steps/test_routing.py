@@ -14,6 +14,7 @@ from domains import BOTH, CLASSES, GATE, STUDENT, right_on, rows, talker, traine
 from examples import slow
 
 from jaxdistill.core import registry
+from jaxdistill.core.collectives import PMAP_AXIS
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Outputs
@@ -227,7 +228,7 @@ def planned(**differences) -> Stage:
         (
             {"fusion": "gate()"},
             "step",
-            "would train 'gate()' with the loss whose teachers it weights. Set step='routing()'",
+            "the gate 'gate()' is trained by the very loss that it weights. Set step='routing()'",
         ),
         (
             {"fusion": "gate()", "step": "routing()"},
@@ -256,3 +257,13 @@ def test_what_does_not_go_together_is_refused(differences, path, said):
     with pytest.raises(ConfigError) as error:
         planned(**differences)
     assert str(error.value).startswith(f"{path}: ") and said in str(error.value)
+
+
+def test_on_several_devices_each_adds_its_share_of_the_penalty():
+    draw = np.random.default_rng(0)
+    values, mask = jnp.asarray(draw.normal(size=8), jnp.float32), jnp.asarray([1.0, 1, 0, 1, 1, 1, 1, 0])
+    weights = jnp.asarray(draw.dirichlet((1.0, 1.0, 1.0), 8).T, jnp.float32)
+    whole = _loss_with_entropy_floor(values, weights, mask, 1.2)[0]
+    loss = lambda v, w, m: _loss_with_entropy_floor(v, w, m, 1.2)[0]
+    split = values.reshape(2, 4), jnp.moveaxis(weights.reshape(3, 2, 4), 1, 0), mask.reshape(2, 4)
+    assert_close(jax.pmap(loss, axis_name=PMAP_AXIS)(*split).sum(), whole)

@@ -20,7 +20,7 @@ from jaxdistill.core.types import Outputs
 from jaxdistill.data import store
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 from jaxdistill.run.resolve import resolve
 from jaxdistill.teachers.cache import parse_encoding
 from jaxdistill.teachers.cache_identity import identity
@@ -128,7 +128,7 @@ def test_what_draws_cannot_tell_is_refused(taught, tmp_path, differences, path, 
     cache.write(made, quiet())
     select = differences.get("data", {}).get("select", "").replace("CACHE", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match=rf"^{path}: .*{said}"):
-        check(differ(made, **differences | ({"data": {"select": select}} if select else {})), tmp_path / "never")
+        check_config(differ(made, **differences | ({"data": {"select": select}} if select else {})), tmp_path / "never")
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(taught, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         cache.write(made, quiet())
     with pytest.raises(store.StoreError, match="is not finished: 2 of 4 shards"):
-        store.check(folder / "train")
+        store.verify_store(folder / "train")
     monkeypatch.setattr(cache, "write_shard", lambda *args: (written.append((args[0], args[2])), honest(*args)))
     cache.write(made, quiet())
     assert len(written) == len(set(written)) == 4 + 2  # 250 and 90 rows, nothing twice
@@ -181,7 +181,7 @@ def test_a_stale_cache_is_refused(taught, tmp_path, differences, said):
     made = with_cache(taught, tmp_path / "cache")
     cache.write(made, quiet())
     with pytest.raises(ConfigError, match=rf"teachers\.big\.cache: .* is stale: .*{said}"):
-        check(differ(made, **differences), tmp_path / "never")
+        check_config(differ(made, **differences), tmp_path / "never")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_cache_of_augmented_rows_serves_the_run_that_draws_them_alone(taught, 
     made = with_cache(differ(taught, data={"augment": ("shift(pixels=1)",)}), tmp_path / "cache")
     cache.write(made, quiet())
     with pytest.raises(ConfigError, match=said):
-        check(differ(made, objective={"kd": {}}, **differences), tmp_path / "never")
+        check_config(differ(made, objective={"kd": {}}, **differences), tmp_path / "never")
 
 
 def test_a_cache_of_data_that_have_changed_is_refused(taught, tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_a_cache_of_data_that_have_changed_is_refused(taught, tmp_path, monkeypa
 
     monkeypatch.setitem(registry.datasets.factories, "blobs", changed)
     with pytest.raises(ConfigError, match=r"is stale: data\.contents was"):
-        check(made, tmp_path / "never")
+        check_config(made, tmp_path / "never")
 
 
 def test_a_cache_of_another_teacher_is_refused(taught, tmp_path):
@@ -217,13 +217,13 @@ def test_a_cache_of_another_teacher_is_refused(taught, tmp_path):
     jaxdistill.distill(differ(taught, teachers={}, objective={"cross_entropy": {}}, seed=5), other, console=quiet())
     entry = {**made.teachers["big"].to_dict(), "model": made.student.model, "checkpoint": str(other)}
     with pytest.raises(ConfigError, match=r"stale: teacher\.model was .*; teacher\.weights was"):
-        check(differ(made, teachers={"big": entry}), tmp_path / "never")
+        check_config(differ(made, teachers={"big": entry}), tmp_path / "never")
 
 
 def test_mistakes_are_named(taught, tmp_path):
     made = with_cache(taught, tmp_path / "cache")
-    with pytest.raises(ConfigError, match=r"teachers\.big\.cache: .*train holds no store\. Write it: jaxdistill cache"):
-        check(made, tmp_path / "never")
+    with pytest.raises(ConfigError, match=r"teachers\.big\.cache: .*train has no cached outputs\. Write it: "):
+        check_config(made, tmp_path / "never")
     with pytest.raises(ConfigError, match="no teacher has a cache"):
         cache.write(taught, quiet())
     with pytest.raises(ConfigError, match=r"the teacher has no layer 9; it has layers 0"):
@@ -234,9 +234,9 @@ def test_mistakes_are_named(taught, tmp_path):
     with pytest.raises(
         ConfigError, match=r"objective\.jacobian: needs input_gradients, and a cached teacher has none\."
     ):
-        check(differ(made, objective={"jacobian": {}}), tmp_path / "never")
+        check_config(differ(made, objective={"jacobian": {}}), tmp_path / "never")
     with pytest.raises(ConfigError, match=r"objective\.hidden: the teacher's outputs lack layers \[\d.*\]"):
-        check(made, tmp_path / "never")
+        check_config(made, tmp_path / "never")
 
 
 def test_a_damaged_shard_is_named_and_written_again(taught, tmp_path):
@@ -255,7 +255,7 @@ def test_a_damaged_shard_is_named_and_written_again(taught, tmp_path):
     runs.flip(shard.with_suffix(".json"), 20)  # also its seal
     runs.flip(shard.with_name("manifest.json"), 20)
     cache.write(made, quiet())
-    assert store.check(shard.parent).rows == 250 and shard.read_bytes() == whole
+    assert store.verify_store(shard.parent).rows == 250 and shard.read_bytes() == whole
 
 
 def test_a_shard_in_the_place_of_another_is_noticed(taught, tmp_path, monkeypatch):
@@ -266,7 +266,7 @@ def test_a_shard_in_the_place_of_another_is_noticed(taught, tmp_path, monkeypatc
     for suffix in (".array_record", ".json"):
         shutil.copy(folder / f"00001{suffix}", folder / f"00000{suffix}")
     with pytest.raises(DamageError, match=r"00000\.array_record belongs to something else \(shard differs\)"):
-        store.check(folder)
+        store.verify_store(folder)
 
 
 def test_the_command_speaks(taught, tmp_path, capsys):
@@ -342,4 +342,11 @@ def test_what_the_teacher_says_and_of_which_rows_is_in_a_caches_identity(taught,
 def test_a_cache_that_keeps_something_else_is_stale(taught, tmp_path, words, said):
     cache.write(with_cache(taught, tmp_path / "cache"), quiet())
     with pytest.raises(ConfigError, match=rf"is stale: .*{said}"):
-        check(with_cache(taught, tmp_path / "cache", words), tmp_path / "never")
+        check_config(with_cache(taught, tmp_path / "cache", words), tmp_path / "never")
+
+
+def test_draws_at_another_temperature_are_stale(taught, tmp_path):
+    entry = taught.teachers["big"].to_dict()
+    of = lambda words: differ(taught, teachers={"big": {**entry, "cache": f"draws(folder={str(tmp_path)!r}{words})"}})
+    lines = store.differences(*(identity_of(of(words)) for words in ("", ", temperature=2.0")))
+    assert "kept.temperature was 1.0, is 2.0" in lines

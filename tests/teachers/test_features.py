@@ -15,12 +15,12 @@ from safetensors.numpy import load_file
 import jaxdistill
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.types import Factored, Outputs, Variables
-from jaxdistill.data.store import Manifest, read_manifest
+from jaxdistill.data.store import StoreManifest, read_manifest
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
 from jaxdistill.run.config_files import load_config
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 from jaxdistill.teachers import cached_head
 from jaxdistill.teachers.codec import Encoding, decoding_model, encode, head_arrays, head_shapes
 
@@ -128,20 +128,20 @@ def test_a_damaged_head_is_named_and_written_again(damage, written, tmp_path):
 )
 def test_logits_and_features_at_once_are_refused(option, said, taught, tmp_path):
     with pytest.raises(ConfigError, match=said):
-        check(with_option(taught[0], **option), tmp_path)
+        check_config(with_option(taught[0], **option), tmp_path)
 
 
 def test_a_cache_of_features_is_no_cache_of_logits(taught, written, tmp_path):
     config = with_option(taught[0], cache=f"outputs(folder='{written[1]}')")
     with pytest.raises(ConfigError, match=r"is stale: kept\.features was True, is None"):
-        check(config, tmp_path)
+        check_config(config, tmp_path)
 
 
 def test_a_teacher_whose_head_is_no_product_has_no_features(tmp_path):
     config = runs.load()
     teacher = {**config.teachers["big"].to_dict(), "placement": "submesh(devices=2, features=True)"}
     with pytest.raises(ConfigError, match=r"teachers\.big\.placement: features need a head that is one product"):
-        check(differ(config, teachers={"big": teacher}), tmp_path)
+        check_config(differ(config, teachers={"big": teacher}), tmp_path)
 
 
 def test_caps_biases_and_tables_come_back():
@@ -152,9 +152,9 @@ def test_caps_biases_and_tables_come_back():
         encoded = encode(Outputs(head), Encoding("", "float32", 0, (), features=True), jnp.zeros(()))
         model = decoding_model("x/", 7, 0, head=head_shapes(Outputs(head)))
         params = {"kernel": kernel, "bias": head.bias}
-        assert jax.tree.map(jnp.shape, model.init(None, {})[0]) == jax.tree.map(jnp.shape, params)
+        assert jax.tree.map(jnp.shape, model.init(KEY, {})[0]) == jax.tree.map(jnp.shape, params)
         rows = {f"x/{name}": x for name, x in encoded.items()}
-        out, _ = model.apply(params, {}, rows, train=False, key=None)
+        out, _ = model.apply(params, {}, rows, train=False, key=KEY)
         np.testing.assert_array_equal(out.logits.dense(), head.dense())
 
 
@@ -175,4 +175,18 @@ def teacher_rows(config):
 
 def test_a_manifest_without_a_head_is_damaged():
     with pytest.raises(DamageError, match=r"folder/manifest\.json is damaged: 'head' is missing or of another type"):
-        cached_head.head_of(Manifest(1, 1, {}, {"head": {"kernel": [3]}}), Path("folder"))
+        cached_head.head_of(StoreManifest(1, 1, {}, {"head": {"kernel": [3]}}), Path("folder"))
+
+
+def test_the_head_of_other_weights_is_refused(tmp_path):
+    encoding = Encoding(str(tmp_path), "float32", 0, (), features=True)
+    kernel = jnp.ones((3, 5))
+    about = lambda weights: {
+        "identity": {"teacher": {"spec": "same", "weights": weights}},
+        "head": {"kernel": [[3, 5], "float32"], "bias": None, "cap": 0.0, "tied": False},
+    }
+    one, other = (StoreManifest(1, 1, {}, about(weights)) for weights in ("a", "b"))
+    cached_head.write_head(encoding, one, {"kernel": kernel})
+    np.testing.assert_array_equal(cached_head.read_head(encoding, one)["kernel"], kernel)
+    with pytest.raises(DamageError, match="belongs to something else"):
+        cached_head.read_head(encoding, other)

@@ -174,7 +174,7 @@ def test_a_token_of_a_large_vocabulary_takes_few_bytes_on_disk(keep, limit, tmp_
     )
     written = {name: np.tile(x, (512, *[1] * (x.ndim - 1))) for name, x in written.items()}  # a file has 128 KiB itself
     rows, fields = 512 * rows, {name: (x.shape[1:], str(x.dtype)) for name, x in written.items()}
-    manifest = store.Manifest(rows, rows, fields, {})
+    manifest = store.StoreManifest(rows, rows, fields, {})
     store.write_manifest(tmp_path, manifest)
     store.write_shard(tmp_path, manifest, 0, written)
     assert (tmp_path / "00000.array_record").stat().st_size < limit * rows * length

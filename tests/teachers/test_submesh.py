@@ -16,10 +16,10 @@ from jaxdistill.core.collectives import ROWS
 from jaxdistill.core.errors import ConfigError, Stopped
 from jaxdistill.core.types import Variables
 from jaxdistill.data.pipeline import TEST
-from jaxdistill.parallel.compile import move_to_mesh, place
+from jaxdistill.parallel.compile import move_to_mesh, shard_variables
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.run.config import differ
-from jaxdistill.run.distill import check
+from jaxdistill.run.distill import check_config
 from jaxdistill.run.plan import ahead, topology
 from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.resolve import resolve
@@ -163,7 +163,7 @@ def test_every_teacher_has_devices_of_its_own(taught, tmp_path):
         "big": {**entry, "placement": "submesh(devices=4)"},
         "two": {**entry, "placement": "submesh(devices=2, top=2)"},
     }
-    planned = check(
+    planned = check_config(
         differ(taught[0], teachers=own, fusion="average()", objective={"kd": {}}, mesh={"data": -1}), tmp_path
     )
     assert tuple(planned.mesh.shape.values()) == (2, 1, 1)
@@ -186,7 +186,7 @@ def test_of_the_test_examples_all_logits_are_sent(taught):
     resolved = resolve(differ(placed(taught[0], own="submesh(devices=2, top=2)"), objective={"kd": {}}), jax.devices())
     teacher = resolved.teachers["big"]
     batch = {name: np.zeros((32, *x.shape[1:]), x.dtype) for name, x in resolved.data.shapes["train"].items()}
-    values = place(Variables(*jax.jit(teacher.network.init)(jax.random.key(0), batch)), teacher.mesh)
+    values = shard_variables(Variables(*jax.jit(teacher.network.init)(jax.random.key(0), batch)), teacher.mesh)
     sent = {stream: teacher.query(stream, values, resolved.mesh)(batch) for stream in ("train", TEST)}
     kinds = {stream: {name.rpartition("/")[2] for name in fields} for stream, fields in sent.items()}
     assert kinds == {"train": {"top", "tail", "classes"}, TEST: {"logits"}}

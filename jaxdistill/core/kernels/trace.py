@@ -24,7 +24,7 @@ from jaxdistill.core.kernels.passes import ONLINE, Node
 from jaxdistill.core.kernels.primitives import MOVES, PAIRWISE, POINTWISE, REDUCTIONS, compute_dtype, pointwise
 from jaxdistill.core.types import Array
 
-MAX_NODES = 64  # of one array; a function must have more classes than this
+MAX_NODES = 64  # of one array; an axis that is longer is taken for that of the classes
 
 
 class Unsupported(ValueError):
@@ -113,7 +113,7 @@ class Graph:
         return nodes
 
     def argument(self, like: Any) -> np.ndarray:
-        """Create an array of input nodes, the symbols for an argument that has another value in each row (token).
+        """Create an array of input nodes for an argument whose value differs between rows (tokens).
 
         Args:
             like: shape and dtype of one row's array.

@@ -92,7 +92,7 @@ def obo(file: Path) -> Hierarchy:
 
 
 def icd(file: Path) -> Hierarchy:
-    """Read the hierarchy of chapters, sections and diagnoses from the tabular list of ICD-10-CM, an XML file."""
+    """Read ICD-10-CM's tabular list (XML) as a `Hierarchy`: parents and names of chapters, sections and diagnoses."""
     root = ElementTree.parse(file).getroot()
     parents: dict[str, list[str]] = {root.tag: []}
     senses: dict[str, list[str]] = {}

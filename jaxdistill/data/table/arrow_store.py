@@ -20,8 +20,8 @@ MANIFEST = "table.json"
 RESIDENT = 2**27  # bytes of a mapped file that may stay in memory
 
 
-class Manifest(NamedTuple):
-    """What a folder of Arrow files holds.
+class TableManifest(NamedTuple):
+    """The contents of a folder of Arrow files.
 
     files: SHA-256 of each Arrow file, by split
     shapes: shape of one record's array, by split and field, for the fields that are arrays
@@ -96,7 +96,7 @@ class ArrowFile:
         return columns
 
 
-def open_tables(folder: Path) -> tuple[Manifest, dict[str, ArrowFile]]:
+def open_tables(folder: Path) -> tuple[TableManifest, dict[str, ArrowFile]]:
     """Open a folder of Arrow files: what it holds, and its files by split.
 
     Raises:
@@ -107,7 +107,9 @@ def open_tables(folder: Path) -> tuple[Manifest, dict[str, ArrowFile]]:
     if folder.is_dir() and not (folder / MANIFEST).exists():
         raise DamageError(f"{folder} holds no {MANIFEST}")
     content = seal.read(folder / MANIFEST, kinds, required=True)
-    manifest = Manifest(**{name: content[name] for name in Manifest._fields})
+    if content.get("key", folder.name) != folder.name:
+        raise DamageError(f"{folder} holds the records of other files")
+    manifest = TableManifest(**{name: content[name] for name in TableManifest._fields})
     files = {}
     for split, digest in manifest.files.items():
         file = folder / f"{split}.arrow"

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ RARE = 3  # a class with fewer training records may be a slip
 
 
 class Classes:
-    """The classes of a column of labels, found as the records are read; `finish` puts them into their order.
+    """The classes of a column of labels, collected while its records are read; `finish` then sorts and numbers them.
 
     Args:
         names: names of the classes, if the file defines them for its numbers; empty: the labels are the names.
@@ -107,6 +108,11 @@ class Classes:
         """
         if "-1" in self._codes and len(self._codes) > 2:
             return "the label '-1' is a class like any other; leave the cell empty where a record has no label"
+        looks = defaultdict(list)
+        for name in self._codes:
+            looks[_look(name)].append(name)
+        if alike := next((names for names in looks.values() if len(names) > 1), None):
+            return f"the classes {alike[0]!a} and {alike[1]!a} look alike, and are two classes; check the spelling"
         few = {name: count for name, count in self._counts.items() if count < RARE}
         if not few or len(few) > len(self._counts) // 2:
             return ""
@@ -175,6 +181,12 @@ def label_name(value: Any) -> str | None:
         return None
     text = str(value).strip()
     return None if re.fullmatch(r"[-+]?\d*\.\d*[1-9]\d*", text) else text
+
+
+def _look(name: str) -> str:
+    """Return a label without what a reader cannot see: case, accents written apart, invisible characters."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(x for x in plain if unicodedata.category(x) not in ("Cf", "Cc", "Mn")).strip()
 
 
 def _number(name: str) -> int | None:
@@ -279,9 +291,21 @@ def _not_finite(value: Any) -> str:
 
 
 def _float32(values: Any) -> np.ndarray:
-    """Return numbers in float32; one that is too large becomes infinite."""
+    """Return numbers in float32; one that is too large becomes infinite.
+
+    Raises:
+        ValueError: a text is no number, or has underscores, which Python alone reads as parts of a number.
+        TypeError: a value is no number.
+    """
+    if any(
+        isinstance(value, str) and "_" in value for value in (values if isinstance(values, list | tuple) else [values])
+    ):
+        raise ValueError
     with np.errstate(over="ignore"):
-        return np.asarray(values, np.float32)
+        array = np.asarray(values)
+        if array.dtype.kind in "cmM":  # complex numbers and dates would lose a part
+            raise TypeError
+        return array.astype(np.float32)
 
 
 def _images(values: Sequence[Any], first: int, file: str) -> list[Any] | np.ndarray:

@@ -21,7 +21,7 @@ from jaxdistill.core.registry import datasets
 from jaxdistill.data.progress import progress
 from jaxdistill.data.splits import SplitError, choose_held_out, select_rows, split_names
 from jaxdistill.data.table import arrow_store, images
-from jaxdistill.data.table.arrow_store import ArrowFile, Manifest
+from jaxdistill.data.table.arrow_store import ArrowFile, TableManifest
 from jaxdistill.data.table.columns import Classes, ColumnNames, convert_chunks
 from jaxdistill.data.table.files import require_columns
 from jaxdistill.data.table.locate import TEST, TRAIN, UNLABELLED, Source, locate
@@ -188,7 +188,7 @@ def _stored(
     column_names: ColumnNames,
     contents: Mapping[str, str],
     folder: Path,
-) -> tuple[Manifest, dict[str, ArrowFile]]:
+) -> tuple[TableManifest, dict[str, ArrowFile]]:
     """Return the records as Arrow files: those that an earlier run has written, if the sources are the same.
 
     Raises:
@@ -212,18 +212,18 @@ def _stored(
         )
         try:
             with new_folder(place) as draft:
-                _write(draft, sources, opened, column_names)
+                _write(draft, key, sources, opened, column_names)
         except PermissionError as error:
             raise ConfigError("data.folder", f"{place} cannot be written ({error}); choose another folder.") from None
     return arrow_store.open_tables(place)
 
 
 def _write(
-    draft: Path, sources: Mapping[str, Source], opened: Mapping[str, RecordReader], column_names: ColumnNames
+    draft: Path, key: str, sources: Mapping[str, Source], opened: Mapping[str, RecordReader], column_names: ColumnNames
 ) -> None:
     """Write the records of all splits as Arrow files, the training records first: their labels define the classes.
 
-    Other splits may lack the column of the labels.
+    Other splits may lack the column of the labels. The key is that of the sources, which the folder will be named by.
     """
     classes = Classes(opened[TRAIN].class_names.get(column_names.label, ()))
     shapes, total, begin = {}, 0, time.perf_counter()
@@ -242,8 +242,8 @@ def _write(
             if rare := classes.rare():
                 sys.stderr.write(f"note: {place}: {rare}\n")
     files = {split: seal.sha256(draft / f"{split}.arrow") for split in sources}
-    manifest = Manifest(files, shapes, list(names), places)
-    seal.write(draft / arrow_store.MANIFEST, manifest._asdict())
+    manifest = TableManifest(files, shapes, list(names), places)
+    seal.write(draft / arrow_store.MANIFEST, {**manifest._asdict(), "key": key})
     if time.perf_counter() - begin > 1:
         sys.stderr.write(
             f"Read {total:,} records of {sources[TRAIN].place} into {draft.parents[1]}; this happens once.\n"

@@ -56,8 +56,15 @@ def locate(path: str, text_format: TextFormat) -> Mapping[str, Source]:
     if place.is_dir():
         return _in_folder(place, text_format)
     if suffix_of(place) in READERS or not HUB_NAME.fullmatch(path):
-        raise TableError(f"path={path!r}: there is no such file or folder{_neighbours(place)}.")
+        raise TableError(f"path={path!r}: {_absent(place)}.")
     return _datasets(path)
+
+
+def _absent(place: Path) -> str:
+    """Return what is wrong with a path that is neither a file nor a folder, for the message about it."""
+    if place.exists():
+        return "this is neither a file nor a folder, but a device or a pipe; write its content to a file"
+    return f"there is no such file or folder{_neighbours(place)}"
 
 
 def _neighbours(place: Path) -> str:

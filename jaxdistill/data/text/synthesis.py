@@ -63,7 +63,7 @@ def parts(rows: int, size: int) -> list[tuple[int, range]]:
     return [(number, range(first, min(first + size, rows))) for number, first in enumerate(range(0, rows, size))]
 
 
-def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+def write_generation_settings(folder: Path, about: Mapping[str, Any]) -> None:
     """Create the folder of a generated data set with its manifest.json, or check that the existing file is the same.
 
     Args:
@@ -117,12 +117,18 @@ def _part_file(folder: Path, number: int) -> Path:
 
 def _write_records(file: Path, records: Iterable[Mapping[str, str]]) -> None:
     seal.write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    seal.seal_file(file, {"part": file.stem})
+    seal.seal_file(file, _identity(file))
+
+
+def _identity(file: Path) -> dict[str, str]:
+    """Return what tells a part from others of its number: the settings of its data set."""
+    settings = file.with_name("manifest.json")
+    return {"part": file.stem} | ({"settings": seal.sha256(settings)} if settings.is_file() else {})
 
 
 def _is_good(file: Path) -> bool:
     try:
-        seal.check_file(file, {"part": file.stem})
+        seal.check_file(file, _identity(file))
     except FileNotFoundError:
         return file.is_file()  # an earlier version wrote no seals
     except DamageError:

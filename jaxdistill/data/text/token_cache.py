@@ -11,7 +11,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,19 +50,18 @@ def tokenise(
     sha = tokenizer_hash(tokenization)
     key = hashlib.sha256(json.dumps([FORMAT, source, sha, tokenization.spec]).encode()).hexdigest()[:16]
     cache = folder / "tokens" / key
+    wanted = {"source": source, "sha256": sha, "spec": tokenization.spec}
     if cache.exists() or cache.is_symlink():
         try:
-            return _open_cache(cache)
+            return _open_cache(cache, wanted)
         except DamageError as error:
             sys.stderr.write(f"note: {error}; tokenising the texts again\n")
             remove_folder(cache)
     records, loaded = open_records(), tokenizer.load(tokenization.file)
     message = f"Tokenising {title} with {tokenization.file}; this happens once.\n"
     about: dict[str, Any] = {
-        "source": source,
+        **wanted,
         "tokenizer": str(tokenization.file),
-        "sha256": sha,
-        "spec": tokenization.spec,
         "texts": len(records),
         "classes": records.classes if tokenization.labelled else None,  # else the classes are the vocabulary
         "class_names": records.class_names if tokenization.labelled else (),
@@ -84,7 +83,7 @@ def tokenise(
             sys.stderr.write(
                 f"note: {cut:,} of {len(records):,} texts of {title} are longer than a row (length in data.tokens)\n"
             )
-        return _open_cache(cache)
+        return _open_cache(cache, wanted)
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise
@@ -193,14 +192,20 @@ class ArrayFile:
         self._stream.close()
 
 
-def _open_cache(cache: Path) -> Records:
+def _open_cache(cache: Path, wanted: Mapping[str, Any]) -> Records:
     """Open a folder of tokenised texts.
 
+    Args:
+        cache: the folder.
+        wanted: entries of its description that tell it from others: source of the texts, tokenizer and settings.
+
     Raises:
-        DamageError: a file is missing or has changed.
+        DamageError: a file is missing or has changed, or the folder holds other tokens.
     """
     try:
         about = seal.read(cache / "manifest.json", {"fields": list, "vocabulary": int, "files": dict}, required=True)
+        if other := [key for key, value in wanted.items() if about.get(key) != value]:
+            raise DamageError(f"{cache} holds other tokens ({', '.join(other)} differs)")
         for field, digest in about["files"].items():
             if seal.sha256(cache / f"{field}.npy") != digest:
                 raise DamageError(f"{cache / field}.npy has changed since it was written (checksum differs)")

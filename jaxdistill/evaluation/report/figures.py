@@ -81,8 +81,8 @@ def curves(
 def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -> Markup:
     """Draw accuracies over training steps, with one curve for each model.
 
-    If all errors (100 - accuracy) are positive and `max / min` of the errors exceeds 5, the vertical axis is
-    logarithmic in the error, with high accuracies at the top. On this axis, the distance from 90 to 95 % equals that
+    The vertical axis is logarithmic in the error (100 - accuracy), with high accuracies at the top, if the largest
+    error is more than 5 times the smallest and no error is 0. On this axis, the distance from 90 to 95 % equals that
     from 50 to 75 %, because the error is halved in both cases.
 
     Args:

@@ -78,7 +78,7 @@ def _lines(path: Path) -> Iterator[Line]:
             continue
         except ValueError:
             continue
-        if isinstance(line.get("step"), int):
+        if isinstance(line.get("step"), int) and isinstance(line.get("kind"), str | None):
             yield line
 
 

@@ -1,4 +1,4 @@
-"""A device of your own, by what it takes."""
+"""A device that the user describes by its limits."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How primitives of JAX on elements and shapes are written in ONNX; onnx.ai/onnx/operators. One function each."""
+"""Convert JAX primitives on elements and shapes to ONNX nodes (onnx.ai/onnx/operators), one function each."""
 
 from collections.abc import Sequence
 from typing import Any

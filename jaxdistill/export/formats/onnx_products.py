@@ -1,4 +1,4 @@
-"""How products, convolutions, gathers and loops of JAX are written in ONNX; onnx.ai/onnx/operators."""
+"""Convert products, convolutions, gathers and loops of JAX to ONNX nodes (onnx.ai/onnx/operators)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -39,7 +39,7 @@ from jaxdistill.losses.attention.self_attention import (
     score_distance,
     visible_keys,
 )
-from jaxdistill.losses.hidden.hidden import squared_distance
+from jaxdistill.losses.hidden.hidden import mean_squared_distance
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states
 from jaxdistill.losses.hidden.projectors import PROJECTORS, project
 from jaxdistill.losses.term import mean_over_positions
@@ -78,7 +78,7 @@ def tinybert(layers: LayerMap = "uniform", projector: Literal["linear", "none"] 
             values.append(mean_over_queries(distance, signals))
         for layer_map in (EMBEDDING, layers):
             for student, target in paired_states(signals, layer_map, teacher):
-                distance = squared_distance(project(projector, params, student, target), target)
+                distance = mean_squared_distance(project(projector, params, student, target), target)
                 values.append(mean_over_positions(distance, signals.batch, signals.mask.ndim))
         return jnp.sum(jnp.stack(values), axis=0), state
 

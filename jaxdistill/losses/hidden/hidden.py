@@ -31,7 +31,7 @@ from jaxdistill.losses.hidden.projectors import ProjectorKind, init_each, projec
 from jaxdistill.losses.term import mean_over_positions, precise, unit
 
 
-def squared_distance(
+def mean_squared_distance(
     student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
 ) -> Float[Array, "*rows"]:
     """Compute `mean((student - teacher)**2)` over the width, the last axis."""
@@ -48,7 +48,7 @@ def cosine_distance(
     return 1 - jnp.sum(unit(student) * unit(teacher), axis=-1)
 
 
-DISTANCES = {"mse": squared_distance, "cosine": cosine_distance}
+DISTANCES = {"mse": mean_squared_distance, "cosine": cosine_distance}
 
 
 @losses.register

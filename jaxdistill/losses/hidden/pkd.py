@@ -28,7 +28,7 @@ from jaxtyping import Float
 from jaxdistill.core.interfaces import Term, Values
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Key, Params, Signals, State
-from jaxdistill.losses.hidden.hidden import squared_distance
+from jaxdistill.losses.hidden.hidden import mean_squared_distance
 from jaxdistill.losses.hidden.layers import LayerMap, check_layers, paired_states
 from jaxdistill.losses.hidden.projectors import init_each, project_each
 from jaxdistill.losses.term import unit
@@ -38,7 +38,7 @@ def direction_distance(
     student: Float[Array, "*rows width"], teacher: Float[Array, "*rows width"]
 ) -> Float[Array, "*rows"]:
     """Compute `mean((s / ||s|| - t / ||t||)**2)` over the width, for s = student and t = teacher."""
-    return squared_distance(unit(student), unit(teacher))
+    return mean_squared_distance(unit(student), unit(teacher))
 
 
 @losses.register

@@ -9,7 +9,7 @@ which is easy to match. Here the gate (`fusion/gate.py` with `paths=`) is traine
 probe predicts the labels from the teacher layer of each path (`steps/routing.py` with `probes=`), or by how much one
 update of the student reduces its cross-entropy on a separate labelled batch, the quiz (`by='quiz'`).
 
-Own: the layer pairs are those of FitNets and SemCKD; weighting them by probes or a quiz is our method.
+No paper: the layer pairs are those of FitNets and SemCKD; weighting them by probes or a quiz is our method.
 
 Config: objective.hints.term = "routed_hidden(layers=((1, 2), (1, 4)))", with
 fusion = "gate(paths=2)" and step = "routing(probes=(2, 4))"

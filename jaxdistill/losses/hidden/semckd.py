@@ -49,9 +49,7 @@ from jaxdistill.losses.hidden.layers import LayerMap, check_layers, chosen_pairs
 from jaxdistill.losses.term import mean_over_positions, precise, real_tokens, select_teacher, unit
 
 
-def cosine_similarity(
-    states: Float[Array, "rows *extent width"], all_states: Float[Array, "all *extent width"]
-) -> Array:
+def pairwise_cosine(states: Float[Array, "rows *extent width"], all_states: Float[Array, "all *extent width"]) -> Array:
     """Compute the matrix `[rows, all]` of the cosine similarities of each of `states` with each of `all_states`.
 
     An example's hidden state is flattened over its positions and channels.
@@ -73,7 +71,7 @@ def embed(
         params: the learned arrays w, u (`<name>/entry/...`) and V, v (`<name>/mean/...`).
         name: name of the layer in `params`.
     """
-    entries = cosine_similarity(states, gather(states))[..., None] * params[f"{name}/entry/kernel"][0]
+    entries = pairwise_cosine(states, gather(states))[..., None] * params[f"{name}/entry/kernel"][0]
     entries = jax.nn.relu(entries + params[f"{name}/entry/bias"])
     entries = jnp.where(valid[:, None], entries, 0)
     mean = by_rows(jnp.sum(entries, axis=1) / jnp.maximum(jnp.sum(valid), 1))

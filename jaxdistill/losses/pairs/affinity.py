@@ -8,7 +8,7 @@ of the teacher for the pairs of the global batch, and the scales a and A:
 Each model has its OWN scale. With a trained scale near 100 the target is almost one-hot; a smaller `scale` of the
 teacher softens it, as a temperature does (MobileCLIP2, arxiv.org/abs/2508.20691, has 70 and 60). The loss is `kd` of
 both directions at T = 1, plus the teacher's entropy. The target needs no pairing: the teacher makes it for any images
-and texts, so a stream whose texts are permuted against its images serves, too.
+and texts, so a stream whose texts are permuted against its images can be used too.
 
 Several teachers: the mean of their softmaxes (MobileCLIP, CVPR 2024, arxiv.org/abs/2311.17049), never of their logits,
 whose scales differ.
@@ -41,8 +41,8 @@ def affinity(scale: float = 0.0, of: tuple[int, ...] = (0,)) -> Term:
         of: indices of the teachers, in the order of the config; their softmaxes are averaged.
 
     Raises:
-        ValueError: `scale` is negative, or no teacher is named; when the loss is computed, if a model has not two
-            towers.
+        ValueError: `scale` is negative, or no teacher is named; when the loss is computed, if a model does not have
+            two towers.
     """
     if scale < 0 or not of:
         raise ValueError(f"set scale to at least 0, and name a teacher; got scale={scale}, of={of}")

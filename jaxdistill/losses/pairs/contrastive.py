@@ -18,7 +18,7 @@ Checked: against published code (open_clip's ClipLoss), in value and gradient; b
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals
-from jaxdistill.losses.pairs.towers import candidates, cross_entropy_to_own, logits_of, own_places, to_mask_shape
+from jaxdistill.losses.pairs.towers import candidates, cross_entropy_to_own, logits_of, own_columns, to_mask_shape
 from jaxdistill.losses.term import stateless
 
 
@@ -30,7 +30,7 @@ def contrastive() -> Term:
     """
 
     def values(signals: Signals) -> Array:
-        seen, places = candidates(signals.student, signals, "student"), own_places(signals)
+        seen, places = candidates(signals.student, signals, "student"), own_columns(signals)
         to_texts = cross_entropy_to_own(logits_of(seen.images, seen.all_texts, seen), places)
         to_images = cross_entropy_to_own(logits_of(seen.texts, seen.all_images, seen), places)
         return to_mask_shape((to_texts + to_images) / 2, signals)

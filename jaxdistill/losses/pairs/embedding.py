@@ -1,4 +1,4 @@
-"""Embedding matching: the student's embeddings of images and of texts become the teacher's.
+"""Embedding matching: the student's embeddings of images and of texts match the teacher's.
 
 Yang et al., CLIP-KD, CVPR 2024 (arxiv.org/abs/2307.12732), feature distillation. With the unit embeddings i and t of
 the student, I and T of the teacher, and a projector P to the teacher's width, followed by division by the length:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals
-from jaxdistill.losses.pairs.towers import candidates, cross_entropy_to_own, logits_of, own_places, to_mask_shape
+from jaxdistill.losses.pairs.towers import candidates, cross_entropy_to_own, logits_of, own_columns, to_mask_shape
 from jaxdistill.losses.term import select_teacher, stateless
 
 
@@ -43,7 +43,7 @@ def interactive(scale: float = 0.0, teacher: int = 0) -> Term:
     def values(signals: Signals) -> Array:
         target = candidates(select_teacher(signals.teachers, teacher), signals, "teacher", scale)
         student = replace(signals.student, scale=target.scale)  # the student's own is not used
-        seen, places = candidates(student, signals, "student"), own_places(signals)
+        seen, places = candidates(student, signals, "student"), own_columns(signals)
         if seen.images.shape[-1] != target.images.shape[-1]:
             widths = f"student {seen.images.shape[-1]}, teacher {target.images.shape[-1]}"
             raise ValueError(f"widths of the embeddings differ ({widths}); give the student the teacher's projection")

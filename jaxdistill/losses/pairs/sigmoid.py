@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals
-from jaxdistill.losses.pairs.towers import candidates, counted_rows, own_places, to_mask_shape
+from jaxdistill.losses.pairs.towers import candidates, counted_rows, own_columns, to_mask_shape
 from jaxdistill.losses.term import precise, stateless
 
 
@@ -41,7 +41,7 @@ def sigmoid() -> Term:
         seen = candidates(signals.student, signals, "student")
         bias = jnp.where(counted_rows(signals), precise(signals.student.bias), 0)
         logits = seen.scale[:, None] * (seen.images @ seen.all_texts.T) + bias[:, None]
-        is_own = own_places(signals)[:, None] == jnp.arange(logits.shape[-1])
+        is_own = own_columns(signals)[:, None] == jnp.arange(logits.shape[-1])
         agreement = jax.nn.log_sigmoid(jnp.where(is_own, logits, -logits))
         return to_mask_shape(-jnp.sum(jnp.where(seen.valid, agreement, 0), axis=-1), signals)
 

@@ -1,4 +1,4 @@
-"""Embeddings of a batch of pairs, of the rows of this device and of all rows, and how they are compared.
+"""Compare image and text embeddings of the rows of this device with those of the global batch.
 
 Row i of a batch is a pair: image i belongs to text i. Each image is compared with the texts of the GLOBAL batch and
 each text with its images, so that 8 devices give what 1 gives. Rows that the mask excludes are no candidates.
@@ -44,10 +44,10 @@ def candidates(outputs: Outputs, signals: Signals, who: str, scale: float = 0.0)
         scale: factor of similarities; 0: the model's own.
 
     Raises:
-        ValueError: the model has not two towers, or no scale of its own and none is given.
+        ValueError: the model does not have two towers, or no scale of its own and none is given.
     """
     if outputs.embedding is None or outputs.text_embedding is None:
-        raise ValueError(f"the {who} has not two towers, as clip(...) and siglip(...) have")
+        raise ValueError(f"the {who} does not have two towers, as clip(...) and siglip(...) do")
     if not scale and outputs.scale is None:
         raise ValueError(f"the {who} has no scale of its own; set scale=")
     counted = counted_rows(signals)
@@ -80,7 +80,7 @@ def to_mask_shape(values: Float[Array, " rows"], signals: Signals) -> Array:
     return jnp.broadcast_to(values.reshape(-1, *[1] * (signals.mask.ndim - 1)), signals.mask.shape)
 
 
-def own_places(signals: Signals) -> Int[Array, " rows"]:
+def own_columns(signals: Signals) -> Int[Array, " rows"]:
     """Return the place of each row of this device in the global batch: the column that belongs to it."""
     return row_numbers(signals.mask.shape[0])
 

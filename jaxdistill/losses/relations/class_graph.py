@@ -4,6 +4,7 @@ A config gives a graph as a tuple of edges, or as the path of a JSON file that `
 """
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,8 @@ def parse_edges(spec: GraphSpec) -> Edges:
     weights: dict[tuple[int, int], float] = {}
     for edge in edges:
         a, b, weight = (*edge, 1.0)[:3] if len(edge) in (2, 3) else (-1, -1, 0)
-        if min(a, b) < 0 or a != int(a) or b != int(b) or not weight > 0:
+        finite = all(isinstance(x, int | float) and math.isfinite(x) for x in (a, b, weight))
+        if not finite or min(a, b) < 0 or a != int(a) or b != int(b) or not weight > 0:
             raise ValueError(f"{edge} is not an edge; give two node numbers from 0, and optionally a weight above 0")
         if weights.setdefault((int(a), int(b)), weight) != weight or weights.get((b, a), weight) != weight:
             raise ValueError(f"the edge between {a:g} and {b:g} is given twice, with different weights; give it once")
@@ -85,12 +87,14 @@ def read_graph(file: Path) -> Graph:
     """
     try:
         content = json.loads(file.read_text())
-        edges = tuple((int(a), int(b), float(weight)) for a, b, weight in content["edges"])
+        edges = tuple((a, b, float(weight)) for a, b, weight in content["edges"])
+        if not all(type(node) is int for edge in edges for node in edge[:2]):
+            raise ValueError("a node is no whole number")
         return Graph(tuple(content["names"]), edges)
     except FileNotFoundError:
         raise ValueError(
             f"there is no file {str(file)!r}; python -m jaxdistill.data.builders.class_hierarchy writes one"
         ) from None
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError, OverflowError, RecursionError) as error:
         expected = 'Expected JSON: {"names": ["cat", "dog"], "edges": [[0, 1, 0.5]]}'
         raise ValueError(f"{str(file)!r} is not a graph file ({type(error).__name__}: {error}). {expected}") from None

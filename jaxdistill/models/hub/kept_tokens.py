@@ -24,9 +24,11 @@ def read_kept_tokens(folder: str) -> tuple[tuple[int, ...], int]:
     try:
         content = json.loads(file.read_text())
         ids, size = tuple(content["ids"]), content["size"]
+        if not all(type(number) is int for number in (*ids, size)):
+            raise ValueError("an id or the size is no whole number")
         if list(ids) != sorted(set(ids)) or not 0 <= ids[0] <= ids[-1] < size:
             raise ValueError("its ids are not increasing, or exceed its size")
         return ids, size
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         cure = "create it with `jaxdistill vocabulary`"
         raise ValueError(f"{file} is not a valid vocabulary ({type(error).__name__}: {error}); {cure}") from None

@@ -3,6 +3,7 @@
 The protocol is `Source`. No pickle is loaded here; if a folder has only a pickle, the error says how to convert it.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -52,6 +53,7 @@ class Source(Protocol):
 
 # Names of norm weights in the first BERT checkpoints for PyTorch; transformers converts them too
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+INDEX = "model.safetensors.index.json"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -69,11 +71,16 @@ class Safetensors:
         self.path = str(folder)
         self.config = read_json(folder / "config.json")
         weight_files = _weight_files(folder)
-        seal.check_in_folder(*weight_files)
+        seal.check_in_folder(*weight_files, folder / INDEX, listed=True)
         self._files = {file: _open(file) for file in weight_files}
         with as_weights_error(folder):
-            stored = ((name, file) for file, tensors in self._files.items() for name in tensors.keys())  # noqa: SIM118
+            stored = [(name, file) for file, tensors in self._files.items() for name in tensors.keys()]  # noqa: SIM118
             self._locations = {_current_name(name): (name, file) for name, file in stored}
+            if len(self._locations) < len(stored):
+                counts = Counter(_current_name(name) for name, _ in stored)
+                raise WeightsError(f"{folder} has {counts.most_common(1)[0][0]!r} twice; keep one of them")
+            if absent := sorted(_indexed(folder).keys() - {name for name, _ in stored}):
+                raise WeightsError(f"{folder}: no shard has {absent[0]!r}, which {INDEX} names; download them again")
             slices = {name: self._slice(name) for name in self._locations}
             self.arrays = {
                 name: ArrayInfo(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
@@ -110,13 +117,20 @@ def _open(file: Path) -> Any:
         raise WeightsError(f"{file} is damaged ({error}); download it again") from None
 
 
+def _indexed(folder: Path) -> Mapping[str, str]:
+    """Return the shard of each array by its name, from the index; empty: there is no index."""
+    return read_json(folder / INDEX)["weight_map"] if (folder / INDEX).is_file() else {}
+
+
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         try:
-            return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+            return [folder / name for name in sorted(set(_indexed(folder).values()))]
         except (KeyError, AttributeError):
             raise WeightsError(f"{index} has no weight_map") from None
+        except TypeError:
+            raise WeightsError(f"{index} names a shard by something else than a text") from None
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return files

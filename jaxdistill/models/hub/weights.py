@@ -37,7 +37,7 @@ class ArrayPlan(NamedTuple):
     stacked: bool
 
 
-class Plan(NamedTuple):
+class WeightMapping(NamedTuple):
     """The plan for loading all arrays of a model from a checkpoint, with names and shapes checked.
 
     arrays: one plan per array that is loaded, by the name of the array in the model
@@ -52,14 +52,14 @@ class Plan(NamedTuple):
     selections: Mapping[str, Selection]
 
 
-def plan(
+def map_weights(
     source: Source,
     family: Family,
     arguments: Mapping[str, Any],
     shapes: Variables,
     layers: tuple[int, ...] = (),
     selections: Mapping[str, Selection] | None = None,
-) -> Plan:
+) -> WeightMapping:
     """Match every array of a model with arrays of a checkpoint, without reading any values.
 
     If the model has another number of classes than the checkpoint, the head is not loaded.
@@ -95,7 +95,7 @@ def plan(
     if problems:
         rest = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         raise WeightsError(f"{source.path} does not fit the model: {'; '.join(problems[:MAX_PROBLEMS])}{rest}")
-    return Plan(arrays, tuple(fresh), selections)
+    return WeightMapping(arrays, tuple(fresh), selections)
 
 
 def _without_prefix(family: Family, name: str) -> str:
@@ -192,16 +192,16 @@ def _permutation(rule: Rule, dims: int) -> tuple[int, ...]:
     return PERMUTATIONS.get(rule.layout, tuple(range(dims))) if dims > 1 else tuple(range(dims))
 
 
-def load(source: Source, plan: Plan, abstract: Variables) -> Variables:
+def load(source: Source, plan: WeightMapping, abstract: Variables) -> Variables:
     """Read every array of a plan from the checkpoint, shard by shard, directly to the devices that hold the shards.
 
     Args:
         source: the checkpoint.
-        plan: the plan that `plan()` made for this checkpoint.
+        plan: the plan that `map_weights()` made for this checkpoint.
         abstract: the model's variables, with a `jax.ShapeDtypeStruct` (shape, dtype, sharding) in place of each array.
 
     Returns:
-        The loaded variables, without the arrays in `Plan.fresh`.
+        The loaded variables, without the arrays in `WeightMapping.fresh`.
     """
 
     def load_array(name: str, leaf: jax.ShapeDtypeStruct) -> Array:

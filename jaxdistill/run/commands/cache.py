@@ -27,8 +27,8 @@ from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.data.records import Records
 from jaxdistill.data.store import (
     Fields,
-    Manifest,
     StoreError,
+    StoreManifest,
     damaged_shards,
     missing_shards,
     read_manifest,
@@ -129,7 +129,7 @@ class _Writer:
         if self._is_earlier(folder):  # one that hashed the weights alone
             teacher = {key: x for key, x in self.identities[stream]["teacher"].items() if key != "architecture"}
             about["identity"] = {**self.identities[stream], "teacher": teacher}
-        manifest = Manifest(rows, _shard_rows(self.fields[stream], size), self.fields[stream], about)
+        manifest = StoreManifest(rows, _shard_rows(self.fields[stream], size), self.fields[stream], about)
         try:
             write_manifest(folder, manifest)
         except StoreError as error:

@@ -27,7 +27,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def work() -> int:
-        from jaxdistill.run.comparing import compare
+        from jaxdistill.run.compare_runs import compare
 
         sys.stdout.write(compare(options.runs, options.model, options.out))
         return 0

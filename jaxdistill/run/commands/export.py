@@ -1,4 +1,4 @@
-"""Write a trained model in the format of another runtime, run the file on the test records, and say what it is worth.
+"""Write a trained model in the format of another runtime, run it on the test records, and report how good it is.
 
 jaxdistill export RUN --to onnx
 jaxdistill export RUN --to onnx --to "onnx(int8='dynamic')" --to stablehlo --model student --model teachers/minilm
@@ -6,7 +6,7 @@ jaxdistill export RUN --to "gguf(kind='Q8_0')"
 jaxdistill export RUN --to "litert(int8='static')" --device "ethos_u65()"
 
 Each file is run in a process of its own: its accuracy, bytes, latency and memory stand beside the model's. A file that
-disagrees with its model beyond a bound is set aside, and the message says where it departs. RUN/student/exports/onnx
+disagrees with its model beyond a bound is set aside, and the message says where it differs. RUN/student/exports/onnx
 then holds the file, the preprocessing, the class names and what was measured. For Hugging Face, every run writes the
 folder RUN/student/hub.
 """
@@ -48,7 +48,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def work() -> int:
-        from jaxdistill.run.exporting import Options, export  # imports JAX, after the arguments are checked
+        from jaxdistill.run.export_run import Options, export  # imports JAX, after the arguments are checked
 
         if options.threads is not None and options.threads < 1:
             raise ConfigError("--threads", f"{options.threads} is not positive. Give 1 or more.")

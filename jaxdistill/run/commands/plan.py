@@ -76,6 +76,8 @@ def _print_plan(options: argparse.Namespace, config: Config) -> int:
         if not folder.is_dir():
             raise ConfigError("--json", f"the folder of {options.json!r} does not exist; create it, or choose another.")
         check_writable(folder, "--json")
+        if Path(options.json).exists() and Path(options.json).suffix != ".json":
+            raise ConfigError("--json", f"{options.json!r} exists and is no .json file. Choose another file.")
     devices = topology.find(options.topology, options.slices)
     plan = ahead.plan(config, devices)
     sys.stdout.write(summary.text(plan, devices, options.config))

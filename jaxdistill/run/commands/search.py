@@ -63,7 +63,7 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
     from jaxdistill.run import search, search_study
     from jaxdistill.run.commands.sweep import MOST_SEEDS
     from jaxdistill.run.config import differ
-    from jaxdistill.run.exported_files import EXPORTS, slug
+    from jaxdistill.run.export_files import EXPORTS, slug
     from jaxdistill.run.fill import fill_placeholders
     from jaxdistill.run.resolve import resolve
     from jaxdistill.run.workdir import check_writable, locked
@@ -81,7 +81,7 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
     console = Console()
     with locked(options.workdir):
         resolved = resolve(differ(config, exports={}, student={"quantized": ""}), jax.devices())
-        _ = resolved.student  # its rules, before anything is measured
+        _ = resolved.student  # builds it, which checks its rules, before anything is measured
         if "label" not in resolved.data.test_description.fields:
             raise ConfigError("data.test", "a search compares accuracies, and the test records have no labels.")
         sizes = search.measure_sizes(resolved, found, options.device, options.workdir, console)

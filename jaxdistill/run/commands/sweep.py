@@ -25,7 +25,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError, NonFiniteError, Stopped
 from jaxdistill.evaluation.report import study as pages
 from jaxdistill.evaluation.report.formats import duration
-from jaxdistill.run import failures
+from jaxdistill.run import failures, presets
 from jaxdistill.run.commands import cache, cli
 from jaxdistill.run.config import Config, differ, override, parse_changes
 from jaxdistill.run.config_files import load_config
@@ -317,6 +317,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     options, changes = sweep_parser.parse_known_args(argv)
 
     def work() -> None:
+        options.config = options.config or presets.find(options.preset)
         axes = _axes(options.axis, changes)
         baseline = " | ".join(texts[0] for texts in axes.values())
         base: Config = override(load_config(options.config, options.trust_source), parse_changes(changes))

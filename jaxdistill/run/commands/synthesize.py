@@ -109,7 +109,7 @@ def synthesize(config: Config, out: Path, template: PromptTemplate, settings: Se
         "data": data.identity(data.streams["train"]),
     }
     try:
-        synthesis.write_manifest(out, about)
+        synthesis.write_generation_settings(out, about)
     except ValueError as error:
         raise ConfigError("--out", f"{error}.") from None
     synthesis.write_test(out, test_texts)

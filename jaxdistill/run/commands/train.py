@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.commands import cli
-from jaxdistill.run.config import Config, describe
+from jaxdistill.run.config import Config, iter_keys
 from jaxdistill.run.config_files import source
 
 EPILOG = """
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     """Make the argument parser of `jaxdistill train`; its `--help` lists all config keys with their defaults."""
     keys = "\n".join(
         f"  --config.{path}={default}\n        {doc}" if default else f"\n  {path}: {doc}"
-        for path, default, doc in describe()
+        for path, default, doc in iter_keys()
     )
     train_parser = cli.parser("train", __doc__, EPILOG + keys)
     train_parser.add_argument(
@@ -55,10 +55,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     def work(options: argparse.Namespace, config: Config) -> None:
         if not options.workdir and not options.check:
             raise ConfigError("--workdir", "is missing. Name the folder of the run, such as --workdir runs/mine.")
-        from jaxdistill.run.launch import check, launch  # imports JAX, after the arguments and the config are checked
+        from jaxdistill.run.launch import (  # imports JAX, after the arguments and the config are checked
+            check_report,
+            launch,
+        )
 
         if options.check:
-            sys.stdout.write(check(config, options.workdir))
+            sys.stdout.write(check_report(config, options.workdir))
         else:
             launch(config, options.workdir, source(options.config))
 

@@ -121,7 +121,7 @@ def _called(each: Instruction, computations: dict[str, Computation]) -> Iterator
     """Yield the name of each computation that an instruction calls, and the number of calls."""
     match each.operation:
         case "while":
-            yield each.attribute("body")[0], trip_count(each, computations)
+            yield each.attribute("body")[0], loop_iterations(each, computations)
         case "call":
             yield each.attribute("to_apply")[0], 1
         case "fusion" | "async-start":
@@ -132,7 +132,7 @@ def _called(each: Instruction, computations: dict[str, Computation]) -> Iterator
             yield from ((name, 1 / len(branches)) for name in branches)
 
 
-def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int:
+def loop_iterations(loop: Instruction, computations: dict[str, Computation]) -> int:
     """Return the number of iterations of a loop; 1 if the HLO text does not tell the number.
 
     The number is taken from XLA's annotation `known_trip_count`, or else from the constant start and bound of the

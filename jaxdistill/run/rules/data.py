@@ -8,10 +8,10 @@ import numpy as np
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.data import datasets
-from jaxdistill.data.describe import describe
+from jaxdistill.data.describe import describe_split
 from jaxdistill.data.image.processors import preprocessing_specs
 from jaxdistill.data.splits import share_records
-from jaxdistill.data.store import Manifest, StoreError, differences
+from jaxdistill.data.store import StoreError, StoreManifest, differences
 from jaxdistill.run.config import Config
 from jaxdistill.run.views import DataView
 from jaxdistill.teachers.cache_identity import read_description
@@ -134,7 +134,7 @@ def _count_records(view: DataView) -> Callable[[str], int]:
     The records are those of the data set, before texts are packed into rows of tokens, because slices count these.
     """
     data = view.data
-    return lambda split: describe(data.name, split, data.folder, data.test.path, data.test.key).records
+    return lambda split: describe_split(data.name, split, data.folder, data.test.path, data.test.key).records
 
 
 def test_records_are_not_trained_on(view: DataView) -> None:
@@ -208,7 +208,7 @@ def selection_is_possible(view: DataView) -> None:
         raise ConfigError(SELECT, "by='loss' needs labels, and the records have none. Choose by='entropy'.")
 
 
-def _manifest(folder: str) -> Manifest:
+def _manifest(folder: str) -> StoreManifest:
     try:
         return read_description(Path(folder).expanduser() / "train")
     except StoreError as error:

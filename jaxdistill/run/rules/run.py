@@ -16,10 +16,12 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import parse
 from jaxdistill.core.types import Factored
 from jaxdistill.data.text import tokenizer as tokenizers
+from jaxdistill.export import model_folder
 from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run import workdir as workdirs
 from jaxdistill.run.cut_specs import architecture, cut_of, source_of
+from jaxdistill.run.hub_folders import HUB, columns_of
 from jaxdistill.run.views import RunView
 from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import checkpoint_of, owner_of
@@ -123,6 +125,27 @@ def teacher_checkpoints_fit(run: RunView) -> None:
                 raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
 
 
+def teacher_checkpoints_know_the_data(run: RunView) -> None:
+    """Check that a teacher from a checkpoint was trained on these classes, and on these columns of numbers, in order.
+
+    A run keeps the names of both beside its models. A teacher with a map of classes is not asked for their names.
+    """
+    for teacher in run.teachers.values():
+        folder = checkpoint_of(teacher.checkpoint)[0].parent / HUB if teacher.checkpoint else None
+        if folder is None or not (folder / model_folder.ABOUT).is_file():
+            continue
+        about, key = model_folder.read_about(folder), f"{teacher.path}.checkpoint"
+        theirs, ours = tuple(about.class_names), tuple(run.data.class_names)
+        if theirs and ours and theirs != ours and not run.teacher_configs[teacher.name].options.get("classes"):
+            shown = [", ".join(names[:8]) for names in (theirs, ours)]
+            cure = f"Give the teacher's class for each of these in order, by {teacher.path}.classes"
+            raise ConfigError(key, f"it was trained on the classes {shown[0]}, and the data have {shown[1]}. {cure}.")
+        theirs, ours = (tuple(each.get("features", ())) for each in (about.columns, columns_of(run.config.data.name)))
+        if theirs and ours and theirs != ours:
+            problem = f"it was trained on the columns {', '.join(theirs)}, and the data have {', '.join(ours)}"
+            raise ConfigError(key, f"{problem}. Name them in that order in data.name.")
+
+
 def streams_are_read(run: RunView) -> None:
     """Check that every additional data stream (named source of batches) is read in the training of some model."""
     for stream in run.config.streams:
@@ -192,7 +215,7 @@ def workdir_can_be_written(run: RunView, workdir: Path) -> None:
 def bucket_can_be_written(run: RunView, workdir: Path) -> None:
     """Check that each process can write and read the bucket of the checkpoints; new checkpoints are not yet written."""
     if run.config.checkpoints.bucket:
-        bucket.check(run.config.checkpoints.bucket, "checkpoints.bucket")
+        bucket.require_writable(run.config.checkpoints.bucket, "checkpoints.bucket")
 
 
 def workdir_holds_this_run(run: RunView, workdir: Path) -> None:

@@ -55,7 +55,7 @@ def models_are_known(view: StageConfigView) -> None:
     build_model(view.config.student.model, "student.model", view.config.dtype)
     build_quantizer(view.config)
     for teacher in view.teacher_configs.values():
-        teacher.check()
+        teacher.check_specs()
 
 
 def teachers_can_be_trained_here(view: StageConfigView) -> None:

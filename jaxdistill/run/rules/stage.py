@@ -1,18 +1,11 @@
 """Rules about how the parts of a training stage fit together, checked by abstract evaluation (`jax.eval_shape`)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 
 from jaxdistill.core import jaxpr, registry
 from jaxdistill.core.errors import ConfigError, message_of, suggest
-from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.memory import device_memory, require, size_of
-from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.types import Factored, Outputs
-from jaxdistill.losses.term import stateless
 from jaxdistill.models.abstract import abstract_outputs, embeds
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run.views import KEY, StageView
@@ -66,66 +59,6 @@ def _check_classes(path: str, spec: str, outputs: Outputs, classes: int | None, 
     count = outputs.logits.shape[-1]
     if classes is not None and count != classes:
         raise ConfigError(path, f"{spec!r} has {count} classes, {classes} are needed; set classes={classes}{cure}.")
-
-
-def fusion_fits(view: StageView) -> None:
-    """Check that the fusion, which combines several teachers into one, accepts the outputs of these teachers."""
-    if view.teacher_configs:
-        term = WeightedTerm(stateless(lambda signals: jnp.zeros(signals.mask.shape)), 1.0)  # any: the fusion is tried
-        _try_objective(view, {"any": term}, view.parts.components.fusion, "fusion")
-
-
-def terms_fit(view: StageView) -> None:
-    """Check that every loss term can be computed from the outputs of student and teachers.
-
-    If the config sets kernels='pallas', a Pallas kernel must be able to compute the term, too.
-    """
-    config = view.config
-    kernels = (config.chunks, config.kernels) if config.kernels != "xla" else ()
-    for name, weighted in view.terms.items():
-        _try_objective(view, {name: weighted}, view.parts.components.fusion, f"objective.{name}", kernels)
-
-
-def text_reductions_have_texts(view: StageView) -> None:
-    """Check that only the values of texts are reduced text by text (config key `objective.NAME.reduction`)."""
-    for name, (term, _, reduction) in view.terms.items():
-        if reduction == "text" and term.stream in view.signals and view.signals[term.stream].mask.ndim < 2:
-            cure = "Leave reduction at 'token'"
-            problem = f"'text' averages over the tokens of each text, and the records of {term.stream!r} are no texts"
-            raise ConfigError(f"objective.{name}.reduction", f"{problem}. {cure}.")
-
-
-def _try_objective(
-    view: StageView, terms: Mapping[str, WeightedTerm], fusion: Fusion, path: str, kernels: tuple[Any, ...] = ()
-) -> None:
-    """Initialise and apply an objective abstractly, and raise a `ConfigError` if this fails.
-
-    Args:
-        view: the training stage.
-        terms: loss terms with their weights, by name.
-        fusion: combines several teachers into one.
-        path: config path of the terms or of the fusion, for the error.
-        kernels: (number of chunks, kernel backend), to compute the loss by a kernel too; empty: without kernels.
-    """
-    candidate = objective(terms, fusion, *kernels)
-    for stream in candidate.streams - set(view.signals):
-        raise ConfigError(path, f"reads the stream {stream!r}; add streams.{stream}.split.")
-    signals = {stream: view.signals[stream] for stream in candidate.streams}
-    try:
-        params, state = jax.eval_shape(candidate.init, KEY, signals)
-        jax.eval_shape(lambda p, s, x, k: candidate.apply(p, s, x, key=k), params, state, signals, KEY)
-        if kernels:
-            weights = jax.eval_shape(candidate.weights, jax.ShapeDtypeStruct((), jnp.int32))
-            jax.eval_shape(
-                lambda p, s, x, w, k: candidate.loss(p, s, x, w, key=k), params, state, signals, weights, KEY
-            )
-    except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
-        unlabelled = [name for name, term in terms.items() if "label" not in view.shapes.get(term.term.stream, "label")]
-        if isinstance(error, KeyError | ValueError) and "'label'" in str(error) and unlabelled:
-            split = view.data.streams[terms[unlabelled[0]].term.stream].split
-            cure = "Train on records with labels, or remove this term"
-            raise ConfigError(path, f"reads labels, and the records of {split!r} have none. {cure}.") from None
-        raise ConfigError(path, message_of(error)) from error
 
 
 def evaluated_layers_exist(view: StageView) -> None:
@@ -189,7 +122,7 @@ def gate_is_trained_by_the_step(view: StageView) -> None:
     config, fusion, step = view.config, view.parts.components.fusion, view.parts.step
     if fusion.trained_by_step and view.teacher_configs and not step.trains_fusion:
         cure = "Set step='routing()', with a stream of labelled records for the gate"
-        problem = f"{config.step!r} would train {config.fusion!r} with the loss whose teachers it weights"
+        problem = f"with {config.step!r}, the gate {config.fusion!r} is trained by the very loss that it weights"
         raise ConfigError("step", f"{problem}. {cure}.")
     if step.trains_fusion and not fusion.trained_by_step:
         raise ConfigError("step", f"{config.step!r} cannot train {config.fusion!r}; set fusion='gate()'.")

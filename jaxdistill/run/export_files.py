@@ -22,16 +22,16 @@ from jaxdistill.core.atomic import remove_folder, replaced_folder
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.export import exported_folder, model_folder
-from jaxdistill.export.compare import compare
 from jaxdistill.export.device_profile import Device
 from jaxdistill.export.examples import Examples, training_samples
 from jaxdistill.export.measure import Difference, Job, Measured, is_installed, measure, package_of
 from jaxdistill.export.network import Exporter, Network
+from jaxdistill.export.output_difference import compare
 from jaxdistill.export.predictor import Predictor
 from jaxdistill.run.provenance import processor
 
 EXPORTS = "exports"  # folder with exported files beside that of the model
-DEPARTS = {False: 1e-4, True: 0.1}  # by `Exporter.rounds`: difference of a hidden state that is named in an error
+LAYER_TOLERANCE = {False: 1e-4, True: 0.1}  # by `Exporter.rounds`: relative difference of a layer that errors name
 
 
 class Subject(NamedTuple):
@@ -259,8 +259,8 @@ def _departure(file: File, record: int) -> str:
             if not isinstance(found, Measured):
                 return ""
             far = float(np.abs(found.outputs - expected).max() / max(np.abs(expected).max(), 1e-30))
-            if not far <= DEPARTS[exporter.rounds]:
-                return f"; {state} of {count} is the first that differs by more than {DEPARTS[exporter.rounds]:g}"
+            if not far <= (bound := LAYER_TOLERANCE[exporter.rounds]):
+                return f"; {state} of {count} is the first that differs by more than {bound:g}"
     return ""
 
 

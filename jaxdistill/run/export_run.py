@@ -19,15 +19,15 @@ from jaxdistill.evaluation.report import page
 from jaxdistill.evaluation.report.formats import aligned
 from jaxdistill.evaluation.report.table import FLOATS
 from jaxdistill.export.choice import check_model, choose, choose_device
-from jaxdistill.export.compare import outputs_of
 from jaxdistill.export.device_profile import check_device
 from jaxdistill.export.examples import test_examples
 from jaxdistill.export.measure import Measured
 from jaxdistill.export.network import network_of
+from jaxdistill.export.output_difference import outputs_of
 from jaxdistill.export.predictor import Predictor, definition_of
 from jaxdistill.run import workdir
 from jaxdistill.run.config_files import load_config
-from jaxdistill.run.exported_files import (
+from jaxdistill.run.export_files import (
     EXPORTS,
     Subject,
     Target,
@@ -45,11 +45,11 @@ from jaxdistill.run.predict import model_folder as folder_of
 from jaxdistill.run.resolve import resolve
 
 DRAFTS = ".exports."  # prefix of unfinished folders
-FAR = 0.002  # difference in accuracy between the run and now that no rounding explains
+MAX_ACCURACY_DRIFT = 0.002  # a larger difference from the accuracy of the run is no rounding
 
 
 class Options(NamedTuple):
-    """How files are measured.
+    """Settings for measuring files.
 
     runtime: name of the runtime; empty: the first one of each format
     threads: processors that each file may use; 0: those of the device, or one
@@ -154,7 +154,7 @@ def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:
         as_trained = outputs_of(whole, examples, size)
     accuracy, row = compare_outputs(subject, as_trained).accuracy, _row(run, name)
     all_records = count == data.test_description.records and predictor.about.dtype == "float32"
-    if all_records and row.get("accuracy") is not None and abs(accuracy - row["accuracy"]) > FAR:
+    if all_records and row.get("accuracy") is not None and abs(accuracy - row["accuracy"]) > MAX_ACCURACY_DRIFT:
         problem = f"{name} has an accuracy of {100 * accuracy:.2f} %, and had {100 * row['accuracy']:.2f} % in the run"
         raise ConfigError("RUN", f"{problem}: its files, or the data, have changed. Repeat the command of the run.")
     return subject

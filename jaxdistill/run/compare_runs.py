@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core.errors import ConfigError, DamageError, suggest
 from jaxdistill.evaluation.comparison import paired_answers
 from jaxdistill.evaluation.report import compare as page
 from jaxdistill.evaluation.report.compare import ComparedRun
@@ -53,9 +53,13 @@ def _answers(run: Path, content: Mapping[str, Any], model: str) -> Mapping[str, 
     """Return a model's predictions for the test records, and which records these are; empty if they are not known."""
     folder = "teachers/" + model.removeprefix("teacher ") if model.startswith("teacher ") else model
     try:
-        found = seal.read(run / folder / "result.json", {"row": dict}).get("answers") or {}
+        result = seal.read(run / folder / "result.json", {"row": dict})
     except FileNotFoundError:
         return {}
+    found, names = result.get("answers") or {}, {result.get("run") or "", content.get("run") or ""} - {""}
+    if result["row"].get("name") != model or len(names) > 1:
+        cure = "Delete it, and repeat the command of the run, which writes it again"
+        raise DamageError(f"{run / folder / 'result.json'} is of another run or model. {cure}.")
     data = content["config"]["data"]
     records = content.get("test_records") or data["name"]
     return {**found, "records": (records, data["test"])} if "label" in found else {}

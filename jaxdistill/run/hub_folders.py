@@ -22,7 +22,7 @@ from jaxdistill.models.abstract import embeds
 from jaxdistill.models.build import build_model
 from jaxdistill.models.hub.family import families, with_defaults
 from jaxdistill.models.pretrained import Architecture, architecture_of_spec
-from jaxdistill.run.config import Config
+from jaxdistill.run.config import Config, note
 from jaxdistill.run.own_parts import own_parts
 from jaxdistill.run.parts import build_quantizer
 
@@ -75,9 +75,21 @@ def write_card(stage: Path, export: Export, data: Pipeline, shapes: Shapes, resu
     model_folder.write_card(stage / HUB, card(export.name, export.config.to_dict(), results, facts))
 
 
-def is_complete(stage: Path) -> bool:
-    """Return True if the model of a stage need not be written again; with several processes, all must decide alike."""
-    return jax.process_count() == 1 and model_folder.is_complete(stage / HUB)
+def is_complete(stage: Path, name: str, run: str) -> bool:
+    """Return True if the model of a stage need not be written again; with several processes, all must decide alike.
+
+    Args:
+        stage: folder of the training.
+        name: name of the model in the result table; the folder of another model is written again.
+        run: random name of the run; the folder of another run is written again.
+    """
+    if jax.process_count() > 1 or not (stage / HUB).exists():
+        return False
+    about = model_folder.read_about(stage / HUB) if model_folder.is_complete(stage / HUB) else None
+    if about and about.stage in ("", name) and about.run in ("", run):
+        return True
+    note(f"{stage / HUB} has changed since it was written, or holds another model; it is written again")
+    return False
 
 
 def about(config: Config, data: Pipeline, shapes: Shapes, is_embedder: bool) -> About:
@@ -106,7 +118,7 @@ def about(config: Config, data: Pipeline, shapes: Shapes, is_embedder: bool) -> 
         task=_task(data, shapes, is_embedder),
         class_names=list(data.class_names),
         batch_size=config.evaluate.batch_size,
-        columns=_columns(config.data.name),
+        columns=columns_of(config.data.name),
         channels=image.shape[-1] if image is not None and image.ndim == 4 else 3,
         embeds=is_embedder,
         hub_layout=form is not None,
@@ -163,7 +175,7 @@ def extras(config: Config, data: Pipeline, shapes: Shapes) -> Extras:
     )
 
 
-def _columns(name: str) -> dict[str, list[str]]:
+def columns_of(name: str) -> dict[str, list[str]]:
     """Return the columns of the user's files that a data set reads, by argument of `table`; empty: it reads none."""
     if name.partition("(")[0].strip() != "table":
         return {}

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Integer
 
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.types import Array, AttentionHeads, Factored, Outputs, RowsLike
@@ -63,9 +63,9 @@ class SharedInputs(NamedTuple):
     causal: if true, a query may attend only to the same and earlier keys, in addition to the condition of `mask`
     """
 
-    angles: Array
-    positions: Array | None
-    mask: Array | None
+    angles: Float[Array, "#batch length half_head"]
+    positions: Integer[Array, "batch length"] | None
+    mask: Bool[Array, "batch 1 #length keys"] | None
     causal: bool
 
 
@@ -112,7 +112,9 @@ class Attention(nnx.Module):
         return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(*x.shape[:-1], -1))), heads
 
 
-def _write_cache(cache: nnx.Variable, new: Array, positions: Array | None) -> Array:
+def _write_cache(
+    cache: nnx.Variable, new: Float[Array, "batch length heads size"], positions: Integer[Array, "batch length"] | None
+) -> Float[Array, "batch slots heads size"]:
     """Write the keys or values of new tokens into the cache, and return the whole cache in the dtype of `new`.
 
     Args:
@@ -125,7 +127,12 @@ def _write_cache(cache: nnx.Variable, new: Array, positions: Array | None) -> Ar
     return cache.get_value().astype(new.dtype)
 
 
-def attend(q: Array, k: Array, v: Array, shared: SharedInputs) -> tuple[Array, Array]:
+def attend(
+    q: Float[Array, "batch queries heads size"],
+    k: Float[Array, "batch keys kv_heads size"],
+    v: Float[Array, "batch keys kv_heads size"],
+    shared: SharedInputs,
+) -> tuple[Float[Array, "batch queries heads size"], Float[Array, "batch heads queries keys"]]:
     """Compute grouped-query attention, and also return the attention probabilities.
 
     Args:

@@ -1,0 +1,113 @@
+"""Rules about the fusion and the loss terms of a training stage, checked by abstract evaluation (`jax.eval_shape`)."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill.core import jaxpr
+from jaxdistill.core.errors import ConfigError, message_of
+from jaxdistill.core.interfaces import Fusion, Objective
+from jaxdistill.core.objective import WeightedTerm, objective
+from jaxdistill.losses.term import stateless
+from jaxdistill.run.views import KEY, StageView
+
+
+def fusion_fits(view: StageView) -> None:
+    """Check that the fusion, which combines several teachers into one, accepts the outputs of these teachers."""
+    if view.teacher_configs:
+        term = WeightedTerm(stateless(lambda signals: jnp.zeros(signals.mask.shape)), 1.0)  # any: the fusion is tried
+        _try_objective(view, {"any": term}, view.parts.components.fusion, "fusion")
+
+
+def terms_have_gradients(view: StageView) -> None:
+    """Check that every loss term has a gradient: in outputs or parameters of the student, or in parameters of its own.
+
+    A term that returns integers or truth values, or stops the gradient, would change nothing, in silence. A term of
+    weight 0 is only logged.
+    """
+    for name, weighted in view.terms.items():
+        term = objective({name: weighted}, view.parts.components.fusion)
+        signals = {stream: view.signals[stream] for stream in term.streams}
+        variables = jax.eval_shape(term.init, KEY, signals)
+        slope = functools.partial(_slope, term, name)
+        try:
+            moves = jaxpr.used_inputs(slope, jax.ShapeDtypeStruct((), jnp.float32), variables, signals, KEY)[0]
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ConfigError(f"objective.{name}", f"has no gradient: {message_of(error)}") from error
+        if not moves and weighted.weight != 0:
+            problem = "has no gradient: its values do not depend on the student in a way that can be differentiated"
+            cure = "Return numbers that are computed from its outputs without rounding, comparing or stop_gradient"
+            raise ConfigError(f"objective.{name}", f"{problem}. {cure}, or set weight=0, to log it.")
+
+
+def _slope(term: Objective, name: str, weight: Any, variables: Any, signals: Any, key: Any) -> list[Any]:
+    """Return `weight` times the gradient of a term's sum in the student and in the term's parameters."""
+    params, state = variables
+
+    def value(params: Any, students: Any) -> Any:
+        given = {
+            stream: replace(each, student=students[stream][0], params={**each.params, "student": students[stream][1]})
+            for stream, each in signals.items()
+        }
+        return term.apply(params, state, given, key=key)[0][name].sum
+
+    students = {stream: (each.student, each.params["student"]) for stream, each in signals.items()}
+    slopes = jax.vjp(value, params, students)[1](weight)
+    return [x for x in jax.tree.leaves(slopes) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def terms_fit(view: StageView) -> None:
+    """Check that every loss term can be computed from the outputs of student and teachers.
+
+    If the config sets kernels='pallas', a Pallas kernel must be able to compute the term, too.
+    """
+    config = view.config
+    kernels = (config.chunks, config.kernels) if config.kernels != "xla" else ()
+    for name, weighted in view.terms.items():
+        _try_objective(view, {name: weighted}, view.parts.components.fusion, f"objective.{name}", kernels)
+
+
+def text_reductions_have_texts(view: StageView) -> None:
+    """Check that only the values of texts are reduced text by text (config key `objective.NAME.reduction`)."""
+    for name, (term, _, reduction) in view.terms.items():
+        if reduction == "text" and term.stream in view.signals and view.signals[term.stream].mask.ndim < 2:
+            cure = "Leave reduction at 'token'"
+            problem = f"'text' averages over the tokens of each text, and the records of {term.stream!r} are no texts"
+            raise ConfigError(f"objective.{name}.reduction", f"{problem}. {cure}.")
+
+
+def _try_objective(
+    view: StageView, terms: Mapping[str, WeightedTerm], fusion: Fusion, path: str, kernels: tuple[Any, ...] = ()
+) -> None:
+    """Initialise and apply an objective abstractly, and raise a `ConfigError` if this fails.
+
+    Args:
+        view: the training stage.
+        terms: loss terms with their weights, by name.
+        fusion: combines several teachers into one.
+        path: config path of the terms or of the fusion, for the error.
+        kernels: (number of chunks, kernel backend), to compute the loss by a kernel too; empty: without kernels.
+    """
+    candidate = objective(terms, fusion, *kernels)
+    for stream in candidate.streams - set(view.signals):
+        raise ConfigError(path, f"reads the stream {stream!r}; add streams.{stream}.split.")
+    signals = {stream: view.signals[stream] for stream in candidate.streams}
+    try:
+        params, state = jax.eval_shape(candidate.init, KEY, signals)
+        jax.eval_shape(lambda p, s, x, k: candidate.apply(p, s, x, key=k), params, state, signals, KEY)
+        if kernels:
+            weights = jax.eval_shape(candidate.weights, jax.ShapeDtypeStruct((), jnp.int32))
+            jax.eval_shape(
+                lambda p, s, x, w, k: candidate.loss(p, s, x, w, key=k), params, state, signals, weights, KEY
+            )
+    except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        unlabelled = [name for name, term in terms.items() if "label" not in view.shapes.get(term.term.stream, "label")]
+        if isinstance(error, KeyError | ValueError) and "'label'" in str(error) and unlabelled:
+            split = view.data.streams[terms[unlabelled[0]].term.stream].split
+            cure = "Train on records with labels, or remove this term"
+            raise ConfigError(path, f"reads labels, and the records of {split!r} have none. {cure}.") from None
+        raise ConfigError(path, message_of(error)) from error

@@ -1,0 +1,61 @@
+"""Manifests of checkpoints: every array is compared, the best step is found, and values of other types are damage."""
+
+import json
+
+import jax
+import pytest
+from saved_states import state
+
+from jaxdistill.core import seal
+from jaxdistill.core.checkpoint import Checkpoints, load_variables
+from jaxdistill.core.manifest import CheckpointError, choose_step, manifests
+from jaxdistill.core.types import Variables
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints of two steps."""
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step in (30, 40):
+            checkpoints.save(step, state(step), {"next": step}, {"accuracy": 0.5})
+    return tmp_path / "checkpoints"
+
+
+def test_a_model_is_checked_array_by_array_scalars_and_vectors_too(folder):
+    file = folder / "manifests" / "40.json"
+    whole = seal.read(file, {"arrays": dict})
+    wanted = Variables(state(40).params["student"], state(40).state["student"])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
+    names = [name for name in whole["arrays"] if name.startswith(("params/student/", "state/student/"))]
+    assert {len(whole["arrays"][name][0]) for name in names} >= {1, 2}
+    for name in names:
+        entry = [*whole["arrays"][name][:2], "0" * len(whole["arrays"][name][2])]
+        seal.write(file, {**whole, "arrays": {**whole["arrays"], name: entry}})
+        with pytest.raises(CheckpointError, match=name.partition("/student/")[2]):
+            load_variables(folder, "40", shapes)
+
+
+def test_of_equal_steps_the_newest_is_the_best(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step), {}, {"accuracy": 0.5})
+    assert choose_step(tmp_path, "best") == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"arrays": {"x": 3}},
+        {"arrays": {"x": [[2], "float32"]}},
+        {"metrics": {"accuracy": "high"}},
+        {"files": {"x": 3}},
+        {"seconds": "long"},
+        {"data": [1]},
+    ],
+)
+def test_a_manifest_whose_values_have_other_types_counts_as_damaged(folder, wrong):
+    file = folder / "manifests" / "40.json"
+    content = json.loads(file.read_text()) | wrong
+    content.pop("seal")  # as an earlier version wrote it
+    file.write_text(json.dumps(content))
+    assert list(manifests(folder)) == [30]

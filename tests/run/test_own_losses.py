@@ -1,0 +1,56 @@
+"""Losses of a user's own: those that would change nothing, in silence, are refused before anything is trained."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from own_runs import config_of
+
+from jaxdistill.core.errors import ConfigError, user_location
+from jaxdistill.core.registry import losses
+from jaxdistill.losses.term import stateless
+from jaxdistill.run.distill import check_config
+
+VALUES = {
+    "compares": lambda s: jnp.any(s.student.logits > 0, axis=-1),
+    "counts": lambda s: jnp.sum(s.student.logits > 0, axis=-1),
+    "stops": lambda s: jax.lax.stop_gradient(s.student.logits).sum(-1),
+    "constant": lambda s: jnp.ones(s.mask.shape),
+    "loops": lambda s: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x - 1, s.student.logits).sum(-1),
+    "real": lambda s: s.student.logits.sum(-1),
+    "decays": lambda s: jax.tree.reduce(lambda a, b: a + jnp.sum(b**2), s.params["student"], 0.0),
+}
+for name, values in VALUES.items():
+
+    def factory(values=values):
+        return stateless(values)
+
+    factory.__name__ = f"own_{name}"
+    losses.register(factory)
+
+
+@pytest.mark.parametrize("name", ["compares", "counts", "stops", "constant"])
+def test_a_loss_without_a_gradient_is_refused(home, name):
+    with pytest.raises(ConfigError, match=rf"^objective\.own_{name}: has no gradient: its values do not depend"):
+        check_config(config_of("mlp", home, objective={f"own_{name}": {}}), None)
+    check_config(config_of("mlp", home, objective={f"own_{name}": {"weight": 0.0}, "kd": {}}), None)  # only logged
+
+
+def test_a_loss_that_cannot_be_differentiated_is_refused(home):
+    with pytest.raises(ConfigError, match=r"^objective\.own_loops: has no gradient: Reverse-mode differentiation"):
+        check_config(config_of("mlp", home, objective={"own_loops": {}}), None)
+
+
+@pytest.mark.parametrize("name", ["real", "decays"])
+def test_a_loss_of_outputs_or_of_parameters_has_a_gradient(home, name):
+    check_config(config_of("mlp", home, objective={f"own_{name}": {}}), None)
+
+
+def test_the_file_of_a_callback_that_fails_is_named():
+    def fails(x):
+        raise ZeroDivisionError("by hand")
+
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    with pytest.raises(Exception, match="by hand") as error:
+        jax.block_until_ready(jax.jit(lambda x: jax.pure_callback(fails, shape, x))(1.0))
+    error.value.__traceback__ = None  # as it comes from a thread of the runtime
+    assert "test_own_losses.py" in user_location(error.value)

@@ -145,11 +145,12 @@ def student_arrays(manifest: CheckpointManifest) -> dict[str, list[Any]]:
     return {name: entry for name, entry in manifest["arrays"].items() if name.startswith(roles)}
 
 
-QUALITIES = ("accuracy", "agreement", "similarity")  # metrics that rank models: the first that was measured is used
+# metrics that rank models: the first that was measured is used
+QUALITIES = ("accuracy", "image_text_r5", "agreement", "similarity")
 
 
-def quality(metrics: Mapping[str, float]) -> float | None:
-    """Return the metric that says how good a model is: accuracy, or without labels its match with the teacher.
+def quality(metrics: Mapping[str, Any]) -> float | None:
+    """Return the metric that says how good a model is: accuracy, R@5, or without labels its match with the teacher.
 
     None: the model was not measured.
     """

@@ -12,8 +12,9 @@ from jaxdistill.core.interfaces import Fusion, Model
 from jaxdistill.core.sums import PerRow, add, values_at_labels
 from jaxdistill.core.types import NO_OUTPUTS, Array, Outputs, PyTree, Signals, Variables
 from jaxdistill.evaluation import metrics
+from jaxdistill.evaluation.retrieval import retrieval
 from jaxdistill.losses.term import mask_padding
-from jaxdistill.models.abstract import has_no_classes
+from jaxdistill.models.abstract import has_no_classes, has_pairs
 from jaxdistill.models.combinators import strip_prefix
 
 Evaluate = Callable[[PyTree, PyTree, tuple[Variables, ...], Mapping[str, Array]], dict[str, Any]]
@@ -32,11 +33,11 @@ def evaluator(
     """Build a function that computes a model's metrics on one batch, as sums that can be added up over batches.
 
     Records with labels give accuracy, NLL and calibration error, perplexity for texts, and the area under the ROC curve
-    for two classes. Metrics that compare the
-    student with its teachers (agreement, KL, rank correlation, CKA) are left out if a teacher predicts other tokens or
-    classes than the student; those that need no label are measured on records without labels too. A model without
-    classes, which embeds its input, is compared by the cosine similarity of its embedding with the teacher's. A
-    classifier also gives its predictions, as `ANSWERS`.
+    for two classes. Metrics that compare the student with its teachers (agreement, KL, rank correlation, CKA) are left
+    out if a teacher predicts other tokens or classes than the student; those that need no label are measured on records
+    without labels too. A model without classes, which embeds its input, is compared by the cosine similarity of its
+    embedding with the teacher's. A classifier also gives its predictions, as `ANSWERS`. A model with two towers is
+    measured by retrieval (`retrieval.py`), and compared by CKA alone.
 
     Args:
         student: the model to evaluate.
@@ -62,6 +63,9 @@ def evaluator(
             t.apply(v.params, v.state, rows, train=False, key=key)[0] for t, v in zip(teachers, frozen, strict=True)
         )
         dense, embeds = tuple(outputs.dense() for outputs in teacher_outputs), has_no_classes(out)
+        if has_pairs(out):
+            similar = _cka_metrics(out, dense[0], layers, rows) if dense else {}
+            return {"retrieval": retrieval(out, rows, mask), **similar}
         logits = prevent_fusion(out.dense().logits)
         results = {} if labels is None or embeds else _label_metrics(logits, labels, mask)
         if logits.ndim == 3 and mask.ndim == 2 and labels is not None:
@@ -200,7 +204,9 @@ def scores(total: Mapping[str, Any]) -> dict[str, float]:
     Args:
         total: `{name: metric}`, from `totals`; values of rows that are no metric are left out.
     """
-    values = {name: float(metric.compute()) for name, metric in total.items() if hasattr(metric, "compute")}
+    computed = {name: metric.compute() for name, metric in total.items() if hasattr(metric, "compute")}
+    several = {key: each for value in computed.values() if isinstance(value, dict) for key, each in value.items()}
+    values = {name: float(value) for name, value in computed.items() if not isinstance(value, dict)} | several
     if "agreement_on_errors" in total:
         values["teacher_errors"] = float(total["agreement_on_errors"].count)
     return values

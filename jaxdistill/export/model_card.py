@@ -22,6 +22,7 @@ USES = {  # task -> (records, output of a prediction)
     "text-generation": ('["a text"]', "nll"),
     "image-classification": ('["photo.png"]', "labels"),
     "image-feature-extraction": ('["photo.png"]', "embeddings"),
+    "zero-shot-image-classification": ('[{"image": "photo.png", "text": "a text"}]', "text_embeddings"),
     "tabular-classification": ("rows", "labels"),
 }
 

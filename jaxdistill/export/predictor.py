@@ -44,7 +44,8 @@ class Predictions(NamedTuple):
     labels: its name, or its number as a text if the classes have no names, `[records]`
     probabilities: probability of each class, `[records, classes]` float32
     confidence: probability of the most likely class, `[records]` float32
-    embeddings: the embedding of each record, `[records, width]`
+    embeddings: the embedding of each record, `[records, width]`; of a model with two towers, of its image
+    text_embeddings: of a model with two towers: the embedding of each record's text, `[records, width]`
     nll: of a language model: negative log-likelihood of each text, the mean over its tokens, in nats, `[records]`
     """
 
@@ -53,6 +54,7 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray | None = None
     confidence: np.ndarray | None = None
     embeddings: np.ndarray | None = None
+    text_embeddings: np.ndarray | None = None
     nll: np.ndarray | None = None
 
 
@@ -169,7 +171,8 @@ class Predictor:
             out, _ = model.apply(variables.params, variables.state, rows, train=False, key=key)
             embeds, logits = has_no_classes(out), prevent_fusion(out.dense().logits)
             embedding = {} if out.embedding is None else {"embeddings": out.embedding}
-            if embeds:
+            embedding |= {} if out.text_embedding is None else {"text_embeddings": out.text_embedding}
+            if embeds or out.text_embedding is not None:
                 return embedding
             if logits.ndim > 2:  # a language model
                 return text_answers(logits, rows["label"], rows["mask"])
@@ -264,7 +267,8 @@ class Predictor:
 
     def _record(self, record: Any, number: int) -> dict[str, Any]:
         """Return a record as a dict with the fields that the model reads."""
-        fields = self.text_fields or tuple(name for name in self.about.inputs if name != "mask")
+        pictures = ("image",) if self.text_fields and "image" in self.about.inputs else ()
+        fields = (*self.text_fields, *pictures) or tuple(name for name in self.about.inputs if name != "mask")
         if not isinstance(record, Mapping):
             if len(fields) > 1:
                 raise ConfigError(PATH, f"record {number} is no dict; give the fields {', '.join(fields)}.")
@@ -274,10 +278,11 @@ class Predictor:
             raise ConfigError(PATH, f"record {number} has no field {absent[0]!r}; it has {known}.")
         if wrong := [field for field in self.text_fields if not isinstance(record[field], str | bytes)]:
             raise ConfigError(PATH, f"record {number}: {wrong[0]!r} is {record[wrong[0]]!r:.80}, not a text.")
-        if fields == ("image",) and isinstance(record["image"], str | bytes | Path):
-            image = record["image"] if isinstance(record["image"], bytes) else str(record["image"])
-            return {"image": images.decode(image, self.about.channels)}
-        return {field: record[field] for field in fields}
+        found = {field: record[field] for field in fields}
+        if isinstance(found.get("image"), str | bytes | Path):
+            image = found["image"] if isinstance(found["image"], bytes) else str(found["image"])
+            found["image"] = images.decode(image, self.about.channels)
+        return found
 
     def _shortened(self, batch: Batch) -> Batch:
         """Return a batch whose texts are cut after the longest one, at a power of 2, if there is only padding after."""

@@ -9,4 +9,5 @@ from jaxdistill.models import mlp as mlp
 from jaxdistill.models import pretrained as pretrained
 from jaxdistill.models import resnet as resnet
 from jaxdistill.models import resnet_imagenet as resnet_imagenet
+from jaxdistill.models import towers as towers
 from jaxdistill.models import vit as vit

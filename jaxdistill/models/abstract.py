@@ -31,13 +31,14 @@ def init_variables(model: Model, key: Array, rows: Mapping[str, Array], start: V
     return {**params, **start.params} if start.params else params, {**state, **start.state} if start.state else state
 
 
-def abstract_outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, Variables]:
+def abstract_outputs(model: Model, path: str, shapes: Shapes, pairs: bool = False) -> tuple[Outputs, Variables]:
     """Compute shapes and dtypes of a model's outputs and variables with `jax.eval_shape`, without running the model.
 
     Args:
         model: the model to trace, in training mode.
         path: config key of the model, such as `student.model`, for error messages.
         shapes: shapes and dtypes of a batch, `{field: jax.ShapeDtypeStruct}`.
+        pairs: whether the caller reads the embeddings of a model with two towers, and not its logits.
 
     Returns:
         The outputs and the variables, with a `jax.ShapeDtypeStruct` in place of each array.
@@ -55,7 +56,9 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, 
     try:
         variables = Variables(*jax.eval_shape(model.init, key, shapes))
         outputs = apply(variables, shapes)
-        if outputs.text_embedding is not None or outputs.logits.shape[-1] == outputs.logits.shape[0]:
+        if pairs and has_pairs(outputs):
+            return outputs, variables
+        if has_pairs(outputs) or outputs.logits.shape[-1] == outputs.logits.shape[0]:
             twice = {name: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype) for name, x in shapes.items()}
             if apply(variables, twice).logits.shape[-1] != outputs.logits.shape[-1]:
                 raise ConfigError(path, BATCH_LOGITS)
@@ -69,6 +72,11 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes) -> tuple[Outputs, 
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(path, message_of(error)) from error
     return outputs, variables
+
+
+def has_pairs(out: Outputs) -> bool:
+    """Return True for the outputs of a model with two towers, whose logits compare the rows of a batch."""
+    return out.text_embedding is not None
 
 
 def has_no_classes(out: Outputs) -> bool:

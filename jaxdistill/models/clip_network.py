@@ -1,9 +1,10 @@
-"""The towers of CLIP (2021, arxiv.org/abs/2103.00020) and SigLIP (2023, arxiv.org/abs/2303.15343); see `clip.py`.
+"""Build the towers of CLIP (2021, arxiv.org/abs/2103.00020) and SigLIP (2023, arxiv.org/abs/2303.15343); see `clip.py`.
 
 One encoder (tower) embeds images and the other embeds texts, both into the same space. The logits are scaled dot
 products of the image embeddings with the text embeddings.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,12 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
-from jaxdistill.core.collectives import by_rows, gather
+from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.types import Array, AttentionHeads, Outputs, RowsLike
 from jaxdistill.models.layers import ACTIVATIONS, nudged
+from jaxdistill.models.towers import compared
 from jaxdistill.models.transformer import Block, Patches, Stack, layer_norm
-
-NO_CANDIDATE = -1e9  # logit of a masked text; finite, so that probability 0 times this logit is 0, not NaN
 
 
 class TextTower(nnx.Module):
@@ -155,21 +155,7 @@ class TwoTowers(nnx.Module):
     def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs:
         image_key, text_key = jax.random.split(key)
         pooled, states, attentions = self.images(batch, train, image_key)
-        image, text = _normalize(pooled), _normalize(self.texts(batch, train, text_key))  # [batch, projection]
-        scale = jnp.exp(self.logit_scale[...].astype(jnp.float32))
-        logits = scale * by_rows(image @ gather(text).T)
-        if self.logit_bias is not None:
-            logits = logits + self.logit_bias[...]
-        of_rows = lambda x: by_rows(jnp.broadcast_to(jnp.reshape(x, ()), image.shape[:1]))
-        bias = None if self.logit_bias is None else of_rows(self.logit_bias[...])
-        logits = by_rows(jnp.where(gather(batch["mask"]) > 0, logits, NO_CANDIDATE))
-        cast = lambda x: x.astype(pooled.dtype)
-        return Outputs(
-            cast(logits), states, attentions, cast(image), text_embedding=cast(text), scale=of_rows(scale), bias=bias
-        )
-
-
-def _normalize(x: Array) -> Array:
-    """Scale vectors, `[batch, width]`, to unit norm in float32."""
-    x = x.astype(jnp.float32)
-    return by_rows(x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-24)))
+        texts = self.texts(batch, train, text_key)
+        bias = None if self.logit_bias is None else self.logit_bias[...]
+        out = compared(pooled, texts, self.logit_scale[...], bias, batch["mask"])
+        return replace(out, hidden_states=states, attentions=attentions)

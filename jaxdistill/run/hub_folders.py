@@ -134,6 +134,8 @@ def _is_read(field: str) -> bool:
 
 def _task(data: Pipeline, shapes: Shapes, is_embedder: bool) -> str:
     """Return the task of a model by its name on the Hugging Face hub."""
+    if data.tokenization and "image" in shapes:
+        return "zero-shot-image-classification"
     if data.tokenization is None:
         kind = "image" if "image" in shapes and len(shapes["image"].shape) == 4 else "tabular"
         return "image-feature-extraction" if is_embedder else f"{kind}-classification"

@@ -211,7 +211,9 @@ class Log:
 
 
 def _in_short(scores: Mapping[str, float]) -> str:
-    """Return the scores of an evaluation in one line: with labels accuracy and NLL, else the match with the teacher."""
+    """Return the scores of an evaluation in one line: accuracy and NLL, retrieval, or the match with the teacher."""
+    if "image_text_r5" in scores:
+        return f"text R@1 {100 * scores['image_text_r1']:.2f} %, R@5 {100 * scores['image_text_r5']:.2f} %"
     if "accuracy" in scores:
         return f"accuracy {100 * scores['accuracy']:.2f} %, NLL {scores['nll']:.3f}"
     if "agreement" in scores:

@@ -21,7 +21,7 @@ from jaxdistill.core.interfaces import Fusion
 from jaxdistill.core.schedules import Horizon
 from jaxdistill.core.types import Shapes
 from jaxdistill.data.pipeline import Pipeline
-from jaxdistill.models.abstract import embeds
+from jaxdistill.models.abstract import embeds, has_pairs
 from jaxdistill.parallel.mesh import build_mesh
 from jaxdistill.run.cut_specs import with_sizes
 from jaxdistill.run.fill import fill_placeholders, with_stand_ins
@@ -157,6 +157,8 @@ class Resolved:
         """
         for definition in self.definitions:
             if definition.kind == "control":
+                if has_pairs(self.student.view.student):
+                    return {}  # it learns from the pairs
                 if embeds(self.student.parts.student, self.student.shapes["train"]):
                     return {"control": "it learns from labels alone, and a model without classes reads none"}
                 for term, *_ in self._components(definition).terms.values():

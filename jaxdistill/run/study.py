@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError, suggest
+from jaxdistill.core.manifest import quality
 from jaxdistill.evaluation.report.logs import read_log
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
 from jaxdistill.run.config import Config, differ, override
@@ -197,6 +198,12 @@ def run_or_resume(config: Config, folder: Path) -> list[dict[str, Any]]:
         check_records(folder, resolve(config, jax.devices()).data)  # else new runs stand beside those on other records
         return results["rows"]
     return distill(config, folder, Console(quiet=True)).rows
+
+
+def quality_text(row: Mapping[str, Any]) -> str:
+    """Return how good a model is, in percent: its accuracy, R@5, or its match with the teacher."""
+    value = quality(row)
+    return "not measured" if value is None else f"{100 * value:.2f} %"
 
 
 def _changed(config: Config, path: str, change: Change) -> Config:

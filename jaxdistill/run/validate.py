@@ -46,7 +46,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
         data.specs_are_known,
         data.images_are_preprocessed_alike,
         data.records_can_be_read,
-        data.test_records_have_labels_or_teachers,
         data.labels_have_one_class_for_each_prediction,
         data.test_records_match_training_records,
         data.test_records_are_not_trained_on,
@@ -62,6 +61,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         stage.teachers_have_the_classes,
         terms.fusion_fits,
         terms.terms_fit,
+        terms.terms_of_pairs_read_embeddings,
         terms.text_reductions_have_texts,
         stage.evaluated_layers_exist,
         stage.teachers_have_values,
@@ -75,6 +75,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     # the whole run
     "run": (
+        run.students_can_be_measured,
         run.vocabularies_fit,
         run.cut_vocabulary_has_tokens,
         run.categories_fit,

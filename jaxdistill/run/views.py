@@ -108,9 +108,10 @@ class StageView:
         return {stream: self._signals(shapes) for stream, shapes in rows.items()}
 
     def _signals(self, rows: Shapes) -> Any:
-        student, variables = abstract_outputs(self.parts.student, "student.model", rows)
+        student, variables = abstract_outputs(self.parts.student, "student.model", rows, pairs=True)
         teacher_shapes = [
-            abstract_outputs(teacher.model, f"{teacher.path}.model", rows) for teacher in self.parts.teachers
+            abstract_outputs(teacher.model, f"{teacher.path}.model", rows, pairs=True)
+            for teacher in self.parts.teachers
         ]
         params = {"student": variables.params, "teachers": tuple(values.params for _, values in teacher_shapes)}
         scalar, step = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)

@@ -9,6 +9,9 @@ parameters and no forward pass. For a large vocabulary, the encoding keeps one o
 - the features of a factored head, its last hidden states. The head's kernel travels once: it is a parameter of the
   decoding model, never trained. Logits are multiplied out beside the student's, chunk by chunk. They are exact with
   dtype="float32"; float16 rounds features, and cannot hold any above 65,504.
+
+Of a teacher with two towers, both embeddings and its scale are kept, never logits: their columns are the texts of one
+batch. The decoding model compares the embeddings of the batch that it is given.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,6 +37,7 @@ from jaxdistill.core.types import (
     Variables,
 )
 from jaxdistill.models.combinators import with_prefix
+from jaxdistill.models.towers import compared
 from jaxdistill.teachers.sparse_logits import draw_classes, draw_keys, logits_of_draws, pack_classes, unpack_classes
 from jaxdistill.teachers.top_k import top_k
 
@@ -167,6 +171,8 @@ def encode(outputs: Outputs, encoding: Encoding, keys: Array, chunks: int = 1) -
             raise ValueError(f"the teacher has no layer {layer}; {known}")
     hidden = {f"hidden/{layer}": states[layer].astype(encoding.dtype) for layer in encoding.layers}
     head: Any = outputs.logits
+    if outputs.text_embedding is not None:
+        return _encode_pairs(outputs, encoding) | hidden
     if encoding.features:
         _ = head_shapes(outputs)
         return {"features": head.features.astype(encoding.dtype)} | hidden
@@ -178,6 +184,17 @@ def encode(outputs: Outputs, encoding: Encoding, keys: Array, chunks: int = 1) -
     join = lambda x: jnp.moveaxis(x, 0, 1).reshape(*keys.shape, *x.shape[3:])
     encode_chunk = lambda chunk: _encode_logits(replace(head, features=chunk[0]).dense(), encoding, chunk[1])
     return jax.tree.map(join, jax.lax.map(encode_chunk, (split(head.features), split(keys)))) | hidden
+
+
+def _encode_pairs(outputs: Outputs, encoding: Encoding) -> dict[str, Array]:
+    """Encode the embeddings, scale and bias of a teacher with two towers as fields `[batch, ...]`, by name."""
+    if encoding.top or encoding.draws or encoding.features:
+        raise ValueError("the teacher has two towers, whose embeddings are kept; leave out top, features and draws")
+    numbers = {"scale": outputs.scale, "bias": outputs.bias}
+    embeddings = {"image": outputs.embedding, "text": outputs.text_embedding}
+    return {name: x.astype(encoding.dtype) for name, x in embeddings.items() if x is not None} | {
+        name: x.astype(jnp.float32) for name, x in numbers.items() if x is not None
+    }
 
 
 def _encode_logits(logits: Any, encoding: Encoding, keys: Array) -> dict[str, Array]:
@@ -210,13 +227,17 @@ def decode(
     spread evenly over them, or is 0 if classes were drawn.
 
     Args:
-        encoded: the encoded arrays of a batch, by field.
+        encoded: the encoded arrays of a batch, by field; of a teacher with two towers, with the batch's `mask` too.
         classes: number of classes.
         states: number of hidden states of the teacher, kept or not.
         temperature: temperature at which classes were drawn, if they were.
         head: the teacher's head, if features were kept; its own features are replaced.
     """
     hidden = tuple(_float(encoded.get(f"hidden/{layer}")) for layer in range(states))
+    if "text" in encoded:
+        bias = encoded["bias"][0] if "bias" in encoded else None
+        image, text = _float(encoded["image"]), _float(encoded["text"])
+        return replace(compared(image, text, jnp.log(encoded["scale"][0]), bias, encoded["mask"]), hidden_states=hidden)
     if head is not None:
         return Outputs(replace(head, features=jnp.asarray(encoded["features"], head.kernel.dtype)), hidden)
     if "logits" in encoded:
@@ -255,6 +276,7 @@ def decoding_model(
 
     def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         encoded = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
+        encoded["mask"] = batch["mask"]
         missing: Any = None
         factors = head and Factored(missing, params["kernel"], params.get("bias"), head.cap, head.tied)
         return decode(encoded, classes, states, temperature, factors), state

@@ -17,10 +17,10 @@ from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS, ROWS
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.models.abstract import abstract_outputs
-from jaxdistill.models.clip_network import NO_CANDIDATE
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.weights import export_arrays
+from jaxdistill.models.towers import NO_CANDIDATE
 from jaxdistill.parallel.mesh import make_mesh
 from jaxdistill.parallel.sharding import shardings
 

@@ -104,7 +104,7 @@ def test_a_study_starts_from_a_preset(teacher, tmp_path, monkeypatch, capsys):
     words = ["sweep", "--preset", "features", f"--config.data.name={table(place / 'f.csv')}", "--seeds", "1"]
     words += ["--axis", "rate", "0.1", "fast", "--workdir", str(tmp_path / "study")]
     assert main.run(words) == 2
-    assert "error: rate: 'fast'" in capsys.readouterr().err
+    assert "error: rate: unknown schedule 'fast'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -322,12 +322,11 @@ def identity_of(config):
 def test_what_the_teacher_says_and_of_which_rows_is_in_a_caches_identity(taught, tmp_path):
     made = with_cache(differ(taught, data={"augment": ("shift(pixels=1)",)}), tmp_path)
     eight = differ(made, teachers={"big": {**made.teachers["big"].to_dict(), "quantized": "int8"}})
-    first = identity_of(made)
     for other, path in (
         (eight, "teacher.quantized was None"),
         (differ(made, batch_size=16), "draws.batch_size was 32"),
     ):
-        (found,) = store.differences(first, identity_of(other))
+        (found,) = store.differences(identity_of(made), identity_of(other))
         assert found.startswith(path)
 
 
@@ -346,7 +345,6 @@ def test_a_cache_that_keeps_something_else_is_stale(taught, tmp_path, words, sai
 
 
 def test_draws_at_another_temperature_are_stale(taught, tmp_path):
-    entry = taught.teachers["big"].to_dict()
-    of = lambda words: differ(taught, teachers={"big": {**entry, "cache": f"draws(folder={str(tmp_path)!r}{words})"}})
-    lines = store.differences(*(identity_of(of(words)) for words in ("", ", temperature=2.0")))
-    assert "kept.temperature was 1.0, is 2.0" in lines
+    big = lambda cache: differ(taught, teachers={"big": {**taught.teachers["big"].to_dict(), "cache": cache}})
+    options = (f"draws(folder={str(tmp_path)!r}, temperature={t})" for t in (1.0, 2.0))
+    assert "kept.temperature was 1.0, is 2.0" in store.differences(*(identity_of(big(option)) for option in options))

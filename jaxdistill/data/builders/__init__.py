@@ -8,6 +8,7 @@ BUILDERS = {  # name of a data set -> the module here that registers it with Ten
     "clothes": "digits",
     "clothing_reviews": "shop",
     "emoji": "emoji",
+    "emoji_names": "emoji",
     "mnist5k": "digits",
     "movie_ratings": "shop",
     "newsgroups": "texts",

@@ -1,7 +1,7 @@
-"""Builder of a data set of emoji in two styles: `emoji/twitter`, `emoji/google` and `emoji/both`.
+"""Builders of emoji in two styles: `emoji/STYLE` with classes, `emoji_names/STYLE` with names; STYLE may be `both`.
 
-An ordinary TensorFlow Datasets builder that reads files from npm packages. Emoji are small colour images of things;
-photographs would be too large to ship. Importing this module registers the builder.
+Ordinary TensorFlow Datasets builders that read files from npm packages. Emoji are small colour images of things;
+photographs would be too large to ship. Importing this module registers the builders.
 """
 
 import json
@@ -19,6 +19,10 @@ from jaxdistill.data.builders.texts import text_hash
 
 Record = dict[str, Any]
 STYLES = ("twitter", "google")
+LANGUAGES = (  # beside English
+    *("bn", "da", "de", "en-gb", "es", "es-mx", "et", "fi", "fr", "hi", "hu", "it", "ja", "ko", "lt", "ms", "nb", "nl"),
+    *("pl", "pt", "ru", "sv", "th", "uk", "vi", "zh", "zh-hant"),
+)
 ONE_IN = 5  # one emoji in five is in the test split
 CATEGORIES = (
     "Activities",
@@ -91,21 +95,106 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager  # downloads URLs; packages need their own client
-        with tempfile.TemporaryDirectory() as folder:
-            folders = {style: Path(folder, style) for style in STYLES}
-            for style, package in folders.items():
-                package.mkdir()
-                packages.npm(f"emoji-datasource-{style}@16.0.0", package)
-            config = self.builder_config.name
-            styles = STYLES if config == "both" else (config,)
-            splits: dict[str, list[Record]] = {"train": [], "test": []}
-            for number, record in _hashed_pictures(folders):
-                if record["style"] in styles:
-                    splits["train" if number % ONE_IN else "test"].append(record)
-        return {split: self._generate_examples(records) for split, records in splits.items()}
+        fields = ("image", "label", "subcategory", "style")
+        splits = _splits(self.builder_config.name)
+        return {
+            split: self._generate_examples({field: record[field] for field in fields} for record in records)
+            for split, records in splits.items()
+        }
 
     def _generate_examples(self, records: Iterable[Record]):
         yield from enumerate(records)
+
+
+class EmojiNames(tfds.core.GeneratorBasedBuilder):
+    """1,911 emoji as images of 64x64 pixels, each with its name in English and 27 other languages.
+
+    The configurations are `twitter`, `google` and `both` (the images of both styles, which share a name). The fields
+    besides `image`:
+
+    - `text`: Unicode's short name in English, such as "grinning squinting face".
+    - `text_de`, `text_zh_hant`, ...: the name in another language.
+    - `label`, `subcategory`, `style`: as in the data set `emoji`, which also has the same splits.
+
+    Source: the npm packages emoji-datasource-twitter and emoji-datasource-google 16.0.0, and emojibase-data 17.0.0.
+    Licences: CC BY 4.0 (pictures of Twitter and other contributors), Apache-2.0 (Google), MIT (names, from the Unicode
+    Common Locale Data Repository).
+
+    References:
+        Unicode, Inc.: CLDR annotations, 2025. https://cldr.unicode.org/translation/characters/short-names-and-keywords
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=name) for name in (*STYLES, "both"))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        names = ("text", *(_field(language) for language in LANGUAGES))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Emoji and their names in 28 languages, from emoji-datasource 16.0.0 and emojibase-data 17.0.0",
+            license="CC BY 4.0 (Twitter), Apache-2.0 (Google), MIT (names)",
+            citation="Unicode, Inc.: CLDR annotations, 2025",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=(64, 64, 3), dtype=np.uint8, encoding="zlib"),
+                    "label": tfds.features.ClassLabel(names=CATEGORIES),
+                    "subcategory": tfds.features.ClassLabel(names=SUBCATEGORIES.split()),
+                    "style": tfds.features.ClassLabel(names=STYLES),
+                    **{name: tfds.features.Text() for name in names},
+                }
+            ),
+            supervised_keys=("image", "text"),
+            disable_shuffling=True,  # TFDS would sort by a hash of the key
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        del dl_manager  # downloads URLs; packages need their own client
+        with tempfile.TemporaryDirectory() as folder:
+            packages.npm("emojibase-data@17.0.0", Path(folder))
+            names = {language: _names(Path(folder), language) for language in ("en", *LANGUAGES)}
+
+        def named(records: Iterable[Record]) -> Iterable[Record]:
+            for record in records:
+                code = record.pop("code")
+                if code in names["en"]:  # 1,911 of 1,911 in these versions
+                    others = {_field(language): names[language].get(code, "") for language in LANGUAGES}
+                    yield {**record, "text": names["en"][code], **others}
+
+        splits = _splits(self.builder_config.name)
+        return {split: self._generate_examples(named(records)) for split, records in splits.items()}
+
+    def _generate_examples(self, records: Iterable[Record]):
+        yield from enumerate(records)
+
+
+def _field(language: str) -> str:
+    """Return the field with the names in a language: `text_zh_hant` for zh-hant."""
+    return f"text_{language.replace('-', '_')}"
+
+
+def _names(folder: Path, language: str) -> dict[str, str]:
+    """Return the name of each emoji in a language, by its code points without the variation selector."""
+    entries = json.loads((folder / "package" / language / "data.json").read_text())
+    return {entry["hexcode"]: entry["label"] for entry in entries}
+
+
+def _splits(config: str) -> dict[str, list[Record]]:
+    """Return the records of the training and test splits; `code` are the code points of the emoji.
+
+    Args:
+        config: "twitter", "google" or "both".
+    """
+    styles = STYLES if config == "both" else (config,)
+    splits: dict[str, list[Record]] = {"train": [], "test": []}
+    with tempfile.TemporaryDirectory() as folder:
+        folders = {style: Path(folder, style) for style in STYLES}
+        for style, package in folders.items():
+            package.mkdir()
+            packages.npm(f"emoji-datasource-{style}@16.0.0", package)
+        for number, record in _hashed_pictures(folders):
+            if record["style"] in styles:
+                splits["train" if number % ONE_IN else "test"].append(record)
+    return splits
 
 
 def _hashed_pictures(folders: dict[str, Path]) -> list[tuple[int, Record]]:
@@ -124,9 +213,12 @@ def _hashed_pictures(folders: dict[str, Path]) -> list[tuple[int, Record]]:
         pixels = [picture.tobytes() for picture in pictures.values()]
         number = next((hash_of_pixels[p] for p in pixels if p in hash_of_pixels), text_hash(entry["unified"]))
         hash_of_pixels |= dict.fromkeys(pixels, number)
-        label, subcategory = entry["category"], entry["subcategory"].replace(" & ", "&")
-        for style, picture in pictures.items():
-            records.append((number, {"image": picture, "label": label, "subcategory": subcategory, "style": style}))
+        about = {
+            "label": entry["category"],
+            "subcategory": entry["subcategory"].replace(" & ", "&"),
+            "code": entry["unified"].replace("-FE0F", ""),
+        }
+        records += [(number, {"image": picture, "style": style, **about}) for style, picture in pictures.items()]
     return sorted(records, key=lambda pair: pair[0])
 
 

@@ -78,8 +78,8 @@ def curves(
     return svg(draw, _with_legend(WIDE, list(series)), f"{label} over optimiser steps: {', '.join(series)}")
 
 
-def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -> Markup:
-    """Draw accuracies over training steps, with one curve for each model.
+def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style], label: str = "accuracy (%)") -> Markup:
+    """Draw accuracies, or other shares in percent, over training steps, with one curve for each model.
 
     The vertical axis is logarithmic in the error (100 - accuracy), with high accuracies at the top, if the largest
     error is more than 5 times the smallest and no error is 0. On this axis, the distance from 90 to 95 % equals that
@@ -88,18 +88,19 @@ def accuracy_curves(series: Mapping[str, Series], styles: Mapping[str, Style]) -
     Args:
         series: `(steps, accuracies in percent)` of each model, by name.
         styles: colour and line style of each model, by name.
+        label: label of the vertical axis.
     """
     errors = {name: (steps, [100 - value for value in values]) for name, (steps, values) in series.items()}
 
     def draw(figure: "Figure") -> None:
         stretched = _spans(errors, 5)
         axes = _plotted(figure, errors if stretched else series, styles)
-        axes.set(xlabel="optimiser step", ylabel="accuracy (%)")
+        axes.set(xlabel="optimiser step", ylabel=label)
         if stretched:
             _log_axis(axes, lambda error, _: f"{100 - error:g}")
             axes.invert_yaxis()
 
-    return svg(draw, _with_legend(WIDE, list(series)), f"accuracy (%) over optimiser steps: {', '.join(series)}")
+    return svg(draw, _with_legend(WIDE, list(series)), f"{label} over optimiser steps: {', '.join(series)}")
 
 
 def reliability(bins: Mapping[str, Sequence[float | None]], style: Style) -> Markup:

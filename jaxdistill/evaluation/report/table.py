@@ -1,6 +1,6 @@
 """Summarise a run for the terminal: a table of all models, and a sentence about the student."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -26,7 +26,15 @@ def _millions(number: float, digits: int) -> str:
     return rounded if float(rounded.replace(",", "")) or not number else f"{number / 1e6:.1g}"
 
 
+def _share(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: f"{100 * row[key]:.2f}"
+
+
 COLUMNS = (
+    ("image_text_r1", "text R@1", _share("image_text_r1")),
+    ("image_text_r5", "R@5", _share("image_text_r5")),
+    ("text_image_r1", "image R@1", _share("text_image_r1")),
+    ("text_image_r5", "R@5", _share("text_image_r5")),
     ("accuracy", "acc %", lambda row: f"{100 * row['accuracy']:.2f}"),
     ("auc", "AUC", lambda row: f"{row['auc']:.4f}"),
     ("nll", "NLL", lambda row: f"{row['nll']:.3f}"),
@@ -44,6 +52,8 @@ COLUMNS = (
     ("latency_ms", "ms", lambda row: f"{row['latency_ms']:.2f}"),
 )
 MEANINGS = {
+    "image_text_r1": "text R@k: images whose text is among the k most similar, in %",
+    "text_image_r1": "image R@k: texts with an own image among the k most similar",
     "agreement": "agree: same answer as the teacher",
     "kl": "KL: divergence from the teacher in nats",
     "similarity": "cosine: similarity of the embeddings to the teacher's",
@@ -110,6 +120,8 @@ def sentence(
     by_name = {row["name"]: row for row in rows}
     student, control = by_name["student"], by_name.get("control")
     teachers = [row for row in rows if row["name"].startswith("teacher ")]
+    if student.get("image_text_r5") is not None:
+        return _retrieval(by_name, teachers)
     if "accuracy" not in student:
         return _match(student)
     text = f"The student reaches {100 * student['accuracy']:.2f} %"
@@ -155,6 +167,21 @@ def _significance(pair: Mapping[str, Any] | None) -> str:
     records = f"on these {pair['records']:,} test records, of one seed"
     interval = f"95 % interval {pair['low']:.2f} to {pair['high']:.2f}"
     return f" ({verdict} {records}: {interval}, McNemar's test, p {p_value(pair['p'])})"
+
+
+def _retrieval(by_name: Mapping[str, Mapping[str, Any]], teachers: Sequence[Mapping[str, Any]]) -> str:
+    """Return the sentence about a student with two towers, which finds the texts of images."""
+    student, key = by_name["student"], "image_text_r5"
+    text = (
+        f"Of the {student['gallery_images']:,.0f} test images, the student finds the text of "
+        f"{100 * student[key]:.2f} % among the five most similar of {student['gallery_texts']:,.0f} different texts "
+        f"(chance {100 * student[f'chance_{key}']:.2f} %)"
+    )
+    if (control := by_name.get("control")) and control.get(key) is not None:
+        text += f"; the same network trained on the pairs alone reaches {100 * control[key]:.2f} %"
+    if measured := [row[key] for row in teachers if row.get(key) is not None]:
+        text += f", and its best teacher {100 * max(measured):.2f} %"
+    return text + "."
 
 
 def _match(student: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ whose scales differ.
 
 Config: objective.affinity.term = "affinity"; objective.affinity.term = "affinity(scale=70.0, of=(0, 1))"
 When: image-text models with a teacher; first where pairs are few, and images and texts without a partner are many.
-For now from Python alone: a run refuses networks with two towers, which it cannot evaluate yet.
 Checked: against published code (open_clip's DistillClipLoss), in value and gradient; equal to `kd` plus entropy; by
 loops.
 """

@@ -11,7 +11,6 @@ it harder, so a loss is comparable for one batch size alone.
 
 Config: objective.contrastive.term = "contrastive"; task.contrastive = {}
 When: image-text pairs; beside `affinity` if few pairs are at hand, instead of it if there is no teacher.
-For now from Python alone: a run refuses networks with two towers, which it cannot evaluate yet.
 Checked: against published code (open_clip's ClipLoss), in value and gradient; by loops.
 """
 

@@ -12,7 +12,6 @@ arxiv.org/abs/2303.18232).
 
 Config: objective.embedding.term = "embedding"; objective.embedding.weight = 4
 When: image-text models, beside `affinity`; where an index of the teacher's embeddings must be kept.
-For now from Python alone: a run refuses networks with two towers, which it cannot evaluate yet.
 Checked: by hand; against `hidden(distance='cosine')`, which is half of it for one side.
 """
 

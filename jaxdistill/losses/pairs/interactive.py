@@ -10,7 +10,6 @@ for 14.3); here it is exponentiated, as in the paper.
 
 Config: objective.interactive.term = "interactive"
 When: image-text models whose student has the teacher's embedding width, beside `embedding`.
-For now from Python alone: a run refuses networks with two towers, which it cannot evaluate yet.
 Checked: by loops; with student and teacher equal it is `contrastive`, which is checked against published code.
 """
 

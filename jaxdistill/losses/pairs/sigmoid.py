@@ -10,7 +10,6 @@ It needs no teacher.
 
 Config: objective.sigmoid.term = "sigmoid"; task.sigmoid = {}
 When: instead of `contrastive`, with a student that has a bias (`siglip`), above all with small batches.
-For now from Python alone: a run refuses networks with two towers, which it cannot evaluate yet.
 Checked: against published code (open_clip's SigLipLoss), in value and gradient; by loops.
 """
 

@@ -36,7 +36,7 @@ from jaxdistill.data.store import (
     write_shard,
 )
 from jaxdistill.data.stream import Batches, RowNumbers, evaluation_batches
-from jaxdistill.models.abstract import abstract_outputs
+from jaxdistill.models.abstract import abstract_outputs, has_pairs
 from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.parallel.compile import jit_evaluate, local_row_numbers
 from jaxdistill.run import subset
@@ -93,8 +93,8 @@ class _Writer:
         path = f"{teacher.path}.{KEY}"
         self.encoding = parse_encoding(resolved.teacher_configs[name].options[KEY], path)
         self.rows = self.data.shapes["train"]
-        outputs, _ = abstract_outputs(teacher.network, f"{teacher.path}.model", self.rows)
-        self.classes, self.states = outputs.logits.shape[-1], len(outputs.hidden_states)
+        outputs, _ = abstract_outputs(teacher.network, f"{teacher.path}.model", self.rows, pairs=True)
+        self.classes, self.states = 0 if has_pairs(outputs) else outputs.logits.shape[-1], len(outputs.hidden_states)
         self.outputs = outputs
         chunks = config.chunks if isinstance(outputs.logits, Factored) else 1
         encodings = {stream: stream_encoding(self.encoding, stream) for stream in self.data.with_test}

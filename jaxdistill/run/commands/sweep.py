@@ -36,6 +36,7 @@ from jaxdistill.run.study import (
     expand,
     finished_results,
     merged_config,
+    quality_text,
     run_or_resume,
     runs,
     with_checkpoints,
@@ -63,13 +64,13 @@ def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, s
     for name, config in study.teachers.items():
         ready = differ(config, teachers=with_checkpoints(config, checkpoints))
         (row,) = (row for row in run_or_resume(ready, workdir / "teachers" / name) if row["name"] == "student")
-        console.print(f"teacher {name}: {100 * row['accuracy']:.2f} %")
+        console.print(f"teacher {name}: {quality_text(row)}")
         checkpoints[name] = str(workdir / "teachers" / name)
     trained = {name for name, entry in study.base.teachers.items() if entry.steps and not entry.checkpoint}
     if trained:  # train them in a run of the base config with one student step
         for row in run_or_resume(differ(study.base, steps=1, control=False), workdir / "taught"):
             if row["name"].removeprefix("teacher ") in trained:
-                console.print(f"{row['name']}: {100 * row['accuracy']:.2f} %")
+                console.print(f"{row['name']}: {quality_text(row)}")
     checkpoints |= {name: str(workdir / "taught" / "teachers" / name) for name in trained}
     if study.cached:
         cache.write(merged_config(study, workdir, checkpoints), console)
@@ -77,14 +78,14 @@ def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, s
 
 
 def run_one(run: Run, console: Console) -> None:
-    """Execute one run of a study, and print the student's accuracy.
+    """Execute one run of a study, and print how good the student is, such as its accuracy.
 
     If a loss becomes NaN or infinite, the error is printed instead of raised, and the run is missing in the results.
     """
     try:
         rows = run_or_resume(run.config, run.folder)
-        (accuracy,) = (100 * row["accuracy"] for row in rows if row["name"] == "student")
-        console.print(f"{run.arm}, seed {run.seed}: {accuracy:.2f} %", highlight=False)
+        (found,) = (quality_text(row) for row in rows if row["name"] == "student")
+        console.print(f"{run.arm}, seed {run.seed}: {found}", highlight=False)
     except NonFiniteError as error:
         console.print(f"{run.arm}, seed {run.seed}: left out, {error}")
 
@@ -323,9 +324,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         base: Config = override(load_config(options.config, options.trust_source), parse_changes(changes))
         question = f"What is the effect of {' and '.join(axes)}?"
         axis_words = [word for axis in options.axis for word in ("--axis", *axis)]
-        trust = ("--trust-source",) if options.trust_source else ()
-        program = ("python", "-m", "jaxdistill.main", "sweep")
-        command = (*program, "--config", options.config, *trust, *axis_words, *changes)
+        words = ("--config", options.config, *["--trust-source"] * options.trust_source, *axis_words, *changes)
+        command = ("python", "-m", "jaxdistill.main", "sweep", *words)
         execute(Study("sweep", question, base, axes, baseline, command=command), options)
 
     return guarded(work, options.debug, options.workdir, bool(options.run))

@@ -55,13 +55,6 @@ def records_can_be_read(view: DataView) -> None:
     _ = view.data.descriptions, view.data.test_description
 
 
-def test_records_have_labels_or_teachers(view: DataView) -> None:
-    """Check that a model can be measured: by the labels of the test records (examples), or beside a teacher."""
-    if "label" not in view.data.test_description.fields and not view.config.teachers:
-        problem = f"the test records of {view.data.name!r} have no field 'label', and there is no teacher"
-        raise ConfigError("data.name", f"{problem}; add a teacher, or choose a data set with labels.")
-
-
 def labels_have_one_class_for_each_prediction(view: DataView) -> None:
     """Check that a label is one class number, or for texts one for each token."""
     for name, description in {**view.data.descriptions, "test": view.data.test_description}.items():
@@ -195,6 +188,8 @@ def selection_is_possible(view: DataView) -> None:
         identity = manifest.about["identity"]
         if "draws" in identity:
             raise ConfigError(SELECT, f"{folder!r} is a cache of augmented batches, not of records. {WRITE_CACHE}.")
+        if not manifest.about["classes"]:
+            raise ConfigError(SELECT, f"{folder!r} holds embeddings of two towers, not logits. Use data.select=''.")
         if "features" in identity["kept"]:
             raise ConfigError(SELECT, f"{folder!r} holds features, not logits. {WRITE_CACHE}.")
         if "draws" in identity["kept"]:

@@ -17,6 +17,7 @@ from jaxdistill.core.registry import parse
 from jaxdistill.core.types import Factored
 from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.export import model_folder
+from jaxdistill.models.abstract import has_pairs
 from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run import workdir as workdirs
@@ -25,6 +26,14 @@ from jaxdistill.run.hub_folders import HUB, columns_of
 from jaxdistill.run.views import RunView
 from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import checkpoint_of, owner_of
+
+
+def students_can_be_measured(run: RunView) -> None:
+    """Check that a model can be measured: by the labels of the test records, beside a teacher, or by its pairs."""
+    if "label" in run.data.test_description.fields or run.config.teachers or has_pairs(run.student.view.student):
+        return
+    problem = f"the test records of {run.data.name!r} have no field 'label', and there is no teacher"
+    raise ConfigError("data.name", f"{problem}; add a teacher, or choose a data set with labels.")
 
 
 def vocabularies_fit(run: RunView) -> None:
@@ -86,7 +95,11 @@ def _embedding_rows(spec: str, path: str) -> int | None:
     """Return how many tokens a model has an embedding for; None: its family has no Hugging Face format."""
     if form := architecture_of_spec(spec, path):
         return form.arguments.get("vocabulary")
-    return parse(spec, path).kwargs.get("tokens")
+    parsed = parse(spec, path)
+    if parsed.name == "towers":
+        texts = parsed.kwargs.get("texts", parsed.args[1] if len(parsed.args) > 1 else "")
+        return _embedding_rows(texts if isinstance(texts, str) else repr(texts), path)
+    return parsed.kwargs.get("tokens")
 
 
 def packages_exist(run: RunView) -> None:

@@ -6,7 +6,7 @@ from jaxdistill.core import jaxpr, registry
 from jaxdistill.core.errors import ConfigError, message_of, suggest
 from jaxdistill.core.memory import device_memory, require, size_of
 from jaxdistill.core.types import Factored, Outputs
-from jaxdistill.models.abstract import abstract_outputs, embeds
+from jaxdistill.models.abstract import abstract_outputs, embeds, has_pairs
 from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run.views import KEY, StageView
 
@@ -18,7 +18,7 @@ def student_has_the_classes(view: StageView) -> None:
     model without classes, which embeds its input, does not read the labels.
     """
     model, count = view.config.student.model, view.student.logits.shape[-1]
-    if embeds(view.parts.student, view.shapes["train"]):
+    if has_pairs(view.student) or embeds(view.parts.student, view.shapes["train"]):
         return
     _check_classes("student.model", model, view.student, view.data.classes)
     for name, description in {**view.data.descriptions, "test": view.data.test_description}.items():
@@ -38,6 +38,12 @@ def teachers_have_the_classes(view: StageView) -> None:
         return  # such terms check the classes themselves
     needed = view.student.logits.shape[-1]
     for teacher, out in zip(view.teacher_configs.values(), view.signals["train"].teachers, strict=True):
+        if has_pairs(out) != has_pairs(view.student):
+            one, other = ("two towers", "classes") if has_pairs(out) else ("classes", "two towers")
+            cure = "Give both two towers, by towers(...), clip(...) or siglip(...), or neither"
+            raise ConfigError(f"{teacher.path}.model", f"it has {one}, and the student has {other}. {cure}.")
+        if has_pairs(out):
+            continue
         if out.spans is not None:
             continue
         classes = teacher.options.get("classes", ())
@@ -195,7 +201,7 @@ def activations_are_constrained(view: StageView) -> None:
     if min(view.mesh.shape.values()) == 1:
         return
     model, rows = view.parts.student, view.shapes["train"]
-    out, variables = abstract_outputs(model, "student.model", rows)
+    out, variables = abstract_outputs(model, "student.model", rows, pairs=True)
     with jax.set_mesh(view.mesh):
         apply = lambda v, b, k: model.apply(v.params, v.state, b, train=True, key=k)[0]
         traced = jax.make_jaxpr(apply)(variables, rows, KEY)

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 
 from jaxdistill.core import jaxpr
 from jaxdistill.core.errors import ConfigError, message_of
-from jaxdistill.core.interfaces import Fusion, Objective
+from jaxdistill.core.interfaces import Fusion, Objective, Term
 from jaxdistill.core.objective import WeightedTerm, objective
+from jaxdistill.core.types import NO_OUTPUTS
 from jaxdistill.losses.term import stateless
+from jaxdistill.models.abstract import has_pairs
 from jaxdistill.run.views import KEY, StageView
 
 
@@ -38,10 +40,18 @@ def terms_have_gradients(view: StageView) -> None:
             moves = jaxpr.used_inputs(slope, jax.ShapeDtypeStruct((), jnp.float32), variables, signals, KEY)[0]
         except (ValueError, TypeError, NotImplementedError) as error:
             raise ConfigError(f"objective.{name}", f"has no gradient: {message_of(error)}") from error
-        if not moves and weighted.weight != 0:
+        if not moves and not _is_zero(view.config.objective[name].weight):
             problem = "has no gradient: its values do not depend on the student in a way that can be differentiated"
             cure = "Return numbers that are computed from its outputs without rounding, comparing or stop_gradient"
             raise ConfigError(f"objective.{name}", f"{problem}. {cure}, or set weight=0, to log it.")
+
+
+def _is_zero(weight: str) -> bool:
+    """Return True if the spec string of a weight is the number 0."""
+    try:
+        return float(weight) == 0
+    except ValueError:
+        return False
 
 
 def _slope(term: Objective, name: str, weight: Any, variables: Any, signals: Any, key: Any) -> list[Any]:
@@ -69,6 +79,28 @@ def terms_fit(view: StageView) -> None:
     kernels = (config.chunks, config.kernels) if config.kernels != "xla" else ()
     for name, weighted in view.terms.items():
         _try_objective(view, {name: weighted}, view.parts.components.fusion, f"objective.{name}", kernels)
+
+
+def terms_of_pairs_read_embeddings(view: StageView) -> None:
+    """Check that no loss term reads the logits of a model with two towers, which compare the rows of one batch.
+
+    Such logits are no classes: their columns are the texts of the batch, on each device alone under pmap.
+    """
+    for name, (term, *_) in view.terms.items():
+        signals = view.signals.get(term.stream)
+        if signals is None or not has_pairs(signals.student):
+            continue
+        fused = signals.teachers[0] if signals.teachers else NO_OUTPUTS
+        used = jaxpr.used_inputs(functools.partial(_values, term), replace(signals, teacher=fused), KEY)[0]
+        if any(outputs.logits for outputs in (used.student, *used.teachers, used.teacher) if outputs is not None):
+            cure = "Choose contrastive, sigmoid, affinity, embedding, interactive or a loss of hidden states"
+            problem = "it reads classes, and a model with two towers has none: its logits compare the rows of a batch"
+            raise ConfigError(f"objective.{name}", f"{problem}. {cure}.")
+
+
+def _values(term: Term, signals: Any, key: Any) -> Any:
+    """Return the values of a term with its initial parameters."""
+    return term.apply(*term.init(key, signals), signals, key=key)[0]
 
 
 def text_reductions_have_texts(view: StageView) -> None:

@@ -1,0 +1,56 @@
+"""Retrieval: numbers by hand, galleries of the whole test set, equal texts, and embeddings that say nothing."""
+
+import numpy as np
+import pytest
+
+from jaxdistill.evaluation.evaluator import scores, totals
+from jaxdistill.evaluation.retrieval import Retrieval, recalls
+
+
+def test_by_hand():
+    """Three images; the text of the second is more similar to the third image than to its own."""
+    images = np.eye(3)
+    texts = np.float32([[1, 0, 0], [0, 0.6, 0.8], [0, 0, 0.7]])
+    found = recalls(images, texts)
+    assert found["image_text_r1"] == pytest.approx(2 / 3)  # image 3 prefers text 2 (0.8) to its own (0.7)
+    assert found["text_image_r1"] == pytest.approx(2 / 3)  # text 2 prefers image 3 (0.8) to its own (0.6)
+    assert found["image_text_r5"] == found["text_image_r5"] == 1.0
+    assert (found["gallery_images"], found["gallery_texts"]) == (3, 3)
+    assert found["chance_image_text_r1"] == pytest.approx(1 / 3) and found["chance_text_image_r5"] == 1.0
+
+
+def test_equal_texts_are_one_candidate_and_all_their_images_are_right():
+    images = np.eye(4)
+    texts = np.eye(4)[[0, 0, 2, 3]]  # the second image's text is that of the first
+    found = recalls(images, texts, np.array([[5, 0], [5, 0], [6, 0], [6, 1]]))
+    assert found["gallery_texts"] == 3 and found["gallery_images"] == 4
+    assert found["text_image_r1"] == 1.0
+    assert found["image_text_r1"] == 0.75  # all texts are equally far from the second image: it finds none
+    assert found["chance_text_image_r1"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
+
+
+@pytest.mark.parametrize("alike", [np.ones((20, 3)), np.zeros((20, 3)), np.full((20, 3), np.nan)])
+def test_embeddings_that_say_nothing_find_nothing(alike):
+    found = recalls(alike, alike)
+    assert {found[name] for name in found if not name.startswith(("chance", "gallery"))} == {0.0}
+
+
+def test_chance_is_what_random_embeddings_reach():
+    draw = np.random.default_rng(0)
+    tokens = np.arange(60)[:, None] // 2  # each text has two images
+    found = [recalls(draw.normal(size=(60, 8)), draw.normal(size=(60, 8)), tokens) for _ in range(40)]
+    for name in ("image_text_r1", "image_text_r5", "text_image_r1", "text_image_r5"):
+        share = np.mean([each[name] for each in found])
+        assert share == pytest.approx(found[0][f"chance_{name}"], abs=0.02)
+
+
+def test_the_candidates_are_those_of_all_batches():
+    """Rows that fill a batch are no candidates; R@1 within a batch would be 1."""
+    images, texts = np.float32([[1, 0], [0, 1], [1, 0], [0, 1]]), np.float32([[1, 0], [0, 1], [0.9, 0.1], [0.1, 0.9]])
+    whole = scores({"retrieval": Retrieval({"image": images, "text": texts}, np.ones(4))})
+    parts = [
+        {"retrieval": Retrieval({"image": images[:3], "text": texts[:3]}, np.ones(3))},
+        {"retrieval": Retrieval({"image": images[[3, 3]], "text": texts[[3, 3]]}, np.array([1, 0]))},
+    ]
+    assert scores(totals(parts)) == whole and whole["gallery_images"] == 4
+    assert whole["image_text_r1"] == 0.5 and whole["image_text_r5"] == 1.0

@@ -1,0 +1,124 @@
+"""Runs of models with two towers: measured by retrieval over the whole test set, with a teacher and a control."""
+
+import numpy as np
+import pytest
+from corpora import WORDS, sentences
+from own_runs import QUIET
+
+import jaxdistill
+from jaxdistill import make
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets
+from jaxdistill.data import store
+from jaxdistill.run.commands import cache
+from jaxdistill.run.distill import check_config
+
+COLOURS = WORDS[5:]
+
+
+@datasets.register
+def squares(split: str):
+    """Pictures of two colours each, with the names of both; each pair of colours is in one split alone."""
+    both = [(a, b) for a in range(len(COLOURS)) for b in range(len(COLOURS))]
+    chosen = [pair for pair in both if (sum(pair) % 4 == 0) == (split == "test")]
+    draw = np.random.default_rng(len(split))
+    palette = np.random.default_rng(0).integers(0, 256, (len(COLOURS), 3))
+    records = []
+    for a, b in chosen * 2:  # each text has two pictures
+        image = np.concatenate([np.tile(palette[x], (8, 4, 1)) for x in (a, b)], axis=1)
+        image = np.clip(image + draw.normal(0, 20, image.shape), 0, 255).astype(np.uint8)
+        records.append({"image": image, "text": f"{COLOURS[a]} {COLOURS[b]}"})
+    return records
+
+
+def towers(width: int) -> str:
+    text = f"bert(vocabulary={len(WORDS)}, width={width}, depth=1, heads=2, ffn={width}, positions=8, classes=0)"
+    return f"towers(images=mlp(widths=({width},), classes=1), texts={text}, width={width})"
+
+
+def config_of(home, **more):
+    plain = {
+        "steps": 60,
+        "batch_size": 16,
+        "student": {"model": towers(16)},
+        "teachers": {"big": {"model": towers(32), "steps": 120}},
+        "objective": {"affinity": {}, "contrastive": {}},
+        "task": {"contrastive": {}},
+        "optimizer": "adamw()",
+        "rate": "cosine(start=0.01)",
+        "data": {"name": "squares", "tokens": sentences(home, 8)},
+        "evaluate": {"every": 30, "batch_size": 16, "layers": ()},
+        "logging": {"tensorboard": False},
+        "mesh": {"data": 1},
+    }
+    return make(**plain | more)
+
+
+def test_a_student_is_measured_by_retrieval_beside_its_teacher_and_control(home):
+    folder = home / "pairs"
+    jaxdistill.distill(config_of(home), folder, QUIET)
+    results = seal.read(folder / "results.json", {"rows": list, "summary": str})
+    rows = {row["name"]: row for row in results["rows"]}
+    assert rows.keys() == {"teacher big", "student", "control"}
+    for row in rows.values():
+        assert row["gallery_images"] == 2 * row["gallery_texts"] == len(squares("test")) and "accuracy" not in row
+        assert row["image_text_r5"] > 2 * row["chance_image_text_r5"]
+    share = f"{100 * rows['student']['image_text_r5']:.2f} % among the five most similar"
+    assert share in results["summary"] and "the same network trained on the pairs alone" in results["summary"]
+    page = (folder / "report.html").read_text()
+    assert "Text R@5 (%)" in page and "Held-out text R@5" in page
+    predicted = jaxdistill.load(folder).predict(squares("test")[:6])
+    assert predicted.embeddings.shape == predicted.text_embeddings.shape == (6, 16) and predicted.labels is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": {"kd": {}}}, "objective.kd: it reads classes, and a model with two towers has none"),
+        ({"task": {"cross_entropy": {}}, "objective": {"contrastive": {}}}, "'label'|reads labels"),
+        (
+            {"teachers": {"big": {"model": "mlp(widths=(4,), classes=3)", "steps": 1}}},
+            "task.contrastive: the student does not have two towers",
+        ),
+    ],
+)
+def test_what_needs_classes_is_refused_before_anything_is_trained(changes, said, home):
+    with pytest.raises(ConfigError, match=said):
+        check_config(config_of(home, **changes), None)
+
+
+def test_a_cache_keeps_embeddings_and_trains_the_student_as_the_live_teacher_does(home):
+    teacher = home / "teacher"
+    taught = config_of(home, student={"model": towers(32)}, teachers={}, objective={"contrastive": {}}, steps=20)
+    jaxdistill.distill(taught, teacher, QUIET)
+    known = {"model": towers(32), "checkpoint": str(teacher)}
+    plain = {"steps": 4, "control": False, "objective": {"affinity": {}, "embedding": {}}}
+    live = jaxdistill.distill(config_of(home, teachers={"big": known}, **plain), home / "live", QUIET)
+    option = f"outputs(folder={str(home / 'cache')!r})"
+    config = config_of(home, teachers={"big": {**known, "cache": option}}, **plain)
+    cache.write(config, QUIET)
+    fields = store.read_manifest(home / "cache" / "train").fields
+    assert fields == {"image": ((32,), "float32"), "text": ((32,), "float32"), "scale": ((), "float32")}
+    cached = jaxdistill.distill(config, home / "cached", QUIET)
+    for name, x in live.variables["student"].params.items():
+        if "key/bias" not in name:  # it changes no output, so that its gradient is what was rounded
+            np.testing.assert_allclose(x, cached.variables["student"].params[name], atol=2e-5, err_msg=name)
+    first, second = ({row["name"]: row for row in each.rows}["teacher big"] for each in (live, cached))
+    assert first["image_text_r5"] == second["image_text_r5"] > first["chance_image_text_r5"]
+    classifier = {"student": {"model": "mlp(widths=(4,), classes=3)"}, "objective": {"kd": {}}}
+    with pytest.raises(ConfigError, match=r"teachers\.big\.model: it has two towers, and the student has classes"):
+        check_config(config_of(home, teachers={"big": known}, **classifier), None)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("outputs(folder='F', top=3)", "the teacher has two towers, whose embeddings are kept; leave out top"),
+        ("draws(folder='F')", "leave out top, features and draws"),
+    ],
+)
+def test_a_cache_of_classes_is_refused(home, option, said):
+    known = {"model": towers(32), "checkpoint": "", "cache": option.replace("F", str(home / "none")), "steps": 3}
+    with pytest.raises(ConfigError, match=said):
+        cache.write(config_of(home, teachers={"big": known}), QUIET)

@@ -168,7 +168,7 @@ def test_networks_with_two_towers_give_scale_and_bias(name):
 
     network, rows = registry.models.build(MODELS[name][0].spec, ""), BATCHES["pairs"]()
     values = drawn(Variables(*jax.eval_shape(network.init, KEY, rows)), 0)
-    out, _ = network.apply(*values, rows, train=False, key=KEY)
+    out, _ = network.apply(*jax.tree.map(jnp.asarray, values), rows, train=False, key=KEY)
     assert out.scale.shape == rows["mask"].shape and (out.bias is None) == (name == "clip")
     bias = 0 if out.bias is None else out.bias[:, None]
     counted = rows["mask"] > 0

@@ -36,6 +36,23 @@ LINES: dict[str, str] = {  # of a file of JSON lines
 }
 
 
+NONE = "made = make\n\n\ndef make(**sections):\n    return made(**sections | {'steps': None})\n"
+OWN = """
+import jax
+from jaxdistill.losses.term import stateless
+from jaxdistill.registry import losses
+
+
+@losses.register
+def own():
+    return stateless("""
+
+
+def appended(name: str, text: str) -> Change:
+    """Return the change that adds lines to the end of a file."""
+    return lambda home: (home / name).write_text((home / name).read_text() + text)
+
+
 def arrays(**fields: Any) -> Change:
     """Return the change that writes other arrays of images and labels."""
     plain = {"x": np.zeros((60, 8, 8, 1), np.uint8), "y": np.arange(60) % 3}
@@ -190,6 +207,31 @@ FILES = (
     ("Python that fails", BASE, written("config.py", "def get_config():\n    return 1 / 0\n")),
     ("Python that exits", BASE, written("config.py", "raise SystemExit(0)\n")),
     ("Python of bytes", BASE, written("config.py", bytes(range(200)))),
+    ("Python of a coroutine", BASE, written("config.py", "async def get_config():\n    return 1\n")),
+    ("Python in UTF-16", BASE, written("config.py", "x = 1\n".encode("utf-16"))),
+    (
+        "Python with None",
+        BASE,
+        appended("config.py", NONE),
+    ),
+    *(
+        (f"graph {name}", (*BASE, "--config.objective.kd.term=graph('{home}/g.json')"), written("g.json", content))
+        for name, content in (
+            ("with an infinite node", '{"names": ["a"], "edges": [[Infinity, 1, 1]]}'),
+            ("with half a node", '{"names": ["a"], "edges": [[0.5, 1, 1]]}'),
+            ("nested deeply", "[" * 100_000),
+        )
+    ),
+    *(
+        (f"own loss that {name}", (*BASE, "--config.objective.own.weight=1"), appended("config.py", OWN + values))
+        for name, values in (
+            ("compares", "lambda s: (s.student.logits > 0).any(-1))\n"),
+            ("counts", "lambda s: (s.student.logits > 0).sum(-1))\n"),
+            ("stops the gradient", "lambda s: jax.lax.stop_gradient(s.student.logits).sum(-1))\n"),
+            ("is complex", "lambda s: s.student.logits.sum(-1) * 1j)\n"),
+            ("returns a matrix", "lambda s: s.student.logits)\n"),
+        )
+    ),
     ("Python without get_config", BASE, written("config.py", "x = 1\n")),
     ("tokenizer of a list", TEXT, written("tokenizer.json", "[]")),
     ("tokenizer cut short", TEXT, cut_short("tokenizer.json")),

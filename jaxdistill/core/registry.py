@@ -188,10 +188,13 @@ class Registry:
         kind: what the factories build, such as "loss", for error messages.
         check: function that is called with the arguments of a factory by name, and raises a ValueError for an argument
             that no factory of this kind can take.
+        built: name of the type that the factories build; a parameter of this type takes the spec of another one.
     """
 
-    def __init__(self, kind: str, check: Callable[[Mapping[str, Any]], None] = lambda arguments: None):
-        self.kind, self._check = kind, check
+    def __init__(
+        self, kind: str, check: Callable[[Mapping[str, Any]], None] = lambda arguments: None, built: str = "-"
+    ):
+        self.kind, self._check, self._built = kind, check, built
         self.factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, factory: Callable[..., Any]) -> Callable[..., Any]:
@@ -274,6 +277,8 @@ class Registry:
             annotation = signature.parameters[name].annotation
             if annotation in convert:
                 bound.arguments[name] = convert[annotation](value, f"{path}: {spec.name}({name}=...)")
+            elif getattr(annotation, "__name__", "") == self._built:
+                bound.arguments[name] = self._part(value, f"{path}: {spec.name}({name}=...)")
             elif not _matches(value, annotation):
                 raise ConfigError(path, f"{spec.name}({name}={value!r}): {_mismatch(value, annotation)}")
         for name, parameter in signature.parameters.items():
@@ -282,6 +287,12 @@ class Registry:
                     parameter.default, f"{path}: {spec.name}({name}=...)"
                 )
         return factory, bound
+
+    def _part(self, spec: Any, path: str) -> Any:
+        """Build what is an argument of another one of its kind, such as a tower."""
+        if not isinstance(spec, str | Spec):
+            raise ConfigError(path, f"{spec!r} is no {self.kind}. Give the spec string of one of {', '.join(self)}.")
+        return self.build(spec, path)
 
 
 LARGEST, MOST_LAYERS = 2**31 - 1, 2048
@@ -313,7 +324,7 @@ def _possible_sizes(arguments: Mapping[str, Any]) -> None:
 losses = Registry("loss")
 fusions = Registry("fusion")
 steps = Registry("step")
-models = Registry("model", _possible_sizes)
+models = Registry("model", _possible_sizes, built="Model")
 schedules = Registry("schedule")
 optimizers = Registry("optimizer")
 datasets = Registry("data set")

@@ -1,11 +1,8 @@
 """Build a model from its spec string, such as "mlp(widths=(64,), classes=10)"."""
 
-from typing import Any
-
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model
-from jaxdistill.core.registry import Spec
 from jaxdistill.models.combinators import in_dtype
 
 
@@ -22,12 +19,5 @@ def build_model(spec: str, path: str, dtype: str) -> Model:
     """
     if not spec:
         raise ConfigError(path, f"no model is set. Known: {', '.join(registry.models)}.")
-    model = registry.models.build(spec, path, {Model: _part})
+    model = registry.models.build(spec, path)
     return in_dtype(model, dtype) if dtype != "float32" else model
-
-
-def _part(spec: Any, path: str) -> Model:
-    """Build a model that is an argument of another one, such as a tower."""
-    if not isinstance(spec, str | Spec):
-        raise ConfigError(path, f"{spec!r} is no model. Give the spec string of one of {', '.join(registry.models)}.")
-    return registry.models.build(spec, path, {Model: _part})

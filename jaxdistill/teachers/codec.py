@@ -276,7 +276,7 @@ def decoding_model(
 
     def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs[Any], State]:
         encoded = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
-        encoded["mask"] = batch["mask"]
+        encoded |= {"mask": batch["mask"]} if "text" in encoded else {}
         missing: Any = None
         factors = head and Factored(missing, params["kernel"], params.get("bias"), head.cap, head.tied)
         return decode(encoded, classes, states, temperature, factors), state

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+import runs
 from own_runs import config_of
 
 from jaxdistill.core.errors import ConfigError, user_location
@@ -19,13 +20,19 @@ VALUES = {
     "real": lambda s: s.student.logits.sum(-1),
     "decays": lambda s: jax.tree.reduce(lambda a, b: a + jnp.sum(b**2), s.params["student"], 0.0),
 }
-for name, values in VALUES.items():
 
-    def factory(values=values):
-        return stateless(values)
 
-    factory.__name__ = f"own_{name}"
-    losses.register(factory)
+@pytest.fixture(scope="module", autouse=True)
+def _registered():
+    with runs.registries_as_found():
+        for name, values in VALUES.items():
+
+            def factory(values=values):
+                return stateless(values)
+
+            factory.__name__ = f"own_{name}"
+            losses.register(factory)
+        yield
 
 
 @pytest.mark.parametrize("name", ["compares", "counts", "stops", "constant"])

@@ -1,6 +1,7 @@
 """Emoji: pictures on white, both styles and look-alikes on one side, and what is in the set."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -91,3 +92,26 @@ def test_what_is_in_the_set():
         np.abs(np.bincount(tenth, minlength=10) / 600 - np.bincount(found["both", "train"]["label"]) / 2996).max()
         < 0.05
     )
+
+
+def test_names_are_those_of_the_picture_whatever_its_variation_selector(packages, tmp_path, monkeypatch):
+    for language in ("en", *emoji.LANGUAGES):
+        place = tmp_path / "names" / "package" / language
+        place.mkdir(parents=True)
+        entries = [
+            {"hexcode": f"{name}-FE0F" if n % 2 else name, "label": f"{language} {n}"} for n, name in enumerate(NAMES)
+        ]
+        (place / "data.json").write_text(json.dumps(entries))
+    sources = {f"emoji-datasource-{style}@16.0.0": folder for style, folder in packages.items()}
+    sources["emojibase-data@17.0.0"] = tmp_path / "names"
+    fetch = lambda package, folder: shutil.copytree(sources[package], folder, dirs_exist_ok=True)
+    monkeypatch.setattr(emoji.packages, "npm", fetch)
+    opened = [
+        open_records("emoji_names/google", split, tmp_path / "data", "data", split) for split in ("train", "test")
+    ]
+    columns = [records.take(np.arange(len(records))) for records in opened]
+    assert sum(map(len, opened)) == 40
+    for each in columns:
+        for picture, text, german in zip(each["image"], each["text"], each["text_de"], strict=True):
+            number = int(text.decode().removeprefix("en "))
+            assert german.decode() == f"de {number}" and picture[20, 20, 0] in (number, 3)  # 7 looks like 3

@@ -156,9 +156,8 @@ class EmojiNames(tfds.core.GeneratorBasedBuilder):
         def named(records: Iterable[Record]) -> Iterable[Record]:
             for record in records:
                 code = record.pop("code")
-                if code in names["en"]:  # 1,911 of 1,911 in these versions
-                    others = {_field(language): names[language].get(code, "") for language in LANGUAGES}
-                    yield {**record, "text": names["en"][code], **others}
+                others = {_field(language): names[language][code] for language in LANGUAGES}
+                yield {**record, "text": names["en"][code], **others}
 
         splits = _splits(self.builder_config.name)
         return {split: self._generate_examples(named(records)) for split, records in splits.items()}
@@ -173,9 +172,14 @@ def _field(language: str) -> str:
 
 
 def _names(folder: Path, language: str) -> dict[str, str]:
-    """Return the name of each emoji in a language, by its code points without the variation selector."""
+    """Return the name of each emoji in a language, by its code points; see `_plain`."""
     entries = json.loads((folder / "package" / language / "data.json").read_text())
-    return {entry["hexcode"]: entry["label"] for entry in entries}
+    return {_plain(entry["hexcode"]): entry["label"] for entry in entries}
+
+
+def _plain(code: str) -> str:
+    """Return code points without the variation selector, which one package writes and the other leaves out."""
+    return code.replace("-FE0F", "")
 
 
 def _splits(config: str) -> dict[str, list[Record]]:
@@ -216,7 +220,7 @@ def _hashed_pictures(folders: dict[str, Path]) -> list[tuple[int, Record]]:
         about = {
             "label": entry["category"],
             "subcategory": entry["subcategory"].replace(" & ", "&"),
-            "code": entry["unified"].replace("-FE0F", ""),
+            "code": _plain(entry["unified"]),
         }
         records += [(number, {"image": picture, "style": style, **about}) for style, picture in pictures.items()]
     return sorted(records, key=lambda pair: pair[0])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from batches import signals
-from examples import FUSIONS, every, slow
+from examples import FUSIONS, LOSSES, every, slow
 from jax.sharding import NamedSharding, PartitionSpec
 from terms import build_loss
 
@@ -190,3 +190,16 @@ def test_chunks_must_divide_the_sequence():
         evaluate_in_chunks.apply(
             {"fusion": {}, "terms": {"kd": {}}}, {"fusion": {}, "terms": {"kd": {}}}, {"train": of_tokens()}, key=KEY
         )
+
+
+LOCAL = {
+    *("attention_transfer", "cross_entropy", "dkd", "fsp", "fused_hidden", "hidden", "jsd", "kd", "logit_mse", "nst"),
+    *("related_labels", "reverse_kl", "routed_hidden", "skew_kl", "skew_reverse_kl", "standardized", "taid", "ttm"),
+    "vid",
+}  # the value at a token depends on that token alone
+
+
+def test_terms_that_compare_rows_or_tokens_are_never_computed_in_chunks():
+    found = {name: {build_loss(example.spec).local for example in of_one} for name, of_one in LOSSES.items()}
+    assert {name for name, local in found.items() if local == {True}} == LOCAL
+    assert all(len(local) == 1 for local in found.values())

@@ -207,6 +207,7 @@ def test_review_projects_to_its_width_or_the_channels_of_the_deepest_layer():
             "0/leave": (3, 3, inner, 5),
             "0/gate": (2 * inner, 2),
         }
+        assert shapes["0/gate/bias"].shape == (2,)  # one for each of the two maps that are fused
 
 
 def test_review_compares_the_mean_of_the_last_pair_too(monkeypatch):

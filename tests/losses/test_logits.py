@@ -22,6 +22,7 @@ from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.losses.logits.dkd import other_divergence, target_divergence
 from jaxdistill.losses.logits.jsd import generalized_jsd, normalized_jsd
 from jaxdistill.losses.logits.kd import kl_divergence
+from jaxdistill.losses.logits.logit_mse import mean_squared_error
 from jaxdistill.losses.logits.reverse_kl import reverse_kl_divergence
 from jaxdistill.losses.logits.skew_kl import skew_divergence
 from jaxdistill.losses.logits.skew_reverse_kl import detached_skew_reverse_divergence, skew_reverse_divergence
@@ -181,6 +182,14 @@ def test_z_scores_by_hand():
     assert_close(score(masked)[:, :3], score(z))
     assert (score(masked)[:, 3:] == -np.inf).all()
     assert all_finite(jax.jit(jax.grad(lambda x: jnp.where(jnp.isfinite(x), z_score(x), 0.0).sum()))(masked))
+    of_equal_logits = jax.jit(jax.jacobian(z_score))(jnp.full(3, 5.0))  # of the formula, whose deviation is 0 there
+    np.testing.assert_allclose(of_equal_logits, (np.eye(3) - 1 / 3) / 1e-7, rtol=1e-5)
+
+
+def test_where_a_teacher_masks_every_class_there_is_nothing_to_match():
+    student, nothing = jnp.asarray([[1.0, 2.0], [3.0, 5.0]]), jnp.asarray([[-jnp.inf, -jnp.inf], [1.0, 1.0]])
+    value, slope = jax.value_and_grad(lambda x: mean_squared_error(x, nothing).sum())(student)
+    assert value == 10.0 and slope.tolist() == [[0, 0], [2, 4]]
 
 
 def test_a_standardised_loss_does_not_see_how_large_logits_are():

@@ -1,5 +1,6 @@
 """Steps that weigh terms, by hand: min-norm points, balanced gradients, uncertainties at rest, and what they report."""
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -287,3 +288,8 @@ def test_a_term_that_begins_at_zero_has_lost_nothing_yet():
     ts, _ = run(world("gradnorm(layer='x', alpha=2.0)", (1.0,), terms, weights=0.1), 1)
     still, far = np.asarray(ts.params["weights"])
     assert np.isfinite([still, far]).all() and still > 1.01 > 0.99 > far
+
+
+def test_defaults_are_those_of_the_papers():
+    """GradNorm: alpha 1.5, as Chen et al. (2018) used on NYUv2."""
+    assert inspect.signature(registry.steps["gradnorm"]).parameters["alpha"].default == 1.5

@@ -282,6 +282,7 @@ def test_a_wrong_cut_is_named(spec, said):
         ("mlp", {"layers": 1}, "a mlp has no layers that can be removed"),
         ("bert", {"layers": 4}, "layers=4: the model has 3; give at most 3"),
         ("bert", {"layers": (2, 1)}, "must be rising numbers from 0 to 2"),
+        ("bert", {"layers": (-1, 1)}, "must be rising numbers from 0 to 2"),
         ("bert", {"neurons": 13}, "neurons=13: the model has 12; give at most 12"),
         ("bert", {"channels": 0.5}, "a bert has no channels"),
     ],

@@ -123,3 +123,11 @@ def test_rows_that_do_not_count_do_not_move_an_assignment_that_has_learned():
     params = {n: np.asarray(x) + 1 if n.endswith("mean/bias") else x for n, x in drawn(seen).items()}
     few = batches.at_rows(seen, np.arange(4))
     assert_close(values(replace(seen, mask=np.float32(np.arange(6) < 4)), params)[:4], values(few, params))
+
+
+def test_in_a_batch_without_rows_that_count_nothing_is_matched_and_nothing_is_nan():
+    seen = signals(extent=(2, 3), depths=(3,))
+    params, empty = drawn(seen), replace(seen, mask=np.zeros(6, np.float32))
+    apply = lambda p: build_loss(SPEC).apply(p, {}, empty, key=KEY)[0]
+    value, slopes = jax.value_and_grad(lambda p: jnp.sum(jnp.where(empty.mask > 0, apply(p), 0.0)))(params)
+    assert value == 0 and all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(slopes))

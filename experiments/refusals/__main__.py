@@ -1,4 +1,4 @@
-"""Give the command line 350 bad inputs: python -m experiments.refusals [--home runs/refusals] [--only WORD]
+"""Give the command line 371 bad inputs: python -m experiments.refusals [--home runs/refusals] [--only WORD]
 
 Each runs in a process of its own, in a fresh copy of a folder with data, a tokenizer and a finished run. It must end
 with exit code 2 or 4 and one line that begins with "error:", without a traceback, before anything is trained, within
@@ -119,7 +119,7 @@ def tried(number: int, bad: Input, home: Path) -> dict[str, Any]:
         process.returncode = status
         err.seek(0)
         text = err.read().decode(errors="replace")
-    stray = [line for line in text.splitlines() if not line.startswith(("error:", "note:", "Read ", "Fetching "))]
+    stray = [line for line in text.splitlines() if not line.startswith(("error:", "note:", "Read ", "Fetching ", "Preparing "))]
     errors = [line for line in text.splitlines() if line.startswith("error:")]
     left = sorted(str(file) for file in place.rglob("*"))
     shutil.rmtree(place, ignore_errors=True)

@@ -119,7 +119,11 @@ def tried(number: int, bad: Input, home: Path) -> dict[str, Any]:
         process.returncode = status
         err.seek(0)
         text = err.read().decode(errors="replace")
-    stray = [line for line in text.splitlines() if not line.startswith(("error:", "note:", "Read ", "Fetching ", "Preparing "))]
+    stray = [
+        line
+        for line in text.splitlines()
+        if not line.startswith(("error:", "note:", "Read ", "Fetching ", "Preparing "))
+    ]
     errors = [line for line in text.splitlines() if line.startswith("error:")]
     left = sorted(str(file) for file in place.rglob("*"))
     shutil.rmtree(place, ignore_errors=True)

@@ -113,7 +113,7 @@ def collected() -> set[str]:
 
 
 def chosen_tests(mutant: Mutant, by_line: Mapping[str, Mapping[int, list[str]]]) -> list[list[str]]:
-    """What runs in turn: a few tests of the changed line, more of them from all their files, and these files whole.
+    """Return what runs in turn: a few tests of the changed line, more of them from all their files, these files whole.
 
     A line whose result is kept runs in one test of many only, so files that import the module by name are added.
     """

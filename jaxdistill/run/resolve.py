@@ -237,6 +237,19 @@ class Resolved:
         check_rules("workdir", self, workdir)
 
 
+def check_definitions(config: ConfigDict, devices: Sequence[jax.Device]) -> None:
+    """Check the keys and spec strings of a config; no data are looked at, so that placeholders stay open.
+
+    Args:
+        config: a complete config.
+        devices: devices that the run may use.
+
+    Raises:
+        ConfigError: a key or a spec string is wrong.
+    """
+    _ = Resolved(with_stand_ins(config), tuple(devices)).definitions
+
+
 def resolve(config: ConfigDict, devices: Sequence[jax.Device]) -> Resolved:
     """Return the objects that a config describes: data, device mesh, teachers and one training stage per trained model.
 
@@ -248,8 +261,8 @@ def resolve(config: ConfigDict, devices: Sequence[jax.Device]) -> Resolved:
         config: a complete config, from `jaxdistill.make` or a config file.
         devices: devices that the run may use.
     """
-    if (quick := with_stand_ins(config)) != config:
-        _ = Resolved(quick, tuple(devices)).definitions
+    if with_stand_ins(config) != config:
+        check_definitions(config, devices)
     return Resolved(fill_placeholders(config), tuple(devices))
 
 

@@ -18,7 +18,7 @@ from jaxdistill.run.config import Config, differ, override
 from jaxdistill.run.distill import distill
 from jaxdistill.run.fill import fill_placeholders
 from jaxdistill.run.record_identity import check_records
-from jaxdistill.run.resolve import resolve
+from jaxdistill.run.resolve import check_definitions, resolve
 from jaxdistill.run.workdir import config_differences
 
 Change = str | Mapping[str, Any]  # the text of a value, as on the command line; or arguments of `differ`
@@ -126,6 +126,20 @@ def runs(study: Study, workdir: Path, seeds: int, checkpoints: Mapping[str, str]
             run_config = differ(config, seed=seed, control=False, logging=logging, teachers=teachers)
             all_runs.append(Run(arm, seed, run_config, workdir / _folder(arm) / str(seed)))
     return all_runs
+
+
+def check_arms(study: Study, data: bool = False) -> None:
+    """Check the configs of all arms and teachers before anything runs; with `data`, their data and models too."""
+    configs = (*expand(study).values(), *study.teachers.values())
+    for config in configs:  # all arms, before the data of any are prepared
+        check_definitions(config, jax.devices())
+    for config in configs:
+        teachers = {name: entry.to_dict() for name, entry in config.teachers.items()}
+        for name in teachers.keys() & study.teachers.keys():  # until they have checkpoints: as if trained in each run
+            if not teachers[name]["checkpoint"]:
+                teachers[name]["steps"] = study.teachers[name].steps
+        resolved = resolve(differ(config, teachers=teachers), jax.devices())
+        _ = resolved.stages if data else resolved.definitions
 
 
 def merged_config(study: Study, workdir: Path, checkpoints: Mapping[str, str]) -> Config:

@@ -101,10 +101,12 @@ def test_a_teacher_of_other_columns_or_classes_is_refused(teacher, tmp_path, cha
 def test_a_study_starts_from_a_preset(teacher, tmp_path, monkeypatch, capsys):
     place, _ = teacher
     monkeypatch.setattr(sys, "argv", ["jaxdistill"])
+    monkeypatch.setenv("JAXDISTILL_DATA", str(tmp_path / "data"))
     words = ["sweep", "--preset", "features", f"--config.data.name={table(place / 'f.csv')}", "--seeds", "1"]
     words += ["--axis", "rate", "0.1", "fast", "--workdir", str(tmp_path / "study")]
     assert main.run(words) == 2
     assert "error: rate: unknown schedule 'fast'" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()  # all arms are judged before any data are prepared
 
 
 @pytest.mark.parametrize(

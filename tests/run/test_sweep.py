@@ -81,9 +81,9 @@ def test_a_teacher_may_have_learned_from_one_before_it(tmp_path, monkeypatch):
 def test_arms_may_learn_from_teachers_that_the_study_has_yet_to_train():
     without = differ(study().base, teachers={"big": {"model": "mlp(widths=(16,), classes=4)", "steps": 0}})
     learned = study(base=without, teachers={"big": differ(study().base, teachers={}, objective={"cross_entropy": {}})})
-    sweep._check(learned, data=True)
+    studies.check_arms(learned, data=True)
     with pytest.raises(ConfigError, match=r"teachers\.big: has neither a checkpoint nor steps"):
-        sweep._check(learned._replace(teachers={}), data=True)
+        studies.check_arms(learned._replace(teachers={}), data=True)
 
 
 ROW = {"name": "student", "accuracy": 0.5}
@@ -253,7 +253,7 @@ def test_the_script_of_a_cluster_runs_teachers_then_every_run_then_the_table(tmp
 def test_the_script_of_the_command_sweep_says_what_the_command_said(tmp_path, monkeypatch, capsys):
     """Each job's words, given to the command again, make the same study."""
     seen = []
-    monkeypatch.setattr(sweep, "_check", seen.append)
+    monkeypatch.setattr(sweep, "check_arms", seen.append)
     monkeypatch.chdir(tmp_path)
     words = ["--config", str(runs.TINY), "--axis", "objective.kd.term", "kd(temperature=2.0)", "reverse_kl()"]
     words += ["--workdir", "it's", "--seeds", "2", "--slurm", "--config.steps=8"]
@@ -281,7 +281,7 @@ def test_one_run_is_told_by_its_number(tmp_path, monkeypatch):
 
 def test_the_number_of_seeds_and_the_folder_are_those_that_were_asked_for(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(sweep, "_check", lambda study: None)
+    monkeypatch.setattr(sweep, "check_arms", lambda study: None)
     monkeypatch.setattr(sweep, "run_study", lambda study, workdir, seeds, console: asked.append((workdir, seeds)))
     sweep.execute(study(), sweep.parser("tiny", "").parse_args(["--workdir", str(tmp_path), "--seeds", "2"]))
     assert asked == [(tmp_path, 2)]

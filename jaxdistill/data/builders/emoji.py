@@ -81,22 +81,14 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
             description="Emoji as Twitter and Google draw them, from emoji-datasource 16.0.0",
             license="CC BY 4.0 (Twitter), Apache-2.0 (Google)",
             citation="Unicode, Inc.: Unicode emoji, version 16.0, 2024",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Tensor(shape=(64, 64, 3), dtype=np.uint8, encoding="zlib"),
-                    "label": tfds.features.ClassLabel(names=CATEGORIES),
-                    "subcategory": tfds.features.ClassLabel(names=SUBCATEGORIES.split()),
-                    "style": tfds.features.ClassLabel(names=STYLES),
-                }
-            ),
+            features=tfds.features.FeaturesDict(_picture_features()),
             supervised_keys=("image", "label"),
             disable_shuffling=True,  # TFDS would sort by a hash of the key
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager  # downloads URLs; packages need their own client
-        fields = ("image", "label", "subcategory", "style")
-        splits = _splits(self.builder_config.name)
+        fields, splits = _picture_features(), _splits(self.builder_config.name)
         return {
             split: self._generate_examples({field: record[field] for field in fields} for record in records)
             for split, records in splits.items()
@@ -135,13 +127,7 @@ class EmojiNames(tfds.core.GeneratorBasedBuilder):
             license="CC BY 4.0 (Twitter), Apache-2.0 (Google), MIT (names)",
             citation="Unicode, Inc.: CLDR annotations, 2025",
             features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Tensor(shape=(64, 64, 3), dtype=np.uint8, encoding="zlib"),
-                    "label": tfds.features.ClassLabel(names=CATEGORIES),
-                    "subcategory": tfds.features.ClassLabel(names=SUBCATEGORIES.split()),
-                    "style": tfds.features.ClassLabel(names=STYLES),
-                    **{name: tfds.features.Text() for name in names},
-                }
+                {**_picture_features(), **{name: tfds.features.Text() for name in names}}
             ),
             supervised_keys=("image", "text"),
             disable_shuffling=True,  # TFDS would sort by a hash of the key
@@ -164,6 +150,16 @@ class EmojiNames(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, records: Iterable[Record]):
         yield from enumerate(records)
+
+
+def _picture_features() -> dict[str, Any]:
+    """Return the fields that both data sets have: the picture, its two classes and its style."""
+    return {
+        "image": tfds.features.Tensor(shape=(64, 64, 3), dtype=np.uint8, encoding="zlib"),
+        "label": tfds.features.ClassLabel(names=CATEGORIES),
+        "subcategory": tfds.features.ClassLabel(names=SUBCATEGORIES.split()),
+        "style": tfds.features.ClassLabel(names=STYLES),
+    }
 
 
 def _field(language: str) -> str:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from jaxdistill.core import seal
@@ -29,10 +28,10 @@ from jaxdistill.run import failures, presets
 from jaxdistill.run.commands import cache, cli
 from jaxdistill.run.config import Config, differ, override, parse_changes
 from jaxdistill.run.config_files import load_config
-from jaxdistill.run.resolve import resolve
 from jaxdistill.run.study import (
     Run,
     Study,
+    check_arms,
     expand,
     finished_results,
     merged_config,
@@ -103,17 +102,6 @@ def run_all(unfinished: Sequence[Run], console: Console) -> None:
         console.print(f"{done} of {len(unfinished)}; about {remaining} left")
 
 
-def _check(study: Study, data: bool = False) -> None:
-    """Check the configs of all arms and teachers before anything runs; with `data`, their data and models too."""
-    for config in (*expand(study).values(), *study.teachers.values()):
-        teachers = {name: entry.to_dict() for name, entry in config.teachers.items()}
-        for name in teachers.keys() & study.teachers.keys():  # until they have checkpoints: as if trained in each run
-            if not teachers[name]["checkpoint"]:
-                teachers[name]["steps"] = study.teachers[name].steps
-        resolved = resolve(differ(config, teachers=teachers), jax.devices())
-        _ = resolved.stages if data else resolved.definitions
-
-
 def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_table: bool = True) -> list[pages.Line]:
     """Execute all unfinished runs of a study, and write a table, a figure and a page that compare its arms over seeds.
 
@@ -127,7 +115,7 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_t
     Returns:
         The lines of the table, one for each arm.
     """
-    _check(study, data=True)
+    check_arms(study, data=True)
     with locked(workdir):
         _check_workdir(study, workdir)
         all_runs = runs(study, workdir, seeds, train_teachers(study, workdir, console))
@@ -247,7 +235,7 @@ def execute(study: Study, options: argparse.Namespace) -> None:
         raise ConfigError("--run", "one run is executed, and --slurm prints a script for all; leave one of them out.")
     if not options.slurm:
         check_writable(options.workdir, "--workdir")
-    _check(study)
+    check_arms(study)
     if options.slurm:
         sys.stdout.write(slurm_script(study, options.workdir, options.seeds))
     elif not options.run:

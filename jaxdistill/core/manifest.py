@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxdistill.core import bucket, seal
 from jaxdistill.core.checksums import array_checksums
 from jaxdistill.core.errors import DamageError
+from jaxdistill.core.notes import note_damage
 from jaxdistill.core.tree import path_name
 from jaxdistill.core.types import PyTree
 
@@ -68,10 +69,11 @@ def manifests(folder: Path) -> dict[int, CheckpointManifest]:
             if (place / "steps" / file.stem).is_dir():
                 manifest = seal.read(file, {"arrays": dict[str, list], "metrics": dict})
                 is_own = manifest.get("step", int(file.stem)) == int(file.stem)  # else the file of another step
-                if is_own and _is_well_formed(manifest):
-                    by_step[int(file.stem)] = manifest
-        except (DamageError, FileNotFoundError, ValueError):
-            continue  # a step with a damaged manifest counts as never finished
+                if not (is_own and _is_well_formed(manifest)):
+                    raise DamageError(f"{file} is damaged, or of another step")
+                by_step[int(file.stem)] = manifest
+        except (DamageError, FileNotFoundError, ValueError) as error:  # the step counts as never finished
+            note_damage(error)
     return dict(sorted(by_step.items()))
 
 

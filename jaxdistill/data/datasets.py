@@ -22,6 +22,7 @@ from typing import Any
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError, one_line, suggest
+from jaxdistill.core.notes import note
 from jaxdistill.core.packages import FetchError
 from jaxdistill.core.registry import datasets, parse, tokenizations
 from jaxdistill.data.builders import BUILDERS
@@ -232,7 +233,7 @@ def _check_sealed(name: str, folder: Path) -> None:
             cure = f"remove {file.parent}, and the next run prepares {name!r} again"
             raise DamageError(f"{damage}; {cure}")
         if damage:
-            sys.stderr.write(f"note: {damage}; preparing {name!r} again\n")
+            note(f"{damage}; preparing {name!r} again")
             aside = file.parent.with_name(f"{file.parent.name}.damaged-{os.getpid()}")
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 file.parent.rename(aside)

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.notes import note_damage
 from jaxdistill.core.registry import datasets
 from jaxdistill.data.datasets import open_records, prepared_hash
 from jaxdistill.data.records import Records
@@ -73,7 +74,7 @@ def describe_split(name: str, split: str, folder: Path, path: str, key: str, tok
     registered = name.partition("(")[0].strip() in datasets  # may change with its code, so it gets no file
     if not registered:
         file = _description_file(name, split, folder)
-        with contextlib.suppress(FileNotFoundError, DamageError, ValueError, TypeError):  # then inspect the records
+        try:
             content = seal.read(file, {"records": int, "fields": dict})
             if (content.get("data set", name), content.get("split", split)) != (name, split):
                 raise DamageError(f"{file} describes other records")
@@ -81,6 +82,8 @@ def describe_split(name: str, split: str, folder: Path, path: str, key: str, tok
             names, largest = tuple(content.get("class_names", ())), content.get("largest_label")
             texts = tuple(content.get("texts", ()))
             return Description(content["records"], fields, content.get("classes"), None, largest, names, texts=texts)
+        except (FileNotFoundError, DamageError, ValueError, TypeError) as error:  # then inspect the records
+            note_damage(error)
     description = _inspect(open_records(name, split, folder, path, key))
     if not registered:
         file = _description_file(name, split, folder)  # another name than above if the data were prepared just now

@@ -21,6 +21,7 @@ import numpy as np
 from jaxdistill.core import seal
 from jaxdistill.core.atomic import new_file
 from jaxdistill.core.errors import DamageError
+from jaxdistill.core.notes import note_damage
 
 Fields = Mapping[str, tuple[tuple[int, ...], str]]  # shape and dtype of one row's arrays, by name
 
@@ -60,7 +61,8 @@ def write_manifest(folder: Path, manifest: StoreManifest) -> None:
     try:
         if read_manifest(folder) == manifest:
             return
-    except (StoreError, DamageError):
+    except (StoreError, DamageError) as error:
+        note_damage(error)
         seal.write(folder / "manifest.json", manifest._asdict())
         return
     raise StoreError(f"{folder} was written with other settings; remove it, or choose another folder")

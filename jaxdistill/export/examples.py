@@ -1,12 +1,12 @@
 """Test and training records as a network reads them, to compare its files with it and to choose ranges of integers."""
 
-import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from jaxdistill.core.notes import note
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.data.stream import Batch, evaluation_batches, gather, transformed, without_text
 from jaxdistill.export.network import Network, Rows
@@ -42,7 +42,7 @@ def test_examples(network: Network, data: Pipeline, size: int, records: int) -> 
     wanted = min(records or len(opened), len(opened))
     count = min(wanted, max(1, LARGEST_OUTPUTS // (int(np.prod(shape)) * 4)))
     if count < wanted:
-        sys.stderr.write(f"note: {count:,} of {len(opened):,} test records are used: outputs of more are too large\n")
+        note(f"{count:,} of {len(opened):,} test records are used: outputs of more are too large")
     batches: list[Batch] = []
     for batch in evaluation_batches(opened, batch_size=size, rows=slice(None), transforms=data.test.transforms):
         batches.append(batch)

@@ -10,15 +10,14 @@ that differ from the defaults:
 """
 
 import difflib
-import functools
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxdistill.core.errors import ConfigError, suggest
+from jaxdistill.core.notes import note
 from jaxdistill.run.schema import CHANGEABLE, RENAMED, SCHEDULE, SCHEMA, Key, OpenSection
 
 Config = ConfigDict  # the type of a complete config
@@ -84,12 +83,6 @@ def _renamed(place: str, key: str, path: str) -> str:
         return key
     note(f"{_join(path, key)} was renamed to {_join(path, new)}")
     return new
-
-
-@functools.cache
-def note(text: str) -> None:
-    """Print a note on stderr, each text once in a process."""
-    sys.stderr.write(f"note: {text}\n")
 
 
 def _merge(schema: Mapping[str, Any], values: Any, path: str, place: str) -> dict[str, Any]:

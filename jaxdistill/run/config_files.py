@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from jaxdistill.core import seal
 from jaxdistill.core.atomic import new_file
 from jaxdistill.core.errors import ConfigError, DamageError, one_line, suggest
-from jaxdistill.run.config import make, note
+from jaxdistill.core.notes import note
+from jaxdistill.run.config import make
 from jaxdistill.run.own_parts import unregistered
 
 

@@ -20,6 +20,7 @@ from jaxdistill.compress.vocabulary import count_tokens, unknown_token, with_req
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.interfaces import Model
+from jaxdistill.core.notes import note_damage
 from jaxdistill.core.types import Variables
 from jaxdistill.data.stream import Phases
 from jaxdistill.evaluation.evaluator import ANSWERS
@@ -142,7 +143,8 @@ def _read(
         scores = {name: np.asarray(values, np.float64) for name, values in content["scores"].items()}
         chosen = choose_by(scores)._replace(unknown=found.unknown)
         return found if known.items() <= content.items() and chosen == found else None
-    except (FileNotFoundError, DamageError):
+    except (FileNotFoundError, DamageError) as error:
+        note_damage(error)
         return None
     except (TypeError, ValueError, KeyError, IndexError):  # values of other types than `choice` writes
         return None
@@ -301,7 +303,8 @@ def sentence(folder: Path) -> str:
     """
     try:
         content = seal.read(folder / FILE, TYPES, required=True)
-    except (FileNotFoundError, DamageError):
+    except (FileNotFoundError, DamageError) as error:
+        note_damage(error)
         return ""
     before = content.get("before_training", {})
     shares = (("agreement", "gave the answer of the model that was cut on"), ("accuracy", "was right on"))

@@ -18,6 +18,7 @@ from jaxdistill.core.checkpoint import load_variables
 from jaxdistill.core.errors import DamageError, Stopped
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.manifest import check_owner, manifests
+from jaxdistill.core.notes import note
 from jaxdistill.core.types import Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.evaluation.report import page, table
@@ -25,7 +26,7 @@ from jaxdistill.evaluation.report.table import FLOATS, ROUNDED
 from jaxdistill.parallel.compile import keep_programs
 from jaxdistill.parallel.sharding import shardings, with_shardings
 from jaxdistill.run import cutting, hub_folders, subset, workdir
-from jaxdistill.run.config import Config, differ, note
+from jaxdistill.run.config import Config, differ
 from jaxdistill.run.evaluate_existing import evaluate, rounded_afterwards
 from jaxdistill.run.outcomes import (
     RESULT_TYPES,

@@ -6,7 +6,6 @@ import functools
 import inspect
 import logging
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from jaxdistill import __version__
 from jaxdistill.core import registry
 from jaxdistill.core.atomic import remove_folder, replaced_folder
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.notes import note
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.export import exported_folder, model_folder
 from jaxdistill.export.device_profile import Device
@@ -113,7 +113,8 @@ def write_file(subject: Subject, spec: str, exporter: Exporter, data: Pipeline, 
     samples = functools.partial(training_samples, subject.network, data)
     with without_warnings():
         notes = exporter.write(subject.network, folder / exporter.file, samples) or ()
-    sys.stderr.writelines(f"note: {subject.name}, {spec}: {note}\n" for note in notes)
+    for text in notes:
+        note(f"{subject.name}, {spec}: {text}")
     for name in (model_folder.ABOUT, "tokenizer.json", *model_folder.TOKENIZER_FILES, "preprocessor_config.json"):
         if (subject.predictor.folder / name).is_file():
             shutil.copyfile(subject.predictor.folder / name, folder / name)

@@ -13,6 +13,7 @@ import jax
 from jaxdistill.core import seal
 from jaxdistill.core.atomic import remove_folder
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.notes import note
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.evaluation.report import exports as report
 from jaxdistill.evaluation.report import page
@@ -142,7 +143,7 @@ def _check_records(finished: Mapping[str, Any], data: Pipeline) -> None:
 def _subject(run: Path, name: str, data: Pipeline, options: Options) -> Subject:
     predictor: Predictor = load(run, name)
     if predictor.about.dtype != "float32":
-        sys.stderr.write(f"note: {name} was trained in {predictor.about.dtype}; it is exported in float32\n")
+        note(f"{name} was trained in {predictor.about.dtype}; it is exported in float32")
     network = network_of(predictor.float_model(), predictor.float_variables, predictor.about.inputs)
     network = network._replace(definition=definition_of(predictor.folder))
     examples = test_examples(network, data, predictor.about.batch_size, options.records)

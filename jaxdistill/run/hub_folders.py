@@ -11,6 +11,7 @@ import numpy as np
 from jaxdistill.compress import masks
 from jaxdistill.core import registry
 from jaxdistill.core.interfaces import Model
+from jaxdistill.core.notes import note
 from jaxdistill.core.types import Shapes, Variables
 from jaxdistill.data.image.processors import processor_config
 from jaxdistill.data.pipeline import Pipeline
@@ -22,7 +23,7 @@ from jaxdistill.models.abstract import embeds
 from jaxdistill.models.build import build_model
 from jaxdistill.models.hub.family import families, with_defaults
 from jaxdistill.models.pretrained import Architecture, architecture_of_spec
-from jaxdistill.run.config import Config, note
+from jaxdistill.run.config import Config
 from jaxdistill.run.own_parts import own_parts
 from jaxdistill.run.parts import build_quantizer
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.notes import note
 from jaxdistill.evaluation.report.table import FLOATS
-from jaxdistill.run.config import note
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.hub_folders import HUB
 

@@ -6,8 +6,8 @@ import jax
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.notes import note
 from jaxdistill.data.pipeline import TEST, Pipeline, Stream
-from jaxdistill.run.config import note
 
 FILE = "records.json"
 

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from jaxdistill.core import registry, seal
 from jaxdistill.core.errors import ConfigError, DamageError, suggest
+from jaxdistill.core.notes import note_damage
 from jaxdistill.core.types import Variables
 from jaxdistill.evaluation.latency import Latency
 from jaxdistill.evaluation.report.search import UNITS
@@ -188,7 +189,8 @@ def _read(file: Path) -> Mapping[str, Any]:
     """Return the content of a table; empty: there is none, or it is damaged."""
     try:
         return seal.read(file, {"about": dict, "sizes": list}, required=True)
-    except (FileNotFoundError, DamageError):
+    except (FileNotFoundError, DamageError) as error:
+        note_damage(error)
         return {}
 
 

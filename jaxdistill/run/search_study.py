@@ -10,6 +10,7 @@ from rich.console import Console
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.notes import note_damage
 from jaxdistill.evaluation.report import search as page
 from jaxdistill.evaluation.report.search import ALONE, DISTILLED, FLOATS, ROUNDED, Point
 from jaxdistill.export.choice import choose_device
@@ -101,7 +102,8 @@ def _entry(folder: Path, model: str, to: str, device: str, console: Console) -> 
         try:
             if entry and not entry["problem"]:
                 seal.check_folder(folder / model / EXPORTS / slug(to))
-        except (FileNotFoundError, DamageError):  # it is made again
+        except (FileNotFoundError, DamageError) as error:  # it is made again
+            note_damage(error)
             return {}
         return entry
 

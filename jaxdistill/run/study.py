@@ -12,6 +12,7 @@ from rich.console import Console
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError, suggest
 from jaxdistill.core.manifest import quality
+from jaxdistill.core.notes import note_damage
 from jaxdistill.evaluation.report.logs import read_log
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
 from jaxdistill.run.config import Config, differ, override
@@ -191,7 +192,8 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
         results = seal.read(
             folder / "results.json", {"config": dict, "rows": list[dict], "seconds": dict, "provenance": dict}
         )
-    except (FileNotFoundError, DamageError):  # damaged results are made again
+    except (FileNotFoundError, DamageError) as error:  # damaged results are made again
+        note_damage(error)
         return None
     if results["config"]["steps"] != config.steps or config_differences(results["config"], fill_placeholders(config)):
         return None

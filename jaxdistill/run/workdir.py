@@ -15,7 +15,8 @@ import numpy as np
 from jaxdistill.core import seal
 from jaxdistill.core.bucket import POINTER
 from jaxdistill.core.errors import ConfigError, DamageError
-from jaxdistill.run.config import Config, conflicts, make, note
+from jaxdistill.core.notes import note, note_damage
+from jaxdistill.run.config import Config, conflicts, make
 from jaxdistill.run.config_files import copy_source
 from jaxdistill.run.own_parts import own_parts
 
@@ -111,7 +112,8 @@ def _require_one_run(workdir: Path, record: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         results = seal.read(workdir / "results.json", {})
-    except (FileNotFoundError, DamageError):  # they are made again
+    except (FileNotFoundError, DamageError) as error:  # they are made again
+        note_damage(error)
         return record
     if _are_of_one_run(record, results):
         return record

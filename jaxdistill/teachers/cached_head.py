@@ -10,6 +10,7 @@ import numpy as np
 from jaxdistill.core import seal
 from jaxdistill.core.atomic import new_file
 from jaxdistill.core.errors import DamageError
+from jaxdistill.core.notes import note_damage
 from jaxdistill.core.types import Array
 from jaxdistill.data.store import StoreManifest
 from jaxdistill.teachers.codec import Encoding, Head
@@ -85,7 +86,8 @@ def is_written(encoding: Encoding, manifest: StoreManifest) -> bool:
     """Return True if the cache holds the head, undamaged."""
     try:
         seal.check_file(_file(encoding), _owner(manifest))
-    except (FileNotFoundError, DamageError):
+    except (FileNotFoundError, DamageError) as error:
+        note_damage(error)
         return False
     return True
 

@@ -14,8 +14,8 @@ from jaxdistill import main
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.manifest import manifests
+from jaxdistill.core.notes import note
 from jaxdistill.core.registry import losses
-from jaxdistill.run.config import note
 from jaxdistill.run.config_files import load_config, source
 from jaxdistill.run.own_parts import own_parts, registered_by_others
 

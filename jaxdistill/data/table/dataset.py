@@ -17,6 +17,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.atomic import new_folder, remove_folder
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.memory import free_disk, require
+from jaxdistill.core.notes import note
 from jaxdistill.core.registry import datasets
 from jaxdistill.data.progress import progress
 from jaxdistill.data.splits import SplitError, choose_held_out, select_rows, split_names
@@ -203,7 +204,7 @@ def _stored(
         except FileNotFoundError:
             pass
         except DamageError as error:
-            sys.stderr.write(f"note: {error}; reading {sources[TRAIN].place} again\n")
+            note(f"{error}; reading {sources[TRAIN].place} again")
             remove_folder(place)
         files = [Path(source.place) for source in sources.values()]
         size = sum(file.stat().st_size for file in files if file.is_file())
@@ -240,7 +241,7 @@ def _write(
         if split == TRAIN:
             names, places = classes.finish(place, count) if column_names.label else ((), [])
             if rare := classes.rare():
-                sys.stderr.write(f"note: {place}: {rare}\n")
+                note(f"{place}: {rare}")
     files = {split: seal.sha256(draft / f"{split}.arrow") for split in sources}
     manifest = TableManifest(files, shapes, list(names), places)
     seal.write(draft / arrow_store.MANIFEST, {**manifest._asdict(), "key": key})

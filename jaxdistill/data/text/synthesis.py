@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import DamageError
+from jaxdistill.core.notes import note_damage
 from jaxdistill.core.registry import datasets
 
 PLACEHOLDER = "{text}"
@@ -76,7 +77,8 @@ def write_generation_settings(folder: Path, about: Mapping[str, Any]) -> None:
     file, new = folder / "manifest.json", json.loads(json.dumps(dict(about)))
     try:
         old = seal.read(file, {})
-    except (FileNotFoundError, DamageError):
+    except (FileNotFoundError, DamageError) as error:
+        note_damage(error)
         seal.write(file, new)
         return
     if changed := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
@@ -131,7 +133,8 @@ def _is_good(file: Path) -> bool:
         seal.check_file(file, _identity(file))
     except FileNotFoundError:
         return file.is_file()  # an earlier version wrote no seals
-    except DamageError:
+    except DamageError as error:
+        note_damage(error)
         return False
     return True
 

@@ -22,6 +22,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.atomic import new_folder, remove_folder
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.memory import free_disk, host_memory, require
+from jaxdistill.core.notes import note
 from jaxdistill.data.progress import progress
 from jaxdistill.data.records import Records
 from jaxdistill.data.text import tokenizer
@@ -55,7 +56,7 @@ def tokenise(
         try:
             return _open_cache(cache, wanted)
         except DamageError as error:
-            sys.stderr.write(f"note: {error}; tokenising the texts again\n")
+            note(f"{error}; tokenising the texts again")
             remove_folder(cache)
     records, loaded = open_records(), tokenizer.load(tokenization.file)
     message = f"Tokenising {title} with {tokenization.file}; this happens once.\n"
@@ -80,9 +81,7 @@ def tokenise(
     try:
         cut = _write_cache(cache, parts(), about)
         if cut and tokenization.labelled:
-            sys.stderr.write(
-                f"note: {cut:,} of {len(records):,} texts of {title} are longer than a row (length in data.tokens)\n"
-            )
+            note(f"{cut:,} of {len(records):,} texts of {title} are longer than a row (length in data.tokens)")
         return _open_cache(cache, wanted)
     except OSError as error:
         if error.errno not in READ_ONLY:

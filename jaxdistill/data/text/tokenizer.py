@@ -7,6 +7,7 @@ from typing import Any
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError, one_line
 from jaxdistill.core.hub_files import checkpoint_path, fingerprint
+from jaxdistill.core.notes import note_damage
 from jaxdistill.core.packages import default_folder
 
 PATH = "data.tokens"  # the config path of tokenizers, for error messages
@@ -48,7 +49,8 @@ def _extract_from_gguf(file: Path) -> Path:
     try:
         seal.check_in_folder(folder / "tokenizer.json")
         complete = (folder / "tokenizer.json").is_file()
-    except DamageError:
+    except DamageError as error:
+        note_damage(error)
         complete = False
     if not complete:
         folder.mkdir(parents=True, exist_ok=True)

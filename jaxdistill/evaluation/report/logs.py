@@ -1,12 +1,12 @@
 """Read the files of a run: `results.json`, and the `log.jsonl` of each trained model."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import DamageError
+from jaxdistill.core.notes import note
 from jaxdistill.evaluation.report.table import FLOATS
 
 Line = dict[str, Any]
@@ -74,7 +74,7 @@ def _lines(path: Path) -> Iterator[Line]:
         try:
             line = seal.open_line(text)
         except DamageError:
-            sys.stderr.write(f"note: {path}, line {number}, has changed since it was written; it is left out\n")
+            note(f"{path}, line {number}, has changed since it was written; it is left out")
             continue
         except ValueError:
             continue

@@ -9,7 +9,6 @@ repeats no finished run. --slurm prints a script that runs the study as an array
 """
 
 import argparse
-import contextlib
 import shlex
 import signal
 import sys
@@ -22,6 +21,7 @@ from rich.console import Console
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError, NonFiniteError, Stopped
+from jaxdistill.core.notes import note_damage
 from jaxdistill.evaluation.report import study as pages
 from jaxdistill.evaluation.report.formats import duration
 from jaxdistill.run import failures, presets
@@ -134,11 +134,14 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_t
 
 def _check_workdir(study: Study, workdir: Path) -> None:
     """Check that a workdir holds no other study; the same study may have new arms (variants)."""
-    with contextlib.suppress(DamageError):  # a damaged study.json is made again
+    try:
         written = pages.read(workdir)["runs"] if (workdir / "study.json").is_file() else {}
-        if removed := sorted(set(written) - set(expand(study))):
-            problem = f"{str(workdir)!r} holds a study with the arm {removed[0]!r}, which this study lacks"
-            raise ConfigError("--workdir", f"{problem}. Choose another folder, or delete its study.json.")
+    except DamageError as error:  # it is made again
+        note_damage(error)
+        return
+    if removed := sorted(set(written) - set(expand(study))):
+        problem = f"{str(workdir)!r} holds a study with the arm {removed[0]!r}, which this study lacks"
+        raise ConfigError("--workdir", f"{problem}. Choose another folder, or delete its study.json.")
 
 
 def study_results(study: Study, all_runs: Sequence[Run]) -> dict[str, Any]:

@@ -221,12 +221,12 @@ def _wrapped(settings: Settings, model: Model, calls: int) -> Model:
         return out, {**new_state, **counted, **new_ranges}
 
     if (load_inner := model.load) is None:
-        return Model(init, apply)
+        return model._replace(init=init, apply=apply)
 
     def load(shapes: Variables) -> Pretrained:
         return load_inner(Variables(*_own(shapes.params, shapes.state)))
 
-    return Model(init, apply, load)
+    return model._replace(init=init, apply=apply, load=load)
 
 
 def _calibrated(settings: Settings, model: Model, variables: Variables, batches: Iterable[RowsLike]) -> Variables:

@@ -120,9 +120,10 @@ class Settings(NamedTuple):
         Raises:
             ConfigError: there are none, or the inputs of one are no multiple of `of`.
         """
-        found = {name: x for name, x in params.items() if x.ndim > 1 and re.search(self.only, name)}
+        own = {name: x for name, x in params.items() if not isinstance(x, optax.MaskedNode)}  # others are locked
+        found = {name: x for name, x in own.items() if x.ndim > 1 and re.search(self.only, name)}
         if not found:
-            raise ConfigError(PATH, f"only={self.only!r} matches no kernel; there are {', '.join(sorted(params))}.")
+            raise ConfigError(PATH, f"only={self.only!r} matches no kernel; there are {', '.join(sorted(own))}.")
         for name, x in found.items():
             if self.of and x.shape[-2] % self.of:
                 problem = f"{name} has {x.shape[-2]} inputs, no multiple of {self.of}"
@@ -234,7 +235,7 @@ def _measured(settings: Settings, model: Model) -> Model:
 
     def init(key: Key, batch: RowsLike) -> tuple[Params, State]:
         params, state = model.init(key, batch)
-        kernels = settings.kernels(params)
+        kernels = settings.kernels({name: x for name, x in params.items() if not name.startswith(model.locked)})
         shape = lambda x: x.shape[:-1] if x.ndim == 3 else x.shape[-2:-1]  # three axes: the first one is the layers
         return params, {**state, **{name + SQUARE: jnp.zeros(shape(x)) for name, x in kernels.items()}}
 
@@ -264,13 +265,13 @@ def _measured(settings: Settings, model: Model) -> Model:
         return out, {**new_state, **after}
 
     if (load_inner := model.load) is None:
-        return Model(init, apply)
+        return model._replace(init=init, apply=apply)
     without = lambda shapes: {name: x for name, x in shapes.items() if not name.endswith(SQUARE)}
 
     def load(shapes: Variables) -> Pretrained:
         return load_inner(shapes._replace(state=without(shapes.state)))
 
-    return Model(init, apply, load)
+    return model._replace(init=init, apply=apply, load=load)
 
 
 def _running(known: Array, batch: Array, shape: tuple[int, ...]) -> Array:

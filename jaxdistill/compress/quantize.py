@@ -55,13 +55,13 @@ def quantized(model: Model, kind: Kind) -> Model:
         return jax.tree.unflatten(jax.tree.structure(out), map(plain, run_quantized(traced, inputs)))
 
     if (load_floats := model.load) is None:
-        return Model(init, apply)
+        return model._replace(init=init, apply=apply)
 
     def load(shapes: Variables) -> Pretrained:
         pretrained = load_floats(dequantized_shapes(shapes))
         return pretrained._replace(read=lambda: quantize_like(pretrained.read(), shapes))
 
-    return Model(init, apply, load)
+    return model._replace(init=init, apply=apply, load=load)
 
 
 def quantize_params(params: Mapping[str, Array], kind: Kind) -> dict[str, Array]:

@@ -203,6 +203,28 @@ def optimizer(
     return optax.chain(_clip_by_role(clip_norm), transformation) if clip_norm else transformation
 
 
+def without_updates(
+    transformation: optax.GradientTransformation, role: str, beginnings: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """Return a transformation that leaves some params of a role as they are, also without weight decay.
+
+    The optimiser keeps no moments for them.
+
+    Args:
+        transformation: the transformation of all other params.
+        role: the role, such as `student`.
+        beginnings: beginnings of the names of these params; none: the transformation is returned as it is.
+    """
+    if not beginnings:
+        return transformation
+
+    def labels(params: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
+        of_role = {name: "locked" if name.startswith(beginnings) else "trained" for name in params[role]}
+        return {**jax.tree.map(lambda _: "trained", dict(params)), role: of_role}
+
+    return optax.partition({"trained": transformation, "locked": optax.set_to_zero()}, labels)
+
+
 def _clip_by_role(max_norm: float) -> optax.GradientTransformation:
     """Return the transformation that scales the gradient of each role down to a norm of at most `max_norm`."""
 

@@ -106,7 +106,7 @@ def towers(
 
         return Pretrained((*own, *fresh), read)
 
-    return Model(init, apply, load if images.load or texts.load else None)
+    return Model(init, apply, load if images.load or texts.load else None, tuple(f"{name}/" for name in locked))
 
 
 def compared(images: Array, texts: Array, log_scale: Array, bias: Array | None, mask: Array) -> Outputs:

@@ -32,9 +32,9 @@ def squares(split: str):
     return records
 
 
-def towers(width: int) -> str:
+def towers(width: int, more: str = "") -> str:
     text = f"bert(vocabulary={len(WORDS)}, width={width}, depth=1, heads=2, ffn={width}, positions=8, classes=0)"
-    return f"towers(images=mlp(widths=({width},), classes=1), texts={text}, width={width})"
+    return f"towers(images=mlp(widths=({width},), classes=1), texts={text}, width={width}{more})"
 
 
 def config_of(home, **more):
@@ -86,6 +86,24 @@ def test_a_student_is_measured_by_retrieval_beside_its_teacher_and_control(home)
 def test_what_needs_classes_is_refused_before_anything_is_trained(changes, said, home):
     with pytest.raises(ConfigError, match=said):
         check_config(config_of(home, **changes), None)
+
+
+def test_a_locked_tower_keeps_its_weights_under_decay_and_pruning(home, tmp_path):
+    student = {"model": towers(16, ", locked=('images',)"), "masks": "sparse(share=0.5, start=0.0)"}
+    plain = {"student": student, "teachers": {}, "objective": {"contrastive": {}}, "control": False}
+    runs = [
+        jaxdistill.distill(
+            config_of(home, **plain, optimizer="adamw(weight_decay=0.1)", rate=0.01, steps=steps),
+            tmp_path / str(steps),
+            QUIET,
+        ).variables["student"]
+        for steps in (2, 4)
+    ]
+    for name, x in runs[0].params.items():
+        is_same = np.array_equal(x, runs[1].params[name])
+        assert is_same == name.startswith("images/") or "key/bias" in name, name
+    zeros = {name: np.mean(np.asarray(x) == 0) for name, x in runs[1].params.items() if name.endswith("kernel")}
+    assert {name for name, share in zeros.items() if share < 0.4} == {n for n in zeros if n.startswith("images/")}
 
 
 def test_a_cache_keeps_embeddings_and_trains_the_student_as_the_live_teacher_does(home):

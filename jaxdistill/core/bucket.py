@@ -17,7 +17,7 @@ import urllib.parse
 from pathlib import Path
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, DamageError, one_line
+from jaxdistill.core.errors import ConfigError, one_line
 
 POINTER = "bucket.json"
 ADDRESS = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[\w./-]*)?", re.ASCII)
@@ -44,12 +44,13 @@ def wait_for(folder: Path) -> None:
     """Wait until this process, too, sees the file that `point` has written in process 0.
 
     Raises:
-        DamageError: the file does not appear, so that the processes do not share the disk.
+        ConfigError: the file does not appear, so that the processes do not share the disk.
     """
     end = time.monotonic() + WAIT
     while not (folder / POINTER).exists():
         if time.monotonic() > end:
-            raise DamageError(f"{folder / POINTER} was written by process 0, and does not appear; share one workdir")
+            problem = f"{folder / POINTER} was written by process 0, and does not appear in another process"
+            raise ConfigError("--workdir", f"{problem}. Name a folder that all processes share.")
         time.sleep(1)
 
 

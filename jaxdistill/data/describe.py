@@ -106,7 +106,7 @@ def _inspect(records: Records) -> Description:
     for field, (shape, _) in fields.items():
         if 0 in shape:
             raise ConfigError("data.name", f"the field {field!r} of the records has no values, {shape}. Leave it out.")
-    names, largest = records.class_names, records.largest_label
+    names, largest = records.class_names, records.largest("label")
     texts = tuple(field for field, column in batch.items() if isinstance(column[0], str | bytes))
     known = records.classes, records.vocabulary, largest, names, records.split_sizes, texts, records.truncated
     return Description(len(records), fields, *known)

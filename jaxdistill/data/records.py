@@ -59,11 +59,10 @@ class Records:
     def __len__(self) -> int:
         return self._length
 
-    @property
-    def largest_label(self) -> int | None:
-        """Return the greatest class number of the labels; None if it is unknown, because the examples are in files."""
-        labels = self._columns.get("label")
-        return int(labels.max()) if labels is not None and labels.dtype.kind in "iub" else None
+    def largest(self, field: str) -> int | None:
+        """Return the greatest value of a field of whole numbers; None: unknown, because the records are in files."""
+        column = self._columns.get(field)
+        return int(column.max()) if column is not None and column.dtype.kind in "iub" else None
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Return the examples with the numbers `indices` `[rows]`, stacked: `{field: [rows, ...]}`.

@@ -14,7 +14,8 @@ import functools
 import numpy as np
 
 ORDER, AUGMENTATION, SELECTION = 0, 1, 2  # purposes of random numbers: their sequences start 2^192 draws apart
-MANY = 2**27  # an array of so many numbers takes 1 GiB; runs that earlier versions began keep their order up to here
+# Four arrays of so many numbers are kept, in 4 GiB; runs that earlier versions began keep their order up to here
+MANY = 2**27
 ROUNDS = 8
 
 

@@ -14,6 +14,7 @@ from jaxdistill.core.sums import PerRow
 from jaxdistill.core.types import Array, Outputs, RowsLike, struct
 
 CUTOFFS = (1, 5)
+QUERIES = 1024  # that are compared with all candidates at once; all of 100,000 pairs at once would take 90 GB
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image_text", "text_image"
 
 
@@ -63,27 +64,36 @@ def recalls(images: np.ndarray, texts: np.ndarray, tokens: np.ndarray | None = N
     """
     of_pair = np.arange(len(images)) if tokens is None else np.unique(tokens, axis=0, return_inverse=True)[1].ravel()
     firsts = np.unique(of_pair, return_index=True)[1]  # one pair of each different text, by its number
-    similar = np.asarray(images, np.float32) @ np.asarray(texts[firsts], np.float32).T  # [images, different texts]
-    right = of_pair[:, None] == np.arange(len(firsts))
-    copies, count, different = right.sum(0).tolist(), len(images), len(firsts)
+    images, texts = np.asarray(images, np.float32), np.asarray(texts[firsts], np.float32)
+    count, different, of_text = len(images), len(firsts), np.arange(len(firsts))
+    copies = np.bincount(of_pair, minlength=different).tolist()
     found = {
-        IMAGE_TO_TEXT: (_ranks(similar, right), lambda k: min(k, different) / different),
-        TEXT_TO_IMAGE: (_ranks(similar.T, right.T), lambda k: float(np.mean([_hit(count, c, k) for c in copies]))),
+        IMAGE_TO_TEXT: (_ranks(images, texts, of_pair, of_text), lambda k: min(k, different) / different),
+        TEXT_TO_IMAGE: (
+            _ranks(texts, images, of_text, of_pair),
+            lambda k: float(np.mean([_hit(count, c, k) for c in copies])),
+        ),
     }
     shares = {f"{name}_r{k}": float((ranks < k).mean()) for name, (ranks, _) in found.items() for k in CUTOFFS}
     chances = {f"chance_{name}_r{k}": chance(k) for name, (_, chance) in found.items() for k in CUTOFFS}
     return {**shares, **chances, "gallery_images": float(count), "gallery_texts": float(different)}
 
 
-def _ranks(similar: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _ranks(queries: np.ndarray, candidates: np.ndarray, of_query: np.ndarray, of_candidate: np.ndarray) -> np.ndarray:
     """Return how many wrong candidates are at least as similar to each query as its best right one, `[queries]`.
 
     Args:
-        similar: similarities, `[queries, candidates]`.
-        right: whether a candidate is a right answer, with the same shape; each query has at least one.
+        queries, candidates: embeddings, `[queries, width]` and `[candidates, width]`.
+        of_query, of_candidate: the pair, as a number, that each belongs to; a candidate of a query's pair is a right
+            answer, and each query has at least one.
     """
-    best = np.where(right, similar, -np.inf).max(1, keepdims=True)
-    return np.sum(~(similar < best) & ~right, axis=1)  # what is NaN counts as similar
+    ranks = []
+    for start in range(0, len(queries), QUERIES):
+        part = slice(start, start + QUERIES)
+        similar, right = queries[part] @ candidates.T, of_query[part, None] == of_candidate
+        best = np.where(right, similar, -np.inf).max(1, keepdims=True)
+        ranks.append(np.sum(~(similar < best) & ~right, axis=1))  # what is NaN counts as similar
+    return np.concatenate(ranks)
 
 
 def _hit(count: int, right: int, k: int) -> float:

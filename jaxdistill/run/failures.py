@@ -217,7 +217,12 @@ def _place(error: BaseException) -> tuple[str, str] | None:
 
 
 def _is_of_bucket(error: BaseException) -> bool:
-    return is_network_error(error) or "gs://" in text_of(error)
+    """Return True for an error of the network, or of TensorStore about a bucket, which has no class of its own."""
+    if is_network_error(error) or "gs://" not in text_of(error):
+        return is_network_error(error)
+    from jaxdistill.core.orbax_reads import OTHER_REASONS
+
+    return any(reason in text_of(error) for reason in OTHER_REASONS)
 
 
 def _is_distributed() -> bool:

@@ -6,6 +6,7 @@ budget, a candidate that another one exceeds in every argument is left out; the 
 """
 
 import hashlib
+import inspect
 import itertools
 import json
 import tempfile
@@ -104,6 +105,9 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
     """
     spec = registry.parse(config.student.model, "student.model")
     formats = _formats(device)
+    if config.student.quantized and (weights := _weight_bits(config.student.quantized)) != 8:
+        cure = "set weights=8, or leave student.quantized empty"
+        raise ConfigError("student.quantized", f"it trains for {weights} bits, and a search exports 8 or 32; {cure}.")
     bits = axes.get(BITS, (8,) if device.integers or config.student.quantized else (32,))
     widths = [value for value in bits if isinstance(value, int) and value in formats]
     if unknown := [value for value in bits if value not in widths]:
@@ -129,6 +133,13 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
             label = " ".join(f"{name}={value}" for name, value in all_values.items()) or "as configured"
             found.append(Candidate(label, all_values, of_bits, sized, to))
     return found
+
+
+def _weight_bits(quantized: str) -> int:
+    """Return the bits of the weights of a spec of `student.quantized`."""
+    spec = registry.parse(quantized, "student.quantized")
+    default = inspect.signature(registry.quantizers[spec.name]).parameters["weights"].default
+    return spec.kwargs.get("weights", spec.args[0] if spec.args else default)
 
 
 def _formats(device: Device) -> dict[int, str]:

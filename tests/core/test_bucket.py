@@ -135,7 +135,7 @@ def test_a_file_in_place_of_a_folder_has_no_address(tmp_path):
 
 def test_a_process_that_never_sees_the_address_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(bucket, "WAIT", 0.0)
-    with pytest.raises(DamageError, match="does not appear; share one workdir"):
+    with pytest.raises(ConfigError, match=r"does not appear in another process\. Name a folder that all"):
         bucket.wait_for(tmp_path)
 
 
@@ -183,6 +183,11 @@ def test_an_error_of_the_bucket_is_no_bug(module):
     kind = type("Refused", (Exception,), {"__module__": module or "builtins"})
     code, text = failures.explain(kind("timeout" if module else "Error reading gs://distilled/runs/x: UNAVAILABLE"))
     assert code == 2 and text.startswith("the bucket does not answer (")
+
+
+def test_a_bug_is_a_bug_though_its_text_names_a_bucket():
+    code, _ = failures.explain(TypeError("gs://distilled/runs/x: unsupported operand"))
+    assert code == 70
 
 
 @pytest.mark.slow

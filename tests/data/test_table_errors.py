@@ -29,7 +29,11 @@ BAD = {  # what is wrong: (the file's content, what the message says)
     "no label": ("text,kind\na,\nb,\n", "no record has a label. Leave the argument label out"),
     "a label of its own": ("text,kind\n" + "".join(f"a,w{n}\n" for n in range(40)), "so they are no classes"),
     "a label of several lines": ('text,kind\na,b\nc,"d\ne,f\ng,b\n', "record 1: the label 'd\\ne,f\\ng,b' has several"),
-    "an open quotation mark": ('kind,text\nb,a\nd,"c\nb,e\nd,f\n', "the last record has several lines. Close the"),
+    "an open quotation mark": ('kind,text\nb,a\nd,"c\nb,e\nd,f\n', "the last record has several lines (unexpected end"),
+    "an open quotation mark far before the end": (
+        'kind,text\nb,a\nd,"c\n' + "b,e\n" * 50_000,
+        "(unexpected end of data). ",
+    ),
     "one class": ("text,kind\na,b\nc,b\n", "all labels are 'b'; a classifier needs two classes"),
     "zero bytes": ("text,kind\n" + "a,b\nc\0,d\n" * 9, "record 1: 'text' has a zero byte, as no text has. Name the"),
     "few records": ("text,kind\na,b\nc,d\n", "too few records (2)"),

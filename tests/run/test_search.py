@@ -12,6 +12,7 @@ from jaxdistill.evaluation.report import search as page
 from jaxdistill.evaluation.report.search import Point, front
 from jaxdistill.export.device_profile import Device
 from jaxdistill.run.commands.search import read_axes
+from jaxdistill.run.config import differ
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.fill import fill_placeholders
 from jaxdistill.run.search import Size, _exceeds, _key, candidates, finalists, parse_budget
@@ -197,3 +198,17 @@ def test_a_size_is_known_by_its_format_too(home):
     config = fill_placeholders(config_of("mlp", home))
     eight, whole = candidates(config, {"widths": ((8,),), "bits": (8, 32)}, Device())
     assert _key(eight) != _key(whole._replace(values=eight.values)) and eight.sized == whole.sized
+
+
+def test_a_base_config_of_other_bits_is_refused(home):
+    def of(quantized):
+        config = config_of("mlp", home)
+        return fill_placeholders(differ(config, student={"quantized": quantized}))
+
+    (only,) = candidates(of("aware(inputs=8)"), {"widths": ((8,),)}, Device())
+    assert only.config.student.quantized == "aware(inputs=8)"
+    for spec in ("aware(weights=4)", "aware(4)"):
+        with pytest.raises(
+            ConfigError, match=r"student\.quantized: it trains for 4 bits, and a search exports 8 or 32"
+        ):
+            candidates(of(spec), {"widths": ((8,),)}, Device())

@@ -42,9 +42,8 @@ def open_csv(file: Path, text_format: TextFormat) -> RecordReader:
         )
         return arrow_csv.open_csv(
             pa.input_stream(str(file), compression="detect"),
-            arrow_csv.ReadOptions(
-                use_threads=False, encoding=encoding, block_size=BLOCK
-            ),  # threads: no number of the line
+            # with threads, errors do not give the number of the line
+            arrow_csv.ReadOptions(use_threads=False, encoding=encoding, block_size=BLOCK),
             arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             options,
         )
@@ -58,13 +57,12 @@ def open_csv(file: Path, text_format: TextFormat) -> RecordReader:
                     yield last
         if not any("\n" in values[-1] for values in last.values()):
             return
-        with pa.input_stream(str(file), compression="detect") as stream:
+        with pa.input_stream(str(file), compression="detect") as stream, _long_values():
             try:
                 collections.deque(csv.reader(_lines(stream, encoding), delimiter=delimiter, strict=True), 0)
             except csv.Error as error:
-                if "unexpected end of data" in str(error):
-                    problem = "the last record has several lines"
-                    raise TableError(f"{file}: {problem}. Close the quotation mark at its beginning.") from None
+                problem = f"the last record has several lines ({error})"
+                raise TableError(f"{file}: {problem}. Close the quotation mark at its beginning.") from None
 
     try:
         with _arrow_problems(file, encoding), reader(()) as first:
@@ -74,6 +72,19 @@ def open_csv(file: Path, text_format: TextFormat) -> RecordReader:
             problem = f"{file} has {delimiter!r} between values, and its first line has {other!r}"
             raise TableError(f"{problem}. Name this delimiter.") from None
         raise
+
+
+@contextlib.contextmanager
+def _long_values() -> Iterator[None]:
+    """Return a context manager in which `csv` reads values as long as `open_csv` does; its limit is 131,072 characters.
+
+    That limit is one of the whole process.
+    """
+    limit = csv.field_size_limit(BLOCK)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _other_delimiter(file: Path, encoding: str, delimiter: str) -> str:

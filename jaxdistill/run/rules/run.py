@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from jaxdistill.compress.axes import VOCABULARY
 from jaxdistill.compress.cut import is_all
@@ -79,16 +78,15 @@ def categories_fit(run: RunView) -> None:
     if field not in run.student.shapes["train"]:
         return
     streams = (run.data.streams["train"], run.data.test)
-    opened = [records for records in map(run.data.open, streams) if records.in_memory]
-    largest = max((int(each.take(np.arange(len(each)))[field].max()) for each in opened), default=-1)
+    found = [records.largest(field) for records in map(run.data.open, streams)]
+    largest = max((number for number in found if number is not None), default=-1)
     specs = {"student.model": run.student.definition.config.student.model}
     specs |= {f"{teacher.path}.model": teacher.model for teacher in run.teacher_configs.values()}
     for path, spec in specs.items():
         rows = parse(spec, path).kwargs.get(field)
         if rows is not None and rows <= largest:
-            raise ConfigError(
-                path, f"has a table of {rows} rows, and the records have {largest}. Set {field}={largest + 1}."
-            )
+            problem = f"has a table of {rows} rows, and the records have category {largest}"
+            raise ConfigError(path, f"{problem}. Set {field}={largest + 1}.")
 
 
 def _embedding_rows(spec: str, path: str) -> int | None:

@@ -79,10 +79,9 @@ def cut(
     records: int = 512,
     **options: Any,
 ) -> Cut:
-    """Make a student of the most important parts of a trained model.
+    """Keep the most important parts of a trained model, as the student.
 
-    A whole number is how many parts stay, so that 1 keeps one; a number with a point is their share, from above 0 to
-    1.0, which keeps all.
+    Each size is a number of parts (an int: 1 keeps one) or their share (a float above 0, at most 1.0, which keeps all).
 
     Args:
         teacher: name of the teacher that is cut; or give `source`.

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxdistill.core.types import Array
 
 BLOCK = 32  # weights of a block, in GGUF
-TINY = 1e-30  # least scale, so that a row of zeros stays one
+TINY = 1e-30  # least scale, so that a row of zeros is not divided by 0
 
 
 class Rounded(NamedTuple):

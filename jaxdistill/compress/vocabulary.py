@@ -32,7 +32,7 @@ def count_tokens(columns: Iterable[np.ndarray], size: int) -> np.ndarray:
 
 
 def required_tokens(tokenizer: dict[str, Any]) -> set[int]:
-    """Return the numbers of the tokens that every vocabulary keeps: special, added and unknown ones."""
+    """Return the ids of the tokens that every vocabulary keeps: special, added and unknown ones."""
     unknown = unknown_token(tokenizer)
     added = {entry["id"] for entry in tokenizer.get("added_tokens", ())}
     return added if unknown is None else added | {unknown}

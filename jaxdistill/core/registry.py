@@ -146,6 +146,10 @@ def _describe(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else re.sub(r"(\w+\.)+(?=\w)", "", str(annotation))
 
 
+def _full_name(annotation: Any) -> str:
+    return f"{getattr(annotation, '__module__', '')}.{getattr(annotation, '__qualname__', '')}"
+
+
 def _mismatch(value: Any, annotation: Any) -> str:
     """Return what is wrong with a literal that does not fit an annotation, with the cure, for an error message."""
     args = typing.get_args(annotation)
@@ -188,12 +192,10 @@ class Registry:
         kind: what the factories build, such as "loss", for error messages.
         check: function that is called with the arguments of a factory by name, and raises a ValueError for an argument
             that no factory of this kind can take.
-        built: name of the type that the factories build; a parameter of this type takes the spec of another one.
+        built: full name of the type that the factories build; a parameter of this type takes the spec of another one.
     """
 
-    def __init__(
-        self, kind: str, check: Callable[[Mapping[str, Any]], None] = lambda arguments: None, built: str = "-"
-    ):
+    def __init__(self, kind: str, check: Callable[[Mapping[str, Any]], None] = lambda arguments: None, built: str = ""):
         self.kind, self._check, self._built = kind, check, built
         self.factories: dict[str, Callable[..., Any]] = {}
 
@@ -277,7 +279,7 @@ class Registry:
             annotation = signature.parameters[name].annotation
             if annotation in convert:
                 bound.arguments[name] = convert[annotation](value, f"{path}: {spec.name}({name}=...)")
-            elif getattr(annotation, "__name__", "") == self._built:
+            elif self._built and _full_name(annotation) == self._built:
                 bound.arguments[name] = self._part(value, f"{path}: {spec.name}({name}=...)")
             elif not _matches(value, annotation):
                 raise ConfigError(path, f"{spec.name}({name}={value!r}): {_mismatch(value, annotation)}")
@@ -324,7 +326,7 @@ def _possible_sizes(arguments: Mapping[str, Any]) -> None:
 losses = Registry("loss")
 fusions = Registry("fusion")
 steps = Registry("step")
-models = Registry("model", _possible_sizes, built="Model")
+models = Registry("model", _possible_sizes, built="jaxdistill.core.interfaces.Model")
 schedules = Registry("schedule")
 optimizers = Registry("optimizer")
 datasets = Registry("data set")

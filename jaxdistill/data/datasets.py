@@ -178,7 +178,7 @@ def _registered_source(name: str, split: str, folder: Path, section: str, key: s
         raise ConfigError(f"{section}.{key}", f"{split!r} is no split of {name!r}. {error.problem}") from None
     except KeyError as error:
         if error.args[:1] != (split,):
-            raise  # a mistake in the factory; else the factory looks the split up in a dict
+            raise  # a mistake in the factory: a split that does not exist raises a KeyError with its name
         raise ConfigError(f"{section}.{key}", f"{name!r} has no split {split!r} (KeyError: {error}).") from error
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         cure = "return a list, or an object with len() and [i]."

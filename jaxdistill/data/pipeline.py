@@ -159,7 +159,7 @@ class Pipeline:
     def describe_stream(self, stream: Stream) -> Description:
         """Return the number and the shapes of the examples of a stream (named source of batches).
 
-        They are read from a description file if it exists; see the function `describe`.
+        They are read from a description file if it exists; see `describe_split`.
 
         Raises:
             ConfigError: the examples do not exist or cannot be prepared.

@@ -51,7 +51,7 @@ class Network(NamedTuple):
     definition: Definition | None = None
 
     def shapes(self, rows: Any) -> Shapes:
-        """Return shapes and dtypes of a batch; `rows` is a number, or a symbol from `any_number`."""
+        """Return the shapes of a batch, `{field: [rows, ...]}`; `rows` is a number, or a symbol from `any_number`."""
         return {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in self.inputs.items()}
 
     def function(self, rows: RowsLike) -> Array:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.types import Array, AttentionHeads, Outputs, RowsLike
 from jaxdistill.models.layers import ACTIVATIONS, nudged
-from jaxdistill.models.towers import compared
+from jaxdistill.models.towers import pair_outputs
 from jaxdistill.models.transformer import Block, Patches, Stack, layer_norm
 
 
@@ -157,5 +157,5 @@ class TwoTowers(nnx.Module):
         pooled, states, attentions = self.images(batch, train, image_key)
         texts = self.texts(batch, train, text_key)
         bias = None if self.logit_bias is None else self.logit_bias[...]
-        out = compared(pooled, texts, self.logit_scale[...], bias, batch["mask"])
+        out = pair_outputs(pooled, texts, self.logit_scale[...], bias, batch["mask"])
         return replace(out, hidden_states=states, attentions=attentions)

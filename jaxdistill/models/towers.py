@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jaxdistill.core.collectives import by_rows, gather
 from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.registry import models
-from jaxdistill.core.types import Array, Key, Outputs, Params, PyTree, RowsLike, State, Variables
+from jaxdistill.core.types import NO_CANDIDATE, Array, Key, Outputs, Params, PyTree, RowsLike, State, Variables
 
-NO_CANDIDATE = -1e9  # logit of a masked text; finite, so that probability 0 times this logit is 0, not NaN
 Tower = Literal["images", "texts"]
 
 
@@ -82,7 +81,7 @@ def towers(
             found[name], new_state = out, new_state | _prefixed(name, kept)
         project = lambda name: by_rows(found[name].embedding @ params[f"{name}_projection/kernel"])
         scale, bias = params["logit_scale"], params.get("logit_bias")
-        pairs = compared(project("images"), project("texts"), scale, bias, batch["mask"])
+        pairs = pair_outputs(project("images"), project("texts"), scale, bias, batch["mask"])
         shown = found["images"]
         return replace(pairs, hidden_states=shown.hidden_states, attentions=shown.attentions), new_state
 
@@ -109,7 +108,7 @@ def towers(
     return Model(init, apply, load if images.load or texts.load else None, tuple(f"{name}/" for name in locked))
 
 
-def compared(images: Array, texts: Array, log_scale: Array, bias: Array | None, mask: Array) -> Outputs:
+def pair_outputs(images: Array, texts: Array, log_scale: Array, bias: Array | None, mask: Array) -> Outputs:
     """Return the outputs of a model with two towers: unit embeddings, scale, and logits of all images with all texts.
 
     Args:

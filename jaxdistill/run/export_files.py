@@ -39,9 +39,9 @@ class Subject(NamedTuple):
 
     name: "student", "control" or "teachers/NAME"
     predictor: the trained model
-    network: it as a function
+    network: the model as a pure function of its variables and a batch
     examples: test records
-    expected: its outputs for them
+    expected: the outputs of the model for them, `[records, ...]`
     """
 
     name: str

@@ -1,16 +1,4 @@
-"""Turn whatever a command raises into one line on stderr and an exit code. This is the only place that does so.
-
-0     done; or stopped by a signal, and saved
-2     a mistake in the config, the command line, the data or the user's own code (with file and line); or no space,
-      memory, package, bucket or process
-3     the training diverged: a loss is not finite
-4     a file of the run is damaged, and nothing can replace it
-5     another process of the run died: start all of them again
-70    a bug of jaxdistill, whose traceback is written to a file
-75    a part of a study (`sweep --run`) was stopped: run it again
-130   interrupted by a second Ctrl-C, unsaved
-141   the reader of the output has gone
-"""
+"""Turn whatever the work of a command raises into one line on stderr and an exit code (`exit_codes.py`)."""
 
 import contextlib
 import errno
@@ -35,9 +23,8 @@ from jaxdistill.core.errors import (
     user_location,
 )
 from jaxdistill.core.packages import FetchError
+from jaxdistill.run.exit_codes import BUG, DAMAGED, DIVERGED, INTERRUPTED, LOST_PROCESS, MISTAKE, NO_READER
 from jaxdistill.run.own_parts import registered_by_others
-
-BUG, LOST_PROCESS, INTERRUPTED, NO_READER = 70, 5, 130, 141
 
 # What the operating system says of a place that cannot be used, and the cure. Libraries in C++ put only the text of the
 # operating system into their errors.
@@ -62,15 +49,8 @@ PLACE_TEXTS = {os.strerror(number): place for number, place in PLACES.items()}
 # Packages that an extra of jaxdistill brings
 EXTRAS = {"transformers": "hf", "tokenizers": "hf", "gguf": "hf", "huggingface_hub": "hf", "wandb": "wandb"}
 
-
-LIBRARIES = (
-    "absl",
-    "datasets",
-    "gcsfs",
-    "google",
-    "huggingface_hub",
-    "transformers",
-)  # loggers whose warnings would fill a page
+# Loggers whose warnings would fill a page
+LIBRARIES = ("absl", "datasets", "gcsfs", "google", "huggingface_hub", "transformers")
 
 VERBOSITIES = ("DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
 
@@ -156,32 +136,32 @@ def _explain_known(error: BaseException) -> tuple[int, str] | None:
     """Return the exit code and the text for an exception whose reason is known; None: it may be a bug."""
     match error:
         case ConfigError() | WeightsError() | FetchError():
-            return 2, _line(error)
+            return MISTAKE, _line(error)
         case NonFiniteError():
-            return 3, _line(error)
+            return DIVERGED, _line(error)
         case DamageError():
-            return 4, _line(error)
+            return DAMAGED, _line(error)
     if place := _place(error):
         reason, cure = place
         goes_on = "" if cure == ELSEWHERE else "; the same command then goes on"
-        return 2, f"{reason} ({_line(error)[:300]}). {cure}{goes_on}."
+        return MISTAKE, f"{reason} ({_line(error)[:300]}). {cure}{goes_on}."
     if _is_lost_process(error):
         cure = "The process that died prints the reason. Start all of them again: they resume from the last checkpoint"
         first = text_of(error).strip().partition("\n")[0][:200]
         return LOST_PROCESS, f"the processes of this run lost contact ({first}). {cure}."
     if unreached := next((each for each in _chain(error) if _is_of_bucket(each)), None):
         cure = "Check the network and the rights; the same command then goes on"
-        return 2, f"the bucket does not answer ({_line(unreached)}). {cure}."
+        return MISTAKE, f"the bucket does not answer ({_line(unreached)}). {cure}."
     if any(isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in text_of(each) for each in _chain(error)):
         cure = "Lower batch_size, raise accumulate, chunks or mesh.fsdp, or choose a smaller model"
-        return 2, f"there is not enough memory ({_line(error)}). {cure}."
+        return MISTAKE, f"there is not enough memory ({_line(error)}). {cure}."
     if isinstance(error, ImportError) and (package := (error.name or "").partition(".")[0]) in EXTRAS:
-        return 2, f"the package {package!r} is missing; pip install 'jaxdistill[{EXTRAS[package]}]'."
+        return MISTAKE, f"the package {package!r} is missing; pip install 'jaxdistill[{EXTRAS[package]}]'."
     if "Could not determine home directory" in text_of(error):
-        return 2, "a path begins with '~', and there is no such user or home folder; write the whole path."
+        return MISTAKE, "a path begins with '~', and there is no such user or home folder; write the whole path."
     if user_location(error):
         has_text = bool(text_of(error).strip())  # else its message is the name of its type
-        return 2, f"{type(error).__name__}: {message_of(error)}" if has_text else message_of(error)
+        return MISTAKE, f"{type(error).__name__}: {message_of(error)}" if has_text else message_of(error)
     return None
 
 
@@ -190,7 +170,7 @@ def _explain_unknown(error: BaseException) -> tuple[int, str]:
     what = f"{type(error).__name__}: {_line(error) or 'no message'}"
     if own := registered_by_others():
         cure = f"Check what your own code takes and returns: {', '.join(own)}; if it is right, this is a bug, report it"
-        return 2, f"{what}. {cure}."
+        return MISTAKE, f"{what}. {cure}."
     return BUG, f"this is a bug of jaxdistill, please report it ({what})."
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from jaxdistill.run.exit_codes import MISTAKE
+
 ALIASES = {  # old module -> the modules that have its public names
     "jaxdistill.config": ("jaxdistill.run.config", "jaxdistill.run.config_files"),
     "jaxdistill.registry": ("jaxdistill.core.registry",),
@@ -120,7 +122,7 @@ class _Alias:
 
 
 class _Moved:
-    """A loader of an old module that raises an error, or prints it for a command: it says where the content is now."""
+    """Refuse to import or run a module of an earlier version, and name its successor."""
 
     def create_module(self, spec: Any) -> None:
         return None
@@ -137,7 +139,7 @@ class _Moved:
         module.__getattr__ = refuse  # type: ignore[method-assign]
 
     def get_code(self, name: str) -> CodeType:
-        text = f"import sys\nsys.stderr.write({f'error: {message(name)}' + chr(10)!r})\nsys.exit(2)\n"
+        text = f"import sys\nsys.stderr.write({f'error: {message(name)}' + chr(10)!r})\nsys.exit({MISTAKE})\n"
         return compile(text, name, "exec")
 
 

@@ -2,7 +2,8 @@
 
 A candidate is the student of a config with other arguments (depth, heads, neurons, width) and bits. Its latency and
 bytes do not depend on its weights, so that all candidates are exported untrained and measured once. Of those within the
-budget, a candidate that another one exceeds in every argument is left out; the largest of the others are the finalists.
+budget, those that no other one exceeds in every argument come first, large before small; the first ones are the
+finalists.
 """
 
 import hashlib

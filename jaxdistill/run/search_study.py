@@ -179,7 +179,7 @@ def finish(
     Args:
         workdir: folder of the search.
         config: its base config.
-        chosen: what was measured of the chosen student.
+        chosen: quality, time and bytes of the chosen student's file.
         candidate: the chosen candidate.
         points: all files that were measured.
         sizes: the table of candidates.

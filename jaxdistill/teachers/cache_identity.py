@@ -135,9 +135,8 @@ def weights_hash(teacher: Teacher) -> str:
             _, manifest = choose_checkpoint(folder, which)
         except (CheckpointError, ValueError, OSError) as error:
             raise checkpoint_error(teacher.path, teacher.checkpoint, error) from None
-        content = manifest.get(
-            "files", student_arrays(manifest)
-        )  # an earlier version has checksums of files, and none of arrays
+        # an earlier version has checksums of files, and none of arrays
+        content = manifest.get("files", student_arrays(manifest))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     spec = parse(teacher.spec, f"{teacher.path}.model")
     if spec.name != "pretrained" or teacher.steps:

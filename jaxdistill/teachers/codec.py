@@ -37,7 +37,7 @@ from jaxdistill.core.types import (
     Variables,
 )
 from jaxdistill.models.combinators import with_prefix
-from jaxdistill.models.towers import compared
+from jaxdistill.models.towers import pair_outputs
 from jaxdistill.teachers.sparse_logits import draw_classes, draw_keys, logits_of_draws, pack_classes, unpack_classes
 from jaxdistill.teachers.top_k import top_k
 
@@ -237,7 +237,9 @@ def decode(
     if "text" in encoded:
         bias = encoded["bias"][0] if "bias" in encoded else None
         image, text = _float(encoded["image"]), _float(encoded["text"])
-        return replace(compared(image, text, jnp.log(encoded["scale"][0]), bias, encoded["mask"]), hidden_states=hidden)
+        return replace(
+            pair_outputs(image, text, jnp.log(encoded["scale"][0]), bias, encoded["mask"]), hidden_states=hidden
+        )
     if head is not None:
         return Outputs(replace(head, features=jnp.asarray(encoded["features"], head.kernel.dtype)), hidden)
     if "logits" in encoded:

@@ -70,7 +70,7 @@ class Recipe(NamedTuple):
     filter: Image.Resampling
 
 
-LARGEST_SIDE = 2**14  # pixels
+LARGEST_SIDE = 2**14  # pixels; an RGB image of this size takes 768 MiB
 
 
 @transforms.register

@@ -231,7 +231,9 @@ def _span_numbers(sizes: np.ndarray, document: np.ndarray, row: np.ndarray, edge
     """
     start = np.asarray(edges)[row]
     until = np.cumsum(sizes, axis=0) - sizes
-    preceding = until - until[np.maximum(start, np.searchsorted(document, document))]  # same document, same row
+    preceding = (
+        until - until[np.maximum(start, np.searchsorted(document, document))]
+    )  # since the row or the document began
     return np.where(((preceding > 0) & (sizes > 0)).all(axis=1), np.arange(len(sizes)) - start, 0)
 
 

@@ -23,7 +23,7 @@ RECIPES = {"": "", "dynamic": "dynamic_wi8_afp32", "static": "static_wi8_ai8"}
 
 @exporters.register
 def litert(int8: Literal["", "dynamic", "static"] = "") -> Exporter:
-    """Write a LiteRT file for phones and microcontrollers, in floats or with 8-bit integers. It takes one row.
+    """Write a LiteRT file, in float32 or with 8-bit integers, that takes one example at a time.
 
     Converted from StableHLO by `litert-converter`; integers are chosen by `litert-quantizer`. Needs the extra `litert`.
 

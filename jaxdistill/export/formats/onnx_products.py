@@ -88,7 +88,7 @@ def _(graph, equation, inputs):
 
 
 def _matrices(graph: Graph, x: Value, batch: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> str:
-    """Return a value as matrices `[*batch, rows, columns]`, with several dimensions as rows or columns made one."""
+    """Transpose and reshape a value to `[*batch, rows, columns]`, each group of dimensions merged into one."""
     order, size = [*batch, *rows, *columns], lambda places: product([x.shape[n] for n in places])
     name = graph.whole(x)
     if order != sorted(order):

@@ -35,7 +35,7 @@ def open_file(file: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], 
 
 
 def _as_integers(x: np.ndarray, details: Mapping) -> np.ndarray:
-    """Return an input as the file wants it: rounded to integers by its scale, if it has one."""
+    """Quantise an input by the file's scale and zero point; an input without scale is returned as it is."""
     (scale, zero), dtype = details["quantization"], details["dtype"]
     if not scale or x.dtype == dtype:
         return x

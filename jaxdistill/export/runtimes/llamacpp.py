@@ -19,8 +19,8 @@ import numpy as np
 PACKAGE = "xllamacpp"
 BATCH = 256  # tokens that are computed at once; llama.cpp allocates memory for multiples of so many
 BLOCK_BYTES, KNOWN_BYTES = 512, 128  # more than a block of parameters has; where the changed fields are
-ERROR = 4  # a level of messages
-F32, OFF = 0, 0  # a type of numbers, and a state of flash attention
+ERROR = 4  # GGML_LOG_LEVEL_ERROR
+F32, OFF = 0, 0  # GGML_TYPE_F32, LLAMA_FLASH_ATTN_TYPE_DISABLED
 
 
 class Block(ctypes.Structure):

@@ -1,7 +1,5 @@
 """Losses for pairs of image and text, from models with two towers.
 
-A run refuses such models for now, because it cannot evaluate them yet.
-
 To add a loss, add a module to this folder and import it below; the import registers the loss.
 """
 

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from jaxdistill.core.collectives import gather, row_numbers
-from jaxdistill.core.types import Array, Outputs, Signals
+from jaxdistill.core.types import NO_CANDIDATE, Array, Outputs, Signals
 from jaxdistill.losses.term import precise, unit
-
-NO_CANDIDATE = -1e9  # logit of an excluded row; finite, so that probability 0 times this logit is 0, not NaN
 
 
 class Candidates(NamedTuple):

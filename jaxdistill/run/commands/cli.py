@@ -7,6 +7,7 @@ from typing import NoReturn
 from jaxdistill.run import failures, presets
 from jaxdistill.run.config import Config, override, parse_changes
 from jaxdistill.run.config_files import load_config
+from jaxdistill.run.exit_codes import MISTAKE
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Write a mistake on the command line in one line, and exit with code 2."""
-        self.exit(2, f"error: {message}. `{self.prog} --help` explains the arguments.\n")
+        self.exit(MISTAKE, f"error: {message}. `{self.prog} --help` explains the arguments.\n")
 
 
 def parser(name: str, description: str | None, epilog: str = "") -> Parser:

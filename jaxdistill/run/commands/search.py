@@ -20,7 +20,7 @@ from typing import Any
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.commands import cli
-from jaxdistill.run.commands.sweep import UNFINISHED
+from jaxdistill.run.exit_codes import UNFINISHED
 
 MOST = 512  # candidates
 AXIS = "argument of student.model, or bits, then its values: --axis layers 1 2 3; may be repeated"

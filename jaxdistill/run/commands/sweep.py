@@ -28,6 +28,7 @@ from jaxdistill.run import failures, presets
 from jaxdistill.run.commands import cache, cli
 from jaxdistill.run.config import Config, differ, override, parse_changes
 from jaxdistill.run.config_files import load_config
+from jaxdistill.run.exit_codes import UNFINISHED
 from jaxdistill.run.study import (
     Run,
     Study,
@@ -41,8 +42,6 @@ from jaxdistill.run.study import (
     with_checkpoints,
 )
 from jaxdistill.run.workdir import check_writable, locked
-
-UNFINISHED = 75  # exit code of a part that was stopped, so that Slurm starts no job that needs it (EX_TEMPFAIL)
 
 
 def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, str]:

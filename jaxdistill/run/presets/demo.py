@@ -28,5 +28,5 @@ def get_config():
             "model": "bert(vocabulary={vocabulary}, width=64, depth=1, heads=2, ffn=128, positions=32, "
             "classes={classes}, dropout=0.1)"
         },
-        evaluate={"batch_size": 199},  # 11 batches
+        evaluate={"batch_size": 199},  # 11 batches of the 2,189 test records, all full
     )

@@ -12,7 +12,9 @@ from jaxdistill.core import jaxpr
 from jaxdistill.core.errors import ConfigError, message_of
 from jaxdistill.core.interfaces import Fusion, Objective, Term
 from jaxdistill.core.objective import WeightedTerm, objective
+from jaxdistill.core.registry import losses
 from jaxdistill.core.types import NO_OUTPUTS
+from jaxdistill.losses import pairs
 from jaxdistill.losses.term import stateless
 from jaxdistill.models.abstract import has_pairs
 from jaxdistill.run.views import KEY, StageView
@@ -93,7 +95,8 @@ def terms_of_pairs_read_embeddings(view: StageView) -> None:
         fused = signals.teachers[0] if signals.teachers else NO_OUTPUTS
         used = jaxpr.used_inputs(functools.partial(_values, term), replace(signals, teacher=fused), KEY)[0]
         if any(outputs.logits for outputs in (used.student, *used.teachers, used.teacher) if outputs is not None):
-            cure = "Choose contrastive, sigmoid, affinity, embedding, interactive or a loss of hidden states"
+            known = ", ".join(each for each in losses if losses[each].__module__.startswith(pairs.__name__))
+            cure = f"Choose {known} or a loss of hidden states"
             problem = "it reads classes, and a model with two towers has none: its logits compare the rows of a batch"
             raise ConfigError(f"objective.{name}", f"{problem}. {cure}.")
 

@@ -179,9 +179,8 @@ class CachedTeacher(Teacher):
             variables: unused.
             rows: unused.
         """
-        measured = self.stores["train"].about[
-            "cost"
-        ]  # with a time from an earlier version, which is of another moment than the student's
+        # caches of an earlier version hold a time too, which was not measured in turns with the student's
+        measured = self.stores["train"].about["cost"]
         return {name: value for name, value in measured.items() if name != "latency_ms"}
 
 

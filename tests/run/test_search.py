@@ -1,7 +1,6 @@
 """The search for a student within a budget: candidates, what is measured once, finalists, and the choice."""
 
 import json
-import math
 
 import pytest
 from own_runs import command, config_of
@@ -88,7 +87,8 @@ def test_the_front_and_the_choice_leave_out_files_that_are_set_aside():
     beyond = choose_point(points, {"latency_ms": 0.5})  # the table said otherwise
     assert beyond.label == "large"
     assert "measured again, is beyond the budget" in page.sentence(beyond, points, {"latency_ms": 0.5}, "cpu()")
-    assert [p.label for p in front(points, "latency_ms")] == ["small", "teacher big"] and front(points, "megabytes")
+    assert [p.label for p in front(points, "latency_ms")] == ["small", "teacher big"]
+    assert [p.label for p in front(points, "megabytes")] == ["small", "teacher big"]
     chosen = points[0]
     text = page.sentence(chosen, points, {"latency_ms": 1.5}, "cpu()")
     assert "best student is small (distilled): 85.00 %, 1.00 ms, 1.00 MB; the same student on labels alone" in text
@@ -180,7 +180,7 @@ def test_a_search_goes_from_sizes_to_a_config_and_resumes(home, capsys):
     assert "1 within the budget; trained: widths=(8,) bits=8" in out and "File: " in out
     (home / "search" / "config.json").write_text("{}")
     assert command(*words, "--budget", "latency_ms=1000") == 2 and "holds a run" in capsys.readouterr().err
-    assert not math.isnan(table["sizes"][0]["size"]["latency_ms"])
+    assert 0 < table["sizes"][0]["size"]["latency_ms"] < 1000
 
 
 def test_a_budget_is_kept_in_time_and_in_bytes():

@@ -150,11 +150,8 @@ class Graph:
         """
         dtype = compute_dtype(jnp.result_type(value))
         if isinstance(value, jax.core.Tracer):
-            new = (
-                Node("input", (), None, False, dtype),
-                value[index],
-                value,
-            )  # kept: its id stays unique
+            # the value is kept beside its node, so that its id stays unique
+            new = (Node("input", (), None, False, dtype), value[index], value)
             return self.shared.setdefault((id(value), index), new)[0]
         constant = np.asarray(value, dtype)[index]
         return self.node(f"constant {constant.tobytes()!r}", "", (), lambda: jnp.full((1, 1), constant), False, dtype)

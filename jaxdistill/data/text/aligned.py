@@ -231,9 +231,8 @@ def _span_numbers(sizes: np.ndarray, document: np.ndarray, row: np.ndarray, edge
     """
     start = np.asarray(edges)[row]
     until = np.cumsum(sizes, axis=0) - sizes
-    preceding = (
-        until - until[np.maximum(start, np.searchsorted(document, document))]
-    )  # since the row or the document began
+    begin = np.maximum(start, np.searchsorted(document, document))  # of the row or the document, whichever is later
+    preceding = until - until[begin]
     return np.where(((preceding > 0) & (sizes > 0)).all(axis=1), np.arange(len(sizes)) - start, 0)
 
 

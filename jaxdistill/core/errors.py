@@ -50,6 +50,13 @@ def short_repr(value: Any) -> str:
     return " ".join(repr(value).split())[:80]
 
 
+# Cyrillic letters, and the Latin ones that look the same
+LOOK_ALIKES = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425",
+    "aeopcyxijsABEKMHOPCTX",
+)
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return 'Did you mean NAME? Known: NAMES.', the end of the message about an unknown name.
 
@@ -58,8 +65,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
         known: all valid names.
     """
     known = sorted(known)
+    if alike := next((each for each in known if each.translate(LOOK_ALIKES) == name.translate(LOOK_ALIKES)), None):
+        return f"It has other letters than {alike!r}, which looks alike: {name!a}, {alike!a}."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (f"Did you mean {close[0]!r}? " if close else "") + "Known: " + (", ".join(known) or "none") + "."
+    known_texts = (each if each == each.strip() and each else repr(each) for each in known)  # blanks are not seen
+    return (f"Did you mean {close[0]!r}? " if close else "") + "Known: " + (", ".join(known_texts) or "none") + "."
 
 
 def text_of(error: BaseException) -> str:
@@ -82,6 +92,9 @@ def message_of(error: BaseException) -> str:
     line number of that code are appended.
     """
     text = " ".join(text_of(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    if type(error).__name__.startswith("Tracer"):  # of JAX, whose text explains how it traces
+        cure = "Use jnp instead of np, and jnp.where instead of if and while"
+        text = f"a value is used in Python or NumPy that is only known when the program runs. {cure}"
     text = textwrap.shorten(text, 400, placeholder=" ...")
     return text + user_location(error)
 

@@ -69,8 +69,10 @@ def reduce(out: Any, signals: Signals, reduction: Reduction = "token") -> Mean:
         ValueError: the values have another shape than the mask, or the values of a chunk have a mask of their own.
     """
     values, mask = out if isinstance(out, tuple) else (out, signals.mask)
-    if not hasattr(values, "ndim"):
-        raise ValueError(f"a term returns one value per row, or a scalar; got {type(values).__name__}")
+    for part, of in (("values", values), ("mask", mask)):
+        if not hasattr(of, "ndim"):
+            wanted = "values, one per row or a scalar, or a pair of values and mask"
+            raise ValueError(f"a term returns {wanted}; its {part} is of type {type(of).__name__}")
     if values.ndim == 0:  # every device has the whole scalar, so every device counts 1
         return Mean(values, jnp.ones(()))
     if values.shape != mask.shape:

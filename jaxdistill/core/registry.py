@@ -98,6 +98,8 @@ def parse(text: str, path: str) -> Spec:
 
 def _where(text: str, error: Exception) -> str:
     """Return where a text stops being a spec string, as part of a sentence; empty: not known."""
+    if infinite := re.search(r"(?<![\w'\"])(nan|inf|infinity)(?![\w'\"])", text, re.IGNORECASE):
+        return f" ({infinite[0]} is no number of a spec)"
     if not isinstance(error, SyntaxError) or error.lineno != 1 or not error.offset:
         return ""
     reason, rest = (error.msg or "").replace(". Perhaps", ", perhaps").rstrip("?"), text[error.offset - 1 :]

@@ -49,6 +49,8 @@ class CheckedStack:
                 arrays.append(np.asarray(value))
             except ValueError:
                 raise self._error(number, f"{short_repr(value)} is not an array", field) from None
+            if np.ma.is_masked(value):
+                raise self._error(number, "values are masked out, which a model would read all the same", field)
             first = self._first.setdefault(field, arrays[0])
             if problem := _kind_problem(field, value, arrays[-1], first, self._classes):
                 raise self._error(number, problem, field)

@@ -180,7 +180,7 @@ def _registered_source(name: str, split: str, folder: Path, section: str, key: s
         if error.args[:1] != (split,):
             raise  # a mistake in the factory: a split that does not exist raises a KeyError with its name
         raise ConfigError(f"{section}.{key}", f"{name!r} has no split {split!r} (KeyError: {error}).") from error
-    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+    if isinstance(source, Mapping) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         cure = "return a list, or an object with len() and [i]."
         raise ConfigError(path, f"{name!r} returned a {type(source).__name__}; {cure}")
     if len(source) == 0 or not isinstance(source[0], Mapping):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.core.errors import DamageError
+from jaxdistill.core.errors import ConfigError, DamageError, one_line, user_location
 
 Stack = Callable[[Sequence[Mapping[str, Any]], Sequence[int]], dict[str, np.ndarray]]
 IN_MEMORY = 2**30  # bytes; smaller sets are decoded once, because decoding in every epoch costs more than a small step
@@ -77,6 +77,9 @@ class Records:
         read_many = getattr(self._source, "__getitems__", None)
         try:
             records = read_many(indices) if read_many else [self._source[index] for index in indices]
+        except IndexError as error:
+            problem = f"the data set has {self._length} records by its len(), and fewer can be read ({one_line(error)})"
+            raise ConfigError("data.name", f"{problem}{user_location(error)}. Correct its len().") from error
         except RuntimeError as error:
             if "Corrupted" not in str(error):  # ArrayRecord stores and checks a hash of every chunk of records
                 raise

@@ -85,6 +85,8 @@ def _range(part: re.Match[str], size: int) -> tuple[int, int]:
     def position(text: str | None, default: int) -> int:
         if text is None:
             return default
+        if text.endswith("%") and abs(int(text[:-1])) > 100:
+            raise SplitError(part[0], f"{text} is more than the whole split.")
         number = round(size * int(text[:-1]) / 100) if text.endswith("%") else int(text)
         return min(max(number + size if number < 0 else number, 0), size)
 

@@ -270,6 +270,10 @@ def without_text(batch: Batch) -> Batch:
     """
     for field, value in batch.items():
         if value.dtype == object and not isinstance(value[0], str | bytes):
-            cure = "Add a transform that gives it one shape, such as resize(size=224)."
-            raise ConfigError("data.augment", f"the shape of {field!r} differs from record to record. {cure}")
+            shapes = [np.shape(x) for x in value]
+            other = next(number for number, shape in enumerate(shapes) if shape != shapes[0])
+            problem = f"{field!r} has the shape {list(shapes[0])} in one record and {list(shapes[other])} in another"
+            if len(shapes[0]) < 3:
+                raise ConfigError("data.name", f"{problem}. Give all records one shape.")
+            raise ConfigError("data.augment", f"{problem}. Add a transform, such as resize(size=224).")
     return {field: value for field, value in batch.items() if value.dtype != object}

@@ -209,6 +209,11 @@ class Predictor:
             count = len(records[start : start + size])
             parts.append(_per_text(outputs, texts, count) if "nll_sum" in outputs else outputs)
         found: dict[str, Any] = _joined(parts)
+        for name in found.keys() & {"probabilities", "embeddings", "text_embeddings"}:
+            wrong = ~np.isfinite(found[name]).all(axis=tuple(range(1, found[name].ndim)))
+            if wrong.any():
+                problem = f"record {first + int(wrong.argmax())}: the model's answer is not finite"
+                raise ConfigError(PATH, f"{problem}; a value is too far from those of its training. Leave it out.")
         if "predicted" in found:
             names = self.class_names or tuple(map(str, range(found["probabilities"].shape[1])))
             found["labels"] = [names[number] for number in found["predicted"]]

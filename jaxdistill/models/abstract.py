@@ -70,6 +70,11 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes, pairs: bool = Fals
         fields = f"the batches have {', '.join(shapes)}"
         raise ConfigError(path, f"the model reads the field {error}; {fields}{user_location(error)}.") from error
     except (ValueError, TypeError, ZeroDivisionError) as error:
+        image = shapes.get("image")
+        if image is not None and len(image.shape) == 2 and not user_location(error):
+            cure = "Choose one that reads vectors, such as mlp(widths=(64,), classes=...)"
+            problem = f"the model cannot read records of {image.shape[1]} numbers ({message_of(error)})"
+            raise ConfigError(path, f"{problem}. {cure}.") from error
         raise ConfigError(path, message_of(error)) from error
     return outputs, variables
 

@@ -56,6 +56,8 @@ def _answers(run: Path, content: Mapping[str, Any], model: str) -> Mapping[str, 
         result = seal.read(run / folder / "result.json", {"row": dict})
     except FileNotFoundError:
         return {}
+    except DamageError as error:
+        raise DamageError(f"{error}. Delete it, and repeat the command of the run, which writes it again.") from None
     found, names = result.get("answers") or {}, {result.get("run") or "", content.get("run") or ""} - {""}
     if result["row"].get("name") != model or len(names) > 1:
         cure = "Delete it, and repeat the command of the run, which writes it again"

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ def load_config(path: str, trust_source: bool = False) -> ConfigDict:
     module = run_file(file)
     if not hasattr(module, "get_config"):
         raise ConfigError("--config", f"{name!r} has no function get_config(); define it, and return make(...).")
+    if preset and callable(module.get_config) and not _takes_a_name(module.get_config):
+        raise ConfigError("--config", f"get_config() in {name!r} takes no name. Leave ':{preset}' out.")
     with _reporting(file):
         config = module.get_config(preset) if preset else module.get_config()
     if inspect.iscoroutine(config):
@@ -56,6 +58,16 @@ def load_config(path: str, trust_source: bool = False) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise ConfigError("--config", f"get_config() in {name!r} returned {type(config).__name__}; return make(...).")
     return make(**config.to_dict())
+
+
+def _takes_a_name(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind("name")
+    except TypeError:
+        return False
+    except ValueError:  # a function in C does not tell
+        return True
+    return True
 
 
 def choose(name: str, presets: Mapping[str, Any]) -> Any:

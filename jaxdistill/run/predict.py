@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.errors import ConfigError, DamageError, suggest
 from jaxdistill.core.notes import note
 from jaxdistill.evaluation.report.table import FLOATS
 from jaxdistill.run.config_files import load_config
@@ -61,8 +61,12 @@ def model_folder(folder: Path, model: str) -> Path:
     Raises:
         ConfigError: the folder holds no such model.
     """
-    if (folder / "jaxdistill.json").is_file():
-        return folder
+    for place in (folder, folder / HUB):
+        if (place / "jaxdistill.json").is_file():
+            if model != "student":
+                cure = "Leave --model out, or give the folder of the run"
+                raise ConfigError("model", f"{str(folder)!r} is the folder of one model. {cure}.")
+            return place
     places = {
         str(file.parents[1].relative_to(folder)): file.parent for file in folder.glob(f"**/{HUB}/jaxdistill.json")
     }
@@ -70,9 +74,7 @@ def model_folder(folder: Path, model: str) -> Path:
         state = "does not exist" if not folder.exists() else "holds no trained model"
         raise ConfigError("RUN", f"{str(folder)!r} {state}. Give the folder of a run, as in --workdir.")
     if model not in places:
-        raise ConfigError(
-            "model", f"there is no {model!r} in {str(folder)!r}. Choose one of {', '.join(sorted(places))}."
-        )
+        raise ConfigError("model", f"there is no {model!r} in {str(folder)!r}. {suggest(model, places)}")
     return places[model]
 
 

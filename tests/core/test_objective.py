@@ -89,6 +89,14 @@ def test_a_term_may_know_better_what_counts():
     assert total == 3 + 1.5
 
 
+@pytest.mark.parametrize(
+    ("out", "part"), [((np.ones(3), 1), "mask is of type int"), (2.0, "values is of type float"), (None, "NoneType")]
+)
+def test_what_is_no_array_is_named(out, part):
+    with pytest.raises(ValueError, match=f"a term returns values, .*; its .*{part}"):
+        reduce(out, signals(batch=(3,)))
+
+
 def test_a_regulariser_is_one_scalar_whatever_the_mask():
     for mask in ((1, 1, 1, 1), (1, 0, 0, 0), (0, 0, 0, 0)):
         means, total, _ = evaluate({"a": says(jnp.asarray(5.0))}, {"train": masked(*mask)})

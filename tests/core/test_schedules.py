@@ -117,6 +117,7 @@ def test_a_number_is_a_constant_schedule_and_a_schedule_is_itself():
         ("1e-3,5", "'1e-3,5' is neither a number nor a schedule. Schedules: constant, "),
         ("", "'' is neither a number nor a schedule. Schedules: constant, "),
         ("cosine(start=1/3)", "not a spec string"),
+        ("linear(start=1, end=nan)", r"not a spec string \(nan is no number of a spec\)"),
         ("nan", "neither a finite number"),
         ("inf", "neither a finite number"),
         (True, "neither a finite number"),

@@ -12,7 +12,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
 from jaxdistill.data import open_records
 from jaxdistill.data.records import Records
-from jaxdistill.data.stream import train_stream
+from jaxdistill.data.stream import train_stream, without_text
 
 IMAGE = np.zeros((2, 2, 1), np.float32)
 NAN = np.full((2, 2, 1), np.nan, np.float32)
@@ -66,6 +66,7 @@ def test_any_whole_number_is_a_label(label, monkeypatch, tmp_path):
         ({"image": NAN}, r"field 'image': nan at \[0, 0, 0\] is not a finite number"),
         ({"image": np.inf * NAN[:1]}, r"field 'image': nan at \[0, 0, 0\] is not a finite number"),
         ({"image": IMAGE.astype(np.uint8)}, "it has the type uint8, and the values before it have float32"),
+        ({"image": np.ma.masked_equal(IMAGE, IMAGE[0, 0, 0])}, "values are masked out"),
         ({"image": IMAGE > 0}, "it has the type bool, and the values before it have float32"),
         ({"image": IMAGE + 1j}, "values of type complex.* are not supported"),
         ({"image": [[1, [2]]]}, r"\[\[1, \[2\]\]\] is not an array"),
@@ -151,3 +152,26 @@ def test_without_a_number_of_classes_a_label_has_32_bits(label, monkeypatch, tmp
         return
     with pytest.raises(ConfigError, match=r"is not a class: .* 0 to 2147483647"):
         opened(records, monkeypatch, tmp_path)
+
+
+class TooLong(list):
+    """Records of which the length is a lie."""
+
+    def __len__(self):
+        return 9
+
+
+def test_a_length_that_is_a_lie_and_a_dict_are_named(monkeypatch, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"^data\.name: the data set has 9 records by its len\(\), and fewer can be read"
+    ):
+        opened(TooLong(own(0)), monkeypatch, tmp_path)
+    with pytest.raises(ConfigError, match=r"returned a dict; return a list, or an object with len"):
+        opened(dict(enumerate(own(0))), monkeypatch, tmp_path)
+
+
+def test_vectors_of_several_lengths_are_named(monkeypatch, tmp_path):
+    records = opened([{"image": np.zeros(size, np.float32)} for size in (2, 2, 3)], monkeypatch, tmp_path)
+    said = r"^data\.name: 'image' has the shape \[2\] in one record and \[3\] in another. Give all records one shape"
+    with pytest.raises(ConfigError, match=said):
+        without_text(records.take(np.arange(3)))

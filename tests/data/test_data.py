@@ -264,7 +264,7 @@ def test_known_names_pass_without_network(name, tmp_path):
 
 def test_ragged_images_need_a_transform_and_augmentation_needs_images():
     ragged = count("ragged")
-    with pytest.raises(ConfigError, match=r"data\.augment: the shape of 'image' differs"):
+    with pytest.raises(ConfigError, match=r"data\.augment: 'image' has the shape"):
         Batches(ragged, rows=slice(4), **PLAIN)[0]
     with pytest.raises(ConfigError, match=r"data\.augment: 'flip' needs image \[rows, height, width, channels\]"):
         transforms.build("flip", "data.augment").apply({"tokens": np.zeros((4, 8))}, draws(4, 1))

@@ -218,7 +218,7 @@ def test_a_run_on_images_of_many_sizes_is_handed_out_with_its_processor(register
 @pytest.mark.parametrize(
     ("differences", "said"),
     [
-        ({"data": {"name": "varied"}}, "data.augment: the shape of 'image' differs from record to record. Add a"),
+        ({"data": {"name": "varied"}}, "data.augment: 'image' has the shape ["),
         ({"data": {"name": "varied", "augment": ("flip()",)}}, "'flip' needs image .* with resize(size=224) before it"),
         (
             {"teachers": {"big": {"model": "mlp(widths=(8,), classes=4)", "steps": 2, "augment": ("flip()",)}}},

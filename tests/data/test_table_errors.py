@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from table_files import SPEC, opened, refusal, write_csv
 
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.data.datasets import open_records
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
@@ -62,6 +65,11 @@ def test_half_a_label_is_none_in_files_with_types_either():
 LINES = {
     "no JSON": ('{"text": "a"}\n{"text": \n', "a.jsonl, line 2, is not JSON"),
     "no object": ("[1]\n", "line 1, is not a JSON object"),
+    "a key twice": ('{"text": "a", "text": "b"}\n', "line 1, is not JSON (the key 'text' stands twice)"),
+    "no key in the first record": (
+        '{"words": "a"}\n{"text": "b"}\n',
+        "'text' is no key of the first record of a.jsonl",
+    ),
     "no such key": ('{"text": "a"}\n{"words": "b"}\n', "record 1: 'text' is missing"),
     "a number as text": ('{"text": "a"}\n{"text": 7}\n', "record 1: 'text' is 7, not a text"),
     "no text": ('{"text": "a"}\n{"text": null}\n', "record 1: 'text' is missing"),
@@ -82,6 +90,11 @@ def test_a_wrong_line_is_named(mistake):
         ("table(path='a.doc', text='text')", "unknown format '.doc'"),
         ("table(path='a.csv')", "name the columns to learn from, as text=, image= or features="),
         ("table(path='a.csv', text='text', test=1.5)", "test=1.5 must be between 0 and 1"),
+        ("table(path='a.csv', text='text', seed=-1)", "seed=-1 must be 0 or more"),
+        ("table(path='a.csv', features=('kind', 'kind'))", "features: the column 'kind' is named twice"),
+        ("table(path='loop.csv', text='text')", "this is a link to a file that does not exist"),
+        ("table(path='a.csv', text='te\\u0445t')", "looks alike: 'te\\u0445t', 'text'"),
+        ("table(path='blank.csv', text='text')", "Did you mean ' text'? Known: ' text', kind."),
         ("table(path='a.csv', text='text', split='train')", "sets split, which is the key data.train"),
         ("table(path='a.csv', text='text', folder='x')", "sets folder, which is the key data.folder"),
         (
@@ -99,6 +112,8 @@ def test_a_wrong_line_is_named(mistake):
 def test_what_cannot_be_read_is_said(spec, said):
     write_csv(Path("a.csv"))
     Path("a.doc").touch()
+    Path("loop.csv").symlink_to("loop.csv")
+    Path("blank.csv").write_text("kind, text\na,b\n")
     Path("large.csv").write_text("x\n1\n1e39\n")
     np.savez("a.npz", x=np.zeros((3, 2)), y=np.zeros(4))
     np.savez("b.npz", x=np.array([{}], dtype=object))
@@ -110,3 +125,16 @@ def test_what_cannot_be_read_is_said(spec, said):
 def test_a_hub_name_without_its_library_or_a_network_is_one_line():
     message = refusal("table(path='nobody/nothing', text='text')").message
     assert "jaxdistill[datasets]" in message or "cannot be loaded by datasets" in message
+
+
+def test_a_file_in_place_of_the_folder_of_prepared_data_is_named():
+    write_csv(Path("a.csv"))
+    with pytest.raises(ConfigError, match=r"^data\.folder: .*a\.csv/tables.* cannot be written") as error:
+        open_records("table(path='a.csv', text='text')", "train", Path("a.csv"), "data", "train")
+    assert "choose another folder" in error.value.message
+
+
+@pytest.mark.parametrize("split", ["train[:110%]", "train[-101%:]"])
+def test_a_split_ends_at_its_last_record(split):
+    write_csv(Path("a.csv"))
+    assert "is more than the whole split" in refusal("table(path='a.csv', text='text')", split).message

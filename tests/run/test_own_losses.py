@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import runs
 from own_runs import config_of
@@ -17,6 +18,8 @@ VALUES = {
     "stops": lambda s: jax.lax.stop_gradient(s.student.logits).sum(-1),
     "constant": lambda s: jnp.ones(s.mask.shape),
     "loops": lambda s: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x - 1, s.student.logits).sum(-1),
+    "branches": lambda s: s.student.logits.sum(-1) if s.student.logits[0, 0] > 0 else s.mask,
+    "leaves": lambda s: jnp.asarray(np.asarray(s.student.logits)).sum(-1),
     "real": lambda s: s.student.logits.sum(-1),
     "decays": lambda s: jax.tree.reduce(lambda a, b: a + jnp.sum(b**2), s.params["student"], 0.0),
 }
@@ -47,6 +50,18 @@ def test_a_loss_without_a_gradient_is_refused(home, name):
 def test_a_loss_that_cannot_be_differentiated_is_refused(home):
     with pytest.raises(ConfigError, match=r"^objective\.own_loops: has no gradient: Reverse-mode differentiation"):
         check_config(config_of("mlp", home, objective={"own_loops": {}}), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("branches", "a value is used in Python or NumPy that is only known when the program runs. Use jnp instead"),
+        ("leaves", "a value is used in Python or NumPy that is only known when the program runs. Use jnp instead"),
+    ],
+)
+def test_a_loss_that_leaves_jax_is_told_what_to_write(name, said, home):
+    with pytest.raises(ConfigError, match=rf"^objective\.own_{name}: {said}.*test_own_losses.py, line \d+"):
+        check_config(config_of("mlp", home, objective={f"own_{name}": {}}), None)
 
 
 @pytest.mark.parametrize("name", ["real", "decays"])

@@ -109,10 +109,13 @@ def test_what_is_no_model_is_named(home, trained):
     for place, model, said in (
         (home / "nothing", "student", "does not exist"),
         (home, "studnet", "there is no 'studnet'"),
-        (run, "teachers/small", "Choose one of control, student, teachers/big"),
+        (run, "teachers/small", "Known: control, student, teachers/big"),
+        (run / "student", "control", "is the folder of one model. Leave --model out"),
+        (run / "student" / "hub", "control", "is the folder of one model. Leave --model out"),
     ):
         with pytest.raises(ConfigError, match=said):
             jaxdistill.load(place if model != "studnet" else run, model)
+    assert jaxdistill.load(run / "student").folder == run / "student" / "hub"
 
 
 def test_the_card_names_no_folder_of_this_machine(home, trained):

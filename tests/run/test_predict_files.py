@@ -45,6 +45,23 @@ def test_the_command_writes_predictions_beside_the_records(home, trained, capsys
     assert command("predict", run, "--input", home / "other.parquet", "--output", home / "o.csv", "--text", "body") == 0
 
 
+def test_a_config_is_no_run_and_an_answer_that_is_not_finite_is_refused(home, tmp_path, capsys):
+    values = np.random.default_rng(0).normal(size=(40, 2))
+    rows = [f"{a},{b},{'yes' if a > b else 'no'}" for a, b in values]
+    (tmp_path / "two.csv").write_text("\n".join(["a,b,y", *rows]) + "\n")
+    data = {"name": f"table(path='{tmp_path}/two.csv', features=('a', 'b'), label='y')"}
+    config = differ(config_of("mlp", home, teachers={}, objective={"cross_entropy": {}}), data=data, steps=2)
+    jaxdistill.distill(config, tmp_path / "run", QUIET)
+    (tmp_path / "large.csv").write_text("a,b\n0,1\n3e38,-3e38\n")
+    files = ("--input", tmp_path / "large.csv", "--output", tmp_path / "out.csv")
+    capsys.readouterr()
+    assert command("predict", tmp_path / "run", *files) == 2
+    assert "large.csv, record 1: the model's answer is not finite" in capsys.readouterr().err
+    assert command("predict", tmp_path / "run" / "config.json", *files) == 2
+    assert "config.json' is a file. Give the folder of a run" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -300,6 +300,7 @@ def test_an_error_of_a_study_has_its_exit_code(error, code):
     [
         (["--axis", "steps", "2", "2"], "--axis steps: '2' is given twice; arms must differ"),
         (["--axis", "steps", "2", "--axis", "steps", "3"], "--axis steps: 'steps' is given twice"),
+        (["--axis", "steps"], "--axis steps: has no values. Give them after the key"),
         (["--axis", "seed", "1", "2"], "--axis seed: each arm is run with seeds 0, 1, ...; use --seeds"),
         (["--axis", "steps", "2", "--config.steps=9"], "--axis steps: --config.steps sets the same key"),
         (["--axis", "steps", "2", "--seeds", "0"], "--seeds: 0 seeds; give 1 to 10000"),

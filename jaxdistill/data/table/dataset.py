@@ -88,6 +88,10 @@ def table(
     column_names = ColumnNames(columns(text), label, image, columns(features))
     if not 0 < test < 1:
         raise ValueError(f"test={test} must be between 0 and 1: the share of the records that are held out")
+    if seed < 0:
+        raise ValueError(f"seed={seed} must be 0 or more")
+    if twice := next((name for name in column_names.features if column_names.features.count(name) > 1), ""):
+        raise TableError(f"features: the column {twice!r} is named twice. Name each column once.")
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} must be 1 or 3")
     if len(column_names.text) > 1 and (taken := RESERVED & {*column_names.text}):
@@ -201,7 +205,7 @@ def _stored(
     for _ in range(2):  # another process may remove what it found damaged just when this one has replaced it
         try:
             return arrow_store.open_tables(place)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except DamageError as error:
             note(f"{error}; reading {sources[TRAIN].place} again")
@@ -214,7 +218,7 @@ def _stored(
         try:
             with new_folder(place) as draft:
                 _write(draft, key, sources, opened, column_names)
-        except PermissionError as error:
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise ConfigError("data.folder", f"{place} cannot be written ({error}); choose another folder.") from None
     return arrow_store.open_tables(place)
 

@@ -166,9 +166,21 @@ def _lines(stream: Any, encoding: str) -> Iterator[str]:
         yield rest
 
 
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dict.
+
+    Raises:
+        ValueError: a key stands twice, of which `json` would keep the second one.
+    """
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"the key {twice!r} stands twice")
+    return dict(pairs)
+
+
 def _json_object(line: str, file: Path, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         raise TableError(f"{file}, line {number}, is not JSON ({one_line(error)}). Correct it.") from None
     if not isinstance(value, dict):
@@ -311,7 +323,12 @@ def require_columns(opened: RecordReader, wanted: Mapping[str, Sequence[str]], f
     for argument, names in wanted.items():
         for name in names:
             if name not in opened.columns:
-                raise TableError(f"{argument}: {name!r} is no column of {file}. {_cure(name, opened.columns)}")
+                of = (
+                    "key of the first record"
+                    if READERS.get(suffix_of(Path(str(file)))) is open_json_lines
+                    else "column"
+                )
+                raise TableError(f"{argument}: {name!r} is no {of} of {file}. {_cure(name, opened.columns)}")
 
 
 def _cure(name: str, columns: Sequence[str]) -> str:

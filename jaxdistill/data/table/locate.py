@@ -62,6 +62,8 @@ def locate(path: str, text_format: TextFormat) -> Mapping[str, Source]:
 
 def _absent(place: Path) -> str:
     """Return what is wrong with a path that is neither a file nor a folder, for the message about it."""
+    if place.is_symlink() and not place.exists():
+        return "this is a link to a file that does not exist"
     if place.exists():
         return "this is neither a file nor a folder, but a device or a pipe; write its content to a file"
     return f"there is no such file or folder{_neighbours(place)}"

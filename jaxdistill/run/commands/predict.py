@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxdistill.core.errors import ConfigError
 from jaxdistill.run import failures
 from jaxdistill.run.commands.cli import Parser
 
@@ -45,6 +46,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def work() -> int:
+        if options.run.is_file():
+            raise ConfigError("RUN", f"{str(options.run)!r} is a file. Give the folder of a run, as in --workdir.")
         from jaxdistill.run.predict import load  # imports JAX, after the arguments are checked
 
         predictor, start = load(options.run, options.model, options.trust_source), time.perf_counter()

@@ -329,6 +329,8 @@ def _axes(given: Sequence[Sequence[str]], changes: Sequence[str]) -> dict[str, t
     """
     axes: dict[str, tuple[str, ...]] = {}
     for path, *texts in given:
+        if not texts:
+            raise ConfigError(f"--axis {path}", "has no values. Give them after the key, such as --axis rate 0.1 0.01.")
         twice = [text for number, text in enumerate(texts) if text in texts[:number]]
         if path in axes or twice:
             raise ConfigError(f"--axis {path}", f"{twice[0] if twice else path!r} is given twice; arms must differ.")

@@ -21,7 +21,7 @@ import jaxdistill.run.parts  # noqa: F401  (registers the parts: what comes late
 from jaxdistill import main
 from jaxdistill.core import bucket, registry
 from jaxdistill.core.manifest import manifests
-from jaxdistill.evaluation.report.logs import Log, read_log
+from jaxdistill.evaluation.report.logs import Log, read_logs
 from jaxdistill.run.config_files import load_config
 
 processes: list[subprocess.Popen] = []  # started by `spawn`
@@ -177,7 +177,9 @@ def without_latency(row: dict) -> dict:
 def log(stage: Path) -> Log:
     """A stage's log without what depends on the clock."""
     clock = ("time", "steps_per_second")
-    lines = read_log(stage / "log.jsonl")
+    workdir = stage.parents[1] if stage.parent.name == "teachers" else stage.parent
+    name = f"teacher {stage.name}" if stage.parent.name == "teachers" else stage.name
+    lines = read_logs(workdir)[name]
     return Log(*([{key: line[key] for key in line if key not in clock} for line in part] for part in lines))
 
 

@@ -54,17 +54,24 @@ def write_text(file: Path | BucketPath, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def sealed_line(content: Mapping[str, Any]) -> str:
-    """Return JSON data as one line of a file that grows, with a short checksum of its own (CRC-32)."""
+def sealed_line(content: Mapping[str, Any], owner: str = "") -> str:
+    """Return JSON data as one line of a file that grows, with a short checksum of its own (CRC-32).
+
+    Args:
+        content: JSON data.
+        owner: what the line belongs to, such as a run and a model; it is not in the line, but in its checksum.
+    """
     text = json.dumps(dict(content))
-    return f"{text[:-1]}, {json.dumps(SEAL)}: {json.dumps(_line_checksum(text))}}}"
+    return f"{text[:-1]}, {json.dumps(SEAL)}: {json.dumps(_line_checksum(owner + text))}}}"
 
 
-def open_line(line: str) -> dict[str, Any]:
-    """Return the JSON data of a line of `sealed_line`; lines of an earlier version have no checksum.
+def open_line(line: str, owner: str = "") -> dict[str, Any]:
+    """Return the JSON data of a line of `sealed_line`.
+
+    Lines of earlier versions have no checksum, or one without the owner.
 
     Raises:
-        DamageError: the line has changed since it was written.
+        DamageError: the line has changed since it was written, or belongs to another owner.
         ValueError: the line is no JSON object, as one that a killed run has not finished.
     """
     try:
@@ -74,7 +81,8 @@ def open_line(line: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("the line is no JSON object")
     seal = content.pop(SEAL, None)
-    if seal is not None and seal != _line_checksum(json.dumps(content)):
+    text = json.dumps(content)
+    if seal is not None and seal not in (_line_checksum(owner + text), _line_checksum(text)):
         raise DamageError("the line has changed since it was written (checksum differs)")
     return content
 

@@ -4,6 +4,7 @@ Nothing is read until it is needed: the shapes and sizes of the records come fro
 the records themselves are read by `Pipeline.open`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,12 +184,14 @@ class Pipeline:
         """Return what identifies the examples of a stream, so that a cache of results can detect a change of the data.
 
         The result has the name of the data set, the tokenization and the split, a hash of the content of the data set,
-        and a hash of the tokenizer files if texts are tokenised.
+        of the tokenizer files if texts are tokenised, and of the files that transforms read, if any.
         """
         contents = content_hash(self.name, stream.split, self.folder, stream.path, stream.key)
         names = {"name": self.name, "tokens": self.tokens, "split": stream.split}
         words = {"words": tokenizer_hash(self.tokenization)} if self.tokenization else {}
-        return {**names, "contents": contents, **words}
+        read = "".join(transform.reads for transform in stream.transforms)
+        transforms = {"transforms": hashlib.sha256(read.encode()).hexdigest()} if read else {}
+        return {**names, "contents": contents, **words, **transforms}
 
     def count_training_records(self) -> int:
         """Return the number of examples that the run trains on: all, or those that the selection keeps."""

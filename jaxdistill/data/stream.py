@@ -31,10 +31,13 @@ class Transform(NamedTuple):
         applies it too
     apply: `(batch, uniforms) -> batch`, a pure function that does not modify its arguments; `uniforms` `[rows, draws]`
         holds random numbers in [0, 1), one row for each example of the batch
+    reads: text that changes if a file which the transform reads changes, so that caches of its results can detect this;
+        empty: it reads none
     """
 
     draws: int
     apply: Callable[[Batch, np.ndarray], Batch]
+    reads: str = ""
 
 
 def uniforms(seed: int, number: int, rows: int, draws: int) -> np.ndarray:

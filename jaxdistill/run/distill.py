@@ -22,6 +22,7 @@ from jaxdistill.core.notes import note
 from jaxdistill.core.types import Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.evaluation.report import page, table
+from jaxdistill.evaluation.report.logs import LOG_LINES, count_lines
 from jaxdistill.evaluation.report.table import FLOATS, ROUNDED
 from jaxdistill.parallel.compile import keep_programs
 from jaxdistill.parallel.sharding import shardings, with_shardings
@@ -41,7 +42,7 @@ from jaxdistill.run.outcomes import (
 )
 from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.provenance import provenance
-from jaxdistill.run.record_identity import check_records
+from jaxdistill.run.record_identity import check_inputs
 from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.run.stages import Stage
 from jaxdistill.run.train import Data, References, StageContext, Trained, train
@@ -105,7 +106,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
                 parts = ", ".join(f"{part} (module {module})" for part, module in missing.items())
                 note(f"config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run")
         run = Run(resolved, folder, console, record | {"run": workdir.agreed_name(record.get("run", ""))})
-        check_records(folder, resolved.data)
+        check_inputs(folder, resolved.data, resolved.teachers)
         subset.check_selection(folder, resolved.data, run.data.chosen)
         preemption = stack.enter_context(Preemption())
         run.load_teachers()
@@ -211,7 +212,9 @@ class Run:
                 config = differ(stage.definition.config, student={"model": teacher.spec, "quantized": "", "masks": ""})
                 self._export(Path("teachers", teacher.name), f"teacher {teacher.name}", config, teacher.network, values)
         if jax.process_index() == 0:
-            seal.write(folder / "result.json", {**outcome, "step": stage.settings.steps, "run": self.record["run"]})
+            run = self.record["run"]
+            about = {"step": stage.settings.steps, "run": run, LOG_LINES: count_lines(folder, run, stage.name)}
+            seal.write(folder / "result.json", {**outcome, **about})
 
     def _context(self, stage: Stage, preemption: Preemption) -> StageContext:
         """Return the data, mesh and teachers for a stage.

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import BadStartError, NonFiniteError
+from jaxdistill.evaluation.report.logs import log_owner
 
 LINE_INTERVAL = 15  # seconds between progress lines, where no bar can be drawn
 
@@ -37,6 +38,7 @@ class Log:
         settings: the section `logging` of the config.
         schedules: functions `step -> value` by name, such as the learning rate, logged beside the losses.
         console: where progress is printed.
+        run: random name of the run, which the checksums of the lines of `log.jsonl` cover.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Log:
         settings: Any,
         schedules: Mapping[str, Callable[[Any], Any]],
         console: Console,
+        run: str = "",
     ):
+        self._owner = log_owner(run, name)
         self.name, self.steps, self.schedules, self.console = name, steps, schedules, console
         self._folder, self._start = folder, start
         self._traced, self._tracing = settings.trace if name == "student" else 0, False
@@ -82,7 +86,7 @@ class Log:
                 written.seek(-1, os.SEEK_END)
                 if written.read() != b"\n":  # the last line was cut off when the run was killed
                     lines.write("\n")
-        self._writers.append(lambda kind, step, values: _write_line(lines, kind, step, values))
+        self._writers.append(lambda kind, step, values: _write_line(lines, self._owner, kind, step, values))
         self._closers.append(lines.close)
         if settings.tensorboard:
             from tensorboardX import SummaryWriter
@@ -227,9 +231,9 @@ def _write_scalars(board: Any, kind: str, step: int, values: dict[str, float]) -
             board.add_scalar(f"{kind}/{name}", value, step)
 
 
-def _write_line(file: Any, kind: str, step: int, values: dict[str, float]) -> None:
-    clean = _finite(values)
-    file.write(seal.sealed_line({"step": step, "kind": kind, "time": round(time.time(), 3), **clean}) + "\n")
+def _write_line(file: Any, owner: str, kind: str, step: int, values: dict[str, float]) -> None:
+    content = {"step": step, "kind": kind, "time": round(time.time(), 3), **_finite(values)}
+    file.write(seal.sealed_line(content, owner) + "\n")
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:

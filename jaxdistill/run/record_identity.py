@@ -1,6 +1,8 @@
-"""Detect that the records of a run have changed since it began: RUN/records.json."""
+"""Detect that the records, tokenizers or teachers of a run have changed since it began: RUN/records.json."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -8,24 +10,40 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.notes import note
 from jaxdistill.data.pipeline import TEST, Pipeline, Stream
+from jaxdistill.teachers.cache_identity import teacher_hash
+from jaxdistill.teachers.teacher import Teacher
 
 FILE = "records.json"
 
 
-def check_records(workdir: Path, data: Pipeline) -> None:
-    """Check that the records of a resumed or repeated run are those with which it began, by hashes of their content.
+class Input(NamedTuple):
+    """What a run reads, as it is now.
 
-    A new run writes the hashes to `FILE`. A damaged or missing file is written again, with a note.
+    path: config key that names it, with its value
+    text: what it is, in words
+    hash: a hash of its content
+    """
+
+    path: str
+    text: str
+    hash: str
+
+
+def check_inputs(workdir: Path, data: Pipeline, teachers: Mapping[str, Teacher]) -> None:
+    """Check that a resumed or repeated run reads what it read when it began, by hashes of the content.
+
+    A new run writes the hashes to `FILE`. A damaged or missing file is written again, with a note. An earlier version
+    wrote the hashes of records alone.
 
     Args:
         workdir: folder of the run.
         data: data pipeline of the run.
+        teachers: the teachers of the run, by name.
 
     Raises:
-        ConfigError: records have changed; what was measured before would stand beside what is measured now.
+        ConfigError: something has changed; what was measured before would stand beside what is measured now.
     """
-    streams = {**data.streams, TEST: data.test}
-    found = {name: contents for name, stream in streams.items() if (contents := _contents(data, stream))}
+    inputs = _inputs(data, teachers)
     try:
         known = seal.read(workdir / FILE, {"contents": dict})["contents"]
     except (FileNotFoundError, DamageError) as error:
@@ -33,15 +51,43 @@ def check_records(workdir: Path, data: Pipeline) -> None:
         if any(workdir.glob("**/checkpoints/manifests/*.json")):
             state = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
             note(f"{workdir / FILE} {state}: nobody can tell whether the run began with these records")
-    if changed := [name for name in found if known.get(name, found[name]) != found[name]]:
-        problem = f"the records of {' and '.join(changed)} have changed since the run in {str(workdir)!r} began"
-        raise ConfigError("data.name", f"{data.name!r}: {problem}. Restore them, or choose another --workdir.")
-    if jax.process_index() == 0 and known != found:
+    changed = [each for key, each in inputs.items() if known.get(key, each.hash) != each.hash]
+    if changed:
+        of_path = [each.text for each in changed if each.path == changed[0].path]
+        problem = f"{' and '.join(of_path)} changed since the run in {str(workdir)!r} began"
+        raise ConfigError(changed[0].path, f"{problem}. Restore what it was, or choose another --workdir.")
+    found = {key: each.hash for key, each in inputs.items()}
+    if jax.process_index() == 0 and known != {**known, **found}:
         seal.write(workdir / FILE, {"contents": {**known, **found}})
 
 
-def _contents(data: Pipeline, stream: Stream) -> str:
+def _inputs(data: Pipeline, teachers: Mapping[str, Teacher]) -> dict[str, Input]:
+    """Return what a run reads, by its key in `FILE`, as far as it can be read."""
+    found = {}
+    for name, stream in {**data.streams, TEST: data.test}.items():
+        identity = _identity(data, stream)
+        found[name] = Input("data.name", f"{data.name!r}: the records of {name}", identity.get("contents", ""))
+        tokenizer = f"{data.tokens!r}: the tokenizer"
+        found[f"tokenizer of {name}"] = Input("data.tokens", tokenizer, identity.get("words", ""))
+        augment = f"a file that the transforms of {name} read"
+        found[f"transforms of {name}"] = Input("data.augment", augment, identity.get("transforms", ""))
+    for name, teacher in teachers.items():
+        found[f"teacher {name}"] = Input(teacher.path, "its weights or its config", _teacher_hash(teacher))
+    return {key: each for key, each in found.items() if each.hash}
+
+
+def _identity(data: Pipeline, stream: Stream) -> dict[str, str]:
     try:
-        return data.identity(stream)["contents"]
+        return data.identity(stream)
     except (ConfigError, DamageError):  # the raw records are gone, such as behind a cache of tokens
+        return {}
+
+
+def _teacher_hash(teacher: Teacher) -> str:
+    """Return a hash of a teacher that existed before the run; empty: the run trains it, or it cannot be read."""
+    if teacher.trained_here:
+        return ""
+    try:
+        return teacher_hash(teacher)
+    except (ConfigError, DamageError):
         return ""

@@ -18,9 +18,9 @@ from jaxdistill.evaluation.report.study import ACCURACY, Measure
 from jaxdistill.run.config import Config, differ, override
 from jaxdistill.run.distill import distill
 from jaxdistill.run.fill import fill_placeholders
-from jaxdistill.run.record_identity import check_records
+from jaxdistill.run.record_identity import check_inputs
 from jaxdistill.run.resolve import check_definitions, resolve
-from jaxdistill.run.workdir import config_differences
+from jaxdistill.run.workdir import config_differences, is_of_this_run
 
 Change = str | Mapping[str, Any]  # the text of a value, as on the command line; or arguments of `differ`
 Axis = Sequence[str] | Mapping[str, Change]
@@ -195,9 +195,11 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, DamageError) as error:  # damaged results are made again
         note_damage(error)
         return None
+    if not is_of_this_run(folder, results):  # `distill` refuses it, with the cure
+        return None
     if results["config"]["steps"] != config.steps or config_differences(results["config"], fill_placeholders(config)):
         return None
-    line = results.get("log", {}).get("student") or read_log(folder / "student" / "log.jsonl").train[-1]
+    line = results.get("log", {}).get("student") or read_log(folder / "student").train[-1]
     return {**results, "log": line}
 
 
@@ -211,7 +213,8 @@ def run_or_resume(config: Config, folder: Path) -> list[dict[str, Any]]:
         folder: folder of the run.
     """
     if results := finished_results(config, folder):
-        check_records(folder, resolve(config, jax.devices()).data)  # else new runs stand beside those on other records
+        resolved = resolve(config, jax.devices())
+        check_inputs(folder, resolved.data, resolved.teachers)  # else new runs stand beside those on other records
         return results["rows"]
     return distill(config, folder, Console(quiet=True)).rows
 

@@ -146,7 +146,7 @@ def _train(
 
     total: dict[str, Any] = {}
     schedules = stage.parts.components.schedules
-    with Log(folder, name, step, settings.steps, settings.logging, schedules, console) as log:
+    with Log(folder, name, step, settings.steps, settings.logging, schedules, console, context.run) as log:
         while step < settings.steps:
             ts = advance(engine, ts, streams, log, step, settings.logging.every)
             step += 1

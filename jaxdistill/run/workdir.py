@@ -128,6 +128,14 @@ def _are_of_one_run(record: Mapping[str, Any], results: Mapping[str, Any]) -> bo
     return len(names) < 2
 
 
+def is_of_this_run(workdir: Path, results: Mapping[str, Any]) -> bool:
+    """Return False if results have the name of another run than the config.json of a folder."""
+    try:
+        return _are_of_one_run(seal.read(workdir / "config.json", {}), results)
+    except (FileNotFoundError, DamageError):
+        return True
+
+
 def agreed_name(name: str) -> str:
     """Return in every process the random name of the run, which process 0 has read or made; every process must call it.
 

@@ -17,7 +17,7 @@ from jaxdistill.data.pipeline import TEST, Pipeline
 from jaxdistill.data.records import Records
 from jaxdistill.data.store import Store, StoreError, StoreManifest, differences
 from jaxdistill.data.stream import StoredFields
-from jaxdistill.teachers.cache_identity import KEY, WRITE, identity, read_description
+from jaxdistill.teachers.cache_identity import KEY, WRITE, as_written_before, identity, read_description
 from jaxdistill.teachers.cached_head import head_of, read_head
 from jaxdistill.teachers.codec import Encoding, decoding_model
 from jaxdistill.teachers.option import Context, Option
@@ -222,9 +222,8 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
             stores[name] = manifest = read_description(folder)
         except StoreError as error:
             raise ConfigError(path, f"{error}. {WRITE}.") from None
-        written, wanted = manifest.about["identity"], identity(teacher, encoding, data, name)
-        if "architecture" not in written.get("teacher", {}):  # an earlier version hashed the weights alone
-            wanted["teacher"].pop("architecture", None)
+        written = manifest.about["identity"]
+        wanted = as_written_before(identity(teacher, encoding, data, name), written)
         if changes := differences(written, wanted):
             raise ConfigError(path, f"{folder} is stale: {'; '.join(changes)}. Give another folder. {WRITE}.")
         needed = entries_needed(data, name, context.steps)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,29 @@ def _selected(data: Pipeline) -> dict[str, Any]:
     return {"select": data.select, "asked": identities, **order}
 
 
+def as_written_before(wanted: dict[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity without what an earlier version did not record of stored outputs.
+
+    Args:
+        wanted: the identity of the outputs that a run needs.
+        written: the identity that stored outputs have.
+    """
+    later = {"teacher": "architecture", "data": "transforms"}
+    return wanted | {
+        part: {key: x for key, x in wanted[part].items() if key != name or name in written.get(part, {})}
+        for part, name in later.items()
+    }
+
+
+def teacher_hash(teacher: Teacher) -> str:
+    """Return a hash of the weights and the architecture of a teacher; see `weights_hash`."""
+    return " ".join((weights_hash(teacher), *_architecture(teacher).values()))
+
+
 def _architecture(teacher: Teacher) -> dict[str, str]:
     """Return a hash of the config.json of a teacher's pretrained model, which its spec does not tell; else nothing."""
     spec = parse(teacher.spec, f"{teacher.path}.model")
-    if teacher.checkpoint or spec.name != "pretrained":
+    if spec.name != "pretrained":
         return {}
     file = checkpoint_path(str(spec.args[0] if spec.args else spec.kwargs["source"])) / "config.json"
     return {"architecture": seal.sha256(file)} if file.is_file() else {}

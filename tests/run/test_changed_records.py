@@ -1,17 +1,24 @@
 """Records that change between two parts of a run are noticed, and other numbers of steps are told."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
+from corpora import WORDS, sentences, written
 from own_runs import QUIET, config_of
 
 import jaxdistill
 from jaxdistill import differ
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.registry import datasets
+from jaxdistill.evaluation.report.logs import read_logs
+from jaxdistill.run import subset
+from jaxdistill.run.commands import cache
 from jaxdistill.run.outcomes import continued
 from jaxdistill.run.record_identity import FILE
+from jaxdistill.run.resolve import resolve
 from jaxdistill.run.study import run_or_resume
 
 
@@ -30,7 +37,7 @@ def test_a_repeated_run_notices_that_a_label_has_changed(home, tmp_path):
     files["y"] = (files["y"] + 1) % 3
     np.savez(tmp_path / "images.npz", **files)
     for changed in (config, differ(config, steps=4)):
-        with pytest.raises(ConfigError, match=r"have changed since the run in .* began\. Restore them") as error:
+        with pytest.raises(ConfigError, match=r"changed since the run in .* began\. Restore what") as error:
             jaxdistill.distill(changed, tmp_path / "run", QUIET)
         assert str(error.value).startswith("data.name: ")
     (tmp_path / "run" / FILE).write_text("{}")  # damaged: written again, as by a run of an earlier version
@@ -65,7 +72,7 @@ def test_a_test_record_that_changes_is_noticed_too_and_a_missing_file_is_told(ho
     jaxdistill.distill(config, run, QUIET)
     arrays["test"]["y"] = (arrays["test"]["y"] + 1) % 3
     np.savez(tmp_path / "test.npz", **arrays["test"])
-    with pytest.raises(ConfigError, match="the records of test have changed"):
+    with pytest.raises(ConfigError, match="the records of test changed since"):
         jaxdistill.distill(config, run, QUIET)
     (run / FILE).unlink()
     jaxdistill.distill(config, run, QUIET)
@@ -83,5 +90,96 @@ def test_a_study_does_not_put_runs_on_other_records_beside_finished_ones(home, t
     assert run_or_resume(config, tmp_path / "run") == rows
     files["y"] = (files["y"] + 1) % 3
     np.savez(tmp_path / "images.npz", **files)
-    with pytest.raises(ConfigError, match="have changed since the run"):
+    with pytest.raises(ConfigError, match="changed since the run"):
         run_or_resume(config, tmp_path / "run")
+
+
+def test_another_tokenizer_in_the_same_folder_is_noticed(home, tmp_path):
+    words = tmp_path / "words"
+    words.mkdir()
+    written(words, WORDS)
+    config = differ(config_of("bert", home, teachers={}, objective={"cross_entropy": {}}, control=False), steps=1)
+    config = differ(config, data={"tokens": sentences(words, 8)})
+    jaxdistill.distill(config, tmp_path / "run", QUIET)
+    written(words, (*WORDS[:5], *WORDS[:4:-1]))
+    for steps in (1, 2):
+        with pytest.raises(ConfigError, match=r"^data\.tokens: .*the tokenizer changed since the run"):
+            jaxdistill.distill(differ(config, steps=steps), tmp_path / "run", QUIET)
+
+
+IMAGES = {"model": "mlp(widths=(4,), classes=3)"}
+
+
+def alone(home, **more):
+    plain = {"student": IMAGES, "teachers": {}, "objective": {"cross_entropy": {}}, "control": False, "steps": 1}
+    return config_of("mlp", home, **plain | more)
+
+
+def test_another_teacher_in_the_same_folder_is_noticed(home, tmp_path):
+    jaxdistill.distill(alone(home), tmp_path / "big", QUIET)
+    teachers = {"big": {**IMAGES, "checkpoint": str(tmp_path / "big")}}
+    config = alone(home, teachers=teachers, objective={"kd": {}})
+    jaxdistill.distill(config, tmp_path / "run", QUIET)
+    jaxdistill.distill(config, tmp_path / "run", QUIET)  # the same teacher is fine
+    shutil.rmtree(tmp_path / "big")
+    jaxdistill.distill(alone(home, seed=1), tmp_path / "big", QUIET)
+    for steps in (1, 2):
+        with pytest.raises(ConfigError, match=r"^teachers\.big: its weights or its config changed since the run"):
+            jaxdistill.distill(differ(config, steps=steps), tmp_path / "run", QUIET)
+
+
+def test_a_study_does_not_take_the_results_of_another_run(home, tmp_path):
+    one, two = (tmp_path / name for name in ("one", "two"))
+    for folder in (one, two):
+        run_or_resume(alone(home), folder)
+    shutil.copy(two / "results.json", one / "results.json")
+    with pytest.raises(DamageError, match="are of two runs"):
+        run_or_resume(alone(home), one)
+
+
+def test_the_log_of_another_model_and_lines_that_are_missing_are_told(home, tmp_path, capsys):
+    jaxdistill.distill(alone(home, control=True, teachers={"big": {**IMAGES, "steps": 1}}), tmp_path, QUIET)
+    whole = read_logs(tmp_path)
+    assert capsys.readouterr().err == "" and all(log.train and log.eval for log in whole.values())
+    student, control = (tmp_path / name / "log.jsonl" for name in ("student", "control"))
+    kept = student.read_text()
+    student.write_text(control.read_text())
+    assert read_logs(tmp_path)["student"].train == []
+    said = capsys.readouterr().err
+    assert f"note: {student}, line 1, has changed since it was written, or is of another model" in said
+    student.write_text(kept.partition("\n")[0] + "\n")
+    read_logs(tmp_path)
+    assert f"note: {student} has 1 lines that can be read, and had {len(kept.splitlines())}" in capsys.readouterr().err
+
+
+def test_a_missing_hash_of_a_selection_is_told(home, tmp_path, capsys):
+    data = resolve(alone(home), jax.devices()).data
+    subset.check_selection(tmp_path, data, np.arange(3))
+    assert capsys.readouterr().err == ""
+    (tmp_path / "selection.json").unlink()
+    (tmp_path / "student/checkpoints/manifests").mkdir(parents=True)
+    (tmp_path / "student/checkpoints/manifests/1.json").touch()
+    subset.check_selection(tmp_path, data, np.arange(2))
+    said = f"note: {tmp_path / 'selection.json'} is missing: nobody can tell whether the run began with these records"
+    assert said in capsys.readouterr().err
+
+
+def test_a_cache_of_images_that_are_processed_in_another_way_is_refused(home, tmp_path):
+    jaxdistill.distill(alone(home), tmp_path / "big", QUIET)
+    recipe = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3}
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**recipe, "image_std": [0.5] * 3}))
+    data = {**config_of("mlp", home).data.to_dict(), "augment": (f"processed(source={str(tmp_path)!r})",)}
+    teacher = {**IMAGES, "checkpoint": str(tmp_path / "wide")}
+    jaxdistill.distill(alone(home, data=data), tmp_path / "wide", QUIET)
+    cached = {**teacher, "cache": f"outputs(folder={str(tmp_path / 'cache')!r})"}
+    config = alone(home, data=data, teachers={"big": cached}, objective={"kd": {}})
+    cache.write(config, QUIET)
+    live = alone(home, data=data, teachers={"big": teacher}, objective={"kd": {}})
+    for name, each in (("run", config), ("live", live)):
+        jaxdistill.distill(each, tmp_path / name, QUIET)
+    file.write_text(json.dumps({**recipe, "image_std": [0.25] * 3}))
+    with pytest.raises(ConfigError, match=r"cache/train is stale: .*transforms"):
+        jaxdistill.distill(config, tmp_path / "other", QUIET)
+    with pytest.raises(ConfigError, match=r"^data\.augment: a file that the transforms of train read .*changed since"):
+        jaxdistill.distill(live, tmp_path / "live", QUIET)

@@ -1,5 +1,6 @@
 """Read the files of a run: `results.json`, and the `log.jsonl` of each trained model."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from jaxdistill.core.notes import note
 from jaxdistill.evaluation.report.table import FLOATS
 
 Line = dict[str, Any]
+FILE, LOG_LINES = "log.jsonl", "log_lines"  # the file of a model, and the key of its result.json with their number
 
 
 class Log(NamedTuple):
@@ -50,21 +52,50 @@ def read_logs(workdir: Path) -> dict[str, Log]:
     teachers = sorted(path for path in workdir.glob("teachers/*") if path.is_dir())
     folders = {f"teacher {path.name}": path for path in teachers}
     folders |= {"student": workdir / "student", FLOATS: workdir / "floats", "control": workdir / "control"}
-    return {name: read_log(path / "log.jsonl") for name, path in folders.items() if (path / "log.jsonl").exists()}
+    run = _run_name(workdir)
+    return {name: read_log(path, run, name) for name, path in folders.items() if (path / FILE).exists()}
 
 
-def read_log(path: Path) -> Log:
+def read_log(folder: Path, run: str = "", name: str = "") -> Log:
     """Read the log of one model. If a resumed run logged the same step twice, the later line is used.
 
+    Lines that are missing, since the training ended, are told in a note.
+
     Args:
-        path: the file `log.jsonl` of the model.
+        folder: folder of the model, with its file `log.jsonl`.
+        run: random name of the run.
+        name: name of the model, such as "student".
     """
-    lines = {(line.get("kind"), line["step"]): line for line in _lines(path)}
+    every = list(_lines(folder / FILE, log_owner(run, name)))
+    with contextlib.suppress(FileNotFoundError, DamageError):
+        wanted = seal.read(folder / "result.json", {}).get(LOG_LINES)
+        if isinstance(wanted, int) and len(every) < wanted:
+            note(f"{folder / FILE} has {len(every)} lines that can be read, and had {wanted}: its curves have gaps")
+    lines = {(line.get("kind"), line["step"]): line for line in every}
     ordered = [lines[key] for key in sorted(lines, key=lambda key: key[1])]
     return Log(*([line for line in ordered if line.get("kind") == kind] for kind in Log._fields))
 
 
-def _lines(path: Path) -> Iterator[Line]:
+def log_owner(run: str, name: str) -> str:
+    """Return the owner of the lines of a log, see `seal.sealed_line`: the run and the model; of earlier runs none."""
+    return f"{run} {name} " if run else ""
+
+
+def count_lines(folder: Path, run: str, name: str) -> int:
+    """Return the number of lines that can be read in the log of a model; see `read_log`."""
+    return sum(1 for _ in _lines(folder / FILE, log_owner(run, name)))
+
+
+def _run_name(workdir: Path) -> str:
+    """Return the random name of a run; empty: it has none, or its records are lost."""
+    for file in ("config.json", "results.json"):
+        with contextlib.suppress(FileNotFoundError, DamageError):
+            if name := seal.read(workdir / file, {}).get("run"):
+                return str(name)
+    return ""
+
+
+def _lines(path: Path, owner: str) -> Iterator[Line]:
     """Yield the lines of a log that are as they were written.
 
     A killed run may leave half a line, to which a resumed run may have appended. A line that has changed since it was
@@ -72,9 +103,9 @@ def _lines(path: Path) -> Iterator[Line]:
     """
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            line = seal.open_line(text)
+            line = seal.open_line(text, owner)
         except DamageError:
-            note(f"{path}, line {number}, has changed since it was written; it is left out")
+            note(f"{path}, line {number}, has changed since it was written, or is of another model; it is left out")
             continue
         except ValueError:
             continue

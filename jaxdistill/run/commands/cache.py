@@ -45,7 +45,7 @@ from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.run.workdir import check_writable
 from jaxdistill.teachers.cache import entries_needed, parse_encoding, store_folder
-from jaxdistill.teachers.cache_identity import KEY, identity, stream_encoding
+from jaxdistill.teachers.cache_identity import KEY, as_written_before, identity, stream_encoding
 from jaxdistill.teachers.cached_head import describe_head, is_written, write_head
 from jaxdistill.teachers.codec import encoded_fields, encoded_forward, head_arrays, head_shapes
 from jaxdistill.teachers.load import load
@@ -120,15 +120,12 @@ class _Writer:
         size, folder = self.data.with_test[stream].batch_size, store_folder(self.encoding, stream)
         rows = entries_needed(self.data, stream, self.steps)
         about = {
-            "identity": self.identities[stream],
+            "identity": self._identity(folder, stream),
             "classes": self.classes,
             "states": self.states,
             "cost": self._cost(folder),
             **({"head": describe_head(head_shapes(self.outputs))} if self.encoding.features else {}),
         }
-        if self._is_earlier(folder):  # one that hashed the weights alone
-            teacher = {key: x for key, x in self.identities[stream]["teacher"].items() if key != "architecture"}
-            about["identity"] = {**self.identities[stream], "teacher": teacher}
         manifest = StoreManifest(rows, _shard_rows(self.fields[stream], size), self.fields[stream], about)
         try:
             write_manifest(folder, manifest)
@@ -151,12 +148,12 @@ class _Writer:
                 write_shard(folder, manifest, number, columns_of_shard)
         console.print(f"{self.teacher.name:>12}  {stream}: {rows} rows in {folder}")
 
-    def _is_earlier(self, folder: Path) -> bool:
-        """Return True if an earlier version began this store, without a hash of the teacher's architecture."""
+    def _identity(self, folder: Path, stream: str) -> dict[str, Any]:
+        """Return what the outputs of a stream depend on; of a store that an earlier version began, what it recorded."""
         try:
-            return "architecture" not in read_manifest(folder).about["identity"]["teacher"]
-        except (StoreError, DamageError, KeyError, TypeError):
-            return False
+            return as_written_before(self.identities[stream], read_manifest(folder).about["identity"])
+        except (StoreError, DamageError, KeyError, TypeError, AttributeError):
+            return self.identities[stream]
 
     def _cost(self, folder: Path) -> dict[str, Any]:
         """Return the teacher's parameters and FLOPs; a resumed cache keeps the values that it began with."""

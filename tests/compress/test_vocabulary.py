@@ -84,6 +84,14 @@ def test_the_more_frequent_are_kept_first_and_what_must_stay_stays():
         select_tokens(content, counts, most=10)
 
 
+def test_of_equally_frequent_tokens_the_first_are_kept():
+    content = json.loads(wordpiece().to_str())
+    counts = np.ones(len(content["model"]["vocab"]), int)
+    least = set(select_tokens(content, np.zeros_like(counts)))
+    added = set(select_tokens(content, counts, most=len(least) + 3)) - least
+    assert added == set(sorted(set(range(len(counts))) - least)[:3])
+
+
 def test_another_kind_of_tokenizer_is_refused():
     with pytest.raises(ValueError, match="of type 'Unigram' cannot be reduced; supported types: WordPiece, BPE"):
         select_tokens({"model": {"type": "Unigram", "vocab": []}}, np.zeros(3))

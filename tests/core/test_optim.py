@@ -80,3 +80,33 @@ def test_adafactor_limits_the_size_of_an_update():
 def test_what_no_optimiser_takes_is_refused(spec):
     with pytest.raises(ValueError, match="must be at least 0"):
         registry.optimizers.build(spec, "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("sgd(momentum=0.5, nesterov=True)", optax.trace(0.5, True)),
+        ("adamw(b1=0.5, b2=0.6, eps=0.1)", optax.scale_by_adam(0.5, 0.6, 0.1)),
+        ("lion(b1=0.9, b2=0.3)", optax.scale_by_lion(0.9, 0.3)),
+        ("adafactor(decay=0.3, clip=0.0)", optax.scale_by_factored_rms(decay_rate=0.3)),
+        ("muon(b1=0.5, b2=0.6)", optax.scale_by_adam(0.5, 0.6)),  # of a bias
+    ],
+)
+def test_every_coefficient_reaches_the_rule_of_optax(spec, expected):
+    params = {"up/bias": jnp.zeros(7)}
+    direction = optimizer(registry.optimizers.build(spec, "optimizer"), 1.0)
+    state, other = direction.init({"student": params}), expected.init(params)
+    for step in range(4):
+        gradient = {"up/bias": draw(step, 7)}
+        moved, state = direction.update({"student": gradient}, state, {"student": params})
+        wanted, other = expected.update(gradient, other, params)
+        np.testing.assert_allclose(moved["student"]["up/bias"], -wanted["up/bias"], rtol=1e-6)
+
+
+def test_weight_decay_is_for_matrices_alone():
+    shapes = {"kernel": (3, 2), "gate": (3,), "norm/scale": (2, 3), "norm/bias": (2, 3), "embed": (5, 2)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    still = jax.tree.map(jnp.zeros_like, params)
+    for spec in ("sgd(momentum=0.0, weight_decay=0.1)", "adamw(weight_decay=0.1)", "lion(weight_decay=0.1)"):
+        moved, _ = update(spec, params, still)
+        assert {name for name, x in moved.items() if np.any(x)} == {"kernel", "embed"}

@@ -1,5 +1,6 @@
 """One text in two tokenizers: where they meet, what they share, and rows that lose nothing."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,13 @@ def test_rows_that_fill_up_a_batch_count_for_neither(folders, tmp_path):
     assert not batch["mask"][left:].any()
     drawn = Batches(records, batch_size=2, seed=0, transforms=(), rows=slice(2))[0]
     assert {"span", "teacher/span", "teacher/input_ids"} <= set(drawn)
+
+
+def test_a_text_that_the_teacher_cuts_is_not_told_as_cut(folders, tmp_path):
+    spec = f"sentences(tokenizer='{folders['words']}', length=4, teacher='{folders['pairs']}', teacher_length=1)"
+    opened(spec, tmp_path, "letters(size=2)")
+    (file,) = tmp_path.glob("tokens/*/manifest.json")
+    assert json.loads(file.read_text())["cut"] == 0
 
 
 def test_a_teacher_finds_its_own_sentences_beside_the_students(folders, tmp_path):

@@ -9,7 +9,9 @@ import pytest
 import scipy.stats
 
 from jaxdistill.core import collectives, sums
+from jaxdistill.core.types import Outputs
 from jaxdistill.evaluation import metrics
+from jaxdistill.evaluation.evaluator import _cka_metrics
 
 LOGITS = ("student", "teacher")
 METRICS = {  # name -> the arguments it takes
@@ -290,3 +292,13 @@ def test_perplexity_is_the_exponential_of_the_mean_and_adds_up():
     assert one.compute() == pytest.approx(4) and other.compute() == pytest.approx(2)
     assert total.compute() == pytest.approx(8**0.5)
     assert np.isnan(sums.add(*2 * [perplexity(0, 0)]).compute())
+
+
+def test_the_similarity_of_layers_does_not_see_padding():
+    draw = np.random.default_rng(0)
+    rows = {"mask": jnp.ones(12), "attention_mask": jnp.asarray(np.arange(5) < draw.integers(1, 5, (12, 1)), jnp.int32)}
+    states = [jnp.asarray(draw.normal(size=(12, 5, 3)), jnp.float32) for _ in range(2)]
+    other = [x + 9 * (1 - rows["attention_mask"])[..., None] * jnp.asarray(draw.normal(size=x.shape)) for x in states]
+    of = lambda pair: _cka_metrics(*(Outputs(x[:, 0], (x,)) for x in pair), [(0, 0)], rows)["cka/0:0"]
+    found = [float(jax.device_get(of(pair)).compute()) for pair in (states, other)]
+    assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0] != 0

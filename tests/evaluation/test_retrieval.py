@@ -1,10 +1,12 @@
 """Retrieval: numbers by hand, galleries of the whole test set, equal texts, and embeddings that say nothing."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill.core.types import Outputs
 from jaxdistill.evaluation.evaluator import scores, totals
-from jaxdistill.evaluation.retrieval import Retrieval, recalls
+from jaxdistill.evaluation.retrieval import Retrieval, recalls, retrieval
 
 
 def test_by_hand():
@@ -54,3 +56,10 @@ def test_the_candidates_are_those_of_all_batches():
     ]
     assert scores(totals(parts)) == whole and whole["gallery_images"] == 4
     assert whole["image_text_r1"] == 0.5 and whole["image_text_r5"] == 1.0
+
+
+def test_a_padded_text_is_not_one_that_ends_in_the_token_of_padding():
+    rows = {"input_ids": np.int32([[5, 0], [5, 0], [5, 9]]), "attention_mask": np.int32([[1, 1], [1, 0], [1, 0]])}
+    found = retrieval(Outputs(jnp.zeros((3, 3)), embedding=jnp.eye(3), text_embedding=jnp.eye(3)), rows, jnp.ones(3))
+    first, second, third = np.asarray(found.values["tokens"]).tolist()
+    assert first != second == third

@@ -102,6 +102,14 @@ def test_draws_differ_by_key_and_row_and_repeat_themselves():
     assert len({tuple(row) for row in first.tokens.tolist()}) == 4
 
 
+def test_each_token_of_a_text_is_drawn_anew():
+    """A network that says nothing draws every token from the same distribution."""
+    model, params = built()
+    run = jax.jit(functools.partial(generate, model, steps=8, temperature=1.0))
+    found = run(jax.tree.map(jnp.zeros_like, params), jnp.asarray(tokens(3, 3, 64)), np.full(3, 3), KEY)
+    assert all(len(set(row)) > 4 for row in found.tokens.tolist())
+
+
 def test_a_cache_serves_a_model_in_bfloat16():
     model, params = built()
     prompts = tokens(2, 4, 64)
@@ -121,6 +129,7 @@ LOGITS = jnp.log(jnp.asarray([0.5, 0.25, 0.15, 0.1]))
         ({"temperature": 0.5}, [0.25 / 0.345, 0.0625 / 0.345, 0.0225 / 0.345, 0.01 / 0.345]),
         ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
         ({"top_p": 0.5}, [1, 0, 0, 0]),
+        ({"temperature": 0.5, "top_p": 0.8}, [0.8, 0.2, 0, 0]),  # at temperature 1 a third one would stay
         ({"top_p": 0.76}, [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0]),
         ({"top_k": 3, "top_p": 0.8}, [2 / 3, 1 / 3, 0, 0]),  # of what the three hold, two are 0.83
         ({"top_k": 9}, [0.5, 0.25, 0.15, 0.1]),

@@ -165,6 +165,14 @@ def test_a_batch_in_pieces_is_the_whole_batch(example, parts):
     assert_close(got, gradient_of(example.spec))
 
 
+def test_each_piece_draws_dropout_of_its_own():
+    model = registry.models.build("mlp(widths=(32,), classes=5, dropout=0.5)", "")
+    equal = {name: jnp.repeat(x[:1], 8, axis=0) for name, x in batch().items()}
+    params, state = jax.jit(model.init)(KEY, equal)
+    apply = jax.jit(lambda: microbatched(model, 4).apply(params, state, equal, train=True, key=KEY)[0].logits)
+    assert len(np.unique(np.asarray(apply()), axis=0)) == 8
+
+
 def test_the_statistics_of_pieces_add_up_one_after_the_other():
     model, params, state = built("resnet(widths=(4, 8), blocks=1, classes=5)")
     whole = batch()

@@ -156,6 +156,8 @@ def test_a_missing_hash_of_a_selection_is_told(home, tmp_path, capsys):
     data = resolve(alone(home), jax.devices()).data
     subset.check_selection(tmp_path, data, np.arange(3))
     assert capsys.readouterr().err == ""
+    with pytest.raises(ConfigError, match="no longer selects the records that the run"):
+        subset.check_selection(tmp_path, data, np.array([0, 1, 3]))
     (tmp_path / "selection.json").unlink()
     (tmp_path / "student/checkpoints/manifests").mkdir(parents=True)
     (tmp_path / "student/checkpoints/manifests/1.json").touch()

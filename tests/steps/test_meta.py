@@ -14,7 +14,7 @@ from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import row_keys
-from jaxdistill.core.interfaces import Model
+from jaxdistill.core.interfaces import Model, Term
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Outputs, TrainState, Variables
@@ -28,12 +28,19 @@ ALL = "('teachers', 'weights', 'temperature')"
 class World:
     """A step on two perceptrons; plain descent at rate 1, so that a role's change is its gradient."""
 
-    def __init__(self, spec: str, *shape: int, chunks: int = 1, rates: dict[str, float] | None = None):
+    def __init__(
+        self,
+        spec: str,
+        *shape: int,
+        chunks: int = 1,
+        rates: dict[str, float] | None = None,
+        terms: dict[str, WeightedTerm] | None = None,
+    ):
         shape = shape or (8,)
         self.models = perceptron(4, len(shape) > 1), perceptron(5, len(shape) > 1)
         student, teacher = self.models
         self.batch = {"train": rows(0, *shape), "quiz": rows(1, *shape)}
-        terms = {name: WeightedTerm(build_loss(term), weight) for name, (term, weight) in TERMS.items()}
+        terms = terms or {name: WeightedTerm(build_loss(term), weight) for name, (term, weight) in TERMS.items()}
         plain = registry.optimizers.build("sgd(momentum=0.0)", "")
         update = optimizer(plain, 1.0, roles={role: (plain, rate) for role, rate in (rates or {}).items()})
         minimised = objective(terms, registry.fusions["single"](), chunks)
@@ -121,6 +128,22 @@ def test_hypergradients_agree_with_finite_differences_and_with_the_unrolled_step
     assert_close(slope, jax.jit(jax.grad(quiz))(taught), rtol=1e-9, atol=1e-12)
     monkeypatch.setattr(jax, "checkpoint", lambda function, **_: function)
     assert_close(World(f"meta(learns={ALL}, inner_steps=2, inner_lr=0.5)").slope(), slope, rtol=1e-9, atol=1e-12)
+
+
+def test_each_inner_step_draws_anew():
+    """The quiz's slope in the weight of a loss that changes its sign at random: 64 signs nearly cancel each other."""
+
+    def slope(sign) -> float:
+        def apply(params, state, signals, *, key):
+            return sign(key) * signals.student.logits[:, 0], state
+
+        term = WeightedTerm(Term(lambda key, signals: ({}, {}), apply, needs=frozenset({"teacher"})))
+        spec = "meta(learns=('weights',), inner_steps=64, inner_lr=0.0001)"
+        return float(World(spec, 64, terms={"kd": term}).slope()["weights"]["kd"])
+
+    assert abs(slope(lambda key: jax.random.rademacher(key, ()).astype(jnp.float32))) < 0.6 * abs(
+        slope(lambda key: 1.0)
+    )
 
 
 def test_one_inner_step_is_the_mixed_second_derivative(double):

@@ -19,6 +19,7 @@ from jaxdistill.core.optim import optimizer
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.models.generate import Generated, generate
 from jaxdistill.steps.observe import step_key
+from jaxdistill.steps.on_policy import _text_lengths as text_lengths
 from jaxdistill.steps.on_policy import rows_of_samples
 
 KEY = jax.random.key(0)
@@ -143,6 +144,11 @@ def test_texts_are_put_together_and_counted_by_hand():
     assert found["segment_ids"].tolist() == [[1] * 4] * 3  # the student saw the whole of its prompt
     assert found["index"].tolist() == [0, 1, 2]
     assert all(found[name].dtype == rows[name].dtype for name in rows)
+
+
+def test_the_length_of_a_text_is_where_its_last_prediction_ends():
+    mask = jnp.array([[1.0, 1, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 1]])
+    assert text_lengths({"mask": mask}).tolist() == [3, 3, 0, 2, 4]
 
 
 def test_nothing_leaves_the_device_while_the_student_writes():

@@ -171,6 +171,12 @@ def test_tasks_come_one_after_the_other_and_each_is_shuffled_over_and_over():
     assert_same(half[13], {field: x[2:] for field, x in run[13].items()})
 
 
+def test_the_same_records_come_in_another_order_in_each_task():
+    run = batches((GROUPS[0], GROUPS[0]), steps=2, batch_size=10, rows=slice(10))
+    first, second = run[0]["index"].tolist(), run[2]["index"].tolist()
+    assert sorted(first) == sorted(second) and first != second
+
+
 def test_one_task_of_everything_is_the_order_without_tasks():
     whole = Batches(Records(RECORDS, None), **PLAIN)
     for number in (0, 7, 20):

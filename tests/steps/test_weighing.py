@@ -211,6 +211,16 @@ def test_a_step_of_gradnorm_is_that_of_the_algorithm():
         assert_close(state.params["weights"], own)
 
 
+def test_a_term_of_weight_zero_is_in_no_mean_of_gradnorm():
+    terms = {"a": bowl((-1.0, 0.0)), "b": bowl((0.0, 2.0), scale=3.0, floor=1.0)}
+    absent = WeightedTerm(bowl((5.0, 5.0), scale=100.0), 0.0)
+    (alone, _), (beside, _) = (
+        run(world("gradnorm(alpha=1.5)", (1.0, 0.0), each, rate=0.01, weights=0.001), 4)
+        for each in (terms, {**terms, "c": absent})
+    )
+    assert_close(beside.params["weights"][:2], alone.params["weights"])
+
+
 def test_a_term_that_trains_slowly_is_favoured():
     """Both begin with gradients of one size; one of them cannot get better."""
     terms = {"quick": bowl((0.5, 0.5)), "slow": bowl((1.0, 0.0), floor=10.0)}

@@ -137,7 +137,7 @@ def world(spec: str, kind: str, rows: int = 11):
     return model, Variables(louder, state), batch
 
 
-@pytest.mark.sampled("image")
+@pytest.mark.sampled("tokens")
 @pytest.mark.parametrize(("spec", "kind"), [slow(*FAMILIES[0]), *FAMILIES[1:]], ids=[kind for _, kind in FAMILIES])
 def test_a_masks_gradient_is_the_product_of_a_heads_rows_with_their_gradient(spec, kind):
     """Of every row's own loss; and rows that do not count have none."""

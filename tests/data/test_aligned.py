@@ -207,7 +207,7 @@ def test_rows_that_fill_up_a_batch_count_for_neither(folders, tmp_path):
 
 
 def test_a_text_that_the_teacher_cuts_is_not_told_as_cut(folders, tmp_path):
-    spec = f"sentences(tokenizer='{folders['words']}', length=4, teacher='{folders['pairs']}', teacher_length=1)"
+    spec = f"sentences(tokenizer='{folders['words']}', length=30, teacher='{folders['pairs']}', teacher_length=1)"
     opened(spec, tmp_path, "letters(size=2)")
     (file,) = tmp_path.glob("tokens/*/manifest.json")
     assert json.loads(file.read_text())["cut"] == 0

@@ -49,8 +49,7 @@ def fingerprint(text: str) -> str:
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()} ".encode())
+        digest.update(f"{file.name} {seal.sha256_once(file)} ".encode())
     return digest.hexdigest()
 
 

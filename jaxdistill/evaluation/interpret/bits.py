@@ -1,0 +1,108 @@
+"""Measure how many bits of a teacher a model has, beyond the labels and beyond networks that learned from labels alone.
+
+Accuracy and agreement do not tell a distilled network from one that learned from labels; this does. The measure is a
+conditional V-information with linear predictors V: of two ridge regressions of the teacher's centred log-probabilities
+
+    E0    from the label and the log-probabilities of the known networks
+    E1    from the same, and what the model says
+
+the cross-validated residuals are compared: `bits = sum_c 1/2 log2(mean E0_c^2 / mean E1_c^2)` per record. The share of
+a record is its gain in log-likelihood under normal residuals, whose mean over the records is `bits`.
+
+A network that was not trained scores above zero, because its outputs are new to the regression: it is the floor.
+Without known networks, an ordinary control scores high. To tell two teachers apart, students of the other are known.
+
+Sources: Xu et al., A Theory of Usable Information Under Computational Constraints, 2020 (arxiv.org/abs/2002.10689);
+Hewitt et al., Conditional probing, 2021 (arxiv.org/abs/2109.09234); of a record: Ethayarajh et al., Understanding
+Dataset Difficulty with V-Usable Information, 2022 (arxiv.org/abs/2110.08420).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+FOLDS, PENALTY = 5, 3.0
+LEAST = 1e-12  # mean squared residual of a class that is predicted perfectly, relative to its variance
+MOST_COLUMNS = 8192  # of a regression, whose time grows with their cube
+
+
+class Bits(NamedTuple):
+    """Bits of a teacher that a model has beyond what is known, per record.
+
+    total: over all classes
+    low, high: 95 % interval of the total, over the records
+    by_class: of each class's log-probability, `[classes]`; they add up to the total
+    by_record: of each record, `[records]`; their mean is the total
+    """
+
+    total: float
+    low: float
+    high: float
+    by_class: Float[np.ndarray, " classes"]
+    by_record: Float[np.ndarray, " records"]
+
+
+def bits_beyond(
+    teacher: Float[np.ndarray, "records classes"],
+    said: Float[np.ndarray, "records columns"],
+    known: Sequence[Float[np.ndarray, "records _"]],
+    labels: Int[np.ndarray, " records"],
+    seed: int = 0,
+) -> Bits:
+    """Compute how many bits of a teacher's log-probabilities a model predicts beyond what is known.
+
+    Args:
+        teacher: logits of the teacher.
+        said: what the model says: its logits, or the units of a layer.
+        known: logits of networks that learned from labels alone, or from another teacher.
+        labels: class of each record.
+        seed: random seed of the division into folds.
+
+    Raises:
+        ValueError: there are fewer than two records for each fold, or too many columns.
+    """
+    if len(labels) < 2 * FOLDS:
+        raise ValueError(f"{len(labels)} records; at least {2 * FOLDS} are needed")
+    one_hot = np.eye(teacher.shape[1])[labels]
+    before = np.concatenate([one_hot, *map(centred, known)], axis=1)
+    after = np.concatenate([before, np.asarray(said, np.float64)], axis=1)
+    if after.shape[1] > MOST_COLUMNS:
+        raise ValueError(f"{after.shape[1]} classes and units, over all networks; at most {MOST_COLUMNS} are possible")
+    folds = np.random.default_rng(seed).permutation(len(labels)) % FOLDS
+    targets = centred(teacher)
+    squares = [residuals(targets, columns, folds) ** 2 for columns in (before, after)]
+    least = LEAST * targets.var(axis=0) + np.finfo(np.float64).tiny
+    first, second = (np.maximum(each.mean(axis=0), least) for each in squares)
+    by_class = 0.5 * np.log2(first / second)
+    gain = (squares[0] / first - squares[1] / second) / (2 * np.log(2))
+    by_record = (by_class + gain).sum(axis=1)
+    total, error = float(by_class.sum()), 1.96 * float(by_record.std(ddof=1)) / len(labels) ** 0.5
+    return Bits(total, total - error, total + error, by_class, by_record)
+
+
+def centred(logits: Float[np.ndarray, "records classes"]) -> Float[np.ndarray, "records classes"]:
+    """Return log-probabilities minus their mean over the classes, in float64; those of logits are the same."""
+    logits = np.asarray(logits, np.float64)
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+def residuals(
+    targets: Float[np.ndarray, "records classes"],
+    columns: Float[np.ndarray, "records columns"],
+    folds: Int[np.ndarray, " records"],
+) -> Float[np.ndarray, "records classes"]:
+    """Return what a ridge regression leaves of the targets of each fold, fitted on the other folds.
+
+    The columns are standardised; one that is constant in the other folds is left out.
+    """
+    left = np.empty_like(targets)
+    for fold in range(FOLDS):
+        here = folds == fold
+        mean, spread = columns[~here].mean(axis=0), columns[~here].std(axis=0)
+        scaled = (columns - mean) * np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0)
+        middle, x = targets[~here].mean(axis=0), scaled[~here]
+        weights = np.linalg.solve(x.T @ x + PENALTY * np.eye(x.shape[1]), x.T @ (targets[~here] - middle))
+        left[here] = targets[here] - middle - scaled[here] @ weights
+    return left

@@ -1,0 +1,52 @@
+"""Measure what the models of a run have of its teachers: bits beyond the labels, by class and by layer.
+
+jaxdistill explain RUN --reference RUN --reference RUN --reference RUN
+
+Prints a table, and adds a section to RUN/report.html. A reference is a run with the same test records, whose network
+learned from labels alone: its control, or its student if it has no teacher. Give three of them, such as runs of the
+same config with other seeds and without teachers; else even a control seems to know its teacher. With --beyond RUN,
+the student of a run with another teacher is known, too: what remains, this teacher alone has given.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxdistill.run import failures
+from jaxdistill.run.commands.cli import Parser
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command `jaxdistill explain`, and return its exit code.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
+    parser = Parser("jaxdistill explain", __doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run of a classifier with a teacher")
+    parser.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="RUN",
+        type=Path,
+        help="folder of a run on labels alone, with the same test records; default: the control of RUN",
+    )
+    parser.add_argument(
+        "--beyond",
+        action="append",
+        default=[],
+        metavar="RUN",
+        type=Path,
+        help="folder of a run with the same test records and another teacher, whose student is known, too",
+    )
+    parser.add_argument("--trust-source", action="store_true", help="run the Python files that the runs have kept")
+    options = parser.parse_args(argv)
+
+    def work() -> int:
+        from jaxdistill.run.explain import explain  # imports JAX, after the arguments are checked
+
+        sys.stdout.write(explain(options.run, options.reference, options.beyond, options.trust_source))
+        return 0
+
+    return failures.run(work, options.debug)

@@ -1,0 +1,254 @@
+"""Explain what the models of a run have of its teachers: RUN/explanation.json, and a section of the run's page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.interfaces import Model
+from jaxdistill.core.notes import note
+from jaxdistill.core.types import Array, Rows, Variables
+from jaxdistill.data.pipeline import Pipeline
+from jaxdistill.data.stream import evaluation_batches
+from jaxdistill.evaluation.interpret.bits import Bits, bits_beyond
+from jaxdistill.evaluation.report import explanation, page
+from jaxdistill.losses.term import mean_over_positions
+from jaxdistill.models.abstract import has_no_classes, has_pairs
+from jaxdistill.models.combinators import strip_prefix
+from jaxdistill.run import workdir
+from jaxdistill.run.config_files import load_config
+from jaxdistill.run.export_run import check_test_records
+from jaxdistill.run.predict import load, results
+from jaxdistill.run.resolve import Resolved, resolve
+from jaxdistill.teachers.load import load as load_teacher
+
+UNTRAINED_SEED = 2**20  # of the initial values of the untrained network; no run of a study has it
+ENOUGH = 3  # networks trained on labels alone, beside which an ordinary control scores about as an untrained network
+
+
+class Said(NamedTuple):
+    """What a network says of the test records.
+
+    name: "student", "control", "untrained", or the name of a teacher or of another run
+    logits: `[records, classes]`
+    layers: means of its hidden states over positions, each `[records, width]`
+    """
+
+    name: str
+    logits: np.ndarray
+    layers: tuple[np.ndarray, ...]
+
+
+def explain(run: Path, references: Sequence[Path] = (), beyond: Sequence[Path] = (), trust_source: bool = False) -> str:
+    """Measure how many bits of each teacher the models of a run have, and return a table as text.
+
+    Args:
+        run: folder of a finished run of a classifier, with a teacher.
+        references: folders of runs with the same test records, whose networks learned from labels alone (their control,
+            or the student of a run without teachers); none: the control of the run itself.
+        beyond: folders of runs with the same test records, whose students are known, too: those of another teacher, so
+            that only what this teacher alone has given remains.
+        trust_source: execute the Python files that the runs have kept.
+
+    Raises:
+        ConfigError: a folder holds no such run, a run has other test records or no label-trained network, or a model is
+            no classifier of the same classes.
+        DamageError: a file of a run is damaged.
+    """
+    finished = results(run)
+    resolved = _resolved(run, trust_source)
+    if not resolved.teachers:
+        raise ConfigError("RUN", f"the run in {str(run)!r} has no teacher: there is nothing to explain.")
+    check_test_records(finished, resolved.data)
+    trained, labels = {row["name"] for row in finished["rows"]}, labels_of(resolved.data)
+    models = [
+        read_said(run, "student", resolved.data, trust_source=trust_source),
+        *([read_said(run, "control", resolved.data, trust_source=trust_source)] if "control" in trained else []),
+        untrained(run, resolved.data, trust_source),
+    ]
+    known = [_reference(each, finished, trust_source) for each in references]
+    if not references:
+        known = [each for each in models if each.name == "control"]
+        models = [each for each in models if each.name != "control"]
+    if not known:
+        cure = "Name runs of the same network on labels alone, as --reference RUN"
+        raise ConfigError("--reference", f"the run in {str(run)!r} has no control. {cure}.")
+    if len(known) < ENOUGH:
+        number = f"{len(known)} label-trained network{'s are' if len(known) > 1 else ' is'} known"
+        note(f"{number}; name {ENOUGH} by --reference, beside which a network that learned from labels scores little")
+    others = [_student(each, finished, trust_source) for each in beyond]
+    rows = []
+    for name in resolved.teachers:
+        teacher = _teacher(name, resolved, run, trust_source)
+        rows += [_row(teacher, model, [*known, *others], labels) for model in models]
+    content = {
+        "rows": rows,
+        "known": [each.name for each in known],
+        "beyond": [each.name for each in others],
+        "records": len(labels),
+        "classes": list(resolved.data.class_names) or list(map(str, range(models[0].logits.shape[1]))),
+    }
+    with workdir.locked(run, "RUN", "make it writable, or copy it to a place that is"):
+        seal.write(run / explanation.FILE, {**content, "run": finished.get("run", "")})
+        page.write_page(run)
+    return f"{explanation.text_table(content)}\nPage: {run / 'report.html'}\n"
+
+
+def _resolved(run: Path, trust_source: bool) -> Resolved:
+    return resolve(load_config(str(run / "config.json"), trust_source), jax.devices())
+
+
+def _reference(run: Path, finished: Mapping[str, Any], trust_source: bool) -> Said:
+    """Return what the label-trained network of another run says: its control, or its student if it has no teacher.
+
+    Raises:
+        ConfigError: it has none, or other test records or classes.
+    """
+    other = _same_records(run, finished, "--reference")
+    names = {row["name"] for row in other["rows"]}
+    model = "student" if not other["config"]["teachers"] else "control"
+    if model not in names:
+        cure = "Give a run with a control, or one without teachers"
+        raise ConfigError("--reference", f"the run in {str(run)!r} has no network of labels alone. {cure}.")
+    return read_said(run, model, name=str(run), trust_source=trust_source)
+
+
+def _student(run: Path, finished: Mapping[str, Any], trust_source: bool) -> Said:
+    """Return what the student of another run says, whatever it has learned from.
+
+    Raises:
+        ConfigError: the run has other test records or classes.
+    """
+    _same_records(run, finished, "--beyond")
+    return read_said(run, name=str(run), trust_source=trust_source)
+
+
+def _same_records(run: Path, finished: Mapping[str, Any], option: str) -> Mapping[str, Any]:
+    """Return the results of a run, after checking that it has the test records and the classes of another one."""
+    other = results(run)
+    for key, what in (("test_records", "other test records"), ("class_names", "other classes")):
+        if (other.get(key) or "") != (finished.get(key) or ""):
+            raise ConfigError(option, f"the run in {str(run)!r} has {what}. Give a run on the same records.")
+    return other
+
+
+def read_said(
+    run: Path, model: str = "student", data: Pipeline | None = None, name: str = "", trust_source: bool = False
+) -> Said:
+    """Return what a model of a run says of all test records.
+
+    Args:
+        run: folder of the run.
+        model: "student", "control" or "teachers/NAME".
+        data: data pipeline of the run; None: that of its config.
+        name: name of the model in tables; empty: `model`.
+        trust_source: execute the Python file that the run has kept.
+
+    Raises:
+        ConfigError: there is no such model, or it is no classifier of records.
+    """
+    predictor = load(run, model, trust_source)
+    return _said(name or model, predictor.model, predictor.variables, data or _resolved(run, trust_source).data)
+
+
+def untrained(run: Path, data: Pipeline | None = None, trust_source: bool = False) -> Said:
+    """Return what the student of a run says with random weights; the arguments are those of `read_said`."""
+    data, model = data or _resolved(run, trust_source).data, load(run, "student", trust_source).model
+    rows = {name: jnp.zeros(x.shape, x.dtype) for name, x in data.shapes["train"].items()}
+    initial = Variables(*jax.jit(model.init)(jax.random.key(UNTRAINED_SEED), rows))
+    return _said("untrained", model, initial, data)
+
+
+def _teacher(name: str, resolved: Resolved, run: Path, trust_source: bool) -> Said:
+    """Return what a teacher says; it is read from the run if that has trained it, else from its checkpoint."""
+    if resolved.teachers[name].trained_here:
+        return read_said(run, f"teachers/{name}", resolved.data, f"teacher {name}", trust_source)
+    teacher = resolved.live_teacher(name, alone=True)
+    values = load_teacher(teacher, resolved.data.shapes["train"])
+    return _said(f"teacher {name}", teacher.network, values, resolved.data, teacher.prefix)
+
+
+def _said(name: str, model: Model, variables: Variables, data: Pipeline, prefix: str = "") -> Said:
+    """Return what a model says of all test records.
+
+    Args:
+        name: its name, for messages.
+        model: the model.
+        variables: its parameters and state.
+        data: the data pipeline of its run.
+        prefix: prefix of the batch fields that the model reads.
+
+    Raises:
+        ConfigError: it is no classifier of records, or a logit is not finite.
+    """
+    records, parts = data.open(data.test), []
+    compute = _program(model, prefix, name)
+    for batch in evaluation_batches(
+        records, batch_size=data.test.batch_size, rows=slice(None), transforms=data.test.transforms
+    ):
+        parts.append(jax.device_get(compute(variables, jax.tree.map(jnp.asarray, batch))))
+    logits, *layers = (np.concatenate(each)[: len(records)] for each in zip(*parts, strict=True))
+    if not np.isfinite(logits).all():
+        raise ConfigError("RUN", f"{name}: a logit is not finite, as of a class that a network does not know.")
+    return Said(name, logits, tuple(layers))
+
+
+def _program(model: Model, prefix: str, name: str) -> Callable[[Variables, Rows], list[Array]]:
+    """Return the compiled function `(variables, batch) -> [logits, means of hidden states over positions]`."""
+
+    def run(variables: Variables, rows: Rows) -> list[Array]:
+        rows = strip_prefix(rows, prefix) if prefix else rows
+        out, _ = model.apply(variables.params, variables.state, rows, train=False, key=jax.random.key(0))
+        if has_pairs(out) or has_no_classes(out) or out.logits.ndim != 2:
+            raise ConfigError("RUN", f"{name} gives no class for each record. Only classifiers are explained.")
+        states = [x for x in out.hidden_states if x is not None]
+        pooled = [mean_over_positions(x, rows, batch_dims=1, trailing=1).astype(jnp.float32) for x in states]
+        return [out.dense().logits.astype(jnp.float32), *pooled]
+
+    return jax.jit(run)
+
+
+def labels_of(data: Pipeline) -> np.ndarray:
+    """Return the class of each test record.
+
+    Raises:
+        ConfigError: the records have none.
+    """
+    records = data.open(data.test)
+    columns = records.take(np.arange(len(records)))
+    if "label" not in columns or columns["label"].ndim != 1:
+        raise ConfigError("RUN", "the test records have no class each. Only classifiers are explained.")
+    return columns["label"]
+
+
+def _row(teacher: Said, model: Said, known: Sequence[Said], labels: np.ndarray) -> dict[str, Any]:
+    """Return what a model has of a teacher, as an entry of explanation.json.
+
+    Raises:
+        ConfigError: the networks have different numbers of classes, or there are too few records.
+    """
+    classes = teacher.logits.shape[1]
+    if other := [each.name for each in (model, *known) if each.logits.shape[1] != classes]:
+        raise ConfigError("RUN", f"{teacher.name} has {classes} classes, and {other[0]} has others.")
+    logits = [each.logits for each in known]
+    try:
+        bits = bits_beyond(teacher.logits, model.logits, logits, labels)
+        layers = [bits_beyond(teacher.logits, layer, logits, labels) for layer in model.layers]
+    except ValueError as error:
+        raise ConfigError("RUN", f"{teacher.name}: {error}.") from None
+    return {
+        "teacher": teacher.name,
+        "model": model.name,
+        **_rounded(bits),
+        "by_class": [round(float(x), 4) for x in bits.by_class],
+        "by_layer": [_rounded(each) for each in layers],
+    }
+
+
+def _rounded(bits: Bits) -> dict[str, float]:
+    return {"bits": round(bits.total, 4), "low": round(bits.low, 4), "high": round(bits.high, 4)}

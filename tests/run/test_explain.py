@@ -1,0 +1,119 @@
+"""`jaxdistill explain`: bits of the teacher, beside control and untrained network, in a table and on the page."""
+
+import numpy as np
+import own_runs
+import pytest
+from own_runs import QUIET, command
+
+import jaxdistill
+from jaxdistill import differ, make
+from jaxdistill.core import seal
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.registry import datasets
+from jaxdistill.evaluation.report import explanation
+from jaxdistill.run.explain import explain
+
+MODEL = {"model": "mlp(widths=(16,), classes=5)"}
+
+
+@datasets.register
+def directions(split: str, seed: int = 0):
+    """Points of eight numbers, of the class with the nearest of five directions; a third of the labels is wrong."""
+    draw = np.random.default_rng((seed, len(split)))
+    points = draw.normal(size=(400, 8)).astype(np.float32)
+    labels = (points @ np.random.default_rng(0).normal(size=(8, 5))).argmax(1)
+    labels = np.where(draw.random(400) < 1 / 3, draw.integers(0, 5, 400), labels)
+    return [{"image": x, "label": int(y)} for x, y in zip(points, labels, strict=True)]
+
+
+def config_of(**more):
+    plain = {
+        "steps": 300,
+        "batch_size": 50,
+        "student": MODEL,
+        "teachers": {"big": {"model": "mlp(widths=(32,), classes=5)", "steps": 300}},
+        "objective": {"kd": {"term": "kd(temperature=4.0)"}},
+        "optimizer": "adamw()",
+        "rate": 0.01,
+        "data": {"name": "directions"},
+        "evaluate": {"every": 300, "batch_size": 100, "layers": ()},
+        "logging": {"tensorboard": False},
+        "mesh": {"data": 1},
+    }
+    return make(**plain | more)
+
+
+@pytest.fixture(scope="module")
+def made(home):
+    """Runs with a teacher, with another teacher, and three on labels alone."""
+    alone = config_of(teachers={}, objective={"cross_entropy": {}})
+    configs = {"taught": config_of(), "other": config_of(seed=9)}
+    configs |= {str(seed): differ(alone, seed=seed) for seed in (1, 2, 3)}
+    for name, config in configs.items():
+        jaxdistill.distill(config, home / name, QUIET)
+    return home
+
+
+def test_the_student_has_more_bits_than_its_control_and_an_untrained_network(made, capsys):
+    words = [word for n in (1, 2, 3) for word in ("--reference", made / str(n))]
+    assert command("explain", made / "taught", *words) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and "untrained (floor)" in said.out and "95 % interval" in said.out
+    content = seal.read(made / "taught" / explanation.FILE, explanation.TYPES, required=True)
+    bits = {row["model"]: row["bits"] for row in content["rows"]}
+    assert list(bits) == ["student", "control", "untrained"]
+    assert bits["student"] > 2 * max(bits["control"], bits["untrained"], 0.1)
+    for row in content["rows"]:
+        assert sum(row["by_class"]) == pytest.approx(row["bits"], abs=1e-3) and len(row["by_layer"]) == 1
+    page = (made / "taught" / "report.html").read_text()
+    assert "What arrived of the teacher, in bits" in page and "3 networks that learned from labels alone" in page
+    first = seal.sha256(made / "taught" / explanation.FILE)
+    command("explain", made / "taught", *words)
+    assert seal.sha256(made / "taught" / explanation.FILE) == first
+    command("explain", made / "taught", *words, "--beyond", made / "other")
+    beyond = seal.read(made / "taught" / explanation.FILE, explanation.TYPES)
+    assert beyond["rows"][0]["bits"] < bits["student"] and beyond["beyond"] == [str(made / "other")]
+
+
+def test_without_references_the_control_is_known(made, capsys):
+    explain(made / "taught")
+    assert "1 label-trained network is known; name 3 by --reference" in capsys.readouterr().err
+    content = seal.read(made / "taught" / explanation.FILE, explanation.TYPES)
+    assert content["known"] == ["control"] and [row["model"] for row in content["rows"]] == ["student", "untrained"]
+
+
+def test_a_changed_explanation_is_told_and_left_out(made, capsys):
+    file = made / "taught" / explanation.FILE
+    explain(made / "taught")
+    kept = file.read_text()
+    file.write_text(kept.replace('"records": 400', '"records": 401'))
+    capsys.readouterr()
+    assert explanation.read(made / "taught") == {}
+    assert capsys.readouterr().err.startswith(f"note: {file} has changed since it was written")
+    file.write_text(kept)
+
+
+def other_records(folder):
+    """The folder of a run on other test records."""
+    data = {"name": "directions(seed=1)"}
+    config = differ(config_of(teachers={}, objective={"cross_entropy": {}}, steps=1), data=data)
+    jaxdistill.distill(config, folder / "run", QUIET)
+    return folder / "run"
+
+
+def test_what_cannot_be_explained_is_one_line(made, tmp_path):
+    taught, alone = made / "taught", made / "1"
+    for run, references, said in (
+        (alone, (), "has no teacher: there is nothing to explain"),
+        (made, (), "holds no finished run"),
+        (taught, (made / "nothing",), "holds no finished run"),
+        (taught, (other_records(tmp_path),), "--reference: .* has other test records"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            explain(run, references)
+
+
+def test_only_classifiers_are_explained(home, tmp_path):
+    jaxdistill.distill(own_runs.config_of("decoder", home), tmp_path, QUIET)
+    with pytest.raises(ConfigError, match="Only classifiers are explained"):
+        explain(tmp_path)

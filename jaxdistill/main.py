@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "write a trained model for ONNX Runtime, OpenVINO, XLA ..., and measure the file on the test records",
     "compare": "make one page of any finished runs",
     "explain": "measure how many bits of its teachers a model has, beyond the labels, by class and by layer",
+    "graph": "write the relations between classes that a model sees, as a graph that losses can read",
     "list": "name the losses, fusions, steps, models, data sets, presets, ... with their arguments",
     "cache": "write the outputs of teachers to disk once, so that runs need no teacher in memory",
     "plan": "compile a training step for hardware you do not have: does it fit, and what does it cost?",

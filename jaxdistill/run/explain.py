@@ -16,7 +16,9 @@ from jaxdistill.core.types import Array, Rows, Variables
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.data.stream import evaluation_batches
 from jaxdistill.evaluation.interpret.bits import Bits, bits_beyond
+from jaxdistill.evaluation.interpret.relations import edges, nearest, relations, share_kept
 from jaxdistill.evaluation.report import explanation, page
+from jaxdistill.losses.relations.class_graph import Graph, write_graph
 from jaxdistill.losses.term import mean_over_positions
 from jaxdistill.models.abstract import has_no_classes, has_pairs
 from jaxdistill.models.combinators import strip_prefix
@@ -82,12 +84,14 @@ def explain(run: Path, references: Sequence[Path] = (), beyond: Sequence[Path] =
         number = f"{len(known)} label-trained network{'s are' if len(known) > 1 else ' is'} known"
         note(f"{number}; name {ENOUGH} by --reference, beside which a network that learned from labels scores little")
     others = [_student(each, finished, trust_source) for each in beyond]
-    rows = []
+    rows, related = [], {}
     for name in resolved.teachers:
         teacher = _teacher(name, resolved, run, trust_source)
         rows += [_row(teacher, model, [*known, *others], labels) for model in models]
+        related[teacher.name] = nearest(relations(teacher.logits, labels))
     content = {
         "rows": rows,
+        "relations": related,
         "known": [each.name for each in known],
         "beyond": [each.name for each in others],
         "records": len(labels),
@@ -241,10 +245,13 @@ def _row(teacher: Said, model: Said, known: Sequence[Said], labels: np.ndarray) 
         layers = [bits_beyond(teacher.logits, layer, logits, labels) for layer in model.layers]
     except ValueError as error:
         raise ConfigError("RUN", f"{teacher.name}: {error}.") from None
+    of_teacher, of_model = (nearest(relations(each.logits, labels)) for each in (teacher, model))
     return {
         "teacher": teacher.name,
         "model": model.name,
         **_rounded(bits),
+        "relations": of_model,
+        "relations_kept": round(share_kept(of_teacher, of_model), 4),
         "by_class": [round(float(x), 4) for x in bits.by_class],
         "by_layer": [_rounded(each) for each in layers],
     }
@@ -252,3 +259,27 @@ def _row(teacher: Said, model: Said, known: Sequence[Said], labels: np.ndarray) 
 
 def _rounded(bits: Bits) -> dict[str, float]:
     return {"bits": round(bits.total, 4), "low": round(bits.low, 4), "high": round(bits.high, 4)}
+
+
+def write_relations(run: Path, model: str, file: Path, number: int, trust_source: bool = False) -> int:
+    """Write the relations between classes that a model of a run sees, as a graph file, and return their number.
+
+    Args:
+        run: folder of a finished run of a classifier.
+        model: "student", "control" or "teachers/NAME".
+        file: the file to write.
+        number: relations of each class.
+        trust_source: execute the Python file that the run has kept.
+
+    Raises:
+        ConfigError: there is no such model, it is no classifier of records, or the file cannot be written.
+    """
+    data = _resolved(run, trust_source).data
+    check_test_records(results(run), data)
+    strengths = relations(read_said(run, model, data, trust_source=trust_source).logits, labels_of(data))
+    found, names = edges(strengths, number), data.class_names or tuple(map(str, range(len(strengths))))
+    try:
+        write_graph(file, Graph(tuple(names), found))
+    except OSError as error:
+        raise ConfigError("--out", f"{str(file)!r} cannot be written ({error}). Choose another file.") from None
+    return len(found)

@@ -11,6 +11,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import datasets
 from jaxdistill.evaluation.report import explanation
+from jaxdistill.losses.relations.class_graph import read_graph
 from jaxdistill.run.explain import explain
 
 MODEL = {"model": "mlp(widths=(16,), classes=5)"}
@@ -65,7 +66,11 @@ def test_the_student_has_more_bits_than_its_control_and_an_untrained_network(mad
     assert bits["student"] > 2 * max(bits["control"], bits["untrained"], 0.1)
     for row in content["rows"]:
         assert sum(row["by_class"]) == pytest.approx(row["bits"], abs=1e-3) and len(row["by_layer"]) == 1
+        assert [len(each) for each in row["relations"]] == [2] * 5 and 0 <= row["relations_kept"] <= 1
+    kept = {row["model"]: row["relations_kept"] for row in content["rows"]}
+    assert kept["student"] > kept["untrained"] + 0.1
     page = (made / "taught" / "report.html").read_text()
+    assert "Which classes are related" in page and f"({100 * kept['student']:.0f} %)" in page
     assert "What arrived of the teacher, in bits" in page and "3 networks that learned from labels alone" in page
     first = seal.sha256(made / "taught" / explanation.FILE)
     command("explain", made / "taught", *words)
@@ -117,3 +122,19 @@ def test_only_classifiers_are_explained(home, tmp_path):
     jaxdistill.distill(own_runs.config_of("decoder", home), tmp_path, QUIET)
     with pytest.raises(ConfigError, match="Only classifiers are explained"):
         explain(tmp_path)
+
+
+def test_relations_are_written_as_a_graph_that_a_loss_reads(made, tmp_path, capsys):
+    file = tmp_path / "relations.json"
+    assert command("graph", made / "taught", "--model", "teachers/big", "--out", file) == 0
+    graph = read_graph(file)
+    assert f"{len(graph.edges)} relations are in" in capsys.readouterr().out
+    assert graph.names == ("0", "1", "2", "3", "4") and 8 <= len(graph.edges) <= 10
+    for words, said in (
+        (("--out", tmp_path), "is a folder. Choose a file"),
+        (("--out", tmp_path / "file" / "x.json"), "cannot be written"),
+        (("--out", file, "--nearest", "0"), "--nearest: 0 relations; give 1 or more"),
+        (("--out", file, "--model", "big"), "there is no 'big'"),
+    ):
+        (tmp_path / "file").touch()
+        assert command("graph", made / "taught", *words) == 2 and said in capsys.readouterr().err

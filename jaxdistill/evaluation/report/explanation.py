@@ -1,25 +1,38 @@
-"""The section of a page about what arrived of a teacher: `explanation.json`, as a table and in plain words."""
+"""The sections of a page about what arrived of a teacher: `explanation.json` as tables, a figure and plain words."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import DamageError
 from jaxdistill.core.notes import note_damage
+from jaxdistill.evaluation.interpret.relations import number_of
 from jaxdistill.evaluation.report import tables
+from jaxdistill.evaluation.report.drawing import svg
+from jaxdistill.evaluation.report.figures import STUDENT
 from jaxdistill.evaluation.report.formats import aligned
-from jaxdistill.evaluation.report.layout import section
+from jaxdistill.evaluation.report.layout import figure, section
 from jaxdistill.evaluation.report.markup import Markup, join
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FILE = "explanation.json"
 TYPES: seal.JsonTypes = {
     "rows": list[dict],
+    "relations": dict[str, list],
     "known": list[str],
     "beyond": list[str],
     "records": int,
     "classes": list[str],
 }
+DRAWN = 40  # classes; the names of more would cover each other
+RELATIONS = (
+    "A class's nearest ones are those with the largest mean probability, at temperature 4, where the class is right. "
+    "Networks that learned from the same labels share many of these relations: compare the student with its control."
+)
 MEANING = (
     "Bits per record: how much better a linear rule guesses the teacher's log-probabilities of all classes once it "
     "sees what the model says, beside the label and {known}. By one bit, the error of one of these numbers is halved. "
@@ -50,15 +63,28 @@ def cells(content: Mapping[str, Any]) -> list[list[str]]:
         content: the content of `explanation.json`.
     """
     layers = range(max((len(row["by_layer"]) for row in content["rows"]), default=0))
-    heading = ["teacher", "model", "bits", "95 % interval", *(f"layer {number}" for number in layers)]
+    heading = [
+        "teacher",
+        "model",
+        "bits",
+        "95 % interval",
+        _kept_title(content),
+        *(f"layer {number}" for number in layers),
+    ]
     lines = [heading]
     for row in content["rows"]:
         by_layer = [f"{each['bits']:.2f}" for each in row["by_layer"]]
+        kept = f"{100 * row['relations_kept']:.0f} %"
         interval = f"{row['low']:.2f} to {row['high']:.2f}"
         name = f"{row['model']} (floor)" if row["model"] == "untrained" else row["model"]
         by_layer += [""] * (len(layers) - len(by_layer))
-        lines.append([row["teacher"].removeprefix("teacher "), name, f"{row['bits']:.2f}", interval, *by_layer])
+        lines.append([row["teacher"].removeprefix("teacher "), name, f"{row['bits']:.2f}", interval, kept, *by_layer])
     return lines
+
+
+def _kept_title(content: Mapping[str, Any]) -> str:
+    others = len(content["classes"]) - 1
+    return f"relations kept (chance {100 * number_of(others + 1) / max(others, 1):.0f} %)"
 
 
 def by_class(content: Mapping[str, Any]) -> list[list[str]]:
@@ -89,8 +115,62 @@ def text_table(content: Mapping[str, Any]) -> str:
     return f"{aligned(cells(content))}\n{meaning(content)}"
 
 
+def relation_cells(content: Mapping[str, Any], teacher: str) -> list[list[str]]:
+    """Format the relations of a teacher as rows of text: the nearest classes of each, and those that each model has.
+
+    Args:
+        content: the content of `explanation.json`.
+        teacher: name of the teacher.
+    """
+    names, of_teacher = content["classes"], content["relations"][teacher]
+    rows = [row for row in content["rows"] if row["teacher"] == teacher]
+    listed = lambda numbers: ", ".join(names[number] for number in numbers) or "–"
+    lines = [["class", "nearest to the teacher", *(f"also to the {row['model']}" for row in rows)]]
+    for number, wanted in enumerate(of_teacher):
+        kept = [listed([each for each in wanted if each in row["relations"][number]]) for row in rows]
+        lines.append([names[number], listed(wanted), *kept])
+    return lines
+
+
+def network(content: Mapping[str, Any], teacher: str) -> Markup:
+    """Draw the relations of a teacher between classes: those that the student has, and those that it lacks.
+
+    Args:
+        content: the content of `explanation.json`.
+        teacher: name of the teacher.
+    """
+    names, of_teacher = content["classes"], content["relations"][teacher]
+    (student,) = (row for row in content["rows"] if row["teacher"] == teacher and row["model"] == "student")
+    angles = [2 * math.pi * number / len(names) for number in range(len(names))]
+    places = [(math.sin(angle), math.cos(angle)) for angle in angles]
+
+    def draw(canvas: "Figure") -> None:
+        axes = canvas.subplots()
+        for number, wanted in enumerate(of_teacher):
+            for other in wanted:
+                has = other in student["relations"][number]
+                line = {"color": STUDENT, "zorder": 2} if has else {"color": "#bbbbbb", "linestyle": "--", "zorder": 1}
+                bent = {"connectionstyle": "arc3,rad=0.15"}  # so that two opposite arrows do not cover each other
+                arrow = {"arrowstyle": "->", "shrinkA": 4, "shrinkB": 4, **bent, **line}
+                axes.annotate("", places[other], places[number], arrowprops=arrow)
+        for (x, y), name in zip(places, names, strict=True):
+            axes.plot(x, y, "o", color="#333333", markersize=4)
+            side = "center" if abs(x) < 0.1 else ("left" if x > 0 else "right")
+            axes.text(1.12 * x, 1.12 * y, name, ha=side, va="center")
+        axes.set(xlim=(-1.9, 1.9), ylim=(-1.3, 1.3))
+        axes.set_axis_off()
+
+    kept = f"{100 * student['relations_kept']:.0f} %"
+    return figure(
+        "Relations between classes",
+        f"An arrow leads to a class that {teacher} takes for one of the likeliest mistakes. Orange: the student "
+        f"does so, too ({kept}); grey: it does not.",
+        svg(draw, (4.8, 3.6), f"Relations between classes of {teacher}; the student has {kept} of them."),
+    )
+
+
 def bits(content: Mapping[str, Any]) -> Markup:
-    """Return the page section with the bits of each model and of each class; empty without an explanation.
+    """Return the page section with the bits of each model, of each class and of each layer; empty without any.
 
     Args:
         content: what `read` returns.
@@ -100,3 +180,17 @@ def bits(content: Mapping[str, Any]) -> Markup:
     (heading, *lines), (names, *classes) = cells(content), by_class(content)
     shown = join((tables.plain_table(heading, lines), tables.plain_table(names, classes)))
     return section("What arrived of the teacher, in bits", shown, meaning(content))
+
+
+def relations(content: Mapping[str, Any]) -> Markup:
+    """Return the page section with the relations of each teacher between classes; empty without an explanation.
+
+    Args:
+        content: what `read` returns.
+    """
+    parts: list[Markup] = []
+    for teacher in content.get("relations", ()):
+        heading, *lines = relation_cells(content, teacher)
+        drawn = [network(content, teacher)] if len(content["classes"]) <= DRAWN else []
+        parts += [*drawn, tables.plain_table(heading, lines)]
+    return section("Which classes are related, to the teacher and to the student", join(parts), RELATIONS)

@@ -58,6 +58,7 @@ def render(results: Mapping[str, Any], logs: Mapping[str, Log], explained: Mappi
         records(results),
         transfer(results),
         explanation.bits(explained),
+        explanation.relations(explained),
         confusion(results),
         examples(results),
         progress(logs, styles),

@@ -59,3 +59,15 @@ def test_a_manifest_whose_values_have_other_types_counts_as_damaged(folder, wron
     content.pop("seal")  # as an earlier version wrote it
     file.write_text(json.dumps(content))
     assert list(manifests(folder)) == [30]
+
+
+def test_a_manifest_with_hashes_of_files_is_one_of_an_earlier_version(folder):
+    file = folder / "manifests" / "40.json"
+    content = json.loads(file.read_text())
+    arrays = {name: entry[:2] for name, entry in content["arrays"].items()}
+    earlier = {"arrays": arrays, "metrics": content["metrics"], "files": {"d/x": [17, "0" * 64]}}
+    file.write_text(json.dumps(earlier))
+    assert list(manifests(folder)) == [30, 40]
+    for wrong in ([17], [17, "0" * 64, 1], 17):
+        file.write_text(json.dumps({**earlier, "files": {"d/x": wrong}}))
+        assert list(manifests(folder)) == [30]

@@ -9,9 +9,10 @@ import pytest
 import scipy.stats
 
 from jaxdistill.core import collectives, sums
+from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Outputs
 from jaxdistill.evaluation import metrics
-from jaxdistill.evaluation.evaluator import _cka_metrics
+from jaxdistill.evaluation.evaluator import ANSWERS, _cka_metrics, evaluator
 
 LOGITS = ("student", "teacher")
 METRICS = {  # name -> the arguments it takes
@@ -302,3 +303,15 @@ def test_the_similarity_of_layers_does_not_see_padding():
     of = lambda pair: _cka_metrics(*(Outputs(x[:, 0], (x,)) for x in pair), [(0, 0)], rows)["cka/0:0"]
     found = [float(jax.device_get(of(pair)).compute()) for pair in (states, other)]
     assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0] != 0
+
+
+def test_an_evaluation_of_texts_has_the_likelihood_of_each_row():
+    draw = np.random.default_rng(0)
+    logits, labels = jnp.asarray(draw.normal(size=(3, 4, 5)), jnp.float32), jnp.asarray(draw.integers(0, 5, (3, 4)))
+    model = Model(lambda key, batch: ({}, {}), lambda p, s, batch, *, train, key: (Outputs(batch["x"], ()), s))
+    mask = jnp.asarray([[1.0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
+    rows = {"x": logits, "label": labels, "mask": mask}
+    found = evaluator(model, (), None, ())({"student": {}}, {"student": {}}, (), rows)[ANSWERS]
+    nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(labels)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(found.values["nll_sum"], (nll * mask).sum(1), rtol=1e-5)
+    assert found.values["tokens"].tolist() == [4, 1, 0] and np.asarray(found.mask).tolist() == [True, True, False]

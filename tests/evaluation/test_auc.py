@@ -51,10 +51,10 @@ def test_a_file_has_its_own():
 
 
 def test_an_evaluation_ranks_by_the_difference_of_the_logits():
-    logits = np.float32([[5, 5.5], [0, 1], [3, 1], [9, 8]])
+    logits = np.float32([[5, 5.5], [0, 1], [3, 1], [9, 10]])  # their AUC: 0.625
     label = np.array([1, 0, 0, 1])
     model = Model(lambda key, batch: ({}, {}), lambda p, s, batch, *, train, key: (Outputs(batch["x"], ()), s))
     rows = {"x": jnp.asarray(logits), "label": jnp.asarray(label), "mask": jnp.ones(4)}
     found = evaluator(model, (), None, ())({"student": {}}, {"student": {}}, (), rows)
     expected = by_pairs(logits[:, 1] - logits[:, 0], label)
-    assert scores({"auc": found["auc"]})["auc"] == expected != by_pairs(logits[:, 1], label)
+    assert scores({"auc": found["auc"]})["auc"] == expected == 0.625 != by_pairs(logits[:, 1], label)

@@ -104,6 +104,7 @@ def test_a_wrong_line_is_named(mistake):
         ("table(path='large.csv', features='x')", "record 1: 'x' is '1e39', not a finite number in float32"),
         ("table(path='a.csv', features='text')", "record 0: 'text' is 'say"),
         ("table(path='a.npz', features='x', label='y')", "all arrays must have one row for each record"),
+        ("table(path='c.npz', features='x')", "c.npz: 'x' has the shape [3, 0]: its records are empty."),
         ("table(path='b.npz', features='x')", "is not an npz file of plain arrays"),
         ("table(path='broken.parquet', text='x')", "broken.parquet: "),
         ("table(path='{split}.tsv', text='x')", "there is no 'train.tsv', for the training records"),
@@ -116,6 +117,7 @@ def test_what_cannot_be_read_is_said(spec, said):
     Path("blank.csv").write_text("kind, text\na,b\n")
     Path("large.csv").write_text("x\n1\n1e39\n")
     np.savez("a.npz", x=np.zeros((3, 2)), y=np.zeros(4))
+    np.savez("c.npz", x=np.zeros((3, 0)))
     np.savez("b.npz", x=np.array([{}], dtype=object))
     Path("broken.parquet").write_bytes(b"PAR1 nothing PAR1")
     assert said in refusal(spec).message

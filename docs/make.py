@@ -82,7 +82,7 @@ def page(kind: str, name: str, factory: Any, results: dict[str, list[float]]) ->
     if any(arm.endswith(f"/{name}") for arm in results):
         lines += [f"**Result.** {_result(name, results)}", ""]
     body = re.sub(r"(?m)^(?! {4})(.+)\n(?= {4})", r"\1\n\n", body)  # else Markdown takes a block for a paragraph
-    body = re.sub(r"(?m)^(?! {4}).+", lambda line: LINK.sub(r"[\1](https://\1)", line[0]), body)  # not inside blocks
+    body = re.sub(r"(?m)^(?! {4}).+", lambda line: LINK.sub(r"<https://\1>", line[0]), body)  # not inside blocks
     lines += [body, "", "## Arguments", "", "```python", _signature(name, factory), "```", ""]
     lines += ["```text", inspect.cleandoc(factory.__doc__ or ""), "```", ""]
     return "\n".join([*lines, f"Source: [`{_source(factory)}`](../../{_source(factory)})", ""])

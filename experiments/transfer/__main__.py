@@ -29,8 +29,7 @@ from jaxdistill.evaluation.report.formats import aligned
 from jaxdistill.losses.logits.kd import kd
 from jaxdistill.losses.term import stateless
 from jaxdistill.run.config import differ, make
-from jaxdistill.run.explain import labels_of, read_said, untrained
-from jaxdistill.run.resolve import resolve
+from jaxdistill.run.explain import outputs_of, untrained
 from jaxdistill.run.study import quality_text, run_or_resume
 
 TEACHER = {"model": "resnet(widths=(16, 32, 64, 128), blocks=1, classes=10)"}
@@ -86,22 +85,21 @@ def arms(workdir: Path):
 
 def bits_of_seed(seed: int, seeds: range, folder: Callable[[str, int], Path], workdir: Path) -> dict[str, float]:
     """Return the bits of the first teacher that each network of a seed has."""
-    say = lambda arm, number=seed, model="student": read_said(folder(arm, number), model).logits
+    logits = lambda arm, number=seed, model="student": outputs_of(folder(arm, number), model).logits
     kd_arm, twin, other = "kd, T = 4", "shuffled in classes, T = 4 (twin)", "another teacher, T = 4"
-    labels = labels_of(resolve(base(), jax.devices()).data)
-    known = [read_said(workdir / f"labels-{number}").logits for number in KNOWN]
-    beyond = [*known, *(say(other, number) for number in seeds if number != seed)]
-    teacher = read_said(workdir / "first").logits
-    of = lambda logits, known=known: bits_beyond(teacher, logits, known, labels).total
+    known = [outputs_of(workdir / f"labels-{number}").logits for number in KNOWN]
+    beyond = [*known, *(logits(other, number) for number in seeds if number != seed)]
+    teacher = outputs_of(workdir / "first")
+    of = lambda logits, known=known: bits_beyond(teacher.logits, logits, known, teacher.labels).total
     return {
-        kd_arm: of(say(kd_arm)),
-        "kd, T = 1": of(say("kd, T = 1")),
-        twin: of(say(twin)),
-        other: of(say(other)),
-        "labels": of(say(kd_arm, model="control")),
+        kd_arm: of(logits(kd_arm)),
+        "kd, T = 1": of(logits("kd, T = 1")),
+        twin: of(logits(twin)),
+        other: of(logits(other)),
+        "labels": of(logits(kd_arm, model="control")),
         "untrained (floor)": of(untrained(folder(kd_arm, seed)).logits),
-        f"{kd_arm}, beyond students of the other teacher": of(say(kd_arm), beyond),
-        "another teacher's student, beyond its likes": of(say(other), beyond),
+        f"{kd_arm}, beyond students of the other teacher": of(logits(kd_arm), beyond),
+        "another teacher's student, beyond its likes": of(logits(other), beyond),
     }
 
 

@@ -66,6 +66,9 @@ def parse(text: str, path: str) -> Spec:
             return call(node)
         if isinstance(node, ast.Tuple | ast.List):
             return tuple(literal(item) for item in node.elts)
+        number = node.operand if isinstance(node, ast.UnaryOp) else node
+        if isinstance(number, ast.Name) and number.id.lower() in ("nan", "inf", "infinity"):
+            raise ConfigError(path, f"{text.strip()!r:.80}: {number.id} is no number. Give a finite one.")
         value = ast.literal_eval(node)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError
@@ -98,8 +101,6 @@ def parse(text: str, path: str) -> Spec:
 
 def _where(text: str, error: Exception) -> str:
     """Return where a text stops being a spec string, as part of a sentence; empty: not known."""
-    if infinite := re.search(r"(?<![\w'\"])(nan|inf|infinity)(?![\w'\"])", text, re.IGNORECASE):
-        return f" ({infinite[0]} is no number of a spec)"
     if not isinstance(error, SyntaxError) or error.lineno != 1 or not error.offset:
         return ""
     reason, rest = (error.msg or "").replace(". Perhaps", ", perhaps").rstrip("?"), text[error.offset - 1 :]

@@ -26,11 +26,10 @@ from jaxdistill.data.text import tokenizer as tokenizers
 from jaxdistill.data.text.tokens import Columns, NoTokensError, Tokenization, joined
 from jaxdistill.evaluation.evaluator import answers, prevent_fusion, text_answers
 from jaxdistill.export import model_folder
+from jaxdistill.export.definition import model_spec
 from jaxdistill.export.model_folder import About
-from jaxdistill.export.network import Definition
 from jaxdistill.models.abstract import has_no_classes
 from jaxdistill.models.build import build_model
-from jaxdistill.models.pretrained import architecture_of_spec
 
 PATH = "records"  # named in errors about records
 SHORTEST = 8  # tokens of the shortest bucket of texts
@@ -300,35 +299,6 @@ class Predictor:
         return {name: x[:, :bucket] if ends(x) else x for name, x in batch.items()}
 
 
-def model_spec(folder: Path, about: About) -> str:
-    """Return the spec string that builds the model of a folder.
-
-    A model with a Hugging Face format is built from the files of the folder.
-
-    Args:
-        folder: the folder of the model.
-        about: what `model_folder.read_about` reads from it.
-    """
-    if not about.hub_layout:
-        return about.model
-    return repr(Spec("pretrained", (str(folder),), {name: _tuples(value) for name, value in about.options.items()}))
-
-
-def definition_of(folder: Path) -> Definition | None:
-    """Return the architecture and the tokenizer of the model in a folder, without its weights.
-
-    Args:
-        folder: the folder of the model.
-
-    Returns:
-        The definition; None: the model has no Hugging Face format.
-    """
-    about, tokenizer = model_folder.read_about(folder), folder / "tokenizer.json"
-    form = architecture_of_spec(model_spec(folder, about))
-    end = str(registry.parse(about.tokens, "tokens").kwargs.get("end", "")) if about.tokens else ""
-    return form and Definition(form.family, form.arguments, tokenizer if tokenizer.is_file() else None, end)
-
-
 def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -343,11 +313,6 @@ def _per_text(rows: Mapping[str, np.ndarray], texts: np.ndarray, count: int) -> 
     """
     total, tokens = (np.bincount(texts, rows[name], minlength=count) for name in ("nll_sum", "tokens"))
     return {"nll": np.where(tokens > 0, total / np.maximum(tokens, 1), np.nan).astype(np.float32)}
-
-
-def _tuples(value: Any) -> Any:
-    """Return lists, which JSON has instead of tuples, as tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _power_of_two(number: int) -> int:

@@ -10,6 +10,7 @@ from jaxdistill.evaluation.comparison import paired_answers
 from jaxdistill.evaluation.report import compare as page
 from jaxdistill.evaluation.report.compare import ComparedRun
 from jaxdistill.evaluation.report.page import flat
+from jaxdistill.run import result_file
 from jaxdistill.run.predict import results
 from jaxdistill.run.workdir import check_writable
 
@@ -53,15 +54,12 @@ def _answers(run: Path, content: Mapping[str, Any], model: str) -> Mapping[str, 
     """Return a model's predictions for the test records, and which records these are; empty if they are not known."""
     folder = "teachers/" + model.removeprefix("teacher ") if model.startswith("teacher ") else model
     try:
-        result = seal.read(run / folder / "result.json", {"row": dict})
+        result = result_file.read(run / folder, model, content.get("run") or "", {"row": dict}, required=False)
     except FileNotFoundError:
         return {}
     except DamageError as error:
         raise DamageError(f"{error}. Delete it, and repeat the command of the run, which writes it again.") from None
-    found, names = result.get("answers") or {}, {result.get("run") or "", content.get("run") or ""} - {""}
-    if result["row"].get("name") != model or len(names) > 1:
-        cure = "Delete it, and repeat the command of the run, which writes it again"
-        raise DamageError(f"{run / folder / 'result.json'} is of another run or model. {cure}.")
+    found = result.get("answers") or {}
     data = content["config"]["data"]
     records = content.get("test_records") or data["name"]
     return {**found, "records": (records, data["test"])} if "label" in found else {}

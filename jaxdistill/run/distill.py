@@ -22,15 +22,13 @@ from jaxdistill.core.notes import note
 from jaxdistill.core.types import Variables
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.evaluation.report import page, table
-from jaxdistill.evaluation.report.logs import LOG_LINES, count_lines
 from jaxdistill.evaluation.report.table import FLOATS, ROUNDED
 from jaxdistill.parallel.compile import keep_programs
 from jaxdistill.parallel.sharding import shardings, with_shardings
-from jaxdistill.run import cutting, hub_folders, subset, workdir
+from jaxdistill.run import cutting, hub_folders, result_file, subset, workdir
 from jaxdistill.run.config import Config, differ
 from jaxdistill.run.evaluate_existing import evaluate, rounded_afterwards
 from jaxdistill.run.outcomes import (
-    RESULT_TYPES,
     Result,
     Timed,
     add_latencies,
@@ -212,9 +210,7 @@ class Run:
                 config = differ(stage.definition.config, student={"model": teacher.spec, "quantized": "", "masks": ""})
                 self._export(Path("teachers", teacher.name), f"teacher {teacher.name}", config, teacher.network, values)
         if jax.process_index() == 0:
-            run = self.record["run"]
-            about = {"step": stage.settings.steps, "run": run, LOG_LINES: count_lines(folder, run, stage.name)}
-            seal.write(folder / "result.json", {**outcome, **about})
+            result_file.write(folder, stage.name, self.record["run"], outcome, stage.settings.steps)
 
     def _context(self, stage: Stage, preemption: Preemption) -> StageContext:
         """Return the data, mesh and teachers for a stage.
@@ -252,9 +248,8 @@ class Run:
         if stage.parts.step.evolve_teachers:  # only the training loop restores the teachers that it trained
             return False
         try:
-            outcome, name = seal.read(folder / "result.json", RESULT_TYPES, required=True), self.record.get("run", "")
-            if (name and (outcome.pop("run", "") or name) != name) or outcome["row"].get("name") != stage.name:
-                raise DamageError(f"{folder / 'result.json'} is of another run or model")
+            name = self.record.get("run", "")
+            outcome = result_file.read(folder, stage.name, name)
             if outcome["step"] != stage.settings.steps:
                 return False
             place, model = folder / "checkpoints", stage.parts.student

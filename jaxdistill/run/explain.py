@@ -33,15 +33,17 @@ UNTRAINED_SEED = 2**20  # of the initial values of the untrained network; no run
 ENOUGH = 3  # networks trained on labels alone, beside which an ordinary control scores about as an untrained network
 
 
-class Said(NamedTuple):
-    """What a network says of the test records.
+class RecordOutputs(NamedTuple):
+    """The outputs of a network for all test records.
 
     name: "student", "control", "untrained", or the name of a teacher or of another run
+    labels: class of each record, `[records]`
     logits: `[records, classes]`
     layers: means of its hidden states over positions, each `[records, width]`
     """
 
     name: str
+    labels: np.ndarray
     logits: np.ndarray
     layers: tuple[np.ndarray, ...]
 
@@ -67,12 +69,9 @@ def explain(run: Path, references: Sequence[Path] = (), beyond: Sequence[Path] =
     if not resolved.teachers:
         raise ConfigError("RUN", f"the run in {str(run)!r} has no teacher: there is nothing to explain.")
     check_test_records(finished, resolved.data)
-    trained, labels = {row["name"] for row in finished["rows"]}, labels_of(resolved.data)
-    models = [
-        read_said(run, "student", resolved.data, trust_source=trust_source),
-        *([read_said(run, "control", resolved.data, trust_source=trust_source)] if "control" in trained else []),
-        untrained(run, resolved.data, trust_source),
-    ]
+    names = [name for name in ("student", "control") if name in {row["name"] for row in finished["rows"]}]
+    models = [outputs_of(run, name, resolved.data, trust_source=trust_source) for name in names]
+    models.append(untrained(run, resolved.data, trust_source))
     known = [_reference(each, finished, trust_source) for each in references]
     if not references:
         known = [each for each in models if each.name == "control"]
@@ -87,18 +86,18 @@ def explain(run: Path, references: Sequence[Path] = (), beyond: Sequence[Path] =
     rows, related = [], {}
     for name in resolved.teachers:
         teacher = _teacher(name, resolved, run, trust_source)
-        rows += [_row(teacher, model, [*known, *others], labels) for model in models]
-        related[teacher.name] = nearest(relations(teacher.logits, labels))
+        rows += [_row(teacher, model, [*known, *others]) for model in models]
+        related[teacher.name] = nearest(relations(teacher.logits, teacher.labels))
     content = {
         "rows": rows,
         "relations": related,
         "known": [each.name for each in known],
         "beyond": [each.name for each in others],
-        "records": len(labels),
+        "records": len(models[0].labels),
         "classes": list(resolved.data.class_names) or list(map(str, range(models[0].logits.shape[1]))),
     }
     with workdir.locked(run, "RUN", "make it writable, or copy it to a place that is"):
-        seal.write(run / explanation.FILE, {**content, "run": finished.get("run", "")})
+        seal.write(run / explanation.FILE, {**content, **explanation.owner(finished)})
         page.write_page(run)
     return f"{explanation.text_table(content)}\nPage: {run / 'report.html'}\n"
 
@@ -107,8 +106,8 @@ def _resolved(run: Path, trust_source: bool) -> Resolved:
     return resolve(load_config(str(run / "config.json"), trust_source), jax.devices())
 
 
-def _reference(run: Path, finished: Mapping[str, Any], trust_source: bool) -> Said:
-    """Return what the label-trained network of another run says: its control, or its student if it has no teacher.
+def _reference(run: Path, finished: Mapping[str, Any], trust_source: bool) -> RecordOutputs:
+    """Return the outputs of the label-trained network of another run: its control, or its student if it has no teacher.
 
     Raises:
         ConfigError: it has none, or other test records or classes.
@@ -119,17 +118,17 @@ def _reference(run: Path, finished: Mapping[str, Any], trust_source: bool) -> Sa
     if model not in names:
         cure = "Give a run with a control, or one without teachers"
         raise ConfigError("--reference", f"the run in {str(run)!r} has no network of labels alone. {cure}.")
-    return read_said(run, model, name=str(run), trust_source=trust_source)
+    return outputs_of(run, model, name=str(run), trust_source=trust_source)
 
 
-def _student(run: Path, finished: Mapping[str, Any], trust_source: bool) -> Said:
-    """Return what the student of another run says, whatever it has learned from.
+def _student(run: Path, finished: Mapping[str, Any], trust_source: bool) -> RecordOutputs:
+    """Return the outputs of the student of another run, whatever it has learned from.
 
     Raises:
         ConfigError: the run has other test records or classes.
     """
     _same_records(run, finished, "--beyond")
-    return read_said(run, name=str(run), trust_source=trust_source)
+    return outputs_of(run, name=str(run), trust_source=trust_source)
 
 
 def _same_records(run: Path, finished: Mapping[str, Any], option: str) -> Mapping[str, Any]:
@@ -141,10 +140,10 @@ def _same_records(run: Path, finished: Mapping[str, Any], option: str) -> Mappin
     return other
 
 
-def read_said(
+def outputs_of(
     run: Path, model: str = "student", data: Pipeline | None = None, name: str = "", trust_source: bool = False
-) -> Said:
-    """Return what a model of a run says of all test records.
+) -> RecordOutputs:
+    """Return the outputs of a model of a run for all test records.
 
     Args:
         run: folder of the run.
@@ -157,31 +156,31 @@ def read_said(
         ConfigError: there is no such model, or it is no classifier of records.
     """
     predictor = load(run, model, trust_source)
-    return _said(name or model, predictor.model, predictor.variables, data or _resolved(run, trust_source).data)
+    return _outputs(name or model, predictor.model, predictor.variables, data or _resolved(run, trust_source).data)
 
 
-def untrained(run: Path, data: Pipeline | None = None, trust_source: bool = False) -> Said:
-    """Return what the student of a run says with random weights; the arguments are those of `read_said`."""
+def untrained(run: Path, data: Pipeline | None = None, trust_source: bool = False) -> RecordOutputs:
+    """Return the outputs of the student of a run with random weights; the arguments are those of `outputs_of`."""
     data, model = data or _resolved(run, trust_source).data, load(run, "student", trust_source).model
     rows = {name: jnp.zeros(x.shape, x.dtype) for name, x in data.shapes["train"].items()}
     initial = Variables(*jax.jit(model.init)(jax.random.key(UNTRAINED_SEED), rows))
-    return _said("untrained", model, initial, data)
+    return _outputs("untrained", model, initial, data)
 
 
-def _teacher(name: str, resolved: Resolved, run: Path, trust_source: bool) -> Said:
-    """Return what a teacher says; it is read from the run if that has trained it, else from its checkpoint."""
+def _teacher(name: str, resolved: Resolved, run: Path, trust_source: bool) -> RecordOutputs:
+    """Return the outputs of a teacher, which is read from the run if that has trained it, else from its checkpoint."""
     if resolved.teachers[name].trained_here:
-        return read_said(run, f"teachers/{name}", resolved.data, f"teacher {name}", trust_source)
+        return outputs_of(run, f"teachers/{name}", resolved.data, f"teacher {name}", trust_source)
     teacher = resolved.live_teacher(name, alone=True)
     values = load_teacher(teacher, resolved.data.shapes["train"])
-    return _said(f"teacher {name}", teacher.network, values, resolved.data, teacher.prefix)
+    return _outputs(f"teacher {name}", teacher.network, values, resolved.data, teacher.prefix)
 
 
-def _said(name: str, model: Model, variables: Variables, data: Pipeline, prefix: str = "") -> Said:
-    """Return what a model says of all test records.
+def _outputs(name: str, model: Model, variables: Variables, data: Pipeline, prefix: str = "") -> RecordOutputs:
+    """Return the outputs of a model for all test records.
 
     Args:
-        name: its name, for messages.
+        name: its name, for tables and messages.
         model: the model.
         variables: its parameters and state.
         data: the data pipeline of its run.
@@ -196,41 +195,29 @@ def _said(name: str, model: Model, variables: Variables, data: Pipeline, prefix:
         records, batch_size=data.test.batch_size, rows=slice(None), transforms=data.test.transforms
     ):
         parts.append(jax.device_get(compute(variables, jax.tree.map(jnp.asarray, batch))))
-    logits, *layers = (np.concatenate(each)[: len(records)] for each in zip(*parts, strict=True))
+    labels, logits, *layers = (np.concatenate(each)[: len(records)] for each in zip(*parts, strict=True))
     if not np.isfinite(logits).all():
         raise ConfigError("RUN", f"{name}: a logit is not finite, as of a class that a network does not know.")
-    return Said(name, logits, tuple(layers))
+    return RecordOutputs(name, labels, logits, tuple(layers))
 
 
 def _program(model: Model, prefix: str, name: str) -> Callable[[Variables, Rows], list[Array]]:
-    """Return the compiled function `(variables, batch) -> [logits, means of hidden states over positions]`."""
+    """Return the compiled function `(variables, batch) -> [labels, logits, means of hidden states over positions]`."""
 
     def run(variables: Variables, rows: Rows) -> list[Array]:
         rows = strip_prefix(rows, prefix) if prefix else rows
         out, _ = model.apply(variables.params, variables.state, rows, train=False, key=jax.random.key(0))
-        if has_pairs(out) or has_no_classes(out) or out.logits.ndim != 2:
-            raise ConfigError("RUN", f"{name} gives no class for each record. Only classifiers are explained.")
+        logits = out.dense().logits
+        if has_pairs(out) or has_no_classes(out) or logits.ndim != 2 or "label" not in rows:
+            raise ConfigError("RUN", f"{name}: records or outputs have no class each. Only classifiers are explained.")
         states = [x for x in out.hidden_states if x is not None]
         pooled = [mean_over_positions(x, rows, batch_dims=1, trailing=1).astype(jnp.float32) for x in states]
-        return [out.dense().logits.astype(jnp.float32), *pooled]
+        return [rows["label"], logits.astype(jnp.float32), *pooled]
 
     return jax.jit(run)
 
 
-def labels_of(data: Pipeline) -> np.ndarray:
-    """Return the class of each test record.
-
-    Raises:
-        ConfigError: the records have none.
-    """
-    records = data.open(data.test)
-    columns = records.take(np.arange(len(records)))
-    if "label" not in columns or columns["label"].ndim != 1:
-        raise ConfigError("RUN", "the test records have no class each. Only classifiers are explained.")
-    return columns["label"]
-
-
-def _row(teacher: Said, model: Said, known: Sequence[Said], labels: np.ndarray) -> dict[str, Any]:
+def _row(teacher: RecordOutputs, model: RecordOutputs, known: Sequence[RecordOutputs]) -> dict[str, Any]:
     """Return what a model has of a teacher, as an entry of explanation.json.
 
     Raises:
@@ -239,7 +226,7 @@ def _row(teacher: Said, model: Said, known: Sequence[Said], labels: np.ndarray) 
     classes = teacher.logits.shape[1]
     if other := [each.name for each in (model, *known) if each.logits.shape[1] != classes]:
         raise ConfigError("RUN", f"{teacher.name} has {classes} classes, and {other[0]} has others.")
-    logits = [each.logits for each in known]
+    logits, labels = [each.logits for each in known], teacher.labels
     try:
         bits = bits_beyond(teacher.logits, model.logits, logits, labels)
         layers = [bits_beyond(teacher.logits, layer, logits, labels) for layer in model.layers]
@@ -276,7 +263,8 @@ def write_relations(run: Path, model: str, file: Path, number: int, trust_source
     """
     data = _resolved(run, trust_source).data
     check_test_records(results(run), data)
-    strengths = relations(read_said(run, model, data, trust_source=trust_source).logits, labels_of(data))
+    outputs = outputs_of(run, model, data, trust_source=trust_source)
+    strengths = relations(outputs.logits, outputs.labels)
     found, names = edges(strengths, number), data.class_names or tuple(map(str, range(len(strengths))))
     try:
         write_graph(file, Graph(tuple(names), found))

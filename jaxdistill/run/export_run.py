@@ -20,12 +20,13 @@ from jaxdistill.evaluation.report import page
 from jaxdistill.evaluation.report.formats import aligned
 from jaxdistill.evaluation.report.table import FLOATS
 from jaxdistill.export.choice import check_model, choose, choose_device
+from jaxdistill.export.definition import definition_of
 from jaxdistill.export.device_profile import check_device
 from jaxdistill.export.examples import test_examples
 from jaxdistill.export.measure import Measured
 from jaxdistill.export.network import network_of
 from jaxdistill.export.output_difference import outputs_of
-from jaxdistill.export.predictor import Predictor, definition_of
+from jaxdistill.export.predictor import Predictor
 from jaxdistill.run import workdir
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.export_files import (

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.memory import device_memory, size_of
@@ -21,14 +20,6 @@ from jaxdistill.evaluation.latency import Latency, latencies, timer
 from jaxdistill.run.differing_records import differing
 from jaxdistill.run.train import Trained
 from jaxdistill.teachers.teacher import one_example
-
-RESULT_TYPES: seal.JsonTypes = {
-    "row": dict,
-    "reliability": dict,
-    "seconds": (int, float),
-    "compiled": dict,
-    "step": int,
-}  # keys of result.json
 
 
 class Result(NamedTuple):

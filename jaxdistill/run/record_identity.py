@@ -17,10 +17,10 @@ FILE = "records.json"
 
 
 class Input(NamedTuple):
-    """What a run reads, as it is now.
+    """An input of a run as it is now, such as its records.
 
-    path: config key that names it, with its value
-    text: what it is, in words
+    path: config key that names it
+    text: name of the input in messages
     hash: a hash of its content
     """
 
@@ -30,7 +30,7 @@ class Input(NamedTuple):
 
 
 def check_inputs(workdir: Path, data: Pipeline, teachers: Mapping[str, Teacher]) -> None:
-    """Check that a resumed or repeated run reads what it read when it began, by hashes of the content.
+    """Check that the inputs of a resumed or repeated run are those with which it began, by hashes of their content.
 
     A new run writes the hashes to `FILE`. A damaged or missing file is written again, with a note. An earlier version
     wrote the hashes of records alone.
@@ -53,7 +53,7 @@ def check_inputs(workdir: Path, data: Pipeline, teachers: Mapping[str, Teacher])
             note(f"{workdir / FILE} {state}: nobody can tell whether the run began with these records")
     changed = [each for key, each in inputs.items() if known.get(key, each.hash) != each.hash]
     if changed:
-        of_path = [each.text for each in changed if each.path == changed[0].path]
+        of_path = dict.fromkeys(each.text for each in changed if each.path == changed[0].path)
         problem = f"{' and '.join(of_path)} changed since the run in {str(workdir)!r} began"
         raise ConfigError(changed[0].path, f"{problem}. Restore what it was, or choose another --workdir.")
     found = {key: each.hash for key, each in inputs.items()}
@@ -62,7 +62,7 @@ def check_inputs(workdir: Path, data: Pipeline, teachers: Mapping[str, Teacher])
 
 
 def _inputs(data: Pipeline, teachers: Mapping[str, Teacher]) -> dict[str, Input]:
-    """Return what a run reads, by its key in `FILE`, as far as it can be read."""
+    """Return the inputs of a run, by their keys in `FILE`, as far as they can be read."""
     found = {}
     for name, stream in {**data.streams, TEST: data.test}.items():
         identity = _identity(data, stream)
@@ -84,8 +84,11 @@ def _identity(data: Pipeline, stream: Stream) -> dict[str, str]:
 
 
 def _teacher_hash(teacher: Teacher) -> str:
-    """Return a hash of a teacher that existed before the run; empty: the run trains it, or it cannot be read."""
-    if teacher.trained_here:
+    """Return a hash of a teacher that existed before the run; empty: the run trains it, or it cannot be read.
+
+    Process 0 alone reads the weights, which may be large.
+    """
+    if teacher.trained_here or jax.process_index():
         return ""
     try:
         return teacher_hash(teacher)

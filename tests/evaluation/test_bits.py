@@ -20,7 +20,7 @@ def noisy(size: float) -> np.ndarray:
 
 
 def test_bits_of_a_noisy_copy_are_those_of_the_theory():
-    """Of a normal variable, noise of size s leaves s^2 / (1 + s^2) of the variance."""
+    """Noise of size s leaves s^2 / (1 + s^2) of the variance of a normal variable."""
     for size in (0.5, 1.0):
         expected = CLASSES / 2 * np.log2(1 + size**-2)
         found = bits_beyond(TEACHER, noisy(size), KNOWN, LABELS)
@@ -29,8 +29,8 @@ def test_bits_of_a_noisy_copy_are_those_of_the_theory():
 
 
 def test_labels_noise_and_a_known_network_are_worth_nothing():
-    for said in (np.eye(CLASSES)[LABELS], DRAW.normal(size=DARK.shape), KNOWN[1]):
-        assert bits_beyond(TEACHER, said, KNOWN, LABELS).total == pytest.approx(0, abs=0.1)
+    for outputs in (np.eye(CLASSES)[LABELS], DRAW.normal(size=DARK.shape), KNOWN[1]):
+        assert bits_beyond(TEACHER, outputs, KNOWN, LABELS).total == pytest.approx(0, abs=0.1)
 
 
 def test_what_another_student_has_is_not_counted_twice():
@@ -41,24 +41,24 @@ def test_what_another_student_has_is_not_counted_twice():
 
 def test_bits_of_records_have_the_mean_of_all_and_find_those_that_were_understood():
     half = np.arange(RECORDS) < RECORDS // 2
-    said = np.where(half[:, None], noisy(0.1), 5 * np.eye(CLASSES)[LABELS])
-    found = bits_beyond(TEACHER, said, KNOWN, LABELS)
+    outputs = np.where(half[:, None], noisy(0.1), 5 * np.eye(CLASSES)[LABELS])
+    found = bits_beyond(TEACHER, outputs, KNOWN, LABELS)
     assert found.by_record.mean() == pytest.approx(found.total) == pytest.approx(found.by_class.sum())
     assert found.low < found.total < found.high
     assert found.by_record[half].mean() > found.by_record[~half].mean() + 1
 
 
 def test_a_class_that_was_not_learned_has_no_bits():
-    said = noisy(0.2)
-    said[:, 2] = KNOWN[0][:, 2]
-    by_class = bits_beyond(TEACHER, said, KNOWN, LABELS).by_class
+    outputs = noisy(0.2)
+    outputs[:, 2] = KNOWN[0][:, 2]
+    by_class = bits_beyond(TEACHER, outputs, KNOWN, LABELS).by_class
     assert by_class.argmin() == 2
 
 
 def test_more_columns_without_content_do_not_help():
     """In one regression without folds, 100 columns of noise would explain a quarter."""
-    said = DRAW.normal(size=(RECORDS, 100))
-    assert bits_beyond(TEACHER, said, KNOWN, LABELS).total < 0.1
+    outputs = DRAW.normal(size=(RECORDS, 100))
+    assert bits_beyond(TEACHER, outputs, KNOWN, LABELS).total < 0.1
 
 
 def test_residuals_are_of_other_records_by_hand():

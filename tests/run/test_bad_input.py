@@ -97,13 +97,6 @@ def test_a_config_file_that_cannot_be_used_is_named(mistake, tmp_path, capsys):
     assert expected in message
 
 
-def test_a_name_for_a_config_that_takes_none_is_named(tmp_path, capsys):
-    file = tmp_path / "mine.py"
-    file.write_text("def get_config():\n    return None\n")
-    message = refused(capsys, tmp_path / "run", source=Path(f"{file}:other"))
-    assert message.endswith("takes no name. Leave ':other' out.")
-
-
 def test_a_line_is_found_in_a_file_that_is_named_from_here(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("\ndef get_config():\n    return [][1]\n")

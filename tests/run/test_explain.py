@@ -13,6 +13,7 @@ from jaxdistill.core.registry import datasets
 from jaxdistill.evaluation.report import explanation
 from jaxdistill.losses.relations.class_graph import read_graph
 from jaxdistill.run.explain import explain
+from jaxdistill.run.predict import results
 
 MODEL = {"model": "mlp(widths=(16,), classes=5)"}
 
@@ -93,9 +94,13 @@ def test_a_changed_explanation_is_told_and_left_out(made, capsys):
     kept = file.read_text()
     file.write_text(kept.replace('"records": 400', '"records": 401'))
     capsys.readouterr()
-    assert explanation.read(made / "taught") == {}
+    assert explanation.read(made / "taught", results(made / "taught")) == {}
     assert capsys.readouterr().err.startswith(f"note: {file} has changed since it was written")
     file.write_text(kept)
+    other = {**results(made / "taught"), "run": "0" * 16}
+    assert explanation.read(made / "taught", other) == {}
+    assert "is of another run, or of fewer steps" in capsys.readouterr().err
+    assert explanation.read(made / "taught", results(made / "taught"))
 
 
 def other_records(folder):

@@ -1,6 +1,5 @@
 """Cached teachers: written once, resumed, checked, refused when stale; the same run as beside the living teacher."""
 
-import dataclasses
 import io
 import json
 import re
@@ -24,7 +23,7 @@ from jaxdistill.run.config import differ
 from jaxdistill.run.distill import check_config
 from jaxdistill.run.resolve import resolve
 from jaxdistill.teachers.cache import parse_encoding
-from jaxdistill.teachers.cache_identity import _selected, identity
+from jaxdistill.teachers.cache_identity import identity
 from jaxdistill.teachers.codec import Encoding, decode, encode
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -349,9 +348,3 @@ def test_draws_at_another_temperature_are_stale(taught, tmp_path):
     big = lambda cache: differ(taught, teachers={"big": {**taught.teachers["big"].to_dict(), "cache": cache}})
     options = (f"draws(folder={str(tmp_path)!r}, temperature={t})" for t in (1.0, 2.0))
     assert "kept.temperature was 1.0, is 2.0" in store.differences(*(identity_of(big(option)) for option in options))
-
-
-def test_augmented_outputs_belong_to_one_order_of_the_records():
-    data = resolve(runs.load(), jax.devices()).data
-    spec = "tasks(groups=((0, 1), (2, 3)), steps=10)"
-    assert _selected(data) == {} and _selected(dataclasses.replace(data, order=spec)) == {"order": spec}

@@ -4,7 +4,7 @@ Accuracy and agreement do not tell a distilled network from one that learned fro
 conditional V-information with linear predictors V: of two ridge regressions of the teacher's centred log-probabilities
 
     E0    from the label and the log-probabilities of the known networks
-    E1    from the same, and what the model says
+    E1    from the same, and the outputs of the model
 
 the cross-validated residuals are compared: `bits = sum_c 1/2 log2(mean E0_c^2 / mean E1_c^2)` per record. The share of
 a record is its gain in log-likelihood under normal residuals, whose mean over the records is `bits`.
@@ -46,7 +46,7 @@ class Bits(NamedTuple):
 
 def bits_beyond(
     teacher: Float[np.ndarray, "records classes"],
-    said: Float[np.ndarray, "records columns"],
+    outputs: Float[np.ndarray, "records columns"],
     known: Sequence[Float[np.ndarray, "records _"]],
     labels: Int[np.ndarray, " records"],
     seed: int = 0,
@@ -55,7 +55,7 @@ def bits_beyond(
 
     Args:
         teacher: logits of the teacher.
-        said: what the model says: its logits, or the units of a layer.
+        outputs: outputs of the model: its logits, or the units of a layer.
         known: logits of networks that learned from labels alone, or from another teacher.
         labels: class of each record.
         seed: random seed of the division into folds.
@@ -67,7 +67,7 @@ def bits_beyond(
         raise ValueError(f"{len(labels)} records; at least {2 * FOLDS} are needed")
     one_hot = np.eye(teacher.shape[1])[labels]
     before = np.concatenate([one_hot, *map(centred, known)], axis=1)
-    after = np.concatenate([before, np.asarray(said, np.float64)], axis=1)
+    after = np.concatenate([before, np.asarray(outputs, np.float64)], axis=1)
     if after.shape[1] > MOST_COLUMNS:
         raise ValueError(f"{after.shape[1]} classes and units, over all networks; at most {MOST_COLUMNS} are possible")
     folds = np.random.default_rng(seed).permutation(len(labels)) % FOLDS

@@ -41,14 +41,27 @@ MEANING = (
 )
 
 
-def read(workdir: Path) -> dict[str, Any]:
-    """Read the explanation of a run; empty: there is none, it is damaged, or it is of another run.
+def owner(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an explanation belongs to: the random name of a run, and its number of steps.
+
+    Args:
+        results: the content of `results.json`.
+    """
+    return {"run": results.get("run") or "", "steps": (results.get("config") or {}).get("steps")}
+
+
+def read(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the explanation of a run; empty: there is none, or it is damaged or of another run or number of steps.
 
     Args:
         workdir: folder of the run.
+        results: the content of its `results.json`.
     """
     try:
-        return seal.read(workdir / FILE, TYPES, required=True)
+        content = seal.read(workdir / FILE, TYPES, required=True)
+        if any(content.get(key) != value for key, value in owner(results).items()):
+            raise DamageError(f"{workdir / FILE} is of another run, or of fewer steps; `jaxdistill explain` writes it")
+        return content
     except FileNotFoundError:
         return {}
     except DamageError as error:

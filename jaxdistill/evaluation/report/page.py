@@ -35,7 +35,8 @@ def write_page(workdir: Path) -> Path:
     """
     workdir = Path(workdir)
     path = workdir / "report.html"
-    seal.write_text(path, render(read_results(workdir), read_logs(workdir), explanation.read(workdir)))
+    results = read_results(workdir)
+    seal.write_text(path, render(results, read_logs(workdir), explanation.read(workdir, results)))
     return path
 
 

@@ -1,0 +1,47 @@
+"""Read and write result.json: the results of one trained model, with the model and the run that they belong to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError
+from jaxdistill.evaluation.report.logs import LOG_LINES, count_lines
+
+FILE = "result.json"
+TYPES: seal.JsonTypes = {"row": dict, "reliability": dict, "seconds": (int, float), "compiled": dict, "step": int}
+
+
+def write(folder: Path, name: str, run: str, outcome: Mapping[str, Any], steps: int) -> None:
+    """Write the results of a model.
+
+    Args:
+        folder: folder of the model.
+        name: name of the model in the result table, such as "student".
+        run: random name of the run.
+        outcome: the results, from `outcomes.outcome_of`.
+        steps: number of training steps.
+    """
+    about = {"step": steps, "run": run, LOG_LINES: count_lines(folder, run, name)}
+    seal.write(folder / FILE, {**outcome, **about})
+
+
+def read(folder: Path, name: str, run: str, types: seal.JsonTypes = TYPES, required: bool = True) -> dict[str, Any]:
+    """Read the results of a model, without the name of the run.
+
+    Args:
+        folder: folder of the model.
+        name: name of the model in the result table.
+        run: random name of the run; empty: not known.
+        types: keys that the file must have, with their types.
+        required: refuse a file without a seal, as an earlier version wrote it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamageError: the file is damaged, or of another model or run.
+    """
+    outcome = seal.read(folder / FILE, types, required)
+    names = {outcome.pop("run", "") or "", run} - {""}
+    if outcome["row"].get("name") != name or len(names) > 1:
+        raise DamageError(f"{folder / FILE} is of another run or model")
+    return outcome

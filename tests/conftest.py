@@ -28,7 +28,10 @@ CHECKED += [
 ]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from jaxdistill.core.kernels import launch  # noqa: E402  (imports what is to be hooked)
+import runs  # noqa: E402  (both import what is to be hooked)
+
+from jaxdistill.core import registry  # noqa: E402
+from jaxdistill.core.kernels import launch  # noqa: E402
 
 # Kernels are compiled for TPUs; here they are interpreted.
 launch.INTERPRETED = launch.Target(params=None, interpret=True)
@@ -69,12 +72,24 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """Exempt what imports have made from every later garbage collection."""
+    """Refuse parts registered by an import; exempt what imports have made from every later garbage collection."""
+    kinds = [kind for kind in vars(registry).values() if isinstance(kind, registry.Registry)]
+    strange = [f"{make.__module__}: {name}" for kind in kinds for name, make in kind.factories.items()]
+    strange = [line for line in strange if not line.startswith("jaxdistill.")]
+    if strange:  # else other modules' messages list them, in an order that depends on what is collected
+        raise pytest.UsageError(f"register parts in a fixture, not by importing a test: {', '.join(strange)}")
     gc.collect()
     gc.freeze()
 
 
 MAPS = Path("/proc/self/maps")  # of memory, of which a process may have 65,530; a program takes several
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registries_of_one_module():
+    """Takes away after each module what its tests have registered."""
+    with runs.registries_as_found():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

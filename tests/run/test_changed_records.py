@@ -53,7 +53,6 @@ def test_another_number_of_steps_is_told():
     assert continued([{"steps": 9}, {"steps": 4}], 4).startswith(said)
 
 
-@datasets.register
 def kept_in(folder_of_arrays: str, split: str):
     """Records from one file for each split, as a user's own data set has them."""
     with np.load(f"{folder_of_arrays}/{split}.npz") as arrays:
@@ -61,6 +60,7 @@ def kept_in(folder_of_arrays: str, split: str):
 
 
 def test_a_test_record_that_changes_is_noticed_too_and_a_missing_file_is_told(home, tmp_path, capsys):
+    datasets.register(kept_in)
     draw = np.random.default_rng(0)
     made = lambda: {"x": draw.integers(0, 256, (20, 4, 4, 1), np.uint8), "y": np.arange(20) % 3}
     arrays = {"train": made(), "test": made()}

@@ -18,7 +18,6 @@ from jaxdistill.run.predict import results
 MODEL = {"model": "mlp(widths=(16,), classes=5)"}
 
 
-@datasets.register
 def directions(split: str, seed: int = 0):
     """Points of eight numbers, of the class with the nearest of five directions; a third of the labels is wrong."""
     draw = np.random.default_rng((seed, len(split)))
@@ -26,6 +25,11 @@ def directions(split: str, seed: int = 0):
     labels = (points @ np.random.default_rng(0).normal(size=(8, 5))).argmax(1)
     labels = np.where(draw.random(400) < 1 / 3, draw.integers(0, 5, 400), labels)
     return [{"image": x, "label": int(y)} for x, y in zip(points, labels, strict=True)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    datasets.register(directions)
 
 
 def config_of(**more):

@@ -17,7 +17,6 @@ from jaxdistill.run.distill import check_config
 COLOURS = WORDS[5:]
 
 
-@datasets.register
 def squares(split: str):
     """Pictures of two colours each, with the names of both; each pair of colours is in one split alone."""
     both = [(a, b) for a in range(len(COLOURS)) for b in range(len(COLOURS))]
@@ -30,6 +29,11 @@ def squares(split: str):
         image = np.clip(image + draw.normal(0, 20, image.shape), 0, 255).astype(np.uint8)
         records.append({"image": image, "text": f"{COLOURS[a]} {COLOURS[b]}"})
     return records
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    datasets.register(squares)
 
 
 def towers(width: int, more: str = "") -> str:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 
 class Paired(NamedTuple):
@@ -35,6 +34,8 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
     With one seed, or if all values are equal, both limits are the mean.
     """
+    from scipy import stats  # here, because it is slow to import
+
     mean = float(np.mean(values))
     if len(values) < 2 or not np.std(values):
         return mean, mean
@@ -52,6 +53,8 @@ def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
         one: results of the first arm, one value for each seed.
         other: results of the second arm, for the same seeds in the same order.
     """
+    from scipy import stats  # here, because it is slow to import
+
     differences: Any = np.subtract(one, other)
     testable = len(differences) > 1 and differences.std()
     p = float(stats.ttest_1samp(differences, 0).pvalue) if testable else float("nan")
@@ -90,6 +93,8 @@ def paired_records(one: Sequence[bool] | np.ndarray, other: Sequence[bool] | np.
         one: whether the first model predicts each record correctly, `[records]`.
         other: whether the second model does, `[records]`.
     """
+    from scipy import stats  # here, because it is slow to import
+
     one, other = np.asarray(one, bool), np.asarray(other, bool)
     records, b, c = len(one), int((one & ~other).sum()), int((other & ~one).sum())
     p = float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Integer
-from scipy import stats
 
 from jaxdistill.core import collectives
 from jaxdistill.core.sums import Mask, Mean, PerRow, Total, broadcast_mask, masked_mean, ratio, values_at_labels
@@ -85,6 +84,8 @@ def roc_auc(score: np.ndarray, label: np.ndarray) -> float:
     positive, negative = int((label == 1).sum()), int((label != 1).sum())
     if not positive or not negative:
         return float("nan")
+    from scipy import stats  # here, because it is slow to import
+
     ranks = stats.rankdata(score)[label == 1].sum()
     return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
 

@@ -63,10 +63,10 @@ def keyed(places: np.ndarray, seed: int, epoch: int, records: int) -> np.ndarray
     keys = random_words(seed, epoch, ORDER, ROUNDS)
     half = np.uint64(max(1, -(-(records - 1).bit_length() // 2)))
     mask = (np.uint64(1) << half) - np.uint64(1)
-    found = _encrypted(places.astype(np.uint64), keys, half, mask)
-    while (outside := found >= records).any():  # a quarter of all numbers at least are inside
-        found[outside] = _encrypted(found[outside], keys, half, mask)
-    return found.astype(np.int64)
+    shuffled = _encrypted(places.astype(np.uint64), keys, half, mask)
+    while (outside := shuffled >= records).any():  # a quarter of all numbers at least are inside
+        shuffled[outside] = _encrypted(shuffled[outside], keys, half, mask)
+    return shuffled.astype(np.int64)
 
 
 def _encrypted(numbers: np.ndarray, keys: np.ndarray, half: np.uint64, mask: np.uint64) -> np.ndarray:

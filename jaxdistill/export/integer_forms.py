@@ -98,8 +98,8 @@ class _Interpreter:
                 return bind_equation(equation, operands)
         name, arrays = equation.primitive.name, [*map(_value, operands)]
         with jax.named_scope(self._layer) if self._layer else contextlib.nullcontext():
-            if name in RULES and (found := RULES[name](equation, operands, arrays)) is not None:
-                return [found]
+            if name in RULES and (value := RULES[name](equation, operands, arrays)) is not None:
+                return [value]
             return bind_equation(equation, arrays)
 
 
@@ -109,8 +109,9 @@ def _reduce_max(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
 
 def _max(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:
     """Keep a maximum: it may be the larger one of itself and minus infinity."""
-    found = [x for x in operands if isinstance(x, _Softmax)]
-    return found[0] if len(found) == 1 and all(_is_least(x) for x in operands if x is not found[0]) else None
+    softmaxes = [x for x in operands if isinstance(x, _Softmax)]
+    others = [x for x in operands if not isinstance(x, _Softmax)]
+    return softmaxes[0] if len(softmaxes) == 1 and all(map(_is_least, others)) else None
 
 
 def _moved(equation: Any, operands: list[Any], arrays: list[Any]) -> Any:

@@ -70,26 +70,26 @@ class Difference(NamedTuple):
         return ""
 
 
-def difference(found: np.ndarray, expected: np.ndarray, labels: np.ndarray | None, classifies: bool) -> Difference:
+def difference(outputs: np.ndarray, expected: np.ndarray, labels: np.ndarray | None, classifies: bool) -> Difference:
     """Compare the outputs of a file with those of the model.
 
     Args:
-        found, expected: outputs of the file and of the model, `[examples, ...]`.
+        outputs, expected: outputs of the file and of the model, `[examples, ...]`.
         labels: class of each example or token; None: there are none.
         classifies: False: the outputs are embeddings.
     """
-    errors = np.abs(np.float64(found) - expected).reshape(len(found), -1).max(1)
+    errors = np.abs(np.float64(outputs) - expected).reshape(len(outputs), -1).max(1)
     errors = np.where(np.isfinite(errors), errors, np.inf)
     record, nan = int(errors.argmax()), float("nan")
     largest = float(errors[record] / max(np.abs(expected).max(), 1e-30))
     if not classifies:
         return Difference(largest, record, nan, nan, nan)
-    answers, theirs = found.argmax(-1), expected.argmax(-1)
+    answers, theirs = outputs.argmax(-1), expected.argmax(-1)
     share = lambda chosen: nan if labels is None else float((chosen == labels).mean())
     same, plain = float((answers == theirs).mean()), (share(answers), share(theirs))
     if labels is None or expected.shape[1:] != (2,):
         return Difference(largest, record, same, *plain)
-    areas = (roc_auc(logits[:, 1] - logits[:, 0], labels) for logits in (found, expected))
+    areas = (roc_auc(logits[:, 1] - logits[:, 0], labels) for logits in (outputs, expected))
     return Difference(largest, record, same, *plain, nan, *areas)
 
 
@@ -194,7 +194,7 @@ def measure(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], threads: int)
     Returns:
         What was measured of each file by name; a text if its process has ended, which says how.
     """
-    found: dict[str, Measured | str] = {}
+    results: dict[str, Measured | str] = {}
     place_of_files = jobs[0].file.parent  # so that a killed command leaves nothing elsewhere
     with tempfile.TemporaryDirectory(dir=place_of_files) as folder, contextlib.ExitStack() as stack:
         examples, place = Path(folder, "inputs.npz"), Path(folder, "outputs.npy")
@@ -208,11 +208,11 @@ def measure(jobs: Sequence[Job], inputs: Mapping[str, np.ndarray], threads: int)
                 runner.ask("outputs", inputs=str(examples), rows=job.rows, outputs=str(place))
                 runners[job.name], outputs[job.name] = runner, np.load(place)
             except RunError as error:
-                found[job.name] = str(error)
+                results[job.name] = str(error)
         timed = latencies({name: runner.seconds for name, runner in runners.items()})
         for name, runner in runners.items():
-            found[name] = Measured(outputs[name], timed[name], runner.ask("memory"))
-    return found
+            results[name] = Measured(outputs[name], timed[name], runner.ask("memory"))
+    return results
 
 
 def is_installed(package: str) -> bool:

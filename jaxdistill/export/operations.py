@@ -16,21 +16,21 @@ def operations(file: Path) -> list[tuple[str, str]]:
     if file.suffix == ".onnx":
         import onnx
 
-        graph, layer, found = onnx.load(file, load_external_data=False).graph, "", []
+        graph, layer, operations = onnx.load(file, load_external_data=False).graph, "", []
         weights = {each.name for each in graph.initializer if not each.name.startswith("constant/")}
         for node in graph.node:  # an operation belongs to the layer whose weights were read last
             read = [name.removeprefix("params/").rpartition("/")[0] for name in node.input if name in weights]
             layer = read[0] if read else layer
-            found.append((node.op_type, layer))
-        return found
+            operations.append((node.op_type, layer))
+        return operations
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     # Without the delegates that would replace operations by their own.
     resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     interpreter = Interpreter(model_path=str(file), experimental_op_resolver_type=resolver)
     names = {tensor["index"]: tensor["name"] for tensor in interpreter.get_tensor_details()}
-    found = interpreter._get_ops_details()  # the package has no public list of them
-    return [(each["op_name"], layer_of(names.get(each["outputs"][0], ""))) for each in found]
+    details = interpreter._get_ops_details()  # the package has no public list of them
+    return [(each["op_name"], layer_of(names.get(each["outputs"][0], ""))) for each in details]
 
 
 def layer_of(name: str) -> str:

@@ -33,31 +33,31 @@ def compare(network: Network, examples: Examples, expected: np.ndarray, outputs:
         counts = counts[:, None] & (examples.inputs.get("attention_mask", np.ones(outputs.shape[:2])) > 0)
     chosen = labels[counts] if labels is not None and labels.shape == counts.shape else None
     if is_language_model:
-        found = token_difference(outputs[counts], expected[counts], chosen)
+        result = token_difference(outputs[counts], expected[counts], chosen)
     else:
-        found = difference(outputs[counts], expected[counts], chosen, True)
-    return found._replace(record=int(np.argwhere(counts)[found.record][0]))
+        result = difference(outputs[counts], expected[counts], chosen, True)
+    return result._replace(record=int(np.argwhere(counts)[result.record][0]))
 
 
-def token_difference(found: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> Difference:
+def token_difference(outputs: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> Difference:
     """Compare the distributions of the next token of a file with those of the model.
 
     They are compared as log-probabilities, because a constant that is added to all logits of a token changes nothing.
     The greatest difference is a share of the model's greatest logit.
 
     Args:
-        found, expected: logits, or log-probabilities, of the file and of the model, `[tokens, vocabulary]`.
+        outputs, expected: logits, or log-probabilities, of the file and of the model, `[tokens, vocabulary]`.
         labels: the next token of each token, `[tokens]`; None: there are none.
     """
     errors, divergences = [], []
     for start in range(0, len(expected), TOKENS_AT_ONCE):
         part = slice(start, start + TOKENS_AT_ONCE)
-        ours, theirs = _log_probabilities(expected[part]), _log_probabilities(found[part])
+        ours, theirs = _log_probabilities(expected[part]), _log_probabilities(outputs[part])
         errors.append(np.abs(theirs - ours).max(1))
         divergences.append((np.exp(ours) * (ours - theirs)).sum(1))
     worst = np.nan_to_num(np.concatenate(errors), nan=np.inf)
     record, scale = int(worst.argmax()), max(float(np.abs(expected).max()), 1e-30)
-    answers, expected_answers = found.argmax(-1), expected.argmax(-1)
+    answers, expected_answers = outputs.argmax(-1), expected.argmax(-1)
     share = lambda chosen: float("nan") if labels is None else float((chosen == labels).mean())
     return Difference(
         float(worst[record] / scale),

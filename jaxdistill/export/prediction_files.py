@@ -66,8 +66,8 @@ def predict_file(
                 kept = _kept(chunk) if kept is None else kept
                 records = _records(predictor, chunk, column_names, place, count)
                 plain = {name: [_plain(value) for value in chunk[name]] for name in kept}
-                found = predictor.predict(records, first=count)
-                added = _columns(found, predictor.class_names, output.suffix.lower())
+                predictions = predictor.predict(records, first=count)
+                added = _columns(predictions, predictor.class_names, output.suffix.lower())
                 if taken := sorted(plain.keys() & added):
                     raise TableError(f"{place} has a column {taken[0]!r}, which the output adds. Rename it.")
                 write(plain | added)
@@ -87,8 +87,8 @@ def _open(source: str, text_format: TextFormat) -> tuple[str, RecordReader]:
     sources = locate(source, text_format)
     if len(sources) > 1:
         raise TableError(f"{source!r} has the splits {', '.join(sources)}. Give the file of one of them.")
-    (found,) = sources.values()
-    return found.place, found.open()
+    (table_file,) = sources.values()
+    return table_file.place, table_file.open()
 
 
 def _roles(predictor: Predictor, columns: Mapping[str, Sequence[str]], opened: RecordReader, place: str) -> ColumnNames:
@@ -155,23 +155,24 @@ def _plain(value: Any) -> Any:
     return str(value)  # such as a date
 
 
-def _columns(found: Predictions, class_names: Sequence[str], suffix: str) -> Chunk:
+def _columns(predictions: Predictions, class_names: Sequence[str], suffix: str) -> Chunk:
     """Return the columns of the output that hold the predictions.
 
     Raises:
         ConfigError: the predictions are vectors, and the format has no place for them.
     """
-    if found.nll is not None:
+    if predictions.nll is not None:
         known = lambda values: [value if math.isfinite(value) else None for value in values.tolist()]
-        return {"nll": known(found.nll), "perplexity": known(np.exp(np.float64(found.nll)))}
+        return {"nll": known(predictions.nll), "perplexity": known(np.exp(np.float64(predictions.nll)))}
     vectors = suffix not in (".csv", ".tsv")
-    if found.predicted is None and found.embeddings is not None:
+    if predictions.predicted is None and predictions.embeddings is not None:
         if not vectors:
             raise ConfigError("--output", f"a {suffix} file has no place for embeddings. Use .jsonl, .parquet or .npz.")
-        return {"embedding": found.embeddings.tolist()}
-    assert found.labels is not None and found.confidence is not None and found.probabilities is not None
-    columns: Chunk = {"prediction": found.labels, "confidence": found.confidence.tolist()}
-    probabilities: list[Any] = found.probabilities.tolist()
+        return {"embedding": predictions.embeddings.tolist()}
+    labels, confidence = predictions.labels, predictions.confidence
+    assert labels is not None and confidence is not None and predictions.probabilities is not None
+    columns: Chunk = {"prediction": labels, "confidence": confidence.tolist()}
+    probabilities: list[Any] = predictions.probabilities.tolist()
     if suffix in (".jsonl", ".parquet") and class_names:
         probabilities = [dict(zip(class_names, row, strict=False)) for row in probabilities]
     return columns | ({"probabilities": probabilities} if vectors else {})
@@ -229,8 +230,8 @@ def _parquet(file: Path) -> Iterator[Write]:
         """Return the values of a column as an array of the kind that its first chunk had; None: this is the first."""
         try:
             if kind is None:
-                found = pa.array(values)
-                return found.cast(pa.string()) if pa.types.is_null(found.type) else found
+                array = pa.array(values)
+                return array.cast(pa.string()) if pa.types.is_null(array.type) else array
             if pa.types.is_string(kind):
                 return pa.array([value if value is None else str(value) for value in values], kind)
             return pa.array(values).cast(kind, safe=True)

@@ -207,16 +207,16 @@ class Predictor:
             outputs = _joined(list(self._outputs(opened, rows, exact)))
             count = len(records[start : start + size])
             parts.append(_per_text(outputs, texts, count) if "nll_sum" in outputs else outputs)
-        found: dict[str, Any] = _joined(parts)
-        for name in found.keys() & {"probabilities", "embeddings", "text_embeddings"}:
-            wrong = ~np.isfinite(found[name]).all(axis=tuple(range(1, found[name].ndim)))
+        joined: dict[str, Any] = _joined(parts)
+        for name in joined.keys() & {"probabilities", "embeddings", "text_embeddings"}:
+            wrong = ~np.isfinite(joined[name]).all(axis=tuple(range(1, joined[name].ndim)))
             if wrong.any():
                 problem = f"record {first + int(wrong.argmax())}: the model's answer is not finite"
                 raise ConfigError(PATH, f"{problem}; a value is too far from those of its training. Leave it out.")
-        if "predicted" in found:
-            names = self.class_names or tuple(map(str, range(found["probabilities"].shape[1])))
-            found["labels"] = [names[number] for number in found["predicted"]]
-        return Predictions(**found)
+        if "predicted" in joined:
+            names = self.class_names or tuple(map(str, range(joined["probabilities"].shape[1])))
+            joined["labels"] = [names[number] for number in joined["predicted"]]
+        return Predictions(**joined)
 
     def _outputs(self, opened: Records, rows: int, exact: bool) -> Iterator[dict[str, np.ndarray]]:
         """Yield the outputs of each batch of `rows` rows, without the rows that only fill it."""
@@ -263,10 +263,10 @@ class Predictor:
         """
         if "image" in self.about.inputs and "image" in batch:
             shape, dtype = self.about.inputs["image"]
-            found = batch["image"].shape[1:], str(batch["image"].dtype)
-            if found != (shape, dtype):
+            shape_and_type = batch["image"].shape[1:], str(batch["image"].dtype)
+            if shape_and_type != (shape, dtype):
                 kind = "images" if len(shape) == 3 else "numbers"
-                problem = f"{kind} of shape {list(found[0])} and type {found[1]}"
+                problem = f"{kind} of shape {list(shape_and_type[0])} and type {shape_and_type[1]}"
                 raise ConfigError(PATH, f"{problem}; the model was trained on {list(shape)} and {dtype}. Convert them.")
 
     def _record(self, record: Any, number: int) -> dict[str, Any]:
@@ -282,11 +282,11 @@ class Predictor:
             raise ConfigError(PATH, f"record {number} has no field {absent[0]!r}; it has {known}.")
         if wrong := [field for field in self.text_fields if not isinstance(record[field], str | bytes)]:
             raise ConfigError(PATH, f"record {number}: {wrong[0]!r} is {record[wrong[0]]!r:.80}, not a text.")
-        found = {field: record[field] for field in fields}
-        if isinstance(found.get("image"), str | bytes | Path):
-            image = found["image"] if isinstance(found["image"], bytes) else str(found["image"])
-            found["image"] = images.decode(image, self.about.channels)
-        return found
+        inputs = {field: record[field] for field in fields}
+        if isinstance(inputs.get("image"), str | bytes | Path):
+            image = inputs["image"] if isinstance(inputs["image"], bytes) else str(inputs["image"])
+            inputs["image"] = images.decode(image, self.about.channels)
+        return inputs
 
     def _shortened(self, batch: Batch) -> Batch:
         """Return a batch whose texts are cut after the longest one, at a power of 2, if there is only padding after."""

@@ -64,8 +64,8 @@ class Session:
             examples = dict(arrays)
         count = len(next(iter(examples.values())))
         self._example = {name: x[:1] for name, x in examples.items()}
-        found = [self._run(batch) for batch in full_batches(examples, rows)]
-        np.save(outputs, np.concatenate(found)[:count])
+        batches = [self._run(batch) for batch in full_batches(examples, rows)]
+        np.save(outputs, np.concatenate(batches)[:count])
         return count
 
     def seconds(self, calls: int) -> float:

@@ -96,12 +96,12 @@ def embeds(model: Model, shapes: Shapes) -> bool:
         model: the model.
         shapes: shapes and dtypes of a batch, `{field: jax.ShapeDtypeStruct}`.
     """
-    found = []
+    classless = []
 
     def apply(variables: Variables, rows: Any, key: Any) -> None:
         out, _ = model.apply(variables.params, variables.state, rows, train=False, key=key)
-        found.append(has_no_classes(out))  # here, because `eval_shape` returns copies
+        classless.append(has_no_classes(out))  # here, because `eval_shape` returns copies
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     jax.eval_shape(apply, Variables(*jax.eval_shape(model.init, key, shapes)), shapes, key)
-    return found[0]
+    return classless[0]

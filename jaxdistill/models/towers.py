@@ -72,17 +72,17 @@ def towers(
         return params, state
 
     def apply(params: Params, state: State, batch: RowsLike, *, train: bool, key: Key) -> tuple[Outputs, State]:
-        found: dict[str, Outputs] = {}
+        outputs_by_tower: dict[str, Outputs] = {}
         new_state: dict[str, Array] = {}
         for (name, tower), tower_key in zip(parts.items(), jax.random.split(key), strict=True):
             learns, own = name not in locked, _part(name, params)
             own = own if learns else jax.lax.stop_gradient(own)
             out, kept = tower.apply(own, _part(name, state), batch, train=train and learns, key=tower_key)
-            found[name], new_state = out, new_state | _prefixed(name, kept)
-        project = lambda name: by_rows(found[name].embedding @ params[f"{name}_projection/kernel"])
+            outputs_by_tower[name], new_state = out, new_state | _prefixed(name, kept)
+        project = lambda name: by_rows(outputs_by_tower[name].embedding @ params[f"{name}_projection/kernel"])
         scale, bias = params["logit_scale"], params.get("logit_bias")
         pairs = pair_outputs(project("images"), project("texts"), scale, bias, batch["mask"])
-        shown = found["images"]
+        shown = outputs_by_tower["images"]
         return replace(pairs, hidden_states=shown.hidden_states, attentions=shown.attentions), new_state
 
     def load(abstract: Variables) -> Pretrained:

@@ -34,11 +34,11 @@ def compare(runs: Sequence[Path], model: str, out: Path) -> str:
     contents = [results(run) for run in runs]
     answers = [_answers(run, content, model) for run, content in zip(runs, contents, strict=True)]
     compared = []
-    for run, name, content, found in zip(runs, _names(runs), contents, answers, strict=True):
+    for run, name, content, answers_of_run in zip(runs, _names(runs), contents, answers, strict=True):
         rows = {row["name"]: row for row in content["rows"]}
         if model not in rows:
             raise ConfigError("--model", f"the run in {str(run)!r} has no {model!r}. {suggest(model, rows)}")
-        pair = _pair(found, answers[0]) if run != runs[0] else None
+        pair = _pair(answers_of_run, answers[0]) if run != runs[0] else None
         title, config = content.get("title", ""), flat(content["config"])
         compared.append(ComparedRun(str(run), name, rows[model], config, pair, title))
     file = out / "compare.html"
@@ -59,10 +59,10 @@ def _answers(run: Path, content: Mapping[str, Any], model: str) -> Mapping[str, 
         return {}
     except DamageError as error:
         raise DamageError(f"{error}. Delete it, and repeat the command of the run, which writes it again.") from None
-    found = result.get("answers") or {}
+    arrays = result.get("answers") or {}
     data = content["config"]["data"]
     records = content.get("test_records") or data["name"]
-    return {**found, "records": (records, data["test"])} if "label" in found else {}
+    return {**arrays, "records": (records, data["test"])} if "label" in arrays else {}
 
 
 def _pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -105,8 +105,8 @@ def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: n
     known = {"cut": resolved.config.student.model, "source": source.spec, "weights": _checksum(source.variables)}
     table = cuttable(source.form.family)
     before, after = table.sizes(source.form.arguments), sizes_after(cut, source.form.family, source.form.arguments)
-    if found := _read(folder / FILE, known, partial(choose, cut, before, after)):
-        return found
+    if known_choice := _read(folder / FILE, known, partial(choose, cut, before, after)):
+        return known_choice
     try:
         unknown = 0
         scores = unit_scores(
@@ -121,15 +121,15 @@ def choice(resolved: Resolved, cut: Cut, source: Source, folder: Path, chosen: n
             scores = {**scores, VOCABULARY: counts}
     except ValueError as error:
         raise ConfigError(PATH, f"{known['cut']!r}: {error}.") from None
-    found = choose(cut, before, after, scores)._replace(unknown=unknown)
-    units = {name: list(ids) for name, ids in found.units.items()}
+    choice_of_units = choose(cut, before, after, scores)._replace(unknown=unknown)
+    units = {name: list(ids) for name, ids in choice_of_units.units.items()}
     rounded = {name: np.asarray(x, np.float64).tolist() for name, x in scores.items()}
     count = min(cut.records, resolved.data.count_training_records())
-    content = {**known, "records": count, "heads_by": by, "layers": list(found.layers), "units": units}
-    content["unknown"] = found.unknown
+    content = {**known, "records": count, "heads_by": by, "layers": list(choice_of_units.layers), "units": units}
+    content["unknown"] = choice_of_units.unknown
     (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
     seal.write(folder / FILE, {**content, "scores": rounded})
-    return found
+    return choice_of_units
 
 
 def _read(
@@ -139,10 +139,10 @@ def _read(
     try:
         content = seal.read(file, TYPES, required=True)
         kept = {name: tuple(ids) for name, ids in content["units"].items()}
-        found = Choice(tuple(content["layers"]), kept, int(content.get("unknown", 0)))
+        choice_of_units = Choice(tuple(content["layers"]), kept, int(content.get("unknown", 0)))
         scores = {name: np.asarray(values, np.float64) for name, values in content["scores"].items()}
-        chosen = choose_by(scores)._replace(unknown=found.unknown)
-        return found if known.items() <= content.items() and chosen == found else None
+        chosen = choose_by(scores)._replace(unknown=choice_of_units.unknown)
+        return choice_of_units if known.items() <= content.items() and chosen == choice_of_units else None
     except (FileNotFoundError, DamageError) as error:
         note_damage(error)
         return None
@@ -187,13 +187,13 @@ def _head_importance(source: Source, batches: Iterable[Mapping[str, Any]], befor
     return {f"heads/{layer}": row for layer, row in enumerate(groups)}
 
 
-def begin(abstract: Variables, source: Source, found: Choice) -> Variables:
+def begin(abstract: Variables, source: Source, units: Choice) -> Variables:
     """Return the variables from which the smaller model starts, with the sharding of its own variables.
 
     Args:
         abstract: shapes and shardings of the variables of the smaller model.
         source: the model that is cut.
-        found: the units that stay.
+        units: the units that stay.
     """
     sizes = cuttable(source.form.family).sizes(source.form.arguments)
     take = partial(
@@ -201,7 +201,7 @@ def begin(abstract: Variables, source: Source, found: Choice) -> Variables:
         source.form.family,
         source.form.arguments,
         shapes=abstract,
-        choice=found,
+        choice=units,
         head_size=sizes.head_size,
         groups=sizes.groups,
     )
@@ -240,8 +240,8 @@ class Cutter:
 
         def first(abstract: Variables) -> Variables:
             if self._made is None:
-                found = source(self._resolved, trained)
-                self._made = found, choice(self._resolved, cut, found, self._folder, self._data.chosen)
+                pretrained = source(self._resolved, trained)
+                self._made = pretrained, choice(self._resolved, cut, pretrained, self._folder, self._data.chosen)
             values = begin(abstract, *self._made)
             self._require_all(values, abstract, cut)
             if stage.kind == "student" and (whole := _completed(values, abstract)):

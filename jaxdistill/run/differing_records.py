@@ -40,7 +40,7 @@ def differing(data: Pipeline, answers: Mapping[str, Mapping[str, Sequence[Any]]]
     except (ConfigError, DamageError):  # the raw records are gone, such as behind a cache of tokens
         records = {}
     looks = [_preview({field: column[place] for field, column in records.items()}) for place in range(len(numbers))]
-    predicted = {name: found["predicted"] for name, found in answers.items() if found.get("predicted")}
+    predicted = {name: of_model["predicted"] for name, of_model in answers.items() if of_model.get("predicted")}
     return [
         {"record": number, "label": int(labels[number]), **look}
         | {"predicted": {name: values[number] for name, values in predicted.items()}}

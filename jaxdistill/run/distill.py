@@ -150,7 +150,7 @@ class Run:
         self.variables: dict[str, Variables] = {}  # of models, by row name
 
     def _stored(self, stream: str) -> tuple[Any, ...]:
-        return tuple(found for each in self.resolved.teachers.values() if (found := each.stored(stream)) is not None)
+        return tuple(stored for each in self.resolved.teachers.values() if (stored := each.stored(stream)) is not None)
 
     @property
     def rows(self) -> Mapping[str, jax.ShapeDtypeStruct]:

@@ -265,9 +265,9 @@ def write_relations(run: Path, model: str, file: Path, number: int, trust_source
     check_test_records(results(run), data)
     outputs = outputs_of(run, model, data, trust_source=trust_source)
     strengths = relations(outputs.logits, outputs.labels)
-    found, names = edges(strengths, number), data.class_names or tuple(map(str, range(len(strengths))))
+    edges_of_teacher, names = edges(strengths, number), data.class_names or tuple(map(str, range(len(strengths))))
     try:
-        write_graph(file, Graph(tuple(names), found))
+        write_graph(file, Graph(tuple(names), edges_of_teacher))
     except OSError as error:
         raise ConfigError("--out", f"{str(file)!r} cannot be written ({error}). Choose another file.") from None
-    return len(found)
+    return len(edges_of_teacher)

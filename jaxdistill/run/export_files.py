@@ -138,7 +138,7 @@ def reference_jobs(subjects: Sequence[Subject], temporary: Path) -> list[Job]:
 
 def measure_files(files: Sequence[File], references: Sequence[Job], threads: int) -> dict[str, Measured | str]:
     """Measure all files of models that read the same fields in turns, with their models; see `export.measure`."""
-    found: dict[str, Measured | str] = {}
+    results: dict[str, Measured | str] = {}
     groups: dict[tuple[str, ...], list[Job]] = {}
     inputs = {}
     for file in files:
@@ -147,8 +147,8 @@ def measure_files(files: Sequence[File], references: Sequence[Job], threads: int
         groups[key] += [job for job in references if job.name == file.subject.name and job not in groups[key]]
         inputs[key] = file.subject.examples.inputs
     for key, jobs in groups.items():
-        found |= measure(jobs, inputs[key], threads)
-    return found
+        results |= measure(jobs, inputs[key], threads)
+    return results
 
 
 def compare_outputs(subject: Subject, outputs: np.ndarray) -> Difference:
@@ -156,10 +156,10 @@ def compare_outputs(subject: Subject, outputs: np.ndarray) -> Difference:
     return compare(subject.network, subject.examples, subject.expected, outputs)
 
 
-def model_entry(subject: Subject, found: Measured) -> dict[str, Any]:
+def model_entry(subject: Subject, measured: Measured) -> dict[str, Any]:
     """Return what was measured of a model itself, as that of a file."""
     size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(subject.network.variables))
-    numbers = _numbers(compare_outputs(subject, found.outputs), size, found)
+    numbers = _numbers(compare_outputs(subject, measured.outputs), size, measured)
     entry = {
         "model": subject.name,
         "name": "-",
@@ -170,33 +170,33 @@ def model_entry(subject: Subject, found: Measured) -> dict[str, Any]:
     return {**entry, "few_bits": bool(subject.predictor.about.quantized)}
 
 
-def _numbers(compared: Difference, size: int, found: Measured) -> dict[str, Any]:
+def _numbers(compared: Difference, size: int, measured: Measured) -> dict[str, Any]:
     plain = {name: None if np.isnan(value) else value for name, value in compared._asdict().items()}
-    return {**plain, "bytes": size, "latency_ms": found.latency._asdict(), "memory": found.memory}
+    return {**plain, "bytes": size, "latency_ms": measured.latency._asdict(), "memory": measured.memory}
 
 
-def finish_file(file: File, found: Measured | str, run: Path, threads: int, target: Target) -> dict[str, Any]:
+def finish_file(file: File, measured: Measured | str, run: Path, threads: int, target: Target) -> dict[str, Any]:
     """Move a file to its place, or set it aside if it disagrees; return the content of its `export.json`.
 
     Args:
         file: the file.
-        found: what was measured of it; a text: its process has ended, which says how.
+        measured: what was measured of it; a text: its process has ended, which says how.
         run: folder of the run.
         threads: processors that it used.
         target: the device that it is made for.
     """
     subject, exporter, job = file.subject, file.exporter, file.job
     numbers: dict[str, Any] = {}
-    if isinstance(found, Measured):
+    if isinstance(measured, Measured):
         size = sum(each.stat().st_size for each in job.file.parent.glob(f"{exporter.file}*"))
-        compared = compare_outputs(subject, found.outputs)
+        compared = compare_outputs(subject, measured.outputs)
         problem = compared.problem(exporter.rounds)
         problem += _departure(file, compared.record) if problem else ""
         if not problem and target.device.memory and size > target.device.memory:
             problem = f"the file has {size / 1e6:.2f} MB, and {target.spec} has {target.device.memory / 1e6:g} MB"
-        numbers = _numbers(compared, size, found)
+        numbers = _numbers(compared, size, measured)
     else:
-        problem = found
+        problem = measured
     place = _folder_of(run, file)
     rejected = place.with_name(f"{place.name}.rejected")
     about = {
@@ -256,10 +256,10 @@ def _departure(file: File, record: int) -> str:
             place = Path(folder, exporter.file)
             with without_warnings():
                 exporter.write(network, place, lambda: [example])
-            found = measure([Job(file.job.name, file.job.runtime, place, 1)], example, 1)[file.job.name]
-            if not isinstance(found, Measured):
+            measured = measure([Job(file.job.name, file.job.runtime, place, 1)], example, 1)[file.job.name]
+            if not isinstance(measured, Measured):
                 return ""
-            far = float(np.abs(found.outputs - expected).max() / max(np.abs(expected).max(), 1e-30))
+            far = float(np.abs(measured.outputs - expected).max() / max(np.abs(expected).max(), 1e-30))
             if not far <= (bound := LAYER_TOLERANCE[exporter.rounds]):
                 return f"; {state} of {count} is the first that differs by more than {bound:g}"
     return ""

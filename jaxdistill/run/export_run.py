@@ -107,13 +107,13 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
                 for subject in subjects
                 for spec, exporter in exporters.values()
             ]
-            found = measure_files(files, reference_jobs(subjects, Path(temporary)), threads)
+            results_by_job = measure_files(files, reference_jobs(subjects, Path(temporary)), threads)
             entries = []
             for subject in subjects:
-                model = found.get(subject.name)
+                model = results_by_job.get(subject.name)
                 entries += [model_entry(subject, model)] if isinstance(model, Measured) else []
                 own = [file for file in files if file.subject is subject]
-                entries += [finish_file(file, found[file.job.name], run, threads, target) for file in own]
+                entries += [finish_file(file, results_by_job[file.job.name], run, threads, target) for file in own]
         content = results(run)
         kept = {(entry["model"], entry["name"]): entry for entry in (*content.get("exports", ()), *entries)}
         seal.write(run / "results.json", {**content, "exports": list(kept.values())})

@@ -43,9 +43,9 @@ def fill_placeholders(config: Config) -> Config:
     def texts(path: str, text: str, name: str) -> str:
         if name != "texts":
             return f"{{{name}}}"
-        if not (found := described("").texts):
+        if not (texts_of_data := described("").texts):
             raise ConfigError(path, f"{text!r} asks for {{texts}}, and the records of {data.name!r} have no texts.")
-        return repr(found)
+        return repr(texts_of_data)
 
     def number(path: str, text: str, name: str) -> str:
         value = getattr(described(tokens), name)
@@ -61,8 +61,8 @@ def fill_placeholders(config: Config) -> Config:
     tree = config.to_dict()
     with_texts = _replaced(tree, "", texts)
     tokens = with_texts["data"]["tokens"]
-    found = _replaced(with_texts, "", number)
-    return make(**found) if found != tree else config
+    filled = _replaced(with_texts, "", number)
+    return make(**filled) if filled != tree else config
 
 
 def _replaced(tree: Any, path: str, value: Callable[[str, str, str], str]) -> Any:

@@ -92,8 +92,8 @@ def successor(name: str) -> str:
     root = Path(__file__).parents[1]
     if name.rpartition(".")[0] not in PARENTS:
         return ""
-    found = sorted(root.rglob(f"{name.rpartition('.')[2]}.py"))
-    return "jaxdistill." + ".".join(found[0].relative_to(root).with_suffix("").parts) if found else ""
+    files = sorted(root.rglob(f"{name.rpartition('.')[2]}.py"))
+    return "jaxdistill." + ".".join(files[0].relative_to(root).with_suffix("").parts) if files else ""
 
 
 def message(name: str) -> str:

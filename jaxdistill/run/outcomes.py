@@ -172,7 +172,7 @@ def details(data: Pipeline, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[s
     return {
         "test_records": test_records(data),
         "paired": comparison(outcomes),
-        "confusion": {name: matrix for name, found in answers.items() if (matrix := _confusion(found))},
+        "confusion": {name: matrix for name, of_model in answers.items() if (matrix := _confusion(of_model))},
         "examples": differing(data, answers),
     }
 

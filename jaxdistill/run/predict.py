@@ -106,11 +106,11 @@ def results(folder: Path) -> Mapping[str, Any]:
         DamageError: the file is damaged.
     """
     try:
-        found = seal.read(folder / "results.json", {"rows": list[dict], "config": dict})
-        names = {found.get("run") or "", _name_of(folder)} - {""}
+        content = seal.read(folder / "results.json", {"rows": list[dict], "config": dict})
+        names = {content.get("run") or "", _name_of(folder)} - {""}
         if len(names) > 1:
             raise DamageError(f"{folder / 'results.json'} is of another run than config.json")
-        return found
+        return content
     except DamageError as error:
         raise DamageError(f"{error}. Restore it, or delete it: the command of the run writes it again.") from None
     except FileNotFoundError:

@@ -56,24 +56,24 @@ def check_inputs(workdir: Path, data: Pipeline, teachers: Mapping[str, Teacher])
         of_path = dict.fromkeys(each.text for each in changed if each.path == changed[0].path)
         problem = f"{' and '.join(of_path)} changed since the run in {str(workdir)!r} began"
         raise ConfigError(changed[0].path, f"{problem}. Restore what it was, or choose another --workdir.")
-    found = {key: each.hash for key, each in inputs.items()}
-    if jax.process_index() == 0 and known != {**known, **found}:
-        seal.write(workdir / FILE, {"contents": {**known, **found}})
+    hashes = {key: each.hash for key, each in inputs.items()}
+    if jax.process_index() == 0 and known != {**known, **hashes}:
+        seal.write(workdir / FILE, {"contents": {**known, **hashes}})
 
 
 def _inputs(data: Pipeline, teachers: Mapping[str, Teacher]) -> dict[str, Input]:
     """Return the inputs of a run, by their keys in `FILE`, as far as they can be read."""
-    found = {}
+    inputs = {}
     for name, stream in {**data.streams, TEST: data.test}.items():
         identity = _identity(data, stream)
-        found[name] = Input("data.name", f"{data.name!r}: the records of {name}", identity.get("contents", ""))
+        inputs[name] = Input("data.name", f"{data.name!r}: the records of {name}", identity.get("contents", ""))
         tokenizer = f"{data.tokens!r}: the tokenizer"
-        found[f"tokenizer of {name}"] = Input("data.tokens", tokenizer, identity.get("words", ""))
+        inputs[f"tokenizer of {name}"] = Input("data.tokens", tokenizer, identity.get("words", ""))
         augment = f"a file that the transforms of {name} read"
-        found[f"transforms of {name}"] = Input("data.augment", augment, identity.get("transforms", ""))
+        inputs[f"transforms of {name}"] = Input("data.augment", augment, identity.get("transforms", ""))
     for name, teacher in teachers.items():
-        found[f"teacher {name}"] = Input(teacher.path, "its weights or its config", _teacher_hash(teacher))
-    return {key: each for key, each in found.items() if each.hash}
+        inputs[f"teacher {name}"] = Input(teacher.path, "its weights or its config", _teacher_hash(teacher))
+    return {key: each for key, each in inputs.items() if each.hash}
 
 
 def _identity(data: Pipeline, stream: Stream) -> dict[str, str]:

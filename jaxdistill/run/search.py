@@ -115,7 +115,7 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
         known = " or ".join(map(str, formats))
         raise ConfigError(f"--axis {BITS}", f"{unknown[0]!r} bits: give {known}, as files of the device have them.")
     others = {name: values for name, values in axes.items() if name != BITS}
-    found = []
+    searched = []
     for chosen in itertools.product(*others.values()):
         values = dict(zip(others, chosen, strict=True))
         model = repr(spec._replace(kwargs={**spec.kwargs, **values}))
@@ -132,8 +132,8 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
             of_bits = differ(changed, student={"quantized": quantized})
             all_values = {**values, BITS: number} if BITS in axes else values
             label = " ".join(f"{name}={value}" for name, value in all_values.items()) or "as configured"
-            found.append(Candidate(label, all_values, of_bits, sized, to))
-    return found
+            searched.append(Candidate(label, all_values, of_bits, sized, to))
+    return searched
 
 
 def _weight_bits(quantized: str) -> int:

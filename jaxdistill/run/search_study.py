@@ -79,7 +79,7 @@ def measure_files(
     for run in all_runs:
         to = formats[run.arm.rpartition(" | ")[0]]
         entries.setdefault(run.arm, []).append(_entry(run.folder, "student", to, device, console))
-    points = [_point(arm, found) for arm, found in entries.items()]
+    points = [_point(arm, of_arm) for arm, of_arm in entries.items()]
     whole = "onnx" if any("onnx" in to for to in formats.values()) else "litert"
     for name, teacher in study.base.teachers.items():
         if teacher.steps and not teacher.checkpoint:
@@ -94,7 +94,7 @@ def measure_files(
 def _entry(folder: Path, model: str, to: str, device: str, console: Console) -> Mapping[str, Any]:
     """Return what was measured of a file of a run, which is exported first if it is not yet."""
 
-    def found() -> Mapping[str, Any]:
+    def entry_in_results() -> Mapping[str, Any]:
         wanted = {"model": model, "name": slug(to), "target": device}
         entry: Mapping[str, Any] = next(
             (each for each in results(folder).get("exports", ()) if wanted.items() <= each.items()), {}
@@ -107,12 +107,12 @@ def _entry(folder: Path, model: str, to: str, device: str, console: Console) -> 
             return {}
         return entry
 
-    if not found():
+    if not entry_in_results():
         try:
             export(folder, [model], [to], Options(device=device))
         except ConfigError as error:  # a file that disagrees is set aside, with its numbers
             console.print(f"note: {error}", highlight=False, soft_wrap=True)
-    return found()
+    return entry_in_results()
 
 
 def _point(arm: str, entries: Sequence[Mapping[str, Any]]) -> Point:

@@ -216,8 +216,8 @@ def open_npz(file: Path, text_format: TextFormat) -> RecordReader:
         arrays = _npz_arrays(file, columns)
         sizes = {name: array.shape[:1] for name, array in arrays.items()}
         if len(set(sizes.values())) != 1 or () in sizes.values():
-            found = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-            raise TableError(f"{file}: all arrays must have one row for each record; found {found}.")
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+            raise TableError(f"{file}: all arrays must have one row for each record; found {shapes}.")
         if empty := next((name for name, array in arrays.items() if 0 in array.shape[1:]), ""):
             raise TableError(f"{file}: {empty!r} has the shape {list(arrays[empty].shape)}: its records are empty.")
         for start in range(0, len(arrays[columns[0]]), ROWS):

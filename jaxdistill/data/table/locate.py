@@ -103,10 +103,10 @@ def _files(files: Sequence[Path], text_format: TextFormat) -> Source:
 
 def _by_pattern(path: str, text_format: TextFormat) -> Mapping[str, Source]:
     places = {name: Path(path.replace(NAME, name)).expanduser() for name in SPLITS}
-    found = {name: _file(place, text_format) for name, place in places.items() if place.is_file()}
-    if TRAIN not in found:
+    files = {name: _file(place, text_format) for name, place in places.items() if place.is_file()}
+    if TRAIN not in files:
         raise TableError(f"path={path!r}: there is no {path.replace(NAME, TRAIN)!r}, for the training records.")
-    return found
+    return files
 
 
 def _in_folder(folder: Path, text_format: TextFormat) -> Mapping[str, Source]:
@@ -174,13 +174,13 @@ def _datasets(name: str) -> Mapping[str, Source]:
     except ImportError:
         raise TableError(f"path={name!r} needs the package datasets: pip install 'jaxdistill[datasets]'") from None
     try:
-        found = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+        dataset = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
     except Exception as error:  # foreign code: no network, no such repository, damaged files
         problem = "is no local file, and cannot be loaded by datasets"
         reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         cure = "Correct the path; or, for a name of the Hugging Face hub, connect this machine to the network"
         raise TableError(f"path={name!r} {problem} ({reason}). {cure}.") from None
-    splits: dict[str, Any] = dict(found) if isinstance(found, datasets.DatasetDict) else {TRAIN: found}
+    splits: dict[str, Any] = dict(dataset) if isinstance(dataset, datasets.DatasetDict) else {TRAIN: dataset}
     return {split: _dataset(name, split, part) for split, part in splits.items()}
 
 

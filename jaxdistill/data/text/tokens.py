@@ -168,15 +168,15 @@ def documents(tokenizer: str, length: int, pack: bool = True, end: str = "", fie
         end_ids = [tokenizers.token_id(tokenizer, end)] if end else []
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        packer, found = _Packer(length, pack), False
+        packer, any_text = _Packer(length, pack), False
         for records in chunks:
             encodings = tokenizers.encode(tokenizer, texts_of(records, field), special=False)
             texts = [np.array([*encoding.ids, *end_ids], np.int32) for encoding in encodings if encoding.ids]
             packer.add(texts)
             sizes = [len(text) for text in texts]
-            found = found or bool(texts)
+            any_text = any_text or bool(texts)
             yield Tokenized(packer.full_rows(), sum(sizes), sum(size > length for size in sizes))
-        if not found:
+        if not any_text:
             cure = "choose another tokenizer or field."
             raise NoTokensError(PATH, f"the tokenizer finds no token in the field {field!r} of any record; {cure}")
         yield Tokenized(packer.last_rows(), 0, 0)

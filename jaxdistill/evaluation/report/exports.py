@@ -71,10 +71,10 @@ def _on_device(entry: Mapping[str, Any]) -> str:
 
 def circumstances(entries: Sequence[Mapping[str, Any]]) -> str:
     """Return how files were measured: on how many records, on which processor, with how many threads."""
-    found = {(entry["records"], entry["processor"], entry["threads"]) for entry in entries if entry.get("records")}
+    measured = {(entry["records"], entry["processor"], entry["threads"]) for entry in entries if entry.get("records")}
     texts = [
         f"{records:,} test records, {processor}, {'one thread' if threads == 1 else f'{threads} threads'}"
-        for records, processor, threads in sorted(found)
+        for records, processor, threads in sorted(measured)
     ]
     meanings = [MEANINGS[column] for column in table(entries)[0] if column in MEANINGS]
     if any(entry.get("few_bits") for entry in entries):

@@ -14,11 +14,11 @@ def exported(results: Mapping[str, Any]) -> Markup:
     Args:
         results: the content of `results.json`.
     """
-    found = results.get("exports") or []
-    heading, *rows = exports.table(found) if found else [[]]
-    table = tables.plain_table(heading, rows) if found else Markup()
-    compiled = [_list(*text.splitlines()) for text in exports.devices(found)]
-    return section("Exported files", join([table, *compiled]), exports.circumstances(found) if found else "")
+    entries = results.get("exports") or []
+    heading, *rows = exports.table(entries) if entries else [[]]
+    table = tables.plain_table(heading, rows) if entries else Markup()
+    compiled = [_list(*text.splitlines()) for text in exports.devices(entries)]
+    return section("Exported files", join([table, *compiled]), exports.circumstances(entries) if entries else "")
 
 
 def _list(title: str, *items: str) -> Markup:
@@ -31,8 +31,8 @@ def records(results: Mapping[str, Any]) -> Markup:
     Args:
         results: the content of `results.json`.
     """
-    found = results.get("data") or []
-    cuts = any(row["truncated"] for row in found)
+    splits = results.get("data") or []
+    cuts = any(row["truncated"] for row in splits)
     lines = [
         [
             row["stream"],
@@ -41,7 +41,7 @@ def records(results: Mapping[str, Any]) -> Markup:
             "yes" if row["labels"] else "no",
             *([f"{row['truncated']:,}"] if cuts else []),
         ]
-        for row in found
+        for row in splits
     ]
     unused = (results.get("unused_splits") or {}).items()
     notes = ["A text that is longer than a row of tokens is cut: see length in data.tokens."] if cuts else []
@@ -58,11 +58,11 @@ def confusion(results: Mapping[str, Any]) -> Markup:
     Args:
         results: the content of `results.json`.
     """
-    found, names = results.get("confusion") or {}, results.get("class_names") or []
+    matrices, names = results.get("confusion") or {}, results.get("class_names") or []
     cards = [
-        tables.confusion_table(found[name], names, f"{name}: class of a record (row), prediction (column)")
+        tables.confusion_table(matrices[name], names, f"{name}: class of a record (row), prediction (column)")
         for name in ("student", "control")
-        if name in found
+        if name in matrices
     ]
     note = "Number of test records; the diagonal is right. The darker a cell, the larger its share of the row."
     return section("Which classes are confused", grid(*cards), note)
@@ -74,7 +74,7 @@ def examples(results: Mapping[str, Any]) -> Markup:
     Args:
         results: the content of `results.json`.
     """
-    found, names = results.get("examples") or [], results.get("class_names") or []
+    examples, names = results.get("examples") or [], results.get("class_names") or []
     pair = results.get("paired") or {}
     named = lambda number: str(names[number]) if number < len(names) else f"class {number}"
 
@@ -94,4 +94,4 @@ def examples(results: Mapping[str, Any]) -> Markup:
         f"Only the student is right on {pair.get('only_one')} test records, only the control on "
         f"{pair.get('only_other')}. The first of each are shown."
     )
-    return section("Where student and control differ", grid(*map(card, found), small=True), note if pair else "")
+    return section("Where student and control differ", grid(*map(card, examples), small=True), note if pair else "")

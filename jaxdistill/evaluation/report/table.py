@@ -151,8 +151,10 @@ def _rounded(by_name: Mapping[str, Mapping[str, Any]]) -> str:
     floats, afterwards = by_name.get(FLOATS), by_name.get(ROUNDED)
     if not floats or not afterwards or "accuracy" not in floats:
         return ""
-    found = f"{100 * floats['accuracy']:.2f} %, and {100 * afterwards['accuracy']:.2f} % when it is rounded afterwards"
-    return f". It was trained for few bits; trained in floats instead, it reaches {found}"
+    accuracies = (
+        f"{100 * floats['accuracy']:.2f} %, and {100 * afterwards['accuracy']:.2f} % when it is rounded afterwards"
+    )
+    return f". It was trained for few bits; trained in floats instead, it reaches {accuracies}"
 
 
 def _is_useless(row: Mapping[str, Any], constant: tuple[str, float] | None) -> bool:

@@ -230,8 +230,8 @@ def _emitted(graph: Graph, equation: Any, inputs: Sequence[Value]) -> list[Value
     known = all(value.array is not None and is_known(value.shape) for value in inputs)
     if known and all(is_known(result.shape) for result in results) and kind not in ("scan", "dim_as_value"):
         arrays = [np.broadcast_to(value.array, value.shape) for value in inputs if value.array is not None]
-        found = equation.primitive.bind(*arrays, **equation.params)
-        return [constant(np.asarray(x)) for x in (found if equation.primitive.multiple_results else [found])]
+        values = equation.primitive.bind(*arrays, **equation.params)
+        return [constant(np.asarray(x)) for x in (values if equation.primitive.multiple_results else [values])]
     if kind not in EMITTERS:
         raise unsupported(kind)
     emitted = EMITTERS[kind](graph, equation, inputs)

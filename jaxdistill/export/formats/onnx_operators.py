@@ -96,8 +96,8 @@ def _(graph, equation, inputs):
     is_one = _boolean(elementwise(graph, "Equal", equation, (u, one)))
     safe = _chained(graph, equation, "Where", is_one, one, rest)
     above = _chained(graph, equation, "Mul", x, _chained(graph, equation, "Log", u))
-    found = _chained(graph, equation, "Div", above, safe)
-    return [_chained(graph, equation, "Where", is_one, x, found)]
+    power = _chained(graph, equation, "Div", above, safe)
+    return [_chained(graph, equation, "Where", is_one, x, power)]
 
 
 @emits("expm1")
@@ -176,8 +176,8 @@ def _(graph, equation, inputs):
 @emits("split")
 def _(graph, equation, inputs):
     sizes, axis = equation.params["sizes"], equation.params["axis"]
-    found = graph.node("Split", graph.whole(inputs[0]), int64(sizes), outputs=len(sizes), axis=axis)
-    return found if isinstance(found, list) else [found]
+    parts = graph.node("Split", graph.whole(inputs[0]), int64(sizes), outputs=len(sizes), axis=axis)
+    return parts if isinstance(parts, list) else [parts]
 
 
 @emits("concatenate")
@@ -221,8 +221,8 @@ def _(graph, equation, inputs):
 
     kind = {"reduce_and": "ReduceMin", "reduce_or": "ReduceMax"}[equation.primitive.name]
     numbers = graph.node("Cast", graph.whole(inputs[0]), to=TensorProto.INT32)
-    found = graph.node(kind, numbers, int64(equation.params["axes"]), keepdims=0)
-    return [graph.node("Cast", found, to=TensorProto.BOOL)]
+    reduced = graph.node(kind, numbers, int64(equation.params["axes"]), keepdims=0)
+    return [graph.node("Cast", reduced, to=TensorProto.BOOL)]
 
 
 @emits("argmax", "argmin")
@@ -230,9 +230,9 @@ def _(graph, equation, inputs):
     from onnx import helper
 
     (axis,), kind = equation.params["axes"], {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
-    found = graph.node(kind, graph.whole(inputs[0]), axis=axis, keepdims=0)
+    index = graph.node(kind, graph.whole(inputs[0]), axis=axis, keepdims=0)
     dtype = helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["index_dtype"]))
-    return [graph.node("Cast", found, to=dtype)]
+    return [graph.node("Cast", index, to=dtype)]
 
 
 @emits("cumsum")

@@ -26,24 +26,24 @@ def _(graph, equation, inputs):
     looked_up = [place for place in range(count) if place not in offsets]
     if grid := _grid(index, [x.shape[axis] for axis in axes]):  # rows and columns at equal distances: x[:, ::2, 1::2]
         starts, ends, steps = map(int64, zip(*grid, strict=True))
-        found = graph.node("Slice", graph.whole(x), starts, ends, int64(axes), steps)
+        gathered = graph.node("Slice", graph.whole(x), starts, ends, int64(axes), steps)
         order = [rest[offsets.index(n)] if n in offsets else axes[looked_up.index(n)] for n in range(count)]
     elif len(axes) == 1:
         (axis,), numbers = axes, graph.reshaped(graph.whole(index), index.shape[:-1])
         if equation.params["mode"] == jax.lax.GatherScatterMode.CLIP:
             last = np.array(x.shape[axis] - 1, index.dtype)
             numbers = graph.node("Min", graph.node("Max", numbers, np.zeros((), index.dtype)), last)
-        found = graph.node("Gather", graph.whole(x), numbers, axis=axis)
+        gathered = graph.node("Gather", graph.whole(x), numbers, axis=axis)
         after = lambda n: n if n < axis else n + len(looked_up)
         order = [after(offsets.index(n)) if n in offsets else axis + looked_up.index(n) for n in range(count)]
     else:
         from onnx import TensorProto
 
         first = graph.node("Transpose", graph.whole(x), perm=[*axes, *rest])
-        found = graph.node("GatherND", first, graph.node("Cast", graph.whole(index), to=TensorProto.INT64))
+        gathered = graph.node("GatherND", first, graph.node("Cast", graph.whole(index), to=TensorProto.INT64))
         place = lambda n: len(looked_up) + offsets.index(n) if n in offsets else looked_up.index(n)
         order = [place(n) for n in range(count)]
-    return [found if order == sorted(order) else graph.node("Transpose", found, perm=order)]
+    return [gathered if order == sorted(order) else graph.node("Transpose", gathered, perm=order)]
 
 
 def _grid(index: Value, sizes: Sequence[Any]) -> list[tuple[int, int, int]]:
@@ -112,7 +112,7 @@ def _(graph, equation, inputs):
     else:
         turned = graph.node("Transpose", graph.whole(kernel), perm=list(numbers.rhs_spec))
     low, high = zip(*p["padding"], strict=True)
-    found = graph.node(
+    product = graph.node(
         "Conv",
         image,
         turned,
@@ -121,7 +121,7 @@ def _(graph, equation, inputs):
         dilations=list(p["rhs_dilation"]),
         group=p["feature_group_count"],
     )
-    return [graph.node("Transpose", found, perm=[int(n) for n in np.argsort(numbers.out_spec)])]
+    return [graph.node("Transpose", product, perm=[int(n) for n in np.argsort(numbers.out_spec)])]
 
 
 @emits("reduce_window_max", "reduce_window_sum")
@@ -136,11 +136,11 @@ def _(graph, equation, inputs):
     shapes = {"kernel_shape": list(window[1:3]), "strides": list(strides[1:3]), "pads": [*low, *high]}
     image = graph.node("Transpose", graph.whole(inputs[0]), perm=[0, 3, 1, 2])
     if equation.primitive.name == "reduce_window_max":
-        found = graph.node("MaxPool", image, **shapes)
+        pooled = graph.node("MaxPool", image, **shapes)
     else:
         mean = graph.node("AveragePool", image, count_include_pad=1, **shapes)
-        found = graph.node("Mul", mean, np.array(window[1] * window[2], inputs[0].dtype))
-    return [graph.node("Transpose", found, perm=[0, 2, 3, 1])]
+        pooled = graph.node("Mul", mean, np.array(window[1] * window[2], inputs[0].dtype))
+    return [graph.node("Transpose", pooled, perm=[0, 2, 3, 1])]
 
 
 @emits("scan")

@@ -27,9 +27,9 @@ def open_file(file: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], 
         for name, details in inputs.items():
             interpreter.set_tensor(details["index"], _as_integers(rows[name], details))
         interpreter.invoke()
-        found = interpreter.get_tensor(output["index"])
+        output_array = interpreter.get_tensor(output["index"])
         scale, zero = output["quantization"]
-        return (found.astype(np.float32) - zero) * np.float32(scale) if scale else found
+        return (output_array.astype(np.float32) - zero) * np.float32(scale) if scale else output_array
 
     return run
 

@@ -144,8 +144,8 @@ class LanguageModel:
             )
             if code := library.llama_decode(self._context, batch):
                 raise RuntimeError(f"llama.cpp cannot run {len(tokens)} tokens ({code}): {' '.join(ERRORS)}")
-            found = library.llama_get_logits(self._context)
-            parts.append(np.ctypeslib.as_array(found, (len(part), self.vocabulary)).copy())
+            logits = library.llama_get_logits(self._context)
+            parts.append(np.ctypeslib.as_array(logits, (len(part), self.vocabulary)).copy())
         return np.concatenate(parts)
 
     def _make_room(self, length: int) -> None:

@@ -76,7 +76,7 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
     if any((options.workdir / name).exists() for name in ("config.json", "results.json")):
         raise ConfigError("--workdir", f"{str(options.workdir)!r} holds a run. Choose another folder.")
     config = fill_placeholders(config)
-    found = search.candidates(config, axes, device)
+    all_candidates = search.candidates(config, axes, device)
     check_writable(options.workdir, "--workdir")
     console = Console()
     with locked(options.workdir):
@@ -84,12 +84,12 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
         _ = resolved.student  # builds it, which checks its rules, before anything is measured
         if "label" not in resolved.data.test_description.fields:
             raise ConfigError("data.test", "a search compares accuracies, and the test records have no labels.")
-        sizes = search.measure_sizes(resolved, found, options.device, options.workdir, console)
+        sizes = search.measure_sizes(resolved, all_candidates, options.device, options.workdir, console)
         best = search.finalists(sizes, budget, options.finalists)
         names = "; ".join(size.label for size in best)
         inside = sum(size.excess(budget) <= 1 for size in sizes)
         console.print(f"{inside} within the budget; trained: {names}", highlight=False, soft_wrap=True)
-        chosen = [candidate for size in best for candidate in found if candidate.label == size.label]
+        chosen = [candidate for size in best for candidate in all_candidates if candidate.label == size.label]
         study = search_study.study_of(config, chosen, shlex.split(command))
         all_runs = search_study.distil(study, options.workdir, options.seeds, console)
         points = search_study.measure_files(study, all_runs, chosen, options.device, options.workdir, console)

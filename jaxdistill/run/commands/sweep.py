@@ -82,8 +82,8 @@ def run_one(run: Run, console: Console) -> None:
     """
     try:
         rows = run_or_resume(run.config, run.folder)
-        (found,) = (quality_text(row) for row in rows if row["name"] == "student")
-        console.print(f"{run.arm}, seed {run.seed}: {found}", highlight=False)
+        (quality,) = (quality_text(row) for row in rows if row["name"] == "student")
+        console.print(f"{run.arm}, seed {run.seed}: {quality}", highlight=False)
     except NonFiniteError as error:
         console.print(f"{run.arm}, seed {run.seed}: left out, {error}")
 

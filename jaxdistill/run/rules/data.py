@@ -84,8 +84,8 @@ def test_records_match_training_records(view: DataView) -> None:
         (shape, dtype), (other_shape, other_dtype) = train[field], test[field]
         same = all(size == other or -1 in (size, other) for size, other in zip(shape, other_shape, strict=False))
         if dtype != other_dtype or len(shape) != len(other_shape) or not same:  # -1: images of several sizes
-            found = f"{list(shape)} {dtype} in {name!r}, and {list(other_shape)} {other_dtype} in {other!r}"
-            raise ConfigError("data.test", f"{field!r} is {found}; choose records that are alike.")
+            difference = f"{list(shape)} {dtype} in {name!r}, and {list(other_shape)} {other_dtype} in {other!r}"
+            raise ConfigError("data.test", f"{field!r} is {difference}; choose records that are alike.")
 
 
 def mixed_labels_have_the_classes(view: DataView) -> None:

@@ -78,8 +78,8 @@ def categories_fit(run: RunView) -> None:
     if field not in run.student.shapes["train"]:
         return
     streams = (run.data.streams["train"], run.data.test)
-    found = [records.largest(field) for records in map(run.data.open, streams)]
-    largest = max((number for number in found if number is not None), default=-1)
+    numbers = [records.largest(field) for records in map(run.data.open, streams)]
+    largest = max((number for number in numbers if number is not None), default=-1)
     specs = {"student.model": run.student.definition.config.student.model}
     specs |= {f"{teacher.path}.model": teacher.model for teacher in run.teacher_configs.values()}
     for path, spec in specs.items():

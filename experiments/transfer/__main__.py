@@ -99,7 +99,7 @@ def bits_of_seed(seed: int, seeds: range, folder: Callable[[str, int], Path], wo
         "labels": of(logits(kd_arm, model="control")),
         "untrained (floor)": of(untrained(folder(kd_arm, seed)).logits),
         f"{kd_arm}, beyond students of the other teacher": of(logits(kd_arm), beyond),
-        "another teacher's student, beyond its likes": of(logits(other), beyond),
+        "another teacher's student, beyond other students of it": of(logits(other), beyond),
     }
 
 

@@ -138,7 +138,7 @@ def _by_axis(table: Cuttable, arguments: Arguments, weight: str, x: Array) -> li
 
 
 def _influence(before: Array, after: Array, counted: Array) -> Array:
-    """Sum 1 - cos of a layer's hidden states before and after it over what counts: block influence."""
+    """Return the block influence of a layer (ShortGPT): the sum of 1 - cos(input, output) over unmasked tokens."""
     a, b = before.astype(jnp.float32), after.astype(jnp.float32)
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     change = 1 - (a * b).sum(-1) / jnp.maximum(norms, 1e-30)

@@ -57,6 +57,11 @@ LOOK_ALIKES = str.maketrans(
 )
 
 
+# Errors of JAX about a value that is not known while a function is traced, by name, since JAX is not imported here
+TRACING = {"ConcretizationTypeError", "NonConcreteBooleanIndexError", "TracerArrayConversionError"}
+TRACING |= {"TracerIntegerConversionError"}
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return 'Did you mean NAME? Known: NAMES.', the end of the message about an unknown name.
 
@@ -92,7 +97,7 @@ def message_of(error: BaseException) -> str:
     line number of that code are appended.
     """
     text = " ".join(text_of(error).strip().split("\n\n")[0].split()) or type(error).__name__
-    if type(error).__name__.startswith("Tracer"):  # of JAX, whose text explains how it traces
+    if TRACING & {kind.__name__ for kind in type(error).__mro__}:  # the text of JAX explains how it traces
         cure = "Use jnp instead of np, and jnp.where instead of if and while"
         text = f"a value is used in Python or NumPy that is only known when the program runs. {cure}"
     text = textwrap.shorten(text, 400, placeholder=" ...")

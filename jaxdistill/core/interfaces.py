@@ -66,7 +66,7 @@ class Model(NamedTuple):
     apply: `(params, state, batch, *, train, key) -> (outputs, new state)`; see `ModelApply`
     load: `(Variables of jax.ShapeDtypeStruct) -> Pretrained`; checks the files of the checkpoint but reads no array;
         None: the model is not pretrained
-    locked: beginnings of the names of params that training never changes, such as `images/`
+    locked: prefixes of the names of params that training never changes, such as `images/`
     """
 
     init: ModelInit

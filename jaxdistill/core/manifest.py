@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxdistill.core import bucket, seal
 from jaxdistill.core.checksums import array_checksums
 from jaxdistill.core.errors import DamageError
-from jaxdistill.core.notes import note_damage
+from jaxdistill.core.notes import note, note_damage
 from jaxdistill.core.tree import path_name
 from jaxdistill.core.types import PyTree
 
@@ -164,6 +164,13 @@ def choose_step(folder: Path, which: str) -> int:
     return choose_checkpoint(folder, which)[0]
 
 
+def _last_begun(folder: Path) -> int:
+    """Return the last step of which a folder of checkpoints has arrays or a manifest, whatever their state."""
+    place = bucket.checkpoints_path(folder)
+    paths = (*(place / "steps").glob("*"), *(place / "manifests").glob("*.json"))
+    return max((int(path.stem) for path in paths if path.stem.isdecimal()), default=0)
+
+
 def choose_checkpoint(folder: Path, which: str) -> tuple[int, CheckpointManifest]:
     """Return step number and manifest of a finished checkpoint: "last", "best" (by quality, then newest) or a number.
 
@@ -174,7 +181,9 @@ def choose_checkpoint(folder: Path, which: str) -> tuple[int, CheckpointManifest
     if not finished:
         raise CheckpointError(f"there is no finished checkpoint in {folder}")
     if which == "last":
-        step = max(finished)
+        step, last = max(finished), _last_begun(folder)
+        if last > step:
+            note(f"{folder}: the checkpoint of step {last} is incomplete or damaged; that of step {step} is used")
     elif which == "best":
         scores = {step: quality(manifest["metrics"]) for step, manifest in finished.items()}
         step = max(scores, key=lambda step: (float("-inf") if scores[step] is None else scores[step], step))

@@ -203,23 +203,23 @@ def optimizer(
     return optax.chain(_clip_by_role(clip_norm), transformation) if clip_norm else transformation
 
 
-def without_updates(
-    transformation: optax.GradientTransformation, role: str, beginnings: tuple[str, ...]
+def freeze(
+    transformation: optax.GradientTransformation, role: str, prefixes: tuple[str, ...]
 ) -> optax.GradientTransformation:
-    """Return a transformation that leaves some params of a role as they are, also without weight decay.
+    """Freeze some params of a role: return a transformation that never changes them, by weight decay either.
 
     The optimiser keeps no moments for them.
 
     Args:
         transformation: the transformation of all other params.
         role: the role, such as `student`.
-        beginnings: beginnings of the names of these params; none: the transformation is returned as it is.
+        prefixes: prefixes of the names of these params; none: the transformation is returned as it is.
     """
-    if not beginnings:
+    if not prefixes:
         return transformation
 
     def labels(params: Mapping[str, PyTree]) -> Mapping[str, PyTree]:
-        of_role = {name: "locked" if name.startswith(beginnings) else "trained" for name in params[role]}
+        of_role = {name: "locked" if name.startswith(prefixes) else "trained" for name in params[role]}
         return {**jax.tree.map(lambda _: "trained", dict(params)), role: of_role}
 
     return optax.partition({"trained": transformation, "locked": optax.set_to_zero()}, labels)

@@ -44,7 +44,7 @@ def attempt(read: Callable[[], Any]) -> tuple[list[str], Any]:
     return [], result
 
 
-OTHER_REASONS = (
+OTHER_REASONS = (  # than damage, for which a checkpoint is not read; texts of TensorStore and of the operating system
     *("PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"),
     *("Permission denied", "Too many open files", "Input/output error", "Stale file handle"),
 )

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jaxdistill.core import seal
+from jaxdistill.core import atomic, seal
 from jaxdistill.core.errors import DamageError
 from jaxdistill.core.notes import note_damage
 
@@ -40,16 +40,12 @@ def cached_wheel(requirement: str) -> Path:
     cached = default_folder() / "packages" / requirement
     if cached.is_dir() and _is_as_fetched(cached):
         return cached
+    if cached.is_dir():  # damaged
+        atomic.remove_folder(cached)
     sys.stderr.write(f"Fetching {requirement} into {cached}; this happens once.\n")
-    temporary = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        wheel(requirement, temporary)
-        seal.seal_folder(temporary)
-        shutil.rmtree(cached, ignore_errors=True)  # a damaged one
-        temporary.replace(cached)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic.new_folder(cached) as folder:
+        wheel(requirement, folder)
+        seal.seal_folder(folder)
     return cached
 
 

@@ -221,7 +221,8 @@ def phases(values: tuple[float, ...], at: tuple[float, ...]) -> ScheduleOfHorizo
     _check_fractions(**{f"at[{i}]": point for i, point in enumerate(at)})
 
     def over(horizon: Horizon) -> Schedule:
-        borders = jnp.asarray([point * horizon.steps for point in at])
+        # whole numbers, so that no rounding of 0.55 * 100 moves a border by a step
+        borders = jnp.asarray([math.ceil(round(point * horizon.steps, 6)) for point in at], jnp.int32)
         curve = lambda step: jnp.asarray(values)[jnp.sum(step >= borders)]
         return Schedule(curve, min(values), max(values))
 

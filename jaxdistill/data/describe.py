@@ -86,7 +86,7 @@ def describe_split(name: str, split: str, folder: Path, path: str, key: str, tok
             note_damage(error)
     description = _inspect(open_records(name, split, folder, path, key))
     if not registered:
-        file = _description_file(name, split, folder)  # another name than above if the data were prepared just now
+        file = _description_file(name, split, folder)  # computed again: the name changes when data are prepared
         with contextlib.suppress(OSError):  # a read-only folder costs time, but must not stop the run
             seal.write(file, {**description._asdict(), "data set": name, "split": split})
     return description

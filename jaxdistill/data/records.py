@@ -73,13 +73,21 @@ class Records:
             return {field: column[indices] for field, column in self._columns.items()}
         return self._read(indices.tolist())
 
+    def _problem(self, error: IndexError, indices: Sequence[int]) -> str:
+        """Return why a source raises an IndexError: it has fewer records than its len(), or its own code is wrong."""
+        text = f"({one_line(error)}){user_location(error)}"
+        try:
+            self._source[self._length - 1]
+        except IndexError:
+            return f"the data set has {self._length} records by its len(), and fewer can be read {text}. Correct it."
+        return f"one of the records {list(indices)[:9]} cannot be read {text}. Correct the data set."
+
     def _read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         read_many = getattr(self._source, "__getitems__", None)
         try:
             records = read_many(indices) if read_many else [self._source[index] for index in indices]
         except IndexError as error:
-            problem = f"the data set has {self._length} records by its len(), and fewer can be read ({one_line(error)})"
-            raise ConfigError("data.name", f"{problem}{user_location(error)}. Correct its len().") from error
+            raise ConfigError("data.name", self._problem(error, indices)) from error
         except RuntimeError as error:
             if "Corrupted" not in str(error):  # ArrayRecord stores and checks a hash of every chunk of records
                 raise

@@ -46,6 +46,7 @@ class StoreManifest(NamedTuple):
     about: dict[str, Any]
 
 
+MANIFEST = "manifest.json"
 MOST_SHARDS = 2**20  # files of one store
 
 
@@ -63,7 +64,7 @@ def write_manifest(folder: Path, manifest: StoreManifest) -> None:
             return
     except (StoreError, DamageError) as error:
         note_damage(error)
-        seal.write(folder / "manifest.json", manifest._asdict())
+        seal.write(folder / MANIFEST, manifest._asdict())
         return
     raise StoreError(f"{folder} was written with other settings; remove it, or choose another folder")
 
@@ -75,7 +76,7 @@ def read_manifest(folder: Path) -> StoreManifest:
         StoreError: the folder has no description file.
         DamageError: the description file is damaged.
     """
-    file = folder / "manifest.json"
+    file = folder / MANIFEST
     try:
         content = seal.read(file, {"rows": int, "shard": int, "fields": dict, "about": dict})
         if not (0 <= content["rows"] <= MOST_SHARDS * content["shard"] and content["shard"] >= 1):
@@ -214,10 +215,13 @@ def differences(written: Mapping[str, Any], wanted: Mapping[str, Any], path: str
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             texts += differences(old, new, f"{path}{key}.")
         elif old != new:
-            texts.append(f"{path}{key} was {_shortened(old)}, is {_shortened(new)}")
+            texts.append(f"{path}{key} was {_shortened(old, new)}, is {_shortened(new, old)}")
     return texts
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: Any, other: Any) -> str:
+    """Return a value as a short text that has the place where it differs from another value."""
     text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
+    same = next((n for n, (a, b) in enumerate(zip(text, repr(other), strict=False)) if a != b), 0)
+    first = max(0, same - 20)
+    return text if len(text) < 60 else f"{'...' * (first > 0)}{text[first : first + 57]}..."

@@ -274,8 +274,9 @@ def without_text(batch: Batch) -> Batch:
     for field, value in batch.items():
         if value.dtype == object and not isinstance(value[0], str | bytes):
             shapes = [np.shape(x) for x in value]
-            other = next(number for number, shape in enumerate(shapes) if shape != shapes[0])
-            problem = f"{field!r} has the shape {list(shapes[0])} in one record and {list(shapes[other])} in another"
+            other = next((shape for shape in shapes if shape != shapes[0]), None)  # None: it is in another batch
+            rest = "another shape" if other is None else str(list(other))
+            problem = f"{field!r} has the shape {list(shapes[0])} in one record and {rest} in another"
             if len(shapes[0]) < 3:
                 raise ConfigError("data.name", f"{problem}. Give all records one shape.")
             raise ConfigError("data.augment", f"{problem}. Add a transform, such as resize(size=224).")

@@ -211,6 +211,9 @@ class Predictor:
         for name in joined.keys() & {"probabilities", "embeddings", "text_embeddings"}:
             wrong = ~np.isfinite(joined[name]).all(axis=tuple(range(1, joined[name].ndim)))
             if wrong.any():
+                if wrong.all() and len(wrong) > 1:
+                    problem = "the model's answer is not finite for any record"
+                    raise ConfigError(PATH, f"{problem}: its weights, or all records, are unusable. Check both.")
                 problem = f"record {first + int(wrong.argmax())}: the model's answer is not finite"
                 raise ConfigError(PATH, f"{problem}; a value is too far from those of its training. Leave it out.")
         if "predicted" in joined:

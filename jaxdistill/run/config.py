@@ -204,7 +204,7 @@ def _check_new_entry(section: str, others: Sequence[str], tree: Mapping[str, Any
     if kind == "teachers" and not tree["teachers"][name].get("model"):
         raise ConfigError(section, f"there is no such teacher, and a new one needs a model. {suggest(name, others)}")
     close = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
-    if close and kind not in ("objective", "task"):  # losses name theirs
+    if close and kind not in ("objective", "task"):  # an unknown loss gets its own suggestion
         note(f"{section} is a new entry, beside {close[0]!r}; check its spelling")
 
 

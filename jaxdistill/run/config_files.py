@@ -130,7 +130,9 @@ def _from_json(file: Path, trust_source: bool) -> ConfigDict:
         content = json.loads(file.read_text(encoding="utf-8"))
         tree, parts = dict(content["config"]), content.get("parts")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError("--config", f"{str(file)!r} is not a saved config.json ({error}).") from None
+        problem = "its key 'config' is missing" if isinstance(error, KeyError) else one_line(error)
+        cure = "Give the config.json of a run, or a Python file with get_config"
+        raise ConfigError("--config", f"{str(file)!r} is not the saved config of a run ({problem}). {cure}.") from None
     try:
         seal.read(file, {})
     except DamageError as error:

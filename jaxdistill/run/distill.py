@@ -325,10 +325,10 @@ class Run:
         outcomes = {name: self.outcomes[name] for name in names if name in self.outcomes}
         rows, config = [outcome["row"] for outcome in outcomes.values()], self.resolved.config
         class_names = list(self.resolved.data.class_names)
-        told = comparison(outcomes), constant_answer(outcomes, class_names)
+        notes = comparison(outcomes), constant_answer(outcomes, class_names)
         sentences = [cutting.sentence(self.folder), continued(self.record.get("earlier", ()), config.steps)]
         if "student" in outcomes:
-            sentences.insert(0, table.sentence(rows, *told))
+            sentences.insert(0, table.sentence(rows, *notes))
         return {
             "title": config.title or f"Distillation on {config.data.name}",
             "summary": " ".join(filter(None, sentences)) if "student" in outcomes else "",

@@ -1,13 +1,18 @@
-"""Exit codes of the commands; the README explains each to users.
+"""Exit codes of the commands, which the README explains to users; 0: done, or stopped by a signal after saving."""
 
-0     done; or stopped by a signal, and saved
-"""
-
-MISTAKE = 2  # in the config, the command line, the data or the user's own code; or no space, memory, package or process
-DIVERGED = 3  # the training: a loss is not finite
-DAMAGED = 4  # a file of the run, and nothing can replace it
-LOST_PROCESS = 5  # another process of the run died: start all of them again
-BUG = 70  # of jaxdistill, whose traceback is written to a file (EX_SOFTWARE)
-UNFINISHED = 75  # a part of a study was stopped, so that Slurm starts no job that needs it (EX_TEMPFAIL)
-INTERRUPTED = 130  # by a second Ctrl-C, unsaved (128 + SIGINT)
-NO_READER = 141  # the reader of the output has gone (128 + SIGPIPE)
+# The config, command line, data or user's code is wrong; or disk space, memory, a package or a process is missing.
+MISTAKE = 2
+# A loss is not finite during training.
+DIVERGED = 3
+# A file of the run is damaged, and nothing can replace it.
+DAMAGED = 4
+# Another process of the run died; start all of them again.
+LOST_PROCESS = 5
+# jaxdistill has a bug; the traceback is written to a file (EX_SOFTWARE).
+BUG = 70
+# A part of a study was stopped; Slurm starts no job that needs it (EX_TEMPFAIL).
+UNFINISHED = 75
+# A second Ctrl-C ended the command before its state was saved (128 + SIGINT).
+INTERRUPTED = 130
+# Nobody reads the output any more (128 + SIGPIPE).
+NO_READER = 141

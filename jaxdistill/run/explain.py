@@ -1,4 +1,4 @@
-"""Explain what the models of a run have of its teachers: RUN/explanation.json, and a section of the run's page."""
+"""Measure how much of its teachers the models of a run contain: RUN/explanation.json, and a section of its page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -65,6 +65,12 @@ def explain(run: Path, references: Sequence[Path] = (), beyond: Sequence[Path] =
         DamageError: a file of a run is damaged.
     """
     finished = results(run)
+    workdir.check_writable(run, "RUN")
+    for option, runs in (("--reference", references), ("--beyond", beyond)):
+        if repeated := [str(each) for each in runs if [one.resolve() for one in runs].count(each.resolve()) > 1]:
+            raise ConfigError(option, f"{repeated[0]!r} is given {len(repeated)} times. Give each run once.")
+    if run.resolve() in (each.resolve() for each in beyond):
+        raise ConfigError("--beyond", f"{str(run)!r} is the run itself. Give a run with another teacher.")
     resolved = _resolved(run, trust_source)
     if not resolved.teachers:
         raise ConfigError("RUN", f"the run in {str(run)!r} has no teacher: there is nothing to explain.")
@@ -112,13 +118,13 @@ def _reference(run: Path, finished: Mapping[str, Any], trust_source: bool) -> Re
     Raises:
         ConfigError: it has none, or other test records or classes.
     """
-    other = _same_records(run, finished, "--reference")
+    other, data = _same_records(run, finished, "--reference", trust_source)
     names = {row["name"] for row in other["rows"]}
     model = "student" if not other["config"]["teachers"] else "control"
     if model not in names:
         cure = "Give a run with a control, or one without teachers"
         raise ConfigError("--reference", f"the run in {str(run)!r} has no network of labels alone. {cure}.")
-    return outputs_of(run, model, name=str(run), trust_source=trust_source)
+    return outputs_of(run, model, data, str(run), trust_source)
 
 
 def _student(run: Path, finished: Mapping[str, Any], trust_source: bool) -> RecordOutputs:
@@ -127,17 +133,28 @@ def _student(run: Path, finished: Mapping[str, Any], trust_source: bool) -> Reco
     Raises:
         ConfigError: the run has other test records or classes.
     """
-    _same_records(run, finished, "--beyond")
-    return outputs_of(run, name=str(run), trust_source=trust_source)
+    _, data = _same_records(run, finished, "--beyond", trust_source)
+    return outputs_of(run, data=data, name=str(run), trust_source=trust_source)
 
 
-def _same_records(run: Path, finished: Mapping[str, Any], option: str) -> Mapping[str, Any]:
-    """Return the results of a run, after checking that it has the test records and the classes of another one."""
+def _same_records(
+    run: Path, finished: Mapping[str, Any], option: str, trust_source: bool
+) -> tuple[Mapping[str, Any], Pipeline]:
+    """Return the results and the data of a run, after checking that it has the test records of another one.
+
+    Raises:
+        ConfigError: it has other test records or classes, or its records have changed since.
+    """
     other = results(run)
     for key, what in (("test_records", "other test records"), ("class_names", "other classes")):
         if (other.get(key) or "") != (finished.get(key) or ""):
             raise ConfigError(option, f"the run in {str(run)!r} has {what}. Give a run on the same records.")
-    return other
+    data = _resolved(run, trust_source).data
+    try:
+        check_test_records(other, data)
+    except ConfigError as error:
+        raise ConfigError(option, f"{str(run)!r}: {error.message}") from None
+    return other, data
 
 
 def outputs_of(
@@ -197,7 +214,9 @@ def _outputs(name: str, model: Model, variables: Variables, data: Pipeline, pref
         parts.append(jax.device_get(compute(variables, jax.tree.map(jnp.asarray, batch))))
     labels, logits, *layers = (np.concatenate(each)[: len(records)] for each in zip(*parts, strict=True))
     if not np.isfinite(logits).all():
-        raise ConfigError("RUN", f"{name}: a logit is not finite, as of a class that a network does not know.")
+        record, number = (int(n[0]) for n in np.nonzero(~np.isfinite(logits)))
+        cure = "Explain a run whose networks know all classes"
+        raise ConfigError("RUN", f"{name}: the logit of class {number} of test record {record} is not finite. {cure}.")
     return RecordOutputs(name, labels, logits, tuple(layers))
 
 
@@ -224,8 +243,11 @@ def _row(teacher: RecordOutputs, model: RecordOutputs, known: Sequence[RecordOut
         ConfigError: the networks have different numbers of classes, or there are too few records.
     """
     classes = teacher.logits.shape[1]
-    if other := [each.name for each in (model, *known) if each.logits.shape[1] != classes]:
-        raise ConfigError("RUN", f"{teacher.name} has {classes} classes, and {other[0]} has others.")
+    if other := [each for each in (model, *known) if each.logits.shape[1] != classes]:
+        sizes = f"{teacher.name} has {classes} classes, and {other[0].name} has {other[0].logits.shape[1]}"
+        raise ConfigError("RUN", f"{sizes}. Give runs on the same classes.")
+    if moved := [each.name for each in (model, *known) if not np.array_equal(each.labels, teacher.labels)]:
+        raise ConfigError("RUN", f"{teacher.name} and {moved[0]} have other labels. Give runs on the same records.")
     logits, labels = [each.logits for each in known], teacher.labels
     try:
         bits = bits_beyond(teacher.logits, model.logits, logits, labels)
@@ -261,8 +283,9 @@ def write_relations(run: Path, model: str, file: Path, number: int, trust_source
     Raises:
         ConfigError: there is no such model, it is no classifier of records, or the file cannot be written.
     """
+    finished = results(run)
     data = _resolved(run, trust_source).data
-    check_test_records(results(run), data)
+    check_test_records(finished, data)
     outputs = outputs_of(run, model, data, trust_source=trust_source)
     strengths = relations(outputs.logits, outputs.labels)
     edges_of_teacher, names = edges(strengths, number), data.class_names or tuple(map(str, range(len(strengths))))

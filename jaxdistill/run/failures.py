@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -39,7 +40,7 @@ PLACES = {
     errno.ELOOP: ("a link leads to itself", ELSEWHERE),
     errno.ENOTDIR: ("a part of the path is a file", ELSEWHERE),
     errno.EEXIST: ("a file stands where a folder is needed", ELSEWHERE),
-    errno.EISDIR: ("the path is a folder", ELSEWHERE),
+    errno.EISDIR: ("a folder stands where a file is needed", "Move the folder away"),
     errno.EIO: ("the disk does not answer", AGAIN),
     errno.ESTALE: ("the network disk does not answer", AGAIN),
     errno.EMFILE: ("too many files are open", "Raise the limit by `ulimit -n`"),
@@ -56,6 +57,12 @@ VERBOSITIES = ("DATASETS_VERBOSITY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY
 
 # Loggers to which Orbax and JAX write tracebacks of their threads and callbacks; the error is raised all the same
 LOGS_OF_THREADS = ("absl", "asyncio", "gcsfs", "jax._src.callback")
+
+# The status in the text of an error of TensorStore; DATA_LOSS is damage
+STATUS = re.compile(
+    r"\b(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE"
+    r"|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN)\b"
+)
 
 
 def run(work: Callable[[], int | None], debug: bool = False, folder: str = "", stopped: int = 0) -> int:
@@ -197,12 +204,8 @@ def _place(error: BaseException) -> tuple[str, str] | None:
 
 
 def _is_of_bucket(error: BaseException) -> bool:
-    """Return True for an error of the network, or of TensorStore about a bucket, which has no class of its own."""
-    if is_network_error(error) or "gs://" not in text_of(error):
-        return is_network_error(error)
-    from jaxdistill.core.orbax_reads import OTHER_REASONS
-
-    return any(reason in text_of(error) for reason in OTHER_REASONS)
+    """Return True for an error of the network, or of TensorStore about a bucket, whose text names a status."""
+    return is_network_error(error) or ("gs://" in text_of(error) and bool(STATUS.search(text_of(error))))
 
 
 def _is_distributed() -> bool:

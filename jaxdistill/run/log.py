@@ -250,8 +250,8 @@ def _check_finite(stage: str, step: int, row: Mapping[str, float], at_start: boo
                 cure = "Check the records, the initial weights, the outputs of the teachers, and weights and arguments"
                 is_term = name.startswith("terms/")
                 path, what = (f"objective.{term}", f"{stage}:") if is_term else ("objective", f"{stage}: {name} is")
-                end = "" if is_term else "; also whether a loss has an infinite derivative, as a root has at 0"
-                raise BadStartError(path, f"{what} {row[name]} at step 1, before an update. {cure} of the losses{end}.")
+                end = "" if is_term else " The derivative of a loss may be infinite, as that of a root at 0."
+                raise BadStartError(path, f"{what} {row[name]} at step 1, before an update. {cure} of the losses.{end}")
             raise NonFiniteError(
                 f"{stage}: {term} is {row[name]} at step {step}. Checkpoints before that step are kept. "
                 "Check the data of that step; or lower the rate or set clip_norm, in another workdir."

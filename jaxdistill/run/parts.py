@@ -20,7 +20,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Fusion, Model, Objective, Step, Term
 from jaxdistill.core.objective import WeightedTerm, objective
-from jaxdistill.core.optim import optimizer, without_updates
+from jaxdistill.core.optim import freeze, optimizer
 from jaxdistill.core.registry import Spec
 from jaxdistill.core.schedules import Horizon, Scalar, Schedule, as_schedule, resolve
 from jaxdistill.core.vocabulary import SharedVocabulary
@@ -210,7 +210,7 @@ def build_parts(config: Config, components: Components, teachers: Mapping[str, T
         "student": student,
         "teachers": tuple(teacher.model for teacher in teacher_values),
         "objective": combined,
-        "optimizer": without_updates(components.optimizer, "student", student.locked),
+        "optimizer": freeze(components.optimizer, "student", student.locked),
     }
     step = registry.steps.build(step_spec(config, arguments), "step", schedule_converters(horizon))
     return Parts(student, teacher_values, components, combined, step)

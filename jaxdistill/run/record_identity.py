@@ -1,5 +1,7 @@
 """Detect that the records, tokenizers or teachers of a run have changed since it began: RUN/records.json."""
 
+import contextlib
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +12,7 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.notes import note
 from jaxdistill.data.pipeline import TEST, Pipeline, Stream
+from jaxdistill.run import workdir
 from jaxdistill.teachers.cache_identity import teacher_hash
 from jaxdistill.teachers.teacher import Teacher
 
@@ -29,14 +32,14 @@ class Input(NamedTuple):
     hash: str
 
 
-def check_inputs(workdir: Path, data: Pipeline, teachers: Mapping[str, Teacher]) -> None:
+def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher]) -> None:
     """Check that the inputs of a resumed or repeated run are those with which it began, by hashes of their content.
 
     A new run writes the hashes to `FILE`. A damaged or missing file is written again, with a note. An earlier version
     wrote the hashes of records alone.
 
     Args:
-        workdir: folder of the run.
+        folder: folder of the run.
         data: data pipeline of the run.
         teachers: the teachers of the run, by name.
 
@@ -45,20 +48,20 @@ def check_inputs(workdir: Path, data: Pipeline, teachers: Mapping[str, Teacher])
     """
     inputs = _inputs(data, teachers)
     try:
-        known = seal.read(workdir / FILE, {"contents": dict})["contents"]
+        known = seal.read(folder / FILE, {"contents": dict})["contents"]
     except (FileNotFoundError, DamageError) as error:
         known = {}
-        if any(workdir.glob("**/checkpoints/manifests/*.json")):
+        if any(folder.glob("**/checkpoints/manifests/*.json")):
             state = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
-            note(f"{workdir / FILE} {state}: nobody can tell whether the run began with these records")
+            note(f"{folder / FILE} {state}: it cannot be checked whether the run began with these records")
     changed = [each for key, each in inputs.items() if known.get(key, each.hash) != each.hash]
     if changed:
-        of_path = dict.fromkeys(each.text for each in changed if each.path == changed[0].path)
-        problem = f"{' and '.join(of_path)} changed since the run in {str(workdir)!r} began"
-        raise ConfigError(changed[0].path, f"{problem}. Restore what it was, or choose another --workdir.")
+        texts = dict.fromkeys(each.text for each in changed if each.path == changed[0].path)
+        problem = f"{' and '.join(texts)} changed since the run in {str(folder)!r} began"
+        raise ConfigError(changed[0].path, f"{problem}. Restore the files, or choose another --workdir.")
     hashes = {key: each.hash for key, each in inputs.items()}
     if jax.process_index() == 0 and known != {**known, **hashes}:
-        seal.write(workdir / FILE, {"contents": {**known, **hashes}})
+        seal.write(folder / FILE, {"contents": {**known, **hashes}})
 
 
 def _inputs(data: Pipeline, teachers: Mapping[str, Teacher]) -> dict[str, Input]:
@@ -86,11 +89,12 @@ def _identity(data: Pipeline, stream: Stream) -> dict[str, str]:
 def _teacher_hash(teacher: Teacher) -> str:
     """Return a hash of a teacher that existed before the run; empty: the run trains it, or it cannot be read.
 
-    Process 0 alone reads the weights, which may be large.
+    Process 0 alone reads the weights, which may be large; every process of the run must call this.
     """
-    if teacher.trained_here or jax.process_index():
+    if teacher.trained_here:
         return ""
-    try:
-        return teacher_hash(teacher)
-    except (ConfigError, DamageError):
-        return ""
+    known = ""
+    if jax.process_index() == 0:
+        with contextlib.suppress(ConfigError, DamageError):
+            known = hashlib.sha256(teacher_hash(teacher).encode()).hexdigest()[: workdir.NAME_DIGITS]
+    return workdir.agreed_name(known)

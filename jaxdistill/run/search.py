@@ -7,7 +7,6 @@ finalists.
 """
 
 import hashlib
-import inspect
 import itertools
 import json
 import tempfile
@@ -138,9 +137,9 @@ def candidates(config: Config, axes: Mapping[str, Sequence[Value]], device: Devi
 
 def _weight_bits(quantized: str) -> int:
     """Return the bits of the weights of a spec of `student.quantized`."""
-    spec = registry.parse(quantized, "student.quantized")
-    default = inspect.signature(registry.quantizers[spec.name]).parameters["weights"].default
-    return spec.kwargs.get("weights", spec.args[0] if spec.args else default)
+    _, bound = registry.quantizers.bind(quantized, "student.quantized")
+    bound.apply_defaults()
+    return bound.arguments.get("weights", 8)
 
 
 def _formats(device: Device) -> dict[int, str]:

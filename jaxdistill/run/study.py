@@ -199,7 +199,10 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
         return None
     if results["config"]["steps"] != config.steps or config_differences(results["config"], fill_placeholders(config)):
         return None
-    line = results.get("log", {}).get("student") or read_log(folder / "student").train[-1]
+    line = results.get("log", {}).get("student")
+    if not line:  # a run that was resumed after its last step has logged nothing
+        lines = read_log(folder / "student", results.get("run") or "", "student").train
+        line = lines[-1] if lines else {}
     return {**results, "log": line}
 
 

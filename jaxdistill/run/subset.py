@@ -109,7 +109,7 @@ def check_selection(workdir: Path, data: Pipeline, selected: np.ndarray | Phases
         "sha256": hashlib.sha256(indices.astype(np.int64).tobytes()).hexdigest(),
     }
     if not file.is_file() and any(workdir.glob("**/checkpoints/manifests/*.json")):
-        note(f"{file} is missing: nobody can tell whether the run began with these records")
+        note(f"{file} is missing: it cannot be checked whether the run began with these records")
     if file.is_file() and seal.read(file, {"sha256": str}) != summary:
         cure = "Choose another --workdir, or restore the cache that the run started with"
         problem = f"{data.select!r} no longer selects the records that the run in {str(workdir)!r} started with"

@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jaxdistill.run.config_files import copy_source
 from jaxdistill.run.own_parts import own_parts
 
 NAME_BYTES = 255  # of a file name, on most file systems
+NAME_DIGITS = 16  # of the random name of a run, in hexadecimal
 BUCKET = re.compile(r"[a-z][a-z0-9]+:/")  # gs://bucket/run, which `Path` writes with one slash
 
 
@@ -65,7 +67,7 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
         _require_same_parts(workdir, old, source)
         source_record = copy_source(source, workdir)
         not_copied = {part: module for part, module in parts.items() if module != f"config_{Path(source).stem}"}
-        name = (old or {}).get("run") or secrets.token_hex(8)
+        name = (old or {}).get("run") or secrets.token_hex(NAME_DIGITS // 2)
         added = {
             **source_record,
             "run": name,
@@ -99,9 +101,15 @@ def saved_record(workdir: Path) -> dict[str, Any] | None:
         record = seal.read(workdir / "results.json", {"config": dict})
         note(f"{problem}; the config in results.json is used")
         return record
-    if file.is_file() or any(any(workdir.glob(f"**/checkpoints/{name}")) for name in ("manifests/*.json", POINTER)):
+    if file.is_file() or _has_checkpoints(workdir):
         raise DamageError(f"{problem}; restore it from a copy, or choose another --workdir")
     return None
+
+
+def _has_checkpoints(workdir: Path) -> bool:
+    """Return True if a folder has the checkpoints of a model of a run, and not only those of runs inside it."""
+    files = [f"{model}/checkpoints/{name}" for model in ("*", "teachers/*") for name in ("manifests/*.json", POINTER)]
+    return any(any(workdir.glob(file)) for file in files)
 
 
 def _require_one_run(workdir: Path, record: dict[str, Any]) -> dict[str, Any]:
@@ -137,18 +145,18 @@ def is_of_this_run(workdir: Path, results: Mapping[str, Any]) -> bool:
 
 
 def agreed_name(name: str) -> str:
-    """Return in every process the random name of the run, which process 0 has read or made; every process must call it.
+    """Return in every process a name, or hash, that process 0 knows; every process of the run must call this.
 
     Args:
-        name: the name in process 0; in others it is replaced.
+        name: `NAME_DIGITS` hexadecimal digits in process 0, or empty; in other processes it is replaced.
     """
     if jax.process_count() == 1:
         return name
     from jax.experimental import multihost_utils
 
-    mine = np.frombuffer(bytes.fromhex(name or "0" * 16), np.uint8)
+    mine = np.frombuffer(bytes.fromhex(name or "0" * NAME_DIGITS), np.uint8)
     shared = bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine))).hex()
-    return shared if shared != "0" * 16 else ""
+    return shared if shared != "0" * NAME_DIGITS else ""
 
 
 def _require_same_parts(workdir: Path, old: Mapping[str, Any] | None, source: str) -> None:
@@ -216,10 +224,56 @@ def check_writable(folder: Path, option: str) -> None:
     problem = ""
     if not place.is_dir():
         problem = "is not a folder" if place == folder.absolute() else f"lies below {str(place)!r}, which is no folder"
-    elif not os.access(place, os.W_OK | os.X_OK):
-        problem = f"cannot be written: {str(place)!r} is read-only or belongs to another user"
+    else:
+        try:
+            with tempfile.TemporaryFile(dir=place):  # only the attempt tells, in /proc or on a network disk
+                pass
+        except OSError:
+            problem = f"cannot be written: {str(place)!r} is read-only, no disk, or belongs to another user"
     if problem:
         raise ConfigError(option, f"{str(folder)!r:.300} {problem}; choose another folder.")
+
+
+def check_study(folder: Path) -> None:
+    """Check that the folder of a study can be created and written, and holds no run itself.
+
+    Raises:
+        ConfigError: it holds a run, or cannot be written.
+    """
+    if any((folder / name).exists() for name in ("config.json", "results.json")):
+        raise ConfigError("--workdir", f"{str(folder)!r} holds a run. Choose another folder.")
+    check_writable(folder, "--workdir")
+
+
+def check_only_runs(folder: Path) -> None:
+    """Check that the folder of a new run holds no folders, which may be somebody's data or runs.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if folder.is_dir():
+        folders = sorted(place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+        if folders:
+            problem = f"{str(folder)!r} holds folders of other things ({', '.join(folders[:4])}), and no run"
+            raise ConfigError("--workdir", f"{problem}. Choose a new or empty folder.")
+
+
+def check_output(file: Path, option: str, overwrite: bool) -> None:
+    """Check, before any work is done, that a file can be written, and that no file is lost by it.
+
+    Args:
+        file: the file.
+        option: option of the command line that names it.
+        overwrite: replace a file that exists.
+
+    Raises:
+        ConfigError: the file exists and shall not be replaced, it is a folder, or it cannot be written.
+    """
+    if file.is_dir():
+        raise ConfigError(option, f"{str(file)!r} is a folder. Choose a file.")
+    if (file.exists() or file.is_symlink()) and not overwrite:
+        raise ConfigError(option, f"{str(file)!r} exists. Choose another file, or replace it with --overwrite.")
+    check_writable(file.absolute().parent, option)
 
 
 @contextlib.contextmanager

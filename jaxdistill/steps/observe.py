@@ -40,7 +40,7 @@ def step_key(ts: TrainState) -> Key:
 
     The key is new in each step, and differs from the keys of the models and the loss terms.
     """
-    # 2: models and terms draw from `split(fold_in(key, step))`, and `split` returns `fold_in` of 0 and 1
+    # number 2, because `split(fold_in(key, step))`, for models and terms, gives the keys of numbers 0 and 1
     return jax.random.fold_in(jax.random.fold_in(ts.key, ts.step), 2)
 
 

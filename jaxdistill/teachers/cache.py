@@ -17,7 +17,7 @@ from jaxdistill.data.pipeline import TEST, Pipeline
 from jaxdistill.data.records import Records
 from jaxdistill.data.store import Store, StoreError, StoreManifest, differences
 from jaxdistill.data.stream import StoredFields
-from jaxdistill.teachers.cache_identity import KEY, WRITE, as_written_before, identity, read_description
+from jaxdistill.teachers.cache_identity import KEY, WRITE, drop_unrecorded, identity, read_description
 from jaxdistill.teachers.cached_head import head_of, read_head
 from jaxdistill.teachers.codec import Encoding, decoding_model
 from jaxdistill.teachers.option import Context, Option
@@ -223,7 +223,7 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
         except StoreError as error:
             raise ConfigError(path, f"{error}. {WRITE}.") from None
         written = manifest.about["identity"]
-        wanted = as_written_before(identity(teacher, encoding, data, name), written)
+        wanted = drop_unrecorded(identity(teacher, encoding, data, name), written)
         if changes := differences(written, wanted):
             raise ConfigError(path, f"{folder} is stale: {'; '.join(changes)}. Give another folder. {WRITE}.")
         needed = entries_needed(data, name, context.steps)
@@ -239,7 +239,7 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
 
 
 def entries_needed(data: Pipeline, name: str, steps: int) -> int:
-    """Return how many inputs the teacher must have stored outputs for, on one stream (a named source of batches).
+    """Return the number of teacher outputs that a run reads from the cache of one stream (a named source of batches).
 
     Without random augmentation, this is the number of examples in the data set, because every epoch has the same
     inputs. With random augmentation, every example of every training batch is a new input: `steps * batch_size`.

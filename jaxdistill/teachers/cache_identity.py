@@ -36,7 +36,7 @@ def stream_encoding(encoding: Encoding, stream: str) -> Encoding:
 
 
 def read_description(folder: Path) -> StoreManifest:
-    """Read the description of stored outputs, and check the types of what is believed of it.
+    """Read the description of stored outputs, and check the types of the fields that are used.
 
     Args:
         folder: folder of one stream inside a cache.
@@ -112,8 +112,8 @@ def _selected(data: Pipeline) -> dict[str, Any]:
     return {"select": data.select, "asked": identities, **order}
 
 
-def as_written_before(wanted: dict[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity without what an earlier version did not record of stored outputs.
+def drop_unrecorded(wanted: dict[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity without the entries that an earlier version did not record.
 
     Args:
         wanted: the identity of the outputs that a run needs.

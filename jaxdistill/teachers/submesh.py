@@ -94,7 +94,7 @@ class SubmeshTeacher(Teacher):
 
     @property
     def model(self) -> Model:
-        """The model that the student's training step applies: it takes the teacher's outputs from the batch."""
+        """Return the model that the training step applies; it reads the teacher's outputs from the batch."""
         return self.reader
 
     def fields(self, stream: str) -> Fields:

@@ -185,6 +185,12 @@ def test_an_error_of_the_bucket_is_no_bug(module):
     assert code == 2 and text.startswith("the bucket does not answer (")
 
 
+@pytest.mark.parametrize("status", ["NOT_FOUND", "INTERNAL", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"])
+def test_a_status_of_the_bucket_is_no_bug(status):
+    code, text = failures.explain(ValueError(f"{status}: Error reading gs://distilled/runs/x: HTTP response"))
+    assert code == 2 and text.startswith("the bucket does not answer (")
+
+
 def test_a_bug_is_a_bug_though_its_text_names_a_bucket(monkeypatch):
     monkeypatch.setattr(failures, "registered_by_others", tuple)  # parts that other tests have registered
     code, _ = failures.explain(TypeError("gs://distilled/runs/x: unsupported operand"))

@@ -8,7 +8,7 @@ from saved_states import state
 
 from jaxdistill.core import seal
 from jaxdistill.core.checkpoint import Checkpoints, load_variables
-from jaxdistill.core.manifest import CheckpointError, choose_step, manifests
+from jaxdistill.core.manifest import CheckpointError, array_entries, choose_step, manifests, mismatches
 from jaxdistill.core.types import Variables
 
 
@@ -33,6 +33,23 @@ def test_a_model_is_checked_array_by_array_scalars_and_vectors_too(folder):
         seal.write(file, {**whole, "arrays": {**whole["arrays"], name: entry}})
         with pytest.raises(CheckpointError, match=name.partition("/student/")[2]):
             load_variables(folder, "40", shapes)
+
+
+def test_an_array_of_another_type_is_another_models():
+    tree = {"a": jax.ShapeDtypeStruct((2, 3), "float32")}
+    manifest = {"arrays": array_entries(tree)}
+    assert mismatches(manifest, tree) == []
+    other = {"a": jax.ShapeDtypeStruct((2, 3), "bfloat16")}
+    assert mismatches(manifest, other) == ["a is [2, 3] float32, needed [2, 3] bfloat16"]
+
+
+@pytest.mark.parametrize("lost", ["manifests/40.json", "steps/40"])
+def test_an_older_checkpoint_in_place_of_the_last_is_told(folder, lost, capsys):
+    assert choose_step(folder, "last") == 40 and capsys.readouterr().err == ""
+    (folder / lost).rename(folder / "elsewhere")
+    assert choose_step(folder, "last") == 30
+    said = f"note: {folder}: the checkpoint of step 40 is incomplete or damaged; that of step 30 is used\n"
+    assert capsys.readouterr().err == said
 
 
 def test_of_equal_steps_the_newest_is_the_best(tmp_path):

@@ -7,11 +7,36 @@ import runs
 
 from jaxdistill.core import memory
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.run.rules import stage
 
 
 def test_the_host_has_memory_and_says_how_much():
     assert 2**26 < memory.host_memory() < 2**60
     assert len(jax.devices()) * memory.device_memory(jax.devices()) == pytest.approx(memory.host_memory(), rel=0.5)
+
+
+def test_what_a_container_uses_is_not_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "Path", lambda *parts: tmp_path.joinpath(*(part.lstrip("/") for part in parts)))
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    for name, text in (("memory.max", 2**30), ("memory.current", 2**29), ("memory.stat", f"inactive_file {2**20}")):
+        (group / name).write_text(f"{text}\n")
+    assert memory.host_memory() == 2**30 - 2**29 + 2**20
+    (group / "memory.max").write_text("max\n")
+    assert memory.host_memory() > 2**30
+
+
+def test_memory_is_asked_for_parameters_moments_and_two_copies_of_a_batch(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(stage, "require", lambda parts, *_: asked.append(parts))
+    words = "--config.student.model=mlp(widths=(7,), classes=4)", "--config.control=False", "--check"
+    with runs.registries_as_found():
+        assert runs.run(tmp_path / "run", *words) == 0
+    parameters = 64 * 7 + 7 + 7 * 4 + 4
+    (parts,) = [each for each in asked if each["the parameters of the model"][1] == 4 * parameters]
+    assert parts["the state of the optimiser"][1] == pytest.approx(8 * parameters, abs=16)  # Adam's two moments
+    rows = 64 + 4 + 4 + 4  # bytes of an image of 8 x 8, a label, a mask and a record number
+    assert parts["a batch of 32 rows"][1] == 2 * 32 * rows
 
 
 def test_the_size_of_shapes_is_that_of_arrays():

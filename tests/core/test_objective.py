@@ -13,7 +13,7 @@ from terms import build_loss
 
 from jaxdistill.core import registry
 from jaxdistill.core.interfaces import Fusion, Term
-from jaxdistill.core.objective import WeightedTerm, objective, reduce
+from jaxdistill.core.objective import TEXT_SHARE, WeightedTerm, objective, reduce
 from jaxdistill.core.schedules import Horizon, as_schedule, resolve
 from jaxdistill.core.types import Factored, Outputs
 from jaxdistill.losses.term import stateless
@@ -95,6 +95,15 @@ def test_a_term_may_know_better_what_counts():
 def test_what_is_no_array_is_named(out, part):
     with pytest.raises(ValueError, match=f"a term returns values, .*; its .*{part}"):
         reduce(out, signals(batch=(3,)))
+
+
+def test_in_chunks_the_mean_of_a_text_needs_the_mask_of_the_batch():
+    seen = signals(batch=(2, 3))
+    seen = replace(seen, batch={**seen.batch, TEXT_SHARE: jnp.ones((2, 3)) / 3})
+    values = jnp.arange(6.0).reshape(2, 3)
+    assert float(reduce(values, seen, "text").compute()) == pytest.approx(2.5)
+    with pytest.raises(ValueError, match="reduction='text' needs chunks=1 for a term with a mask of its own"):
+        reduce((values, jnp.ones((2, 3))), seen, "text")
 
 
 def test_a_regulariser_is_one_scalar_whatever_the_mask():

@@ -39,10 +39,14 @@ def at(value, *steps: int, run: Horizon = RUN) -> list[float]:
         ("phases(values=(1, 0), at=(0.3,))", (0, 29, 30, 100), (1.0, 1.0, 0.0, 0.0)),
         ("phases(values=(1, 2, 3), at=(0.3, 0.6))", (29, 30, 59, 60), (1.0, 2.0, 2.0, 3.0)),
         ("phases(values=(4,), at=())", (0, 100), (4.0, 4.0)),
+        ("phases(values=(1, 2), at=(0.55,))", (54, 55), (1.0, 2.0)),  # 0.55 * 100 is 55.00000000000001
+        ("phases(values=(1, 2), at=(0.333,))", (33, 34), (1.0, 2.0)),
     ],
 )
 def test_values_by_hand(spec, steps, values):
-    np.testing.assert_allclose(at(spec, *steps), values, rtol=1e-6, atol=1e-7)
+    for bits in (False, True):
+        with jax.enable_x64(bits):
+            np.testing.assert_allclose(at(spec, *steps), values, rtol=1e-6, atol=1e-7)
 
 
 def test_the_missions_staging():

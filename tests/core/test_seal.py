@@ -157,6 +157,15 @@ def test_a_sealed_folder_may_get_more_files(tmp_path):
         seal.check_in_folder(tmp_path / "a.txt")
 
 
+def test_files_of_folders_in_a_sealed_folder_are_sealed(tmp_path):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text("mean")
+    seal.seal_folder(tmp_path)
+    (tmp_path / "1_Pooling/config.json").write_text("last")
+    with pytest.raises(DamageError, match=r"1_Pooling/config\.json has changed"):
+        seal.check_folder(tmp_path)
+
+
 def test_a_seal_that_was_removed_is_missed_where_it_is_required(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"step": 3}))
     with pytest.raises(DamageError, match=r"x\.json has no seal"):

@@ -161,11 +161,22 @@ class TooLong(list):
         return 9
 
 
+class Unknown(list):
+    """Records of which one has a label without a name."""
+
+    def __getitem__(self, number):
+        return super().__getitem__(number) | {"label": [0, 1, 2][7 if number == 3 else 1]}
+
+
 def test_a_length_that_is_a_lie_and_a_dict_are_named(monkeypatch, tmp_path):
     with pytest.raises(
         ConfigError, match=r"^data\.name: the data set has 9 records by its len\(\), and fewer can be read"
     ):
         opened(TooLong(own(0)), monkeypatch, tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"^data\.name: one of the records \[.*3.*\] cannot be read \(list index out.*line"
+    ):
+        opened(Unknown(own(0)), monkeypatch, tmp_path)
     with pytest.raises(ConfigError, match=r"returned a dict; return a list, or an object with len"):
         opened(dict(enumerate(own(0))), monkeypatch, tmp_path)
 
@@ -175,3 +186,7 @@ def test_vectors_of_several_lengths_are_named(monkeypatch, tmp_path):
     said = r"^data\.name: 'image' has the shape \[2\] in one record and \[3\] in another. Give all records one shape"
     with pytest.raises(ConfigError, match=said):
         without_text(records.take(np.arange(3)))
+    with pytest.raises(
+        ConfigError, match=r"the shape \[2\] in one record and another shape in another. Give all records"
+    ):
+        without_text(records.take(np.arange(2)))  # of one batch

@@ -13,6 +13,7 @@ from jaxdistill.core.registry import datasets, transforms
 from jaxdistill.data import Batches, Transform, check_name, evaluation_batches, open_records, records, train_stream
 from jaxdistill.data.builders import digits
 from jaxdistill.data.splits import share_records
+from jaxdistill.data.stream import transformed
 
 PLAIN = {"batch_size": 4, "seed": 3, "transforms": ()}
 
@@ -100,6 +101,15 @@ def test_tensorflow_is_not_imported_and_the_package_alone_is_light():
         "sys.exit(str(slow) if slow else 'tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_transform_has_draws_of_its_own():
+    keep = lambda name: Transform(2, lambda batch, draws: batch | {name: draws})
+    draws = np.arange(20.0).reshape(4, 5)
+    one = Transform(1, lambda batch, draws: batch | {"c": draws})
+    out = transformed({"x": np.zeros(4)}, (keep("a"), one, keep("b")), draws)
+    for name, columns in (("a", [0, 1]), ("c", [2]), ("b", [3, 4])):
+        np.testing.assert_array_equal(out[name], draws[:, columns])
 
 
 def test_a_large_set_is_read_batch_by_batch(monkeypatch):

@@ -4,13 +4,14 @@ import importlib
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import runs
 
 from jaxdistill.core import packages
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.packages import default_folder
-from jaxdistill.data import check_name, open_records
+from jaxdistill.data import Records, check_name, describe, open_records
 from jaxdistill.data import datasets as data
 from jaxdistill.data.builders import BUILDERS
 
@@ -108,6 +109,18 @@ def test_damage_of_a_prepared_data_set_is_named_and_ours_are_prepared_again(what
             with pytest.raises(DamageError, match=r"(has changed|is missing).*; remove .*1\.0\.0, and the next run"):
                 data._check_sealed(name, tmp_path)
             assert place.exists()
+
+
+def test_the_description_of_another_split_is_not_believed(tmp_path, monkeypatch, capsys):
+    sizes = {"train": 4, "test": 3}
+    opened = lambda name, split, *_: Records([{"label": 0, "image": np.zeros(2, np.uint8)}] * sizes[split], None)
+    monkeypatch.setattr(describe, "open_records", opened)
+    monkeypatch.setattr(describe, "prepared_hash", lambda *_: "")
+    described = lambda split: describe.describe_split("some", split, tmp_path, "data", split).records
+    assert (described("train"), described("test")) == (4, 3)
+    train, test = (describe._description_file("some", split, tmp_path) for split in sizes)
+    test.write_bytes(train.read_bytes())
+    assert described("test") == 3 and "describes other records" in capsys.readouterr().err
 
 
 def test_a_prepared_data_set_without_a_seal_gets_one(tmp_path):

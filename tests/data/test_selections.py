@@ -15,7 +15,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.registry import selections as registered
 from jaxdistill.data import Batches, Records, store
 from jaxdistill.data.selection import Selection, record_hardness
-from jaxdistill.data.stream import StoredFields
+from jaxdistill.data.stream import Phases, StoredFields
 from jaxdistill.run import subset
 from jaxdistill.run.commands import cache
 from jaxdistill.run.config import differ
@@ -249,6 +249,15 @@ def test_teachers_of_unlike_classes_cannot_disagree(taught, tmp_path):
     folders = (str(said), str(tmp_path / "other"))
     with pytest.raises(ConfigError, match=r"data\.select: the teachers of .* have different numbers of classes"):
         check_config(selecting(config, f"hardest(share=0.2, cache={folders}, by='disagreement')"), tmp_path / "never")
+
+
+def test_phases_of_equal_length_have_orders_of_their_own():
+    pools = (np.arange(40), np.arange(40, 80))
+    source = Records([{"label": n, "image": np.zeros(1, np.uint8)} for n in range(80)], None)
+    batches = Batches(source, batch_size=8, seed=0, transforms=(), rows=slice(8), chosen=Phases(pools, 5))
+    numbers = np.concatenate([batches[n]["label"] for n in range(10)])
+    assert sorted(numbers[:40]) == list(range(40)) and sorted(numbers[40:]) == list(range(40, 80))
+    assert not np.array_equal(numbers[:40], numbers[40:] - 40)
 
 
 def test_a_share_is_rounded_to_the_nearest():

@@ -21,7 +21,8 @@ from table_files import (
     write_parquet,
 )
 
-from jaxdistill.data.table import arrow_store
+from jaxdistill.core.errors import ConfigError
+from jaxdistill.data.table import arrow_store, images
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +213,18 @@ def test_a_folder_of_images_by_class():
     assert "broken.png cannot be read as an image" in refusal("table(path='pets')").message
 
 
+@pytest.mark.parametrize("mode", ["grey", "colours"])
+def test_images_of_16_bits_are_scaled_and_those_of_32_are_refused(mode):
+    """Pillow would clip grey values at 255."""
+    values = np.array([[0, 255, 256], [30_000, 60_000, 65_535]], np.uint16)
+    Image.fromarray(values).save("x.png")
+    pixels = images.decode("x.png", 1 if mode == "grey" else 3)
+    assert pixels.dtype == np.uint8 and pixels[..., 0].tolist() == [[0, 0, 1], [117, 234, 255]]
+    Image.fromarray(values.astype(np.float32)).save("x.tif")
+    with pytest.raises(ConfigError, match="its pixels have 32 bits; convert it to 8 or 16"):
+        images.decode("x.tif", 3)
+
+
 def test_images_that_a_table_names():
     write_images(Path("pets"))
     write_csv(Path("pets.csv"), [{"file": f"pets/cat/{n}.png", "kind": n % 2} for n in range(10)])
@@ -242,6 +255,22 @@ def test_a_changed_file_is_read_again_and_a_damaged_copy_is_made_again(capsys):
 def test_quotation_marks_within_a_text_are_no_mistake():
     Path("a.csv").write_text("text,kind\n" + 'a,b\n5" wide,c\n"two\nlines",b\n' * 5)
     assert len(opened(SPEC)) + len(opened(SPEC, "test")) == 15
+    Path("b.csv").write_text("kind,text\n" + 'x,"a"b\nq,y\nb,"c\nd"\n' * 5)  # pyarrow reads what `csv` does not
+    spec = SPEC.replace("a.csv", "b.csv")
+    assert len(opened(spec)) + len(opened(spec, "test")) == 15
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (("NA", "b", "c"), "the label 'NA' is a class like any other; leave the cell empty"),
+        (("b ", "b", "c"), "the labels 'b ' and 'b' are one class, because blanks around a label are removed"),
+    ],
+)
+def test_labels_that_may_be_a_slip_are_told(labels, said, capsys):
+    Path("a.csv").write_text("text,kind\n" + "".join(f"a,{label}\n" for label in labels * 8))
+    opened(SPEC)
+    assert said in capsys.readouterr().err
 
 
 def test_minus_one_is_said_to_be_a_class(capsys):

@@ -1,5 +1,6 @@
 """The data set `table`: a wrong file, a wrong record or a wrong argument is one line, and leaves nothing behind."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -90,7 +91,11 @@ def test_a_wrong_line_is_named(mistake):
         ("table(path='a.doc', text='text')", "unknown format '.doc'"),
         ("table(path='a.csv')", "name the columns to learn from, as text=, image= or features="),
         ("table(path='a.csv', text='text', test=1.5)", "test=1.5 must be between 0 and 1"),
-        ("table(path='a.csv', text='text', seed=-1)", "seed=-1 must be 0 or more"),
+        ("table(path='a.csv', text='text', seed=-1)", "seed=-1 must be between 0 and 2^63 - 1"),
+        (f"table(path='a.csv', text='text', seed={2**63})", "must be between 0 and 2^63 - 1"),
+        ("table(path='packed.csv', text='text')", "It is compressed: give it a name that ends with .gz"),
+        ("table(path='d.npz', features='x', label='y')", "record 0: b'\\xff' is no label"),
+        ("table(path='pictures')", "pictures/cat/2.png is a link to a file that does not exist"),
         ("table(path='a.csv', features=('kind', 'kind'))", "features: the column 'kind' is named twice"),
         ("table(path='loop.csv', text='text')", "this is a link to a file that does not exist"),
         ("table(path='a.csv', text='te\\u0445t')", "looks alike: 'te\\u0445t', 'text'"),
@@ -114,6 +119,10 @@ def test_what_cannot_be_read_is_said(spec, said):
     write_csv(Path("a.csv"))
     Path("a.doc").touch()
     Path("loop.csv").symlink_to("loop.csv")
+    Path("packed.csv").write_bytes(gzip.compress(b"text,kind\na,b\n" * 99))
+    np.savez("d.npz", x=np.zeros((4, 2)), y=np.array([b"\xff", b"\xfe", b"c", b"c"]))
+    Path("pictures/cat").mkdir(parents=True)
+    Path("pictures/cat/2.png").symlink_to("nothing.png")
     Path("blank.csv").write_text("kind, text\na,b\n")
     Path("large.csv").write_text("x\n1\n1e39\n")
     np.savez("a.npz", x=np.zeros((3, 2)), y=np.zeros(4))

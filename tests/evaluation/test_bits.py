@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxdistill.evaluation.interpret import bits
 from jaxdistill.evaluation.interpret.bits import bits_beyond, centred, residuals
@@ -71,13 +72,40 @@ def test_residuals_are_of_other_records_by_hand():
     np.testing.assert_allclose(found[3], targets[3] - targets[train].mean(0) - x[3] * slope)
 
 
+def test_a_unit_that_is_constant_but_in_one_record_is_left_out():
+    """Rounding gives it a spread of 1e-19, by which its one other value would be divided."""
+    unit = np.full((RECORDS, 1), 0.001)
+    unit[7] = 1.0
+    without, also = (bits_beyond(TEACHER, x, KNOWN, LABELS).total for x in (noisy(0.5), np.c_[noisy(0.5), unit]))
+    assert also == pytest.approx(without, abs=0.5) and without > 3
+
+
+def test_bits_of_a_record_are_the_ratio_of_two_normal_densities_and_the_interval_is_of_their_mean():
+    outputs, targets = noisy(0.5), centred(TEACHER)
+    found = bits_beyond(TEACHER, outputs, KNOWN, LABELS)
+    folds = np.random.default_rng(0).permutation(RECORDS) % bits.FOLDS
+    known = np.concatenate([np.eye(CLASSES)[LABELS], *map(centred, KNOWN)], axis=1)
+    left = [residuals(targets, x, folds) for x in (known, np.c_[known, outputs])]
+    density = [stats.norm.logpdf(x, scale=np.sqrt((x**2).mean(0))) for x in left]
+    by_record = (density[1] - density[0]).sum(1) / np.log(2)
+    np.testing.assert_allclose(found.by_record, by_record, rtol=1e-6, atol=1e-9)
+    error = 1.96 * by_record.std(ddof=1) / np.sqrt(RECORDS)
+    assert (found.total, found.high - found.low) == pytest.approx((by_record.mean(), 2 * error))
+
+
+def test_another_seed_divides_the_records_otherwise():
+    outputs = noisy(0.5)
+    one, again, other = (bits_beyond(TEACHER, outputs, KNOWN, LABELS, seed=n).total for n in (0, 0, 1))
+    assert one == again != other and other == pytest.approx(one, rel=0.1)
+
+
 def test_logits_and_log_probabilities_are_the_same():
     log_probabilities = TEACHER - np.log(np.exp(TEACHER).sum(1, keepdims=True))
     np.testing.assert_allclose(centred(TEACHER), centred(log_probabilities), atol=1e-12)
 
 
 def test_too_few_records_and_too_many_columns_are_refused():
-    with pytest.raises(ValueError, match="9 records; at least 10 are needed"):
+    with pytest.raises(ValueError, match="9 test records; give at least 10"):
         bits_beyond(TEACHER[:9], TEACHER[:9], [], LABELS[:9])
     with pytest.raises(ValueError, match="at most 8192 are possible"):
         bits_beyond(TEACHER, np.zeros((RECORDS, 9000)), [], LABELS)

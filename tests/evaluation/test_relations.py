@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxdistill.evaluation.interpret.relations import edges, nearest, relations, share_kept
+from jaxdistill.evaluation.interpret.relations import edges, nearest, number_of, relations, share_kept
 from jaxdistill.losses.relations.class_graph import parse_edges
 
 # two records of class 0, one of class 1 and of class 2, none of class 3; probabilities at temperature 1
@@ -27,7 +27,12 @@ def test_a_share_is_of_the_teachers_relations():
     teacher = [[1, 2], [0, 2], [1, 0], []]
     assert share_kept(teacher, teacher) == 1.0
     assert share_kept(teacher, [[2, 1], [3, 0], [3, 3], [1]]) == pytest.approx(3 / 6)
+    assert share_kept([[1, 2], [0]], [[1], [0]]) == pytest.approx(2 / 3)  # of relations, not of classes
     assert np.isnan(share_kept([[], []], teacher))
+
+
+def test_at_most_half_of_the_other_classes_are_near():
+    assert [number_of(classes) for classes in (2, 3, 4, 5, 6, 7, 8, 20)] == [1, 1, 1, 2, 2, 3, 3, 3]
 
 
 def test_a_network_that_says_nothing_of_the_others_keeps_what_chance_keeps():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.core.types import Outputs
+from jaxdistill.evaluation import retrieval as retrieval_file
 from jaxdistill.evaluation.evaluator import scores, totals
 from jaxdistill.evaluation.retrieval import Retrieval, recalls, retrieval
 
@@ -35,6 +36,16 @@ def test_equal_texts_are_one_candidate_and_all_their_images_are_right():
 def test_embeddings_that_say_nothing_find_nothing(alike):
     found = recalls(alike, alike)
     assert {found[name] for name in found if not name.startswith(("chance", "gallery"))} == {0.0}
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_ranks_in_blocks_are_those_of_the_whole(size, monkeypatch):
+    draw = np.random.default_rng(0)
+    images, tokens = draw.normal(size=(20, 6)), np.arange(20)[:, None] // 2
+    texts = images + 0.8 * draw.normal(size=(20, 6))
+    whole = recalls(images, texts, tokens)
+    monkeypatch.setattr(retrieval_file, "QUERIES", size)
+    assert recalls(images, texts, tokens) == whole and 0.1 < whole["image_text_r1"] < 0.9
 
 
 def test_chance_is_what_random_embeddings_reach():

@@ -89,6 +89,18 @@ def test_gold_by_hand():
     assert_close(mean(term, seen).compute(), np.mean(expected))
 
 
+def test_the_square_of_the_temperature_scales_the_divergence_and_not_the_rank_distance():
+    seen, kept = of_spans(rows=1, classes=3, others=4), SharedVocabulary(np.array([0, 2]), np.array([3, 1]))
+    warm, halved = replace(seen, temperature=jnp.float32(2.0)), lambda out: replace(out, logits=out.logits / 2)
+    cold = replace(seen, student=halved(seen.student), teacher=halved(seen.teacher))
+    cold = replace(cold, teachers=tuple(map(halved, seen.teachers)))
+    for weights, factor in (({"shared_weight": 0.0}, 1), ({"rest_weight": 0.0}, 4)):
+        term = term_of("gold", vocabulary=kept, **weights)
+        (by_temperature, counts), (by_hand, _) = values_of(term, warm), values_of(term, cold)
+        assert_close(by_temperature[counts], factor * by_hand[counts])
+        assert np.abs(by_hand[counts]).max() > 0.01
+
+
 # Where both read the same
 
 

@@ -278,7 +278,9 @@ def on_8_devices(example: examples.Example) -> list[str]:
     return ["mesh"] if build_loss(example.spec).local else ["mesh", "pmap"]
 
 
-@pytest.mark.sampled(*(f"{name}-pmap" for name in ("rkd", "cc", "dist", "pkt", "similarity*", "crd*", "uld", "decay")))
+@pytest.mark.sampled(
+    *(f"{name}-pmap" for name in ("rkd", "cc", "dist", "pkt", "similarity*", "crd*", "uld", "decay", "contrastive"))
+)
 @pytest.mark.parametrize(
     ("example", "layout"),
     [

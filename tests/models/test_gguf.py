@@ -19,6 +19,7 @@ from tokenizers import pre_tokenizers
 from jaxdistill.core import packages, registry
 from jaxdistill.core.errors import WeightsError
 from jaxdistill.core.types import Variables
+from jaxdistill.models.hub import gguf as gguf_file
 from jaxdistill.models.hub import gguf_header
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.gguf import NAMES, Gguf
@@ -207,6 +208,21 @@ def test_what_is_no_gguf_is_refused(tmp_path):
         Gguf(other)
     with pytest.raises(WeightsError, match="cannot be read"):
         Gguf(tmp_path / "nowhere.gguf")
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path, monkeypatch):
+    file = write(tmp_path / "twice.gguf", parity.reference("llama_tied"))
+    whole, name = file.read_bytes(), b"blk.1.ffn_up.weight"
+    assert whole.count(name) == 1
+    file.write_bytes(whole.replace(name, b"blk.0.ffn_up.weight"))
+    with pytest.raises(WeightsError, match=r"twice\.gguf is damaged: it has two tensors 'blk\.0\.ffn_up\.weight'"):
+        Gguf(file)
+    file.write_bytes(whole)
+    header = gguf_header.read_header(file)
+    both = header.tensors | {"model.norm.weight": header.tensors["output_norm.weight"]}  # a name of transformers, too
+    monkeypatch.setattr(gguf_file, "read_header", lambda path: header._replace(tensors=both))
+    with pytest.raises(WeightsError, match="has two tensors for one parameter; convert the model again"):
+        Gguf(file)
 
 
 # Tokenizers

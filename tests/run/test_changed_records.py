@@ -11,10 +11,11 @@ from own_runs import QUIET, config_of
 
 import jaxdistill
 from jaxdistill import differ
+from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.registry import datasets
 from jaxdistill.evaluation.report.logs import read_logs
-from jaxdistill.run import subset
+from jaxdistill.run import record_identity, subset
 from jaxdistill.run.commands import cache
 from jaxdistill.run.outcomes import continued
 from jaxdistill.run.record_identity import FILE
@@ -37,12 +38,24 @@ def test_a_repeated_run_notices_that_a_label_has_changed(home, tmp_path):
     files["y"] = (files["y"] + 1) % 3
     np.savez(tmp_path / "images.npz", **files)
     for changed in (config, differ(config, steps=4)):
-        with pytest.raises(ConfigError, match=r"changed since the run in .* began\. Restore what") as error:
+        with pytest.raises(ConfigError, match=r"changed since the run in .* began\. Restore the files") as error:
             jaxdistill.distill(changed, tmp_path / "run", QUIET)
         assert str(error.value).startswith("data.name: ")
     (tmp_path / "run" / FILE).write_text("{}")  # damaged: written again, as by a run of an earlier version
     jaxdistill.distill(differ(config, steps=4), tmp_path / "run", QUIET)
     assert json.loads((tmp_path / "run" / FILE).read_text())["contents"] != known
+
+
+def test_hashes_of_inputs_that_cannot_be_read_now_are_kept(home, tmp_path, monkeypatch):
+    data = resolve(alone(home), jax.devices()).data
+    given = {name: record_identity.Input("data.name", name, name) for name in ("train", "test")}
+    monkeypatch.setattr(record_identity, "_inputs", lambda *_: given)
+    record_identity.check_inputs(tmp_path, data, {})
+    known = seal.read(tmp_path / FILE, {"contents": dict})["contents"]
+    del given["test"]
+    given["teacher big"] = record_identity.Input("teachers.big", "its weights", "teacher")
+    record_identity.check_inputs(tmp_path, data, {})
+    assert seal.read(tmp_path / FILE, {"contents": dict})["contents"] == {**known, "teacher big": "teacher"}
 
 
 def test_another_number_of_steps_is_told():
@@ -76,7 +89,7 @@ def test_a_test_record_that_changes_is_noticed_too_and_a_missing_file_is_told(ho
         jaxdistill.distill(config, run, QUIET)
     (run / FILE).unlink()
     jaxdistill.distill(config, run, QUIET)
-    told = f"{run / FILE} is missing: nobody can tell whether the run began with these records"
+    told = f"{run / FILE} is missing: it cannot be checked whether the run began with these records"
     assert told in capsys.readouterr().err
 
 
@@ -162,7 +175,9 @@ def test_a_missing_hash_of_a_selection_is_told(home, tmp_path, capsys):
     (tmp_path / "student/checkpoints/manifests").mkdir(parents=True)
     (tmp_path / "student/checkpoints/manifests/1.json").touch()
     subset.check_selection(tmp_path, data, np.arange(2))
-    said = f"note: {tmp_path / 'selection.json'} is missing: nobody can tell whether the run began with these records"
+    said = (
+        f"note: {tmp_path / 'selection.json'} is missing: it cannot be checked whether the run began with these records"
+    )
     assert said in capsys.readouterr().err
 
 

@@ -76,7 +76,7 @@ def test_the_student_has_more_bits_than_its_control_and_an_untrained_network(mad
     assert kept["student"] > kept["untrained"] + 0.1
     page = (made / "taught" / "report.html").read_text()
     assert "Which classes are related" in page and f"({100 * kept['student']:.0f} %)" in page
-    assert "What arrived of the teacher, in bits" in page and "3 networks that learned from labels alone" in page
+    assert "Information from the teacher, in bits" in page and "3 networks that learned from labels alone" in page
     first = seal.sha256(made / "taught" / explanation.FILE)
     command("explain", made / "taught", *words)
     assert seal.sha256(made / "taught" / explanation.FILE) == first
@@ -122,9 +122,15 @@ def test_what_cannot_be_explained_is_one_line(made, tmp_path):
         (made, (), "holds no finished run"),
         (taught, (made / "nothing",), "holds no finished run"),
         (taught, (other_records(tmp_path),), "--reference: .* has other test records"),
+        (taught, (alone, alone), "--reference: .*1' is given 2 times. Give each run once"),
     ):
         with pytest.raises(ConfigError, match=said):
             explain(run, references)
+
+
+def test_what_only_the_run_itself_has_is_not_explained_by_it(made):
+    with pytest.raises(ConfigError, match=r"--beyond: .* is the run itself"):
+        explain(made / "taught", [made / "1"], [made / "taught"])
 
 
 def test_only_classifiers_are_explained(home, tmp_path):
@@ -141,9 +147,14 @@ def test_relations_are_written_as_a_graph_that_a_loss_reads(made, tmp_path, caps
     assert graph.names == ("0", "1", "2", "3", "4") and 8 <= len(graph.edges) <= 10
     for words, said in (
         (("--out", tmp_path), "is a folder. Choose a file"),
-        (("--out", tmp_path / "file" / "x.json"), "cannot be written"),
-        (("--out", file, "--nearest", "0"), "--nearest: 0 relations; give 1 or more"),
-        (("--out", file, "--model", "big"), "there is no 'big'"),
+        (("--out", tmp_path / "file" / "x.json"), "which is no folder; choose another folder"),
+        (("--out", file), "exists. Choose another file, or replace it with --overwrite"),
+        (("--out", made / "taught" / "config.json"), "exists. Choose another file"),
+        (("--out", file, "--overwrite", "--nearest", "0"), "--nearest: 0 relations; give 1 or more"),
+        (("--out", file, "--overwrite", "--model", "big"), "there is no 'big'"),
     ):
         (tmp_path / "file").touch()
         assert command("graph", made / "taught", *words) == 2 and said in capsys.readouterr().err
+    assert command("graph", tmp_path / "nothing", "--out", tmp_path / "x.json") == 2
+    assert "holds no finished run" in capsys.readouterr().err
+    assert command("graph", made / "taught", "--out", file, "--overwrite") == 0

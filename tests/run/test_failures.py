@@ -13,10 +13,11 @@ import pytest
 import runs
 
 import jaxdistill.main
-from jaxdistill.core.errors import ConfigError, DamageError, NonFiniteError, Stopped, WeightsError
+from jaxdistill.core.errors import BadStartError, ConfigError, DamageError, NonFiniteError, Stopped, WeightsError
 from jaxdistill.core.packages import FetchError
 from jaxdistill.run import failures
 from jaxdistill.run.commands import cli
+from jaxdistill.run.exit_codes import DIVERGED, MISTAKE
 
 
 def told(error: BaseException, capsys, **options) -> tuple[int, str]:
@@ -173,6 +174,11 @@ def test_own_data_and_own_losses_that_fail_are_named(what, line, kind, tmp_path,
         assert runs.run(tmp_path / "run", source=file) == 2
     said = capsys.readouterr().err
     assert said.endswith(f"(own.py, line {line})\n") and kind in said and "Traceback" not in said
+
+
+def test_a_start_that_is_not_finite_is_a_mistake_and_no_divergence():
+    assert failures.explain(BadStartError("objective.kd", "is nan at step 1"))[0] == MISTAKE
+    assert failures.explain(NonFiniteError("kd is nan at step 9"))[0] == DIVERGED
 
 
 def test_the_command_knows_debug(capsys, monkeypatch):

@@ -139,7 +139,24 @@ def test_a_plan_does_not_overwrite_a_table(teacher, capsys):
     data = f"--config.data.name={table(place / 'f.csv')}"
     words = ["plan", "--preset", "features", data, "--topology", "cpu:1", "--json", str(place / "f.csv")]
     assert main.run(words) == 2 and (place / "f.csv").read_text() == whole
-    assert "exists and is no .json file. Choose another file." in capsys.readouterr().err
+    assert "exists. Choose another file, or replace it with --overwrite." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "cache"])
+def test_folders_of_other_things_are_left_alone(command, teacher, capsys):
+    """A folder of images, or of runs, is no place for a run or a cache."""
+    place, _ = teacher
+    (place / "pets/cat").mkdir(parents=True, exist_ok=True)
+    (place / "pets/cat/1.png").touch()
+    data = f"--config.data.name={table(place / 'f.csv')}"
+    for folder in (place / "pets", place):
+        words = [command, "--preset", "features", data]
+        words += ["--workdir", str(folder)] if command == "train" else []
+        words += [f"--config.teachers.wide.cache=outputs(folder={str(folder)!r})"] if command == "cache" else []
+        before = sorted(folder.rglob("*"))
+        assert main.run(words) == 2 and sorted(folder.rglob("*")) == before
+        said = capsys.readouterr().err
+        assert "holds folders of other things (" in said and "Choose a new or empty folder" in said, said
 
 
 def test_a_column_that_is_named_twice_is_refused(teacher, tmp_path, capsys):

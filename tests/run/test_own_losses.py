@@ -20,6 +20,8 @@ VALUES = {
     "loops": lambda s: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x - 1, s.student.logits).sum(-1),
     "branches": lambda s: s.student.logits.sum(-1) if s.student.logits[0, 0] > 0 else s.mask,
     "leaves": lambda s: jnp.asarray(np.asarray(s.student.logits)).sum(-1),
+    "converts": lambda s: s.student.logits.sum(-1) * float(s.student.logits[0, 0]),
+    "selects": lambda s: s.mask * s.student.logits[s.student.logits > 0].sum(),
     "real": lambda s: s.student.logits.sum(-1),
     "decays": lambda s: jax.tree.reduce(lambda a, b: a + jnp.sum(b**2), s.params["student"], 0.0),
 }
@@ -53,13 +55,11 @@ def test_a_loss_that_cannot_be_differentiated_is_refused(home):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("branches", "a value is used in Python or NumPy that is only known when the program runs. Use jnp instead"),
-        ("leaves", "a value is used in Python or NumPy that is only known when the program runs. Use jnp instead"),
-    ],
+    "name",
+    ["branches", "leaves", "converts", "selects"],
 )
-def test_a_loss_that_leaves_jax_is_told_what_to_write(name, said, home):
+def test_a_loss_that_leaves_jax_is_told_what_to_write(name, home):
+    said = "a value is used in Python or NumPy that is only known when the program runs. Use jnp instead"
     with pytest.raises(ConfigError, match=rf"^objective\.own_{name}: {said}.*test_own_losses.py, line \d+"):
         check_config(config_of("mlp", home, objective={f"own_{name}": {}}), None)
 

@@ -103,7 +103,7 @@ def test_files_of_many_chunks_keep_their_order_and_columns(home, trained, monkey
     monkeypatch.setattr("jaxdistill.data.table.files.ROWS", 8)
     for suffix in ("csv", "jsonl", "npz"):
         assert command("predict", run, "--input", home / "many.jsonl", "--output", home / f"many-out.{suffix}") == 0
-    assert command("predict", run, "--input", home / "many.jsonl", "--output", home / "many.jsonl") == 2
+    assert command("predict", run, "--input", home / "many.jsonl", "--output", home / "many.jsonl", "--overwrite") == 2
     expected = jaxdistill.load(run).predict([row["words"] for row in rows]).labels
     with (home / "many-out.csv").open() as file:
         found = list(csv.DictReader(file))
@@ -223,6 +223,8 @@ def test_the_input_behind_a_folder_a_pattern_or_a_link_is_not_overwritten(home, 
     for source, output in ((place, train), (place / "{split}.csv", train), (train, link)):
         capsys.readouterr()
         assert command("predict", run, "--input", source, "--output", output) == 2
+        assert "exists. Choose another file, or replace it with --overwrite" in capsys.readouterr().err
+        assert command("predict", run, "--input", source, "--output", output, "--overwrite") == 2
         message = capsys.readouterr().err
         assert message.startswith("error: --output: ") and "is the input. Choose another file" in message
     assert (place / "train.csv").read_text() == "words\na b\n"
@@ -231,7 +233,9 @@ def test_the_input_behind_a_folder_a_pattern_or_a_link_is_not_overwritten(home, 
     assert "is a folder" in capsys.readouterr().err
     (place / "target.csv").write_text("old")
     (place / "other.csv").symlink_to(place / "target.csv")
-    assert command("predict", run, "--input", place / "train.csv", "--output", place / "other.csv") == 0
+    words = ("predict", run, "--input", place / "train.csv", "--output", place / "other.csv")
+    assert command(*words) == 2 and (place / "target.csv").read_text() == "old"
+    assert command(*words, "--overwrite") == 0
     assert (place / "other.csv").is_symlink() and "prediction" in (place / "target.csv").read_text()
 
 

@@ -11,7 +11,7 @@ from own_parts import LOSS
 
 import jaxdistill
 from jaxdistill import main
-from jaxdistill.core import registry
+from jaxdistill.core import registry, seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.manifest import manifests
 from jaxdistill.core.notes import note
@@ -145,6 +145,9 @@ def test_a_finished_run_that_is_continued_keeps_both_records(finished, tmp_path)
     was = {"steps": 20, "provenance": first["provenance"], "source_sha256": first["source_sha256"]}
     assert now["earlier"] == [was] and first["earlier"] == []
     assert json.loads((workdir / "config.json").read_text())["earlier"] == now["earlier"]
+    assert runs.run(workdir, "--config.steps=31", "--config.control=False") == 0
+    last = json.loads((workdir / "results.json").read_text())
+    assert last["earlier"] == [was, {**was, "steps": 30, "provenance": now["provenance"]}]
 
 
 def test_a_repeat_that_trains_nothing_leaves_the_record_as_it_is(finished, tmp_path, monkeypatch):
@@ -183,6 +186,10 @@ def test_seconds_are_those_of_all_processes(finished, tmp_path):
     steps = sorted(manifests(workdir / "student" / "checkpoints"))
     seconds = [manifests(workdir / "student" / "checkpoints")[step]["seconds"] for step in steps]
     assert np.all(np.diff(seconds) > 0)
+    file = workdir / "student" / "checkpoints" / "manifests" / "40.json"
+    seal.write(file, {**seal.read(file, {}), "seconds": 1000.0})
+    assert runs.run(workdir, "--config.steps=60", "--config.control=False") == 0
+    assert manifests(workdir / "student" / "checkpoints")[60]["seconds"] > 1000  # of three processes
 
 
 def test_a_record_without_the_hash_of_its_source_runs_nothing(tmp_path):

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+import runs
 from ml_collections import ConfigDict
 
 from jaxdistill.core import manifest, seal
+from jaxdistill.core.notes import note
 from jaxdistill.data import store
 from jaxdistill.data.text import synthesis
 from jaxdistill.run import cutting, search, study, workdir
-from tests import runs
 
 TEACHER = {"identity": {"teacher": "its model and checkpoint"}}
 ROWS = store.StoreManifest(4, 2, {"logits": ((3,), "float32")}, TEACHER)
@@ -82,3 +83,9 @@ def test_what_is_damaged_is_named_and_what_is_missing_is_not(kind, tmp_path, cap
         part.unlink()
     read(tmp_path)
     assert capsys.readouterr().err == ""
+
+
+def test_a_note_is_printed_once(capsys):
+    for _ in range(2):
+        note("the moon is full")
+    assert capsys.readouterr().err == "note: the moon is full\n"

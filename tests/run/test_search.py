@@ -207,6 +207,8 @@ def test_a_base_config_of_other_bits_is_refused(home):
 
     (only,) = candidates(of("aware(inputs=8)"), {"widths": ((8,),)}, Device())
     assert only.config.student.quantized == "aware(inputs=8)"
+    with pytest.raises(ConfigError, match=r"student\.quantized: unknown .* 'awar'. Did you mean 'aware'"):
+        candidates(differ(of("aware(weights=8)"), student={"quantized": "awar(weights=8)"}), {}, Device())
     for spec in ("aware(weights=4)", "aware(4)"):
         with pytest.raises(ConfigError, match=r"student\.quantized: it trains for 4 bits, and a search exports"):
             candidates(of(spec), {"widths": ((8,),)}, Device())

@@ -152,6 +152,20 @@ def test_results_are_taken_over_from_the_same_config_alone(change, taken, tmp_pa
     assert studies.finished_results(config, tmp_path) is None, "damaged results are made again"
 
 
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+def test_a_study_in_the_folder_of_a_run_is_refused(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=r"--workdir: .* holds a run. Choose another folder"):
+        workdir.check_study(tmp_path)
+
+
+def test_results_of_a_run_that_was_resumed_after_its_last_step_are_taken_over(tmp_path):
+    config = differ(runs.load(), steps=4)
+    content = {"config": config.to_dict(), "rows": [], "seconds": {}, "provenance": {}, "log": {"student": {}}}
+    seal.write(tmp_path / "results.json", content)
+    assert studies.finished_results(config, tmp_path) == {**content, "log": {}}
+
+
 @pytest.mark.slow
 def test_a_steps_more_is_another_run(conducted):
     workdir, *_ = conducted
@@ -189,6 +203,12 @@ def test_a_folder_holds_one_study(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "train_teachers", lambda *_: {"big": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"WORKDIR: .*study.json' does not exist. Use the --workdir of a study"):
         plot.write(tmp_path)
+
+
+def test_a_page_of_a_study_is_one_line_if_it_fails(tmp_path, capsys):
+    assert plot.main([str(tmp_path)]) == 2 and "study.json' does not exist" in capsys.readouterr().err
+    (tmp_path / "study.json").write_text("{")
+    assert plot.main([str(tmp_path)]) == 4 and capsys.readouterr().err.count("\n") == 1
     sweep.run_study(study(), tmp_path, 1, QUIET)
     sweep.run_study(study(further={**study().further, "more": {}}), tmp_path, 1, QUIET)
     with pytest.raises(ConfigError, match=r"--workdir: .* holds a study with the arm 'more', which this study lacks"):

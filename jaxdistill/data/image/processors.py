@@ -116,7 +116,7 @@ def processed(source: str, size: int = 0) -> Transform:
     def apply(batch: Batch, uniforms: np.ndarray) -> Batch:
         return batch | {"image": _normalised([_shaped(image, recipe) for image in _images(batch, "processed")], recipe)}
 
-    return Transform(0, apply, repr(recipe))
+    return Transform(0, apply, repr((*recipe[:-1], recipe.filter.value)))  # numbers: names of an enum may change
 
 
 def preprocessing_specs(augment: Sequence[str]) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ class ColumnNames(NamedTuple):
         return ("text",) if len(self.text) == 1 else self.text
 
 
+ABSENT = {"NA", "N/A", "n/a", "nan", "NaN", "null", "NULL", "None"}  # labels that may mean that there is none
 RARE = 3  # a class with fewer training records may be a slip
 
 
@@ -60,6 +61,8 @@ class Classes:
         self._codes: dict[str, int] = {}
         self._first: dict[str, int] = {}  # label -> number of the first record that has it
         self._counts: Counter[str] = Counter()  # label -> number of training records that have it
+        self._spellings: dict[str, str] = {}  # label -> the first spelling, perhaps with blanks around it
+        self._merged = ""  # a spelling whose blanks alone tell it from another one
         self._complete = False  # True: a label that was not found before is a mistake
 
     def codes(self, values: Sequence[Any], first: int, file: object) -> list[int]:
@@ -83,6 +86,8 @@ class Classes:
         if "\n" in name:
             problem = f"the label {short_repr(name)} has several lines"
             raise TableError(f"{file}, record {number}: {problem}. Close the quotation mark at its beginning.")
+        if name and isinstance(value, str) and self._spellings.setdefault(name, value) != value:
+            self._merged = self._merged or f"{self._spellings[name]!r} and {value!r}"
         if name and self._names:
             name = self._defined_name(name, number, file)
         if not name:
@@ -106,8 +111,13 @@ class Classes:
 
         If most classes are so small, none of them is called a slip.
         """
-        if "-1" in self._codes and len(self._codes) > 2:
-            return "the label '-1' is a class like any other; leave the cell empty where a record has no label"
+        absent = [name for name in self._codes if name in ABSENT or (name == "-1" and len(self._codes) > 2)]
+        if absent:
+            return (
+                f"the label {absent[0]!r} is a class like any other; leave the cell empty where a record has no label"
+            )
+        if self._merged:
+            return f"the labels {self._merged} are one class, because blanks around a label are removed"
         looks = defaultdict(list)
         for name in self._codes:
             looks[_look(name)].append(name)
@@ -172,7 +182,10 @@ def label_name(value: Any) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and value.is_integer():

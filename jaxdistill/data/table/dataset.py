@@ -88,8 +88,8 @@ def table(
     column_names = ColumnNames(columns(text), label, image, columns(features))
     if not 0 < test < 1:
         raise ValueError(f"test={test} must be between 0 and 1: the share of the records that are held out")
-    if seed < 0:
-        raise ValueError(f"seed={seed} must be 0 or more")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed} must be between 0 and 2^63 - 1")
     if twice := next((name for name in column_names.features if column_names.features.count(name) > 1), ""):
         raise TableError(f"features: the column {twice!r} is named twice. Name each column once.")
     if channels not in (1, 3):

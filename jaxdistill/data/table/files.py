@@ -19,6 +19,7 @@ from jaxdistill.core.errors import one_line, suggest
 from jaxdistill.data.table.record_reader import ROWS, Chunk, RecordReader, TableError, TextFormat
 
 DELIMITERS = ";\t|,"  # that CSV files may have
+_UNCLOSED = ("unexpected end of data", "larger than field limit")  # errors of `csv` about an open quotation mark
 BLOCK = 2**24  # bytes of a CSV file that are parsed at once; a record may not be longer
 
 
@@ -61,6 +62,8 @@ def open_csv(file: Path, text_format: TextFormat) -> RecordReader:
             try:
                 collections.deque(csv.reader(_lines(stream, encoding), delimiter=delimiter, strict=True), 0)
             except csv.Error as error:
+                if not any(text in str(error) for text in _UNCLOSED):  # of a value that pyarrow reads in another way
+                    return
                 problem = f"the last record has several lines ({error})"
                 raise TableError(f"{file}: {problem}. Close the quotation mark at its beginning.") from None
 
@@ -114,7 +117,13 @@ def _arrow_problems(file: Path, encoding: str) -> Iterator[None]:
     except (pa.ArrowException, UnicodeDecodeError, LookupError, OSError) as error:
         text = one_line(error)
         if "UTF8" in text or isinstance(error, UnicodeDecodeError):
-            cure = "Name its encoding, such as latin-1"
+            with file.open("rb") as stream:
+                is_gzip = stream.read(2) == b"\x1f\x8b"
+            cure = (
+                "It is compressed: give it a name that ends with .gz"
+                if is_gzip
+                else "Name its encoding, such as latin-1"
+            )
             raise TableError(f"{file} is not written in {encoding} ({text[:160]}). {cure}.") from None
         if "Empty CSV file" in text:
             raise TableError(f"{file} is empty.") from None
@@ -172,10 +181,11 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: a key stands twice, of which `json` would keep the second one.
     """
-    names = [name for name, _ in pairs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"the key {twice!r} stands twice")
-    return dict(pairs)
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return content
 
 
 def _json_object(line: str, file: Path, number: int) -> dict[str, Any]:
@@ -322,15 +332,12 @@ def require_columns(opened: RecordReader, wanted: Mapping[str, Sequence[str]], f
     Raises:
         TableError: a column is missing; the message lists those that there are.
     """
+    is_json = READERS.get(suffix_of(Path(str(file)))) is open_json_lines
+    kind = "key of the first record" if is_json else "column"
     for argument, names in wanted.items():
         for name in names:
             if name not in opened.columns:
-                of = (
-                    "key of the first record"
-                    if READERS.get(suffix_of(Path(str(file)))) is open_json_lines
-                    else "column"
-                )
-                raise TableError(f"{argument}: {name!r} is no {of} of {file}. {_cure(name, opened.columns)}")
+                raise TableError(f"{argument}: {name!r} is no {kind} of {file}. {_cure(name, opened.columns)}")
 
 
 def _cure(name: str, columns: Sequence[str]) -> str:

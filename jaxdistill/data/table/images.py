@@ -52,25 +52,39 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the image files in a folder and in its folders, in order."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    """Return the image files in a folder and in its folders, in order.
+
+    Raises:
+        TableError: a link leads to no file.
+    """
+    named = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if lost := [file for file in named if file.is_symlink() and not file.exists()]:
+        raise TableError(f"{lost[0]} is a link to a file that does not exist. Restore the file, or remove the link.")
+    return [file for file in named if file.is_file()]
 
 
 def decode(image: bytes | str, channels: int) -> np.ndarray:
     """Decode an image to `[height, width, channels]` uint8, upright as its EXIF data say.
+
+    Grey values of 16 bits are scaled to 8, as Pillow does it for colours.
 
     Args:
         image: path or content of an image file.
         channels: 3 for RGB, 1 for grey values.
 
     Raises:
-        ConfigError: it is no image, or it is broken.
+        ConfigError: it is no image, it is broken, or its pixels have 32 bits.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            pixels = np.asarray(ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L"))
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode in ("I", "F"):
+                raise ValueError("its pixels have 32 bits; convert it to 8 or 16")
+            if upright.mode.startswith("I;16"):
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            pixels = np.asarray(upright.convert("RGB" if channels == 3 else "L"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         name = "bytes of a record" if isinstance(image, bytes) else image
         problem = f"{name} cannot be read as an image ({one_line(error)[:160]})"

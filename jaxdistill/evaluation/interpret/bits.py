@@ -64,7 +64,7 @@ def bits_beyond(
         ValueError: there are fewer than two records for each fold, or too many columns.
     """
     if len(labels) < 2 * FOLDS:
-        raise ValueError(f"{len(labels)} records; at least {2 * FOLDS} are needed")
+        raise ValueError(f"{len(labels)} test records; give at least {2 * FOLDS}")
     one_hot = np.eye(teacher.shape[1])[labels]
     before = np.concatenate([one_hot, *map(centred, known)], axis=1)
     after = np.concatenate([before, np.asarray(outputs, np.float64)], axis=1)
@@ -95,14 +95,16 @@ def residuals(
 ) -> Float[np.ndarray, "records classes"]:
     """Return what a ridge regression leaves of the targets of each fold, fitted on the other folds.
 
-    The columns are standardised; one that is constant in the other folds is left out.
+    The columns are standardised; one that is constant in the other folds, to float32's precision, is left out.
     """
-    left = np.empty_like(targets)
+    residual = np.empty_like(targets)
     for fold in range(FOLDS):
-        here = folds == fold
-        mean, spread = columns[~here].mean(axis=0), columns[~here].std(axis=0)
-        scaled = (columns - mean) * np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0)
-        middle, x = targets[~here].mean(axis=0), scaled[~here]
-        weights = np.linalg.solve(x.T @ x + PENALTY * np.eye(x.shape[1]), x.T @ (targets[~here] - middle))
-        left[here] = targets[here] - middle - scaled[here] @ weights
-    return left
+        held_out = folds == fold
+        others = columns[~held_out]
+        mean, spread = others.mean(axis=0), others.std(axis=0)
+        varies = spread > np.finfo(np.float32).eps * np.abs(others).max(axis=0)
+        scaled = (columns - mean) * np.where(varies, 1 / np.where(varies, spread, 1), 0)
+        middle, x = targets[~held_out].mean(axis=0), scaled[~held_out]
+        weights = np.linalg.solve(x.T @ x + PENALTY * np.eye(x.shape[1]), x.T @ (targets[~held_out] - middle))
+        residual[held_out] = targets[held_out] - middle - scaled[held_out] @ weights
+    return residual

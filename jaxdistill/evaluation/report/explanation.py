@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jaxdistill.core import seal
 from jaxdistill.core.errors import DamageError
 from jaxdistill.core.notes import note_damage
-from jaxdistill.evaluation.interpret.relations import number_of
+from jaxdistill.evaluation.interpret.relations import TEMPERATURE, number_of
 from jaxdistill.evaluation.report import tables
 from jaxdistill.evaluation.report.drawing import svg
 from jaxdistill.evaluation.report.figures import STUDENT
@@ -30,7 +30,8 @@ TYPES: seal.JsonTypes = {
 }
 DRAWN = 40  # classes; the names of more would cover each other
 RELATIONS = (
-    "A class's nearest ones are those with the largest mean probability, at temperature 4, where the class is right. "
+    "The teacher confuses a class with those that get the largest mean probability, at temperature "
+    f"{TEMPERATURE:g}, where the class is right. "
     "Networks that learned from the same labels share many of these relations: compare the student with its control."
 )
 MEANING = (
@@ -60,7 +61,7 @@ def read(workdir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     try:
         content = seal.read(workdir / FILE, TYPES, required=True)
         if any(content.get(key) != value for key, value in owner(results).items()):
-            raise DamageError(f"{workdir / FILE} is of another run, or of fewer steps; `jaxdistill explain` writes it")
+            raise DamageError(f"{workdir / FILE} is of another run, or of fewer steps. Run `jaxdistill explain` again")
         return content
     except FileNotFoundError:
         return {}
@@ -138,7 +139,7 @@ def relation_cells(content: Mapping[str, Any], teacher: str) -> list[list[str]]:
     names, of_teacher = content["classes"], content["relations"][teacher]
     rows = [row for row in content["rows"] if row["teacher"] == teacher]
     listed = lambda numbers: ", ".join(names[number] for number in numbers) or "–"
-    lines = [["class", "nearest to the teacher", *(f"also to the {row['model']}" for row in rows)]]
+    lines = [["class", "confused by the teacher with", *(f"shared by the {row['model']}" for row in rows)]]
     for number, wanted in enumerate(of_teacher):
         kept = [listed([each for each in wanted if each in row["relations"][number]]) for row in rows]
         lines.append([names[number], listed(wanted), *kept])
@@ -176,7 +177,7 @@ def network(content: Mapping[str, Any], teacher: str) -> Markup:
     kept = f"{100 * student['relations_kept']:.0f} %"
     return figure(
         "Relations between classes",
-        f"An arrow leads to a class that {teacher} takes for one of the likeliest mistakes. Orange: the student "
+        f"An arrow leads to a class that {teacher} often confuses with this one. Orange: the student "
         f"does so, too ({kept}); grey: it does not.",
         svg(draw, (4.8, 3.6), f"Relations between classes of {teacher}; the student has {kept} of them."),
     )
@@ -192,7 +193,7 @@ def bits(content: Mapping[str, Any]) -> Markup:
         return Markup()
     (heading, *lines), (names, *classes) = cells(content), by_class(content)
     shown = join((tables.plain_table(heading, lines), tables.plain_table(names, classes)))
-    return section("What arrived of the teacher, in bits", shown, meaning(content))
+    return section("Information from the teacher, in bits", shown, meaning(content))
 
 
 def relations(content: Mapping[str, Any]) -> Markup:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.evaluation.comparison import Paired, interval, paired, spread
 from jaxdistill.evaluation.report import estimates, layout, page, tables
 from jaxdistill.evaluation.report.formats import p_value
@@ -236,11 +236,21 @@ def write(workdir: Path) -> list[Line]:
     return lines
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page of a study again, from the command line; return an exit code.
+
+    Args:
+        argv: arguments of the command; None: `sys.argv[1:]`.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir", type=Path, help="folder of the study, with study.json")
     try:
-        write(parser.parse_args().workdir)
-    except ConfigError as error:
+        write(parser.parse_args(argv).workdir)
+    except (ConfigError, DamageError) as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        return 4 if isinstance(error, DamageError) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -149,7 +149,7 @@ def _pre_tokenizer(content: Mapping[str, Any]) -> str:
 
 
 def _without_offsets(node: Any) -> Any:
-    """Return a part of a tokenizer.json without `trim_offsets`, which changes no token."""
+    """Remove `trim_offsets` from a part of a tokenizer.json; it changes the offsets of tokens, not the tokens."""
     if isinstance(node, Mapping):
         return {key: _without_offsets(value) for key, value in node.items() if key != "trim_offsets"}
     return [_without_offsets(value) for value in node] if isinstance(node, list) else node

@@ -197,7 +197,7 @@ def _init_embedding(name: str, keys: Iterator[Array], size: int) -> dict[str, Ar
     """
     return {
         f"{name}/entry/kernel": init_kernel(next(keys), 1, 2 * size),
-        # the ReLU of each unit bends somewhere in the range of a cosine
+        # these put the kink of each ReLU in [-1, 1], the range of a cosine
         f"{name}/entry/bias": jax.random.uniform(next(keys), (2 * size,), minval=-1.0, maxval=1.0),
         f"{name}/mean/kernel": init_kernel(next(keys), 2 * size, size),
         f"{name}/mean/bias": jnp.zeros(size),

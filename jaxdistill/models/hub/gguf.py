@@ -56,6 +56,8 @@ class Gguf:
                 raise WeightsError(f"{path} needs the package gguf: pip install 'jaxdistill[hf]'") from None
             self.config = _config(self.path, self.fields, tensors)
             self._tensors = {_hf_name(name): tensor for name, tensor in tensors.items()}
+            if len(self._tensors) < len(tensors):
+                raise WeightsError(f"{path} has two tensors for one parameter; convert the model again")
             self.arrays = {name: ArrayInfo(tensor.shape, _dtype(tensor)) for name, tensor in self._tensors.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:

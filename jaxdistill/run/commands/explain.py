@@ -1,11 +1,11 @@
-"""Measure what the models of a run have of its teachers: bits beyond the labels, by class and by layer.
+"""Measure how much information about its teachers the models of a run contain, in bits beyond the labels.
 
 jaxdistill explain RUN --reference RUN --reference RUN --reference RUN
 
 Prints a table, and adds a section to RUN/report.html. A reference is a run with the same test records, whose network
 learned from labels alone: its control, or its student if it has no teacher. Give three of them, such as runs of the
-same config with other seeds and without teachers; else even a control seems to know its teacher. With --beyond RUN,
-the student of a run with another teacher is known, too: what remains, this teacher alone has given.
+same config with other seeds and without teachers; with fewer, the control scores too high. With --beyond RUN, the bits
+that the student of a run with another teacher has, too, are not counted: the rest comes from this teacher alone.
 """
 
 import sys
@@ -38,7 +38,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         default=[],
         metavar="RUN",
         type=Path,
-        help="folder of a run with the same test records and another teacher, whose student is known, too",
+        help="folder of a run with the same test records and another teacher; bits of its student are not counted",
     )
     parser.add_argument("--trust-source", action="store_true", help="run the Python files that the runs have kept")
     options = parser.parse_args(argv)

@@ -27,16 +27,17 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="student", help="student, control, or teachers/NAME; default: student")
     parser.add_argument("--out", required=True, metavar="FILE", type=Path, help="the file to write, in JSON")
     parser.add_argument("--nearest", default=3, type=int, metavar="N", help="relations of each class; 3")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     parser.add_argument("--trust-source", action="store_true", help="run the Python file that the run has kept")
     options = parser.parse_args(argv)
 
     def work() -> int:
         if options.nearest < 1:
             raise ConfigError("--nearest", f"{options.nearest} relations; give 1 or more.")
-        if options.out.is_dir():
-            raise ConfigError("--out", f"{str(options.out)!r} is a folder. Choose a file.")
         from jaxdistill.run.explain import write_relations  # imports JAX, after the arguments are checked
+        from jaxdistill.run.workdir import check_output
 
+        check_output(options.out, "--out", options.overwrite)
         count = write_relations(options.run, options.model, options.out, options.nearest, options.trust_source)
         sys.stdout.write(f"{count} relations are in {options.out}\n")
         return 0

@@ -86,8 +86,9 @@ def run(argv: Sequence[str] | None = None, console: Console | None = None) -> in
     console = console or Console()
 
     def work(options: argparse.Namespace, config: Config) -> None:
-        if options.top < 1 or options.records < 1:
-            raise ConfigError("--top", "must be 1 or more, and so must --records.")
+        for option, number in (("--top", options.top), ("--records", options.records)):
+            if number < 1:
+                raise ConfigError(option, f"{number}: give 1 or more.")
         name = options.teacher or next(iter(config.teachers), "")
         scores = importance(config, name, options.records)
         console.print(importance_table(scores))

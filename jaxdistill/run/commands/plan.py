@@ -16,7 +16,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.plan import topology
-from jaxdistill.run.workdir import check_writable
+from jaxdistill.run.workdir import check_output
 
 EPILOG = """
 examples:
@@ -61,6 +61,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="number of slices, joined by a network; 1")
     parser.add_argument("--json", default="", metavar="FILE", help="also write the numbers to this file")
+    parser.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
     topology.configure_environment(parser.parse_known_args(argv)[0].topology)
     return cli.run_command(parser, argv, _print_plan)
 
@@ -75,9 +76,7 @@ def _print_plan(options: argparse.Namespace, config: Config) -> int:
         folder = Path(options.json).absolute().parent
         if not folder.is_dir():
             raise ConfigError("--json", f"the folder of {options.json!r} does not exist; create it, or choose another.")
-        check_writable(folder, "--json")
-        if Path(options.json).exists() and Path(options.json).suffix != ".json":
-            raise ConfigError("--json", f"{options.json!r} exists and is no .json file. Choose another file.")
+        check_output(Path(options.json), "--json", options.overwrite)
     devices = topology.find(options.topology, options.slices)
     plan = ahead.plan(config, devices)
     sys.stdout.write(summary.text(plan, devices, options.config))

@@ -42,6 +42,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--features", default=(), metavar="COLUMN,...", type=columns, help="columns of numbers")
     parser.add_argument("--encoding", default="utf-8", help="encoding of the input, such as latin-1; default: utf-8")
     parser.add_argument("--delimiter", default="", help="character between values of a CSV file; default: a comma")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--trust-source", action="store_true", help="run the Python file that the run has kept")
     options = parser.parse_args(argv)
 
@@ -49,6 +50,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         if options.run.is_file():
             raise ConfigError("RUN", f"{str(options.run)!r} is a file. Give the folder of a run, as in --workdir.")
         from jaxdistill.run.predict import load  # imports JAX, after the arguments are checked
+        from jaxdistill.run.workdir import check_output
+
+        check_output(options.output, "--output", options.overwrite)
 
         predictor, start = load(options.run, options.model, options.trust_source), time.perf_counter()
         from jaxdistill.data.table.record_reader import TextFormat

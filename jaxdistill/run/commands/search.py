@@ -66,18 +66,16 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
     from jaxdistill.run.export_files import EXPORTS, slug
     from jaxdistill.run.fill import fill_placeholders
     from jaxdistill.run.resolve import resolve
-    from jaxdistill.run.workdir import check_writable, locked
+    from jaxdistill.run.workdir import check_study, locked
 
     for name, number, most in (("--finalists", options.finalists, MOST), ("--seeds", options.seeds, MOST_SEEDS)):
         if not 1 <= number <= most:
             raise ConfigError(name, f"{number}: give 1 to {most}.")
     device = choose_device(options.device, "--device")
     budget = search.parse_budget(options.budget, device, options.device)
-    if any((options.workdir / name).exists() for name in ("config.json", "results.json")):
-        raise ConfigError("--workdir", f"{str(options.workdir)!r} holds a run. Choose another folder.")
+    check_study(options.workdir)
     config = fill_placeholders(config)
     all_candidates = search.candidates(config, axes, device)
-    check_writable(options.workdir, "--workdir")
     console = Console()
     with locked(options.workdir):
         resolved = resolve(differ(config, exports={}, student={"quantized": ""}), jax.devices())

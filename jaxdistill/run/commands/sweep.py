@@ -41,7 +41,7 @@ from jaxdistill.run.study import (
     runs,
     with_checkpoints,
 )
-from jaxdistill.run.workdir import check_writable, locked
+from jaxdistill.run.workdir import check_study, locked
 
 
 def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, str]:
@@ -236,7 +236,7 @@ def execute(study: Study, options: argparse.Namespace) -> None:
     if options.slurm and options.run:
         raise ConfigError("--run", "one run is executed, and --slurm prints a script for all; leave one of them out.")
     if not options.slurm:
-        check_writable(options.workdir, "--workdir")
+        check_study(options.workdir)
     check_arms(study)
     if options.slurm:
         sys.stdout.write(slurm_script(study, options.workdir, options.seeds))

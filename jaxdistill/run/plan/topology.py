@@ -113,7 +113,7 @@ def _virtual(count: int, slices: int) -> list[Any]:
     if slices > 1 or count > jax.device_count():
         cure = "Ask for fewer, or start again with XLA_FLAGS=--xla_force_host_platform_device_count"
         raise ConfigError(
-            PATH, f"{slices} x {count} CPU devices; there are {jax.device_count()}, in one slice. {cure}."
+            PATH, f"{slices} x {count} CPU devices are asked for, and there are {jax.device_count()}. {cure}."
         )
     return jax.devices("cpu")[:count]
 

@@ -131,8 +131,14 @@ def _count_records(view: DataView) -> Callable[[str], int]:
 
 
 def test_records_are_not_trained_on(view: DataView) -> None:
-    """Check that the test split shares no example with the training split."""
+    """Check that the test split shares no example with the training split, or with another stream but the quiz."""
     data = view.config.data
+    for name, stream in view.data.streams.items():
+        has_own_rule = name == "quiz" or (name == "train" and stream.split == data.train)
+        if not has_own_rule and share_records(data.test, stream.split, _count_records(view)):
+            cure = f"Choose other records, such as streams.{name}.split='train[:90%]' and data.test='train[90%:]'"
+            problem = f"{stream.split!r} shares records with data.test={data.test!r}"
+            raise ConfigError(f"streams.{name}.split", f"{problem}. {cure}.")
     if share_records(data.test, data.train, _count_records(view)):
         cure = "Choose other records, such as data.train='train[:90%]' and data.test='train[90%:]'"
         raise ConfigError("data.test", f"{data.test!r} shares records with data.train={data.train!r}. {cure}.")

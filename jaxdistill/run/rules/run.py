@@ -90,7 +90,7 @@ def categories_fit(run: RunView) -> None:
 
 
 def _embedding_rows(spec: str, path: str) -> int | None:
-    """Return how many tokens a model has an embedding for; None: its family has no Hugging Face format."""
+    """Return the number of rows of a model's embedding table; None: its family has no Hugging Face format."""
     if form := architecture_of_spec(spec, path):
         return form.arguments.get("vocabulary")
     parsed = parse(spec, path)
@@ -239,6 +239,7 @@ def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
         raise ConfigError("--workdir", f"{str(workdir)!r} is not a folder; choose another path.")
     old = workdirs.saved_record(workdir)
     if old is None:
+        workdirs.check_only_runs(workdir)
         return
     if changed := workdirs.config_differences(old["config"], run.config):
         cure = f"Choose another --workdir, or resume that run with --config {saved}"

@@ -23,7 +23,9 @@ from jaxdistill.run.views import KEY, StageView
 def fusion_fits(view: StageView) -> None:
     """Check that the fusion, which combines several teachers into one, accepts the outputs of these teachers."""
     if view.teacher_configs:
-        term = WeightedTerm(stateless(lambda signals: jnp.zeros(signals.mask.shape)), 1.0)  # any: the fusion is tried
+        term = WeightedTerm(
+            stateless(lambda signals: jnp.zeros(signals.mask.shape)), 1.0
+        )  # any loss will do: only the fusion is checked
         _try_objective(view, {"any": term}, view.parts.components.fusion, "fusion")
 
 

@@ -219,7 +219,7 @@ MODELS = {
     ],
     "decoder": [
         Example(f"decoder({DECODER}, {options})", hidden_states=3, inputs="tokens")
-        for options in ("remat='full'", "scan_layers=False, tied=False, qk_norm=True, attentions=True")
+        for options in ("remat='full'", "scan_layers=False, tied=False, qk_norm=True, attentions=True", "window=2")
     ],
     "efficientnet_lite": [
         Example(
@@ -228,7 +228,19 @@ MODELS = {
             statistics=True,
         )
     ],
+    "gpt2": [
+        Example(f"gpt2(vocabulary=5, width=8, depth=2, heads=2, {options})", hidden_states=3, inputs="tokens")
+        for options in ("remat='full'", "ffn=12, scan_layers=False, tied=False, attentions=True")
+    ],
     "mlp": [Example("mlp(widths=(12, 8), classes=5)", hidden_states=2)],
+    "modernbert": [
+        Example(
+            f"modernbert(vocabulary=13, width=8, depth=2, heads=2, ffn=12, window=2, {options})",
+            hidden_states=3,
+            inputs="text",
+        )
+        for options in ("classes=5", "classes=5, pool='mean', attentions=True")
+    ],
     "resnet": [Example("resnet(widths=(4, 8), blocks=1, classes=5)", hidden_states=3, statistics=True)],
     "resnet_imagenet": [
         Example(

@@ -29,6 +29,16 @@ FAMILIES = {  # the model, the data, their tokens
         TEXTS.replace(", label='kind'", ""),
         "documents",
     ),
+    "gpt2": (
+        "gpt2(vocabulary={vocabulary}, width=16, depth=1, heads=2, positions=16)",
+        TEXTS.replace(", label='kind'", ""),
+        "documents",
+    ),
+    "modernbert": (
+        "modernbert(vocabulary={vocabulary}, width=16, depth=2, heads=2, ffn=24, window=4, classes=2)",
+        TEXTS,
+        "sentences",
+    ),
 }
 ROWS = 16  # of an evaluation batch
 

@@ -25,7 +25,7 @@ def config_files(
     if class_names and len(config.get("id2label", ())) == len(class_names):
         config["id2label"] = dict(enumerate(class_names))
         config["label2id"] = {name: number for number, name in enumerate(class_names)}
-    embeds = family == "bert" and not arguments["classes"]
+    embeds = arguments.get("classes") == 0  # a text encoder without a head
     return {"config.json": config, **(_embedder_files(arguments, length) if embeds else {})}
 
 

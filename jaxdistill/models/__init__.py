@@ -5,7 +5,9 @@ from jaxdistill.models import clip as clip
 from jaxdistill.models import dcn as dcn
 from jaxdistill.models import decoder as decoder
 from jaxdistill.models import efficientnet as efficientnet
+from jaxdistill.models import gpt2 as gpt2
 from jaxdistill.models import mlp as mlp
+from jaxdistill.models import modernbert as modernbert
 from jaxdistill.models import pretrained as pretrained
 from jaxdistill.models import resnet as resnet
 from jaxdistill.models import resnet_imagenet as resnet_imagenet

@@ -1,9 +1,11 @@
-"""BERT (Devlin et al. 2019, arxiv.org/abs/1810.04805), with RoBERTa and DistilBERT as variants.
+"""BERT (Devlin et al. 2019, arxiv.org/abs/1810.04805), with RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT as variants.
 
-All three are text encoders with post-norm blocks and learned position embeddings. RoBERTa (Liu et al. 2019,
-arxiv.org/abs/1907.11692) numbers positions from the id of its padding token plus 1. DistilBERT (Sanh et al. 2019,
+All are text encoders with post-norm blocks and learned position embeddings. RoBERTa (Liu et al. 2019,
+arxiv.org/abs/1907.11692) numbers positions from the id of its padding token plus 1; XLM-RoBERTa (Conneau et al. 2020,
+arxiv.org/abs/1911.02116) and CamemBERT (Martin et al. 2020, arxiv.org/abs/1911.03894) are RoBERTa in other languages,
+with tokenizers and config names of their own. DistilBERT (Sanh et al. 2019,
 arxiv.org/abs/1910.01108) has no token types. The classification heads differ too. The network itself is in
-`encoder.py`.
+`bert_network.py`.
 """
 
 from collections.abc import Collection, Mapping
@@ -32,7 +34,7 @@ def bert(
     heads: int,
     ffn: int,
     classes: int,
-    style: Literal["bert", "roberta", "distilbert"] = "bert",
+    style: Literal["bert", "roberta", "xlm-roberta", "camembert", "distilbert"] = "bert",
     positions: int = 512,
     token_types: int = 2,
     pad: int = 0,
@@ -46,7 +48,7 @@ def bert(
     head_size: int | None = None,
     tokens: int | None = None,
 ) -> Model:
-    """Build a BERT, RoBERTa or DistilBERT encoder.
+    """Build a BERT, RoBERTa, XLM-RoBERTa, CamemBERT or DistilBERT encoder.
 
     The model reads `input_ids`, `attention_mask` and, if `token_types > 0`, `token_type_ids`, all `[batch, length]`.
 
@@ -58,8 +60,8 @@ def bert(
         ffn: width of the perceptron inside a block.
         classes: number of classes. 0 builds a sentence embedding model instead of a classifier: the pooled token
             vector, scaled to unit norm, is both embedding and logits.
-        style: architecture. "roberta" numbers positions from `pad + 1` and skips padding. The activation of the
-            classification head is relu for "distilbert", else tanh.
+        style: architecture. "roberta" numbers positions from `pad + 1` and skips padding; "xlm-roberta" and "camembert"
+            do the same. The activation of the classification head is relu for "distilbert", else tanh.
         positions: rows of the position table; "roberta" reserves the first `pad + 1` of these rows for padding.
         token_types: rows of the token type table; 0 builds no such table, which "distilbert" requires.
         pad: id of the padding token.
@@ -99,7 +101,7 @@ def bert(
         require_dropout_rate(name, rate)
 
     def make(rngs: nnx.Rngs, batch: RowsLike) -> Bert:
-        roberta = style == "roberta"
+        roberta = STYLES[style].base == "roberta"
         embed = Embed(stack, vocabulary, positions, token_types, pad if roberta else None, tokens, rngs=rngs)
         head_activation = jax.nn.relu if style == "distilbert" else jnp.tanh
         head = Head(width, classes, head_activation, head_dropout, roberta, rngs=rngs) if classes else Pool(pool)
@@ -109,18 +111,22 @@ def bert(
 
 
 class Style(NamedTuple):
-    """The names and defaults in Hugging Face checkpoints of one style: BERT, RoBERTa or DistilBERT."""
+    """The names and defaults in Hugging Face checkpoints of one style, such as RoBERTa or DistilBERT."""
 
+    base: str  # prefix of the names of the arrays
     title: str  # prefix of the architecture's class name
     blocks: str  # name of the list of blocks
     head: tuple[str, str]  # names of the two layers of the classification head
     pad: int  # id of the padding token if the config does not set one
 
 
+ROBERTA_HEAD = ("classifier.dense", "classifier.out_proj")
 STYLES = {
-    "bert": Style("Bert", "encoder.layer", ("bert.pooler.dense", "classifier"), 0),
-    "roberta": Style("Roberta", "encoder.layer", ("classifier.dense", "classifier.out_proj"), 1),
-    "distilbert": Style("DistilBert", "transformer.layer", ("pre_classifier", "classifier"), 0),
+    "bert": Style("bert", "Bert", "encoder.layer", ("bert.pooler.dense", "classifier"), 0),
+    "roberta": Style("roberta", "Roberta", "encoder.layer", ROBERTA_HEAD, 1),
+    "xlm-roberta": Style("roberta", "XLMRoberta", "encoder.layer", ROBERTA_HEAD, 1),
+    "camembert": Style("roberta", "Camembert", "encoder.layer", ROBERTA_HEAD, 1),
+    "distilbert": Style("distilbert", "DistilBert", "transformer.layer", ("pre_classifier", "classifier"), 0),
 }
 
 
@@ -128,7 +134,7 @@ class Setting(NamedTuple):
     """An argument of `bert`, with its config key in both kinds of checkpoints; "": no such key."""
 
     argument: str
-    bert: str  # BERT and RoBERTa
+    bert: str  # all but DistilBERT
     distilbert: str
 
 
@@ -136,7 +142,7 @@ class Part(NamedTuple):
     """A layer of a block, with its name in both kinds of checkpoints, and the axes of its weight."""
 
     layer: str
-    bert: str  # BERT and RoBERTa
+    bert: str  # all but DistilBERT
     distilbert: str
     axes: tuple[str, ...]
 
@@ -225,7 +231,8 @@ def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
     name = arguments.get("style", "bert")
-    style, embeddings = STYLES[name], f"{name}.embeddings"
+    style = STYLES[name]
+    embeddings = f"{style.base}.embeddings"
     layers: list[tuple[str, str, tuple[str, ...]]] = [
         ("embed/norm", f"{embeddings}.LayerNorm", ("width",)),
         ("head/dense", style.head[0], ("width", "width")),
@@ -233,7 +240,7 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
     ]
     for part in PARTS:
         hf_part = part.distilbert if name == "distilbert" else part.bert
-        layers.append((rf"blocks/(\d+)/{part.layer}", f"{name}.{style.blocks}.{{0}}.{hf_part}", part.axes))
+        layers.append((rf"blocks/(\d+)/{part.layer}", f"{style.base}.{style.blocks}.{{0}}.{hf_part}", part.axes))
     return (
         Rule("embed/token/embedding", f"{embeddings}.word_embeddings.weight", axes=("vocabulary", "width")),
         Rule("embed/position/embedding", f"{embeddings}.position_embeddings.weight", axes=("", "width")),

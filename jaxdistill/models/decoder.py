@@ -1,7 +1,9 @@
-"""Decoder language models: Llama (Touvron et al. 2023, arxiv.org/abs/2302.13971), Qwen2 and Qwen3.
+"""Decoder language models: Llama (Touvron et al. 2023, arxiv.org/abs/2302.13971), Mistral, Qwen2 and Qwen3.
 
 Qwen2 (Yang et al. 2024, arxiv.org/abs/2407.10671) is Llama with biases of queries, keys and values. Qwen3 (Yang et al.
-2025, arxiv.org/abs/2505.09388) is Llama with norms of queries and keys. The network itself is in `causal.py`.
+2025, arxiv.org/abs/2505.09388) is Llama with norms of queries and keys. Mistral (Jiang et al. 2023,
+arxiv.org/abs/2310.06825) is Llama whose tokens attend to the last 4096 tokens only; later versions have no such window.
+The network itself is in `decoder_network.py`.
 """
 
 from collections.abc import Mapping
@@ -35,6 +37,7 @@ def decoder(
     qkv_bias: bool = False,
     qk_norm: bool = False,
     rope_scaling: tuple[float, float, float, int] | None = None,
+    window: int | None = None,
     scan_layers: bool = True,
     remat: Literal["none", "full", "dots"] = "none",
     attentions: bool = False,
@@ -73,6 +76,7 @@ def decoder(
         qk_norm: queries and keys are normalised in every head, as in Qwen3.
         rope_scaling: scaling of the rotary wavelengths to longer contexts in Llama 3.1, `(factor, low_freq_factor,
             high_freq_factor, original_max_position_embeddings)` of the Hugging Face config; None: no scaling.
+        window: number of tokens, itself included, that a token attends to, as in Mistral; None: all before it.
         scan_layers: compile one layer and stack the parameters of all layers along a leading axis; False: compile each
             layer.
         remat: values that a layer saves for its backward pass: "full" saves its input only; "dots" also saves the
@@ -82,11 +86,11 @@ def decoder(
             `attentions` is True.
 
     Raises:
-        ValueError: a size is not positive, `kv_heads` does not divide `heads`, `head_size` is odd, or both `qkv_bias`
-            and `qk_norm` are set.
+        ValueError: a size or the window is not positive, `kv_heads` does not divide `heads`, `head_size` is odd, or
+            both `qkv_bias` and `qk_norm` are set.
     """
-    if min(vocabulary, width, depth, heads, kv_heads, ffn) < 1:
-        raise ValueError("vocabulary, width, depth, heads, kv_heads and ffn must be positive")
+    if min(vocabulary, width, depth, heads, kv_heads, ffn, window or 1) < 1 or window == 0:
+        raise ValueError("vocabulary, width, depth, heads, kv_heads, ffn and window must be positive")
     if heads % kv_heads:
         raise ValueError(f"kv_heads={kv_heads} does not divide heads={heads}; choose a divisor")
     if head_size < 2 or head_size % 2:
@@ -115,6 +119,7 @@ def decoder(
             depth=depth,
             tied=tied,
             rope=rope,
+            window=window,
             scan_layers=scan_layers,
             remat=remat,
             slots=slots,
@@ -154,6 +159,8 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config.get("head_dim") and model_type != "qwen3" and width % heads:
         raise ValueError(f"num_attention_heads = {heads} does not divide hidden_size = {width}; set head_dim")
     theta, scaling = _rope(config)
+    # transformers assumes 4096 if the key is missing; null stands for no window
+    window = config.get("sliding_window", 4096) if model_type == "mistral" else None
     return {
         **{argument: int(config[key]) for argument, key in SIZES.items()},
         "kv_heads": config.get("num_key_value_heads") or heads,
@@ -164,6 +171,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "qkv_bias": model_type == "qwen2",
         "qk_norm": model_type == "qwen3",
         "rope_scaling": scaling,
+        "window": window,
     }
 
 
@@ -189,6 +197,10 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[float, ...] | None]:
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     settings = family.with_defaults(decoder, arguments)
     model_type = "qwen2" if settings["qkv_bias"] else "qwen3" if settings["qk_norm"] else "llama"
+    if settings["window"] is not None:
+        if model_type != "llama":
+            raise ValueError(f"transformers has no {model_type} with a window in all layers")
+        model_type = "mistral"
     scaling = settings["rope_scaling"]
     return {
         "model_type": model_type,
@@ -201,6 +213,7 @@ def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "rope_theta": settings["theta"],  # the form of transformers 4, which transformers 5 reads too
         "rope_scaling": scaling and {"rope_type": "llama3", **dict(zip(SCALING, scaling, strict=True))},
         **SUPPORTED,
+        **({"sliding_window": settings["window"]} if model_type == "mistral" else {}),
     }
 
 
@@ -236,7 +249,7 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
 family.register(
     Family(
         factory=decoder,
-        model_types=("llama", "qwen2", "qwen3"),
+        model_types=("llama", "mistral", "qwen2", "qwen3"),
         arguments=_arguments,
         config=_config,
         rules=_rules,

@@ -3,7 +3,7 @@
 Pre-norm blocks with root mean square norms (Zhang and Sennrich 2019, arxiv.org/abs/1910.07467), rotary positions
 (`rotary.py`), causal attention with grouped queries (Ainslie et al. 2023, arxiv.org/abs/2305.13245) and a gated
 perceptron (Shazeer 2020, arxiv.org/abs/2002.05202). `lax.scan` runs the layers, or a Python loop. `decoder.py`
-registers the model family.
+registers the model family; `gpt2.py` has the same network with blocks, norm and positions of its own.
 """
 
 from collections.abc import Callable
@@ -59,13 +59,13 @@ class SharedInputs(NamedTuple):
 
     angles: angles of the rotary position embedding, `[batch or 1, length, head_size / 2]`
     positions: index in the key-value cache at which each token is written, `[batch, length]`; None without a cache
-    mask: true where a query may attend to a key, `[batch, 1, length or 1, keys]`; None: true everywhere
+    mask: true where a query may attend to a key, `[batch or 1, 1, length or 1, keys]`; None: true everywhere
     causal: if true, a query may attend only to the same and earlier keys, in addition to the condition of `mask`
     """
 
     angles: Float[Array, "#batch length half_head"]
     positions: Integer[Array, "batch length"] | None
-    mask: Bool[Array, "batch 1 #length keys"] | None
+    mask: Bool[Array, "#batch 1 #length keys"] | None
     causal: bool
 
 
@@ -100,7 +100,7 @@ class Attention(nnx.Module):
         heads = AttentionHeads(q, k, v)  # of the tokens of this call only, without cached keys and values
         if self.keys is not None and self.values is not None:
             # the whole cache, `[batch, slots, kv_heads, head_size]` each
-            k, v = (_write_cache(cache, new, shared.positions) for cache, new in ((self.keys, k), (self.values, v)))
+            k, v = (write_cache(cache, new, shared.positions) for cache, new in ((self.keys, k), (self.values, v)))
         if self.sizes.attentions:
             mixed, weights = attend(q, k, v, shared)
             heads = replace(heads, probabilities=weights)
@@ -112,7 +112,7 @@ class Attention(nnx.Module):
         return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(*x.shape[:-1], -1))), heads
 
 
-def _write_cache(
+def write_cache(
     cache: nnx.Variable, new: Float[Array, "batch length heads size"], positions: Integer[Array, "batch length"] | None
 ) -> Float[Array, "batch slots heads size"]:
     """Write the keys or values of new tokens into the cache, and return the whole cache in the dtype of `new`.
@@ -173,6 +173,9 @@ class Block(nnx.Module):
         return by_rows(x + by_rows(self.down(y))), heads
 
 
+MakeBlock = Callable[[Sizes, tuple[int, ...] | None, nnx.Rngs], nnx.Module]  # (sizes, shape of the cache, rngs)
+
+
 class Decoder(nnx.Module):
     """The network of a decoder language model: token embedding, blocks, final norm and head.
 
@@ -187,11 +190,15 @@ class Decoder(nnx.Module):
         depth: number of blocks.
         tied: if true, the kernel of the head is the transposed embedding table.
         rope: maximal number of tokens; base of the rotary wavelengths; and scaling to longer contexts, or None.
+        window: number of tokens that a token attends to, itself included; None: all before it.
         scan_layers: if true, `lax.scan` runs the blocks, with stacked parameters; otherwise a Python loop runs the
             blocks.
         remat: rematerialisation in the backward pass: "none" or a key of `POLICIES`.
         slots: shape of the key-value cache, `(batch, tokens)`; None: no cache.
         rngs: random streams of the initial parameters.
+        make_block: function that makes a block.
+        norm: class of the final norm.
+        position_table: if true, a learned position embedding is added to the token embedding.
     """
 
     def __init__(
@@ -201,23 +208,30 @@ class Decoder(nnx.Module):
         depth: int,
         tied: bool,
         rope: tuple[int, float, Llama3 | None],
+        window: int | None,
         scan_layers: bool,
         remat: str,
         slots: tuple[int, ...] | None,
         *,
         rngs: nnx.Rngs,
+        make_block: MakeBlock = lambda sizes, slots, rngs: Block(sizes, slots, rngs=rngs),
+        norm: Callable[..., nnx.Module] = nnx.RMSNorm,
+        position_table: bool = False,
     ):
-        block = lambda key: Block(sizes, slots, rngs=nnx.Rngs(key))
+        block = lambda key: make_block(sizes, slots, nnx.Rngs(key))
         keys = jax.random.split(rngs.params(), depth)
         self.embed = nnx.Embed(vocabulary, sizes.width, rngs=rngs)
+        self.position = nnx.Embed(rope[0], sizes.width, rngs=rngs) if position_table else None
         self.blocks = nnx.vmap(block)(keys) if scan_layers else nnx.List([block(key) for key in keys])
-        self.norm = nnx.RMSNorm(sizes.width, epsilon=sizes.epsilon, rngs=rngs)
+        self.norm = norm(sizes.width, epsilon=sizes.epsilon, rngs=rngs)
         self.head = None if tied else nnx.Linear(sizes.width, vocabulary, use_bias=False, rngs=rngs)
-        self.rope, self.remat, self.head_size = rope, remat, sizes.head_size
+        self.rope, self.window, self.remat, self.head_size = rope, window, remat, sizes.head_size
 
     def __call__(self, batch: RowsLike, *, train: bool, key: Array) -> Outputs[Factored]:
         shared = self._shared(batch)
         x = by_rows(jnp.take(self.embed.embedding.get_value(), batch["input_ids"], axis=0))
+        if self.position is not None:
+            x = x + by_rows(jnp.take(self.position.embedding.get_value(), _positions(batch), axis=0))
         x = nudged(x, batch, 0)
         states, attentions = self._layers(x, shared, batch)
         features = nudged(by_rows(self.norm(states[-1])), batch, len(states))
@@ -241,6 +255,8 @@ class Decoder(nnx.Module):
         if "slots" in batch:
             # A slot beyond a query's position is empty, or holds padding that a later token overwrites: mask it
             written = batch["slots"][:, None, None, :] <= positions[:, None, :, None]
+            if self.window is not None:
+                written &= batch["slots"][:, None, None, :] > positions[:, None, :, None] - self.window
             return SharedInputs(angles, positions, written, causal=False)
         mask = None
         if "attention_mask" in batch:
@@ -248,6 +264,9 @@ class Decoder(nnx.Module):
         if "segment_ids" in batch:
             same_segment = batch["segment_ids"][:, None, :, None] == batch["segment_ids"][:, None, None, :]
             mask = same_segment if mask is None else mask & same_segment
+        if self.window is not None and self.window < length:
+            near = jnp.arange(length)[None, :] > jnp.arange(length)[:, None] - self.window  # [queries, keys]
+            mask = near[None, None] if mask is None else mask & near
         return SharedInputs(angles, None, mask, causal=True)
 
     def _layers(
@@ -270,9 +289,9 @@ class Decoder(nnx.Module):
             if self.remat == "none":
                 return layer
             # Inside a scan XLA cannot undo the rematerialisation: the barriers that prevent this would only cost time
-            return jax.checkpoint(layer, policy=POLICIES[self.remat], prevent_cse=not isinstance(self.blocks, Block))
+            return jax.checkpoint(layer, policy=POLICIES[self.remat], prevent_cse=isinstance(self.blocks, nnx.List))
 
-        if isinstance(self.blocks, Block):  # one block whose parameters have a leading axis of layers
+        if not isinstance(self.blocks, nnx.List):  # one block whose parameters have a leading axis of layers
             graph, variables = nnx.split(self.blocks)
             depth = jax.tree.leaves(variables)[0].shape[0]
             nudges = jax.tree.map(lambda *each: jnp.stack(each), *(_nudge(batch, n, depth) for n in range(depth)))

@@ -1,5 +1,6 @@
 """Define a study: one base config, varied along axes, with several seeds for each variant (arm)."""
 
+import contextlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -201,8 +202,9 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
         return None
     line = results.get("log", {}).get("student")
     if not line:  # a run that was resumed after its last step has logged nothing
-        lines = read_log(folder / "student", results.get("run") or "", "student").train
-        line = lines[-1] if lines else {}
+        line = {}
+        with contextlib.suppress(FileNotFoundError, IndexError):
+            line = read_log(folder / "student", results.get("run") or "", "student").train[-1]
     return {**results, "log": line}
 
 

@@ -246,14 +246,14 @@ def check_study(folder: Path) -> None:
 
 
 def check_only_runs(folder: Path) -> None:
-    """Check that the folder of a new run holds no folders, which may be somebody's data or runs.
+    """Check that the folder of a new run holds no folders with files, which may be somebody's data or runs.
 
     Raises:
         ConfigError: it does.
     """
     if folder.is_dir():
-        folders = sorted(place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
-        if folders:
+        places = (place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+        if folders := sorted(place.name for place in places if any(each.is_file() for each in place.rglob("*"))):
             problem = f"{str(folder)!r} holds folders of other things ({', '.join(folders[:4])}), and no run"
             raise ConfigError("--workdir", f"{problem}. Choose a new or empty folder.")
 

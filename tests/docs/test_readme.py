@@ -70,7 +70,7 @@ def test_every_block_is_known():
     assert len(PYTHON) == 4
     assert {tuple(command[:1]) for command in COMMANDS} == {("train",), ("predict",)}
     others = [code.split()[0] for code in PLAIN if code.split()[0] not in PROGRAMS]
-    assert others == ["pip", "model"]  # what test_public_names and a fresh clone try, and the demo's table
+    assert others == ["pip", "model"]  # what test_library tries, and the demo's table
     assert {line.split()[0] for line in SHELL if line} == set(PROGRAMS)
 
 

@@ -1,6 +1,7 @@
-"""BERT, RoBERTa and DistilBERT of transformers at a tiny size, on texts of uneven lengths."""
+"""BERT, its variants, and ModernBERT of transformers at a tiny size, on texts of uneven lengths."""
 
 import json
+from functools import partial
 
 import numpy as np
 from weights import tokens
@@ -80,7 +81,37 @@ def distilbert_classifier():
     return reference(DistilBertForSequenceClassification, config, inputs(pad=0))
 
 
+def of_roberta(name):
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(**BERT, type_vocab_size=1, layer_norm_eps=1e-5)
+    return reference(getattr(transformers, f"{name}ForSequenceClassification"), config, inputs(pad=1))
+
+
+MODERNBERT = {key: value for key, value in BERT.items() if key != "max_position_embeddings"}
+MODERNBERT |= {"num_hidden_layers": 4, "pad_token_id": 0, "local_attention": 4, "max_position_embeddings": 32}
+
+
+def modernbert_classifier(pool):
+    from transformers import ModernBertConfig, ModernBertForSequenceClassification
+
+    config = ModernBertConfig(**MODERNBERT, classifier_pooling=pool)
+    return reference(ModernBertForSequenceClassification, config, inputs(pad=0), output_attentions=True)
+
+
+def modernbert_embedding():
+    from transformers import ModernBertConfig, ModernBertModel
+
+    config = ModernBertConfig(**MODERNBERT | {"local_attention": 6, "classifier_pooling": "mean"})
+    return reference(ModernBertModel, config, inputs(pad=0))
+
+
 REFERENCES = {
+    "xlm_roberta_classifier": partial(of_roberta, "XLMRoberta"),
+    "camembert_classifier": partial(of_roberta, "Camembert"),
+    "modernbert_cls": partial(modernbert_classifier, "cls"),
+    "modernbert_mean": partial(modernbert_classifier, "mean"),
+    "modernbert_embedding": modernbert_embedding,
     "bert_classifier": bert_classifier,
     "bert_embedding": bert_embedding,
     "roberta_classifier": roberta_classifier,

@@ -1,4 +1,4 @@
-"""Decoders of transformers at tiny sizes: what differs between Llama, Qwen2 and Qwen3, and padded rows."""
+"""Decoders of transformers at tiny sizes: what differs between Llama, Mistral, Qwen and GPT-2, and padded rows."""
 
 from typing import Any
 
@@ -27,17 +27,17 @@ LLAMA3 = {
 }
 
 
-def reference(kind: str, padded: bool = False, attentions: bool = False, **settings: Any):
+def reference(kind: str, padded: bool = False, attentions: bool = False, sizes: Any = None, **settings: Any):
     """`() -> (torch model, config, inputs, run)` for record.py."""
 
     def make():
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = {"model_type": kind, **SIZES, **settings}
+        config = {"model_type": kind, **(sizes or SIZES), **settings}
         options = {key: value for key, value in config.items() if key != "model_type"}
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options), attn_implementation="eager")
-        inputs = {"input_ids": tokens(3, 10, SIZES["vocab_size"])}
+        inputs = {"input_ids": tokens(3, 10, config["vocab_size"])}
         if padded:
             inputs["attention_mask"] = (np.arange(10) < np.array([[10], [7], [3]])).astype(np.int32)
 
@@ -52,7 +52,21 @@ def reference(kind: str, padded: bool = False, attentions: bool = False, **setti
     return make
 
 
+GPT2 = {
+    "vocab_size": 64,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
 REFERENCES = {
+    "mistral": reference("mistral", attentions=True, sliding_window=4),
+    "gpt2": reference("gpt2", padded=True, attentions=True, sizes=GPT2),
+    "gpt2_untied": reference("gpt2", sizes=GPT2, n_inner=48, tie_word_embeddings=False, activation_function="gelu"),
     "llama_tied": reference("llama", padded=True, attentions=True, tie_word_embeddings=True),
     "llama_untied": reference("llama", num_key_value_heads=4, rope_theta=100000.0),
     "llama_scaled": reference("llama", rope_parameters={"rope_theta": 10000.0, **LLAMA3}),

@@ -254,7 +254,7 @@ def test_of_another_teacher_the_term_says_its_number(learning, tmp_path):
     ("words", "said"),
     [
         (["--teacher", "vitt"], "there is no teacher 'vitt'. Did you mean 'vit'?"),
-        (["--records", "0"], "must be 1 or more, and so must --records"),
+        (["--records", "0"], "--records: 0: give 1 or more"),
         (["--config.teachers.vit.checkpoint=", "--config.teachers.vit.steps=5"], "weights do not exist before the run"),
         (["--config.teachers.vit.checkpoint=nowhere"], "teachers.vit.checkpoint: "),
         (["--config.teachers.vit.model=mlp(widths=(8,), classes=3)"], "has 3 classes, but the data have 4"),

@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and DistilBERT: what transformers says on the same weights, and what a text encoder promises."""
+"""BERT and its variants: what transformers says on the same weights, and what a text encoder promises."""
 
 import json
 
@@ -15,13 +15,15 @@ from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, WeightsError
 from jaxdistill.core.registry import Spec
 from jaxdistill.core.types import Variables
+from jaxdistill.models.bert import STYLES
 from jaxdistill.models.combinators import in_dtype
 from jaxdistill.models.hub import slice
 from jaxdistill.models.hub.family import families
 from jaxdistill.models.hub.source import Safetensors
 from jaxdistill.models.hub.weights import export_arrays, load, map_weights
 
-NAMES = ("bert_classifier", "bert_embedding", "roberta_classifier", "distilbert_classifier")
+NAMES = ("bert_classifier", "bert_embedding", "roberta_classifier", "distilbert_classifier", "xlm_roberta_classifier")
+NAMES += ("camembert_classifier",)
 FAMILY = families["bert"]
 SMALL = "vocabulary=60, width=16, depth=2, heads=2, ffn=24, positions=16"
 KEY = jax.random.key(0)
@@ -75,7 +77,7 @@ def test_attentions_asked_for_change_nothing_else_and_are_those_of_transformers(
 
 
 @pytest.mark.sampled("bert_classifier")
-@pytest.mark.parametrize("name", [*NAMES[:2], slow(NAMES[2]), slow(NAMES[3])])
+@pytest.mark.parametrize("name", [*NAMES[:2], *map(slow, NAMES[2:])])
 def test_gradients_are_those_of_transformers(known, name):
     ref, folder, *_ = known(name)
     parity.check_gradients(ref, folder)
@@ -98,7 +100,7 @@ def test_what_was_loaded_is_written_and_loaded_again_to_the_bit(known, name, tmp
     written = export_arrays(FAMILY, arguments, variables)
     first = load_file(folder / "model.safetensors")
     unused = {n for n in first if n.startswith("pooler.")}
-    prefix = "" if arguments["classes"] else f"{arguments['style']}."
+    prefix = "" if arguments["classes"] else f"{STYLES[arguments['style']].base}."
     assert written.keys() == {prefix + n for n in first.keys() - unused}
     assert_same({prefix + n: first[n] for n in first.keys() - unused}, written)
     again = parity.write_folder(tmp_path, ref._replace(config=FAMILY.config(arguments)))

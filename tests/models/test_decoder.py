@@ -21,7 +21,7 @@ from jaxdistill.models.hub.source import Safetensors
 from jaxdistill.models.hub.weights import export_arrays, load, map_weights
 
 KEY = jax.random.key(0)
-NAMES = ("llama_tied", "llama_untied", "llama_scaled", "qwen2", "qwen3")
+NAMES = ("llama_tied", "llama_untied", "llama_scaled", "mistral", "qwen2", "qwen3")
 TINY = "decoder(vocabulary=64, width=32, depth=2, heads=4, kv_heads=2, head_size=8, ffn=48, positions=32"
 FAMILY = families["decoder"]
 
@@ -39,7 +39,7 @@ def read(batch, options: str = "", values=None):
     return jax.jit(lambda values: parity.run(model, values, batch))(values or own)
 
 
-@pytest.mark.sampled("qwen3-True", "llama_scaled-False")
+@pytest.mark.sampled("qwen3-True", "llama_scaled-False", "mistral-True")
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_and_gradients_are_those_of_transformers(name, scan, tmp_path):
@@ -112,6 +112,7 @@ def test_settings_that_the_network_does_not_have_are_refused(settings, problem):
         ({"heads": 3, "kv_heads": 2}, "kv_heads=2 does not divide heads=3"),
         ({"head_size": 7}, "head_size must be even"),
         ({"depth": 0}, "must be positive"),
+        ({"window": 0}, "must be positive"),
         ({"qkv_bias": True, "qk_norm": True}, "no architecture has both"),
     ],
 )
@@ -207,6 +208,28 @@ def test_no_token_depends_on_a_later_one():
     moved = jnp.abs(jax.jit(jax.jacobian(logits))(jnp.pad(embedded, ((0, 58), (0, 0))))).sum(-1)[:, :6]
     assert float(jnp.abs(jnp.triu(moved, 1)).max()) == 0
     assert float(jnp.diag(moved).min()) > 0 and float(moved[5, 0]) > 0
+
+
+@pytest.mark.parametrize("options", [", window=3", ", window=3, attentions=True", ", window=6", ", window=9"])
+def test_a_token_depends_on_those_of_its_window(options):
+    model, values = built(options)
+    window = int(options.partition("=")[2].partition(",")[0])
+
+    def first_block(embedded):
+        params = values.params | {"embed/embedding": jnp.pad(embedded, ((0, 55), (0, 0)))}
+        return parity.run(model, Variables(params, {}), {"input_ids": jnp.arange(9)[None]}).hidden_states[1][0].sum(-1)
+
+    moved = np.abs(np.asarray(jax.jit(jax.jacobian(first_block))(values.params["embed/embedding"][:9]))).sum(-1)
+    assert np.array_equal(moved > 0, np.tri(9, dtype=bool) & ~np.tri(9, k=-window, dtype=bool))
+
+
+def test_a_window_is_of_mistral_alone():
+    arguments = FAMILY.arguments(parity.reference("mistral").config)
+    assert arguments["window"] == 4 and FAMILY.config(arguments)["model_type"] == "mistral"
+    of = lambda **more: FAMILY.arguments({**parity.reference("llama_tied").config, "model_type": "mistral", **more})
+    assert of()["window"] == 4096 and of(sliding_window=None)["window"] is None
+    with pytest.raises(ValueError, match="transformers has no qwen3 with a window"):
+        FAMILY.config({**arguments, "qk_norm": True})
 
 
 def test_documents_packed_into_a_row_say_what_each_says_alone():

@@ -19,7 +19,7 @@ TINY = "decoder(vocabulary=64, width=32, depth=2, heads=4, kv_heads=2, head_size
 
 @functools.cache
 def built(options: str = ""):
-    model = registry.models.build(f"{TINY}{options})", "model")
+    model = registry.models.build(f"{TINY}{options})" if not options.startswith("gpt2") else options, "model")
     params, _ = jax.jit(model.init)(KEY, {"input_ids": tokens(2, 6, 64)})
     return model, params
 
@@ -29,8 +29,13 @@ def logits(model, params, ids):
     return jax.jit(apply)(params, ids)
 
 
-@pytest.mark.sampled("*qk_norm*")
-@pytest.mark.parametrize("options", [", qkv_bias=True", ", scan_layers=False, qk_norm=True, tied=False"])
+GPT2 = "gpt2(vocabulary=64, width=32, depth=2, heads=4, positions=32)"
+
+
+@pytest.mark.sampled("*qk_norm*", "*window*", "gpt2*")
+@pytest.mark.parametrize(
+    "options", [", qkv_bias=True", ", scan_layers=False, qk_norm=True, tied=False", ", window=4", GPT2]
+)
 def test_cached_steps_give_the_logits_of_the_whole_text(options):
     model, params = built(options)
     ids = tokens(3, 9, 64)

@@ -147,7 +147,7 @@ def test_relations_are_written_as_a_graph_that_a_loss_reads(made, tmp_path, caps
     assert graph.names == ("0", "1", "2", "3", "4") and 8 <= len(graph.edges) <= 10
     for words, said in (
         (("--out", tmp_path), "is a folder. Choose a file"),
-        (("--out", tmp_path / "file" / "x.json"), "which is no folder; choose another folder"),
+        (("--out", tmp_path / "file" / "x.json"), "is not a folder; choose another folder"),
         (("--out", file), "exists. Choose another file, or replace it with --overwrite"),
         (("--out", made / "taught" / "config.json"), "exists. Choose another file"),
         (("--out", file, "--overwrite", "--nearest", "0"), "--nearest: 0 relations; give 1 or more"),

@@ -63,8 +63,8 @@ def test_other_runtimes_run_in_a_process_of_their_own(to, runtime, trained):
     assert about["runtime"].startswith(f"{runtime} ") and about["measured"]["largest"] < 1e-5
 
 
-@pytest.mark.parametrize("family", ["mlp", "decoder"])
-def test_pictures_and_language_models_are_exported_too(family, trained):
+@pytest.mark.parametrize("family", ["mlp", "decoder", "gpt2", "modernbert"])
+def test_pictures_and_other_texts_are_exported_too(family, trained):
     run = trained(family)
     assert command("export", run, "--to", "onnx", "--records", "7") == 0
     about = seal.read(run / "student/exports/onnx/export.json", {"measured": dict})

@@ -150,7 +150,7 @@ MISTAKES = {
     "an unknown topology": (["--topology", "v6e:3x5"], "--topology: unknown topology 'v6e:3x5'. Known: v5e: 1x1"),
     "an unknown chip": (["--topology", "v9:2x2"], "v6e: 1x1, 2x2"),
     "no compiler": (["--topology", "v6e:16x16"], "needs the TPU compiler, libtpu, .* EXTRAS=test,lint,tpu"),
-    "too many devices": (["--topology", "cpu:999"], "--topology: 1 x 999 CPU devices; there are 8"),
+    "too many devices": (["--topology", "cpu:999"], "--topology: 1 x 999 CPU devices are asked for, and there are 8"),
     "no slice": (["--slices", "0"], "--slices: 0 slices"),
     "idle chips": (["--config.mesh.fsdp=4"], "mesh: .* uses 4 of the 8 chips of cpu:8"),
     "rows that do not divide": (["--config.batch_size=12"], "batch_size: 12 rows are not divisible by 8"),

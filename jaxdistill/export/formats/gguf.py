@@ -62,6 +62,8 @@ def refuse(definition: Definition | None) -> str:
     arguments = definition.arguments
     if arguments["qkv_bias"] and arguments["heads"] * arguments["head_size"] != arguments["width"]:
         return f"in llama.cpp the heads of a qwen2 are as wide as the model: heads * head_size = width. {cure}"
+    if arguments.get("window"):
+        return f"the window of attention is not written to GGUF. {cure}"
     if arguments["rope_scaling"]:
         return f"scaled rotary positions (rope_scaling) are not written to GGUF. {cure}"
     return ""

@@ -4,12 +4,14 @@ import batches
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.interfaces import Model, Pretrained
 from jaxdistill.core.types import Outputs, Variables
 from jaxdistill.models.build import build_model
+from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.models.towers import towers
 
 KEY = jax.random.key(0)
@@ -41,6 +43,19 @@ def test_embeddings_are_the_projected_ones_of_each_network():
     expected = np.where(REAL, found.embedding @ found.text_embedding.T / 0.07, -1e9)  # a masked text is no candidate
     np.testing.assert_allclose(found.logits, expected, rtol=1e-5, atol=1e-5)
     assert found.bias is None and len(found.hidden_states) == len(alone.hidden_states)
+
+
+def test_the_checkpoint_of_a_tower_is_checked_before_a_run(tmp_path):
+    folder = parity.write_folder(tmp_path / "texts", parity.reference("bert_embedding"))
+    model = build_model(
+        f"towers(images={IMAGES}, texts=pretrained({str(folder)!r}), width=5)", "student.model", "float32"
+    )
+    shapes = {name: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype) for name, x in ROWS.items()}
+    check_pretrained(model, "student.model", shapes, complete=False)
+    with pytest.raises(
+        ConfigError, match=r"^teachers\.big\.model: the checkpoint has no weights for images_projection"
+    ):
+        check_pretrained(model, "teachers.big.model", shapes, complete=True)
 
 
 def test_scale_and_bias():

@@ -22,7 +22,9 @@ def check_pretrained(model: Model, path: str, shapes: Shapes, *, complete: bool)
     if model.load is None:
         return
     try:
-        pretrained = model.load(abstract_outputs(model, path, shapes)[1])
+        pretrained = model.load(abstract_outputs(model, path, shapes, pairs=True)[1])
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(path, f"{error}.") from None
     if complete and pretrained.fresh:

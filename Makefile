@@ -9,7 +9,7 @@ QUICK := losses/test_laws.py losses/test_losses.py losses/test_hidden.py losses/
 python := .venv/bin/python
 installed := .venv/.installed-$(EXTRAS)
 
-.PHONY: help install demo test lint laws check test-slow mutants same gain bench docs clean
+.PHONY: help install demo test lint laws check test-slow mutants same gain bench docs site clean
 .DEFAULT_GOAL := help
 
 help:
@@ -58,6 +58,10 @@ bench: $(installed) ## the loop beside the bare jitted step
 docs: $(installed) ## pages of methods from docstrings, and the picture of docs/architecture.md from imports
 	$(python) docs/make.py
 	$(python) docs/architecture.py
+
+site: $(installed) ## the site: guides, methods, studies and reference, searched without a network; in build/site
+	@$(MAKE) --no-print-directory install EXTRAS=test,lint,site
+	JAX_PLATFORMS=cpu $(python) docs/site/build.py
 
 install: $(installed) ## only the environment
 

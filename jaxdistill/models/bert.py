@@ -1,11 +1,11 @@
-"""BERT (Devlin et al. 2019, arxiv.org/abs/1810.04805), with RoBERTa, XLM-RoBERTa, CamemBERT and DistilBERT as variants.
+"""BERT (Devlin et al. 2019, arxiv.org/abs/1810.04805), with RoBERTa, ELECTRA, DistilBERT and others as variants.
 
 All are text encoders with post-norm blocks and learned position embeddings. RoBERTa (Liu et al. 2019,
 arxiv.org/abs/1907.11692) numbers positions from the id of its padding token plus 1; XLM-RoBERTa (Conneau et al. 2020,
 arxiv.org/abs/1911.02116) and CamemBERT (Martin et al. 2020, arxiv.org/abs/1911.03894) are RoBERTa in other languages,
-with tokenizers and config names of their own. DistilBERT (Sanh et al. 2019,
-arxiv.org/abs/1910.01108) has no token types. The classification heads differ too. The network itself is in
-`bert_network.py`.
+with tokenizers and config names of their own. ELECTRA (Clark et al. 2020, arxiv.org/abs/2003.10555) is BERT with
+narrower embeddings. DistilBERT (Sanh et al. 2019, arxiv.org/abs/1910.01108) has no token types. The classification
+heads differ too. The network itself is in `bert_network.py`.
 """
 
 from collections.abc import Collection, Mapping
@@ -34,7 +34,7 @@ def bert(
     heads: int,
     ffn: int,
     classes: int,
-    style: Literal["bert", "roberta", "xlm-roberta", "camembert", "distilbert"] = "bert",
+    style: Literal["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"] = "bert",
     positions: int = 512,
     token_types: int = 2,
     pad: int = 0,
@@ -47,8 +47,9 @@ def bert(
     attentions: bool = False,
     head_size: int | None = None,
     tokens: int | None = None,
+    embedding: int | None = None,
 ) -> Model:
-    """Build a BERT, RoBERTa, XLM-RoBERTa, CamemBERT or DistilBERT encoder.
+    """Build a BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA or DistilBERT encoder.
 
     The model reads `input_ids`, `attention_mask` and, if `token_types > 0`, `token_type_ids`, all `[batch, length]`.
 
@@ -61,7 +62,8 @@ def bert(
         classes: number of classes. 0 builds a sentence embedding model instead of a classifier: the pooled token
             vector, scaled to unit norm, is both embedding and logits.
         style: architecture. "roberta" numbers positions from `pad + 1` and skips padding; "xlm-roberta" and "camembert"
-            do the same. The activation of the classification head is relu for "distilbert", else tanh.
+            do the same. The activation of the classification head is relu for "distilbert", gelu for "electra", else
+            tanh.
         positions: rows of the position table; "roberta" reserves the first `pad + 1` of these rows for padding.
         token_types: rows of the token type table; 0 builds no such table, which "distilbert" requires.
         pad: id of the padding token.
@@ -75,10 +77,12 @@ def bert(
         head_size: number of units of an attention head; None: width / heads. transformers has no such model.
         tokens: number of tokens of the tokenizer, if the vocabulary has fewer: tokens share rows of the table, as
             `cut(vocabulary=...)` decides. transformers has no such model.
+        embedding: width of the embeddings, which are then projected to `width`, for "electra"; None: `width`.
 
     Raises:
-        ValueError: `tokens` are fewer than the vocabulary, the heads do not divide the width, "distilbert" has token
-            types or an epsilon other than 1e-12, or a dropout rate is out of range.
+        ValueError: `embedding` is set for another style, `tokens` are fewer than the vocabulary, the heads do not
+            divide the width, "distilbert" has token types or an epsilon other than 1e-12, or a dropout rate is out of
+            range.
     """
     stack = Stack(
         width=width,
@@ -95,6 +99,8 @@ def bert(
     stack.validate()
     if style == "distilbert" and (token_types or epsilon != 1e-12):
         raise ValueError(f"style='distilbert' needs token_types=0 and epsilon=1e-12; got {token_types} and {epsilon}")
+    if embedding is not None and style != "electra":
+        raise ValueError(f"embedding={embedding} is an argument of style='electra'; leave it out for {style!r}")
     if tokens is not None and tokens < vocabulary:
         raise ValueError(f"tokens={tokens} are fewer than vocabulary={vocabulary}")
     for name, rate in (("attention_dropout", attention_dropout), ("head_dropout", head_dropout)):
@@ -102,9 +108,12 @@ def bert(
 
     def make(rngs: nnx.Rngs, batch: RowsLike) -> Bert:
         roberta = STYLES[style].base == "roberta"
-        embed = Embed(stack, vocabulary, positions, token_types, pad if roberta else None, tokens, rngs=rngs)
-        head_activation = jax.nn.relu if style == "distilbert" else jnp.tanh
-        head = Head(width, classes, head_activation, head_dropout, roberta, rngs=rngs) if classes else Pool(pool)
+        narrow = embedding if embedding != width else None
+        pad_row = pad if roberta else None
+        embed = Embed(stack, vocabulary, positions, token_types, pad_row, tokens, narrow, rngs=rngs)
+        head_activation = {"distilbert": jax.nn.relu, "electra": ACTIVATIONS["gelu"]}.get(style, jnp.tanh)
+        drops_input = roberta or style == "electra"
+        head = Head(width, classes, head_activation, head_dropout, drops_input, rngs=rngs) if classes else Pool(pool)
         return Bert(embed, [Block(stack, attention_dropout, rngs=rngs) for _ in range(depth)], head)
 
     return from_nnx(make)
@@ -126,6 +135,7 @@ STYLES = {
     "roberta": Style("roberta", "Roberta", "encoder.layer", ROBERTA_HEAD, 1),
     "xlm-roberta": Style("roberta", "XLMRoberta", "encoder.layer", ROBERTA_HEAD, 1),
     "camembert": Style("roberta", "Camembert", "encoder.layer", ROBERTA_HEAD, 1),
+    "electra": Style("electra", "Electra", "encoder.layer", ROBERTA_HEAD, 0),
     "distilbert": Style("distilbert", "DistilBert", "transformer.layer", ("pre_classifier", "classifier"), 0),
 }
 
@@ -187,9 +197,9 @@ HEADS: Mapping[str, str] = {  # end of an architecture's name -> regex of the ar
     "ForMultipleChoice": r"(?:pooler|pre_classifier|classifier)\..*",
     "ForTokenClassification": r"(?:pooler|classifier)\..*",
     "ForQuestionAnswering": r"(?:pooler|qa_outputs)\..*",
-    "ForMaskedLM": r"(?:pooler|cls|lm_head|vocab_\w+)\..*",
+    "ForMaskedLM": r"(?:pooler|cls|lm_head|vocab_\w+|generator_\w+)\..*",
     "LMHeadModel": r"(?:pooler|cls|lm_head)\..*",
-    "ForPreTraining": r"(?:pooler|cls)\..*",
+    "ForPreTraining": r"(?:pooler|cls|discriminator_predictions)\..*",
     "ForNextSentencePrediction": r"(?:pooler|cls)\..*",
 }
 
@@ -213,6 +223,8 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     fixed: dict[str, Any] = {"token_types": 0} if style == "distilbert" else {}
     if config["model_type"].startswith(OWN_PREFIX):
         fixed["head_size"] = config["head_dim"]
+    if style == "electra":
+        fixed["embedding"] = config.get("embedding_size", 128)
     return fixed | {"style": style, "classes": classes} | {name: settings[key] for name, key in _keys(style).items()}
 
 
@@ -225,6 +237,7 @@ def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
         **own,
         "architectures": [STYLES[style].title + ("ForSequenceClassification" if classes else "Model")],
         **{key: settings[argument] for argument, key in _keys(style).items()},
+        **({"embedding_size": settings["embedding"] or settings["width"]} if style == "electra" else {}),
         **(family.label_names(classes) if classes else {}),
     }
 
@@ -232,9 +245,11 @@ def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
     name = arguments.get("style", "bert")
     style = STYLES[name]
-    embeddings = f"{style.base}.embeddings"
+    embeddings, narrow = f"{style.base}.embeddings", arguments.get("embedding") not in (None, arguments["width"])
+    width = "" if narrow else "width"
     layers: list[tuple[str, str, tuple[str, ...]]] = [
-        ("embed/norm", f"{embeddings}.LayerNorm", ("width",)),
+        ("embed/norm", f"{embeddings}.LayerNorm", ("" if narrow else "width",)),
+        ("embed/project", f"{style.base}.embeddings_project", ("", "width")),
         ("head/dense", style.head[0], ("width", "width")),
         ("head/out", style.head[1], ("width", "")),
     ]
@@ -242,9 +257,9 @@ def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
         hf_part = part.distilbert if name == "distilbert" else part.bert
         layers.append((rf"blocks/(\d+)/{part.layer}", f"{style.base}.{style.blocks}.{{0}}.{hf_part}", part.axes))
     return (
-        Rule("embed/token/embedding", f"{embeddings}.word_embeddings.weight", axes=("vocabulary", "width")),
-        Rule("embed/position/embedding", f"{embeddings}.position_embeddings.weight", axes=("", "width")),
-        Rule("embed/type/embedding", f"{embeddings}.token_type_embeddings.weight", axes=("", "width")),
+        Rule("embed/token/embedding", f"{embeddings}.word_embeddings.weight", axes=("vocabulary", width)),
+        Rule("embed/position/embedding", f"{embeddings}.position_embeddings.weight", axes=("", width)),
+        Rule("embed/type/embedding", f"{embeddings}.token_type_embeddings.weight", axes=("", width)),
         *(rule for layer in layers for rule in weight_and_bias_rules(*layer)),
     )
 
@@ -256,7 +271,7 @@ family.register(
         arguments=_arguments,
         config=_config,
         rules=_rules,
-        prefix=r"(?:distil)?bert\.|roberta\.",
+        prefix=r"(?:distil)?bert\.|roberta\.|electra\.",
         fresh=r"head/.*",
         ignored=r"embeddings\.position_ids",
         heads=HEADS,

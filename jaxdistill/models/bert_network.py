@@ -32,7 +32,8 @@ class Embed(nnx.Module):
     """The embedding layer: the normalised sum of token, position and token type embeddings, then dropout.
 
     If `pad` is set (RoBERTa), real tokens are numbered from `pad + 1`, and padding tokens have the position `pad`.
-    If `tokens` is set, there are more tokens than rows of the table, and `rows` has the row of each token.
+    If `tokens` is set, there are more tokens than rows of the table, and `rows` has the row of each token. If `narrow`
+    is set (ELECTRA), the embeddings have this width, and are projected to the width of the blocks.
     """
 
     def __init__(
@@ -43,13 +44,16 @@ class Embed(nnx.Module):
         token_types: int,
         pad: int | None,
         tokens: int | None,
+        narrow: int | None,
         *,
         rngs: nnx.Rngs,
     ):
-        table = partial(nnx.Embed, features=stack.width, embedding_init=_normal, rngs=rngs)
+        width = narrow or stack.width
+        table = partial(nnx.Embed, features=width, embedding_init=_normal, rngs=rngs)
         self.token, self.position = table(vocabulary), table(positions)
         self.type = table(token_types) if token_types else None
-        self.norm = layer_norm(stack.width, epsilon=stack.epsilon, rngs=rngs)
+        self.norm = layer_norm(width, epsilon=stack.epsilon, rngs=rngs)
+        self.project = _linear(width, stack.width, rngs=rngs) if narrow else None
         self.rows = Rows(jnp.minimum(jnp.arange(tokens), vocabulary - 1)) if tokens else None
         self.limit = positions if pad is None else positions - pad - 1
         self.pad, self.rate = pad, stack.dropout
@@ -63,7 +67,8 @@ class Embed(nnx.Module):
         if self.type is not None:
             types = jnp.asarray(batch.get("token_type_ids", jnp.zeros_like(ids)))
             x = x + by_rows(lookup(self.type, types))
-        return by_rows(drop(self.norm(by_rows(x)), self.rate, train=train, key=key))
+        x = by_rows(drop(self.norm(by_rows(x)), self.rate, train=train, key=key))
+        return x if self.project is None else by_rows(self.project(x))
 
     def _positions(self, ids: Integer[Array, "batch length"]) -> Integer[Array, "batch length"]:
         """Return the row of the position table for every token."""

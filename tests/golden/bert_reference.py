@@ -106,7 +106,16 @@ def modernbert_embedding():
     return reference(ModernBertModel, config, inputs(pad=0))
 
 
+def electra(name, **settings):
+    import transformers
+
+    config = transformers.ElectraConfig(**BERT | {"embedding_size": 24, **settings})
+    return reference(getattr(transformers, name), config, inputs(pad=0, types=2))
+
+
 REFERENCES = {
+    "electra_classifier": partial(electra, "ElectraForSequenceClassification"),
+    "electra_embedding": partial(electra, "ElectraModel", embedding_size=32),
     "xlm_roberta_classifier": partial(of_roberta, "XLMRoberta"),
     "camembert_classifier": partial(of_roberta, "Camembert"),
     "modernbert_cls": partial(modernbert_classifier, "cls"),

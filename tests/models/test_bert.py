@@ -23,7 +23,7 @@ from jaxdistill.models.hub.source import Safetensors
 from jaxdistill.models.hub.weights import export_arrays, load, map_weights
 
 NAMES = ("bert_classifier", "bert_embedding", "roberta_classifier", "distilbert_classifier", "xlm_roberta_classifier")
-NAMES += ("camembert_classifier",)
+NAMES += ("camembert_classifier", "electra_classifier", "electra_embedding")
 FAMILY = families["bert"]
 SMALL = "vocabulary=60, width=16, depth=2, heads=2, ffn=24, positions=16"
 KEY = jax.random.key(0)

@@ -8,7 +8,7 @@ import runs
 from own_runs import config_of
 
 from jaxdistill.core.errors import ConfigError, user_location
-from jaxdistill.core.registry import losses
+from jaxdistill.core.registry import losses, steps
 from jaxdistill.losses.term import stateless
 from jaxdistill.run.distill import check_config
 
@@ -67,6 +67,21 @@ def test_a_loss_that_leaves_jax_is_told_what_to_write(name, home):
 @pytest.mark.parametrize("name", ["real", "decays"])
 def test_a_loss_of_outputs_or_of_parameters_has_a_gradient(home, name):
     check_config(config_of("mlp", home, objective={f"own_{name}": {}}), None)
+
+
+def test_a_step_that_cannot_be_traced_is_refused_before_its_teachers_are_trained(home):
+    def forgets(student, teachers, objective, optimizer):
+        once = steps["offline"](student, teachers, objective, optimizer)
+        return once._replace(update=lambda ts, batch: once.update(ts, (), batch))
+
+    def counts(student, teachers, objective, optimizer):
+        once = steps["offline"](student, teachers, objective, optimizer)
+        return once._replace(update=lambda ts, frozen, batch: once.update(ts, frozen, {"train": batch["quiz"]}))
+
+    for step, said in ((forgets, r"'forgets\(\)': .*takes 2 positional arguments but 3 were given"), (counts, "quiz")):
+        steps.register(step)
+        with pytest.raises(ConfigError, match=rf"^step: .*{said}"):
+            check_config(config_of("mlp", home, step=f"{step.__name__}()"), None)
 
 
 def test_the_file_of_a_callback_that_fails_is_named():

@@ -1,5 +1,7 @@
 """Rules about how the parts of a training stage fit together, checked by abstract evaluation (`jax.eval_shape`)."""
 
+from typing import Any
+
 import jax
 
 from jaxdistill.core import jaxpr, registry
@@ -139,27 +141,35 @@ def _uses_kernel(view: StageView) -> bool:
     return config.kernels != "xla" and config.chunks > 1 and isinstance(view.student.logits, Factored)
 
 
-def _count_kernels(view: StageView) -> int:
-    """Return the number of Pallas kernels in one update of the training algorithm."""
+def _trace_update(view: StageView) -> Any:
+    """Trace one update of the training algorithm.
+
+    Raises:
+        ConfigError: it cannot be traced, because the user's own step is wrong.
+    """
     try:
-        update = jax.make_jaxpr(view.parts.step.update)(view.train_state, view.teacher_variables, view.step_batch)
-    except (ValueError, TypeError) as error:
-        raise ConfigError("step", message_of(error)) from error
-    return jaxpr.count_primitive(update.jaxpr, "pallas_call")
+        return jax.make_jaxpr(view.parts.step.update)(view.train_state, view.teacher_variables, view.step_batch)
+    except Exception as error:  # an own step can fail in any way
+        raise ConfigError("step", f"{view.config.step!r}: {message_of(error)}") from error
 
 
 def step_initialises(view: StageView) -> None:
     """Check that the training algorithm can be initialised, and suits the config keys `roles` and `kernels`.
 
     Every parameter group named in `roles` must exist. If `kernels` chooses Pallas kernels, the algorithm must use them.
-    The check takes a second; it is skipped if the config sets nothing that could be wrong here.
+    One update of a user's own algorithm is traced, before its teachers are trained. The check takes a second; it is
+    skipped if the config sets nothing that could be wrong here.
     """
     config, step = view.config, view.parts.step
-    can_be_wrong = config.roles or _uses_kernel(view) or registry.parse(config.step, "step").kwargs
+    spec = registry.parse(config.step, "step")
+    is_own = not registry.steps[spec.name].__module__.startswith("jaxdistill.")
+    can_be_wrong = config.roles or _uses_kernel(view) or spec.kwargs or is_own
     if not (can_be_wrong or step.evolve_teachers or step.streams > view.parts.objective.streams):
         return
     state = view.train_state
-    if _uses_kernel(view) and not _count_kernels(view):
+    if is_own:
+        _trace_update(view)
+    if _uses_kernel(view) and not jaxpr.count_primitive(_trace_update(view).jaxpr, "pallas_call"):
         reason = f"{config.step!r} does not compute the gradient of all terms of a factored head at once"
         raise ConfigError("kernels", f"{config.kernels!r} would have no effect: {reason}. Set it to 'xla'.")
     for role in config.roles:

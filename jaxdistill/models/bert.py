@@ -20,7 +20,7 @@ from jaxdistill.core.registry import models
 from jaxdistill.core.types import RowsLike
 from jaxdistill.models.bert_network import Bert, Block, Embed, Head, Pool
 from jaxdistill.models.hub import family
-from jaxdistill.models.hub.family import OWN_PREFIX, Family, Rule
+from jaxdistill.models.hub.family import OWN_PREFIX, POOLING, Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, require_dropout_rate
 from jaxdistill.models.nnx import from_nnx
 from jaxdistill.models.transformer import Stack, weight_and_bias_rules
@@ -77,12 +77,12 @@ def bert(
         head_size: number of units of an attention head; None: width / heads. transformers has no such model.
         tokens: number of tokens of the tokenizer, if the vocabulary has fewer: tokens share rows of the table, as
             `cut(vocabulary=...)` decides. transformers has no such model.
-        embedding: width of the embeddings, which are then projected to `width`, for "electra"; None: `width`.
+        embedding: another width of the embeddings, which are then projected to `width`, for "electra"; None: `width`.
 
     Raises:
-        ValueError: `embedding` is set for another style, `tokens` are fewer than the vocabulary, the heads do not
-            divide the width, "distilbert" has token types or an epsilon other than 1e-12, or a dropout rate is out of
-            range.
+        ValueError: `embedding` is the width or set for another style, `tokens` are fewer than the vocabulary, the heads
+            do not divide the width, "distilbert" has token types or an epsilon other than 1e-12, or a dropout rate is
+            out of range.
     """
     stack = Stack(
         width=width,
@@ -101,6 +101,10 @@ def bert(
         raise ValueError(f"style='distilbert' needs token_types=0 and epsilon=1e-12; got {token_types} and {epsilon}")
     if embedding is not None and style != "electra":
         raise ValueError(f"embedding={embedding} is an argument of style='electra'; leave it out for {style!r}")
+    if embedding == width:
+        raise ValueError(
+            f"embedding={embedding} is the width, between which nothing is projected; choose another width"
+        )
     if tokens is not None and tokens < vocabulary:
         raise ValueError(f"tokens={tokens} are fewer than vocabulary={vocabulary}")
     for name, rate in (("attention_dropout", attention_dropout), ("head_dropout", head_dropout)):
@@ -108,9 +112,8 @@ def bert(
 
     def make(rngs: nnx.Rngs, batch: RowsLike) -> Bert:
         roberta = STYLES[style].base == "roberta"
-        narrow = embedding if embedding != width else None
         pad_row = pad if roberta else None
-        embed = Embed(stack, vocabulary, positions, token_types, pad_row, tokens, narrow, rngs=rngs)
+        embed = Embed(stack, vocabulary, positions, token_types, pad_row, tokens, embedding, rngs=rngs)
         head_activation = {"distilbert": jax.nn.relu, "electra": ACTIVATIONS["gelu"]}.get(style, jnp.tanh)
         drops_input = roberta or style == "electra"
         head = Head(width, classes, head_activation, head_dropout, drops_input, rngs=rngs) if classes else Pool(pool)
@@ -223,8 +226,10 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     fixed: dict[str, Any] = {"token_types": 0} if style == "distilbert" else {}
     if config["model_type"].startswith(OWN_PREFIX):
         fixed["head_size"] = config["head_dim"]
-    if style == "electra":
-        fixed["embedding"] = config.get("embedding_size", 128)
+    if style == "electra" and (size := config.get("embedding_size", 128)) != config["hidden_size"]:
+        fixed["embedding"] = size
+    if POOLING in config:
+        fixed["pool"] = config[POOLING]
     return fixed | {"style": style, "classes": classes} | {name: settings[key] for name, key in _keys(style).items()}
 
 
@@ -245,10 +250,9 @@ def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _rules(arguments: Mapping[str, Any]) -> tuple[Rule, ...]:
     name = arguments.get("style", "bert")
     style = STYLES[name]
-    embeddings, narrow = f"{style.base}.embeddings", arguments.get("embedding") not in (None, arguments["width"])
-    width = "" if narrow else "width"
+    embeddings, width = f"{style.base}.embeddings", "" if arguments.get("embedding") else "width"
     layers: list[tuple[str, str, tuple[str, ...]]] = [
-        ("embed/norm", f"{embeddings}.LayerNorm", ("" if narrow else "width",)),
+        ("embed/norm", f"{embeddings}.LayerNorm", (width,)),
         ("embed/project", f"{style.base}.embeddings_project", ("", "width")),
         ("head/dense", style.head[0], ("width", "width")),
         ("head/out", style.head[1], ("width", "")),

@@ -159,11 +159,11 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config.get("head_dim") and model_type != "qwen3" and width % heads:
         raise ValueError(f"num_attention_heads = {heads} does not divide hidden_size = {width}; set head_dim")
     theta, scaling = _rope(config)
-    # transformers assumes 4096 if the key is missing; null stands for no window
+    # missing keys: transformers assumes 4096, and 8 heads of keys; null stands for no window, and for all heads
     window = config.get("sliding_window", 4096) if model_type == "mistral" else None
     return {
         **{argument: int(config[key]) for argument, key in SIZES.items()},
-        "kv_heads": config.get("num_key_value_heads") or heads,
+        "kv_heads": config.get("num_key_value_heads", 8 if model_type == "mistral" else None) or heads,
         "head_size": head_size,
         "theta": theta,
         "epsilon": float(config.get("rms_norm_eps", 1e-6)),

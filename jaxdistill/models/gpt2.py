@@ -6,7 +6,7 @@ for queries, keys and values. The checkpoints store kernels as [in, out], as the
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +171,7 @@ SETTINGS = {  # argument of `gpt2`: Hugging Face config key
 }
 DEFAULTS = {"n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
 SUPPORTED = {
-    "activation_function": tuple(ACTIVATIONS),
+    "activation_function": get_args(Activation),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "reorder_and_upcast_attn": (False,),

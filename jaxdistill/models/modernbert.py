@@ -6,7 +6,7 @@ tokens, the others to 64 tokens on each side, with rotary wavelengths of their o
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxdistill.core.registry import models
 from jaxdistill.core.types import Array, AttentionHeads, Outputs, RowsLike
 from jaxdistill.models.bert_network import Pool, Pooled, Real, Tokens
 from jaxdistill.models.hub import family
-from jaxdistill.models.hub.family import Family, Rule
+from jaxdistill.models.hub.family import POOLING, Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, lookup, nudged, require_dropout_rate
 from jaxdistill.models.layers import dropout as drop
 from jaxdistill.models.nnx import from_nnx
@@ -259,7 +259,7 @@ SETTINGS = {  # argument of `modernbert`: (Hugging Face config key, its default 
     "pool": ("classifier_pooling", "cls"),
 }
 SUPPORTED = {
-    "hidden_activation": tuple(ACTIVATIONS),
+    "hidden_activation": get_args(Activation),
     "classifier_activation": ("gelu",),
     "classifier_pooling": ("cls", "mean"),
     **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), (False,)),
@@ -283,11 +283,17 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     if kinds and list(kinds) != [("sliding_attention", "full_attention")[n % every == 0] for n in range(len(kinds))]:
         raise ValueError(f"layer_types={kinds} is not supported, only full attention in every {every}-th layer")
     rope = config.get("rope_parameters") or {}  # transformers 5; earlier versions wrote two keys
+    if not all(isinstance(entry, Mapping) for entry in rope.values()):
+        raise ValueError(f"rope_parameters={dict(rope)} has no entry for each kind of layer; use another checkpoint")
     thetas = tuple(rope.get(kind, {}).get("rope_theta", config.get(*old)) for kind, old in THETAS.items())
+    thetas = tuple(thetas[0] if theta is None else theta for theta in thetas)  # null: as in the other layers
     if other := {entry.get("rope_type", "default") for entry in rope.values() if entry} - {"default"}:
         raise ValueError(f"rope_type={min(other)!r} is not supported, only 'default'; use another checkpoint")
     classifies = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
-    return {**arguments, "thetas": thetas, "classes": family.num_classes(config) if classifies else 0}
+    classes = family.num_classes(config) if classifies else 0
+    arguments["head_dropout"] = arguments["head_dropout"] or 0.0
+    arguments["pool"] = arguments["pool"] if classes else config.get(POOLING, arguments["pool"])
+    return {**arguments, "thetas": thetas, "classes": classes}
 
 
 def _config(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,9 @@ def fill_placeholders(config: Config) -> Config:
             )
             raise ConfigError(path, f"{text!r} asks for {{classes}}, and the data have no known classes. {cure}.")
         if value is None:
-            raise ConfigError(path, f"{text!r} asks for {{vocabulary}}, and data.tokens is empty. Write a number.")
+            raise ConfigError(
+                path, f"{text!r} asks for {{vocabulary}}, and data.tokens is empty. Set it to a tokenizer."
+            )
         return str(value)
 
     tree = config.to_dict()

@@ -63,7 +63,9 @@ def check_report(config: Config, workdir: str | None) -> str:
         for row in data.summary()
         if row["truncated"]
     ]
-    unused = ", ".join(f"{size:,} records of the split {name!r}" for name, size in data.unused_splits.items())
+    unused = ", ".join(
+        f"{size:,} record{'s' * (size != 1)} of the split {name!r}" for name, size in data.unused_splits.items()
+    )
     lines = [f"data      {counts}{classes}", *more, *cut, *([f"unused    {unused}"] if unused else [])]
     for stage in resolved.stages:
         size = sum(x.size for x in jax.tree.leaves(stage.view.train_state.params["student"]))

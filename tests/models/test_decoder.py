@@ -228,6 +228,9 @@ def test_a_window_is_of_mistral_alone():
     assert arguments["window"] == 4 and FAMILY.config(arguments)["model_type"] == "mistral"
     of = lambda **more: FAMILY.arguments({**parity.reference("llama_tied").config, "model_type": "mistral", **more})
     assert of()["window"] == 4096 and of(sliding_window=None)["window"] is None
+    without = {key: x for key, x in parity.reference("mistral").config.items() if key != "num_key_value_heads"}
+    assert FAMILY.arguments({**without, "num_attention_heads": 16})["kv_heads"] == 8
+    assert FAMILY.arguments({**without, "num_attention_heads": 16, "num_key_value_heads": None})["kv_heads"] == 16
     with pytest.raises(ValueError, match="transformers has no qwen3 with a window"):
         FAMILY.config({**arguments, "qk_norm": True})
 

@@ -80,6 +80,8 @@ def test_transformers_reads_our_config_as_it_reads_its_own(name):
     ("name", "settings", "problem"),
     [
         ("gpt2", {"activation_function": "swish"}, "activation_function='swish'"),
+        ("gpt2", {"activation_function": "quick_gelu"}, "activation_function='quick_gelu'"),
+        ("modernbert_cls", {"rope_parameters": {"rope_theta": 1e4}}, "has no entry for each kind of layer"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ("gpt2", {"n_embd": None}, "lacks n_embd"),
         ("modernbert_cls", {"attention_bias": True}, "attention_bias=True"),
@@ -91,6 +93,18 @@ def test_settings_that_a_network_does_not_have_are_refused(name, settings, probl
     config = {**parity.reference(name).config, **settings}
     with pytest.raises(ValueError, match=problem):
         families[family_name(config)].arguments({key: x for key, x in config.items() if x is not None})
+
+
+def test_null_settings_of_modernbert_have_the_meaning_of_transformers():
+    config = {**parity.reference("modernbert_cls").config, "local_rope_theta": None, "classifier_dropout": None}
+    arguments = families["modernbert"].arguments({**config, "rope_parameters": None, "global_rope_theta": 5e4})
+    assert arguments["thetas"] == (5e4, 5e4) and arguments["head_dropout"] == 0.0
+    embedder = {
+        **parity.reference("modernbert_embedding").config,
+        "classifier_pooling": "mean",
+        "sentence_pooling": "cls",
+    }
+    assert families["modernbert"].arguments(embedder)["pool"] == "cls"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def records(results: Mapping[str, Any]) -> Markup:
     ]
     unused = (results.get("unused_splits") or {}).items()
     notes = ["A text that is longer than a row of tokens is cut: see length in data.tokens."] if cuts else []
-    notes += [f"Nothing reads the {size:,} records of the split '{name}'." for name, size in unused]
+    notes += [f"Nothing reads the {size:,} record{'s' * (size != 1)} of the split '{name}'." for name, size in unused]
     heading = ["used as", "split", "records", "labels", *(["longer than a row"] if cuts else [])]
     return section("Data", tables.plain_table(heading, lines) if lines else Markup(), " ".join(notes))
 

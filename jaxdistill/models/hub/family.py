@@ -71,6 +71,7 @@ class Family(NamedTuple):
         return tuple(head for head in self.heads if any(str(name).endswith(head) for name in names))
 
 
+POOLING = "sentence_pooling"  # key that a folder of sentence-transformers adds to a config: "mean" or "cls"
 OWN_PREFIX = "jaxdistill_"  # of our own model types, whose models transformers does not have
 PERMUTATIONS: dict[Layout, tuple[int, ...]] = {"linear": (1, 0), "conv": (2, 3, 1, 0)}
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxdistill.core.hub_files import checkpoint_path, read_json
+from jaxdistill.core.hub_files import checkpoint_path
 from jaxdistill.models.hub.gguf import Gguf
-from jaxdistill.models.hub.source import Safetensors, Source
+from jaxdistill.models.hub.source import Safetensors, Source, read_config
 
 
 class CheckpointConfig(NamedTuple):
@@ -29,8 +29,8 @@ def open_config(text: str) -> CheckpointConfig:
     Raises:
         WeightsError: the checkpoint does not exist, or is damaged.
     """
-    path = checkpoint_path(text, ("config.json",))
-    return CheckpointConfig(str(path), Gguf(path).config if path.suffix == ".gguf" else read_json(path / "config.json"))
+    path = checkpoint_path(text, ("config.json", "1_Pooling/config.json"))
+    return CheckpointConfig(str(path), Gguf(path).config if path.suffix == ".gguf" else read_config(path))
 
 
 def open_source(text: str) -> Source:

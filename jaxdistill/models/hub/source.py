@@ -13,6 +13,8 @@ import numpy as np
 from jaxdistill.core import seal
 from jaxdistill.core.errors import WeightsError, as_weights_error
 from jaxdistill.core.hub_files import read_json
+from jaxdistill.core.notes import note
+from jaxdistill.models.hub.family import POOLING
 
 
 class ArrayInfo(NamedTuple):
@@ -54,7 +56,25 @@ class Source(Protocol):
 # Names of norm weights in the first BERT checkpoints for PyTorch; transformers converts them too
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 INDEX = "model.safetensors.index.json"
+POOLING_MODES = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the `config.json` of a Hugging Face folder; one of sentence-transformers says how tokens are pooled, too.
+
+    Raises:
+        WeightsError: a file is missing or damaged.
+    """
+    config, file = read_json(folder / "config.json"), folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return config
+    modes = read_json(file)
+    chosen = [name for name, key in POOLING_MODES.items() if modes.get(key)]
+    if len(chosen) == 1:
+        return {**config, POOLING: chosen[0]}
+    note(f"{file} pools tokens in a way that this library lacks; an embedding is their mean unless pool= is set")
+    return config
 
 
 class Safetensors:
@@ -69,7 +89,7 @@ class Safetensors:
 
     def __init__(self, folder: Path):
         self.path = str(folder)
-        self.config = read_json(folder / "config.json")
+        self.config = read_config(folder)
         weight_files = _weight_files(folder)
         seal.check_in_folder(*weight_files, folder / INDEX, listed=True)
         self._files = {file: _open(file) for file in weight_files}

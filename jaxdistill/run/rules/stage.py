@@ -145,11 +145,13 @@ def _trace_update(view: StageView) -> Any:
     """Trace one update of the training algorithm.
 
     Raises:
-        ConfigError: it cannot be traced, because the user's own step is wrong.
+        ConfigError: it cannot be traced; the user's own step may fail in any way.
     """
     try:
         return jax.make_jaxpr(view.parts.step.update)(view.train_state, view.teacher_variables, view.step_batch)
-    except Exception as error:  # an own step can fail in any way
+    except ConfigError:
+        raise
+    except Exception as error:
         raise ConfigError("step", f"{view.config.step!r}: {message_of(error)}") from error
 
 
@@ -167,9 +169,8 @@ def step_initialises(view: StageView) -> None:
     if not (can_be_wrong or step.evolve_teachers or step.streams > view.parts.objective.streams):
         return
     state = view.train_state
-    if is_own:
-        _trace_update(view)
-    if _uses_kernel(view) and not jaxpr.count_primitive(_trace_update(view).jaxpr, "pallas_call"):
+    kernels = jaxpr.count_primitive(_trace_update(view).jaxpr, "pallas_call") if is_own or _uses_kernel(view) else 0
+    if _uses_kernel(view) and not kernels:
         reason = f"{config.step!r} does not compute the gradient of all terms of a factored head at once"
         raise ConfigError("kernels", f"{config.kernels!r} would have no effect: {reason}. Set it to 'xla'.")
     for role in config.roles:

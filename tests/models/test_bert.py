@@ -11,7 +11,6 @@ from checks import all_finite, assert_close, assert_same
 from examples import slow
 from safetensors.numpy import load_file, save_file
 
-from jaxdistill.compress.axes import CUTTABLE
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, WeightsError
 from jaxdistill.core.registry import Spec
@@ -132,26 +131,6 @@ def test_a_base_model_becomes_a_classifier_whose_head_is_fresh(known, kind, tmp_
     assert set(planned.fresh) == {f"head/{layer}/{part}" for layer in layers for part in ("kernel", "bias")}
     loaded = load(source, planned, jax.eval_shape(lambda: variables)).params
     assert_same(loaded, {n: x for n, x in variables.params.items() if n not in planned.fresh})
-
-
-@pytest.mark.parametrize("mode", ["cls", "mean"])
-def test_the_pooling_of_sentence_transformers_is_that_of_the_model(mode, tmp_path, capsys):
-    """Many embedding models take the first token; a mean of all would be another vector, and no error."""
-    ref = parity.reference("bert_embedding")
-    folder = parity.write_folder(tmp_path, ref)
-    (folder / "1_Pooling").mkdir()
-    write = lambda **modes: (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
-    write(pooling_mode_cls_token=mode == "cls", pooling_mode_mean_tokens=mode == "mean")
-    _, arguments, model, variables = parity.ours(folder, ref.batch)
-    assert arguments["pool"] == mode
-    states = np.asarray(ref.said["hidden/3"])
-    real = np.asarray(ref.batch["attention_mask"])[:, :, None]
-    wanted = states[:, 0] if mode == "cls" else (states * real).sum(1) / real.sum(1)
-    wanted = wanted / np.linalg.norm(wanted, axis=-1, keepdims=True)
-    assert_close(run(model, variables, ref.batch).embedding, wanted, rtol=1e-4, atol=1e-5)
-    write(pooling_mode_max_tokens=True)
-    assert "pool" not in parity.ours(folder, ref.batch)[1]
-    assert "pools tokens in a way that this library lacks" in capsys.readouterr().err
 
 
 def of_architecture(folder, name):
@@ -354,20 +333,3 @@ def test_minilm_embeds_sentences_as_pytorch_does(tmp_path):
     from experiments.parity import minilm
 
     assert minilm.cosines(minilm.fetched(tmp_path)).min() >= 0.9999
-
-
-def test_a_cut_electra_keeps_its_projection_or_has_none():
-    cuttable, sizes = (
-        CUTTABLE["bert"],
-        {"vocabulary": 60, "depth": 1, "heads": 2, "ffn": 8, "classes": 2, "style": "electra"},
-    )
-    for width, embedding in ((16, 8), (16, None)):
-        arguments = {**sizes, "width": width, "embedding": embedding, "positions": 16}
-        smaller = {**arguments, "width": 8 if embedding is None else 12}
-        batch = {"input_ids": jnp.zeros((1, 4), jnp.int32)}
-        names = lambda given, batch=batch: set(jax.eval_shape(registry.models["bert"](**given).init, KEY, batch)[0])
-        assert names(arguments) == names(smaller)
-        rules = {rule.name: rule.axes for rule in cuttable.rules(arguments)}
-        assert rules["embed/token/embedding"] == ("vocabulary", "" if embedding else "width")
-    with pytest.raises(ConfigError, match="embedding=16 is the width, between which nothing is projected"):
-        small("classes=2, style='electra', embedding=16")

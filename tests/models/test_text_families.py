@@ -1,4 +1,6 @@
-"""GPT-2 and ModernBERT: what transformers says on the same weights, both ways of a checkpoint, and who sees whom."""
+"""GPT-2, ModernBERT, ELECTRA: what transformers says on the same weights, both ways of a checkpoint, who sees whom."""
+
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from checks import assert_close, assert_same
 from golden.weights import tokens
 from safetensors.numpy import load_file, save_file
 
+from jaxdistill.compress.axes import CUTTABLE
 from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError, WeightsError
 from jaxdistill.core.types import Variables
@@ -178,3 +181,41 @@ def test_padding_changes_no_logit_of_modernbert():
     padded["attention_mask"] = np.pad(np.ones((2, 7), np.int32), ((0, 0), (0, 4)))
     said = [parity.run(model, variables, batch).logits for batch in ({"input_ids": ids}, padded)]
     assert_close(said[0], said[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["cls", "mean"])
+def test_the_pooling_of_sentence_transformers_is_that_of_the_model(mode, tmp_path, capsys):
+    """Many embedding models take the first token; a mean of all would be another vector, and no error."""
+    ref = parity.reference("bert_embedding")
+    folder = parity.write_folder(tmp_path, ref)
+    (folder / "1_Pooling").mkdir()
+    write = lambda **modes: (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    write(pooling_mode_cls_token=mode == "cls", pooling_mode_mean_tokens=mode == "mean")
+    _, arguments, model, variables = parity.ours(folder, ref.batch)
+    assert arguments["pool"] == mode
+    states = np.asarray(ref.said["hidden/3"])
+    real = np.asarray(ref.batch["attention_mask"])[:, :, None]
+    wanted = states[:, 0] if mode == "cls" else (states * real).sum(1) / real.sum(1)
+    wanted = wanted / np.linalg.norm(wanted, axis=-1, keepdims=True)
+    assert_close(parity.run(model, variables, ref.batch).embedding, wanted, rtol=1e-4, atol=1e-5)
+    write(pooling_mode_max_tokens=True)
+    assert "pool" not in parity.ours(folder, ref.batch)[1]
+    assert "pools tokens in a way that this library lacks" in capsys.readouterr().err
+
+
+def test_a_cut_electra_keeps_its_projection_or_has_none():
+    cuttable, sizes = (
+        CUTTABLE["bert"],
+        {"vocabulary": 60, "depth": 1, "heads": 2, "ffn": 8, "classes": 2, "style": "electra"},
+    )
+    for width, embedding in ((16, 8), (16, None)):
+        arguments = {**sizes, "width": width, "embedding": embedding, "positions": 16}
+        smaller = {**arguments, "width": 8 if embedding is None else 12}
+        batch = {"input_ids": jnp.zeros((1, 4), jnp.int32)}
+        names = lambda given, batch=batch: set(jax.eval_shape(registry.models["bert"](**given).init, KEY, batch)[0])
+        assert names(arguments) == names(smaller)
+        rules = {rule.name: rule.axes for rule in cuttable.rules(arguments)}
+        assert rules["embed/token/embedding"] == ("vocabulary", "" if embedding else "width")
+    sizes_text = "vocabulary=60, depth=1, heads=2, ffn=8, classes=2"
+    with pytest.raises(ConfigError, match="embedding=16 is the width, between which nothing is projected"):
+        registry.models.build(f"bert({sizes_text}, style='electra', width=16, embedding=16)", "model")

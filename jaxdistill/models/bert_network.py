@@ -78,6 +78,17 @@ class Embed(nnx.Module):
         return jnp.cumsum(real, axis=1) * real + self.pad
 
 
+def attention_weights(
+    q: Float[Array, "batch queries heads size"],
+    k: Float[Array, "batch keys heads size"],
+    mask: Bool[Array, "batch 1 #queries keys"],
+) -> Float[Array, "batch heads queries keys"]:
+    """Compute the attention probabilities of queries over keys; 0 where `mask` is false, if it is true anywhere."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)  # -inf would give NaN for an empty text
+    return by_rows(jax.nn.softmax(scores).astype(q.dtype), tensor=1)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention, `[batch, length, width] -> [batch, length, width]`.
 
@@ -96,9 +107,7 @@ class Attention(nnx.Module):
         q, k, v = (split(project(x)) for project in (self.query, self.key, self.value))  # [batch, length, heads, d]
         mask, weights = real[:, None, None, :], None
         if self.return_probabilities or (train and self.rate > 0):
-            scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
-            scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)  # -inf would give NaN for an empty text
-            weights = by_rows(jax.nn.softmax(scores).astype(x.dtype), tensor=1)
+            weights = attention_weights(q, k, mask)
             mixed = jnp.einsum("bhqk,bkhd->bqhd", drop(weights, self.rate, train=train, key=key), v)
         else:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)

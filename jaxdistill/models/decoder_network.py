@@ -85,8 +85,7 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(sizes.heads * sizes.head_size, sizes.width, use_bias=False, rngs=rngs)
         norm = lambda: nnx.RMSNorm(sizes.head_size, epsilon=sizes.epsilon, rngs=rngs) if sizes.qk_norm else None
         self.query_norm, self.key_norm = norm(), norm()
-        empty = lambda: nnx.Cache(jnp.zeros((*slots, sizes.kv_heads, sizes.head_size))) if slots else None
-        self.keys, self.values = empty(), empty()
+        self.keys, self.values = empty_cache(sizes, slots), empty_cache(sizes, slots)
         self.sizes = sizes
 
     def __call__(
@@ -96,23 +95,41 @@ class Attention(nnx.Module):
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))  # [batch, length, heads, head_size]
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k = rotate(q, shared.angles), rotate(k, shared.angles)
-        heads = AttentionHeads(q, k, v)  # of the tokens of this call only, without cached keys and values
-        if self.keys is not None and self.values is not None:
-            # the whole cache, `[batch, slots, kv_heads, head_size]` each
-            k, v = (write_cache(cache, new, shared.positions) for cache, new in ((self.keys, k), (self.values, v)))
-        if self.sizes.attentions:
-            mixed, weights = attend(q, k, v, shared)
-            heads = replace(heads, probabilities=weights)
-        else:
-            implementation = self.sizes.attention
-            mixed = jax.nn.dot_product_attention(
-                q, k, v, None, shared.mask, is_causal=shared.causal, implementation=implementation
-            )
+        heads = AttentionHeads(rotate(q, shared.angles), rotate(k, shared.angles), v)
+        mixed, heads = attend_cached(heads, (self.keys, self.values), shared, self.sizes)
         return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(*x.shape[:-1], -1))), heads
 
 
-def write_cache(
+def attend_cached(
+    heads: AttentionHeads, cache: tuple[nnx.Variable | None, nnx.Variable | None], shared: SharedInputs, sizes: Sizes
+) -> tuple[Float[Array, "batch length heads size"], AttentionHeads]:
+    """Compute causal attention over new tokens, and over cached ones if there is a cache, which is written.
+
+    Args:
+        heads: queries, keys and values of the new tokens.
+        cache: variables with the cached keys and values, `[batch, slots, kv_heads, head_size]` each; None: no cache.
+        shared: the inputs that all layers share.
+        sizes: sizes and options of the block.
+
+    Returns:
+        The output, and `heads`, with the probabilities if `sizes.attentions` asks for them.
+    """
+    (keys, values), q, k, v = cache, heads.query, heads.key, heads.value
+    if keys is not None and values is not None:
+        k, v = (_write_cache(old, new, shared.positions) for old, new in ((keys, k), (values, v)))
+    if sizes.attentions:
+        mixed, weights = attend(q, k, v, shared)
+        return mixed, replace(heads, probabilities=weights)
+    options: dict[str, Any] = {"is_causal": shared.causal, "implementation": sizes.attention}
+    return jax.nn.dot_product_attention(q, k, v, None, shared.mask, **options), heads
+
+
+def empty_cache(sizes: Sizes, slots: tuple[int, ...] | None) -> nnx.Cache | None:
+    """Return a variable for the cached keys, or values, of a block; None if there is no cache."""
+    return nnx.Cache(jnp.zeros((*slots, sizes.kv_heads, sizes.head_size))) if slots else None
+
+
+def _write_cache(
     cache: nnx.Variable, new: Float[Array, "batch length heads size"], positions: Integer[Array, "batch length"] | None
 ) -> Float[Array, "batch slots heads size"]:
     """Write the keys or values of new tokens into the cache, and return the whole cache in the dtype of `new`.

@@ -5,10 +5,8 @@ for queries, keys and values. The checkpoints store kernels as [in, out], as the
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
@@ -17,7 +15,7 @@ from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import Array, AttentionHeads, RowsLike
-from jaxdistill.models.decoder_network import Decoder, SharedInputs, Sizes, attend, write_cache
+from jaxdistill.models.decoder_network import Decoder, SharedInputs, Sizes, attend_cached, empty_cache
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS
@@ -40,22 +38,13 @@ class Attention(nnx.Module):
     def __init__(self, sizes: Sizes, slots: tuple[int, ...] | None, *, rngs: nnx.Rngs):
         self.qkv = nnx.Linear(sizes.width, 3 * sizes.width, rngs=rngs)
         self.out = nnx.Linear(sizes.width, sizes.width, rngs=rngs)
-        empty = lambda: nnx.Cache(jnp.zeros((*slots, sizes.heads, sizes.head_size))) if slots else None
-        self.keys, self.values = empty(), empty()
+        self.keys, self.values = empty_cache(sizes, slots), empty_cache(sizes, slots)
         self.sizes = sizes
 
     def __call__(self, x: Tokens, shared: SharedInputs) -> tuple[Tokens, AttentionHeads]:
         split = lambda y: by_rows(y.reshape(*y.shape[:-1], -1, self.sizes.head_size), tensor=-2)
         q, k, v = map(split, jnp.split(self.qkv(x), 3, axis=-1))  # [batch, length, heads, head_size]
-        heads = AttentionHeads(q, k, v)  # of the tokens of this call only, without cached keys and values
-        if self.keys is not None and self.values is not None:
-            k, v = (write_cache(cache, new, shared.positions) for cache, new in ((self.keys, k), (self.values, v)))
-        if self.sizes.attentions:
-            mixed, weights = attend(q, k, v, shared)
-            heads = replace(heads, probabilities=weights)
-        else:
-            options: dict[str, Any] = {"is_causal": shared.causal, "implementation": self.sizes.attention}
-            mixed = jax.nn.dot_product_attention(q, k, v, None, shared.mask, **options)
+        mixed, heads = attend_cached(AttentionHeads(q, k, v), (self.keys, self.values), shared, self.sizes)
         return by_rows(self.out(by_rows(mixed, tensor=-2).reshape(*x.shape[:-1], -1))), heads
 
 

@@ -17,7 +17,7 @@ from jaxdistill.core.collectives import by_rows
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.registry import models
 from jaxdistill.core.types import Array, AttentionHeads, Outputs, RowsLike
-from jaxdistill.models.bert_network import Pool, Pooled, Real, Tokens
+from jaxdistill.models.bert_network import Pool, Pooled, Real, Tokens, attention_weights
 from jaxdistill.models.hub import family
 from jaxdistill.models.hub.family import POOLING, Family, Rule
 from jaxdistill.models.layers import ACTIVATIONS, lookup, nudged, require_dropout_rate
@@ -66,9 +66,7 @@ class Attention(nnx.Module):
         q, k = rotate(q, angles), rotate(k, angles)
         weights = None
         if self.return_probabilities:
-            scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
-            scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)  # -inf would give NaN for an empty text
-            weights = by_rows(jax.nn.softmax(scores).astype(x.dtype), tensor=1)
+            weights = attention_weights(q, k, mask)
             mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
         else:
             mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
 from spelt import aligned, letters, stories, written
 from tokenizers import Tokenizer, models
 
@@ -19,10 +18,8 @@ from jaxdistill.data.text.surfaces import ids_by_text, shared_tokens
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-    with runs.registries_as_found():
-        for factory in (stories, letters):
-            datasets.register(factory)
-        yield
+    for factory in (stories, letters):
+        datasets.register(factory)
 
 
 @pytest.fixture(scope="module")

@@ -113,10 +113,8 @@ def quiet():
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered():
-    with runs.registries_as_found():
-        runs.load()
-        jaxdistill.registry.datasets.register(faint)
-        yield
+    runs.load()
+    jaxdistill.registry.datasets.register(faint)
 
 
 @pytest.fixture(scope="module")

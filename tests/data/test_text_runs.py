@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 from corpora import WORDS, Labelled, documents, sentences, written
 from flax import nnx
 
@@ -58,11 +57,9 @@ def reader(classes: int, width: int, pooled: bool):
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-    with runs.registries_as_found():
-        datasets.register(letters)
-        for factory in (bag, bigram):
-            networks.register(factory)
-        yield
+    datasets.register(letters)
+    for factory in (bag, bigram):
+        networks.register(factory)
 
 
 @pytest.fixture(scope="module")

@@ -35,10 +35,8 @@ def stories(split: str):
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-    with runs.registries_as_found():
-        for factory in (remarks, stories):
-            datasets.register(factory)
-        yield
+    for factory in (remarks, stories):
+        datasets.register(factory)
 
 
 @pytest.fixture(scope="module")

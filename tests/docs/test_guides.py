@@ -26,7 +26,7 @@ COMMANDS = [
     (guide, line.removeprefix("jaxdistill "))
     for guide, language, code in BLOCKS
     if language == "sh"
-    for line in code.splitlines()
+    for line in re.sub(r" *\\\n *", " ", code).splitlines()  # a command may go on in the next line
 ]
 OF_ANOTHER_RUN = ("predict", "export", "cache", "vocabulary", "search")  # what they read is made before, or by the user
 LARGE = "smollm2", "edge.py"  # checkpoints of 90 MB, or minutes

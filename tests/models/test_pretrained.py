@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import parity
 import pytest
-import runs
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
@@ -41,9 +40,7 @@ def sentences(split: str) -> Sentences:
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered():
-    with runs.registries_as_found():
-        registry.datasets.register(sentences)
-        yield
+    registry.datasets.register(sentences)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from jaxdistill.run.validate import RULES
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory):
-    with runs.registries_as_found(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXDISTILL_DATA", str(tmp_path_factory.mktemp("data")))  # what is known depends on what is there
         yield
 

@@ -63,13 +63,6 @@ def words(file: Path) -> list[str]:
 PRESETS = [f"{file}:{word}".removesuffix(":") for file in CONFIGS for word in words(file)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    """Presets register parts of their own, which no other module shall meet."""
-    with runs.registries_as_found():
-        yield
-
-
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """Checkpoints that are nothing but their configs, and what earlier commands would have left in the folder."""

@@ -16,7 +16,7 @@ WORDS = ("--config.steps=20", "--config.teachers.big.steps=20", "--config.contro
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory):
-    with runs.registries_as_found(), runs.compilation_cache(tmp_path_factory.getbasetemp() / "programs"):
+    with runs.compilation_cache(tmp_path_factory.getbasetemp() / "programs"):
         yield
 
 

@@ -15,12 +15,6 @@ from jaxdistill.run.plan import ahead, topology
 from jaxdistill.run.plan.device import device_work
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _registries():
-    with runs.registries_as_found():
-        yield
-
-
 @pytest.fixture(scope="module")
 def _drawn():
     load_config(PODS)  # registers its data set

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 from own_runs import config_of
 
 from jaxdistill.core.errors import ConfigError, user_location
@@ -29,15 +28,13 @@ VALUES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered():
-    with runs.registries_as_found():
-        for name, values in VALUES.items():
+    for name, values in VALUES.items():
 
-            def factory(values=values):
-                return stateless(values)
+        def factory(values=values):
+            return stateless(values)
 
-            factory.__name__ = f"own_{name}"
-            losses.register(factory)
-        yield
+        factory.__name__ = f"own_{name}"
+        losses.register(factory)
 
 
 @pytest.mark.parametrize("name", ["compares", "counts", "stops", "constant"])

@@ -25,12 +25,6 @@ from jaxdistill.run.plan import ahead, summary, topology
 from jaxdistill.teachers.teacher import Teacher
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _registries():
-    with runs.registries_as_found():
-        yield
-
-
 @pytest.fixture(scope="module")
 def _drawn():
     load_config(PODS)  # registers its data set

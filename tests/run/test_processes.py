@@ -21,7 +21,7 @@ from jaxdistill.run.plan import ahead, topology
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory):
-    with runs.registries_as_found(), runs.compilation_cache(tmp_path_factory.getbasetemp() / "programs"):
+    with runs.compilation_cache(tmp_path_factory.getbasetemp() / "programs"):
         yield
 
 

@@ -41,12 +41,6 @@ TEACHERS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _registries():
-    with runs.registries_as_found():
-        yield
-
-
 def planned(**differences) -> Stage:
     return resolve(differ(runs.load(), **differences), jax.devices()).student
 

@@ -212,12 +212,6 @@ def test_what_trains_the_gate_hears_no_absent_teacher_and_takes_no_label_for_ano
 # What does not go together is refused
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _registries():
-    with runs.registries_as_found():
-        yield
-
-
 def planned(**differences) -> Stage:
     return resolve(differ(runs.load(), **differences), jax.devices()).student
 

@@ -31,9 +31,7 @@ KEYS = jax.random.split(jax.random.key(0), 4)
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered():
-    with runs.registries_as_found():
-        runs.load()
-        yield
+    runs.load()
 
 
 def quiet():

@@ -1,4 +1,4 @@
-"""What stored outputs depend on."""
+"""Identity of stored outputs: everything that they depend on is in it."""
 
 import dataclasses
 

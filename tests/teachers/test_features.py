@@ -29,7 +29,7 @@ WIDTH, CLASSES, KEY = 16, 64, jax.random.key(0)
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory):
-    with runs.registries_as_found(), runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
+    with runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
         yield
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-import runs
 from checks import assert_close
 from flax import nnx
 from rich.console import Console
@@ -58,11 +57,9 @@ def judge(classes: int, width: int = 8):
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-    with runs.registries_as_found():
-        datasets.register(letters)
-        for factory in (reader, judge):
-            networks.register(factory)
-        yield
+    datasets.register(letters)
+    for factory in (reader, judge):
+        networks.register(factory)
 
 
 @pytest.fixture(scope="module")

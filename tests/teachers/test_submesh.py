@@ -31,7 +31,7 @@ TERMS = {"kd": {}, "hidden": {"weight": 0.1}}
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory):
-    with runs.registries_as_found(), runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
+    with runs.compilation_cache(tmp_path_factory.mktemp("compiled")):
         yield
 
 

@@ -67,8 +67,9 @@ def explain(run: Path, references: Sequence[Path] = (), beyond: Sequence[Path] =
     finished = results(run)
     workdir.check_writable(run, "RUN")
     for option, runs in (("--reference", references), ("--beyond", beyond)):
-        if repeated := [str(each) for each in runs if [one.resolve() for one in runs].count(each.resolve()) > 1]:
-            raise ConfigError(option, f"{repeated[0]!r} is given {len(repeated)} times. Give each run once.")
+        places = [str(each.resolve()) for each in runs]
+        if repeated := next((place for place in places if places.count(place) > 1), ""):
+            raise ConfigError(option, f"{repeated!r} is given {places.count(repeated)} times. Give each run once.")
     if run.resolve() in (each.resolve() for each in beyond):
         raise ConfigError("--beyond", f"{str(run)!r} is the run itself. Give a run with another teacher.")
     resolved = _resolved(run, trust_source)

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -245,17 +245,22 @@ def check_study(folder: Path) -> None:
     check_writable(folder, "--workdir")
 
 
-def check_only_runs(folder: Path) -> None:
-    """Check that the folder of a new run holds no folders with files, which may be somebody's data or runs.
+def check_no_other_folders(folder: Path, option: str, is_ours: Callable[[Path], bool] = lambda place: False) -> None:
+    """Check that a folder that is to be written holds no folders with files, which may be somebody's data or runs.
+
+    Args:
+        folder: the folder.
+        option: option of the command line, or config key, that names it, for the error message.
+        is_ours: function that returns True for a folder inside it that may be there.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: it holds one.
     """
-    if folder.is_dir():
-        places = (place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
-        if folders := sorted(place.name for place in places if any(each.is_file() for each in place.rglob("*"))):
-            problem = f"{str(folder)!r} holds folders of other things ({', '.join(folders[:4])}), and no run"
-            raise ConfigError("--workdir", f"{problem}. Choose a new or empty folder.")
+    places = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
+    places = [place for place in places if not place.name.startswith(".") and not is_ours(place)]
+    if others := [place.name for place in places if any(each.is_file() for each in place.rglob("*"))]:
+        problem = f"{str(folder)!r} holds folders of other things ({', '.join(others[:4])})"
+        raise ConfigError(option, f"{problem}. Choose a new or empty folder.")
 
 
 def check_output(file: Path, option: str, overwrite: bool) -> None:

@@ -44,7 +44,7 @@ from jaxdistill.run import subset
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.resolve import Resolved, resolve
-from jaxdistill.run.workdir import check_writable
+from jaxdistill.run.workdir import check_no_other_folders, check_writable
 from jaxdistill.teachers.cache import entries_needed, parse_encoding, store_folder
 from jaxdistill.teachers.cache_identity import KEY, drop_unrecorded, identity, stream_encoding
 from jaxdistill.teachers.cached_head import describe_head, is_written, write_head
@@ -78,24 +78,13 @@ def write(config: Config, console: Console) -> None:
     for name in names:
         key = f"teachers.{name}.{KEY}"
         folder = parse_encoding(resolved.teacher_configs[name].options[KEY], key).folder
-        check_writable(Path(folder).expanduser(), key)
-        _check_only_stores(Path(folder).expanduser(), key)
+        place = Path(folder).expanduser()
+        check_writable(place, key)
+        check_no_other_folders(place, key, is_ours=lambda inside: (inside / MANIFEST).exists())
     for name in names:
         writer = _Writer(resolved, name)
         for name, stream in resolved.data.with_test.items():
             writer.write(name, resolved.data.open(stream), console)
-
-
-def _check_only_stores(folder: Path, key: str) -> None:
-    """Check that a folder holds no folders but those of cached outputs.
-
-    Raises:
-        ConfigError: it does, such as a run or images.
-    """
-    places = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
-    if other := [place.name for place in places if not (place / MANIFEST).exists() and any(place.iterdir())]:
-        problem = f"{str(folder)!r} holds folders of other things ({', '.join(other[:4])})"
-        raise ConfigError(key, f"{problem}. Choose a new or empty folder.")
 
 
 class _Writer:

@@ -239,7 +239,7 @@ def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
         raise ConfigError("--workdir", f"{str(workdir)!r} is not a folder; choose another path.")
     old = workdirs.saved_record(workdir)
     if old is None:
-        workdirs.check_only_runs(workdir)
+        workdirs.check_no_other_folders(workdir, "--workdir")
         return
     if changed := workdirs.config_differences(old["config"], run.config):
         cure = f"Choose another --workdir, or resume that run with --config {saved}"

@@ -7,6 +7,7 @@ source_suffix = {".md": "markdown"}
 html_theme = "furo"
 html_title = "jaxdistill"
 html_copy_source = False
+smartquotes = False  # specs are copied
 html_show_sphinx = False
 html_show_copyright = False
 html_static_path = ["_static"]

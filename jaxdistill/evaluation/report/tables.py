@@ -208,7 +208,9 @@ def _key(columns: list[Column], names: Sequence[str]) -> Markup:
         names: names of the models in the table.
     """
     items = (element("span", element("b", column.title), f" {column.meaning}. ") for column in columns)
-    control = "The control is the student's network, trained without a teacher. Highlighted: the best of these."
+    control = (
+        "The control is the student's network, trained without a teacher. Highlighted: the best of all but teachers."
+    )
     has_control = any(role(name) == "control" for name in names)
     texts = (control if has_control else "", f" {ROUNDING}" if FLOATS in names else "")
     return element("p", *items, *texts, class_="note")

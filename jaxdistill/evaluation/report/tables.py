@@ -208,9 +208,7 @@ def _key(columns: list[Column], names: Sequence[str]) -> Markup:
         names: names of the models in the table.
     """
     items = (element("span", element("b", column.title), f" {column.meaning}. ") for column in columns)
-    control = (
-        "The control is the student's network, trained without a teacher. Highlighted: the best of all but teachers."
-    )
+    control = "The control is the student's network, trained without a teacher. Highlighted: the best, teachers aside."
     has_control = any(role(name) == "control" for name in names)
     texts = (control if has_control else "", f" {ROUNDING}" if FLOATS in names else "")
     return element("p", *items, *texts, class_="note")

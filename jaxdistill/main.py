@@ -1,4 +1,4 @@
-"""The command line: jaxdistill COMMAND, or python -m jaxdistill.main COMMAND.
+"""The command line: jaxdistill COMMAND, or python -m jaxdistill COMMAND.
 
 Without a command, it is `train`: python -m jaxdistill.main --config configs/quickstart.py --workdir runs/quickstart
 """

@@ -95,7 +95,7 @@ def at_rows(seen: Signals, chosen: Array) -> Signals:
 
 def at_nodes(nodes, seed: int = 0) -> Signals:
     """A batch whose examples stand at these nodes, in the field `label`."""
-    seen = signals(seed, batch=(len(nodes),))
+    seen = signals(seed, batch=(len(nodes),), classes=max(5, *nodes) + 1)
     return replace(seen, batch=seen.batch | {"label": np.asarray(nodes, np.int32)})
 
 

@@ -157,4 +157,10 @@ DEVICE_MISTAKES = {
         "choose a divisor of 4",
     ),
     "processes that nobody leads": (["distributed.processes=2"], "distributed.processes", "2 processes", "host:port"),
+    "a port that there is not": (
+        ["distributed.coordinator='localhost:65536'", "distributed.processes=2"],
+        "distributed.coordinator",
+        "'localhost:65536'",
+        "a port from 1 to 65535",
+    ),
 }

@@ -8,6 +8,7 @@ import numpy as np
 from jaxdistill.core.errors import ConfigError, short_repr
 
 LARGEST = np.iinfo(np.int32).max  # integers become int32 on the device
+NOT_COMPUTABLE = "not a finite number in 32 bits, or its square is not"
 TOKENS = ("input_ids", "token_type_ids")  # fields of embedding indices
 
 
@@ -90,6 +91,8 @@ def _kind_problem(field: str, value: Any, array: np.ndarray, first: np.ndarray, 
         return f"{short_repr(value)} is neither an array of numbers nor a text"
     if kind not in "SUbiuf":
         return f"values of type {array.dtype} are not supported"
+    if kind in "iu" and field == "image" and array.dtype != np.uint8:
+        return f"pixels of type {array.dtype} would be read unscaled; give uint8 from 0 to 255, or scaled floats"
     if (kind in "SU") != (first.dtype.kind in "SU"):
         return f"{short_repr(value)} is of another type than the values before it"
     if kind not in "SU" and (array.ndim > 0 or kind != first.dtype.kind) and array.dtype != first.dtype:
@@ -108,12 +111,20 @@ def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[t
     elif kind == "f":
         with np.errstate(invalid="ignore", over="ignore"):
             narrow = column.astype(np.float32, copy=False)
-            if not np.isfinite(narrow.sum(dtype=np.float64)):  # one pass, finite if all values are
-                yield _first(column, ~np.isfinite(narrow), "is not a finite number in 32 bits")
+            if not np.isfinite(np.vdot(narrow, narrow)):  # one pass, finite if all squares are, but for huge sums
+                wrong = ~computable(narrow)
+                if wrong.any():
+                    yield _first(column, wrong, f"is {NOT_COMPUTABLE}")
     elif kind in "iu" and column.size:
         low = 0 if field.rpartition("/")[2] in TOKENS else -LARGEST - 1
         if column.max() > LARGEST or column.min() < low:
             yield _first(column, (column > LARGEST) | (column < low), f"is not in {low} to {LARGEST}")
+
+
+def computable(numbers: np.ndarray) -> np.ndarray:
+    """Return True for each float32 number whose square is finite in 32 bits, as norms and means of squares need it."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.isfinite(np.square(numbers)))
 
 
 def _first(column: np.ndarray, wrong: np.ndarray, problem: str) -> tuple[int, str]:

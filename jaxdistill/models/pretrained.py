@@ -11,7 +11,7 @@ Initialising a student from its teacher's layers: DistilBERT, Sanh et al. 2019 (
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxdistill.core.errors import ConfigError, WeightsError, as_weights_error
@@ -74,6 +74,29 @@ def pretrained(source: str, layers: Layers = (), cut: Cut = (), keep: str = "", 
         return Pretrained(loading.fresh, lambda: load(checkpoint, loading, shapes))
 
     return model._replace(load=prepare)
+
+
+def sources_of(spec: str, path: str = "") -> tuple[str, ...]:
+    """Return the checkpoints that a spec string names: that of `pretrained`, also inside another model, or of `cut`.
+
+    Args:
+        spec: name and arguments of a registered model factory, such as "pretrained('runs/bert', layers=(0, 5))".
+        path: config key of the spec string, such as `student.model`, for error messages.
+
+    Raises:
+        ConfigError: the spec string does not parse.
+    """
+
+    def sources(value: Any) -> Iterator[str]:
+        if isinstance(value, tuple) and not isinstance(value, Spec):
+            for each in value:
+                yield from sources(each)
+        if isinstance(value, Spec):
+            if value.name in ("pretrained", "cut"):
+                yield str(value.kwargs.get("source", value.args[0] if value.args else ""))
+            yield from sources((*value.args, *value.kwargs.values()))
+
+    return tuple(source for source in dict.fromkeys(sources(parse(spec, path))) if source)
 
 
 def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:

@@ -104,7 +104,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
                 parts = ", ".join(f"{part} (module {module})" for part, module in missing.items())
                 note(f"config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run")
         run = Run(resolved, folder, console, record | {"run": workdir.agreed_name(record.get("run", ""))})
-        check_inputs(folder, resolved.data, resolved.teachers)
+        check_inputs(folder, resolved.data, resolved.teachers, config.student.model)
         subset.check_selection(folder, resolved.data, run.data.chosen)
         preemption = stack.enter_context(Preemption())
         run.load_teachers()

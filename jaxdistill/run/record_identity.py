@@ -2,21 +2,24 @@
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.errors import ConfigError, DamageError, WeightsError
+from jaxdistill.core.hub_files import checkpoint_path, fingerprint
 from jaxdistill.core.notes import note
 from jaxdistill.data.pipeline import TEST, Pipeline, Stream
+from jaxdistill.models.pretrained import sources_of
 from jaxdistill.run import workdir
 from jaxdistill.teachers.cache_identity import teacher_hash
 from jaxdistill.teachers.teacher import Teacher
 
 FILE = "records.json"
+WEIGHTS = "its weights or its config"
 
 
 class Input(NamedTuple):
@@ -32,7 +35,7 @@ class Input(NamedTuple):
     hash: str
 
 
-def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher]) -> None:
+def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], student: str) -> None:
     """Check that the inputs of a resumed or repeated run are those with which it began, by hashes of their content.
 
     A new run writes the hashes to `FILE`. A damaged or missing file is written again, with a note. An earlier version
@@ -42,11 +45,12 @@ def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher]) 
         folder: folder of the run.
         data: data pipeline of the run.
         teachers: the teachers of the run, by name.
+        student: spec string of the student, which may begin with the weights of a checkpoint.
 
     Raises:
         ConfigError: something has changed; what was measured before would stand beside what is measured now.
     """
-    inputs = _inputs(data, teachers)
+    inputs = _inputs(data, teachers, student)
     try:
         known = seal.read(folder / FILE, {"contents": dict})["contents"]
     except (FileNotFoundError, DamageError) as error:
@@ -64,7 +68,7 @@ def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher]) 
         seal.write(folder / FILE, {"contents": {**known, **hashes}})
 
 
-def _inputs(data: Pipeline, teachers: Mapping[str, Teacher]) -> dict[str, Input]:
+def _inputs(data: Pipeline, teachers: Mapping[str, Teacher], student: str) -> dict[str, Input]:
     """Return the inputs of a run, by their keys in `FILE`, as far as they can be read."""
     inputs = {}
     for name, stream in {**data.streams, TEST: data.test}.items():
@@ -75,7 +79,8 @@ def _inputs(data: Pipeline, teachers: Mapping[str, Teacher]) -> dict[str, Input]
         augment = f"a file that the transforms of {name} read"
         inputs[f"transforms of {name}"] = Input("data.augment", augment, identity.get("transforms", ""))
     for name, teacher in teachers.items():
-        inputs[f"teacher {name}"] = Input(teacher.path, "its weights or its config", _teacher_hash(teacher))
+        inputs[f"teacher {name}"] = Input(teacher.path, WEIGHTS, _teacher_hash(teacher))
+    inputs["student"] = Input("student.model", WEIGHTS, _hash_in_process_0(lambda: _starts(student)))
     return {key: each for key, each in inputs.items() if each.hash}
 
 
@@ -87,14 +92,26 @@ def _identity(data: Pipeline, stream: Stream) -> dict[str, str]:
 
 
 def _teacher_hash(teacher: Teacher) -> str:
-    """Return a hash of a teacher that existed before the run; empty: the run trains it, or it cannot be read.
+    """Return a hash of a teacher's weights before the run; empty: it has none, or they cannot be read."""
+    return _hash_in_process_0(lambda: _starts(teacher.spec) if teacher.trained_here else teacher_hash(teacher))
 
-    Process 0 alone reads the weights, which may be large; every process of the run must call this.
+
+def _starts(spec: str) -> str:
+    """Return a text that tells the checkpoints apart that a model begins with; empty: it begins with random weights."""
+    sources = sources_of(spec)
+    files = [checkpoint_path(source) / "config.json" for source in sources]
+    configs = [seal.sha256(file) for file in files if file.is_file()]
+    return " ".join([*map(fingerprint, sources), *configs])
+
+
+def _hash_in_process_0(identify: Callable[[], str]) -> str:
+    """Return a hash of a text that only process 0 makes, since it reads weights, which may be large.
+
+    Every process of the run must call this. The hash is empty if the text is empty, or cannot be made.
     """
-    if teacher.trained_here:
-        return ""
     known = ""
     if jax.process_index() == 0:
-        with contextlib.suppress(ConfigError, DamageError):
-            known = hashlib.sha256(teacher_hash(teacher).encode()).hexdigest()[: workdir.NAME_DIGITS]
+        with contextlib.suppress(ConfigError, WeightsError, DamageError):
+            text = identify()
+            known = hashlib.sha256(text.encode()).hexdigest()[: workdir.NAME_DIGITS] if text else ""
     return workdir.agreed_name(known)

@@ -82,6 +82,11 @@ def _is_tuple_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda v: isinstance(v, tuple) and all(map(accepts, v))
 
 
+def _is_address(v: str) -> bool:
+    address = re.fullmatch(r"[^\s:]+:(\d{1,5})", v)
+    return address is not None and 0 < int(address[1]) < 2**16
+
+
 def _is_text(v: Any) -> bool:
     return isinstance(v, str) and not any("\ud800" <= letter <= "\udfff" for letter in v)  # half of a pair: no UTF-8
 
@@ -99,8 +104,8 @@ POSITIVE = Kind(lambda v: _integer(v) and 0 < v < LIMIT, "a whole number, 1 or m
 SIZE = Kind(lambda v: _integer(v) and (v > 0 or v == -1), "a whole number, 1 or more, or -1")
 NUMBER = Kind(lambda v: _number(v) and 0 <= v <= LARGEST_NUMBER, "a number from 0 to 1e30")
 ADDRESS = Kind(
-    lambda v: v in ("", "auto") or (isinstance(v, str) and re.fullmatch(r"[^\s:]+:\d{1,5}", v) is not None),
-    "'auto', or the host:port of process 0, such as 'node0:1234'",
+    lambda v: v in ("", "auto") or (isinstance(v, str) and _is_address(v)),
+    "'auto', or the host:port of process 0, such as 'node0:1234', with a port from 1 to 65535",
     text=True,
 )
 REDUCTION = _one_of("token", "text")

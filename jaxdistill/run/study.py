@@ -219,7 +219,8 @@ def run_or_resume(config: Config, folder: Path) -> list[dict[str, Any]]:
     """
     if results := finished_results(config, folder):
         resolved = resolve(config, jax.devices())
-        check_inputs(folder, resolved.data, resolved.teachers)  # else new runs stand beside those on other records
+        # else new runs stand beside those on other records
+        check_inputs(folder, resolved.data, resolved.teachers, config.student.model)
         return results["rows"]
     return distill(config, folder, Console(quiet=True)).rows
 

@@ -78,6 +78,8 @@ def write_config(workdir: Path, record: Mapping[str, Any], source: str) -> dict[
         _keep_results(workdir, record["config"]["steps"])
         seal.write(workdir / "config.json", {**record, **added})
         return added
+    except IsADirectoryError:  # in place of one of these files
+        raise
     except OSError as error:
         raise _unwritable(workdir, error) from None
 
@@ -298,6 +300,8 @@ def locked(folder: Path, option: str = "--workdir", cure: str = "choose another 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a+")
+    except IsADirectoryError:
+        raise
     except OSError as error:
         raise ConfigError(option, f"{str(folder)!r} cannot be written ({error}); {cure}.") from None
     with file:

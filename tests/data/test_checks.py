@@ -80,8 +80,19 @@ def test_a_value_that_no_model_reads_is_named(changed, said, place, monkeypatch,
 
 
 def test_a_number_that_is_infinite_in_32_bits_is_named(monkeypatch, tmp_path):
-    with pytest.raises(ConfigError, match=r"record 1, field 'x': 1e\+300 at \[0\] is not a finite number in 32 bits"):
-        opened([{"x": np.array([x])} for x in (2.0, 1e300)], monkeypatch, tmp_path)
+    for number in ("1e+300", "1e+20"):  # the norm of a row of features would be infinite
+        said = rf"record 1, field 'x': {re.escape(number)} at \[0\] is not a finite number in 32 bits, or its square is"
+        with pytest.raises(ConfigError, match=said):
+            opened([{"x": np.array([x])} for x in (2.0, float(number))], monkeypatch, tmp_path)
+    many = np.full(40, 1.5e19)  # the sum of their squares is infinite, each square is not
+    assert len(opened([{"x": many}, {"x": many}], monkeypatch, tmp_path)) == 2
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int64, np.uint16])
+def test_whole_numbers_of_other_types_are_no_pixels(dtype, monkeypatch, tmp_path):
+    """Models scale uint8 pixels alone."""
+    with pytest.raises(ConfigError, match=rf"record 0, field 'image': pixels of type {np.dtype(dtype)} would be read"):
+        opened([{"image": np.ones((2, 2, 1), dtype)}] * 2, monkeypatch, tmp_path)
 
 
 def test_the_type_of_a_field_is_that_of_its_first_record_in_every_batch(monkeypatch, tmp_path):

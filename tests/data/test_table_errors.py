@@ -106,7 +106,11 @@ def test_a_wrong_line_is_named(mistake):
             "table(path='a.csv', text=('text', 'kind'), label='kind')",
             "the model would read the label 'kind'",
         ),
-        ("table(path='large.csv', features='x')", "record 1: 'x' is '1e39', not a finite number in float32"),
+        (
+            "table(path='large.csv', features='x')",
+            "record 1: 'x' is '1e39', not a finite number in 32 bits, or its square is not",
+        ),
+        ("table(path='a.csv', text='text', encoding='idna')", "the encoding 'idna' is unknown"),
         ("table(path='a.csv', features='text')", "record 0: 'text' is 'say"),
         ("table(path='a.npz', features='x', label='y')", "all arrays must have one row for each record"),
         ("table(path='c.npz', features='x')", "c.npz: 'x' has the shape [3, 0]: its records are empty."),

@@ -184,8 +184,12 @@ def test_a_label_without_a_share_of_its_own_adds_nothing_either():
 
 def test_labels_that_do_not_fit_are_told_with_the_cure():
     seen = signals()
-    with pytest.raises(ValueError, match="the graph names class 7, but the student has 5"):
-        values("related_labels(edges=((0, 7),))", seen)
+    for spec in ("related_labels(edges=((0, 5),))", "graph(edges=((0, 5),))"):
+        with pytest.raises(ValueError, match="the graph names class 5, but the student has 5"):
+            values(spec, seen)
+    assert np.isfinite(values("graph(edges=((0, 4),))", seen))
+    index = replace(seen, batch={"index": seen.batch["label"]})
+    assert np.isfinite(values("graph(edges=((0, 5),), node='index')", index))
     with pytest.raises(ValueError, match="target='labels' is not a field"):
         values("related_labels(edges=((0, 1),), target='labels')", seen)
     with pytest.raises(ConfigError, match="share must be between 0 and 1"):

@@ -50,11 +50,11 @@ def test_hashes_of_inputs_that_cannot_be_read_now_are_kept(home, tmp_path, monke
     data = resolve(alone(home), jax.devices()).data
     given = {name: record_identity.Input("data.name", name, name) for name in ("train", "test")}
     monkeypatch.setattr(record_identity, "_inputs", lambda *_: given)
-    record_identity.check_inputs(tmp_path, data, {})
+    record_identity.check_inputs(tmp_path, data, {}, "")
     known = seal.read(tmp_path / FILE, {"contents": dict})["contents"]
     del given["test"]
     given["teacher big"] = record_identity.Input("teachers.big", "its weights", "teacher")
-    record_identity.check_inputs(tmp_path, data, {})
+    record_identity.check_inputs(tmp_path, data, {}, "")
     assert seal.read(tmp_path / FILE, {"contents": dict})["contents"] == {**known, "teacher big": "teacher"}
 
 
@@ -139,6 +139,23 @@ def test_another_teacher_in_the_same_folder_is_noticed(home, tmp_path):
     for steps in (1, 2):
         with pytest.raises(ConfigError, match=r"^teachers\.big: its weights or its config changed since the run"):
             jaxdistill.distill(differ(config, steps=steps), tmp_path / "run", QUIET)
+
+
+def test_another_checkpoint_that_student_or_teacher_begins_with_is_noticed(home, tmp_path):
+    plain = {"teachers": {}, "objective": {"cross_entropy": {}}, "control": False}
+    jaxdistill.distill(differ(config_of("bert", home, **plain), steps=1), tmp_path / "big", QUIET)
+    model = f"pretrained({str(tmp_path / 'big/student/hub')!r})"
+    student = differ(config_of("bert", home, **plain), steps=1, student={"model": model})
+    teacher = config_of("bert", home, teachers={"big": {"model": model, "steps": 1}}, objective={"kd": {}})
+    runs = {"student.model": student, "teachers.big": differ(teacher, steps=1, control=False)}
+    for path, config in runs.items():
+        jaxdistill.distill(config, tmp_path / path, QUIET)
+        jaxdistill.distill(config, tmp_path / path, QUIET)  # the same weights are fine
+    shutil.rmtree(tmp_path / "big")
+    jaxdistill.distill(differ(config_of("bert", home, **plain), steps=1, seed=1), tmp_path / "big", QUIET)
+    for path, config in runs.items():
+        with pytest.raises(ConfigError, match=rf"^{path}: its weights or its config changed since the run"):
+            jaxdistill.distill(differ(config, steps=2), tmp_path / path, QUIET)
 
 
 def test_a_study_does_not_take_the_results_of_another_run(home, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdistill.core.errors import short_repr
+from jaxdistill.data.checks import NOT_COMPUTABLE, computable
 from jaxdistill.data.table.record_reader import Chunk, TableError
 
 NO_LABEL = -1  # the code of a record without a label
@@ -276,13 +277,13 @@ def _numbers(values: Sequence[Any], first: int, file: str, column: str) -> np.nd
     """Return the numbers of one column, `[records, numbers]`: one for each record, or the elements of its array."""
     try:
         array = _float32(values)
-        if np.isfinite(array).all():
+        if computable(array).all():
             return array.reshape(len(values), -1)
     except (TypeError, ValueError):
         pass  # find the value
     for number, value in enumerate(values, first):
         try:
-            right = bool(np.isfinite(_float32(value)).all())
+            right = bool(computable(_float32(value)).all())
         except (TypeError, ValueError):
             right = False
         if not right:
@@ -297,10 +298,10 @@ def _not_finite(value: Any) -> str:
         array = _float32(value)
     except (TypeError, ValueError):
         return f"is {short_repr(value)}, not a finite number"
-    place = np.argwhere(~np.isfinite(array))[0].tolist()
+    place = np.argwhere(~computable(array))[0].tolist()
     if not place:
-        return f"is {short_repr(value)}, not a finite number in float32"
-    return f"is {array[tuple(place)]} at {place}, not a finite number in float32"
+        return f"is {short_repr(value)}, {NOT_COMPUTABLE}"
+    return f"is {array[tuple(place)]} at {place}, {NOT_COMPUTABLE}"
 
 
 def _float32(values: Any) -> np.ndarray:

@@ -23,6 +23,10 @@ class TextFormat(NamedTuple):
     delimiter: str = ""
 
 
+# Encodings of names of computers and of Python's own texts
+NOT_OF_FILES = ("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape")
+
+
 def check_text_format(text_format: TextFormat) -> None:
     """Check that there is such an encoding, and that a delimiter is one character.
 
@@ -31,7 +35,8 @@ def check_text_format(text_format: TextFormat) -> None:
     """
     encoding, delimiter = text_format
     try:
-        is_text = codecs.lookup(encoding)._is_text_encoding
+        codec = codecs.lookup(encoding)
+        is_text = codec._is_text_encoding and codec.name not in NOT_OF_FILES
     except LookupError:
         is_text = False
     if not is_text:

@@ -59,6 +59,17 @@ def parse_edges(spec: GraphSpec) -> Edges:
     return Edges(source, target, weight_array, nodes)
 
 
+def check_classes(edges: Edges, classes: int) -> None:
+    """Check that the nodes of a graph are classes of the student.
+
+    Raises:
+        ValueError: the graph names a class that the student does not have.
+    """
+    if edges.nodes > classes:
+        last = f"the graph names class {edges.nodes - 1}"
+        raise ValueError(f"{last}, but the student has {classes} classes, counted from 0; use a graph of these")
+
+
 Edge = tuple[int, int, float]
 
 

@@ -34,7 +34,7 @@ from jaxdistill.core.collectives import gather
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals
-from jaxdistill.losses.relations.class_graph import Edges, GraphSpec, parse_edges
+from jaxdistill.losses.relations.class_graph import Edges, GraphSpec, check_classes, parse_edges
 from jaxdistill.losses.relations.relations import LayerPair, gather_representations, valid_pairs
 from jaxdistill.losses.relations.rkd import distance_difference
 from jaxdistill.losses.relations.similarity import gram_difference
@@ -108,7 +108,8 @@ def graph(
 
     Raises:
         ValueError: the graph has no edges or malformed ones; when the loss is computed, the batch lacks the field that
-            `node` names, or the field does not hold one integer for each example.
+            `node` names, or the field does not hold one integer for each example, or the nodes are labels and the graph
+            names classes that the student does not have.
     """
     parsed = parse_edges(edges)
 
@@ -117,6 +118,8 @@ def graph(
         if local_nodes is None or local_nodes.ndim != 1 or not jnp.issubdtype(local_nodes.dtype, jnp.integer):
             fields = ", ".join(name for name, x in sorted(signals.batch.items()) if x.ndim == 1)
             raise ValueError(f"node={node!r} is not a field with one integer for each row. Such fields: {fields}")
+        if node == "label" and signals.student.logits is not None:
+            check_classes(parsed, signals.student.logits.shape[-1])
         student, target, valid = gather_representations(signals, layers, teacher)
         nodes = jnp.where(valid, gather(local_nodes), -1)
         if level == "classes":

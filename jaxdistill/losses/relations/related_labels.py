@@ -24,7 +24,7 @@ from jaxtyping import Float, Integer
 from jaxdistill.core.interfaces import Term
 from jaxdistill.core.registry import losses
 from jaxdistill.core.types import Array, Signals
-from jaxdistill.losses.relations.class_graph import Edges, GraphSpec, parse_edges
+from jaxdistill.losses.relations.class_graph import Edges, GraphSpec, check_classes, parse_edges
 from jaxdistill.losses.term import precise, stateless
 
 
@@ -105,9 +105,7 @@ def related_labels(edges: GraphSpec, share: float = 0.1, target: str = "label") 
         if labels is None or labels.shape != logits.shape[:-1]:
             raise ValueError(f"target={target!r} is not a field of the batch with a class for each row or token")
         classes = logits.shape[-1]
-        if parsed.nodes > classes:
-            last = f"the graph names class {parsed.nodes - 1}"
-            raise ValueError(f"{last}, but the student has {classes} classes, counted from 0; use a graph of these")
+        check_classes(parsed, classes)
         related, shares = label_shares(parsed, share, classes)
         return related_cross_entropy(logits, labels, jnp.asarray(related), jnp.asarray(shares))
 

@@ -21,8 +21,8 @@ from jaxdistill import main as command_line
 from jaxdistill.core import checkpoint, manifest, seal
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
-OF_FILES = ("write", "write_text", "read", "seal_file", "check_file", "seal_folder", "check_in_folder")
-SEALING = [(module, "array_checksums") for module in (checkpoint, manifest)] + [(seal, name) for name in OF_FILES]
+OF_FILES = [name for name, each in vars(seal).items() if getattr(each, "__module__", "") == seal.__name__]
+SEALING = [(checkpoint, "array_checksums"), (manifest, "differing_arrays"), *((seal, name) for name in OF_FILES)]
 
 
 @contextlib.contextmanager

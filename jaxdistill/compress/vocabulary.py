@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.core import seal
+from jaxdistill.models.hub.kept_tokens import VOCABULARY
 
 KINDS = ("WordPiece", "BPE", "WordLevel")
 
@@ -176,5 +177,5 @@ def write(folder: Path, tokenizer: dict[str, Any], ids: Sequence[int], size: int
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(reduce_tokenizer(tokenizer, ids), ensure_ascii=False, indent=1)
     seal.write_text(folder / "tokenizer.json", text)
-    seal.write_text(folder / "vocabulary.json", json.dumps({"ids": list(ids), "size": size}))
+    seal.write_text(folder / VOCABULARY, json.dumps({"ids": list(ids), "size": size}))
     seal.seal_folder(folder)

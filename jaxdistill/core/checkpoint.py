@@ -195,7 +195,9 @@ class Checkpoints:
         """
         self.wait()
         while (step := self._manager.latest_step()) is not None:
-            manifest = manifests(self.folder)[step]
+            if (manifest := manifests(self.folder).get(step)) is None:  # on a network disk, not yet seen here
+                problem = f"{self.folder}: process {jax.process_index()} sees no manifest of step {step}"
+                raise CheckpointError(f"{problem}. Start the run again when all machines see the same files")
             check_owner(self.folder, manifest, self._owner, self._run)
             if differences := mismatches(manifest, abstract):
                 problem = f"the checkpoint of another model: {'; '.join(differences[:8])}"

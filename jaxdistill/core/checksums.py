@@ -5,7 +5,7 @@ No file is read just for the check, each process works on the shards that it hol
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,20 +27,46 @@ def array_checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
     Returns:
         For each name, 16 hexadecimal digits.
     """
-    sums = np.array([_local_sum(x) for x in arrays.values()], np.uint64)
+    return dict(zip(arrays, _checksums([(x, 0) for x in arrays.values()]), strict=True))
+
+
+def differing_arrays(arrays: Mapping[str, Any], checksums: Mapping[str, str]) -> list[str]:
+    """Return the names of arrays with a checksum other than the one given; each copy on a device is looked at.
+
+    Every process reads its own copies from disk, so that one alone may be wrong. In a run with several processes, all
+    processes must call this together, and get the same answer.
+
+    Args:
+        arrays: arrays by name, of any sharding.
+        checksums: for each name, what `array_checksums` has returned.
+    """
+    copies = [(name, copy) for name, x in arrays.items() for copy in range(_copies(x))]
+    now = _checksums([(arrays[name], copy) for name, copy in copies])
+    wrong = {name for (name, _), checksum in zip(copies, now, strict=True) if checksum != checksums[name]}
+    return [name for name in arrays if name in wrong]
+
+
+def _checksums(copies: Sequence[tuple[Any, int]]) -> list[str]:
+    """Return the checksum of each copy of an array, given as `(array, number of the copy)`, over all processes."""
+    sums = np.array([_local_sum(x, copy) for x, copy in copies], np.uint64)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         halves = multihost_utils.process_allgather(sums.view(np.uint32))  # JAX has no 64-bit integers by default
         sums = np.ascontiguousarray(halves).view(np.uint64).sum(axis=0, dtype=np.uint64)
-    return {name: f"{total:016x}" for name, total in zip(arrays, sums.tolist(), strict=True)}
+    return [f"{total:016x}" for total in sums.tolist()]
 
 
-def _local_sum(x: Any) -> np.uint64:
-    """Return the sum over those shards of an array that this process holds; of copies, only the first is counted."""
+def _copies(x: Any) -> int:
+    """Return how many copies of each part of an array there are, on all devices of all processes."""
+    return 1 + max(shard.replica_id for shard in x.global_shards) if isinstance(x, jax.Array) else 1
+
+
+def _local_sum(x: Any, copy: int) -> np.uint64:
+    """Return the sum over those shards of an array that this process holds, and that belong to one of its copies."""
     if not isinstance(x, jax.Array):
         return _weighted_sum(np.asarray(x), tuple(slice(0, size) for size in np.shape(x)))
-    shards = [shard for shard in x.addressable_shards if shard.replica_id == 0]
+    shards = [shard for shard in x.addressable_shards if shard.replica_id == copy]
     return np.sum([_weighted_sum(np.asarray(shard.data), shard.index) for shard in shards], dtype=np.uint64)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.core import bucket, seal
-from jaxdistill.core.checksums import array_checksums
+from jaxdistill.core.checksums import differing_arrays
 from jaxdistill.core.errors import DamageError
 from jaxdistill.core.notes import note, note_damage
 from jaxdistill.core.tree import path_name
@@ -126,8 +126,8 @@ def damaged_arrays(manifest: CheckpointManifest, flat: Mapping[str, Any]) -> lis
     if "files" in manifest:  # an earlier version
         return []
     saved = manifest["arrays"]
-    checksums = array_checksums(flat)
-    return [f"{name} differs from what was saved" for name in flat if saved[name][2] != checksums[name]]
+    wrong = differing_arrays(flat, {name: saved[name][2] for name in flat})
+    return [f"{name} differs from what was saved" for name in wrong]
 
 
 def mismatches(manifest: CheckpointManifest, abstract: PyTree) -> list[str]:

@@ -13,7 +13,7 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -97,6 +97,19 @@ def parse(text: str, path: str) -> Spec:
         cure = "Write a registered name with literal arguments, like name(key=1.0, file='a.csv'), words in quotes; "
         cure += "specs are parsed, never run."
         raise ConfigError(path, f"{text!r:.200} is not a spec string{_where(text.strip(), error)}. {cure}") from None
+
+
+def nested_specs(spec: Spec) -> Iterator[Spec]:
+    """Yield a spec and every spec among its arguments, at any depth; a tuple of arguments becomes a spec without name.
+
+    So a caller finds every argument of a config's spec string among the `args` and `kwargs` of the results.
+    """
+    yield spec
+    for value in (*spec.args, *spec.kwargs.values()):
+        if isinstance(value, Spec):
+            yield from nested_specs(value)
+        elif isinstance(value, tuple):
+            yield from nested_specs(Spec("", value, {}))
 
 
 def _where(text: str, error: Exception) -> str:

@@ -134,6 +134,14 @@ def read(file: Path | BucketPath, types: JsonTypes, required: bool = False) -> d
     return content
 
 
+def is_sealed(file: Path) -> bool:
+    """Return True if a file is a good sealed JSON file."""
+    try:
+        return bool(read(file, {}, required=True))
+    except (FileNotFoundError, DamageError):
+        return False
+
+
 def _is_of(value: Any, kind: Any) -> bool:
     """Return True if a JSON value is of a type, of one of several types, or a list or dict with values of a type."""
     if arguments := typing.get_args(kind):
@@ -201,11 +209,12 @@ def seal_again(file: Path) -> None:
     write(file.parent / FOLDER_SEAL, {"files": {**files, file.name: sha256(file)}})
 
 
-def check_in_folder(*files: Path, listed: bool = False) -> None:
+def check_in_folder(*files: Path, root: Path | None = None, listed: bool = False) -> None:
     """Compare files with the `seal.json` of their folder, if it has one.
 
     Args:
         files: the files.
+        root: the sealed folder in which the files lie at any depth; None: the folder of each file.
         listed: refuse a file that the seal does not list, such as weights that were added later.
 
     Raises:
@@ -213,19 +222,20 @@ def check_in_folder(*files: Path, listed: bool = False) -> None:
             such file.
     """
     for file in files:
+        folder = file.parent if root is None else root
+        name, seal_file = str(file.relative_to(folder)), folder / FOLDER_SEAL
         try:
-            digests = read(file.parent / FOLDER_SEAL, {"files": dict})["files"]
+            digests = read(seal_file, {"files": dict})["files"]
         except FileNotFoundError:
             continue
-        if file.name not in digests and listed and file.exists():
-            cure = f"if it is meant, delete {file.parent / FOLDER_SEAL}"
-            raise DamageError(f"{file} was added after the folder was sealed; {cure}")
-        if file.name not in digests:
+        if name not in digests and listed and file.exists():
+            raise DamageError(f"{file} was added after the folder was sealed; if it is meant, delete {seal_file}")
+        if name not in digests:
             continue
         if not file.is_file():
             raise DamageError(f"{file} is missing")
-        if sha256_once(file) != digests[file.name]:
-            cure = f"if the change is meant, delete {file.parent / FOLDER_SEAL}"
+        if sha256_once(file) != digests[name]:
+            cure = f"if the change is meant, delete {seal_file}"
             raise DamageError(f"{file} has changed since it was written (checksum differs); {cure}")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxdistill.core.errors import ConfigError, short_repr
 
 LARGEST = np.iinfo(np.int32).max  # integers become int32 on the device
+SUM_TOLERANCE = 0.01  # of probabilities in 16 bits
 NOT_COMPUTABLE = "not a finite number in 32 bits, or its square is not"
 TOKENS = ("input_ids", "token_type_ids")  # fields of embedding indices
 
@@ -115,6 +116,12 @@ def _problems(field: str, column: np.ndarray, classes: int | None) -> Iterator[t
                 wrong = ~computable(narrow)
                 if wrong.any():
                     yield _first(column, wrong, f"is {NOT_COMPUTABLE}")
+        if field.rpartition("/")[2] == "label_probs" and narrow.ndim > 1:
+            sums = narrow.sum(-1, dtype=np.float64)
+            if narrow.min() < 0:
+                yield _first(column, narrow < 0, "is no probability of a class")
+            elif (wrong := abs(sums - 1) > SUM_TOLERANCE).any():
+                yield _first(sums, wrong, "is the sum of the probabilities of the classes, which must be 1")
     elif kind in "iu" and column.size:
         low = 0 if field.rpartition("/")[2] in TOKENS else -LARGEST - 1
         if column.max() > LARGEST or column.min() < low:

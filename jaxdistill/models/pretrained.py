@@ -11,12 +11,12 @@ Initialising a student from its teacher's layers: DistilBERT, Sanh et al. 2019 (
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxdistill.core.errors import ConfigError, WeightsError, as_weights_error
 from jaxdistill.core.interfaces import Model, Pretrained
-from jaxdistill.core.registry import Spec, models, parse
+from jaxdistill.core.registry import Spec, models, nested_specs, parse
 from jaxdistill.core.types import Variables
 from jaxdistill.models.hub import family as hub_family
 from jaxdistill.models.hub.kept_tokens import read_kept_tokens
@@ -86,17 +86,13 @@ def sources_of(spec: str, path: str = "") -> tuple[str, ...]:
     Raises:
         ConfigError: the spec string does not parse.
     """
-
-    def sources(value: Any) -> Iterator[str]:
-        if isinstance(value, tuple) and not isinstance(value, Spec):
-            for each in value:
-                yield from sources(each)
-        if isinstance(value, Spec):
-            if value.name in ("pretrained", "cut"):
-                yield str(value.kwargs.get("source", value.args[0] if value.args else ""))
-            yield from sources((*value.args, *value.kwargs.values()))
-
-    return tuple(source for source in dict.fromkeys(sources(parse(spec, path))) if source)
+    named = []
+    for each in nested_specs(parse(spec, path)):
+        if each.name == "pretrained" and each.args:
+            named.append(str(each.args[0]))
+        elif each.name in ("pretrained", "cut") and each.kwargs.get("source"):
+            named.append(str(each.kwargs["source"]))
+    return tuple(dict.fromkeys(named))
 
 
 def architecture_of_spec(spec: str, path: str = "") -> Architecture | None:

@@ -11,8 +11,8 @@ from jaxdistill.evaluation.report import compare as page
 from jaxdistill.evaluation.report.compare import ComparedRun
 from jaxdistill.evaluation.report.page import flat
 from jaxdistill.run import result_file
+from jaxdistill.run.output_checks import check_writable
 from jaxdistill.run.predict import results
-from jaxdistill.run.workdir import check_writable
 
 
 def compare(runs: Sequence[Path], model: str, out: Path) -> str:

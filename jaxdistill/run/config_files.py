@@ -146,10 +146,11 @@ def _from_json(file: Path, trust_source: bool) -> ConfigDict:
             raise ConfigError(
                 "--trust-source", f"{str(copy)!r} is a link; only a file of the record's own folder is run."
             )
-        if seal.sha256(copy) != digest:
+        content_of_copy = copy.read_bytes()
+        if hashlib.sha256(content_of_copy).hexdigest() != digest:
             cure = f"Use --config {copy} to run the changed file"
             raise ConfigError("--config", f"{str(copy)!r} was changed since {str(file)!r} was written. {cure}.")
-        run_file(copy)
+        run_file(copy, content_of_copy)
     if parts is None and copy and not trust_source:  # a record of an earlier version does not list them
         note(f"{copy}, which defined this config, is not run. If a part is unknown, read it, and add --trust-source")
     if missing := unregistered(parts if isinstance(parts, dict) else {}):
@@ -181,10 +182,15 @@ def _source_of(file: Path, content: Mapping[str, Any]) -> tuple[Path | None, str
     return file.parent / name, str(digest)
 
 
-def run_file(file: Path) -> Any:
+def run_file(file: Path, content: bytes | None = None) -> Any:
     """Execute the Python file of a config, and return it as a module.
 
-    The module of NAME.py can afterwards be imported as `config_NAME`.
+    The module of NAME.py can afterwards be imported as `config_NAME`. Bytecode that Python or somebody else has kept
+    beside the file is not used, because it may come from another file than the one whose hash is recorded.
+
+    Args:
+        file: the Python file.
+        content: its bytes, if they were read before, such as for their hash.
 
     Raises:
         ConfigError: the file is not a Python file, or its code fails.
@@ -192,12 +198,13 @@ def run_file(file: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file.resolve())
     if spec is None or spec.loader is None:
         raise ConfigError("--config", f"{str(file)!r} is not a Python file.")
-    if b"\0" in file.read_bytes():
+    content = file.read_bytes() if content is None else content
+    if b"\0" in content:
         raise ConfigError("--config", f"{str(file)!r} has zero bytes, as no Python file has. Save it as UTF-8.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     with _reporting(file):
-        spec.loader.exec_module(module)
+        exec(compile(content, spec.origin or str(file), "exec", dont_inherit=True), module.__dict__)
     return module
 
 

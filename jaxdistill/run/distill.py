@@ -43,7 +43,7 @@ from jaxdistill.run.provenance import provenance
 from jaxdistill.run.record_identity import check_inputs
 from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.run.stages import Stage
-from jaxdistill.run.train import Data, References, StageContext, Trained, train
+from jaxdistill.run.train import Data, References, StageContext, Trained, open_data, train
 from jaxdistill.teachers.load import initialise, load
 from jaxdistill.teachers.submesh import join_queries
 from jaxdistill.teachers.teacher import Query, Teacher, cost_of
@@ -99,13 +99,17 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
         if jax.process_index() == 0:
             stack.enter_context(workdir.locked(folder))
             finished = workdir.finished_record(folder)
+        inputs = check_inputs(folder, resolved.data, resolved.teachers, config)
+        data = open_data(resolved.data, resolved.teachers.values())
+        selection = subset.check_selection(folder, resolved.data, data.chosen)
+        if jax.process_index() == 0:  # after all checks: a refused command changes nothing
             record |= workdir.write_config(folder, record, source)
+            for file, content in {**inputs, **selection}.items():
+                seal.write(file, content)
             if missing := record["not_copied"]:
                 parts = ", ".join(f"{part} (module {module})" for part, module in missing.items())
                 note(f"config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run")
-        run = Run(resolved, folder, console, record | {"run": workdir.agreed_name(record.get("run", ""))})
-        check_inputs(folder, resolved.data, resolved.teachers, config.student.model)
-        subset.check_selection(folder, resolved.data, run.data.chosen)
+        run = Run(resolved, data, folder, console, record | {"run": workdir.agreed_name(record.get("run", ""))})
         preemption = stack.enter_context(Preemption())
         run.load_teachers()
         for stage in resolved.stages:
@@ -127,17 +131,14 @@ class Run:
 
     Args:
         resolved: data, mesh, teachers and training stages (one for each model to train), from `resolve(config)`.
+        data: the records, opened for reading, and the outputs of teachers for them.
         folder: the workdir, for checkpoints, logs, results.json and report.html.
         console: where progress is printed.
         record: what results.json gets besides the results: config, versions, and the config's Python file.
     """
 
-    def __init__(self, resolved: Resolved, folder: Path, console: Console, record: Mapping[str, Any]):
-        self.resolved, self.folder, self.console, self.record = resolved, folder, console, record
-        data = resolved.data
-        records = {name: data.open(stream) for name, stream in data.streams.items()}
-        stored = {name: self._stored(name) for name in data.with_test}
-        self.data = Data(records, data.open(data.test), stored, {}, subset.choose_records(data, records["train"]))
+    def __init__(self, resolved: Resolved, data: Data, folder: Path, console: Console, record: Mapping[str, Any]):
+        self.resolved, self.data, self.folder, self.console, self.record = resolved, data, folder, console, record
         self.cutter = cutting.Cutter(resolved, folder, self.data, console)
         self.trained = False  # whether it has trained a model
         self.earlier_rows: list[dict[str, Any]] = []  # the table of the same run, if it was finished before
@@ -148,9 +149,6 @@ class Run:
         self.untrained: dict[str, Variables] = {}  # the same, before the student's training
         self.outcomes: dict[str, dict[str, Any]] = {}  # scores and costs of models, by row name
         self.variables: dict[str, Variables] = {}  # of models, by row name
-
-    def _stored(self, stream: str) -> tuple[Any, ...]:
-        return tuple(stored for each in self.resolved.teachers.values() if (stored := each.stored(stream)) is not None)
 
     @property
     def rows(self) -> Mapping[str, jax.ShapeDtypeStruct]:

@@ -25,6 +25,7 @@ from jaxdistill.models.combinators import strip_prefix
 from jaxdistill.run import workdir
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.export_run import check_test_records
+from jaxdistill.run.output_checks import check_writable
 from jaxdistill.run.predict import load, results
 from jaxdistill.run.resolve import Resolved, resolve
 from jaxdistill.teachers.load import load as load_teacher
@@ -65,7 +66,7 @@ def explain(run: Path, references: Sequence[Path] = (), beyond: Sequence[Path] =
         DamageError: a file of a run is damaged.
     """
     finished = results(run)
-    workdir.check_writable(run, "RUN")
+    check_writable(run, "RUN")
     for option, runs in (("--reference", references), ("--beyond", beyond)):
         places = [str(each.resolve()) for each in runs]
         if repeated := next((place for place in places if places.count(place) > 1), ""):

@@ -13,13 +13,14 @@ from jaxdistill.run.config import Config
 from jaxdistill.run.rendezvous import wait_for_all
 
 
-def launch(config: Config, workdir: str, source: str) -> None:
+def launch(config: Config, workdir: str, source: str, trust_source: bool) -> None:
     """Train and evaluate the models of a config, in one process or as one of several.
 
     Args:
         config: a complete config.
         workdir: folder for checkpoints, logs, results.json and report.html.
         source: file path of the Python file that defines the config; empty: none.
+        trust_source: the user has named this Python file, or allowed that it runs, so that exports may run its copy.
 
     Raises:
         ConfigError: the config is wrong; the other errors are those of `distill`.
@@ -30,7 +31,7 @@ def launch(config: Config, workdir: str, source: str) -> None:
         from jaxdistill.run import export_run  # only here: a run without exports needs none of it
 
         for entry in config.exports.values():
-            options = export_run.Options(entry.runtime, entry.threads, 0, bool(source), entry.device)
+            options = export_run.Options(entry.runtime, entry.threads, device=entry.device, trust_source=trust_source)
             sys.stdout.write(export_run.export(Path(workdir), [entry.model], [entry.to], options))
 
 

@@ -99,7 +99,7 @@ class Log:
 
             id_file = folder / "wandb-id"  # so that a resumed run continues the same curves
             if not id_file.exists():
-                id_file.write_text(secrets.token_hex(8))
+                seal.write_text(id_file, secrets.token_hex(8))
             identity = {"project": settings.wandb, "name": self.name, "id": id_file.read_text()}
             run = wandb.init(**identity, dir=str(folder), resume="allow")
             self._writers.append(

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -12,9 +12,13 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError, WeightsError
 from jaxdistill.core.hub_files import checkpoint_path, fingerprint
 from jaxdistill.core.notes import note
+from jaxdistill.core.registry import nested_specs, parse
 from jaxdistill.data.pipeline import TEST, Pipeline, Stream
+from jaxdistill.models.hub.kept_tokens import VOCABULARY
+from jaxdistill.models.hub.source import POOLING_FILE
 from jaxdistill.models.pretrained import sources_of
 from jaxdistill.run import workdir
+from jaxdistill.run.config import Config
 from jaxdistill.teachers.cache_identity import teacher_hash
 from jaxdistill.teachers.teacher import Teacher
 
@@ -35,22 +39,25 @@ class Input(NamedTuple):
     hash: str
 
 
-def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], student: str) -> None:
+def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], config: Config) -> dict[Path, Any]:
     """Check that the inputs of a resumed or repeated run are those with which it began, by hashes of their content.
 
-    A new run writes the hashes to `FILE`. A damaged or missing file is written again, with a note. An earlier version
+    A new run keeps the hashes in `FILE`. A damaged or missing file is written again, with a note. An earlier version
     wrote the hashes of records alone.
 
     Args:
         folder: folder of the run.
         data: data pipeline of the run.
         teachers: the teachers of the run, by name.
-        student: spec string of the student, which may begin with the weights of a checkpoint.
+        config: config of the run, whose specs may name checkpoints and files.
+
+    Returns:
+        The sealed files to write, once every other check has passed, with their contents.
 
     Raises:
         ConfigError: something has changed; what was measured before would stand beside what is measured now.
     """
-    inputs = _inputs(data, teachers, student)
+    inputs = _inputs(data, teachers, config)
     try:
         known = seal.read(folder / FILE, {"contents": dict})["contents"]
     except (FileNotFoundError, DamageError) as error:
@@ -64,11 +71,10 @@ def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], 
         problem = f"{' and '.join(texts)} changed since the run in {str(folder)!r} began"
         raise ConfigError(changed[0].path, f"{problem}. Restore the files, or choose another --workdir.")
     hashes = {key: each.hash for key, each in inputs.items()}
-    if jax.process_index() == 0 and known != {**known, **hashes}:
-        seal.write(folder / FILE, {"contents": {**known, **hashes}})
+    return {folder / FILE: {"contents": {**known, **hashes}}} if known != {**known, **hashes} else {}
 
 
-def _inputs(data: Pipeline, teachers: Mapping[str, Teacher], student: str) -> dict[str, Input]:
+def _inputs(data: Pipeline, teachers: Mapping[str, Teacher], config: Config) -> dict[str, Input]:
     """Return the inputs of a run, by their keys in `FILE`, as far as they can be read."""
     inputs = {}
     for name, stream in {**data.streams, TEST: data.test}.items():
@@ -79,8 +85,13 @@ def _inputs(data: Pipeline, teachers: Mapping[str, Teacher], student: str) -> di
         augment = f"a file that the transforms of {name} read"
         inputs[f"transforms of {name}"] = Input("data.augment", augment, identity.get("transforms", ""))
     for name, teacher in teachers.items():
-        inputs[f"teacher {name}"] = Input(teacher.path, WEIGHTS, _teacher_hash(teacher))
-    inputs["student"] = Input("student.model", WEIGHTS, _hash_in_process_0(lambda: _starts(student)))
+        inputs[f"teacher {name}"] = Input(teacher.path, WEIGHTS, _hash_in_process_0(_identify_weights, teacher))
+    inputs["student"] = Input("student.model", WEIGHTS, _hash_in_process_0(_identify_checkpoints, config.student.model))
+    specs = {"student.model": config.student.model} | {f"{each.path}.model": each.spec for each in teachers.values()}
+    sections = {"objective": config.objective, "task": config.task}
+    specs |= {f"{key}.{name}.term": entry.term for key, terms in sections.items() for name, entry in terms.items()}
+    for path, spec in specs.items():
+        inputs[f"files of {path}"] = Input(path, "a file that it reads", _hash_in_process_0(_identify_files, spec))
     return {key: each for key, each in inputs.items() if each.hash}
 
 
@@ -91,27 +102,38 @@ def _identity(data: Pipeline, stream: Stream) -> dict[str, str]:
         return {}
 
 
-def _teacher_hash(teacher: Teacher) -> str:
-    """Return a hash of a teacher's weights before the run; empty: it has none, or they cannot be read."""
-    return _hash_in_process_0(lambda: _starts(teacher.spec) if teacher.trained_here else teacher_hash(teacher))
+def _identify_weights(teacher: Teacher) -> str:
+    """Return a text that tells the weights of a teacher before the run from others; empty: they are random."""
+    is_known = teacher.checkpoint or parse(teacher.spec, teacher.path).name == "pretrained"
+    return teacher_hash(teacher) if is_known and not teacher.trained_here else _identify_checkpoints(teacher.spec)
 
 
-def _starts(spec: str) -> str:
-    """Return a text that tells the checkpoints apart that a model begins with; empty: it begins with random weights."""
+def _identify_checkpoints(spec: str) -> str:
+    """Return a text that tells the checkpoints that a spec names from others; empty: it names none."""
     sources = sources_of(spec)
-    files = [checkpoint_path(source) / "config.json" for source in sources]
-    configs = [seal.sha256(file) for file in files if file.is_file()]
-    return " ".join([*map(fingerprint, sources), *configs])
+    configs = [checkpoint_path(source) / "config.json" for source in sources]
+    return " ".join([*map(fingerprint, sources), *(seal.sha256(file) for file in configs if file.is_file())])
 
 
-def _hash_in_process_0(identify: Callable[[], str]) -> str:
-    """Return a hash of a text that only process 0 makes, since it reads weights, which may be large.
+def _identify_files(spec: str) -> str:
+    """Return a text that tells small files that a spec names, such as a graph, from others; empty: it names none."""
+    folders = [checkpoint_path(source) for source in sources_of(spec)]
+    files = [folder / POOLING_FILE for folder in folders]
+    values = [value for each in nested_specs(parse(spec, "")) for value in (*each.args, *each.kwargs.values())]
+    paths = [Path(value).expanduser() for value in values if isinstance(value, str)]
+    for path in paths:  # a word may be the name of a file by chance
+        files += [path, path / VOCABULARY] if path.suffix or len(path.parts) > 1 else []
+    return " ".join(seal.sha256(file) for file in files if file.is_file() and file.suffix != ".gguf")
+
+
+def _hash_in_process_0(identify: Callable[[Any], str], subject: Any) -> str:
+    """Return a hash of the text that identifies a subject, such as a teacher; process 0 alone reads large files.
 
     Every process of the run must call this. The hash is empty if the text is empty, or cannot be made.
     """
     known = ""
     if jax.process_index() == 0:
-        with contextlib.suppress(ConfigError, WeightsError, DamageError):
-            text = identify()
+        with contextlib.suppress(ConfigError, WeightsError, DamageError, OSError, ValueError):
+            text = identify(subject)
             known = hashlib.sha256(text.encode()).hexdigest()[: workdir.NAME_DIGITS] if text else ""
     return workdir.agreed_name(known)

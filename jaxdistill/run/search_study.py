@@ -25,13 +25,14 @@ from jaxdistill.run.study import Run, Study, expand, runs
 RUNS = "runs"  # folder of the study in that of the search
 
 
-def study_of(base: Config, chosen: Sequence[Candidate], command: Sequence[str]) -> Study:
+def study_of(base: Config, chosen: Sequence[Candidate], command: Sequence[str], source: str) -> Study:
     """Return the study that trains the finalists, each with its controls.
 
     Args:
         base: config of the search.
         chosen: the finalists.
         command: the command of the search.
+        source: file path of the Python file that defines the config; empty: none.
     """
     arms: dict[str, dict[str, Any]] = {}
     for candidate in chosen:
@@ -43,7 +44,7 @@ def study_of(base: Config, chosen: Sequence[Candidate], command: Sequence[str]) 
             arms[f"{candidate.label} | {ALONE}"] = {"student": student, "objective": base.task.to_dict()}
     question = "Which student is best within the budget?"
     quiet = differ(base, title="Search", exports={}, control=False, logging={"tensorboard": False})
-    return Study("search", question, quiet, {"arm": arms}, next(iter(arms)), command=tuple(command))
+    return Study("search", question, quiet, {"arm": arms}, next(iter(arms)), command=tuple(command), source=source)
 
 
 def distil(study: Study, workdir: Path, seeds: int, console: Console) -> list[Run]:

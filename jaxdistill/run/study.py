@@ -21,7 +21,7 @@ from jaxdistill.run.distill import distill
 from jaxdistill.run.fill import fill_placeholders
 from jaxdistill.run.record_identity import check_inputs
 from jaxdistill.run.resolve import check_definitions, resolve
-from jaxdistill.run.workdir import config_differences, is_of_this_run
+from jaxdistill.run.workdir import check_same_parts, config_differences, is_of_this_run
 
 Change = str | Mapping[str, Any]  # the text of a value, as on the command line; or arguments of `differ`
 Axis = Sequence[str] | Mapping[str, Change]
@@ -44,6 +44,7 @@ class Study(NamedTuple):
         the teachers, and use no random augmentation
     measures: the columns of the result table; arms are compared by the first
     command: the command that runs the study, without --workdir and --seeds; empty: `python -m experiments.NAME`
+    source: file path of the Python file that defines `base`, and may register parts; each run keeps a copy; empty: none
     """
 
     name: str
@@ -56,6 +57,7 @@ class Study(NamedTuple):
     cached: bool = False
     measures: tuple[Measure, ...] = (ACCURACY,)
     command: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def command_line(self) -> str:
@@ -70,12 +72,14 @@ class Run(NamedTuple):
     seed: random seed
     config: complete config of the run
     folder: folder of checkpoints and results
+    source: file path of the Python file that defines the study's base config; empty: none
     """
 
     arm: str
     seed: int
     config: Config
     folder: Path
+    source: str = ""
 
 
 def expand(study: Study) -> dict[str, Config]:
@@ -126,7 +130,7 @@ def runs(study: Study, workdir: Path, seeds: int, checkpoints: Mapping[str, str]
         for arm, config in expand(study).items():
             teachers = _prepared_teachers(study, config, workdir, checkpoints)
             run_config = differ(config, seed=seed, control=False, logging=logging, teachers=teachers)
-            all_runs.append(Run(arm, seed, run_config, workdir / _folder(arm) / str(seed)))
+            all_runs.append(Run(arm, seed, run_config, workdir / _folder(arm) / str(seed), study.source))
     return all_runs
 
 
@@ -208,7 +212,17 @@ def finished_results(config: Config, folder: Path) -> dict[str, Any] | None:
     return {**results, "log": line}
 
 
-def run_or_resume(config: Config, folder: Path) -> list[dict[str, Any]]:
+def check_unchanged(config: Config, folder: Path) -> None:
+    """Check that a finished run had the records, teachers and files of now: else new runs stand beside others.
+
+    Raises:
+        ConfigError: something has changed.
+    """
+    resolved = resolve(config, jax.devices())
+    check_inputs(folder, resolved.data, resolved.teachers, resolved.config)
+
+
+def run_or_resume(config: Config, folder: Path, source: str = "") -> list[dict[str, Any]]:
     """Execute a run, or resume it if it was interrupted, and return its result table, one dict per model.
 
     If the run is already finished, the table is read from its folder.
@@ -216,13 +230,13 @@ def run_or_resume(config: Config, folder: Path) -> list[dict[str, Any]]:
     Args:
         config: config of the run.
         folder: folder of the run.
+        source: file path of the Python file that defines the config, and may register parts; empty: none.
     """
     if results := finished_results(config, folder):
-        resolved = resolve(config, jax.devices())
-        # else new runs stand beside those on other records
-        check_inputs(folder, resolved.data, resolved.teachers, config.student.model)
+        check_same_parts(folder, source)
+        check_unchanged(config, folder)
         return results["rows"]
-    return distill(config, folder, Console(quiet=True)).rows
+    return distill(config, folder, Console(quiet=True), source).rows
 
 
 def quality_text(row: Mapping[str, Any]) -> str:

@@ -4,11 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.notes import note
 from jaxdistill.data.pipeline import Pipeline
 from jaxdistill.data.records import Records
@@ -86,21 +85,24 @@ def _logits(store: Store, chunk: np.ndarray) -> np.ndarray:
     return np.asarray(decode(encoded, store.manifest.about["classes"], 0).dense().logits)
 
 
-def check_selection(workdir: Path, data: Pipeline, selected: np.ndarray | Phases | None) -> None:
+def check_selection(workdir: Path, data: Pipeline, selected: np.ndarray | Phases | None) -> dict[Path, Any]:
     """Check that a resumed run trains on the same records (examples) as before it was interrupted.
 
-    A new run writes a hash of the record numbers to `selection.json`, and a resumed run compares it with its own hash.
+    A new run keeps a hash of the record numbers in `selection.json`, and a resumed run compares it with its own hash.
 
     Args:
         workdir: folder of the run.
         data: data pipeline of the run.
         selected: the record numbers, from `choose_records`; None: all records are used, and nothing is checked.
 
+    Returns:
+        The sealed files to write, once every other check has passed, with their contents.
+
     Raises:
         ConfigError: the records differ, because a cache of teacher outputs that selects them was rewritten.
     """
     if selected is None:
-        return
+        return {}
     indices = np.concatenate(selected.pools) if isinstance(selected, Phases) else selected
     file = workdir / "selection.json"
     summary = {
@@ -108,11 +110,15 @@ def check_selection(workdir: Path, data: Pipeline, selected: np.ndarray | Phases
         "records": len(indices),
         "sha256": hashlib.sha256(indices.astype(np.int64).tobytes()).hexdigest(),
     }
-    if not file.is_file() and any(workdir.glob("**/checkpoints/manifests/*.json")):
-        note(f"{file} is missing: it cannot be checked whether the run began with these records")
-    if file.is_file() and seal.read(file, {"sha256": str}) != summary:
+    try:
+        known = seal.read(file, {"sha256": str})
+    except (FileNotFoundError, DamageError) as error:
+        known = summary
+        if any(workdir.glob("**/checkpoints/manifests/*.json")):
+            state = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+            note(f"{file} {state}: it cannot be checked whether the run began with these records")
+    if known != summary:
         cure = "Choose another --workdir, or restore the cache that the run started with"
         problem = f"{data.select!r} no longer selects the records that the run in {str(workdir)!r} started with"
         raise ConfigError(PATH, f"{problem}. {cure}.")
-    if jax.process_index() == 0:
-        seal.write(file, summary)
+    return {file: summary}

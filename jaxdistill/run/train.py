@@ -19,7 +19,7 @@ from jaxdistill.core.errors import Stopped
 from jaxdistill.core.interfaces import Fusion, Model
 from jaxdistill.core.streams import stream_id
 from jaxdistill.core.types import NO_VARIABLES, Shapes, TrainState, Variables
-from jaxdistill.data.pipeline import TEST
+from jaxdistill.data.pipeline import TEST, Pipeline
 from jaxdistill.data.records import Records
 from jaxdistill.data.stream import Phases, StoredFields, evaluation_batches, train_stream
 from jaxdistill.evaluation.evaluator import evaluator, scores, totals, with_evolving_teachers
@@ -28,8 +28,9 @@ from jaxdistill.parallel.pmap import pmap_engine
 from jaxdistill.run.log import Log
 from jaxdistill.run.preemption import Preemption
 from jaxdistill.run.stages import Stage
+from jaxdistill.run.subset import choose_records
 from jaxdistill.teachers.submesh import QueryPrefetcher
-from jaxdistill.teachers.teacher import Query
+from jaxdistill.teachers.teacher import Query, Teacher
 
 
 class Data(NamedTuple):
@@ -49,6 +50,14 @@ class Data(NamedTuple):
     stored: Mapping[str, tuple[StoredFields, ...]] = MappingProxyType({})
     queries: Mapping[str, Query] = MappingProxyType({})
     chosen: np.ndarray | Phases | None = None
+
+
+def open_data(data: Pipeline, teachers: Iterable[Teacher]) -> Data:
+    """Open the records of a run, and the outputs of teachers that are stored, and choose the training records."""
+    records = {name: data.open(stream) for name, stream in data.streams.items()}
+    outputs = {name: [teacher.stored(name) for teacher in teachers] for name in data.with_test}
+    stored = {name: tuple(each for each in of_stream if each is not None) for name, of_stream in outputs.items()}
+    return Data(records, data.open(data.test), stored, {}, choose_records(data, records["train"]))
 
 
 class References(NamedTuple):

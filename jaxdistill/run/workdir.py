@@ -3,10 +3,8 @@
 import contextlib
 import fcntl
 import os
-import re
 import secrets
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,7 @@ from jaxdistill.run.config import Config, conflicts, make
 from jaxdistill.run.config_files import copy_source
 from jaxdistill.run.own_parts import own_parts
 
-NAME_BYTES = 255  # of a file name, on most file systems
 NAME_DIGITS = 16  # of the random name of a run, in hexadecimal
-BUCKET = re.compile(r"[a-z][a-z0-9]+:/")  # gs://bucket/run, which `Path` writes with one slash
 
 
 def config_differences(old: dict[str, Any], config: Config) -> list[str]:
@@ -161,8 +157,20 @@ def agreed_name(name: str) -> str:
     return shared if shared != "0" * NAME_DIGITS else ""
 
 
+def check_same_parts(workdir: Path, source: str) -> None:
+    """Check that the Python file that registers parts of the run in a folder has not changed since the run began.
+
+    Args:
+        workdir: folder of the run.
+        source: file path of the Python file; empty: none.
+
+    Raises:
+        ConfigError: it has changed.
+    """
+    _require_same_parts(workdir, saved_record(workdir), source)
+
+
 def _require_same_parts(workdir: Path, old: Mapping[str, Any] | None, source: str) -> None:
-    """Raise a ConfigError if the Python file that registers parts of a run has changed since the run began."""
     recorded = (old or {}).get("source_sha256")
     if not (old and recorded and source) or seal.sha256(Path(source)) == recorded:
         return
@@ -199,88 +207,6 @@ def _keep_results(workdir: Path, steps: int) -> None:
         finished = seal.read(workdir / "results.json", {"config": dict})["config"].get("steps")
         if finished != steps:
             (workdir / "results.json").rename(workdir / f"results-{finished}.json")
-
-
-def check_writable(folder: Path, option: str) -> None:
-    """Check that a folder can be created and written, before any work is done; nothing is created yet.
-
-    Args:
-        folder: the folder.
-        option: option of the command line, or config key, that names it, for the error message.
-
-    Raises:
-        ConfigError: the folder cannot be created or written.
-    """
-    if any(len(part.encode()) > NAME_BYTES for part in folder.parts):
-        problem = f"has a name of more than {NAME_BYTES} bytes"
-        raise ConfigError(option, f"{str(folder)[:60]!r}... {problem}; choose another folder.")
-    if BUCKET.match(str(folder)):
-        cure = (
-            "Give a folder of a file system that all machines share; checkpoints alone may lie in a bucket, by "
-            "checkpoints.bucket"
-        )
-        raise ConfigError(option, f"{str(folder)!r:.300} is an address of a bucket. {cure}.")
-    place = folder.absolute()
-    while not (place.exists() or place.is_symlink()):
-        place = place.parent
-    problem = ""
-    if not place.is_dir():
-        problem = "is not a folder" if place == folder.absolute() else f"lies below {str(place)!r}, which is no folder"
-    else:
-        try:
-            with tempfile.TemporaryFile(dir=place):  # only the attempt tells, in /proc or on a network disk
-                pass
-        except OSError:
-            problem = f"cannot be written: {str(place)!r} is read-only, no disk, or belongs to another user"
-    if problem:
-        raise ConfigError(option, f"{str(folder)!r:.300} {problem}; choose another folder.")
-
-
-def check_study(folder: Path) -> None:
-    """Check that the folder of a study can be created and written, and holds no run itself.
-
-    Raises:
-        ConfigError: it holds a run, or cannot be written.
-    """
-    if any((folder / name).exists() for name in ("config.json", "results.json")):
-        raise ConfigError("--workdir", f"{str(folder)!r} holds a run. Choose another folder.")
-    check_writable(folder, "--workdir")
-
-
-def check_no_other_folders(folder: Path, option: str, is_ours: Callable[[Path], bool] = lambda place: False) -> None:
-    """Check that a folder that is to be written holds no folders with files, which may be somebody's data or runs.
-
-    Args:
-        folder: the folder.
-        option: option of the command line, or config key, that names it, for the error message.
-        is_ours: function that returns True for a folder inside it that may be there.
-
-    Raises:
-        ConfigError: it holds one.
-    """
-    places = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
-    places = [place for place in places if not place.name.startswith(".") and not is_ours(place)]
-    if others := [place.name for place in places if any(each.is_file() for each in place.rglob("*"))]:
-        problem = f"{str(folder)!r} holds folders of other things ({', '.join(others[:4])})"
-        raise ConfigError(option, f"{problem}. Choose a new or empty folder.")
-
-
-def check_output(file: Path, option: str, overwrite: bool) -> None:
-    """Check, before any work is done, that a file can be written, and that no file is lost by it.
-
-    Args:
-        file: the file.
-        option: option of the command line that names it.
-        overwrite: replace a file that exists.
-
-    Raises:
-        ConfigError: the file exists and shall not be replaced, it is a folder, or it cannot be written.
-    """
-    if file.is_dir():
-        raise ConfigError(option, f"{str(file)!r} is a folder. Choose a file.")
-    if (file.exists() or file.is_symlink()) and not overwrite:
-        raise ConfigError(option, f"{str(file)!r} exists. Choose another file, or replace it with --overwrite.")
-    check_writable(file.absolute().parent, option)
 
 
 @contextlib.contextmanager

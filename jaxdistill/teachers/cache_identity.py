@@ -13,6 +13,8 @@ from jaxdistill.core.manifest import CheckpointError, choose_checkpoint, student
 from jaxdistill.core.registry import parse
 from jaxdistill.data.pipeline import TEST, Pipeline
 from jaxdistill.data.store import StoreError, StoreManifest, read_manifest
+from jaxdistill.models.hub.kept_tokens import VOCABULARY
+from jaxdistill.models.hub.source import POOLING_FILE
 from jaxdistill.teachers.codec import Encoding
 from jaxdistill.teachers.load import checkpoint_error
 from jaxdistill.teachers.teacher import Teacher, checkpoint_of
@@ -119,25 +121,26 @@ def drop_unrecorded(wanted: dict[str, Any], written: Mapping[str, Any]) -> dict[
         wanted: the identity of the outputs that a run needs.
         written: the identity that stored outputs have.
     """
-    later = {"teacher": "architecture", "data": "transforms"}
+    later = {"teacher": ("architecture", "pooling"), "data": ("transforms",)}
     return wanted | {
-        part: {key: x for key, x in wanted[part].items() if key != name or name in written.get(part, {})}
-        for part, name in later.items()
+        part: {key: x for key, x in wanted[part].items() if key not in names or key in written.get(part, {})}
+        for part, names in later.items()
     }
 
 
 def teacher_hash(teacher: Teacher) -> str:
-    """Return a hash of the weights and the architecture of a teacher; see `weights_hash`."""
-    return " ".join((weights_hash(teacher), *_architecture(teacher).values()))
+    """Return a hash of the weights and of the config.json of a teacher; see `weights_hash`."""
+    return f"{weights_hash(teacher)} {_architecture(teacher).get('architecture', '')}".strip()
 
 
 def _architecture(teacher: Teacher) -> dict[str, str]:
-    """Return a hash of the config.json of a teacher's pretrained model, which its spec does not tell; else nothing."""
+    """Return hashes of the config.json of a teacher's pretrained model and of how it pools tokens, if it has them."""
     spec = parse(teacher.spec, f"{teacher.path}.model")
     if spec.name != "pretrained":
         return {}
-    file = checkpoint_path(str(spec.args[0] if spec.args else spec.kwargs["source"])) / "config.json"
-    return {"architecture": seal.sha256(file)} if file.is_file() else {}
+    folder = checkpoint_path(str(spec.args[0] if spec.args else spec.kwargs["source"]))
+    files = {"architecture": folder / "config.json", "pooling": folder / POOLING_FILE}
+    return {name: seal.sha256(file) for name, file in files.items() if file.is_file()}
 
 
 def weights_hash(teacher: Teacher) -> str:
@@ -164,8 +167,8 @@ def weights_hash(teacher: Teacher) -> str:
         raise ConfigError(f"{teacher.path}.{KEY}", f"its weights do not exist before the run. {cure}.")
     try:
         weights = fingerprint(str(spec.args[0] if spec.args else spec.kwargs["source"]))
-        vocabulary = Path(str(spec.kwargs.get("keep", ""))).expanduser() / "vocabulary.json"
-        return weights + (hashlib.sha256(vocabulary.read_bytes()).hexdigest() if spec.kwargs.get("keep") else "")
+        keep = str(spec.kwargs.get("keep", spec.args[3] if len(spec.args) > 3 else ""))
+        return weights + (seal.sha256(Path(keep).expanduser() / VOCABULARY) if keep else "")
     except (ValueError, OSError) as error:
         cure = "Name a checkpoint that exists, and as keep= a folder that `jaxdistill vocabulary` wrote"
         raise ConfigError(f"{teacher.path}.model", f"{error}. {cure}.") from None

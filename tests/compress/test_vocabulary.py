@@ -142,12 +142,28 @@ def test_a_network_cut_alike_says_the_same_to_the_bit(world, capsys):
 def test_a_cache_of_a_network_that_is_cut_otherwise_is_another(world, tmp_path):
     _, hub, config = world
 
-    def weights_of(ids):
+    def weights_of(ids, arguments):
         (tmp_path / "vocabulary.json").write_text(json.dumps({"ids": ids, "size": 60}))
-        teacher = {"model": f"pretrained({str(hub)!r}, keep={str(tmp_path)!r})"}
+        teacher = {"model": f"pretrained({str(hub)!r}, {arguments}{str(tmp_path)!r})"}
         return weights_hash(resolve(differ(config, teachers={"cut": teacher}), jax.devices()).live_teacher("cut"))
 
-    assert weights_of([0, 1, 2]) == weights_of([0, 1, 2]) != weights_of([0, 1, 3])
+    for arguments in ("keep=", "(), (), "):
+        assert weights_of([0, 1, 2], arguments) == weights_of([0, 1, 2], arguments) != weights_of([0, 1, 3], arguments)
+
+
+def test_a_folder_of_something_else_is_not_replaced(world, tmp_path, capsys):
+    folder, *_ = world
+    for _ in range(2):  # a folder that the command has written is written again
+        assert vocabulary.run(["--config", str(folder / "config.json"), "--out", str(tmp_path / "cut")]) == 0
+    assert sorted(file.name for file in (tmp_path / "cut").iterdir()) == sorted(vocabulary.FILES)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("mine")
+    (tmp_path / "cut" / "notes.txt").write_text("mine")
+    for name, other in (("tokenizer", "tokenizer.json"), ("cut", "notes.txt")):
+        capsys.readouterr()
+        assert vocabulary.run(["--config", str(folder / "config.json"), "--out", str(tmp_path / name)]) == 2
+        assert f"--out: '{tmp_path / name}' holds other files ({other})" in capsys.readouterr().err
+        assert (tmp_path / name / other).read_text() == "mine"
 
 
 @pytest.mark.sampled("llama_tied")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdistill.core.checksums import array_checksums
+from jaxdistill.core.checksums import array_checksums, differing_arrays
 from jaxdistill.parallel.mesh import make_mesh
 
 
@@ -48,3 +48,22 @@ def test_a_checksum_does_not_depend_on_the_sharding(spec):
     x = jax.random.normal(jax.random.key(0), (8, 6), jnp.bfloat16)
     sharded = jax.device_put(x, NamedSharding(make_mesh((2, 2, 2)), PartitionSpec(*spec)))
     assert array_checksums({"x": sharded}) == array_checksums({"x": np.asarray(x)})
+
+
+def test_one_wrong_copy_is_noticed():
+    """Every process reads its own copies from disk; that of the first device alone would not tell."""
+    mesh = make_mesh((2, 2, 2))
+    x = np.arange(8.0, dtype=np.float32)
+    for spec in ((), ("fsdp",)):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        good = jax.device_put(x, sharding)
+        sums = array_checksums({"x": good, "y": x})
+        assert differing_arrays({"x": good, "y": x}, sums) == []
+        for place in range(8):
+            parts = [np.array(shard.data) for shard in good.addressable_shards]
+            parts[place][0] += 1
+            on_devices = [
+                jax.device_put(part, s.device) for part, s in zip(parts, good.addressable_shards, strict=True)
+            ]
+            bad = jax.make_array_from_single_device_arrays(x.shape, sharding, on_devices)
+            assert differing_arrays({"x": bad, "y": x}, sums) == ["x"]

@@ -88,6 +88,20 @@ def test_a_number_that_is_infinite_in_32_bits_is_named(monkeypatch, tmp_path):
     assert len(opened([{"x": many}, {"x": many}], monkeypatch, tmp_path)) == 2
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ([7.0, -3.0, 0.0], r"-3\.0 at \[1\] is no probability of a class"),
+        ([0.5, 0.2, 0.2], r"0\.8\d* is the sum of the probabilities"),
+    ],
+)
+def test_soft_labels_are_probabilities(row, said, monkeypatch, tmp_path):
+    good = {"label_probs": np.float16([0.335, 0.333, 0.333])}
+    assert len(opened([good] * 2, monkeypatch, tmp_path)) == 2
+    with pytest.raises(ConfigError, match=rf"record 1, field 'label_probs': {said}"):
+        opened([good, {"label_probs": np.float16(row)}], monkeypatch, tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [np.int16, np.int64, np.uint16])
 def test_whole_numbers_of_other_types_are_no_pixels(dtype, monkeypatch, tmp_path):
     """Models scale uint8 pixels alone."""

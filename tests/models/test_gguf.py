@@ -16,8 +16,8 @@ from checks import assert_close, assert_same
 from golden.weights import weight
 from tokenizers import pre_tokenizers
 
-from jaxdistill.core import packages, registry
-from jaxdistill.core.errors import WeightsError
+from jaxdistill.core import packages, registry, seal
+from jaxdistill.core.errors import DamageError, WeightsError
 from jaxdistill.core.types import Variables
 from jaxdistill.models.hub import gguf as gguf_file
 from jaxdistill.models.hub import gguf_header
@@ -91,6 +91,17 @@ def test_a_file_gives_the_network_that_safetensors_give(name, tmp_path):
     assert FAMILY.arguments(source.config) == FAMILY.arguments(ref.config)
     *_, expected = parity.ours(parity.write_folder(tmp_path, ref), ref.batch)
     assert_same(values(source, ref.batch), expected)
+
+
+def test_a_file_of_a_sealed_folder_is_compared_with_the_seal(tmp_path):
+    file = write(tmp_path / "tiny.gguf", parity.reference("llama_tied"))
+    seal.seal_folder(tmp_path)
+    Gguf(file)
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1  # of a weight
+    file.write_bytes(content)
+    with pytest.raises(DamageError, match=r"tiny\.gguf has changed since it was written"):
+        open_source(str(file))
 
 
 def test_a_student_is_made_of_some_of_its_layers(tmp_path):

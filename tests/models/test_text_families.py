@@ -12,8 +12,8 @@ from golden.weights import tokens
 from safetensors.numpy import load_file, save_file
 
 from jaxdistill.compress.axes import CUTTABLE
-from jaxdistill.core import registry
-from jaxdistill.core.errors import ConfigError, WeightsError
+from jaxdistill.core import registry, seal
+from jaxdistill.core.errors import ConfigError, DamageError, WeightsError
 from jaxdistill.core.types import Variables
 from jaxdistill.models.hub.family import families, family_name
 from jaxdistill.models.hub.weights import export_arrays
@@ -198,7 +198,19 @@ def test_the_pooling_of_sentence_transformers_is_that_of_the_model(mode, tmp_pat
     wanted = states[:, 0] if mode == "cls" else (states * real).sum(1) / real.sum(1)
     wanted = wanted / np.linalg.norm(wanted, axis=-1, keepdims=True)
     assert_close(parity.run(model, variables, ref.batch).embedding, wanted, rtol=1e-4, atol=1e-5)
+    seal.seal_folder(folder)
+    parity.ours(folder, ref.batch)
     write(pooling_mode_max_tokens=True)
+    with pytest.raises(DamageError, match=r"1_Pooling/config\.json has changed"):
+        parity.ours(folder, ref.batch)
+    (folder / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(DamageError, match=r"1_Pooling/config\.json is missing"):
+        parity.ours(folder, ref.batch)
+    seal.seal_folder(folder)
+    write(pooling_mode_max_tokens=True)
+    with pytest.raises(DamageError, match=r"1_Pooling/config\.json was added after"):
+        parity.ours(folder, ref.batch)
+    (folder / seal.FOLDER_SEAL).unlink()
     assert "pool" not in parity.ours(folder, ref.batch)[1]
     assert "pools tokens in a way that this library lacks" in capsys.readouterr().err
 

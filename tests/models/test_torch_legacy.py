@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_a_truncated_file_is_an_error(tmp_path, kept):
         (holding(a=tensor(), b=tensor(kind="LongStorage")), "storage 0 is truncated"),
         (holding(a=tensor(kind="LongStorage"), b=tensor()), "a lies outside its storage"),
         (holding(a=tensor(shape=(2**33,), strides=(0,))), "a lies outside its storage"),
-        ({1: tensor()}, "something other than a dictionary of tensors by name"),
+        ({1: Made(*tensor())}, "something other than a dictionary of tensors by name"),
         (holding(a=tensor(key="1")), "damaged"),
         (holding(a=tensor(kind="ByteStorage")), "refers to torch.ByteStorage"),
         ({"state_dict": holding(a=tensor())}, "something other than a dictionary of tensors"),
@@ -91,6 +92,18 @@ def test_a_truncated_file_is_an_error(tmp_path, kept):
 def test_what_does_not_add_up_is_refused(tmp_path, content, said):
     with pytest.raises(WeightsError, match=said):
         LegacyTorch(write(tmp_path / "w.pth", content), CONFIG)
+
+
+def test_a_few_bytes_do_not_ask_for_much_memory_or_time(tmp_path):
+    entry = b"\x80\x02Nr" + (2**31 - 1).to_bytes(4, "little") + b"."  # LONG_BINPUT: a number of the memo
+    doubled = b"\x80\x02}N" + b"2\x86" * 60 + b"Ns."  # a pair of a pair of ..., as a key: its hash takes 2^60 steps
+    for name, content in (("entry.pth", entry), ("doubled.pth", doubled)):
+        (tmp_path / name).write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(WeightsError, match="large or nested tuple" if name == "doubled.pth" else "legacy file"):
+            LegacyTorch(tmp_path / name, CONFIG)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+        tracemalloc.stop()
 
 
 def test_another_file_is_named_as_such(tmp_path):
@@ -108,7 +121,7 @@ def test_the_command_writes_a_folder(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == CONFIG
     (tmp_path / "file").touch()
     for words, said in (
-        ((path, tmp_path / "out"), "error: FOLDER: .* is not empty. Choose a new folder"),
+        ((path, tmp_path / "out"), "error: FOLDER: .* holds other files .*. Choose a new or empty folder"),
         ((path, tmp_path / "file"), "error: FOLDER: .* is not a folder"),
         ((path, tmp_path / "file" / "out"), "error: FOLDER: .* which is no folder"),
         ((tmp_path / "none.pth", tmp_path / "new"), r"error: .*none\.pth does not exist"),

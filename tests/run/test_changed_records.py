@@ -15,12 +15,19 @@ from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.registry import datasets
 from jaxdistill.evaluation.report.logs import read_logs
+from jaxdistill.losses.relations.class_graph import Graph, write_graph
+from jaxdistill.models.pretrained import sources_of
 from jaxdistill.run import record_identity, subset
 from jaxdistill.run.commands import cache
 from jaxdistill.run.outcomes import continued
 from jaxdistill.run.record_identity import FILE
 from jaxdistill.run.resolve import resolve
 from jaxdistill.run.study import run_or_resume
+
+
+def contents(folder):
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "lock")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def test_a_repeated_run_notices_that_a_label_has_changed(home, tmp_path):
@@ -37,24 +44,31 @@ def test_a_repeated_run_notices_that_a_label_has_changed(home, tmp_path):
     jaxdistill.distill(config, tmp_path / "run", QUIET)  # unchanged records are fine
     files["y"] = (files["y"] + 1) % 3
     np.savez(tmp_path / "images.npz", **files)
+    before = contents(tmp_path / "run")
     for changed in (config, differ(config, steps=4)):
         with pytest.raises(ConfigError, match=r"changed since the run in .* began\. Restore the files") as error:
             jaxdistill.distill(changed, tmp_path / "run", QUIET)
         assert str(error.value).startswith("data.name: ")
+    assert contents(tmp_path / "run") == before, "what is refused changes nothing"
     (tmp_path / "run" / FILE).write_text("{}")  # damaged: written again, as by a run of an earlier version
     jaxdistill.distill(differ(config, steps=4), tmp_path / "run", QUIET)
     assert json.loads((tmp_path / "run" / FILE).read_text())["contents"] != known
+
+
+def keep(files):
+    for file, content in files.items():
+        seal.write(file, content)
 
 
 def test_hashes_of_inputs_that_cannot_be_read_now_are_kept(home, tmp_path, monkeypatch):
     data = resolve(alone(home), jax.devices()).data
     given = {name: record_identity.Input("data.name", name, name) for name in ("train", "test")}
     monkeypatch.setattr(record_identity, "_inputs", lambda *_: given)
-    record_identity.check_inputs(tmp_path, data, {}, "")
+    keep(record_identity.check_inputs(tmp_path, data, {}, alone(home)))
     known = seal.read(tmp_path / FILE, {"contents": dict})["contents"]
     del given["test"]
     given["teacher big"] = record_identity.Input("teachers.big", "its weights", "teacher")
-    record_identity.check_inputs(tmp_path, data, {}, "")
+    keep(record_identity.check_inputs(tmp_path, data, {}, alone(home)))
     assert seal.read(tmp_path / FILE, {"contents": dict})["contents"] == {**known, "teacher big": "teacher"}
 
 
@@ -158,6 +172,26 @@ def test_another_checkpoint_that_student_or_teacher_begins_with_is_noticed(home,
             jaxdistill.distill(differ(config, steps=2), tmp_path / path, QUIET)
 
 
+def test_a_graph_that_changes_is_noticed(home, tmp_path):
+    graph = tmp_path / "graph.json"
+    write_graph(graph, Graph(("a", "b", "c"), ((0, 1, 1.0),)))
+    config = alone(home, objective={"near": {"term": f"related_labels(edges={str(graph)!r})"}})
+    jaxdistill.distill(config, tmp_path / "run", QUIET)
+    jaxdistill.distill(config, tmp_path / "run", QUIET)
+    graph.write_text(graph.read_text().replace("[0, 1, 1.0]", "[0, 2, 1.0]"))
+    with pytest.raises(DamageError, match=r"graph\.json has changed since .* delete its key 'seal'"):
+        jaxdistill.distill(config, tmp_path / "run", QUIET)
+    graph.write_text(json.dumps({"names": ["a", "b", "c"], "edges": [[0, 2, 1.0]]}))  # as somebody else writes one
+    with pytest.raises(ConfigError, match=r"^objective\.near\.term: a file that it reads changed since the run"):
+        jaxdistill.distill(config, tmp_path / "run", QUIET)
+
+
+def test_checkpoints_are_found_at_any_depth_of_a_spec():
+    assert sources_of("towers(images=vit(size=8), texts=lora(pretrained('a/b'), rank=2), width=4)") == ("a/b",)
+    assert sources_of("cut(source='c', layers=2)") == sources_of("pretrained(source='c')") == ("c",)
+    assert sources_of("cut('big', layers=2)") == ()
+
+
 def test_a_study_does_not_take_the_results_of_another_run(home, tmp_path):
     one, two = (tmp_path / name for name in ("one", "two"))
     for folder in (one, two):
@@ -184,18 +218,18 @@ def test_the_log_of_another_model_and_lines_that_are_missing_are_told(home, tmp_
 
 def test_a_missing_hash_of_a_selection_is_told(home, tmp_path, capsys):
     data = resolve(alone(home), jax.devices()).data
-    subset.check_selection(tmp_path, data, np.arange(3))
+    keep(subset.check_selection(tmp_path, data, np.arange(3)))
     assert capsys.readouterr().err == ""
     with pytest.raises(ConfigError, match="no longer selects the records that the run"):
         subset.check_selection(tmp_path, data, np.array([0, 1, 3]))
-    (tmp_path / "selection.json").unlink()
     (tmp_path / "student/checkpoints/manifests").mkdir(parents=True)
     (tmp_path / "student/checkpoints/manifests/1.json").touch()
-    subset.check_selection(tmp_path, data, np.arange(2))
-    said = (
-        f"note: {tmp_path / 'selection.json'} is missing: it cannot be checked whether the run began with these records"
-    )
-    assert said in capsys.readouterr().err
+    (tmp_path / "selection.json").write_text("{}")
+    for state in ("damaged", "missing"):
+        assert subset.check_selection(tmp_path, data, np.arange(2))  # to be written again
+        said = f"note: {tmp_path / 'selection.json'} is {state}: it cannot be checked whether the run began with these"
+        assert said in capsys.readouterr().err
+        (tmp_path / "selection.json").unlink(missing_ok=True)
 
 
 def test_a_cache_of_images_that_are_processed_in_another_way_is_refused(home, tmp_path):

@@ -302,7 +302,7 @@ def test_accuracy_that_integers_lose_is_a_problem():
 def test_a_config_names_the_files_that_are_written_when_the_run_has_ended(home, capsys):
     exports = {"phone": {"to": "onnx(int8='dynamic')"}, "server": {"model": "teachers/big"}}
     config = config_of("mlp", home, exports=exports, steps=1)
-    launch(config, str(home / "exports"), "")
+    launch(config, str(home / "exports"), "", trust_source=False)
     assert "onnx-int8-dynamic" in capsys.readouterr().out
     assert (home / "exports/student/exports/onnx-int8-dynamic/model.onnx").is_file()
     assert (home / "exports/teachers/big/exports/onnx/model.onnx").is_file()

@@ -1,8 +1,12 @@
 """Records: loading one runs no code, what it lacks is said, and what is reported of a resumed run is of all of it."""
 
 import hashlib
+import importlib.util
 import json
+import py_compile
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +14,13 @@ import runs
 from own_parts import LOSS
 
 import jaxdistill
-from jaxdistill import main
+from jaxdistill import differ, main
 from jaxdistill.core import registry, seal
 from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.core.manifest import manifests
 from jaxdistill.core.notes import note
 from jaxdistill.core.registry import losses
+from jaxdistill.run import export_run, launch
 from jaxdistill.run.config_files import load_config, source
 from jaxdistill.run.own_parts import own_parts, registered_by_others
 
@@ -71,6 +76,34 @@ def test_only_the_file_that_the_run_copied_is_trusted(how, tmp_path):
         ConfigError, match={"missing": "is missing", "link": "is a link", "changed": "was changed since"}[how]
     ):
         load_config(str(file), trust_source=True)
+
+
+def test_a_file_is_run_and_not_the_bytecode_that_lies_beside_it(tmp_path, monkeypatch):
+    """Its hash is that of the file, so bytecode of other code would pass."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = record(tmp_path / "run", source="own.py", source_sha256=hashlib.sha256(LOSS.encode()).hexdigest())
+    copy, other = tmp_path / "run" / "own.py", tmp_path / "run" / "other.py"
+    copy.write_text(LOSS)
+    other.write_text(EVIL)
+    place = importlib.util.cache_from_source(str(copy))
+    py_compile.compile(str(other), place, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    load_config(str(file), trust_source=True)
+    assert list(Path(place).parent.iterdir()) == [Path(place)], "and none is written"
+
+
+@pytest.mark.parametrize(("words", "trusted"), [([], False), (["--trust-source"], True)])
+def test_training_a_record_does_not_make_its_file_trusted(words, trusted, tmp_path, monkeypatch):
+    """The exports of a run load its config again, and that may run the file that the run has copied."""
+    config = differ(runs.load(), exports={"x": {"to": "stablehlo()"}}).to_dict()
+    digest = hashlib.sha256(LOSS.encode()).hexdigest()
+    record(tmp_path / "run", config=config, parts={}, source="own.py", source_sha256=digest)
+    (tmp_path / "run" / "own.py").write_text(LOSS)
+    asked = []
+    monkeypatch.setattr(launch.distill, "distill", lambda *args, **options: None)
+    monkeypatch.setattr(export_run, "export", lambda run, models, formats, options: asked.append(options) or "")
+    given = ["train", "--config", str(tmp_path / "run/config.json"), "--workdir", str(tmp_path / "again"), *words]
+    assert main.run(given) == 0
+    assert [each.trust_source for each in asked] == [trusted]
 
 
 def test_parts_of_ones_own_are_recorded_and_named(tmp_path, capsys):

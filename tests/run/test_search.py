@@ -43,7 +43,7 @@ def test_candidates_are_all_combinations_each_with_the_format_of_its_bits(home):
 def test_arms_are_the_finalist_its_rounding_afterwards_and_its_control(home):
     config = fill_placeholders(config_of("mlp", home))
     eight, whole = candidates(config, {"widths": ((8,),), "bits": (8, 32)}, Device())
-    (arms,) = study_of(config, [eight, whole], ["x"]).axes.values()
+    (arms,) = study_of(config, [eight, whole], ["x"], "").axes.values()
     kinds = [name.rpartition(" | ")[2] for name in arms]
     assert kinds == ["distilled", "distilled, rounded afterwards", "alone", "distilled", "alone"]
     assert list(arms["widths=(8,) bits=8 | alone"]["objective"]) == ["cross_entropy"]

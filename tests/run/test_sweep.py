@@ -1,5 +1,6 @@
 """Studies: what is expanded, run, taken over and told. The studies themselves are `experiments/`."""
 
+import io
 import os
 import re
 import shlex
@@ -12,19 +13,34 @@ from rich.console import Console
 
 from jaxdistill import main
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, Stopped
+from jaxdistill.core.errors import BadStartError, ConfigError, NonFiniteError, Stopped
 from jaxdistill.core.manifest import CheckpointError
 from jaxdistill.evaluation.comparison import interval, paired
 from jaxdistill.evaluation.report import study as plot
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
+from jaxdistill.run import output_checks, workdir
 from jaxdistill.run import study as studies
-from jaxdistill.run import workdir
 from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import differ
 from jaxdistill.run.study import Study, expand
 from jaxdistill.run.study import runs as runs_of
 
 QUIET = Console(quiet=True)
+OWN = f"""
+from jaxdistill import differ, load_config, registry
+from jaxdistill.losses.term import stateless
+
+
+def mine():
+    return stateless(lambda signals: 0.1 * (signals.student.logits**2).mean(-1))
+
+
+registry.losses.register(mine)
+
+
+def get_config():
+    return differ(load_config({str(runs.TINY)!r}), teachers={{}}, objective={{"mine": {{}}}}, control=False)
+"""
 TERMS = ("kd(temperature=1.0)", "kd(temperature=4.0)")
 
 
@@ -70,7 +86,7 @@ def test_a_mistake_is_told_before_anything_runs(wrong, told, tmp_path):
 
 def test_a_teacher_may_have_learned_from_one_before_it(tmp_path, monkeypatch):
     ran = {}
-    monkeypatch.setattr(sweep, "run_or_resume", lambda config, folder: ran.setdefault(folder, config) and [ROW])
+    monkeypatch.setattr(sweep, "run_or_resume", lambda config, folder, source: ran.setdefault(folder, config) and [ROW])
     above = differ(study().base, teachers={"above": {"model": "mlp(widths=(16,), classes=4)"}})
     chain = study(base=differ(above, teachers={}), teachers={"above": study().base, "below": above})
     found = sweep.train_teachers(chain, tmp_path, QUIET)
@@ -95,11 +111,11 @@ def conducted(tmp_path_factory):
     workdir, made, distill = tmp_path_factory.mktemp("study"), [], studies.distill
     small = study(axes={"objective.kd.term": TERMS}, baseline=TERMS[0], further={}, measures=MEASURES)
 
-    def counted(config, folder, console):
+    def counted(config, folder, console, source):
         made.append(folder.relative_to(workdir).as_posix())
         if len(made) == 4:
             raise Stopped("saved")
-        return distill(config, folder, console)
+        return distill(config, folder, console, source)
 
     with pytest.MonkeyPatch.context() as patch, runs.compilation_cache(workdir / "programs"):
         patch.setattr(studies, "distill", counted)
@@ -156,7 +172,7 @@ def test_results_are_taken_over_from_the_same_config_alone(change, taken, tmp_pa
 def test_a_study_in_the_folder_of_a_run_is_refused(name, tmp_path):
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=r"--workdir: .* holds a run. Choose another folder"):
-        workdir.check_study(tmp_path)
+        output_checks.check_study(tmp_path)
 
 
 def test_results_of_a_run_that_was_resumed_after_its_last_step_are_taken_over(tmp_path):
@@ -298,6 +314,46 @@ def test_one_run_is_told_by_its_number(tmp_path, monkeypatch):
     assert learnt == [(f"{TERMS[0]} | many", 1)]
     with pytest.raises(ConfigError, match="--run: '10' is not a run; choose 'teachers' or 0 to 9"):
         sweep.execute(study(), read("--run", "10"))
+
+
+def test_a_run_that_diverges_is_left_out_and_a_bad_start_is_a_mistake(tmp_path, monkeypatch):
+    small = study(axes={"objective.kd.term": TERMS}, baseline=TERMS[0], further={})
+    first, second = runs_of(small, tmp_path, 1, {})
+    ended = {first.folder: NonFiniteError("the loss is NaN at step 3"), second.folder: None}
+
+    def run(config, folder, source):
+        if ended[folder] is not None:
+            raise ended[folder]
+        return [ROW]
+
+    monkeypatch.setattr(sweep, "run_or_resume", run)
+    said = io.StringIO()
+    sweep.run_all([first, second], Console(file=said, width=40))
+    assert f"{first.arm}, seed 0: left out, the loss is NaN at step 3\n" in said.getvalue()
+    assert f"{second.arm}, seed 0: 50.00 %\n" in said.getvalue()
+    ended[second.folder] = BadStartError("objective.kd.term", "is NaN before the first update.")
+    with pytest.raises(BadStartError):
+        sweep.run_all([first, second], QUIET)
+    monkeypatch.setattr(sweep, "train_teachers", lambda *words: {})
+    ended[second.folder] = NonFiniteError("the loss is infinite")
+    with pytest.raises(NonFiniteError, match="every run diverged, and nothing can be compared"):
+        sweep.run_study(small, tmp_path, 1, QUIET)
+
+
+def test_a_study_does_not_mix_runs_of_two_versions_of_a_loss(tmp_path, capsys):
+    """`train` does not resume a run whose own parts have changed; a table of both versions would be worse."""
+    (tmp_path / "mine.py").write_text(OWN)
+    words = ["sweep", "--config", str(tmp_path / "mine.py"), "--axis", "rate", "0.1", "0.01", "--seeds", "1"]
+    words += ["--workdir", str(tmp_path / "study"), "--config.steps=2"]
+    with runs.registries_as_found():
+        assert main.run([*words, "--run", "0"]) == 0
+    (copy,) = (tmp_path / "study").rglob("mine.py")
+    assert copy.read_text() == OWN
+    (tmp_path / "mine.py").write_text(OWN.replace("0.1", "0.2"))
+    capsys.readouterr()
+    with runs.registries_as_found():
+        assert main.run(words) == 2
+    assert "registers loss mine, and was changed since the run in" in capsys.readouterr().err
 
 
 def test_the_number_of_seeds_and_the_folder_are_those_that_were_asked_for(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import jaxdistill
-from jaxdistill.core import registry
+from jaxdistill.core import registry, seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Variables
 from jaxdistill.data.text import synthesis
@@ -166,6 +167,25 @@ def test_a_mistake_is_told_before_anything_compiles(world, tmp_path, capsys, wor
     assert synthesize.run([*given, "--length", "6", "--part", "2", "--steps", "4", *words]) == 2
     assert said in capsys.readouterr().err
     assert not {"generate"} & set(runs.compilations[before:])
+
+
+def test_files_of_others_are_not_mixed_with_a_set(world, tmp_path):
+    (tmp_path / "test.csv").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--out: .* holds other files \(test\.csv\)\. Choose a new or empty folder"):
+        write(world, tmp_path)
+
+
+def test_a_part_without_its_seal_is_written_again(written, tmp_path):
+    out, spec = tmp_path / "texts", f"synthetic(folder={str(tmp_path / 'texts')!r}, split='train')"
+    shutil.copytree(written[0], out)
+    (out / "00001.json").unlink()
+    (out / "00001.jsonl").write_text('{"text": "other"}\n')
+    with pytest.raises(ConfigError, match=r"is not finished or damaged: 2 of 3 parts"):
+        registry.datasets.build(spec, "data.name")
+    for file in out.glob("*.json"):  # an earlier version wrote no seals
+        file.unlink()
+    seal.write_text(out / "manifest.json", json.dumps({"rows": 5, "part": 2}))
+    assert len(registry.datasets.build(spec, "data.name")) == 4
 
 
 def test_a_folder_that_is_none_is_told():

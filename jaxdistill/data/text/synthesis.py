@@ -86,6 +86,11 @@ def write_generation_settings(folder: Path, about: Mapping[str, Any]) -> None:
         raise ValueError(f"{folder} was written with {settings}; remove it, or choose another folder")
 
 
+def is_file_of_set(name: str) -> bool:
+    """Return True if a generated data set may have a file of this name."""
+    return re.fullmatch(r"(manifest|test|\d{5,})\.jsonl?", name) is not None
+
+
 def write_part(folder: Path, number: int, records: Iterable[Mapping[str, str]]) -> None:
     """Write one part (file) of a generated data set; an interrupted call leaves no incomplete file.
 
@@ -131,8 +136,8 @@ def _identity(file: Path) -> dict[str, str]:
 def _is_good(file: Path) -> bool:
     try:
         seal.check_file(file, _identity(file))
-    except FileNotFoundError:
-        return file.is_file()  # an earlier version wrote no seals
+    except FileNotFoundError:  # an earlier version wrote no seals
+        return file.is_file() and not seal.is_sealed(file.with_name("manifest.json"))
     except DamageError as error:
         note_damage(error)
         return False

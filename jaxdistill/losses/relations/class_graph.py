@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdistill.core import seal
+from jaxdistill.core.errors import DamageError
+
 GraphSpec = str | tuple[tuple[float, ...], ...]  # path of a file, or edges (node, node) or (node, node, weight)
 MAX_NODES = 65535  # a pair of nodes is encoded as one number of 32 bits
 
@@ -85,23 +88,27 @@ class Graph(NamedTuple):
 
 
 def write_graph(file: Path, graph: Graph) -> None:
-    """Write a graph as JSON, `{"names": [...], "edges": [[0, 3, 0.5], ...]}`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(graph._asdict(), indent=None) + "\n")
+    """Write a graph as sealed JSON, `{"names": [...], "edges": [[0, 3, 0.5], ...], "seal": ...}`."""
+    seal.write(file, graph._asdict())
 
 
 def read_graph(file: Path) -> Graph:
-    """Read a graph from a JSON file that `write_graph` wrote.
+    """Read a graph from a JSON file that `write_graph` wrote, or from one without a seal.
 
     Raises:
         ValueError: the file does not exist, or is not a graph.
+        DamageError: the file has changed since it was written.
     """
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if seal.SEAL in content:
+            seal.read(file, {})
         edges = tuple((a, b, float(weight)) for a, b, weight in content["edges"])
         if not all(type(node) is int for edge in edges for node in edge[:2]):
             raise ValueError("a node is no whole number")
         return Graph(tuple(content["names"]), edges)
+    except DamageError as error:
+        raise DamageError(f"{error}. Write it again, or if the change is meant, delete its key 'seal'") from None
     except FileNotFoundError:
         raise ValueError(
             f"there is no file {str(file)!r}; python -m jaxdistill.data.builders.class_hierarchy writes one"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdistill.core import seal
 from jaxdistill.core.errors import WeightsError, as_weights_error
 from jaxdistill.models.hub.gguf_header import TensorEntry, read_header
 from jaxdistill.models.hub.source import ArrayInfo
@@ -45,10 +46,12 @@ class Gguf:
 
     Raises:
         WeightsError: the file is not a GGUF file, is damaged, or has an unsupported architecture or setting.
+        DamageError: its folder was written by jaxdistill, and the file has changed since.
     """
 
     def __init__(self, path: Path):
         self.path = str(path)
+        seal.check_in_folder(path, listed=True)
         with as_weights_error(path):
             try:
                 self.fields, tensors = read_header(path)

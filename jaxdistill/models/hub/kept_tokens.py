@@ -5,6 +5,8 @@ from pathlib import Path
 
 from jaxdistill.core import seal
 
+VOCABULARY = "vocabulary.json"
+
 
 def read_kept_tokens(folder: str) -> tuple[tuple[int, ...], int]:
     """Read which tokens a reduced vocabulary keeps, from the file `vocabulary.json` of `jaxdistill vocabulary`.
@@ -19,7 +21,7 @@ def read_kept_tokens(folder: str) -> tuple[tuple[int, ...], int]:
         ValueError: the folder has no valid `vocabulary.json`.
         DamageError: the file has changed since it was written.
     """
-    file = Path(folder).expanduser() / "vocabulary.json"
+    file = Path(folder).expanduser() / VOCABULARY
     seal.check_in_folder(file)
     try:
         content = json.loads(file.read_text())

@@ -56,6 +56,7 @@ class Source(Protocol):
 # Names of norm weights in the first BERT checkpoints for PyTorch; transformers converts them too
 LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 INDEX = "model.safetensors.index.json"
+POOLING_FILE = "1_Pooling/config.json"
 POOLING_MODES = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -65,8 +66,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         WeightsError: a file is missing or damaged.
+        DamageError: the folder was written by jaxdistill, and a file has changed since.
     """
-    config, file = read_json(folder / "config.json"), folder / "1_Pooling" / "config.json"
+    config, file = read_json(folder / "config.json"), folder / POOLING_FILE
+    seal.check_in_folder(file, root=folder, listed=True)
     if not file.is_file():
         return config
     modes = read_json(file)

@@ -15,9 +15,9 @@ import json
 import math
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +29,7 @@ from jaxdistill.core.packages import cached_wheel
 from jaxdistill.models.hub.source import ArrayInfo
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+MOST_ELEMENTS = 64  # of a tuple, such as a shape
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -77,8 +78,14 @@ class _Tensor(NamedTuple):
         return 0 in self.shape or last < self.storage.size
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that admits only what a dictionary of tensors consists of; any other name is an error."""
+class _Unpickler(pickle._Unpickler):
+    """An unpickler that admits only what a dictionary of tensors consists of; any other name is an error.
+
+    It is the one in Python, because the one in C allocates as many entries as the largest number of an entry says, and
+    because tuples are checked as they are made: a few bytes could nest them so that their hash takes years.
+    """
+
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -91,10 +98,30 @@ class _Unpickler(pickle.Unpickler):
         raise WeightsError(f"it refers to {module}.{name}, which is not part of a dictionary of tensors")
 
     def persistent_load(self, pid: Any) -> _Storage:
+        if not isinstance(pid, tuple):
+            raise ValueError("a storage is not described by a tuple")
         tag, storage_type, key, _, size, *view = pid
-        if tag != "storage" or not isinstance(storage_type, _StorageType) or any(part is not None for part in view):
-            raise WeightsError(f"it refers to {tag!r}, not to a storage")
+        is_storage = tag == "storage" and isinstance(storage_type, _StorageType) and type(size) is int
+        if not is_storage or not isinstance(key, str | int) or any(part is not None for part in view):
+            raise WeightsError("it refers to something that is no storage")
         return _Storage(str(key), storage_type.dtype, size)
+
+
+def _load_small_tuple(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a function of the unpickler that makes a tuple, and refuses a large or deeply nested one."""
+
+    def load_and_check(unpickler: Any) -> None:
+        load(unpickler)
+        made = unpickler.stack[-1]
+        nested = [each for each in made if isinstance(each, tuple) and not isinstance(each, _Storage | _Tensor)]
+        if len(made) > MOST_ELEMENTS or any(isinstance(part, tuple) for each in nested for part in each):
+            raise WeightsError("it has a large or nested tuple, which is not part of a dictionary of tensors")
+
+    return load_and_check
+
+
+for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    _Unpickler.dispatch[_opcode[0]] = _load_small_tuple(_Unpickler.dispatch[_opcode[0]])
 
 
 class LegacyTorch:
@@ -160,6 +187,8 @@ def _read_index(file: BinaryIO, size: int) -> tuple[dict[str, _Tensor], dict[str
     is_ours = isinstance(tensors, dict) and all(isinstance(tensor, _Tensor) for tensor in tensors.values())
     if not is_ours or not all(isinstance(name, str) for name in tensors):
         raise WeightsError("it contains something other than a dictionary of tensors by name")
+    if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
+        raise WeightsError("it does not list the keys of its storages")
     storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
     offsets: dict[str, int] = {}
     for key in map(str, keys):

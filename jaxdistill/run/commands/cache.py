@@ -43,8 +43,8 @@ from jaxdistill.parallel.compile import jit_evaluate, local_row_numbers
 from jaxdistill.run import subset
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
+from jaxdistill.run.output_checks import check_no_other_folders, check_writable
 from jaxdistill.run.resolve import Resolved, resolve
-from jaxdistill.run.workdir import check_no_other_folders, check_writable
 from jaxdistill.teachers.cache import entries_needed, parse_encoding, store_folder
 from jaxdistill.teachers.cache_identity import KEY, drop_unrecorded, identity, stream_encoding
 from jaxdistill.teachers.cached_head import describe_head, is_written, write_head

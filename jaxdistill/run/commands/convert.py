@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdistill.core.errors import ConfigError
 from jaxdistill.run import failures
 from jaxdistill.run.commands.cli import Parser
 
@@ -30,11 +29,10 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         from jaxdistill.models.hub import torch_legacy  # imports JAX, after the arguments are checked
-        from jaxdistill.run.workdir import check_writable
+        from jaxdistill.run.output_checks import check_no_other_files, check_writable
 
         check_writable(options.folder, "FOLDER")
-        if options.folder.is_dir() and any(options.folder.iterdir()):
-            raise ConfigError("FOLDER", f"{str(options.folder)!r} is not empty. Choose a new folder.")
+        check_no_other_files(options.folder, "FOLDER")
         torch_legacy.convert(torch_legacy.locate(options.file), options.folder, {"model_type": options.model_type})
         sys.stdout.write(f"{options.folder} has config.json and model.safetensors\n")
         return 0

@@ -15,8 +15,8 @@ from pathlib import Path
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
+from jaxdistill.run.output_checks import check_output
 from jaxdistill.run.plan import topology
-from jaxdistill.run.workdir import check_output
 
 EPILOG = """
 examples:

@@ -49,8 +49,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         if options.run.is_file():
             raise ConfigError("RUN", f"{str(options.run)!r} is a file. Give the folder of a run, as in --workdir.")
+        from jaxdistill.run.output_checks import check_output
         from jaxdistill.run.predict import load  # imports JAX, after the arguments are checked
-        from jaxdistill.run.workdir import check_output
 
         check_output(options.output, "--output", options.overwrite)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.run.commands import cli
+from jaxdistill.run.config_files import source
 from jaxdistill.run.exit_codes import UNFINISHED
 
 MOST = 512  # candidates
@@ -65,8 +66,9 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
     from jaxdistill.run.config import differ
     from jaxdistill.run.export_files import EXPORTS, slug
     from jaxdistill.run.fill import fill_placeholders
+    from jaxdistill.run.output_checks import check_study
     from jaxdistill.run.resolve import resolve
-    from jaxdistill.run.workdir import check_study, locked
+    from jaxdistill.run.workdir import locked
 
     for name, number, most in (("--finalists", options.finalists, MOST), ("--seeds", options.seeds, MOST_SEEDS)):
         if not 1 <= number <= most:
@@ -88,7 +90,7 @@ def _search(config: Any, options: Any, axes: dict[str, tuple[Any, ...]], command
         inside = sum(size.excess(budget) <= 1 for size in sizes)
         console.print(f"{inside} within the budget; trained: {names}", highlight=False, soft_wrap=True)
         chosen = [candidate for size in best for candidate in all_candidates if candidate.label == size.label]
-        study = search_study.study_of(config, chosen, shlex.split(command))
+        study = search_study.study_of(config, chosen, shlex.split(command), source(options.config))
         all_runs = search_study.distil(study, options.workdir, options.seeds, console)
         points = search_study.measure_files(study, all_runs, chosen, options.device, options.workdir, console)
         point = search_study.choose_point(points, budget)

@@ -9,7 +9,6 @@ repeats no finished run. --slurm prints a script that runs the study as an array
 """
 
 import argparse
-import shlex
 import signal
 import sys
 import time
@@ -20,19 +19,22 @@ from typing import Any
 from rich.console import Console
 
 from jaxdistill.core import seal
-from jaxdistill.core.errors import ConfigError, DamageError, NonFiniteError, Stopped
+from jaxdistill.core.errors import BadStartError, ConfigError, DamageError, NonFiniteError, Stopped
 from jaxdistill.core.notes import note_damage
 from jaxdistill.evaluation.report import study as pages
 from jaxdistill.evaluation.report.formats import duration
 from jaxdistill.run import failures, presets
 from jaxdistill.run.commands import cache, cli
 from jaxdistill.run.config import Config, differ, override, parse_changes
-from jaxdistill.run.config_files import load_config
+from jaxdistill.run.config_files import load_config, source
 from jaxdistill.run.exit_codes import UNFINISHED
+from jaxdistill.run.output_checks import check_study
+from jaxdistill.run.slurm import slurm_script
 from jaxdistill.run.study import (
     Run,
     Study,
     check_arms,
+    check_unchanged,
     expand,
     finished_results,
     merged_config,
@@ -41,7 +43,7 @@ from jaxdistill.run.study import (
     runs,
     with_checkpoints,
 )
-from jaxdistill.run.workdir import check_study, locked
+from jaxdistill.run.workdir import check_same_parts, locked
 
 
 def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, str]:
@@ -61,12 +63,13 @@ def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, s
     checkpoints: dict[str, str] = {}
     for name, config in study.teachers.items():
         ready = differ(config, teachers=with_checkpoints(config, checkpoints))
-        (row,) = (row for row in run_or_resume(ready, workdir / "teachers" / name) if row["name"] == "student")
+        rows = run_or_resume(ready, workdir / "teachers" / name, study.source)
+        (row,) = (row for row in rows if row["name"] == "student")
         console.print(f"teacher {name}: {quality_text(row)}")
         checkpoints[name] = str(workdir / "teachers" / name)
     trained = {name for name, entry in study.base.teachers.items() if entry.steps and not entry.checkpoint}
     if trained:  # train them in a run of the base config with one student step
-        for row in run_or_resume(differ(study.base, steps=1, control=False), workdir / "taught"):
+        for row in run_or_resume(differ(study.base, steps=1, control=False), workdir / "taught", study.source):
             if row["name"].removeprefix("teacher ") in trained:
                 console.print(f"{row['name']}: {quality_text(row)}")
     checkpoints |= {name: str(workdir / "taught" / "teachers" / name) for name in trained}
@@ -78,27 +81,36 @@ def train_teachers(study: Study, workdir: Path, console: Console) -> dict[str, s
 def run_one(run: Run, console: Console) -> None:
     """Execute one run of a study, and print how good the student is, such as its accuracy.
 
-    If a loss becomes NaN or infinite, the error is printed instead of raised, and the run is missing in the results.
+    Raises:
+        NonFiniteError: the training diverged.
     """
-    try:
-        rows = run_or_resume(run.config, run.folder)
-        (quality,) = (quality_text(row) for row in rows if row["name"] == "student")
-        console.print(f"{run.arm}, seed {run.seed}: {quality}", highlight=False)
-    except NonFiniteError as error:
-        console.print(f"{run.arm}, seed {run.seed}: left out, {error}")
+    rows = run_or_resume(run.config, run.folder, run.source)
+    (quality,) = (quality_text(row) for row in rows if row["name"] == "student")
+    console.print(f"{run.arm}, seed {run.seed}: {quality}", highlight=False, soft_wrap=True)
 
 
-def run_all(unfinished: Sequence[Run], console: Console) -> None:
-    """Execute the unfinished runs of a study one after the other.
+def run_all(unfinished: Sequence[Run], console: Console) -> int:
+    """Execute the unfinished runs of a study one after the other, and return how many of them diverged.
 
-    After each run, print how many runs are done, and an estimate of the time for the remaining runs.
+    After each run, print how many runs are done, and an estimate of the time for the remaining runs. The error of a run
+    that diverges is printed, and the run is missing in the results.
+
+    Raises:
+        BadStartError: the loss of a run is not finite before the first update, which is a mistake and no divergence.
     """
-    start = time.perf_counter()
+    start, diverged = time.perf_counter(), 0
     for done, run in enumerate(unfinished, 1):
-        run_one(run, console)
+        try:
+            run_one(run, console)
+        except BadStartError:
+            raise
+        except NonFiniteError as error:
+            diverged += 1
+            console.print(f"{run.arm}, seed {run.seed}: left out, {error}", highlight=False, soft_wrap=True)
         seconds_per_run = (time.perf_counter() - start) / done
         remaining = duration(seconds_per_run * (len(unfinished) - done))
         console.print(f"{done} of {len(unfinished)}; about {remaining} left")
+    return diverged
 
 
 def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_table: bool = True) -> list[pages.Line]:
@@ -113,17 +125,28 @@ def run_study(study: Study, workdir: Path, seeds: int, console: Console, shows_t
 
     Returns:
         The lines of the table, one for each arm.
+
+    Raises:
+        NonFiniteError: every run diverged.
     """
     check_arms(study, data=True)
     with locked(workdir):
         _check_workdir(study, workdir)
         all_runs = runs(study, workdir, seeds, train_teachers(study, workdir, console))
-        unfinished = [run for run in all_runs if not finished_results(run.config, run.folder)]
-        console.print(f"{len(all_runs) - len(unfinished)} of {len(all_runs)} runs were already finished")
+        finished = [run for run in all_runs if finished_results(run.config, run.folder)]
+        for run in finished:
+            check_same_parts(run.folder, run.source)
+        for run in {run.arm: run for run in finished}.values():
+            check_unchanged(run.config, run.folder)
+        folders = {run.folder for run in finished}
+        unfinished, diverged = [run for run in all_runs if run.folder not in folders], 0
+        console.print(f"{len(finished)} of {len(all_runs)} runs were already finished")
         try:
-            run_all(unfinished, console)
+            diverged = run_all(unfinished, console)
         finally:  # also after an interruption, so that `jaxdistill.evaluation.report.study` can show the finished runs
             seal.write(workdir / "study.json", study_results(study, all_runs))
+    if diverged == len(all_runs):
+        raise NonFiniteError("every run diverged, and nothing can be compared. Lower the rate, or set clip_norm")
     lines = pages.write(workdir)
     if shows_table:
         console.print(pages.markdown(pages.read(workdir), lines), markup=False, highlight=False, soft_wrap=True)
@@ -173,30 +196,6 @@ def study_results(study: Study, all_runs: Sequence[Run]) -> dict[str, Any]:
         "config": study.base.to_dict(),
         "provenance": provenance,
     }
-
-
-def slurm_script(study: Study, workdir: Path, seeds: int) -> str:
-    """Return a shell script that submits a study to the Slurm scheduler as three jobs, one after the other.
-
-    The first job trains the teachers. The second is an array with a job for each run. The third writes the report.
-
-    Args:
-        study: a base config and its variants (arms).
-        workdir: folder of the study.
-        seeds: number of runs for each arm (variant of the base config).
-    """
-    command = f"{study.command_line} {shlex.join(['--workdir', str(workdir), '--seeds', str(seeds)])}"
-    count = len(expand(study)) * seeds
-    wrapped = lambda options: f"--wrap {shlex.quote(f'{command} {options}'.strip())}"
-    return f"""#!/bin/bash
-# Usage, with any options of sbatch: bash FILE --partition=gpu --time=1:00:00
-set -e
-export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"  # this Python; sbatch passes PATH on to the jobs
-submit() {{ sbatch --parsable --job-name={study.name} "$@"; }}
-teachers=$(submit "$@" {wrapped("--run teachers")})
-runs=$(submit "$@" --dependency=afterok:"$teachers" --array=0-{count - 1} {wrapped("--run $SLURM_ARRAY_TASK_ID")})
-submit "$@" --dependency=afterany:"$runs" {wrapped("")}
-"""
 
 
 def parser(name: str, doc: str | None, program: str = "") -> cli.Parser:
@@ -316,7 +315,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         axis_words = [word for axis in options.axis for word in ("--axis", *axis)]
         words = ("--config", options.config, *["--trust-source"] * options.trust_source, *axis_words, *changes)
         command = ("python", "-m", "jaxdistill.main", "sweep", *words)
-        execute(Study("sweep", question, base, axes, baseline, command=command), options)
+        study = Study("sweep", question, base, axes, baseline, command=command, source=source(options.config))
+        execute(study, options)
 
     return guarded(work, options.debug, options.workdir, bool(options.run))
 

@@ -34,8 +34,8 @@ from jaxdistill.models.build import build_model
 from jaxdistill.models.generate import generate
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
+from jaxdistill.run.output_checks import check_no_other_files, check_writable
 from jaxdistill.run.resolve import resolve
-from jaxdistill.run.workdir import check_writable
 from jaxdistill.teachers.cache_identity import weights_hash
 from jaxdistill.teachers.load import load
 from jaxdistill.teachers.teacher import Teacher
@@ -94,6 +94,7 @@ def synthesize(config: Config, out: Path, template: PromptTemplate, settings: Se
         ConfigError: the config or the settings are wrong, or the data or the teacher cannot be used.
     """
     check_writable(out, "--out")
+    check_no_other_files(out, "--out", synthesis.is_file_of_set)
     _check(config, template, settings)
     resolved = resolve(config, jax.devices())
     data, teacher = resolved.data, resolved.live_teacher(settings.teacher, alone=True)

@@ -17,11 +17,16 @@ import jax
 import numpy as np
 
 from jaxdistill.compress.vocabulary import count_tokens, select_tokens, write
+from jaxdistill.core.atomic import replaced_folder
 from jaxdistill.core.errors import ConfigError
+from jaxdistill.core.seal import FOLDER_SEAL
+from jaxdistill.models.hub.kept_tokens import VOCABULARY
 from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
+from jaxdistill.run.output_checks import check_no_other_files, check_writable
 from jaxdistill.run.resolve import resolve
-from jaxdistill.run.workdir import check_writable
+
+FILES = ("tokenizer.json", VOCABULARY, FOLDER_SEAL)
 
 
 def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
@@ -41,6 +46,8 @@ def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
         ConfigError: the config has no tokenizer, its data cannot be read, or the tokenizer cannot be reduced.
     """
     check_writable(folder, "--out")
+    has_vocabulary = (folder / VOCABULARY).is_file()  # else its tokenizer.json is somebody's
+    check_no_other_files(folder, "--out", lambda name: has_vocabulary and name in FILES)
     data = resolve(config, jax.devices()).data
     tokenization = data.tokenization
     if tokenization is None:
@@ -55,7 +62,8 @@ def reduce_vocabulary(config: Config, folder: Path, max_tokens: int) -> str:
         ids = select_tokens(tokenizer, count_tokens(columns, size), max_tokens)
     except ValueError as error:
         raise ConfigError("data.tokens", f"{error}.") from None
-    write(folder, tokenizer, ids, size)
+    with replaced_folder(folder.absolute()) as draft:
+        write(draft, tokenizer, ids, size)
     return f"kept {len(ids)} of {size} tokens in {folder}"
 
 

@@ -19,6 +19,7 @@ from jaxdistill.export import model_folder
 from jaxdistill.models.abstract import has_pairs
 from jaxdistill.models.hub.check import check_pretrained
 from jaxdistill.models.pretrained import architecture_of_spec
+from jaxdistill.run import output_checks
 from jaxdistill.run import workdir as workdirs
 from jaxdistill.run.cut_specs import architecture, cut_of, source_of
 from jaxdistill.run.hub_folders import HUB, columns_of
@@ -218,9 +219,9 @@ def kernels_have_a_compiler(run: RunView) -> None:
 def workdir_can_be_written(run: RunView, workdir: Path) -> None:
     """Check that the folder of the run can be created and written; nothing is created yet."""
     if jax.process_index() == 0:
-        workdirs.check_writable(workdir, "--workdir")
+        output_checks.check_writable(workdir, "--workdir")
         if run.config.logging.compilation_cache:
-            workdirs.check_writable(Path(run.config.logging.compilation_cache), "logging.compilation_cache")
+            output_checks.check_writable(Path(run.config.logging.compilation_cache), "logging.compilation_cache")
 
 
 def bucket_can_be_written(run: RunView, workdir: Path) -> None:
@@ -239,7 +240,7 @@ def workdir_holds_this_run(run: RunView, workdir: Path) -> None:
         raise ConfigError("--workdir", f"{str(workdir)!r} is not a folder; choose another path.")
     old = workdirs.saved_record(workdir)
     if old is None:
-        workdirs.check_no_other_folders(workdir, "--workdir")
+        output_checks.check_no_other_folders(workdir, "--workdir")
         return
     if changed := workdirs.config_differences(old["config"], run.config):
         cure = f"Choose another --workdir, or resume that run with --config {saved}"

@@ -73,9 +73,21 @@ MISTAKES = {
         "'test' shares records with data.test='test'",
         "Choose other records",
     ),
+    "a stream with the name of the training records": (
+        ["streams.train.split=train[:10]"],
+        "streams.train",
+        "'train' is the name of the records of data.train",
+        "Set data.train",
+    ),
+    "an argument that is given twice": (
+        ["student.model=mlp(widths=(4,), classes=4, classes=5)"],
+        "student.model",
+        "the argument 'classes'",
+        "Give it once",
+    ),
     "a stream of what is judged": (
-        ["streams.train.split=test"],
-        "streams.train.split",
+        ["streams.more.split=test"],
+        "streams.more.split",
         "'test' shares records with data.test='test'",
         "Choose other records",
     ),

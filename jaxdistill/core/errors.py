@@ -97,11 +97,21 @@ def message_of(error: BaseException) -> str:
     line number of that code are appended.
     """
     text = " ".join(text_of(error).strip().split("\n\n")[0].split()) or type(error).__name__
-    if TRACING & {kind.__name__ for kind in type(error).__mro__}:  # the text of JAX explains how it traces
+    if _is_of_tracing(error):  # the text of JAX explains how it traces
         cure = "Use jnp instead of np, and jnp.where instead of if and while"
         text = f"a value is used in Python or NumPy that is only known when the program runs. {cure}"
     text = textwrap.shorten(text, 400, placeholder=" ...")
     return text + user_location(error)
+
+
+def _is_of_tracing(error: BaseException) -> bool:
+    return bool(TRACING & {kind.__name__ for kind in type(error).__mro__})
+
+
+def typed_message_of(error: BaseException) -> str:
+    """Return `message_of` an error, after the name of its type unless that says nothing, as in `ValueError`."""
+    plain = isinstance(error, ValueError | TypeError) or not text_of(error).strip() or _is_of_tracing(error)
+    return message_of(error) if plain else f"{type(error).__name__}: {message_of(error)}"
 
 
 def user_location(error: BaseException) -> str:

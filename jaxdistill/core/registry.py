@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxdistill.core.errors import ConfigError, suggest, user_location
+from jaxdistill.core.errors import ConfigError, short_repr, suggest, user_location
 
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30  # products of others leave the range of float32, after compilation
 
@@ -82,8 +82,10 @@ def parse(text: str, path: str) -> Spec:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise ValueError
         names = [keyword.arg for keyword in node.keywords]
-        if None in names or len(set(names)) < len(names):  # `**kwargs`, or a repeated name: `ast` allows both
+        if None in names:  # `**kwargs`
             raise ValueError
+        if twice := next((name for name in names if names.count(name) > 1), None):  # `ast` allows it
+            raise ConfigError(path, f"{text.strip()!r:.200}: the argument {twice!r} is given twice. Give it once.")
         kwargs = {keyword.arg: literal(keyword.value) for keyword in node.keywords if keyword.arg}
         return Spec(node.func.id, tuple(literal(arg) for arg in node.args), kwargs)
 
@@ -257,8 +259,11 @@ class Registry:
             raise error if error.path else ConfigError(path, error.message) from None
         except (ValueError, TypeError) as error:
             raise ConfigError(path, f"{factory.__name__}: {error}{user_location(error)}") from error
-        if part is None:
-            raise ConfigError(path, f"{factory.__name__} in {factory.__module__} returned None; return a {self.kind}.")
+        made = {_full_name(kind) for kind in type(part).__mro__}
+        if part is None or (self._built and self._built not in made):
+            wanted = f"{self._built.rpartition('.')[2]}, see {self._built}" if self._built else f"a {self.kind}"
+            problem = f"{factory.__name__} in {factory.__module__} returned {short_repr(part)}"
+            raise ConfigError(path, f"{problem}; return {wanted}.")
         return part
 
     def bind(
@@ -339,9 +344,9 @@ def _possible_sizes(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} asks for {layers} layers; give at most {MOST_LAYERS}")
 
 
-losses = Registry("loss")
-fusions = Registry("fusion")
-steps = Registry("step")
+losses = Registry("loss", built="jaxdistill.core.interfaces.Term")
+fusions = Registry("fusion", built="jaxdistill.core.interfaces.Fusion")
+steps = Registry("step", built="jaxdistill.core.interfaces.Step")
 models = Registry("model", _possible_sizes, built="jaxdistill.core.interfaces.Model")
 schedules = Registry("schedule")
 optimizers = Registry("optimizer")

@@ -109,6 +109,8 @@ def read(file: Path | BucketPath, types: JsonTypes, required: bool = False) -> d
         DamageError: the file is no JSON, its content differs from its seal, or a value has another type.
         OSError: the disk or the network failed; the file may be good.
     """
+    if isinstance(file, Path) and (file.is_fifo() or file.is_socket() or file.is_char_device()):
+        raise DamageError(f"{file} is no file, and reading it might never end")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

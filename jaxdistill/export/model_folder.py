@@ -201,11 +201,15 @@ def read_about(folder: Path) -> About:
     return About(**{name: content[name] for name in About._fields if name in content} | {"inputs": inputs})
 
 
-def read_arrays(folder: Path) -> Variables:
+def read_arrays(folder: Path, expected: Variables) -> Variables:
     """Read the weights of a model that transformers does not have.
 
+    Args:
+        folder: folder of the model.
+        expected: shapes and dtypes of the variables of the model.
+
     Raises:
-        DamageError: the file is damaged.
+        DamageError: the file is damaged, or has other arrays than the model.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -215,5 +219,16 @@ def read_arrays(folder: Path) -> Variables:
         arrays = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError, ValueError) as error:
         raise DamageError(f"{folder / WEIGHTS} is damaged ({error})") from None
+    wanted = {f"{part}/{name}": x for part, of in expected._asdict().items() for name, x in of.items()}
+    for name in dict.fromkeys((*wanted, *arrays)):
+        said, needed = (_form(each.get(name)) for each in (arrays, wanted))
+        if said != needed:
+            raise DamageError(f"{folder / WEIGHTS}: {name} is {said}, and the model has {needed}; restore the folder")
+        if arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all():
+            raise DamageError(f"{folder / WEIGHTS}: {name} has a value that is not finite; restore the folder")
     part = lambda name: {key.removeprefix(name): x for key, x in arrays.items() if key.startswith(name)}
     return Variables(part("params/"), part("state/"))
+
+
+def _form(array: Any) -> str:
+    return "missing" if array is None else f"{list(array.shape)} {array.dtype}"

@@ -152,9 +152,9 @@ class Predictor:
     def _read(self) -> Variables:
         shapes = self._shapes()
         model = self._built(self.about.dtype)
-        if model.load is None:
-            return jax.device_put(model_folder.read_arrays(self.folder))
         expected = Variables(*jax.eval_shape(model.init, jax.random.key(0), shapes))
+        if model.load is None:
+            return jax.device_put(model_folder.read_arrays(self.folder, expected))
         try:
             return model.load(expected).read()
         except WeightsError as error:

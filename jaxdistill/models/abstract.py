@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxdistill.core.errors import ConfigError, message_of, user_location
+from jaxdistill.core.errors import ConfigError, message_of, short_repr, typed_message_of, user_location
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Array, Outputs, PyTree, Shapes, Variables
 
@@ -50,11 +50,11 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes, pairs: bool = Fals
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def apply(variables: Variables, rows: Shapes) -> Outputs:
-        forward = lambda v, b, k: model.apply(v.params, v.state, b, train=True, key=k)[0]
-        return jax.eval_shape(forward, variables, rows, key)
+        forward = lambda v, b, k: model.apply(v.params, v.state, b, train=True, key=k)
+        return _checked_outputs(jax.eval_shape(forward, variables, rows, key), path)
 
     try:
-        variables = Variables(*jax.eval_shape(model.init, key, shapes))
+        variables = _checked_variables(jax.eval_shape(model.init, key, shapes), path)
         outputs = apply(variables, shapes)
         if pairs and has_pairs(outputs):
             return outputs, variables
@@ -69,14 +69,44 @@ def abstract_outputs(model: Model, path: str, shapes: Shapes, pairs: bool = Fals
             raise ConfigError(path, message_of(error)) from error
         fields = f"the batches have {', '.join(shapes)}"
         raise ConfigError(path, f"the model reads the field {error}; {fields}{user_location(error)}.") from error
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except Exception as error:
+        kinds = ValueError | TypeError | ZeroDivisionError | LookupError | AttributeError
+        if not (isinstance(error, kinds) or user_location(error)):
+            raise
         image = shapes.get("image")
         if image is not None and len(image.shape) == 2 and not user_location(error):
             cure = "Choose one that reads vectors, such as mlp(widths=(64,), classes=...)"
             problem = f"the model cannot read records of {image.shape[1]} numbers ({message_of(error)})"
             raise ConfigError(path, f"{problem}. {cure}.") from error
-        raise ConfigError(path, message_of(error)) from error
+        raise ConfigError(path, typed_message_of(error)) from error
     return outputs, variables
+
+
+def _checked_variables(made: Any, path: str) -> Variables:
+    """Return what `init` of a model has returned, after checking that it is a pair of dicts of arrays by name.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(made, tuple) or len(made) != 2 or not all(isinstance(part, Mapping) for part in made):
+        problem = f"init of the model returns {short_repr(made)}"
+        raise ConfigError(path, f"{problem}; return (params, state), two dicts of arrays by name.")
+    return Variables(*made)
+
+
+def _checked_outputs(out: Any, path: str) -> Outputs:
+    """Return the outputs among what `apply` of a model has returned, after checking that it is `(Outputs, state)`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(out, tuple) or len(out) != 2:
+        problem = f"apply of the model returns {type(out).__name__}"
+        raise ConfigError(path, f"{problem}; return (Outputs(logits=...), state).")
+    if not isinstance(out[0], Outputs):
+        problem = f"the model returns {type(out[0]).__name__} for a batch"
+        raise ConfigError(path, f"{problem}; return jaxdistill.Outputs(logits=...).")
+    return out[0]
 
 
 def has_pairs(out: Outputs) -> bool:

@@ -105,7 +105,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
         if jax.process_index() == 0:  # after all checks: a refused command changes nothing
             record |= workdir.write_config(folder, record, source)
             for file, content in {**inputs, **selection}.items():
-                seal.write(file, content)
+                seal.write(file, {**content, "run": record["run"]})
             if missing := record["not_copied"]:
                 parts = ", ".join(f"{part} (module {module})" for part, module in missing.items())
                 note(f"config.json keeps no copy of the code that registers {parts}. Keep it, to repeat the run")

@@ -167,6 +167,8 @@ def _explain_known(error: BaseException) -> tuple[int, str] | None:
     if "Could not determine home directory" in text_of(error):
         return MISTAKE, "a path begins with '~', and there is no such user or home folder; write the whole path."
     if user_location(error):
+        if "Traceback (most recent call last)" in text_of(error):  # of a callback, in the text of the error
+            return MISTAKE, f"{_line(error)}{user_location(error)}"
         has_text = bool(text_of(error).strip())  # else its message is the name of its type
         return MISTAKE, f"{type(error).__name__}: {message_of(error)}" if has_text else message_of(error)
     return None
@@ -196,7 +198,7 @@ def _place(error: BaseException) -> tuple[str, str] | None:
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno in PLACES:
             return PLACES[each.errno]
-        message = text_of(each)
+        message = "" if user_location(each) else text_of(each)  # the user's own words may sound alike
         for text, place in PLACE_TEXTS.items():
             if text in message:
                 return place

@@ -56,15 +56,18 @@ def check_inputs(folder: Path, data: Pipeline, teachers: Mapping[str, Teacher], 
 
     Raises:
         ConfigError: something has changed; what was measured before would stand beside what is measured now.
+        DamageError: `FILE` is of another run.
     """
     inputs = _inputs(data, teachers, config)
     try:
-        known = seal.read(folder / FILE, {"contents": dict})["contents"]
+        content = seal.read(folder / FILE, {"contents": dict})
     except (FileNotFoundError, DamageError) as error:
-        known = {}
+        content = {"contents": {}}
         if any(folder.glob("**/checkpoints/manifests/*.json")):
             state = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
             note(f"{folder / FILE} {state}: it cannot be checked whether the run began with these records")
+    workdir.require_one_run(folder, FILE, content)
+    known = content["contents"]
     changed = [each for key, each in inputs.items() if known.get(key, each.hash) != each.hash]
     if changed:
         texts = dict.fromkeys(each.text for each in changed if each.path == changed[0].path)

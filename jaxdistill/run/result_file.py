@@ -6,9 +6,9 @@ from typing import Any
 
 from jaxdistill.core import seal
 from jaxdistill.core.errors import DamageError
+from jaxdistill.core.manifest import RESULT
 from jaxdistill.evaluation.report.logs import LOG_LINES, count_lines
 
-FILE = "result.json"
 TYPES: seal.JsonTypes = {"row": dict, "reliability": dict, "seconds": (int, float), "compiled": dict, "step": int}
 
 
@@ -23,7 +23,7 @@ def write(folder: Path, name: str, run: str, outcome: Mapping[str, Any], steps: 
         steps: number of training steps.
     """
     about = {"step": steps, "run": run, LOG_LINES: count_lines(folder, run, name)}
-    seal.write(folder / FILE, {**outcome, **about})
+    seal.write(folder / RESULT, {**outcome, **about})
 
 
 def read(folder: Path, name: str, run: str, types: seal.JsonTypes = TYPES, required: bool = True) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def read(folder: Path, name: str, run: str, types: seal.JsonTypes = TYPES, requi
         FileNotFoundError: there is none.
         DamageError: the file is damaged, or of another model or run.
     """
-    outcome = seal.read(folder / FILE, types, required)
+    outcome = seal.read(folder / RESULT, types, required)
     names = {outcome.pop("run", "") or "", run} - {""}
     if outcome["row"].get("name") != name or len(names) > 1:
-        raise DamageError(f"{folder / FILE} is of another run or model")
+        raise DamageError(f"{folder / RESULT} is of another run or model")
     return outcome

@@ -14,6 +14,7 @@ from jaxdistill.data.records import Records
 from jaxdistill.data.selection import Selection, record_hardness
 from jaxdistill.data.store import Store, StoreError
 from jaxdistill.data.stream import Phases
+from jaxdistill.run import workdir as workdirs
 from jaxdistill.teachers.codec import decode
 
 PATH, ORDER = "data.select", "data.order"
@@ -117,7 +118,8 @@ def check_selection(workdir: Path, data: Pipeline, selected: np.ndarray | Phases
         if any(workdir.glob("**/checkpoints/manifests/*.json")):
             state = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
             note(f"{file} {state}: it cannot be checked whether the run began with these records")
-    if known != summary:
+    workdirs.require_one_run(workdir, file.name, known)
+    if {**known, "run": ""} != {**summary, "run": ""}:
         cure = "Choose another --workdir, or restore the cache that the run started with"
         problem = f"{data.select!r} no longer selects the records that the run in {str(workdir)!r} started with"
         raise ConfigError(PATH, f"{problem}. {cure}.")

@@ -44,6 +44,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     # descriptions of the records
     "data": (
         data.specs_are_known,
+        data.streams_have_their_own_names,
         data.images_are_preprocessed_alike,
         data.records_can_be_read,
         data.labels_have_one_class_for_each_prediction,
@@ -68,8 +69,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
         stage.step_streams_exist,
         stage.teachers_support_the_step,
         stage.gate_is_trained_by_the_step,
-        stage.step_initialises,
+        stage.own_models_can_be_evaluated,
         terms.terms_have_gradients,
+        stage.step_initialises,
         stage.activations_are_constrained,
         stage.tensor_divides_models,
     ),

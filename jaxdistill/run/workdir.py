@@ -94,7 +94,7 @@ def saved_record(workdir: Path) -> dict[str, Any] | None:
     except DamageError as error:
         problem = str(error)
     else:
-        return _require_one_run(workdir, record)
+        return _with_results_of_one_run(workdir, record)
     with contextlib.suppress(FileNotFoundError, DamageError):
         record = seal.read(workdir / "results.json", {"config": dict})
         note(f"{problem}; the config in results.json is used")
@@ -110,7 +110,7 @@ def _has_checkpoints(workdir: Path) -> bool:
     return any(any(workdir.glob(file)) for file in files)
 
 
-def _require_one_run(workdir: Path, record: dict[str, Any]) -> dict[str, Any]:
+def _with_results_of_one_run(workdir: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Return the record in config.json, after checking that results.json, if it is there, is of the same run.
 
     Raises:
@@ -123,9 +123,29 @@ def _require_one_run(workdir: Path, record: dict[str, Any]) -> dict[str, Any]:
         return record
     if _are_of_one_run(record, results):
         return record
-    files = f"{workdir / 'config.json'} and {workdir / 'results.json'}"
-    cure = "Restore the file that was replaced, or delete results.json, which the same command writes again"
-    raise DamageError(f"{files} are of two runs. {cure}.")
+    raise _other_run(workdir, "results.json")
+
+
+def require_one_run(workdir: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Check that a file in the folder of a run is of the run that config.json names.
+
+    Args:
+        workdir: folder of the run.
+        name: name of the file.
+        content: its content, with the name of the run under the key `run`, as write_config has returned it; a file of
+            an earlier version has none.
+
+    Raises:
+        DamageError: it is of another run.
+    """
+    if not is_of_this_run(workdir, content):
+        raise _other_run(workdir, name)
+
+
+def _other_run(workdir: Path, name: str) -> DamageError:
+    files = f"{workdir / 'config.json'} and {workdir / name}"
+    cure = f"Restore the file that was replaced, or delete {name}, which the same command writes again"
+    return DamageError(f"{files} are of two runs. {cure}.")
 
 
 def _are_of_one_run(record: Mapping[str, Any], results: Mapping[str, Any]) -> bool:
@@ -210,7 +230,9 @@ def _keep_results(workdir: Path, steps: int) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, option: str = "--workdir", cure: str = "choose another folder") -> Iterator[None]:
+def locked(
+    folder: Path, option: str = "--workdir", cure: str = "choose another folder", wait: bool = False
+) -> Iterator[None]:
     """Return a context manager that locks a folder, so that no other process writes checkpoints to it.
 
     The operating system releases the lock when the process ends in any way. If the file system has no locks, there is
@@ -219,9 +241,10 @@ def locked(folder: Path, option: str = "--workdir", cure: str = "choose another 
     Args:
         folder: the folder.
         option, cure: argument of the command that names the folder, and what helps if it cannot be written.
+        wait: wait until no other process holds the lock.
 
     Raises:
-        ConfigError: another process holds the lock, or the folder cannot be written.
+        ConfigError: another process holds the lock, and `wait` is not set; or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -235,8 +258,12 @@ def locked(folder: Path, option: str = "--workdir", cure: str = "choose another 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            wait = "Wait until that process ends, and repeat the command, or choose another folder"
-            raise ConfigError(option, f"{str(folder)!r} is in use by {file.read()}. {wait}.") from None
+            problem = f"{str(folder)!r} is in use by {file.read()}"
+            if not wait:
+                again = "Wait until that process ends, and repeat the command, or choose another folder"
+                raise ConfigError(option, f"{problem}. {again}.") from None
+            note(f"{problem}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             pass
         file.truncate(0)

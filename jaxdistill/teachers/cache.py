@@ -222,6 +222,8 @@ def apply(teacher: Teacher, value: str, context: Context) -> CachedTeacher:
             stores[name] = manifest = read_description(folder)
         except StoreError as error:
             raise ConfigError(path, f"{error}. {WRITE}.") from None
+        except DamageError as error:
+            raise DamageError(f"{path}: {error}. {WRITE}") from None
         written = manifest.about["identity"]
         wanted = drop_unrecorded(identity(teacher, encoding, data, name), written)
         if changes := differences(written, wanted):

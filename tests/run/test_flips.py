@@ -1,14 +1,21 @@
 """Flipped bits: in any file that a run left, at any place, none changes a result in silence."""
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import runs
+from own_runs import QUIET, unlabelled
 
-from jaxdistill.core.errors import ConfigError, DamageError
+import jaxdistill
+from jaxdistill.core import registry
+from jaxdistill.core.errors import ConfigError, DamageError, WeightsError
+from jaxdistill.core.types import Variables
+from jaxdistill.models.pretrained import architecture_of_spec
 from jaxdistill.run.config_files import load_config
 
 WORDS = ("--config.steps=20", "--config.teachers.big.steps=20", "--config.control=False")
@@ -120,3 +127,38 @@ def test_flips_in_a_record_never_load_as_another_config(left, tmp_path):
             assert load_config(str(file)) == config
         except (ConfigError, DamageError):
             continue
+
+
+def as_checkpoint(folder: Path) -> list[np.ndarray]:
+    """The arrays and the architecture of a model that begins with the checkpoint in a folder."""
+    spec = f"pretrained({str(folder)!r}, classes=0)"
+    model = registry.models.build(spec, "student.model")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), {"input_ids": np.zeros((1, 4), np.int32)})
+    architecture = np.frombuffer(repr(architecture_of_spec(spec)).encode(), np.uint8)
+    return [*jax.tree.leaves(model.load(Variables(*shapes)).read()), architecture]
+
+
+@pytest.mark.parametrize("how", ["flipped", "removed"])
+def test_no_file_of_a_model_folder_changes_an_embedding_in_silence(how, home, trained, tmp_path):
+    """The folder is read in two ways: as the model of its run, and as the checkpoint that another model begins with."""
+    model = f"pretrained({str(trained('bert') / 'teachers' / 'big' / 'hub')!r}, classes=0)"
+    config = unlabelled(home, model, teachers={"big": {"model": model}}, objective={"logit_mse": {}}, steps=1)
+    jaxdistill.distill(config, tmp_path / "run", QUIET)
+    hub, draw = tmp_path / "run" / "student" / "hub", np.random.default_rng(0)
+    read = lambda: [jaxdistill.load(tmp_path / "run").predict(["a b c", "d"]).embeddings, *as_checkpoint(hub)]
+    wanted, silent = read(), []
+    names = [str(file.relative_to(hub)) for file in sorted(hub.rglob("*")) if file.is_file()]
+    assert {"config.json", "model.safetensors", "seal.json", "tokenizer.json", "1_Pooling/config.json"} <= {*names}
+    for name in names:
+        whole = (hub / name).read_bytes()
+        for _ in range(6 if how == "flipped" else 1):
+            if how == "flipped":
+                runs.flip(hub / name, int(draw.integers(len(whole))), 1 << int(draw.integers(8)))
+            else:
+                (hub / name).unlink()
+            with contextlib.suppress(ConfigError, DamageError, WeightsError):
+                found = read()
+                if len(found) != len(wanted) or not all(map(np.array_equal, found, wanted)):
+                    silent.append(name)
+            (hub / name).write_bytes(whole)
+    assert not silent

@@ -309,12 +309,13 @@ def _float32(values: Any) -> np.ndarray:
 
     Raises:
         ValueError: a text is no number, or has underscores, which Python alone reads as parts of a number.
-        TypeError: a value is no number.
+        TypeError: a value is no number, or truth values stand among numbers.
     """
-    if any(
-        isinstance(value, str) and "_" in value for value in (values if isinstance(values, list | tuple) else [values])
-    ):
+    each = values if isinstance(values, list | tuple) else [values]
+    if any(isinstance(value, str) and ("_" in value or "\0" in value) for value in each):
         raise ValueError
+    if any(isinstance(value, bool) for value in each) and not all(isinstance(value, bool) for value in each):
+        raise TypeError
     with np.errstate(over="ignore"):
         array = np.asarray(values)
         if array.dtype.kind in "cmM":  # complex numbers and dates would lose a part

@@ -90,8 +90,9 @@ def table(
         raise ValueError(f"test={test} must be between 0 and 1: the share of the records that are held out")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed} must be between 0 and 2^63 - 1")
-    if twice := next((name for name in column_names.features if column_names.features.count(name) > 1), ""):
-        raise TableError(f"features: the column {twice!r} is named twice. Name each column once.")
+    for argument, names in column_names.named().items():
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise TableError(f"{argument}: the column {twice!r} is named twice. Name each column once.")
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} must be 1 or 3")
     if len(column_names.text) > 1 and (taken := RESERVED & {*column_names.text}):

@@ -257,8 +257,9 @@ def _npz(file: Path) -> Iterator[Any]:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as source:
             yield source
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        problem = f"{file} says that it holds more than memory does ({one_line(error)[:160]})"
+        raise TableError(f"{problem}. Write it again, or in parts: train-00000-of-00002.npz.") from None
     except Exception as error:  # foreign code: the zip archive, its compression, the headings of the arrays
         reason = "it may hold Python objects" if "allow_pickle" in str(error) else one_line(error)[:160]
         raise TableError(

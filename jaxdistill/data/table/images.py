@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdistill.core.errors import ConfigError, one_line
+from jaxdistill.core.notes import note
 from jaxdistill.data.table.record_reader import ROWS, Chunk, RecordReader, TableError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -60,7 +61,11 @@ def files_in(folder: Path) -> list[Path]:
     named = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if lost := [file for file in named if file.is_symlink() and not file.exists()]:
         raise TableError(f"{lost[0]} is a link to a file that does not exist. Restore the file, or remove the link.")
-    return [file for file in named if file.is_file()]
+    found = [file for file in named if file.is_file()]
+    others = sorted(file for file in folder.rglob("*") if not (file.is_dir() or file.name.startswith(".")))
+    if skipped := [file for file in others if file not in set(found)]:
+        note(f"{skipped[0]}{f' and {len(skipped) - 1:,} more files' * (len(skipped) > 1)}: no images, not read")
+    return found
 
 
 def decode(image: bytes | str, channels: int) -> np.ndarray:

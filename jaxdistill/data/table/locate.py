@@ -18,6 +18,7 @@ TRAIN, TEST, UNLABELLED = "train", "test", "unlabelled"
 SPLITS = (TRAIN, TEST, UNLABELLED, "validation", "valid", "val", "dev")
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 PART = re.compile(r"[A-Za-z]+-\d+(-of-\d+)?")  # of a split in several files: train-00000-of-00002
+MOST_BYTES = 4096  # of a path, in Linux
 NAME = "{split}"  # stands for the name of a split in a path
 
 
@@ -48,6 +49,8 @@ def locate(path: str, text_format: TextFormat) -> Mapping[str, Source]:
     """
     check_text_format(text_format)
     path = path.removeprefix("hf://datasets/")  # as other libraries write a name of the hub
+    if not path.strip() or len(path.encode()) >= MOST_BYTES:
+        raise TableError(f"path={path[:60]!r} is {'empty' if not path.strip() else 'too long'}. Name a file or folder.")
     if NAME in path:
         return _by_pattern(path, text_format)
     place = Path(path).expanduser()

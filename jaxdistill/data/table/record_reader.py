@@ -37,11 +37,11 @@ def check_text_format(text_format: TextFormat) -> None:
     try:
         codec = codecs.lookup(encoding)
         is_text = codec._is_text_encoding and codec.name not in NOT_OF_FILES
-    except LookupError:
+    except (LookupError, ValueError):  # unknown, or no name at all
         is_text = False
     if not is_text:
         raise TableError(f"the encoding {encoding!r} is unknown. Give one such as utf-8 or latin-1.")
-    if len(delimiter) > 1 or not delimiter.isascii():
+    if len(delimiter) > 1 or not delimiter.isascii() or (delimiter in ("\0", "\n", "\r", '"') and delimiter):
         raise TableError(f"the delimiter {delimiter!r} must be one character of ASCII, such as ;")
 
 

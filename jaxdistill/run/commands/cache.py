@@ -45,6 +45,7 @@ from jaxdistill.run.commands import cli
 from jaxdistill.run.config import Config
 from jaxdistill.run.output_checks import check_no_other_folders, check_writable
 from jaxdistill.run.resolve import Resolved, resolve
+from jaxdistill.run.workdir import locked
 from jaxdistill.teachers.cache import entries_needed, parse_encoding, store_folder
 from jaxdistill.teachers.cache_identity import KEY, drop_unrecorded, identity, stream_encoding
 from jaxdistill.teachers.cached_head import describe_head, is_written, write_head
@@ -75,16 +76,17 @@ def write(config: Config, console: Console) -> None:
     if not names:
         raise ConfigError("teachers", "no teacher has a cache. Add teachers.NAME.cache=\"outputs(folder='...')\".")
     _ = resolved.data  # reports errors of the data before those of teachers
+    places = {}
     for name in names:
         key = f"teachers.{name}.{KEY}"
-        folder = parse_encoding(resolved.teacher_configs[name].options[KEY], key).folder
-        place = Path(folder).expanduser()
-        check_writable(place, key)
-        check_no_other_folders(place, key, is_ours=lambda inside: (inside / MANIFEST).exists())
-    for name in names:
-        writer = _Writer(resolved, name)
-        for name, stream in resolved.data.with_test.items():
-            writer.write(name, resolved.data.open(stream), console)
+        places[name] = Path(parse_encoding(resolved.teacher_configs[name].options[KEY], key).folder).expanduser()
+        check_writable(places[name], key)
+        check_no_other_folders(places[name], key, is_ours=lambda inside: (inside / MANIFEST).exists())
+    for name, place in places.items():
+        with locked(place, f"teachers.{name}.{KEY}", wait=True):  # jobs of a study may write the same cache
+            writer = _Writer(resolved, name)
+            for stream_name, stream in resolved.data.with_test.items():
+                writer.write(stream_name, resolved.data.open(stream), console)
 
 
 class _Writer:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxdistill.core.errors import ConfigError, WeightsError
 from jaxdistill.run import failures
 from jaxdistill.run.commands.cli import Parser
 
@@ -33,7 +34,11 @@ def run(argv: Sequence[str] | None = None) -> int:
 
         check_writable(options.folder, "FOLDER")
         check_no_other_files(options.folder, "FOLDER")
-        torch_legacy.convert(torch_legacy.locate(options.file), options.folder, {"model_type": options.model_type})
+        try:
+            torch_legacy.convert(torch_legacy.locate(options.file), options.folder, {"model_type": options.model_type})
+        except WeightsError as error:
+            cure = "Name a .pth file of PyTorch before 1.6; save a newer one with safetensors.torch.save_file"
+            raise ConfigError("FILE", f"{error}. {cure}.") from None
         sys.stdout.write(f"{options.folder} has config.json and model.safetensors\n")
         return 0
 

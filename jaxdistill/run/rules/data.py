@@ -10,6 +10,7 @@ from jaxdistill.core.errors import ConfigError
 from jaxdistill.data import datasets
 from jaxdistill.data.describe import describe_split
 from jaxdistill.data.image.processors import preprocessing_specs
+from jaxdistill.data.pipeline import TEST
 from jaxdistill.data.splits import share_records
 from jaxdistill.data.store import StoreError, StoreManifest, differences
 from jaxdistill.run.config import Config
@@ -27,6 +28,13 @@ def specs_are_known(view: DataView) -> None:
     """
     datasets.check_name(view.data.name, view.data.folder)
     _ = view.data.tokenization, view.data.selection, view.data.ordering
+
+
+def streams_have_their_own_names(view: DataView) -> None:
+    """Check that no additional stream takes the name of the training or the test records."""
+    for name in sorted({"train", TEST} & set(view.config.streams)):
+        problem = f"{name!r} is the name of the records of data.{name}"
+        raise ConfigError(f"streams.{name}", f"{problem}. Set data.{name}, or give the stream another name.")
 
 
 def images_are_preprocessed_alike(view: DataView) -> None:
@@ -75,6 +83,10 @@ def test_records_match_training_records(view: DataView) -> None:
     if "label" not in train:
         test.pop("label", None)
     name, other = view.config.data.train, view.config.data.test
+    classes, tested = view.data.descriptions["train"].classes, view.data.test_description.classes
+    if None not in (classes, tested) and classes != tested:
+        problem = f"the records of {name!r} have {classes} classes, those of {other!r} have {tested}"
+        raise ConfigError("data.test", f"{problem}; choose records that are alike.")
     for field in sorted(train.keys() | test.keys()):
         if field not in train or field not in test:
             one, without = (name, other) if field in train else (other, name)

@@ -105,6 +105,10 @@ def teachers_are_in_floats(view: StageConfigView) -> None:
 def needs_are_known(view: StageConfigView) -> None:
     """Check that the field `needs` of every loss term, also of a user's own, names what the library can provide."""
     for name, (term, *_) in view.components.terms.items():
+        if isinstance(term.needs, str):
+            raise ConfigError(
+                f"objective.{name}", f"needs={term.needs!r} is a text. Give frozenset({{{term.needs!r}}})."
+            )
         if unknown := sorted(term.needs - NEEDS):
             cure = suggest(unknown[0], NEEDS)
             raise ConfigError(f"objective.{name}", f"needs {unknown[0]!r}, which is unknown. {cure}")

@@ -1,15 +1,19 @@
 """Rules about how the parts of a training stage fit together, checked by abstract evaluation (`jax.eval_shape`)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdistill.core import jaxpr, registry
-from jaxdistill.core.errors import ConfigError, message_of, suggest
+from jaxdistill.core.errors import ConfigError, short_repr, suggest, typed_message_of
 from jaxdistill.core.memory import device_memory, require, size_of
-from jaxdistill.core.types import Factored, Outputs
+from jaxdistill.core.sums import Mean
+from jaxdistill.core.types import Factored, Outputs, TrainState
 from jaxdistill.models.abstract import abstract_outputs, embeds, has_pairs
 from jaxdistill.models.pretrained import architecture_of_spec
+from jaxdistill.run.own_parts import own_parts
 from jaxdistill.run.views import KEY, StageView
 
 
@@ -142,29 +146,60 @@ def _uses_kernel(view: StageView) -> bool:
 
 
 def _trace_update(view: StageView) -> Any:
-    """Trace one update of the training algorithm.
+    """Trace one update of the training algorithm, and check what it returns.
 
     Raises:
         ConfigError: it cannot be traced; the user's own step may fail in any way.
     """
+    trace = jax.make_jaxpr(view.parts.step.update, return_shape=True)
     try:
-        return jax.make_jaxpr(view.parts.step.update)(view.train_state, view.teacher_variables, view.step_batch)
+        traced, out = trace(view.train_state, view.teacher_variables, view.step_batch)
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError("step", f"{view.config.step!r}: {message_of(error)}") from error
+        raise ConfigError("step", f"{view.config.step!r}: {typed_message_of(error)}") from error
+    if problem := _wrong_update(view.train_state, out):
+        raise ConfigError("step", f"{view.config.step!r}: its update returns {problem}.")
+    return traced
+
+
+def _wrong_update(state: TrainState, out: Any) -> str:
+    """Return what is wrong with the shapes of what an update has returned, and what it should return; empty: nothing.
+
+    Args:
+        state: the train state before the update, as shapes.
+        out: what the update returns for it, which must be a new train state alike, and metrics by name.
+    """
+    if not isinstance(out, tuple) or isinstance(out, TrainState) or len(out) != 2:
+        return f"{type(out).__name__}; return (train state, metrics)"
+    new, metrics = out
+    before, after = (
+        {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(each)}
+        for each in (state, new)
+    )
+    form = lambda x: f"{list(x.shape)} {x.dtype}" if x is not None else "missing"
+    for name in dict.fromkeys((*before, *after)):
+        was, now = form(before.get(name)), form(after.get(name))
+        if was != now:
+            return f"a train state in which {name} is {now}, and it was {was}; return a state of the same shapes"
+    if not isinstance(metrics, Mapping) or "loss" not in metrics:
+        return f"metrics {short_repr(metrics)}; return a dict of means by name, among them 'loss'"
+    for name, mean in metrics.items():
+        if not isinstance(mean, Mean) or jnp.shape(mean.sum) or jnp.shape(mean.count):
+            return f"{name}={short_repr(mean)} among its metrics; return a Mean(sum, count) of two scalars"
+    return ""
 
 
 def step_initialises(view: StageView) -> None:
     """Check that the training algorithm can be initialised, and suits the config keys `roles` and `kernels`.
 
     Every parameter group named in `roles` must exist. If `kernels` chooses Pallas kernels, the algorithm must use them.
-    One update of a user's own algorithm is traced, before its teachers are trained. The check takes a second; it is
-    skipped if the config sets nothing that could be wrong here.
+    One update is traced if the user's own code is part of it, before teachers are trained. The check takes a second; it
+    is skipped if the config sets nothing that could be wrong here.
     """
     config, step = view.config, view.parts.step
     spec = registry.parse(config.step, "step")
-    is_own = not registry.steps[spec.name].__module__.startswith("jaxdistill.")
+    is_own = bool(own_parts(config.to_dict()))  # a model or a loss may fail in the update alone
     can_be_wrong = config.roles or _uses_kernel(view) or spec.kwargs or is_own
     if not (can_be_wrong or step.evolve_teachers or step.streams > view.parts.objective.streams):
         return
@@ -176,6 +211,26 @@ def step_initialises(view: StageView) -> None:
     for role in config.roles:
         if role not in state.params:
             raise ConfigError(f"roles.{role}", f"the step has no role {role!r}. {suggest(role, state.params)}")
+
+
+def own_models_can_be_evaluated(view: StageView) -> None:
+    """Check that a model of the user's own code runs on batches of evaluation, whose size may be another."""
+    models = {"student.model": (view.config.student.model, view.parts.student)}
+    models |= {f"{each.path}.model": (each.spec, each.network) for each in view.parts.teachers if each.runs}
+    rows = view.config.evaluate.batch_size
+    shapes = {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in view.shapes["train"].items()}
+    for path, (spec, model) in models.items():
+        names = {each.name for each in registry.nested_specs(registry.parse(spec, path))} & {*registry.models}
+        if all(registry.models[name].__module__.startswith("jaxdistill.") for name in names):
+            continue
+        variables = jax.eval_shape(model.init, KEY, view.shapes["train"])
+        forward = lambda v, batch, key, model=model: model.apply(*v, batch, train=False, key=key)
+        try:
+            jax.eval_shape(forward, variables, shapes, KEY)
+        except Exception as error:
+            problem = f"the model fails on a batch of evaluate.batch_size={rows} rows ({typed_message_of(error)})"
+            cure = "Take the number of rows from the batch, such as batch['image'].shape[0]"
+            raise ConfigError(path, f"{problem}. {cure}.") from error
 
 
 def memory_suffices(view: StageView) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill.core import jaxpr
-from jaxdistill.core.errors import ConfigError, message_of
+from jaxdistill.core.errors import ConfigError, message_of, typed_message_of, user_location
 from jaxdistill.core.interfaces import Fusion, Objective, Term
 from jaxdistill.core.objective import WeightedTerm, objective
 from jaxdistill.core.registry import losses
@@ -141,10 +141,14 @@ def _try_objective(
             jax.eval_shape(
                 lambda p, s, x, w, k: candidate.loss(p, s, x, w, key=k), params, state, signals, weights, KEY
             )
-    except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not (isinstance(error, ValueError | TypeError | LookupError | AttributeError) or user_location(error)):
+            raise
         unlabelled = [name for name, term in terms.items() if "label" not in view.shapes.get(term.term.stream, "label")]
         if isinstance(error, KeyError | ValueError) and "'label'" in str(error) and unlabelled:
             split = view.data.streams[terms[unlabelled[0]].term.stream].split
             cure = "Train on records with labels, or remove this term"
             raise ConfigError(path, f"reads labels, and the records of {split!r} have none. {cure}.") from None
-        raise ConfigError(path, message_of(error)) from error
+        raise ConfigError(path, typed_message_of(error)) from error

@@ -296,3 +296,11 @@ def test_what_a_model_does_not_have_cannot_be_cut(name, wanted, said):
 def test_a_family_without_named_axes_is_refused():
     with pytest.raises(ValueError, match="models of the family 'clip' cannot be cut; these can: decoder"):
         sizes_after(cut(teacher="big"), "clip", {})
+
+
+def test_a_smaller_model_has_no_units_of_the_layers_that_it_lost():
+    form = architecture(SPECS["bert"])
+    after = sizes_after(cut(teacher="big", layers=2), form.family, form.arguments)
+    assert after.layers == 2
+    assert {name for name in after.units if name.startswith("ffn")} == {"ffn/0", "ffn/1"}
+    assert {name for name in after.units if name.startswith("heads")} == {"heads/0", "heads/1"}

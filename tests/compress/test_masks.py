@@ -13,6 +13,7 @@ from jaxdistill.core import registry
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.core.types import Variables
 
+KEY = jax.random.key(1)
 KERNEL = np.float32([[1, -8, 3], [-6, 2, 9], [5, -4, 7], [0.5, 10, -11]])  # [inputs, outputs]
 PARAMS = {ROLE: {"a/kernel": jnp.asarray(KERNEL), "a/bias": jnp.ones(3)}, "terms": {"kernel": jnp.ones((4, 3))}}
 
@@ -190,4 +191,17 @@ def test_the_mean_square_runs_over_batches():
     first = apply(state, rows)
     second = apply(first, {**rows, "image": 3 * rows["image"]})
     name = f"layers/0/kernel{SQUARE}"
+    np.testing.assert_allclose(second[name], (0.99 + 0.01 * 9) * first[name], rtol=1e-5)
+
+
+def test_an_input_that_is_always_zero_does_not_restart_the_mean_square_of_the_others():
+    pruner = registry.masks.build("sparse(share=0.5, by='wanda')", "")
+    model, rows = pruner.wrap(registry.models.build("mlp(widths=(4,), classes=5)", "model")), BATCHES["image"]()
+    image = rows["image"].at[:, 0, 0].set(0)
+    params, state = model.init(jax.random.key(0), rows)
+    apply = jax.jit(lambda state, image: model.apply(params, state, {**rows, "image": image}, train=True, key=KEY)[1])
+    first = apply(state, image)
+    second = apply(first, 3 * image)
+    name = f"layers/0/kernel{SQUARE}"
+    assert first[name][0] == 0 and (first[name][1:] > 0).all()
     np.testing.assert_allclose(second[name], (0.99 + 0.01 * 9) * first[name], rtol=1e-5)

@@ -190,6 +190,13 @@ def test_evaluation_sees_every_record_once_and_pads_with_mask_0():
     assert [b["index"].tolist() for b in mine] == [[2, 3], [6, 7], [9, 9]]
 
 
+def test_evaluation_sets_every_mask_of_rows_that_fill_the_last_batch_to_0():
+    tokens = {"mask": np.ones((3, 2), np.float32), "teacher/mask": np.ones((3, 4), np.int32)}
+    *_, last = evaluation_batches(records.Records(tokens, None), batch_size=2, rows=slice(2))
+    for mask in (last["mask"], last["teacher/mask"]):
+        assert mask[0].all() and not mask[1].any()
+
+
 # Transforms
 
 

@@ -12,7 +12,7 @@ from jaxdistill.core import collectives, sums
 from jaxdistill.core.interfaces import Model
 from jaxdistill.core.types import Outputs
 from jaxdistill.evaluation import metrics
-from jaxdistill.evaluation.evaluator import ANSWERS, _cka_metrics, evaluator
+from jaxdistill.evaluation.evaluator import ANSWERS, _cka_metrics, evaluator, totals
 
 LOGITS = ("student", "teacher")
 METRICS = {  # name -> the arguments it takes
@@ -315,3 +315,11 @@ def test_an_evaluation_of_texts_has_the_likelihood_of_each_row():
     nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(labels)[..., None], -1)[..., 0]
     np.testing.assert_allclose(found.values["nll_sum"], (nll * mask).sum(1), rtol=1e-5)
     assert found.values["tokens"].tolist() == [4, 1, 0] and np.asarray(found.mask).tolist() == [True, True, False]
+
+
+def test_an_evaluation_keeps_a_text_whose_first_token_is_masked():
+    model = Model(lambda key, batch: ({}, {}), lambda p, s, batch, *, train, key: (Outputs(batch["x"], ()), s))
+    mask = jnp.asarray([[0.0, 1, 1], [1, 0, 0], [0, 0, 0]])
+    rows = {"x": jnp.zeros((3, 3, 4)), "label": jnp.zeros((3, 3), jnp.int32), "mask": mask}
+    found = evaluator(model, (), None, ())({"student": {}}, {"student": {}}, (), rows)
+    assert totals([found])[ANSWERS].values["tokens"].tolist() == [2, 1]

@@ -174,3 +174,10 @@ def test_the_top_teachers_of_a_gate_are_among_those_who_are_present():
     params, state = made.init(KEY, absent)
     weights = made.apply(params, state, absent, key=KEY)[0].weights
     assert_close(weights, np.repeat([[0.0], [0.5], [0.5]], rows, axis=1))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_mean_of_logits_is_minus_infinity_where_one_teacher_excludes_a_class(first):
+    teachers = [Outputs(jnp.asarray([[-jnp.inf, 1.0, 2.0]])), Outputs(jnp.asarray([[5.0, 3.0, 4.0]]))]
+    seen = replace(batches.signals(batch=(1,), classes=3), teachers=(teachers[first], teachers[1 - first]))
+    assert_close(compiled("average(of='logits')")(seen, KEY).logits, [[-np.inf, 2.0, 3.0]])

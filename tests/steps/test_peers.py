@@ -235,3 +235,7 @@ def test_a_run_with_a_peer_measures_it_when_it_has_learned_and_takes_a_finished_
     assert runs.run(tmp_path, *words) == 0
     again = runs.results(tmp_path)["rows"]
     assert [(row["accuracy"], row["nll"]) for row in again] == [(row["accuracy"], row["nll"]) for row in rows]
+
+
+def test_a_teacher_counted_from_the_end_is_reported_by_its_index():
+    assert World("averaged(teacher=-1)", 4, 5, 4).step.trained_teachers == {1}

@@ -216,3 +216,9 @@ def test_each_task_has_an_order_of_its_own():
     run = batches(((0, 1, 2), (0, 1, 2)), steps=15)
     index = lambda first, last: np.concatenate([run[number]["index"] for number in range(first, last)]).tolist()
     assert sorted(index(0, 15)) == sorted(index(15, 30)) and index(0, 15) != index(15, 30)
+
+
+def test_a_full_buffer_replays_all_its_places():
+    buffer = after(4, 5, KEY)
+    drawn = draw_rows(buffer, KEY, 200)
+    assert set(drawn.rows["index"].tolist()) == set(buffer.rows["index"].tolist()) and buffer.seen > SIZE

@@ -160,6 +160,12 @@ def test_numbers_of_classes_come_back_from_16_bits(size):
     assert_same(jax.jit(unpack_classes)(written), numbers.astype(np.int32))
 
 
+@pytest.mark.parametrize("count", [255, 256])
+def test_as_many_numbers_as_a_byte_can_count_and_one_more_come_back_where_all_are_on_the_first_page(count):
+    numbers = jnp.arange(count, dtype=jnp.int32)
+    assert_same(unpack_classes(pack_classes(numbers, 70_000)), numbers)
+
+
 @pytest.mark.sampled("top*")
 @pytest.mark.parametrize(
     ("keep", "limit"),

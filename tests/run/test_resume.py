@@ -11,6 +11,7 @@ import pytest
 import runs
 from examples import slow
 
+from jaxdistill.core.manifest import manifests
 from jaxdistill.run.preemption import Preemption
 
 
@@ -67,6 +68,8 @@ def test_a_run_stopped_after_any_step_ends_the_same(stage, step, reference, tmp_
     said = capsys.readouterr()
     assert said.err == f"stopped: {stage}: saved at step {step} of 40. The same command resumes it.\n"
     assert not (tmp_path / "results.json").exists()
+    measured = manifests(tmp_path / folder / "checkpoints")[step]["metrics"]
+    assert bool(measured) is (step % 10 == 0)  # the metrics of an earlier evaluation do not belong to this step
     assert runs.run(tmp_path) == 0
     assert f"{stage}  resumed at step {step}" in capsys.readouterr().out
     runs.assert_same_end(tmp_path, reference)

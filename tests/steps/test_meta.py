@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from checks import assert_close, assert_same
-from perceptrons import CLASSES, KEY, counted, perceptron, rows, speak
+from perceptrons import CLASSES, KEY, WIDTH, counted, perceptron, rows, speak
 from terms import build_loss
 
 from jaxdistill.core import registry
@@ -35,9 +35,10 @@ class World:
         chunks: int = 1,
         rates: dict[str, float] | None = None,
         terms: dict[str, WeightedTerm] | None = None,
+        student: Model | None = None,
     ):
         shape = shape or (8,)
-        self.models = perceptron(4, len(shape) > 1), perceptron(5, len(shape) > 1)
+        self.models = student or perceptron(4, len(shape) > 1), perceptron(5, len(shape) > 1)
         student, teacher = self.models
         self.batch = {"train": rows(0, *shape), "quiz": rows(1, *shape)}
         terms = terms or {name: WeightedTerm(build_loss(term), weight) for name, (term, weight) in TERMS.items()}
@@ -143,6 +144,26 @@ def test_each_inner_step_draws_anew():
 
     changing = slope(lambda key: jax.random.rademacher(key, ()).astype(jnp.float32))
     assert abs(changing) < 0.6 * abs(slope(lambda key: 1.0))
+
+
+def test_each_inner_step_continues_the_running_statistics_of_the_one_before():
+    def apply(params, state, batch, *, train, key):
+        mean = batch["image"].mean(0)
+        image = batch["image"] - (mean if train else state["mean"])
+        return Outputs(speak(params, image)), {"mean": (state["mean"] + mean) / 2} if train else state
+
+    student = Model(lambda key, batch: (perceptron(4).init(key, batch)[0], {"mean": jnp.zeros(WIDTH)}), apply)
+    terms = {"cross_entropy": WeightedTerm(build_loss("cross_entropy"), 1.0)}
+    world = World("meta(learns=('weights',), inner_steps=2, inner_lr=0.5)", terms=terms, student=student)
+    pilot, mean, train, quiz = world.start.params["student"], jnp.zeros(WIDTH), *world.batch.values()
+    for number in range(2):
+        part = {name: x[number::2] for name, x in train.items()}
+        own = part["image"].mean(0)
+        slope = jax.jit(jax.grad(quiz_loss))(pilot, part | {"image": part["image"] - own})
+        pilot, mean = jax.tree.map(lambda p, g: p - 0.5 * g, pilot, slope), (mean + own) / 2
+    _, metrics = world.update(world.start, world.frozen, world.batch)
+    expected = quiz_loss(pilot, quiz | {"image": quiz["image"] - mean})
+    assert_close(metrics["quiz/loss"].compute(), expected, rtol=1e-5)
 
 
 def test_one_inner_step_is_the_mixed_second_derivative(double):

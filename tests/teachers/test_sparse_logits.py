@@ -161,7 +161,7 @@ def test_numbers_of_classes_come_back_from_16_bits(size):
 
 
 @pytest.mark.parametrize("count", [255, 256])
-def test_as_many_numbers_as_a_byte_can_count_and_one_more_come_back_where_all_are_on_the_first_page(count):
+def test_numbers_that_all_lie_below_the_first_page_limit_come_back(count):
     numbers = jnp.arange(count, dtype=jnp.int32)
     assert_same(unpack_classes(pack_classes(numbers, 70_000)), numbers)
 

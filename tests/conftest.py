@@ -43,6 +43,9 @@ hypothesis.settings.load_profile("laws")
 
 def pytest_configure(config):
     """Keep what XLA compiles in pytest's cache, for the next run of the same versions on the same processor."""
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads source lines in these programs
+    if not hasattr(config, "cache"):  # `-p no:cacheprovider`
+        return
     cpu = Path("/proc/cpuinfo")
     flags = (
         next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.exists() else ""
@@ -51,7 +54,6 @@ def pytest_configure(config):
     folder = config.cache.mkdir(f"programs-jaxlib-{jax.lib.__version__}-{machine}")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads source lines in these programs
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

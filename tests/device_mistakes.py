@@ -8,6 +8,12 @@ DEVICE_MISTAKES = {
         "(regex, axes) pairs",
     ),
     "a batch of copies": (["batch_size=50000000"], "batch_size", "50000000 rows", "Lower it to"),
+    "a batch of copies of selected records": (
+        ["batch_size=70000", "data.select=random(share=0.1)"],
+        "batch_size",
+        "each of the 25 records 2800 times",
+        "Lower it to 25 or less",
+    ),
     "an evaluation of copies": (
         ["evaluate.batch_size=33000000"],
         "evaluate.batch_size",

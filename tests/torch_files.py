@@ -11,8 +11,9 @@ from jaxdistill.models.hub.torch_legacy import MAGIC, PROTOCOL
 VALUES = np.arange(12, dtype=np.float32)
 
 
-def tensor(key="0", size=12, offset=0, shape=(3, 4), strides=(4, 1), kind="FloatStorage"):
-    return Named("torch._utils", "_rebuild_tensor_v2"), (Stored(kind, key, size), offset, shape, strides, False, {})
+def tensor(key="0", size=12, offset=0, shape=(3, 4), strides=(4, 1), kind="FloatStorage", view=None):
+    stored = Stored(kind, key, size, view)
+    return Named("torch._utils", "_rebuild_tensor_v2"), (stored, offset, shape, strides, False, {})
 
 
 class Named:
@@ -20,7 +21,7 @@ class Named:
         self.module, self.name = module, name
 
 
-class Stored(collections.namedtuple("Stored", "kind key size")):
+class Stored(collections.namedtuple("Stored", "kind key size view")):
     pass
 
 
@@ -36,7 +37,7 @@ class Writer(pickle._Pickler):
 
     def persistent_id(self, value):
         return (
-            ("storage", Named("torch", value.kind), value.key, "cpu", value.size, None)
+            ("storage", Named("torch", value.kind), value.key, "cpu", value.size, value.view)
             if isinstance(value, Stored)
             else None
         )

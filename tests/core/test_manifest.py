@@ -4,10 +4,10 @@ import json
 
 import jax
 import pytest
-from saved_states import state
+from saved_states import abstract, state
 
 from jaxdistill.core import seal
-from jaxdistill.core.checkpoint import Checkpoints, load_variables
+from jaxdistill.core.checkpoint import Checkpoints, check_variables, load_variables
 from jaxdistill.core.manifest import CheckpointError, array_entries, choose_step, manifests, mismatches
 from jaxdistill.core.types import Variables
 
@@ -88,3 +88,24 @@ def test_a_manifest_with_hashes_of_files_is_one_of_an_earlier_version(folder):
     for wrong in ([17], [17, "0" * 64, 1], 17):
         file.write_text(json.dumps({**earlier, "files": {"d/x": wrong}}))
         assert list(manifests(folder)) == [30]
+
+
+def test_a_checkpoint_of_a_control_is_not_a_students(tmp_path):
+    """Both have arrays of the same names and shapes; the check reads none of them."""
+    with Checkpoints(tmp_path, owner="control") as checkpoints:
+        checkpoints.save(3, state(3), {}, {})
+    shapes = abstract(Variables(state(3).params["student"], state(3).state["student"]))
+    assert check_variables(tmp_path, "last", shapes, owner="control")[0] == 3
+    with pytest.raises(CheckpointError, match="has the checkpoints of 'control' and not of 'student'"):
+        check_variables(tmp_path, "last", shapes, owner="student")
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    with Checkpoints(tmp_path, run="first") as checkpoints:
+        checkpoints.save(3, state(3), {}, {})
+    for run in ("first", ""):
+        with Checkpoints(tmp_path, run=run) as checkpoints:
+            assert checkpoints.restore(abstract(state(3))).step == 3
+    other = pytest.raises(CheckpointError, match="has the checkpoints of another run")
+    with Checkpoints(tmp_path, run="second") as checkpoints, other:
+        checkpoints.restore(abstract(state(3)))

@@ -17,6 +17,7 @@ from jaxdistill.data.stream import train_stream, without_text
 IMAGE = np.zeros((2, 2, 1), np.float32)
 NAN = np.full((2, 2, 1), np.nan, np.float32)
 WIDE = np.array([2**40])
+DATE, EMPTY = np.datetime64("2020-01-01"), np.zeros(0, int)
 
 
 class Own(list):
@@ -39,7 +40,7 @@ def opened(records, monkeypatch, tmp_path):
 @pytest.mark.parametrize("place", [0, 3])
 @pytest.mark.parametrize(
     "label",
-    [2**40, -1, 3, 0.5, 1.0, float("nan"), None, "cat", "1", b"1", [], {}, 1j, 10**30, np.datetime64("2020-01-01")],
+    [2**40, -1, 3, 0.5, 1.0, float("nan"), None, "cat", "1", b"1", [], {}, 1j, 10**30, DATE, EMPTY],
     ids=str,
 )
 def test_a_label_is_a_class(label, place, monkeypatch, tmp_path):

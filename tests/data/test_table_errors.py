@@ -10,6 +10,8 @@ from table_files import SPEC, opened, refusal, write_csv
 
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.data.datasets import open_records
+from jaxdistill.data.table.columns import Classes
+from jaxdistill.data.table.record_reader import TableError
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +155,11 @@ def test_a_file_in_place_of_the_folder_of_prepared_data_is_named():
 def test_a_split_ends_at_its_last_record(split):
     write_csv(Path("a.csv"))
     assert "is more than the whole split" in refusal("table(path='a.csv', text='text')", split).message
+
+
+@pytest.mark.parametrize("code", [2, "2", 3, -2])
+def test_a_number_beyond_the_classes_that_a_file_defines_is_named(code):
+    classes = Classes(("no", "yes"))
+    assert classes.codes([1, 0, -1], 0, "a.parquet") == [0, 1, -1]
+    with pytest.raises(TableError, match=rf"a\.parquet, record 7: '{code}' is none of the 2 classes of the file"):
+        classes.codes([code], 7, "a.parquet")

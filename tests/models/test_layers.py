@@ -11,7 +11,7 @@ from networks import KEY, ROWS, batch, built, compiled
 from jaxdistill.core import registry
 from jaxdistill.core.collectives import PMAP_AXIS
 from jaxdistill.core.errors import ConfigError
-from jaxdistill.models.layers import BatchNorm, dropout, pixels
+from jaxdistill.models.layers import BatchNorm, dropout, pixels, require_dropout_rate
 
 # Dropout
 
@@ -24,6 +24,14 @@ def test_dropout_drops_a_share_and_keeps_the_mean():
     assert_same(dropout(x, 0.25, train=False, key=KEY), x)
     assert_same(dropout(x, 0.0, train=True, key=KEY), x)
     assert dropout(x.astype(jnp.bfloat16), 0.25, train=True, key=KEY).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1, float("nan")])
+def test_a_rate_that_keeps_nothing_or_is_no_probability_is_refused(rate):
+    require_dropout_rate("dropout", 0.0)
+    require_dropout_rate("dropout", 0.99)
+    with pytest.raises(ValueError, match="dropout must be at least 0 and below 1; got"):
+        require_dropout_rate("dropout", rate)
 
 
 def test_dropout_draws_by_row_so_that_pmap_draws_what_jit_draws():

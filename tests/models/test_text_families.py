@@ -1,5 +1,6 @@
 """GPT-2, ModernBERT, ELECTRA: what transformers says on the same weights, both ways of a checkpoint, who sees whom."""
 
+import functools
 import json
 
 import jax
@@ -231,3 +232,22 @@ def test_a_cut_electra_keeps_its_projection_or_has_none():
     sizes_text = "vocabulary=60, depth=1, heads=2, ffn=8, classes=2"
     with pytest.raises(ConfigError, match="embedding=16 is the width, between which nothing is projected"):
         registry.models.build(f"bert({sizes_text}, style='electra', width=16, embedding=16)", "model")
+
+
+def test_an_electra_config_without_the_width_of_the_embeddings_has_128_as_in_transformers():
+    config = {**parity.reference("electra_classifier").config, "hidden_size": 256}
+    del config["embedding_size"]
+    read = families[family_name(config)].arguments
+    assert read(config)["embedding"] == 128
+    assert "embedding" not in read({**config, "hidden_size": 128})
+
+
+@pytest.mark.parametrize(("style", "drops"), [("electra", True), ("roberta", True), ("bert", False)])
+def test_the_input_of_the_head_has_dropout_in_electra_and_roberta(style, drops):
+    """The embedding is the output of the head's first layer: of all dropout it has that of its input alone."""
+    sizes = "vocabulary=64, width=16, depth=1, heads=2, ffn=8, classes=3, positions=32"
+    model, variables = built(f"bert({sizes}, style={style!r}, head_dropout=0.5)")
+    apply = jax.jit(functools.partial(model.apply, train=True))
+    batch = {"input_ids": tokens(2, 6, 64)}
+    said = [apply(*variables, batch, key=jax.random.key(seed))[0].embedding for seed in (0, 1)]
+    assert np.array_equal(*said) != drops

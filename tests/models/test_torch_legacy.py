@@ -85,6 +85,7 @@ def test_a_truncated_file_is_an_error(tmp_path, kept):
         ({1: Made(*tensor())}, "something other than a dictionary of tensors by name"),
         (holding(a=tensor(key="1")), "damaged"),
         (holding(a=tensor(kind="ByteStorage")), "refers to torch.ByteStorage"),
+        (holding(a=tensor(view=("part", 2, 4))), "refers to something that is no storage"),
         ({"state_dict": holding(a=tensor())}, "something other than a dictionary of tensors"),
         ([1, 2], "something other than a dictionary of tensors"),
     ],

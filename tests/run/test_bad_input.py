@@ -118,6 +118,7 @@ def test_names_are_judged_before_any_data_are_made(change, tmp_path, monkeypatch
     [
         ({"image": np.zeros((8, 8, 1), np.uint8)}, "data.test: the records of 'train' have the field 'label'"),
         ({"image": np.zeros((9, 9, 1), np.uint8), "label": 0}, "data.test: 'image' is [8, 8, 1] uint8 in 'train'"),
+        ({"image": np.zeros((8, 8), np.uint8), "label": 0}, "data.test: 'image' is [8, 8, 1] uint8 in 'train'"),
         ({"image": np.zeros((8, 8, 1), np.float32), "label": 0}, "data.test: 'image' is [8, 8, 1] uint8 in 'train'"),
     ],
 )
@@ -134,13 +135,13 @@ def test_test_records_are_those_of_training_with_labels(other, said, tmp_path, c
 
 def test_labels_beyond_the_classes_of_the_student_are_refused_if_the_data_set_does_not_count_them(tmp_path, capsys):
     def uncounted(split: str) -> list[dict]:
-        return [{"image": np.zeros((8, 8, 1), np.uint8), "label": label % 6} for label in range(64)]
+        return [{"image": np.zeros((8, 8, 1), np.uint8), "label": label % 5} for label in range(64)]
 
     with runs.registries_as_found():
         datasets.register(uncounted)
         message = refused(capsys, tmp_path / "run", "--config.data.name=uncounted", "--config.data.test=test")
     assert message.startswith("teachers.big.model: ")
-    assert "the split 'train' has a label 5; set classes=6" in message
+    assert "the split 'train' has a label 4; set classes=5" in message
 
 
 def test_slices_of_one_split_are_compared_by_their_records(tmp_path, capsys):
@@ -172,6 +173,7 @@ TWO = ("teachers.two.model=mlp(widths=(8,), classes=4)", "teachers.two.steps=1")
         pytest.param(("optimizer=adamw(b1=0.0, b2=0.0)",), id="means of nothing"),
         pytest.param(("distributed.coordinator=auto", "distributed.process=3"), id="numbered by the cluster"),
         pytest.param(("accumulate=4", "mesh.data=8"), id="one row a part"),
+        pytest.param(("evaluate.layers=((-2, -2),)",), id="the first layer of two, counted from the end"),
     ],
 )
 def test_what_resembles_a_mistake_is_taken(changes, tmp_path):

@@ -74,6 +74,14 @@ MISTAKES = {
         "mesh.tensor: 4 does not divide heads=2 of student.model",
         "Choose a divisor of 2",
     ),
+    "heads of keys that the mesh does not divide": (
+        lambda config: {
+            "mesh": {"tensor": 4},
+            "student": {"model": DECODER.format(9, 16, 64).replace("heads=2", "heads=4", 1)},
+        },
+        "mesh.tensor: 4 does not divide kv_heads=2 of student.model",
+        "Choose a divisor of 2",
+    ),
     "a vocabulary that the mesh does not divide": (
         lambda config: {"mesh": {"tensor": 2}},
         "mesh.tensor: 2 does not divide vocabulary=9 of student.model",

@@ -11,10 +11,14 @@ from own_runs import QUIET, config_of
 
 import jaxdistill
 from jaxdistill import differ, main
+from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError
 from jaxdistill.data.datasets import open_records
 from jaxdistill.data.text import synthesis
 from jaxdistill.run.distill import check_config
+from jaxdistill.run.fill import fill_placeholders
+from jaxdistill.run.output_checks import check_no_other_folders, check_output
+from jaxdistill.run.study import finished_results
 
 MODEL = {"model": "mlp(widths=(4,), classes=2)", "steps": 1}
 
@@ -194,3 +198,29 @@ def test_a_graph_file_holds_whole_numbers(tmp_path):
     for edge in ((0, float("inf")), (0, 1, float("inf")), (0, 1, float("nan"))):
         with pytest.raises(ValueError, match="is not an edge"):
             parse_edges((edge,))
+
+
+def test_a_folder_of_other_things_is_found_at_any_depth(tmp_path):
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    check_no_other_folders(tmp_path, "--workdir")
+    (tmp_path / "x" / "y" / "file").touch()
+    with pytest.raises(
+        ConfigError, match=r"^--workdir: .* holds folders of other things \(x\)\. Choose a new or empty"
+    ):
+        check_no_other_folders(tmp_path, "--workdir")
+
+
+def test_a_link_to_a_file_that_does_not_exist_is_not_overwritten(tmp_path):
+    (tmp_path / "out.csv").symlink_to("nothing.csv")
+    with pytest.raises(ConfigError, match=r"^--output: .*out\.csv' exists\. Choose another file"):
+        check_output(tmp_path / "out.csv", "--output", overwrite=False)
+    check_output(tmp_path / "out.csv", "--output", overwrite=True)
+
+
+def test_results_of_another_run_of_the_same_config_are_not_taken(home, tmp_path):
+    config = fill_placeholders(config_of("mlp", home))
+    written = {"config": config.to_dict(), "rows": [], "seconds": {}, "provenance": {}, "log": {"student": {"loss": 1}}}
+    for run, taken in (("a", True), ("b", False)):
+        seal.write(tmp_path / "config.json", {"config": config.to_dict(), "run": "a"})
+        seal.write(tmp_path / "results.json", {**written, "run": run})
+        assert (finished_results(config, tmp_path) is not None) == taken

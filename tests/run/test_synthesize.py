@@ -138,6 +138,17 @@ def test_a_student_learns_from_what_was_written_and_is_judged_on_what_is_real(wo
     assert np.isfinite(student["nll"]) and np.isfinite(teacher["nll"])
 
 
+def test_a_text_whose_end_merges_with_the_prompt_is_cut_until_it_fits():
+    """Of "ab" and two line breaks, which are one token, a cut of one token leaves as many tokens as before."""
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "\n": 2, "\n\n": 3}, [("\n", "\n")]))
+    encoded = lambda text, length: synthesize._encoded_prompt(tokenizer, PromptTemplate("{text}\n"), text, length)
+    assert encoded("ab\n", 3) == [0, 1, 3]
+    assert encoded("ab\n", 2) == [0, 2]
+    assert encoded("ab\n", 1) == [2]
+    with pytest.raises(ConfigError, match=r"--ask: .* has 1 tokens; it must have 1 to 0"):
+        encoded("ab\n", 0)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

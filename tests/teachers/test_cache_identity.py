@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import runs
 from corpora import Labelled, sentences
+from rich.console import Console
 
 from jaxdistill.core import registry
-from jaxdistill.core.errors import DamageError
+from jaxdistill.core.errors import ConfigError, DamageError
 from jaxdistill.data import store
 from jaxdistill.data.pipeline import TEST
 from jaxdistill.run.commands import cache
@@ -81,3 +82,14 @@ def test_another_tokenizer_in_the_same_file_changes_the_identity_of_the_data(tmp
     before, after = (identity(words) for words in (corpora.WORDS, corpora.WORDS[::-1]))
     assert before["tokens"] == after["tokens"] and before["contents"] == after["contents"]
     assert before != after
+
+
+def test_a_folder_of_pictures_is_no_cache(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").touch()
+    with runs.registries_as_found():
+        config = differ(runs.load(), teachers={"big": {"cache": f"outputs(folder={str(tmp_path)!r})"}})
+        said = r"^teachers\.big\.cache: .* holds folders of other things \(photos\)\. Choose a new or empty folder"
+        with pytest.raises(ConfigError, match=said):
+            cache.write(config, Console(quiet=True))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["1.jpg", "photos"]

@@ -137,6 +137,12 @@ def test_a_cache_of_features_is_no_cache_of_logits(taught, written, tmp_path):
         check_config(config, tmp_path)
 
 
+def test_a_cache_of_features_says_not_how_hard_a_record_is(taught, written, tmp_path):
+    config = differ(taught[0], data={"select": f"hardest(share=0.5, cache={str(written[1])!r})"})
+    with pytest.raises(ConfigError, match=r"data\.select: .* holds features, not logits\. Write it: jaxdistill cache"):
+        check_config(config, tmp_path)
+
+
 def test_a_teacher_whose_head_is_no_product_has_no_features(tmp_path):
     config = runs.load()
     teacher = {**config.teachers["big"].to_dict(), "placement": "submesh(devices=2, features=True)"}

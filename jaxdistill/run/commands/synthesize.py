@@ -172,11 +172,12 @@ def _encoded_prompt(tokenizer: Any, template: PromptTemplate, text: str, length:
         ConfigError: the prompt has no tokens, or too many without any text.
     """
     encode = functools.partial(tokenizer.encode, add_special_tokens=False)
-    excess = len(encode(template.prompt(text)).ids) - length
-    if excess > 0:
-        kept = encode(text).offsets[: -excess or None]
-        text = text[: kept[-1][1]] if kept else ""
     ids = encode(template.prompt(text)).ids
+    if len(ids) > length:
+        ends = [0, *(end for _, end in encode(text).offsets)]
+        ends = ends[: max(len(ends) - (len(ids) - length), 1)]
+        while ends and len(ids) > length:  # where it is cut, its end and the template may have other tokens
+            ids = encode(template.prompt(text[: ends.pop()])).ids
     if not 0 < len(ids) <= length:
         raise ConfigError(
             "--ask", f"{template.template!r} has {len(ids)} tokens; it must have 1 to {length} (--length)."

@@ -98,5 +98,5 @@ def write_model(folder: Path) -> Path:
 
 
 def read_model(file: Path) -> object:
-    arrays = read_arrays(file.parent)
+    arrays = read_arrays(file.parent, Variables({"head/kernel": np.zeros((4, 2), np.float32)}, {}))
     return read_about(file.parent), {name: x.tolist() for name, x in arrays.params.items()}

@@ -198,7 +198,7 @@ def _place(error: BaseException) -> tuple[str, str] | None:
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno in PLACES:
             return PLACES[each.errno]
-        message = "" if user_location(each) else text_of(each)  # the user's own words may sound alike
+        message = text_of(each)
         for text, place in PLACE_TEXTS.items():
             if text in message:
                 return place

@@ -48,7 +48,7 @@ def test_an_older_checkpoint_in_place_of_the_last_is_told(folder, lost, capsys):
     assert choose_step(folder, "last") == 40 and capsys.readouterr().err == ""
     (folder / lost).rename(folder / "elsewhere")
     assert choose_step(folder, "last") == 30
-    said = f"note: {folder}: the checkpoint of step 40 is incomplete or damaged; that of step 30 is used\n"
+    said = f"note: {folder}: the checkpoint of step 40 is missing, incomplete or damaged; that of step 30 is used\n"
     assert capsys.readouterr().err == said
 
 

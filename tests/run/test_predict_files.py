@@ -13,6 +13,7 @@ from corpora import sentences
 from own_runs import QUIET, command, config_of
 from PIL import Image
 from pyarrow import parquet
+from safetensors.numpy import load_file, save_file
 
 import jaxdistill
 from jaxdistill import differ
@@ -52,11 +53,19 @@ def test_a_config_is_no_run_and_an_answer_that_is_not_finite_is_refused(home, tm
     data = {"name": f"table(path='{tmp_path}/two.csv', features=('a', 'b'), label='y')"}
     config = differ(config_of("mlp", home, teachers={}, objective={"cross_entropy": {}}), data=data, steps=2)
     jaxdistill.distill(config, tmp_path / "run", QUIET)
-    (tmp_path / "large.csv").write_text("a,b\n0,1\n3e38,-3e38\n")
-    files = ("--input", tmp_path / "large.csv", "--output", tmp_path / "out.csv")
+    (tmp_path / "large.csv").write_text("a,b\n0,0\n3e38,-3e38\n")
+    (tmp_path / "small.csv").write_text("a,b\n0,0\n1,-1\n")
+    files = ("--input", tmp_path / "small.csv", "--output", tmp_path / "out.csv")
     capsys.readouterr()
+    assert command("predict", tmp_path / "run", "--input", tmp_path / "large.csv", *files[2:]) == 2
+    assert "large.csv, record 1: 'a' is '3e38', not a finite number in 32 bits" in capsys.readouterr().err
+    hub = tmp_path / "run" / "student" / "hub"
+    arrays = load_file(hub / "model.safetensors")
+    (hub / "seal.json").unlink()
+    kernels = {name: x * np.float32(1e30) if name.endswith("kernel") else 0 * x for name, x in arrays.items()}
+    save_file(kernels, hub / "model.safetensors")
     assert command("predict", tmp_path / "run", *files) == 2
-    assert "large.csv, record 1: the model's answer is not finite" in capsys.readouterr().err
+    assert "small.csv, record 1: the model's answer is not finite" in capsys.readouterr().err
     assert command("predict", tmp_path / "run" / "config.json", *files) == 2
     assert "config.json' is a file. Give the folder of a run" in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()

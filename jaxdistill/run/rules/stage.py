@@ -199,7 +199,8 @@ def step_initialises(view: StageView) -> None:
     """
     config, step = view.config, view.parts.step
     spec = registry.parse(config.step, "step")
-    is_own = bool(own_parts(config.to_dict()))  # a model or a loss may fail in the update alone
+    own = own_parts(config.to_dict())
+    is_own = any(not part.startswith(f"{registry.datasets.kind} ") for part in own)  # may fail in the update alone
     can_be_wrong = config.roles or _uses_kernel(view) or spec.kwargs or is_own
     if not (can_be_wrong or step.evolve_teachers or step.streams > view.parts.objective.streams):
         return

@@ -97,6 +97,12 @@ def test_a_link_that_leads_to_itself_is_damage(tmp_path):
         seal.read(tmp_path / "x.json", {})
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(DamageError, match=r"x\.json is no file"):
+        seal.read(tmp_path / "x.json", {})
+
+
 def test_types_of_the_elements_are_checked(tmp_path):
     seal.write(tmp_path / "x.json", {"rows": [{"a": 1}], "names": {"a": "b"}})
     seal.read(tmp_path / "x.json", {"rows": list[dict], "names": dict[str, str]})

@@ -13,6 +13,7 @@ import jaxdistill
 from jaxdistill import differ
 from jaxdistill.core import seal
 from jaxdistill.core.errors import ConfigError, DamageError
+from jaxdistill.core.manifest import choose_step
 from jaxdistill.core.registry import datasets
 from jaxdistill.evaluation.report.logs import read_logs
 from jaxdistill.losses.relations.class_graph import Graph, write_graph
@@ -170,6 +171,29 @@ def test_another_checkpoint_that_student_or_teacher_begins_with_is_noticed(home,
     for path, config in runs.items():
         with pytest.raises(ConfigError, match=rf"^{path}: its weights or its config changed since the run"):
             jaxdistill.distill(differ(config, steps=2), tmp_path / path, QUIET)
+
+
+@pytest.mark.parametrize("name", ["records.json", "selection.json"])
+def test_hashes_of_another_run_are_refused(name, home, tmp_path):
+    config = alone(home, data={**config_of("mlp", home).data.to_dict(), "select": "random(share=0.5)"})
+    for run in ("one", "two"):
+        jaxdistill.distill(config, tmp_path / run, QUIET)
+    jaxdistill.distill(config, tmp_path / "one", QUIET)
+    shutil.copy(tmp_path / "two" / name, tmp_path / "one" / name)
+    with pytest.raises(DamageError, match=rf"config\.json and .*{name} are of two runs\. .* or delete {name}"):
+        jaxdistill.distill(config, tmp_path / "one", QUIET)
+
+
+def test_a_teacher_whose_last_checkpoint_is_gone_is_told(home, tmp_path, capsys):
+    jaxdistill.distill(alone(home, steps=2), tmp_path, QUIET)
+    place = tmp_path / "student" / "checkpoints"
+    (place / "manifests" / "2.json").rename(place / "manifests" / "1.json")  # as if there were an earlier one
+    shutil.move(place / "steps" / "2", place / "steps" / "1")
+    content = seal.read(place / "manifests" / "1.json", {})
+    seal.write(place / "manifests" / "1.json", {**content, "step": 1})
+    assert choose_step(place, "last") == 1
+    said = f"{place}: the checkpoint of step 2 is missing, incomplete or damaged; that of step 1 is used"
+    assert said in capsys.readouterr().err
 
 
 def test_a_graph_that_changes_is_noticed(home, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import datetime
 import decimal
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxdistill
 from jaxdistill import differ
+from jaxdistill.core.errors import DamageError
 from jaxdistill.data.datasets import open_records
 from jaxdistill.export.predictor import Predictor
 
@@ -298,3 +300,25 @@ def test_a_later_chunk_knows_the_number_of_its_first_record(home, trained, tmp_p
     words = ("--input", tmp_path / "many.jsonl", "--output", tmp_path / "out.csv")
     assert command("predict", trained("bert"), *words) == 0
     assert firsts == [0, 1024]
+
+
+def test_weights_that_are_not_those_of_the_model_are_named(home, trained, tmp_path):
+    """A folder without a seal is somebody's own, and may hold anything."""
+    folder = tmp_path / "hub"
+    shutil.copytree(trained("mlp") / "student" / "hub", folder)
+    (folder / "seal.json").unlink()
+    whole = load_file(folder / "model.safetensors")
+    name = next(name for name in whole if name.endswith("head/kernel"))
+    wrong = {
+        r"is missing, and the model has \[": {key: x for key, x in whole.items() if key != name},
+        r"is \[.*\] int8, and the model has \[.*\] float32": whole | {name: whole[name].astype(np.int8)},
+        r"is \[.*\] float32, and the model has": whole | {name: whole[name][:-1]},
+        "and the model has missing": whole | {"params/more": whole[name]},
+        "has a value that is not finite": whole | {name: whole[name] * np.nan},
+    }
+    for said, arrays in wrong.items():
+        save_file(arrays, folder / "model.safetensors")
+        with pytest.raises(DamageError, match=said):
+            Predictor(folder)
+    save_file(whole, folder / "model.safetensors")
+    Predictor(folder)

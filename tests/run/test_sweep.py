@@ -1,20 +1,16 @@
 """Studies: what is expanded, run, taken over and told. The studies themselves are `experiments/`."""
 
-import io
+import json
 import os
 import re
-import shlex
 import signal
-from pathlib import Path
 
 import pytest
 import runs
-from rich.console import Console
+from tiny_study import QUIET, ROW, TERMS, study
 
-from jaxdistill import main
 from jaxdistill.core import seal
-from jaxdistill.core.errors import BadStartError, ConfigError, NonFiniteError, Stopped
-from jaxdistill.core.manifest import CheckpointError
+from jaxdistill.core.errors import ConfigError, Stopped
 from jaxdistill.evaluation.comparison import interval, paired
 from jaxdistill.evaluation.report import study as plot
 from jaxdistill.evaluation.report.study import ACCURACY, Measure
@@ -22,35 +18,8 @@ from jaxdistill.run import output_checks, workdir
 from jaxdistill.run import study as studies
 from jaxdistill.run.commands import sweep
 from jaxdistill.run.config import differ
-from jaxdistill.run.study import Study, expand
+from jaxdistill.run.study import expand
 from jaxdistill.run.study import runs as runs_of
-
-QUIET = Console(quiet=True)
-OWN = f"""
-from jaxdistill import differ, load_config, registry
-from jaxdistill.losses.term import stateless
-
-
-def mine():
-    return stateless(lambda signals: 0.1 * (signals.student.logits**2).mean(-1))
-
-
-registry.losses.register(mine)
-
-
-def get_config():
-    return differ(load_config({str(runs.TINY)!r}), teachers={{}}, objective={{"mine": {{}}}}, control=False)
-"""
-TERMS = ("kd(temperature=1.0)", "kd(temperature=4.0)")
-
-
-def study(**differences) -> Study:
-    """Two temperatures by two weights of the labels, beside labels alone: five arms of 4 steps."""
-    base = differ(runs.load(), steps=4, teachers={"big": {"model": "mlp(widths=(16,), classes=4)", "steps": 4}})
-    axes = {"objective.kd.term": TERMS, "labels": {"few": {}, "many": {"batch_size": 16}}}
-    alone = {"labels alone": {"teachers": {}, "objective": {"cross_entropy": {}}}}
-    whole = Study("tiny", "Is <b> bold?", base, axes, f"{TERMS[0]} | few", alone)
-    return whole._replace(**differences)
 
 
 def test_axes_multiply_and_every_arm_has_its_own_values():
@@ -100,9 +69,6 @@ def test_arms_may_learn_from_teachers_that_the_study_has_yet_to_train():
     studies.check_arms(learned, data=True)
     with pytest.raises(ConfigError, match=r"teachers\.big: has neither a checkpoint nor steps"):
         studies.check_arms(learned._replace(teachers={}), data=True)
-
-
-ROW = {"name": "student", "accuracy": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +153,7 @@ def test_results_of_a_run_that_was_resumed_after_its_last_step_are_taken_over(tm
 def test_a_steps_more_is_another_run(conducted):
     workdir, *_ = conducted
     (run, *_) = runs_of(study(), workdir, 1, {})
-    done = studies.json.loads((workdir / "kd-temperature=1.0" / "0" / "config.json").read_text())["config"]
+    done = json.loads((workdir / "kd-temperature=1.0" / "0" / "config.json").read_text())["config"]
     config = differ(run.config, **done)
     assert studies.finished_results(config, workdir / "kd-temperature=1.0" / "0")
     assert not studies.finished_results(differ(config, steps=5), workdir / "kd-temperature=1.0" / "0")
@@ -267,127 +233,3 @@ def test_mean_interval_and_paired_test_by_hand():
 def test_a_pair_of_equal_arms_is_no_certainty():
     assert paired([1.0, 2.0], [1.0, 2.0])[:3] == (0.0, 0.0, 0.0)
     assert plot.cells(told(a=[1.0, 2.0]), plot.summary(told(a=[1.0, 2.0], b=[1.0, 2.0])))[2][5] == ""
-
-
-def test_the_script_of_a_cluster_runs_teachers_then_every_run_then_the_table(tmp_path):
-    """Run by a shell in which `sbatch` tells what it was asked for."""
-    asked = tmp_path / "asked"
-    (tmp_path / "sbatch").write_text(f'#!/bin/bash\nprintf "%q " "$@" >> {asked}; echo >> {asked}; echo 7\n')
-    (tmp_path / "sbatch").chmod(0o755)
-    (tmp_path / "study.sh").write_text(sweep.slurm_script(study(), Path("runs/it's"), 2))
-    command = ["bash", str(tmp_path / "study.sh"), "--time=1:00"]
-    runs.subprocess.run(command, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True)
-    jobs = [shlex.split(line) for line in asked.read_text().splitlines()]
-    assert [job[-3:-2] for job in jobs] == [["--time=1:00"], ["--array=0-9"], ["--dependency=afterany:7"]]
-    assert "--dependency=afterok:7" in jobs[1] and all(
-        job[:3] == ["--parsable", "--job-name=tiny", "--time=1:00"] for job in jobs
-    )
-    plain = ["python", "-m", "experiments.tiny", "--workdir", "runs/it's", "--seeds", "2"]
-    told = [shlex.split(job[-1]) for job in jobs]
-    assert told == [[*plain, "--run", "teachers"], [*plain, "--run", "$SLURM_ARRAY_TASK_ID"], plain]
-
-
-def test_the_script_of_the_command_sweep_says_what_the_command_said(tmp_path, monkeypatch, capsys):
-    """Each job's words, given to the command again, make the same study."""
-    seen = []
-    monkeypatch.setattr(sweep, "check_arms", seen.append)
-    monkeypatch.chdir(tmp_path)
-    words = ["--config", str(runs.TINY), "--axis", "objective.kd.term", "kd(temperature=2.0)", "reverse_kl()"]
-    words += ["--workdir", "it's", "--seeds", "2", "--slurm", "--config.steps=8"]
-    assert main.run(["sweep", *words]) == 0
-    job = re.search(r"teachers=.* --wrap (.*)\)", capsys.readouterr().out)[1]
-    python, module, name, *again = shlex.split(*shlex.split(job))
-    assert [python, module, name] == ["python", "-m", "jaxdistill.main"]
-    assert again[-2:] == ["--run", "teachers"]
-    assert again[again.index("--seeds") + 1] == "2"
-    assert main.run([*again[:-2], "--slurm"]) == 0
-    assert seen[0] == seen[1] and len(expand(seen[0])) == 2
-    assert seen[0].base.steps == 8
-
-
-def test_one_run_is_told_by_its_number(tmp_path, monkeypatch):
-    learnt = []
-    monkeypatch.setattr(sweep, "train_teachers", lambda *words: {})
-    monkeypatch.setattr(sweep, "run_one", lambda run, console: learnt.append((run.arm, run.seed)))
-    read = lambda *words: sweep.parser("tiny", "").parse_args(["--workdir", str(tmp_path), "--seeds", "2", *words])
-    sweep.execute(study(), read("--run", "6"))
-    assert learnt == [(f"{TERMS[0]} | many", 1)]
-    with pytest.raises(ConfigError, match="--run: '10' is not a run; choose 'teachers' or 0 to 9"):
-        sweep.execute(study(), read("--run", "10"))
-
-
-def test_a_run_that_diverges_is_left_out_and_a_bad_start_is_a_mistake(tmp_path, monkeypatch):
-    small = study(axes={"objective.kd.term": TERMS}, baseline=TERMS[0], further={})
-    first, second = runs_of(small, tmp_path, 1, {})
-    ended = {first.folder: NonFiniteError("the loss is NaN at step 3"), second.folder: None}
-
-    def run(config, folder, source):
-        if ended[folder] is not None:
-            raise ended[folder]
-        return [ROW]
-
-    monkeypatch.setattr(sweep, "run_or_resume", run)
-    said = io.StringIO()
-    sweep.run_all([first, second], Console(file=said, width=40))
-    assert f"{first.arm}, seed 0: left out, the loss is NaN at step 3\n" in said.getvalue()
-    assert f"{second.arm}, seed 0: 50.00 %\n" in said.getvalue()
-    ended[second.folder] = BadStartError("objective.kd.term", "is NaN before the first update.")
-    with pytest.raises(BadStartError):
-        sweep.run_all([first, second], QUIET)
-    monkeypatch.setattr(sweep, "train_teachers", lambda *words: {})
-    ended[second.folder] = NonFiniteError("the loss is infinite")
-    with pytest.raises(NonFiniteError, match="every run diverged, and nothing can be compared"):
-        sweep.run_study(small, tmp_path, 1, QUIET)
-
-
-def test_a_study_does_not_mix_runs_of_two_versions_of_a_loss(tmp_path, capsys):
-    """`train` does not resume a run whose own parts have changed; a table of both versions would be worse."""
-    (tmp_path / "mine.py").write_text(OWN)
-    words = ["sweep", "--config", str(tmp_path / "mine.py"), "--axis", "rate", "0.1", "0.01", "--seeds", "1"]
-    words += ["--workdir", str(tmp_path / "study"), "--config.steps=2"]
-    with runs.registries_as_found():
-        assert main.run([*words, "--run", "0"]) == 0
-    (copy,) = (tmp_path / "study").rglob("mine.py")
-    assert copy.read_text() == OWN
-    (tmp_path / "mine.py").write_text(OWN.replace("0.1", "0.2"))
-    capsys.readouterr()
-    with runs.registries_as_found():
-        assert main.run(words) == 2
-    assert "registers loss mine, and was changed since the run in" in capsys.readouterr().err
-
-
-def test_the_number_of_seeds_and_the_folder_are_those_that_were_asked_for(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(sweep, "check_arms", lambda study: None)
-    monkeypatch.setattr(sweep, "run_study", lambda study, workdir, seeds, console: asked.append((workdir, seeds)))
-    sweep.execute(study(), sweep.parser("tiny", "").parse_args(["--workdir", str(tmp_path), "--seeds", "2"]))
-    assert asked == [(tmp_path, 2)]
-
-
-@pytest.mark.parametrize(("error", "code"), [(ConfigError("a.b", "x"), 2), (CheckpointError("x"), 4)])
-def test_an_error_of_a_study_has_its_exit_code(error, code):
-    def fails():
-        raise error
-
-    assert sweep.guarded(fails) == code
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--axis", "steps", "2", "2"], "--axis steps: '2' is given twice; arms must differ"),
-        (["--axis", "steps", "2", "--axis", "steps", "3"], "--axis steps: 'steps' is given twice"),
-        (["--axis", "steps"], "--axis steps: has no values. Give them after the key"),
-        (["--axis", "seed", "1", "2"], "--axis seed: each arm is run with seeds 0, 1, ...; use --seeds"),
-        (["--axis", "steps", "2", "--config.steps=9"], "--axis steps: --config.steps sets the same key"),
-        (["--axis", "steps", "2", "--seeds", "0"], "--seeds: 0 seeds; give 1 to 10000"),
-        (["--axis", "steps", "2", "--seeds", "1000000000"], "--seeds: 1000000000 seeds"),
-        (["--axis", "steps", "2", "--slurm", "--run", "1"], "--run: one run is executed, and --slurm prints"),
-        (["--axis", "data.train", "train", "trainn"], "data.train: 'blobs' has no split 'trainn'"),
-    ],
-)
-def test_a_study_that_makes_no_sense_is_refused_before_anything_is_trained(words, said, tmp_path, capsys):
-    with runs.registries_as_found():
-        assert main.run(["sweep", "--config", str(runs.TINY), "--workdir", str(tmp_path / "study"), *words]) == 2
-    assert said in capsys.readouterr().err
-    assert not list(tmp_path.rglob("checkpoints"))

@@ -218,7 +218,7 @@ def own_models_can_be_evaluated(view: StageView) -> None:
     """Check that a model of the user's own code runs on batches of evaluation, whose size may be another."""
     models = {"student.model": (view.config.student.model, view.parts.student)}
     models |= {f"{each.path}.model": (each.spec, each.network) for each in view.parts.teachers if each.runs}
-    rows = view.config.evaluate.batch_size
+    rows, cure = view.config.evaluate.batch_size, "Take the number of rows from the batch: batch['image'].shape[0]"
     shapes = {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in view.shapes["train"].items()}
     for path, (spec, model) in models.items():
         names = {each.name for each in registry.nested_specs(registry.parse(spec, path))} & {*registry.models}
@@ -227,11 +227,13 @@ def own_models_can_be_evaluated(view: StageView) -> None:
         variables = jax.eval_shape(model.init, KEY, view.shapes["train"])
         forward = lambda v, batch, key, model=model: model.apply(*v, batch, train=False, key=key)
         try:
-            jax.eval_shape(forward, variables, shapes, KEY)
+            out, _ = jax.eval_shape(forward, variables, shapes, KEY)
         except Exception as error:
             problem = f"the model fails on a batch of evaluate.batch_size={rows} rows ({typed_message_of(error)})"
-            cure = "Take the number of rows from the batch, such as batch['image'].shape[0]"
             raise ConfigError(path, f"{problem}. {cure}.") from error
+        if out.logits.shape[:1] != (rows,):
+            problem = f"of a batch of evaluate.batch_size={rows} rows the model returns logits of {out.logits.shape[0]}"
+            raise ConfigError(path, f"{problem} rows. {cure}.")
 
 
 def memory_suffices(view: StageView) -> None:

@@ -48,6 +48,27 @@ def own():
     return stateless("""
 
 
+PART = """
+from jaxdistill.registry import {kind}
+
+
+@{kind}.register
+def own(student=None, teachers=(), objective=None, optimizer=None):
+"""
+ALONE = "    made = models['mlp']((8,), 3)\n    return made._replace(apply=lambda p, s, b, **more: b['image'])\n"
+STATE = """    once = steps['offline'](student, teachers, objective, optimizer)
+    return once._replace(update=lambda *arguments: once.update(*arguments)[0])
+"""
+
+
+def piped(path: str) -> Change:
+    def change(home: Path) -> None:
+        (home / path).unlink()
+        os.mkfifo(home / path)
+
+    return change
+
+
 def appended(name: str, text: str) -> Change:
     """Return the change that adds lines to the end of a file."""
     return lambda home: (home / name).write_text((home / name).read_text() + text)
@@ -75,6 +96,9 @@ ARRAYS = {  # whole numbers of any size are names of classes
     "no records": arrays(x=np.zeros((0, 8, 8, 1), np.uint8), y=np.zeros(0, int)),
     "objects": arrays(x=np.array([object()] * 60)),
     "no labels": arrays(y=None),
+    "pixels of 16 bits with a sign": arrays(x=np.full((60, 8, 8, 1), -5, np.int16)),
+    "pixels of 64 bits": arrays(x=np.full((60, 8, 8, 1), 300)),
+    "pixels whose squares overflow": arrays(x=np.full((60, 8, 8, 1), 1e25, np.float32)),
 }
 
 
@@ -142,6 +166,11 @@ PREDICT = ("predict", "{home}/run", "--input", "{home}/images.npz", "--output", 
 EXPORT = ("export", "{home}/run", "--to", "onnx")
 AGAIN = ("train", "--config", "{home}/run/config.json", "--workdir", "{home}/new")
 TAUGHT = (*BASE, "--config.teachers.big.checkpoint={home}/run", "--config.teachers.big.steps=0")
+PIPES = (
+    ("config.json", PREDICT),
+    ("results.json", ("compare", "{home}/run", "{home}/read", "--out", "{home}/page")),
+    ("student/hub/jaxdistill.json", PREDICT),
+)
 HUB, WEIGHTS = "run/student/hub", "run/student/hub/model.safetensors"
 FILES = (
     *(
@@ -201,6 +230,12 @@ FILES = (
             ("model", "student/hub", PREDICT),
         )
     ),
+    *((f"a pipe in place of {name}", words, piped(f"run/{name}")) for name, words in PIPES),
+    (
+        "hashes of the records of another run",
+        (*BASE[:-1], "{home}/run"),
+        copied("read/records.json", "run/records.json"),
+    ),
     ("checkpoints of the control", TAUGHT, copied("run/control/checkpoints", "run/student/checkpoints")),
     ("checkpoint of other widths", (*TAUGHT, "--config.teachers.big.model=mlp(widths=(17,), classes=3)"), None),
     ("checkpoint of a step that is not there", (*BASE, "--config.teachers.big.checkpoint={home}/run@77"), None),
@@ -230,6 +265,24 @@ FILES = (
             ("stops the gradient", "lambda s: jax.lax.stop_gradient(s.student.logits).sum(-1))\n"),
             ("is complex", "lambda s: s.student.logits.sum(-1) * 1j)\n"),
             ("returns a matrix", "lambda s: s.student.logits)\n"),
+            ("returns a mask of numbers", "lambda s: (s.student.logits.sum(-1), s.teacher.logits.sum(-1)))\n"),
+            ("fails in its own way", "lambda s: (_ for _ in ()).throw(RuntimeError()))\n"),
+            ("needs a text", "lambda s: s.student.logits.sum(-1))._replace(needs='teacher')\n"),
+        )
+    ),
+    *(
+        (f"own {kind} that {name}", (*BASE, f"--config.{change}"), appended("config.py", text))
+        for kind, name, change, text in (
+            (
+                "loss",
+                "is a function",
+                "objective.own.weight=1",
+                OWN.replace("return stateless(", "return (") + "len)\n",
+            ),
+            ("model", "is a number", "student.model=own()", PART.format(kind="models") + "    return 3\n"),
+            ("model", "returns logits alone", "student.model=own()", PART.format(kind="models") + ALONE),
+            ("step", "returns its state alone", "step=own()", PART.format(kind="steps") + STATE),
+            ("step", "is a dict", "step=own()", PART.format(kind="steps") + "    return {}\n"),
         )
     ),
     ("Python without get_config", BASE, written("config.py", "x = 1\n")),

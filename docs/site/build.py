@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
+import notebooks  # beside this file
+
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|<)([^)#\s]+)(#[^)\s]*)?\)")
 IMAGE = re.compile(r"!\[([^\]]*)\]\((?!https?:)([^)\s]+)\)")
@@ -95,9 +97,6 @@ def model_families() -> str:
         "line. Every family with checkpoints has the outputs, hidden states and gradients of transformers or timm,",
         "to 1e-5 and 1e-4, on small seeded weights.",
     ]
-    lines += [
-        "outputs, hidden states and gradients of transformers or timm, to 1e-5 and 1e-4, on small seeded weights."
-    ]
     return "\n".join([*lines, ""])
 
 
@@ -114,7 +113,12 @@ def write_sources(folder: Path) -> None:
         target = folder / page
         target.parent.mkdir(parents=True, exist_ok=True)
         text = _linked(text, origin, page, places, folder)
+        if page.startswith("guides/") and Path(page).stem in notebooks.NOTEBOOKS:
+            text += (
+                f"\n## As a notebook\n\n{{download}}`{Path(page).stem}.ipynb` has the same text and the same code.\n"
+            )
         target.write_text(_with_toctree(text, page, known))
+    notebooks.write_notebooks(folder / "guides")
     shutil.copytree(HERE / "_static", folder / "_static")
     shutil.copy(HERE / "conf.py", folder)
 

@@ -1,6 +1,7 @@
 """The site: its pages are there, links lead to pages, and Sphinx builds them without a warning."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import sys
 import pytest
 import runs
 
-SPEC = importlib.util.spec_from_file_location("site_build", runs.ROOT / "docs" / "site" / "build.py")
+FOLDER = runs.ROOT / "docs" / "site"
+sys.path.append(str(FOLDER))  # as Python does for a program
+SPEC = importlib.util.spec_from_file_location("site_build", FOLDER / "build.py")
 site = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(site)
 
@@ -50,6 +53,32 @@ def test_code_is_not_taken_for_links(tmp_path):
         text, runs.ROOT / "docs" / "guides", "guides/x.md", {runs.ROOT / "README.md": "readme.md"}, tmp_path
     )
     assert found == 'see [that](../readme.md)\n```python\nx["a"](../b)\n```\n'
+
+
+@pytest.mark.parametrize("name", site.notebooks.NOTEBOOKS)
+def test_a_notebook_has_the_text_and_the_code_of_its_guide(name, tmp_path):
+    site.notebooks.write_notebooks(tmp_path)
+    cells = json.loads((tmp_path / f"{name}.ipynb").read_text())["cells"]
+    guide = (runs.ROOT / "docs" / "guides" / f"{name}.md").read_text()
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", guide, re.M | re.S):
+        said = re.sub(r"(?m)^jaxdistill ", "!{python} -m jaxdistill ", block) if language == "sh" else block
+        assert said.rstrip() in code
+    prose = re.sub(r"(?ms)^```.*?^```", "", guide)
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert all(heading in text for heading in re.findall(r"^#+ .*", prose, re.M))
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    assert not re.search(r"\]\((?!https?:|#)", text)
+
+
+@pytest.mark.slow
+def test_a_notebook_runs(tmp_path):
+    client, formats = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    site.notebooks.write_notebooks(tmp_path)
+    book = formats.read(tmp_path / "own_parts.ipynb", as_version=4)
+    formats.validate(book)
+    client.NotebookClient(book, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert (tmp_path / "runs" / "compared" / "study.html").is_file()
 
 
 @pytest.mark.slow

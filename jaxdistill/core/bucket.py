@@ -3,8 +3,9 @@
     FOLDER/bucket.json      {"address": "gs://bucket/runs/topics-1f2e3d4c/student"}
 
 In a folder Orbax commits a checkpoint by a rename; in a bucket, by writing one object. `etils.epath` reads and writes
-the small files there. A copy of a workdir has the address, too: two runs that go on from one bucket overwrite each
-other. Tried with Google Cloud Storage's interface (`gs://`), so no other kind of address is accepted.
+the small files there. A copy of a workdir has the address, too: resume only one of them, since two runs that continue
+from one address overwrite each other's checkpoints. Tried with Google Cloud Storage's interface (`gs://`), so no other
+kind of address is accepted.
 """
 
 import importlib.util
@@ -102,7 +103,7 @@ def require_writable(address: str, option: str) -> None:
     try:
         file = path(probe)
         file.write_text(text)
-        found = file.read_text()
+        echo = file.read_text()
         file.unlink()
     except ConfigError:
         raise
@@ -110,7 +111,7 @@ def require_writable(address: str, option: str) -> None:
         cure = "Check its name, the rights (`gcloud auth application-default login`) and the network"
         problem = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise ConfigError(option, f"{address!r} cannot be written and read ({problem}). {cure}.") from None
-    if found != text:
+    if echo != text:
         raise ConfigError(option, f"{address!r} returns other bytes than were written; choose another place.")
 
 

@@ -106,10 +106,10 @@ def check_owner(folder: Path, manifest: CheckpointManifest, owner: str, run: str
     if run and manifest.get("run", run) != run:
         cure = "Restore the folder from a copy, or start in another workdir"
         raise CheckpointError(f"{folder} has the checkpoints of another run. {cure}")
-    found = manifest.get("owner", owner)
-    if owner and found != owner:
+    written_for = manifest.get("owner", owner)
+    if owner and written_for != owner:
         cure = "Restore the folder from a copy, or start in another workdir"
-        raise CheckpointError(f"{folder} has the checkpoints of {found!r} and not of {owner!r}. {cure}")
+        raise CheckpointError(f"{folder} has the checkpoints of {written_for!r} and not of {owner!r}. {cure}")
 
 
 def damaged_files(folder: Path, step: int, manifest: CheckpointManifest) -> list[str]:

@@ -147,8 +147,10 @@ def _kept(chunk: Chunk) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a text, a number or a truth value; lists and dicts as JSON text."""
-    if value is None or isinstance(value, str | int | float):
+    """Return a value as a text in UTF-8, a number or a truth value; lists and dicts as JSON text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace").decode("utf-8")
+    if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, list | tuple | dict):
         return json.dumps(value, ensure_ascii=False, default=str)

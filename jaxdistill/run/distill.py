@@ -118,9 +118,7 @@ def distill(config: Config, folder: str | Path, console: Console | None = None, 
             raise Stopped("all models are trained; only the table and the page are missing")
         if not run.trained and finished:  # the record names what trained the models
             seal.write(folder / "config.json", finished["config.json"])
-            before = finished["results.json"]
-            run.record = {key: before[key] for key in run.record if key in before}
-            run.earlier_rows, run.earlier_exports = before.get("rows", []), before.get("exports", [])
+            run.keep_record_of(finished["results.json"])
         return run.finish()
 
 
@@ -154,6 +152,11 @@ class Run:
     def rows(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Return the shapes and dtypes of the student's training batch, by field, such as `image` and `label`."""
         return self.resolved.student.shapes["train"]
+
+    def keep_record_of(self, results: Mapping[str, Any]) -> None:
+        """Keep the record, the latencies and the exports of the results of this run that were written before."""
+        self.record = {key: results[key] for key in self.record if key in results}
+        self.earlier_rows, self.earlier_exports = results.get("rows", []), results.get("exports", [])
 
     def load_teachers(self) -> None:
         """Load and evaluate the teachers that exist before the run, from a checkpoint, a pretrained model or a cache.
@@ -203,8 +206,8 @@ class Run:
         evolved = trained.teachers if stage.kind == "student" else ()
         for number, (teacher, values) in enumerate(zip(stage.parts.teachers, evolved, strict=False)):
             self._evaluate_teacher(teacher, values)
-            own = not teacher.options  # else its network is not the one that its spec describes
-            if own and number in stage.parts.step.trained_teachers:
+            is_unmodified = not teacher.options  # else its network is not the one that its spec describes
+            if is_unmodified and number in stage.parts.step.trained_teachers:
                 config = differ(stage.definition.config, student={"model": teacher.spec, "quantized": "", "masks": ""})
                 self._export(Path("teachers", teacher.name), f"teacher {teacher.name}", config, teacher.network, values)
         if jax.process_index() == 0:

@@ -42,8 +42,7 @@ from jaxdistill.run.export_files import (
     write_file,
 )
 from jaxdistill.run.outcomes import test_records
-from jaxdistill.run.predict import load, results
-from jaxdistill.run.predict import model_folder as folder_of
+from jaxdistill.run.predict import find_model_folder, load, results
 from jaxdistill.run.resolve import resolve
 
 DRAFTS = ".exports."  # prefix of unfinished folders
@@ -92,7 +91,7 @@ def export(run: Path, models: Sequence[str], formats: Sequence[str], options: Op
     if threads > processors:
         raise ConfigError("--threads", f"{threads} are more than the {processors} processors of this process.")
     for name, (spec, exporter) in itertools.product(models, chosen):
-        check_model(exporter, spec, name, definition_of(folder_of(run, name)), "--to")
+        check_model(exporter, spec, name, definition_of(find_model_folder(run, name)), "--to")
         if options.device:
             check_device(target.device, options.device, spec, _parameters(run, name), name, "--device")
     with workdir.locked(run, "RUN", "make it writable, or copy it to a place that is"):

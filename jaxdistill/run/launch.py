@@ -53,7 +53,7 @@ def check_report(config: Config, workdir: str | None) -> str:
     names = f" ({', '.join(shown)})" if shown else ""
     classes = f", {data.classes} classes{names}" if data.classes else ""
     counts = f"{data.count_training_records():,} training records, {data.test_description.records:,} test records"
-    more = [
+    other_streams = [
         f"{row['stream']:<9} {row['records']:,} records of {row['split']!r}"
         for row in data.summary()
         if row["stream"] not in ("train", "test")
@@ -67,7 +67,7 @@ def check_report(config: Config, workdir: str | None) -> str:
     unused = ", ".join(
         f"{size:,} record{'s' * (size != 1)} of the split {name!r}" for name, size in data.unused_splits.items()
     )
-    lines = [f"data      {counts}{classes}", *more, *cut, *([f"unused    {unused}"] if unused else [])]
+    lines = [f"data      {counts}{classes}", *other_streams, *cut, *([f"unused    {unused}"] if unused else [])]
     for stage in resolved.stages:
         size = sum(x.size for x in jax.tree.leaves(stage.view.train_state.params["student"]))
         model = stage.definition.config.student.model

@@ -71,7 +71,7 @@ def check_no_other_folders(folder: Path, option: str, is_ours: Callable[[Path], 
     places = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
     places = [place for place in places if not place.name.startswith(".") and not is_ours(place)]
     if others := [place.name for place in places if any(each.is_file() for each in place.rglob("*"))]:
-        problem = f"{str(folder)!r} holds folders of other things ({', '.join(others[:4])})"
+        problem = f"{str(folder)!r} holds other folders with files ({', '.join(others[:4])})"
         raise ConfigError(option, f"{problem}. Choose a new or empty folder.")
 
 

@@ -10,6 +10,7 @@ from jaxdistill.core.notes import note
 from jaxdistill.evaluation.report.table import FLOATS
 from jaxdistill.run.config_files import load_config
 from jaxdistill.run.hub_folders import HUB
+from jaxdistill.run.result_file import are_one_run
 
 CONFIGS = (".py", ".json")
 
@@ -38,20 +39,19 @@ def load(run: str | Path, model: str = "student", trust_source: bool = False) ->
         return load_config(str(run), trust_source)
     from jaxdistill.export.predictor import Predictor  # imports JAX; the mistakes above are told at once
 
-    place = model_folder(folder, model)
+    place = find_model_folder(folder, model)
     if trust_source:
         load_config(str(_run_of(place) / "config.json"), trust_source=True)
     predictor, row = Predictor(place), {"floats": FLOATS}.get(model, model.replace("teachers/", "teacher "))
     cure = "Delete that folder, and repeat the command of the run, which writes it again"
     if place != folder and predictor.about.stage not in ("", row):
         raise DamageError(f"{place} holds the model {predictor.about.stage!r}, not {row!r}. {cure}.")
-    name, wanted = predictor.about.run, _name_of(folder)
-    if place != folder and name and wanted and name != wanted:
+    if place != folder and not are_one_run(predictor.about.run, _name_of(folder)):
         raise DamageError(f"{place} holds a model of another run. {cure}.")
     return predictor
 
 
-def model_folder(folder: Path, model: str) -> Path:
+def find_model_folder(folder: Path, model: str) -> Path:
     """Return the folder with the model of a run, or the folder itself if it holds a model.
 
     Args:
@@ -107,8 +107,7 @@ def results(folder: Path) -> Mapping[str, Any]:
     """
     try:
         content = seal.read(folder / "results.json", {"rows": list[dict], "config": dict})
-        names = {content.get("run") or "", _name_of(folder)} - {""}
-        if len(names) > 1:
+        if not are_one_run(content.get("run"), _name_of(folder)):
             raise DamageError(f"{folder / 'results.json'} is of another run than config.json")
         return content
     except DamageError as error:

@@ -12,6 +12,11 @@ from jaxdistill.evaluation.report.logs import LOG_LINES, count_lines
 TYPES: seal.JsonTypes = {"row": dict, "reliability": dict, "seconds": (int, float), "compiled": dict, "step": int}
 
 
+def are_one_run(*names: str | None) -> bool:
+    """Return False if two of the random names of runs differ; an earlier version wrote none."""
+    return len({name for name in names if name}) < 2
+
+
 def write(folder: Path, name: str, run: str, outcome: Mapping[str, Any], steps: int) -> None:
     """Write the results of a model.
 
@@ -41,7 +46,6 @@ def read(folder: Path, name: str, run: str, types: seal.JsonTypes = TYPES, requi
         DamageError: the file is damaged, or of another model or run.
     """
     outcome = seal.read(folder / RESULT, types, required)
-    names = {outcome.pop("run", "") or "", run} - {""}
-    if outcome["row"].get("name") != name or len(names) > 1:
+    if outcome["row"].get("name") != name or not are_one_run(outcome.pop("run", ""), run):
         raise DamageError(f"{folder / RESULT} is of another run or model")
     return outcome

@@ -149,8 +149,8 @@ def _train(
         console.print(f"{name:>12}  resumed at step {step}")
     else:
         zeros = engine.put(zero_batch(stage.shapes, algorithm.streams, engine))
-        own = Variables(engine.abstract.params["student"], engine.abstract.state["student"])
-        values = context.start(own) if context.start else pretrained_values(stage.parts.student, own)
+        shapes = Variables(engine.abstract.params["student"], engine.abstract.state["student"])
+        values = context.start(shapes) if context.start else pretrained_values(stage.parts.student, shapes)
         ts = engine.init(jax.random.key(settings.seed), zeros, values)
 
     total: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from jaxdistill.core.notes import note, note_damage
 from jaxdistill.run.config import Config, conflicts, make
 from jaxdistill.run.config_files import copy_source
 from jaxdistill.run.own_parts import own_parts
+from jaxdistill.run.result_file import are_one_run
 
 NAME_DIGITS = 16  # of the random name of a run, in hexadecimal
 
@@ -121,7 +122,7 @@ def _with_results_of_one_run(workdir: Path, record: dict[str, Any]) -> dict[str,
     except (FileNotFoundError, DamageError) as error:  # they are made again
         note_damage(error)
         return record
-    if _are_of_one_run(record, results):
+    if are_one_run(record.get("run"), results.get("run")):
         return record
     raise _other_run(workdir, "results.json")
 
@@ -148,16 +149,10 @@ def _other_run(workdir: Path, name: str) -> DamageError:
     return DamageError(f"{files} are of two runs. {cure}.")
 
 
-def _are_of_one_run(record: Mapping[str, Any], results: Mapping[str, Any]) -> bool:
-    """Return False if both records have the name of a run, and the names differ; earlier versions wrote none."""
-    names = {content.get("run") or "" for content in (record, results)} - {""}
-    return len(names) < 2
-
-
 def is_of_this_run(workdir: Path, results: Mapping[str, Any]) -> bool:
     """Return False if results have the name of another run than the config.json of a folder."""
     try:
-        return _are_of_one_run(seal.read(workdir / "config.json", {}), results)
+        return are_one_run(seal.read(workdir / "config.json", {}).get("run"), results.get("run"))
     except (FileNotFoundError, DamageError):
         return True
 
@@ -216,7 +211,7 @@ def finished_record(workdir: Path) -> dict[str, dict[str, Any]]:
     names = ("config.json", "results.json")
     with contextlib.suppress(FileNotFoundError, DamageError):
         record, results = (seal.read(workdir / name, {"config": dict}, required=True) for name in names)
-        if _are_of_one_run(record, results):
+        if are_one_run(record.get("run"), results.get("run")):
             return {"config.json": record, "results.json": results}
     return {}
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,12 @@ def test_a_number_beyond_the_classes_that_a_file_defines_is_named(code):
     assert classes.codes([1, 0, -1], 0, "a.parquet") == [0, 1, -1]
     with pytest.raises(TableError, match=rf"a\.parquet, record 7: '{code}' is none of the 2 classes of the file"):
         classes.codes([code], 7, "a.parquet")
+
+
+def test_half_of_a_letter_is_neither_text_nor_label():
+    lines = [{"text": "a", "kind": "x"}] * 4
+    for field, said in (("text", "record 4: 'text' has half of a letter"), ("kind", "record 4: .* is no label")):
+        Path("half.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in [*lines, {**lines[0], field: "\ud800"}])
+        )
+        assert re.search(said, refusal("table(path='half.jsonl', text='text', label='kind')").message)

@@ -160,7 +160,7 @@ def test_folders_of_other_things_are_left_alone(command, teacher, capsys):
         before = sorted(folder.rglob("*"))
         assert main.run(words) == 2 and sorted(folder.rglob("*")) == before
         said = capsys.readouterr().err
-        assert "holds folders of other things (" in said and "Choose a new or empty folder" in said, said
+        assert "holds other folders with files (" in said and "Choose a new or empty folder" in said, said
 
 
 def test_a_column_that_is_named_twice_is_refused(teacher, tmp_path, capsys):
@@ -205,7 +205,7 @@ def test_a_folder_of_other_things_is_found_at_any_depth(tmp_path):
     check_no_other_folders(tmp_path, "--workdir")
     (tmp_path / "x" / "y" / "file").touch()
     with pytest.raises(
-        ConfigError, match=r"^--workdir: .* holds folders of other things \(x\)\. Choose a new or empty"
+        ConfigError, match=r"^--workdir: .* holds other folders with files \(x\)\. Choose a new or empty"
     ):
         check_no_other_folders(tmp_path, "--workdir")
 

@@ -89,7 +89,7 @@ def test_a_folder_of_pictures_is_no_cache(tmp_path):
     (tmp_path / "photos" / "1.jpg").touch()
     with runs.registries_as_found():
         config = differ(runs.load(), teachers={"big": {"cache": f"outputs(folder={str(tmp_path)!r})"}})
-        said = r"^teachers\.big\.cache: .* holds folders of other things \(photos\)\. Choose a new or empty folder"
+        said = r"^teachers\.big\.cache: .* holds other folders with files \(photos\)\. Choose a new or empty folder"
         with pytest.raises(ConfigError, match=said):
             cache.write(config, Console(quiet=True))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["1.jpg", "photos"]

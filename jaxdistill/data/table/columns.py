@@ -13,6 +13,7 @@ from jaxdistill.core.errors import short_repr
 from jaxdistill.data.checks import NOT_COMPUTABLE, computable
 from jaxdistill.data.table.record_reader import Chunk, TableError
 
+HALF_LETTER = re.compile("[\ud800-\udfff]")  # a lone surrogate, which JSON may have and UTF-8 has not
 NO_LABEL = -1  # the code of a record without a label
 FEW_CLASSES = 20  # more are labels only if each stands, on average, for two records
 
@@ -194,6 +195,8 @@ def label_name(value: Any) -> str | None:
     if not isinstance(value, str | int):
         return None
     text = str(value).strip()
+    if HALF_LETTER.search(text):
+        return None
     return None if re.fullmatch(r"[-+]?\d*\.\d*[1-9]\d*", text) else text
 
 
@@ -261,6 +264,9 @@ def _texts(values: Sequence[Any], first: int, file: str, column: str) -> list[st
         if not isinstance(value, str):
             problem = "is missing" if value is None else f"is {short_repr(value)}, not a text"
             raise TableError(f"{file}, record {number}: {column!r} {problem}. Correct it, or leave the record out.")
+        if HALF_LETTER.search(value):
+            problem = f"{file}, record {number}: {column!r} has half of a letter, which no file can hold"
+            raise TableError(f"{problem}. Correct it, or leave the record out.")
         if "\0" in value:
             problem = f"{file}, record {number}: {column!r} has a zero byte, as no text has"
             raise TableError(f"{problem}. Name the file's encoding, such as utf-16, or leave the record out.")

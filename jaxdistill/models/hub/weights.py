@@ -1,6 +1,7 @@
 """Load weights from a checkpoint into a model, and export them again, by the rules of a model family (`family.Rule`).
 
-`plan` matches every array of the model with arrays of the checkpoint and checks names and shapes; no weights are read.
+`map_weights` matches every array of the model with arrays of the checkpoint and checks names and shapes; no weights are
+read.
 `load` then reads each array shard by shard: for a shard, the slices of the model's array are translated to slices of
 the stored array (the rule says how the dimensions are permuted), so that a device reads only its own part of the file.
 An array that is narrowed is read whole, because the units that are kept or averaged may lie anywhere.

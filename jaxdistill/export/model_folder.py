@@ -135,7 +135,7 @@ def write(folder: Path, about: About, extras: Extras, variables: Variables, card
             arrays = hugging_face.weights(extras.family, extras.arguments, gathered)
             files = hugging_face.config_files(extras.family, extras.arguments, about.class_names, extras.length)
         else:
-            arrays = {f"{part}/{name}": np.ascontiguousarray(x) for part, name, x in _named(gathered)}
+            arrays = {f"{part}/{name}": np.asarray(x, order="C") for part, name, x in _named(gathered)}
             files = {}
         if extras.image_processor:
             files["preprocessor_config.json"] = extras.image_processor
@@ -220,6 +220,8 @@ def read_arrays(folder: Path, expected: Variables) -> Variables:
     except (OSError, SafetensorError, ValueError) as error:
         raise DamageError(f"{folder / WEIGHTS} is damaged ({error})") from None
     wanted = {f"{part}/{name}": x for part, of in expected._asdict().items() for name, x in of.items()}
+    scalars = {name for name, x in wanted.items() if not x.shape and arrays.get(name, x).shape == (1,)}
+    arrays |= {name: arrays[name].reshape(()) for name in scalars}  # as an earlier version wrote them
     for name in dict.fromkeys((*wanted, *arrays)):
         said, needed = (_form(each.get(name)) for each in (arrays, wanted))
         if said != needed:

@@ -83,7 +83,7 @@ def test_tokens_are_weighed_alike_whatever_their_sequence():
 
 
 def test_a_term_may_know_better_what_counts():
-    own = jnp.array([0, 1, 1, 0])
+    own = jnp.array([0, 1, 1, 0]) > 0
     means, total, _ = evaluate({"a": says((VALUES, own)), "b": says(VALUES)}, {"train": masked(1, 1, 0, 0)})
     assert (means["a"].sum, means["a"].count, means["b"].sum, means["b"].count) == (6, 2, 3, 2)
     assert total == 3 + 1.5
@@ -103,7 +103,7 @@ def test_in_chunks_the_mean_of_a_text_needs_the_mask_of_the_batch():
     values = jnp.arange(6.0).reshape(2, 3)
     assert float(reduce(values, seen, "text").compute()) == pytest.approx(2.5)
     with pytest.raises(ValueError, match="reduction='text' needs chunks=1 for a term with a mask of its own"):
-        reduce((values, jnp.ones((2, 3))), seen, "text")
+        reduce((values, jnp.ones((2, 3), bool)), seen, "text")
 
 
 def test_a_regulariser_is_one_scalar_whatever_the_mask():

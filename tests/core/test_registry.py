@@ -43,7 +43,6 @@ CODE = [
     "kd(temperature=1 + 1)",
     "kd(temperature=9**9**9)",
     "kd(temperature=1e999)",
-    "kd(temperature=1, temperature=2)",
     "kd(**{'temperature': 1})",
     "kd(*(1, 2))",
     "jaxdistill.losses.kd()",

@@ -73,7 +73,7 @@ def write_store_manifest(folder: Path) -> Path:
     return write_store(folder).with_name("table.json")
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, values: Variables | None = None) -> Path:
     about = About(
         model="mlp(widths=(4,), classes=2)",
         options={},
@@ -92,7 +92,7 @@ def write_model(folder: Path) -> Path:
         in_transformers=False,
         parts={},
     )
-    values = Variables({"head/kernel": jnp.arange(8, dtype=jnp.float32).reshape(4, 2)}, {})
+    values = values or Variables({"head/kernel": jnp.arange(8, dtype=jnp.float32).reshape(4, 2)}, {})
     write(folder / "hub", about, Extras("", {}), values, "# A card\n")
     return folder / "hub" / "model.safetensors"
 

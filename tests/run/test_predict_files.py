@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import own_files
 import pyarrow as pa
 import pytest
 from corpora import sentences
@@ -19,7 +20,9 @@ from safetensors.numpy import load_file, save_file
 import jaxdistill
 from jaxdistill import differ
 from jaxdistill.core.errors import DamageError
+from jaxdistill.core.types import Variables
 from jaxdistill.data.datasets import open_records
+from jaxdistill.export.model_folder import read_arrays
 from jaxdistill.export.predictor import Predictor
 
 
@@ -322,3 +325,13 @@ def test_weights_that_are_not_those_of_the_model_are_named(home, trained, tmp_pa
             Predictor(folder)
     save_file(whole, folder / "model.safetensors")
     Predictor(folder)
+
+
+def test_a_scalar_keeps_its_shape_and_is_read_as_an_earlier_version_wrote_it(tmp_path):
+    values = Variables({"scale": np.float32(3)}, {})
+    file = own_files.write_model(tmp_path, values)
+    assert load_file(file)["params/scale"].shape == ()
+    (file.parent / "seal.json").unlink()
+    save_file({"params/scale": np.full(1, 3, np.float32)}, file)
+    scale = read_arrays(file.parent, values).params["scale"]
+    assert scale.shape == () and scale == 3

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import own_files
 import pyarrow as pa
@@ -328,7 +329,7 @@ def test_weights_that_are_not_those_of_the_model_are_named(home, trained, tmp_pa
 
 
 def test_a_scalar_keeps_its_shape_and_is_read_as_an_earlier_version_wrote_it(tmp_path):
-    values = Variables({"scale": np.float32(3)}, {})
+    values = Variables({"scale": jnp.asarray(3.0)}, {})
     file = own_files.write_model(tmp_path, values)
     assert load_file(file)["params/scale"].shape == ()
     (file.parent / "seal.json").unlink()
